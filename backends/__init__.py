@@ -1,0 +1,36 @@
+"""Where arrays live: choosing the array library, moving data, random streams, threads, timing.
+
+Knows no layer, loss or optimizer. Adding a backend is one file beside `cupy_backend.py` and one line in
+`registry.py`.
+"""
+
+if __name__ != "xnn.backends":  # a second import name would make a second copy of every class
+    raise ImportError(f"import xnn.backends, not {__name__!r}: the folder is one package under one name")
+
+from xnn.backends.base import Backend, Timer
+from xnn.backends.random import Purpose, Stream
+from xnn.backends.registry import (
+    available_backends,
+    backend,
+    backend_names,
+    backend_of,
+    current_backend,
+    get_backend,
+    numerics,
+    use_backend,
+)
+
+__all__ = [
+    "Backend",
+    "Purpose",
+    "Stream",
+    "Timer",
+    "available_backends",
+    "backend",
+    "backend_names",
+    "backend_of",
+    "current_backend",
+    "get_backend",
+    "numerics",
+    "use_backend",
+]

@@ -1,0 +1,105 @@
+"""What every backend can do. A backend is one array library on one kind of device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from xnn.backends.random import Stream, keep_words, philox_words
+from xnn.errors import DeviceMemoryError
+
+__all__ = ["Backend", "Timer"]
+
+
+@dataclass
+class Timer:
+    """Seconds between entering and leaving `Backend.timer()`, the device synchronised at both ends."""
+
+    seconds: float = 0.0
+
+
+class Backend:
+    """One array library. Subclasses set `name`, `xp` and `is_host`, and say how arrays travel."""
+
+    #: What XNN_BACKEND, --backend and error messages call it.
+    name: ClassVar[str]
+    #: The top-level module its arrays come from; that is how `backend_of` tells whose an array is.
+    module: ClassVar[str]
+    #: Whether its arrays are NumPy arrays in host memory.
+    is_host: ClassVar[bool] = False
+    #: The Array API namespace that ops are given.
+    xp: Any
+
+    def to_device(self, x: Any, dtype: str | None = None) -> Any:
+        """A host array (or nested list) as an array of this backend; one that is there already stays.
+
+        `dtype` is a name such as "float32"; without it the array keeps its own.
+        """
+        raise NotImplementedError
+
+    def to_host(self, x: Any) -> np.ndarray:
+        """An array of this backend as a NumPy array; waits for the device."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Wait until the device has done everything it was asked to."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: `used` by arrays or the process, `peak` so far, `total` on the device."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, str]:
+        """Names and versions for `xnn info`, records and benchmarks: library, device, driver."""
+        raise NotImplementedError
+
+    def probe(self) -> None:
+        """Run a product and an elementwise kernel and check their values.
+
+        Raises BackendUnavailableError with what to do.
+        """
+        raise NotImplementedError
+
+    def keep_mask(self, stream: Stream, shape: tuple[int, ...], rate: float, row: int = 0) -> Any:
+        """A boolean array, False with probability `rate`: dropout's mask, the same bits on every backend.
+
+        `row` is the global index of the first row, so that a shard draws its part of the whole batch's.
+        """
+        width = 1
+        for extent in shape[1:]:
+            width *= extent
+        start, count = row * width, shape[0] * width
+        first, past = start // 2, (start + count + 1) // 2
+        words = philox_words(self.xp, stream, first, past - first, self.to_device)
+        keep = keep_words(self.xp, words, rate)
+        return self.xp.reshape(keep[start - 2 * first : start - 2 * first + count], shape)
+
+    @contextmanager
+    def timer(self) -> Iterator[Timer]:
+        """Time a block, device included: `with backend.timer() as t: ...; t.seconds`."""
+        self.synchronize()
+        result, start = Timer(), time.perf_counter()
+        try:
+            yield result
+        finally:
+            self.synchronize()
+            result.seconds = time.perf_counter() - start
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turn running out of memory into a DeviceMemoryError that says what to try."""
+        try:
+            yield
+        except DeviceMemoryError:
+            raise
+        except MemoryError as error:
+            raise DeviceMemoryError(f"{self.name}: {error or 'out of memory'}. {self.memory_advice}") from error
+
+    memory_advice: ClassVar[str] = "Try a smaller batch_size."
+
+    def __repr__(self) -> str:
+        return f"<backend {self.name}>"

@@ -1,0 +1,177 @@
+"""CuPy on an NVIDIA GPU, through the generic path: the ops as they are, CuPy's own kernels.
+
+`import cupy` succeeds without a driver and `cupy.show_config()` can claim a cuBLAS that is missing, so
+nothing is believed until a product and a kernel have run. Each way this fails has its own message.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+
+from xnn.backends.base import Backend
+from xnn.errors import BackendUnavailableError
+
+__all__ = ["CupyBackend", "quick_diagnosis"]
+
+_INSTALL = 'pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]" for a CUDA 12 driver)'
+_CTK = 'reinstall with its libraries: pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]")'
+
+
+class CupyBackend(Backend):
+    """Arrays in device memory; `xp` is array-api-compat's view of CuPy."""
+
+    name = "cupy"
+    module = "cupy"
+    memory_advice: ClassVar[str] = (
+        "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
+    )
+
+    def __init__(self) -> None:
+        self.cupy = import_cupy()
+        check_driver(self.cupy)
+        self.probe()
+        self.xp = importlib.import_module("array_api_compat.cupy")
+
+    def to_device(self, x: Any, dtype: str | None = None) -> Any:
+        """Copy to the GPU; an array already there stays."""
+        with self.guard():
+            return self.cupy.asarray(x, dtype=dtype)
+
+    def to_host(self, x: Any) -> np.ndarray:
+        """Copy from the GPU; waits for it."""
+        return np.asarray(self.cupy.asnumpy(x))
+
+    def synchronize(self) -> None:
+        """Wait for the current stream."""
+        self.cupy.cuda.get_current_stream().synchronize()
+
+    def memory(self) -> dict[str, int]:
+        """CuPy's pool: bytes in arrays, bytes ever taken from the device, bytes on the device."""
+        pool = self.cupy.get_default_memory_pool()
+        _, total = self.cupy.cuda.runtime.memGetInfo()
+        return {"used": int(pool.used_bytes()), "peak": int(pool.total_bytes()), "total": int(total)}
+
+    def describe(self) -> dict[str, str]:
+        """CuPy's version, the GPU's name, the CUDA runtime and driver."""
+        runtime = self.cupy.cuda.runtime
+        properties = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
+        name = properties["name"]
+        return {
+            "library": f"cupy {self.cupy.__version__}",
+            "device": name.decode() if isinstance(name, bytes) else str(name),
+            "cuda": _cuda_version(runtime.runtimeGetVersion()),
+            "driver": _cuda_version(runtime.driverGetVersion()),
+        }
+
+    def probe(self) -> None:
+        """A 2x2 product (cuBLAS) and an elementwise kernel (the run-time compiler), checked."""
+        cupy = self.cupy
+        try:
+            a = cupy.asarray([[1.0, 2.0], [3.0, 4.0]], dtype=cupy.float32)
+            product = cupy.asnumpy(cupy.matmul(a, a))
+        except Exception as error:
+            raise BackendUnavailableError(f"cupy: the matrix product failed: {_reason(error)}") from error
+        try:
+            values = cupy.asnumpy(cupy.maximum(a, 2.5) + 1.0)
+        except Exception as error:
+            raise BackendUnavailableError(f"cupy: compiling a kernel failed: {_reason(error)}") from error
+        right = [[7.0, 10.0], [15.0, 22.0]], [[3.5, 3.5], [4.0, 5.0]]
+        if (product.tolist(), values.tolist()) != right:
+            raise BackendUnavailableError(
+                f"cupy: the GPU computed {product.tolist()} for a product that is {right[0]}; "
+                "check the device (nvidia-smi) and reinstall CuPy"
+            )
+
+
+def import_cupy() -> Any:
+    """The module, or BackendUnavailableError that says which of the ways it is missing."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            cupy = importlib.import_module("cupy")
+        except ModuleNotFoundError as error:
+            if error.name != "cupy":
+                raise BackendUnavailableError(f"cupy: it needs the package {error.name}: {_INSTALL}") from error
+            raise BackendUnavailableError(f"cupy: CuPy is not installed: {_INSTALL}") from error
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"cupy: CuPy cannot be imported: {_original(error)}; uninstall it and {_INSTALL}"
+            ) from error
+    if any("multiple CuPy packages" in str(w.message) for w in caught):
+        raise BackendUnavailableError(
+            "cupy: several CuPy packages are installed and overwrite one another: "
+            f"pip uninstall every cupy package, then {_INSTALL}"
+        )
+    return cupy
+
+
+def check_driver(cupy: Any) -> None:
+    """Raise BackendUnavailableError if there is no driver, an old one, or no GPU."""
+    runtime = cupy.cuda.runtime
+    try:
+        driver, needed = int(runtime.driverGetVersion()), int(runtime.runtimeGetVersion())
+    except Exception as error:
+        raise BackendUnavailableError(f"cupy: the CUDA runtime does not answer: {_reason(error)}") from error
+    if driver == 0:
+        raise BackendUnavailableError(
+            "cupy: no NVIDIA driver found: install the GPU's driver (nvidia-smi shows it), "
+            "or use XNN_BACKEND=numpy"
+        )
+    if driver < needed and driver // 1000 < needed // 1000:
+        raise BackendUnavailableError(
+            f"cupy: the NVIDIA driver supports CUDA {_cuda_version(driver)}, this CuPy needs "
+            f"{_cuda_version(needed)}: update the driver, or pip install \"cupy-cuda{driver // 1000}x[ctk]\""
+        )
+    if not cupy.cuda.is_available():
+        raise BackendUnavailableError(
+            "cupy: a driver but no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES, "
+            "or use XNN_BACKEND=numpy"
+        )
+
+
+def quick_diagnosis() -> str:
+    """Why CuPy cannot work here as far as can be told without importing it; "" if nothing is seen."""
+    if importlib.util.find_spec("cupy") is None:
+        return f"cupy: CuPy is not installed: {_INSTALL}"
+    import ctypes
+
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(library)
+            return ""
+        except OSError:
+            continue
+    return "cupy: no NVIDIA driver found: install the GPU's driver, or use XNN_BACKEND=numpy"
+
+
+def _cuda_version(number: int) -> str:
+    """12080 -> "12.8", CUDA's own encoding."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _original(error: BaseException) -> str:
+    """The line that matters of CuPy's import banner."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for here, line in enumerate(lines):
+        if line.startswith("Original error"):
+            rest = line.partition(":")[2].strip()
+            return rest or (lines[here + 1] if here + 1 < len(lines) else line)
+    return lines[0] if lines else type(error).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in CuPy's own words, and what to do about it."""
+    text = f"{type(error).__name__}: {_original(error)}"
+    if isinstance(error, MemoryError):
+        return f"{text}; the GPU's memory is full: see nvidia-smi for who holds it"
+    if "headers" in str(error):
+        return f"{text}; CUDA's headers are missing: {_CTK}"
+    if isinstance(error, ImportError) or "DynamicLib" in type(error).__name__:
+        return f"{text}; CUDA's libraries are missing: {_CTK}"
+    return f"{text}; see xnn info --probe and nvidia-smi"

@@ -1,0 +1,66 @@
+"""NumPy on the CPU: the default backend. `xp` is NumPy itself, an Array API namespace since version 2."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+
+from xnn.backends.base import Backend
+from xnn.backends.random import Stream
+from xnn.errors import BackendUnavailableError
+
+__all__ = ["NumpyBackend"]
+
+
+class NumpyBackend(Backend):
+    """Arrays in host memory, products through the BLAS that NumPy was built with."""
+
+    name = "numpy"
+    module = "numpy"
+    is_host = True
+    memory_advice = "Try a smaller batch_size, or close other programs."
+
+    def __init__(self) -> None:
+        self.xp = np
+
+    def to_device(self, x: Any, dtype: str | None = None) -> Any:
+        """The array itself, or a NumPy array of the list; `dtype` converts."""
+        return np.asarray(x, dtype=dtype)
+
+    def to_host(self, x: Any) -> np.ndarray:
+        """The array itself."""
+        return np.asarray(x)
+
+    def memory(self) -> dict[str, int]:
+        """The process's peak resident memory; what NumPy alone uses is not counted by anyone."""
+        peak = peak_resident_bytes()
+        return {"used": peak, "peak": peak, "total": 0}
+
+    def describe(self) -> dict[str, str]:
+        """NumPy's version and the machine."""
+        return {"library": f"numpy {np.__version__}", "device": platform.processor() or platform.machine()}
+
+    def probe(self) -> None:
+        """A 2x2 product, checked."""
+        a = np.asarray([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)
+        if not np.array_equal(np.matmul(a, a) + 1.0, [[8.0, 11.0], [16.0, 23.0]]):
+            raise BackendUnavailableError("numpy: a 2x2 product came out wrong; reinstall numpy")
+
+    def keep_mask(self, stream: Stream, shape: tuple[int, ...], rate: float, row: int = 0) -> Any:
+        """As the generic one, by NumPy's native Philox."""
+        width = math.prod(shape[1:])
+        return stream.keep(row * width, shape[0] * width, rate).reshape(shape)
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident memory of this process so far; 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:  # pragma: no cover - Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,196 @@
+"""Random numbers as a function of what they are for, the same bits on every backend and machine.
+
+The words come from Philox4x64-10 (Salmon, Moraes, Dror and Shaw, SC 2011), a counter-based generator:
+word i of a stream is a pure function of a key and a counter. The key is the user's seed; the counter holds
+
+    (block i // 4, step, index, purpose)
+
+so that every layer's weights, every epoch's shuffle and every step's mask has words of its own, in any
+order, on any worker. NumPy's Philox gives the same words natively (it promises its bit generators'
+streams, NEP 19, but not what it makes of them); `philox_words` computes them with integer array
+operations on any backend. What is made of the words - uniform, normal, permutation - is defined here,
+with `+ - * /`, sqrt and comparisons only: each is correctly rounded, so the results do not depend on a
+C library, a SIMD level or a NumPy version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from xnn.errors import OptionError
+
+__all__ = ["Purpose", "Stream"]
+
+
+class Purpose(IntEnum):
+    """What a stream is for; the last word of its counter. Never renumber: it would change every run."""
+
+    WEIGHTS = 1
+    SHUFFLE = 2
+    DROPOUT = 3
+    SYNTHETIC = 4
+    DIRECTIONS = 5
+    SPLIT = 6
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream of random words: a seed, a purpose, an index (layer, image, ...) and a step (or epoch)."""
+
+    seed: int
+    purpose: Purpose
+    index: int = 0
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)):
+            raise OptionError(f"seed must be an integer, got {self.seed!r}")
+        if not 0 <= self.seed < 2**64:
+            raise OptionError(f"seed must lie in 0 .. 2**64 - 1, got {self.seed}")
+
+    def words(self, start: int, count: int) -> np.ndarray:
+        """Words start .. start + count - 1 as uint64, on the host."""
+        counter = np.array([start // 4, self.step, self.index, int(self.purpose)], dtype=np.uint64)
+        key = np.array([self.seed, 0], dtype=np.uint64)
+        skip = start % 4
+        raw = np.random.Philox(counter=counter, key=key).random_raw(skip + count)
+        return np.asarray(raw, dtype=np.uint64)[skip:]
+
+    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> np.ndarray:
+        """float64 in (low, high): low + (high - low) * (k + 1/2) 2^-52, k the top 52 bits of a word."""
+        k = self.words(0, math.prod(shape)) >> np.uint64(12)
+        unit = (k.astype(np.float64) + 0.5) * 2.0**-52
+        return (low + (high - low) * unit).reshape(shape)
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Standard normal float64: the inverse of the normal distribution function at `uniform`."""
+        return _normal_quantile(self.uniform(shape))
+
+    def permutation(self, n: int) -> np.ndarray:
+        """0 .. n - 1 in random order, int64: the indices that sort n words, ties by index."""
+        return np.argsort(self.words(0, n), kind="stable").astype(np.int64)
+
+    def keep(self, start: int, count: int, rate: float) -> np.ndarray:
+        """Booleans start .. start + count - 1 of the stream, each False with probability `rate`."""
+        first, past = start // 2, (start + count + 1) // 2
+        halves = self.words(first, past - first).astype("<u8", copy=False).view("<u4")
+        return halves[start - 2 * first :][:count] >= np.uint32(_threshold(rate))
+
+
+def _threshold(rate: float) -> int:
+    """A 32-bit half word below this is dropped: a probability of `rate`, to 2^-32."""
+    if not 0.0 <= rate < 1.0:
+        raise OptionError(f"dropout rate must lie in [0, 1), got {rate}")
+    return min(round(rate * 2.0**32), 2**32 - 1)
+
+
+def keep_words(xp: Any, words: Any, rate: float) -> Any:
+    """`Stream.keep` for words in any namespace: two booleans a word, the low half's first."""
+    low, high = words & 0xFFFFFFFF, words >> 32
+    return xp.reshape(xp.stack((low, high), axis=1), (-1,)) >= _threshold(rate)
+
+
+# Multipliers and key increments of Philox4x64 (Salmon et al. 2011, table 2 and section 3).
+_MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
+_WEYL = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
+_MASK = 2**64 - 1
+
+
+def philox_words(xp: Any, stream: Stream, start: int, count: int, to_device: Callable[[Any], Any]) -> Any:
+    """`Stream.words(start, count)` computed with uint64 array operations in any namespace.
+
+    The block numbers are the only thing that crosses to the device.
+    """
+    first, past = start // 4, (start + count + 3) // 4
+    blocks = to_device(np.arange(first + 1, past + 1, dtype=np.uint64))  # NumPy's first block uses counter 1
+    c0, c1, c2, c3 = blocks, *(blocks * 0 + int(n) for n in (stream.step, stream.index, stream.purpose))
+    k0, k1 = int(stream.seed), 0
+    for _ in range(10):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    words = xp.reshape(xp.stack((c0, c1, c2, c3), axis=1), (-1,))
+    return words[start - 4 * first : start - 4 * first + count]
+
+
+def _multiply(x: Any, m: int) -> tuple[Any, Any]:
+    """The high and low 64 bits of x * m, by 32-bit halves: uint64 arithmetic wraps."""
+    m_low, m_high = m & 0xFFFFFFFF, m >> 32
+    x_low, x_high = x & 0xFFFFFFFF, x >> 32
+    low = x_low * m_low
+    cross = x_high * m_low + (low >> 32)
+    middle = x_low * m_high + (cross & 0xFFFFFFFF)
+    return x_high * m_high + (cross >> 32) + (middle >> 32), x * m
+
+
+# Wichura, Algorithm AS 241 (Applied Statistics 37, 1988), PPND16: relative error about 1e-16.
+_CENTRE = (
+    (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
+     13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.3871328727963666080),
+    (5226.4952788528545610, 28729.085735721942674, 39307.895800092710610, 21213.794301586595867,
+     5394.1960214247511077, 687.18700749205790830, 42.313330701600911252, 1.0),
+)  # fmt: skip
+_SHOULDER = (
+    (7.74545014278341407640e-4, 2.27238449892691845833e-2, 2.41780725177450611770e-1,
+     1.27045825245236838258, 3.64784832476320460504, 5.76949722146069140550,
+     4.63033784615654529590, 1.42343711074968357734),
+    (1.05075007164441684324e-9, 5.47593808499534494600e-4, 1.51986665636164571966e-2,
+     1.48103976427480074590e-1, 6.89767334985100004550e-1, 1.67638483018380384940,
+     2.05319162663775882187, 1.0),
+)  # fmt: skip
+_TAIL = (
+    (2.01033439929228813265e-7, 2.71155556874348757815e-5, 1.24266094738807843860e-3,
+     2.65321895265761230930e-2, 2.96560571828504891230e-1, 1.78482653991729133580,
+     5.46378491116411436990, 6.65790464350110377720),
+    (2.04426310338993978564e-15, 1.42151175831644588870e-7, 1.84631831751005468180e-5,
+     7.86869131145613259100e-4, 1.48753612908506148525e-2, 1.36929880922735805310e-1,
+     5.99832206555887937690e-1, 1.0),
+)  # fmt: skip
+
+
+def _rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], r: np.ndarray) -> np.ndarray:
+    """A quotient of two polynomials by Horner's rule, highest power first."""
+    top, bottom = (np.full_like(r, side[0]) for side in coefficients)
+    for a, b in zip(coefficients[0][1:], coefficients[1][1:], strict=True):
+        top = top * r + a
+        bottom = bottom * r + b
+    return top / bottom
+
+
+def _normal_quantile(p: np.ndarray) -> np.ndarray:
+    """The z with P(Z <= z) = p, for 0 < p < 1."""
+    q = p - 0.5
+    centre = q * _rational(_CENTRE, 0.180625 - q * q)
+    # Outside the centre; np.where evaluates both, so keep the logarithm's argument sensible inside.
+    outside = np.abs(q) > 0.425
+    r = np.sqrt(-_log(np.where(outside, np.minimum(p, 1.0 - p), 0.25)))
+    far = np.where(r <= 5.0, _rational(_SHOULDER, r - 1.6), _rational(_TAIL, r - 5.0))
+    return np.where(outside, np.where(q < 0.0, -far, far), centre)
+
+
+_LN2_HIGH, _LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # the first has 32 bits: n * it is exact
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    """Natural logarithm of positive float64 from correctly rounded operations only.
+
+    x = 2^n m with sqrt(1/2) <= m < sqrt(2); ln m = 2 artanh s = 2 (s + s^3/3 + s^5/5 + ...),
+    s = (m - 1) / (m + 1), |s| < 0.172: the first term left out is below 2^-58.
+    """
+    m, n = np.frexp(x)
+    small = m < math.sqrt(0.5)
+    m = np.where(small, 2.0 * m, m)
+    exponent = (n - small).astype(np.float64)
+    s = (m - 1.0) / (m + 1.0)
+    s2 = s * s
+    series = np.full_like(s, 1.0 / 23.0)
+    for odd in range(21, 0, -2):
+        series = series * s2 + 1.0 / odd
+    return exponent * _LN2_HIGH + (2.0 * s * series + exponent * _LN2_LOW)

@@ -1,0 +1,61 @@
+"""array-api-strict: a test backend. It refuses whatever the Array API standard does not promise.
+
+Its arrays live on one of the library's pretend devices, so an array that an op created on the host, or a
+transfer that nobody asked for, raises instead of passing unnoticed until the first run on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn.backends.base import Backend
+from xnn.backends.numpy_backend import NumpyBackend
+from xnn.errors import BackendUnavailableError
+
+__all__ = ["StrictBackend"]
+
+
+class StrictBackend(Backend):
+    """NumPy underneath, the letter of the standard above."""
+
+    name = "array-api-strict"
+    module = "array_api_strict"
+
+    def __init__(self) -> None:
+        try:
+            import array_api_strict
+        except ImportError as error:
+            raise BackendUnavailableError(
+                "array-api-strict: not installed; it is for tests only: pip install array-api-strict"
+            ) from error
+        self.xp = array_api_strict
+        self._device = array_api_strict.Device("device1")
+        self._host = array_api_strict.Device("CPU_DEVICE")
+
+    def to_device(self, x: Any, dtype: str | None = None) -> Any:
+        """A copy on the pretend device."""
+        wanted = None if dtype is None else getattr(self.xp, dtype)
+        if isinstance(x, self.xp.Array if hasattr(self.xp, "Array") else type(self.xp.ones(1))):
+            x = x.to_device(self._device)
+            return x if wanted is None else self.xp.astype(x, wanted)
+        return self.xp.asarray(np.asarray(x), dtype=wanted, device=self._device)
+
+    def to_host(self, x: Any) -> np.ndarray:
+        """A copy off the pretend device."""
+        return np.array(x.to_device(self._host)) if hasattr(x, "to_device") else np.asarray(x)
+
+    def memory(self) -> dict[str, int]:
+        """The process's."""
+        return NumpyBackend().memory()
+
+    def describe(self) -> dict[str, str]:
+        """The library's version."""
+        return {"library": f"array-api-strict {self.xp.__version__}", "device": str(self._device)}
+
+    def probe(self) -> None:
+        """A 2x2 product on the pretend device, checked."""
+        a = self.to_device([[1.0, 2.0], [3.0, 4.0]])
+        if self.to_host(self.xp.matmul(a, a) + 1.0).tolist() != [[8.0, 11.0], [16.0, 23.0]]:
+            raise BackendUnavailableError("array-api-strict: a 2x2 product came out wrong; reinstall it")

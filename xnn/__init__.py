@@ -1,0 +1,65 @@
+"""xnn: a neural-network engine in plain Python whose array library is swappable.
+
+    model = xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(784, 100), layers.ReLU(), layers.Dense(100, 10))
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(learning_rate=0.1))
+    trainer.fit((x, y), epochs=3)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from xnn import autograd as autograd  # says how a called op is applied
+from xnn.autograd import grad, value_and_grad
+from xnn.backends import backend, use_backend
+from xnn.ops import Op
+
+if TYPE_CHECKING:
+    from xnn import backends, data, errors, graph, initializers, layers, losses, metrics, ops, optimizers
+    from xnn.gradients import gradient_check
+    from xnn.layers import Sequential
+    from xnn.training import Trainer
+    from xnn.weights import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Op",
+    "Sequential",
+    "Trainer",
+    "backend",
+    "backends",
+    "data",
+    "errors",
+    "grad",
+    "gradient_check",
+    "graph",
+    "initializers",
+    "layers",
+    "load",
+    "losses",
+    "metrics",
+    "ops",
+    "optimizers",
+    "use_backend",
+    "value_and_grad",
+]
+
+# Loaded when first asked for, so that `import xnn` costs little more than `import numpy`.
+_LAZY = {
+    "Sequential": "xnn.layers",
+    "Trainer": "xnn.training",
+    "gradient_check": "xnn.gradients",
+    "load": "xnn.weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"xnn.{name}")
+    raise AttributeError(f"module 'xnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,204 @@
+"""Gradients of functions that you write: values that record what was done to them.
+
+    from xnn import grad, ops
+
+    def f(w, x):
+        return ops.sum(ops.sigmoid(x @ w))
+
+    grad(f)(w, x)                               # df/dw
+    value_and_grad(f, argnums=(0, 1))(w, x)     # f, (df/dw, df/dx)
+
+Inside f, arguments are `Value`s: use ops and `+ - * / ** @ -`. Arrays and Python numbers mix in as
+constants. `float(v)`, NumPy functions and writing into a value are refused, since they could not be recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from xnn import ops
+from xnn.backends import backend_of
+from xnn.errors import GraphError, OptionError
+from xnn.graph import Node, Recorded, _creation, as_array, backpropagate
+from xnn.ops import Array, Op
+from xnn.ops.op import install
+
+__all__ = ["Value", "apply", "grad", "value_and_grad"]
+
+
+def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    """What calling an op does: make a node if any input is one, record if any is a Value, else compute."""
+    if any(isinstance(x, Node) for x in inputs):
+        if any(isinstance(x, Value) for x in inputs):
+            raise GraphError(f"{op.name} got graph nodes and recorded values: a function is one or the other")
+        return Node(op, inputs, options)
+    if any(isinstance(x, Value) for x in inputs):
+        return Value.recorded(op, inputs, options)
+    return op.forward(backend_of(*inputs).xp, *inputs, **options)[0]
+
+
+install(apply)
+
+
+class Value(Recorded):
+    """An array together with the op and the inputs it came from."""
+
+    __array_ufunc__ = None  # numpy_array + value comes to __radd__ instead of looping over elements
+
+    def __init__(self, value: Any) -> None:
+        if isinstance(value, Value):
+            raise GraphError("grad of a grad: gradients are not recorded, so there are no second derivatives")
+        self.value = as_array(value)
+        self.op = None
+        self.inbound_nodes: list[Any] = []
+        self.saved = None
+        self.created = next(_creation)
+
+    @classmethod
+    def recorded(cls, op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Value:
+        """The op applied to values and constants. A Python number stays one, so it widens no dtype."""
+        sources = [x if isinstance(x, Value) else _Constant(x) for x in inputs]
+        raw = [source.value for source in sources]
+        y, saved = op.forward(backend_of(*raw).xp, *raw, **options)
+        result = cls(y)  # after its inputs: `created` orders a recording
+        result.op, result.saved, result.inbound_nodes = op, saved, sources
+        return result
+
+    shape = property(lambda self: self.value.shape, doc="The array's shape.")
+    dtype = property(lambda self: self.value.dtype, doc="The array's dtype.")
+    ndim = property(lambda self: self.value.ndim, doc="The number of axes.")
+
+    def __add__(self, other: Any) -> Any:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return ops.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return ops.sub(other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return ops.mul(self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return ops.mul(other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return ops.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return ops.div(other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return ops.pow(self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return ops.pow(other, self)
+
+    def __matmul__(self, other: Any) -> Any:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> Any:
+        return ops.mul(self, -1.0)
+
+    # Comparisons give plain boolean arrays, for ops.where: they have no gradient to record.
+    def __lt__(self, other: Any) -> Any:
+        return self.value < _raw(other)
+
+    def __le__(self, other: Any) -> Any:
+        return self.value <= _raw(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self.value > _raw(other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self.value >= _raw(other)
+
+    def __float__(self) -> float:
+        raise GraphError("float() of a recorded value would lose its gradient: keep to ops inside the function")
+
+    def __bool__(self) -> bool:
+        raise GraphError("a recorded value has no truth value: compare it, or choose with ops.where")
+
+    def __repr__(self) -> str:
+        return f"Value({self.value!r})"
+
+
+class _Constant(Recorded):
+    """An input of a recorded op that is not differentiated."""
+
+    def __init__(self, value: Any) -> None:
+        self.op, self.value, self.saved, self.inbound_nodes = None, value, None, []
+        self.created = next(_creation)
+
+
+def _raw(x: Any) -> Any:
+    return x.value if isinstance(x, Value) else x
+
+
+def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., tuple[Array, Any]]:
+    """A function that returns f's value and its gradient with respect to the arguments at `argnums`.
+
+    f must return one number (a 0-d value). One index gives one gradient, a tuple gives a tuple. An
+    argument that f does not use gets zeros. Raises GraphError otherwise, OptionError for a bad index.
+    """
+    several = isinstance(argnums, tuple)
+    wanted: tuple[int, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
+
+    def differentiated(*arguments: Any, **keywords: Any) -> tuple[Array, Any]:
+        if any(not -len(arguments) <= i < len(arguments) for i in wanted):
+            raise OptionError(f"argnums={argnums} but the function was called with {len(arguments)} arguments")
+        values = list(arguments)
+        for i in wanted:
+            values[i] = Value(arguments[i])
+        result = f(*values, **keywords)
+        if not isinstance(result, Value) or result.shape != ():
+            got = f"shape {result.shape}" if hasattr(result, "shape") else type(result).__name__
+            raise GraphError(
+                f"the function must return one number computed from its arguments with ops, got {got}; "
+                "ops.sum or ops.mean makes one of an array"
+            )
+        gradients = gradients_of(result, None, [values[i] for i in wanted])
+        return result.value, tuple(gradients) if several else gradients[0]
+
+    return differentiated
+
+
+def grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+    """A function that returns f's gradient; see value_and_grad."""
+    both = value_and_grad(f, argnums)
+    return lambda *arguments, **keywords: both(*arguments, **keywords)[1]
+
+
+def gradients_of(output: Value, seed: Array | None, inputs: list[Value]) -> list[Array]:
+    """The gradients of sum(seed * output) with respect to `inputs`; a seed of ones if None."""
+    found: dict[Recorded, None] = {output: None}
+    queue: list[Recorded] = [output]
+    for node in queue:  # grows while it is walked
+        for source in node.inbound_nodes:
+            if source not in found:
+                found[source] = None
+                queue.append(source)
+    order = sorted(found, key=_age)
+    xp = backend_of(output.value).xp
+    if seed is None:
+        seed = xp.ones(output.shape, dtype=output.dtype, device=output.value.device)
+    handed = backpropagate(order, {output: seed})
+    gradients = []
+    for x in inputs:
+        own = handed[x][0] if x in handed else None
+        if own is None:
+            own = xp.zeros(x.shape, dtype=x.dtype, device=x.value.device)
+        gradients.append(own)
+    return gradients
+
+
+def _age(node: Recorded) -> int:
+    return node.created

@@ -1,0 +1,88 @@
+"""Matrix products: matmul, and dense, the affine map every MLP is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xnn.errors import ShapeError
+from xnn.ops.op import Array, Namespace, Op, unbroadcast
+
+__all__ = ["dense", "matmul"]
+
+
+def _columns(xp: Namespace, grad: Array, a_ndim: int, b_ndim: int) -> Array:
+    """The product's gradient with the axes that 1-d operands lost put back."""
+    if b_ndim == 1:
+        grad = xp.expand_dims(grad, axis=-1)
+    return xp.expand_dims(grad, axis=-2) if a_ndim == 1 else grad
+
+
+def _product(xp: Namespace, a: Array, b: Array) -> Array:
+    inner = b.shape[-2] if b.ndim > 1 else (b.shape[0] if b.ndim else None)
+    if a.ndim == 0 or a.shape[-1] != inner:
+        raise ShapeError(
+            f"matrix product of shapes {a.shape} and {b.shape}: the last axis of the first must equal "
+            f"the {'last but one' if b.ndim > 1 else 'only'} axis of the second"
+        )
+    return xp.matmul(a, b)
+
+
+def _left_gradient(xp: Namespace, grad: Array, a_shape: tuple[int, ...], b: Array) -> Array:
+    """da = grad b^T, in a's shape."""
+    grad = _columns(xp, grad, len(a_shape), b.ndim)
+    b = b if b.ndim > 1 else xp.expand_dims(b, axis=-1)
+    product = xp.matmul(grad, xp.matrix_transpose(b))
+    return xp.reshape(unbroadcast(xp, product, a_shape if len(a_shape) > 1 else (1, *a_shape)), a_shape)
+
+
+def _right_gradient(xp: Namespace, grad: Array, a: Array, b_shape: tuple[int, ...]) -> Array:
+    """db = a^T grad, in b's shape."""
+    grad = _columns(xp, grad, a.ndim, len(b_shape))
+    a = a if a.ndim > 1 else xp.expand_dims(a, axis=0)
+    product = xp.matmul(xp.matrix_transpose(a), grad)
+    return xp.reshape(unbroadcast(xp, product, b_shape if len(b_shape) > 1 else (*b_shape, 1)), b_shape)
+
+
+class Matmul(Op):
+    """Matrix product y = a b of shapes (..., n, k) and (..., k, m), or 1-d operands as in NumPy.
+
+    da = grad b^T, db = a^T grad; axes that were broadcast are summed.
+    """
+
+    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
+        return _product(xp, a, b), (a, b)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        a, b = saved
+        return _left_gradient(xp, grad, a.shape, b), _right_gradient(xp, grad, a, b.shape)
+
+
+class Dense(Op):
+    """Affine map y = x W + b: x (n, inputs), W (inputs, outputs), b (outputs,) or none; y (n, outputs).
+
+    dx = grad W^T, dW = x^T grad, db = the sum of grad over the batch.
+    Also called Linear or Affine; x may be a single row (inputs,), W (inputs,) and b a number.
+    """
+
+    def forward(self, xp: Namespace, x: Array, w: Array, b: Array | None = None) -> tuple[Array, Any]:
+        y = _product(xp, x, w)
+        if b is None:
+            return y, (x, w, w.shape, None)
+        biased = y + b
+        if biased.shape != y.shape:
+            raise ShapeError(f"dense: a bias of shape {b.shape} does not fit outputs of shape {y.shape}")
+        return biased, (x, w, w.shape, b)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        x, w, w_shape, b = saved
+        dx = None if w is None else _left_gradient(xp, grad, x.shape, w)
+        return dx, _right_gradient(xp, grad, x, w_shape), unbroadcast(xp, grad, b)
+
+    def without_input_gradient(self, saved: Any) -> Any:
+        """Without w there is no dx."""
+        x, _, w_shape, b = saved
+        return x, None, w_shape, b
+
+
+matmul = Matmul()
+dense = Dense()

@@ -1,0 +1,106 @@
+"""What an op is: a differentiable function as a stateless pair, forward and backward.
+
+An op is the specification of its mathematics. It is written against `xp`, the Array API namespace of
+its arrays (NumPy itself on the CPU), which its caller passes in, so the same lines run on every
+backend. Inside an op: `+ - * /`, comparisons and `xp` functions, masks through `where`; no array
+methods, no `@` or `**`, no writing in place, and creation functions pass `device=x.device`
+(`tests/test_house.py` reads the syntax trees and says so).
+
+An op of your own is three lines, and works as a layer, as a graph node and in autograd:
+
+    class Square(xnn.Op):
+        def forward(self, xp, x): return x * x, x
+        def backward(self, xp, grad, x): return (2.0 * x * grad,)
+
+    square = Square()
+    square(x)                                  # an array in, an array out
+    xnn.grad(lambda x: ops.sum(square(x)))(x)  # autograd
+    square(xnn.graph.Input())                  # a graph node
+    layers.Function(square)                    # a layer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+__all__ = ["Array", "Namespace", "Op", "size_of", "unbroadcast"]
+
+#: An array of any backend. The Array API has no common base class, hence Any.
+Array: TypeAlias = Any
+#: An Array API namespace, called `xp` everywhere.
+Namespace: TypeAlias = Any
+
+Applier: TypeAlias = Callable[["Op", tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Op:
+    """A differentiable function: `forward` and the product with its Jacobian's transpose, `backward`.
+
+    forward(xp, *inputs, **options) -> (output, saved)
+        `saved` is whatever backward will need; options are keyword-only and are not differentiated.
+    backward(xp, grad, saved) -> one gradient per input
+        Each has its input's shape; None stands for an input without a gradient (labels, masks,
+        Python numbers). Neither function modifies its inputs, `grad` or `saved`.
+    """
+
+    forward: Callable[..., tuple[Array, Any]]
+    backward: Callable[..., tuple[Array | None, ...]]
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Apply the op: arrays give an array, recorded values a recorded value, graph nodes a node."""
+        return _apply(self, inputs, options)
+
+    def without_input_gradient(self, saved: Any) -> Any:
+        """`saved`, less what only the gradient for the first input needs.
+
+        backward may then return None in its place. The first layer of a network uses it: nobody reads
+        the gradient with respect to the data, and it can cost as much as the weights' own.
+        """
+        return saved
+
+    @property
+    def name(self) -> str:
+        """The class's name in lower case: `relu`, `softmaxcrossentropy`."""
+        return type(self).__name__.lower()
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+
+def _not_installed(op: Op, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    raise NotImplementedError("xnn.autograd says how an op is applied; import xnn first")
+
+
+_apply: Applier = _not_installed
+
+
+def install(applier: Applier) -> None:
+    """Say how a called op is applied. The mathematics knows neither backends nor graphs; `xnn.autograd` does."""
+    global _apply
+    _apply = applier
+
+
+def size_of(shape: Sequence[int]) -> int:
+    """The number of elements of an array of this shape."""
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size
+
+
+def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:
+    """The gradient of broadcasting `like` to grad's shape: grad summed back to like's shape.
+
+    `like` is the input itself or its shape; a Python number has no gradient, hence None.
+    """
+    shape = like if isinstance(like, tuple) else getattr(like, "shape", None)
+    if shape is None:
+        return None
+    if grad.shape == shape:
+        return grad
+    added = grad.ndim - len(shape)
+    stretched = tuple(
+        axis + added for axis, extent in enumerate(shape) if extent == 1 and grad.shape[axis + added] != 1
+    )
+    return xp.reshape(xp.sum(grad, axis=(*range(added), *stretched)), shape)

@@ -1,0 +1,116 @@
+"""Functions that move elements about: reshape, flatten, transpose, take, concat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xnn.ops.op import Array, Namespace, Op
+
+__all__ = ["concat", "flatten", "reshape", "take", "transpose"]
+
+
+class Reshape(Op):
+    """The same elements in another shape; one extent may be -1, as in NumPy."""
+
+    def forward(self, xp: Namespace, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Any]:
+        return xp.reshape(x, shape), x.shape
+
+    def backward(self, xp: Namespace, grad: Array, shape: Any) -> tuple[Array | None, ...]:
+        return (xp.reshape(grad, shape),)
+
+
+class Flatten(Op):
+    """(n, a, b, ...) becomes (n, a * b * ...): every axis but the batch's joined into one."""
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return xp.reshape(x, (x.shape[0], -1)), x.shape
+
+    def backward(self, xp: Namespace, grad: Array, shape: Any) -> tuple[Array | None, ...]:
+        return (xp.reshape(grad, shape),)
+
+
+class Transpose(Op):
+    """Axes in another order: y.shape[i] = x.shape[axes[i]]; reversed when `axes` is not given."""
+
+    def forward(
+        self, xp: Namespace, x: Array, *, axes: tuple[int, ...] | None = None
+    ) -> tuple[Array, Any]:
+        order = tuple(reversed(range(x.ndim))) if axes is None else tuple(a % x.ndim for a in axes)
+        return xp.permute_dims(x, order), order
+
+    def backward(self, xp: Namespace, grad: Array, order: Any) -> tuple[Array | None, ...]:
+        inverse = tuple(order.index(axis) for axis in range(len(order)))
+        return (xp.permute_dims(grad, inverse),)
+
+
+class Take(Op):
+    """Rows (or slices along `axis`) chosen by a 1-d integer array: y[i] = x[indices[i]].
+
+    An index may come several times: its gradients are added, in the order of the indices.
+    Indices lie in 0 .. n - 1: NumPy raises on others, CuPy wraps them without a word.
+    """
+
+    def forward(self, xp: Namespace, x: Array, indices: Array, *, axis: int = 0) -> tuple[Array, Any]:
+        return xp.take(x, indices, axis=axis), (x.shape, indices, axis % x.ndim)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        shape, indices, axis = saved
+        front = (axis, *(a for a in range(len(shape)) if a != axis))
+        rows = scatter_add(xp, shape[axis], indices, xp.permute_dims(grad, front))
+        return xp.permute_dims(rows, tuple(front.index(a) for a in range(len(shape)))), None
+
+
+class Concat(Op):
+    """Arrays joined along an existing axis: concat((a, b, ...), axis=0)."""
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Accepts the arrays as one sequence, as NumPy's concat does, or one by one."""
+        if len(inputs) == 1 and isinstance(inputs[0], Sequence):
+            inputs = tuple(inputs[0])
+        return super().__call__(*inputs, **options)
+
+    def forward(self, xp: Namespace, *inputs: Array, axis: int = 0) -> tuple[Array, Any]:
+        axis = axis % inputs[0].ndim
+        return xp.concat(inputs, axis=axis), (tuple(x.shape[axis] for x in inputs), axis)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        extents, axis = saved
+        grads, start = [], 0
+        for extent in extents:
+            grads.append(grad[(slice(None),) * axis + (slice(start, start + extent),)])
+            start += extent
+        return tuple(grads)
+
+
+def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array) -> Array:
+    """`count` rows of zeros to which rows[i] is added at indices[i], in the order of i.
+
+    The Array API has no such function, so: sort the indices, then add the first row that names each
+    target, then the second, and so on. Each round is one gather, whatever the number of targets, and
+    the order of additions is defined (atomic additions on a GPU have none). The number of rounds is
+    read from the device once. A namespace with a `scatter_add` of its own is used instead.
+    """
+    own = getattr(xp, "scatter_add", None)
+    if own is not None:
+        return own(count, indices, rows)
+    order = xp.argsort(indices, stable=True)
+    ordered = xp.take(indices, order, axis=0)
+    targets = xp.arange(count, dtype=ordered.dtype, device=ordered.device)
+    first = xp.searchsorted(ordered, targets, side="left")
+    past = xp.searchsorted(ordered, targets, side="right")
+    total = xp.zeros((count, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    rounds = int(xp.max(past - first)) if count and rows.shape[0] else 0
+    for k in range(rounds):
+        named = first + k < past
+        source = xp.take(order, xp.where(named, first + k, 0), axis=0)
+        mask = xp.reshape(named, (count,) + (1,) * (rows.ndim - 1))
+        total = total + xp.where(mask, xp.take(rows, source, axis=0), 0.0)
+    return total
+
+
+reshape = Reshape()
+flatten = Flatten()
+transpose = Transpose()
+take = Take()
+concat = Concat()
