@@ -97,7 +97,9 @@ class Backend:
         except DeviceMemoryError:
             raise
         except MemoryError as error:
-            raise DeviceMemoryError(f"{self.name}: {error or 'out of memory'}. {self.memory_advice}") from error
+            raise DeviceMemoryError(
+                f"{self.name}: {error or 'out of memory'}. {self.memory_advice}"
+            ) from error
 
     memory_advice: ClassVar[str] = "Try a smaller batch_size."
 

@@ -28,9 +28,7 @@ class CupyBackend(Backend):
 
     name = "cupy"
     module = "cupy"
-    memory_advice: ClassVar[str] = (
-        "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
-    )
+    memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
 
     def __init__(self) -> None:
         self.cupy = import_cupy()
@@ -97,7 +95,9 @@ def import_cupy() -> Any:
             cupy = importlib.import_module("cupy")
         except ModuleNotFoundError as error:
             if error.name != "cupy":
-                raise BackendUnavailableError(f"cupy: it needs the package {error.name}: {_INSTALL}") from error
+                raise BackendUnavailableError(
+                    f"cupy: it needs the package {error.name}: {_INSTALL}"
+                ) from error
             raise BackendUnavailableError(f"cupy: CuPy is not installed: {_INSTALL}") from error
         except ImportError as error:
             raise BackendUnavailableError(
@@ -126,7 +126,7 @@ def check_driver(cupy: Any) -> None:
     if driver < needed and driver // 1000 < needed // 1000:
         raise BackendUnavailableError(
             f"cupy: the NVIDIA driver supports CUDA {_cuda_version(driver)}, this CuPy needs "
-            f"{_cuda_version(needed)}: update the driver, or pip install \"cupy-cuda{driver // 1000}x[ctk]\""
+            f'{_cuda_version(needed)}: update the driver, or pip install "cupy-cuda{driver // 1000}x[ctk]"'
         )
     if not cupy.cuda.is_available():
         raise BackendUnavailableError(

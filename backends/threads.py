@@ -17,9 +17,7 @@ def blas_libraries() -> list[dict[str, Any]]:
     from threadpoolctl import threadpool_info
 
     keys = ("internal_api", "version", "architecture", "num_threads")
-    return [
-        {key: info.get(key) for key in keys} for info in threadpool_info() if info["user_api"] == "blas"
-    ]
+    return [{key: info.get(key) for key in keys} for info in threadpool_info() if info["user_api"] == "blas"]
 
 
 def blas_threads() -> int:

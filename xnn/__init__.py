@@ -1,8 +1,8 @@
 """xnn: a neural-network engine in plain Python whose array library is swappable.
 
-    model = xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(784, 100), layers.ReLU(), layers.Dense(100, 10))
-    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(learning_rate=0.1))
-    trainer.fit((x, y), epochs=3)
+model = xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(784, 100), layers.ReLU(), layers.Dense(100, 10))
+trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(learning_rate=0.1))
+trainer.fit((x, y), epochs=3)
 """
 
 import importlib

@@ -122,7 +122,9 @@ class Value(Recorded):
         return self.value >= _raw(other)
 
     def __float__(self) -> float:
-        raise GraphError("float() of a recorded value would lose its gradient: keep to ops inside the function")
+        raise GraphError(
+            "float() of a recorded value would lose its gradient: keep to ops inside the function"
+        )
 
     def __bool__(self) -> bool:
         raise GraphError("a recorded value has no truth value: compare it, or choose with ops.where")
@@ -143,7 +145,9 @@ def _raw(x: Any) -> Any:
     return x.value if isinstance(x, Value) else x
 
 
-def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., tuple[Array, Any]]:
+def value_and_grad(
+    f: Callable[..., Any], argnums: int | tuple[int, ...] = 0
+) -> Callable[..., tuple[Array, Any]]:
     """A function that returns f's value and its gradient with respect to the arguments at `argnums`.
 
     f must return one number (a 0-d value). One index gives one gradient, a tuple gives a tuple. An
@@ -154,7 +158,9 @@ def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) ->
 
     def differentiated(*arguments: Any, **keywords: Any) -> tuple[Array, Any]:
         if any(not -len(arguments) <= i < len(arguments) for i in wanted):
-            raise OptionError(f"argnums={argnums} but the function was called with {len(arguments)} arguments")
+            raise OptionError(
+                f"argnums={argnums} but the function was called with {len(arguments)} arguments"
+            )
         values = list(arguments)
         for i in wanted:
             values[i] = Value(arguments[i])

@@ -93,7 +93,9 @@ class Node(Recorded):
     Input's own gradient is `gradients[itself]`.
     """
 
-    def __init__(self, op: Op | None, inputs: Iterable[Any], options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, op: Op | None, inputs: Iterable[Any], options: Mapping[str, Any] | None = None
+    ) -> None:
         self.op = op
         self.inbound_nodes = [x if isinstance(x, Node) else Input(x) for x in inputs]
         self.outbound_nodes: list[Node] = []
@@ -110,7 +112,9 @@ class Node(Recorded):
         assert self.op is not None
         values = [node.value for node in self.inbound_nodes]
         if any(value is None for value in values):
-            raise GraphError(f"{self!r} reads an Input without a value: feed it to topological_sort or set .value")
+            raise GraphError(
+                f"{self!r} reads an Input without a value: feed it to topological_sort or set .value"
+            )
         self.value, self.saved = self.op.forward(backend_of(*values).xp, *values, **self.options)
 
     def __repr__(self) -> str:
@@ -268,6 +272,8 @@ def sgd_update(trainables: Iterable[Node], learning_rate: float = 1e-2) -> None:
     for node in trainables:
         gradient = node.gradients.get(node)
         if gradient is None:
-            raise GraphError(f"{node!r} has no gradient: run forward_and_backward on a graph that contains it")
+            raise GraphError(
+                f"{node!r} has no gradient: run forward_and_backward on a graph that contains it"
+            )
         xp = backend_of(gradient).xp
         node.value, _ = ops.updates.sgd(xp, node.value, gradient, None, learning_rate=learning_rate)

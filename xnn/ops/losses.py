@@ -59,7 +59,7 @@ class SoftmaxCrossEntropy(Op):
 class BinaryCrossEntropy(Op):
     """Sigmoid and binary cross-entropy from logits z and targets t in [0, 1], of one shape.
 
-        L = mean(max(z, 0) - z t + log(1 + e^-|z|));  dL/dz = (sigmoid(z) - t) / n,  dL/dt = -z / n
+    L = mean(max(z, 0) - z t + log(1 + e^-|z|));  dL/dz = (sigmoid(z) - t) / n,  dL/dt = -z / n
     """
 
     def forward(self, xp: Namespace, logits: Array, target: Array) -> tuple[Array, Any]:

@@ -33,9 +33,7 @@ class Flatten(Op):
 class Transpose(Op):
     """Axes in another order: y.shape[i] = x.shape[axes[i]]; reversed when `axes` is not given."""
 
-    def forward(
-        self, xp: Namespace, x: Array, *, axes: tuple[int, ...] | None = None
-    ) -> tuple[Array, Any]:
+    def forward(self, xp: Namespace, x: Array, *, axes: tuple[int, ...] | None = None) -> tuple[Array, Any]:
         order = tuple(reversed(range(x.ndim))) if axes is None else tuple(a % x.ndim for a in axes)
         return xp.permute_dims(x, order), order
 

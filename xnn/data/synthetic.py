@@ -1,0 +1,93 @@
+"""Synthetic digits: 28x28 images drawn from strokes, so that the main job runs with no file and no network.
+
+Each digit is a few polylines. A sample moves their points by a random affine map and a little noise,
+then inks every pixel by its distance to the nearest stroke. Only `+ - * /`, sqrt and comparisons are
+used and every number comes from a counter-based stream, so the bytes are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from xnn.backends import Purpose, Stream
+from xnn.errors import OptionError
+
+__all__ = ["synthetic_digits"]
+
+_SIDE = 28
+_CHUNK = 256  # images drawn at a time: bounds the memory
+
+# Polylines in a unit square, x to the right and y down.
+_GLYPHS: tuple[tuple[tuple[tuple[float, float], ...], ...], ...] = (
+    (((0.5, 0.0), (0.8, 0.12), (0.92, 0.5), (0.8, 0.88), (0.5, 1.0), (0.2, 0.88), (0.08, 0.5), (0.2, 0.12), (0.5, 0.0)),),
+    (((0.3, 0.2), (0.55, 0.0), (0.55, 1.0)),),
+    (((0.1, 0.25), (0.3, 0.03), (0.7, 0.03), (0.88, 0.27), (0.75, 0.5), (0.1, 1.0), (0.92, 1.0)),),
+    (((0.12, 0.1), (0.5, 0.0), (0.85, 0.2), (0.75, 0.42), (0.42, 0.48), (0.8, 0.56), (0.9, 0.78), (0.55, 1.0), (0.1, 0.9)),),
+    (((0.65, 1.0), (0.65, 0.0), (0.08, 0.68), (0.95, 0.68)),),
+    (((0.85, 0.0), (0.2, 0.0), (0.15, 0.45), (0.55, 0.38), (0.88, 0.62), (0.75, 0.92), (0.4, 1.0), (0.1, 0.88)),),
+    (((0.75, 0.02), (0.35, 0.25), (0.12, 0.65), (0.3, 0.97), (0.7, 0.97), (0.88, 0.72), (0.65, 0.5), (0.18, 0.62)),),
+    (((0.08, 0.02), (0.92, 0.02), (0.4, 1.0)), ((0.28, 0.5), (0.75, 0.5))),
+    (
+        ((0.5, 0.46), (0.2, 0.3), (0.25, 0.06), (0.5, 0.0), (0.75, 0.06), (0.8, 0.3), (0.5, 0.46)),
+        ((0.5, 0.46), (0.85, 0.66), (0.78, 0.93), (0.5, 1.0), (0.22, 0.93), (0.15, 0.66), (0.5, 0.46)),
+    ),
+    (((0.85, 0.35), (0.55, 0.5), (0.2, 0.4), (0.18, 0.12), (0.5, 0.0), (0.82, 0.12), (0.85, 0.35), (0.6, 1.0)),),
+)  # fmt: skip
+
+
+def synthetic_digits(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`count` images, uint8 (count, 784), and their labels, int64 (count,), in random order of classes."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise OptionError(f"count must be an integer >= 0, got {count!r}")
+    labels = (Stream(seed, Purpose.SYNTHETIC, 0).words(0, count) % np.uint64(10)).astype(np.int64)
+    # Ten numbers an image for its map and pen, then two for each point's jitter.
+    dice = Stream(seed, Purpose.SYNTHETIC, 1).uniform((count, 10), -1.0, 1.0)
+    jitter = Stream(seed, Purpose.SYNTHETIC, 2).uniform((count, 16, 2), -1.0, 1.0)
+    images = np.empty((count, _SIDE * _SIDE), dtype=np.uint8)
+    for digit, strokes in enumerate(_GLYPHS):
+        members = np.flatnonzero(labels == digit)
+        for start in range(0, members.size, _CHUNK):
+            rows = members[start : start + _CHUNK]
+            images[rows] = _draw(strokes, dice[rows], jitter[rows])
+    return images, labels
+
+
+def _draw(
+    strokes: tuple[tuple[tuple[float, float], ...], ...], dice: np.ndarray, jitter: np.ndarray
+) -> np.ndarray:
+    points = np.asarray([point for stroke in strokes for point in stroke])
+    x = (points[:, 0] - 0.5) + 0.045 * jitter[:, : len(points), 0]
+    y = (points[:, 1] - 0.5) + 0.045 * jitter[:, : len(points), 1]
+    turn, shear, wide, high, right, down, pen, soft, ink, bend = (dice[:, k, None] for k in range(10))
+    # Rotation by the angle whose half has tangent t: rational, so no sine or cosine is needed.
+    t = 0.16 * turn
+    cosine, sine = (1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
+    x = x * (12.5 + 2.5 * wide) + y * (5.0 * shear) + 3.0 * bend * (4.0 * y * y - 0.5)
+    y = y * (18.0 + 2.0 * high)
+    x, y = cosine * x - sine * y + 14.0 + 1.8 * right, sine * x + cosine * y + 14.0 + 1.8 * down
+    grid = np.arange(_SIDE) + 0.5
+    px, py = np.tile(grid, _SIDE)[None, :], np.repeat(grid, _SIDE)[None, :]
+    nearest = np.full((len(dice), _SIDE * _SIDE), 1e9)
+    first = 0
+    for stroke in strokes:
+        for k in range(first, first + len(stroke) - 1):
+            ax, ay = x[:, k, None], y[:, k, None]
+            dx, dy = x[:, k + 1, None] - ax, y[:, k + 1, None] - ay
+            along = ((px - ax) * dx + (py - ay) * dy) / (dx * dx + dy * dy + 1e-9)
+            along = np.minimum(np.maximum(along, 0.0), 1.0)
+            gx, gy = px - ax - along * dx, py - ay - along * dy
+            nearest = np.minimum(nearest, gx * gx + gy * gy)
+        first += len(stroke)
+    width, blur = 1.25 + 0.45 * pen, 1.0 + 0.35 * soft
+    shade = (width + blur - np.sqrt(nearest)) / (2.0 * blur)
+    shade = np.minimum(np.maximum(shade, 0.0), 1.0) * (225.0 + 30.0 * ink)
+    return np.asarray(shade + 0.5, dtype=np.uint8)
+
+
+def _points(strokes: tuple[tuple[tuple[float, float], ...], ...]) -> int:
+    return sum(len(stroke) for stroke in strokes)
+
+
+assert max(map(_points, _GLYPHS)) <= 16 and math.isqrt(_SIDE * _SIDE) == _SIDE

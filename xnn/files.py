@@ -1,0 +1,59 @@
+"""Writing a file so that nothing is ever lost: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from xnn.errors import DataError, OptionError
+
+__all__ = ["check_writable", "write_atomically"]
+
+
+def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> Path:
+    """The path, if a file can be written there later; better to hear it before hours of training.
+
+    Raises OptionError for a missing or read-only folder, a folder in the file's place, a wrong suffix.
+    """
+    path = Path(path)
+    folder = path.parent
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise OptionError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise OptionError(f"cannot write {path}: it is a folder; name a file")
+    if not folder.is_dir():
+        raise OptionError(f"cannot write {path}: there is no folder {folder}; make it first")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise OptionError(f"cannot write {path}: no permission; choose another place")
+    return path
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write the file beside its place, flush it to the disk, then move it there.
+
+    A full disk, a crash or Ctrl-C leaves what was there before. Raises DataError naming the reason.
+    """
+    path = check_writable(path)
+    temporary = ""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode & 0o7777)
+        else:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise DataError(
+                f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
+            ) from error
+        raise

@@ -1,0 +1,117 @@
+"""Dense, the layer with weights, and Rescale, which stands before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends import backend_of
+from xnn.errors import OptionError, ShapeError
+from xnn.initializers import Glorot, Initializer, Zeros
+from xnn.layers.layer import Layer, Parameter, check_count, check_dtype
+from xnn.ops import Array, Namespace
+
+__all__ = ["Affine", "Dense", "Linear", "Rescale"]
+
+
+class Dense(Layer):
+    """y = x W + b, W (inputs, outputs), b (outputs,): a fully connected layer, also Affine or Linear.
+
+    Weights start as Glorot normal and biases as zeros unless told otherwise. `seed` draws the weights of
+    a layer that stands alone; inside a Sequential the model's seed does.
+    Raises OptionError for sizes below 1 or another dtype than float32 and float64.
+    """
+
+    op = ops.dense
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        bias: bool = True,
+        weight_init: Initializer = Glorot(),
+        bias_init: Initializer = Zeros(),
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        check_count("inputs", inputs)
+        check_count("outputs", outputs)
+        check_dtype(dtype)
+        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        self.weight = Parameter("weight", (inputs, outputs), weight_init, dtype)
+        self.bias = Parameter("bias", (outputs,), bias_init, dtype) if bias else None
+        super().__init__(*(p for p in (self.weight, self.bias) if p is not None), seed=seed)
+
+    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
+        """As every layer, after a look at the input's width."""
+        if getattr(x, "ndim", 0) < 1 or x.shape[-1] != self.inputs:
+            raise ShapeError(
+                f"Dense({self.inputs}, {self.outputs}) got an input of shape {getattr(x, 'shape', x)}; "
+                f"its last axis must be {self.inputs}"
+            )
+        return super().apply(x, training)
+
+    def config(self) -> dict[str, Any]:
+        """Sizes, bias and dtype; the initializers have done their work."""
+        return {
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "bias": self.bias is not None,
+            "dtype": self.dtype,
+        }
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The last axis becomes `outputs`."""
+        if not shape or shape[-1] != self.inputs:
+            raise ShapeError(
+                f"Dense({self.inputs}, {self.outputs}) cannot take samples of shape {shape}: "
+                f"the last axis must be {self.inputs}"
+            )
+        return (*shape[:-1], self.outputs)
+
+    def flops(self, shape: tuple[int, ...]) -> int:
+        """A multiplication and an addition per weight, an addition per bias."""
+        rows = 1
+        for extent in shape[:-1]:
+            rows *= extent
+        return rows * (2 * self.inputs * self.outputs + (self.outputs if self.bias is not None else 0))
+
+
+#: The names of the blocks article and of PyTorch.
+Affine = Linear = Dense
+
+
+class Rescale(Layer):
+    """y = x * scale + offset in `dtype`, one pair for all features or one for each.
+
+    Rescale(1 / 255) turns bytes into [0, 1]; as a layer it is saved with the model, so prediction
+    cannot forget it. Rescale(1 / std, -mean / std) standardizes.
+    """
+
+    op = ops.rescale
+
+    def __init__(self, scale: Any, offset: Any = 0.0, dtype: str = "float32") -> None:
+        self.dtype = check_dtype(dtype)
+        self.scale, self.offset = (np.asarray(value, dtype=np.float64) for value in (scale, offset))
+        if not (np.isfinite(self.scale).all() and np.isfinite(self.offset).all()):
+            raise OptionError(f"Rescale needs finite numbers, got scale {scale!r} and offset {offset!r}")
+        super().__init__()
+
+    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
+        """As every layer; numbers per feature go to the input's backend."""
+        lib = backend_of(x)
+        options = self.options(lib.xp)
+        for key in ("scale", "offset"):
+            value = getattr(self, key)
+            options[key] = lib.to_device(value.astype(self.dtype)) if value.ndim else float(value)
+        return self.op.forward(lib.xp, x, **options)
+
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        """The dtype to compute in."""
+        return {"dtype": getattr(xp, self.dtype)}
+
+    def config(self) -> dict[str, Any]:
+        """Scale and offset as numbers or lists."""
+        return {"scale": self.scale.tolist(), "offset": self.offset.tolist(), "dtype": self.dtype}

@@ -1,0 +1,183 @@
+"""What a layer is: an op, the parameters it is applied with, and what its backward needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, get_backend
+from xnn.errors import GraphError, OptionError, ShapeError
+from xnn.initializers import Initializer
+from xnn.ops import Array, Namespace, Op
+
+__all__ = ["Layer", "Parameter"]
+
+
+class Parameter:
+    """An array that training changes: `value`, its gradient `grad`, and whether it is `frozen`.
+
+    The value is drawn from its initializer in float64, rounded to `dtype` and put on the backend that
+    is current then: when a Sequential takes the layer in, or else when it is first used.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], initializer: Initializer, dtype: str) -> None:
+        self.name = name
+        self.shape = shape
+        self.initializer = initializer
+        self.dtype = dtype
+        self.grad: Array | None = None
+        self.frozen = False
+        self._stream = Stream(0, Purpose.WEIGHTS)
+        self._value: Array | None = None
+
+    @property
+    def value(self) -> Array:
+        """The array; assign one of the same shape (an array of any backend, or a list) to change it."""
+        if self._value is None:
+            drawn = self.initializer(self._stream, self.shape)
+            self._value = current_backend().to_device(drawn.astype(self.dtype))
+        return self._value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        if not hasattr(value, "shape"):
+            value = current_backend().to_device(value, dtype=self.dtype)
+        if tuple(value.shape) != self.shape:
+            raise ShapeError(
+                f"{self.name} has shape {self.shape}, got an array of shape {tuple(value.shape)}"
+            )
+        self._value = value
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+    def draw_from(self, stream: Stream) -> None:
+        """Say which stream the value comes from, if it has not been drawn or assigned yet."""
+        self._stream = stream
+
+    def move(self, source: Backend, target: Backend) -> None:
+        """Put value and gradient on another backend."""
+        self._value = target.to_device(source.to_host(self.value))
+        self.grad = None if self.grad is None else target.to_device(source.to_host(self.grad))
+
+    def __repr__(self) -> str:
+        return f"<parameter {self.name} {self.shape} {self.dtype}{' frozen' if self.frozen else ''}>"
+
+
+class Layer:
+    """An op with state. Subclasses set `op` and say what it is applied to; forward and backward follow.
+
+    forward(x, training=False): the op's output; keeps what backward needs.
+    backward(dout): the gradient for x; fills each parameter's `grad`.
+    `training` is passed, never a mode that someone forgets to switch back.
+    """
+
+    op: Op
+
+    def __init__(self, *parameters: Parameter, seed: int | None = None) -> None:
+        self.own_parameters = list(parameters)
+        self.seed = seed
+        self.saved: Any = None
+        self._ran = False
+        self.draw_from(0 if seed is None else seed, 0)
+
+    def arguments(self, x: Array, training: bool) -> tuple[Any, ...]:
+        """The op's inputs after x: the parameters' values."""
+        return tuple(p.value for p in self.own_parameters)
+
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        """The op's options."""
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values, so that a saved model can be built again."""
+        return {}
+
+    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
+        """The op's output and what its backward needs; keeps neither."""
+        arguments = self.arguments(x, training)
+        xp = backend_of(x, *arguments).xp
+        return self.op.forward(xp, x, *arguments, **self.options(xp))
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        """The layer's output for a batch x, a fresh array."""
+        y, self.saved = self.apply(x, training)
+        self._ran = True
+        return y
+
+    def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
+        """From the gradient for the output: fill the parameters' grad, return the gradient for the input.
+
+        With input_gradient=False None is returned and its cost saved. Raises GraphError before a forward.
+        """
+        if not self._ran:
+            raise GraphError(f"{type(self).__name__}.backward came before its forward")
+        saved = self.saved if input_gradient else self.op.without_input_gradient(self.saved)
+        dx, *gradients = self.op.backward(backend_of(dout).xp, dout, saved)
+        for parameter, gradient in zip(self.own_parameters, gradients, strict=False):
+            parameter.grad = gradient
+        return dx if input_gradient else None
+
+    def forget(self) -> None:
+        """Drop what backward would need, and the memory with it."""
+        self.saved, self._ran = None, False
+
+    def draw_from(self, seed: int, index: int) -> None:
+        """Draw the parameters not drawn yet from this seed, as layer number `index` of a model."""
+        self.index = index
+        for number, parameter in enumerate(self.own_parameters):
+            parameter.draw_from(Stream(seed, Purpose.WEIGHTS, index, number))
+
+    def set_stream(self, seed: int, step: int, row: int = 0) -> None:
+        """Where the random numbers of the next training forward come from; only Dropout has any."""
+
+    def parameters(self) -> list[Parameter]:
+        """The parameters, in the op's order."""
+        return list(self.own_parameters)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Name and parameter, in order: `weight`, `bias`; inside a Sequential `1.weight`, ..."""
+        for parameter in self.own_parameters:
+            yield parameter.name, parameter
+
+    def to(self, backend: str) -> Layer:
+        """Move the parameters to another backend; returns the layer itself."""
+        target = get_backend(backend)
+        for parameter in self.parameters():
+            parameter.move(backend_of(parameter.value), target)
+        self.forget()
+        return self
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one sample's output, given that of its input. Raises ShapeError if it cannot be."""
+        return shape
+
+    def flops(self, shape: tuple[int, ...]) -> int:
+        """Floating-point operations of one sample's forward pass; a function of one element counts as one."""
+        size = 1
+        for extent in shape:
+            size *= extent
+        return size
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items())
+        return f"{type(self).__name__}({inside})"
+
+
+def check_count(name: str, value: Any) -> int:
+    """A positive integer, or an OptionError that names the option."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
+def check_dtype(dtype: str) -> str:
+    """float32 or float64, or an OptionError."""
+    if dtype not in ("float32", "float64"):
+        raise OptionError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    return dtype

@@ -1,0 +1,174 @@
+"""Sequential: layers one after another, with the doors that a user goes through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import Backend, backend_of, current_backend
+from xnn.errors import OptionError, ShapeError
+from xnn.layers.dense import Dense
+from xnn.layers.layer import Layer, Parameter, check_count
+from xnn.ops import Array
+
+__all__ = ["Sequential"]
+
+
+class Sequential(Layer):
+    """A model: each layer's output is the next one's input.
+
+    `seed` draws the weights, each layer's from its own position, so that inserting a layer with weights
+    elsewhere changes no other's shape of randomness; layers built with a seed of their own, or whose
+    weights were assigned, keep them. Parameters are named by position: `1.weight`, `1.bias`.
+    """
+
+    def __init__(self, *layers: Layer, seed: int = 0) -> None:
+        for layer in layers:
+            if not isinstance(layer, Layer):
+                raise OptionError(f"Sequential takes layers, got {layer!r}")
+        if len({id(layer) for layer in layers}) < len(layers):
+            raise OptionError("the same layer object stands twice in a Sequential; build a second one")
+        self.layers = list(layers)
+        super().__init__(seed=seed)
+
+    def draw_from(self, seed: int, index: int) -> None:
+        """Give each layer its stream and draw all weights now."""
+        self.index = index
+        for position, layer in enumerate(self.layers):
+            if layer.seed is None:
+                layer.draw_from(seed, position)
+            else:
+                layer.index = position
+            for parameter in layer.parameters():
+                parameter.value  # noqa: B018 - draws it
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        """The last layer's output."""
+        for layer in self.layers:
+            x = layer.forward(x, training)
+        self._ran = True
+        return x
+
+    def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
+        """Through the layers in reverse; with input_gradient=False no further than the first with weights."""
+        first = 0
+        if not input_gradient:
+            with_weights = (i for i, layer in enumerate(self.layers) if layer.parameters())
+            first = next(with_weights, len(self.layers))
+        gradient: Any = dout
+        for position in range(len(self.layers) - 1, first - 1, -1):
+            gradient = self.layers[position].backward(gradient, input_gradient or position > first)
+        return gradient if input_gradient else None
+
+    def forget(self) -> None:
+        """Drop what backward would need."""
+        for layer in self.layers:
+            layer.forget()
+        self._ran = False
+
+    def set_stream(self, seed: int, step: int, row: int = 0) -> None:
+        """Passed on to every layer."""
+        for layer in self.layers:
+            layer.set_stream(seed, step, row)
+
+    def parameters(self) -> list[Parameter]:
+        """Every layer's, in order."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """`0.weight`, `0.bias`, ...: position and name."""
+        for position, layer in enumerate(self.layers):
+            for name, parameter in layer.named_parameters():
+                yield f"{position}.{name}", parameter
+
+    @property
+    def backend(self) -> Backend:
+        """Where the parameters live; the current backend if there are none."""
+        parameters = self.parameters()
+        return backend_of(parameters[0].value) if parameters else current_backend()
+
+    def to(self, backend: str) -> Sequential:
+        """Move the model to another backend; returns the model itself."""
+        super().to(backend)
+        return self
+
+    def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
+        """The outputs for samples x (n, ...), on the host; x may be a host array, list or device array."""
+        check_count("batch_size", batch_size)
+        lib = self.backend
+        if not hasattr(x, "shape"):
+            x = np.asarray(x)
+        if x.ndim < 1:
+            raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
+        self.output_shape(tuple(x.shape[1:]))  # a clear error before any work
+        parts = []
+        with lib.guard():
+            for start in range(0, max(1, x.shape[0]), batch_size):
+                batch: Any = lib.to_device(x[start : start + batch_size])
+                for layer in self.layers:
+                    batch, _ = layer.apply(batch, training=False)
+                parts.append(lib.to_host(batch))
+        return np.concatenate(parts)
+
+    def predict_classes(self, x: Any, batch_size: int = 1024) -> np.ndarray:
+        """The most likely class of each sample, int64: the largest output, or whether a single one is > 0."""
+        outputs = self.predict(x, batch_size)
+        if outputs.ndim != 2:
+            raise ShapeError(f"predict_classes needs outputs (n, classes), the model gives {outputs.shape}")
+        return (outputs[:, 0] > 0).astype(np.int64) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of one sample, through every layer."""
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+        return shape
+
+    def flops(self, shape: tuple[int, ...]) -> int:
+        """Of one sample's forward pass."""
+        total = 0
+        for layer in self.layers:
+            total += layer.flops(shape)
+            shape = layer.output_shape(shape)
+        return total
+
+    def summary(self, input_shape: tuple[int, ...] | None = None) -> str:
+        """A table of layers: output shape, parameters, floating-point operations per sample.
+
+        input_shape is one sample's; without it, the first Dense layer's inputs.
+        """
+        if input_shape is None:
+            widths = [layer.inputs for layer in self.layers if isinstance(layer, Dense)]
+            if not widths:
+                raise OptionError("summary needs input_shape=(...): the model has no Dense layer to tell it")
+            input_shape = (widths[0],)
+        rows = [("layer", "output shape", "parameters", "FLOPs/sample")]
+        shape = tuple(input_shape)
+        for position, layer in enumerate(self.layers):
+            flops = layer.flops(shape)
+            shape = layer.output_shape(shape)
+            count = sum(p.size for p in layer.parameters())
+            rows.append((f"{position} {type(layer).__name__}", str(shape), f"{count:,}", f"{flops:,}"))
+        total = sum(p.size for p in self.parameters())
+        rows.append(("total", str(shape), f"{total:,}", f"{self.flops(tuple(input_shape)):,}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write layers and weights to a .safetensors file; see xnn.weights."""
+        from xnn.weights import save
+
+        save(self, path)
+
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Read the weights alone, for a model built by the same code; see xnn.weights."""
+        from xnn.weights import load_weights
+
+        load_weights(self, path)
+
+    def __repr__(self) -> str:
+        return f"Sequential({', '.join(map(repr, self.layers))})"

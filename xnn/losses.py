@@ -1,0 +1,118 @@
+"""Losses: an op, what its backward needs, and a look at the targets before training starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends import backend_of
+from xnn.errors import DTypeError, GraphError, LabelError, ShapeError
+from xnn.ops import Array, Op
+
+__all__ = ["MSE", "BinaryCrossEntropy", "Loss", "MSELoss", "SoftmaxCrossEntropy"]
+
+
+class Loss:
+    """The mean loss of a batch. forward(outputs, targets) -> a number on the device; backward() -> its gradient."""
+
+    op: Op
+
+    def __init__(self) -> None:
+        self._saved: Any = None
+        self._value: Any = None
+
+    def forward(self, outputs: Array, targets: Array) -> Array:
+        """The loss, a 0-d array that stays on the device. Host targets are checked, as `check` says."""
+        lib = backend_of(outputs, targets)
+        if lib.is_host:
+            self.check(targets, tuple(outputs.shape[1:]))
+        self._value, self._saved = self.op.forward(lib.xp, outputs, targets)
+        return self._value
+
+    def backward(self) -> Array:
+        """The gradient of the last forward's value with respect to the outputs."""
+        if self._value is None:
+            raise GraphError(f"{type(self).__name__}.backward came before its forward")
+        xp = backend_of(self._value).xp
+        one = xp.ones((), dtype=self._value.dtype, device=self._value.device)
+        return self.op.backward(xp, one, self._saved)[0]
+
+    def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
+        """Host targets in the dtype that the op is given: the model's `dtype`."""
+        return np.asarray(targets, dtype=dtype)
+
+    def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
+        """Raise for host targets that do not fit one sample's output shape, or lie out of range."""
+        if tuple(targets.shape[1:]) != output_shape:
+            raise ShapeError(
+                f"{type(self).__name__} needs targets like the model's outputs (n, {_inside(output_shape)}), "
+                f"got {tuple(targets.shape)}: nothing is broadcast, reshape the targets"
+            )
+        if targets.dtype.kind not in "fiub":
+            raise DTypeError(f"{type(self).__name__} needs numbers as targets, got {targets.dtype}")
+        if targets.dtype.kind == "f" and not np.isfinite(targets).all():
+            raise LabelError(f"{type(self).__name__}: the targets hold NaN or infinities; clean them first")
+
+
+class SoftmaxCrossEntropy(Loss):
+    """From logits (n, classes) and integer labels (n,); the model ends without a Softmax layer.
+
+    Raises LabelError for labels that are not integers in 0 .. classes - 1.
+    """
+
+    op = ops.softmax_cross_entropy
+
+    def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
+        """Labels as int64."""
+        return np.asarray(targets, dtype=np.int64)
+
+    def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
+        """One integer label a sample, each below the number of classes."""
+        if targets.dtype.kind not in "iu":
+            raise LabelError(
+                f"SoftmaxCrossEntropy needs integer labels, got {targets.dtype}; "
+                "labels.astype('int64') if they are whole numbers"
+            )
+        if targets.ndim != 1:
+            raise ShapeError(f"SoftmaxCrossEntropy needs labels of shape (n,), got {tuple(targets.shape)}")
+        if len(output_shape) != 1:
+            raise ShapeError(
+                f"SoftmaxCrossEntropy needs outputs (n, classes), got (n, {_inside(output_shape)})"
+            )
+        if targets.size:
+            low, high, classes = int(targets.min()), int(targets.max()), output_shape[0]
+            if low < 0 or high >= classes:
+                raise LabelError(
+                    f"labels run from {low} to {high}, the model has {classes} outputs: "
+                    f"labels must lie in 0 .. {classes - 1}; number the classes from 0 or widen the last layer"
+                )
+
+
+class BinaryCrossEntropy(Loss):
+    """From logits and targets in [0, 1] of the same shape; the model ends without a Sigmoid layer."""
+
+    op = ops.binary_cross_entropy
+
+    def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
+        """Targets in [0, 1]."""
+        super().check(targets, output_shape)
+        if targets.size and (targets.min() < 0 or targets.max() > 1):
+            raise LabelError(
+                f"BinaryCrossEntropy needs targets in [0, 1], got {targets.min()} .. {targets.max()}"
+            )
+
+
+class MSE(Loss):
+    """Mean squared error over all elements; its gradient is 2/n (outputs - targets)."""
+
+    op = ops.mse
+
+
+#: The blocks article's name.
+MSELoss = MSE
+
+
+def _inside(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))

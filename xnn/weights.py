@@ -1,0 +1,152 @@
+"""Weight files: a model's layers and parameters in one .safetensors file, which holds no code to run.
+
+The parameters are under their names (`1.weight`); the metadata `xnn` is JSON with the layers, and
+`weights_sha256` the digest of the parameters, which `load` checks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xnn import layers, ops
+from xnn.backends import current_backend, numerics
+from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
+from xnn.files import check_writable, write_atomically
+from xnn.layers import Layer, Sequential
+from xnn.ops import Op
+
+__all__ = ["load", "load_weights", "metadata", "save", "weights_sha256"]
+
+_FORMAT = 1
+
+
+def weights_sha256(model: Sequential) -> str:
+    """SHA-256 over the raw little-endian bytes of all parameters, in order."""
+    digest = hashlib.sha256()
+    for array in _host_weights(model).values():
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def save(model: Sequential, path: str | os.PathLike[str], notes: dict[str, Any] | None = None) -> None:
+    """Write the model whole or not at all; `notes` (JSON values) are kept in its metadata.
+
+    Raises OptionError for a place that cannot be written or a layer that could not be built again, DataError when the disk is full.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    path = check_writable(path, (".safetensors",))
+    described = [{"type": type(layer).__name__, **layer.config()} for layer in model.layers]
+    for layer, entry in zip(model.layers, described, strict=True):
+        if getattr(layers, str(entry["type"]), None) is not type(layer) or (
+            isinstance(layer, layers.Function) and _own_op(str(entry["op"])) is not layer.op
+        ):
+            raise OptionError(
+                f"{layer!r} is not one of xnn's own layers, so a file could not say how to build it: "
+                "keep the code that builds the model, and save the weights of its own layers"
+            )
+    header = {
+        "format": _FORMAT,
+        "layers": described,
+        "seed": model.seed,
+        "numerics": numerics(),
+        "notes": notes or {},
+    }
+    content = to_bytes(
+        _host_weights(model), metadata={"xnn": json.dumps(header), "weights_sha256": weights_sha256(model)}
+    )
+    write_atomically(path, content)
+
+
+def load(path: str | os.PathLike[str]) -> Sequential:
+    """The saved model, on the current backend. Raises DataNotFoundError or CorruptFileError."""
+    tensors, header, digest = _read(path)
+    try:
+        built = [_build(dict(entry)) for entry in header["layers"]]
+        model = Sequential(*built, seed=int(header["seed"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(f"{path}: its list of layers cannot be built: {error}") from error
+    _assign(model, tensors, path)
+    if digest and weights_sha256(model) != digest:
+        raise CorruptFileError(
+            f"{path}: the weights do not have the digest recorded with them; save it again"
+        )
+    return model
+
+
+def load_weights(model: Sequential, path: str | os.PathLike[str]) -> None:
+    """Put the file's parameters into a model with the same names and shapes."""
+    _assign(model, _read(path)[0], path)
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The file's header: layers, seed, numerics, notes."""
+    return _read(path)[1]
+
+
+def _host_weights(model: Sequential) -> dict[str, np.ndarray]:
+    lib = model.backend
+    return {name: np.ascontiguousarray(lib.to_host(p.value)) for name, p in model.named_parameters()}
+
+
+def _own_op(name: str) -> Op | None:
+    found = [op for op in vars(ops).values() if isinstance(op, Op) and op.name == name]
+    return found[0] if found else None
+
+
+def _build(entry: dict[str, Any]) -> Layer:
+    kind = entry.pop("type")
+    if kind not in layers.__all__ or kind in ("Layer", "Parameter", "Sequential"):
+        raise ValueError(f"xnn has no layer {kind!r}")
+    if kind == "Function":
+        entry["op"] = _own_op(entry["op"])
+    cls: type[Layer] = getattr(layers, kind)
+    return cls(**entry)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CorruptFileError(f"{path} is not a readable .safetensors file: {error}") from error
+    try:
+        header = json.loads(about.get("xnn", ""))
+    except json.JSONDecodeError as error:
+        raise CorruptFileError(
+            f"{path}: no xnn model is described in it; only files that xnn saved load"
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise CorruptFileError(f"{path}: written in a format this version of xnn does not know; update xnn")
+    return tensors, header, about.get("weights_sha256", "")
+
+
+def _assign(model: Sequential, tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+    """All or nothing: every name, shape and dtype is compared before the first value changes."""
+    wanted = dict(model.named_parameters())
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        raise CorruptFileError(
+            f"{path} does not fit the model: missing {', '.join(missing) or 'nothing'}, unknown {', '.join(extra) or 'nothing'}"
+        )
+    for name, parameter in wanted.items():
+        got = tensors[name]
+        if got.shape != parameter.shape or got.dtype != parameter.dtype:
+            raise CorruptFileError(
+                f"{path}: {name} is {got.dtype}{list(got.shape)}, the model needs {parameter.dtype}{list(parameter.shape)}"
+            )
+    lib = model.backend if wanted else current_backend()
+    for name, parameter in wanted.items():
+        parameter.value = lib.to_device(tensors[name])
