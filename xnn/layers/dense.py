@@ -8,7 +8,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import backend_of
-from xnn.errors import OptionError, ShapeError
+from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.initializers import Glorot, Initializer, Zeros
 from xnn.layers.layer import Layer, Parameter, check_count, check_dtype
 from xnn.ops import Array, Namespace
@@ -51,6 +51,11 @@ class Dense(Layer):
                 f"Dense({self.inputs}, {self.outputs}) got an input of shape {getattr(x, 'shape', x)}; "
                 f"its last axis must be {self.inputs}"
             )
+        if x.dtype != self.weight.value.dtype:
+            raise DTypeError(
+                f"Dense({self.inputs}, {self.outputs}) holds {self.dtype} weights and got {x.dtype}: convert the "
+                f"input (Rescale does for integers), or build the layer with dtype='float64'"
+            )
         return super().apply(x, training)
 
     def config(self) -> dict[str, Any]:
@@ -91,6 +96,7 @@ class Rescale(Layer):
     """
 
     op = ops.rescale
+    takes_integers = True
 
     def __init__(self, scale: Any, offset: Any = 0.0, dtype: str = "float32") -> None:
         self.dtype = check_dtype(dtype)

@@ -78,6 +78,8 @@ class Layer:
     """
 
     op: Op
+    #: Whether integers may come in as they are; before other layers a model converts them to its dtype.
+    takes_integers = False
 
     def __init__(self, *parameters: Parameter, seed: int | None = None) -> None:
         self.own_parameters = list(parameters)

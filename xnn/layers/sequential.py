@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend, backend_of, current_backend
-from xnn.errors import OptionError, ShapeError
+from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.layers.dense import Dense
 from xnn.layers.layer import Layer, Parameter, check_count
 from xnn.ops import Array
@@ -90,6 +90,27 @@ class Sequential(Layer):
         parameters = self.parameters()
         return backend_of(parameters[0].value) if parameters else current_backend()
 
+    @property
+    def dtype(self) -> str:
+        """The first parameter's dtype by name; float32 if there are none."""
+        parameters = self.parameters()
+        return parameters[0].dtype if parameters else "float32"
+
+    def prepare(self, x: Any) -> Any:
+        """Samples as the first layer takes them: numbers in the model's dtype, but integers untouched
+        before a layer that converts them itself (Rescale). Integers are never scaled here.
+        """
+        if not hasattr(x, "shape"):
+            x = np.asarray(x)
+        xp = backend_of(x).xp
+        if x.dtype == getattr(xp, self.dtype):
+            return x
+        if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):
+            raise DTypeError(f"samples must be numbers, got an array of {x.dtype}")
+        if not xp.isdtype(x.dtype, "real floating") and self.layers and self.layers[0].takes_integers:
+            return x
+        return xp.astype(x, getattr(xp, self.dtype))
+
     def to(self, backend: str) -> Sequential:
         """Move the model to another backend; returns the model itself."""
         super().to(backend)
@@ -99,8 +120,7 @@ class Sequential(Layer):
         """The outputs for samples x (n, ...), on the host; x may be a host array, list or device array."""
         check_count("batch_size", batch_size)
         lib = self.backend
-        if not hasattr(x, "shape"):
-            x = np.asarray(x)
+        x = self.prepare(x)
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self.output_shape(tuple(x.shape[1:]))  # a clear error before any work

@@ -76,7 +76,8 @@ class Dense(Op):
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         x, w, w_shape, b = saved
         dx = None if w is None else _left_gradient(xp, grad, x.shape, w)
-        return dx, _right_gradient(xp, grad, x, w_shape), unbroadcast(xp, grad, b)
+        dw = _right_gradient(xp, grad, x, w_shape)
+        return (dx, dw) if b is None else (dx, dw, unbroadcast(xp, grad, b))
 
     def without_input_gradient(self, saved: Any) -> Any:
         """Without w there is no dx."""

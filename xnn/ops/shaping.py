@@ -76,7 +76,7 @@ class Concat(Op):
         extents, axis = saved
         grads, start = [], 0
         for extent in extents:
-            grads.append(grad[(slice(None),) * axis + (slice(start, start + extent),)])
+            grads.append(grad[(slice(None),) * axis + (slice(start, start + extent), ...)])
             start += extent
         return tuple(grads)
 

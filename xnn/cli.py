@@ -1,0 +1,202 @@
+"""The command line: xnn train, predict, info, check."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xnn import __version__
+from xnn.errors import OptionError, UnknownBackendError, XnnError
+
+__all__ = ["main"]
+
+_EXIT_CODES = """\b
+Exit codes: 0 done; 1 it failed, and standard error says why; 2 a wrong option
+or environment variable; 130 ended by Ctrl-C, after reporting what was done."""
+
+
+class _Commands(click.Group):
+    """Turns xnn's errors into one line on standard error and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except XnnError as error:
+            click.echo(f"xnn: {error}", err=True)
+            ctx.exit(2 if isinstance(error, (OptionError, UnknownBackendError)) else 1)
+        except KeyboardInterrupt:
+            click.echo("xnn: interrupted", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
+@click.version_option(__version__, prog_name="xnn")
+def main() -> None:
+    """Train neural networks in plain Python: NumPy on the CPU, CuPy on a GPU (XNN_BACKEND=cupy).
+
+    \b
+    xnn train                         MNIST, 784-100-200-10, a line per epoch
+    xnn train --save digits.safetensors
+    xnn predict digits.safetensors mnist
+    xnn info --probe                  what works here, and why the rest does not
+    xnn check                         gradients and backends, checked
+    """
+
+
+def _widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """100,200 -> (100, 200); an empty text is no hidden layer."""
+    try:
+        widths = tuple(int(part) for part in value.split(",") if part.strip())
+    except ValueError:
+        widths = (0,)
+    if any(width < 1 for width in widths):
+        raise click.BadParameter(f"{value!r} is not a list of positive integers such as 100,200")
+    return widths
+
+
+def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--backend", metavar="NAME", help="numpy or cupy; default: XNN_BACKEND, else numpy.")(
+        command
+    )
+
+
+@main.command()
+@click.option("--dataset", metavar="NAME", help="mnist, fashion-mnist, digits, boston, synthetic, or a .npz or .csv file. "
+              "Default: mnist, and synthetic if that can be had neither from disk nor from the network.")  # fmt: skip
+@click.option(
+    "--data-home", metavar="DIR", help="Where data files are; default: XNN_DATA_HOME, then the user's cache."
+)
+@click.option(
+    "--hidden",
+    default="100,200",
+    show_default=True,
+    callback=_widths,
+    metavar="N,N,...",
+    help="Hidden widths.",
+)
+@click.option(
+    "--activation", type=click.Choice(["relu", "sigmoid", "tanh"]), default="relu", show_default=True
+)
+@click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)
+@click.option("--lr", type=float, help="Learning rate; default: 0.1 for sgd, 0.001 for adam.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    default=0,
+    show_default=True,
+    help="Weights, shuffles, masks.",
+)
+@click.option("--dropout", type=float, default=0.0, show_default=True, help="Rate after each hidden layer.")
+@_backend_option
+@click.option(
+    "--threads", type=click.IntRange(1), help="BLAS threads at most; default: as the environment has it."
+)
+@click.option("--save", metavar="FILE", help="Write the model to FILE.safetensors.")
+@click.option("--plot", metavar="FILE", help="Write the learning curves to a .png or .svg file.")
+@click.option("--log", metavar="FILE", help="Write JSON lines, one an epoch.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as one JSON object, and nothing else."
+)
+@click.option("--quiet", is_flag=True, help="No progress and no summary.")
+def train(backend: str | None, **options: Any) -> None:
+    """Train a multilayer perceptron and report its accuracy on the test set.
+
+    \b
+    xnn train                                       the MNIST article's network
+    xnn train --epochs 25 --plot curve.png
+    xnn train --hidden 512,256 --optimizer adam --batch-size 128
+    xnn train --dataset table.csv --save model.safetensors
+    XNN_BACKEND=cupy xnn train                      the same run on a GPU
+    """
+    from xnn.backends import get_backend
+    from xnn.backends import backend as use
+    from xnn.commands import train_command
+
+    with use(get_backend(backend).name):
+        interrupted = train_command(**options)
+    if interrupted:
+        sys.exit(130)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--data-home", metavar="DIR", help="Where a named data set's files are.")
+@_backend_option
+@click.option("--output", metavar="FILE", help="Write the model's outputs to a .npy file as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def predict(model: str, data: str, backend: str | None, **options: Any) -> None:
+    """Print a prediction for each sample: MODEL is a file from `xnn train --save`.
+
+    DATA is a .npy, .npz (x, and y if known), .csv or idx file, or a data set's name (its test set).
+    A classifier prints labels, a regression numbers; accuracy goes to standard error if y is known.
+
+    \b
+    xnn predict digits.safetensors mnist
+    xnn predict digits.safetensors images.npy --output logits.npy
+    """
+    from xnn.backends import get_backend
+    from xnn.backends import backend as use
+    from xnn.commands import predict_command
+
+    with use(get_backend(backend).name):
+        predict_command(model, data, **options)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--probe", is_flag=True, help="Run something on every backend.")
+def info(as_json: bool, probe: bool) -> None:
+    """Show versions, backends and why one is unavailable, BLAS, threads, plan and data sets.
+
+    \b
+    xnn info
+    xnn info --probe --json > report.json
+    """
+    from xnn.info import collect
+
+    facts = collect(probe)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            click.echo(f"{key}:")
+            for name, text in value.items():
+                click.echo(f"  {name}: {text}")
+        elif isinstance(value, list):
+            for entry in value:
+                click.echo(f"{key}: {', '.join(f'{k} {v}' for k, v in entry.items())}")
+        else:
+            click.echo(f"{key}: {value}")
+
+
+@main.command()
+@click.option(
+    "--backend", "backends", multiple=True, metavar="NAME", help="Check this one; default: all that run here."
+)
+@click.option("--verbose", is_flag=True, help="Every check, not only the failed ones.")
+def check(backends: tuple[str, ...], verbose: bool) -> None:
+    """Check every op's gradient, the three doors and the agreement of the backends.
+
+    Exits with 1 if anything fails.
+
+    \b
+    xnn check
+    xnn check --backend cupy --verbose
+    """
+    from xnn.commands import check_command
+
+    if not check_command(list(backends), verbose):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(prog_name=f"python -m {Path(__file__).stem}")

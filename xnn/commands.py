@@ -1,0 +1,207 @@
+"""What the commands of xnn.cli do; imported only when one of them runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from xnn import losses, optimizers, weights
+from xnn.backends import available_backends
+from xnn.backends.numpy_backend import peak_resident_bytes
+from xnn.callbacks import Callback, JsonLines
+from xnn.checks import run_checks
+from xnn.data import Dataset, dataset_names, load, read_idx
+from xnn.data.tables import read_array, read_csv, read_npz
+from xnn.errors import BackendUnavailableError, DataNotFoundError, OptionError, ShapeError
+from xnn.files import check_writable, write_atomically
+from xnn.history import History, check_plot
+from xnn.layers import Dense, Sequential
+from xnn.models import mlp
+from xnn.training import Trainer
+
+__all__ = ["check_command", "predict_command", "train_command"]
+
+_DEFAULT_RATES = {"sgd": 0.1, "adam": 0.001}
+
+
+def train_command(
+    dataset: str | None,
+    data_home: str | None,
+    hidden: tuple[int, ...],
+    activation: str,
+    optimizer: str,
+    lr: float | None,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    dropout: float,
+    threads: int | None,
+    save: str | None,
+    plot: str | None,
+    log: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> bool:
+    """Train, report, write the files asked for; returns whether Ctrl-C ended it."""
+    if save:
+        check_writable(save, (".safetensors",))
+    if plot:
+        check_plot(plot)
+    rate = _DEFAULT_RATES[optimizer] if lr is None else lr
+    rule = optimizers.SGD(rate) if optimizer == "sgd" else optimizers.Adam(rate)
+    data = load(dataset, data_home)
+    if data.note:
+        click.echo(f"xnn: {data.note}", err=True)
+    model = mlp(data.x_train.shape[1], hidden, data.classes, activation, dropout, data.rescaling(), seed)
+    classify = data.task == "classification"
+    about = {"dataset": data.name, "seed": seed, "model": [repr(layer) for layer in model.layers]}
+    callbacks: list[Callback] = [JsonLines(log, about)] if log else []
+    loss = losses.SoftmaxCrossEntropy() if classify else losses.MSE()
+    trainer = Trainer(model, loss, rule, ["accuracy"] if classify else [], callbacks, threads)
+    history = trainer.fit(
+        (data.x_train, data.y_train),
+        validation=(data.x_val, data.y_val),
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        progress=not quiet,
+    )
+    tested = trainer.evaluate((data.x_test, data.y_test))
+    result = _result(data, model, history, seed, tested)
+    if as_json:
+        click.echo(json.dumps(result))
+    elif not quiet:
+        _summarize(result, history, save, tested)
+    if save:
+        weights.save(model, save, {"dataset": data.name, "task": data.task, "epochs": len(history.epochs)})
+    if plot:
+        history.plot(plot)
+    return history.interrupted
+
+
+def _result(
+    data: Dataset, model: Sequential, history: History, seed: int, tested: dict[str, float]
+) -> dict[str, Any]:
+    """What --json prints."""
+    keys = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return {
+        "dataset": data.name,
+        "backend": history.plan["backend"],
+        "numerics": history.plan["numerics"],
+        "plan": history.plan,
+        "seed": seed,
+        "epochs": len(history.epochs),
+        "interrupted": history.interrupted,
+        "steps": history.steps,
+        "history": [{key: entry.get(key) for key in keys} for entry in history.epochs],
+        "test_loss": tested["loss"],
+        "test_accuracy": tested.get("accuracy"),
+        "ms_per_step": round(history.ms_per_step, 4),
+        "samples_per_second": round(history.samples_per_second, 1),
+        "peak_rss_mb": round(peak_resident_bytes() / 2**20, 1),
+        "weights_sha256": weights.weights_sha256(model),
+        "losses_sha256": history.losses_sha256,
+    }
+
+
+def _summarize(result: dict[str, Any], history: History, save: str | None, tested: dict[str, float]) -> None:
+    if history.interrupted:
+        click.echo(
+            f"interrupted after {history.steps:,} steps, {len(history.epochs)} whole epochs; "
+            + (f"the model as it is goes to {save}" if save else "nothing is saved (--save FILE does)")
+        )
+    last = history.epochs[-1] if history.epochs else {}
+    shown = {f"validation {k[4:]}": v for k, v in last.items() if k.startswith("val_")}
+    shown |= {f"test {k}": v for k, v in tested.items()}
+    click.echo(
+        f"{result['dataset']} on {result['backend']}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items())
+    )
+    click.echo(
+        f"{result['ms_per_step']:.3f} ms/step, {result['samples_per_second']:,.0f} samples/s, "
+        f"{result['peak_rss_mb']:.0f} MB, weights {result['weights_sha256'][:16]}, "
+        f"losses {result['losses_sha256'][:16]}"
+    )
+
+
+def predict_command(model: str, data: str, data_home: str | None, output: str | None, as_json: bool) -> None:
+    """Print a label or a number a line."""
+    if output:
+        check_writable(output, (".npy",))
+    net = weights.load(model)
+    task = weights.metadata(model)["notes"].get("task", "classification")
+    x, y = _samples(data, data_home, net)
+    outputs = net.predict(x)
+    classify = task == "classification" and outputs.ndim == 2
+    predicted: Any = (outputs[:, 0] > 0).astype(int) if outputs.shape[-1] == 1 else outputs.argmax(axis=-1)
+    predicted = predicted if classify else outputs
+    if output:
+        import io
+
+        content = io.BytesIO()
+        np.save(content, outputs)
+        write_atomically(output, content.getvalue())
+    accuracy = float(np.mean(predicted == y)) if classify and y is not None and y.ndim == 1 else None
+    if as_json:
+        click.echo(json.dumps({"predictions": predicted.tolist(), "accuracy": accuracy}))
+        return
+    for row in predicted.tolist():
+        click.echo(",".join(map(str, row)) if isinstance(row, list) else row)
+    if accuracy is not None:
+        click.echo(f"accuracy {accuracy:.4f} over {len(predicted)} samples", err=True)
+
+
+def _samples(data: str, data_home: str | None, net: Sequential) -> tuple[np.ndarray, np.ndarray | None]:
+    """Samples, and targets where the data hold them."""
+    path = Path(data)
+    if data in dataset_names():
+        named = load(data, data_home)
+        return named.x_test, named.y_test
+    if not path.is_file():
+        raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
+    width = next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
+    y: np.ndarray | None = None
+    if path.suffix.lower() == ".csv":
+        x = read_csv(path)
+        if x.shape[1] == width + 1:
+            x, y = x[:, :-1], x[:, -1]
+    elif path.suffix.lower() == ".npz":
+        arrays = read_npz(path)
+        x_name = next((name for name in ("x", "x_test") if name in arrays), None)
+        if x_name is None:
+            raise OptionError(f"{data} holds {', '.join(arrays) or 'nothing'}; predict needs x (or x_test)")
+        x, y = arrays[x_name], arrays.get(x_name.replace("x", "y"))
+    elif path.suffix.lower() == ".npy":
+        x = read_array(path)
+    else:
+        x = read_idx(path)
+    if x.ndim < 2:
+        raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row a sample")
+    return x.reshape(len(x), -1), y
+
+
+def check_command(names: list[str], verbose: bool) -> bool:
+    """Print failures and a line a backend; returns whether all is well."""
+    reasons = available_backends()
+    if not names:
+        names = [name for name, reason in reasons.items() if not reason]
+        for reason in filter(None, reasons.values()):
+            click.echo(f"not checked: {reason}", err=True)
+    for name in names:
+        if reasons.get(name):
+            raise BackendUnavailableError(reasons[name])
+    passed: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    for result in run_checks(names):
+        (passed if result.ok else failed)[result.backend] += 1
+        if verbose or not result.ok:
+            click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.backend}: {result.check}: {result.detail}")
+        sys.stdout.flush()
+    for name in names:
+        click.echo(f"{name}: {passed[name]} passed, {failed[name]} failed")
+    return not failed

@@ -1,0 +1,82 @@
+"""`xnn info`: versions, backends, BLAS, threads, data sets: what a bug report needs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import xnn
+from xnn.backends import backend_names, current_backend, get_backend
+from xnn.backends.cupy_backend import quick_diagnosis
+from xnn.backends.threads import blas_libraries, blas_threads
+from xnn.data import on_disk
+from xnn.errors import XnnError
+from xnn.training import execution_plan
+
+__all__ = ["collect"]
+
+_PACKAGES = (
+    "numpy", "array-api-compat", "click", "rich", "pooch", "safetensors", "threadpoolctl",
+    "cupy-cuda12x", "cupy-cuda13x", "matplotlib", "scikit-learn", "array-api-strict",
+)  # fmt: skip
+
+
+def collect(probe: bool = False) -> dict[str, Any]:
+    """Everything as JSON values. With `probe` each backend runs something; without, CuPy is not imported."""
+    try:
+        chosen = current_backend() if probe or os.environ.get("XNN_BACKEND", "numpy") != "cupy" else None
+        plan: Any = (
+            "--probe shows the plan on a GPU"
+            if chosen is None
+            else execution_plan(chosen, None, 32, blas_threads())
+        )
+    except XnnError as error:
+        plan = str(error)
+    return {
+        "xnn": xnn.__version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": f"{platform.platform()}, {os.cpu_count()} cores",
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "environment": {
+            k: v
+            for k, v in os.environ.items()
+            if k.startswith(("XNN_", "OMP_", "OPENBLAS_", "CUDA_", "CUPY_"))
+        },
+        "backends": {name: _backend(name, probe) for name in backend_names()},
+        "blas": blas_libraries(),
+        "plan": plan,
+        "data": _data(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _backend(name: str, probe: bool) -> str:
+    """One line: works, does not and why, or was not tried."""
+    if name == "cupy" and not probe:
+        return quick_diagnosis() or "installed, and a driver is there; --probe runs something on the GPU"
+    try:
+        lib = get_backend(name)
+        if probe:
+            lib.probe()
+        about = ", ".join(
+            f"{k} {v}" if k not in ("library", "device") else v for k, v in lib.describe().items()
+        )
+        return f"works: {about}" if probe else f"available: {about}"
+    except XnnError as error:
+        return str(error)
+
+
+def _data() -> dict[str, str]:
+    try:
+        return on_disk()
+    except XnnError as error:
+        return {"error": str(error)}
