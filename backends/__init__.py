@@ -10,6 +10,7 @@ if __name__ != "xnn.backends":  # a second import name would make a second copy 
 from xnn.backends.base import Backend, Timer
 from xnn.backends.random import Purpose, Stream
 from xnn.backends.registry import (
+    admit,
     available_backends,
     backend,
     backend_names,
@@ -25,6 +26,7 @@ __all__ = [
     "Purpose",
     "Stream",
     "Timer",
+    "admit",
     "available_backends",
     "backend",
     "backend_names",

@@ -161,7 +161,7 @@ def _rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], r: np.n
     for a, b in zip(coefficients[0][1:], coefficients[1][1:], strict=True):
         top = top * r + a
         bottom = bottom * r + b
-    return top / bottom
+    return np.asarray(top / bottom)
 
 
 def _normal_quantile(p: np.ndarray) -> np.ndarray:
@@ -193,4 +193,4 @@ def _log(x: np.ndarray) -> np.ndarray:
     series = np.full_like(s, 1.0 / 23.0)
     for odd in range(21, 0, -2):
         series = series * s2 + 1.0 / odd
-    return exponent * _LN2_HIGH + (2.0 * s * series + exponent * _LN2_LOW)
+    return np.asarray(exponent * _LN2_HIGH + (2.0 * s * series + exponent * _LN2_LOW))

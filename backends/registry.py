@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
+
 from xnn.backends.base import Backend
 from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, OptionError, UnknownBackendError
 
 __all__ = [
+    "admit",
     "available_backends",
     "backend",
     "backend_names",
@@ -127,11 +130,24 @@ def backend_of(*arrays: Any) -> Backend:
     return found if found is not None else current_backend()
 
 
+def admit(lib: Backend, x: Any) -> Any:
+    """What may enter through a door (fit, predict): host arrays and the model's backend's own."""
+    if not isinstance(x, np.ndarray):
+        owner = backend_of(x)
+        if owner is not lib:
+            raise MixedArraysError(
+                f"the model lives on {lib.name} and got an array of {owner.name}: give it a numpy array or one "
+                f"of {lib.name}, or move the model with model.to({owner.name!r})"
+            )
+    return x
+
+
 def _owner(x: Any) -> Backend | None:
-    if x is None or isinstance(x, (bool, int, float)) and type(x).__module__ == "builtins":
+    if x is None or type(x) in (bool, int, float):
         _owners[type(x)] = None
         return None
-    name = _NAME_OF_MODULE.get(type(x).__module__.partition(".")[0])
+    modules = (base.__module__.partition(".")[0] for base in type(x).__mro__)  # subclasses of arrays too
+    name = next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
     if name is None:
         raise DTypeError(
             f"expected an array of {', '.join(_REGISTRY)} or a number, got {type(x).__name__}; "

@@ -165,12 +165,13 @@ def value_and_grad(
         for i in wanted:
             values[i] = Value(arguments[i])
         result = f(*values, **keywords)
-        if not isinstance(result, Value) or result.shape != ():
+        if getattr(result, "shape", None) != ():
             got = f"shape {result.shape}" if hasattr(result, "shape") else type(result).__name__
             raise GraphError(
                 f"the function must return one number computed from its arguments with ops, got {got}; "
                 "ops.sum or ops.mean makes one of an array"
             )
+        result = result if isinstance(result, Value) else Value(result)  # it depends on none of them
         gradients = gradients_of(result, None, [values[i] for i in wanted])
         return result.value, tuple(gradients) if several else gradients[0]
 

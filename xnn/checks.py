@@ -195,9 +195,8 @@ def _doors(lib: Backend, case: Case) -> tuple[bool, str]:
 
 def _agreement(lib: Backend, case: Case) -> tuple[bool, str]:
     worst = 0.0
-    for a, b in zip(
-        through_doors(get_backend("numpy"), case, "float32")[0], through_doors(lib, case, "float32")[0]
-    ):
+    here, there = (through_doors(library, case, "float32")[0] for library in (get_backend("numpy"), lib))
+    for a, b in zip(here, there, strict=True):
         if (a is None) != (b is None):
             return False, "one backend has a gradient where the other has none"
         if a is not None and b is not None:

@@ -86,6 +86,7 @@ def gradient_check(
     for i in wanted:
         arguments[i] = Value(arguments[i])
     output = f(*arguments)
+    output = output if isinstance(output, Value) else Value(output)  # it depends on no argument
     projection = Stream(seed, Purpose.DIRECTIONS).uniform(tuple(output.shape), -1.0, 1.0)
     computed = gradients_of(output, lib.to_device(projection), [arguments[i] for i in wanted])
 

@@ -260,11 +260,11 @@ def forward_and_backward(graph: Sequence[Node]) -> None:
     handed = backpropagate(graph, {output: xp.ones(value.shape, dtype=value.dtype, device=value.device)})
     for node in graph:
         sources = [node] if node.op is None else node.inbound_nodes
-        node.gradients = {}
+        gradients: dict[Node, Array | None] = {}
         for source, gradient in zip(sources, handed[node], strict=True):
-            before = node.gradients.get(source)
-            both = before is not None and gradient is not None
-            node.gradients[source] = before + gradient if both else (before if gradient is None else gradient)
+            before = gradients.get(source)  # a node may read another twice, as in Mul(x, x)
+            gradients[source] = gradient if before is None or gradient is None else before + gradient
+        node.gradients = gradients
 
 
 def sgd_update(trainables: Iterable[Node], learning_rate: float = 1e-2) -> None:

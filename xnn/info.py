@@ -11,10 +11,9 @@ from typing import Any
 import xnn
 from xnn.backends import backend_names, current_backend, get_backend
 from xnn.backends.cupy_backend import quick_diagnosis
-from xnn.backends.threads import blas_libraries, blas_threads
+from xnn.backends.plan import blas_libraries, blas_threads, execution_plan
 from xnn.data import on_disk
 from xnn.errors import XnnError
-from xnn.training import execution_plan
 
 __all__ = ["collect"]
 
@@ -26,15 +25,13 @@ _PACKAGES = (
 
 def collect(probe: bool = False) -> dict[str, Any]:
     """Everything as JSON values. With `probe` each backend runs something; without, CuPy is not imported."""
-    try:
-        chosen = current_backend() if probe or os.environ.get("XNN_BACKEND", "numpy") != "cupy" else None
-        plan: Any = (
-            "--probe shows the plan on a GPU"
-            if chosen is None
-            else execution_plan(chosen, None, 32, blas_threads())
-        )
-    except XnnError as error:
-        plan = str(error)
+    if not probe and os.environ.get("XNN_BACKEND", "").strip() == "cupy":
+        plan: Any = "--probe shows the plan on a GPU"
+    else:
+        try:
+            plan = execution_plan(current_backend(), "float32", 32, blas_threads())
+        except XnnError as error:
+            plan = str(error)
     return {
         "xnn": xnn.__version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -63,6 +60,8 @@ def _backend(name: str, probe: bool) -> str:
     """One line: works, does not and why, or was not tried."""
     if name == "cupy" and not probe:
         return quick_diagnosis() or "installed, and a driver is there; --probe runs something on the GPU"
+    if name == "array-api-strict" and not probe and (version := _version(name)):
+        return f"installed: {name} {version}, for tests"
     try:
         lib = get_backend(name)
         if probe:

@@ -22,7 +22,8 @@ def accuracy(xp: Namespace, outputs: Array, targets: Array) -> Array:
         right = (outputs > 0.0) == (targets > 0.5)
     else:
         raise ShapeError(
-            f"accuracy needs outputs (n, classes) with labels (n,), or both (n, 1); got {outputs.shape} and {targets.shape}"
+            f"accuracy needs outputs (n, classes) with labels (n,), or both (n, 1); "
+            f"got {outputs.shape} and {targets.shape}"
         )
     return xp.sum(xp.astype(right, outputs.dtype))
 

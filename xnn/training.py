@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import Backend, numerics
-from xnn.backends.threads import blas_libraries, limit_threads
+from xnn.backends import Backend, admit
+from xnn.backends.plan import execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
 from xnn.diagnosis import diagnose, finite
@@ -25,7 +25,7 @@ from xnn.metrics import Metric
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
 
-__all__ = ["Trainer", "execution_plan"]
+__all__ = ["Trainer"]
 
 # The losses stay on the device and are looked at this often: looking at each would wait for it each time.
 _CHECK_EVERY = 100
@@ -86,7 +86,7 @@ class Trainer:
         history = History()
         watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
         with limit_threads(self.threads) as threads, lib.guard(), _interruptible() as interrupted:
-            history.plan = execution_plan(lib, model, batch_size, threads)
+            history.plan = execution_plan(lib, model.dtype, batch_size, threads)
             try:
                 for watcher in watchers:
                     watcher.on_fit_start(history, epochs, len(batches))
@@ -178,7 +178,7 @@ class Trainer:
         means = totals / max(seen, 1)
         return {"epoch": self.epoch + 1, "loss": float(means[0]), **self._named(means[1:])}
 
-    def _named(self, values: Sequence[Any]) -> dict[str, float]:
+    def _named(self, values: Any) -> dict[str, float]:
         return {name: float(v) for (name, _), v in zip(self.metrics, values, strict=True)}
 
     def _snapshot(self) -> Any:
@@ -218,10 +218,11 @@ class Trainer:
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise OptionError(f"{role} data must be a pair (x, y), got {type(data).__name__}")
         lib = self.model.backend
-        x, y = (part if hasattr(part, "shape") else np.asarray(part) for part in data)
+        x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
         if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
             raise ShapeError(
-                f"{role} data must be as many samples as targets, and at least one; got x {tuple(x.shape)}, y {tuple(y.shape)}"
+                f"{role} data must be as many samples as targets, and at least one; "
+                f"got x {tuple(x.shape)}, y {tuple(y.shape)}"
             )
         x = self.model.prepare(x)
         if isinstance(x, np.ndarray) and x.dtype.kind == "f" and not np.isfinite(x).all():
@@ -233,22 +234,6 @@ class Trainer:
         self.loss.check(targets, self.model.output_shape(tuple(x.shape[1:])))
         prepared = self.loss.prepare(targets, self.model.dtype)
         return x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
-
-
-def execution_plan(lib: Backend, model: Sequential | None, batch_size: int, threads: int) -> dict[str, Any]:
-    """All that the numbers of a fast run depend on; the same plan gives the same bits."""
-    blas = [f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas_libraries()]
-    return {
-        "numerics": numerics(),
-        "backend": lib.name,
-        **lib.describe(),
-        "blas": ", ".join(blas),
-        "threads": threads,
-        "kernels": "ops",
-        "fused": False,
-        "dtype": "float32" if model is None else model.dtype,
-        "batch_size": batch_size,
-    }
 
 
 @contextmanager

@@ -37,7 +37,8 @@ def weights_sha256(model: Sequential) -> str:
 def save(model: Sequential, path: str | os.PathLike[str], notes: dict[str, Any] | None = None) -> None:
     """Write the model whole or not at all; `notes` (JSON values) are kept in its metadata.
 
-    Raises OptionError for a place that cannot be written or a layer that could not be built again, DataError when the disk is full.
+    Raises OptionError for a place that cannot be written or a layer that could not be built again,
+    DataError when the disk is full.
     """
     from safetensors.numpy import save as to_bytes
 
@@ -139,13 +140,15 @@ def _assign(model: Sequential, tensors: dict[str, np.ndarray], path: str | os.Pa
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
         raise CorruptFileError(
-            f"{path} does not fit the model: missing {', '.join(missing) or 'nothing'}, unknown {', '.join(extra) or 'nothing'}"
+            f"{path} does not fit the model: missing {', '.join(missing) or 'nothing'}, "
+            f"unknown {', '.join(extra) or 'nothing'}"
         )
     for name, parameter in wanted.items():
         got = tensors[name]
         if got.shape != parameter.shape or got.dtype != parameter.dtype:
             raise CorruptFileError(
-                f"{path}: {name} is {got.dtype}{list(got.shape)}, the model needs {parameter.dtype}{list(parameter.shape)}"
+                f"{path}: {name} is {got.dtype}{list(got.shape)}, "
+                f"the model needs {parameter.dtype}{list(parameter.shape)}"
             )
     lib = model.backend if wanted else current_backend()
     for name, parameter in wanted.items():

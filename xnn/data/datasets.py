@@ -255,4 +255,7 @@ def _load_npz(path: Path) -> Dataset:
         else:
             cut = len(x) - max(1, len(x) // 10)
             parts = [x[:cut], y[:cut], x[cut:], y[cut:]]
-    return Dataset(path.name, *parts, task=task, scale=_pixel_scale(x))
+    x_train, y_train, x_val, y_val, x_test, y_test = parts
+    return Dataset(
+        path.name, x_train, y_train, x_val, y_val, x_test, y_test, task=task, scale=_pixel_scale(x)
+    )

@@ -11,7 +11,7 @@ import hashlib
 import math
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +38,7 @@ def read_idx(
     try:
         with open(path, "rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
-        opened: IO[bytes] = gzip.open(path, "rb") if compressed else open(path, "rb")  # noqa: SIM115
-        with opened as file:
+        with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
             return _parse(path, file, sha256, shape, dtype)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CorruptFileError(f"{path} is damaged ({error}); delete it and fetch it again") from error
@@ -48,7 +47,7 @@ def read_idx(
 
 
 def _parse(
-    path: Path, file: IO[bytes], sha256: str | None, shape: tuple[int | None, ...] | None, dtype: str | None
+    path: Path, file: Any, sha256: str | None, shape: tuple[int | None, ...] | None, dtype: str | None
 ) -> np.ndarray:
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\x00\x00" or magic[2] not in _TYPES or magic[3] == 0:

@@ -19,9 +19,9 @@ _ROUNDS = 2
 
 def cache_home() -> Path:
     """The user's cache folder for xnn, such as ~/.cache/xnn."""
-    import pooch
+    from platformdirs import user_cache_dir
 
-    return Path(pooch.os_cache("xnn"))
+    return Path(user_cache_dir("xnn", appauthor=False))
 
 
 def data_homes(data_home: str | os.PathLike[str] | None = None) -> list[Path]:

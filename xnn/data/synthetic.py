@@ -7,7 +7,7 @@ used and every number comes from a counter-based stream, so the bytes are the sa
 
 from __future__ import annotations
 
-import math
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,21 +20,28 @@ _SIDE = 28
 _CHUNK = 256  # images drawn at a time: bounds the memory
 
 # Polylines in a unit square, x to the right and y down.
-_GLYPHS: tuple[tuple[tuple[tuple[float, float], ...], ...], ...] = (
-    (((0.5, 0.0), (0.8, 0.12), (0.92, 0.5), (0.8, 0.88), (0.5, 1.0), (0.2, 0.88), (0.08, 0.5), (0.2, 0.12), (0.5, 0.0)),),
+_Stroke: TypeAlias = tuple[tuple[float, float], ...]
+_GLYPHS: tuple[tuple[_Stroke, ...], ...] = (
+    (((0.5, 0.0), (0.8, 0.12), (0.92, 0.5), (0.8, 0.88), (0.5, 1.0),
+      (0.2, 0.88), (0.08, 0.5), (0.2, 0.12), (0.5, 0.0)),),
     (((0.3, 0.2), (0.55, 0.0), (0.55, 1.0)),),
     (((0.1, 0.25), (0.3, 0.03), (0.7, 0.03), (0.88, 0.27), (0.75, 0.5), (0.1, 1.0), (0.92, 1.0)),),
-    (((0.12, 0.1), (0.5, 0.0), (0.85, 0.2), (0.75, 0.42), (0.42, 0.48), (0.8, 0.56), (0.9, 0.78), (0.55, 1.0), (0.1, 0.9)),),
+    (((0.12, 0.1), (0.5, 0.0), (0.85, 0.2), (0.75, 0.42), (0.42, 0.48),
+      (0.8, 0.56), (0.9, 0.78), (0.55, 1.0), (0.1, 0.9)),),
     (((0.65, 1.0), (0.65, 0.0), (0.08, 0.68), (0.95, 0.68)),),
-    (((0.85, 0.0), (0.2, 0.0), (0.15, 0.45), (0.55, 0.38), (0.88, 0.62), (0.75, 0.92), (0.4, 1.0), (0.1, 0.88)),),
-    (((0.75, 0.02), (0.35, 0.25), (0.12, 0.65), (0.3, 0.97), (0.7, 0.97), (0.88, 0.72), (0.65, 0.5), (0.18, 0.62)),),
+    (((0.85, 0.0), (0.2, 0.0), (0.15, 0.45), (0.55, 0.38),
+      (0.88, 0.62), (0.75, 0.92), (0.4, 1.0), (0.1, 0.88)),),
+    (((0.75, 0.02), (0.35, 0.25), (0.12, 0.65), (0.3, 0.97),
+      (0.7, 0.97), (0.88, 0.72), (0.65, 0.5), (0.18, 0.62)),),
     (((0.08, 0.02), (0.92, 0.02), (0.4, 1.0)), ((0.28, 0.5), (0.75, 0.5))),
     (
         ((0.5, 0.46), (0.2, 0.3), (0.25, 0.06), (0.5, 0.0), (0.75, 0.06), (0.8, 0.3), (0.5, 0.46)),
         ((0.5, 0.46), (0.85, 0.66), (0.78, 0.93), (0.5, 1.0), (0.22, 0.93), (0.15, 0.66), (0.5, 0.46)),
     ),
-    (((0.85, 0.35), (0.55, 0.5), (0.2, 0.4), (0.18, 0.12), (0.5, 0.0), (0.82, 0.12), (0.85, 0.35), (0.6, 1.0)),),
+    (((0.85, 0.35), (0.55, 0.5), (0.2, 0.4), (0.18, 0.12),
+      (0.5, 0.0), (0.82, 0.12), (0.85, 0.35), (0.6, 1.0)),),
 )  # fmt: skip
+_POINTS = max(sum(map(len, strokes)) for strokes in _GLYPHS)
 
 
 def synthetic_digits(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +51,7 @@ def synthetic_digits(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     labels = (Stream(seed, Purpose.SYNTHETIC, 0).words(0, count) % np.uint64(10)).astype(np.int64)
     # Ten numbers an image for its map and pen, then two for each point's jitter.
     dice = Stream(seed, Purpose.SYNTHETIC, 1).uniform((count, 10), -1.0, 1.0)
-    jitter = Stream(seed, Purpose.SYNTHETIC, 2).uniform((count, 16, 2), -1.0, 1.0)
+    jitter = Stream(seed, Purpose.SYNTHETIC, 2).uniform((count, _POINTS, 2), -1.0, 1.0)
     images = np.empty((count, _SIDE * _SIDE), dtype=np.uint8)
     for digit, strokes in enumerate(_GLYPHS):
         members = np.flatnonzero(labels == digit)
@@ -54,9 +61,7 @@ def synthetic_digits(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     return images, labels
 
 
-def _draw(
-    strokes: tuple[tuple[tuple[float, float], ...], ...], dice: np.ndarray, jitter: np.ndarray
-) -> np.ndarray:
+def _draw(strokes: tuple[_Stroke, ...], dice: np.ndarray, jitter: np.ndarray) -> np.ndarray:
     points = np.asarray([point for stroke in strokes for point in stroke])
     x = (points[:, 0] - 0.5) + 0.045 * jitter[:, : len(points), 0]
     y = (points[:, 1] - 0.5) + 0.045 * jitter[:, : len(points), 1]
@@ -84,10 +89,3 @@ def _draw(
     shade = (width + blur - np.sqrt(nearest)) / (2.0 * blur)
     shade = np.minimum(np.maximum(shade, 0.0), 1.0) * (225.0 + 30.0 * ink)
     return np.asarray(shade + 0.5, dtype=np.uint8)
-
-
-def _points(strokes: tuple[tuple[tuple[float, float], ...], ...]) -> int:
-    return sum(len(stroke) for stroke in strokes)
-
-
-assert max(map(_points, _GLYPHS)) <= 16 and math.isqrt(_SIDE * _SIDE) == _SIDE

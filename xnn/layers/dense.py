@@ -51,6 +51,7 @@ class Dense(Layer):
                 f"Dense({self.inputs}, {self.outputs}) got an input of shape {getattr(x, 'shape', x)}; "
                 f"its last axis must be {self.inputs}"
             )
+        backend_of(x, self.weight.value)  # host and device arrays do not mix
         if x.dtype != self.weight.value.dtype:
             raise DTypeError(
                 f"Dense({self.inputs}, {self.outputs}) holds {self.dtype} weights and got {x.dtype}: convert the "

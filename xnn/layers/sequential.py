@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import Backend, backend_of, current_backend
+from xnn.backends import Backend, admit, backend_of, current_backend
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.layers.dense import Dense
 from xnn.layers.layer import Layer, Parameter, check_count
@@ -102,7 +102,7 @@ class Sequential(Layer):
         """
         if not hasattr(x, "shape"):
             x = np.asarray(x)
-        xp = backend_of(x).xp
+        xp = backend_of(admit(self.backend, x)).xp
         if x.dtype == getattr(xp, self.dtype):
             return x
         if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):
@@ -127,7 +127,7 @@ class Sequential(Layer):
         parts = []
         with lib.guard():
             for start in range(0, max(1, x.shape[0]), batch_size):
-                batch: Any = lib.to_device(x[start : start + batch_size])
+                batch: Any = lib.to_device(x[start : start + batch_size, ...])
                 for layer in self.layers:
                     batch, _ = layer.apply(batch, training=False)
                 parts.append(lib.to_host(batch))

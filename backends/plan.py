@@ -1,4 +1,4 @@
-"""BLAS threads: how many there are, and a limit that is put back afterwards."""
+"""How a run is executed: BLAS threads, a limit that is put back, and the plan that results."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from xnn.backends.base import Backend
+from xnn.backends.registry import numerics
 from xnn.errors import OptionError
 
-__all__ = ["blas_libraries", "blas_threads", "limit_threads"]
+__all__ = ["blas_libraries", "blas_threads", "execution_plan", "limit_threads"]
 
 
 def blas_libraries() -> list[dict[str, Any]]:
@@ -41,3 +43,19 @@ def limit_threads(threads: int | None) -> Iterator[int]:
     allowed = min(threads, blas_threads())
     with threadpool_limits(limits=allowed, user_api="blas"):
         yield allowed
+
+
+def execution_plan(lib: Backend, dtype: str, batch_size: int, threads: int) -> dict[str, Any]:
+    """All that the numbers of a fast run depend on; the same plan gives the same bits."""
+    blas = [f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas_libraries()]
+    return {
+        "numerics": numerics(),
+        "backend": lib.name,
+        **lib.describe(),
+        "blas": ", ".join(blas),
+        "threads": threads,
+        "kernels": "ops",
+        "fused": False,
+        "dtype": dtype,
+        "batch_size": batch_size,
+    }

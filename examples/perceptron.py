@@ -1,0 +1,53 @@
+"""The NumPy perceptron: logistic regression by full-batch gradient descent, telling 0 from 1.
+
+    python examples/perceptron.py            real MNIST if it is found, synthetic digits if not
+
+The article's functions and what they are here: initialize_with_zeros is Dense with Zeros; propagate is
+forward, BinaryCrossEntropy and backward; optimize is the loop with SGD; predict is sigmoid at 0.5.
+"""
+
+import sys
+
+import numpy as np
+
+from xnn import data, initializers, layers, losses, ops, optimizers
+
+
+def zero_or_one(x, y):
+    """The images of 0 and 1 in [0, 1], and their labels as a column."""
+    chosen = y < 2
+    return x[chosen].astype(np.float32) / 255, y[chosen, None].astype(np.float32)
+
+
+def predict(neuron, x):
+    """1 where the probability is above 0.5."""
+    return ops.sigmoid(neuron.forward(x)) > 0.5
+
+
+def main(dataset=None, iterations=2000, learning_rate=0.5):
+    """Train, print the cost every 100 iterations; returns costs, training and test accuracy."""
+    digits = data.load(dataset)
+    x, y = zero_or_one(digits.x_train, digits.y_train)
+    x_test, y_test = zero_or_one(digits.x_test, digits.y_test)
+    print(f"{digits.name}: {len(x):,} training images of 0 and 1, {len(x_test):,} test images")
+
+    neuron = layers.Dense(784, 1, weight_init=initializers.Zeros())
+    loss = losses.BinaryCrossEntropy()
+    optimizer = optimizers.SGD(learning_rate)
+    costs = []
+    for i in range(iterations):
+        cost = loss.forward(neuron.forward(x), y)
+        neuron.backward(loss.backward(), input_gradient=False)
+        optimizer.step(neuron.parameters())
+        if i % 100 == 0:
+            costs.append(float(cost))
+            print(f"cost after iteration {i}: {costs[-1]:.6f}")
+
+    train_accuracy = float(np.mean(predict(neuron, x) == y))
+    test_accuracy = float(np.mean(predict(neuron, x_test) == y_test))
+    print(f"train accuracy {train_accuracy:.2%}, test accuracy {test_accuracy:.2%}")
+    return costs, train_accuracy, test_accuracy
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

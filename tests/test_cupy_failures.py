@@ -1,0 +1,401 @@
+"""Every way in which CuPy can fail, on machines without one: fake `cupy` modules stand in for it.
+
+What the fakes do follows shared/gpu/README.md's table, read from CuPy 14's source. The same tests run where
+there is a GPU: the real module is put aside for them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from xnn.backends import Backend, Purpose, Stream, backend, backend_of, current_backend, registry, use_backend
+from xnn.backends.cupy_backend import CupyBackend, import_cupy, quick_diagnosis
+from xnn.errors import BackendUnavailableError, DeviceMemoryError, MixedArraysError
+
+INSTALL = 'pip install "cupy-cuda13x[ctk]"'
+
+
+class Ndarray(np.ndarray):
+    """What the fake's functions return where it matters that it is not NumPy's."""
+
+
+Ndarray.__module__, Ndarray.__name__ = "cupy", "ndarray"
+
+
+class OutOfMemoryError(MemoryError):
+    """CuPy's: a MemoryError that is no DeviceMemoryError."""
+
+
+class DynamicLibNotFoundError(RuntimeError):
+    """cuda-pathfinder's, when NVRTC is missing."""
+
+
+class CUDARuntimeError(RuntimeError):
+    """CuPy's."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No cupy in sys.modules, no backend remembered; afterwards everything is as it was."""
+    for name in cupy_modules():
+        monkeypatch.delitem(sys.modules, name)
+    known = {name: lib for name, lib in registry._instances.items() if name != "cupy"}
+    monkeypatch.setattr(registry, "_instances", known)
+    monkeypatch.setattr(registry, "_owners", {})
+    yield
+    for name in cupy_modules():  # the fakes; monkeypatch brings the real ones back
+        del sys.modules[name]
+
+
+def cupy_modules() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] == "cupy"]
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def function(*arguments: object, **options: object) -> None:
+        raise error
+
+    return function
+
+
+def fake_cupy(
+    driver: int = 13000, needed: int = 13000, gpu: bool = True, **replaced: object
+) -> types.ModuleType:
+    """A module that does what the backend needs, on NumPy's arrays."""
+    module = types.ModuleType("cupy")
+    module.__version__ = "14.2.0"
+    module.waits = []
+    runtime = SimpleNamespace(
+        driverGetVersion=lambda: driver,
+        runtimeGetVersion=lambda: needed,
+        memGetInfo=lambda: (70, 100),
+        getDeviceProperties=lambda device: {"name": f"NVIDIA H{device}00".encode()},
+    )
+    module.cuda = SimpleNamespace(
+        runtime=runtime,
+        is_available=lambda: gpu,
+        Device=lambda: SimpleNamespace(id=2),
+        get_current_stream=lambda: SimpleNamespace(synchronize=lambda: module.waits.append("waited")),
+    )
+    module.get_default_memory_pool = lambda: SimpleNamespace(used_bytes=lambda: 10, total_bytes=lambda: 30)
+    module.asarray, module.asnumpy, module.matmul = np.asarray, np.asarray, np.matmul
+    module.maximum, module.float32 = np.maximum, np.float32
+    for name, value in replaced.items():
+        setattr(module, name, value)
+    return module
+
+
+Installer = Callable[[pytest.MonkeyPatch, Path], None]
+
+
+def having(**options: object) -> Installer:
+    """CuPy can be imported and is like this."""
+    return lambda monkeypatch, folder: monkeypatch.setitem(sys.modules, "cupy", fake_cupy(**options))
+
+
+def written(code: str) -> Installer:
+    """The package's __init__.py is this code."""
+
+    def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        (folder / "cupy").mkdir()
+        (folder / "cupy" / "__init__.py").write_text(code)
+        monkeypatch.syspath_prepend(folder)
+
+    return install
+
+
+def not_installed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # Python's own way of saying so
+
+
+def silent_runtime(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    cupy = fake_cupy()
+    cupy.cuda.runtime.driverGetVersion = raising(CUDARuntimeError("cudaErrorSystemDriverMismatch: mismatch"))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+
+RULE = "=" * 64
+BANNER = f"""
+{RULE}
+Failed to import CuPy.
+
+If you installed CuPy via wheels (cupy-cudaXXX or cupy-rocm-X-X), make sure that the package matches.
+
+Check the Installation Guide for details:
+  https://docs.cupy.dev/en/latest/install.html
+
+Original error:%sImportError: libcudart.so.13: cannot open shared object file
+{RULE}
+"""
+TWO_WHEELS = f"""
+{"-" * 80}
+
+  CuPy may not function correctly because multiple CuPy packages are installed
+  in your environment:
+
+    cupy-cuda12x, cupy-cuda13x
+"""
+HEADERS = "Failed to find CUDA headers. Please install CUDA toolkit headers."
+NVRTC = 'Failure finding "libnvrtc.so": No such file\n  searched: site-packages'
+
+# Name of the failure -> how to have it, and what the message must contain: what is wrong, what mends it.
+FAILURES: dict[str, tuple[Installer, tuple[str, ...]]] = {
+    "not installed": (not_installed, ("not installed", INSTALL, "cupy-cuda12x[ctk]")),
+    "a dependency missing": (
+        written("import a_package_that_is_not_there"),
+        ("needs the package a_package_that_is_not_there", INSTALL),
+    ),
+    "banner": (
+        written(f"raise ImportError({BANNER % (chr(10) + '  ')!r})"),
+        ("ImportError: libcudart.so.13: cannot open shared object file; uninstall it", INSTALL),
+    ),
+    "two wheels": (
+        written(f"import warnings; warnings.warn({TWO_WHEELS!r})"),
+        ("several CuPy packages", "pip uninstall", INSTALL),
+    ),
+    "no driver": (
+        having(driver=0, gpu=False),
+        ("no NVIDIA driver found", "install the GPU's driver", "XNN_BACKEND=numpy"),
+    ),
+    "driver too old": (
+        having(driver=12040, gpu=False),
+        ("CUDA 12.4", "needs 13.0", "update the driver", 'pip install "cupy-cuda12x[ctk]"'),
+    ),
+    "runtime does not answer": (silent_runtime, ("cudaErrorSystemDriverMismatch", "nvidia-smi")),
+    "no GPU": (
+        having(gpu=False),
+        ("no GPU is visible", "nvidia-smi", "CUDA_VISIBLE_DEVICES", "XNN_BACKEND=numpy"),
+    ),
+    "no cuBLAS": (
+        having(matmul=raising(ImportError("libcublas.so.13: cannot open shared object file"))),
+        ("matrix product failed", "libcublas.so.13", "libraries are missing", INSTALL),
+    ),
+    "no NVRTC": (
+        having(maximum=raising(DynamicLibNotFoundError(NVRTC))),
+        ("compiling a kernel failed", "libnvrtc.so", "libraries are missing", INSTALL),
+    ),
+    "no headers": (
+        having(maximum=raising(RuntimeError(HEADERS))),
+        ("compiling a kernel failed", "CUDA headers", "headers are missing", INSTALL),
+    ),
+    "product refused": (
+        having(matmul=raising(CUDARuntimeError("cudaErrorLaunchFailure: unspecified launch failure"))),
+        ("matrix product failed", "cudaErrorLaunchFailure", "nvidia-smi"),
+    ),
+    "wrong product": (
+        having(matmul=lambda a, b: a * b),
+        ("[[1.0, 4.0], [9.0, 16.0]]", "that is [[7.0, 10.0], [15.0, 22.0]]", "nvidia-smi", "reinstall CuPy"),
+    ),
+    "wrong kernel": (
+        having(maximum=np.minimum),
+        ("[[2.0, 3.0], [3.5, 3.5]]", "[[3.5, 3.5], [4.0, 5.0]]", "nvidia-smi", "reinstall CuPy"),
+    ),
+    "GPU full": (
+        having(asarray=raising(OutOfMemoryError("Out of memory allocating 512 bytes"))),
+        ("Out of memory allocating 512 bytes", "memory is full", "nvidia-smi"),
+    ),
+}
+
+
+def diagnosis(failure: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
+    FAILURES[failure][0](monkeypatch, folder)
+    with pytest.raises(BackendUnavailableError) as caught:
+        use_backend("cupy")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_each_failure_is_one_line_that_says_what_mends_it(failure, monkeypatch, tmp_path):
+    message = diagnosis(failure, monkeypatch, tmp_path)
+    assert message.startswith("cupy: ")
+    assert "\n" not in message
+    for part in FAILURES[failure][1]:
+        assert part in message
+    assert "cupy" not in registry._instances  # not remembered: the next try looks again
+    assert current_backend().name == "numpy"
+
+
+def test_no_two_failures_say_the_same(monkeypatch, tmp_path):
+    messages = set()
+    for number, failure in enumerate(FAILURES):
+        sys.modules.pop("cupy", None)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with monkeypatch.context() as patches:
+            messages.add(diagnosis(failure, patches, folder))
+    assert len(messages) == len(FAILURES)
+
+
+@pytest.mark.parametrize(
+    ("banner", "shown"),
+    [
+        (BANNER % " ", "ImportError: libcudart.so.13: cannot open shared object file"),  # on the same line
+        ("something\nOriginal error:", "Original error:"),  # cut off: nothing better is there
+        ("libcuda is odd\nand a second line", "libcuda is odd"),  # no banner at all
+        ("", "ImportError"),
+    ],
+)
+def test_the_line_that_matters_of_an_import_error(banner, shown, monkeypatch, tmp_path):
+    written(f"raise ImportError({banner!r})")(monkeypatch, tmp_path)
+    with pytest.raises(BackendUnavailableError, match="cannot be imported") as caught:
+        CupyBackend()
+    assert f"cannot be imported: {shown}; uninstall it" in str(caught.value)
+
+
+def test_other_warnings_of_the_import_do_no_harm(monkeypatch, tmp_path):
+    written("import warnings; warnings.warn('cuTENSOR is old')")(monkeypatch, tmp_path)
+    assert import_cupy().__file__.startswith(str(tmp_path))
+
+
+def test_an_old_drivers_advice_names_only_wheels_that_exist(monkeypatch, tmp_path):
+    # CuPy 14, the oldest that pyproject.toml allows, has wheels for CUDA 12 and 13.
+    having(driver=11080, gpu=False)(monkeypatch, tmp_path)
+    with pytest.raises(BackendUnavailableError, match="update the driver") as caught:
+        CupyBackend()
+    assert "CUDA 11.8" in str(caught.value)
+    assert "cuda11x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("driver", [13000, 13010, 14000, 13020])
+@pytest.mark.parametrize("needed", [13000, 13010])
+def test_a_driver_of_the_same_major_version_or_newer_will_do(working, driver, needed):
+    # CUDA's minor version compatibility: a 13.0 driver runs a 13.1 runtime.
+    sys.modules["cupy"].cuda.runtime.driverGetVersion = lambda: driver
+    sys.modules["cupy"].cuda.runtime.runtimeGetVersion = lambda: needed
+    assert CupyBackend().describe()["driver"] == f"{driver // 1000}.{driver % 1000 // 10}"
+
+
+@pytest.fixture
+def working(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A CuPy that works. array_api_compat.cupy cannot be imported without the real one."""
+    cupy = fake_cupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", np)
+    return cupy
+
+
+def test_a_failure_that_was_mended_is_forgotten(monkeypatch, tmp_path):
+    with monkeypatch.context() as patches:
+        not_installed(patches, tmp_path)
+        assert "not installed" in registry.available_backends()["cupy"]
+    having()(monkeypatch, tmp_path)
+    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", np)
+    assert registry.available_backends()["cupy"] == ""
+
+
+def test_the_variable_and_with_tell_the_same_reason(monkeypatch, tmp_path):
+    having(driver=0, gpu=False)(monkeypatch, tmp_path)
+    monkeypatch.setenv("XNN_BACKEND", "cupy")
+    with pytest.raises(BackendUnavailableError, match="no NVIDIA driver"):
+        current_backend()
+    with pytest.raises(BackendUnavailableError, match="no NVIDIA driver"), backend("cupy"):
+        pytest.fail("the block ran")
+
+
+def test_a_working_cupy_is_a_backend(working):
+    with backend("cupy") as lib:
+        assert current_backend() is lib
+    assert (lib.name, lib.is_host, lib.xp) == ("cupy", False, np)
+    assert lib.probe() is None
+    assert lib.memory() == {"used": 10, "peak": 30, "total": 100}
+    assert lib.describe() == {
+        "library": "cupy 14.2.0",
+        "device": "NVIDIA H200",
+        "cuda": "13.0",
+        "driver": "13.0",
+    }
+    working.cuda.runtime.getDeviceProperties = lambda device: {"name": "NVIDIA A100"}  # text in some versions
+    assert lib.describe()["device"] == "NVIDIA A100"
+
+
+def test_a_working_cupy_moves_arrays(working):
+    lib = CupyBackend()
+    there = lib.to_device([1, 2], dtype="float32")
+    assert there.dtype == np.float32
+    assert lib.to_device(there) is there
+    assert lib.to_host(there).tolist() == [1.0, 2.0]
+    shape, stream = (5, 3), Stream(1, Purpose.DROPOUT)
+    expected = stream.keep(0, 15, 0.5).reshape(shape)
+    assert np.array_equal(lib.to_host(lib.keep_mask(stream, shape, 0.5)), expected)
+
+
+def test_a_working_cupy_waits(working):
+    lib = CupyBackend()
+    working.waits.clear()
+    lib.synchronize()
+    assert working.waits == ["waited"]
+    with lib.timer():
+        assert len(working.waits) == 2
+    assert len(working.waits) == 3
+
+
+def test_out_of_memory_names_what_to_try(working):
+    lib = CupyBackend()
+    working.asarray = raising(OutOfMemoryError("Out of memory allocating 4,000,000,000 bytes"))
+    with pytest.raises(DeviceMemoryError) as caught:
+        lib.to_device(np.ones(3))
+    assert str(caught.value).startswith("cupy: Out of memory allocating 4,000,000,000 bytes. ")
+    assert "smaller batch_size" in str(caught.value)
+    assert "CUPY_GPU_MEMORY_LIMIT" in str(caught.value)
+    assert isinstance(caught.value.__cause__, OutOfMemoryError)
+
+
+def test_other_errors_of_to_device_are_not_about_memory(working):
+    lib = CupyBackend()
+    working.asarray = raising(TypeError("Unsupported type"))
+    with pytest.raises(TypeError, match=r"^Unsupported type$"):
+        lib.to_device(object())
+
+
+def test_a_cupy_array_belongs_to_cupy_and_does_not_mix(working):
+    x = np.ones(3).view(Ndarray)
+    lib = backend_of(x, 2.0)
+    assert isinstance(lib, CupyBackend)
+    assert isinstance(lib, Backend)
+    with pytest.raises(MixedArraysError, match=r"of numpy and of cupy"):
+        backend_of(np.ones(3), x)
+
+
+def test_a_cupy_array_where_cupy_does_not_work_says_why(monkeypatch, tmp_path):
+    having(gpu=False)(monkeypatch, tmp_path)
+    with pytest.raises(BackendUnavailableError, match="no GPU is visible"):
+        backend_of(np.ones(3).view(Ndarray))
+
+
+# What can be told without importing CuPy: `xnn info`.
+
+
+def test_quick_diagnosis_of_a_missing_package(monkeypatch, tmp_path):
+    not_installed(monkeypatch, tmp_path)
+    assert quick_diagnosis().startswith("cupy: CuPy is not installed: ")
+    assert INSTALL in quick_diagnosis()
+
+
+@pytest.mark.parametrize("library", ["libcuda.so.1", "nvcuda.dll", None])
+def test_quick_diagnosis_looks_for_the_driver(monkeypatch, tmp_path, library):
+    tried = []
+
+    def load(name: str) -> None:
+        tried.append(name)
+        if name != library:
+            raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    written("raise RuntimeError('imported')")(monkeypatch, tmp_path)
+    found = quick_diagnosis()
+    if library is None:
+        assert found.startswith("cupy: no NVIDIA driver found: ")
+        assert "\n" not in found
+        assert "XNN_BACKEND=numpy" in found
+        assert tried == ["libcuda.so.1", "nvcuda.dll"]
+    else:
+        assert found == ""
+    assert "cupy" not in sys.modules

@@ -1,0 +1,338 @@
+"""Layers, by hand and in a Sequential."""
+
+import numpy as np
+import pytest
+
+import xnn
+from xnn import initializers, layers, ops
+from xnn.backends import Purpose, Stream, get_backend
+from xnn.errors import DTypeError, GraphError, MixedArraysError, OptionError, ShapeError
+from xnn.layers import (
+    Affine,
+    Dense,
+    Dropout,
+    Flatten,
+    Function,
+    Linear,
+    ReLU,
+    Rescale,
+    Sequential,
+    Sigmoid,
+    Softmax,
+)
+
+
+def host(lib, array):
+    return lib.to_host(array)
+
+
+def test_dense_by_hand(lib):
+    layer = Dense(3, 2, seed=4)
+    x, dout = lib.to_device(np.ones((5, 3), np.float32)), lib.to_device(np.ones((5, 2), np.float32))
+    y = layer.forward(x)
+    w = host(lib, layer.weight.value)
+    np.testing.assert_allclose(host(lib, y), np.ones((5, 3)) @ w, rtol=1e-6)
+    np.testing.assert_allclose(host(lib, layer.backward(dout)), np.ones((5, 2)) @ w.T, rtol=1e-6)
+    assert host(lib, layer.weight.grad).tolist() == [[5.0, 5.0]] * 3
+    assert host(lib, layer.bias.grad).tolist() == [5.0, 5.0]
+    assert layer.backward(dout, input_gradient=False) is None
+    assert host(lib, layer.weight.grad).tolist() == [[5.0, 5.0]] * 3
+
+
+def test_dense_without_bias():
+    layer = Dense(3, 2, bias=False, seed=1)
+    assert layer.bias is None
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+    layer.forward(np.ones((1, 3), np.float32))
+    layer.backward(np.ones((1, 2), np.float32))
+    assert layer.weight.grad.shape == (3, 2)
+
+
+def test_each_forward_returns_a_fresh_array():
+    layer = Dense(2, 2, seed=0)
+    first = layer.forward(np.ones((1, 2), np.float32))
+    kept = first.copy()
+    layer.forward(np.zeros((1, 2), np.float32))
+    assert first.tolist() == kept.tolist()
+
+
+def test_dense_names():
+    assert Affine is Dense is Linear
+
+
+def test_forward_keeps_the_callers_array(lib):
+    x = np.array([[-1.0, 2.0]], dtype=np.float32)
+    for layer in (ReLU(), Sigmoid(), Softmax(), Rescale(2.0), Dropout(0.5)):
+        given = lib.to_device(x)
+        layer.forward(given, training=True)
+        layer.backward(given)
+        assert host(lib, given).tolist() == [[-1.0, 2.0]]
+
+
+class TestErrors:
+    def test_backward_before_forward(self):
+        for layer in (Dense(1, 1), ReLU(), Dropout(0.5), Sequential(Dense(1, 1))):
+            with pytest.raises(GraphError, match="before its forward"):
+                layer.backward(np.ones((1, 1), np.float32))
+
+    @pytest.mark.parametrize("shape", [(2,), (4, 2), ()])
+    def test_width(self, shape):
+        with pytest.raises(ShapeError, match=r"Dense\(3, 2\)"):
+            Dense(3, 2).forward(np.ones(shape, np.float32))
+
+    def test_dtype_does_not_drift(self):
+        with pytest.raises(DTypeError, match="float32 weights and got float64"):
+            Dense(3, 2).forward(np.ones((1, 3)))
+        with pytest.raises(DTypeError, match="Rescale"):
+            Dense(3, 2).forward(np.ones((1, 3), np.uint8))
+
+    @pytest.mark.parametrize(
+        "build",
+        [
+            lambda: Dense(0, 1),
+            lambda: Dense(1, -1),
+            lambda: Dense(2.5, 1),
+            lambda: Dense(True, 1),
+            lambda: Dense(1, 1, dtype="float16"),
+            lambda: Dropout(1.0),
+            lambda: Dropout(-0.1),
+            lambda: Rescale(float("nan")),
+            lambda: Function(np.exp),
+            lambda: Sequential(Dense),
+            lambda: Sequential(np.exp),
+            lambda: initializers.Normal(-1.0),
+            lambda: initializers.Glorot("gaussian"),
+            lambda: initializers.He()(Stream(0, Purpose.WEIGHTS), (3,)),
+        ],
+    )
+    def test_options(self, build):
+        with pytest.raises(OptionError):
+            build()
+
+    def test_the_same_layer_twice(self):
+        layer = ReLU()
+        with pytest.raises(OptionError, match="twice"):
+            Sequential(layer, layer)
+
+    def test_assigning_another_shape(self):
+        with pytest.raises(ShapeError, match=r"\(1, 2\)"):
+            Dense(1, 2).weight.value = np.ones((2, 1), np.float32)
+
+
+class TestWeights:
+    def test_a_seed_draws_each_layer_from_its_position(self, lib):
+        model = Sequential(Dense(4, 4), Dense(4, 4), seed=3)
+        same = Sequential(Dense(4, 4), Dense(4, 4), seed=3)
+        other = Sequential(Dense(4, 4), Dense(4, 4), seed=4)
+        values = [host(lib, m.layers[i].weight.value) for m in (model, same, other) for i in (0, 1)]
+        assert values[0].tobytes() == values[2].tobytes()
+        assert values[1].tobytes() == values[3].tobytes()
+        assert len({v.tobytes() for v in values}) == 4
+        # The draw itself, written out: Glorot normal from the layer's stream, rounded to float32.
+        drawn = np.sqrt(2 / 8) * Stream(3, Purpose.WEIGHTS, 1, 0).normal((4, 4))
+        assert values[1].tobytes() == drawn.astype(np.float32).tobytes()
+
+    def test_a_layer_alone_takes_its_own_seed_and_keeps_it(self):
+        alone = Dense(3, 3, seed=9)
+        before = alone.weight.value.copy()
+        assert Sequential(ReLU(), alone, seed=1).layers[1].weight.value.tolist() == before.tolist()
+
+    def test_assigned_weights_are_kept(self):
+        layer = Dense(2, 1)
+        layer.weight.value = [[1.0], [2.0]]
+        model = Sequential(layer, seed=5)
+        assert model.predict([[1.0, 1.0]]).tolist() == [[3.0]]
+        assert layer.weight.value.dtype == np.float32
+
+    @pytest.mark.parametrize(
+        ("init", "variance"),
+        [
+            (initializers.Glorot(), 2 / 500),
+            (initializers.Glorot("uniform"), 2 / 500),
+            (initializers.He(), 2 / 200),
+            (initializers.He("uniform"), 2 / 200),
+            (initializers.Normal(0.3), 0.09),
+            (initializers.Zeros(), 0.0),
+        ],
+    )
+    def test_initializers(self, init, variance):
+        w = init(Stream(0, Purpose.WEIGHTS), (200, 300))
+        assert w.dtype == np.float64
+        assert w.mean() == pytest.approx(0, abs=3e-3)
+        assert w.var() == pytest.approx(variance, rel=0.02)
+        if getattr(init, "distribution", "") == "uniform":
+            assert np.abs(w).max() <= np.sqrt(3 * variance)
+
+    def test_float64(self):
+        model = Sequential(Dense(2, 2, dtype="float64"))
+        assert model.dtype == "float64"
+        assert model.predict(np.ones((1, 2), np.float32)).dtype == np.float64
+
+    def test_frozen_shows(self):
+        layer = Dense(1, 1)
+        layer.weight.frozen = True
+        assert "frozen" in repr(layer.weight)
+
+
+class TestDropout:
+    def test_masks_are_the_same_on_every_backend(self, lib):
+        layer = Dropout(0.25, seed=8)
+        x = lib.to_device(np.ones((40, 7), np.float32))
+        y = host(lib, layer.forward(x, training=True))
+        keep = Stream(8, Purpose.DROPOUT, 0, 0).keep(0, 280, 0.25).reshape(40, 7)
+        assert y.tobytes() == np.where(keep, np.float32(1 / 0.75), np.float32(0)).tobytes()
+        assert host(lib, layer.backward(x)).tobytes() == y.tobytes()
+
+    def test_each_step_has_a_mask_of_its_own_and_can_be_returned_to(self):
+        layer, x = Dropout(0.5, seed=1), np.ones((9, 9))
+        first, second = layer.forward(x, training=True), layer.forward(x, training=True)
+        assert first.tolist() != second.tolist()
+        layer.set_stream(1, 0)
+        assert layer.forward(x, training=True).tolist() == first.tolist()
+        layer.set_stream(1, 0, row=4)
+        assert layer.forward(x[4:], training=True).tolist() == first[4:].tolist()
+
+    def test_layers_of_a_model_have_masks_of_their_own(self):
+        model = Sequential(Dropout(0.5), Dropout(0.5))
+        model.set_stream(3, 7)
+        x = np.ones((8, 8), np.float32)
+        one, two = (layer.forward(x, training=True) for layer in model.layers)
+        assert one.tolist() != two.tolist()
+
+    def test_inference_changes_nothing(self):
+        layer, x = Dropout(0.5), np.ones((2, 2))
+        assert layer.forward(x).tolist() == x.tolist()
+        assert layer.backward(x).tolist() == x.tolist()
+        assert Dropout(0.0).forward(x, training=True).tolist() == x.tolist()
+
+
+def test_rescale(lib):
+    x = lib.to_device(np.array([[0, 255], [51, 102]], np.uint8))
+    y = host(lib, Rescale(1 / 255).forward(x))
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, [[0, 1], [0.2, 0.4]], rtol=1e-6)
+    each = host(lib, Rescale([1.0, 0.5], [0.0, -1.0], dtype="float64").forward(x))
+    np.testing.assert_allclose(each, [[0, 126.5], [51, 50]])
+
+
+class TestSequential:
+    def model(self):
+        return Sequential(
+            Rescale(1 / 255),
+            Dense(784, 100),
+            ReLU(),
+            Dense(100, 200),
+            ReLU(),
+            Dense(200, 10),
+            Softmax(),
+            seed=0,
+        )
+
+    def test_names(self):
+        assert [name for name, _ in self.model().named_parameters()] == [
+            "1.weight",
+            "1.bias",
+            "3.weight",
+            "3.bias",
+            "5.weight",
+            "5.bias",
+        ]
+
+    def test_summary(self):
+        lines = self.model().summary().splitlines()
+        assert "1 Dense" in lines[2]
+        assert "78,500" in lines[2]
+        assert "156,900" in lines[2]
+        assert lines[-1].split() == ["total", "(10,)", "100,710", "202,204"]
+        assert "(12,)" in Sequential(Flatten()).summary((3, 4))
+        with pytest.raises(OptionError, match="input_shape"):
+            Sequential(ReLU()).summary()
+        with pytest.raises(ShapeError, match="cannot take"):
+            self.model().summary((783,))
+
+    def test_predict_is_a_door(self, lib):
+        model = self.model()
+        x = np.random.default_rng(0).integers(0, 256, (10, 784)).astype(np.uint8)
+        outputs = model.predict(x, batch_size=3)
+        assert isinstance(outputs, np.ndarray)
+        assert outputs.shape == (10, 10)
+        np.testing.assert_allclose(outputs, model.predict(lib.to_device(x)), rtol=1e-5, atol=1e-7)
+        assert model.predict_classes(x).tolist() == outputs.argmax(1).tolist()
+        assert model.predict(x[:0]).shape == (0, 10)
+        assert all(layer.saved is None for layer in model.layers)
+
+    def test_predict_refuses(self):
+        model = self.model()
+        with pytest.raises(ShapeError):
+            model.predict(np.ones((2, 5)))
+        with pytest.raises(ShapeError):
+            model.predict(3.0)
+        with pytest.raises(DTypeError):
+            model.predict(np.array([["a"]]))
+        with pytest.raises(OptionError):
+            model.predict(np.ones((1, 784)), batch_size=0)
+        with pytest.raises(ShapeError, match="predict_classes"):
+            Sequential(ReLU()).predict_classes(np.ones((2, 3, 4)))
+
+    def test_a_single_output_is_a_yes_or_no(self):
+        layer = Dense(1, 1, seed=0)
+        layer.weight.value = [[1.0]]
+        assert Sequential(layer).predict_classes([[-1.0], [0.5]]).tolist() == [0, 1]
+
+    def test_integers_are_never_scaled_behind_the_users_back(self):
+        layer = Dense(1, 1, seed=0)
+        layer.weight.value = [[1.0]]
+        assert Sequential(layer).predict(np.array([[200]], np.uint8)).tolist() == [[200.0]]
+
+    def test_backward_to_the_data_and_not(self, lib):
+        model = Sequential(Rescale(0.5), Dense(3, 4), ReLU(), Dense(4, 2), seed=1)
+        x = lib.to_device(np.ones((2, 3), np.float32))
+        dout = lib.to_device(np.ones((2, 2), np.float32))
+        model.forward(x, training=True)
+        dx = model.backward(dout)
+        first = [host(lib, p.grad) for p in model.parameters()]
+        model.forward(x, training=True)
+        assert model.backward(dout, input_gradient=False) is None
+        assert dx.shape == (2, 3)
+        for a, p in zip(first, model.parameters(), strict=True):
+            assert a.tobytes() == host(lib, p.grad).tobytes()
+
+    def test_a_model_without_weights(self):
+        model = Sequential(ReLU())
+        model.forward(np.array([[1.0, -1.0]]), training=True)
+        assert model.backward(np.ones((1, 2)), input_gradient=False) is None
+        assert model.backward(np.ones((1, 2))).tolist() == [[1.0, 0.0]]
+        assert model.backend.name == "numpy"
+
+    def test_to_moves_weights_and_nothing_else_does(self):
+        pytest.importorskip("array_api_strict")
+        model = Sequential(Dense(2, 2), seed=1)
+        before = model.predict(np.ones((1, 2)))
+        model.forward(np.ones((1, 2), np.float32))
+        model.backward(np.ones((1, 2), np.float32))
+        assert model.to("array-api-strict") is model
+        assert model.backend.name == "array-api-strict"
+        with pytest.raises(MixedArraysError):
+            model.forward(np.ones((1, 2), np.float32))
+        assert model.predict(np.ones((1, 2))).tolist() == before.tolist()
+        assert get_backend("array-api-strict").to_host(model.parameters()[0].grad).tolist() == [
+            [1, 1],
+            [1, 1],
+        ]
+        model.to("numpy").forward(np.ones((1, 2), np.float32))
+
+    def test_repr_rebuilds(self):
+        text = repr(Sequential(Rescale(0.5), Dense(2, 3), Dropout(0.25), Function(ops.exp)))
+        assert "Dense(inputs=2, outputs=3, bias=True, dtype='float32')" in text
+        assert "Dropout(rate=0.25)" in text
+
+    def test_function_layer(self):
+        model = Sequential(Function(ops.exp))
+        np.testing.assert_allclose(model.predict(np.zeros((1, 2))), [[1, 1]])
+        assert xnn.layers.ReLU.__doc__ == type(ops.relu).__doc__
+
+
+def test_every_layer_is_a_row_of_the_export_table():
+    assert {"Dense", "ReLU", "Sequential"} <= set(layers.__all__)
+    for name in layers.__all__:
+        assert getattr(layers, name).__doc__

@@ -1,0 +1,353 @@
+"""Trainer: what it computes, when it stops, and what it refuses before it starts."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import xnn
+from xnn import data, layers, losses, metrics, optimizers
+from xnn.callbacks import Callback
+from xnn.errors import (
+    DivergenceError,
+    DTypeError,
+    LabelError,
+    MixedArraysError,
+    OptionError,
+    ShapeError,
+)
+from xnn.models import mlp
+from xnn.weights import weights_sha256
+
+X, Y = data.synthetic_digits(700)
+
+
+def trainer(dropout=0.0, optimizer=None, seed=1, hidden=(16,), **options):
+    model = mlp(784, hidden, 10, "relu", dropout, (1 / 255, 0.0), seed)
+    rule = optimizers.SGD(0.1) if optimizer is None else optimizer
+    return xnn.Trainer(model, losses.SoftmaxCrossEntropy(), rule, **options)
+
+
+def fit(t, epochs=1, **options):
+    return t.fit((X, Y), epochs=epochs, progress=False, **{"seed": 5, **options})
+
+
+def test_learns_and_reports(lib):
+    t = trainer(optimizer=optimizers.SGD(0.1, momentum=0.9))
+    history = fit(t, epochs=3, validation=(X[:100], Y[:100]))
+    assert list(history.epochs[0]) == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
+    assert history["epoch"] == [1, 2, 3]
+    assert history["loss"][2] < 0.5 * history["loss"][0]
+    assert history["val_accuracy"][2] > 0.9
+    assert history.steps == 3 * 22
+    assert history.samples == 3 * 700
+    assert history.plan["backend"] == lib.name
+    assert history.plan["batch_size"] == 32
+    result = t.evaluate((X, Y))
+    assert result["accuracy"] == np.mean(t.model.predict_classes(X) == Y)
+    assert t.evaluate((X, Y), batch_size=33)["loss"] == pytest.approx(result["loss"], rel=1e-5)
+
+
+def test_the_loop_is_the_articles_steps(lib):
+    """One epoch of fit against the same steps written out: every loss and every weight, bit for bit."""
+    t = trainer(dropout=0.3)
+    history = fit(t)
+    by_hand = trainer(dropout=0.3)
+    model, loss = by_hand.model, losses.SoftmaxCrossEntropy()
+    found = []
+    for step, (x, y) in enumerate(data.Batches((X, Y), 32, seed=5).epoch(0)):
+        model.set_stream(5, step)
+        found.append(float(loss.forward(model.forward(lib.to_device(x), training=True), lib.to_device(y))))
+        model.backward(loss.backward())
+        by_hand.optimizer.step(model.parameters())
+    assert weights_sha256(model) == weights_sha256(t.model)
+    again = xnn.training.History()
+    again.add_losses(np.array(found))
+    assert again.losses_sha256 == history.losses_sha256
+    sizes = np.array([32] * 21 + [28])
+    assert history["loss"][0] == pytest.approx(np.sum(sizes * found) / 700, rel=1e-12)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_another():
+    runs = []
+    for weights, shuffles in ((1, 5), (1, 5), (1, 6), (2, 5)):
+        t = trainer(dropout=0.2, seed=weights)
+        runs.append((fit(t, seed=shuffles).losses_sha256, weights_sha256(t.model)))
+    assert runs[0] == runs[1]
+    assert len(set(runs)) == 3
+
+
+@pytest.mark.parametrize("optimizer", [lambda: optimizers.SGD(0.1, momentum=0.9), optimizers.Adam])
+def test_two_fits_of_one_epoch_are_one_of_two(optimizer):
+    once, twice = trainer(0.2, optimizer()), trainer(0.2, optimizer())
+    fit(once, epochs=2)
+    fit(twice)
+    fit(twice)
+    assert weights_sha256(once.model) == weights_sha256(twice.model)
+
+
+def test_device_arrays_are_accepted_and_stay(lib):
+    on_host, on_device = trainer(), trainer()
+    fit(on_host)
+    on_device.fit((lib.to_device(X), lib.to_device(Y)), seed=5, progress=False)
+    assert weights_sha256(on_host.model) == weights_sha256(on_device.model)
+
+
+def test_float_images_and_lists():
+    model = xnn.Sequential(layers.Dense(2, 2), seed=0)
+    t = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.5))
+    t.fit(([[0.0, 1.0], [1.0, 0.0]], [1, 0]), epochs=50, progress=False)
+    assert t.evaluate(([[0.0, 1.0], [1.0, 0.0]], [1, 0]))["accuracy"] == 1.0
+    assert model.parameters()[0].value.dtype == np.float32
+
+
+def test_regression_and_yes_or_no():
+    x = np.linspace(-1, 1, 64)[:, None]
+    model = xnn.Sequential(layers.Dense(1, 8), layers.Tanh(), layers.Dense(8, 1), seed=0)
+    t = xnn.Trainer(model, losses.MSE(), optimizers.Adam(0.02), metrics=[])
+    history = t.fit((x, 2 * x + 1), epochs=60, batch_size=16, progress=False)
+    assert history["loss"][-1] < 0.01 * history["loss"][0]
+    assert list(t.evaluate((x, 2 * x + 1))) == ["loss"]
+    model = xnn.Sequential(layers.Dense(1, 1), seed=0)
+    t = xnn.Trainer(model, losses.BinaryCrossEntropy(), optimizers.SGD(1.0))
+    assert t.fit((x, (x > 0).astype(int)), epochs=30, progress=False)["accuracy"][-1] == 1.0
+
+
+def test_a_metric_of_your_own():
+    def top_two(xp, outputs, targets):
+        best = xp.argsort(outputs, axis=1)[:, -2:]
+        return xp.sum(best == targets[:, None])
+
+    result = trainer(metrics=["accuracy", top_two]).evaluate((X, Y))
+    assert result["top_two"] > result["accuracy"] > 0
+
+
+def test_frozen_layers_stay():
+    t = trainer()
+    first = t.model.parameters()[0]
+    first.frozen = True
+    before = first.value
+    fit(t)
+    assert first.value is before
+
+
+class TestDivergence:
+    def test_names_step_batch_and_layer_and_keeps_the_weights_before(self):
+        t = trainer(optimizer=optimizers.SGD(1e25))
+        with np.errstate(all="ignore"), pytest.raises(DivergenceError) as caught:
+            fit(t)
+        message = str(caught.value)
+        assert "step 2 (epoch 1, batch 2)" in message
+        assert "layer 1 (Dense)" in message or "layer 3 (Dense)" in message
+        assert "learning_rate than 1e+25" in message
+        assert all(np.isfinite(p.value).all() for p in t.model.parameters())
+
+    def test_the_step_that_failed_is_found_among_many(self):
+        """A weight set to infinity by a callback-like hand after 150 steps; the replay must name step 151."""
+        t = trainer()
+
+        class Bomb(optimizers.SGD):
+            def advance(self):
+                self.count = getattr(self, "count", 0) + 1
+                if self.count == 151:
+                    raise_to = t.model.parameters()[2]
+                    raise_to.grad = raise_to.grad * np.float32(np.inf)
+
+        t.optimizer = Bomb(0.1)
+        with np.errstate(all="ignore"), pytest.raises(DivergenceError) as caught:
+            t.fit((X, Y), epochs=20, batch_size=32, progress=False)
+        message = str(caught.value)
+        assert "step 151 (epoch 7, batch 19)" in message
+        assert "the update made 3.weight not finite" in message
+
+    @pytest.mark.parametrize(
+        ("faulty", "message"),
+        [("forward", r"the output of layer 1 \(Bad\)"), ("backward", "the gradient of 0.bias")],
+    )
+    def test_tells_output_from_gradient(self, faulty, message):
+        class BadOp(xnn.Op):
+            def forward(self, xp, x):
+                return (x * np.float32(np.nan) if faulty == "forward" else x * 1), None
+
+            def backward(self, xp, grad, saved):
+                return (grad * np.float32(np.inf),)
+
+        class Bad(layers.Layer):
+            op = BadOp()
+
+        model = xnn.Sequential(layers.Dense(2, 2), Bad(), seed=0)
+        t = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1), metrics=[])
+        with np.errstate(all="ignore"), pytest.raises(DivergenceError, match=message):
+            t.fit((np.ones((4, 2)), np.zeros((4, 2))), progress=False)
+
+    def test_a_loss_that_overflows_from_finite_outputs(self):
+        model = xnn.Sequential(layers.Dense(1, 1, bias=False), seed=0)
+        model.parameters()[0].value = np.full((1, 1), 1e30, np.float32)
+        t = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.0), metrics=[])
+        with np.errstate(all="ignore"), pytest.raises(DivergenceError, match=r"the loss \(MSE\) is inf"):
+            t.fit((np.ones((4, 1)), np.zeros((4, 1))), progress=False)
+
+    def test_data_that_turn_bad_on_the_device_are_named(self):
+        pytest.importorskip("array_api_strict")
+        with xnn.backend("array-api-strict") as lib:
+            x = np.ones((8, 2), np.float32)
+            x[5, 1] = np.inf
+            model = xnn.Sequential(layers.Dense(2, 1), seed=0)
+            t = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1), metrics=[])
+            with np.errstate(all="ignore"), pytest.raises(DivergenceError, match="row 5 of the data"):
+                t.fit((lib.to_device(x), lib.to_device(np.ones((8, 1), np.float32))), progress=False)
+
+
+class TestInterrupt:
+    def test_the_step_in_hand_is_finished_and_what_was_done_is_reported(self):
+        class Interrupt(Callback):
+            def on_epoch_end(self, history, entry):
+                if entry["epoch"] == 2:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        handler = signal.getsignal(signal.SIGINT)
+        t = trainer(callbacks=[Interrupt()])
+        history = fit(t, epochs=5)
+        assert history.interrupted
+        assert len(history.epochs) == 2
+        # The flag is seen after the next step, so exactly one more was done, wholly.
+        assert history.steps == t.step == 2 * 22 + 1
+        assert signal.getsignal(signal.SIGINT) is handler
+        by_hand = trainer()
+        for epoch in range(3):
+            for step, (x, y) in enumerate(data.Batches((X, Y), 32, seed=5).epoch(epoch)):
+                if epoch < 2 or step == 0:
+                    by_hand.loss.forward(by_hand.model.forward(x, training=True), y)
+                    by_hand.model.backward(by_hand.loss.backward())
+                    by_hand.optimizer.step(by_hand.model.parameters())
+        assert weights_sha256(by_hand.model) == weights_sha256(t.model)
+
+    def test_a_second_one_ends_at_once(self):
+        class Twice(Callback):
+            def on_epoch_end(self, history, entry):
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(trainer(callbacks=[Twice()]), epochs=5)
+
+    def test_other_threads_train_too(self):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(fit(trainer())))
+        thread.start()
+        thread.join()
+        assert results[0].steps == 22
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("x", "y", "error", "message"),
+        [
+            (X, Y[:-1], ShapeError, "as many samples"),
+            (X[:0], Y[:0], ShapeError, "at least one"),
+            (X[:, :5], Y, ShapeError, "784"),
+            (X, Y + 1, LabelError, r"0 \.\. 9"),
+            (X, Y - 1, LabelError, "from -1"),
+            (X, Y.astype(float), LabelError, "integer"),
+            (np.where(X == 0, np.nan, X), Y, DTypeError, "sample 0"),
+            (X.astype(str), Y, DTypeError, "numbers"),
+        ],
+    )
+    def test_data(self, x, y, error, message):
+        t = trainer()
+        for call in (t.fit, t.evaluate):
+            with pytest.raises(error, match=message):
+                call((x, y))
+        with pytest.raises(error, match=message):
+            t.fit((X, Y), validation=(x, y), progress=False)
+        assert t.step == 0
+
+    def test_not_a_pair(self):
+        with pytest.raises(OptionError, match="pair"):
+            trainer().fit(X)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"epochs": 0},
+            {"epochs": 1.5},
+            {"batch_size": 0},
+            {"batch_size": "32"},
+            {"seed": -1},
+            {"seed": 0.5},
+        ],
+    )
+    def test_options(self, options):
+        with pytest.raises(OptionError):
+            fit(trainer(), **options)
+
+    def test_parts(self):
+        model, loss, rule = trainer().model, losses.MSE(), optimizers.SGD()
+        for parts in ((None, loss, rule), (model, "mse", rule), (model, loss, optimizers.SGD)):
+            with pytest.raises(OptionError, match="Trainer needs"):
+                xnn.Trainer(*parts)
+        with pytest.raises(OptionError, match="no metric"):
+            xnn.Trainer(model, loss, rule, metrics=["f1"])
+        with pytest.raises(OptionError, match="activation"):
+            mlp(1, (1,), 1, "gelu")
+
+    def test_arrays_of_another_backend(self):
+        strict = pytest.importorskip("array_api_strict")
+        with pytest.raises(MixedArraysError):
+            trainer().fit((strict.zeros((2, 784)), strict.zeros(2, dtype=strict.int64)), progress=False)
+
+    def test_accuracy_of_what_has_none(self):
+        with pytest.raises(ShapeError, match="accuracy"):
+            metrics.accuracy(np, np.ones((2, 3)), np.ones((2, 3)))
+
+
+def test_threads_are_limited_inside_fit_and_restored():
+    from xnn.backends.plan import blas_threads
+
+    before, seen = blas_threads(), []
+
+    class Look(Callback):
+        def on_epoch_end(self, history, entry):
+            seen.append((blas_threads(), history.plan["threads"]))
+
+    fit(trainer(callbacks=[Look()], threads=1))
+    assert seen == [(1, 1)]
+    assert blas_threads() == before
+
+
+def test_nothing_grows_with_epochs():
+    """An epoch's entry in the history, and not one array more."""
+    import gc
+    import tracemalloc
+
+    held = []
+
+    class Weigh(Callback):
+        def on_epoch_end(self, history, entry):
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+
+    tracemalloc.start()
+    try:
+        fit(trainer(callbacks=[Weigh()], optimizer=optimizers.Adam()), epochs=5)
+    finally:
+        tracemalloc.stop()
+    assert held[4] - held[1] < 5_000  # the smallest weight array alone has 50,000 bytes
+
+
+def test_the_progress_bar_is_silent_where_there_is_no_terminal(capsys):
+    trainer().fit((X, Y), progress=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_progress_bar_on_a_terminal(monkeypatch, capsys):
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    trainer().fit((X, Y), validation=(X[:50], Y[:50]), epochs=2, progress=True)
+    shown = capsys.readouterr().err
+    assert "epoch 2" in shown
+    assert "val_accuracy" in shown
