@@ -127,7 +127,7 @@ class Sequential(Layer):
         parts = []
         with lib.guard():
             for start in range(0, max(1, x.shape[0]), batch_size):
-                batch: Any = lib.to_device(x[start : start + batch_size, ...])
+                batch: Any = lib.to_device(x[start : min(start + batch_size, x.shape[0]), ...])
                 for layer in self.layers:
                     batch, _ = layer.apply(batch, training=False)
                 parts.append(lib.to_host(batch))

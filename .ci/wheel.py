@@ -1,0 +1,49 @@
+"""sdist -> wheel -> fresh environment: the installed modules must be the tree's, and the command must run."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command, **options):
+    """Run a command; its output on failure only."""
+    done = subprocess.run(command, text=True, capture_output=True, **options)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def modules(folder, package):
+    """The dotted names of the Python files under a folder."""
+    found = {package + "." + ".".join(p.relative_to(folder).with_suffix("").parts) for p in folder.rglob("*.py")}
+    return {name.removesuffix(".__init__") for name in found}
+
+
+with tempfile.TemporaryDirectory() as scratch:
+    work = Path(scratch)
+    run(sys.executable, "-m", "build", "--outdir", work / "dist", ROOT)  # the wheel is built out of the sdist
+    (wheel,) = (work / "dist").glob("*.whl")
+    venv.create(work / "env", with_pip=True)
+    python = work / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    run(python, "-m", "pip", "install", "-q", wheel)
+    expected = modules(ROOT / "backends", "xnn.backends")
+    for folder in ("xnn", "xnn/ops", "xnn/layers", "xnn/data"):
+        expected |= {
+            f"{folder.replace('/', '.')}.{p.stem}".removesuffix(".__init__") for p in (ROOT / folder).glob("*.py")
+        }
+    top = [p for p in (ROOT / "xnn").iterdir() if p.is_dir() and not p.is_symlink() and (p / "__init__.py").exists()]
+    assert {p.name for p in top} == {"ops", "layers", "data"}, "a new subpackage: add it to pyproject.toml and here"
+    home = Path(run(python, "-c", "import xnn, pathlib; print(pathlib.Path(xnn.__file__).parent)", cwd=work).strip())
+    installed = modules(home, "xnn")
+    assert installed == expected, f"missing {expected - installed}, unexpected {installed - expected}"
+    assert (home / "py.typed").exists()
+    assert not (home.parent / "backends").exists(), "a global package called backends"
+    for name in sorted(installed - {"xnn.__main__"}):
+        run(python, "-c", f"import {name}" if "cupy" not in name else "pass", cwd=work)
+    run(python, "-m", "xnn", "train", "--dataset", "synthetic", "--epochs", "1", "--quiet", cwd=work)
+    print(f"{wheel.name}: {len(installed)} modules, as in the tree; xnn train runs")

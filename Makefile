@@ -1,0 +1,28 @@
+# One entry for what CI does; each target sets up .venv first.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: test lint types bench wheel full clean
+.venv/dev: pyproject.toml
+	$(PYTHON) -m venv .venv && $(BIN)/pip install -q -e ".[dev]" && touch $@
+
+test: .venv/dev
+	$(BIN)/pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/step_time.py
+
+wheel: .venv/dev
+	$(BIN)/python .ci/wheel.py
+
+full:
+	bash .ci/full
+
+clean:
+	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,603 @@
+"""The rules of the house, read from the syntax trees: floors, what an op may do, exports, sizes, packages."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import graphlib
+import importlib
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xnn
+from xnn import errors, ops
+from xnn.checks import CASES
+
+ROOT = Path(__file__).parent.parent
+
+# The part of xnn a module belongs to (the name after `xnn.`) -> its floor. A module imports only from its
+# own floor or below. A new module is one word here; xnn/__init__.py stands outside.
+FLOORS = {
+    part: floor
+    for floor, parts in {
+        1: "errors files",
+        2: "ops",
+        3: "backends",
+        4: "graph autograd gradients",
+        5: "layers losses optimizers initializers metrics weights models",
+        6: "data training history callbacks diagnosis checks info",
+        7: "cli commands __main__",
+    }.items()
+    for part in parts.split()
+}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module's name and file. backends/ is xnn.backends: the link of that name is not followed."""
+    found = {}
+    for folder, package in ((ROOT / "xnn", ("xnn",)), (ROOT / "backends", ("xnn", "backends"))):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if folder.name == "xnn" and parts[0] == "backends":
+                continue
+            name = ".".join((*package, *parts)).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(modules()[name].read_text(encoding="utf-8"))
+
+
+MODULES = list(modules())
+
+
+def test_the_modules_were_found():
+    assert {"xnn", "xnn.ops.op", "xnn.backends.registry", "xnn.layers", "xnn.graph", "xnn.data"} <= set(
+        MODULES
+    )
+    assert all(importlib.import_module(name) for name in MODULES if name != "xnn.__main__")
+
+
+# Floors.
+
+
+def nodes(part: ast.AST, functions: bool = True) -> Iterator[ast.AST]:
+    """The nodes of a tree, less what stands under `if TYPE_CHECKING:` and, if asked, inside functions."""
+    for child in ast.iter_child_nodes(part):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for other in child.orelse:
+                yield other
+                yield from nodes(other, functions)
+        elif functions or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield child
+            yield from nodes(child, functions)
+
+
+def imported(module: ast.Module, functions: bool = True) -> set[str]:
+    """What of xnn a module imports, as dotted names that may end in a function's or class's: `xnn.ops.relu`."""
+    found = set()
+    for node in nodes(module, functions):
+        if isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name != "xnn"}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "xnn":
+            found.add(f"xnn.{node.attr}")  # after `import xnn`
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"xnn(\.\w+)+", str(node.value)):
+            found.add(str(node.value))  # for importlib
+    return {name for name in found if re.match(r"xnn\b|\.", name)}
+
+
+def floor_faults(name: str, module: ast.Module) -> list[str]:
+    """What a module imports from floors above its own."""
+    part = name.split(".")[1]
+    if part not in FLOORS:
+        return [f"{name}: give it a floor, in FLOORS of tests/test_house.py and in DESIGN.md"]
+    faults = []
+    for target in sorted(imported(module)):
+        other = target.split(".")[1]
+        if target.startswith("."):
+            faults.append(f"{name}: relative import of {target}")
+        elif target == "xnn.__version__":
+            continue
+        elif other not in FLOORS:
+            faults.append(f"{name} imports {target}: give it a floor, or name the module it is from")
+        elif FLOORS[other] > FLOORS[part]:
+            faults.append(f"{name} (floor {FLOORS[part]}) imports {target} (floor {FLOORS[other]})")
+    return faults
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "xnn"])
+def test_a_module_imports_from_its_own_floor_or_below(name):
+    assert floor_faults(name, tree(name)) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from xnn.layers import Dense",
+        "from xnn import layers",
+        "import xnn.layers.dense",
+        "import xnn\nxnn.layers.Dense(1, 1)",
+        "import xnn\nxnn.Sequential()",
+        "def f():\n    from xnn.training import Trainer",
+        "import importlib\nimportlib.import_module('xnn.training')",
+        "from . import random",
+        "from xnn.utils import anything",
+    ],
+)
+def test_a_wrong_import_is_seen(code):
+    assert floor_faults("xnn.backends.registry", ast.parse(code))
+
+
+def test_what_only_the_type_checker_sees_is_free():
+    code = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from xnn.layers import Dense\n"
+    assert floor_faults("xnn.backends.registry", ast.parse(code)) == []
+    assert floor_faults("xnn.backends.registry", ast.parse(code + "else:\n    import xnn.layers"))
+
+
+def test_a_new_module_must_be_given_a_floor():
+    assert "give it a floor" in floor_faults("xnn.utils", ast.parse(""))[0]
+
+
+def cycle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another when they are loaded, in a ring; empty if none do."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_module_imports_itself_through_others():
+    imports = {}
+    for name in MODULES:
+        targets = {
+            t if t in modules() else t.rpartition(".")[0] for t in imported(tree(name), functions=False)
+        }
+        imports[name] = targets & set(MODULES) - {name, "xnn"}
+    assert imports["xnn.autograd"] >= {"xnn.graph", "xnn.ops", "xnn.ops.op", "xnn.backends"}
+    assert cycle(imports) == []
+    assert cycle({**imports, "xnn.errors": {"xnn.autograd"}}) != []
+
+
+def test_only_backends_know_the_array_libraries():
+    device = re.compile(r"cupyx?|array_api_compat|array_api_strict|torch|jax")
+    for name in MODULES:
+        if name.startswith("xnn.backends"):
+            continue
+        roots = set()
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.Import):
+                roots |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                roots.add((node.module or "").partition(".")[0])
+        assert [root for root in roots if device.fullmatch(root)] == [], name
+
+
+# What an op may do.
+
+DTYPE_NAMES = {
+    *(f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)),
+    *("bool", "complex64", "complex128", "double", "single", "half"),
+}
+CREATION = {"zeros", "ones", "arange", "full", "empty", "asarray", "eye", "linspace"}
+ARRAY_METHODS = {
+    *("T", "mT", "H", "sum", "mean", "max", "min", "prod", "std", "var", "any", "all", "argmax", "argmin"),
+    *("argsort", "sort", "cumsum", "dot", "reshape", "ravel", "flatten", "transpose", "swapaxes", "squeeze"),
+    *(
+        "astype",
+        "copy",
+        "clip",
+        "round",
+        "take",
+        "repeat",
+        "put",
+        "fill",
+        "item",
+        "tolist",
+        "tobytes",
+        "view",
+    ),
+    *("nonzero", "to_device", "conj", "real", "imag", "flat", "trace", "diagonal", "searchsorted", "get"),
+    *("set", "resize"),
+}
+
+
+def whole_numbers(function: ast.AST) -> set[str]:
+    """Names that start as a whole number, `size = 1` or `grads, start = [], 0`: counters, which may be added to."""
+    found = set()
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], (ast.Name, ast.Tuple)):
+            continue
+        target, value = node.targets[0], node.value
+        pairs = [(target, value)]
+        if isinstance(target, ast.Tuple):
+            pairs = list(zip(target.elts, value.elts, strict=True)) if isinstance(value, ast.Tuple) else []
+        for name, start in pairs:
+            if isinstance(start, ast.Constant) and type(start.value) is int:
+                found.add(ast.unparse(name))
+    return found
+
+
+def op_faults(code: str) -> list[str]:
+    """What a file of ops does that an op may not do."""
+    module = ast.parse(code)
+    faults = []
+    counters = {
+        id(node): whole_numbers(function)
+        for function in ast.walk(module)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    }
+
+    def fault(node: Any, what: str) -> None:
+        faults.append(f"line {node.lineno}: {what}: {ast.unparse(node)}")
+
+    def targets(node: ast.AST) -> list[ast.expr]:
+        if isinstance(node, (ast.Assign, ast.Delete)):
+            return node.targets
+        return [node.target] if isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.For)) else []
+
+    for node in ast.walk(module):
+        if isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, (ast.MatMult, ast.Pow)):
+            fault(node, "no @ and **")
+        if isinstance(node, ast.AugAssign):
+            known = counters.get(id(node), set())
+            if not (isinstance(node.target, ast.Name) and node.target.id in known):
+                fault(node, "an augmented assignment writes in place")
+        for target in targets(node):
+            parts = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
+            if any(isinstance(part, ast.Subscript) for part in parts):
+                fault(node, "writing in place")
+            if any(isinstance(part, ast.Attribute) for part in parts):
+                fault(node, "an op has no state")
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            )
+            allowed = r"__future__|typing|collections\.abc|xnn(\..*)?"
+            if not all(re.fullmatch(allowed, name) for name in names):
+                fault(node, "an op imports no library: xp is passed in")
+        if isinstance(node, ast.Constant) and node.value in DTYPE_NAMES - {"bool"}:  # "bool" is a kind, too
+            fault(node, "a dtype's name")
+        if isinstance(node, ast.Attribute):
+            of_xp = re.fullmatch(r"xp(\.\w+)*", ast.unparse(node.value))
+            if of_xp and node.attr in DTYPE_NAMES:
+                fault(node, "a dtype's name")
+            if not of_xp and node.attr in ARRAY_METHODS:
+                fault(node, "an array's method")
+        if isinstance(node, ast.Call):
+            called, keywords = ast.unparse(node.func), {k.arg for k in node.keywords}
+            if called in {f"xp.{name}" for name in CREATION} and "device" not in keywords:
+                fault(node, "created without device=")
+            if "out" in keywords:
+                fault(node, "writing in place")
+    return faults
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("xnn.ops")])
+def test_ops_keep_to_the_array_api(name):
+    assert op_faults(modules()[name].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "y = x @ w",
+        "y = x ** 2",
+        "x **= 2",
+        "x += 1",
+        "x *= scale",
+        "x[0] = 1",
+        "x[0] += 1",
+        "x.y += 1",
+        "del x[0]",
+        "a, x[0] = 1, 2",
+        "self.saved = x",
+        "for x[0] in range(3): pass",
+        "import numpy as np",
+        "from numpy import exp",
+        "import numpy.linalg",
+        "import math",
+        "y = xp.zeros(3, dtype=xp.float32, device=x.device)",
+        "y = xp.astype(x, xp.int64)",
+        "y = xp.astype(x, 'float64')",
+        *(f"y = xp.{name}(3)" for name in sorted(CREATION)),
+        "y = x.sum()",
+        "y = x.reshape((2, 3))",
+        "y = x.astype(d)",
+        "y = x.T",
+        "y = (x + 1).max(axis=0)",
+        "y = xp.exp(x).copy()",
+        "xp.add(x, 1, out=x)",
+    ],
+)
+def test_what_an_op_may_not_do_is_seen(line):
+    assert len(op_faults(f"def forward(self, xp, x):\n    {line}\n    return x, None")) >= 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "y = xp.matmul(x, w) * 2.0",
+        "y = xp.zeros(3, dtype=x.dtype, device=x.device)",
+        "y = xp.zeros_like(x)",
+        "y = xp.linalg.vector_norm(x)",
+        "x = x + 1",
+        "n = 0\n    n += 1",
+        "names, n = [], 0\n    n += 1",
+        "y = xp.where(x > 0, xp.sum(x), xp.reshape(x, (2, -1)))",
+        "ok = xp.isdtype(x.dtype, 'bool')",
+        "from xnn.errors import ShapeError",
+    ],
+)
+def test_what_an_op_may_do_is_let_through(line):
+    assert op_faults(f"def forward(self, xp, x):\n    {line}\n    return x, None") == []
+
+
+def arrays_in(saved: Any) -> list[np.ndarray]:
+    if isinstance(saved, np.ndarray):
+        return [saved]
+    return [a for part in saved for a in arrays_in(part)] if isinstance(saved, (tuple, list)) else []
+
+
+class Watch:
+    """Arrays that nobody may write to: read-only, and compared bit by bit in the end."""
+
+    def __init__(self, things: Any) -> None:
+        self.arrays = arrays_in(things)
+        self.before = [(a.dtype, a.shape, a.tobytes()) for a in self.arrays]
+        for array in self.arrays:
+            array.flags.writeable = False
+
+    def untouched(self) -> bool:
+        return [(a.dtype, a.shape, a.tobytes()) for a in self.arrays] == self.before
+
+
+def run_watched(op: ops.Op, inputs: list[Any], options: dict[str, Any]) -> bool:
+    """Forward and backward with inputs, saved and grad watched; whether all were left alone."""
+    given = Watch(inputs)
+    y, saved = op.forward(np, *inputs, **options)
+    kept = Watch([saved, y])
+    grad = np.ones_like(y)
+    seed = Watch([grad])
+    op.backward(np, grad, saved)
+    return bool(given.arrays) and given.untouched() and kept.untouched() and seed.untouched()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_op_leaves_its_inputs_grad_and_saved_alone(case, dtype):
+    assert run_watched(case.op, case.draw(dtype), case.options)
+
+
+def test_an_op_that_writes_is_seen():
+    class Forward(ops.Op):
+        def forward(self, xp, x):
+            x[0] = 0.0
+            return x, None
+
+    class Backward(ops.Op):
+        def forward(self, xp, x):
+            return 2.0 * x, (x,)
+
+        def backward(self, xp, grad, saved):
+            grad *= 2.0
+            return (grad,)
+
+    class Behind(Backward):
+        def backward(self, xp, grad, saved):
+            grad.flags.writeable = True  # what read-only alone would not see
+            grad *= 2.0
+            return (grad,)
+
+    for op in (Forward(), Backward()):
+        with pytest.raises(ValueError, match="read-only"):
+            run_watched(op, [np.ones(3)], {})
+    assert not run_watched(Behind(), [np.ones(3)], {})
+
+
+def test_every_op_has_a_row_in_the_table_of_cases():
+    exported = {name for name in ops.__all__ if isinstance(getattr(ops, name), ops.Op)}
+    assert exported - {name for name in exported for case in CASES if case.op is getattr(ops, name)} == set()
+
+
+# Exports.
+
+
+def exports(module: ast.Module) -> list[str] | None:
+    for node in module.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return None
+
+
+def ruffs_order(name: str) -> tuple[int, str]:
+    """RUF022: constants, then classes, then the rest."""
+    return (0 if len(name) > 1 and name.isupper() else 1 if name[0].isupper() else 2), name
+
+
+def documented(thing: Any) -> bool:
+    """Whether a class or function has a docstring of its own, not inherited, not made up by @dataclass."""
+    text = (vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__) or ""
+    return bool(text.strip()) and not text.startswith(f"{thing.__name__}(")
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if exports(tree(name)) is not None])
+def test_exports_exist_are_sorted_and_documented(name):
+    module = importlib.import_module(name)
+    names = module.__all__
+    assert names == exports(tree(name)) == sorted(set(names), key=ruffs_order)
+    assert [export for export in names if not hasattr(module, export)] == []
+    things = [getattr(module, export) for export in names]
+    ours = [t for t in things if isinstance(t, (type, FunctionType)) and t.__module__.startswith("xnn")]
+    assert [thing for thing in ours if not documented(thing)] == []
+
+
+def test_a_missing_docstring_is_seen():
+    class Child(ops.Op):
+        pass
+
+    @dataclass
+    class Options:
+        number: int = 0
+
+    assert not any(documented(thing) for thing in (Child, Options, lambda: 0))
+    assert documented(ops.Op)
+    assert documented(documented)
+
+
+def test_exports_are_sorted_as_ruff_sorts():
+    assert sorted(["b", "a", "Op", "MSE", "Add", "CASES"], key=ruffs_order) == [
+        *("CASES", "MSE", "Add", "Op", "a", "b"),
+    ]
+
+
+def test_every_module_of_the_package_says_what_it_exports():
+    silent = [name for name in MODULES if exports(tree(name)) is None]
+    assert silent == [name for name in ("xnn.__main__",) if name in MODULES]
+
+
+def test_exported_ops_are_documented():
+    for name in ops.__all__:
+        if isinstance(op := getattr(ops, name), ops.Op):
+            assert documented(type(op)), name
+
+
+def test_the_public_names_are_those_of_the_design():
+    promised = (
+        "Sequential Trainer load use_backend backend gradient_check grad value_and_grad data layers losses"
+    )
+    assert set(promised.split()) | {"optimizers", "graph"} <= set(xnn.__all__)
+    assert set(xnn.__all__) <= set(dir(xnn))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        xnn.nonsense  # noqa: B018
+
+
+# Sizes, names, packages, words.
+
+
+def test_no_file_is_longer_than_400_lines_or_named_utils():
+    paths = [*modules().values(), *(ROOT / "examples").rglob("*.py")]
+    assert [p for p in paths if len(p.read_text(encoding="utf-8").splitlines()) > 400] == []
+    assert [p for p in paths if re.search("util", str(p.relative_to(ROOT)))] == []
+
+
+def test_pyproject_lists_the_packages_of_the_tree():
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert set(table["packages"]) == packages
+    assert len(table["packages"]) == len(packages)
+    assert table["package-dir"] == {"xnn": "xnn", "xnn.backends": "backends"}
+    # A folder of modules without an __init__.py would be in no wheel.
+    assert {path.parent for path in modules().values()} == {
+        modules()[package].parent for package in table["packages"]
+    }
+
+
+def test_the_link_that_makes_an_uninstalled_checkout_work():
+    link = ROOT / "xnn" / "backends"
+    assert link.is_symlink()
+    assert link.readlink() == Path("../backends")
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """Every text file a reader may meet, without asking git."""
+    passed_over = re.compile(r"\.(?!ci$|github$).*|__pycache__|build|dist|site|shared|.*\.egg-info|.*venv.*")
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if not passed_over.fullmatch(name)]
+        for name in files:
+            path = Path(folder, name)
+            in_ci = ".ci" in path.parts
+            if in_ci or path.suffix in {".py", ".toml", ".md", ".rst", ".txt", ".yml", ".yaml", ".cfg"}:
+                try:
+                    yield path, path.read_text(encoding="utf-8")
+                except UnicodeDecodeError:
+                    continue
+
+
+# On PyPI the short name is somebody else's; ours is xnn-engine, and it is not published there either.
+SOMEBODY_ELSES = re.compile(r"pip3?\s+install\s+(-\S+\s+)*[\"']?xnn")
+
+
+def test_nobody_is_sent_to_somebody_elses_package():
+    found = dict(texts())
+    assert {
+        ROOT / "pyproject.toml",
+        ROOT / "xnn" / "errors.py",
+        ROOT / "backends" / "base.py",
+    } <= found.keys()
+    assert [path for path, text in found.items() if SOMEBODY_ELSES.search(text)] == []
+
+
+@pytest.mark.parametrize("package", ["xnn", "xnn-engine", '"xnn[cupy13]"', "-U xnn", "\n    xnn"])
+def test_a_wrong_command_is_seen(package):
+    assert SOMEBODY_ELSES.search("try: pip " + f"install {package}")
+    assert not SOMEBODY_ELSES.search("pip install . && xnn train")
+
+
+# Errors.
+
+
+def drawn_tree(drawing: str) -> dict[str, tuple[str | None, str | None]]:
+    """Class -> (its parent in the tree, the built-in exception in brackets)."""
+    found: dict[str, tuple[str | None, str | None]] = {}
+    path: list[str] = []
+    for line in drawing.splitlines():
+        row = re.match(r"    ((?:[│├└ ][─ ]{2} )*)(\w+Error)(?:\((\w+)\))?(?:\s|$)", line)
+        if row:
+            depth = len(row[1]) // 4
+            path[depth:] = [row[2]]
+            found[row[2]] = (path[depth - 1] if depth else None, row[3])
+    return found
+
+
+def real_tree() -> dict[str, tuple[str | None, str | None]]:
+    found: dict[str, tuple[str | None, str | None]] = {}
+    for name, cls in vars(errors).items():
+        if isinstance(cls, type):
+            own = [base.__name__ for base in cls.__bases__ if base.__module__ == errors.__name__]
+            other = [base.__name__ for base in cls.__bases__ if base.__module__ == "builtins"]
+            other = other if own else []  # the root's Exception is not drawn
+            assert len(own) <= 1
+            assert len(other) <= 1
+            found[name] = (*own, None)[0], (*other, None)[0]
+    return found
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is():
+    assert drawn_tree(errors.__doc__) == real_tree()
+    assert set(real_tree()) == set(errors.__all__)
+    assert [name for name, (parent, _) in real_tree().items() if parent is None] == ["XnnError"]
+    wrong = errors.__doc__.replace("│   ├── UnknownBackendError", "├── UnknownBackendError")
+    assert drawn_tree(wrong) != real_tree()
+
+
+def test_errors_are_defined_nowhere_else():
+    exceptions = {
+        n for n, v in vars(builtins).items() if isinstance(v, type) and issubclass(v, BaseException)
+    }
+    for name in MODULES:
+        if name != "xnn.errors":
+            bases = {
+                ast.unparse(base).rpartition(".")[2]
+                for node in ast.walk(tree(name))
+                if isinstance(node, ast.ClassDef)
+                for base in node.bases
+            }
+            assert not bases & (exceptions | set(errors.__all__)), name
