@@ -20,7 +20,9 @@ def run(*command, **options):
 
 def modules(folder, package):
     """The dotted names of the Python files under a folder."""
-    found = {package + "." + ".".join(p.relative_to(folder).with_suffix("").parts) for p in folder.rglob("*.py")}
+    found = {
+        package + "." + ".".join(p.relative_to(folder).with_suffix("").parts) for p in folder.rglob("*.py")
+    }
     return {name.removesuffix(".__init__") for name in found}
 
 
@@ -34,11 +36,20 @@ with tempfile.TemporaryDirectory() as scratch:
     expected = modules(ROOT / "backends", "xnn.backends")
     for folder in ("xnn", "xnn/ops", "xnn/layers", "xnn/data"):
         expected |= {
-            f"{folder.replace('/', '.')}.{p.stem}".removesuffix(".__init__") for p in (ROOT / folder).glob("*.py")
+            f"{folder.replace('/', '.')}.{p.stem}".removesuffix(".__init__")
+            for p in (ROOT / folder).glob("*.py")
         }
-    top = [p for p in (ROOT / "xnn").iterdir() if p.is_dir() and not p.is_symlink() and (p / "__init__.py").exists()]
-    assert {p.name for p in top} == {"ops", "layers", "data"}, "a new subpackage: add it to pyproject.toml and here"
-    home = Path(run(python, "-c", "import xnn, pathlib; print(pathlib.Path(xnn.__file__).parent)", cwd=work).strip())
+    top = [
+        p
+        for p in (ROOT / "xnn").iterdir()
+        if p.is_dir() and not p.is_symlink() and (p / "__init__.py").exists()
+    ]
+    assert {p.name for p in top} == {"ops", "layers", "data"}, (
+        "a new subpackage: add it to pyproject.toml and here"
+    )
+    home = Path(
+        run(python, "-c", "import xnn, pathlib; print(pathlib.Path(xnn.__file__).parent)", cwd=work).strip()
+    )
     installed = modules(home, "xnn")
     assert installed == expected, f"missing {expected - installed}, unexpected {installed - expected}"
     assert (home / "py.typed").exists()

@@ -17,6 +17,7 @@ from xnn.backends.registry import (
     backend_of,
     current_backend,
     get_backend,
+    mixed_arrays,
     numerics,
     use_backend,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "backend_of",
     "current_backend",
     "get_backend",
+    "mixed_arrays",
     "numerics",
     "use_backend",
 ]

@@ -98,7 +98,7 @@ class Backend:
             raise
         except MemoryError as error:
             raise DeviceMemoryError(
-                f"{self.name}: {error or 'out of memory'}. {self.memory_advice}"
+                f"{self.name}: {str(error) or 'out of memory'}. {self.memory_advice}"
             ) from error
 
     memory_advice: ClassVar[str] = "Try a smaller batch_size."

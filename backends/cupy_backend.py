@@ -79,12 +79,15 @@ class CupyBackend(Backend):
             values = cupy.asnumpy(cupy.maximum(a, 2.5) + 1.0)
         except Exception as error:
             raise BackendUnavailableError(f"cupy: compiling a kernel failed: {_reason(error)}") from error
-        right = [[7.0, 10.0], [15.0, 22.0]], [[3.5, 3.5], [4.0, 5.0]]
-        if (product.tolist(), values.tolist()) != right:
-            raise BackendUnavailableError(
-                f"cupy: the GPU computed {product.tolist()} for a product that is {right[0]}; "
-                "check the device (nvidia-smi) and reinstall CuPy"
-            )
+        for what, got, right in (
+            ("a product", product.tolist(), [[7.0, 10.0], [15.0, 22.0]]),
+            ("max(a, 2.5) + 1", values.tolist(), [[3.5, 3.5], [4.0, 5.0]]),
+        ):
+            if got != right:
+                raise BackendUnavailableError(
+                    f"cupy: the GPU computed {got} for {what} that is {right}; "
+                    "check the device (nvidia-smi) and reinstall CuPy"
+                )
 
 
 def import_cupy() -> Any:
@@ -102,6 +105,11 @@ def import_cupy() -> Any:
         except ImportError as error:
             raise BackendUnavailableError(
                 f"cupy: CuPy cannot be imported: {_original(error)}; uninstall it and {_INSTALL}"
+            ) from error
+        except Exception as error:  # such as "numpy.dtype size changed": a package built for another NumPy
+            raise BackendUnavailableError(
+                f"cupy: CuPy breaks when it is imported ({type(error).__name__}: {_original(error)}); "
+                f"uninstall it and {_INSTALL}"
             ) from error
     if any("multiple CuPy packages" in str(w.message) for w in caught):
         raise BackendUnavailableError(
@@ -123,10 +131,11 @@ def check_driver(cupy: Any) -> None:
             "cupy: no NVIDIA driver found: install the GPU's driver (nvidia-smi shows it), "
             "or use XNN_BACKEND=numpy"
         )
-    if driver < needed and driver // 1000 < needed // 1000:
+    if driver // 1000 < needed // 1000:
+        older = ', or pip install "cupy-cuda12x[ctk]"' if driver // 1000 == 12 else ""
         raise BackendUnavailableError(
             f"cupy: the NVIDIA driver supports CUDA {_cuda_version(driver)}, this CuPy needs "
-            f'{_cuda_version(needed)}: update the driver, or pip install "cupy-cuda{driver // 1000}x[ctk]"'
+            f"{_cuda_version(needed)}: update the driver{older}"
         )
     if not cupy.cuda.is_available():
         raise BackendUnavailableError(

@@ -63,10 +63,14 @@ class Stream:
         return np.asarray(raw, dtype=np.uint64)[skip:]
 
     def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> np.ndarray:
-        """float64 in (low, high): low + (high - low) * (k + 1/2) 2^-52, k the top 52 bits of a word."""
+        """float64 in (low, high): low + (high - low) * (k + 1/2) 2^-52, k the top 52 bits of a word.
+
+        Where that rounds onto an end, the next number inside is taken instead.
+        """
         k = self.words(0, math.prod(shape)) >> np.uint64(12)
         unit = (k.astype(np.float64) + 0.5) * 2.0**-52
-        return (low + (high - low) * unit).reshape(shape)
+        inside = np.nextafter(low, high), np.nextafter(high, low)
+        return np.clip(low + (high - low) * unit, *inside).reshape(shape)
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
         """Standard normal float64: the inverse of the normal distribution function at `uniform`."""

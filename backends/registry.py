@@ -22,6 +22,7 @@ __all__ = [
     "backend_of",
     "current_backend",
     "get_backend",
+    "mixed_arrays",
     "numerics",
     "use_backend",
 ]
@@ -122,12 +123,17 @@ def backend_of(*arrays: Any) -> Backend:
         if owner is None or owner is found:
             continue
         if found is not None:
-            raise MixedArraysError(
-                f"one operation got arrays of {found.name} and of {owner.name}; nothing is moved behind "
-                "your back: use model.to(...), or a backend's to_device and to_host"
-            )
+            raise mixed_arrays(found, owner)
         found = owner
     return found if found is not None else current_backend()
+
+
+def mixed_arrays(one: Backend, other: Backend) -> MixedArraysError:
+    """The error for arrays of two backends in one operation."""
+    return MixedArraysError(
+        f"one operation got arrays of {one.name} and of {other.name}; nothing is moved behind "
+        "your back: use model.to(...), or a backend's to_device and to_host"
+    )
 
 
 def admit(lib: Backend, x: Any) -> Any:

@@ -39,7 +39,9 @@ def main(dataset=None, epochs=25, seed=0, plot="mnist_mlp.png", progress=True):
     train_accuracy = trainer.evaluate((x_train, y_train))["accuracy"]
     val_accuracy = trainer.evaluate((x_val, y_val))["accuracy"]
     test_accuracy = trainer.evaluate((x_test, y_test))["accuracy"]
-    print(f"{digits.name}: train {train_accuracy:.4f}, validation {val_accuracy:.4f}, test {test_accuracy:.4f}")
+    print(
+        f"{digits.name}: train {train_accuracy:.4f}, validation {val_accuracy:.4f}, test {test_accuracy:.4f}"
+    )
     if plot:
         try:
             history.plot(plot)

@@ -64,7 +64,7 @@ def test_miniflow_scripts(capsys):
     miniflow = load("miniflow")
     assert miniflow["multiply"]() == 200.0
     assert miniflow["linear"]() == 16.0
-    x, y, w, b = miniflow["gradients"]()
+    assert len(miniflow["gradients"]()) == 4
     printed = capsys.readouterr().out
     for digits in (
         "3.34017280e-05",

@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import FunctionType
@@ -435,7 +435,8 @@ def ruffs_order(name: str) -> tuple[int, str]:
 def documented(thing: Any) -> bool:
     """Whether a class or function has a docstring of its own, not inherited, not made up by @dataclass."""
     text = (vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__) or ""
-    return bool(text.strip()) and not text.startswith(f"{thing.__name__}(")
+    made_up = is_dataclass(thing) and text.startswith(f"{thing.__name__}(")
+    return bool(text.strip()) and not made_up
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if exports(tree(name)) is not None])

@@ -175,7 +175,7 @@ def test_snapshot_and_restore(make):
     ],
 )
 def test_options(build):
-    with pytest.raises(OptionError, match="must be a finite number|needs a momentum"):
+    with pytest.raises(OptionError, match=r"must be a finite number|needs a momentum"):
         build()
 
 

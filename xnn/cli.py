@@ -70,6 +70,66 @@ def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @main.command()
 @click.option("--dataset", metavar="NAME", help=_DATASET)
+@click.option(
+    "--data-home", metavar="DIR", help="Where data files are; default: XNN_DATA_HOME, then the user's cache."
+)
+@click.option(
+    "--hidden",
+    default="100,200",
+    show_default=True,
+    callback=_widths,
+    metavar="N,N,...",
+    help="Hidden widths.",
+)
+@click.option(
+    "--activation", type=click.Choice(["relu", "sigmoid", "tanh"]), default="relu", show_default=True
+)
+@click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)
+@click.option("--lr", type=float, help="Learning rate; default: 0.1 for sgd, 0.001 for adam.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    default=0,
+    show_default=True,
+    help="Weights, shuffles, masks.",
+)
+@click.option("--dropout", type=float, default=0.0, show_default=True, help="Rate after each hidden layer.")
+@_backend_option
+@click.option(
+    "--threads", type=click.IntRange(1), help="BLAS threads at most; default: as the environment has it."
+)
+@click.option("--save", metavar="FILE", help="Write the model to FILE.safetensors.")
+@click.option("--plot", metavar="FILE", help="Write the learning curves to a .png or .svg file.")
+@click.option("--log", metavar="FILE", help="Write JSON lines, one an epoch.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as one JSON object, and nothing else."
+)
+@click.option("--quiet", is_flag=True, help="No progress and no summary.")
+def train(backend: str | None, **options: Any) -> None:
+    """Train a multilayer perceptron and report its accuracy on the test set.
+
+    \b
+    xnn train                                       the MNIST article's network
+    xnn train --epochs 25 --plot curve.png
+    xnn train --hidden 512,256 --optimizer adam --batch-size 128
+    xnn train --dataset table.csv --save model.safetensors
+    XNN_BACKEND=cupy xnn train                      the same run on a GPU
+    """
+    from xnn.backends import backend as use
+    from xnn.backends import get_backend
+    from xnn.commands import train_command
+
+    with use(get_backend(backend).name):
+        interrupted = train_command(**options)
+    if interrupted:
+        sys.exit(130)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("data")
 @click.option("--data-home", metavar="DIR", help="Where a named data set's files are.")
 @_backend_option
 @click.option("--output", metavar="FILE", help="Write the model's outputs to a .npy file as well.")

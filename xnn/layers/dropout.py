@@ -46,7 +46,8 @@ class Dropout(Layer):
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
         """The gradient through the same mask."""
-        if self._ran and self.saved is None:
+        self._check_backward(dout)
+        if self.saved is None:
             return dout if input_gradient else None
         return super().backward(dout, input_gradient)
 

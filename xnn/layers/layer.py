@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, get_backend
+from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, get_backend, mixed_arrays
 from xnn.errors import GraphError, OptionError, ShapeError
 from xnn.initializers import Initializer
 from xnn.ops import Array, Namespace, Op
@@ -85,7 +85,7 @@ class Layer:
         self.own_parameters = list(parameters)
         self.seed = seed
         self.saved: Any = None
-        self._ran = False
+        self._ran_on: Backend | None = None  # where the last forward ran; None before one
         self.draw_from(0 if seed is None else seed, 0)
 
     def arguments(self, x: Array, training: bool) -> tuple[Any, ...]:
@@ -109,7 +109,7 @@ class Layer:
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output for a batch x, a fresh array."""
         y, self.saved = self.apply(x, training)
-        self._ran = True
+        self._ran_on = backend_of(y)
         return y
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -117,17 +117,24 @@ class Layer:
 
         With input_gradient=False None is returned and its cost saved. Raises GraphError before a forward.
         """
-        if not self._ran:
-            raise GraphError(f"{type(self).__name__}.backward came before its forward")
+        xp = self._check_backward(dout).xp
         saved = self.saved if input_gradient else self.op.without_input_gradient(self.saved)
-        dx, *gradients = self.op.backward(backend_of(dout).xp, dout, saved)
+        dx, *gradients = self.op.backward(xp, dout, saved)
         for parameter, gradient in zip(self.own_parameters, gradients, strict=False):
             parameter.grad = gradient
         return dx if input_gradient else None
 
+    def _check_backward(self, dout: Array) -> Backend:
+        """The backend of a backward pass: the forward's. Raises GraphError before one, MixedArraysError else."""
+        if self._ran_on is None:
+            raise GraphError(f"{type(self).__name__}.backward came before its forward")
+        if backend_of(dout) is not self._ran_on:
+            raise mixed_arrays(self._ran_on, backend_of(dout))
+        return self._ran_on
+
     def forget(self) -> None:
         """Drop what backward would need, and the memory with it."""
-        self.saved, self._ran = None, False
+        self.saved = self._ran_on = None
 
     def draw_from(self, seed: int, index: int) -> None:
         """Draw the parameters not drawn yet from this seed, as layer number `index` of a model."""

@@ -49,11 +49,12 @@ class Sequential(Layer):
         """The last layer's output."""
         for layer in self.layers:
             x = layer.forward(x, training)
-        self._ran = True
+        self._ran_on = backend_of(x)
         return x
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
         """Through the layers in reverse; with input_gradient=False no further than the first with weights."""
+        self._check_backward(dout)
         first = 0
         if not input_gradient:
             with_weights = (i for i, layer in enumerate(self.layers) if layer.parameters())
@@ -67,7 +68,7 @@ class Sequential(Layer):
         """Drop what backward would need."""
         for layer in self.layers:
             layer.forget()
-        self._ran = False
+        super().forget()
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
         """Passed on to every layer."""

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Everything a machine with a GPU should be asked, in one call; results go to $1 (default benchmarks/results/gpu).
+# Needs Python with numpy, CuPy and xnn's dependencies. Each part runs even if another fails.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-benchmarks/results/gpu}
+mkdir -p "$out"
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+part() { # name, command...: keep its output and its exit code
+    local name=$1; shift
+    echo "== $name: $*"
+    timeout 240 "$@" >"$out/$name.txt" 2>&1
+    echo "exit $?" | tee -a "$out/$name.txt"
+}
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/device.txt" 2>&1
+part info python3 -m xnn info --probe
+part check python3 -m xnn check
+part tests python3 -m pytest -q -p no:cacheprovider
+for dropout in 0 0.2; do
+    for backend in numpy cupy; do
+        XNN_BACKEND=$backend part "train-$backend-$dropout" \
+            python3 -m xnn train --dataset synthetic --epochs 3 --seed 1 --dropout $dropout --json
+    done
+done
+XNN_BACKEND=cupy part train-large python3 -m xnn train --dataset synthetic --epochs 3 --hidden 2500,2000,1500 --batch-size 512 --json
+echo "results in $out"

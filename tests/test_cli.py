@@ -1,0 +1,698 @@
+"""The command line: what it prints, the files it writes, its exit codes, and that nothing shows a traceback."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import xnn
+from xnn import losses, ops, optimizers, weights
+from xnn.backends import backend_names
+from xnn.checks import CASES
+from xnn.cli import main
+from xnn.data import Batches, load, synthetic_digits
+from xnn.models import mlp
+
+KEYS = {
+    "dataset", "backend", "numerics", "plan", "seed", "epochs", "history", "test_accuracy", "ms_per_step",
+    "samples_per_second", "peak_rss_mb", "weights_sha256", "losses_sha256",
+}  # fmt: skip
+without_cupy = pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
+
+
+def run(*args):
+    """The command in this process; an exception that would be a traceback is raised."""
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def command(*args, **options):
+    """The command in a process of its own."""
+    words = [sys.executable, "-m", "xnn", *map(str, args)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def one_json(result):
+    """The one line on standard output, as strict JSON: no NaN, nothing beside it."""
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("\n") == 1
+    return json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A small data set of bytes: 300 synthetic digits in an .npz file."""
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    x, y = synthetic_digits(300, seed=1)
+    np.savez(path, x=x, y=y)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _few_synthetic_digits(monkeypatch):
+    monkeypatch.setattr("xnn.data.datasets._SYNTHETIC", (600, 100, 100))
+
+
+TRAIN = ("--hidden", "16", "--epochs", 2, "--batch-size", 50)
+
+
+@pytest.fixture(scope="module")
+def model(digits, tmp_path_factory):
+    """A trained classifier's file."""
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    assert run("train", "--dataset", digits, *TRAIN, "--save", path, "--quiet").exit_code == 0
+    return path
+
+
+# ---------------------------------------------------------------- train
+
+
+def test_train_json():
+    result = run("train", "--dataset", "synthetic", *TRAIN, "--json")
+    report = one_json(result)
+    assert report.keys() >= KEYS
+    assert (report["dataset"], report["backend"], report["numerics"]) == ("synthetic", "numpy", "fast")
+    assert (report["seed"], report["epochs"], report["interrupted"]) == (0, 2, False)
+    assert (report["plan"]["batch_size"], report["plan"]["dtype"]) == (50, "float32")
+    assert len(report["history"]) == 2
+    for entry in report["history"]:
+        assert entry.keys() == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    first, last = report["history"]
+    assert last["loss"] < first["loss"]
+    assert 0.3 < report["test_accuracy"] <= 1.0  # far above chance
+    assert min(report[k] for k in ("ms_per_step", "samples_per_second", "peak_rss_mb")) > 0
+    assert all(len(report[k]) == 64 for k in ("weights_sha256", "losses_sha256"))
+    assert result.stderr == ""
+
+
+def test_train_prints_a_summary(digits, tmp_path):
+    result = run("train", "--dataset", digits, *TRAIN)
+    assert result.exit_code == 0
+    assert "digits.npz on numpy" in result.stdout
+    assert "test accuracy" in result.stdout
+    assert run("train", "--dataset", digits, *TRAIN, "--quiet").output == ""
+
+
+def test_the_same_run_gives_the_same_digests(digits):
+    """In this process, and in another one with another hash seed."""
+    args = ("train", "--dataset", digits, *TRAIN, "--dropout", 0.2, "--json")
+
+    def digests(report):
+        return report["weights_sha256"], report["losses_sha256"]
+
+    first = digests(one_json(run(*args)))
+    assert digests(one_json(run(*args))) == first
+    other_process = command(*args, env={**os.environ, "PYTHONHASHSEED": "123"})
+    assert digests(json.loads(other_process.stdout)) == first
+    other_seed = digests(one_json(run(*args, "--seed", 1)))
+    assert other_seed[0] != first[0]
+    assert other_seed[1] != first[1]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_digests_recomputed_by_a_loop_of_our_own(digits, dropout):
+    """The steps as section 3 of the design has them, without Trainer or History."""
+    report = one_json(run("train", "--dataset", digits, *TRAIN, "--dropout", dropout, "--seed", 3, "--json"))
+    x, y, *_ = load(digits)
+    net = mlp(784, (16,), 10, dropout=dropout, rescale=(1 / 255, 0.0), seed=3)
+    loss, rule = losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1)
+    seen, step = [], 0
+    for epoch in range(2):
+        for xb, yb in Batches((x, y), 50, seed=3).epoch(epoch):
+            net.set_stream(3, step)
+            seen.append(float(loss.compute(net.forward(xb, training=True), yb)))
+            net.backward(loss.backward())
+            rule.step(net.parameters())
+            step += 1
+    assert report["steps"] == step
+    assert report["losses_sha256"] == hashlib.sha256(np.array(seen, "<f8").tobytes()).hexdigest()
+    raw = b"".join(p.value.astype("<f4").tobytes() for p in net.parameters())
+    assert report["weights_sha256"] == hashlib.sha256(raw).hexdigest()
+
+
+def test_train_options_reach_the_model(digits, tmp_path):
+    path = tmp_path / "m.safetensors"
+    args = (
+        "--hidden",
+        "8, 4",
+        "--activation",
+        "tanh",
+        "--dropout",
+        0.25,
+        "--optimizer",
+        "adam",
+        "--lr",
+        0.01,
+    )
+    report = one_json(
+        run("train", "--dataset", digits, *args, "--epochs", 1, "--threads", 1, "--json", "--save", path)
+    )
+    assert [layer["type"] for layer in weights.metadata(path)["layers"]] == [
+        "Rescale", "Dense", "Tanh", "Dropout", "Dense", "Tanh", "Dropout", "Dense",
+    ]  # fmt: skip
+    assert [p.shape for p in xnn.load(path).parameters()] == [(784, 8), (8,), (8, 4), (4,), (4, 10), (10,)]
+    assert report["plan"]["threads"] == 1
+    assert weights.weights_sha256(xnn.load(path)) == report["weights_sha256"]
+
+
+def test_train_without_hidden_layers(digits, tmp_path):
+    path = tmp_path / "m.safetensors"
+    assert run("train", "--dataset", digits, "--hidden", "", "--epochs", 1, "--save", path).exit_code == 0
+    assert [p.shape for p in xnn.load(path).parameters()] == [(784, 10), (10,)]
+
+
+def test_train_log_and_plot(digits, tmp_path):
+    pytest.importorskip("matplotlib")
+    log, plot = tmp_path / "log.jsonl", tmp_path / "c.svg"
+    report = one_json(run("train", "--dataset", digits, *TRAIN, "--json", "--log", log, "--plot", plot))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["start", "epoch", "epoch", "end"]
+    assert (lines[0]["dataset"], lines[0]["seed"], lines[0]["plan"]) == ("digits.npz", 0, report["plan"])
+    assert [line["val_loss"] for line in lines[1:3]] == [entry["val_loss"] for entry in report["history"]]
+    assert "<svg" in plot.read_text()
+
+
+def test_regression(tmp_path):
+    """Features of very different size: standardized by a layer that is saved with the model."""
+    table, path, saved = tmp_path / "t.csv", tmp_path / "p.csv", tmp_path / "m.safetensors"
+    x = np.stack([np.linspace(1000, 1100, 200), np.sin(np.arange(200.0)), np.full(200, 5.0)], axis=1)
+    y = 3 * x[:, 1] + (x[:, 0] - 1050) / 25
+    np.savetxt(table, np.column_stack([x, y]), delimiter=",", header="size,wave,same,target", comments="")
+    args = ("--hidden", "16", "--epochs", 60, "--lr", 0.05, "--save", saved)
+    report = one_json(run("train", "--dataset", table, *args, "--json"))
+    assert report["test_accuracy"] is None
+    assert report["history"][0]["accuracy"] is None
+    assert report["test_loss"] < 0.05 * np.var(y)
+    np.savetxt(path, x[:5], delimiter=",")
+    result = run("predict", saved, path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    np.testing.assert_allclose([float(line) for line in result.stdout.split()], y[:5], atol=1.5)
+    assert one_json(run("predict", saved, table, "--json"))["accuracy"] is None
+
+
+def test_no_dataset_and_no_network(tmp_path, monkeypatch):
+    """Synthetic digits, one line that says so, and the report is labelled with what was used."""
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        port = s.getsockname()[1]
+    monkeypatch.delenv("XNN_DATA_HOME", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("xnn.data.sources.cache_home", lambda: tmp_path / "cache")
+    monkeypatch.setattr("xnn.data.datasets._MNIST_MIRRORS", (f"http://127.0.0.1:{port}/",))
+    result = run("train", *TRAIN, "--json")
+    assert one_json(result)["dataset"] == "synthetic"
+    assert sum(line.startswith("xnn: ") and "synthetic" in line for line in result.stderr.splitlines()) == 1
+    named = run("train", "--dataset", "mnist", *TRAIN, "--json")
+    assert (named.exit_code, named.stdout) == (1, "")
+    assert "XNN_DATA_HOME" in named.stderr
+
+
+def test_train_on_array_api_strict(digits):
+    """The whole command with arrays that refuse to meet a host array; close to NumPy's run."""
+    pytest.importorskip("array_api_strict")
+    args = ("train", "--dataset", digits, *TRAIN, "--dropout", 0.2, "--json")
+    here, there = one_json(run(*args)), one_json(run(*args, "--backend", "array-api-strict"))
+    assert there["backend"] == there["plan"]["backend"] == "array-api-strict"
+    assert there["test_loss"] == pytest.approx(here["test_loss"], rel=1e-4)
+
+
+@pytest.mark.data
+def test_train_mnist():
+    report = one_json(run("train", "--hidden", "32", "--epochs", 1, "--batch-size", 100, "--json"))
+    assert report["dataset"] == "mnist"
+    assert (report["steps"], report["plan"]["batch_size"]) == (500, 100)
+    assert report["test_accuracy"] > 0.85
+
+
+@pytest.mark.data
+def test_train_boston():
+    report = one_json(
+        run("train", "--dataset", "boston", "--hidden", "32", "--epochs", 30, "--lr", 0.01, "--json")
+    )
+    assert report["test_loss"] < 40  # medv's variance is 84
+
+
+# ---------------------------------------------------------------- predict
+
+
+def save_csv(path, x, y):
+    np.savetxt(path, np.column_stack([x, y]), delimiter=",", fmt="%d")
+
+
+def save_idx(path, x, y):
+    head = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (len(x), 28, 28))
+    path.write_bytes(head + x.tobytes())
+
+
+FORMS = {
+    "t.npy": (lambda path, x, y: np.save(path, x), False),
+    "t.npz": (lambda path, x, y: np.savez(path, x=x, y=y), True),
+    "x only.npz": (lambda path, x, y: np.savez(path, x=x), False),
+    "test set.npz": (lambda path, x, y: np.savez(path, x_train=x[:0], x_test=x, y_test=y), True),
+    "images.npz": (lambda path, x, y: np.savez(path, x=x.reshape(-1, 28, 28), y=y[:, None]), True),
+    "t.csv": (save_csv, True),
+    "t10k-images-idx3-ubyte": (save_idx, False),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_predict_forms(model, tmp_path, form):
+    write, known = FORMS[form]
+    x, y = synthetic_digits(40, seed=9)
+    write(tmp_path / form, x, y)
+    expected = xnn.load(model).predict_classes(x)
+    result = run("predict", model, tmp_path / form)
+    assert result.exit_code == 0, result.output
+    assert [int(line) for line in result.stdout.split()] == expected.tolist()
+    accuracy = np.mean(expected == y)
+    assert result.stderr == (f"accuracy {accuracy:.4f} over 40 samples\n" if known else "")
+    report = one_json(run("predict", model, tmp_path / form, "--json"))
+    assert report == {"predictions": expected.tolist(), "accuracy": accuracy if known else None}
+
+
+def test_predict_dataset_and_output(model, tmp_path):
+    output = tmp_path / "logits.npy"
+    report = one_json(run("predict", model, "synthetic", "--json", "--output", output))
+    x, y = list(load("synthetic"))[-2:]
+    np.testing.assert_array_equal(np.load(output), xnn.load(model).predict(x))
+    assert report["predictions"] == np.load(output).argmax(axis=1).tolist()
+    assert report["accuracy"] == np.mean(np.array(report["predictions"]) == y)
+
+
+def test_predict_on_another_backend(model, tmp_path):
+    pytest.importorskip("array_api_strict")
+    np.save(tmp_path / "t.npy", synthetic_digits(40, seed=9)[0])
+    args = ("predict", model, tmp_path / "t.npy")
+    assert run(*args, "--backend", "array-api-strict").stdout == run(*args).stdout != ""
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        ("nothing.npy", 1, "nothing.npy"),
+        ("narrow.npy", 1, "784"),
+        ("flat.npy", 1, "shape"),
+        ("object.npy", 1, "object.npy"),
+        ("text.npz", 1, "text.npz"),
+        ("other.npz", 2, "a, b"),
+        ("lengths.npz", 1, "39"),
+        ("names.npz", 1, "number"),
+        ("text.csv", 1, "text.csv"),
+        ("text", 1, "idx"),
+        ("model.safetensors", 1, "idx"),
+    ],
+)
+def test_predict_refuses(model, tmp_path, monkeypatch, data, code, message):
+    monkeypatch.chdir(tmp_path)
+    x, y = synthetic_digits(40)
+    np.save("narrow.npy", x[:, :-1])
+    np.save("flat.npy", x[0])
+    np.save("object.npy", np.array([None]))
+    np.savez("other.npz", a=x, b=y)
+    np.savez("lengths.npz", x=x, y=y[:-1])
+    np.savez("names.npz", x=x.astype(str))
+    for name in ("text.npz", "text.csv", "text"):
+        (tmp_path / name).write_text("hello\nworld\n")
+    (tmp_path / "model.safetensors").write_bytes(model.read_bytes())
+    refused(run("predict", model, data), code, message)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("nosuch.safetensors", "synthetic"), 1, "nosuch"),
+        ((__file__, "synthetic"), 1, "safetensors"),
+        (("MODEL", "synthetic", "--output", "o.csv"), 2, "npy"),
+        (("MODEL", "synthetic", "--output", "no/o.npy"), 2, "no folder"),
+        (("MODEL", "synthetic", "--backend", "nosuch"), 2, "nosuch"),
+        (("MODEL", "mnist", "--data-home", "nowhere"), 2, "nowhere"),
+    ],
+)
+def test_predict_refuses_options(model, args, code, message):
+    refused(run("predict", *(model if a == "MODEL" else a for a in args)), code, message)
+
+
+# ---------------------------------------------------------------- info
+
+
+def test_info():
+    result = run("info")
+    assert result.exit_code == 0
+    for text in (xnn.__version__, np.__version__, sys.executable, *backend_names(), "drawn by xnn"):
+        assert text in result.stdout
+
+
+def test_info_json(monkeypatch, tmp_path):
+    monkeypatch.setenv("XNN_DATA_HOME", str(tmp_path))
+    facts = json.loads(run("info", "--json").stdout)
+    assert facts["xnn"] == xnn.__version__
+    assert facts["packages"]["numpy"] == np.__version__
+    assert facts["backends"].keys() == set(backend_names())
+    assert facts["plan"]["backend"] == "numpy"
+    assert facts["environment"]["XNN_DATA_HOME"] == str(tmp_path)
+    assert "synthetic" in facts["data"]
+
+
+def test_info_probe():
+    pytest.importorskip("array_api_strict")
+    facts = json.loads(run("info", "--probe", "--json").stdout)
+    assert facts["backends"]["numpy"].startswith("works")
+    assert facts["backends"]["array-api-strict"].startswith("works")
+    if importlib.util.find_spec("cupy") is None:
+        assert "pip install" in facts["backends"]["cupy"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "key"),
+    [
+        ("XNN_BACKEND", "nosuch", "plan"),
+        ("XNN_NUMERICS", "exact", "plan"),
+        ("XNN_DATA_HOME", "nowhere", "data"),
+    ],
+)
+@pytest.mark.parametrize("probe", [(), ("--probe",)])
+def test_info_says_what_is_wrong(monkeypatch, variable, value, key, probe):
+    """It is what a bug report starts with, so a wrong variable is shown and ends nothing."""
+    monkeypatch.setenv(variable, value)
+    result = run("info", "--json", *probe)
+    assert result.exit_code == 0
+    facts = json.loads(result.stdout)
+    assert value in str(facts[key])
+    assert variable in str(facts[key])
+
+
+# ---------------------------------------------------------------- check
+
+
+def test_check_is_green():
+    pytest.importorskip("array_api_strict")
+    result = run("check", "--backend", "numpy", "--backend", "array-api-strict")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["numpy", "array-api-strict"]
+    for line, least in zip(lines, (2 * len(CASES), 3 * len(CASES) + 1), strict=True):
+        passed, failed = (int(word) for word in line.split() if word.isdigit())
+        assert passed >= least
+        assert failed == 0
+
+
+def test_check_verbose_lists_every_op():
+    out = run("check", "--backend", "numpy", "--verbose").stdout
+    for case in CASES:
+        assert f"ok   numpy: gradient of {case.name}:" in out
+
+
+def test_check_finds_a_broken_gradient(monkeypatch):
+    right = type(ops.tanh).backward
+    monkeypatch.setattr(
+        type(ops.tanh), "backward", lambda self, xp, g, s: tuple(1.01 * d for d in right(self, xp, g, s))
+    )
+    result = run("check", "--backend", "numpy")
+    assert result.exit_code == 1
+    failures = [line for line in result.stdout.splitlines() if line.startswith("FAIL")]
+    assert len(failures) == 1
+    assert "gradient of tanh" in failures[0]
+    assert "1 failed" in result.stdout
+
+
+def test_check_finds_backends_that_differ(monkeypatch):
+    """The same formula but for array-api-strict: the gradient is consistent, the agreement is not."""
+    pytest.importorskip("array_api_strict")
+    right = type(ops.sigmoid).forward
+
+    def forward(self, xp, x):
+        y, saved = right(self, xp, x)
+        return (y, saved) if xp is np else (y * 1.001, saved)
+
+    monkeypatch.setattr(type(ops.sigmoid), "forward", forward)
+    result = run("check", "--backend", "array-api-strict")
+    assert result.exit_code == 1
+    assert "FAIL array-api-strict: numpy agrees on sigmoid" in result.stdout
+
+
+def test_check_goes_on_after_an_op_that_raises(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(type(ops.exp), "forward", broken)
+    result = run("check", "--backend", "numpy")
+    assert result.exit_code == 1
+    assert "gradient of exp" in result.stdout
+    assert "out of order" in result.stdout
+    assert "gradient of tanh" not in result.stdout
+
+
+# ---------------------------------------------------------------- wrong options and other ends
+
+
+def refused(result, code, message):
+    """The exit code, nothing on standard output, and one line that says why (after click's usage)."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line and not line.startswith(("Usage: ", "Try "))]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith(("xnn: ", "Error: "))
+    assert message in lines[0], lines[0]
+
+
+WRONG = [
+    ("--backend nosuch", {}, "nosuch"),
+    ("", {"XNN_BACKEND": "nosuch"}, "XNN_BACKEND"),
+    ("", {"XNN_BACKEND": "NumPy"}, "NumPy"),
+    ("", {"XNN_NUMERICS": "exact"}, "XNN_NUMERICS"),
+    ("--dataset mnist", {"XNN_DATA_HOME": "nowhere"}, "XNN_DATA_HOME"),
+    ("--dataset mnist --data-home nowhere", {}, "nowhere"),
+    ("--dataset nosuch", {}, "nosuch"),
+    ("--hidden abc", {}, "abc"),
+    ("--hidden 10,0", {}, "10,0"),
+    ("--hidden 10,-5", {}, "10,-5"),
+    ("--hidden 1.5", {}, "1.5"),
+    ("--lr -1", {}, "-1"),
+    ("--lr nan", {}, "nan"),
+    ("--lr inf", {}, "inf"),
+    ("--lr fast", {}, "fast"),
+    ("--dropout 1.5", {}, "1.5"),
+    ("--dropout 1", {}, "1"),
+    ("--dropout -0.1", {}, "-0.1"),
+    ("--dropout nan", {}, "nan"),
+    ("--epochs 0", {}, "epochs"),
+    ("--epochs many", {}, "epochs"),
+    ("--batch-size 0", {}, "batch"),
+    ("--seed -1", {}, "seed"),
+    ("--seed 18446744073709551616", {}, "seed"),
+    ("--threads 0", {}, "threads"),
+    ("--optimizer lion", {}, "lion"),
+    ("--activation gelu", {}, "gelu"),
+    ("--nosuch", {}, "nosuch"),
+    ("surplus", {}, "surplus"),
+    ("--save no/m.safetensors", {}, "no folder"),
+    ("--save m.pt", {}, "safetensors"),
+    ("--plot c.gif", {}, "c.gif"),
+    ("--plot no/c.png", {}, "no folder"),
+    ("--log no/log.jsonl", {}, "no folder"),
+]
+
+
+@pytest.mark.parametrize(("args", "variables", "message"), WRONG, ids=[f"{a}{v or ''}" for a, v, _ in WRONG])
+def test_wrong_options(digits, tmp_path, monkeypatch, args, variables, message):
+    monkeypatch.chdir(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refused(run("train", "--dataset", digits, *TRAIN, "--json", *args.split()), 2, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_option_in_a_real_process(digits):
+    """As the shell sees it: the exit code and standard error, without a word of Python."""
+    done = command("train", "--dataset", digits, env={**os.environ, "XNN_BACKEND": "nosuch"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert all(name in done.stderr for name in ("XNN_BACKEND", "nosuch", "numpy", "cupy"))
+
+
+@pytest.mark.parametrize("value", ["", " numpy "])
+def test_empty_variables_are_unset_ones(digits, monkeypatch, value):
+    monkeypatch.setenv("XNN_BACKEND", value)
+    monkeypatch.setenv("XNN_NUMERICS", "")
+    assert one_json(run("train", "--dataset", digits, *TRAIN, "--json"))["backend"] == "numpy"
+
+
+def test_option_before_variable(digits, monkeypatch):
+    monkeypatch.setenv("XNN_BACKEND", "nosuch")
+    report = one_json(run("train", "--dataset", digits, *TRAIN, "--json", "--backend", "numpy"))
+    assert report["backend"] == "numpy"
+
+
+@without_cupy
+@pytest.mark.parametrize("how", ["option", "variable", "check"])
+def test_cupy_where_it_is_missing(digits, monkeypatch, how):
+    if how == "variable":
+        monkeypatch.setenv("XNN_BACKEND", "cupy")
+    args = ("check",) if how == "check" else ("train", "--dataset", digits, *TRAIN)
+    result = run(*args, *(() if how == "variable" else ("--backend", "cupy")))
+    refused(result, 1, "pip install")
+    assert "ctk" in result.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"1,2\n3,x\n", b"1,2,3\n4,5\n"])
+def test_corrupt_data(tmp_path, content):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    refused(run("train", "--dataset", path, *TRAIN), 1, "t.csv")
+
+
+def test_nan_in_the_data(tmp_path):
+    path = tmp_path / "t.npz"
+    x = np.arange(60.0).reshape(20, 3)
+    x[7, 1] = np.nan
+    np.savez(path, x=x, y=np.arange(20) % 2)
+    refused(run("train", "--dataset", path, *TRAIN), 1, "NaN")
+
+
+def test_divergence(digits, tmp_path):
+    """In a process of its own, so that a warning of NumPy's on standard error would be seen."""
+    path = tmp_path / "m.safetensors"
+    done = command("train", "--dataset", digits, *TRAIN, "--lr", "1e30", "--json", "--save", path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "step " in done.stderr
+    assert "layer " in done.stderr
+    assert "learning_rate" in done.stderr
+    assert not path.exists()
+
+
+def test_plot_without_matplotlib(digits, tmp_path, monkeypatch):
+    """Said before training, not after."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    log = tmp_path / "log.jsonl"
+    result = run("train", "--dataset", digits, *TRAIN, "--plot", tmp_path / "c.png", "--log", log)
+    refused(result, 1, "pip install")
+    assert not log.exists()
+
+
+def test_save_on_a_full_disk(digits, tmp_path, monkeypatch):
+    """The numbers of the run are not lost with the file."""
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(b"before")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("train", "--dataset", digits, *TRAIN, "--json", "--save", path)
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["epochs"] == 2
+    assert "No space left" in result.stderr
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.safetensors", b"before")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("as_json", [True, False])
+def test_ctrl_c(digits, tmp_path, as_json):
+    """After the first epoch's line in the log: 130, a report, and a model that loads."""
+    log, path = tmp_path / "log.jsonl", tmp_path / "m.safetensors"
+    words = [sys.executable, "-m", "xnn", "train", "--dataset", digits, "--hidden", "16"]
+    words += ["--epochs", "10000000", "--log", log, "--save", path, *(["--json"] if as_json else [])]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (log.exists() and '"epoch"' in log.read_text()):
+                assert process.poll() is None, process.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted" in out
+    saved = weights.weights_sha256(xnn.load(path))
+    end = json.loads(log.read_text().splitlines()[-1])
+    assert (end["event"], end["interrupted"]) == ("end", True)
+    if as_json:
+        report = json.loads(out)
+        assert report["interrupted"] is True
+        assert report["weights_sha256"] == saved
+        assert report["steps"] == end["steps"] > 0
+        assert len(report["history"]) == report["epochs"] > 0
+    else:
+        assert saved[:16] in out
+        assert str(path) in out
+
+
+def test_ctrl_c_before_training(digits, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xnn.commands.load", interrupted)
+    result = run("train", "--dataset", digits)
+    assert (result.exit_code, result.stderr.strip()) == (130, "xnn: interrupted")
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["predict", "-h"], ["--version"]])
+def test_help_imports_nothing_heavy(args):
+    """Help must come at once: whatever a command needs is imported when it runs."""
+    program = f"""
+import sys
+from xnn.cli import main
+try:
+    main({args!r}, prog_name="xnn")
+finally:
+    print(*(m for m in sys.modules if "." not in m), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    heavy = {
+        "rich",
+        "pooch",
+        "requests",
+        "safetensors",
+        "matplotlib",
+        "threadpoolctl",
+        "sklearn",
+        "cupy",
+        "torch",
+    }
+    assert not heavy & set(done.stderr.split())
+    assert "click" in done.stderr.split()
+    assert ("Usage: xnn" in done.stdout) == ("--version" not in args)
+
+
+def test_help_explains_itself():
+    text = run("--help").stdout
+    assert all(name in text for name in ("train", "predict", "info", "check", "130"))
+    assert xnn.__version__ in run("--version").stdout
+    for name in ("train", "predict", "info", "check"):
+        assert run(name, "--help").exit_code == 0
+    options = (
+        "hidden",
+        "activation",
+        "optimizer",
+        "lr",
+        "batch-size",
+        "epochs",
+        "seed",
+        "dropout",
+        "threads",
+    )
+    for option in (*options, "dataset", "backend", "save", "plot", "log", "json", "quiet"):
+        assert f"--{option}" in run("train", "--help").stdout
