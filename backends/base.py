@@ -91,9 +91,12 @@ class Backend:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn running out of memory into a DeviceMemoryError that says what to try."""
+        """Around a run: no floating-point warnings (the trainer looks at the numbers itself), and running out
+        of memory becomes a DeviceMemoryError that says what to try.
+        """
         try:
-            yield
+            with np.errstate(all="ignore"):
+                yield
         except DeviceMemoryError:
             raise
         except MemoryError as error:

@@ -126,7 +126,7 @@ def test_the_same_run_gives_the_same_digests(digits):
 def test_digests_recomputed_by_a_loop_of_our_own(digits, dropout):
     """The steps as section 3 of the design has them, without Trainer or History."""
     report = one_json(run("train", "--dataset", digits, *TRAIN, "--dropout", dropout, "--seed", 3, "--json"))
-    x, y, *_ = load(digits)
+    x, y, x_val, y_val, x_test, y_test = load(digits)
     net = mlp(784, (16,), 10, dropout=dropout, rescale=(1 / 255, 0.0), seed=3)
     loss, rule = losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1)
     seen, step = [], 0
@@ -141,6 +141,10 @@ def test_digests_recomputed_by_a_loop_of_our_own(digits, dropout):
     assert report["losses_sha256"] == hashlib.sha256(np.array(seen, "<f8").tobytes()).hexdigest()
     raw = b"".join(p.value.astype("<f4").tobytes() for p in net.parameters())
     assert report["weights_sha256"] == hashlib.sha256(raw).hexdigest()
+    for number, part, labels in (("val_loss", x_val, y_val), ("test_loss", x_test, y_test)):
+        measured = report[number] if number in report else report["history"][-1][number]
+        assert measured == pytest.approx(float(loss.compute(net.forward(part), labels)), rel=1e-5)
+    assert report["test_accuracy"] == np.mean(net.predict_classes(x_test) == y_test)
 
 
 def test_train_options_reach_the_model(digits, tmp_path):

@@ -155,10 +155,10 @@ def test_data_home_that_is_not_there(cache, tmp_path, monkeypatch):
 
 
 def test_find_order(cache, tmp_path, monkeypatch):
-    """data_home before XNN_DATA_HOME before the cache; the set's folder before the home; names in order."""
-    named, home = tmp_path / "named", tmp_path / "home"
+    """data_home before XNN_DATA_HOME before the cache; a home may be the set's folder itself; names in order."""
+    named, home = tmp_path / "named" / "set", tmp_path / "home" / "set"
     monkeypatch.setenv("XNN_DATA_HOME", str(home))
-    places = [base / part for base in (named, home, cache) for part in ("set", ".")]
+    places = [named / "set", named, home / "set", home, cache / "set"]
     wanted = [place / name for place in places for name in ("a.gz", "a")]
     for path in wanted:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +168,7 @@ def test_find_order(cache, tmp_path, monkeypatch):
         found = find("set", ("a.gz", "a"), named)
         assert found == wanted.pop(0)
         found.unlink()
+    (cache / "a").write_text("")  # in no folder that says what it is
     assert find("set", ("a.gz", "a"), named) is None
 
 
@@ -620,9 +621,11 @@ def test_load_fashion_mnist_from_disk(cache):
 def test_mnist_files_are_not_fashion_mnist(cache, tmp_path, monkeypatch):
     """Both sets have the same file names: digits lying in the home itself must not pass for clothes."""
     monkeypatch.setattr("xnn.data.datasets._FASHION_MIRRORS", (f"http://127.0.0.1:{closed_port()}/",))
-    write_images(tmp_path / "home", 20)
-    with pytest.raises(DataNotFoundError):
-        load("fashion-mnist", tmp_path / "home")
+    for name in ("home", "mnist"):
+        write_images(tmp_path / name, 20)
+        with pytest.raises(DataNotFoundError):
+            load("fashion-mnist", tmp_path / name)
+        assert "fashion-mnist" not in on_disk(tmp_path / name)
 
 
 @pytest.mark.data

@@ -155,9 +155,14 @@ def test_a_layer_that_cannot_be_built_again_is_refused(tmp_path, layer):
     assert path.read_bytes() == b"before"
 
 
-def test_nested_models_load_or_are_refused(tmp_path):
+class OwnModel(Sequential):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Sequential, OwnModel])
+def test_nested_models_load_or_are_refused(tmp_path, kind):
     """Not saved into a file that nothing can read."""
-    model, path = Sequential(Sequential(Dense(2, 2)), ReLU()), tmp_path / "m.safetensors"
+    model, path = Sequential(kind(Dense(2, 2), seed=4), ReLU()), tmp_path / "m.safetensors"
     try:
         model.save(path)
     except OptionError:

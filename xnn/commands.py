@@ -17,7 +17,7 @@ from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.callbacks import Callback, JsonLines
 from xnn.checks import run_checks
 from xnn.data import Dataset, dataset_names, load, read_idx
-from xnn.data.tables import read_array, read_csv, read_npz
+from xnn.data.tables import check_pair, read_array, read_csv, read_npz
 from xnn.errors import BackendUnavailableError, DataNotFoundError, OptionError, ShapeError
 from xnn.files import check_writable, write_atomically
 from xnn.history import History, check_plot
@@ -182,7 +182,7 @@ def _samples(data: str, data_home: str | None, net: Sequential) -> tuple[np.ndar
         x = read_idx(path)
     if x.ndim < 2:
         raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row a sample")
-    return x.reshape(len(x), -1), y
+    return (x.reshape(len(x), -1), None) if y is None else check_pair(data, x, y)
 
 
 def check_command(names: list[str], verbose: bool) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xnn import layers, ops
-from xnn.backends import current_backend, numerics
+from xnn.backends import Backend, current_backend, numerics
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import check_writable, write_atomically
 from xnn.layers import Layer, Sequential
@@ -28,8 +29,12 @@ _FORMAT = 1
 
 def weights_sha256(model: Sequential) -> str:
     """SHA-256 over the raw little-endian bytes of all parameters, in order."""
+    return _sha256(_host_weights(model).values())
+
+
+def _sha256(arrays: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for array in _host_weights(model).values():
+    for array in arrays:
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
 
@@ -43,22 +48,7 @@ def save(model: Sequential, path: str | os.PathLike[str], notes: dict[str, Any] 
     from safetensors.numpy import save as to_bytes
 
     path = check_writable(path, (".safetensors",))
-    described = [{"type": type(layer).__name__, **layer.config()} for layer in model.layers]
-    for layer, entry in zip(model.layers, described, strict=True):
-        if getattr(layers, str(entry["type"]), None) is not type(layer) or (
-            isinstance(layer, layers.Function) and _own_op(str(entry["op"])) is not layer.op
-        ):
-            raise OptionError(
-                f"{layer!r} is not one of xnn's own layers, so a file could not say how to build it: "
-                "keep the code that builds the model, and save the weights of its own layers"
-            )
-    header = {
-        "format": _FORMAT,
-        "layers": described,
-        "seed": model.seed,
-        "numerics": numerics(),
-        "notes": notes or {},
-    }
+    header = {"format": _FORMAT, **_describe(model), "numerics": numerics(), "notes": notes or {}}
     content = to_bytes(
         _host_weights(model), metadata={"xnn": json.dumps(header), "weights_sha256": weights_sha256(model)}
     )
@@ -69,21 +59,17 @@ def load(path: str | os.PathLike[str]) -> Sequential:
     """The saved model, on the current backend. Raises DataNotFoundError or CorruptFileError."""
     tensors, header, digest = _read(path)
     try:
-        built = [_build(dict(entry)) for entry in header["layers"]]
-        model = Sequential(*built, seed=int(header["seed"]))
+        model = Sequential(*map(_build, header["layers"]), seed=int(header["seed"]), draw=False)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{path}: its list of layers cannot be built: {error}") from error
-    _assign(model, tensors, path)
-    if digest and weights_sha256(model) != digest:
-        raise CorruptFileError(
-            f"{path}: the weights do not have the digest recorded with them; save it again"
-        )
+    _assign(model, current_backend(), tensors, digest, path)
     return model
 
 
 def load_weights(model: Sequential, path: str | os.PathLike[str]) -> None:
-    """Put the file's parameters into a model with the same names and shapes."""
-    _assign(model, _read(path)[0], path)
+    """Put the file's parameters into a model with the same names and shapes; all of them or none."""
+    tensors, _, digest = _read(path)
+    _assign(model, model.backend, tensors, digest, path)
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -101,10 +87,30 @@ def _own_op(name: str) -> Op | None:
     return found[0] if found else None
 
 
+def _describe(layer: Layer) -> dict[str, Any]:
+    """Type and arguments of a layer, and of the layers inside it."""
+    kind = type(layer).__name__
+    if isinstance(layer, Sequential):
+        return {"type": kind, "seed": layer.seed, "layers": [_describe(inner) for inner in layer.layers]}
+    config = layer.config()
+    if getattr(layers, kind, None) is not type(layer) or (
+        isinstance(layer, layers.Function) and _own_op(config["op"]) is not layer.op
+    ):
+        raise OptionError(
+            f"{layer!r} is not one of xnn's own layers, so a file could not say how to build it: "
+            "keep the code that builds the model, and save the weights of its own layers"
+        )
+    return {"type": kind, **config}
+
+
 def _build(entry: dict[str, Any]) -> Layer:
+    """The layer again, its weights not drawn: the file's size must not be believed before it is compared."""
+    entry = dict(entry)
     kind = entry.pop("type")
-    if kind not in layers.__all__ or kind in ("Layer", "Parameter", "Sequential"):
+    if kind not in layers.__all__ or kind in ("Layer", "Parameter"):
         raise ValueError(f"xnn has no layer {kind!r}")
+    if kind == "Sequential":
+        return Sequential(*map(_build, entry["layers"]), seed=int(entry["seed"]), draw=False)
     if kind == "Function":
         entry["op"] = _own_op(entry["op"])
     cls: type[Layer] = getattr(layers, kind)
@@ -121,7 +127,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise CorruptFileError(f"{path} is not a readable .safetensors file: {error}") from error
     try:
         header = json.loads(about.get("xnn", ""))
@@ -134,8 +140,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
     return tensors, header, about.get("weights_sha256", "")
 
 
-def _assign(model: Sequential, tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
-    """All or nothing: every name, shape and dtype is compared before the first value changes."""
+def _assign(
+    model: Sequential, lib: Backend, tensors: dict[str, np.ndarray], digest: str, path: str | os.PathLike[str]
+) -> None:
+    """All or nothing: names, shapes, dtypes and the digest are compared before the first value changes."""
     wanted = dict(model.named_parameters())
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
@@ -150,6 +158,9 @@ def _assign(model: Sequential, tensors: dict[str, np.ndarray], path: str | os.Pa
                 f"{path}: {name} is {got.dtype}{list(got.shape)}, "
                 f"the model needs {parameter.dtype}{list(parameter.shape)}"
             )
-    lib = model.backend if wanted else current_backend()
+    if digest != _sha256(tensors[name] for name in wanted):
+        raise CorruptFileError(
+            f"{path}: the weights do not have the digest recorded with them; save them again"
+        )
     for name, parameter in wanted.items():
         parameter.value = lib.to_device(tensors[name])

@@ -14,7 +14,7 @@ from xnn.backends import Purpose, Stream
 from xnn.data.idx import read_idx
 from xnn.data.sources import fetch, find
 from xnn.data.synthetic import synthetic_digits
-from xnn.data.tables import is_classification, read_csv, read_npz
+from xnn.data.tables import check_pair, is_classification, read_csv, read_npz
 from xnn.errors import CorruptFileError, DataNotFoundError, MissingExtraError, OptionError
 
 __all__ = ["Dataset", "dataset_names", "load", "on_disk"]
@@ -141,7 +141,7 @@ def on_disk(data_home: str | os.PathLike[str] | None = None) -> dict[str, str]:
         ("boston", "boston_housing.csv"),
     ):
         path = find(name, (member + ".gz", member), data_home)
-        if path is not None and (name == "boston" or path.parent.name == name or name == "mnist"):
+        if path is not None:
             found[name] = str(path.parent)
     return {**found, "synthetic": "drawn by xnn"}
 
@@ -204,12 +204,11 @@ def _columns(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _split(name: str, x: np.ndarray, y: np.ndarray, scale: float | None = None) -> Dataset:
     """80 % training, 10 % validation, 10 % test, by a permutation that depends on nothing but n."""
+    x, y = check_pair(name, x, y)
     n = len(x)
-    if n < 3 or len(y) != n:
-        raise CorruptFileError(
-            f"{name}: {n} rows and {len(y)} targets; at least 3, and as many of one as the other"
-        )
-    x, y, task = _as_task(x, y)
+    if n < 3:
+        raise CorruptFileError(f"{name} holds {n} samples; it takes 3 to train, validate and test")
+    y, task = _as_task(y)
     order = Stream(0, Purpose.SPLIT).permutation(n)
     part = max(1, n // 10)
     train, validation, test = order[2 * part :], order[part : 2 * part], order[:part]
@@ -219,14 +218,10 @@ def _split(name: str, x: np.ndarray, y: np.ndarray, scale: float | None = None) 
     )  # fmt: skip
 
 
-def _as_task(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
-    if x.dtype.kind not in "iubf" or y.dtype.kind not in "iubf":
-        raise CorruptFileError(f"features are {x.dtype} and targets {y.dtype}; both must be numbers")
-    x = x.reshape(len(x), -1)
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+def _as_task(y: np.ndarray) -> tuple[np.ndarray, str]:
     if is_classification(y):
-        return x, y.astype(np.int64), "classification"
-    return x, y.reshape(len(y), -1).astype(np.float64), "regression"
+        return y.astype(np.int64), "classification"
+    return y.reshape(len(y), -1).astype(np.float64), "regression"
 
 
 def _pixel_scale(x: np.ndarray) -> float | None:
@@ -242,20 +237,30 @@ def _load_npz(path: Path) -> Dataset:
             f"{path} holds {', '.join(arrays) or 'nothing'}; it needs x and y, or x_train, y_train, x_test, "
             "y_test (and x_val, y_val)"
         )
-    x, y, task = _as_task(arrays["x_train"], arrays["y_train"])
-    parts = [x, y]
-    for part in ("val", "test"):
-        if f"x_{part}" in arrays and f"y_{part}" in arrays:
-            xs, ys = arrays[f"x_{part}"], arrays[f"y_{part}"]
-            labels = ys.reshape(-1).astype(np.int64) if task == "classification" else None
-            parts += [
-                xs.reshape(len(xs), -1),
-                ys.reshape(len(ys), -1).astype(float) if labels is None else labels,
-            ]
-        else:
-            cut = len(x) - max(1, len(x) // 10)
-            parts = [x[:cut], y[:cut], x[cut:], y[cut:]]
-    x_train, y_train, x_val, y_val, x_test, y_test = parts
+    parts = {
+        part: check_pair(f"{path.name}, {part}", arrays[f"x_{part}"], arrays[f"y_{part}"])
+        for part in ("train", "val", "test")
+        if f"x_{part}" in arrays and f"y_{part}" in arrays
+    }
+    x, y = parts["train"]
+    y, task = _as_task(y)
+    if len(x) < 2:
+        raise CorruptFileError(f"{path} holds {len(x)} training samples; it takes 2 or more")
+    for part, (xs, ys) in parts.items():
+        whole = ys.ndim == 1 and bool(np.all((ys >= 0) & (ys == np.floor(ys))))
+        if xs.shape[1] != x.shape[1] or (task == "classification" and not whole):
+            raise CorruptFileError(
+                f"{path}: x_{part} is {xs.shape} and y_{part} {ys.dtype}{list(ys.shape)}; the training samples have "
+                f"{x.shape[1]} features and are a {task}"
+            )
+        like = ys.astype(np.int64) if task == "classification" else ys.reshape(len(ys), -1).astype(np.float64)
+        parts[part] = xs, like
+    if "val" not in parts:
+        cut = len(x) - max(1, len(x) // 10)
+        parts["val"], parts["train"] = (x[cut:], y[cut:]), (x[:cut], y[:cut])
+    (x_train, y_train), (x_val, y_val), (x_test, y_test) = (parts[part] for part in ("train", "val", "test"))
+    if y_test.shape[1:] != y_train.shape[1:] or y_val.shape[1:] != y_train.shape[1:]:
+        raise CorruptFileError(f"{path}: the parts' targets have different numbers of columns")
     return Dataset(
         path.name, x_train, y_train, x_val, y_val, x_test, y_test, task=task, scale=_pixel_scale(x)
     )

@@ -37,9 +37,9 @@ def data_homes(data_home: str | os.PathLike[str] | None = None) -> list[Path]:
 
 
 def find(folder: str, names: tuple[str, ...], data_home: str | os.PathLike[str] | None = None) -> Path | None:
-    """The first of these files in `folder` of any data home, or in the home itself."""
+    """The first of these files in `folder` of any data home, or in a home that is that folder itself."""
     for home in data_homes(data_home):
-        for place in (home / folder, home):
+        for place in (home / folder, home) if home.name == folder else (home / folder,):
             for name in names:
                 if (place / name).is_file():
                     return place / name

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from xnn.errors import CorruptFileError, DataNotFoundError
 
-__all__ = ["is_classification", "read_array", "read_csv", "read_npz"]
+__all__ = ["check_pair", "is_classification", "read_array", "read_csv", "read_npz"]
 
 
 def read_csv(path: Path) -> np.ndarray:
@@ -22,23 +23,24 @@ def read_csv(path: Path) -> np.ndarray:
     width = 0
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            for line in csv.reader(file):
+            lines = csv.reader(file)
+            for line in lines:
                 if not line:
                     continue
+                if not width:
+                    width = len(line)
+                    if not all(map(_is_number, line)):
+                        continue  # the header
+                where = f"{path}, line {lines.line_num}"
+                if len(line) != width:
+                    raise CorruptFileError(f"{where}: {len(line)} fields where {width} were expected")
                 try:
-                    row = [float(field) for field in line]
+                    rows.append([float(field) for field in line])
                 except ValueError:
-                    if not rows and not width:
-                        width = len(line)
-                        continue
-                    number = next(field for field in line if not _is_number(field))
+                    wrong = next(field for field in line if not _is_number(field))
                     raise CorruptFileError(
-                        f"{path}, line {len(rows) + 2}: {number!r} is not a number; every field must be one"
+                        f"{where}: {wrong!r} is not a number; every field must be one"
                     ) from None
-                width = width or len(row)
-                if len(row) != width:
-                    raise CorruptFileError(f"{path}: a row of {len(row)} fields where {width} were expected")
-                rows.append(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise CorruptFileError(f"{path} is not a CSV file: {error}") from error
     except OSError as error:
@@ -59,26 +61,55 @@ def _is_number(field: str) -> bool:
     return True
 
 
+# What NumPy and zipfile raise on damaged bytes; MemoryError is a header that announces petabytes.
+_DAMAGE = (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Every array of an .npz file; objects (pickles) are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise DataNotFoundError(f"there is no file {path}") from error
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise CorruptFileError(f"{path} is not a readable .npz file: {error}") from error
+    found = _read(path, ".npz")
+    if isinstance(found, np.ndarray):
+        raise CorruptFileError(f"{path} holds a single array, not an .npz archive: name it .npy")
+    return found
 
 
 def read_array(path: Path) -> np.ndarray:
     """The array of an .npy file; objects (pickles) are refused."""
+    found = _read(path, ".npy")
+    if isinstance(found, dict):
+        raise CorruptFileError(f"{path} is an .npz archive of {', '.join(found)}: name it .npz")
+    return found
+
+
+def _read(path: Path, kind: str) -> np.ndarray | dict[str, np.ndarray]:
     try:
-        array = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
+            return {name: content[name] for name in content.files}
     except FileNotFoundError as error:
         raise DataNotFoundError(f"there is no file {path}") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise CorruptFileError(f"{path} is not a readable .npy file: {error}") from error
-    return np.asarray(array)
+    except _DAMAGE as error:
+        raise CorruptFileError(f"{path} is not a readable {kind} file: {error}") from error
+
+
+def check_pair(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, columns) and targets (n,) or (n, columns) that belong together: finite numbers, n of each."""
+    if x.dtype.kind not in "iubf" or y.dtype.kind not in "iubf":
+        raise CorruptFileError(f"{name}: features are {x.dtype} and targets {y.dtype}; both must be numbers")
+    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
+        raise CorruptFileError(
+            f"{name}: features {x.shape} and targets {y.shape} are not as many of one as the other"
+        )
+    for what, array in (("features", x), ("targets", y)):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+            raise CorruptFileError(
+                f"{name}: the {what} of sample {row} hold NaN or infinity; fill or drop it first"
+            )
+    x = x.reshape(len(x), int(np.prod(x.shape[1:])))
+    return x, y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
 
 
 def is_classification(y: np.ndarray) -> bool:

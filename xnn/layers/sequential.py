@@ -22,10 +22,11 @@ class Sequential(Layer):
 
     `seed` draws the weights, each layer's from its own position, so that inserting a layer with weights
     elsewhere changes no other's shape of randomness; layers built with a seed of their own, or whose
-    weights were assigned, keep them. Parameters are named by position: `1.weight`, `1.bias`.
+    weights were assigned, keep them. Parameters are named by position: `1.weight`, `1.bias`. With
+    draw=False the weights are drawn when they are first used, for a model that is about to be loaded.
     """
 
-    def __init__(self, *layers: Layer, seed: int = 0) -> None:
+    def __init__(self, *layers: Layer, seed: int = 0, draw: bool = True) -> None:
         for layer in layers:
             if not isinstance(layer, Layer):
                 raise OptionError(f"Sequential takes layers, got {layer!r}")
@@ -33,17 +34,17 @@ class Sequential(Layer):
             raise OptionError("the same layer object stands twice in a Sequential; build a second one")
         self.layers = list(layers)
         super().__init__(seed=seed)
+        for parameter in self.parameters() if draw else ():
+            parameter.value  # noqa: B018 - draws it
 
     def draw_from(self, seed: int, index: int) -> None:
-        """Give each layer its stream and draw all weights now."""
+        """Give each layer its stream: its position's."""
         self.index = index
         for position, layer in enumerate(self.layers):
             if layer.seed is None:
                 layer.draw_from(seed, position)
             else:
                 layer.index = position
-            for parameter in layer.parameters():
-                parameter.value  # noqa: B018 - draws it
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The last layer's output."""
