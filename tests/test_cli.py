@@ -603,6 +603,24 @@ def test_save_on_a_full_disk(digits, tmp_path, monkeypatch):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.safetensors", b"before")]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("output", ["closed pipe", "full disk"])
+def test_report_that_cannot_be_printed(digits, tmp_path, output):
+    """`xnn train | head` and `xnn train > report.txt` on a full disk: the weights are not lost with it."""
+    path = tmp_path / "m.safetensors"
+    if output == "full disk":
+        out = os.open("/dev/full", os.O_WRONLY)
+    else:
+        read, out = os.pipe()
+        os.close(read)
+    words = [sys.executable, "-m", "xnn", "train", "--dataset", digits, *map(str, TRAIN), "--save", path]
+    done = subprocess.run(words, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(out)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert [p.shape for p in xnn.load(path).parameters()] == [(784, 16), (16,), (16, 10), (10,)]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize("as_json", [True, False])
 def test_ctrl_c(digits, tmp_path, as_json):

@@ -279,6 +279,10 @@ class TestSequential:
         layer.weight.value = [[1.0]]
         assert Sequential(layer).predict_classes([[-1.0], [0.5]]).tolist() == [0, 1]
 
+    def test_nan_is_no_class(self):
+        with pytest.raises(DTypeError, match="sample 1 are NaN"):
+            Sequential(Dense(1, 2)).predict_classes([[1.0], [np.nan]])
+
     def test_integers_are_never_scaled_behind_the_users_back(self):
         layer = Dense(1, 1, seed=0)
         layer.weight.value = [[1.0]]

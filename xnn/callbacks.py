@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from xnn.errors import DataError
-from xnn.files import check_writable
+from xnn.files import check_writable, to_json
 
 if TYPE_CHECKING:
     from xnn.history import History
@@ -126,7 +125,7 @@ class JsonLines(Callback):
         entry["seconds"] = round(time.perf_counter() - self._start, 3)
         try:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(to_json(entry) + "\n")
         except OSError as error:
             self._broken = True
             print(f"xnn: the log {self.path} ends here ({error.strerror}); training goes on", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -32,6 +33,11 @@ class _Commands(click.Group):
         except XnnError as error:
             click.echo(f"xnn: {error}", err=True)
             ctx.exit(2 if isinstance(error, (OptionError, UnknownBackendError)) else 1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader has gone: click ends quietly, with exit code 1
+                raise
+            click.echo(f"xnn: cannot write the output: {error.strerror or error}", err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("xnn: interrupted", err=True)
             ctx.exit(130)

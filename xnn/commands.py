@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,10 +17,11 @@ from xnn.callbacks import Callback, JsonLines
 from xnn.checks import run_checks
 from xnn.data import Dataset, dataset_names, load, read_idx
 from xnn.data.tables import check_pair, read_array, read_csv, read_npz
-from xnn.errors import BackendUnavailableError, DataNotFoundError, OptionError, ShapeError
-from xnn.files import check_writable, write_atomically
+from xnn.errors import BackendUnavailableError, DataNotFoundError, OptionError, ShapeError, XnnError
+from xnn.files import check_writable, to_json, write_atomically
 from xnn.history import History, check_plot
 from xnn.layers import Dense, Sequential
+from xnn.layers.sequential import classes_of
 from xnn.models import mlp
 from xnn.training import Trainer
 
@@ -72,16 +72,25 @@ def train_command(
         seed=seed,
         progress=not quiet,
     )
+    # Saved before anything else can fail; what was printed is still worth printing if it could not be.
+    unsaved: XnnError | None = None
+    if save:
+        try:
+            weights.save(
+                model, save, {"dataset": data.name, "task": data.task, "epochs": len(history.epochs)}
+            )
+        except XnnError as error:
+            unsaved = error
     tested = trainer.evaluate((data.x_test, data.y_test))
     result = _result(data, model, history, seed, tested)
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(to_json(result))
     elif not quiet:
         _summarize(result, history, save, tested)
-    if save:
-        weights.save(model, save, {"dataset": data.name, "task": data.task, "epochs": len(history.epochs)})
     if plot:
         history.plot(plot)
+    if unsaved is not None:
+        raise unsaved
     return history.interrupted
 
 
@@ -138,8 +147,7 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
     x, y = _samples(data, data_home, net)
     outputs = net.predict(x)
     classify = task == "classification" and outputs.ndim == 2
-    predicted: Any = (outputs[:, 0] > 0).astype(int) if outputs.shape[-1] == 1 else outputs.argmax(axis=-1)
-    predicted = predicted if classify else outputs
+    predicted: Any = classes_of(outputs) if classify else outputs
     if output:
         import io
 
@@ -148,7 +156,7 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
         write_atomically(output, content.getvalue())
     accuracy = float(np.mean(predicted == y)) if classify and y is not None and y.ndim == 1 else None
     if as_json:
-        click.echo(json.dumps({"predictions": predicted.tolist(), "accuracy": accuracy}))
+        click.echo(to_json({"predictions": predicted.tolist(), "accuracy": accuracy}))
         return
     for row in predicted.tolist():
         click.echo(",".join(map(str, row)) if isinstance(row, list) else row)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from xnn.errors import DataError, OptionError
 
-__all__ = ["check_writable", "write_atomically"]
+__all__ = ["check_writable", "to_json", "write_atomically"]
 
 
 def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> Path:
@@ -29,12 +32,25 @@ def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ())
     return path
 
 
+def to_json(value: Any) -> str:
+    """One line of strict JSON: NaN and infinities, which JSON has not, become null."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write the file beside its place, flush it to the disk, then move it there.
 
     A full disk, a crash or Ctrl-C leaves what was there before. Raises DataError naming the reason.
     """
-    path = check_writable(path)
+    path = check_writable(path).resolve()  # a link stays one
     temporary = ""
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

@@ -42,13 +42,18 @@ def _sha256(arrays: Iterable[np.ndarray]) -> str:
 def save(model: Sequential, path: str | os.PathLike[str], notes: dict[str, Any] | None = None) -> None:
     """Write the model whole or not at all; `notes` (JSON values) are kept in its metadata.
 
-    Raises OptionError for a place that cannot be written or a layer that could not be built again,
-    DataError when the disk is full.
+    A file cannot hold the code of layers and ops of your own: of a model with such, the weights are
+    saved, and `load_weights` puts them into a model that your code builds.
+    Raises OptionError for a place that cannot be written, DataError when the disk is full.
     """
     from safetensors.numpy import save as to_bytes
 
     path = check_writable(path, (".safetensors",))
-    header = {"format": _FORMAT, **_describe(model), "numerics": numerics(), "notes": notes or {}}
+    try:
+        described = _describe(model)
+    except OptionError as unknown:  # the weights are kept all the same; load says how to get them back
+        described = {"layers": None, "unknown": str(unknown)}
+    header = {"format": _FORMAT, **described, "numerics": numerics(), "notes": notes or {}}
     content = to_bytes(
         _host_weights(model), metadata={"xnn": json.dumps(header), "weights_sha256": weights_sha256(model)}
     )
@@ -58,6 +63,11 @@ def save(model: Sequential, path: str | os.PathLike[str], notes: dict[str, Any] 
 def load(path: str | os.PathLike[str]) -> Sequential:
     """The saved model, on the current backend. Raises DataNotFoundError or CorruptFileError."""
     tensors, header, digest = _read(path)
+    if header.get("unknown"):
+        raise OptionError(
+            f"{path} holds the weights of a model with {header['unknown']}, which is not one of xnn's own layers: "
+            "build the model with its own code, then model.load_weights(path)"
+        )
     try:
         model = Sequential(*map(_build, header["layers"]), seed=int(header["seed"]), draw=False)
     except (KeyError, TypeError, ValueError) as error:
@@ -88,18 +98,15 @@ def _own_op(name: str) -> Op | None:
 
 
 def _describe(layer: Layer) -> dict[str, Any]:
-    """Type and arguments of a layer, and of the layers inside it."""
+    """Type and arguments of a layer, and of the layers inside it; OptionError for one not of xnn's own."""
     kind = type(layer).__name__
-    if isinstance(layer, Sequential):
+    if type(layer) is Sequential:
         return {"type": kind, "seed": layer.seed, "layers": [_describe(inner) for inner in layer.layers]}
     config = layer.config()
     if getattr(layers, kind, None) is not type(layer) or (
         isinstance(layer, layers.Function) and _own_op(config["op"]) is not layer.op
     ):
-        raise OptionError(
-            f"{layer!r} is not one of xnn's own layers, so a file could not say how to build it: "
-            "keep the code that builds the model, and save the weights of its own layers"
-        )
+        raise OptionError(repr(layer))
     return {"type": kind, **config}
 
 

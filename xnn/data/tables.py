@@ -15,7 +15,7 @@ __all__ = ["check_pair", "is_classification", "read_array", "read_csv", "read_np
 
 
 def read_csv(path: Path) -> np.ndarray:
-    """A numeric CSV file as float64 (rows, columns); a first line that is not all numbers is the header.
+    """A numeric CSV file as float64 (rows, columns); a first line without any number is the header.
 
     Raises CorruptFileError naming the line for text, a missing value or a row of another length.
     """
@@ -29,7 +29,7 @@ def read_csv(path: Path) -> np.ndarray:
                     continue
                 if not width:
                     width = len(line)
-                    if not all(map(_is_number, line)):
+                    if not any(map(_is_number, line)):
                         continue  # the header
                 where = f"{path}, line {lines.line_num}"
                 if len(line) != width:
@@ -114,7 +114,7 @@ def check_pair(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.
 
 def is_classification(y: np.ndarray) -> bool:
     """Whether targets (n,) are class labels: whole numbers 0 .. k - 1, k < 1000, each of them present."""
-    if y.ndim != 1 or not y.size or y.dtype.kind not in "iuf" or y.min() < 0 or y.max() >= 1000:
+    if y.ndim != 1 or not y.size or y.dtype.kind not in "iubf" or y.min() < 0 or y.max() >= 1000:
         return False
     labels = np.unique(y)
     return bool(np.array_equal(labels, np.arange(labels.size)))

@@ -137,10 +137,7 @@ class Sequential(Layer):
 
     def predict_classes(self, x: Any, batch_size: int = 1024) -> np.ndarray:
         """The most likely class of each sample, int64: the largest output, or whether a single one is > 0."""
-        outputs = self.predict(x, batch_size)
-        if outputs.ndim != 2:
-            raise ShapeError(f"predict_classes needs outputs (n, classes), the model gives {outputs.shape}")
-        return (outputs[:, 0] > 0).astype(np.int64) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+        return classes_of(self.predict(x, batch_size))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of one sample, through every layer."""
@@ -194,3 +191,15 @@ class Sequential(Layer):
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
+
+
+def classes_of(outputs: np.ndarray) -> np.ndarray:
+    """The class that each row of outputs (n, classes) stands for; NaN stands for none and is refused."""
+    if outputs.ndim != 2:
+        raise ShapeError(f"predict_classes needs outputs (n, classes), the model gives {outputs.shape}")
+    wrong = np.flatnonzero(np.isnan(outputs).any(axis=1))
+    if wrong.size:
+        raise DTypeError(
+            f"the outputs for sample {int(wrong[0])} are NaN: look for NaN or infinity in the sample or the weights"
+        )
+    return (outputs[:, 0] > 0).astype(np.int64) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
