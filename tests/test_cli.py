@@ -17,11 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 import xnn
-from xnn import losses, ops, optimizers, weights
+from xnn import losses, ops, optimizers
 from xnn.backends import backend_names
 from xnn.checks import CASES
 from xnn.cli import main
 from xnn.data import Batches, load, synthetic_digits
+from xnn.layers import weights
 from xnn.models import mlp
 
 KEYS = {

@@ -34,7 +34,7 @@ FLOORS = {
         2: "ops",
         3: "backends",
         4: "graph autograd gradients",
-        5: "layers losses optimizers initializers metrics weights models",
+        5: "layers losses optimizers initializers metrics models",
         6: "data training history callbacks diagnosis checks info",
         7: "cli commands __main__",
     }.items()

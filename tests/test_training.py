@@ -18,8 +18,8 @@ from xnn.errors import (
     OptionError,
     ShapeError,
 )
+from xnn.layers.weights import weights_sha256
 from xnn.models import mlp
-from xnn.weights import weights_sha256
 
 X, Y = data.synthetic_digits(700)
 

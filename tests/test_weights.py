@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import xnn
-from xnn import Op, layers, losses, ops, optimizers, weights
+from xnn import Op, layers, losses, ops, optimizers
 from xnn.callbacks import JsonLines
 from xnn.errors import CorruptFileError, DataError, DataNotFoundError, MissingExtraError, OptionError
 from xnn.files import check_writable, write_atomically
 from xnn.history import History, check_plot
-from xnn.layers import Dense, Dropout, Function, ReLU, Rescale, Sequential
+from xnn.layers import Dense, Dropout, Function, ReLU, Rescale, Sequential, weights
 from xnn.training import Trainer
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from xnn import backends, data, errors, graph, initializers, layers, losses, metrics, ops, optimizers
     from xnn.gradients import gradient_check
     from xnn.layers import Sequential
+    from xnn.layers.weights import load
     from xnn.training import Trainer
-    from xnn.weights import load
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,7 @@ _LAZY = {
     "Sequential": "xnn.layers",
     "Trainer": "xnn.training",
     "gradient_check": "xnn.gradients",
-    "load": "xnn.weights",
+    "load": "xnn.layers.weights",
 }
 
 

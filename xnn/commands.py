@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from xnn import losses, optimizers, weights
+from xnn import losses, optimizers
 from xnn.backends import available_backends
 from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.callbacks import Callback, JsonLines
@@ -20,7 +20,7 @@ from xnn.data.tables import check_pair, read_array, read_csv, read_npz
 from xnn.errors import BackendUnavailableError, DataNotFoundError, OptionError, ShapeError, XnnError
 from xnn.files import check_writable, to_json, write_atomically
 from xnn.history import History, check_plot
-from xnn.layers import Dense, Sequential
+from xnn.layers import Dense, Sequential, weights
 from xnn.layers.sequential import classes_of
 from xnn.models import mlp
 from xnn.training import Trainer

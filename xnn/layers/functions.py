@@ -30,6 +30,7 @@ class _Named(Layer):
     """A layer whose op is fixed; its docstring is the op's."""
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         cls.__doc__ = type(cls.op).__doc__
 
 

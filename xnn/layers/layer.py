@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, get_backend, mixed_arrays
 from xnn.errors import GraphError, OptionError, ShapeError
@@ -78,6 +78,8 @@ class Layer:
     """
 
     op: Op
+    #: xnn's own layers by name, from which a saved model is built again.
+    own: ClassVar[dict[str, Any]] = {}
     #: Whether integers may come in as they are; before other layers a model converts them to its dtype.
     takes_integers = False
 
@@ -87,6 +89,10 @@ class Layer:
         self.saved: Any = None
         self._ran_on: Backend | None = None  # where the last forward ran; None before one
         self.draw_from(0 if seed is None else seed, 0)
+
+    def __init_subclass__(cls) -> None:
+        if cls.__module__.startswith("xnn.layers.") and not cls.__name__.startswith("_"):
+            Layer.own[cls.__name__] = cls
 
     def arguments(self, x: Array, training: bool) -> tuple[Any, ...]:
         """The op's inputs after x: the parameters' values."""

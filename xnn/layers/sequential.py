@@ -10,6 +10,7 @@ import numpy as np
 
 from xnn.backends import Backend, admit, backend_of, current_backend
 from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.layers import weights
 from xnn.layers.dense import Dense
 from xnn.layers.layer import Layer, Parameter, check_count
 from xnn.ops import Array
@@ -22,11 +23,10 @@ class Sequential(Layer):
 
     `seed` draws the weights, each layer's from its own position, so that inserting a layer with weights
     elsewhere changes no other's shape of randomness; layers built with a seed of their own, or whose
-    weights were assigned, keep them. Parameters are named by position: `1.weight`, `1.bias`. With
-    draw=False the weights are drawn when they are first used, for a model that is about to be loaded.
+    weights were assigned, keep them. Parameters are named by position: `1.weight`, `1.bias`.
     """
 
-    def __init__(self, *layers: Layer, seed: int = 0, draw: bool = True) -> None:
+    def __init__(self, *layers: Layer, seed: int = 0) -> None:
         for layer in layers:
             if not isinstance(layer, Layer):
                 raise OptionError(f"Sequential takes layers, got {layer!r}")
@@ -34,7 +34,7 @@ class Sequential(Layer):
             raise OptionError("the same layer object stands twice in a Sequential; build a second one")
         self.layers = list(layers)
         super().__init__(seed=seed)
-        for parameter in self.parameters() if draw else ():
+        for parameter in self.parameters():
             parameter.value  # noqa: B018 - draws it
 
     def draw_from(self, seed: int, index: int) -> None:
@@ -177,17 +177,17 @@ class Sequential(Layer):
             f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write layers and weights to a .safetensors file; see xnn.weights."""
-        from xnn.weights import save
+    def config(self) -> dict[str, Any]:
+        """The seed and the layers themselves."""
+        return {"seed": self.seed, "layers": self.layers}
 
-        save(self, path)
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write layers and weights to a .safetensors file; see xnn.layers.weights."""
+        weights.save(self, path)
 
     def load_weights(self, path: str | os.PathLike[str]) -> None:
-        """Read the weights alone, for a model built by the same code; see xnn.weights."""
-        from xnn.weights import load_weights
-
-        load_weights(self, path)
+        """Read the weights alone, for a model built by the same code; see xnn.layers.weights."""
+        weights.load_weights(self, path)
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"

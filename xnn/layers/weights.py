@@ -11,16 +11,20 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xnn import layers, ops
-from xnn.backends import Backend, current_backend, numerics
+from xnn import ops
+from xnn.backends import current_backend, numerics
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import check_writable, write_atomically
-from xnn.layers import Layer, Sequential
+from xnn.layers.functions import Function
+from xnn.layers.layer import Layer, Parameter
 from xnn.ops import Op
+
+if TYPE_CHECKING:
+    from xnn.layers.sequential import Sequential
 
 __all__ = ["load", "load_weights", "metadata", "save", "weights_sha256"]
 
@@ -69,17 +73,22 @@ def load(path: str | os.PathLike[str]) -> Sequential:
             "build the model with its own code, then model.load_weights(path)"
         )
     try:
-        model = Sequential(*map(_build, header["layers"]), seed=int(header["seed"]), draw=False)
+        model: Any = _build(
+            {"type": "Sequential", "seed": header["seed"], "layers": header["layers"]}, "", tensors
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(f"{path}: its list of layers cannot be built: {error}") from error
-    _assign(model, current_backend(), tensors, digest, path)
-    return model
+        raise CorruptFileError(f"{path} does not describe a model that can be built: {error}") from error
+    _check(dict(model.named_parameters()), tensors, digest, path)
+    return model  # type: ignore[no-any-return]
 
 
 def load_weights(model: Sequential, path: str | os.PathLike[str]) -> None:
     """Put the file's parameters into a model with the same names and shapes; all of them or none."""
     tensors, _, digest = _read(path)
-    _assign(model, model.backend, tensors, digest, path)
+    wanted, lib = dict(model.named_parameters()), model.backend
+    _check(wanted, tensors, digest, path)
+    for name, parameter in wanted.items():
+        parameter.value = lib.to_device(tensors[name])
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -100,28 +109,31 @@ def _own_op(name: str) -> Op | None:
 def _describe(layer: Layer) -> dict[str, Any]:
     """Type and arguments of a layer, and of the layers inside it; OptionError for one not of xnn's own."""
     kind = type(layer).__name__
-    if type(layer) is Sequential:
-        return {"type": kind, "seed": layer.seed, "layers": [_describe(inner) for inner in layer.layers]}
     config = layer.config()
-    if getattr(layers, kind, None) is not type(layer) or (
-        isinstance(layer, layers.Function) and _own_op(config["op"]) is not layer.op
-    ):
+    if isinstance(layer, Function) and _own_op(config["op"]) is not layer.op:
         raise OptionError(repr(layer))
+    if Layer.own.get(kind) is not type(layer):
+        raise OptionError(repr(layer))
+    if "layers" in config:
+        config["layers"] = [_describe(inner) for inner in config["layers"]]
     return {"type": kind, **config}
 
 
-def _build(entry: dict[str, Any]) -> Layer:
-    """The layer again, its weights not drawn: the file's size must not be believed before it is compared."""
+def _build(entry: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -> Layer:
+    """The layer again, with its weights from the file; none is drawn, whatever size the file claims."""
     entry = dict(entry)
     kind = entry.pop("type")
-    if kind not in layers.__all__ or kind in ("Layer", "Parameter"):
+    if kind not in Layer.own:
         raise ValueError(f"xnn has no layer {kind!r}")
-    if kind == "Sequential":
-        return Sequential(*map(_build, entry["layers"]), seed=int(entry["seed"]), draw=False)
     if kind == "Function":
         entry["op"] = _own_op(entry["op"])
-    cls: type[Layer] = getattr(layers, kind)
-    return cls(**entry)
+    inner = [_build(e, f"{prefix}{i}.", tensors) for i, e in enumerate(entry.pop("layers", ()))]
+    layer: Layer = Layer.own[kind](*inner, **entry)
+    for parameter in layer.own_parameters:
+        tensor = tensors[prefix + parameter.name]
+        _check_fit(prefix + parameter.name, parameter, tensor)
+        parameter.value = current_backend().to_device(tensor)
+    return layer
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
@@ -147,27 +159,30 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
     return tensors, header, about.get("weights_sha256", "")
 
 
-def _assign(
-    model: Sequential, lib: Backend, tensors: dict[str, np.ndarray], digest: str, path: str | os.PathLike[str]
+def _check_fit(name: str, parameter: Parameter, tensor: np.ndarray) -> None:
+    if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+        raise ValueError(
+            f"{name} is {tensor.dtype}{list(tensor.shape)}, "
+            f"the model needs {parameter.dtype}{list(parameter.shape)}"
+        )
+
+
+def _check(
+    wanted: dict[str, Parameter], tensors: dict[str, np.ndarray], digest: str, path: str | os.PathLike[str]
 ) -> None:
-    """All or nothing: names, shapes, dtypes and the digest are compared before the first value changes."""
-    wanted = dict(model.named_parameters())
+    """Names, shapes, dtypes and the digest of the file against a model's parameters."""
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
         raise CorruptFileError(
             f"{path} does not fit the model: missing {', '.join(missing) or 'nothing'}, "
             f"unknown {', '.join(extra) or 'nothing'}"
         )
-    for name, parameter in wanted.items():
-        got = tensors[name]
-        if got.shape != parameter.shape or got.dtype != parameter.dtype:
-            raise CorruptFileError(
-                f"{path}: {name} is {got.dtype}{list(got.shape)}, "
-                f"the model needs {parameter.dtype}{list(parameter.shape)}"
-            )
+    try:
+        for name, parameter in wanted.items():
+            _check_fit(name, parameter, tensors[name])
+    except ValueError as error:
+        raise CorruptFileError(f"{path} does not fit the model: {error}") from error
     if digest != _sha256(tensors[name] for name in wanted):
         raise CorruptFileError(
             f"{path}: the weights do not have the digest recorded with them; save them again"
         )
-    for name, parameter in wanted.items():
-        parameter.value = lib.to_device(tensors[name])
