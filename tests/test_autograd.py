@@ -5,7 +5,7 @@ import pytest
 
 import xnn
 from xnn import ops
-from xnn.errors import GraphError, MixedArraysError, OptionError, ShapeError
+from xnn.errors import DTypeError, GraphError, MixedArraysError, OptionError, ShapeError
 from xnn.graph import Input, backpropagate, forward_and_backward, topological_sort
 
 X = np.array([[1.0, -2.0], [0.5, 3.0]])
@@ -49,13 +49,16 @@ def test_python_numbers_become_float64_and_constants_widen_nothing():
 
 
 def test_an_argument_that_is_not_used_gets_zeros():
-    assert xnn.grad(lambda a, b: ops.sum(a), 1)(X, X).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    _, unused = xnn.grad(lambda a, b: ops.sum(a), (0, 1))(X, X)
+    assert unused.tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
 def test_comparisons_choose_without_a_gradient():
     f = lambda a: ops.sum(ops.where(a > 0.0, a * a, ops.where(a <= -2.0, a, 0.0 * a)))  # noqa: E731
     np.testing.assert_array_equal(xnn.grad(f)(X), [[2.0, 1.0], [1.0, 6.0]])
     assert xnn.grad(lambda a: ops.sum(ops.where(a < a * 2.0, a, 0.0)))(X).tolist() == [[1, 0], [1, 1]]
+    assert xnn.grad(lambda a: ops.sum(ops.where(a == 0.5, 5.0, a)))(X).tolist() == [[1, 1], [0, 1]]
+    assert xnn.grad(lambda a: ops.sum(ops.where(a != 0.5, 5.0, a)))(X).tolist() == [[0, 0], [1, 0]]
     assert xnn.grad(lambda a: ops.sum(ops.where(a >= 0.5, a, 0.0)))(X).tolist() == [[1, 0], [1, 1]]
 
 
@@ -85,6 +88,23 @@ def test_readers_are_added_in_order_of_creation(lib):
     for shuffled in (order, sorted(order, key=lambda node: (node is total, len(node.inbound_nodes) > 1))):
         one = lib.to_device(np.float32(1))
         assert lib.to_host(backpropagate(shuffled, {total: one})[source][0]).tolist() == [right]
+
+
+def test_gradients_are_fresh_and_have_their_arguments_dtype():
+    da, db = xnn.grad(lambda a, b: ops.sum(a + b), (0, 1))(X, X)
+    assert da is not db
+    assert not np.shares_memory(da, db)
+    narrow = xnn.grad(lambda w: ops.sum(w * X))(X.astype(np.float32))
+    assert narrow.dtype == np.float32
+
+
+def test_the_gradient_of_a_constant_first_input_is_not_computed(monkeypatch):
+    def fail(*arguments):
+        raise AssertionError("x W: nobody asked for the gradient with respect to x")
+
+    monkeypatch.setattr("xnn.ops.linear._left_gradient", fail)
+    gradient = xnn.grad(lambda w: ops.sum(ops.dense(X, w)))(np.ones((2, 1)))
+    assert gradient.tolist() == [[1.5], [1.0]]
 
 
 def test_a_deep_recording_does_not_recurse():
@@ -151,6 +171,12 @@ def test_what_cannot_be_recorded_is_refused():
         xnn.grad(lambda a: 3.0)(X)
     with pytest.raises(GraphError, match="second derivatives"):
         xnn.grad(lambda a: xnn.grad(lambda b: b * b)(a))(2.0)
+    with pytest.raises(GraphError, match="another grad"):
+        xnn.grad(lambda a: xnn.grad(lambda b: ops.mul(a, b))(2.0))(3.0)
+    with pytest.raises(GraphError, match="one number computed from its arguments"):
+        xnn.grad(lambda a: np.sum(a.value**2))(X)
+    with pytest.raises(DTypeError, match="uint8"):
+        xnn.grad(lambda a: ops.sum(a * a))(np.array([200], np.uint8))
     with pytest.raises(OptionError, match="argnums=1"):
         xnn.grad(lambda a: a, 1)(2.0)
     with pytest.raises(GraphError, match="one or the other"):

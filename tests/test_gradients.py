@@ -41,6 +41,17 @@ def test_a_fault_that_only_directions_show():
     assert report.error > 1e-3
 
 
+def test_small_gradients_are_held_to_their_own_size():
+    class Tiny(xnn.Op):
+        def forward(self, xp, x):
+            return 1e-6 * x, None
+
+        def backward(self, xp, grad, saved):
+            return (-1e-6 * grad,)
+
+    assert not xnn.gradient_check(Tiny(), np.ones(3))
+
+
 def test_nan_is_a_failure():
     report = xnn.gradient_check(Wrong((0,), by=np.nan), np.ones(3))
     assert not report

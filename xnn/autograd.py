@@ -14,13 +14,13 @@ constants. `float(v)`, NumPy functions and writing into a value are refused, sin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xnn import ops
 from xnn.backends import backend_of
-from xnn.errors import GraphError, OptionError
-from xnn.graph import Node, Recorded, _creation, as_array, backpropagate
+from xnn.errors import DTypeError, GraphError, OptionError
+from xnn.graph import Constant, Node, Recorded, as_array, backpropagate
 from xnn.ops import Array, Op
 from xnn.ops.op import install
 
@@ -35,7 +35,21 @@ def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         return Node(op, inputs, options)
     if any(isinstance(x, Value) for x in inputs):
         return Value.recorded(op, inputs, options)
-    return op.forward(backend_of(*inputs).xp, *inputs, **options)[0]
+    return _forward(op, inputs, options)[0]
+
+
+def _forward(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The op's forward on arrays, with a clear word for ops.sum(x, 0)."""
+    xp = backend_of(*inputs).xp
+    try:
+        return op.forward(xp, *inputs, **options)
+    except TypeError as error:
+        if "positional argument" in str(error) or "unexpected keyword" in str(error):
+            raise OptionError(
+                f"{op.name} got {len(inputs)} inputs and the options {sorted(options) or 'none'}; options go by "
+                f"name, as in ops.sum(x, axis=0): {error}"
+            ) from error
+        raise
 
 
 install(apply)
@@ -49,18 +63,15 @@ class Value(Recorded):
     def __init__(self, value: Any) -> None:
         if isinstance(value, Value):
             raise GraphError("grad of a grad: gradients are not recorded, so there are no second derivatives")
+        super().__init__()
         self.value = as_array(value)
-        self.op = None
-        self.inbound_nodes: list[Any] = []
-        self.saved = None
-        self.created = next(_creation)
 
     @classmethod
     def recorded(cls, op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Value:
         """The op applied to values and constants. A Python number stays one, so it widens no dtype."""
-        sources = [x if isinstance(x, Value) else _Constant(x) for x in inputs]
+        sources = [x if isinstance(x, Value) else Constant(x) for x in inputs]
         raw = [source.value for source in sources]
-        y, saved = op.forward(backend_of(*raw).xp, *raw, **options)
+        y, saved = _forward(op, raw, options)
         result = cls(y)  # after its inputs: `created` orders a recording
         result.op, result.saved, result.inbound_nodes = op, saved, sources
         return result
@@ -121,6 +132,14 @@ class Value(Recorded):
     def __ge__(self, other: Any) -> Any:
         return self.value >= _raw(other)
 
+    def __eq__(self, other: object) -> Any:
+        return self.value == _raw(other)
+
+    def __ne__(self, other: object) -> Any:
+        return self.value != _raw(other)
+
+    __hash__ = object.__hash__
+
     def __float__(self) -> float:
         raise GraphError(
             "float() of a recorded value would lose its gradient: keep to ops inside the function"
@@ -133,14 +152,6 @@ class Value(Recorded):
         return f"Value({self.value!r})"
 
 
-class _Constant(Recorded):
-    """An input of a recorded op that is not differentiated."""
-
-    def __init__(self, value: Any) -> None:
-        self.op, self.value, self.saved, self.inbound_nodes = None, value, None, []
-        self.created = next(_creation)
-
-
 def _raw(x: Any) -> Any:
     return x.value if isinstance(x, Value) else x
 
@@ -150,8 +161,9 @@ def value_and_grad(
 ) -> Callable[..., tuple[Array, Any]]:
     """A function that returns f's value and its gradient with respect to the arguments at `argnums`.
 
-    f must return one number (a 0-d value). One index gives one gradient, a tuple gives a tuple. An
-    argument that f does not use gets zeros. Raises GraphError otherwise, OptionError for a bad index.
+    f must return one number (a 0-d value) that depends on at least one of them. One index gives one
+    gradient, a tuple a tuple, each a fresh array with its argument's shape and dtype; zeros for one that
+    f does not use. Raises GraphError otherwise, OptionError for a bad index, DTypeError for integers.
     """
     several = isinstance(argnums, tuple)
     wanted: tuple[int, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
@@ -164,14 +176,18 @@ def value_and_grad(
         values = list(arguments)
         for i in wanted:
             values[i] = Value(arguments[i])
+            if not backend_of(values[i].value).xp.isdtype(values[i].dtype, "real floating"):
+                raise DTypeError(
+                    f"argument {i} is {values[i].dtype}: gradients are of floating-point numbers; "
+                    "convert it, or leave it out of argnums"
+                )
         result = f(*values, **keywords)
-        if getattr(result, "shape", None) != ():
+        if not isinstance(result, Value) or result.shape != ():
             got = f"shape {result.shape}" if hasattr(result, "shape") else type(result).__name__
             raise GraphError(
                 f"the function must return one number computed from its arguments with ops, got {got}; "
                 "ops.sum or ops.mean makes one of an array"
             )
-        result = result if isinstance(result, Value) else Value(result)  # it depends on none of them
         gradients = gradients_of(result, None, [values[i] for i in wanted])
         return result.value, tuple(gradients) if several else gradients[0]
 
@@ -193,6 +209,10 @@ def gradients_of(output: Value, seed: Array | None, inputs: list[Value]) -> list
             if source not in found:
                 found[source] = None
                 queue.append(source)
+    wanted = {*inputs}
+    for node in found:
+        if node.op is None and not node.is_constant and node not in wanted:
+            raise GraphError("the function uses a value of another grad: there are no nested gradients")
     order = sorted(found, key=_age)
     xp = backend_of(output.value).xp
     if seed is None:
@@ -202,8 +222,9 @@ def gradients_of(output: Value, seed: Array | None, inputs: list[Value]) -> list
     for x in inputs:
         own = handed[x][0] if x in handed else None
         if own is None:
-            own = xp.zeros(x.shape, dtype=x.dtype, device=x.value.device)
-        gradients.append(own)
+            gradients.append(xp.zeros(x.shape, dtype=x.dtype, device=x.value.device))
+        else:
+            gradients.append(xp.astype(own, x.dtype, copy=True))
     return gradients
 
 

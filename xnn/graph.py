@@ -48,11 +48,15 @@ class Recorded:
     Recorded, by which the readers of a value are put in order.
     """
 
-    op: Op | None
-    inbound_nodes: list[Any]
-    value: Any
-    saved: Any
-    created: int
+    #: Whether nobody will ask for its gradient.
+    is_constant = False
+
+    def __init__(self, op: Op | None = None, inbound_nodes: Iterable[Any] = ()) -> None:
+        self.op = op
+        self.inbound_nodes: list[Any] = list(inbound_nodes)
+        self.value: Any = None
+        self.saved: Any = None
+        self.created = next(_creation)
 
 
 def backpropagate(
@@ -80,8 +84,10 @@ def backpropagate(
         elif total is None:
             handed[node] = [None] * len(node.inbound_nodes)
         else:
-            xp = backend_of(total).xp
-            handed[node] = list(node.op.backward(xp, total, node.saved))
+            saved = node.saved
+            if node.inbound_nodes[0].is_constant:
+                saved = node.op.without_input_gradient(saved)
+            handed[node] = list(node.op.backward(backend_of(total).xp, total, saved))
     return handed
 
 
@@ -96,14 +102,10 @@ class Node(Recorded):
     def __init__(
         self, op: Op | None, inputs: Iterable[Any], options: Mapping[str, Any] | None = None
     ) -> None:
-        self.op = op
-        self.inbound_nodes = [x if isinstance(x, Node) else Input(x) for x in inputs]
+        super().__init__(op, (x if isinstance(x, Node) else Constant(x) for x in inputs))
         self.outbound_nodes: list[Node] = []
         self.options = dict(options or {})
-        self.value: Any = None
-        self.saved: Any = None
         self.gradients: dict[Node, Array | None] = {}
-        self.created = next(_creation)
         for node in dict.fromkeys(self.inbound_nodes):
             node.outbound_nodes.append(self)
 
@@ -145,6 +147,24 @@ class Input(Node):
         """Nothing to compute, but something must be there."""
         if self.value is None:
             raise GraphError("an Input has no value: feed it to topological_sort or set .value")
+
+
+class Constant(Input):
+    """What an op was called with beside nodes or recorded values: ops.mul(node, 2.0).
+
+    It is not differentiated, and a Python number stays one, so that it widens no dtype.
+    """
+
+    is_constant = True
+
+    @property
+    def value(self) -> Any:
+        """What was given."""
+        return self._value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self._value = value
 
 
 def as_array(value: Any) -> Array:

@@ -13,7 +13,7 @@ class Add(Op):
     """Sum of one or more inputs: y = a + b + c + ..., added from left to right."""
 
     def forward(self, xp: Namespace, *inputs: Array) -> tuple[Array, Any]:
-        total = inputs[0]
+        total = inputs[0] + 0.0 if len(inputs) == 1 else inputs[0]
         for x in inputs[1:]:
             total = total + x
         return total, tuple(getattr(x, "shape", None) for x in inputs)
@@ -36,7 +36,7 @@ class Mul(Op):
     """Product of one or more inputs: y = a * b * c * ...; dy/da = b * c * ..."""
 
     def forward(self, xp: Namespace, *inputs: Array) -> tuple[Array, Any]:
-        product = inputs[0]
+        product = inputs[0] * 1.0 if len(inputs) == 1 else inputs[0]
         for x in inputs[1:]:
             product = product * x
         return product, inputs
@@ -75,7 +75,9 @@ class Pow(Op):
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         a, p, y = saved
         if not hasattr(p, "shape"):
-            slope = p * xp.pow(a, p - 1) if p != 0 else 0.0 * a
+            if p == 0:
+                return xp.zeros(a.shape, dtype=a.dtype, device=a.device), None
+            slope = p * xp.pow(a, p - 1)
             return unbroadcast(xp, grad * slope, a), None
         flat = p == 0
         slope = xp.where(flat, 0.0, p * xp.pow(a, xp.where(flat, 1.0, p - 1)))

@@ -40,8 +40,10 @@ class SoftmaxCrossEntropy(Op):
             )
         if not xp.isdtype(labels.dtype, "integral"):
             raise DTypeError(f"softmax cross-entropy needs integer labels, got {labels.dtype}")
-        classes = xp.arange(logits.shape[1], dtype=labels.dtype, device=labels.device)
-        labels = xp.expand_dims(labels, axis=1)
+        classes = xp.arange(
+            logits.shape[1], device=labels.device
+        )  # int64: uint8 labels could not count to 300
+        labels = xp.expand_dims(xp.astype(labels, classes.dtype), axis=1)
         chosen = labels == classes
         valid = xp.logical_and(labels >= 0, labels < logits.shape[1])
         shifted = logits - xp.max(logits, axis=1, keepdims=True)
@@ -53,7 +55,7 @@ class SoftmaxCrossEntropy(Op):
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         e, total, chosen = saved
         error = e / total - xp.astype(chosen, e.dtype)
-        return error * (grad / e.shape[0]), None
+        return error * (grad / (e.shape[0] or 1)), None
 
 
 class BinaryCrossEntropy(Op):
@@ -70,7 +72,7 @@ class BinaryCrossEntropy(Op):
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         logits, target = saved
-        share = grad / size_of(logits.shape)
+        share = grad / (size_of(logits.shape) or 1)
         return (logistic(xp, logits) - target) * share, -logits * share
 
 
@@ -87,7 +89,7 @@ class MSE(Op):
         return xp.mean(difference * difference), difference
 
     def backward(self, xp: Namespace, grad: Array, difference: Any) -> tuple[Array | None, ...]:
-        dp = difference * (grad * (2.0 / size_of(difference.shape)))
+        dp = difference * (grad * (2.0 / (size_of(difference.shape) or 1)))
         return dp, -dp
 
 

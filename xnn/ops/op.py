@@ -41,7 +41,8 @@ class Op:
         `saved` is whatever backward will need; options are keyword-only and are not differentiated.
     backward(xp, grad, saved) -> one gradient per input
         Each has its input's shape; None stands for an input without a gradient (labels, masks,
-        Python numbers). Neither function modifies its inputs, `grad` or `saved`.
+        Python numbers). Neither function modifies its inputs, `grad` or `saved`; what they return may be
+        a view of them (reshape) or `grad` itself (add).
     """
 
     forward: Callable[..., tuple[Array, Any]]

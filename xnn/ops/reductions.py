@@ -48,7 +48,8 @@ class Mean(Op):
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         shape, axis = saved
-        n = size_of(shape) // size_of(_kept(shape, axis))
+        kept = _kept(shape, axis)
+        n = size_of([extent for extent, one in zip(shape, kept, strict=True) if one != extent])
         return (_spread(xp, grad / n, shape, axis),)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xnn.ops.op import Array, Namespace, Op
+from xnn.ops.op import Array, Namespace, Op, size_of
 
 __all__ = ["concat", "flatten", "reshape", "take", "transpose"]
 
@@ -24,7 +24,7 @@ class Flatten(Op):
     """(n, a, b, ...) becomes (n, a * b * ...): every axis but the batch's joined into one."""
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
-        return xp.reshape(x, (x.shape[0], -1)), x.shape
+        return xp.reshape(x, (x.shape[0], size_of(x.shape[1:]))), x.shape
 
     def backward(self, xp: Namespace, grad: Array, shape: Any) -> tuple[Array | None, ...]:
         return (xp.reshape(grad, shape),)
@@ -46,11 +46,14 @@ class Take(Op):
     """Rows (or slices along `axis`) chosen by a 1-d integer array: y[i] = x[indices[i]].
 
     An index may come several times: its gradients are added, in the order of the indices.
-    Indices lie in 0 .. n - 1: NumPy raises on others, CuPy wraps them without a word.
+    Indices lie in -n .. n - 1, negative ones counted from the end as in NumPy; beyond that NumPy raises,
+    and CuPy wraps without a word.
     """
 
     def forward(self, xp: Namespace, x: Array, indices: Array, *, axis: int = 0) -> tuple[Array, Any]:
-        return xp.take(x, indices, axis=axis), (x.shape, indices, axis % x.ndim)
+        axis = axis % x.ndim
+        indices = xp.where(indices < 0, indices + x.shape[axis], indices)
+        return xp.take(x, indices, axis=axis), (x.shape, indices, axis)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         shape, indices, axis = saved
