@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ class Backend:
     is_host: ClassVar[bool] = False
     #: The Array API namespace that ops are given.
     xp: Any
+    #: The device that arrays are created on, as xp's creation functions take it; None is xp's own choice.
+    device: Any = None
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
         """A host array (or nested list) as an array of this backend; one that is there already stays.
@@ -69,12 +72,10 @@ class Backend:
 
         `row` is the global index of the first row, so that a shard draws its part of the whole batch's.
         """
-        width = 1
-        for extent in shape[1:]:
-            width *= extent
+        width = math.prod(shape[1:])
         start, count = row * width, shape[0] * width
         first, past = start // 2, (start + count + 1) // 2
-        words = philox_words(self.xp, stream, first, past - first, self.to_device)
+        words = philox_words(self.xp, stream, first, past - first, self.device)
         keep = keep_words(self.xp, words, rate)
         return self.xp.reshape(keep[start - 2 * first : start - 2 * first + count], shape)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from xnn.backends.base import Backend
 from xnn.backends.registry import numerics
-from xnn.errors import OptionError
+from xnn.options import check_count
 
 __all__ = ["blas_libraries", "blas_threads", "execution_plan", "limit_threads"]
 
@@ -36,8 +36,7 @@ def limit_threads(threads: int | None) -> Iterator[int]:
     if threads is None:
         yield blas_threads()
         return
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise OptionError(f"threads must be a positive integer, got {threads!r}")
+    threads = check_count("threads", threads)
     from threadpoolctl import threadpool_limits
 
     allowed = min(threads, blas_threads())

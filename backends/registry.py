@@ -67,6 +67,7 @@ def _load(name: str, source: str) -> Backend:
 
 def current_backend() -> Backend:
     """The backend that a new model, or a call without arrays, uses now."""
+    numerics()
     for name, source in (
         (_in_context.get(), "backend"),
         (_process_wide, "use_backend"),

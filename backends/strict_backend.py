@@ -31,16 +31,16 @@ class StrictBackend(Backend):
                 "array-api-strict: not installed; it is for tests only: pip install array-api-strict"
             ) from error
         self.xp = array_api_strict
-        self._device = array_api_strict.Device("device1")
+        self.device = array_api_strict.Device("device1")
         self._host = array_api_strict.Device("CPU_DEVICE")
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
         """A copy on the pretend device."""
         wanted = None if dtype is None else getattr(self.xp, dtype)
         if isinstance(x, self.xp.Array if hasattr(self.xp, "Array") else type(self.xp.ones(1))):
-            x = x.to_device(self._device)
+            x = x.to_device(self.device)
             return x if wanted is None else self.xp.astype(x, wanted)
-        return self.xp.asarray(np.asarray(x), dtype=wanted, device=self._device)
+        return self.xp.asarray(np.asarray(x), dtype=wanted, device=self.device)
 
     def to_host(self, x: Any) -> np.ndarray:
         """A copy off the pretend device."""
@@ -52,7 +52,7 @@ class StrictBackend(Backend):
 
     def describe(self) -> dict[str, str]:
         """The library's version."""
-        return {"library": f"array-api-strict {self.xp.__version__}", "device": str(self._device)}
+        return {"library": f"array-api-strict {self.xp.__version__}", "device": str(self.device)}
 
     def probe(self) -> None:
         """A 2x2 product on the pretend device, checked."""

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     part: floor
     for floor, parts in {
-        1: "errors files",
+        1: "errors files options",
         2: "ops",
         3: "backends",
         4: "graph autograd gradients",

@@ -174,6 +174,99 @@ class TestWeights:
         assert "frozen" in repr(layer.weight)
 
 
+class TestDtype:
+    def test_assigned_values_are_converted(self):
+        layer = Dense(3, 2, seed=0)
+        layer.weight.value, layer.bias.value = np.ones((3, 2)), np.zeros(2)
+        assert layer.forward(np.ones((1, 3), np.float32)).dtype == np.float32
+
+    def test_a_wider_gradient_is_refused(self):
+        layer = Dense(3, 2, seed=0)
+        y = layer.forward(np.ones((1, 3), np.float32))
+        with pytest.raises(DTypeError, match="outputs of float32 and got a gradient of float64"):
+            layer.backward(y - np.zeros((1, 2)))
+
+
+class TestNested:
+    def test_every_layer_has_a_stream_of_its_own(self):
+        model = Sequential(Dense(4, 4), Sequential(Dense(4, 4), Sequential(Dense(4, 4))), Dense(4, 4), seed=3)
+        flat = Sequential(*(Dense(4, 4) for _ in range(4)), seed=3)
+        names = [name for name, _ in model.named_parameters()][::2]
+        assert names == ["0.weight", "1.0.weight", "1.1.0.weight", "2.weight"]
+        nested = [p.value.tobytes() for p in model.parameters()]
+        assert nested == [p.value.tobytes() for p in flat.parameters()]
+        assert len(set(nested[::2])) == 4
+
+    def test_the_outer_seed_rules_unless_the_inner_has_one(self):
+        def inner_weight(outer, inner):
+            model = Sequential(Sequential(Dense(2, 2), seed=inner), seed=outer)
+            return model.parameters()[0].value.tobytes()
+
+        assert inner_weight(1, None) != inner_weight(2, None)
+        assert inner_weight(1, 7) == inner_weight(2, 7)
+
+    def test_masks_differ(self):
+        model = Sequential(Dropout(0.5), Sequential(Dropout(0.5)))
+        model.set_stream(3, 0)
+        x = np.ones((8, 8), np.float32)
+        assert model.layers[0].forward(x, True).tolist() != model.layers[1].forward(x, True).tolist()
+
+    def test_predict_runs_them(self):
+        model = Sequential(Dense(3, 4), Sequential(ReLU(), Dense(4, 2)), seed=0)
+        flat = Sequential(Dense(3, 4), ReLU(), Dense(4, 2), seed=0)
+        x = np.ones((2, 3))
+        assert model.predict(x).shape == flat.predict(x).shape == (2, 2)
+        assert "1 Sequential" in model.summary()
+
+
+def test_a_model_can_be_copied_after_use():
+    import copy
+
+    model = Sequential(Rescale([1.0, 2.0]), Dense(2, 1), seed=0)
+    model.forward(np.ones((1, 2), np.float32))
+    assert copy.deepcopy(model).predict([[1.0, 1.0]]).tolist() == model.predict([[1.0, 1.0]]).tolist()
+
+
+def test_an_empty_batch_of_images():
+    assert Sequential(Flatten(), Dense(4, 1)).predict(np.zeros((0, 2, 2))).shape == (0, 1)
+
+
+def test_an_op_that_forgets_its_tuple_is_told_so():
+    class NoPair(xnn.Op):
+        def forward(self, xp, x):
+            return x * x
+
+        def backward(self, xp, grad, x):
+            return (grad,)
+
+    class NoTuple(xnn.Op):
+        def forward(self, xp, x):
+            return x * x, x
+
+        def backward(self, xp, grad, x):
+            return 2.0 * x * grad
+
+    class TwoForOne(NoTuple):
+        def backward(self, xp, grad, x):
+            return grad, grad
+
+    x = np.ones((2, 2))
+    with pytest.raises(GraphError, match="pair"):
+        Function(NoPair()).forward(x)
+    layer = Function(NoTuple())
+    layer.forward(x)
+    with pytest.raises(GraphError, match="one gradient per input"):
+        layer.backward(x)
+    with pytest.raises(GraphError, match="2 gradients for 1 inputs"):
+        xnn.grad(lambda v: ops.sum(TwoForOne()(v)))(x)
+
+
+def test_calling_is_forward():
+    layer, x = ReLU(), np.array([[-1.0, 1.0]])
+    assert layer(x).tolist() == [[0.0, 1.0]]
+    assert layer.backward(x).tolist() == [[0.0, 1.0]]
+
+
 class TestDropout:
     def test_masks_are_the_same_on_every_backend(self, lib):
         layer = Dropout(0.25, seed=8)
@@ -282,6 +375,11 @@ class TestSequential:
     def test_nan_is_no_class(self):
         with pytest.raises(DTypeError, match="sample 1 are NaN"):
             Sequential(Dense(1, 2)).predict_classes([[1.0], [np.nan]])
+
+    def test_a_sigmoid_output_says_yes_above_a_half(self):
+        layer = Dense(1, 1, seed=0)
+        layer.weight.value = [[1.0]]
+        assert Sequential(layer, Sigmoid()).predict_classes([[-1.0], [0.5]]).tolist() == [0, 1]
 
     def test_integers_are_never_scaled_behind_the_users_back(self):
         layer = Dense(1, 1, seed=0)

@@ -5,6 +5,7 @@ import pytest
 
 from xnn import layers, losses, optimizers
 from xnn.errors import DTypeError, GraphError, LabelError, MixedArraysError, OptionError, ShapeError
+from xnn.initializers import Zeros
 from xnn.layers import Parameter
 
 
@@ -63,7 +64,7 @@ class TestLosses:
 
 
 def parameter(value, gradient):
-    p = Parameter("w", value.shape, None, "float64")
+    p = Parameter("w", value.shape, Zeros(), "float64")
     p.value, p.grad = value, gradient
     return p
 
@@ -181,10 +182,27 @@ def test_options(build):
 
 def test_state_and_weights_on_two_backends_do_not_mix():
     pytest.importorskip("array_api_strict")
-    layer = layers.Dense(1, 1, seed=0)
-    optimizer = optimizers.Adam()
-    layer.weight.grad = np.ones((1, 1), np.float32)
-    layer.to("array-api-strict")
-    layer.weight.grad = np.ones((1, 1), np.float32)
-    with pytest.raises(MixedArraysError):
+    for optimizer in (optimizers.Adam(), optimizers.SGD(0.1, momentum=0.9)):
+        layer = layers.Dense(1, 1, seed=0)
+        layer.weight.grad = np.ones((1, 1), np.float32)
         optimizer.step(layer.parameters())
+        layer.to("array-api-strict")
+        with pytest.raises(MixedArraysError):
+            optimizer.step(layer.parameters())
+
+
+def test_adam_counts_each_parameters_own_steps():
+    """One unfrozen late takes the step of a first one, whatever the others did meanwhile."""
+    early, late = parameter(np.zeros(1), np.ones(1)), parameter(np.zeros(1), np.ones(1))
+    late.frozen = True
+    optimizer = optimizers.Adam(0.01)
+    for _ in range(50):
+        optimizer.step([early, late])
+    late.frozen = False
+    optimizer.step([early, late])
+    np.testing.assert_allclose(late.value, -0.01, rtol=1e-6)
+
+
+def test_numpys_numbers_are_numbers():
+    assert optimizers.SGD(np.float32(0.5)).learning_rate == 0.5
+    assert layers.Dense(np.int64(3), np.int32(2)).weight.shape == (3, 2)

@@ -18,6 +18,7 @@ from xnn.errors import (
     OptionError,
     ShapeError,
 )
+from xnn.history import History
 from xnn.layers.weights import weights_sha256
 from xnn.models import mlp
 
@@ -63,8 +64,8 @@ def test_the_loop_is_the_articles_steps(lib):
         model.backward(loss.backward())
         by_hand.optimizer.step(model.parameters())
     assert weights_sha256(model) == weights_sha256(t.model)
-    again = xnn.training.History()
-    again.add_losses(np.array(found))
+    again = History()
+    again.add(np.array(found), 700, 1.0)
     assert again.losses_sha256 == history.losses_sha256
     sizes = np.array([32] * 21 + [28])
     assert history["loss"][0] == pytest.approx(np.sum(sizes * found) / 700, rel=1e-12)
@@ -124,6 +125,47 @@ def test_a_metric_of_your_own():
     assert result["top_two"] > result["accuracy"] > 0
 
 
+def test_the_usual_metrics_are_the_losss():
+    x = np.ones((4, 1))
+    model = xnn.Sequential(layers.Dense(1, 1), seed=0)
+    assert list(xnn.Trainer(model, losses.MSE(), optimizers.SGD()).evaluate((x, x))) == ["loss"]
+    assert list(xnn.Trainer(model, losses.BinaryCrossEntropy(), optimizers.SGD()).evaluate((x, x))) == [
+        "loss",
+        "accuracy",
+    ]
+
+
+def test_a_loss_that_is_computed_otherwise_is_evaluated_so():
+    class Double(losses.MSE):
+        def apply(self, outputs, targets):
+            value, saved = super().apply(outputs, targets)
+            return 2.0 * value, saved
+
+    x = np.ones((4, 1))
+    model = xnn.Sequential(layers.Dense(1, 1), seed=0)
+    single, double = (
+        xnn.Trainer(model, loss, optimizers.SGD()).evaluate((x, x)) for loss in (losses.MSE(), Double())
+    )
+    assert double["loss"] == 2 * single["loss"]
+
+
+def test_every_callback_hears_the_end(capsys):
+    heard = []
+
+    class Breaks(Callback):
+        def on_fit_end(self, history):
+            heard.append("first")
+            raise RuntimeError("broken")
+
+    class Second(Callback):
+        def on_fit_end(self, history):
+            heard.append("second")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(trainer(callbacks=[Second(), Breaks()]))
+    assert sorted(heard) == ["first", "second"]
+
+
 def test_frozen_layers_stay():
     t = trainer()
     first = t.model.parameters()[0]
@@ -149,11 +191,11 @@ class TestDivergence:
         t = trainer()
 
         class Bomb(optimizers.SGD):
-            def advance(self):
+            def step(self, parameters):
                 self.count = getattr(self, "count", 0) + 1
                 if self.count == 151:
-                    raise_to = t.model.parameters()[2]
-                    raise_to.grad = raise_to.grad * np.float32(np.inf)
+                    parameters[2].grad = parameters[2].grad * np.float32(np.inf)
+                super().step(parameters)
 
         t.optimizer = Bomb(0.1)
         with np.errstate(all="ignore"), pytest.raises(DivergenceError) as caught:
@@ -162,9 +204,28 @@ class TestDivergence:
         assert "step 151 (epoch 7, batch 19)" in message
         assert "the update made 3.weight not finite" in message
 
+    def test_batch_numbers_after_another_fit_and_what_is_kept(self):
+        t = trainer()
+        fit(t, batch_size=350)
+        t.optimizer = optimizers.SGD(1e25)
+        with pytest.raises(DivergenceError, match=r"step 4 \(epoch 2, batch 2\)") as caught:
+            fit(t, batch_size=10)
+        assert t.step == 3  # as many as are in the weights
+        assert isinstance(caught.value.history, History)
+        assert caught.value.history.error.startswith("DivergenceError: step 4")
+
+    def test_a_callback_that_changes_the_rate_is_no_hardware_fault(self):
+        class Raise(Callback):
+            def on_check(self, history, epoch, step, loss, metrics):
+                t.optimizer.learning_rate = 1e25
+
+        t = trainer(callbacks=[Raise()])
+        with pytest.raises(DivergenceError, match="layer"):
+            fit(t, epochs=2)
+
     @pytest.mark.parametrize(
         ("faulty", "message"),
-        [("forward", r"the output of layer 1 \(Bad\)"), ("backward", "the gradient of 0.bias")],
+        [("forward", r"the output of layer 1 \(Bad\)"), ("backward", "the gradient of 0.weight")],
     )
     def test_tells_output_from_gradient(self, faulty, message):
         class BadOp(xnn.Op):
@@ -212,17 +273,39 @@ class TestInterrupt:
         history = fit(t, epochs=5)
         assert history.interrupted
         assert len(history.epochs) == 2
-        # The flag is seen after the next step, so exactly one more was done, wholly.
-        assert history.steps == t.step == 2 * 22 + 1
+        assert history.steps == t.step == 2 * 22
         assert signal.getsignal(signal.SIGINT) is handler
         by_hand = trainer()
-        for epoch in range(3):
-            for step, (x, y) in enumerate(data.Batches((X, Y), 32, seed=5).epoch(epoch)):
-                if epoch < 2 or step == 0:
-                    by_hand.loss.forward(by_hand.model.forward(x, training=True), y)
-                    by_hand.model.backward(by_hand.loss.backward())
-                    by_hand.optimizer.step(by_hand.model.parameters())
+        fit(by_hand, epochs=2)
         assert weights_sha256(by_hand.model) == weights_sha256(t.model)
+
+    def test_an_epoch_cut_short_is_begun_again(self):
+        """Ctrl-C in the third step: that step is finished, the epoch is not counted."""
+
+        class Rule(optimizers.SGD):
+            def step(self, parameters):
+                super().step(parameters)
+                if t.step == 2:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        t = trainer(optimizer=Rule(0.1))
+        history = fit(t)
+        assert history.interrupted
+        assert (history.epochs, history.steps, t.step, t.epoch) == ([], 3, 3, 0)
+        t.optimizer = optimizers.SGD(0.1)
+        assert fit(t)["epoch"] == [1]
+
+    def test_one_in_the_last_step_loses_no_epoch(self):
+        class Rule(optimizers.SGD):
+            def step(self, parameters):
+                super().step(parameters)
+                if t.step == 21:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        t = trainer(optimizer=Rule(0.1))
+        history = fit(t, epochs=3)
+        assert history.interrupted
+        assert len(history.epochs) == t.epoch == 1
 
     def test_a_second_one_ends_at_once(self):
         class Twice(Callback):
@@ -292,6 +375,31 @@ class TestRefusals:
             xnn.Trainer(model, loss, rule, metrics=["f1"])
         with pytest.raises(OptionError, match="activation"):
             mlp(1, (1,), 1, "gelu")
+
+    @pytest.mark.parametrize(
+        ("last", "loss"),
+        [(layers.Softmax(), losses.SoftmaxCrossEntropy()), (layers.Sigmoid(), losses.BinaryCrossEntropy())],
+    )
+    def test_a_layer_that_the_loss_includes(self, last, loss):
+        with pytest.raises(OptionError, match="from logits"):
+            xnn.Trainer(xnn.Sequential(layers.Dense(2, 2), last), loss, optimizers.SGD())
+
+    def test_callbacks_and_metrics(self):
+        with pytest.raises(OptionError, match="Callback"):
+            trainer(callbacks=[print])
+        with pytest.raises(OptionError, match="names of their own"):
+            trainer(metrics=[lambda xp, o, t: 0, lambda xp, o, t: 1])
+        started = []
+
+        class Started(Callback):
+            def on_fit_start(self, history, epochs, steps_per_epoch):
+                started.append(True)
+
+        model = xnn.Sequential(layers.Dense(784, 2), seed=0)
+        t = xnn.Trainer(model, losses.MSE(), optimizers.SGD(), metrics="accuracy", callbacks=[Started()])
+        with pytest.raises(ShapeError, match="accuracy needs"):
+            t.fit((X, np.zeros((700, 2))), progress=False)
+        assert not started
 
     def test_arrays_of_another_backend(self):
         strict = pytest.importorskip("array_api_strict")

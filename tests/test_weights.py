@@ -438,10 +438,12 @@ def curve(epochs, *names):
 def test_history_columns_and_digest():
     history = curve(3, "loss")
     assert history["loss"] == [1.0, 0.5, 1 / 3]
-    assert history["val_loss"] == [None] * 3
+    with pytest.raises(KeyError, match="the history has"):
+        history["val_loss"]
     numbers = np.array([0.1, 2.0, 3.0], dtype=np.float32)
-    history.add_losses(numbers[:1])
-    history.add_losses(numbers[1:])
+    history.add(numbers[:1], 5, 0.5)
+    history.add(numbers[1:], 9, 1.5)
+    assert (history.steps, history.samples, history.seconds) == (3, 14, 2.0)
     assert history.losses_sha256 == hashlib.sha256(numbers.astype("<f8").tobytes()).hexdigest()
     assert (History().ms_per_step, History().samples_per_second) == (0.0, 0.0)
     assert History(steps=4, samples=8, seconds=2.0).ms_per_step == 500.0

@@ -14,15 +14,14 @@ constants. `float(v)`, NumPy functions and writing into a value are refused, sin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from xnn import ops
 from xnn.backends import backend_of
 from xnn.errors import DTypeError, GraphError, OptionError
 from xnn.graph import Constant, Node, Recorded, as_array, backpropagate
 from xnn.ops import Array, Op
-from xnn.ops.op import install
+from xnn.ops.op import forward_of, install
 
 __all__ = ["Value", "apply", "grad", "value_and_grad"]
 
@@ -35,21 +34,7 @@ def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         return Node(op, inputs, options)
     if any(isinstance(x, Value) for x in inputs):
         return Value.recorded(op, inputs, options)
-    return _forward(op, inputs, options)[0]
-
-
-def _forward(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The op's forward on arrays, with a clear word for ops.sum(x, 0)."""
-    xp = backend_of(*inputs).xp
-    try:
-        return op.forward(xp, *inputs, **options)
-    except TypeError as error:
-        if "positional argument" in str(error) or "unexpected keyword" in str(error):
-            raise OptionError(
-                f"{op.name} got {len(inputs)} inputs and the options {sorted(options) or 'none'}; options go by "
-                f"name, as in ops.sum(x, axis=0): {error}"
-            ) from error
-        raise
+    return forward_of(op, backend_of(*inputs).xp, inputs, options)[0]
 
 
 install(apply)
@@ -57,8 +42,6 @@ install(apply)
 
 class Value(Recorded):
     """An array together with the op and the inputs it came from."""
-
-    __array_ufunc__ = None  # numpy_array + value comes to __radd__ instead of looping over elements
 
     def __init__(self, value: Any) -> None:
         if isinstance(value, Value):
@@ -71,7 +54,7 @@ class Value(Recorded):
         """The op applied to values and constants. A Python number stays one, so it widens no dtype."""
         sources = [x if isinstance(x, Value) else Constant(x) for x in inputs]
         raw = [source.value for source in sources]
-        y, saved = _forward(op, raw, options)
+        y, saved = forward_of(op, backend_of(*raw).xp, raw, options)
         result = cls(y)  # after its inputs: `created` orders a recording
         result.op, result.saved, result.inbound_nodes = op, saved, sources
         return result
@@ -79,45 +62,6 @@ class Value(Recorded):
     shape = property(lambda self: self.value.shape, doc="The array's shape.")
     dtype = property(lambda self: self.value.dtype, doc="The array's dtype.")
     ndim = property(lambda self: self.value.ndim, doc="The number of axes.")
-
-    def __add__(self, other: Any) -> Any:
-        return ops.add(self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return ops.add(other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return ops.sub(self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return ops.sub(other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return ops.mul(self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return ops.mul(other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return ops.div(self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return ops.div(other, self)
-
-    def __pow__(self, other: Any) -> Any:
-        return ops.pow(self, other)
-
-    def __rpow__(self, other: Any) -> Any:
-        return ops.pow(other, self)
-
-    def __matmul__(self, other: Any) -> Any:
-        return ops.matmul(self, other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return ops.matmul(other, self)
-
-    def __neg__(self) -> Any:
-        return ops.mul(self, -1.0)
 
     # Comparisons give plain boolean arrays, for ops.where: they have no gradient to record.
     def __lt__(self, other: Any) -> Any:

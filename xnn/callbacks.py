@@ -13,7 +13,7 @@ from xnn.files import check_writable, to_json
 if TYPE_CHECKING:
     from xnn.history import History
 
-__all__ = ["Callback", "JsonLines", "ProgressBar"]
+__all__ = ["Callback", "EpochLines", "JsonLines", "ProgressBar"]
 
 
 class Callback:
@@ -78,16 +78,36 @@ class ProgressBar(Callback):
         if self._progress is None:
             return
         self._done += 1
-        numbers = "  ".join(
-            f"{k} {v:.4f}" for k, v in entry.items() if isinstance(v, float) and k != "seconds"
-        )
-        self._progress.console.print(f"epoch {entry['epoch']}  {numbers}", highlight=False)
+        self._progress.console.print(_line(entry), highlight=False)
 
     def on_fit_end(self, history: History) -> None:
         """Leave the terminal as it was."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class EpochLines(Callback):
+    """A line an epoch on standard output where the progress bar is silent: in a pipe, a file, a CI log.
+
+    A reader that goes away, or a full disk, ends the lines and not the training.
+    """
+
+    def __init__(self) -> None:
+        self._silent = sys.stderr.isatty()
+
+    def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
+        """Print the line."""
+        if not self._silent:
+            try:
+                print(_line(entry), flush=True)
+            except OSError:
+                self._silent = True
+
+
+def _line(entry: dict[str, Any]) -> str:
+    numbers = "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if isinstance(value, float))
+    return f"epoch {entry['epoch']}  {numbers}"
 
 
 class JsonLines(Callback):
@@ -117,7 +137,8 @@ class JsonLines(Callback):
 
     def on_fit_end(self, history: History) -> None:
         """Add the end."""
-        self._write({"event": "end", "steps": history.steps, "interrupted": history.interrupted})
+        end = {"event": "end", "steps": history.steps, "interrupted": history.interrupted}
+        self._write({**end, "error": history.error} if history.error else end)
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self._broken:

@@ -38,6 +38,9 @@ class _Commands(click.Group):
                 raise
             click.echo(f"xnn: cannot write the output: {error.strerror or error}", err=True)
             ctx.exit(1)
+        except MemoryError as error:
+            click.echo(f"xnn: out of memory ({error}): try smaller --hidden or --batch-size", err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("xnn: interrupted", err=True)
             ctx.exit(130)
@@ -91,7 +94,9 @@ def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
     "--activation", type=click.Choice(["relu", "sigmoid", "tanh"]), default="relu", show_default=True
 )
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)
-@click.option("--lr", type=float, help="Learning rate; default: 0.1 for sgd, 0.001 for adam.")
+@click.option(
+    "--lr", type=float, help="Learning rate; default: 0.1 for sgd (0.01 for a regression), 0.001 for adam."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
 @click.option(

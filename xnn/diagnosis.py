@@ -1,8 +1,9 @@
-"""Where a run went wrong: replay the last steps layer by layer and name the first number that is not finite."""
+"""Where a run went wrong: replay the last steps layer by layer, and name the first number that is not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,17 @@ from xnn.layers import Sequential
 from xnn.losses import Loss
 from xnn.optimizers import Optimizer
 
-__all__ = ["diagnose", "finite"]
+__all__ = ["Step", "diagnose", "finite"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step: its number over all fits from 0, its epoch and batch from 1, its rows of the data."""
+
+    number: int
+    epoch: int
+    batch: int
+    rows: np.ndarray
 
 
 def finite(lib: Backend, *arrays: Any) -> bool:
@@ -25,30 +36,36 @@ def diagnose(
     model: Sequential,
     loss: Loss,
     optimizer: Optimizer,
-    steps: Iterable[tuple[str, int, Any, Any, np.ndarray]],
+    steps: Iterable[Step],
+    batch: Callable[[Step], list[Any]],
     seed: int,
-) -> DivergenceError:
-    """Run (place, step number, x, y, rows) one by one until something is not finite, and say what.
+) -> tuple[DivergenceError, int]:
+    """Take the steps one by one until something is not finite: the error that says what, and the step's number.
 
-    The model and the optimizer, restored by the caller to before the first of these steps, are left as
-    they were before the one that failed. `rows` are the batch's row numbers in the training data.
+    The caller has restored model and optimizer to before the first of them; they are left as they were
+    before the one that failed. `batch` gives a step's x and y on the device.
     """
-    lib = model.backend
-    for place, number, x, y, rows in steps:
+    lib, number = model.backend, 0
+    for step in steps:
+        number = step.number
         before = [p.value for p in model.parameters()], optimizer.snapshot()
-        found = _first_fault(lib, model, loss, optimizer, number, x, y, rows, seed)
+        x, y = batch(step)
+        found = _first_fault(lib, model, loss, optimizer, step, x, y, seed)
         if found:
             for parameter, value in zip(model.parameters(), before[0], strict=True):
                 parameter.value = value
             optimizer.restore(before[1])
-            return DivergenceError(
-                f"{place}: {found}. The weights are those from before this step. "
-                f"Try a smaller learning_rate than {optimizer.learning_rate:g}, or look at the data"
+            error = DivergenceError(
+                f"step {number + 1} (epoch {step.epoch}, batch {step.batch}): {found}. The weights are those "
+                f"from before this step. Try a smaller learning_rate than {optimizer.learning_rate:g}, "
+                "or look at the data"
             )
-    return DivergenceError(
+            return error, number
+    error = DivergenceError(
         "a loss or weight became NaN or infinite, but not when the same steps were run again: "
         "the hardware or its library does not repeat its results; see xnn info --probe"
     )
+    return error, number + 1
 
 
 def _first_fault(
@@ -56,16 +73,15 @@ def _first_fault(
     model: Sequential,
     loss: Loss,
     optimizer: Optimizer,
-    step: int,
+    step: Step,
     x: Any,
     y: Any,
-    rows: np.ndarray,
     seed: int,
 ) -> str:
     if lib.xp.isdtype(x.dtype, "real floating") and not finite(lib, x):
-        wrong = ~np.isfinite(lib.to_host(x)).reshape(len(rows), -1).all(axis=1)
-        return f"the batch itself holds NaN or infinities, in row {int(rows[wrong][0])} of the data"
-    model.set_stream(seed, step)
+        wrong = ~np.isfinite(lib.to_host(x)).reshape(len(step.rows), -1).all(axis=1)
+        return f"the batch itself holds NaN or infinities, in row {int(step.rows[wrong][0])} of the data"
+    model.set_stream(seed, step.number)
     out = x
     for position, layer in enumerate(model.layers):
         out = layer.forward(out, training=True)
@@ -74,10 +90,17 @@ def _first_fault(
     value = loss.compute(out, y)
     if not finite(lib, value):
         return f"the loss ({type(loss).__name__}) is {float(lib.to_host(value))} from finite outputs"
-    model.backward(loss.backward(), input_gradient=False)
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not finite(lib, parameter.grad):
-            return f"the gradient of {name} is not finite"
+    dout: Any = loss.backward()
+    for position in range(len(model.layers) - 1, -1, -1):
+        layer = model.layers[position]
+        dout = layer.backward(
+            dout, input_gradient=any(inner.parameters() for inner in model.layers[:position])
+        )
+        for name, parameter in layer.named_parameters():
+            if parameter.grad is not None and not finite(lib, parameter.grad):
+                return f"the gradient of {position}.{name} is not finite"
+        if dout is None:
+            break
     optimizer.step(model.parameters())
     for name, parameter in model.named_parameters():
         if not finite(lib, parameter.value):

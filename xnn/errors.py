@@ -66,7 +66,12 @@ class GraphError(XnnError, ValueError):
 
 
 class DivergenceError(XnnError, ArithmeticError):
-    """A loss, gradient or weight became NaN or infinite during training."""
+    """A loss, gradient or weight became NaN or infinite during training.
+
+    `history` is the xnn.history.History of what was done before.
+    """
+
+    history: object = None
 
 
 class MissingExtraError(XnnError, ImportError):

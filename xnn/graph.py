@@ -7,8 +7,8 @@
     cost.value, w.gradients[w]
     sgd_update([w, b], learning_rate=0.01)
 
-Any op called on a node makes a node: `ops.tanh(x)`. The gradients are computed by `backpropagate`, which
-autograd uses as well.
+Any op called on a node makes a node, `ops.tanh(x)`, and so do `+ - * / ** @`. The gradients are computed
+by `backpropagate`, which autograd uses as well.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from xnn import ops
 from xnn.backends import backend_of, current_backend
 from xnn.errors import GraphError
 from xnn.ops import Array, Op
+from xnn.ops.op import backward_of, forward_of
 
 __all__ = [
     "MSE",
@@ -50,6 +51,7 @@ class Recorded:
 
     #: Whether nobody will ask for its gradient.
     is_constant = False
+    __array_ufunc__ = None  # numpy_array + value comes to __radd__ instead of looping over elements
 
     def __init__(self, op: Op | None = None, inbound_nodes: Iterable[Any] = ()) -> None:
         self.op = op
@@ -57,6 +59,45 @@ class Recorded:
         self.value: Any = None
         self.saved: Any = None
         self.created = next(_creation)
+
+    def __add__(self, other: Any) -> Any:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return ops.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return ops.sub(other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return ops.mul(self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return ops.mul(other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return ops.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return ops.div(other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return ops.pow(self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return ops.pow(other, self)
+
+    def __matmul__(self, other: Any) -> Any:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> Any:
+        return ops.mul(self, -1.0)
 
 
 def backpropagate(
@@ -87,7 +128,13 @@ def backpropagate(
             saved = node.saved
             if node.inbound_nodes[0].is_constant:
                 saved = node.op.without_input_gradient(saved)
-            handed[node] = list(node.op.backward(backend_of(total).xp, total, saved))
+            gradients = backward_of(node.op, backend_of(total).xp, total, saved)
+            if len(gradients) != len(node.inbound_nodes):
+                raise GraphError(
+                    f"the backward of {node.op.name} returned {len(gradients)} gradients for "
+                    f"{len(node.inbound_nodes)} inputs; None stands for an input without one"
+                )
+            handed[node] = list(gradients)
     return handed
 
 
@@ -117,7 +164,7 @@ class Node(Recorded):
             raise GraphError(
                 f"{self!r} reads an Input without a value: feed it to topological_sort or set .value"
             )
-        self.value, self.saved = self.op.forward(backend_of(*values).xp, *values, **self.options)
+        self.value, self.saved = forward_of(self.op, backend_of(*values).xp, values, self.options)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} node{'' if self.op is None else ' ' + self.op.name}>"

@@ -21,6 +21,7 @@ class History:
 
     epochs: one entry an epoch, with loss, the metrics, val_loss, ... (means over the samples seen).
     steps, samples, seconds: done in training, validation not counted. interrupted: whether Ctrl-C ended it.
+    error: what ended it otherwise, or "".
     losses_sha256: over every step's loss as little-endian float64, in order.
     """
 
@@ -29,16 +30,22 @@ class History:
     samples: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    error: str = ""
     plan: dict[str, Any] = field(default_factory=dict)
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)
 
     def __getitem__(self, name: str) -> list[Any]:
-        """One column: history["val_loss"]."""
-        return [entry.get(name) for entry in self.epochs]
+        """One column: history["val_loss"]. Raises KeyError for a name that no epoch has."""
+        if self.epochs and name not in self.epochs[0]:
+            raise KeyError(f"{name}: the history has {', '.join(self.epochs[0])}")
+        return [entry[name] for entry in self.epochs]
 
-    def add_losses(self, losses: np.ndarray) -> None:
-        """Steps' losses, on the host."""
+    def add(self, losses: np.ndarray, samples: int, seconds: float) -> None:
+        """Count steps: their losses on the host, their samples together, the time they took."""
         self._digest.update(np.asarray(losses, dtype="<f8").tobytes())
+        self.steps += len(losses)
+        self.samples += samples
+        self.seconds += seconds
 
     @property
     def losses_sha256(self) -> str:
@@ -70,7 +77,7 @@ class History:
         for position, name in enumerate(names):
             axes = figure.add_subplot(1, len(names), position + 1)
             for column, label in ((name, "training"), (f"val_{name}", "validation")):
-                points = [(i + 1, v) for i, v in enumerate(self[column]) if v is not None]
+                points = [(e["epoch"], e[column]) for e in self.epochs if column in e]
                 if points:
                     axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
             axes.set_xlabel("epoch")

@@ -9,7 +9,9 @@ import numpy as np
 from xnn import ops
 from xnn.backends import backend_of
 from xnn.errors import DTypeError, GraphError, LabelError, ShapeError
+from xnn.layers import Layer, Sigmoid, Softmax
 from xnn.ops import Array, Op
+from xnn.ops.op import backward_of, forward_of
 
 __all__ = ["MSE", "BinaryCrossEntropy", "Loss", "MSELoss", "SoftmaxCrossEntropy"]
 
@@ -18,10 +20,18 @@ class Loss:
     """The mean loss of a batch. forward(outputs, targets) -> a number on the device; backward() -> its gradient."""
 
     op: Op
+    #: What a Trainer counts besides the loss unless it is told otherwise.
+    usual_metrics: tuple[str, ...] = ()
+    #: Layers that must not end a model trained with it, since it does their work.
+    already_includes: tuple[type[Layer], ...] = ()
 
     def __init__(self) -> None:
         self._saved: Any = None
         self._value: Any = None
+
+    def __call__(self, outputs: Array, targets: Array) -> Array:
+        """The same as forward."""
+        return self.forward(outputs, targets)
 
     def forward(self, outputs: Array, targets: Array) -> Array:
         """The loss, a 0-d array that stays on the device. Host targets are checked, as `check` says."""
@@ -31,8 +41,12 @@ class Loss:
 
     def compute(self, outputs: Array, targets: Array) -> Array:
         """forward without the look at the targets, for a trainer that has looked at all of them once."""
-        self._value, self._saved = self.op.forward(backend_of(outputs, targets).xp, outputs, targets)
+        self._value, self._saved = self.apply(outputs, targets)
         return self._value
+
+    def apply(self, outputs: Array, targets: Array) -> tuple[Array, Any]:
+        """The loss and what its backward needs; keeps neither."""
+        return forward_of(self.op, backend_of(outputs, targets).xp, (outputs, targets), {})
 
     def backward(self) -> Array:
         """The gradient of the last forward's value with respect to the outputs."""
@@ -40,7 +54,7 @@ class Loss:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
         xp = backend_of(self._value).xp
         one = xp.ones((), dtype=self._value.dtype, device=self._value.device)
-        return self.op.backward(xp, one, self._saved)[0]
+        return backward_of(self.op, xp, one, self._saved)[0]
 
     def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
         """Host targets in the dtype that the op is given: the model's `dtype`."""
@@ -66,6 +80,8 @@ class SoftmaxCrossEntropy(Loss):
     """
 
     op = ops.softmax_cross_entropy
+    usual_metrics = ("accuracy",)
+    already_includes = (Softmax,)
 
     def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
         """Labels as int64."""
@@ -97,6 +113,8 @@ class BinaryCrossEntropy(Loss):
     """From logits and targets in [0, 1] of the same shape; the model ends without a Sigmoid layer."""
 
     op = ops.binary_cross_entropy
+    usual_metrics = ("accuracy",)
+    already_includes = (Sigmoid,)
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
         """Targets in [0, 1]."""

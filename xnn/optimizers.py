@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from xnn.backends import backend_of
 from xnn.errors import OptionError
 from xnn.layers import Parameter
 from xnn.ops import updates
+from xnn.options import check_real
 
 __all__ = ["SGD", "Adam", "Optimizer"]
 
@@ -18,19 +18,15 @@ class Optimizer:
     """Changes parameters by their gradients. `state` maps each parameter to what its rule remembers."""
 
     def __init__(self, learning_rate: float, weight_decay: float) -> None:
-        self.learning_rate = _in_range("learning_rate", learning_rate, 0.0, math.inf)
-        self.weight_decay = _in_range("weight_decay", weight_decay, 0.0, math.inf)
+        self.learning_rate = check_real("learning_rate", learning_rate, 0.0)
+        self.weight_decay = check_real("weight_decay", weight_decay, 0.0)
         self.state: dict[Parameter, Any] = {}
 
     def step(self, parameters: Iterable[Parameter]) -> None:
         """One update of every parameter that has a gradient and is not frozen."""
-        self.advance()
         for parameter in parameters:
             if parameter.grad is not None and not parameter.frozen:
                 self.update(parameter)
-
-    def advance(self) -> None:
-        """Count the step."""
 
     def update(self, parameter: Parameter) -> None:
         """Apply the rule to one parameter."""
@@ -57,7 +53,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay)
-        self.momentum = _in_range("momentum", momentum, 0.0, 1.0)
+        self.momentum = check_real("momentum", momentum, 0.0, 1.0)
         self.nesterov = bool(nesterov)
         if nesterov and not momentum:
             raise OptionError("nesterov=True needs a momentum above 0, such as 0.9")
@@ -65,7 +61,7 @@ class SGD(Optimizer):
     def update(self, parameter: Parameter) -> None:
         """w <- w - learning_rate * direction."""
         parameter.value, velocity = updates.sgd(
-            backend_of(parameter.value, parameter.grad).xp,
+            backend_of(parameter.value, parameter.grad, self.state.get(parameter)).xp,
             parameter.value,
             parameter.grad,
             self.state.get(parameter),
@@ -89,25 +85,25 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay)
-        self.beta1 = _in_range("betas[0]", betas[0], 0.0, 1.0)
-        self.beta2 = _in_range("betas[1]", betas[1], 0.0, 1.0)
-        self.epsilon = _in_range("epsilon", epsilon, 0.0, math.inf)
-        self.beta1_power = self.beta2_power = 1.0
-
-    def advance(self) -> None:
-        """beta^t as a running product: C libraries disagree on pow."""
-        self.beta1_power *= self.beta1
-        self.beta2_power *= self.beta2
+        self.beta1 = check_real("betas[0]", betas[0], 0.0, 1.0)
+        self.beta2 = check_real("betas[1]", betas[1], 0.0, 1.0)
+        self.epsilon = check_real("epsilon", epsilon, 0.0)
 
     def update(self, parameter: Parameter) -> None:
-        """w <- w - learning_rate * unbiased mean / (sqrt(unbiased square) + epsilon)."""
-        value, xp = parameter.value, backend_of(parameter.value, parameter.grad).xp
+        """w <- w - learning_rate * unbiased mean / (sqrt(unbiased square) + epsilon).
+
+        Each parameter counts its own steps, as in PyTorch, so that one unfrozen late starts afresh; beta^t
+        is a running product, since C libraries disagree on pow.
+        """
+        value = parameter.value
         if parameter not in self.state:
+            xp = backend_of(value).xp
             zeros = xp.zeros(value.shape, dtype=value.dtype, device=value.device)
-            self.state[parameter] = zeros, zeros
-        mean, square = self.state[parameter]
+            self.state[parameter] = zeros, zeros, 1.0, 1.0
+        mean, square, power1, power2 = self.state[parameter]
+        power1, power2 = power1 * self.beta1, power2 * self.beta2
         parameter.value, mean, square = updates.adam(
-            xp,
+            backend_of(value, parameter.grad, mean).xp,
             value,
             parameter.grad,
             mean,
@@ -115,17 +111,9 @@ class Adam(Optimizer):
             learning_rate=self.learning_rate,
             beta1=self.beta1,
             beta2=self.beta2,
-            beta1_power=self.beta1_power,
-            beta2_power=self.beta2_power,
+            beta1_power=power1,
+            beta2_power=power2,
             epsilon=self.epsilon,
             weight_decay=self.weight_decay,
         )
-        self.state[parameter] = mean, square
-
-
-def _in_range(name: str, value: Any, low: float, high: float) -> float:
-    """A number in [low, high), or an OptionError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
-        allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g})"
-        raise OptionError(f"{name} must be a finite number {allowed}, got {value!r}")
-    return float(value)
+        self.state[parameter] = mean, square, power1, power2

@@ -5,38 +5,51 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from xnn.backends import Backend, admit
+from xnn.backends import Backend, admit, numerics
 from xnn.backends.plan import execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
-from xnn.diagnosis import diagnose, finite
+from xnn.diagnosis import Step, diagnose, finite
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.history import History
 from xnn.layers import Sequential
-from xnn.layers.layer import check_count
 from xnn.losses import Loss
 from xnn.metrics import Metric
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
+from xnn.options import check_count
 
 __all__ = ["Trainer"]
 
-# The losses stay on the device and are looked at this often: looking at each would wait for it each time.
-_CHECK_EVERY = 100
+# Losses stay on the device and are looked at every so many steps or seconds: looking waits for the device.
+_CHECK_STEPS, _CHECK_SECONDS = 100, 0.5
+_EVALUATION_BATCH = 1024
+
+
+@dataclass
+class _Taken:
+    """A step that was taken and whose numbers are still on the device."""
+
+    step: Step
+    loss: Any
+    metrics: list[Any]
 
 
 class Trainer:
     """Trains a model: fit, evaluate.
 
-    metrics: names ("accuracy") or functions (xnn.metrics.Metric). callbacks: xnn.callbacks.Callback.
-    threads: a limit for BLAS while fit runs, never above one already set; None leaves it alone.
-    Each fit goes on where the last one ended: two of one epoch are one of two, bit for bit.
+    metrics: names ("accuracy") or functions (xnn.metrics.Metric); the loss's usual ones if not given.
+    callbacks: xnn.callbacks.Callback. threads: a limit for BLAS while fit runs, never above one already
+    set; None leaves it alone.
+    Each fit goes on where the last one ended: two of one epoch are one of two, bit for bit. An epoch that
+    Ctrl-C cut short is not counted: the next fit begins it again.
     """
 
     def __init__(
@@ -44,7 +57,7 @@ class Trainer:
         model: Sequential,
         loss: Loss,
         optimizer: Optimizer,
-        metrics: Sequence[str | Metric] = ("accuracy",),
+        metrics: Sequence[str | Metric] | str | None = None,
         callbacks: Sequence[Callback] = (),
         threads: int | None = None,
     ) -> None:
@@ -54,10 +67,27 @@ class Trainer:
             ("optimizer", optimizer, Optimizer),
         ):
             if not isinstance(value, kind):
-                raise OptionError(f"Trainer needs a {kind.__name__} as {name}, got {value!r}")
+                raise OptionError(f"Trainer needs a {kind.__name__} as {name}, got {repr(value)[:60]}")
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.metrics = [get_metric(metric) for metric in metrics]
+        chosen = loss.usual_metrics if metrics is None else metrics
+        self.metrics = [get_metric(m) for m in ((chosen,) if isinstance(chosen, str) else chosen)]
+        names = [name for name, _ in self.metrics]
+        if len({*names, "loss", "epoch"}) < len(names) + 2:
+            raise OptionError(
+                f"metrics need names of their own, got {', '.join(names)}; def gives a function one"
+            )
         self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                raise OptionError(
+                    f"callbacks must be xnn.callbacks.Callback objects, got {repr(callback)[:60]}"
+                )
+        ends = type(model.layers[-1]) if model.layers else None
+        if ends is not None and ends in loss.already_includes:
+            raise OptionError(
+                f"the model ends in {ends.__name__}, which {type(loss).__name__} computes itself from logits: "
+                "take that layer away"
+            )
         self.threads = threads
         self.epoch = self.step = 0  # done so far, over all fits
 
@@ -76,142 +106,135 @@ class Trainer:
         x: (n, ...), y: what the loss needs; host arrays (moved batch by batch) or arrays of the model's
         backend. `seed` draws the shuffles and the dropout masks. Ctrl-C ends after the step in hand and
         returns what was done, with history.interrupted set; a second one ends at once.
-        Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options
-        that do not fit, DivergenceError when a loss, gradient or weight is no longer finite.
+        Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that
+        do not fit. Raises DivergenceError when a loss, gradient or weight is no longer finite: its
+        `history` is what was done, and the model is as it was before the step that failed.
         """
-        lib, model = self.model.backend, self.model
-        check_count("epochs", epochs)
+        numerics()
+        lib = self.model.backend
+        epochs = check_count("epochs", epochs)
         batches = Batches(self._prepare(data, "training"), batch_size, shuffle, seed)
         held_out = None if validation is None else self._prepare(validation, "validation")
         history = History()
-        watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
-        with limit_threads(self.threads) as threads, lib.guard(), _interruptible() as interrupted:
-            history.plan = execution_plan(lib, model.dtype, batch_size, threads)
+        with ExitStack() as stack:
+            history.plan = execution_plan(
+                lib, self.model.dtype, batches.batch_size, stack.enter_context(limit_threads(self.threads))
+            )
+            stack.enter_context(lib.guard())
+            # One sample through everything: what does not fit is heard of before anything has begun.
+            self._evaluate(lib, Batches(tuple(part[:1, ...] for part in batches.arrays), 1, shuffle=False))
+            interrupted = stack.enter_context(_interruptible())
+            stack.callback(self.model.forget)
+            watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
+            for watcher in watchers:
+                watcher.on_fit_start(history, epochs, len(batches))
+                stack.callback(watcher.on_fit_end, history)
             try:
-                for watcher in watchers:
-                    watcher.on_fit_start(history, epochs, len(batches))
                 for _ in range(epochs):
-                    entry = self._epoch(lib, batches, seed, history, watchers, interrupted)
-                    if interrupted():
+                    entry = self._epoch(lib, batches, history, watchers, interrupted)
+                    if entry is None:
                         break
                     if held_out is not None:
-                        results = self._evaluate(lib, held_out, 1024)
+                        results = self._evaluate(lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False))
                         entry.update({f"val_{name}": value for name, value in results.items()})
                     history.epochs.append(entry)
                     self.epoch += 1
                     for watcher in watchers:
                         watcher.on_epoch_end(history, entry)
+            except BaseException as error:
+                history.error = f"{type(error).__name__}: {error}"
+                raise
             finally:
-                model.forget()
                 history.interrupted = interrupted()
-                for watcher in watchers:
-                    watcher.on_fit_end(history)
         return history
 
-    def evaluate(self, data: tuple[Any, Any], batch_size: int = 1024) -> dict[str, float]:
+    def evaluate(self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH) -> dict[str, float]:
         """The mean loss and metrics over data = (x, y), with the layers' inference behaviour."""
-        check_count("batch_size", batch_size)
+        numerics()
         lib = self.model.backend
         with limit_threads(self.threads), lib.guard():
-            return self._evaluate(lib, self._prepare(data, "evaluation"), batch_size)
+            return self._evaluate(lib, Batches(self._prepare(data, "evaluation"), batch_size, shuffle=False))
 
     def _epoch(
         self,
         lib: Backend,
         batches: Batches,
-        seed: int,
         history: History,
         watchers: Sequence[Callback],
-        interrupted: Any,
-    ) -> dict[str, Any]:
-        """One pass over the data; its mean loss and metrics."""
-        model, loss, optimizer = self.model, self.loss, self.optimizer
-        parameters = model.parameters()
-        totals = np.zeros(1 + len(self.metrics))
-        seen = done = 0
-        pending: list[tuple[int, np.ndarray, Any, list[Any]]] = []
-        kept = self._snapshot()
-        start = time.perf_counter()
-
-        def check() -> None:
-            """Bring the pending steps' numbers to the host; raise with a diagnosis if one is not finite."""
-            nonlocal seen, kept, start
-            if not pending:
-                return
-            losses = lib.to_host(lib.xp.stack([p[2] for p in pending])).astype(np.float64)
-            if not (np.isfinite(losses).all() and finite(lib, *(p.value for p in parameters))):
-                raise self._diagnose(lib, batches, seed, kept, pending)
-            counts = np.asarray([len(p[1]) for p in pending], dtype=np.float64)
-            sums = [losses * counts]
-            for m in range(len(self.metrics)):
-                sums.append(lib.to_host(lib.xp.stack([p[3][m] for p in pending])).astype(np.float64))
-            totals[:] += [float(np.sum(s)) for s in sums]
-            seen += int(counts.sum())
-            history.add_losses(losses)
-            history.steps += len(pending)
-            history.samples += int(counts.sum())
-            history.seconds += time.perf_counter() - start
-            pending.clear()
-            kept = self._snapshot()
-            means = totals / seen
-            for watcher in watchers:
-                watcher.on_check(history, self.epoch, done, float(means[0]), self._named(means[1:]))
-            start = time.perf_counter()
-
+        interrupted: Callable[[], bool],
+    ) -> dict[str, Any] | None:
+        """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
+        parameters = self.model.parameters()
+        totals, seen, done = np.zeros(1 + len(self.metrics)), 0, 0
+        taken: list[_Taken] = []
+        kept, start = self._snapshot(), time.perf_counter()
         for rows in batches.numbers(self.epoch):
-            x, y = (lib.to_device(part) for part in batches.gather(rows))
-            model.set_stream(seed, self.step)
-            outputs = model.forward(x, training=True)
-            value = loss.compute(outputs, y)
-            model.backward(loss.backward(), input_gradient=False)
-            optimizer.step(parameters)
-            pending.append(
-                (self.step, rows, value, [metric(lib.xp, outputs, y) for _, metric in self.metrics])
-            )
-            self.step += 1
+            if interrupted():
+                break
             done += 1
-            if len(pending) == _CHECK_EVERY or interrupted():
-                check()
-                if interrupted():
-                    break
-        check()
-        means = totals / max(seen, 1)
-        return {"epoch": self.epoch + 1, "loss": float(means[0]), **self._named(means[1:])}
+            x, y = (lib.to_device(part) for part in batches.gather(rows))
+            self.model.set_stream(batches.seed, self.step)
+            outputs = self.model.forward(x, training=True)
+            loss = self.loss.compute(outputs, y)
+            self.model.backward(self.loss.backward(), input_gradient=False)
+            self.optimizer.step(parameters)
+            counted = [metric(lib.xp, outputs, y) for _, metric in self.metrics]
+            taken.append(_Taken(Step(self.step, self.epoch + 1, done, rows), loss, counted))
+            self.step += 1
+            last = done == len(batches) or interrupted()
+            if last or len(taken) == _CHECK_STEPS or time.perf_counter() - start > _CHECK_SECONDS:
+                losses = lib.to_host(lib.xp.stack([t.loss for t in taken])).astype(np.float64)
+                if not (np.isfinite(losses).all() and finite(lib, *(p.value for p in parameters))):
+                    raise self._diagnose(lib, batches, kept, [t.step for t in taken], history)
+                counts = np.asarray([len(t.step.rows) for t in taken])
+                totals[0] += float(np.sum(losses * counts))
+                for m in range(len(self.metrics)):
+                    found = lib.to_host(lib.xp.stack([t.metrics[m] for t in taken]))
+                    totals[1 + m] += float(np.sum(found, dtype=np.float64))
+                seen += int(counts.sum())
+                history.add(losses, int(counts.sum()), time.perf_counter() - start)
+                taken.clear()
+                for watcher in watchers:
+                    watcher.on_check(history, self.epoch, done, *self._means(totals / seen))
+                kept, start = self._snapshot(), time.perf_counter()
+        if done < len(batches):
+            return None
+        mean, metrics = self._means(totals / seen)
+        return {"epoch": self.epoch + 1, "loss": mean, **metrics}
 
-    def _named(self, values: Any) -> dict[str, float]:
-        return {name: float(v) for (name, _), v in zip(self.metrics, values, strict=True)}
+    def _means(self, means: Any) -> tuple[float, dict[str, float]]:
+        """Loss and named metrics."""
+        return float(means[0]), {name: float(v) for (name, _), v in zip(self.metrics, means[1:], strict=True)}
 
     def _snapshot(self) -> Any:
         """Parameters and optimizer state. Updates make fresh arrays, so references are a copy."""
         return [p.value for p in self.model.parameters()], self.optimizer.snapshot()
 
-    def _diagnose(self, lib: Backend, batches: Batches, seed: int, kept: Any, pending: Any) -> Exception:
+    def _diagnose(
+        self, lib: Backend, batches: Batches, kept: Any, steps: Sequence[Step], history: History
+    ) -> Exception:
         """Go back to the last check, replay, and name step, layer and tensor."""
         for parameter, value in zip(self.model.parameters(), kept[0], strict=True):
             parameter.value = value
         self.optimizer.restore(kept[1])
 
-        def steps() -> Iterator[tuple[str, int, Any, Any, np.ndarray]]:
-            for step, rows, _, _ in pending:
-                x, y = (lib.to_device(part) for part in batches.gather(rows))
-                batch = step - self.epoch * len(batches) + 1
-                yield f"step {step + 1} (epoch {self.epoch + 1}, batch {batch})", step, x, y, rows
+        def batch(step: Step) -> list[Any]:
+            return [lib.to_device(part) for part in batches.gather(step.rows)]
 
-        return diagnose(self.model, self.loss, self.optimizer, steps(), seed)
+        error, self.step = diagnose(self.model, self.loss, self.optimizer, steps, batch, batches.seed)
+        error.history = history
+        return error
 
-    def _evaluate(self, lib: Backend, data: tuple[Any, Any], batch_size: int) -> dict[str, float]:
+    def _evaluate(self, lib: Backend, batches: Batches) -> dict[str, float]:
         totals = np.zeros(1 + len(self.metrics))
-        batches = Batches(data, batch_size, shuffle=False)
         for x, y in batches.epoch(0):
-            outputs: Any = lib.to_device(x)
+            outputs, _ = self.model.apply(lib.to_device(x), training=False)
             targets = lib.to_device(y)
-            for layer in self.model.layers:
-                outputs, _ = layer.apply(outputs, training=False)
-            value, _ = self.loss.op.forward(lib.xp, outputs, targets)
+            value, _ = self.loss.apply(outputs, targets)
             counted = [metric(lib.xp, outputs, targets) for _, metric in self.metrics]
-            totals += [float(lib.to_host(value)) * len(x), *(float(lib.to_host(c)) for c in counted)]
-        means = totals / batches.rows
-        return {"loss": float(means[0]), **self._named(means[1:])}
+            totals += [float(lib.to_host(value)) * x.shape[0], *(float(lib.to_host(c)) for c in counted)]
+        loss, metrics = self._means(totals / batches.rows)
+        return {"loss": loss, **metrics}
 
     def _prepare(self, data: tuple[Any, Any], role: str) -> tuple[Any, Any]:
         """Look at a pair (x, y) once, on the host, before anything runs; labels wrap silently on a GPU."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Purpose, Stream, backend_of
-from xnn.errors import OptionError, ShapeError
+from xnn.errors import ShapeError
+from xnn.options import check_count
 
 __all__ = ["Batches"]
 
@@ -24,8 +25,7 @@ class Batches:
     def __init__(
         self, arrays: tuple[Any, ...], batch_size: int = 32, shuffle: bool = True, seed: int = 0
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise OptionError(f"batch_size must be a positive integer, got {batch_size!r}")
+        batch_size = check_count("batch_size", batch_size)
         lengths = {int(a.shape[0]) for a in arrays}
         if len(lengths) != 1:
             raise ShapeError(

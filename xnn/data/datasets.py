@@ -12,7 +12,7 @@ import numpy as np
 
 from xnn.backends import Purpose, Stream
 from xnn.data.idx import read_idx
-from xnn.data.sources import fetch, find
+from xnn.data.sources import data_homes, fetch, find, reachable
 from xnn.data.synthetic import synthetic_digits
 from xnn.data.tables import check_pair, is_classification, read_csv, read_npz
 from xnn.errors import CorruptFileError, DataNotFoundError, MissingExtraError, OptionError
@@ -97,15 +97,21 @@ def load(
     Files are looked for in data_home, XNN_DATA_HOME and the user's cache, then fetched. Without a name:
     mnist, or synthetic if it is not reachable, and `note` says so. A table's last column is the target;
     whole numbers 0 .. k - 1 make it a classification. Tables and .npz files without a test set are
-    split 80/10/10 by a fixed permutation.
+    split 80/10/10, training samples without a validation set 90/10, by a permutation that depends on
+    nothing but their number.
     Raises DataNotFoundError, CorruptFileError, OptionError or MissingExtraError.
     """
     if name is None:
+        here = [member for member in _MNIST if find("mnist", (member + ".gz", member), data_home)]
         try:
+            if not here and not reachable(_MNIST_MIRRORS):
+                raise DataNotFoundError("no mirror of MNIST answers")
             return load("mnist", data_home)
         except DataNotFoundError:
-            note = "MNIST is neither on disk nor reachable: using synthetic digits (see xnn train --help)"
-            return _load_synthetic(note)
+            if here:  # some of the files are there: something went wrong that synthetic digits would hide
+                raise
+            homes = ", ".join(str(home / "mnist") for home in data_homes(data_home))
+            return _load_synthetic(f"MNIST is neither in {homes} nor reachable: using synthetic digits")
     if name == "mnist":
         return _load_images("mnist", data_home)
     if name == "fashion-mnist":
@@ -208,20 +214,24 @@ def _split(name: str, x: np.ndarray, y: np.ndarray, scale: float | None = None) 
     n = len(x)
     if n < 3:
         raise CorruptFileError(f"{name} holds {n} samples; it takes 3 to train, validate and test")
-    y, task = _as_task(y)
+    y, task, note = _as_task(y)
     order = Stream(0, Purpose.SPLIT).permutation(n)
     part = max(1, n // 10)
     train, validation, test = order[2 * part :], order[part : 2 * part], order[:part]
     return Dataset(
         name, x[train], y[train], x[validation], y[validation], x[test], y[test], task=task,
-        scale=_pixel_scale(x) if scale is None else scale,
+        scale=_pixel_scale(x) if scale is None else scale, note=note,
     )  # fmt: skip
 
 
-def _as_task(y: np.ndarray) -> tuple[np.ndarray, str]:
+def _as_task(y: np.ndarray) -> tuple[np.ndarray, str, str]:
+    """The targets as their task has them, the task, and a note if it may not be the one meant."""
     if is_classification(y):
-        return y.astype(np.int64), "classification"
-    return y.reshape(len(y), -1).astype(np.float64), "regression"
+        return y.astype(np.int64), "classification", ""
+    note = ""
+    if y.ndim == 1 and y.size and np.unique(y).size <= 20 and bool(np.all(y == np.floor(y))):
+        note = "the targets are whole numbers but not 0 .. k - 1 with each present: this is a regression, not classes"
+    return y.reshape(len(y), -1).astype(np.float64), "regression", note
 
 
 def _pixel_scale(x: np.ndarray) -> float | None:
@@ -243,7 +253,7 @@ def _load_npz(path: Path) -> Dataset:
         if f"x_{part}" in arrays and f"y_{part}" in arrays
     }
     x, y = parts["train"]
-    y, task = _as_task(y)
+    y, task, note = _as_task(y)
     if len(x) < 2:
         raise CorruptFileError(f"{path} holds {len(x)} training samples; it takes 2 or more")
     for part, (xs, ys) in parts.items():
@@ -256,11 +266,12 @@ def _load_npz(path: Path) -> Dataset:
         like = ys.astype(np.int64) if task == "classification" else ys.reshape(len(ys), -1).astype(np.float64)
         parts[part] = xs, like
     if "val" not in parts:
-        cut = len(x) - max(1, len(x) // 10)
-        parts["val"], parts["train"] = (x[cut:], y[cut:]), (x[:cut], y[:cut])
+        x, y = parts["train"]
+        order, cut = Stream(0, Purpose.SPLIT).permutation(len(x)), max(1, len(x) // 10)
+        parts["val"], parts["train"] = (x[order[:cut]], y[order[:cut]]), (x[order[cut:]], y[order[cut:]])
     (x_train, y_train), (x_val, y_val), (x_test, y_test) = (parts[part] for part in ("train", "val", "test"))
     if y_test.shape[1:] != y_train.shape[1:] or y_val.shape[1:] != y_train.shape[1:]:
         raise CorruptFileError(f"{path}: the parts' targets have different numbers of columns")
     return Dataset(
-        path.name, x_train, y_train, x_val, y_val, x_test, y_test, task=task, scale=_pixel_scale(x)
+        path.name, x_train, y_train, x_val, y_val, x_test, y_test, task=task, scale=_pixel_scale(x), note=note
     )

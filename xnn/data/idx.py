@@ -50,7 +50,7 @@ def _parse(
     path: Path, file: Any, sha256: str | None, shape: tuple[int | None, ...] | None, dtype: str | None
 ) -> np.ndarray:
     magic = file.read(4)
-    if len(magic) < 4 or magic[:2] != b"\x00\x00" or magic[2] not in _TYPES or magic[3] == 0:
+    if len(magic) < 4 or magic[:2] != b"\x00\x00" or magic[2] not in _TYPES or not 0 < magic[3] <= 8:
         raise CorruptFileError(
             f"{path} is not an idx file: it starts with {magic.hex(' ') or 'nothing'}, "
             "not with 00 00, a type code and the number of axes"

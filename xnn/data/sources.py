@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
+import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from xnn.errors import CorruptFileError, DataError, DataNotFoundError, OptionError
+from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 
-__all__ = ["cache_home", "data_homes", "fetch", "find"]
+__all__ = ["cache_home", "data_homes", "fetch", "find", "reachable"]
 
 _TIMEOUT = 4.0  # seconds to connect, and between bytes: no network is an answer, not a hang
 _ROUNDS = 2
@@ -58,14 +64,14 @@ def fetch(
 
     target = cache_home() / folder / name
     answers = []
-    for _ in range(_ROUNDS):
+    for attempt in range(_ROUNDS):
         for mirror in mirrors:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                     downloader = pooch.HTTPDownloader(timeout=_TIMEOUT)
                     pooch.get_logger().setLevel("ERROR")
-                    print(f"fetching {mirror}{name}", file=sys.stderr)
+                    print(f"{'trying again' if attempt else 'fetching'}: {mirror}{name}", file=sys.stderr)
                     got = Path(
                         pooch.retrieve(
                             mirror + name, known_hash=None, path=scratch, fname=name, downloader=downloader
@@ -78,13 +84,38 @@ def fetch(
                 return target
             except CorruptFileError as error:
                 answers.append(str(error))
-            except (
-                OSError
-            ) as error:  # requests' errors are OSErrors; so are a full disk and a read-only cache
-                if isinstance(error, DataError):
-                    raise
+            except OSError as error:  # what requests raises; also a full disk and a read-only cache
                 answers.append(f"{mirror}: {type(error).__name__}")
     raise DataNotFoundError(
         f"cannot fetch {name} ({'; '.join(dict.fromkeys(answers))}); with no network, put the file in "
         f"a folder {folder}/ and point XNN_DATA_HOME at the folder above it"
     )
+
+
+def reachable(mirrors: tuple[str, ...]) -> bool:
+    """Whether any of the mirrors accepts a connection within a few seconds, name look-ups included.
+
+    Behind a proxy only the download itself can tell, so the answer is yes.
+    """
+    if getproxies():
+        return True
+    answers: queue.Queue[bool] = queue.Queue()
+
+    def knock(mirror: str) -> None:
+        parts = urlsplit(mirror)
+        try:
+            socket.create_connection((parts.hostname, parts.port or 443), timeout=_TIMEOUT).close()
+            answers.put(True)
+        except OSError:
+            answers.put(False)
+
+    for mirror in mirrors:  # daemons: a look-up that hangs must not keep the program from ending
+        threading.Thread(target=knock, args=(mirror,), daemon=True).start()
+    deadline = time.monotonic() + _TIMEOUT
+    for _ in mirrors:
+        try:
+            if answers.get(timeout=max(0.0, deadline - time.monotonic())):
+                return True
+        except queue.Empty:
+            return False
+    return False

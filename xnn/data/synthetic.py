@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from xnn.backends import Purpose, Stream
-from xnn.errors import OptionError
+from xnn.options import check_count
 
 __all__ = ["synthetic_digits"]
 
@@ -46,8 +46,7 @@ _POINTS = max(sum(map(len, strokes)) for strokes in _GLYPHS)
 
 def synthetic_digits(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """`count` images, uint8 (count, 784), and their labels, int64 (count,), in random order of classes."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise OptionError(f"count must be an integer >= 0, got {count!r}")
+    count = check_count("count", count, least=0)
     labels = (Stream(seed, Purpose.SYNTHETIC, 0).words(0, count) % np.uint64(10)).astype(np.int64)
     # Ten numbers an image for its map and pen, then two for each point's jitter.
     dice = Stream(seed, Purpose.SYNTHETIC, 1).uniform((count, 10), -1.0, 1.0)

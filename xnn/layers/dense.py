@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from xnn import ops
 from xnn.backends import backend_of
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.initializers import Glorot, Initializer, Zeros
-from xnn.layers.layer import Layer, Parameter, check_count, check_dtype
+from xnn.layers.layer import Layer, Parameter
 from xnn.ops import Array, Namespace
+from xnn.options import check_count, check_dtype
 
 __all__ = ["Affine", "Dense", "Linear", "Rescale"]
 
@@ -20,7 +22,8 @@ class Dense(Layer):
     """y = x W + b, W (inputs, outputs), b (outputs,): a fully connected layer, also Affine or Linear.
 
     Weights start as Glorot normal and biases as zeros unless told otherwise. `seed` draws the weights of
-    a layer that stands alone; inside a Sequential the model's seed does.
+    a layer that stands alone (two of the same shape and no seed start alike); inside a Sequential the
+    model's seed does.
     Raises OptionError for sizes below 1 or another dtype than float32 and float64.
     """
 
@@ -36,22 +39,20 @@ class Dense(Layer):
         dtype: str = "float32",
         seed: int | None = None,
     ) -> None:
-        check_count("inputs", inputs)
-        check_count("outputs", outputs)
-        check_dtype(dtype)
-        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
-        self.weight = Parameter("weight", (inputs, outputs), weight_init, dtype)
-        self.bias = Parameter("bias", (outputs,), bias_init, dtype) if bias else None
+        self.inputs, self.outputs = check_count("inputs", inputs), check_count("outputs", outputs)
+        self.dtype = check_dtype(dtype)
+        self.weight = Parameter("weight", (self.inputs, self.outputs), weight_init, dtype)
+        self.bias = Parameter("bias", (self.outputs,), bias_init, dtype) if bias else None
         super().__init__(*(p for p in (self.weight, self.bias) if p is not None), seed=seed)
 
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
         """As every layer, after a look at the input's width."""
-        if getattr(x, "ndim", 0) < 1 or x.shape[-1] != self.inputs:
+        backend_of(x, self.weight.value)  # an array, and not one of another backend
+        if x.ndim < 1 or x.shape[-1] != self.inputs:
             raise ShapeError(
-                f"Dense({self.inputs}, {self.outputs}) got an input of shape {getattr(x, 'shape', x)}; "
+                f"Dense({self.inputs}, {self.outputs}) got an input of shape {tuple(x.shape)}; "
                 f"its last axis must be {self.inputs}"
             )
-        backend_of(x, self.weight.value)  # host and device arrays do not mix
         if x.dtype != self.weight.value.dtype:
             raise DTypeError(
                 f"Dense({self.inputs}, {self.outputs}) holds {self.dtype} weights and got {x.dtype}: convert the "
@@ -79,10 +80,7 @@ class Dense(Layer):
 
     def flops(self, shape: tuple[int, ...]) -> int:
         """A multiplication and an addition per weight, an addition per bias."""
-        rows = 1
-        for extent in shape[:-1]:
-            rows *= extent
-        return rows * (2 * self.inputs * self.outputs + (self.outputs if self.bias is not None else 0))
+        return math.prod(shape[:-1]) * (2 * self.weight.size + (self.bias.size if self.bias else 0))
 
 
 #: The names of the blocks article and of PyTorch.
@@ -105,15 +103,17 @@ class Rescale(Layer):
         if not (np.isfinite(self.scale).all() and np.isfinite(self.offset).all()):
             raise OptionError(f"Rescale needs finite numbers, got scale {scale!r} and offset {offset!r}")
         super().__init__()
+        self._there: dict[str, dict[str, Any]] = {}  # scale and offset on each backend they were used on
 
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
-        """As every layer; numbers per feature go to the input's backend."""
+        """As every layer; numbers per feature go to the input's backend once."""
         lib = backend_of(x)
-        options = self.options(lib.xp)
-        for key in ("scale", "offset"):
-            value = getattr(self, key)
-            options[key] = lib.to_device(value.astype(self.dtype)) if value.ndim else float(value)
-        return self.op.forward(lib.xp, x, **options)
+        if lib.name not in self._there:
+            self._there[lib.name] = {
+                key: lib.to_device(value.astype(self.dtype)) if value.ndim else float(value)
+                for key, value in (("scale", self.scale), ("offset", self.offset))
+            }
+        return self.op.forward(lib.xp, x, **self.options(lib.xp), **self._there[lib.name])
 
     def options(self, xp: Namespace) -> dict[str, Any]:
         """The dtype to compute in."""

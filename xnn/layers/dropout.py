@@ -28,7 +28,7 @@ class Dropout(Layer):
             raise OptionError(f"Dropout needs a rate in [0, 1), got {rate!r}")
         self.rate = float(rate)
         super().__init__(seed=seed)
-        self.set_stream(0 if seed is None else seed, 0)
+        self.set_stream(seed or 0, 0)
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
         """The next training forward uses this seed and step; `row` is the batch's first global row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from xnn import ops
@@ -55,10 +56,7 @@ class Flatten(_Named):  # noqa: D101
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """One axis."""
-        size = 1
-        for extent in shape:
-            size *= extent
-        return (size,)
+        return (math.prod(shape),)
 
     def flops(self, shape: tuple[int, ...]) -> int:
         """Nothing is computed."""

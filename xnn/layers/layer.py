@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, get_backend, mixed_arrays
-from xnn.errors import GraphError, OptionError, ShapeError
+from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.initializers import Initializer
 from xnn.ops import Array, Namespace, Op
+from xnn.ops.op import backward_of, forward_of
 
 __all__ = ["Layer", "Parameter"]
 
@@ -21,6 +23,10 @@ class Parameter:
     """
 
     def __init__(self, name: str, shape: tuple[int, ...], initializer: Initializer, dtype: str) -> None:
+        if not callable(initializer) or isinstance(initializer, type):
+            raise OptionError(
+                f"{name} needs an initializer such as xnn.initializers.He(), got {repr(initializer)[:60]}"
+            )
         self.name = name
         self.shape = shape
         self.initializer = initializer
@@ -29,10 +35,14 @@ class Parameter:
         self.frozen = False
         self._stream = Stream(0, Purpose.WEIGHTS)
         self._value: Array | None = None
+        self._assigned = False
 
     @property
     def value(self) -> Array:
-        """The array; assign one of the same shape (an array of any backend, or a list) to change it."""
+        """The array; assign one of the same shape to change it: an array of any backend, or a list.
+
+        It is converted to the parameter's dtype, so that float64 does not creep into a float32 model.
+        """
         if self._value is None:
             drawn = self.initializer(self._stream, self.shape)
             self._value = current_backend().to_device(drawn.astype(self.dtype))
@@ -46,19 +56,21 @@ class Parameter:
             raise ShapeError(
                 f"{self.name} has shape {self.shape}, got an array of shape {tuple(value.shape)}"
             )
-        self._value = value
+        xp = backend_of(value).xp
+        dtype = getattr(xp, self.dtype)
+        self._value = value if value.dtype == dtype else xp.astype(value, dtype)
+        self._assigned = True
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        size = 1
-        for extent in self.shape:
-            size *= extent
-        return size
+        return math.prod(self.shape)
 
     def draw_from(self, stream: Stream) -> None:
-        """Say which stream the value comes from, if it has not been drawn or assigned yet."""
+        """Say which stream the value comes from. What was assigned or trained stays as it is."""
         self._stream = stream
+        if not self._assigned:
+            self._value = None
 
     def move(self, source: Backend, target: Backend) -> None:
         """Put value and gradient on another backend."""
@@ -87,8 +99,10 @@ class Layer:
         self.own_parameters = list(parameters)
         self.seed = seed
         self.saved: Any = None
-        self._ran_on: Backend | None = None  # where the last forward ran; None before one
-        self.draw_from(0 if seed is None else seed, 0)
+        self._ran: tuple[str, Any] | None = None  # backend and dtype of the last forward's output
+        self.index = 0
+        for number, parameter in enumerate(self.own_parameters):
+            parameter.draw_from(Stream(seed or 0, Purpose.WEIGHTS, 0, number))
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("xnn.layers.") and not cls.__name__.startswith("_"):
@@ -110,12 +124,16 @@ class Layer:
         """The op's output and what its backward needs; keeps neither."""
         arguments = self.arguments(x, training)
         xp = backend_of(x, *arguments).xp
-        return self.op.forward(xp, x, *arguments, **self.options(xp))
+        return forward_of(self.op, xp, (x, *arguments), self.options(xp))
+
+    def __call__(self, x: Array, training: bool = False) -> Array:
+        """The same as forward."""
+        return self.forward(x, training)
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output for a batch x, a fresh array."""
         y, self.saved = self.apply(x, training)
-        self._ran_on = backend_of(y)
+        self._ran = backend_of(y).name, y.dtype
         return y
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -125,28 +143,43 @@ class Layer:
         """
         xp = self._check_backward(dout).xp
         saved = self.saved if input_gradient else self.op.without_input_gradient(self.saved)
-        dx, *gradients = self.op.backward(xp, dout, saved)
+        dx, *gradients = backward_of(self.op, xp, dout, saved)
         for parameter, gradient in zip(self.own_parameters, gradients, strict=False):
             parameter.grad = gradient
         return dx if input_gradient else None
 
     def _check_backward(self, dout: Array) -> Backend:
-        """The backend of a backward pass: the forward's. Raises GraphError before one, MixedArraysError else."""
-        if self._ran_on is None:
+        """The backend of a backward pass, which must be the forward's, as must the dtype.
+
+        Raises GraphError before a forward, MixedArraysError or DTypeError.
+        """
+        if self._ran is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
-        if backend_of(dout) is not self._ran_on:
-            raise mixed_arrays(self._ran_on, backend_of(dout))
-        return self._ran_on
+        name, dtype = self._ran
+        lib = backend_of(dout)
+        if lib.name != name:
+            raise mixed_arrays(get_backend(name), lib)
+        if dout.dtype != dtype:
+            raise DTypeError(
+                f"{type(self).__name__} gave outputs of {dtype} and got a gradient of {dout.dtype}: "
+                "it would widen the weights; convert the gradient, or the targets it comes from"
+            )
+        return lib
 
     def forget(self) -> None:
         """Drop what backward would need, and the memory with it."""
-        self.saved = self._ran_on = None
+        self.saved = self._ran = None
 
-    def draw_from(self, seed: int, index: int) -> None:
-        """Draw the parameters not drawn yet from this seed, as layer number `index` of a model."""
+    def draw_from(self, seed: int, index: int) -> int:
+        """Take weights that were not assigned from this seed, as layer number `index`; returns the next number.
+
+        A layer built with a seed of its own keeps its weights, and takes only the number.
+        """
         self.index = index
         for number, parameter in enumerate(self.own_parameters):
-            parameter.draw_from(Stream(seed, Purpose.WEIGHTS, index, number))
+            if self.seed is None:
+                parameter.draw_from(Stream(seed, Purpose.WEIGHTS, index, number))
+        return index + 1
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
         """Where the random numbers of the next training forward come from; only Dropout has any."""
@@ -174,25 +207,8 @@ class Layer:
 
     def flops(self, shape: tuple[int, ...]) -> int:
         """Floating-point operations of one sample's forward pass; a function of one element counts as one."""
-        size = 1
-        for extent in shape:
-            size *= extent
-        return size
+        return math.prod(shape)
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items())
         return f"{type(self).__name__}({inside})"
-
-
-def check_count(name: str, value: Any) -> int:
-    """A positive integer, or an OptionError that names the option."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{name} must be a positive integer, got {value!r}")
-    return value
-
-
-def check_dtype(dtype: str) -> str:
-    """float32 or float64, or an OptionError."""
-    if dtype not in ("float32", "float64"):
-        raise OptionError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
-    return dtype

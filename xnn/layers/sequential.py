@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import Backend, admit, backend_of, current_backend
+from xnn.backends import Backend, Purpose, Stream, admit, backend_of, current_backend, numerics
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.layers import weights
 from xnn.layers.dense import Dense
-from xnn.layers.layer import Layer, Parameter, check_count
+from xnn.layers.functions import Sigmoid
+from xnn.layers.layer import Layer, Parameter
 from xnn.ops import Array
+from xnn.options import check_count
 
 __all__ = ["Sequential"]
 
@@ -21,36 +23,42 @@ __all__ = ["Sequential"]
 class Sequential(Layer):
     """A model: each layer's output is the next one's input.
 
-    `seed` draws the weights, each layer's from its own position, so that inserting a layer with weights
-    elsewhere changes no other's shape of randomness; layers built with a seed of their own, or whose
-    weights were assigned, keep them. Parameters are named by position: `1.weight`, `1.bias`.
+    `seed` (0 if not given) draws the weights, each layer's from its own number, counted through nested
+    models as well; the seed of a nested model, if it has one, rules inside it. Layers built with a seed of
+    their own, or whose weights were assigned, keep them. Parameters are named by position: `1.weight`,
+    `1.bias`, `2.0.weight`.
     """
 
-    def __init__(self, *layers: Layer, seed: int = 0) -> None:
+    def __init__(self, *layers: Layer, seed: int | None = None) -> None:
         for layer in layers:
             if not isinstance(layer, Layer):
                 raise OptionError(f"Sequential takes layers, got {layer!r}")
         if len({id(layer) for layer in layers}) < len(layers):
             raise OptionError("the same layer object stands twice in a Sequential; build a second one")
         self.layers = list(layers)
-        super().__init__(seed=seed)
+        super().__init__(seed=None if seed is None else Stream(seed, Purpose.WEIGHTS).seed)
+        self.draw_from(self.seed or 0, 0)
         for parameter in self.parameters():
             parameter.value  # noqa: B018 - draws it
 
-    def draw_from(self, seed: int, index: int) -> None:
-        """Give each layer its stream: its position's."""
+    def draw_from(self, seed: int, index: int) -> int:
+        """Give each layer its number and its weights' stream."""
         self.index = index
-        for position, layer in enumerate(self.layers):
-            if layer.seed is None:
-                layer.draw_from(seed, position)
-            else:
-                layer.index = position
+        for layer in self.layers:
+            index = layer.draw_from(seed if self.seed is None else self.seed, index)
+        return index
+
+    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
+        """The last layer's output, and nothing kept."""
+        for layer in self.layers:
+            x, _ = layer.apply(x, training)
+        return x, None
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The last layer's output."""
         for layer in self.layers:
             x = layer.forward(x, training)
-        self._ran_on = backend_of(x)
+        self._ran = backend_of(x).name, x.dtype
         return x
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -121,6 +129,7 @@ class Sequential(Layer):
     def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
         """The outputs for samples x (n, ...), on the host; x may be a host array, list or device array."""
         check_count("batch_size", batch_size)
+        numerics()
         lib = self.backend
         x = self.prepare(x)
         if x.ndim < 1:
@@ -130,14 +139,17 @@ class Sequential(Layer):
         with lib.guard():
             for start in range(0, max(1, x.shape[0]), batch_size):
                 batch: Any = lib.to_device(x[start : min(start + batch_size, x.shape[0]), ...])
-                for layer in self.layers:
-                    batch, _ = layer.apply(batch, training=False)
-                parts.append(lib.to_host(batch))
+                parts.append(lib.to_host(self.apply(batch, training=False)[0]))
         return np.concatenate(parts)
 
     def predict_classes(self, x: Any, batch_size: int = 1024) -> np.ndarray:
-        """The most likely class of each sample, int64: the largest output, or whether a single one is > 0."""
-        return classes_of(self.predict(x, batch_size))
+        """The class of each sample, int64: the largest output's, or whether a single one is above `threshold`."""
+        return classes_of(self.predict(x, batch_size), self.threshold)
+
+    @property
+    def threshold(self) -> float:
+        """Where a single output turns from no to yes: 1/2 after a Sigmoid layer, 0 for a logit."""
+        return 0.5 if self.layers and isinstance(self.layers[-1], Sigmoid) else 0.0
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of one sample, through every layer."""
@@ -193,7 +205,7 @@ class Sequential(Layer):
         return f"Sequential({', '.join(map(repr, self.layers))})"
 
 
-def classes_of(outputs: np.ndarray) -> np.ndarray:
+def classes_of(outputs: np.ndarray, threshold: float) -> np.ndarray:
     """The class that each row of outputs (n, classes) stands for; NaN stands for none and is refused."""
     if outputs.ndim != 2:
         raise ShapeError(f"predict_classes needs outputs (n, classes), the model gives {outputs.shape}")
@@ -202,4 +214,4 @@ def classes_of(outputs: np.ndarray) -> np.ndarray:
         raise DTypeError(
             f"the outputs for sample {int(wrong[0])} are NaN: look for NaN or infinity in the sample or the weights"
         )
-    return (outputs[:, 0] > 0).astype(np.int64) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+    return (outputs[:, 0] > threshold).astype(np.int64) if outputs.shape[1] == 1 else outputs.argmax(axis=1)

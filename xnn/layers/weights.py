@@ -58,6 +58,7 @@ def save(model: Sequential, path: str | os.PathLike[str], notes: dict[str, Any] 
     except OptionError as unknown:  # the weights are kept all the same; load says how to get them back
         described = {"layers": None, "unknown": str(unknown)}
     header = {"format": _FORMAT, **described, "numerics": numerics(), "notes": notes or {}}
+    header["frozen"] = [name for name, parameter in model.named_parameters() if parameter.frozen]
     content = to_bytes(
         _host_weights(model), metadata={"xnn": json.dumps(header), "weights_sha256": weights_sha256(model)}
     )
@@ -78,7 +79,11 @@ def load(path: str | os.PathLike[str]) -> Sequential:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{path} does not describe a model that can be built: {error}") from error
-    _check(dict(model.named_parameters()), tensors, digest, path)
+    parameters = dict(model.named_parameters())
+    _check(parameters, tensors, digest, path)
+    for name in header.get("frozen", ()):
+        if name in parameters:
+            parameters[name].frozen = True
     return model  # type: ignore[no-any-return]
 
 

@@ -68,10 +68,11 @@ class Dense(Op):
         y = _product(xp, x, w)
         if b is None:
             return y, (x, w, w.shape, None)
-        biased = y + b
-        if biased.shape != y.shape:
-            raise ShapeError(f"dense: a bias of shape {b.shape} does not fit outputs of shape {y.shape}")
-        return biased, (x, w, w.shape, b)
+        shape = getattr(b, "shape", ())
+        fits = zip(reversed(shape), reversed(y.shape), strict=False)
+        if len(shape) > y.ndim or any(mine not in (1, theirs) for mine, theirs in fits):
+            raise ShapeError(f"dense: a bias of shape {shape} does not fit outputs of shape {y.shape}")
+        return y + b, (x, w, w.shape, b)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         x, w, w_shape, b = saved

@@ -21,10 +21,12 @@ An op of your own is three lines, and works as a layer, as a graph node and in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["Array", "Namespace", "Op", "size_of", "unbroadcast"]
+from xnn.errors import GraphError, OptionError, ShapeError, XnnError
+
+__all__ = ["Array", "Namespace", "Op", "backward_of", "forward_of", "size_of", "unbroadcast"]
 
 #: An array of any backend. The Array API has no common base class, hence Any.
 Array: TypeAlias = Any
@@ -80,6 +82,43 @@ def install(applier: Applier) -> None:
     """Say how a called op is applied. The mathematics knows neither backends nor graphs; `xnn.autograd` does."""
     global _apply
     _apply = applier
+
+
+def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[Array, Any]:
+    """op.forward, with a clear word for what it may stumble over; every door goes through here."""
+    try:
+        result = op.forward(xp, *inputs, **options)
+    except (ValueError, IndexError) as error:
+        if isinstance(error, XnnError):
+            raise
+        shapes = ", ".join(str(tuple(x.shape)) if hasattr(x, "shape") else repr(x) for x in inputs)
+        raise ShapeError(f"{op.name} of {shapes}{_with(options)}: {error}") from error
+    except TypeError as error:
+        if "positional argument" in str(error) or "keyword" in str(error):
+            raise OptionError(
+                f"{op.name} of {len(inputs)} inputs{_with(options)}: inputs go by position, options by name, as in "
+                f"ops.sum(x, axis=0): {error}"
+            ) from error
+        raise
+    if type(result) is not tuple or len(result) != 2:
+        raise GraphError(
+            f"the forward of {op.name} must return a pair (output, saved), got {repr(result)[:60]}"
+        )
+    return result
+
+
+def _with(options: Mapping[str, Any]) -> str:
+    return f" with {', '.join(f'{k}={v!r}' for k, v in options.items())}" if options else ""
+
+
+def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+    """op.backward; a gradient that was not put into a tuple would be taken apart row by row."""
+    gradients = op.backward(xp, grad, saved)
+    if type(gradients) is not tuple:
+        raise GraphError(
+            f"the backward of {op.name} must return a tuple, one gradient per input, got {repr(gradients)[:60]}"
+        )
+    return gradients
 
 
 def size_of(shape: Sequence[int]) -> int:

@@ -1,0 +1,34 @@
+"""Options looked at once, where they come in: each check returns a plain number or says what is allowed."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from xnn.errors import OptionError
+
+__all__ = ["check_count", "check_dtype", "check_real"]
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """An integer of at least `least`, NumPy's too, as an int."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise OptionError(f"{name} must be {allowed}, got {repr(value)[:60]}")
+    return int(value)
+
+
+def check_real(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """A number in [low, high), NumPy's too, as a float."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
+        allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g})"
+        raise OptionError(f"{name} must be a finite number {allowed}, got {repr(value)[:60]}")
+    return float(value)
+
+
+def check_dtype(dtype: str) -> str:
+    """float32 or float64."""
+    if dtype not in ("float32", "float64"):
+        raise OptionError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    return dtype
