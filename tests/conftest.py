@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -42,3 +44,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "data" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the test's own, no XNN_DATA_HOME, and no proxy between us and 127.0.0.1."""
+    place = tmp_path / "cache"
+    monkeypatch.delenv("XNN_DATA_HOME", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("xnn.data.sources.cache_home", lambda: place)
+    return place
+
+
+@pytest.fixture
+def served():
+    """A web server on 127.0.0.1: path -> bytes; None breaks off half way; and the paths asked for."""
+    files, asked = {}, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            if self.path not in files:
+                self.send_error(404)
+                return
+            content = files[self.path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(1000 if content is None else len(content)))
+            self.end_headers()
+            self.wfile.write(b"half" if content is None else content)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield files, asked, tuple(f"http://127.0.0.1:{server.server_port}/{mirror}/" for mirror in "ab")
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -6,13 +6,16 @@ backend. Inside an op: `+ - * /`, comparisons and `xp` functions, masks through 
 methods, no `@` or `**`, no writing in place, and creation functions pass `device=x.device`
 (`tests/test_house.py` reads the syntax trees and says so).
 
-An op of your own is three lines, and works as a layer, as a graph node and in autograd:
+An op of your own is three lines, and goes through every door: as a layer, in a graph, in autograd:
+
+    import numpy as np, xnn
+    from xnn import layers, ops
 
     class Square(xnn.Op):
         def forward(self, xp, x): return x * x, x
         def backward(self, xp, grad, x): return (2.0 * x * grad,)
 
-    square = Square()
+    square, x = Square(), np.ones((2, 3))
     square(x)                                  # an array in, an array out
     xnn.grad(lambda x: ops.sum(square(x)))(x)  # autograd
     square(xnn.graph.Input())                  # a graph node
