@@ -59,7 +59,10 @@ def get_backend(name: str | None = None) -> Backend:
 def _load(name: str, source: str) -> Backend:
     if name not in _instances:
         if name not in _REGISTRY:
-            raise UnknownBackendError(f"{source}={name!r} is not a backend; choose {' or '.join(_REGISTRY)}")
+            raise UnknownBackendError(
+                f"{source}={name!r} is not a backend; choose numpy (the CPU), cupy (a GPU) or, for tests, "
+                "array-api-strict"
+            )
         module, cls, _ = _REGISTRY[name]
         _instances[name] = getattr(importlib.import_module(module), cls)()
     return _instances[name]

@@ -157,6 +157,15 @@ def test_fetch_from_the_first_mirror(cache, served):
     assert asked == ["/a/x"]
 
 
+def test_fetch_shows_a_bar_on_a_terminal(cache, served, monkeypatch, capsys):
+    files, _, mirrors = served
+    files["/a/x"] = GOOD
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    fetch("set", "x", mirrors, read_idx)
+    assert files_in(cache) == ["x"]
+    assert f"fetching: {mirrors[0]}x" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("first", ["missing", "corrupt", "broken off"])
 def test_fetch_goes_on_to_the_next_mirror(cache, served, first):
     files, asked, mirrors = served

@@ -125,6 +125,14 @@ def test_a_metric_of_your_own():
     assert result["top_two"] > result["accuracy"] > 0
 
 
+def test_a_metric_may_be_a_plain_number(lib):
+    def samples(xp, outputs, targets):
+        return outputs.shape[0]
+
+    history = fit(trainer(metrics=[samples]))
+    assert history["samples"] == [1.0]
+
+
 def test_the_usual_metrics_are_the_losss():
     x = np.ones((4, 1))
     model = xnn.Sequential(layers.Dense(1, 1), seed=0)

@@ -178,7 +178,7 @@ class Trainer:
             loss = self.loss.compute(outputs, y)
             self.model.backward(self.loss.backward(), input_gradient=False)
             self.optimizer.step(parameters)
-            counted = [metric(lib.xp, outputs, y) for _, metric in self.metrics]
+            counted = self._count(lib, outputs, y)
             taken.append(_Taken(Step(self.step, self.epoch + 1, done, rows), loss, counted))
             self.step += 1
             last = done == len(batches) or interrupted()
@@ -201,6 +201,11 @@ class Trainer:
             return None
         mean, metrics = self._means(totals / seen)
         return {"epoch": self.epoch + 1, "loss": mean, **metrics}
+
+    def _count(self, lib: Backend, outputs: Any, targets: Any) -> list[Any]:
+        """Each metric's sum over a batch, on the device also where a metric of the user's gives a number."""
+        sums = [metric(lib.xp, outputs, targets) for _, metric in self.metrics]
+        return [total if hasattr(total, "shape") else lib.to_device(float(total)) for total in sums]
 
     def _means(self, means: Any) -> tuple[float, dict[str, float]]:
         """Loss and named metrics."""
@@ -231,7 +236,7 @@ class Trainer:
             outputs, _ = self.model.apply(lib.to_device(x), training=False)
             targets = lib.to_device(y)
             value, _ = self.loss.apply(outputs, targets)
-            counted = [metric(lib.xp, outputs, targets) for _, metric in self.metrics]
+            counted = self._count(lib, outputs, targets)
             totals += [float(lib.to_host(value)) * x.shape[0], *(float(lib.to_host(c)) for c in counted)]
         loss, metrics = self._means(totals / batches.rows)
         return {"loss": loss, **metrics}

@@ -69,7 +69,8 @@ def fetch(
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                    downloader = pooch.HTTPDownloader(timeout=_TIMEOUT)
+                    bar = _Bar() if sys.stderr.isatty() else False
+                    downloader = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=bar)
                     pooch.get_logger().setLevel("ERROR")
                     print(f"{'trying again' if attempt else 'fetching'}: {mirror}{name}", file=sys.stderr)
                     got = Path(
@@ -90,6 +91,32 @@ def fetch(
         f"cannot fetch {name} ({'; '.join(dict.fromkeys(answers))}); with no network, put the file in "
         f"a folder {folder}/ and point XNN_DATA_HOME at the folder above it"
     )
+
+
+class _Bar:
+    """A progress bar on standard error, in the form that pooch wants: total, update, reset, close."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task("", total=None)
+        self.total = 0
+
+    def update(self, count: int) -> None:
+        """So many more bytes."""
+        self._progress.start()
+        self._progress.update(self._task, total=self.total, advance=count)
+
+    def reset(self) -> None:
+        """pooch calls this when all bytes are there."""
+        self._progress.reset(self._task)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
 
 
 def reachable(mirrors: tuple[str, ...]) -> bool:

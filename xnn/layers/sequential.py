@@ -32,7 +32,9 @@ class Sequential(Layer):
     def __init__(self, *layers: Layer, seed: int | None = None) -> None:
         for layer in layers:
             if not isinstance(layer, Layer):
-                raise OptionError(f"Sequential takes layers, got {layer!r}")
+                raise OptionError(
+                    f"Sequential takes layers, as in Sequential(*layers), got {repr(layer)[:60]}"
+                )
         if len({id(layer) for layer in layers}) < len(layers):
             raise OptionError("the same layer object stands twice in a Sequential; build a second one")
         self.layers = list(layers)
