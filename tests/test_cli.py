@@ -581,6 +581,18 @@ def test_divergence(digits, tmp_path):
     assert "step " in weights.metadata(path)["notes"]["error"]
 
 
+def test_a_network_too_large_for_the_memory(digits, monkeypatch):
+    """One line. The allocation is refused by hand: a machine may promise memory that it has not."""
+
+    def refuse(*arguments):
+        raise MemoryError("Unable to allocate 57.0 TiB")
+
+    monkeypatch.setattr("xnn.initializers.Glorot.__call__", refuse)
+    result = run("train", "--dataset", digits, *TRAIN)
+    refused(result, 1, "57.0 TiB")
+    assert "--hidden" in result.stderr
+
+
 def test_plot_without_matplotlib(digits, tmp_path, monkeypatch):
     """Said before training, not after."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -157,6 +157,10 @@ FAILURES: dict[str, tuple[Installer, tuple[str, ...]]] = {
         written(f"raise ImportError({BANNER % (chr(10) + '  ')!r})"),
         ("ImportError: libcudart.so.13: cannot open shared object file; uninstall it", INSTALL),
     ),
+    "built for another numpy": (
+        written("raise ValueError('numpy.dtype size changed, may indicate binary incompatibility')"),
+        ("breaks when it is imported", "numpy.dtype size changed", INSTALL),
+    ),
     "two wheels": (
         written(f"import warnings; warnings.warn({TWO_WHEELS!r})"),
         ("several CuPy packages", "pip uninstall", INSTALL),

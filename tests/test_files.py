@@ -164,6 +164,13 @@ def test_fetch_shows_a_bar_on_a_terminal(cache, served, monkeypatch, capsys):
     fetch("set", "x", mirrors, read_idx)
     assert files_in(cache) == ["x"]
     assert f"fetching: {mirrors[0]}x" in capsys.readouterr().err
+    files["/a/x"] = files["/b/x"] = None  # broken off half way: the terminal must be as it was
+    with pytest.raises(DataNotFoundError):
+        fetch("other", "x", mirrors, read_idx)
+    print("to standard output")
+    shown = capsys.readouterr()
+    assert shown.out == "to standard output\n"
+    assert shown.err.count("\x1b[?25l") == shown.err.count("\x1b[?25h")
 
 
 @pytest.mark.parametrize("first", ["missing", "corrupt", "broken off"])
@@ -243,6 +250,8 @@ def test_reachable(served, monkeypatch):
     assert not reachable(("http://127.0.0.1:9/",))
     assert not reachable(())
     assert reachable(("http://127.0.0.1:9/", served[2][0]))
+    monkeypatch.setattr("xnn.data.sources.getproxies", lambda: {"no": "localhost"})
+    assert not reachable(("http://127.0.0.1:9/",))
     monkeypatch.setattr("xnn.data.sources.getproxies", lambda: {"https": "http://127.0.0.1:9"})
     assert reachable(("http://127.0.0.1:9/",))  # only the download can tell
 

@@ -186,6 +186,19 @@ class TestDtype:
         with pytest.raises(DTypeError, match="outputs of float32 and got a gradient of float64"):
             layer.backward(y - np.zeros((1, 2)))
 
+    def test_layers_before_a_conversion(self):
+        """uint8 through Flatten into Rescale; float64 into float32: gradients come back in the input's dtype."""
+        model = Sequential(Flatten(), Rescale(1 / 255), Dense(4, 2), seed=0)
+        model.forward(np.ones((3, 2, 2), np.uint8), training=True)
+        assert model.backward(np.ones((3, 2), np.float32)).shape == (3, 2, 2)
+        wide = Sequential(Dense(2, 2, dtype="float64"), Rescale(2.0), Dense(2, 1), seed=0)
+        wide.forward(np.ones((3, 2)))
+        assert wide.backward(np.ones((3, 1), np.float32)).dtype == np.float64
+
+    def test_numbers_per_feature_that_do_not_fit(self):
+        with pytest.raises(ShapeError, match="rescale of"):
+            Sequential(Rescale([1.0, 2.0, 3.0]), Dense(4, 2)).predict(np.ones((2, 4)))
+
 
 class TestNested:
     def test_every_layer_has_a_stream_of_its_own(self):
@@ -204,6 +217,30 @@ class TestNested:
 
         assert inner_weight(1, None) != inner_weight(2, None)
         assert inner_weight(1, 7) == inner_weight(2, 7)
+
+    def test_an_inner_model_with_a_seed_keeps_its_weights(self):
+        inner = [Sequential(Dense(3, 3), Dense(3, 3), seed=5) for _ in range(2)]
+        before = [p.value.tobytes() for p in inner[0].parameters()]
+        outer = Sequential(*inner, Dense(3, 3), seed=1)
+        after = [p.value.tobytes() for p in outer.parameters()]
+        assert after[:8] == before + before
+        flat = Sequential(*(Dense(3, 3) for _ in range(5)), seed=1)
+        assert after[8] == flat.parameters()[8].value.tobytes()
+
+    def test_a_moved_model_keeps_its_weights_and_place(self):
+        pytest.importorskip("array_api_strict")
+        inner = Sequential(Dense(3, 3)).to("array-api-strict")
+        before = inner.predict(np.ones((1, 3))).tolist()
+        Sequential(inner, Dense(3, 2).to("array-api-strict"), seed=9)
+        assert inner.backend.name == "array-api-strict"
+        assert inner.predict(np.ones((1, 3))).tolist() == before
+        inner.layers[0].weight.value = np.eye(3).tolist()
+        assert inner.predict(np.ones((1, 3))).tolist() == [[1, 1, 1]]
+
+    def test_the_last_op_is_found_inside(self):
+        assert Sequential(Dense(1, 1), Sequential(Sigmoid())).threshold == 0.5
+        assert Sequential(Function(ops.sigmoid)).threshold == 0.5
+        assert Sequential().threshold == Sequential(Dense(1, 1)).threshold == 0.0
 
     def test_masks_differ(self):
         model = Sequential(Dropout(0.5), Sequential(Dropout(0.5)))

@@ -88,6 +88,21 @@ def test_take_counts_negative_indices_from_the_end(lib):
     assert lib.to_host(dx).tolist() == [2, 0, 5]
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32"])
+def test_take_counts_further_than_its_indices_type(lib, dtype):
+    x = lib.to_device(np.arange(300.0))
+    assert lib.to_host(ops.take(x, lib.to_device(np.array([1, 2], dtype)))).tolist() == [1, 2]
+
+
+def test_a_single_input_is_copied_and_not_changed(lib):
+    for op in (ops.add, ops.mul):
+        x = lib.to_device(np.array([-0.0, 3.0]))
+        y = op(x)
+        assert y is not x
+        assert lib.to_host(y).tobytes() == lib.to_host(x).tobytes()
+        assert lib.to_host(op(lib.to_device(np.array([2])))).dtype == np.int64
+
+
 def test_take_of_nothing(lib):
     x, none = lib.to_device(np.ones((3, 2))), lib.to_device(np.zeros(0, dtype=np.int64))
     y, saved = ops.take.forward(lib.xp, x, none)
@@ -135,6 +150,16 @@ def test_options_go_by_name():
         ops.sum(A, 0)
     with pytest.raises(OptionError, match="keyword"):
         ops.sum(A, axes=0)
+
+
+def test_a_type_error_of_the_ops_own_stays_one():
+    class Picky(ops.Op):
+        def forward(self, xp, x):
+            raise TypeError("a keyword of mine")
+
+    with pytest.raises(TypeError, match="of mine") as caught:
+        Picky()(A)
+    assert not isinstance(caught.value, OptionError)
 
 
 def test_ties_share_the_gradient():

@@ -129,8 +129,20 @@ def test_a_metric_may_be_a_plain_number(lib):
     def samples(xp, outputs, targets):
         return outputs.shape[0]
 
-    history = fit(trainer(metrics=[samples]))
-    assert history["samples"] == [1.0]
+    history = fit(trainer(metrics=[samples, lambda xp, o, t: np.float64(o.shape[0])]))
+    assert history["samples"] == history["<lambda>"] == [1.0]
+    assert fit(trainer(metrics=samples))["samples"] == [1.0]
+
+
+def test_means_do_not_depend_on_how_many_steps_are_looked_at_together(monkeypatch):
+    def magnitude(xp, outputs, targets):
+        return xp.sum(xp.abs(outputs))
+
+    found = []
+    for steps in (1, 3, 100):
+        monkeypatch.setattr("xnn.training._CHECK_STEPS", steps)
+        found.append(fit(trainer(metrics=["accuracy", magnitude]), epochs=2).epochs)
+    assert found[0] == found[1] == found[2]
 
 
 def test_the_usual_metrics_are_the_losss():
@@ -221,6 +233,24 @@ class TestDivergence:
         assert t.step == 3  # as many as are in the weights
         assert isinstance(caught.value.history, History)
         assert caught.value.history.error.startswith("DivergenceError: step 4")
+        assert (caught.value.history.steps, caught.value.history.samples) == (1, 10)
+
+    def test_a_frozen_parameters_gradient_is_nobodys_fault(self):
+        class Endless(xnn.Op):
+            def forward(self, xp, x):
+                return x * np.float32(1), None
+
+            def backward(self, xp, grad, saved):
+                return (grad * np.float32(np.inf),)
+
+        model = xnn.Sequential(layers.Dense(2, 2), layers.Function(Endless()), layers.Dense(2, 1), seed=0)
+        for parameter in model.parameters()[:2]:
+            parameter.frozen = True
+        t = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1))
+        y = np.zeros((40, 1))
+        y[33] = 1e30
+        with pytest.raises(DivergenceError, match=r"step 34 .*loss \(MSE\) is inf"):
+            t.fit((np.ones((40, 2)), y), batch_size=1, shuffle=False, progress=False)
 
     def test_a_callback_that_changes_the_rate_is_no_hardware_fault(self):
         class Raise(Callback):

@@ -96,14 +96,17 @@ def train_command(
             weights.save(model, save, {**notes, "epochs": len(history.epochs)})
         except XnnError as error:
             failure = error
+    if plot:
+        try:
+            history.plot(plot)
+        except XnnError as error:
+            failure = failure or error
     tested = trainer.evaluate((data.x_test, data.y_test))
     result = _result(data, model, history, seed, tested)
     if as_json:
         click.echo(to_json(result))
     elif not quiet:
         _summarize(result, history, save, tested)
-    if plot:
-        history.plot(plot)
     if failure is not None:
         raise failure
     return history.interrupted

@@ -97,7 +97,7 @@ def _first_fault(
             dout, input_gradient=any(inner.parameters() for inner in model.layers[:position])
         )
         for name, parameter in layer.named_parameters():
-            if parameter.grad is not None and not finite(lib, parameter.grad):
+            if not (parameter.frozen or parameter.grad is None or finite(lib, parameter.grad)):
                 return f"the gradient of {position}.{name} is not finite"
         if dout is None:
             break

@@ -35,7 +35,7 @@ class History:
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)
 
     def __getitem__(self, name: str) -> list[Any]:
-        """One column: history["val_loss"]. Raises KeyError for a name that no epoch has."""
+        """One column: history["val_loss"]. Raises KeyError for a name the epochs do not have."""
         if self.epochs and name not in self.epochs[0]:
             raise KeyError(f"{name}: the history has {', '.join(self.epochs[0])}")
         return [entry[name] for entry in self.epochs]

@@ -9,7 +9,6 @@ import numpy as np
 from xnn import ops
 from xnn.backends import backend_of
 from xnn.errors import DTypeError, GraphError, LabelError, ShapeError
-from xnn.layers import Layer, Sigmoid, Softmax
 from xnn.ops import Array, Op
 from xnn.ops.op import backward_of, forward_of
 
@@ -22,8 +21,8 @@ class Loss:
     op: Op
     #: What a Trainer counts besides the loss unless it is told otherwise.
     usual_metrics: tuple[str, ...] = ()
-    #: Layers that must not end a model trained with it, since it does their work.
-    already_includes: tuple[type[Layer], ...] = ()
+    #: The op that must not end a model trained with it, since the loss applies it itself.
+    already_includes: Op | None = None
 
     def __init__(self) -> None:
         self._saved: Any = None
@@ -81,7 +80,7 @@ class SoftmaxCrossEntropy(Loss):
 
     op = ops.softmax_cross_entropy
     usual_metrics = ("accuracy",)
-    already_includes = (Softmax,)
+    already_includes = ops.softmax
 
     def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
         """Labels as int64."""
@@ -114,7 +113,7 @@ class BinaryCrossEntropy(Loss):
 
     op = ops.binary_cross_entropy
     usual_metrics = ("accuracy",)
-    already_includes = (Sigmoid,)
+    already_includes = ops.sigmoid
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
         """Targets in [0, 1]."""

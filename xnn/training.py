@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.history import History
 from xnn.layers import Sequential
 from xnn.losses import Loss
-from xnn.metrics import Metric
+from xnn.metrics import Metric, accuracy
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count
@@ -57,7 +58,7 @@ class Trainer:
         model: Sequential,
         loss: Loss,
         optimizer: Optimizer,
-        metrics: Sequence[str | Metric] | str | None = None,
+        metrics: Sequence[str | Metric] | str | Metric | None = None,
         callbacks: Sequence[Callback] = (),
         threads: int | None = None,
     ) -> None:
@@ -70,7 +71,9 @@ class Trainer:
                 raise OptionError(f"Trainer needs a {kind.__name__} as {name}, got {repr(value)[:60]}")
         self.model, self.loss, self.optimizer = model, loss, optimizer
         chosen = loss.usual_metrics if metrics is None else metrics
-        self.metrics = [get_metric(m) for m in ((chosen,) if isinstance(chosen, str) else chosen)]
+        self.metrics = [
+            get_metric(m) for m in ((chosen,) if isinstance(chosen, str) or callable(chosen) else chosen)
+        ]
         names = [name for name, _ in self.metrics]
         if len({*names, "loss", "epoch"}) < len(names) + 2:
             raise OptionError(
@@ -82,10 +85,9 @@ class Trainer:
                 raise OptionError(
                     f"callbacks must be xnn.callbacks.Callback objects, got {repr(callback)[:60]}"
                 )
-        ends = type(model.layers[-1]) if model.layers else None
-        if ends is not None and ends in loss.already_includes:
+        if loss.already_includes is not None and model.last_op is loss.already_includes:
             raise OptionError(
-                f"the model ends in {ends.__name__}, which {type(loss).__name__} computes itself from logits: "
+                f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
                 "take that layer away"
             )
         self.threads = threads
@@ -121,8 +123,11 @@ class Trainer:
                 lib, self.model.dtype, batches.batch_size, stack.enter_context(limit_threads(self.threads))
             )
             stack.enter_context(lib.guard())
-            # One sample through everything: what does not fit is heard of before anything has begun.
-            self._evaluate(lib, Batches(tuple(part[:1, ...] for part in batches.arrays), 1, shuffle=False))
+            # One batch through everything of xnn's: what does not fit is heard of before anything has begun.
+            first = Batches(
+                tuple(p[: min(batches.batch_size, batches.rows), ...] for p in batches.arrays), batches.rows
+            )
+            self._evaluate(lib, first, [metric for metric in self.metrics if metric[1] is accuracy])
             interrupted = stack.enter_context(_interruptible())
             stack.callback(self.model.forget)
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
@@ -135,7 +140,9 @@ class Trainer:
                     if entry is None:
                         break
                     if held_out is not None:
-                        results = self._evaluate(lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False))
+                        results = self._evaluate(
+                            lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False), self.metrics
+                        )
                         entry.update({f"val_{name}": value for name, value in results.items()})
                     history.epochs.append(entry)
                     self.epoch += 1
@@ -145,7 +152,7 @@ class Trainer:
                 history.error = f"{type(error).__name__}: {error}"
                 raise
             finally:
-                history.interrupted = interrupted()
+                history.interrupted = interrupted() and len(history.epochs) < epochs
         return history
 
     def evaluate(self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH) -> dict[str, float]:
@@ -153,7 +160,8 @@ class Trainer:
         numerics()
         lib = self.model.backend
         with limit_threads(self.threads), lib.guard():
-            return self._evaluate(lib, Batches(self._prepare(data, "evaluation"), batch_size, shuffle=False))
+            batches = Batches(self._prepare(data, "evaluation"), batch_size, shuffle=False)
+            return self._evaluate(lib, batches, self.metrics)
 
     def _epoch(
         self,
@@ -169,7 +177,7 @@ class Trainer:
         taken: list[_Taken] = []
         kept, start = self._snapshot(), time.perf_counter()
         for rows in batches.numbers(self.epoch):
-            if interrupted():
+            if interrupted() and not taken:
                 break
             done += 1
             x, y = (lib.to_device(part) for part in batches.gather(rows))
@@ -178,21 +186,24 @@ class Trainer:
             loss = self.loss.compute(outputs, y)
             self.model.backward(self.loss.backward(), input_gradient=False)
             self.optimizer.step(parameters)
-            counted = self._count(lib, outputs, y)
+            counted = _sums(lib, self.metrics, outputs, y)
             taken.append(_Taken(Step(self.step, self.epoch + 1, done, rows), loss, counted))
             self.step += 1
             last = done == len(batches) or interrupted()
             if last or len(taken) == _CHECK_STEPS or time.perf_counter() - start > _CHECK_SECONDS:
                 losses = lib.to_host(lib.xp.stack([t.loss for t in taken])).astype(np.float64)
                 if not (np.isfinite(losses).all() and finite(lib, *(p.value for p in parameters))):
-                    raise self._diagnose(lib, batches, kept, [t.step for t in taken], history)
-                counts = np.asarray([len(t.step.rows) for t in taken])
-                totals[0] += float(np.sum(losses * counts))
-                for m in range(len(self.metrics)):
-                    found = lib.to_host(lib.xp.stack([t.metrics[m] for t in taken]))
-                    totals[1 + m] += float(np.sum(found, dtype=np.float64))
-                seen += int(counts.sum())
-                history.add(losses, int(counts.sum()), time.perf_counter() - start)
+                    raise self._diagnose(lib, batches, kept, taken, losses, history)
+                columns = [
+                    lib.to_host(lib.xp.stack([t.metrics[m] for t in taken])) for m in range(len(self.metrics))
+                ]
+                samples = 0
+                # One step after the other: how many are looked at together must not move the last bit.
+                for n, (t, *numbers) in enumerate(zip(taken, *columns, strict=True)):
+                    totals += [losses[n] * len(t.step.rows), *numbers]
+                    samples += len(t.step.rows)
+                seen += samples
+                history.add(losses, samples, time.perf_counter() - start)
                 taken.clear()
                 for watcher in watchers:
                     watcher.on_check(history, self.epoch, done, *self._means(totals / seen))
@@ -201,11 +212,6 @@ class Trainer:
             return None
         mean, metrics = self._means(totals / seen)
         return {"epoch": self.epoch + 1, "loss": mean, **metrics}
-
-    def _count(self, lib: Backend, outputs: Any, targets: Any) -> list[Any]:
-        """Each metric's sum over a batch, on the device also where a metric of the user's gives a number."""
-        sums = [metric(lib.xp, outputs, targets) for _, metric in self.metrics]
-        return [total if hasattr(total, "shape") else lib.to_device(float(total)) for total in sums]
 
     def _means(self, means: Any) -> tuple[float, dict[str, float]]:
         """Loss and named metrics."""
@@ -216,30 +222,44 @@ class Trainer:
         return [p.value for p in self.model.parameters()], self.optimizer.snapshot()
 
     def _diagnose(
-        self, lib: Backend, batches: Batches, kept: Any, steps: Sequence[Step], history: History
+        self,
+        lib: Backend,
+        batches: Batches,
+        kept: Any,
+        taken: Sequence[_Taken],
+        losses: Any,
+        history: History,
     ) -> Exception:
         """Go back to the last check, replay, and name step, layer and tensor."""
         for parameter, value in zip(self.model.parameters(), kept[0], strict=True):
             parameter.value = value
         self.optimizer.restore(kept[1])
+        steps = [t.step for t in taken]
 
         def batch(step: Step) -> list[Any]:
             return [lib.to_device(part) for part in batches.gather(step.rows)]
 
         error, self.step = diagnose(self.model, self.loss, self.optimizer, steps, batch, batches.seed)
+        good = self.step - steps[0].number  # these are in the weights
+        history.add(losses[:good], sum(len(step.rows) for step in steps[:good]), 0.0)
         error.history = history
         return error
 
-    def _evaluate(self, lib: Backend, batches: Batches) -> dict[str, float]:
-        totals = np.zeros(1 + len(self.metrics))
+    def _evaluate(
+        self, lib: Backend, batches: Batches, metrics: Sequence[tuple[str, Metric]]
+    ) -> dict[str, float]:
+        totals = np.zeros(1 + len(metrics))
         for x, y in batches.epoch(0):
             outputs, _ = self.model.apply(lib.to_device(x), training=False)
             targets = lib.to_device(y)
             value, _ = self.loss.apply(outputs, targets)
-            counted = self._count(lib, outputs, targets)
+            counted = _sums(lib, metrics, outputs, targets)
             totals += [float(lib.to_host(value)) * x.shape[0], *(float(lib.to_host(c)) for c in counted)]
-        loss, metrics = self._means(totals / batches.rows)
-        return {"loss": loss, **metrics}
+        means = totals / batches.rows
+        return {
+            "loss": float(means[0]),
+            **{name: float(v) for (name, _), v in zip(metrics, means[1:], strict=True)},
+        }
 
     def _prepare(self, data: tuple[Any, Any], role: str) -> tuple[Any, Any]:
         """Look at a pair (x, y) once, on the host, before anything runs; labels wrap silently on a GPU."""
@@ -262,6 +282,12 @@ class Trainer:
         self.loss.check(targets, self.model.output_shape(tuple(x.shape[1:])))
         prepared = self.loss.prepare(targets, self.model.dtype)
         return x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
+
+
+def _sums(lib: Backend, metrics: Sequence[tuple[str, Metric]], outputs: Any, targets: Any) -> list[Any]:
+    """Each metric's sum over a batch, on the device also where a metric of the user's gives a number."""
+    sums = [metric(lib.xp, outputs, targets) for _, metric in metrics]
+    return [lib.to_device(float(s)) if isinstance(s, (Real, np.generic)) else s for s in sums]
 
 
 @contextmanager

@@ -66,11 +66,11 @@ def fetch(
     answers = []
     for attempt in range(_ROUNDS):
         for mirror in mirrors:
+            bar = _Bar() if sys.stderr.isatty() else None
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                    bar = _Bar() if sys.stderr.isatty() else False
-                    downloader = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=bar)
+                    downloader = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=bar or False)
                     pooch.get_logger().setLevel("ERROR")
                     print(f"{'trying again' if attempt else 'fetching'}: {mirror}{name}", file=sys.stderr)
                     got = Path(
@@ -87,6 +87,9 @@ def fetch(
                 answers.append(str(error))
             except OSError as error:  # what requests raises; also a full disk and a read-only cache
                 answers.append(f"{mirror}: {type(error).__name__}")
+            finally:
+                if bar is not None:  # pooch closes it only when all went well
+                    bar.close()
     raise DataNotFoundError(
         f"cannot fetch {name} ({'; '.join(dict.fromkeys(answers))}); with no network, put the file in "
         f"a folder {folder}/ and point XNN_DATA_HOME at the folder above it"
@@ -101,7 +104,9 @@ class _Bar:
         from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
         columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._progress = Progress(
+            *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
+        )
         self._task = self._progress.add_task("", total=None)
         self.total = 0
 
@@ -124,7 +129,7 @@ def reachable(mirrors: tuple[str, ...]) -> bool:
 
     Behind a proxy only the download itself can tell, so the answer is yes.
     """
-    if getproxies():
+    if {"http", "https", "all"} & getproxies().keys():
         return True
     answers: queue.Queue[bool] = queue.Queue()
 

@@ -13,6 +13,7 @@ from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.initializers import Glorot, Initializer, Zeros
 from xnn.layers.layer import Layer, Parameter
 from xnn.ops import Array, Namespace
+from xnn.ops.op import forward_of
 from xnn.options import check_count, check_dtype
 
 __all__ = ["Affine", "Dense", "Linear", "Rescale"]
@@ -113,7 +114,7 @@ class Rescale(Layer):
                 key: lib.to_device(value.astype(self.dtype)) if value.ndim else float(value)
                 for key, value in (("scale", self.scale), ("offset", self.offset))
             }
-        return self.op.forward(lib.xp, x, **self.options(lib.xp), **self._there[lib.name])
+        return forward_of(self.op, lib.xp, (x,), {**self.options(lib.xp), **self._there[lib.name]})
 
     def options(self, xp: Namespace) -> dict[str, Any]:
         """The dtype to compute in."""

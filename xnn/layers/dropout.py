@@ -9,6 +9,7 @@ from xnn.backends import Purpose, Stream, backend_of
 from xnn.errors import OptionError
 from xnn.layers.layer import Layer
 from xnn.ops import Array
+from xnn.ops.op import forward_of
 
 __all__ = ["Dropout"]
 
@@ -42,7 +43,7 @@ class Dropout(Layer):
         stream = Stream(self.stream_seed, Purpose.DROPOUT, self.index, self.step)
         keep = lib.keep_mask(stream, tuple(x.shape), self.rate, self.row)
         self.step += 1
-        return self.op.forward(lib.xp, x, keep, rate=self.rate)
+        return forward_of(self.op, lib.xp, (x, keep), {"rate": self.rate})
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
         """The gradient through the same mask."""

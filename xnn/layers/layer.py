@@ -51,7 +51,8 @@ class Parameter:
     @value.setter
     def value(self, value: Any) -> None:
         if not hasattr(value, "shape"):
-            value = current_backend().to_device(value, dtype=self.dtype)
+            lib = current_backend() if self._value is None else backend_of(self._value)
+            value = lib.to_device(value, dtype=self.dtype)
         if tuple(value.shape) != self.shape:
             raise ShapeError(
                 f"{self.name} has shape {self.shape}, got an array of shape {tuple(value.shape)}"
@@ -73,8 +74,8 @@ class Parameter:
             self._value = None
 
     def move(self, source: Backend, target: Backend) -> None:
-        """Put value and gradient on another backend."""
-        self._value = target.to_device(source.to_host(self.value))
+        """Put value and gradient on another backend; a value that was drawn counts as assigned from then on."""
+        self._value, self._assigned = target.to_device(source.to_host(self.value)), True
         self.grad = None if self.grad is None else target.to_device(source.to_host(self.grad))
 
     def __repr__(self) -> str:
@@ -101,8 +102,8 @@ class Layer:
         self.saved: Any = None
         self._ran: tuple[str, Any] | None = None  # backend and dtype of the last forward's output
         self.index = 0
-        for number, parameter in enumerate(self.own_parameters):
-            parameter.draw_from(Stream(seed or 0, Purpose.WEIGHTS, 0, number))
+        for k, parameter in enumerate(self.own_parameters):
+            parameter.draw_from(Stream(seed or 0, Purpose.WEIGHTS, 0, k))
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("xnn.layers.") and not cls.__name__.startswith("_"):
@@ -159,7 +160,7 @@ class Layer:
         lib = backend_of(dout)
         if lib.name != name:
             raise mixed_arrays(get_backend(name), lib)
-        if dout.dtype != dtype:
+        if dout.dtype != dtype and lib.xp.isdtype(dtype, "real floating"):
             raise DTypeError(
                 f"{type(self).__name__} gave outputs of {dtype} and got a gradient of {dout.dtype}: "
                 "it would widen the weights; convert the gradient, or the targets it comes from"
@@ -170,15 +171,19 @@ class Layer:
         """Drop what backward would need, and the memory with it."""
         self.saved = self._ran = None
 
-    def draw_from(self, seed: int, index: int) -> int:
-        """Take weights that were not assigned from this seed, as layer number `index`; returns the next number.
+    def draw_from(self, seed: int, number: int) -> int:
+        """Take weights that were not assigned from this seed, as layer `number` of a model; returns the next.
 
-        A layer built with a seed of its own keeps its weights, and takes only the number.
+        A layer built with a seed of its own keeps its weights.
         """
-        self.index = index
-        for number, parameter in enumerate(self.own_parameters):
+        for k, parameter in enumerate(self.own_parameters):
             if self.seed is None:
-                parameter.draw_from(Stream(seed, Purpose.WEIGHTS, index, number))
+                parameter.draw_from(Stream(seed, Purpose.WEIGHTS, number, k))
+        return number + 1
+
+    def number_from(self, index: int) -> int:
+        """Take the number by which masks are told apart in a model; returns the next."""
+        self.index = index
         return index + 1
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:

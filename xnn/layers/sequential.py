@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, admit, backend_of, current_backend, numerics
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.layers import weights
 from xnn.layers.dense import Dense
-from xnn.layers.functions import Sigmoid
 from xnn.layers.layer import Layer, Parameter
-from xnn.ops import Array
+from xnn.ops import Array, Op
 from xnn.options import check_count
 
 __all__ = ["Sequential"]
@@ -40,14 +40,24 @@ class Sequential(Layer):
         self.layers = list(layers)
         super().__init__(seed=None if seed is None else Stream(seed, Purpose.WEIGHTS).seed)
         self.draw_from(self.seed or 0, 0)
+        self.number_from(0)
         for parameter in self.parameters():
             parameter.value  # noqa: B018 - draws it
 
-    def draw_from(self, seed: int, index: int) -> int:
-        """Give each layer its number and its weights' stream."""
-        self.index = index
+    def draw_from(self, seed: int, number: int) -> int:
+        """Give each layer's weights a stream; a model with a seed of its own keeps those it was built with."""
+        first = number
+        if self.seed is not None:
+            seed, number = self.seed, 0
+        start = number
         for layer in self.layers:
-            index = layer.draw_from(seed if self.seed is None else self.seed, index)
+            number = layer.draw_from(seed, number)
+        return first + number - start
+
+    def number_from(self, index: int) -> int:
+        """Number the layers, through nested models as well."""
+        for layer in self.layers:
+            index = layer.number_from(index)
         return index
 
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
@@ -149,9 +159,15 @@ class Sequential(Layer):
         return classes_of(self.predict(x, batch_size), self.threshold)
 
     @property
+    def last_op(self) -> Op | None:
+        """The op of the last layer, inside nested models too; None if there is none."""
+        last = self.layers[-1] if self.layers else None
+        return last.last_op if isinstance(last, Sequential) else getattr(last, "op", None)
+
+    @property
     def threshold(self) -> float:
-        """Where a single output turns from no to yes: 1/2 after a Sigmoid layer, 0 for a logit."""
-        return 0.5 if self.layers and isinstance(self.layers[-1], Sigmoid) else 0.0
+        """Where a single output turns from no to yes: 1/2 after a sigmoid, 0 for a logit."""
+        return 0.5 if self.last_op is ops.sigmoid else 0.0
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of one sample, through every layer."""

@@ -16,10 +16,12 @@ class Rescale(Op):
         self, xp: Namespace, x: Array, *, scale: Any, offset: Any = 0.0, dtype: Any = None
     ) -> tuple[Array, Any]:
         y = (x if dtype is None else xp.astype(x, dtype)) * scale
-        return (y if isinstance(offset, float) and offset == 0.0 else y + offset), scale
+        return (y if isinstance(offset, float) and offset == 0.0 else y + offset), (scale, x.dtype)
 
-    def backward(self, xp: Namespace, grad: Array, scale: Any) -> tuple[Array | None, ...]:
-        return (grad * scale,)
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        scale, dtype = saved
+        dx = grad * scale
+        return (xp.astype(dx, dtype, copy=False) if xp.isdtype(dtype, "real floating") else dx,)
 
 
 class ReLU(Op):

@@ -9,11 +9,17 @@ from xnn.ops.op import Array, Namespace, Op, unbroadcast
 __all__ = ["add", "div", "exp", "log", "maximum", "mul", "pow", "sub", "where"]
 
 
+def _copy_if_alone(xp: Namespace, inputs: tuple[Array, ...]) -> Array:
+    """The first of several; the only one as a fresh array, so that no output is its own input."""
+    first = inputs[0]
+    return xp.astype(first, first.dtype, copy=True) if len(inputs) == 1 and hasattr(first, "dtype") else first
+
+
 class Add(Op):
     """Sum of one or more inputs: y = a + b + c + ..., added from left to right."""
 
     def forward(self, xp: Namespace, *inputs: Array) -> tuple[Array, Any]:
-        total = inputs[0] + 0.0 if len(inputs) == 1 else inputs[0]
+        total = _copy_if_alone(xp, inputs)
         for x in inputs[1:]:
             total = total + x
         return total, tuple(getattr(x, "shape", None) for x in inputs)
@@ -36,7 +42,7 @@ class Mul(Op):
     """Product of one or more inputs: y = a * b * c * ...; dy/da = b * c * ..."""
 
     def forward(self, xp: Namespace, *inputs: Array) -> tuple[Array, Any]:
-        product = inputs[0] * 1.0 if len(inputs) == 1 else inputs[0]
+        product = _copy_if_alone(xp, inputs)
         for x in inputs[1:]:
             product = product * x
         return product, inputs

@@ -97,12 +97,12 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
         shapes = ", ".join(str(tuple(x.shape)) if hasattr(x, "shape") else repr(x) for x in inputs)
         raise ShapeError(f"{op.name} of {shapes}{_with(options)}: {error}") from error
     except TypeError as error:
-        if "positional argument" in str(error) or "keyword" in str(error):
-            raise OptionError(
-                f"{op.name} of {len(inputs)} inputs{_with(options)}: inputs go by position, options by name, as in "
-                f"ops.sum(x, axis=0): {error}"
-            ) from error
-        raise
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # from inside the op; a call that does not fit its signature never gets there
+        raise OptionError(
+            f"{op.name} of {len(inputs)} inputs{_with(options)}: inputs go by position, options by name, as in "
+            f"ops.sum(x, axis=0): {error}"
+        ) from error
     if type(result) is not tuple or len(result) != 2:
         raise GraphError(
             f"the forward of {op.name} must return a pair (output, saved), got {repr(result)[:60]}"

@@ -52,6 +52,8 @@ class Take(Op):
 
     def forward(self, xp: Namespace, x: Array, indices: Array, *, axis: int = 0) -> tuple[Array, Any]:
         axis = axis % x.ndim
+        counting = xp.arange(1, device=indices.device).dtype  # int64: uint8 could not count the rows
+        indices = xp.astype(indices, counting)
         indices = xp.where(indices < 0, indices + x.shape[axis], indices)
         return xp.take(x, indices, axis=axis), (x.shape, indices, axis)
 
