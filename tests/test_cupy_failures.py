@@ -1,6 +1,6 @@
 """Every way in which CuPy can fail, on machines without one: fake `cupy` modules stand in for it.
 
-What the fakes do follows shared/gpu/README.md's table, read from CuPy 14's source. The same tests run where
+What the fakes do is read from CuPy 14's source. The same tests run where
 there is a GPU: the real module is put aside for them.
 """
 
