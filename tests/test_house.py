@@ -106,7 +106,7 @@ def floor_faults(name: str, module: ast.Module) -> list[str]:
     """What a module imports from floors above its own."""
     part = name.split(".")[1]
     if part not in FLOORS:
-        return [f"{name}: give it a floor, in FLOORS of tests/test_house.py and in DESIGN.md"]
+        return [f"{name}: give it a floor, in FLOORS of tests/test_house.py"]
     faults = []
     for target in sorted(imported(module)):
         other = target.split(".")[1]

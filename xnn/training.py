@@ -124,9 +124,8 @@ class Trainer:
             )
             stack.enter_context(lib.guard())
             # One batch through everything of xnn's: what does not fit is heard of before anything has begun.
-            first = Batches(
-                tuple(p[: min(batches.batch_size, batches.rows), ...] for p in batches.arrays), batches.rows
-            )
+            size = min(batches.batch_size, batches.rows)
+            first = Batches(tuple(part[:size, ...] for part in batches.arrays), size, shuffle=False)
             self._evaluate(lib, first, [metric for metric in self.metrics if metric[1] is accuracy])
             interrupted = stack.enter_context(_interruptible())
             stack.callback(self.model.forget)
