@@ -29,8 +29,6 @@ class Backend:
 
     #: What XNN_BACKEND, --backend and error messages call it.
     name: ClassVar[str]
-    #: The top-level module its arrays come from; that is how `backend_of` tells whose an array is.
-    module: ClassVar[str]
     #: Whether its arrays are NumPy arrays in host memory.
     is_host: ClassVar[bool] = False
     #: The Array API namespace that ops are given.

@@ -27,7 +27,6 @@ class CupyBackend(Backend):
     """Arrays in device memory; `xp` is array-api-compat's view of CuPy."""
 
     name = "cupy"
-    module = "cupy"
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
 
     def __init__(self) -> None:

@@ -20,7 +20,6 @@ class NumpyBackend(Backend):
     """Arrays in host memory, products through the BLAS that NumPy was built with."""
 
     name = "numpy"
-    module = "numpy"
     is_host = True
     memory_advice = "Try a smaller batch_size, or close other programs."
 

@@ -171,5 +171,7 @@ def numerics() -> str:
     """XNN_NUMERICS: how arithmetic is done. Only "fast", the hardware's own float32, exists so far."""
     chosen = os.environ.get("XNN_NUMERICS", "").strip() or "fast"
     if chosen != "fast":
-        raise OptionError(f"XNN_NUMERICS={chosen!r} is not available; this version has fast")
+        raise OptionError(
+            f"XNN_NUMERICS={chosen!r} is not available; this version has fast: unset XNN_NUMERICS"
+        )
     return chosen

@@ -21,7 +21,6 @@ class StrictBackend(Backend):
     """NumPy underneath, the letter of the standard above."""
 
     name = "array-api-strict"
-    module = "array_api_strict"
 
     def __init__(self) -> None:
         try:
@@ -33,11 +32,12 @@ class StrictBackend(Backend):
         self.xp = array_api_strict
         self.device = array_api_strict.Device("device1")
         self._host = array_api_strict.Device("CPU_DEVICE")
+        self._array = type(array_api_strict.ones(1))
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
         """A copy on the pretend device."""
         wanted = None if dtype is None else getattr(self.xp, dtype)
-        if isinstance(x, self.xp.Array if hasattr(self.xp, "Array") else type(self.xp.ones(1))):
+        if isinstance(x, self._array):
             x = x.to_device(self.device)
             return x if wanted is None else self.xp.astype(x, wanted)
         return self.xp.asarray(np.asarray(x), dtype=wanted, device=self.device)

@@ -262,7 +262,7 @@ def topological_sort(feed: Mapping[Node, Any]) -> list[Node]:
 
     Kahn's algorithm (Comm. ACM 5, 1962), first in, first out: the order depends on nothing but the
     graph and the order of `feed`. Inputs that were given a value beforehand need not be fed.
-    Raises GraphError for a key that is no Input, an Input without a value, or a cycle.
+    Raises GraphError for a key that is no Input, or a cycle.
     """
     for node, value in feed.items():
         if not isinstance(node, Input):

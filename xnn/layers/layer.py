@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, get_backend, mixed_arrays
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
@@ -132,7 +132,7 @@ class Layer:
         return self.forward(x, training)
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        """The layer's output for a batch x, a fresh array."""
+        """The layer's output for a batch x, which is left as it is."""
         y, self.saved = self.apply(x, training)
         self._ran = backend_of(y).name, y.dtype
         return y
@@ -198,7 +198,7 @@ class Layer:
         for parameter in self.own_parameters:
             yield parameter.name, parameter
 
-    def to(self, backend: str) -> Layer:
+    def to(self, backend: str) -> Self:
         """Move the parameters to another backend; returns the layer itself."""
         target = get_backend(backend)
         for parameter in self.parameters():

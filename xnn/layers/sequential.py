@@ -133,11 +133,6 @@ class Sequential(Layer):
             return x
         return xp.astype(x, getattr(xp, self.dtype))
 
-    def to(self, backend: str) -> Sequential:
-        """Move the model to another backend; returns the model itself."""
-        super().to(backend)
-        return self
-
     def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
         """The outputs for samples x (n, ...), on the host; x may be a host array, list or device array."""
         check_count("batch_size", batch_size)

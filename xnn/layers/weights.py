@@ -59,10 +59,9 @@ def save(model: Sequential, path: str | os.PathLike[str], notes: dict[str, Any] 
         described = {"layers": None, "unknown": str(unknown)}
     header = {"format": _FORMAT, **described, "numerics": numerics(), "notes": notes or {}}
     header["frozen"] = [name for name, parameter in model.named_parameters() if parameter.frozen]
-    content = to_bytes(
-        _host_weights(model), metadata={"xnn": json.dumps(header), "weights_sha256": weights_sha256(model)}
-    )
-    write_atomically(path, content)
+    arrays = _host_weights(model)
+    about = {"xnn": json.dumps(header), "weights_sha256": _sha256(arrays.values())}
+    write_atomically(path, to_bytes(arrays, metadata=about))
 
 
 def load(path: str | os.PathLike[str]) -> Sequential:
