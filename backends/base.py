@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from xnn.backends.calls import KernelTable
 from xnn.backends.random import Stream, keep_words, philox_words
-from xnn.errors import DeviceMemoryError
+from xnn.errors import DeviceMemoryError, OptionError
 
 __all__ = ["Backend", "Timer"]
 
@@ -76,6 +77,22 @@ class Backend:
         words = philox_words(self.xp, stream, first, past - first, self.device)
         keep = keep_words(self.xp, words, rate)
         return self.xp.reshape(keep[start - 2 * first : start - 2 * first + count], shape)
+
+    def kernels(self, name: str = "auto") -> KernelTable:
+        """The table of kernels of this name: `ops` is the empty one, `auto` the best that runs here.
+
+        Raises OptionError for a name this backend does not have.
+        """
+        if name not in ("auto", "ops"):
+            raise OptionError(
+                f"kernels={name!r} is not known to {self.name}; choose auto or ops, or on numpy also "
+                "numpy or compiled"
+            )
+        return KernelTable()
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any, like: Any = None) -> Any:
+        """An array that a kernel may write, a copy of `like` or not yet filled; for backends with kernels."""
+        raise NotImplementedError
 
     @contextmanager
     def timer(self) -> Iterator[Timer]:

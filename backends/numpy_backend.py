@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 import platform
 import sys
@@ -10,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.base import Backend
+from xnn.backends.calls import KernelTable
 from xnn.backends.random import Stream
-from xnn.errors import BackendUnavailableError
+from xnn.errors import BackendUnavailableError, MissingExtraError
 
 __all__ = ["NumpyBackend"]
 
@@ -48,6 +51,37 @@ class NumpyBackend(Backend):
         a = np.asarray([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)
         if not np.array_equal(np.matmul(a, a) + 1.0, [[8.0, 11.0], [16.0, 23.0]]):
             raise BackendUnavailableError("numpy: a 2x2 product came out wrong; reinstall numpy")
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any, like: Any = None) -> Any:
+        """An array that begins at a multiple of 64 bytes, a cache line; a copy of `like`, or not yet filled."""
+        count, dtype = math.prod(shape), np.dtype(dtype)
+        raw = np.empty(count * dtype.itemsize + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        array = raw[start : start + count * dtype.itemsize].view(dtype).reshape(shape)
+        if like is not None:
+            array[...] = like
+        return array
+
+    def kernels(self, name: str = "auto") -> KernelTable:
+        """`numpy`, `compiled` (the extra `fast`), `ops`, or `auto`: compiled where it is installed and works."""
+        if name == "auto" and importlib.util.find_spec("numba") is None:
+            return self.kernels("numpy")
+        if name == "numpy":
+            return importlib.import_module("xnn.backends.numpy_kernels").NUMPY_KERNELS  # type: ignore[no-any-return]
+        if name not in ("auto", "compiled"):
+            return super().kernels(name)
+        try:
+            return importlib.import_module("xnn.backends.compiled_kernels").CompiledTable()  # type: ignore[no-any-return]
+        except (ImportError, BackendUnavailableError) as error:
+            if (
+                name == "auto"
+            ):  # such as a Numba that does not know this NumPy yet: the plan names what is used
+                return self.kernels("numpy")
+            if isinstance(error, BackendUnavailableError):
+                raise
+            raise MissingExtraError(
+                f'kernels="compiled" needs Numba: pip install ".[fast]" in a clone of xnn ({error})'
+            ) from error
 
     def keep_mask(self, stream: Stream, shape: tuple[int, ...], rate: float, row: int = 0) -> Any:
         """As the generic one, by NumPy's native Philox."""

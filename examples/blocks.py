@@ -13,7 +13,7 @@ from xnn.losses import MSELoss
 from xnn.optimizers import SGD
 
 
-def main(iterations=3000, learning_rate=0.1):
+def main(iterations=3000, learning_rate=0.05):
     """Fit the sine; returns the first and the last loss."""
     x = np.linspace(-3.0, 3.0, 200)[:, None]
     t = np.sin(x)

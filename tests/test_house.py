@@ -33,9 +33,9 @@ FLOORS = {
         1: "errors files options",
         2: "ops",
         3: "backends",
-        4: "graph autograd gradients",
-        5: "layers losses optimizers initializers metrics models",
-        6: "data training history callbacks diagnosis checks info",
+        4: "graph autograd gradients fusion program",
+        5: "layers losses optimizers schedules initializers metrics models store",
+        6: "data stepper training history callbacks diagnosis checks info",
         7: "cli commands __main__",
     }.items()
     for part in parts.split()

@@ -53,7 +53,7 @@ def test_learns_and_reports(lib):
 
 def test_the_loop_is_the_articles_steps(lib):
     """One epoch of fit against the same steps written out: every loss and every weight, bit for bit."""
-    t = trainer(dropout=0.3)
+    t = trainer(dropout=0.3, kernels="ops")
     history = fit(t)
     by_hand = trainer(dropout=0.3)
     model, loss = by_hand.model, losses.SoftmaxCrossEntropy()

@@ -17,7 +17,12 @@ __all__ = ["Callback", "EpochLines", "JsonLines", "ProgressBar"]
 
 
 class Callback:
-    """Hooks that fit calls; each does nothing until it is overridden."""
+    """Hooks that fit calls; each does nothing until it is overridden.
+
+    `needs_gradients`: whether a hook reads parameters' gradients, which plain SGD is otherwise spared from keeping.
+    """
+
+    needs_gradients = False
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
         """Before the first step; history.plan says how the run is executed."""

@@ -111,6 +111,13 @@ def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--threads", type=click.IntRange(1), help="BLAS threads at most; default: as the environment has it."
 )
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "ops", "numpy", "compiled"]),
+    default="auto",
+    show_default=True,
+    help="What runs the steps: the ops themselves, or kernels; compiled needs the extra fast.",
+)
 @click.option("--save", metavar="FILE", help="Write the model to FILE.safetensors.")
 @click.option("--plot", metavar="FILE", help="Write the learning curves to a .png or .svg file.")
 @click.option("--log", metavar="FILE", help="Write JSON lines, one an epoch.")

@@ -50,6 +50,7 @@ def train_command(
     seed: int,
     dropout: float,
     threads: int | None,
+    kernels: str,
     save: str | None,
     plot: str | None,
     log: str | None,
@@ -73,7 +74,7 @@ def train_command(
     if not (quiet or as_json):
         callbacks.append(EpochLines())
     loss = losses.SoftmaxCrossEntropy() if classify else losses.MSE()
-    trainer = Trainer(model, loss, rule, callbacks=callbacks, threads=threads)
+    trainer = Trainer(model, loss, rule, callbacks=callbacks, threads=threads, kernels=kernels)
     notes = {"dataset": data.name, "task": data.task}
     failure: XnnError | None = None
     try:

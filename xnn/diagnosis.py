@@ -57,7 +57,7 @@ def diagnose(
             optimizer.restore(before[1])
             error = DivergenceError(
                 f"step {number + 1} (epoch {step.epoch}, batch {step.batch}): {found}. The weights are those "
-                f"from before this step. Try a smaller learning_rate than {optimizer.learning_rate:g}, "
+                f"from before this step. Try a smaller learning_rate than {optimizer.rate:g}, "
                 "or look at the data"
             )
             return error, number

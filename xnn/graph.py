@@ -14,7 +14,7 @@ by `backpropagate`, which autograd uses as well.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from xnn import ops
@@ -26,11 +26,13 @@ from xnn.ops.op import backward_of, forward_of
 __all__ = [
     "MSE",
     "Add",
+    "Drawn",
     "Input",
     "Linear",
     "Mul",
     "Node",
     "Sigmoid",
+    "Weight",
     "backpropagate",
     "forward_and_backward",
     "forward_pass",
@@ -212,6 +214,32 @@ class Constant(Input):
     @value.setter
     def value(self, value: Any) -> None:
         self._value = value
+
+
+class Drawn(Input):
+    """An input that is made anew for each step of training, such as a dropout mask; `make` draws it."""
+
+    def __init__(self, make: Callable[[], Array]) -> None:
+        self.make = make
+        super().__init__(make())
+
+
+class Weight(Input):
+    """A layer's parameter as an input of a graph: its value is the parameter's."""
+
+    def __init__(self, parameter: Any) -> None:
+        self.parameter = parameter
+        super().__init__()
+
+    @property
+    def value(self) -> Any:
+        """The parameter's value now."""
+        return self.parameter.value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        if value is not None:
+            self.parameter.value = value
 
 
 def as_array(value: Any) -> Array:

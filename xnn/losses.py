@@ -9,7 +9,9 @@ import numpy as np
 from xnn import ops
 from xnn.backends import backend_of
 from xnn.errors import DTypeError, GraphError, LabelError, ShapeError
-from xnn.ops import Array, Op
+from xnn.graph import Node
+from xnn.layers.layer import computed, computes_its_own_way
+from xnn.ops import Array, Namespace, Op
 from xnn.ops.op import backward_of, forward_of
 
 __all__ = ["MSE", "BinaryCrossEntropy", "Loss", "MSELoss", "SoftmaxCrossEntropy"]
@@ -46,6 +48,11 @@ class Loss:
     def apply(self, outputs: Array, targets: Array) -> tuple[Array, Any]:
         """The loss and what its backward needs; keeps neither."""
         return forward_of(self.op, backend_of(outputs, targets).xp, (outputs, targets), {})
+
+    def trace(self, outputs: Node, targets: Node) -> Node:
+        """The loss as a node of a graph; a subclass that computes in its own way is traced as one op."""
+        own = computes_its_own_way(self, "trace", frozenset({"compute", "apply", "backward"}))
+        return computed(_Whole(self) if own else self.op, (outputs, targets))
 
     def backward(self) -> Array:
         """The gradient of the last forward's value with respect to the outputs."""
@@ -132,6 +139,19 @@ class MSE(Loss):
 
 #: The blocks article's name.
 MSELoss = MSE
+
+
+class _Whole(Op):
+    """A loss as one op, by its own compute and backward."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def forward(self, xp: Namespace, outputs: Array, targets: Array) -> tuple[Array, Any]:
+        return self.loss.compute(outputs, targets), None
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        return self.loss.backward() * grad, None
 
 
 def _inside(shape: tuple[int, ...]) -> str:

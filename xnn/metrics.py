@@ -5,27 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from xnn.errors import OptionError, ShapeError
+from xnn.errors import OptionError
 from xnn.ops import Array, Namespace
+from xnn.ops.metrics import accuracy
 
 __all__ = ["Metric", "accuracy", "get"]
 
 #: metric(xp, outputs, targets) -> the sum over the batch, a 0-d array; the trainer divides by the samples.
 Metric: TypeAlias = Callable[[Namespace, Array, Array], Array]
-
-
-def accuracy(xp: Namespace, outputs: Array, targets: Array) -> Array:
-    """The number of samples whose largest output is the label, or whose single output > 0 means target > 1/2."""
-    if targets.ndim == 1 and outputs.ndim == 2:
-        right = xp.astype(xp.argmax(outputs, axis=1), targets.dtype) == targets
-    elif targets.shape == outputs.shape and outputs.shape[1:] == (1,):
-        right = (outputs > 0.0) == (targets > 0.5)
-    else:
-        raise ShapeError(
-            f"accuracy needs outputs (n, classes) with labels (n,), or both (n, 1); "
-            f"got {outputs.shape} and {targets.shape}"
-        )
-    return xp.sum(xp.astype(right, outputs.dtype))
 
 
 _NAMED: dict[str, Metric] = {"accuracy": accuracy}

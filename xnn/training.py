@@ -7,13 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import Backend, admit, numerics
+from xnn.backends.calls import as_number
 from xnn.backends.plan import execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
@@ -22,10 +21,11 @@ from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.history import History
 from xnn.layers import Sequential
 from xnn.losses import Loss
-from xnn.metrics import Metric, accuracy
+from xnn.metrics import Metric
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count
+from xnn.stepper import Stepper
 
 __all__ = ["Trainer"]
 
@@ -34,21 +34,13 @@ _CHECK_STEPS, _CHECK_SECONDS = 100, 0.5
 _EVALUATION_BATCH = 1024
 
 
-@dataclass
-class _Taken:
-    """A step that was taken and whose numbers are still on the device."""
-
-    step: Step
-    loss: Any
-    metrics: list[Any]
-
-
 class Trainer:
     """Trains a model: fit, evaluate.
 
     metrics: names ("accuracy") or functions (xnn.metrics.Metric); the loss's usual ones if not given.
     callbacks: xnn.callbacks.Callback. threads: a limit for BLAS while fit runs, never above one already
-    set; None leaves it alone.
+    set; None leaves it alone. kernels: "auto" takes the fastest that are installed, "ops" runs the ops alone; on
+    the CPU also "numpy" and "compiled" (the extra `fast`).
     Each fit goes on where the last one ended: two of one epoch are one of two, bit for bit. An epoch that
     Ctrl-C cut short is not counted: the next fit begins it again.
     """
@@ -61,6 +53,7 @@ class Trainer:
         metrics: Sequence[str | Metric] | str | Metric | None = None,
         callbacks: Sequence[Callback] = (),
         threads: int | None = None,
+        kernels: str = "auto",
     ) -> None:
         for name, value, kind in (
             ("model", model, Sequential),
@@ -90,7 +83,7 @@ class Trainer:
                 f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
                 "take that layer away"
             )
-        self.threads = threads
+        self.threads, self.kernels = threads, kernels
         self.epoch = self.step = 0  # done so far, over all fits
 
     def fit(
@@ -119,14 +112,14 @@ class Trainer:
         held_out = None if validation is None else self._prepare(validation, "validation")
         history = History()
         with ExitStack() as stack:
-            history.plan = execution_plan(
-                lib, self.model.dtype, batches.batch_size, stack.enter_context(limit_threads(self.threads))
-            )
+            table, threads = lib.kernels(self.kernels), stack.enter_context(limit_threads(self.threads))
+            history.plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             stack.enter_context(lib.guard())
-            # One batch through everything of xnn's: what does not fit is heard of before anything has begun.
-            size = min(batches.batch_size, batches.rows)
-            first = Batches(tuple(part[:size, ...] for part in batches.arrays), size, shuffle=False)
-            self._evaluate(lib, first, [metric for metric in self.metrics if metric[1] is accuracy])
+            # What does not fit is heard of now, before anything has begun.
+            stepper = Stepper(
+                lib, table, self.model, self.loss, self.optimizer, [metric for _, metric in self.metrics], batches,
+                any(callback.needs_gradients for callback in self.callbacks),
+            )  # fmt: skip
             interrupted = stack.enter_context(_interruptible())
             stack.callback(self.model.forget)
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
@@ -135,7 +128,7 @@ class Trainer:
                 stack.callback(watcher.on_fit_end, history)
             try:
                 for _ in range(epochs):
-                    entry = self._epoch(lib, batches, history, watchers, interrupted)
+                    entry = self._epoch(lib, stepper, batches, history, watchers, interrupted)
                     if entry is None:
                         break
                     if held_out is not None:
@@ -165,48 +158,41 @@ class Trainer:
     def _epoch(
         self,
         lib: Backend,
+        stepper: Stepper,
         batches: Batches,
         history: History,
         watchers: Sequence[Callback],
         interrupted: Callable[[], bool],
     ) -> dict[str, Any] | None:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
-        parameters = self.model.parameters()
         totals, seen, done = np.zeros(1 + len(self.metrics)), 0, 0
-        taken: list[_Taken] = []
-        kept, start = self._snapshot(), time.perf_counter()
+        taken: list[np.ndarray] = []
+        stepper.refresh()
+        start = time.perf_counter()
         for rows in batches.numbers(self.epoch):
             if interrupted() and not taken:
                 break
             done += 1
-            x, y = (lib.to_device(part) for part in batches.gather(rows))
-            self.model.set_stream(batches.seed, self.step)
-            outputs = self.model.forward(x, training=True)
-            loss = self.loss.compute(outputs, y)
-            self.model.backward(self.loss.backward(), input_gradient=False)
-            self.optimizer.step(parameters)
-            counted = _sums(lib, self.metrics, outputs, y)
-            taken.append(_Taken(Step(self.step, self.epoch + 1, done, rows), loss, counted))
+            stepper.step(rows, self.step)
+            taken.append(rows)
             self.step += 1
             last = done == len(batches) or interrupted()
             if last or len(taken) == _CHECK_STEPS or time.perf_counter() - start > _CHECK_SECONDS:
-                losses = lib.to_host(lib.xp.stack([t.loss for t in taken])).astype(np.float64)
-                if not (np.isfinite(losses).all() and finite(lib, *(p.value for p in parameters))):
-                    raise self._diagnose(lib, batches, kept, taken, losses, history)
-                columns = [
-                    lib.to_host(lib.xp.stack([t.metrics[m] for t in taken])) for m in range(len(self.metrics))
-                ]
+                losses, *columns = stepper.take()
+                if not (np.isfinite(losses).all() and finite(lib, *stepper.values())):
+                    raise self._diagnose(lib, stepper, batches, taken, done, losses, history)
                 samples = 0
                 # One step after the other: how many are looked at together must not move the last bit.
-                for n, (t, *numbers) in enumerate(zip(taken, *columns, strict=True)):
-                    totals += [losses[n] * len(t.step.rows), *numbers]
-                    samples += len(t.step.rows)
+                for step_rows, *numbers in zip(taken, losses, *columns, strict=True):
+                    totals += [numbers[0] * len(step_rows), *numbers[1:]]
+                    samples += len(step_rows)
                 seen += samples
                 history.add(losses, samples, time.perf_counter() - start)
                 taken.clear()
                 for watcher in watchers:
                     watcher.on_check(history, self.epoch, done, *self._means(totals / seen))
-                kept, start = self._snapshot(), time.perf_counter()
+                stepper.refresh()
+                start = time.perf_counter()
         if done < len(batches):
             return None
         mean, metrics = self._means(totals / seen)
@@ -216,30 +202,28 @@ class Trainer:
         """Loss and named metrics."""
         return float(means[0]), {name: float(v) for (name, _), v in zip(self.metrics, means[1:], strict=True)}
 
-    def _snapshot(self) -> Any:
-        """Parameters and optimizer state. Updates make fresh arrays, so references are a copy."""
-        return [p.value for p in self.model.parameters()], self.optimizer.snapshot()
-
     def _diagnose(
         self,
         lib: Backend,
+        stepper: Stepper,
         batches: Batches,
-        kept: Any,
-        taken: Sequence[_Taken],
+        taken: Sequence[np.ndarray],
+        done: int,
         losses: Any,
         history: History,
     ) -> Exception:
-        """Go back to the last check, replay, and name step, layer and tensor."""
-        for parameter, value in zip(self.model.parameters(), kept[0], strict=True):
-            parameter.value = value
-        self.optimizer.restore(kept[1])
-        steps = [t.step for t in taken]
+        """Go back to the last check, replay layer by layer, and name step, layer and tensor."""
+        stepper.restore()
+        first = self.step - len(taken)
+        steps = [
+            Step(first + n, self.epoch + 1, done - len(taken) + n + 1, rows) for n, rows in enumerate(taken)
+        ]
 
         def batch(step: Step) -> list[Any]:
             return [lib.to_device(part) for part in batches.gather(step.rows)]
 
         error, self.step = diagnose(self.model, self.loss, self.optimizer, steps, batch, batches.seed)
-        good = self.step - steps[0].number  # these are in the weights
+        good = self.step - first  # these are in the weights
         history.add(losses[:good], sum(len(step.rows) for step in steps[:good]), 0.0)
         error.history = history
         return error
@@ -284,9 +268,8 @@ class Trainer:
 
 
 def _sums(lib: Backend, metrics: Sequence[tuple[str, Metric]], outputs: Any, targets: Any) -> list[Any]:
-    """Each metric's sum over a batch, on the device also where a metric of the user's gives a number."""
-    sums = [metric(lib.xp, outputs, targets) for _, metric in metrics]
-    return [lib.to_device(float(s)) if isinstance(s, (Real, np.generic)) else s for s in sums]
+    """Each metric's sum over a batch."""
+    return [as_number(lib, metric(lib.xp, outputs, targets)) for _, metric in metrics]
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
-from xnn.backends import backend_of
+from xnn.backends import Backend, backend_of
 from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.graph import Node
 from xnn.initializers import Glorot, Initializer, Zeros
-from xnn.layers.layer import Layer, Parameter
-from xnn.ops import Array, Namespace
+from xnn.layers.layer import Layer, Parameter, computed
+from xnn.ops import Array
 from xnn.ops.op import forward_of
 from xnn.options import check_count, check_dtype
 
@@ -48,6 +49,10 @@ class Dense(Layer):
 
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
         """As every layer, after a look at the input's width."""
+        self._check(x)
+        return super().apply(x, training)
+
+    def _check(self, x: Array) -> None:
         backend_of(x, self.weight.value)  # an array, and not one of another backend
         if x.ndim < 1 or x.shape[-1] != self.inputs:
             raise ShapeError(
@@ -59,7 +64,11 @@ class Dense(Layer):
                 f"Dense({self.inputs}, {self.outputs}) holds {self.dtype} weights and got {x.dtype}: convert the "
                 f"input (Rescale does for integers), or build the layer with dtype='float64'"
             )
-        return super().apply(x, training)
+
+    def trace(self, x: Node) -> Node:
+        """dense(x, weight, bias), after the same look at the input."""
+        self._check(x.value)
+        return super().trace(x)
 
     def config(self) -> dict[str, Any]:
         """Sizes, bias and dtype; the initializers have done their work."""
@@ -107,18 +116,22 @@ class Rescale(Layer):
         self._there: dict[str, dict[str, Any]] = {}  # scale and offset on each backend they were used on
 
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
-        """As every layer; numbers per feature go to the input's backend once."""
+        """As every layer."""
         lib = backend_of(x)
+        return forward_of(self.op, lib.xp, (x,), self._options(lib))
+
+    def trace(self, x: Node) -> Node:
+        """rescale(x), which a program fuses into the gathering of a batch."""
+        return computed(self.op, (x,), self._options(backend_of(x.value)))
+
+    def _options(self, lib: Backend) -> dict[str, Any]:
+        """Scale, offset and the dtype to compute in; numbers per feature go to the backend once."""
         if lib.name not in self._there:
             self._there[lib.name] = {
                 key: lib.to_device(value.astype(self.dtype)) if value.ndim else float(value)
                 for key, value in (("scale", self.scale), ("offset", self.offset))
             }
-        return forward_of(self.op, lib.xp, (x,), {**self.options(lib.xp), **self._there[lib.name]})
-
-    def options(self, xp: Namespace) -> dict[str, Any]:
-        """The dtype to compute in."""
-        return {"dtype": getattr(xp, self.dtype)}
+        return {"dtype": getattr(lib.xp, self.dtype), **self._there[lib.name]}
 
     def config(self) -> dict[str, Any]:
         """Scale and offset as numbers or lists."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from xnn import ops
-from xnn.backends import Purpose, Stream, backend_of
+from xnn.backends import Backend, Purpose, Stream, backend_of
 from xnn.errors import OptionError
-from xnn.layers.layer import Layer
+from xnn.graph import Drawn, Node
+from xnn.layers.layer import Layer, computed
 from xnn.ops import Array
 from xnn.ops.op import forward_of
 
@@ -39,11 +40,20 @@ class Dropout(Layer):
         """A masked copy in training; the input itself otherwise."""
         if not training or self.rate == 0.0:
             return x, None
-        lib = backend_of(x)
-        stream = Stream(self.stream_seed, Purpose.DROPOUT, self.index, self.step)
-        keep = lib.keep_mask(stream, tuple(x.shape), self.rate, self.row)
+        keep = self._mask(backend_of(x), tuple(x.shape))
         self.step += 1
-        return forward_of(self.op, lib.xp, (x, keep), {"rate": self.rate})
+        return forward_of(self.op, backend_of(x).xp, (x, keep), {"rate": self.rate})
+
+    def _mask(self, lib: Backend, shape: tuple[int, ...]) -> Array:
+        stream = Stream(self.stream_seed, Purpose.DROPOUT, self.index, self.step)
+        return lib.keep_mask(stream, shape, self.rate, self.row)
+
+    def trace(self, x: Node) -> Node:
+        """dropout(x, mask), the mask drawn anew for each step; x itself at a rate of 0."""
+        if self.rate == 0.0:
+            return x
+        lib, shape = backend_of(x.value), tuple(x.value.shape)
+        return computed(self.op, (x, Drawn(lambda: self._mask(lib, shape))), {"rate": self.rate})
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
         """The gradient through the same mask."""

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Self
 
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, get_backend, mixed_arrays
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
+from xnn.graph import Node, Weight
 from xnn.initializers import Initializer
 from xnn.ops import Array, Namespace, Op
 from xnn.ops.op import backward_of, forward_of
 
-__all__ = ["Layer", "Parameter"]
+__all__ = ["Layer", "Parameter", "computed", "computes_its_own_way"]
 
 
 class Parameter:
@@ -31,7 +32,8 @@ class Parameter:
         self.shape = shape
         self.initializer = initializer
         self.dtype = dtype
-        self.grad: Array | None = None
+        self._grad: Array | None = None
+        self._grad_folded = False
         self.frozen = False
         self._stream = Stream(0, Purpose.WEIGHTS)
         self._value: Array | None = None
@@ -63,6 +65,24 @@ class Parameter:
         self._assigned = True
 
     @property
+    def grad(self) -> Array | None:
+        """The last gradient, None before the first. Raises GraphError where training folded it into the update."""
+        if self._grad_folded:
+            raise GraphError(
+                f"{self.name} has no gradient: training folded it into the update, which is faster; a callback that "
+                "reads gradients says so with needs_gradients = True, and layer.backward computes one"
+            )
+        return self._grad
+
+    @grad.setter
+    def grad(self, gradient: Array | None) -> None:
+        self._grad, self._grad_folded = gradient, False
+
+    def fold_gradient(self) -> None:
+        """Say that updates leave no gradient, so that reading an old one raises."""
+        self._grad, self._grad_folded = None, True
+
+    @property
     def size(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
@@ -76,7 +96,8 @@ class Parameter:
     def move(self, source: Backend, target: Backend) -> None:
         """Put value and gradient on another backend; a value that was drawn counts as assigned from then on."""
         self._value, self._assigned = target.to_device(source.to_host(self.value)), True
-        self.grad = None if self.grad is None else target.to_device(source.to_host(self.grad))
+        if self._grad is not None:
+            self._grad = target.to_device(source.to_host(self._grad))
 
     def __repr__(self) -> str:
         return f"<parameter {self.name} {self.shape} {self.dtype}{' frozen' if self.frozen else ''}>"
@@ -126,6 +147,17 @@ class Layer:
         arguments = self.arguments(x, training)
         xp = backend_of(x, *arguments).xp
         return forward_of(self.op, xp, (x, *arguments), self.options(xp))
+
+    def trace(self, x: Node) -> Node:
+        """What forward does in training, as a node of a graph: from it a Trainer makes its program.
+
+        A subclass that computes in its own way (its own apply, arguments, forward or backward, but no trace) is
+        traced as one op that calls the layer.
+        """
+        weights = [Weight(parameter) for parameter in self.parameters()]
+        if computes_its_own_way(self, "trace", _COMPUTING):
+            return computed(_WholeLayer(self), (x, *weights))
+        return computed(self.op, (x, *weights), self.options(backend_of(x.value).xp))
 
     def __call__(self, x: Array, training: bool = False) -> Array:
         """The same as forward."""
@@ -217,3 +249,48 @@ class Layer:
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items())
         return f"{type(self).__name__}({inside})"
+
+
+def computed(op: Op, inputs: tuple[Any, ...], options: dict[str, Any] | None = None) -> Node:
+    """A node whose value is there at once, so that a trace meets the errors that running would meet."""
+    node = Node(op, inputs, options)
+    node.forward()
+    return node
+
+
+def computes_its_own_way(what: Any, said_by: str, methods: frozenset[str]) -> bool:
+    """Whether a class nearer than the one whose `said_by` says what is computed has one of `methods` of its own."""
+    for cls in type(what).__mro__:
+        if said_by in vars(cls):
+            return False
+        if vars(cls).keys() & methods:
+            return True
+    return False
+
+
+_COMPUTING = frozenset({"apply", "arguments", "forward", "backward"})
+
+
+class _WholeLayer(Op):
+    """A layer as one op: its own forward and backward, which find its parameters by themselves."""
+
+    opaque = True
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        #: Off while a program is made: a trial must change nothing that training counts.
+        self.training = False
+
+    def forward(self, xp: Namespace, x: Array, *weights: Array) -> tuple[Array, Any]:
+        return self.layer.forward(x, self.training), True
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        dx = self.layer.backward(grad, input_gradient=saved)
+        return (dx, *(parameter.grad for parameter in self.layer.parameters()))
+
+    def without_input_gradient(self, saved: Any) -> Any:
+        return False
+
+    @property
+    def name(self) -> str:
+        return type(self.layer).__name__

@@ -11,9 +11,10 @@ import numpy as np
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, admit, backend_of, current_backend, numerics
 from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.graph import Node
 from xnn.layers import weights
 from xnn.layers.dense import Dense
-from xnn.layers.layer import Layer, Parameter
+from xnn.layers.layer import Layer, Parameter, computes_its_own_way
 from xnn.ops import Array, Op
 from xnn.options import check_count
 
@@ -65,6 +66,14 @@ class Sequential(Layer):
         for layer in self.layers:
             x, _ = layer.apply(x, training)
         return x, None
+
+    def trace(self, x: Node) -> Node:
+        """The last layer's node. A subclass that computes in its own way is traced as one op, as any layer."""
+        if computes_its_own_way(self, "trace", frozenset({"apply", "forward", "backward"})):
+            return super().trace(x)
+        for layer in self.layers:
+            x = layer.trace(x)
+        return x
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The last layer's output."""

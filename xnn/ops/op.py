@@ -50,6 +50,8 @@ class Op:
         a view of them (reshape) or `grad` itself (add).
     """
 
+    #: Whether it stands for a layer of the user's that is run as it is, and may draw random numbers.
+    opaque = False
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[..., tuple[Array | None, ...]]
 

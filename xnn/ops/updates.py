@@ -15,7 +15,7 @@ def sgd(
     xp: Namespace,
     parameter: Array,
     gradient: Array,
-    velocity: Array | None,
+    velocity: Array | None = None,
     *,
     learning_rate: float,
     momentum: float = 0.0,

@@ -1,0 +1,288 @@
+"""A program as a backend sees it: slots that hold arrays, calls that fill them, and how a call is run.
+
+`xnn.program` flattens a graph into a list of calls. Here each becomes a function without arguments: a
+kernel of the backend's table where there is one, or the op itself (`interpret`), which is what the kernel is
+held to by `tests/test_kernels.py`.
+
+| kind | reads | writes | what it does |
+|---|---|---|---|
+| gather | - | batch | the step's rows of a data set, to the device; options: source, and Rescale's scale and offset |
+| draw | - | mask | what is made anew for each step; options: make |
+| forward | the op's inputs | output | op.forward; keeps `saved` for the backward call |
+| backward | gradient | gradient per input | op.backward of the call `forward` |
+| loss | the loss's inputs | loss, gradient | forward and backward of the last op at once |
+| add | gradients | gradient | their sum from left to right |
+| metric | outputs, targets | number | a metric's sum over the batch |
+| record | number | - | kept until the trainer asks |
+| update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
+| optimizer | gradients | parameters | one step of an optimizer that has a way of its own; options: step |
+
+A backend that knows faster ways lists them in a KernelTable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from xnn.ops.op import backward_of, forward_of
+
+__all__ = ["Call", "Cursor", "KernelTable", "Slot", "as_number", "bind", "interpret"]
+
+Runnable = Callable[[], None]
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for one array. `fixed`: a kernel knows the array's address, so values are copied into it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    array: Any = None
+    fixed: bool = False
+
+    def put(self, array: Any) -> None:
+        """Take a value that an op made."""
+        if self.fixed:
+            np.copyto(self.array, array)
+        else:
+            self.array = array
+
+    def __repr__(self) -> str:
+        return f"<slot {self.name} {self.dtype}{list(self.shape)}>"
+
+
+@dataclass(eq=False)
+class Cursor:
+    """The rows of the data that a step takes: written before it, read by its gather calls."""
+
+    rows: np.ndarray
+
+
+@dataclass(eq=False)
+class Call:
+    """One line of a program; the table above says what each kind reads and writes. None is a value nobody needs.
+
+    activation: an op fused behind a dense call. rule: the group of parameters whose rule an update applies, or
+    whose update is folded into a backward call, which then writes parameters in the place of gradients. parts:
+    the calls that a fused one stands for.
+    """
+
+    kind: str
+    op: Any
+    reads: tuple[Slot, ...]
+    writes: tuple[Slot | None, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    forward: Call | None = None
+    activation: Any = None
+    rule: Any = None
+    parts: tuple[Call, ...] = ()
+    saved: Any = None
+
+    @property
+    def key(self) -> tuple[str, Any]:
+        """What a kernel table is asked for."""
+        return self.kind, self.op
+
+    def columns(self) -> list[tuple[Slot, ...]]:
+        """What an update reads, parameter by parameter: the parameter, its gradient, its state's arrays."""
+        count = len(self.reads) // self.rule.width
+        return [self.reads[i::count] for i in range(count)]
+
+    def slots(self) -> list[Slot]:
+        """Every slot it touches, those of its forward call too."""
+        own = [slot for slot in (*self.reads, *self.writes) if slot is not None]
+        return own if self.forward is None else own + self.forward.slots()
+
+    def __repr__(self) -> str:
+        folded = self.rule is not None and self.kind == "backward"
+        fused = (f" + {self.activation.name}" if self.activation else "") + (" + update" if folded else "")
+        name = "" if self.op is None else " " + getattr(self.op, "name", getattr(self.op, "__name__", "?"))
+        written = ", ".join("-" if slot is None else slot.name for slot in self.writes)
+        return f"{self.kind}{name}{fused} ({', '.join(s.name for s in self.reads)}) -> {written or 'kept'}"
+
+
+class KernelTable:
+    """A backend's faster equivalents of ops, and the table asked for what this one does not have.
+
+    kernels: (kind, op) -> a pair of functions of the call. The second says whether the kernel serves it (its
+    dtypes, shapes, options); the first, given buffers in its slots, returns a function without arguments. A
+    call that no table serves is run by the op itself.
+    """
+
+    name = "ops"
+    #: Whether its kernels change parameters in place, in buffers that lie side by side.
+    in_place = False
+
+    def __init__(
+        self,
+        kernels: Mapping[tuple[str, Any], tuple[Callable[[Call], Any], Callable[[Call], bool]]] | None = None,
+        other: KernelTable | None = None,
+    ) -> None:
+        self.kernels, self.other = kernels or {}, other
+
+    def own(self, call: Call) -> bool:
+        """Whether this table, the other aside, has a kernel for the call."""
+        return call.key in self.kernels and self.kernels[call.key][1](call)
+
+    def accepts(self, call: Call) -> bool:
+        """Whether there is a kernel for the call."""
+        return self.own(call) or (self.other is not None and self.other.accepts(call))
+
+    def bind(self, call: Call) -> Any:
+        """The kernel of an accepted call, over the buffers of its slots."""
+        if self.own(call):
+            return self.kernels[call.key][0](call)
+        assert self.other is not None
+        return self.other.bind(call)
+
+    def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
+        """What `bind` made, as functions without arguments, in order."""
+        return list(bound)
+
+
+def bind(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Runnable]:
+    """A list of calls as functions without arguments: kernels over buffers where the table has them.
+
+    A forward and a backward call go together: an op's backward needs what the op's own forward saved.
+    """
+    chosen = {call: table.accepts(call) for call in calls}
+    for call in calls:
+        if call.forward is not None and call.forward in chosen:
+            chosen[call] = chosen[call.forward] = chosen[call] and chosen[call.forward]
+    for call in calls:
+        for slot in call.slots() if chosen[call] else ():
+            if slot.array is None or not slot.fixed:
+                slot.array, slot.fixed = lib.buffer(slot.shape, slot.dtype, slot.array), True
+    return table.assemble([table.bind(call) if chosen[call] else interpret(lib, call) for call in calls])
+
+
+def interpret(lib: Any, call: Call) -> Runnable:
+    """The call by the ops themselves: fresh arrays, put where the call writes. This is the specification."""
+    if call.parts:
+        steps = [interpret(lib, part) for part in call.parts]
+
+        def all_parts() -> None:
+            for step in steps:
+                step()
+
+        return all_parts
+    return _INTERPRETERS[call.kind](lib, call)
+
+
+def _gather(lib: Any, call: Call) -> Runnable:
+    source, cursor, target = call.options["source"], call.options["cursor"], call.writes[0]
+    assert target is not None
+
+    def run() -> None:
+        if isinstance(source, np.ndarray):
+            target.put(lib.to_device(source[cursor.rows]))
+        else:
+            target.put(lib.xp.take(source, lib.to_device(cursor.rows), axis=0))
+
+    return run
+
+
+def _draw(lib: Any, call: Call) -> Runnable:
+    make, target = call.options["make"], call.writes[0]
+    assert target is not None
+    return lambda: target.put(make())
+
+
+def _forward(lib: Any, call: Call) -> Runnable:
+    target, options = call.writes[0], call.options
+    assert target is not None
+
+    def run() -> None:
+        value, call.saved = forward_of(call.op, lib.xp, [slot.array for slot in call.reads], options)
+        target.put(value)
+
+    return run
+
+
+def _backward(lib: Any, call: Call) -> Runnable:
+    forward = call.forward
+    assert forward is not None
+
+    def run() -> None:
+        saved = forward.saved if call.writes[0] is not None else call.op.without_input_gradient(forward.saved)
+        gradients = backward_of(call.op, lib.xp, call.reads[0].array, saved)
+        forward.saved = None
+        for slot, gradient in zip(call.writes, gradients, strict=False):
+            if slot is not None:
+                xp = lib.xp
+                slot.put(
+                    xp.zeros(slot.shape, dtype=slot.dtype, device=lib.device)
+                    if gradient is None
+                    else gradient
+                )
+
+    return run
+
+
+def _add(lib: Any, call: Call) -> Runnable:
+    target = call.writes[0]
+    assert target is not None
+
+    def run() -> None:
+        total = call.reads[0].array
+        for slot in call.reads[1:]:
+            total = total + slot.array
+        target.put(total)
+
+    return run
+
+
+def _metric(lib: Any, call: Call) -> Runnable:
+    (outputs, targets), number = call.reads, call.writes[0]
+    assert number is not None
+
+    def run() -> None:
+        number.put(as_number(lib, call.op(lib.xp, outputs.array, targets.array)))
+
+    return run
+
+
+def as_number(lib: Any, value: Any) -> Any:
+    """What a metric gave, on the device also where a metric of the user's gives a plain number."""
+    return lib.to_device(float(value)) if isinstance(value, (Real, np.generic)) else value
+
+
+def _record(lib: Any, call: Call) -> Runnable:
+    records, source = call.options["records"], call.reads[0]
+    # A buffer will be written again; an op's own array is kept as it is, on the device.
+    return lambda: records.append(source.array.copy() if source.fixed else source.array)
+
+
+def _update(lib: Any, call: Call) -> Runnable:
+    group = call.rule
+    columns = call.columns()
+
+    def run() -> None:
+        options = group.options
+        for parameter, gradient, *state in columns:
+            fresh = call.op(
+                lib.xp, parameter.array, gradient.array, *(slot.array for slot in state), **options
+            )
+            for slot, array in zip((parameter, *state), fresh, strict=False):
+                slot.put(array)
+
+    return run
+
+
+_INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
+    "gather": _gather,
+    "draw": _draw,
+    "forward": _forward,
+    "backward": _backward,
+    "add": _add,
+    "metric": _metric,
+    "record": _record,
+    "update": _update,
+    "optimizer": lambda lib, call: call.options["step"],
+}

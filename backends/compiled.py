@@ -1,0 +1,380 @@
+"""Compiled loops for the CPU (Numba, the extra `fast`): a table of numbers, and one function that runs it.
+
+A program's call becomes a row or several: an opcode, then addresses of buffers, sizes and flags. `run` walks the
+rows, calls NumPy's own BLAS by its address, and does everything between two products in one pass over the data.
+It is compiled once for float32 and once for float64, not for each model, and kept on disk by Numba. All that is
+compiled stands in this file, since Numba's cache looks at one file's date; it is imported when training starts.
+`compiled_kernels.py` makes the rows, and `tests/test_kernels.py` holds these loops to the ops.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+__all__ = ["WIDTH", "Code", "run"]
+
+#: Numbers in a row of the table.
+WIDTH = 16
+
+
+class Code(IntEnum):
+    """What a row says; its other columns are named where it is read, in the functions below."""
+
+    GEMM = 0
+    ACTIVATE = 1
+    GRADIENT = 2
+    FOLD_BIAS = 3
+    COPY = 4
+    GATHER = 5
+    TAKE = 6
+    CROSS_ENTROPY = 7
+    COUNT_RIGHT = 8
+    DROPOUT = 9
+    SGD = 10
+    ADAM = 11
+
+
+GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = (int(code) for code in list(Code)[:7])
+CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = (int(code) for code in list(Code)[7:])
+LINEAR, RELU, SIGMOID, TANH = range(4)
+
+
+def _jit(function: Any) -> Any:
+    options = {"error_model": "numpy", "nogil": True}  # a check for division by zero would keep loops scalar
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder that Numba may write to: compiled anew in each process
+        return numba.njit(**options)(function)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(context: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to numbers of the type of `like`."""
+    kind = types.CPointer(like)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(kind))
+
+    return kind(address, like), generate
+
+
+def _gemm_with(bits: int) -> Any:
+    """A call of cblas_sgemm or cblas_dgemm at an address, for a BLAS whose integers have so many bits."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def call(
+        context: Any, address: Any, flag_a: Any, flag_b: Any, m: Any, n: Any, k: Any, alpha: Any, a: Any, lead_a: Any,
+        b: Any, lead_b: Any, beta: Any, c: Any, lead_c: Any,
+    ) -> Any:  # fmt: skip
+        given = (address, flag_a, flag_b, m, n, k, alpha, a, lead_a, b, lead_b, beta, c, lead_c)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            flag, size, pointer = ir.IntType(32), ir.IntType(bits), ir.IntType(8).as_pointer()
+            real = context.get_value_type(alpha)
+            wanted = (
+                flag,
+                flag,
+                flag,
+                size,
+                size,
+                size,
+                real,
+                pointer,
+                size,
+                pointer,
+                size,
+                real,
+                pointer,
+                size,
+            )
+            function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), wanted).as_pointer())
+            passed = [ir.Constant(flag, 101)]  # row-major
+            for value, kind in zip(arguments[1:], wanted[1:], strict=True):
+                if isinstance(kind, ir.PointerType):
+                    value = builder.inttoptr(value, kind)
+                elif isinstance(kind, ir.IntType) and kind.width < value.type.width:
+                    value = builder.trunc(value, kind)
+                passed.append(value)
+            builder.call(function, passed)
+            return context.get_dummy_value()
+
+        return types.void(*given), generate
+
+    return call
+
+
+_gemm64, _gemm32 = _gemm_with(64), _gemm_with(32)
+
+
+@_jit
+def _gemm(r: Any, reals: Any) -> None:
+    """C <- alpha A B + beta C; alpha is 1, or minus the learning rate at an address."""
+    routine, wide, flag_a, flag_b, m, n, k = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
+    a, lead_a, b, lead_b, c, rate, add = r[8], r[9], r[10], r[11], r[12], r[13], r[14]
+    reals[0] = 1.0 if rate == 0 else -carray(_pointer(rate, np.float64(0)), 1)[0]
+    reals[1] = 1.0 if add else 0.0
+    if wide:
+        _gemm64(routine, flag_a, flag_b, m, n, k, reals[0], a, lead_a, b, lead_b, reals[1], c, n)
+    else:
+        _gemm32(routine, flag_a, flag_b, m, n, k, reals[0], a, lead_a, b, lead_b, reals[1], c, n)
+
+
+@_jit
+def _activate(r: Any, reals: Any) -> None:
+    """y <- f(y + b) in place, f linear, relu, sigmoid or tanh; without b at address 0."""
+    kind, n, m, zero, one = r[1], r[4], r[5], reals[8], reals[9]
+    y = carray(_pointer(r[2], reals[0]), (n, m))
+    if r[3]:
+        b = carray(_pointer(r[3], reals[0]), m)
+        if kind == RELU:
+            for i in range(n):
+                for j in range(m):
+                    z = y[i, j] + b[j]
+                    y[i, j] = zero if z < zero else z  # NaN stays
+            return
+        for i in range(n):
+            for j in range(m):
+                y[i, j] += b[j]
+    if kind == RELU:
+        for i in range(n):
+            for j in range(m):
+                y[i, j] = zero if y[i, j] < zero else y[i, j]
+    elif kind == SIGMOID:
+        for i in range(n):
+            for j in range(m):
+                e = np.exp(-abs(y[i, j]))
+                y[i, j] = (one if y[i, j] >= zero else e) / (one + e)
+    elif kind == TANH:
+        for i in range(n):
+            for j in range(m):
+                y[i, j] = np.tanh(y[i, j])
+
+
+@_jit
+def _gradient(r: Any, reals: Any) -> None:
+    """dz <- dy f'(z) in place, from y = f(z), and the sum of its rows into db unless that is at address 0.
+
+    ReLU multiplies by 0 or 1: where it is off, an infinite gradient becomes NaN, and not 0 as in the op.
+    """
+    kind, n, m, zero, one = r[1], r[5], r[6], reals[8], reals[9]
+    dy = carray(_pointer(r[2], reals[0]), (n, m))
+    y = carray(_pointer(r[3], reals[0]), (n, m))
+    if r[4]:
+        db = carray(_pointer(r[4], reals[0]), m)
+        db[:] = 0
+        if kind == RELU:
+            for i in range(n):
+                for j in range(m):
+                    g = dy[i, j] * reals.dtype.type(y[i, j] > zero)  # a choice would not vectorize
+                    dy[i, j] = g
+                    db[j] += g
+            return
+    for i in range(n):
+        if kind == RELU:
+            for j in range(m):
+                dy[i, j] *= reals.dtype.type(y[i, j] > zero)
+        elif kind == SIGMOID:
+            for j in range(m):
+                dy[i, j] *= y[i, j] * (one - y[i, j])
+        elif kind == TANH:
+            for j in range(m):
+                dy[i, j] *= one - y[i, j] * y[i, j]
+        if r[4]:
+            for j in range(m):
+                db[j] += dy[i, j]
+
+
+@_jit
+def _fold_bias(r: Any, reals: Any) -> None:
+    """b <- b - learning rate * db."""
+    b, db = carray(_pointer(r[1], reals[0]), r[3]), carray(_pointer(r[2], reals[0]), r[3])
+    reals[0] = carray(_pointer(r[4], np.float64(0)), 1)[0]
+    rate = reals[0]
+    for j in range(r[3]):
+        b[j] -= rate * db[j]
+
+
+@_jit
+def _copy(r: Any, reals: Any) -> None:
+    target, source = carray(_pointer(r[1], reals[0]), r[3]), carray(_pointer(r[2], reals[0]), r[3])
+    for i in range(r[3]):
+        target[i] = source[i]
+
+
+@_jit
+def _gather(r: Any, reals: Any) -> None:
+    """Rows of bytes as numbers, times a scale."""
+    n, m = r[4], r[5]
+    source, rows = _pointer(r[1], np.uint8(0)), carray(_pointer(r[2], np.int64(0)), n)
+    target = carray(_pointer(r[3], reals[0]), (n, m))
+    pixels = carray(source, (r[7], m))
+    reals[0] = carray(_pointer(r[6], np.float64(0)), 1)[0]
+    scale = reals[0]
+    for i in range(n):
+        row = rows[i]
+        for j in range(m):
+            target[i, j] = pixels[row, j] * scale
+
+
+@_jit
+def _take(r: Any, reals: Any) -> None:
+    """Rows of 8 byte words (labels, float64), or of 4 byte words, as they are."""
+    n, m, total = r[4], r[5], r[7]
+    rows = carray(_pointer(r[2], np.int64(0)), n)
+    if r[6] == 8:
+        source8, target8 = (
+            carray(_pointer(r[1], np.int64(0)), (total, m)),
+            carray(_pointer(r[3], np.int64(0)), (n, m)),
+        )
+        for i in range(n):
+            for j in range(m):
+                target8[i, j] = source8[rows[i], j]
+    else:
+        source4, target4 = (
+            carray(_pointer(r[1], np.int32(0)), (total, m)),
+            carray(_pointer(r[3], np.int32(0)), (n, m)),
+        )
+        for i in range(n):
+            for j in range(m):
+                target4[i, j] = source4[rows[i], j]
+
+
+@_jit
+def _cross_entropy(r: Any, reals: Any) -> None:
+    """The mean softmax cross-entropy of logits and labels, and its gradient; labels out of range give NaN."""
+    n, m = r[5], r[6]
+    z, labels = carray(_pointer(r[1], reals[0]), (n, m)), carray(_pointer(r[2], np.int64(0)), n)
+    loss, g = carray(_pointer(r[3], reals[0]), 1), carray(_pointer(r[4], reals[0]), (n, m))
+    mean = np.float64(0)
+    share = reals[9] / reals.dtype.type(n)
+    for i in range(n):
+        top = z[i, 0]
+        for j in range(1, m):
+            if not z[i, j] <= top:  # a NaN wins, as in max
+                top = z[i, j]
+        label = labels[i]
+        total = reals[8]
+        for j in range(m):
+            e = np.exp(z[i, j] - top)
+            g[i, j] = e
+            total += e
+        if label < 0 or label >= m:
+            total, label = total * np.nan, 0
+        mean += np.log(total) - (z[i, label] - top)
+        for j in range(m):
+            g[i, j] = g[i, j] / total * share
+        g[i, label] -= share
+    loss[0] = mean / n
+
+
+@_jit
+def _count_right(r: Any, reals: Any) -> None:
+    """How many rows have their largest output (the first of equals) at the label."""
+    n, m = r[4], r[5]
+    outputs, labels = carray(_pointer(r[1], reals[0]), (n, m)), carray(_pointer(r[2], np.int64(0)), n)
+    count = 0
+    for i in range(n):
+        best = 0
+        for j in range(1, m):
+            if outputs[i, j] > outputs[i, best] or (
+                np.isnan(outputs[i, j]) and not np.isnan(outputs[i, best])
+            ):
+                best = j
+        count += best == labels[i]
+    carray(_pointer(r[3], reals[0]), 1)[0] = count
+
+
+@_jit
+def _dropout(r: Any, reals: Any) -> None:
+    """x * scale where the mask holds, else 0."""
+    x, y, keep = (
+        carray(_pointer(r[1], reals[0]), r[4]),
+        carray(_pointer(r[2], reals[0]), r[4]),
+        carray(_pointer(r[3], np.uint8(0)), r[4]),
+    )
+    reals[0] = carray(_pointer(r[5], np.float64(0)), 1)[0]
+    scale = reals[0]
+    for i in range(r[4]):
+        y[i] = x[i] * scale if keep[i] else reals[8]
+
+
+@_jit
+def _sgd(r: Any, reals: Any) -> None:
+    """ops.updates.sgd in one pass; the numbers are its options in their order."""
+    n = r[4]
+    w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
+    v = carray(_pointer(r[3], reals[0]), n)
+    numbers = carray(_pointer(r[5], np.float64(0)), 4)
+    for i in range(4):
+        reals[i] = numbers[i]
+    rate, momentum, nesterov, decay = reals[0], reals[1], numbers[2] != 0, reals[3]
+    for i in range(n):
+        d = g[i] + decay * w[i]
+        if r[3]:
+            v[i] = momentum * v[i] + d
+            d = d + momentum * v[i] if nesterov else v[i]
+        w[i] -= rate * d
+
+
+@_jit
+def _adam(r: Any, reals: Any) -> None:
+    """ops.updates.adam in one pass; the numbers are its options in their order."""
+    n = r[5]
+    w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
+    mean, square = carray(_pointer(r[3], reals[0]), n), carray(_pointer(r[4], reals[0]), n)
+    numbers = carray(_pointer(r[6], np.float64(0)), 7)
+    rate, beta1, beta2 = numbers[0], numbers[1], numbers[2]
+    reals[0], reals[1], reals[2] = rate, beta1, beta2
+    reals[3], reals[4] = 1.0 - beta1, 1.0 - beta2
+    # One division and one root for each weight: the corrections of bias are numbers, divided out beforehand.
+    reals[5], reals[6] = rate / (1.0 - numbers[3]), 1.0 / np.sqrt(1.0 - numbers[4])
+    b1, b2, c1, c2, step, unbias = reals[1], reals[2], reals[3], reals[4], reals[5], reals[6]
+    reals[0], reals[1] = numbers[5], numbers[6]
+    epsilon, decay = reals[0], reals[1]
+    for i in range(n):
+        d = g[i] + decay * w[i]
+        mean[i] = b1 * mean[i] + c1 * d
+        square[i] = b2 * square[i] + c2 * (d * d)
+        w[i] -= step * mean[i] / (np.sqrt(square[i]) * unbias + epsilon)
+
+
+@_jit
+def run(table: Any, reals: Any) -> None:
+    """Do what the rows say, in order.
+
+    reals: ten numbers in the program's dtype, eight of scratch, then 0 and 1: a literal would widen float32 loops.
+    """
+    for i in range(table.shape[0]):
+        r = table[i]
+        code = r[0]
+        if code == GEMM:
+            _gemm(r, reals)
+        elif code == ACTIVATE:
+            _activate(r, reals)
+        elif code == GRADIENT:
+            _gradient(r, reals)
+        elif code == FOLD_BIAS:
+            _fold_bias(r, reals)
+        elif code == COPY:
+            _copy(r, reals)
+        elif code == GATHER:
+            _gather(r, reals)
+        elif code == TAKE:
+            _take(r, reals)
+        elif code == CROSS_ENTROPY:
+            _cross_entropy(r, reals)
+        elif code == COUNT_RIGHT:
+            _count_right(r, reals)
+        elif code == DROPOUT:
+            _dropout(r, reals)
+        elif code == SGD:
+            _sgd(r, reals)
+        elif code == ADAM:
+            _adam(r, reals)

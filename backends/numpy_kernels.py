@@ -1,0 +1,347 @@
+"""Kernels in plain NumPy: the ops' formulas over buffers (`out=`), products through BLAS with alpha and beta.
+
+Each factory takes a call whose slots have their buffers and returns a function without arguments that computes
+what the op computes (`tests/test_kernels.py` holds them to it). What is scratch is allocated here, once.
+Gradients are changed in place: a gradient has one reader, the call that turns it into the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends.blas import gemm
+from xnn.backends.calls import Call, KernelTable
+from xnn.ops import updates
+from xnn.ops.metrics import accuracy
+
+__all__ = [
+    "ACTIVATIONS", "NUMPY_KERNELS", "serves", "serves_dense", "serves_gather", "serves_labels", "serves_loss",
+    "serves_update",
+]  # fmt: skip
+
+Runnable = Callable[[], None]
+_SIGNED = {4: np.int32, 8: np.int64}
+
+
+def _relu(z: np.ndarray) -> Runnable:
+    zero = z.dtype.type(0)
+    return lambda: void(np.maximum(z, zero, out=z))
+
+
+def _relu_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
+    """dy where y > 0, else 0, by keeping or clearing all bits: what `where` gives for NaN and infinity too."""
+    keep, zero = np.empty(y.shape, bool), y.dtype.type(0)
+    bits, word = keep.view(np.int8), dy.view(_SIGNED[dy.itemsize])
+
+    def run() -> None:
+        np.greater(y, zero, out=keep)
+        np.negative(bits, out=bits)
+        np.bitwise_and(word, bits, out=word)
+
+    return run
+
+
+def _sigmoid(z: np.ndarray) -> Runnable:
+    positive, e = np.empty(z.shape, bool), np.empty_like(z)
+    zero, one = z.dtype.type(0), z.dtype.type(1)
+
+    def run() -> None:
+        np.greater_equal(z, zero, out=positive)
+        np.abs(z, out=e)
+        np.negative(e, out=e)
+        np.exp(e, out=e)
+        np.add(e, one, out=z)
+        np.copyto(e, one, where=positive)
+        np.divide(e, z, out=z)
+
+    return run
+
+
+def _sigmoid_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
+    slope, one = np.empty_like(y), y.dtype.type(1)
+
+    def run() -> None:
+        np.subtract(one, y, out=slope)
+        np.multiply(y, slope, out=slope)
+        np.multiply(dy, slope, out=dy)
+
+    return run
+
+
+def _tanh(z: np.ndarray) -> Runnable:
+    return lambda: void(np.tanh(z, out=z))
+
+
+def _tanh_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
+    slope, one = np.empty_like(y), y.dtype.type(1)
+
+    def run() -> None:
+        np.multiply(y, y, out=slope)
+        np.subtract(one, slope, out=slope)
+        np.multiply(dy, slope, out=dy)
+
+    return run
+
+
+#: Activations whose derivative is a function of their output: z -> y in place, and dy -> dz in place.
+ACTIVATIONS = {
+    ops.relu: (_relu, _relu_gradient),
+    ops.sigmoid: (_sigmoid, _sigmoid_gradient),
+    ops.tanh: (_tanh, _tanh_gradient),
+}
+
+
+def void(_: object) -> None:
+    """For a lambda whose call returns its `out`."""
+
+
+def _nothing() -> None:
+    pass
+
+
+def serves(call: Call) -> bool:
+    """Every floating slot has one dtype, float32 or float64, and no option is set."""
+    dtypes = {np.dtype(s.dtype) for s in call.slots() if np.dtype(s.dtype).kind == "f"}
+    return len(dtypes) == 1 and dtypes <= {np.dtype("f4"), np.dtype("f8")} and not call.options
+
+
+def serves_dense(call: Call) -> bool:
+    """A batch of rows, a matrix of weights, and one bias for each output or none."""
+    forward = call.forward or call
+    x, w, *bias = (slot.shape for slot in forward.reads)
+    fits = len(x) == len(w) == 2 and all(b == w[1:] for b in bias)
+    return serves(call) and fits and (forward.activation is None or forward.activation in ACTIVATIONS)
+
+
+def _dense(call: Call) -> Runnable:
+    x, w, *bias = (slot.array for slot in call.reads)
+    y = call.writes[0].array  # type: ignore[union-attr]
+    product = gemm(x, w, y, accumulate=bool(bias))
+    activate = _nothing if call.activation is None else ACTIVATIONS[call.activation][0](y)
+    if not bias:
+        return _chain(product, activate)
+    b = bias[0]
+
+    def run() -> None:
+        np.copyto(y, b)
+        product()
+        activate()
+
+    return run
+
+
+def _dense_backward(call: Call) -> Runnable:
+    """dz from dy in place, then dx = dz W^T before W can change, dW = x^T dz, db = the sum of dz's rows."""
+    forward = call.forward
+    assert forward is not None
+    x, w = forward.reads[0].array, forward.reads[1].array
+    y, dz = forward.writes[0].array, call.reads[0].array  # type: ignore[union-attr]
+    dx, dw, *rest = (None if slot is None else slot.array for slot in call.writes)
+    steps = [] if forward.activation is None else [ACTIVATIONS[forward.activation][1](y, dz)]
+    if dx is not None:
+        steps.append(gemm(dz, w.T, dx))
+    ones = np.ones((1, dz.shape[0]), dz.dtype)
+    targets = [(x.T, dw)] if dw is not None else []
+    targets += [(ones, db.reshape(1, -1)) for db in rest if db is not None]
+    if call.rule is None:
+        return _chain(*steps, *(gemm(a, dz, out) for a, out in targets))
+    folded = [gemm(a, dz, out, accumulate=True) for a, out in targets]
+    group = call.rule
+
+    def run() -> None:
+        for step in steps:
+            step()
+        alpha = -group.options["learning_rate"]
+        for product in folded:
+            product(alpha)
+
+    return run
+
+
+def _chain(*steps: Runnable) -> Runnable:
+    steps = tuple(step for step in steps if step is not _nothing)
+    if len(steps) == 1:
+        return steps[0]
+
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run
+
+
+def _activation(call: Call) -> Runnable:
+    x, y = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
+    inside = ACTIVATIONS[call.op][0](y)
+
+    def run() -> None:
+        np.copyto(y, x)
+        inside()
+
+    return run
+
+
+def _activation_backward(call: Call) -> Runnable:
+    y, dy, dx = call.forward.writes[0].array, call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
+    inside = ACTIVATIONS[call.op][1](y, dx)
+
+    def run() -> None:
+        np.copyto(dx, dy)
+        inside()
+
+    return run
+
+
+def serves_loss(call: Call) -> bool:
+    """Logits (n, classes) of one sample or more, labels of integers."""
+    return serves(call) and call.reads[0].shape[0] > 0 and np.dtype(call.reads[1].dtype).kind == "i"
+
+
+def _softmax_cross_entropy(call: Call) -> Runnable:
+    """Loss and gradient in one go: e^(z - max z), its row sums, and (softmax - onehot) / n.
+
+    The labels were looked at once, by the door they came through.
+    """
+    z, labels = (slot.array for slot in call.reads)
+    loss, g = (slot.array for slot in call.writes)  # type: ignore[union-attr]
+    n, classes = z.shape
+    real, flat = z.dtype.type, g.reshape(-1)
+    row, index = np.arange(0, n * classes, classes), np.empty(n, np.int64)
+    top, total = np.empty((n, 1), z.dtype), np.empty((n, 1), z.dtype)
+    picked, share = np.empty(n, z.dtype), real(1.0 / n)
+
+    def run() -> None:
+        np.add(row, labels, out=index)
+        np.maximum.reduce(z, axis=1, keepdims=True, out=top)
+        np.subtract(z, top, out=g)
+        np.take(flat, index, out=picked, mode="clip")
+        np.exp(g, out=g)
+        np.add.reduce(g, axis=1, keepdims=True, out=total)
+        np.log(total, out=top)
+        np.subtract(top[:, 0], picked, out=picked)
+        loss[()] = picked.sum() * share
+        np.divide(share, total, out=total)
+        np.multiply(g, total, out=g)
+        flat[index] -= share
+
+    return run
+
+
+def serves_gather(call: Call) -> bool:
+    """A host array, plain or with one scale (Rescale without an offset)."""
+    source, scale = call.options["source"], call.options.get("scale", 1.0)
+    return (
+        isinstance(source, np.ndarray)
+        and source.flags.c_contiguous
+        and isinstance(scale, float)
+        and call.options.get("offset", 0.0) == 0.0
+    )
+
+
+def _gather(call: Call) -> Runnable:
+    source, rows = call.options["source"], call.options["cursor"].rows
+    target = call.writes[0].array  # type: ignore[union-attr]
+    if "scale" not in call.options and source.dtype == target.dtype:
+        return lambda: void(np.take(source, rows, axis=0, out=target, mode="clip"))
+    taken = np.empty(target.shape, source.dtype)
+    scale = target.dtype.type(call.options.get("scale", 1.0))
+
+    def run() -> None:
+        np.take(source, rows, axis=0, out=taken, mode="clip")
+        np.copyto(target, taken, casting="unsafe")
+        np.multiply(target, scale, out=target)
+
+    return run
+
+
+def _accuracy(call: Call) -> Runnable:
+    outputs, labels = (slot.array for slot in call.reads)
+    count = call.writes[0].array  # type: ignore[union-attr]
+    best, right = np.empty(len(labels), np.intp), np.empty(len(labels), bool)
+
+    def run() -> None:
+        np.argmax(outputs, axis=1, out=best)
+        np.equal(best, labels, out=right)
+        count[()] = np.count_nonzero(right)
+
+    return run
+
+
+def serves_labels(call: Call) -> bool:
+    """Outputs (n, classes) and labels (n,)."""
+    outputs, targets = call.reads
+    return len(outputs.shape) == 2 and len(targets.shape) == 1 and outputs.shape[1] > 0 and serves(call)
+
+
+def serves_update(call: Call) -> bool:
+    """Parameters whose buffers are there to be changed in place."""
+    return bool(call.rule.in_place)
+
+
+def _sgd(call: Call) -> Runnable:
+    """v <- momentum v + g, w <- w - learning_rate d, in place; the gradient stays as it is."""
+    group = call.rule
+    return _chain(*(_sgd_run(group, *arrays) for arrays in group.runs(call)))
+
+
+def _sgd_run(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = None) -> Runnable:
+    scratch, decayed = np.empty_like(w), np.empty_like(w)
+
+    def run() -> None:
+        o, direction = group.options, g
+        rate, momentum, decay = o["learning_rate"], o["momentum"], o["weight_decay"]
+        if decay:
+            direction = np.add(g, np.multiply(w, decay, out=decayed), out=decayed)
+        if v is not None:
+            np.add(np.multiply(v, momentum, out=v), direction, out=v)
+            ahead = np.multiply(v, momentum, out=scratch)
+            direction = np.add(direction, ahead, out=scratch) if o["nesterov"] else v
+        np.subtract(w, np.multiply(direction, rate, out=scratch), out=w)
+
+    return run
+
+
+def _adam(call: Call) -> Runnable:
+    """The rule's formula, one pass an operation."""
+    group = call.rule
+    return _chain(*(_adam_run(group, *arrays) for arrays in group.runs(call)))
+
+
+def _adam_run(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
+    scratch, scale = np.empty_like(w), np.empty_like(w)
+
+    def run() -> None:
+        o, gradient = group.options, g
+        if o["weight_decay"]:
+            gradient = np.add(g, np.multiply(w, o["weight_decay"], out=scale), out=scale)
+        np.multiply(gradient, 1.0 - o["beta1"], out=scratch)
+        np.add(np.multiply(mean, o["beta1"], out=mean), scratch, out=mean)
+        np.multiply(np.multiply(gradient, gradient, out=scratch), 1.0 - o["beta2"], out=scratch)
+        np.add(np.multiply(square, o["beta2"], out=square), scratch, out=square)
+        np.sqrt(np.divide(square, 1.0 - o["beta2_power"], out=scale), out=scale)
+        np.add(scale, o["epsilon"], out=scale)
+        np.divide(mean, 1.0 - o["beta1_power"], out=scratch)
+        np.multiply(np.divide(scratch, scale, out=scratch), o["learning_rate"], out=scratch)
+        np.subtract(w, scratch, out=w)
+
+    return run
+
+
+NUMPY_KERNELS = KernelTable(
+    {
+        ("gather", None): (_gather, serves_gather),
+        ("forward", ops.dense): (_dense, serves_dense),
+        ("backward", ops.dense): (_dense_backward, serves_dense),
+        ("loss", ops.softmax_cross_entropy): (_softmax_cross_entropy, serves_loss),
+        ("metric", accuracy): (_accuracy, serves_labels),
+        ("update", updates.sgd): (_sgd, serves_update),
+        ("update", updates.adam): (_adam, serves_update),
+        **{("forward", op): (_activation, serves) for op in ACTIVATIONS},
+        **{("backward", op): (_activation_backward, serves) for op in ACTIVATIONS},
+    }
+)
+NUMPY_KERNELS.name, NUMPY_KERNELS.in_place = "numpy", True

@@ -1,0 +1,185 @@
+"""A program: the graph of a model and its loss, flattened into a list of calls that trains on one batch shape.
+
+    gather the batch, draw masks -> forward, in topological order -> backward, in its reverse -> update
+
+The list is made once and run for every step. `xnn.fusion` rewrites it by a few named rules, and the backend binds
+each call to a kernel over fixed buffers, or to the op itself where it has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xnn.backends import Backend
+from xnn.backends.calls import Call, Cursor, KernelTable, Slot, bind
+from xnn.fusion import fuse
+from xnn.graph import Drawn, Input, Node, Recorded, Weight, topological_sort
+from xnn.ops import Op
+
+if TYPE_CHECKING:
+    from xnn.store import Store
+
+__all__ = ["Program", "flatten"]
+
+
+class Program:
+    """Training steps on batches of one size: step(rows); loss and metrics of each are added to `records`.
+
+    feeds: the Inputs of samples and of targets, each with the data its batches are rows of. cost, outputs: the
+    nodes of the loss and of the model's outputs, whose graph holds values for one batch of that size. metrics:
+    functions of outputs and targets. keep_gradients: whether something reads gradients, so that none may be
+    folded away.
+    """
+
+    def __init__(
+        self,
+        lib: Backend,
+        table: KernelTable,
+        store: Store,
+        feeds: Mapping[Input, Any],
+        outputs: Node,
+        cost: Node,
+        metrics: Sequence[Callable[..., Any]],
+        records: list[list[Any]],
+        keep_gradients: bool = False,
+    ) -> None:
+        self.store, self.records = store, records
+        size = next(iter(feeds)).value.shape[0]
+        self.cursor = Cursor(np.zeros(size, np.int64))
+        flat = flatten(lib, store, feeds, outputs, cost, metrics, self.cursor, records)
+        self.calls = fuse(flat, table, keep_gradients)
+        folded = {
+            id(slot) for call in self.calls if call.kind == "backward" and call.rule for slot in call.writes
+        }
+        store.folded.update(p for p, slot in store.values.items() if id(slot) in folded)
+        #: Whether a step draws random numbers, or runs a layer that may.
+        self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
+        self._steps = tuple(bind(lib, table, self.calls))
+
+    def step(self, rows: np.ndarray) -> None:
+        """Train on these rows of the data."""
+        np.copyto(self.cursor.rows, rows)
+        self.store.advance()
+        for run in self._steps:
+            run()
+        if not self.store.in_place:
+            self.store.publish()
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.calls))
+
+
+def flatten(
+    lib: Backend,
+    store: Store,
+    feeds: Mapping[Input, Any],
+    outputs: Node,
+    cost: Node,
+    metrics: Sequence[Callable[..., Any]],
+    cursor: Cursor,
+    records: list[list[Any]],
+) -> list[Call]:
+    """The unfused list: one call for each op's forward, each op's backward, each group's update."""
+    order = topological_sort(dict.fromkeys(feeds))
+    for node in order:
+        if node.op is not None and node.op.opaque:
+            node.op.training = True  # type: ignore[attr-defined]
+    slots = {node: _slot(node, store) for node in order}
+    calls = [
+        Call("gather", None, (), (slots[node],), {"source": source, "cursor": cursor})
+        for node, source in feeds.items()
+    ]
+    calls += [
+        Call("draw", None, (), (slots[node],), {"make": node.make})
+        for node in order
+        if isinstance(node, Drawn)
+    ]
+    forward = {
+        node: Call(
+            "forward",
+            node.op,
+            tuple(slots[source] for source in node.inbound_nodes),
+            (slots[node],),
+            node.options,
+        )
+        for node in order
+        if node.op is not None
+    }
+    calls += forward.values()
+    targets = list(feeds)[1]
+    counts = [Slot(f"metric {n}", (), outputs.value.dtype) for n in range(len(metrics))]
+    calls += [
+        Call("metric", metric, (slots[outputs], slots[targets]), (count,))
+        for metric, count in zip(metrics, counts, strict=True)
+    ]
+    calls += _backward(lib, store, order, cost, slots, forward)
+    if store.asks_optimizer:
+        reads, writes = tuple(store.gradients.values()), tuple(store.values.values())
+        calls.append(Call("optimizer", None, reads, writes, {"step": store.ask_optimizer}))
+    for group in () if store.asks_optimizer else store.groups:
+        values, gradients, *state = (tuple(column) for column in group.slots)
+        reads = values + gradients + sum(state, ())
+        calls.append(Call("update", type(group.optimizer).rule, reads, values + sum(state, ()), rule=group))
+    calls += [
+        Call("record", None, (slot,), (), {"records": record})
+        for slot, record in zip((slots[cost], *counts), records, strict=True)
+    ]
+    return calls
+
+
+def _backward(
+    lib: Backend,
+    store: Store,
+    order: list[Node],
+    cost: Node,
+    slots: dict[Node, Slot],
+    forward: dict[Node, Call],
+) -> list[Call]:
+    """Backward calls in reverse order; the gradients of several readers are added as in `backpropagate`."""
+    wanted: set[Recorded] = set()
+    for node in order:
+        if isinstance(node, Weight):
+            if not node.parameter.frozen:
+                wanted.add(node)
+        elif wanted.intersection(node.inbound_nodes):
+            wanted.add(node)
+    one = lib.xp.ones((), dtype=cost.value.dtype, device=lib.device)
+    arriving: dict[Recorded, list[tuple[int, Slot]]] = {node: [] for node in order}
+    arriving[cost] = [(cost.created, Slot("one", (), cost.value.dtype, one))]
+    calls = []
+    for node in reversed(order):
+        if node not in wanted:
+            continue
+        own = store.gradients[node.parameter] if isinstance(node, Weight) else None
+        # Readers in order of creation; the sort is stable, so a reader's own gradients keep their positions.
+        contributions = [slot for _, slot in sorted(arriving[node], key=lambda pair: pair[0])]
+        gradient = contributions[0]
+        if len(contributions) > 1 or (own is not None and gradient is not own):
+            gradient = own or Slot(f"d {slots[node].name}", gradient.shape, gradient.dtype)
+            calls.append(Call("add", None, tuple(contributions), (gradient,)))
+        if node.op is None:
+            continue
+        writes: list[Slot | None] = []
+        for source in node.inbound_nodes:
+            slot = None
+            if source in wanted:
+                slot = Slot(f"d {slots[source].name}", slots[source].shape, slots[source].dtype)
+                if isinstance(source, Weight) and source.outbound_nodes == [node]:
+                    slot = store.gradients[source.parameter]
+                arriving[source].append((node.created, slot))
+            writes.append(slot)
+        calls.append(Call("backward", node.op, (gradient,), tuple(writes), forward=forward[node]))
+    return calls
+
+
+def _slot(node: Node, store: Store) -> Slot:
+    if isinstance(node, Weight):
+        return store.values[node.parameter]
+    value = node.value
+    shape, dtype = tuple(getattr(value, "shape", ())), getattr(value, "dtype", object)
+    name = type(node).__name__.lower() if node.op is None else node.op.name
+    keeps = isinstance(node, Input) and not isinstance(node, Drawn)
+    return Slot(f"{name} {node.created}", shape, dtype, value if keeps else None)

@@ -1,0 +1,105 @@
+"""The steps of one fit: a program for each batch size, over one store, and the way back to the last check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import Backend
+from xnn.backends.calls import KernelTable
+from xnn.data import Batches
+from xnn.graph import Input
+from xnn.layers import Sequential
+from xnn.losses import Loss
+from xnn.metrics import Metric, accuracy
+from xnn.optimizers import Optimizer
+from xnn.program import Program
+from xnn.store import Store
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Makes programs as batch sizes come up, and makes them anew when a callback has changed what they rest on."""
+
+    def __init__(
+        self,
+        lib: Backend,
+        table: KernelTable,
+        model: Sequential,
+        loss: Loss,
+        optimizer: Optimizer,
+        metrics: Sequence[Metric],
+        batches: Batches,
+        keep_gradients: bool,
+    ) -> None:
+        self.lib, self.table, self.batches, self.keep_gradients = lib, table, batches, keep_gradients
+        self.model, self.loss, self.optimizer, self.metrics = model, loss, optimizer, metrics
+        self.records: list[list[Any]] = [[] for _ in range(1 + len(metrics))]
+        self._parameters = model.parameters()
+        self._kept: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.store = Store(self.lib, self.optimizer, self._parameters, in_place=self.table.in_place)
+        self.programs: dict[int, Program] = {}
+        self._kept = None
+        self.program(min(self.batches.batch_size, self.batches.rows))
+
+    def program(self, size: int) -> Program:
+        """The program for batches of this many rows; the first of them go through it as a trial when it is made."""
+        if size not in self.programs:
+            rows = np.arange(size)
+            x, y = (Input(self.lib.to_device(part)) for part in self.batches.gather(rows))
+            outputs = self.model.trace(x)
+            cost = self.loss.trace(outputs, y)
+            if accuracy in self.metrics:
+                accuracy(self.lib.xp, outputs.value, y.value)
+            feeds = dict(zip((x, y), self.batches.arrays, strict=True))
+            self.programs[size] = Program(
+                self.lib,
+                self.table,
+                self.store,
+                feeds,
+                outputs,
+                cost,
+                self.metrics,
+                self.records,
+                self.keep_gradients,
+            )
+            self.model.forget()
+        return self.programs[size]
+
+    def refresh(self) -> None:
+        """Between checks: take in what callbacks assigned, and keep a copy to come back to."""
+        if self.store.is_current(self._parameters):
+            self.store.attach()
+        else:
+            self._begin()
+        self._kept = self.store.snapshot(self._kept)
+
+    def step(self, rows: np.ndarray, number: int) -> None:
+        """One step on these rows; `number` counts the steps of all fits."""
+        program = self.programs.get(len(rows)) or self.program(len(rows))
+        if program.draws:
+            self.model.set_stream(self.batches.seed, number)
+        program.step(rows)
+
+    def take(self) -> list[np.ndarray]:
+        """Loss, then metrics, of every step since the last take, on the host as float64; waits for the device."""
+        self.store.publish()
+        taken = []
+        for record in self.records:
+            taken.append(self.lib.to_host(self.lib.xp.stack(record)).astype(np.float64))
+            record.clear()
+        return taken
+
+    def values(self) -> list[Any]:
+        """Every parameter's array."""
+        return [parameter.value for parameter in self._parameters]
+
+    def restore(self) -> None:
+        """Back to the last refresh."""
+        self.store.restore(self._kept)

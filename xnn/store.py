@@ -1,0 +1,200 @@
+"""What training changes, side by side: parameters, their gradients, and what the optimizer remembers of them.
+
+Where a backend has kernels, each of these lies in one flat buffer that is changed in place, so that an update is
+one pass over everything; a parameter's `value` is then a view of its stretch. Elsewhere updates make fresh arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import Backend
+from xnn.backends.calls import Call, Slot
+from xnn.layers import Parameter
+from xnn.layers.layer import computes_its_own_way
+from xnn.ops import updates
+from xnn.optimizers import Optimizer, State
+
+__all__ = ["Group", "Store"]
+
+_ALIGNED = 16  # each parameter begins at a multiple of so many numbers: a cache line of float32
+
+
+class Group:
+    """Parameters that take the same step: one dtype, one set of numbers. A kernel reads `options` or `numbers`."""
+
+    def __init__(self, optimizer: Optimizer, parameters: list[Parameter], steps: tuple[float, ...]) -> None:
+        self.optimizer, self.parameters, self.steps = optimizer, parameters, steps
+        self.width = 2 + optimizer.arrays
+        self.in_place = False
+        self.options: dict[str, Any] = optimizer.options(steps)
+        self.numbers = np.zeros(len(self.options))
+        self.slots: list[list[Slot]] = []  # of values, of gradients, of each array of the state
+        self.flat: list[Any] = []
+        self.offsets: dict[int, tuple[int, int]] = {}
+
+    @property
+    def plain(self) -> bool:
+        """Whether the step is w - learning_rate g and nothing else, so that a product can do it."""
+        return (
+            type(self.optimizer).rule is updates.sgd and self.width == 2 and not self.options["weight_decay"]
+        )
+
+    def advance(self) -> None:
+        """Before each step: the numbers it is taken with."""
+        self.steps = self.optimizer.advance(self.steps)
+        self.options = self.optimizer.options(self.steps)
+        self.numbers[:] = tuple(self.options.values())
+
+    def runs(self, call: Call) -> list[tuple[Any, ...]]:
+        """The flat buffers' stretches that an update changes: value, gradient and state; neighbours are joined."""
+        stretches: list[tuple[int, int]] = []
+        for start, end in sorted(self.offsets[id(column[0])] for column in call.columns()):
+            if stretches and stretches[-1][1] == start:
+                stretches[-1] = stretches[-1][0], end
+            else:
+                stretches.append((start, end))
+        return [tuple(flat[start:end] for flat in self.flat) for start, end in stretches]
+
+    def allocate(self, lib: Backend, in_place: bool) -> None:
+        """Slots for everything; in place also their buffers, as views of the flat ones."""
+        self.in_place = in_place
+        kinds = ("value", "gradient", *(f"state {n}" for n in range(self.width - 2)))
+        dtype = self.parameters[0].value.dtype
+        self.slots = [[Slot(f"{p.name}'s {k}", p.shape, dtype) for p in self.parameters] for k in kinds]
+        if not in_place:
+            return
+        ends = np.cumsum([-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters])
+        self.flat = [lib.buffer((int(ends[-1]),), dtype) for _ in kinds]
+        for flat, slots in zip(self.flat, self.slots, strict=True):
+            flat[...] = 0
+            for slot, parameter, end in zip(slots, self.parameters, ends, strict=True):
+                start = int(end) - -(-parameter.size // _ALIGNED) * _ALIGNED
+                slot.array = flat[start : start + parameter.size].reshape(parameter.shape)
+                slot.fixed = True
+                self.offsets[id(slot)] = start, int(end)
+
+
+class Store:
+    """The groups of a fit's parameters, shared by its programs.
+
+    attach: takes in what was assigned to parameters or optimizer since; publish: gives them what a step made.
+    """
+
+    def __init__(
+        self, lib: Backend, optimizer: Optimizer, parameters: Sequence[Parameter], in_place: bool
+    ) -> None:
+        self.optimizer, self.in_place, self.parameters = optimizer, in_place, list(parameters)
+        #: An optimizer whose own `step` or `update` must be asked, since it does more than its rule says.
+        self.asks_optimizer = computes_its_own_way(optimizer, "rule", frozenset({"step", "update"}))
+        alike: dict[Any, list[Parameter]] = {}
+        for p in parameters:
+            if not p.frozen:
+                alike.setdefault((p.dtype, optimizer.state_of(p).numbers), []).append(p)
+        self.groups = [Group(optimizer, members, numbers) for (_, numbers), members in alike.items()]
+        for group in self.groups:
+            group.allocate(lib, in_place)
+        self.values = {p: s for g in self.groups for p, s in zip(g.parameters, g.slots[0], strict=True)}
+        self.gradients = {p: s for g in self.groups for p, s in zip(g.parameters, g.slots[1], strict=True)}
+        #: Parameters whose update a product does: they have no gradient to show.
+        self.folded: set[Parameter] = set()
+        self.attach()
+        #: Frozen parameters' arrays are read where they are; kernels want their rows side by side.
+        self.frozen = {p: p.value for p in parameters if p.frozen}
+        for p, array in self.frozen.items():
+            readable = np.ascontiguousarray(array) if in_place else array
+            self.values[p] = Slot(f"{p.name}'s value", p.shape, array.dtype, readable, fixed=in_place)
+
+    def is_current(self, parameters: Sequence[Parameter]) -> bool:
+        """Whether its groups are still the right ones: what is frozen, and the optimizer's state, may change."""
+        if any(
+            p.frozen != (p in self.frozen) or (p.frozen and p.value is not self.frozen[p]) for p in parameters
+        ):
+            return False
+        if self.asks_optimizer:
+            return True
+        here = {p: (group.steps, group.width) for group in self.groups for p in group.parameters}
+        width = 2 + self.optimizer.arrays
+        return all(here[p] == (self.optimizer.state_of(p).numbers, width) for p in parameters if not p.frozen)
+
+    def attach(self) -> None:
+        """Take in values and state that were assigned from outside; what is the store's own already stays."""
+        self._take_values()
+        for group in () if self.asks_optimizer else self.groups:
+            columns = zip(*group.slots[2:], strict=True) if group.width > 2 else [()] * len(group.parameters)
+            for parameter, slots in zip(group.parameters, columns, strict=True):
+                state = self.optimizer.state_of(parameter)
+                for slot, array in zip(slots, state.arrays, strict=True):
+                    self._take(slot, array)
+                self.optimizer.state[parameter] = State(tuple(s.array for s in slots), state.numbers)
+
+    @staticmethod
+    def _take(slot: Slot, array: Any) -> None:
+        if slot.array is not array:
+            slot.put(array)
+
+    def advance(self) -> None:
+        """Before each step."""
+        if not self.asks_optimizer:
+            for group in self.groups:
+                group.advance()
+            self.optimizer.steps += 1
+
+    def ask_optimizer(self) -> None:
+        """One step by the optimizer's own method, from gradients to values."""
+        for parameter, slot in self.gradients.items():
+            parameter.grad = slot.array
+        self.optimizer.step(self.parameters)
+        self._take_values()
+
+    def _take_values(self) -> None:
+        for group in self.groups:
+            for parameter, slot in zip(group.parameters, group.slots[0], strict=True):
+                self._take(slot, parameter.value)
+                parameter.value = slot.array
+
+    def publish(self) -> None:
+        """After a step that made fresh arrays, and after the last one in place."""
+        for group in self.groups:
+            columns = list(zip(*group.slots, strict=True))
+            for parameter, (value, gradient, *state) in zip(group.parameters, columns, strict=True):
+                parameter.value = value.array
+                if parameter in self.folded:
+                    parameter.fold_gradient()
+                else:
+                    parameter.grad = gradient.array
+                if not self.asks_optimizer:
+                    self.optimizer.state[parameter] = State(tuple(s.array for s in state), group.steps)
+
+    def snapshot(self, into: Any = None) -> Any:
+        """Values, state and the optimizer's own numbers as they are now; buffers are copied, over an older copy."""
+        if not self.in_place:
+            kept: Any = [
+                [s.array for s in slots] for g in self.groups for slots in (g.slots[0], *g.slots[2:])
+            ]
+        else:
+            flats = [flat for g in self.groups for flat in (g.flat[0], *g.flat[2:])]
+            kept = [np.empty_like(flat) for flat in flats] if into is None else into[0]
+            for copy, flat in zip(kept, flats, strict=True):
+                np.copyto(copy, flat)
+        return kept, [group.steps for group in self.groups], self.optimizer.snapshot()
+
+    def restore(self, snapshot: Any) -> None:
+        """Back to a snapshot, parameters and optimizer too."""
+        kept, steps, before = snapshot
+        if self.in_place:
+            flats = [flat for g in self.groups for flat in (g.flat[0], *g.flat[2:])]
+            for copy, flat in zip(kept, flats, strict=True):
+                np.copyto(flat, copy)
+        else:
+            rows = [slots for g in self.groups for slots in (g.slots[0], *g.slots[2:])]
+            for arrays, slots in zip(kept, rows, strict=True):
+                for array, slot in zip(arrays, slots, strict=True):
+                    slot.array = array
+        for group, numbers in zip(self.groups, steps, strict=True):
+            group.steps = numbers
+        self.optimizer.restore(before)
+        self.publish()
