@@ -16,7 +16,7 @@ types: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev
-	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/xnn bench
 
 wheel: .venv/dev
 	$(BIN)/python .ci/wheel.py

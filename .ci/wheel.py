@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as scratch:
     venv.create(work / "env", with_pip=True)
     python = work / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
     run(python, "-m", "pip", "install", "-q", wheel)
-    expected = modules(ROOT / "backends", "xnn.backends")
+    expected = modules(ROOT / "backends", "xnn.backends") | modules(ROOT / "benchmarks", "xnn.benchmarks")
     for folder in ("xnn", "xnn/ops", "xnn/layers", "xnn/data"):
         expected |= {
             f"{folder.replace('/', '.')}.{p.stem}".removesuffix(".__init__")
@@ -53,8 +53,10 @@ with tempfile.TemporaryDirectory() as scratch:
     installed = modules(home, "xnn")
     assert installed == expected, f"missing {expected - installed}, unexpected {installed - expected}"
     assert (home / "py.typed").exists()
-    assert not (home.parent / "backends").exists(), "a global package called backends"
+    for name in ("backends", "benchmarks"):
+        assert not (home.parent / name).exists(), f"a global package called {name}"
     for name in sorted(installed - {"xnn.__main__"}):
-        run(python, "-c", f"import {name}" if "cupy" not in name else "pass", cwd=work)
+        optional = "cupy" in name or "compiled" in name
+        run(python, "-c", "pass" if optional else f"import {name}", cwd=work)
     run(python, "-m", "xnn", "train", "--dataset", "synthetic", "--epochs", "1", "--quiet", cwd=work)
     print(f"{wheel.name}: {len(installed)} modules, as in the tree; xnn train runs")

@@ -36,7 +36,7 @@ FLOORS = {
         4: "graph autograd gradients fusion program",
         5: "layers losses optimizers schedules initializers metrics models store",
         6: "data stepper training history callbacks diagnosis checks info",
-        7: "cli commands __main__",
+        7: "cli commands benchmarks __main__",
     }.items()
     for part in parts.split()
 }
@@ -46,10 +46,14 @@ FLOORS = {
 def modules() -> dict[str, Path]:
     """Every module's name and file. backends/ is xnn.backends: the link of that name is not followed."""
     found = {}
-    for folder, package in ((ROOT / "xnn", ("xnn",)), (ROOT / "backends", ("xnn", "backends"))):
+    for folder, package in (
+        (ROOT / "xnn", ("xnn",)),
+        (ROOT / "backends", ("xnn", "backends")),
+        (ROOT / "benchmarks", ("xnn", "benchmarks")),
+    ):
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
-            if folder.name == "xnn" and parts[0] == "backends":
+            if folder.name == "xnn" and parts[0] in ("backends", "benchmarks"):
                 continue
             name = ".".join((*package, *parts)).removesuffix(".__init__")
             found[name] = path
@@ -504,7 +508,11 @@ def test_pyproject_lists_the_packages_of_the_tree():
     packages = {name for name, path in modules().items() if path.name == "__init__.py"}
     assert set(table["packages"]) == packages
     assert len(table["packages"]) == len(packages)
-    assert table["package-dir"] == {"xnn": "xnn", "xnn.backends": "backends"}
+    assert table["package-dir"] == {
+        "xnn": "xnn",
+        "xnn.backends": "backends",
+        "xnn.benchmarks": "benchmarks",
+    }
     # A folder of modules without an __init__.py would be in no wheel.
     assert {path.parent for path in modules().values()} == {
         modules()[package].parent for package in table["packages"]

@@ -56,6 +56,7 @@ def main() -> None:
     xnn train --save digits.safetensors
     xnn predict digits.safetensors mnist
     xnn info --probe                  what works here, and why the rest does not
+    xnn bench                         time per step, beside the matrix products alone
     xnn check                         gradients and backends, checked
     """
 
@@ -196,6 +197,41 @@ def info(as_json: bool, probe: bool) -> None:
                 click.echo(f"{key}: {', '.join(f'{k} {v}' for k, v in entry.items())}")
         else:
             click.echo(f"{key}: {value}")
+
+
+@main.command()
+@click.option(
+    "--backend", "backends", multiple=True, metavar="NAME", help="Time this one; default: all that run here."
+)
+@click.option(
+    "--preset",
+    default="article",
+    show_default=True,
+    metavar="NAME",
+    help="article, medium, large, ciresan, or targets: five pairs of network and batch.",
+)
+@click.option("--batch-sizes", default="32,128,512", show_default=True, callback=_widths, metavar="N,N,...")
+@click.option(
+    "--peers", default="", metavar="NAME,...", help="torch, jax, sklearn, ..., or all; as far as installed."
+)
+@click.option("--threads", type=click.IntRange(1), help="For everybody; default: all cores.")
+@click.option(
+    "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Turns of each contestant."
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write figures and environment to FILE.")
+def bench(**options: Any) -> None:
+    """Time a training step of xnn beside its matrix products alone, and beside other libraries.
+
+    Contestants take turns, each in its own process. A figure is shown only if the run learned and its
+    losses agree with the others'.
+
+    \b
+    xnn bench
+    xnn bench --preset targets --peers all --json results.json
+    """
+    from xnn.commands import bench_command
+
+    bench_command(**options)
 
 
 @main.command()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend, admit, numerics
-from xnn.backends.calls import as_number
+from xnn.backends.calls import KernelTable, as_number
 from xnn.backends.plan import execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
@@ -115,11 +115,9 @@ class Trainer:
             table, threads = lib.kernels(self.kernels), stack.enter_context(limit_threads(self.threads))
             history.plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             stack.enter_context(lib.guard())
-            # What does not fit is heard of now, before anything has begun.
-            stepper = Stepper(
-                lib, table, self.model, self.loss, self.optimizer, [metric for _, metric in self.metrics], batches,
-                any(callback.needs_gradients for callback in self.callbacks),
-            )  # fmt: skip
+            stepper = self.stepper(
+                batches, table
+            )  # what does not fit is heard of now, before anything has begun
             interrupted = stack.enter_context(_interruptible())
             stack.callback(self.model.forget)
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
@@ -154,6 +152,20 @@ class Trainer:
         with limit_threads(self.threads), lib.guard():
             batches = Batches(self._prepare(data, "evaluation"), batch_size, shuffle=False)
             return self._evaluate(lib, batches, self.metrics)
+
+    def stepper(self, batches: Batches, table: KernelTable | None = None) -> Stepper:
+        """What takes the steps of a fit over these batches; `table` is by default the one of `kernels`."""
+        lib = self.model.backend
+        return Stepper(
+            lib,
+            table or lib.kernels(self.kernels),
+            self.model,
+            self.loss,
+            self.optimizer,
+            [metric for _, metric in self.metrics],
+            batches,
+            any(callback.needs_gradients for callback in self.callbacks),
+        )
 
     def _epoch(
         self,

@@ -1,0 +1,190 @@
+"""xnn as a contestant: the Trainer's own loop, with the order and the first weights that everybody gets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xnn import losses, optimizers
+from xnn.backends import Purpose, Stream, get_backend
+from xnn.backends import backend as use
+from xnn.benchmarks.peers import PEERS, Peer, set_threads
+from xnn.data import Batches
+from xnn.errors import OptionError
+from xnn.history import History
+from xnn.initializers import Glorot
+from xnn.models import mlp
+from xnn.training import Trainer
+
+__all__ = ["Task", "make", "names", "network_flops"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What everybody is given: widths, batch, as many rows of images and labels, and the same first weights."""
+
+    widths: tuple[int, ...]
+    batch: int
+    rows: int
+    dataset: str = "synthetic"
+    seed: int = 0
+    learning_rate: float = 0.1
+
+    def data(self) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 images (rows, inputs) and int64 labels; images repeat where the data set has fewer."""
+        from xnn.data import load, synthetic_digits
+
+        if self.dataset == "synthetic":
+            x, y = synthetic_digits(min(self.rows, 10_000))
+        else:
+            x, y = load(self.dataset).x_train, load(self.dataset).y_train
+        rows = np.arange(self.rows) % len(x)
+        return np.ascontiguousarray(x[rows]), y[rows].astype(np.int64)
+
+    def weights(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Glorot normal weights (inputs, outputs) and zero biases, float32."""
+        shapes = list(itertools.pairwise(self.widths))
+        draw = Glorot()
+        w = [
+            draw(Stream(self.seed, Purpose.WEIGHTS, i), shape).astype(np.float32)
+            for i, shape in enumerate(shapes)
+        ]
+        return w, [np.zeros(n, np.float32) for _, n in shapes]
+
+
+def network_flops(widths: Sequence[int], batch: int) -> int:
+    """Floating-point operations of a step's matrix products: forward, weight gradients, and input gradients but
+    the data's.
+    """
+    products = [2 * batch * a * b for a, b in itertools.pairwise(widths)]
+    return 3 * sum(products) - products[0]
+
+
+class _Given(Batches):
+    """Batches in an order that the caller drew."""
+
+    given: np.ndarray
+
+    def order(self, epoch: int) -> np.ndarray:
+        return self.given
+
+    def numbers(self, epoch: int) -> Iterator[np.ndarray]:
+        yield from self.given.reshape(-1, self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.given) // self.batch_size
+
+
+@dataclass
+class _Losses(History):
+    """A history that keeps every step's loss."""
+
+    losses: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, losses: np.ndarray, samples: int, seconds: float) -> None:
+        self.losses.append(losses)
+
+
+class Xnn(Peer):
+    """The Trainer's loop on one backend with one table of kernels; no metrics, as nobody else counts any."""
+
+    def __init__(
+        self,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray],
+        images: np.ndarray,
+        labels: np.ndarray,
+        batch: int,
+        learning_rate: float,
+        backend: str = "numpy",
+        kernels: str = "auto",
+    ) -> None:
+        widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
+        with use(backend):
+            self.model = mlp(widths[0], widths[1:-1], widths[-1], rescale=(1 / 255, 0.0))
+        self.lib = self.model.backend
+        arrays = [array for pair in zip(weights, biases, strict=True) for array in pair]
+        for parameter, array in zip(self.model.parameters(), arrays, strict=True):
+            parameter.value = self.lib.to_device(np.array(array))
+        optimizer = optimizers.SGD(learning_rate)
+        self.trainer = Trainer(
+            self.model, losses.SoftmaxCrossEntropy(), optimizer, metrics=[], kernels=kernels
+        )
+        self.data = tuple(self.lib.to_device(part) for part in (images, labels))
+        self.batches = _Given(self.data, batch)
+        self.stepper = self.trainer.stepper(self.batches)
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        """Whole batches of this order."""
+        size = self.batches.batch_size
+        self.batches.given = order[: len(order) // size * size]
+        history = _Losses()
+        with self.lib.guard():
+            self.trainer._epoch(self.lib, self.stepper, self.batches, history, (), lambda: False)
+        self.lib.synchronize()
+        return np.concatenate(history.losses)
+
+    def parameters(self) -> list[np.ndarray]:
+        """On the host."""
+        return [np.array(self.lib.to_host(p.value)) for p in self.model.parameters()]
+
+
+class DeviceGemm(Peer):
+    """The same products as peers.Gemm on any backend: the limit of a program that calls its matmul."""
+
+    def __init__(self, weights: Sequence[np.ndarray], biases: Any, images: Any, labels: Any, batch: int,
+                 learning_rate: float, backend: str) -> None:  # fmt: skip
+        self.lib, self.batch = get_backend(backend), batch
+        widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
+        rng = np.random.default_rng(0)
+        self.w = [self.lib.to_device(np.asarray(w)) for w in weights]
+        self.a = [self.lib.to_device(rng.standard_normal((batch, n), np.float32)) for n in widths]
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        """As many steps' products, and one wait for the device."""
+        xp, steps = self.lib.xp, len(order) // self.batch
+        for _ in range(steps):
+            for i, w in enumerate(self.w):
+                xp.matmul(self.a[i], w)
+            for i in reversed(range(len(self.w))):
+                xp.matmul(xp.matrix_transpose(self.a[i]), self.a[i + 1])
+                if i:
+                    xp.matmul(self.a[i + 1], xp.matrix_transpose(self.w[i]))
+        self.lib.synchronize()
+        return np.zeros(steps)
+
+    def parameters(self) -> list[np.ndarray]:
+        """The weights it was given."""
+        return [self.lib.to_host(w) for w in self.w]
+
+
+#: xnn's own entries: the backend, and the table of kernels.
+_OWN = {
+    "xnn-ops": ("numpy", "ops"),
+    "xnn-numpy": ("numpy", "numpy"),
+    "xnn-fast": ("numpy", "compiled"),
+    "xnn-cupy": ("cupy", "auto"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every contestant's name."""
+    return (*_OWN, "gemm-cupy", *PEERS)
+
+
+def make(name: str, task: Task, threads: int) -> Peer:
+    """The contestant of this name. Raises MissingExtraError, BackendUnavailableError or OptionError."""
+    given = (*task.weights(), *task.data(), task.batch, task.learning_rate)
+    if name in _OWN:
+        backend, kernels = _OWN[name]
+        return Xnn(*given, backend=backend, kernels=kernels)
+    if name == "gemm-cupy":
+        return DeviceGemm(*given, backend="cupy")
+    if name not in PEERS:
+        raise OptionError(f"no contestant is called {name!r}; there are {', '.join(names())}")
+    set_threads(name, threads)
+    return PEERS[name](*given)

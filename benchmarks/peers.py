@@ -1,0 +1,400 @@
+"""What xnn is timed against: one class per contestant, each as its framework does it best on a CPU.
+
+All train the same MLP: ReLU between dense layers, softmax cross-entropy, plain SGD, float32, whole batches in
+the order the caller draws. A contestant imports its framework when it is made, so that one process holds one
+framework. A variant that lost is named beside the one that won, where a reader might try it next.
+
+Threads: set_threads() for PyTorch; for the rest an environment variable before the process starts:
+OMP_NUM_THREADS and OPENBLAS_NUM_THREADS (NumPy, scikit-learn, Thinc), NPROC (JAX). tinygrad uses one thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn.errors import MissingExtraError
+
+__all__ = ["PEERS", "Peer", "set_threads"]
+
+
+class Peer:
+    """One contestant, made of the first weights, (inputs, outputs), and biases, copied, and of the data.
+
+    Images are uint8 (n, inputs) and are scaled by 1/255 here, once; labels are int64 (n,).
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray],
+        images: np.ndarray,
+        labels: np.ndarray,
+        batch: int,
+        learning_rate: float,
+    ) -> None:
+        self.x: Any = np.divide(images, 255, dtype=np.float32)
+        self.y: Any = labels
+        self.batch = batch
+        self._build(list(weights), list(biases), learning_rate)
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        raise NotImplementedError
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        """Train on the len(order) // batch whole batches of these rows; each step's loss, float64."""
+        raise NotImplementedError
+
+    def parameters(self) -> list[np.ndarray]:
+        """Copies of w0, b0, w1, b1, ...; weights are (inputs, outputs)."""
+        raise NotImplementedError
+
+
+def set_threads(name: str, threads: int) -> None:
+    """Threads of a contestant whose framework is told from inside; call it before making the contestant."""
+    if name.startswith("torch"):
+        _need("torch").set_num_threads(threads)
+
+
+def _need(module: str, package: str = "") -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = package or module.partition(".")[0]
+        raise MissingExtraError(f"this contestant needs {package}: pip install {package}") from error
+
+
+def _interleaved(weights: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
+    return [array for pair in zip(weights, biases, strict=True) for array in pair]
+
+
+def _batches(order: np.ndarray, batch: int) -> np.ndarray:
+    """The rows of each whole batch, (steps, batch)."""
+    steps = len(order) // batch
+    return order[: steps * batch].reshape(steps, batch)
+
+
+class Torch(Peer):
+    """PyTorch, eager: nn.Sequential and the fused SGD (foreach and the plain loop are a little slower)."""
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        torch = self.torch = _need("torch")
+        stack: list[Any] = []
+        for w, b in zip(weights, biases, strict=True):
+            dense = torch.nn.Linear(*w.shape)
+            with torch.no_grad():
+                dense.weight.copy_(torch.from_numpy(w.T.copy()))
+                dense.bias.copy_(torch.from_numpy(b.copy()))
+            stack += [dense, torch.nn.ReLU()]
+        self.net = torch.nn.Sequential(*stack[:-1])
+        self.loss = torch.nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=learning_rate, fused=True)
+        self.x, self.y = torch.from_numpy(self.x), torch.tensor(self.y)
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        losses = []
+        for rows in self.torch.from_numpy(_batches(order, self.batch)):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.loss(self.net(self.x.index_select(0, rows)), self.y.index_select(0, rows))
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.item())
+        return np.array(losses)
+
+    def parameters(self) -> list[np.ndarray]:
+        return [p.detach().numpy().T.copy() for p in self.net.parameters()]
+
+
+class TorchCompile(Peer):
+    """torch.compile of the whole step as one graph, called from C++.
+
+    Slower: the wrapper in Python, the default; a compiled module with backward() and the optimizer around it.
+    With max_autotune it is as fast and compiles for longer.
+    """
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        torch = self.torch = _need("torch")
+        functional = torch.nn.functional
+        self.x, self.y = torch.from_numpy(self.x), torch.tensor(self.y)
+        self.p = [torch.from_numpy(a.T.copy()) for a in _interleaved(weights, biases)]
+
+        def loss(p: list[Any], x: Any, y: Any) -> Any:
+            for i in range(0, len(p), 2):
+                x = functional.linear(functional.relu(x) if i else x, p[i], p[i + 1])
+            return functional.cross_entropy(x, y)
+
+        def step(p: list[Any], images: Any, labels: Any, rows: Any) -> Any:
+            gradients, value = torch.func.grad_and_value(loss)(p, images[rows], labels[rows])
+            for parameter, gradient in zip(p, gradients, strict=True):
+                parameter.sub_(gradient, alpha=learning_rate)
+            return value
+
+        self.step = torch.compile(step, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        rows = self.torch.from_numpy(_batches(order, self.batch))
+        return np.array([self.step(self.p, self.x, self.y, r).item() for r in rows])
+
+    def parameters(self) -> list[np.ndarray]:
+        return [p.numpy().T.copy() for p in self.p]
+
+
+class Jax(Peer):
+    """JAX: one jitted step with donated parameters, called from a Python loop; losses fetched at the end."""
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        jax = self.jax = _need("jax")
+        jnp = _need("jax.numpy")
+        self.p = [(jnp.array(w), jnp.array(b)) for w, b in zip(weights, biases, strict=True)]
+        self.x, self.y = jnp.array(self.x), jnp.array(self.y, jnp.int32)
+
+        def loss(p: Any, x: Any, y: Any) -> Any:
+            for w, b in p[:-1]:
+                x = jax.nn.relu(x @ w + b)
+            logs = jax.nn.log_softmax(x @ p[-1][0] + p[-1][1])
+            return -jnp.take_along_axis(logs, y[:, None], axis=1).mean()
+
+        def step(p: Any, images: Any, labels: Any, rows: Any) -> Any:
+            value, gradients = jax.value_and_grad(loss)(p, images[rows], labels[rows])
+            return jax.tree.map(lambda a, g: a - learning_rate * g, p, gradients), value
+
+        def scan(p: Any, images: Any, labels: Any, batches: Any) -> Any:
+            return jax.lax.scan(lambda p, rows: step(p, images, labels, rows), p, batches)
+
+        self.step, self.scan = jax.jit(step, donate_argnums=0), jax.jit(scan, donate_argnums=0)
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        losses = []
+        for rows in _batches(order.astype(np.int32), self.batch):
+            self.p, loss = self.step(self.p, self.x, self.y, rows)
+            losses.append(loss)
+        return np.array(self.jax.device_get(losses), dtype=np.float64)
+
+    def parameters(self) -> list[np.ndarray]:
+        return [np.array(a) for pair in self.p for a in pair]
+
+
+class JaxScan(Jax):
+    """JAX: one jitted lax.scan over an epoch. It is compiled anew for every other number of batches."""
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        batches = _batches(order.astype(np.int32), self.batch)
+        self.p, losses = self.scan(self.p, self.x, self.y, batches)
+        return np.array(losses, dtype=np.float64)
+
+
+class Sklearn(Peer):
+    """scikit-learn's MLPClassifier by partial_fit, which tells only an epoch's mean loss: it is repeated."""
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        self.model = _need("sklearn.neural_network", "scikit-learn").MLPClassifier(
+            [w.shape[1] for w in weights[:-1]],
+            solver="sgd",
+            momentum=0,
+            nesterovs_momentum=False,
+            alpha=0,
+            learning_rate="constant",
+            learning_rate_init=learning_rate,
+            batch_size=self.batch,
+            shuffle=False,
+        )
+        classes, n = np.arange(weights[-1].shape[1]), self.batch
+        self.model.partial_fit(self.x[:n], self.y[:n], classes=classes)  # makes coefs_ and intercepts_
+        for made, given in zip(self.model.coefs_ + self.model.intercepts_, [*weights, *biases], strict=True):
+            made[...] = given
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        batches = _batches(order, self.batch)
+        self.model.partial_fit(self.x[batches.ravel()], self.y[batches.ravel()])
+        return np.full(len(batches), self.model.loss_)
+
+    def parameters(self) -> list[np.ndarray]:
+        return [a.copy() for a in _interleaved(self.model.coefs_, self.model.intercepts_)]
+
+
+class Thinc(Peer):
+    """Thinc: a chain of layers on NumpyOps; the loss by hand, for Thinc's gives the gradient only.
+
+    With NumPy's BLAS: Thinc's default, BLIS on one thread, wins at batch 32 and loses above.
+    """
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        thinc = _need("thinc.api")
+        shapes = [w.shape for w in weights]
+        with thinc.use_ops("numpy", use_blis=False):
+            hidden = [thinc.Relu(nI=n, nO=m) for n, m in shapes[:-1]]
+            self.model = thinc.chain(*hidden, thinc.Softmax(nI=shapes[-1][0], nO=shapes[-1][1])).initialize()
+        for layer, w, b in zip(self.model.layers, weights, biases, strict=True):
+            layer.set_param("W", w.T.copy())
+            layer.set_param("b", b.copy())
+        self.optimizer = thinc.SGD(learning_rate, L2=0.0, grad_clip=0.0, use_averages=False)
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        losses, columns = [], np.arange(self.batch)
+        for rows in _batches(order, self.batch):
+            labels = self.y[rows]
+            p, backprop = self.model.begin_update(self.x[rows])
+            losses.append(-np.log(p[columns, labels]).mean())
+            p[columns, labels] -= 1
+            p /= self.batch
+            backprop(p)
+            self.model.finish_update(self.optimizer)
+        return np.array(losses, dtype=np.float64)
+
+    def parameters(self) -> list[np.ndarray]:
+        return [layer.get_param(name).T.copy() for layer in self.model.layers for name in ("W", "b")]
+
+
+class Tinygrad(Peer):
+    """tinygrad on its CPU device, which needs clang: a TinyJit step told by a Variable which batch it is.
+
+    Rows given to each step as a tensor, and a loss fetched by each, take twice as long; BEAM=2 gains nothing.
+    """
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        tinygrad, nn = _need("tinygrad"), _need("tinygrad.nn")
+        if shutil.which(clang := os.environ.get("CC", "clang")) is None:
+            raise MissingExtraError(f"tinygrad's CPU device needs a C compiler, {clang}: apt install clang")
+        _need("tinygrad.helpers").DEV.value = "CPU"
+        tensor = self.tensor = tinygrad.Tensor
+        batch, steps = self.batch, len(self.y) // self.batch
+        self.x, self.y = tensor(self.x).realize(), tensor(self.y.astype(np.int32)).realize()
+        self.layers = [nn.Linear(*w.shape) for w in weights]
+        for layer, w, b in zip(self.layers, weights, biases, strict=True):
+            layer.weight, layer.bias = tensor(w.T.copy()).realize(), tensor(b.copy()).realize()
+        optimizer = nn.optim.SGD(nn.state.get_parameters(self.layers), lr=learning_rate)
+        self.order = tensor.zeros(steps * batch, dtype="int").contiguous().realize()
+        self.losses = tensor.zeros(steps).contiguous().realize()
+        self.number = tinygrad.Variable("number", 0, steps - 1)
+
+        def step(k: Any) -> None:
+            with tinygrad.Context(TRAINING=1):
+                rows = self.order.shrink(((k * batch, k * batch + batch),)).contiguous()
+                x = self.layers[0](self.x[rows])
+                for layer in self.layers[1:]:
+                    x = layer(x.relu())
+                optimizer.zero_grad()
+                loss = x.sparse_categorical_crossentropy(self.y[rows]).backward()
+                kept = self.losses.shrink(((k, k + 1),)).assign(loss.reshape(1))
+                kept.realize(*optimizer.schedule_step())
+
+        self.step = tinygrad.TinyJit(step)
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        rows = _batches(order.astype(np.int32), self.batch)
+        self.order.shrink(((0, rows.size),)).assign(self.tensor(rows.ravel())).realize()
+        for k in range(len(rows)):
+            self.step(self.number.bind(k))
+        return np.array(self.losses.numpy()[: len(rows)], dtype=np.float64)
+
+    def parameters(self) -> list[np.ndarray]:
+        return [a.numpy().T.copy() for layer in self.layers for a in (layer.weight, layer.bias)]
+
+
+class Numpy(Peer):
+    """NumPy by hand, almost nothing allocated in a step, all parameters in one array with one update.
+
+    Logits are (classes, batch), so that reductions run along whole vectors; the last gradient is scaled by
+    learning_rate / batch, so that every other one comes out as the update to subtract.
+    """
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        batch, self.scale = self.batch, np.float32(learning_rate / self.batch)
+        first = _interleaved(weights, biases)
+        self.flat = np.concatenate([a.ravel() for a in first])
+        self.update, cuts = np.empty_like(self.flat), np.cumsum([a.size for a in first])[:-1]
+        self.p, d = (
+            [part.reshape(a.shape) for part, a in zip(np.split(flat, cuts), first, strict=True)]
+            for flat in (self.flat, self.update)
+        )
+        self.w, self.b, self.dw, self.db = self.p[::2], self.p[1::2], d[::2], d[1::2]
+        self.a = [np.empty((batch, len(w)), np.float32) for w in weights]
+        self.da, self.zeros = [np.empty_like(a) for a in self.a], [np.zeros_like(a) for a in self.a]
+        self.mask = [np.empty(a.shape, np.bool) for a in self.a]
+        self.wt, self.at = [w.T for w in self.w], [a.T for a in self.a]
+        self.z = np.empty((weights[-1].shape[1], batch), np.float32)
+        self.total, self.picked, self.ones = (np.ones(batch, np.float32) for _ in range(3))
+        self.columns, self.labels = np.arange(batch), np.empty(batch, np.int64)
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        return np.array([self._step(rows) for rows in _batches(order, self.batch)])
+
+    def _step(self, rows: np.ndarray) -> float:
+        w, a, wt, at, z, total = self.w, self.a, self.wt, self.at, self.z, self.total
+        self.x.take(rows, axis=0, out=a[0], mode="clip")  # "raise" would buffer the output
+        for i in range(1, len(w)):
+            np.matmul(a[i - 1], w[i - 1], out=a[i])
+            np.add(a[i], self.b[i - 1], out=a[i])
+            np.maximum(a[i], self.zeros[i], out=a[i])  # a scalar 0 takes three times as long
+        np.matmul(wt[-1], at[-1], out=z)
+        np.add(z, self.b[-1][:, None], out=z)
+        np.subtract(z, np.maximum.reduce(z, axis=0, out=total), out=z)
+        flat, labels = z.reshape(-1), self.y.take(rows, out=self.labels, mode="clip")
+        np.add(np.multiply(labels, self.batch, out=labels), self.columns, out=labels)
+        flat.take(labels, out=self.picked, mode="clip")
+        np.add.reduce(np.exp(z, out=z), axis=0, out=total)
+        np.multiply(z, self.scale / total, out=z)
+        flat[labels] -= self.scale
+        np.subtract(np.log(total, out=total), self.picked, out=total)
+        g = z.T
+        for i in range(len(w) - 1, -1, -1):
+            np.matmul(at[i], g, out=self.dw[i])
+            np.matmul(self.ones, g, out=self.db[i])
+            if i:
+                g = np.matmul(g, wt[i], out=self.da[i])
+                np.multiply(g, np.greater(a[i], 0, out=self.mask[i]), out=g)
+        np.subtract(self.flat, self.update, out=self.flat)
+        return float(total.dot(self.ones)) / self.batch
+
+    def parameters(self) -> list[np.ndarray]:
+        return [a.copy() for a in self.p]
+
+
+class Gemm(Peer):
+    """A step's matrix products and nothing else: the limit of a NumPy program through the same BLAS.
+
+    It works on fixed random numbers, learns nothing and reports zeros.
+    """
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        rng = np.random.default_rng(0)
+        self.first = [a.copy() for a in _interleaved(weights, biases)]
+        widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
+        self.w = [rng.standard_normal(w.shape, np.float32) for w in weights]
+        self.a, self.da = (
+            [rng.standard_normal((self.batch, n), np.float32) for n in widths] for _ in range(2)
+        )
+        self.dw, self.out = [np.empty_like(w) for w in self.w], [np.empty_like(a) for a in self.a]
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        w, a, da, out = self.w, self.a, self.da, self.out
+        steps = len(order) // self.batch
+        for _ in range(steps):
+            for i in range(len(w)):
+                np.matmul(a[i], w[i], out=out[i + 1])
+            for i in reversed(range(len(w))):
+                np.matmul(a[i].T, da[i + 1], out=self.dw[i])
+                if i:
+                    np.matmul(da[i + 1], w[i].T, out=out[i])
+        return np.zeros(steps)
+
+    def parameters(self) -> list[np.ndarray]:
+        return [a.copy() for a in self.first]
+
+
+PEERS: dict[str, type[Peer]] = {
+    "torch": Torch,
+    "torch-compile": TorchCompile,
+    "jax": Jax,
+    "jax-scan": JaxScan,
+    "sklearn": Sklearn,
+    "thinc": Thinc,
+    "tinygrad": Tinygrad,
+    "numpy": Numpy,
+    "gemm": Gemm,
+}
