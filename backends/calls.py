@@ -31,7 +31,7 @@ import numpy as np
 
 from xnn.ops.op import backward_of, forward_of
 
-__all__ = ["Call", "Cursor", "KernelTable", "Slot", "as_number", "bind", "interpret"]
+__all__ = ["Call", "Cursor", "KernelTable", "Runnable", "Slot", "as_number", "bind", "interpret"]
 
 Runnable = Callable[[], None]
 

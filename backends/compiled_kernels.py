@@ -267,9 +267,3 @@ def _stretch(parts: list[Rows]) -> Runnable:
 
     step.arrays = [array for part in parts for array in part.arrays]  # type: ignore[attr-defined] # kept alive
     return step
-
-
-def compile_now() -> None:
-    """Compile for both dtypes, or load what an earlier process compiled, before a run is timed."""
-    for dtype in (np.float32, np.float64):
-        run(np.zeros((0, WIDTH), np.int64), np.zeros(10, dtype))

@@ -73,9 +73,8 @@ class NumpyBackend(Backend):
         try:
             return importlib.import_module("xnn.backends.compiled_kernels").CompiledTable()  # type: ignore[no-any-return]
         except (ImportError, BackendUnavailableError) as error:
-            if (
-                name == "auto"
-            ):  # such as a Numba that does not know this NumPy yet: the plan names what is used
+            # Such as a Numba that does not know this NumPy yet; the plan names what is used.
+            if name == "auto":
                 return self.kernels("numpy")
             if isinstance(error, BackendUnavailableError):
                 raise

@@ -7,14 +7,13 @@ Gradients are changed in place: a gradient has one reader, the call that turns i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from xnn import ops
 from xnn.backends.blas import gemm
-from xnn.backends.calls import Call, KernelTable
+from xnn.backends.calls import Call, KernelTable, Runnable
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
@@ -23,7 +22,6 @@ __all__ = [
     "serves_update",
 ]  # fmt: skip
 
-Runnable = Callable[[], None]
 _SIGNED = {4: np.int32, 8: np.int64}
 
 

@@ -44,9 +44,7 @@ def limit_threads(threads: int | None) -> Iterator[int]:
         yield allowed
 
 
-def execution_plan(
-    lib: Backend, dtype: str, batch_size: int, threads: int, kernels: str = "ops"
-) -> dict[str, Any]:
+def execution_plan(lib: Backend, dtype: str, batch_size: int, threads: int, kernels: str) -> dict[str, Any]:
     """All that the numbers of a fast run depend on; the same plan gives the same bits."""
     blas = [f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas_libraries()]
     return {

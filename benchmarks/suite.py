@@ -21,7 +21,7 @@ import numpy as np
 
 from xnn.backends.plan import blas_libraries
 from xnn.benchmarks.contestants import Task, network_flops
-from xnn.errors import BackendUnavailableError
+from xnn.errors import OptionError
 
 __all__ = ["NETWORKS", "TARGETS", "environment", "own_contestants", "run_task", "table"]
 
@@ -254,5 +254,5 @@ def own_contestants(backends: Sequence[str]) -> list[str]:
         elif name == "cupy":
             found += ["gemm-cupy", "xnn-cupy"]
         else:
-            raise BackendUnavailableError(f"the benchmark knows numpy and cupy, got {name!r}")
+            raise OptionError(f"the benchmark knows numpy and cupy, got {name!r}: choose one of them")
     return found

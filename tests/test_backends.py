@@ -453,7 +453,7 @@ def test_bad_thread_limits_are_refused(threads):
 
 
 def test_the_execution_plan_has_all_that_a_run_depends_on(lib):
-    found = plan.execution_plan(lib, "float32", 32, 1)
+    found = plan.execution_plan(lib, "float32", 32, 1, "ops")
     assert {
         "numerics": "fast",
         "backend": lib.name,
@@ -466,7 +466,7 @@ def test_the_execution_plan_has_all_that_a_run_depends_on(lib):
     }.items() <= found.items()
     assert found.keys() >= {"blas", "library", "device"}
     assert json.loads(json.dumps(found)) == found  # stored in records
-    assert found == plan.execution_plan(lib, "float32", 32, 1)
+    assert found == plan.execution_plan(lib, "float32", 32, 1, "ops")
 
 
 def test_the_execution_plan_names_the_blas():
@@ -474,5 +474,5 @@ def test_the_execution_plan_names_the_blas():
     found = plan.blas_libraries()
     if not found:
         pytest.skip("this NumPy's BLAS is unknown to threadpoolctl")
-    text = plan.execution_plan(get_backend("numpy"), "float32", 32, 1)["blas"]
+    text = plan.execution_plan(get_backend("numpy"), "float32", 32, 1, "ops")["blas"]
     assert all(str(library["internal_api"]) in text and str(library["version"]) in text for library in found)

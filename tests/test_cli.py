@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import xnn
 from xnn import losses, ops, optimizers
-from xnn.backends import backend_names
+from xnn.backends import backend_names, get_backend
 from xnn.checks import CASES
 from xnn.cli import main
 from xnn.data import Batches, load, synthetic_digits
@@ -367,6 +367,8 @@ def test_info_json(monkeypatch, tmp_path):
     assert facts["packages"]["numpy"] == np.__version__
     assert facts["backends"].keys() == set(backend_names())
     assert facts["plan"]["backend"] == "numpy"
+    assert facts["plan"]["kernels"] == get_backend("numpy").kernels().name  # what fit would use
+    assert facts["plan"]["fused"]
     assert facts["environment"]["XNN_DATA_HOME"] == str(tmp_path)
     assert "synthetic" in facts["data"]
 

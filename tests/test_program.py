@@ -296,6 +296,26 @@ class TestWhatUsersWrite:
             found.append(history["loss"])
         np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
 
+    def test_an_optimizer_that_says_no_rule(self, kernels):
+        """Only update, and a state of its own kind; a second fit goes on with it."""
+
+        class Heavy(optimizers.Optimizer):
+            def __init__(self):
+                super().__init__(0.02, 0.0)
+
+            def update(self, parameter):
+                velocity = np.float32(0.9) * self.state.get(parameter, np.float32(0)) + parameter.grad
+                self.state[parameter] = velocity
+                parameter.value = parameter.value - np.float32(self.learning_rate) * velocity
+
+        found = []
+        for table, rule in (("ops", optimizers.SGD(0.02, momentum=0.9)), (kernels, Heavy())):
+            model = network()
+            trainer, _ = train(model, rule, table, epochs=1)
+            trainer.fit((X, Y), batch_size=32, seed=5, progress=False)
+            found.append(weights(model))
+        assert np.max(np.abs(found[0] - found[1])) <= 1e-4 * np.max(np.abs(found[0]))
+
     def test_a_loss_of_their_own(self, kernels):
         class Half(losses.SoftmaxCrossEntropy):
             def apply(self, outputs, targets):

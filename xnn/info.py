@@ -29,7 +29,8 @@ def collect(probe: bool = False) -> dict[str, Any]:
         plan: Any = "--probe shows the plan on a GPU"
     else:
         try:
-            plan = execution_plan(current_backend(), "float32", 32, blas_threads())
+            lib = current_backend()
+            plan = execution_plan(lib, "float32", 32, blas_threads(), lib.kernels().name)
         except XnnError as error:
             plan = str(error)
     return {

@@ -26,12 +26,10 @@ __all__ = ["Program", "flatten"]
 
 
 class Program:
-    """Training steps on batches of one size: step(rows); loss and metrics of each are added to `records`.
+    """Training steps on batches of one size: step(rows).
 
-    feeds: the Inputs of samples and of targets, each with the data its batches are rows of. cost, outputs: the
-    nodes of the loss and of the model's outputs, whose graph holds values for one batch of that size. metrics:
-    functions of outputs and targets. keep_gradients: whether something reads gradients, so that none may be
-    folded away.
+    flat: the list from `flatten`, whose gather calls read `cursor`. keep_gradients: whether something reads
+    gradients, so that none may be folded away.
     """
 
     def __init__(
@@ -39,18 +37,12 @@ class Program:
         lib: Backend,
         table: KernelTable,
         store: Store,
-        feeds: Mapping[Input, Any],
-        outputs: Node,
-        cost: Node,
-        metrics: Sequence[Callable[..., Any]],
-        records: list[list[Any]],
+        flat: Sequence[Call],
+        cursor: Cursor,
         keep_gradients: bool = False,
     ) -> None:
-        self.store, self.records = store, records
-        size = next(iter(feeds)).value.shape[0]
-        self.cursor = Cursor(np.zeros(size, np.int64))
-        flat = flatten(lib, store, feeds, outputs, cost, metrics, self.cursor, records)
-        self.calls = fuse(flat, table, keep_gradients)
+        self.store, self.cursor = store, cursor
+        self.calls = fuse(list(flat), table, keep_gradients)
         folded = {
             id(slot) for call in self.calls if call.kind == "backward" and call.rule for slot in call.writes
         }
@@ -82,7 +74,12 @@ def flatten(
     cursor: Cursor,
     records: list[list[Any]],
 ) -> list[Call]:
-    """The unfused list: one call for each op's forward, each op's backward, each group's update."""
+    """The unfused list: one call for each op's forward, each op's backward, each group's update.
+
+    feeds: the Inputs of samples and of targets, each with the data its batches are rows of. cost, outputs: the
+    nodes of the loss and of the model's outputs, whose graph holds values for one batch of that size. metrics:
+    functions of outputs and targets. records: where the loss and each metric of every step are added.
+    """
     order = topological_sort(dict.fromkeys(feeds))
     for node in order:
         if node.op is not None and node.op.opaque:

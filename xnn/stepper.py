@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.backends.calls import KernelTable
+from xnn.backends.calls import Cursor, KernelTable
 from xnn.data import Batches
 from xnn.graph import Input
 from xnn.layers import Sequential
 from xnn.losses import Loss
 from xnn.metrics import Metric, accuracy
 from xnn.optimizers import Optimizer
-from xnn.program import Program
+from xnn.program import Program, flatten
 from xnn.store import Store
 
 __all__ = ["Stepper"]
@@ -58,17 +58,9 @@ class Stepper:
             if accuracy in self.metrics:
                 accuracy(self.lib.xp, outputs.value, y.value)
             feeds = dict(zip((x, y), self.batches.arrays, strict=True))
-            self.programs[size] = Program(
-                self.lib,
-                self.table,
-                self.store,
-                feeds,
-                outputs,
-                cost,
-                self.metrics,
-                self.records,
-                self.keep_gradients,
-            )
+            cursor = Cursor(rows)
+            flat = flatten(self.lib, self.store, feeds, outputs, cost, self.metrics, cursor, self.records)
+            self.programs[size] = Program(self.lib, self.table, self.store, flat, cursor, self.keep_gradients)
             self.model.forget()
         return self.programs[size]
 

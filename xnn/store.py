@@ -26,11 +26,14 @@ _ALIGNED = 16  # each parameter begins at a multiple of so many numbers: a cache
 class Group:
     """Parameters that take the same step: one dtype, one set of numbers. A kernel reads `options` or `numbers`."""
 
-    def __init__(self, optimizer: Optimizer, parameters: list[Parameter], steps: tuple[float, ...]) -> None:
+    def __init__(
+        self, optimizer: Optimizer, parameters: list[Parameter], steps: tuple[float, ...], by_rule: bool
+    ) -> None:
         self.optimizer, self.parameters, self.steps = optimizer, parameters, steps
-        self.width = 2 + optimizer.arrays
+        # An optimizer that is asked itself need not say what its rule wants.
+        self.width = 2 + (optimizer.arrays if by_rule else 0)
         self.in_place = False
-        self.options: dict[str, Any] = optimizer.options(steps)
+        self.options: dict[str, Any] = optimizer.options(steps) if by_rule else {}
         self.numbers = np.zeros(len(self.options))
         self.slots: list[list[Slot]] = []  # of values, of gradients, of each array of the state
         self.flat: list[Any] = []
@@ -59,6 +62,23 @@ class Group:
                 stretches.append((start, end))
         return [tuple(flat[start:end] for flat in self.flat) for start, end in stretches]
 
+    def columns(self) -> list[tuple[Parameter, Slot, Slot, list[Slot]]]:
+        """Each parameter with the slots of its value, its gradient and its state."""
+        return [
+            (p, value, gradient, state)
+            for p, (value, gradient, *state) in zip(
+                self.parameters, zip(*self.slots, strict=True), strict=True
+            )
+        ]
+
+    def changing(self) -> list[list[Slot]]:
+        """What a step changes: the slots of values and of each array of the state."""
+        return [self.slots[0], *self.slots[2:]]
+
+    def changing_flat(self) -> list[Any]:
+        """The same as flat buffers."""
+        return [self.flat[0], *self.flat[2:]]
+
     def allocate(self, lib: Backend, in_place: bool) -> None:
         """Slots for everything; in place also their buffers, as views of the flat ones."""
         self.in_place = in_place
@@ -67,12 +87,13 @@ class Group:
         self.slots = [[Slot(f"{p.name}'s {k}", p.shape, dtype) for p in self.parameters] for k in kinds]
         if not in_place:
             return
-        ends = np.cumsum([-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters])
+        padded = [-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters]
+        ends = np.cumsum(padded)
         self.flat = [lib.buffer((int(ends[-1]),), dtype) for _ in kinds]
         for flat, slots in zip(self.flat, self.slots, strict=True):
             flat[...] = 0
-            for slot, parameter, end in zip(slots, self.parameters, ends, strict=True):
-                start = int(end) - -(-parameter.size // _ALIGNED) * _ALIGNED
+            for slot, parameter, end, extent in zip(slots, self.parameters, ends, padded, strict=True):
+                start = int(end) - extent
                 slot.array = flat[start : start + parameter.size].reshape(parameter.shape)
                 slot.fixed = True
                 self.offsets[id(slot)] = start, int(end)
@@ -93,12 +114,17 @@ class Store:
         alike: dict[Any, list[Parameter]] = {}
         for p in parameters:
             if not p.frozen:
-                alike.setdefault((p.dtype, optimizer.state_of(p).numbers), []).append(p)
-        self.groups = [Group(optimizer, members, numbers) for (_, numbers), members in alike.items()]
+                numbers = () if self.asks_optimizer else optimizer.state_of(p).numbers
+                alike.setdefault((p.dtype, numbers), []).append(p)
+        self.groups = [
+            Group(optimizer, members, numbers, by_rule=not self.asks_optimizer)
+            for (_, numbers), members in alike.items()
+        ]
         for group in self.groups:
             group.allocate(lib, in_place)
-        self.values = {p: s for g in self.groups for p, s in zip(g.parameters, g.slots[0], strict=True)}
-        self.gradients = {p: s for g in self.groups for p, s in zip(g.parameters, g.slots[1], strict=True)}
+        columns = [column for group in self.groups for column in group.columns()]
+        self.values = {p: value for p, value, _, _ in columns}
+        self.gradients = {p: gradient for p, _, gradient, _ in columns}
         #: Parameters whose update a product does: they have no gradient to show.
         self.folded: set[Parameter] = set()
         self.attach()
@@ -124,8 +150,7 @@ class Store:
         """Take in values and state that were assigned from outside; what is the store's own already stays."""
         self._take_values()
         for group in () if self.asks_optimizer else self.groups:
-            columns = zip(*group.slots[2:], strict=True) if group.width > 2 else [()] * len(group.parameters)
-            for parameter, slots in zip(group.parameters, columns, strict=True):
+            for parameter, _, _, slots in group.columns():
                 state = self.optimizer.state_of(parameter)
                 for slot, array in zip(slots, state.arrays, strict=True):
                     self._take(slot, array)
@@ -152,15 +177,14 @@ class Store:
 
     def _take_values(self) -> None:
         for group in self.groups:
-            for parameter, slot in zip(group.parameters, group.slots[0], strict=True):
+            for parameter, slot, _, _ in group.columns():
                 self._take(slot, parameter.value)
                 parameter.value = slot.array
 
     def publish(self) -> None:
         """After a step that made fresh arrays, and after the last one in place."""
         for group in self.groups:
-            columns = list(zip(*group.slots, strict=True))
-            for parameter, (value, gradient, *state) in zip(group.parameters, columns, strict=True):
+            for parameter, value, gradient, state in group.columns():
                 parameter.value = value.array
                 if parameter in self.folded:
                     parameter.fold_gradient()
@@ -172,11 +196,9 @@ class Store:
     def snapshot(self, into: Any = None) -> Any:
         """Values, state and the optimizer's own numbers as they are now; buffers are copied, over an older copy."""
         if not self.in_place:
-            kept: Any = [
-                [s.array for s in slots] for g in self.groups for slots in (g.slots[0], *g.slots[2:])
-            ]
+            kept: Any = [[s.array for s in slots] for g in self.groups for slots in g.changing()]
         else:
-            flats = [flat for g in self.groups for flat in (g.flat[0], *g.flat[2:])]
+            flats = [flat for g in self.groups for flat in g.changing_flat()]
             kept = [np.empty_like(flat) for flat in flats] if into is None else into[0]
             for copy, flat in zip(kept, flats, strict=True):
                 np.copyto(copy, flat)
@@ -186,11 +208,11 @@ class Store:
         """Back to a snapshot, parameters and optimizer too."""
         kept, steps, before = snapshot
         if self.in_place:
-            flats = [flat for g in self.groups for flat in (g.flat[0], *g.flat[2:])]
+            flats = [flat for g in self.groups for flat in g.changing_flat()]
             for copy, flat in zip(kept, flats, strict=True):
                 np.copyto(flat, copy)
         else:
-            rows = [slots for g in self.groups for slots in (g.slots[0], *g.slots[2:])]
+            rows = [slots for g in self.groups for slots in g.changing()]
             for arrays, slots in zip(kept, rows, strict=True):
                 for array, slot in zip(arrays, slots, strict=True):
                     slot.array = array

@@ -115,9 +115,8 @@ class Trainer:
             table, threads = lib.kernels(self.kernels), stack.enter_context(limit_threads(self.threads))
             history.plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             stack.enter_context(lib.guard())
-            stepper = self.stepper(
-                batches, table
-            )  # what does not fit is heard of now, before anything has begun
+            # What does not fit is heard of now, before anything has begun.
+            stepper = self.stepper(batches, table)
             interrupted = stack.enter_context(_interruptible())
             stack.callback(self.model.forget)
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
