@@ -446,18 +446,52 @@ def test_no_thread_limit_changes_nothing():
         assert threads == plan.blas_threads() == before
 
 
+@pytest.fixture
+def four_threads(monkeypatch):
+    """As if BLAS might take four, and nobody had said how many it shall."""
+    monkeypatch.setattr(plan, "blas_threads", lambda: 4)
+    for name in plan.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_threads_by_the_rule(four_threads):
+    """One for each five million multiplications of a forward pass, as far as there are any."""
+    work = (0, 32 * 98_400, 9_999_999, 10_000_000, 128 * 98_400, 10**9)
+    assert [plan.choose_threads(None, w).count for w in work] == [1, 1, 1, 2, 2, 4]
+    assert "10,000,000 multiplications" in plan.choose_threads(None, 10_000_000).reason
+
+
+def test_threads_that_are_asked_for(four_threads, monkeypatch):
+    assert plan.choose_threads(3, 0) == plan.Threads(3, "asked for")
+    assert plan.choose_threads(9, 0) == plan.Threads(4, "limited to 4 already")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert plan.choose_threads(None, 0) == plan.Threads(4, "OMP_NUM_THREADS=4")
+    assert plan.choose_threads(2, 0).count == 2
+
+
+def test_threads_that_are_measured(four_threads):
+    times = {1: 0.003, 2: 0.001, 4: 0.002}
+    chosen = plan.choose_threads("auto", 10**9, times.__getitem__)
+    assert chosen.count == 2
+    assert "1: 3 ms, 2: 1 ms, 4: 2 ms" in chosen.reason
+
+
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
 def test_bad_thread_limits_are_refused(threads):
     with pytest.raises(errors.OptionError, match="positive integer"), plan.limit_threads(threads):
         pytest.fail("the block ran")
+    with pytest.raises(errors.OptionError, match="positive integer"):
+        plan.check_threads(threads)
 
 
 def test_the_execution_plan_has_all_that_a_run_depends_on(lib):
-    found = plan.execution_plan(lib, "float32", 32, 1, "ops")
+    threads = plan.Threads(1, "asked for")
+    found = plan.execution_plan(lib, "float32", 32, threads, "ops")
     assert {
         "numerics": "fast",
         "backend": lib.name,
         "threads": 1,
+        "threads_because": "asked for",
         "kernels": "ops",
         "fused": False,
         "dtype": "float32",
@@ -466,7 +500,7 @@ def test_the_execution_plan_has_all_that_a_run_depends_on(lib):
     }.items() <= found.items()
     assert found.keys() >= {"blas", "library", "device"}
     assert json.loads(json.dumps(found)) == found  # stored in records
-    assert found == plan.execution_plan(lib, "float32", 32, 1, "ops")
+    assert found == plan.execution_plan(lib, "float32", 32, threads, "ops")
 
 
 def test_the_execution_plan_names_the_blas():
@@ -474,5 +508,6 @@ def test_the_execution_plan_names_the_blas():
     found = plan.blas_libraries()
     if not found:
         pytest.skip("this NumPy's BLAS is unknown to threadpoolctl")
-    text = plan.execution_plan(get_backend("numpy"), "float32", 32, 1, "ops")["blas"]
+    lib = get_backend("numpy")
+    text = plan.execution_plan(lib, "float32", 32, plan.Threads(1, "asked for"), "ops")["blas"]
     assert all(str(library["internal_api"]) in text and str(library["version"]) in text for library in found)

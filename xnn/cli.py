@@ -72,6 +72,13 @@ def _widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple
     return widths
 
 
+def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    """A positive integer, or auto."""
+    if value is None or value == "auto":
+        return value
+    return int(click.IntRange(1)(value, parameter, ctx))
+
+
 def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--backend", metavar="NAME", help="numpy or cupy; default: XNN_BACKEND, else numpy.")(
         command
@@ -110,7 +117,10 @@ def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="Rate after each hidden layer.")
 @_backend_option
 @click.option(
-    "--threads", type=click.IntRange(1), help="BLAS threads at most; default: as the environment has it."
+    "--threads",
+    callback=_threads,
+    metavar="N|auto",
+    help="BLAS threads; auto measures. Default: OMP_NUM_THREADS, else a rule that xnn info shows.",
 )
 @click.option(
     "--kernels",

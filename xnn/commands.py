@@ -50,7 +50,7 @@ def train_command(
     epochs: int,
     seed: int,
     dropout: float,
-    threads: int | None,
+    threads: int | str | None,
     kernels: str,
     save: str | None,
     plot: str | None,

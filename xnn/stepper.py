@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ from xnn.program import Program, flatten
 from xnn.store import Store
 
 __all__ = ["Stepper"]
+
+_MEASURED_STEPS = 30
 
 
 class Stepper:
@@ -78,6 +82,21 @@ class Stepper:
         if program.draws:
             self.model.set_stream(self.batches.seed, number)
         program.step(rows)
+
+    def seconds_per_step(self, number: int) -> float:
+        """The median time of some steps on the first rows, which are taken back."""
+        rows = np.arange(min(self.batches.batch_size, self.batches.rows))
+        self.refresh()
+        times = []
+        with np.errstate(all="ignore"):
+            for _ in range(_MEASURED_STEPS):
+                start = time.perf_counter()
+                self.step(rows, number)
+                self.lib.synchronize()
+                times.append(time.perf_counter() - start)
+        self.take()
+        self.restore()
+        return statistics.median(times)
 
     def take(self) -> list[np.ndarray]:
         """Loss, then metrics, of every step since the last take, on the host as float64; waits for the device."""

@@ -34,7 +34,7 @@ class Group:
         self.width = 2 + (optimizer.arrays if by_rule else 0)
         self.in_place = False
         self.options: dict[str, Any] = optimizer.options(steps) if by_rule else {}
-        self.numbers = np.zeros(len(self.options))
+        self.numbers = np.array(tuple(self.options.values()), float)
         self.slots: list[list[Slot]] = []  # of values, of gradients, of each array of the state
         self.flat: list[Any] = []
         self.offsets: dict[int, tuple[int, int]] = {}
@@ -49,8 +49,10 @@ class Group:
     def advance(self) -> None:
         """Before each step: the numbers it is taken with."""
         self.steps = self.optimizer.advance(self.steps)
-        self.options = self.optimizer.options(self.steps)
-        self.numbers[:] = tuple(self.options.values())
+        options = self.optimizer.options(self.steps)
+        if options != self.options:
+            self.options = options
+            self.numbers[:] = tuple(options.values())
 
     def runs(self, call: Call) -> list[tuple[Any, ...]]:
         """The flat buffers' stretches that an update changes: value, gradient and state; neighbours are joined."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from xnn.backends import Backend, admit, numerics
 from xnn.backends.calls import KernelTable, as_number
-from xnn.backends.plan import execution_plan, limit_threads
+from xnn.backends.plan import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
 from xnn.diagnosis import Step, diagnose, finite
@@ -38,9 +38,11 @@ class Trainer:
     """Trains a model: fit, evaluate.
 
     metrics: names ("accuracy") or functions (xnn.metrics.Metric); the loss's usual ones if not given.
-    callbacks: xnn.callbacks.Callback. threads: a limit for BLAS while fit runs, never above one already
-    set; None leaves it alone. kernels: "auto" takes the fastest that are installed, "ops" runs the ops alone; on
-    the CPU also "numpy" and "compiled" (the extra `fast`).
+    callbacks: xnn.callbacks.Callback. threads: how many BLAS may use while fit runs, never more than a limit
+    already set; None takes what OMP_NUM_THREADS says, or else a fixed rule from batch size and weights
+    (xnn.backends.plan.choose_threads); "auto" measures, which may give other bits each time.
+    kernels: "auto" takes the fastest that are installed, "ops" runs the ops alone; on the CPU also "numpy" and
+    "compiled" (the extra `fast`).
     Each fit goes on where the last one ended: two of one epoch are one of two, bit for bit. An epoch that
     Ctrl-C cut short is not counted: the next fit begins it again.
     """
@@ -52,7 +54,7 @@ class Trainer:
         optimizer: Optimizer,
         metrics: Sequence[str | Metric] | str | Metric | None = None,
         callbacks: Sequence[Callback] = (),
-        threads: int | None = None,
+        threads: int | str | None = None,
         kernels: str = "auto",
     ) -> None:
         for name, value, kind in (
@@ -83,7 +85,7 @@ class Trainer:
                 f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
                 "take that layer away"
             )
-        self.threads, self.kernels = threads, kernels
+        self.threads, self.kernels = check_threads(threads), kernels
         self.epoch = self.step = 0  # done so far, over all fits
 
     def fit(
@@ -112,11 +114,12 @@ class Trainer:
         held_out = None if validation is None else self._prepare(validation, "validation")
         history = History()
         with ExitStack() as stack:
-            table, threads = lib.kernels(self.kernels), stack.enter_context(limit_threads(self.threads))
-            history.plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
+            table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             # What does not fit is heard of now, before anything has begun.
             stepper = self.stepper(batches, table)
+            threads = self._choose_threads(batches, stepper)
+            history.plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             interrupted = stack.enter_context(_interruptible())
             stack.callback(self.model.forget)
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
@@ -125,7 +128,8 @@ class Trainer:
                 stack.callback(watcher.on_fit_end, history)
             try:
                 for _ in range(epochs):
-                    entry = self._epoch(lib, stepper, batches, history, watchers, interrupted)
+                    with limit_threads(threads.count):
+                        entry = self._epoch(lib, stepper, batches, history, watchers, interrupted)
                     if entry is None:
                         break
                     if held_out is not None:
@@ -148,7 +152,7 @@ class Trainer:
         """The mean loss and metrics over data = (x, y), with the layers' inference behaviour."""
         numerics()
         lib = self.model.backend
-        with limit_threads(self.threads), lib.guard():
+        with lib.guard():
             batches = Batches(self._prepare(data, "evaluation"), batch_size, shuffle=False)
             return self._evaluate(lib, batches, self.metrics)
 
@@ -165,6 +169,17 @@ class Trainer:
             batches,
             any(callback.needs_gradients for callback in self.callbacks),
         )
+
+    def _choose_threads(self, batches: Batches, stepper: Stepper | None = None) -> Threads:
+        """For batches of this size; steps are measured only to train."""
+        weights = sum(p.size for p in self.model.parameters() if len(p.shape) > 1)
+
+        def measure(threads: int) -> float:
+            with limit_threads(threads):
+                return stepper.seconds_per_step(self.step)  # type: ignore[union-attr]
+
+        work = min(batches.batch_size, batches.rows) * weights
+        return choose_threads(self.threads, work, None if stepper is None else measure)
 
     def _epoch(
         self,
@@ -243,12 +258,13 @@ class Trainer:
         self, lib: Backend, batches: Batches, metrics: Sequence[tuple[str, Metric]]
     ) -> dict[str, float]:
         totals = np.zeros(1 + len(metrics))
-        for x, y in batches.epoch(0):
-            outputs, _ = self.model.apply(lib.to_device(x), training=False)
-            targets = lib.to_device(y)
-            value, _ = self.loss.apply(outputs, targets)
-            counted = _sums(lib, metrics, outputs, targets)
-            totals += [float(lib.to_host(value)) * x.shape[0], *(float(lib.to_host(c)) for c in counted)]
+        with limit_threads(self._choose_threads(batches).count):
+            for x, y in batches.epoch(0):
+                outputs, _ = self.model.apply(lib.to_device(x), training=False)
+                targets = lib.to_device(y)
+                value, _ = self.loss.apply(outputs, targets)
+                counted = _sums(lib, metrics, outputs, targets)
+                totals += [float(lib.to_host(value)) * x.shape[0], *(float(lib.to_host(c)) for c in counted)]
         means = totals / batches.rows
         return {
             "loss": float(means[0]),
