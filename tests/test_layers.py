@@ -475,3 +475,24 @@ def test_every_layer_is_a_row_of_the_export_table():
     assert {"Dense", "ReLU", "Sequential"} <= set(layers.__all__)
     for name in layers.__all__:
         assert getattr(layers, name).__doc__
+
+
+def test_a_parameter_that_two_layers_share_is_refused():
+    """Layer by layer the second gradient would overwrite the first."""
+
+    class Tied(layers.Dense):
+        def __init__(self, other):
+            super().__init__(3, 3)
+            self.own_parameters = other.own_parameters
+
+    one = layers.Dense(3, 3)
+    with pytest.raises(OptionError, match=r"0\.weight and 1\.weight are one parameter"):
+        Sequential(one, Tied(one), seed=0)
+
+
+def test_a_parameter_is_not_replaced():
+    """It would be another than the one that is trained and saved."""
+    layer = layers.Dense(2, 2)
+    with pytest.raises(OptionError, match=r"assign an array to \.weight\.value"):
+        layer.weight = np.ones((2, 2))
+    layer.weight.value = np.ones((2, 2), np.float32)

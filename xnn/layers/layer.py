@@ -126,6 +126,15 @@ class Layer:
         for k, parameter in enumerate(self.own_parameters):
             parameter.draw_from(Stream(seed or 0, Purpose.WEIGHTS, 0, k))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A parameter stays the layer's: what is trained and saved is the one it was built with."""
+        if isinstance(self.__dict__.get(name), Parameter):
+            raise OptionError(
+                f"{type(self).__name__}.{name} is a Parameter and stays: assign an array to .{name}.value, got "
+                f"{repr(value)[:60]}"
+            )
+        super().__setattr__(name, value)
+
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("xnn.layers.") and not cls.__name__.startswith("_"):
             Layer.own[cls.__name__] = cls

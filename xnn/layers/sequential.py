@@ -106,8 +106,17 @@ class Sequential(Layer):
             layer.set_stream(seed, step, row)
 
     def parameters(self) -> list[Parameter]:
-        """Every layer's, in order."""
-        return [parameter for _, parameter in self.named_parameters()]
+        """Every layer's, in order. Raises OptionError for one that two layers share: its gradients would not add."""
+        named = list(self.named_parameters())
+        names: dict[int, str] = {}
+        for name, parameter in named:
+            first = names.setdefault(id(parameter), name)
+            if first != name:
+                raise OptionError(
+                    f"{first} and {name} are one parameter; a Sequential needs one for each layer: assign "
+                    "`.value` to start from equal weights, or share weights in a graph or by xnn.grad"
+                )
+        return [parameter for _, parameter in named]
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """`0.weight`, `0.bias`, ...: position and name."""
