@@ -9,6 +9,7 @@ compiled stands in this file, since Numba's cache looks at one file's date; it i
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import Any
 
@@ -16,7 +17,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 __all__ = ["WIDTH", "Code", "run"]
 
@@ -27,18 +28,8 @@ WIDTH = 16
 class Code(IntEnum):
     """What a row says; its other columns are named where it is read, in the functions below."""
 
-    GEMM = 0
-    ACTIVATE = 1
-    GRADIENT = 2
-    FOLD_BIAS = 3
-    COPY = 4
-    GATHER = 5
-    TAKE = 6
-    CROSS_ENTROPY = 7
-    COUNT_RIGHT = 8
-    DROPOUT = 9
-    SGD = 10
-    ADAM = 11
+    GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = range(7)
+    CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
 
 
 GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = (int(code) for code in list(Code)[:7])
@@ -78,22 +69,8 @@ def _gemm_with(bits: int) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             flag, size, pointer = ir.IntType(32), ir.IntType(bits), ir.IntType(8).as_pointer()
             real = context.get_value_type(alpha)
-            wanted = (
-                flag,
-                flag,
-                flag,
-                size,
-                size,
-                size,
-                real,
-                pointer,
-                size,
-                pointer,
-                size,
-                real,
-                pointer,
-                size,
-            )
+            matrix = (pointer, size)
+            wanted = (*[flag] * 3, *[size] * 3, real, *matrix, *matrix, real, *matrix)
             function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), wanted).as_pointer())
             passed = [ir.Constant(flag, 101)]  # row-major
             for value, kind in zip(arguments[1:], wanted[1:], strict=True):
@@ -126,6 +103,57 @@ def _gemm(r: Any, reals: Any) -> None:
         _gemm32(routine, flag_a, flag_b, m, n, k, reals[0], a, lead_a, b, lead_b, reals[1], c, n)
 
 
+#: The type, the bits of its fraction, the bias of its exponent, and the degree of e^r's polynomial.
+_FORMATS = {types.float32: (np.float32, 23, 127, 7), types.float64: (np.float64, 52, 1023, 13)}
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _power_of_two(context: Any, shifted: Any) -> Any:
+    """2^n from a number that ends in the bits of n, by moving n + bias to where the exponent stands."""
+    real, fraction, bias, _ = _FORMATS[shifted]
+    word = ir.IntType(8 * np.dtype(real).itemsize)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        biased = builder.add(builder.bitcast(arguments[0], word), word(bias))
+        return builder.bitcast(builder.shl(biased, word(fraction)), arguments[0].type)
+
+    return shifted(shifted), generate
+
+
+def _exp_parts(x: Any) -> Any:
+    """(2^n, e^r - 1) for x = n ln 2 + r <= 0: NumPy's exp is a call for each number, this is plain arithmetic.
+
+    e^x = 2^n + 2^n (e^r - 1), to 1.1 units in the last place; e^x - 1 = (2^n - 1) + 2^n (e^r - 1) keeps its digits
+    near 0. NaN stays; e^x below 2^-126.5 (float64: 2^-1022.5) is 0.
+    Source: Cody and Waite, Software Manual for the Elementary Functions, 1980.
+    """
+
+
+@overload(_exp_parts, jit_options={"forceinline": True, "fastmath": {"contract"}})  # type: ignore[untyped-decorator]
+def _exp_parts_of(x: Any) -> Any:
+    """Its constants are in the type of x, so that nothing is widened."""
+    real, fraction, bias, degree = _FORMATS[x]
+    # ln 2 is 355/512, whose product with n is exact, and a rest.
+    per_ln2, ln2_high, ln2_low = real(1 / math.log(2)), real(355 / 512), real(-2.1219444005469058277e-4)
+    to_whole = real(1.5 * 2.0**fraction)  # a sum with it is whole, and ends in the bits of n
+    lowest = real(-bias * math.log(2))  # n = -bias: exponent bits 0, the number 0
+    # e^r - 1 = r + r^2 (1/2! + r/3! + ...), Taylor's. What is left out is below (ln 2 / 2)^8 / 8! = 2^-27, and
+    # 2^-57 in float64; a minimax fit would save one term of seven, and two of thirteen.
+    terms = tuple(real(1 / math.factorial(k)) for k in range(degree, 1, -1))
+
+    def parts(x: Any) -> Any:
+        x = lowest if x < lowest else x
+        shifted = x * per_ln2 + to_whole
+        n = shifted - to_whole
+        r = (x - n * ln2_high) - n * ln2_low
+        series = terms[0]
+        for term in terms[1:]:
+            series = series * r + term
+        return _power_of_two(shifted), r + r * r * series
+
+    return parts
+
+
 @_jit
 def _activate(r: Any, reals: Any) -> None:
     """y <- f(y + b) in place, f linear, relu, sigmoid or tanh; without b at address 0."""
@@ -142,19 +170,20 @@ def _activate(r: Any, reals: Any) -> None:
         for i in range(n):
             for j in range(m):
                 y[i, j] += b[j]
+    flat, two = carray(_pointer(r[2], reals[0]), n * m), one + one
     if kind == RELU:
-        for i in range(n):
-            for j in range(m):
-                y[i, j] = zero if y[i, j] < zero else y[i, j]
+        for i in range(n * m):
+            flat[i] = zero if flat[i] < zero else flat[i]
     elif kind == SIGMOID:
-        for i in range(n):
-            for j in range(m):
-                e = np.exp(-abs(y[i, j]))
-                y[i, j] = (one if y[i, j] >= zero else e) / (one + e)
-    elif kind == TANH:
-        for i in range(n):
-            for j in range(m):
-                y[i, j] = np.tanh(y[i, j])
+        for i in range(n * m):
+            power, rest = _exp_parts(-abs(flat[i]))
+            e = power + power * rest
+            flat[i] = (one if flat[i] >= zero else e) / (one + e)
+    elif kind == TANH:  # (1 - e^-2|z|) / (1 + e^-2|z|), by d = e^-2|z| - 1
+        for i in range(n * m):
+            power, rest = _exp_parts(-two * abs(flat[i]))
+            d = (power - one) + power * rest
+            flat[i] = math.copysign(d / (two + d), flat[i])
 
 
 @_jit
@@ -212,9 +241,8 @@ def _copy(r: Any, reals: Any) -> None:
 def _gather(r: Any, reals: Any) -> None:
     """Rows of bytes as numbers, times a scale."""
     n, m = r[4], r[5]
-    source, rows = _pointer(r[1], np.uint8(0)), carray(_pointer(r[2], np.int64(0)), n)
-    target = carray(_pointer(r[3], reals[0]), (n, m))
-    pixels = carray(source, (r[7], m))
+    rows, target = carray(_pointer(r[2], np.int64(0)), n), carray(_pointer(r[3], reals[0]), (n, m))
+    pixels = carray(_pointer(r[1], np.uint8(0)), (r[7], m))
     reals[0] = carray(_pointer(r[6], np.float64(0)), 1)[0]
     scale = reals[0]
     for i in range(n):
@@ -226,24 +254,17 @@ def _gather(r: Any, reals: Any) -> None:
 @_jit
 def _take(r: Any, reals: Any) -> None:
     """Rows of 8 byte words (labels, float64), or of 4 byte words, as they are."""
-    n, m, total = r[4], r[5], r[7]
-    rows = carray(_pointer(r[2], np.int64(0)), n)
+    n, m, rows = r[4], r[5], _pointer(r[2], np.int64(0))
     if r[6] == 8:
-        source8, target8 = (
-            carray(_pointer(r[1], np.int64(0)), (total, m)),
-            carray(_pointer(r[3], np.int64(0)), (n, m)),
-        )
+        source8, target8 = _pointer(r[1], np.int64(0)), _pointer(r[3], np.int64(0))
         for i in range(n):
             for j in range(m):
-                target8[i, j] = source8[rows[i], j]
+                target8[i * m + j] = source8[rows[i] * m + j]
     else:
-        source4, target4 = (
-            carray(_pointer(r[1], np.int32(0)), (total, m)),
-            carray(_pointer(r[3], np.int32(0)), (n, m)),
-        )
+        source4, target4 = _pointer(r[1], np.int32(0)), _pointer(r[3], np.int32(0))
         for i in range(n):
             for j in range(m):
-                target4[i, j] = source4[rows[i], j]
+                target4[i * m + j] = source4[rows[i] * m + j]
 
 
 @_jit
@@ -252,24 +273,30 @@ def _cross_entropy(r: Any, reals: Any) -> None:
     n, m = r[5], r[6]
     z, labels = carray(_pointer(r[1], reals[0]), (n, m)), carray(_pointer(r[2], np.int64(0)), n)
     loss, g = carray(_pointer(r[3], reals[0]), 1), carray(_pointer(r[4], reals[0]), (n, m))
-    mean = np.float64(0)
+    flat, mean = carray(_pointer(r[4], reals[0]), n * m), np.float64(0)
     share = reals[9] / reals.dtype.type(n)
     for i in range(n):
         top = z[i, 0]
         for j in range(1, m):
             if not z[i, j] <= top:  # a NaN wins, as in max
                 top = z[i, j]
+        for j in range(m):
+            g[i, j] = z[i, j] - top
         label = labels[i]
-        total = reals[8]
+        mean -= g[i, label] if 0 <= label < m else np.nan
+    for i in range(n * m):
+        power, rest = _exp_parts(flat[i])
+        flat[i] = power + power * rest
+    for i in range(n):
+        label, total = labels[i], reals[8]
         for j in range(m):
-            e = np.exp(z[i, j] - top)
-            g[i, j] = e
-            total += e
+            total += g[i, j]
         if label < 0 or label >= m:
-            total, label = total * np.nan, 0
-        mean += np.log(total) - (z[i, label] - top)
+            label, total = 0, reals.dtype.type(np.nan)
+        mean += np.log(total)
+        scale = share / total
         for j in range(m):
-            g[i, j] = g[i, j] / total * share
+            g[i, j] *= scale
         g[i, label] -= share
     loss[0] = mean / n
 
@@ -277,15 +304,13 @@ def _cross_entropy(r: Any, reals: Any) -> None:
 @_jit
 def _count_right(r: Any, reals: Any) -> None:
     """How many rows have their largest output (the first of equals) at the label."""
-    n, m = r[4], r[5]
+    n, m, count = r[4], r[5], 0
     outputs, labels = carray(_pointer(r[1], reals[0]), (n, m)), carray(_pointer(r[2], np.int64(0)), n)
-    count = 0
     for i in range(n):
         best = 0
         for j in range(1, m):
-            if outputs[i, j] > outputs[i, best] or (
-                np.isnan(outputs[i, j]) and not np.isnan(outputs[i, best])
-            ):
+            x, y = outputs[i, j], outputs[i, best]
+            if x > y or (np.isnan(x) and not np.isnan(y)):
                 best = j
         count += best == labels[i]
     carray(_pointer(r[3], reals[0]), 1)[0] = count
@@ -294,11 +319,8 @@ def _count_right(r: Any, reals: Any) -> None:
 @_jit
 def _dropout(r: Any, reals: Any) -> None:
     """x * scale where the mask holds, else 0."""
-    x, y, keep = (
-        carray(_pointer(r[1], reals[0]), r[4]),
-        carray(_pointer(r[2], reals[0]), r[4]),
-        carray(_pointer(r[3], np.uint8(0)), r[4]),
-    )
+    x, y = carray(_pointer(r[1], reals[0]), r[4]), carray(_pointer(r[2], reals[0]), r[4])
+    keep = carray(_pointer(r[3], np.uint8(0)), r[4])
     reals[0] = carray(_pointer(r[5], np.float64(0)), 1)[0]
     scale = reals[0]
     for i in range(r[4]):
@@ -312,8 +334,7 @@ def _sgd(r: Any, reals: Any) -> None:
     w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
     v = carray(_pointer(r[3], reals[0]), n)
     numbers = carray(_pointer(r[5], np.float64(0)), 4)
-    for i in range(4):
-        reals[i] = numbers[i]
+    reals[0], reals[1], reals[3] = numbers[0], numbers[1], numbers[3]
     rate, momentum, nesterov, decay = reals[0], reals[1], numbers[2] != 0, reals[3]
     for i in range(n):
         d = g[i] + decay * w[i]
@@ -331,13 +352,12 @@ def _adam(r: Any, reals: Any) -> None:
     mean, square = carray(_pointer(r[3], reals[0]), n), carray(_pointer(r[4], reals[0]), n)
     numbers = carray(_pointer(r[6], np.float64(0)), 7)
     rate, beta1, beta2 = numbers[0], numbers[1], numbers[2]
-    reals[0], reals[1], reals[2] = rate, beta1, beta2
-    reals[3], reals[4] = 1.0 - beta1, 1.0 - beta2
+    reals[0], reals[1], reals[2], reals[3] = beta1, beta2, 1.0 - beta1, 1.0 - beta2
     # One division and one root for each weight: the corrections of bias are numbers, divided out beforehand.
-    reals[5], reals[6] = rate / (1.0 - numbers[3]), 1.0 / np.sqrt(1.0 - numbers[4])
-    b1, b2, c1, c2, step, unbias = reals[1], reals[2], reals[3], reals[4], reals[5], reals[6]
-    reals[0], reals[1] = numbers[5], numbers[6]
-    epsilon, decay = reals[0], reals[1]
+    reals[4], reals[5] = rate / (1.0 - numbers[3]), 1.0 / np.sqrt(1.0 - numbers[4])
+    reals[6], reals[7] = numbers[5], numbers[6]
+    b1, b2, c1, c2 = reals[0], reals[1], reals[2], reals[3]
+    step, unbias, epsilon, decay = reals[4], reals[5], reals[6], reals[7]
     for i in range(n):
         d = g[i] + decay * w[i]
         mean[i] = b1 * mean[i] + c1 * d

@@ -7,6 +7,7 @@ other by the ops. Values agree to a few roundings, and what a kernel may not tou
 import copy
 import itertools
 from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -182,6 +183,77 @@ def test_activations(table, dtype, shape, activation, special):
     assert found["x"][0].tobytes() == found["x"][1].tobytes()
 
 
+def compiled_curve(function, x):
+    """What the compiled loops make of a function's numbers; `exp` stands alone in none of them."""
+    numba = pytest.importorskip("numba")
+    if function != "exp":
+        out = Slot("y", x.shape, x.dtype)
+        call = Call("forward", getattr(ops, function), (Slot("x", x.shape, x.dtype, x),), (out,))
+        bind(LIB, LIB.kernels("compiled"), [call])[0]()
+        return out.array
+    from xnn.backends.compiled import _exp_parts
+
+    @numba.njit
+    def exp(x, y):
+        for i in range(x.size):
+            power, rest = _exp_parts(x[i])
+            y[i] = power + power * rest
+
+    y = np.empty_like(x)
+    exp(x, y)
+    return y
+
+
+EXACT = {  # in float64 for float32, in 40 digits for float64
+    "exp": (np.exp, Decimal.exp),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), lambda x: 1 / (1 + (-x).exp())),
+    "tanh": (np.tanh, lambda x: 1 - 2 / ((2 * x).exp() + 1)),
+}
+
+
+@pytest.mark.parametrize(("function", "bound"), [("exp", 1.3), ("sigmoid", 2.7), ("tanh", 3.0)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_curves_to_the_last_place(dtype, function, bound):
+    """In units of the last place of what is right, or of the smallest normal number where that is below it."""
+    real, least = np.dtype(dtype).type, np.finfo(dtype).tiny
+    n, end = (60_000, 90.0) if dtype == "float32" else (600, 715.0)
+    near = np.logspace(-30, 1, n // 2)  # down to 1e-30: tanh x = x there
+    x = np.concatenate([np.linspace(0, end, n), np.linspace(0, 2, n // 2), near])
+    x = (-x if function == "exp" else np.concatenate([x, -x])).astype(dtype)
+    y = compiled_curve(function, x)
+    assert y.dtype == dtype
+    fast, slow = EXACT[function]
+    if dtype == "float32":
+        right = fast(x.astype("f8"))
+        error = np.abs(y - right) / np.spacing(np.maximum(np.abs(right), least).astype(dtype))
+    else:
+        with localcontext(prec=60):  # 1 - 2 / (e^2x + 1) loses 30 digits
+            right = [slow(Decimal(float(v))) for v in x]
+            places = np.spacing(np.maximum(np.abs([float(v) for v in right]), least))
+            error = [abs(float(Decimal(float(a)) - b)) / u for a, b, u in zip(y, right, places, strict=True)]
+    normal = np.abs(np.asarray(right, "f8")) >= least
+    assert np.max(error, where=normal, initial=0.0) <= bound
+    assert np.all(np.abs(y[~normal]) <= 1.01 * least)  # 0, or about right
+    assert len(set(compiled_curve(function, np.full(37, real(-0.7))))) == 1  # whatever the place in the array
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_curves_of_special_numbers(dtype):
+    tiny, huge = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
+    for function, x, expected in (
+        ("exp", [0.0, -0.0, -tiny, -huge, -np.inf, np.nan], [1, 1, 1, 0, 0, np.nan]),
+        ("sigmoid", [-0.0, tiny, huge, -huge, np.inf, -np.inf, np.nan], [0.5, 0.5, 1, 0, 1, 0, np.nan]),
+        ("tanh", [0.0, -0.0, tiny, -tiny, huge, -huge, np.inf, -np.inf, np.nan],
+                 [0.0, -0.0, tiny, -tiny, 1, -1, 1, -1, np.nan]),
+    ):  # fmt: skip
+        for times in (1, 9):  # alone, and in the vectorized part
+            y = compiled_curve(function, np.repeat(np.array(x, dtype), times))
+            right = np.repeat(np.array(expected, dtype), times)
+            np.testing.assert_array_equal(y, right)
+            known = ~np.isnan(right)
+            np.testing.assert_array_equal(np.signbit(y[known]), np.signbit(right[known]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_relus_gradient_where_it_is_off(table, dtype):
     """The op gives 0 for any gradient; NumPy's kernel too; the compiled one makes NaN of what is not finite."""
@@ -243,6 +315,22 @@ def test_softmax_cross_entropy_of_logits_that_are_not_finite(table):
     found = both.run(make)
     assert np.isnan(found["loss"][0]) == np.isnan(found["loss"][1]) == True  # noqa: E712
     assert np.isnan(found["g"][0]).any(axis=1).tolist() == np.isnan(found["g"][1]).any(axis=1).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_cross_entropy_of_minus_infinity_and_of_labels_out_of_range(dtype):
+    """-inf is a class of probability 0; a wrong label makes the loss and its own row NaN, and no other row."""
+    pytest.importorskip("numba")
+    z = np.array([[-np.inf, 0.0, 1.0], [2.0, -200.0, 0.5], [1.0, -1.0, 0.0]], dtype)
+    for labels in ([1, 0, 2], [1, 3, 2], [-1, 0, 2], [0, 0, 2]):
+        s = {"z": Slot("z", z.shape, z.dtype, z), "t": Slot("t", (3,), np.dtype("i8"), np.array(labels))}
+        loss, g = Slot("loss", (), z.dtype), Slot("g", z.shape, z.dtype)
+        call = Call("loss", ops.softmax_cross_entropy, (s["z"], s["t"]), (loss, g))
+        bind(LIB, LIB.kernels("compiled"), [call])[0]()
+        right, saved = ops.softmax_cross_entropy.forward(np, z, s["t"].array)
+        close(loss.array, right, 8, special=True)
+        gradient = ops.softmax_cross_entropy.backward(np, np.ones((), dtype), saved)[0]
+        close(g.array, gradient, 8, special=True)
 
 
 @pytest.mark.parametrize(

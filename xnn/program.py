@@ -51,10 +51,14 @@ class Program:
         self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
         self._steps = tuple(bind(lib, table, self.calls))
 
-    def step(self, rows: np.ndarray) -> None:
-        """Train on these rows of the data."""
+    def begin(self, rows: np.ndarray) -> None:
+        """What a step needs to know before its calls: its rows of the data, and the optimizer's numbers."""
         np.copyto(self.cursor.rows, rows)
         self.store.advance()
+
+    def step(self, rows: np.ndarray) -> None:
+        """Train on these rows of the data."""
+        self.begin(rows)
         for run in self._steps:
             run()
         if not self.store.in_place:
