@@ -246,18 +246,18 @@ def test_load_fetches_what_is_missing(cache, served, monkeypatch):
 
 
 def test_reachable(served, monkeypatch):
-    monkeypatch.setattr("xnn.data.sources.getproxies", dict)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
     assert not reachable(("http://127.0.0.1:9/",))
     assert not reachable(())
     assert reachable(("http://127.0.0.1:9/", served[2][0]))
-    monkeypatch.setattr("xnn.data.sources.getproxies", lambda: {"no": "localhost"})
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"no": "localhost"})
     assert not reachable(("http://127.0.0.1:9/",))
-    monkeypatch.setattr("xnn.data.sources.getproxies", lambda: {"https": "http://127.0.0.1:9"})
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://127.0.0.1:9"})
     assert reachable(("http://127.0.0.1:9/",))  # only the download can tell
 
 
 def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("xnn.data.sources.getproxies", dict)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr("xnn.data.sources._TIMEOUT", 0.1)
     release = threading.Event()
 

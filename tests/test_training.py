@@ -513,3 +513,32 @@ def test_the_progress_bar_on_a_terminal(monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert "epoch 2" in shown
     assert "val_accuracy" in shown
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
+def test_the_twelfth_epoch_peaks_where_the_second_did(kernels):
+    """And below one copy of the images: they are gathered batch by batch, and stay bytes until then."""
+    import gc
+    import tracemalloc
+
+    if kernels == "compiled":
+        pytest.importorskip("numba")
+    x, y = np.tile(X, (10, 1)), np.tile(Y, 10)
+    peaks = []
+
+    class Weigh(Callback):
+        def on_epoch_end(self, history, entry):
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            gc.collect()
+            tracemalloc.reset_peak()
+
+    t = trainer(optimizer=optimizers.Adam(), kernels=kernels)
+    fit(t)  # what is imported, compiled or looked up once
+    t.callbacks.append(Weigh())
+    tracemalloc.start()
+    try:
+        t.fit((x, y), (X[:100], Y[:100]), epochs=12, batch_size=250, progress=False)
+    finally:
+        tracemalloc.stop()
+    assert peaks[11] - peaks[1] < 20_000  # the row numbers of one epoch alone have 56,000 bytes
+    assert max(peaks) < x.nbytes

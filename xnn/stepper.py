@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -96,7 +95,7 @@ class Stepper:
                 times.append(time.perf_counter() - start)
         self.take()
         self.restore()
-        return statistics.median(times)
+        return float(np.median(times))
 
     def take(self) -> list[np.ndarray]:
         """Loss, then metrics, of every step since the last take, on the host as float64; waits for the device."""

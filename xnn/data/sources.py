@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 
@@ -129,6 +128,8 @@ def reachable(mirrors: tuple[str, ...]) -> bool:
 
     Behind a proxy only the download itself can tell, so the answer is yes.
     """
+    from urllib.request import getproxies
+
     if {"http", "https", "all"} & getproxies().keys():
         return True
     answers: queue.Queue[bool] = queue.Queue()
