@@ -32,8 +32,8 @@ class Code(IntEnum):
     CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
 
 
-GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = (int(code) for code in list(Code)[:7])
-CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = (int(code) for code in list(Code)[7:])
+GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = range(7)  # as Numba wants them
+CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
 LINEAR, RELU, SIGMOID, TANH = range(4)
 
 
@@ -124,8 +124,8 @@ def _exp_parts(x: Any) -> Any:
     """(2^n, e^r - 1) for x = n ln 2 + r <= 0: NumPy's exp is a call for each number, this is plain arithmetic.
 
     e^x = 2^n + 2^n (e^r - 1), to 1.1 units in the last place; e^x - 1 = (2^n - 1) + 2^n (e^r - 1) keeps its digits
-    near 0. NaN stays; e^x below 2^-126.5 (float64: 2^-1022.5) is 0.
-    Source: Cody and Waite, Software Manual for the Elementary Functions, 1980.
+    near 0. NaN stays; e^x below 2^-126.5 (float64: 2^-1022.5) is 0. Source: Cody and Waite, Software Manual for the
+    Elementary Functions, 1980.
     """
 
 
@@ -225,9 +225,8 @@ def _fold_bias(r: Any, reals: Any) -> None:
     """b <- b - learning rate * db."""
     b, db = carray(_pointer(r[1], reals[0]), r[3]), carray(_pointer(r[2], reals[0]), r[3])
     reals[0] = carray(_pointer(r[4], np.float64(0)), 1)[0]
-    rate = reals[0]
     for j in range(r[3]):
-        b[j] -= rate * db[j]
+        b[j] -= reals[0] * db[j]
 
 
 @_jit
@@ -239,16 +238,16 @@ def _copy(r: Any, reals: Any) -> None:
 
 @_jit
 def _gather(r: Any, reals: Any) -> None:
-    """Rows of bytes as numbers, times a scale."""
-    n, m = r[4], r[5]
+    """Rows of bytes as numbers, times a scale, plus an offset."""
+    n, m, numbers = r[4], r[5], carray(_pointer(r[6], np.float64(0)), 2)
     rows, target = carray(_pointer(r[2], np.int64(0)), n), carray(_pointer(r[3], reals[0]), (n, m))
     pixels = carray(_pointer(r[1], np.uint8(0)), (r[7], m))
-    reals[0] = carray(_pointer(r[6], np.float64(0)), 1)[0]
-    scale = reals[0]
+    reals[0], reals[1] = numbers[0], numbers[1]
+    scale, offset = reals[0], reals[1]
     for i in range(n):
         row = rows[i]
         for j in range(m):
-            target[i, j] = pixels[row, j] * scale
+            target[i, j] = pixels[row, j] * scale + offset
 
 
 @_jit
@@ -282,8 +281,7 @@ def _cross_entropy(r: Any, reals: Any) -> None:
                 top = z[i, j]
         for j in range(m):
             g[i, j] = z[i, j] - top
-        label = labels[i]
-        mean -= g[i, label] if 0 <= label < m else np.nan
+        mean -= g[i, labels[i]] if 0 <= labels[i] < m else np.nan
     for i in range(n * m):
         power, rest = _exp_parts(flat[i])
         flat[i] = power + power * rest
@@ -330,18 +328,20 @@ def _dropout(r: Any, reals: Any) -> None:
 @_jit
 def _sgd(r: Any, reals: Any) -> None:
     """ops.updates.sgd in one pass; the numbers are its options in their order."""
-    n = r[4]
+    n, numbers = r[4], carray(_pointer(r[5], np.float64(0)), 4)
     w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
+    reals[0], reals[1], reals[2], reals[3] = numbers[0], numbers[1], numbers[2], numbers[3]
+    rate, momentum, nesterov, decay = reals[0], reals[1], reals[2], reals[3]
+    if r[3] == 0:
+        for i in range(n):
+            w[i] -= rate * (g[i] + decay * w[i])
+        return
     v = carray(_pointer(r[3], reals[0]), n)
-    numbers = carray(_pointer(r[5], np.float64(0)), 4)
-    reals[0], reals[1], reals[3] = numbers[0], numbers[1], numbers[3]
-    rate, momentum, nesterov, decay = reals[0], reals[1], numbers[2] != 0, reals[3]
+    ahead = reals[9] - nesterov + nesterov * momentum  # a choice inside the loop would not vectorize
     for i in range(n):
         d = g[i] + decay * w[i]
-        if r[3]:
-            v[i] = momentum * v[i] + d
-            d = d + momentum * v[i] if nesterov else v[i]
-        w[i] -= rate * d
+        v[i] = momentum * v[i] + d
+        w[i] -= rate * (nesterov * d + ahead * v[i])
 
 
 @_jit

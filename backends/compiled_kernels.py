@@ -138,8 +138,8 @@ def _gather(call: Call) -> Rows:
     n, width = len(rows), source.size // max(1, len(source))
     out = _Writer(target.dtype if source.dtype == np.uint8 else None)  # words are moved as they are
     if source.dtype == np.uint8:
-        scale = np.asarray([call.options.get("scale", 1.0)])
-        out.row(Code.GATHER, source, rows, target, n, width, scale, len(source))
+        numbers = np.asarray([call.options.get("scale", 1.0), call.options.get("offset", 0.0)])
+        out.row(Code.GATHER, source, rows, target, n, width, numbers, len(source))
     else:
         out.row(Code.TAKE, source, rows, target, n, width, source.itemsize, len(source))
     return out.made

@@ -237,14 +237,10 @@ def _softmax_cross_entropy(call: Call) -> Runnable:
 
 
 def serves_gather(call: Call) -> bool:
-    """A host array, plain or with one scale (Rescale without an offset)."""
-    source, scale = call.options["source"], call.options.get("scale", 1.0)
-    return (
-        isinstance(source, np.ndarray)
-        and source.flags.c_contiguous
-        and isinstance(scale, float)
-        and call.options.get("offset", 0.0) == 0.0
-    )
+    """A host array, plain or with Rescale's numbers, one for all features."""
+    source, numbers = call.options["source"], [call.options.get(key, 0.0) for key in ("scale", "offset")]
+    plain = isinstance(source, np.ndarray) and source.flags.c_contiguous
+    return plain and all(isinstance(number, float) for number in numbers)
 
 
 def _gather(call: Call) -> Runnable:
@@ -253,12 +249,14 @@ def _gather(call: Call) -> Runnable:
     if "scale" not in call.options and source.dtype == target.dtype:
         return lambda: void(source.take(rows, 0, target, "clip"))
     taken = np.empty(target.shape, source.dtype)
-    scale = target.dtype.type(call.options.get("scale", 1.0))
+    scale, offset = (target.dtype.type(call.options.get(*p)) for p in (("scale", 1.0), ("offset", 0.0)))
 
     def run() -> None:
         source.take(rows, 0, taken, "clip")
         np.copyto(target, taken, casting="unsafe")
         np.multiply(target, scale, out=target)
+        if offset:
+            np.add(target, offset, out=target)
 
     return run
 

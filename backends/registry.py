@@ -167,11 +167,11 @@ def _owner(x: Any) -> Backend | None:
     return _owners[type(x)]
 
 
-def numerics() -> str:
-    """XNN_NUMERICS: how arithmetic is done. Only "fast", the hardware's own float32, exists so far."""
-    chosen = os.environ.get("XNN_NUMERICS", "").strip() or "fast"
+def numerics(asked: str | None = None) -> str:
+    """How arithmetic is done: `asked`, else XNN_NUMERICS. Only "fast", the hardware's own float32, exists so far."""
+    chosen = asked or os.environ.get("XNN_NUMERICS", "").strip() or "fast"
     if chosen != "fast":
-        raise OptionError(
-            f"XNN_NUMERICS={chosen!r} is not available; this version has fast: unset XNN_NUMERICS"
-        )
+        said = f"numerics {chosen!r}" if asked else f"XNN_NUMERICS={chosen!r}"
+        advice = "leave the option out" if asked else "unset XNN_NUMERICS"
+        raise OptionError(f"{said} is not available; this version has fast: {advice}")
     return chosen

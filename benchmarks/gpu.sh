@@ -15,7 +15,9 @@ part() { # name, command...: keep its output and its exit code
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/device.txt" 2>&1
 part info python3 -m xnn info --probe
 part check python3 -m xnn check
-part bench python3 -m xnn bench --json "$out/bench.json"
+part bench python3 -m xnn bench --batch-sizes 32,512,2048 --json "$out/bench.json"
+part bench-large python3 -m xnn bench --preset large --batch-sizes 128,1024 --repeat 5 --json "$out/bench-large.json"
+part sweep python3 -m xnn bench --sweep --repeat 3 --json "$out/sweep.json"
 part tests python3 -m pytest -q -p no:cacheprovider
 for dropout in 0 0.2; do
     for backend in numpy cupy; do

@@ -20,7 +20,7 @@ import numpy as np
 
 from xnn.errors import MissingExtraError
 
-__all__ = ["PEERS", "Peer", "set_threads"]
+__all__ = ["PEERS", "Peer", "need", "set_threads"]
 
 
 class Peer:
@@ -58,10 +58,11 @@ class Peer:
 def set_threads(name: str, threads: int) -> None:
     """Threads of a contestant whose framework is told from inside; call it before making the contestant."""
     if name.startswith("torch"):
-        _need("torch").set_num_threads(threads)
+        need("torch").set_num_threads(threads)
 
 
-def _need(module: str, package: str = "") -> Any:
+def need(module: str, package: str = "") -> Any:
+    """A contestant's framework. Raises MissingExtraError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -83,7 +84,7 @@ class Torch(Peer):
     """PyTorch, eager: nn.Sequential and the fused SGD (foreach and the plain loop are a little slower)."""
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
-        torch = self.torch = _need("torch")
+        torch = self.torch = need("torch")
         stack: list[Any] = []
         for w, b in zip(weights, biases, strict=True):
             dense = torch.nn.Linear(*w.shape)
@@ -118,7 +119,7 @@ class TorchCompile(Peer):
     """
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
-        torch = self.torch = _need("torch")
+        torch = self.torch = need("torch")
         functional = torch.nn.functional
         self.x, self.y = torch.from_numpy(self.x), torch.tensor(self.y)
         self.p = [torch.from_numpy(a.T.copy()) for a in _interleaved(weights, biases)]
@@ -148,8 +149,8 @@ class Jax(Peer):
     """JAX: one jitted step with donated parameters, called from a Python loop; losses fetched at the end."""
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
-        jax = self.jax = _need("jax")
-        jnp = _need("jax.numpy")
+        jax = self.jax = need("jax")
+        jnp = need("jax.numpy")
         self.p = [(jnp.array(w), jnp.array(b)) for w, b in zip(weights, biases, strict=True)]
         self.x, self.y = jnp.array(self.x), jnp.array(self.y, jnp.int32)
 
@@ -192,7 +193,7 @@ class Sklearn(Peer):
     """scikit-learn's MLPClassifier by partial_fit, which tells only an epoch's mean loss: it is repeated."""
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
-        self.model = _need("sklearn.neural_network", "scikit-learn").MLPClassifier(
+        self.model = need("sklearn.neural_network", "scikit-learn").MLPClassifier(
             [w.shape[1] for w in weights[:-1]],
             solver="sgd",
             momentum=0,
@@ -224,7 +225,7 @@ class Thinc(Peer):
     """
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
-        thinc = _need("thinc.api")
+        thinc = need("thinc.api")
         shapes = [w.shape for w in weights]
         with thinc.use_ops("numpy", use_blis=False):
             hidden = [thinc.Relu(nI=n, nO=m) for n, m in shapes[:-1]]
@@ -257,10 +258,10 @@ class Tinygrad(Peer):
     """
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
-        tinygrad, nn = _need("tinygrad"), _need("tinygrad.nn")
+        tinygrad, nn = need("tinygrad"), need("tinygrad.nn")
         if shutil.which(clang := os.environ.get("CC", "clang")) is None:
             raise MissingExtraError(f"tinygrad's CPU device needs a C compiler, {clang}: apt install clang")
-        _need("tinygrad.helpers").DEV.value = "CPU"
+        need("tinygrad.helpers").DEV.value = "CPU"
         tensor = self.tensor = tinygrad.Tensor
         batch, steps = self.batch, len(self.y) // self.batch
         self.x, self.y = tensor(self.x).realize(), tensor(self.y.astype(np.int32)).realize()
@@ -356,10 +357,7 @@ class Numpy(Peer):
 
 
 class Gemm(Peer):
-    """A step's matrix products and nothing else: the limit of a NumPy program through the same BLAS.
-
-    It works on fixed random numbers, learns nothing and reports zeros.
-    """
+    """A step's matrix products alone, through NumPy's BLAS; on random numbers, so it learns nothing: losses 0."""
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
         rng = np.random.default_rng(0)

@@ -1,17 +1,16 @@
-"""The suite: contestants take turns, each in a process of its own; medians, their spread, and two gates.
+"""The suite: contestants take turns, each in a process of its own; medians, their quartiles, and two gates.
 
 A throughput counts only if the run learned (its loss went down) and computed what the others computed (its first
-losses agree with the first contestant's, which had the same weights and the same batches).
+losses agree with the first contestant's, which had the same weights and the same batches). Turns are short and
+many, as in pyperf and torch.utils.benchmark: a machine's speed changes from second to second, and what is
+compared should meet the same seconds.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,9 +20,10 @@ import numpy as np
 
 from xnn.backends.plan import blas_libraries
 from xnn.benchmarks.contestants import Task, network_flops
+from xnn.benchmarks.process import Process
 from xnn.errors import OptionError
 
-__all__ = ["NETWORKS", "TARGETS", "environment", "own_contestants", "run_task", "table"]
+__all__ = ["NETWORKS", "TARGETS", "environment", "own_contestants", "quartiles", "run_task"]
 
 NETWORKS = {
     "article": (784, 100, 200, 10),
@@ -34,29 +34,21 @@ NETWORKS = {
 #: The networks and batch sizes that xnn's targets are stated for.
 TARGETS = (("article", 32), ("article", 128), ("medium", 128), ("large", 256), ("large", 1024))
 
-_SECONDS = 0.4  # about what one turn takes
+_SECONDS = 0.25  # about what one turn takes
 # Between two float32 runs: relative difference of the first losses. Rounding grows from step to step after that.
 _PARITY, _PARITY_STEPS = 1e-3, 20
-_UNSTABLE = 0.1  # a spread above this is warned of
+_LOSSES_KEPT = 100
+_PACKAGES = (
+    "numpy", "numba", "torch", "jax", "scikit-learn", "thinc", "tinygrad", "cupy-cuda12x", "cupy-cuda13x",
+)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
     """What the figures depend on."""
     from importlib import metadata
 
-    packages = (
-        "numpy",
-        "numba",
-        "torch",
-        "jax",
-        "scikit-learn",
-        "thinc",
-        "tinygrad",
-        "cupy-cuda12x",
-        "cupy-cuda13x",
-    )
     versions = {}
-    for package in packages:
+    for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -80,78 +72,40 @@ def _processor() -> str:
         return platform.processor()
 
 
-class _Worker:
-    """A contestant's process and the line to it."""
-
-    def __init__(self, name: str, task: Task, threads: int) -> None:
-        self.name = name
-        limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "xnn.benchmarks.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **dict.fromkeys(limits, str(threads))},
-        )
-        self.send({"name": name, "threads": threads, "task": asdict(task)})
-        self.error: str = self.receive().get("error", "")
-
-    def send(self, value: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(value) + "\n")
-        self.process.stdin.flush()
-
-    def receive(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": f"the process of {self.name} ended unexpectedly"}
-
-    def ask(self, **command: Any) -> dict[str, Any]:
-        """A command's answer; an error is remembered and ends the contestant's part."""
-        if self.error:
-            return {}
-        try:
-            self.send(command)
-            answer = self.receive()
-        except OSError as error:
-            answer = {"error": f"the process of {self.name} ended: {error}"}
-        self.error = answer.get("error", "")
-        return {} if self.error else answer
-
-    def close(self) -> None:
-        """End the process, and the lines to it."""
-        try:
-            self.process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
+def _start(name: str, task: Task, threads: int, numerics: str) -> Process:
+    """A contestant in its process; a name may end in @ and its own number of threads."""
+    plain, _, own = name.partition("@")
+    threads = int(own) if own else threads
+    process = Process(name, "xnn.benchmarks.worker", threads, {"XNN_NUMERICS": numerics})
+    process.ask(name=plain, threads=threads, task=asdict(task))
+    return process
 
 
 def run_task(
     contestants: Sequence[str],
     task: Task,
     threads: int,
-    repeat: int = 5,
+    repeat: int = 9,
     say: Callable[[str], None] = lambda line: None,
+    numerics: str = "fast",
 ) -> list[dict[str, Any]]:
     """Every contestant on one network and batch: one entry each, in their order.
 
-    An entry has the median and all times in microseconds per step, GFLOP/s, peak memory, the time before the first
-    epoch and of it, and `valid`, `reason`: whether the gates passed, or why the contestant took no part.
+    An entry has all times, their median and quartiles in microseconds a step; samples_per_second, gflops,
+    peak_bytes; first_step_seconds, with what is built and compiled before it; the first losses, their difference
+    from the first contestant's and that of the weights after an epoch; `valid`, and `reason`: why there is no figure.
     """
-    flops = network_flops(task.widths, task.batch)
-    workers: list[_Worker] = []
+    workers: list[Process] = []
     entries: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         try:
             for number, name in enumerate(contestants):
                 say(f"{name} starts")
-                worker = _Worker(name, task, threads)
+                worker = _start(name, task, threads, numerics)
                 workers.append(worker)
                 first = worker.ask(do="first", reference=os.path.join(scratch, f"{number}.npy"))
                 entries.append({"contestant": name, "us_per_step": [], **first})
-            counts = [_epochs(worker, task) for worker in workers]
+            counts = [_epochs(worker) for worker in workers]
             for turn in range(repeat):
                 say(f"turn {turn + 1} of {repeat}")
                 for worker, entry, epochs in zip(workers, entries, counts, strict=True):
@@ -166,13 +120,13 @@ def run_task(
             for worker in workers:
                 worker.close()
         weights = [_load(os.path.join(scratch, f"{n}.npy")) for n in range(len(workers))]
-    _judge(entries, weights, flops)
+    _judge(entries, weights, task)
     return entries
 
 
-def _epochs(worker: _Worker, task: Task) -> int:
+def _epochs(worker: Process) -> int:
     """How many epochs fill a turn; the epoch that tells is a warm-up too."""
-    answer = worker.ask(do="run", epochs=1)
+    answer = worker.ask(do="run", epochs=1, warm_up=False)
     return max(1, round(_SECONDS / answer["seconds"])) if answer else 1
 
 
@@ -180,15 +134,15 @@ def _load(path: str) -> np.ndarray | None:
     return np.load(path) if os.path.exists(path) else None
 
 
-def _judge(entries: list[dict[str, Any]], weights: Sequence[np.ndarray | None], flops: int) -> None:
+def _judge(entries: list[dict[str, Any]], weights: Sequence[np.ndarray | None], task: Task) -> None:
     """Medians and the two gates; the products alone learn nothing and are not judged."""
     trained = [n for n, e in enumerate(entries) if e.get("losses") and not e["contestant"].startswith("gemm")]
     for n, entry in enumerate(entries):
-        times = entry["us_per_step"]
-        if times:
-            entry["median"] = statistics.median(times)
-            entry["spread"] = (max(times) - min(times)) / 2 / entry["median"]
-            entry["gflops"] = flops / entry["median"] / 1e3
+        if times := entry["us_per_step"]:
+            low, median, high = quartiles(times)
+            entry.update(median=median, quartiles=[low, high], spread=(high - low) / median)
+            entry["samples_per_second"] = 1e6 * task.batch / median
+            entry["gflops"] = network_flops(task.widths, task.batch) / median / 1e3
         if n in trained and times:
             own, reference = (np.array(entries[k]["losses"]) for k in (n, trained[0]))
             entry["loss_difference"] = _difference(own, reference, entry["contestant"])
@@ -203,44 +157,23 @@ def _judge(entries: list[dict[str, Any]], weights: Sequence[np.ndarray | None], 
                 )
         entry["valid"] = not entry["reason"] and bool(times)
     for entry in entries:
-        entry.pop("losses", None)
+        entry["losses"] = entry.get("losses", [])[:_LOSSES_KEPT]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile; of a single value, that value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
 
 
 def _difference(own: np.ndarray, reference: np.ndarray, name: str) -> float:
     """The largest relative difference of the first losses; of an epoch's mean for scikit-learn, all it tells."""
     if name == "sklearn":
-        own, reference = own.mean(keepdims=True), reference.mean(keepdims=True)
+        own, reference = own[1:].mean(keepdims=True), reference[1:].mean(keepdims=True)
     own, reference = own[:_PARITY_STEPS], reference[:_PARITY_STEPS]
     return float(np.max(np.abs(own - reference) / np.maximum(np.abs(reference), 1e-2)))
-
-
-def table(entries: Sequence[dict[str, Any]], title: str) -> str:
-    """One network and batch as text: times, rates, the share of the products alone, and the ratio to them."""
-    limit = next((e["median"] for e in entries if e["contestant"] == "gemm" and "median" in e), None)
-    lines = [
-        title,
-        f"  {'':<14}{'us/step':>10}{'spread':>9}{'GFLOP/s':>9}{'/ GEMM':>8}{'peak MB':>9}{'first s':>9}"
-        "  losses differ",
-    ]
-    for e in entries:
-        if not e["valid"]:
-            lines.append(f"  {e['contestant']:<14}no figure: {e['reason']}")
-            continue
-        ratio = f"{e['median'] / limit:>8.2f}" if limit else f"{'-':>8}"
-        start = e["build_seconds"] + e["first_epoch_seconds"]
-        lines.append(
-            f"  {e['contestant']:<14}{e['median']:>10.0f}{e['spread']:>8.0%} {e['gflops']:>9.1f}{ratio}"
-            f"{e['peak_bytes'] / 2**20:>9.0f}{start:>9.2f}  {e.get('loss_difference', 0.0):.0e}"
-        )
-        if e["spread"] > _UNSTABLE:
-            lines[-1] += "  unstable: is something else running?"
-    peers = [e for e in entries if e["valid"] and not e["contestant"].startswith(("gemm", "xnn", "numpy"))]
-    best = next((e for e in entries if e["contestant"] == "xnn-fast" and e["valid"]), None)
-    if best and peers:
-        rival = min(peers, key=lambda e: float(e["median"]))
-        ratio = best["median"] / rival["median"]
-        lines.append(f"  xnn-fast / best of the others ({rival['contestant']}): {ratio:.2f}")
-    return "\n".join(lines)
 
 
 def own_contestants(backends: Sequence[str]) -> list[str]:

@@ -1,13 +1,7 @@
-"""One contestant in a process of its own: it answers lines of JSON, and waits without working in between.
-
-Two frameworks in one process would share threads and caches, and two BLAS libraries slow each other down.
-"""
+"""One contestant of the suite in a process of its own."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from typing import Any
 
@@ -15,9 +9,11 @@ import numpy as np
 
 from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.benchmarks.contestants import Task, make
-from xnn.errors import XnnError
+from xnn.benchmarks.process import serve
 
 __all__ = ["main"]
+
+_WARM_UP = 1024  # samples before each turn
 
 
 class _Server:
@@ -32,21 +28,19 @@ class _Server:
         return self.orders.permutation(self.task.rows)
 
     def first(self, reference: str) -> dict[str, Any]:
-        """The first epoch on fresh weights: its losses and weights are compared, and what it compiles is timed."""
+        """The first step, whose time is what it builds and compiles, and an epoch: losses and weights to compare."""
+        batch = self.task.batch
         start = time.perf_counter()
-        order = self._order()
-        first = self.contestant.epoch(order[: self.task.rows // self.task.batch * self.task.batch])
+        first = self.contestant.epoch(self._order()[:batch])
         seconds = time.perf_counter() - start
-        flat = np.concatenate([p.ravel() for p in self.contestant.parameters()])
-        np.save(reference, flat)
-        return {
-            "build_seconds": self.build_seconds,
-            "first_epoch_seconds": seconds,
-            "losses": [float(v) for v in first],
-        }
+        losses = np.concatenate([first, self.contestant.epoch(self._order())])
+        np.save(reference, np.concatenate([p.ravel() for p in self.contestant.parameters()]))
+        return {"first_step_seconds": self.build_seconds + seconds, "losses": [float(v) for v in losses]}
 
-    def run(self, epochs: int) -> dict[str, Any]:
-        """Timed: orders drawn, epochs trained, losses on the host."""
+    def run(self, epochs: int, warm_up: bool = True) -> dict[str, Any]:
+        """Timed: orders drawn, epochs trained, losses on the host. A few steps before it wake cores and threads."""
+        if warm_up:
+            self.contestant.epoch(self._order()[: self.task.batch * max(1, _WARM_UP // self.task.batch)])
         start = time.perf_counter()
         for _ in range(epochs):
             losses = self.contestant.epoch(self._order())
@@ -60,28 +54,11 @@ class _Server:
 
 def main() -> None:
     """Serve until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a framework prints is not an answer
-    config = json.loads(sys.stdin.readline())
-    task = Task(**{**config["task"], "widths": tuple(config["task"]["widths"])})
 
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
+    def start(name: str, threads: int, task: dict[str, Any]) -> _Server:
+        return _Server(name, threads, Task(**{**task, "widths": tuple(task["widths"])}))
 
-    try:
-        server = _Server(config["name"], config["threads"], task)
-    except Exception as error:  # whatever a framework raises is the reason it does not take part
-        known = isinstance(error, XnnError)
-        answer({"error": str(error) if known else f"{type(error).__name__}: {error}"})
-        return
-    answer({"ready": True})
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer(getattr(server, command.pop("do"))(**command))
-        except Exception as error:
-            answer({"error": f"{type(error).__name__}: {error}"})
+    serve(start)
 
 
 if __name__ == "__main__":

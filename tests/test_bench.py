@@ -2,12 +2,14 @@
 
 import json
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from xnn.benchmarks import suite
+from xnn.backends import available_backends
+from xnn.benchmarks import report, scaling, suite, sweep
 from xnn.benchmarks.contestants import Task, make, network_flops
 from xnn.benchmarks.peers import PEERS
 from xnn.cli import main
@@ -66,28 +68,88 @@ def test_names_nobody_has_and_packages_that_are_missing(monkeypatch):
 
 
 def entry(name, losses, last, times=(100.0, 110.0, 120.0)):
-    more = {"build_seconds": 0.1, "first_epoch_seconds": 0.2, "peak_bytes": 2**20, "reason": ""}
+    more = {"first_step_seconds": 0.2, "peak_bytes": 2**20, "reason": ""}
     return {"contestant": name, "us_per_step": list(times), "losses": losses, "last_loss": last, **more}
 
 
+def judged(*entries):
+    suite._judge(list(entries), [None] * len(entries), TASK)
+    return list(entries)
+
+
+REFERENCE = [2.3, 2.0, 1.5, 1.0]
+
+
 def test_no_figure_without_learning_or_agreement():
-    reference = [2.3, 2.0, 1.5, 1.0]
-    entries = [
+    entries = judged(
         entry("gemm", [0.0] * 4, 0.0),
-        entry("xnn-numpy", reference, 0.5),
+        entry("xnn-numpy", REFERENCE, 0.5),
         entry("xnn-fast", [2.3, 2.0, 1.5, 1.0001], 0.5),
         entry("torch", [2.3, 2.0, 1.5, 1.1], 0.5),
-        entry("jax", reference, 1.9),
-    ]
-    suite._judge(entries, [None] * 5, 10**6)
+        entry("jax", REFERENCE, 1.9),
+    )
     assert [e["valid"] for e in entries] == [True, True, True, False, False]
     assert "differ by 1.0e-01 from xnn-numpy's" in entries[3]["reason"]
     assert "did not go down" in entries[4]["reason"]
     assert entries[1]["median"] == 110.0
-    assert entries[1]["gflops"] == pytest.approx(10**6 / 110.0 / 1e3)
-    text = suite.table(entries, "a title")
+    assert entries[1]["quartiles"] == [105.0, 115.0]
+    assert entries[1]["samples_per_second"] == pytest.approx(32 / 110e-6)
+    assert entries[1]["gflops"] == pytest.approx(network_flops(TASK.widths, 32) / 110.0 / 1e3)
+    text = report.table(entries, "a title")
     assert "no figure: its losses differ" in text
-    assert "1.00" in text
+    assert "1.00     100%" in text
+    assert "best of the others" not in text  # the only two were not valid
+
+
+def test_ratios_between_contestants():
+    entries = judged(
+        entry("gemm", [0.0] * 4, 0.0, (50.0,)),
+        entry("xnn-numpy", REFERENCE, 0.5, (80.0,)),
+        entry("xnn-fast", REFERENCE, 0.5, (60.0,)),
+        entry("torch", REFERENCE, 0.5, (120.0,)),
+        entry("jax", REFERENCE, 0.5, (75.0,)),
+        entry("xnn-cupy", [2.3, 2.0, 1.5, 1.0001], 0.5, (20.0, 30.0, 40.0)) | {"weight_difference": 2e-6},
+    )
+    text = report.table(entries, "a title")
+    assert "xnn-fast / best of the others (jax): 0.80" in text
+    assert "xnn-cupy is 2.00 times as fast as xnn-fast" in text
+    assert "its losses differ by 1e-04, its weights by 2e-06" in text
+    assert text.count("unstable") == 1
+
+
+def written(**medians):
+    """A file's content, quartiles 4 % apart."""
+    entries = [
+        {"contestant": name.replace("_", "-"), "valid": True, "median": float(us), "spread": 0.04}
+        for name, us in medians.items()
+    ]
+    return {"results": [{"network": "article", "batch": 32, "entries": entries}]}
+
+
+def test_what_counts_as_slower():
+    """Relative to the products alone, where both have them, and by more than the noise of both and 5 %."""
+    old = written(gemm=100, xnn_fast=120)
+    for new, slower in (
+        (written(gemm=100, xnn_fast=130), 0),
+        (written(gemm=100, xnn_fast=140), 1),
+        (written(gemm=200, xnn_fast=260), 0),
+        (written(gemm=200, xnn_fast=290), 1),
+        (written(gemm=100, xnn_fast=60), 0),
+    ):
+        lines, found = report.compare(old, new)
+        assert found == slower, lines
+    assert "0.50 x the time before, faster" in lines[0]
+    with pytest.raises(OptionError, match="nothing to compare"):
+        report.compare(old, written(gemm=100, xnn_numpy=100))
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"results": [{"entries": [{}]}]}', "[1]"])
+def test_files_that_cannot_be_compared(tmp_path, content):
+    (tmp_path / "old.json").write_text(content)
+    for path in (tmp_path / "old.json", tmp_path / "none.json"):
+        result = CliRunner().invoke(main, ["bench", "--compare", str(path)])
+        assert result.exit_code == 2
+        assert "not a file of xnn bench --json" in result.output
 
 
 def test_a_contestant_that_breaks_leaves_the_others_their_figures():
@@ -96,44 +158,97 @@ def test_a_contestant_that_breaks_leaves_the_others_their_figures():
     assert "no contestant is called 'nobody'" in gone["reason"]
 
 
+def test_a_number_of_threads_of_its_own():
+    one, two = suite.run_task(["xnn-numpy@1", "xnn-numpy@2"], TASK, 7, repeat=1)
+    assert one["valid"], one["reason"]
+    assert two["valid"], two["reason"]
+
+
 def test_the_command(tmp_path):
-    """One network, one batch size, one turn: a table, and the same in JSON."""
-    path = tmp_path / "bench.json"
-    result = CliRunner().invoke(
-        main,
-        [
-            "bench",
-            "--backend",
-            "numpy",
-            "--batch-sizes",
-            "512",
-            "--repeat",
-            "1",
-            "--threads",
-            "1",
-            "--json",
-            path,
-        ],
-    )
+    """One network, one batch size, one turn: a table, the same in JSON, a plot, and a comparison with itself."""
+    path, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
+    arguments = ["bench", "--backend", "numpy", "--batch-sizes", "512", "--repeat", "1", "--threads", "1"]
+    more = ["--plot", plot] if find_spec("matplotlib") else []
+    result = CliRunner().invoke(main, [*arguments, "--json", path, *more])
     assert result.exit_code == 0, result.output
     assert "784-100-200-10, batch 512, 1 threads" in result.output
     written = json.loads(path.read_text())
     (only,) = written["results"]
     assert {e["contestant"] for e in only["entries"]} >= {"gemm", "xnn-numpy"}
     assert all(e["valid"] for e in only["entries"]), result.output
+    assert len(only["entries"][1]["losses"]) == 17  # the first step, and an epoch of 8192 rows
     assert written["environment"]["packages"]["numpy"] == np.__version__
+    if more:
+        assert "first losses" in plot.read_text()
+    only["entries"][1]["median"] /= 1e3
+    path.write_text(json.dumps(written))
+    result = CliRunner().invoke(main, [*arguments, "--compare", path])
+    assert result.exit_code == 1, result.output
+    assert "article, batch 512, xnn-numpy" in result.output
+    assert "slower" in result.output
+
+
+def invented(times):
+    """run_task as if each contestant took times(name, task) microseconds."""
+
+    def run(contestants, task, threads, repeat=9, say=None, numerics="fast"):
+        return judged(*(entry(name, REFERENCE, 0.5, (times(name, task),)) for name in contestants))
+
+    return run
+
+
+def test_sweep_says_where_a_gpu_pays(monkeypatch):
+    monkeypatch.setattr(
+        sweep, "run_task", invented(lambda name, task: 500.0 if "cupy" in name else float(task.batch))
+    )
+    results = sweep.sweep(["gemm", "xnn-numpy", "xnn-cupy"], "synthetic", 1, 1, (128, 512, 2048), (64,))
+    text = sweep.text(results)
+    assert "Width 64: the GPU pays at batch 512, 2048." in text
+    assert "batch 128    batch 512   batch 2048" in text
+    few = sweep.text(sweep.sweep(["gemm", "xnn-numpy"], "synthetic", 1, 1, (128,), (64,)))
+    assert "Only one backend ran" in few
+    slow = sweep.text(sweep.sweep(["xnn-numpy", "xnn-cupy"], "synthetic", 1, 1, (32,), (64,)))
+    assert "does not pay" in slow
+
+
+def test_scaling_tables(monkeypatch, capsys):
+    """Costs that grow as they are said to: the exponent is theirs."""
+    monkeypatch.setattr(scaling, "run_task", invented(lambda name, task: float(task.batch)))
+    assert scaling.main(["batch", "samples", "memory"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("(^1.00)" in line for line in lines) == 6 + 3
+    assert sum("(^0.00)" in line for line in lines) == 2
+    monkeypatch.setattr(
+        scaling, "run_task", invented(lambda name, task: 100.0 if name.endswith("@1") else 50.0)
+    )
+    monkeypatch.setattr(scaling, "_threads", lambda: 2)
+    assert scaling.main(["threads", "width", "depth"]) == 0
+    assert capsys.readouterr().out.count("gain 2.00") == 10 * len(scaling._own())
+    assert scaling.main(["depht"]) == 2
+    assert "choose among samples" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "message", "code"),
     [
-        (["--preset", "huge"], "choose article"),
-        (["--peers", "keras"], "choose torch"),
-        (["--backend", "jax"], "numpy and cupy"),
-        (["--batch-sizes", "x"], "positive integers"),
+        (["--preset", "huge"], "choose article", 2),
+        (["--peers", "keras"], "choose torch", 2),
+        (["--backend", "jax"], "numpy and cupy", 2),
+        (["--batch-sizes", "x"], "positive integers", 2),
+        (["--numerics", "half"], "this version has fast", 2),
+        (["--threads", "0"], "--threads", 2),
+        (["--json", "no/such/folder/f.json"], "no/such/folder", 2),
     ],
 )
-def test_wrong_options(options, message):
+def test_wrong_options(options, message, code):
     result = CliRunner().invoke(main, ["bench", *options])
-    assert result.exit_code in (1, 2)
+    assert result.exit_code == code, result.output
     assert message in result.output
+
+
+def test_a_backend_that_was_asked_for_and_cannot_run():
+    if not (reason := available_backends()["cupy"]):
+        pytest.skip("there is a GPU")
+    result = CliRunner().invoke(main, ["bench", "--backend", "cupy"])
+    assert result.exit_code == 1
+    assert reason in result.output

@@ -338,7 +338,8 @@ def test_compiled_cross_entropy_of_minus_infinity_and_of_labels_out_of_range(dty
 )
 @pytest.mark.parametrize("shape", [(40, 7), (40,), (40, 3, 2)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gather(table, dtype, shape, source):
+@pytest.mark.parametrize("offset", [0.0, -0.25])
+def test_gather(table, dtype, shape, source, offset):
     data = (np.arange(np.prod(shape)).reshape(shape) * 37 % 256).astype(source)
     rows = np.array([3, 0, 39, 3, 17])
     scaled = np.dtype(source).kind in "ui" and source != np.int64
@@ -349,9 +350,10 @@ def test_gather(table, dtype, shape, source):
         options = {"source": data, "cursor": Cursor(rows.copy())}
         call = Call("gather", None, (), (raw if scaled else out,), options)
         if scaled:
-            rescale = {"scale": 1 / 255, "offset": 0.0, "dtype": getattr(np, dtype)}
+            numbers = {"scale": 1 / 255, "offset": offset}
+            rescale = {**numbers, "dtype": getattr(np, dtype)}
             parts = (call, Call("forward", ops.rescale, (raw,), (out,), rescale))
-            call = Call("gather", None, (), (out,), {**options, "scale": 1 / 255, "offset": 0.0}, parts=parts)
+            call = Call("gather", None, (), (out,), {**options, **numbers}, parts=parts)
         if run_by_kernel:
             assert table.accepts(call)
             bind(LIB, table, [call])[0]()
@@ -362,7 +364,8 @@ def test_gather(table, dtype, shape, source):
         close(*results, 1)
     else:
         assert results[0].tobytes() == results[1].tobytes()
-    np.testing.assert_allclose(results[1], data[rows] / (255 if scaled else 1), rtol=1e-6)
+    expected = data[rows] / 255 + offset if scaled else data[rows]
+    np.testing.assert_allclose(results[1], expected, rtol=1e-6, atol=1e-7)
 
 
 def test_gathers_that_have_no_kernel(table):
@@ -370,7 +373,7 @@ def test_gathers_that_have_no_kernel(table):
     out = Slot("x", (1, 3), np.dtype("f4"))
     for options in (
         {"source": np.ones((2, 3), np.uint8), "scale": np.ones(3), "offset": 0.0},
-        {"source": np.ones((2, 3), np.uint8), "scale": 1.0, "offset": 0.5},
+        {"source": np.ones((2, 3), np.uint8), "scale": 1.0, "offset": np.ones(3)},
         {"source": np.ones((3, 2), np.uint8).T, "scale": 1.0, "offset": 0.0},
     ):
         assert not table.accepts(Call("gather", None, (), (out,), {**options, "cursor": cursor}))

@@ -220,28 +220,49 @@ def info(as_json: bool, probe: bool) -> None:
     metavar="NAME",
     help="article, medium, large, ciresan, or targets: five pairs of network and batch.",
 )
-@click.option("--batch-sizes", default="32,128,512", show_default=True, callback=_widths, metavar="N,N,...")
+@click.option(
+    "--batch-sizes",
+    default="",
+    callback=_widths,
+    metavar="N,N,...",
+    help="Default: 32,128,512; a sweep: 32 to 2048.",
+)
 @click.option(
     "--peers", default="", metavar="NAME,...", help="torch, jax, sklearn, ..., or all; as far as installed."
 )
 @click.option("--threads", type=click.IntRange(1), help="For everybody; default: all cores.")
+@click.option("--numerics", metavar="NAME", help="Default: XNN_NUMERICS, else fast.")
 @click.option(
-    "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Turns of each contestant."
+    "--repeat", type=click.IntRange(1), default=9, show_default=True, help="Turns of each contestant."
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write figures and environment to FILE.")
+@click.option("--plot", metavar="FILE", help="Throughput against batch size, and losses, as .png or .svg.")
+@click.option(
+    "--compare", metavar="FILE", help="Ratios to an older --json file; exits with 1 if slower beyond noise."
+)
+@click.option("--sweep", is_flag=True, help="Over widths and batch sizes: from which size a GPU pays.")
+@click.option(
+    "--to-accuracy",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    metavar="A",
+    help="Seconds to this accuracy on MNIST's test set, by recipe.",
+)
 def bench(**options: Any) -> None:
     """Time a training step of xnn beside its matrix products alone, and beside other libraries.
 
     Contestants take turns, each in its own process. A figure is shown only if the run learned and its
-    losses agree with the others'.
+    losses agree with the others'. Exits with 1 if one of xnn's own has none.
 
     \b
     xnn bench
     xnn bench --preset targets --peers all --json results.json
+    xnn bench --compare results.json --preset targets
+    xnn bench --to-accuracy 0.98 --peers torch
     """
-    from xnn.commands import bench_command
+    from xnn.benchmarks.command import bench_command
 
-    bench_command(**options)
+    if not bench_command(**options):
+        sys.exit(1)
 
 
 @main.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,7 @@ from xnn.backends import available_backends
 from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.callbacks import Callback, EpochLines, JsonLines
 from xnn.checks import run_checks
-from xnn.data import Dataset, dataset_names, load, on_disk, read_idx
+from xnn.data import Dataset, dataset_names, load, read_idx
 from xnn.data.tables import check_pair, read_array, read_csv, read_npz
 from xnn.errors import (
     BackendUnavailableError,
@@ -33,7 +32,7 @@ from xnn.layers.sequential import classes_of
 from xnn.models import mlp
 from xnn.training import Trainer
 
-__all__ = ["bench_command", "check_command", "predict_command", "train_command"]
+__all__ = ["check_command", "predict_command", "train_command"]
 
 # The article's for classes; unscaled targets, as house prices are, need smaller steps.
 _RATES = {("sgd", "classification"): 0.1, ("sgd", "regression"): 0.01}
@@ -158,59 +157,6 @@ def _summarize(result: dict[str, Any], history: History, save: str | None, teste
         f"{result['peak_rss_mb']:.0f} MB, weights {result['weights_sha256'][:16]}, "
         f"losses {result['losses_sha256'][:16]}"
     )
-
-
-def bench_command(
-    backends: tuple[str, ...],
-    preset: str,
-    batch_sizes: tuple[int, ...],
-    peers: str,
-    threads: int | None,
-    repeat: int,
-    json_file: str | None,
-) -> None:
-    """Time, print a table for each network and batch, and write the JSON file asked for."""
-    from xnn.benchmarks.contestants import Task
-    from xnn.benchmarks.peers import PEERS
-    from xnn.benchmarks.suite import NETWORKS, TARGETS, environment, own_contestants, run_task, table
-
-    if json_file:
-        check_writable(json_file)
-    if preset != "targets" and preset not in NETWORKS:
-        raise OptionError(f"no preset is called {preset!r}; choose {', '.join(NETWORKS)} or targets")
-    asked = [name for name in peers.split(",") if name]
-    unknown = [name for name in asked if name not in PEERS and name != "all"]
-    if unknown:
-        raise OptionError(f"no peer is called {unknown[0]!r}; choose {', '.join(PEERS)} or all")
-    others = [name for name in PEERS if name != "gemm"] if "all" in asked else asked
-    running = [name for name in ("numpy", "cupy") if not available_backends()[name]]
-    contestants = [*own_contestants(list(backends) or running), *others]
-    pairs = TARGETS if preset == "targets" else [(preset, batch) for batch in batch_sizes]
-    dataset = "mnist" if "mnist" in on_disk() else "synthetic"
-    limit = threads or os.cpu_count() or 1
-    about = environment()
-    results, progress = [], sys.stderr.isatty()
-
-    def say(line: str) -> None:
-        if progress:
-            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
-
-    for network, batch in pairs:
-        widths = NETWORKS[network]
-        task = Task(widths, batch, max(8192, 8 * batch), dataset)
-        entries = run_task(contestants, task, limit, repeat, say)
-        title = f"{'-'.join(map(str, widths))}, batch {batch}, {limit} threads, {dataset}"
-        click.echo(("\r\x1b[K" if progress else "") + table(entries, title))
-        results.append({"network": network, "widths": widths, "batch": batch, "entries": entries})
-    if json_file:
-        written = {
-            "environment": about,
-            "threads": limit,
-            "dataset": dataset,
-            "repeat": repeat,
-            "results": results,
-        }
-        write_atomically(json_file, to_json(written).encode())
 
 
 def predict_command(model: str, data: str, data_home: str | None, output: str | None, as_json: bool) -> None:

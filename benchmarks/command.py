@@ -1,0 +1,131 @@
+"""What `xnn bench` does; imported only when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from xnn.backends import available_backends
+from xnn.backends.registry import numerics as check_numerics
+from xnn.benchmarks import report, suite
+from xnn.benchmarks.contestants import Task
+from xnn.benchmarks.peers import PEERS
+from xnn.data import on_disk
+from xnn.errors import BackendUnavailableError, OptionError
+from xnn.files import check_writable, to_json, write_atomically
+from xnn.history import check_plot
+
+__all__ = ["bench_command"]
+
+
+def bench_command(
+    backends: tuple[str, ...],
+    preset: str,
+    batch_sizes: tuple[int, ...],
+    peers: str,
+    threads: int | None,
+    numerics: str | None,
+    repeat: int,
+    json_file: str | None,
+    plot: str | None,
+    compare: str | None,
+    sweep: bool,
+    to_accuracy: float | None,
+) -> bool:
+    """Time, print, and write the files asked for. False if nothing could be timed or something is slower than before.
+
+    Raises OptionError for a wrong option, BackendUnavailableError for a backend that was asked for and cannot run.
+    """
+    if json_file:
+        check_writable(json_file)
+    if plot:
+        check_plot(plot)
+    before = report.read(compare) if compare else None
+    asked = [name for name in peers.split(",") if name]
+    unknown = [name for name in asked if name not in PEERS and name != "all"]
+    if unknown:
+        raise OptionError(f"no peer is called {unknown[0]!r}; choose {', '.join(PEERS)} or all")
+    limit = threads or os.cpu_count() or 1
+    say = _progress() if sys.stderr.isatty() else lambda line: None
+    about: dict[str, Any] = {"environment": suite.environment(), "threads": limit, "repeat": repeat}
+    if to_accuracy is not None:
+        return _to_accuracy(to_accuracy, asked, limit, say, json_file, about)
+    contestants = [
+        *suite.own_contestants(_running(backends)),
+        *([name for name in PEERS if name != "gemm"] if "all" in asked else asked),
+    ]
+    dataset = "mnist" if "mnist" in on_disk() else "synthetic"
+    about |= {"dataset": dataset, "numerics": check_numerics(numerics)}
+    results: list[dict[str, Any]] = []
+    if sweep:
+        from xnn.benchmarks import sweep as sizes
+
+        results = sizes.sweep(contestants, dataset, limit, repeat, batch_sizes or sizes.BATCHES, say=say)
+        say("")
+        click.echo(sizes.text(results))
+    else:
+        for network, batch in _pairs(preset, batch_sizes):
+            widths = suite.NETWORKS[network]
+            task = Task(widths, batch, max(8192, 8 * batch), dataset)
+            entries = suite.run_task(contestants, task, limit, repeat, say, about["numerics"])
+            say("")
+            title = f"{'-'.join(map(str, widths))}, batch {batch}, {limit} threads, {dataset}"
+            click.echo(report.table(entries, title))
+            results.append({"network": network, "widths": widths, "batch": batch, "entries": entries})
+    written = {**about, "results": results}
+    if json_file:
+        write_atomically(json_file, to_json(written).encode())
+    if plot:
+        report.plot(written, plot)
+    own = [e for task in results for e in task["entries"] if e["contestant"].startswith("xnn")]
+    fine = all(e["valid"] for e in own)
+    if not fine:
+        click.echo("xnn: some of xnn's own runs have no figure, for the reasons above", err=True)
+    if before is not None:
+        lines, slower = report.compare(before, written)
+        click.echo("\n".join(lines))
+        fine = fine and not slower
+    return fine
+
+
+def _progress() -> Any:
+    """One line on the terminal that is written over."""
+    return lambda line: click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+
+
+def _running(backends: tuple[str, ...]) -> list[str]:
+    """The backends asked for, which must run here, or all that do."""
+    reasons = available_backends()
+    for name in backends:
+        if reasons.get(name):
+            raise BackendUnavailableError(reasons[name])
+    return list(backends) or [name for name in ("numpy", "cupy") if not reasons[name]]
+
+
+def _pairs(preset: str, batch_sizes: tuple[int, ...]) -> list[tuple[str, int]]:
+    if preset == "targets":
+        return list(suite.TARGETS)
+    if preset not in suite.NETWORKS:
+        raise OptionError(f"no preset is called {preset!r}; choose {', '.join(suite.NETWORKS)} or targets")
+    return [(preset, batch) for batch in batch_sizes or (32, 128, 512)]
+
+
+def _to_accuracy(
+    target: float, peers: list[str], threads: int, say: Any, json_file: str | None, about: dict[str, Any]
+) -> bool:
+    """Seconds to a given accuracy of each recipe, five seeds; xnn, and PyTorch if asked for."""
+    from xnn.benchmarks import accuracy
+
+    others = set(peers) - {"all", "torch"}
+    if others:
+        raise OptionError(f"--to-accuracy knows one peer, torch; got {', '.join(sorted(others))}")
+    contestants = ["xnn", *(["torch"] if peers else [])]
+    results = accuracy.to_accuracy(target, contestants=contestants, threads=threads, say=say)
+    say("")
+    click.echo(accuracy.text(results, target))
+    if json_file:
+        write_atomically(json_file, to_json({**about, "target": target, "results": results}).encode())
+    return any(e["reached"] for e in results if e["contestant"].startswith("xnn"))

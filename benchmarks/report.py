@@ -1,0 +1,146 @@
+"""What is said of the suite's entries: tables and ratios, a plot, and a comparison with older ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from xnn.errors import OptionError
+
+__all__ = ["compare", "plot", "read", "table"]
+
+_UNSTABLE = 0.1  # quartiles further apart than this part of the median are warned of
+
+
+def table(entries: Sequence[dict[str, Any]], title: str) -> str:
+    """One network and batch as text: times, rates, the share of what the products alone take, and the ratios."""
+    limits = {
+        e["contestant"]: e["median"] for e in entries if e["valid"] and e["contestant"].startswith("gemm")
+    }
+    lines = [
+        title,
+        f"  {'':<14}{'us/step':>9}{'quartiles':>17}{'samples/s':>11}{'GFLOP/s':>9}{'/ GEMM':>8}{'of limit':>9}"
+        f"{'peak MB':>9}{'first s':>9}  losses differ",
+    ]
+    for e in entries:
+        if not e["valid"]:
+            lines.append(f"  {e['contestant']:<14}no figure: {e['reason']}")
+            continue
+        limit = limits.get("gemm-cupy" if e["contestant"] == "xnn-cupy" else "gemm")
+        ratio = e["median"] / limit if limit else None
+        shares = f"{ratio:>8.2f}{1 / ratio:>9.0%}" if ratio else f"{'-':>8}{'-':>9}"
+        between = "{:.0f} - {:.0f}".format(*e["quartiles"])
+        lines.append(
+            f"  {e['contestant']:<14}{e['median']:>9.0f}{between:>17}{e['samples_per_second']:>11,.0f}"
+            f"{e['gflops']:>9.1f}{shares}{e['peak_bytes'] / 2**20:>9.0f}{e['first_step_seconds']:>9.2f}"
+            f"  {e.get('loss_difference', 0.0):.0e}"
+        )
+        if e["spread"] > _UNSTABLE:
+            lines[-1] += "  unstable: is something else running?"
+    return "\n".join([*lines, *_ratios(entries)])
+
+
+def _ratios(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """xnn's best beside the best of the others; a GPU beside the CPU, with the parity of the two runs."""
+    valid = {e["contestant"]: e for e in entries if e["valid"]}
+    peers = [e for name, e in valid.items() if not name.startswith(("gemm", "xnn", "numpy"))]
+    own = [valid[name] for name in ("xnn-fast", "xnn-numpy") if name in valid]
+    if own and peers:
+        rival = min(peers, key=lambda e: float(e["median"]))
+        ratio = own[0]["median"] / rival["median"]
+        yield f"  {own[0]['contestant']} / best of the others ({rival['contestant']}): {ratio:.2f}"
+    if own and "xnn-cupy" in valid:
+        gpu = valid["xnn-cupy"]
+        yield (
+            f"  xnn-cupy is {own[0]['median'] / gpu['median']:.2f} times as fast as {own[0]['contestant']}; from "
+            f"the first contestant's run its losses differ by {gpu['loss_difference']:.0e}, its weights by "
+            f"{gpu['weight_difference']:.0e}"
+        )
+
+
+def read(path: str) -> dict[str, Any]:
+    """A file that --json wrote. Raises OptionError for anything else."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        for task in found["results"]:
+            for e in task["entries"]:
+                e["contestant"], e["valid"], e.get("median")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OptionError(
+            f"cannot compare with {path}: it is not a file of xnn bench --json ({error!r})"
+        ) from None
+    return found  # type: ignore[no-any-return]
+
+
+def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
+    """Lines of new / old for what both have figures of, and how many are slower beyond noise.
+
+    Where both files have the products alone, a time is taken relative to them, so that a slower machine is no
+    regression. Noise is what the quartiles of both say, and never less than 5 %.
+    """
+    lines, slower = [], 0
+    before = _figures(old)
+    for key, (now, noise) in _figures(new).items():
+        if key not in before or key[2].startswith("gemm"):
+            continue
+        then, noise_then = before[key]
+        ratio, bound = now / then, 1.05 + noise + noise_then
+        verdict = "slower" if ratio > bound else "faster" if ratio < 1 / bound else "within noise"
+        slower += verdict == "slower"
+        lines.append(
+            f"{key[0]}, batch {key[1]}, {key[2]}: {ratio:.2f} x the time before, {verdict} ({bound:.2f})"
+        )
+    if not lines:
+        raise OptionError("nothing to compare: no network, batch size and contestant is in both files")
+    return lines, slower
+
+
+def _figures(written: dict[str, Any]) -> dict[tuple[str, int, str], tuple[float, float]]:
+    """(network, batch, contestant) -> its time, relative to the products alone if they are there, and its noise."""
+    found = {}
+    for task in written["results"]:
+        valid = [e for e in task["entries"] if e["valid"]]
+        limit = next((e["median"] for e in valid if e["contestant"] == "gemm"), 1.0)
+        for e in valid:
+            found[task["network"], task["batch"], e["contestant"]] = e["median"] / limit, e["spread"]
+    return found
+
+
+def plot(written: dict[str, Any], path: str) -> None:
+    """Throughput against batch size, a panel for each network, and the first losses of all contestants overlaid."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    from xnn.files import write_atomically
+
+    networks = list(dict.fromkeys(task["network"] for task in written["results"]))
+    figure = Figure(figsize=(5.5 * (len(networks) + 1), 4.2), layout="constrained")
+    for position, network in enumerate(networks):
+        axes = figure.add_subplot(1, len(networks) + 1, position + 1)
+        tasks = [task for task in written["results"] if task["network"] == network]
+        for name in dict.fromkeys(e["contestant"] for task in tasks for e in task["entries"]):
+            points = [
+                (task["batch"], e["samples_per_second"])
+                for task in tasks
+                for e in task["entries"]
+                if e["contestant"] == name and e["valid"]
+            ]
+            if points:
+                axes.loglog(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name, base=2)
+        axes.set(xlabel="batch size", ylabel="samples / s", title="-".join(map(str, tasks[0]["widths"])))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    axes, last = figure.add_subplot(1, len(networks) + 1, len(networks) + 1), written["results"][-1]
+    for e in last["entries"]:
+        if e["valid"] and not e["contestant"].startswith(("gemm", "sklearn")):
+            axes.plot(e["losses"], label=e["contestant"], linewidth=1.2, alpha=0.8)
+    axes.set(xlabel="step", ylabel="loss", title=f"{last['network']}, batch {last['batch']}: first losses")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format=os.fspath(path).rsplit(".", 1)[-1].lower(), dpi=130)
+    write_atomically(path, content.getvalue())

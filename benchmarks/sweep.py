@@ -1,0 +1,74 @@
+"""`xnn bench --sweep`: over widths and batch sizes, from which size a GPU pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from xnn.benchmarks.contestants import Task
+from xnn.benchmarks.suite import run_task
+
+__all__ = ["BATCHES", "WIDTHS", "sweep", "text"]
+
+#: Of the two hidden layers, and of the batch.
+WIDTHS = (64, 256, 1024)
+BATCHES = (32, 128, 512, 2048)
+
+
+def sweep(
+    contestants: Sequence[str],
+    dataset: str,
+    threads: int,
+    repeat: int,
+    batches: Sequence[int] = BATCHES,
+    widths: Sequence[int] = WIDTHS,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """784-w-w-10 for every width w and batch size: what run_task finds of each."""
+    results = []
+    for width in widths:
+        for batch in batches:
+            task = Task((784, width, width, 10), batch, max(4096, 4 * batch), dataset)
+            say(f"width {width}, batch {batch}")
+            entries = run_task(contestants, task, threads, repeat)
+            results.append({"network": f"{width}", "widths": task.widths, "batch": batch, "entries": entries})
+    return results
+
+
+def text(results: Sequence[dict[str, Any]]) -> str:
+    """Microseconds a step by width (rows) and batch (columns) for each contestant, and where the GPU is ahead."""
+    batches = sorted({r["batch"] for r in results})
+    widths = sorted({int(r["network"]) for r in results})
+    times = {
+        (int(r["network"]), r["batch"], e["contestant"]): e["median"]
+        for r in results
+        for e in r["entries"]
+        if e["valid"]
+    }
+    lines = []
+    for name in dict.fromkeys(e["contestant"] for r in results for e in r["entries"]):
+        lines.append(f"{name}, us/step   " + "".join(f"{f'batch {b}':>13}" for b in batches))
+        for width in widths:
+            row = [times.get((width, b, name)) for b in batches]
+            lines.append(
+                f"  width {width:<11}" + "".join(f"{'-' if t is None else f'{t:.0f}':>13}" for t in row)
+            )
+    return "\n".join([*lines, *_verdict(times, widths, batches)])
+
+
+def _verdict(times: dict[tuple[int, int, str], float], widths: list[int], batches: list[int]) -> list[str]:
+    names = {name for _, _, name in times}
+    cpus = names & {"xnn-numpy", "xnn-fast"}
+    if "xnn-cupy" not in names or not cpus:
+        return ["Only one backend ran: from which size a GPU pays cannot be said here."]
+    lines = []
+    for width in widths:
+        ahead = []
+        for batch in batches:
+            gpu = times.get((width, batch, "xnn-cupy"))
+            cpu = [times[width, batch, name] for name in cpus if (width, batch, name) in times]
+            if gpu is not None and cpu and gpu < min(cpu):
+                ahead.append(batch)
+        where = f"pays at batch {', '.join(map(str, ahead))}" if ahead else "does not pay at any batch tried"
+        lines.append(f"Width {width}: the GPU {where}.")
+    return lines
