@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from xnn.backends.plan import THREAD_VARIABLES
 from xnn.errors import XnnError
 
 __all__ = ["Process", "serve"]
+
+# OpenBLAS's threads spin on for 0.11 s after a product (measured), and would take a core from whoever is next.
+_SETTLE = 0.15
 
 
 class Process:
@@ -37,9 +41,10 @@ class Process:
         )
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """A command's answer; nothing after an error, which is remembered."""
+        """A command's answer; nothing after an error, which is remembered. Waits until other processes are quiet."""
         if self.error:
             return {}
+        time.sleep(_SETTLE)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
