@@ -51,6 +51,7 @@ def bench_command(
     limit = threads or os.cpu_count() or 1
     say = _progress() if sys.stderr.isatty() else lambda line: None
     about: dict[str, Any] = {"environment": suite.environment(), "threads": limit, "repeat": repeat}
+    click.echo(suite.environment_line(about["environment"]))
     if to_accuracy is not None:
         return _to_accuracy(to_accuracy, asked, limit, say, json_file, about)
     contestants = [

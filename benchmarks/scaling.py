@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn.benchmarks.contestants import Task
-from xnn.benchmarks.suite import own_contestants, run_task
+from xnn.benchmarks.suite import environment, environment_line, own_contestants, run_task
 from xnn.data import on_disk
 
 __all__ = ["TABLES", "main"]
@@ -153,6 +153,7 @@ def main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    print(environment_line(environment()))
     for name in arguments:
         print(TABLES[name](), flush=True)
     return 0

@@ -19,6 +19,7 @@ import numpy as np
 from xnn.backends.calls import Call, interpret
 from xnn.backends.plan import limit_threads
 from xnn.benchmarks.contestants import Task, Xnn
+from xnn.benchmarks.suite import environment, environment_line
 from xnn.data import on_disk
 from xnn.options import check_count
 
@@ -27,7 +28,7 @@ __all__ = ["main", "profile"]
 _STEPS = 1000
 
 
-def profile(kernels: str, batch: int, threads: int, steps: int = _STEPS) -> list[tuple[str, float, float]]:
+def profile(kernels: str, batch: int, threads: int, steps: int) -> list[tuple[str, float, float]]:
     """(call, microseconds, microseconds of its matrix products alone): medians over so many steps.
 
     The last lines are what comes before the calls, and the whole step as the program runs it.
@@ -91,7 +92,8 @@ def _products(call: Call, steps: int) -> float:
 def main(arguments: Sequence[str]) -> int:
     """Print the profile."""
     kernels, batch, threads = [*arguments, *("auto", "32", "1")[len(arguments) :]]
-    lines = profile(kernels, check_count("batch", int(batch)), check_count("threads", int(threads)))
+    print(environment_line(environment()))
+    lines = profile(kernels, check_count("batch", int(batch)), check_count("threads", int(threads)), _STEPS)
     print(
         f"{kernels} kernels, batch {batch}, {threads} threads, of {os.cpu_count()}: us, and its products alone"
     )

@@ -23,7 +23,9 @@ from xnn.benchmarks.contestants import Task, network_flops
 from xnn.benchmarks.process import Process
 from xnn.errors import OptionError
 
-__all__ = ["NETWORKS", "TARGETS", "environment", "own_contestants", "quartiles", "run_task"]
+__all__ = [
+    "NETWORKS", "TARGETS", "environment", "environment_line", "own_contestants", "quartiles", "run_task",
+]  # fmt: skip
 
 NETWORKS = {
     "article": (784, 100, 200, 10),
@@ -62,6 +64,14 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "blas": blas_libraries(),
     }
+
+
+def environment_line(about: dict[str, Any]) -> str:
+    """The same in a line, for tables."""
+    blas = ", ".join(f"{b['internal_api']} {b['version']} {b['architecture']}" for b in about["blas"])
+    versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    load = "" if about["load"] is None else f"; load {about['load'][0]:.2f}"
+    return f"{about['processor']}, {about['cores']} cores; {blas}; Python {about['python']}, {versions}{load}"
 
 
 def _processor() -> str:

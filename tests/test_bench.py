@@ -1,6 +1,7 @@
 """`xnn bench`: the gates, the table, and one small run of the command."""
 
 import json
+import os
 import sys
 from importlib.util import find_spec
 
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from xnn.backends import available_backends
-from xnn.benchmarks import report, scaling, suite, sweep
+from xnn.benchmarks import report, scaling, step_profile, suite, sweep
 from xnn.benchmarks.contestants import Task, make, network_flops
 from xnn.benchmarks.peers import PEERS
 from xnn.cli import main
@@ -226,6 +227,24 @@ def test_scaling_tables(monkeypatch, capsys):
     assert capsys.readouterr().out.count("gain 2.00") == 10 * len(scaling._own())
     assert scaling.main(["depht"]) == 2
     assert "choose among samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
+def test_profile_of_a_step(kernels, monkeypatch, capsys):
+    """Every call of the program has its line, and the products theirs."""
+    if kernels == "compiled":
+        pytest.importorskip("numba")
+    monkeypatch.setattr(step_profile, "_STEPS", 3)
+    assert step_profile.main([kernels, "16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[1] == f"{kernels} kernels, batch 16, 1 threads, of {os.cpu_count()}: us, and its products alone"
+    )
+    assert sum("dense" in line and len(line[:20].split()) == 2 for line in lines) == 6
+    assert [line.split("  ")[-1] for line in lines[-2:]] == [
+        "the whole step",
+        "the sum of all lines but the last",
+    ]
 
 
 @pytest.mark.parametrize(
