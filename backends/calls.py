@@ -31,7 +31,7 @@ import numpy as np
 
 from xnn.ops.op import backward_of, forward_of
 
-__all__ = ["Call", "Cursor", "KernelTable", "Runnable", "Slot", "as_number", "bind", "interpret"]
+__all__ = ["Call", "Cursor", "KernelTable", "Runnable", "Slot", "as_number", "bind", "bind_each", "interpret"]
 
 Runnable = Callable[[], None]
 
@@ -147,7 +147,12 @@ class KernelTable:
 
 
 def bind(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Runnable]:
-    """A list of calls as functions without arguments: kernels over buffers where the table has them.
+    """A list of calls as functions without arguments: kernels over buffers where the table has them."""
+    return table.assemble(bind_each(lib, table, calls))
+
+
+def bind_each(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Any]:
+    """What `bind` assembles, an item for each call: of the table's making, or an op's function.
 
     A forward and a backward call go together: an op's backward needs what the op's own forward saved.
     """
@@ -159,7 +164,7 @@ def bind(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Runnable]:
         for slot in call.slots() if chosen[call] else ():
             if slot.array is None or not slot.fixed:
                 slot.array, slot.fixed = lib.buffer(slot.shape, slot.dtype, slot.array), True
-    return table.assemble([table.bind(call) if chosen[call] else interpret(lib, call) for call in calls])
+    return [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
 
 
 def interpret(lib: Any, call: Call) -> Runnable:

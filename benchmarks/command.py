@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -11,9 +12,9 @@ import click
 from xnn.backends import available_backends
 from xnn.backends.registry import numerics as check_numerics
 from xnn.benchmarks import report, suite
+from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.peers import PEERS
-from xnn.data import on_disk
 from xnn.errors import BackendUnavailableError, OptionError
 from xnn.files import check_writable, to_json, write_atomically
 from xnn.history import check_plot
@@ -23,66 +24,58 @@ __all__ = ["bench_command"]
 
 def bench_command(
     backends: tuple[str, ...],
-    preset: str,
+    preset: str | None,
     batch_sizes: tuple[int, ...],
     peers: str,
     threads: int | None,
     numerics: str | None,
-    repeat: int,
+    repeat: int | None,
     json_file: str | None,
     plot: str | None,
     compare: str | None,
     sweep: bool,
     to_accuracy: float | None,
 ) -> bool:
-    """Time, print, and write the files asked for. False if nothing could be timed or something is slower than before.
+    """Time, print, and write the files asked for. False if one of xnn's own has no figure, or is slower than before.
 
     Raises OptionError for a wrong option, BackendUnavailableError for a backend that was asked for and cannot run.
     """
+    _check_combination(backends, preset, batch_sizes, numerics, repeat, plot, compare, sweep, to_accuracy)
     if json_file:
         check_writable(json_file)
     if plot:
         check_plot(plot)
     before = report.read(compare) if compare else None
-    asked = [name for name in peers.split(",") if name]
-    unknown = [name for name in asked if name not in PEERS and name != "all"]
+    asked = list(dict.fromkeys(name for name in peers.split(",") if name))
+    known = [name for name in PEERS if name != "gemm"]
+    unknown = [name for name in asked if name not in (*known, "all")]
     if unknown:
-        raise OptionError(f"no peer is called {unknown[0]!r}; choose {', '.join(PEERS)} or all")
+        raise OptionError(f"no peer is called {unknown[0]!r}; choose {', '.join(known)} or all")
     limit = threads or os.cpu_count() or 1
     say = _progress() if sys.stderr.isatty() else lambda line: None
-    about: dict[str, Any] = {"environment": suite.environment(), "threads": limit, "repeat": repeat}
-    click.echo(suite.environment_line(about["environment"]))
+    about: dict[str, Any] = {"environment": suite.environment(), "threads": limit}
     if to_accuracy is not None:
         return _to_accuracy(to_accuracy, asked, limit, say, json_file, about)
-    contestants = [
-        *suite.own_contestants(_running(backends)),
-        *([name for name in PEERS if name != "gemm"] if "all" in asked else asked),
-    ]
-    dataset = "mnist" if "mnist" in on_disk() else "synthetic"
-    about |= {"dataset": dataset, "numerics": check_numerics(numerics)}
+    contestants = [*suite.own_contestants(_running(backends)), *(known if "all" in asked else asked)]
+    about |= {"repeat": repeat or 9, "dataset": suite.dataset_here(), "numerics": check_numerics(numerics)}
+    if before is not None:
+        report.check_comparable(before, about)
+    click.echo(suite.environment_line(about["environment"]))
     results: list[dict[str, Any]] = []
-    if sweep:
-        from xnn.benchmarks import sweep as sizes
-
-        results = sizes.sweep(contestants, dataset, limit, repeat, batch_sizes or sizes.BATCHES, say=say)
+    try:
+        tasks = _sweep if sweep else _presets
+        for result in tasks(contestants, preset or "article", batch_sizes, about, say):
+            results.append(result)
+    finally:  # what was measured is kept, whatever ends the rest
         say("")
-        click.echo(sizes.text(results))
-    else:
-        for network, batch in _pairs(preset, batch_sizes):
-            widths = suite.NETWORKS[network]
-            task = Task(widths, batch, max(8192, 8 * batch), dataset)
-            entries = suite.run_task(contestants, task, limit, repeat, say, about["numerics"])
-            say("")
-            title = f"{'-'.join(map(str, widths))}, batch {batch}, {limit} threads, {dataset}"
-            click.echo(report.table(entries, title))
-            results.append({"network": network, "widths": widths, "batch": batch, "entries": entries})
-    written = {**about, "results": results}
-    if json_file:
-        write_atomically(json_file, to_json(written).encode())
+        written = {**about, "results": results}
+        if results and sweep:
+            click.echo(sizes.text(results))
+        if results and json_file:
+            write_atomically(json_file, to_json(written).encode())
     if plot:
         report.plot(written, plot)
-    own = [e for task in results for e in task["entries"] if e["contestant"].startswith("xnn")]
-    fine = all(e["valid"] for e in own)
+    fine = all(e["valid"] for task in results for e in task["entries"] if e["contestant"].startswith("xnn"))
     if not fine:
         click.echo("xnn: some of xnn's own runs have no figure, for the reasons above", err=True)
     if before is not None:
@@ -90,6 +83,48 @@ def bench_command(
         click.echo("\n".join(lines))
         fine = fine and not slower
     return fine
+
+
+def _check_combination(
+    backends: Any, preset: Any, batch_sizes: Any, numerics: Any, repeat: Any, plot: Any, compare: Any, sweep: Any,
+    to_accuracy: float | None,
+) -> None:  # fmt: skip
+    """Options that another one leaves without a meaning are refused, not ignored."""
+    given = {
+        "--backend": backends, "--preset": preset, "--batch-sizes": batch_sizes, "--numerics": numerics,
+        "--repeat": repeat, "--plot": plot, "--compare": compare, "--sweep": sweep,
+    }  # fmt: skip
+    for mode, chosen, without in (
+        ("--to-accuracy", to_accuracy is not None, tuple(given)),
+        ("--sweep", sweep, ("--preset",)),
+        ("--preset targets", preset == "targets", ("--batch-sizes",)),
+    ):
+        wrong = [name for name in without if given[name]]
+        if chosen and wrong:
+            raise OptionError(f"{mode} goes without {', '.join(wrong)}: leave one of them out")
+
+
+def _sweep(
+    contestants: list[str], _: str, batch_sizes: tuple[int, ...], about: dict[str, Any], say: Any
+) -> Iterator[dict[str, Any]]:
+    return sizes.sweep(
+        contestants, about["dataset"], about["threads"], about["repeat"], about["numerics"],
+        batch_sizes or sizes.BATCHES, say=say,
+    )  # fmt: skip
+
+
+def _presets(
+    contestants: list[str], preset: str, batch_sizes: tuple[int, ...], about: dict[str, Any], say: Any
+) -> Iterator[dict[str, Any]]:
+    """Each network and batch size, its table printed."""
+    for network, batch in _pairs(preset, batch_sizes):
+        widths = suite.NETWORKS[network]
+        task = Task(widths, batch, max(8192, 8 * batch), about["dataset"])
+        entries = suite.run_task(contestants, task, about["threads"], about["repeat"], say, about["numerics"])
+        say("")
+        title = f"{'-'.join(map(str, widths))}, batch {batch}, {about['threads']} threads, {about['dataset']}"
+        click.echo(report.table(entries, title))
+        yield {"network": network, "widths": widths, "batch": batch, "entries": entries}
 
 
 def _progress() -> Any:
@@ -103,7 +138,7 @@ def _running(backends: tuple[str, ...]) -> list[str]:
     for name in backends:
         if reasons.get(name):
             raise BackendUnavailableError(reasons[name])
-    return list(backends) or [name for name in ("numpy", "cupy") if not reasons[name]]
+    return list(dict.fromkeys(backends)) or [name for name in ("numpy", "cupy") if not reasons[name]]
 
 
 def _pairs(preset: str, batch_sizes: tuple[int, ...]) -> list[tuple[str, int]]:
@@ -124,9 +159,10 @@ def _to_accuracy(
     if others:
         raise OptionError(f"--to-accuracy knows one peer, torch; got {', '.join(sorted(others))}")
     contestants = ["xnn", *(["torch"] if peers else [])]
+    click.echo(suite.environment_line(about["environment"]))
     results = accuracy.to_accuracy(target, contestants=contestants, threads=threads, say=say)
     say("")
     click.echo(accuracy.text(results, target))
     if json_file:
         write_atomically(json_file, to_json({**about, "target": target, "results": results}).encode())
-    return any(e["reached"] for e in results if e["contestant"].startswith("xnn"))
+    return all(e["reached"] for e in results if e["contestant"].startswith("xnn"))

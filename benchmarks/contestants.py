@@ -41,7 +41,8 @@ class Task:
         if self.dataset == "synthetic":
             x, y = synthetic_digits(min(self.rows, 10_000))
         else:
-            x, y = load(self.dataset).x_train, load(self.dataset).y_train
+            found = load(self.dataset)
+            x, y = found.x_train, found.y_train
         rows = np.arange(self.rows) % len(x)
         return np.ascontiguousarray(x[rows]), y[rows].astype(np.int64)
 
@@ -176,9 +177,12 @@ def names() -> tuple[str, ...]:
     return (*_OWN, "gemm-cupy", *PEERS)
 
 
-def make(name: str, task: Task, threads: int) -> Peer:
-    """The contestant of this name. Raises MissingExtraError, BackendUnavailableError or OptionError."""
-    given = (*task.weights(), *task.data(), task.batch, task.learning_rate)
+def make(name: str, task: Task, threads: int, data: tuple[np.ndarray, np.ndarray] | None = None) -> Peer:
+    """The contestant of this name; `data` is the task's, if it is at hand.
+
+    Raises MissingExtraError, BackendUnavailableError or OptionError.
+    """
+    given = (*task.weights(), *(data or task.data()), task.batch, task.learning_rate)
     if name in _OWN:
         backend, kernels = _OWN[name]
         return Xnn(*given, backend=backend, kernels=kernels)

@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,23 +23,34 @@ __all__ = ["Process", "serve"]
 
 # OpenBLAS's threads spin on for 0.11 s after a product (measured), and would take a core from whoever is next.
 _SETTLE = 0.15
+_PATIENCE = 900.0  # seconds for one answer: the slowest compiler and the largest network need less
+_LIMITS = (
+    "NPROC",
+    "VECLIB_MAXIMUM_THREADS",
+    *(name for names in THREAD_VARIABLES.values() for name in names),
+)
 
 
 class Process:
-    """`python -m module` with a limit of threads in its environment. `error`: why it takes no further part."""
+    """A module's main in a process of its own, with a limit of threads in its environment.
+
+    `error`: why it takes no further part.
+    """
 
     def __init__(
         self, name: str, module: str, threads: int, environment: dict[str, str] | None = None
     ) -> None:
         self.name, self.error = name, ""
-        limits = dict.fromkeys((*THREAD_VARIABLES, "NPROC"), str(threads))
+        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        # This process's path, and not the folder it happens to run in, says which xnn and which peers are meant.
+        program = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; main()"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._complaints,
             text=True,
-            env={**os.environ, **limits, **(environment or {})},
+            env={**os.environ, **dict.fromkeys(_LIMITS, str(threads)), **(environment or {})},
         )
 
     def ask(self, **command: Any) -> dict[str, Any]:
@@ -47,23 +60,42 @@ class Process:
         time.sleep(_SETTLE)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        alarm = threading.Timer(_PATIENCE, self._process.kill)
+        alarm.start()
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except OSError:
-            line = ""
-        answer = json.loads(line) if line else {"error": f"the process of {self.name} ended unexpectedly"}
+            answer = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):  # no line, or half of one
+            answer = {"error": self._how_it_ended()}
+        finally:
+            alarm.cancel()
         self.error = answer.get("error", "")
         return {} if self.error else answer
 
-    def close(self) -> None:
-        """End the process, and the lines to it."""
+    def _how_it_ended(self) -> str:
+        self._stop(1.0)
+        self._complaints.seek(0)
+        last = (self._complaints.read().strip().splitlines() or ["without a word"])[-1]
+        return f"the process of {self.name} ended unexpectedly, exit code {self._process.returncode}: {last}"
+
+    def _stop(self, seconds: float) -> None:
         try:
-            self._process.communicate(timeout=10)
-        except (subprocess.TimeoutExpired, OSError):
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def close(self) -> None:
+        """End the process, and the lines to it."""
+        for line in (self._process.stdin, self._process.stdout):
+            if line is not None:
+                try:
+                    line.close()
+                except OSError:  # what was still to be written has no reader any more
+                    continue
+        self._stop(10.0)
+        self._complaints.close()
 
 
 def serve(make: Callable[..., Any]) -> None:

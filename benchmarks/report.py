@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xnn.errors import OptionError
 
-__all__ = ["compare", "plot", "read", "table"]
+__all__ = ["check_comparable", "compare", "plot", "read", "table"]
 
+_CONDITIONS = ("threads", "dataset", "numerics")
 _UNSTABLE = 0.1  # quartiles further apart than this part of the median are warned of
 
 
@@ -43,9 +45,9 @@ def table(entries: Sequence[dict[str, Any]], title: str) -> str:
 
 
 def _ratios(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """xnn's best beside the best of the others; a GPU beside the CPU, with the parity of the two runs."""
+    """xnn beside the best of the others; a GPU beside the CPU, with the parity of the two runs."""
     valid = {e["contestant"]: e for e in entries if e["valid"]}
-    peers = [e for name, e in valid.items() if not name.startswith(("gemm", "xnn", "numpy"))]
+    peers = [e for name, e in valid.items() if not name.startswith(("gemm", "xnn"))]
     own = [valid[name] for name in ("xnn-fast", "xnn-numpy") if name in valid]
     if own and peers:
         rival = min(peers, key=lambda e: float(e["median"]))
@@ -65,33 +67,43 @@ def read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-        for task in found["results"]:
-            for e in task["entries"]:
-                e["contestant"], e["valid"], e.get("median")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _figures(found)
+        [found[key] for key in _CONDITIONS]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(
             f"cannot compare with {path}: it is not a file of xnn bench --json ({error!r})"
         ) from None
     return found  # type: ignore[no-any-return]
 
 
+def check_comparable(old: dict[str, Any], conditions: dict[str, Any]) -> None:
+    """Raises OptionError where threads, data set or numerics are not those of the older file."""
+    for key in _CONDITIONS:
+        if old[key] != conditions[key]:
+            raise OptionError(f"cannot compare: {key} was {old[key]!r}, and is {conditions[key]!r} now")
+
+
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
     """Lines of new / old for what both have figures of, and how many are slower beyond noise.
 
-    Where both files have the products alone, a time is taken relative to them, so that a slower machine is no
-    regression. Noise is what the quartiles of both say, and never less than 5 %.
+    Where both files have the products alone on the same device, a time is taken relative to them, so that a
+    slower machine is no regression. Noise is what all quartiles in the ratio say, and never less than 5 %.
     """
-    lines, slower = [], 0
-    before = _figures(old)
-    for key, (now, noise) in _figures(new).items():
-        if key not in before or key[2].startswith("gemm"):
+    lines, slower, before, now = [], 0, _figures(old), _figures(new)
+    for key in now:
+        network, batch, name = key
+        if key not in before or name.startswith("gemm"):
             continue
-        then, noise_then = before[key]
-        ratio, bound = now / then, 1.05 + noise + noise_then
+        used = [(now[key], before[key])]
+        limit = network, batch, "gemm-cupy" if name == "xnn-cupy" else "gemm"
+        if limit in now and limit in before:
+            used.append((before[limit], now[limit]))
+        ratio = math.prod(above / below for (above, _), (below, _) in used)
+        bound = 1.05 + sum(noise for pair in used for _, noise in pair)
         verdict = "slower" if ratio > bound else "faster" if ratio < 1 / bound else "within noise"
         slower += verdict == "slower"
         lines.append(
-            f"{key[0]}, batch {key[1]}, {key[2]}: {ratio:.2f} x the time before, {verdict} ({bound:.2f})"
+            f"{network}, batch {batch}, {name}: {ratio:.2f} x the time before, {verdict} ({bound:.2f})"
         )
     if not lines:
         raise OptionError("nothing to compare: no network, batch size and contestant is in both files")
@@ -99,14 +111,13 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
 
 
 def _figures(written: dict[str, Any]) -> dict[tuple[str, int, str], tuple[float, float]]:
-    """(network, batch, contestant) -> its time, relative to the products alone if they are there, and its noise."""
-    found = {}
-    for task in written["results"]:
-        valid = [e for e in task["entries"] if e["valid"]]
-        limit = next((e["median"] for e in valid if e["contestant"] == "gemm"), 1.0)
-        for e in valid:
-            found[task["network"], task["batch"], e["contestant"]] = e["median"] / limit, e["spread"]
-    return found
+    """(network, batch, contestant) -> its median time and the spread of its quartiles."""
+    return {
+        (task["network"], task["batch"], e["contestant"]): (float(e["median"]), float(e["spread"]))
+        for task in written["results"]
+        for e in task["entries"]
+        if e["valid"] and e["median"] > 0
+    }
 
 
 def plot(written: dict[str, Any], path: str) -> None:
@@ -133,14 +144,16 @@ def plot(written: dict[str, Any], path: str) -> None:
                 axes.loglog(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name, base=2)
         axes.set(xlabel="batch size", ylabel="samples / s", title="-".join(map(str, tasks[0]["widths"])))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     axes, last = figure.add_subplot(1, len(networks) + 1, len(networks) + 1), written["results"][-1]
     for e in last["entries"]:
         if e["valid"] and not e["contestant"].startswith(("gemm", "sklearn")):
             axes.plot(e["losses"], label=e["contestant"], linewidth=1.2, alpha=0.8)
     axes.set(xlabel="step", ylabel="loss", title=f"{last['network']}, batch {last['batch']}: first losses")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     content = io.BytesIO()
     figure.savefig(content, format=os.fspath(path).rsplit(".", 1)[-1].lower(), dpi=130)
     write_atomically(path, content.getvalue())

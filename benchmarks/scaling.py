@@ -2,7 +2,7 @@
 
 Each prints a table and what the exponent between neighbouring rows is: cost ~ size^exponent.
 
-    samples   seconds of an epoch, against the number of samples
+    samples   milliseconds of an epoch, against the number of samples
     batch     microseconds a step, against the batch size
     width     microseconds a step, against the width of two hidden layers
     depth     microseconds a step, against the number of hidden layers of 256
@@ -20,8 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn.benchmarks.contestants import Task
-from xnn.benchmarks.suite import environment, environment_line, own_contestants, run_task
-from xnn.data import on_disk
+from xnn.benchmarks.suite import dataset_here, environment, environment_line, own_contestants, run_task
 
 __all__ = ["TABLES", "main"]
 
@@ -33,10 +32,6 @@ def _own() -> list[str]:
     return [name for name in own_contestants(["numpy"]) if name != "gemm"]
 
 
-def _dataset() -> str:
-    return "mnist" if "mnist" in on_disk() else "synthetic"
-
-
 def _table(
     heading: str,
     sizes: Sequence[int],
@@ -44,8 +39,8 @@ def _table(
     value: Callable[[dict[str, Any], Task], float],
 ) -> str:
     """A row for each size, a column for each contestant, and the exponent of growth from the row above."""
-    last: dict[str, float] = {}
-    lines, previous = [heading], 0
+    last: dict[str, tuple[int, float]] = {}
+    lines = [heading]
     for size in sizes:
         task, cells = task_of(size), [f"  {size:>8,}"]
         for entry in run_task(_own(), task, _threads(), _REPEAT):
@@ -54,11 +49,13 @@ def _table(
                 cells.append(f"{name}: {entry['reason']}")
                 continue
             found = value(entry, task)
-            grown = math.log(found / last[name]) / math.log(size / previous) if name in last else None
-            cells.append(f"{name} {found:>10.1f}" + ("" if grown is None else f" (^{grown:.2f})"))
-            last[name] = found
+            grown = ""
+            if name in last:
+                smaller, less = last[name]
+                grown = f" (^{math.log(found / less) / math.log(size / smaller):.2f})"
+            cells.append(f"{name} {found:>10.1f}{grown}")
+            last[name] = size, found
         lines.append("   ".join(cells))
-        previous = size
     return "\n".join(lines)
 
 
@@ -71,7 +68,7 @@ def samples() -> str:
     return _table(
         "samples: ms an epoch of 784-100-200-10, batch 128",
         (4096, 8192, 16384, 32768),
-        lambda n: Task((784, 100, 200, 10), 128, n, _dataset()),
+        lambda n: Task((784, 100, 200, 10), 128, n, dataset_here()),
         lambda e, task: e["median"] * (task.rows / task.batch) / 1e3,
     )
 
@@ -81,7 +78,7 @@ def batch() -> str:
     return _table(
         "batch: us a step of 784-100-200-10",
         (16, 32, 64, 128, 256, 512, 1024),
-        lambda n: Task((784, 100, 200, 10), n, _ROWS, _dataset()),
+        lambda n: Task((784, 100, 200, 10), n, _ROWS, dataset_here()),
         lambda e, _: float(e["median"]),
     )
 
@@ -91,7 +88,7 @@ def width() -> str:
     return _table(
         "width: us a step of 784-w-w-10, batch 128",
         (64, 128, 256, 512, 1024),
-        lambda n: Task((784, n, n, 10), 128, _ROWS, _dataset()),
+        lambda n: Task((784, n, n, 10), 128, _ROWS, dataset_here()),
         lambda e, _: float(e["median"]),
     )
 
@@ -101,7 +98,7 @@ def depth() -> str:
     return _table(
         "depth: us a step of 784-256-...-256-10, batch 128",
         (1, 2, 4, 8),
-        lambda n: Task((784, *(256,) * n, 10), 128, _ROWS, _dataset(), learning_rate=0.05),
+        lambda n: Task((784, *(256,) * n, 10), 128, _ROWS, dataset_here(), learning_rate=0.05),
         lambda e, _: float(e["median"]),
     )
 
@@ -111,7 +108,7 @@ def memory() -> str:
     return _table(
         "memory: peak MB of training 784-100-200-10, batch 128",
         (8192, 32768, 131072),
-        lambda n: Task((784, 100, 200, 10), 128, n, _dataset()),
+        lambda n: Task((784, 100, 200, 10), 128, n, dataset_here()),
         lambda e, _: e["peak_bytes"] / 2**20,
     )
 
@@ -129,7 +126,7 @@ def threads() -> str:
         weights = sum(a * b for a, b in itertools.pairwise(widths))
         for size in batches:
             names = [f"{name}@{count}" for name in _own() for count in (1, cores)]
-            found = run_task(names, Task(widths, size, _ROWS, _dataset()), cores, _REPEAT)
+            found = run_task(names, Task(widths, size, _ROWS, dataset_here()), cores, _REPEAT)
             times = {e["contestant"]: e["median"] for e in found if e["valid"]}
             cells = []
             for name in _own():

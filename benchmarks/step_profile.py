@@ -6,7 +6,6 @@ products it holds, timed alone. kernels: numpy or compiled (default: what is ins
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.calls import Call, interpret
+from xnn.backends.calls import Call, bind_each
 from xnn.backends.plan import limit_threads
 from xnn.benchmarks.contestants import Task, Xnn
-from xnn.benchmarks.suite import environment, environment_line
-from xnn.data import on_disk
+from xnn.benchmarks.suite import dataset_here, environment, environment_line
+from xnn.errors import OptionError
 from xnn.options import check_count
 
 __all__ = ["main", "profile"]
@@ -33,8 +32,7 @@ def profile(kernels: str, batch: int, threads: int, steps: int) -> list[tuple[st
 
     The last lines are what comes before the calls, and the whole step as the program runs it.
     """
-    dataset = "mnist" if "mnist" in on_disk() else "synthetic"
-    task = Task((784, 100, 200, 10), batch, max(2048, 8 * batch), dataset)
+    task = Task((784, 100, 200, 10), batch, max(2048, 8 * batch), dataset_here())
     data = (*task.weights(), *task.data())
     with limit_threads(threads):
         contestant = Xnn(*data, task.batch, task.learning_rate, kernels=kernels)
@@ -42,13 +40,7 @@ def profile(kernels: str, batch: int, threads: int, steps: int) -> list[tuple[st
         stepper.refresh()
         program, table = stepper.program(batch), stepper.table
         calls = program.calls
-        runs = [
-            step
-            for call in calls
-            for step in (
-                table.assemble([table.bind(call)]) if table.accepts(call) else [interpret(stepper.lib, call)]
-            )
-        ]
+        runs = [step for item in bind_each(stepper.lib, table, calls) for step in table.assemble([item])]
         rng = np.random.default_rng(0)
         rows = [rng.permutation(task.rows)[:batch] for _ in range(steps)]
         times: list[list[float]] = [[] for _ in range(len(runs) + 2)]
@@ -91,12 +83,14 @@ def _products(call: Call, steps: int) -> float:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the profile."""
-    kernels, batch, threads = [*arguments, *("auto", "32", "1")[len(arguments) :]]
+    try:
+        kernels, batch, threads = [*arguments, *("auto", "32", "1")[len(arguments) :]]
+        lines = profile(kernels, int(batch), check_count("threads", int(threads)), _STEPS)
+    except (ValueError, OptionError) as error:
+        print(f"{error}\n{__doc__}", file=sys.stderr)
+        return 2
     print(environment_line(environment()))
-    lines = profile(kernels, check_count("batch", int(batch)), check_count("threads", int(threads)), _STEPS)
-    print(
-        f"{kernels} kernels, batch {batch}, {threads} threads, of {os.cpu_count()}: us, and its products alone"
-    )
+    print(f"{kernels} kernels, batch {batch}, {threads} threads: us, and its products alone")
     for call, spent, products in lines:
         print(f"{spent:>9.1f} {f'{products:.1f}' if products else '':>9}  {call}")
     parts, products = sum(us for _, us, _ in lines[:-1]), sum(us for *_, us in lines)

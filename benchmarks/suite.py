@@ -21,10 +21,12 @@ import numpy as np
 from xnn.backends.plan import blas_libraries
 from xnn.benchmarks.contestants import Task, network_flops
 from xnn.benchmarks.process import Process
+from xnn.data import on_disk
 from xnn.errors import OptionError
 
 __all__ = [
-    "NETWORKS", "TARGETS", "environment", "environment_line", "own_contestants", "quartiles", "run_task",
+    "NETWORKS", "TARGETS", "dataset_here", "environment", "environment_line", "own_contestants", "quartiles",
+    "run_task",
 ]  # fmt: skip
 
 NETWORKS = {
@@ -74,21 +76,17 @@ def environment_line(about: dict[str, Any]) -> str:
     return f"{about['processor']}, {about['cores']} cores; {blas}; Python {about['python']}, {versions}{load}"
 
 
+def dataset_here() -> str:
+    """Real MNIST if it is on disk, else synthetic digits."""
+    return "mnist" if "mnist" in on_disk() else "synthetic"
+
+
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
-
-
-def _start(name: str, task: Task, threads: int, numerics: str) -> Process:
-    """A contestant in its process; a name may end in @ and its own number of threads."""
-    plain, _, own = name.partition("@")
-    threads = int(own) if own else threads
-    process = Process(name, "xnn.benchmarks.worker", threads, {"XNN_NUMERICS": numerics})
-    process.ask(name=plain, threads=threads, task=asdict(task))
-    return process
 
 
 def run_task(
@@ -101,18 +99,25 @@ def run_task(
 ) -> list[dict[str, Any]]:
     """Every contestant on one network and batch: one entry each, in their order.
 
-    An entry has all times, their median and quartiles in microseconds a step; samples_per_second, gflops,
-    peak_bytes; first_step_seconds, with what is built and compiled before it; the first losses, their difference
-    from the first contestant's and that of the weights after an epoch; `valid`, and `reason`: why there is no figure.
+    A name may end in @ and a number of threads of its own. An entry has all times, their median and quartiles in
+    microseconds a step; samples_per_second, gflops, peak_bytes; threads; first_step_seconds, with what is imported,
+    built and compiled for it; the first losses, their difference from the first contestant's and that of the
+    weights after an epoch; `valid`, and `reason`: why there is no figure.
     """
     workers: list[Process] = []
     entries: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
+        data = os.path.join(scratch, "data.npz")
+        x, y = task.data()
+        np.savez(data, x=x, y=y)
         try:
             for number, name in enumerate(contestants):
                 say(f"{name} starts")
-                worker = _start(name, task, threads, numerics)
+                plain, _, own = name.partition("@")
+                count = int(own) if own else threads
+                worker = Process(name, "xnn.benchmarks.worker", count, {"XNN_NUMERICS": numerics})
                 workers.append(worker)
+                worker.ask(name=plain, threads=count, task=asdict(task), data=data)
                 first = worker.ask(do="first", reference=os.path.join(scratch, f"{number}.npy"))
                 entries.append({"contestant": name, "us_per_step": [], **first})
             counts = [_epochs(worker) for worker in workers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xnn.benchmarks.contestants import Task
@@ -20,19 +20,18 @@ def sweep(
     dataset: str,
     threads: int,
     repeat: int,
+    numerics: str = "fast",
     batches: Sequence[int] = BATCHES,
     widths: Sequence[int] = WIDTHS,
     say: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
-    """784-w-w-10 for every width w and batch size: what run_task finds of each."""
-    results = []
+) -> Iterator[dict[str, Any]]:
+    """784-w-w-10 for every width w and batch size: what run_task finds of each, one after the other."""
     for width in widths:
         for batch in batches:
             task = Task((784, width, width, 10), batch, max(4096, 4 * batch), dataset)
             say(f"width {width}, batch {batch}")
-            entries = run_task(contestants, task, threads, repeat)
-            results.append({"network": f"{width}", "widths": task.widths, "batch": batch, "entries": entries})
-    return results
+            entries = run_task(contestants, task, threads, repeat, numerics=numerics)
+            yield {"network": f"{width}", "widths": task.widths, "batch": batch, "entries": entries}
 
 
 def text(results: Sequence[dict[str, Any]]) -> str:

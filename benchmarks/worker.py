@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.numpy_backend import peak_resident_bytes
+from xnn.backends.plan import blas_threads
 from xnn.benchmarks.contestants import Task, make
 from xnn.benchmarks.process import serve
 
@@ -17,10 +18,12 @@ _WARM_UP = 1024  # samples before each turn
 
 
 class _Server:
-    def __init__(self, name: str, threads: int, task: Task) -> None:
+    def __init__(self, name: str, threads: int, task: Task, data: str) -> None:
         self.task = task
+        with np.load(data) as arrays:
+            given = arrays["x"], arrays["y"]
         start = time.perf_counter()
-        self.contestant = make(name, task, threads)
+        self.contestant = make(name, task, threads, given)
         self.build_seconds = time.perf_counter() - start
         self.orders = np.random.default_rng(task.seed)
 
@@ -48,15 +51,15 @@ class _Server:
         return {"seconds": seconds, "steps": epochs * len(losses), "loss": float(np.mean(losses))}
 
     def memory(self) -> dict[str, Any]:
-        """The process's peak so far."""
-        return {"peak_bytes": peak_resident_bytes()}
+        """The process's peak so far, and how many threads NumPy's BLAS has."""
+        return {"peak_bytes": peak_resident_bytes(), "threads": blas_threads()}
 
 
 def main() -> None:
     """Serve until standard input ends."""
 
-    def start(name: str, threads: int, task: dict[str, Any]) -> _Server:
-        return _Server(name, threads, Task(**{**task, "widths": tuple(task["widths"])}))
+    def start(name: str, threads: int, task: dict[str, Any], data: str) -> _Server:
+        return _Server(name, threads, Task(**{**task, "widths": tuple(task["widths"])}), data)
 
     serve(start)
 

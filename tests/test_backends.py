@@ -473,7 +473,30 @@ def test_threads_that_are_measured(four_threads):
     times = {1: 0.003, 2: 0.001, 4: 0.002}
     chosen = plan.choose_threads("auto", 10**9, times.__getitem__)
     assert chosen.count == 2
-    assert "1: 3 ms, 2: 1 ms, 4: 2 ms" in chosen.reason
+    assert chosen.reason == "measured: fastest of 1, 2, 4"
+    assert plan.choose_threads("auto", 10**9).reason.startswith("rule")  # nothing to measure with
+
+
+def test_threads_of_a_blas_that_nobody_knows(monkeypatch):
+    """Such as Apple's: nothing is limited, and the plan does not say it was."""
+    monkeypatch.setattr(plan, "_blas", list)
+    chosen = plan.choose_threads(4, 10**9)
+    assert chosen.count is None
+    assert "does not know" in chosen.reason
+    with plan.limit_threads(chosen.count) as threads:
+        assert threads is None
+
+
+def test_limits_of_several_threads_overlap():
+    """The smallest holds while both do, and the last to leave restores what was before the first."""
+    before = plan.blas_threads()
+    first, second = plan.limit_threads(1), plan.limit_threads(before + 1)
+    first.__enter__()
+    assert second.__enter__() == 1
+    first.__exit__(None, None, None)
+    assert plan.blas_threads() == before
+    second.__exit__(None, None, None)
+    assert plan.blas_threads() == before
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xnn
-from xnn import data, layers, losses, metrics, optimizers, schedules
+from xnn import data, layers, losses, metrics, optimizers
 from xnn.backends.plan import limit_threads
 from xnn.callbacks import Callback
 from xnn.errors import (
@@ -464,19 +464,81 @@ def test_threads_are_limited_inside_fit_and_restored():
     assert blas_threads() == before
 
 
-@pytest.mark.parametrize("kernels", ["ops", "numpy"])
-def test_measuring_threads_leaves_no_trace(kernels):
-    """The steps that are timed are taken back, Adam's numbers and the schedule's step too."""
+class Heavy(optimizers.SGD):
+    """Remembers more than its rule says, from its first step on, and changes it in place."""
+
+    def step(self, parameters):
+        if not hasattr(self, "seen"):
+            self.seen = np.zeros(1)
+        self.seen += 1
+        self.learning_rate = 0.1 / self.seen[0]
+        super().step(parameters)
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
+@pytest.mark.parametrize("kind", ["scheduled", "heavy"])
+def test_measuring_threads_leaves_no_trace(kernels, kind):
+    """The steps that are timed are taken back, or, where they cannot be, not taken."""
+    if kernels == "compiled":
+        pytest.importorskip("numba")
     runs = {}
     for threads in ("auto", 1):
-        optimizer = optimizers.Adam(schedules.OneCycle(0.01, steps=20))
-        chosen = trainer(optimizer=optimizer, threads=threads, kernels=kernels)
+        rates = [0.01, *[0.002] * 21]  # nothing after the last step of the fit
+        optimizer = optimizers.Adam(rates.__getitem__) if kind == "scheduled" else Heavy(0.1)
+        chosen = trainer(dropout=0.2, optimizer=optimizer, threads=threads, kernels=kernels)
         with limit_threads(1):
             history = fit(chosen)
-        assert optimizer.steps == history.steps
+        assert optimizer.steps == history.steps == 22
         runs[threads] = history.losses_sha256, weights_sha256(chosen.model)
-        assert history.plan["threads_because"].startswith("measured (1: " if threads == "auto" else "asked")
+        if kind == "scheduled":
+            assert history.plan["threads_because"] == (
+                "measured: fastest of 1" if threads == "auto" else "asked for"
+            )
     assert runs["auto"] == runs[1]
+
+
+def test_a_measurement_that_fails_leaves_no_trace():
+    """Such as one that Ctrl-C ends: weights, and the optimizer's numbers, are those from before."""
+    t = trainer(optimizer=optimizers.Adam(), threads="auto", kernels="numpy")
+    before = weights_sha256(t.model)
+
+    calls = []
+
+    def interrupt():
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    stepper = t.stepper(data.Batches(t._prepare((X, Y), "training"), 32, seed=5))
+    stepper.lib.synchronize, kept = interrupt, stepper.lib.synchronize
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stepper.seconds_per_step(0)
+    finally:
+        stepper.lib.synchronize = kept
+    assert weights_sha256(t.model) == before
+    assert t.optimizer.steps == 0
+    assert stepper.records == [[], []]
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
+def test_weight_decay_that_a_callback_sets_is_heeded(kernels):
+    """Where plain SGD was folded into the products it no longer may be."""
+    if kernels == "compiled":
+        pytest.importorskip("numba")
+
+    class Decay(Callback):
+        def on_epoch_end(self, history, entry):
+            t.optimizer.weight_decay = 0.5
+
+    t = trainer(kernels=kernels, callbacks=[Decay()], threads=1)
+    fit(t, epochs=3)
+    by_ops = trainer(kernels="ops", threads=1)
+    fit(by_ops)
+    by_ops.optimizer.weight_decay = 0.5
+    fit(by_ops, epochs=2)
+    for p, q in zip(t.model.parameters(), by_ops.model.parameters(), strict=True):
+        np.testing.assert_allclose(p.value, q.value, atol=2e-5)
 
 
 def test_nothing_grows_with_epochs():

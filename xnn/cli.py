@@ -1,4 +1,4 @@
-"""The command line: xnn train, predict, info, check."""
+"""The command line: xnn train, predict, info, bench, check."""
 
 from __future__ import annotations
 
@@ -215,10 +215,8 @@ def info(as_json: bool, probe: bool) -> None:
 )
 @click.option(
     "--preset",
-    default="article",
-    show_default=True,
     metavar="NAME",
-    help="article, medium, large, ciresan, or targets: five pairs of network and batch.",
+    help="article (default), medium, large, ciresan, or targets: five pairs of network and batch.",
 )
 @click.option(
     "--batch-sizes",
@@ -232,9 +230,7 @@ def info(as_json: bool, probe: bool) -> None:
 )
 @click.option("--threads", type=click.IntRange(1), help="For everybody; default: all cores.")
 @click.option("--numerics", metavar="NAME", help="Default: XNN_NUMERICS, else fast.")
-@click.option(
-    "--repeat", type=click.IntRange(1), default=9, show_default=True, help="Turns of each contestant."
-)
+@click.option("--repeat", type=click.IntRange(1), help="Turns of each contestant; default: 9.")
 @click.option("--json", "json_file", metavar="FILE", help="Write figures and environment to FILE.")
 @click.option("--plot", metavar="FILE", help="Throughput against batch size, and losses, as .png or .svg.")
 @click.option(
@@ -251,7 +247,9 @@ def bench(**options: Any) -> None:
     """Time a training step of xnn beside its matrix products alone, and beside other libraries.
 
     Contestants take turns, each in its own process. A figure is shown only if the run learned and its
-    losses agree with the others'. Exits with 1 if one of xnn's own has none.
+    losses agree with the others'. Exits with 1 if one of xnn's own has none, is slower than before
+    (--compare), or does not come to the accuracy (--to-accuracy). BLAS has all cores here, or --threads,
+    for everybody; xnn train chooses by a rule (xnn info).
 
     \b
     xnn bench

@@ -94,6 +94,8 @@ class Optimizer:
 
     def restore(self, snapshot: Any) -> None:
         """Back to a snapshot."""
+        for key in vars(self).keys() - snapshot.keys():
+            delattr(self, key)
         for key, value in snapshot.items():
             setattr(self, key, dict(value) if isinstance(value, dict) else value)
 

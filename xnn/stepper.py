@@ -83,18 +83,21 @@ class Stepper:
         program.step(rows)
 
     def seconds_per_step(self, number: int) -> float:
-        """The median time of some steps on the first rows, which are taken back."""
+        """The median time of a step on the first rows; each is taken back."""
         rows = np.arange(min(self.batches.batch_size, self.batches.rows))
         self.refresh()
         times = []
-        with np.errstate(all="ignore"):
+        try:
             for _ in range(_MEASURED_STEPS):
                 start = time.perf_counter()
                 self.step(rows, number)
                 self.lib.synchronize()
                 times.append(time.perf_counter() - start)
-        self.take()
-        self.restore()
+                self.restore()
+        finally:
+            self.restore()
+            for record in self.records:
+                record.clear()
         return float(np.median(times))
 
     def take(self) -> list[np.ndarray]:

@@ -42,9 +42,8 @@ class Group:
     @property
     def plain(self) -> bool:
         """Whether the step is w - learning_rate g and nothing else, so that a product can do it."""
-        return (
-            type(self.optimizer).rule is updates.sgd and self.width == 2 and not self.options["weight_decay"]
-        )
+        rule = type(self.optimizer).rule is updates.sgd and self.width == 2
+        return rule and not self.optimizer.options(self.steps)["weight_decay"]
 
     def advance(self) -> None:
         """Before each step: the numbers it is taken with."""
@@ -124,6 +123,7 @@ class Store:
         ]
         for group in self.groups:
             group.allocate(lib, in_place)
+        self._plain = self._is_plain()
         columns = [column for group in self.groups for column in group.columns()]
         self.values = {p: value for p, value, _, _ in columns}
         self.gradients = {p: gradient for p, _, gradient, _ in columns}
@@ -144,9 +144,14 @@ class Store:
             return False
         if self.asks_optimizer:
             return True
+        if self._plain != self._is_plain():
+            return False
         here = {p: (group.steps, group.width) for group in self.groups for p in group.parameters}
         width = 2 + self.optimizer.arrays
         return all(here[p] == (self.optimizer.state_of(p).numbers, width) for p in parameters if not p.frozen)
+
+    def _is_plain(self) -> list[bool]:
+        return [] if self.asks_optimizer else [group.plain for group in self.groups]
 
     def attach(self) -> None:
         """Take in values and state that were assigned from outside; what is the store's own already stays."""

@@ -38,9 +38,9 @@ class Trainer:
     """Trains a model: fit, evaluate.
 
     metrics: names ("accuracy") or functions (xnn.metrics.Metric); the loss's usual ones if not given.
-    callbacks: xnn.callbacks.Callback. threads: how many BLAS may use while fit runs, never more than a limit
-    already set; None takes what OMP_NUM_THREADS says, or else a fixed rule from batch size and weights
-    (xnn.backends.plan.choose_threads); "auto" measures, which may give other bits each time.
+    callbacks: xnn.callbacks.Callback. threads: how many BLAS may use for steps and evaluation, never more than a
+    limit already set; None takes what OMP_NUM_THREADS or its like says, or else a fixed rule from batch size and
+    weights (xnn.backends.plan.choose_threads); "auto" measures, which may give other bits each time.
     kernels: "auto" takes the fastest that are installed, "ops" runs the ops alone; on the CPU also "numpy" and
     "compiled" (the extra `fast`).
     Each fit goes on where the last one ended: two of one epoch are one of two, bit for bit. An epoch that
@@ -171,15 +171,19 @@ class Trainer:
         )
 
     def _choose_threads(self, batches: Batches, stepper: Stepper | None = None) -> Threads:
-        """For batches of this size; steps are measured only to train."""
+        """For batches of this size. Only training is measured, and only if each step can be taken back."""
+        if not self.model.backend.is_host:
+            return Threads(None, "products are the device's")
         weights = sum(p.size for p in self.model.parameters() if len(p.shape) > 1)
+        work = min(batches.batch_size, batches.rows) * weights
+        if stepper is None or stepper.store.asks_optimizer:
+            return choose_threads(self.threads, work)
 
         def measure(threads: int) -> float:
             with limit_threads(threads):
-                return stepper.seconds_per_step(self.step)  # type: ignore[union-attr]
+                return stepper.seconds_per_step(self.step)
 
-        work = min(batches.batch_size, batches.rows) * weights
-        return choose_threads(self.threads, work, None if stepper is None else measure)
+        return choose_threads(self.threads, work, measure)
 
     def _epoch(
         self,
