@@ -32,8 +32,8 @@ class Code(IntEnum):
     CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
 
 
-GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = range(7)  # as Numba wants them
-CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
+GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = map(int, list(Code)[:7])  # as Numba wants them
+CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = map(int, list(Code)[7:])
 LINEAR, RELU, SIGMOID, TANH = range(4)
 
 

@@ -1,8 +1,9 @@
-"""What `xnn bench` runs, imported as `xnn.benchmarks`: contestants, the suite that times them, its tables.
+"""What `xnn bench` runs, imported as `xnn.benchmarks`.
 
-contestants.py xnn as one of them; peers.py the others; worker.py one contestant in a process of its own; suite.py
-takes turns among them; report.py tables, plots and comparisons; accuracy.py time to accuracy; sweep.py sizes;
-scaling.py cost against samples, batch, width and depth.
+contestants.py xnn as one of them; peers.py the others; process.py a process and the line to it; worker.py a
+contestant in one; suite.py takes turns among them; report.py tables, plots and comparisons; sweep.py from which
+size a GPU pays; accuracy.py time to accuracy; command.py all that behind the command line. Run by themselves:
+scaling.py how cost grows; step_profile.py where the time of one step goes.
 """
 
 __all__ = []

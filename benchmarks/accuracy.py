@@ -20,6 +20,7 @@ import numpy as np
 from xnn import data, losses, optimizers
 from xnn.benchmarks.peers import need
 from xnn.benchmarks.process import Process, serve
+from xnn.benchmarks.suite import quartiles
 from xnn.errors import DataNotFoundError, OptionError
 from xnn.models import mlp
 from xnn.options import check_count, check_real
@@ -314,10 +315,11 @@ def _judge(entry: dict[str, Any], target: float) -> dict[str, Any]:
     if entry["reason"]:
         return {**entry, "seconds": [], "accuracies": [], "reached": False}
     accuracy = statistics.median(entry["accuracies"])
+    low, median, high = quartiles(entry["seconds"])
     return {
         **entry,
-        "median_seconds": statistics.median(entry["seconds"]),
-        "quartiles": [float(q) for q in np.quantile(entry["seconds"], [0.25, 0.75])],
+        "median_seconds": median,
+        "quartiles": [low, high],
         "median_accuracy": accuracy,
         "reached": accuracy >= target,
     }
@@ -348,10 +350,10 @@ def text(results: Sequence[dict[str, Any]], target: float) -> str:
         if (recipe, "xnn") in reached and (recipe, "torch") in reached:
             ratio = reached[recipe, "xnn"] / reached[recipe, "torch"]
             lines.append(f"  {recipe}: xnn / torch: {ratio:.2f}")
-    own = {recipe: seconds for (recipe, name), seconds in reached.items() if name.startswith("xnn")}
+    own = {key: seconds for key, seconds in reached.items() if key[1].startswith("xnn")}
     if own:
         best = min(own, key=own.__getitem__)
-        lines.append(f"  fastest of xnn: {best}, {own[best]:.2f} s")
+        lines.append(f"  fastest of xnn: {best[0]}, {own[best]:.2f} s")
     return "\n".join(lines)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xnn.errors import OptionError
+from xnn.history import save_figure
 
 __all__ = ["check_comparable", "compare", "plot", "read", "table"]
 
@@ -122,11 +122,7 @@ def _figures(written: dict[str, Any]) -> dict[tuple[str, int, str], tuple[float,
 
 def plot(written: dict[str, Any], path: str) -> None:
     """Throughput against batch size, a panel for each network, and the first losses of all contestants overlaid."""
-    import io
-
     from matplotlib.figure import Figure
-
-    from xnn.files import write_atomically
 
     networks = list(dict.fromkeys(task["network"] for task in written["results"]))
     figure = Figure(figsize=(5.5 * (len(networks) + 1), 4.2), layout="constrained")
@@ -154,6 +150,4 @@ def plot(written: dict[str, Any], path: str) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format=os.fspath(path).rsplit(".", 1)[-1].lower(), dpi=130)
-    write_atomically(path, content.getvalue())
+    save_figure(figure, path)

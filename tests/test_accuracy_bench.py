@@ -5,10 +5,12 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from xnn.benchmarks import accuracy
 from xnn.benchmarks.accuracy import CONTESTANTS, RECIPES, Recipe, text, to_accuracy
 from xnn.benchmarks.process import Process
+from xnn.cli import main
 from xnn.data import synthetic_digits
 from xnn.errors import DataNotFoundError, OptionError
 from xnn.schedules import OneCycle
@@ -176,3 +178,23 @@ def test_what_cannot_be_run(monkeypatch):
     monkeypatch.setattr("xnn.data.on_disk", lambda: {"synthetic": "drawn by xnn"})
     with pytest.raises(DataNotFoundError, match="point XNN_DATA_HOME"):
         to_accuracy(0.98)
+
+
+@pytest.mark.parametrize(("accuracies", "code"), [((0.981, 0.982), 0), ((0.981, 0.979), 1)])
+def test_the_command(monkeypatch, tmp_path, accuracies, code):
+    """Fails if a recipe of xnn's does not come to the accuracy."""
+
+    def invented(target, contestants, threads, say):
+        assert contestants == ["xnn", "torch"]
+        entries = (judged("a", "xnn", [1.0], [accuracies[0]]), judged("b", "xnn", [2.0], [accuracies[1]]))
+        return [*entries, judged("a", "torch", [2.0], [0.98])]
+
+    monkeypatch.setattr(accuracy, "to_accuracy", invented)
+    arguments = ["bench", "--to-accuracy", "0.98", "--peers", "torch", "--json", str(tmp_path / "a.json")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    assert "a: xnn / torch: 0.50" in result.output
+    assert json.loads((tmp_path / "a.json").read_text())["target"] == 0.98
+    wrong = CliRunner().invoke(main, ["bench", "--to-accuracy", "0.98", "--peers", "jax"])
+    assert wrong.exit_code == 2
+    assert "knows one peer, torch" in wrong.output

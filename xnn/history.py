@@ -12,7 +12,7 @@ import numpy as np
 from xnn.errors import MissingExtraError
 from xnn.files import check_writable, write_atomically
 
-__all__ = ["History", "check_plot"]
+__all__ = ["History", "check_plot", "save_figure"]
 
 
 @dataclass
@@ -64,8 +64,6 @@ class History:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """The learning curves as a PNG or SVG file. Raises MissingExtraError without matplotlib."""
-        import io
-
         check_plot(path)
         from matplotlib.figure import Figure
 
@@ -85,10 +83,16 @@ class History:
             axes.grid(alpha=0.3)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
-        content = io.BytesIO()
-        suffix = os.fspath(path).rsplit(".", 1)[-1].lower()
-        figure.savefig(content, format=suffix, dpi=130)
-        write_atomically(path, content.getvalue())
+        save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """A matplotlib figure to a PNG or SVG file, which is there whole or not at all."""
+    import io
+
+    content = io.BytesIO()
+    figure.savefig(content, format=os.fspath(path).rsplit(".", 1)[-1].lower(), dpi=130)
+    write_atomically(path, content.getvalue())
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:
