@@ -45,14 +45,14 @@ def table(entries: Sequence[dict[str, Any]], title: str) -> str:
 
 
 def _ratios(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """xnn beside the best of the others; a GPU beside the CPU, with the parity of the two runs."""
+    """xnn beside the best other library; a GPU beside the CPU, with the parity of the two runs."""
     valid = {e["contestant"]: e for e in entries if e["valid"]}
-    peers = [e for name, e in valid.items() if not name.startswith(("gemm", "xnn"))]
+    peers = [e for name, e in valid.items() if not name.startswith(("gemm", "xnn", "numpy"))]
     own = [valid[name] for name in ("xnn-fast", "xnn-numpy") if name in valid]
     if own and peers:
         rival = min(peers, key=lambda e: float(e["median"]))
         ratio = own[0]["median"] / rival["median"]
-        yield f"  {own[0]['contestant']} / best of the others ({rival['contestant']}): {ratio:.2f}"
+        yield f"  {own[0]['contestant']} / best other library ({rival['contestant']}): {ratio:.2f}"
     if own and "xnn-cupy" in valid:
         gpu = valid["xnn-cupy"]
         yield (
