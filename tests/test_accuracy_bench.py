@@ -135,7 +135,7 @@ def test_a_time_counts_only_if_the_median_accuracy_reached_the_target():
 def test_contestants_in_processes(dataset, tmp_path, monkeypatch):
     """One that is not installed, a recipe that breaks off, and one that works, seed by seed."""
     (tmp_path / "torch.py").write_text("raise ImportError('an empty shell')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     said = []
     recipes = (replace(ADAM, name="breaks", optimizer="sgd", peak=1e30), ADAM)
     results = to_accuracy(0.5, recipes, ("xnn-numpy", "torch"), 2, 1, said.append, dataset)
