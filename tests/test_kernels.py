@@ -6,6 +6,9 @@ other by the ops. Values agree to a few roundings, and what a kernel may not tou
 
 import copy
 import itertools
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 
@@ -605,3 +608,33 @@ def test_buffers_begin_at_a_cache_line():
             assert buffer.dtype == dtype
             np.testing.assert_array_equal(buffer, like)
             assert not np.shares_memory(buffer, copy.copy(like))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_damaged_cache_is_made_again(tmp_path, suffix):
+    """As a full disk or a killed process leaves it: Numba itself would end in a traceback."""
+    pytest.importorskip("numba")
+    command = [
+        sys.executable,
+        "-m",
+        "xnn",
+        "train",
+        "--dataset",
+        "synthetic",
+        "--epochs",
+        "1",
+        "--kernels",
+        "compiled",
+    ]
+    for damaged in (False, True):
+        files = list(tmp_path.rglob(f"*.{suffix}"))
+        assert bool(files) == damaged
+        for file in files:
+            file.write_bytes(file.read_bytes()[:20])
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "test accuracy" in done.stdout
