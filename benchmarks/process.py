@@ -61,6 +61,7 @@ class Process:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         alarm = threading.Timer(_PATIENCE, self._process.kill)
+        alarm.daemon = True  # Ctrl-C between its start and what follows must not wait for it
         alarm.start()
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
@@ -68,6 +69,9 @@ class Process:
             answer = json.loads(self._process.stdout.readline())
         except (OSError, ValueError):  # no line, or half of one
             answer = {"error": self._how_it_ended()}
+        except BaseException:  # Ctrl-C: what it is in the middle of is of no use any more
+            self._process.kill()
+            raise
         finally:
             alarm.cancel()
         self.error = answer.get("error", "")

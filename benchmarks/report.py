@@ -69,9 +69,13 @@ def read(path: str) -> dict[str, Any]:
             found = json.load(file)
         _figures(found)
         [found[key] for key in _CONDITIONS]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         raise OptionError(
-            f"cannot compare with {path}: it is not a file of xnn bench --json ({error!r})"
+            f"cannot compare with {path}: {error.strerror}; xnn bench --json FILE makes one"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise OptionError(
+            f"cannot compare with {path}: it is not a file of xnn bench --json; make one with this version"
         ) from None
     return found  # type: ignore[no-any-return]
 
@@ -94,16 +98,17 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
         network, batch, name = key
         if key not in before or name.startswith("gemm"):
             continue
-        used = [(now[key], before[key])]
+        used, what = [(now[key], before[key])], "the time before"
         limit = network, batch, "gemm-cupy" if name == "xnn-cupy" else "gemm"
         if limit in now and limit in before:
             used.append((before[limit], now[limit]))
+            what = "the time before, relative to the products alone"
         ratio = math.prod(above / below for (above, _), (below, _) in used)
         bound = 1.05 + sum(noise for pair in used for _, noise in pair)
         verdict = "slower" if ratio > bound else "faster" if ratio < 1 / bound else "within noise"
         slower += verdict == "slower"
         lines.append(
-            f"{network}, batch {batch}, {name}: {ratio:.2f} x the time before, {verdict} ({bound:.2f})"
+            f"{network}, batch {batch}, {name}: {ratio:.2f} x {what}, {verdict} (noise: up to {bound:.2f})"
         )
     if not lines:
         raise OptionError("nothing to compare: no network, batch size and contestant is in both files")

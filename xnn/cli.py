@@ -76,7 +76,9 @@ def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     """A positive integer, or auto."""
     if value is None or value == "auto":
         return value
-    return int(click.IntRange(1)(value, parameter, ctx))
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a positive integer nor auto")
+    return int(value)
 
 
 def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
