@@ -71,7 +71,10 @@ def check_threads(threads: Any) -> int | str | None:
 
 
 def choose_threads(
-    asked: int | str | None, work: int, measure: Callable[[int], float] | None = None
+    asked: int | str | None,
+    work: int,
+    measure: Callable[[int], float] | None = None,
+    on_host: bool = True,
 ) -> Threads:
     """The number of BLAS threads for `work` multiplications in a forward pass (batch size times weights).
 
@@ -79,7 +82,11 @@ def choose_threads(
     may choose otherwise next time; or None: what the environment says, else the rule
 
         threads = work / 5,000,000, at least 1, at most what BLAS may use now.
+
+    on_host: whether products are the CPU's at all.
     """
+    if not on_host:
+        return Threads(None, "products are the device's")
     allowed = blas_threads()
     if allowed is None:
         return Threads(None, "NumPy's BLAS is one that threadpoolctl does not know")

@@ -40,7 +40,10 @@ def bench_command(
 
     Raises OptionError for a wrong option, BackendUnavailableError for a backend that was asked for and cannot run.
     """
-    _check_combination(backends, preset, batch_sizes, numerics, repeat, plot, compare, sweep, to_accuracy)
+    _check_combination({
+        "--to-accuracy": to_accuracy, "--backend": backends, "--preset": preset, "--batch-sizes": batch_sizes,
+        "--numerics": numerics, "--repeat": repeat, "--plot": plot, "--compare": compare, "--sweep": sweep,
+    })  # fmt: skip
     if json_file:
         check_writable(json_file)
     if plot:
@@ -85,19 +88,12 @@ def bench_command(
     return fine
 
 
-def _check_combination(
-    backends: Any, preset: Any, batch_sizes: Any, numerics: Any, repeat: Any, plot: Any, compare: Any, sweep: Any,
-    to_accuracy: float | None,
-) -> None:  # fmt: skip
+def _check_combination(given: dict[str, Any]) -> None:
     """Options that another one leaves without a meaning are refused, not ignored."""
-    given = {
-        "--backend": backends, "--preset": preset, "--batch-sizes": batch_sizes, "--numerics": numerics,
-        "--repeat": repeat, "--plot": plot, "--compare": compare, "--sweep": sweep,
-    }  # fmt: skip
     for mode, chosen, without in (
-        ("--to-accuracy", to_accuracy is not None, tuple(given)),
-        ("--sweep", sweep, ("--preset",)),
-        ("--preset targets", preset == "targets", ("--batch-sizes",)),
+        ("--to-accuracy", given["--to-accuracy"], tuple(given)[1:]),
+        ("--sweep", given["--sweep"], ("--preset",)),
+        ("--preset targets", given["--preset"] == "targets", ("--batch-sizes",)),
     ):
         wrong = [name for name in without if given[name]]
         if chosen and wrong:

@@ -487,6 +487,11 @@ def test_threads_of_a_blas_that_nobody_knows(monkeypatch):
         assert threads is None
 
 
+def test_threads_of_a_device():
+    """No limit of the CPU's BLAS is chosen for products that it does not compute."""
+    assert plan.choose_threads(4, 10**9, on_host=False) == plan.Threads(None, "products are the device's")
+
+
 def test_limits_of_several_threads_overlap():
     """The smallest holds while both do, and the last to leave restores what was before the first."""
     before = plan.blas_threads()

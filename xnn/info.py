@@ -33,7 +33,7 @@ def collect(probe: bool = False) -> dict[str, Any]:
     else:
         try:
             lib = current_backend()
-            threads = choose_threads(None, 32 * _ARTICLE_WEIGHTS)
+            threads = choose_threads(None, 32 * _ARTICLE_WEIGHTS, on_host=lib.is_host)
             plan = {"of": "xnn train"} | execution_plan(lib, "float32", 32, threads, lib.kernels().name)
         except XnnError as error:
             plan = str(error)

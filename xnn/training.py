@@ -172,18 +172,18 @@ class Trainer:
 
     def _choose_threads(self, batches: Batches, stepper: Stepper | None = None) -> Threads:
         """For batches of this size. Only training is measured, and only if each step can be taken back."""
-        if not self.model.backend.is_host:
-            return Threads(None, "products are the device's")
         weights = sum(p.size for p in self.model.parameters() if len(p.shape) > 1)
         work = min(batches.batch_size, batches.rows) * weights
-        if stepper is None or stepper.store.asks_optimizer:
-            return choose_threads(self.threads, work)
 
         def measure(threads: int) -> float:
+            assert stepper is not None
             with limit_threads(threads):
                 return stepper.seconds_per_step(self.step)
 
-        return choose_threads(self.threads, work, measure)
+        can_measure = stepper is not None and not stepper.store.asks_optimizer
+        return choose_threads(
+            self.threads, work, measure if can_measure else None, self.model.backend.is_host
+        )
 
     def _epoch(
         self,
