@@ -8,6 +8,7 @@ if __name__ != "xnn.backends":  # a second import name would make a second copy 
     raise ImportError(f"import xnn.backends, not {__name__!r}: the folder is one package under one name")
 
 from xnn.backends.base import Backend, Timer
+from xnn.backends.mode import current_numerics, numerics, use_numerics
 from xnn.backends.random import Purpose, Stream
 from xnn.backends.registry import (
     admit,
@@ -18,7 +19,6 @@ from xnn.backends.registry import (
     current_backend,
     get_backend,
     mixed_arrays,
-    numerics,
     use_backend,
 )
 
@@ -33,8 +33,10 @@ __all__ = [
     "backend_names",
     "backend_of",
     "current_backend",
+    "current_numerics",
     "get_backend",
     "mixed_arrays",
     "numerics",
     "use_backend",
+    "use_numerics",
 ]

@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
 from xnn.backends.calls import KernelTable
+from xnn.backends.mode import current_numerics
 from xnn.backends.random import Stream, keep_words, philox_words
 from xnn.errors import DeviceMemoryError, OptionError
 
@@ -36,6 +38,22 @@ class Backend:
     xp: Any
     #: The device that arrays are created on, as xp's creation functions take it; None is xp's own choice.
     device: Any = None
+
+    @property
+    def math(self) -> Any:
+        """The namespace that ops compute in: xp itself, or in exact numerics the exact one, checked once."""
+        return self.xp if current_numerics() == "fast" else self.exact
+
+    @cached_property
+    def exact(self) -> Any:
+        """The exact namespace over this backend's arrays. Raises NumericsError where the machine cannot keep it."""
+        from xnn.backends.exact import enable  # when it is asked for: it is no small file
+
+        return enable(self)
+
+    def bits(self, x: Any, dtype: str) -> Any:
+        """The same bits read as numbers of another dtype of the same size, such as "int64" for float64."""
+        return self.to_device(self.to_host(x).view(dtype))
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
         """A host array (or nested list) as an array of this backend; one that is there already stays.

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.op import apply_rule, backward_of, forward_of
 
 __all__ = ["Call", "Cursor", "KernelTable", "Runnable", "Slot", "as_number", "bind", "bind_each", "interpret"]
 
@@ -202,9 +202,10 @@ def _draw(lib: Any, call: Call) -> Runnable:
 def _forward(lib: Any, call: Call) -> Runnable:
     target, options = call.writes[0], call.options
     assert target is not None
+    xp = lib.math
 
     def run() -> None:
-        value, call.saved = forward_of(call.op, lib.xp, [slot.array for slot in call.reads], options)
+        value, call.saved = forward_of(call.op, xp, [slot.array for slot in call.reads], options)
         target.put(value)
 
     return run
@@ -213,14 +214,14 @@ def _forward(lib: Any, call: Call) -> Runnable:
 def _backward(lib: Any, call: Call) -> Runnable:
     forward = call.forward
     assert forward is not None
+    xp = lib.math
 
     def run() -> None:
         saved = forward.saved if call.writes[0] is not None else call.op.without_input_gradient(forward.saved)
-        gradients = backward_of(call.op, lib.xp, call.reads[0].array, saved)
+        gradients = backward_of(call.op, xp, call.reads[0].array, saved)
         forward.saved = None
         for slot, gradient in zip(call.writes, gradients, strict=False):
             if slot is not None:
-                xp = lib.xp
                 slot.put(
                     xp.zeros(slot.shape, dtype=slot.dtype, device=lib.device)
                     if gradient is None
@@ -246,9 +247,10 @@ def _add(lib: Any, call: Call) -> Runnable:
 def _metric(lib: Any, call: Call) -> Runnable:
     (outputs, targets), number = call.reads, call.writes[0]
     assert number is not None
+    xp = lib.math
 
     def run() -> None:
-        number.put(as_number(lib, call.op(lib.xp, outputs.array, targets.array)))
+        number.put(as_number(lib, apply_rule(call.op, xp, (outputs.array, targets.array), {})))
 
     return run
 
@@ -267,13 +269,13 @@ def _record(lib: Any, call: Call) -> Runnable:
 def _update(lib: Any, call: Call) -> Runnable:
     group = call.rule
     columns = call.columns()
+    xp = lib.math
 
     def run() -> None:
         options = group.options
         for parameter, gradient, *state in columns:
-            fresh = call.op(
-                lib.xp, parameter.array, gradient.array, *(slot.array for slot in state), **options
-            )
+            given = parameter.array, gradient.array, *(slot.array for slot in state)
+            fresh = apply_rule(call.op, xp, given, options)
             for slot, array in zip((parameter, *state), fresh, strict=False):
                 slot.put(array)
 

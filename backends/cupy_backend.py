@@ -44,6 +44,10 @@ class CupyBackend(Backend):
         """Copy from the GPU; waits for it."""
         return np.asarray(self.cupy.asnumpy(x))
 
+    def bits(self, x: Any, dtype: str) -> Any:
+        """A view; the array is the same memory."""
+        return x.view(dtype)
+
     def synchronize(self) -> None:
         """Wait for the current stream."""
         self.cupy.cuda.get_current_stream().synchronize()

@@ -37,6 +37,10 @@ class NumpyBackend(Backend):
         """The array itself."""
         return np.asarray(x)
 
+    def bits(self, x: Any, dtype: str) -> Any:
+        """A view."""
+        return np.asarray(x).view(dtype)
+
     def memory(self) -> dict[str, int]:
         """The process's peak resident memory; what NumPy alone uses is not counted by anyone."""
         peak = peak_resident_bytes()

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from xnn.backends.base import Backend
-from xnn.backends.registry import numerics
+from xnn.backends.mode import current_numerics
 from xnn.errors import OptionError
 from xnn.options import check_count
 
@@ -160,7 +160,7 @@ def execution_plan(
     """All that the numbers of a fast run depend on; the same plan gives the same bits."""
     blas = [f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas_libraries()]
     return {
-        "numerics": numerics(),
+        "numerics": current_numerics(),
         "backend": lib.name,
         **lib.describe(),
         "blas": ", ".join(blas),

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.base import Backend
-from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, OptionError, UnknownBackendError
+from xnn.backends.mode import current_numerics
+from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, UnknownBackendError
 
 __all__ = [
     "admit",
@@ -23,7 +24,6 @@ __all__ = [
     "current_backend",
     "get_backend",
     "mixed_arrays",
-    "numerics",
     "use_backend",
 ]
 
@@ -70,7 +70,7 @@ def _load(name: str, source: str) -> Backend:
 
 def current_backend() -> Backend:
     """The backend that a new model, or a call without arrays, uses now."""
-    numerics()
+    current_numerics()  # a wrong XNN_NUMERICS is heard of as early as a wrong XNN_BACKEND
     for name, source in (
         (_in_context.get(), "backend"),
         (_process_wide, "use_backend"),
@@ -156,6 +156,8 @@ def _owner(x: Any) -> Backend | None:
     if x is None or type(x) in (bool, int, float):
         _owners[type(x)] = None
         return None
+    if type(x).__module__ == "xnn.backends.exact.scaled":
+        return x.lib  # type: ignore[no-any-return]
     modules = (base.__module__.partition(".")[0] for base in type(x).__mro__)  # subclasses of arrays too
     name = next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
     if name is None:
@@ -165,13 +167,3 @@ def _owner(x: Any) -> Backend | None:
         )
     _owners[type(x)] = _load(name, "backend")
     return _owners[type(x)]
-
-
-def numerics(asked: str | None = None) -> str:
-    """How arithmetic is done: `asked`, else XNN_NUMERICS. Only "fast", the hardware's own float32, exists so far."""
-    chosen = asked or os.environ.get("XNN_NUMERICS", "").strip() or "fast"
-    if chosen != "fast":
-        said = f"numerics {chosen!r}" if asked else f"XNN_NUMERICS={chosen!r}"
-        advice = "leave the option out" if asked else "unset XNN_NUMERICS"
-        raise OptionError(f"{said} is not available; this version has fast: {advice}")
-    return chosen

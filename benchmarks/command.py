@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from xnn.backends import available_backends
-from xnn.backends.registry import numerics as check_numerics
+from xnn.backends.mode import current_numerics as check_numerics
 from xnn.benchmarks import report, suite
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from xnn.backends import Backend, available_backends, backend, use_backend
+from xnn.backends import Backend, available_backends, backend, use_backend, use_numerics
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
@@ -31,6 +31,7 @@ def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
     yield
     use_backend(None)
+    use_numerics(None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

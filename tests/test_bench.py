@@ -280,7 +280,7 @@ def test_profile_of_a_step(kernels, monkeypatch, capsys):
         (["--peers", "keras"], "choose torch", 2),
         (["--backend", "jax"], "numpy and cupy", 2),
         (["--batch-sizes", "x"], "positive integers", 2),
-        (["--numerics", "half"], "this version has fast", 2),
+        (["--numerics", "half"], "choose fast", 2),
         (["--threads", "0"], "--threads", 2),
         (["--to-accuracy", "0.98", "--backend", "cupy", "--sweep"], "goes without --backend, --sweep", 2),
         (["--sweep", "--preset", "large"], "--sweep goes without --preset", 2),

@@ -388,7 +388,7 @@ def test_info_probe():
     ("variable", "value", "key"),
     [
         ("XNN_BACKEND", "nosuch", "plan"),
-        ("XNN_NUMERICS", "exact", "plan"),
+        ("XNN_NUMERICS", "half", "plan"),
         ("XNN_DATA_HOME", "nowhere", "data"),
     ],
 )
@@ -482,7 +482,7 @@ WRONG = [
     ("--backend nosuch", {}, "nosuch"),
     ("", {"XNN_BACKEND": "nosuch"}, "XNN_BACKEND"),
     ("", {"XNN_BACKEND": "NumPy"}, "NumPy"),
-    ("", {"XNN_NUMERICS": "exact"}, "XNN_NUMERICS"),
+    ("", {"XNN_NUMERICS": "half"}, "XNN_NUMERICS"),
     ("--dataset mnist", {"XNN_DATA_HOME": "nowhere"}, "XNN_DATA_HOME"),
     ("--dataset mnist --data-home nowhere", {}, "nowhere"),
     ("--dataset nosuch", {}, "nosuch"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xnn import autograd as autograd  # says how a called op is applied
 from xnn.autograd import grad, value_and_grad
-from xnn.backends import backend, use_backend
+from xnn.backends import backend, numerics, use_backend, use_numerics
 from xnn.ops import Op
 
 if TYPE_CHECKING:
@@ -38,9 +38,11 @@ __all__ = [
     "load",
     "losses",
     "metrics",
+    "numerics",
     "ops",
     "optimizers",
     "use_backend",
+    "use_numerics",
     "value_and_grad",
 ]
 

@@ -34,7 +34,7 @@ def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         return Node(op, inputs, options)
     if any(isinstance(x, Value) for x in inputs):
         return Value.recorded(op, inputs, options)
-    return forward_of(op, backend_of(*inputs).xp, inputs, options)[0]
+    return forward_of(op, backend_of(*inputs).math, inputs, options)[0]
 
 
 install(apply)
@@ -54,7 +54,7 @@ class Value(Recorded):
         """The op applied to values and constants. A Python number stays one, so it widens no dtype."""
         sources = [x if isinstance(x, Value) else Constant(x) for x in inputs]
         raw = [source.value for source in sources]
-        y, saved = forward_of(op, backend_of(*raw).xp, raw, options)
+        y, saved = forward_of(op, backend_of(*raw).math, raw, options)
         result = cls(y)  # after its inputs: `created` orders a recording
         result.op, result.saved, result.inbound_nodes = op, saved, sources
         return result

@@ -8,6 +8,7 @@
     ├── GraphError(ValueError)                a graph that cannot be sorted, fed or differentiated
     ├── DivergenceError(ArithmeticError)      a loss, gradient or weight became NaN or infinite
     ├── MissingExtraError(ImportError)        an optional package is not installed
+    ├── NumericsError(ArithmeticError)        exact numerics cannot be kept: by this machine, or for this function
     ├── BackendError
     │   ├── UnknownBackendError(ValueError)   XNN_BACKEND, --backend or use_backend names no backend
     │   ├── BackendUnavailableError           the backend exists but cannot run here; says why
@@ -34,6 +35,7 @@ __all__ = [
     "LabelError",
     "MissingExtraError",
     "MixedArraysError",
+    "NumericsError",
     "OptionError",
     "ShapeError",
     "UnknownBackendError",
@@ -76,6 +78,10 @@ class DivergenceError(XnnError, ArithmeticError):
 
 class MissingExtraError(XnnError, ImportError):
     """An optional package is needed and not installed; the message has the command that installs it."""
+
+
+class NumericsError(XnnError, ArithmeticError):
+    """Exact numerics cannot be kept: this machine breaks their conditions, or a function has no exact form."""
 
 
 class BackendError(XnnError):

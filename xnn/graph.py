@@ -21,7 +21,7 @@ from xnn import ops
 from xnn.backends import backend_of, current_backend
 from xnn.errors import GraphError
 from xnn.ops import Array, Op
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.op import apply_rule, backward_of, forward_of
 
 __all__ = [
     "MSE",
@@ -130,7 +130,7 @@ def backpropagate(
             saved = node.saved
             if node.inbound_nodes[0].is_constant:
                 saved = node.op.without_input_gradient(saved)
-            gradients = backward_of(node.op, backend_of(total).xp, total, saved)
+            gradients = backward_of(node.op, backend_of(total).math, total, saved)
             if len(gradients) != len(node.inbound_nodes):
                 raise GraphError(
                     f"the backward of {node.op.name} returned {len(gradients)} gradients for "
@@ -166,7 +166,7 @@ class Node(Recorded):
             raise GraphError(
                 f"{self!r} reads an Input without a value: feed it to topological_sort or set .value"
             )
-        self.value, self.saved = forward_of(self.op, backend_of(*values).xp, values, self.options)
+        self.value, self.saved = forward_of(self.op, backend_of(*values).math, values, self.options)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} node{'' if self.op is None else ' ' + self.op.name}>"
@@ -370,5 +370,7 @@ def sgd_update(trainables: Iterable[Node], learning_rate: float = 1e-2) -> None:
             raise GraphError(
                 f"{node!r} has no gradient: run forward_and_backward on a graph that contains it"
             )
-        xp = backend_of(gradient).xp
-        node.value, _ = ops.updates.sgd(xp, node.value, gradient, None, learning_rate=learning_rate)
+        arrays = node.value, gradient, None
+        node.value, _ = apply_rule(
+            ops.updates.sgd, backend_of(gradient).math, arrays, {"learning_rate": learning_rate}
+        )

@@ -47,7 +47,7 @@ class Loss:
 
     def apply(self, outputs: Array, targets: Array) -> tuple[Array, Any]:
         """The loss and what its backward needs; keeps neither."""
-        return forward_of(self.op, backend_of(outputs, targets).xp, (outputs, targets), {})
+        return forward_of(self.op, backend_of(outputs, targets).math, (outputs, targets), {})
 
     def trace(self, outputs: Node, targets: Node) -> Node:
         """The loss as a node of a graph; a subclass that computes in its own way is traced as one op."""
@@ -60,7 +60,7 @@ class Loss:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
         xp = backend_of(self._value).xp
         one = xp.ones((), dtype=self._value.dtype, device=self._value.device)
-        return backward_of(self.op, xp, one, self._saved)[0]
+        return backward_of(self.op, backend_of(self._value).math, one, self._saved)[0]
 
     def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
         """Host targets in the dtype that the op is given: the model's `dtype`."""
@@ -143,6 +143,8 @@ MSELoss = MSE
 
 class _Whole(Op):
     """A loss as one op, by its own compute and backward."""
+
+    takes_stored = True
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss

@@ -10,6 +10,7 @@ from xnn.backends import backend_of
 from xnn.errors import OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array, updates
+from xnn.ops.op import apply_rule
 from xnn.options import check_real
 from xnn.schedules import Schedule, check_rate
 
@@ -82,10 +83,9 @@ class Optimizer:
         """Apply the rule to one parameter; its value and state become fresh arrays."""
         state = self.state_of(parameter)
         numbers = self.advance(state.numbers)
-        xp = backend_of(parameter.value, parameter.grad, *state.arrays).xp
-        parameter.value, *arrays = type(self).rule(
-            xp, parameter.value, parameter.grad, *state.arrays, **self.options(numbers)
-        )
+        xp = backend_of(parameter.value, parameter.grad, *state.arrays).math
+        given = parameter.value, parameter.grad, *state.arrays
+        parameter.value, *arrays = apply_rule(type(self).rule, xp, given, self.options(numbers))
         self.state[parameter] = State(tuple(arrays[: self.arrays]), numbers)
 
     def snapshot(self) -> Any:

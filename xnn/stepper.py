@@ -15,6 +15,7 @@ from xnn.graph import Input
 from xnn.layers import Sequential
 from xnn.losses import Loss
 from xnn.metrics import Metric, accuracy
+from xnn.ops.op import apply_rule
 from xnn.optimizers import Optimizer
 from xnn.program import Program, flatten
 from xnn.store import Store
@@ -59,7 +60,7 @@ class Stepper:
             outputs = self.model.trace(x)
             cost = self.loss.trace(outputs, y)
             if accuracy in self.metrics:
-                accuracy(self.lib.xp, outputs.value, y.value)
+                apply_rule(accuracy, self.lib.math, (outputs.value, y.value), {})
             feeds = dict(zip((x, y), self.batches.arrays, strict=True))
             cursor = Cursor(rows)
             flat = flatten(self.lib, self.store, feeds, outputs, cost, self.metrics, cursor, self.records)

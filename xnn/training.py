@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import Backend, admit, numerics
+from xnn.backends import Backend, admit, current_numerics, numerics
 from xnn.backends.calls import KernelTable, as_number
 from xnn.backends.plan import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar
@@ -23,6 +23,7 @@ from xnn.layers import Sequential
 from xnn.losses import Loss
 from xnn.metrics import Metric
 from xnn.metrics import get as get_metric
+from xnn.ops.op import apply_rule
 from xnn.optimizers import Optimizer
 from xnn.options import check_count
 from xnn.stepper import Stepper
@@ -42,7 +43,7 @@ class Trainer:
     limit already set; None takes what OMP_NUM_THREADS or its like says, or else a fixed rule from batch size and
     weights (xnn.backends.plan.choose_threads); "auto" measures, which may give other bits each time.
     kernels: "auto" takes the fastest that are installed, "ops" runs the ops alone; on the CPU also "numpy" and
-    "compiled" (the extra `fast`).
+    "compiled" (the extra `fast`). numerics: "fast" or "exact" for this trainer's runs; those in force if not given.
     Each fit goes on where the last one ended: two of one epoch are one of two, bit for bit. An epoch that
     Ctrl-C cut short is not counted: the next fit begins it again.
     """
@@ -56,6 +57,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         threads: int | str | None = None,
         kernels: str = "auto",
+        numerics: str | None = None,
     ) -> None:
         for name, value, kind in (
             ("model", model, Sequential),
@@ -86,6 +88,7 @@ class Trainer:
                 "take that layer away"
             )
         self.threads, self.kernels = check_threads(threads), kernels
+        self.numerics = numerics if numerics is None else current_numerics(numerics)
         self.epoch = self.step = 0  # done so far, over all fits
 
     def fit(
@@ -107,13 +110,13 @@ class Trainer:
         do not fit. Raises DivergenceError when a loss, gradient or weight is no longer finite: its
         `history` is what was done, and the model is as it was before the step that failed.
         """
-        numerics()
         lib = self.model.backend
         epochs = check_count("epochs", epochs)
-        batches = Batches(self._prepare(data, "training"), batch_size, shuffle, seed)
-        held_out = None if validation is None else self._prepare(validation, "validation")
         history = History()
         with ExitStack() as stack:
+            self.model.numerics = stack.enter_context(numerics(self.numerics))
+            batches = Batches(self._prepare(data, "training"), batch_size, shuffle, seed)
+            held_out = None if validation is None else self._prepare(validation, "validation")
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             # What does not fit is heard of now, before anything has begun.
@@ -150,9 +153,8 @@ class Trainer:
 
     def evaluate(self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH) -> dict[str, float]:
         """The mean loss and metrics over data = (x, y), with the layers' inference behaviour."""
-        numerics()
         lib = self.model.backend
-        with lib.guard():
+        with numerics(self.numerics), lib.guard():
             batches = Batches(self._prepare(data, "evaluation"), batch_size, shuffle=False)
             return self._evaluate(lib, batches, self.metrics)
 
@@ -300,7 +302,7 @@ class Trainer:
 
 def _sums(lib: Backend, metrics: Sequence[tuple[str, Metric]], outputs: Any, targets: Any) -> list[Any]:
     """Each metric's sum over a batch."""
-    return [as_number(lib, metric(lib.xp, outputs, targets)) for _, metric in metrics]
+    return [as_number(lib, apply_rule(metric, lib.math, (outputs, targets), {})) for _, metric in metrics]
 
 
 @contextmanager

@@ -118,7 +118,7 @@ class Rescale(Layer):
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
         """As every layer."""
         lib = backend_of(x)
-        return forward_of(self.op, lib.xp, (x,), self._options(lib))
+        return forward_of(self.op, lib.math, (x,), self._options(lib))
 
     def trace(self, x: Node) -> Node:
         """rescale(x), which a program fuses into the gathering of a batch."""

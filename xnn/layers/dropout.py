@@ -42,7 +42,7 @@ class Dropout(Layer):
             return x, None
         keep = self._mask(backend_of(x), tuple(x.shape))
         self.step += 1
-        return forward_of(self.op, backend_of(x).xp, (x, keep), {"rate": self.rate})
+        return forward_of(self.op, backend_of(x).math, (x, keep), {"rate": self.rate})
 
     def _mask(self, lib: Backend, shape: tuple[int, ...]) -> Array:
         stream = Stream(self.stream_seed, Purpose.DROPOUT, self.index, self.step)

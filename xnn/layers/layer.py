@@ -154,7 +154,7 @@ class Layer:
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
         """The op's output and what its backward needs; keeps neither."""
         arguments = self.arguments(x, training)
-        xp = backend_of(x, *arguments).xp
+        xp = backend_of(x, *arguments).math
         return forward_of(self.op, xp, (x, *arguments), self.options(xp))
 
     def trace(self, x: Node) -> Node:
@@ -166,7 +166,7 @@ class Layer:
         weights = [Weight(parameter) for parameter in self.parameters()]
         if computes_its_own_way(self, "trace", _COMPUTING):
             return computed(_WholeLayer(self), (x, *weights))
-        return computed(self.op, (x, *weights), self.options(backend_of(x.value).xp))
+        return computed(self.op, (x, *weights), self.options(backend_of(x.value).math))
 
     def __call__(self, x: Array, training: bool = False) -> Array:
         """The same as forward."""
@@ -183,7 +183,7 @@ class Layer:
 
         With input_gradient=False None is returned and its cost saved. Raises GraphError before a forward.
         """
-        xp = self._check_backward(dout).xp
+        xp = self._check_backward(dout).math
         saved = self.saved if input_gradient else self.op.without_input_gradient(self.saved)
         dx, *gradients = backward_of(self.op, xp, dout, saved)
         for parameter, gradient in zip(self.own_parameters, gradients, strict=False):
@@ -283,7 +283,7 @@ _COMPUTING = frozenset({"apply", "arguments", "forward", "backward"})
 class _WholeLayer(Op):
     """A layer as one op: its own forward and backward, which find its parameters by themselves."""
 
-    opaque = True
+    opaque = takes_stored = True
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
-from xnn.backends import Backend, Purpose, Stream, admit, backend_of, current_backend, numerics
+from xnn.backends import Backend, Purpose, Stream, admit, backend_of, current_backend, current_numerics
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.layers import weights
@@ -39,6 +39,8 @@ class Sequential(Layer):
         if len({id(layer) for layer in layers}) < len(layers):
             raise OptionError("the same layer object stands twice in a Sequential; build a second one")
         self.layers = list(layers)
+        #: In which numerics it was trained last, if it was; a weight file tells it.
+        self.numerics: str | None = None
         super().__init__(seed=None if seed is None else Stream(seed, Purpose.WEIGHTS).seed)
         self.draw_from(self.seed or 0, 0)
         self.number_from(0)
@@ -154,7 +156,7 @@ class Sequential(Layer):
     def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
         """The outputs for samples x (n, ...), on the host; x may be a host array, list or device array."""
         check_count("batch_size", batch_size)
-        numerics()
+        current_numerics()
         lib = self.backend
         x = self.prepare(x)
         if x.ndim < 1:

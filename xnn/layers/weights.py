@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xnn import ops
-from xnn.backends import current_backend, numerics
+from xnn.backends import current_backend, current_numerics
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import check_writable, write_atomically
 from xnn.layers.functions import Function
@@ -57,7 +57,12 @@ def save(model: Sequential, path: str | os.PathLike[str], notes: dict[str, Any] 
         described = _describe(model)
     except OptionError as unknown:  # the weights are kept all the same; load says how to get them back
         described = {"layers": None, "unknown": str(unknown)}
-    header = {"format": _FORMAT, **described, "numerics": numerics(), "notes": notes or {}}
+    header = {
+        "format": _FORMAT,
+        **described,
+        "numerics": model.numerics or current_numerics(),
+        "notes": notes or {},
+    }
     header["frozen"] = [name for name, parameter in model.named_parameters() if parameter.frozen]
     arrays = _host_weights(model)
     about = {"xnn": json.dumps(header), "weights_sha256": _sha256(arrays.values())}

@@ -17,14 +17,22 @@ def _columns(xp: Namespace, grad: Array, a_ndim: int, b_ndim: int) -> Array:
     return xp.expand_dims(grad, axis=-2) if a_ndim == 1 else grad
 
 
-def _product(xp: Namespace, a: Array, b: Array) -> Array:
+def check_product(a: Array, b: Array) -> None:
+    """Raise ShapeError for operands that cannot be multiplied."""
     inner = b.shape[-2] if b.ndim > 1 else (b.shape[0] if b.ndim else None)
     if a.ndim == 0 or a.shape[-1] != inner:
         raise ShapeError(
             f"matrix product of shapes {a.shape} and {b.shape}: the last axis of the first must equal "
             f"the {'last but one' if b.ndim > 1 else 'only'} axis of the second"
         )
-    return xp.matmul(a, b)
+
+
+def check_bias(b: Any, outputs: tuple[int, ...]) -> None:
+    """Raise ShapeError for a bias that does not fit outputs of this shape."""
+    shape = getattr(b, "shape", ())
+    fits = zip(reversed(shape), reversed(outputs), strict=False)
+    if len(shape) > len(outputs) or any(mine not in (1, theirs) for mine, theirs in fits):
+        raise ShapeError(f"dense: a bias of shape {shape} does not fit outputs of shape {outputs}")
 
 
 def _left_gradient(xp: Namespace, grad: Array, a_shape: tuple[int, ...], b: Array) -> Array:
@@ -50,7 +58,8 @@ class Matmul(Op):
     """
 
     def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
-        return _product(xp, a, b), (a, b)
+        check_product(a, b)
+        return xp.matmul(a, b), (a, b)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         a, b = saved
@@ -65,13 +74,11 @@ class Dense(Op):
     """
 
     def forward(self, xp: Namespace, x: Array, w: Array, b: Array | None = None) -> tuple[Array, Any]:
-        y = _product(xp, x, w)
+        check_product(x, w)
+        y = xp.matmul(x, w)
         if b is None:
             return y, (x, w, w.shape, None)
-        shape = getattr(b, "shape", ())
-        fits = zip(reversed(shape), reversed(y.shape), strict=False)
-        if len(shape) > y.ndim or any(mine not in (1, theirs) for mine, theirs in fits):
-            raise ShapeError(f"dense: a bias of shape {shape} does not fit outputs of shape {y.shape}")
+        check_bias(b, y.shape)
         return y + b, (x, w, w.shape, b)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from xnn.errors import DTypeError, ShapeError
 from xnn.ops.activations import logistic
-from xnn.ops.op import Array, Namespace, Op, size_of
+from xnn.ops.op import Array, Namespace, Op, batch_count, batch_mean
 
 __all__ = ["binary_cross_entropy", "column_mse", "mse", "softmax_cross_entropy"]
 
@@ -50,12 +50,12 @@ class SoftmaxCrossEntropy(Op):
         e = xp.exp(shifted)
         total = xp.where(valid, xp.sum(e, axis=1, keepdims=True), float("nan"))
         picked = xp.sum(xp.where(chosen, shifted, 0.0), axis=1, keepdims=True)
-        return xp.mean(xp.log(total) - picked), (e, total, chosen)
+        return batch_mean(xp, xp.log(total) - picked), (e, total, chosen)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         e, total, chosen = saved
         error = e / total - xp.astype(chosen, e.dtype)
-        return error * (grad / (e.shape[0] or 1)), None
+        return error * (grad / (batch_count(xp, e.shape[:1]) or 1)), None
 
 
 class BinaryCrossEntropy(Op):
@@ -68,11 +68,11 @@ class BinaryCrossEntropy(Op):
         _check(xp, logits, target)
         target = xp.astype(target, logits.dtype)
         loss = xp.maximum(logits, 0.0) - logits * target + xp.log1p(xp.exp(-xp.abs(logits)))
-        return xp.mean(loss), (logits, target)
+        return batch_mean(xp, loss), (logits, target)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         logits, target = saved
-        share = grad / (size_of(logits.shape) or 1)
+        share = grad / (batch_count(xp, logits.shape) or 1)
         return (logistic(xp, logits) - target) * share, -logits * share
 
 
@@ -86,10 +86,10 @@ class MSE(Op):
     def forward(self, xp: Namespace, predicted: Array, target: Array) -> tuple[Array, Any]:
         _check(xp, predicted, target)
         difference = predicted - xp.astype(target, predicted.dtype)
-        return xp.mean(difference * difference), difference
+        return batch_mean(xp, difference * difference), difference
 
     def backward(self, xp: Namespace, grad: Array, difference: Any) -> tuple[Array | None, ...]:
-        dp = difference * (grad * (2.0 / (size_of(difference.shape) or 1)))
+        dp = difference * (grad * (2.0 / (batch_count(xp, difference.shape) or 1)))
         return dp, -dp
 
 

@@ -29,7 +29,10 @@ from typing import Any, TypeAlias
 
 from xnn.errors import GraphError, OptionError, ShapeError, XnnError
 
-__all__ = ["Array", "Namespace", "Op", "backward_of", "forward_of", "size_of", "unbroadcast"]
+__all__ = [
+    "Array", "Boundary", "Namespace", "Op", "apply_rule", "backward_of", "batch_count", "batch_mean", "batch_sum",
+    "forward_of", "size_of", "unbroadcast",
+]  # fmt: skip
 
 #: An array of any backend. The Array API has no common base class, hence Any.
 Array: TypeAlias = Any
@@ -52,6 +55,8 @@ class Op:
 
     #: Whether it stands for a layer of the user's that is run as it is, and may draw random numbers.
     opaque = False
+    #: Whether it takes arrays as they are stored and widens them itself, in a namespace with a boundary.
+    takes_stored = False
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[..., tuple[Array | None, ...]]
 
@@ -89,8 +94,35 @@ def install(applier: Applier) -> None:
     _apply = applier
 
 
+class Boundary:
+    """A namespace whose ops compute with other numbers than are stored: exact numerics."""
+
+    def enter(self, x: Any) -> Any:
+        """A stored array as an op computes with it."""
+        raise NotImplementedError
+
+    def leave(self, y: Any) -> Any:
+        """What an op returns as it is stored."""
+        raise NotImplementedError
+
+    def role(self, op: Op) -> Op:
+        """The op's form in this namespace."""
+        raise NotImplementedError
+
+    def batch_sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+        """The sum over `axis`, of which axis 0 is the batch's, wherever its shards are."""
+        raise NotImplementedError
+
+    def batch_count(self, rows: int) -> int:
+        """The rows of the whole batch, given those here."""
+        raise NotImplementedError
+
+
 def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[Array, Any]:
     """op.forward, with a clear word for what it may stumble over; every door goes through here."""
+    if isinstance(xp, Boundary):
+        op = xp.role(op)
+        inputs = inputs if op.takes_stored else [xp.enter(x) for x in inputs]
     try:
         result = op.forward(xp, *inputs, **options)
     except (ValueError, IndexError) as error:
@@ -109,7 +141,7 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
         raise GraphError(
             f"the forward of {op.name} must return a pair (output, saved), got {repr(result)[:60]}"
         )
-    return result
+    return (xp.leave(result[0]), result[1]) if isinstance(xp, Boundary) else result
 
 
 def _with(options: Mapping[str, Any]) -> str:
@@ -118,12 +150,49 @@ def _with(options: Mapping[str, Any]) -> str:
 
 def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
     """op.backward; a gradient that was not put into a tuple would be taken apart row by row."""
+    if isinstance(xp, Boundary):
+        op = xp.role(op)
+        grad = grad if op.takes_stored else xp.enter(grad)
     gradients = op.backward(xp, grad, saved)
     if type(gradients) is not tuple:
         raise GraphError(
             f"the backward of {op.name} must return a tuple, one gradient per input, got {repr(gradients)[:60]}"
         )
+    if isinstance(xp, Boundary):
+        return tuple(xp.leave(gradient) for gradient in gradients)
     return gradients
+
+
+def apply_rule(
+    rule: Callable[..., Any], xp: Namespace, arrays: Sequence[Any], options: Mapping[str, Any]
+) -> Any:
+    """rule(xp, *arrays, **options), for what is no op: an optimizer's update rule, a metric."""
+    if not isinstance(xp, Boundary):
+        return rule(xp, *arrays, **options)
+    result = rule(xp, *map(xp.enter, arrays), **options)
+    return tuple(map(xp.leave, result)) if isinstance(result, tuple) else xp.leave(result)
+
+
+def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+    """The sum over `axis`, of which axis 0 is the batch's: all workers' rows, where a batch is split over some.
+
+    An op says with it that it reduces over the batch; for any other sum there is xp.sum.
+    """
+    own = xp.batch_sum if isinstance(xp, Boundary) else xp.sum
+    return own(x, axis=axis, keepdims=keepdims)
+
+
+def batch_count(xp: Namespace, shape: tuple[int, ...]) -> int:
+    """The elements of the whole batch, given this worker's shape (rows, ...); of shape () there is one."""
+    rows = xp.batch_count(shape[0]) if shape and isinstance(xp, Boundary) else size_of(shape[:1])
+    return rows * size_of(shape[1:])
+
+
+def batch_mean(xp: Namespace, x: Array) -> Array:
+    """The mean over all elements of the whole batch."""
+    if not isinstance(xp, Boundary):
+        return xp.mean(x)
+    return xp.batch_sum(x) / float(batch_count(xp, x.shape))
 
 
 def size_of(shape: Sequence[int]) -> int:
@@ -134,10 +203,13 @@ def size_of(shape: Sequence[int]) -> int:
     return size
 
 
-def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:
+def unbroadcast(
+    xp: Namespace, grad: Array, like: Any, add: Callable[..., Array] | None = None
+) -> Array | None:
     """The gradient of broadcasting `like` to grad's shape: grad summed back to like's shape.
 
-    `like` is the input itself or its shape; a Python number has no gradient, hence None.
+    `like` is the input itself or its shape; a Python number has no gradient, hence None. add: what sums, xp.sum
+    if not given.
     """
     shape = like if isinstance(like, tuple) else getattr(like, "shape", None)
     if shape is None:
@@ -148,4 +220,4 @@ def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:
     stretched = tuple(
         axis + added for axis, extent in enumerate(shape) if extent == 1 and grad.shape[axis + added] != 1
     )
-    return xp.reshape(xp.sum(grad, axis=(*range(added), *stretched)), shape)
+    return xp.reshape((add or xp.sum)(grad, axis=(*range(added), *stretched)), shape)

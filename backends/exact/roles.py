@@ -1,0 +1,195 @@
+"""The ops whose operands have roles: which of two is cut into one slice is told by what it is, never by its values.
+
+Dense's weights are one slice on the scale of the whole tensor; activations and gradients are two, on the scale of
+their row. In the weights' gradient the inputs are one slice and the outputs' gradients two, on the scale of their
+column over the whole batch, wherever its rows are. Pixels (ScaledIntegers) are integers already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from xnn import ops
+from xnn.backends.exact.namespace import ExactNamespace
+from xnn.backends.exact.scaled import ScaledIntegers, integer_bits
+from xnn.backends.exact.slices import budget, exponent, product_bits, slice_one, slice_two
+from xnn.ops import Array, Op
+from xnn.ops.activations import Rescale
+from xnn.ops.linear import Dense, check_bias, check_product
+from xnn.ops.op import size_of, unbroadcast
+
+__all__ = ["ROLES", "DenseBits"]
+
+
+@dataclass(frozen=True)
+class DenseBits:
+    """How y = x W + b and its gradients are cut, in bits; `integers` are those of x, where it is ScaledIntegers."""
+
+    inputs: int
+    outputs: int
+    integers: int | None = None
+
+    @property
+    def weight(self) -> int:
+        """W's one slice for x W."""
+        return self.shared if self.integers is None else min(50, budget(self.inputs) - self.integers)
+
+    @property
+    def shared(self) -> int:
+        """W's one slice for dy W^T, and for x W too where x is cut."""
+        return product_bits(max(self.inputs, self.outputs)).one
+
+    @property
+    def x(self) -> int:
+        """x's two slices, row by row."""
+        return budget(self.inputs) - self.shared
+
+    @property
+    def dy(self) -> int:
+        """dy's two slices, row by row."""
+        return budget(self.outputs) - self.shared
+
+    def x_column(self, rows: int) -> int:
+        """x's one slice in x^T dy, column by column."""
+        return product_bits(rows).one
+
+    def dy_column(self, rows: int) -> int:
+        """dy's two slices in x^T dy, column by column; its one slice where x is integers."""
+        return product_bits(rows).two if self.integers is None else min(50, budget(rows) - self.integers)
+
+
+class ExactDense(Dense):
+    """ops.dense by slices: P = x_high W + x_low W, exact both, added with one rounding; then + b."""
+
+    takes_stored = True
+    name = "dense"
+
+    def forward(self, xp: ExactNamespace, x: Array, w: Array, b: Array | None = None) -> tuple[Array, Any]:
+        check_product(x, w)
+        lib, base = xp.lib, xp.base
+        rows, (inputs, outputs) = _rows(x.shape), _matrix(w.shape)
+        w64 = base.reshape(xp.enter(w), (inputs, outputs))
+        if isinstance(x, ScaledIntegers):
+            bits = DenseBits(inputs, outputs, x.bits)
+            one = slice_one(lib, w64, exponent(lib, w64), bits.weight)
+            y = base.matmul(base.reshape(x.widened(), (rows, inputs)), one) * x.scale
+        else:
+            bits = DenseBits(inputs, outputs)
+            one = slice_one(lib, w64, exponent(lib, w64), bits.weight)
+            x64 = base.reshape(xp.enter(x), (rows, inputs))
+            high, low = slice_two(lib, x64, exponent(lib, x64, 1), bits.x)
+            y = base.matmul(high, one) + base.matmul(low, one)
+        y = base.reshape(y, (*x.shape[:-1], *w.shape[1:]))
+        if b is not None:
+            check_bias(b, y.shape)
+            y = y + xp.enter(b)
+        return y, (x, w, w.shape, b)
+
+    def backward(self, xp: ExactNamespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        x, w, w_shape, b = saved
+        base = xp.base
+        inputs, outputs = _matrix(w_shape)
+        grad = xp.enter(grad)
+        dy = base.reshape(grad, (_rows(x.shape), outputs))
+        bits = DenseBits(inputs, outputs, x.bits if isinstance(x, ScaledIntegers) else None)
+        dx = None if w is None else base.reshape(self._dx(xp, dy, w, bits), x.shape)
+        dw = base.reshape(self._dw(xp, x, dy, bits), w_shape)
+        if b is None:
+            return dx, dw
+        batch = xp.batch_sum if grad.ndim > 1 else xp.sum
+        return dx, dw, unbroadcast(xp, grad, b, batch)
+
+    @staticmethod
+    def _dx(xp: ExactNamespace, dy: Array, w: Array, bits: DenseBits) -> Array:
+        """dx = dy W^T."""
+        lib, base = xp.lib, xp.base
+        w64 = base.reshape(xp.enter(w), (bits.inputs, bits.outputs))
+        one = base.matrix_transpose(slice_one(lib, w64, exponent(lib, w64), bits.shared))
+        high, low = slice_two(lib, dy, exponent(lib, dy, 1), bits.dy)
+        return base.matmul(high, one) + base.matmul(low, one)
+
+    @staticmethod
+    def _dw(xp: ExactNamespace, x: Array, dy: Array, bits: DenseBits) -> Array:
+        """dW = x^T dy, over all workers' rows; a single sample (inputs,) is no batch."""
+        lib, base = xp.lib, xp.base
+        batch = x.ndim > 1
+        rows = xp.batch_count(int(dy.shape[0])) if batch else 1
+        total = xp.batch_total if batch else _itself
+        largest: Callable[[Any], Any] = xp.batch_exponent if batch else partial(exponent, lib, axis=0)
+        size = dy.shape[0], bits.inputs
+        if isinstance(x, ScaledIntegers):
+            cut = slice_one(lib, dy, largest(dy), bits.dy_column(rows))
+            transposed = base.matrix_transpose(base.reshape(x.widened(), size))
+            return total(base.matmul(transposed, cut)) * x.scale
+        x64 = base.reshape(xp.enter(x), size)
+        transposed = base.matrix_transpose(slice_one(lib, x64, largest(x64), bits.x_column(rows)))
+        high, low = slice_two(lib, dy, largest(dy), bits.dy_column(rows))
+        return total(base.matmul(transposed, high)) + total(base.matmul(transposed, low))
+
+
+def _itself(x: Array) -> Array:
+    return x
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return size_of(shape[:-1])
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """W's inputs and outputs; (inputs,) is one output."""
+    return shape[0], size_of(shape[1:])
+
+
+class ExactRescale(Rescale):
+    """ops.rescale, that leaves integers of at most 16 bits what they are."""
+
+    takes_stored = True
+    name = "rescale"
+
+    def forward(
+        self, xp: ExactNamespace, x: Array, *, scale: Any, offset: Any = 0.0, dtype: Any = None
+    ) -> tuple[Array, Any]:
+        plain = isinstance(scale, float) and isinstance(offset, float) and offset == 0.0
+        if plain and not isinstance(x, ScaledIntegers) and integer_bits(xp.base, x.dtype) is not None:
+            return ScaledIntegers(xp.lib, x, scale), (scale, x.dtype)
+        scale, offset = xp.enter(scale), xp.enter(offset)
+        y, (_, _) = super().forward(xp, xp.enter(x), scale=scale, offset=offset, dtype=dtype)
+        return y, (scale, x.dtype)
+
+    def backward(self, xp: ExactNamespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        return super().backward(xp, xp.enter(grad), saved)
+
+
+class _Moved(Op):
+    """flatten and reshape, that keep integers integers."""
+
+    takes_stored = True
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+
+    @property
+    def name(self) -> str:
+        """The op's own."""
+        return self.op.name
+
+    def forward(self, xp: ExactNamespace, x: Array, **options: Any) -> tuple[Array, Any]:
+        if not isinstance(x, ScaledIntegers):
+            return self.op.forward(xp, xp.enter(x), **options)
+        integers, saved = self.op.forward(xp.base, x.integers, **options)
+        return x.with_integers(integers), saved
+
+    def backward(self, xp: ExactNamespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        return self.op.backward(xp, xp.enter(grad), saved)
+
+
+#: Each op's exact form.
+ROLES: dict[Op, Op] = {
+    ops.dense: ExactDense(),
+    ops.rescale: ExactRescale(),
+    ops.flatten: _Moved(ops.flatten),
+    ops.reshape: _Moved(ops.reshape),
+}
