@@ -45,13 +45,25 @@ class Slot:
     dtype: Any
     array: Any = None
     fixed: bool = False
+    #: An example of the ScaledIntegers it holds in exact numerics, in place of a plain array.
+    scaled: Any = None
 
     def put(self, array: Any) -> None:
         """Take a value that an op made."""
-        if self.fixed:
+        if not self.fixed:
+            self.array = array
+        elif self.scaled is None:
             np.copyto(self.array, array)
         else:
-            self.array = array
+            np.copyto(self.array.integers, array.integers)
+
+    def allocate(self, lib: Any) -> None:
+        """Give it a buffer that kernels know, with what it holds."""
+        if self.scaled is None:
+            self.array = lib.buffer(self.shape, self.dtype, self.array)
+        else:
+            self.array = self.scaled.with_integers(lib.buffer(self.shape, self.scaled.integers.dtype))
+        self.fixed = True
 
     def __repr__(self) -> str:
         return f"<slot {self.name} {self.dtype}{list(self.shape)}>"
@@ -163,7 +175,7 @@ def bind_each(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Any]:
     for call in calls:
         for slot in call.slots() if chosen[call] else ():
             if slot.array is None or not slot.fixed:
-                slot.array, slot.fixed = lib.buffer(slot.shape, slot.dtype, slot.array), True
+                slot.allocate(lib)
     return [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
 
 

@@ -7,13 +7,16 @@ import importlib.util
 import math
 import platform
 import sys
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from xnn.backends.base import Backend
 from xnn.backends.calls import KernelTable
+from xnn.backends.mode import current_numerics
 from xnn.backends.random import Stream
+from xnn.backends.workers import communicator
 from xnn.errors import BackendUnavailableError, MissingExtraError
 
 __all__ = ["NumpyBackend"]
@@ -67,14 +70,23 @@ class NumpyBackend(Backend):
         return array
 
     def kernels(self, name: str = "auto") -> KernelTable:
-        """`numpy`, `compiled` (the extra `fast`), `ops`, or `auto`: compiled where it is installed and works."""
+        """`numpy`, `compiled` (the extra `fast`), `ops`, or `auto`: compiled where it is installed and works.
+
+        In exact numerics a batch that is split over workers is reduced by the ops alone.
+        """
+        if current_numerics() == "exact" and communicator() is not None:
+            name = "ops"
         if name == "auto" and importlib.util.find_spec("numba") is None:
             return self.kernels("numpy")
         if name == "numpy":
+            if current_numerics() == "exact":
+                return self._exact_table("numpy_passes", "numpy")
             return importlib.import_module("xnn.backends.numpy_kernels").NUMPY_KERNELS  # type: ignore[no-any-return]
         if name not in ("auto", "compiled"):
             return super().kernels(name)
         try:
+            if current_numerics() == "exact":
+                return self._exact_table("compiled_passes", f"compiled (numba {metadata.version('numba')})")
             return importlib.import_module("xnn.backends.compiled_kernels").CompiledTable()  # type: ignore[no-any-return]
         except (ImportError, BackendUnavailableError) as error:
             # Such as a Numba that does not know this NumPy yet; the plan names what is used.
@@ -85,6 +97,11 @@ class NumpyBackend(Backend):
             raise MissingExtraError(
                 f'kernels="compiled" needs Numba: pip install ".[fast]" in a clone of xnn ({error})'
             ) from error
+
+    def _exact_table(self, passes: str, name: str) -> KernelTable:
+        package = "xnn.backends.exact"
+        table = importlib.import_module(f"{package}.kernels").ExactTable
+        return table(self, importlib.import_module(f"{package}.{passes}"), name)  # type: ignore[no-any-return]
 
     def keep_mask(self, stream: Stream, shape: tuple[int, ...], rate: float, row: int = 0) -> Any:
         """As the generic one, by NumPy's native Philox."""

@@ -183,4 +183,5 @@ def _slot(node: Node, store: Store) -> Slot:
     shape, dtype = tuple(getattr(value, "shape", ())), getattr(value, "dtype", object)
     name = type(node).__name__.lower() if node.op is None else node.op.name
     keeps = isinstance(node, Input) and not isinstance(node, Drawn)
-    return Slot(f"{name} {node.created}", shape, dtype, value if keeps else None)
+    scaled = value if hasattr(value, "integers") else None
+    return Slot(f"{name} {node.created}", shape, dtype, value if keeps else None, scaled=scaled)

@@ -109,7 +109,7 @@ class Store:
     def __init__(
         self, lib: Backend, optimizer: Optimizer, parameters: Sequence[Parameter], in_place: bool
     ) -> None:
-        self.optimizer, self.in_place, self.parameters = optimizer, in_place, list(parameters)
+        self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
         #: An optimizer whose own `step` or `update` must be asked, since it does more than its rule says.
         self.asks_optimizer = computes_its_own_way(optimizer, "rule", frozenset({"step", "update"}))
         alike: dict[Any, list[Parameter]] = {}
@@ -133,7 +133,7 @@ class Store:
         #: Frozen parameters' arrays are read where they are; kernels want their rows side by side.
         self.frozen = {p: p.value for p in parameters if p.frozen}
         for p, array in self.frozen.items():
-            readable = np.ascontiguousarray(array) if in_place else array
+            readable = np.ascontiguousarray(lib.clean(array)) if in_place else array
             self.values[p] = Slot(f"{p.name}'s value", p.shape, array.dtype, readable, fixed=in_place)
 
     def is_current(self, parameters: Sequence[Parameter]) -> bool:
@@ -163,10 +163,9 @@ class Store:
                     self._take(slot, array)
                 self.optimizer.state[parameter] = State(tuple(s.array for s in slots), state.numbers)
 
-    @staticmethod
-    def _take(slot: Slot, array: Any) -> None:
+    def _take(self, slot: Slot, array: Any) -> None:
         if slot.array is not array:
-            slot.put(array)
+            slot.put(self.lib.clean(array))
 
     def advance(self) -> None:
         """Before each step."""

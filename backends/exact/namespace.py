@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeAlias
 
-from xnn.backends import exact_functions as functions
+from xnn.backends.exact import functions
 from xnn.backends.exact.scaled import ScaledIntegers
 from xnn.backends.exact.slices import (
     FLUSH,

@@ -1,0 +1,253 @@
+"""The passes of exact kernels in plain NumPy: the namespace's operations over buffers, block by block.
+
+Arrays as large as the weights are taken in blocks that fit a core's cache: some ten operations go over each.
+Tables are `splitters`: the splitting constant for each exponent of a float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends.calls import Runnable
+from xnn.backends.exact.functions import EXP_LIMIT, exp_inside, log_inside
+from xnn.backends.exact.slices import FLUSH, exponent, splitter, sum_bits, to32
+from xnn.ops import updates
+from xnn.ops.op import apply_rule, backward_of, forward_of
+
+__all__ = [
+    "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "sgd", "slice_columns", "slice_rows",
+    "slice_tensor", "weight_gradient", "widen",
+]  # fmt: skip
+
+#: Activations that `finish` computes.
+ACTIVATIONS = (ops.relu,)
+
+_BLOCK = 16384  # numbers: 128 KiB of float64
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+
+
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK)]
+
+
+def _round(y: np.ndarray, out: np.ndarray) -> None:
+    """out <- to32(y), over y."""
+    np.add(y, FLUSH, out=y)
+    np.subtract(y, FLUSH, out=y)
+    np.copyto(out, y, casting="same_kind")
+
+
+def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
+    """one <- w's slice, on the scale of its largest element."""
+    words, magnitude = w.reshape(-1).view(np.int32), np.empty(_BLOCK, np.int32)
+    blocks = _blocks(w.size)
+    flat, out = [w.reshape(-1)[b] for b in blocks], [one.reshape(-1)[b] for b in blocks]
+    parts = [(words[b], magnitude[: b.stop - b.start]) for b in blocks]
+
+    def run() -> None:
+        largest = 0
+        for part, scratch in parts:
+            np.bitwise_and(part, _MAGNITUDE, out=scratch)
+            largest = max(largest, int(np.maximum.reduce(scratch)))
+        s = table[largest >> 23]
+        for x, y in zip(flat, out, strict=True):
+            np.copyto(y, x)
+            np.add(y, s, out=y)
+            np.subtract(y, s, out=y)
+
+    return run
+
+
+def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
+    """wide (2n, width) <- each row's first slice, then each row's second one."""
+    n = len(x)
+    return _two(x, 1, high, low, wide[:n], wide[n:])
+
+
+def slice_columns(x: np.ndarray, high: np.ndarray, low: np.ndarray | None, wide: np.ndarray) -> Runnable:
+    """wide <- each column's first slice and, if it is twice as wide, the second ones beside them."""
+    width = x.shape[1]
+    return _two(x, 0, high, low, wide[:, :width], wide[:, width:])
+
+
+def _two(
+    x: np.ndarray, axis: int, high: np.ndarray, low: np.ndarray | None, first: np.ndarray, second: np.ndarray
+) -> Runnable:
+    words, magnitude = x.view(np.int32), np.empty(x.shape, np.int32)
+    largest = np.empty(tuple(1 if a == axis else extent for a, extent in enumerate(x.shape)), np.int32)
+    rest = np.empty(x.shape)
+
+    def run() -> None:
+        np.bitwise_and(words, _MAGNITUDE, out=magnitude)
+        np.maximum.reduce(magnitude, axis=axis, keepdims=True, out=largest, initial=0)
+        np.right_shift(largest, 23, out=largest)
+        np.copyto(rest, x)
+        s = high.take(largest)
+        np.add(rest, s, out=first)
+        np.subtract(first, s, out=first)
+        if low is not None:
+            t = low.take(largest)
+            np.subtract(rest, first, out=rest)
+            np.add(rest, t, out=rest)
+            np.subtract(rest, t, out=second)
+
+    return run
+
+
+def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
+    """wide <- integers as float64."""
+    return lambda: np.copyto(wide, integers)
+
+
+def finish(
+    products: np.ndarray, scale: float, b: np.ndarray | None, y: np.ndarray, activation: Any, kept: Any
+) -> Runnable:
+    """y <- f(P_high + P_low + b) where products has 2n rows, f(P scale + b) where it has n; f: relu or nothing."""
+    n = len(y)
+    z, rest = products[:n], products[n:]
+    zeros = np.zeros(y.shape[1:], y.dtype)
+
+    def run() -> None:
+        if len(rest):
+            np.add(z, rest, out=z)
+        else:
+            np.multiply(z, scale, out=z)
+        if b is not None:
+            np.add(z, b, out=z)
+        _round(z, y)
+        if activation is not None:
+            np.maximum(y, zeros, out=y)
+
+    return run
+
+
+def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarray) -> Runnable:
+    """dz <- dz where y > 0, else 0."""
+    off, zero = np.empty(y.shape, bool), y.dtype.type(0)
+
+    def run() -> None:
+        np.greater(y, zero, out=off)
+        np.logical_not(off, out=off)
+        np.copyto(dz, zero, where=off)
+
+    return run
+
+
+def weight_gradient(products: np.ndarray, scale: float, dw: np.ndarray, rate: Any) -> Runnable:
+    """dw <- the products' sum, or their multiple, as stored; with a rate, dw is W and becomes W - rate * gradient."""
+    inputs, outputs = dw.shape
+    two = products.shape[1] > outputs
+    rows = max(1, _BLOCK // max(1, outputs))
+    blocks = [slice(start, min(start + rows, inputs)) for start in range(0, inputs, rows)]
+    g, scratch, stored = (np.empty((rows, outputs), kind) for kind in (float, float, np.float32))
+    parts = [
+        (products[b, :outputs], products[b, outputs:], dw[b], *(a[: b.stop - b.start] for a in (g, scratch, stored)))
+        for b in blocks
+    ]
+
+    def run() -> None:
+        for left, right, out, total, wide, gradient in parts:
+            if two:
+                np.add(left, right, out=total)
+            else:
+                np.multiply(left, scale, out=total)
+            if rate is None:
+                _round(total, out)
+                continue
+            _round(total, gradient)
+            np.copyto(total, gradient)
+            np.multiply(total, rate.value[0], out=total)
+            np.copyto(wide, out)
+            np.subtract(wide, total, out=wide)
+            _round(wide, out)
+
+    return run
+
+
+def column_sums(x: np.ndarray, table: np.ndarray, sums: np.ndarray, rate: Any) -> Runnable:
+    """sums <- the columns' sums by slices; with a rate, sums is b and becomes b - rate * gradient."""
+    wide = np.empty(x.shape)
+    cut = slice_columns(x, table, None, wide)
+    total, old, stored = np.empty(x.shape[1]), np.empty(x.shape[1]), np.empty_like(sums)
+
+    def run() -> None:
+        cut()
+        np.add.reduce(wide, axis=0, out=total)
+        if rate is None:
+            _round(total, sums)
+            return
+        _round(total, stored)
+        np.copyto(total, stored)
+        np.multiply(total, rate.value[0], out=total)
+        np.copyto(old, sums)
+        np.subtract(old, total, out=old)
+        _round(old, sums)
+
+    return run
+
+
+def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
+    """The loss and its gradient: softmax_cross_entropy forward and backward, or the op where numbers are extreme."""
+    exact = _exact()
+    lib, op = exact.lib, ops.softmax_cross_entropy
+    n, classes = z.shape
+    bits, batch_bits = sum_bits(classes), sum_bits(n)
+    s = splitter(lib, exponent(lib, np.ones(1)), bits)  # the largest e^(z - max z) is 1
+    wide, flat, rows = np.empty(z.shape), np.empty(n, np.int64), np.arange(0, n * classes, classes)
+    share = 1.0 / n
+
+    def run() -> None:
+        np.copyto(wide, z)
+        shifted = wide - np.maximum.reduce(wide, axis=1, keepdims=True)
+        if not np.minimum.reduce(shifted, axis=None) >= -EXP_LIMIT:  # NaN too
+            value, saved = forward_of(op, exact, (z, labels), {})
+            loss[()] = value
+            np.copyto(g, backward_of(op, exact, np.ones((), np.float32), saved)[0])
+            return
+        np.add(rows, labels, out=flat)
+        e = exp_inside(lib, shifted)
+        total = np.add.reduce((e + s) - s, axis=1)
+        picked = shifted.take(flat)
+        t = splitter(lib, (picked.view(np.int64) >> 52) & 0x7FF, bits)
+        each = log_inside(lib, total) - ((picked + t) - t)
+        t = splitter(lib, exponent(lib, each, 0), batch_bits)
+        loss[()] = to32(lib, np.add.reduce((each + t) - t) / float(n))
+        np.divide(e, total[:, None], out=e)
+        e.reshape(-1)[flat] -= 1.0
+        np.multiply(e, share, out=e)
+        _round(e, g)
+
+    return run
+
+
+def _by_rule(rule: Any, xp: Any, group: Any, arrays: tuple[np.ndarray, ...], changing: tuple[int, ...]) -> Runnable:
+    """An update by the rule itself, block by block; `changing`: which of the arrays it gives anew, in order."""
+    parts = [tuple(array[b] for array in arrays) for b in _blocks(arrays[0].size)]
+
+    def run() -> None:
+        options = group.options
+        for part in parts:
+            fresh = apply_rule(rule, xp, part, options)
+            for position, array in zip(changing, fresh, strict=False):
+                np.copyto(part[position], array)
+
+    return run
+
+
+def sgd(group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
+    """updates.sgd in place."""
+    return _by_rule(updates.sgd, _exact(), group, (w, g, *velocity), (0, 2)[: 1 + len(velocity)])
+
+
+def adam(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
+    """updates.adam in place."""
+    return _by_rule(updates.adam, _exact(), group, (w, g, mean, square), (0, 2, 3))
+
+
+def _exact() -> Any:
+    from xnn.backends.registry import get_backend
+
+    return get_backend("numpy").exact
