@@ -13,11 +13,12 @@ import math
 from enum import IntEnum
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic, overload
+
+from xnn.backends.jit import jit
 
 __all__ = ["WIDTH", "Code", "run"]
 
@@ -35,14 +36,6 @@ class Code(IntEnum):
 GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = map(int, list(Code)[:7])  # as Numba wants them
 CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = map(int, list(Code)[7:])
 LINEAR, RELU, SIGMOID, TANH = range(4)
-
-
-def _jit(function: Any) -> Any:
-    options = {"error_model": "numpy", "nogil": True}  # a check for division by zero would keep loops scalar
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that Numba may write to: compiled anew in each process
-        return numba.njit(**options)(function)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -90,7 +83,7 @@ def _gemm_with(bits: int) -> Any:
 _gemm64, _gemm32 = _gemm_with(64), _gemm_with(32)
 
 
-@_jit
+@jit
 def _gemm(r: Any, reals: Any) -> None:
     """C <- alpha A B + beta C; alpha is 1, or minus the learning rate at an address."""
     routine, wide, flag_a, flag_b, m, n, k = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
@@ -154,7 +147,7 @@ def _exp_parts_of(x: Any) -> Any:
     return parts
 
 
-@_jit
+@jit
 def _activate(r: Any, reals: Any) -> None:
     """y <- f(y + b) in place, f linear, relu, sigmoid or tanh; without b at address 0."""
     kind, n, m, zero, one = r[1], r[4], r[5], reals[8], reals[9]
@@ -186,7 +179,7 @@ def _activate(r: Any, reals: Any) -> None:
             flat[i] = math.copysign(d / (two + d), flat[i])
 
 
-@_jit
+@jit
 def _gradient(r: Any, reals: Any) -> None:
     """dz <- dy f'(z) in place, from y = f(z), and the sum of its rows into db unless that is at address 0.
 
@@ -220,7 +213,7 @@ def _gradient(r: Any, reals: Any) -> None:
                 db[j] += dy[i, j]
 
 
-@_jit
+@jit
 def _fold_bias(r: Any, reals: Any) -> None:
     """b <- b - learning rate * db."""
     b, db = carray(_pointer(r[1], reals[0]), r[3]), carray(_pointer(r[2], reals[0]), r[3])
@@ -229,14 +222,14 @@ def _fold_bias(r: Any, reals: Any) -> None:
         b[j] -= reals[0] * db[j]
 
 
-@_jit
+@jit
 def _copy(r: Any, reals: Any) -> None:
     target, source = carray(_pointer(r[1], reals[0]), r[3]), carray(_pointer(r[2], reals[0]), r[3])
     for i in range(r[3]):
         target[i] = source[i]
 
 
-@_jit
+@jit
 def _gather(r: Any, reals: Any) -> None:
     """Rows of bytes as numbers, times a scale, plus an offset."""
     n, m, numbers = r[4], r[5], carray(_pointer(r[6], np.float64(0)), 2)
@@ -250,7 +243,7 @@ def _gather(r: Any, reals: Any) -> None:
             target[i, j] = pixels[row, j] * scale + offset
 
 
-@_jit
+@jit
 def _take(r: Any, reals: Any) -> None:
     """Rows of 8 byte words (labels, float64), or of 4 byte words, as they are."""
     n, m, rows = r[4], r[5], _pointer(r[2], np.int64(0))
@@ -266,7 +259,7 @@ def _take(r: Any, reals: Any) -> None:
                 target4[i * m + j] = source4[rows[i] * m + j]
 
 
-@_jit
+@jit
 def _cross_entropy(r: Any, reals: Any) -> None:
     """The mean softmax cross-entropy of logits and labels, and its gradient; labels out of range give NaN."""
     n, m = r[5], r[6]
@@ -299,7 +292,7 @@ def _cross_entropy(r: Any, reals: Any) -> None:
     loss[0] = mean / n
 
 
-@_jit
+@jit
 def _count_right(r: Any, reals: Any) -> None:
     """How many rows have their largest output (the first of equals) at the label."""
     n, m, count = r[4], r[5], 0
@@ -314,7 +307,7 @@ def _count_right(r: Any, reals: Any) -> None:
     carray(_pointer(r[3], reals[0]), 1)[0] = count
 
 
-@_jit
+@jit
 def _dropout(r: Any, reals: Any) -> None:
     """x * scale where the mask holds, else 0."""
     x, y = carray(_pointer(r[1], reals[0]), r[4]), carray(_pointer(r[2], reals[0]), r[4])
@@ -325,7 +318,7 @@ def _dropout(r: Any, reals: Any) -> None:
         y[i] = x[i] * scale if keep[i] else reals[8]
 
 
-@_jit
+@jit
 def _sgd(r: Any, reals: Any) -> None:
     """ops.updates.sgd in one pass; the numbers are its options in their order."""
     n, numbers = r[4], carray(_pointer(r[5], np.float64(0)), 4)
@@ -344,7 +337,7 @@ def _sgd(r: Any, reals: Any) -> None:
         w[i] -= rate * (nesterov * d + ahead * v[i])
 
 
-@_jit
+@jit
 def _adam(r: Any, reals: Any) -> None:
     """ops.updates.adam in one pass; the numbers are its options in their order."""
     n = r[5]
@@ -365,7 +358,7 @@ def _adam(r: Any, reals: Any) -> None:
         w[i] -= step * mean[i] / (np.sqrt(square[i]) * unbias + epsilon)
 
 
-@_jit
+@jit
 def run(table: Any, reals: Any) -> None:
     """Do what the rows say, in order.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -18,6 +17,7 @@ from xnn import ops
 from xnn.backends.blas import blas_routine, operand
 from xnn.backends.calls import Call, KernelTable, Runnable
 from xnn.backends.compiled import LINEAR, RELU, SIGMOID, TANH, WIDTH, Code, run
+from xnn.backends.jit import load
 from xnn.backends.numpy_kernels import (
     NUMPY_KERNELS,
     serves,
@@ -258,24 +258,11 @@ class CompiledTable(KernelTable):
         return steps
 
 
-def _load(dtype: Any) -> None:
-    """Compile `run`, or read it from Numba's cache; files there that are damaged are removed and made again."""
-    nothing = np.zeros((0, WIDTH), np.int64), np.zeros(10, dtype)
-    try:
-        run(*nothing)
-    except Exception:
-        if not run.stats.cache_path:
-            raise
-        for file in Path(run.stats.cache_path).glob("compiled.*.nb[ic]"):
-            file.unlink(missing_ok=True)
-        run(*nothing)
-
-
 def _stretch(parts: list[Rows]) -> Runnable:
     table = np.asarray([row for part in parts for row in part.numbers], np.int64).reshape(-1, WIDTH)
     reals = np.zeros(10, next((part.dtype for part in parts if part.dtype is not None), np.float32))
     reals[9] = 1
-    _load(reals.dtype)
+    load(lambda: run(table[:0], reals), run)
 
     def step() -> None:
         run(table, reals)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 
 from xnn import ops
@@ -31,10 +30,11 @@ from xnn.backends.exact.functions import (
     WHOLE_BITS,
 )
 from xnn.backends.exact.slices import FLUSH, sum_bits
+from xnn.backends.jit import jit, load
 
 __all__ = [
-    "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "sgd", "slice_columns",
-    "slice_rows", "slice_tensor", "weight_gradient", "widen",
+    "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "prepare", "sgd",
+    "slice_columns", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
 #: Activations that `finish` computes, by number.
@@ -44,34 +44,26 @@ _NONE = np.zeros((0, 0))
 _NONE32 = np.zeros(0, np.float32)
 
 
-def _jit(function: Any) -> Any:
-    options = {"error_model": "numpy", "nogil": True}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that Numba may write to: compiled anew in each process
-        return numba.njit(**options)(function)
-
-
 def _number(activation: Any) -> int:
     return 0 if activation is None else 1 + ACTIVATIONS.index(activation)
 
 
-@_jit
+@jit
 def _to32(y: Any) -> Any:
     return np.float32((y + FLUSH) - FLUSH)
 
 
-@_jit
-def _sum_splitter(y: Any, bits: int) -> Any:
+@jit
+def _sum_splitter(y: Any, bits: Any) -> Any:
     """splitter() of one float64."""
     field = (np.float64(y).view(np.int64) >> 52) & 0x7FF
     if field > 1900:
         return math.nan
-    step = max(field - (1022 + bits), -500)
+    step: Any = max(field - (1022 + bits), -500)
     return np.int64(((step + 1075) << 52) | (1 << 51)).view(np.float64)
 
 
-@_jit
+@jit
 def _exp(x: Any) -> Any:
     """functions.exp of one number."""
     if x != x:
@@ -89,7 +81,7 @@ def _exp(x: Any) -> Any:
     return y * np.int64((np.float64(shifted).view(np.int64) - (ROUND_BITS - 1023)) << 52).view(np.float64)
 
 
-@_jit
+@jit
 def _expm1(x: Any) -> Any:
     """functions.expm1 of one number within its limits."""
     shifted = x * INVERSE_LN2 + ROUND
@@ -102,7 +94,7 @@ def _expm1(x: Any) -> Any:
     return r * y * scale + (scale - 1.0)
 
 
-@_jit
+@jit
 def _log(x: Any) -> Any:
     """functions.log of one positive normal number, or NaN."""
     if x != x:
@@ -119,13 +111,13 @@ def _log(x: Any) -> Any:
     return k * LN2_HIGH + (y + k * LN2_LOW)
 
 
-@_jit
+@jit
 def _logistic(x: Any) -> Any:
     e = _exp(-abs(x))
     return (1.0 if x >= 0.0 else e) / (1.0 + e)
 
 
-@_jit
+@jit
 def _tanh(x: Any) -> Any:
     if x != x:
         return math.nan
@@ -134,7 +126,7 @@ def _tanh(x: Any) -> Any:
     return -y if x > 0.0 else y
 
 
-@_jit
+@jit
 def _slice_tensor(w: Any, table: Any, one: Any) -> None:
     largest = np.int32(0)
     words = w.view(np.int32)
@@ -151,7 +143,7 @@ def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
     return lambda: _slice_tensor(flat, table, out)
 
 
-@_jit
+@jit
 def _slice_rows(x: Any, high: Any, low: Any, wide: Any) -> None:
     n, width = x.shape
     words = x.view(np.int32)
@@ -173,7 +165,7 @@ def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarra
     return lambda: _slice_rows(x, high, low, wide)
 
 
-@_jit
+@jit
 def _column_splitters(x: Any, table: Any, largest: Any, s: Any) -> None:
     """s <- each column's splitter."""
     words = x.view(np.int32)
@@ -186,7 +178,7 @@ def _column_splitters(x: Any, table: Any, largest: Any, s: Any) -> None:
         s[c] = table[largest[c] >> 23]
 
 
-@_jit
+@jit
 def _slice_columns(x: Any, high: Any, low: Any, wide: Any, largest: Any, s: Any, t: Any) -> None:
     n, width = x.shape
     two = wide.shape[1] > width
@@ -210,7 +202,7 @@ def slice_columns(x: np.ndarray, high: np.ndarray, low: np.ndarray | None, wide:
     return lambda: _slice_columns(x, high, second, wide, largest, s, t)
 
 
-@_jit
+@jit
 def _widen(integers: Any, wide: Any) -> None:
     for r in range(wide.shape[0]):
         for c in range(wide.shape[1]):
@@ -222,7 +214,7 @@ def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
     return lambda: _widen(integers, wide)
 
 
-@_jit
+@jit
 def _finish(products: Any, scale: Any, b: Any, y: Any, activation: Any, kept: Any) -> None:
     n, width = y.shape
     two, bias = products.shape[0] > n, b.size > 0
@@ -246,7 +238,9 @@ def _finish(products: Any, scale: Any, b: Any, y: Any, activation: Any, kept: An
         elif activation != 0:
             full = kept[r]
             for c in range(width):
-                full[c] = _logistic(np.float64(out[c])) if activation == SIGMOID else _tanh(np.float64(out[c]))
+                full[c] = (
+                    _logistic(np.float64(out[c])) if activation == SIGMOID else _tanh(np.float64(out[c]))
+                )
                 out[c] = _to32(full[c])
 
 
@@ -259,7 +253,7 @@ def finish(
     return lambda: _finish(products, scale, bias, y, number, wide)
 
 
-@_jit
+@jit
 def _activation_gradient(activation: Any, y: Any, kept: Any, dz: Any) -> None:
     for r in range(dz.shape[0]):
         for c in range(dz.shape[1]):
@@ -278,7 +272,7 @@ def activation_gradient(activation: Any, y: np.ndarray, kept: np.ndarray | None,
     return lambda: _activation_gradient(number, y, wide, dz)
 
 
-@_jit
+@jit
 def _weight_gradient(products: Any, scale: Any, dw: Any, rate: Any) -> None:
     inputs, outputs = dw.shape
     two, update = products.shape[1] > outputs, rate.size > 0
@@ -305,7 +299,7 @@ def weight_gradient(products: np.ndarray, scale: float, dw: np.ndarray, rate: An
     return lambda: _weight_gradient(products, scale, dw, step)
 
 
-@_jit
+@jit
 def _column_sums(x: Any, table: Any, sums: Any, rate: Any, largest: Any, s: Any, total: Any) -> None:
     n, width = x.shape
     _column_splitters(x, table, largest, s)
@@ -326,8 +320,10 @@ def column_sums(x: np.ndarray, table: np.ndarray, sums: np.ndarray, rate: Any) -
     return lambda: _column_sums(x, table, sums, step, largest, s, total)
 
 
-@_jit
-def _cross_entropy(z: Any, labels: Any, loss: Any, g: Any, e: Any, each: Any, bits: Any, batch_bits: Any) -> None:
+@jit
+def _cross_entropy(
+    z: Any, labels: Any, loss: Any, g: Any, e: Any, each: Any, bits: Any, batch_bits: Any
+) -> None:
     n, classes = z.shape
     share = 1.0 / n
     largest = np.int64(0)
@@ -345,7 +341,9 @@ def _cross_entropy(z: Any, labels: Any, loss: Any, g: Any, e: Any, each: Any, bi
         total = 0.0
         for c in range(classes):
             total += (e[c] + s) - s
-        picked = np.float64(z[r, labels[r]]) - top
+        known = 0 <= labels[r] < classes  # a label that is no class makes its row NaN, as in the op
+        picked = np.float64(z[r, labels[r]]) - top if known else math.nan
+        total = total if known else math.nan
         t = _sum_splitter(picked, bits)
         each[r] = _log(total) - ((picked + t) - t)
         largest = max(largest, (np.float64(each[r]).view(np.int64) >> 52) & 0x7FF)
@@ -367,7 +365,7 @@ def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.nda
     return lambda: _cross_entropy(z, labels, flat, g, e, each, bits, batch_bits)
 
 
-@_jit
+@jit
 def _sgd(w: Any, g: Any, v: Any, numbers: Any) -> None:
     rate, momentum, nesterov, decay = numbers[0], numbers[1], numbers[2], numbers[3]
     for i in range(w.size):
@@ -387,7 +385,7 @@ def sgd(group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runn
     return lambda: _sgd(w, g, v, group.numbers)
 
 
-@_jit
+@jit
 def _adam(w: Any, g: Any, m: Any, q: Any, numbers: Any) -> None:
     rate, beta1, beta2, power1, power2 = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
     epsilon, decay = numbers[5], numbers[6]
@@ -406,3 +404,27 @@ def _adam(w: Any, g: Any, m: Any, q: Any, numbers: Any) -> None:
 def adam(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
     """updates.adam in place."""
     return lambda: _adam(w, g, mean, square, group.numbers)
+
+
+def prepare() -> None:
+    """Compile everything, or read it from Numba's cache, before a step needs it; damaged files are made again."""
+    x, labels = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
+    one, two, table = np.zeros((1, 1)), np.zeros((2, 2)), np.zeros(256)
+
+    def call() -> None:
+        for run in (
+            slice_tensor(x, table, one),
+            slice_rows(x, table, table, two),
+            slice_columns(x, table, table, two),
+            widen(np.zeros((1, 1), np.uint8), one),
+            finish(two, 1.0, None, x, None, None),
+            activation_gradient(ops.relu, x, None, x),
+            weight_gradient(two, 1.0, x, None),
+            column_sums(x, table, x[0], None),
+            cross_entropy(x, labels, x[0, :1], x),
+        ):
+            run()
+        _sgd(x[0], x[0], _NONE32, np.zeros(4))
+        _adam(x[0], x[0], x[0], x[0], np.ones(7))
+
+    load(call, _finish)

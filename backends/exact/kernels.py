@@ -37,6 +37,7 @@ class ExactTable(KernelTable):
 
     def __init__(self, lib: Any, passes: Any, name: str) -> None:
         self.lib, self.passes, self.name = lib, passes, name
+        passes.prepare()
         kernels: dict[tuple[str, Any], Any] = {
             ("gather", None): (_gather, _serves_gather),
             ("forward", ops.dense): (self._dense, self._serves_dense),
@@ -56,7 +57,9 @@ class ExactTable(KernelTable):
         wanted = call is not forward and call.writes[0] is not None
         return (
             fits
-            and all(np.dtype(s.dtype) == np.float32 for s in (*forward.reads, *forward.writes) if s is not None)
+            and all(
+                np.dtype(s.dtype) == np.float32 for s in (*forward.reads, *forward.writes) if s is not None
+            )
             and forward.activation in (None, *self.passes.ACTIVATIONS)
             and not (wanted and x.scaled is not None)  # integers have no gradient
         )
@@ -80,9 +83,7 @@ class ExactTable(KernelTable):
         kept = lib.buffer(y.shape, np.float64) if call.activation in (ops.sigmoid, ops.tanh) else None
         finish = p.finish(products, scale, b, y, call.activation, kept)
         cut_weights = p.slice_tensor(w, weight_table, one)
-        prepare = (
-            p.slice_rows(x, high, low, wide) if scaled is None else p.widen(x.integers, wide)
-        )
+        prepare = p.slice_rows(x, high, low, wide) if scaled is None else p.widen(x.integers, wide)
         call.saved = {"one": one, "wide": wide, "bits": bits, "scale": scale, "y64": kept}
 
         def run() -> None:
@@ -117,6 +118,7 @@ class ExactTable(KernelTable):
         rate = None if call.rule is None else _Rate(call.rule)
         if dw is not None:
             columns = bits.dy_column(n)
+            tables: tuple[Any, Any]
             if bits.integers is None:
                 one, wide = lib.buffer(x.shape, np.float64), lib.buffer((n, 2 * outputs), np.float64)
                 steps.append(p.slice_columns(x, splitters(lib, bits.x_column(n)), None, one))

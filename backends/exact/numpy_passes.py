@@ -18,8 +18,8 @@ from xnn.ops import updates
 from xnn.ops.op import apply_rule, backward_of, forward_of
 
 __all__ = [
-    "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "sgd", "slice_columns", "slice_rows",
-    "slice_tensor", "weight_gradient", "widen",
+    "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "prepare", "sgd",
+    "slice_columns", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
 #: Activations that `finish` computes.
@@ -144,7 +144,12 @@ def weight_gradient(products: np.ndarray, scale: float, dw: np.ndarray, rate: An
     blocks = [slice(start, min(start + rows, inputs)) for start in range(0, inputs, rows)]
     g, scratch, stored = (np.empty((rows, outputs), kind) for kind in (float, float, np.float32))
     parts = [
-        (products[b, :outputs], products[b, outputs:], dw[b], *(a[: b.stop - b.start] for a in (g, scratch, stored)))
+        (
+            products[b, :outputs],
+            products[b, outputs:],
+            dw[b],
+            *(a[: b.stop - b.start] for a in (g, scratch, stored)),
+        )
         for b in blocks
     ]
 
@@ -205,7 +210,7 @@ def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.nda
         if not np.minimum.reduce(shifted, axis=None) >= -EXP_LIMIT:  # NaN too
             value, saved = forward_of(op, exact, (z, labels), {})
             loss[()] = value
-            np.copyto(g, backward_of(op, exact, np.ones((), np.float32), saved)[0])
+            g[...] = backward_of(op, exact, np.ones((), np.float32), saved)[0]
             return
         np.add(rows, labels, out=flat)
         e = exp_inside(lib, shifted)
@@ -223,7 +228,9 @@ def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.nda
     return run
 
 
-def _by_rule(rule: Any, xp: Any, group: Any, arrays: tuple[np.ndarray, ...], changing: tuple[int, ...]) -> Runnable:
+def _by_rule(
+    rule: Any, xp: Any, group: Any, arrays: tuple[np.ndarray, ...], changing: tuple[int, ...]
+) -> Runnable:
     """An update by the rule itself, block by block; `changing`: which of the arrays it gives anew, in order."""
     parts = [tuple(array[b] for array in arrays) for b in _blocks(arrays[0].size)]
 
@@ -251,3 +258,7 @@ def _exact() -> Any:
     from xnn.backends.registry import get_backend
 
     return get_backend("numpy").exact
+
+
+def prepare() -> None:
+    """There is nothing to compile."""

@@ -1,0 +1,295 @@
+"""Exact kernels: the same bits as the exact ops, pass by pass and over whole runs, on hostile numbers too."""
+
+import numpy as np
+import pytest
+from test_kernels import Both
+
+import xnn
+from xnn import layers, losses, ops, optimizers
+from xnn.backends import Purpose, Stream, get_backend
+from xnn.backends.calls import Call, Cursor, KernelTable, Slot
+from xnn.backends.exact import ScaledIntegers
+from xnn.backends.exact.kernels import splitters
+from xnn.backends.exact.slices import splitter
+from xnn.backends.plan import limit_threads
+from xnn.backends.workers import with_communicator
+from xnn.layers.layer import computed
+from xnn.layers.weights import weights_sha256
+from xnn.models import mlp
+
+LIB = get_backend("numpy")
+ACTIVATIONS = [None, ops.relu, ops.sigmoid, ops.tanh]
+
+
+@pytest.fixture(params=["numpy", "compiled"], autouse=True)
+def table(request):
+    """A table of exact numerics, and the numerics themselves."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    with xnn.numerics("exact"):
+        yield LIB.kernels(request.param)
+
+
+def numbers(shape, seed, kind="plain"):
+    """float32 as exact numerics store it: plain, over a wide range, or with what is not finite."""
+    stream = Stream(seed, Purpose.DIRECTIONS, 950)
+    x = np.asarray(stream.uniform(shape, -2.0, 2.0))
+    if kind != "plain":
+        x = x * 2.0 ** np.floor(Stream(seed, Purpose.DIRECTIONS, 951).uniform(shape, -140.0, 60.0))
+        flat = x.reshape(-1)
+        flat[::7] = 0.0
+        if kind == "hostile" and flat.size > 5:
+            flat[1:6] = [np.nan, np.inf, -np.inf, 3.4e38, -3.4e38]
+    return np.asarray(LIB.exact.leave(x))
+
+
+def same(kernel, op):
+    """Bit for bit, but for which of the NaNs it is."""
+    kernel, op = np.asarray(kernel), np.asarray(op)
+    assert (kernel.dtype, kernel.shape) == (op.dtype, op.shape)
+    np.testing.assert_array_equal(np.isnan(kernel), np.isnan(op))
+    assert np.where(np.isnan(kernel), 0, kernel).tobytes() == np.where(np.isnan(op), 0, op).tobytes()
+
+
+SHAPES = [(1, 1, 1), (3, 4, 2), (32, 20, 10), (33, 17, 129), (5, 1, 300), (64, 301, 7), (0, 4, 3)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a and a.name)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", ["plain", "wide", "hostile"])
+@pytest.mark.parametrize("input_gradient", [True, False])
+def test_dense(table, shape, activation, bias, kind, input_gradient):
+    if activation not in (None, *table.passes.ACTIVATIONS):
+        pytest.skip("run by the op")
+    n, k, m = shape
+    both = Both(table)
+    both.slot("x", numbers((n, k), 1, kind))
+    both.slot("w", numbers((k, m), 2, "plain" if kind == "hostile" else kind))
+    both.slot("b", numbers((m,), 3))
+    both.slot("dy", numbers((n, m), 4, kind))
+    for name, extent in (
+        ("z", (n, m)),
+        ("y", (n, m)),
+        ("dz", (n, m)),
+        ("dx", (n, k)),
+        ("dw", (k, m)),
+        ("db", (m,)),
+    ):
+        both.empty(name, extent, "float32")
+    found = both.run(lambda s: dense_calls(s, activation, bias, input_gradient))
+    for name in (
+        "y" if activation else "z",
+        "dw",
+        *(["db"] if bias else []),
+        *(["dx"] if input_gradient else []),
+    ):
+        same(*found[name])
+    for name in ("x", "w", "b"):
+        same(*found[name])
+
+
+def dense_calls(s, activation, bias, input_gradient):
+    reads = (s["x"], s["w"], *([s["b"]] if bias else []))
+    grads = (s["dx"] if input_gradient else None, s["dw"], *([s["db"]] if bias else []))
+    forward = Call("forward", ops.dense, reads, (s["z"],))
+    backward = Call("backward", ops.dense, (s["dy"],), grads, forward=forward)
+    if activation is None:
+        return [forward, backward]
+    act = Call("forward", activation, (s["z"],), (s["y"],))
+    back = Call("backward", activation, (s["dy"],), (s["dz"],), forward=act)
+    backward.reads = (s["dz"],)
+    fused = Call("forward", ops.dense, reads, (s["y"],), activation=activation, parts=(forward, act))
+    return [fused, Call("backward", ops.dense, (s["dy"],), grads, forward=fused, parts=(back, backward))]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
+@pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
+def test_dense_of_integers(table, shape, dtype):
+    n, k, m = shape
+    end = np.iinfo(dtype)
+    pixels = np.asarray(Stream(5, Purpose.DIRECTIONS).uniform((n, k), end.min, end.max + 1.0))
+    both = Both(table)
+    both.slot("w", numbers((k, m), 2, "wide"))
+    both.slot("b", numbers((m,), 3))
+    both.slot("dy", numbers((n, m), 4, "wide"))
+    for name, extent in (("z", (n, m)), ("dw", (k, m)), ("db", (m,))):
+        both.empty(name, extent, "float32")
+    scaled = ScaledIntegers(LIB, np.floor(pixels).astype(dtype), 1 / 255)
+    for slots in (both.first, both.second):
+        slots["x"] = Slot("x", (n, k), np.dtype("f4"), scaled, scaled=scaled)
+    original = Slot.allocate
+
+    def filled(slot, lib):  # a program's gather fills it; here there is none
+        given = slot.array
+        original(slot, lib)
+        if slot.scaled is not None:
+            slot.put(given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slot, "allocate", filled)
+        found = both.run(lambda s: dense_calls({**s, "dx": None}, None, True, True))
+    for name in ("z", "dw", "db"):
+        same(*found[name])
+
+
+@pytest.mark.parametrize(("n", "classes"), [(1, 1), (32, 10), (7, 300), (1024, 2)])
+@pytest.mark.parametrize("size", [1.0, 300.0, 1e6])
+@pytest.mark.parametrize("special", [(), (np.nan,), (np.inf,), (-np.inf,), (-3e38, 3e38)])
+def test_softmax_cross_entropy(table, n, classes, size, special):
+    z = numbers((n, classes), 1) * np.float32(size)
+    z.reshape(-1)[: len(special)] = special[: z.size]
+    both = Both(table)
+    both.slot("z", z)
+    both.slot("t", (np.asarray(Stream(3, Purpose.DIRECTIONS).uniform((n,))) * classes).astype(np.int64))
+    both.slot("one", np.ones((), np.float32))
+    both.empty("loss", (), "float32")
+    both.empty("g", (n, classes), "float32")
+
+    def make(s):
+        forward = Call("forward", ops.softmax_cross_entropy, (s["z"], s["t"]), (s["loss"],))
+        back = Call("backward", ops.softmax_cross_entropy, (s["one"],), (s["g"], None), forward=forward)
+        writes = (s["loss"], s["g"])
+        return [Call("loss", ops.softmax_cross_entropy, forward.reads, writes, parts=(forward, back))]
+
+    found = both.run(make)
+    for name in ("loss", "g", "z"):
+        same(*found[name])
+
+
+def test_gather_moves_pixels_as_they_are(table):
+    source = np.arange(60, dtype=np.uint8).reshape(20, 3)
+    scaled = ScaledIntegers(LIB, source[:4], 0.5)
+    slot = Slot("x", (4, 3), np.dtype("f4"), scaled=scaled)
+    options = {"source": source, "cursor": Cursor(np.array([7, 0, 19, 7])), "scale": 0.5, "offset": 0.0}
+    call = Call("gather", None, (), (slot,), options)
+    assert table.accepts(call)
+    slot.allocate(LIB)
+    table.bind(call)()
+    assert slot.array.integers.tolist() == source[[7, 0, 19, 7]].tolist()
+    for wrong in (source.astype(np.float32), source.astype(np.int16), np.asfortranarray(source)):
+        assert not table.accepts(Call("gather", None, (), (slot,), {**options, "source": wrong}))
+    floats = Slot("x", (4, 3), np.dtype("f4"))
+    assert not table.accepts(Call("gather", None, (), (floats,), {**options, "source": source.astype("f4")}))
+
+
+def test_splitters_are_the_splitter(table):
+    """The table that kernels look up holds what the formula gives for each float32."""
+    x = np.asarray([2.0**-149, 2.0**-126, 1e-30, 0.75, 1.0, 3.0, 3.4e38, np.inf, np.nan], np.float32)
+    for bits in (11, 27, 50):
+        looked_up = splitters(LIB, bits)[x.view(np.int32) >> 23]
+        fields = (x.astype(np.float64).view(np.int64) >> 52) & 0x7FF
+        computed = splitter(LIB, np.where(fields < 897, 0, fields), bits)
+        np.testing.assert_array_equal(looked_up, computed)
+
+
+# Whole runs: every rule of fusion, each optimizer, masks, several batch sizes.
+
+X = np.asarray(Stream(1, Purpose.SYNTHETIC).uniform((150, 40), 0.0, 256.0)).astype(np.uint8)
+Y = (X[:, :10].argmax(axis=1)).astype(np.int64)
+
+RUNS = {
+    "relu, sgd": ({}, lambda: optimizers.SGD(0.1)),
+    "sigmoid, nesterov": ({"activation": "sigmoid"}, lambda: optimizers.SGD(0.05, 0.9, True, 1e-4)),
+    "tanh, adam, dropout": (
+        {"activation": "tanh", "dropout": 0.3},
+        lambda: optimizers.Adam(0.01, weight_decay=1e-3),
+    ),
+    "relu, adam": ({}, lambda: optimizers.Adam(xnn.schedules.OneCycle(0.01, 30))),
+}
+
+
+def run(kernels, options, optimizer, numerics="exact", floats=False, callbacks=()):
+    rescale = None if floats else (1 / 255, 0.0)
+    model = mlp(40, (33, 20), 10, rescale=rescale, seed=3, **options)
+    x = (X / 255.0).astype(np.float32) if floats else X
+    trainer = xnn.Trainer(
+        model,
+        losses.SoftmaxCrossEntropy(),
+        optimizer(),
+        kernels=kernels,
+        numerics=numerics,
+        callbacks=callbacks,
+    )
+    history = trainer.fit((x, Y), epochs=3, batch_size=32, progress=False)
+    return history.losses_sha256, weights_sha256(model), history.epochs, history.plan["kernels"]
+
+
+@pytest.mark.parametrize("floats", [False, True], ids=["pixels", "floats"])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_has_the_bits_of_the_ops(table, name, floats):
+    plain = run("ops", *RUNS[name], floats=floats)
+    kernels = run(table.name.split()[0], *RUNS[name], floats=floats)
+    assert kernels[:3] == plain[:3]
+    assert (kernels[3], plain[3]) == (table.name, "ops")
+    assert run("ops", *RUNS[name], "fast", floats)[:2] != plain[:2]
+
+
+def test_a_run_has_the_bits_of_the_ops_with_and_without_gradients(table):
+    """A callback that reads gradients keeps SGD from being folded into the products: the same bits."""
+
+    class Reads(xnn.callbacks.Callback):
+        needs_gradients = True
+
+    name = table.name.split()[0]
+    folded = run(name, *RUNS["relu, sgd"])
+    assert run(name, *RUNS["relu, sgd"], callbacks=[Reads()])[:2] == folded[:2]
+
+
+def test_threads_do_not_show(table):
+    found = set()
+    for threads in (1, 2):
+        with limit_threads(threads):
+            found.add(run(table.name.split()[0], *RUNS["relu, sgd"])[:2])
+    assert len(found) == 1
+
+
+def test_an_input_that_two_layers_read(table):
+    """Pixels that Dense and another op read: one keeps the integers, the other gets numbers."""
+
+    class Fork(layers.Layer):
+        def __init__(self):
+            self.dense = layers.Dense(40, 10, seed=1)
+            super().__init__(*self.dense.parameters())
+
+        def trace(self, x):
+            mean = computed(ops.mean, (x,), {"axis": 1, "keepdims": True})
+            return computed(ops.add, (self.dense.trace(x), mean))
+
+    def go(kernels):
+        model = xnn.Sequential(layers.Rescale(1 / 255), Fork(), seed=0)
+        trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels=kernels)
+        return trainer.fit((X, Y), progress=False).losses_sha256, weights_sha256(model)
+
+    assert go(table.name.split()[0]) == go("ops")
+
+
+def test_weights_from_outside_are_cleaned(table):
+    """Subnormal numbers and -0 that somebody assigned are 0 to kernels, as they are to the ops."""
+    found = []
+    for kernels in ("ops", table.name.split()[0]):
+        model = mlp(40, (12,), 10, rescale=(1 / 255, 0.0), seed=3)
+        w = model.layers[1].weight.value.copy()
+        w[0, :4] = [1e-40, -1e-42, -0.0, 2.0**-126]
+        model.layers[1].weight.value = w
+        trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.Adam(1e-3), kernels=kernels)
+        trainer.fit((X, Y), progress=False)
+        found.append(weights_sha256(model))
+    assert found[0] == found[1]
+
+
+def test_workers_are_served_by_ops(table):
+    class Alone:
+        def maximum(self, x):
+            return x
+
+        def total(self, x):
+            return x
+
+        def count(self, rows):
+            return rows
+
+    with with_communicator(Alone()):
+        assert type(LIB.kernels()) is KernelTable
+        assert run("auto", *RUNS["relu, sgd"])[3] == "ops"
+    assert run("auto", *RUNS["relu, sgd"])[3] != "ops"
