@@ -59,8 +59,9 @@ def bench_command(
     about: dict[str, Any] = {"environment": suite.environment(), "threads": limit}
     if to_accuracy is not None:
         return _to_accuracy(to_accuracy, asked, limit, say, json_file, about)
-    contestants = [*suite.own_contestants(_running(backends)), *(known if "all" in asked else asked)]
-    about |= {"repeat": repeat or 9, "dataset": suite.dataset_here(), "numerics": check_numerics(numerics)}
+    mode = "both" if numerics == "both" else check_numerics(numerics)
+    contestants = [*suite.own_contestants(_running(backends), mode), *(known if "all" in asked else asked)]
+    about |= {"repeat": repeat or 9, "dataset": suite.dataset_here(), "numerics": mode}
     if before is not None:
         report.check_comparable(before, about)
     click.echo(suite.environment_line(about["environment"]))
@@ -79,7 +80,10 @@ def bench_command(
     if plot:
         report.plot(written, plot)
     fine = all(e["valid"] for task in results for e in task["entries"] if e["contestant"].startswith("xnn"))
-    if not fine:
+    if any(not report.bits_agree(task["entries"]) for task in results):
+        click.echo("xnn: exact runs differ in their bits; xnn verify finds where", err=True)
+        fine = False
+    elif not fine:
         click.echo("xnn: some of xnn's own runs have no figure, for the reasons above", err=True)
     if before is not None:
         lines, slower = report.compare(before, written)
@@ -103,8 +107,9 @@ def _check_combination(given: dict[str, Any]) -> None:
 def _sweep(
     contestants: list[str], _: str, batch_sizes: tuple[int, ...], about: dict[str, Any], say: Any
 ) -> Iterator[dict[str, Any]]:
+    default = "fast" if about["numerics"] == "both" else about["numerics"]
     return sizes.sweep(
-        contestants, about["dataset"], about["threads"], about["repeat"], about["numerics"],
+        contestants, about["dataset"], about["threads"], about["repeat"], default,
         batch_sizes or sizes.BATCHES, say=say,
     )  # fmt: skip
 
@@ -116,7 +121,8 @@ def _presets(
     for network, batch in _pairs(preset, batch_sizes):
         widths = suite.NETWORKS[network]
         task = Task(widths, batch, max(8192, 8 * batch), about["dataset"])
-        entries = suite.run_task(contestants, task, about["threads"], about["repeat"], say, about["numerics"])
+        default = "fast" if about["numerics"] == "both" else about["numerics"]
+        entries = suite.run_task(contestants, task, about["threads"], about["repeat"], say, default)
         say("")
         title = f"{'-'.join(map(str, widths))}, batch {batch}, {about['threads']} threads, {about['dataset']}"
         click.echo(report.table(entries, title))

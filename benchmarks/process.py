@@ -13,13 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from xnn.backends.plan import THREAD_VARIABLES
 from xnn.errors import XnnError
 
-__all__ = ["Process", "serve"]
+__all__ = ["Line", "Process", "serve"]
 
 # OpenBLAS's threads spin on for 0.11 s after a product (measured), and would take a core from whoever is next.
 _SETTLE = 0.15
@@ -32,16 +32,19 @@ _LIMITS = (
 
 
 class Process:
-    """A module's main in a process of its own, with a limit of threads in its environment.
+    """A module's main in a process of its own, with a limit of threads in its environment, if one is given.
 
-    `error`: why it takes no further part.
+    `error`: why it takes no further part. `settle`: how long to wait for other processes' threads before it is asked.
     """
 
+    settle = _SETTLE
+
     def __init__(
-        self, name: str, module: str, threads: int, environment: dict[str, str] | None = None
+        self, name: str, module: str, threads: int | None, environment: dict[str, str] | None = None
     ) -> None:
         self.name, self.error = name, ""
         self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        limits = {} if threads is None else dict.fromkeys(_LIMITS, str(threads))
         # This process's path, and not the folder it happens to run in, says which xnn and which peers are meant.
         program = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; main()"
         self._process = subprocess.Popen(
@@ -50,14 +53,14 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             text=True,
-            env={**os.environ, **dict.fromkeys(_LIMITS, str(threads)), **(environment or {})},
+            env={**os.environ, **limits, **(environment or {})},
         )
 
     def ask(self, **command: Any) -> dict[str, Any]:
         """A command's answer; nothing after an error, which is remembered. Waits until other processes are quiet."""
         if self.error:
             return {}
-        time.sleep(_SETTLE)
+        time.sleep(self.settle)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         alarm = threading.Timer(_PATIENCE, self._process.kill)
@@ -102,17 +105,31 @@ class Process:
         self._complaints.close()
 
 
+class Line:
+    """The other end: the commands that come in, until input ends, and the answer to each."""
+
+    def __init__(self) -> None:
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what a framework prints is not an answer
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(json.loads, sys.stdin)
+
+    def answer(self, answer: dict[str, Any]) -> None:
+        """The answer to the last command."""
+        self._answers.write(json.dumps(answer) + "\n")
+        self._answers.flush()
+
+
 def serve(make: Callable[..., Any]) -> None:
-    """The other end: make(**first line) is a contestant, whose methods answer the rest, until input ends.
+    """Answer a line: make(**first line) is a contestant, whose methods answer the rest, until input ends.
 
     A command names a method by `do`; what else it holds are arguments.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a framework prints is not an answer
+    line = Line()
     contestant: Any = None
     answer: dict[str, Any] = {}
-    for line in sys.stdin:
-        command = json.loads(line)
+    for command in line:
         try:
             if contestant is None:
                 contestant, answer = make(**command), {"ready": True}
@@ -121,5 +138,4 @@ def serve(make: Callable[..., Any]) -> None:
         except Exception as error:  # whatever a framework raises is the reason why there is no figure
             known = isinstance(error, XnnError)
             answer = {"error": str(error) if known else f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        line.answer(answer)

@@ -10,7 +10,7 @@ from typing import Any
 from xnn.errors import OptionError
 from xnn.history import save_figure
 
-__all__ = ["check_comparable", "compare", "plot", "read", "table"]
+__all__ = ["bits_agree", "check_comparable", "compare", "plot", "read", "table"]
 
 _CONDITIONS = ("threads", "dataset", "numerics")
 _UNSTABLE = 0.1  # quartiles further apart than this part of the median are warned of
@@ -60,6 +60,29 @@ def _ratios(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"the first contestant's run its losses differ by {gpu['loss_difference']:.0e}, its weights by "
             f"{gpu['weight_difference']:.0e}"
         )
+
+    yield from _exact(valid)
+
+
+def _exact(valid: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """What exact numerics cost beside fast ones, and whether all exact runs have the same bits."""
+    for name, entry in valid.items():
+        plain = name.removesuffix(":exact")
+        if plain != name and plain in valid:
+            yield f"  {name} / {plain}: {entry['median'] / valid[plain]['median']:.2f}"
+    exact = {name: e for name, e in valid.items() if "weights_sha256" in e and name.startswith("xnn")}
+    for name, entry in exact.items():
+        yield f"  {name}: weights {entry['weights_sha256'][:16]}, losses {entry['losses_sha256'][:16]}"
+    if len(exact) > 1:
+        yield "  exact runs: " + (
+            "all bits agree" if bits_agree(list(exact.values())) else "THEIR BITS DIFFER"
+        )
+
+
+def bits_agree(entries: Sequence[dict[str, Any]]) -> bool:
+    """Whether all of xnn's exact runs among the entries have the same weights and losses."""
+    own = [e for e in entries if e["valid"] and "weights_sha256" in e and e["contestant"].startswith("xnn")]
+    return len({(e["weights_sha256"], e["losses_sha256"]) for e in own}) <= 1
 
 
 def read(path: str) -> dict[str, Any]:

@@ -99,10 +99,11 @@ def run_task(
 ) -> list[dict[str, Any]]:
     """Every contestant on one network and batch: one entry each, in their order.
 
-    A name may end in @ and a number of threads of its own. An entry has all times, their median and quartiles in
-    microseconds a step; samples_per_second, gflops, peak_bytes; threads; first_step_seconds, with what is imported,
-    built and compiled for it; the first losses, their difference from the first contestant's and that of the
-    weights after an epoch; `valid`, and `reason`: why there is no figure.
+    A name may end in :exact or :fast, numerics of its own, and in @ and a number of threads. An entry has all times,
+    their median and quartiles in microseconds a step; samples_per_second, gflops, peak_bytes; threads;
+    first_step_seconds, with what is imported, built and compiled for it; the first losses, their difference from
+    the first contestant's and that of the weights after an epoch; digests of both in exact numerics; `valid`, and
+    `reason`: why there is no figure.
     """
     workers: list[Process] = []
     entries: list[dict[str, Any]] = []
@@ -114,8 +115,9 @@ def run_task(
             for number, name in enumerate(contestants):
                 say(f"{name} starts")
                 plain, _, own = name.partition("@")
+                plain, _, mode = plain.partition(":")
                 count = int(own) if own else threads
-                worker = Process(name, "xnn.benchmarks.worker", count, {"XNN_NUMERICS": numerics})
+                worker = Process(name, "xnn.benchmarks.worker", count, {"XNN_NUMERICS": mode or numerics})
                 workers.append(worker)
                 worker.ask(name=plain, threads=count, task=asdict(task), data=data)
                 first = worker.ask(do="first", reference=os.path.join(scratch, f"{number}.npy"))
@@ -191,8 +193,8 @@ def _difference(own: np.ndarray, reference: np.ndarray, name: str) -> float:
     return float(np.max(np.abs(own - reference) / np.maximum(np.abs(reference), 1e-2)))
 
 
-def own_contestants(backends: Sequence[str]) -> list[str]:
-    """The limit and xnn's entries for these backends, as far as they run here."""
+def own_contestants(backends: Sequence[str], numerics: str = "fast") -> list[str]:
+    """The limit and xnn's entries for these backends, as far as they run here; in both numerics if asked."""
     from importlib.util import find_spec
 
     found = []
@@ -203,4 +205,7 @@ def own_contestants(backends: Sequence[str]) -> list[str]:
             found += ["gemm-cupy", "xnn-cupy"]
         else:
             raise OptionError(f"the benchmark knows numpy and cupy, got {name!r}: choose one of them")
+    if numerics == "both":
+        twice = ((name,) if name.startswith("gemm") else (name, f"{name}:exact") for name in found)
+        return [name for names in twice for name in names]
     return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import Any
 
 import numpy as np
 
+from xnn.backends import current_numerics
 from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.backends.plan import blas_threads
 from xnn.benchmarks.contestants import Task, make
@@ -37,8 +39,14 @@ class _Server:
         first = self.contestant.epoch(self._order()[:batch])
         seconds = time.perf_counter() - start
         losses = np.concatenate([first, self.contestant.epoch(self._order())])
-        np.save(reference, np.concatenate([p.ravel() for p in self.contestant.parameters()]))
-        return {"first_step_seconds": self.build_seconds + seconds, "losses": [float(v) for v in losses]}
+        weights = np.concatenate([p.ravel() for p in self.contestant.parameters()])
+        np.save(reference, weights)
+        digests = {"weights_sha256": _sha256(weights), "losses_sha256": _sha256(losses.astype(np.float64))}
+        return {
+            "first_step_seconds": self.build_seconds + seconds,
+            "losses": [float(v) for v in losses],
+            **(digests if current_numerics() == "exact" else {}),
+        }
 
     def run(self, epochs: int, warm_up: bool = True) -> dict[str, Any]:
         """Timed: orders drawn, epochs trained, losses on the host. A few steps before it wake cores and threads."""
@@ -53,6 +61,10 @@ class _Server:
     def memory(self) -> dict[str, Any]:
         """The process's peak so far, and how many threads NumPy's BLAS has."""
         return {"peak_bytes": peak_resident_bytes(), "threads": blas_threads()}
+
+
+def _sha256(x: np.ndarray) -> str:
+    return hashlib.sha256(x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes()).hexdigest()
 
 
 def main() -> None:

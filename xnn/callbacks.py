@@ -27,6 +27,13 @@ class Callback:
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
         """Before the first step; history.plan says how the run is executed."""
 
+    def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
+        """After every step: `step` of this epoch, and its own loss; parameters and gradients are those it left.
+
+        What overrides it makes training wait for the device at every step; where nothing does, it costs nothing.
+        `history` counts the step at the next check, which may still find that it diverged.
+        """
+
     def on_check(
         self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, float]
     ) -> None:

@@ -1,4 +1,4 @@
-"""The command line: xnn train, predict, info, bench, check."""
+"""The command line: xnn train, predict, info, bench, check, verify."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def main() -> None:
     xnn info --probe                  what works here, and why the rest does not
     xnn bench                         time per step, beside the matrix products alone
     xnn check                         gradients and backends, checked
+    xnn verify threads=1 threads=2    two runs compared bit by bit
     """
 
 
@@ -87,37 +88,57 @@ def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+_NUMERICS = "fast, or exact: the same bits everywhere; default: XNN_NUMERICS, else fast."
+_RUN_OPTIONS = (
+    click.option("--dataset", metavar="NAME", help=_DATASET),
+    click.option(
+        "--data-home",
+        metavar="DIR",
+        help="Where data files are; default: XNN_DATA_HOME, then the user's cache.",
+    ),
+    click.option(
+        "--hidden",
+        default="100,200",
+        show_default=True,
+        callback=_widths,
+        metavar="N,N,...",
+        help="Hidden widths.",
+    ),
+    click.option(
+        "--activation", type=click.Choice(["relu", "sigmoid", "tanh"]), default="relu", show_default=True
+    ),
+    click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True),
+    click.option(
+        "--lr",
+        type=float,
+        help="Learning rate; default: 0.1 for sgd (0.01 for a regression), 0.001 for adam.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**64 - 1),
+        default=0,
+        show_default=True,
+        help="Weights, shuffles, masks.",
+    ),
+    click.option(
+        "--dropout", type=float, default=0.0, show_default=True, help="Rate after each hidden layer."
+    ),
+)
+
+
+def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What determines a run, beside where and how it is executed."""
+    for option in reversed(_RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.option("--dataset", metavar="NAME", help=_DATASET)
-@click.option(
-    "--data-home", metavar="DIR", help="Where data files are; default: XNN_DATA_HOME, then the user's cache."
-)
-@click.option(
-    "--hidden",
-    default="100,200",
-    show_default=True,
-    callback=_widths,
-    metavar="N,N,...",
-    help="Hidden widths.",
-)
-@click.option(
-    "--activation", type=click.Choice(["relu", "sigmoid", "tanh"]), default="relu", show_default=True
-)
-@click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)
-@click.option(
-    "--lr", type=float, help="Learning rate; default: 0.1 for sgd (0.01 for a regression), 0.001 for adam."
-)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@_run_options
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**64 - 1),
-    default=0,
-    show_default=True,
-    help="Weights, shuffles, masks.",
-)
-@click.option("--dropout", type=float, default=0.0, show_default=True, help="Rate after each hidden layer.")
 @_backend_option
+@click.option("--numerics", metavar="NAME", help=_NUMERICS)
 @click.option(
     "--threads",
     callback=_threads,
@@ -134,11 +155,12 @@ def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--save", metavar="FILE", help="Write the model to FILE.safetensors.")
 @click.option("--plot", metavar="FILE", help="Write the learning curves to a .png or .svg file.")
 @click.option("--log", metavar="FILE", help="Write JSON lines, one an epoch.")
+@click.option("--record", metavar="FILE", help="Write digests of every step, for xnn verify.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result as one JSON object, and nothing else."
 )
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
-def train(backend: str | None, **options: Any) -> None:
+def train(backend: str | None, numerics: str | None, **options: Any) -> None:
     """Train a multilayer perceptron and report its accuracy on the test set.
 
     \b
@@ -146,13 +168,15 @@ def train(backend: str | None, **options: Any) -> None:
     xnn train --epochs 25 --plot curve.png
     xnn train --hidden 512,256 --optimizer adam --batch-size 128
     xnn train --dataset table.csv --save model.safetensors
+    xnn train --numerics exact --record run.jsonl   to be verified on another machine
     XNN_BACKEND=cupy xnn train                      the same run on a GPU
     """
     from xnn.backends import backend as use
     from xnn.backends import get_backend
+    from xnn.backends import numerics as use_numerics
     from xnn.commands import train_command
 
-    with use(get_backend(backend).name):
+    with use_numerics(numerics), use(get_backend(backend).name):
         interrupted = train_command(**options)
     if interrupted:
         sys.exit(130)
@@ -163,9 +187,10 @@ def train(backend: str | None, **options: Any) -> None:
 @click.argument("data")
 @click.option("--data-home", metavar="DIR", help="Where a named data set's files are.")
 @_backend_option
+@click.option("--numerics", metavar="NAME", help=_NUMERICS)
 @click.option("--output", metavar="FILE", help="Write the model's outputs to a .npy file as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def predict(model: str, data: str, backend: str | None, **options: Any) -> None:
+def predict(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
     """Print a prediction for each sample: MODEL is a file from `xnn train --save`.
 
     DATA is a .npy, .npz (x, and y if known), .csv or idx file, or a data set's name (its test set).
@@ -177,9 +202,10 @@ def predict(model: str, data: str, backend: str | None, **options: Any) -> None:
     """
     from xnn.backends import backend as use
     from xnn.backends import get_backend
+    from xnn.backends import numerics as use_numerics
     from xnn.commands import predict_command
 
-    with use(get_backend(backend).name):
+    with use_numerics(numerics), use(get_backend(backend).name):
         predict_command(model, data, **options)
 
 
@@ -231,7 +257,7 @@ def info(as_json: bool, probe: bool) -> None:
     "--peers", default="", metavar="NAME,...", help="torch, jax, sklearn, ..., or all; as far as installed."
 )
 @click.option("--threads", type=click.IntRange(1), help="For everybody; default: all cores.")
-@click.option("--numerics", metavar="NAME", help="Default: XNN_NUMERICS, else fast.")
+@click.option("--numerics", metavar="NAME", help="fast, exact or both; default: XNN_NUMERICS, else fast.")
 @click.option("--repeat", type=click.IntRange(1), help="Turns of each contestant; default: 9.")
 @click.option("--json", "json_file", metavar="FILE", help="Write figures and environment to FILE.")
 @click.option("--plot", metavar="FILE", help="Throughput against batch size, and losses, as .png or .svg.")
@@ -282,4 +308,34 @@ def check(backends: tuple[str, ...], verbose: bool) -> None:
     from xnn.commands import check_command
 
     if not check_command(list(backends), verbose):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--steps", type=click.IntRange(1), help="Default: 200, or all of a record.")
+@click.option("--numerics", metavar="NAME", default="exact", show_default=True, help="exact, or fast.")
+@_run_options
+@click.pass_context
+def verify(context: click.Context, /, **options: Any) -> None:
+    """Compare two runs in lock-step: the first step, layer and tensor that differ, or that all bits agree.
+
+    A and B are each a file of `xnn train --record`, or settings of a run in a process of its own, with
+    commas between them: backend=NAME, threads=N, kernels=NAME, blas=CORE (OpenBLAS's kernels, such as
+    Haswell). With a record the run's options are the record's. Exits with 1 if they differ.
+
+    \b
+    xnn verify threads=1 threads=2
+    xnn verify backend=numpy,blas=Haswell backend=cupy
+    xnn verify run.jsonl backend=numpy              is this machine's run the recorded one?
+    """
+    from xnn.verify import verify_command
+
+    given = {
+        name
+        for name in options
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    if not verify_command(given=given, **options):
         sys.exit(1)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from xnn import losses, optimizers
+from xnn import __version__, losses, optimizers
 from xnn.backends import available_backends
 from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.callbacks import Callback, EpochLines, JsonLines
@@ -29,13 +31,43 @@ from xnn.files import check_writable, to_json, write_atomically
 from xnn.history import History, check_plot
 from xnn.layers import Dense, Sequential, weights
 from xnn.layers.sequential import classes_of
+from xnn.losses import Loss
 from xnn.models import mlp
+from xnn.optimizers import Optimizer
+from xnn.record import Recorder, data_sha256
 from xnn.training import Trainer
 
-__all__ = ["check_command", "predict_command", "train_command"]
+__all__ = ["Run", "check_command", "predict_command", "train_command"]
 
 # The article's for classes; unscaled targets, as house prices are, need smaller steps.
 _RATES = {("sgd", "classification"): 0.1, ("sgd", "regression"): 0.01}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What, beside the data and the machine, determines a run: options of `xnn train`; a record carries them."""
+
+    hidden: tuple[int, ...]
+    activation: str
+    optimizer: str
+    lr: float | None
+    batch_size: int
+    seed: int
+    dropout: float
+
+    def build(self, data: Dataset) -> tuple[Sequential, Loss, Optimizer]:
+        """The model, loss and optimizer for these data."""
+        scaling, classify = data.rescaling(), data.task == "classification"
+        inputs = data.x_train.shape[1]
+        model = mlp(inputs, self.hidden, data.classes, self.activation, self.dropout, scaling, self.seed)
+        rate = _RATES.get((self.optimizer, data.task), 0.001) if self.lr is None else self.lr
+        rule = optimizers.SGD(rate) if self.optimizer == "sgd" else optimizers.Adam(rate)
+        return model, losses.SoftmaxCrossEntropy() if classify else losses.MSE(), rule
+
+    def about(self, data: Dataset, rule: Optimizer) -> dict[str, Any]:
+        """What a record says of it, the rate that was taken included."""
+        run = {"dataset": data.name, **asdict(self), "lr": rule.rate}
+        return {"xnn": __version__, "run": run, "data_sha256": data_sha256(data.x_train, data.y_train)}
 
 
 def train_command(
@@ -54,6 +86,7 @@ def train_command(
     save: str | None,
     plot: str | None,
     log: str | None,
+    record: str | None,
     as_json: bool,
     quiet: bool,
 ) -> bool:
@@ -62,18 +95,19 @@ def train_command(
         check_writable(save, (".safetensors",))
     if plot:
         check_plot(plot)
+    if record:
+        check_writable(record)
     data = load(dataset, data_home)
     if data.note:
         click.echo(f"xnn: {data.note}", err=True)
-    model = mlp(data.x_train.shape[1], hidden, data.classes, activation, dropout, data.rescaling(), seed)
-    classify = data.task == "classification"
-    rate = _RATES.get((optimizer, data.task), 0.001) if lr is None else lr
-    rule = optimizers.SGD(rate) if optimizer == "sgd" else optimizers.Adam(rate)
+    run = Run(hidden, activation, optimizer, lr, batch_size, seed, dropout)
+    model, loss, rule = run.build(data)
     about = {"dataset": data.name, "seed": seed, "model": [repr(layer) for layer in model.layers]}
     callbacks: list[Callback] = [JsonLines(log, about)] if log else []
     if not (quiet or as_json):
         callbacks.append(EpochLines())
-    loss = losses.SoftmaxCrossEntropy() if classify else losses.MSE()
+    recorder = Recorder(model, run.about(data, rule)) if record else None
+    callbacks += [recorder] if recorder else []
     trainer = Trainer(model, loss, rule, callbacks=callbacks, threads=threads, kernels=kernels)
     notes = {"dataset": data.name, "task": data.task}
     failure: XnnError | None = None
@@ -90,18 +124,21 @@ def train_command(
         if save and isinstance(error.history, History):  # the weights from before the step that failed
             weights.save(model, save, {**notes, "epochs": len(error.history.epochs), "error": str(error)})
             click.echo(f"xnn: {save} holds the model as it was before that step", err=True)
+        if record and recorder:
+            recorder.record.save(record)
         raise
     # Saved before anything else can fail; what was reached is worth printing even if it could not be.
-    if save:
-        try:
-            weights.save(model, save, {**notes, "epochs": len(history.epochs)})
-        except XnnError as error:
-            failure = error
-    if plot:
-        try:
-            history.plot(plot)
-        except XnnError as error:
-            failure = failure or error
+    files: list[tuple[str | None, Callable[[str], None]]] = [
+        (save, lambda path: weights.save(model, path, {**notes, "epochs": len(history.epochs)})),
+        (record, lambda path: None if recorder is None else recorder.record.save(path)),
+        (plot, history.plot),
+    ]
+    for path, write in files:
+        if path:
+            try:
+                write(path)
+            except XnnError as error:
+                failure = failure or error
     tested = trainer.evaluate((data.x_test, data.y_test))
     result = _result(data, model, history, seed, tested)
     if as_json:
@@ -157,6 +194,8 @@ def _summarize(result: dict[str, Any], history: History, save: str | None, teste
         f"{result['peak_rss_mb']:.0f} MB, weights {result['weights_sha256'][:16]}, "
         f"losses {result['losses_sha256'][:16]}"
     )
+    if result["numerics"] == "exact":
+        click.echo(f"exact: weights {result['weights_sha256']}, losses {result['losses_sha256']}")
 
 
 def predict_command(model: str, data: str, data_home: str | None, output: str | None, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xnn.autograd import Value, gradients_of
-from xnn.backends import Purpose, Stream, backend_of, current_backend
+from xnn.backends import Purpose, Stream, backend_of, current_backend, numerics
 from xnn.errors import DTypeError
 
 __all__ = ["GradientReport", "gradient_check", "numerical_gradient"]
@@ -68,8 +68,14 @@ def gradient_check(
         report = gradient_check(ops.tanh, numpy.ones((2, 3)))
         assert report, report
 
+    It computes in fast numerics, which have float64, whatever is in force.
     Raises DTypeError for an input that is no array or number.
     """
+    with numerics("fast"):
+        return _check(f, inputs, tolerance, seed)
+
+
+def _check(f: Callable[..., Any], inputs: Sequence[Any], tolerance: float, seed: int) -> GradientReport:
     lib = backend_of(*(x for x in inputs if hasattr(x, "shape")))
     host = [lib.to_host(x) if hasattr(x, "shape") else np.asarray(x) for x in inputs]
     for x in host:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from xnn import ops
-from xnn.backends import backend_of, current_backend
+from xnn.backends import backend_of, current_backend, current_numerics
 from xnn.errors import GraphError
 from xnn.ops import Array, Op
 from xnn.ops.op import apply_rule, backward_of, forward_of
@@ -243,9 +243,11 @@ class Weight(Input):
 
 
 def as_array(value: Any) -> Array:
-    """Arrays as they are; Python numbers and lists as float64 arrays of the current backend."""
+    """Arrays as they are; Python numbers and lists as float64 arrays of the current backend, float32 if exact."""
     if isinstance(value, (list, tuple)) or type(value) in (int, float, bool):
-        return current_backend().to_device(value, dtype="float64")
+        return current_backend().to_device(
+            value, dtype="float64" if current_numerics() == "fast" else "float32"
+        )
     backend_of(value)  # raises for what is no array
     return value
 

@@ -101,6 +101,11 @@ class Stepper:
                 record.clear()
         return float(np.median(times))
 
+    def last_loss(self) -> float:
+        """The last step's loss; parameters and gradients are made those of this step. Waits for the device."""
+        self.store.publish()
+        return float(self.lib.to_host(self.records[0][-1]))
+
     def take(self) -> list[np.ndarray]:
         """Loss, then metrics, of every step since the last take, on the host as float64; waits for the device."""
         self.store.publish()

@@ -199,6 +199,7 @@ class Trainer:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
         totals, seen, done = np.zeros(1 + len(self.metrics)), 0, 0
         taken: list[np.ndarray] = []
+        each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         stepper.refresh()
         start = time.perf_counter()
         for rows in batches.numbers(self.epoch):
@@ -208,6 +209,10 @@ class Trainer:
             stepper.step(rows, self.step)
             taken.append(rows)
             self.step += 1
+            if each_step:
+                loss = stepper.last_loss()
+                for watcher in each_step:
+                    watcher.on_step(history, self.epoch, done, loss)
             last = done == len(batches) or interrupted()
             if last or len(taken) == _CHECK_STEPS or time.perf_counter() - start > _CHECK_SECONDS:
                 losses, *columns = stepper.take()

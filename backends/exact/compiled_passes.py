@@ -1,247 +1,55 @@
-"""The passes of exact kernels as compiled loops (Numba, the extra `fast`): one pass over the data each.
+"""The passes of exact kernels by compiled loops: each gives a function without arguments over its buffers.
 
-A loop does to each element what the namespace does to an array, in the same order; no multiplication is fused with
-an addition, since Numba fuses none unless it is told to. Constants are those of `functions.py` and `slices.py`.
-Tables are `splitters`: the splitting constant for each exponent of a float32. Importing this file imports Numba.
+Importing this file imports Numba.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from xnn import ops
 from xnn.backends.calls import Runnable
-from xnn.backends.exact.functions import (
-    EXP_LIMIT,
-    EXP_TAYLOR,
-    FRACTION_MASK,
-    INVERSE_LN2,
-    LN2_HIGH,
-    LN2_LOW,
-    LOG_SERIES,
-    ONE_BITS,
-    ROUND,
-    ROUND_BITS,
-    SQRT_HALF_BITS,
-    WHOLE,
-    WHOLE_BITS,
-)
-from xnn.backends.exact.slices import FLUSH, sum_bits
-from xnn.backends.jit import jit, load
+from xnn.backends.exact import compiled_loops as loops
+from xnn.backends.exact.slices import sum_bits
+from xnn.backends.jit import load
 
 __all__ = [
     "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "prepare", "sgd",
     "slice_columns", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
-#: Activations that `finish` computes, by number.
+#: Activations that `finish` computes; their numbers in the loops count from 1.
 ACTIVATIONS = (ops.relu, ops.sigmoid, ops.tanh)
-RELU, SIGMOID, TANH = 1, 2, 3
-_NONE = np.zeros((0, 0))
-_NONE32 = np.zeros(0, np.float32)
+_NONE, _NONE32 = np.zeros((0, 0)), np.zeros(0, np.float32)
 
 
 def _number(activation: Any) -> int:
     return 0 if activation is None else 1 + ACTIVATIONS.index(activation)
 
 
-@jit
-def _to32(y: Any) -> Any:
-    return np.float32((y + FLUSH) - FLUSH)
-
-
-@jit
-def _sum_splitter(y: Any, bits: Any) -> Any:
-    """splitter() of one float64."""
-    field = (np.float64(y).view(np.int64) >> 52) & 0x7FF
-    if field > 1900:
-        return math.nan
-    step: Any = max(field - (1022 + bits), -500)
-    return np.int64(((step + 1075) << 52) | (1 << 51)).view(np.float64)
-
-
-@jit
-def _exp(x: Any) -> Any:
-    """functions.exp of one number."""
-    if x != x:
-        return math.nan
-    if x < -EXP_LIMIT:
-        return 0.0
-    if x > EXP_LIMIT:
-        return math.inf
-    shifted = x * INVERSE_LN2 + ROUND
-    n = shifted - ROUND
-    r = (x - n * LN2_HIGH) - n * LN2_LOW
-    y = r * EXP_TAYLOR[0] + EXP_TAYLOR[1]
-    for c in EXP_TAYLOR[2:]:
-        y = y * r + c
-    return y * np.int64((np.float64(shifted).view(np.int64) - (ROUND_BITS - 1023)) << 52).view(np.float64)
-
-
-@jit
-def _expm1(x: Any) -> Any:
-    """functions.expm1 of one number within its limits."""
-    shifted = x * INVERSE_LN2 + ROUND
-    n = shifted - ROUND
-    r = (x - n * LN2_HIGH) - n * LN2_LOW
-    y = r * EXP_TAYLOR[0] + EXP_TAYLOR[1]
-    for c in EXP_TAYLOR[2:-1]:
-        y = y * r + c
-    scale = np.int64((np.float64(shifted).view(np.int64) - (ROUND_BITS - 1023)) << 52).view(np.float64)
-    return r * y * scale + (scale - 1.0)
-
-
-@jit
-def _log(x: Any) -> Any:
-    """functions.log of one positive normal number, or NaN."""
-    if x != x:
-        return math.nan
-    moved = np.float64(x).view(np.int64) + (ONE_BITS - SQRT_HALF_BITS)
-    k = np.int64((moved >> 52) | WHOLE_BITS).view(np.float64) - (WHOLE + 1023.0)
-    m = np.int64((moved & FRACTION_MASK) + SQRT_HALF_BITS).view(np.float64)
-    s = (m - 1.0) / (m + 1.0)
-    square = s * s
-    y = square * LOG_SERIES[0] + LOG_SERIES[1]
-    for c in LOG_SERIES[2:]:
-        y = y * square + c
-    y = (s + s) * y
-    return k * LN2_HIGH + (y + k * LN2_LOW)
-
-
-@jit
-def _logistic(x: Any) -> Any:
-    e = _exp(-abs(x))
-    return (1.0 if x >= 0.0 else e) / (1.0 + e)
-
-
-@jit
-def _tanh(x: Any) -> Any:
-    if x != x:
-        return math.nan
-    t = _expm1(min(abs(x), 32.0) * -2.0)
-    y = t / (t + 2.0)
-    return -y if x > 0.0 else y
-
-
-@jit
-def _slice_tensor(w: Any, table: Any, one: Any) -> None:
-    largest = np.int32(0)
-    words = w.view(np.int32)
-    for i in range(w.size):
-        largest = max(largest, words[i] & np.int32(0x7FFFFFFF))
-    s = table[largest >> 23]
-    for i in range(w.size):
-        one[i] = (np.float64(w[i]) + s) - s
-
-
 def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
     """one <- w's slice, on the scale of its largest element."""
     flat, out = w.reshape(-1), one.reshape(-1)
-    return lambda: _slice_tensor(flat, table, out)
-
-
-@jit
-def _slice_rows(x: Any, high: Any, low: Any, wide: Any) -> None:
-    n, width = x.shape
-    words = x.view(np.int32)
-    for r in range(n):
-        largest = np.int32(0)
-        row, given, first, second = words[r], x[r], wide[r], wide[n + r]
-        for c in range(width):
-            largest = max(largest, row[c] & np.int32(0x7FFFFFFF))
-        s, t = high[largest >> 23], low[largest >> 23]
-        for c in range(width):
-            y = np.float64(given[c])
-            cut = (y + s) - s
-            first[c] = cut
-            second[c] = ((y - cut) + t) - t
+    return lambda: loops.slice_tensor(flat, table, out)
 
 
 def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
     """wide (2n, width) <- each row's first slice, then each row's second one."""
-    return lambda: _slice_rows(x, high, low, wide)
-
-
-@jit
-def _column_splitters(x: Any, table: Any, largest: Any, s: Any) -> None:
-    """s <- each column's splitter."""
-    words = x.view(np.int32)
-    largest[:] = 0
-    for r in range(x.shape[0]):
-        row = words[r]
-        for c in range(x.shape[1]):
-            largest[c] = max(largest[c], row[c] & np.int32(0x7FFFFFFF))
-    for c in range(x.shape[1]):
-        s[c] = table[largest[c] >> 23]
-
-
-@jit
-def _slice_columns(x: Any, high: Any, low: Any, wide: Any, largest: Any, s: Any, t: Any) -> None:
-    n, width = x.shape
-    two = wide.shape[1] > width
-    _column_splitters(x, high, largest, s)
-    if two:
-        for c in range(width):
-            t[c] = low[largest[c] >> 23]
-    for r in range(n):
-        given, first, second = x[r], wide[r, :width], wide[r, width:]
-        for c in range(width):
-            first[c] = (np.float64(given[c]) + s[c]) - s[c]
-        if two:
-            for c in range(width):
-                second[c] = ((np.float64(given[c]) - first[c]) + t[c]) - t[c]
+    return lambda: loops.slice_rows(x, high, low, wide)
 
 
 def slice_columns(x: np.ndarray, high: np.ndarray, low: np.ndarray | None, wide: np.ndarray) -> Runnable:
     """wide <- each column's first slice and, if it is twice as wide, the second ones beside them."""
     largest, s, t = np.empty(x.shape[1], np.int32), np.empty(x.shape[1]), np.empty(x.shape[1])
     second = high if low is None else low
-    return lambda: _slice_columns(x, high, second, wide, largest, s, t)
-
-
-@jit
-def _widen(integers: Any, wide: Any) -> None:
-    for r in range(wide.shape[0]):
-        for c in range(wide.shape[1]):
-            wide[r, c] = integers[r, c]
+    return lambda: loops.slice_columns(x, high, second, wide, largest, s, t)
 
 
 def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
     """wide <- integers as float64."""
-    return lambda: _widen(integers, wide)
-
-
-@jit
-def _finish(products: Any, scale: Any, b: Any, y: Any, activation: Any, kept: Any) -> None:
-    n, width = y.shape
-    two, bias = products.shape[0] > n, b.size > 0
-    for r in range(n):
-        z, out = products[r], y[r]
-        if two:
-            low = products[n + r]
-            for c in range(width):
-                z[c] = z[c] + low[c]
-        else:
-            for c in range(width):
-                z[c] = z[c] * scale
-        if bias:
-            for c in range(width):
-                z[c] = z[c] + np.float64(b[c])
-        for c in range(width):
-            out[c] = _to32(z[c])
-        if activation == RELU:
-            for c in range(width):
-                out[c] = np.float32(0.0) if out[c] <= 0.0 else out[c]
-        elif activation != 0:
-            full = kept[r]
-            for c in range(width):
-                full[c] = (
-                    _logistic(np.float64(out[c])) if activation == SIGMOID else _tanh(np.float64(out[c]))
-                )
-                out[c] = _to32(full[c])
+    return lambda: loops.widen(integers, wide)
 
 
 def finish(
@@ -250,111 +58,26 @@ def finish(
     """y <- f(P_high + P_low + b) where products has 2n rows, f(P scale + b) where it has n; kept: f in float64."""
     number, bias = _number(activation), _NONE32 if b is None else b
     wide = _NONE if kept is None else kept
-    return lambda: _finish(products, scale, bias, y, number, wide)
-
-
-@jit
-def _activation_gradient(activation: Any, y: Any, kept: Any, dz: Any) -> None:
-    for r in range(dz.shape[0]):
-        for c in range(dz.shape[1]):
-            if activation == RELU:
-                if not y[r, c] > 0.0:
-                    dz[r, c] = 0.0
-            elif activation == SIGMOID:
-                dz[r, c] = _to32(np.float64(dz[r, c]) * (kept[r, c] * (1.0 - kept[r, c])))
-            else:
-                dz[r, c] = _to32(np.float64(dz[r, c]) * (1.0 - kept[r, c] * kept[r, c]))
+    return lambda: loops.finish(products, scale, bias, y, number, wide)
 
 
 def activation_gradient(activation: Any, y: np.ndarray, kept: np.ndarray | None, dz: np.ndarray) -> Runnable:
     """dz <- dz f'(z), from the output y, or from f in float64 where it was kept."""
     number, wide = _number(activation), _NONE if kept is None else kept
-    return lambda: _activation_gradient(number, y, wide, dz)
-
-
-@jit
-def _weight_gradient(products: Any, scale: Any, dw: Any, rate: Any) -> None:
-    inputs, outputs = dw.shape
-    two, update = products.shape[1] > outputs, rate.size > 0
-    step = rate[0] if update else 0.0
-    for r in range(inputs):
-        high, low, out = products[r, :outputs], products[r, outputs:], dw[r]
-        if two:
-            for c in range(outputs):
-                high[c] = high[c] + low[c]
-        else:
-            for c in range(outputs):
-                high[c] = high[c] * scale
-        if update:
-            for c in range(outputs):
-                out[c] = _to32(np.float64(out[c]) - step * np.float64(_to32(high[c])))
-        else:
-            for c in range(outputs):
-                out[c] = _to32(high[c])
+    return lambda: loops.activation_gradient(number, y, wide, dz)
 
 
 def weight_gradient(products: np.ndarray, scale: float, dw: np.ndarray, rate: Any) -> Runnable:
     """dw <- the products' sum, or their multiple, as stored; with a rate, dw is W and becomes W - rate * gradient."""
     step = np.zeros(0) if rate is None else rate.value
-    return lambda: _weight_gradient(products, scale, dw, step)
-
-
-@jit
-def _column_sums(x: Any, table: Any, sums: Any, rate: Any, largest: Any, s: Any, total: Any) -> None:
-    n, width = x.shape
-    _column_splitters(x, table, largest, s)
-    total[:] = 0.0
-    for r in range(n):
-        given = x[r]
-        for c in range(width):
-            total[c] += (np.float64(given[c]) + s[c]) - s[c]
-    for c in range(width):
-        stored = _to32(total[c])
-        sums[c] = _to32(np.float64(sums[c]) - rate[0] * np.float64(stored)) if rate.size else stored
+    return lambda: loops.weight_gradient(products, scale, dw, step)
 
 
 def column_sums(x: np.ndarray, table: np.ndarray, sums: np.ndarray, rate: Any) -> Runnable:
     """sums <- the columns' sums by slices; with a rate, sums is b and becomes b - rate * gradient."""
     step = np.zeros(0) if rate is None else rate.value
     largest, s, total = np.empty(x.shape[1], np.int32), np.empty(x.shape[1]), np.empty(x.shape[1])
-    return lambda: _column_sums(x, table, sums, step, largest, s, total)
-
-
-@jit
-def _cross_entropy(
-    z: Any, labels: Any, loss: Any, g: Any, e: Any, each: Any, bits: Any, batch_bits: Any
-) -> None:
-    n, classes = z.shape
-    share = 1.0 / n
-    largest = np.int64(0)
-    for r in range(n):
-        top = np.float64(z[r, 0])
-        for c in range(classes):
-            value = np.float64(z[r, c])
-            if value > top or value != value:
-                top = value
-            if top != top:
-                break
-        for c in range(classes):
-            e[c] = _exp(np.float64(z[r, c]) - top)
-        s = math.nan if not math.isfinite(top) else _sum_splitter(1.0, bits)
-        total = 0.0
-        for c in range(classes):
-            total += (e[c] + s) - s
-        known = 0 <= labels[r] < classes  # a label that is no class makes its row NaN, as in the op
-        picked = np.float64(z[r, labels[r]]) - top if known else math.nan
-        total = total if known else math.nan
-        t = _sum_splitter(picked, bits)
-        each[r] = _log(total) - ((picked + t) - t)
-        largest = max(largest, (np.float64(each[r]).view(np.int64) >> 52) & 0x7FF)
-        for c in range(classes):
-            error = e[c] / total - (1.0 if c == labels[r] else 0.0)
-            g[r, c] = _to32(error * share)
-    s = _sum_splitter(np.int64(largest << 52).view(np.float64), batch_bits)
-    total = 0.0
-    for r in range(n):
-        total += (each[r] + s) - s
-    loss[0] = _to32(total / n)
+    return lambda: loops.column_sums(x, table, sums, step, largest, s, total)
 
 
 def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
@@ -362,48 +85,18 @@ def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.nda
     n, classes = z.shape
     flat, e, each = loss.reshape(1), np.empty(classes), np.empty(n)
     bits, batch_bits = sum_bits(classes), sum_bits(n)
-    return lambda: _cross_entropy(z, labels, flat, g, e, each, bits, batch_bits)
-
-
-@jit
-def _sgd(w: Any, g: Any, v: Any, numbers: Any) -> None:
-    rate, momentum, nesterov, decay = numbers[0], numbers[1], numbers[2], numbers[3]
-    for i in range(w.size):
-        direction = np.float64(g[i])
-        if decay != 0.0:
-            direction = direction + decay * np.float64(w[i])
-        if momentum != 0.0:
-            velocity = momentum * np.float64(v[i]) + direction
-            v[i] = _to32(velocity)
-            direction = direction + momentum * velocity if nesterov != 0.0 else velocity
-        w[i] = _to32(np.float64(w[i]) - rate * direction)
+    return lambda: loops.cross_entropy(z, labels, flat, g, e, each, bits, batch_bits)
 
 
 def sgd(group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
     """updates.sgd in place."""
     v = velocity[0] if velocity else _NONE32
-    return lambda: _sgd(w, g, v, group.numbers)
-
-
-@jit
-def _adam(w: Any, g: Any, m: Any, q: Any, numbers: Any) -> None:
-    rate, beta1, beta2, power1, power2 = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    epsilon, decay = numbers[5], numbers[6]
-    for i in range(w.size):
-        gradient = np.float64(g[i])
-        if decay != 0.0:
-            gradient = gradient + decay * np.float64(w[i])
-        mean = beta1 * np.float64(m[i]) + (1.0 - beta1) * gradient
-        square = beta2 * np.float64(q[i]) + (1.0 - beta2) * (gradient * gradient)
-        unbiased = mean / (1.0 - power1)
-        scale = math.sqrt(square / (1.0 - power2)) + epsilon
-        w[i] = _to32(np.float64(w[i]) - rate * (unbiased / scale))
-        m[i], q[i] = _to32(mean), _to32(square)
+    return lambda: loops.sgd(w, g, v, group.numbers)
 
 
 def adam(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
     """updates.adam in place."""
-    return lambda: _adam(w, g, mean, square, group.numbers)
+    return lambda: loops.adam(w, g, mean, square, group.numbers)
 
 
 def prepare() -> None:
@@ -424,7 +117,7 @@ def prepare() -> None:
             cross_entropy(x, labels, x[0, :1], x),
         ):
             run()
-        _sgd(x[0], x[0], _NONE32, np.zeros(4))
-        _adam(x[0], x[0], x[0], x[0], np.ones(7))
+        loops.sgd(x[0], x[0], _NONE32, np.zeros(4))
+        loops.adam(x[0], x[0], x[0], x[0], np.ones(7))
 
-    load(call, _finish)
+    load(call, loops.finish)

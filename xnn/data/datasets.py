@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xnn.backends import Purpose, Stream
+from xnn.backends import Purpose, Stream, get_backend
 from xnn.data.idx import read_idx
 from xnn.data.sources import data_homes, fetch, find, reachable
 from xnn.data.synthetic import synthetic_digits
@@ -77,7 +77,11 @@ class Dataset:
         """Scale and offset for layers.Rescale: `scale`, or 1/std and -mean/std of the training features."""
         if self.scale is not None:
             return self.scale, 0.0
-        mean, std = self.x_train.mean(axis=0), self.x_train.std(axis=0)
+        from xnn.backends.exact import ExactNamespace
+
+        exact = ExactNamespace(get_backend("numpy"))  # NumPy's sums depend on the processor
+        x = self.x_train.astype(np.float64)
+        mean, std = exact.mean(x, axis=0), exact.std(x, axis=0)
         std = np.where(std == 0.0, 1.0, std)
         return 1.0 / std, -mean / std
 

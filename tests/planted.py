@@ -1,0 +1,84 @@
+"""Faults to plant in a run, for tests of xnn verify: in this process, or as a side's module, where PLANT says which.
+
+weight 3.weight 7          one element of it, by an ulp, after step 7's update
+gradient 1.weight 7        the same of a gradient, where the Dense op made it
+initial 1.weight 0         of a first weight
+pixel 17 0                 a byte of the data's row 17, before anything looks at them
+hidden 17 0                the same after their digest was taken
+die - 3                    the process ends at step 3
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+import xnn.backends.calls as calls
+from xnn import commands, ops, record, sides
+
+ELEMENT = (1, 2)  # which one
+
+
+def nudge(array):
+    array[ELEMENT] = np.nextafter(array[ELEMENT], array.dtype.type(np.inf))
+
+
+def plant(fault, set_attribute=setattr):
+    """Plant it by set_attribute (monkeypatch's, to be undone)."""
+    what, where, number = fault.split()
+    number, taken = int(number), [0]
+    build, on_step, backward_of = commands.Run.build, record.Recorder.on_step, calls.backward_of
+
+    def built(self, data):
+        model, loss, rule = build(self, data)
+        if what == "initial":
+            array = dict(model.named_parameters())[where].value.copy()
+            nudge(array)
+            dict(model.named_parameters())[where].value = array
+        return model, loss, rule
+
+    def stepped(self, history, epoch, step, loss):
+        taken[0] += 1
+        if taken[0] == number and what == "die":
+            os._exit(7)
+        if taken[0] == number and what == "weight":
+            nudge(dict(self.model.named_parameters())[where].value)
+        on_step(self, history, epoch, step, loss)
+
+    def went_backward(op, xp, grad, saved):
+        gradients = backward_of(op, xp, grad, saved)
+        if what == "gradient" and op is ops.dense and taken[0] == number - 1:
+            dw = gradients[1]
+            if dw.shape[0] == 784 and where == "1.weight":
+                nudge(dw)
+        return gradients
+
+    set_attribute(commands.Run, "build", built)
+    set_attribute(record.Recorder, "on_step", stepped)
+    set_attribute(calls, "backward_of", went_backward)
+    if what in ("pixel", "hidden"):
+        load, about = commands.load, commands.Run.about
+
+        def spoil(data):
+            data.x_train[int(where), 300] ^= 255
+            return data
+
+        def told(self, data, rule):
+            known = about(self, data, rule)
+            if what == "hidden":
+                spoil(data)
+            return known
+
+        def loaded(*arguments):
+            return spoil(load(*arguments)) if what == "pixel" else load(*arguments)
+
+        set_attribute(commands.Run, "about", told)
+        set_attribute(commands, "load", loaded)
+        set_attribute(sides, "load", loaded)
+
+
+def main():
+    """A side with the fault."""
+    plant(os.environ["PLANT"])
+    sides.main()
