@@ -8,7 +8,8 @@
     ├── GraphError(ValueError)                a graph that cannot be sorted, fed or differentiated
     ├── DivergenceError(ArithmeticError)      a loss, gradient or weight became NaN or infinite
     ├── MissingExtraError(ImportError)        an optional package is not installed
-    ├── NumericsError(ArithmeticError)        exact numerics cannot be kept: by this machine, or for this function
+    ├── NumericsError(ArithmeticError)        exact numerics cannot be kept, by this machine or at this size
+    │   └── NoExactFormError(AttributeError)  a function of the array library that exact numerics do not have
     ├── BackendError
     │   ├── UnknownBackendError(ValueError)   XNN_BACKEND, --backend or use_backend names no backend
     │   ├── BackendUnavailableError           the backend exists but cannot run here; says why
@@ -35,6 +36,7 @@ __all__ = [
     "LabelError",
     "MissingExtraError",
     "MixedArraysError",
+    "NoExactFormError",
     "NumericsError",
     "OptionError",
     "ShapeError",
@@ -81,7 +83,11 @@ class MissingExtraError(XnnError, ImportError):
 
 
 class NumericsError(XnnError, ArithmeticError):
-    """Exact numerics cannot be kept: this machine breaks their conditions, or a function has no exact form."""
+    """Exact numerics cannot be kept: this machine breaks their conditions, or a sum is too long for them."""
+
+
+class NoExactFormError(NumericsError, AttributeError):
+    """An op asked its namespace for a function that has no exact form; hasattr says that it is not there."""
 
 
 class BackendError(XnnError):

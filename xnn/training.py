@@ -114,13 +114,14 @@ class Trainer:
         epochs = check_count("epochs", epochs)
         history = History()
         with ExitStack() as stack:
-            self.model.numerics = stack.enter_context(numerics(self.numerics))
+            chosen = stack.enter_context(numerics(self.numerics))
             batches = Batches(self._prepare(data, "training"), batch_size, shuffle, seed)
             held_out = None if validation is None else self._prepare(validation, "validation")
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             # What does not fit is heard of now, before anything has begun.
             stepper = self.stepper(batches, table)
+            self.model.numerics = chosen
             threads = self._choose_threads(batches, stepper)
             history.plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             interrupted = stack.enter_context(_interruptible())

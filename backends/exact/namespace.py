@@ -15,6 +15,7 @@ from xnn.backends.exact.scaled import ScaledIntegers
 from xnn.backends.exact.slices import (
     FLUSH,
     exponent,
+    factor_exponent,
     product_bits,
     slice_one,
     slice_two,
@@ -22,7 +23,7 @@ from xnn.backends.exact.slices import (
     to32,
 )
 from xnn.backends.workers import communicator
-from xnn.errors import DTypeError, NumericsError
+from xnn.errors import DTypeError, NoExactFormError
 from xnn.ops.op import Boundary, Op
 from xnn.ops.shaping import scatter_add
 
@@ -56,7 +57,9 @@ class ExactNamespace(Boundary):
             return getattr(self.base, name)
         if name.startswith("__"):
             raise AttributeError(name)
-        raise NumericsError(
+        if name in ("float32", "float64"):  # inside an op there is one format
+            return self.base.float64
+        raise NoExactFormError(
             f"xp.{name} has no exact form: compose it of functions that have one (xnn.backends.exact.namespace lists "
             "them), or train with numerics='fast'"
         )
@@ -85,6 +88,10 @@ class ExactNamespace(Boundary):
                 "dtype='float32'), or compute in float64 with numerics='fast'"
             )
         return (self.base.asarray(x, dtype=self.base.float64) + FLUSH) - FLUSH
+
+    def widen(self, x: Any) -> Any:
+        """An array, of integers too, as float64: what products are made of."""
+        return x if x.dtype == self.base.float64 else self.base.astype(x, self.base.float64)
 
     def leave(self, y: Any) -> Any:
         """What an op returns, as it is stored."""
@@ -183,15 +190,22 @@ class ExactNamespace(Boundary):
         if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
             raise ValueError(f"matmul of shapes {tuple(a.shape)} and {tuple(b.shape)}")
         lib, bits = self.lib, product_bits(a.shape[-1])
-        high, low = slice_two(lib, a, exponent(lib, a, -1), bits.two)
-        one = slice_one(lib, b, exponent(lib, b, -2 if b.ndim > 1 else 0), bits.one)
+        a, b = self.widen(a), self.widen(b)
+        high, low = slice_two(lib, a, factor_exponent(lib, a, -1), bits.two)
+        one = slice_one(lib, b, factor_exponent(lib, b, -2 if b.ndim > 1 else 0), bits.one)
         return self.base.matmul(high, one) + self.base.matmul(low, one)
 
-    def scatter_add(self, count: int, indices: Any, rows: Any) -> Any:
-        """`count` rows of zeros to which rows[i] is added at indices[i], in any order: the rows are cut first."""
-        terms = self.batch_count(int(rows.shape[0]))
-        cut = slice_one(self.lib, rows, self.batch_exponent(rows), sum_bits(terms))
-        return self.batch_total(scatter_add(self.base, count, indices, cut) + 0.0)
+    def scatter_add(self, count: int, indices: Any, rows: Any, batch: bool = False) -> Any:
+        """`count` rows of zeros to which rows[i] is added at indices[i], in any order: the rows are cut first.
+
+        batch: whether they are the batch's rows, and go to one table of all workers (an embedding's gradient).
+        """
+        own = int(rows.shape[0])
+        terms = self.batch_count(own) if batch else own
+        largest = self.batch_exponent(rows) if batch else exponent(self.lib, rows, 0)
+        cut = slice_one(self.lib, rows, largest, sum_bits(terms))
+        added = scatter_add(self.base, count, indices, cut) + 0.0
+        return self.batch_total(added) if batch else added
 
     # Elementwise.
 

@@ -71,7 +71,7 @@ class ExactDense(Dense):
         check_product(x, w)
         lib, base = xp.lib, xp.base
         rows, (inputs, outputs) = _rows(x.shape), _matrix(w.shape)
-        w64 = base.reshape(xp.enter(w), (inputs, outputs))
+        w64 = base.reshape(xp.widen(xp.enter(w)), (inputs, outputs))
         if isinstance(x, ScaledIntegers):
             bits = DenseBits(inputs, outputs, x.bits)
             one = slice_one(lib, w64, exponent(lib, w64), bits.weight)
@@ -79,7 +79,7 @@ class ExactDense(Dense):
         else:
             bits = DenseBits(inputs, outputs)
             one = slice_one(lib, w64, exponent(lib, w64), bits.weight)
-            x64 = base.reshape(xp.enter(x), (rows, inputs))
+            x64 = base.reshape(xp.widen(xp.enter(x)), (rows, inputs))
             high, low = slice_two(lib, x64, exponent(lib, x64, 1), bits.x)
             y = base.matmul(high, one) + base.matmul(low, one)
         y = base.reshape(y, (*x.shape[:-1], *w.shape[1:]))
@@ -99,14 +99,14 @@ class ExactDense(Dense):
         dw = base.reshape(self._dw(xp, x, dy, bits), w_shape)
         if b is None:
             return dx, dw
-        batch = xp.batch_sum if grad.ndim > 1 else xp.sum
+        batch = xp.batch_sum if x.ndim > 1 else xp.sum
         return dx, dw, unbroadcast(xp, grad, b, batch)
 
     @staticmethod
     def _dx(xp: ExactNamespace, dy: Array, w: Array, bits: DenseBits) -> Array:
         """dx = dy W^T."""
         lib, base = xp.lib, xp.base
-        w64 = base.reshape(xp.enter(w), (bits.inputs, bits.outputs))
+        w64 = base.reshape(xp.widen(xp.enter(w)), (bits.inputs, bits.outputs))
         one = base.matrix_transpose(slice_one(lib, w64, exponent(lib, w64), bits.shared))
         high, low = slice_two(lib, dy, exponent(lib, dy, 1), bits.dy)
         return base.matmul(high, one) + base.matmul(low, one)
@@ -124,7 +124,7 @@ class ExactDense(Dense):
             cut = slice_one(lib, dy, largest(dy), bits.dy_column(rows))
             transposed = base.matrix_transpose(base.reshape(x.widened(), size))
             return total(base.matmul(transposed, cut)) * x.scale
-        x64 = base.reshape(xp.enter(x), size)
+        x64 = base.reshape(xp.widen(xp.enter(x)), size)
         transposed = base.matrix_transpose(slice_one(lib, x64, largest(x64), bits.x_column(rows)))
         high, low = slice_two(lib, dy, largest(dy), bits.dy_column(rows))
         return total(base.matmul(transposed, high)) + total(base.matmul(transposed, low))
@@ -152,6 +152,8 @@ class ExactRescale(Rescale):
     def forward(
         self, xp: ExactNamespace, x: Array, *, scale: Any, offset: Any = 0.0, dtype: Any = None
     ) -> tuple[Array, Any]:
+        if dtype is not None and dtype == xp.base.float64:
+            xp.enter(xp.base.empty(0, dtype=dtype))  # raises: nothing is stored as float64
         plain = isinstance(scale, float) and isinstance(offset, float) and offset == 0.0
         if plain and not isinstance(x, ScaledIntegers) and integer_bits(xp.base, x.dtype) is not None:
             return ScaledIntegers(xp.lib, x, scale), (scale, x.dtype)

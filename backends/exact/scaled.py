@@ -24,6 +24,16 @@ def integer_bits(xp: Any, dtype: Any) -> int | None:
     return next((bits for name, bits in _BITS.items() if dtype == getattr(xp, name, None)), None)
 
 
+def _by_value(name: str) -> Any:
+    """An operator of the array of float32."""
+
+    def operator(self: ScaledIntegers, *others: Any) -> Any:
+        read = (other.materialize() if isinstance(other, ScaledIntegers) else other for other in others)
+        return getattr(self.materialize(), name)(*read)
+
+    return operator
+
+
 @dataclass(frozen=True, eq=False)
 class ScaledIntegers:
     """float32 numbers `integers * scale`, an array of at most 16-bit integers and one number."""
@@ -68,3 +78,8 @@ class ScaledIntegers:
 
     def __repr__(self) -> str:
         return f"ScaledIntegers({self.integers!r}, scale={self.scale!r})"
+
+
+_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv neg abs lt le gt ge eq ne matmul rmatmul pow rpow"
+for _name in _OPERATORS.split(" "):
+    setattr(ScaledIntegers, f"__{_name}__", _by_value(f"__{_name}__"))

@@ -20,8 +20,8 @@ from typing import Any
 from xnn.errors import NumericsError
 
 __all__ = [
-    "FLUSH", "LONGEST", "ProductBits", "budget", "exponent", "log2_ceil", "product_bits", "slice_one", "slice_two",
-    "splitter", "sum_bits", "to32",
+    "FLUSH", "LONGEST", "ProductBits", "budget", "exponent", "factor_exponent", "log2_ceil", "product_bits",
+    "slice_one", "slice_two", "splitter", "sum_bits", "to32",
 ]  # fmt: skip
 
 #: float32 storage: adding and subtracting it rounds to a multiple of 2^-125, so that what is stored is neither
@@ -34,6 +34,7 @@ LONGEST = 2**29
 # Steps are no finer than this: the product of two slices is then at least 2^-1000 and never subnormal.
 _FINEST = -500
 _LARGEST = 1900
+_LARGEST_FACTOR = 1022 + 497  # 2 * 497 + 29 = 1023
 _NAN = 0x7FF8 << 48
 
 
@@ -90,6 +91,15 @@ def exponent(lib: Any, x: Any, axis: Any = None) -> Any:
         shape = tuple(1 if a in axes else extent for a, extent in enumerate(x.shape))
         return xp.zeros(shape, dtype=fields.dtype, device=x.device)
     return xp.max(fields, axis=axis, keepdims=True)
+
+
+def factor_exponent(lib: Any, x: Any, axis: Any = None) -> Any:
+    """exponent(x) of a product's operand: that of NaN above 2^497, where sums of 2^29 products could overflow.
+
+    Then they would be infinite in one order and finite in another. What is stored as float32 is far below.
+    """
+    found = exponent(lib, x, axis)
+    return lib.xp.where(found > _LARGEST_FACTOR, 2047, found)
 
 
 def splitter(lib: Any, exponents: Any, bits: int) -> Any:

@@ -149,7 +149,8 @@ class Sequential(Layer):
             return x
         if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):
             raise DTypeError(f"samples must be numbers, got an array of {x.dtype}")
-        if not xp.isdtype(x.dtype, "real floating") and self.layers and self.layers[0].takes_integers:
+        first = next((layer for layer in self.layers if getattr(layer, "op", None) is not ops.flatten), None)
+        if not xp.isdtype(x.dtype, "real floating") and first is not None and first.takes_integers:
             return x
         return xp.astype(x, getattr(xp, self.dtype))
 
