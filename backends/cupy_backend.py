@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import warnings
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ class CupyBackend(Backend):
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
 
     def __init__(self) -> None:
+        # Read when cuBLAS is first used: float64 products by emulation are not IEEE's, which exact numerics rest on.
+        os.environ["CUBLAS_EMULATE_DOUBLE_PRECISION"] = "0"
         self.cupy = import_cupy()
         check_driver(self.cupy)
         self.probe()

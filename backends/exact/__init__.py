@@ -12,6 +12,7 @@ from typing import Any
 from xnn.backends.exact.namespace import ExactNamespace
 from xnn.backends.exact.roles import ROLES
 from xnn.backends.exact.scaled import ScaledIntegers
+from xnn.backends.exact.selfcheck import check
 
 __all__ = ["ExactNamespace", "ScaledIntegers", "enable"]
 
@@ -19,4 +20,5 @@ __all__ = ["ExactNamespace", "ScaledIntegers", "enable"]
 def enable(lib: Any) -> ExactNamespace:
     """The exact namespace of a backend, after a check of what it rests on. Raises NumericsError."""
     namespace = ExactNamespace(lib, ROLES)
+    check(namespace)
     return namespace

@@ -14,6 +14,7 @@ from xnn.backends.calls import Runnable
 from xnn.backends.exact import compiled_loops as loops
 from xnn.backends.exact.slices import sum_bits
 from xnn.backends.jit import load
+from xnn.errors import BackendUnavailableError
 
 __all__ = [
     "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "prepare", "sgd",
@@ -121,3 +122,11 @@ def prepare() -> None:
         loops.adam(x[0], x[0], x[0], x[0], np.ones(7))
 
     load(call, loops.finish)
+    # Rounded twice, w - rate g is -2^-30; rounded once, by a fused multiply-add, it is -2^-30 - 2^-53.
+    w, g = np.full(9, 1.0 + 2.0**-23, np.float32), np.full(9, 1.0 + 2.0**-23, np.float32)
+    loops.sgd(w, g, _NONE32, np.asarray([1.0 + 2.0**-30, 0.0, 0.0, 0.0]))
+    if not (w == -(2.0**-30)).all():
+        raise BackendUnavailableError(
+            "compiled kernels: this machine's compiler fuses multiplications with additions, which changes the bits "
+            "of exact numerics: use kernels='numpy'"
+        )

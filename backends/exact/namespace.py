@@ -33,12 +33,12 @@ Axis: TypeAlias = int | tuple[int, ...] | None
 
 #: What is exact wherever IEEE arithmetic is: it moves, compares or counts, or rounds once.
 _PLAIN_NAMES = """
-    abs add all any arange argsort asarray bool broadcast_arrays broadcast_to bitwise_and bitwise_invert
+    abs add all any arange asarray bool broadcast_arrays broadcast_to bitwise_and bitwise_invert
     bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor ceil concat divide e empty empty_like equal
     expand_dims eye flip floor full full_like greater greater_equal inf int8 int16 int32 int64 isdtype isfinite
     isinf isnan less less_equal logical_and logical_not logical_or logical_xor matrix_transpose moveaxis multiply
     nan negative newaxis not_equal ones ones_like permute_dims pi positive repeat reshape roll round searchsorted
-    sign sort sqrt square squeeze stack subtract take take_along_axis tile tril triu trunc uint8 uint16 uint32
+    sign sqrt square squeeze stack subtract take take_along_axis tile tril triu trunc uint8 uint16 uint32
     uint64 unstack where zeros zeros_like
 """
 _PLAIN = frozenset(_PLAIN_NAMES.split())
@@ -150,6 +150,14 @@ class ExactNamespace(Boundary):
     def argmin(self, x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
         """The least index of the smallest element."""
         return self.argmax(-x, axis=axis, keepdims=keepdims)
+
+    def argsort(self, x: Any, /, *, axis: int = -1, stable: bool = True) -> Any:
+        """The indices that sort x, equal elements in the order of their indices, whatever `stable` says."""
+        return self.base.argsort(x, axis=axis, stable=True)
+
+    def sort(self, x: Any, /, *, axis: int = -1, stable: bool = True) -> Any:
+        """x in order; never -0."""
+        return self.base.sort(x, axis=axis, stable=True) + 0
 
     @staticmethod
     def _extent(shape: tuple[int, ...], axis: Axis) -> int:

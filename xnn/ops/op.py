@@ -113,6 +113,10 @@ class Boundary:
         """The sum over `axis`, of which axis 0 is the batch's, wherever its shards are."""
         raise NotImplementedError
 
+    def scatter_add(self, count: int, indices: Array, rows: Array) -> Array:
+        """`count` rows of zeros to which rows[i] is added at indices[i]."""
+        raise NotImplementedError
+
     def batch_count(self, rows: int) -> int:
         """The rows of the whole batch, given those here."""
         raise NotImplementedError

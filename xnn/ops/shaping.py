@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xnn.ops.op import Array, Namespace, Op, size_of
+from xnn.ops.op import Array, Boundary, Namespace, Op, size_of
 
 __all__ = ["concat", "flatten", "reshape", "take", "transpose"]
 
@@ -92,11 +92,10 @@ def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array) -> Array
     The Array API has no such function, so: sort the indices, then add the first row that names each
     target, then the second, and so on. Each round is one gather, whatever the number of targets, and
     the order of additions is defined (atomic additions on a GPU have none). The number of rounds is
-    read from the device once. A namespace with a `scatter_add` of its own is used instead.
+    read from the device once. Exact numerics have a `scatter_add` of their own.
     """
-    own = getattr(xp, "scatter_add", None)
-    if own is not None:
-        return own(count, indices, rows)
+    if isinstance(xp, Boundary):
+        return xp.scatter_add(count, indices, rows)
     order = xp.argsort(indices, stable=True)
     ordered = xp.take(indices, order, axis=0)
     targets = xp.arange(count, dtype=ordered.dtype, device=ordered.device)
