@@ -103,6 +103,53 @@ def test_no_figure_without_learning_or_agreement():
     assert "best other library" not in text  # the only two were not valid
 
 
+def test_exact_runs_are_compared_by_their_bits():
+    """What exact numerics cost beside fast ones, the digests, and a verdict that makes the command fail."""
+
+    def exact(name, weights, times=(300.0,)):
+        return entry(name, REFERENCE, 0.5, times) | {
+            "weights_sha256": weights * 64,
+            "losses_sha256": "c" * 64,
+        }
+
+    plain = entry("xnn-numpy", REFERENCE, 0.5, (100.0,))
+    same = judged(plain, exact("xnn-numpy:exact", "a"), exact("xnn-fast:exact", "a"))
+    text = report.table(same, "a title")
+    assert "xnn-numpy:exact / xnn-numpy: 3.00" in text
+    assert f"xnn-fast:exact: weights {'a' * 16}, losses {'c' * 16}" in text
+    assert "all bits agree" in text
+    assert report.bits_agree(same)
+    other = judged(plain, exact("xnn-numpy:exact", "a"), exact("xnn-fast:exact", "b"))
+    assert "THEIR BITS DIFFER" in report.table(other, "a title")
+    assert not report.bits_agree(other)
+
+
+def test_exact_contestants_have_one_digest():
+    """Real runs: both tables of kernels in exact numerics beside the fast ones."""
+    names = [n for n in suite.own_contestants(["numpy"], "both") if not n.startswith("gemm")]
+    assert names[:2] == ["xnn-numpy", "xnn-numpy:exact"]
+    entries = suite.run_task(names, Task((784, 12, 10), 16, 256), 1, 1)
+    assert all(e["valid"] for e in entries), [e["reason"] for e in entries]
+    assert ["weights_sha256" in e for e in entries] == [name.endswith(":exact") for name in names]
+    assert report.bits_agree(entries)
+    assert len({e["losses_sha256"] for e in entries if "losses_sha256" in e}) == 1
+
+
+def test_bench_fails_where_exact_bits_differ(monkeypatch, capsys):
+    def run(contestants, task, threads, repeat=9, say=None, numerics="fast"):
+        found = judged(*(entry(name, REFERENCE, 0.5) for name in contestants))
+        for n, e in enumerate(found):
+            e |= {"weights_sha256": str(n) * 64, "losses_sha256": "c" * 64}
+        return found
+
+    monkeypatch.setattr(suite, "run_task", run)
+    result = CliRunner().invoke(
+        main, ["bench", "--numerics", "both", "--backend", "numpy", "--batch-sizes", "32"]
+    )
+    assert result.exit_code == 1
+    assert "exact runs differ in their bits" in result.stderr
+
+
 def test_ratios_between_contestants():
     entries = judged(
         entry("gemm", [0.0] * 4, 0.0, (50.0,)),

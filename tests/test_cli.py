@@ -382,6 +382,8 @@ def test_info_probe():
     assert facts["backends"]["array-api-strict"].startswith("works")
     if importlib.util.find_spec("cupy") is None:
         assert "pip install" in facts["backends"]["cupy"]
+    assert facts["numerics"]["in force"] == "fast"
+    assert facts["numerics"]["exact"].startswith("works")
 
 
 @pytest.mark.parametrize(

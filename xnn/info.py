@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from importlib import metadata
 from typing import Any
 
 import xnn
-from xnn.backends import backend_names, current_backend, get_backend
+from xnn.backends import backend_names, current_backend, current_numerics, get_backend
 from xnn.backends.cupy_backend import quick_diagnosis
 from xnn.backends.plan import blas_libraries, choose_threads, execution_plan
 from xnn.data import on_disk
@@ -48,6 +49,7 @@ def collect(probe: bool = False) -> dict[str, Any]:
             if k.startswith(("XNN_", "OMP_", "OPENBLAS_", "CUDA_", "CUPY_"))
         },
         "backends": {name: _backend(name, probe) for name in backend_names()},
+        "numerics": _numerics(probe),
         "blas": blas_libraries(),
         "plan": plan,
         "data": _data(),
@@ -77,6 +79,21 @@ def _backend(name: str, probe: bool) -> str:
         return f"works: {about}" if probe else f"available: {about}"
     except XnnError as error:
         return str(error)
+
+
+def _numerics(probe: bool) -> dict[str, str]:
+    """Which are in force, and whether the machine keeps the exact ones."""
+    try:
+        found = {"in force": current_numerics()}
+        if probe:
+            start = time.perf_counter()
+            current_backend().exact  # noqa: B018 - checks it
+            found["exact"] = f"works: checked in {1e3 * (time.perf_counter() - start):.0f} ms"
+        else:
+            found["exact"] = "--probe checks what it rests on"
+    except XnnError as error:
+        found = {"in force": "none", "exact": str(error)}
+    return found
 
 
 def _data() -> dict[str, str]:
