@@ -184,5 +184,6 @@ def numerical_gradient(f: Callable[[Any], Any], x: Any) -> Any:
     def evaluate(values: Sequence[np.ndarray]) -> float:
         return float(f(lib.to_device(values[0])))
 
-    entries = [_difference(evaluate, [host], 0, _unit(k, host.shape)) for k in range(host.size)]
+    with numerics("fast"):  # float64, whatever is in force
+        entries = [_difference(evaluate, [host], 0, _unit(k, host.shape)) for k in range(host.size)]
     return lib.to_device(np.asarray(entries).reshape(host.shape))
