@@ -18,6 +18,11 @@ part check python3 -m xnn check
 part bench python3 -m xnn bench --batch-sizes 32,512,2048 --json "$out/bench.json"
 part bench-large python3 -m xnn bench --preset large --batch-sizes 128,1024 --repeat 5 --json "$out/bench-large.json"
 part sweep python3 -m xnn bench --sweep --repeat 3 --json "$out/sweep.json"
+XNN_NUMERICS=exact part check-exact python3 -m xnn check
+XNN_NUMERICS=exact XNN_BACKEND=cupy part info-exact python3 -m xnn info --probe
+part verify-exact python3 -m xnn verify backend=numpy backend=cupy --dataset synthetic --steps 200
+part digests python3 -m xnn.benchmarks.digests --json "$out/digests.json"
+part bench-exact python3 -m xnn bench --numerics both --batch-sizes 32,512 --repeat 5 --json "$out/bench-exact.json"
 part tests python3 -m pytest -q -p no:cacheprovider
 for dropout in 0 0.2; do
     for backend in numpy cupy; do
