@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xnn.backends.base import Backend
+from xnn.backends.mode import current_numerics
 from xnn.errors import BackendUnavailableError
 
 __all__ = ["CupyBackend", "quick_diagnosis"]
@@ -32,7 +33,10 @@ class CupyBackend(Backend):
 
     def __init__(self) -> None:
         # Read when cuBLAS is first used: float64 products by emulation are not IEEE's, which exact numerics rest on.
-        os.environ["CUBLAS_EMULATE_DOUBLE_PRECISION"] = "0"
+        # Who asks for them in fast numerics gets them, and exact numerics refuse them by their check.
+        if current_numerics() == "exact":
+            os.environ["CUBLAS_EMULATE_DOUBLE_PRECISION"] = "0"
+        os.environ.setdefault("CUBLAS_EMULATE_DOUBLE_PRECISION", "0")
         self.cupy = import_cupy()
         check_driver(self.cupy)
         self.probe()

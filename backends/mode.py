@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 from xnn.errors import OptionError
 
-__all__ = ["NUMERICS", "current_numerics", "numerics", "use_numerics"]
+__all__ = ["NUMERICS", "chosen_numerics", "current_numerics", "numerics", "use_numerics"]
 
 NUMERICS = ("fast", "exact")
 
@@ -29,6 +29,13 @@ def current_numerics(asked: str | None = None) -> str:
         return chosen
     variable = os.environ.get("XNN_NUMERICS")
     return "fast" if variable is None else _checked(variable.strip() or "fast", "XNN_NUMERICS")
+
+
+def chosen_numerics() -> str | None:
+    """The numerics that a block, the process or the environment asks for; None if nobody does."""
+    if _in_context.get() or _process_wide or os.environ.get("XNN_NUMERICS", "").strip():
+        return current_numerics()
+    return None
 
 
 def use_numerics(name: str | None) -> None:

@@ -26,7 +26,7 @@ class Communicator(Protocol):
         """The elementwise sum of the workers' float64 arrays of one shape, in any order: no sum is rounded."""
 
     def count(self, rows: int) -> int:
-        """The rows of the whole batch, given those of this worker's shard."""
+        """The sum of the workers' numbers: rows of the whole batch, given this shard's, or rows times elements."""
 
 
 _current: ContextVar[Communicator | None] = ContextVar("xnn_communicator", default=None)

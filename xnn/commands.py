@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ __all__ = ["Run", "check_command", "predict_command", "train_command"]
 
 # The article's for classes; unscaled targets, as house prices are, need smaller steps.
 _RATES = {("sgd", "classification"): 0.1, ("sgd", "regression"): 0.01}
+_OPTIMIZERS: dict[str, Callable[[float], Optimizer]] = {"sgd": optimizers.SGD, "adam": optimizers.Adam}
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,25 @@ class Run:
     seed: int
     dropout: float
 
+    @classmethod
+    def from_record(cls, run: dict[str, Any], version: str) -> Run:
+        """The options that a record holds. Raises OptionError for those of another xnn that this one has not."""
+        names = {field.name for field in fields(cls)}
+        if run.keys() != names or run["optimizer"] not in _OPTIMIZERS:
+            odd = ", ".join(sorted(run.keys() ^ names)) or f"optimizer {run['optimizer']!r}"
+            raise OptionError(
+                f"the record is of xnn {version} and of a run that this xnn, {__version__}, does not know ({odd}): "
+                "verify it with that version"
+            )
+        return cls(**{**run, "hidden": tuple(run["hidden"])})
+
     def build(self, data: Dataset) -> tuple[Sequential, Loss, Optimizer]:
         """The model, loss and optimizer for these data."""
         scaling, classify = data.rescaling(), data.task == "classification"
         inputs = data.x_train.shape[1]
         model = mlp(inputs, self.hidden, data.classes, self.activation, self.dropout, scaling, self.seed)
         rate = _RATES.get((self.optimizer, data.task), 0.001) if self.lr is None else self.lr
-        rule = optimizers.SGD(rate) if self.optimizer == "sgd" else optimizers.Adam(rate)
+        rule = _OPTIMIZERS[self.optimizer](rate)
         return model, losses.SoftmaxCrossEntropy() if classify else losses.MSE(), rule
 
     def about(self, data: Dataset, rule: Optimizer) -> dict[str, Any]:

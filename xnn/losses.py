@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
-from xnn.backends import backend_of
+from xnn.backends import backend_of, current_numerics
 from xnn.errors import DTypeError, GraphError, LabelError, ShapeError
 from xnn.graph import Node
 from xnn.layers.layer import computed, computes_its_own_way
@@ -29,6 +29,7 @@ class Loss:
     def __init__(self) -> None:
         self._saved: Any = None
         self._value: Any = None
+        self._numerics = ""
 
     def __call__(self, outputs: Array, targets: Array) -> Array:
         """The same as forward."""
@@ -43,6 +44,7 @@ class Loss:
     def compute(self, outputs: Array, targets: Array) -> Array:
         """forward without the look at the targets, for a trainer that has looked at all of them once."""
         self._value, self._saved = self.apply(outputs, targets)
+        self._numerics = current_numerics()
         return self._value
 
     def apply(self, outputs: Array, targets: Array) -> tuple[Array, Any]:
@@ -58,6 +60,11 @@ class Loss:
         """The gradient of the last forward's value with respect to the outputs."""
         if self._value is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
+        if self._numerics != current_numerics():
+            raise GraphError(
+                f"{type(self).__name__}'s forward ran in {self._numerics} numerics and its backward in "
+                f"{current_numerics()}: keep both inside one `with xnn.numerics(...)`"
+            )
         xp = backend_of(self._value).xp
         one = xp.ones((), dtype=self._value.dtype, device=self._value.device)
         return backward_of(self.op, backend_of(self._value).math, one, self._saved)[0]

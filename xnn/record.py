@@ -89,6 +89,8 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         *lines, last = content.splitlines(keepends=True)
         header = json.loads(lines[0] if lines else last)
         kind = header.pop("format")
+        plan, _ = header["plan"], (header["tensors"], header["steps_per_epoch"])
+        _ = plan["numerics"], plan["blas"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{path} is not a record; `xnn train --record {path}` writes one") from error
     if kind != _FORMAT:

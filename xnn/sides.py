@@ -163,6 +163,7 @@ def _serve(
     line: Line,
     commands: Iterator[Any],
     run: dict[str, Any],
+    version: str,
     dataset: str | None,
     data_home: str | None,
     mode: str,
@@ -172,7 +173,7 @@ def _serve(
     kernels: str = "auto",
 ) -> None:
     with numerics(mode), use(get_backend(backend).name):
-        data, chosen = load(dataset, data_home), Run(**{**run, "hidden": tuple(run["hidden"])})
+        data, chosen = load(dataset, data_home), Run.from_record(run, version)
         model, loss, rule = chosen.build(data)
         waiting = _Waiting(model, chosen.about(data, rule), data.note, line, commands)
         trainer = Trainer(model, loss, rule, callbacks=[waiting], threads=threads, kernels=kernels)

@@ -121,9 +121,10 @@ class Trainer:
             stack.enter_context(lib.guard())
             # What does not fit is heard of now, before anything has begun.
             stepper = self.stepper(batches, table)
-            self.model.numerics = chosen
+            self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             threads = self._choose_threads(batches, stepper)
-            history.plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
+            plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
+            history.plan = {**plan, "folded": bool(stepper.store.folded)}
             interrupted = stack.enter_context(_interruptible())
             stack.callback(self.model.forget)
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
+from xnn import __version__
 from xnn.backends import current_numerics
 from xnn.errors import DataError, OptionError
 from xnn.record import Digests, Record, read_record
@@ -126,6 +127,7 @@ def verify_command(
     XnnError for a side that ended.
     """
     current_numerics(numerics)
+    version = __version__
     records = {text: read_record(text) for text in (a, b) if os.path.isfile(text)}
     for text in (a, b):
         if text not in records:
@@ -135,7 +137,7 @@ def verify_command(
     if records:
         _refuse_surplus(given & (run.keys() | {"numerics"}))
         about = next(iter(records.values())).about
-        run, numerics = dict(about.get("run", {})), about["plan"]["numerics"]
+        run, numerics, version = dict(about.get("run", {})), about["plan"]["numerics"], about.get("xnn", "?")
         if not run and len(records) < len({a, b}):
             raise OptionError("the record does not say what was run, as those of `xnn train --record` do")
         name = run.pop("dataset", None)
@@ -143,7 +145,8 @@ def verify_command(
         recorded = min(len(record.steps) for record in records.values())
         steps = min(steps or recorded, recorded)
     steps = steps or _STEPS
-    task = {"run": run, "dataset": dataset, "data_home": data_home, "mode": numerics, "steps": steps}
+    task: dict[str, Any] = {"run": run, "version": version, "dataset": dataset, "data_home": data_home}
+    task |= {"mode": numerics, "steps": steps}
     sides: list[Live | Recorded] = []
     try:
         for text in (a, b):

@@ -2,8 +2,8 @@
 
 A loop does to each element what the namespace does to an array, in the same order; no multiplication is fused with
 an addition, since Numba fuses none unless it is told to. Constants are those of `functions.py` and `slices.py`, and
-all loops stand in this file: Numba keeps machine code on disk and looks at one file's date, so save this file when
-one of those constants changes. Tables are `splitters`: the splitting constant for each exponent of a float32.
+all loops stand in this file, since Numba keeps machine code on disk and looks at one file's date.
+Tables are `splitters`: the splitting constant for each exponent of a float32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from xnn.backends.exact.functions import (
     WHOLE,
     WHOLE_BITS,
 )
-from xnn.backends.exact.slices import FLUSH
+from xnn.backends.exact.slices import FINEST, FLUSH, LARGEST
 from xnn.backends.jit import jit
 
 __all__ = [
@@ -48,9 +48,9 @@ def _to32(y: Any) -> Any:
 def _sum_splitter(y: Any, bits: Any) -> Any:
     """splitter() of one float64."""
     field = (np.float64(y).view(np.int64) >> 52) & 0x7FF
-    if field > 1900:
+    if field > LARGEST:
         return math.nan
-    step: Any = max(field - (1022 + bits), -500)
+    step: Any = max(field - (1022 + bits), FINEST)
     return np.int64(((step + 1075) << 52) | (1 << 51)).view(np.float64)
 
 

@@ -12,12 +12,16 @@ import numpy as np
 from xnn import ops
 from xnn.backends.calls import Runnable
 from xnn.backends.exact import compiled_loops as loops
+from xnn.backends.exact.namespace import ExactNamespace
 from xnn.backends.exact.slices import sum_bits
 from xnn.backends.jit import load
+from xnn.backends.registry import get_backend
 from xnn.errors import BackendUnavailableError
+from xnn.ops.op import apply_rule, backward_of, forward_of
 
 __all__ = [
-    "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "prepare", "sgd",
+    "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "has_the_ops_bits",
+    "prepare", "sgd",
     "slice_columns", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
@@ -101,7 +105,11 @@ def adam(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.
 
 
 def prepare() -> None:
-    """Compile everything, or read it from Numba's cache, before a step needs it; damaged files are made again."""
+    """Compile everything, or read it from Numba's cache, before a step needs it; damaged files are made again.
+
+    Then try it on a few numbers: machine code that is older than the functions' constants is made again too.
+    Raises BackendUnavailableError where this machine's compiled code does not have the ops' bits.
+    """
     x, labels = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
     one, two, table = np.zeros((1, 1)), np.zeros((2, 2)), np.zeros(256)
 
@@ -122,11 +130,45 @@ def prepare() -> None:
         loops.adam(x[0], x[0], x[0], x[0], np.ones(7))
 
     load(call, loops.finish)
-    # Rounded twice, w - rate g is -2^-30; rounded once, by a fused multiply-add, it is -2^-30 - 2^-53.
-    w, g = np.full(9, 1.0 + 2.0**-23, np.float32), np.full(9, 1.0 + 2.0**-23, np.float32)
-    loops.sgd(w, g, _NONE32, np.asarray([1.0 + 2.0**-30, 0.0, 0.0, 0.0]))
-    if not (w == -(2.0**-30)).all():
-        raise BackendUnavailableError(
-            "compiled kernels: this machine's compiler fuses multiplications with additions, which changes the bits "
-            "of exact numerics: use kernels='numpy'"
-        )
+    if not has_the_ops_bits():
+        for function in vars(loops).values():  # in the order of the file: each after those it calls
+            if isinstance(function, type(loops.finish)) and function.py_func.__module__ == loops.__name__:
+                function.recompile()
+        if not has_the_ops_bits():
+            raise BackendUnavailableError(
+                "compiled kernels: what this machine's compiler makes of them differs from the ops in its bits, as "
+                "fused multiplications and additions do: use kernels='numpy'"
+            )
+
+
+def has_the_ops_bits() -> bool:
+    """Functions, the loss and two updates on some numbers, one of which a fused multiply-add would change."""
+    exact = ExactNamespace(get_backend("numpy"))
+    x = np.linspace(-9.0, 9.0, 36, dtype=np.float32).reshape(9, 4)
+    found: list[Any] = []
+    right: list[Any] = []
+    with np.errstate(all="ignore"):
+        for op in (ops.sigmoid, ops.tanh):
+            y, kept = np.empty_like(x), np.empty(x.shape)
+            finish(x.astype(float), 1.0, None, y, op, kept)()
+            found += [y, kept]
+            right += forward_of(op, exact, (x,), {})
+        loss, g, labels = np.empty((), np.float32), np.empty_like(x), np.arange(9) % 4
+        cross_entropy(x, labels, loss, g)()
+        value, saved = forward_of(ops.softmax_cross_entropy, exact, (x, labels), {})
+        found += [loss, g]
+        right += [value, backward_of(ops.softmax_cross_entropy, exact, np.ones((), np.float32), saved)[0]]
+        w = [np.abs(x).ravel() for _ in range(4)]
+        options = {
+            "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.99, "beta1_power": 0.9, "beta2_power": 0.99,
+            "epsilon": 1e-8, "weight_decay": 0.01,
+        }  # fmt: skip
+        loops.adam(*w, np.asarray(tuple(options.values())))
+        found += [w[0], w[2], w[3]]
+        right += apply_rule(ops.updates.adam, exact, [np.abs(x).ravel() for _ in range(4)], options)
+        # Rounded twice, w - rate g is -2^-30; rounded once, by a fused multiply-add, it is -2^-30 - 2^-53.
+        w = [np.full(9, 1.0 + 2.0**-23, np.float32) for _ in range(2)]
+        loops.sgd(*w, _NONE32, np.asarray([1.0 + 2.0**-30, 0.0, 0.0, 0.0]))
+        found.append(w[0])
+        right.append(np.full(9, -(2.0**-30), np.float32))
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(found, right, strict=True))

@@ -90,22 +90,31 @@ class ExactNamespace(Boundary):
         return (self.base.asarray(x, dtype=self.base.float64) + FLUSH) - FLUSH
 
     def widen(self, x: Any) -> Any:
-        """An array, of integers too, as float64: what products are made of."""
-        return x if x.dtype == self.base.float64 else self.base.astype(x, self.base.float64)
+        """An array as float64: float32 that an op has from elsewhere than its inputs, and integers to multiply."""
+        if x.dtype == self.base.float64:
+            return x
+        if x.dtype == self.base.float32:
+            return self.enter(x)
+        return self.base.astype(x, self.base.float64)
+
+    def _is_floating(self, x: Any) -> bool:
+        return bool(self.base.isdtype(x.dtype, "real floating"))
 
     def leave(self, y: Any) -> Any:
-        """What an op returns, as it is stored."""
-        if hasattr(y, "dtype") and not isinstance(y, ScaledIntegers) and y.dtype == self.base.float64:
+        """What an op returns, as it is stored; also what a function of the user's returns as float32."""
+        if not hasattr(y, "dtype") or isinstance(y, ScaledIntegers):
+            return y
+        if y.dtype == self.base.float64:
             return to32(self.lib, y)
-        return y
+        return to32(self.lib, self.enter(y)) if y.dtype == self.base.float32 else y
 
     # Reductions.
 
     def sum(self, x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Any:
         """The sum over `axis`: of float64 by one slice, rounded nowhere but at its terms' last bit."""
-        if not self.base.isdtype(x.dtype, "real floating"):
+        if not self._is_floating(x):
             return self.base.sum(x, axis=axis, dtype=dtype, keepdims=keepdims)
-        terms = self._extent(x.shape, axis)
+        x, terms = self.widen(x), self._extent(x.shape, axis)
         cut = slice_one(self.lib, x, exponent(self.lib, x, axis), sum_bits(terms))
         return self.base.sum(cut, axis=axis, keepdims=keepdims) + 0.0
 
@@ -115,7 +124,7 @@ class ExactNamespace(Boundary):
 
     def var(self, x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Any:
         """The mean of (x - mean)^2, of which `correction` samples are left out of the count."""
-        away = x - self.mean(x, axis=axis, keepdims=True)
+        away = self.widen(x) - self.mean(x, axis=axis, keepdims=True)
         count = self._extent(x.shape, axis) - correction
         return self.sum(away * away, axis=axis, keepdims=keepdims) / float(count)
 
@@ -126,21 +135,24 @@ class ExactNamespace(Boundary):
     def max(self, x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
         """The largest element; never -0, so that it does not matter which zero came first."""
         y = self.base.max(x, axis=axis, keepdims=keepdims)
-        return y + 0.0 if self.base.isdtype(y.dtype, "real floating") else y
+        return y + 0.0 if self._is_floating(y) else y
 
     def min(self, x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
         """The smallest element; never -0."""
         y = self.base.min(x, axis=axis, keepdims=keepdims)
-        return y + 0.0 if self.base.isdtype(y.dtype, "real floating") else y
+        return y + 0.0 if self._is_floating(y) else y
 
     def argmax(self, x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
         """The least index of the largest element, of the first NaN where there is one."""
+        return self._index_of(self.base.max, x, axis, keepdims)
+
+    def _index_of(self, extreme: Any, x: Any, axis: int | None, keepdims: bool) -> Any:
         base = self.base
         if axis is None:
-            found = self.argmax(base.reshape(x, (-1,)), axis=0)
+            found = self._index_of(extreme, base.reshape(x, (-1,)), 0, False)
             return base.reshape(found, (1,) * x.ndim) if keepdims else found
         axis = axis % x.ndim
-        largest = base.logical_or(x == base.max(x, axis=axis, keepdims=True), x != x)
+        largest = base.logical_or(x == extreme(x, axis=axis, keepdims=True), x != x)
         count = x.shape[axis]
         index = base.reshape(
             base.arange(count, device=x.device), tuple(count if a == axis else 1 for a in range(x.ndim))
@@ -148,8 +160,8 @@ class ExactNamespace(Boundary):
         return base.min(base.where(largest, index, count), axis=axis, keepdims=keepdims)
 
     def argmin(self, x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
-        """The least index of the smallest element."""
-        return self.argmax(-x, axis=axis, keepdims=keepdims)
+        """The least index of the smallest element, of the first NaN where there is one."""
+        return self._index_of(self.base.min, x, axis, keepdims)
 
     def argsort(self, x: Any, /, *, axis: int = -1, stable: bool = True) -> Any:
         """The indices that sort x, equal elements in the order of their indices, whatever `stable` says."""
@@ -187,6 +199,10 @@ class ExactNamespace(Boundary):
         inside = tuple(a for a in axes if a % x.ndim)
         if len(inside) == len(axes):
             return self.sum(x, axis=axes, keepdims=keepdims)
+        if not self._is_floating(x):
+            counted = self.base.sum(x, axis=axes, keepdims=keepdims)
+            return self.astype(self.batch_total(self.widen(counted)), counted.dtype)
+        x = self.widen(x)
         terms = self._extent(x.shape, inside) * self.batch_count(int(x.shape[0]))
         cut = slice_one(self.lib, x, self.batch_exponent(x, axes), sum_bits(terms))
         return self.batch_total(self.base.sum(cut, axis=axes, keepdims=keepdims) + 0.0)
@@ -208,7 +224,10 @@ class ExactNamespace(Boundary):
 
         batch: whether they are the batch's rows, and go to one table of all workers (an embedding's gradient).
         """
-        own = int(rows.shape[0])
+        if not self._is_floating(rows):
+            added = scatter_add(self.base, count, indices, rows)
+            return self.astype(self.batch_total(self.widen(added)), added.dtype) if batch else added
+        rows, own = self.widen(rows), int(rows.shape[0])
         terms = self.batch_count(own) if batch else own
         largest = self.batch_exponent(rows) if batch else exponent(self.lib, rows, 0)
         cut = slice_one(self.lib, rows, largest, sum_bits(terms))
@@ -218,9 +237,18 @@ class ExactNamespace(Boundary):
     # Elementwise.
 
     def astype(self, x: Any, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Any:
-        """As the Array API's; floating-point numbers are float64 here, whatever they are called outside."""
+        """As the Array API's; floating-point numbers are float64 here, whatever they are called outside.
+
+        Numbers beyond an integer's range become its ends, and NaN 0: hardware has its own ideas.
+        """
         if self.base.isdtype(dtype, "real floating"):
-            dtype = self.base.float64
+            wide = self.enter(x) if x.dtype == self.base.float32 else x
+            return self.base.astype(wide, self.base.float64, copy=copy)
+        if self._is_floating(x) and self.base.isdtype(dtype, "integral"):
+            ends = self.base.iinfo(dtype)
+            top = float(ends.max)
+            top = math.nextafter(top, 0.0) if int(top) > ends.max else top
+            x = self.minimum(self.maximum(self.base.where(x == x, x, 0.0), float(ends.min)), top)
         return self.base.astype(x, dtype, copy=copy)
 
     def maximum(self, a: Any, b: Any, /) -> Any:
@@ -238,36 +266,37 @@ class ExactNamespace(Boundary):
 
     def exp(self, x: Any, /) -> Any:
         """e^x."""
-        return functions.exp(self.lib, x)
+        return functions.exp(self.lib, self.widen(x))
 
     def expm1(self, x: Any, /) -> Any:
         """e^x - 1."""
-        return functions.expm1(self.lib, x)
+        return functions.expm1(self.lib, self.widen(x))
 
     def log(self, x: Any, /) -> Any:
         """ln x."""
-        return functions.log(self.lib, x)
+        return functions.log(self.lib, self.widen(x))
 
     def log1p(self, x: Any, /) -> Any:
         """ln (1 + x)."""
-        return functions.log1p(self.lib, x)
+        return functions.log1p(self.lib, self.widen(x))
 
     def tanh(self, x: Any, /) -> Any:
         """The hyperbolic tangent."""
-        return functions.tanh(self.lib, x)
+        return functions.tanh(self.lib, self.widen(x))
 
     def erf(self, x: Any, /) -> Any:
         """The error function."""
-        return functions.erf(self.lib, x)
+        return functions.erf(self.lib, self.widen(x))
 
     def sin(self, x: Any, /) -> Any:
         """The sine."""
-        return functions.sin(self.lib, x)
+        return functions.sin(self.lib, self.widen(x))
 
     def cos(self, x: Any, /) -> Any:
         """The cosine."""
-        return functions.cos(self.lib, x)
+        return functions.cos(self.lib, self.widen(x))
 
     def pow(self, a: Any, p: Any, /) -> Any:
         """a^p."""
-        return functions.power(self.lib, a, p)
+        wide = (self.widen(v) if hasattr(v, "dtype") else v for v in (a, p))
+        return functions.power(self.lib, *wide)

@@ -195,7 +195,10 @@ def column_sums(x: np.ndarray, table: np.ndarray, sums: np.ndarray, rate: Any) -
 
 
 def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
-    """The loss and its gradient: softmax_cross_entropy forward and backward, or the op where numbers are extreme."""
+    """The loss and its gradient: softmax_cross_entropy forward and backward, or the op where numbers are extreme.
+
+    Labels lie in 0 .. classes - 1: the door they came through has looked.
+    """
     exact = _exact()
     lib, op = exact.lib, ops.softmax_cross_entropy
     n, classes = z.shape

@@ -19,7 +19,7 @@ from xnn.backends.exact.slices import budget, exponent, product_bits, slice_one,
 from xnn.ops import Array, Op
 from xnn.ops.activations import Rescale
 from xnn.ops.linear import Dense, check_bias, check_product
-from xnn.ops.op import size_of, unbroadcast
+from xnn.ops.op import size_of
 
 __all__ = ["ROLES", "DenseBits"]
 
@@ -99,8 +99,17 @@ class ExactDense(Dense):
         dw = base.reshape(self._dw(xp, x, dy, bits), w_shape)
         if b is None:
             return dx, dw
-        batch = xp.batch_sum if x.ndim > 1 else xp.sum
-        return dx, dw, unbroadcast(xp, grad, b, batch)
+        return dx, dw, self._db(xp, grad, b, x.ndim > 1)
+
+    @staticmethod
+    def _db(xp: ExactNamespace, grad: Array, b: Any, batch: bool) -> Array | None:
+        """db = grad summed to b's shape. Which axes are summed follows from b alone, never from a shard's rows."""
+        if not hasattr(b, "shape"):
+            return None
+        extents = (1,) * (grad.ndim - b.ndim) + tuple(b.shape)
+        axes = tuple(axis for axis, extent in enumerate(extents) if extent == 1)
+        total = xp.batch_sum if batch else xp.sum
+        return xp.base.reshape(total(grad, axis=axes, keepdims=True), b.shape) if axes else grad
 
     @staticmethod
     def _dx(xp: ExactNamespace, dy: Array, w: Array, bits: DenseBits) -> Array:

@@ -67,6 +67,14 @@ class ScaledIntegers:
         """Other integers, the same scale."""
         return ScaledIntegers(self.lib, integers, self.scale)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.materialize(), name)
+
+    def __float__(self) -> float:
+        return float(self.materialize())
+
     def __getitem__(self, key: Any) -> ScaledIntegers:
         return self.with_integers(self.integers[key])
 
@@ -80,6 +88,7 @@ class ScaledIntegers:
         return f"ScaledIntegers({self.integers!r}, scale={self.scale!r})"
 
 
-_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv neg abs lt le gt ge eq ne matmul rmatmul pow rpow"
-for _name in _OPERATORS.split(" "):
+_BINARY = "add radd sub rsub mul rmul truediv rtruediv floordiv mod rmod matmul rmatmul pow rpow"
+_OTHERS = "neg abs lt le gt ge eq ne"
+for _name in f"{_BINARY} {_OTHERS}".split(" "):
     setattr(ScaledIntegers, f"__{_name}__", _by_value(f"__{_name}__"))

@@ -20,8 +20,8 @@ from typing import Any
 from xnn.errors import NumericsError
 
 __all__ = [
-    "FLUSH", "LONGEST", "ProductBits", "budget", "exponent", "factor_exponent", "log2_ceil", "product_bits",
-    "slice_one", "slice_two", "splitter", "sum_bits", "to32",
+    "FINEST", "FLUSH", "LARGEST", "LONGEST", "ProductBits", "budget", "exponent", "factor_exponent", "log2_ceil",
+    "product_bits", "slice_one", "slice_two", "splitter", "sum_bits", "to32",
 ]  # fmt: skip
 
 #: float32 storage: adding and subtracting it rounds to a multiple of 2^-125, so that what is stored is neither
@@ -31,9 +31,10 @@ FLUSH = 1.5 * 2.0**-73
 #: The longest sum whose terms still have a useful number of bits.
 LONGEST = 2**29
 
-# Steps are no finer than this: the product of two slices is then at least 2^-1000 and never subnormal.
-_FINEST = -500
-_LARGEST = 1900
+#: Steps are no finer than 2^this: the product of two slices is then at least 2^-1000 and never subnormal.
+FINEST = -500
+#: The largest exponent field whose splitter is finite.
+LARGEST = 1900
 _LARGEST_FACTOR = 1022 + 497  # 2 * 497 + 29 = 1023
 _NAN = 0x7FF8 << 48
 
@@ -109,9 +110,9 @@ def splitter(lib: Any, exponents: Any, bits: int) -> Any:
     whose splitter would overflow.
     """
     xp = lib.xp
-    step = xp.maximum(exponents - (1022 + bits), _FINEST)
+    step = xp.maximum(exponents - (1022 + bits), FINEST)
     words = ((step + (52 + 1023)) << 52) | (1 << 51)
-    return lib.bits(xp.where(exponents > _LARGEST, _NAN, words), "float64")
+    return lib.bits(xp.where(exponents > LARGEST, _NAN, words), "float64")
 
 
 def slice_one(lib: Any, x: Any, exponents: Any, bits: int) -> Any:

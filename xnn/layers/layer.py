@@ -6,7 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
-from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, get_backend, mixed_arrays
+from xnn.backends import (
+    Backend,
+    Purpose,
+    Stream,
+    backend_of,
+    current_backend,
+    current_numerics,
+    get_backend,
+    mixed_arrays,
+)
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.graph import Node, Weight
 from xnn.initializers import Initializer
@@ -121,7 +130,7 @@ class Layer:
         self.own_parameters = list(parameters)
         self.seed = seed
         self.saved: Any = None
-        self._ran: tuple[str, Any] | None = None  # backend and dtype of the last forward's output
+        self._ran: tuple[str, Any, str] | None = None  # backend, dtype and numerics of the last forward
         self.index = 0
         for k, parameter in enumerate(self.own_parameters):
             parameter.draw_from(Stream(seed or 0, Purpose.WEIGHTS, 0, k))
@@ -175,7 +184,7 @@ class Layer:
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output for a batch x, which is left as it is."""
         y, self.saved = self.apply(x, training)
-        self._ran = backend_of(y).name, y.dtype
+        self._ran = backend_of(y).name, y.dtype, current_numerics()
         return y
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -197,7 +206,12 @@ class Layer:
         """
         if self._ran is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
-        name, dtype = self._ran
+        name, dtype, mode = self._ran
+        if mode != current_numerics():
+            raise GraphError(
+                f"{type(self).__name__}'s forward ran in {mode} numerics and its backward in {current_numerics()}: "
+                "keep both inside one `with xnn.numerics(...)`"
+            )
         lib = backend_of(dout)
         if lib.name != name:
             raise mixed_arrays(get_backend(name), lib)

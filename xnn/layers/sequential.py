@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
-from xnn.backends import Backend, Purpose, Stream, admit, backend_of, current_backend, current_numerics
+from xnn.backends import (
+    Backend,
+    Purpose,
+    Stream,
+    admit,
+    backend_of,
+    chosen_numerics,
+    current_backend,
+    current_numerics,
+    numerics,
+)
+from xnn.backends.mode import NUMERICS
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.layers import weights
@@ -39,7 +50,7 @@ class Sequential(Layer):
         if len({id(layer) for layer in layers}) < len(layers):
             raise OptionError("the same layer object stands twice in a Sequential; build a second one")
         self.layers = list(layers)
-        #: In which numerics it was trained last, if it was; a weight file tells it.
+        #: In which numerics it was trained, "mixed" if in both, None if it was not; a weight file keeps it.
         self.numerics: str | None = None
         super().__init__(seed=None if seed is None else Stream(seed, Purpose.WEIGHTS).seed)
         self.draw_from(self.seed or 0, 0)
@@ -81,7 +92,7 @@ class Sequential(Layer):
         """The last layer's output."""
         for layer in self.layers:
             x = layer.forward(x, training)
-        self._ran = backend_of(x).name, x.dtype
+        self._ran = backend_of(x).name, x.dtype, current_numerics()
         return x
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -144,20 +155,28 @@ class Sequential(Layer):
         """
         if not hasattr(x, "shape"):
             x = np.asarray(x)
-        xp = backend_of(admit(self.backend, x)).xp
+        lib = backend_of(admit(self.backend, x))
+        xp = lib.xp
         if x.dtype == getattr(xp, self.dtype):
-            return x
+            return lib.clean(x)
         if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):
             raise DTypeError(f"samples must be numbers, got an array of {x.dtype}")
         first = next((layer for layer in self.layers if getattr(layer, "op", None) is not ops.flatten), None)
         if not xp.isdtype(x.dtype, "real floating") and first is not None and first.takes_integers:
             return x
-        return xp.astype(x, getattr(xp, self.dtype))
+        return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
     def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
-        """The outputs for samples x (n, ...), on the host; x may be a host array, list or device array."""
+        """The outputs for samples x (n, ...), on the host; x may be a host array, list or device array.
+
+        In the numerics in force, or if nobody chose any in those the model was trained in.
+        """
         check_count("batch_size", batch_size)
-        current_numerics()
+        trained = self.numerics if self.numerics in NUMERICS else None
+        with numerics(chosen_numerics() or trained):
+            return self._predict(x, batch_size)
+
+    def _predict(self, x: Any, batch_size: int) -> np.ndarray:
         lib = self.backend
         x = self.prepare(x)
         if x.ndim < 1:

@@ -85,6 +85,7 @@ def load(path: str | os.PathLike[str]) -> Sequential:
         raise CorruptFileError(f"{path} does not describe a model that can be built: {error}") from error
     parameters = dict(model.named_parameters())
     _check(parameters, tensors, digest, path)
+    model.numerics = header.get("numerics")
     for name in header.get("frozen", ()):
         if name in parameters:
             parameters[name].frozen = True
@@ -93,11 +94,12 @@ def load(path: str | os.PathLike[str]) -> Sequential:
 
 def load_weights(model: Sequential, path: str | os.PathLike[str]) -> None:
     """Put the file's parameters into a model with the same names and shapes; all of them or none."""
-    tensors, _, digest = _read(path)
+    tensors, header, digest = _read(path)
     wanted, lib = dict(model.named_parameters()), model.backend
     _check(wanted, tensors, digest, path)
     for name, parameter in wanted.items():
         parameter.value = lib.to_device(tensors[name])
+    model.numerics = header.get("numerics")
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -113,8 +113,8 @@ class Boundary:
         """The sum over `axis`, of which axis 0 is the batch's, wherever its shards are."""
         raise NotImplementedError
 
-    def scatter_add(self, count: int, indices: Array, rows: Array) -> Array:
-        """`count` rows of zeros to which rows[i] is added at indices[i]."""
+    def scatter_add(self, count: int, indices: Array, rows: Array, batch: bool = False) -> Array:
+        """`count` rows of zeros to which rows[i] is added at indices[i]; batch: they are the whole batch's."""
         raise NotImplementedError
 
     def batch_count(self, rows: int) -> int:
@@ -126,7 +126,9 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
     """op.forward, with a clear word for what it may stumble over; every door goes through here."""
     if isinstance(xp, Boundary):
         op = xp.role(op)
-        inputs = inputs if op.takes_stored else [xp.enter(x) for x in inputs]
+        if not op.takes_stored:
+            inputs = [xp.enter(x) for x in inputs]
+            options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
     try:
         result = op.forward(xp, *inputs, **options)
     except (ValueError, IndexError) as error:
@@ -173,8 +175,14 @@ def apply_rule(
     """rule(xp, *arrays, **options), for what is no op: an optimizer's update rule, a metric."""
     if not isinstance(xp, Boundary):
         return rule(xp, *arrays, **options)
+    options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
     result = rule(xp, *map(xp.enter, arrays), **options)
     return tuple(map(xp.leave, result)) if isinstance(result, tuple) else xp.leave(result)
+
+
+def _is_array(x: Any) -> bool:
+    """An option may also be a dtype, some of which are classes with an array's attributes."""
+    return hasattr(x, "shape") and not isinstance(x, type)
 
 
 def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False) -> Array:

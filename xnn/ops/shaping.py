@@ -86,16 +86,17 @@ class Concat(Op):
         return tuple(grads)
 
 
-def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array) -> Array:
+def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array, batch: bool = False) -> Array:
     """`count` rows of zeros to which rows[i] is added at indices[i], in the order of i.
 
     The Array API has no such function, so: sort the indices, then add the first row that names each
     target, then the second, and so on. Each round is one gather, whatever the number of targets, and
     the order of additions is defined (atomic additions on a GPU have none). The number of rounds is
-    read from the device once. Exact numerics have a `scatter_add` of their own.
+    read from the device once. Exact numerics have a `scatter_add` of their own. batch: whether the rows are the
+    batch's and belong to a table that all workers share, as an embedding's gradient does.
     """
     if isinstance(xp, Boundary):
-        return xp.scatter_add(count, indices, rows)
+        return xp.scatter_add(count, indices, rows, batch)
     order = xp.argsort(indices, stable=True)
     ordered = xp.take(indices, order, axis=0)
     targets = xp.arange(count, dtype=ordered.dtype, device=ordered.device)
@@ -107,7 +108,7 @@ def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array) -> Array
         named = first + k < past
         source = xp.take(order, xp.where(named, first + k, 0), axis=0)
         mask = xp.reshape(named, (count,) + (1,) * (rows.ndim - 1))
-        total = total + xp.where(mask, xp.take(rows, source, axis=0), 0.0)
+        total = total + xp.where(mask, xp.take(rows, source, axis=0), 0)
     return total
 
 
