@@ -16,6 +16,7 @@ from xnn.backends.workers import with_communicator
 from xnn.layers.layer import computed
 from xnn.layers.weights import weights_sha256
 from xnn.models import mlp
+from xnn.ops.metrics import accuracy
 
 LIB = get_backend("numpy")
 ACTIVATIONS = [None, ops.relu, ops.sigmoid, ops.tanh]
@@ -101,6 +102,35 @@ def dense_calls(s, activation, bias, input_gradient):
     backward.reads = (s["dz"],)
     fused = Call("forward", ops.dense, reads, (s["y"],), activation=activation, parts=(forward, act))
     return [fused, Call("backward", ops.dense, (s["dy"],), grads, forward=fused, parts=(back, backward))]
+
+
+@pytest.mark.parametrize("frozen", ["dw", "db"])
+@pytest.mark.parametrize("input_gradient", [True, False])
+def test_dense_of_which_a_part_is_frozen(table, frozen, input_gradient):
+    both = Both(table)
+    both.slot("x", numbers((9, 5), 1))
+    both.slot("w", numbers((5, 7), 2))
+    both.slot("b", numbers((7,), 3))
+    both.slot("dy", numbers((9, 7), 4, "hostile"))
+    for name, extent in (("z", (9, 7)), ("dx", (9, 5)), ("dw", (5, 7)), ("db", (7,))):
+        both.empty(name, extent, "float32")
+    found = both.run(lambda s: dense_calls({**s, frozen: None}, None, True, input_gradient))
+    for name in {"z", "dw", "db"} - {frozen} | ({"dx"} if input_gradient else set()):
+        same(*found[name])
+
+
+@pytest.mark.parametrize("n", [1, 60])
+def test_accuracy(table, n):
+    outputs = np.round(numbers((n, 5), 1), 1)  # rounded, so that rows have ties
+    if n > 4:
+        outputs[3, 2] = outputs[4, 0] = outputs[4, 3] = np.nan
+    both = Both(table)
+    both.slot("z", outputs)
+    both.slot("t", np.argmax(outputs + numbers((n, 5), 2), axis=1).astype(np.int64))
+    both.empty("count", (), "float32")
+    kernel, op = both.run(lambda s: [Call("metric", accuracy, (s["z"], s["t"]), (s["count"],))])["count"]
+    assert (kernel, kernel.dtype) == (op, np.float32)
+    assert n == 1 or 0 < op < n
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])

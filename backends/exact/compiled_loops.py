@@ -32,8 +32,8 @@ from xnn.backends.exact.slices import FINEST, FLUSH, LARGEST
 from xnn.backends.jit import jit
 
 __all__ = [
-    "RELU", "SIGMOID", "TANH", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "sgd",
-    "slice_columns", "slice_rows", "slice_tensor", "weight_gradient", "widen",
+    "RELU", "SIGMOID", "TANH", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "sgd",
+    "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
 RELU, SIGMOID, TANH = 1, 2, 3
@@ -161,21 +161,13 @@ def _column_splitters(x: Any, table: Any, largest: Any, s: Any) -> None:
 
 
 @jit
-def slice_columns(x: Any, high: Any, low: Any, wide: Any, largest: Any, s: Any, t: Any) -> None:
+def slice_columns(x: Any, table: Any, one: Any, largest: Any, s: Any) -> None:
     """The loop of the pass of this name."""
-    n, width = x.shape
-    two = wide.shape[1] > width
-    _column_splitters(x, high, largest, s)
-    if two:
-        for c in range(width):
-            t[c] = low[largest[c] >> 23]
-    for r in range(n):
-        given, first, second = x[r], wide[r, :width], wide[r, width:]
-        for c in range(width):
-            first[c] = (np.float64(given[c]) + s[c]) - s[c]
-        if two:
-            for c in range(width):
-                second[c] = ((np.float64(given[c]) - first[c]) + t[c]) - t[c]
+    _column_splitters(x, table, largest, s)
+    for r in range(x.shape[0]):
+        given, cut = x[r], one[r]
+        for c in range(given.size):
+            cut[c] = (np.float64(given[c]) + s[c]) - s[c]
 
 
 @jit
@@ -190,30 +182,24 @@ def widen(integers: Any, wide: Any) -> None:
 def finish(products: Any, scale: Any, b: Any, y: Any, activation: Any, kept: Any) -> None:
     """The loop of the pass of this name."""
     n, width = y.shape
-    two, bias = products.shape[0] > n, b.size > 0
+    two = products.shape[0] > n
     for r in range(n):
         z, out = products[r], y[r]
         if two:
             low = products[n + r]
             for c in range(width):
-                z[c] = z[c] + low[c]
+                out[c] = _to32((z[c] + low[c]) + b[c])
         else:
             for c in range(width):
-                z[c] = z[c] * scale
-        if bias:
-            for c in range(width):
-                z[c] = z[c] + np.float64(b[c])
-        for c in range(width):
-            out[c] = _to32(z[c])
+                out[c] = _to32(z[c] * scale + b[c])
         if activation == RELU:
             for c in range(width):
                 out[c] = np.float32(0.0) if out[c] <= 0.0 else out[c]
         elif activation != 0:
             full = kept[r]
             for c in range(width):
-                full[c] = (
-                    _logistic(np.float64(out[c])) if activation == SIGMOID else _tanh(np.float64(out[c]))
-                )
+                x = np.float64(out[c])
+                full[c] = _logistic(x) if activation == SIGMOID else _tanh(x)
                 out[c] = _to32(full[c])
 
 
@@ -221,14 +207,16 @@ def finish(products: Any, scale: Any, b: Any, y: Any, activation: Any, kept: Any
 def activation_gradient(activation: Any, y: Any, kept: Any, dz: Any) -> None:
     """The loop of the pass of this name."""
     for r in range(dz.shape[0]):
-        for c in range(dz.shape[1]):
-            if activation == RELU:
-                if not y[r, c] > 0.0:
-                    dz[r, c] = 0.0
-            elif activation == SIGMOID:
-                dz[r, c] = _to32(np.float64(dz[r, c]) * (kept[r, c] * (1.0 - kept[r, c])))
-            else:
-                dz[r, c] = _to32(np.float64(dz[r, c]) * (1.0 - kept[r, c] * kept[r, c]))
+        g = dz[r]
+        if activation == RELU:
+            output = y[r]
+            for c in range(g.size):
+                g[c] = g[c] if output[c] > 0.0 else np.float32(0.0)
+            continue
+        full = kept[r]
+        for c in range(g.size):
+            slope = full[c] * (1.0 - full[c]) if activation == SIGMOID else 1.0 - full[c] * full[c]
+            g[c] = _to32(np.float64(g[c]) * slope)
 
 
 @jit
@@ -254,18 +242,46 @@ def weight_gradient(products: Any, scale: Any, dw: Any, rate: Any) -> None:
 
 
 @jit
-def column_sums(x: Any, table: Any, sums: Any, rate: Any, largest: Any, s: Any, total: Any) -> None:
-    """The loop of the pass of this name."""
+def slice_gradient(
+    x: Any, high: Any, low: Any, wide: Any, table: Any, sums: Any, rate: Any, rows: Any
+) -> None:
+    """The loop of the pass of this name; rows: room for four rows of numbers."""
     n, width = x.shape
-    _column_splitters(x, table, largest, s)
-    total[:] = 0.0
+    cut, two = wide.shape[0] > 0, wide.shape[1] > width
+    s, t, u, total = rows[0], rows[1], rows[2], rows[3]
+    largest = np.zeros(width, np.int32)
+    _column_splitters(x, high, largest, s)
+    for c in range(width):
+        t[c] = low[largest[c] >> 23]
+        u[c] = table[largest[c] >> 23]
+        total[c] = 0.0
     for r in range(n):
         given = x[r]
+        if cut:
+            first, second = wide[r, :width], wide[r, width:]
+            for c in range(width):
+                first[c] = (np.float64(given[c]) + s[c]) - s[c]
+            if two:
+                for c in range(width):
+                    second[c] = ((np.float64(given[c]) - first[c]) + t[c]) - t[c]
         for c in range(width):
-            total[c] += (np.float64(given[c]) + s[c]) - s[c]
-    for c in range(width):
+            total[c] += (np.float64(given[c]) + u[c]) - u[c]
+    for c in range(sums.size):
         stored = _to32(total[c])
         sums[c] = _to32(np.float64(sums[c]) - rate[0] * np.float64(stored)) if rate.size else stored
+
+
+@jit
+def count_right(outputs: Any, labels: Any, count: Any) -> None:
+    """The loop of the pass of this name."""
+    found = 0
+    for r in range(outputs.shape[0]):
+        row, best = outputs[r], 0
+        for c in range(row.size):
+            if row[c] > row[best] or (row[c] != row[c] and row[best] == row[best]):
+                best = c
+        found += best == labels[r]
+    count[0] = found
 
 
 @jit

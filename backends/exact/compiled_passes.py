@@ -20,9 +20,8 @@ from xnn.errors import BackendUnavailableError
 from xnn.ops.op import apply_rule, backward_of, forward_of
 
 __all__ = [
-    "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "has_the_ops_bits",
-    "prepare", "sgd",
-    "slice_columns", "slice_rows", "slice_tensor", "weight_gradient", "widen",
+    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "has_the_ops_bits",
+    "prepare", "sgd", "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
 #: Activations that `finish` computes; their numbers in the loops count from 1.
@@ -45,11 +44,23 @@ def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarra
     return lambda: loops.slice_rows(x, high, low, wide)
 
 
-def slice_columns(x: np.ndarray, high: np.ndarray, low: np.ndarray | None, wide: np.ndarray) -> Runnable:
-    """wide <- each column's first slice and, if it is twice as wide, the second ones beside them."""
-    largest, s, t = np.empty(x.shape[1], np.int32), np.empty(x.shape[1]), np.empty(x.shape[1])
+def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
+    """one <- each column's slice, on the scale of its largest element."""
+    largest, s = np.empty(x.shape[1], np.int32), np.empty(x.shape[1])
+    return lambda: loops.slice_columns(x, table, one, largest, s)
+
+
+def slice_gradient(
+    dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
+) -> Runnable:
+    """wide <- each column's first slice and, if it is twice as wide, the second ones beside them; db <- their sums.
+
+    The sums are of slices by `table`; with a rate, db is b and becomes b - rate * gradient. No wide, no slices.
+    """
+    step, sums = np.zeros(0) if rate is None else rate.value, _NONE32 if db is None else db
     second = high if low is None else low
-    return lambda: loops.slice_columns(x, high, second, wide, largest, s, t)
+    rows = np.empty((4, dz.shape[1]))
+    return lambda: loops.slice_gradient(dz, high, second, wide, table, sums, step, rows)
 
 
 def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
@@ -61,7 +72,7 @@ def finish(
     products: np.ndarray, scale: float, b: np.ndarray | None, y: np.ndarray, activation: Any, kept: Any
 ) -> Runnable:
     """y <- f(P_high + P_low + b) where products has 2n rows, f(P scale + b) where it has n; kept: f in float64."""
-    number, bias = _number(activation), _NONE32 if b is None else b
+    number, bias = _number(activation), np.zeros(y.shape[1], np.float32) if b is None else b
     wide = _NONE if kept is None else kept
     return lambda: loops.finish(products, scale, bias, y, number, wide)
 
@@ -78,11 +89,10 @@ def weight_gradient(products: np.ndarray, scale: float, dw: np.ndarray, rate: An
     return lambda: loops.weight_gradient(products, scale, dw, step)
 
 
-def column_sums(x: np.ndarray, table: np.ndarray, sums: np.ndarray, rate: Any) -> Runnable:
-    """sums <- the columns' sums by slices; with a rate, sums is b and becomes b - rate * gradient."""
-    step = np.zeros(0) if rate is None else rate.value
-    largest, s, total = np.empty(x.shape[1], np.int32), np.empty(x.shape[1]), np.empty(x.shape[1])
-    return lambda: loops.column_sums(x, table, sums, step, largest, s, total)
+def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
+    """count <- how often the first largest output (the first NaN, where there is one) is the label's."""
+    flat = count.reshape(1)
+    return lambda: loops.count_right(outputs, labels, flat)
 
 
 def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
@@ -117,12 +127,13 @@ def prepare() -> None:
         for run in (
             slice_tensor(x, table, one),
             slice_rows(x, table, table, two),
-            slice_columns(x, table, table, two),
+            slice_columns(x, table, one),
+            slice_gradient(x, table, None, two, table, x[0], None),
             widen(np.zeros((1, 1), np.uint8), one),
             finish(two, 1.0, None, x, None, None),
             activation_gradient(ops.relu, x, None, x),
             weight_gradient(two, 1.0, x, None),
-            column_sums(x, table, x[0], None),
+            count_right(x, labels, x[0, :1]),
             cross_entropy(x, labels, x[0, :1], x),
         ):
             run()

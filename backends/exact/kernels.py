@@ -16,7 +16,6 @@ from xnn.backends.blas import gemm
 from xnn.backends.calls import Call, KernelTable, Runnable
 from xnn.backends.exact.roles import DenseBits
 from xnn.backends.exact.slices import splitter, sum_bits
-from xnn.backends.numpy_kernels import NUMPY_KERNELS
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
@@ -42,7 +41,7 @@ class ExactTable(KernelTable):
             ("gather", None): (_gather, _serves_gather),
             ("forward", ops.dense): (self._dense, self._serves_dense),
             ("backward", ops.dense): (self._dense_backward, self._serves_dense),
-            ("metric", accuracy): NUMPY_KERNELS.kernels["metric", accuracy],
+            ("metric", accuracy): (self._accuracy, _serves_labels),
             ("update", updates.sgd): (self._sgd, _in_place),
             ("update", updates.adam): (self._adam, _in_place),
             ("loss", ops.softmax_cross_entropy): (self._cross_entropy, _serves_loss),
@@ -116,24 +115,19 @@ class ExactTable(KernelTable):
                 p.finish(products, 1.0, None, dx, None, None),
             ]
         rate = None if call.rule is None else _Rate(call.rule)
+        columns, sums = bits.dy_column(n), splitters(lib, sum_bits(n))
+        high, low = splitters(lib, columns), None
+        wide = np.empty((0, outputs)) if dw is None else lib.buffer((n, outputs), np.float64)
+        one = kept["wide"]
+        if dw is not None and bits.integers is None:
+            one, wide = lib.buffer(x.shape, np.float64), lib.buffer((n, 2 * outputs), np.float64)
+            steps.append(p.slice_columns(x, splitters(lib, bits.x_column(n)), one))
+            low = splitters(lib, 2 * columns + 1)
+        if dw is not None or db is not None:
+            steps.append(p.slice_gradient(dz, high, low, wide, sums, db, rate))
         if dw is not None:
-            columns = bits.dy_column(n)
-            tables: tuple[Any, Any]
-            if bits.integers is None:
-                one, wide = lib.buffer(x.shape, np.float64), lib.buffer((n, 2 * outputs), np.float64)
-                steps.append(p.slice_columns(x, splitters(lib, bits.x_column(n)), None, one))
-                tables = splitters(lib, columns), splitters(lib, 2 * columns + 1)
-            else:
-                one, wide = kept["wide"], lib.buffer((n, outputs), np.float64)
-                tables = splitters(lib, columns), None
             products = lib.buffer((inputs, wide.shape[1]), np.float64)
-            steps += [
-                p.slice_columns(dz, *tables, wide),
-                gemm(one.T, wide, products),
-                p.weight_gradient(products, kept["scale"], dw, rate),
-            ]
-        if db is not None:
-            steps.append(p.column_sums(dz, splitters(lib, sum_bits(n)), db, rate))
+            steps += [gemm(one.T, wide, products), p.weight_gradient(products, kept["scale"], dw, rate)]
         runs = tuple(steps)
 
         def run() -> None:
@@ -148,6 +142,11 @@ class ExactTable(KernelTable):
         z, labels = (slot.array for slot in call.reads)
         loss, g = (slot.array for slot in call.writes)  # type: ignore[union-attr]
         return self.passes.cross_entropy(z, labels, loss, g)  # type: ignore[no-any-return]
+
+    def _accuracy(self, call: Call) -> Runnable:
+        (outputs, labels), count = (slot.array for slot in call.reads), call.writes[0]
+        assert count is not None
+        return self.passes.count_right(outputs, labels, count.array)  # type: ignore[no-any-return]
 
     def _sgd(self, call: Call) -> Runnable:
         return _updates(self.passes.sgd, call)
@@ -181,9 +180,19 @@ def _in_place(call: Call) -> bool:
     return bool(call.rule.in_place) and np.dtype(call.reads[0].dtype) == np.float32
 
 
+def _serves_labels(call: Call) -> bool:
+    """Outputs (n, classes) and labels (n,)."""
+    outputs, labels = call.reads
+    return len(outputs.shape) == 2 and outputs.shape[1] > 0 and len(labels.shape) == 1 and _serves(call)
+
+
+def _serves(call: Call) -> bool:
+    outputs, labels = call.reads
+    return bool(np.dtype(outputs.dtype) == np.float32 and np.dtype(labels.dtype) == np.int64)
+
+
 def _serves_loss(call: Call) -> bool:
-    z, labels = call.reads
-    return z.shape[0] > 0 and np.dtype(z.dtype) == np.float32 and np.dtype(labels.dtype) == np.int64
+    return call.reads[0].shape[0] > 0 and _serves(call)
 
 
 def _serves_gather(call: Call) -> bool:

@@ -18,8 +18,8 @@ from xnn.ops import updates
 from xnn.ops.op import apply_rule, backward_of, forward_of
 
 __all__ = [
-    "ACTIVATIONS", "activation_gradient", "adam", "column_sums", "cross_entropy", "finish", "prepare", "sgd",
-    "slice_columns", "slice_rows", "slice_tensor", "weight_gradient", "widen",
+    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "prepare", "sgd",
+    "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
 #: Activations that `finish` computes.
@@ -67,10 +67,44 @@ def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarra
     return _two(x, 1, high, low, wide[:n], wide[n:])
 
 
-def slice_columns(x: np.ndarray, high: np.ndarray, low: np.ndarray | None, wide: np.ndarray) -> Runnable:
-    """wide <- each column's first slice and, if it is twice as wide, the second ones beside them."""
-    width = x.shape[1]
-    return _two(x, 0, high, low, wide[:, :width], wide[:, width:])
+def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
+    """one <- each column's slice, on the scale of its largest element."""
+    return _two(x, 0, table, None, one, one)
+
+
+def slice_gradient(
+    dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
+) -> Runnable:
+    """wide <- each column's first slice and, if it is twice as wide, the second ones beside them; db <- their sums.
+
+    The sums are of slices by `table`; with a rate, db is b and becomes b - rate * gradient. No wide, no slices.
+    """
+    width, cut = dz.shape[1], np.empty(dz.shape)
+    slices = _two(dz, 0, high, low, wide[:, :width], wide[:, width:]) if wide.size else _nothing
+    if db is None:
+        return slices
+    whole = _two(dz, 0, table, None, cut, cut)
+    total, old, stored = np.empty(width), np.empty(width), np.empty_like(db)
+
+    def run() -> None:
+        slices()
+        whole()
+        np.add.reduce(cut, axis=0, out=total)
+        if rate is None:
+            _round(total, db)
+            return
+        _round(total, stored)
+        np.copyto(total, stored)
+        np.multiply(total, rate.value[0], out=total)
+        np.copyto(old, db)
+        np.subtract(old, total, out=old)
+        _round(old, db)
+
+    return run
+
+
+def _nothing() -> None:
+    pass
 
 
 def _two(
@@ -172,24 +206,14 @@ def weight_gradient(products: np.ndarray, scale: float, dw: np.ndarray, rate: An
     return run
 
 
-def column_sums(x: np.ndarray, table: np.ndarray, sums: np.ndarray, rate: Any) -> Runnable:
-    """sums <- the columns' sums by slices; with a rate, sums is b and becomes b - rate * gradient."""
-    wide = np.empty(x.shape)
-    cut = slice_columns(x, table, None, wide)
-    total, old, stored = np.empty(x.shape[1]), np.empty(x.shape[1]), np.empty_like(sums)
+def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
+    """count <- how often the first largest output (the first NaN, where there is one) is the label's."""
+    best, right = np.empty(len(labels), np.intp), np.empty(len(labels), bool)
 
     def run() -> None:
-        cut()
-        np.add.reduce(wide, axis=0, out=total)
-        if rate is None:
-            _round(total, sums)
-            return
-        _round(total, stored)
-        np.copyto(total, stored)
-        np.multiply(total, rate.value[0], out=total)
-        np.copyto(old, sums)
-        np.subtract(old, total, out=old)
-        _round(old, sums)
+        np.argmax(outputs, axis=1, out=best)
+        np.equal(best, labels, out=right)
+        count[()] = np.count_nonzero(right)
 
     return run
 
