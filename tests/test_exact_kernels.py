@@ -13,6 +13,7 @@ from xnn.backends.exact.kernels import splitters
 from xnn.backends.exact.slices import splitter
 from xnn.backends.plan import blas_threads
 from xnn.backends.workers import with_communicator
+from xnn.callbacks import Callback
 from xnn.layers.layer import computed
 from xnn.layers.weights import weights_sha256
 from xnn.models import mlp
@@ -258,12 +259,76 @@ def test_a_run_has_the_bits_of_the_ops(table, name, floats):
 def test_a_run_has_the_bits_of_the_ops_with_and_without_gradients(table):
     """A callback that reads gradients keeps SGD from being folded into the products: the same bits."""
 
-    class Reads(xnn.callbacks.Callback):
+    class Reads(Callback):
         needs_gradients = True
 
     name = table.name.split()[0]
     folded = run(name, *RUNS["relu, sgd"])
     assert run(name, *RUNS["relu, sgd"], callbacks=[Reads()])[:2] == folded[:2]
+
+
+class Meddles(Callback):
+    """Writes to weights while a fit goes on, in place or by assignment, after a step or between looks."""
+
+    def __init__(self, model, how, factor):
+        self.weight, self.how, self.factor = model.layers[1].weight, how, np.float32(factor)
+
+    def on_step(self, history, epoch, step, loss):
+        if self.how == "in place" and step % 3 == 0:
+            self.weight.value[...] *= self.factor
+
+    def on_epoch_end(self, history, entry):
+        if self.how == "assigned":
+            self.weight.value = self.weight.value * self.factor
+
+
+@pytest.mark.parametrize("factor", [1.0009765625, 2.0, 0.25])
+@pytest.mark.parametrize("how", ["in place", "assigned"])
+def test_weights_that_others_write_to_are_cut_anew(table, how, factor):
+    """A kernel keeps the slice that its update made for the next step, unless anybody may have written since."""
+    found = []
+    for kernels in ("ops", table.name.split()[0]):
+        model = mlp(40, (12,), 10, rescale=(1 / 255, 0.0), seed=3)
+        callbacks = [Meddles(model, how, factor)]
+        trainer = xnn.Trainer(
+            model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels=kernels, callbacks=callbacks
+        )
+        history = trainer.fit((X, Y), epochs=4, batch_size=32, progress=False)
+        found.append((history.losses_sha256, weights_sha256(model)))
+    assert found[0] == found[1]
+
+
+def test_weights_that_outgrow_their_scale(table):
+    """Steps so large that the largest weight's exponent changes from one to the next, up and down."""
+    found, sizes = [], []
+
+    class Sizes(Callback):
+        def on_epoch_end(self, history, entry):
+            sizes.append(int(np.frexp(np.abs(model.layers[1].weight.value).max())[1]))
+
+    for kernels in ("ops", table.name.split()[0]):
+        model = mlp(40, (12,), 10, rescale=(1 / 255, 0.0), seed=3)
+        rate = optimizers.SGD(lambda step: 3.0 if step % 2 else 0.01)
+        trainer = xnn.Trainer(
+            model, losses.SoftmaxCrossEntropy(), rate, kernels=kernels, callbacks=[Sizes()], threads=1
+        )
+        history = trainer.fit((X, Y), epochs=6, batch_size=50, progress=False)
+        found.append((history.losses_sha256, weights_sha256(model)))
+    assert found[0] == found[1]
+    assert len(set(sizes)) > 1
+
+
+def test_steps_that_are_taken_back_leave_no_slice_behind(table):
+    """threads="auto" measures steps and restores the weights; two programs take turns over one store."""
+    name, found = table.name.split()[0], []
+    for threads in (1, "auto"):
+        model = mlp(40, (12,), 10, rescale=(1 / 255, 0.0), seed=3)
+        trainer = xnn.Trainer(
+            model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels=name, threads=threads
+        )
+        history = trainer.fit((X, Y), epochs=3, batch_size=40, progress=False)
+        found.append((history.losses_sha256, weights_sha256(model)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.skipif((blas_threads() or 1) < 2, reason="one thread")

@@ -53,6 +53,9 @@ class Program:
 
     def begin(self, rows: np.ndarray) -> None:
         """What a step needs to know before its calls: its rows of the data, and the optimizer's numbers."""
+        if self.store.running is not self:
+            self.store.running = self
+            self.store.touch()
         np.copyto(self.cursor.rows, rows)
         self.store.advance()
 

@@ -38,6 +38,7 @@ class Group:
         self.slots: list[list[Slot]] = []  # of values, of gradients, of each array of the state
         self.flat: list[Any] = []
         self.offsets: dict[int, tuple[int, int]] = {}
+        self.written = np.zeros(1, np.int64)  # the store's, which see
 
     @property
     def plain(self) -> bool:
@@ -127,6 +128,12 @@ class Store:
         columns = [column for group in self.groups for column in group.columns()]
         self.values = {p: value for p, value, _, _ in columns}
         self.gradients = {p: gradient for p, _, gradient, _ in columns}
+        #: How often something but a program's steps may have written to parameters: kernels that keep something made
+        #: of a parameter's value from one step to the next look at it.
+        self.written = np.zeros(1, np.int64)
+        self.running: Any = None  # the program that stepped last
+        for group in self.groups:
+            group.written = self.written
         #: Parameters whose update a product does: they have no gradient to show.
         self.folded: set[Parameter] = set()
         self.attach()
@@ -155,6 +162,7 @@ class Store:
 
     def attach(self) -> None:
         """Take in values and state that were assigned from outside; what is the store's own already stays."""
+        self.touch()
         self._take_values()
         for group in () if self.asks_optimizer else self.groups:
             for parameter, _, _, slots in group.columns():
@@ -166,6 +174,10 @@ class Store:
     def _take(self, slot: Slot, array: Any) -> None:
         if slot.array is not array:
             slot.put(self.lib.clean(array))
+
+    def touch(self) -> None:
+        """Something may have been written to a parameter by others."""
+        self.written += 1
 
     def advance(self) -> None:
         """Before each step."""
@@ -213,6 +225,7 @@ class Store:
     def restore(self, snapshot: Any) -> None:
         """Back to a snapshot, parameters and optimizer too."""
         kept, steps, before = snapshot
+        self.touch()
         if self.in_place:
             flats = [flat for g in self.groups for flat in g.changing_flat()]
             for copy, flat in zip(kept, flats, strict=True):

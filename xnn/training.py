@@ -215,6 +215,7 @@ class Trainer:
                 loss = stepper.last_loss()
                 for watcher in each_step:
                     watcher.on_step(history, self.epoch, done, loss)
+                stepper.store.touch()  # they may write where they please
             last = done == len(batches) or interrupted()
             if last or len(taken) == _CHECK_STEPS or time.perf_counter() - start > _CHECK_SECONDS:
                 losses, *columns = stepper.take()

@@ -118,7 +118,7 @@ def _tanh(x: Any) -> Any:
 
 
 @jit
-def slice_tensor(w: Any, table: Any, one: Any) -> None:
+def slice_tensor(w: Any, table: Any, one: Any, state: Any) -> None:
     """The loop of the pass of this name."""
     largest = np.int32(0)
     words = w.view(np.int32)
@@ -127,6 +127,7 @@ def slice_tensor(w: Any, table: Any, one: Any) -> None:
     s = table[largest >> 23]
     for i in range(w.size):
         one[i] = (np.float64(w[i]) + s) - s
+    state[0], state[1] = 0, largest >> 23
 
 
 @jit
@@ -220,11 +221,12 @@ def activation_gradient(activation: Any, y: Any, kept: Any, dz: Any) -> None:
 
 
 @jit
-def weight_gradient(products: Any, scale: Any, dw: Any, rate: Any) -> None:
+def weight_gradient(products: Any, scale: Any, dw: Any, rate: Any, table: Any, one: Any, state: Any) -> None:
     """The loop of the pass of this name."""
     inputs, outputs = dw.shape
-    two, update = products.shape[1] > outputs, rate.size > 0
-    step = rate[0] if update else 0.0
+    two, update, follow = products.shape[1] > outputs, rate.size > 0, one.size > 0
+    step, s = rate[0] if update else 0.0, table[state[1]]
+    largest = np.int32(0)
     for r in range(inputs):
         high, low, out = products[r, :outputs], products[r, outputs:], dw[r]
         if two:
@@ -233,22 +235,38 @@ def weight_gradient(products: Any, scale: Any, dw: Any, rate: Any) -> None:
         else:
             for c in range(outputs):
                 high[c] = high[c] * scale
-        if update:
-            for c in range(outputs):
-                out[c] = _to32(np.float64(out[c]) - step * np.float64(_to32(high[c])))
-        else:
+        if not update:
             for c in range(outputs):
                 out[c] = _to32(high[c])
+            continue
+        for c in range(outputs):
+            out[c] = _to32(np.float64(out[c]) - step * np.float64(_to32(high[c])))
+        if follow:
+            cut, words = one[r], out.view(np.int32)
+            for c in range(outputs):
+                cut[c] = (np.float64(out[c]) + s) - s
+            for c in range(outputs):
+                largest = max(largest, words[c] & np.int32(0x7FFFFFFF))
+    state[0] = follow and (largest >> 23) == state[1]
 
 
 @jit
 def slice_gradient(
-    x: Any, high: Any, low: Any, wide: Any, table: Any, sums: Any, rate: Any, rows: Any
+    x: Any,
+    high: Any,
+    low: Any,
+    wide: Any,
+    table: Any,
+    sums: Any,
+    rate: Any,
+    s: Any,
+    t: Any,
+    u: Any,
+    total: Any,
 ) -> None:
-    """The loop of the pass of this name; rows: room for four rows of numbers."""
+    """The loop of the pass of this name; s, t, u, total: room for a number of each column."""
     n, width = x.shape
     cut, two = wide.shape[0] > 0, wide.shape[1] > width
-    s, t, u, total = rows[0], rows[1], rows[2], rows[3]
     largest = np.zeros(width, np.int32)
     _column_splitters(x, high, largest, s)
     for c in range(width):

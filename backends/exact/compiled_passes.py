@@ -33,10 +33,10 @@ def _number(activation: Any) -> int:
     return 0 if activation is None else 1 + ACTIVATIONS.index(activation)
 
 
-def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
-    """one <- w's slice, on the scale of its largest element."""
+def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
+    """one <- w's slice, on the scale of its largest element. state: whether an update has done it, and that scale."""
     flat, out = w.reshape(-1), one.reshape(-1)
-    return lambda: loops.slice_tensor(flat, table, out)
+    return lambda: loops.slice_tensor(flat, table, out, state)
 
 
 def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
@@ -59,8 +59,8 @@ def slice_gradient(
     """
     step, sums = np.zeros(0) if rate is None else rate.value, _NONE32 if db is None else db
     second = high if low is None else low
-    rows = np.empty((4, dz.shape[1]))
-    return lambda: loops.slice_gradient(dz, high, second, wide, table, sums, step, rows)
+    rows = [np.empty(dz.shape[1]) for _ in range(4)]
+    return lambda: loops.slice_gradient(dz, high, second, wide, table, sums, step, *rows)
 
 
 def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
@@ -83,10 +83,16 @@ def activation_gradient(activation: Any, y: np.ndarray, kept: np.ndarray | None,
     return lambda: loops.activation_gradient(number, y, wide, dz)
 
 
-def weight_gradient(products: np.ndarray, scale: float, dw: np.ndarray, rate: Any) -> Runnable:
-    """dw <- the products' sum, or their multiple, as stored; with a rate, dw is W and becomes W - rate * gradient."""
+def weight_gradient(
+    products: np.ndarray, scale: float, dw: np.ndarray, rate: Any, table: Any, one: Any, state: np.ndarray
+) -> Runnable:
+    """dw <- the products' sum, or their multiple, as stored; with a rate, dw is W and becomes W - rate * gradient.
+
+    Then one <- the new W's slice too, on the scale of the last one; state[0] tells whether it is still W's scale.
+    """
     step = np.zeros(0) if rate is None else rate.value
-    return lambda: loops.weight_gradient(products, scale, dw, step)
+    cut = _NONE if rate is None else one
+    return lambda: loops.weight_gradient(products, scale, dw, step, table, cut, state)
 
 
 def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
@@ -122,17 +128,18 @@ def prepare() -> None:
     """
     x, labels = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
     one, two, table = np.zeros((1, 1)), np.zeros((2, 2)), np.zeros(256)
+    state = np.zeros(2, np.int64)
 
     def call() -> None:
         for run in (
-            slice_tensor(x, table, one),
+            slice_tensor(x, table, one, state),
             slice_rows(x, table, table, two),
             slice_columns(x, table, one),
             slice_gradient(x, table, None, two, table, x[0], None),
             widen(np.zeros((1, 1), np.uint8), one),
             finish(two, 1.0, None, x, None, None),
             activation_gradient(ops.relu, x, None, x),
-            weight_gradient(two, 1.0, x, None),
+            weight_gradient(two, 1.0, x, None, table, one, state),
             count_right(x, labels, x[0, :1]),
             cross_entropy(x, labels, x[0, :1], x),
         ):

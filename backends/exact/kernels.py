@@ -81,12 +81,17 @@ class ExactTable(KernelTable):
         b = bias[0] if bias else None
         kept = lib.buffer(y.shape, np.float64) if call.activation in (ops.sigmoid, ops.tanh) else None
         finish = p.finish(products, scale, b, y, call.activation, kept)
-        cut_weights = p.slice_tensor(w, weight_table, one)
+        following = _Following()
+        cut_weights = p.slice_tensor(w, weight_table, one, following.state)
         prepare = p.slice_rows(x, high, low, wide) if scaled is None else p.widen(x.integers, wide)
-        call.saved = {"one": one, "wide": wide, "bits": bits, "scale": scale, "y64": kept}
+        call.saved = {
+            "one": one, "wide": wide, "bits": bits, "scale": scale, "y64": kept, "following": following,
+            "table": weight_table,
+        }  # fmt: skip
 
         def run() -> None:
-            cut_weights()
+            if not following.holds():
+                cut_weights()
             prepare()
             product()
             finish()
@@ -114,7 +119,9 @@ class ExactTable(KernelTable):
                 gemm(wide, kept["one"].T, products),
                 p.finish(products, 1.0, None, dx, None, None),
             ]
-        rate = None if call.rule is None else _Rate(call.rule)
+        rate, following = None if call.rule is None else _Rate(call.rule), kept["following"]
+        if rate is not None:
+            following.written = call.rule.written
         columns, sums = bits.dy_column(n), splitters(lib, sum_bits(n))
         high, low = splitters(lib, columns), None
         wide = np.empty((0, outputs)) if dw is None else lib.buffer((n, outputs), np.float64)
@@ -127,7 +134,11 @@ class ExactTable(KernelTable):
             steps.append(p.slice_gradient(dz, high, low, wide, sums, db, rate))
         if dw is not None:
             products = lib.buffer((inputs, wide.shape[1]), np.float64)
-            steps += [gemm(one.T, wide, products), p.weight_gradient(products, kept["scale"], dw, rate)]
+            update = kept["table"], kept["one"], following.state
+            steps += [
+                gemm(one.T, wide, products),
+                p.weight_gradient(products, kept["scale"], dw, rate, *update),
+            ]
         runs = tuple(steps)
 
         def run() -> None:
@@ -163,6 +174,25 @@ class _Rate:
 
     def read(self) -> None:
         self.value[0] = self.group.options["learning_rate"]
+
+
+class _Following:
+    """Whether an update has left W's slice as the next step needs it: on W's scale, and nobody wrote to W since.
+
+    state: what the passes say, 1 and the scale's exponent; written: the store's count of others' writing.
+    """
+
+    def __init__(self) -> None:
+        self.state = np.zeros(2, np.int64)
+        self.written: Any = None
+        self._seen = -1
+
+    def holds(self) -> bool:
+        """Tell; if not, the caller cuts W now."""
+        if self.written is None:
+            return False
+        seen, self._seen = self._seen, int(self.written[0])
+        return seen == self._seen and bool(self.state[0])
 
 
 def _updates(update: Any, call: Call) -> Runnable:

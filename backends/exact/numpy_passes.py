@@ -40,8 +40,8 @@ def _round(y: np.ndarray, out: np.ndarray) -> None:
     np.copyto(out, y, casting="same_kind")
 
 
-def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
-    """one <- w's slice, on the scale of its largest element."""
+def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
+    """one <- w's slice, on the scale of its largest element; state stays 0: no update has done it."""
     words, magnitude = w.reshape(-1).view(np.int32), np.empty(_BLOCK, np.int32)
     blocks = _blocks(w.size)
     flat, out = [w.reshape(-1)[b] for b in blocks], [one.reshape(-1)[b] for b in blocks]
@@ -170,7 +170,9 @@ def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarra
     return run
 
 
-def weight_gradient(products: np.ndarray, scale: float, dw: np.ndarray, rate: Any) -> Runnable:
+def weight_gradient(
+    products: np.ndarray, scale: float, dw: np.ndarray, rate: Any, table: Any, one: Any, state: np.ndarray
+) -> Runnable:
     """dw <- the products' sum, or their multiple, as stored; with a rate, dw is W and becomes W - rate * gradient."""
     inputs, outputs = dw.shape
     two = products.shape[1] > outputs
