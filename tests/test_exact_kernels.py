@@ -9,7 +9,7 @@ from xnn import layers, losses, ops, optimizers
 from xnn.backends import Purpose, Stream, get_backend
 from xnn.backends.calls import Call, Cursor, KernelTable, Slot
 from xnn.backends.exact import ScaledIntegers
-from xnn.backends.exact.kernels import splitters
+from xnn.backends.exact.kernels import _Following, splitters
 from xnn.backends.exact.slices import splitter
 from xnn.backends.plan import blas_threads
 from xnn.backends.workers import with_communicator
@@ -298,24 +298,36 @@ def test_weights_that_others_write_to_are_cut_anew(table, how, factor):
     assert found[0] == found[1]
 
 
-def test_weights_that_outgrow_their_scale(table):
-    """Steps so large that the largest weight's exponent changes from one to the next, up and down."""
-    found, sizes = [], []
+def test_the_slice_that_an_update_leaves_is_the_weights(table, monkeypatch):
+    """Whenever a kernel does without cutting, it has what cutting would give; also where W's exponent changes."""
+    passes, holds, made, counts = table.passes, _Following.holds, {}, {True: 0, False: 0}
+    cut = passes.slice_tensor
 
-    class Sizes(Callback):
-        def on_epoch_end(self, history, entry):
-            sizes.append(int(np.frexp(np.abs(model.layers[1].weight.value).max())[1]))
+    def remembered(w, splits, one, state):
+        made[id(state)] = w, splits, one
+        return cut(w, splits, one, state)
 
-    for kernels in ("ops", table.name.split()[0]):
-        model = mlp(40, (12,), 10, rescale=(1 / 255, 0.0), seed=3)
-        rate = optimizers.SGD(lambda step: 3.0 if step % 2 else 0.01)
-        trainer = xnn.Trainer(
-            model, losses.SoftmaxCrossEntropy(), rate, kernels=kernels, callbacks=[Sizes()], threads=1
-        )
-        history = trainer.fit((X, Y), epochs=6, batch_size=50, progress=False)
-        found.append((history.losses_sha256, weights_sha256(model)))
-    assert found[0] == found[1]
-    assert len(set(sizes)) > 1
+    def compared(following):
+        held = holds(following)
+        counts[held] += 1
+        if held:
+            w, splits, one = made[id(following.state)]
+            anew = np.empty_like(one)
+            cut(w, splits, anew, np.zeros(2, np.int64))()
+            assert anew.tobytes() == one.tobytes()
+        return held
+
+    monkeypatch.setattr(passes, "slice_tensor", remembered)
+    monkeypatch.setattr(_Following, "holds", compared)
+    x = np.asarray(Stream(3, Purpose.DIRECTIONS).uniform((150, 40), -1.0, 1.0)).astype(np.float32)
+    model = mlp(40, (12,), 10, seed=3)
+    spread = np.exp2(-np.arange(40.0) / 2)[:, None].astype(np.float32)  # small weights lose bits to a slice
+    model.layers[0].weight.value = model.layers[0].weight.value * spread
+    rate = optimizers.SGD(lambda step: 30.0 if step % 4 == 1 else 1e-4)
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), rate, kernels=table.name.split()[0])
+    trainer.fit((x, Y), epochs=8, batch_size=50, progress=False)
+    assert counts[False] > 16  # each epoch's first step, for two layers, and where the exponent changed
+    assert counts[True] > 10 or table.name == "numpy"
 
 
 def test_steps_that_are_taken_back_leave_no_slice_behind(table):
