@@ -50,6 +50,9 @@ def use_numerics(name: str | None) -> None:
 @contextmanager
 def numerics(name: str | None) -> Iterator[str]:
     """Choose the numerics for a `with` block, in this thread or task alone; None leaves them as they are."""
+    if name is None:
+        yield current_numerics()
+        return
     token = _in_context.set(current_numerics(name))
     try:
         yield current_numerics()

@@ -22,7 +22,7 @@ from xnn.backends.workers import with_communicator
 from xnn.benchmarks.engines import install, ran
 from xnn.benchmarks.process import serve
 from xnn.data import Batches
-from xnn.errors import BackendUnavailableError
+from xnn.errors import BackendUnavailableError, MissingExtraError
 from xnn.history import History
 from xnn.initializers import Glorot, He, Normal
 from xnn.layers import Sequential
@@ -300,7 +300,7 @@ class Server:
         try:
             self.engine = install(engine)
             self.engine.kernels(kernels)
-        except BackendUnavailableError as error:
+        except (BackendUnavailableError, MissingExtraError) as error:
             self.absent = str(error)
         with np.load(data) as arrays:
             self.x, self.y = arrays["x"], arrays["y"]

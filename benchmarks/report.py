@@ -73,6 +73,8 @@ def _exact(valid: dict[str, dict[str, Any]]) -> Iterator[str]:
     exact = {name: e for name, e in valid.items() if "weights_sha256" in e and name.startswith("xnn")}
     for name, entry in exact.items():
         yield f"  {name}: weights {entry['weights_sha256'][:16]}, losses {entry['losses_sha256'][:16]}"
+    if len(exact) == 1:
+        yield "  one exact run: nothing to compare its bits with"
     if len(exact) > 1:
         yield "  exact runs: " + (
             "all bits agree" if bits_agree(list(exact.values())) else "THEIR BITS DIFFER"

@@ -1,6 +1,8 @@
 """What crosses into exact numerics by other ways than an op's inputs, and what leaves them."""
 
+import copy
 import json
+import pickle
 import threading
 
 import numpy as np
@@ -113,6 +115,12 @@ def test_scaled_integers_are_arrays_to_who_reads_them():
     np.testing.assert_array_equal(x % 0.3, right % np.float32(0.3))
     assert float(x[0:1, 0:1].sum()) == np.float32(0.2)
     assert not hasattr(x, "no_such_thing")
+    assert f"{x[0, 0]:.3f}" == "0.200"
+    assert bool(x[1, 1])
+    assert not bool(x[1, 0])
+    again = copy.deepcopy(x)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(x)), again)
+    assert again.integers is not x.integers
     assert not hasattr(x, "__no_such_protocol__")
 
 

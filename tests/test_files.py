@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import socket
+import stat
 import struct
 import threading
 import tracemalloc
@@ -17,6 +18,7 @@ from idx_files import CODES, GOOD, PIXELS, files_in, idx
 from xnn.data import load, on_disk, read_idx
 from xnn.data.sources import data_homes, fetch, find, reachable
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
+from xnn.files import write_atomically
 
 # ---------------------------------------------------------------- idx
 
@@ -268,3 +270,19 @@ def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("xnn.data.sources.socket.create_connection", hang)
     assert not reachable(("http://one/", "http://two/"))
     release.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    """A device or a pipe in the file's place would be gone after the move."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, "/dev/null"):
+        with pytest.raises(OptionError, match="no regular file"):
+            write_atomically(path, b"x")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    write_atomically(link, b"x")
+    assert link.is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"x"

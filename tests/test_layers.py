@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import xnn
-from xnn import initializers, layers, ops
-from xnn.backends import Purpose, Stream, get_backend
+from xnn import initializers, layers, losses, ops, optimizers
+from xnn.backends import Purpose, Stream, backend_of, current_numerics, get_backend
 from xnn.errors import DTypeError, GraphError, MixedArraysError, OptionError, ShapeError
 from xnn.layers import (
     Affine,
@@ -496,3 +496,24 @@ def test_a_parameter_is_not_replaced():
     with pytest.raises(OptionError, match=r"assign an array to \.weight\.value"):
         layer.weight = np.ones((2, 2))
     layer.weight.value = np.ones((2, 2), np.float32)
+
+
+def test_a_layer_with_a_forward_of_its_own_and_no_op():
+    """It trains, evaluates and predicts; one with nothing of its own is refused in words."""
+
+    class Doubled(layers.Layer):
+        def forward(self, x, training=False):
+            self._ran = backend_of(x).name, x.dtype, current_numerics()
+            return x + x
+
+        def backward(self, dout, input_gradient=True):
+            return dout + dout
+
+    x, y = np.eye(6, dtype=np.float32), np.arange(6)
+    model = xnn.Sequential(layers.Dense(6, 6), Doubled(), seed=0)
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.5))
+    history = trainer.fit((x, y), validation=(x, y), epochs=30, progress=False)
+    assert history.epochs[-1]["val_loss"] < history.epochs[0]["val_loss"]
+    assert model.predict(x).shape == (6, 6)
+    with pytest.raises(OptionError, match="Layer needs an `op`"):
+        layers.Layer().forward(x)

@@ -219,6 +219,45 @@ def test_a_place_that_cannot_be_written_is_heard_of_first(folder, place):
     refused(run("train", "--dataset", "nosuch", "--record", folder / place), 2, "cannot write")
 
 
+@pytest.mark.parametrize("row", [[], "x", 3, ["", "", ""], ["3f80", "a" * 4, "b" * 4], None])
+def test_rows_that_no_recorder_wrote(clean, tmp_path, row):
+    """A row under a checksum that fits, but with nothing in it to compare, is refused, not counted as agreeing."""
+    header, initial, first, *rest = clean.read_bytes().splitlines(keepends=True)
+    good = json.loads(first)
+    changed = [good[0], good[1][:20], good[2]] if row is None else row
+    lines = [header, initial, json.dumps(changed).encode() + b"\n", *rest[:-1]]
+    end = {"end": len(lines) - 2, "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"".join(lines) + json.dumps(end).encode() + b"\n")
+    with pytest.raises(CorruptFileError, match="no recorder wrote"):
+        read_record(path)
+
+
+def test_a_name_that_blas_does_not_know_compares_nothing(folder):
+    """OpenBLAS takes its usual kernels for a name it does not know: both sides are one engine, and that is said."""
+    result = run("verify", "threads=1", "threads=1", "--dataset", folder / "digits.npz", *RUN, "--steps", 2)
+    assert result.exit_code == 0
+    assert "both sides were the same engine" in result.stderr
+
+
+def test_predict_follows_the_file(folder, tmp_path, monkeypatch):
+    """An exactly trained model predicts exactly, unless the user or the environment says otherwise."""
+    saved = tmp_path / "m.safetensors"
+    words = ("--dataset", folder / "digits.npz", *RUN, "--epochs", 1, "--numerics", "exact", "--save", saved)
+    assert run("train", *words).exit_code == 0
+    found = {}
+    for name, options, variable in (
+        ("file", (), ""), ("exact", ("--numerics", "exact"), ""), ("fast", ("--numerics", "fast"), ""),
+        ("environment", (), "fast"),
+    ):  # fmt: skip
+        monkeypatch.setenv("XNN_NUMERICS", variable)
+        output = tmp_path / f"{name}.npy"
+        result = run("predict", saved, folder / "digits.npz", "--output", output, *options)
+        assert result.exit_code == 0, result.output
+        found[name] = np.load(output).tobytes()
+    assert found["file"] == found["exact"] != found["fast"] == found["environment"]
+
+
 def test_damaged_records(clean, tmp_path):
     content, path = clean.read_bytes(), tmp_path / "r.jsonl"
     lines = content.splitlines(keepends=True)

@@ -193,7 +193,8 @@ def train(backend: str | None, numerics: str | None, **options: Any) -> None:
 def predict(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
     """Print a prediction for each sample: MODEL is a file from `xnn train --save`.
 
-    DATA is a .npy, .npz (x, and y if known), .csv or idx file, or a data set's name (its test set).
+    DATA is a .npy, .npz (x, and y if known), .csv or idx file, or a data set's name (its test set). In the
+    numerics the model was trained in, unless --numerics or XNN_NUMERICS says otherwise.
     A classifier prints labels, a regression numbers; accuracy goes to standard error if y is known.
 
     \b
@@ -315,7 +316,13 @@ def check(backends: tuple[str, ...], verbose: bool) -> None:
 @click.argument("a")
 @click.argument("b")
 @click.option("--steps", type=click.IntRange(1), help="Default: 200, or all of a record.")
-@click.option("--numerics", metavar="NAME", default="exact", show_default=True, help="exact, or fast.")
+@click.option(
+    "--numerics",
+    metavar="NAME",
+    default="exact",
+    show_default=True,
+    help="exact, or fast; XNN_NUMERICS is not read.",
+)
 @_run_options
 @click.pass_context
 def verify(context: click.Context, /, **options: Any) -> None:

@@ -158,6 +158,13 @@ def train_command(
         click.echo(to_json(result))
     elif not quiet:
         _summarize(result, history, save, tested)
+        if record and recorder and failure is None:
+            fast = (
+                "; in fast numerics it verifies under the same plan only"
+                if result["numerics"] == "fast"
+                else ""
+            )
+            click.echo(f"record of {len(recorder.record.steps):,} steps: {record}{fast}")
     if failure is not None:
         raise failure
     return history.interrupted
@@ -204,11 +211,13 @@ def _summarize(result: dict[str, Any], history: History, save: str | None, teste
     )
     click.echo(
         f"{result['ms_per_step']:.3f} ms/step, {result['samples_per_second']:,.0f} samples/s, "
-        f"{result['peak_rss_mb']:.0f} MB, weights {result['weights_sha256'][:16]}, "
-        f"losses {result['losses_sha256'][:16]}"
+        f"{result['peak_rss_mb']:.0f} MB"
     )
-    if result["numerics"] == "exact":
-        click.echo(f"exact: weights {result['weights_sha256']}, losses {result['losses_sha256']}")
+    digits = None if result["numerics"] == "exact" else 16
+    click.echo(
+        f"{result['numerics']}: weights {result['weights_sha256'][:digits]}, "
+        f"losses {result['losses_sha256'][:digits]}"
+    )
 
 
 def predict_command(model: str, data: str, data_home: str | None, output: str | None, as_json: bool) -> None:

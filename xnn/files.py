@@ -17,7 +17,8 @@ __all__ = ["check_writable", "to_json", "write_atomically"]
 def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> Path:
     """The path, if a file can be written there later; better to hear it before hours of training.
 
-    Raises OptionError for a missing or read-only folder, a folder in the file's place, a wrong suffix.
+    Raises OptionError for a missing or read-only folder, a folder, device or pipe in the file's place, or a wrong
+    suffix.
     """
     path = Path(path)
     folder = path.parent
@@ -25,6 +26,8 @@ def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ())
         raise OptionError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
     if path.is_dir():
         raise OptionError(f"cannot write {path}: it is a folder; name a file")
+    if path.exists() and not path.is_file():  # a device or a pipe would be replaced
+        raise OptionError(f"cannot write {path}: it is no regular file; name one, or a new one")
     if not folder.is_dir():
         raise OptionError(f"cannot write {path}: there is no folder {folder}; make it first")
     if not os.access(path if path.exists() else folder, os.W_OK):

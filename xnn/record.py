@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,8 +103,24 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         sound = False
     if not sound:
         raise CorruptFileError(f"{path} is damaged or cut short: fetch it again, or record the run again")
-    initial, *steps = (Digests(*json.loads(line)) for line in lines[1:])
-    return Record(header, header.pop("tensors"), initial, steps)
+    tensors = header.pop("tensors")
+    try:
+        initial, *steps = (Digests(*json.loads(line)) for line in lines[1:])
+    except (ValueError, TypeError):
+        raise _malformed(path) from None
+    width = _WIDTH * len(tensors)
+    for number, row in enumerate((initial, *steps)):
+        wanted = rf"[0-9a-f]{{{width if number else 0}}}", rf"[0-9a-f]{{{width}}}"
+        shapes = zip(("[0-9a-f]{8}|[0-9a-f]{16}" if number else "", *wanted), row, strict=True)
+        if not all(isinstance(text, str) and re.fullmatch(pattern, text) for pattern, text in shapes):
+            raise _malformed(path)
+    return Record(header, tensors, initial, steps)
+
+
+def _malformed(path: Path) -> CorruptFileError:
+    return CorruptFileError(
+        f"{path} holds a line that no recorder wrote: fetch it again, or record the run again"
+    )
 
 
 class Recorder(Callback):

@@ -114,7 +114,7 @@ class Trainer:
         epochs = check_count("epochs", epochs)
         history = History()
         with ExitStack() as stack:
-            chosen = stack.enter_context(numerics(self.numerics))
+            chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
             batches = Batches(self._prepare(data, "training"), batch_size, shuffle, seed)
             held_out = None if validation is None else self._prepare(validation, "validation")
             table = lib.kernels(self.kernels)

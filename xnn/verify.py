@@ -126,6 +126,7 @@ def verify_command(
     Raises OptionError for wrong options and for two different runs, DataError for other data or a wrong file, and
     XnnError for a side that ended.
     """
+    current_numerics()  # a wrong XNN_NUMERICS is heard of, though it is not asked
     current_numerics(numerics)
     version = __version__
     records = {text: read_record(text) for text in (a, b) if os.path.isfile(text)}
@@ -161,6 +162,9 @@ def verify_command(
         for side in sides:
             side.close()
     if difference is None:
+        same = not records and sides[0].record.about["plan"] == sides[1].record.about["plan"]
+        if same:
+            click.echo("xnn: both sides were the same engine: see lines A and B", err=True)
         count = len(sides[0].record.tensors)
         click.echo(
             f"{_counted(steps, 'step')}, loss, {_counted(count, 'gradient')}, {_counted(count, 'weight')} each: "

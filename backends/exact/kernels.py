@@ -72,7 +72,7 @@ class ExactTable(KernelTable):
         scaled = call.reads[0].scaled
         bits = DenseBits(inputs, outputs, None if scaled is None else scaled.bits)
         one = lib.buffer(w.shape, np.float64)
-        wide = lib.buffer((n if scaled else 2 * n, inputs), np.float64)
+        wide = lib.buffer((2 * n if scaled is None else n, inputs), np.float64)
         products = lib.buffer((len(wide), outputs), np.float64)
         product = gemm(wide, one, products)
         weight_table = splitters(lib, bits.weight)

@@ -161,7 +161,16 @@ class Layer:
         return {}
 
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
-        """The op's output and what its backward needs; keeps neither."""
+        """The op's output and what its backward needs; keeps neither.
+
+        Of a layer without an op it is what its own forward says.
+        """
+        if not hasattr(self, "op"):
+            if type(self).forward is Layer.forward:
+                raise OptionError(
+                    f"{type(self).__name__} needs an `op`, or an `apply` or `forward` of its own"
+                )
+            return self.forward(x, training), None
         arguments = self.arguments(x, training)
         xp = backend_of(x, *arguments).math
         return forward_of(self.op, xp, (x, *arguments), self.options(xp))
