@@ -18,8 +18,8 @@ from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
 __all__ = [
-    "ACTIVATIONS", "NUMPY_KERNELS", "serves", "serves_dense", "serves_gather", "serves_labels", "serves_loss",
-    "serves_update",
+    "ACTIVATIONS", "NUMPY_KERNELS", "count_right", "serves", "serves_dense", "serves_gather", "serves_labels",
+    "serves_loss", "serves_update",
 ]  # fmt: skip
 
 _SIGNED = {4: np.int32, 8: np.int64}
@@ -263,7 +263,11 @@ def _gather(call: Call) -> Runnable:
 
 def _accuracy(call: Call) -> Runnable:
     outputs, labels = (slot.array for slot in call.reads)
-    count = call.writes[0].array  # type: ignore[union-attr]
+    return count_right(outputs, labels, call.writes[0].array)  # type: ignore[union-attr]
+
+
+def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
+    """count <- how often the first largest output (the first NaN, where there is one) is the label's."""
     best, right = np.empty(len(labels), np.intp), np.empty(len(labels), bool)
 
     def run() -> None:

@@ -14,6 +14,7 @@ from xnn import ops
 from xnn.backends.calls import Runnable
 from xnn.backends.exact.functions import EXP_LIMIT, exp_inside, log_inside
 from xnn.backends.exact.slices import FLUSH, exponent, splitter, sum_bits, to32
+from xnn.backends.numpy_kernels import count_right
 from xnn.ops import updates
 from xnn.ops.op import apply_rule, backward_of, forward_of
 
@@ -38,6 +39,16 @@ def _round(y: np.ndarray, out: np.ndarray) -> None:
     np.add(y, FLUSH, out=y)
     np.subtract(y, FLUSH, out=y)
     np.copyto(out, y, casting="same_kind")
+
+
+def _descend(gradient: np.ndarray, w: np.ndarray, rate: float, stored: np.ndarray, wide: np.ndarray) -> None:
+    """w <- to32(w - rate to32(gradient)); stored and wide are room for float32 and float64."""
+    _round(gradient, stored)
+    np.copyto(gradient, stored)
+    np.multiply(gradient, rate, out=gradient)
+    np.copyto(wide, w)
+    np.subtract(wide, gradient, out=wide)
+    _round(wide, w)
 
 
 def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
@@ -92,13 +103,8 @@ def slice_gradient(
         np.add.reduce(cut, axis=0, out=total)
         if rate is None:
             _round(total, db)
-            return
-        _round(total, stored)
-        np.copyto(total, stored)
-        np.multiply(total, rate.value[0], out=total)
-        np.copyto(old, db)
-        np.subtract(old, total, out=old)
-        _round(old, db)
+        else:
+            _descend(total, db, rate.value[0], stored, old)
 
     return run
 
@@ -197,25 +203,8 @@ def weight_gradient(
                 np.multiply(left, scale, out=total)
             if rate is None:
                 _round(total, out)
-                continue
-            _round(total, gradient)
-            np.copyto(total, gradient)
-            np.multiply(total, rate.value[0], out=total)
-            np.copyto(wide, out)
-            np.subtract(wide, total, out=wide)
-            _round(wide, out)
-
-    return run
-
-
-def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
-    """count <- how often the first largest output (the first NaN, where there is one) is the label's."""
-    best, right = np.empty(len(labels), np.intp), np.empty(len(labels), bool)
-
-    def run() -> None:
-        np.argmax(outputs, axis=1, out=best)
-        np.equal(best, labels, out=right)
-        count[()] = np.count_nonzero(right)
+            else:
+                _descend(total, out, rate.value[0], gradient, wide)
 
     return run
 

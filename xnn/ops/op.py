@@ -215,13 +215,10 @@ def size_of(shape: Sequence[int]) -> int:
     return size
 
 
-def unbroadcast(
-    xp: Namespace, grad: Array, like: Any, add: Callable[..., Array] | None = None
-) -> Array | None:
+def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:
     """The gradient of broadcasting `like` to grad's shape: grad summed back to like's shape.
 
-    `like` is the input itself or its shape; a Python number has no gradient, hence None. add: what sums, xp.sum
-    if not given.
+    `like` is the input itself or its shape; a Python number has no gradient, hence None.
     """
     shape = like if isinstance(like, tuple) else getattr(like, "shape", None)
     if shape is None:
@@ -232,4 +229,4 @@ def unbroadcast(
     stretched = tuple(
         axis + added for axis, extent in enumerate(shape) if extent == 1 and grad.shape[axis + added] != 1
     )
-    return xp.reshape((add or xp.sum)(grad, axis=(*range(added), *stretched)), shape)
+    return xp.reshape(xp.sum(grad, axis=(*range(added), *stretched)), shape)
