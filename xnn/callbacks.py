@@ -130,7 +130,7 @@ class JsonLines(Callback):
     """
 
     def __init__(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> None:
-        self.path = check_writable(path)
+        self.path = check_writable(path, replaced=False)
         self.about = about or {}
         self._broken = False
         self._start = time.perf_counter()

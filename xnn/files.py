@@ -14,9 +14,12 @@ from xnn.errors import DataError, OptionError
 __all__ = ["check_writable", "to_json", "write_atomically"]
 
 
-def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> Path:
+def check_writable(
+    path: str | os.PathLike[str], suffixes: tuple[str, ...] = (), replaced: bool = True
+) -> Path:
     """The path, if a file can be written there later; better to hear it before hours of training.
 
+    replaced: whether the file will be made anew, and a device or pipe in its place be lost, or be added to.
     Raises OptionError for a missing or read-only folder, a folder, device or pipe in the file's place, or a wrong
     suffix.
     """
@@ -26,7 +29,7 @@ def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ())
         raise OptionError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
     if path.is_dir():
         raise OptionError(f"cannot write {path}: it is a folder; name a file")
-    if path.exists() and not path.is_file():  # a device or a pipe would be replaced
+    if replaced and path.exists() and not path.is_file():
         raise OptionError(f"cannot write {path}: it is no regular file; name one, or a new one")
     if not folder.is_dir():
         raise OptionError(f"cannot write {path}: there is no folder {folder}; make it first")
