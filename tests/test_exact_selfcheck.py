@@ -114,7 +114,7 @@ def test_torch_passes_but_for_what_it_does_not_round_correctly():
         wrong.add("49.0 / y, a Python number")
     assert {line.split(":")[0].split(" of ")[0] for line in found(Torch())} == wrong
     if "sqrt" in wrong:
-        with pytest.raises(NumericsError, match=r"cannot be kept on torch \(torch .*; sqrt: "):
+        with pytest.raises(NumericsError, match=r"cannot be kept on torch \(torch .*sqrt: \d+ of "):
             Torch().exact  # noqa: B018
 
 
