@@ -10,9 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from xnn.errors import OptionError
+from xnn.errors import GraphError, OptionError
 
-__all__ = ["NUMERICS", "chosen_numerics", "current_numerics", "numerics", "use_numerics"]
+__all__ = [
+    "NUMERICS",
+    "check_same_numerics",
+    "chosen_numerics",
+    "current_numerics",
+    "numerics",
+    "use_numerics",
+]
 
 NUMERICS = ("fast", "exact")
 
@@ -58,6 +65,15 @@ def numerics(name: str | None) -> Iterator[str]:
         yield current_numerics()
     finally:
         _in_context.reset(token)
+
+
+def check_same_numerics(who: str, forward: str) -> None:
+    """Raise GraphError in other numerics than those that the forward pass ran in."""
+    if forward != current_numerics():
+        raise GraphError(
+            f"{who}'s forward ran in {forward} numerics and its backward in {current_numerics()}: keep both inside "
+            "one `with xnn.numerics(...)`"
+        )
 
 
 def _checked(name: str, source: str) -> str:

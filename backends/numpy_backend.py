@@ -7,7 +7,6 @@ import importlib.util
 import math
 import platform
 import sys
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,8 @@ class NumpyBackend(Backend):
             return super().kernels(name)
         try:
             if current_numerics() == "exact":
-                return self._exact_table("compiled_passes", f"compiled (numba {metadata.version('numba')})")
+                numba = importlib.import_module("numba")
+                return self._exact_table("compiled_passes", f"compiled (numba {numba.__version__})")
             return importlib.import_module("xnn.backends.compiled_kernels").CompiledTable()  # type: ignore[no-any-return]
         except (ImportError, BackendUnavailableError) as error:
             # Such as a Numba that does not know this NumPy yet; the plan names what is used.

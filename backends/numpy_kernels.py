@@ -18,8 +18,8 @@ from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
 __all__ = [
-    "ACTIVATIONS", "NUMPY_KERNELS", "count_right", "serves", "serves_dense", "serves_gather", "serves_labels",
-    "serves_loss", "serves_update",
+    "ACTIVATIONS", "NUMPY_KERNELS", "chain", "count_right", "serves", "serves_dense", "serves_gather",
+    "serves_labels", "serves_loss", "serves_update",
 ]  # fmt: skip
 
 _SIGNED = {4: np.int32, 8: np.int64}
@@ -123,7 +123,7 @@ def _dense(call: Call) -> Runnable:
     product = gemm(x, w, y, accumulate=bool(bias))
     activate = _nothing if call.activation is None else ACTIVATIONS[call.activation][0](y)
     if not bias:
-        return _chain(product, activate)
+        return chain(product, activate)
     b = bias[0]
 
     def run() -> None:
@@ -148,7 +148,7 @@ def _dense_backward(call: Call) -> Runnable:
     targets = [(x.T, dw)] if dw is not None else []
     targets += [(ones, db.reshape(1, -1)) for db in rest if db is not None]
     if call.rule is None:
-        return _chain(*steps, *(gemm(a, dz, out) for a, out in targets))
+        return chain(*steps, *(gemm(a, dz, out) for a, out in targets))
     folded = [gemm(a, dz, out, accumulate=True) for a, out in targets]
     group = call.rule
 
@@ -162,7 +162,8 @@ def _dense_backward(call: Call) -> Runnable:
     return run
 
 
-def _chain(*steps: Runnable) -> Runnable:
+def chain(*steps: Runnable) -> Runnable:
+    """One after the other."""
     steps = tuple(step for step in steps if step is not _nothing)
     if len(steps) == 1:
         return steps[0]
@@ -292,7 +293,7 @@ def serves_update(call: Call) -> bool:
 def _sgd(call: Call) -> Runnable:
     """v <- momentum v + g, w <- w - learning_rate d, in place; the gradient stays as it is."""
     group = call.rule
-    return _chain(*(_sgd_run(group, *arrays) for arrays in group.runs(call)))
+    return chain(*(_sgd_run(group, *arrays) for arrays in group.runs(call)))
 
 
 def _sgd_run(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = None) -> Runnable:
@@ -315,7 +316,7 @@ def _sgd_run(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = No
 def _adam(call: Call) -> Runnable:
     """The rule's formula, one pass an operation."""
     group = call.rule
-    return _chain(*(_adam_run(group, *arrays) for arrays in group.runs(call)))
+    return chain(*(_adam_run(group, *arrays) for arrays in group.runs(call)))
 
 
 def _adam_run(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:

@@ -104,12 +104,16 @@ def _check_combination(given: dict[str, Any]) -> None:
             raise OptionError(f"{mode} goes without {', '.join(wrong)}: leave one of them out")
 
 
+def _plain(about: dict[str, Any]) -> str:
+    """The numerics of contestants whose names say none."""
+    return "fast" if about["numerics"] == "both" else str(about["numerics"])
+
+
 def _sweep(
     contestants: list[str], _: str, batch_sizes: tuple[int, ...], about: dict[str, Any], say: Any
 ) -> Iterator[dict[str, Any]]:
-    default = "fast" if about["numerics"] == "both" else about["numerics"]
     return sizes.sweep(
-        contestants, about["dataset"], about["threads"], about["repeat"], default,
+        contestants, about["dataset"], about["threads"], about["repeat"], _plain(about),
         batch_sizes or sizes.BATCHES, say=say,
     )  # fmt: skip
 
@@ -121,8 +125,7 @@ def _presets(
     for network, batch in _pairs(preset, batch_sizes):
         widths = suite.NETWORKS[network]
         task = Task(widths, batch, max(8192, 8 * batch), about["dataset"])
-        default = "fast" if about["numerics"] == "both" else about["numerics"]
-        entries = suite.run_task(contestants, task, about["threads"], about["repeat"], say, default)
+        entries = suite.run_task(contestants, task, about["threads"], about["repeat"], say, _plain(about))
         say("")
         title = f"{'-'.join(map(str, widths))}, batch {batch}, {about['threads']} threads, {about['dataset']}"
         click.echo(report.table(entries, title))

@@ -13,6 +13,7 @@ from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.backends.plan import blas_threads
 from xnn.benchmarks.contestants import Task, make
 from xnn.benchmarks.process import serve
+from xnn.record import little_endian
 
 __all__ = ["main"]
 
@@ -64,7 +65,7 @@ class _Server:
 
 
 def _sha256(x: np.ndarray) -> str:
-    return hashlib.sha256(x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes()).hexdigest()
+    return hashlib.sha256(little_endian(x).tobytes()).hexdigest()
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_kernels import Both
+from test_kernels import Both, dense_calls, loss_calls
 
 import xnn
 from xnn import layers, losses, ops, optimizers
@@ -91,20 +91,6 @@ def test_dense(table, shape, activation, bias, kind, input_gradient):
         same(*found[name])
 
 
-def dense_calls(s, activation, bias, input_gradient):
-    reads = (s["x"], s["w"], *([s["b"]] if bias else []))
-    grads = (s["dx"] if input_gradient else None, s["dw"], *([s["db"]] if bias else []))
-    forward = Call("forward", ops.dense, reads, (s["z"],))
-    backward = Call("backward", ops.dense, (s["dy"],), grads, forward=forward)
-    if activation is None:
-        return [forward, backward]
-    act = Call("forward", activation, (s["z"],), (s["y"],))
-    back = Call("backward", activation, (s["dy"],), (s["dz"],), forward=act)
-    backward.reads = (s["dz"],)
-    fused = Call("forward", ops.dense, reads, (s["y"],), activation=activation, parts=(forward, act))
-    return [fused, Call("backward", ops.dense, (s["dy"],), grads, forward=fused, parts=(back, backward))]
-
-
 @pytest.mark.parametrize("frozen", ["dw", "db"])
 @pytest.mark.parametrize("input_gradient", [True, False])
 def test_dense_of_which_a_part_is_frozen(table, frozen, input_gradient):
@@ -177,13 +163,7 @@ def test_softmax_cross_entropy(table, n, classes, size, special):
     both.empty("loss", (), "float32")
     both.empty("g", (n, classes), "float32")
 
-    def make(s):
-        forward = Call("forward", ops.softmax_cross_entropy, (s["z"], s["t"]), (s["loss"],))
-        back = Call("backward", ops.softmax_cross_entropy, (s["one"],), (s["g"], None), forward=forward)
-        writes = (s["loss"], s["g"])
-        return [Call("loss", ops.softmax_cross_entropy, forward.reads, writes, parts=(forward, back))]
-
-    found = both.run(make)
+    found = both.run(loss_calls)
     for name in ("loss", "g", "z"):
         same(*found[name])
 

@@ -91,6 +91,27 @@ def close(kernel, op, terms=1.0, special=False, size=0.0):
     assert np.max(np.abs(kernel[finite] - op[finite]), initial=0.0) <= terms * EPSILON[str(op.dtype)] * scale
 
 
+def dense_calls(s, activation, bias, input_gradient):
+    reads = (s["x"], s["w"], *([s["b"]] if bias else []))
+    grads = (s["dx"] if input_gradient else None, s["dw"], *([s["db"]] if bias else []))
+    forward = Call("forward", ops.dense, reads, (s["z"],))
+    backward = Call("backward", ops.dense, (s["dy"],), grads, forward=forward)
+    if activation is None:
+        return [forward, backward]
+    act = Call("forward", activation, (s["z"],), (s["y"],))
+    back = Call("backward", activation, (s["dy"],), (s["dz"],), forward=act)
+    backward.reads = (s["dz"],)
+    fused = Call("forward", ops.dense, reads, (s["y"],), activation=activation, parts=(forward, act))
+    return [fused, Call("backward", ops.dense, (s["dy"],), grads, forward=fused, parts=(back, backward))]
+
+
+def loss_calls(s):
+    forward = Call("forward", ops.softmax_cross_entropy, (s["z"], s["t"]), (s["loss"],))
+    back = Call("backward", ops.softmax_cross_entropy, (s["one"],), (s["g"], None), forward=forward)
+    writes = (s["loss"], s["g"])
+    return [Call("loss", ops.softmax_cross_entropy, forward.reads, writes, parts=(forward, back))]
+
+
 SHAPES = [(1, 1, 1), (3, 4, 2), (32, 20, 10), (33, 17, 13), (5, 1, 300), (0, 4, 3)]
 
 
@@ -116,23 +137,7 @@ def test_dense(table, dtype, shape, activation, bias, input_gradient):
     ):
         both.empty(name, extent, dtype)
 
-    def make(s):
-        reads = (s["x"], s["w"], *([s["b"]] if bias else []))
-        grads = (s["dx"] if input_gradient else None, s["dw"], *([s["db"]] if bias else []))
-        forward = Call("forward", ops.dense, reads, (s["z"],))
-        backward = Call("backward", ops.dense, (s["dy"],), grads, forward=forward)
-        if activation is None:
-            return [forward, backward]
-        act = Call("forward", activation, (s["z"],), (s["y"],))
-        back = Call("backward", activation, (s["dy"],), (s["dz"],), forward=act)
-        backward.reads = (s["dz"],)
-        fused = Call("forward", ops.dense, reads, (s["y"],), activation=activation, parts=(forward, act))
-        return [
-            fused,
-            Call("backward", ops.dense, (s["dy"],), grads, forward=fused, parts=(back, backward)),
-        ]
-
-    found = both.run(make)
+    found = both.run(lambda s: dense_calls(s, activation, bias, input_gradient))
     terms = 4 * (max(n, k, m) + 8)
     for name in (
         "y" if activation else "z",
@@ -286,13 +291,7 @@ def test_softmax_cross_entropy(table, dtype, n, classes, size):
     both.empty("loss", (), dtype)
     both.empty("g", (n, classes), dtype)
 
-    def make(s):
-        forward = Call("forward", ops.softmax_cross_entropy, (s["z"], s["t"]), (s["loss"],))
-        back = Call("backward", ops.softmax_cross_entropy, (s["one"],), (s["g"], None), forward=forward)
-        writes = (s["loss"], s["g"])
-        return [Call("loss", ops.softmax_cross_entropy, forward.reads, writes, parts=(forward, back))]
-
-    found = both.run(make)
+    found = both.run(loss_calls)
     close(*found["loss"], 8 + n)
     # g is a difference of numbers up to 1/n: its error is counted in roundings of those.
     kernel, op = found["g"]
@@ -309,13 +308,7 @@ def test_softmax_cross_entropy_of_logits_that_are_not_finite(table):
     both.empty("loss", (), np.float32)
     both.empty("g", (2, 3), np.float32)
 
-    def make(s):
-        forward = Call("forward", ops.softmax_cross_entropy, (s["z"], s["t"]), (s["loss"],))
-        back = Call("backward", ops.softmax_cross_entropy, (s["one"],), (s["g"], None), forward=forward)
-        writes = (s["loss"], s["g"])
-        return [Call("loss", ops.softmax_cross_entropy, forward.reads, writes, parts=(forward, back))]
-
-    found = both.run(make)
+    found = both.run(loss_calls)
     assert np.isnan(found["loss"][0]) == np.isnan(found["loss"][1]) == True  # noqa: E712
     assert np.isnan(found["g"][0]).any(axis=1).tolist() == np.isnan(found["g"][1]).any(axis=1).tolist()
 

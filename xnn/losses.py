@@ -8,6 +8,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import backend_of, current_numerics
+from xnn.backends.mode import check_same_numerics
 from xnn.errors import DTypeError, GraphError, LabelError, ShapeError
 from xnn.graph import Node
 from xnn.layers.layer import computed, computes_its_own_way
@@ -60,11 +61,7 @@ class Loss:
         """The gradient of the last forward's value with respect to the outputs."""
         if self._value is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
-        if self._numerics != current_numerics():
-            raise GraphError(
-                f"{type(self).__name__}'s forward ran in {self._numerics} numerics and its backward in "
-                f"{current_numerics()}: keep both inside one `with xnn.numerics(...)`"
-            )
+        check_same_numerics(type(self).__name__, self._numerics)
         xp = backend_of(self._value).xp
         one = xp.ones((), dtype=self._value.dtype, device=self._value.device)
         return backward_of(self.op, backend_of(self._value).math, one, self._saved)[0]

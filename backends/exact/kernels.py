@@ -16,6 +16,7 @@ from xnn.backends.blas import gemm
 from xnn.backends.calls import Call, KernelTable, Runnable
 from xnn.backends.exact.roles import DenseBits
 from xnn.backends.exact.slices import splitter, sum_bits
+from xnn.backends.numpy_kernels import chain
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
@@ -139,15 +140,7 @@ class ExactTable(KernelTable):
                 gemm(one.T, wide, products),
                 p.weight_gradient(products, kept["scale"], dw, rate, *update),
             ]
-        runs = tuple(steps)
-
-        def run() -> None:
-            if rate is not None:
-                rate.read()
-            for step in runs:
-                step()
-
-        return run
+        return chain(*steps) if rate is None else chain(rate.read, *steps)
 
     def _cross_entropy(self, call: Call) -> Runnable:
         z, labels = (slot.array for slot in call.reads)
@@ -196,14 +189,7 @@ class _Following:
 
 
 def _updates(update: Any, call: Call) -> Runnable:
-    group = call.rule
-    runs = tuple(update(group, *arrays) for arrays in group.runs(call))
-
-    def run() -> None:
-        for step in runs:
-            step()
-
-    return run
+    return chain(*(update(call.rule, *arrays) for arrays in call.rule.runs(call)))
 
 
 def _in_place(call: Call) -> bool:

@@ -236,7 +236,7 @@ class ExactNamespace(Boundary):
 
     # Elementwise.
 
-    def astype(self, x: Any, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Any:
+    def astype(self, x: Any, dtype: Any, /, *, copy: bool = True) -> Any:
         """As the Array API's; floating-point numbers are float64 here, whatever they are called outside.
 
         Numbers beyond an integer's range become its ends, and NaN 0: hardware has its own ideas.

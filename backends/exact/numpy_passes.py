@@ -15,6 +15,7 @@ from xnn.backends.calls import Runnable
 from xnn.backends.exact.functions import EXP_LIMIT, exp_inside, log_inside
 from xnn.backends.exact.slices import FLUSH, exponent, splitter, sum_bits, to32
 from xnn.backends.numpy_kernels import count_right
+from xnn.backends.registry import get_backend
 from xnn.ops import updates
 from xnn.ops.op import apply_rule, backward_of, forward_of
 
@@ -214,7 +215,7 @@ def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.nda
 
     Labels lie in 0 .. classes - 1: the door they came through has looked.
     """
-    exact = _exact()
+    exact = get_backend("numpy").exact
     lib, op = exact.lib, ops.softmax_cross_entropy
     n, classes = z.shape
     bits, batch_bits = sum_bits(classes), sum_bits(n)
@@ -246,10 +247,9 @@ def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.nda
     return run
 
 
-def _by_rule(
-    rule: Any, xp: Any, group: Any, arrays: tuple[np.ndarray, ...], changing: tuple[int, ...]
-) -> Runnable:
+def _by_rule(rule: Any, group: Any, arrays: tuple[np.ndarray, ...], changing: tuple[int, ...]) -> Runnable:
     """An update by the rule itself, block by block; `changing`: which of the arrays it gives anew, in order."""
+    xp = get_backend("numpy").exact
     parts = [tuple(array[b] for array in arrays) for b in _blocks(arrays[0].size)]
 
     def run() -> None:
@@ -264,18 +264,12 @@ def _by_rule(
 
 def sgd(group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
     """updates.sgd in place."""
-    return _by_rule(updates.sgd, _exact(), group, (w, g, *velocity), (0, 2)[: 1 + len(velocity)])
+    return _by_rule(updates.sgd, group, (w, g, *velocity), (0, 2)[: 1 + len(velocity)])
 
 
 def adam(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
     """updates.adam in place."""
-    return _by_rule(updates.adam, _exact(), group, (w, g, mean, square), (0, 2, 3))
-
-
-def _exact() -> Any:
-    from xnn.backends.registry import get_backend
-
-    return get_backend("numpy").exact
+    return _by_rule(updates.adam, group, (w, g, mean, square), (0, 2, 3))
 
 
 def prepare() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from xnn.backends.exact.functions import ROUND
 from xnn.backends.exact.namespace import ExactNamespace
 from xnn.backends.exact.slices import exponent, product_bits, slice_one, slice_two, splitter, sum_bits, to32
 from xnn.backends.exact.truth import (
@@ -35,7 +36,6 @@ from xnn.errors import NumericsError
 
 __all__ = ["check", "failures", "known_values"]
 
-ROUND = 1.5 * 2.0**52
 NAN, INF = math.nan, math.inf
 
 #: OpenBLAS shares what has more products than this among threads, whose waiting for each other on a busy machine

@@ -16,6 +16,7 @@ from xnn.backends import (
     get_backend,
     mixed_arrays,
 )
+from xnn.backends.mode import check_same_numerics
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.graph import Node, Weight
 from xnn.initializers import Initializer
@@ -216,11 +217,7 @@ class Layer:
         if self._ran is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
         name, dtype, mode = self._ran
-        if mode != current_numerics():
-            raise GraphError(
-                f"{type(self).__name__}'s forward ran in {mode} numerics and its backward in {current_numerics()}: "
-                "keep both inside one `with xnn.numerics(...)`"
-            )
+        check_same_numerics(type(self).__name__, mode)
         lib = backend_of(dout)
         if lib.name != name:
             raise mixed_arrays(get_backend(name), lib)
