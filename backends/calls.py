@@ -10,6 +10,7 @@ held to by `tests/test_kernels.py`.
 | draw | - | mask | what is made anew for each step; options: make |
 | forward | the op's inputs | output | op.forward; keeps `saved` for the backward call |
 | backward | gradient | gradient per input | op.backward of the call `forward` |
+| keep | buffers, a value | buffers | what a layer keeps in training, by a rule: running statistics |
 | loss | the loss's inputs | loss, gradient | forward and backward of the last op at once |
 | add | gradients | gradient | their sum from left to right |
 | metric | outputs, targets | number | a metric's sum over the batch |
@@ -223,6 +224,17 @@ def _forward(lib: Any, call: Call) -> Runnable:
     return run
 
 
+def _keep(lib: Any, call: Call) -> Runnable:
+    xp = lib.math
+
+    def run() -> None:
+        fresh = apply_rule(call.op, xp, [slot.array for slot in call.reads], call.options)
+        for slot, array in zip(call.writes, fresh, strict=True):
+            slot.put(array)  # type: ignore[union-attr]
+
+    return run
+
+
 def _backward(lib: Any, call: Call) -> Runnable:
     forward = call.forward
     assert forward is not None
@@ -298,6 +310,7 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "gather": _gather,
     "draw": _draw,
     "forward": _forward,
+    "keep": _keep,
     "backward": _backward,
     "add": _add,
     "metric": _metric,

@@ -31,7 +31,11 @@ def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
     if any(isinstance(x, Node) for x in inputs):
         if any(isinstance(x, Value) for x in inputs):
             raise GraphError(f"{op.name} got graph nodes and recorded values: a function is one or the other")
-        return Node(op, inputs, options)
+        node = Node(op, inputs, options)
+        if any(source.eager for source in node.inbound_nodes):
+            node.eager = True
+            node.forward()
+        return node
     if any(isinstance(x, Value) for x in inputs):
         return Value.recorded(op, inputs, options)
     return forward_of(op, backend_of(*inputs).math, inputs, options)[0]
@@ -58,10 +62,6 @@ class Value(Recorded):
         result = cls(y)  # after its inputs: `created` orders a recording
         result.op, result.saved, result.inbound_nodes = op, saved, sources
         return result
-
-    shape = property(lambda self: self.value.shape, doc="The array's shape.")
-    dtype = property(lambda self: self.value.dtype, doc="The array's dtype.")
-    ndim = property(lambda self: self.value.ndim, doc="The number of axes.")
 
     # Comparisons give plain boolean arrays, for ops.where: they have no gradient to record.
     def __lt__(self, other: Any) -> Any:

@@ -48,12 +48,12 @@ def diagnose(
     lib, number = model.backend, 0
     for step in steps:
         number = step.number
-        before = [p.value for p in model.parameters()], optimizer.snapshot()
+        before = [array.value for _, array in model.named_state()], optimizer.snapshot()
         x, y = batch(step)
         found = _first_fault(lib, model, loss, optimizer, step, x, y, seed)
         if found:
-            for parameter, value in zip(model.parameters(), before[0], strict=True):
-                parameter.value = value
+            for (_, array), value in zip(model.named_state(), before[0], strict=True):
+                array.value = value
             optimizer.restore(before[1])
             error = DivergenceError(
                 f"step {number + 1} (epoch {step.epoch}, batch {step.batch}): {found}. The weights are those "
@@ -102,7 +102,7 @@ def _first_fault(
         if dout is None:
             break
     optimizer.step(model.parameters())
-    for name, parameter in model.named_parameters():
-        if not finite(lib, parameter.value):
+    for name, array in model.named_state():
+        if not finite(lib, array.value):
             return f"the update made {name} not finite"
     return ""

@@ -53,6 +53,9 @@ class Recorded:
 
     #: Whether nobody will ask for its gradient.
     is_constant = False
+    shape = property(lambda self: self.value.shape, doc="The array's shape.")
+    dtype = property(lambda self: self.value.dtype, doc="The array's dtype.")
+    ndim = property(lambda self: self.value.ndim, doc="The number of axes.")
     __array_ufunc__ = None  # numpy_array + value comes to __radd__ instead of looping over elements
 
     def __init__(self, op: Op | None = None, inbound_nodes: Iterable[Any] = ()) -> None:
@@ -148,6 +151,9 @@ class Node(Recorded):
     Input's own gradient is `gradients[itself]`.
     """
 
+    #: Whether ops that read it compute at once, as where a layer is traced.
+    eager = False
+
     def __init__(
         self, op: Op | None, inputs: Iterable[Any], options: Mapping[str, Any] | None = None
     ) -> None:
@@ -222,6 +228,19 @@ class Drawn(Input):
     def __init__(self, make: Callable[[], Array]) -> None:
         self.make = make
         super().__init__(make())
+
+
+class Kept(Node):
+    """What a layer keeps of a node's value in each training step: buffers = rule(xp, *buffers, value, **options)."""
+
+    def __init__(
+        self, source: Node, buffers: Sequence[Any], rule: Callable[..., Any], options: Mapping[str, Any]
+    ) -> None:
+        super().__init__(None, (source,), options)
+        self.buffers, self.rule = tuple(buffers), rule
+
+    def forward(self) -> None:
+        """Nothing: a program makes a call of it."""
 
 
 class Weight(Input):

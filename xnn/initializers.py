@@ -12,7 +12,7 @@ from xnn.backends import Stream
 from xnn.errors import OptionError
 from xnn.ops.op import size_of
 
-__all__ = ["Glorot", "He", "Initializer", "Normal", "Zeros"]
+__all__ = ["Glorot", "He", "Initializer", "Normal", "Ones", "Zeros"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,15 @@ class Zeros:
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
         """An array of this shape, float64 on the host."""
         return np.zeros(shape)
+
+
+@dataclass(frozen=True)
+class Ones:
+    """All ones: the weights of normalization."""
+
+    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of this shape, float64 on the host."""
+        return np.ones(shape)
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class He:
         return _scaled(stream, shape, 2.0 / _fans(shape)[0], self.distribution)
 
 
-Initializer: TypeAlias = Zeros | Normal | Glorot | He
+Initializer: TypeAlias = Zeros | Ones | Normal | Glorot | He
 
 
 def _check_distribution(distribution: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from xnn.errors import OptionError
 
-__all__ = ["check_count", "check_dtype", "check_real"]
+__all__ = ["check_count", "check_dtype", "check_integer", "check_number", "check_real"]
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
@@ -17,6 +17,20 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise OptionError(f"{name} must be {allowed}, got {repr(value)[:60]}")
     return int(value)
+
+
+def check_integer(name: str, value: Any) -> int:
+    """Any integer, NumPy's too, as an int."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise OptionError(f"{name} must be an integer, got {repr(value)[:60]}")
+    return int(value)
+
+
+def check_number(name: str, value: Any) -> float:
+    """Any finite number, NumPy's too, as a float."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise OptionError(f"{name} must be a finite number, got {repr(value)[:60]}")
+    return float(value)
 
 
 def check_real(name: str, value: Any, low: float, high: float = math.inf) -> float:

@@ -1,6 +1,7 @@
 """A program: the graph of a model and its loss, flattened into a list of calls that trains on one batch shape.
 
-    gather the batch, draw masks -> forward, in topological order -> backward, in its reverse -> update
+    gather the batch, draw masks -> forward, in topological order -> keep running statistics
+        -> backward, in the reverse of it -> update
 
 The list is made once and run for every step. `xnn.fusion` rewrites it by a few named rules, and the backend binds
 each call to a kernel over fixed buffers, or to the op itself where it has none.
@@ -16,7 +17,7 @@ import numpy as np
 from xnn.backends import Backend
 from xnn.backends.calls import Call, Cursor, KernelTable, Slot, bind
 from xnn.fusion import fuse
-from xnn.graph import Drawn, Input, Node, Recorded, Weight, topological_sort
+from xnn.graph import Drawn, Input, Kept, Node, Recorded, Weight, topological_sort
 from xnn.ops import Op
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ def flatten(
         if node.op is not None
     }
     calls += forward.values()
+    for node in order:
+        if isinstance(node, Kept):
+            kept = tuple(store.kept[buffer] for buffer in node.buffers)
+            calls.append(Call("keep", node.rule, (*kept, slots[node.inbound_nodes[0]]), kept, node.options))
     targets = list(feeds)[1]
     counts = [Slot(f"metric {n}", (), outputs.value.dtype) for n in range(len(metrics))]
     calls += [
@@ -148,7 +153,7 @@ def _backward(
         if isinstance(node, Weight):
             if not node.parameter.frozen:
                 wanted.add(node)
-        elif wanted.intersection(node.inbound_nodes):
+        elif wanted.intersection(node.inbound_nodes) and not isinstance(node, Kept):
             wanted.add(node)
     one = lib.xp.ones((), dtype=cost.value.dtype, device=lib.device)
     arriving: dict[Recorded, list[tuple[int, Slot]]] = {node: [] for node in order}

@@ -28,7 +28,7 @@ from xnn.callbacks import Callback
 from xnn.errors import CorruptFileError, DataNotFoundError
 from xnn.files import to_json, write_atomically
 from xnn.history import History
-from xnn.layers import Layer, Parameter, Sequential
+from xnn.layers import Container, Layer, Parameter, Sequential
 
 __all__ = ["Digests", "Record", "Recorder", "data_sha256", "little_endian", "read_record"]
 
@@ -137,7 +137,7 @@ class Recorder(Callback):
 
     def __init__(self, model: Sequential, about: dict[str, Any] | None = None) -> None:
         self.model = model
-        tensors = {name: type(_layer(model, name)).__name__ for name, _ in model.named_parameters()}
+        tensors = {name: type(_layer(model, name)).__name__ for name, _ in model.named_state()}
         self.record = Record(dict(about or {}), tensors, Digests("", "", ""), [])
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
@@ -156,7 +156,7 @@ class Recorder(Callback):
         del self.record.steps[history.steps :]
 
     def _joined(self, kind: str) -> str:
-        return "".join(_digest(self.tensor(kind, p)) for p in self.model.parameters())
+        return "".join(_digest(self.tensor(kind, p)) for _, p in self.model.named_state())
 
     def tensor(self, kind: str, parameter: Parameter) -> np.ndarray:
         """A parameter's value ("weight") or gradient, on the host; a frozen one has a gradient without elements."""
@@ -167,6 +167,6 @@ class Recorder(Callback):
 def _layer(model: Layer, name: str) -> Layer:
     """The layer that a parameter's name leads to: `2.0.weight` is of the first layer of the third."""
     for position in name.split("."):
-        if isinstance(model, Sequential) and position.isdecimal():
+        if isinstance(model, Container) and position.isdecimal():
             model = model.layers[int(position)]
     return model

@@ -149,7 +149,7 @@ class _Waiting(Recorder):
         self._wait()
 
     def _wait(self) -> None:
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(self.model.named_state())
         for command in self._commands:
             if command["do"] == "step":
                 return

@@ -47,7 +47,8 @@ class Stepper:
         self._begin()
 
     def _begin(self) -> None:
-        self.store = Store(self.lib, self.optimizer, self._parameters, in_place=self.table.in_place)
+        buffers = self.model.buffers()
+        self.store = Store(self.lib, self.optimizer, self._parameters, self.table.in_place, buffers)
         self.programs: dict[int, Program] = {}
         self._kept = None
         self.program(min(self.batches.batch_size, self.batches.rows))

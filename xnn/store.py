@@ -13,7 +13,7 @@ import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.calls import Call, Slot
-from xnn.layers import Parameter
+from xnn.layers import Buffer, Parameter
 from xnn.layers.layer import computes_its_own_way
 from xnn.ops import updates
 from xnn.optimizers import Optimizer, State
@@ -108,7 +108,12 @@ class Store:
     """
 
     def __init__(
-        self, lib: Backend, optimizer: Optimizer, parameters: Sequence[Parameter], in_place: bool
+        self,
+        lib: Backend,
+        optimizer: Optimizer,
+        parameters: Sequence[Parameter],
+        in_place: bool,
+        buffers: Sequence[Buffer] = (),
     ) -> None:
         self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
         #: An optimizer whose own `step` or `update` must be asked, since it does more than its rule says.
@@ -136,6 +141,8 @@ class Store:
             group.written = self.written
         #: Parameters whose update a product does: they have no gradient to show.
         self.folded: set[Parameter] = set()
+        #: What layers keep without a gradient. Each step makes fresh arrays of it.
+        self.kept = {b: Slot(b.name, b.shape, b.value.dtype) for b in buffers}
         self.attach()
         #: Frozen parameters' arrays are read where they are; kernels want their rows side by side.
         self.frozen = {p: p.value for p in parameters if p.frozen}
@@ -164,6 +171,8 @@ class Store:
         """Take in values and state that were assigned from outside; what is the store's own already stays."""
         self.touch()
         self._take_values()
+        for buffer, slot in self.kept.items():
+            slot.array = self.lib.clean(buffer.value)
         for group in () if self.asks_optimizer else self.groups:
             for parameter, _, _, slots in group.columns():
                 state = self.optimizer.state_of(parameter)
@@ -201,6 +210,8 @@ class Store:
 
     def publish(self) -> None:
         """After a step that made fresh arrays, and after the last one in place."""
+        for buffer, slot in self.kept.items():
+            buffer.value = slot.array
         for group in self.groups:
             for parameter, value, gradient, state in group.columns():
                 parameter.value = value.array
@@ -220,11 +231,12 @@ class Store:
             kept = [np.empty_like(flat) for flat in flats] if into is None else into[0]
             for copy, flat in zip(kept, flats, strict=True):
                 np.copyto(copy, flat)
-        return kept, [group.steps for group in self.groups], self.optimizer.snapshot()
+        buffers = [slot.array for slot in self.kept.values()]
+        return kept, buffers, [group.steps for group in self.groups], self.optimizer.snapshot()
 
     def restore(self, snapshot: Any) -> None:
         """Back to a snapshot, parameters and optimizer too."""
-        kept, steps, before = snapshot
+        kept, buffers, steps, before = snapshot
         self.touch()
         if self.in_place:
             flats = [flat for g in self.groups for flat in g.changing_flat()]
@@ -235,6 +247,8 @@ class Store:
             for arrays, slots in zip(kept, rows, strict=True):
                 for array, slot in zip(arrays, slots, strict=True):
                     slot.array = array
+        for slot, array in zip(self.kept.values(), buffers, strict=True):
+            slot.array = array
         for group, numbers in zip(self.groups, steps, strict=True):
             group.steps = numbers
         self.optimizer.restore(before)

@@ -27,6 +27,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from xnn.ops.special import erf_by
+
 __all__ = [
     "EXP_LIMIT", "EXP_TAYLOR", "FRACTION_MASK", "INVERSE_LN2", "LN2_HIGH", "LN2_LOW", "LOG_SERIES", "ONE_BITS",
     "ROUND", "ROUND_BITS", "SMALLEST", "SQRT_HALF_BITS", "WHOLE", "WHOLE_BITS", "cos", "erf", "exp", "exp_inside",
@@ -56,22 +58,6 @@ _HALF_PI = (1.570796325802803, 9.920935739593517e-10, 5.721188726109832e-18)
 _TWO_OVER_PI, _ANGLE_LIMIT = 0.6366197723675814, 2.0**25
 _SIN_TAYLOR = tuple((1 - (k & 2)) / math.factorial(k) for k in range(17, 0, -2))
 _COS_TAYLOR = tuple((1 - (k & 2)) / math.factorial(k) for k in range(16, -1, -2))
-
-# W. J. Cody, Rational Chebyshev approximations for the error function, Math. Comp. 23 (1969), with the digits
-# of his CALERF (netlib, specfun): erf(x) / x in x^2 up to 0.46875, and erfc(x) e^(x^2) in x from there to 4.
-_ERF_JOINT, _ERF_END = 0.46875, 6.0
-_ERF_CENTRE = (
-    (1.85777706184603153e-1, 3.16112374387056560, 1.13864154151050156e2, 3.77485237685302021e2,
-     3.20937758913846947e3),
-    (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3),
-)  # fmt: skip
-_ERFC_SHOULDER = (
-    (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594, 6.61191906371416295e1,
-     2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3,
-     1.23033935479799725e3),
-    (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
-     3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3, 1.23033935480374942e3),
-)  # fmt: skip
 
 
 def exp(lib: Any, x: Any) -> Any:
@@ -138,21 +124,8 @@ def tanh(lib: Any, x: Any) -> Any:
 
 
 def erf(lib: Any, x: Any) -> Any:
-    """The error function: x P(x^2) / Q(x^2) up to |x| = 0.46875, then 1 - e^(-x^2) P(|x|) / Q(|x|).
-
-    The second fit was made for |x| <= 4. Beyond, it loses digits more slowly than erfc gets small, down to
-    where erf is 1. Source: Cody 1969. Error: 2^-50.5.
-    """
-    xp = lib.xp
-    size = xp.abs(x)
-    size = xp.where(size <= _ERF_END, size, _ERF_END)
-    square = size * size
-    centre = size * _rational(_ERF_CENTRE, square)
-    r, scale = _reduce(lib, -square)
-    outside = 1.0 - _horner(EXP_TAYLOR, r) * scale * _rational(_ERFC_SHOULDER, size)
-    y = xp.where(size <= _ERF_JOINT, centre, outside)
-    y = xp.where(x < 0.0, -y, y)
-    return xp.where(x != x, math.nan, y)
+    """The error function as ops.special has it, with this `exp`. Error: 2^-50.5."""
+    return erf_by(lib.xp, lambda y: exp_inside(lib, y), x)
 
 
 def sin(lib: Any, x: Any) -> Any:
@@ -196,11 +169,6 @@ def _horner(coefficients: tuple[float, ...], r: Any) -> Any:
     for c in coefficients[2:]:
         y = y * r + c
     return y
-
-
-def _rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], r: Any) -> Any:
-    """A quotient of two polynomials."""
-    return _horner(coefficients[0], r) / _horner(coefficients[1], r)
 
 
 def _reduce(lib: Any, x: Any) -> tuple[Any, Any]:

@@ -175,7 +175,7 @@ class ExactRescale(Rescale):
 
 
 class _Moved(Op):
-    """flatten and reshape, that keep integers integers."""
+    """flatten, reshape and identity, that keep integers integers."""
 
     takes_stored = True
 
@@ -203,4 +203,5 @@ ROLES: dict[Op, Op] = {
     ops.rescale: ExactRescale(),
     ops.flatten: _Moved(ops.flatten),
     ops.reshape: _Moved(ops.reshape),
+    ops.identity: _Moved(ops.identity),
 }

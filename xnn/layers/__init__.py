@@ -1,24 +1,59 @@
 """Layers: thin state around ops, to be put together like bricks."""
 
+from xnn.layers.composite import Composite, Lambda
+from xnn.layers.container import Add, Container, Identity, Parallel
 from xnn.layers.dense import Affine, Dense, Linear, Rescale
 from xnn.layers.dropout import Dropout
-from xnn.layers.functions import Flatten, Function, ReLU, Sigmoid, Softmax, Tanh
-from xnn.layers.layer import Layer, Parameter
+from xnn.layers.functions import (
+    ELU,
+    GELU,
+    SELU,
+    Flatten,
+    Function,
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    Reshape,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from xnn.layers.layer import Buffer, Layer, Parameter
+from xnn.layers.normalization import BatchNorm, LayerNorm
 from xnn.layers.sequential import Sequential
 
 __all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
+    "Add",
     "Affine",
+    "BatchNorm",
+    "Buffer",
+    "Composite",
+    "Container",
     "Dense",
     "Dropout",
     "Flatten",
     "Function",
+    "Identity",
+    "Lambda",
     "Layer",
+    "LayerNorm",
+    "LeakyReLU",
     "Linear",
+    "LogSoftmax",
+    "Parallel",
     "Parameter",
     "ReLU",
     "Rescale",
+    "Reshape",
     "Sequential",
+    "SiLU",
     "Sigmoid",
     "Softmax",
+    "Softplus",
     "Tanh",
 ]

@@ -2,41 +2,104 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any
+import typing
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from xnn import ops
-from xnn.errors import OptionError
-from xnn.layers.layer import Layer
-from xnn.ops import Op
+from xnn.backends import backend_of
+from xnn.errors import OptionError, ShapeError
+from xnn.graph import Node
+from xnn.layers.layer import Layer, computed, tried_shape
+from xnn.ops import Array, Namespace, Op
+from xnn.ops.op import forward_of, size_of
+from xnn.options import check_integer, check_number
 
-__all__ = ["Flatten", "Function", "ReLU", "Sigmoid", "Softmax", "Tanh"]
-
-
-class Function(Layer):
-    """Any op of one input as a layer: Function(ops.exp), Function(my_op)."""
-
-    def __init__(self, op: Op) -> None:
-        super().__init__()
-        if not isinstance(op, Op):
-            raise OptionError(f"Function needs an op such as ops.exp or your own, got {op!r}")
-        self.op = op
-
-    def config(self) -> dict[str, Any]:
-        """The op's name; only xnn's own can be found again by it."""
-        return {"op": self.op.name}
+__all__ = [
+    "ELU", "GELU", "SELU", "Flatten", "Function", "LeakyReLU", "LogSoftmax", "ReLU", "Reshape", "SiLU", "Sigmoid",
+    "Softmax", "Softplus", "Tanh",
+]  # fmt: skip
 
 
 class _Named(Layer):
-    """A layer whose op is fixed; its docstring is the op's."""
+    """A layer whose op is fixed: its docstring is the op's, its arguments are the op's options."""
+
+    _signature: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.__doc__ = type(cls.op).__doc__
+        cls.__doc__ = cls.__doc__ or type(cls.op).__doc__
+        cls._signature = cls.__signature__ = _options_of(cls.op)  # type: ignore[attr-defined]
+
+    def __init__(self, *values: Any, **options: Any) -> None:
+        super().__init__()
+        self.chosen = _chosen(type(self).__name__, self.op, self._signature, values, options)
+
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        """Those it was built with."""
+        return self.chosen
+
+    def config(self) -> dict[str, Any]:
+        """The options."""
+        return dict(self.chosen)
+
+
+def _options_of(op: Op) -> inspect.Signature:
+    """The options of an op's forward, which may also be given by position, in their order."""
+    parameters = inspect.signature(op.forward, eval_str=True).parameters.values()
+    own = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return inspect.Signature(own)
+
+
+def _chosen(
+    name: str, op: Op, signature: inspect.Signature, values: tuple[Any, ...], options: dict[str, Any]
+) -> dict[str, Any]:
+    """The options that a call stands for, looked at as far as their types tell what they may be."""
+    try:
+        bound = signature.bind(*values, **options)
+    except TypeError as error:
+        raise OptionError(f"{name}{signature}: {error}") from None
+    bound.apply_defaults()
+    for key, value in bound.arguments.items():
+        kind = signature.parameters[key].annotation
+        if kind is float:
+            bound.arguments[key] = check_number(f"{name}: {key}", value)
+        elif kind is int:
+            bound.arguments[key] = check_integer(f"{name}: {key}", value)
+        elif typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):
+            allowed = " or ".join(map(repr, typing.get_args(kind)))
+            raise OptionError(f"{name}: {key} must be {allowed}, got {value!r}")
+    return dict(bound.arguments)
 
 
 class ReLU(_Named):  # noqa: D101
     op = ops.relu
+
+
+class LeakyReLU(_Named):  # noqa: D101
+    op = ops.leaky_relu
+
+
+class ELU(_Named):  # noqa: D101
+    op = ops.elu
+
+
+class SELU(_Named):  # noqa: D101
+    op = ops.selu
+
+
+class GELU(_Named):  # noqa: D101
+    op = ops.gelu
+
+
+class SiLU(_Named):  # noqa: D101
+    op = ops.silu
+
+
+class Softplus(_Named):  # noqa: D101
+    op = ops.softplus
 
 
 class Sigmoid(_Named):  # noqa: D101
@@ -51,6 +114,10 @@ class Softmax(_Named):  # noqa: D101
     op = ops.softmax
 
 
+class LogSoftmax(_Named):  # noqa: D101
+    op = ops.log_softmax
+
+
 class Flatten(_Named):  # noqa: D101
     op = ops.flatten
 
@@ -61,3 +128,68 @@ class Flatten(_Named):  # noqa: D101
     def flops(self, shape: tuple[int, ...]) -> int:
         """Nothing is computed."""
         return 0
+
+
+class Reshape(Layer):
+    """Each sample in another shape: Reshape((1, 28, 28)) makes images of rows of 784 pixels; one extent may be -1."""
+
+    op = ops.reshape
+
+    def __init__(self, shape: int | Sequence[int]) -> None:
+        super().__init__()
+        given = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+        self.shape = tuple(check_integer("Reshape: each extent", extent) for extent in given)
+        if not self.shape or min(self.shape) < -1 or 0 in self.shape or self.shape.count(-1) > 1:
+            raise OptionError(f"Reshape takes extents of at least 1, one of which may be -1, got {given}")
+
+    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
+        """The batch, with its samples in that shape."""
+        xp = backend_of(x).math
+        return forward_of(self.op, xp, (x,), {"shape": self._whole(tuple(x.shape))})
+
+    def trace(self, x: Node) -> Node:
+        """reshape(x)."""
+        return computed(self.op, (x,), {"shape": self._whole(tuple(x.value.shape))})
+
+    def _whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[0], *self.output_shape(shape[1:])
+
+    def config(self) -> dict[str, Any]:
+        """The shape."""
+        return {"shape": list(self.shape)}
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The new one. Raises ShapeError if a sample has not as many elements."""
+        size, known = size_of(shape), math.prod(extent for extent in self.shape if extent != -1)
+        missing = size // known
+        if size % known or (-1 not in self.shape and size != known):
+            raise ShapeError(f"Reshape{self.shape} cannot take samples of shape {shape}: {size} elements")
+        return tuple(missing if extent == -1 else extent for extent in self.shape)
+
+    def flops(self, shape: tuple[int, ...]) -> int:
+        """Nothing is computed."""
+        return 0
+
+
+class Function(Layer):
+    """Any op of one input as a layer, with its options: Function(ops.exp), Function(ops.softmax, axis=1)."""
+
+    def __init__(self, op: Op, **options: Any) -> None:
+        super().__init__()
+        if not isinstance(op, Op):
+            raise OptionError(f"Function needs an op such as ops.exp or your own, got {op!r}")
+        self.op = op
+        #: Lists, as weight files have them, are the tuples that ops take.
+        self.chosen = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        """Those it was built with."""
+        return self.chosen
+
+    def config(self) -> dict[str, Any]:
+        """The op's name, by which only xnn's own can be found again, and its options."""
+        return {"op": self.op.name, **self.chosen}
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Found by trying it on a sample of ones."""
+        return tried_shape(self, shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 from xnn.backends import (
@@ -23,7 +23,7 @@ from xnn.initializers import Initializer
 from xnn.ops import Array, Namespace, Op
 from xnn.ops.op import backward_of, forward_of
 
-__all__ = ["Layer", "Parameter", "computed", "computes_its_own_way"]
+__all__ = ["Buffer", "Layer", "Parameter", "as_one_op", "computed", "computes_its_own_way", "tried_shape"]
 
 
 class Parameter:
@@ -113,6 +113,14 @@ class Parameter:
         return f"<parameter {self.name} {self.shape} {self.dtype}{' frozen' if self.frozen else ''}>"
 
 
+class Buffer(Parameter):
+    """An array that training keeps without a gradient, such as running statistics: saved, moved and digested."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], initializer: Initializer, dtype: str) -> None:
+        super().__init__(name, shape, initializer, dtype)
+        self.frozen = True
+
+
 class Layer:
     """An op with state. Subclasses set `op` and say what it is applied to; forward and backward follow.
 
@@ -127,8 +135,10 @@ class Layer:
     #: Whether integers may come in as they are; before other layers a model converts them to its dtype.
     takes_integers = False
 
-    def __init__(self, *parameters: Parameter, seed: int | None = None) -> None:
-        self.own_parameters = list(parameters)
+    def __init__(
+        self, *parameters: Parameter, buffers: Sequence[Buffer] = (), seed: int | None = None
+    ) -> None:
+        self.own_parameters, self.own_buffers = list(parameters), list(buffers)
         self.seed = seed
         self.saved: Any = None
         self._ran: tuple[str, Any, str] | None = None  # backend, dtype and numerics of the last forward
@@ -182,9 +192,9 @@ class Layer:
         A subclass that computes in its own way (its own apply, arguments, forward or backward, but no trace) is
         traced as one op that calls the layer.
         """
-        weights = [Weight(parameter) for parameter in self.parameters()]
         if computes_its_own_way(self, "trace", _COMPUTING):
-            return computed(_WholeLayer(self), (x, *weights))
+            return as_one_op(self, x)
+        weights = map(Weight, self.parameters())
         return computed(self.op, (x, *weights), self.options(backend_of(x.value).math))
 
     def __call__(self, x: Array, training: bool = False) -> Array:
@@ -193,8 +203,11 @@ class Layer:
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output for a batch x, which is left as it is."""
-        y, self.saved = self.apply(x, training)
-        self._ran = backend_of(y).name, y.dtype, current_numerics()
+        return self._keep(*self.apply(x, training))
+
+    def _keep(self, y: Array, saved: Any = None) -> Array:
+        """Remember what backward needs and what it must fit."""
+        self.saved, self._ran = saved, (backend_of(y).name, y.dtype, current_numerics())
         return y
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -254,16 +267,26 @@ class Layer:
         """The parameters, in the op's order."""
         return list(self.own_parameters)
 
+    def buffers(self) -> list[Buffer]:
+        """What training keeps without a gradient, in order."""
+        return [array for _, array in self.named_state() if isinstance(array, Buffer)]
+
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Name and parameter, in order: `weight`, `bias`; inside a Sequential `1.weight`, ..."""
         for parameter in self.own_parameters:
             yield parameter.name, parameter
 
+    def named_state(self) -> Iterator[tuple[str, Parameter]]:
+        """All that a weight file holds: parameters, then buffers, layer by layer."""
+        yield from self.named_parameters()
+        for buffer in self.own_buffers:
+            yield buffer.name, buffer
+
     def to(self, backend: str) -> Self:
-        """Move the parameters to another backend; returns the layer itself."""
+        """Move parameters and buffers to another backend; returns the layer itself."""
         target = get_backend(backend)
-        for parameter in self.parameters():
-            parameter.move(backend_of(parameter.value), target)
+        for _, array in self.named_state():
+            array.move(backend_of(array.value), target)
         self.forget()
         return self
 
@@ -285,6 +308,21 @@ def computed(op: Op, inputs: tuple[Any, ...], options: dict[str, Any] | None = N
     node = Node(op, inputs, options)
     node.forward()
     return node
+
+
+def as_one_op(layer: Layer, x: Node) -> Node:
+    """A node that calls the layer's own forward and backward."""
+    return computed(_WholeLayer(layer), (x, *map(Weight, layer.parameters())))
+
+
+def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one sample's output of a layer that only running it can tell, by a sample of ones."""
+    held = [array.value for _, array in layer.named_state()]
+    lib = backend_of(*held) if held else current_backend()
+    dtype = held[0].dtype if held else lib.xp.float32
+    with lib.guard():
+        y, _ = layer.apply(lib.xp.ones((1, *shape), dtype=dtype, device=lib.device), training=False)
+    return tuple(y.shape[1:])
 
 
 def computes_its_own_way(what: Any, said_by: str, methods: frozenset[str]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,22 +16,22 @@ from xnn.backends import (
     backend_of,
     chosen_numerics,
     current_backend,
-    current_numerics,
     numerics,
 )
 from xnn.backends.mode import NUMERICS
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.layers import weights
+from xnn.layers.container import Container
 from xnn.layers.dense import Dense
-from xnn.layers.layer import Layer, Parameter, computes_its_own_way
+from xnn.layers.layer import Layer, computes_its_own_way
 from xnn.ops import Array, Op
 from xnn.options import check_count
 
 __all__ = ["Sequential"]
 
 
-class Sequential(Layer):
+class Sequential(Container):
     """A model: each layer's output is the next one's input.
 
     `seed` (0 if not given) draws the weights, each layer's from its own number, counted through nested
@@ -42,37 +41,14 @@ class Sequential(Layer):
     """
 
     def __init__(self, *layers: Layer, seed: int | None = None) -> None:
-        for layer in layers:
-            if not isinstance(layer, Layer):
-                raise OptionError(
-                    f"Sequential takes layers, as in Sequential(*layers), got {repr(layer)[:60]}"
-                )
-        if len({id(layer) for layer in layers}) < len(layers):
-            raise OptionError("the same layer object stands twice in a Sequential; build a second one")
-        self.layers = list(layers)
         #: In which numerics it was trained, "mixed" if in both, None if it was not; a weight file keeps it.
         self.numerics: str | None = None
-        super().__init__(seed=None if seed is None else Stream(seed, Purpose.WEIGHTS).seed)
+        super().__init__(*layers, seed=None if seed is None else Stream(seed, Purpose.WEIGHTS).seed)
         self.draw_from(self.seed or 0, 0)
         self.number_from(0)
-        for parameter in self.parameters():
-            parameter.value  # noqa: B018 - draws it
-
-    def draw_from(self, seed: int, number: int) -> int:
-        """Give each layer's weights a stream; a model with a seed of its own keeps those it was built with."""
-        first = number
-        if self.seed is not None:
-            seed, number = self.seed, 0
-        start = number
-        for layer in self.layers:
-            number = layer.draw_from(seed, number)
-        return first + number - start
-
-    def number_from(self, index: int) -> int:
-        """Number the layers, through nested models as well."""
-        for layer in self.layers:
-            index = layer.number_from(index)
-        return index
+        self.parameters()  # raises for one that two layers share
+        for _, array in self.named_state():
+            array.value  # noqa: B018 - draws it
 
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
         """The last layer's output, and nothing kept."""
@@ -92,8 +68,7 @@ class Sequential(Layer):
         """The last layer's output."""
         for layer in self.layers:
             x = layer.forward(x, training)
-        self._ran = backend_of(x).name, x.dtype, current_numerics()
-        return x
+        return self._keep(x)
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
         """Through the layers in reverse; with input_gradient=False no further than the first with weights."""
@@ -107,36 +82,6 @@ class Sequential(Layer):
             gradient = self.layers[position].backward(gradient, input_gradient or position > first)
         return gradient if input_gradient else None
 
-    def forget(self) -> None:
-        """Drop what backward would need."""
-        for layer in self.layers:
-            layer.forget()
-        super().forget()
-
-    def set_stream(self, seed: int, step: int, row: int = 0) -> None:
-        """Passed on to every layer."""
-        for layer in self.layers:
-            layer.set_stream(seed, step, row)
-
-    def parameters(self) -> list[Parameter]:
-        """Every layer's, in order. Raises OptionError for one that two layers share: its gradients would not add."""
-        named = list(self.named_parameters())
-        names: dict[int, str] = {}
-        for name, parameter in named:
-            first = names.setdefault(id(parameter), name)
-            if first != name:
-                raise OptionError(
-                    f"{first} and {name} are one parameter; a Sequential needs one for each layer: assign "
-                    "`.value` to start from equal weights, or share weights in a graph or by xnn.grad"
-                )
-        return [parameter for _, parameter in named]
-
-    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """`0.weight`, `0.bias`, ...: position and name."""
-        for position, layer in enumerate(self.layers):
-            for name, parameter in layer.named_parameters():
-                yield f"{position}.{name}", parameter
-
     @property
     def backend(self) -> Backend:
         """Where the parameters live; the current backend if there are none."""
@@ -148,6 +93,13 @@ class Sequential(Layer):
         """The first parameter's dtype by name; float32 if there are none."""
         parameters = self.parameters()
         return parameters[0].dtype if parameters else "float32"
+
+    @property
+    def takes_integers(self) -> bool:  # type: ignore[override]
+        """Whether its first layer does, one that only gives another shape aside."""
+        moving = (ops.flatten, ops.reshape, ops.identity)
+        first = next((layer for layer in self.layers if getattr(layer, "op", None) not in moving), None)
+        return first is not None and first.takes_integers
 
     def prepare(self, x: Any) -> Any:
         """Samples as the first layer takes them: numbers in the model's dtype, but integers untouched
@@ -161,8 +113,7 @@ class Sequential(Layer):
             return lib.clean(x)
         if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):
             raise DTypeError(f"samples must be numbers, got an array of {x.dtype}")
-        first = next((layer for layer in self.layers if getattr(layer, "op", None) is not ops.flatten), None)
-        if not xp.isdtype(x.dtype, "real floating") and first is not None and first.takes_integers:
+        if not xp.isdtype(x.dtype, "real floating") and self.takes_integers:
             return x
         return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
@@ -244,7 +195,7 @@ class Sequential(Layer):
 
     def config(self) -> dict[str, Any]:
         """The seed and the layers themselves."""
-        return {"seed": self.seed, "layers": self.layers}
+        return {"seed": self.seed, **super().config()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write layers and weights to a .safetensors file; see xnn.layers.weights."""
@@ -253,9 +204,6 @@ class Sequential(Layer):
     def load_weights(self, path: str | os.PathLike[str]) -> None:
         """Read the weights alone, for a model built by the same code; see xnn.layers.weights."""
         weights.load_weights(self, path)
-
-    def __repr__(self) -> str:
-        return f"Sequential({', '.join(map(repr, self.layers))})"
 
 
 def classes_of(outputs: np.ndarray, threshold: float) -> np.ndarray:

@@ -19,6 +19,7 @@ from xnn import ops
 from xnn.backends import current_backend, current_numerics
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import check_writable, write_atomically
+from xnn.layers.composite import Lambda
 from xnn.layers.functions import Function
 from xnn.layers.layer import Layer, Parameter
 from xnn.ops import Op
@@ -32,7 +33,7 @@ _FORMAT = 1
 
 
 def weights_sha256(model: Sequential) -> str:
-    """SHA-256 over the raw little-endian bytes of all parameters, in order."""
+    """SHA-256 over the raw little-endian bytes of all parameters and buffers, in order."""
     return _sha256(_host_weights(model).values())
 
 
@@ -83,7 +84,7 @@ def load(path: str | os.PathLike[str]) -> Sequential:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{path} does not describe a model that can be built: {error}") from error
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_state())
     _check(parameters, tensors, digest, path)
     model.numerics = header.get("numerics")
     for name in header.get("frozen", ()):
@@ -95,7 +96,7 @@ def load(path: str | os.PathLike[str]) -> Sequential:
 def load_weights(model: Sequential, path: str | os.PathLike[str]) -> None:
     """Put the file's parameters into a model with the same names and shapes; all of them or none."""
     tensors, header, digest = _read(path)
-    wanted, lib = dict(model.named_parameters()), model.backend
+    wanted, lib = dict(model.named_state()), model.backend
     _check(wanted, tensors, digest, path)
     for name, parameter in wanted.items():
         parameter.value = lib.to_device(tensors[name])
@@ -109,7 +110,7 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _host_weights(model: Sequential) -> dict[str, np.ndarray]:
     lib = model.backend
-    return {name: np.ascontiguousarray(lib.to_host(p.value)) for name, p in model.named_parameters()}
+    return {name: np.ascontiguousarray(lib.to_host(p.value)) for name, p in model.named_state()}
 
 
 def _own_op(name: str) -> Op | None:
@@ -120,14 +121,22 @@ def _own_op(name: str) -> Op | None:
 def _describe(layer: Layer) -> dict[str, Any]:
     """Type and arguments of a layer, and of the layers inside it; OptionError for one not of xnn's own."""
     kind = type(layer).__name__
-    config = layer.config()
-    if isinstance(layer, Function) and _own_op(config["op"]) is not layer.op:
+    if Layer.own.get(kind) is not type(layer) or isinstance(layer, Lambda):
         raise OptionError(repr(layer))
-    if Layer.own.get(kind) is not type(layer):
+    config = layer.config()
+    if isinstance(layer, Function) and (_own_op(config["op"]) is not layer.op or not _is_json(config)):
         raise OptionError(repr(layer))
     if "layers" in config:
         config["layers"] = [_describe(inner) for inner in config["layers"]]
     return {"type": kind, **config}
+
+
+def _is_json(config: dict[str, Any]) -> bool:
+    try:
+        json.dumps(config)
+    except TypeError:
+        return False
+    return True
 
 
 def _build(entry: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -> Layer:
@@ -140,7 +149,7 @@ def _build(entry: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -
         entry["op"] = _own_op(entry["op"])
     inner = [_build(e, f"{prefix}{i}.", tensors) for i, e in enumerate(entry.pop("layers", ()))]
     layer: Layer = Layer.own[kind](*inner, **entry)
-    for parameter in layer.own_parameters:
+    for parameter in (*layer.own_parameters, *layer.own_buffers):
         tensor = tensors[prefix + parameter.name]
         _check_fit(prefix + parameter.name, parameter, tensor)
         parameter.value = current_backend().to_device(tensor)

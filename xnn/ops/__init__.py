@@ -5,13 +5,28 @@ value, graph nodes a node. What an op is, and how to write one: `xnn/ops/op.py`.
 """
 
 from xnn.ops import updates
-from xnn.ops.activations import dropout, relu, rescale, sigmoid, softmax, tanh
+from xnn.ops.activations import (
+    dropout,
+    elu,
+    gelu,
+    leaky_relu,
+    log_softmax,
+    relu,
+    rescale,
+    selu,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    tanh,
+)
 from xnn.ops.elementwise import add, div, exp, log, maximum, mul, pow, sub, where
 from xnn.ops.linear import dense, matmul
 from xnn.ops.losses import binary_cross_entropy, column_mse, mse, softmax_cross_entropy
+from xnn.ops.normalization import moments, normalize
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.reductions import max, mean, sum
-from xnn.ops.shaping import concat, flatten, reshape, take, transpose
+from xnn.ops.shaping import concat, flatten, identity, reshape, take, transpose
 
 __all__ = [
     "Array",
@@ -24,22 +39,32 @@ __all__ = [
     "dense",
     "div",
     "dropout",
+    "elu",
     "exp",
     "flatten",
+    "gelu",
+    "identity",
+    "leaky_relu",
     "log",
+    "log_softmax",
     "matmul",
     "max",
     "maximum",
     "mean",
+    "moments",
     "mse",
     "mul",
+    "normalize",
     "pow",
     "relu",
     "rescale",
     "reshape",
+    "selu",
     "sigmoid",
+    "silu",
     "softmax",
     "softmax_cross_entropy",
+    "softplus",
     "sub",
     "sum",
     "take",

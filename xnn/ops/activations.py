@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from xnn.errors import OptionError
 from xnn.ops.op import Array, Namespace, Op
+from xnn.ops.special import erf
 
-__all__ = ["dropout", "relu", "rescale", "sigmoid", "softmax", "tanh"]
+__all__ = [
+    "dropout", "elu", "gelu", "leaky_relu", "log_softmax", "relu", "rescale", "selu", "sigmoid", "silu", "softmax",
+    "softplus", "tanh",
+]  # fmt: skip
+
+
+_ROOT_HALF, _ROOT_2_OVER_PI = 0.7071067811865476, 0.7978845608028654
 
 
 class Rescale(Op):
@@ -38,6 +46,81 @@ class ReLU(Op):
         return (xp.where(x > 0.0, grad, 0.0),)
 
 
+class LeakyReLU(Op):
+    """y = x where x > 0, else negative_slope * x; dy/dx = 1 or negative_slope.
+
+    Source: Maas, Hannun and Ng, ICML 2013.
+    """
+
+    def forward(self, xp: Namespace, x: Array, *, negative_slope: float = 0.01) -> tuple[Array, Any]:
+        return xp.where(x > 0.0, x, x * negative_slope), (x, negative_slope)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        x, negative_slope = saved
+        return (xp.where(x > 0.0, grad, grad * negative_slope),)
+
+
+class ELU(Op):
+    """Exponential linear unit y = x where x > 0, else alpha (e^x - 1); dy/dx = 1 or alpha e^x.
+
+    Source: Clevert, Unterthiner and Hochreiter, ICLR 2016.
+    """
+
+    def forward(self, xp: Namespace, x: Array, *, alpha: float = 1.0) -> tuple[Array, Any]:
+        return xp.where(x > 0.0, x, alpha * xp.expm1(xp.minimum(x, 0.0))), (x, alpha)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        x, alpha = saved
+        return (xp.where(x > 0.0, grad, grad * (alpha * xp.exp(xp.minimum(x, 0.0)))),)
+
+
+class SELU(Op):
+    """Scaled ELU y = 1.0507... elu(x, alpha = 1.6732...), under which mean 0 and variance 1 are a fixed point.
+
+    Weights should start as LeCun normal. Source: Klambauer et al., NeurIPS 2017.
+    """
+
+    scale, alpha = 1.0507009873554804934, 1.6732632423543772848
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        y, saved = elu.forward(xp, x, alpha=self.alpha)
+        return self.scale * y, saved
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        return elu.backward(xp, self.scale * grad, saved)
+
+
+class GELU(Op):
+    """Gaussian error linear unit y = x P(x), P the normal distribution's function; dy/dx = P(x) + x p(x).
+
+        approximate="none": P(x) = (1 + erf(x / sqrt 2)) / 2,       p(x) = e^(-x^2/2) / sqrt(2 pi)
+        approximate="tanh": P(x) = (1 + tanh u) / 2,                p(x) = (1 - tanh^2 u) u' / 2
+                            u = sqrt(2 / pi) (x + 0.044715 x^3),    u' = sqrt(2 / pi) (1 + 0.134145 x^2)
+
+    Source: Hendrycks and Gimpel, 2016 (arXiv 1606.08415).
+    """
+
+    def forward(
+        self, xp: Namespace, x: Array, *, approximate: Literal["none", "tanh"] = "none"
+    ) -> tuple[Array, Any]:
+        if approximate == "none":
+            share = 0.5 * (1.0 + erf(xp, x * _ROOT_HALF))
+            return x * share, (x, share, None)
+        if approximate != "tanh":
+            raise OptionError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+        t = xp.tanh(_ROOT_2_OVER_PI * (x + 0.044715 * (x * x * x)))
+        share = 0.5 * (1.0 + t)
+        return x * share, (x, share, t)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        x, share, t = saved
+        if t is None:
+            density = (0.5 * _ROOT_2_OVER_PI) * xp.exp(-0.5 * (x * x))
+        else:
+            density = 0.5 * (1.0 - t * t) * (_ROOT_2_OVER_PI * (1.0 + 0.134145 * (x * x)))
+        return (grad * (share + x * density),)
+
+
 def logistic(xp: Namespace, x: Array) -> Array:
     """1 / (1 + e^-x), written so that no exponential overflows."""
     e = xp.exp(-xp.abs(x))
@@ -53,6 +136,43 @@ class Sigmoid(Op):
 
     def backward(self, xp: Namespace, grad: Array, y: Any) -> tuple[Array | None, ...]:
         return (grad * (y * (1.0 - y)),)
+
+
+class SiLU(Op):
+    """Sigmoid linear unit, also swish: y = x s(x), s the sigmoid; dy/dx = s + y (1 - s).
+
+    Source: Elfwing, Uchibe and Doya, 2017 (arXiv 1702.03118).
+    """
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        s = logistic(xp, x)
+        y = x * s
+        return y, (y, s)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        y, s = saved
+        return (grad * (s + y * (1.0 - s)),)
+
+
+class Softplus(Op):
+    """Smooth ReLU y = ln(1 + e^(beta x)) / beta; dy/dx = sigmoid(beta x). Written so that nothing overflows.
+
+    PyTorch's `threshold`, above which it returns x, is not needed for that. Source: Dugas et al., NIPS 2000.
+    """
+
+    def forward(self, xp: Namespace, x: Array, *, beta: float = 1.0) -> tuple[Array, Any]:
+        if not beta > 0.0:
+            raise OptionError(f"softplus: beta must be above 0, got {beta!r}")
+        return softplus_of(xp, x * beta) / beta, (x, beta)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        x, beta = saved
+        return (grad * logistic(xp, x * beta),)
+
+
+def softplus_of(xp: Namespace, x: Array) -> Array:
+    """ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|)."""
+    return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 class Tanh(Op):
@@ -82,6 +202,19 @@ class Softmax(Op):
         return (y * (grad - xp.sum(grad * y, axis=axis, keepdims=True)),)
 
 
+class LogSoftmax(Op):
+    """y_i = x_i - log sum_j e^(x_j) along `axis`; dx = grad - e^y sum_j grad_j. The largest x is subtracted first."""
+
+    def forward(self, xp: Namespace, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
+        shifted = x - xp.max(x, axis=axis, keepdims=True)
+        y = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
+        return y, (y, axis)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        y, axis = saved
+        return (grad - xp.exp(y) * xp.sum(grad, axis=axis, keepdims=True),)
+
+
 class Dropout(Op):
     """Inverted dropout y = x / (1 - rate) where `keep` holds, else 0. `keep` is a boolean array like x.
 
@@ -100,7 +233,14 @@ class Dropout(Op):
 
 rescale = Rescale()
 relu = ReLU()
+leaky_relu = LeakyReLU()
+elu = ELU()
+selu = SELU()
+gelu = GELU()
 sigmoid = Sigmoid()
+silu = SiLU()
+softplus = Softplus()
 tanh = Tanh()
 softmax = Softmax()
+log_softmax = LogSoftmax()
 dropout = Dropout()

@@ -117,6 +117,10 @@ class Boundary:
         """`count` rows of zeros to which rows[i] is added at indices[i]; batch: they are the whole batch's."""
         raise NotImplementedError
 
+    def erf(self, x: Array) -> Array:
+        """The error function."""
+        raise NotImplementedError
+
     def batch_count(self, rows: int) -> int:
         """The rows of the whole batch, given those here."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Functions that move elements about: reshape, flatten, transpose, take, concat."""
+"""Functions that move elements about, or leave them: identity, reshape, flatten, transpose, take, concat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Any
 
 from xnn.ops.op import Array, Boundary, Namespace, Op, size_of
 
-__all__ = ["concat", "flatten", "reshape", "take", "transpose"]
+__all__ = ["concat", "flatten", "identity", "reshape", "take", "transpose"]
+
+
+class Identity(Op):
+    """y = x, the array itself: a place where several readers' gradients meet before they go on."""
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return x, None
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        return (grad,)
 
 
 class Reshape(Op):
@@ -112,6 +122,7 @@ def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array, batch: b
     return total
 
 
+identity = Identity()
 reshape = Reshape()
 flatten = Flatten()
 transpose = Transpose()
