@@ -19,11 +19,13 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def check_real(name: str, value: Any, low: float, high: float = math.inf) -> float:
-    """A number in [low, high), NumPy's too, as a float."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
-        allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g})"
-        raise OptionError(f"{name} must be a finite number {allowed}, got {repr(value)[:60]}")
+def check_real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in [low, high), NumPy's too, as a float."""
+    real = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(float(value))
+    if not (real and low <= float(value) < high):
+        allowed = f" at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g})"
+        allowed = "" if low == -math.inf else allowed
+        raise OptionError(f"{name} must be a finite number{allowed}, got {repr(value)[:60]}")
     return float(value)
 
 
