@@ -59,8 +59,8 @@ class Parameter:
             drawn = self.initializer(self._stream, self.shape)
             if getattr(drawn, "shape", None) != self.shape:
                 raise ShapeError(
-                    f"{self.name} has shape {self.shape}, and its initializer returned {repr(drawn)[:60]}: it must be "
-                    "a NumPy array of this shape"
+                    f"{self.name} has shape {self.shape}, and its initializer returned {repr(drawn)[:60]}: "
+                    "it must be a NumPy array of this shape"
                 )
             self._value = current_backend().to_device(drawn.astype(self.dtype))
         return self._value
