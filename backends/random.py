@@ -76,6 +76,11 @@ class Stream:
         """Standard normal float64: the inverse of the normal distribution function at `uniform`."""
         return _normal_quantile(self.uniform(shape))
 
+    def truncated_normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Standard normal float64, given that it lies in [-2, 2]: the inverse between the function's values there."""
+        z = _normal_quantile(self.uniform(shape, _BELOW_2, 1.0 - _BELOW_2))
+        return np.asarray(np.clip(z, -2.0, 2.0))
+
     def permutation(self, n: int) -> np.ndarray:
         """0 .. n - 1 in random order, int64: the indices that sort n words, ties by index."""
         return np.argsort(self.words(0, n), kind="stable").astype(np.int64)
@@ -162,6 +167,10 @@ _TAIL = (
      7.86869131145613259100e-4, 1.48753612908506148525e-2, 1.36929880922735805310e-1,
      5.99832206555887937690e-1, 1.0),
 )  # fmt: skip
+
+
+#: P(Z <= -2).
+_BELOW_2 = 0.02275013194817921
 
 
 def _rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], r: np.ndarray) -> np.ndarray:

@@ -14,7 +14,19 @@ from xnn.backends import backend, numerics, use_backend, use_numerics
 from xnn.ops import Op
 
 if TYPE_CHECKING:
-    from xnn import backends, data, errors, graph, initializers, layers, losses, metrics, ops, optimizers
+    from xnn import (
+        backends,
+        data,
+        errors,
+        graph,
+        initializers,
+        layers,
+        losses,
+        metrics,
+        ops,
+        optimizers,
+        schedules,
+    )
     from xnn.gradients import gradient_check
     from xnn.layers import Sequential
     from xnn.layers.weights import load
@@ -41,6 +53,7 @@ __all__ = [
     "numerics",
     "ops",
     "optimizers",
+    "schedules",
     "use_backend",
     "use_numerics",
     "value_and_grad",

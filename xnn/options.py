@@ -8,7 +8,7 @@ from typing import Any
 
 from xnn.errors import OptionError
 
-__all__ = ["check_count", "check_dtype", "check_integer", "check_number", "check_real"]
+__all__ = ["check_count", "check_dtype", "check_integer", "check_real"]
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
@@ -26,18 +26,13 @@ def check_integer(name: str, value: Any) -> int:
     return int(value)
 
 
-def check_number(name: str, value: Any) -> float:
-    """Any finite number, NumPy's too, as a float."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise OptionError(f"{name} must be a finite number, got {repr(value)[:60]}")
-    return float(value)
-
-
-def check_real(name: str, value: Any, low: float, high: float = math.inf) -> float:
-    """A number in [low, high), NumPy's too, as a float."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
-        allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g})"
-        raise OptionError(f"{name} must be a finite number {allowed}, got {repr(value)[:60]}")
+def check_real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in [low, high), NumPy's too, as a float."""
+    real = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(float(value))
+    if not (real and low <= float(value) < high):
+        allowed = f" at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g})"
+        allowed = "" if low == -math.inf else allowed
+        raise OptionError(f"{name} must be a finite number{allowed}, got {repr(value)[:60]}")
     return float(value)
 
 

@@ -3,7 +3,8 @@
 An exact run is the same ops in another namespace (`namespace.py`): numbers are stored as float32, computed with as
 float64, and every sum and product is cut into slices whose sums are exact (`slices.py`). Ops whose operands have
 roles, as weights and activations have, are cut by them (`roles.py`). Functions such as exp are composed of
-correctly rounded operations (`functions.py`). A machine that breaks the conditions is refused (`selfcheck.py`).
+correctly rounded operations (`functions.py`; of one Python number, `scalars.py`). A machine that breaks the
+conditions is refused (`selfcheck.py`).
 What is promised, and why it works: docs/numerics.md.
 """
 

@@ -15,7 +15,7 @@ from xnn.graph import Node
 from xnn.layers.layer import Layer, computed, tried_shape
 from xnn.ops import Array, Namespace, Op
 from xnn.ops.op import forward_of, size_of
-from xnn.options import check_integer, check_number
+from xnn.options import check_integer, check_real
 
 __all__ = [
     "ELU", "GELU", "SELU", "Flatten", "Function", "LeakyReLU", "LogSoftmax", "ReLU", "Reshape", "SiLU", "Sigmoid",
@@ -65,7 +65,7 @@ def _chosen(
     for key, value in bound.arguments.items():
         kind = signature.parameters[key].annotation
         if kind is float:
-            bound.arguments[key] = check_number(f"{name}: {key}", value)
+            bound.arguments[key] = check_real(f"{name}: {key}", value)
         elif kind is int:
             bound.arguments[key] = check_integer(f"{name}: {key}", value)
         elif typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):

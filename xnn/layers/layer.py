@@ -57,6 +57,11 @@ class Parameter:
         """
         if self._value is None:
             drawn = self.initializer(self._stream, self.shape)
+            if getattr(drawn, "shape", None) != self.shape:
+                raise ShapeError(
+                    f"{self.name} has shape {self.shape}, and its initializer returned {repr(drawn)[:60]}: "
+                    "it must be a NumPy array of this shape"
+                )
             self._value = current_backend().to_device(drawn.astype(self.dtype))
         return self._value
 

@@ -70,7 +70,7 @@ class BatchNorm(_Normalization):
         dtype: str = "float32",
     ) -> None:
         self.features = check_count("features", features)
-        self.momentum = check_real("momentum", momentum, 0.0, 1.0 + 1e-9)
+        self.momentum = check_real("momentum", momentum, 0.0, 1.0)
         self.running_mean = Buffer("running_mean", (self.features,), Zeros(), check_dtype(dtype))
         self.running_var = Buffer("running_var", (self.features,), Ones(), dtype)
         super().__init__((self.features,), epsilon, affine, dtype, (self.running_mean, self.running_var))
