@@ -426,6 +426,21 @@ def test_check_verbose_lists_every_op():
         assert f"ok   numpy: gradient of {case.name}:" in out
 
 
+def test_check_makes_a_table_of_every_ops_gradient_error(monkeypatch):
+    pytest.importorskip("array_api_strict")
+    monkeypatch.setattr(type(ops.exp), "backward", lambda self, xp, grad, y: (1.5 * grad * y,))
+    monkeypatch.setattr(type(ops.log), "forward", lambda self, xp, x: 1 / 0)
+    result = run("check", "--table", "--backend", "numpy", "--backend", "array-api-strict")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    head = next(n for n, line in enumerate(lines) if line.startswith("gradient error of"))
+    assert lines[head].split()[-2:] == ["numpy", "array-api-strict"]
+    rows = {line[: -2 - 7 - 16].strip(): line.split()[-2:] for line in lines[head + 1 : -2]}
+    assert rows.keys() == {case.name for case in CASES if case.op is not ops.log}
+    wrong = {name for name, cells in rows.items() if max(map(float, cells)) > 1e-6}
+    assert wrong == {case.name for case in CASES if case.op is ops.exp}
+
+
 def test_check_finds_a_broken_gradient(monkeypatch):
     right = type(ops.tanh).backward
     monkeypatch.setattr(

@@ -45,7 +45,7 @@ class Case:
     def name(self) -> str:
         """The op and its options, for tables and test names."""
         options = ",".join(f"{k}={v}" for k, v in self.options.items())
-        shapes = " ".join(str(i).replace(" ", "") for i in self.inputs)
+        shapes = " ".join(str(i).replace(" ", "").replace("'", "") for i in self.inputs)
         return f"{self.op.name} {shapes}{' ' + options if options else ''}"
 
     def draw(self, dtype: str) -> list[Any]:
@@ -140,12 +140,14 @@ CASES: tuple[Case, ...] = (
 
 @dataclass(frozen=True)
 class Result:
-    """One line of `xnn check`."""
+    """One line of `xnn check`. error: of a gradient, relative to the largest derivative; None elsewhere."""
 
     backend: str
     check: str
     ok: bool
     detail: str
+    error: float | None = None
+    case: str = ""
 
 
 def run_checks(names: list[str]) -> Iterator[Result]:
@@ -163,22 +165,23 @@ def run_checks(names: list[str]) -> Iterator[Result]:
 
 
 def _safely(lib: Backend, title: str, check: Any, case: Case | None) -> Result:
+    name = case.name if case else ""
     try:
-        ok, detail = check(lib, case)
-    except Exception as error:  # a check that cannot run has failed, and the others still run
-        ok, detail = False, f"{type(error).__name__}: {error}"
-    return Result(lib.name, title, ok, detail)
+        ok, detail, *error = check(lib, case)
+    except Exception as fault:  # a check that cannot run has failed, and the others still run
+        return Result(lib.name, title, False, f"{type(fault).__name__}: {fault}", case=name)
+    return Result(lib.name, title, ok, detail, error[0] if error else None, name)
 
 
 def _device(lib: Backend, inputs: list[Any]) -> list[Any]:
     return [lib.to_device(x) if isinstance(x, np.ndarray) else x for x in inputs]
 
 
-def _gradient(lib: Backend, case: Case) -> tuple[bool, str]:
+def _gradient(lib: Backend, case: Case) -> tuple[bool, str, float]:
     inputs = _device(lib, [x for x in case.draw("float64") if isinstance(x, np.ndarray)])
     fixed = [x for x in case.draw("float64") if isinstance(x, float)]
     report = gradient_check(lambda *xs: case.op(*xs, *fixed, **case.options), *inputs)
-    return bool(report) and report.checked > 0, str(report)
+    return bool(report) and report.checked > 0, str(report), report.error
 
 
 class _Bound(Layer):

@@ -297,18 +297,20 @@ def bench(**options: Any) -> None:
     "--backend", "backends", multiple=True, metavar="NAME", help="Check this one; default: all that run here."
 )
 @click.option("--verbose", is_flag=True, help="Every check, not only the failed ones.")
-def check(backends: tuple[str, ...], verbose: bool) -> None:
+@click.option("--table", is_flag=True, help="The error of each op's gradient on each backend.")
+def check(backends: tuple[str, ...], verbose: bool, table: bool) -> None:
     """Check every op's gradient, the three doors and the agreement of the backends.
 
     Exits with 1 if anything fails.
 
     \b
     xnn check
+    xnn check --table
     xnn check --backend cupy --verbose
     """
     from xnn.commands import check_command
 
-    if not check_command(list(backends), verbose):
+    if not check_command(list(backends), verbose, table):
         sys.exit(1)
 
 

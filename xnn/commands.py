@@ -275,8 +275,8 @@ def _samples(data: str, data_home: str | None, net: Sequential) -> tuple[np.ndar
     return (x.reshape(len(x), -1), None) if y is None else check_pair(data, x, y)
 
 
-def check_command(names: list[str], verbose: bool) -> bool:
-    """Print failures and a line a backend; returns whether all is well."""
+def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
+    """Print failures, a table of gradients' errors if asked, and a line a backend; returns whether all is well."""
     reasons = available_backends()
     if not names:
         names = [name for name, reason in reasons.items() if not reason]
@@ -287,11 +287,23 @@ def check_command(names: list[str], verbose: bool) -> bool:
             raise BackendUnavailableError(reasons[name])
     passed: Counter[str] = Counter()
     failed: Counter[str] = Counter()
+    errors: dict[str, dict[str, float]] = {}
     for result in run_checks(names):
         (passed if result.ok else failed)[result.backend] += 1
+        if result.error is not None:
+            errors.setdefault(result.case, {})[result.backend] = result.error
         if verbose or not result.ok:
             click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.backend}: {result.check}: {result.detail}")
         sys.stdout.flush()
+    if table:
+        width = max(map(len, errors), default=0)
+        columns = [max(len(name), 7) for name in names]
+        heads = "  ".join(f"{name:>{n}}" for name, n in zip(names, columns, strict=True))
+        click.echo(f"{'gradient error of':<{width}}  {heads}")
+        for case, found in errors.items():
+            cells = (f"{found[name]:.1e}" if name in found else "failed" for name in names)
+            row = "  ".join(f"{cell:>{n}}" for cell, n in zip(cells, columns, strict=True))
+            click.echo(f"{case:<{width}}  {row}")
     for name in names:
         click.echo(f"{name}: {passed[name]} passed, {failed[name]} failed")
     return not failed
