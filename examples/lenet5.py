@@ -1,0 +1,62 @@
+"""LeNet-5 on MNIST: two convolutions with pooling, three Dense layers; 99 % of the test images and more.
+
+    python examples/lenet5.py               12 epochs, some two minutes on two cores
+    XNN_BACKEND=cupy python examples/lenet5.py
+
+As in LeCun, Bottou, Bengio and Haffner, Proc. IEEE 86 (1998), but with ReLU, max-pooling, softmax cross-entropy
+and batch normalization, which were not there yet, in place of tanh, subsampling and Gaussian connections.
+"""
+
+import sys
+
+import xnn
+from xnn import data, layers, losses, optimizers, schedules
+
+
+def lenet5(classes=10, seed=0):
+    """28 x 28 pixels as rows of 784 bytes to logits."""
+    return xnn.Sequential(
+        layers.Rescale(1 / 255),
+        layers.Reshape((1, 28, 28)),
+        layers.Conv2D(1, 6, 5, padding=2),
+        layers.BatchNorm(6),
+        layers.ReLU(),
+        layers.MaxPool2D(2),
+        layers.Conv2D(6, 16, 5),
+        layers.BatchNorm(16),
+        layers.ReLU(),
+        layers.MaxPool2D(2),
+        layers.Flatten(),
+        layers.Dense(400, 120),
+        layers.ReLU(),
+        layers.Dense(120, 84),
+        layers.ReLU(),
+        layers.Dense(84, classes),
+        seed=seed,
+    )
+
+
+def main(dataset=None, epochs=12, seed=0, progress=True):
+    """Train; returns the accuracy on the test images."""
+    digits = data.load(dataset)
+    x_train, y_train, x_val, y_val, x_test, y_test = digits
+    model = lenet5(digits.classes, seed)
+    print(model.summary((784,)))
+    steps = epochs * -(-len(x_train) // 64)
+    optimizer = optimizers.Adam(schedules.OneCycle(0.004, steps))
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer)
+    trainer.fit(
+        (x_train, y_train),
+        validation=(x_val, y_val),
+        epochs=epochs,
+        batch_size=64,
+        seed=seed,
+        progress=progress,
+    )
+    accuracy = trainer.evaluate((x_test, y_test))["accuracy"]
+    print(f"{digits.name}: test accuracy {accuracy:.4f}")
+    return accuracy
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
