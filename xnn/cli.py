@@ -137,6 +137,12 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @_run_options
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    metavar="N",
+    help="End after N epochs in which the validation loss did not fall; the best epoch's weights are kept.",
+)
 @_backend_option
 @click.option("--numerics", metavar="NAME", help=_NUMERICS)
 @click.option(
@@ -166,6 +172,7 @@ def train(backend: str | None, numerics: str | None, **options: Any) -> None:
     \b
     xnn train                                       the MNIST article's network
     xnn train --epochs 25 --plot curve.png
+    xnn train --epochs 100 --patience 5
     xnn train --hidden 512,256 --optimizer adam --batch-size 128
     xnn train --dataset table.csv --save model.safetensors
     xnn train --numerics exact --record run.jsonl   to be verified on another machine

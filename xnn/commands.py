@@ -15,7 +15,7 @@ import numpy as np
 from xnn import __version__, losses, optimizers
 from xnn.backends import available_backends
 from xnn.backends.numpy_backend import peak_resident_bytes
-from xnn.callbacks import Callback, EpochLines, JsonLines
+from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.checks import run_checks
 from xnn.data import Dataset, dataset_names, load, read_idx
 from xnn.data.tables import check_pair, read_array, read_csv, read_npz
@@ -92,6 +92,7 @@ def train_command(
     lr: float | None,
     batch_size: int,
     epochs: int,
+    patience: int | None,
     seed: int,
     dropout: float,
     threads: int | str | None,
@@ -120,7 +121,8 @@ def train_command(
     if not (quiet or as_json):
         callbacks.append(EpochLines())
     recorder = Recorder(model, run.about(data, rule)) if record else None
-    callbacks += [recorder] if recorder else []
+    stopper = EarlyStopping(patience=patience) if patience else None
+    callbacks += [callback for callback in (recorder, stopper) if callback]
     trainer = Trainer(model, loss, rule, callbacks=callbacks, threads=threads, kernels=kernels)
     notes = {"dataset": data.name, "task": data.task}
     failure: XnnError | None = None
@@ -135,14 +137,19 @@ def train_command(
         )
     except DivergenceError as error:
         if save and isinstance(error.history, History):  # the weights from before the step that failed
-            weights.save(model, save, {**notes, "epochs": len(error.history.epochs), "error": str(error)})
-            click.echo(f"xnn: {save} holds the model as it was before that step", err=True)
+            weights.save(model, save, {**notes, "epochs": _kept(error.history, stopper), "error": str(error)})
+            which = (
+                f"after epoch {best}, the best"
+                if (best := stopper and stopper.best_epoch)
+                else "before that step"
+            )
+            click.echo(f"xnn: {save} holds the model as it was {which}", err=True)
         if record and recorder:
             recorder.record.save(record)
         raise
     # Saved before anything else can fail; what was reached is worth printing even if it could not be.
     files: list[tuple[str | None, Callable[[str], None]]] = [
-        (save, lambda path: weights.save(model, path, {**notes, "epochs": len(history.epochs)})),
+        (save, lambda path: weights.save(model, path, {**notes, "epochs": _kept(history, stopper)})),
         (record, lambda path: None if recorder is None else recorder.record.save(path)),
         (plot, history.plot),
     ]
@@ -153,7 +160,7 @@ def train_command(
             except XnnError as error:
                 failure = failure or error
     tested = trainer.evaluate((data.x_test, data.y_test))
-    result = _result(data, model, history, seed, tested)
+    result = _result(data, model, history, seed, tested, stopper)
     if as_json:
         click.echo(to_json(result))
     elif not quiet:
@@ -170,8 +177,18 @@ def train_command(
     return history.interrupted
 
 
+def _kept(history: History, stopper: EarlyStopping | None) -> int:
+    """After how many epochs the model was as it is now."""
+    return (stopper.best_epoch if stopper else 0) or len(history.epochs)
+
+
 def _result(
-    data: Dataset, model: Sequential, history: History, seed: int, tested: dict[str, float]
+    data: Dataset,
+    model: Sequential,
+    history: History,
+    seed: int,
+    tested: dict[str, float],
+    stopper: EarlyStopping | None,
 ) -> dict[str, Any]:
     """What --json prints."""
     keys = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -183,7 +200,9 @@ def _result(
         "plan": history.plan,
         "seed": seed,
         "epochs": len(history.epochs),
+        "kept_epoch": _kept(history, stopper),
         "interrupted": history.interrupted,
+        "stopped": history.stopped,
         "steps": history.steps,
         "history": [{key: entry.get(key) for key in keys} for entry in history.epochs],
         "test_loss": tested["loss"],
@@ -202,8 +221,13 @@ def _summarize(result: dict[str, Any], history: History, save: str | None, teste
             f"interrupted after {history.steps:,} steps, {len(history.epochs)} whole epochs; "
             + (f"the model as it is goes to {save}" if save else "nothing is saved (--save FILE does)")
         )
-    last = history.epochs[-1] if history.epochs else {}
-    shown = {f"validation {k[4:]}": v for k, v in last.items() if k.startswith("val_")}
+    kept = result["kept_epoch"]
+    if history.stopped:
+        click.echo(f"stopped: {history.stopped}")
+    if kept < len(history.epochs):
+        click.echo(f"the model is as it was after epoch {kept}, the best of {len(history.epochs)}")
+    entry = history.epochs[kept - 1] if kept else {}
+    shown = {f"validation {k[4:]}": v for k, v in entry.items() if k.startswith("val_")}
     shown |= {f"test {k}": v for k, v in tested.items()}
     click.echo(
         f"{result['dataset']} ({result['task']}) on {result['backend']}: "
