@@ -16,13 +16,14 @@ docs/architecture.md has the format.
 
 from __future__ import annotations
 
+import codecs
 import inspect
 import math
 import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any, NoReturn
 
@@ -40,7 +41,11 @@ _MOST_WEIGHTS = 2**48  # of one layer: no machine holds them, and beyond NumPy c
 _LAYERS: dict[str, type[Layer]] = {
     name: kind for name, kind in vars(layers).items() if isinstance(kind, type) and kind in Layer.own.values()
 }
-_INITIALIZERS = {name: kind for name, kind in vars(initializers).items() if name in initializers.__all__}
+_INITIALIZERS = {
+    name: kind
+    for name, kind in vars(initializers).items()
+    if name in initializers.__all__ and isinstance(kind, type) and is_dataclass(kind)
+}
 
 #: Arguments that may be left out: the layer takes them from this axis of its input.
 _FROM_INPUT = {"inputs": -1, "in_channels": 0}
@@ -62,7 +67,7 @@ def read(path: str | os.PathLike[str]) -> Architecture:
     name = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            content = file.read(_LARGEST + 1)
+            content = file.read(_LARGEST + 1).removeprefix(codecs.BOM_UTF8)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataNotFoundError(f"cannot read the architecture {name}: {reason}") from error
@@ -71,7 +76,7 @@ def read(path: str | os.PathLike[str]) -> Architecture:
             f"{name} is larger than {_LARGEST:,} bytes: an architecture is a text of some lines"
         )
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8")
         table = tomllib.loads(text)
         lines = lines_of(text)
     except UnicodeDecodeError as error:
@@ -83,9 +88,11 @@ def read(path: str | os.PathLike[str]) -> Architecture:
         raise OptionError(f"{name}: arrays and tables stand too deeply in one another") from None
     except ValueError as error:  # TOMLDecodeError, and a number of more digits than Python reads
         found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", str(error), re.DOTALL)
-        what, line = (found[1], int(found[2] or 0)) if found else (str(error), 0)
-        place = f"{name}:{line or text.count(chr(10)) + 1}" if found else name
-        raise OptionError(f"{place}: this is not TOML: {what}") from None
+        if found is None:
+            raise OptionError(f"{name}: this is not TOML: {error}") from None
+        line = int(found[2] or text.count("\n") + 1)
+        hint = "" if found[2] else " at the file's end: look above for a quote or bracket that is not closed"
+        raise OptionError(f"{name}:{line}: this is not TOML: {found[1]}{hint}") from None
     for key in table:
         if key != "layers":
             hint = "; what belongs to a layer stands below its [[layers]]" if "layers" in table else ""
@@ -102,9 +109,7 @@ class Architecture:
     Raises OptionError for an unknown layer or argument, one that is missing, or a value of the wrong kind.
     """
 
-    def __init__(
-        self, layers: Any, name: str = "the record's model", lines: Mapping[Path, int] | None = None
-    ) -> None:
+    def __init__(self, layers: Any, name: str = "model", lines: Mapping[Path, int] | None = None) -> None:
         self.layers, self.name, self._lines = layers, name, lines or {}
         try:
             self._plans = self._plan_all(layers, ("layers",))
@@ -178,6 +183,14 @@ class Architecture:
             if not isinstance(value, str) or value not in _functions():
                 self._refuse(path, f"{what} must be one of {', '.join(_functions())}, got {_text(value)}")
             return _functions()[value]
+        if argument.kind is argument.VAR_POSITIONAL:
+            if not isinstance(value, list):
+                self._refuse(path, f"{what} must be an array such as [1, 28, 28], got {_text(value)}")
+            return [self._read_plain(words, what, v, (*path, place)) for place, v in enumerate(value)]
+        return self._read_plain(words, what, value, path)
+
+    def _read_plain(self, words: list[str], what: str, value: Any, path: Path) -> Any:
+        """A number, text or array; what the constructor's annotation does not tell, it looks at itself."""
         if value == "classes" and "int" in words:
             return _Classes
         self._check_plain(what, value, path)
@@ -235,16 +248,16 @@ class _Plan:
                 if argument.default is argument.empty and name in _FROM_INPUT and shape:
                     given[name] = shape[_FROM_INPUT[name]]
                 continue
-            if isinstance(value, _Plan):
-                value = value.build(shape, classes)
-            elif isinstance(value, list) and issubclass(self.kind, Sequential):
+            if isinstance(value, list) and issubclass(self.kind, Sequential):
                 value = _chain(value, shape, classes)
             elif isinstance(value, list):
-                value = [v.build(shape, classes) if isinstance(v, _Plan) else v for v in value]
+                value = [_filled(inner, shape, classes) for inner in value]
+            else:
+                value = _filled(value, shape, classes)
             if argument.kind is argument.VAR_POSITIONAL:
                 inside = value
             else:
-                given[name] = classes if value is _Classes else value
+                given[name] = value
         layer: Layer = _made(self.kind, given, self.place, inside)
         for parameter in layer.own_parameters:
             if parameter.size > _MOST_WEIGHTS:
@@ -252,6 +265,13 @@ class _Plan:
                     f"{self.place}: a {parameter.name} of shape {parameter.shape} fits no memory"
                 )
         return layer
+
+
+def _filled(value: Any, shape: tuple[int, ...], classes: int) -> Any:
+    """An argument now that the data are known."""
+    if isinstance(value, _Plan):
+        return value.build(shape, classes)
+    return classes if value is _Classes else value
 
 
 def _chain(plans: list[_Plan], shape: tuple[int, ...], classes: int) -> list[Layer]:

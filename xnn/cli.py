@@ -39,7 +39,10 @@ class _Commands(click.Group):
             click.echo(f"xnn: cannot write the output: {error.strerror or error}", err=True)
             ctx.exit(1)
         except MemoryError as error:
-            click.echo(f"xnn: out of memory ({error}): try smaller --hidden or --batch-size", err=True)
+            click.echo(
+                f"xnn: out of memory ({error}): try a smaller network (--hidden, --model) or --batch-size",
+                err=True,
+            )
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("xnn: interrupted", err=True)
