@@ -193,6 +193,48 @@ def test_train_log_and_plot(digits, tmp_path):
     assert "<svg" in plot.read_text()
 
 
+def test_patience(digits, tmp_path):
+    """The model that is saved, evaluated and shown is the best epoch's; and so is that of a run of so many epochs."""
+    path, log = tmp_path / "m.safetensors", tmp_path / "log.jsonl"
+    args = ("train", "--dataset", digits, "--hidden", "16", "--lr", 1.0, "--seed", 2)
+    words = (*args, "--epochs", 99, "--patience", 2, "--save", path, "--log", log)
+    report = one_json(run(*words, "--json"))
+    best, validation = report["kept_epoch"], [entry["val_loss"] for entry in report["history"]]
+    assert validation[best - 1] == min(validation)
+    assert report["epochs"] == best + 2 < 99
+    assert f"epoch {best}'s" in report["stopped"]
+    assert json.loads(log.read_text().splitlines()[-1])["stopped"] == report["stopped"]
+    assert weights.metadata(path)["notes"]["epochs"] == best
+    shorter = one_json(run(*args, "--epochs", best, "--json"))
+    for key in ("weights_sha256", "test_loss"):
+        assert report[key] == shorter[key]
+    assert (shorter["kept_epoch"], shorter["stopped"]) == (best, "")
+    assert weights.weights_sha256(xnn.load(path)) == report["weights_sha256"]
+    lines = run(*words).stdout.splitlines()
+    assert f"stopped: {report['stopped']}" in lines
+    assert f"the model is as it was after epoch {best}, the best of {best + 2}" in lines
+    assert any(f"validation loss {min(validation):.4f}" in line for line in lines)
+
+
+def test_patience_and_divergence(digits, tmp_path, monkeypatch):
+    """What is saved is the best epoch's model, and the message says that."""
+    path = tmp_path / "m.safetensors"
+    right = optimizers.SGD.advance
+
+    def explode(self, steps):
+        if self.steps == 30:
+            self.learning_rate = 1e30
+        return right(self, steps)
+
+    monkeypatch.setattr(optimizers.SGD, "advance", explode)
+    words = ("train", "--dataset", digits, "--hidden", "16", "--epochs", 9, "--patience", 5, "--save", path)
+    result = run(*words, "--quiet")
+    assert result.exit_code == 1
+    best = weights.metadata(path)["notes"]["epochs"]
+    assert f"holds the model as it was after epoch {best}, the best" in result.stderr
+    assert all(np.isfinite(p.value).all() for p in xnn.load(path).parameters())
+
+
 def test_regression(tmp_path):
     """Features of very different size: standardized by a layer that is saved with the model."""
     table, path, saved = tmp_path / "t.csv", tmp_path / "p.csv", tmp_path / "m.safetensors"
@@ -517,6 +559,8 @@ WRONG = [
     ("--dropout nan", {}, "nan"),
     ("--epochs 0", {}, "epochs"),
     ("--epochs many", {}, "epochs"),
+    ("--patience 0", {}, "patience"),
+    ("--patience 1.5", {}, "patience"),
     ("--batch-size 0", {}, "batch"),
     ("--seed -1", {}, "seed"),
     ("--seed 18446744073709551616", {}, "seed"),

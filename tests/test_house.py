@@ -30,11 +30,11 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     part: floor
     for floor, parts in {
-        1: "errors files options",
+        1: "errors files options toml_lines",
         2: "ops",
         3: "backends",
         4: "graph autograd gradients fusion program",
-        5: "layers losses optimizers schedules initializers metrics models store",
+        5: "layers losses optimizers schedules initializers metrics models architecture store",
         6: "data stepper training history callbacks diagnosis checks info record",
         7: "cli commands benchmarks sides verify __main__",
     }.items()

@@ -1,27 +1,35 @@
-"""What watches a training run: the progress bar, the JSON-lines log, or a class of your own."""
+"""What watches a training run: the progress bar, the JSON-lines log, early stopping, or a class of your own."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from xnn.errors import DataError
+from xnn.backends import backend_of
+from xnn.errors import DataError, OptionError
 from xnn.files import check_writable, to_json
+from xnn.options import check_count, check_real
 
 if TYPE_CHECKING:
     from xnn.history import History
+    from xnn.layers import Sequential
 
-__all__ = ["Callback", "EpochLines", "JsonLines", "ProgressBar"]
+__all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar"]
 
 
 class Callback:
     """Hooks that fit calls; each does nothing until it is overridden.
 
+    `model`: the model in training; fit says which before on_fit_start.
     `needs_gradients`: whether a hook reads parameters' gradients, which plain SGD is otherwise spared from keeping.
+    To end the fit, a hook sets `history.stopped` to the reason: the epoch in hand is the last.
     """
 
+    model: Sequential
     needs_gradients = False
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
@@ -40,7 +48,7 @@ class Callback:
         """Every so many steps and at each epoch's end: `step` of this epoch, means so far in it."""
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        """After an epoch and its validation; `entry` is what history.epochs got."""
+        """After an epoch and its validation; `entry` is what history.epochs got, and may be given more numbers."""
 
     def on_fit_end(self, history: History) -> None:
         """After the last step, also when Ctrl-C or an error ended the run."""
@@ -150,7 +158,8 @@ class JsonLines(Callback):
     def on_fit_end(self, history: History) -> None:
         """Add the end."""
         end = {"event": "end", "steps": history.steps, "interrupted": history.interrupted}
-        self._write({**end, "error": history.error} if history.error else end)
+        reasons = {"stopped": history.stopped, "error": history.error}
+        self._write(end | {key: reason for key, reason in reasons.items() if reason})
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self._broken:
@@ -162,3 +171,88 @@ class JsonLines(Callback):
         except OSError as error:
             self._broken = True
             print(f"xnn: the log {self.path} ends here ({error.strerror}); training goes on", file=sys.stderr)
+
+
+class EarlyStopping(Callback):
+    """Ends the fit after `patience` epochs in a row in which `monitor` did not improve on its best.
+
+        stopper = EarlyStopping(patience=5)
+        Trainer(model, loss, optimizer, callbacks=[stopper]).fit(data, validation=held_out, epochs=1000)
+        stopper.best_epoch, stopper.best      # also when the epochs ran out
+
+    monitor: a number of history.epochs, such as val_loss, loss or val_accuracy. mode: "min" or "max", the direction
+    in which it improves; "auto" knows losses, errors and accuracies. min_delta: an improvement is larger than this.
+    restore_best: at the fit's end, whatever ended it, the model gets the best epoch's weights again (the optimizer's
+    state stays the last one's). NaN is no improvement, and `history.stopped` tells of it. Each fit begins anew.
+    Raises OptionError for options outside these, and at the first epoch's end if it has no such number.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        restore_best: bool = True,
+    ) -> None:
+        if not isinstance(monitor, str):
+            raise OptionError(f"monitor must be a name such as 'val_loss', got {repr(monitor)[:60]}")
+        if mode == "auto":
+            ending = monitor.rpartition("_")[2]
+            mode = {"loss": "min", "error": "min", "accuracy": "max"}.get(ending, "")
+            if not mode:
+                raise OptionError(
+                    f"whether {monitor} should fall or rise is not known: give mode='min' or mode='max'"
+                )
+        if mode not in ("min", "max"):
+            raise OptionError(f"mode must be 'auto', 'min' or 'max', got {repr(mode)[:60]}")
+        self.monitor, self.mode, self.restore_best = monitor, mode, restore_best
+        self.patience = check_count("patience", patience)
+        self.min_delta = check_real("min_delta", min_delta, 0.0)
+        self.best, self.best_epoch = math.nan, 0
+
+    def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
+        """Forget an earlier fit."""
+        #: The best value, and the number of its epoch, 0 before there is one.
+        self.best, self.best_epoch = math.nan, 0
+        self._waited, self._last = 0, math.nan
+        self._kept: dict[str, Any] = {}
+
+    def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
+        """Keep the weights of the best epoch, or count one without improvement."""
+        value = entry.get(self.monitor)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            there = [name for name, number in entry.items() if isinstance(number, Real) and name != "epoch"]
+            hint = "; val_ numbers need fit(validation=...)" if self.monitor.startswith("val_") else ""
+            raise OptionError(
+                f"EarlyStopping should watch {self.monitor}, and an epoch has {', '.join(there)}"
+                f"{f', and {value!r} under that name' if self.monitor in entry else ''}: "
+                f"give one of them as monitor{hint}"
+            )
+        self._last = float(value)
+        gain = self._last - self.best if self.mode == "max" else self.best - self._last
+        if gain > self.min_delta or (not self.best_epoch and not math.isnan(self._last)):
+            self.best, self.best_epoch, self._waited = self._last, entry["epoch"], 0
+            if self.restore_best:
+                self._kept = {
+                    name: backend_of(p.value).xp.asarray(p.value, copy=True)  # a step may write in its place
+                    for name, p in self.model.named_parameters()
+                }
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            history.stopped = self._reason()
+
+    def _reason(self) -> str:
+        many = f"{self._waited} epoch{'' if self._waited == 1 else 's'}"
+        now = " and is NaN" if math.isnan(self._last) else ""
+        if not self.best_epoch:
+            return f"{self.monitor} was NaN in all of {many}: no epoch was the best"
+        return f"{self.monitor} has not improved on epoch {self.best_epoch}'s {self.best:.6g} in {many}{now}"
+
+    def on_fit_end(self, history: History) -> None:
+        """Put the best weights back."""
+        parameters = dict(self.model.named_parameters())
+        for name, array in self._kept.items():
+            parameters[name].value = array
+        self._kept = {}

@@ -39,7 +39,10 @@ class _Commands(click.Group):
             click.echo(f"xnn: cannot write the output: {error.strerror or error}", err=True)
             ctx.exit(1)
         except MemoryError as error:
-            click.echo(f"xnn: out of memory ({error}): try smaller --hidden or --batch-size", err=True)
+            click.echo(
+                f"xnn: out of memory ({error}): try a smaller network (--hidden, --model) or --batch-size",
+                err=True,
+            )
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("xnn: interrupted", err=True)
@@ -92,6 +95,11 @@ _NUMERICS = "fast, or exact: the same bits everywhere; default: XNN_NUMERICS, el
 _RUN_OPTIONS = (
     click.option("--dataset", metavar="NAME", help=_DATASET),
     click.option(
+        "--model",
+        metavar="FILE",
+        help="The network as a .toml file of layers, in place of --hidden, --activation and --dropout.",
+    ),
+    click.option(
         "--data-home",
         metavar="DIR",
         help="Where data files are; default: XNN_DATA_HOME, then the user's cache.",
@@ -134,9 +142,25 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _given(context: click.Context) -> set[str]:
+    """The options that stand on the command line. Raises OptionError for a network that is told twice."""
+    source = click.core.ParameterSource.COMMANDLINE
+    given = {name for name in context.params if context.get_parameter_source(name) is source}
+    for name in sorted(given & {"hidden", "activation", "dropout"}):
+        if "model" in given:
+            raise OptionError(f"--{name} and --model both say what the network is: leave one of them away")
+    return given
+
+
 @main.command()
 @_run_options
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    metavar="N",
+    help="End after N epochs in which the validation loss did not fall; the best epoch's weights are kept.",
+)
 @_backend_option
 @click.option("--numerics", metavar="NAME", help=_NUMERICS)
 @click.option(
@@ -160,14 +184,17 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--json", "as_json", is_flag=True, help="Print the result as one JSON object, and nothing else."
 )
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
-def train(backend: str | None, numerics: str | None, **options: Any) -> None:
-    """Train a multilayer perceptron and report its accuracy on the test set.
+@click.pass_context
+def train(context: click.Context, /, backend: str | None, numerics: str | None, **options: Any) -> None:
+    """Train a multilayer perceptron, or the network of a file, and report its accuracy on the test set.
 
     \b
     xnn train                                       the MNIST article's network
     xnn train --epochs 25 --plot curve.png
+    xnn train --epochs 100 --patience 5
     xnn train --hidden 512,256 --optimizer adam --batch-size 128
     xnn train --dataset table.csv --save model.safetensors
+    xnn train --model network.toml                  layers of your choice: docs/architecture.md
     xnn train --numerics exact --record run.jsonl   to be verified on another machine
     XNN_BACKEND=cupy xnn train                      the same run on a GPU
     """
@@ -176,6 +203,7 @@ def train(backend: str | None, numerics: str | None, **options: Any) -> None:
     from xnn.backends import numerics as use_numerics
     from xnn.commands import train_command
 
+    _given(context)
     with use_numerics(numerics), use(get_backend(backend).name):
         interrupted = train_command(**options)
     if interrupted:
@@ -341,10 +369,5 @@ def verify(context: click.Context, /, **options: Any) -> None:
     """
     from xnn.verify import verify_command
 
-    given = {
-        name
-        for name in options
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    }
-    if not verify_command(given=given, **options):
+    if not verify_command(given=_given(context), **options):
         sys.exit(1)

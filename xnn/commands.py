@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from xnn import __version__, losses, optimizers
+from xnn import __version__, architecture, losses, optimizers
+from xnn.architecture import Architecture
 from xnn.backends import available_backends
 from xnn.backends.numpy_backend import peak_resident_bytes
-from xnn.callbacks import Callback, EpochLines, JsonLines
+from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.checks import run_checks
 from xnn.data import Dataset, dataset_names, load, read_idx
 from xnn.data.tables import check_pair, read_array, read_csv, read_npz
@@ -44,9 +45,15 @@ _RATES = {("sgd", "classification"): 0.1, ("sgd", "regression"): 0.01}
 _OPTIMIZERS: dict[str, Callable[[float], Optimizer]] = {"sgd": optimizers.SGD, "adam": optimizers.Adam}
 
 
+_MLP = {"hidden", "activation", "dropout"}  # the network where no file says it
+
+
 @dataclass(frozen=True)
 class Run:
-    """What, beside the data and the machine, determines a run: options of `xnn train`; a record carries them."""
+    """What, beside the data and the machine, determines a run: options of `xnn train`; a record carries them.
+
+    model: an architecture, in place of hidden, activation and dropout.
+    """
 
     hidden: tuple[int, ...]
     activation: str
@@ -55,45 +62,64 @@ class Run:
     batch_size: int
     seed: int
     dropout: float
+    model: Architecture | None = None
+
+    @classmethod
+    def from_options(cls, model: str | None, **options: Any) -> Run:
+        """Of the command's options; `model` is a file's name."""
+        return cls(**options, model=None if model is None else architecture.read(model))
 
     @classmethod
     def from_record(cls, run: dict[str, Any], version: str) -> Run:
         """The options that a record holds. Raises OptionError for those of another xnn that this one has not."""
-        names = {field.name for field in fields(cls)}
+        names = {field.name for field in fields(cls)} - (_MLP if "model" in run else {"model"})
         if run.keys() != names or run["optimizer"] not in _OPTIMIZERS:
             odd = ", ".join(sorted(run.keys() ^ names)) or f"optimizer {run['optimizer']!r}"
             raise OptionError(
                 f"the record is of xnn {version} and of a run that this xnn, {__version__}, does not know ({odd}): "
                 "verify it with that version"
             )
-        return cls(**{**run, "hidden": tuple(run["hidden"])})
+        if "model" in run:
+            network: dict[str, Any] = {"hidden": (), "activation": "", "dropout": 0.0}
+            network["model"] = Architecture(run["model"])
+        else:
+            network = {"hidden": tuple(run["hidden"])}
+        return cls(**{**run, **network})
+
+    def as_record(self) -> dict[str, Any]:
+        """What from_record takes, as JSON values."""
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.model is None:
+            del options["model"]
+            return options
+        return {k: v for k, v in options.items() if k not in _MLP} | {"model": self.model.layers}
 
     def build(self, data: Dataset) -> tuple[Sequential, Loss, Optimizer]:
         """The model, loss and optimizer for these data."""
-        scaling, classify = data.rescaling(), data.task == "classification"
-        inputs = data.x_train.shape[1]
-        model = mlp(inputs, self.hidden, data.classes, self.activation, self.dropout, scaling, self.seed)
+        scaling, shape = data.rescaling(), tuple(data.x_train.shape[1:])
+        if self.model is None:
+            model = mlp(
+                shape[0], self.hidden, data.classes, self.activation, self.dropout, scaling, self.seed
+            )
+        else:
+            model = self.model.build(shape, data.classes, scaling, self.seed)
         rate = _RATES.get((self.optimizer, data.task), 0.001) if self.lr is None else self.lr
         rule = _OPTIMIZERS[self.optimizer](rate)
-        return model, losses.SoftmaxCrossEntropy() if classify else losses.MSE(), rule
+        return model, losses.SoftmaxCrossEntropy() if data.task == "classification" else losses.MSE(), rule
 
     def about(self, data: Dataset, rule: Optimizer) -> dict[str, Any]:
         """What a record says of it, the rate that was taken included."""
-        run = {"dataset": data.name, **asdict(self), "lr": rule.rate}
+        run = {"dataset": data.name, **self.as_record(), "lr": rule.rate}
         return {"xnn": __version__, "run": run, "data_sha256": data_sha256(data.x_train, data.y_train)}
 
 
 def train_command(
     dataset: str | None,
     data_home: str | None,
-    hidden: tuple[int, ...],
-    activation: str,
-    optimizer: str,
-    lr: float | None,
     batch_size: int,
     epochs: int,
+    patience: int | None,
     seed: int,
-    dropout: float,
     threads: int | str | None,
     kernels: str,
     save: str | None,
@@ -102,27 +128,29 @@ def train_command(
     record: str | None,
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> bool:
-    """Train, report, write the files asked for; returns whether Ctrl-C ended it."""
+    """Train, report, write the files asked for; returns whether Ctrl-C ended it. `options`: the rest of Run's."""
     if save:
         check_writable(save, (".safetensors",))
     if plot:
         check_plot(plot)
     if record:
         check_writable(record)
+    run = Run.from_options(batch_size=batch_size, seed=seed, **options)
     data = load(dataset, data_home)
     if data.note:
         click.echo(f"xnn: {data.note}", err=True)
-    run = Run(hidden, activation, optimizer, lr, batch_size, seed, dropout)
     model, loss, rule = run.build(data)
     about = {"dataset": data.name, "seed": seed, "model": [repr(layer) for layer in model.layers]}
     callbacks: list[Callback] = [JsonLines(log, about)] if log else []
     if not (quiet or as_json):
         callbacks.append(EpochLines())
     recorder = Recorder(model, run.about(data, rule)) if record else None
-    callbacks += [recorder] if recorder else []
+    stopper = EarlyStopping(patience=patience) if patience else None
+    callbacks += [callback for callback in (recorder, stopper) if callback]
     trainer = Trainer(model, loss, rule, callbacks=callbacks, threads=threads, kernels=kernels)
-    notes = {"dataset": data.name, "task": data.task}
+    notes = {"dataset": data.name, "task": data.task, "features": data.x_train.shape[1]}
     failure: XnnError | None = None
     try:
         history = trainer.fit(
@@ -135,14 +163,19 @@ def train_command(
         )
     except DivergenceError as error:
         if save and isinstance(error.history, History):  # the weights from before the step that failed
-            weights.save(model, save, {**notes, "epochs": len(error.history.epochs), "error": str(error)})
-            click.echo(f"xnn: {save} holds the model as it was before that step", err=True)
+            weights.save(model, save, {**notes, "epochs": _kept(error.history, stopper), "error": str(error)})
+            which = (
+                f"after epoch {best}, the best"
+                if (best := stopper and stopper.best_epoch)
+                else "before that step"
+            )
+            click.echo(f"xnn: {save} holds the model as it was {which}", err=True)
         if record and recorder:
             recorder.record.save(record)
         raise
     # Saved before anything else can fail; what was reached is worth printing even if it could not be.
     files: list[tuple[str | None, Callable[[str], None]]] = [
-        (save, lambda path: weights.save(model, path, {**notes, "epochs": len(history.epochs)})),
+        (save, lambda path: weights.save(model, path, {**notes, "epochs": _kept(history, stopper)})),
         (record, lambda path: None if recorder is None else recorder.record.save(path)),
         (plot, history.plot),
     ]
@@ -153,7 +186,7 @@ def train_command(
             except XnnError as error:
                 failure = failure or error
     tested = trainer.evaluate((data.x_test, data.y_test))
-    result = _result(data, model, history, seed, tested)
+    result = _result(data, model, history, seed, tested, stopper)
     if as_json:
         click.echo(to_json(result))
     elif not quiet:
@@ -170,8 +203,18 @@ def train_command(
     return history.interrupted
 
 
+def _kept(history: History, stopper: EarlyStopping | None) -> int:
+    """After how many epochs the model was as it is now."""
+    return (stopper.best_epoch if stopper else 0) or len(history.epochs)
+
+
 def _result(
-    data: Dataset, model: Sequential, history: History, seed: int, tested: dict[str, float]
+    data: Dataset,
+    model: Sequential,
+    history: History,
+    seed: int,
+    tested: dict[str, float],
+    stopper: EarlyStopping | None,
 ) -> dict[str, Any]:
     """What --json prints."""
     keys = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -183,7 +226,9 @@ def _result(
         "plan": history.plan,
         "seed": seed,
         "epochs": len(history.epochs),
+        "kept_epoch": _kept(history, stopper),
         "interrupted": history.interrupted,
+        "stopped": history.stopped,
         "steps": history.steps,
         "history": [{key: entry.get(key) for key in keys} for entry in history.epochs],
         "test_loss": tested["loss"],
@@ -202,8 +247,13 @@ def _summarize(result: dict[str, Any], history: History, save: str | None, teste
             f"interrupted after {history.steps:,} steps, {len(history.epochs)} whole epochs; "
             + (f"the model as it is goes to {save}" if save else "nothing is saved (--save FILE does)")
         )
-    last = history.epochs[-1] if history.epochs else {}
-    shown = {f"validation {k[4:]}": v for k, v in last.items() if k.startswith("val_")}
+    kept = result["kept_epoch"]
+    if history.stopped:
+        click.echo(f"stopped: {history.stopped}")
+    if kept < len(history.epochs):
+        click.echo(f"the model is as it was after epoch {kept}, the best of {len(history.epochs)}")
+    entry = history.epochs[kept - 1] if kept else {}
+    shown = {f"validation {k[4:]}": v for k, v in entry.items() if k.startswith("val_")}
     shown |= {f"test {k}": v for k, v in tested.items()}
     click.echo(
         f"{result['dataset']} ({result['task']}) on {result['backend']}: "
@@ -225,8 +275,9 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
     if output:
         check_writable(output, (".npy",))
     net = weights.load(model)
-    task = weights.metadata(model)["notes"].get("task", "classification")
-    x, y = _samples(data, data_home, net)
+    notes = weights.metadata(model)["notes"]
+    task = notes.get("task", "classification")
+    x, y = _samples(data, data_home, notes.get("features") or _width(net))
     outputs = net.predict(x)
     classify = task == "classification" and outputs.ndim == 2
     predicted: Any = classes_of(outputs, net.threshold) if classify else outputs
@@ -246,15 +297,19 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
         click.echo(f"accuracy {accuracy:.4f} over {len(predicted)} samples", err=True)
 
 
-def _samples(data: str, data_home: str | None, net: Sequential) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples, and targets where the data hold them."""
+def _width(net: Sequential) -> int:
+    """How many features a model takes whose file does not say it; 0 if that cannot be told."""
+    return next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
+
+
+def _samples(data: str, data_home: str | None, width: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Samples of so many features, and targets where the data hold them."""
     path = Path(data)
     if data in dataset_names():
         named = load(data, data_home)
         return named.x_test, named.y_test
     if not path.is_file():
         raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
-    width = next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
     y: np.ndarray | None = None
     if path.suffix.lower() == ".csv":
         x = read_csv(path)

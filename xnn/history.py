@@ -21,7 +21,7 @@ class History:
 
     epochs: one entry an epoch, with loss, the metrics, val_loss, ... (means over the samples seen).
     steps, samples, seconds: done in training, validation not counted. interrupted: whether Ctrl-C ended it.
-    error: what ended it otherwise, or "".
+    stopped: why a callback ended it, or ""; error: the error that did, or "".
     losses_sha256: over every step's loss as little-endian float64, in order.
     """
 
@@ -30,6 +30,7 @@ class History:
     samples: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    stopped: str = ""
     error: str = ""
     plan: dict[str, Any] = field(default_factory=dict)
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)

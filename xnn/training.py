@@ -129,6 +129,7 @@ class Trainer:
             stack.callback(self.model.forget)
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
             for watcher in watchers:
+                watcher.model = self.model
                 watcher.on_fit_start(history, epochs, len(batches))
                 stack.callback(watcher.on_fit_end, history)
             try:
@@ -146,11 +147,14 @@ class Trainer:
                     self.epoch += 1
                     for watcher in watchers:
                         watcher.on_epoch_end(history, entry)
+                    if history.stopped:
+                        break
             except BaseException as error:
                 history.error = f"{type(error).__name__}: {error}"
                 raise
             finally:
-                history.interrupted = interrupted() and len(history.epochs) < epochs
+                cut_short = len(history.epochs) < epochs and not history.stopped
+                history.interrupted = interrupted() and cut_short
         return history
 
     def evaluate(self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH) -> dict[str, float]:

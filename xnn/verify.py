@@ -12,6 +12,7 @@ import numpy as np
 
 from xnn import __version__
 from xnn.backends import current_numerics
+from xnn.commands import Run
 from xnn.errors import DataError, OptionError
 from xnn.record import Digests, Record, read_record
 from xnn.sides import Live, Recorded, parse_settings
@@ -90,7 +91,13 @@ def _what_was_run(record: Record) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    """Without what JSON puts around it; a layer's table as Python would have it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_shown, value))
+    if isinstance(value, dict):
+        inside = (f"{key}={_shown(value[key])}" for key in sorted(value) if key != "type")
+        return f"{value.get('type')}({', '.join(inside)})"
+    return str(value)
 
 
 def distance(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +152,8 @@ def verify_command(
         dataset = dataset or name
         recorded = min(len(record.steps) for record in records.values())
         steps = min(steps or recorded, recorded)
+    else:
+        run = Run.from_options(**run).as_record()
     steps = steps or _STEPS
     task: dict[str, Any] = {"run": run, "version": version, "dataset": dataset, "data_home": data_home}
     task |= {"mode": numerics, "steps": steps}
