@@ -47,9 +47,6 @@ _INITIALIZERS = {
     if name in initializers.__all__ and isinstance(kind, type) and is_dataclass(kind)
 }
 
-#: Arguments that may be left out: the layer takes them from this axis of its input.
-_FROM_INPUT = {"inputs": -1, "in_channels": 0}
-
 _WORDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
@@ -145,7 +142,7 @@ class Architecture:
         kind, given = self._read_table(table, path, _LAYERS, "layer")
         for name, argument in _arguments(kind).items():
             needed = argument.default is argument.empty and argument.kind is not argument.VAR_POSITIONAL
-            if needed and name not in given and name not in _FROM_INPUT:
+            if needed and name not in given and name not in kind.from_input:
                 self._refuse(path, f"{table['type']} needs {name}: it takes {', '.join(_arguments(kind))}")
         return _Plan(kind, self._where(path), given)
 
@@ -245,8 +242,8 @@ class _Plan:
         for name, argument in _arguments(self.kind).items():
             value: Any = self.given.get(name)
             if name not in self.given:
-                if argument.default is argument.empty and name in _FROM_INPUT and shape:
-                    given[name] = shape[_FROM_INPUT[name]]
+                if argument.default is argument.empty and name in self.kind.from_input and shape:
+                    given[name] = shape[self.kind.from_input[name]]
                 continue
             if isinstance(value, list) and issubclass(self.kind, Sequential):
                 value = _chain(value, shape, classes)

@@ -236,7 +236,7 @@ class EarlyStopping(Callback):
             if self.restore_best:
                 self._kept = {
                     name: backend_of(p.value).xp.asarray(p.value, copy=True)  # a step may write in its place
-                    for name, p in self.model.named_parameters()
+                    for name, p in self.model.named_state()
                 }
             return
         self._waited += 1
@@ -252,7 +252,7 @@ class EarlyStopping(Callback):
 
     def on_fit_end(self, history: History) -> None:
         """Put the best weights back."""
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(self.model.named_state())
         for name, array in self._kept.items():
             parameters[name].value = array
         self._kept = {}

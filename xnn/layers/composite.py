@@ -31,6 +31,8 @@ class Composite(Layer):
     run by hand, so its gradients need no backward of its own.
     """
 
+    buildable = False
+
     def compute(self, x: Any, *parameters: Any, training: bool) -> Any:
         """The output, made of x and the parameters with ops and `+ - * / @ **`."""
         raise NotImplementedError(f"{type(self).__name__} needs a compute of its own")
@@ -88,6 +90,8 @@ class Lambda(Composite):
     Its code is not saved with a model: `save` keeps the weights, and `load_weights` puts them into a model that
     your code builds. Layers with weights of their own derive from Composite.
     """
+
+    buildable = False
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         if not callable(function) or isinstance(function, (Layer, type)):

@@ -19,6 +19,8 @@ __all__ = ["Add", "Container", "Identity", "Parallel"]
 class Container(Layer):
     """Layers in a list. Parameters are named by position: `1.weight`, `2.0.weight`."""
 
+    buildable = False
+
     def __init__(self, *layers: Layer, seed: int | None = None) -> None:
         kind = type(self).__name__
         for layer in layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Dense(Layer):
     """
 
     op = ops.dense
+    from_input: ClassVar[dict[str, int]] = {"inputs": -1}
 
     def __init__(
         self,

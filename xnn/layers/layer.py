@@ -137,6 +137,10 @@ class Layer:
     op: Op
     #: xnn's own layers by name, from which a saved model is built again.
     own: ClassVar[dict[str, Any]] = {}
+    #: Arguments that an architecture file may leave out: each is taken from this axis of a sample.
+    from_input: ClassVar[dict[str, int]] = {}
+    #: Whether a file can say how it is built; a base class for layers of the user's is not built at all.
+    buildable: ClassVar[bool] = True
     #: Whether integers may come in as they are; before other layers a model converts them to its dtype.
     takes_integers = False
 
@@ -161,7 +165,8 @@ class Layer:
         super().__setattr__(name, value)
 
     def __init_subclass__(cls) -> None:
-        if cls.__module__.startswith("xnn.layers.") and not cls.__name__.startswith("_"):
+        named = cls.__module__.startswith("xnn.layers.") and not cls.__name__.startswith("_")
+        if named and vars(cls).get("buildable", True):
             Layer.own[cls.__name__] = cls
 
     def arguments(self, x: Array, training: bool) -> tuple[Any, ...]:
@@ -321,12 +326,19 @@ def as_one_op(layer: Layer, x: Node) -> Node:
 
 
 def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one sample's output of a layer that only running it can tell, by a sample of ones."""
+    """The shape of one sample's output of a layer that only running it can tell, by two samples of ones.
+
+    Raises ShapeError for one that does not give an output for each of them.
+    """
     held = [array.value for _, array in layer.named_state()]
     lib = backend_of(*held) if held else current_backend()
     dtype = held[0].dtype if held else lib.xp.float32
     with lib.guard():
-        y, _ = layer.apply(lib.xp.ones((1, *shape), dtype=dtype, device=lib.device), training=False)
+        y, _ = layer.apply(lib.xp.ones((2, *shape), dtype=dtype, device=lib.device), training=False)
+    if y.ndim < 1 or y.shape[0] != 2:
+        raise ShapeError(
+            f"{layer!r} makes {tuple(y.shape)} of two samples of shape {shape}: a layer gives an output for each"
+        )
     return tuple(y.shape[1:])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from xnn import ops
 from xnn.backends import backend_of
@@ -60,6 +60,8 @@ class BatchNorm(_Normalization):
     `running_var`, which weight files hold. One sample for a channel has variance 0.
     Source: Ioffe and Szegedy, ICML 2015.
     """
+
+    from_input: ClassVar[dict[str, int]] = {"features": 0}
 
     def __init__(
         self,
@@ -119,6 +121,8 @@ class LayerNorm(_Normalization):
     features: one extent or several, as in PyTorch's normalized_shape; weight and bias have that shape.
     Source: Ba, Kiros and Hinton, 2016 (arXiv 1607.06450).
     """
+
+    from_input: ClassVar[dict[str, int]] = {"features": -1}
 
     def __init__(
         self,

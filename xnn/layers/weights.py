@@ -19,7 +19,6 @@ from xnn import ops
 from xnn.backends import current_backend, current_numerics
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import check_writable, write_atomically
-from xnn.layers.composite import Lambda
 from xnn.layers.functions import Function
 from xnn.layers.layer import Layer, Parameter
 from xnn.ops import Op
@@ -121,7 +120,7 @@ def _own_op(name: str) -> Op | None:
 def _describe(layer: Layer) -> dict[str, Any]:
     """Type and arguments of a layer, and of the layers inside it; OptionError for one not of xnn's own."""
     kind = type(layer).__name__
-    if Layer.own.get(kind) is not type(layer) or isinstance(layer, Lambda):
+    if Layer.own.get(kind) is not type(layer):
         raise OptionError(repr(layer))
     config = layer.config()
     if isinstance(layer, Function) and (_own_op(config["op"]) is not layer.op or not _is_json(config)):
