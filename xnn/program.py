@@ -1,6 +1,6 @@
 """A program: the graph of a model and its loss, flattened into a list of calls that trains on one batch shape.
 
-    gather the batch, draw masks -> forward, in topological order -> backward, in its reverse -> update
+    gather the batch, draw masks -> forward, in topological order -> backward, in its reverse -> clip -> update
 
 The list is made once and run for every step. `xnn.fusion` rewrites it by a few named rules, and the backend binds
 each call to a kernel over fixed buffers, or to the op itself where it has none.
@@ -81,7 +81,7 @@ def flatten(
     cursor: Cursor,
     records: list[list[Any]],
 ) -> list[Call]:
-    """The unfused list: one call for each op's forward, each op's backward, each group's update.
+    """The unfused list: one call for each op's forward, each op's backward, clipping, each group's update.
 
     feeds: the Inputs of samples and of targets, each with the data its batches are rows of. cost, outputs: the
     nodes of the loss and of the model's outputs, whose graph holds values for one batch of that size. metrics:
@@ -120,6 +120,9 @@ def flatten(
         for metric, count in zip(metrics, counts, strict=True)
     ]
     calls += _backward(lib, store, order, cost, slots, forward)
+    for rule, limit in store.clipping:
+        gradients = tuple(store.gradients[p] for p in store.parameters if p in store.gradients)
+        calls.append(Call("clip", rule, gradients, gradients, {"limit": limit}))
     if store.asks_optimizer:
         reads, writes = tuple(store.gradients.values()), tuple(store.values.values())
         calls.append(Call("optimizer", None, reads, writes, {"step": store.ask_optimizer}))
