@@ -18,6 +18,7 @@ from xnn.backends.calls import Call, KernelTable, Runnable
 from xnn.backends.exact.roles import DenseBits
 from xnn.backends.exact.slices import splitter, sum_bits
 from xnn.backends.numpy_kernels import chain, serves_adam, serves_update
+from xnn.backends.rule_kernels import RULES, update_by_rule
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
@@ -46,6 +47,7 @@ class ExactTable(KernelTable):
             ("metric", accuracy): (self._accuracy, _serves_labels),
             ("update", updates.sgd): (self._sgd, _float32(serves_update)),
             ("update", updates.adam): (self._adam, _float32(serves_adam)),
+            **{("update", rule): (self._by_rule, _float32(serves_update)) for rule in RULES},
             ("loss", ops.softmax_cross_entropy): (self._cross_entropy, _serves_loss),
         }
         super().__init__(kernels)
@@ -158,6 +160,9 @@ class ExactTable(KernelTable):
 
     def _adam(self, call: Call) -> Runnable:
         return _updates(self.passes.adam, call)
+
+    def _by_rule(self, call: Call) -> Runnable:
+        return update_by_rule(self.lib.exact)(call)
 
 
 class _Rate:
