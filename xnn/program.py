@@ -123,7 +123,7 @@ def flatten(
     for rule, limit in store.clipping:
         gradients = tuple(store.gradients[p] for p in store.parameters if p in store.gradients)
         calls.append(Call("clip", rule, gradients, gradients, {"limit": limit}))
-    if store.asks_optimizer:
+    if store.asks_optimizer and not store.optimizer.minimizes:
         reads, writes = tuple(store.gradients.values()), tuple(store.values.values())
         calls.append(Call("optimizer", None, reads, writes, {"step": store.ask_optimizer}))
     for group in () if store.asks_optimizer else store.groups:

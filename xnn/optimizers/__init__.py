@@ -2,9 +2,11 @@
 
 from xnn.optimizers.adaptive import Adadelta, Adagrad, Adam, AdamW, NAdam, RMSprop
 from xnn.optimizers.descent import SGD, Lion
+from xnn.optimizers.lbfgs import LBFGS
 from xnn.optimizers.optimizer import Optimizer, State, WeightDecay
 
 __all__ = [
+    "LBFGS",
     "SGD",
     "Adadelta",
     "Adagrad",

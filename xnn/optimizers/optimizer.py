@@ -42,6 +42,8 @@ class Optimizer:
     """
 
     rule: ClassVar[Callable[..., Any]]
+    #: Whether it is no rule for steps but minimizes a function of all weights (LBFGS).
+    minimizes: ClassVar[bool] = False
     #: The numbers before the first step.
     first: ClassVar[tuple[float, ...]] = ()
 
