@@ -431,6 +431,16 @@ class TestClipping:
         _, history = train(optimizers.SGD(0.1), kernels)
         assert history.plan["folded"]
 
+    def test_nothing_to_clip(self, kernels):
+        model = network()
+        before = weights_sha256(model)
+        for p in model.parameters():
+            p.frozen = True
+        _, history = train(optimizers.SGD(0.1, clip_norm=0.1), kernels, model=model)
+        assert history.steps == 11
+        assert weights_sha256(model) == before
+        optimizers.SGD(0.1, clip_norm=0.1).step(model.parameters())
+
     def test_a_limit_beyond_every_gradient_changes_nothing(self):
         plain, _ = train(optimizers.SGD(0.1, momentum=0.9))
         clipped, _ = train(optimizers.SGD(0.1, momentum=0.9, clip_norm=1e6, clip_value=1e6))

@@ -120,7 +120,7 @@ def flatten(
         for metric, count in zip(metrics, counts, strict=True)
     ]
     calls += _backward(lib, store, order, cost, slots, forward)
-    for rule, limit in store.clipping:
+    for rule, limit in store.clipping if store.gradients else ():
         gradients = tuple(store.gradients[p] for p in store.parameters if p in store.gradients)
         calls.append(Call("clip", rule, gradients, gradients, {"limit": limit}))
     if store.asks_optimizer and not store.optimizer.minimizes:

@@ -92,7 +92,7 @@ class Optimizer:
             names = dict.fromkeys(p.name for p in parameters)
             if unknown := [name for name in self.weight_decay if name not in names]:
                 raise OptionError(
-                    f"weight_decay names {unknown[0]!r}, and the parameters are called {', '.join(names)}"
+                    f"weight_decay names {unknown[0]!r}, and the parameters are called {', '.join(names) or '(there are none)'}"
                 )
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
