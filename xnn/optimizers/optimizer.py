@@ -91,9 +91,8 @@ class Optimizer:
         if isinstance(self.weight_decay, Mapping):
             names = dict.fromkeys(p.name for p in parameters)
             if unknown := [name for name in self.weight_decay if name not in names]:
-                raise OptionError(
-                    f"weight_decay names {unknown[0]!r}, and the parameters are called {', '.join(names) or '(there are none)'}"
-                )
+                called = f"are called {', '.join(names)}" if names else "are none"
+                raise OptionError(f"weight_decay names {unknown[0]!r}, and the parameters {called}")
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
         """The numbers one step on."""
