@@ -10,9 +10,10 @@ held to by `tests/test_kernels.py`.
 | draw | - | mask | what is made anew for each step; options: make |
 | forward | the op's inputs | output | op.forward; keeps `saved` for the backward call |
 | backward | gradient | gradient per input | op.backward of the call `forward` |
-| keep | buffers, a value | buffers | what a layer keeps in training, by a rule: running statistics |
+| keep | arrays, a value | arrays | what training keeps by a rule: running statistics, averages of weights |
 | loss | the loss's inputs | loss, gradient | forward and backward of the last op at once |
 | add | gradients | gradient | their sum from left to right |
+| clip | gradients | gradients | all of them at once by a rule, before any is used; options: the rule's |
 | metric | outputs, targets | number | a metric's sum over the batch |
 | record | number | - | kept until the trainer asks |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
@@ -268,6 +269,17 @@ def _add(lib: Any, call: Call) -> Runnable:
     return run
 
 
+def _clip(lib: Any, call: Call) -> Runnable:
+    xp = lib.math
+
+    def run() -> None:
+        fresh = apply_rule(call.op, xp, [slot.array for slot in call.reads], call.options)
+        for slot, gradient in zip(call.reads, fresh, strict=True):
+            slot.put(gradient)
+
+    return run
+
+
 def _metric(lib: Any, call: Call) -> Runnable:
     (outputs, targets), number = call.reads, call.writes[0]
     assert number is not None
@@ -313,6 +325,7 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "keep": _keep,
     "backward": _backward,
     "add": _add,
+    "clip": _clip,
     "metric": _metric,
     "record": _record,
     "update": _update,

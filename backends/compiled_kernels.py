@@ -21,6 +21,7 @@ from xnn.backends.jit import load
 from xnn.backends.numpy_kernels import (
     NUMPY_KERNELS,
     serves,
+    serves_adam,
     serves_dense,
     serves_gather,
     serves_labels,
@@ -232,7 +233,7 @@ class CompiledTable(KernelTable):
                 ("forward", ops.dropout): (_dropout, _serves_dropout),
                 ("backward", ops.dropout): (_dropout_backward, _serves_dropout),
                 ("update", updates.sgd): (_sgd, serves_update),
-                ("update", updates.adam): (_adam, serves_update),
+                ("update", updates.adam): (_adam, serves_adam),
                 **{("forward", op): (_activation, serves) for op in _KINDS if op is not None},
                 **{("backward", op): (_activation_backward, serves) for op in _KINDS if op is not None},
             },

@@ -14,12 +14,22 @@ import numpy as np
 from xnn import ops
 from xnn.backends.blas import gemm
 from xnn.backends.calls import Call, KernelTable, Runnable
+from xnn.backends.rule_kernels import RULES, update_by_rule
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
 __all__ = [
-    "ACTIVATIONS", "NUMPY_KERNELS", "chain", "count_right", "serves", "serves_dense", "serves_gather",
-    "serves_labels", "serves_loss", "serves_update",
+    "ACTIVATIONS",
+    "NUMPY_KERNELS",
+    "chain",
+    "count_right",
+    "serves",
+    "serves_adam",
+    "serves_dense",
+    "serves_gather",
+    "serves_labels",
+    "serves_loss",
+    "serves_update",
 ]  # fmt: skip
 
 _SIGNED = {4: np.int32, 8: np.int64}
@@ -290,6 +300,11 @@ def serves_update(call: Call) -> bool:
     return bool(call.rule.in_place)
 
 
+def serves_adam(call: Call) -> bool:
+    """Adam's mean and square, and nothing else that is remembered."""
+    return serves_update(call) and call.rule.width == 4
+
+
 def _sgd(call: Call) -> Runnable:
     """v <- momentum v + g, w <- w - learning_rate d, in place; the gradient stays as it is."""
     group = call.rule
@@ -347,7 +362,8 @@ NUMPY_KERNELS = KernelTable(
         ("loss", ops.softmax_cross_entropy): (_softmax_cross_entropy, serves_loss),
         ("metric", accuracy): (_accuracy, serves_labels),
         ("update", updates.sgd): (_sgd, serves_update),
-        ("update", updates.adam): (_adam, serves_update),
+        ("update", updates.adam): (_adam, serves_adam),
+        **{("update", rule): (update_by_rule(np), serves_update) for rule in RULES},
         **{("forward", op): (_activation, serves) for op in ACTIVATIONS},
         **{("backward", op): (_activation_backward, serves) for op in ACTIVATIONS},
     }

@@ -417,6 +417,13 @@ RULES = {
     "all of sgd": lambda: optimizers.SGD(0.1, momentum=0.8, nesterov=True, weight_decay=0.05),
     "adam": lambda: optimizers.Adam(0.01),
     "adam decay": lambda: optimizers.Adam(0.01, (0.8, 0.99), 1e-6, weight_decay=0.1),
+    "adadelta": lambda: optimizers.AdaDelta(weight_decay=0.1),
+    "adagrad": lambda: optimizers.AdaGrad(),
+    "adamw": lambda: optimizers.AdamW(weight_decay=0.1),
+    "lion": lambda: optimizers.Lion(0.01),
+    "nadam": lambda: optimizers.Nadam(),
+    "rmsprop": lambda: optimizers.RMSProp(),
+    "all of rmsprop": lambda: optimizers.RMSProp(centered=True, momentum=0.9),
 }
 
 
@@ -425,7 +432,7 @@ RULES = {
 @pytest.mark.parametrize("steps", [1, 7])
 def test_updates(table, dtype, rule, steps):
     """Several steps over three parameters side by side, against the optimizer's own; gradients stay."""
-    shapes = [(5, 3), (3,), (40, 20)]
+    shapes = [(5, 3), (3,), (400, 50)]  # more than a block
     results = []
     for way in ("kernel", "optimizer"):
         optimizer = RULES[rule]()
@@ -526,7 +533,11 @@ def test_every_kernel_of_every_table_is_tested_here():
         ("metric", accuracy), ("update", updates.sgd), ("update", updates.adam),
         *itertools.product(("forward", "backward"), (ops.relu, ops.sigmoid, ops.tanh)),
     }  # fmt: skip
-    assert set(LIB.kernels("numpy").kernels) == tested
+    by_rule = {
+        ("update", updates.adadelta), ("update", updates.adagrad), ("update", updates.adamw),
+        ("update", updates.lion), ("update", updates.nadam), ("update", updates.rmsprop),
+    }  # fmt: skip
+    assert set(LIB.kernels("numpy").kernels) == tested | by_rule
     pytest.importorskip("numba")
     dropout = set(itertools.product(("forward", "backward"), (ops.dropout,)))
     assert set(LIB.kernels("compiled").kernels) == tested | dropout

@@ -1,7 +1,7 @@
 """A program: the graph of a model and its loss, flattened into a list of calls that trains on one batch shape.
 
     gather the batch, draw masks -> forward, in topological order -> keep running statistics
-        -> backward, in the reverse of it -> update
+        -> backward, in the reverse of it -> clip -> update -> average
 
 The list is made once and run for every step. `xnn.fusion` rewrites it by a few named rules, and the backend binds
 each call to a kernel over fixed buffers, or to the op itself where it has none.
@@ -18,7 +18,7 @@ from xnn.backends import Backend
 from xnn.backends.calls import Call, Cursor, KernelTable, Slot, bind
 from xnn.fusion import fuse
 from xnn.graph import Drawn, Input, Kept, Node, Recorded, Weight, topological_sort
-from xnn.ops import Op
+from xnn.ops import Op, updates
 
 if TYPE_CHECKING:
     from xnn.store import Store
@@ -82,7 +82,7 @@ def flatten(
     cursor: Cursor,
     records: list[list[Any]],
 ) -> list[Call]:
-    """The unfused list: one call for each op's forward, each op's backward, each group's update.
+    """The unfused list: one call for each op's forward, each op's backward, clipping, each group's update.
 
     feeds: the Inputs of samples and of targets, each with the data its batches are rows of. cost, outputs: the
     nodes of the loss and of the model's outputs, whose graph holds values for one batch of that size. metrics:
@@ -125,13 +125,26 @@ def flatten(
         for metric, count in zip(metrics, counts, strict=True)
     ]
     calls += _backward(lib, store, order, cost, slots, forward)
-    if store.asks_optimizer:
+    for rule, limit in store.clipping if store.gradients else ():
+        gradients = tuple(store.gradients[p] for p in store.parameters if p in store.gradients)
+        calls.append(Call("clip", rule, gradients, gradients, {"limit": limit}))
+    if store.asks_optimizer and not store.optimizer.minimizes:
         reads, writes = tuple(store.gradients.values()), tuple(store.values.values())
         calls.append(Call("optimizer", None, reads, writes, {"step": store.ask_optimizer}))
     for group in () if store.asks_optimizer else store.groups:
         values, gradients, *state = (tuple(column) for column in group.slots)
         reads = values + gradients + sum(state, ())
         calls.append(Call("update", type(group.optimizer).rule, reads, values + sum(state, ()), rule=group))
+    calls += [
+        Call(
+            "keep",
+            updates.moving_average,
+            (slot, store.values[p]),
+            (slot,),
+            {"decay": store.optimizer.average},
+        )
+        for p, slot in store.averages.items()
+    ]
     calls += [
         Call("record", None, (slot,), (), {"records": record})
         for slot, record in zip((slots[cost], *counts), records, strict=True)

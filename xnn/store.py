@@ -24,7 +24,10 @@ _ALIGNED = 16  # each parameter begins at a multiple of so many numbers: a cache
 
 
 class Group:
-    """Parameters that take the same step: one dtype, one set of numbers. A kernel reads `options` or `numbers`."""
+    """Parameters that take the same step: one dtype, one weight decay, one set of numbers.
+
+    A kernel reads `options` or `numbers`.
+    """
 
     def __init__(
         self, optimizer: Optimizer, parameters: list[Parameter], steps: tuple[float, ...], by_rule: bool
@@ -33,7 +36,7 @@ class Group:
         # An optimizer that is asked itself need not say what its rule wants.
         self.width = 2 + (optimizer.arrays if by_rule else 0)
         self.in_place = False
-        self.options: dict[str, Any] = optimizer.options(steps) if by_rule else {}
+        self.options = self._options() if by_rule else {}
         self.numbers = np.array(tuple(self.options.values()), float)
         self.slots: list[list[Slot]] = []  # of values, of gradients, of each array of the state
         self.flat: list[Any] = []
@@ -41,15 +44,23 @@ class Group:
         self.written = np.zeros(1, np.int64)  # the store's, which see
 
     @property
+    def decay(self) -> float:
+        """The weight decay, as the optimizer says it now of the first; `Store.is_current` sees to the others."""
+        return self.optimizer.decay_of(self.parameters[0])
+
+    def _options(self) -> dict[str, Any]:
+        return self.optimizer.options(self.steps, self.decay)
+
+    @property
     def plain(self) -> bool:
         """Whether the step is w - learning_rate g and nothing else, so that a product can do it."""
         rule = type(self.optimizer).rule is updates.sgd and self.width == 2
-        return rule and not self.optimizer.options(self.steps)["weight_decay"]
+        return rule and not self.decay
 
     def advance(self) -> None:
         """Before each step: the numbers it is taken with."""
         self.steps = self.optimizer.advance(self.steps)
-        options = self.optimizer.options(self.steps)
+        options = self._options()
         if options != self.options:
             self.options = options
             self.numbers[:] = tuple(options.values())
@@ -118,14 +129,17 @@ class Store:
         self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
         #: An optimizer whose own `step` or `update` must be asked, since it does more than its rule says.
         self.asks_optimizer = computes_its_own_way(optimizer, "rule", frozenset({"step", "update"}))
+        #: What gradients go through before the update; an optimizer that is asked itself clips them itself.
+        self.clipping = [] if self.asks_optimizer else optimizer.clipping
+        optimizer.check_names(self.parameters)
         alike: dict[Any, list[Parameter]] = {}
         for p in parameters:
             if not p.frozen:
-                numbers = () if self.asks_optimizer else optimizer.state_of(p).numbers
-                alike.setdefault((p.dtype, numbers), []).append(p)
+                own = () if self.asks_optimizer else (optimizer.state_of(p).numbers, optimizer.decay_of(p))
+                alike.setdefault((p.dtype, own), []).append(p)
         self.groups = [
-            Group(optimizer, members, numbers, by_rule=not self.asks_optimizer)
-            for (_, numbers), members in alike.items()
+            Group(optimizer, members, own[0] if own else (), by_rule=not self.asks_optimizer)
+            for (_, own), members in alike.items()
         ]
         for group in self.groups:
             group.allocate(lib, in_place)
@@ -141,8 +155,12 @@ class Store:
             group.written = self.written
         #: Parameters whose update a product does: they have no gradient to show.
         self.folded: set[Parameter] = set()
-        #: What layers keep without a gradient. Each step makes fresh arrays of it.
+        #: What layers keep without a gradient, and averages of weights. Each step makes fresh arrays of them.
         self.kept = {b: Slot(b.name, b.shape, b.value.dtype) for b in buffers}
+        averaged = optimizer.average is not None and not self.asks_optimizer
+        self.averages = {
+            p: Slot(f"{p.name}'s average", p.shape, p.value.dtype) for p in self.gradients if averaged
+        }
         self.attach()
         #: Frozen parameters' arrays are read where they are; kernels want their rows side by side.
         self.frozen = {p: p.value for p in parameters if p.frozen}
@@ -158,7 +176,9 @@ class Store:
             return False
         if self.asks_optimizer:
             return True
-        if self._plain != self._is_plain():
+        if self._plain != self._is_plain() or self.clipping != self.optimizer.clipping:
+            return False
+        if any(self.optimizer.decay_of(p) != group.decay for group in self.groups for p in group.parameters):
             return False
         here = {p: (group.steps, group.width) for group in self.groups for p in group.parameters}
         width = 2 + self.optimizer.arrays
@@ -173,6 +193,10 @@ class Store:
         self._take_values()
         for buffer, slot in self.kept.items():
             slot.array = self.lib.clean(buffer.value)
+        for p, slot in self.averages.items():
+            known = self.optimizer.averages.get(p)
+            # Buffers change in place: the first average is a copy.
+            slot.array = self.lib.xp.asarray(p.value, copy=True) if known is None else self.lib.clean(known)
         for group in () if self.asks_optimizer else self.groups:
             for parameter, _, _, slots in group.columns():
                 state = self.optimizer.state_of(parameter)
@@ -212,6 +236,8 @@ class Store:
         """After a step that made fresh arrays, and after the last one in place."""
         for buffer, slot in self.kept.items():
             buffer.value = slot.array
+        for p, slot in self.averages.items():
+            self.optimizer.averages[p] = slot.array
         for group in self.groups:
             for parameter, value, gradient, state in group.columns():
                 parameter.value = value.array
@@ -231,12 +257,12 @@ class Store:
             kept = [np.empty_like(flat) for flat in flats] if into is None else into[0]
             for copy, flat in zip(kept, flats, strict=True):
                 np.copyto(copy, flat)
-        buffers = [slot.array for slot in self.kept.values()]
-        return kept, buffers, [group.steps for group in self.groups], self.optimizer.snapshot()
+        fresh = [slot.array for slot in (*self.kept.values(), *self.averages.values())]
+        return kept, fresh, [group.steps for group in self.groups], self.optimizer.snapshot()
 
     def restore(self, snapshot: Any) -> None:
         """Back to a snapshot, parameters and optimizer too."""
-        kept, buffers, steps, before = snapshot
+        kept, fresh, steps, before = snapshot
         self.touch()
         if self.in_place:
             flats = [flat for g in self.groups for flat in g.changing_flat()]
@@ -247,7 +273,7 @@ class Store:
             for arrays, slots in zip(kept, rows, strict=True):
                 for array, slot in zip(arrays, slots, strict=True):
                     slot.array = array
-        for slot, array in zip(self.kept.values(), buffers, strict=True):
+        for slot, array in zip((*self.kept.values(), *self.averages.values()), fresh, strict=True):
             slot.array = array
         for group, numbers in zip(self.groups, steps, strict=True):
             group.steps = numbers

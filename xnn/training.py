@@ -17,12 +17,13 @@ from xnn.backends.plan import Threads, check_threads, choose_threads, execution_
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
 from xnn.diagnosis import Step, diagnose, finite
-from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.errors import DivergenceError, DTypeError, OptionError, ShapeError
 from xnn.history import History
 from xnn.layers import Sequential
 from xnn.losses import Loss
 from xnn.metrics import Metric
 from xnn.metrics import get as get_metric
+from xnn.minimization import FullBatch
 from xnn.ops.op import apply_rule
 from xnn.optimizers import Optimizer
 from xnn.options import check_count
@@ -106,6 +107,7 @@ class Trainer:
         x: (n, ...), y: what the loss needs; host arrays (moved batch by batch) or arrays of the model's
         backend. `seed` draws the shuffles and the dropout masks. Ctrl-C ends after the step in hand and
         returns what was done, with history.interrupted set; a second one ends at once.
+        An optimizer that minimizes (LBFGS) takes the data as they lie, and an epoch is one of its iterations.
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that
         do not fit. Raises DivergenceError when a loss, gradient or weight is no longer finite: its
         `history` is what was done, and the model is as it was before the step that failed.
@@ -115,12 +117,14 @@ class Trainer:
         history = History()
         with ExitStack() as stack:
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
+            shuffle = shuffle and not self.optimizer.minimizes  # a function of the weights alone
             batches = Batches(self._prepare(data, "training"), batch_size, shuffle, seed)
             held_out = None if validation is None else self._prepare(validation, "validation")
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             # What does not fit is heard of now, before anything has begun.
             stepper = self.stepper(batches, table)
+            whole = FullBatch(stepper, batches) if self.optimizer.minimizes else None
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             threads = self._choose_threads(batches, stepper)
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
@@ -130,25 +134,32 @@ class Trainer:
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
             for watcher in watchers:
                 watcher.model = self.model
-                watcher.on_fit_start(history, epochs, len(batches))
+                watcher.on_fit_start(history, epochs, 1 if whole else len(batches))
                 stack.callback(watcher.on_fit_end, history)
+
+            def finish(entry: dict[str, Any]) -> None:
+                if held_out is not None:
+                    results = self._evaluate(
+                        lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False), self.metrics
+                    )
+                    entry.update({f"val_{name}": value for name, value in results.items()})
+                history.epochs.append(entry)
+                self.epoch += 1
+                for watcher in watchers:
+                    watcher.on_epoch_end(history, entry)
+
             try:
-                for _ in range(epochs):
+                for _ in range(0 if whole else epochs):
                     with limit_threads(threads.count):
                         entry = self._epoch(lib, stepper, batches, history, watchers, interrupted)
                     if entry is None:
                         break
-                    if held_out is not None:
-                        results = self._evaluate(
-                            lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False), self.metrics
-                        )
-                        entry.update({f"val_{name}": value for name, value in results.items()})
-                    history.epochs.append(entry)
-                    self.epoch += 1
-                    for watcher in watchers:
-                        watcher.on_epoch_end(history, entry)
+                    finish(entry)
                     if history.stopped:
                         break
+                if whole:
+                    with limit_threads(threads.count):
+                        self._minimize(whole, epochs, history, watchers, interrupted, finish)
             except BaseException as error:
                 history.error = f"{type(error).__name__}: {error}"
                 raise
@@ -241,6 +252,35 @@ class Trainer:
             return None
         mean, metrics = self._means(totals / seen)
         return {"epoch": self.epoch + 1, "loss": mean, **metrics}
+
+    def _minimize(
+        self,
+        whole: FullBatch,
+        iterations: int,
+        history: History,
+        watchers: Sequence[Callback],
+        interrupted: Callable[[], bool],
+        finish: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """In the place of epochs: iterations of an optimizer that minimizes, each an epoch of one step."""
+
+        def evaluated(loss: float, seconds: float) -> None:
+            history.add(np.array([loss]), whole.batches.rows, seconds)
+            self.step += 1
+
+        def iterated() -> bool:
+            loss, metrics = self._means(whole.means)
+            for watcher in watchers:
+                watcher.on_step(history, self.epoch, 1, loss)
+                watcher.on_check(history, self.epoch, 1, loss, metrics)
+            finish({"epoch": self.epoch + 1, "loss": loss, **metrics})
+            return interrupted() or bool(history.stopped)
+
+        try:
+            whole.minimize(self.optimizer, iterations, evaluated, iterated)
+        except DivergenceError as error:
+            error.history = history
+            raise
 
     def _means(self, means: Any) -> tuple[float, dict[str, float]]:
         """Loss and named metrics."""

@@ -7,6 +7,7 @@ Whichever computes them, the bits are the ops': `tests/test_exact_kernels.py` co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from xnn.backends.blas import gemm
 from xnn.backends.calls import Call, KernelTable, Runnable
 from xnn.backends.exact.roles import DenseBits
 from xnn.backends.exact.slices import splitter, sum_bits
-from xnn.backends.numpy_kernels import chain
+from xnn.backends.numpy_kernels import chain, serves_adam, serves_update
+from xnn.backends.rule_kernels import RULES, update_by_rule
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
@@ -43,8 +45,9 @@ class ExactTable(KernelTable):
             ("forward", ops.dense): (self._dense, self._serves_dense),
             ("backward", ops.dense): (self._dense_backward, self._serves_dense),
             ("metric", accuracy): (self._accuracy, _serves_labels),
-            ("update", updates.sgd): (self._sgd, _in_place),
-            ("update", updates.adam): (self._adam, _in_place),
+            ("update", updates.sgd): (self._sgd, _float32(serves_update)),
+            ("update", updates.adam): (self._adam, _float32(serves_adam)),
+            **{("update", rule): (self._by_rule, _float32(serves_update)) for rule in RULES},
             ("loss", ops.softmax_cross_entropy): (self._cross_entropy, _serves_loss),
         }
         super().__init__(kernels)
@@ -158,6 +161,9 @@ class ExactTable(KernelTable):
     def _adam(self, call: Call) -> Runnable:
         return _updates(self.passes.adam, call)
 
+    def _by_rule(self, call: Call) -> Runnable:
+        return update_by_rule(self.lib.exact)(call)
+
 
 class _Rate:
     """The learning rate of the step in hand, for kernels that update what they compute the gradient of."""
@@ -192,8 +198,8 @@ def _updates(update: Any, call: Call) -> Runnable:
     return chain(*(update(call.rule, *arrays) for arrays in call.rule.runs(call)))
 
 
-def _in_place(call: Call) -> bool:
-    return bool(call.rule.in_place) and np.dtype(call.reads[0].dtype) == np.float32
+def _float32(test: Callable[[Call], bool]) -> Callable[[Call], bool]:
+    return lambda call: test(call) and np.dtype(call.reads[0].dtype) == np.float32
 
 
 def _serves_labels(call: Call) -> bool:

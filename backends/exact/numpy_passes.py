@@ -16,8 +16,9 @@ from xnn.backends.exact.functions import EXP_LIMIT, exp_inside, log_inside
 from xnn.backends.exact.slices import FLUSH, exponent, splitter, sum_bits, to32
 from xnn.backends.numpy_kernels import count_right
 from xnn.backends.registry import get_backend
+from xnn.backends.rule_kernels import update_run
 from xnn.ops import updates
-from xnn.ops.op import apply_rule, backward_of, forward_of
+from xnn.ops.op import backward_of, forward_of
 
 __all__ = [
     "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "prepare", "sgd",
@@ -247,29 +248,14 @@ def cross_entropy(z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.nda
     return run
 
 
-def _by_rule(rule: Any, group: Any, arrays: tuple[np.ndarray, ...], changing: tuple[int, ...]) -> Runnable:
-    """An update by the rule itself, block by block; `changing`: which of the arrays it gives anew, in order."""
-    xp = get_backend("numpy").exact
-    parts = [tuple(array[b] for array in arrays) for b in _blocks(arrays[0].size)]
-
-    def run() -> None:
-        options = group.options
-        for part in parts:
-            fresh = apply_rule(rule, xp, part, options)
-            for position, array in zip(changing, fresh, strict=False):
-                np.copyto(part[position], array)
-
-    return run
-
-
 def sgd(group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
     """updates.sgd in place."""
-    return _by_rule(updates.sgd, group, (w, g, *velocity), (0, 2)[: 1 + len(velocity)])
+    return update_run(get_backend("numpy").exact, updates.sgd, group, (w, g, *velocity))
 
 
 def adam(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
     """updates.adam in place."""
-    return _by_rule(updates.adam, group, (w, g, mean, square), (0, 2, 3))
+    return update_run(get_backend("numpy").exact, updates.adam, group, (w, g, mean, square))
 
 
 def prepare() -> None:

@@ -1,14 +1,19 @@
 """Update rules: how one step changes a parameter, given its gradient and the optimizer's state.
 
 Each returns fresh arrays and leaves what it was given alone. The formulas, and what `momentum`,
-`weight_decay` and the rest mean, are PyTorch's, against which they are tested.
+`weight_decay` and the rest mean, are PyTorch's (Lion's are optax's), against which they are tested. All rules
+work element by element; `weight_decay` is the gradient of an L2 penalty, g = gradient + weight_decay * w, except
+where a rule says that it is decoupled. Before the rules, gradients may be clipped: by value, or by their norm.
 """
 
 from __future__ import annotations
 
 from xnn.ops.op import Array, Namespace
 
-__all__ = ["adam", "sgd"]
+__all__ = [
+    "adadelta", "adagrad", "adam", "adamw", "clip_by_norm", "clip_by_value", "lion", "moving_average", "nadam",
+    "rmsprop", "sgd",
+]  # fmt: skip
 
 
 def sgd(
@@ -31,16 +36,157 @@ def sgd(
 
     Source: Polyak 1964; Nesterov 1983 as rewritten by Sutskever et al., ICML 2013.
     """
-    direction = gradient
-    if weight_decay:
-        direction = direction + weight_decay * parameter
+    direction = _with_decay(parameter, gradient, weight_decay)
     if momentum:
         velocity = direction if velocity is None else momentum * velocity + direction
         direction = direction + momentum * velocity if nesterov else velocity
     return parameter - learning_rate * direction, velocity
 
 
+def adagrad(
+    xp: Namespace,
+    parameter: Array,
+    gradient: Array,
+    total: Array,
+    *,
+    learning_rate: float,
+    epsilon: float,
+    weight_decay: float = 0.0,
+) -> tuple[Array, Array]:
+    """AdaGrad; returns the new parameter and total.
+
+        g = gradient + weight_decay * w
+        s = s + g^2
+        w = w - learning_rate * g / (sqrt(s) + epsilon)
+
+    Source: Duchi, Hazan and Singer, JMLR 12, 2011.
+    """
+    gradient = _with_decay(parameter, gradient, weight_decay)
+    total = total + gradient * gradient
+    return parameter - learning_rate * (gradient / (xp.sqrt(total) + epsilon)), total
+
+
+def rmsprop(
+    xp: Namespace,
+    parameter: Array,
+    gradient: Array,
+    square: Array,
+    *kept: Array,
+    learning_rate: float,
+    alpha: float,
+    epsilon: float,
+    momentum: float = 0.0,
+    centered: bool = False,
+    weight_decay: float = 0.0,
+) -> tuple[Array, ...]:
+    """RMSProp; returns the new parameter, square, mean (if centered) and velocity (if there is momentum).
+
+        g = gradient + weight_decay * w
+        s = alpha * s + (1 - alpha) * g^2;    m = alpha * m + (1 - alpha) * g
+        d = g / (sqrt(s) + epsilon),    centered: g / (sqrt(s - m^2) + epsilon)
+        v = momentum * v + d
+        w = w - learning_rate * v       (d itself without momentum)
+
+    s - m^2 is a variance: where rounding makes it negative it counts as 0 (PyTorch's root is NaN then).
+    Source: Hinton, lecture 6e of "Neural Networks for Machine Learning", 2012; centered: Graves, 2013.
+    """
+    gradient = _with_decay(parameter, gradient, weight_decay)
+    square = variance = _average(square, gradient * gradient, alpha)
+    fresh: tuple[Array, ...] = ()
+    if centered:
+        mean = _average(kept[0], gradient, alpha)
+        variance, fresh = xp.maximum(square - mean * mean, 0.0), (mean,)
+    direction = gradient / (xp.sqrt(variance) + epsilon)
+    if momentum:
+        direction = momentum * kept[-1] + direction
+        fresh = (*fresh, direction)
+    return (parameter - learning_rate * direction, square, *fresh)
+
+
+def adadelta(
+    xp: Namespace,
+    parameter: Array,
+    gradient: Array,
+    square: Array,
+    step: Array,
+    *,
+    learning_rate: float,
+    rho: float,
+    epsilon: float,
+    weight_decay: float = 0.0,
+) -> tuple[Array, Array, Array]:
+    """AdaDelta; returns the new parameter, square and step, the mean squares of gradients and of steps.
+
+        g = gradient + weight_decay * w
+        s = rho * s + (1 - rho) * g^2
+        d = g * sqrt(u + epsilon) / sqrt(s + epsilon)
+        u = rho * u + (1 - rho) * d^2
+        w = w - learning_rate * d
+
+    Source: Zeiler, arXiv 1212.5701, 2012; there the learning rate is 1.
+    """
+    gradient = _with_decay(parameter, gradient, weight_decay)
+    square = _average(square, gradient * gradient, rho)
+    direction = xp.sqrt(step + epsilon) / xp.sqrt(square + epsilon) * gradient
+    step = _average(step, direction * direction, rho)
+    return parameter - learning_rate * direction, square, step
+
+
 def adam(
+    xp: Namespace,
+    parameter: Array,
+    gradient: Array,
+    mean: Array,
+    square: Array,
+    largest: Array | None = None,
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    beta1_power: float,
+    beta2_power: float,
+    epsilon: float,
+    weight_decay: float = 0.0,
+) -> tuple[Array, ...]:
+    """Adam; returns the new parameter, mean, square and, if it was given, largest.
+
+        g = gradient + weight_decay * w
+        m = beta1 * m + (1 - beta1) * g;    s = beta2 * s + (1 - beta2) * g^2
+        w = w - learning_rate * (m / (1 - beta1^t)) / (sqrt(s / (1 - beta2^t)) + epsilon)
+
+    With `largest` (AMSGrad) it becomes max(largest, s), and stands in the place of s in the last line.
+    beta1_power and beta2_power are beta1^t and beta2^t, t counted from 1, kept by the optimizer as
+    running products (C libraries disagree on `pow`). Source: Kingma and Ba, ICLR 2015, algorithm 1;
+    AMSGrad: Reddi, Kale and Kumar, ICLR 2018, with the bias corrected as in PyTorch.
+    """
+    gradient = _with_decay(parameter, gradient, weight_decay)
+    mean, square = _average(mean, gradient, beta1), _average(square, gradient * gradient, beta2)
+    kept = () if largest is None else (xp.maximum(largest, square),)
+    unbiased = mean / (1.0 - beta1_power)
+    scale = _scale(xp, kept[0] if kept else square, beta2_power, epsilon)
+    return (parameter - learning_rate * (unbiased / scale), mean, square, *kept)
+
+
+def adamw(
+    xp: Namespace,
+    parameter: Array,
+    gradient: Array,
+    *state: Array,
+    learning_rate: float,
+    weight_decay: float,
+    **options: float,
+) -> tuple[Array, ...]:
+    """Adam with decoupled weight decay: the decay is a step of its own, which the mean and square do not see.
+
+        w = w * (1 - learning_rate * weight_decay), and then adam's step from there
+
+    Source: Loshchilov and Hutter, ICLR 2019.
+    """
+    shrunk = parameter * (1.0 - learning_rate * weight_decay)
+    return adam(xp, shrunk, gradient, *state, learning_rate=learning_rate, **options)
+
+
+def nadam(
     xp: Namespace,
     parameter: Array,
     gradient: Array,
@@ -50,24 +196,94 @@ def adam(
     learning_rate: float,
     beta1: float,
     beta2: float,
-    beta1_power: float,
+    mu: float,
+    next_mu: float,
+    mu_product: float,
     beta2_power: float,
     epsilon: float,
     weight_decay: float = 0.0,
 ) -> tuple[Array, Array, Array]:
-    """Adam; returns the new parameter, mean and square.
+    """Nadam, Adam with Nesterov momentum; returns the new parameter, mean and square.
 
         g = gradient + weight_decay * w
         m = beta1 * m + (1 - beta1) * g;    s = beta2 * s + (1 - beta2) * g^2
-        w = w - learning_rate * (m / (1 - beta1^t)) / (sqrt(s / (1 - beta2^t)) + epsilon)
+        d = (1 - mu_t) * g / (1 - mu_1 ... mu_t) + mu_(t+1) * m / (1 - mu_1 ... mu_(t+1))
+        w = w - learning_rate * d / (sqrt(s / (1 - beta2^t)) + epsilon)
 
-    beta1_power and beta2_power are beta1^t and beta2^t, t counted from 1, kept by the optimizer as
-    running products (C libraries disagree on `pow`). Source: Kingma and Ba, ICLR 2015, algorithm 1.
+    mu is mu_t, next_mu is mu_(t+1), mu_product is mu_1 ... mu_t; the optimizer keeps them and beta2^t.
+    Source: Dozat, ICLR workshop 2016.
     """
-    if weight_decay:
-        gradient = gradient + weight_decay * parameter
-    mean = beta1 * mean + (1.0 - beta1) * gradient
-    square = beta2 * square + (1.0 - beta2) * (gradient * gradient)
-    unbiased = mean / (1.0 - beta1_power)
-    scale = xp.sqrt(square / (1.0 - beta2_power)) + epsilon
-    return parameter - learning_rate * (unbiased / scale), mean, square
+    gradient = _with_decay(parameter, gradient, weight_decay)
+    mean, square = _average(mean, gradient, beta1), _average(square, gradient * gradient, beta2)
+    now, ahead = (1.0 - mu) / (1.0 - mu_product), next_mu / (1.0 - mu_product * next_mu)
+    scale = _scale(xp, square, beta2_power, epsilon)
+    return parameter - learning_rate * ((now * gradient + ahead * mean) / scale), mean, square
+
+
+def lion(
+    xp: Namespace,
+    parameter: Array,
+    gradient: Array,
+    mean: Array,
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float = 0.0,
+) -> tuple[Array, Array]:
+    """Lion; returns the new parameter and mean. The weight decay is decoupled.
+
+        d = sign(beta1 * m + (1 - beta1) * gradient)
+        m = beta2 * m + (1 - beta2) * gradient
+        w = w - learning_rate * (d + weight_decay * w)
+
+    What is not finite stays as it is where its sign would be taken: a step of 1 would hide it.
+    Source: Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023.
+    """
+    ahead = _average(mean, gradient, beta1)
+    direction = xp.where(xp.isfinite(ahead), xp.sign(ahead), ahead)
+    mean = _average(mean, gradient, beta2)
+    return parameter - learning_rate * _with_decay(parameter, direction, weight_decay), mean
+
+
+def clip_by_value(xp: Namespace, *gradients: Array, limit: float) -> tuple[Array, ...]:
+    """Every element of every gradient between -limit and limit; what is not finite stays as it is, to be seen."""
+    return tuple(xp.where(xp.isfinite(g), xp.clip(g, -limit, limit), g) for g in gradients)
+
+
+def clip_by_norm(xp: Namespace, *gradients: Array, limit: float) -> tuple[Array, ...]:
+    """All gradients by one factor, so that their common norm is at most `limit`.
+
+        factor = min(1, limit / (norm + 1e-6)),    norm = sqrt(the sum of the squares of all elements)
+
+    A norm that is not finite makes the gradients NaN (where PyTorch would make finite elements 0): a step of
+    nothing would hide it. Source: Pascanu, Mikolov and Bengio, ICML 2013; the 1e-6 is PyTorch's.
+    """
+    total = xp.sum(gradients[0] * gradients[0])
+    for gradient in gradients[1:]:
+        total = total + xp.sum(gradient * gradient)
+    norm = xp.sqrt(total)
+    factor = xp.where(xp.isfinite(norm), xp.minimum(limit / (norm + 1e-6), 1.0), xp.nan)
+    return tuple(gradient * xp.astype(factor, gradient.dtype) for gradient in gradients)
+
+
+def _with_decay(parameter: Array, gradient: Array, weight_decay: float) -> Array:
+    return gradient + weight_decay * parameter if weight_decay else gradient
+
+
+def _average(average: Array, new: Array, rate: float) -> Array:
+    """The exponential moving average one step on."""
+    return rate * average + (1.0 - rate) * new
+
+
+def _scale(xp: Namespace, square: Array, beta2_power: float, epsilon: float) -> Array:
+    """What Adam divides by: the root of the unbiased mean square."""
+    return xp.sqrt(square / (1.0 - beta2_power)) + epsilon
+
+
+def moving_average(xp: Namespace, average: Array, value: Array, *, decay: float) -> tuple[Array]:
+    """An exponential moving average one step on, of weights: average = decay * average + (1 - decay) * value.
+
+    Source: Polyak and Juditsky, SIAM J. Control Optim. 30 (1992), with forgetting.
+    """
+    return (decay * average + (1.0 - decay) * value,)

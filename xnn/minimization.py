@@ -1,0 +1,110 @@
+"""Training by a minimizer: the loss over all the data as a function of all weights, handed to the optimizer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import current_numerics
+from xnn.data import Batches
+from xnn.errors import DivergenceError, NumericsError, OptionError
+from xnn.stepper import Stepper
+
+__all__ = ["FullBatch"]
+
+
+class FullBatch:
+    """Loss and gradient of a stepper's model over all rows, in batches that are summed.
+
+    Raises NumericsError in exact numerics, OptionError for a model that draws random numbers or has nothing to train.
+    """
+
+    def __init__(self, stepper: Stepper, batches: Batches) -> None:
+        self.stepper, self.batches = stepper, batches
+        self.parameters = [p for p in stepper.model.parameters() if not p.frozen]
+        if current_numerics() == "exact":
+            raise NumericsError(
+                "LBFGS searches with SciPy, whose bits are not the same everywhere: choose another optimizer, or "
+                "numerics='fast'"
+            )
+        if not self.parameters:
+            raise OptionError("LBFGS has nothing to train: the model has no parameters, or all are frozen")
+        first = stepper.program(min(batches.batch_size, batches.rows))
+        if any(call.kind == "draw" for call in first.calls):
+            raise OptionError(
+                "LBFGS needs the same loss from the same weights: take the layers away that draw random numbers"
+            )
+        #: Means over all rows at the weights evaluated last: the loss, and each metric.
+        self.means = np.zeros(0)
+
+    def minimize(
+        self,
+        optimizer: Any,
+        iterations: int,
+        evaluated: Callable[[float, float], None],
+        iterated: Callable[[], bool],
+    ) -> None:
+        """Train. The model has the weights of an iteration whenever `iterated` is called, and in the end.
+
+        evaluated(loss, seconds): called after each evaluation. iterated: tells whether to stop.
+        Raises DivergenceError where the loss or its gradient is not finite; the weights are the last iteration's.
+        """
+        self.stepper.refresh()
+        decays = np.concatenate([np.full(p.size, optimizer.decay_of(p)) for p in self.parameters])
+        best = self._weights()
+
+        def function(x: np.ndarray) -> tuple[float, np.ndarray]:
+            start = time.perf_counter()
+            self._put(x)
+            loss, gradient = self._loss_and_gradient()
+            evaluated(loss, time.perf_counter() - start)
+            w = self._weights()  # x as the model's dtype has it
+            if not (np.isfinite(loss) and np.isfinite(gradient).all()):
+                raise DivergenceError(
+                    f"the loss is {loss:g}, or its gradient not finite, at weights that LBFGS tried; the model's "
+                    "are those of the iteration before. Look at the data's scale, or add weight_decay"
+                )
+            return loss + 0.5 * float(np.sum(decays * w * w)), gradient + decays * w
+
+        def after_each(x: np.ndarray) -> None:
+            nonlocal best
+            best = x.copy()
+            if iterated():
+                raise StopIteration  # SciPy's word for it
+
+        try:
+            best = optimizer.minimize(function, best, iterations, after_each)
+        finally:
+            self._put(best)
+
+    def _weights(self) -> np.ndarray:
+        lib = self.stepper.lib
+        flat = [np.ravel(lib.to_host(p.value)).astype(np.float64) for p in self.parameters]
+        return np.concatenate(flat)
+
+    def _put(self, x: np.ndarray) -> None:
+        lib, start = self.stepper.lib, 0
+        for p in self.parameters:
+            p.value = lib.to_device(x[start : start + p.size].reshape(p.shape).astype(p.dtype))
+            start += p.size
+        self.stepper.store.attach()
+
+    def _loss_and_gradient(self) -> tuple[float, np.ndarray]:
+        """Over all rows, at the model's weights; each parameter's grad becomes its part."""
+        lib, rows = self.stepper.lib, self.batches.rows
+        gradients = [np.zeros(p.shape) for p in self.parameters]
+        sizes = []
+        for numbers in self.batches.numbers(0):
+            self.stepper.step(numbers, 0)
+            self.stepper.store.publish()
+            sizes.append(len(numbers))
+            for total, p in zip(gradients, self.parameters, strict=True):
+                total += lib.to_host(p.grad) * (len(numbers) / rows)
+        losses, *columns = self.stepper.take()
+        self.means = np.array([np.dot(losses, sizes), *(np.sum(c) for c in columns)]) / rows
+        for total, p in zip(gradients, self.parameters, strict=True):
+            p.grad = lib.to_device(total.astype(p.dtype))
+        return float(self.means[0]), np.concatenate([total.ravel() for total in gradients])
