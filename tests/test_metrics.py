@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -496,6 +497,7 @@ def test_what_does_not_fit_is_heard_before_training():
         (metrics.F1("binary"), ShapeError, "choose another average"),
         (metrics.Accuracy(binary=True), ShapeError, "yes or no"),
         (lambda xp, outputs, targets: None, DTypeError, "got NoneType"),
+        (lambda xp, outputs, targets: outputs[:, 0], ShapeError, "one number"),
     ):
         t = trainer_of(wrong)
         before = t.model.parameters()[0].value.copy()
@@ -528,6 +530,19 @@ def test_arrays(metric, outputs, targets, error):
         metric.compute()
 
 
+def test_a_metric_travels_with_what_it_counted():
+    for metric, arrays in EVERY:
+        wanted = updated(metric, *arrays)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(metric)).compute(), wanted)
+
+
+def test_the_function_is_the_metric():
+    model = mlp(6, (4,), 6, seed=0)
+    for chosen in (metrics.accuracy, "accuracy", metrics.Accuracy(), [metrics.Accuracy()]):
+        t = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(), chosen)
+        assert t.evaluate(CLASSES)["accuracy"] == np.mean(model.predict_classes(CLASSES[0]) == CLASSES[1])
+
+
 def test_lists_and_one_sample():
     metric = metrics.Accuracy()
     metric.update([[0.1, 0.9]], [1])
@@ -537,3 +552,6 @@ def test_lists_and_one_sample():
     metric.reset()
     metric.update([[0.9, 0.1]], [0])
     assert metric.compute() == 1.0
+    metric.reset()
+    metric.update([[0.1, 0.2, 0.7]], [True])  # class 1, not "some class but the first"
+    assert metric.compute() == 0.0

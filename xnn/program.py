@@ -117,8 +117,9 @@ def flatten(
     targets = list(feeds)[1]
     counts = []
     for number, metric in enumerate(metrics):
-        value = as_number(lib, apply_rule(metric, lib.math, (outputs.value, targets.value), {}))
-        counts.append(Slot(f"metric {number}", tuple(value.shape), value.dtype))
+        value = apply_rule(metric, lib.math, (outputs.value, targets.value), {})
+        shape, dtype = as_number(lib, value).shape, getattr(value, "dtype", outputs.value.dtype)
+        counts.append(Slot(f"metric {number}", tuple(shape), dtype))
     calls += [
         Call("metric", metric, (slots[outputs], slots[targets]), (count,))
         for metric, count in zip(metrics, counts, strict=True)

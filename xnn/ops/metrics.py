@@ -21,9 +21,8 @@ def accuracy(
     """The number of samples that are right; of outputs that say yes or no, for each of them: their shape but n."""
     if targets.shape == outputs.shape[:1] and outputs.ndim == 2 and not binary:
         best = xp.argmax(outputs, axis=1)
-        if xp.isdtype(
-            targets.dtype, "integral"
-        ):  # as wide as an index: 300 classes are more than uint8 can name
+        # An index is as wide as it must be: uint8 could not name 300 classes.
+        if xp.isdtype(targets.dtype, ("bool", "integral")):
             right = best == xp.astype(targets, best.dtype)
         else:
             right = xp.astype(best, targets.dtype) == targets
