@@ -38,9 +38,10 @@ class Accuracy(_OfDecisions):
     """The share of samples that are right; of several yes or no, the share of right ones among all of them.
 
     outputs (n, classes) with labels (n,) or class probabilities (n, classes): the largest output is right where it
-    is the label, or the largest probability. outputs (n, 1) with targets (n, 1), or with `binary` both of any one
-    shape (n, ...): each output says yes where it is above `threshold`, 0 for logits and 1/2 after a Sigmoid, and
-    the target is yes above 1/2. By name in a Trainer both options follow the loss and the model.
+    is the label, or the largest probability; with more axes, (n, classes, ...) and (n, ...), at each place. outputs
+    (n, 1) with targets (n, 1), or with `binary` both of any one shape (n, ...): each output says yes where it is
+    above `threshold`, 0 for logits and 1/2 after a Sigmoid, and the target is yes above 1/2. By name in a Trainer
+    both options follow the loss and the model.
     """
 
     name = "accuracy"

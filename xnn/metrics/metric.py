@@ -60,7 +60,8 @@ class Metric:
         if outputs.shape[0]:
             with lib.guard():
                 counts = count_batch(lib, [self], outputs, targets)
-                if targets.ndim == 1 and outputs.ndim == 2 and lib.xp.isdtype(targets.dtype, "integral"):
+                labels = targets.ndim == outputs.ndim - 1 and lib.xp.isdtype(targets.dtype, "integral")
+                if labels and targets.size:
                     low, high = (int(lib.to_host(f(targets))) for f in (lib.xp.min, lib.xp.max))
                     if low < 0 or high >= outputs.shape[1]:
                         raise LabelError(
