@@ -14,7 +14,7 @@ held to by `tests/test_kernels.py`.
 | loss | the loss's inputs | loss, gradient | forward and backward of the last op at once |
 | add | gradients | gradient | their sum from left to right |
 | clip | gradients | gradients | all of them at once by a rule, before any is used; options: the rule's |
-| metric | outputs, targets | number | a metric's sum over the batch |
+| metric | outputs, targets | count | what a metric counts in the batch |
 | record | number | - | kept until the trainer asks |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
 | optimizer | gradients | parameters | one step of an optimizer that has a way of its own; options: step |
@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from xnn.errors import DTypeError
 from xnn.ops.op import apply_rule, backward_of, forward_of
 
 __all__ = ["Call", "Cursor", "KernelTable", "Runnable", "Slot", "as_number", "bind", "bind_each", "interpret"]
@@ -293,7 +294,11 @@ def _metric(lib: Any, call: Call) -> Runnable:
 
 def as_number(lib: Any, value: Any) -> Any:
     """What a metric gave, on the device also where a metric of the user's gives a plain number."""
-    return lib.to_device(float(value)) if isinstance(value, (Real, np.generic)) else value
+    if not isinstance(value, (Real, np.generic)):
+        if not hasattr(value, "shape"):
+            raise DTypeError(f"a metric must count an array or a number, got {type(value).__name__}")
+        return value
+    return lib.to_device(float(value))
 
 
 def _record(lib: Any, call: Call) -> Runnable:

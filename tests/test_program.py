@@ -83,7 +83,7 @@ def stepper(table, keep_gradients=False, optimizer=None, dtype="float32"):
     trainer = xnn.Trainer(network(dtype), losses.SoftmaxCrossEntropy(), optimizer or optimizers.SGD(0.1))
     data = trainer._prepare((X, Y), "training")
     batches = xnn.data.Batches(data, 32, shuffle=False)
-    metrics = [metric for _, metric in trainer.metrics]
+    metrics = [metric.count for metric in trainer.metrics]
     return Stepper(
         LIB,
         LIB.kernels(table),

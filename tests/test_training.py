@@ -411,7 +411,7 @@ class TestRefusals:
             with pytest.raises(OptionError, match="Trainer needs"):
                 xnn.Trainer(*parts)
         with pytest.raises(OptionError, match="no metric"):
-            xnn.Trainer(model, loss, rule, metrics=["f1"])
+            xnn.Trainer(model, loss, rule, metrics=["f2"])
         with pytest.raises(OptionError, match="activation"):
             mlp(1, (1,), 1, "gelu")
 
@@ -435,8 +435,9 @@ class TestRefusals:
                 started.append(True)
 
         model = xnn.Sequential(layers.Dense(784, 2), seed=0)
-        t = xnn.Trainer(model, losses.MSE(), optimizers.SGD(), metrics="accuracy", callbacks=[Started()])
-        with pytest.raises(ShapeError, match="accuracy needs"):
+        matrix = metrics.ConfusionMatrix(binary=True)
+        t = xnn.Trainer(model, losses.MSE(), optimizers.SGD(), metrics=matrix, callbacks=[Started()])
+        with pytest.raises(ShapeError, match="one yes or no"):
             t.fit((X, np.zeros((700, 2))), progress=False)
         assert not started
 
@@ -447,7 +448,7 @@ class TestRefusals:
 
     def test_accuracy_of_what_has_none(self):
         with pytest.raises(ShapeError, match="accuracy"):
-            metrics.accuracy(np, np.ones((2, 3)), np.ones((2, 3)))
+            metrics.accuracy(np, np.ones((2, 3)), np.ones((2, 2)))
 
 
 def test_threads_are_limited_inside_fit_and_restored():

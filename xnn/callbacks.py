@@ -42,9 +42,7 @@ class Callback:
         `history` counts the step at the next check, which may still find that it diverged.
         """
 
-    def on_check(
-        self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, float]
-    ) -> None:
+    def on_check(self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, Any]) -> None:
         """Every so many steps and at each epoch's end: `step` of this epoch, means so far in it."""
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
@@ -79,18 +77,15 @@ class ProgressBar(Callback):
         self._done = 0
         self._task = self._progress.add_task("starting", total=epochs * steps_per_epoch, numbers="")
 
-    def on_check(
-        self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, float]
-    ) -> None:
+    def on_check(self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, Any]) -> None:
         """Move the bar."""
         if self._progress is None:
             return
-        numbers = [f"loss {loss:.4f}", *(f"{name} {value:.4f}" for name, value in metrics.items())]
         self._progress.update(
             self._task,
             completed=self._done * self._steps + step,
             description=f"epoch {self._done + 1}/{self._epochs}",
-            numbers=f"{'  '.join(numbers)}  {history.samples_per_second:,.0f} samples/s",
+            numbers=f"{_numbers({'loss': loss, **metrics})}  {history.samples_per_second:,.0f} samples/s",
         )
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
@@ -126,8 +121,12 @@ class EpochLines(Callback):
 
 
 def _line(entry: dict[str, Any]) -> str:
-    numbers = "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if isinstance(value, float))
-    return f"epoch {entry['epoch']}  {numbers}"
+    return f"epoch {entry['epoch']}  {_numbers(entry)}"
+
+
+def _numbers(entry: dict[str, Any]) -> str:
+    """What is one; a matrix, or a number for each class, has no place in a line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if isinstance(value, float))
 
 
 class JsonLines(Callback):

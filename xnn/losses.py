@@ -24,6 +24,8 @@ class Loss:
     op: Op
     #: What a Trainer counts besides the loss unless it is told otherwise.
     usual_metrics: tuple[str, ...] = ()
+    #: Whether each output says yes or no for itself, which metrics named to a Trainer then count.
+    binary = False
     #: The op that must not end a model trained with it, since the loss applies it itself.
     already_includes: Op | None = None
 
@@ -124,6 +126,7 @@ class BinaryCrossEntropy(Loss):
 
     op = ops.binary_cross_entropy
     usual_metrics = ("accuracy",)
+    binary = True
     already_includes = ops.sigmoid
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:

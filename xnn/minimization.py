@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from xnn.backends import current_numerics
 from xnn.data import Batches
 from xnn.errors import DivergenceError, NumericsError, OptionError
+from xnn.metrics import Metric, Totals
 from xnn.stepper import Stepper
 
 __all__ = ["FullBatch"]
@@ -22,7 +23,7 @@ class FullBatch:
     Raises NumericsError in exact numerics, OptionError for a model that draws random numbers or has nothing to train.
     """
 
-    def __init__(self, stepper: Stepper, batches: Batches) -> None:
+    def __init__(self, stepper: Stepper, batches: Batches, metrics: Sequence[Metric]) -> None:
         self.stepper, self.batches = stepper, batches
         self.parameters = [p for p in stepper.model.parameters() if not p.frozen]
         if current_numerics() == "exact":
@@ -37,8 +38,8 @@ class FullBatch:
             raise OptionError(
                 "LBFGS needs the same loss from the same weights: take the layers away that draw random numbers"
             )
-        #: Means over all rows at the weights evaluated last: the loss, and each metric.
-        self.means = np.zeros(0)
+        #: Over all rows, at the weights evaluated last.
+        self.loss, self.counts = 0.0, Totals(metrics)
 
     def minimize(
         self,
@@ -104,7 +105,9 @@ class FullBatch:
             for total, p in zip(gradients, self.parameters, strict=True):
                 total += lib.to_host(p.grad) * (len(numbers) / rows)
         losses, *columns = self.stepper.take()
-        self.means = np.array([np.dot(losses, sizes), *(np.sum(c) for c in columns)]) / rows
+        self.loss, self.counts = float(np.dot(losses, sizes)) / rows, Totals(self.counts.metrics)
+        for size, *counts in zip(sizes, *columns, strict=True):
+            self.counts.add(counts, size)
         for total, p in zip(gradients, self.parameters, strict=True):
             p.grad = lib.to_device(total.astype(p.dtype))
-        return float(self.means[0]), np.concatenate([total.ravel() for total in gradients])
+        return self.loss, np.concatenate([total.ravel() for total in gradients])

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.backends.calls import Call, Cursor, KernelTable, Slot, bind
+from xnn.backends.calls import Call, Cursor, KernelTable, Slot, as_number, bind
 from xnn.fusion import fuse
 from xnn.graph import Drawn, Input, Kept, Node, Recorded, Weight, topological_sort
 from xnn.ops import Op, updates
+from xnn.ops.op import apply_rule
 
 if TYPE_CHECKING:
     from xnn.store import Store
@@ -86,7 +87,7 @@ def flatten(
 
     feeds: the Inputs of samples and of targets, each with the data its batches are rows of. cost, outputs: the
     nodes of the loss and of the model's outputs, whose graph holds values for one batch of that size. metrics:
-    functions of outputs and targets. records: where the loss and each metric of every step are added.
+    functions of outputs and targets, tried here. records: where the loss and each metric of every step are added.
     """
     order = topological_sort(dict.fromkeys(feeds))
     for node in order:
@@ -119,7 +120,11 @@ def flatten(
             kept = tuple(store.kept[buffer] for buffer in node.buffers)
             calls.append(Call("keep", node.rule, (*kept, slots[node.inbound_nodes[0]]), kept, node.options))
     targets = list(feeds)[1]
-    counts = [Slot(f"metric {n}", (), outputs.value.dtype) for n in range(len(metrics))]
+    counts = []
+    for number, metric in enumerate(metrics):
+        value = apply_rule(metric, lib.math, (outputs.value, targets.value), {})
+        shape, dtype = as_number(lib, value).shape, getattr(value, "dtype", outputs.value.dtype)
+        counts.append(Slot(f"metric {number}", tuple(shape), dtype))
     calls += [
         Call("metric", metric, (slots[outputs], slots[targets]), (count,))
         for metric, count in zip(metrics, counts, strict=True)

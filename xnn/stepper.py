@@ -14,8 +14,7 @@ from xnn.data import Batches
 from xnn.graph import Input
 from xnn.layers import Sequential
 from xnn.losses import Loss
-from xnn.metrics import Metric, accuracy
-from xnn.ops.op import apply_rule
+from xnn.metrics import Count
 from xnn.optimizers import Optimizer
 from xnn.program import Program, flatten
 from xnn.store import Store
@@ -35,7 +34,7 @@ class Stepper:
         model: Sequential,
         loss: Loss,
         optimizer: Optimizer,
-        metrics: Sequence[Metric],
+        metrics: Sequence[Count],
         batches: Batches,
         keep_gradients: bool,
     ) -> None:
@@ -60,8 +59,6 @@ class Stepper:
             x, y = (Input(self.lib.to_device(part)) for part in self.batches.gather(rows))
             outputs = self.model.trace(x)
             cost = self.loss.trace(outputs, y)
-            if accuracy in self.metrics:
-                apply_rule(accuracy, self.lib.math, (outputs.value, y.value), {})
             feeds = dict(zip((x, y), self.batches.arrays, strict=True))
             cursor = Cursor(rows)
             flat = flatten(self.lib, self.store, feeds, outputs, cost, self.metrics, cursor, self.records)

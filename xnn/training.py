@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import Backend, admit, current_numerics, numerics
-from xnn.backends.calls import KernelTable, as_number
+from xnn.backends.calls import KernelTable
 from xnn.backends.plan import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
@@ -21,10 +21,9 @@ from xnn.errors import DivergenceError, DTypeError, OptionError, ShapeError
 from xnn.history import History
 from xnn.layers import Sequential
 from xnn.losses import Loss
-from xnn.metrics import Metric
+from xnn.metrics import Count, Metric, Totals, count_batch
 from xnn.metrics import get as get_metric
 from xnn.minimization import FullBatch
-from xnn.ops.op import apply_rule
 from xnn.optimizers import Optimizer
 from xnn.options import check_count
 from xnn.stepper import Stepper
@@ -39,7 +38,7 @@ _EVALUATION_BATCH = 1024
 class Trainer:
     """Trains a model: fit, evaluate.
 
-    metrics: names ("accuracy") or functions (xnn.metrics.Metric); the loss's usual ones if not given.
+    metrics: names ("accuracy", "f1"), objects (xnn.metrics.F1()) or functions; the loss's usual ones if not given.
     callbacks: xnn.callbacks.Callback. threads: how many BLAS may use for steps and evaluation, never more than a
     limit already set; None takes what OMP_NUM_THREADS or its like says, or else a fixed rule from batch size and
     weights (xnn.backends.plan.choose_threads); "auto" measures, which may give other bits each time.
@@ -54,7 +53,7 @@ class Trainer:
         model: Sequential,
         loss: Loss,
         optimizer: Optimizer,
-        metrics: Sequence[str | Metric] | str | Metric | None = None,
+        metrics: Sequence[str | Metric | Count] | str | Metric | Count | None = None,
         callbacks: Sequence[Callback] = (),
         threads: int | str | None = None,
         kernels: str = "auto",
@@ -69,13 +68,12 @@ class Trainer:
                 raise OptionError(f"Trainer needs a {kind.__name__} as {name}, got {repr(value)[:60]}")
         self.model, self.loss, self.optimizer = model, loss, optimizer
         chosen = loss.usual_metrics if metrics is None else metrics
-        self.metrics = [
-            get_metric(m) for m in ((chosen,) if isinstance(chosen, str) or callable(chosen) else chosen)
-        ]
-        names = [name for name, _ in self.metrics]
+        given = chosen if isinstance(chosen, Iterable) and not isinstance(chosen, str) else (chosen,)
+        self.metrics = [get_metric(m, loss.binary, model.threshold) for m in given]
+        names = [metric.name for metric in self.metrics]
         if len({*names, "loss", "epoch"}) < len(names) + 2:
             raise OptionError(
-                f"metrics need names of their own, got {', '.join(names)}; def gives a function one"
+                f"metrics need names of their own, got {', '.join(names)}; def gives a function one, name= an object"
             )
         self.callbacks = list(callbacks)
         for callback in self.callbacks:
@@ -124,7 +122,7 @@ class Trainer:
             stack.enter_context(lib.guard())
             # What does not fit is heard of now, before anything has begun.
             stepper = self.stepper(batches, table)
-            whole = FullBatch(stepper, batches) if self.optimizer.minimizes else None
+            whole = FullBatch(stepper, batches, self.metrics) if self.optimizer.minimizes else None
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             threads = self._choose_threads(batches, stepper)
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
@@ -139,9 +137,7 @@ class Trainer:
 
             def finish(entry: dict[str, Any]) -> None:
                 if held_out is not None:
-                    results = self._evaluate(
-                        lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False), self.metrics
-                    )
+                    results = self._evaluate(lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False))
                     entry.update({f"val_{name}": value for name, value in results.items()})
                 history.epochs.append(entry)
                 self.epoch += 1
@@ -168,12 +164,12 @@ class Trainer:
                 history.interrupted = interrupted() and cut_short
         return history
 
-    def evaluate(self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH) -> dict[str, float]:
+    def evaluate(self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH) -> dict[str, Any]:
         """The mean loss and metrics over data = (x, y), with the layers' inference behaviour."""
         lib = self.model.backend
         with numerics(self.numerics), lib.guard():
             batches = Batches(self._prepare(data, "evaluation"), batch_size, shuffle=False)
-            return self._evaluate(lib, batches, self.metrics)
+            return self._evaluate(lib, batches)
 
     def stepper(self, batches: Batches, table: KernelTable | None = None) -> Stepper:
         """What takes the steps of a fit over these batches; `table` is by default the one of `kernels`."""
@@ -184,7 +180,7 @@ class Trainer:
             self.model,
             self.loss,
             self.optimizer,
-            [metric for _, metric in self.metrics],
+            [metric.count for metric in self.metrics],
             batches,
             any(callback.needs_gradients for callback in self.callbacks),
         )
@@ -214,7 +210,7 @@ class Trainer:
         interrupted: Callable[[], bool],
     ) -> dict[str, Any] | None:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
-        totals, seen, done = np.zeros(1 + len(self.metrics)), 0, 0
+        total, counts, done = 0.0, Totals(self.metrics), 0
         taken: list[np.ndarray] = []
         each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         stepper.refresh()
@@ -239,19 +235,18 @@ class Trainer:
                 samples = 0
                 # One step after the other: how many are looked at together must not move the last bit.
                 for step_rows, *numbers in zip(taken, losses, *columns, strict=True):
-                    totals += [numbers[0] * len(step_rows), *numbers[1:]]
+                    total += float(numbers[0]) * len(step_rows)
+                    counts.add(numbers[1:], len(step_rows))
                     samples += len(step_rows)
-                seen += samples
                 history.add(losses, samples, time.perf_counter() - start)
                 taken.clear()
                 for watcher in watchers:
-                    watcher.on_check(history, self.epoch, done, *self._means(totals / seen))
+                    watcher.on_check(history, self.epoch, done, total / counts.samples, counts.results())
                 stepper.refresh()
                 start = time.perf_counter()
         if done < len(batches):
             return None
-        mean, metrics = self._means(totals / seen)
-        return {"epoch": self.epoch + 1, "loss": mean, **metrics}
+        return {"epoch": self.epoch + 1, "loss": total / counts.samples, **counts.results()}
 
     def _minimize(
         self,
@@ -269,7 +264,7 @@ class Trainer:
             self.step += 1
 
         def iterated() -> bool:
-            loss, metrics = self._means(whole.means)
+            loss, metrics = whole.loss, whole.counts.results()
             for watcher in watchers:
                 watcher.on_step(history, self.epoch, 1, loss)
                 watcher.on_check(history, self.epoch, 1, loss, metrics)
@@ -281,10 +276,6 @@ class Trainer:
         except DivergenceError as error:
             error.history = history
             raise
-
-    def _means(self, means: Any) -> tuple[float, dict[str, float]]:
-        """Loss and named metrics."""
-        return float(means[0]), {name: float(v) for (name, _), v in zip(self.metrics, means[1:], strict=True)}
 
     def _diagnose(
         self,
@@ -312,22 +303,16 @@ class Trainer:
         error.history = history
         return error
 
-    def _evaluate(
-        self, lib: Backend, batches: Batches, metrics: Sequence[tuple[str, Metric]]
-    ) -> dict[str, float]:
-        totals = np.zeros(1 + len(metrics))
+    def _evaluate(self, lib: Backend, batches: Batches) -> dict[str, Any]:
+        total, counts = 0.0, Totals(self.metrics)
         with limit_threads(self._choose_threads(batches).count):
             for x, y in batches.epoch(0):
                 outputs, _ = self.model.apply(lib.to_device(x), training=False)
                 targets = lib.to_device(y)
                 value, _ = self.loss.apply(outputs, targets)
-                counted = _sums(lib, metrics, outputs, targets)
-                totals += [float(lib.to_host(value)) * x.shape[0], *(float(lib.to_host(c)) for c in counted)]
-        means = totals / batches.rows
-        return {
-            "loss": float(means[0]),
-            **{name: float(v) for (name, _), v in zip(metrics, means[1:], strict=True)},
-        }
+                total += float(lib.to_host(value)) * x.shape[0]
+                counts.add(count_batch(lib, self.metrics, outputs, targets), x.shape[0])
+        return {"loss": total / batches.rows, **counts.results()}
 
     def _prepare(self, data: tuple[Any, Any], role: str) -> tuple[Any, Any]:
         """Look at a pair (x, y) once, on the host, before anything runs; labels wrap silently on a GPU."""
@@ -350,11 +335,6 @@ class Trainer:
         self.loss.check(targets, self.model.output_shape(tuple(x.shape[1:])))
         prepared = self.loss.prepare(targets, self.model.dtype)
         return x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
-
-
-def _sums(lib: Backend, metrics: Sequence[tuple[str, Metric]], outputs: Any, targets: Any) -> list[Any]:
-    """Each metric's sum over a batch."""
-    return [as_number(lib, apply_rule(metric, lib.math, (outputs, targets), {})) for _, metric in metrics]
 
 
 @contextmanager
