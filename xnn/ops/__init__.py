@@ -6,15 +6,17 @@ value, graph nodes a node. What an op is, and how to write one: `xnn/ops/op.py`.
 
 from xnn.ops import updates
 from xnn.ops.activations import dropout, relu, rescale, sigmoid, softmax, tanh
+from xnn.ops.cross_entropy import binary_cross_entropy, focal, kl_divergence, softmax_cross_entropy
 from xnn.ops.elementwise import add, div, exp, log, maximum, mul, pow, sub, where
 from xnn.ops.linear import dense, matmul
-from xnn.ops.losses import binary_cross_entropy, column_mse, mse, softmax_cross_entropy
+from xnn.ops.losses import LossOp, column_mse, hinge, huber, l1, mse
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.reductions import max, mean, sum
 from xnn.ops.shaping import concat, flatten, reshape, take, transpose
 
 __all__ = [
     "Array",
+    "LossOp",
     "Namespace",
     "Op",
     "add",
@@ -26,6 +28,11 @@ __all__ = [
     "dropout",
     "exp",
     "flatten",
+    "focal",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "l1",
     "log",
     "matmul",
     "max",
