@@ -92,9 +92,17 @@ class SoftmaxCrossEntropy(LossOp):
         dz = (e / total * mass - aims) * share
         return dz, None if of_targets is None else of_targets[0] * of_targets[1] * share
 
-    def counts(self, xp: Namespace, outputs: Array, targets: Array, **options: Any) -> Array | None:
+    def counts(
+        self,
+        xp: Namespace,
+        outputs: Array,
+        targets: Array,
+        *,
+        class_weight: Any = None,
+        ignore_index: int | None = None,
+        **options: Any,
+    ) -> Array | None:
         """Of a label its class's weight, of an ignored one 0."""
-        class_weight, ignore_index = options.get("class_weight"), options.get("ignore_index")
         if targets.shape == outputs.shape or (class_weight is None and ignore_index is None):
             return None
         chosen, _, kept = _one_hot(xp, outputs, targets, ignore_index)
