@@ -13,6 +13,7 @@ held to by `tests/test_kernels.py`.
 | loss | the loss's inputs | loss, gradient | forward and backward of the last op at once |
 | add | gradients | gradient | their sum from left to right |
 | metric | outputs, targets | number | a metric's sum over the batch |
+| total | outputs, targets, perhaps sample weights | number | what the batch's mean was divided by: op(*reads) |
 | record | number | - | kept until the trainer asks |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
 | optimizer | gradients | parameters | one step of an optimizer that has a way of its own; options: step |
@@ -267,6 +268,12 @@ def _metric(lib: Any, call: Call) -> Runnable:
     return run
 
 
+def _total(lib: Any, call: Call) -> Runnable:
+    number = call.writes[0]
+    assert number is not None
+    return lambda: number.put(as_number(lib, call.op(*(slot.array for slot in call.reads))))
+
+
 def as_number(lib: Any, value: Any) -> Any:
     """What a metric gave, on the device also where a metric of the user's gives a plain number."""
     return lib.to_device(float(value)) if isinstance(value, (Real, np.generic)) else value
@@ -301,6 +308,7 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "backward": _backward,
     "add": _add,
     "metric": _metric,
+    "total": _total,
     "record": _record,
     "update": _update,
     "optimizer": lambda lib, call: call.options["step"],

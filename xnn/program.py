@@ -80,12 +80,14 @@ def flatten(
     metrics: Sequence[Callable[..., Any]],
     cursor: Cursor,
     records: list[list[Any]],
+    total: Callable[..., Any] | None = None,
 ) -> list[Call]:
     """The unfused list: one call for each op's forward, each op's backward, each group's update.
 
-    feeds: the Inputs of samples and of targets, each with the data its batches are rows of. cost, outputs: the
-    nodes of the loss and of the model's outputs, whose graph holds values for one batch of that size. metrics:
-    functions of outputs and targets. records: where the loss and each metric of every step are added.
+    feeds: the Inputs of samples, of targets and perhaps of sample weights, each with the data its batches are rows
+    of. cost, outputs: the nodes of the loss and of the model's outputs, whose graph holds values for one batch of
+    that size. metrics: functions of outputs and targets. total: of outputs, targets and weights, what the loss was
+    divided by, where it is asked for. records: where the loss, each metric and the total of every step are added.
     """
     order = topological_sort(dict.fromkeys(feeds))
     for node in order:
@@ -113,12 +115,16 @@ def flatten(
         if node.op is not None
     }
     calls += forward.values()
-    targets = list(feeds)[1]
+    _, targets, *weights = feeds
     counts = [Slot(f"metric {n}", (), outputs.value.dtype) for n in range(len(metrics))]
     calls += [
         Call("metric", metric, (slots[outputs], slots[targets]), (count,))
         for metric, count in zip(metrics, counts, strict=True)
     ]
+    if total is not None:
+        counts.append(Slot("total", (), outputs.value.dtype))
+        reads = tuple(slots[node] for node in (outputs, targets, *weights))
+        calls.append(Call("total", total, reads, (counts[-1],)))
     calls += _backward(lib, store, order, cost, slots, forward)
     if store.asks_optimizer:
         reads, writes = tuple(store.gradients.values()), tuple(store.values.values())

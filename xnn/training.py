@@ -20,7 +20,7 @@ from xnn.diagnosis import Step, diagnose, finite
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.history import History
 from xnn.layers import Sequential
-from xnn.losses import Loss
+from xnn.losses import Loss, LossOverBatches, check_sample_weight
 from xnn.metrics import Metric
 from xnn.metrics import get as get_metric
 from xnn.ops.op import apply_rule
@@ -67,6 +67,10 @@ class Trainer:
             if not isinstance(value, kind):
                 raise OptionError(f"Trainer needs a {kind.__name__} as {name}, got {repr(value)[:60]}")
         self.model, self.loss, self.optimizer = model, loss, optimizer
+        if loss.reduction == "none":
+            raise OptionError(
+                f"a Trainer needs one number a batch: {type(loss).__name__}(reduction='mean') or 'sum', not 'none'"
+            )
         chosen = loss.usual_metrics if metrics is None else metrics
         self.metrics = [
             get_metric(m) for m in ((chosen,) if isinstance(chosen, str) or callable(chosen) else chosen)
@@ -94,9 +98,10 @@ class Trainer:
     def fit(
         self,
         data: tuple[Any, Any],
-        validation: tuple[Any, Any] | None = None,
+        validation: tuple[Any, ...] | None = None,
         epochs: int = 1,
         batch_size: int = 32,
+        sample_weight: Any = None,
         seed: int = 0,
         progress: bool = True,
         shuffle: bool = True,
@@ -104,8 +109,11 @@ class Trainer:
         """Train on data = (x, y) for so many epochs; returns the History.
 
         x: (n, ...), y: what the loss needs; host arrays (moved batch by batch) or arrays of the model's
-        backend. `seed` draws the shuffles and the dropout masks. Ctrl-C ends after the step in hand and
-        returns what was done, with history.interrupted set; a second one ends at once.
+        backend. sample_weight: (n,), how much each sample counts in the loss (`xnn.ops.LossOp`); metrics count
+        every sample alike. validation: (x, y) or (x, y, sample_weight). The history's loss is over the epoch what
+        a batch's is over the batch: each mean counts by what it was divided by. `seed` draws the shuffles and
+        the dropout masks. Ctrl-C ends after the step in hand and returns what was done, with
+        history.interrupted set; a second one ends at once.
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that
         do not fit. Raises DivergenceError when a loss, gradient or weight is no longer finite: its
         `history` is what was done, and the model is as it was before the step that failed.
@@ -115,8 +123,8 @@ class Trainer:
         history = History()
         with ExitStack() as stack:
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
-            batches = Batches(self._prepare(data, "training"), batch_size, shuffle, seed)
-            held_out = None if validation is None else self._prepare(validation, "validation")
+            batches = Batches(self._prepare(data, "training", sample_weight), batch_size, shuffle, seed)
+            held_out = None if validation is None else self._prepare_validation(validation)
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             # What does not fit is heard of now, before anything has begun.
@@ -153,11 +161,17 @@ class Trainer:
                 history.interrupted = interrupted() and len(history.epochs) < epochs
         return history
 
-    def evaluate(self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH) -> dict[str, float]:
-        """The mean loss and metrics over data = (x, y), with the layers' inference behaviour."""
+    def evaluate(
+        self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH, sample_weight: Any = None
+    ) -> dict[str, float]:
+        """The loss and metrics over all of data = (x, y), with the layers' inference behaviour.
+
+        sample_weight: (n,), how much each sample counts in the loss.
+        """
         lib = self.model.backend
         with numerics(self.numerics), lib.guard():
-            batches = Batches(self._prepare(data, "evaluation"), batch_size, shuffle=False)
+            prepared = self._prepare(data, "evaluation", sample_weight)
+            batches = Batches(prepared, batch_size, shuffle=False)
             return self._evaluate(lib, batches, self.metrics)
 
     def stepper(self, batches: Batches, table: KernelTable | None = None) -> Stepper:
@@ -199,7 +213,7 @@ class Trainer:
         interrupted: Callable[[], bool],
     ) -> dict[str, Any] | None:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
-        totals, seen, done = np.zeros(1 + len(self.metrics)), 0, 0
+        mean, totals, seen, done = LossOverBatches(self.loss), np.zeros(len(self.metrics)), 0, 0
         taken: list[np.ndarray] = []
         each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         stepper.refresh()
@@ -221,26 +235,28 @@ class Trainer:
                 losses, *columns = stepper.take()
                 if not (np.isfinite(losses).all() and finite(lib, *stepper.values())):
                     raise self._diagnose(lib, stepper, batches, taken, done, losses, history)
-                samples = 0
+                sizes = [len(step_rows) for step_rows in taken]
+                counted = columns.pop() if stepper.total else sizes
+                samples = sum(sizes)
                 # One step after the other: how many are looked at together must not move the last bit.
-                for step_rows, *numbers in zip(taken, losses, *columns, strict=True):
-                    totals += [numbers[0] * len(step_rows), *numbers[1:]]
-                    samples += len(step_rows)
+                for count, *numbers in zip(counted, losses, *columns, strict=True):
+                    mean.add(numbers[0], count)
+                    totals += numbers[1:]
                 seen += samples
                 history.add(losses, samples, time.perf_counter() - start)
                 taken.clear()
                 for watcher in watchers:
-                    watcher.on_check(history, self.epoch, done, *self._means(totals / seen))
+                    watcher.on_check(history, self.epoch, done, *self._means(mean.value, totals / seen))
                 stepper.refresh()
                 start = time.perf_counter()
         if done < len(batches):
             return None
-        mean, metrics = self._means(totals / seen)
-        return {"epoch": self.epoch + 1, "loss": mean, **metrics}
+        loss, metrics = self._means(mean.value, totals / seen)
+        return {"epoch": self.epoch + 1, "loss": loss, **metrics}
 
-    def _means(self, means: Any) -> tuple[float, dict[str, float]]:
+    def _means(self, loss: float, means: Any) -> tuple[float, dict[str, float]]:
         """Loss and named metrics."""
-        return float(means[0]), {name: float(v) for (name, _), v in zip(self.metrics, means[1:], strict=True)}
+        return loss, {name: float(v) for (name, _), v in zip(self.metrics, means, strict=True)}
 
     def _diagnose(
         self,
@@ -271,21 +287,29 @@ class Trainer:
     def _evaluate(
         self, lib: Backend, batches: Batches, metrics: Sequence[tuple[str, Metric]]
     ) -> dict[str, float]:
-        totals = np.zeros(1 + len(metrics))
+        mean, totals = LossOverBatches(self.loss), np.zeros(len(metrics))
+        even = self.loss.counts_samples(weighted=len(batches.arrays) > 2)
         with limit_threads(self._choose_threads(batches).count):
-            for x, y in batches.epoch(0):
+            for x, *rest in batches.epoch(0):
                 outputs, _ = self.model.apply(lib.to_device(x), training=False)
-                targets = lib.to_device(y)
-                value, _ = self.loss.apply(outputs, targets)
-                counted = _sums(lib, metrics, outputs, targets)
-                totals += [float(lib.to_host(value)) * x.shape[0], *(float(lib.to_host(c)) for c in counted)]
+                targets, *weights = map(lib.to_device, rest)
+                value, _ = self.loss.apply(outputs, targets, *weights)
+                count = x.shape[0] if even else self.loss.total(outputs, targets, *weights)
+                mean.add(lib.to_host(value), lib.to_host(as_number(lib, count)))
+                totals += [float(lib.to_host(c)) for c in _sums(lib, metrics, outputs, targets)]
         means = totals / batches.rows
         return {
-            "loss": float(means[0]),
-            **{name: float(v) for (name, _), v in zip(metrics, means[1:], strict=True)},
+            "loss": mean.value,
+            **{name: float(v) for (name, _), v in zip(metrics, means, strict=True)},
         }
 
-    def _prepare(self, data: tuple[Any, Any], role: str) -> tuple[Any, Any]:
+    def _prepare_validation(self, data: Any) -> tuple[Any, ...]:
+        """As _prepare, of a pair or of three with the sample weights."""
+        if isinstance(data, (tuple, list)) and len(data) == 3:
+            return self._prepare(tuple(data[:2]), "validation", data[2])
+        return self._prepare(data, "validation")
+
+    def _prepare(self, data: tuple[Any, Any], role: str, sample_weight: Any = None) -> tuple[Any, ...]:
         """Look at a pair (x, y) once, on the host, before anything runs; labels wrap silently on a GPU."""
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise OptionError(f"{role} data must be a pair (x, y), got {type(data).__name__}")
@@ -305,7 +329,17 @@ class Trainer:
         targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
         self.loss.check(targets, self.model.output_shape(tuple(x.shape[1:])))
         prepared = self.loss.prepare(targets, self.model.dtype)
-        return x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
+        arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
+        if sample_weight is None:
+            return arrays
+        given = admit(lib, sample_weight if hasattr(sample_weight, "shape") else np.asarray(sample_weight))
+        weights = check_sample_weight(
+            given if isinstance(given, np.ndarray) else lib.to_host(given), int(x.shape[0])
+        )
+        if not weights.any():
+            raise OptionError(f"{role} data: every sample_weight is 0, so that no sample counts")
+        weights = weights.astype(self.model.dtype)
+        return *arrays, weights if isinstance(given, np.ndarray) else lib.to_device(weights)
 
 
 def _sums(lib: Backend, metrics: Sequence[tuple[str, Metric]], outputs: Any, targets: Any) -> list[Any]:

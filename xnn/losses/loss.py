@@ -17,7 +17,7 @@ from xnn.layers.layer import computed, computes_its_own_way
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.op import apply_rule, backward_of, forward_of
 
-__all__ = ["Loss", "check_sample_weight", "inside"]
+__all__ = ["Loss", "LossOverBatches", "check_sample_weight", "inside"]
 
 
 class Loss:
@@ -130,6 +130,23 @@ class Loss:
             raise DTypeError(f"{type(self).__name__} needs numbers as targets, got {targets.dtype}")
         if targets.dtype.kind == "f" and not np.isfinite(targets).all():
             raise LabelError(f"{type(self).__name__}: the targets hold NaN or infinities; clean them first")
+
+
+class LossOverBatches:
+    """What the loss of several batches is together: of means the mean, each by its `total`; of sums the sum."""
+
+    def __init__(self, loss: Loss) -> None:
+        self._adds, self._sum, self._total = loss.reduction == "sum", 0.0, 0.0
+
+    def add(self, value: Any, total: Any) -> None:
+        """Take in a batch's loss, and what it was divided by."""
+        self._sum += float(value) if self._adds else float(value) * float(total)
+        self._total += float(total)
+
+    @property
+    def value(self) -> float:
+        """The loss so far; 0 where nothing counted."""
+        return self._sum if self._adds else self._sum / (self._total or 1.0)
 
 
 class _Whole(Op):
