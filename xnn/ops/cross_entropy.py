@@ -82,7 +82,7 @@ class SoftmaxCrossEntropy(LossOp):
             aims = xp.where(kept, aims, 0.0)
         mass, far = xp.sum(aims, axis=1, keepdims=True), xp.log(total)
         # 0 log 0 = 0, also where a logit is -infinity
-        picked = xp.sum(xp.where(aims == 0.0, 0.0, aims * shifted), axis=1, keepdims=True)
+        picked = xp.sum(aims * xp.where(aims == 0.0, 0.0, shifted), axis=1, keepdims=True)
         return mass * far - picked, (e, total, aims, mass, None if labels else (scale, far - shifted))
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:

@@ -159,7 +159,7 @@ def _column(xp: Namespace, weights: Array, outputs: Array) -> Array:
 
 def _divided(xp: Namespace, x: Array, total: Any) -> Array:
     """x / total, 0 where total is 0."""
-    if isinstance(total, float):
+    if not hasattr(total, "dtype"):
         return x / (total or 1.0)
     nothing = total == 0.0
     return xp.where(nothing, 0.0, x / xp.where(nothing, 1.0, total))
