@@ -15,6 +15,7 @@ held to by `tests/test_kernels.py`.
 | add | gradients | gradient | their sum from left to right |
 | clip | gradients | gradients | all of them at once by a rule, before any is used; options: the rule's |
 | metric | outputs, targets | count | what a metric counts in the batch |
+| total | outputs, targets, perhaps sample weights | number | what the batch's mean was divided by: op(*reads) |
 | record | number | - | kept until the trainer asks |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
 | optimizer | gradients | parameters | one step of an optimizer that has a way of its own; options: step |
@@ -292,6 +293,12 @@ def _metric(lib: Any, call: Call) -> Runnable:
     return run
 
 
+def _total(lib: Any, call: Call) -> Runnable:
+    number = call.writes[0]
+    assert number is not None
+    return lambda: number.put(as_number(lib, call.op(*(slot.array for slot in call.reads))))
+
+
 def as_number(lib: Any, value: Any) -> Any:
     """What a metric gave, on the device also where a metric of the user's gives a plain number."""
     if not isinstance(value, (Real, np.generic)):
@@ -332,6 +339,7 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "add": _add,
     "clip": _clip,
     "metric": _metric,
+    "total": _total,
     "record": _record,
     "update": _update,
     "optimizer": lambda lib, call: call.options["step"],

@@ -19,17 +19,8 @@ from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
 __all__ = [
-    "ACTIVATIONS",
-    "NUMPY_KERNELS",
-    "chain",
-    "count_right",
-    "serves",
-    "serves_adam",
-    "serves_dense",
-    "serves_gather",
-    "serves_labels",
-    "serves_loss",
-    "serves_update",
+    "ACTIVATIONS", "NUMPY_KERNELS", "chain", "count_right", "is_plain_loss", "serves", "serves_adam", "serves_dense",
+    "serves_gather", "serves_labels", "serves_loss", "serves_update",
 ]  # fmt: skip
 
 _SIGNED = {4: np.int32, 8: np.int64}
@@ -207,9 +198,15 @@ def _activation_backward(call: Call) -> Runnable:
     return run
 
 
+def is_plain_loss(call: Call) -> bool:
+    """Logits (n, classes) of one sample or more and a label each, no sample weights and no option."""
+    logits, labels, *weights = (slot.shape for slot in call.reads)
+    return len(logits) == 2 and logits[0] > 0 and len(labels) == 1 and not weights and not call.options
+
+
 def serves_loss(call: Call) -> bool:
-    """Logits (n, classes) of one sample or more, labels of integers."""
-    return serves(call) and call.reads[0].shape[0] > 0 and np.dtype(call.reads[1].dtype).kind == "i"
+    """The plain loss of integer labels."""
+    return is_plain_loss(call) and serves(call) and np.dtype(call.reads[1].dtype).kind == "i"
 
 
 def _softmax_cross_entropy(call: Call) -> Runnable:

@@ -35,7 +35,7 @@ FLOORS = {
         3: "backends",
         4: "graph autograd gradients fusion program",
         5: "layers losses optimizers schedules initializers metrics models architecture store",
-        6: "data minimization stepper training history callbacks diagnosis checks info record",
+        6: "data samples minimization stepper training history callbacks diagnosis checks info record",
         7: "cli commands benchmarks sides verify __main__",
     }.items()
     for part in parts.split()

@@ -14,6 +14,7 @@ from xnn import layers, losses, metrics, optimizers
 from xnn.callbacks import Callback, EpochLines, JsonLines, ProgressBar
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
 from xnn.models import mlp
+from xnn.samples import prepare
 
 RNG = np.random.default_rng(7)
 AVERAGES = ["macro", "micro", "weighted", None]
@@ -413,7 +414,7 @@ def test_by_name_the_threshold_follows_the_model():
 def test_plain_accuracy_is_still_the_kernels():
     t = xnn.Trainer(mlp(8, (4,), 6), losses.SoftmaxCrossEntropy(), optimizers.SGD(), ["accuracy", "f1"])
     batches = xnn.data.Batches(
-        t._prepare((CLASSES[0][:, :1] * np.ones(8, "float32"), CLASSES[1]), "training"), 32
+        prepare(t.model, t.loss, (CLASSES[0][:, :1] * np.ones(8, "float32"), CLASSES[1]), "training"), 32
     )
     for name, calls in (("numpy", 1), ("compiled", 1), ("ops", 0)):
         if name == "compiled":

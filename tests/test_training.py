@@ -22,6 +22,7 @@ from xnn.errors import (
 from xnn.history import History
 from xnn.layers.weights import weights_sha256
 from xnn.models import mlp
+from xnn.samples import prepare
 
 X, Y = data.synthetic_digits(700)
 
@@ -510,7 +511,7 @@ def test_a_measurement_that_fails_leaves_no_trace():
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    stepper = t.stepper(data.Batches(t._prepare((X, Y), "training"), 32, seed=5))
+    stepper = t.stepper(data.Batches(prepare(t.model, t.loss, (X, Y), "training"), 32, seed=5))
     stepper.lib.synchronize, kept = interrupt, stepper.lib.synchronize
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -43,14 +43,13 @@ def diagnose(
     """Take the steps one by one until something is not finite: the error that says what, and the step's number.
 
     The caller has restored model and optimizer to before the first of them; they are left as they were
-    before the one that failed. `batch` gives a step's x and y on the device.
+    before the one that failed. `batch` gives a step's x, y and perhaps weights on the device.
     """
     lib, number = model.backend, 0
     for step in steps:
         number = step.number
         before = [array.value for _, array in model.named_state()], optimizer.snapshot()
-        x, y = batch(step)
-        found = _first_fault(lib, model, loss, optimizer, step, x, y, seed)
+        found = _first_fault(lib, model, loss, optimizer, step, batch(step), seed)
         if found:
             for (_, array), value in zip(model.named_state(), before[0], strict=True):
                 array.value = value
@@ -74,10 +73,10 @@ def _first_fault(
     loss: Loss,
     optimizer: Optimizer,
     step: Step,
-    x: Any,
-    y: Any,
+    batch: list[Any],
     seed: int,
 ) -> str:
+    x, *targets = batch
     if lib.xp.isdtype(x.dtype, "real floating") and not finite(lib, x):
         wrong = ~np.isfinite(lib.to_host(x)).reshape(len(step.rows), -1).all(axis=1)
         return f"the batch itself holds NaN or infinities, in row {int(step.rows[wrong][0])} of the data"
@@ -87,7 +86,7 @@ def _first_fault(
         out = layer.forward(out, training=True)
         if not finite(lib, out):
             return f"the output of layer {position} ({type(layer).__name__}) is not finite"
-    value = loss.compute(out, y)
+    value = loss.compute(out, *targets)
     if not finite(lib, value):
         return f"the loss ({type(loss).__name__}) is {float(lib.to_host(value))} from finite outputs"
     dout: Any = loss.backward()

@@ -11,6 +11,7 @@ import numpy as np
 from xnn.backends import current_numerics
 from xnn.data import Batches
 from xnn.errors import DivergenceError, NumericsError, OptionError
+from xnn.losses import LossOverBatches
 from xnn.metrics import Metric, Totals
 from xnn.stepper import Stepper
 
@@ -39,7 +40,7 @@ class FullBatch:
                 "LBFGS needs the same loss from the same weights: take the layers away that draw random numbers"
             )
         #: Over all rows, at the weights evaluated last.
-        self.loss, self.counts = 0.0, Totals(metrics)
+        self.mean, self.counts = LossOverBatches(stepper.loss), Totals(metrics)
 
     def minimize(
         self,
@@ -95,19 +96,19 @@ class FullBatch:
 
     def _loss_and_gradient(self) -> tuple[float, np.ndarray]:
         """Over all rows, at the model's weights; each parameter's grad becomes its part."""
-        lib, rows = self.stepper.lib, self.batches.rows
-        gradients = [np.zeros(p.shape) for p in self.parameters]
-        sizes = []
+        lib, loss = self.stepper.lib, self.stepper.loss
+        self.mean, self.counts = LossOverBatches(loss), Totals(self.counts.metrics)
+        gradients, divisor = [np.zeros(p.shape) for p in self.parameters], 0.0
         for numbers in self.batches.numbers(0):
             self.stepper.step(numbers, 0)
-            self.stepper.store.publish()
-            sizes.append(len(numbers))
-            for total, p in zip(gradients, self.parameters, strict=True):
-                total += lib.to_host(p.grad) * (len(numbers) / rows)
-        losses, *columns = self.stepper.take()
-        self.loss, self.counts = float(np.dot(losses, sizes)) / rows, Totals(self.counts.metrics)
-        for size, *counts in zip(sizes, *columns, strict=True):
-            self.counts.add(counts, size)
-        for total, p in zip(gradients, self.parameters, strict=True):
-            p.grad = lib.to_device(total.astype(p.dtype))
-        return self.loss, np.concatenate([total.ravel() for total in gradients])
+            (value,), *columns = self.stepper.take()
+            total = float(columns.pop()[0]) if self.stepper.total else len(numbers)
+            self.mean.add(value, total)
+            self.counts.add([column[0] for column in columns], len(numbers))
+            divisor += total
+            for gradient, p in zip(gradients, self.parameters, strict=True):
+                gradient += lib.to_host(p.grad) * (total if loss.reduction == "mean" else 1.0)
+        for gradient, p in zip(gradients, self.parameters, strict=True):
+            gradient /= divisor if loss.reduction == "mean" else 1.0
+            p.grad = lib.to_device(gradient.astype(p.dtype))
+        return self.mean.value, np.concatenate([gradient.ravel() for gradient in gradients])

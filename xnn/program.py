@@ -82,12 +82,15 @@ def flatten(
     metrics: Sequence[Callable[..., Any]],
     cursor: Cursor,
     records: list[list[Any]],
+    total: Callable[..., Any] | None = None,
 ) -> list[Call]:
     """The unfused list: one call for each op's forward, each op's backward, clipping, each group's update.
 
-    feeds: the Inputs of samples and of targets, each with the data its batches are rows of. cost, outputs: the
-    nodes of the loss and of the model's outputs, whose graph holds values for one batch of that size. metrics:
-    functions of outputs and targets, tried here. records: where the loss and each metric of every step are added.
+    feeds: the Inputs of samples, of targets and perhaps of sample weights, each with the data its batches are rows
+    of. cost, outputs: the nodes of the loss and of the model's outputs, whose graph holds values for one batch of
+    that size. metrics: functions of outputs and targets, tried here. total: of outputs, targets and weights, what
+    the loss was divided by, where it is asked for. records: where the loss, each metric and the total of every step
+    are added.
     """
     order = topological_sort(dict.fromkeys(feeds))
     for node in order:
@@ -119,7 +122,7 @@ def flatten(
         if isinstance(node, Kept):
             kept = tuple(store.kept[buffer] for buffer in node.buffers)
             calls.append(Call("keep", node.rule, (*kept, slots[node.inbound_nodes[0]]), kept, node.options))
-    targets = list(feeds)[1]
+    _, targets, *weights = feeds
     counts = []
     for number, metric in enumerate(metrics):
         value = apply_rule(metric, lib.math, (outputs.value, targets.value), {})
@@ -129,6 +132,10 @@ def flatten(
         Call("metric", metric, (slots[outputs], slots[targets]), (count,))
         for metric, count in zip(metrics, counts, strict=True)
     ]
+    if total is not None:
+        counts.append(Slot("total", (), outputs.value.dtype))
+        reads = tuple(slots[node] for node in (outputs, targets, *weights))
+        calls.append(Call("total", total, reads, (counts[-1],)))
     calls += _backward(lib, store, order, cost, slots, forward)
     for rule, limit in store.clipping if store.gradients else ():
         gradients = tuple(store.gradients[p] for p in store.parameters if p in store.gradients)

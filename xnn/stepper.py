@@ -40,7 +40,10 @@ class Stepper:
     ) -> None:
         self.lib, self.table, self.batches, self.keep_gradients = lib, table, batches, keep_gradients
         self.model, self.loss, self.optimizer, self.metrics = model, loss, optimizer, metrics
-        self.records: list[list[Any]] = [[] for _ in range(1 + len(metrics))]
+        # What a step's loss counts by, where that is not its rows (the sum of weights), comes after the metrics.
+        even = loss.counts_samples(weighted=len(batches.arrays) > 2)
+        self.total = None if even else loss.total
+        self.records: list[list[Any]] = [[] for _ in range(1 + len(metrics) + (not even))]
         self._parameters = model.parameters()
         self._kept: Any = None
         self._begin()
@@ -56,12 +59,14 @@ class Stepper:
         """The program for batches of this many rows; the first of them go through it as a trial when it is made."""
         if size not in self.programs:
             rows = np.arange(size)
-            x, y = (Input(self.lib.to_device(part)) for part in self.batches.gather(rows))
+            x, y, *weights = inputs = [Input(self.lib.to_device(part)) for part in self.batches.gather(rows)]
             outputs = self.model.trace(x)
-            cost = self.loss.trace(outputs, y)
-            feeds = dict(zip((x, y), self.batches.arrays, strict=True))
+            cost = self.loss.trace(outputs, y, *weights)
+            feeds = dict(zip(inputs, self.batches.arrays, strict=True))
             cursor = Cursor(rows)
-            flat = flatten(self.lib, self.store, feeds, outputs, cost, self.metrics, cursor, self.records)
+            flat = flatten(
+                self.lib, self.store, feeds, outputs, cost, self.metrics, cursor, self.records, self.total
+            )
             self.programs[size] = Program(self.lib, self.table, self.store, flat, cursor, self.keep_gradients)
             self.model.forget()
         return self.programs[size]
@@ -105,7 +110,10 @@ class Stepper:
         return float(self.lib.to_host(self.records[0][-1]))
 
     def take(self) -> list[np.ndarray]:
-        """Loss, then metrics, of every step since the last take, on the host as float64; waits for the device."""
+        """Loss, metrics and perhaps the loss's total of every step since the last take, on the host as float64.
+
+        It waits for the device.
+        """
         self.store.publish()
         taken = []
         for record in self.records:

@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import Backend, admit, current_numerics, numerics
-from xnn.backends.calls import KernelTable
+from xnn.backends import Backend, current_numerics, numerics
+from xnn.backends.calls import KernelTable, as_number
 from xnn.backends.plan import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
 from xnn.diagnosis import Step, diagnose, finite
-from xnn.errors import DivergenceError, DTypeError, OptionError, ShapeError
+from xnn.errors import DivergenceError, OptionError
 from xnn.history import History
 from xnn.layers import Sequential
-from xnn.losses import Loss
+from xnn.losses import Loss, LossOverBatches
 from xnn.metrics import Count, Metric, Totals, count_batch
 from xnn.metrics import get as get_metric
 from xnn.minimization import FullBatch
 from xnn.optimizers import Optimizer
 from xnn.options import check_count
+from xnn.samples import prepare, prepare_validation
 from xnn.stepper import Stepper
 
 __all__ = ["Trainer"]
@@ -67,6 +68,10 @@ class Trainer:
             if not isinstance(value, kind):
                 raise OptionError(f"Trainer needs a {kind.__name__} as {name}, got {repr(value)[:60]}")
         self.model, self.loss, self.optimizer = model, loss, optimizer
+        if loss.reduction == "none":
+            raise OptionError(
+                f"a Trainer needs one number a batch: {type(loss).__name__}(reduction='mean') or 'sum', not 'none'"
+            )
         chosen = loss.usual_metrics if metrics is None else metrics
         given = chosen if isinstance(chosen, Iterable) and not isinstance(chosen, str) else (chosen,)
         self.metrics = [get_metric(m, loss.binary, model.threshold) for m in given]
@@ -93,9 +98,10 @@ class Trainer:
     def fit(
         self,
         data: tuple[Any, Any],
-        validation: tuple[Any, Any] | None = None,
+        validation: tuple[Any, ...] | None = None,
         epochs: int = 1,
         batch_size: int = 32,
+        sample_weight: Any = None,
         seed: int = 0,
         progress: bool = True,
         shuffle: bool = True,
@@ -103,8 +109,11 @@ class Trainer:
         """Train on data = (x, y) for so many epochs; returns the History.
 
         x: (n, ...), y: what the loss needs; host arrays (moved batch by batch) or arrays of the model's
-        backend. `seed` draws the shuffles and the dropout masks. Ctrl-C ends after the step in hand and
-        returns what was done, with history.interrupted set; a second one ends at once.
+        backend. sample_weight: (n,), how much each sample counts in the loss (`xnn.ops.LossOp`); metrics count
+        every sample alike. validation: (x, y) or (x, y, sample_weight). The history's loss is over the epoch what
+        a batch's is over the batch: each mean counts by what it was divided by. `seed` draws the shuffles and
+        the dropout masks. Ctrl-C ends after the step in hand and returns what was done, with
+        history.interrupted set; a second one ends at once.
         An optimizer that minimizes (LBFGS) takes the data as they lie, and an epoch is one of its iterations.
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that
         do not fit. Raises DivergenceError when a loss, gradient or weight is no longer finite: its
@@ -116,8 +125,10 @@ class Trainer:
         with ExitStack() as stack:
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
             shuffle = shuffle and not self.optimizer.minimizes  # a function of the weights alone
-            batches = Batches(self._prepare(data, "training"), batch_size, shuffle, seed)
-            held_out = None if validation is None else self._prepare(validation, "validation")
+            batches = Batches(
+                prepare(self.model, self.loss, data, "training", sample_weight), batch_size, shuffle, seed
+            )
+            held_out = None if validation is None else prepare_validation(self.model, self.loss, validation)
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             # What does not fit is heard of now, before anything has begun.
@@ -164,11 +175,17 @@ class Trainer:
                 history.interrupted = interrupted() and cut_short
         return history
 
-    def evaluate(self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH) -> dict[str, Any]:
-        """The mean loss and metrics over data = (x, y), with the layers' inference behaviour."""
+    def evaluate(
+        self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """The loss and metrics over all of data = (x, y), with the layers' inference behaviour.
+
+        sample_weight: (n,), how much each sample counts in the loss.
+        """
         lib = self.model.backend
         with numerics(self.numerics), lib.guard():
-            batches = Batches(self._prepare(data, "evaluation"), batch_size, shuffle=False)
+            prepared = prepare(self.model, self.loss, data, "evaluation", sample_weight)
+            batches = Batches(prepared, batch_size, shuffle=False)
             return self._evaluate(lib, batches)
 
     def stepper(self, batches: Batches, table: KernelTable | None = None) -> Stepper:
@@ -210,7 +227,7 @@ class Trainer:
         interrupted: Callable[[], bool],
     ) -> dict[str, Any] | None:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
-        total, counts, done = 0.0, Totals(self.metrics), 0
+        mean, counts, done = LossOverBatches(self.loss), Totals(self.metrics), 0
         taken: list[np.ndarray] = []
         each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         stepper.refresh()
@@ -232,21 +249,21 @@ class Trainer:
                 losses, *columns = stepper.take()
                 if not (np.isfinite(losses).all() and finite(lib, *stepper.values())):
                     raise self._diagnose(lib, stepper, batches, taken, done, losses, history)
-                samples = 0
+                sizes = [len(step_rows) for step_rows in taken]
+                totals, samples = columns.pop() if stepper.total else sizes, sum(sizes)
                 # One step after the other: how many are looked at together must not move the last bit.
-                for step_rows, *numbers in zip(taken, losses, *columns, strict=True):
-                    total += float(numbers[0]) * len(step_rows)
-                    counts.add(numbers[1:], len(step_rows))
-                    samples += len(step_rows)
+                for size, total, value, *counted in zip(sizes, totals, losses, *columns, strict=True):
+                    mean.add(value, total)
+                    counts.add(counted, size)
                 history.add(losses, samples, time.perf_counter() - start)
                 taken.clear()
                 for watcher in watchers:
-                    watcher.on_check(history, self.epoch, done, total / counts.samples, counts.results())
+                    watcher.on_check(history, self.epoch, done, mean.value, counts.results())
                 stepper.refresh()
                 start = time.perf_counter()
         if done < len(batches):
             return None
-        return {"epoch": self.epoch + 1, "loss": total / counts.samples, **counts.results()}
+        return {"epoch": self.epoch + 1, "loss": mean.value, **counts.results()}
 
     def _minimize(
         self,
@@ -264,7 +281,7 @@ class Trainer:
             self.step += 1
 
         def iterated() -> bool:
-            loss, metrics = whole.loss, whole.counts.results()
+            loss, metrics = whole.mean.value, whole.counts.results()
             for watcher in watchers:
                 watcher.on_step(history, self.epoch, 1, loss)
                 watcher.on_check(history, self.epoch, 1, loss, metrics)
@@ -304,37 +321,17 @@ class Trainer:
         return error
 
     def _evaluate(self, lib: Backend, batches: Batches) -> dict[str, Any]:
-        total, counts = 0.0, Totals(self.metrics)
+        mean, counts = LossOverBatches(self.loss), Totals(self.metrics)
+        even = self.loss.counts_samples(weighted=len(batches.arrays) > 2)
         with limit_threads(self._choose_threads(batches).count):
-            for x, y in batches.epoch(0):
+            for x, *rest in batches.epoch(0):
                 outputs, _ = self.model.apply(lib.to_device(x), training=False)
-                targets = lib.to_device(y)
-                value, _ = self.loss.apply(outputs, targets)
-                total += float(lib.to_host(value)) * x.shape[0]
+                targets, *weights = map(lib.to_device, rest)
+                value, _ = self.loss.apply(outputs, targets, *weights)
+                total = x.shape[0] if even else self.loss.total(outputs, targets, *weights)
+                mean.add(lib.to_host(value), lib.to_host(as_number(lib, total)))
                 counts.add(count_batch(lib, self.metrics, outputs, targets), x.shape[0])
-        return {"loss": total / batches.rows, **counts.results()}
-
-    def _prepare(self, data: tuple[Any, Any], role: str) -> tuple[Any, Any]:
-        """Look at a pair (x, y) once, on the host, before anything runs; labels wrap silently on a GPU."""
-        if not isinstance(data, (tuple, list)) or len(data) != 2:
-            raise OptionError(f"{role} data must be a pair (x, y), got {type(data).__name__}")
-        lib = self.model.backend
-        x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
-        if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
-            raise ShapeError(
-                f"{role} data must be as many samples as targets, and at least one; "
-                f"got x {tuple(x.shape)}, y {tuple(y.shape)}"
-            )
-        x = self.model.prepare(x)
-        if isinstance(x, np.ndarray) and x.dtype.kind == "f" and not np.isfinite(x).all():
-            row = int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])
-            raise DTypeError(
-                f"{role} data: sample {row} holds NaN or infinity; fill or drop such samples first"
-            )
-        targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
-        self.loss.check(targets, self.model.output_shape(tuple(x.shape[1:])))
-        prepared = self.loss.prepare(targets, self.model.dtype)
-        return x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
+        return {"loss": mean.value, **counts.results()}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from xnn.backends.blas import gemm
 from xnn.backends.calls import Call, KernelTable, Runnable
 from xnn.backends.exact.roles import DenseBits
 from xnn.backends.exact.slices import splitter, sum_bits
-from xnn.backends.numpy_kernels import chain, serves_adam, serves_update
+from xnn.backends.numpy_kernels import chain, is_plain_loss, serves_adam, serves_update
 from xnn.backends.rule_kernels import RULES, update_by_rule
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
@@ -214,7 +214,7 @@ def _serves(call: Call) -> bool:
 
 
 def _serves_loss(call: Call) -> bool:
-    return call.reads[0].shape[0] > 0 and _serves(call)
+    return is_plain_loss(call) and _serves(call)
 
 
 def _serves_gather(call: Call) -> bool:

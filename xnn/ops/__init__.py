@@ -20,9 +20,10 @@ from xnn.ops.activations import (
     softplus,
     tanh,
 )
+from xnn.ops.cross_entropy import binary_cross_entropy, focal, kl_divergence, softmax_cross_entropy
 from xnn.ops.elementwise import add, div, exp, log, maximum, mul, pow, sub, where
 from xnn.ops.linear import dense, matmul
-from xnn.ops.losses import binary_cross_entropy, column_mse, mse, softmax_cross_entropy
+from xnn.ops.losses import LossOp, column_mse, hinge, huber, l1, mse
 from xnn.ops.normalization import moments, normalize
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.reductions import max, mean, sum
@@ -30,6 +31,7 @@ from xnn.ops.shaping import concat, flatten, identity, reshape, take, transpose
 
 __all__ = [
     "Array",
+    "LossOp",
     "Namespace",
     "Op",
     "add",
@@ -42,8 +44,13 @@ __all__ = [
     "elu",
     "exp",
     "flatten",
+    "focal",
     "gelu",
+    "hinge",
+    "huber",
     "identity",
+    "kl_divergence",
+    "l1",
     "leaky_relu",
     "log",
     "log_softmax",

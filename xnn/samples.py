@@ -1,0 +1,54 @@
+"""A look at samples, targets and weights once, before training or evaluation touches them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import admit
+from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.layers import Sequential
+from xnn.losses import Loss, check_sample_weight
+
+__all__ = ["prepare", "prepare_validation"]
+
+
+def prepare(
+    model: Sequential, loss: Loss, data: tuple[Any, Any], role: str, sample_weight: Any = None
+) -> tuple[Any, ...]:
+    """Look at a pair (x, y) once, on the host, before anything runs; labels wrap silently on a GPU."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise OptionError(f"{role} data must be a pair (x, y), got {type(data).__name__}")
+    lib = model.backend
+    x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
+    if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
+        raise ShapeError(
+            f"{role} data must be as many samples as targets, and at least one; "
+            f"got x {tuple(x.shape)}, y {tuple(y.shape)}"
+        )
+    x = model.prepare(x)
+    if isinstance(x, np.ndarray) and x.dtype.kind == "f" and not np.isfinite(x).all():
+        row = int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])
+        raise DTypeError(f"{role} data: sample {row} holds NaN or infinity; fill or drop such samples first")
+    targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
+    loss.check(targets, model.output_shape(tuple(x.shape[1:])))
+    prepared = loss.prepare(targets, model.dtype)
+    arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
+    if sample_weight is None:
+        return arrays
+    given = admit(lib, sample_weight if hasattr(sample_weight, "shape") else np.asarray(sample_weight))
+    weights = check_sample_weight(
+        given if isinstance(given, np.ndarray) else lib.to_host(given), int(x.shape[0])
+    )
+    if not weights.any():
+        raise OptionError(f"{role} data: every sample_weight is 0, so that no sample counts")
+    weights = weights.astype(model.dtype)
+    return *arrays, weights if isinstance(given, np.ndarray) else lib.to_device(weights)
+
+
+def prepare_validation(model: Sequential, loss: Loss, data: Any) -> tuple[Any, ...]:
+    """As `prepare`, of a pair or of three with the sample weights."""
+    if isinstance(data, (tuple, list)) and len(data) == 3:
+        return prepare(model, loss, tuple(data[:2]), "validation", data[2])
+    return prepare(model, loss, data, "validation")
