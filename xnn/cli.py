@@ -97,6 +97,23 @@ _RUN_OPTIONS = (
         help="Where data files are; default: XNN_DATA_HOME, then the user's cache.",
     ),
     click.option(
+        "--target",
+        multiple=True,
+        metavar="NAME",
+        help="A table's target: a column's name, or its number from 0; default: the last. Several times for a "
+        "regression on several.",
+    ),
+    click.option(
+        "--header/--no-header",
+        default=None,
+        help="Whether a table's first line holds names; default: if nothing in it is a number.",
+    ),
+    click.option(
+        "--task",
+        type=click.Choice(["classification", "regression"]),
+        help="What a table's target is; default: a look at it decides.",
+    ),
+    click.option(
         "--hidden",
         default="100,200",
         show_default=True,
@@ -134,6 +151,12 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _with_table(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with those of `xnn.data.load` in a dictionary of their own, `table`, as far as they were given."""
+    table = {name: options.pop(name) for name in ("target", "header", "task")}
+    return {**options, "table": {name: value for name, value in table.items() if value not in (None, ())}}
+
+
 @main.command()
 @_run_options
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
@@ -167,7 +190,7 @@ def train(backend: str | None, numerics: str | None, **options: Any) -> None:
     xnn train                                       the MNIST article's network
     xnn train --epochs 25 --plot curve.png
     xnn train --hidden 512,256 --optimizer adam --batch-size 128
-    xnn train --dataset table.csv --save model.safetensors
+    xnn train --dataset iris.csv --target species --save model.safetensors
     xnn train --numerics exact --record run.jsonl   to be verified on another machine
     XNN_BACKEND=cupy xnn train                      the same run on a GPU
     """
@@ -177,7 +200,7 @@ def train(backend: str | None, numerics: str | None, **options: Any) -> None:
     from xnn.commands import train_command
 
     with use_numerics(numerics), use(get_backend(backend).name):
-        interrupted = train_command(**options)
+        interrupted = train_command(**_with_table(options))
     if interrupted:
         sys.exit(130)
 
@@ -344,5 +367,5 @@ def verify(context: click.Context, /, **options: Any) -> None:
         for name in options
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    if not verify_command(given=given, **options):
+    if not verify_command(given=given, **_with_table(options)):
         sys.exit(1)
