@@ -7,6 +7,7 @@ value, graph nodes a node. What an op is, and how to write one: `xnn/ops/op.py`.
 from xnn.ops import updates
 from xnn.ops.activations import dropout, relu, rescale, sigmoid, softmax, tanh
 from xnn.ops.elementwise import add, div, exp, log, maximum, mul, pow, sub, where
+from xnn.ops.images import warp
 from xnn.ops.linear import dense, matmul
 from xnn.ops.losses import binary_cross_entropy, column_mse, mse, softmax_cross_entropy
 from xnn.ops.op import Array, Namespace, Op
@@ -46,5 +47,6 @@ __all__ = [
     "tanh",
     "transpose",
     "updates",
+    "warp",
     "where",
 ]
