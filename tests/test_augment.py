@@ -433,7 +433,7 @@ def test_a_model_of_images_not_flat_takes_bytes():
 @pytest.mark.data
 def test_mnist_with_augmentation_learns():
     data = load("mnist")
-    model = mlp(784, (100, 200), 10, rescale=(1 / 255, 0.0), augment=layers.augmentation((28, 28)))
+    model = mlp(784, (100, 200), 10, rescale=(1 / 255, 0.0), augment=layers.augmentation((28, 28), 0.5))
     trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
     trainer.fit((data.x_train, data.y_train), epochs=2, batch_size=32, progress=False)
-    assert trainer.evaluate((data.x_test, data.y_test))["accuracy"] > 0.95
+    assert trainer.evaluate((data.x_test, data.y_test))["accuracy"] > 0.93

@@ -55,7 +55,7 @@ class TableOptions:
         """Raise OptionError if one of these is not at its default."""
         for name in names or ("target", "header", "task", "split", "stratify", "seed"):
             if getattr(self, name) != getattr(TableOptions, name):
-                raise OptionError(f"{name} is no option for {what}: leave it away")
+                raise OptionError(f"{name} is no option for {what}, but for tables: leave it away")
 
 
 def from_csv(path: Path, options: TableOptions, name: str = "") -> Dataset:
