@@ -14,7 +14,7 @@ import numpy as np
 
 from xnn.backends.calls import KernelTable
 from xnn.backends.mode import current_numerics
-from xnn.backends.random import Stream, keep_words, philox_words
+from xnn.backends.random import Stream, half_words, keep_halves, signed_halves
 from xnn.errors import DeviceMemoryError, OptionError
 
 __all__ = ["Backend", "Timer"]
@@ -93,12 +93,17 @@ class Backend:
 
         `row` is the global index of the first row, so that a shard draws its part of the whole batch's.
         """
+        halves = self._halves(stream, shape, row)
+        return self.xp.reshape(keep_halves(halves, rate), shape)
+
+    def signed(self, stream: Stream, shape: tuple[int, ...], row: int = 0) -> Any:
+        """float32 numbers in (-1, 1), the same bits on every backend: noise; `row` as in `keep_mask`."""
+        halves = self._halves(stream, shape, row)
+        return self.xp.reshape(signed_halves(self.xp, halves), shape)
+
+    def _halves(self, stream: Stream, shape: tuple[int, ...], row: int) -> Any:
         width = math.prod(shape[1:])
-        start, count = row * width, shape[0] * width
-        first, past = start // 2, (start + count + 1) // 2
-        words = philox_words(self.xp, stream, first, past - first, self.device)
-        keep = keep_words(self.xp, words, rate)
-        return self.xp.reshape(keep[start - 2 * first : start - 2 * first + count], shape)
+        return half_words(self.xp, stream, row * width, shape[0] * width, self.device)
 
     def kernels(self, name: str = "auto") -> KernelTable:
         """The table of kernels of this name: `ops` is the empty one, `auto` the best that runs here.

@@ -108,6 +108,11 @@ class NumpyBackend(Backend):
         width = math.prod(shape[1:])
         return stream.keep(row * width, shape[0] * width, rate).reshape(shape)
 
+    def signed(self, stream: Stream, shape: tuple[int, ...], row: int = 0) -> Any:
+        """As the generic one, by NumPy's native Philox."""
+        width = math.prod(shape[1:])
+        return stream.signed(row * width, shape[0] * width).reshape(shape)
+
 
 def peak_resident_bytes() -> int:
     """The largest resident memory of this process so far; 0 where the system does not tell (Windows)."""

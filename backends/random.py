@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     SYNTHETIC = 4
     DIRECTIONS = 5
     SPLIT = 6
+    AUGMENT = 7
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,20 @@ class Stream:
 
     def keep(self, start: int, count: int, rate: float) -> np.ndarray:
         """Booleans start .. start + count - 1 of the stream, each False with probability `rate`."""
+        return self._halves(start, count) >= np.uint32(_threshold(rate))
+
+    def signed(self, start: int, count: int) -> np.ndarray:
+        """float32 in (-1, 1), numbers start .. start + count - 1 of the stream: (2 k + 1) 2^-23 - 1, exactly.
+
+        k are the top 23 bits of a half word.
+        """
+        k = (self._halves(start, count) >> np.uint32(9)).astype(np.float32)
+        return np.asarray((2 * k + 1) * np.float32(2.0**-23) - 1)
+
+    def _halves(self, start: int, count: int) -> np.ndarray:
         first, past = start // 2, (start + count + 1) // 2
         halves = self.words(first, past - first).astype("<u8", copy=False).view("<u4")
-        return halves[start - 2 * first :][:count] >= np.uint32(_threshold(rate))
+        return halves[start - 2 * first :][:count]
 
 
 def _threshold(rate: float) -> int:
@@ -99,10 +111,22 @@ def _threshold(rate: float) -> int:
     return min(round(rate * 2.0**32), 2**32 - 1)
 
 
-def keep_words(xp: Any, words: Any, rate: float) -> Any:
-    """`Stream.keep` for words in any namespace: two booleans a word, the low half's first."""
-    low, high = words & 0xFFFFFFFF, words >> 32
-    return xp.reshape(xp.stack((low, high), axis=1), (-1,)) >= _threshold(rate)
+def half_words(xp: Any, stream: Stream, start: int, count: int, device: Any = None) -> Any:
+    """Half words start .. start + count - 1 of the stream, as uint64, in any namespace; the low half comes first."""
+    first, past = start // 2, (start + count + 1) // 2
+    words = philox_words(xp, stream, first, past - first, device)
+    halves = xp.reshape(xp.stack((words & 0xFFFFFFFF, words >> 32), axis=1), (-1,))
+    return halves[start - 2 * first : start - 2 * first + count]
+
+
+def keep_halves(halves: Any, rate: float) -> Any:
+    """`Stream.keep` of half words."""
+    return halves >= _threshold(rate)
+
+
+def signed_halves(xp: Any, halves: Any) -> Any:
+    """`Stream.signed` of half words: no operation rounds."""
+    return (2.0 * xp.astype(halves >> 9, xp.float32) + 1.0) * 2.0**-23 - 1.0
 
 
 # Multipliers and key increments of Philox4x64 (Salmon et al. 2011, table 2 and section 3).

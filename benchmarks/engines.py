@@ -234,6 +234,10 @@ class Torch(Backend):
         """Drawn on the host: PyTorch hardly computes with uint64."""
         return self.to_device(NumpyBackend().keep_mask(stream, shape, rate, row))
 
+    def signed(self, stream: Stream, shape: tuple[int, ...], row: int = 0) -> Any:
+        """Drawn on the host as well."""
+        return self.to_device(NumpyBackend().signed(stream, shape, row))
+
     def memory(self) -> dict[str, int]:
         """The process's."""
         return NumpyBackend().memory()

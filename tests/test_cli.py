@@ -253,6 +253,62 @@ def test_regression(tmp_path):
     assert one_json(run("predict", saved, table, "--json"))["accuracy"] is None
 
 
+def test_a_table_of_named_classes(tmp_path):
+    """Trained by the column's name; predicted by name, with and without the target, and the labels are printed."""
+    table, path, saved = tmp_path / "t.csv", tmp_path / "p.csv", tmp_path / "m.safetensors"
+    kinds = ["setosa" if n % 5 else "virginica" for n in range(200)]
+    rows = [f"{kind},{(kind == 'setosa') * 2 + n % 7 / 7},{n % 3}" for n, kind in enumerate(kinds)]
+    table.write_text("\n".join(["kind,width,height", *rows]) + "\n")
+    args = ("--dataset", table, "--target", "kind", "--hidden", "8", "--epochs", 20)
+    result = run("train", *args, "--save", saved, "--json", "--record", tmp_path / "r.jsonl")
+    assert one_json(result)["test_accuracy"] == 1.0
+    told = [line for line in result.stderr.splitlines() if line.startswith("xnn: ")]
+    assert len(told) == 1
+    assert "4.0 : 1 (setosa: 128 training samples, virginica: 32)" in told[0]
+    result = run("predict", saved, table)
+    assert (result.stdout.split(), result.stderr) == (kinds, "accuracy 1.0000 over 200 samples\n")
+    assert one_json(run("predict", saved, table, "--json")) == {"predictions": kinds, "accuracy": 1.0}
+    path.write_text("height,width\n0,0.5\n1,2.5\n")
+    result = run("predict", saved, path)
+    assert (result.stdout, result.stderr) == ("virginica\nsetosa\n", "")
+    path.write_text("height\n0\n")
+    refused(run("predict", saved, path), 1, "no column 'width'")
+    result = run("verify", tmp_path / "r.jsonl", "threads=1", "--dataset", table, "--steps", 3)
+    assert (result.exit_code, result.stdout.splitlines()[-1][:7]) == (0, "3 steps")
+    refused(
+        run("verify", tmp_path / "r.jsonl", "threads=1", "--target", "width"),
+        2,
+        "--target is what the record",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--target", "nothing"), 2, "'nothing'"),
+        (("--target", "a", "--target", "b", "--task", "classification"), 2, "one target"),
+        (("--no-header",), 1, "line 1, field 1"),
+        (("--task", "clustering"), 2, "clustering"),
+    ],
+)
+def test_train_refuses_tables(tmp_path, options, code, message):
+    (tmp_path / "t.csv").write_text("a,b,c\n" + "1,2.5,3.5\n4,5.5,6.5\n" * 5)
+    result = run("train", "--dataset", tmp_path / "t.csv", *TRAIN, *options)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+
+
+def test_several_targets_of_a_table(tmp_path):
+    table, saved = tmp_path / "t.csv", tmp_path / "m.safetensors"
+    table.write_text("".join(f"{n / 50},{n / 25},{n % 7}\n" for n in range(100)))
+    args = ("--target", "0", "--target", "-2", "--no-header", "--hidden", "8", "--epochs", 2)
+    assert (
+        one_json(run("train", "--dataset", table, *args, "--save", saved, "--json"))["task"] == "regression"
+    )
+    lines = run("predict", saved, table).stdout.splitlines()
+    assert (len(lines), lines[0].count(",")) == (100, 1)
+
+
 def test_no_dataset_and_no_network(tmp_path, monkeypatch):
     """Synthetic digits, one line that says so, and the report is labelled with what was used."""
     with socket.create_server(("127.0.0.1", 0)) as s:

@@ -9,9 +9,13 @@ import socket
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from idx_files import GOOD, files_in, idx
 
+from xnn.backends import Purpose, Stream
 from xnn.data import Batches, dataset_names, load, on_disk, synthetic_digits
+from xnn.data.splits import split_rows
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
 
 # ---------------------------------------------------------------- data sets
@@ -93,7 +97,7 @@ X, Y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
         {"x_train": X, "y_train": Y},
         {"x": X, "y": Y[:-1]},
         {"x": X[:2], "y": Y[:2]},
-        {"x": X, "y": np.array(["cat", "dog"] * 10)},
+        {"x": X, "y": np.array([["cat", "dog"]] * 20)},
         {"x": X.astype(str), "y": Y},
         {"x": X * 1j, "y": Y},
         {"x": np.float64(1.0), "y": Y},
@@ -107,7 +111,7 @@ X, Y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
         {"x": np.where(X == 5, np.nan, X), "y": Y},
     ],
     ids=[
-        "other names", "no y", "no test set", "lengths", "two rows", "text labels", "text", "complex",
+        "other names", "no y", "no test set", "lengths", "two rows", "two columns of text", "text", "complex",
         "x a number", "y a number", "train lengths", "test lengths", "test width", "text in the test set",
         "half labels in the test set", "text targets in the test set", "NaN",
     ],
@@ -235,6 +239,116 @@ def test_rescaling(tmp_path, monkeypatch):
     np.testing.assert_allclose(z.std(axis=0), [1, 0], atol=1e-9)  # a constant column has no spread
     monkeypatch.setattr("xnn.data.datasets._SYNTHETIC", (8, 1, 1))
     assert load("synthetic").rescaling() == (1 / 255, 0.0)  # bytes have a scale of their own
+
+
+def test_a_test_row_does_not_move_the_standardization(tmp_path):
+    """It is fitted on the training part alone."""
+    table = np.column_stack([np.arange(50.0), np.arange(50.0) ** 2, np.arange(50.0) / 9])
+
+    def scaling(changed):
+        np.savetxt(tmp_path / "t.csv", changed, delimiter=",", fmt="%.17g")
+        return load(tmp_path / "t.csv")
+
+    data = scaling(table)
+    before = data.rescaling()
+    for part, moves in ((data.x_test, False), (data.x_val, False), (data.x_train, True)):
+        changed = table.copy()
+        changed[int(part[0, 0]), 1] = 1e9
+        after = scaling(changed).rescaling()
+        assert np.array_equal(before, after) is not moves
+
+
+# ---------------------------------------------------------------- splits and classes
+
+
+def test_a_split_without_classes_is_as_it_always_was():
+    order = Stream(0, Purpose.SPLIT).permutation(57)
+    train, validation, test = split_rows("t", 57, (0.8, 0.1, 0.1))
+    assert (test.tolist(), validation.tolist()) == (order[:5].tolist(), order[5:10].tolist())
+    assert train.tolist() == order[10:].tolist()
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=3, max_size=200),
+    st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.3, 0.2), (0.34, 0.33, 0.33), (0.98, 0.01, 0.01)]),
+    st.integers(0, 3),
+)
+def test_a_stratified_split(labels, split, seed):
+    labels = np.asarray(labels)
+    parts = split_rows("t", len(labels), split, seed, labels)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))  # every row once
+    plain = split_rows("t", len(labels), split, seed)
+    assert [len(part) for part in parts] == [len(part) for part in plain]
+    counts = np.bincount(labels)
+    tested, held = (np.bincount(labels[part], minlength=len(counts)) for part in (parts[2], parts[1]))
+    rest = counts - tested
+    for given_, of, whole in ((tested, counts, len(labels)), (held, rest, len(labels) - len(parts[2]))):
+        share = of * given_.sum() / whole
+        # A class that keeps its last row leaves its place to others.
+        assert np.all(np.abs(given_ - share) < (1.0 if counts[counts > 0].min() >= 10 else 2.0))
+    trained = np.bincount(labels[parts[0]], minlength=len(counts))
+    assert np.all(trained[counts >= 3] > 0)
+
+
+def test_a_split_is_a_function_of_its_seed():
+    labels = np.arange(40) % 4
+    one, again, other = (split_rows("t", 40, (0.5, 0.25, 0.25), seed, labels) for seed in (0, 0, 1))
+    assert [a.tolist() for a in one] == [a.tolist() for a in again] != [a.tolist() for a in other]
+    assert one[2].tolist() == [12, 37, 27, 21, 34, 10, 35, 33, 4, 32]  # on every machine
+
+
+@pytest.mark.parametrize("split", [(0.01, 0.01, 0.98), (0.01, 0.98, 0.01)])
+def test_nothing_left_to_train_on(split):
+    with pytest.raises(CorruptFileError, match="too few"):
+        split_rows("t", 4, split)
+
+
+def write_classes(path, counts, stratify=None, **options):
+    rows = [f"{number},{name}" for name, count in counts.items() for number in range(count)]
+    path.write_text("\n".join(["a,kind", *rows]) + "\n")
+    return load(path, stratify=stratify, **options)
+
+
+def test_classes_keep_their_shares(tmp_path):
+    data = write_classes(tmp_path / "t.csv", {"common": 90, "rare": 10})
+    assert {part: counts.tolist() for part, counts in data.class_counts.items()} == {
+        "training": [72, 8],
+        "validation": [9, 1],
+        "test": [9, 1],
+    }
+    seeds = [write_classes(tmp_path / "t.csv", {"common": 90, "rare": 10}, False, seed=n) for n in range(5)]
+    assert len({tuple(data.class_counts["test"].tolist()) for data in seeds}) > 1
+
+
+def test_the_report_of_classes(tmp_path):
+    data = write_classes(tmp_path / "t.csv", {"common": 90, "rare": 10})
+    assert data.imbalance == 9.0
+    assert data.report().splitlines()[:5] == [
+        "t.csv: classification, 1 features",
+        "         training  validation  test",
+        "samples        80          10    10",
+        "common         72           9     9",
+        "rare            8           1     1",
+    ]
+    assert data.report().endswith(data.advice)
+    assert "9.0 : 1 (common: 72 training samples, rare: 8): class_weight" in data.advice
+    balanced = write_classes(tmp_path / "t.csv", {"a": 30, "b": 12})
+    assert (balanced.advice, round(balanced.imbalance, 1)) == ("", 2.4)
+    few = write_classes(tmp_path / "t.csv", {"a": 20, "b": 20, "c": 1})
+    assert "no validation sample of class c; no test sample of class c" in few.advice
+    assert "20.0 : 1" not in few.advice
+    assert few.class_counts["training"][2] == 1  # its only row is for training
+
+
+def test_the_report_of_a_regression(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,price\n" + "".join(f"{n},{n / 4}\n" for n in range(20)))
+    data = load(path)
+    assert (data.class_counts, data.imbalance, data.advice) == ({}, 1.0, "")
+    lines = data.report().splitlines()
+    assert lines[0] == "t.csv: regression, 1 features"
+    assert lines[3].split()[0] == "price"
+    assert f"{data.y_train.min():.6g} .. {data.y_train.max():.6g}" in lines[3]
 
 
 # ---------------------------------------------------------------- synthetic digits

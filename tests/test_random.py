@@ -271,7 +271,15 @@ def test_streams_are_what_they_were(draw):
 
 
 def test_purposes_keep_their_numbers():
-    pinned = {"WEIGHTS": 1, "SHUFFLE": 2, "DROPOUT": 3, "SYNTHETIC": 4, "DIRECTIONS": 5, "SPLIT": 6}
+    pinned = {
+        "WEIGHTS": 1,
+        "SHUFFLE": 2,
+        "DROPOUT": 3,
+        "SYNTHETIC": 4,
+        "DIRECTIONS": 5,
+        "SPLIT": 6,
+        "AUGMENT": 7,
+    }
     assert pinned.items() <= {p.name: p.value for p in Purpose}.items()
 
 
@@ -295,6 +303,29 @@ def test_a_shard_draws_its_part_of_the_whole_mask(lib, width):
         for keep_mask in (lib.keep_mask, lambda *a: Backend.keep_mask(lib, *a)):
             part = lib.to_host(keep_mask(stream, (rows, width), 0.4, first))
             assert (part == whole[first : first + rows]).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (3, 1), (7,), (2, 3, 3), (0, 4), (4, 0)])
+def test_noise_is_the_same_on_every_backend(lib, shape):
+    stream = Stream(17, Purpose.AUGMENT, 2, 9)
+    words = stream.words(0, math.prod(shape))  # more than enough
+    halves = [int(word) >> shift & 0xFFFFFFFF for word in words for shift in (0, 32)][: math.prod(shape)]
+    expected = np.array([(2 * (half >> 9) + 1) / 2**23 - 1 for half in halves]).reshape(shape)
+    for noise in (lib.signed(stream, shape), Backend.signed(lib, stream, shape)):
+        host = lib.to_host(noise)
+        assert type(noise) is type(lib.to_device(host))
+        assert (host.dtype, host.shape) == (np.float32, shape)
+        assert (host == expected).all()
+        assert (np.abs(host) < 1.0).all()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 8])
+def test_a_shard_draws_its_part_of_the_whole_noise(lib, width):
+    stream = Stream(17, Purpose.AUGMENT, 2, 9)
+    whole = lib.to_host(lib.signed(stream, (12, width)))
+    for first, rows in ((0, 12), (1, 4), (5, 7), (11, 1)):
+        for signed in (lib.signed, lambda *a: Backend.signed(lib, *a)):
+            assert (lib.to_host(signed(stream, (rows, width), first)) == whole[first : first + rows]).all()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999, 1 - 2.0**-53])

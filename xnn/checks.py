@@ -104,6 +104,8 @@ CASES: tuple[Case, ...] = (
     Case(ops.transpose, ((2, 3, 4),), {"axes": (1, 2, 0)}),
     Case(ops.take, ((5, 3), ("int", (7,), 5))),
     Case(ops.take, ((3, 5), ("int", (9,), 5)), {"axis": 1}),
+    Case(ops.warp, ((2, 3, 4, 5), (2, 2, 4, 5))),
+    Case(ops.warp, ((3, 12), (3, 2, 3, 2))),
     Case(ops.concat, ((2, 3), (4, 3))),
     Case(ops.concat, ((2, 3), (2, 1), (2, 2)), {"axis": -1}),
     Case(ops.rescale, ((3, 4),), {"scale": 0.5, "offset": 0.25}),

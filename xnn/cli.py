@@ -105,6 +105,23 @@ _RUN_OPTIONS = (
         help="Where data files are; default: XNN_DATA_HOME, then the user's cache.",
     ),
     click.option(
+        "--target",
+        multiple=True,
+        metavar="NAME",
+        help="A table's target: a column's name, or its number from 0; default: the last. Several times for a "
+        "regression on several.",
+    ),
+    click.option(
+        "--header/--no-header",
+        default=None,
+        help="Whether a table's first line holds names; default: if nothing in it is a number.",
+    ),
+    click.option(
+        "--task",
+        type=click.Choice(["classification", "regression"]),
+        help="What a table's target is; default: a look at it decides.",
+    ),
+    click.option(
         "--hidden",
         default="100,200",
         show_default=True,
@@ -152,6 +169,12 @@ def _given(context: click.Context) -> set[str]:
     return given
 
 
+def _with_table(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with those of `xnn.data.load` in a dictionary of their own, `table`, as far as they were given."""
+    table = {name: options.pop(name) for name in ("target", "header", "task")}
+    return {**options, "table": {name: value for name, value in table.items() if value not in (None, ())}}
+
+
 @main.command()
 @_run_options
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
@@ -193,7 +216,7 @@ def train(context: click.Context, /, backend: str | None, numerics: str | None, 
     xnn train --epochs 25 --plot curve.png
     xnn train --epochs 100 --patience 5
     xnn train --hidden 512,256 --optimizer adam --batch-size 128
-    xnn train --dataset table.csv --save model.safetensors
+    xnn train --dataset iris.csv --target species --save model.safetensors
     xnn train --model network.toml                  layers of your choice: docs/architecture.md
     xnn train --numerics exact --record run.jsonl   to be verified on another machine
     XNN_BACKEND=cupy xnn train                      the same run on a GPU
@@ -205,7 +228,7 @@ def train(context: click.Context, /, backend: str | None, numerics: str | None, 
 
     _given(context)
     with use_numerics(numerics), use(get_backend(backend).name):
-        interrupted = train_command(**options)
+        interrupted = train_command(**_with_table(options))
     if interrupted:
         sys.exit(130)
 
@@ -369,5 +392,5 @@ def verify(context: click.Context, /, **options: Any) -> None:
     """
     from xnn.verify import verify_command
 
-    if not verify_command(given=_given(context), **options):
+    if not verify_command(given=_given(context), **_with_table(options)):
         sys.exit(1)

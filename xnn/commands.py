@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.checks import run_checks
 from xnn.data import Dataset, dataset_names, load, read_idx
-from xnn.data.tables import check_pair, read_array, read_csv, read_npz
+from xnn.data.loading import samples_from_csv
+from xnn.data.tables import Columns, check_pair, read_array, read_npz
+from xnn.data.targets import label_numbers
 from xnn.errors import (
     BackendUnavailableError,
     DataNotFoundError,
@@ -116,6 +118,7 @@ class Run:
 def train_command(
     dataset: str | None,
     data_home: str | None,
+    table: dict[str, Any],
     batch_size: int,
     epochs: int,
     patience: int | None,
@@ -130,7 +133,10 @@ def train_command(
     quiet: bool,
     **options: Any,
 ) -> bool:
-    """Train, report, write the files asked for; returns whether Ctrl-C ended it. `options`: the rest of Run's."""
+    """Train, report, write the files asked for; returns whether Ctrl-C ended it.
+
+    table: options of `load`; options: the rest of Run's.
+    """
     if save:
         check_writable(save, (".safetensors",))
     if plot:
@@ -138,19 +144,20 @@ def train_command(
     if record:
         check_writable(record)
     run = Run.from_options(batch_size=batch_size, seed=seed, **options)
-    data = load(dataset, data_home)
-    if data.note:
-        click.echo(f"xnn: {data.note}", err=True)
+    data = load(dataset, data_home, **table)
+    for line in filter(None, (data.note, data.advice)):
+        click.echo(f"xnn: {line}", err=True)
     model, loss, rule = run.build(data)
     about = {"dataset": data.name, "seed": seed, "model": [repr(layer) for layer in model.layers]}
     callbacks: list[Callback] = [JsonLines(log, about)] if log else []
     if not (quiet or as_json):
         callbacks.append(EpochLines())
-    recorder = Recorder(model, run.about(data, rule)) if record else None
+    recorder = Recorder(model, {**run.about(data, rule), "table": table}) if record else None
     stopper = EarlyStopping(patience=patience) if patience else None
     callbacks += [callback for callback in (recorder, stopper) if callback]
     trainer = Trainer(model, loss, rule, callbacks=callbacks, threads=threads, kernels=kernels)
-    notes = {"dataset": data.name, "task": data.task, "features": data.x_train.shape[1]}
+    notes: dict[str, Any] = {"dataset": data.name, "task": data.task, "features": data.x_train.shape[1]}
+    notes["labels"], notes["columns"] = data.labels, None if data.columns is None else asdict(data.columns)
     failure: XnnError | None = None
     try:
         history = trainer.fit(
@@ -276,8 +283,9 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
         check_writable(output, (".npy",))
     net = weights.load(model)
     notes = weights.metadata(model)["notes"]
-    task = notes.get("task", "classification")
-    x, y = _samples(data, data_home, notes.get("features") or _width(net))
+    task, labels = notes.get("task", "classification"), tuple(notes.get("labels", ()))
+    columns = Columns(**notes["columns"]) if notes.get("columns") else None
+    x, y = _samples(data, data_home, notes.get("features") or _width(net), columns)
     outputs = net.predict(x)
     classify = task == "classification" and outputs.ndim == 2
     predicted: Any = classes_of(outputs, net.threshold) if classify else outputs
@@ -287,11 +295,16 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
         content = io.BytesIO()
         np.save(content, outputs)
         write_atomically(output, content.getvalue())
-    accuracy = float(np.mean(predicted == y)) if classify and y is not None and y.ndim == 1 else None
+    accuracy = None
+    if classify and y is not None and y.ndim == 1:
+        accuracy = float(np.mean(predicted == label_numbers(y, labels)))
+    printed = predicted.tolist()
+    if classify and labels:
+        printed = [labels[number] for number in printed]
     if as_json:
-        click.echo(to_json({"predictions": predicted.tolist(), "accuracy": accuracy}))
+        click.echo(to_json({"predictions": printed, "accuracy": accuracy}))
         return
-    for row in predicted.tolist():
+    for row in printed:
         click.echo(",".join(map(str, row)) if isinstance(row, list) else row)
     if accuracy is not None:
         click.echo(f"accuracy {accuracy:.4f} over {len(predicted)} samples", err=True)
@@ -302,8 +315,13 @@ def _width(net: Sequential) -> int:
     return next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
 
 
-def _samples(data: str, data_home: str | None, width: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples of so many features, and targets where the data hold them."""
+def _samples(
+    data: str, data_home: str | None, width: int, columns: Columns | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Samples of so many features, and targets where the data hold them.
+
+    columns: those of the table that the model was trained on.
+    """
     path = Path(data)
     if data in dataset_names():
         named = load(data, data_home)
@@ -312,9 +330,7 @@ def _samples(data: str, data_home: str | None, width: int) -> tuple[np.ndarray, 
         raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
     y: np.ndarray | None = None
     if path.suffix.lower() == ".csv":
-        x = read_csv(path)
-        if x.shape[1] == width + 1:
-            x, y = x[:, :-1], x[:, -1]
+        x, y = samples_from_csv(path, columns, width)
     elif path.suffix.lower() == ".npz":
         arrays = read_npz(path)
         x_name = next((name for name in ("x", "x_test") if name in arrays), None)

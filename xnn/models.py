@@ -22,14 +22,17 @@ def mlp(
     dropout: float = 0.0,
     rescale: tuple[Any, Any] | None = None,
     seed: int = 0,
+    augment: Sequence[Layer] = (),
 ) -> Sequential:
     """inputs - hidden[0] - ... - outputs, Dense layers with an activation (and dropout) after each hidden one.
 
-    rescale: scale and offset of a Rescale layer in front. The last layer gives logits.
+    rescale: scale and offset of a Rescale layer in front. augment: layers behind it, such as
+    layers.augmentation((28, 28)). The last layer gives logits.
     """
     if activation not in ACTIVATIONS:
         raise OptionError(f"no activation is called {activation!r}; choose {', '.join(ACTIVATIONS)}")
     stack: list[Layer] = [] if rescale is None else [layers.Rescale(*rescale)]
+    stack += augment
     for width in hidden:
         stack += [layers.Dense(inputs, width), ACTIVATIONS[activation]()]
         if dropout:

@@ -166,6 +166,7 @@ def _serve(
     version: str,
     dataset: str | None,
     data_home: str | None,
+    table: dict[str, Any],
     mode: str,
     steps: int,
     threads: int | None,
@@ -173,9 +174,9 @@ def _serve(
     kernels: str = "auto",
 ) -> None:
     with numerics(mode), use(get_backend(backend).name):
-        data, chosen = load(dataset, data_home), Run.from_record(run, version)
+        data, chosen = load(dataset, data_home, **table), Run.from_record(run, version)
         model, loss, rule = chosen.build(data)
-        waiting = _Waiting(model, chosen.about(data, rule), data.note, line, commands)
+        waiting = _Waiting(model, {**chosen.about(data, rule), "table": table}, data.note, line, commands)
         trainer = Trainer(model, loss, rule, callbacks=[waiting], threads=threads, kernels=kernels)
         samples = data.x_train, data.y_train
         epochs = -(-steps // -(-len(data.x_train) // chosen.batch_size))

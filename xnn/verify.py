@@ -125,6 +125,7 @@ def verify_command(
     numerics: str,
     dataset: str | None,
     data_home: str | None,
+    table: dict[str, Any],
     given: set[str],
     **run: Any,
 ) -> bool:
@@ -143,8 +144,9 @@ def verify_command(
         elif not records[text].steps:
             raise DataError(f"{text} holds no step: the run ended before its first")
     if records:
-        _refuse_surplus(given & (run.keys() | {"numerics"}))
+        _refuse_surplus(given & (run.keys() | table.keys() | {"numerics"}))
         about = next(iter(records.values())).about
+        table = about.get("table", {})
         run, numerics, version = dict(about.get("run", {})), about["plan"]["numerics"], about.get("xnn", "?")
         if not run and len(records) < len({a, b}):
             raise OptionError("the record does not say what was run, as those of `xnn train --record` do")
@@ -156,6 +158,7 @@ def verify_command(
         run = Run.from_options(**run).as_record()
     steps = steps or _STEPS
     task: dict[str, Any] = {"run": run, "version": version, "dataset": dataset, "data_home": data_home}
+    task["table"] = table
     task |= {"mode": numerics, "steps": steps}
     sides: list[Live | Recorded] = []
     try:

@@ -3,23 +3,98 @@
 from __future__ import annotations
 
 import csv
+import math
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from xnn.errors import CorruptFileError, DataNotFoundError
 
-__all__ = ["check_pair", "is_classification", "read_array", "read_csv", "read_npz"]
+__all__ = ["Choose", "Columns", "Table", "check_pair", "every_column", "read_array", "read_csv", "read_npz"]
 
 
-def read_csv(path: Path) -> np.ndarray:
-    """A numeric CSV file as float64 (rows, columns); a first line without any number is the header.
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a CSV file are features and which are targets, counted from 0.
 
-    Raises CorruptFileError naming the line for text, a missing value or a row of another length.
+    names: of all columns, empty without a header. header: as it was asked for, None if it was found out.
+    """
+
+    names: tuple[str, ...]
+    features: tuple[int, ...]
+    targets: tuple[int, ...]
+    header: bool | None = None
+
+    def describe(self, column: int) -> str:
+        """field 3 ('height'), counted from 1."""
+        return f"field {column + 1}" + (f" ({self.names[column]!r})" if self.names else "")
+
+
+#: Says which columns are features and which targets, given their names (none without a header) and their number.
+Choose: TypeAlias = Callable[[tuple[str, ...], int], tuple[Sequence[int], Sequence[int]]]
+
+
+def every_column(names: tuple[str, ...], width: int) -> tuple[Sequence[int], Sequence[int]]:
+    """All columns are features."""
+    return range(width), ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file: features x, float64 (rows, columns), and the fields of each target column as text.
+
+    lines: each row's line in the file.
+    """
+
+    path: Path
+    columns: Columns
+    x: np.ndarray
+    fields: tuple[list[str], ...]
+    lines: list[int]
+
+    def targets(self) -> np.ndarray:
+        """Numbers (rows,) or (rows, targets); text (rows,) if the one target's fields are not all numbers.
+
+        Raises CorruptFileError naming the line for text in one of several targets, and for infinity.
+        """
+        numbers: list[np.ndarray] = []
+        for column, fields in zip(self.columns.targets, self.fields, strict=True):
+            wrong = [row for row, field in enumerate(fields) if not _is_number(field)]
+            if wrong and len(self.fields) == 1:
+                return np.asarray(fields)
+            if wrong:
+                raise CorruptFileError(
+                    f"{self.path}, line {self.lines[wrong[0]]}, {self.columns.describe(column)}: "
+                    f"{fields[wrong[0]]!r} is not a number; with several targets each must be one"
+                )
+            numbers.append(np.asarray([float(field) for field in fields]))
+        y = np.stack(numbers, axis=1)
+        self._check_finite(y, self.columns.targets)
+        return y[:, 0] if y.shape[1] == 1 else y
+
+    def _check_finite(self, numbers: np.ndarray, columns: Sequence[int]) -> None:
+        if not np.isfinite(numbers).all():
+            row, column = np.argwhere(~np.isfinite(numbers))[0]
+            where = f"{self.path}, line {self.lines[row]}, {self.columns.describe(columns[column])}"
+            raise CorruptFileError(f"{where}: the value is infinite; correct it or drop the row")
+
+
+def read_csv(path: Path, choose: Choose = every_column, header: bool | None = None) -> Table:
+    """A CSV file of numbers, whose targets may be text. header: whether the first line holds the columns' names;
+    None if that is to be found out, by its not holding a single number.
+
+    Raises CorruptFileError naming line and field for text among the features, a missing value (empty, ?, NA, N/A,
+    null or NaN) or a row of another length; what `choose` raises; and DataNotFoundError.
     """
     rows: list[list[float]] = []
+    fields: list[list[str]] = []
+    numbers: list[int] = []
+    columns: Columns | None = None
     width = 0
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -27,30 +102,38 @@ def read_csv(path: Path) -> np.ndarray:
             for line in lines:
                 if not line:
                     continue
-                if not width:
+                if columns is None:
                     width = len(line)
-                    if not any(map(_is_number, line)):
-                        continue  # the header
+                    named = header if header is not None else not any(map(_is_number, line))
+                    names = tuple(field.strip() for field in line) if named else ()
+                    features, targets = map(tuple, choose(names, width))
+                    columns = Columns(names, features, targets, header)
+                    fields = [[] for _ in targets]
+                    if named:
+                        continue
                 where = f"{path}, line {lines.line_num}"
                 if len(line) != width:
                     raise CorruptFileError(f"{where}: {len(line)} fields where {width} were expected")
-                try:
-                    rows.append([float(field) for field in line])
-                except ValueError:
-                    wrong = next(field for field in line if not _is_number(field))
-                    raise CorruptFileError(
-                        f"{where}: {wrong!r} is not a number; every field must be one"
-                    ) from None
+                row = [_as_number(line[column]) for column in columns.features]
+                texts = [line[column].strip() for column in columns.targets]
+                if any(x != x for x in row) or any(text.lower() in _MISSING for text in texts):
+                    raise _wrong_field(where, line, columns)
+                rows.append(row)
+                numbers.append(lines.line_num)
+                for column, text in zip(fields, texts, strict=True):
+                    column.append(text)
     except (UnicodeDecodeError, csv.Error) as error:
         raise CorruptFileError(f"{path} is not a CSV file: {error}") from error
     except OSError as error:
         raise DataNotFoundError(f"cannot read {path}: {error.strerror or error}") from error
-    if not rows:
+    if columns is None or not rows:
         raise CorruptFileError(f"{path} holds no rows of numbers")
-    table = np.asarray(rows)
-    if not np.isfinite(table).all():
-        raise CorruptFileError(f"{path} holds NaN or infinite values; fill or drop those rows first")
+    table = Table(path, columns, np.asarray(rows, dtype=np.float64), tuple(fields), numbers)
+    table._check_finite(table.x, columns.features)
     return table
+
+
+_MISSING = frozenset({"", "?", "na", "n/a", "nan", "null"})
 
 
 def _is_number(field: str) -> bool:
@@ -59,6 +142,33 @@ def _is_number(field: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _as_number(field: str) -> float:
+    """NaN for what is none."""
+    try:
+        return float(field)
+    except ValueError:
+        return math.nan
+
+
+def _wrong_field(where: str, line: list[str], columns: Columns) -> CorruptFileError:
+    """The error for the first field that is missing, or is a feature and no number."""
+    for column, field in enumerate(line):
+        if column not in (*columns.features, *columns.targets):
+            continue
+        what = f"{where}, {columns.describe(column)}"
+        if field.strip().lower().lstrip("+-") in _MISSING:
+            return CorruptFileError(
+                f"{what}: the value is missing ({field!r}); fill it, with the column's mean for example, or drop "
+                "the row"
+            )
+        if column in columns.features and not _is_number(field):
+            return CorruptFileError(
+                f"{what}: {field!r} is not a number; a feature must be one: write categories as columns of 0 and 1, "
+                "or drop the column"
+            )
+    raise AssertionError("no field is wrong")
 
 
 # What NumPy and zipfile raise on damaged bytes; MemoryError is a header that announces petabytes.
@@ -95,9 +205,14 @@ def _read(path: Path, kind: str) -> np.ndarray | dict[str, np.ndarray]:
 
 
 def check_pair(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, columns) and targets (n,) or (n, columns) that belong together: finite numbers, n of each."""
-    if x.dtype.kind not in "iubf" or y.dtype.kind not in "iubf":
-        raise CorruptFileError(f"{name}: features are {x.dtype} and targets {y.dtype}; both must be numbers")
+    """Features (n, columns) and targets (n,) or (n, columns) that belong together: n of each, finite numbers.
+
+    Targets (n,) may be text, the names of classes.
+    """
+    if x.dtype.kind not in "iubf" or y.dtype.kind not in "iubfU":
+        raise CorruptFileError(
+            f"{name}: features are {x.dtype} and targets {y.dtype}; both must be numbers, or targets classes by name"
+        )
     if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
         raise CorruptFileError(
             f"{name}: features {x.shape} and targets {y.shape} are not as many of one as the other"
@@ -110,11 +225,3 @@ def check_pair(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.
             )
     x = x.reshape(len(x), int(np.prod(x.shape[1:])))
     return x, y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-
-
-def is_classification(y: np.ndarray) -> bool:
-    """Whether targets (n,) are class labels: whole numbers 0 .. k - 1, k < 1000, each of them present."""
-    if y.ndim != 1 or not y.size or y.dtype.kind not in "iubf" or y.min() < 0 or y.max() >= 1000:
-        return False
-    labels = np.unique(y)
-    return bool(np.array_equal(labels, np.arange(labels.size)))

@@ -1,9 +1,10 @@
 """Layers: thin state around ops, to be put together like bricks."""
 
+from xnn.layers.augment import ElasticDeformation, RandomAffine, augmentation
 from xnn.layers.composite import Composite, Lambda
 from xnn.layers.container import Add, Container, Identity, Parallel
 from xnn.layers.dense import Affine, Dense, Linear, Rescale
-from xnn.layers.dropout import Dropout
+from xnn.layers.dropout import Drawing, Dropout
 from xnn.layers.functions import (
     ELU,
     GELU,
@@ -35,7 +36,9 @@ __all__ = [
     "Composite",
     "Container",
     "Dense",
+    "Drawing",
     "Dropout",
+    "ElasticDeformation",
     "Flatten",
     "Function",
     "Identity",
@@ -47,6 +50,7 @@ __all__ = [
     "LogSoftmax",
     "Parallel",
     "Parameter",
+    "RandomAffine",
     "ReLU",
     "Rescale",
     "Reshape",
@@ -56,4 +60,5 @@ __all__ = [
     "Softmax",
     "Softplus",
     "Tanh",
+    "augmentation",
 ]

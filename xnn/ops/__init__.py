@@ -22,6 +22,7 @@ from xnn.ops.activations import (
 )
 from xnn.ops.cross_entropy import binary_cross_entropy, focal, kl_divergence, softmax_cross_entropy
 from xnn.ops.elementwise import add, div, exp, log, maximum, mul, pow, sub, where
+from xnn.ops.images import warp
 from xnn.ops.linear import dense, matmul
 from xnn.ops.losses import LossOp, column_mse, hinge, huber, l1, mse
 from xnn.ops.normalization import moments, normalize
@@ -78,5 +79,6 @@ __all__ = [
     "tanh",
     "transpose",
     "updates",
+    "warp",
     "where",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from xnn.ops.op import Array, Boundary, Namespace, Op, size_of
 
-__all__ = ["concat", "flatten", "identity", "reshape", "take", "transpose"]
+__all__ = ["concat", "flatten", "identity", "ordered_scatter_add", "reshape", "take", "transpose"]
 
 
 class Identity(Op):
@@ -107,6 +107,14 @@ def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array, batch: b
     """
     if isinstance(xp, Boundary):
         return xp.scatter_add(count, indices, rows, batch)
+    return ordered_scatter_add(xp, count, indices, rows)
+
+
+def ordered_scatter_add(xp: Namespace, count: int, indices: Array, rows: Array) -> Array:
+    """scatter_add by additions in the order of i, in exact numerics too: where targets are the samples' own.
+
+    What a sample gets then does not depend on the others of its batch.
+    """
     order = xp.argsort(indices, stable=True)
     ordered = xp.take(indices, order, axis=0)
     targets = xp.arange(count, dtype=ordered.dtype, device=ordered.device)

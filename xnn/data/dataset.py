@@ -1,0 +1,130 @@
+"""A data set: training, validation and test arrays, what they are, and how its classes are spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from xnn.backends import get_backend
+from xnn.data.tables import Columns
+from xnn.data.targets import Label
+
+__all__ = ["Dataset"]
+
+#: From this ratio of the largest class to the smallest on, a user should hear of it.
+_IMBALANCE = 3.0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Six arrays, which it unpacks to, and what they are.
+
+    x: (n, features), uint8 pixels or float64; y: int64 labels (n,) or float64 targets (n, columns).
+    task: "classification" or "regression". scale: what the features are multiplied with in a model, or
+    None if they should be standardized. note: a line the user should see, such as a replacement.
+    labels: what class 0, 1, ... is called in the data; empty if these are their names. columns: of a CSV file,
+    which of its columns these are.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    task: str = "classification"
+    scale: float | None = None
+    note: str = ""
+    labels: tuple[Label, ...] = ()
+    columns: Columns | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter((self.x_train, self.y_train, self.x_val, self.y_val, self.x_test, self.y_test))
+
+    @property
+    def classes(self) -> int:
+        """The number of outputs a model needs: classes, or columns of the targets."""
+        if self.task == "regression":
+            return int(self.y_train.shape[1])
+        most = max(int(y.max(initial=-1)) for y in (self.y_train, self.y_val, self.y_test)) + 1
+        return max(most, len(self.labels))
+
+    def rescaling(self) -> tuple[np.ndarray | float, np.ndarray | float]:
+        """Scale and offset for layers.Rescale: `scale`, or 1/std and -mean/std of the training features."""
+        if self.scale is not None:
+            return self.scale, 0.0
+        from xnn.backends.exact import ExactNamespace
+
+        exact = ExactNamespace(get_backend("numpy"))  # NumPy's sums depend on the processor
+        x = self.x_train.astype(np.float64)
+        mean, std = exact.mean(x, axis=0), exact.std(x, axis=0)
+        std = np.where(std == 0.0, 1.0, std)
+        return 1.0 / std, -mean / std
+
+    @property
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """The samples of each class in each part: {"training": (classes,), "validation": ..., "test": ...}.
+
+        Empty for a regression.
+        """
+        if self.task == "regression":
+            return {}
+        parts = {"training": self.y_train, "validation": self.y_val, "test": self.y_test}
+        return {part: np.bincount(y, minlength=self.classes) for part, y in parts.items()}
+
+    @property
+    def imbalance(self) -> float:
+        """The largest class of the training part over its smallest that has a sample; 1 for a regression."""
+        counts = self.class_counts.get("training", np.ones(1))
+        there = counts[counts > 0]
+        return float(there.max() / there.min()) if there.size else 1.0
+
+    @property
+    def advice(self) -> str:
+        """One line if classes are 3 : 1 or more out of balance, or missing from a part; otherwise empty."""
+        said = []
+        if self.imbalance >= _IMBALANCE:
+            counts = self.class_counts["training"]
+            there = np.flatnonzero(counts)
+            least, most = there[np.argmin(counts[there])], there[np.argmax(counts[there])]
+            said.append(
+                f"the classes are out of balance, {self.imbalance:.1f} : 1 ({self._called(most)}: {counts[most]} "
+                f"training samples, {self._called(least)}: {counts[least]}): class_weight gives them equal weight, "
+                "and accuracy alone says little"
+            )
+        for part, counts in self.class_counts.items():
+            missing = np.flatnonzero(counts == 0)
+            if missing.size:
+                few = ", ".join(map(self._called, missing[:5])) + (", ..." if missing.size > 5 else "")
+                said.append(f"no {part} sample of class {few}")
+        return "; ".join(said)
+
+    def _called(self, number: int) -> str:
+        return str(self.labels[number] if self.labels else number)
+
+    def report(self) -> str:
+        """A table of the samples of each class, or of each target's range, in each part; and `advice`."""
+        sizes = len(self.y_train), len(self.y_val), len(self.y_test)
+        rows: list[tuple[str, ...]] = [("", "training", "validation", "test")]
+        rows.append(("samples", *map(str, sizes)))
+        if self.task == "regression":
+            for column in range(self.classes):
+                name = f"target {column}"
+                if self.columns is not None and self.columns.names:
+                    name = self.columns.names[self.columns.targets[column]]
+                ys = (y[:, column] for y in (self.y_train, self.y_val, self.y_test))
+                rows.append((name, *(f"{y.min():.6g} .. {y.max():.6g}" if y.size else "-" for y in ys)))
+        else:
+            counts = np.stack(list(self.class_counts.values()), axis=1)
+            rows += [(self._called(number), *map(str, row)) for number, row in enumerate(counts)]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [f"{self.name}: {self.task}, {self.x_train.shape[1]} features"]
+        for first, *others in rows:
+            cells = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
+            lines.append(f"{first:<{widths[0]}}  {'  '.join(cells)}")
+        if self.task == "classification":
+            lines.append(f"largest : smallest class in training  {self.imbalance:.1f} : 1")
+        return "\n".join([*lines, self.advice] if self.advice else lines)

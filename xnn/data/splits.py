@@ -1,0 +1,58 @@
+"""Splits: which rows are for training, validation and test; the same on every machine."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from xnn.backends import Purpose, Stream
+from xnn.errors import CorruptFileError
+
+__all__ = ["split_rows", "take_out"]
+
+
+def split_rows(
+    name: str, n: int, split: tuple[float, float, float], seed: int = 0, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows for training, validation and test, by a permutation that depends on n and the seed alone.
+
+    split: the three shares, whose sum is 1; validation and test get at least a row each. labels: whole numbers from
+    0 for each row; then each part has its share of each class, as `take_out` says.
+    Raises CorruptFileError, naming the data `name`, where nothing is left for training.
+    """
+    validation, test = (max(1, _part(n, share)) for share in split[1:])
+    if validation + test >= n:
+        raise CorruptFileError(
+            f"{name} holds {n} samples: too few to train, validate and test by a split of {split}"
+        )
+    rest, tested = take_out(Stream(seed, Purpose.SPLIT).permutation(n), test, labels)
+    trained, validated = take_out(rest, validation, labels)
+    return trained, validated, tested
+
+
+def _part(n: int, share: float) -> int:
+    """n * share rounded down, but 29 % of 100 are 29, though 0.29 * 100 is a little less."""
+    return math.floor(n * share + 1e-9)
+
+
+def take_out(
+    order: np.ndarray, count: int, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that stay and `count` rows that are taken out: the first of `order`, or of each class the first.
+
+    Each class gives its share, rounded down or up: up where the remainders are largest (Hamilton's method); but a
+    class keeps its last row as long as another one can give one.
+    """
+    if labels is None:
+        return order[count:], order[:count]
+    own = labels[order]
+    counts = np.bincount(own)
+    given, remainder = np.divmod(counts * count, len(order))
+    first = np.lexsort((np.arange(len(counts)), -remainder, counts - given <= 1))
+    given[first[: count - int(given.sum())]] += 1
+    grouped = np.argsort(own, kind="stable")
+    place = np.empty(len(order), np.int64)  # of each row among those of its class
+    place[grouped] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    taken = place < given[own]
+    return order[~taken], order[taken]

@@ -1,0 +1,239 @@
+"""Augmentation: layers that show training a slightly different image each time, and are the identity otherwise.
+
+    xnn.Sequential(layers.Rescale(1 / 255), *layers.augmentation((28, 28)), layers.Dense(784, 100), ...)
+
+Which way an image is moved is a function of (seed, layer, step, row), as a dropout mask is: the same for any number
+of workers and on every backend, to the bit in exact numerics, to rounding in fast ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends import Backend, Purpose, Stream, backend_of, get_backend
+from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.graph import Node
+from xnn.layers.dropout import Drawing
+from xnn.layers.layer import Layer
+from xnn.ops import Array, Namespace
+from xnn.ops.op import apply_rule
+from xnn.options import check_count, check_real
+
+__all__ = ["ElasticDeformation", "RandomAffine", "augmentation"]
+
+
+class _Warping(Drawing):
+    """Moves the pixels of each image by a field of its own (ops.warp)."""
+
+    op = ops.warp
+    purpose = Purpose.AUGMENT
+
+    def __init__(self, shape: Sequence[int] | None, seed: int | None) -> None:
+        self.shape = None if shape is None else _height_and_width(shape)
+        super().__init__(seed)
+
+    def field(self, lib: Backend, stream: Stream, rows: int, size: tuple[int, int], dtype: str) -> Array:
+        """(rows, 2, height, width): by how many pixels further down and right each pixel is taken from."""
+        raise NotImplementedError
+
+    def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:
+        """The field, in x's dtype."""
+        dtype = "float64" if x.dtype == lib.xp.float64 else "float32"
+        return self.field(lib, stream, int(x.shape[0]), self._size(tuple(x.shape[1:])), dtype)
+
+    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
+        """A moved copy in training; the input itself otherwise."""
+        self._check(x)
+        return super().apply(x, training)
+
+    def trace(self, x: Node) -> Node:
+        """warp(x, field), the field drawn anew for each step, after the same look at the input."""
+        self._check(x.value)
+        return super().trace(x)
+
+    def _check(self, x: Array) -> None:
+        if not backend_of(x).xp.isdtype(x.dtype, "real floating"):
+            raise DTypeError(
+                f"{type(self).__name__} got {x.dtype} and moves pixels by fractions: put Rescale(1 / 255) in front"
+            )
+        self._size(tuple(x.shape[1:]))
+
+    def _size(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of a sample of this shape."""
+        if self.shape is None:
+            if len(shape) < 2:
+                raise ShapeError(
+                    f"{type(self).__name__} takes images (n, channels, height, width) and got samples {shape}: "
+                    "say shape=(height, width) if they are flat"
+                )
+            return shape[-2], shape[-1]
+        height, width = self.shape
+        if math.prod(shape) % (height * width) or not math.prod(shape):
+            raise ShapeError(
+                f"{type(self).__name__}(shape={self.shape}) got samples {shape}, which are no images of that size"
+            )
+        return height, width
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The image's own. Raises ShapeError if it is none."""
+        self._size(shape)
+        return shape
+
+
+def _height_and_width(shape: Any) -> tuple[int, int]:
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise OptionError(f"shape must be (height, width) of the images, got {shape!r}")
+    height, width = (check_count("height and width", extent) for extent in shape)
+    return height, width
+
+
+def _exact() -> Any:
+    """Functions on the host that are the same everywhere, as those of C libraries are not."""
+    from xnn.backends.exact import ExactNamespace  # when it is asked for: it is no small file
+
+    return ExactNamespace(get_backend("numpy"))
+
+
+class RandomAffine(_Warping):
+    """In training, each image is turned, scaled about its middle and shifted at random; otherwise it is as it is.
+
+    shift: up to so many pixels in each direction; rotation: up to so many degrees either way; scale: by a factor in
+    [1 - scale, 1 + scale]; each uniform. The pixel at p comes from R(-angle) (p - middle - shift) / factor + middle,
+    between four pixels, 0 beyond the image. shape: (height, width) of images that come as flat rows.
+    Raises OptionError, ShapeError, or DTypeError for integers.
+    """
+
+    def __init__(
+        self,
+        shift: float = 0.0,
+        rotation: float = 0.0,
+        scale: float = 0.0,
+        shape: Sequence[int] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.shift = check_real("shift", shift, 0.0)
+        self.rotation = check_real("rotation", rotation, 0.0, 360.0)
+        self.scale = check_real("scale", scale, 0.0, 1.0)
+        super().__init__(shape, seed)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is moved."""
+        return self.shift == self.rotation == self.scale == 0.0
+
+    def field(self, lib: Backend, stream: Stream, rows: int, size: tuple[int, int], dtype: str) -> Array:
+        """Four numbers a row, drawn on the host: one angle, one factor, two shifts."""
+        dice = stream.signed(4 * self.row, 4 * rows).reshape(rows, 4).astype(np.float64)
+        turn, grow = dice[:, 0] * self.rotation, 1.0 + dice[:, 1] * self.scale
+        return affine_field(lib, turn, grow, dice[:, 2:] * self.shift, size, dtype)
+
+    def config(self) -> dict[str, Any]:
+        """What it was built with."""
+        shape = None if self.shape is None else list(self.shape)
+        return {"shift": self.shift, "rotation": self.rotation, "scale": self.scale, "shape": shape}
+
+
+def affine_field(
+    lib: Backend,
+    degrees: np.ndarray,
+    factor: np.ndarray,
+    shift: np.ndarray,
+    size: tuple[int, int],
+    dtype: str,
+) -> Array:
+    """The field (n, 2, height, width) that turns image i counter-clockwise by degrees[i], scales it by factor[i]
+    about its middle, and then moves it down and right by shift[i] (n, 2).
+    """
+    exact = _exact()
+    angle = degrees * (math.pi / 180.0)
+    cosine, sine = exact.cos(angle) / factor, exact.sin(angle) / factor
+    maps = np.stack([cosine, sine, -sine, cosine, shift[:, 0], shift[:, 1]], axis=1)
+    options = {"height": size[0], "width": size[1]}
+    return apply_rule(_affine, lib.math, (lib.to_device(maps.astype(dtype)),), options)
+
+
+def _affine(xp: Namespace, maps: Array, *, height: int, width: int) -> Array:
+    """maps: (n, 6), the matrix and the shift; (A - 1) (p - middle - shift) - shift for each pixel p."""
+    a, b, c, d, down, right = (xp.reshape(maps[:, k], (-1, 1, 1)) for k in range(6))
+    i = xp.reshape(xp.arange(height, dtype=maps.dtype, device=maps.device), (1, -1, 1)) - (height - 1) / 2
+    j = xp.reshape(xp.arange(width, dtype=maps.dtype, device=maps.device), (1, 1, -1)) - (width - 1) / 2
+    y, x = i - down, j - right
+    return xp.stack(((a - 1.0) * y + b * x - down, c * y + (d - 1.0) * x - right), axis=1)
+
+
+class ElasticDeformation(_Warping):
+    """In training, each image is bent at random, as handwriting is; otherwise it is as it is.
+
+    Each pixel's displacement, down and right, is uniform in (-1, 1), smoothed by a Gaussian of standard deviation
+    `sigma` pixels whose weights add up to 1, and multiplied by `alpha`; around the image it is 0. The defaults are
+    the article's best for MNIST, and move a pixel by 1.4 pixels or so. shape: as RandomAffine's.
+    Source: Simard, Steinkraus and Platt, "Best practices for convolutional neural networks", ICDAR 2003.
+    Raises OptionError, ShapeError, or DTypeError for integers.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 34.0,
+        sigma: float = 4.0,
+        shape: Sequence[int] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.alpha, self.sigma = check_real("alpha", alpha, 0.0), check_real("sigma", sigma, 0.1, 1000.0)
+        super().__init__(shape, seed)
+        self._weights: dict[tuple[str, int, str], Array] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is moved."""
+        return self.alpha == 0.0
+
+    def field(self, lib: Backend, stream: Stream, rows: int, size: tuple[int, int], dtype: str) -> Array:
+        """Noise for each pixel, drawn where the images are, and smoothed along one axis after the other."""
+        noise = lib.signed(stream, (rows, 2, *size), self.row)
+        if dtype == "float64":
+            noise = lib.xp.astype(noise, lib.xp.float64)
+        down, right = (self._smoothing(lib, extent, dtype) for extent in size)
+        return apply_rule(_smoothed, lib.math, (noise, down, right), {"alpha": self.alpha})
+
+    def _smoothing(self, lib: Backend, extent: int, dtype: str) -> Array:
+        """The Gaussian's weights as a matrix: from each pixel of a row to each other."""
+        key = lib.name, extent, dtype
+        if key not in self._weights:
+            away = np.arange(max(extent, math.ceil(9 * self.sigma)), dtype=np.float64)
+            weight = _exact().exp(-(away * away) / (2.0 * self.sigma * self.sigma))
+            weight = weight / (2.0 * math.fsum(weight) - 1.0)
+            pixels = np.arange(extent)
+            matrix = weight[np.abs(pixels[:, None] - pixels)]
+            self._weights[key] = lib.to_device(matrix.astype(dtype))
+        return self._weights[key]
+
+    def config(self) -> dict[str, Any]:
+        """What it was built with."""
+        shape = None if self.shape is None else list(self.shape)
+        return {"alpha": self.alpha, "sigma": self.sigma, "shape": shape}
+
+
+def _smoothed(xp: Namespace, noise: Array, down: Array, right: Array, *, alpha: float) -> Array:
+    """alpha times each plane of noise (n, 2, height, width), smoothed: down N right. Both matrices are symmetric."""
+    n, _, height, width = noise.shape
+    y = xp.reshape(xp.matmul(xp.reshape(noise, (2 * n * height, width)), right), (n, 2, height, width))
+    y = xp.reshape(xp.permute_dims(y, (0, 1, 3, 2)), (2 * n * width, height))
+    y = xp.permute_dims(xp.reshape(xp.matmul(y, down), (n, 2, width, height)), (0, 1, 3, 2))
+    return y * alpha
+
+
+def augmentation(shape: Sequence[int], strength: float = 1.0) -> list[Layer]:
+    """The usual layers for images like MNIST's, of (height, width): bent, then shifted, turned and scaled a little.
+
+    strength: 0 does nothing, 1 is usual: at 28 x 28 Simard's elastic deformation, 2 pixels, 10 degrees and 10 %. To
+    stand behind Rescale, or first in a model whose samples are numbers of its dtype.
+    """
+    strength = check_real("strength", strength, 0.0)
+    size = min(_height_and_width(shape)) / 28.0
+    elastic = ElasticDeformation(34.0 * strength * size * size, 4.0 * size, shape)
+    return [elastic, RandomAffine(2.0 * strength * size, 10.0 * strength, min(0.1 * strength, 0.9), shape)]
