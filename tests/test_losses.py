@@ -14,7 +14,7 @@ import xnn
 from xnn import layers, losses, ops, optimizers
 from xnn.backends import get_backend
 from xnn.backends.workers import with_communicator
-from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
+from xnn.errors import DTypeError, LabelError, MixedArraysError, OptionError, ShapeError
 from xnn.ops.losses import LossOp
 from xnn.ops.op import apply_rule, backward_of, forward_of
 
@@ -594,7 +594,7 @@ def test_twenty_steps_of_pytorch_with_class_and_sample_weights(targets):
         rule.zero_grad()
         ((terms * weights).sum() / (counts[rows] * weights).sum()).backward()
         rule.step()
-    trainer = xnn.Trainer(model, S(0.1, WEIGHTS), optimizers.SGD(0.3, momentum=0.9))
+    trainer = xnn.Trainer(model, S(0.1, WEIGHTS), optimizers.SGD(0.3, momentum=0.9), metrics=[])
     trainer.fit((x, t), epochs=5, batch_size=10, sample_weight=w, shuffle=False, progress=False)
     np.testing.assert_allclose(model.layers[0].weight.value, first.weight.detach().numpy().T, rtol=1e-9)
     np.testing.assert_allclose(model.layers[2].bias.value, second.bias.detach().numpy(), rtol=1e-9)
@@ -731,6 +731,15 @@ def test_weights_on_a_device_and_of_any_number(lib):
         history = trainer.fit((x, t), sample_weight=weights, progress=False)
         found.append((history["loss"][0], trainer.evaluate((x, t), sample_weight=weights)["loss"]))
     assert all(f == pytest.approx(found[0]) for f in found)
+
+
+def test_weights_on_another_backend_do_not_mix_in(lib):
+    if lib.is_host:
+        pytest.skip("these are the arrays it takes")
+    z = lib.to_device(np.ones((2, 2), np.float32))
+    for weights in (np.ones(2), [1.0, 1.0]):
+        with pytest.raises(MixedArraysError):
+            losses.MSE()(z, z, weights)
 
 
 def test_one_hot_targets_train_as_labels_do():

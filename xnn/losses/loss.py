@@ -73,14 +73,12 @@ class Loss:
 
     def apply(self, outputs: Array, targets: Array, *sample_weight: Array) -> tuple[Array, Any]:
         """The loss and what its backward needs; keeps neither."""
-        arrays = (outputs, targets, *_like(outputs, sample_weight))
-        lib = backend_of(*arrays)
+        lib, arrays = _together(outputs, targets, sample_weight)
         return forward_of(self.op, lib.math, arrays, self._options(lib, outputs))
 
     def total(self, outputs: Array, targets: Array, *sample_weight: Array) -> Array | float:
         """What the mean of a batch was divided by: the number of its terms, or the sum of their weights."""
-        arrays = (outputs, targets, *_like(outputs, sample_weight))
-        lib = backend_of(*arrays)
+        lib, arrays = _together(outputs, targets, sample_weight)
         op = getattr(self, "op", None)
         if isinstance(op, LossOp):
             return apply_rule(op.total, lib.math, arrays, self._options(lib, outputs))
@@ -183,9 +181,12 @@ def check_sample_weight(sample_weight: Any, rows: int) -> np.ndarray:
     return weights
 
 
-def _like(outputs: Array, sample_weight: tuple[Array, ...]) -> list[Array]:
-    """The weights in the outputs' dtype, which in exact numerics float64 could not become later."""
-    return [backend_of(w).xp.astype(w, outputs.dtype, copy=False) for w in sample_weight]
+def _together(
+    outputs: Array, targets: Array, sample_weight: tuple[Array, ...]
+) -> tuple[Backend, tuple[Array, ...]]:
+    """What a loss is applied to, and where it lives; weights in the outputs' dtype, for exact numerics have one."""
+    lib = backend_of(outputs, targets, *sample_weight)
+    return lib, (outputs, targets, *(lib.xp.astype(w, outputs.dtype, copy=False) for w in sample_weight))
 
 
 def inside(shape: tuple[int, ...]) -> str:
