@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from xnn.backends import (
     Backend,
     Purpose,
@@ -23,7 +25,7 @@ from xnn.initializers import Initializer
 from xnn.ops import Array, Namespace, Op
 from xnn.ops.op import backward_of, forward_of
 
-__all__ = ["Layer", "Parameter", "computed", "computes_its_own_way"]
+__all__ = ["Layer", "Parameter", "check_input_dtype", "computed", "computes_its_own_way"]
 
 
 class Parameter:
@@ -149,6 +151,12 @@ class Layer:
         if cls.__module__.startswith("xnn.layers.") and not cls.__name__.startswith("_"):
             Layer.own[cls.__name__] = cls
 
+    def check(self, x: Array) -> None:
+        """A look at an input before anything is computed with it: raises what the op could not say as well."""
+
+    def check_integers(self, x: np.ndarray) -> None:
+        """The same of all the integers of a data set or prediction at once, if the layer takes integers."""
+
     def arguments(self, x: Array, training: bool) -> tuple[Any, ...]:
         """The op's inputs after x: the parameters' values."""
         return tuple(p.value for p in self.own_parameters)
@@ -172,6 +180,7 @@ class Layer:
                     f"{type(self).__name__} needs an `op`, or an `apply` or `forward` of its own"
                 )
             return self.forward(x, training), None
+        self.check(x)
         arguments = self.arguments(x, training)
         xp = backend_of(x, *arguments).math
         return forward_of(self.op, xp, (x, *arguments), self.options(xp))
@@ -185,6 +194,7 @@ class Layer:
         weights = [Weight(parameter) for parameter in self.parameters()]
         if computes_its_own_way(self, "trace", _COMPUTING):
             return computed(_WholeLayer(self), (x, *weights))
+        self.check(x.value)
         return computed(self.op, (x, *weights), self.options(backend_of(x.value).math))
 
     def __call__(self, x: Array, training: bool = False) -> Array:
@@ -278,6 +288,15 @@ class Layer:
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items())
         return f"{type(self).__name__}({inside})"
+
+
+def check_input_dtype(name: str, x: Array, weight: Parameter) -> None:
+    """Raise DTypeError for an input of another dtype than the weights of the layer called `name`."""
+    if x.dtype != weight.value.dtype:
+        raise DTypeError(
+            f"{name} holds {weight.dtype} weights and got {x.dtype}: convert the input (Rescale does for integers), "
+            "or build the layer with dtype='float64'"
+        )
 
 
 def computed(op: Op, inputs: tuple[Any, ...], options: dict[str, Any] | None = None) -> Node:

@@ -161,8 +161,10 @@ class Sequential(Layer):
             return lib.clean(x)
         if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):
             raise DTypeError(f"samples must be numbers, got an array of {x.dtype}")
-        first = next((layer for layer in self.layers if getattr(layer, "op", None) is not ops.flatten), None)
+        first = self.first_layer
         if not xp.isdtype(x.dtype, "real floating") and first is not None and first.takes_integers:
+            if isinstance(x, np.ndarray):
+                first.check_integers(x)
             return x
         return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
@@ -194,6 +196,13 @@ class Sequential(Layer):
         return classes_of(self.predict(x, batch_size), self.threshold)
 
     @property
+    def first_layer(self) -> Layer | None:
+        """The first layer that computes with its input, inside nested models too; None if there is none."""
+        moving = (ops.flatten, ops.reshape)
+        first = next((layer for layer in self.layers if getattr(layer, "op", None) not in moving), None)
+        return first.first_layer if isinstance(first, Sequential) else first
+
+    @property
     def last_op(self) -> Op | None:
         """The op of the last layer, inside nested models too; None if there is none."""
         last = self.layers[-1] if self.layers else None
@@ -221,13 +230,16 @@ class Sequential(Layer):
     def summary(self, input_shape: tuple[int, ...] | None = None) -> str:
         """A table of layers: output shape, parameters, floating-point operations per sample.
 
-        input_shape is one sample's; without it, the first Dense layer's inputs.
+        input_shape is one sample's; without it, the inputs of the first layer with weights, if that is a Dense.
         """
         if input_shape is None:
-            widths = [layer.inputs for layer in self.layers if isinstance(layer, Dense)]
-            if not widths:
-                raise OptionError("summary needs input_shape=(...): the model has no Dense layer to tell it")
-            input_shape = (widths[0],)
+            first = next((layer for layer in self.layers if layer.parameters()), None)
+            if not isinstance(first, Dense):
+                raise OptionError(
+                    "summary needs input_shape=(...), that of one sample: "
+                    f"{'no layer with weights' if first is None else type(first).__name__} tells it"
+                )
+            input_shape = (first.inputs,)
         rows = [("layer", "output shape", "parameters", "FLOPs/sample")]
         shape = tuple(input_shape)
         for position, layer in enumerate(self.layers):

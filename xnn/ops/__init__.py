@@ -6,10 +6,13 @@ value, graph nodes a node. What an op is, and how to write one: `xnn/ops/op.py`.
 
 from xnn.ops import updates
 from xnn.ops.activations import dropout, relu, rescale, sigmoid, softmax, tanh
+from xnn.ops.convolution import conv2d
 from xnn.ops.elementwise import add, div, exp, log, maximum, mul, pow, sub, where
+from xnn.ops.embedding import embedding
 from xnn.ops.linear import dense, matmul
 from xnn.ops.losses import binary_cross_entropy, column_mse, mse, softmax_cross_entropy
 from xnn.ops.op import Array, Namespace, Op
+from xnn.ops.pooling import avg_pool2d, max_pool2d
 from xnn.ops.reductions import max, mean, sum
 from xnn.ops.shaping import concat, flatten, reshape, take, transpose
 
@@ -18,17 +21,21 @@ __all__ = [
     "Namespace",
     "Op",
     "add",
+    "avg_pool2d",
     "binary_cross_entropy",
     "column_mse",
     "concat",
+    "conv2d",
     "dense",
     "div",
     "dropout",
+    "embedding",
     "exp",
     "flatten",
     "log",
     "matmul",
     "max",
+    "max_pool2d",
     "maximum",
     "mean",
     "mse",
