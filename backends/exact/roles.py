@@ -161,6 +161,11 @@ class ExactConv2D(Conv2D):
     name = "conv2d"
     product = ExactDense()
 
+    def forward(
+        self, xp: ExactNamespace, x: Array, weight: Array, bias: Array | None = None, **options: Any
+    ) -> tuple[Array, Any]:
+        return super().forward(xp, x, weight, None if bias is None else xp.enter(bias), **options)
+
     def rows(self, xp: ExactNamespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
         """As conv2d's; integers stay integers."""
         if isinstance(x, ScaledIntegers):

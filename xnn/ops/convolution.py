@@ -6,8 +6,8 @@ from typing import Any
 
 from xnn.errors import ShapeError
 from xnn.ops.linear import dense
-from xnn.ops.op import Array, Namespace, Op, size_of
-from xnn.ops.windows import ROWS, Windows, fold, unfold, windows_of
+from xnn.ops.op import Array, Namespace, Op, batch_sum, size_of
+from xnn.ops.windows import Windows, fold, unfold, windows_of
 
 __all__ = ["conv2d"]
 
@@ -18,8 +18,8 @@ class Conv2D(Op):
         y[n, o, u, v] = b[o] + sum over c, i, j of w[o, c, i, j] x[n, c, u s + i d - p, v s + j d - p]
 
     with 0 for x outside the image; oh = floor((H + 2 p - d (kh - 1) - 1) / s) + 1, ow likewise. It is dense of the
-    windows as rows (n oh ow, C kh kw) and the weights as a matrix (C kh kw, O), so dw and db are dense's, and dx is
-    dense's with the windows added up. stride s, padding p, dilation d: a number or a pair (of rows, of columns);
+    windows as rows (n oh ow, C kh kw) and the weights as a matrix (C kh kw, O), so dw is dense's, and dx is dense's
+    with the windows added up; db is the sum over images and places. stride s, padding p, dilation d: a number or a pair (of rows, of columns);
     padding may be "same", which gives y the size of x with stride 1. Strictly speaking a cross-correlation, as in
     PyTorch's conv2d, whose layout and formula it has.
     Raises ShapeError for shapes that do not fit and OptionError for such options.
@@ -43,20 +43,21 @@ class Conv2D(Op):
         outputs = weight.shape[0]
         windows = windows_of("conv2d", x.shape, weight.shape[2:], stride, padding, dilation)
         matrix = xp.matrix_transpose(xp.reshape(weight, (outputs, size_of(weight.shape[1:]))))
-        y, saved = self.product.forward(xp, self.rows(xp, x, windows), matrix, bias)
+        y, saved = self.product.forward(xp, self.rows(xp, x, windows), matrix)
         y = xp.reshape(y, (x.shape[0], windows[0].number, windows[1].number, outputs))
-        return xp.permute_dims(y, (0, 3, 1, 2)), (saved, x.shape, weight.shape, windows)
+        y = xp.permute_dims(y, (0, 3, 1, 2))
+        if bias is not None:
+            y = y + xp.reshape(bias, (outputs, 1, 1))
+        return y, (saved, x.shape, weight.shape, windows, bias is not None)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        product_saved, x_shape, weight_shape, windows = saved
+        product_saved, x_shape, weight_shape, windows, has_bias = saved
         n, outputs, height, width = grad.shape
         dy = xp.reshape(xp.permute_dims(grad, (0, 2, 3, 1)), (n * height * width, outputs))
-        d_rows, d_matrix, *d_bias = self.product.backward(xp, dy, product_saved)
-        dx = None
-        if d_rows is not None:
-            per_image = xp.reshape(d_rows, (n, height * width * d_rows.shape[1]))
-            dx = fold(xp, per_image, x_shape, windows, ROWS)
-        return dx, xp.reshape(xp.matrix_transpose(d_matrix), weight_shape), *d_bias
+        d_rows, d_matrix = self.product.backward(xp, dy, product_saved)
+        dx = None if d_rows is None else self.d_images(xp, d_rows, x_shape, windows)
+        dw = xp.reshape(xp.matrix_transpose(d_matrix), weight_shape)
+        return (dx, dw, batch_sum(xp, grad, axis=(0, 2, 3))) if has_bias else (dx, dw)
 
     def without_input_gradient(self, saved: Any) -> Any:
         """As dense's."""
@@ -65,9 +66,16 @@ class Conv2D(Op):
 
     def rows(self, xp: Namespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
         """Every window of every image as a row (n oh ow, C kh kw)."""
-        count = windows[0].number * windows[1].number
-        size = x.shape[1] * windows[0].kernel * windows[1].kernel
-        return xp.reshape(unfold(xp, x, windows, ROWS), (x.shape[0] * count, size))
+        return unfold(xp, x, windows)
+
+    def d_images(
+        self, xp: Namespace, d_rows: Array, shape: tuple[int, ...], windows: tuple[Windows, Windows]
+    ) -> Array:
+        """dx from the rows' gradient; pieces keep the channels last, since so they lie side by side."""
+        (n, channels), (rows, columns) = shape[:2], windows
+        d = xp.reshape(d_rows, (n, rows.number, columns.number, channels, rows.kernel, columns.kernel))
+        parts = [d[..., i, j] for i in range(rows.kernel) for j in range(columns.kernel)]
+        return xp.permute_dims(fold(xp, parts, windows, axis=1), (0, 3, 1, 2))
 
 
 def _check(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:

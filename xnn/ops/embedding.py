@@ -15,8 +15,8 @@ class Embedding(Op):
     """Rows of weight (num, dim) for integer indices of any shape: y[..., :] = weight[indices[...], :].
 
     A row's gradient is the sum over the places where it was taken, over the whole batch. An index outside
-    0 .. num - 1 gives a row of NaN and adds to no gradient: an op cannot look at device memory to raise, and a wrapped
-    index would train quietly. `layers.Embedding` does raise, on the host. As PyTorch's nn.functional.embedding.
+    0 .. num - 1 gives a row of NaN and adds to no gradient: an op cannot look at device memory to raise, and a
+    wrapped index would train quietly. `layers.Embedding` does raise, on the host. As PyTorch's embedding.
     """
 
     def forward(self, xp: Namespace, indices: Array, weight: Array) -> tuple[Array, Any]:

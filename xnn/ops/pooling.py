@@ -6,7 +6,7 @@ from typing import Any
 
 from xnn.errors import DTypeError, OptionError
 from xnn.ops.op import Array, Namespace, Op
-from xnn.ops.windows import PLANES, Windows, fold, unfold, windows_of
+from xnn.ops.windows import Windows, elements, fold, windows_of
 from xnn.options import check_pair
 
 __all__ = ["avg_pool2d", "check_pool_padding", "max_pool2d"]
@@ -24,7 +24,7 @@ def check_pool_padding(
 
 
 class _Pool(Op):
-    """What the poolings share: their windows, one plane for each element of a window."""
+    """What the poolings share: their windows."""
 
     def _windows(
         self, xp: Namespace, x: Array, kernel_size: Any, stride: Any, padding: Any, dilation: Any
@@ -60,25 +60,23 @@ class MaxPool2D(_Pool):
         dilation: Any = 1,
     ) -> tuple[Array, Any]:
         windows = self._windows(xp, x, kernel_size, stride, padding, dilation)
-        patches = _planes(xp, x, windows, float("-inf"))
-        y = xp.max(patches, axis=1)
+        first, *others = elements(xp, x, windows, float("-inf"))
+        y = first
+        for element in others:
+            y = xp.maximum(y, element)
         return y, (x, y, windows)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         x, y, windows = saved
-        patches = _planes(xp, x, windows, float("-inf"))
-        within = _planes(
-            xp, xp.ones((1, *x.shape[1:]), dtype=(y == y).dtype, device=x.device), windows, False
-        )
-        free = xp.ones(y.shape, dtype=within.dtype, device=y.device)
-        shares = []
-        for k in range(patches.shape[1]):
-            element = patches[:, k, ...]
+        free = xp.ones(y.shape, dtype=(y == y).dtype, device=y.device)
+        inside = elements(xp, xp.ones((1, *x.shape[1:]), dtype=free.dtype, device=x.device), windows, False)
+        parts = []
+        for element, here in zip(elements(xp, x, windows, float("-inf")), inside, strict=True):
             largest = xp.logical_or(element == y, element != element)
-            first = xp.logical_and(xp.logical_and(largest, within[:, k, ...]), free)
-            free = xp.logical_and(free, xp.logical_not(first))
-            shares.append(xp.where(first, grad, 0.0))
-        return (fold(xp, xp.stack(shares, axis=1), x.shape, windows, PLANES),)
+            chosen = xp.logical_and(xp.logical_and(largest, here), free)
+            free = xp.logical_and(free, xp.logical_not(chosen))
+            parts.append(xp.where(chosen, grad, 0.0))
+        return (fold(xp, parts, windows, axis=2),)
 
 
 class AvgPool2D(_Pool):
@@ -94,23 +92,15 @@ class AvgPool2D(_Pool):
         self, xp: Namespace, x: Array, *, kernel_size: Any, stride: Any = None, padding: Any = 0
     ) -> tuple[Array, Any]:
         windows = self._windows(xp, x, kernel_size, stride, padding, 1)
-        patches = _planes(xp, x, windows, 0.0)
-        total = patches[:, 0, ...]
-        for k in range(1, patches.shape[1]):
-            total = total + patches[:, k, ...]
-        return total / float(patches.shape[1]), (x.shape, windows)
+        first, *others = elements(xp, x, windows)
+        total = first
+        for element in others:
+            total = total + element
+        return total / float(1 + len(others)), windows
 
-    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        shape, windows = saved
+    def backward(self, xp: Namespace, grad: Array, windows: Any) -> tuple[Array | None, ...]:
         count = windows[0].kernel * windows[1].kernel
-        share = grad / float(count)
-        return (fold(xp, xp.stack([share] * count, axis=1), shape, windows, PLANES),)
-
-
-def _planes(xp: Namespace, x: Array, windows: tuple[Windows, Windows], fill: float) -> Array:
-    """The windows' elements as (n, kh kw, C, oh, ow)."""
-    patches = unfold(xp, x, windows, PLANES, fill)
-    return xp.reshape(patches, (x.shape[0], patches.shape[1] * patches.shape[2], *patches.shape[3:]))
+        return (fold(xp, [grad / float(count)] * count, windows, axis=2),)
 
 
 max_pool2d = MaxPool2D()

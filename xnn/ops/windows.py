@@ -1,4 +1,4 @@
-"""Windows over images: which elements each one covers, to lay them out (`unfold`) and to add them up again (`fold`).
+"""Windows over images: which elements each one covers, to take them apart and to add them up again (`fold`).
 
 An image is (n, C, H, W) everywhere. A window of kh x kw elements begins every `stride` of them, its own elements are
 `dilation` apart, and `padding` elements are thought around the image. A convolution and every pooling reads windows;
@@ -10,14 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xnn.errors import OptionError, ShapeError
-from xnn.ops.op import Array, Namespace, size_of
+from xnn.ops.op import Array, Namespace
 from xnn.options import check_pair
 
-__all__ = ["PLANES", "ROWS", "Windows", "check_padding", "fold", "unfold", "windows_of"]
-
-#: How unfolded elements lie, as an order of (C, kh, kw, oh, ow): one row for each window, in the order of a
-#: convolution's weights; or one plane for each element of a window.
-ROWS, PLANES = (3, 4, 0, 1, 2), (1, 2, 0, 3, 4)
+__all__ = ["Windows", "check_padding", "elements", "fold", "unfold", "windows_of"]
 
 
 class Windows(NamedTuple):
@@ -30,28 +26,10 @@ class Windows(NamedTuple):
     before: int
     number: int
 
-    def covered(self, xp: Namespace, like: Array) -> tuple[Array, Array]:
-        """The position of each window's elements (kernel, number), and whether one is there or in the padding."""
-        elements = xp.arange(self.kernel, device=like.device)
-        starts = xp.arange(self.number, device=like.device) * self.stride - self.before
-        position = xp.expand_dims(elements * self.dilation, axis=1) + starts
-        return position, xp.logical_and(position >= 0, position < self.extent)
-
-    def covering(self, xp: Namespace, like: Array) -> tuple[Array, Array, Array]:
-        """For each position which elements of which windows cover it, (most, extent) both, and which of these exist.
-
-        Element e of window w lies at w * stride + e * dilation - before. Without dilation the elements that can lie
-        at one position are `stride` apart, so that at most ceil(kernel / stride) do.
-        """
-        apart = self.stride if self.dilation == 1 else 1
-        place = xp.arange(self.extent, device=like.device) + self.before
-        most = xp.expand_dims(xp.arange(-(-self.kernel // apart), device=like.device), axis=1)
-        element = place % apart + most * apart
-        begins = place - element * self.dilation
-        window = begins // self.stride
-        exists = xp.logical_and(element < self.kernel, window * self.stride == begins)
-        inside = xp.logical_and(window >= 0, window < self.number)
-        return element, window, xp.logical_and(exists, inside)
+    @property
+    def reach(self) -> int:
+        """The elements from the first window's begin to the last one's end."""
+        return (self.number - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
 
 
 def check_padding(padding: Any) -> tuple[int, int] | str:
@@ -88,8 +66,8 @@ def windows_of(
         whole = tuple(extent + p for extent, (_, p) in zip(extents, padded, strict=True))
         raise ShapeError(
             f"{name}: a window of {kernel[0]} x {kernel[1]} elements{_apart(dilation)} covers {spans[0]} x {spans[1]}"
-            f" and does not fit an image of {extents[0]} x {extents[1]}, with padding {whole[0]} x {whole[1]}: take a "
-            "smaller kernel or more padding"
+            f" and does not fit an image of {extents[0]} x {extents[1]}, with padding {whole[0]} x {whole[1]}: take "
+            "a smaller kernel or more padding"
         )
     rows, columns = (
         Windows(extent, k, s, d, before, (extent + p - span) // s + 1)
@@ -104,62 +82,89 @@ def _apart(dilation: tuple[int, int]) -> str:
     return "" if dilation == (1, 1) else f" with dilation {dilation}"
 
 
-def unfold(
-    xp: Namespace, x: Array, windows: tuple[Windows, Windows], order: tuple[int, ...], fill: float = 0
-) -> Array:
-    """The elements of every window of x (n, C, H, W), in this order of (C, kh, kw, oh, ow); `fill` in the padding.
+def elements(xp: Namespace, x: Array, windows: tuple[Windows, Windows], fill: float = 0) -> list[Array]:
+    """For each element of a window, row by row, those of all windows of x (n, C, H, W): arrays (n, C, oh, ow).
 
-    One gather by a table of positions: that was faster than cutting out and stacking slices on images of several
-    channels, and knows every stride and dilation.
+    `fill` is what stands in the padding. They are views of x if there is none.
     """
-    channels, height, width = x.shape[1:]
-    (top, in_rows), (left, in_columns) = (axis.covered(xp, x) for axis in windows)
-    planes = _spread(xp, xp.arange(channels, device=x.device) * (height * width), 0)
-    index = planes + _spread(xp, top * width, 1, 3) + _spread(xp, left, 2, 4)
-    inside = xp.logical_and(_spread(xp, in_rows, 1, 3), _spread(xp, in_columns, 2, 4))
-    index = xp.permute_dims(xp.where(inside, index, channels * height * width), order)
-    return _gather(xp, x, index, fill)
+    cuts = []
+    for axis, w in zip((2, 3), windows, strict=True):
+        x = _pad(xp, x, axis, w.before, max(0, w.reach - w.before - w.extent), fill)
+        begins = [e * w.dilation for e in range(w.kernel)]
+        cuts.append([slice(b, b + (w.number - 1) * w.stride + 1, w.stride) for b in begins])
+    return [x[:, :, rows, columns] for rows in cuts[0] for columns in cuts[1]]
 
 
-def fold(
-    xp: Namespace,
-    patches: Array,
-    shape: tuple[int, ...],
-    windows: tuple[Windows, Windows],
-    order: tuple[int, ...],
-) -> Array:
-    """What `unfold` in this order laid out, added up again: for each element of (n, C, H, W) its windows' sum.
+def unfold(xp: Namespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
+    """Every window of x (n, C, H, W) as a row (n oh ow, C kh kw), with zeros in the padding.
 
-    The windows that cover an element are added in the order of the element's place in them, first rows, then columns.
+    One gather by a table of positions: for more than a few channels it is faster than stacking `elements`.
     """
-    _, channels, _, _ = shape
+    positions = []
+    for axis, w in zip((2, 3), windows, strict=True):
+        x = _pad(xp, x, axis, w.before, max(0, w.reach - w.before - w.extent), 0)
+        begins, steps = (xp.arange(count, device=x.device) for count in (w.number, w.kernel))
+        positions.append(xp.expand_dims(begins * w.stride, axis=1) + steps * w.dilation)
+    n, channels, height, width = x.shape
+    planes = xp.arange(channels, device=x.device) * (height * width)
+    top, left = positions[0] * width, positions[1]
+    index = (
+        xp.reshape(top, (top.shape[0], 1, 1, top.shape[1], 1))
+        + xp.reshape(left, (left.shape[0], 1, 1, left.shape[1]))
+        + xp.reshape(planes, (channels, 1, 1))
+    )
+    found = xp.take(xp.reshape(x, (n, channels * height * width)), xp.reshape(index, (-1,)), axis=1)
+    return xp.reshape(found, (n * top.shape[0] * left.shape[0], channels * top.shape[1] * left.shape[1]))
+
+
+def fold(xp: Namespace, parts: list[Array], windows: tuple[Windows, Windows], axis: int) -> Array:
+    """The sum over all windows of what belongs to each element: what `elements` took apart, added up again.
+
+    parts: for each element of a window, row by row, an array with the windows at `axis` and `axis` + 1, which become
+    H and W. Parts are added in their order, first those of one row.
+    """
     rows, columns = windows
-    sizes = channels, rows.kernel, columns.kernel, rows.number, columns.number
-    strides = [size_of([sizes[a] for a in order[order.index(axis) + 1 :]]) for axis in range(5)]
-    (i, y, in_rows), (j, x, in_columns) = (axis.covering(xp, patches) for axis in windows)
-    planes = _spread(xp, xp.arange(channels, device=patches.device) * strides[0], 2)
-    index = planes + _spread(xp, i * strides[1] + y * strides[3], 0, 3)
-    index = index + _spread(xp, j * strides[2] + x * strides[4], 1, 4)
-    inside = xp.logical_and(_spread(xp, in_rows, 0, 3), _spread(xp, in_columns, 1, 4))
-    index = xp.where(inside, index, size_of(sizes))
-    index = xp.reshape(index, (index.shape[0] * index.shape[1], *index.shape[2:]))
-    found = _gather(xp, patches, index, 0)
-    total = found[:, 0, ...]
-    for k in range(1, index.shape[0]):
-        total = total + found[:, k, ...]
-    return total
+    lines = [
+        _joined(xp, parts[i * columns.kernel : (i + 1) * columns.kernel], columns, axis + 1)
+        for i in range(rows.kernel)
+    ]
+    return _joined(xp, lines, rows, axis)
 
 
-def _spread(xp: Namespace, table: Array, *axes: int) -> Array:
-    """A table's axes as these of five."""
-    extents = [1, 1, 1, 1, 1]
-    placed = dict(zip(axes, table.shape, strict=True))
-    return xp.reshape(table, tuple(placed.get(axis, extent) for axis, extent in enumerate(extents)))
+def _joined(xp: Namespace, parts: list[Array], w: Windows, axis: int) -> Array:
+    """fold along one axis, where element e of window u is at position u stride + e dilation - before.
+
+    Parts whose e dilation leave the same remainder by the stride meet at every stride-th position: they are added,
+    each shifted by whole strides, and the sums for all remainders are laid between one another.
+    """
+    shape, length = parts[0].shape, -(-max(w.reach, w.before + w.extent) // w.stride)
+    sums = []
+    for remainder in range(w.stride):
+        total = None
+        for e, part in enumerate(parts):
+            if e * w.dilation % w.stride == remainder:
+                shift = e * w.dilation // w.stride
+                part = _pad(xp, part, axis, shift, length - shift - w.number, 0)
+                total = part if total is None else total + part
+        if total is None:
+            total = _filled(xp, parts[0], axis, length, 0)
+        sums.append(total)
+    whole = sums[0]
+    if w.stride > 1:
+        whole = xp.reshape(
+            xp.stack(sums, axis=axis + 1), (*shape[:axis], length * w.stride, *shape[axis + 1 :])
+        )
+    return whole[(slice(None),) * axis + (slice(w.before, w.before + w.extent), ...)]
 
 
-def _gather(xp: Namespace, x: Array, index: Array, fill: float) -> Array:
-    """Of each sample of x the elements that `index` numbers; the number after the last is `fill`."""
-    n, size = x.shape[0], size_of(x.shape[1:])
-    outside = xp.full((n, 1), fill, dtype=x.dtype, device=x.device)
-    flat = xp.concat((xp.reshape(x, (n, size)), outside), axis=1)
-    return xp.reshape(xp.take(flat, xp.reshape(index, (-1,)), axis=1), (n, *index.shape))
+def _pad(xp: Namespace, x: Array, axis: int, before: int, after: int, fill: float) -> Array:
+    """x with so many elements more at both ends of an axis."""
+    ends = [_filled(xp, x, axis, count, fill) if count else None for count in (before, after)]
+    parts = [part for part in (ends[0], x, ends[1]) if part is not None]
+    return xp.concat(parts, axis=axis) if len(parts) > 1 else x
+
+
+def _filled(xp: Namespace, like: Array, axis: int, extent: int, fill: float) -> Array:
+    """An array like another, but for one axis, that holds `fill`."""
+    shape = (*like.shape[:axis], extent, *like.shape[axis + 1 :])
+    return xp.full(shape, fill, dtype=like.dtype, device=like.device)
