@@ -19,9 +19,9 @@ class Conv2D(Op):
 
     with 0 for x outside the image; oh = floor((H + 2 p - d (kh - 1) - 1) / s) + 1, ow likewise. It is dense of the
     windows as rows (n oh ow, C kh kw) and the weights as a matrix (C kh kw, O), so dw is dense's, and dx is dense's
-    with the windows added up; db is the sum over images and places. stride s, padding p, dilation d: a number or a pair (of rows, of columns);
-    padding may be "same", which gives y the size of x with stride 1. Strictly speaking a cross-correlation, as in
-    PyTorch's conv2d, whose layout and formula it has.
+    with the windows added up; db is the sum over images and places. stride s, padding p, dilation d: a number or a
+    pair (of rows, of columns); padding may be "same", which gives y the size of x with stride 1. Strictly speaking a
+    cross-correlation, as PyTorch's conv2d, whose layout and formula it has.
     Raises ShapeError for shapes that do not fit and OptionError for such options.
     """
 
