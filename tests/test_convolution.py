@@ -296,21 +296,13 @@ def test_global_average():
     np.testing.assert_allclose(layers.GlobalAvgPool()(x), x.mean(axis=(2, 3)), rtol=1e-12)
 
 
-class AsImages(xnn.Op):
+class Images(layers.Layer):
     """(n, 144) as (n, 1, 12, 12)."""
 
-    def forward(self, xp, x):
-        return xp.reshape(x, (x.shape[0], 1, 12, 12)), x.shape
+    op = ops.reshape
 
-    def backward(self, xp, grad, shape):
-        return (xp.reshape(grad, shape),)
-
-
-class Images(layers.Function):
-    """The op as a layer that knows its shape."""
-
-    def __init__(self):
-        super().__init__(AsImages())
+    def options(self, xp):
+        return {"shape": (-1, 1, 12, 12)}
 
     def output_shape(self, shape):
         return 1, 12, 12
