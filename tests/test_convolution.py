@@ -94,7 +94,7 @@ def test_max_pool2d_gives_the_gradient_to_the_first_of_equals():
     y, saved = forward_of(ops.max_pool2d, np, (x,), {"kernel_size": 2})
     np.testing.assert_array_equal(y[0, 0], [[1, 1], [-np.inf, np.nan]])
     (dx,) = backward_of(ops.max_pool2d, np, np.array([[[[1.0, 2.0], [3.0, 4.0]]]]), saved)
-    np.testing.assert_array_equal(dx[0, 0], [[1, 0, 2, 0], [0, 0, 0, 0], [3, 0, 0, 4], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(dx[0, 0], [[1, 0, 2, 0], [0, 0, 0, 0], [3, 0, 4, 0], [0, 0, 0, 0]])
 
 
 def test_no_gradient_goes_to_the_padding():

@@ -1,4 +1,4 @@
-"""Images and words in exact numerics: dense's slices, and the same bits whatever kernels, backend, order and workers."""
+"""Images and words in exact numerics: dense's slices, and the same bits whatever kernels, backend, order, workers."""
 
 import threading
 

@@ -44,7 +44,7 @@ class MaxPool2D(_Pool):
 
     oh = floor((H + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, ow likewise; each option a number or a pair.
     stride is kernel_size when not given; padding counts as -infinity. The gradient goes to the first of a window's
-    largest elements, row by row (the first NaN where there is one), as in PyTorch's max_pool2d.
+    largest elements, row by row, as in PyTorch's max_pool2d; to the first of all where the window holds NaN.
     """
 
     name = "max_pool2d"
@@ -72,8 +72,7 @@ class MaxPool2D(_Pool):
         inside = elements(xp, xp.ones((1, *x.shape[1:]), dtype=free.dtype, device=x.device), windows, False)
         parts = []
         for element, here in zip(elements(xp, x, windows, float("-inf")), inside, strict=True):
-            largest = xp.logical_or(element == y, element != element)
-            chosen = xp.logical_and(xp.logical_and(largest, here), free)
+            chosen = xp.logical_and(xp.logical_and(xp.logical_not(element < y), here), free)
             free = xp.logical_and(free, xp.logical_not(chosen))
             parts.append(xp.where(chosen, grad, 0.0))
         return (fold(xp, parts, windows, axis=2),)
