@@ -14,7 +14,7 @@ from xnn.ops.op import backward_of, forward_of
 TABLE = np.random.default_rng(1).standard_normal((6, 3))
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (2, 5), (2, 3, 4), (0,), (3, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(), (4,), (2, 5), (2, 3, 4), (500,), (0,), (3, 0)], ids=str)
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
 def test_rows_and_their_gradient(lib, shape, dtype):
     rng = np.random.default_rng(2)
@@ -96,9 +96,12 @@ def test_a_model_of_words_learns(lib, numerics, tmp_path):
     assert words.output_shape((3,)) == (2,)
 
 
-def test_every_table_trains_the_same_exact_model():
+@pytest.mark.parametrize("table", ["numpy", "compiled"])
+def test_kernels_train_the_same_exact_model(table):
+    if table == "compiled":
+        pytest.importorskip("numba")
     digests = set()
-    for kernels in ("ops", "numpy"):
+    for kernels in ("ops", table):
         words = model()
         trainer = xnn.Trainer(
             words, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels=kernels, numerics="exact"

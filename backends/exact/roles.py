@@ -2,7 +2,8 @@
 
 Dense's weights are one slice on the scale of the whole tensor; activations and gradients are two, on the scale of
 their row. In the weights' gradient the inputs are one slice and the outputs' gradients two, on the scale of their
-column over the whole batch, wherever its rows are. Pixels (ScaledIntegers) are integers already.
+column over the whole batch, wherever its rows are. Pixels (ScaledIntegers) are integers already. Conv2D is Dense of
+the windows of its images.
 """
 
 from __future__ import annotations

@@ -198,9 +198,11 @@ class Sequential(Layer):
     @property
     def first_layer(self) -> Layer | None:
         """The first layer that computes with its input, inside nested models too; None if there is none."""
-        moving = (ops.flatten, ops.reshape)
-        first = next((layer for layer in self.layers if getattr(layer, "op", None) not in moving), None)
-        return first.first_layer if isinstance(first, Sequential) else first
+        for layer in self.layers:
+            found = layer.first_layer if isinstance(layer, Sequential) else layer
+            if found is not None and getattr(found, "op", None) not in (ops.flatten, ops.reshape):
+                return found
+        return None
 
     @property
     def last_op(self) -> Op | None:
@@ -235,10 +237,10 @@ class Sequential(Layer):
         if input_shape is None:
             first = next((layer for layer in self.layers if layer.parameters()), None)
             if not isinstance(first, Dense):
-                raise OptionError(
-                    "summary needs input_shape=(...), that of one sample: "
-                    f"{'no layer with weights' if first is None else type(first).__name__} tells it"
+                teller = (
+                    "no layer has weights" if first is None else f"{type(first).__name__} does not tell it"
                 )
+                raise OptionError(f"summary needs input_shape=(...), that of one sample: {teller}")
             input_shape = (first.inputs,)
         rows = [("layer", "output shape", "parameters", "FLOPs/sample")]
         shape = tuple(input_shape)
