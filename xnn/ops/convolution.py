@@ -71,7 +71,7 @@ class Conv2D(Op):
     def d_images(
         self, xp: Namespace, d_rows: Array, shape: tuple[int, ...], windows: tuple[Windows, Windows]
     ) -> Array:
-        """dx from the rows' gradient; pieces keep the channels last, since so they lie side by side."""
+        """dx from the rows' gradient; channels are the last axis until all is added, which is faster."""
         (n, channels), (rows, columns) = shape[:2], windows
         d = xp.reshape(d_rows, (n, rows.number, columns.number, channels, rows.kernel, columns.kernel))
         parts = [d[..., i, j] for i in range(rows.kernel) for j in range(columns.kernel)]
