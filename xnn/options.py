@@ -8,7 +8,7 @@ from typing import Any
 
 from xnn.errors import OptionError
 
-__all__ = ["check_count", "check_dtype", "check_integer", "check_real"]
+__all__ = ["check_count", "check_dtype", "check_integer", "check_pair", "check_real"]
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
@@ -24,6 +24,17 @@ def check_integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise OptionError(f"{name} must be an integer, got {repr(value)[:60]}")
     return int(value)
+
+
+def check_pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
+    """An integer of at least `least` for both axes, or a pair of them (of rows, of columns), as a pair."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    try:
+        first, second = (check_count(name, item, least) for item in pair)
+    except ValueError:
+        allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise OptionError(f"{name} must be {allowed} or a pair of them, got {repr(value)[:60]}") from None
+    return first, second
 
 
 def check_real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:

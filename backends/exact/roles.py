@@ -2,7 +2,8 @@
 
 Dense's weights are one slice on the scale of the whole tensor; activations and gradients are two, on the scale of
 their row. In the weights' gradient the inputs are one slice and the outputs' gradients two, on the scale of their
-column over the whole batch, wherever its rows are. Pixels (ScaledIntegers) are integers already.
+column over the whole batch, wherever its rows are. Pixels (ScaledIntegers) are integers already. Conv2D is Dense of
+the windows of its images.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from xnn.backends.exact.scaled import ScaledIntegers, integer_bits
 from xnn.backends.exact.slices import budget, exponent, product_bits, slice_one, slice_two
 from xnn.ops import Array, Op
 from xnn.ops.activations import Rescale
+from xnn.ops.convolution import Conv2D
 from xnn.ops.linear import Dense, check_bias, check_product
 from xnn.ops.op import size_of
+from xnn.ops.windows import Windows
 
 __all__ = ["ROLES", "DenseBits"]
 
@@ -152,6 +155,25 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], size_of(shape[1:])
 
 
+class ExactConv2D(Conv2D):
+    """ops.conv2d by slices: its product is ExactDense, which cuts weights once, windows and gradients row by row."""
+
+    takes_stored = True
+    name = "conv2d"
+    product = ExactDense()
+
+    def forward(
+        self, xp: ExactNamespace, x: Array, weight: Array, bias: Array | None = None, **options: Any
+    ) -> tuple[Array, Any]:
+        return super().forward(xp, x, weight, None if bias is None else xp.enter(bias), **options)
+
+    def rows(self, xp: ExactNamespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
+        """As conv2d's; integers stay integers."""
+        if isinstance(x, ScaledIntegers):
+            return x.with_integers(super().rows(xp.base, x.integers, windows))
+        return super().rows(xp, x, windows)
+
+
 class ExactRescale(Rescale):
     """ops.rescale, that leaves integers of at most 16 bits what they are."""
 
@@ -200,6 +222,7 @@ class _Moved(Op):
 #: Each op's exact form.
 ROLES: dict[Op, Op] = {
     ops.dense: ExactDense(),
+    ops.conv2d: ExactConv2D(),
     ops.rescale: ExactRescale(),
     ops.flatten: _Moved(ops.flatten),
     ops.reshape: _Moved(ops.reshape),

@@ -2,7 +2,7 @@
 
 A pixel k / 255 needs 24 bits as float32, its integer 8. Kept as integers, a batch of images needs no slicing, its
 products take half the work and the weights keep more bits. Like a quantized tensor of PyTorch, it is an array of
-float32 to whoever reads it; Dense alone looks inside.
+float32 to whoever reads it; Dense and Conv2D alone look inside.
 """
 
 from __future__ import annotations

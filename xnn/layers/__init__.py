@@ -3,8 +3,10 @@
 from xnn.layers.augment import ElasticDeformation, RandomAffine, augmentation
 from xnn.layers.composite import Composite, Lambda
 from xnn.layers.container import Add, Container, Identity, Parallel
+from xnn.layers.convolution import AvgPool2D, Conv2D, GlobalAvgPool, MaxPool2D
 from xnn.layers.dense import Affine, Dense, Linear, Rescale
 from xnn.layers.dropout import Drawing, Dropout
+from xnn.layers.embedding import Embedding
 from xnn.layers.functions import (
     ELU,
     GELU,
@@ -21,8 +23,9 @@ from xnn.layers.functions import (
     Softplus,
     Tanh,
 )
-from xnn.layers.layer import Buffer, Layer, Parameter
+from xnn.layers.layer import Layer
 from xnn.layers.normalization import BatchNorm, LayerNorm
+from xnn.layers.parameter import Buffer, Parameter
 from xnn.layers.sequential import Sequential
 
 __all__ = [
@@ -31,16 +34,20 @@ __all__ = [
     "SELU",
     "Add",
     "Affine",
+    "AvgPool2D",
     "BatchNorm",
     "Buffer",
     "Composite",
     "Container",
+    "Conv2D",
     "Dense",
     "Drawing",
     "Dropout",
     "ElasticDeformation",
+    "Embedding",
     "Flatten",
     "Function",
+    "GlobalAvgPool",
     "Identity",
     "Lambda",
     "Layer",
@@ -48,6 +55,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "MaxPool2D",
     "Parallel",
     "Parameter",
     "RandomAffine",

@@ -10,7 +10,8 @@ from xnn.autograd import Value, gradients_of
 from xnn.backends import backend_of
 from xnn.errors import GraphError, OptionError
 from xnn.graph import Kept, Node, Weight
-from xnn.layers.layer import Buffer, Layer, as_one_op, computed, computes_its_own_way, tried_shape
+from xnn.layers.layer import Layer, as_one_op, computed, computes_its_own_way, tried_shape
+from xnn.layers.parameter import Buffer
 from xnn.ops import Array
 from xnn.ops.op import apply_rule
 

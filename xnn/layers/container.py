@@ -9,7 +9,8 @@ from xnn import ops
 from xnn.backends import backend_of
 from xnn.errors import OptionError, ShapeError
 from xnn.graph import Node
-from xnn.layers.layer import Layer, Parameter, computed, computes_its_own_way
+from xnn.layers.layer import Layer, computed, computes_its_own_way
+from xnn.layers.parameter import Parameter
 from xnn.ops import Array, Namespace
 from xnn.ops.op import backward_of, forward_of
 

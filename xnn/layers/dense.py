@@ -9,10 +9,11 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, backend_of
-from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.errors import OptionError, ShapeError
 from xnn.graph import Node
 from xnn.initializers import Glorot, Initializer, Zeros
-from xnn.layers.layer import Layer, Parameter, computed
+from xnn.layers.layer import Layer, check_input_dtype, computed
+from xnn.layers.parameter import Parameter
 from xnn.ops import Array
 from xnn.ops.op import forward_of
 from xnn.options import check_count, check_dtype
@@ -48,28 +49,15 @@ class Dense(Layer):
         self.bias = Parameter("bias", (self.outputs,), bias_init, dtype) if bias else None
         super().__init__(*(p for p in (self.weight, self.bias) if p is not None), seed=seed)
 
-    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
-        """As every layer, after a look at the input's width."""
-        self._check(x)
-        return super().apply(x, training)
-
-    def _check(self, x: Array) -> None:
+    def check(self, x: Array) -> None:
+        """Backend, width and dtype as the weights have them."""
         backend_of(x, self.weight.value)  # an array, and not one of another backend
+        name = f"Dense({self.inputs}, {self.outputs})"
         if x.ndim < 1 or x.shape[-1] != self.inputs:
             raise ShapeError(
-                f"Dense({self.inputs}, {self.outputs}) got an input of shape {tuple(x.shape)}; "
-                f"its last axis must be {self.inputs}"
+                f"{name} got an input of shape {tuple(x.shape)}; its last axis must be {self.inputs}"
             )
-        if x.dtype != self.weight.value.dtype:
-            raise DTypeError(
-                f"Dense({self.inputs}, {self.outputs}) holds {self.dtype} weights and got {x.dtype}: convert the "
-                f"input (Rescale does for integers), or build the layer with dtype='float64'"
-            )
-
-    def trace(self, x: Node) -> Node:
-        """dense(x, weight, bias), after the same look at the input."""
-        self._check(x.value)
-        return super().trace(x)
+        check_input_dtype(name, x, self.weight)
 
     def config(self) -> dict[str, Any]:
         """Sizes, bias and dtype; the initializers have done their work."""

@@ -11,7 +11,7 @@ from xnn.backends import backend_of
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.initializers import Ones, Zeros
 from xnn.layers.composite import Composite
-from xnn.layers.layer import Buffer, Parameter
+from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops.normalization import running_moments
 from xnn.options import check_count, check_dtype, check_real
 

@@ -97,9 +97,7 @@ class Sequential(Container):
     @property
     def takes_integers(self) -> bool:  # type: ignore[override]
         """Whether its first layer does, one that only gives another shape aside."""
-        moving = (ops.flatten, ops.reshape, ops.identity)
-        first = next((layer for layer in self.layers if getattr(layer, "op", None) not in moving), None)
-        return first is not None and first.takes_integers
+        return self.first_layer is not None and self.first_layer.takes_integers
 
     def prepare(self, x: Any) -> Any:
         """Samples as the first layer takes them: numbers in the model's dtype, but integers untouched
@@ -114,6 +112,8 @@ class Sequential(Container):
         if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):
             raise DTypeError(f"samples must be numbers, got an array of {x.dtype}")
         if not xp.isdtype(x.dtype, "real floating") and self.takes_integers:
+            if isinstance(x, np.ndarray) and self.first_layer is not None:
+                self.first_layer.check_integers(x)
             return x
         return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
@@ -145,6 +145,19 @@ class Sequential(Container):
         return classes_of(self.predict(x, batch_size), self.threshold)
 
     @property
+    def first_layer(self) -> Layer | None:
+        """The first layer that computes with its input, inside nested models too; None if there is none."""
+        for layer in self.layers:
+            found = layer.first_layer if isinstance(layer, Sequential) else layer
+            if found is not None and getattr(found, "op", None) not in (
+                ops.flatten,
+                ops.reshape,
+                ops.identity,
+            ):
+                return found
+        return None
+
+    @property
     def last_op(self) -> Op | None:
         """The op of the last layer, inside nested models too; None if there is none."""
         last = self.layers[-1] if self.layers else None
@@ -172,13 +185,16 @@ class Sequential(Container):
     def summary(self, input_shape: tuple[int, ...] | None = None) -> str:
         """A table of layers: output shape, parameters, floating-point operations per sample.
 
-        input_shape is one sample's; without it, the first Dense layer's inputs.
+        input_shape is one sample's; without it, the inputs of the first layer with weights, if that is a Dense.
         """
         if input_shape is None:
-            widths = [layer.inputs for layer in self.layers if isinstance(layer, Dense)]
-            if not widths:
-                raise OptionError("summary needs input_shape=(...): the model has no Dense layer to tell it")
-            input_shape = (widths[0],)
+            first = next((layer for layer in self.layers if layer.parameters()), None)
+            if not isinstance(first, Dense):
+                teller = (
+                    "no layer has weights" if first is None else f"{type(first).__name__} does not tell it"
+                )
+                raise OptionError(f"summary needs input_shape=(...), that of one sample: {teller}")
+            input_shape = (first.inputs,)
         rows = [("layer", "output shape", "parameters", "FLOPs/sample")]
         shape = tuple(input_shape)
         for position, layer in enumerate(self.layers):

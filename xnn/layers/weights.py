@@ -20,7 +20,8 @@ from xnn.backends import current_backend, current_numerics
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import check_writable, write_atomically
 from xnn.layers.functions import Function
-from xnn.layers.layer import Layer, Parameter
+from xnn.layers.layer import Layer
+from xnn.layers.parameter import Parameter
 from xnn.ops import Op
 
 if TYPE_CHECKING:

@@ -20,13 +20,16 @@ from xnn.ops.activations import (
     softplus,
     tanh,
 )
+from xnn.ops.convolution import conv2d
 from xnn.ops.cross_entropy import binary_cross_entropy, focal, kl_divergence, softmax_cross_entropy
 from xnn.ops.elementwise import add, div, exp, log, maximum, mul, pow, sub, where
+from xnn.ops.embedding import embedding
 from xnn.ops.images import warp
 from xnn.ops.linear import dense, matmul
 from xnn.ops.losses import LossOp, column_mse, hinge, huber, l1, mse
 from xnn.ops.normalization import moments, normalize
 from xnn.ops.op import Array, Namespace, Op
+from xnn.ops.pooling import avg_pool2d, max_pool2d
 from xnn.ops.reductions import max, mean, sum
 from xnn.ops.shaping import concat, flatten, identity, reshape, take, transpose
 
@@ -36,13 +39,16 @@ __all__ = [
     "Namespace",
     "Op",
     "add",
+    "avg_pool2d",
     "binary_cross_entropy",
     "column_mse",
     "concat",
+    "conv2d",
     "dense",
     "div",
     "dropout",
     "elu",
+    "embedding",
     "exp",
     "flatten",
     "focal",
@@ -57,6 +63,7 @@ __all__ = [
     "log_softmax",
     "matmul",
     "max",
+    "max_pool2d",
     "maximum",
     "mean",
     "moments",

@@ -55,7 +55,7 @@ class Transpose(Op):
 class Take(Op):
     """Rows (or slices along `axis`) chosen by a 1-d integer array: y[i] = x[indices[i]].
 
-    An index may come several times: its gradients are added, in the order of the indices.
+    An index may come several times: its gradients are added, two by two in the order of the indices.
     Indices lie in -n .. n - 1, negative ones counted from the end as in NumPy; beyond that NumPy raises,
     and CuPy wraps without a word.
     """
@@ -97,13 +97,10 @@ class Concat(Op):
 
 
 def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array, batch: bool = False) -> Array:
-    """`count` rows of zeros to which rows[i] is added at indices[i], in the order of i.
+    """`count` rows of zeros to which rows[i] is added at indices[i], in a defined order.
 
-    The Array API has no such function, so: sort the indices, then add the first row that names each
-    target, then the second, and so on. Each round is one gather, whatever the number of targets, and
-    the order of additions is defined (atomic additions on a GPU have none). The number of rounds is
-    read from the device once. Exact numerics have a `scatter_add` of their own. batch: whether the rows are the
-    batch's and belong to a table that all workers share, as an embedding's gradient does.
+    Exact numerics have a `scatter_add` of their own. batch: whether the rows are the batch's and belong to a table
+    that all workers share, as an embedding's gradient does.
     """
     if isinstance(xp, Boundary):
         return xp.scatter_add(count, indices, rows, batch)
@@ -111,23 +108,34 @@ def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array, batch: b
 
 
 def ordered_scatter_add(xp: Namespace, count: int, indices: Array, rows: Array) -> Array:
-    """scatter_add by additions in the order of i, in exact numerics too: where targets are the samples' own.
+    """scatter_add in one order of additions, exact numerics too: a target's sum follows from its own rows.
 
-    What a sample gets then does not depend on the others of its batch.
+    The Array API has no such function, so: sort the rows by their index, and of those that name one target add
+    the second to the first, the fourth to the third, ..., then these sums two by two, and so on. That is a gather of
+    all rows for each doubling of the most that one target gets, which is read from the device once; the order of
+    additions follows from the order of i alone (atomic additions on a GPU have none).
     """
+    if not count or not rows.shape[0]:
+        return xp.zeros((count, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
     order = xp.argsort(indices, stable=True)
-    ordered = xp.take(indices, order, axis=0)
+    ordered, rows = xp.take(indices, order, axis=0), xp.take(rows, order, axis=0)
     targets = xp.arange(count, dtype=ordered.dtype, device=ordered.device)
     first = xp.searchsorted(ordered, targets, side="left")
     past = xp.searchsorted(ordered, targets, side="right")
-    total = xp.zeros((count, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
-    rounds = int(xp.max(past - first)) if count and rows.shape[0] else 0
-    for k in range(rounds):
-        named = first + k < past
-        source = xp.take(order, xp.where(named, first + k, 0), axis=0)
-        mask = xp.reshape(named, (count,) + (1,) * (rows.ndim - 1))
-        total = total + xp.where(mask, xp.take(rows, source, axis=0), 0)
-    return total
+    place = xp.arange(rows.shape[0], dtype=first.dtype, device=rows.device)
+    rank, left = place - xp.take(first, ordered), xp.take(past, ordered) - place
+    most, step = int(xp.max(past - first)), 1
+    while step < most:
+        joined = xp.logical_and(rank % (2 * step) == 0, left > step)
+        rows = rows + _chosen(xp, rows, joined, place + step)
+        step *= 2
+    return _chosen(xp, rows, past > first, first)
+
+
+def _chosen(xp: Namespace, rows: Array, where: Array, source: Array) -> Array:
+    """rows[source[i]] where it is to be, else zeros."""
+    mask = xp.reshape(where, (where.shape[0],) + (1,) * (rows.ndim - 1))
+    return xp.where(mask, xp.take(rows, xp.where(where, source, 0), axis=0), 0)
 
 
 identity = Identity()

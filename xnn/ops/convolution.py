@@ -1,0 +1,98 @@
+"""Convolution of images, by the product that dense is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xnn.errors import ShapeError
+from xnn.ops.linear import dense
+from xnn.ops.op import Array, Namespace, Op, batch_sum, size_of
+from xnn.ops.windows import Windows, fold, unfold, windows_of
+
+__all__ = ["conv2d"]
+
+
+class Conv2D(Op):
+    """Convolution of images x (n, C, H, W) with weights (O, C, kh, kw), and a bias (O,) or none: y (n, O, oh, ow).
+
+        y[n, o, u, v] = b[o] + sum over c, i, j of w[o, c, i, j] x[n, c, u s + i d - p, v s + j d - p]
+
+    with 0 for x outside the image; oh = floor((H + 2 p - d (kh - 1) - 1) / s) + 1, ow likewise. It is dense of the
+    windows as rows (n oh ow, C kh kw) and the weights as a matrix (C kh kw, O), so dw is dense's, and dx is dense's
+    with the windows added up; db is the sum over images and places. stride s, padding p, dilation d: a number or a
+    pair (of rows, of columns); padding may be "same", which gives y the size of x with stride 1. Strictly speaking a
+    cross-correlation, as PyTorch's conv2d, whose layout and formula it has.
+    Raises ShapeError for shapes that do not fit and OptionError for such options.
+    """
+
+    #: The op whose product it is; in exact numerics that is dense's exact form.
+    product: Op = dense
+
+    def forward(
+        self,
+        xp: Namespace,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        *,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+    ) -> tuple[Array, Any]:
+        _check(x.shape, weight.shape, None if bias is None else getattr(bias, "shape", ()))
+        outputs = weight.shape[0]
+        windows = windows_of("conv2d", x.shape, weight.shape[2:], stride, padding, dilation)
+        matrix = xp.matrix_transpose(xp.reshape(weight, (outputs, size_of(weight.shape[1:]))))
+        y, saved = self.product.forward(xp, self.rows(xp, x, windows), matrix)
+        y = xp.reshape(y, (x.shape[0], windows[0].number, windows[1].number, outputs))
+        y = xp.permute_dims(y, (0, 3, 1, 2))
+        if bias is not None:
+            y = y + xp.reshape(bias, (outputs, 1, 1))
+        return y, (saved, x.shape, weight.shape, windows, bias is not None)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        product_saved, x_shape, weight_shape, windows, has_bias = saved
+        n, outputs, height, width = grad.shape
+        dy = xp.reshape(xp.permute_dims(grad, (0, 2, 3, 1)), (n * height * width, outputs))
+        d_rows, d_matrix = self.product.backward(xp, dy, product_saved)
+        dx = None if d_rows is None else self.d_images(xp, d_rows, x_shape, windows)
+        dw = xp.reshape(xp.matrix_transpose(d_matrix), weight_shape)
+        return (dx, dw, batch_sum(xp, grad, axis=(0, 2, 3))) if has_bias else (dx, dw)
+
+    def without_input_gradient(self, saved: Any) -> Any:
+        """As dense's."""
+        product_saved, *rest = saved
+        return self.product.without_input_gradient(product_saved), *rest
+
+    def rows(self, xp: Namespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
+        """Every window of every image as a row (n oh ow, C kh kw)."""
+        return unfold(xp, x, windows)
+
+    def d_images(
+        self, xp: Namespace, d_rows: Array, shape: tuple[int, ...], windows: tuple[Windows, Windows]
+    ) -> Array:
+        """dx from the rows' gradient; channels are the last axis until all is added, which is faster."""
+        (n, channels), (rows, columns) = shape[:2], windows
+        d = xp.reshape(d_rows, (n, rows.number, columns.number, channels, rows.kernel, columns.kernel))
+        parts = [d[..., i, j] for i in range(rows.kernel) for j in range(columns.kernel)]
+        return xp.permute_dims(fold(xp, parts, windows, axis=1), (0, 3, 1, 2))
+
+
+def _check(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
+    """Shapes that fit, apart from the windows' size."""
+    if len(weight) != 4:
+        raise ShapeError(
+            f"conv2d needs weights of shape (outputs, channels, height, width), got {tuple(weight)}"
+        )
+    if len(x) == 4 and x[1] != weight[1]:
+        raise ShapeError(
+            f"conv2d of images of shape {tuple(x)} with weights of shape {tuple(weight)}: the images have "
+            f"{x[1]} channels and the weights {weight[1]}"
+        )
+    if bias is not None and tuple(bias) != (weight[0],):
+        raise ShapeError(
+            f"conv2d with {weight[0]} outputs needs a bias of shape ({weight[0]},), got {tuple(bias)}"
+        )
+
+
+conv2d = Conv2D()
