@@ -12,7 +12,7 @@ from xnn.initializers import He, Initializer, Zeros
 from xnn.layers.layer import Layer, check_input_dtype
 from xnn.layers.parameter import Parameter
 from xnn.ops import Array, Namespace
-from xnn.ops.pooling import check_pool_padding
+from xnn.ops.pooling import check_pool_padding, pool_windows
 from xnn.ops.windows import check_padding, windows_of
 from xnn.options import check_count, check_dtype, check_pair
 
@@ -127,7 +127,7 @@ class _Pool(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(channels, oh, ow)."""
         _check_sample(repr(self), shape)
-        rows, columns = windows_of(
+        rows, columns = pool_windows(
             repr(self), (1, *shape), self.kernel_size, self.stride, self.padding, self.dilation
         )
         return shape[0], rows.number, columns.number

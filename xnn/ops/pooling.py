@@ -4,23 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.errors import DTypeError, OptionError
+from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.windows import Windows, elements, fold, windows_of
 from xnn.options import check_pair
 
-__all__ = ["avg_pool2d", "check_pool_padding", "max_pool2d"]
+__all__ = ["avg_pool2d", "check_pool_padding", "max_pool2d", "pool_windows"]
 
 
 def check_pool_padding(
     padding: Any, kernel: tuple[int, int], dilation: tuple[int, int] = (1, 1)
 ) -> tuple[int, int]:
-    """A pair of at most half a window each, so that no window lies in the padding alone. Raises OptionError."""
+    """A pair of at most half a window each, as PyTorch allows. Raises OptionError."""
     pair = check_pair("padding", padding, least=0)
     spans = (d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     if any(2 * p > span for p, span in zip(pair, spans, strict=True)):
         raise OptionError(f"padding of a pooling must be at most half a window, got {pair} for {kernel}")
     return pair
+
+
+def pool_windows(
+    name: str, shape: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1
+) -> tuple[Windows, Windows]:
+    """windows_of a pooling, each of which has an element of the image; stride None stands for kernel_size.
+
+    Padding of at most half a window leaves one without only if its elements lie further apart than the image is wide
+    (where PyTorch reads and writes beside it). Raises ShapeError then.
+    """
+    kernel, dilation = check_pair("kernel_size", kernel_size), check_pair("dilation", dilation)
+    padding = check_pool_padding(padding, kernel, dilation)
+    windows = windows_of(name, shape, kernel, kernel if stride is None else stride, padding, dilation)
+    for w in windows:
+        if w.extent < w.dilation and not all(map(w.holds, range(w.number))):
+            raise ShapeError(
+                f"{name}: with padding {padding} and dilation {dilation} a window has no element of an image of "
+                f"{shape[2]} x {shape[3]}: take less of either"
+            )
+    return windows
 
 
 class _Pool(Op):
@@ -29,14 +49,12 @@ class _Pool(Op):
     def _windows(
         self, xp: Namespace, x: Array, kernel_size: Any, stride: Any, padding: Any, dilation: Any
     ) -> tuple[Windows, Windows]:
-        """The windows, after a look at what is peculiar to poolings."""
+        """The windows, after a look at the dtype."""
         if not xp.isdtype(x.dtype, "real floating"):
             raise DTypeError(
                 f"{self.name} needs floating-point images, got {x.dtype}: Rescale converts integers"
             )
-        kernel, dilation = check_pair("kernel_size", kernel_size), check_pair("dilation", dilation)
-        padding = check_pool_padding(padding, kernel, dilation)
-        return windows_of(self.name, x.shape, kernel, kernel if stride is None else stride, padding, dilation)
+        return pool_windows(self.name, x.shape, kernel_size, stride, padding, dilation)
 
 
 class MaxPool2D(_Pool):

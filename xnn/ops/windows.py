@@ -31,6 +31,11 @@ class Windows(NamedTuple):
         """The elements from the first window's begin to the last one's end."""
         return (self.number - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
 
+    def holds(self, window: int) -> bool:
+        """Whether an element of this window is not in the padding."""
+        first = window * self.stride - self.before
+        return any(0 <= first + e * self.dilation < self.extent for e in range(self.kernel))
+
 
 def check_padding(padding: Any) -> tuple[int, int] | str:
     """An integer or a pair of at least 0, or "same". Raises OptionError."""
