@@ -111,7 +111,6 @@ def test_the_example_is_the_commands_own_network():
     same(model, mlp(784, (100, 200), 10, rescale=(1 / 255, 0.0), seed=3))
 
 
-@pytest.mark.skipif(not {"Reshape", "Conv2D"} <= Layer.own.keys(), reason="needs Reshape and Conv2D")
 def test_lenet():
     model = architecture.read(EXAMPLES / "lenet5.toml").build((784,), 10, (1 / 255, 0.0))
     sizes = [parameter.size for parameter in model.parameters()]

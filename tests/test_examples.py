@@ -21,6 +21,7 @@ def test_there_is_a_test_for_each():
         "miniflow",
         "mnist_mlp",
         "blocks",
+        "lenet5",
     }
 
 
@@ -112,6 +113,17 @@ def test_mnist_mlp_on_mnist():
     assert val >= 0.979
 
 
+def test_lenet5(capsys):
+    assert load("lenet5")["main"]("synthetic", epochs=1, progress=False) > 0.97
+    assert "61,750" in capsys.readouterr().out
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_lenet5_on_mnist():
+    assert load("lenet5")["main"]("mnist", progress=False) >= 0.99
+
+
 def test_blocks():
     first, last = load("blocks")["main"]()
     assert first > 0.5
@@ -123,10 +135,11 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = (EXAMPLES.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert (tmp_path / "digits.safetensors").exists()
     assert names["history"]["val_accuracy"][-1] > 0.96
+    assert names["trainer"].evaluate((names["x_test"], names["y_test"]))["top5"] > 0.9
     assert capsys.readouterr().out.count("gradients agree") == 2
