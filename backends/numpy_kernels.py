@@ -14,6 +14,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends.blas import gemm
 from xnn.backends.calls import Call, KernelTable, Runnable
+from xnn.backends.image_kernels import IMAGE_KERNELS
 from xnn.backends.rule_kernels import RULES, update_by_rule
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
@@ -360,6 +361,7 @@ NUMPY_KERNELS = KernelTable(
         ("metric", accuracy): (_accuracy, serves_labels),
         ("update", updates.sgd): (_sgd, serves_update),
         ("update", updates.adam): (_adam, serves_adam),
+        **IMAGE_KERNELS,
         **{("update", rule): (update_by_rule(np), serves_update) for rule in RULES},
         **{("forward", op): (_activation, serves) for op in ACTIVATIONS},
         **{("backward", op): (_activation_backward, serves) for op in ACTIVATIONS},
