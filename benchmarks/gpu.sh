@@ -14,7 +14,7 @@ part() { # name, command...: keep its output and its exit code
 }
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/device.txt" 2>&1
 part info python3 -m xnn info --probe
-part check python3 -m xnn check
+part check python3 -m xnn check --table
 part bench python3 -m xnn bench --batch-sizes 32,512,2048 --json "$out/bench.json"
 part bench-large python3 -m xnn bench --preset large --batch-sizes 128,1024 --repeat 5 --json "$out/bench-large.json"
 part sweep python3 -m xnn bench --sweep --repeat 3 --json "$out/sweep.json"
@@ -29,6 +29,9 @@ for dropout in 0 0.2; do
         XNN_BACKEND=$backend part "train-$backend-$dropout" \
             python3 -m xnn train --dataset synthetic --epochs 3 --seed 1 --dropout $dropout --json
     done
+done
+for backend in numpy cupy; do
+    XNN_BACKEND=$backend part "lenet5-$backend" python3 examples/lenet5.py synthetic
 done
 XNN_BACKEND=cupy part train-large python3 -m xnn train --dataset synthetic --epochs 3 --hidden 2500,2000,1500 --batch-size 512 --json
 echo "results in $out"

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import xnn
 from xnn import initializers, layers, losses, ops, optimizers
@@ -37,6 +39,31 @@ def test_dense_by_hand(lib):
     assert host(lib, layer.bias.grad).tolist() == [5.0, 5.0]
     assert layer.backward(dout, input_gradient=False) is None
     assert host(lib, layer.weight.grad).tolist() == [[5.0, 5.0]] * 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lead=st.lists(st.integers(1, 4), min_size=1, max_size=3), inputs=st.integers(1, 6), outputs=st.integers(1, 6),
+    bias=st.booleans(), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_dense_is_pytorchs_linear(lead, inputs, outputs, bias, seed):
+    torch = pytest.importorskip("torch")
+    own = Dense(inputs, outputs, bias=bias, dtype="float64", seed=seed)
+    theirs = torch.nn.Linear(inputs, outputs, bias=bias, dtype=torch.float64)
+    theirs.weight.data = torch.tensor(own.weight.value.T.copy())
+    if bias:
+        own.bias.value = np.arange(outputs) - 1.5
+        theirs.bias.data = torch.tensor(own.bias.value)
+    rng = np.random.default_rng(seed)
+    x, dy = rng.normal(size=(*lead, inputs)), rng.normal(size=(*lead, outputs))
+    given_x = torch.tensor(x, requires_grad=True)
+    wanted = theirs(given_x)
+    wanted.backward(torch.tensor(dy))
+    np.testing.assert_allclose(own.forward(x), wanted.detach(), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(own.backward(dy), given_x.grad, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(own.weight.grad, theirs.weight.grad.T, rtol=1e-12, atol=1e-13)
+    if bias:
+        np.testing.assert_allclose(own.bias.grad, theirs.bias.grad, rtol=1e-12, atol=1e-13)
 
 
 def test_dense_without_bias():
