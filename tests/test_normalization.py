@@ -308,5 +308,11 @@ def test_what_does_not_fit_is_said(make, kind, said):
         make()
 
 
+def test_statistics_alone_say_the_models_dtype():
+    model = Sequential(BatchNorm(2, affine=False, dtype="float64"))
+    assert model.dtype == "float64"
+    assert model.predict([[1, 2], [3, 4]]).dtype == np.float64
+
+
 def test_ones_are_ones():
     assert initializers.Ones()(None, (2, 3)).tolist() == [[1.0] * 3] * 2

@@ -90,15 +90,15 @@ class Sequential(Container):
 
     @property
     def backend(self) -> Backend:
-        """Where the parameters live; the current backend if there are none."""
-        parameters = self.parameters()
-        return backend_of(parameters[0].value) if parameters else current_backend()
+        """Where its arrays live; the current backend if there are none."""
+        held = self.parameters() or self.buffers()
+        return backend_of(held[0].value) if held else current_backend()
 
     @property
     def dtype(self) -> str:
-        """The first parameter's dtype by name; float32 if there are none."""
-        parameters = self.parameters()
-        return parameters[0].dtype if parameters else "float32"
+        """The first parameter's dtype by name, or the first buffer's; float32 if there are none."""
+        held = self.parameters() or self.buffers()
+        return held[0].dtype if held else "float32"
 
     @property
     def takes_integers(self) -> bool:  # type: ignore[override]
