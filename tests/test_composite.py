@@ -264,6 +264,37 @@ def test_a_composite_may_begin_with_its_parameters_and_change_the_shape(numerics
         assert trained.predict(x).shape == (50, 3)
 
 
+class Places(Composite):
+    """A vector for each word and one for each place."""
+
+    takes_integers = True
+
+    def __init__(self, words, places, width):
+        start = initializers.Normal(1.0)
+        weights = (
+            Parameter("words", (words, width), start, "float32"),
+            Parameter("places", (places, width), start, "float32"),
+        )
+        super().__init__(*weights)
+
+    def compute(self, x, words, places, training):
+        return ops.embedding(x, words) + places
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_a_composite_may_take_integers(numerics):
+    with xnn.numerics(numerics):
+        x, y = np.arange(40).reshape(10, 4) % 5, np.arange(10) % 3
+        by_hand, trained = (
+            Sequential(Places(5, 4, 2), layers.Flatten(), Dense(8, 3), seed=1) for _ in range(2)
+        )
+        steps_by_hand(by_hand, x, y, epochs=2, batch_size=4)
+        trainer = xnn.Trainer(trained, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels="ops")
+        trainer.fit((x, y), epochs=2, batch_size=4, progress=False)
+        assert weights_sha256(by_hand) == weights_sha256(trained)
+        assert trained.predict(x).shape == (10, 3)
+
+
 def test_branches_take_integers_where_all_of_them_do(lib):
     def model():
         words = Parallel(layers.Embedding(5, 2), Sequential(layers.Embedding(5, 3)), axis=2)

@@ -86,7 +86,7 @@ class Composite(Layer):
         return y
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Found by trying it on two samples of ones."""
+        """Found by trying it on two samples."""
         return tried_shape(self, shape)
 
 
