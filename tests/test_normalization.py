@@ -193,6 +193,15 @@ def test_statistics_go_back_when_a_run_diverges():
         assert np.isfinite(a.value).all()
 
 
+def test_statistics_that_overflow_are_heard_of():
+    model = Sequential(BatchNorm(2), Dense(2, 2))
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+    x = np.array([[1e30, 0.0], [-1e30, 1.0]], np.float32)
+    with pytest.raises(DivergenceError, match="not finite"):
+        trainer.fit((x, np.array([0, 1])), progress=False)
+    assert model.buffers()[1].value.tolist() == [1.0, 1.0]
+
+
 def test_one_sample_in_a_batch_is_no_division_by_zero():
     layer = BatchNorm(2)
     y = layer.forward(np.array([[3.0, 4.0]], np.float32), training=True)

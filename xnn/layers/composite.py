@@ -39,7 +39,10 @@ class Composite(Layer):
         raise NotImplementedError(f"{type(self).__name__} needs a compute of its own")
 
     def keep(self, buffers: Sequence[Buffer], rule: Callable[..., Any], source: Any, **options: Any) -> None:
-        """Change buffers in each training step: their values become rule(xp, *values, source, **options), a tuple."""
+        """Change buffers in each training step: their values become rule(xp, *values, source, **options), a tuple.
+
+        source is made of x: what is made of parameters or constants alone is in no program.
+        """
         if isinstance(source, Node):
             Kept(source, buffers, rule, options)
             return
