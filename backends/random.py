@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from xnn.errors import OptionError
+from xnn.ops.special import rational
 
 __all__ = ["Purpose", "Stream"]
 
@@ -197,23 +198,14 @@ _TAIL = (
 _BELOW_2 = 0.02275013194817921
 
 
-def _rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], r: np.ndarray) -> np.ndarray:
-    """A quotient of two polynomials by Horner's rule, highest power first."""
-    top, bottom = (np.full_like(r, side[0]) for side in coefficients)
-    for a, b in zip(coefficients[0][1:], coefficients[1][1:], strict=True):
-        top = top * r + a
-        bottom = bottom * r + b
-    return np.asarray(top / bottom)
-
-
 def _normal_quantile(p: np.ndarray) -> np.ndarray:
     """The z with P(Z <= z) = p, for 0 < p < 1."""
     q = p - 0.5
-    centre = q * _rational(_CENTRE, 0.180625 - q * q)
+    centre = q * rational(_CENTRE, 0.180625 - q * q)
     # Outside the centre; np.where evaluates both, so keep the logarithm's argument sensible inside.
     outside = np.abs(q) > 0.425
     r = np.sqrt(-_log(np.where(outside, np.minimum(p, 1.0 - p), 0.25)))
-    far = np.where(r <= 5.0, _rational(_SHOULDER, r - 1.6), _rational(_TAIL, r - 5.0))
+    far = np.asarray(np.where(r <= 5.0, rational(_SHOULDER, r - 1.6), rational(_TAIL, r - 5.0)))
     return np.where(outside, np.where(q < 0.0, -far, far), centre)
 
 

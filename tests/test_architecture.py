@@ -138,6 +138,10 @@ def test_what_stands_before_the_first_layer(read):
     own = read('[[layers]]\ntype = "Rescale"\nscale = [1.0, 0.5]\n' + DENSE).build((2,), 1, scaling)
     assert [type(layer).__name__ for layer in own.layers] == ["Rescale", "Dense"]
     assert own.layers[0].scale.tolist() == [1.0, 0.5]
+    behind = read(
+        '[[layers]]\ntype = "Reshape"\nshape = 2\n[[layers]]\ntype = "Rescale"\nscale = 0.5\n' + DENSE
+    ).build((2,), 1, scaling)
+    assert [type(layer).__name__ for layer in behind.layers] == ["Reshape", "Rescale", "Dense"]
     assert len(read(DENSE).build((2,), 1).layers) == 1
 
 
@@ -265,13 +269,13 @@ WRONG = [
     (layer("Dense", "outputs = 3", "bias = 1"), 4, "true or false, got 1"),
     (layer("Dense", "outputs = 3", "dtype = 'float16'"), 1, "dtype must be 'float32' or 'float64'"),
     (layer("Dense", "outputs = 3", "dtype = 32"), 4, "text in quotes, got 32"),
-    (layer("Dropout", "rate = 1.5"), 1, "rate in [0, 1), got 1.5"),
+    (layer("Dropout", "rate = 1.5"), 1, "in [0, 1), got 1.5"),
     (layer("Dropout", "rate = nan"), 3, "must be finite, got nan"),
     (layer("Dropout", "rate = 'high'"), 3, "rate must be a number, got 'high'"),
     (layer("Dropout", "rate = 'classes'"), 3, "rate must be a number, got 'classes'"),
     (layer("Rescale", "scale = [1, inf]"), 3, "must be finite, got inf"),
-    (layer("Rescale", "scale = [[1, 2], [3]]"), 1, "Rescale cannot be built"),
-    (layer("Rescale", "scale = 'one'"), 1, "Rescale cannot be built"),
+    (layer("Rescale", "scale = [[1, 2], [3]]"), 1, "Rescale: Rescale needs finite numbers"),
+    (layer("Rescale", "scale = 'one'"), 1, "Rescale: Rescale needs finite numbers"),
     (layer("Rescale", "scale = 1" + 400 * "0"), 1, "Rescale"),
     (layer("Rescale", "scale = [{type = 'He'}]"), 3, "cannot be {'type': 'He'}"),
     # initializers
@@ -295,7 +299,7 @@ WRONG = [
     (layer("Sequential", "layers = {type = 'ReLU'}"), 3, "must be tables"),
     (layer("Sequential", "layers = [", "{type = 'ReLU'},", "{type = 'ReLu'}]"), 5, "no layer 'ReLu'"),
     (layer("Sequential", "[[layers.layers]]", "", "type = 'Tan'"), 5, "no layer 'Tan'"),
-    (layer("Sequential", "[[layers.layers]]", "type = 'Dropout'", "rate = 7"), 3, "Dropout needs a rate"),
+    (layer("Sequential", "[[layers.layers]]", "type = 'Dropout'", "rate = 7"), 3, "Dropout: rate must be"),
     (layer("Sequential", "seed = 3"), 3, "it takes layers"),
 ]  # fmt: skip
 

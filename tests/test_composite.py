@@ -5,7 +5,7 @@ import pytest
 
 import xnn
 from xnn import initializers, layers, losses, ops, optimizers
-from xnn.errors import GraphError, OptionError, ShapeError
+from xnn.errors import GraphError, LabelError, OptionError, ShapeError
 from xnn.layers import (
     Add,
     Composite,
@@ -209,6 +209,7 @@ def test_integers_come_in_through_a_shape(lib):
         (lambda: Add(Dense(3, 1), Dense(3, 2)).forward(np.ones((5, 3), "f4")), ShapeError, r"\(1,\), \(2,\); they"),
         (lambda: Add(Dense(3, 1), Dense(3, 2)).output_shape((3,)), ShapeError, "must be equal"),
         (lambda: Parallel(Identity(), Reshape((2, 2))).output_shape((4,)), ShapeError, "equal but for that axis"),
+        (lambda: Parallel(ReLU(), axis=1.5), OptionError, "axis must be an integer, got 1.5"),
         (lambda: Parallel(Identity(), axis=2).output_shape((4,)), ShapeError, "axis 2"),
         (lambda: Lambda(3), OptionError, "Lambda needs a function"),
         (lambda: Lambda(ReLU()), OptionError, "Lambda needs a function"),
@@ -229,3 +230,89 @@ def test_a_shared_layer_is_refused_through_branches():
     dense = Dense(3, 3)
     with pytest.raises(OptionError, match="are one parameter"):
         Sequential(Add(dense, Identity()), dense)
+
+
+class Scaled(Composite):
+    """x e^g: what is made of a parameter alone comes before x."""
+
+    def __init__(self, features):
+        super().__init__(Parameter("g", (features,), initializers.Constant(0.25), "float32"))
+
+    def compute(self, x, g, training):
+        return x * ops.exp(g + 0.5)
+
+
+class Halved(Composite):
+    """A gated linear unit: (n, 2 k) becomes (n, k)."""
+
+    def compute(self, x, training):
+        half = x.shape[1] // 2
+        return ops.take(x, np.arange(half), axis=1) * ops.sigmoid(
+            ops.take(x, np.arange(half, 2 * half), axis=1)
+        )
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_a_composite_may_begin_with_its_parameters_and_change_the_shape(numerics):
+    with xnn.numerics(numerics):
+        x, y = data()
+        by_hand, trained = (Sequential(Scaled(6), Halved(), Dense(3, 3), seed=1) for _ in range(2))
+        steps_by_hand(by_hand, x, y, epochs=2, batch_size=20)
+        trainer = xnn.Trainer(trained, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels="ops")
+        trainer.fit((x, y), epochs=2, batch_size=20, progress=False)
+        assert weights_sha256(by_hand) == weights_sha256(trained)
+        assert trained.predict(x).shape == (50, 3)
+
+
+class Places(Composite):
+    """A vector for each word and one for each place."""
+
+    takes_integers = True
+
+    def __init__(self, words, places, width):
+        start = initializers.Normal(1.0)
+        weights = (
+            Parameter("words", (words, width), start, "float32"),
+            Parameter("places", (places, width), start, "float32"),
+        )
+        super().__init__(*weights)
+
+    def compute(self, x, words, places, training):
+        return ops.embedding(x, words) + places
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_a_composite_may_take_integers(numerics):
+    with xnn.numerics(numerics):
+        x, y = np.arange(40).reshape(10, 4) % 5, np.arange(10) % 3
+        by_hand, trained = (
+            Sequential(Places(5, 4, 2), layers.Flatten(), Dense(8, 3), seed=1) for _ in range(2)
+        )
+        steps_by_hand(by_hand, x, y, epochs=2, batch_size=4)
+        trainer = xnn.Trainer(trained, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels="ops")
+        trainer.fit((x, y), epochs=2, batch_size=4, progress=False)
+        assert weights_sha256(by_hand) == weights_sha256(trained)
+        assert trained.predict(x).shape == (10, 3)
+
+
+def test_branches_take_integers_where_all_of_them_do(lib):
+    def model():
+        words = Parallel(layers.Embedding(5, 2), Sequential(layers.Embedding(5, 3)), axis=2)
+        return Sequential(layers.Flatten(), words, layers.Flatten(), Dense(20, 3))
+
+    assert repr(model().layers[1]).endswith("axis=2)")
+    with xnn.backend(lib.name):
+        words, x = model(), np.arange(40).reshape(10, 4) % 5
+        trainer = xnn.Trainer(words, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+        trainer.fit((x, np.arange(10) % 3), progress=False)
+        assert words.predict(x).shape == (10, 3)
+        with pytest.raises(LabelError, match="from 0 to 9"):
+            words.predict(np.arange(40).reshape(10, 4) % 10)
+    assert not Add(layers.Embedding(5, 2), Dense(4, 2)).takes_integers
+
+
+def test_back_through_a_model_of_integers_ends_at_them():
+    words = Sequential(layers.Flatten(), layers.Embedding(5, 2), layers.Flatten(), Dense(8, 3))
+    y = words.forward(np.zeros((6, 4), np.int64), training=True)
+    assert words.backward(np.ones_like(y)) is None
+    assert words.layers[1].weight.grad[0].any()

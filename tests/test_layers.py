@@ -289,6 +289,8 @@ def test_a_model_can_be_copied_after_use():
     model = Sequential(Rescale([1.0, 2.0]), Dense(2, 1), seed=0)
     model.forward(np.ones((1, 2), np.float32))
     assert copy.deepcopy(model).predict([[1.0, 1.0]]).tolist() == model.predict([[1.0, 1.0]]).tolist()
+    function = Function(ops.exp)
+    assert copy.deepcopy(function).op is function.op
 
 
 def test_an_empty_batch_of_images():

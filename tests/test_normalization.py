@@ -12,7 +12,7 @@ from xnn import initializers, layers, losses, ops, optimizers
 from xnn.backends import get_backend
 from xnn.backends.workers import with_communicator
 from xnn.benchmarks.digest_run import Meeting, Member
-from xnn.errors import DivergenceError, DTypeError, OptionError, ShapeError
+from xnn.errors import CorruptFileError, DivergenceError, DTypeError, OptionError, ShapeError
 from xnn.layers import BatchNorm, Dense, LayerNorm, ReLU, Sequential
 from xnn.layers.weights import weights_sha256
 from xnn.ops.normalization import running_moments
@@ -193,11 +193,64 @@ def test_statistics_go_back_when_a_run_diverges():
         assert np.isfinite(a.value).all()
 
 
+def test_statistics_that_overflow_are_heard_of():
+    model = Sequential(BatchNorm(2), Dense(2, 2))
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+    x = np.array([[1e30, 0.0], [-1e30, 1.0]], np.float32)
+    with pytest.raises(DivergenceError, match="not finite"):
+        trainer.fit((x, np.array([0, 1])), progress=False)
+    assert model.buffers()[1].value.tolist() == [1.0, 1.0]
+
+
 def test_one_sample_in_a_batch_is_no_division_by_zero():
     layer = BatchNorm(2)
     y = layer.forward(np.array([[3.0, 4.0]], np.float32), training=True)
     assert y.tolist() == [[0.0, 0.0]]
     assert layer.running_var.value.tolist() == pytest.approx([0.9, 0.9])
+
+
+class Counted(Sequential):
+    """A model with a forward of its own: it is run as it is, as one op of the program."""
+
+    def forward(self, x, training=False):
+        return super().forward(x, training)
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy"])
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_statistics_move_in_a_layer_that_is_run_as_it_is(kernels, numerics):
+    x = np.random.default_rng(0).normal(3.0, size=(40, 4)).astype(np.float32)
+    digests = []
+    for kind in (Sequential, Counted):
+        model = Sequential(kind(BatchNorm(4)), Dense(4, 2), seed=1)
+        trainer = xnn.Trainer(
+            model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels=kernels, numerics=numerics
+        )
+        trainer.fit((x, np.arange(40) % 2), epochs=2, batch_size=16, progress=False)
+        assert (model.buffers()[0].value > 1.0).all()
+        digests.append(weights_sha256(model))
+        model.layers[1].weight.value = np.full((4, 2), [3e38, -3e38])
+        before = [buffer.value.tolist() for buffer in model.buffers()]
+        with pytest.raises(DivergenceError):
+            trainer.fit((x, np.arange(40) % 2), progress=False)
+        assert [buffer.value.tolist() for buffer in model.buffers()] == before
+    assert numerics == "fast" or len(set(digests)) == 1
+
+
+def test_a_file_without_the_statistics_is_refused_by_name(tmp_path):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "m.safetensors"
+    model = Sequential(BatchNorm(3))
+    model.save(path)
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if "running_mean" not in name}  # noqa: SIM118
+        save_file(tensors, path, file.metadata())
+    with pytest.raises(CorruptFileError, match=r"0\.running_mean is missing"):
+        xnn.load(path)
+    with pytest.raises(CorruptFileError, match=r"missing 0\.running_mean"):
+        model.load_weights(path)
 
 
 @pytest.mark.parametrize("cuts", [(4,), (1, 9), (2, 3, 7)])
@@ -262,6 +315,12 @@ def test_any_number_of_workers_gives_the_same_bits(cuts):
 def test_what_does_not_fit_is_said(make, kind, said):
     with pytest.raises(kind, match=said):
         make()
+
+
+def test_statistics_alone_say_the_models_dtype():
+    model = Sequential(BatchNorm(2, affine=False, dtype="float64"))
+    assert model.dtype == "float64"
+    assert model.predict([[1, 2], [3, 4]]).dtype == np.float64
 
 
 def test_ones_are_ones():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import xnn
 from xnn import ops
 from xnn.checks import CASES, run_checks, through_doors
 from xnn.errors import DTypeError, OptionError, ShapeError
@@ -260,3 +261,24 @@ def test_a_check_that_cannot_run_is_a_failure(monkeypatch):
     broken = [result for result in run_checks(["numpy"]) if not result.ok]
     assert {result.check for result in broken} == {"gradient of tanh (3,4)", "three doors of tanh (3,4)"}
     assert all("ZeroDivisionError" in result.detail for result in broken)
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda x: ops.take(x, np.array([0]), axis=2),
+            r"axis 2 of an array of 2 axes: it must lie in -2 \.\. 1",
+        ),
+        (lambda x: ops.take(x, np.array([[0]])), "indices of one axis"),
+        (lambda x: ops.transpose(x, axes=(0, -3)), "axis -3"),
+        (lambda x: ops.concat([x, x], axis=5), "axis 5"),
+        (lambda x: ops.concat([]), "at least one"),
+        (lambda x: ops.moments(x, axis=(2,)), "axis 2"),
+        (lambda x: ops.sum(x, axis=2), "sum of"),
+    ],
+)
+def test_an_axis_that_is_not_there_is_refused(call, said, numerics):
+    with xnn.numerics(numerics), pytest.raises(ShapeError, match=said):
+        call(np.ones((2, 3), np.float32))

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 from xnn import initializers, layers, ops
 from xnn.errors import DataNotFoundError, OptionError, ShapeError, XnnError
 from xnn.layers import Layer, Sequential
+from xnn.layers.sequential import first_of
 from xnn.ops import Op
 from xnn.toml_lines import Path, lines_of
 
@@ -124,7 +125,8 @@ class Architecture:
         Raises OptionError for what a layer refuses, and ShapeError for one that cannot take what comes to it.
         """
         stack = _chain(self._plans, tuple(shape), classes)
-        if rescaling is not None and not stack[0].takes_integers:
+        first = first_of(stack)
+        if rescaling is not None and not (first is not None and first.takes_integers):
             dtype = next((p.dtype for layer in stack for p in layer.parameters()), "float32")
             stack.insert(0, layers.Rescale(*rescaling, dtype=dtype))
         return Sequential(*stack, seed=seed)

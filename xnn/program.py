@@ -120,7 +120,7 @@ def flatten(
     calls += forward.values()
     for node in order:
         if isinstance(node, Kept):
-            kept = tuple(store.kept[buffer] for buffer in node.buffers)
+            kept = tuple(store.keep(buffer) for buffer in node.buffers)
             calls.append(Call("keep", node.rule, (*kept, slots[node.inbound_nodes[0]]), kept, node.options))
     _, targets, *weights = feeds
     counts = []

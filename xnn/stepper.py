@@ -122,8 +122,8 @@ class Stepper:
         return taken
 
     def values(self) -> list[Any]:
-        """Every parameter's array."""
-        return [parameter.value for parameter in self._parameters]
+        """Every parameter's and every buffer's array."""
+        return [array.value for _, array in self.model.named_state()]
 
     def restore(self) -> None:
         """Back to the last refresh."""

@@ -155,8 +155,10 @@ class Store:
             group.written = self.written
         #: Parameters whose update a product does: they have no gradient to show.
         self.folded: set[Parameter] = set()
-        #: What layers keep without a gradient, and averages of weights. Each step makes fresh arrays of them.
-        self.kept = {b: Slot(b.name, b.shape, b.value.dtype) for b in buffers}
+        #: What a step makes fresh arrays of: buffers that a program keeps, and averages of weights. What a layer
+        #: keeps that is run as it is stays with the buffer.
+        self.buffers = list(buffers)
+        self.kept: dict[Buffer, Slot] = {}
         averaged = optimizer.average is not None and not self.asks_optimizer
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype) for p in self.gradients if averaged
@@ -208,6 +210,13 @@ class Store:
         if slot.array is not array:
             slot.put(self.lib.clean(array))
 
+    def keep(self, buffer: Buffer) -> Slot:
+        """Where a program keeps a buffer; `publish` gives it to the buffer from then on."""
+        if buffer not in self.kept:
+            value = self.lib.clean(buffer.value)
+            self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value)
+        return self.kept[buffer]
+
     def touch(self) -> None:
         """Something may have been written to a parameter by others."""
         self.written += 1
@@ -257,12 +266,13 @@ class Store:
             kept = [np.empty_like(flat) for flat in flats] if into is None else into[0]
             for copy, flat in zip(kept, flats, strict=True):
                 np.copyto(copy, flat)
-        fresh = [slot.array for slot in (*self.kept.values(), *self.averages.values())]
+        held = [self.kept[b].array if b in self.kept else b.value for b in self.buffers]
+        fresh = held, [slot.array for slot in self.averages.values()]
         return kept, fresh, [group.steps for group in self.groups], self.optimizer.snapshot()
 
     def restore(self, snapshot: Any) -> None:
         """Back to a snapshot, parameters and optimizer too."""
-        kept, fresh, steps, before = snapshot
+        kept, (held, averages), steps, before = snapshot
         self.touch()
         if self.in_place:
             flats = [flat for g in self.groups for flat in g.changing_flat()]
@@ -273,7 +283,11 @@ class Store:
             for arrays, slots in zip(kept, rows, strict=True):
                 for array, slot in zip(arrays, slots, strict=True):
                     slot.array = array
-        for slot, array in zip((*self.kept.values(), *self.averages.values()), fresh, strict=True):
+        for buffer, array in zip(self.buffers, held, strict=True):
+            buffer.value = array
+            if buffer in self.kept:
+                self.kept[buffer].array = array
+        for slot, array in zip(self.averages.values(), averages, strict=True):
             slot.array = array
         for group, numbers in zip(self.groups, steps, strict=True):
             group.steps = numbers

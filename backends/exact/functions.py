@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xnn.ops.special import erf_by
+from xnn.ops.special import erf_by, polynomial
 
 __all__ = [
     "EXP_LIMIT", "EXP_TAYLOR", "FRACTION_MASK", "INVERSE_LN2", "LN2_HIGH", "LN2_LOW", "LOG_SERIES", "ONE_BITS",
@@ -163,14 +163,6 @@ def power(lib: Any, a: Any, p: Any) -> Any:
     return y
 
 
-def _horner(coefficients: tuple[float, ...], r: Any) -> Any:
-    """A polynomial, highest power first."""
-    y = r * coefficients[0] + coefficients[1]
-    for c in coefficients[2:]:
-        y = y * r + c
-    return y
-
-
 def _reduce(lib: Any, x: Any) -> tuple[Any, Any]:
     """(r, 2^n) with x = n ln 2 + r, for |x| <= EXP_LIMIT."""
     shifted = x * INVERSE_LN2 + ROUND
@@ -182,13 +174,13 @@ def _reduce(lib: Any, x: Any) -> tuple[Any, Any]:
 def _expm1(lib: Any, x: Any) -> Any:
     """`expm1` for |x| <= EXP_LIMIT."""
     r, scale = _reduce(lib, x)
-    return r * _horner(EXP_TAYLOR[:-1], r) * scale + (scale - 1.0)
+    return r * polynomial(EXP_TAYLOR[:-1], r) * scale + (scale - 1.0)
 
 
 def exp_inside(lib: Any, x: Any) -> Any:
     """`exp` of numbers within +-EXP_LIMIT."""
     r, scale = _reduce(lib, x)
-    return _horner(EXP_TAYLOR, r) * scale
+    return polynomial(EXP_TAYLOR, r) * scale
 
 
 def log_inside(lib: Any, x: Any) -> Any:
@@ -198,7 +190,7 @@ def log_inside(lib: Any, x: Any) -> Any:
     k = lib.bits((moved >> 52) | WHOLE_BITS, "float64") - (WHOLE + 1023.0)
     m = lib.bits((moved & FRACTION_MASK) + SQRT_HALF_BITS, "float64")
     s = (m - 1.0) / (m + 1.0)
-    y = (s + s) * _horner(LOG_SERIES, s * s)
+    y = (s + s) * polynomial(LOG_SERIES, s * s)
     return k * LN2_HIGH + (y + k * LN2_LOW)
 
 
@@ -212,7 +204,7 @@ def _wave(lib: Any, x: Any, turn: int) -> Any:
     r = ((z - n * _HALF_PI[0]) - n * _HALF_PI[1]) - n * _HALF_PI[2]
     square = r * r
     quarter = lib.bits(shifted, "int64") + turn
-    y = xp.where((quarter & 1) == 0, r * _horner(_SIN_TAYLOR, square), _horner(_COS_TAYLOR, square))
+    y = xp.where((quarter & 1) == 0, r * polynomial(_SIN_TAYLOR, square), polynomial(_COS_TAYLOR, square))
     y = xp.where((quarter & 2) == 0, y, -y)
     return xp.where(inside, y, math.nan)
 

@@ -39,7 +39,10 @@ class Composite(Layer):
         raise NotImplementedError(f"{type(self).__name__} needs a compute of its own")
 
     def keep(self, buffers: Sequence[Buffer], rule: Callable[..., Any], source: Any, **options: Any) -> None:
-        """Change buffers in each training step: their values become rule(xp, *values, source, **options), a tuple."""
+        """Change buffers in each training step: their values become rule(xp, *values, source, **options), a tuple.
+
+        source is made of x: what is made of parameters or constants alone is in no program.
+        """
         if isinstance(source, Node):
             Kept(source, buffers, rule, options)
             return
@@ -75,14 +78,19 @@ class Composite(Layer):
         """The nodes of what is computed."""
         if computes_its_own_way(self, "trace", frozenset({"apply", "forward", "backward"})):
             return as_one_op(self, x)
-        given = computed(ops.identity, (x,))
-        given.eager = True
-        y = self.compute(given, *map(Weight, self.own_parameters), training=True)
+        given, weights = computed(ops.identity, (x,)), [Weight(p) for p in self.own_parameters]
+        for node in (given, *weights):
+            node.eager = True
+        y = self.compute(given, *weights, training=True)
         if not isinstance(y, Node):
             raise GraphError(
                 f"{type(self).__name__} must make its output of its input with ops, got {type(y).__name__}"
             )
         return y
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Found by trying it on two samples."""
+        return tried_shape(self, shape)
 
 
 class Lambda(Composite):
@@ -107,10 +115,6 @@ class Lambda(Composite):
     def trace(self, x: Node) -> Node:
         """One op that calls the layer: the function may look at values, as it may in autograd."""
         return as_one_op(self, x)
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Found by trying it on a sample of ones."""
-        return tried_shape(self, shape)
 
     def __repr__(self) -> str:
         return f"Lambda({getattr(self.function, '__name__', 'function')})"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from xnn import ops
 from xnn.backends import backend_of
 from xnn.errors import OptionError, ShapeError
@@ -13,6 +15,7 @@ from xnn.layers.layer import Layer, computed, computes_its_own_way
 from xnn.layers.parameter import Parameter
 from xnn.ops import Array, Namespace
 from xnn.ops.op import backward_of, forward_of
+from xnn.options import check_integer
 
 __all__ = ["Add", "Container", "Identity", "Parallel"]
 
@@ -110,6 +113,16 @@ class _Branches(Container):
             raise OptionError(f"{type(self).__name__} needs at least one layer")
         super().__init__(*layers)
 
+    @property
+    def takes_integers(self) -> bool:  # type: ignore[override]
+        """Whether every branch does, as embeddings side by side do."""
+        return all(layer.takes_integers for layer in self.layers)
+
+    def check_integers(self, x: np.ndarray) -> None:
+        """By every branch."""
+        for layer in self.layers:
+            layer.check_integers(x)
+
     def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
         """The branches' outputs, joined."""
         return self._joined([layer.apply(x, training)[0] for layer in self.layers])
@@ -173,7 +186,7 @@ class Parallel(_Branches):
     op = ops.concat
 
     def __init__(self, *layers: Layer, axis: int = 1) -> None:
-        self.axis = int(axis)
+        self.axis = check_integer("axis", axis)
         if self.axis == 0:
             raise OptionError("Parallel joins along axis 1 or later, axis 0 is the batch's")
         super().__init__(*layers)
@@ -185,6 +198,9 @@ class Parallel(_Branches):
     def config(self) -> dict[str, Any]:
         """Layers and axis."""
         return {**super().config(), "axis": self.axis}
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, axis={self.axis})"
 
     def _join(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         ndim = len(shapes[0]) + 1

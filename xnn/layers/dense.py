@@ -98,8 +98,12 @@ class Rescale(Layer):
 
     def __init__(self, scale: Any, offset: Any = 0.0, dtype: str = "float32") -> None:
         self.dtype = check_dtype(dtype)
-        self.scale, self.offset = (np.asarray(value, dtype=np.float64) for value in (scale, offset))
-        if not (np.isfinite(self.scale).all() and np.isfinite(self.offset).all()):
+        try:
+            self.scale, self.offset = (np.asarray(value, dtype=np.float64) for value in (scale, offset))
+            finite = bool(np.isfinite(self.scale).all() and np.isfinite(self.offset).all())
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
             raise OptionError(f"Rescale needs finite numbers, got scale {scale!r} and offset {offset!r}")
         super().__init__()
         self._there: dict[str, dict[str, Any]] = {}  # scale and offset on each backend they were used on

@@ -6,11 +6,11 @@ from typing import Any
 
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of
-from xnn.errors import OptionError
 from xnn.graph import Drawn, Node
 from xnn.layers.layer import Layer, computed
 from xnn.ops import Array
 from xnn.ops.op import forward_of
+from xnn.options import check_real
 
 __all__ = ["Drawing", "Dropout"]
 
@@ -23,6 +23,7 @@ class Drawing(Layer):
     next step of the layer's own seed.
     """
 
+    buildable = False
     #: What its stream is for.
     purpose: Purpose
 
@@ -80,9 +81,7 @@ class Dropout(Drawing):
     purpose = Purpose.DROPOUT
 
     def __init__(self, rate: float = 0.5, seed: int | None = None) -> None:
-        if not 0.0 <= rate < 1.0:
-            raise OptionError(f"Dropout needs a rate in [0, 1), got {rate!r}")
-        self.rate = float(rate)
+        self.rate = check_real("rate", rate, 0.0, 1.0)
         super().__init__(seed)
 
     def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:

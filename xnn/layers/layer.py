@@ -245,15 +245,19 @@ def as_one_op(layer: Layer, x: Node) -> Node:
 
 
 def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one sample's output of a layer that only running it can tell, by two samples of ones.
+    """The shape of one sample's output of a layer that only running it can tell, by two samples.
 
-    Raises ShapeError for one that does not give an output for each of them.
+    They are ones, or zeros if it takes integers. Raises ShapeError for one that does not give an output for each.
     """
     held = [array.value for _, array in layer.named_state()]
     lib = backend_of(*held) if held else current_backend()
-    dtype = held[0].dtype if held else lib.xp.float32
+    xp, dtype = lib.xp, held[0].dtype if held else lib.xp.float32
+    if layer.takes_integers:
+        x = xp.zeros((2, *shape), dtype=xp.int64, device=lib.device)
+    else:
+        x = xp.ones((2, *shape), dtype=dtype, device=lib.device)
     with lib.guard():
-        y, _ = layer.apply(lib.xp.ones((2, *shape), dtype=dtype, device=lib.device), training=False)
+        y, _ = layer.apply(x, training=False)
     if y.ndim < 1 or y.shape[0] != 2:
         raise ShapeError(
             f"{layer!r} makes {tuple(y.shape)} of two samples of shape {shape}: a layer gives an output for each"

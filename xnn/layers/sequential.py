@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,24 +81,34 @@ class Sequential(Container):
         gradient: Any = dout
         for position in range(len(self.layers) - 1, first - 1, -1):
             gradient = self.layers[position].backward(gradient, input_gradient or position > first)
+            if gradient is None:  # of integers, as an embedding reads them
+                for before in self.layers[:position]:
+                    for parameter in before.parameters():
+                        parameter.grad = None
+                break
         return gradient if input_gradient else None
 
     @property
     def backend(self) -> Backend:
-        """Where the parameters live; the current backend if there are none."""
-        parameters = self.parameters()
-        return backend_of(parameters[0].value) if parameters else current_backend()
+        """Where its arrays live; the current backend if there are none."""
+        held = self.parameters() or self.buffers()
+        return backend_of(held[0].value) if held else current_backend()
 
     @property
     def dtype(self) -> str:
-        """The first parameter's dtype by name; float32 if there are none."""
-        parameters = self.parameters()
-        return parameters[0].dtype if parameters else "float32"
+        """The first parameter's dtype by name, or the first buffer's; float32 if there are none."""
+        held = self.parameters() or self.buffers()
+        return held[0].dtype if held else "float32"
 
     @property
     def takes_integers(self) -> bool:  # type: ignore[override]
         """Whether its first layer does, one that only gives another shape aside."""
         return self.first_layer is not None and self.first_layer.takes_integers
+
+    def check_integers(self, x: np.ndarray) -> None:
+        """By that layer."""
+        if self.first_layer is not None:
+            self.first_layer.check_integers(x)
 
     def prepare(self, x: Any) -> Any:
         """Samples as the first layer takes them: numbers in the model's dtype, but integers untouched
@@ -112,8 +123,8 @@ class Sequential(Container):
         if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):
             raise DTypeError(f"samples must be numbers, got an array of {x.dtype}")
         if not xp.isdtype(x.dtype, "real floating") and self.takes_integers:
-            if isinstance(x, np.ndarray) and self.first_layer is not None:
-                self.first_layer.check_integers(x)
+            if isinstance(x, np.ndarray):
+                self.check_integers(x)
             return x
         return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
@@ -147,15 +158,7 @@ class Sequential(Container):
     @property
     def first_layer(self) -> Layer | None:
         """The first layer that computes with its input, inside nested models too; None if there is none."""
-        for layer in self.layers:
-            found = layer.first_layer if isinstance(layer, Sequential) else layer
-            if found is not None and getattr(found, "op", None) not in (
-                ops.flatten,
-                ops.reshape,
-                ops.identity,
-            ):
-                return found
-        return None
+        return first_of(self.layers)
 
     @property
     def last_op(self) -> Op | None:
@@ -220,6 +223,15 @@ class Sequential(Container):
     def load_weights(self, path: str | os.PathLike[str]) -> None:
         """Read the weights alone, for a model built by the same code; see xnn.layers.weights."""
         weights.load_weights(self, path)
+
+
+def first_of(layers: Sequence[Layer]) -> Layer | None:
+    """The first of these layers that does more than give its input another shape, inside nested models too."""
+    for layer in layers:
+        found = layer.first_layer if isinstance(layer, Sequential) else layer
+        if found is not None and getattr(found, "op", None) not in (ops.flatten, ops.reshape, ops.identity):
+            return found
+    return None
 
 
 def classes_of(outputs: np.ndarray, threshold: float) -> np.ndarray:

@@ -150,6 +150,8 @@ def _build(entry: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -
     inner = [_build(e, f"{prefix}{i}.", tensors) for i, e in enumerate(entry.pop("layers", ()))]
     layer: Layer = Layer.own[kind](*inner, **entry)
     for parameter in (*layer.own_parameters, *layer.own_buffers):
+        if prefix + parameter.name not in tensors:
+            raise ValueError(f"{prefix}{parameter.name} is missing")
         tensor = tensors[prefix + parameter.name]
         _check_fit(prefix + parameter.name, parameter, tensor)
         parameter.value = current_backend().to_device(tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.ops.op import Array, Namespace, Op, batch_count, batch_sum, size_of
+from xnn.ops.op import Array, Namespace, Op, batch_count, batch_sum, positive_axis, size_of
 
 __all__ = ["count_over", "moments", "normalize", "running_moments"]
 
@@ -16,7 +16,7 @@ def count_over(xp: Namespace, shape: tuple[int, ...], axes: tuple[int, ...]) -> 
 
 
 def _positive(axis: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    return tuple(a % ndim for a in axis)
+    return tuple(positive_axis(a, ndim) for a in axis)
 
 
 class Moments(Op):

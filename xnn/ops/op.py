@@ -31,7 +31,7 @@ from xnn.errors import GraphError, OptionError, ShapeError, XnnError
 
 __all__ = [
     "Array", "Boundary", "Namespace", "Op", "apply_rule", "backward_of", "batch_count", "batch_mean", "batch_sum",
-    "forward_of", "size_of", "unbroadcast",
+    "forward_of", "positive_axis", "size_of", "unbroadcast",
 ]  # fmt: skip
 
 #: An array of any backend. The Array API has no common base class, hence Any.
@@ -63,6 +63,10 @@ class Op:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Apply the op: arrays give an array, recorded values a recorded value, graph nodes a node."""
         return _apply(self, inputs, options)
+
+    def __deepcopy__(self, memo: Any) -> Op:
+        """Itself: there is no state to copy, and kernels, exact forms and files know an op by what it is."""
+        return self
 
     def without_input_gradient(self, saved: Any) -> Any:
         """`saved`, less what only the gradient for the first input needs.
@@ -217,6 +221,13 @@ def size_of(shape: Sequence[int]) -> int:
     for extent in shape:
         size *= extent
     return size
+
+
+def positive_axis(axis: int, ndim: int) -> int:
+    """An axis of an array of so many, counted from the first; raises ShapeError for one that it has not."""
+    if not -ndim <= axis < ndim:
+        raise ShapeError(f"axis {axis} of an array of {ndim} axes: it must lie in {-ndim} .. {ndim - 1}")
+    return axis % ndim
 
 
 def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:

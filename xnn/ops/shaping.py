@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xnn.ops.op import Array, Boundary, Namespace, Op, size_of
+from xnn.errors import ShapeError
+from xnn.ops.op import Array, Boundary, Namespace, Op, positive_axis, size_of
 
 __all__ = ["concat", "flatten", "identity", "ordered_scatter_add", "reshape", "take", "transpose"]
 
@@ -44,7 +45,9 @@ class Transpose(Op):
     """Axes in another order: y.shape[i] = x.shape[axes[i]]; reversed when `axes` is not given."""
 
     def forward(self, xp: Namespace, x: Array, *, axes: tuple[int, ...] | None = None) -> tuple[Array, Any]:
-        order = tuple(reversed(range(x.ndim))) if axes is None else tuple(a % x.ndim for a in axes)
+        order = (
+            tuple(reversed(range(x.ndim))) if axes is None else tuple(positive_axis(a, x.ndim) for a in axes)
+        )
         return xp.permute_dims(x, order), order
 
     def backward(self, xp: Namespace, grad: Array, order: Any) -> tuple[Array | None, ...]:
@@ -61,7 +64,9 @@ class Take(Op):
     """
 
     def forward(self, xp: Namespace, x: Array, indices: Array, *, axis: int = 0) -> tuple[Array, Any]:
-        axis = axis % x.ndim
+        axis = positive_axis(axis, x.ndim)
+        if indices.ndim != 1:
+            raise ShapeError(f"take needs indices of one axis, got shape {tuple(indices.shape)}")
         counting = xp.arange(1, device=indices.device).dtype  # int64: uint8 could not count the rows
         indices = xp.astype(indices, counting)
         indices = xp.where(indices < 0, indices + x.shape[axis], indices)
@@ -84,7 +89,9 @@ class Concat(Op):
         return super().__call__(*inputs, **options)
 
     def forward(self, xp: Namespace, *inputs: Array, axis: int = 0) -> tuple[Array, Any]:
-        axis = axis % inputs[0].ndim
+        if not inputs:
+            raise ShapeError("concat needs at least one array")
+        axis = positive_axis(axis, inputs[0].ndim)
         return xp.concat(inputs, axis=axis), (tuple(x.shape[axis] for x in inputs), axis)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from xnn.ops.op import Array, Boundary, Namespace
 
-__all__ = ["erf", "erf_by"]
+__all__ = ["erf", "erf_by", "polynomial", "rational"]
 
 # W. J. Cody, Rational Chebyshev approximations for the error function, Math. Comp. 23 (1969), with the digits
 # of his CALERF (netlib, specfun): erf(x) / x in x^2 up to 0.46875, and erfc(x) e^(x^2) in x from there to 4.
@@ -40,20 +40,21 @@ def erf_by(xp: Namespace, exp: Callable[[Array], Array], x: Array) -> Array:
     size = xp.abs(x)
     size = xp.where(size <= _END, size, _END)
     square = size * size
-    centre = size * _rational(_CENTRE, square)
-    outside = 1.0 - exp(-square) * _rational(_SHOULDER, size)
+    centre = size * rational(_CENTRE, square)
+    outside = 1.0 - exp(-square) * rational(_SHOULDER, size)
     y = xp.where(size <= _JOINT, centre, outside)
     y = xp.where(x < 0.0, -y, y)
     return xp.where(x != x, float("nan"), y)
 
 
-def _rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], r: Any) -> Array:
-    """A quotient of two polynomials, each by Horner's rule, highest power first."""
-    above, below = (_polynomial(powers, r) for powers in coefficients)
+def rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], r: Any) -> Array:
+    """A quotient of two polynomials."""
+    above, below = (polynomial(powers, r) for powers in coefficients)
     return above / below
 
 
-def _polynomial(powers: tuple[float, ...], r: Array) -> Array:
+def polynomial(powers: tuple[float, ...], r: Array) -> Array:
+    """c_0 r^k + c_1 r^(k - 1) + ... + c_k by Horner's rule, of two coefficients or more."""
     y = r * powers[0] + powers[1]
     for c in powers[2:]:
         y = y * r + c
