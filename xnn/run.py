@@ -179,7 +179,7 @@ class Run:
         if self.augment and data.image is None:
             raise OptionError(
                 f"--augment is for images, and a sample of {data.name} is {data.x_train.shape[1]} numbers, no square "
-                "of bytes: leave it away (an .npz may hold images as (n, height, width))"
+                "of bytes: leave it away, or give an .npz with x (n, height, width) or (n, channels, height, width)"
             )
         kind = OPTIMIZERS[self.optimizer]
         usual = _defaults(kind)

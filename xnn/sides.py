@@ -181,7 +181,13 @@ def _serve(
         trainer = Trainer(model, loss, rule, callbacks=[waiting], threads=threads, kernels=kernels)
         samples = data.x_train, chosen.targets(data.y_train)
         epochs = steps if rule.minimizes else -(-steps // -(-len(data.x_train) // chosen.batch_size))
-        trainer.fit(samples, epochs=epochs, batch_size=chosen.batch_size, seed=chosen.seed, progress=False)
+        history = trainer.fit(
+            samples, epochs=epochs, batch_size=chosen.batch_size, seed=chosen.seed, progress=False
+        )
+        done = len(
+            history.epochs
+        )  # only a minimizer comes here, which may need fewer iterations than it is given
+        raise OptionError(f"the run came to its end in step {done}: --steps {done} compares it")
 
 
 def main() -> None:

@@ -58,10 +58,12 @@ class Dataset:
     def image(self) -> tuple[int, int] | None:
         """Height and width of the images that the samples are: their last two axes, or a square of bytes.
 
-        None if they are no images.
+        None if they are no images, or images whose channels are the last axis: (n, channels, height, width) are.
         """
         if len(self.sample_shape) > 1:
-            return self.sample_shape[-2], self.sample_shape[-1]
+            first, *_, last = self.sample_shape
+            channels_last = len(self.sample_shape) == 3 and last in (1, 3, 4) and first not in (1, 3, 4)
+            return None if channels_last else (self.sample_shape[-2], last)
         pixels = int(self.x_train.shape[1])
         side = math.isqrt(pixels)
         return (side, side) if self.x_train.dtype == np.uint8 and side > 1 and side * side == pixels else None
