@@ -51,8 +51,9 @@ def _blas() -> list[Any]:
 
 
 def blas_libraries() -> list[dict[str, Any]]:
-    """What threadpoolctl says of each BLAS in the process: name, version, core, threads; in an order of our own, since
-    its own is another one in each process.
+    """What threadpoolctl says of each BLAS in the process: name, version, core, threads.
+
+    Sorted, since threadpoolctl's order is another one in each process.
     """
     keys = ("internal_api", "version", "architecture", "num_threads")
     return sorted(({key: library.info().get(key) for key in keys} for library in _blas()), key=str)

@@ -183,20 +183,8 @@ def test_losses_of_two_classes(folder, tmp_path, name, loss, targets):
     outputs = 2 if name == "cross-entropy" else 1
     assert found["weights_sha256"] == trained(table, loss, optimizers.SGD(0.1), y=targets, outputs=outputs)
     assert found["run"].get("loss") == (None if name == "cross-entropy" else name)
-    found = report(
-        "--dataset",
-        table,
-        "--loss",
-        name,
-        "--epochs",
-        30,
-        "--optimizer",
-        "adam",
-        "--lr",
-        0.02,
-        "--save",
-        path,
-    )
+    words = ("--loss", name, "--epochs", 30, "--optimizer", "adam", "--lr", 0.02)
+    found = report("--dataset", table, *words, "--save", path)
     predicted = run("predict", path, table)
     assert set(predicted.stdout.split()) == {"yes", "no"}
     accuracy = float(predicted.stderr.split()[1])

@@ -504,8 +504,8 @@ def test_blas_is_told_which_kernels_to_take(folder):
 
 def test_a_record_of_a_schedule_is_verified_without_the_run(folder):
     """It has the schedule's length, which --epochs decided; a shorter comparison does not shorten it."""
-    words = ("--schedule", "cosine", "--warmup", 3, "--clip-norm", 0.5, "--augment", "--label-smoothing", 0.1)
-    path = record(folder, "options.jsonl", *words, "--optimizer", "adamw", "--weight-decay", 0.1)
+    words = ("--optimizer", "adamw", "--clip-norm", 0.5, "--augment", "--label-smoothing", 0.1, "--warmup", 3)
+    path = record(folder, "options.jsonl", *words, "--schedule", "cosine")
     known = read_record(path).about["run"]
     assert (known["schedule"], known["warmup"], known["lr"]) == ("cosine:steps=7", 3, 0.001)
     result = live(folder, path, SIDE, "--steps", 4)
@@ -513,7 +513,7 @@ def test_a_record_of_a_schedule_is_verified_without_the_run(folder):
     assert "schedule cosine:steps=7" in result.stdout
     result = live(folder, path, "kernels=numpy,threads=1")
     assert result.stdout.splitlines()[-1].startswith("10 steps, "), result.output
-    other = record(folder, "constant.jsonl", "--optimizer", "adamw", "--weight-decay", 0.1)
+    other = record(folder, "constant.jsonl", *words)
     refused(run("verify", path, other), 2, "two different runs", "cosine:steps=7 in", "None in")
     refused(run("verify", path, SIDE, "--schedule", "step"), 2, "--schedule is what the record says")
 
@@ -530,18 +530,7 @@ def test_two_live_sides_with_a_schedule(folder):
 
 def test_what_goes_without_saying_is_in_no_record(folder, clean):
     """So that it is the record of an xnn that knew none of these options, and one of them given as it is anyway."""
-    words = (
-        "--loss",
-        "cross-entropy",
-        "--schedule",
-        "constant",
-        "--momentum",
-        0,
-        "--augment",
-        0,
-        "--weight-decay",
-        0,
-    )
+    words = ("--loss", "cross-entropy", "--schedule", "constant", "--momentum", 0, "--weight-decay", 0)
     assert record(folder, "said.jsonl", *words).read_bytes() == clean.read_bytes()
 
 
