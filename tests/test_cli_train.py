@@ -457,6 +457,35 @@ def test_json_and_log_say_what_was_run(digits, tmp_path):
     assert again.resolved(load(digits), 999) == again
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schedule": 5},
+        {"schedule": "cosine:beginning=1"},
+        {"optimizer": []},
+        {"loss": "mae"},
+        {"augment": "much"},
+        {"warmup": 1.5},
+        {"hidden": 3},
+        {"hidden": None, "model": [{"type": "Dense"}]},
+    ],
+)
+def test_records_of_other_options(digits, change):
+    """What a later xnn may have written is told by name, not by a traceback."""
+    known = report("--dataset", digits, "--epochs", 1)["run"]
+    with pytest.raises(OptionError, match=r"of xnn 9\.9 and of a run that this xnn"):
+        Run.from_record({**known, **change}, "9.9")
+
+
+def test_divergence_with_averages(digits, tmp_path):
+    path = tmp_path / "m.safetensors"
+    words = ("--dataset", digits, "--lr", "1e30", "--average", 0.9, "--save", path)
+    result = run("train", *TRAIN, *words)
+    assert result.exit_code == 1
+    assert "before that step" in result.stderr
+    assert all(np.isfinite(p.value).all() for p in xnn.load(path).parameters())
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "nadam"])
 def test_exact_numerics_with_everything(digits, optimizer):
     """Ops and kernels give the same bits."""

@@ -291,7 +291,8 @@ def verify(context: click.Context, /, **options: Any) -> None:
 
     A and B are each a file of `xnn train --record`, or settings of a run in a process of its own, with
     commas between them: backend=NAME, threads=N, kernels=NAME, blas=CORE (OpenBLAS's kernels, such as
-    Haswell). With a record the run's options are the record's. Exits with 1 if they differ.
+    Haswell). With a record the run's options are the record's; without, a schedule lasts for --steps.
+    Exits with 1 if they differ.
 
     \b
     xnn verify threads=1 threads=2

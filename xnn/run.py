@@ -141,7 +141,7 @@ class Run:
                 if "model" in run:
                     network |= {"activation": "", "dropout": 0.0, "model": Architecture(run["model"])}
                 return cls(**{**run, **network})
-        except OptionError as error:
+        except (OptionError, TypeError, AttributeError) as error:  # the latter of values of another kind
             odd = str(error)
         raise OptionError(
             f"the record is of xnn {version} and of a run that this xnn, {__version__}, does not know ({odd}): "
