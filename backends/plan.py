@@ -51,9 +51,12 @@ def _blas() -> list[Any]:
 
 
 def blas_libraries() -> list[dict[str, Any]]:
-    """What threadpoolctl says of each BLAS in the process: name, version, core, threads."""
+    """What threadpoolctl says of each BLAS in the process: name, version, core, threads.
+
+    Sorted, since threadpoolctl's order is another one in each process.
+    """
     keys = ("internal_api", "version", "architecture", "num_threads")
-    return [{key: library.info().get(key) for key in keys} for library in _blas()]
+    return sorted(({key: library.info().get(key) for key in keys} for library in _blas()), key=str)
 
 
 def blas_threads() -> int | None:

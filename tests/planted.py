@@ -64,8 +64,8 @@ def plant(fault, set_attribute=setattr):
             data.x_train[int(where), 300] ^= 255
             return data
 
-        def told(self, data, rule):
-            known = about(self, data, rule)
+        def told(self, data):
+            known = about(self, data)
             if what == "hidden":
                 spoil(data)
             return known

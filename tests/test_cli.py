@@ -621,7 +621,7 @@ WRONG = [
     ("--seed -1", {}, "seed"),
     ("--seed 18446744073709551616", {}, "seed"),
     ("--threads 0", {}, "threads"),
-    ("--optimizer lion", {}, "lion"),
+    ("--optimizer muon", {}, "muon"),
     ("--activation gelu", {}, "gelu"),
     ("--nosuch", {}, "nosuch"),
     ("surplus", {}, "surplus"),

@@ -293,7 +293,7 @@ def test_a_plan_says_whether_updates_were_folded():
 
 
 def test_records_of_another_xnn_are_told_from_faults():
-    from xnn.commands import Run
+    from xnn.run import Run
 
     known = {
         "hidden": [4],
@@ -305,6 +305,6 @@ def test_records_of_another_xnn_are_told_from_faults():
         "dropout": 0.0,
     }
     assert Run.from_record(json.loads(json.dumps(known)), "0.1.0").hidden == (4,)
-    for change, odd in (({"optimizer": "lion"}, "optimizer 'lion'"), ({"warmup": 3}, "warmup")):
+    for change, odd in (({"optimizer": "muon"}, "optimizer 'muon'"), ({"swap": 3}, "swap")):
         with pytest.raises(OptionError, match=f"of xnn 9.9.*{odd}"):
             Run.from_record({**known, **change}, "9.9")

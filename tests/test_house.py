@@ -34,9 +34,9 @@ FLOORS = {
         2: "ops",
         3: "backends",
         4: "graph autograd gradients fusion program",
-        5: "layers losses optimizers schedules initializers metrics models architecture store",
-        6: "data samples minimization stepper training history callbacks diagnosis checks info record",
-        7: "cli commands benchmarks sides verify __main__",
+        5: "layers losses optimizers schedules schedule_text initializers metrics models architecture store",
+        6: "data samples minimization stepper training history callbacks diagnosis checks info record run",
+        7: "cli run_options commands benchmarks sides verify __main__",
     }.items()
     for part in parts.split()
 }

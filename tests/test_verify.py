@@ -499,6 +499,41 @@ def test_blas_is_told_which_kernels_to_take(folder):
     assert "Nonsense: the kernels that OpenBLAS took call themselves" in result.stderr
 
 
+# ---------------------------------------------------------------- options of training
+
+
+def test_a_record_of_a_schedule_is_verified_without_the_run(folder):
+    """It has the schedule's length, which --epochs decided; a shorter comparison does not shorten it."""
+    words = ("--optimizer", "adamw", "--clip-norm", 0.5, "--augment", "--label-smoothing", 0.1, "--warmup", 3)
+    path = record(folder, "options.jsonl", *words, "--schedule", "cosine")
+    known = read_record(path).about["run"]
+    assert (known["schedule"], known["warmup"], known["lr"]) == ("cosine:steps=7", 3, 0.001)
+    result = live(folder, path, SIDE, "--steps", 4)
+    assert result.exit_code == 0, result.output
+    assert "schedule cosine:steps=7" in result.stdout
+    result = live(folder, path, "kernels=numpy,threads=1")
+    assert result.stdout.splitlines()[-1].startswith("10 steps, "), result.output
+    other = record(folder, "constant.jsonl", *words)
+    refused(run("verify", path, other), 2, "two different runs", "cosine:steps=7 in", "None in")
+    refused(run("verify", path, SIDE, "--schedule", "step"), 2, "--schedule is what the record says")
+
+
+def test_two_live_sides_with_a_schedule(folder):
+    """It is as long as what is compared."""
+    words = (SIDE, "kernels=ops,threads=2", *RUN, "--schedule", "onecycle", "--average", 0.9)
+    result = live(folder, *words, "--steps", 6)
+    assert result.exit_code == 0, result.output
+    assert "schedule onecycle:steps=6" in result.stdout
+    result = live(folder, SIDE, SIDE, *RUN, "--warmup", 6, "--steps", 6)
+    refused(result, 2, "shorter than the run of 6 steps")
+
+
+def test_what_goes_without_saying_is_in_no_record(folder, clean):
+    """So that it is the record of an xnn that knew none of these options, and one of them given as it is anyway."""
+    words = ("--loss", "cross-entropy", "--schedule", "constant", "--momentum", 0, "--weight-decay", 0)
+    assert record(folder, "said.jsonl", *words).read_bytes() == clean.read_bytes()
+
+
 # ---------------------------------------------------------------- order and ulps
 
 

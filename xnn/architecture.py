@@ -117,11 +117,17 @@ class Architecture:
             raise OptionError(f'{name} holds no layers: [[layers]] and type = "Dense" or another begin each')
 
     def build(
-        self, shape: tuple[int, ...], classes: int, rescaling: tuple[Any, Any] | None = None, seed: int = 0
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        rescaling: tuple[Any, Any] | None = None,
+        seed: int = 0,
+        augment: Sequence[Layer] = (),
     ) -> Sequential:
         """The model for samples of this shape; `classes` is what "classes" stands for.
 
         rescaling: scale and offset of a Rescale in front, unless the first layer takes integers, as Rescale does.
+        augment: layers behind that Rescale, or one that is the file's first layer, and otherwise in front.
         Raises OptionError for what a layer refuses, and ShapeError for one that cannot take what comes to it.
         """
         stack = _chain(self._plans, tuple(shape), classes)
@@ -129,6 +135,14 @@ class Architecture:
         if rescaling is not None and not (first is not None and first.takes_integers):
             dtype = next((p.dtype for layer in stack for p in layer.parameters()), "float32")
             stack.insert(0, layers.Rescale(*rescaling, dtype=dtype))
+        if augment:
+            scaled = isinstance(stack[0], layers.Rescale)
+            if stack[0].takes_integers and not scaled:
+                raise OptionError(
+                    f"{self._plans[0].place}: {type(stack[0]).__name__} takes the data as integers, which cannot be "
+                    "augmented: put a Rescale first, or leave augmentation away"
+                )
+            stack[scaled:scaled] = augment
         return Sequential(*stack, seed=seed)
 
     def _plan_all(self, tables: Any, path: Path) -> list[_Plan]:

@@ -12,16 +12,13 @@ import click
 
 from xnn import __version__
 from xnn.errors import OptionError, UnknownBackendError, XnnError
+from xnn.run_options import given_options, run_options, widths, with_table
 
 __all__ = ["main"]
 
 _EXIT_CODES = """\b
 Exit codes: 0 done; 1 it failed, and standard error says why; 2 a wrong option
 or environment variable; 130 ended by Ctrl-C, after reporting what was done."""
-
-
-_DATASET = """mnist, fashion-mnist, digits, boston, synthetic, or a .npz or .csv file. Default: mnist, and
-synthetic if that can be had neither from disk nor from the network."""
 
 
 class _Commands(click.Group):
@@ -65,17 +62,6 @@ def main() -> None:
     """
 
 
-def _widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """100,200 -> (100, 200); an empty text is no hidden layer."""
-    try:
-        widths = tuple(int(part) for part in value.split(",") if part.strip())
-    except ValueError:
-        widths = (0,)
-    if any(width < 1 for width in widths):
-        raise click.BadParameter(f"{value!r} is not a list of positive integers such as 100,200")
-    return widths
-
-
 def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
     """A positive integer, or auto."""
     if value is None or value == "auto":
@@ -92,91 +78,10 @@ def _backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _NUMERICS = "fast, or exact: the same bits everywhere; default: XNN_NUMERICS, else fast."
-_RUN_OPTIONS = (
-    click.option("--dataset", metavar="NAME", help=_DATASET),
-    click.option(
-        "--model",
-        metavar="FILE",
-        help="The network as a .toml file of layers, in place of --hidden, --activation and --dropout.",
-    ),
-    click.option(
-        "--data-home",
-        metavar="DIR",
-        help="Where data files are; default: XNN_DATA_HOME, then the user's cache.",
-    ),
-    click.option(
-        "--target",
-        multiple=True,
-        metavar="NAME",
-        help="A table's target: a column's name, or its number from 0; default: the last. Several times for a "
-        "regression on several.",
-    ),
-    click.option(
-        "--header/--no-header",
-        default=None,
-        help="Whether a table's first line holds names; default: if nothing in it is a number.",
-    ),
-    click.option(
-        "--task",
-        type=click.Choice(["classification", "regression"]),
-        help="What a table's target is; default: a look at it decides.",
-    ),
-    click.option(
-        "--hidden",
-        default="100,200",
-        show_default=True,
-        callback=_widths,
-        metavar="N,N,...",
-        help="Hidden widths.",
-    ),
-    click.option(
-        "--activation", type=click.Choice(["relu", "sigmoid", "tanh"]), default="relu", show_default=True
-    ),
-    click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True),
-    click.option(
-        "--lr",
-        type=float,
-        help="Learning rate; default: 0.1 for sgd (0.01 for a regression), 0.001 for adam.",
-    ),
-    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
-    click.option(
-        "--seed",
-        type=click.IntRange(0, 2**64 - 1),
-        default=0,
-        show_default=True,
-        help="Weights, shuffles, masks.",
-    ),
-    click.option(
-        "--dropout", type=float, default=0.0, show_default=True, help="Rate after each hidden layer."
-    ),
-)
-
-
-def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What determines a run, beside where and how it is executed."""
-    for option in reversed(_RUN_OPTIONS):
-        command = option(command)
-    return command
-
-
-def _given(context: click.Context) -> set[str]:
-    """The options that stand on the command line. Raises OptionError for a network that is told twice."""
-    source = click.core.ParameterSource.COMMANDLINE
-    given = {name for name in context.params if context.get_parameter_source(name) is source}
-    for name in sorted(given & {"hidden", "activation", "dropout"}):
-        if "model" in given:
-            raise OptionError(f"--{name} and --model both say what the network is: leave one of them away")
-    return given
-
-
-def _with_table(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with those of `xnn.data.load` in a dictionary of their own, `table`, as far as they were given."""
-    table = {name: options.pop(name) for name in ("target", "header", "task")}
-    return {**options, "table": {name: value for name, value in table.items() if value not in (None, ())}}
 
 
 @main.command()
-@_run_options
+@run_options
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
     "--patience",
@@ -216,6 +121,9 @@ def train(context: click.Context, /, backend: str | None, numerics: str | None, 
     xnn train --epochs 25 --plot curve.png
     xnn train --epochs 100 --patience 5
     xnn train --hidden 512,256 --optimizer adam --batch-size 128
+    xnn train --epochs 10 --schedule cosine --momentum 0.9 --weight-decay 1e-4
+    xnn train --epochs 10 --schedule onecycle --lr 0.4 --augment --label-smoothing 0.1
+    xnn train --optimizer adamw --schedule step:every=1000,factor=0.5 --warmup 300 --clip-norm 1
     xnn train --dataset iris.csv --target species --save model.safetensors
     xnn train --model network.toml                  layers of your choice: docs/architecture.md
     xnn train --numerics exact --record run.jsonl   to be verified on another machine
@@ -226,9 +134,9 @@ def train(context: click.Context, /, backend: str | None, numerics: str | None, 
     from xnn.backends import numerics as use_numerics
     from xnn.commands import train_command
 
-    _given(context)
+    given_options(context)
     with use_numerics(numerics), use(get_backend(backend).name):
-        interrupted = train_command(**_with_table(options))
+        interrupted = train_command(**with_table(options))
     if interrupted:
         sys.exit(130)
 
@@ -301,7 +209,7 @@ def info(as_json: bool, probe: bool) -> None:
 @click.option(
     "--batch-sizes",
     default="",
-    callback=_widths,
+    callback=widths,
     metavar="N,N,...",
     help="Default: 32,128,512; a sweep: 32 to 2048.",
 )
@@ -376,14 +284,15 @@ def check(backends: tuple[str, ...], verbose: bool, table: bool) -> None:
     show_default=True,
     help="exact, or fast; XNN_NUMERICS is not read.",
 )
-@_run_options
+@run_options
 @click.pass_context
 def verify(context: click.Context, /, **options: Any) -> None:
     """Compare two runs in lock-step: the first step, layer and tensor that differ, or that all bits agree.
 
     A and B are each a file of `xnn train --record`, or settings of a run in a process of its own, with
     commas between them: backend=NAME, threads=N, kernels=NAME, blas=CORE (OpenBLAS's kernels, such as
-    Haswell). With a record the run's options are the record's. Exits with 1 if they differ.
+    Haswell). With a record the run's options are the record's; without, a schedule lasts for --steps.
+    Exits with 1 if they differ.
 
     \b
     xnn verify threads=1 threads=2
@@ -392,5 +301,5 @@ def verify(context: click.Context, /, **options: Any) -> None:
     """
     from xnn.verify import verify_command
 
-    if not verify_command(given=_given(context), **_with_table(options)):
+    if not verify_command(given=given_options(context), **with_table(options)):
         sys.exit(1)

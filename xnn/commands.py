@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from xnn import __version__, architecture, losses, optimizers
-from xnn.architecture import Architecture
-from xnn.backends import available_backends
+from xnn.backends import available_backends, current_numerics
 from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.checks import run_checks
@@ -34,85 +33,12 @@ from xnn.files import check_writable, to_json, write_atomically
 from xnn.history import History, check_plot
 from xnn.layers import Dense, Sequential, weights
 from xnn.layers.sequential import classes_of
-from xnn.losses import Loss
-from xnn.models import mlp
 from xnn.optimizers import Optimizer
-from xnn.record import Recorder, data_sha256
+from xnn.record import Recorder
+from xnn.run import Run
 from xnn.training import Trainer
 
-__all__ = ["Run", "check_command", "predict_command", "train_command"]
-
-# The article's for classes; unscaled targets, as house prices are, need smaller steps.
-_RATES = {("sgd", "classification"): 0.1, ("sgd", "regression"): 0.01}
-_OPTIMIZERS: dict[str, Callable[[float], Optimizer]] = {"sgd": optimizers.SGD, "adam": optimizers.Adam}
-
-
-_MLP = {"hidden", "activation", "dropout"}  # the network where no file says it
-
-
-@dataclass(frozen=True)
-class Run:
-    """What, beside the data and the machine, determines a run: options of `xnn train`; a record carries them.
-
-    model: an architecture, in place of hidden, activation and dropout.
-    """
-
-    hidden: tuple[int, ...]
-    activation: str
-    optimizer: str
-    lr: float | None
-    batch_size: int
-    seed: int
-    dropout: float
-    model: Architecture | None = None
-
-    @classmethod
-    def from_options(cls, model: str | None, **options: Any) -> Run:
-        """Of the command's options; `model` is a file's name."""
-        return cls(**options, model=None if model is None else architecture.read(model))
-
-    @classmethod
-    def from_record(cls, run: dict[str, Any], version: str) -> Run:
-        """The options that a record holds. Raises OptionError for those of another xnn that this one has not."""
-        names = {field.name for field in fields(cls)} - (_MLP if "model" in run else {"model"})
-        if run.keys() != names or run["optimizer"] not in _OPTIMIZERS:
-            odd = ", ".join(sorted(run.keys() ^ names)) or f"optimizer {run['optimizer']!r}"
-            raise OptionError(
-                f"the record is of xnn {version} and of a run that this xnn, {__version__}, does not know ({odd}): "
-                "verify it with that version"
-            )
-        if "model" in run:
-            network: dict[str, Any] = {"hidden": (), "activation": "", "dropout": 0.0}
-            network["model"] = Architecture(run["model"])
-        else:
-            network = {"hidden": tuple(run["hidden"])}
-        return cls(**{**run, **network})
-
-    def as_record(self) -> dict[str, Any]:
-        """What from_record takes, as JSON values."""
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.model is None:
-            del options["model"]
-            return options
-        return {k: v for k, v in options.items() if k not in _MLP} | {"model": self.model.layers}
-
-    def build(self, data: Dataset) -> tuple[Sequential, Loss, Optimizer]:
-        """The model, loss and optimizer for these data."""
-        scaling, shape = data.rescaling(), tuple(data.x_train.shape[1:])
-        if self.model is None:
-            model = mlp(
-                shape[0], self.hidden, data.classes, self.activation, self.dropout, scaling, self.seed
-            )
-        else:
-            model = self.model.build(shape, data.classes, scaling, self.seed)
-        rate = _RATES.get((self.optimizer, data.task), 0.001) if self.lr is None else self.lr
-        rule = _OPTIMIZERS[self.optimizer](rate)
-        return model, losses.SoftmaxCrossEntropy() if data.task == "classification" else losses.MSE(), rule
-
-    def about(self, data: Dataset, rule: Optimizer) -> dict[str, Any]:
-        """What a record says of it, the rate that was taken included."""
-        run = {"dataset": data.name, **self.as_record(), "lr": rule.rate}
-        return {"xnn": __version__, "run": run, "data_sha256": data_sha256(data.x_train, data.y_train)}
+__all__ = ["check_command", "predict_command", "train_command"]
 
 
 def train_command(
@@ -144,15 +70,22 @@ def train_command(
     if record:
         check_writable(record)
     run = Run.from_options(batch_size=batch_size, seed=seed, **options)
+    run.check_numerics(current_numerics())
+    if patience and run.average is not None:
+        raise OptionError(
+            "--patience keeps the best epoch's weights and --average the mean over the steps: leave one of them away"
+        )
     data = load(dataset, data_home, **table)
     for line in filter(None, (data.note, data.advice)):
         click.echo(f"xnn: {line}", err=True)
+    run = run.resolved(data, epochs * -(-len(data.x_train) // batch_size))
     model, loss, rule = run.build(data)
-    about = {"dataset": data.name, "seed": seed, "model": [repr(layer) for layer in model.layers]}
+    about = {"dataset": data.name, "seed": seed, "run": run.as_record()}
+    about["model"] = [repr(layer) for layer in model.layers]
     callbacks: list[Callback] = [JsonLines(log, about)] if log else []
     if not (quiet or as_json):
         callbacks.append(EpochLines())
-    recorder = Recorder(model, {**run.about(data, rule), "table": table}) if record else None
+    recorder = Recorder(model, {**run.about(data), "table": table}) if record else None
     stopper = EarlyStopping(patience=patience) if patience else None
     callbacks += [callback for callback in (recorder, stopper) if callback]
     trainer = Trainer(model, loss, rule, callbacks=callbacks, threads=threads, kernels=kernels)
@@ -161,8 +94,8 @@ def train_command(
     failure: XnnError | None = None
     try:
         history = trainer.fit(
-            (data.x_train, data.y_train),
-            validation=(data.x_val, data.y_val),
+            (data.x_train, run.targets(data.y_train)),
+            validation=(data.x_val, run.targets(data.y_val)),
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
@@ -170,7 +103,9 @@ def train_command(
         )
     except DivergenceError as error:
         if save and isinstance(error.history, History):  # the weights from before the step that failed
-            weights.save(model, save, {**notes, "epochs": _kept(error.history, stopper), "error": str(error)})
+            with _averaged(rule):
+                kept = _kept(error.history, stopper)
+                weights.save(model, save, {**notes, "epochs": kept, "error": str(error)})
             which = (
                 f"after epoch {best}, the best"
                 if (best := stopper and stopper.best_epoch)
@@ -186,14 +121,15 @@ def train_command(
         (record, lambda path: None if recorder is None else recorder.record.save(path)),
         (plot, history.plot),
     ]
-    for path, write in files:
-        if path:
-            try:
-                write(path)
-            except XnnError as error:
-                failure = failure or error
-    tested = trainer.evaluate((data.x_test, data.y_test))
-    result = _result(data, model, history, seed, tested, stopper)
+    with _averaged(rule):
+        for path, write in files:
+            if path:
+                try:
+                    write(path)
+                except XnnError as error:
+                    failure = failure or error
+        tested = trainer.evaluate((data.x_test, run.targets(data.y_test)))
+        result = _result(data, run, model, history, tested, stopper)
     if as_json:
         click.echo(to_json(result))
     elif not quiet:
@@ -210,6 +146,11 @@ def train_command(
     return history.interrupted
 
 
+def _averaged(rule: Optimizer) -> AbstractContextManager[None]:
+    """With --average the model is the moving average of its weights, once there is one."""
+    return rule.averaged() if rule.averages else nullcontext()
+
+
 def _kept(history: History, stopper: EarlyStopping | None) -> int:
     """After how many epochs the model was as it is now."""
     return (stopper.best_epoch if stopper else 0) or len(history.epochs)
@@ -217,9 +158,9 @@ def _kept(history: History, stopper: EarlyStopping | None) -> int:
 
 def _result(
     data: Dataset,
+    run: Run,
     model: Sequential,
     history: History,
-    seed: int,
     tested: dict[str, float],
     stopper: EarlyStopping | None,
 ) -> dict[str, Any]:
@@ -231,7 +172,8 @@ def _result(
         "backend": history.plan["backend"],
         "numerics": history.plan["numerics"],
         "plan": history.plan,
-        "seed": seed,
+        "seed": run.seed,
+        "run": run.as_record(),
         "epochs": len(history.epochs),
         "kept_epoch": _kept(history, stopper),
         "interrupted": history.interrupted,
@@ -259,6 +201,10 @@ def _summarize(result: dict[str, Any], history: History, save: str | None, teste
         click.echo(f"stopped: {history.stopped}")
     if kept < len(history.epochs):
         click.echo(f"the model is as it was after epoch {kept}, the best of {len(history.epochs)}")
+    if "average" in result["run"]:
+        click.echo(
+            "tested and saved: the moving average of the weights; the epochs' numbers are of the weights"
+        )
     entry = history.epochs[kept - 1] if kept else {}
     shown = {f"validation {k[4:]}": v for k, v in entry.items() if k.startswith("val_")}
     shown |= {f"test {k}": v for k, v in tested.items()}

@@ -15,12 +15,12 @@ import numpy as np
 from xnn.backends import backend as use
 from xnn.backends import backend_names, get_backend, numerics
 from xnn.benchmarks.process import Line, Process
-from xnn.commands import Run
 from xnn.data import load
 from xnn.errors import OptionError, UnknownBackendError, XnnError
 from xnn.history import History
 from xnn.layers import Sequential
 from xnn.record import Digests, Record, Recorder, little_endian
+from xnn.run import Run
 from xnn.training import Trainer
 
 __all__ = ["Live", "Recorded", "main", "parse_settings"]
@@ -174,13 +174,20 @@ def _serve(
     kernels: str = "auto",
 ) -> None:
     with numerics(mode), use(get_backend(backend).name):
-        data, chosen = load(dataset, data_home, **table), Run.from_record(run, version)
+        data = load(dataset, data_home, **table)
+        chosen = Run.from_record(run, version).resolved(data, steps)
         model, loss, rule = chosen.build(data)
-        waiting = _Waiting(model, {**chosen.about(data, rule), "table": table}, data.note, line, commands)
+        waiting = _Waiting(model, {**chosen.about(data), "table": table}, data.note, line, commands)
         trainer = Trainer(model, loss, rule, callbacks=[waiting], threads=threads, kernels=kernels)
-        samples = data.x_train, data.y_train
-        epochs = -(-steps // -(-len(data.x_train) // chosen.batch_size))
-        trainer.fit(samples, epochs=epochs, batch_size=chosen.batch_size, seed=chosen.seed, progress=False)
+        samples = data.x_train, chosen.targets(data.y_train)
+        epochs = steps if rule.minimizes else -(-steps // -(-len(data.x_train) // chosen.batch_size))
+        history = trainer.fit(
+            samples, epochs=epochs, batch_size=chosen.batch_size, seed=chosen.seed, progress=False
+        )
+        done = len(
+            history.epochs
+        )  # only a minimizer comes here, which may need fewer iterations than it is given
+        raise OptionError(f"the run came to its end in step {done}: --steps {done} compares it")
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ import numpy as np
 
 from xnn import __version__
 from xnn.backends import current_numerics
-from xnn.commands import Run
 from xnn.errors import DataError, OptionError
 from xnn.record import Digests, Record, read_record
+from xnn.run import Run
 from xnn.sides import Live, Recorded, parse_settings
 
 __all__ = ["Difference", "compare", "distance", "lock_step", "verify_command"]
@@ -155,7 +155,9 @@ def verify_command(
         recorded = min(len(record.steps) for record in records.values())
         steps = min(steps or recorded, recorded)
     else:
-        run = Run.from_options(**run).as_record()
+        chosen = Run.from_options(**run)
+        chosen.check_numerics(numerics)
+        run = chosen.as_record()
     steps = steps or _STEPS
     task: dict[str, Any] = {"run": run, "version": version, "dataset": dataset, "data_home": data_home}
     task["table"] = table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ class Dataset:
     task: "classification" or "regression". scale: what the features are multiplied with in a model, or
     None if they should be standardized. note: a line the user should see, such as a replacement.
     labels: what class 0, 1, ... is called in the data; empty if these are their names. columns: of a CSV file,
-    which of its columns these are.
+    which of its columns these are. sample_shape: a sample's in an archive that has more axes than features.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Dataset:
     note: str = ""
     labels: tuple[Label, ...] = ()
     columns: Columns | None = None
+    sample_shape: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter((self.x_train, self.y_train, self.x_val, self.y_val, self.x_test, self.y_test))
@@ -51,6 +53,20 @@ class Dataset:
             return int(self.y_train.shape[1])
         most = max(int(y.max(initial=-1)) for y in (self.y_train, self.y_val, self.y_test)) + 1
         return max(most, len(self.labels))
+
+    @property
+    def image(self) -> tuple[int, int] | None:
+        """Height and width of the images that the samples are: their last two axes, or a square of bytes.
+
+        None if they are no images, or images whose channels are the last axis: (n, channels, height, width) are.
+        """
+        if len(self.sample_shape) > 1:
+            first, *_, last = self.sample_shape
+            channels_last = len(self.sample_shape) == 3 and last in (1, 3, 4) and first not in (1, 3, 4)
+            return None if channels_last else (self.sample_shape[-2], last)
+        pixels = int(self.x_train.shape[1])
+        side = math.isqrt(pixels)
+        return (side, side) if self.x_train.dtype == np.uint8 and side > 1 and side * side == pixels else None
 
     def rescaling(self) -> tuple[np.ndarray | float, np.ndarray | float]:
         """Scale and offset for layers.Rescale: `scale`, or 1/std and -mean/std of the training features."""

@@ -73,6 +73,7 @@ def from_arrays(
     columns: Columns | None = None,
 ) -> Dataset:
     """Samples and targets, split as the options say."""
+    shape = x.shape[1:]
     x, y = check_pair(name, x, y)
     if len(x) < 3:
         raise CorruptFileError(f"{name} holds {len(x)} samples; it takes 3 to train, validate and test")
@@ -82,7 +83,7 @@ def from_arrays(
     train, validation, test = ((x[part], targets.y[part]) for part in rows)
     return Dataset(
         name, *train, *validation, *test, task=targets.task, scale=_pixel_scale(x) if scale is None else scale,
-        note=targets.note, labels=targets.labels, columns=columns,
+        note=targets.note, labels=targets.labels, columns=columns, sample_shape=shape,
     )  # fmt: skip
 
 
@@ -213,7 +214,7 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
         raise CorruptFileError(f"{path}: the parts' targets have different numbers of columns")
     return Dataset(
         path.name, *parts["train"], *parts["val"], *parts["test"], task=targets.task, scale=_pixel_scale(x),
-        note=targets.note, labels=targets.labels,
+        note=targets.note, labels=targets.labels, sample_shape=arrays["x_train"].shape[1:],
     )  # fmt: skip
 
 

@@ -1,0 +1,75 @@
+"""A schedule as one short text, for command lines and records: cosine, or step:every=1000,factor=0.5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any
+
+from xnn.errors import OptionError
+from xnn.schedules import SCHEDULES, Schedule
+
+__all__ = ["NAMED", "read_schedule", "schedule_text"]
+
+# What the names stand for where nothing else is said: numbers of the whole run's steps and of an epoch's.
+_USUAL: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "constant": lambda steps, per_epoch: {},
+    "step": lambda steps, per_epoch: {"every": -(-steps // 3)},
+    "exponential": lambda steps, per_epoch: {"factor": 0.9, "every": per_epoch},
+    "polynomial": lambda steps, per_epoch: {"steps": steps},
+    "cosine": lambda steps, per_epoch: {"steps": steps},
+    "restarts": lambda steps, per_epoch: {"steps": per_epoch},
+    "onecycle": lambda steps, per_epoch: {"steps": steps},
+}
+
+#: The schedules that have a text; a warm-up is put before any of them.
+NAMED = tuple(_USUAL)
+
+
+def read_schedule(text: str, rate: float, steps: int, per_epoch: int) -> Schedule:
+    """The schedule that a text means: a name of NAMED, and behind a colon arguments of its class in xnn.schedules.
+
+    rate: its first argument, the first rate or the peak. steps, per_epoch: those of the run and of an epoch, which
+    say what the text leaves open: cosine, polynomial and onecycle last for the run, restarts begins anew with each
+    epoch, step gets smaller after each third of the run, exponential by a tenth an epoch.
+    Raises OptionError for an unknown name or argument, or a value that the class refuses.
+    """
+    name, colon, rest = text.partition(":")
+    if name not in _USUAL:
+        raise OptionError(f"there is no schedule {name!r}: choose {', '.join(NAMED)}")
+    kind: Any = SCHEDULES[name]
+    allowed = [field.name for field in fields(kind)][1:]
+    given: dict[str, Any] = {}
+    for part in rest.split(",") if colon else ():
+        key, sign, value = (word.strip() for word in part.partition("="))
+        if not (sign and value) or key not in allowed or key in given:
+            what = "given twice" if key in given else "not one of its arguments"
+            takes = f"NAME=VALUE with {', '.join(allowed)}" if allowed else "nothing"
+            raise OptionError(f"the schedule {text!r}: {part.strip()!r} is {what}: {name} takes {takes}")
+        given[key] = _value(value)
+    try:
+        made: Schedule = kind(rate, **{**_USUAL[name](max(1, steps), per_epoch), **given})
+    except OptionError as error:
+        raise OptionError(f"the schedule {text!r}: {error}") from error
+    return made
+
+
+def schedule_text(schedule: Schedule) -> str:
+    """What read_schedule makes the same schedule of, whatever the run: it has all numbers but the class's own."""
+    name = next(name for name in NAMED if SCHEDULES[name] is type(schedule))
+    given = [
+        f"{field.name}={getattr(schedule, field.name)}"
+        for field in fields(schedule)[1:]  # type: ignore[arg-type]
+        if field.default is MISSING or getattr(schedule, field.name) != field.default
+    ]
+    return f"{name}:{','.join(given)}" if given else name
+
+
+def _value(text: str) -> int | float | str:
+    """A whole number, a number, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
