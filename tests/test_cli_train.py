@@ -497,3 +497,11 @@ def test_exact_numerics_with_everything(digits, optimizer):
         for kernels in ("ops", "numpy")
     ]
     assert digests[0] == digests[1]
+
+
+def test_every_activation_has_its_name_on_the_command_line():
+    from xnn.cli import main
+    from xnn.models import ACTIVATIONS
+
+    option = next(p for p in main.commands["train"].params if p.name == "activation")
+    assert list(option.type.choices) == list(ACTIVATIONS)

@@ -11,7 +11,17 @@ from xnn.layers import Layer, Sequential
 
 __all__ = ["ACTIVATIONS", "mlp"]
 
-ACTIVATIONS: dict[str, type[Layer]] = {"relu": layers.ReLU, "sigmoid": layers.Sigmoid, "tanh": layers.Tanh}
+ACTIVATIONS: dict[str, type[Layer]] = {
+    "relu": layers.ReLU,
+    "leaky-relu": layers.LeakyReLU,
+    "elu": layers.ELU,
+    "selu": layers.SELU,
+    "gelu": layers.GELU,
+    "silu": layers.SiLU,
+    "softplus": layers.Softplus,
+    "sigmoid": layers.Sigmoid,
+    "tanh": layers.Tanh,
+}
 
 
 def mlp(

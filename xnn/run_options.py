@@ -68,7 +68,12 @@ _RUN_OPTIONS = (
         help="Hidden widths.",
     ),
     click.option(
-        "--activation", type=click.Choice(["relu", "sigmoid", "tanh"]), default="relu", show_default=True
+        "--activation",
+        type=click.Choice(
+            ["relu", "leaky-relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh"]
+        ),
+        default="relu",
+        show_default=True,
     ),
     click.option(
         "--dropout", type=float, default=0.0, show_default=True, help="Rate after each hidden layer."
