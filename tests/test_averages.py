@@ -69,6 +69,30 @@ def test_averages_by_hand_and_in_a_program_are_the_same_bits_in_exact_numerics()
     assert averages[0] == averages[1]
 
 
+@pytest.mark.parametrize("kernels", ["ops", "numpy"])
+@pytest.mark.parametrize(("first", "then"), [(None, 0.5), (0.9, 0.5), (0.9, None)])
+def test_an_average_that_a_callback_sets_is_heeded(kernels, first, then):
+    """As in a fit that begins with it."""
+    x, y = labelled()
+
+    class Change(xnn.callbacks.Callback):
+        def on_epoch_end(self, history, entry):
+            self.rule.average = then
+
+    found = []
+    for epochs in ((3,), (1, 2)):
+        model, rule, change = small(), optimizers.SGD(0.1, average=first), Change()
+        change.rule = rule
+        trainer = xnn.Trainer(
+            model, losses.SoftmaxCrossEntropy(), rule, kernels=kernels, callbacks=[change], threads=1
+        )
+        for count in epochs:
+            trainer.fit((x, y), batch_size=16, epochs=count, progress=False)
+        assert len(rule.averages) == len(model.parameters())
+        found.append([rule.averages[p].tobytes() for p in model.parameters()])
+    assert found[0] == found[1]
+
+
 def test_there_is_nothing_to_average_before_training():
     with pytest.raises(OptionError, match=r"average=0\.999"), optimizers.SGD(0.1).averaged():
         pass

@@ -157,9 +157,11 @@ class Store:
         self.folded: set[Parameter] = set()
         #: What layers keep without a gradient, and averages of weights. Each step makes fresh arrays of them.
         self.kept = {b: Slot(b.name, b.shape, b.value.dtype) for b in buffers}
-        averaged = optimizer.average is not None and not self.asks_optimizer
+        self.average = None if self.asks_optimizer else optimizer.average
         self.averages = {
-            p: Slot(f"{p.name}'s average", p.shape, p.value.dtype) for p in self.gradients if averaged
+            p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
+            for p in self.gradients
+            if self.average is not None
         }
         self.attach()
         #: Frozen parameters' arrays are read where they are; kernels want their rows side by side.
@@ -177,6 +179,8 @@ class Store:
         if self.asks_optimizer:
             return True
         if self._plain != self._is_plain() or self.clipping != self.optimizer.clipping:
+            return False
+        if self.average != self.optimizer.average:
             return False
         if any(self.optimizer.decay_of(p) != group.decay for group in self.groups for p in group.parameters):
             return False
