@@ -93,6 +93,31 @@ def test_an_average_that_a_callback_sets_is_heeded(kernels, first, then):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("kernels", ["ops", "numpy", None])
+def test_the_average_of_a_parameter_frozen_since_goes_on_to_its_value(kernels):
+    """And one that was frozen all along has none."""
+    x, y = labelled()
+    model, rule, loss = small(), optimizers.SGD(0.1, average=0.8), losses.SoftmaxCrossEntropy()
+    trainer = xnn.Trainer(model, loss, rule, kernels=kernels or "auto", threads=1)
+    kept, never = model.layers[0].weight, model.layers[2].bias
+    never.frozen = True
+    trainer.fit((x, y), batch_size=16, progress=False)
+    kept.frozen = True
+    wanted = np.array(rule.averages[kept], np.float64)
+    assert not np.allclose(wanted, kept.value, atol=1e-3)
+    if kernels:
+        trainer.fit((x, y), batch_size=16, epochs=20, progress=False)
+    else:
+        for _ in range(100):
+            loss.compute(model.forward(x, training=True), y)
+            model.backward(loss.backward())
+            rule.step(model.parameters())
+    np.testing.assert_allclose(rule.averages[kept], kept.value, rtol=1e-5, atol=1e-6)
+    assert never not in rule.averages
+    with rule.averaged():
+        trainer.evaluate((x, y))
+
+
 def test_there_is_nothing_to_average_before_training():
     with pytest.raises(OptionError, match=r"average=0\.999"), optimizers.SGD(0.1).averaged():
         pass

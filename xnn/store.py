@@ -160,8 +160,8 @@ class Store:
         self.average = None if self.asks_optimizer else optimizer.average
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
-            for p in self.gradients
-            if self.average is not None
+            for p in self.parameters
+            if self.average is not None and (p in self.gradients or p in optimizer.averages)
         }
         self.attach()
         #: Frozen parameters' arrays are read where they are; kernels want their rows side by side.

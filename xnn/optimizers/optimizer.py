@@ -144,11 +144,12 @@ class Optimizer:
             clipped = apply_rule(rule, backend_of(*gradients).math, gradients, {"limit": limit})
             for parameter, gradient in zip(changing, clipped, strict=True):
                 parameter.grad = gradient
+        before = {parameter: parameter.value for parameter in changing}
         for parameter in changing:
-            before = parameter.value
             self.update(parameter)
-            if self.average is not None:
-                arrays = self.averages.get(parameter, before), parameter.value
+        for parameter in () if self.average is None else parameters:
+            if parameter in before or parameter in self.averages:  # the average of one frozen since goes on
+                arrays = self.averages.get(parameter, before.get(parameter)), parameter.value
                 xp = backend_of(*arrays).math
                 (self.averages[parameter],) = apply_rule(
                     updates.moving_average, xp, arrays, {"decay": self.average}
