@@ -69,6 +69,55 @@ def test_averages_by_hand_and_in_a_program_are_the_same_bits_in_exact_numerics()
     assert averages[0] == averages[1]
 
 
+@pytest.mark.parametrize("kernels", ["ops", "numpy"])
+@pytest.mark.parametrize(("first", "then"), [(None, 0.5), (0.9, 0.5), (0.9, None)])
+def test_an_average_that_a_callback_sets_is_heeded(kernels, first, then):
+    """As in a fit that begins with it."""
+    x, y = labelled()
+
+    class Change(xnn.callbacks.Callback):
+        def on_epoch_end(self, history, entry):
+            self.rule.average = then
+
+    found = []
+    for epochs in ((3,), (1, 2)):
+        model, rule, change = small(), optimizers.SGD(0.1, average=first), Change()
+        change.rule = rule
+        trainer = xnn.Trainer(
+            model, losses.SoftmaxCrossEntropy(), rule, kernels=kernels, callbacks=[change], threads=1
+        )
+        for count in epochs:
+            trainer.fit((x, y), batch_size=16, epochs=count, progress=False)
+        assert len(rule.averages) == len(model.parameters())
+        found.append([rule.averages[p].tobytes() for p in model.parameters()])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy", None])
+def test_the_average_of_a_parameter_frozen_since_goes_on_to_its_value(kernels):
+    """And one that was frozen all along has none."""
+    x, y = labelled()
+    model, rule, loss = small(), optimizers.SGD(0.1, average=0.8), losses.SoftmaxCrossEntropy()
+    trainer = xnn.Trainer(model, loss, rule, kernels=kernels or "auto", threads=1)
+    kept, never = model.layers[0].weight, model.layers[2].bias
+    never.frozen = True
+    trainer.fit((x, y), batch_size=16, progress=False)
+    kept.frozen = True
+    wanted = np.array(rule.averages[kept], np.float64)
+    assert not np.allclose(wanted, kept.value, atol=1e-3)
+    if kernels:
+        trainer.fit((x, y), batch_size=16, epochs=20, progress=False)
+    else:
+        for _ in range(100):
+            loss.compute(model.forward(x, training=True), y)
+            model.backward(loss.backward())
+            rule.step(model.parameters())
+    np.testing.assert_allclose(rule.averages[kept], kept.value, rtol=1e-5, atol=1e-6)
+    assert never not in rule.averages
+    with rule.averaged():
+        trainer.evaluate((x, y))
+
+
 def test_there_is_nothing_to_average_before_training():
     with pytest.raises(OptionError, match=r"average=0\.999"), optimizers.SGD(0.1).averaged():
         pass

@@ -241,6 +241,22 @@ def test_rescaling(tmp_path, monkeypatch):
     assert load("synthetic").rescaling() == (1 / 255, 0.0)  # bytes have a scale of their own
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.001, 123456.789, -0.7, 1e30])
+@pytest.mark.parametrize("rows", [10, 100])
+def test_a_column_that_float32_cannot_tell_from_constant_is_not_scaled(tmp_path, value, rows):
+    """The mean of equal numbers is rounded: what 1 / std made of that was 3.6e16."""
+    wiggle = np.where(np.arange(rows) % 2, 1.0, 1.0 + 1e-9)
+    seen = np.where(np.arange(rows) % 2, 1.0, 1.0 + 1e-4)
+    columns = np.full(rows, value), value * wiggle, value * seen, np.arange(rows) / 7
+    np.savetxt(tmp_path / "t.csv", np.column_stack(columns), delimiter=",", fmt="%.17g")
+    data = load(tmp_path / "t.csv")
+    scale, offset = data.rescaling()
+    assert scale[:2].tolist() == [1.0, 1.0]
+    z = data.x_train * scale + offset
+    np.testing.assert_allclose(z[:, :2], 0.0, atol=1e-8 * abs(value))
+    np.testing.assert_allclose(z[:, 2].std(), 1.0, rtol=1e-6)
+
+
 def test_a_test_row_does_not_move_the_standardization(tmp_path):
     """It is fitted on the training part alone."""
     table = np.column_stack([np.arange(50.0), np.arange(50.0) ** 2, np.arange(50.0) / 9])
@@ -256,6 +272,12 @@ def test_a_test_row_does_not_move_the_standardization(tmp_path):
         changed[int(part[0, 0]), 1] = 1e9
         after = scaling(changed).rescaling()
         assert np.array_equal(before, after) is not moves
+
+
+@pytest.mark.parametrize("name", [3, b"mnist", ["mnist"], True])
+def test_a_name_that_is_none(name):
+    with pytest.raises(OptionError, match="a name or a path"):
+        load(name)
 
 
 # ---------------------------------------------------------------- splits and classes

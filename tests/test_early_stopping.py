@@ -243,7 +243,7 @@ def test_a_value_that_is_no_number(value):
         ({"min_delta": math.inf}, "min_delta"),
         ({"mode": "least"}, "'auto', 'min' or 'max'"),
         ({"mode": None}, "'auto', 'min' or 'max'"),
-        ({"monitor": "val_f1"}, "mode='min' or mode='max'"),
+        ({"monitor": "val_bias"}, "mode='min' or mode='max'"),
         ({"monitor": 3}, "must be a name"),
     ],
 )
@@ -253,6 +253,7 @@ def test_options(options, message):
 
 
 def test_directions():
-    for name, mode in (("loss", "min"), ("val_loss", "min"), ("accuracy", "max"), ("val_accuracy", "max")):
-        assert EarlyStopping(name).mode == mode
+    for mode, names in (("min", "loss mae mse rmse"), ("max", "accuracy top5 top10 precision recall f1 r2")):
+        for name in names.split():
+            assert EarlyStopping(name).mode == EarlyStopping(f"val_{name}").mode == mode
     assert EarlyStopping("val_loss", mode="max").mode == "max"

@@ -397,6 +397,9 @@ def test_one_hot_integers_are_probabilities():
         (lambda: S(ignore_index=-1)(np.ones((2, 2)), np.array([-1, 2])), LabelError, "from 2 to 2"),
         (lambda: S()(np.ones((2, 3, 4)), np.zeros((2, 3), int)), ShapeError, r"labels of shape \(n, 4\)"),
         (lambda: B(pos_weight=[1.0])(np.ones((2, 2)), np.ones((2, 2))), ShapeError, "pos_weight has 1"),
+        (lambda: B(pos_weight=-1), OptionError, "pos_weight must be a finite number at least 0, got -1"),
+        (lambda: B(pos_weight=True), OptionError, "pos_weight must be a finite number"),
+        (lambda: B(pos_weight=np.array("a")), OptionError, "pos_weight must be a finite number"),
         (lambda: losses.Hinge()(np.ones((2, 1)), np.array([[0], [1]])), LabelError, r"2 \* targets - 1"),
         (lambda: losses.Focal()(np.ones((1, 1)), np.array([[2.0]])), LabelError, r"\[0, 1\]"),
         (lambda: losses.KLDivergence()(np.zeros((1, 2)), np.ones((1, 2))), LabelError, "sum to 1 over"),
@@ -705,6 +708,8 @@ def test_what_a_trainer_refuses():
         (w[:, None], ShapeError, "one number a sample"),
         (-w, OptionError, "at least 0"),
         (0 * w, OptionError, "every sample_weight is 0"),
+        (w.astype(float) * 1e-300, OptionError, "every sample_weight is 0 in float32"),
+        (w.astype(float) + 1e300, DTypeError, "sample_weight 0 holds a number too large for float32"),
         (w * np.nan, OptionError, "finite"),
         ([None] * len(w), DTypeError, "numbers"),
     ):
@@ -717,6 +722,10 @@ def test_what_a_trainer_refuses():
                 call()
     with pytest.raises(OptionError, match="must be a pair"):
         trainer().fit((x, t, w), progress=False)
+    large = np.where(np.arange(len(x)) == 3, 1e39, 1.0)[:, None]
+    for data, what in (((x * large, t), "sample"), ((x, large * np.ones(4)), "target")):
+        with pytest.raises(DTypeError, match=f"{what} 3 holds a number too large for float32"):
+            trainer(losses.MSE() if what == "target" else None).fit(data, progress=False)
     with pytest.raises(ShapeError, match="class_weight has 3"):
         trainer(S(class_weight=[1, 2, 3])).fit((x, t), progress=False)
 

@@ -547,6 +547,9 @@ def test_what_does_not_fit_is_heard_before_training():
         (metrics.R2(), NUMBERS[0], NUMBERS[1][:, 0], ShapeError),
         (metrics.MSE(), np.float32(1), np.float32(1), ShapeError),
         (metrics.MAE(), CLASSES[1], CLASSES[1], DTypeError),
+        (metrics.Accuracy(), CLASSES[0], CLASSES[1] + 0.5, DTypeError),
+        (metrics.Accuracy(), CLASSES[0], CLASSES[1].astype(str), DTypeError),
+        (metrics.Accuracy(), CLASSES[0][:, :1], CLASSES[1] % 2 + 0.0, DTypeError),  # (n, 1) takes (n, 1)
     ],
 )
 def test_arrays(metric, outputs, targets, error):
@@ -554,6 +557,15 @@ def test_arrays(metric, outputs, targets, error):
         metric.update(outputs, targets)
     with pytest.raises(OptionError):
         metric.compute()
+
+
+def test_outputs_of_another_width():
+    metric = metrics.F1()
+    metric.update(*CLASSES)
+    before = metric.compute()
+    with pytest.raises(ShapeError, match="one width, or reset it"):
+        metric.update(CLASSES[0][:, :-1], CLASSES[1] * 0)
+    assert metric.compute() == before
 
 
 def test_a_metric_travels_with_what_it_counted():

@@ -507,6 +507,7 @@ class TestClipping:
         lambda: optimizers.Nadam(betas=(0.9, 1)),
         lambda: optimizers.Lion(betas=(0.9, 1.0)),
         lambda: optimizers.Lion(-1e-4),
+        lambda: optimizers.Lion(betas=("a", 0.9)),
         lambda: optimizers.SGD(clip_norm=0),
         lambda: optimizers.SGD(clip_norm=-1.0),
         lambda: optimizers.SGD(clip_norm=float("inf")),
@@ -522,6 +523,13 @@ class TestClipping:
 def test_options_that_make_no_sense(build):
     with pytest.raises(OptionError, match=r"must be (a finite number|above 0)"):
         build()
+
+
+@pytest.mark.parametrize("rule", [optimizers.Adam, optimizers.AdamW, optimizers.Nadam, optimizers.Lion])
+@pytest.mark.parametrize("betas", [0.9, None, (0.9,), (0.9, 0.99, 0.999), "ab"])
+def test_betas_are_two(rule, betas):
+    with pytest.raises(OptionError, match="betas must be two numbers"):
+        rule(betas=betas)
 
 
 # L-BFGS.
@@ -609,6 +617,17 @@ class TestLBFGS:
             p.frozen = True
         with pytest.raises(OptionError, match="nothing to train"):
             trainer.fit(pair, progress=False)
+
+    def test_where_nothing_counts_nothing_changes(self, kernels):
+        """The mean over no labels and its gradient are 0, not 0 / 0."""
+        x, y = np.ones((9, 4)), np.zeros(9, int)
+        loss = losses.SoftmaxCrossEntropy(ignore_index=0)
+        model = xnn.Sequential(layers.Dense(4, 3, dtype="float64"), seed=1)
+        before = weights_sha256(model)
+        trainer = xnn.Trainer(model, loss, optimizers.LBFGS(), kernels=kernels)
+        history = trainer.fit((x, y), epochs=3, batch_size=4, progress=False)
+        assert weights_sha256(model) == before
+        assert all(entry["loss"] == 0.0 for entry in history.epochs)
 
     def test_ctrl_c_ends_after_the_iteration(self):
         class Stop(Callback):

@@ -296,6 +296,9 @@ def test_a_header_that_was_asked_for(tmp_path):
         ("1,NaN,0", "line 4, field 2 .* missing"),
         ("1,-inf,0", "line 4, field 2 .* infinite"),
         ("1,2,1e999", "line 4, field 3 .* infinite"),
+        ("1,2,-nan", "line 4, field 3 .* missing"),
+        ("1,-,0", r"line 4, field 2 \('b'\): '-' is not a number"),
+        ("1,2024_01,0", r"line 4, field 2 \('b'\): '2024_01' is not a number"),  # float() takes it for 202401
     ],
 )
 def test_errors_name_line_and_column_and_what_to_do(tmp_path, row, message):
@@ -303,6 +306,20 @@ def test_errors_name_line_and_column_and_what_to_do(tmp_path, row, message):
     path.write_text(f"a,b,y\n1,2,0\n1,2,1\n{row}\n")
     with pytest.raises(CorruptFileError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_fields_with_something_else_between_them(tmp_path, mark):
+    path = tmp_path / "t.csv"
+    path.write_text(NAMED.replace(",", mark))
+    with pytest.raises(CorruptFileError, match="with commas between the fields"):
+        load(path)
+
+
+def test_classes_called_plus_and_minus(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n" + "1,+\n2,-\n" * 5)
+    assert load(path).labels == ("+", "-")
 
 
 @pytest.mark.parametrize(
@@ -355,6 +372,20 @@ def test_npz_with_names_of_classes(tmp_path):
     for option in ({"target": 0}, {"header": False}):
         with pytest.raises(OptionError, match="its y"):
             load(path, **option)
+
+
+def test_a_label_of_another_part_does_not_make_a_model_of_a_billion_outputs(tmp_path):
+    path = tmp_path / "t.npz"
+    parts = {
+        "x_train": np.arange(60.0).reshape(30, 2),
+        "y_train": np.arange(30) % 3,
+        "x_test": np.ones((2, 2)),
+    }
+    np.savez(path, **parts, y_test=np.array([0, 4]))
+    assert load(path).classes == 5
+    np.savez(path, **parts, y_test=np.array([0, 10**9]))
+    with pytest.raises(CorruptFileError, match=r"classes from 0 \(up to 999\)"):
+        load(path)
 
 
 # ---------------------------------------------------------------- tables of a model that is trained

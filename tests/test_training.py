@@ -606,3 +606,9 @@ def test_the_twelfth_epoch_peaks_where_the_second_did(kernels):
         tracemalloc.stop()
     assert peaks[11] - peaks[1] < 20_000  # the row numbers of one epoch alone have 56,000 bytes
     assert max(peaks) < x.nbytes
+
+
+def test_callbacks_are_a_sequence_of_them():
+    for wrong in (Callback(), 3, [Callback]):
+        with pytest.raises(OptionError, match="callbacks must be a list"):
+            trainer(callbacks=wrong)

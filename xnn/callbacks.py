@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 from numbers import Real
@@ -172,6 +173,13 @@ class JsonLines(Callback):
             print(f"xnn: the log {self.path} ends here ({error.strerror}); training goes on", file=sys.stderr)
 
 
+#: In which direction what ends so improves; topK is here "top".
+_DIRECTIONS = {
+    **dict.fromkeys(("loss", "error", "mae", "mse", "rmse"), "min"),
+    **dict.fromkeys(("accuracy", "top", "precision", "recall", "f1", "r2"), "max"),
+}
+
+
 class EarlyStopping(Callback):
     """Ends the fit after `patience` epochs in a row in which `monitor` did not improve on its best.
 
@@ -180,7 +188,8 @@ class EarlyStopping(Callback):
         stopper.best_epoch, stopper.best      # also when the epochs ran out
 
     monitor: a number of history.epochs, such as val_loss, loss or val_accuracy. mode: "min" or "max", the direction
-    in which it improves; "auto" knows losses, errors and accuracies. min_delta: an improvement is larger than this.
+    in which it improves; "auto" knows losses, errors, and xnn's metrics by their names. min_delta: an improvement is
+    larger than this.
     restore_best: at the fit's end, whatever ended it, the model gets the best epoch's weights again (the optimizer's
     state stays the last one's). NaN is no improvement, and `history.stopped` tells of it. Each fit begins anew.
     Raises OptionError for options outside these, and at the first epoch's end if it has no such number.
@@ -197,8 +206,7 @@ class EarlyStopping(Callback):
         if not isinstance(monitor, str):
             raise OptionError(f"monitor must be a name such as 'val_loss', got {repr(monitor)[:60]}")
         if mode == "auto":
-            ending = monitor.rpartition("_")[2]
-            mode = {"loss": "min", "error": "min", "accuracy": "max"}.get(ending, "")
+            mode = _DIRECTIONS.get(re.sub("top[0-9]+", "top", monitor.rpartition("_")[2]), "")
             if not mode:
                 raise OptionError(
                     f"whether {monitor} should fall or rise is not known: give mode='min' or mode='max'"

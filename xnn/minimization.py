@@ -109,6 +109,6 @@ class FullBatch:
             for gradient, p in zip(gradients, self.parameters, strict=True):
                 gradient += lib.to_host(p.grad) * (total if loss.reduction == "mean" else 1.0)
         for gradient, p in zip(gradients, self.parameters, strict=True):
-            gradient /= divisor if loss.reduction == "mean" else 1.0
+            gradient /= (divisor or 1.0) if loss.reduction == "mean" else 1.0  # nothing counted: it is 0
             p.grad = lib.to_device(gradient.astype(p.dtype))
         return self.mean.value, np.concatenate([gradient.ravel() for gradient in gradients])

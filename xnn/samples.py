@@ -27,24 +27,39 @@ def prepare(
             f"{role} data must be as many samples as targets, and at least one; "
             f"got x {tuple(x.shape)}, y {tuple(y.shape)}"
         )
-    x = model.prepare(x)
-    if isinstance(x, np.ndarray) and x.dtype.kind == "f" and not np.isfinite(x).all():
-        row = int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])
-        raise DTypeError(f"{role} data: sample {row} holds NaN or infinity; fill or drop such samples first")
-    targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
-    loss.check(targets, model.output_shape(tuple(x.shape[1:])))
-    prepared = loss.prepare(targets, model.dtype)
+    with np.errstate(over="ignore"):  # it is looked at here, and said where
+        given, x = x, model.prepare(x)
+        _check_finite(role, "sample", given, x)
+        targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
+        loss.check(targets, model.output_shape(tuple(x.shape[1:])))
+        prepared = loss.prepare(targets, model.dtype)
+        _check_finite(role, "target", targets, prepared)
     arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
     if sample_weight is None:
         return arrays
     given = admit(lib, sample_weight if hasattr(sample_weight, "shape") else np.asarray(sample_weight))
-    weights = check_sample_weight(
+    wide = check_sample_weight(
         given if isinstance(given, np.ndarray) else lib.to_host(given), int(x.shape[0])
     )
+    with np.errstate(over="ignore"):
+        weights = wide.astype(model.dtype)
+    _check_finite(role, "sample_weight", wide, weights)
     if not weights.any():
-        raise OptionError(f"{role} data: every sample_weight is 0, so that no sample counts")
-    weights = weights.astype(model.dtype)
+        raise OptionError(f"{role} data: every sample_weight is 0 in {model.dtype}, so that no sample counts")
     return *arrays, weights if isinstance(given, np.ndarray) else lib.to_device(weights)
+
+
+def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
+    """Raise DTypeError for a host array with NaN or infinity, in it as given or since it has the model's dtype."""
+    if not isinstance(prepared, np.ndarray) or prepared.dtype.kind != "f" or np.isfinite(prepared).all():
+        return
+    row = int(np.flatnonzero(~np.isfinite(prepared).reshape(len(prepared), -1).all(axis=1))[0])
+    if np.isfinite(given[row]).all():
+        raise DTypeError(
+            f"{role} data: {what} {row} holds a number too large for {prepared.dtype}: scale them, or build the "
+            "layers with dtype='float64'"
+        )
+    raise DTypeError(f"{role} data: {what} {row} holds NaN or infinity; fill or drop such samples first")
 
 
 def prepare_validation(model: Sequential, loss: Loss, data: Any) -> tuple[Any, ...]:

@@ -159,9 +159,11 @@ class Store:
         #: keeps that is run as it is stays with the buffer.
         self.buffers = list(buffers)
         self.kept: dict[Buffer, Slot] = {}
-        averaged = optimizer.average is not None and not self.asks_optimizer
+        self.average = None if self.asks_optimizer else optimizer.average
         self.averages = {
-            p: Slot(f"{p.name}'s average", p.shape, p.value.dtype) for p in self.gradients if averaged
+            p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
+            for p in self.parameters
+            if self.average is not None and (p in self.gradients or p in optimizer.averages)
         }
         self.attach()
         #: Frozen parameters' arrays are read where they are; kernels want their rows side by side.
@@ -179,6 +181,8 @@ class Store:
         if self.asks_optimizer:
             return True
         if self._plain != self._is_plain() or self.clipping != self.optimizer.clipping:
+            return False
+        if self.average != self.optimizer.average:
             return False
         if any(self.optimizer.decay_of(p) != group.decay for group in self.groups for p in group.parameters):
             return False

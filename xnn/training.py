@@ -80,12 +80,12 @@ class Trainer:
             raise OptionError(
                 f"metrics need names of their own, got {', '.join(names)}; def gives a function one, name= an object"
             )
-        self.callbacks = list(callbacks)
-        for callback in self.callbacks:
-            if not isinstance(callback, Callback):
+        for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+            if not isinstance(callbacks, (list, tuple)) or not isinstance(callback, Callback):
                 raise OptionError(
-                    f"callbacks must be xnn.callbacks.Callback objects, got {repr(callback)[:60]}"
+                    f"callbacks must be a list of xnn.callbacks.Callback objects, got {repr(callback)[:60]}"
                 )
+        self.callbacks = list(callbacks)
         if loss.already_includes is not None and model.last_op is loss.already_includes:
             raise OptionError(
                 f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "

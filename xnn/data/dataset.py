@@ -16,6 +16,8 @@ __all__ = ["Dataset"]
 
 #: From this ratio of the largest class to the smallest on, a user should hear of it.
 _IMBALANCE = 3.0
+#: What a column varies by, relative to its mean, that a float32 model cannot see.
+_UNSEEN = float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,20 @@ class Dataset:
         return (side, side) if self.x_train.dtype == np.uint8 and side > 1 and side * side == pixels else None
 
     def rescaling(self) -> tuple[np.ndarray | float, np.ndarray | float]:
-        """Scale and offset for layers.Rescale: `scale`, or 1/std and -mean/std of the training features."""
+        """Scale and offset for layers.Rescale: `scale`, or 1/std and -mean/std of the training features.
+
+        A column that is constant, or varies less than float32 can tell from its mean, is moved to 0 and not scaled.
+        """
         if self.scale is not None:
             return self.scale, 0.0
         from xnn.backends.exact import ExactNamespace
 
         exact = ExactNamespace(get_backend("numpy"))  # NumPy's sums depend on the processor
         x = self.x_train.astype(np.float64)
-        mean, std = exact.mean(x, axis=0), exact.std(x, axis=0)
-        std = np.where(std == 0.0, 1.0, std)
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32; training says where
+            mean, std = exact.mean(x, axis=0), exact.std(x, axis=0)
+        # Not std == 0: the mean of ten times 0.1 is rounded, and 1 / std would be the reciprocal of that rounding.
+        std = np.where(std > _UNSEEN * np.abs(mean), std, 1.0)
         return 1.0 / std, -mean / std
 
     @property

@@ -90,6 +90,10 @@ def load(
             homes = ", ".join(str(home / "mnist") for home in data_homes(data_home))
             options.refuse("synthetic digits")
             return _load_synthetic(f"MNIST is neither in {homes} nor reachable: using synthetic digits")
+    if not isinstance(name, (str, os.PathLike)):
+        raise OptionError(
+            f"a data set has a name or a path, got {name!r}; choose {', '.join(dataset_names())}"
+        )
     if name in dataset_names():
         return _load_named(str(name), data_home, options)
     path = Path(name)

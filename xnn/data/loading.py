@@ -13,7 +13,7 @@ from xnn.backends import Purpose, Stream
 from xnn.data.dataset import Dataset
 from xnn.data.splits import split_rows, take_out
 from xnn.data.tables import Choose, Columns, check_pair, every_column, read_csv, read_npz
-from xnn.data.targets import Targets, as_targets, label_numbers
+from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers
 from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.options import check_real
 
@@ -105,7 +105,9 @@ def _by_target(path: Path, target: Any) -> Choose:
 
     def choose(names: tuple[str, ...], width: int) -> tuple[Sequence[int], Sequence[int]]:
         if width < 2:
-            raise CorruptFileError(f"{path} has one column; a table needs features and a target")
+            raise CorruptFileError(
+                f"{path} has one column; a table needs features and a target, with commas between the fields"
+            )
         chosen = target if isinstance(target, (list, tuple)) else (-1 if target is None else target,)
         targets = tuple(_position(path, column, names, width) for column in chosen)
         features = tuple(column for column in range(width) if column not in targets)
@@ -199,6 +201,8 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
         numbers = None if xs.shape[1] != x.shape[1] else _alike(targets, ys)
         if numbers is None:
             known = f", classes {', '.join(map(str, targets.labels))}" if targets.labels else ""
+            if targets.task == "classification" and not targets.labels:
+                known = f", classes from 0 (up to {MOST_CLASSES - 1})"
             raise CorruptFileError(
                 f"{path}: x_{part} is {xs.shape} and y_{part} {ys.dtype}{list(ys.shape)}; the training samples have "
                 f"{x.shape[1]} features and are a {targets.task}{known}"
@@ -227,5 +231,5 @@ def _alike(targets: Targets, y: np.ndarray) -> np.ndarray | None:
     if targets.labels:
         numbers = label_numbers(y, targets.labels)
         return numbers if bool(np.all(numbers >= 0)) else None
-    whole = y.dtype.kind != "U" and bool(np.all((y >= 0) & (y == np.floor(y))))
+    whole = y.dtype.kind != "U" and bool(np.all((y >= 0) & (y < MOST_CLASSES) & (y == np.floor(y))))
     return y.astype(np.int64) if whole else None

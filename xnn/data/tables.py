@@ -116,7 +116,7 @@ def read_csv(path: Path, choose: Choose = every_column, header: bool | None = No
                     raise CorruptFileError(f"{where}: {len(line)} fields where {width} were expected")
                 row = [_as_number(line[column]) for column in columns.features]
                 texts = [line[column].strip() for column in columns.targets]
-                if any(x != x for x in row) or any(text.lower() in _MISSING for text in texts):
+                if any(x != x for x in row) or any(map(_is_missing, texts)):
                     raise _wrong_field(where, line, columns)
                 rows.append(row)
                 numbers.append(lines.line_num)
@@ -141,15 +141,21 @@ def _is_number(field: str) -> bool:
         float(field)
     except ValueError:
         return False
-    return True
+    return "_" not in field  # Python's 2024_01 is 202401
 
 
 def _as_number(field: str) -> float:
     """NaN for what is none."""
     try:
-        return float(field)
+        number = float(field)
     except ValueError:
         return math.nan
+    return math.nan if "_" in field else number
+
+
+def _is_missing(field: str) -> bool:
+    text = field.strip().lower()
+    return text in _MISSING or text in ("+nan", "-nan")
 
 
 def _wrong_field(where: str, line: list[str], columns: Columns) -> CorruptFileError:
@@ -158,7 +164,7 @@ def _wrong_field(where: str, line: list[str], columns: Columns) -> CorruptFileEr
         if column not in (*columns.features, *columns.targets):
             continue
         what = f"{where}, {columns.describe(column)}"
-        if field.strip().lower().lstrip("+-") in _MISSING:
+        if _is_missing(field):
             return CorruptFileError(
                 f"{what}: the value is missing ({field!r}); fill it, with the column's mean for example, or drop "
                 "the row"

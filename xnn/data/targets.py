@@ -9,12 +9,12 @@ import numpy as np
 
 from xnn.errors import CorruptFileError, OptionError
 
-__all__ = ["Label", "Targets", "as_targets", "label_numbers", "usual_task"]
+__all__ = ["MOST_CLASSES", "Label", "Targets", "as_targets", "label_numbers", "usual_task"]
 
 #: What a class is called in the data.
 Label: TypeAlias = str | int | float
 
-_MOST = 1000  # classes
+MOST_CLASSES = 1000
 _FEW = 20
 
 
@@ -43,7 +43,7 @@ def usual_task(y: np.ndarray) -> str:
     labels = np.unique(y).astype(np.float64)
     first, last = labels[0], labels[-1]
     whole = bool(np.all(labels == np.floor(labels)))
-    counted = first in (0, 1) and last - first + 1 == labels.size < _MOST
+    counted = first in (0, 1) and last - first + 1 == labels.size < MOST_CLASSES
     return "classification" if whole and (counted or labels.size == 2) else "regression"
 
 
@@ -68,10 +68,10 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
             f"{name}: a classification has one target for each sample, got an array {y.shape}: choose one column"
         )
     labels = np.unique(y)
-    if labels.size > _MOST:
+    if labels.size > MOST_CLASSES:
         raise OptionError(
-            f"{name}: the target has {labels.size} different values; a classification takes up to {_MOST} classes: "
-            "choose another target or task='regression'"
+            f"{name}: the target has {labels.size} different values; a classification takes up to "
+            f"{MOST_CLASSES} classes: choose another target or task='regression'"
         )
     if labels.dtype.kind != "U" and np.array_equal(labels, np.arange(labels.size)):
         return Targets(y.astype(np.int64), chosen)

@@ -25,8 +25,8 @@ class SoftmaxCrossEntropy(Loss):
     label_smoothing in [0, 1): how much of a label is spread over all classes. class_weight: a number for each class.
     ignore_index: a label that takes no part, in the mean's count neither (metrics still count it). All as
     PyTorch's cross_entropy has them, whose ignore_index is -100 where none is given. Targets may also be
-    probabilities, like the outputs (of which a Trainer can tell no accuracy: metrics=[]), and both may have more
-    axes: (n, classes, height, width) with (n, height, width).
+    probabilities, like the outputs, and both may have more axes: (n, classes, height, width) with
+    (n, height, width).
     Raises LabelError for labels that are not integers in 0 .. classes - 1, or probabilities that are none.
     """
 
@@ -110,8 +110,11 @@ class BinaryCrossEntropy(Loss):
     def __init__(self, pos_weight: Any = None, reduction: str = "mean") -> None:
         if pos_weight is not None:
             single = isinstance(pos_weight, Real) or getattr(pos_weight, "shape", None) == ()
-            weights = _numbers("pos_weight", [pos_weight] if single else pos_weight)
-            pos_weight = weights[0] if single else weights
+            pos_weight = (
+                check_real("pos_weight", getattr(pos_weight, "item", lambda: pos_weight)(), 0.0)
+                if single
+                else _numbers("pos_weight", pos_weight)
+            )
         super().__init__(reduction, pos_weight=pos_weight)
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:

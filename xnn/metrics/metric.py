@@ -90,8 +90,14 @@ class Totals:
         self._totals: list[np.ndarray] = []
 
     def add(self, counts: Sequence[np.ndarray], samples: int) -> None:
-        """A batch's counts, float64 on the host, and its samples."""
+        """A batch's counts, float64 on the host, and its samples. Raises ShapeError for counts of another shape."""
         if self.samples:
+            for metric, total, counted in zip(self.metrics, self._totals, counts, strict=True):
+                if total.shape != counted.shape:
+                    raise ShapeError(
+                        f"{metric.name} counted {total.shape} so far and {counted.shape} in this batch: give it "
+                        "outputs of one width, or reset it"
+                    )
             pairs = zip(self.metrics, self._totals, counts, strict=True)
             self._totals = [metric.merge(total, counted) for metric, total, counted in pairs]
         else:

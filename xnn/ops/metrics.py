@@ -21,13 +21,11 @@ def accuracy(
 ) -> Array:
     """The number of samples that are right: 0-d, or for each place of a sample or output that says yes or no, 1-d."""
     if targets.shape == outputs.shape[:1] and outputs.ndim == 2 and not binary:
+        if not xp.isdtype(targets.dtype, ("bool", "integral")):
+            raise DTypeError(f"accuracy needs integer labels, got {targets.dtype}")
         best = xp.argmax(outputs, axis=1)
         # An index is as wide as it must be: uint8 could not name 300 classes.
-        if xp.isdtype(targets.dtype, ("bool", "integral")):
-            right = best == xp.astype(targets, best.dtype)
-        else:
-            right = xp.astype(best, targets.dtype) == targets
-        return xp.sum(xp.astype(right, outputs.dtype))
+        return xp.sum(xp.astype(best == xp.astype(targets, best.dtype), outputs.dtype))
     said, true = _decisions(xp, "accuracy", outputs, targets, binary, threshold)
     if _says_yes(outputs, targets, binary):
         return xp.sum(xp.astype(said == true, outputs.dtype), axis=0)

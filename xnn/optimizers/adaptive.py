@@ -10,7 +10,7 @@ import numpy as np
 
 from xnn.backends import get_backend
 from xnn.ops import updates
-from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay
+from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay, check_betas
 from xnn.options import check_real
 from xnn.schedules import Schedule
 
@@ -135,8 +135,7 @@ class Adam(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.beta1 = check_real("betas[0]", betas[0], 0.0, 1.0)
-        self.beta2 = check_real("betas[1]", betas[1], 0.0, 1.0)
+        self.beta1, self.beta2 = check_betas(betas)
         self.epsilon = check_real("epsilon", epsilon, 0.0)
         self.amsgrad = bool(amsgrad)
 
@@ -207,8 +206,7 @@ class Nadam(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.beta1 = check_real("betas[0]", betas[0], 0.0, 1.0)
-        self.beta2 = check_real("betas[1]", betas[1], 0.0, 1.0)
+        self.beta1, self.beta2 = check_betas(betas)
         self.epsilon = check_real("epsilon", epsilon, 0.0)
         self.momentum_decay = check_real("momentum_decay", momentum_decay, 0.0)
 

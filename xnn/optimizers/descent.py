@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 from xnn.errors import OptionError
 from xnn.ops import updates
-from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay
+from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay, check_betas
 from xnn.options import check_real
 from xnn.schedules import Schedule
 
@@ -64,8 +64,7 @@ class Lion(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.beta1 = check_real("betas[0]", betas[0], 0.0, 1.0)
-        self.beta2 = check_real("betas[1]", betas[1], 0.0, 1.0)
+        self.beta1, self.beta2 = check_betas(betas)
 
     @property
     def arrays(self) -> int:

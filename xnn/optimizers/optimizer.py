@@ -16,7 +16,7 @@ from xnn.ops.op import apply_rule
 from xnn.options import check_real
 from xnn.schedules import Schedule, check_rate
 
-__all__ = ["Common", "Optimizer", "State", "WeightDecay"]
+__all__ = ["Common", "Optimizer", "State", "WeightDecay", "check_betas"]
 
 #: One number for all parameters, numbers by the parameters' names ({"weight": 1e-4}: all others have 0), or a
 #: function of the parameter (lambda p: 1e-4 if len(p.shape) > 1 else 0.0: no decay of biases and scales).
@@ -144,11 +144,12 @@ class Optimizer:
             clipped = apply_rule(rule, backend_of(*gradients).math, gradients, {"limit": limit})
             for parameter, gradient in zip(changing, clipped, strict=True):
                 parameter.grad = gradient
+        before = {parameter: parameter.value for parameter in changing}
         for parameter in changing:
-            before = parameter.value
             self.update(parameter)
-            if self.average is not None:
-                arrays = self.averages.get(parameter, before), parameter.value
+        for parameter in () if self.average is None else parameters:
+            if parameter in before or parameter in self.averages:  # the average of one frozen since goes on
+                arrays = self.averages.get(parameter, before.get(parameter)), parameter.value
                 xp = backend_of(*arrays).math
                 (self.averages[parameter],) = apply_rule(
                     updates.moving_average, xp, arrays, {"decay": self.average}
@@ -206,6 +207,13 @@ def _check_decay(weight_decay: Any) -> WeightDecay:
             f"function of a parameter, got {repr(weight_decay)[:60]}"
         )
     return check_real("weight_decay", weight_decay, 0.0)
+
+
+def check_betas(betas: Any) -> tuple[float, float]:
+    """Two decay rates in [0, 1)."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise OptionError(f"betas must be two numbers in [0, 1), as in (0.9, 0.999), got {repr(betas)[:60]}")
+    return check_real("betas[0]", betas[0], 0.0, 1.0), check_real("betas[1]", betas[1], 0.0, 1.0)
 
 
 def _check_limit(name: str, limit: float | None) -> float | None:
