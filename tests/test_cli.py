@@ -622,7 +622,7 @@ WRONG = [
     ("--seed 18446744073709551616", {}, "seed"),
     ("--threads 0", {}, "threads"),
     ("--optimizer muon", {}, "muon"),
-    ("--activation gelu", {}, "gelu"),
+    ("--activation mish", {}, "mish"),
     ("--nosuch", {}, "nosuch"),
     ("surplus", {}, "surplus"),
     ("--save no/m.safetensors", {}, "no folder"),

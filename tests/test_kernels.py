@@ -537,7 +537,8 @@ def test_every_kernel_of_every_table_is_tested_here():
         ("update", updates.adadelta), ("update", updates.adagrad), ("update", updates.adamw),
         ("update", updates.lion), ("update", updates.nadam), ("update", updates.rmsprop),
     }  # fmt: skip
-    assert set(LIB.kernels("numpy").kernels) == tested | by_rule
+    images = set(itertools.product(("forward", "backward"), (ops.conv2d,)))  # tests/test_image_kernels.py
+    assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images
     pytest.importorskip("numba")
     dropout = set(itertools.product(("forward", "backward"), (ops.dropout,)))
     assert set(LIB.kernels("compiled").kernels) == tested | dropout

@@ -414,7 +414,7 @@ class TestRefusals:
         with pytest.raises(OptionError, match="no metric"):
             xnn.Trainer(model, loss, rule, metrics=["f2"])
         with pytest.raises(OptionError, match="activation"):
-            mlp(1, (1,), 1, "gelu")
+            mlp(1, (1,), 1, "mish")
 
     @pytest.mark.parametrize(
         ("last", "loss"),
