@@ -1,44 +1,43 @@
 """What one row of the digest matrix computes, in a process of its own: `main` serves it.
 
-`digits` trains 784-100-200-10 on images, a long run; `small` a few networks that between them have every layer,
-loss and optimizer, on numbers of very different sizes, and digests their predictions and metrics too. Either by a
-Trainer, or by workers: threads that each hold the model and a share of every batch, and reduce in random order.
+`digits` trains 784-100-200-10 on images, a long run; `small` the networks of `digest_networks`, which between them
+have every layer, and digests their predictions and metrics too. Either by a Trainer, or by workers: threads that
+each hold the model and a share of every batch, and reduce in random order.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
-from xnn import layers, models, ops
-from xnn.backends import Backend, Purpose, Stream, numerics
+from xnn import models
+from xnn.backends import Backend, numerics
 from xnn.backends.workers import with_communicator
+from xnn.benchmarks.digest_networks import EPOCHS, SMALL, Parts
 from xnn.benchmarks.engines import install, ran
 from xnn.benchmarks.process import serve
 from xnn.data import Batches
 from xnn.errors import BackendUnavailableError, MissingExtraError
 from xnn.history import History
-from xnn.initializers import Glorot, He, Normal
-from xnn.layers import Sequential
 from xnn.layers.weights import weights_sha256
-from xnn.losses import MSE, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy
-from xnn.optimizers import SGD, Adam, Optimizer
-from xnn.schedules import OneCycle
+from xnn.losses import SoftmaxCrossEntropy
+from xnn.optimizers import SGD
+from xnn.samples import prepare
 from xnn.training import Trainer
 
-__all__ = ["SMALL", "Meeting", "Run", "Server", "main", "train_digits", "train_small"]
+__all__ = ["Meeting", "Run", "Server", "main", "train_digits", "train_small"]
 
 BATCH = 32
 _SEED = 5
 _PATIENCE = 300.0  # seconds that a worker waits for the others
-
-Parts = tuple[Sequential, Loss, Optimizer]
 
 
 class Meeting:
@@ -99,30 +98,33 @@ class Run:
         kernels: str = "ops",
         workers: int = 0,
         seed: int = 0,
+        metrics: Sequence[Any] | None = None,
     ) -> None:
         self.mode, self.workers = mode, workers
         self.replicas = [build() for _ in range(max(1, workers))]
         self.model, loss, optimizer = self.replicas[0]
         self.lib = self.model.backend
         self.trainer = Trainer(
-            self.model, loss, optimizer, kernels=kernels if not workers else "ops", numerics=mode
+            self.model, loss, optimizer, metrics, kernels=kernels if not workers else "ops", numerics=mode
         )
         meeting = Meeting(self.lib, max(1, workers), seed)
         self.members = [Member(meeting, worker) for worker in range(workers)]
         self._epoch = self._step = 0
 
-    def fit(self, x: np.ndarray, y: np.ndarray) -> str:
-        """Train for an epoch over these samples; the digest of its losses."""
+    def fit(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> str:
+        """Train for an epoch over these samples, which may have weights; the digest of its losses."""
         if not self.members:
-            history = self.trainer.fit((x, y), epochs=1, batch_size=BATCH, seed=_SEED, progress=False)
+            history = self.trainer.fit(
+                (x, y), epochs=1, batch_size=BATCH, sample_weight=weights, seed=_SEED, progress=False
+            )
             return history.losses_sha256
-        loss = self.replicas[0][1]
-        arrays = self.model.prepare(x), loss.prepare(y, self.model.dtype)
+        arrays = prepare(self.model, self.replicas[0][1], (x, y), "training", weights)
         batches = Batches(arrays, BATCH, shuffle=True, seed=_SEED)
         rows = list(batches.numbers(self._epoch))
         losses = self._all_workers(batches, rows)
         self._epoch, self._step = self._epoch + 1, self._step + len(rows)
-        if len({weights_sha256(model) for model, _, _ in self.replicas}) != 1:
+        # In float32, sums that have no order scale each worker's gradients by a norm of its own.
+        if self.mode == "exact" and len({weights_sha256(model) for model, _, _ in self.replicas}) != 1:
             raise AssertionError("the workers' weights differ from one another")
         history = History()
         history.add(losses, len(x), 0.0)
@@ -162,35 +164,40 @@ class Run:
         model, loss, optimizer = self.replicas[worker]
         lib, own = self.lib, np.array_split(rows, self.workers)
         first = sum(map(len, own[:worker]))
-        x, y = (lib.to_device(part) for part in batches.gather(own[worker]))
+        x, y, *weights = (lib.to_device(part) for part in batches.gather(own[worker]))
         model.set_stream(batches.seed, step, row=first)
         value: Any = None
         if self.mode == "exact" or len(own[worker]):  # of no rows, float32 has no mean
-            value = loss.compute(model.forward(x, training=True), y)
+            value = loss.compute(model.forward(x, training=True), y, *weights)
             model.backward(loss.backward(), input_gradient=False)
         if self.mode == "fast":
-            value = self._average(worker, model, value, len(own[worker]) / len(rows))
+            value = self._average(worker, value, len(own[worker]) / len(rows))
         optimizer.step(model.parameters())
         return float(lib.to_host(value))
 
-    def _average(self, worker: int, model: Sequential, value: Any, share: float) -> Any:
+    def _average(self, worker: int, value: Any, share: float) -> Any:
         """What float32 does: each worker's means, weighted and added in the order in which they come."""
-        shared, xp = self.members[worker], self.lib.xp
+        (model, loss, _), shared, xp = self.replicas[worker], self.members[worker], self.lib.xp
+        part = share if loss.reduction == "mean" else 1.0
         for parameter in model.parameters():
             gradient: Any = parameter.grad
-            parameter.grad = shared.total(gradient * share if share else xp.zeros_like(parameter.value))
-        return shared.total(
-            value * share if share else xp.zeros((), dtype=xp.float32, device=self.lib.device)
-        )
+            parameter.grad = shared.total(gradient * part if share else xp.zeros_like(parameter.value))
+        for buffer in model.buffers():
+            buffer.value = shared.total(buffer.value * share)
+        return shared.total(value * part if share else xp.zeros((), dtype=xp.float32, device=self.lib.device))
 
-    def outcome(self, x: np.ndarray, y: np.ndarray) -> list[str]:
-        """Digests of weights, and of predictions and metrics."""
-        with numerics(self.mode):
-            predicted = self.model.predict(x)
-        found = self.trainer.evaluate((x, y))
-        digest = hashlib.sha256(np.asarray(predicted, dtype="<f4").tobytes())
-        digest.update(" ".join(f"{name} {value.hex()}" for name, value in found.items()).encode())
-        return [weights_sha256(self.model), digest.hexdigest()]
+    def outcome(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> list[str]:
+        """Digests of weights, with their moving averages where there are some, and of predictions and metrics."""
+        (model, _, optimizer), digest = self.replicas[0], hashlib.sha256()
+        trained = weights_sha256(model)
+        with optimizer.averaged() if optimizer.averages else nullcontext():
+            if optimizer.averages:
+                trained = hashlib.sha256((trained + weights_sha256(model)).encode()).hexdigest()
+            with numerics(self.mode):
+                digest.update(np.asarray(model.predict(x), dtype="<f4").tobytes())
+            found = self.trainer.evaluate((x, y), sample_weight=weights)
+        digest.update(json.dumps(found).encode())  # of numbers it writes as many digits as tell them apart
+        return [trained, digest.hexdigest()]
 
 
 def train_digits(
@@ -220,75 +227,14 @@ def train_digits(
     return {"marks": found, "ms": 1e3 * seconds}
 
 
-_FEATURES, _ROWS, _EPOCHS = 6, 75, 3
-_STEPS = _EPOCHS * -(-_ROWS // BATCH)
-#: Each feature's size; Rescale takes it away again. The first is subnormal: exact numerics store it as zero.
-_SIZES = np.array([2.0**-127, 1e-4, 1.0, 3.0, 1e3, 1e9])
-
-
-def _rescale() -> layers.Rescale:
-    return layers.Rescale(1.0 / _SIZES, np.linspace(-1.0, 0.5, _FEATURES))
-
-
-def _adam() -> Parts:
-    model = Sequential(
-        _rescale(),
-        layers.Dense(_FEATURES, 16),
-        layers.Tanh(),
-        layers.Dropout(0.25),
-        layers.Dense(16, 12, weight_init=Glorot("uniform")),
-        layers.Sigmoid(),
-        layers.Dense(12, 2, weight_init=Normal(0.3)),
-        seed=2,
-    )
-    return model, MSE(), Adam(OneCycle(0.02, _STEPS), weight_decay=1e-3)
-
-
-def _nesterov() -> Parts:
-    model = Sequential(
-        _rescale(),
-        layers.Dense(_FEATURES, 16, bias=False),
-        layers.Sigmoid(),
-        layers.Dropout(0.4),
-        layers.Dense(16, 1),
-        seed=3,
-    )
-    return model, BinaryCrossEntropy(), SGD(OneCycle(0.3, _STEPS), 0.9, nesterov=True, weight_decay=1e-3)
-
-
-def _momentum() -> Parts:
-    model = Sequential(
-        _rescale(),
-        layers.Dense(_FEATURES, 16, weight_init=He()),
-        layers.ReLU(),
-        layers.Dense(16, 8, weight_init=He("uniform")),
-        layers.Softmax(),
-        layers.Function(ops.exp),
-        layers.Dense(8, 5),
-        seed=4,
-    )
-    return model, SoftmaxCrossEntropy(), SGD(0.1, momentum=0.9)
-
-
-#: Name -> the network with its loss and optimizer, and its targets given 75 x 2 numbers in (-1, 1).
-SMALL: dict[str, tuple[Callable[[], Parts], Callable[[np.ndarray], np.ndarray]]] = {
-    "mse, adam": (_adam, lambda u: u.astype(np.float32)),
-    "bce, nesterov": (_nesterov, lambda u: (u[:, :1] > 0.0).astype(np.float32)),
-    "softmax, momentum": (_momentum, lambda u: np.floor((u[:, 0] + 1.0) * 2.5).astype(np.int64)),
-}
-
-
-def train_small(mode: str, **how: Any) -> dict[str, list[str]]:
+def train_small(mode: str, names: Sequence[str] = tuple(SMALL), **how: Any) -> dict[str, list[str]]:
     """Each small network: digests of weights, of predictions with metrics, and of losses."""
-    numbers = Stream(9, Purpose.SYNTHETIC, 7).uniform((_ROWS, _FEATURES + 2), -1.0, 1.0)
-    # Ordinary float32 has no subnormal to offer but by its bits: where they are flushed, a conversion makes zero.
-    x = (numbers[:, :_FEATURES] * _SIZES).astype(np.float32)
-    x[:, 0] = (np.abs(numbers[:, 0]) * 2.0**22).astype(np.uint32).view(np.float32)
     found = {}
-    for name, (build, targets) in SMALL.items():
-        run, y = Run(build, mode, **how), targets(numbers[:, _FEATURES:])
-        losses = hashlib.sha256("".join(run.fit(x, y) for _ in range(_EPOCHS)).encode())
-        found[name] = [*run.outcome(x, y), losses.hexdigest()]
+    for name in names:
+        network = SMALL[name]
+        run, data = Run(network.build, mode, metrics=network.metrics, **how), network.data()
+        losses = hashlib.sha256("".join(run.fit(*data) for _ in range(EPOCHS)).encode())
+        found[name] = [*run.outcome(*data), losses.hexdigest()]
     return found
 
 
@@ -304,7 +250,7 @@ class Server:
             self.absent = str(error)
         with np.load(data) as arrays:
             self.x, self.y = arrays["x"], arrays["y"]
-        self.how = {"kernels": kernels, "workers": workers, "seed": seed}
+        self.how: dict[str, Any] = {"kernels": kernels, "workers": workers, "seed": seed}
 
     def about(self) -> dict[str, Any]:
         """What computes here, or why nothing does."""

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import available_backends
+from xnn.benchmarks.digest_networks import SMALL
 from xnn.benchmarks.digest_run import BATCH
 from xnn.benchmarks.process import Process
 from xnn.benchmarks.suite import dataset_here, environment, environment_line
@@ -297,7 +298,7 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     lines, well = verdict(entries)
-    print(f"784-100-200-10 on {dataset_here()}, batch {BATCH}; and three small networks")
+    print(f"784-100-200-10 on {dataset_here()}, batch {BATCH}; and {len(SMALL)} small networks")
     print(table(entries))
     print("\n".join(lines))
     print(f"{time.perf_counter() - start:.0f} s")
