@@ -72,7 +72,9 @@ class BatchNorm(_Normalization):
         dtype: str = "float32",
     ) -> None:
         self.features = check_count("features", features)
-        self.momentum = check_real("momentum", momentum, 0.0, 1.0)
+        self.momentum = check_real("momentum", momentum, 0.0)
+        if self.momentum > 1.0:
+            raise OptionError(f"momentum must be a number in [0, 1], got {momentum!r}")
         self.running_mean = Buffer("running_mean", (self.features,), Zeros(), check_dtype(dtype))
         self.running_var = Buffer("running_var", (self.features,), Ones(), dtype)
         super().__init__((self.features,), epsilon, affine, dtype, (self.running_mean, self.running_var))
