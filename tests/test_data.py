@@ -353,7 +353,7 @@ def test_the_report_of_classes(tmp_path):
         "rare            8           1     1",
     ]
     assert data.report().endswith(data.advice)
-    assert "9.0 : 1 (common: 72 training samples, rare: 8): class_weight" in data.advice
+    assert "9.0 : 1 (common: 72 training samples, rare: 8): class weights (--class-weight" in data.advice
     balanced = write_classes(tmp_path / "t.csv", {"a": 30, "b": 12})
     assert (balanced.advice, round(balanced.imbalance, 1)) == ("", 2.4)
     few = write_classes(tmp_path / "t.csv", {"a": 20, "b": 20, "c": 1})

@@ -115,8 +115,8 @@ class Dataset:
             least, most = there[np.argmin(counts[there])], there[np.argmax(counts[there])]
             said.append(
                 f"the classes are out of balance, {self.imbalance:.1f} : 1 ({self._called(most)}: {counts[most]} "
-                f"training samples, {self._called(least)}: {counts[least]}): class weights (--class-weight balanced) let "
-                "them count alike, and accuracy alone says little"
+                f"training samples, {self._called(least)}: {counts[least]}): class weights (--class-weight balanced) "
+                "let them count alike, and accuracy alone says little"
             )
         for part, counts in self.class_counts.items():
             missing = np.flatnonzero(counts == 0)
