@@ -118,7 +118,7 @@ class Run:
                 (x, y), epochs=1, batch_size=BATCH, sample_weight=weights, seed=_SEED, progress=False
             )
             return history.losses_sha256
-        arrays = prepare(self.model, self.replicas[0][1], (x, y), "training", weights)
+        arrays = prepare(self.model, self.replicas[0][1], (), (x, y), "training", weights)
         batches = Batches(arrays, BATCH, shuffle=True, seed=_SEED)
         rows = list(batches.numbers(self._epoch))
         losses = self._all_workers(batches, rows)

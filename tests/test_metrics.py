@@ -414,7 +414,10 @@ def test_by_name_the_threshold_follows_the_model():
 def test_plain_accuracy_is_still_the_kernels():
     t = xnn.Trainer(mlp(8, (4,), 6), losses.SoftmaxCrossEntropy(), optimizers.SGD(), ["accuracy", "f1"])
     batches = xnn.data.Batches(
-        prepare(t.model, t.loss, (CLASSES[0][:, :1] * np.ones(8, "float32"), CLASSES[1]), "training"), 32
+        prepare(
+            t.model, t.loss, t.metrics, (CLASSES[0][:, :1] * np.ones(8, "float32"), CLASSES[1]), "training"
+        ),
+        32,
     )
     for name, calls in (("numpy", 1), ("compiled", 1), ("ops", 0)):
         if name == "compiled":
@@ -593,3 +596,17 @@ def test_lists_and_one_sample():
     metric.reset()
     metric.update([[0.1, 0.2, 0.7]], [True])  # class 1, not "some class but the first"
     assert metric.compute() == 0.0
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "confusion_matrix", "precision", "recall"])
+def test_a_regressions_targets_are_no_classes(metric):
+    x = np.ones((4, 2), np.float32)
+    model = xnn.Sequential(layers.Dense(2, 1))
+    for y in ([[0.2], [1.7], [0.0], [1.0]], [[-0.5], [0.5], [0.0], [1.0]]):
+        trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(), metrics=[metric])
+        with pytest.raises(LabelError, match="take metrics such as mae or r2"):
+            trainer.fit((x, np.array(y)), progress=False)
+        with pytest.raises(LabelError, match="counts classes"):
+            trainer.evaluate((x, np.array(y)))
+    yes_or_no = xnn.Trainer(model, losses.Hinge(), optimizers.SGD(), metrics=[metric])
+    yes_or_no.fit((x, np.array([[-1.0], [1.0], [1.0], [-1.0]])), progress=False)

@@ -82,7 +82,7 @@ def test_kernels_change_rounding_only(kernels, number, dtype):
 
 def stepper(table, keep_gradients=False, optimizer=None, dtype="float32"):
     trainer = xnn.Trainer(network(dtype), losses.SoftmaxCrossEntropy(), optimizer or optimizers.SGD(0.1))
-    data = prepare(trainer.model, trainer.loss, (X, Y), "training")
+    data = prepare(trainer.model, trainer.loss, trainer.metrics, (X, Y), "training")
     batches = xnn.data.Batches(data, 32, shuffle=False)
     metrics = [metric.count for metric in trainer.metrics]
     return Stepper(
@@ -124,7 +124,7 @@ def test_the_articles_list_has_nothing_to_spare(kernels):
     trainer = xnn.Trainer(
         mlp(784, (100, 200), 10, rescale=(1 / 255, 0.0)), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1)
     )
-    batches = xnn.data.Batches(prepare(trainer.model, trainer.loss, (X, Y), "training"), 32)
+    batches = xnn.data.Batches(prepare(trainer.model, trainer.loss, trainer.metrics, (X, Y), "training"), 32)
     steps = Stepper(
         LIB, LIB.kernels(kernels), trainer.model, trainer.loss, trainer.optimizer, [], batches, False
     )

@@ -511,7 +511,7 @@ def test_a_measurement_that_fails_leaves_no_trace():
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    stepper = t.stepper(data.Batches(prepare(t.model, t.loss, (X, Y), "training"), 32, seed=5))
+    stepper = t.stepper(data.Batches(prepare(t.model, t.loss, t.metrics, (X, Y), "training"), 32, seed=5))
     stepper.lib.synchronize, kept = interrupt, stepper.lib.synchronize
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,18 @@ from xnn.backends import admit
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.layers import Sequential
 from xnn.losses import Loss, check_sample_weight
+from xnn.metrics import Metric
 
 __all__ = ["prepare", "prepare_validation"]
 
 
 def prepare(
-    model: Sequential, loss: Loss, data: tuple[Any, Any], role: str, sample_weight: Any = None
+    model: Sequential,
+    loss: Loss,
+    metrics: Sequence[Metric],
+    data: tuple[Any, Any],
+    role: str,
+    sample_weight: Any = None,
 ) -> tuple[Any, ...]:
     """Look at a pair (x, y) once, on the host, before anything runs; labels wrap silently on a GPU."""
     if not isinstance(data, (tuple, list)) or len(data) != 2:
@@ -32,6 +39,8 @@ def prepare(
         _check_finite(role, "sample", given, x)
         targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
         loss.check(targets, model.output_shape(tuple(x.shape[1:])))
+        for metric in metrics:
+            metric.check(targets)
         prepared = loss.prepare(targets, model.dtype)
         _check_finite(role, "target", targets, prepared)
     arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
@@ -62,8 +71,10 @@ def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
     raise DTypeError(f"{role} data: {what} {row} holds NaN or infinity; fill or drop such samples first")
 
 
-def prepare_validation(model: Sequential, loss: Loss, data: Any) -> tuple[Any, ...]:
+def prepare_validation(
+    model: Sequential, loss: Loss, metrics: Sequence[Metric], data: Any
+) -> tuple[Any, ...]:
     """As `prepare`, of a pair or of three with the sample weights."""
     if isinstance(data, (tuple, list)) and len(data) == 3:
-        return prepare(model, loss, tuple(data[:2]), "validation", data[2])
-    return prepare(model, loss, data, "validation")
+        return prepare(model, loss, metrics, tuple(data[:2]), "validation", data[2])
+    return prepare(model, loss, metrics, data, "validation")

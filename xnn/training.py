@@ -125,10 +125,9 @@ class Trainer:
         with ExitStack() as stack:
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
             shuffle = shuffle and not self.optimizer.minimizes  # a function of the weights alone
-            batches = Batches(
-                prepare(self.model, self.loss, data, "training", sample_weight), batch_size, shuffle, seed
-            )
-            held_out = None if validation is None else prepare_validation(self.model, self.loss, validation)
+            asked = self.model, self.loss, self.metrics
+            batches = Batches(prepare(*asked, data, "training", sample_weight), batch_size, shuffle, seed)
+            held_out = None if validation is None else prepare_validation(*asked, validation)
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             # What does not fit is heard of now, before anything has begun.
@@ -184,7 +183,7 @@ class Trainer:
         """
         lib = self.model.backend
         with numerics(self.numerics), lib.guard():
-            prepared = prepare(self.model, self.loss, data, "evaluation", sample_weight)
+            prepared = prepare(self.model, self.loss, self.metrics, data, "evaluation", sample_weight)
             batches = Batches(prepared, batch_size, shuffle=False)
             return self._evaluate(lib, batches)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.errors import OptionError, ShapeError
+from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.metrics.metric import Count, Metric
 from xnn.ops import Array, Namespace
 from xnn.ops import metrics as rules
@@ -32,6 +32,22 @@ class _OfDecisions(Metric):
         if not self.binary and not self.threshold:
             return function
         return partial(function, binary=self.binary, threshold=self.threshold)
+
+    def check(self, targets: np.ndarray) -> None:
+        """Labels, yes or no, or probabilities. Raises LabelError for other numbers, as a regression has them."""
+        check_classes(self.name, targets)
+
+
+def check_classes(name: str, targets: np.ndarray) -> None:
+    """Raise LabelError for real targets beyond -1 .. 1, or between them where there are negative ones: no classes."""
+    if targets.dtype.kind == "f" and targets.size:
+        least, most = float(targets.min()), float(targets.max())
+        signs = least < 0.0 and bool(np.isin(targets, (-1.0, 1.0)).all())  # Hinge's
+        if most > 1.0 or not (least >= 0.0 or signs):
+            raise LabelError(
+                f"{name} counts classes, and the targets run from {least:g} to {most:g}: take metrics such as mae or "
+                "r2, or number the classes from 0 as integers"
+            )
 
 
 class Accuracy(_OfDecisions):
@@ -57,6 +73,10 @@ class TopK(Metric):
     Targets as for Accuracy; of equal outputs the first counts as the larger, so that TopK(1) is Accuracy. With k
     classes or fewer it is 1.
     """
+
+    def check(self, targets: np.ndarray) -> None:
+        """As Accuracy's."""
+        check_classes(self.name, targets)
 
     def __init__(self, k: int = 5, name: str | None = None) -> None:
         self.k = check_count("k", k)

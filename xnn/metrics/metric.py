@@ -38,6 +38,9 @@ class Metric:
             raise OptionError(f"a metric's name must be a string, got {name!r}")
         self.name = name or self.name
 
+    def check(self, targets: np.ndarray) -> None:
+        """Raise for host targets that mean nothing to this metric; a Trainer asks once, before it runs."""
+
     def merge(self, total: np.ndarray, counted: np.ndarray) -> np.ndarray:
         """Two counts as one, float64 on the host; their sum unless it is overridden."""
         return np.asarray(total + counted)
