@@ -243,7 +243,17 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
         write_atomically(output, content.getvalue())
     accuracy = None
     if classify and y is not None and y.ndim == 1:
-        accuracy = float(np.mean(predicted == label_numbers(y, labels)))
+        unknown = _unknown_classes(y, labels, outputs.shape[1])
+        if unknown.any():
+            few = list(dict.fromkeys(y[unknown].tolist()))
+            named = ", ".join(map(str, few[:5])) + (", ..." if len(few) > 5 else "")
+            click.echo(
+                f"xnn: no accuracy: {int(unknown.sum())} of {len(y)} samples are of a class that the model does not "
+                f"know ({named})",
+                err=True,
+            )
+        else:
+            accuracy = float(np.mean(predicted == label_numbers(y, labels)))
     printed = predicted.tolist()
     if classify and labels:
         printed = [labels[number] for number in printed]
@@ -254,6 +264,14 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
         click.echo(",".join(map(str, row)) if isinstance(row, list) else row)
     if accuracy is not None:
         click.echo(f"accuracy {accuracy:.4f} over {len(predicted)} samples", err=True)
+
+
+def _unknown_classes(y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> np.ndarray:
+    """Which samples' classes a model of these labels and so many outputs cannot predict."""
+    numbers = label_numbers(y, labels)
+    if numbers.dtype.kind == "U":
+        return np.ones(len(y), dtype=bool)
+    return ~np.isin(numbers, np.arange(len(labels) or max(outputs, 2)))
 
 
 def _width(net: Sequential) -> int:

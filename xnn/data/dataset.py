@@ -107,8 +107,11 @@ class Dataset:
 
     @property
     def advice(self) -> str:
-        """One line if classes are 3 : 1 or more out of balance, or missing from a part; otherwise empty."""
+        """One line if classes are 3 : 1 or more out of balance, missing, or a single one; otherwise empty."""
         said = []
+        if self.class_counts and np.count_nonzero(sum(self.class_counts.values())) == 1:
+            only = self._called(int(self.y_train[0]))
+            return f"one class, {only}: there is nothing to tell apart; is this the target?"
         if self.imbalance >= _IMBALANCE:
             counts = self.class_counts["training"]
             there = np.flatnonzero(counts)
