@@ -494,13 +494,22 @@ def test_info_probe():
 )
 @pytest.mark.parametrize("probe", [(), ("--probe",)])
 def test_info_says_what_is_wrong(monkeypatch, variable, value, key, probe):
-    """It is what a bug report starts with, so a wrong variable is shown and ends nothing."""
+    """It is what a bug report starts with, so a wrong variable is shown, and the rest with it; the exit code is 2."""
     monkeypatch.setenv(variable, value)
     result = run("info", "--json", *probe)
-    assert result.exit_code == 0
+    assert result.exit_code == 2
     facts = json.loads(result.stdout)
     assert value in str(facts[key])
     assert variable in str(facts[key])
+    assert result.stderr.startswith(f"xnn: {variable}")
+
+
+@pytest.mark.parametrize(
+    "args", [("check",), ("bench",), ("bench", "--to-accuracy", "0.9"), ("predict", "m", "x")]
+)
+def test_a_wrong_backend_variable_is_no_commands_to_pass_over(monkeypatch, args):
+    monkeypatch.setenv("XNN_BACKEND", "nosuch")
+    refused(run(*args), 2, "XNN_BACKEND='nosuch'")
 
 
 # ---------------------------------------------------------------- check

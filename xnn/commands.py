@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from xnn.backends import available_backends, current_numerics
+from xnn.backends import available_backends, backend_variable, current_numerics
 from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.checks import run_checks
@@ -314,6 +314,7 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
     """Print failures, a table of gradients' errors if asked, and a line a backend; returns whether all is well."""
     reasons = available_backends()
     if not names:
+        backend_variable()  # all are checked, but a wrong one is not passed over
         names = [name for name, reason in reasons.items() if not reason]
         for reason in filter(None, reasons.values()):
             click.echo(f"not checked: {reason}", err=True)
