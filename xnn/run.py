@@ -13,6 +13,7 @@ from xnn.architecture import Architecture
 from xnn.data import Dataset
 from xnn.errors import OptionError, XnnError
 from xnn.layers import Layer, Sequential
+from xnn.layers.augment import STRONGEST
 from xnn.losses import Loss
 from xnn.models import mlp
 from xnn.optimizers import Optimizer
@@ -85,7 +86,7 @@ class Run:
     def __post_init__(self) -> None:
         self._check_optimizer()
         self._check_loss()
-        check_real("--augment", self.augment, 0.0)
+        check_real("--augment", self.augment, 0.0, STRONGEST)
         if self.lr is not None and not check_real("--lr", self.lr, 0.0):
             raise OptionError(f"--lr must be above 0, got {self.lr}: nothing would be learned")
         if self.warmup is not None:
@@ -214,6 +215,7 @@ class Run:
             model = mlp(shape[0], *network)
         else:
             model = self.model.build(shape, outputs, scaling, self.seed, moved)
+        data.check_range(model.dtype)
         loss, rule = self._loss(name, data), self._rule(self._rate())
         if self.model is not None:
             _check_network(self.model, model, loss, rule, data.x_train, self.targets(data.y_train))

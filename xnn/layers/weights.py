@@ -206,5 +206,6 @@ def _check(
         raise CorruptFileError(f"{path} does not fit the model: {error}") from error
     if digest != _sha256(tensors[name] for name in wanted):
         raise CorruptFileError(
-            f"{path}: the weights do not have the digest recorded with them; save them again"
+            f"{path}: the weights are not those that were saved, by the digest recorded with them: the file is "
+            "damaged; fetch it again, or train again"
         )
