@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -395,7 +396,7 @@ def test_what_takes_integers_cannot_be_augmented(digits, tmp_path):
         ("--clip-norm nan", "clip_norm"),
         ("--weight-decay -1", "weight_decay"),
         ("--average 1", "average"),
-        ("--augment inf", "--augment must be a finite number at least 0"),
+        ("--augment inf", "--augment must be a finite number in [0, 10)"),
         ("--optimizer lbfgs --lr 1", "--lr is for optimizers that take steps"),
         ("--optimizer lbfgs --schedule cosine", "--schedule is for"),
         ("--optimizer lbfgs --clip-norm 1", "--clip-norm is for"),
@@ -569,3 +570,24 @@ def test_predict_says_which_classes_the_model_does_not_know(folder, tmp_path, ki
     assert said in result.stderr
     assert "accuracy 0" not in result.stderr
     assert json.loads(run("predict", model, tmp_path / "other.csv", "--json").stdout)["accuracy"] is None
+
+
+@pytest.mark.parametrize("strength", ["50", "10", "inf"])
+def test_a_strength_out_of_range_is_named_by_its_option(digits, strength):
+    result = run("train", *TRAIN, "--dataset", digits, "--augment", strength)
+    refused(result, 2, "--augment must be a finite number in [0, 10)", strength)
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",), ("--json",)])
+def test_each_file_that_was_written_is_named(digits, tmp_path, quiet):
+    files = {"--save": tmp_path / "m.safetensors", "--record": tmp_path / "r.jsonl"}
+    if find_spec("matplotlib"):
+        files["--plot"] = tmp_path / "c.svg"
+    result = run(
+        "train", *TRAIN, "--dataset", digits, *(part for pair in files.items() for part in pair), *quiet
+    )
+    assert result.exit_code == 0
+    heads = {"--save": "model", "--record": "record of 10 steps", "--plot": "learning curves"}
+    for option, path in files.items():
+        assert path.exists()
+        assert (f"{heads[option]}: {path}" in result.stdout) == (not quiet)

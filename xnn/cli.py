@@ -24,6 +24,13 @@ or environment variable; 130 ended by Ctrl-C, after reporting what was done."""
 class _Commands(click.Group):
     """Turns xnn's errors into one line on standard error and an exit code."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **options)
+        except OSError as error:  # of its own help and version, before a command is invoked
+            click.echo(f"xnn: cannot write the output: {error.strerror or error}", err=True)
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

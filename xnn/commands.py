@@ -92,6 +92,7 @@ def train_command(
     notes: dict[str, Any] = {"dataset": data.name, "task": data.task, "features": data.x_train.shape[1]}
     notes["labels"], notes["columns"] = data.labels, None if data.columns is None else asdict(data.columns)
     failure: XnnError | None = None
+    written: list[str] = []
     try:
         history = trainer.fit(
             (data.x_train, run.targets(data.y_train)),
@@ -126,6 +127,7 @@ def train_command(
             if path:
                 try:
                     write(path)
+                    written.append(path)
                 except XnnError as error:
                     failure = failure or error
         tested = trainer.evaluate((data.x_test, run.targets(data.y_test)))
@@ -134,7 +136,11 @@ def train_command(
         click.echo(to_json(result))
     elif not quiet:
         _summarize(result, history, save, tested)
-        if record and recorder and failure is None:
+        if save in written:
+            click.echo(f"model: {save}")
+        if plot in written:
+            click.echo(f"learning curves: {plot}")
+        if record in written and recorder:
             fast = (
                 "; in fast numerics it verifies under the same plan only"
                 if result["numerics"] == "fast"
