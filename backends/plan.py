@@ -104,8 +104,9 @@ def choose_threads(
             min(times, key=times.__getitem__), f"measured: fastest of {', '.join(map(str, counts))}"
         )
     for name in [name for library in _blas() for name in THREAD_VARIABLES.get(library.internal_api, ())]:
-        if os.environ.get(name):
-            return Threads(allowed, f"{name}={os.environ[name]}")
+        value = os.environ.get(name, "").strip()
+        if (first := value.split(",")[0]).isdecimal() and int(first):  # BLAS passes over anything else
+            return Threads(allowed, f"{name}={value}")
     rule = f"{work:,} multiplications a pass, {_WORK_PER_THREAD:,} a thread, {allowed} to be had"
     return Threads(max(1, min(allowed, work // _WORK_PER_THREAD)), f"rule: {rule}")
 

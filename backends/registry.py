@@ -21,6 +21,7 @@ __all__ = [
     "backend",
     "backend_names",
     "backend_of",
+    "backend_variable",
     "current_backend",
     "get_backend",
     "mixed_arrays",
@@ -58,14 +59,26 @@ def get_backend(name: str | None = None) -> Backend:
 
 def _load(name: str, source: str) -> Backend:
     if name not in _instances:
-        if name not in _REGISTRY:
-            raise UnknownBackendError(
-                f"{source}={name!r} is not a backend; choose numpy (the CPU), cupy (a GPU) or, for tests, "
-                "array-api-strict"
-            )
+        _check_name(name, source)
         module, cls, _ = _REGISTRY[name]
         _instances[name] = getattr(importlib.import_module(module), cls)()
     return _instances[name]
+
+
+def _check_name(name: str, source: str) -> None:
+    if name not in _REGISTRY:
+        raise UnknownBackendError(
+            f"{source}={name!r} is not a backend; choose numpy (the CPU), cupy (a GPU) or, for tests, "
+            "array-api-strict"
+        )
+
+
+def backend_variable() -> str:
+    """What XNN_BACKEND says, "" if nothing; nothing is loaded. Raises UnknownBackendError for what is no name."""
+    name = os.environ.get("XNN_BACKEND", "").strip()
+    if name:
+        _check_name(name, "XNN_BACKEND")
+    return name
 
 
 def current_backend() -> Backend:

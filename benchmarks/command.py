@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from xnn.backends import available_backends
+from xnn.backends import available_backends, backend_variable
 from xnn.backends.mode import current_numerics as check_numerics
 from xnn.benchmarks import report, suite
 from xnn.benchmarks import sweep as sizes
@@ -58,6 +58,8 @@ def bench_command(
     say = _progress() if sys.stderr.isatty() else lambda line: None
     about: dict[str, Any] = {"environment": suite.environment(), "threads": limit}
     if to_accuracy is not None:
+        backend_variable()
+        say = say if sys.stderr.isatty() else lambda line: click.echo(f"  {line}", err=True) if line else None
         return _to_accuracy(to_accuracy, asked, limit, say, json_file, about)
     mode = "both" if numerics == "both" else check_numerics(numerics)
     contestants = [*suite.own_contestants(_running(backends), mode), *(known if "all" in asked else asked)]
@@ -143,7 +145,16 @@ def _running(backends: tuple[str, ...]) -> list[str]:
     for name in backends:
         if reasons.get(name):
             raise BackendUnavailableError(reasons[name])
-    return list(dict.fromkeys(backends)) or [name for name in ("numpy", "cupy") if not reasons[name]]
+    if backends:
+        return list(dict.fromkeys(backends))
+    running = [name for name in ("numpy", "cupy") if not reasons[name]]
+    if chosen := backend_variable():
+        click.echo(
+            f"xnn: XNN_BACKEND={chosen} is not read here: timed is what runs here, {' and '.join(running)}; "
+            f"--backend {chosen} times that one alone",
+            err=True,
+        )
+    return running
 
 
 def _pairs(preset: str, batch_sizes: tuple[int, ...]) -> list[tuple[str, int]]:

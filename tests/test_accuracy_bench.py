@@ -186,6 +186,7 @@ def test_the_command(monkeypatch, tmp_path, accuracies, code):
 
     def invented(target, contestants, threads, say):
         assert contestants == ["xnn", "torch"]
+        say("a, seed 0: xnn")
         entries = (judged("a", "xnn", [1.0], [accuracies[0]]), judged("b", "xnn", [2.0], [accuracies[1]]))
         return [*entries, judged("a", "torch", [2.0], [0.98])]
 
@@ -194,6 +195,7 @@ def test_the_command(monkeypatch, tmp_path, accuracies, code):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == code, result.output
     assert "a: xnn / torch: 0.50" in result.output
+    assert result.stderr.splitlines()[0] == "  a, seed 0: xnn"
     assert json.loads((tmp_path / "a.json").read_text())["target"] == 0.98
     wrong = CliRunner().invoke(main, ["bench", "--to-accuracy", "0.98", "--peers", "jax"])
     assert wrong.exit_code == 2

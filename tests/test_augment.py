@@ -307,6 +307,7 @@ def test_nothing_asked_for_is_nothing_done(idle):
         (lambda: layers.ElasticDeformation(sigma=math.nan), "sigma"),
         (lambda: layers.augmentation(28), "shape"),
         (lambda: layers.augmentation((28, 28), -1), "strength"),
+        (lambda: layers.augmentation((28, 28), 50), r"strength must be .* in \[0, 10\)"),
     ],
 )
 def test_options_that_are_none(make, message):

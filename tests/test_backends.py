@@ -467,6 +467,11 @@ def test_threads_that_are_asked_for(four_threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert plan.choose_threads(None, 0) == plan.Threads(4, "OMP_NUM_THREADS=4")
     assert plan.choose_threads(2, 0).count == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")  # OpenMP's list, of nested levels
+    assert plan.choose_threads(None, 0).reason == "OMP_NUM_THREADS=4,2"
+    for nothing in ("abc", "0", "-1", " "):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert plan.choose_threads(None, 0).reason.startswith("rule: ")
 
 
 def test_threads_that_are_measured(four_threads):

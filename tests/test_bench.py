@@ -150,6 +150,15 @@ def test_bench_fails_where_exact_bits_differ(monkeypatch, capsys):
     assert "exact runs differ in their bits" in result.stderr
 
 
+def test_bench_says_what_it_times_where_a_backend_is_chosen(monkeypatch):
+    monkeypatch.setattr(suite, "run_task", invented(lambda name, task: 1.0))
+    monkeypatch.setenv("XNN_BACKEND", "numpy")
+    told = CliRunner().invoke(main, ["bench", "--batch-sizes", "32"])
+    assert "XNN_BACKEND=numpy is not read here: timed is what runs here, numpy" in told.stderr
+    asked = CliRunner().invoke(main, ["bench", "--batch-sizes", "32", "--backend", "numpy"])
+    assert "XNN_BACKEND" not in asked.stderr
+
+
 def test_ratios_between_contestants():
     entries = judged(
         entry("gemm", [0.0] * 4, 0.0, (50.0,)),

@@ -494,13 +494,22 @@ def test_info_probe():
 )
 @pytest.mark.parametrize("probe", [(), ("--probe",)])
 def test_info_says_what_is_wrong(monkeypatch, variable, value, key, probe):
-    """It is what a bug report starts with, so a wrong variable is shown and ends nothing."""
+    """It is what a bug report starts with, so a wrong variable is shown, and the rest with it; the exit code is 2."""
     monkeypatch.setenv(variable, value)
     result = run("info", "--json", *probe)
-    assert result.exit_code == 0
+    assert result.exit_code == 2
     facts = json.loads(result.stdout)
     assert value in str(facts[key])
     assert variable in str(facts[key])
+    assert result.stderr.startswith(f"xnn: {variable}")
+
+
+@pytest.mark.parametrize(
+    "args", [("check",), ("bench",), ("bench", "--to-accuracy", "0.9"), ("predict", "m", "x")]
+)
+def test_a_wrong_backend_variable_is_no_commands_to_pass_over(monkeypatch, args):
+    monkeypatch.setenv("XNN_BACKEND", "nosuch")
+    refused(run(*args), 2, "XNN_BACKEND='nosuch'")
 
 
 # ---------------------------------------------------------------- check
@@ -605,6 +614,9 @@ WRONG = [
     ("--hidden 10,0", {}, "10,0"),
     ("--hidden 10,-5", {}, "10,-5"),
     ("--hidden 1.5", {}, "1.5"),
+    ("--hidden ,", {}, "','"),
+    ("--hidden 100,,200", {}, "100,,200"),
+    ("--hidden 100,", {}, "100,"),
     ("--lr -1", {}, "-1"),
     ("--lr nan", {}, "nan"),
     ("--lr inf", {}, "inf"),
@@ -756,6 +768,15 @@ def test_report_that_cannot_be_printed(digits, tmp_path, output):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert [p.shape for p in xnn.load(path).parameters()] == [(784, 16), (16,), (16, 10), (10,)]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("args", [("--help",), ("--version",), ("train", "--help")])
+def test_help_on_a_full_disk(args):
+    words = [sys.executable, "-m", "xnn", *args]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "xnn: cannot write the output: No space left on device\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")

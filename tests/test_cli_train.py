@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -395,7 +396,7 @@ def test_what_takes_integers_cannot_be_augmented(digits, tmp_path):
         ("--clip-norm nan", "clip_norm"),
         ("--weight-decay -1", "weight_decay"),
         ("--average 1", "average"),
-        ("--augment inf", "--augment must be a finite number at least 0"),
+        ("--augment inf", "--augment must be a finite number in [0, 10)"),
         ("--optimizer lbfgs --lr 1", "--lr is for optimizers that take steps"),
         ("--optimizer lbfgs --schedule cosine", "--schedule is for"),
         ("--optimizer lbfgs --clip-norm 1", "--clip-norm is for"),
@@ -505,3 +506,88 @@ def test_every_activation_has_its_name_on_the_command_line():
 
     option = next(p for p in main.commands["train"].params if p.name == "activation")
     assert list(option.type.choices) == list(ACTIVATIONS)
+
+
+# ---------------------------------------------------------------- what a newcomer gets wrong
+
+
+DENSE = '[[layers]]\ntype = "Dense"\n'
+
+
+@pytest.mark.parametrize(
+    ("network", "messages"),
+    [
+        ('[[layers]]\ntype = "ReLU"\n', (":1: ", "nothing to train")),
+        (f"{DENSE}outputs = 9\n\n{DENSE}outputs = 7\n", (":5: ", "0 to 9", "7 outputs")),
+        (f'{DENSE}outputs = "classes"\n[[layers]]\ntype = "Softmax"\n', (":4: ", "take that layer away")),
+        (
+            '[[layers]]\ntype = "Embedding"\nnum_embeddings = 10\nembedding_dim = 2\n[[layers]]\ntype = "Flatten"\n'
+            f'{DENSE}outputs = "classes"\n',
+            (":1: ", "must lie in 0 .. 9"),
+        ),
+        (
+            '\n[[layers]]\ntype = "Conv2D"\nout_channels = 2\nkernel_size = 3\n',
+            (":2: ", "(784,)", "put a Reshape first"),
+        ),
+        (
+            '[[layers]]\ntype = "Conv2D"\nin_channels = 1\nout_channels = 2\nkernel_size = 3\n',
+            (":1: ", "Reshape(channels, height, width)"),
+        ),
+    ],
+    ids=["no weights", "outputs", "softmax", "embedding", "flat", "flat, channels told"],
+)
+def test_a_network_that_does_not_fit_is_refused_with_its_line(digits, tmp_path, network, messages):
+    (tmp_path / "net.toml").write_text(network)
+    result = run("train", "--model", tmp_path / "net.toml", "--dataset", digits, "--epochs", 1)
+    refused(result, result.exit_code, f"{tmp_path / 'net.toml'}", *messages)
+    assert result.exit_code in (1, 2)
+
+
+def test_a_single_class_is_said_to_be_one(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    (tmp_path / "one.csv").write_text("".join(f"{a},{b},cat\n" for a, b in x.tolist()))
+    result = run("train", *TRAIN, "--dataset", tmp_path / "one.csv")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("xnn: one class, cat: there is nothing to tell apart")
+
+
+@pytest.mark.parametrize("kinds", ["named", "numbered"])
+def test_predict_says_which_classes_the_model_does_not_know(folder, tmp_path, kinds):
+    table, model = folder / "two.csv", tmp_path / "m.safetensors"
+    x = np.loadtxt(table, delimiter=",", skiprows=1, usecols=range(4))
+    names = ("no", "yes") if kinds == "named" else ("0", "1")
+    kind = [names[int(row[0] > 0)] for row in x]
+    lines = [",".join([*map(str, row), name]) for row, name in zip(x.tolist(), kind, strict=True)]
+    (tmp_path / "known.csv").write_text("\n".join(lines))
+    other = "2" if kinds == "numbered" else "maybe"
+    lines[3] = lines[3].rpartition(",")[0] + "," + other
+    (tmp_path / "other.csv").write_text("\n".join(lines))
+    run("train", *TRAIN, "--dataset", tmp_path / "known.csv", "--save", model)
+    assert run("predict", model, tmp_path / "known.csv").stderr.startswith("accuracy ")
+    result = run("predict", model, tmp_path / "other.csv")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 300)
+    said = f"1 of 300 samples are of a class that the model does not know ({other}"
+    assert said in result.stderr
+    assert "accuracy 0" not in result.stderr
+    assert json.loads(run("predict", model, tmp_path / "other.csv", "--json").stdout)["accuracy"] is None
+
+
+@pytest.mark.parametrize("strength", ["50", "10", "inf"])
+def test_a_strength_out_of_range_is_named_by_its_option(digits, strength):
+    result = run("train", *TRAIN, "--dataset", digits, "--augment", strength)
+    refused(result, 2, "--augment must be a finite number in [0, 10)", strength)
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",), ("--json",)])
+def test_each_file_that_was_written_is_named(digits, tmp_path, quiet):
+    files = {"--save": tmp_path / "m.safetensors", "--record": tmp_path / "r.jsonl"}
+    if find_spec("matplotlib"):
+        files["--plot"] = tmp_path / "c.svg"
+    result = run(
+        "train", *TRAIN, "--dataset", digits, *(part for pair in files.items() for part in pair), *quiet
+    )
+    assert result.exit_code == 0
+    heads = {"--save": "model", "--record": "record of 10 steps", "--plot": "learning curves"}
+    for option, path in files.items():
+        assert path.exists()
+        assert (f"{heads[option]}: {path}" in result.stdout) == (not quiet)

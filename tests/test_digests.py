@@ -456,8 +456,9 @@ def test_a_small_matrix(tmp_path, capsys, small):
     """Three processes: the first row, other kernels of BLAS, and an engine that is not there or is."""
     path = tmp_path / "digests.json"
     code = digests.main(["--only", "Prescott on 1,torch with", "--steps", "5", "--json", str(path)])
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     assert code == 0, printed
+    assert said.splitlines()[:2] == ["  1 thread", "  Prescott on 1 thread"]
     written = json.loads(path.read_text())
     first, *others = written["rows"]
     assert first["row"] == "1 thread"

@@ -427,3 +427,64 @@ def test_samples_that_do_not_fit(tmp_path):
     path.write_text("1,2,3,4\n")
     with pytest.raises(ShapeError, match="has 4 columns; the model takes 2 features"):
         samples_from_csv(path, columns, 2)
+
+
+# ---------------------------------------------------------------- what a spreadsheet writes
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (
+            'a,b,y\n"1,5",2,0\n',
+            {},
+            r"line 2, field 1 \('a'\): '1,5' is not a number: numbers are written 1\.5",
+        ),
+        ("a,b,y\n1,5,2,0\n", {}, r"4 fields where 3 were expected; a comma in a number\?"),
+        ("a;b;y\n1,5;2;0\n", {}, r"one column; .* with commas between the fields, not ';'"),
+        ("1,5;2,5;0\n", {}, r"'5;2' is not a number: .* fields have commas between them"),
+        ("a,b,y\n1,2,0\n", {"header": False}, r"line 1, .*'a' is not a number; .* leave --no-header"),
+        ("größe,y\n1,0\n".encode("latin-1"), {}, r"not a CSV file in UTF-8 \(byte 0xf6\): save it .* UTF-8"),
+    ],
+    ids=["quoted", "comma", "semicolon", "both", "header", "latin-1"],
+)
+def test_spreadsheets(tmp_path, content, options, message):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(CorruptFileError, match=message):
+        load(path, **options)
+
+
+def test_objects_are_refused_in_our_own_words(tmp_path):
+    np.savez(tmp_path / "t.npz", x=np.array([{}, 1], dtype=object), y=np.zeros(2))
+    np.save(tmp_path / "t.npy", np.array([{}, 1], dtype=object))
+    for name, reads in (("t.npz", read_npz), ("t.npy", read_array)):
+        with pytest.raises(CorruptFileError, match=f"{name} holds Python objects") as caught:
+            reads(tmp_path / name)
+        assert "allow_pickle" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "what"), [(1e40, "too large for float32"), (-1e300, "variance")])
+@pytest.mark.parametrize("kind", ["csv", "npz", "target"])
+def test_numbers_too_large_are_named_with_file_and_column(tmp_path, value, what, kind):
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    x[::4, 2] = value
+    y = np.arange(40) % 2
+    if kind == "csv":
+        path = tmp_path / "t.csv"
+        np.savetxt(path, np.column_stack([x, y]), delimiter=",", header="a,b,c,y", comments="")
+        place = r"t\.csv: field 3 \('c'\) holds"
+    elif kind == "npz":
+        np.savez(path := tmp_path / "t.npz", x=x, y=y)
+        place = r"t\.npz: feature 2, counted from 0, holds"
+    else:
+        np.savez(path := tmp_path / "t.npz", x=y[:, None] + 0.5, y=x)
+        place, what = r"t\.npz: target 2, counted from 0, holds", "too large for float32"
+    found = load(path)
+
+    def prepare():
+        found.rescaling()
+        found.check_range("float32")
+
+    with pytest.raises(CorruptFileError, match=rf"{place} {value:g}, .*{what}".replace("+", "[+]")):
+        prepare()

@@ -612,3 +612,26 @@ def test_callbacks_are_a_sequence_of_them():
     for wrong in (Callback(), 3, [Callback]):
         with pytest.raises(OptionError, match="callbacks must be a list"):
             trainer(callbacks=wrong)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_model_with_nothing_to_train_is_refused(lib, frozen):
+    dense = layers.Dense(3, 2)
+    net = layers.Sequential(*([dense] if frozen else []), layers.ReLU(), seed=0)
+    for parameter in net.parameters():
+        parameter.frozen = True
+    trainer = xnn.Trainer(net, losses.MSE(), optimizers.SGD(0.1))
+    with pytest.raises(OptionError, match="frozen = False" if frozen else "no layer of it has weights"):
+        trainer.fit((np.ones((4, 3)), np.ones((4, 2 if frozen else 3))), progress=False)
+
+
+def test_names_of_classes_and_a_triple_are_refused_with_what_to_do():
+    trainer = xnn.Trainer(
+        layers.Sequential(layers.Dense(3, 2), seed=0), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1)
+    )
+    x, y = np.ones((4, 3)), np.array([0, 1, 0, 1])
+    for names in (["a", "b", "a", "b"], np.array(["a", "b", "a", "b"], dtype=object)):
+        with pytest.raises(LabelError, match=r"numpy\.unique\(names, return_inverse=True\)"):
+            trainer.fit((x, names), progress=False)
+    with pytest.raises(OptionError, match=r"tuple of 3; .* sample_weight="):
+        trainer.fit((x, y, np.ones(4)), progress=False)

@@ -18,7 +18,7 @@ from xnn.backends.plan import blas_libraries, limit_threads
 from xnn.callbacks import Callback
 from xnn.cli import main
 from xnn.data import Batches, load, synthetic_digits
-from xnn.errors import CorruptFileError, DataNotFoundError
+from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.models import mlp
 from xnn.record import Digests, Recorder, read_record
 from xnn.sides import Live
@@ -582,3 +582,24 @@ def test_distance(dtype):
     assert ulps.tolist() == [u for *_, u in pairs[1:]]
     for one_way, other in ((x, y), (y, x)):
         assert distance(one_way, other)[1].tolist() == ulps.tolist()
+
+
+def test_a_record_made_in_python_is_compared_with_another_alone(tmp_path):
+    x, y = synthetic_digits(40, seed=1)
+    paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    for path in paths:
+        model = mlp(784, (4,), 10, seed=0)
+        recorder = Recorder(model)
+        trainer = Trainer(
+            model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), callbacks=[recorder], numerics="exact"
+        )
+        trainer.fit((x, y), progress=False)
+        recorder.record.save(path)
+    same = CliRunner().invoke(main, ["verify", *map(str, paths)])
+    assert same.exit_code == 0, same.output
+    assert "all bits agree" in same.output
+    refused = CliRunner().invoke(main, ["verify", str(paths[0]), "threads=1"])
+    assert refused.exit_code == 2
+    assert "one made in Python can be compared with another record alone" in refused.stderr
+    with pytest.raises(OptionError, match=r"a Sequential, got 'run\.jsonl'.*record\.save"):
+        Recorder("run.jsonl")

@@ -145,6 +145,16 @@ class Architecture:
             stack[scaled:scaled] = augment
         return Sequential(*stack, seed=seed)
 
+    @property
+    def first(self) -> str:
+        """Where the first layer stands: the file and the line."""
+        return self._plans[0].place
+
+    @property
+    def last(self) -> str:
+        """Where the last layer stands."""
+        return self._plans[-1].place
+
     def _plan_all(self, tables: Any, path: Path) -> list[_Plan]:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             dotted = ".".join(key for key in path if isinstance(key, str))
@@ -259,6 +269,11 @@ class _Plan:
             value: Any = self.given.get(name)
             if name not in self.given:
                 if argument.default is argument.empty and name in self.kind.from_input and shape:
+                    if name == "in_channels" and len(shape) != 3:
+                        raise ShapeError(
+                            f"{self.place}: {self.kind.__name__} takes images (channels, height, width), and what "
+                            f"comes to it is {shape}: put a Reshape first, as in shape = [1, 28, 28]"
+                        )
                     given[name] = shape[self.kind.from_input[name]]
                 continue
             if isinstance(value, list) and issubclass(self.kind, Sequential):

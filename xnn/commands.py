@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from xnn.backends import available_backends, current_numerics
+from xnn.backends import available_backends, backend_variable, current_numerics
 from xnn.backends.numpy_backend import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.checks import run_checks
@@ -92,6 +92,7 @@ def train_command(
     notes: dict[str, Any] = {"dataset": data.name, "task": data.task, "features": data.x_train.shape[1]}
     notes["labels"], notes["columns"] = data.labels, None if data.columns is None else asdict(data.columns)
     failure: XnnError | None = None
+    written: list[str] = []
     try:
         history = trainer.fit(
             (data.x_train, run.targets(data.y_train)),
@@ -126,6 +127,7 @@ def train_command(
             if path:
                 try:
                     write(path)
+                    written.append(path)
                 except XnnError as error:
                     failure = failure or error
         tested = trainer.evaluate((data.x_test, run.targets(data.y_test)))
@@ -134,7 +136,11 @@ def train_command(
         click.echo(to_json(result))
     elif not quiet:
         _summarize(result, history, save, tested)
-        if record and recorder and failure is None:
+        if save in written:
+            click.echo(f"model: {save}")
+        if plot in written:
+            click.echo(f"learning curves: {plot}")
+        if record in written and recorder:
             fast = (
                 "; in fast numerics it verifies under the same plan only"
                 if result["numerics"] == "fast"
@@ -243,7 +249,17 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
         write_atomically(output, content.getvalue())
     accuracy = None
     if classify and y is not None and y.ndim == 1:
-        accuracy = float(np.mean(predicted == label_numbers(y, labels)))
+        unknown = _unknown_classes(y, labels, outputs.shape[1])
+        if unknown.any():
+            few = list(dict.fromkeys(y[unknown].tolist()))
+            named = ", ".join(map(str, few[:5])) + (", ..." if len(few) > 5 else "")
+            click.echo(
+                f"xnn: no accuracy: {int(unknown.sum())} of {len(y)} samples are of a class that the model does not "
+                f"know ({named})",
+                err=True,
+            )
+        else:
+            accuracy = float(np.mean(predicted == label_numbers(y, labels)))
     printed = predicted.tolist()
     if classify and labels:
         printed = [labels[number] for number in printed]
@@ -254,6 +270,14 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
         click.echo(",".join(map(str, row)) if isinstance(row, list) else row)
     if accuracy is not None:
         click.echo(f"accuracy {accuracy:.4f} over {len(predicted)} samples", err=True)
+
+
+def _unknown_classes(y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> np.ndarray:
+    """Which samples' classes a model of these labels and so many outputs cannot predict."""
+    numbers = label_numbers(y, labels)
+    if numbers.dtype.kind == "U":
+        return np.ones(len(y), dtype=bool)
+    return ~np.isin(numbers, np.arange(len(labels) or max(outputs, 2)))
 
 
 def _width(net: Sequential) -> int:
@@ -296,6 +320,7 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
     """Print failures, a table of gradients' errors if asked, and a line a backend; returns whether all is well."""
     reasons = available_backends()
     if not names:
+        backend_variable()  # all are checked, but a wrong one is not passed over
         names = [name for name, reason in reasons.items() if not reason]
         for reason in filter(None, reasons.values()):
             click.echo(f"not checked: {reason}", err=True)

@@ -10,13 +10,13 @@ from importlib import metadata
 from typing import Any
 
 import xnn
-from xnn.backends import backend_names, current_backend, current_numerics, get_backend
+from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
 from xnn.backends.cupy_backend import quick_diagnosis
 from xnn.backends.plan import blas_libraries, choose_threads, execution_plan
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
-__all__ = ["collect"]
+__all__ = ["check_variables", "collect"]
 
 _PACKAGES = (
     "numpy", "array-api-compat", "click", "rich", "pooch", "safetensors", "threadpoolctl",
@@ -54,6 +54,13 @@ def collect(probe: bool = False) -> dict[str, Any]:
         "plan": plan,
         "data": _data(),
     }
+
+
+def check_variables() -> None:
+    """Raises UnknownBackendError or OptionError for an environment variable that names nothing there is."""
+    backend_variable()
+    current_numerics()
+    on_disk()
 
 
 def _version(package: str) -> str | None:

@@ -21,7 +21,7 @@ __all__ = ["FullBatch"]
 class FullBatch:
     """Loss and gradient of a stepper's model over all rows, in batches that are summed.
 
-    Raises NumericsError in exact numerics, OptionError for a model that draws random numbers or has nothing to train.
+    Raises NumericsError in exact numerics, OptionError for a model that draws random numbers.
     """
 
     def __init__(self, stepper: Stepper, batches: Batches, metrics: Sequence[Metric]) -> None:
@@ -32,8 +32,6 @@ class FullBatch:
                 "LBFGS searches with SciPy, whose bits are not the same everywhere: choose another optimizer, or "
                 "numerics='fast'"
             )
-        if not self.parameters:
-            raise OptionError("LBFGS has nothing to train: the model has no parameters, or all are frozen")
         first = stepper.program(min(batches.batch_size, batches.rows))
         if any(call.kind == "draw" for call in first.calls):
             raise OptionError(

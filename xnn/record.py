@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xnn.callbacks import Callback
-from xnn.errors import CorruptFileError, DataNotFoundError
+from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import to_json, write_atomically
 from xnn.history import History
 from xnn.layers import Container, Layer, Parameter, Sequential
@@ -130,12 +130,19 @@ class Recorder(Callback):
         Trainer(model, loss, optimizer, callbacks=[recorder]).fit(data, ...)
         recorder.record.save("run.jsonl")
 
-    A run that Ctrl-C or an error ends is recorded as far as it came. about: JSON values to keep in the file.
+    A run that Ctrl-C or an error ends is recorded as far as it came. about: JSON values to keep in the file. `xnn
+    verify` compares two such records; it can run again only those of `xnn train --record`, which name the run.
+    Raises OptionError for what is no Sequential.
     """
 
     needs_gradients = True
 
     def __init__(self, model: Sequential, about: dict[str, Any] | None = None) -> None:
+        if not isinstance(model, Sequential):
+            raise OptionError(
+                f"Recorder needs the model that is trained, a Sequential, got {repr(model)[:60]}: the file's name is "
+                "for recorder.record.save"
+            )
         self.model = model
         tensors = {name: type(_layer(model, name)).__name__ for name, _ in model.named_state()}
         self.record = Record(dict(about or {}), tensors, Digests("", "", ""), [])

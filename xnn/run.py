@@ -11,15 +11,18 @@ import numpy as np
 from xnn import __version__, architecture, layers, losses, optimizers
 from xnn.architecture import Architecture
 from xnn.data import Dataset
-from xnn.errors import OptionError
+from xnn.errors import OptionError, XnnError
 from xnn.layers import Layer, Sequential
+from xnn.layers.augment import STRONGEST
 from xnn.losses import Loss
 from xnn.models import mlp
 from xnn.optimizers import Optimizer
 from xnn.options import check_count, check_real
 from xnn.record import data_sha256
+from xnn.samples import check_trainable
 from xnn.schedule_text import read_schedule, schedule_text
 from xnn.schedules import Schedule, Warmup
+from xnn.training import Trainer
 
 __all__ = ["LOSSES", "OPTIMIZERS", "Run"]
 
@@ -83,7 +86,7 @@ class Run:
     def __post_init__(self) -> None:
         self._check_optimizer()
         self._check_loss()
-        check_real("--augment", self.augment, 0.0)
+        check_real("--augment", self.augment, 0.0, STRONGEST)
         if self.lr is not None and not check_real("--lr", self.lr, 0.0):
             raise OptionError(f"--lr must be above 0, got {self.lr}: nothing would be learned")
         if self.warmup is not None:
@@ -212,7 +215,11 @@ class Run:
             model = mlp(shape[0], *network)
         else:
             model = self.model.build(shape, outputs, scaling, self.seed, moved)
-        return model, self._loss(name, data), self._rule(self._rate())
+        data.check_range(model.dtype)
+        loss, rule = self._loss(name, data), self._rule(self._rate())
+        if self.model is not None:
+            _check_network(self.model, model, loss, rule, data.x_train, self.targets(data.y_train))
+        return model, loss, rule
 
     def targets(self, y: np.ndarray) -> np.ndarray:
         """The data's targets as the loss takes them: two classes in a column, of 0 and 1, or -1 and 1 for hinge."""
@@ -263,6 +270,22 @@ def balanced_weights(counts: np.ndarray) -> list[float]:
     """scikit-learn's class_weight="balanced": n / (k count) for each of the k classes that have a sample, else 1."""
     samples, there = int(counts.sum()), int(np.count_nonzero(counts))
     return [samples / (there * int(count)) if count else 1.0 for count in counts]
+
+
+def _check_network(
+    source: Architecture, network: Sequential, loss: Loss, rule: Optimizer, x: np.ndarray, y: np.ndarray
+) -> None:
+    """What only the data and the loss tell of a file's network is refused here, with the layer's line."""
+    try:
+        place = source.last
+        Trainer(network, loss, rule)  # looks at how the network ends
+        check_trainable(network)
+        loss.check(y, network.output_shape(tuple(x.shape[1:])))
+        if network.takes_integers:
+            place = source.first
+            network.prepare(x)
+    except XnnError as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def _losses_for(data: Dataset) -> dict[str, type[Loss]]:

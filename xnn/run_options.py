@@ -22,7 +22,7 @@ synthetic if that can be had neither from disk nor from the network."""
 def widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
     """100,200 -> (100, 200); an empty text is no hidden layer."""
     try:
-        numbers = tuple(int(part) for part in value.split(",") if part.strip())
+        numbers = tuple(int(part) for part in value.split(",")) if value.strip() else ()
     except ValueError:
         numbers = (0,)
     if any(number < 1 for number in numbers):

@@ -8,25 +8,43 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import admit
-from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
 from xnn.layers import Sequential
 from xnn.losses import Loss, check_sample_weight
 from xnn.metrics import Metric
 
-__all__ = ["prepare", "prepare_validation"]
+__all__ = ["check_trainable", "prepare", "prepare_validation"]
+
+
+def check_trainable(model: Sequential) -> None:
+    """Raise OptionError for a model of which training would change nothing."""
+    parameters = model.parameters()
+    if not parameters:
+        raise OptionError("the model has nothing to train: no layer of it has weights, as Dense has; add one")
+    if all(parameter.frozen for parameter in parameters):
+        raise OptionError(
+            "the model has nothing to train: all its parameters are frozen; parameter.frozen = False on those that "
+            "are to learn"
+        )
 
 
 def prepare(
     model: Sequential,
     loss: Loss,
     metrics: Sequence[Metric],
-    data: tuple[Any, Any],
+    data: tuple[Any, ...],
     role: str,
     sample_weight: Any = None,
 ) -> tuple[Any, ...]:
     """Look at a pair (x, y) once, on the host, before anything runs; labels wrap silently on a GPU."""
     if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise OptionError(f"{role} data must be a pair (x, y), got {type(data).__name__}")
+        what, hint = type(data).__name__, ""
+        if isinstance(data, (tuple, list)):
+            what = f"{what} of {len(data)}"
+            hint = (
+                "; weights of samples are an argument of their own, sample_weight=" if len(data) == 3 else ""
+            )
+        raise OptionError(f"{role} data must be a pair (x, y), got {what}{hint}")
     lib = model.backend
     x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
     if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
@@ -38,6 +56,11 @@ def prepare(
         given, x = x, model.prepare(x)
         _check_finite(role, "sample", given, x)
         targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
+        if targets.dtype.kind in "USO":
+            raise LabelError(
+                f"{role} targets are {targets.dtype}, not numbers: names, y = numpy.unique(names, "
+                "return_inverse=True) numbers the classes from 0"
+            )
         loss.check(targets, model.output_shape(tuple(x.shape[1:])))
         for metric in metrics:
             metric.check(targets)

@@ -26,7 +26,7 @@ from xnn.metrics import get as get_metric
 from xnn.minimization import FullBatch
 from xnn.optimizers import Optimizer
 from xnn.options import check_count
-from xnn.samples import prepare, prepare_validation
+from xnn.samples import check_trainable, prepare, prepare_validation
 from xnn.stepper import Stepper
 
 __all__ = ["Trainer"]
@@ -116,11 +116,13 @@ class Trainer:
         history.interrupted set; a second one ends at once.
         An optimizer that minimizes (LBFGS) takes the data as they lie, and an epoch is one of its iterations.
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that
-        do not fit. Raises DivergenceError when a loss, gradient or weight is no longer finite: its
-        `history` is what was done, and the model is as it was before the step that failed.
+        do not fit, or a model without a parameter to train. Raises DivergenceError when a loss, gradient or
+        weight is no longer finite: its `history` is what was done, and the model is as it was before the
+        step that failed.
         """
         lib = self.model.backend
         epochs = check_count("epochs", epochs)
+        check_trainable(self.model)
         history = History()
         with ExitStack() as stack:
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))

@@ -149,7 +149,10 @@ def verify_command(
         table = about.get("table", {})
         run, numerics, version = dict(about.get("run", {})), about["plan"]["numerics"], about.get("xnn", "?")
         if not run and len(records) < len({a, b}):
-            raise OptionError("the record does not say what was run, as those of `xnn train --record` do")
+            raise OptionError(
+                "the record does not say what was run, as those of `xnn train --record` do: one made in "
+                "Python can be compared with another record alone"
+            )
         name = run.pop("dataset", None)
         dataset = dataset or name
         recorded = min(len(record.steps) for record in records.values())

@@ -11,6 +11,7 @@ import numpy as np
 from xnn.backends import get_backend
 from xnn.data.tables import Columns
 from xnn.data.targets import Label
+from xnn.errors import CorruptFileError
 
 __all__ = ["Dataset"]
 
@@ -74,6 +75,7 @@ class Dataset:
         """Scale and offset for layers.Rescale: `scale`, or 1/std and -mean/std of the training features.
 
         A column that is constant, or varies less than float32 can tell from its mean, is moved to 0 and not scaled.
+        Raises CorruptFileError for one whose variance is beyond float64.
         """
         if self.scale is not None:
             return self.scale, 0.0
@@ -81,11 +83,36 @@ class Dataset:
 
         exact = ExactNamespace(get_backend("numpy"))  # NumPy's sums depend on the processor
         x = self.x_train.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32; training says where
+        with np.errstate(over="ignore", invalid="ignore"):
             mean, std = exact.mean(x, axis=0), exact.std(x, axis=0)
+        wrong = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std)))
+        if wrong.size:
+            raise self._too_large(x, int(wrong[0]), "whose variance is beyond float64")
         # Not std == 0: the mean of ten times 0.1 is rounded, and 1 / std would be the reciprocal of that rounding.
         std = np.where(std > _UNSEEN * np.abs(mean), std, 1.0)
         return 1.0 / std, -mean / std
+
+    def check_range(self, dtype: str) -> None:
+        """Raises CorruptFileError, with the column, for a number that a model of this dtype cannot hold."""
+        x, y = (self.x_train, self.x_val, self.x_test), (self.y_train, self.y_val, self.y_test)
+        for targets in (False, True) if self.task == "regression" else (False,):
+            for array in y if targets else x:
+                if array.dtype.kind == "f":
+                    wrong = np.flatnonzero(np.abs(array).max(axis=0, initial=0.0) > np.finfo(dtype).max)
+                    if wrong.size:
+                        raise self._too_large(array, int(wrong[0]), f"too large for {dtype}", targets)
+
+    def _too_large(self, array: np.ndarray, column: int, why: str, targets: bool = False) -> CorruptFileError:
+        """The error for a column that holds such a number."""
+        place = f"{'target' if targets else 'feature'} {column}, counted from 0,"
+        if self.columns is not None:
+            numbers = self.columns.targets if targets else self.columns.features
+            place = self.columns.describe(numbers[column])
+        largest = array[np.argmax(np.abs(array[:, column])), column]
+        return CorruptFileError(
+            f"{self.name}: {place} holds {largest:g}, {why}: correct it, drop the row, or take the column in another "
+            "unit"
+        )
 
     @property
     def class_counts(self) -> dict[str, np.ndarray]:
@@ -107,8 +134,11 @@ class Dataset:
 
     @property
     def advice(self) -> str:
-        """One line if classes are 3 : 1 or more out of balance, or missing from a part; otherwise empty."""
+        """One line if classes are 3 : 1 or more out of balance, missing, or a single one; otherwise empty."""
         said = []
+        if self.class_counts and np.count_nonzero(sum(self.class_counts.values())) == 1:
+            only = self._called(int(self.y_train[0]))
+            return f"one class, {only}: there is nothing to tell apart; is this the target?"
         if self.imbalance >= _IMBALANCE:
             counts = self.class_counts["training"]
             there = np.flatnonzero(counts)

@@ -105,8 +105,10 @@ def _by_target(path: Path, target: Any) -> Choose:
 
     def choose(names: tuple[str, ...], width: int) -> tuple[Sequence[int], Sequence[int]]:
         if width < 2:
+            other = next((sign for sign in ";\t|" if names and sign in names[0]), "")
+            hint = f", not {other!r}, and numbers written 1.5" if other else ""
             raise CorruptFileError(
-                f"{path} has one column; a table needs features and a target, with commas between the fields"
+                f"{path} has one column; a table needs features and a target, with commas between the fields{hint}"
             )
         chosen = target if isinstance(target, (list, tuple)) else (-1 if target is None else target,)
         targets = tuple(_position(path, column, names, width) for column in chosen)

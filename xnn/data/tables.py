@@ -113,16 +113,22 @@ def read_csv(path: Path, choose: Choose = every_column, header: bool | None = No
                         continue
                 where = f"{path}, line {lines.line_num}"
                 if len(line) != width:
-                    raise CorruptFileError(f"{where}: {len(line)} fields where {width} were expected")
+                    hint = "; a comma in a number? 1.5 is written with a point" if len(line) > width else ""
+                    raise CorruptFileError(f"{where}: {len(line)} fields where {width} were expected{hint}")
                 row = [_as_number(line[column]) for column in columns.features]
                 texts = [line[column].strip() for column in columns.targets]
                 if any(x != x for x in row) or any(map(_is_missing, texts)):
-                    raise _wrong_field(where, line, columns)
+                    raise _wrong_field(where, line, columns, len(rows))
                 rows.append(row)
                 numbers.append(lines.line_num)
                 for column, text in zip(fields, texts, strict=True):
                     column.append(text)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise CorruptFileError(
+            f"{path} is not a CSV file in UTF-8 (byte 0x{error.object[error.start]:02x}): save it as CSV, encoded as "
+            "UTF-8"
+        ) from error
+    except csv.Error as error:
         raise CorruptFileError(f"{path} is not a CSV file: {error}") from error
     except OSError as error:
         raise DataNotFoundError(f"cannot read {path}: {error.strerror or error}") from error
@@ -158,8 +164,8 @@ def _is_missing(field: str) -> bool:
     return text in _MISSING or text in ("+nan", "-nan")
 
 
-def _wrong_field(where: str, line: list[str], columns: Columns) -> CorruptFileError:
-    """The error for the first field that is missing, or is a feature and no number."""
+def _wrong_field(where: str, line: list[str], columns: Columns, rows: int) -> CorruptFileError:
+    """The error for the first field that is missing, or is a feature and no number, after so many rows."""
     for column, field in enumerate(line):
         if column not in (*columns.features, *columns.targets):
             continue
@@ -170,6 +176,15 @@ def _wrong_field(where: str, line: list[str], columns: Columns) -> CorruptFileEr
                 "the row"
             )
         if column in columns.features and not _is_number(field):
+            if _is_number(field.replace(",", ".")) or ";" in field:
+                return CorruptFileError(
+                    f"{what}: {field!r} is not a number: numbers are written 1.5, and fields have commas between them"
+                )
+            if not rows and columns.header is False:
+                return CorruptFileError(
+                    f"{what}: {field!r} is not a number; if the first line holds the columns' names, leave "
+                    "--no-header (header=False) away"
+                )
             return CorruptFileError(
                 f"{what}: {field!r} is not a number; a feature must be one: write categories as columns of 0 and 1, "
                 "or drop the column"
@@ -207,6 +222,11 @@ def _read(path: Path, kind: str) -> np.ndarray | dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise DataNotFoundError(f"there is no file {path}") from error
     except _DAMAGE as error:
+        if "allow_pickle" in str(error):
+            raise CorruptFileError(
+                f"{path} holds Python objects, or is no {kind} file: xnn reads numbers and text alone, since "
+                "unpickling runs code; save arrays of one dtype, as of array.astype('float32')"
+            ) from error
         raise CorruptFileError(f"{path} is not a readable {kind} file: {error}") from error
 
 

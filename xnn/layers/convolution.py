@@ -196,6 +196,7 @@ def _check_images(name: str, x: Array, channels: int | None = None) -> None:
 def _check_sample(name: str, shape: tuple[int, ...], channels: int | None = None) -> None:
     """Raise ShapeError for what is no image of so many channels."""
     if len(shape) != 3 or channels not in (None, shape[0]):
+        hint = "; Reshape(channels, height, width) before it makes images of rows" if len(shape) == 1 else ""
         raise ShapeError(
-            f"{name} takes samples of shape ({channels or 'channels'}, height, width), got {tuple(shape)}"
+            f"{name} takes samples of shape ({channels or 'channels'}, height, width), got {tuple(shape)}{hint}"
         )

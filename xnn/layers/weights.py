@@ -169,7 +169,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
-        raise CorruptFileError(f"{path} is not a readable .safetensors file: {error}") from error
+        raise CorruptFileError(
+            f"{path} is not a readable .safetensors file ({error}): fetch it again, or train again"
+        ) from error
     try:
         header = json.loads(about.get("xnn", ""))
     except json.JSONDecodeError as error:
@@ -206,5 +208,6 @@ def _check(
         raise CorruptFileError(f"{path} does not fit the model: {error}") from error
     if digest != _sha256(tensors[name] for name in wanted):
         raise CorruptFileError(
-            f"{path}: the weights do not have the digest recorded with them; save them again"
+            f"{path}: the weights are not those that were saved, by the digest recorded with them: the file is "
+            "damaged; fetch it again, or train again"
         )
