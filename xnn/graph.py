@@ -21,7 +21,7 @@ from xnn import ops
 from xnn.backends import backend_of, current_backend, current_numerics
 from xnn.errors import GraphError
 from xnn.ops import Array, Op
-from xnn.ops.op import apply_rule, backward_of, forward_of
+from xnn.ops.op import apply_rule, backward_of, check_gradients, forward_of
 
 __all__ = [
     "MSE",
@@ -134,11 +134,8 @@ def backpropagate(
             if node.inbound_nodes[0].is_constant:
                 saved = node.op.without_input_gradient(saved)
             gradients = backward_of(node.op, backend_of(total).math, total, saved)
-            if len(gradients) != len(node.inbound_nodes):
-                raise GraphError(
-                    f"the backward of {node.op.name} returned {len(gradients)} gradients for "
-                    f"{len(node.inbound_nodes)} inputs; None stands for an input without one"
-                )
+            shapes = [getattr(source.value, "shape", None) for source in node.inbound_nodes]
+            check_gradients(node.op.name, gradients, shapes)
             handed[node] = list(gradients)
     return handed
 

@@ -23,7 +23,7 @@ from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.graph import Node, Weight
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops import Array, Namespace, Op
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.op import backward_of, check_gradients, forward_of
 
 __all__ = ["Layer", "as_one_op", "check_input_dtype", "computed", "computes_its_own_way", "tried_shape"]
 
@@ -53,6 +53,7 @@ class Layer:
         self.seed = seed
         self.saved: Any = None
         self._ran: tuple[str, Any, str] | None = None  # backend, dtype and numerics of the last forward
+        self._given: tuple[int, ...] | None = None  # the shape of its input, where the layer itself was asked
         self.index = 0
         for k, parameter in enumerate(self.own_parameters):
             parameter.draw_from(Stream(seed or 0, Purpose.WEIGHTS, 0, k))
@@ -123,7 +124,9 @@ class Layer:
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output for a batch x, which is left as it is."""
-        return self._keep(*self.apply(x, training))
+        y = self._keep(*self.apply(x, training))
+        self._given = tuple(x.shape)
+        return y
 
     def _keep(self, y: Array, saved: Any = None) -> Array:
         """Remember what backward needs and what it must fit."""
@@ -137,9 +140,15 @@ class Layer:
         """
         xp = self._check_backward(dout).math
         saved = self.saved if input_gradient else self.op.without_input_gradient(self.saved)
-        dx, *gradients = backward_of(self.op, xp, dout, saved)
-        for parameter, gradient in zip(self.own_parameters, gradients, strict=False):
+        gradients = backward_of(self.op, xp, dout, saved)
+        shapes = [self._given, *(p.shape for p in self.own_parameters)]
+        own = type(self)
+        if own.apply is not Layer.apply or own.arguments is not Layer.arguments:  # such as masks, after these
+            shapes += [None] * (len(gradients) - len(shapes))
+        check_gradients(f"{self.op.name} in {type(self).__name__}", gradients, shapes)
+        for parameter, gradient in zip(self.own_parameters, gradients[1:], strict=False):
             parameter.grad = gradient
+        dx = gradients[0]
         return dx if input_gradient else None
 
     def _check_backward(self, dout: Array) -> Backend:

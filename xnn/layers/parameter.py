@@ -78,6 +78,11 @@ class Parameter:
 
     @grad.setter
     def grad(self, gradient: Array | None) -> None:
+        if gradient is not None and tuple(getattr(gradient, "shape", ())) != self.shape:
+            raise GraphError(
+                f"{self.name} has shape {self.shape}, and its gradient shape {getattr(gradient, 'shape', '()')}: "
+                "they must be equal"
+            )
         self._grad, self._grad_folded = gradient, False
 
     def fold_gradient(self) -> None:
