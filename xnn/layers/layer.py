@@ -50,6 +50,12 @@ class Layer:
         self, *parameters: Parameter, buffers: Sequence[Buffer] = (), seed: int | None = None
     ) -> None:
         self.own_parameters, self.own_buffers = list(parameters), list(buffers)
+        names = [array.name for array in (*parameters, *buffers)]
+        if len(set(names)) < len(names):
+            raise OptionError(
+                f"{type(self).__name__} has two parameters or buffers of one name in {', '.join(names)}: files tell "
+                "them apart by it"
+            )
         self.seed = seed
         self.saved: Any = None
         self._ran: tuple[str, Any, str] | None = None  # backend, dtype and numerics of the last forward

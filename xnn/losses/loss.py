@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,7 @@ from xnn.graph import Node
 from xnn.layers.layer import computed, computes_its_own_way
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.op import apply_rule, backward_of, check_gradients, forward_of
+from xnn.options import check_known
 
 __all__ = ["Loss", "LossOverBatches", "check_sample_weight", "inside"]
 
@@ -46,6 +48,12 @@ class Loss:
     def __init__(self, reduction: str = "mean", **options: Any) -> None:
         if reduction not in ("mean", "sum", "none"):
             raise OptionError(f"reduction must be 'mean', 'sum' or 'none', got {repr(reduction)[:60]}")
+        if hasattr(self, "op"):
+            takes = self.op.terms if isinstance(self.op, LossOp) else self.op.forward
+            taken = inspect.signature(takes).parameters.values()
+            if all(p.kind is not p.VAR_KEYWORD for p in taken):
+                known = (p.name for p in taken if p.kind is p.KEYWORD_ONLY)
+                check_known(type(self).__name__, options, ("reduction", *known))
         self.reduction = reduction
         self.options = {name: value for name, value in options.items() if value is not None}
 
