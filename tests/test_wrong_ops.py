@@ -1,13 +1,14 @@
-"""Ops of a user's whose backward does not fit its forward are heard of, whichever door they came through."""
+"""Ops of a user's whose backward does not fit its forward are heard of at every door; so are NumPy's habits."""
 
 import numpy as np
 import pytest
 
 import xnn
 from xnn import layers, losses, ops, optimizers
-from xnn.errors import DTypeError, GraphError
+from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.graph import Input, forward_and_backward, topological_sort
 from xnn.layers import Dense, Function, Parameter, Sequential
+from xnn.layers.weights import weights_sha256
 from xnn.ops.op import unbroadcast
 
 
@@ -121,3 +122,75 @@ def test_an_op_that_widens_is_heard_of_in_training(where):
     with pytest.raises(DTypeError, match=f"{'makes' if where == 'forward' else 'gradient of'} float64"):
         train(Sequential(Dense(3, 3), Function(Widening())), x, x)
     train(Sequential(Dense(3, 3, dtype="float64"), Function(Widening())), x, x)
+
+
+class TestHabitsOfNumPy:
+    @pytest.mark.parametrize(
+        ("use", "hint"),
+        [
+            (lambda v: v.mean(axis=1), "has no .mean, .* use ops.mean$"),
+            (lambda v: v.T, "use ops.transpose"),
+            (lambda v: v.cumsum(), "the functions of xnn.ops"),
+        ],
+    )
+    def test_a_method_names_the_op(self, use, hint):
+        with pytest.raises(AttributeError, match=hint):
+            xnn.grad(use)(np.ones((2, 3)))
+
+    @pytest.mark.parametrize("use", [np.mean, np.sum, lambda v: np.concatenate([v, v])])
+    def test_a_numpy_function_names_the_op(self, use):
+        with pytest.raises(GraphError, match="would lose the gradient: use ops"):
+            xnn.grad(use)(np.ones((2, 3)))
+
+    def test_a_ufunc_and_a_loop_are_refused(self):
+        for use in (np.tanh, list):
+            with pytest.raises(TypeError):
+                xnn.grad(use)(np.ones((2, 3)))
+
+    def test_a_node_that_is_not_yet_fed_has_no_shape(self):
+        assert not hasattr(Input(), "shape")
+
+
+class TestIndexing:
+    @pytest.mark.parametrize(
+        "index",
+        [0, -1, np.int64(1), slice(None), slice(2, 1), slice(-2, None), slice(1, 99), ..., (), (slice(1, 2), -1),
+         (..., 2), (0, ..., slice(1, 3)), (0, 1, 2), (slice(0, 2), ..., slice(None, -1))],
+        ids=str,
+    )  # fmt: skip
+    @pytest.mark.parametrize("numerics", ["fast", "exact"])
+    def test_it_is_numpys_and_so_is_the_gradient(self, lib, index, numerics):
+        x = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+        gradient = np.zeros_like(x)
+        gradient[index] = 2.0
+        with xnn.numerics(numerics):
+            on_device = lib.to_device(x)
+            assert np.array_equal(lib.to_host(ops.getitem(on_device, index=index)), x[index])
+            got = lib.to_host(xnn.grad(lambda v: ops.sum(v[index] * 2.0))(on_device))
+        assert np.array_equal(got, gradient)
+
+    @pytest.mark.parametrize(
+        "index",
+        [None, True, 1.0, [0, 1], np.array([0]), slice(0, 2, 2), slice(None, None, -1), slice(0.5), "a"],
+    )
+    def test_what_it_is_not_made_of(self, index):
+        with pytest.raises(OptionError, match=r"integers, slices of step 1 and `\.\.\.`.*ops\.take"):
+            ops.getitem(np.ones((3, 4)), index=(index, 0))
+
+    @pytest.mark.parametrize("index", [3, -4, (0, 0, 0), (..., 0, ...), (0, 4)])
+    def test_beyond_the_array(self, index):
+        with pytest.raises(ShapeError, match="index"):
+            ops.getitem(np.ones((3, 4)), index=index)
+
+    def test_in_a_layer_and_a_program(self):
+        class Halves(layers.Composite):
+            def compute(self, x, training):
+                return ops.sigmoid(x[:, :3]) * x[:, 3:]
+
+        x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+        digests = []
+        for gate in (Halves(), layers.Lambda(lambda v: ops.sigmoid(v[:, :3]) * v[:, 3:])):
+            model = Sequential(Dense(3, 6), gate, Dense(3, 3), seed=1)
+            train(model, x, x, numerics="exact")
+            digests.append(weights_sha256(model))
+        assert digests[0] == digests[1]

@@ -18,9 +18,10 @@ from xnn.backends import Backend
 from xnn.backends.calls import Call, Cursor, KernelTable, Slot, as_number, bind
 from xnn.errors import DTypeError
 from xnn.fusion import fuse
-from xnn.graph import Drawn, Input, Kept, Node, Recorded, Weight, topological_sort
+from xnn.graph import Drawn, Input, Kept, Node, Weight, topological_sort
 from xnn.ops import Op, updates
 from xnn.ops.op import apply_rule
+from xnn.recorded import Recorded
 
 if TYPE_CHECKING:
     from xnn.store import Store
