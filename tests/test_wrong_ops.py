@@ -1,5 +1,7 @@
 """Ops of a user's whose backward does not fit its forward are heard of at every door; so are NumPy's habits."""
 
+import operator as operators
+
 import numpy as np
 import pytest
 
@@ -137,15 +139,36 @@ class TestHabitsOfNumPy:
         with pytest.raises(AttributeError, match=hint):
             xnn.grad(use)(np.ones((2, 3)))
 
-    @pytest.mark.parametrize("use", [np.mean, np.sum, lambda v: np.concatenate([v, v])])
+    @pytest.mark.parametrize("use", [np.tanh, np.maximum.reduce, np.mean, np.sum, lambda v: np.dot(v, v)])
     def test_a_numpy_function_names_the_op(self, use):
         with pytest.raises(GraphError, match="would lose the gradient: use ops"):
             xnn.grad(use)(np.ones((2, 3)))
 
-    def test_a_ufunc_and_a_loop_are_refused(self):
-        for use in (np.tanh, list):
-            with pytest.raises(TypeError):
-                xnn.grad(use)(np.ones((2, 3)))
+    def test_operators_between_arrays_and_values_stay(self):
+        a, x = np.full((2, 2), 3.0), np.array([[1.0, 2.0], [4.0, 5.0]])
+        for operator in (operators.add, operators.sub, operators.mul, operators.truediv, operators.pow,
+                         operators.matmul):  # fmt: skip
+            for left in (a, np.float64(3.0)) if operator is not operators.matmul else (a,):
+                value, gradient = xnn.value_and_grad(lambda v, o=operator, a=left: ops.sum(o(a, v)))(x)
+                assert value == np.sum(operator(left, x))
+                assert gradient.shape == x.shape
+        for operator in (operators.lt, operators.le, operators.gt, operators.ge, operators.eq, operators.ne):
+            seen = []
+            xnn.grad(lambda v, o=operator, s=seen: s.append(o(a, v)) or ops.sum(v))(x)
+            assert np.array_equal(seen[0], operator(a, x))
+
+    def test_writing_into_an_array_is_refused(self):
+        def f(v):
+            total = np.zeros((2, 2))
+            total += v
+            return ops.sum(v)
+
+        with pytest.raises(GraphError, match="numpy.add would lose"):
+            xnn.grad(f)(np.ones((2, 2)))
+
+    def test_a_loop_is_refused(self):
+        with pytest.raises(TypeError, match="iter"):
+            xnn.grad(lambda v: list(v))(np.ones((2, 3)))
 
     def test_a_node_that_is_not_yet_fed_has_no_shape(self):
         assert not hasattr(Input(), "shape")

@@ -28,7 +28,6 @@ class Recorded:
     shape = property(lambda self: self.value.shape, doc="The array's shape.")
     dtype = property(lambda self: self.value.dtype, doc="The array's dtype.")
     ndim = property(lambda self: self.value.ndim, doc="The number of axes.")
-    __array_ufunc__ = None  # numpy_array + value comes to __radd__ instead of looping over elements
 
     def __init__(self, op: Op | None = None, inbound_nodes: Iterable[Any] = ()) -> None:
         self.op = op
@@ -81,6 +80,16 @@ class Recorded:
 
     __iter__ = None  # an index beyond the end is an error, not the end of a loop
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        # numpy_array + value comes here; numpy.add would go over the array's elements one by one.
+        reflected = _REFLECTED.get(ufunc.__name__) if method == "__call__" and not options else None
+        if reflected is None:
+            raise GraphError(f"numpy.{ufunc.__name__} would lose the gradient: {_instead(ufunc.__name__)}")
+        first, second = inputs
+        if isinstance(first, Recorded):
+            raise GraphError(f"numpy.{ufunc.__name__} of a recorded value: write it with the operator")
+        return getattr(second, reflected)(first)
+
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
         raise GraphError(f"numpy.{function.__name__} would lose the gradient: {_instead(function.__name__)}")
 
@@ -92,6 +101,23 @@ class Recorded:
             raise AttributeError(
                 f"a {type(self).__name__} has no .{name}, as arrays may have: {_instead(name)}"
             )
+
+
+#: NumPy's function behind an operator, and the operator as the value on its right has it.
+_REFLECTED = {
+    "add": "__radd__",
+    "subtract": "__rsub__",
+    "multiply": "__rmul__",
+    "divide": "__rtruediv__",
+    "power": "__rpow__",
+    "matmul": "__rmatmul__",
+    "less": "__gt__",
+    "less_equal": "__ge__",
+    "greater": "__lt__",
+    "greater_equal": "__le__",
+    "equal": "__eq__",
+    "not_equal": "__ne__",
+}
 
 
 def _instead(name: str) -> str:
