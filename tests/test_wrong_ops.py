@@ -111,6 +111,24 @@ def test_a_layers_own_backward_must_fit():
         train(Sequential(Own()), x, x)
 
 
+def test_by_hand_a_gradient_has_the_outputs_shape():
+    class Summing(layers.Layer):
+        def forward(self, x, training=False):
+            return self._keep(x * 2.0)
+
+        def backward(self, dout, input_gradient=True):
+            return (dout * 2.0).sum(axis=0)
+
+    x = np.ones((4, 3), np.float32)
+    model = Sequential(layers.ReLU(), Summing())
+    with pytest.raises(
+        GraphError, match=r"ReLU gave outputs of shape \(4, 3\) and got a gradient of shape \(3,\)"
+    ):
+        model.backward(model.forward(x))
+    with pytest.raises(GraphError, match=r"Sequential gave outputs of shape .* of shape \(1, 3\)"):
+        model.backward(model.forward(x)[:1])
+
+
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_an_op_that_widens_is_heard_of_in_training(where):
     class Widening(xnn.Op):

@@ -58,7 +58,8 @@ class Layer:
             )
         self.seed = seed
         self.saved: Any = None
-        self._ran: tuple[str, Any, str] | None = None  # backend, dtype and numerics of the last forward
+        #: Backend, dtype, shape and numerics of the last forward's output.
+        self._ran: tuple[str, Any, tuple[int, ...], str] | None = None
         self._given: tuple[int, ...] | None = None  # the shape of its input, where the layer itself was asked
         self.index = 0
         for k, parameter in enumerate(self.own_parameters):
@@ -136,7 +137,7 @@ class Layer:
 
     def _keep(self, y: Array, saved: Any = None) -> Array:
         """Remember what backward needs and what it must fit."""
-        self.saved, self._ran = saved, (backend_of(y).name, y.dtype, current_numerics())
+        self.saved, self._ran = saved, (backend_of(y).name, y.dtype, tuple(y.shape), current_numerics())
         return y
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -160,15 +161,20 @@ class Layer:
     def _check_backward(self, dout: Array) -> Backend:
         """The backend of a backward pass, which must be the forward's, as must the dtype.
 
-        Raises GraphError before a forward, MixedArraysError or DTypeError.
+        Raises GraphError before a forward or for a gradient of another shape, MixedArraysError or DTypeError.
         """
         if self._ran is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
-        name, dtype, mode = self._ran
+        name, dtype, shape, mode = self._ran
         check_same_numerics(type(self).__name__, mode)
         lib = backend_of(dout)
         if lib.name != name:
             raise mixed_arrays(get_backend(name), lib)
+        if tuple(dout.shape) != shape:
+            raise GraphError(
+                f"{type(self).__name__} gave outputs of shape {shape} and got a gradient of shape "
+                f"{tuple(dout.shape)}: they must be equal"
+            )
         if dout.dtype != dtype and lib.xp.isdtype(dtype, "real floating"):
             raise DTypeError(
                 f"{type(self).__name__} gave outputs of {dtype} and got a gradient of {dout.dtype}: "
