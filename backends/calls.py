@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from xnn.errors import DTypeError
-from xnn.ops.op import apply_rule, backward_of, forward_of
+from xnn.ops.op import apply_rule, backward_of, check_gradients, forward_of
 
 __all__ = ["Call", "Cursor", "KernelTable", "Runnable", "Slot", "as_number", "bind", "bind_each", "interpret"]
 
@@ -242,12 +242,17 @@ def _backward(lib: Any, call: Call) -> Runnable:
     forward = call.forward
     assert forward is not None
     xp = lib.math
+    first = True
 
     def run() -> None:
+        nonlocal first
         saved = forward.saved if call.writes[0] is not None else call.op.without_input_gradient(forward.saved)
         gradients = backward_of(call.op, xp, call.reads[0].array, saved)
         forward.saved = None
-        for slot, gradient in zip(call.writes, gradients, strict=False):
+        if first:  # shapes stay what they are
+            _check(call, gradients)
+            first = False
+        for slot, gradient in zip(call.writes, gradients, strict=True):
             if slot is not None:
                 slot.put(
                     xp.zeros(slot.shape, dtype=slot.dtype, device=lib.device)
@@ -256,6 +261,19 @@ def _backward(lib: Any, call: Call) -> Runnable:
                 )
 
     return run
+
+
+def _check(call: Call, gradients: Sequence[Any]) -> None:
+    """Raise GraphError or DTypeError for gradients that are not like the inputs of a backward call."""
+    assert call.forward is not None
+    inputs = [None if slot.dtype is object else slot.shape for slot in call.forward.reads]  # a number: object
+    check_gradients(call.op.name, gradients, inputs)
+    for number, (slot, gradient) in enumerate(zip(call.writes, gradients, strict=True)):
+        if slot is not None and gradient is not None and gradient.dtype != slot.dtype:
+            raise DTypeError(
+                f"the backward of {call.op.name} returned a gradient of {gradient.dtype} for input {number} of "
+                f"{slot.dtype}: xp.astype(gradient, grad.dtype) gives it the dtype that came in"
+            )
 
 
 def _add(lib: Any, call: Call) -> Runnable:

@@ -181,7 +181,7 @@ def test_what_cannot_be_recorded_is_refused():
         xnn.grad(lambda a: a, 1)(2.0)
     with pytest.raises(GraphError, match="one or the other"):
         xnn.grad(lambda a: ops.add(a, Input(1.0)))(2.0)
-    with pytest.raises(TypeError):
+    with pytest.raises(GraphError, match=r"use ops\.exp"):
         xnn.grad(lambda a: np.sum(np.exp(a)))(X)
     with pytest.raises(ShapeError):
         xnn.grad(lambda a: ops.sum(a @ np.ones((5, 1))))(X)

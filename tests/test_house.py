@@ -33,7 +33,7 @@ FLOORS = {
         1: "errors files options toml_lines",
         2: "ops",
         3: "backends",
-        4: "graph autograd gradients fusion program",
+        4: "recorded graph autograd gradients fusion program",
         5: "layers losses optimizers schedules schedule_text initializers metrics models architecture store",
         6: "data samples minimization stepper training history callbacks diagnosis checks info record run",
         7: "cli run_options commands benchmarks sides verify __main__",

@@ -8,7 +8,7 @@
     grad(f)(w, x)                               # df/dw
     value_and_grad(f, argnums=(0, 1))(w, x)     # f, (df/dw, df/dx)
 
-Inside f, arguments are `Value`s: use ops and `+ - * / ** @ -`. Arrays and Python numbers mix in as
+Inside f, arguments are `Value`s: use ops, `+ - * / ** @ -` and v[:, 1:]. Arrays and Python numbers mix in as
 constants. `float(v)`, NumPy functions and writing into a value are refused, since they could not be recorded.
 """
 
@@ -19,9 +19,10 @@ from typing import Any
 
 from xnn.backends import backend_of
 from xnn.errors import DTypeError, GraphError, OptionError
-from xnn.graph import Constant, Node, Recorded, as_array, backpropagate
+from xnn.graph import Constant, Node, as_array, backpropagate
 from xnn.ops import Array, Op
 from xnn.ops.op import forward_of, install
+from xnn.recorded import Recorded
 
 __all__ = ["Value", "apply", "grad", "value_and_grad"]
 

@@ -111,6 +111,8 @@ CASES: tuple[Case, ...] = (
     Case(ops.flatten, ((2, 3, 4),)),
     Case(ops.transpose, ((2, 3, 4),)),
     Case(ops.transpose, ((2, 3, 4),), {"axes": (1, 2, 0)}),
+    Case(ops.getitem, ((5, 3, 4),), {"index": (slice(1, -1), ..., 2)}),
+    Case(ops.getitem, ((5, 3),), {"index": -2}),
     Case(ops.take, ((5, 3), ("int", (7,), 5))),
     Case(ops.take, ((3, 5), ("int", (9,), 5)), {"axis": 1}),
     Case(ops.warp, ((2, 3, 4, 5), (2, 2, 4, 5))),

@@ -11,7 +11,15 @@ from typing import Any
 
 from xnn.errors import DataError, OptionError
 
-__all__ = ["check_writable", "to_json", "write_atomically"]
+__all__ = ["as_path", "check_writable", "to_json", "write_atomically"]
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """The path. Raises OptionError for what names no file."""
+    try:
+        return Path(path)
+    except TypeError:
+        raise OptionError(f"a file is named by a string or a path, got {repr(path)[:60]}") from None
 
 
 def check_writable(
@@ -23,7 +31,7 @@ def check_writable(
     Raises OptionError for a missing or read-only folder, a folder, device or pipe in the file's place, or a wrong
     suffix.
     """
-    path = Path(path)
+    path = as_path(path)
     folder = path.parent
     if suffixes and path.suffix.lower() not in suffixes:
         raise OptionError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")

@@ -13,7 +13,6 @@ by `backpropagate`, which autograd uses as well.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,8 @@ from xnn import ops
 from xnn.backends import backend_of, current_backend, current_numerics
 from xnn.errors import GraphError
 from xnn.ops import Array, Op
-from xnn.ops.op import apply_rule, backward_of, forward_of
+from xnn.ops.op import apply_rule, backward_of, check_gradients, forward_of
+from xnn.recorded import Recorded
 
 __all__ = [
     "MSE",
@@ -39,70 +39,6 @@ __all__ = [
     "sgd_update",
     "topological_sort",
 ]
-
-_creation = itertools.count()
-
-
-class Recorded:
-    """What graph nodes and autograd's values have in common: what was applied to what, and when.
-
-    op: the op that makes the value, None for an input; inbound_nodes: its inputs, in the op's order;
-    value: the array; saved: what the op's backward needs; created: a number that grows with every
-    Recorded, by which the readers of a value are put in order.
-    """
-
-    #: Whether nobody will ask for its gradient.
-    is_constant = False
-    shape = property(lambda self: self.value.shape, doc="The array's shape.")
-    dtype = property(lambda self: self.value.dtype, doc="The array's dtype.")
-    ndim = property(lambda self: self.value.ndim, doc="The number of axes.")
-    __array_ufunc__ = None  # numpy_array + value comes to __radd__ instead of looping over elements
-
-    def __init__(self, op: Op | None = None, inbound_nodes: Iterable[Any] = ()) -> None:
-        self.op = op
-        self.inbound_nodes: list[Any] = list(inbound_nodes)
-        self.value: Any = None
-        self.saved: Any = None
-        self.created = next(_creation)
-
-    def __add__(self, other: Any) -> Any:
-        return ops.add(self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return ops.add(other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return ops.sub(self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return ops.sub(other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return ops.mul(self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return ops.mul(other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return ops.div(self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return ops.div(other, self)
-
-    def __pow__(self, other: Any) -> Any:
-        return ops.pow(self, other)
-
-    def __rpow__(self, other: Any) -> Any:
-        return ops.pow(other, self)
-
-    def __matmul__(self, other: Any) -> Any:
-        return ops.matmul(self, other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return ops.matmul(other, self)
-
-    def __neg__(self) -> Any:
-        return ops.mul(self, -1.0)
 
 
 def backpropagate(
@@ -134,11 +70,8 @@ def backpropagate(
             if node.inbound_nodes[0].is_constant:
                 saved = node.op.without_input_gradient(saved)
             gradients = backward_of(node.op, backend_of(total).math, total, saved)
-            if len(gradients) != len(node.inbound_nodes):
-                raise GraphError(
-                    f"the backward of {node.op.name} returned {len(gradients)} gradients for "
-                    f"{len(node.inbound_nodes)} inputs; None stands for an input without one"
-                )
+            shapes = [getattr(source.value, "shape", None) for source in node.inbound_nodes]
+            check_gradients(node.op.name, gradients, shapes)
             handed[node] = list(gradients)
     return handed
 

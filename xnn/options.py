@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 from xnn.errors import OptionError
 
-__all__ = ["check_count", "check_dtype", "check_integer", "check_pair", "check_real"]
+__all__ = [
+    "check_count",
+    "check_dtype",
+    "check_integer",
+    "check_known",
+    "check_pair",
+    "check_real",
+    "check_shape",
+]
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
@@ -45,6 +54,19 @@ def check_real(name: str, value: Any, low: float = -math.inf, high: float = math
         allowed = "" if low == -math.inf else allowed
         raise OptionError(f"{name} must be a finite number{allowed}, got {repr(value)[:60]}")
     return float(value)
+
+
+def check_shape(name: str, value: Any) -> tuple[int, ...]:
+    """Integers of at least 0 as a tuple; one alone is a shape of one axis."""
+    extents = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple(check_count(f"{name}: each extent of the shape", extent, least=0) for extent in extents)
+
+
+def check_known(name: str, received: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise OptionError for an option that `name`, a class, does not have."""
+    known = list(dict.fromkeys(allowed))
+    if unknown := [option for option in received if option not in known]:
+        raise OptionError(f"{name} has no option {unknown[0]!r}; it takes {', '.join(known)}")
 
 
 def check_dtype(dtype: str) -> str:

@@ -16,10 +16,12 @@ import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.calls import Call, Cursor, KernelTable, Slot, as_number, bind
+from xnn.errors import DTypeError
 from xnn.fusion import fuse
-from xnn.graph import Drawn, Input, Kept, Node, Recorded, Weight, topological_sort
+from xnn.graph import Drawn, Input, Kept, Node, Weight, topological_sort
 from xnn.ops import Op, updates
 from xnn.ops.op import apply_rule
+from xnn.recorded import Recorded
 
 if TYPE_CHECKING:
     from xnn.store import Store
@@ -96,6 +98,7 @@ def flatten(
     for node in order:
         if node.op is not None and node.op.opaque:
             node.op.training = True  # type: ignore[attr-defined]
+    _check_dtypes(order)
     slots = {node: _slot(node, store) for node in order}
     calls = [
         Call("gather", None, (), (slots[node],), {"source": source, "cursor": cursor})
@@ -207,6 +210,18 @@ def _backward(
             writes.append(slot)
         calls.append(Call("backward", node.op, (gradient,), tuple(writes), forward=forward[node]))
     return calls
+
+
+def _check_dtypes(order: Sequence[Node]) -> None:
+    """Raise DTypeError for an op that widens float32 to float64: in training nobody else would say so."""
+    for node in order:
+        given = {str(getattr(source.value, "dtype", "")).split(".")[-1] for source in node.inbound_nodes}
+        widens = "float32" in given and "float64" not in given
+        if widens and node.op is not None and str(node.value.dtype).endswith("float64"):
+            raise DTypeError(
+                f"{node.op.name} makes float64 of float32: a NumPy float64 array or number in its forward widens it; "
+                "use Python numbers, or xp.astype(y, x.dtype)"
+            )
 
 
 def _slot(node: Node, store: Store) -> Slot:

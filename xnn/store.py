@@ -131,7 +131,7 @@ class Store:
         self.asks_optimizer = computes_its_own_way(optimizer, "rule", frozenset({"step", "update"}))
         #: What gradients go through before the update; an optimizer that is asked itself clips them itself.
         self.clipping = [] if self.asks_optimizer else optimizer.clipping
-        optimizer.check_names(self.parameters)
+        optimizer.check_parameters(self.parameters)
         alike: dict[Any, list[Parameter]] = {}
         for p in parameters:
             if not p.frozen:

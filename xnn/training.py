@@ -60,13 +60,13 @@ class Trainer:
         kernels: str = "auto",
         numerics: str | None = None,
     ) -> None:
-        for name, value, kind in (
-            ("model", model, Sequential),
-            ("loss", loss, Loss),
-            ("optimizer", optimizer, Optimizer),
+        for name, value, kind, example in (
+            ("model", model, Sequential, "a Sequential, such as xnn.Sequential(layers.Dense(784, 10))"),
+            ("loss", loss, Loss, "a Loss, such as losses.MSE()"),
+            ("optimizer", optimizer, Optimizer, "an Optimizer, such as optimizers.SGD(learning_rate=0.1)"),
         ):
             if not isinstance(value, kind):
-                raise OptionError(f"Trainer needs a {kind.__name__} as {name}, got {repr(value)[:60]}")
+                raise OptionError(f"Trainer needs {example}, as {name}, got {repr(value)[:60]}")
         self.model, self.loss, self.optimizer = model, loss, optimizer
         if loss.reduction == "none":
             raise OptionError(
@@ -91,6 +91,8 @@ class Trainer:
                 f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
                 "take that layer away"
             )
+        if kernels not in ("auto", "ops", "numpy", "compiled"):
+            model.backend.kernels(kernels)  # raises, now rather than in fit
         self.threads, self.kernels = check_threads(threads), kernels
         self.numerics = numerics if numerics is None else current_numerics(numerics)
         self.epoch = self.step = 0  # done so far, over all fits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from xnn.backends import backend_of
 from xnn.errors import GraphError, OptionError
 from xnn.graph import Kept, Node, Weight
 from xnn.layers.layer import Layer, as_one_op, computed, computes_its_own_way, tried_shape
-from xnn.layers.parameter import Buffer
+from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops import Array
 from xnn.ops.op import apply_rule
 
@@ -33,6 +34,19 @@ class Composite(Layer):
     """
 
     buildable = False
+
+    def __init__(
+        self, *parameters: Parameter, buffers: Sequence[Buffer] = (), seed: int | None = None
+    ) -> None:
+        super().__init__(*parameters, buffers=buffers, seed=seed)
+        try:
+            inspect.signature(self.compute).bind(None, *parameters, training=True)
+        except TypeError as error:
+            given = ", ".join(("self", "x", *(p.name for p in parameters), "training"))
+            raise OptionError(
+                f"{type(self).__name__} needs `def compute({given})`, with each parameter that super().__init__ got: "
+                f"{error}"
+            ) from None
 
     def compute(self, x: Any, *parameters: Any, training: bool) -> Any:
         """The output, made of x and the parameters with ops and `+ - * / @ **`."""

@@ -30,6 +30,9 @@ class Container(Layer):
         for layer in layers:
             if not isinstance(layer, Layer):
                 raise OptionError(f"{kind} takes layers, as in {kind}(*layers), got {repr(layer)[:60]}")
+            if "own_parameters" not in vars(layer):
+                name = type(layer).__name__
+                raise OptionError(f"{name}.__init__ must call super().__init__(*its parameters)")
         if len({id(layer) for layer in layers}) < len(layers):
             raise OptionError(f"the same layer object stands twice in a {kind}; build a second one")
         self.layers = list(layers)

@@ -23,7 +23,7 @@ from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.graph import Node, Weight
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops import Array, Namespace, Op
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.op import backward_of, check_gradients, forward_of
 
 __all__ = ["Layer", "as_one_op", "check_input_dtype", "computed", "computes_its_own_way", "tried_shape"]
 
@@ -50,9 +50,17 @@ class Layer:
         self, *parameters: Parameter, buffers: Sequence[Buffer] = (), seed: int | None = None
     ) -> None:
         self.own_parameters, self.own_buffers = list(parameters), list(buffers)
+        names = [array.name for array in (*parameters, *buffers)]
+        if len(set(names)) < len(names):
+            raise OptionError(
+                f"{type(self).__name__} has two parameters or buffers of one name in {', '.join(names)}: files tell "
+                "them apart by it"
+            )
         self.seed = seed
         self.saved: Any = None
-        self._ran: tuple[str, Any, str] | None = None  # backend, dtype and numerics of the last forward
+        #: Backend, dtype, shape and numerics of the last forward's output.
+        self._ran: tuple[str, Any, tuple[int, ...], str] | None = None
+        self._given: tuple[int, ...] | None = None  # the shape of its input, where the layer itself was asked
         self.index = 0
         for k, parameter in enumerate(self.own_parameters):
             parameter.draw_from(Stream(seed or 0, Purpose.WEIGHTS, 0, k))
@@ -123,11 +131,13 @@ class Layer:
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output for a batch x, which is left as it is."""
-        return self._keep(*self.apply(x, training))
+        y = self._keep(*self.apply(x, training))
+        self._given = tuple(x.shape)
+        return y
 
     def _keep(self, y: Array, saved: Any = None) -> Array:
         """Remember what backward needs and what it must fit."""
-        self.saved, self._ran = saved, (backend_of(y).name, y.dtype, current_numerics())
+        self.saved, self._ran = saved, (backend_of(y).name, y.dtype, tuple(y.shape), current_numerics())
         return y
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -137,23 +147,34 @@ class Layer:
         """
         xp = self._check_backward(dout).math
         saved = self.saved if input_gradient else self.op.without_input_gradient(self.saved)
-        dx, *gradients = backward_of(self.op, xp, dout, saved)
-        for parameter, gradient in zip(self.own_parameters, gradients, strict=False):
+        gradients = backward_of(self.op, xp, dout, saved)
+        shapes = [self._given, *(p.shape for p in self.own_parameters)]
+        own = type(self)
+        if own.apply is not Layer.apply or own.arguments is not Layer.arguments:  # such as masks, after these
+            shapes += [None] * (len(gradients) - len(shapes))
+        check_gradients(f"{self.op.name} in {type(self).__name__}", gradients, shapes)
+        for parameter, gradient in zip(self.own_parameters, gradients[1:], strict=False):
             parameter.grad = gradient
+        dx = gradients[0]
         return dx if input_gradient else None
 
     def _check_backward(self, dout: Array) -> Backend:
         """The backend of a backward pass, which must be the forward's, as must the dtype.
 
-        Raises GraphError before a forward, MixedArraysError or DTypeError.
+        Raises GraphError before a forward or for a gradient of another shape, MixedArraysError or DTypeError.
         """
         if self._ran is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
-        name, dtype, mode = self._ran
+        name, dtype, shape, mode = self._ran
         check_same_numerics(type(self).__name__, mode)
         lib = backend_of(dout)
         if lib.name != name:
             raise mixed_arrays(get_backend(name), lib)
+        if tuple(dout.shape) != shape:
+            raise GraphError(
+                f"{type(self).__name__} gave outputs of shape {shape} and got a gradient of shape "
+                f"{tuple(dout.shape)}: they must be equal"
+            )
         if dout.dtype != dtype and lib.xp.isdtype(dtype, "real floating"):
             raise DTypeError(
                 f"{type(self).__name__} gave outputs of {dtype} and got a gradient of {dout.dtype}: "

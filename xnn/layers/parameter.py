@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
 from xnn.errors import GraphError, OptionError, ShapeError
 from xnn.initializers import Initializer
 from xnn.ops import Array
+from xnn.options import check_dtype, check_shape
 
 __all__ = ["Buffer", "Parameter"]
 
@@ -17,18 +20,19 @@ class Parameter:
     """An array that training changes: `value`, its gradient `grad`, and whether it is `frozen`.
 
     The value is drawn from its initializer in float64, rounded to `dtype` and put on the backend that
-    is current then: when a Sequential takes the layer in, or else when it is first used.
+    is current then: when a Sequential takes the layer in, or else when it is first used. A shape may be an
+    integer, for one axis; dtype is float32 or float64.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], initializer: Initializer, dtype: str) -> None:
+    def __init__(self, name: str, shape: int | tuple[int, ...], initializer: Initializer, dtype: str) -> None:
         if not callable(initializer) or isinstance(initializer, type):
             raise OptionError(
                 f"{name} needs an initializer such as xnn.initializers.He(), got {repr(initializer)[:60]}"
             )
         self.name = name
-        self.shape = shape
+        self.shape = check_shape(name, shape)
         self.initializer = initializer
-        self.dtype = dtype
+        self.dtype = check_dtype(dtype)
         self._grad: Array | None = None
         self._grad_folded = False
         self.frozen = False
@@ -44,9 +48,11 @@ class Parameter:
         """
         if self._value is None:
             drawn = self.initializer(self._stream, self.shape)
-            if getattr(drawn, "shape", None) != self.shape:
+            if not isinstance(drawn, (np.ndarray, np.generic)) or drawn.shape != self.shape:
+                kind, shape = type(drawn).__name__, getattr(drawn, "shape", None)
+                got = kind if shape is None else f"{kind} of shape {tuple(shape)}"
                 raise ShapeError(
-                    f"{self.name} has shape {self.shape}, and its initializer returned {repr(drawn)[:60]}: "
+                    f"{self.name} has shape {self.shape}, and its initializer returned {got}, {repr(drawn)[:60]}: "
                     "it must be a NumPy array of this shape"
                 )
             self._value = current_backend().to_device(drawn.astype(self.dtype))
@@ -78,11 +84,27 @@ class Parameter:
 
     @grad.setter
     def grad(self, gradient: Array | None) -> None:
+        if gradient is not None and tuple(getattr(gradient, "shape", ())) != self.shape:
+            raise GraphError(
+                f"{self.name} has shape {self.shape}, and its gradient shape {getattr(gradient, 'shape', '()')}: "
+                "they must be equal"
+            )
         self._grad, self._grad_folded = gradient, False
 
     def fold_gradient(self) -> None:
         """Say that updates leave no gradient, so that reading an old one raises."""
         self._grad, self._grad_folded = None, True
+
+    @property
+    def frozen(self) -> bool:
+        """Whether training leaves it as it is."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        if not isinstance(frozen, (bool, np.bool_)):
+            raise OptionError(f"{self.name}.frozen must be True or False, got {repr(frozen)[:60]}")
+        self._frozen = bool(frozen)
 
     @property
     def size(self) -> int:
@@ -108,6 +130,6 @@ class Parameter:
 class Buffer(Parameter):
     """An array that training keeps without a gradient, such as running statistics: saved, moved and digested."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], initializer: Initializer, dtype: str) -> None:
+    def __init__(self, name: str, shape: int | tuple[int, ...], initializer: Initializer, dtype: str) -> None:
         super().__init__(name, shape, initializer, dtype)
         self.frozen = True

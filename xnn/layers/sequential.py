@@ -25,9 +25,11 @@ from xnn.graph import Node
 from xnn.layers import weights
 from xnn.layers.container import Container
 from xnn.layers.dense import Dense
+from xnn.layers.functions import Reshape
 from xnn.layers.layer import Layer, computes_its_own_way
 from xnn.ops import Array, Op
-from xnn.options import check_count
+from xnn.ops.op import size_of
+from xnn.options import check_count, check_shape
 
 __all__ = ["Sequential"]
 
@@ -185,11 +187,15 @@ class Sequential(Container):
             shape = layer.output_shape(shape)
         return total
 
-    def summary(self, input_shape: tuple[int, ...] | None = None) -> str:
+    def summary(self, input_shape: int | tuple[int, ...] | None = None) -> str:
         """A table of layers: output shape, parameters, floating-point operations per sample.
 
-        input_shape is one sample's; without it, the inputs of the first layer with weights, if that is a Dense.
+        input_shape is one sample's; without it, the elements of the shape that the model begins with (Reshape), or
+        the inputs of the first layer with weights, if that is a Dense.
         """
+        start = self.layers[0] if self.layers else None
+        if input_shape is None and isinstance(start, Reshape) and -1 not in start.shape:
+            input_shape = (size_of(start.shape),)
         if input_shape is None:
             first = next((layer for layer in self.layers if layer.parameters()), None)
             if not isinstance(first, Dense):
@@ -199,14 +205,14 @@ class Sequential(Container):
                 raise OptionError(f"summary needs input_shape=(...), that of one sample: {teller}")
             input_shape = (first.inputs,)
         rows = [("layer", "output shape", "parameters", "FLOPs/sample")]
-        shape = tuple(input_shape)
+        input_shape = shape = check_shape("input_shape", input_shape)
         for position, layer in enumerate(self.layers):
             flops = layer.flops(shape)
             shape = layer.output_shape(shape)
             count = sum(p.size for p in layer.parameters())
             rows.append((f"{position} {type(layer).__name__}", str(shape), f"{count:,}", f"{flops:,}"))
         total = sum(p.size for p in self.parameters())
-        rows.append(("total", str(shape), f"{total:,}", f"{self.flops(tuple(input_shape)):,}"))
+        rows.append(("total", str(shape), f"{total:,}", f"{self.flops(input_shape):,}"))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         return "\n".join(
             f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows

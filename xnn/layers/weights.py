@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends import current_backend, current_numerics
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
-from xnn.files import check_writable, write_atomically
+from xnn.files import as_path, check_writable, write_atomically
 from xnn.layers.functions import Function
 from xnn.layers.layer import Layer
 from xnn.layers.parameter import Parameter
@@ -161,7 +160,7 @@ def _build(entry: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise DataNotFoundError(f"there is no file {path}")
     try:

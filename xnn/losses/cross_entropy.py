@@ -40,6 +40,7 @@ class SoftmaxCrossEntropy(Loss):
         class_weight: Any = None,
         ignore_index: int | None = None,
         reduction: str = "mean",
+        **unknown: Any,
     ) -> None:
         super().__init__(
             reduction,
@@ -48,6 +49,7 @@ class SoftmaxCrossEntropy(Loss):
             ignore_index=None
             if ignore_index is None
             else check_count("ignore_index", ignore_index, least=-(2**63)),
+            **unknown,
         )
 
     def counts_samples(self, weighted: bool) -> bool:
@@ -107,7 +109,7 @@ class BinaryCrossEntropy(Loss):
     binary = True
     already_includes = ops.sigmoid
 
-    def __init__(self, pos_weight: Any = None, reduction: str = "mean") -> None:
+    def __init__(self, pos_weight: Any = None, reduction: str = "mean", **unknown: Any) -> None:
         if pos_weight is not None:
             single = isinstance(pos_weight, Real) or getattr(pos_weight, "shape", None) == ()
             pos_weight = (
@@ -115,7 +117,7 @@ class BinaryCrossEntropy(Loss):
                 if single
                 else _numbers("pos_weight", pos_weight)
             )
-        super().__init__(reduction, pos_weight=pos_weight)
+        super().__init__(reduction, pos_weight=pos_weight, **unknown)
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
         """Targets in [0, 1]."""

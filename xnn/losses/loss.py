@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +16,8 @@ from xnn.errors import DTypeError, GraphError, LabelError, OptionError, ShapeErr
 from xnn.graph import Node
 from xnn.layers.layer import computed, computes_its_own_way
 from xnn.ops import Array, LossOp, Namespace, Op
-from xnn.ops.op import apply_rule, backward_of, forward_of
+from xnn.ops.op import apply_rule, backward_of, check_gradients, forward_of
+from xnn.options import check_known
 
 __all__ = ["Loss", "LossOverBatches", "check_sample_weight", "inside"]
 
@@ -41,10 +43,17 @@ class Loss:
     _saved: Any = None
     _value: Any = None
     _numerics = ""
+    _shapes: tuple[tuple[int, ...], ...] = ()
 
     def __init__(self, reduction: str = "mean", **options: Any) -> None:
         if reduction not in ("mean", "sum", "none"):
             raise OptionError(f"reduction must be 'mean', 'sum' or 'none', got {repr(reduction)[:60]}")
+        if hasattr(self, "op"):
+            takes = self.op.terms if isinstance(self.op, LossOp) else self.op.forward
+            taken = inspect.signature(takes).parameters.values()
+            if all(p.kind is not p.VAR_KEYWORD for p in taken):
+                known = (p.name for p in taken if p.kind is p.KEYWORD_ONLY)
+                check_known(type(self).__name__, options, ("reduction", *known))
         self.reduction = reduction
         self.options = {name: value for name, value in options.items() if value is not None}
 
@@ -69,6 +78,7 @@ class Loss:
         """forward without the look at the targets, for a trainer that has looked at all of them once."""
         self._value, self._saved = self.apply(outputs, targets, *sample_weight)
         self._numerics = current_numerics()
+        self._shapes = tuple(tuple(x.shape) for x in (outputs, targets, *sample_weight))
         return self._value
 
     def apply(self, outputs: Array, targets: Array, *sample_weight: Array) -> tuple[Array, Any]:
@@ -104,7 +114,9 @@ class Loss:
         check_same_numerics(type(self).__name__, self._numerics)
         lib = backend_of(self._value)
         one = lib.xp.ones(self._value.shape, dtype=self._value.dtype, device=self._value.device)
-        return backward_of(self.op, lib.math, one, self._saved)[0]
+        gradients = backward_of(self.op, lib.math, one, self._saved)
+        check_gradients(self.op.name, gradients, self._shapes)
+        return gradients[0]
 
     def _options(self, lib: Backend, outputs: Array) -> dict[str, Any]:
         """The op's options beside these outputs; the plain loss has none, which is what kernels look for."""

@@ -31,7 +31,7 @@ from xnn.ops.normalization import moments, normalize
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.pooling import avg_pool2d, max_pool2d
 from xnn.ops.reductions import max, mean, sum
-from xnn.ops.shaping import concat, flatten, identity, reshape, take, transpose
+from xnn.ops.shaping import concat, flatten, getitem, identity, reshape, take, transpose
 
 __all__ = [
     "Array",
@@ -53,6 +53,7 @@ __all__ = [
     "flatten",
     "focal",
     "gelu",
+    "getitem",
     "hinge",
     "huber",
     "identity",

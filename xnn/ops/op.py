@@ -31,7 +31,7 @@ from xnn.errors import GraphError, OptionError, ShapeError, XnnError
 
 __all__ = [
     "Array", "Boundary", "Namespace", "Op", "apply_rule", "backward_of", "batch_count", "batch_mean", "batch_sum",
-    "forward_of", "positive_axis", "size_of", "unbroadcast",
+    "check_gradients", "forward_of", "positive_axis", "size_of", "unbroadcast",
 ]  # fmt: skip
 
 #: An array of any backend. The Array API has no common base class, hence Any.
@@ -175,6 +175,27 @@ def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array |
     if isinstance(xp, Boundary):
         return tuple(xp.leave(gradient) for gradient in gradients)
     return gradients
+
+
+def check_gradients(
+    name: str, gradients: Sequence[Array | None], shapes: Sequence[tuple[int, ...] | None]
+) -> None:
+    """Raise GraphError unless there is one gradient for each input, of its shape; None is a number's shape.
+
+    Every door asks: where fewer are taken or smaller ones broadcast, training goes on with wrong numbers.
+    """
+    if len(gradients) != len(shapes):
+        raise GraphError(
+            f"the backward of {name} returned {len(gradients)} gradients for {len(shapes)} inputs; "
+            "None stands for an input without one"
+        )
+    for number, (gradient, shape) in enumerate(zip(gradients, shapes, strict=True)):
+        got = None if gradient is None else tuple(getattr(gradient, "shape", ()))
+        if got is not None and shape is not None and got != tuple(shape):
+            raise GraphError(
+                f"the backward of {name} returned a gradient of shape {got} for input {number} of shape "
+                f"{tuple(shape)}: each has its input's shape; ops.op.unbroadcast sums one that was broadcast"
+            )
 
 
 def apply_rule(

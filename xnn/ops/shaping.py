@@ -1,14 +1,14 @@
-"""Functions that move elements about, or leave them: identity, reshape, flatten, transpose, take, concat."""
+"""Functions that move elements about, or leave them: identity, reshape, flatten, transpose, getitem, take, concat."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from xnn.errors import ShapeError
+from xnn.errors import OptionError, ShapeError
 from xnn.ops.op import Array, Boundary, Namespace, Op, positive_axis, size_of
 
-__all__ = ["concat", "flatten", "identity", "ordered_scatter_add", "reshape", "take", "transpose"]
+__all__ = ["concat", "flatten", "getitem", "identity", "ordered_scatter_add", "reshape", "take", "transpose"]
 
 
 class Identity(Op):
@@ -53,6 +53,73 @@ class Transpose(Op):
     def backward(self, xp: Namespace, grad: Array, order: Any) -> tuple[Array | None, ...]:
         inverse = tuple(order.index(axis) for axis in range(len(order)))
         return (xp.permute_dims(grad, inverse),)
+
+
+class GetItem(Op):
+    """x[index] by integers, slices of step 1 and `...`, as in NumPy; v[:, 1:] of a recorded value or node is this.
+
+    Its gradient is zeros but for that part. Other steps, arrays of indices and masks: `take` and `where`.
+    """
+
+    def __call__(self, *inputs: Any, index: Any) -> Any:
+        """The index may be one item or a tuple of them."""
+        return super().__call__(*inputs, index=index if isinstance(index, tuple) else (index,))
+
+    def forward(self, xp: Namespace, x: Array, *, index: Any) -> tuple[Array, Any]:
+        bounds: list[tuple[int, int]] = []
+        chosen: list[Any] = []
+        for axis, (part, extent) in enumerate(zip(_whole_index(index, x.ndim), x.shape, strict=True)):
+            if isinstance(part, slice):
+                start, stop, _ = part.indices(extent)
+                stop = stop if stop > start else start
+                chosen.append(slice(start, stop))
+            else:
+                if not -extent <= part < extent:
+                    raise ShapeError(f"index {part} of axis {axis}, which has {extent} elements")
+                start = int(part) % extent
+                stop = start + 1
+                chosen.append(start)
+            bounds.append((start, stop))
+        return x[tuple(chosen)], (x.shape, bounds)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        shape, bounds = saved
+        extents = tuple(stop - start for start, stop in bounds)
+        grad = xp.reshape(grad, extents)
+        for axis, (start, stop) in enumerate(bounds):
+            before, after = (
+                xp.zeros((*shape[:axis], n, *extents[axis + 1 :]), dtype=grad.dtype, device=grad.device)
+                for n in (start, shape[axis] - stop)
+            )
+            grad = xp.concat((before, grad, after), axis=axis)
+        return (grad,)
+
+
+def _whole_index(index: Any, ndim: int) -> tuple[Any, ...]:
+    """The index with an item for each axis."""
+    items = index if isinstance(index, tuple) else (index,)  # a layer's options come as they are
+    for item in items:
+        fits = item is Ellipsis or _is_integer(item)
+        if isinstance(item, slice):
+            fits = all(bound is None or _is_integer(bound) for bound in (item.start, item.stop))
+            fits = fits and item.step in (None, 1)
+        if not fits:
+            raise OptionError(
+                f"an index is made of integers, slices of step 1 and `...`, got {repr(item)[:60]}; ops.take has "
+                "arrays of indices, ops.where masks, ops.reshape new axes"
+            )
+    ellipses = [place for place, item in enumerate(items) if item is Ellipsis]
+    missing = ndim - len(items) + len(ellipses)
+    if missing < 0 or len(ellipses) > 1:
+        raise ShapeError(f"an index of {len(items)} items, and an array of {ndim} axes")
+    place = ellipses[0] if ellipses else len(items)
+    rest = items[place + len(ellipses) :]
+    return (*items[:place], *(slice(None) for _ in range(missing)), *rest)
+
+
+def _is_integer(item: Any) -> bool:
+    """Whether it is a Python integer or NumPy's; arrays have an `ndim`, and booleans are masks."""
+    return hasattr(item, "__index__") and not isinstance(item, bool) and getattr(item, "ndim", 0) == 0
 
 
 class Take(Op):
@@ -149,5 +216,6 @@ identity = Identity()
 reshape = Reshape()
 flatten = Flatten()
 transpose = Transpose()
+getitem = GetItem()
 take = Take()
 concat = Concat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from xnn.errors import OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array, updates
 from xnn.ops.op import apply_rule
-from xnn.options import check_real
+from xnn.options import check_known, check_real
 from xnn.schedules import Schedule, check_rate
 
 __all__ = ["Common", "Optimizer", "State", "WeightDecay", "check_betas"]
@@ -66,7 +67,10 @@ class Optimizer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         average: float | None = None,
+        **unknown: Any,
     ) -> None:
+        own = [name for name in inspect.signature(type(self)).parameters if name not in ("common", "unknown")]
+        check_known(type(self).__name__, unknown, (*own, *Common.__annotations__))
         self.learning_rate = check_rate(learning_rate)
         self.weight_decay = _check_decay(weight_decay)
         self.clip_norm = _check_limit("clip_norm", clip_norm)
@@ -76,6 +80,7 @@ class Optimizer:
         #: Each parameter's moving average, from its first step on, if there is an `average`.
         self.averages: dict[Parameter, Array] = {}
         self.steps = 0
+        self._averaged = False  # inside `averaged`
 
     @property
     def arrays(self) -> int:
@@ -102,8 +107,13 @@ class Optimizer:
             f"weight_decay of {parameter.name}", chosen(parameter) if callable(chosen) else chosen, 0.0
         )
 
-    def check_names(self, parameters: Iterable[Parameter]) -> None:
-        """Raises OptionError if weight_decay names a parameter that is not among these."""
+    def check_parameters(self, parameters: Iterable[Parameter]) -> None:
+        """Raises OptionError if weight_decay names a parameter that is not among these, or inside `averaged`."""
+        if self._averaged:
+            raise OptionError(
+                "inside `with optimizer.averaged()` parameters have their averages for values, and the ones before "
+                "come back at its end: train outside, evaluate and save inside"
+            )
         if isinstance(self.weight_decay, Mapping):
             names = dict.fromkeys(p.name for p in parameters)
             if unknown := [name for name in self.weight_decay if name not in names]:
@@ -134,10 +144,10 @@ class Optimizer:
         """One update of every parameter that has a gradient and is not frozen.
 
         Their gradients are clipped together: give it all parameters at once. Raises OptionError if weight_decay
-        names a parameter that is not among them.
+        names a parameter that is not among them, or inside `averaged`.
         """
         parameters = list(parameters)
-        self.check_names(parameters)
+        self.check_parameters(parameters)
         changing = [p for p in parameters if not p.frozen and p.grad is not None]
         for rule, limit in self.clipping if changing else ():
             gradients = [p.grad for p in changing]
@@ -166,9 +176,11 @@ class Optimizer:
         before = {parameter: parameter.value for parameter in self.averages}
         for parameter, value in self.averages.items():
             parameter.value = value
+        outer, self._averaged = self._averaged, True
         try:
             yield
         finally:
+            self._averaged = outer
             for parameter, value in before.items():
                 parameter.value = value
 
