@@ -227,7 +227,8 @@ def _forward(lib: Any, call: Call) -> Runnable:
     return run
 
 
-def _keep(lib: Any, call: Call) -> Runnable:
+def _by_rule(lib: Any, call: Call) -> Runnable:
+    """What a call writes becomes what its rule makes of all it reads: keep and clip."""
     xp = lib.math
 
     def run() -> None:
@@ -289,17 +290,6 @@ def _add(lib: Any, call: Call) -> Runnable:
     return run
 
 
-def _clip(lib: Any, call: Call) -> Runnable:
-    xp = lib.math
-
-    def run() -> None:
-        fresh = apply_rule(call.op, xp, [slot.array for slot in call.reads], call.options)
-        for slot, gradient in zip(call.reads, fresh, strict=True):
-            slot.put(gradient)
-
-    return run
-
-
 def _metric(lib: Any, call: Call) -> Runnable:
     (outputs, targets), number = call.reads, call.writes[0]
     assert number is not None
@@ -352,10 +342,10 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "gather": _gather,
     "draw": _draw,
     "forward": _forward,
-    "keep": _keep,
+    "keep": _by_rule,
     "backward": _backward,
     "add": _add,
-    "clip": _clip,
+    "clip": _by_rule,
     "metric": _metric,
     "total": _total,
     "record": _record,

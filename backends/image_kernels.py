@@ -18,12 +18,6 @@ from xnn.ops.windows import Windows, windows_of
 __all__ = ["IMAGE_KERNELS"]
 
 
-def _element(w: Windows, e: int) -> slice:
-    """Element e of every window, along one axis."""
-    begin = e * w.dilation
-    return slice(begin, begin + (w.number - 1) * w.stride + 1, w.stride)
-
-
 def _serves(call: Call) -> bool:
     """One dtype, float32 or float64, images with something in them, and parameters of their full shapes."""
     forward = call.forward or call
@@ -41,10 +35,10 @@ def _windows(call: Call) -> tuple[Windows, Windows]:
 def _border(windows: tuple[Windows, Windows]) -> tuple[Any, Any, list[Any]]:
     """The extents of images with their padding, where the image itself is, and each element of all windows."""
     rows, columns = windows
-    extents = tuple(max(w.reach, w.before + w.extent) for w in windows)
+    extents = tuple(w.padded for w in windows)
     inside = tuple(slice(w.before, w.before + w.extent) for w in windows)
     elements = [
-        (_element(rows, i), _element(columns, j)) for i in range(rows.kernel) for j in range(columns.kernel)
+        (rows.element(i), columns.element(j)) for i in range(rows.kernel) for j in range(columns.kernel)
     ]
     return extents, inside, elements
 

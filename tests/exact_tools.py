@@ -5,14 +5,17 @@ and the definition of a sliced product in fractions.
 from __future__ import annotations
 
 import math
+import threading
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+import xnn
 from xnn.backends.exact import ExactNamespace
 from xnn.backends.exact.roles import ROLES
 from xnn.backends.numpy_backend import NumpyBackend
+from xnn.backends.workers import with_communicator
 from xnn.ops.op import backward_of, forward_of
 
 f4, f8 = np.float32, np.float64
@@ -91,6 +94,57 @@ def _in_units(x: np.ndarray, axis: int) -> np.ndarray:
     last = exponent - 53 + np.log2(np.maximum(whole & -whole, 1)).astype(np.int64)
     lowest = np.min(np.where(x == 0, 5000, last), axis=axis, keepdims=True, initial=5000)
     return np.abs(np.ldexp(x, np.where(lowest == 5000, 0, -lowest)))
+
+
+# Workers.
+
+
+class Meeting:
+    """Workers that meet at a barrier; `calls` tells how often each asked."""
+
+    def __init__(self, size):
+        self.barrier, self.given, self.calls = threading.Barrier(size, timeout=20), [None] * size, [0] * size
+
+    def member(self, rank):
+        meeting = self
+
+        class Member:
+            def _all(self, value):
+                meeting.calls[rank] += 1
+                meeting.given[rank] = value
+                meeting.barrier.wait()
+                values = list(meeting.given)
+                meeting.barrier.wait()
+                return values
+
+            def maximum(self, x):
+                return np.maximum.reduce(self._all(x))
+
+            def total(self, x):
+                return np.add.reduce(self._all(x))
+
+            def count(self, rows):
+                return sum(self._all(rows))
+
+        return Member()
+
+
+def by_workers(bounds: list[int], work: Any) -> list[Any]:
+    """work(rows) by a worker, each in a thread, for each stretch of rows between two bounds; in exact numerics."""
+    meeting, found = Meeting(len(bounds) - 1), {}
+
+    def one(rank: int) -> None:
+        with xnn.numerics("exact"), with_communicator(meeting.member(rank)):
+            found[rank] = work(slice(bounds[rank], bounds[rank + 1]))
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(bounds) - 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(threads)
+    assert len(set(meeting.calls)) == 1
+    return [found[rank] for rank in sorted(found)]
 
 
 # The definition, in fractions.

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command_line import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xnn
 from xnn import architecture, initializers, layers, ops
 from xnn.architecture import Architecture
-from xnn.cli import main
 from xnn.data import synthetic_digits
 from xnn.errors import DataNotFoundError, OptionError, ShapeError, XnnError
 from xnn.initializers import Initializer
@@ -385,14 +384,6 @@ def test_whatever_is_in_a_file_is_built_or_refused(tmp_path_factory, seed, chang
 
 
 # ---------------------------------------------------------------- on the command line
-
-
-def run(*args):
-    """The command in this process; an exception that would be a traceback is raised."""
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")

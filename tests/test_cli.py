@@ -14,14 +14,13 @@ import time
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command_line import run
 
 import xnn
 from xnn import losses, ops, optimizers
 from xnn.backends import backend_names, get_backend
 from xnn.backends.plan import limit_threads
 from xnn.checks import CASES
-from xnn.cli import main
 from xnn.data import Batches, load, synthetic_digits
 from xnn.layers import weights
 from xnn.models import mlp
@@ -31,14 +30,6 @@ KEYS = {
     "samples_per_second", "peak_rss_mb", "weights_sha256", "losses_sha256",
 }  # fmt: skip
 without_cupy = pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
-
-
-def run(*args):
-    """The command in this process; an exception that would be a traceback is raised."""
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def command(*args, **options):

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command_line import run
 
 import xnn
 from xnn import layers, losses, optimizers, schedules
@@ -23,14 +23,6 @@ from xnn.training import Trainer
 
 TRAIN = ("--hidden", "8", "--epochs", 2, "--batch-size", 50, "--threads", 1)  # 240 rows: five steps an epoch
 STEPS = 10
-
-
-def run(*args):
-    """The command in this process; an exception that would be a traceback is raised."""
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def report(*args):
@@ -501,7 +493,6 @@ def test_exact_numerics_with_everything(digits, optimizer):
 
 
 def test_every_activation_has_its_name_on_the_command_line():
-    from xnn.cli import main
     from xnn.models import ACTIVATIONS
 
     option = next(p for p in main.commands["train"].params if p.name == "activation")

@@ -3,16 +3,15 @@
 import copy
 import json
 import pickle
-import threading
 
 import numpy as np
 import pytest
+from exact_tools import by_workers
 
 import xnn
 from xnn import layers, losses, ops, optimizers
 from xnn.backends import get_backend
 from xnn.backends.exact import ScaledIntegers
-from xnn.backends.workers import with_communicator
 from xnn.errors import GraphError, OptionError
 from xnn.layers.weights import metadata
 from xnn.models import mlp
@@ -170,36 +169,6 @@ def test_a_model_and_its_file_tell_how_it_was_trained(tmp_path):
     loaded.predict(x)
 
 
-class Meeting:
-    """Workers that meet at a barrier; `calls` tells how often each asked."""
-
-    def __init__(self, size):
-        self.barrier, self.given, self.calls = threading.Barrier(size, timeout=20), [None] * size, [0] * size
-
-    def member(self, rank):
-        meeting = self
-
-        class Member:
-            def _all(self, value):
-                meeting.calls[rank] += 1
-                meeting.given[rank] = value
-                meeting.barrier.wait()
-                values = list(meeting.given)
-                meeting.barrier.wait()
-                return values
-
-            def maximum(self, x):
-                return np.maximum.reduce(self._all(x))
-
-            def total(self, x):
-                return np.add.reduce(self._all(x))
-
-            def count(self, rows):
-                return sum(self._all(rows))
-
-        return Member()
-
-
 @pytest.mark.parametrize("bias", [(3,), (1, 3), (1, 1), ()], ids=str)
 @pytest.mark.parametrize("cuts", [(1,), (0,), (1, 1), (2, 3)], ids=str)
 def test_gradients_of_shards_whatever_their_rows_and_the_biass_shape(bias, cuts):
@@ -212,21 +181,7 @@ def test_gradients_of_shards_whatever_their_rows_and_the_biass_shape(bias, cuts)
         return backward_of(ops.dense, LIB.math, dy[rows], saved)[1:]
 
     whole = gradients(slice(None))
-    bounds = [0, *cuts, 4]
-    meeting, found = Meeting(len(bounds) - 1), {}
-
-    def work(rank):
-        with xnn.numerics("exact"), with_communicator(meeting.member(rank)):
-            found[rank] = gradients(slice(bounds[rank], bounds[rank + 1]))
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(bounds) - 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == len(threads)
-    assert len(set(meeting.calls)) == 1
-    for gradient in found.values():
+    for gradient in by_workers([0, *cuts, 4], gradients):
         assert [g.tobytes() for g in gradient] == [g.tobytes() for g in whole]
         assert gradient[1].shape == bias
 
@@ -234,18 +189,12 @@ def test_gradients_of_shards_whatever_their_rows_and_the_biass_shape(bias, cuts)
 def test_a_table_that_workers_share_gets_all_their_rows():
     rows = np.random.default_rng(1).standard_normal((6, 2))
     indices = np.array([0, 2, 0, 1, 2, 2])
-    whole, found = scatter_add(LIB.math, 3, indices, rows, batch=True), {}
-    meeting = Meeting(2)
+    whole = scatter_add(LIB.math, 3, indices, rows, batch=True)
 
-    def work(rank, part):
-        with xnn.numerics("exact"), with_communicator(meeting.member(rank)):
-            found[rank] = scatter_add(LIB.math, 3, indices[part], rows[part], batch=True)
+    def work(part):
+        return scatter_add(LIB.math, 3, indices[part], rows[part], batch=True)
 
-    threads = [threading.Thread(target=work, args=a) for a in ((0, slice(0, 1)), (1, slice(1, 6)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = by_workers([0, 1, 6], work)
     assert found[0].tobytes() == found[1].tobytes() == whole.tobytes()
 
 

@@ -1,19 +1,15 @@
 """Images and words in exact numerics: dense's slices, and the same bits whatever kernels, backend, order, workers."""
 
-import threading
-
 import numpy as np
 import pytest
-from exact_tools import Watched, bits_of, is_stored, run
+from exact_tools import Watched, bits_of, by_workers, is_stored, run
 from test_convolution import GEOMETRIES, LABELS, PIXELS, small_network, train, windows
-from test_exact_boundary import Meeting
 from test_exact_ops import draw
 
 import xnn
 from xnn import layers, losses, ops
 from xnn.backends import get_backend
 from xnn.backends.exact import ScaledIntegers
-from xnn.backends.workers import with_communicator
 from xnn.layers.weights import weights_sha256
 from xnn.ops.op import backward_of, forward_of
 
@@ -148,25 +144,6 @@ def test_predictions_do_not_see_the_rest_of_their_batch():
     assert whole.tobytes() == np.concatenate([model.predict(PIXELS[i : i + 1]) for i in range(60)]).tobytes()
 
 
-def of_workers(cuts, work):
-    """work(rows, rank) by as many workers as there are shards of the 60 samples, each in a thread."""
-    bounds, found = [0, *cuts, 60], {}
-    meeting = Meeting(len(bounds) - 1)
-
-    def one(rank):
-        with xnn.numerics("exact"), with_communicator(meeting.member(rank)):
-            found[rank] = work(slice(bounds[rank], bounds[rank + 1]))
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(bounds) - 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == len(threads)
-    assert len(set(meeting.calls)) == 1
-    return [found[rank] for rank in sorted(found)]
-
-
 WORDS = np.random.default_rng(2).integers(0, 9, (60, 12))
 
 
@@ -189,5 +166,5 @@ def shard(rows):
 def test_workers_have_the_gradients_of_the_whole_batch(cuts):
     whole = shard(slice(None))
     assert all(gradient.any() for gradient in whole)
-    for gradients in of_workers(cuts, shard):
+    for gradients in by_workers([0, *cuts, 60], shard):
         assert [bits_of(g) for g in gradients] == [bits_of(g) for g in whole]

@@ -1,19 +1,16 @@
 """Losses: PyTorch's numbers in every option, reductions and weights by definition, and training with them."""
 
 import math
-import threading
 
 import numpy as np
 import pytest
-from exact_tools import bits_of
+from exact_tools import bits_of, by_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_exact_boundary import Meeting
 
 import xnn
 from xnn import layers, losses, ops, optimizers
 from xnn.backends import get_backend
-from xnn.backends.workers import with_communicator
 from xnn.errors import DTypeError, LabelError, MixedArraysError, OptionError, ShapeError
 from xnn.ops.losses import LossOp
 from xnn.ops.op import apply_rule, backward_of, forward_of
@@ -632,18 +629,7 @@ def test_workers_share_a_batch(name, workers, reduction, weighted):
     with xnn.numerics("exact"):
         whole = work(slice(None))
     bounds = [0, *sorted(np.random.default_rng(workers).integers(0, 21, workers - 1)), 20]
-    meeting, found = Meeting(workers), {}
-
-    def member(rank):
-        with xnn.numerics("exact"), with_communicator(meeting.member(rank)):
-            found[rank] = work(slice(bounds[rank], bounds[rank + 1]))
-
-    threads = [threading.Thread(target=member, args=(rank,)) for rank in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(meeting.calls)) == 1
+    found = by_workers(bounds, work)
     for rank in range(workers):
         rows = slice(bounds[rank], bounds[rank + 1])
         value, total, *gradients = found[rank]

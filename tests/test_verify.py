@@ -11,6 +11,7 @@ import struct
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from command_line import run
 from planted import ELEMENT, plant
 
 from xnn import losses, optimizers
@@ -30,14 +31,6 @@ RUN = ("--hidden", "16", "--batch-size", 50)  # 240 rows: four steps of 50 and o
 OPS = ("--kernels", "ops", "--threads", 1)
 SIDE = "kernels=ops,threads=1"
 STEP = 7  # of the planted faults: the second of epoch 2
-
-
-def run(*args):
-    """The command in this process; an exception that would be a traceback is raised."""
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")

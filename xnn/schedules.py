@@ -294,23 +294,16 @@ def _counts(schedule: Any, *names: str) -> None:
         object.__setattr__(schedule, name, check_count(name, getattr(schedule, name)))
 
 
+def _power(base: float, exponent: float) -> float:
+    """base^exponent, with the same bits on every machine."""
+    from xnn.backends.exact import scalars
+
+    return scalars.power(base, exponent)
+
+
 def _cosine(way: float) -> float:
     """(1 - cos(pi way)) / 2 = sin(pi way / 2)^2, which loses no digit near 0: from 0 to 1 as `way` goes there."""
     from xnn.backends.exact import scalars
 
     half = scalars.sin(0.5 * math.pi * way)
     return half * half
-
-
-def _power(base: float, exponent: float) -> float:
-    """base^exponent: products, by squaring, where the exponent is whole, and e^(exponent ln base) where it is not."""
-    n = int(exponent)
-    if n != exponent:
-        from xnn.backends.exact import scalars
-
-        return scalars.exp(exponent * scalars.log(base))
-    power = 1.0
-    while n:
-        power = power * base if n & 1 else power
-        base, n = base * base, n >> 1
-    return power

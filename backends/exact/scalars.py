@@ -12,7 +12,7 @@ from typing import Any
 
 from xnn.backends.exact import functions
 
-__all__ = ["exp", "log", "sin"]
+__all__ = ["exp", "log", "power", "sin"]
 
 
 class _Scalars:
@@ -40,3 +40,15 @@ def log(x: float) -> float:
 def sin(x: float) -> float:
     """The sine."""
     return float(functions.sin(_Scalars, float(x)))
+
+
+def power(base: float, exponent: float) -> float:
+    """base^exponent: products, by squaring, if it is whole (and at least 0), and e^(exponent ln base) if not."""
+    n = int(exponent)
+    if n != exponent:
+        return exp(exponent * log(base))
+    result = 1.0
+    while n:
+        result = result * base if n & 1 else result
+        base, n = base * base, n >> 1
+    return result

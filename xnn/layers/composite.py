@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from xnn import ops
 from xnn.autograd import Value, gradients_of
@@ -17,6 +17,8 @@ from xnn.ops import Array
 from xnn.ops.op import apply_rule
 
 __all__ = ["Composite", "Lambda"]
+
+_Made = TypeVar("_Made")
 
 
 class Composite(Layer):
@@ -72,11 +74,15 @@ class Composite(Layer):
         given = Value(x) if lib.xp.isdtype(x.dtype, "real floating") else x
         parameters = [Value(p.value) for p in self.own_parameters]
         y = self.compute(given, *parameters, training=training)
-        if not isinstance(y, Value):
+        y = self._made(y, Value)
+        return y.value, (y, given, parameters)
+
+    def _made(self, y: Any, kind: type[_Made]) -> _Made:
+        if not isinstance(y, kind):
             raise GraphError(
                 f"{type(self).__name__} must make its output of its input with ops, got {type(y).__name__}"
             )
-        return y.value, (y, given, parameters)
+        return y
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
         """Back through the recording."""
@@ -96,11 +102,7 @@ class Composite(Layer):
         for node in (given, *weights):
             node.eager = True
         y = self.compute(given, *weights, training=True)
-        if not isinstance(y, Node):
-            raise GraphError(
-                f"{type(self).__name__} must make its output of its input with ops, got {type(y).__name__}"
-            )
-        return y
+        return self._made(y, Node)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Found by trying it on two samples."""

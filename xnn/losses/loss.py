@@ -44,6 +44,7 @@ class Loss:
     _value: Any = None
     _numerics = ""
     _shapes: tuple[tuple[int, ...], ...] = ()
+    _there: tuple[Any, ...] = (None, None, None, None)  # options, backend, dtype, and what they are there
 
     def __init__(self, reduction: str = "mean", **options: Any) -> None:
         if reduction not in ("mean", "sum", "none"):
@@ -119,12 +120,18 @@ class Loss:
         return gradients[0]
 
     def _options(self, lib: Backend, outputs: Array) -> dict[str, Any]:
-        """The op's options beside these outputs; the plain loss has none, which is what kernels look for."""
+        """The op's options beside these outputs; the plain loss has none, which is what kernels look for.
+
+        Sequences of numbers go to the backend once: a step asks again for what its mean was divided by.
+        """
         dtype = "float64" if outputs.dtype == lib.xp.float64 else "float32"
-        options = {
-            name: lib.to_device(np.asarray(value, dtype)) if isinstance(value, tuple) else value
-            for name, value in self.options.items()
-        }
+        known, name, kind, options = self._there
+        if known is not self.options or (name, kind) != (lib.name, dtype):
+            options = {
+                name: lib.to_device(np.asarray(value, dtype)) if isinstance(value, tuple) else value
+                for name, value in self.options.items()
+            }
+            self._there = self.options, lib.name, dtype, options
         return options if self.reduction == "mean" else {**options, "reduction": self.reduction}
 
     def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xnn.errors import DTypeError, OptionError, ShapeError
-from xnn.ops.activations import logistic
+from xnn.ops.activations import logistic, softplus_of
 from xnn.ops.losses import LossOp, constant
 from xnn.ops.op import Array, Namespace
 
@@ -136,11 +136,6 @@ def _class_weights(xp: Namespace, class_weight: Any, logits: Array) -> Array:
     return xp.reshape(weights, (count, *(1 for _ in logits.shape[2:])))
 
 
-def _softplus(xp: Namespace, x: Array) -> Array:
-    """log(1 + e^x), written so that no exponential overflows."""
-    return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
-
-
 class BinaryCrossEntropy(LossOp):
     """Sigmoid and binary cross-entropy from logits z and targets t in [0, 1], of one shape.
 
@@ -160,14 +155,14 @@ class BinaryCrossEntropy(LossOp):
         more = constant(xp, pos_weight, logits) - 1.0
         if getattr(more, "shape", ()) not in ((), logits.shape[-1:]):
             raise ShapeError(f"pos_weight must be a number or {logits.shape[-1:]} of them, got {more.shape}")
-        return terms + more * target * _softplus(xp, -logits), (logits, target, more)
+        return terms + more * target * softplus_of(xp, -logits), (logits, target, more)
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
         logits, target, more = saved
         dz, dt = logistic(xp, logits) - target, -logits
         if more is not None:
             dz = dz - more * target * logistic(xp, -logits)
-            dt = dt + more * _softplus(xp, -logits)
+            dt = dt + more * softplus_of(xp, -logits)
         return dz * share, dt * share
 
 
@@ -187,7 +182,7 @@ class Focal(LossOp):
     ) -> tuple[Array, Any]:
         p, rest = logistic(xp, logits), logistic(xp, -logits)
         away = p * (1.0 - target) + rest * target
-        entropy = _softplus(xp, logits) - logits * target
+        entropy = softplus_of(xp, logits) - logits * target
         factor = xp.pow(away, gamma)
         if alpha is not None:
             factor = factor * (alpha * target + (1.0 - alpha) * (1.0 - target))

@@ -286,4 +286,4 @@ def moving_average(xp: Namespace, average: Array, value: Array, *, decay: float)
 
     Source: Polyak and Juditsky, SIAM J. Control Optim. 30 (1992), with forgetting.
     """
-    return (decay * average + (1.0 - decay) * value,)
+    return (_average(average, value, decay),)

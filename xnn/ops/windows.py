@@ -31,6 +31,16 @@ class Windows(NamedTuple):
         """The elements from the first window's begin to the last one's end."""
         return (self.number - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
 
+    @property
+    def padded(self) -> int:
+        """The extent of the image with its padding, as far as windows reach."""
+        return max(self.reach, self.before + self.extent)
+
+    def element(self, e: int) -> slice:
+        """Where in the padded image element e of every window is."""
+        begin = e * self.dilation
+        return slice(begin, begin + (self.number - 1) * self.stride + 1, self.stride)
+
     def holds(self, window: int) -> bool:
         """Whether an element of this window is not in the padding."""
         first = window * self.stride - self.before
@@ -94,9 +104,8 @@ def elements(xp: Namespace, x: Array, windows: tuple[Windows, Windows], fill: fl
     """
     cuts = []
     for axis, w in zip((2, 3), windows, strict=True):
-        x = _pad(xp, x, axis, w.before, max(0, w.reach - w.before - w.extent), fill)
-        begins = [e * w.dilation for e in range(w.kernel)]
-        cuts.append([slice(b, b + (w.number - 1) * w.stride + 1, w.stride) for b in begins])
+        x = _pad(xp, x, axis, w.before, w.padded - w.before - w.extent, fill)
+        cuts.append([w.element(e) for e in range(w.kernel)])
     return [x[:, :, rows, columns] for rows in cuts[0] for columns in cuts[1]]
 
 
@@ -107,7 +116,7 @@ def unfold(xp: Namespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
     """
     positions = []
     for axis, w in zip((2, 3), windows, strict=True):
-        x = _pad(xp, x, axis, w.before, max(0, w.reach - w.before - w.extent), 0)
+        x = _pad(xp, x, axis, w.before, w.padded - w.before - w.extent, 0)
         begins, steps = (xp.arange(count, device=x.device) for count in (w.number, w.kernel))
         positions.append(xp.expand_dims(begins * w.stride, axis=1) + steps * w.dilation)
     n, channels, height, width = x.shape
@@ -142,7 +151,7 @@ def _joined(xp: Namespace, parts: list[Array], w: Windows, axis: int) -> Array:
     Parts whose e dilation leave the same remainder by the stride meet at every stride-th position: they are added,
     each shifted by whole strides, and the sums for all remainders are laid between one another.
     """
-    shape, length = parts[0].shape, -(-max(w.reach, w.before + w.extent) // w.stride)
+    shape, length = parts[0].shape, -(-w.padded // w.stride)
     sums = []
     for remainder in range(w.stride):
         total = None

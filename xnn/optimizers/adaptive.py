@@ -6,9 +6,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from xnn.backends import get_backend
 from xnn.ops import updates
 from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay, check_betas
 from xnn.options import check_real
@@ -241,6 +238,6 @@ class Nadam(Optimizer):
 @cache
 def _power(base: float, exponent: float) -> float:
     """base^exponent with the same bits on every machine."""
-    from xnn.backends.exact.functions import power  # when it is asked for: it is no small package
+    from xnn.backends.exact import scalars  # when it is asked for: it is no small package
 
-    return float(power(get_backend("numpy"), np.asarray([base]), exponent)[0])
+    return scalars.power(base, exponent)
