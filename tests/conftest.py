@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from xnn.backends import Backend, available_backends, backend, use_backend, use_numerics
+from xnn.backends.plan import limit_threads
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
@@ -22,6 +23,13 @@ def lib(request: pytest.FixtureRequest) -> Iterator[Backend]:
         pytest.skip(_REASONS[request.param])
     with backend(request.param) as chosen:
         yield chosen
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """BLAS has one thread in this test: the bits of a product may depend on how many threads compute it."""
+    with limit_threads(1):
+        yield
 
 
 @pytest.fixture(autouse=True)

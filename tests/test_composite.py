@@ -57,6 +57,7 @@ def steps_by_hand(model, x, y, epochs, batch_size):
             rule.step(model.parameters())
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 def test_branches_by_hand_and_in_a_program_are_the_same_to_the_bit(numerics):
     x, y = data()
@@ -252,6 +253,7 @@ class Halved(Composite):
         )
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 def test_a_composite_may_begin_with_its_parameters_and_change_the_shape(numerics):
     with xnn.numerics(numerics):

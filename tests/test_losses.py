@@ -490,6 +490,7 @@ def test_kernels_and_ops_train_alike(name, weighted, reduction, kernels):
     np.testing.assert_allclose(fast, by_ops, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("one_thread")
 @TRAINED
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("numerics", ["fast", "exact"])

@@ -185,6 +185,7 @@ def weights(model):
 OPTIONS = [{}, {"weight_decay": BY_NAME, "clip_norm": 0.3, "clip_value": 0.01}]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "decay and clipping"])
 @pytest.mark.parametrize("name", EVERY)
 class TestPrograms:

@@ -138,6 +138,7 @@ def test_the_articles_list_has_nothing_to_spare(kernels):
         assert len(steps.program(32)._steps) == 2  # one stretch of rows, and keeping the loss
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_an_unfused_list_is_what_the_layers_do_bit_for_bit():
     """The same steps by hand, through forward, backward and step."""
     program = stepper("ops")

@@ -53,6 +53,7 @@ def test_learns_and_reports(lib):
     assert t.evaluate((X, Y), batch_size=33)["loss"] == pytest.approx(result["loss"], rel=1e-5)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_loop_is_the_articles_steps(lib):
     """One epoch of fit against the same steps written out: every loss and every weight, bit for bit."""
     t = trainer(dropout=0.3, kernels="ops")
