@@ -35,7 +35,7 @@ with tempfile.TemporaryDirectory() as scratch:
     run(python, "-m", "pip", "install", "-q", wheel)
     expected = modules(ROOT / "backends", "xnn.backends") | modules(ROOT / "benchmarks", "xnn.benchmarks")
     linked = {"backends", "benchmarks"}  # in a checkout; their files were just counted
-    folders = [p for p in (ROOT / "xnn").iterdir() if p.is_dir() and p.name not in linked]
+    folders = [p for p in (ROOT / "xnn").rglob("*") if p.is_dir() and p.name not in linked]
     for folder in (ROOT / "xnn", *folders):
         package = ".".join(folder.relative_to(ROOT).parts)
         expected |= {f"{package}.{p.stem}".removesuffix(".__init__") for p in folder.glob("*.py")}

@@ -8,7 +8,7 @@ if __name__ != "xnn.backends":  # a second import name would make a second copy 
     raise ImportError(f"import xnn.backends, not {__name__!r}: the folder is one package under one name")
 
 from xnn.backends.base import Backend, Timer
-from xnn.backends.mode import chosen_numerics, current_numerics, numerics, use_numerics
+from xnn.backends.numerics import chosen_numerics, current_numerics, numerics, use_numerics
 from xnn.backends.random import Purpose, Stream
 from xnn.backends.registry import (
     admit,

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from xnn.backends.calls import KernelTable
-from xnn.backends.mode import current_numerics
+from xnn.backends.kernels.calls import KernelTable
+from xnn.backends.numerics import current_numerics
 from xnn.backends.random import Stream, half_words, keep_halves, signed_halves
 from xnn.errors import DeviceMemoryError, OptionError
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xnn.backends.base import Backend
-from xnn.backends.mode import current_numerics
+from xnn.backends.numerics import current_numerics
 from xnn.errors import BackendUnavailableError
 
 __all__ = ["CupyBackend", "quick_diagnosis"]

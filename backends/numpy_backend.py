@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.base import Backend
-from xnn.backends.calls import KernelTable
-from xnn.backends.mode import current_numerics
+from xnn.backends.communicator import communicator
+from xnn.backends.kernels.calls import KernelTable
+from xnn.backends.numerics import current_numerics
 from xnn.backends.random import Stream
-from xnn.backends.workers import communicator
 from xnn.errors import BackendUnavailableError, MissingExtraError
 
 __all__ = ["NumpyBackend"]
@@ -80,14 +80,14 @@ class NumpyBackend(Backend):
         if name == "numpy":
             if current_numerics() == "exact":
                 return self._exact_table("numpy_passes", "numpy")
-            return importlib.import_module("xnn.backends.numpy_kernels").NUMPY_KERNELS  # type: ignore[no-any-return]
+            return importlib.import_module("xnn.backends.kernels.numpy_kernels").NUMPY_KERNELS  # type: ignore[no-any-return]
         if name not in ("auto", "compiled"):
             return super().kernels(name)
         try:
             if current_numerics() == "exact":
                 numba = importlib.import_module("numba")
                 return self._exact_table("compiled_passes", f"compiled (numba {numba.__version__})")
-            return importlib.import_module("xnn.backends.compiled_kernels").CompiledTable()  # type: ignore[no-any-return]
+            return importlib.import_module("xnn.backends.kernels.compiled_kernels").CompiledTable()  # type: ignore[no-any-return]
         except (ImportError, BackendUnavailableError) as error:
             # Such as a Numba that does not know this NumPy yet; the plan names what is used.
             if name == "auto":
@@ -99,8 +99,8 @@ class NumpyBackend(Backend):
             ) from error
 
     def _exact_table(self, passes: str, name: str) -> KernelTable:
-        package = "xnn.backends.exact"
-        table = importlib.import_module(f"{package}.kernels").ExactTable
+        package = "xnn.backends.exact.kernels"
+        table = importlib.import_module(f"{package}.table").ExactTable
         return table(self, importlib.import_module(f"{package}.{passes}"), name)  # type: ignore[no-any-return]
 
     def keep_mask(self, stream: Stream, shape: tuple[int, ...], rate: float, row: int = 0) -> Any:

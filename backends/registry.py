@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.base import Backend
-from xnn.backends.mode import current_numerics
+from xnn.backends.numerics import current_numerics
 from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, UnknownBackendError
 
 __all__ = [
@@ -62,6 +63,9 @@ def _load(name: str, source: str) -> Backend:
         _check_name(name, source)
         module, cls, _ = _REGISTRY[name]
         _instances[name] = getattr(importlib.import_module(module), cls)()
+        copyreg.pickle(
+            type(_instances[name]), lambda lib: (get_backend, (lib.name,))
+        )  # copies and pickles are it
     return _instances[name]
 
 

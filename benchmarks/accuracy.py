@@ -19,11 +19,11 @@ import numpy as np
 
 from xnn import data, losses, optimizers
 from xnn.benchmarks.peers import need
-from xnn.benchmarks.process import Process, serve
 from xnn.benchmarks.suite import quartiles
 from xnn.errors import DataNotFoundError, OptionError
-from xnn.models import mlp
 from xnn.options import check_count, check_real
+from xnn.runs.mlp import mlp
+from xnn.runs.process import Process, serve
 from xnn.schedules import OneCycle
 from xnn.training import Trainer
 

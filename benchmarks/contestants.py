@@ -17,7 +17,7 @@ from xnn.data import Batches
 from xnn.errors import OptionError
 from xnn.history import History
 from xnn.initializers import Glorot
-from xnn.models import mlp
+from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 
 __all__ = ["Task", "make", "names", "network_flops"]

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.plan import blas_libraries
+from xnn.backends.threads import blas_libraries
 from xnn.benchmarks.contestants import Task, network_flops
-from xnn.benchmarks.process import Process
 from xnn.data import on_disk
 from xnn.errors import OptionError
+from xnn.runs.process import Process
 
 __all__ = [
     "NETWORKS", "TARGETS", "dataset_here", "environment", "environment_line", "own_contestants", "quartiles",

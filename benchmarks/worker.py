@@ -10,10 +10,10 @@ import numpy as np
 
 from xnn.backends import current_numerics
 from xnn.backends.numpy_backend import peak_resident_bytes
-from xnn.backends.plan import blas_threads
+from xnn.backends.threads import blas_threads
 from xnn.benchmarks.contestants import Task, make
-from xnn.benchmarks.process import serve
-from xnn.record import little_endian
+from xnn.runs.digests import little_endian
+from xnn.runs.process import serve
 
 __all__ = ["main"]
 

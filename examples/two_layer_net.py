@@ -13,7 +13,7 @@ import numpy as np
 import xnn
 from xnn import data, ops
 from xnn.backends import Purpose, Stream
-from xnn.gradients import numerical_gradient
+from xnn.graph.check import numerical_gradient
 
 
 class TwoLayerNet:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from xnn.backends import Backend, available_backends, backend, use_backend, use_numerics
-from xnn.backends.plan import limit_threads
+from xnn.backends.threads import limit_threads
 from xnn.data import on_disk
 from xnn.errors import XnnError
 

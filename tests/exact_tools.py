@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 import xnn
+from xnn.backends.communicator import with_communicator
 from xnn.backends.exact import ExactNamespace
-from xnn.backends.exact.roles import ROLES
+from xnn.backends.exact.ops import ROLES
 from xnn.backends.numpy_backend import NumpyBackend
-from xnn.backends.workers import with_communicator
 from xnn.ops.op import backward_of, forward_of
 
 f4, f8 = np.float32, np.float64

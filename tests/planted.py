@@ -14,8 +14,10 @@ import os
 
 import numpy as np
 
-import xnn.backends.calls as calls
-from xnn import commands, ops, record, sides
+import xnn.backends.kernels.calls as calls
+from xnn import ops
+from xnn.cli import train
+from xnn.runs import digests, replay
 
 ELEMENT = (1, 2)  # which one
 
@@ -28,7 +30,7 @@ def plant(fault, set_attribute=setattr):
     """Plant it by set_attribute (monkeypatch's, to be undone)."""
     what, where, number = fault.split()
     number, taken = int(number), [0]
-    build, on_step, backward_of = commands.Run.build, record.Recorder.on_step, calls.backward_of
+    build, on_step, backward_of = train.Run.build, digests.Recorder.on_step, calls.backward_of
 
     def built(self, data):
         model, loss, rule = build(self, data)
@@ -54,11 +56,11 @@ def plant(fault, set_attribute=setattr):
                 nudge(dw)
         return gradients
 
-    set_attribute(commands.Run, "build", built)
-    set_attribute(record.Recorder, "on_step", stepped)
+    set_attribute(train.Run, "build", built)
+    set_attribute(digests.Recorder, "on_step", stepped)
     set_attribute(calls, "backward_of", went_backward)
     if what in ("pixel", "hidden"):
-        load, about = commands.load, commands.Run.about
+        load, about = train.load, train.Run.about
 
         def spoil(data):
             data.x_train[int(where), 300] ^= 255
@@ -73,12 +75,12 @@ def plant(fault, set_attribute=setattr):
         def loaded(*arguments):
             return spoil(load(*arguments)) if what == "pixel" else load(*arguments)
 
-        set_attribute(commands.Run, "about", told)
-        set_attribute(commands, "load", loaded)
-        set_attribute(sides, "load", loaded)
+        set_attribute(train.Run, "about", told)
+        set_attribute(train, "load", loaded)
+        set_attribute(replay, "load", loaded)
 
 
 def main():
     """A side with the fault."""
     plant(os.environ["PLANT"])
-    sides.main()
+    replay.main()

@@ -8,9 +8,9 @@ trainer.fit((x, y), epochs=3)
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from xnn import autograd as autograd  # says how a called op is applied
-from xnn.autograd import grad, value_and_grad
 from xnn.backends import backend, numerics, use_backend, use_numerics
+from xnn.graph import autograd as autograd  # says how a called op is applied
+from xnn.graph.autograd import grad, value_and_grad
 from xnn.ops import Op
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
         optimizers,
         schedules,
     )
-    from xnn.gradients import gradient_check
+    from xnn.graph.check import gradient_check
     from xnn.layers import Sequential
-    from xnn.layers.weights import load
+    from xnn.layers.sequential import load
     from xnn.training import Trainer
 
 __version__ = "0.1.0"
@@ -63,8 +63,8 @@ __all__ = [
 _LAZY = {
     "Sequential": "xnn.layers",
     "Trainer": "xnn.training",
-    "gradient_check": "xnn.gradients",
-    "load": "xnn.layers.weights",
+    "gradient_check": "xnn.graph.check",
+    "load": "xnn.layers.sequential",
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeAlias
 
+from xnn.backends.communicator import communicator
 from xnn.backends.exact import functions
 from xnn.backends.exact.scaled import ScaledIntegers
 from xnn.backends.exact.slices import (
@@ -22,7 +23,6 @@ from xnn.backends.exact.slices import (
     sum_bits,
     to32,
 )
-from xnn.backends.workers import communicator
 from xnn.errors import DTypeError, NoExactFormError
 from xnn.ops.op import Boundary, Op
 from xnn.ops.shaping import scatter_add

@@ -78,9 +78,6 @@ class ScaledIntegers:
     def __format__(self, form: str) -> str:
         return format(self.materialize(), form)
 
-    def __reduce__(self) -> Any:
-        return _restored, (self.lib.name, self.integers, self.scale)
-
     def __float__(self) -> float:
         return float(self.materialize())
 
@@ -95,13 +92,6 @@ class ScaledIntegers:
 
     def __repr__(self) -> str:
         return f"ScaledIntegers({self.integers!r}, scale={self.scale!r})"
-
-
-def _restored(name: str, integers: Any, scale: float) -> ScaledIntegers:
-    """A copy, from a pickle too; a backend itself is not packed."""
-    from xnn.backends.registry import get_backend
-
-    return ScaledIntegers(get_backend(name), integers, scale)
 
 
 _BINARY = "add radd sub rsub mul rmul truediv rtruediv floordiv mod rmod matmul rmatmul pow rpow"

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from xnn.backends.communicator import with_communicator
 from xnn.backends.exact.functions import ROUND
 from xnn.backends.exact.namespace import ExactNamespace
-from xnn.backends.exact.slices import exponent, product_bits, slice_one, slice_two, splitter, sum_bits, to32
-from xnn.backends.exact.truth import (
+from xnn.backends.exact.reference import (
     ARGUMENTS,
     KNOWN,
     OPERATIONS,
@@ -31,7 +31,7 @@ from xnn.backends.exact.truth import (
     root,
     rounded,
 )
-from xnn.backends.workers import with_communicator
+from xnn.backends.exact.slices import exponent, product_bits, slice_one, slice_two, splitter, sum_bits, to32
 from xnn.errors import NumericsError
 
 __all__ = ["check", "failures", "known_values"]

@@ -1,18 +1,12 @@
 """Layers: thin state around ops, to be put together like bricks."""
 
-from xnn.layers.augment import ElasticDeformation, RandomAffine, augmentation
-from xnn.layers.composite import Composite, Lambda
-from xnn.layers.container import Add, Container, Identity, Parallel
-from xnn.layers.convolution import AvgPool2D, Conv2D, GlobalAvgPool, MaxPool2D
-from xnn.layers.dense import Affine, Dense, Linear, Rescale
-from xnn.layers.dropout import Drawing, Dropout
-from xnn.layers.embedding import Embedding
-from xnn.layers.functions import (
+from xnn.layers.activations import (
     ELU,
     GELU,
     SELU,
     Flatten,
     Function,
+    Lambda,
     LeakyReLU,
     LogSoftmax,
     ReLU,
@@ -23,7 +17,13 @@ from xnn.layers.functions import (
     Softplus,
     Tanh,
 )
-from xnn.layers.layer import Layer
+from xnn.layers.augment import ElasticDeformation, RandomAffine, augmentation
+from xnn.layers.containers import Add, Container, Identity, Parallel
+from xnn.layers.convolution import AvgPool2D, Conv2D, GlobalAvgPool, MaxPool2D
+from xnn.layers.dense import Affine, Dense, Linear, Rescale
+from xnn.layers.dropout import Drawing, Dropout
+from xnn.layers.embedding import Embedding
+from xnn.layers.layer import Composite, Layer
 from xnn.layers.normalization import BatchNorm, LayerNorm
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.layers.sequential import Sequential

@@ -17,7 +17,6 @@ import numpy as np
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of, get_backend
 from xnn.errors import DTypeError, OptionError, ShapeError
-from xnn.graph import Node
 from xnn.layers.dropout import Drawing
 from xnn.layers.layer import Layer
 from xnn.ops import Array, Namespace
@@ -48,17 +47,8 @@ class _Warping(Drawing):
         dtype = "float64" if x.dtype == lib.xp.float64 else "float32"
         return self.field(lib, stream, int(x.shape[0]), self._size(tuple(x.shape[1:])), dtype)
 
-    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
-        """A moved copy in training; the input itself otherwise."""
-        self._check(x)
-        return super().apply(x, training)
-
-    def trace(self, x: Node) -> Node:
-        """warp(x, field), the field drawn anew for each step, after the same look at the input."""
-        self._check(x.value)
-        return super().trace(x)
-
-    def _check(self, x: Array) -> None:
+    def check(self, x: Array) -> None:
+        """Images of floating-point numbers."""
         if not backend_of(x).xp.isdtype(x.dtype, "real floating"):
             raise DTypeError(
                 f"{type(self).__name__} got {x.dtype} and moves pixels by fractions: put Rescale(1 / 255) in front"

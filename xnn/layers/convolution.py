@@ -64,7 +64,7 @@ class Conv2D(Layer):
 
     def check(self, x: Array) -> None:
         """Backend, shape and dtype as the weights have them."""
-        backend_of(x, self.weight.value)  # an array, and not one of another backend
+        backend_of(x, self.weight.array)  # an array, and not one of another backend
         _check_images(self._name, x, self.in_channels)
         check_input_dtype(self._name, x, self.weight)
 

@@ -10,12 +10,11 @@ import numpy as np
 from xnn import ops
 from xnn.backends import Backend, backend_of
 from xnn.errors import OptionError, ShapeError
-from xnn.graph import Node
+from xnn.graph.node import array_of
 from xnn.initializers import Glorot, Initializer, Zeros
-from xnn.layers.layer import Layer, check_input_dtype, computed
+from xnn.layers.layer import Layer, check_input_dtype
 from xnn.layers.parameter import Parameter
 from xnn.ops import Array
-from xnn.ops.op import forward_of
 from xnn.options import check_count, check_dtype
 
 __all__ = ["Affine", "Dense", "Linear", "Rescale"]
@@ -51,7 +50,7 @@ class Dense(Layer):
 
     def check(self, x: Array) -> None:
         """Backend, width and dtype as the weights have them."""
-        backend_of(x, self.weight.value)  # an array, and not one of another backend
+        backend_of(x, self.weight.array)  # an array, and not one of another backend
         name = f"Dense({self.inputs}, {self.outputs})"
         if x.ndim < 1 or x.shape[-1] != self.inputs:
             raise ShapeError(
@@ -106,25 +105,29 @@ class Rescale(Layer):
         if not finite:
             raise OptionError(f"Rescale needs finite numbers, got scale {scale!r} and offset {offset!r}")
         super().__init__()
-        self._there: dict[str, dict[str, Any]] = {}  # scale and offset on each backend they were used on
+        self._there: dict[tuple[str, int], Any] = {}  # arrays on each backend that they were used on
 
-    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
-        """As every layer."""
-        lib = backend_of(x)
-        return forward_of(self.op, lib.math, (x,), self._options(lib))
+    def compute(self, x: Any) -> Any:
+        """x * scale + offset, which a program fuses into the gathering of a batch."""
+        lib = backend_of(array_of(x))
+        scale, offset = self._on(lib, self.scale), self._on(lib, self.offset)
+        return self.op(x, dtype=getattr(lib.xp, self.dtype), scale=scale, offset=offset)
 
-    def trace(self, x: Node) -> Node:
-        """rescale(x), which a program fuses into the gathering of a batch."""
-        return computed(self.op, (x,), self._options(backend_of(x.value)))
+    def _on(self, lib: Backend, number: np.ndarray) -> Any:
+        """One number as a Python number; numbers per feature as an array that goes to the backend once."""
+        if not number.ndim:
+            return float(number)
+        key = lib.name, id(number)
+        if key not in self._there:
+            self._there[key] = (
+                lib.to_device(number.astype(self.dtype)),
+                number,
+            )  # kept, so that its id is not reused
+        return self._there[key][0]
 
-    def _options(self, lib: Backend) -> dict[str, Any]:
-        """Scale, offset and the dtype to compute in; numbers per feature go to the backend once."""
-        if lib.name not in self._there:
-            self._there[lib.name] = {
-                key: lib.to_device(value.astype(self.dtype)) if value.ndim else float(value)
-                for key, value in (("scale", self.scale), ("offset", self.offset))
-            }
-        return {"dtype": getattr(lib.xp, self.dtype), **self._there[lib.name]}
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The same."""
+        return shape
 
     def config(self) -> dict[str, Any]:
         """Scale and offset as numbers or lists."""

@@ -6,10 +6,11 @@ from typing import Any
 
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of
-from xnn.graph import Drawn, Node
-from xnn.layers.layer import Layer, computed
+from xnn.graph.node import array_of
+from xnn.graph.scope import current_scope
+from xnn.graph.value import drawn
+from xnn.layers.layer import Layer
 from xnn.ops import Array
-from xnn.ops.op import forward_of
 from xnn.options import check_real
 
 __all__ = ["Drawing", "Dropout"]
@@ -42,33 +43,35 @@ class Drawing(Layer):
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
         """The next training forward uses this seed and step; `row` is the batch's first global row."""
-        self.stream_seed, self.step, self.row = seed, step, row
+        self._at = seed, step, row
 
-    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
-        """The op's output in training; the input itself otherwise."""
+    @property
+    def row(self) -> int:
+        """The number of the batch's first row in the whole batch: 0 unless workers share it."""
+        return self._at[2]
+
+    def compute(self, x: Any, training: bool) -> Any:
+        """The op of x and what is drawn anew for each step; x itself in inference, or if the layer is idle."""
         if not training or self.idle:
-            return x, None
-        lib = backend_of(x)
-        drawn = self._drawn(lib, x)
-        self.step += 1
-        return forward_of(self.op, lib.math, (x, drawn), self.options(lib.math))
+            return x
+        return self.op(x, self.drawn(x), **self.options(backend_of(array_of(x)).math))
+
+    def drawn(self, x: Any) -> Any:
+        """What `draw` draws for a batch like x, for use in `compute`: a program draws it anew for each step."""
+        lib, like = backend_of(array_of(x)), array_of(x)
+        return drawn(lambda: self._drawn(lib, like))
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The same."""
+        return shape
 
     def _drawn(self, lib: Backend, x: Array) -> Array:
-        return self.draw(lib, Stream(self.stream_seed, self.purpose, self.index, self.step), x)
-
-    def trace(self, x: Node) -> Node:
-        """The op of x and what is drawn anew for each step; x itself if the layer is idle."""
-        if self.idle:
-            return x
-        lib, like = backend_of(x.value), x.value
-        return computed(self.op, (x, Drawn(lambda: self._drawn(lib, like))), self.options(lib.math))
-
-    def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
-        """The gradient through the same draw."""
-        self._check_backward(dout)
-        if self.saved is None:
-            return dout if input_gradient else None
-        return super().backward(dout, input_gradient)
+        seed, step, row = self._at
+        drawn = self.draw(lib, Stream(seed, self.purpose, self.index, step), x)
+        scope = current_scope()
+        if scope is None or not scope.program:
+            self._at = seed, step + 1, row
+        return drawn
 
 
 class Dropout(Drawing):

@@ -46,7 +46,7 @@ class Embedding(Layer):
 
     def check(self, x: Array) -> None:
         """An array of integers on the weights' backend; on the host also their range."""
-        if not backend_of(x, self.weight.value).xp.isdtype(x.dtype, "integral"):
+        if not backend_of(x, self.weight.array).xp.isdtype(x.dtype, "integral"):
             raise DTypeError(
                 f"Embedding({self.num_embeddings}, {self.embedding_dim}) takes integers, got {x.dtype}: "
                 "x.astype('int64') if they are whole numbers"

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from xnn import ops
 from xnn.backends import backend_of
 from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.graph.node import array_of
 from xnn.initializers import Ones, Zeros
-from xnn.layers.composite import Composite
+from xnn.layers.layer import Layer
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops.normalization import running_moments
 from xnn.options import check_count, check_dtype, check_real
@@ -18,7 +19,7 @@ from xnn.options import check_count, check_dtype, check_real
 __all__ = ["BatchNorm", "LayerNorm"]
 
 
-class _Normalization(Composite):
+class _Normalization(Layer):
     """What both have: `weight` and `bias`, or neither, and a look at the input."""
 
     def __init__(
@@ -38,7 +39,7 @@ class _Normalization(Composite):
     def _check(self, x: Any, fits: bool, wanted: str) -> None:
         if not fits:
             raise ShapeError(f"{self!r} got an input of shape {tuple(x.shape)}; it must be {wanted}")
-        if x.dtype != getattr(backend_of(getattr(x, "value", x)).xp, self.dtype):
+        if x.dtype != getattr(backend_of(array_of(x)).xp, self.dtype):
             raise DTypeError(
                 f"{self!r} holds {self.dtype} numbers and got {x.dtype}: convert the input (Rescale does for "
                 "integers), or build the layer with dtype='float64'"
@@ -79,7 +80,7 @@ class BatchNorm(_Normalization):
         self.running_var = Buffer("running_var", (self.features,), Ones(), dtype)
         super().__init__((self.features,), epsilon, affine, dtype, (self.running_mean, self.running_var))
 
-    def compute(self, x: Any, *parameters: Any, training: bool) -> Any:
+    def compute(self, x: Any, training: bool) -> Any:
         """Over every axis but the channels'."""
         fits = x.ndim >= 2 and x.shape[1] == self.features
         self._check(x, fits, f"(n, {self.features}) or (n, {self.features}, ...)")
@@ -91,10 +92,10 @@ class BatchNorm(_Normalization):
                 momentum=self.momentum, axis=axis, shape=tuple(x.shape),
             )  # fmt: skip
         else:
-            running = self.running_mean.value, self.running_var.value
-            xp = backend_of(*running).xp
-            moments = xp.reshape(xp.stack(running), (2, 1, self.features) + (1,) * (x.ndim - 2))
-        return ops.normalize(x, moments, *parameters, axis=axis, along=1, epsilon=self.epsilon)
+            shape = (1, 1, self.features) + (1,) * (x.ndim - 2)
+            running = (ops.reshape(buffer, shape=shape) for buffer in (self.running_mean, self.running_var))
+            moments = ops.concat(*running, axis=0)
+        return ops.normalize(x, moments, *self.own_parameters, axis=axis, along=1, epsilon=self.epsilon)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The same."""
@@ -139,14 +140,14 @@ class LayerNorm(_Normalization):
             raise OptionError("LayerNorm needs the extents of the last axes, got ()")
         super().__init__(self.features, epsilon, affine, dtype)
 
-    def compute(self, x: Any, *parameters: Any, training: bool) -> Any:
+    def compute(self, x: Any, training: bool) -> Any:
         """Over the last axes."""
         along = x.ndim - len(self.features)
         fits = along >= 1 and tuple(x.shape[along:]) == self.features
         self._check(x, fits, f"(n, ..., {', '.join(map(str, self.features))})")
         axis = tuple(range(along, x.ndim))
         moments = ops.moments(x, axis=axis)
-        return ops.normalize(x, moments, *parameters, axis=axis, along=along, epsilon=self.epsilon)
+        return ops.normalize(x, moments, *self.own_parameters, axis=axis, along=along, epsilon=self.epsilon)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The same."""

@@ -1,38 +1,57 @@
-"""The arrays of a layer: parameters, which gradients change, and buffers, which training keeps."""
+"""The arrays of a layer: parameters, which gradients change, and buffers, which training keeps otherwise."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
 from xnn.errors import GraphError, OptionError, ShapeError
+from xnn.graph.node import Recorded
+from xnn.graph.scope import current_scope
 from xnn.initializers import Initializer
 from xnn.ops import Array
 from xnn.options import check_dtype, check_shape
 
-__all__ = ["Buffer", "Parameter"]
+__all__ = ["Buffer", "Parameter", "check_all_known"]
 
 
-class Parameter:
-    """An array that training changes: `value`, its gradient `grad`, and whether it is `frozen`.
+class Parameter(Recorded):
+    """An array that training changes. In `compute` it stands for its array: `x @ self.weight + self.bias`.
 
-    The value is drawn from its initializer in float64, rounded to `dtype` and put on the backend that
-    is current then: when a Sequential takes the layer in, or else when it is first used. A shape may be an
-    integer, for one axis; dtype is float32 or float64.
+    name: inside a layer, the attribute that it is assigned to.
+    shape: a tuple of extents, or an integer for one axis.
+    initializer: what the first value is drawn by, such as `xnn.initializers.He()`: in float64, rounded to `dtype`, on
+        the backend that is current when a Sequential takes the layer in, or else when the value is first used.
+    dtype: "float32" or "float64".
+
+    value: the array; grad: its last gradient; frozen: whether training leaves it as it is.
+    Raises OptionError or ShapeError for arguments that do not fit.
+
+        >>> from xnn import initializers, layers
+        >>> gain = layers.Parameter("gain", (3,), initializers.Ones())
+        >>> gain.value = [1.0, 2.0, 3.0]
+        >>> gain
+        <Parameter gain (3,) float32>
     """
 
-    def __init__(self, name: str, shape: int | tuple[int, ...], initializer: Initializer, dtype: str) -> None:
+    #: In an op, a recorded value or a node makes the result.
+    rank: ClassVar[int] = 0
+
+    def __init__(
+        self, name: str, shape: int | tuple[int, ...], initializer: Initializer, dtype: str = "float32"
+    ) -> None:
         if not callable(initializer) or isinstance(initializer, type):
             raise OptionError(
                 f"{name} needs an initializer such as xnn.initializers.He(), got {repr(initializer)[:60]}"
             )
+        super().__init__()
         self.name = name
-        self.shape = check_shape(name, shape)
+        self._shape = check_shape(name, shape)
         self.initializer = initializer
-        self.dtype = check_dtype(dtype)
+        self._dtype = check_dtype(dtype)
         self._grad: Array | None = None
         self._grad_folded = False
         self.frozen = False
@@ -41,11 +60,18 @@ class Parameter:
         self._assigned = False
 
     @property
-    def value(self) -> Array:
-        """The array; assign one of the same shape to change it: an array of any backend, or a list.
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return self._shape
 
-        It is converted to the parameter's dtype, so that float64 does not creep into a float32 model.
-        """
+    @property
+    def dtype(self) -> str:
+        """The array's dtype by name: "float32" or "float64"."""
+        return self._dtype
+
+    @property
+    def array(self) -> Array:
+        """The array, drawn if it has not been used; for xnn's own use, where `value` may refuse."""
         if self._value is None:
             drawn = self.initializer(self._stream, self.shape)
             if not isinstance(drawn, (np.ndarray, np.generic)) or drawn.shape != self.shape:
@@ -55,20 +81,36 @@ class Parameter:
                     f"{self.name} has shape {self.shape}, and its initializer returned {got}, {repr(drawn)[:60]}: "
                     "it must be a NumPy array of this shape"
                 )
-            self._value = current_backend().to_device(drawn.astype(self.dtype))
+            self._value = current_backend().to_device(drawn.astype(self._dtype))
         return self._value
+
+    @property
+    def value(self) -> Array:
+        """The array; assign one of the same shape to change it: an array of any backend, or a list.
+
+        It is converted to the parameter's dtype, so that float64 does not creep into a float32 model. Raises
+        GraphError inside `compute`, where its gradient would be lost.
+        """
+        scope = current_scope()
+        if scope is not None and scope.guarded:
+            raise GraphError(
+                f"{self.name}.value read inside `compute` would lose its gradient, and a program would keep the "
+                f"first array: write the parameter itself, as in x @ self.{self.name}, or as a constant "
+                f"ops.stop_gradient(self.{self.name})"
+            )
+        return self.array
 
     @value.setter
     def value(self, value: Any) -> None:
         if not hasattr(value, "shape"):
             lib = current_backend() if self._value is None else backend_of(self._value)
-            value = lib.to_device(value, dtype=self.dtype)
+            value = lib.to_device(value, dtype=self._dtype)
         if tuple(value.shape) != self.shape:
             raise ShapeError(
                 f"{self.name} has shape {self.shape}, got an array of shape {tuple(value.shape)}"
             )
         xp = backend_of(value).xp
-        dtype = getattr(xp, self.dtype)
+        dtype = getattr(xp, self._dtype)
         self._value = value if value.dtype == dtype else xp.astype(value, dtype)
         self._assigned = True
 
@@ -106,11 +148,6 @@ class Parameter:
             raise OptionError(f"{self.name}.frozen must be True or False, got {repr(frozen)[:60]}")
         self._frozen = bool(frozen)
 
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return math.prod(self.shape)
-
     def draw_from(self, stream: Stream) -> None:
         """Say which stream the value comes from. What was assigned or trained stays as it is."""
         self._stream = stream
@@ -119,17 +156,37 @@ class Parameter:
 
     def move(self, source: Backend, target: Backend) -> None:
         """Put value and gradient on another backend; a value that was drawn counts as assigned from then on."""
-        self._value, self._assigned = target.to_device(source.to_host(self.value)), True
+        self._value, self._assigned = target.to_device(source.to_host(self.array)), True
         if self._grad is not None:
             self._grad = target.to_device(source.to_host(self._grad))
 
     def __repr__(self) -> str:
-        return f"<parameter {self.name} {self.shape} {self.dtype}{' frozen' if self.frozen else ''}>"
+        return (
+            f"<{type(self).__name__} {self.name} {self.shape} {self.dtype}{' frozen' if self.frozen else ''}>"
+        )
 
 
 class Buffer(Parameter):
-    """An array that training keeps without a gradient, such as running statistics: saved, moved and digested."""
+    """An array that training keeps without a gradient, such as running statistics. It is saved and moved as well.
 
-    def __init__(self, name: str, shape: int | tuple[int, ...], initializer: Initializer, dtype: str) -> None:
+    `Layer.keep` changes it in each training step.
+    """
+
+    is_constant = True
+
+    def __init__(
+        self, name: str, shape: int | tuple[int, ...], initializer: Initializer, dtype: str = "float32"
+    ) -> None:
         super().__init__(name, shape, initializer, dtype)
         self.frozen = True
+
+
+def check_all_known(owner: str, order: Sequence[Recorded], parameters: Sequence[Parameter]) -> None:
+    """Raise OptionError if `order` reads a parameter that is not one of these: it would silently stay untrained."""
+    known = set(parameters)
+    for node in order:
+        if isinstance(node, Parameter) and not node.frozen and node not in known:
+            raise OptionError(
+                f"{owner} computes with {node!r}, which is not one of its parameters and would stay untrained and "
+                "unsaved: assign it, or its layer, to an attribute of the layer that uses it, or freeze it"
+            )

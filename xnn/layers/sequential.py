@@ -10,28 +10,27 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import (
-    Backend,
     Purpose,
     Stream,
     admit,
     backend_of,
     chosen_numerics,
-    current_backend,
     numerics,
 )
-from xnn.backends.mode import NUMERICS
+from xnn.backends.numerics import NUMERICS
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
-from xnn.layers import weights
-from xnn.layers.container import Container
+from xnn.graph.scope import Scope, entered
+from xnn.layers import files
+from xnn.layers.activations import Reshape
+from xnn.layers.containers import Container
 from xnn.layers.dense import Dense
-from xnn.layers.functions import Reshape
-from xnn.layers.layer import Layer, computes_its_own_way
-from xnn.ops import Array, Op
+from xnn.layers.layer import Layer
+from xnn.ops import Op
 from xnn.ops.op import size_of
 from xnn.options import check_count, check_shape
 
-__all__ = ["Sequential"]
+__all__ = ["Sequential", "classes_of", "first_of", "load"]
 
 
 class Sequential(Container):
@@ -44,57 +43,24 @@ class Sequential(Container):
     """
 
     def __init__(self, *layers: Layer, seed: int | None = None) -> None:
-        #: In which numerics it was trained, "mixed" if in both, None if it was not; a weight file keeps it.
-        self.numerics: str | None = None
         super().__init__(*layers, seed=None if seed is None else Stream(seed, Purpose.WEIGHTS).seed)
         self.draw_from(self.seed or 0, 0)
         self.number_from(0)
         self.parameters()  # raises for one that two layers share
         for _, array in self.named_state():
-            array.value  # noqa: B018 - draws it
+            array.array  # noqa: B018 - draws it
 
-    def apply(self, x: Array, training: bool) -> tuple[Array, Any]:
-        """The last layer's output, and nothing kept."""
-        for layer in self.layers:
-            x, _ = layer.apply(x, training)
-        return x, None
-
-    def trace(self, x: Node) -> Node:
-        """The last layer's node. A subclass that computes in its own way is traced as one op, as any layer."""
-        if computes_its_own_way(self, "trace", frozenset({"apply", "forward", "backward"})):
-            return super().trace(x)
-        for layer in self.layers:
-            x = layer.trace(x)
-        return x
-
-    def forward(self, x: Array, training: bool = False) -> Array:
+    def compute(self, x: Any, training: bool) -> Any:
         """The last layer's output."""
         for layer in self.layers:
-            x = layer.forward(x, training)
-        return self._keep(x)
+            x = layer.run(x, training)
+        return x
 
-    def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
-        """Through the layers in reverse; with input_gradient=False no further than the first with weights."""
-        self._check_backward(dout)
-        first = 0
-        if not input_gradient:
-            with_weights = (i for i, layer in enumerate(self.layers) if layer.parameters())
-            first = next(with_weights, len(self.layers))
-        gradient: Any = dout
-        for position in range(len(self.layers) - 1, first - 1, -1):
-            gradient = self.layers[position].backward(gradient, input_gradient or position > first)
-            if gradient is None:  # of integers, as an embedding reads them
-                for before in self.layers[:position]:
-                    for parameter in before.parameters():
-                        parameter.grad = None
-                break
-        return gradient if input_gradient else None
-
-    @property
-    def backend(self) -> Backend:
-        """Where its arrays live; the current backend if there are none."""
-        held = self.parameters() or self.buffers()
-        return backend_of(held[0].value) if held else current_backend()
+    def _node(self, x: Node, training: bool) -> Any:
+        """A chain of nodes, one for each layer."""
+        for layer in self.layers:
+            x = layer(x, training)
+        return x
 
     @property
     def dtype(self) -> str:
@@ -147,10 +113,10 @@ class Sequential(Container):
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self.output_shape(tuple(x.shape[1:]))  # a clear error before any work
         parts = []
-        with lib.guard():
+        with lib.guard(), entered(Scope(records=False)):
             for start in range(0, max(1, x.shape[0]), batch_size):
                 batch: Any = lib.to_device(x[start : min(start + batch_size, x.shape[0]), ...])
-                parts.append(lib.to_host(self.apply(batch, training=False)[0]))
+                parts.append(lib.to_host(self.run(batch, training=False)))
         return np.concatenate(parts)
 
     def predict_classes(self, x: Any, batch_size: int = 1024) -> np.ndarray:
@@ -223,12 +189,23 @@ class Sequential(Container):
         return {"seed": self.seed, **super().config()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write layers and weights to a .safetensors file; see xnn.layers.weights."""
-        weights.save(self, path)
+        """Write layers and weights to a .safetensors file; see xnn.layers.files."""
+        files.save(self, path)
 
     def load_weights(self, path: str | os.PathLike[str]) -> None:
-        """Read the weights alone, for a model built by the same code; see xnn.layers.weights."""
-        weights.load_weights(self, path)
+        """Read the weights alone, for a model built by the same code; see xnn.layers.files."""
+        files.load_weights(self, path)
+
+
+def load(path: str | os.PathLike[str]) -> Sequential:
+    """The model that `Sequential.save` wrote, on the current backend.
+
+    Raises DataNotFoundError, CorruptFileError, or OptionError for a model with layers of your own: build it with your
+    code, then `model.load_weights(path)`.
+    """
+    model = files.load(path)
+    assert isinstance(model, Sequential)
+    return model
 
 
 def first_of(layers: Sequence[Layer]) -> Layer | None:

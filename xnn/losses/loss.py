@@ -1,33 +1,59 @@
-"""What a loss is: an op and its options, what its backward needs, and a look at the targets before training."""
+"""What a loss is: a number computed from outputs and targets, and a look at the targets before training."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, backend_of, current_numerics
-from xnn.backends.mode import check_same_numerics
+from xnn.backends.numerics import check_same_numerics
 from xnn.errors import DTypeError, GraphError, LabelError, OptionError, ShapeError
 from xnn.graph import Node
-from xnn.layers.layer import computed, computes_its_own_way
+from xnn.graph.backward import backpropagate, made_from
+from xnn.graph.node import Recorded, array_of
+from xnn.graph.scope import Scope, assignments, current_scope, entered
+from xnn.graph.taped import Taped
+from xnn.graph.value import Value
 from xnn.ops import Array, LossOp, Namespace, Op
-from xnn.ops.op import apply_rule, backward_of, check_gradients, forward_of
+from xnn.ops.op import apply_rule
 from xnn.options import check_known
 
-__all__ = ["Loss", "LossOverBatches", "check_sample_weight", "inside"]
+__all__ = ["Lambda", "Loss", "LossOverBatches", "check_sample_weight", "inside"]
+
+
+def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function may be called with so many arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class Loss:
-    """The loss of a batch. forward(outputs, targets) -> a number on the device; backward() -> its gradient.
+    """The loss of a batch: loss(outputs, targets) is one number, which training makes small.
+
+    A subclass sets `op`, or overrides `compute`:
+
+        class HalfMSE(losses.Loss):
+            def compute(self, outputs, targets):
+                difference = outputs - targets
+                return ops.mean(difference * difference) / 2.0
+
+    forward(outputs, targets, sample_weight=None) computes the loss and keeps what backward needs; backward() returns
+    the gradient for the outputs. Both follow from `compute`, and so do the loss's node in a graph, its gradients
+    under `xnn.grad`, and its part in a Trainer's program. `losses.Lambda(f)` makes a loss of a function.
 
     reduction: "mean" over all elements of the batch (of a sum over classes, over all samples), weighted by the
-    sample weights if there are some; "sum"; or "none", the terms as they are, of which backward gives the sum's
-    gradient. Exactly what they are stands with `xnn.ops.LossOp`. A Trainer needs one number: "mean" or "sum".
+        sample weights if there are some; "sum"; or "none", the terms as they are, of which backward gives the sum's
+        gradient. `xnn.ops.LossOp` says exactly what they are. A Trainer needs one number: "mean" or "sum".
+    options: the op's options.
+    Raises OptionError for other reductions or options.
     """
 
     op: Op
@@ -40,10 +66,12 @@ class Loss:
     reduction = "mean"
     #: The op's options but for the reduction; sequences of numbers become arrays of the outputs' dtype.
     options: Mapping[str, Any] = MappingProxyType({})
-    _saved: Any = None
-    _value: Any = None
-    _numerics = ""
-    _shapes: tuple[tuple[int, ...], ...] = ()
+    #: Whether `forward` and `backward` are written by hand.
+    by_hand: ClassVar[bool] = False
+    _takes_weight: ClassVar[bool] = True
+    _tape: tuple[Value, Any, str] | None = (
+        None  # the last forward's outputs, its loss, and the numerics in force
+    )
     _there: tuple[Any, ...] = (None, None, None, None)  # options, backend, dtype, and what they are there
 
     def __init__(self, reduction: str = "mean", **options: Any) -> None:
@@ -58,66 +86,145 @@ class Loss:
         self.reduction = reduction
         self.options = {name: value for name, value in options.items() if value is not None}
 
-    def __call__(self, outputs: Array, targets: Array, sample_weight: Array | None = None) -> Array:
-        """The same as forward."""
-        return self.forward(outputs, targets, sample_weight)
+    def __init_subclass__(cls) -> None:
+        forward, backward = cls.forward is not Loss.forward, cls.backward is not Loss.backward
+        if forward != backward:
+            has, lacks = ("forward", "backward") if forward else ("backward", "forward")
+            raise OptionError(
+                f"{cls.__name__} has a {has} of its own and no {lacks}: write both, or say in `compute` what the "
+                "loss is, from which both follow"
+            )
+        cls.by_hand = forward
+        if "compute" in vars(cls):
+            cls._takes_weight = _takes(cls.compute, None, None, None, None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if not name.startswith("_"):
+            assignments[0] += 1
+
+    def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
+        """The loss of arrays, recorded values or graph nodes.
+
+        Of arrays, outside of `compute` and `xnn.grad`, it goes through `forward`, so that `backward` may follow.
+        Targets on the host are checked. sample_weight: (n,), how much each sample counts.
+        """
+        weights = () if sample_weight is None else (sample_weight,)
+        if isinstance(outputs, Node) or isinstance(targets, Node):
+            return Node(
+                Taped(type(self).__name__, lambda *arrays: self.run(*self._checked(*arrays)), training=True),
+                (outputs, targets, *weights),
+            )
+        if (
+            current_scope() is None
+            and not isinstance(outputs, Recorded)
+            and not isinstance(targets, Recorded)
+        ):
+            return self.forward(outputs, targets, sample_weight)
+        return self.run(*self._checked(outputs, targets, *weights))
+
+    def _checked(self, outputs: Any, targets: Any, *weights: Any) -> tuple[Any, ...]:
+        """Outputs, targets and weights as `compute` takes them. Raises for those on the host that do not fit."""
+        lib = backend_of(
+            array_of(outputs), array_of(targets), *(array_of(w) for w in weights if hasattr(w, "shape"))
+        )
+        if lib.is_host:
+            self.check(array_of(targets), tuple(outputs.shape[1:]))
+        given: list[Any] = []
+        for weight in weights:
+            if not isinstance(weight, Recorded):
+                if not hasattr(weight, "shape") or backend_of(weight).is_host:
+                    weight = check_sample_weight(weight, int(outputs.shape[0]))
+                    backend_of(array_of(outputs), weight)  # raises for two backends
+                weight = lib.xp.astype(weight, array_of(outputs).dtype, copy=False)
+            given.append(weight)
+        return outputs, targets, *given
 
     def forward(self, outputs: Array, targets: Array, sample_weight: Array | None = None) -> Array:
-        """The loss, a 0-d array that stays on the device. Host targets are checked, as `check` says.
+        """The loss, an array of shape () that stays on the device; keeps what `backward` needs.
 
-        sample_weight: (n,), how much each sample counts.
+        Targets on the host are checked. sample_weight: (n,), how much each sample counts.
         """
-        if backend_of(outputs, targets).is_host:
-            self.check(targets, tuple(outputs.shape[1:]))
-        if sample_weight is None:
-            return self.compute(outputs, targets)
-        if not hasattr(sample_weight, "shape") or backend_of(sample_weight).is_host:
-            sample_weight = check_sample_weight(sample_weight, int(outputs.shape[0]))
-        return self.compute(outputs, targets, sample_weight)
+        weights = () if sample_weight is None else (sample_weight,)
+        outputs, *rest = self._checked(outputs, targets, *weights)
+        given = Value(outputs)
+        with entered(Scope(training=True)) as scope:
+            cost = self._computed(scope, (given, *rest))
+        self._tape = given, cost, current_numerics()
+        return array_of(cost)
 
-    def compute(self, outputs: Array, targets: Array, *sample_weight: Array) -> Array:
-        """forward without the look at the targets, for a trainer that has looked at all of them once."""
-        self._value, self._saved = self.apply(outputs, targets, *sample_weight)
-        self._numerics = current_numerics()
-        self._shapes = tuple(tuple(x.shape) for x in (outputs, targets, *sample_weight))
-        return self._value
+    def backward(self) -> Array:
+        """The gradient of the last forward's loss for its outputs. Raises GraphError before a forward."""
+        if self._tape is None:
+            raise GraphError(f"{type(self).__name__}.backward came before its forward")
+        given, cost, mode = self._tape
+        check_same_numerics(type(self).__name__, mode)
+        value = cost.array
+        one = backend_of(value).xp.ones(value.shape, dtype=value.dtype, device=value.device)
+        return backpropagate(made_from(cost), {cost: one}, {given})[given][0]
 
-    def apply(self, outputs: Array, targets: Array, *sample_weight: Array) -> tuple[Array, Any]:
-        """The loss and what its backward needs; keeps neither."""
-        lib, arrays = _together(outputs, targets, sample_weight)
-        return forward_of(self.op, lib.math, arrays, self._options(lib, outputs))
+    def compute(self, outputs: Any, targets: Any, *sample_weight: Any, **kwargs: Any) -> Any:
+        """The loss: the op of all of them, with its options, unless overridden.
+
+        They are arrays where nothing is differentiated, recorded values everywhere else.
+        """
+        if not hasattr(self, "op"):
+            raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
+        arrays = tuple(map(array_of, (outputs, targets, *sample_weight)))
+        return self.op(outputs, targets, *sample_weight, **self._options(backend_of(*arrays), arrays[0]))
+
+    def run(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
+        """The loss as a part of something larger: keeps nothing for `backward`."""
+        arrays = (outputs, targets, *sample_weight)
+        recorded = any(isinstance(x, Recorded) for x in arrays)
+        if self.by_hand and recorded:
+            return _ByHand(self)(*arrays)
+        if self.by_hand:
+            with entered(None):
+                return self.forward(*arrays)
+        scope = current_scope()
+        if scope is not None:
+            return self._computed(scope, arrays)
+        with entered(Scope(records=recorded)) as scope:
+            return self._computed(scope, arrays)
+
+    def _computed(self, scope: Scope, arrays: tuple[Any, ...]) -> Any:
+        """What `compute` makes of outputs, targets and perhaps weights."""
+        _, _, *sample_weight = arrays
+        if sample_weight and not self._takes_weight:
+            raise OptionError(
+                f"the compute of {type(self).__name__} takes no sample_weight: give it a third argument for them"
+            )
+        before, scope.guarded = scope.guarded, scope.records
+        try:
+            cost = self.compute(*arrays)
+        finally:
+            scope.guarded = before
+        recorded = any(isinstance(x, Recorded) for x in arrays)
+        if recorded and not isinstance(cost, Recorded):
+            raise GraphError(
+                f"{type(self).__name__} must compute the loss from the outputs with ops, got {type(cost).__name__}"
+            )
+        if not hasattr(cost, "shape") or (self.reduction != "none" and tuple(cost.shape) != ()):
+            got = f"shape {tuple(cost.shape)}" if hasattr(cost, "shape") else type(cost).__name__
+            raise ShapeError(
+                f"{type(self).__name__} must be one number a batch, got {got}; ops.mean makes one of an array"
+            )
+        return cost
 
     def total(self, outputs: Array, targets: Array, *sample_weight: Array) -> Array | float:
         """What the mean of a batch was divided by: the number of its terms, or the sum of their weights."""
-        lib, arrays = _together(outputs, targets, sample_weight)
+        lib = backend_of(outputs, targets, *sample_weight)
+        arrays = (outputs, targets, *(lib.xp.astype(w, outputs.dtype, copy=False) for w in sample_weight))
         op = getattr(self, "op", None)
         if isinstance(op, LossOp):
             return apply_rule(op.total, lib.math, arrays, self._options(lib, outputs))
-        return apply_rule(
-            ops.mse.total, lib.math, (outputs, *arrays[::2]), {}
-        )  # a user's own: by its samples
+        # A loss of the user's counts by its samples.
+        return apply_rule(ops.mse.total, lib.math, (outputs, *arrays[::2]), {})
 
     def counts_samples(self, weighted: bool) -> bool:
-        """Whether a batch's mean counts as much as the batch has samples, so that nobody need ask for `total`."""
+        """Whether a batch's mean was divided by its samples, so that `total` need not be computed."""
         return self.reduction != "mean" or not weighted
-
-    def trace(self, outputs: Node, targets: Node, *sample_weight: Node) -> Node:
-        """The loss as a node of a graph; a subclass that computes in its own way is traced as one op."""
-        arrays = (outputs, targets, *sample_weight)
-        if computes_its_own_way(self, "trace", frozenset({"compute", "apply", "backward"})):
-            return computed(_Whole(self), arrays)
-        return computed(self.op, arrays, self._options(backend_of(outputs.value), outputs.value))
-
-    def backward(self) -> Array:
-        """The gradient of the last forward's value with respect to the outputs."""
-        if self._value is None:
-            raise GraphError(f"{type(self).__name__}.backward came before its forward")
-        check_same_numerics(type(self).__name__, self._numerics)
-        lib = backend_of(self._value)
-        one = lib.xp.ones(self._value.shape, dtype=self._value.dtype, device=self._value.device)
-        gradients = backward_of(self.op, lib.math, one, self._saved)
-        check_gradients(self.op.name, gradients, self._shapes)
-        return gradients[0]
 
     def _options(self, lib: Backend, outputs: Array) -> dict[str, Any]:
         """The op's options beside these outputs; the plain loss has none, which is what kernels look for.
@@ -168,21 +275,62 @@ class LossOverBatches:
         return self._sum if self._adds else self._sum / (self._total or 1.0)
 
 
-class _Whole(Op):
-    """A loss as one op, by its own compute and backward."""
+class Lambda(Loss):
+    """A function of yours as a loss: Lambda(lambda outputs, targets: ops.mean(ops.abs(outputs - targets))).
+
+    function: takes a batch's outputs and targets, and a third argument, the sample weights, if there are to be some;
+    returns one number, computed with ops. It says what is averaged: a Trainer weighs each batch's number by its
+    samples. Its code is in no record. A Trainer takes the plain function, too: Trainer(model, function, optimizer).
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        if not callable(function) or isinstance(function, (Loss, type)):
+            raise OptionError(
+                f"losses.Lambda needs a function of outputs and targets, got {repr(function)[:60]}"
+            )
+        super().__init__()
+        self.function = function
+
+    def compute(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
+        """function(outputs, targets), with the weights if there are some."""
+        if sample_weight and not _takes(self.function, None, None, None):
+            raise OptionError(
+                "the function of a losses.Lambda takes no sample_weight: give it a third argument"
+            )
+        return self.function(outputs, targets, *sample_weight)
+
+    def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
+        """Nothing: only the function knows what fits."""
+
+    def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
+        """Integers as int64, other numbers in the model's dtype."""
+        return np.asarray(targets, dtype=np.int64 if targets.dtype.kind in "iu" else dtype)
+
+    def __repr__(self) -> str:
+        return f"Lambda({getattr(self.function, '__name__', 'function')})"
+
+
+class _ByHand(Op):
+    """A loss as one op: the forward and backward that its class has of its own."""
 
     takes_stored = True
 
     def __init__(self, loss: Loss) -> None:
-        self.loss = loss
+        self.owner = loss
 
     def forward(
         self, xp: Namespace, outputs: Array, targets: Array, *sample_weight: Array
     ) -> tuple[Array, Any]:
-        return self.loss.compute(outputs, targets, *sample_weight), sample_weight
+        with entered(None):
+            return self.owner.forward(outputs, targets, *sample_weight), sample_weight
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        return self.loss.backward() * grad, None, *(None for _ in saved)
+        with entered(None):
+            return self.owner.backward() * grad, None, *(None for _ in saved)
+
+    @property
+    def name(self) -> str:
+        return type(self.owner).__name__
 
 
 def check_sample_weight(sample_weight: Any, rows: int) -> np.ndarray:
@@ -198,14 +346,6 @@ def check_sample_weight(sample_weight: Any, rows: int) -> np.ndarray:
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise OptionError("sample_weight must be finite and at least 0; 0 leaves a sample out")
     return weights
-
-
-def _together(
-    outputs: Array, targets: Array, sample_weight: tuple[Array, ...]
-) -> tuple[Backend, tuple[Array, ...]]:
-    """What a loss is applied to, and where it lives; weights in the outputs' dtype, for exact numerics have one."""
-    lib = backend_of(outputs, targets, *sample_weight)
-    return lib, (outputs, targets, *(lib.xp.astype(w, outputs.dtype, copy=False) for w in sample_weight))
 
 
 def inside(shape: tuple[int, ...]) -> str:

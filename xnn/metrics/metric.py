@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xnn.backends import Backend, backend_of
-from xnn.backends.calls import as_number
+from xnn.backends.kernels.calls import as_number
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.ops import Array, Namespace
 from xnn.ops.op import apply_rule

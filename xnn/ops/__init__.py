@@ -22,7 +22,25 @@ from xnn.ops.activations import (
 )
 from xnn.ops.convolution import conv2d
 from xnn.ops.cross_entropy import binary_cross_entropy, focal, kl_divergence, softmax_cross_entropy
-from xnn.ops.elementwise import add, div, exp, log, maximum, mul, pow, sub, where
+from xnn.ops.elementwise import (
+    abs,
+    add,
+    div,
+    equal,
+    exp,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    log,
+    maximum,
+    mul,
+    not_equal,
+    pow,
+    stop_gradient,
+    sub,
+    where,
+)
 from xnn.ops.embedding import embedding
 from xnn.ops.images import warp
 from xnn.ops.linear import dense, matmul
@@ -38,6 +56,7 @@ __all__ = [
     "LossOp",
     "Namespace",
     "Op",
+    "abs",
     "add",
     "avg_pool2d",
     "binary_cross_entropy",
@@ -49,17 +68,22 @@ __all__ = [
     "dropout",
     "elu",
     "embedding",
+    "equal",
     "exp",
     "flatten",
     "focal",
     "gelu",
     "getitem",
+    "greater",
+    "greater_equal",
     "hinge",
     "huber",
     "identity",
     "kl_divergence",
     "l1",
     "leaky_relu",
+    "less",
+    "less_equal",
     "log",
     "log_softmax",
     "matmul",
@@ -71,6 +95,7 @@ __all__ = [
     "mse",
     "mul",
     "normalize",
+    "not_equal",
     "pow",
     "relu",
     "rescale",
@@ -81,6 +106,7 @@ __all__ = [
     "softmax",
     "softmax_cross_entropy",
     "softplus",
+    "stop_gradient",
     "sub",
     "sum",
     "take",

@@ -6,7 +6,10 @@ from typing import Any
 
 from xnn.ops.op import Array, Namespace, Op, unbroadcast
 
-__all__ = ["add", "div", "exp", "log", "maximum", "mul", "pow", "sub", "where"]
+__all__ = [
+    "abs", "add", "div", "equal", "exp", "greater", "greater_equal", "less", "less_equal", "log", "maximum", "mul",
+    "not_equal", "pow", "stop_gradient", "sub", "where",
+]  # fmt: skip
 
 
 def _copy_if_alone(xp: Namespace, inputs: tuple[Array, ...]) -> Array:
@@ -142,6 +145,75 @@ class Where(Op):
         return None, da, db
 
 
+class Abs(Op):
+    """Absolute value: y = |x|; dy/dx = sign(x), 0 at 0."""
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return xp.abs(x), x
+
+    def backward(self, xp: Namespace, grad: Array, x: Any) -> tuple[Array | None, ...]:
+        return (grad * xp.sign(x),)
+
+
+class StopGradient(Op):
+    """y = x as a constant: nothing behind it gets a gradient through it."""
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return _copy_if_alone(xp, (x,)), None
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        return (None,)
+
+
+class _Comparison(Op):
+    """True where the comparison holds, element by element. It has no gradient."""
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        return None, None
+
+
+class Less(_Comparison):
+    """Comparison: a < b, element by element, as booleans. It has no gradient."""
+
+    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
+        return a < b, None
+
+
+class LessEqual(_Comparison):
+    """Comparison: a <= b, element by element, as booleans. It has no gradient."""
+
+    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
+        return a <= b, None
+
+
+class Greater(_Comparison):
+    """Comparison: a > b, element by element, as booleans. It has no gradient."""
+
+    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
+        return a > b, None
+
+
+class GreaterEqual(_Comparison):
+    """Comparison: a >= b, element by element, as booleans. It has no gradient."""
+
+    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
+        return a >= b, None
+
+
+class Equal(_Comparison):
+    """Comparison: a == b, element by element, as booleans. It has no gradient."""
+
+    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
+        return a == b, None
+
+
+class NotEqual(_Comparison):
+    """Comparison: a != b, element by element, as booleans. It has no gradient."""
+
+    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
+        return a != b, None
+
+
 add = Add()
 sub = Sub()
 mul = Mul()
@@ -151,3 +223,11 @@ exp = Exp()
 log = Log()
 maximum = Maximum()
 where = Where()
+abs = Abs()
+stop_gradient = StopGradient()
+less = Less()
+less_equal = LessEqual()
+greater = Greater()
+greater_equal = GreaterEqual()
+equal = Equal()
+not_equal = NotEqual()

@@ -86,14 +86,17 @@ class Op:
 
 
 def _not_installed(op: Op, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    raise NotImplementedError("xnn.autograd says how an op is applied; import xnn first")
+    raise NotImplementedError("xnn.graph.autograd says how an op is applied; import xnn first")
 
 
 _apply: Applier = _not_installed
 
 
 def install(applier: Applier) -> None:
-    """Say how a called op is applied. The mathematics knows neither backends nor graphs; `xnn.autograd` does."""
+    """Say how a called op is applied.
+
+    The mathematics knows neither backends nor graphs; `xnn.graph.autograd` does.
+    """
     global _apply
     _apply = applier
 

@@ -173,8 +173,12 @@ def adamw(
     gradient: Array,
     *state: Array,
     learning_rate: float,
+    beta1: float,
+    beta2: float,
+    beta1_power: float,
+    beta2_power: float,
+    epsilon: float,
     weight_decay: float,
-    **options: float,
 ) -> tuple[Array, ...]:
     """Adam with decoupled weight decay: the decay is a step of its own, which the mean and square do not see.
 
@@ -183,7 +187,10 @@ def adamw(
     Source: Loshchilov and Hutter, ICLR 2019.
     """
     shrunk = parameter * (1.0 - learning_rate * weight_decay)
-    return adam(xp, shrunk, gradient, *state, learning_rate=learning_rate, **options)
+    return adam(
+        xp, shrunk, gradient, *state, learning_rate=learning_rate, beta1=beta1, beta2=beta2,
+        beta1_power=beta1_power, beta2_power=beta2_power, epsilon=epsilon,
+    )  # fmt: skip
 
 
 def nadam(

@@ -34,10 +34,6 @@ class AdaGrad(Optimizer):
         """The sum of squares."""
         return 1
 
-    def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
-        """As ops.updates.adagrad takes them."""
-        return {"learning_rate": self.rate, "epsilon": self.epsilon, "weight_decay": decay}
-
 
 class RMSProp(Optimizer):
     """RMSProp; formulas in ops.updates.rmsprop. `alpha` is the decay rate of the mean square.
@@ -68,17 +64,6 @@ class RMSProp(Optimizer):
         """Mean square; mean, if centered; velocity, if there is momentum."""
         return 1 + self.centered + (self.momentum > 0.0)
 
-    def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
-        """As ops.updates.rmsprop takes them."""
-        return {
-            "learning_rate": self.rate,
-            "alpha": self.alpha,
-            "epsilon": self.epsilon,
-            "momentum": self.momentum,
-            "centered": self.centered,
-            "weight_decay": decay,
-        }
-
 
 class AdaDelta(Optimizer):
     """AdaDelta; formulas in ops.updates.adadelta. `rho` is the decay rate of both mean squares."""
@@ -101,15 +86,6 @@ class AdaDelta(Optimizer):
     def arrays(self) -> int:
         """Mean squares of gradients and of steps."""
         return 2
-
-    def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
-        """As ops.updates.adadelta takes them."""
-        return {
-            "learning_rate": self.rate,
-            "rho": self.rho,
-            "epsilon": self.epsilon,
-            "weight_decay": decay,
-        }
 
 
 class Adam(Optimizer):
@@ -145,17 +121,9 @@ class Adam(Optimizer):
         """beta1^t and beta2^t."""
         return numbers[0] * self.beta1, numbers[1] * self.beta2
 
-    def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
-        """As ops.updates.adam takes them."""
-        return {
-            "learning_rate": self.rate,
-            "beta1": self.beta1,
-            "beta2": self.beta2,
-            "beta1_power": numbers[0],
-            "beta2_power": numbers[1],
-            "epsilon": self.epsilon,
-            "weight_decay": decay,
-        }
+    def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
+        """The powers of beta."""
+        return {"beta1_power": numbers[0], "beta2_power": numbers[1]}
 
 
 class AdamW(Adam):
@@ -220,18 +188,14 @@ class Nadam(Optimizer):
         power = numbers[0] * _power(0.96, self.momentum_decay)
         return power, numbers[1] * self._momentum(power), numbers[2] * self.beta2
 
-    def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
-        """As ops.updates.nadam takes them."""
+    def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
+        """The momenta of this step and the next, their product, and beta2^t."""
+        ahead = self._momentum(numbers[0] * _power(0.96, self.momentum_decay))
         return {
-            "learning_rate": self.rate,
-            "beta1": self.beta1,
-            "beta2": self.beta2,
             "mu": self._momentum(numbers[0]),
-            "next_mu": self._momentum(numbers[0] * _power(0.96, self.momentum_decay)),
+            "next_mu": ahead,
             "mu_product": numbers[1],
             "beta2_power": numbers[2],
-            "epsilon": self.epsilon,
-            "weight_decay": decay,
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from xnn.errors import OptionError
 from xnn.ops import updates
@@ -37,15 +37,6 @@ class SGD(Optimizer):
         """The velocity, if there is momentum."""
         return 1 if self.momentum else 0
 
-    def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
-        """As ops.updates.sgd takes them."""
-        return {
-            "learning_rate": self.rate,
-            "momentum": self.momentum,
-            "nesterov": self.nesterov,
-            "weight_decay": decay,
-        }
-
 
 class Lion(Optimizer):
     """Lion, steps of equal size by the sign of a mean; formulas in ops.updates.lion, defaults optax's.
@@ -70,12 +61,3 @@ class Lion(Optimizer):
     def arrays(self) -> int:
         """The mean."""
         return 1
-
-    def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
-        """As ops.updates.lion takes them."""
-        return {
-            "learning_rate": self.rate,
-            "beta1": self.beta1,
-            "beta2": self.beta2,
-            "weight_decay": decay,
-        }

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
 from typing import Any, ClassVar, TypeAlias, TypedDict
 
@@ -125,8 +126,19 @@ class Optimizer:
         return numbers
 
     def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
-        """The rule's options for parameters of this weight decay, in the order in which it takes them."""
-        raise NotImplementedError
+        """The rule's options for parameters of this weight decay, in the order in which it takes them.
+
+        Each is the attribute of its name, but for the learning rate, the weight decay and what `derived` gives.
+        """
+        given = {"learning_rate": self.rate, "weight_decay": decay, **self.derived(numbers)}
+        return {
+            name: given[name] if name in given else getattr(self, name)
+            for name in _options_of(type(self).rule)
+        }
+
+    def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
+        """Options that follow from the numbers, such as Adam's powers of beta."""
+        return {}
 
     def state_of(self, parameter: Parameter) -> State:
         """What is remembered of a parameter: zeros before its first step, or if the rule now needs other arrays."""
@@ -204,6 +216,13 @@ class Optimizer:
             delattr(self, key)
         for key, value in snapshot.items():
             setattr(self, key, dict(value) if isinstance(value, dict) else value)
+
+
+@cache
+def _options_of(rule: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of an update rule's options: its keyword-only parameters, those of the rules it calls included."""
+    parameters = inspect.signature(rule).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def _check_decay(weight_decay: Any) -> WeightDecay:

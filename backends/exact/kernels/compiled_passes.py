@@ -1,0 +1,191 @@
+"""The passes of exact kernels by compiled loops: each gives a function without arguments over its buffers.
+
+Importing this file imports Numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends.exact.kernels import compiled_loops as loops
+from xnn.backends.exact.slices import sum_bits
+from xnn.backends.kernels.calls import Runnable
+from xnn.backends.kernels.jit import load
+from xnn.errors import BackendUnavailableError
+from xnn.ops.op import apply_rule, backward_of, forward_of
+
+__all__ = [
+    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "has_the_ops_bits",
+    "prepare", "sgd", "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
+]  # fmt: skip
+
+#: Activations that `finish` computes; their numbers in the loops count from 1.
+ACTIVATIONS = (ops.relu, ops.sigmoid, ops.tanh)
+_NONE, _NONE32 = np.zeros((0, 0)), np.zeros(0, np.float32)
+
+
+def _number(activation: Any) -> int:
+    return 0 if activation is None else 1 + ACTIVATIONS.index(activation)
+
+
+def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
+    """one <- w's slice, on the scale of its largest element. state: whether an update has done it, and that scale."""
+    flat, out = w.reshape(-1), one.reshape(-1)
+    return lambda: loops.slice_tensor(flat, table, out, state)
+
+
+def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
+    """wide (2n, width) <- each row's first slice, then each row's second one."""
+    return lambda: loops.slice_rows(x, high, low, wide)
+
+
+def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
+    """one <- each column's slice, on the scale of its largest element."""
+    largest, s = np.empty(x.shape[1], np.int32), np.empty(x.shape[1])
+    return lambda: loops.slice_columns(x, table, one, largest, s)
+
+
+def slice_gradient(
+    dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
+) -> Runnable:
+    """wide <- each column's first slice and, if it is twice as wide, the second ones beside them; db <- their sums.
+
+    The sums are of slices by `table`; with a rate, db is b and becomes b - rate * gradient. No wide, no slices.
+    """
+    step, sums = np.zeros(0) if rate is None else rate.value, _NONE32 if db is None else db
+    second = high if low is None else low
+    rows = [np.empty(dz.shape[1]) for _ in range(4)]
+    return lambda: loops.slice_gradient(dz, high, second, wide, table, sums, step, *rows)
+
+
+def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
+    """wide <- integers as float64."""
+    return lambda: loops.widen(integers, wide)
+
+
+def finish(
+    products: np.ndarray, scale: float, b: np.ndarray | None, y: np.ndarray, activation: Any, kept: Any
+) -> Runnable:
+    """y <- f(P_high + P_low + b) where products has 2n rows, f(P scale + b) where it has n; kept: f in float64."""
+    number, bias = _number(activation), np.zeros(y.shape[1], np.float32) if b is None else b
+    wide = _NONE if kept is None else kept
+    return lambda: loops.finish(products, scale, bias, y, number, wide)
+
+
+def activation_gradient(activation: Any, y: np.ndarray, kept: np.ndarray | None, dz: np.ndarray) -> Runnable:
+    """dz <- dz f'(z), from the output y, or from f in float64 where it was kept."""
+    number, wide = _number(activation), _NONE if kept is None else kept
+    return lambda: loops.activation_gradient(number, y, wide, dz)
+
+
+def weight_gradient(
+    products: np.ndarray, scale: float, dw: np.ndarray, rate: Any, table: Any, one: Any, state: np.ndarray
+) -> Runnable:
+    """dw <- the products' sum, or their multiple, as stored; with a rate, dw is W and becomes W - rate * gradient.
+
+    Then one <- the new W's slice too, on the scale of the last one; state[0] tells whether it is still W's scale.
+    """
+    step = np.zeros(0) if rate is None else rate.value
+    cut = _NONE if rate is None else one
+    return lambda: loops.weight_gradient(products, scale, dw, step, table, cut, state)
+
+
+def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
+    """count <- how often the first largest output (the first NaN, where there is one) is the label's."""
+    flat = count.reshape(1)
+    return lambda: loops.count_right(outputs, labels, flat)
+
+
+def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
+    """The loss and its gradient: softmax_cross_entropy forward and backward."""
+    n, classes = z.shape
+    flat, e, each = loss.reshape(1), np.empty(classes), np.empty(n)
+    bits, batch_bits = sum_bits(classes), sum_bits(n)
+    return lambda: loops.cross_entropy(z, labels, flat, g, e, each, bits, batch_bits)
+
+
+def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
+    """updates.sgd in place."""
+    v = velocity[0] if velocity else _NONE32
+    return lambda: loops.sgd(w, g, v, group.numbers)
+
+
+def adam(
+    exact: Any, group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray
+) -> Runnable:
+    """updates.adam in place."""
+    return lambda: loops.adam(w, g, mean, square, group.numbers)
+
+
+def prepare(exact: Any) -> None:
+    """Compile everything, or read it from Numba's cache, before a step needs it; damaged files are made again.
+
+    Then try it on a few numbers: machine code that is older than the functions' constants is made again too.
+    Raises BackendUnavailableError where this machine's compiled code does not have the ops' bits.
+    """
+    x, labels = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
+    one, two, table = np.zeros((1, 1)), np.zeros((2, 2)), np.zeros(256)
+    state = np.zeros(2, np.int64)
+
+    def call() -> None:
+        for run in (
+            slice_tensor(x, table, one, state),
+            slice_rows(x, table, table, two),
+            slice_columns(x, table, one),
+            slice_gradient(x, table, None, two, table, x[0], None),
+            widen(np.zeros((1, 1), np.uint8), one),
+            finish(two, 1.0, None, x, None, None),
+            activation_gradient(ops.relu, x, None, x),
+            weight_gradient(two, 1.0, x, None, table, one, state),
+            count_right(x, labels, x[0, :1]),
+            cross_entropy(exact, x, labels, x[0, :1], x),
+        ):
+            run()
+        loops.sgd(x[0], x[0], _NONE32, np.zeros(4))
+        loops.adam(x[0], x[0], x[0], x[0], np.ones(7))
+
+    load(call, loops.finish)
+    if not has_the_ops_bits(exact):
+        for function in vars(loops).values():  # in the order of the file: each after those it calls
+            if isinstance(function, type(loops.finish)) and function.py_func.__module__ == loops.__name__:
+                function.recompile()
+        if not has_the_ops_bits(exact):
+            raise BackendUnavailableError(
+                "compiled kernels: what this machine's compiler makes of them differs from the ops in its bits, as "
+                "fused multiplications and additions do: use kernels='numpy'"
+            )
+
+
+def has_the_ops_bits(exact: Any) -> bool:
+    """Functions, the loss and two updates on some numbers, one of which a fused multiply-add would change."""
+    x = np.linspace(-9.0, 9.0, 36, dtype=np.float32).reshape(9, 4)
+    found: list[Any] = []
+    right: list[Any] = []
+    with np.errstate(all="ignore"):
+        for op in (ops.sigmoid, ops.tanh):
+            y, kept = np.empty_like(x), np.empty(x.shape)
+            finish(x.astype(float), 1.0, None, y, op, kept)()
+            found += [y, kept]
+            right += forward_of(op, exact, (x,), {})
+        loss, g, labels = np.empty((), np.float32), np.empty_like(x), np.arange(9) % 4
+        cross_entropy(exact, x, labels, loss, g)()
+        value, saved = forward_of(ops.softmax_cross_entropy, exact, (x, labels), {})
+        found += [loss, g]
+        right += [value, backward_of(ops.softmax_cross_entropy, exact, np.ones((), np.float32), saved)[0]]
+        w = [np.abs(x).ravel() for _ in range(4)]
+        options = {
+            "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.99, "beta1_power": 0.9, "beta2_power": 0.99,
+            "epsilon": 1e-8, "weight_decay": 0.01,
+        }  # fmt: skip
+        loops.adam(*w, np.asarray(tuple(options.values())))
+        found += [w[0], w[2], w[3]]
+        right += apply_rule(ops.updates.adam, exact, [np.abs(x).ravel() for _ in range(4)], options)
+        # Rounded twice, w - rate g is -2^-30; rounded once, by a fused multiply-add, it is -2^-30 - 2^-53.
+        w = [np.full(9, 1.0 + 2.0**-23, np.float32) for _ in range(2)]
+        loops.sgd(*w, _NONE32, np.asarray([1.0 + 2.0**-30, 0.0, 0.0, 0.0]))
+        found.append(w[0])
+        right.append(np.full(9, -(2.0**-30), np.float32))
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(found, right, strict=True))

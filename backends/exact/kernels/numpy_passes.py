@@ -1,0 +1,262 @@
+"""The passes of exact kernels in plain NumPy: the namespace's operations over buffers, block by block.
+
+Arrays as large as the weights are taken in blocks that fit a core's cache: some ten operations go over each.
+Tables are `splitters`: the splitting constant for each exponent of a float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends.exact.functions import EXP_LIMIT, exp_inside, log_inside
+from xnn.backends.exact.slices import FLUSH, exponent, splitter, sum_bits, to32
+from xnn.backends.kernels.calls import Runnable
+from xnn.backends.kernels.numpy_kernels import count_right
+from xnn.backends.kernels.update_kernels import update_run
+from xnn.ops import updates
+from xnn.ops.op import backward_of, forward_of
+
+__all__ = [
+    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "prepare", "sgd",
+    "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
+]  # fmt: skip
+
+#: Activations that `finish` computes.
+ACTIVATIONS = (ops.relu,)
+
+_BLOCK = 16384  # numbers: 128 KiB of float64
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+
+
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK)]
+
+
+def _round(y: np.ndarray, out: np.ndarray) -> None:
+    """out <- to32(y), over y."""
+    np.add(y, FLUSH, out=y)
+    np.subtract(y, FLUSH, out=y)
+    np.copyto(out, y, casting="same_kind")
+
+
+def _descend(gradient: np.ndarray, w: np.ndarray, rate: float, stored: np.ndarray, wide: np.ndarray) -> None:
+    """w <- to32(w - rate to32(gradient)); stored and wide are room for float32 and float64."""
+    _round(gradient, stored)
+    np.copyto(gradient, stored)
+    np.multiply(gradient, rate, out=gradient)
+    np.copyto(wide, w)
+    np.subtract(wide, gradient, out=wide)
+    _round(wide, w)
+
+
+def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
+    """one <- w's slice, on the scale of its largest element; state stays 0: no update has done it."""
+    words, magnitude = w.reshape(-1).view(np.int32), np.empty(_BLOCK, np.int32)
+    blocks = _blocks(w.size)
+    flat, out = [w.reshape(-1)[b] for b in blocks], [one.reshape(-1)[b] for b in blocks]
+    parts = [(words[b], magnitude[: b.stop - b.start]) for b in blocks]
+
+    def run() -> None:
+        largest = 0
+        for part, scratch in parts:
+            np.bitwise_and(part, _MAGNITUDE, out=scratch)
+            largest = max(largest, int(np.maximum.reduce(scratch)))
+        s = table[largest >> 23]
+        for x, y in zip(flat, out, strict=True):
+            np.copyto(y, x)
+            np.add(y, s, out=y)
+            np.subtract(y, s, out=y)
+
+    return run
+
+
+def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
+    """wide (2n, width) <- each row's first slice, then each row's second one."""
+    n = len(x)
+    return _two(x, 1, high, low, wide[:n], wide[n:])
+
+
+def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
+    """one <- each column's slice, on the scale of its largest element."""
+    return _two(x, 0, table, None, one, one)
+
+
+def slice_gradient(
+    dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
+) -> Runnable:
+    """wide <- each column's first slice and, if it is twice as wide, the second ones beside them; db <- their sums.
+
+    The sums are of slices by `table`; with a rate, db is b and becomes b - rate * gradient. No wide, no slices.
+    """
+    width, cut = dz.shape[1], np.empty(dz.shape)
+    slices = _two(dz, 0, high, low, wide[:, :width], wide[:, width:]) if wide.size else _nothing
+    if db is None:
+        return slices
+    whole = _two(dz, 0, table, None, cut, cut)
+    total, old, stored = np.empty(width), np.empty(width), np.empty_like(db)
+
+    def run() -> None:
+        slices()
+        whole()
+        np.add.reduce(cut, axis=0, out=total)
+        if rate is None:
+            _round(total, db)
+        else:
+            _descend(total, db, rate.value[0], stored, old)
+
+    return run
+
+
+def _nothing() -> None:
+    pass
+
+
+def _two(
+    x: np.ndarray, axis: int, high: np.ndarray, low: np.ndarray | None, first: np.ndarray, second: np.ndarray
+) -> Runnable:
+    words, magnitude = x.view(np.int32), np.empty(x.shape, np.int32)
+    largest = np.empty(tuple(1 if a == axis else extent for a, extent in enumerate(x.shape)), np.int32)
+    rest = np.empty(x.shape)
+
+    def run() -> None:
+        np.bitwise_and(words, _MAGNITUDE, out=magnitude)
+        np.maximum.reduce(magnitude, axis=axis, keepdims=True, out=largest, initial=0)
+        np.right_shift(largest, 23, out=largest)
+        np.copyto(rest, x)
+        s = high.take(largest)
+        np.add(rest, s, out=first)
+        np.subtract(first, s, out=first)
+        if low is not None:
+            t = low.take(largest)
+            np.subtract(rest, first, out=rest)
+            np.add(rest, t, out=rest)
+            np.subtract(rest, t, out=second)
+
+    return run
+
+
+def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
+    """wide <- integers as float64."""
+    return lambda: np.copyto(wide, integers)
+
+
+def finish(
+    products: np.ndarray, scale: float, b: np.ndarray | None, y: np.ndarray, activation: Any, kept: Any
+) -> Runnable:
+    """y <- f(P_high + P_low + b) where products has 2n rows, f(P scale + b) where it has n; f: relu or nothing."""
+    n = len(y)
+    z, rest = products[:n], products[n:]
+    zeros = np.zeros(y.shape[1:], y.dtype)
+
+    def run() -> None:
+        if len(rest):
+            np.add(z, rest, out=z)
+        else:
+            np.multiply(z, scale, out=z)
+        if b is not None:
+            np.add(z, b, out=z)
+        _round(z, y)
+        if activation is not None:
+            np.maximum(y, zeros, out=y)
+
+    return run
+
+
+def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarray) -> Runnable:
+    """dz <- dz where y > 0, else 0."""
+    off, zero = np.empty(y.shape, bool), y.dtype.type(0)
+
+    def run() -> None:
+        np.greater(y, zero, out=off)
+        np.logical_not(off, out=off)
+        np.copyto(dz, zero, where=off)
+
+    return run
+
+
+def weight_gradient(
+    products: np.ndarray, scale: float, dw: np.ndarray, rate: Any, table: Any, one: Any, state: np.ndarray
+) -> Runnable:
+    """dw <- the products' sum, or their multiple, as stored; with a rate, dw is W and becomes W - rate * gradient."""
+    inputs, outputs = dw.shape
+    two = products.shape[1] > outputs
+    rows = max(1, _BLOCK // max(1, outputs))
+    blocks = [slice(start, min(start + rows, inputs)) for start in range(0, inputs, rows)]
+    g, scratch, stored = (np.empty((rows, outputs), kind) for kind in (float, float, np.float32))
+    parts = [
+        (
+            products[b, :outputs],
+            products[b, outputs:],
+            dw[b],
+            *(a[: b.stop - b.start] for a in (g, scratch, stored)),
+        )
+        for b in blocks
+    ]
+
+    def run() -> None:
+        for left, right, out, total, wide, gradient in parts:
+            if two:
+                np.add(left, right, out=total)
+            else:
+                np.multiply(left, scale, out=total)
+            if rate is None:
+                _round(total, out)
+            else:
+                _descend(total, out, rate.value[0], gradient, wide)
+
+    return run
+
+
+def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
+    """The loss and its gradient: softmax_cross_entropy forward and backward, or the op where numbers are extreme.
+
+    Labels lie in 0 .. classes - 1: the door they came through has looked.
+    """
+    lib, op = exact.lib, ops.softmax_cross_entropy
+    n, classes = z.shape
+    bits, batch_bits = sum_bits(classes), sum_bits(n)
+    s = splitter(lib, exponent(lib, np.ones(1)), bits)  # the largest e^(z - max z) is 1
+    wide, flat, rows = np.empty(z.shape), np.empty(n, np.int64), np.arange(0, n * classes, classes)
+    share = 1.0 / n
+
+    def run() -> None:
+        np.copyto(wide, z)
+        shifted = wide - np.maximum.reduce(wide, axis=1, keepdims=True)
+        if not np.minimum.reduce(shifted, axis=None) >= -EXP_LIMIT:  # NaN too
+            value, saved = forward_of(op, exact, (z, labels), {})
+            loss[()] = value
+            g[...] = backward_of(op, exact, np.ones((), np.float32), saved)[0]
+            return
+        np.add(rows, labels, out=flat)
+        e = exp_inside(lib, shifted)
+        total = np.add.reduce((e + s) - s, axis=1)
+        picked = shifted.take(flat)
+        t = splitter(lib, (picked.view(np.int64) >> 52) & 0x7FF, bits)
+        each = log_inside(lib, total) - ((picked + t) - t)
+        t = splitter(lib, exponent(lib, each, 0), batch_bits)
+        loss[()] = to32(lib, np.add.reduce((each + t) - t) / float(n))
+        np.divide(e, total[:, None], out=e)
+        e.reshape(-1)[flat] -= 1.0
+        np.multiply(e, share, out=e)
+        _round(e, g)
+
+    return run
+
+
+def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
+    """updates.sgd in place."""
+    return update_run(exact, updates.sgd, group, (w, g, *velocity))
+
+
+def adam(
+    exact: Any, group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray
+) -> Runnable:
+    """updates.adam in place."""
+    return update_run(exact, updates.adam, group, (w, g, mean, square))
+
+
+def prepare(exact: Any) -> None:
+    """There is nothing to compile."""

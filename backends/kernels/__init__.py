@@ -1,0 +1,3 @@
+"""Kernels: the calls of a training step as functions without arguments, in NumPy, BLAS and compiled loops."""
+
+__all__ = []

@@ -1,0 +1,272 @@
+"""The compiled kernels' table: a call becomes rows of numbers for `compiled.run`, where addresses stand for buffers.
+
+What has no row here - an op of the user's, dropout's mask - is run by the NumPy kernel or by the op, between two
+stretches of rows. Importing this file imports Numba.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+
+from xnn import ops
+from xnn.backends.kernels.blas import blas_routine, operand
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.kernels.compiled_loops import LINEAR, RELU, SIGMOID, TANH, WIDTH, Code, run
+from xnn.backends.kernels.jit import load
+from xnn.backends.kernels.numpy_kernels import (
+    NUMPY_KERNELS,
+    serves,
+    serves_adam,
+    serves_dense,
+    serves_gather,
+    serves_labels,
+    serves_loss,
+    serves_update,
+)  # fmt: skip
+from xnn.errors import BackendUnavailableError
+from xnn.ops import updates
+from xnn.ops.metrics import accuracy
+
+__all__ = ["CompiledTable"]
+
+_KINDS = {None: LINEAR, ops.relu: RELU, ops.sigmoid: SIGMOID, ops.tanh: TANH}
+
+
+@dataclass
+class Rows:
+    """Rows of the table, the arrays behind their addresses, and the dtype they work in, or None for any."""
+
+    numbers: list[tuple[int, ...]]
+    arrays: list[Any]
+    dtype: Any
+
+
+class _Writer:
+    """Collects one call's rows; an array given as a number becomes its address."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.made = Rows([], [], None if dtype is None else np.dtype(dtype))
+
+    def row(self, code: Code, *columns: Any) -> None:
+        self.made.arrays.extend(c for c in columns if isinstance(c, np.ndarray))
+        numbers = [_address(c) if c is None or isinstance(c, np.ndarray) else int(c) for c in columns]
+        self.made.numbers.append((int(code), *numbers, *(0,) * (WIDTH - 1 - len(numbers))))
+
+    def gemm(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, rate: np.ndarray | None = None) -> None:
+        """c <- a b; with the address of a rate, c <- c - rate a b."""
+        routine = blas_routine(str(c.dtype))
+        named = operand(a), operand(b)
+        assert routine is not None
+        assert named[0] is not None
+        assert named[1] is not None
+        (flag_a, lead_a), (flag_b, lead_b) = named[0], named[1]
+        (m, k), n = a.shape, b.shape[1]
+        self.row(
+            Code.GEMM, routine.address, routine.wide, flag_a, flag_b, m, n, k, a, lead_a, b, lead_b, c, rate,
+            rate is not None,
+        )  # fmt: skip
+
+
+def _address(array: Any) -> int:
+    return 0 if array is None else int(array.ctypes.data)
+
+
+def _dense(call: Call) -> Rows:
+    x, w, *bias = (slot.array for slot in call.reads)
+    y = _written(call)[0]
+    out = _Writer(y.dtype)
+    out.gemm(x, w, y)
+    if bias or call.activation is not None:
+        out.row(Code.ACTIVATE, _KINDS[call.activation], y, bias[0] if bias else None, *y.shape)
+    return out.made
+
+
+def _dense_backward(call: Call) -> Rows:
+    forward = call.forward
+    assert forward is not None
+    x, w = forward.reads[0].array, forward.reads[1].array
+    y, dz = _written(forward)[0], call.reads[0].array
+    dx, dw, *rest = _written(call)
+    db = rest[0] if rest else None
+    out = _Writer(dz.dtype)
+    rate = None if call.rule is None else call.rule.numbers
+    sums = db if rate is None or db is None else np.empty_like(db)  # db is the bias itself where it is folded
+    if sums is not None or forward.activation is not None:
+        out.row(Code.GRADIENT, _KINDS[forward.activation], dz, y, sums, *dz.shape)
+    if dx is not None:
+        out.gemm(dz, w.T, dx)  # before w can change
+    if dw is not None:
+        out.gemm(x.T, dz, dw, rate)
+    if rate is not None and db is not None:
+        out.row(Code.FOLD_BIAS, db, sums, db.size, rate)
+    return out.made
+
+
+def _written(call: Call) -> list[Any]:
+    return [None if slot is None else slot.array for slot in call.writes]
+
+
+def _activation(call: Call) -> Rows:
+    x, y = call.reads[0].array, _written(call)[0]
+    out = _Writer(y.dtype)
+    out.row(Code.COPY, y, x, y.size)
+    out.row(Code.ACTIVATE, _KINDS[call.op], y, None, 1, y.size)
+    return out.made
+
+
+def _activation_backward(call: Call) -> Rows:
+    assert call.forward is not None
+    y, dy, dx = _written(call.forward)[0], call.reads[0].array, _written(call)[0]
+    out = _Writer(y.dtype)
+    out.row(Code.COPY, dx, dy, dx.size)
+    out.row(Code.GRADIENT, _KINDS[call.op], dx, y, None, 1, dx.size)
+    return out.made
+
+
+def _cross_entropy(call: Call) -> Rows:
+    z, labels = (slot.array for slot in call.reads)
+    out = _Writer(z.dtype)
+    out.row(Code.CROSS_ENTROPY, z, labels, *_written(call), *z.shape)
+    return out.made
+
+
+def _gather(call: Call) -> Rows:
+    source, rows, target = call.options["source"], call.options["cursor"].rows, _written(call)[0]
+    n, width = len(rows), source.size // max(1, len(source))
+    out = _Writer(target.dtype if source.dtype == np.uint8 else None)  # words are moved as they are
+    if source.dtype == np.uint8:
+        numbers = np.asarray([call.options.get("scale", 1.0), call.options.get("offset", 0.0)])
+        out.row(Code.GATHER, source, rows, target, n, width, numbers, len(source))
+    else:
+        out.row(Code.TAKE, source, rows, target, n, width, source.itemsize, len(source))
+    return out.made
+
+
+def _can_gather(call: Call) -> bool:
+    source, target = call.options["source"], call.writes[0]
+    assert target is not None
+    if not serves_gather(call) or not len(source):
+        return False
+    if source.dtype == np.uint8:
+        return bool(np.dtype(target.dtype).kind == "f")
+    return bool(source.dtype == target.dtype) and source.itemsize in (4, 8) and "scale" not in call.options
+
+
+def _accuracy(call: Call) -> Rows:
+    outputs, labels = (slot.array for slot in call.reads)
+    out = _Writer(outputs.dtype)
+    out.row(Code.COUNT_RIGHT, outputs, labels, _written(call)[0], *outputs.shape)
+    return out.made
+
+
+def _dropout(call: Call) -> Rows:
+    x, keep = (slot.array for slot in call.reads)
+    return _masked(x, keep, _written(call)[0], call.options["rate"])
+
+
+def _dropout_backward(call: Call) -> Rows:
+    assert call.forward is not None
+    return _masked(
+        call.reads[0].array, call.forward.reads[1].array, _written(call)[0], call.forward.options["rate"]
+    )
+
+
+def _serves_dropout(call: Call) -> bool:
+    """One dtype, and a mask of the input's shape."""
+    x, keep = (call.forward or call).reads
+    return bool(
+        np.dtype(x.dtype) in (np.float32, np.float64) and x.shape == keep.shape and keep.dtype == np.bool_
+    )
+
+
+def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
+    out = _Writer(y.dtype)
+    out.row(Code.DROPOUT, x, y, keep.view(np.uint8), y.size, np.asarray([1.0 / (1.0 - rate)]))
+    return out.made
+
+
+def _sgd(call: Call) -> Rows:
+    group = call.rule
+    out = _Writer(call.reads[0].dtype)
+    for w, g, *velocity in group.runs(call):
+        out.row(Code.SGD, w, g, velocity[0] if velocity else None, w.size, group.numbers)
+    return out.made
+
+
+def _adam(call: Call) -> Rows:
+    group = call.rule
+    out = _Writer(call.reads[0].dtype)
+    for w, g, mean, square in group.runs(call):
+        out.row(Code.ADAM, w, g, mean, square, w.size, group.numbers)
+    return out.made
+
+
+def _has_labels(test: Callable[[Call], bool]) -> Callable[[Call], bool]:
+    return lambda call: test(call) and np.dtype(call.reads[1].dtype) == np.int64
+
+
+class CompiledTable(KernelTable):
+    """The rows above, and NumPy's kernels for the rest."""
+
+    name = f"compiled (numba {numba.__version__})"
+    in_place = True
+
+    def __init__(self) -> None:
+        for dtype in ("float32", "float64"):
+            if blas_routine(dtype) is None:
+                raise BackendUnavailableError(
+                    "compiled kernels need a BLAS that can be called by address, and this NumPy has none: use the "
+                    "plain ones (kernels='numpy'), or NumPy's own wheel"
+                )
+        super().__init__(
+            {
+                ("gather", None): (_gather, _can_gather),
+                ("forward", ops.dense): (_dense, serves_dense),
+                ("backward", ops.dense): (_dense_backward, serves_dense),
+                ("loss", ops.softmax_cross_entropy): (_cross_entropy, _has_labels(serves_loss)),
+                ("metric", accuracy): (_accuracy, _has_labels(serves_labels)),
+                ("forward", ops.dropout): (_dropout, _serves_dropout),
+                ("backward", ops.dropout): (_dropout_backward, _serves_dropout),
+                ("update", updates.sgd): (_sgd, serves_update),
+                ("update", updates.adam): (_adam, serves_adam),
+                **{("forward", op): (_activation, serves) for op in _KINDS if op is not None},
+                **{("backward", op): (_activation_backward, serves) for op in _KINDS if op is not None},
+            },
+            NUMPY_KERNELS,
+        )
+
+    def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
+        """Rows that follow one another become one table and one call."""
+        steps: list[Runnable] = []
+        together: list[Rows] = []
+        for item in (*bound, None):
+            if isinstance(item, Rows):
+                if len({part.dtype for part in (*together, item)} - {None}) > 1:
+                    steps.append(_stretch(together))
+                    together = []
+                together.append(item)
+                continue
+            if together:
+                steps.append(_stretch(together))
+                together = []
+            if item is not None:
+                steps.append(item)
+        return steps
+
+
+def _stretch(parts: list[Rows]) -> Runnable:
+    table = np.asarray([row for part in parts for row in part.numbers], np.int64).reshape(-1, WIDTH)
+    reals = np.zeros(10, next((part.dtype for part in parts if part.dtype is not None), np.float32))
+    reals[9] = 1
+    load(lambda: run(table[:0], reals), run)
+
+    def step() -> None:
+        run(table, reals)
+
+    step.arrays = [array for part in parts for array in part.arrays]  # type: ignore[attr-defined] # kept alive
+    return step

@@ -1,0 +1,393 @@
+"""Compiled loops for the CPU (Numba, the extra `fast`): a table of numbers, and one function that runs it.
+
+A program's call becomes a row or several: an opcode, then addresses of buffers, sizes and flags. `run` walks the
+rows, calls NumPy's own BLAS by its address, and does everything between two products in one pass over the data.
+It is compiled once for float32 and once for float64, not for each model, and kept on disk by Numba. All that is
+compiled stands in this file, since Numba's cache looks at one file's date; it is imported when training starts.
+`compiled_kernels.py` makes the rows, and `tests/kernels/test_kernels.py` holds these loops to the ops.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic, overload
+
+from xnn.backends.kernels.jit import jit
+
+__all__ = ["WIDTH", "Code", "run"]
+
+#: Numbers in a row of the table.
+WIDTH = 16
+
+
+class Code(IntEnum):
+    """What a row says; its other columns are named where it is read, in the functions below."""
+
+    GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = range(7)
+    CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
+
+
+GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = map(int, list(Code)[:7])  # as Numba wants them
+CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = map(int, list(Code)[7:])
+LINEAR, RELU, SIGMOID, TANH = range(4)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(context: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to numbers of the type of `like`."""
+    kind = types.CPointer(like)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(kind))
+
+    return kind(address, like), generate
+
+
+def _gemm_with(bits: int) -> Any:
+    """A call of cblas_sgemm or cblas_dgemm at an address, for a BLAS whose integers have so many bits."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def call(
+        context: Any, address: Any, flag_a: Any, flag_b: Any, m: Any, n: Any, k: Any, alpha: Any, a: Any, lead_a: Any,
+        b: Any, lead_b: Any, beta: Any, c: Any, lead_c: Any,
+    ) -> Any:  # fmt: skip
+        given = (address, flag_a, flag_b, m, n, k, alpha, a, lead_a, b, lead_b, beta, c, lead_c)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            flag, size, pointer = ir.IntType(32), ir.IntType(bits), ir.IntType(8).as_pointer()
+            real = context.get_value_type(alpha)
+            matrix = (pointer, size)
+            wanted = (*[flag] * 3, *[size] * 3, real, *matrix, *matrix, real, *matrix)
+            function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), wanted).as_pointer())
+            passed = [ir.Constant(flag, 101)]  # row-major
+            for value, kind in zip(arguments[1:], wanted[1:], strict=True):
+                if isinstance(kind, ir.PointerType):
+                    value = builder.inttoptr(value, kind)
+                elif isinstance(kind, ir.IntType) and kind.width < value.type.width:
+                    value = builder.trunc(value, kind)
+                passed.append(value)
+            builder.call(function, passed)
+            return context.get_dummy_value()
+
+        return types.void(*given), generate
+
+    return call
+
+
+_gemm64, _gemm32 = _gemm_with(64), _gemm_with(32)
+
+
+@jit
+def _gemm(r: Any, reals: Any) -> None:
+    """C <- alpha A B + beta C; alpha is 1, or minus the learning rate at an address."""
+    routine, wide, flag_a, flag_b, m, n, k = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
+    a, lead_a, b, lead_b, c, rate, add = r[8], r[9], r[10], r[11], r[12], r[13], r[14]
+    reals[0] = 1.0 if rate == 0 else -carray(_pointer(rate, np.float64(0)), 1)[0]
+    reals[1] = 1.0 if add else 0.0
+    if wide:
+        _gemm64(routine, flag_a, flag_b, m, n, k, reals[0], a, lead_a, b, lead_b, reals[1], c, n)
+    else:
+        _gemm32(routine, flag_a, flag_b, m, n, k, reals[0], a, lead_a, b, lead_b, reals[1], c, n)
+
+
+#: The type, the bits of its fraction, the bias of its exponent, and the degree of e^r's polynomial.
+_FORMATS = {types.float32: (np.float32, 23, 127, 7), types.float64: (np.float64, 52, 1023, 13)}
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _power_of_two(context: Any, shifted: Any) -> Any:
+    """2^n from a number that ends in the bits of n, by moving n + bias to where the exponent stands."""
+    real, fraction, bias, _ = _FORMATS[shifted]
+    word = ir.IntType(8 * np.dtype(real).itemsize)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        biased = builder.add(builder.bitcast(arguments[0], word), word(bias))
+        return builder.bitcast(builder.shl(biased, word(fraction)), arguments[0].type)
+
+    return shifted(shifted), generate
+
+
+def _exp_parts(x: Any) -> Any:
+    """(2^n, e^r - 1) for x = n ln 2 + r <= 0: NumPy's exp is a call for each number, this is plain arithmetic.
+
+    e^x = 2^n + 2^n (e^r - 1), to 1.1 units in the last place; e^x - 1 = (2^n - 1) + 2^n (e^r - 1) keeps its digits
+    near 0. NaN stays; e^x below 2^-126.5 (float64: 2^-1022.5) is 0. Source: Cody and Waite, Software Manual for the
+    Elementary Functions, 1980.
+    """
+
+
+@overload(_exp_parts, jit_options={"forceinline": True, "fastmath": {"contract"}})  # type: ignore[untyped-decorator]
+def _exp_parts_of(x: Any) -> Any:
+    """Its constants are in the type of x, so that nothing is widened."""
+    real, fraction, bias, degree = _FORMATS[x]
+    # ln 2 is 355/512, whose product with n is exact, and a rest.
+    per_ln2, ln2_high, ln2_low = real(1 / math.log(2)), real(355 / 512), real(-2.1219444005469058277e-4)
+    to_whole = real(1.5 * 2.0**fraction)  # a sum with it is whole, and ends in the bits of n
+    lowest = real(-bias * math.log(2))  # n = -bias: exponent bits 0, the number 0
+    # e^r - 1 = r + r^2 (1/2! + r/3! + ...), Taylor's. What is left out is below (ln 2 / 2)^8 / 8! = 2^-27, and
+    # 2^-57 in float64; a minimax fit would save one term of seven, and two of thirteen.
+    terms = tuple(real(1 / math.factorial(k)) for k in range(degree, 1, -1))
+
+    def parts(x: Any) -> Any:
+        x = lowest if x < lowest else x
+        shifted = x * per_ln2 + to_whole
+        n = shifted - to_whole
+        r = (x - n * ln2_high) - n * ln2_low
+        series = terms[0]
+        for term in terms[1:]:
+            series = series * r + term
+        return _power_of_two(shifted), r + r * r * series
+
+    return parts
+
+
+@jit
+def _activate(r: Any, reals: Any) -> None:
+    """y <- f(y + b) in place, f linear, relu, sigmoid or tanh; without b at address 0."""
+    kind, n, m, zero, one = r[1], r[4], r[5], reals[8], reals[9]
+    y = carray(_pointer(r[2], reals[0]), (n, m))
+    if r[3]:
+        b = carray(_pointer(r[3], reals[0]), m)
+        if kind == RELU:
+            for i in range(n):
+                for j in range(m):
+                    z = y[i, j] + b[j]
+                    y[i, j] = zero if z < zero else z  # NaN stays
+            return
+        for i in range(n):
+            for j in range(m):
+                y[i, j] += b[j]
+    flat, two = carray(_pointer(r[2], reals[0]), n * m), one + one
+    if kind == RELU:
+        for i in range(n * m):
+            flat[i] = zero if flat[i] < zero else flat[i]
+    elif kind == SIGMOID:
+        for i in range(n * m):
+            power, rest = _exp_parts(-abs(flat[i]))
+            e = power + power * rest
+            flat[i] = (one if flat[i] >= zero else e) / (one + e)
+    elif kind == TANH:  # (1 - e^-2|z|) / (1 + e^-2|z|), by d = e^-2|z| - 1
+        for i in range(n * m):
+            power, rest = _exp_parts(-two * abs(flat[i]))
+            d = (power - one) + power * rest
+            flat[i] = math.copysign(d / (two + d), flat[i])
+
+
+@jit
+def _gradient(r: Any, reals: Any) -> None:
+    """dz <- dy f'(z) in place, from y = f(z), and the sum of its rows into db unless that is at address 0.
+
+    ReLU multiplies by 0 or 1: where it is off, an infinite gradient becomes NaN, and not 0 as in the op.
+    """
+    kind, n, m, zero, one = r[1], r[5], r[6], reals[8], reals[9]
+    dy = carray(_pointer(r[2], reals[0]), (n, m))
+    y = carray(_pointer(r[3], reals[0]), (n, m))
+    if r[4]:
+        db = carray(_pointer(r[4], reals[0]), m)
+        db[:] = 0
+        if kind == RELU:
+            for i in range(n):
+                for j in range(m):
+                    g = dy[i, j] * reals.dtype.type(y[i, j] > zero)  # a choice would not vectorize
+                    dy[i, j] = g
+                    db[j] += g
+            return
+    for i in range(n):
+        if kind == RELU:
+            for j in range(m):
+                dy[i, j] *= reals.dtype.type(y[i, j] > zero)
+        elif kind == SIGMOID:
+            for j in range(m):
+                dy[i, j] *= y[i, j] * (one - y[i, j])
+        elif kind == TANH:
+            for j in range(m):
+                dy[i, j] *= one - y[i, j] * y[i, j]
+        if r[4]:
+            for j in range(m):
+                db[j] += dy[i, j]
+
+
+@jit
+def _fold_bias(r: Any, reals: Any) -> None:
+    """b <- b - learning rate * db."""
+    b, db = carray(_pointer(r[1], reals[0]), r[3]), carray(_pointer(r[2], reals[0]), r[3])
+    reals[0] = carray(_pointer(r[4], np.float64(0)), 1)[0]
+    for j in range(r[3]):
+        b[j] -= reals[0] * db[j]
+
+
+@jit
+def _copy(r: Any, reals: Any) -> None:
+    target, source = carray(_pointer(r[1], reals[0]), r[3]), carray(_pointer(r[2], reals[0]), r[3])
+    for i in range(r[3]):
+        target[i] = source[i]
+
+
+@jit
+def _gather(r: Any, reals: Any) -> None:
+    """Rows of bytes as numbers, times a scale, plus an offset."""
+    n, m, numbers = r[4], r[5], carray(_pointer(r[6], np.float64(0)), 2)
+    rows, target = carray(_pointer(r[2], np.int64(0)), n), carray(_pointer(r[3], reals[0]), (n, m))
+    pixels = carray(_pointer(r[1], np.uint8(0)), (r[7], m))
+    reals[0], reals[1] = numbers[0], numbers[1]
+    scale, offset = reals[0], reals[1]
+    for i in range(n):
+        row = rows[i]
+        for j in range(m):
+            target[i, j] = pixels[row, j] * scale + offset
+
+
+@jit
+def _take(r: Any, reals: Any) -> None:
+    """Rows of 8 byte words (labels, float64), or of 4 byte words, as they are."""
+    n, m, rows = r[4], r[5], _pointer(r[2], np.int64(0))
+    if r[6] == 8:
+        source8, target8 = _pointer(r[1], np.int64(0)), _pointer(r[3], np.int64(0))
+        for i in range(n):
+            for j in range(m):
+                target8[i * m + j] = source8[rows[i] * m + j]
+    else:
+        source4, target4 = _pointer(r[1], np.int32(0)), _pointer(r[3], np.int32(0))
+        for i in range(n):
+            for j in range(m):
+                target4[i * m + j] = source4[rows[i] * m + j]
+
+
+@jit
+def _cross_entropy(r: Any, reals: Any) -> None:
+    """The mean softmax cross-entropy of logits and labels, and its gradient; labels out of range give NaN."""
+    n, m = r[5], r[6]
+    z, labels = carray(_pointer(r[1], reals[0]), (n, m)), carray(_pointer(r[2], np.int64(0)), n)
+    loss, g = carray(_pointer(r[3], reals[0]), 1), carray(_pointer(r[4], reals[0]), (n, m))
+    flat, mean = carray(_pointer(r[4], reals[0]), n * m), np.float64(0)
+    share = reals[9] / reals.dtype.type(n)
+    for i in range(n):
+        top = z[i, 0]
+        for j in range(1, m):
+            if not z[i, j] <= top:  # a NaN wins, as in max
+                top = z[i, j]
+        for j in range(m):
+            g[i, j] = z[i, j] - top
+        mean -= g[i, labels[i]] if 0 <= labels[i] < m else np.nan
+    for i in range(n * m):
+        power, rest = _exp_parts(flat[i])
+        flat[i] = power + power * rest
+    for i in range(n):
+        label, total = labels[i], reals[8]
+        for j in range(m):
+            total += g[i, j]
+        if label < 0 or label >= m:
+            label, total = 0, reals.dtype.type(np.nan)
+        mean += np.log(total)
+        scale = share / total
+        for j in range(m):
+            g[i, j] *= scale
+        g[i, label] -= share
+    loss[0] = mean / n
+
+
+@jit
+def _count_right(r: Any, reals: Any) -> None:
+    """How many rows have their largest output (the first of equals) at the label."""
+    n, m, count = r[4], r[5], 0
+    outputs, labels = carray(_pointer(r[1], reals[0]), (n, m)), carray(_pointer(r[2], np.int64(0)), n)
+    for i in range(n):
+        best = 0
+        for j in range(1, m):
+            x, y = outputs[i, j], outputs[i, best]
+            if x > y or (np.isnan(x) and not np.isnan(y)):
+                best = j
+        count += best == labels[i]
+    carray(_pointer(r[3], reals[0]), 1)[0] = count
+
+
+@jit
+def _dropout(r: Any, reals: Any) -> None:
+    """x * scale where the mask holds, else 0."""
+    x, y = carray(_pointer(r[1], reals[0]), r[4]), carray(_pointer(r[2], reals[0]), r[4])
+    keep = carray(_pointer(r[3], np.uint8(0)), r[4])
+    reals[0] = carray(_pointer(r[5], np.float64(0)), 1)[0]
+    scale = reals[0]
+    for i in range(r[4]):
+        y[i] = x[i] * scale if keep[i] else reals[8]
+
+
+@jit
+def _sgd(r: Any, reals: Any) -> None:
+    """ops.updates.sgd in one pass; the numbers are its options in their order."""
+    n, numbers = r[4], carray(_pointer(r[5], np.float64(0)), 4)
+    w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
+    reals[0], reals[1], reals[2], reals[3] = numbers[0], numbers[1], numbers[2], numbers[3]
+    rate, momentum, nesterov, decay = reals[0], reals[1], reals[2], reals[3]
+    if r[3] == 0:
+        for i in range(n):
+            w[i] -= rate * (g[i] + decay * w[i])
+        return
+    v = carray(_pointer(r[3], reals[0]), n)
+    ahead = reals[9] - nesterov + nesterov * momentum  # a choice inside the loop would not vectorize
+    for i in range(n):
+        d = g[i] + decay * w[i]
+        v[i] = momentum * v[i] + d
+        w[i] -= rate * (nesterov * d + ahead * v[i])
+
+
+@jit
+def _adam(r: Any, reals: Any) -> None:
+    """ops.updates.adam in one pass; the numbers are its options in their order."""
+    n = r[5]
+    w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
+    mean, square = carray(_pointer(r[3], reals[0]), n), carray(_pointer(r[4], reals[0]), n)
+    numbers = carray(_pointer(r[6], np.float64(0)), 7)
+    rate, beta1, beta2 = numbers[0], numbers[1], numbers[2]
+    reals[0], reals[1], reals[2], reals[3] = beta1, beta2, 1.0 - beta1, 1.0 - beta2
+    # One division and one root for each weight: the corrections of bias are numbers, divided out beforehand.
+    reals[4], reals[5] = rate / (1.0 - numbers[3]), 1.0 / np.sqrt(1.0 - numbers[4])
+    reals[6], reals[7] = numbers[5], numbers[6]
+    b1, b2, c1, c2 = reals[0], reals[1], reals[2], reals[3]
+    step, unbias, epsilon, decay = reals[4], reals[5], reals[6], reals[7]
+    for i in range(n):
+        d = g[i] + decay * w[i]
+        mean[i] = b1 * mean[i] + c1 * d
+        square[i] = b2 * square[i] + c2 * (d * d)
+        w[i] -= step * mean[i] / (np.sqrt(square[i]) * unbias + epsilon)
+
+
+@jit
+def run(table: Any, reals: Any) -> None:
+    """Do what the rows say, in order.
+
+    reals: ten numbers in the program's dtype, eight of scratch, then 0 and 1: a literal would widen float32 loops.
+    """
+    for i in range(table.shape[0]):
+        r = table[i]
+        code = r[0]
+        if code == GEMM:
+            _gemm(r, reals)
+        elif code == ACTIVATE:
+            _activate(r, reals)
+        elif code == GRADIENT:
+            _gradient(r, reals)
+        elif code == FOLD_BIAS:
+            _fold_bias(r, reals)
+        elif code == COPY:
+            _copy(r, reals)
+        elif code == GATHER:
+            _gather(r, reals)
+        elif code == TAKE:
+            _take(r, reals)
+        elif code == CROSS_ENTROPY:
+            _cross_entropy(r, reals)
+        elif code == COUNT_RIGHT:
+            _count_right(r, reals)
+        elif code == DROPOUT:
+            _dropout(r, reals)
+        elif code == SGD:
+            _sgd(r, reals)
+        elif code == ADAM:
+            _adam(r, reals)

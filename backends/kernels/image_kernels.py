@@ -1,0 +1,127 @@
+"""Kernels of convolution in plain NumPy: windows copied into one buffer, products image by image.
+
+The windows lie as columns here, (n, C kh kw, oh ow), so that y comes out as images; the op has them as rows. Both are
+the same products, and `tests/kernels/test_image_kernels.py` holds the kernels to the ops. With its buffers a step
+touches no fresh memory, which at these sizes costs more than the arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends.kernels.calls import Call, Runnable
+from xnn.ops.windows import Windows, windows_of
+
+__all__ = ["IMAGE_KERNELS"]
+
+
+def _serves(call: Call) -> bool:
+    """One dtype, float32 or float64, images with something in them, and parameters of their full shapes."""
+    forward = call.forward or call
+    dtypes = {np.dtype(slot.dtype) for slot in call.slots()}
+    whole = all(extent for slot in (*forward.reads, forward.writes[0]) for extent in slot.shape)  # type: ignore[union-attr]
+    return len(dtypes) == 1 and dtypes <= {np.dtype("f4"), np.dtype("f8")} and whole
+
+
+def _windows(call: Call) -> tuple[Windows, Windows]:
+    x, w = (slot.shape for slot in call.reads[:2])
+    options = {"stride": 1, "padding": 0, "dilation": 1, **call.options}
+    return windows_of("conv2d", x, w[2:], **options)
+
+
+def _border(windows: tuple[Windows, Windows]) -> tuple[Any, Any, list[Any]]:
+    """The extents of images with their padding, where the image itself is, and each element of all windows."""
+    rows, columns = windows
+    extents = tuple(w.padded for w in windows)
+    inside = tuple(slice(w.before, w.before + w.extent) for w in windows)
+    elements = [
+        (rows.element(i), columns.element(j)) for i in range(rows.kernel) for j in range(columns.kernel)
+    ]
+    return extents, inside, elements
+
+
+def _conv2d(call: Call) -> Runnable:
+    x, w, *bias = (slot.array for slot in call.reads)
+    y: Any = call.writes[0].array  # type: ignore[union-attr]
+    (n, channels), (_, outputs, height, width) = x.shape[:2], y.shape
+    extents, inside, elements = _border(_windows(call))
+    padded = np.zeros((n, channels, *extents), x.dtype)
+    columns = np.empty((n, channels, len(elements), height, width), x.dtype)
+    call.saved = columns  # the backward kernel reads it, and writes over it
+    image = padded[:, :, *inside]
+    copies = [(columns[:, :, e], padded[:, :, *element]) for e, element in enumerate(elements)]
+    left, right = w.reshape(outputs, -1), columns.reshape(n, -1, height * width)
+    flat, offset = y.reshape(n, outputs, -1), bias[0].reshape(-1, 1) if bias else None
+
+    def run() -> None:
+        np.copyto(image, x)
+        for target, source in copies:
+            np.copyto(target, source)
+        np.matmul(left, right, out=flat)
+        if offset is not None:
+            np.add(flat, offset, out=flat)
+
+    return run
+
+
+def _conv2d_backward(call: Call) -> Runnable:
+    """dw^T = the sum over images of columns dy^T, db that of dy; then dx."""
+    assert call.forward is not None
+    columns, w = call.forward.saved, call.forward.reads[1].array
+    dy: Any = call.reads[0].array
+    dx, dw, *rest = (None if slot is None else slot.array for slot in call.writes)
+    db = rest[0] if rest else None
+    n, outputs = dy.shape[:2]
+    flat, right = dy.reshape(n, outputs, -1), columns.reshape(n, w[0].size, -1)
+    each = np.empty((n, w[0].size, outputs), dy.dtype)
+    images = _nothing if dx is None else _images(call, columns, w, flat, dx)
+
+    def run() -> None:
+        if dw is not None:
+            np.matmul(right, flat.transpose(0, 2, 1), out=each)
+            np.sum(each, axis=0, out=dw.reshape(outputs, -1).T)
+        if db is not None:
+            np.sum(flat, axis=(0, 2), out=db)
+        images()
+
+    return run
+
+
+def _images(call: Call, columns: np.ndarray, w: np.ndarray, flat: np.ndarray, dx: np.ndarray) -> Runnable:
+    """dx: the columns' gradient W^T dy, with the windows added up where they overlap.
+
+    The images are the last axis while that is done, for long runs of memory side by side.
+    """
+    assert call.forward is not None
+    (n, outputs, places), channels = flat.shape, dx.shape[1]
+    height, width = columns.shape[3:]
+    extents, inside, elements = _border(_windows(call.forward))
+    turned, whole = np.empty((outputs, places, n), dx.dtype), np.empty((channels, *extents, n), dx.dtype)
+    left, right = w.reshape(outputs, -1).T, turned.reshape(outputs, -1)
+    product = columns.reshape(left.shape[0], -1)
+    parts = product.reshape(channels, len(elements), height, width, n)
+    sums = [(whole[:, *element], parts[:, e]) for e, element in enumerate(elements)]
+    image = whole[:, *inside].transpose(3, 0, 1, 2)
+
+    def run() -> None:
+        np.copyto(turned, flat.transpose(1, 2, 0))
+        np.matmul(left, right, out=product)
+        whole.fill(0.0)
+        for total, part in sums:
+            np.add(total, part, out=total)
+        np.copyto(dx, image)
+
+    return run
+
+
+def _nothing() -> None:
+    pass
+
+
+IMAGE_KERNELS = {
+    ("forward", ops.conv2d): (_conv2d, _serves),
+    ("backward", ops.conv2d): (_conv2d_backward, _serves),
+}

@@ -1,0 +1,370 @@
+"""Kernels in plain NumPy: the ops' formulas over buffers (`out=`), products through BLAS with alpha and beta.
+
+Each factory takes a call whose slots have their buffers and returns a function without arguments that computes
+what the op computes (`tests/kernels/test_kernels.py` holds them to it). What is scratch is allocated here, once.
+Gradients are changed in place: a gradient has one reader, the call that turns it into the next one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends.kernels.blas import gemm
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.kernels.image_kernels import IMAGE_KERNELS
+from xnn.backends.kernels.update_kernels import RULES, update_by_rule
+from xnn.ops import updates
+from xnn.ops.metrics import accuracy
+
+__all__ = [
+    "ACTIVATIONS", "NUMPY_KERNELS", "chain", "count_right", "is_plain_loss", "serves", "serves_adam", "serves_dense",
+    "serves_gather", "serves_labels", "serves_loss", "serves_update",
+]  # fmt: skip
+
+_SIGNED = {4: np.int32, 8: np.int64}
+
+
+def _relu(z: np.ndarray) -> Runnable:
+    zeros = np.zeros(z.shape[-1:], z.dtype)  # NumPy takes a row of zeros three times as fast as the number
+    return lambda: void(np.maximum(z, zeros, out=z))
+
+
+def _relu_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
+    """dy where y > 0, else 0, by keeping or clearing all bits: what `where` gives for NaN and infinity too."""
+    keep, zero = np.empty(y.shape, bool), y.dtype.type(0)
+    flag, word = keep.view(np.int8), dy.view(_SIGNED[dy.itemsize])
+    mask = np.empty_like(word)
+
+    def run() -> None:
+        np.greater(y, zero, out=keep)
+        np.negative(flag, out=flag)  # True is 1, and -1 is all ones
+        np.copyto(mask, flag)
+        np.bitwise_and(word, mask, out=word)
+
+    return run
+
+
+def _sigmoid(z: np.ndarray) -> Runnable:
+    positive, e = np.empty(z.shape, bool), np.empty_like(z)
+    zero, one = z.dtype.type(0), z.dtype.type(1)
+
+    def run() -> None:
+        np.greater_equal(z, zero, out=positive)
+        np.abs(z, out=e)
+        np.negative(e, out=e)
+        np.exp(e, out=e)
+        np.add(e, one, out=z)
+        np.copyto(e, one, where=positive)
+        np.divide(e, z, out=z)
+
+    return run
+
+
+def _sigmoid_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
+    slope, one = np.empty_like(y), y.dtype.type(1)
+
+    def run() -> None:
+        np.subtract(one, y, out=slope)
+        np.multiply(y, slope, out=slope)
+        np.multiply(dy, slope, out=dy)
+
+    return run
+
+
+def _tanh(z: np.ndarray) -> Runnable:
+    return lambda: void(np.tanh(z, out=z))
+
+
+def _tanh_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
+    slope, one = np.empty_like(y), y.dtype.type(1)
+
+    def run() -> None:
+        np.multiply(y, y, out=slope)
+        np.subtract(one, slope, out=slope)
+        np.multiply(dy, slope, out=dy)
+
+    return run
+
+
+#: Activations whose derivative is a function of their output: z -> y in place, and dy -> dz in place.
+ACTIVATIONS = {
+    ops.relu: (_relu, _relu_gradient),
+    ops.sigmoid: (_sigmoid, _sigmoid_gradient),
+    ops.tanh: (_tanh, _tanh_gradient),
+}
+
+
+def void(_: object) -> None:
+    """For a lambda whose call returns its `out`."""
+
+
+def _nothing() -> None:
+    pass
+
+
+def serves(call: Call) -> bool:
+    """Every floating slot has one dtype, float32 or float64, and no option is set."""
+    dtypes = {np.dtype(s.dtype) for s in call.slots() if np.dtype(s.dtype).kind == "f"}
+    return len(dtypes) == 1 and dtypes <= {np.dtype("f4"), np.dtype("f8")} and not call.options
+
+
+def serves_dense(call: Call) -> bool:
+    """A batch of rows, a matrix of weights, and one bias for each output or none."""
+    forward = call.forward or call
+    x, w, *bias = (slot.shape for slot in forward.reads)
+    fits = len(x) == len(w) == 2 and all(b == w[1:] for b in bias)
+    return serves(call) and fits and (forward.activation is None or forward.activation in ACTIVATIONS)
+
+
+def _dense(call: Call) -> Runnable:
+    x, w, *bias = (slot.array for slot in call.reads)
+    y = call.writes[0].array  # type: ignore[union-attr]
+    product = gemm(x, w, y, accumulate=bool(bias))
+    activate = _nothing if call.activation is None else ACTIVATIONS[call.activation][0](y)
+    if not bias:
+        return chain(product, activate)
+    b = bias[0]
+
+    def run() -> None:
+        np.copyto(y, b)
+        product()
+        activate()
+
+    return run
+
+
+def _dense_backward(call: Call) -> Runnable:
+    """dz from dy in place, then dx = dz W^T before W can change, dW = x^T dz, db = the sum of dz's rows."""
+    forward = call.forward
+    assert forward is not None
+    x, w = forward.reads[0].array, forward.reads[1].array
+    y, dz = forward.writes[0].array, call.reads[0].array  # type: ignore[union-attr]
+    dx, dw, *rest = (None if slot is None else slot.array for slot in call.writes)
+    steps = [] if forward.activation is None else [ACTIVATIONS[forward.activation][1](y, dz)]
+    if dx is not None:
+        steps.append(gemm(dz, w.T, dx))
+    ones = np.ones((1, dz.shape[0]), dz.dtype)
+    targets = [(x.T, dw)] if dw is not None else []
+    targets += [(ones, db.reshape(1, -1)) for db in rest if db is not None]
+    if call.rule is None:
+        return chain(*steps, *(gemm(a, dz, out) for a, out in targets))
+    folded = [gemm(a, dz, out, accumulate=True) for a, out in targets]
+    group = call.rule
+
+    def run() -> None:
+        for step in steps:
+            step()
+        alpha = -group.options["learning_rate"]
+        for product in folded:
+            product(alpha)
+
+    return run
+
+
+def chain(*steps: Runnable) -> Runnable:
+    """One after the other."""
+    steps = tuple(step for step in steps if step is not _nothing)
+    if len(steps) == 1:
+        return steps[0]
+
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run
+
+
+def _activation(call: Call) -> Runnable:
+    x, y = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
+    inside = ACTIVATIONS[call.op][0](y)
+
+    def run() -> None:
+        np.copyto(y, x)
+        inside()
+
+    return run
+
+
+def _activation_backward(call: Call) -> Runnable:
+    y, dy, dx = call.forward.writes[0].array, call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
+    inside = ACTIVATIONS[call.op][1](y, dx)
+
+    def run() -> None:
+        np.copyto(dx, dy)
+        inside()
+
+    return run
+
+
+def is_plain_loss(call: Call) -> bool:
+    """Logits (n, classes) of one sample or more and a label each, no sample weights and no option."""
+    logits, labels, *weights = (slot.shape for slot in call.reads)
+    return len(logits) == 2 and logits[0] > 0 and len(labels) == 1 and not weights and not call.options
+
+
+def serves_loss(call: Call) -> bool:
+    """The plain loss of integer labels."""
+    return is_plain_loss(call) and serves(call) and np.dtype(call.reads[1].dtype).kind == "i"
+
+
+def _softmax_cross_entropy(call: Call) -> Runnable:
+    """Loss and gradient in one go: e^(z - max z), its sums, and (softmax - onehot) / n.
+
+    It works on the transpose, where a maximum over classes is a few whole rows and not many short ones. The
+    labels were looked at once, by the door they came through.
+    """
+    z, labels = (slot.array for slot in call.reads)
+    loss, g = (slot.array for slot in call.writes)  # type: ignore[union-attr]
+    n, classes = z.shape
+    real, flat = z.dtype.type, g.reshape(-1)
+    row, index = np.arange(0, n * classes, classes), np.empty(n, np.int64)
+    e, top, total = np.empty((classes, n), z.dtype), np.empty(n, z.dtype), np.empty(n, z.dtype)
+    picked, share = np.empty(n, z.dtype), real(1.0 / n)
+    shifted = e.T
+
+    def run() -> None:
+        np.add(row, labels, out=index)
+        np.copyto(shifted, z)
+        np.maximum.reduce(e, axis=0, out=top)
+        np.subtract(e, top, out=e)
+        z.take(index, out=picked, mode="clip")
+        np.subtract(picked, top, out=picked)
+        np.exp(e, out=e)
+        np.add.reduce(e, axis=0, out=total)
+        np.log(total, out=top)
+        np.subtract(top, picked, out=picked)
+        loss[()] = np.add.reduce(picked) * share
+        np.divide(share, total, out=total)
+        np.multiply(e, total, out=e)
+        np.copyto(g, shifted)
+        flat[index] -= share
+
+    return run
+
+
+def serves_gather(call: Call) -> bool:
+    """A host array, plain or with Rescale's numbers, one for all features."""
+    source, numbers = call.options["source"], [call.options.get(key, 0.0) for key in ("scale", "offset")]
+    plain = isinstance(source, np.ndarray) and source.flags.c_contiguous
+    return plain and all(isinstance(number, float) for number in numbers)
+
+
+def _gather(call: Call) -> Runnable:
+    source, rows = call.options["source"], call.options["cursor"].rows
+    target = call.writes[0].array  # type: ignore[union-attr]
+    if "scale" not in call.options and source.dtype == target.dtype:
+        return lambda: void(source.take(rows, 0, target, "clip"))
+    taken = np.empty(target.shape, source.dtype)
+    scale, offset = (target.dtype.type(call.options.get(*p)) for p in (("scale", 1.0), ("offset", 0.0)))
+
+    def run() -> None:
+        source.take(rows, 0, taken, "clip")
+        np.copyto(target, taken, casting="unsafe")
+        np.multiply(target, scale, out=target)
+        if offset:
+            np.add(target, offset, out=target)
+
+    return run
+
+
+def _accuracy(call: Call) -> Runnable:
+    outputs, labels = (slot.array for slot in call.reads)
+    return count_right(outputs, labels, call.writes[0].array)  # type: ignore[union-attr]
+
+
+def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
+    """count <- how often the first largest output (the first NaN, where there is one) is the label's."""
+    best, right = np.empty(len(labels), np.intp), np.empty(len(labels), bool)
+
+    def run() -> None:
+        np.argmax(outputs, axis=1, out=best)
+        np.equal(best, labels, out=right)
+        count[()] = np.count_nonzero(right)
+
+    return run
+
+
+def serves_labels(call: Call) -> bool:
+    """Outputs (n, classes) and labels (n,)."""
+    outputs, targets = call.reads
+    return len(outputs.shape) == 2 and len(targets.shape) == 1 and outputs.shape[1] > 0 and serves(call)
+
+
+def serves_update(call: Call) -> bool:
+    """Parameters whose buffers are there to be changed in place."""
+    return bool(call.rule.in_place)
+
+
+def serves_adam(call: Call) -> bool:
+    """Adam's mean and square, and nothing else that is remembered."""
+    return serves_update(call) and call.rule.width == 4
+
+
+def _sgd(call: Call) -> Runnable:
+    """v <- momentum v + g, w <- w - learning_rate d, in place; the gradient stays as it is."""
+    group = call.rule
+    return chain(*(_sgd_run(group, *arrays) for arrays in group.runs(call)))
+
+
+def _sgd_run(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = None) -> Runnable:
+    scratch, decayed = np.empty_like(w), np.empty_like(w)
+
+    def run() -> None:
+        o, direction = group.options, g
+        rate, momentum, decay = o["learning_rate"], o["momentum"], o["weight_decay"]
+        if decay:
+            direction = np.add(g, np.multiply(w, decay, out=decayed), out=decayed)
+        if v is not None:
+            np.add(np.multiply(v, momentum, out=v), direction, out=v)
+            ahead = np.multiply(v, momentum, out=scratch)
+            direction = np.add(direction, ahead, out=scratch) if o["nesterov"] else v
+        np.subtract(w, np.multiply(direction, rate, out=scratch), out=w)
+
+    return run
+
+
+def _adam(call: Call) -> Runnable:
+    """The rule's formula, one pass an operation."""
+    group = call.rule
+    return chain(*(_adam_run(group, *arrays) for arrays in group.runs(call)))
+
+
+def _adam_run(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
+    scratch, scale = np.empty_like(w), np.empty_like(w)
+
+    def run() -> None:
+        o, gradient = group.options, g
+        if o["weight_decay"]:
+            gradient = np.add(g, np.multiply(w, o["weight_decay"], out=scale), out=scale)
+        np.multiply(gradient, 1.0 - o["beta1"], out=scratch)
+        np.add(np.multiply(mean, o["beta1"], out=mean), scratch, out=mean)
+        np.multiply(np.multiply(gradient, gradient, out=scratch), 1.0 - o["beta2"], out=scratch)
+        np.add(np.multiply(square, o["beta2"], out=square), scratch, out=square)
+        np.sqrt(np.divide(square, 1.0 - o["beta2_power"], out=scale), out=scale)
+        np.add(scale, o["epsilon"], out=scale)
+        np.divide(mean, 1.0 - o["beta1_power"], out=scratch)
+        np.multiply(np.divide(scratch, scale, out=scratch), o["learning_rate"], out=scratch)
+        np.subtract(w, scratch, out=w)
+
+    return run
+
+
+NUMPY_KERNELS = KernelTable(
+    {
+        ("gather", None): (_gather, serves_gather),
+        ("forward", ops.dense): (_dense, serves_dense),
+        ("backward", ops.dense): (_dense_backward, serves_dense),
+        ("loss", ops.softmax_cross_entropy): (_softmax_cross_entropy, serves_loss),
+        ("metric", accuracy): (_accuracy, serves_labels),
+        ("update", updates.sgd): (_sgd, serves_update),
+        ("update", updates.adam): (_adam, serves_adam),
+        **IMAGE_KERNELS,
+        **{("update", rule): (update_by_rule(np), serves_update) for rule in RULES},
+        **{("forward", op): (_activation, serves) for op in ACTIVATIONS},
+        **{("backward", op): (_activation_backward, serves) for op in ACTIVATIONS},
+    }
+)
+NUMPY_KERNELS.name, NUMPY_KERNELS.in_place = "numpy", True

@@ -1,0 +1,3 @@
+"""Studies of single questions, run by themselves: how cost grows, where a step's time goes."""
+
+__all__ = []

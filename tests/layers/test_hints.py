@@ -1,0 +1,150 @@
+"""Mistakes that newcomers make when they write a model: each is told what was received and what is allowed."""
+
+import numpy as np
+import pytest
+
+import xnn
+from xnn import layers, losses, ops, optimizers
+from xnn.errors import OptionError, ShapeError
+from xnn.initializers import Ones
+from xnn.layers import Buffer, Composite, Dense, Layer, Parameter, Reshape, Sequential
+
+
+def gain(name="gain", shape=(3,), initializer=None, dtype="float32"):
+    return Parameter(name, shape, initializer or Ones(), dtype)
+
+
+class TestParameters:
+    @pytest.mark.parametrize("second", [gain(), Buffer("gain", (2,), Ones(), "float32")])
+    def test_two_of_one_name_would_be_one_in_a_file(self, second):
+        buffers = [second] if isinstance(second, Buffer) else []
+        with pytest.raises(OptionError, match="two parameters or buffers of one name in gain, gain"):
+            Layer(gain(), *([] if buffers else [second]), buffers=buffers)
+
+    def test_a_shape_may_be_an_integer(self):
+        assert gain(shape=4).value.shape == (4,)
+        for wrong in (-1, "4", (2, 1.5), None):
+            with pytest.raises(OptionError, match="each extent of the shape must be an integer"):
+                gain(shape=wrong)
+
+    @pytest.mark.parametrize("dtype", ["f", "float16", None])
+    def test_dtypes_are_those_of_models(self, dtype):
+        with pytest.raises(OptionError, match="dtype must be 'float32' or 'float64'"):
+            gain(dtype=dtype)
+
+    def test_an_initializer_gives_an_array_of_the_shape(self):
+        with pytest.raises(ShapeError, match=r"has shape \(3,\), and its initializer returned list, \[1"):
+            gain(initializer=lambda stream, shape: [1.0] * 3).value  # noqa: B018
+        with pytest.raises(ShapeError, match=r"returned ndarray of shape \(2,\)"):
+            gain(initializer=lambda stream, shape: np.ones(2)).value  # noqa: B018
+
+    @pytest.mark.parametrize("wrong", ["no", 1, None])
+    def test_frozen_is_yes_or_no(self, wrong):
+        parameter = gain()
+        with pytest.raises(OptionError, match=r"gain\.frozen must be True or False"):
+            parameter.frozen = wrong
+        parameter.frozen = np.bool_(True)
+        assert parameter.frozen is True
+
+
+class TestComposite:
+    def test_super_init_need_not_be_called(self):
+        class Forgetful(Composite):
+            def __init__(self):
+                self.gain = gain()
+                self.scale = 2.0
+
+            def compute(self, x):
+                return x * self.scale * self.gain
+
+        model = Sequential(Forgetful(), seed=1)
+        assert [name for name, _ in model.named_parameters()] == ["0.gain"]
+        x = np.ones((4, 3), np.float32)
+        assert model.forward(x).shape == (4, 3)
+        model.backward(x)
+        assert model.parameters()[0].grad is not None
+
+    @pytest.mark.parametrize(
+        "compute",
+        [lambda self, x, gain: x, lambda self, x, gain, training: x, lambda self: 0],
+    )
+    def test_compute_takes_x_and_perhaps_training(self, compute):
+        with pytest.raises(OptionError, match=r"Gate needs `def compute\(self, x\)` or .* self.weight: "):
+            type("Gate", (Composite,), {"compute": compute})
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: losses.MSE(foo=3), "MSE has no option 'foo'; it takes reduction$"),
+            (lambda: losses.L1(delta=2), "L1 has no option 'delta'"),
+            (lambda: losses.SoftmaxCrossEntropy(weight=[1.0, 2.0]), "no option 'weight'.*class_weight"),
+            (lambda: losses.BinaryCrossEntropy(from_logits=True), "no option 'from_logits'.*pos_weight"),
+            (lambda: optimizers.SGD(lr=0.1), "SGD has no option 'lr'; it takes learning_rate, .*clip_norm"),
+            (lambda: optimizers.Adam(0.1, eps=1e-8), "Adam has no option 'eps'.*epsilon"),
+            (lambda: optimizers.AdamW(clipnorm=1.0), "AdamW has no option 'clipnorm'.*clip_norm"),
+        ],
+    )
+    def test_an_unknown_one_is_answered_with_those_there_are(self, make, message):
+        with pytest.raises(OptionError, match=message):
+            make()
+
+    def test_a_loss_of_ones_own_takes_its_ops_options(self):
+        class Power(xnn.Op):
+            def forward(self, xp, outputs, targets, *, power=2.0):
+                return xp.mean(xp.pow(outputs - targets, power)), None
+
+        class PowerLoss(losses.Loss):
+            op = Power()
+
+        assert PowerLoss(power=4.0).run(np.full((2, 2), 2.0), np.zeros((2, 2))) == 16.0
+        with pytest.raises(
+            OptionError, match="PowerLoss has no option 'exponent'; it takes reduction, power"
+        ):
+            PowerLoss(exponent=4.0)
+
+    def test_a_trainer_says_what_to_pass(self):
+        model = Sequential(Dense(3, 3))
+        with pytest.raises(
+            OptionError, match=r"an Optimizer, such as optimizers\.SGD.*, as optimizer, got 'sgd'"
+        ):
+            xnn.Trainer(model, losses.MSE(), "sgd")
+        with pytest.raises(OptionError, match=r"a Loss, such as losses\.MSE\(\), as loss"):
+            xnn.Trainer(model, ops.mse, optimizers.SGD())
+        with pytest.raises(OptionError, match="kernels='foo' is not known to numpy"):
+            xnn.Trainer(model, losses.MSE(), optimizers.SGD(), kernels="foo")
+
+
+def test_training_inside_averaged_would_be_lost():
+    x = np.ones((8, 3), np.float32)
+    rule = optimizers.SGD(0.1, average=0.9)
+    model = Sequential(Dense(3, 3))
+    trainer = xnn.Trainer(model, losses.MSE(), rule)
+    trainer.fit((x, x), progress=False)
+    with rule.averaged():
+        with rule.averaged():
+            trainer.evaluate((x, x))
+        with pytest.raises(OptionError, match="train outside"):
+            trainer.fit((x, x), progress=False)
+        with pytest.raises(OptionError, match="train outside"):
+            rule.step(model.parameters())
+    trainer.fit((x, x), progress=False)
+
+
+class TestModels:
+    @pytest.mark.parametrize("wrong", [3, None, 2.5])
+    def test_files_have_names(self, wrong):
+        model = Sequential(Dense(3, 3))
+        for door in (model.save, model.load_weights, xnn.load):
+            with pytest.raises(OptionError, match="a file is named by a string or a path"):
+                door(wrong)
+
+    def test_summary_takes_a_shape_and_finds_one(self):
+        images = Sequential(Reshape((1, 28, 28)), layers.Conv2D(1, 2, 3), layers.Flatten(), Dense(1352, 10))
+        assert "(1, 28, 28)" in images.summary()
+        assert images.summary() == images.summary(784) == images.summary((784,))
+        with pytest.raises(OptionError, match="input_shape: each extent of the shape must be an integer"):
+            images.summary("784")
+        with pytest.raises(OptionError, match="summary needs input_shape"):
+            Sequential(Reshape((1, 28, -1)), layers.Conv2D(1, 2, 3)).summary()

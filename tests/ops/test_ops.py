@@ -1,0 +1,306 @@
+"""Ops: values against plain NumPy, gradients and doors from the table that `xnn check` uses."""
+
+import numpy as np
+import pytest
+
+import xnn
+from xnn import ops
+from xnn.cli.check import CASES, run_checks, through_doors
+from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.graph.check import gradient_check
+
+A = np.array([[1.5, -2.0, 0.25], [-0.5, 3.0, -1.0]])
+B = np.array([[0.5, 2.0, -1.5]])
+
+
+def ids(case):
+    return case.name
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_gradient(lib, case):
+    fixed = [x for x in case.draw("float64") if isinstance(x, float)]
+    inputs = [lib.to_device(x) for x in case.draw("float64") if not isinstance(x, float)]
+    report = gradient_check(lambda *xs: case.op(*xs, *fixed, **case.options), *inputs)
+    assert report, report
+    assert report.checked
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_three_doors_give_the_same_bits_and_keep_the_dtype(lib, case):
+    doors = through_doors(lib, case, "float32")
+    assert len(doors["layer"]) == 2
+    for door in ("layer", "graph"):
+        for a, b in zip(doors[door], doors["autograd"], strict=door == "graph"):
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert a.dtype == b.dtype == np.float32
+                assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (lambda a, b: ops.add(a, b, a), A + B + A),
+        (lambda a, b: ops.sub(a, b), A - B),
+        (lambda a, b: ops.mul(a, b, b), A * B * B),
+        (lambda a, b: ops.div(a, b), A / B),
+        (lambda a, b: ops.pow(a, 3.0), A**3),
+        (lambda a, b: ops.exp(a), np.exp(A)),
+        (lambda a, b: ops.log(ops.exp(a)), A),
+        (lambda a, b: ops.maximum(a, b), np.maximum(A, B)),
+        (lambda a, b: ops.where(a > 0.0, a, b), np.where(A > 0, A, B)),
+        (lambda a, b: ops.matmul(a, ops.transpose(b)), A @ B.T),
+        (lambda a, b: ops.sum(a, axis=1, keepdims=True), A.sum(1, keepdims=True)),
+        (lambda a, b: ops.mean(a, axis=0), A.mean(0)),
+        (lambda a, b: ops.max(a, axis=(0, 1)), A.max()),
+        (lambda a, b: ops.reshape(a, shape=(3, -1)), A.reshape(3, 2)),
+        (lambda a, b: ops.concat((a, b)), np.concatenate([A, B])),
+        (lambda a, b: ops.concat([a, a], axis=1), np.concatenate([A, A], axis=1)),
+        (lambda a, b: ops.relu(a), np.where(A > 0, A, 0)),
+        (lambda a, b: ops.sigmoid(a), 1 / (1 + np.exp(-A))),
+        (lambda a, b: ops.tanh(a), np.tanh(A)),
+        (lambda a, b: ops.softmax(a), np.exp(A) / np.exp(A).sum(1, keepdims=True)),
+        (lambda a, b: ops.rescale(a, scale=2.0, offset=1.0), 2 * A + 1),
+    ],
+)
+def test_values(lib, result, expected):
+    got = lib.to_host(result(lib.to_device(A), lib.to_device(B)))
+    np.testing.assert_allclose(got, expected, rtol=1e-14)
+
+
+def test_take_adds_the_gradients_of_an_index_that_comes_twice(lib):
+    x = lib.to_device(np.arange(8.0).reshape(4, 2))
+    rows = lib.to_device(np.array([3, 1, 3, 3]))
+    y, saved = ops.take.forward(lib.xp, x, rows)
+    np.testing.assert_array_equal(lib.to_host(y), [[6, 7], [2, 3], [6, 7], [6, 7]])
+    # Adding 1, then 2^-60, then -1 in this order loses the small number; another order would not.
+    grad = lib.to_device(np.array([[1.0, 1.0], [5.0, 5.0], [2.0**-60, 2.0**-60], [-1.0, np.inf]]))
+    dx, none = ops.take.backward(lib.xp, grad, saved)
+    assert none is None
+    np.testing.assert_array_equal(lib.to_host(dx), [[0, 0], [5, 5], [0, 0], [0, np.inf]])
+
+
+def test_take_counts_negative_indices_from_the_end(lib):
+    x = lib.to_device(np.array([5.0, 6.0, 7.0]))
+    y, saved = ops.take.forward(lib.xp, x, lib.to_device(np.array([-1, 0, -1])))
+    assert lib.to_host(y).tolist() == [7, 5, 7]
+    dx, _ = ops.take.backward(lib.xp, lib.to_device(np.array([1.0, 2.0, 4.0])), saved)
+    assert lib.to_host(dx).tolist() == [2, 0, 5]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32"])
+def test_take_counts_further_than_its_indices_type(lib, dtype):
+    x = lib.to_device(np.arange(300.0))
+    assert lib.to_host(ops.take(x, lib.to_device(np.array([1, 2], dtype)))).tolist() == [1, 2]
+
+
+def test_a_single_input_is_copied_and_not_changed(lib):
+    for op in (ops.add, ops.mul):
+        x = lib.to_device(np.array([-0.0, 3.0]))
+        y = op(x)
+        assert y is not x
+        assert lib.to_host(y).tobytes() == lib.to_host(x).tobytes()
+        assert lib.to_host(op(lib.to_device(np.array([2])))).dtype == np.int64
+
+
+def test_take_of_nothing(lib):
+    x, none = lib.to_device(np.ones((3, 2))), lib.to_device(np.zeros(0, dtype=np.int64))
+    y, saved = ops.take.forward(lib.xp, x, none)
+    dx, _ = ops.take.backward(lib.xp, y, saved)
+    assert y.shape == (0, 2)
+    assert not lib.to_host(dx).any()
+
+
+@pytest.mark.parametrize("op", [ops.sigmoid, ops.softmax, ops.tanh])
+def test_large_numbers_do_not_overflow(op):
+    y = op(np.array([[-1e4, 0.0, 1e4]], dtype=np.float32))  # a RuntimeWarning would be an error
+    assert np.isfinite(y).all()
+
+
+def test_relu_keeps_nan_and_its_callers_array():
+    x = np.array([-1.0, np.nan, 2.0])
+    y = ops.relu(x)
+    np.testing.assert_array_equal(y, [0.0, np.nan, 2.0])
+    np.testing.assert_array_equal(x, [-1.0, np.nan, 2.0])
+
+
+def test_pow_at_the_edges():
+    # d/da a^0 is 0 also at a = 0; d/dp 0^p is 0 for p > 0.
+    y, saved = ops.pow.forward(np, np.array([0.0, 0.0, 4.0]), np.array([0.0, 2.0, 0.5]))
+    da, dp = ops.pow.backward(np, np.ones(3), saved)
+    np.testing.assert_allclose(y, [1, 0, 2])
+    np.testing.assert_allclose(da, [0, 0, 0.25])
+    np.testing.assert_allclose(dp, [0, 0, 2 * np.log(4)])
+
+
+def test_pow_zero_of_infinity_has_no_slope():
+    _, saved = ops.pow.forward(np, np.array([np.inf]), 0.0)
+    assert ops.pow.backward(np, np.ones(1), saved)[0].tolist() == [0.0]
+
+
+def test_empty_arrays(lib):
+    x = lib.to_device(np.zeros((0, 2, 2)))
+    assert ops.flatten(x).shape == (0, 4)
+    _, saved = ops.mean.forward(lib.xp, lib.to_device(np.zeros((0, 3))), axis=1)
+    assert ops.mean.backward(lib.xp, lib.to_device(np.zeros(0)), saved)[0].shape == (0, 3)
+
+
+def test_options_go_by_name():
+    with pytest.raises(OptionError, match="options by name"):
+        ops.sum(A, 0)
+    with pytest.raises(OptionError, match="keyword"):
+        ops.sum(A, axes=0)
+
+
+def test_a_type_error_of_the_ops_own_stays_one():
+    class Picky(ops.Op):
+        def forward(self, xp, x):
+            raise TypeError("a keyword of mine")
+
+    with pytest.raises(TypeError, match="of mine") as caught:
+        Picky()(A)
+    assert not isinstance(caught.value, OptionError)
+
+
+def test_ties_share_the_gradient():
+    _, saved = ops.maximum.forward(np, np.array([1.0, 2.0]), np.array([1.0, 0.0]))
+    da, db = ops.maximum.backward(np, np.array([6.0, 6.0]), saved)
+    assert da.tolist() == [3.0, 6.0]
+    assert db.tolist() == [3.0, 0.0]
+    _, saved = ops.max.forward(np, np.array([[2.0, 2.0, 1.0]]), axis=1)
+    assert ops.max.backward(np, np.array([6.0]), saved)[0].tolist() == [[3.0, 3.0, 0.0]]
+
+
+def test_max_of_nan_gives_no_warning_and_no_gradient():
+    y, saved = ops.max.forward(np, np.array([[np.nan, 1.0]]), axis=1)
+    assert np.isnan(y).all()
+    assert ops.max.backward(np, np.ones(1), saved)[0].tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [(((2, 3), (4, 2)), "last axis"), (((3,), (4,)), "only axis"), (((), (4,)), "matrix product")],
+)
+def test_matmul_names_the_shapes_that_do_not_fit(shapes, message):
+    with pytest.raises(ShapeError, match=message):
+        ops.matmul(*(np.ones(shape) for shape in shapes))
+
+
+def test_a_bias_may_not_stretch_the_output():
+    with pytest.raises(ShapeError, match="bias of shape"):
+        ops.dense(np.ones((4, 2)), np.ones((2, 1)), np.ones(3))
+
+
+class TestSoftmaxCrossEntropy:
+    def test_value_and_gradient(self, lib):
+        z, t = lib.to_device(A), lib.to_device(np.array([2, 1]))
+        loss, saved = ops.softmax_cross_entropy.forward(lib.xp, z, t)
+        p = np.exp(A) / np.exp(A).sum(1, keepdims=True)
+        np.testing.assert_allclose(lib.to_host(loss), -np.log(p[[0, 1], [2, 1]]).mean(), rtol=1e-14)
+        dz, dt = ops.softmax_cross_entropy.backward(lib.xp, lib.to_device(1.0), saved)
+        np.testing.assert_allclose(lib.to_host(dz), (p - np.eye(3)[[2, 1]]) / 2, rtol=1e-13)
+        assert dt is None
+
+    def test_huge_logits(self):
+        loss = ops.softmax_cross_entropy(np.array([[1e4, -1e4]], dtype=np.float32), np.array([1]))
+        assert loss == 2e4
+
+    @pytest.mark.parametrize("label", [-1, 3, 1000])
+    def test_a_label_out_of_range_poisons_the_loss_and_its_row(self, lib, label):
+        z, t = lib.to_device(A), lib.to_device(np.array([label, 1]))
+        loss, saved = ops.softmax_cross_entropy.forward(lib.xp, z, t)
+        dz = lib.to_host(ops.softmax_cross_entropy.backward(lib.xp, lib.to_device(1.0), saved)[0])
+        assert np.isnan(lib.to_host(loss))
+        assert np.isnan(dz[0]).all()
+        assert np.isfinite(dz[1]).all()
+
+    @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
+    def test_label_types(self, dtype):
+        """Also with more classes than the type can count to."""
+        z = np.random.default_rng(0).normal(size=(2, 300))
+        expected = ops.softmax_cross_entropy(z, np.array([5, 2]))
+        assert ops.softmax_cross_entropy(z, np.array([5, 2], dtype=dtype)) == expected
+
+    @pytest.mark.parametrize(
+        ("labels", "error"),
+        [(np.zeros((2, 1), int), ShapeError), (np.zeros(3, int), ShapeError), (np.zeros(2), DTypeError)],
+    )
+    def test_refuses(self, labels, error):
+        with pytest.raises(error):
+            ops.softmax_cross_entropy(A, labels)
+
+
+@pytest.mark.parametrize("op", [ops.mse, ops.binary_cross_entropy])
+def test_losses_refuse_to_broadcast(op):
+    with pytest.raises(ShapeError, match="nothing is broadcast"):
+        op(np.ones((4, 1)), np.ones(4))
+    with pytest.raises(DTypeError, match="floating-point"):
+        op(np.ones(4, dtype=int), np.ones(4))
+
+
+def test_integer_targets_do_not_widen_float32():
+    loss, saved = ops.mse.forward(np, np.ones((2, 1), np.float32), np.array([[3], [1]]))
+    assert loss.dtype == np.float32
+    assert loss == 2.0
+    assert ops.mse.backward(np, np.float32(1), saved)[0].dtype == np.float32
+
+
+def test_binary_cross_entropy_is_that_of_the_sigmoid():
+    z, t = np.array([[0.3], [-2.0], [800.0]]), np.array([[1.0], [0.25], [1.0]])
+    p = 1 / (1 + np.exp(-z))
+    expected = -(t * np.log(p) + (1 - t) * np.log1p(-p, where=p < 1, out=np.zeros_like(p))).mean()
+    np.testing.assert_allclose(ops.binary_cross_entropy(z, t), expected, rtol=1e-14)
+
+
+def test_a_check_that_cannot_run_is_a_failure(monkeypatch):
+    monkeypatch.setattr(type(ops.tanh), "backward", lambda self, xp, grad, y: (grad * y,))
+    failed = {result.check for result in run_checks(["numpy"]) if not result.ok}
+    assert failed == {"gradient of tanh (3,4)"}
+    monkeypatch.setattr(type(ops.tanh), "forward", lambda self, xp, x: 1 / 0)
+    broken = [result for result in run_checks(["numpy"]) if not result.ok]
+    assert {result.check for result in broken} == {"gradient of tanh (3,4)", "three doors of tanh (3,4)"}
+    assert all("ZeroDivisionError" in result.detail for result in broken)
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda x: ops.take(x, np.array([0]), axis=2),
+            r"axis 2 of an array of 2 axes: it must lie in -2 \.\. 1",
+        ),
+        (lambda x: ops.take(x, np.array([[0]])), "indices of one axis"),
+        (lambda x: ops.transpose(x, axes=(0, -3)), "axis -3"),
+        (lambda x: ops.concat([x, x], axis=5), "axis 5"),
+        (lambda x: ops.concat([]), "at least one"),
+        (lambda x: ops.moments(x, axis=(2,)), "axis 2"),
+        (lambda x: ops.sum(x, axis=2), "sum of"),
+    ],
+)
+def test_an_axis_that_is_not_there_is_refused(call, said, numerics):
+    with xnn.numerics(numerics), pytest.raises(ShapeError, match=said):
+        call(np.ones((2, 3), np.float32))
+
+
+def test_comparisons_give_booleans_and_no_gradient(lib):
+    a = lib.to_device(np.array([1.0, 2.0, 3.0], np.float32))
+    b = lib.to_device(np.array([2.0, 2.0, 2.0], np.float32))
+    for op, right in (
+        (ops.less, [True, False, False]),
+        (ops.less_equal, [True, True, False]),
+        (ops.greater, [False, False, True]),
+        (ops.greater_equal, [False, True, True]),
+        (ops.equal, [False, True, False]),
+        (ops.not_equal, [True, False, True]),
+    ):
+        assert lib.to_host(op(a, b)).tolist() == right
+        chosen = xnn.grad(lambda x, op=op: ops.sum(ops.where(op(x, b), x * 3.0, x)))(a)
+        assert lib.to_host(chosen).tolist() == [3.0 if yes else 1.0 for yes in right]
+
+
+def test_stop_gradient_is_a_constant(lib):
+    x = lib.to_device(np.array([2.0, 5.0], np.float32))
+    assert lib.to_host(xnn.grad(lambda v: ops.sum(ops.stop_gradient(v) * v))(x)).tolist() == [2.0, 5.0]
+    assert lib.to_host(xnn.grad(lambda v: ops.sum(ops.stop_gradient(v * v)))(x)).tolist() == [0.0, 0.0]

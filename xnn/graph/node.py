@@ -1,0 +1,214 @@
+"""Recorded values: arrays that remember the op they were made by, so that gradients can flow back.
+
+| class | what it is | when it is computed |
+|---|---|---|
+| `xnn.graph.value.Value` | inside `xnn.grad`, and inside `compute` of a layer or loss | at once |
+| `xnn.layers.Parameter` | an array that training changes | it is given |
+| `xnn.graph.Node` | a node of a static graph (miniflow.py) | by forward_pass |
+
+Ops and the operators `+ - * / ** @ < <= > >=` take any of them. `xnn/graph/backward.py` computes the gradients.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from xnn import ops
+from xnn.errors import GraphError
+from xnn.ops import Op
+
+__all__ = ["Recorded", "array_of", "next_created"]
+
+_creation = itertools.count()
+
+
+def next_created() -> int:
+    """A number that grows with each recorded value."""
+    return next(_creation)
+
+
+class Recorded:
+    """A value, and the op and the inputs that it was made with.
+
+    op: the op, None for an input. inbound_nodes: the op's inputs in order. options: the op's options. saved: what
+    the op's backward needs. created: a number that grows with each recorded value; gradients of a value with
+    several readers are added in the order in which the readers were created.
+    """
+
+    #: Kinds of different rank meet in an op: the highest rank makes the result.
+    rank: ClassVar[int] = 1
+    #: Whether it is never differentiated.
+    is_constant: ClassVar[bool] = False
+    op: Op | None = None
+    inbound_nodes: Sequence[Recorded] = ()
+    options: Mapping[str, Any] = {}
+    saved: Any = None
+
+    def __init__(self) -> None:
+        self.created = next_created()
+
+    @property
+    def array(self) -> Any:
+        """The array; for xnn's own use, where `value` may refuse."""
+        raise NotImplementedError
+
+    @classmethod
+    def record(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Recorded:
+        """The result of calling an op, of which at least one input is of this class."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return self.array.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> Any:
+        """The array's dtype."""
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return ops.op.size_of(self.shape)
+
+    @property
+    def T(self) -> Any:  # noqa: N802 - NumPy's name
+        """The axes in reverse order."""
+        return ops.transpose(self)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a value of shape () has no len()")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return True  # not what __len__ says
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        raise GraphError(f"a NumPy array of a {type(self).__name__} would lose the gradient: use .value")
+
+    def __add__(self, other: Any) -> Any:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return ops.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return ops.sub(other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return ops.mul(self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return ops.mul(other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return ops.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return ops.div(other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return ops.pow(self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return ops.pow(other, self)
+
+    def __matmul__(self, other: Any) -> Any:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> Any:
+        return ops.mul(self, -1.0)
+
+    def __pos__(self) -> Self:
+        return self
+
+    def __abs__(self) -> Any:
+        return ops.abs(self)
+
+    # Comparisons have no gradient, but a program must compute them for each batch: they are ops as well.
+    def __lt__(self, other: Any) -> Any:
+        return ops.less(self, other)
+
+    def __le__(self, other: Any) -> Any:
+        return ops.less_equal(self, other)
+
+    def __gt__(self, other: Any) -> Any:
+        return ops.greater(self, other)
+
+    def __ge__(self, other: Any) -> Any:
+        return ops.greater_equal(self, other)
+
+    def __getitem__(self, index: Any) -> Any:
+        return ops.getitem(self, index=index)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        # numpy_array + value comes here; numpy.add would go over the array's elements one by one.
+        reflected = _REFLECTED.get(ufunc.__name__) if method == "__call__" and not options else None
+        if reflected is None:
+            raise GraphError(f"numpy.{ufunc.__name__} would lose the gradient: {_instead(ufunc.__name__)}")
+        first, second = inputs
+        if isinstance(first, Recorded):
+            raise GraphError(f"numpy.{ufunc.__name__} of a recorded value: write it with the operator")
+        return getattr(second, reflected)(first)
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+        raise GraphError(f"numpy.{function.__name__} would lose the gradient: {_instead(function.__name__)}")
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            if name in ("shape", "dtype"):
+                raise AttributeError(f"{self!r} has no {name} yet: feed its Input, or run forward_pass")
+            raise AttributeError(
+                f"a {type(self).__name__} has no .{name}, as arrays may have: {_instead(name)}"
+            )
+
+
+def array_of(x: Any) -> Any:
+    """The array of a recorded value; anything else as it is."""
+    return x.array if isinstance(x, Recorded) else x
+
+
+#: NumPy's function behind an operator, and the method of the value on the operator's right.
+_REFLECTED = {
+    "add": "__radd__",
+    "subtract": "__rsub__",
+    "multiply": "__rmul__",
+    "divide": "__rtruediv__",
+    "power": "__rpow__",
+    "matmul": "__rmatmul__",
+    "less": "__gt__",
+    "less_equal": "__ge__",
+    "greater": "__lt__",
+    "greater_equal": "__le__",
+    "equal": "__eq__",
+    "not_equal": "__ne__",
+}
+
+_OTHER_NAMES = {"concatenate": "concat", "dot": "matmul", "ravel": "reshape", "absolute": "abs"}
+
+
+def _instead(name: str) -> str:
+    """What to use in the place of NumPy's function or method of this name."""
+    name = _OTHER_NAMES.get(name, name)
+    return f"use ops.{name}" if name in ops.__all__ else "use the functions of xnn.ops and `+ - * / ** @`"

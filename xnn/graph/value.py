@@ -1,0 +1,168 @@
+"""Values that are computed at once and recorded, and what calling an op does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xnn import ops
+from xnn.backends import backend_of, current_backend, current_numerics
+from xnn.errors import GraphError
+from xnn.graph.node import Recorded, array_of, next_created
+from xnn.graph.scope import current_scope
+from xnn.ops import Array, Op
+from xnn.ops.op import apply_rule, forward_of, install
+
+__all__ = ["Constant", "Drawn", "Kept", "Value", "apply", "as_array", "drawn"]
+
+
+class Value(Recorded):
+    """A recorded value that is computed at once. Value(array) is an input.
+
+    Raises GraphError for what would lose the gradient: float(), NumPy's functions, another value as the array.
+    """
+
+    def __init__(self, array: Any) -> None:
+        if isinstance(array, Value):
+            raise GraphError("grad of a grad: gradients are not recorded, so there are no second derivatives")
+        self.created = next_created()
+        self._array = as_array(array)
+
+    @classmethod
+    def record(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Value:
+        """The op's result. A Python number stays one, so that it widens no dtype."""
+        sources = [x if isinstance(x, Recorded) else Constant(x) for x in inputs]
+        arrays = [source.array for source in sources]
+        value = cls.__new__(cls)
+        value._array, value.saved = forward_of(op, backend_of(*arrays).math, arrays, options)
+        value.op, value.inbound_nodes, value.options = op, sources, options
+        value.created = next_created()  # after its inputs
+        return value
+
+    @property
+    def array(self) -> Any:
+        """The array; for xnn's own use, where `value` may refuse."""
+        return self._array
+
+    @property
+    def value(self) -> Any:
+        """The array, without its gradient. Raises GraphError inside a program's `compute`, which it would freeze."""
+        _refuse_in_a_program("reading .value")
+        return self._array
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> Any:
+        return ops.equal(self, other)
+
+    def __ne__(self, other: object) -> Any:
+        return ops.not_equal(self, other)
+
+    def __float__(self) -> float:
+        raise GraphError(
+            "float() of a recorded value would lose its gradient: keep to ops inside the function"
+        )
+
+    def __bool__(self) -> bool:
+        if not backend_of(self._array).xp.isdtype(self._array.dtype, "bool") or self.shape != ():
+            raise GraphError("a recorded value has no truth value: compare it, or choose with ops.where")
+        _refuse_in_a_program("a branch on it")
+        return bool(self._array)
+
+    def __repr__(self) -> str:
+        return f"Value({self._array!r})"
+
+
+def _refuse_in_a_program(what: str) -> None:
+    scope = current_scope()
+    if scope is not None and scope.program:
+        raise GraphError(
+            f"{what} would fix the first batch's numbers in the program that trains: choose with ops.where, compute "
+            "with ops, or write `forward` and `backward` by hand"
+        )
+
+
+class Constant(Recorded):
+    """What an op was called with beside recorded values: an array or a Python number. It is not differentiated."""
+
+    is_constant = True
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    @property
+    def array(self) -> Any:
+        """What was given."""
+        return self.value
+
+
+class Drawn(Value):
+    """An input that a program makes anew for each step, such as a dropout mask: `make` draws it."""
+
+    is_constant = True
+
+    def __init__(self, make: Callable[[], Array]) -> None:
+        super().__init__(make())
+        self.make = make
+
+
+def drawn(make: Callable[[], Array]) -> Any:
+    """The array that `make` draws; recorded, if that is what happens here, so that a program draws it each step."""
+    scope = current_scope()
+    return Drawn(make) if scope is not None and scope.records else make()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What training does to buffers in each step: their arrays become rule(xp, *arrays, source, **options)."""
+
+    buffers: Sequence[Any]
+    rule: Callable[..., Any]
+    source: Any
+    options: Mapping[str, Any]
+
+    def apply(self) -> None:
+        """Give the buffers their new values now."""
+        arrays = (*(buffer.array for buffer in self.buffers), array_of(self.source))
+        fresh = apply_rule(self.rule, backend_of(*arrays).math, arrays, self.options)
+        for buffer, array in zip(self.buffers, fresh, strict=True):
+            buffer.value = array
+
+
+def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    """What calling an op does: nodes give a node, recorded values a recorded value, arrays an array."""
+    ranks = [x.rank for x in inputs if isinstance(x, Recorded)]
+    for name, option in options.items():
+        if isinstance(option, Recorded):
+            raise GraphError(
+                f"{op.name}: the option {name} is not differentiated: give it an array or a number"
+            )
+    if not ranks or (max(ranks) < Value.rank and not _records()):
+        arrays = [array_of(x) for x in inputs]
+        return forward_of(op, backend_of(*arrays).math, arrays, options)[0]
+    highest = max(ranks)
+    if highest <= Value.rank:
+        return Value.record(op, inputs, options)
+    if Value.rank in ranks:
+        raise GraphError(f"{op.name} got graph nodes and recorded values: a function is one or the other")
+    return next(x for x in inputs if getattr(x, "rank", None) == highest).record(op, inputs, options)
+
+
+def _records() -> bool:
+    scope = current_scope()
+    return scope is not None and scope.records
+
+
+install(apply)
+
+
+def as_array(value: Any) -> Array:
+    """Arrays as they are; Python numbers and lists as float64 arrays of the current backend, float32 if exact."""
+    if isinstance(value, (list, tuple)) or type(value) in (int, float, bool):
+        return current_backend().to_device(
+            value, dtype="float64" if current_numerics() == "fast" else "float32"
+        )
+    backend_of(value)  # raises for what is no array
+    return value

@@ -1,0 +1,210 @@
+"""Weight files: a model's layers and parameters in one .safetensors file, which holds no code to run.
+
+The parameters are under their names (`1.weight`); the metadata `xnn` is JSON with the layers, and
+`weights_sha256` the digest of the parameters, which `load` checks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends import current_backend, current_numerics
+from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
+from xnn.files import as_path, check_writable, write_atomically
+from xnn.layers.activations import Function
+from xnn.layers.containers import Container
+from xnn.layers.layer import Layer
+from xnn.layers.parameter import Parameter
+from xnn.ops import Op
+
+__all__ = ["load", "load_weights", "metadata", "save", "weights_sha256"]
+
+_FORMAT = 1
+
+
+def weights_sha256(model: Container) -> str:
+    """SHA-256 over the raw little-endian bytes of all parameters and buffers, in order."""
+    return _sha256(_host_weights(model).values())
+
+
+def _sha256(arrays: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] | None = None) -> None:
+    """Write the model whole or not at all; `notes` (JSON values) are kept in its metadata.
+
+    A file cannot hold the code of layers and ops of your own: of a model with such, the weights are
+    saved, and `load_weights` puts them into a model that your code builds.
+    Raises OptionError for a place that cannot be written, DataError when the disk is full.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    path = check_writable(path, (".safetensors",))
+    try:
+        described = _describe(model)
+    except OptionError as unknown:  # the weights are kept all the same; load says how to get them back
+        described = {"layers": None, "unknown": str(unknown)}
+    header = {
+        "format": _FORMAT,
+        **described,
+        "numerics": model.numerics or current_numerics(),
+        "notes": notes or {},
+    }
+    header["frozen"] = [name for name, parameter in model.named_parameters() if parameter.frozen]
+    arrays = _host_weights(model)
+    about = {"xnn": json.dumps(header), "weights_sha256": _sha256(arrays.values())}
+    write_atomically(path, to_bytes(arrays, metadata=about))
+
+
+def load(path: str | os.PathLike[str]) -> Container:
+    """The saved model, on the current backend. Raises DataNotFoundError or CorruptFileError."""
+    tensors, header, digest = _read(path)
+    if header.get("unknown"):
+        raise OptionError(
+            f"{path} holds the weights of a model with {header['unknown']}, which is not one of xnn's own layers: "
+            "build the model with its own code, then model.load_weights(path)"
+        )
+    try:
+        model: Any = _build(
+            {"type": "Sequential", "seed": header["seed"], "layers": header["layers"]}, "", tensors
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(f"{path} does not describe a model that can be built: {error}") from error
+    parameters = dict(model.named_state())
+    _check(parameters, tensors, digest, path)
+    model.numerics = header.get("numerics")
+    for name in header.get("frozen", ()):
+        if name in parameters:
+            parameters[name].frozen = True
+    return model  # type: ignore[no-any-return]
+
+
+def load_weights(model: Container, path: str | os.PathLike[str]) -> None:
+    """Put the file's parameters into a model with the same names and shapes; all of them or none."""
+    tensors, header, digest = _read(path)
+    wanted, lib = dict(model.named_state()), model.backend
+    _check(wanted, tensors, digest, path)
+    for name, parameter in wanted.items():
+        parameter.value = lib.to_device(tensors[name])
+    model.numerics = header.get("numerics")
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The file's header: layers, seed, numerics, notes."""
+    return _read(path)[1]
+
+
+def _host_weights(model: Container) -> dict[str, np.ndarray]:
+    lib = model.backend
+    return {name: np.ascontiguousarray(lib.to_host(p.value)) for name, p in model.named_state()}
+
+
+def _own_op(name: str) -> Op | None:
+    found = [op for op in vars(ops).values() if isinstance(op, Op) and op.name == name]
+    return found[0] if found else None
+
+
+def _describe(layer: Layer) -> dict[str, Any]:
+    """Type and arguments of a layer, and of the layers inside it; OptionError for one not of xnn's own."""
+    kind = type(layer).__name__
+    if Layer.own.get(kind) is not type(layer):
+        raise OptionError(repr(layer))
+    config = layer.config()
+    if isinstance(layer, Function) and (_own_op(config["op"]) is not layer.op or not _is_json(config)):
+        raise OptionError(repr(layer))
+    if "layers" in config:
+        config["layers"] = [_describe(inner) for inner in config["layers"]]
+    return {"type": kind, **config}
+
+
+def _is_json(config: dict[str, Any]) -> bool:
+    try:
+        json.dumps(config)
+    except TypeError:
+        return False
+    return True
+
+
+def _build(entry: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -> Layer:
+    """The layer again, with its weights from the file; none is drawn, whatever size the file claims."""
+    entry = dict(entry)
+    kind = entry.pop("type")
+    if kind not in Layer.own:
+        raise ValueError(f"xnn has no layer {kind!r}")
+    if kind == "Function":
+        entry["op"] = _own_op(entry["op"])
+    inner = [_build(e, f"{prefix}{i}.", tensors) for i, e in enumerate(entry.pop("layers", ()))]
+    layer: Layer = Layer.own[kind](*inner, **entry)
+    for parameter in (array for _, array in layer.own_state()):
+        if prefix + parameter.name not in tensors:
+            raise ValueError(f"{prefix}{parameter.name} is missing")
+        tensor = tensors[prefix + parameter.name]
+        _check_fit(prefix + parameter.name, parameter, tensor)
+        parameter.value = current_backend().to_device(tensor)
+    return layer
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    from safetensors import SafetensorError, safe_open
+
+    path = as_path(path)
+    if not path.is_file():
+        raise DataNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        raise CorruptFileError(
+            f"{path} is not a readable .safetensors file ({error}): fetch it again, or train again"
+        ) from error
+    try:
+        header = json.loads(about.get("xnn", ""))
+    except json.JSONDecodeError as error:
+        raise CorruptFileError(
+            f"{path}: no xnn model is described in it; only files that xnn saved load"
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise CorruptFileError(f"{path}: written in a format this version of xnn does not know; update xnn")
+    return tensors, header, about.get("weights_sha256", "")
+
+
+def _check_fit(name: str, parameter: Parameter, tensor: np.ndarray) -> None:
+    if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+        raise ValueError(
+            f"{name} is {tensor.dtype}{list(tensor.shape)}, "
+            f"the model needs {parameter.dtype}{list(parameter.shape)}"
+        )
+
+
+def _check(
+    wanted: dict[str, Parameter], tensors: dict[str, np.ndarray], digest: str, path: str | os.PathLike[str]
+) -> None:
+    """Names, shapes, dtypes and the digest of the file against a model's parameters."""
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        raise CorruptFileError(
+            f"{path} does not fit the model: missing {', '.join(missing) or 'nothing'}, "
+            f"unknown {', '.join(extra) or 'nothing'}"
+        )
+    try:
+        for name, parameter in wanted.items():
+            _check_fit(name, parameter, tensors[name])
+    except ValueError as error:
+        raise CorruptFileError(f"{path} does not fit the model: {error}") from error
+    if digest != _sha256(tensors[name] for name in wanted):
+        raise CorruptFileError(
+            f"{path}: the weights are not those that were saved, by the digest recorded with them: the file is "
+            "damaged; fetch it again, or train again"
+        )

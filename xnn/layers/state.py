@@ -1,0 +1,149 @@
+"""What a layer holds: parameters, buffers and inner layers, found in its attributes and named by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from xnn.backends import Purpose, Stream
+from xnn.errors import OptionError
+from xnn.graph.scope import assignments
+from xnn.layers.parameter import Buffer, Parameter
+
+__all__ = ["Stateful"]
+
+
+class Stateful:
+    """What has parameters, buffers and layers as attributes, also in lists, tuples and dicts.
+
+    Names are the attributes': `weight`, `blocks.0.weight`. What was handed to __init__ keeps its own name.
+    """
+
+    #: Whether `forward` and `backward` are written by hand.
+    by_hand: ClassVar[bool] = False
+    seed: int | None = None
+    index = 0  # by which random numbers of a model's layers are told apart
+    _given: tuple[Parameter, ...] = ()
+
+    def __init__(
+        self, *parameters: Parameter, buffers: Sequence[Buffer] = (), seed: int | None = None
+    ) -> None:
+        self._given = (*parameters, *buffers)
+        self.seed = seed
+        names = [name for name, _ in self.own_state()]
+        if len(set(names)) < len(names):
+            raise OptionError(
+                f"{type(self).__name__} has two parameters or buffers of one name in {', '.join(names)}: files tell "
+                "them apart by it"
+            )
+        for k, (_, parameter) in enumerate(self._own_parameters()):
+            parameter.draw_from(Stream(seed or 0, Purpose.WEIGHTS, 0, k))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign an option, or take in a parameter or layer. A parameter cannot be replaced: assign to its value."""
+        if isinstance(self.__dict__.get(name), Parameter):
+            raise OptionError(
+                f"{type(self).__name__}.{name} is a Parameter and stays: assign an array to .{name}.value, got "
+                f"{repr(value)[:60]}"
+            )
+        super().__setattr__(name, value)
+        if isinstance(value, Parameter):
+            value.name = name
+            value.draw_from(Stream(self.seed or 0, Purpose.WEIGHTS, 0, len(self.own_parameters) - 1))
+        elif not name.startswith("_") and not self.by_hand:
+            assignments[0] += 1
+
+    def _held(self) -> Iterator[tuple[str, Any]]:
+        """Name and object of each parameter, buffer and layer of its own, in order."""
+        found: dict[int, tuple[str, Any]] = {id(p): (p.name, p) for p in self._given}
+        for name, value in vars(self).items():
+            if name not in ("_given", "_tape"):
+                for inner, item in _inside(name, value):
+                    found.setdefault(id(item), (inner, item))
+        return iter(found.values())
+
+    def own_state(self) -> list[tuple[str, Parameter]]:
+        """Name and array of the parameters and buffers that are not an inner layer's."""
+        return [(name, item) for name, item in self._held() if isinstance(item, Parameter)]
+
+    def _own_parameters(self) -> list[tuple[str, Parameter]]:
+        return [(name, item) for name, item in self.own_state() if not isinstance(item, Buffer)]
+
+    def _layers(self) -> list[tuple[str, Any]]:
+        return [(name, item) for name, item in self._held() if isinstance(item, Stateful)]
+
+    def all_layers(self) -> Iterator[Any]:
+        """The layer itself and every layer inside it."""
+        yield self
+        for _, layer in self._layers():
+            yield from layer.all_layers()
+
+    @property
+    def own_parameters(self) -> list[Parameter]:
+        """The parameters that are not an inner layer's, in the op's order."""
+        return [item for _, item in self._own_parameters()]
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters, inner layers' too, in order."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def buffers(self) -> list[Buffer]:
+        """The arrays that training keeps without a gradient, in order."""
+        return [array for _, array in self.named_state() if isinstance(array, Buffer)]
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Name and parameter, in order: `weight`, `bias`; of inner layers `blocks.0.weight`, ..."""
+        yield from self._own_parameters()
+        yield from self._of_layers("named_parameters")
+
+    def named_state(self) -> Iterator[tuple[str, Parameter]]:
+        """All that a weight file holds: parameters, then buffers, layer by layer."""
+        yield from self._own_parameters()
+        yield from ((name, item) for name, item in self.own_state() if isinstance(item, Buffer))
+        yield from self._of_layers("named_state")
+
+    def _of_layers(self, method: str) -> Iterator[tuple[str, Parameter]]:
+        """What a method of the inner layers names, less the arrays that were handed to __init__ as its own."""
+        own = {id(array) for array in self._given}
+        for name, layer in self._layers():
+            for inner, array in getattr(layer, method)():
+                if id(array) not in own:
+                    yield f"{name}.{inner}", array
+
+    def draw_from(self, seed: int, number: int) -> int:
+        """Take weights that were not assigned from this seed, as layer `number` of a model; returns the next number.
+
+        A layer built with a seed of its own keeps its weights. Inner layers take the numbers that follow.
+        """
+        for k, (_, parameter) in enumerate(self._own_parameters()):
+            if self.seed is None:
+                parameter.draw_from(Stream(seed, Purpose.WEIGHTS, number, k))
+        number += 1
+        for _, layer in self._layers():
+            number = layer.draw_from(seed, number)
+        return number
+
+    def number_from(self, index: int) -> int:
+        """Take the number by which random numbers are told apart in a model; returns the next."""
+        self.index = index
+        index += 1
+        for _, layer in self._layers():
+            index = layer.number_from(index)
+        return index
+
+    def set_stream(self, seed: int, step: int, row: int = 0) -> None:
+        """Where the random numbers of the next training forward come from; only layers that draw have any."""
+        for _, layer in self._layers():
+            layer.set_stream(seed, step, row)
+
+
+def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The parameters and layers in an attribute: itself, or those in lists, tuples and dicts."""
+    if isinstance(value, (Parameter, Stateful)):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            yield from _inside(f"{name}.{position}", item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _inside(f"{name}.{key}", item)

@@ -1,0 +1,144 @@
+"""The rules by which a program's list of calls is made shorter. Each is applied wherever the backend's table has a
+kernel for the result; `tests/training/test_program.py` holds each to the list it replaces.
+
+| rule | what becomes one call |
+|---|---|
+| rescale_into_gather | the gathering of a batch, and the Rescale that is its only reader |
+| activation_into_dense | dense and the activation behind it; backward, the gradients of both |
+| loss_with_gradient | a loss's forward and its backward |
+| sgd_into_dense | the products that give a weight's gradient, and its update: W <- W - rate x^T dz |
+
+The gradient with respect to the data is in no list: it has no reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from xnn import ops
+from xnn.backends.kernels.calls import Call, KernelTable, Slot
+
+__all__ = ["RULES", "fuse"]
+
+Calls = list[Call]
+
+
+def fuse(calls: Calls, table: KernelTable, keep_gradients: bool = False) -> Calls:
+    """The list after every rule; with keep_gradients those that leave no gradient are left out."""
+    for rule in RULES:
+        if not (keep_gradients and rule is sgd_into_dense):
+            calls = rule(calls, table)
+    return calls
+
+
+def _readers(calls: Calls, slot: Slot) -> list[Call]:
+    return [call for call in calls if any(slot is read for read in call.reads)]
+
+
+def _only_reader(calls: Calls, slot: Slot | None) -> Call | None:
+    readers = [] if slot is None else _readers(calls, slot)
+    return readers[0] if len(readers) == 1 else None
+
+
+def _backward_of(calls: Calls, forward: Call) -> Call | None:
+    return next((call for call in calls if call.forward is forward), None)
+
+
+def _replace(calls: Calls, old: Sequence[Call | None], new: Sequence[Call]) -> Calls:
+    """Each new call in the place of its last part, since all it reads is there by then."""
+    place = {new_call.parts[-1]: new_call for new_call in new}
+    return [place.get(call, call) for call in calls if call in place or call not in old]
+
+
+def rescale_into_gather(calls: Calls, table: KernelTable) -> Calls:
+    """A batch of bytes is scaled while it is gathered."""
+    for gather in [call for call in calls if call.kind == "gather"]:
+        rescale = _only_reader(calls, gather.writes[0])
+        if rescale is None or rescale.key != ("forward", ops.rescale) or _backward_of(calls, rescale):
+            continue
+        options = {**gather.options, "scale": rescale.options["scale"], "offset": rescale.options["offset"]}
+        fused = Call("gather", None, (), rescale.writes, options, parts=(gather, rescale))
+        if table.accepts(fused):
+            calls = _replace(calls, (gather, rescale), (fused,))
+    return calls
+
+
+def activation_into_dense(calls: Calls, table: KernelTable) -> Calls:
+    """y = f(x W + b) at once; backward, dz = dy f'(z) from y, then dx, dW and db from dz."""
+    for dense in [call for call in calls if call.key == ("forward", ops.dense)]:
+        activation = _only_reader(calls, dense.writes[0])
+        if activation is None or activation.kind != "forward":
+            continue
+        down, up = _backward_of(calls, dense), _backward_of(calls, activation)
+        forward = Call(
+            "forward",
+            ops.dense,
+            dense.reads,
+            activation.writes,
+            activation=activation.op,
+            parts=(dense, activation),
+        )
+        old, new = [dense, activation], [forward]
+        if down is not None and up is not None:
+            if _only_reader(calls, up.writes[0]) is not down:
+                continue
+            new.append(Call("backward", ops.dense, up.reads, down.writes, forward=forward, parts=(up, down)))
+            old += [up, down]
+        elif up is not None or down is not None:
+            continue
+        if all(table.accepts(call) for call in new):
+            calls = _replace(calls, old, new)
+    return calls
+
+
+def loss_with_gradient(calls: Calls, table: KernelTable) -> Calls:
+    """The last op's value and gradient share their work: softmax and cross-entropy need one exponential."""
+    last = next((call for call in calls if call.kind == "backward"), None)
+    if last is None or last.forward is None or last.forward not in calls or last.reads[0].name != "one":
+        return calls
+    forward = last.forward
+    fused = Call("loss", forward.op, forward.reads, (*forward.writes, *last.writes[:1]), forward.options,
+                 parts=(forward, last))  # fmt: skip
+    if any(slot is not None for slot in last.writes[1:]) or not table.accepts(fused):
+        return calls
+    return _replace(calls, (forward, last), (fused,))
+
+
+def sgd_into_dense(calls: Calls, table: KernelTable) -> Calls:
+    """Plain SGD by the product that gives the gradient, if nothing but the update reads it; dx comes first."""
+    for update in [call for call in calls if call.kind == "update" and call.rule.plain]:
+        rest = list(update.columns())
+        for backward in [call for call in calls if call.key == ("backward", ops.dense)]:
+            own = {id(slot) for slot in backward.writes[1:] if slot is not None}
+            columns = [column for column in update.columns() if id(column[1]) in own]
+            if not own or len(columns) < len(own) or any(_readers(calls, c[1]) != [update] for c in columns):
+                continue
+            value = {id(gradient): parameter for parameter, gradient in columns}
+            writes = [None if slot is None else value.get(id(slot), slot) for slot in backward.writes]
+            part = _update_of(update, columns)
+            fused = Call(
+                "backward", ops.dense, backward.reads, tuple(writes), forward=backward.forward,
+                rule=update.rule, parts=(*(backward.parts or (backward,)), part),
+            )  # fmt: skip
+            if table.accepts(fused):
+                rest = [column for column in rest if column not in columns]
+                calls = [fused if call is backward else call for call in calls]
+        replaced = [_update_of(update, rest)] if rest else []
+        position = calls.index(update)
+        calls = [*calls[:position], *replaced, *calls[position + 1 :]]
+    return calls
+
+
+def _update_of(update: Call, columns: Sequence[tuple[Slot, ...]]) -> Call:
+    """The same update of these parameters only."""
+    values, gradients, *state = zip(*columns, strict=True)
+    kept = sum(state, ())
+    return Call("update", update.op, values + gradients + kept, values + kept, rule=update.rule)
+
+
+RULES: tuple[Callable[[Calls, KernelTable], Calls], ...] = (
+    rescale_into_gather,
+    activation_into_dense,
+    loss_with_gradient,
+    sgd_into_dense,
+)

@@ -1,0 +1,273 @@
+"""A program: the graph of a model and its loss, flattened into a list of calls that trains on one batch shape.
+
+    gather the batch, draw masks -> forward, in topological order -> keep running statistics
+        -> backward, in the reverse of it -> clip -> update -> average
+
+The list is made once and run for every step. `xnn.training.fusion` rewrites it by a few named rules, and the backend
+binds each call to a kernel over fixed buffers, or to the op itself where it has none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import Backend
+from xnn.backends.kernels.calls import Call, Cursor, KernelTable, Slot, as_number, bind
+from xnn.errors import DTypeError
+from xnn.graph.backward import reverse
+from xnn.graph.node import Recorded
+from xnn.graph.value import Constant, Drawn
+from xnn.layers import Buffer, Parameter
+from xnn.ops import Op, updates
+from xnn.ops.op import apply_rule
+from xnn.training.fusion import fuse
+from xnn.training.parameters import Store
+from xnn.training.trace import Trace
+
+__all__ = ["Program", "flatten"]
+
+
+class Program:
+    """Training steps on batches of one size: step(rows).
+
+    flat: the list from `flatten`, whose gather calls read `cursor`. keep_gradients: whether something reads
+    gradients, so that none may be folded away.
+    """
+
+    def __init__(
+        self,
+        lib: Backend,
+        table: KernelTable,
+        store: Store,
+        flat: Sequence[Call],
+        cursor: Cursor,
+        keep_gradients: bool = False,
+    ) -> None:
+        self.store, self.cursor = store, cursor
+        self.calls = fuse(list(flat), table, keep_gradients)
+        folded = {
+            id(slot) for call in self.calls if call.kind == "backward" and call.rule for slot in call.writes
+        }
+        store.folded.update(p for p, slot in store.values.items() if id(slot) in folded)
+        #: Whether a step draws random numbers, or runs a layer that may.
+        self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
+        self._steps = tuple(bind(lib, table, self.calls))
+
+    def begin(self, rows: np.ndarray) -> None:
+        """What a step needs to know before its calls: its rows of the data, and the optimizer's numbers."""
+        if self.store.running is not self:
+            self.store.running = self
+            self.store.touch()
+        np.copyto(self.cursor.rows, rows)
+        self.store.advance()
+
+    def step(self, rows: np.ndarray) -> None:
+        """Train on these rows of the data."""
+        self.begin(rows)
+        for run in self._steps:
+            run()
+        if not self.store.in_place:
+            self.store.publish()
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.calls))
+
+
+def flatten(
+    lib: Backend,
+    store: Store,
+    trace: Trace,
+    sources: Sequence[Any],
+    cursor: Cursor,
+    metrics: Sequence[Callable[..., Any]],
+    records: Sequence[list[Any]],
+    total: Callable[..., Any] | None = None,
+) -> list[Call]:
+    """The unfused list of calls of one training step.
+
+    trace: a batch of the right size through model and loss. sources: the arrays whose rows are samples, targets and
+    perhaps sample weights. cursor: where the step's row numbers will be. metrics: functions of outputs and targets,
+    tried here. total: gives, from outputs, targets and weights, what the loss was divided by, where that is needed.
+    records: the lists to which the loss, each metric and the total of every step are added.
+    """
+    for node in trace.order:
+        if node.op is not None and node.op.opaque:
+            node.op.training = True  # type: ignore[attr-defined]
+    _check_dtypes(trace.order)
+    slots = {node: _slot(node, place, store) for place, node in enumerate(trace.order)}
+    forward = _forward(trace, slots)
+    counting, counts = _counting(lib, trace, slots, metrics, total)
+    return [
+        *_inputs(trace, slots, sources, cursor),
+        *forward.values(),
+        *_keeping(trace, slots, store),
+        *counting,
+        *_backward(lib, store, trace, slots, forward),
+        *_updating(store),
+        *(
+            Call("record", None, (slot,), (), {"records": record})
+            for slot, record in zip((slots[trace.cost], *counts), records, strict=True)
+        ),
+    ]
+
+
+Slots = dict[Recorded, Slot]
+
+
+def _slot(node: Recorded, place: int, store: Store) -> Slot:
+    """Where a value lies; `place` is its number in the trace."""
+    if isinstance(node, Buffer):
+        return store.keep(node)
+    if isinstance(node, Parameter):
+        return store.values[node]
+    value = node.array
+    shape, dtype = tuple(getattr(value, "shape", ())), getattr(value, "dtype", object)
+    name = type(node).__name__.lower() if node.op is None else node.op.name
+    scaled = value if hasattr(value, "integers") else None
+    kept = value if isinstance(node, Constant) else None
+    return Slot(f"{name} {place}", shape, dtype, kept, scaled=scaled)
+
+
+def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) -> list[Call]:
+    """The batch, and what is drawn for it."""
+    gather = [
+        Call("gather", None, (), (slots[node],), {"source": source, "cursor": cursor})
+        for node, source in zip(trace.inputs, sources, strict=True)
+    ]
+    return gather + [
+        Call("draw", None, (), (slots[node],), {"make": node.make})
+        for node in trace.order
+        if isinstance(node, Drawn)
+    ]
+
+
+def _forward(trace: Trace, slots: Slots) -> dict[Recorded, Call]:
+    """A call for each op."""
+    return {
+        node: Call(
+            "forward",
+            node.op,
+            tuple(slots[source] for source in node.inbound_nodes),
+            (slots[node],),
+            dict(node.options),
+        )
+        for node in trace.order
+        if node.op is not None
+    }
+
+
+def _keeping(trace: Trace, slots: Slots, store: Store) -> list[Call]:
+    """What is kept of the batch, such as running statistics."""
+    calls = []
+    for change in trace.kept:
+        buffers = tuple(store.keep(buffer) for buffer in change.buffers)
+        source = change.source
+        read = (
+            slots[source]
+            if isinstance(source, Recorded)
+            else Slot("kept", source.shape, source.dtype, source)
+        )
+        calls.append(Call("keep", change.rule, (*buffers, read), buffers, dict(change.options)))
+    return calls
+
+
+def _counting(
+    lib: Backend,
+    trace: Trace,
+    slots: Slots,
+    metrics: Sequence[Callable[..., Any]],
+    total: Callable[..., Any] | None,
+) -> tuple[list[Call], list[Slot]]:
+    """What metrics count, and what the loss was divided by; the calls and where the numbers will be."""
+    outputs, (_, targets, *weights) = trace.outputs, trace.inputs
+    calls, counts = [], []
+    for number, metric in enumerate(metrics):
+        value = apply_rule(metric, lib.math, (outputs.array, targets.array), {})
+        shape, dtype = as_number(lib, value).shape, getattr(value, "dtype", outputs.array.dtype)
+        counts.append(Slot(f"metric {number}", tuple(shape), dtype))
+        calls.append(Call("metric", metric, (slots[outputs], slots[targets]), (counts[-1],)))
+    if total is not None:
+        counts.append(Slot("total", (), outputs.array.dtype))
+        reads = tuple(slots[node] for node in (outputs, targets, *weights))
+        calls.append(Call("total", total, reads, (counts[-1],)))
+    return calls, counts
+
+
+def _backward(
+    lib: Backend, store: Store, trace: Trace, slots: Slots, forward: dict[Recorded, Call]
+) -> list[Call]:
+    """The calls of the backward pass."""
+    calls: list[Call] = []
+    read = Counter(source for node in trace.order for source in node.inbound_nodes)
+
+    def total(node: Recorded, gradients: list[Slot]) -> Slot:
+        own = store.gradients.get(node) if isinstance(node, Parameter) else None
+        if len(gradients) == 1 and (own is None or gradients[0] is own):
+            return gradients[0]
+        added = own or Slot(f"d {slots[node].name}", gradients[0].shape, gradients[0].dtype)
+        calls.append(Call("add", None, tuple(gradients), (added,)))
+        return added
+
+    def pull(node: Recorded, gradient: Slot, needed: list[bool]) -> list[Slot | None]:
+        writes: list[Slot | None] = []
+        for source, wanted in zip(node.inbound_nodes, needed, strict=True):
+            slot = None
+            if wanted and isinstance(source, Parameter) and read[source] == 1:
+                slot = store.gradients[source]
+            elif wanted:
+                slot = Slot(f"d {slots[source].name}", slots[source].shape, slots[source].dtype)
+            writes.append(slot)
+        calls.append(Call("backward", node.op, (gradient,), tuple(writes), forward=forward[node]))
+        return writes
+
+    dtype = trace.cost.array.dtype
+    one = Slot("one", (), dtype, lib.xp.ones((), dtype=dtype, device=lib.device))
+    reverse(trace.order, {trace.cost: one}, store.gradients, total, pull)
+    return calls
+
+
+def _updating(store: Store) -> list[Call]:
+    """Clipping, the optimizer's step, and averages of the weights."""
+    calls = []
+    gradients = tuple(store.gradients[p] for p in store.parameters if p in store.gradients)
+    for rule, limit in store.clipping if gradients else ():
+        calls.append(Call("clip", rule, gradients, gradients, {"limit": limit}))
+    if store.asks_optimizer:
+        if not store.optimizer.minimizes:
+            reads, writes = tuple(store.gradients.values()), tuple(store.values.values())
+            calls.append(Call("optimizer", None, reads, writes, {"step": store.ask_optimizer}))
+    else:
+        for group in store.groups:
+            values, slopes, *state = (tuple(column) for column in group.slots)
+            kept = sum(state, ())
+            calls.append(
+                Call("update", type(group.optimizer).rule, values + slopes + kept, values + kept, rule=group)
+            )
+    for p, slot in store.averages.items():
+        options = {"decay": store.optimizer.average}
+        calls.append(Call("keep", updates.moving_average, (slot, store.values[p]), (slot,), options))
+    return calls
+
+
+def _check_dtypes(order: Sequence[Recorded]) -> None:
+    """Raise DTypeError for an op that widens float32 to float64: nobody else would notice."""
+    for node in order:
+        given = {_dtype_name(source) for source in node.inbound_nodes}
+        if (
+            node.op is not None
+            and _dtype_name(node) == "float64"
+            and "float32" in given
+            and "float64" not in given
+        ):
+            raise DTypeError(
+                f"{node.op.name} makes float64 of float32: a NumPy float64 array or number in its forward widens it; "
+                "use Python numbers, or xp.astype(y, x.dtype)"
+            )
+
+
+def _dtype_name(node: Recorded) -> str:
+    return str(getattr(node.array, "dtype", "")).split(".")[-1]
