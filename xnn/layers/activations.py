@@ -73,51 +73,51 @@ def _chosen(
     return dict(bound.arguments)
 
 
-class ReLU(_Named):  # noqa: D101
+class ReLU(_Named):
     op = ops.relu
 
 
-class LeakyReLU(_Named):  # noqa: D101
+class LeakyReLU(_Named):
     op = ops.leaky_relu
 
 
-class ELU(_Named):  # noqa: D101
+class ELU(_Named):
     op = ops.elu
 
 
-class SELU(_Named):  # noqa: D101
+class SELU(_Named):
     op = ops.selu
 
 
-class GELU(_Named):  # noqa: D101
+class GELU(_Named):
     op = ops.gelu
 
 
-class SiLU(_Named):  # noqa: D101
+class SiLU(_Named):
     op = ops.silu
 
 
-class Softplus(_Named):  # noqa: D101
+class Softplus(_Named):
     op = ops.softplus
 
 
-class Sigmoid(_Named):  # noqa: D101
+class Sigmoid(_Named):
     op = ops.sigmoid
 
 
-class Tanh(_Named):  # noqa: D101
+class Tanh(_Named):
     op = ops.tanh
 
 
-class Softmax(_Named):  # noqa: D101
+class Softmax(_Named):
     op = ops.softmax
 
 
-class LogSoftmax(_Named):  # noqa: D101
+class LogSoftmax(_Named):
     op = ops.log_softmax
 
 
-class Flatten(_Named):  # noqa: D101
+class Flatten(_Named):
     op = ops.flatten
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
