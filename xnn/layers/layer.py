@@ -10,12 +10,12 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from xnn.backends import Backend, backend_of, current_backend, current_numerics, get_backend
-from xnn.backends.numerics import check_same_numerics
+from xnn.backends.numerics import check_same_numerics, pinned
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded, array_of
-from xnn.graph.scope import Scope, current_scope, entered
+from xnn.graph.scope import Scope, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Kept, Value
 from xnn.layers.by_hand import run_by_hand
@@ -117,6 +117,8 @@ class Layer(Stateful):
         """
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
+        if type(self).options is Layer.options:
+            return self.op(x, *self.own_parameters)
         return self.op(x, *self.own_parameters, **self.options(backend_of(array_of(x)).math))
 
     def __call__(self, x: Any, training: bool | None = None) -> Any:
@@ -140,7 +142,7 @@ class Layer(Stateful):
         scope = current_scope()
         if scope is not None:
             return self._computed(scope, x, training)
-        with entered(Scope(records=isinstance(x, Recorded))) as scope:
+        with Scope(records=isinstance(x, Recorded)) as scope:
             return self._computed(scope, x, training)
 
     def _computed(self, scope: Scope, x: Any, training: bool) -> Any:
@@ -188,9 +190,9 @@ class Layer(Stateful):
     def forward(self, x: Array, training: bool = False) -> Array:
         """The output for a batch x, which is left as it is; keeps what `backward` needs."""
         given = Value(x)
-        with entered(Scope(training)) as scope:
+        with Scope(training) as scope:
             output = self._computed(scope, given, training)
-        self._tape = _Tape(given, output, current_numerics())
+            self._tape = _Tape(given, output, current_numerics())
         return output.array
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -202,12 +204,13 @@ class Layer(Stateful):
         if self._tape is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
         given, output, mode = self._tape
-        check_same_numerics(type(self).__name__, mode)
         _check_gradient(type(self).__name__, dout, output.array)
         order, parameters = made_from(output), self.parameters()
         check_all_known(type(self).__name__, order, parameters)
         wanted: set[Recorded] = {*parameters, given} if input_gradient else {*parameters}
-        handed = backpropagate(order, {output: dout}, wanted)
+        with pinned():
+            check_same_numerics(type(self).__name__, mode)
+            handed = backpropagate(order, {output: dout}, wanted)
         for parameter in parameters:
             parameter.grad = handed[parameter][0] if parameter in handed else None
         return handed[given][0] if input_gradient and given in handed else None
@@ -308,7 +311,7 @@ def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         x = xp.zeros((2, *shape), dtype=xp.int64, device=lib.device)
     else:
         x = xp.ones((2, *shape), dtype=dtype, device=lib.device)
-    with lib.guard(), entered(Scope(records=False)):
+    with lib.guard(), Scope(records=False):
         y = layer.run(x, training=False)
     if y.ndim < 1 or y.shape[0] != 2:
         raise ShapeError(

@@ -10,7 +10,7 @@ binds each call to a kernel over fixed buffers, or to the op itself where it has
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -212,10 +212,10 @@ def _backward(
         calls.append(Call("add", None, tuple(gradients), (added,)))
         return added
 
-    def pull(node: Recorded, gradient: Slot, needed: list[bool]) -> list[Slot | None]:
+    def pull(node: Recorded, gradient: Slot, needed: Collection[Recorded]) -> list[Slot | None]:
         writes: list[Slot | None] = []
-        for source, wanted in zip(node.inbound_nodes, needed, strict=True):
-            slot = None
+        for source in node.inbound_nodes:
+            slot, wanted = None, source in needed
             if wanted and isinstance(source, Parameter) and read[source] == 1:
                 slot = store.gradients[source]
             elif wanted:

@@ -17,7 +17,7 @@ from xnn.backends.threads import Threads, check_threads, choose_threads, executi
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
 from xnn.errors import DivergenceError, OptionError
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.history import History
 from xnn.layers import Sequential
 from xnn.losses import Loss, LossOverBatches
@@ -328,7 +328,7 @@ class Trainer:
     def _evaluate(self, lib: Backend, batches: Batches) -> dict[str, Any]:
         mean, counts = LossOverBatches(self.loss), Totals(self.metrics)
         even = self.loss.counts_samples(weighted=len(batches.arrays) > 2)
-        with limit_threads(self._choose_threads(batches).count), entered(Scope(records=False)):
+        with limit_threads(self._choose_threads(batches).count), Scope(records=False):
             for x, *rest in batches.epoch(0):
                 outputs = self.model.run(lib.to_device(x), training=False)
                 targets, *weights = map(lib.to_device, rest)
