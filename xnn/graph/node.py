@@ -33,6 +33,8 @@ class Recorded:
     several readers are added in the order in which the readers were created.
     """
 
+    #: CuPy's operators leave `array * value` to the value, as NumPy's do by __array_ufunc__.
+    __array_priority__ = 1000.0
     #: Kinds of different rank meet in an op: the highest rank makes the result.
     rank: ClassVar[int] = 1
     #: Whether it is never differentiated.

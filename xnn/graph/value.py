@@ -35,9 +35,11 @@ class Value(Recorded):
         sources = [x if isinstance(x, Recorded) else Constant(x) for x in inputs]
         arrays = [source.array for source in sources]
         value = object.__new__(cls)
-        value.array, value.saved = forward_of(op, backend_of(*arrays).math, arrays, options)
-        value.op, value.inbound_nodes, value.options = op, sources, options
+        value.array, saved = forward_of(op, backend_of(*arrays).math, arrays, options)
         value.created = next_created()  # after its inputs
+        scope = current_scope()
+        if scope is None or scope.records:
+            value.op, value.inbound_nodes, value.options, value.saved = op, sources, options, saved
         return value
 
     @property

@@ -17,7 +17,7 @@ from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, current_scope
 from xnn.graph.taped import Taped
-from xnn.graph.value import Kept, Value
+from xnn.graph.value import Constant, Kept, Value
 from xnn.layers.by_hand import run_by_hand
 from xnn.layers.parameter import Buffer, Parameter, check_all_known
 from xnn.layers.state import Stateful
@@ -112,8 +112,7 @@ class Layer(Stateful):
     def compute(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The output: the layer's op of x and its parameters. Override it as compute(x) or compute(x, training).
 
-        x: an array where nothing is differentiated, a recorded value everywhere else. training: whether it is a
-        training step.
+        x: a recorded value, and so is what it returns. training: whether it is a training step.
         """
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
@@ -148,17 +147,18 @@ class Layer(Stateful):
     def _computed(self, scope: Scope, x: Any, training: bool) -> Any:
         """What `compute` makes of x."""
         self.check(array_of(x))
+        given = x if isinstance(x, Recorded) else Constant(x)
         before = scope.training, scope.guarded
         scope.training, scope.guarded = training, scope.records
         try:
-            y = self.compute(x, training=training) if self._takes_training else self.compute(x)
+            y = self.compute(given, training=training) if self._takes_training else self.compute(given)
         finally:
             scope.training, scope.guarded = before
-        if isinstance(x, Recorded) and not isinstance(y, Recorded):
+        if not isinstance(y, Recorded):
             raise GraphError(
                 f"{type(self).__name__} must make its output of its input with ops, got {type(y).__name__}"
             )
-        return y
+        return y if scope.records or given is x else y.array
 
     def _node(self, x: Node, training: bool) -> Any:
         """The layer as a node of a static graph."""

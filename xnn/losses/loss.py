@@ -18,7 +18,7 @@ from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, assignments, by_hand, current_scope
 from xnn.graph.taped import Taped
-from xnn.graph.value import Value
+from xnn.graph.value import Constant, Value
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.op import apply_rule
 from xnn.options import check_known
@@ -162,12 +162,18 @@ class Loss:
         one = backend_of(value).xp.ones(value.shape, dtype=value.dtype, device=value.device)
         with pinned():
             check_same_numerics(type(self).__name__, mode)
-            return backpropagate(made_from(cost), {cost: one}, {given})[given][0]
+            handed = backpropagate(made_from(cost), {cost: one}, {given})
+        gradient = handed[given][0] if given in handed else None
+        if gradient is None:
+            raise GraphError(
+                f"{type(self).__name__} does not depend on the outputs: it has no gradient for them"
+            )
+        return gradient
 
     def compute(self, outputs: Any, targets: Any, *sample_weight: Any, **kwargs: Any) -> Any:
         """The loss: the op of all of them, with its options, unless overridden.
 
-        They are arrays where nothing is differentiated, recorded values everywhere else.
+        They are recorded values, and so is the loss.
         """
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
@@ -196,22 +202,22 @@ class Loss:
             raise OptionError(
                 f"the compute of {type(self).__name__} takes no sample_weight: give it a third argument for them"
             )
+        given = [x if isinstance(x, Recorded) else Constant(x) for x in arrays]
         before, scope.guarded = scope.guarded, scope.records
         try:
-            cost = self.compute(*arrays)
+            cost = self.compute(*given)
         finally:
             scope.guarded = before
-        if not isinstance(cost, Recorded) and any(isinstance(x, Recorded) for x in arrays):
+        if not isinstance(cost, Recorded):
             raise GraphError(
                 f"{type(self).__name__} must compute the loss from the outputs with ops, got {type(cost).__name__}"
             )
-        shape = getattr(cost, "shape", None)
-        if shape is None or (self.reduction != "none" and len(shape)):
-            got = type(cost).__name__ if shape is None else f"shape {tuple(shape)}"
+        if self.reduction != "none" and cost.shape != ():
             raise ShapeError(
-                f"{type(self).__name__} must be one number a batch, got {got}; ops.mean makes one of an array"
+                f"{type(self).__name__} must be one number a batch, got shape {tuple(cost.shape)}; ops.mean makes "
+                "one of an array"
             )
-        return cost
+        return cost if scope.records else cost.array
 
     def total(self, outputs: Array, targets: Array, *sample_weight: Array) -> Array | float:
         """What the mean of a batch was divided by: the number of its terms, or the sum of their weights."""
