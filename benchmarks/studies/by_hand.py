@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import statistics
@@ -56,7 +57,7 @@ class _Training:
         self.x = rng.random((batch, widths[0]), dtype=np.float32)
         self.y = rng.integers(0, widths[-1], batch)
         layers: list[Any] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [Dense(inputs, outputs), ReLU()]
         self.model = Sequential(*layers[:-1], seed=0)
         self.model.forward(self.x)  # builds the weights
