@@ -29,9 +29,7 @@ from typing import IO, Any
 import numpy as np
 
 # Only public names of version 0.1 may be imported here: the other checkout runs this file too.
-import xnn
-from xnn import Sequential
-from xnn.layers import Dense, ReLU
+from xnn import layers
 from xnn.losses import SoftmaxCrossEntropy
 from xnn.optimizers import SGD
 
@@ -56,10 +54,10 @@ class _Training:
         rng = np.random.default_rng(0)
         self.x = rng.random((batch, widths[0]), dtype=np.float32)
         self.y = rng.integers(0, widths[-1], batch)
-        layers: list[Any] = []
+        stack: list[Any] = []
         for inputs, outputs in itertools.pairwise(widths):
-            layers += [Dense(inputs, outputs), ReLU()]
-        self.model = Sequential(*layers[:-1], seed=0)
+            stack += [layers.Dense(inputs, outputs), layers.ReLU()]
+        self.model = layers.Sequential(*stack[:-1], seed=0)
         self.model.forward(self.x)  # builds the weights
         self.loss, self.optimizer = SoftmaxCrossEntropy(), SGD(0.1)
         self.parameters = self.model.parameters()
@@ -74,8 +72,8 @@ class _Training:
 def _serve(requests: IO[str], answers: IO[str]) -> None:
     """Answer each line of `requests`, the number of a case, with the time of a step and the digest of its losses."""
     here = Path(os.environ["PYTHONPATH"])
-    if here not in Path(xnn.__file__).resolve().parents:
-        raise SystemExit(f"xnn was imported from {xnn.__file__}, not from {here}")
+    if here not in Path(layers.__file__).resolve().parents:
+        raise SystemExit(f"xnn was imported from {layers.__file__}, not from {here}")
     trainings: dict[int, _Training] = {}
     for line in requests:
         number = int(line)
