@@ -1,6 +1,6 @@
 """Convolution and pooling: against loops, against PyTorch, as layers, and what they refuse.
 
-Gradients against differences, the three doors and the backends come from the table of xnn.cli.check.
+Gradients against differences, the three doors and the backends come from the table of xnn.ops.cases.
 """
 
 import numpy as np

@@ -5,9 +5,10 @@ import pytest
 
 import xnn
 from xnn import ops
-from xnn.cli.check import CASES, run_checks, through_doors
+from xnn.cli.check import draw, run_checks, through_doors
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph.check import gradient_check
+from xnn.ops.cases import CASES
 
 A = np.array([[1.5, -2.0, 0.25], [-0.5, 3.0, -1.0]])
 B = np.array([[0.5, 2.0, -1.5]])
@@ -19,8 +20,8 @@ def ids(case):
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_gradient(lib, case):
-    fixed = [x for x in case.draw("float64") if isinstance(x, float)]
-    inputs = [lib.to_device(x) for x in case.draw("float64") if not isinstance(x, float)]
+    fixed = [x for x in draw(case, "float64") if isinstance(x, float)]
+    inputs = [lib.to_device(x) for x in draw(case, "float64") if not isinstance(x, float)]
     report = gradient_check(lambda *xs: case.op(*xs, *fixed, **case.options), *inputs)
     assert report, report
     assert report.checked
