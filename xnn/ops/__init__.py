@@ -41,15 +41,15 @@ from xnn.ops.elementwise import (
     sub,
     where,
 )
-from xnn.ops.embedding import embedding
 from xnn.ops.images import warp
+from xnn.ops.indexing import embedding, getitem, take
 from xnn.ops.linear import dense, matmul
 from xnn.ops.losses import LossOp, column_mse, hinge, huber, l1, mse
 from xnn.ops.normalization import moments, normalize
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.pooling import avg_pool2d, max_pool2d
 from xnn.ops.reductions import max, mean, sum
-from xnn.ops.shaping import concat, flatten, getitem, identity, reshape, take, transpose
+from xnn.ops.shaping import concat, flatten, identity, reshape, stack, transpose
 
 __all__ = [
     "Array",
@@ -106,6 +106,7 @@ __all__ = [
     "softmax",
     "softmax_cross_entropy",
     "softplus",
+    "stack",
     "stop_gradient",
     "sub",
     "sum",

@@ -92,6 +92,8 @@ CASES: tuple[Case, ...] = (
     Case(ops.embedding, (("int", (2, 3, 4), 6), (9, 2))),
     Case(ops.concat, ((2, 3), (4, 3))),
     Case(ops.concat, ((2, 3), (2, 1), (2, 2)), {"axis": -1}),
+    Case(ops.stack, ((2, 3), (2, 3))),
+    Case(ops.stack, ((2, 3), (2, 3), (2, 3)), {"axis": -1}),
     Case(ops.rescale, ((3, 4),), {"scale": 0.5, "offset": 0.25}),
     Case(ops.relu, ((3, 4),)),
     Case(ops.leaky_relu, ((3, 4),)),
