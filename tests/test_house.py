@@ -425,8 +425,10 @@ def test_an_op_that_writes_is_seen():
     assert not run_watched(Behind(), [np.ones(3)], {})
 
 
-#: Comparisons, and the constant: tests/ops/test_ops.py.
-WITHOUT_GRADIENT = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal", "stop_gradient"}
+#: Comparisons, the sign, and the constant: tests/ops/test_ops.py.
+WITHOUT_GRADIENT = {
+    *("less", "less_equal", "greater", "greater_equal", "equal", "not_equal", "sign", "stop_gradient"),
+}
 
 
 def test_every_op_has_a_row_in_the_table_of_cases():

@@ -6,7 +6,7 @@ from typing import Any
 
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.ops.apply import Boundary
-from xnn.ops.op import Array, Namespace, Op, positive_axis, size_of
+from xnn.ops.op import Array, Namespace, Op, is_integer, positive_axis, size_of
 
 __all__ = ["embedding", "getitem", "ordered_scatter_add", "scatter_add", "take"]
 
@@ -63,9 +63,9 @@ def _whole_index(index: Any, ndim: int) -> tuple[Any, ...]:
     """The index as a tuple with one item for each axis: `...` and missing axes become whole slices."""
     items = index if isinstance(index, tuple) else (index,)  # a layer's options come as they are
     for item in items:
-        fits = item is Ellipsis or _is_integer(item)
+        fits = item is Ellipsis or is_integer(item)
         if isinstance(item, slice):
-            fits = all(bound is None or _is_integer(bound) for bound in (item.start, item.stop))
+            fits = all(bound is None or is_integer(bound) for bound in (item.start, item.stop))
             fits = fits and item.step in (None, 1)
         if not fits:
             raise OptionError(
@@ -82,11 +82,6 @@ def _whole_index(index: Any, ndim: int) -> tuple[Any, ...]:
     place = ellipses[0] if ellipses else len(items)
     rest = items[place + len(ellipses) :]
     return (*items[:place], *(slice(None) for _ in range(missing)), *rest)
-
-
-def _is_integer(item: Any) -> bool:
-    """Whether it is an integer of Python's or NumPy's. Booleans are masks, and arrays are not integers."""
-    return hasattr(item, "__index__") and not isinstance(item, bool) and getattr(item, "ndim", 0) == 0
 
 
 class Take(Op):

@@ -34,7 +34,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from xnn.errors import OptionError, ShapeError
 
-__all__ = ["Array", "Namespace", "Op", "install", "positive_axis", "size_of", "unbroadcast"]
+__all__ = ["Array", "Namespace", "Op", "install", "is_integer", "positive_axis", "size_of", "unbroadcast"]
 
 #: An array of any backend. The Array API has no common base class, hence Any.
 Array: TypeAlias = Any
@@ -136,6 +136,11 @@ def size_of(shape: Sequence[int]) -> int:
     for extent in shape:
         size *= extent
     return size
+
+
+def is_integer(item: Any) -> bool:
+    """Whether it is an integer of Python's or NumPy's. Booleans are masks, and arrays are not integers."""
+    return hasattr(item, "__index__") and not isinstance(item, bool) and getattr(item, "ndim", 0) == 0
 
 
 def positive_axis(axis: int, ndim: int) -> int:

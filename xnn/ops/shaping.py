@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xnn.errors import OptionError, ShapeError
-from xnn.ops.op import Array, Namespace, Op, positive_axis, size_of
+from xnn.ops.op import Array, Namespace, Op, is_integer, positive_axis, size_of
 
 __all__ = ["concat", "flatten", "identity", "reshape", "stack", "transpose"]
 
@@ -79,7 +79,7 @@ class _Joining(Op):
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if inputs and isinstance(inputs[0], Sequence):
             inputs, rest = tuple(inputs[0]), inputs[1:]
-            if len(rest) > 1 or (rest and ("axis" in options or not hasattr(rest[0], "__index__"))):
+            if len(rest) > 1 or (rest and ("axis" in options or not is_integer(rest[0]))):
                 raise OptionError(
                     f"{self.name} got a sequence of arrays and {len(rest)} more positional arguments: it takes the "
                     f"axis only, as in ops.{self.name}((a, b), 1)"
