@@ -16,7 +16,7 @@ from xnn.errors import DivergenceError, MissingExtraError, NumericsError, Option
 from xnn.layers import Parameter
 from xnn.layers.files import weights_sha256
 from xnn.ops import updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.runs.mlp import mlp
 
 X, Y = data.synthetic_digits(330)

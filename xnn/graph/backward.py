@@ -13,7 +13,7 @@ from typing import TypeVar
 from xnn.backends import backend_of
 from xnn.graph.node import Recorded
 from xnn.ops import Array
-from xnn.ops.op import backward_of, check_gradients
+from xnn.ops.apply import backward_of, check_gradients
 
 __all__ = ["Gradients", "backpropagate", "made_from", "reverse"]
 

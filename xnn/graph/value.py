@@ -12,7 +12,8 @@ from xnn.errors import GraphError
 from xnn.graph.node import Recorded, array_of, next_created
 from xnn.graph.scope import current_scope
 from xnn.ops import Array, Op
-from xnn.ops.op import apply_rule, forward_of, install
+from xnn.ops.apply import apply_rule, forward_of
+from xnn.ops.op import install
 
 __all__ = ["Constant", "Drawn", "Kept", "Value", "apply", "as_array", "drawn"]
 

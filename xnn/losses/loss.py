@@ -20,7 +20,7 @@ from xnn.graph.scope import Scope, assignments, by_hand, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
 from xnn.ops import Array, LossOp, Namespace, Op
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.options import check_known
 
 __all__ = ["Lambda", "Loss", "LossOverBatches", "check_sample_weight", "inside"]

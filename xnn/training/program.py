@@ -23,7 +23,7 @@ from xnn.graph.node import Recorded
 from xnn.graph.value import Constant, Drawn
 from xnn.layers import Buffer, Parameter
 from xnn.ops import Op, updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
 from xnn.training.trace import Trace
