@@ -16,8 +16,7 @@ from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.peers import PEERS
 from xnn.errors import BackendUnavailableError, OptionError
-from xnn.files import check_writable, to_json, write_atomically
-from xnn.history import check_plot
+from xnn.files import check_plot, check_writable, to_json, write_atomically
 
 __all__ = ["bench_command"]
 
