@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,12 @@ def arguments_of(kind: type) -> dict[str, Any]:
     return {p.name: p.default for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-def shown(thing: Any, *always: str, **others: Any) -> str:
+def shown(thing: Any, *always: str, omit: Collection[str] = (), **others: Any) -> str:
     """The text of an object for its __repr__: its class, and the arguments that are not at their defaults.
 
     thing: an object that keeps each argument as an attribute of the same name.
     always: arguments that are shown at their defaults too.
+    omit: arguments that are never shown. Default none.
     others: arguments that the class takes as **kwargs, with their defaults.
 
         >>> from fractions import Fraction
@@ -103,6 +104,8 @@ def shown(thing: Any, *always: str, **others: Any) -> str:
     parts = []
     for name, default in {**arguments_of(type(thing)), **others}.items():
         value = getattr(thing, name, default)
+        if name in omit:
+            continue
         if repr(value) != repr(default) or (name in always and hasattr(thing, name)):
             parts.append(f"{name}={_short(value)}")
     return f"{type(thing).__name__}({', '.join(parts)})"
