@@ -42,7 +42,7 @@ FLOORS = {
         2: "ops",
         3: "backends",
         4: "graph",
-        5: "layers losses optimizers schedules schedule_text initializers metrics",
+        5: "layers losses optimizers schedules initializers metrics",
         6: "data history callbacks training",
         7: "runs",
         8: "cli benchmarks __main__",
