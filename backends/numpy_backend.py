@@ -101,7 +101,7 @@ class NumpyBackend(Backend):
 
     def _exact_table(self, passes: str, name: str) -> KernelTable:
         package = "xnn.backends.exact.kernels"
-        table = importlib.import_module(f"{package}.table").ExactTable
+        table = importlib.import_module(f"{package}.exact_kernels").ExactTable
         return table(self, importlib.import_module(f"{package}.{passes}"), name)  # type: ignore[no-any-return]
 
     # The two draws below give the bits of Backend's, faster, by NumPy's own Philox generator.
