@@ -134,7 +134,7 @@ def test_the_articles_list_has_nothing_to_spare(kernels):
     )
     calls = steps.program(32).calls
     kinds = [call.kind for call in calls]
-    assert kinds == ["gather", "gather", *["forward"] * 3, "loss", *["backward"] * 3, "record"]
+    assert kinds == ["gather", "gather", *["forward"] * 3, "loss", *["backward"] * 3, "collect"]
     assert calls[-2].writes[0] is None
     assert all(call.rule is not None for call in calls if call.kind == "backward")
     assert "forward dense + relu" in repr(steps.program(32))

@@ -109,7 +109,7 @@ def flatten(
         *_backward(lib, store, trace, slots, forward),
         *_updating(store),
         *(
-            Call("record", None, (slot,), (), {"records": record})
+            Call("collect", None, (slot,), (), {"into": record})
             for slot, record in zip((slots[trace.cost], *counts), records, strict=True)
         ),
     ]
