@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import xnn
-from xnn import layers, losses, ops, optimizers
+from xnn import layers, losses, optimizers
 from xnn.errors import OptionError, ShapeError
 from xnn.initializers import Ones
 from xnn.layers import Buffer, Composite, Dense, Layer, Parameter, Reshape, Sequential
