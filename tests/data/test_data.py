@@ -276,7 +276,7 @@ def test_a_test_row_does_not_move_the_standardization(tmp_path):
 
 @pytest.mark.parametrize("name", [3, b"mnist", ["mnist"], True])
 def test_a_name_that_is_none(name):
-    with pytest.raises(OptionError, match="a name or a path"):
+    with pytest.raises(OptionError, match=r"there is no data set .*; choose mnist"):
         load(name)
 
 
