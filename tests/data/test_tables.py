@@ -333,6 +333,7 @@ def test_classes_called_plus_and_minus(tmp_path):
         {"split": (0.8, 0.2, 0.2)},
         {"split": (0.8, 0.3, -0.1)},
         {"split": "811"},
+        {"split": 0.8},
         {"split": (float("nan"), 0.5, 0.5)},
         {"seed": -1},
         {"seed": 1.5},

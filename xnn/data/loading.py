@@ -41,7 +41,9 @@ class TableOptions:
         if self.task not in (None, "classification", "regression"):
             raise OptionError(f"task must be 'classification', 'regression' or None, got {self.task!r}")
         three = isinstance(self.split, (tuple, list)) and len(self.split) == 3
-        shares = tuple(check_real("a share of split", share, 0.0, 1.0) for share in self.split if three)
+        shares = tuple(
+            check_real("a share of split", share, 0.0, 1.0) for share in (self.split if three else ())
+        )
         if not shares or min(shares) <= 0.0 or abs(sum(shares) - 1.0) > 1e-9:
             raise OptionError(
                 "split must be three positive shares, of training, validation and test, whose sum is 1, such as "
