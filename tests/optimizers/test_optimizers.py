@@ -10,13 +10,13 @@ import pytest
 import xnn
 from xnn import data, layers, losses, optimizers
 from xnn.backends import get_backend
-from xnn.benchmarks.exactness.run import Run
+from xnn.benchmarks.exactness.digest_run import Training
 from xnn.callbacks import Callback
 from xnn.errors import DivergenceError, MissingExtraError, NumericsError, OptionError
 from xnn.layers import Parameter
 from xnn.layers.files import weights_sha256
 from xnn.ops import updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.options import check_real
 from xnn.runs.mlp import mlp
 
@@ -232,7 +232,7 @@ def test_exact_bits_do_not_see_the_number_of_workers(lib, name):
 
     found = []
     for workers in (0, 1, 3):
-        run = Run(build, "exact", workers=workers)
+        run = Training(build, "exact", workers=workers)
         found.append((run.fit(X[:100], Y[:100]), weights_sha256(run.model)))
     assert found[0] == found[1] == found[2]
 

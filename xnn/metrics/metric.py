@@ -11,7 +11,7 @@ from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import as_number
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.ops import Array, Namespace
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.options import shown
 
 __all__ = ["Count", "Metric", "Totals", "count_batch"]

@@ -13,7 +13,7 @@ from xnn.backends import backend_of
 from xnn.errors import OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array, updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.options import arguments_of, check_known, check_real, shown
 from xnn.schedules import Schedule, check_rate
 
