@@ -93,6 +93,16 @@ def numerics(name: str | None) -> Iterator[str]:
         _in_context.reset(token)
 
 
+class pinned:  # noqa: N801 - a context manager, as `numerics` is
+    """Look the numerics up once for a `with` block, in which `current_numerics` then costs next to nothing."""
+
+    def __enter__(self) -> None:
+        self._token = _in_context.set(current_numerics())
+
+    def __exit__(self, *error: object) -> None:
+        _in_context.reset(self._token)
+
+
 def check_same_numerics(who: str, forward: str) -> None:
     """Raise GraphError if a backward pass runs in other numerics than its forward pass did.
 

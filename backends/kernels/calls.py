@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from xnn.errors import DTypeError
-from xnn.ops.op import apply_rule, backward_of, check_gradients, forward_of
+from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of
 
 __all__ = ["Call", "Cursor", "KernelTable", "Runnable", "Slot", "as_number", "bind", "bind_each", "interpret"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.ops import updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 
 __all__ = ["RULES", "update_by_rule", "update_run"]
 

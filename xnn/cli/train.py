@@ -29,8 +29,8 @@ from xnn.errors import (
     ShapeError,
     XnnError,
 )
-from xnn.files import check_writable, to_json, write_atomically
-from xnn.history import History, check_plot
+from xnn.files import check_plot, check_writable, to_json, write_atomically
+from xnn.history import History
 from xnn.layers import Dense, Sequential
 from xnn.layers import files as weights
 from xnn.layers.sequential import classes_of

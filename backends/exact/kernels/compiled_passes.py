@@ -16,7 +16,7 @@ from xnn.backends.exact.slices import sum_bits
 from xnn.backends.kernels.calls import Runnable
 from xnn.backends.kernels.jit import load
 from xnn.errors import BackendUnavailableError
-from xnn.ops.op import apply_rule, backward_of, forward_of
+from xnn.ops.apply import apply_rule, backward_of, forward_of
 
 __all__ = [
     "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "has_the_ops_bits",

@@ -18,7 +18,7 @@ from xnn.backends.kernels.calls import Runnable
 from xnn.backends.kernels.numpy_kernels import count_right
 from xnn.backends.kernels.update_kernels import update_run
 from xnn.ops import updates
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 
 __all__ = [
     "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "prepare", "sgd",
