@@ -379,6 +379,24 @@ def test_a_program_sees_what_a_callback_changes(where):
     assert ours.layers[0].weight.value.tobytes() != unchanged.layers[0].weight.value.tobytes()
 
 
+def test_a_program_sees_what_a_schedule_changes_at_the_next_check():
+    factor = [1.0]
+
+    def schedule(step):
+        factor[0] = 3.0 if step else 1.0  # from the second step's rate on
+        return 0.1
+
+    def run(rate, epochs):
+        model = xnn.Sequential(layers.Dense(4, 2, seed=1), layers.Lambda(lambda x: x * factor[0]))
+        trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(rate))
+        return trainer.fit((X, Y), epochs=epochs, batch_size=3, progress=False)["loss"]
+
+    constant = run(0.1, 2)
+    changed = run(schedule, 2)
+    assert changed[0] == constant[0]
+    assert changed[1] != constant[1]
+
+
 def looked(x):
     return x * (2.0 if ops.sum(x) > 0.0 else 1.0)
 
