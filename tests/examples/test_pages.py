@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_a_wrong_doctest_is_seen():
 @pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.name)
 def test_the_python_of_a_page_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "examples" / "mlp.toml", "network.toml")
     run(path)
 
 
