@@ -9,7 +9,7 @@ The loss is a plain function of the layer's output. Source: Kingma and Welling, 
 import numpy as np
 
 import xnn
-from xnn import data, layers, losses, ops, optimizers
+from xnn import data, layers, ops, optimizers
 
 
 class VAE(layers.Drawing):
@@ -41,7 +41,7 @@ def negative_elbo(outputs, images):
 
 x = data.synthetic_digits(3000)[0] / np.float32(255)
 vae = VAE()
-trainer = xnn.Trainer(xnn.Sequential(vae, seed=0), losses.Lambda(negative_elbo), optimizers.Adam(0.002))
+trainer = xnn.Trainer(xnn.Sequential(vae, seed=0), negative_elbo, optimizers.Adam(0.002))
 history = trainer.fit((x, x), epochs=6)
 drawn = vae.decoder.predict(np.random.default_rng(0).normal(size=(100, 8))) > 0
 print(f"loss {history['loss'][0]:.0f} -> {history['loss'][-1]:.0f}")

@@ -1,6 +1,6 @@
 """Convolution and pooling: against loops, against PyTorch, as layers, and what they refuse.
 
-Gradients against differences, the three doors and the backends come from the table of xnn.cli.check.
+Gradients against differences, the three doors and the backends come from the table of xnn.ops.cases.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from xnn import layers, losses, ops, optimizers
 from xnn.errors import DTypeError, MixedArraysError, OptionError, ShapeError
 from xnn.initializers import He
 from xnn.layers.files import weights_sha256
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 
 RNG = np.random.default_rng(5)
 

@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from xnn.backends import available_backends, backend_variable, current_numerics
-from xnn.backends.numpy_backend import peak_resident_bytes
+from xnn.backends.memory import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.cli.check import run_checks
 from xnn.data import Dataset, dataset_names, load, read_idx
@@ -29,8 +29,8 @@ from xnn.errors import (
     ShapeError,
     XnnError,
 )
-from xnn.files import check_writable, to_json, write_atomically
-from xnn.history import History, check_plot
+from xnn.files import check_plot, check_writable, to_json, write_atomically
+from xnn.history import History
 from xnn.layers import Dense, Sequential
 from xnn.layers import files as weights
 from xnn.layers.sequential import classes_of
