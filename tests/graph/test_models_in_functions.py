@@ -475,3 +475,85 @@ def test_a_parameter_that_the_loss_does_not_read_is_an_error():
         xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1)).fit((X, Y), progress=False)
     model.layers[1].idle.frozen = True
     xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1)).fit((X, Y), progress=False)
+
+
+# What a program reads that changes without it.
+
+
+def tracked(xp, mean, x):
+    return (0.9 * mean + 0.1 * xp.mean(x, axis=0),)
+
+
+class Centre(layers.Layer):
+    """Subtracts a running mean, by an op that has a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = layers.Buffer("mean", (4,), initializers.Zeros())
+
+    def compute(self, x, training):
+        centred = ops.dense(x, -np.eye(4, dtype=np.float32), self.mean)
+        if training:
+            self.keep([self.mean], tracked, x)
+        return centred
+
+
+def trained(model, loss, kernels, callbacks=()):
+    """The losses of four epochs of one step."""
+    trainer = xnn.Trainer(model, loss, optimizers.SGD(0.1), kernels=kernels, callbacks=list(callbacks))
+    return trainer.fit((X, Y), epochs=4, shuffle=False, progress=False)["loss"]
+
+
+def stepped(model, loss, after=lambda: None):
+    """The same by hand."""
+    found, sgd = [], optimizers.SGD(0.1)
+    for _ in range(4):
+        found.append(float(loss.forward(model.forward(X, training=True), Y)))
+        model.backward(loss.backward(), input_gradient=False)
+        sgd.step(model.parameters())
+        after()
+    return found
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
+def test_a_program_reads_what_it_keeps(kernels):
+    if kernels == "compiled":
+        pytest.importorskip("numba")
+
+    def build():
+        return xnn.Sequential(Centre(), layers.Dense(4, 2), seed=1)
+
+    assert trained(build(), losses.MSE(), kernels) == pytest.approx(stepped(build(), losses.MSE()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
+def test_a_program_reads_a_frozen_model_in_its_loss(kernels):
+    """As a target network is read, which a callback changes at the end of each epoch."""
+    if kernels == "compiled":
+        pytest.importorskip("numba")
+
+    def build():
+        target = xnn.Sequential(layers.Dense(2, 2, seed=3))
+        for parameter in target.parameters():
+            parameter.frozen = True
+
+        def loss(outputs, targets):
+            return ops.mse(target(outputs), target(targets)) + ops.mse(outputs, targets)
+
+        def change():
+            for parameter in target.parameters():
+                parameter.value = parameter.value * 0.5
+
+        return xnn.Sequential(layers.Dense(4, 2, seed=1)), losses.Lambda(loss), change
+
+    class AtEnd(callbacks.Callback):
+        def __init__(self, function):
+            self.function = function
+
+        def on_epoch_end(self, history, entry):
+            self.function()
+
+    model, loss, change = build()
+    ours = trained(model, loss, kernels, [AtEnd(change)])
+    assert ours == pytest.approx(stepped(*build()), rel=1e-5)
+    assert ours != pytest.approx(trained(*build()[:2], kernels), rel=1e-5)
