@@ -123,7 +123,7 @@ def _slot(node: Recorded, place: int, store: Store) -> Slot:
     if isinstance(node, Buffer):
         return store.keep(node)
     if isinstance(node, Parameter):
-        return store.values[node]
+        return store.read(node)
     value = node.array
     shape, dtype = tuple(getattr(value, "shape", ())), getattr(value, "dtype", object)
     name = type(node).__name__.lower() if node.op is None else node.op.name
