@@ -311,8 +311,8 @@ def _give_parameters_their_gradients(nodes: Iterable[_Fixed]) -> None:
 def sgd_update(trainables: Iterable[Node], learning_rate: float = 1e-2) -> None:
     """One step of gradient descent for each Input: value <- value - learning_rate gradient.
 
-    trainables: Inputs of a graph that `forward_and_backward` ran on. The arrays that were fed stay as they were. Raises
-    GraphError for a node without a gradient.
+    trainables: Inputs of a graph that `forward_and_backward` ran on. The arrays that were fed stay as they were.
+    Raises GraphError for a node without a gradient.
     """
     for node in trainables:
         gradient = node.gradients.get(node)

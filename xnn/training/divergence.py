@@ -42,7 +42,7 @@ def diagnose(
 ) -> tuple[DivergenceError, int]:
     """Take the steps one by one until something is not finite. Returns its error and number.
 
-    The caller has restored model and optimizer to before the first step. They are left as before the step that failed.
+    The caller has restored model and optimizer to before the first step; they are left as before the failed step.
     batch: gives a step's samples, targets and perhaps weights on the device.
     """
     lib, number = model.backend, 0
