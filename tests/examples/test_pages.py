@@ -1,5 +1,6 @@
 """The Python of README.md and docs/*.md runs as it stands, and the README's reading list is an evening's."""
 
+import ast
 import doctest
 import re
 import shutil
@@ -61,12 +62,26 @@ def test_the_files_that_a_page_links_to_exist(path):
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
+def lines_of(path, parts):
+    """How many lines a file has, or these classes, functions and methods of it."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if parts == "all":
+        return len(text.splitlines())
+    total = 0
+    for dotted in re.findall(r"`([\w.]+)`", parts):
+        within = ast.parse(text)
+        for name in dotted.split("."):
+            (within,) = [node for node in within.body if getattr(node, "name", None) == name]
+        total += within.end_lineno - min([within.lineno, *(d.lineno for d in within.decorator_list)]) + 1
+    return total
+
+
 def test_the_reading_list_is_an_evenings():
-    """Under 2,000 lines, each file's count as the README has it."""
-    section = README.split("To read it in an evening", 1)[1].split("\n## ", 1)[0]
-    rows = re.findall(r"^\| `([\w/.]+)` \| (\d+) \|", section, re.MULTILINE)
+    """Under 2,000 lines; the counts in the README are right to a tenth, so that not every edit changes them."""
+    section = README.split("## To read it in an evening", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| `([\w/.]+)` \| (.*?) \| (\d+) \|", section, re.MULTILINE)
     assert len(rows) > 12
-    counted = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name, _ in rows}
-    assert {name: int(lines) for name, lines in rows} == counted
-    assert sum(counted.values()) < 2000
-    assert f"{sum(counted.values()):,} lines" in section
+    counted = [lines_of(path, parts) for path, parts, _ in rows]
+    assert sum(counted) < 2000
+    assert int(section.split()[0].replace(",", "")) == pytest.approx(sum(counted), rel=0.1)
+    assert [int(lines) for _, _, lines in rows] == pytest.approx(counted, rel=0.1, abs=10)
