@@ -453,7 +453,7 @@ def test_updates(table, dtype, rule, steps):
             call = Call("update", type(optimizer).rule, values + gradients + kept, values + kept, rule=group)
             assert table.accepts(call)
             (step,) = bind(LIB, table, [call])
-            assert len(group.runs(call)) == 1  # the three parameters are one stretch
+            assert len(group.stretches(call)) == 1  # the three parameters are one stretch
         for n in range(steps):
             fresh = [numbers(shape, dtype, 100 * n + i) for i, shape in enumerate(shapes)]
             if way == "kernel":
