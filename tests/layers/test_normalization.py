@@ -11,7 +11,7 @@ import xnn
 from xnn import initializers, layers, losses, ops, optimizers
 from xnn.backends import get_backend
 from xnn.backends.communicator import with_communicator
-from xnn.benchmarks.exactness.run import Meeting, Member
+from xnn.benchmarks.exactness.digest_run import Meeting, Member
 from xnn.errors import CorruptFileError, DivergenceError, DTypeError, OptionError, ShapeError
 from xnn.layers import BatchNorm, Dense, LayerNorm, ReLU, Sequential
 from xnn.layers.files import weights_sha256
