@@ -21,9 +21,9 @@ __all__ = [
 
 
 class Boundary:
-    """A namespace whose ops compute with other numbers than are stored; exact numerics have one.
+    """A namespace in which ops compute with other numbers than those that are stored. Exact numerics have one.
 
-    Besides the functions of the Array API it has the methods below.
+    It has the functions of the Array API, and the methods below.
     """
 
     def enter(self, x: Any) -> Any:
