@@ -105,6 +105,7 @@ class Layer(Stateful):
 
     _tape: _Tape | None = None
     _takes_training: ClassVar[bool] = True
+    _runs_code_of_the_users: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -114,6 +115,7 @@ class Layer(Stateful):
         cls.by_hand = written_by_hand(cls, Layer)
         if "compute" in vars(cls):
             cls._takes_training = _check_compute(cls)
+            cls._runs_code_of_the_users = not cls.__module__.startswith("xnn.layers.")
 
     # What it computes.
 
@@ -166,6 +168,9 @@ class Layer(Stateful):
     def _computed(self, scope: Scope, x: Any, training: bool) -> Any:
         """`compute` of x, with `training` set for the layers that it calls."""
         self.check(array_of(x))
+        if self._runs_code_of_the_users and not isinstance(x, (Recorded, np.ndarray)):
+            # Only NumPy's arrays leave `x * self.gain` to the parameter; other libraries raise.
+            return array_of(self._computed(scope, Value(x), training))
         before = scope.training, scope.guarded
         scope.training, scope.guarded = training, scope.records
         try:

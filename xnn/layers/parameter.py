@@ -169,7 +169,9 @@ class Parameter(Recorded):
 class Buffer(Parameter):
     """An array that has no gradient and belongs to a layer, such as a running mean. It is saved and moved with it.
 
-    `Layer.keep` changes it in each training step; it is always frozen. The arguments are those of `Parameter`.
+    `Layer.keep` changes it in each training step; it is always frozen.
+
+    name, shape, initializer, dtype: as those of `Parameter`.
 
         >>> from xnn import initializers, layers
         >>> layers.Buffer("running_mean", (3,), initializers.Zeros())
