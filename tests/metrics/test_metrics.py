@@ -525,7 +525,7 @@ def test_what_does_not_fit_is_heard_before_training():
         (metrics.MAE(), ShapeError, "targets of the outputs' shape"),
         (metrics.F1("binary"), ShapeError, "choose another average"),
         (metrics.Accuracy(binary=True), ShapeError, "yes or no"),
-        (lambda xp, outputs, targets: None, DTypeError, "got NoneType"),
+        (lambda xp, outputs, targets: None, DTypeError, "returned NoneType"),
         (lambda xp, outputs, targets: outputs[:, 0], ShapeError, "one number"),
     ):
         t = trainer_of(wrong)

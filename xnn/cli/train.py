@@ -83,7 +83,7 @@ def train_command(
     run = run.resolved(data, epochs * -(-len(data.x_train) // batch_size))
     model, loss, rule = run.build(data)
     about = {"dataset": data.name, "seed": seed, "run": run.as_record()}
-    about["model"] = [repr(layer) for layer in model.layers]
+    about["model"] = [weights.full_text(layer) for layer in model.layers]
     callbacks: list[Callback] = [JsonLines(log, about)] if log else []
     if not (quiet or as_json):
         callbacks.append(EpochLines())
