@@ -177,8 +177,8 @@ class Layer(Stateful):
     def keep(self, buffers: Sequence[Buffer], rule: Callable[..., Any], source: Any, **options: Any) -> None:
         """Change buffers in each training step, at the end of its forward pass. Call it in `compute`, in training.
 
-        buffers: their arrays become rule(xp, *arrays, source, **options), which returns a tuple of as many. source: an
-        array, or a value computed from x.
+        buffers: their arrays become rule(xp, *arrays, source, **options), which returns a tuple of as many.
+        source: an array, or a value computed from x.
         """
         change, scope = Kept(tuple(buffers), rule, source, options), current_scope()
         if scope is None:
