@@ -520,7 +520,7 @@ def trainer_of(chosen):
     return xnn.Trainer(mlp(6, (4,), 6, seed=0), losses.SoftmaxCrossEntropy(), optimizers.SGD(), chosen)
 
 
-def test_what_does_not_fit_is_heard_before_training():
+def test_what_does_not_fit_is_refused_before_training():
     for wrong, error, words in (
         (metrics.MAE(), ShapeError, "targets of the outputs' shape"),
         (metrics.F1("binary"), ShapeError, "choose another average"),
