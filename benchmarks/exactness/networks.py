@@ -338,7 +338,7 @@ def _absolute() -> Parts:
 
 
 class _Comparing(layers.Layer):
-    """Choices by comparison, and a constant that is computed: ops that have no gradient, and layers in a list."""
+    """Choices by comparison, functions of a row, a constant, layers in a list: the ops that no layer is made of."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -349,7 +349,14 @@ class _Comparing(layers.Layer):
         equal = ops.where(ops.equal(a, b), x, ops.where(ops.not_equal(a, x), a, b))
         between = ops.where(a > b, a, ops.where(a >= 0.1, b, ops.abs(a)))
         below = ops.where(a < x, b, ops.where(b <= x, x, a))
-        return between + ops.stop_gradient(b) * below + equal
+        return between + ops.stop_gradient(b) * below + equal + self.functions(a, b)
+
+    def functions(self, a: Any, b: Any) -> Any:
+        wave = ops.stack((ops.sin(a), ops.cos(b), ops.erf(a - b)), axis=1)
+        spread = ops.sqrt(ops.var(a, 1, keepdims=True, correction=1) + 0.1)
+        near = ops.clip(ops.minimum(a, b), -1.0, 1.0) - ops.min(b, 1, keepdims=True)
+        small = ops.expm1(0.1 * near) + ops.log1p(ops.abs(a)) * ops.sign(b)
+        return 0.1 * (ops.sum(wave, 1) / spread + small)
 
 
 def _comparisons() -> Parts:

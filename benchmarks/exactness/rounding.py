@@ -32,7 +32,7 @@ from xnn import losses, ops
 from xnn.backends import get_backend, numerics
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 from xnn.runs.mlp import mlp
 
 __all__ = ["CASES", "Case", "Errors", "main", "measure"]

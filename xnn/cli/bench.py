@@ -17,8 +17,7 @@ from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.peers import PEERS
 from xnn.errors import BackendUnavailableError, OptionError
-from xnn.files import check_writable, to_json, write_atomically
-from xnn.history import check_plot
+from xnn.files import check_plot, check_writable, to_json, write_atomically
 
 __all__ = ["bench_command"]
 
