@@ -456,16 +456,23 @@ def test_wrong_options_are_refused(arguments, said, capsys):
 
 
 def test_a_small_matrix(tmp_path, capsys, small):
-    """Three processes: the first row, another kernel of BLAS, and PyTorch if it is installed."""
+    """Processes of the first row, another kernel of BLAS, other sums, and PyTorch if it is installed.
+
+    The other sums make fast results differ where OPENBLAS_CORETYPE is Prescott for all rows.
+    """
     path = tmp_path / "digests.json"
-    code = digests.main(["--only", "Prescott on 1,torch with", "--steps", "5", "--json", str(path)])
+    code = digests.main(["--only", "Prescott on 1,rank-1,torch with", "--steps", "5", "--json", str(path)])
     printed, said = capsys.readouterr()
     assert code == 0, printed
     assert said.splitlines()[:2] == ["  1 thread", "  Prescott on 1 thread"]
     written = json.loads(path.read_text())
     first, *others = written["rows"]
     assert first["row"] == "1 thread"
-    assert [row["row"] for row in others] == ["Prescott on 1 thread", "torch with MKL compatible"]
+    assert [row["row"] for row in others] == [
+        "Prescott on 1 thread",
+        "sums by rank-1 updates",
+        "torch with MKL compatible",
+    ]
     assert "the same bits" in printed
     assert all(row["exact"]["small"] == small for row in written["rows"] if not row["absent"])
 
