@@ -13,7 +13,7 @@ from xnn.backends import available_backends
 from xnn.benchmarks import report, suite, sweep
 from xnn.benchmarks.contestants import Task, make, network_flops
 from xnn.benchmarks.peers import PEERS
-from xnn.benchmarks.studies import scaling, step_profile
+from xnn.benchmarks.studies import by_hand, scaling, step_profile
 from xnn.cli import main
 from xnn.errors import MissingExtraError, OptionError
 from xnn.runs.process import Process
@@ -328,6 +328,17 @@ def test_profile_of_a_step(kernels, monkeypatch, capsys):
         "the whole step",
         "the sum of all lines but the last",
     ]
+
+
+def test_a_step_by_hand_in_two_checkouts(capsys, tmp_path):
+    """A checkout beside itself has the same losses."""
+    assert by_hand.main(["--against", str(by_hand._ROOT), "--turns", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(by_hand.CASES)
+    assert all(line.endswith("same bits") for line in lines[2:])
+    with pytest.raises(SystemExit):
+        by_hand.main(["--against", str(tmp_path)])
+    assert "give the root of a checkout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
