@@ -50,10 +50,9 @@ def bench_command(
         check_plot(plot)
     before = report.read(compare) if compare else None
     asked = list(dict.fromkeys(name for name in peers.split(",") if name))
-    known = [name for name in PEERS if name != "gemm"]
-    unknown = [name for name in asked if name not in (*known, "all")]
+    unknown = [name for name in asked if name not in (*PEERS, "all")]
     if unknown:
-        raise OptionError(f"no peer is called {unknown[0]!r}; choose {', '.join(known)} or all")
+        raise OptionError(f"no peer is called {unknown[0]!r}; choose {', '.join(PEERS)} or all")
     limit = threads or os.cpu_count() or 1
     say = _progress() if sys.stderr.isatty() else lambda line: None
     about: dict[str, Any] = {"environment": environment(), "threads": limit}
@@ -62,7 +61,7 @@ def bench_command(
         say = say if sys.stderr.isatty() else lambda line: click.echo(f"  {line}", err=True) if line else None
         return _to_accuracy(to_accuracy, asked, limit, say, json_file, about)
     mode = "both" if numerics == "both" else check_numerics(numerics)
-    contestants = [*suite.own_contestants(_running(backends), mode), *(known if "all" in asked else asked)]
+    contestants = [*suite.own_contestants(_running(backends), mode), *(PEERS if "all" in asked else asked)]
     about |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": mode}
     if before is not None:
         report.check_comparable(before, about)

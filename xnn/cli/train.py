@@ -19,7 +19,7 @@ from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.cli.check import run_checks
 from xnn.data import Dataset, dataset_names, load, read_idx
 from xnn.data.loading import samples_from_csv
-from xnn.data.tables import Columns, check_pair, read_array, read_npz
+from xnn.data.tables import Columns, read_array, read_npz, samples_and_targets
 from xnn.data.targets import label_numbers
 from xnn.errors import (
     BackendUnavailableError,
@@ -315,7 +315,7 @@ def _samples(
         x = read_idx(path)
     if x.ndim < 2:
         raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row a sample")
-    return (x.reshape(len(x), -1), None) if y is None else check_pair(data, x, y)
+    return (x.reshape(len(x), -1), None) if y is None else samples_and_targets(data, x, y)
 
 
 def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:

@@ -275,7 +275,7 @@ class Optimizer:
             setattr(self, key, dict(value) if isinstance(value, dict) else value)
 
     def __repr__(self) -> str:
-        return shown(self, "learning_rate", **dict.fromkeys(Common.__annotations__))
+        return shown(self, "learning_rate", others=Common.__annotations__)
 
 
 @cache

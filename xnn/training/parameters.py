@@ -57,6 +57,7 @@ class Store:
         self.folded: set[Parameter] = set()
         self.buffers = list(buffers)
         self.kept: dict[Buffer, Slot] = {}
+        self.outside: dict[Parameter, Slot] = {}
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
             for p in self.parameters
@@ -98,6 +99,8 @@ class Store:
         self._take_values()
         for buffer, slot in self.kept.items():
             slot.array = self.lib.clean(buffer.value)
+        for parameter, slot in self.outside.items():
+            slot.array = self.lib.clean(parameter.value)
         for p, slot in self.averages.items():
             known = self.optimizer.averages.get(p)
             # Buffers change in place: the first average is a copy.
@@ -117,8 +120,17 @@ class Store:
         """The slot in which programs keep a buffer's array; `publish` gives the array to the buffer."""
         if buffer not in self.kept:
             value = self.lib.clean(buffer.value)
-            self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value)
+            self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value, replaced=True)
         return self.kept[buffer]
+
+    def read(self, parameter: Parameter) -> Slot:
+        """Where a program reads a parameter; one that is not the model's, a frozen one, is only read."""
+        if parameter in self.values:
+            return self.values[parameter]
+        if parameter not in self.outside:
+            value = self.lib.clean(parameter.value)
+            self.outside[parameter] = Slot(parameter.name, parameter.shape, value.dtype, value, replaced=True)
+        return self.outside[parameter]
 
     def touch(self) -> None:
         """Say that something other than a program's step may have written to a parameter."""

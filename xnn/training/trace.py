@@ -1,7 +1,7 @@
-"""What a model and its loss compute for one batch, recorded, and whether a second record is the same.
+"""What a model and its loss compute for one batch, and whether they would compute the same once more.
 
-A program is made of a record once. What Python code reads while it computes - attributes, globals, closures - may
-change later; then a second record differs from the first, and the program is made again.
+A program is made of a trace once. What Python code reads while it computes - attributes, globals, closures - may
+change later. Then a second trace differs from the first, and the program is made again.
 """
 
 from __future__ import annotations
