@@ -331,7 +331,7 @@ def test_on_every_backend(lib, numerics, metric, arrays):
 
 @pytest.mark.parametrize(("metric", "arrays"), EVERY, ids=lambda x: getattr(x, "name", ""))
 def test_counts_do_not_depend_on_the_order(lib, metric, arrays):
-    """In exact numerics no sum of a batch does, and sums of counts never do."""
+    """Exact sums over a batch do not depend on the order of samples; sums of integer counts never do."""
     order = RNG.permutation(90)
     shuffled = [part[order] for part in arrays]
     with xnn.numerics("exact"):
@@ -344,7 +344,7 @@ def test_counts_do_not_depend_on_the_order(lib, metric, arrays):
 
 
 def test_in_a_trainer(lib):
-    """Training counts what each step's outputs were; a rate of 0 keeps them those of the evaluation."""
+    """Training counts the outputs of each step; with a learning rate of 0 they are those of `evaluate`."""
     x, labels = RNG.normal(size=(150, 8)).astype("float32"), RNG.integers(0, 6, 150)
     names = ["accuracy", "top5", "top2", "precision", "recall", "f1", "confusion_matrix"]
     tables = ["ops", "numpy", "compiled"] if lib.name == "numpy" else ["auto"]

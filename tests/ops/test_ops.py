@@ -1,4 +1,4 @@
-"""Ops: values against plain NumPy, gradients and doors from the table that `xnn check` uses."""
+"""Ops: values against NumPy. For the table `xnn/ops/cases.py`: gradients, and equal results however an op is run."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_gradient(lib, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
-def test_three_doors_give_the_same_bits_and_keep_the_dtype(lib, case):
+def test_layer_graph_and_autograd_give_the_same_bits_and_keep_the_dtype(lib, case):
     doors = through_doors(lib, case, "float32")
     assert len(doors["layer"]) == 2
     for door in ("layer", "graph"):
@@ -391,7 +391,7 @@ class TestSoftmaxCrossEntropy:
 
     @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
     def test_label_types(self, dtype):
-        """Also with more classes than the type can count to."""
+        """There are more classes than uint8 can count."""
         z = np.random.default_rng(0).normal(size=(2, 300))
         expected = ops.softmax_cross_entropy(z, np.array([5, 2]))
         assert ops.softmax_cross_entropy(z, np.array([5, 2], dtype=dtype)) == expected

@@ -1,6 +1,7 @@
 """Functions of one number or of several, element by element, with NumPy's broadcasting.
 
-Inputs are arrays or Python numbers. A Python number takes the dtype of the arrays it meets: float32 stays float32.
+Inputs are arrays or Python numbers. A Python number takes the dtype of the arrays it meets: float32 stays float32. A
+NumPy number such as np.float64(2.0) counts as an array of its own dtype, as in NumPy.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Store:
     def attach(self) -> None:
         """Take in the values and the state that were assigned since the last `publish`."""
         self.touch()
-        self._take_values()
+        self.take_values()
         for buffer, slot in self.kept.items():
             slot.array = self.lib.clean(buffer.value)
         for parameter, slot in self.outside.items():
@@ -148,9 +148,24 @@ class Store:
         for parameter, slot in self.gradients.items():
             parameter.grad = slot.array
         self.optimizer.step(self.parameters)
-        self._take_values()
+        self.take_values()
 
-    def _take_values(self) -> None:
+    def is_attached(self) -> bool:
+        """Whether parameters and optimizer still have the arrays of the last `publish`: nothing was assigned."""
+        return all(
+            parameter.value is value.array and (self.asks_optimizer or self._has_state(parameter, state))
+            for group in self.groups
+            for parameter, value, _, state in group.columns()
+        )
+
+    def _has_state(self, parameter: Parameter, slots: list[Slot]) -> bool:
+        known = self.optimizer.state.get(parameter)
+        return known is not None and all(
+            array is slot.array for array, slot in zip(known.arrays, slots, strict=False)
+        )
+
+    def take_values(self) -> None:
+        """Take in the values that were assigned to parameters."""
         for group in self.groups:
             for parameter, slot, _, _ in group.columns():
                 self._take(slot, parameter.value)

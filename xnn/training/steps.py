@@ -95,10 +95,14 @@ class Stepper:
         rows = np.arange(size)
         return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.gather(rows)])
 
-    def after_callbacks(self) -> None:
-        """Take in what callbacks changed after a step."""
+    def after_callbacks(self) -> bool:
+        """Take in what callbacks changed after a step. Returns whether a check must come before the next step."""
         self.store.touch()
+        assigned = not (self.store.is_current(self._parameters) and self.store.is_attached())
+        if assigned:
+            self.store.take_values()
         self.look_again(called_back=True)
+        return assigned
 
     def look_again(self, called_back: bool = False) -> None:
         """Drop the programs if model or loss would now compute something else.
