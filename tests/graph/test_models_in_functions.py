@@ -494,10 +494,9 @@ class Centre(layers.Layer):
         self.mean = layers.Buffer("mean", (4,), initializers.Zeros())
 
     def compute(self, x, training):
-        centred = ops.dense(x, -np.eye(4, dtype=np.float32), self.mean)
         if training:
             self.keep([self.mean], tracked, x)
-        return centred
+        return ops.dense(x, -np.eye(4, dtype=np.float32), self.mean)  # the mean as it was before this step
 
 
 def trained(model, loss, kernels, callbacks=()):
