@@ -171,6 +171,31 @@ def test_a_model_inside_a_loss():
     assert all((p.value == old).all() for p, old in zip(features.parameters(), before, strict=True))
 
 
+class Doubled(xnn.Sequential):
+    """Its layers, and something besides: the output twice."""
+
+    def compute(self, x, training):
+        y = super().compute(x, training)
+        return ops.concat((y, 2.0 * y), axis=1)
+
+
+def test_a_sequential_with_a_compute_of_its_own():
+    model = Doubled(layers.Dense(4, 1), layers.Tanh(), seed=1)
+    assert model.output_shape((4,)) == (2,)
+    expected, loss = model.predict(X), losses.MSE()
+    assert model.forward(X).tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(expected[:, 1], 2.0 * expected[:, 0])
+    x = Input()
+    cost = loss(model(x), Y)
+    forward_and_backward(topological_sort({x: X}))
+    value, dx, gradients = by_hand(model, loss, X, Y)
+    assert cost.value == value
+    assert x.gradients[x].tobytes() == dx.tobytes()
+    history = xnn.Trainer(model, loss, optimizers.SGD(0.1)).fit((X, Y), epochs=2, progress=False)
+    assert history["loss"][1] < history["loss"][0] == pytest.approx(float(value), rel=1e-6)
+    assert sorted(gradients) == ["0.bias", "0.weight"]
+
+
 # The structure of arguments.
 
 Pair = namedtuple("Pair", "left right")

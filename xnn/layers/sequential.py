@@ -58,6 +58,8 @@ class Sequential(Container):
 
     def _node(self, x: Node, training: bool) -> Any:
         """A chain of nodes, one for each layer."""
+        if type(self).compute is not Sequential.compute:
+            return super()._node(x, training)
         for layer in self.layers:
             x = layer(x, training)
         return x
@@ -141,6 +143,8 @@ class Sequential(Container):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of one sample, through every layer."""
+        if type(self).compute is not Sequential.compute:
+            return super().output_shape(shape)
         for layer in self.layers:
             shape = layer.output_shape(shape)
         return shape
