@@ -196,7 +196,7 @@ def log_inside(lib: Any, x: Any) -> Any:
 
 
 def _wave(lib: Any, x: Any, turn: int) -> Any:
-    """sin(x + turn pi/2)."""
+    """sin(x + turn * pi/2), where turn is 0 or 1."""
     xp = lib.xp
     inside = xp.abs(x) <= _ANGLE_LIMIT
     z = xp.where(inside, x, 0.0)

@@ -41,30 +41,30 @@ class DenseBits:
 
     @property
     def weight(self) -> int:
-        """The one slice of W in x W."""
+        """Bits of the one slice of W in x W."""
         return self.shared if self.integers is None else min(50, budget(self.inputs) - self.integers)
 
     @property
     def shared(self) -> int:
-        """The one slice of W in dy W^T, and in x W as well if x is cut."""
+        """Bits of the one slice of W in dy W^T, and in x W as well if x is cut."""
         return product_bits(max(self.inputs, self.outputs)).one
 
     @property
     def x(self) -> int:
-        """The two slices of x in x W."""
+        """Bits of the two slices of x in x W."""
         return budget(self.inputs) - self.shared
 
     @property
     def dy(self) -> int:
-        """The two slices of dy in dy W^T."""
+        """Bits of the two slices of dy in dy W^T."""
         return budget(self.outputs) - self.shared
 
     def x_column(self, rows: int) -> int:
-        """The one slice of x in x^T dy."""
+        """Bits of the one slice of x in x^T dy."""
         return product_bits(rows).one
 
     def dy_column(self, rows: int) -> int:
-        """The two slices of dy in x^T dy; its one slice if x is integers."""
+        """Bits of the two slices of dy in x^T dy, or of its one slice if x is integers."""
         return product_bits(rows).two if self.integers is None else min(50, budget(rows) - self.integers)
 
 

@@ -281,7 +281,7 @@ def _check(call: Call, gradients: Sequence[Any]) -> None:
     assert call.forward is not None
     # A Python number is a slot of dtype object; its gradient may have any shape.
     inputs = [None if slot.dtype is object else slot.shape for slot in call.forward.reads]
-    check_gradients(call.op.name, gradients, inputs)
+    check_gradients(call.op, gradients, inputs)
     for number, (slot, gradient) in enumerate(zip(call.writes, gradients, strict=True)):
         if slot is not None and gradient is not None and gradient.dtype != slot.dtype:
             raise DTypeError(

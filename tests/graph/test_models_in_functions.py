@@ -124,9 +124,7 @@ def test_a_layer_that_calls_layers_trains_as_by_hand(lib, mode, one_thread):
         sgd.step(stepped.parameters())
     for _ in range(3):
         gradients = xnn.grad(lambda p: loss(looped(x, training=True), y))(looped.parameters())
-        for parameter, gradient in zip(looped.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        sgd.step(looped.parameters())
+        sgd.step(looped.parameters(), gradients)
     for (name, a), b, c in zip(
         trained.named_state(), dict(stepped.named_state()).values(), dict(looped.named_state()).values(),
         strict=True,

@@ -758,3 +758,24 @@ def test_without_scipy(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(MissingExtraError, match=r'pip install "\.\[scipy\]"'):
         optimizers.LBFGS()
+
+
+def test_step_takes_the_gradients_that_grad_returns():
+    x, y = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)
+    one, two = (xnn.Sequential(layers.Dense(3, 2), seed=1) for _ in range(2))
+    loss = losses.MSE()
+    for rule, model in (
+        (optimizers.Adam(0.1, clip_norm=0.5), one),
+        (optimizers.Adam(0.1, clip_norm=0.5), two),
+    ):
+        parameters = model.parameters()
+        for _ in range(3):
+            if model is one:
+                loss(model(x), y)
+                model.backward(loss.backward())
+                rule.step(parameters)
+            else:
+                rule.step(parameters, xnn.grad(lambda p, m=model: loss(m(x), y))(parameters))
+    assert weights_sha256(one) == weights_sha256(two)
+    with pytest.raises(OptionError, match="got 1 gradients for 2 parameters"):
+        rule.step(parameters, [parameters[0].grad])

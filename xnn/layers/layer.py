@@ -193,7 +193,8 @@ class Layer(Stateful):
         given = Value(x)
         with Scope(training) as scope:
             output = self._computed(scope, given, training)
-            self._tape = _Tape(given, output, current_numerics())
+            # Not by __setattr__, which looks for parameters in what is assigned.
+            self.__dict__["_tape"] = _Tape(given, output, current_numerics())
         return output.array
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:

@@ -283,7 +283,7 @@ class Where(Op):
         saved = condition, getattr(a, "shape", None), getattr(b, "shape", None)
         if dtype is not None:
             a, b = (
-                x if hasattr(x, "dtype") else xp.asarray(x, dtype=dtype, device=condition.device)
+                x if hasattr(x, "dtype") else xp.full((), x, dtype=dtype, device=condition.device)
                 for x in (a, b)
             )
         elif not hasattr(a, "dtype") and not hasattr(b, "dtype"):
