@@ -75,6 +75,8 @@ class Sequential(Container):
         return x
 
     def _node(self, x: Node, training: bool) -> Any:
+        if type(self).compute is not Sequential.compute:
+            return super()._node(x, training)
         for layer in self.layers:
             x = layer(x, training)
         return x
@@ -168,6 +170,8 @@ class Sequential(Container):
         return 0.5 if self.last_op is ops.sigmoid else 0.0
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if type(self).compute is not Sequential.compute:
+            return super().output_shape(shape)
         for layer in self.layers:
             shape = layer.output_shape(shape)
         return shape
