@@ -12,12 +12,12 @@ from command_line import run
 import xnn
 from xnn import layers, losses, optimizers, schedules
 from xnn.cli import main
-from xnn.cli.options import LOSS_NAMES, OPTIMIZER_NAMES
 from xnn.data import load, synthetic_digits
 from xnn.errors import OptionError
 from xnn.layers.files import metadata, weights_sha256
 from xnn.runs.mlp import mlp
-from xnn.runs.spec import LOSSES, OPTIMIZERS, Run, balanced_weights
+from xnn.runs.names import ACTIVATIONS, LOSSES, OPTIMIZERS
+from xnn.runs.spec import RunSpec, balanced_weights
 from xnn.schedule_text import NAMED, read_schedule, schedule_text
 from xnn.training import Trainer
 
@@ -75,9 +75,10 @@ def trained(path, loss, rule, augment=(), y=None, outputs=None):
 # ---------------------------------------------------------------- optimizers
 
 
-def test_the_names_in_help_are_those_of_the_registries():
-    assert tuple(OPTIMIZERS) == OPTIMIZER_NAMES
-    assert tuple(LOSSES) == LOSS_NAMES
+def test_the_names_on_the_command_line_are_those_of_the_tables():
+    options = {option.name: option.type for option in main.get_command(None, "train").params}
+    for name, table in (("optimizer", OPTIMIZERS), ("loss", LOSSES), ("activation", ACTIVATIONS)):
+        assert list(options[name].choices) == list(table)
     text = " ".join(run("train", "--help").stdout.split())
     assert all(f" {name}" in text or f":{name}" in text for name in NAMED)
     public = {name for name in optimizers.__all__ if name not in ("Optimizer", "State", "WeightDecay")}
@@ -389,7 +390,7 @@ def test_what_takes_integers_cannot_be_augmented(digits, tmp_path):
         ("--weight-decay -1", "weight_decay"),
         ("--average 1", "average"),
         ("--augment inf", "--augment must be a finite number in [0, 10)"),
-        ("--optimizer lbfgs --lr 1", "--lr is for optimizers that take steps"),
+        ("--optimizer lbfgs --lr 1", "--lr is for optimizers that train on batches"),
         ("--optimizer lbfgs --schedule cosine", "--schedule is for"),
         ("--optimizer lbfgs --clip-norm 1", "--clip-norm is for"),
         ("--optimizer lbfgs --average 0.9", "--average is for"),
@@ -445,8 +446,8 @@ def test_json_and_log_say_what_was_run(digits, tmp_path):
         "momentum": 0.9, "label_smoothing": 0.1, "class_weight": "balanced", "average": 0.9,
     }  # fmt: skip
     assert json.loads(log.read_text().splitlines()[0])["run"] == found
-    again = Run.from_record(json.loads(json.dumps(found)), "0.1.0")
-    assert again.as_record() == {**found, "hidden": (8,)}
+    again = RunSpec.from_json(json.loads(json.dumps(found)), "0.1.0")
+    assert again.as_json() == {**found, "hidden": (8,)}
     assert again.resolved(load(digits), 999) == again
 
 
@@ -466,8 +467,8 @@ def test_json_and_log_say_what_was_run(digits, tmp_path):
 def test_records_of_other_options(digits, change):
     """What a later xnn may have written is told by name, not by a traceback."""
     known = report("--dataset", digits, "--epochs", 1)["run"]
-    with pytest.raises(OptionError, match=r"of xnn 9\.9 and of a run that this xnn"):
-        Run.from_record({**known, **change}, "9.9")
+    with pytest.raises(OptionError, match=r"made by xnn 9\.9, with options that this xnn"):
+        RunSpec.from_json({**known, **change}, "9.9")
 
 
 def test_divergence_with_averages(digits, tmp_path):
@@ -490,13 +491,6 @@ def test_exact_numerics_with_everything(digits, optimizer):
         for kernels in ("ops", "numpy")
     ]
     assert digests[0] == digests[1]
-
-
-def test_every_activation_has_its_name_on_the_command_line():
-    from xnn.runs.mlp import ACTIVATIONS
-
-    option = next(p for p in main.commands["train"].params if p.name == "activation")
-    assert list(option.type.choices) == list(ACTIVATIONS)
 
 
 # ---------------------------------------------------------------- what a newcomer gets wrong

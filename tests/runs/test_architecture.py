@@ -467,7 +467,7 @@ def test_a_network_told_twice(folder, command, options):
     """Even where the option only repeats its default."""
     result = run(*command, "--model", folder / "net.toml", *options, "--dataset", "nosuch")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert f"{options[0]} and --model both say what the network is" in result.stderr
+    assert f"{options[0]} and --model both describe the network" in result.stderr
 
 
 @pytest.mark.parametrize("command", [("train",), ("verify", "threads=1", "threads=2")])
