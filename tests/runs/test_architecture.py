@@ -221,7 +221,7 @@ def layer(kind, *lines):
 WRONG = [
     # not TOML
     (b"[[layers]]\ntype = Dense\n", 2, "not TOML"),
-    (b"[[layers]]\r\n\r\ntype = 'a\r\n", 4, "not TOML: Expected \"'\" at the file's end"),
+    (b"[[layers]]\r\n\r\ntype = 'a\r\n", 4, "not TOML: Expected \"'\" at the end of the file"),
     (b"[[layers]]\ntype = \"a\"\ntype = \"b\"\n", 3, "not TOML"),
     (b"[[layers\n", 1, "not TOML"),
     (b"[[layers]]\nx = [1, 2\n\n", 4, "not TOML"),
@@ -230,14 +230,14 @@ WRONG = [
     (b"\n\n\xff\xfe[\x00", 3, "not UTF-8"),
     (b"\xef\xbb\xbf\n\xe9", 2, "byte 0xe9 is not UTF-8"),
     # no layers
-    (b"", None, "holds no layers"),
-    (b"# nothing\n", None, "holds no layers"),
-    (b"layers = []", None, "holds no layers"),
+    (b"", None, "has no layers"),
+    (b"# nothing\n", None, "has no layers"),
+    (b"layers = []", None, "has no layers"),
     (b"\n[layers]\ntype = 'Dense'", 2, "[[layers]], in two brackets"),
     (b"\nlayers = 3", 2, "must be tables"),
     (b"\nlayers = [\n1]", 2, "must be tables"),
     (DENSE + "\n[optimizer]\nlr = 1", 5, "optimizer has no meaning here"),
-    ("outputs = 3\n" + DENSE, 1, "what belongs to a layer stands below"),
+    ("outputs = 3\n" + DENSE, 1, "arguments of a layer stand below"),
     # no such layer
     ("[[layers]]\n\n[[layers]]", 1, "the layer has no type"),
     (layer("Relu"), 2, "there is no layer 'Relu': write type = \"NAME\", one of Add, Affine, "),
@@ -264,7 +264,7 @@ WRONG = [
     (layer("Dense", "outputs = {a = 3}"), 3, "cannot be {'a': 3}"),
     (layer("Dense", "outputs = 1979-05-27"), 3, "cannot be datetime.date"),
     (layer("Dense", "outputs = 'Classes'"), 3, "whole number, got 'Classes'"),
-    (layer("Dense", "outputs = 100000000000000000000000000000000"), 1, "fits no memory"),
+    (layer("Dense", "outputs = 100000000000000000000000000000000"), 1, "fits into no memory"),
     (layer("Dense", "outputs = 3", "bias = 'no'"), 4, "bias must be true or false, got 'no'"),
     (layer("Dense", "outputs = 3", "bias = 1"), 4, "true or false, got 1"),
     (layer("Dense", "outputs = 3", "dtype = 'float16'"), 1, "dtype must be 'float32' or 'float64'"),
