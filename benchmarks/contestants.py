@@ -19,6 +19,7 @@ from xnn.history import History
 from xnn.initializers import Glorot
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
+from xnn.training.fit import Fit
 
 __all__ = ["Task", "make", "names", "network_flops"]
 
@@ -125,7 +126,7 @@ class Xnn(Peer):
         self.batches.given = order[: len(order) // size * size]
         history = _Losses()
         with self.lib.guard():
-            self.trainer._epoch(self.lib, self.stepper, self.batches, history, (), lambda: False)
+            Fit(self.trainer, self.stepper, self.batches, None, (), lambda: False, dict, history).epoch()
         self.lib.synchronize()
         return np.concatenate(history.losses)
 

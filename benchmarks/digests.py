@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import available_backends
+from xnn.benchmarks.environment import dataset_here, environment, environment_line
+from xnn.benchmarks.exactness.digest_run import BATCH
 from xnn.benchmarks.exactness.networks import SMALL
-from xnn.benchmarks.exactness.run import BATCH
-from xnn.benchmarks.suite import dataset_here, environment, environment_line
 from xnn.data import load
 from xnn.errors import OptionError, XnnError
 from xnn.files import check_writable, write_atomically
@@ -136,7 +136,7 @@ def run_row(row: Row, data: str, marks: Sequence[int], first: bool = False) -> d
 
     `absent`: why it cannot run here, which is no fault. `error`: what went wrong.
     """
-    process = Process(row.name, "xnn.benchmarks.exactness.run", row.threads, row.environment)
+    process = Process(row.name, "xnn.benchmarks.exactness.digest_run", row.threads, row.environment)
     try:
         process.ask(data=data, engine=row.engine, kernels=row.kernels, workers=row.workers, seed=row.workers)
         about = process.ask(do="about")

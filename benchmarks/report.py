@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xnn.errors import OptionError
-from xnn.history import save_figure
+from xnn.files import save_figure
 
 __all__ = ["bits_agree", "check_comparable", "compare", "plot", "read", "table"]
 

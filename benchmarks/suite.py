@@ -9,7 +9,6 @@ compared should meet the same seconds.
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,16 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.threads import blas_libraries
 from xnn.benchmarks.contestants import Task, network_flops
-from xnn.data import on_disk
 from xnn.errors import OptionError
 from xnn.runs.process import Process
 
-__all__ = [
-    "NETWORKS", "TARGETS", "dataset_here", "environment", "environment_line", "own_contestants", "quartiles",
-    "run_task",
-]  # fmt: skip
+__all__ = ["NETWORKS", "TARGETS", "own_contestants", "quartiles", "run_task"]
 
 NETWORKS = {
     "article": (784, 100, 200, 10),
@@ -42,51 +36,6 @@ _SECONDS = 0.25  # about what one turn takes
 # Between two float32 runs: relative difference of the first losses. Rounding grows from step to step after that.
 _PARITY, _PARITY_STEPS = 1e-3, 20
 _LOSSES_KEPT = 100
-_PACKAGES = (
-    "numpy", "numba", "torch", "jax", "scikit-learn", "thinc", "tinygrad", "cupy-cuda12x", "cupy-cuda13x",
-)  # fmt: skip
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    from importlib import metadata
-
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "packages": versions,
-        "blas": blas_libraries(),
-    }
-
-
-def environment_line(about: dict[str, Any]) -> str:
-    """The same in a line, for tables."""
-    blas = ", ".join(f"{b['internal_api']} {b['version']} {b['architecture']}" for b in about["blas"])
-    versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
-    load = "" if about["load"] is None else f"; load {about['load'][0]:.2f}"
-    return f"{about['processor']}, {about['cores']} cores; {blas}; Python {about['python']}, {versions}{load}"
-
-
-def dataset_here() -> str:
-    """Real MNIST if it is on disk, else synthetic digits."""
-    return "mnist" if "mnist" in on_disk() else "synthetic"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def run_task(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import current_numerics
-from xnn.backends.numpy_backend import peak_resident_bytes
+from xnn.backends.memory import peak_resident_bytes
 from xnn.backends.threads import blas_threads
 from xnn.benchmarks.contestants import Task, make
 from xnn.runs.digests import little_endian

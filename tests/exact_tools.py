@@ -16,7 +16,7 @@ from xnn.backends.communicator import with_communicator
 from xnn.backends.exact import ExactNamespace
 from xnn.backends.exact.ops import ROLES
 from xnn.backends.numpy_backend import NumpyBackend
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 
 f4, f8 = np.float32, np.float64
 

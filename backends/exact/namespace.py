@@ -24,8 +24,9 @@ from xnn.backends.exact.slices import (
     to32,
 )
 from xnn.errors import DTypeError, NoExactFormError
-from xnn.ops.op import Boundary, Op
-from xnn.ops.shaping import scatter_add
+from xnn.ops.apply import Boundary
+from xnn.ops.indexing import scatter_add
+from xnn.ops.op import Op
 
 __all__ = ["ExactNamespace"]
 

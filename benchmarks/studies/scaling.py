@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn.benchmarks.contestants import Task
-from xnn.benchmarks.suite import dataset_here, environment, environment_line, own_contestants, run_task
+from xnn.benchmarks.environment import dataset_here, environment, environment_line
+from xnn.benchmarks.suite import own_contestants, run_task
 
 __all__ = ["TABLES", "main"]
 

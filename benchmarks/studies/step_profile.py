@@ -18,7 +18,7 @@ import numpy as np
 from xnn.backends.kernels.calls import Call, bind_each
 from xnn.backends.threads import limit_threads
 from xnn.benchmarks.contestants import Task, Xnn
-from xnn.benchmarks.suite import dataset_here, environment, environment_line
+from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.errors import OptionError
 from xnn.options import check_count
 

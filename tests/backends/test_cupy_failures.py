@@ -155,11 +155,11 @@ FAILURES: dict[str, tuple[Installer, tuple[str, ...]]] = {
     ),
     "banner": (
         written(f"raise ImportError({BANNER % (chr(10) + '  ')!r})"),
-        ("ImportError: libcudart.so.13: cannot open shared object file; uninstall it", INSTALL),
+        ("ImportError: libcudart.so.13: cannot open shared object file. Uninstall it", INSTALL),
     ),
     "built for another numpy": (
         written("raise ValueError('numpy.dtype size changed, may indicate binary incompatibility')"),
-        ("breaks when it is imported", "numpy.dtype size changed", INSTALL),
+        ("importing CuPy fails", "numpy.dtype size changed", INSTALL),
     ),
     "two wheels": (
         written(f"import warnings; warnings.warn({TWO_WHEELS!r})"),
@@ -196,7 +196,7 @@ FAILURES: dict[str, tuple[Installer, tuple[str, ...]]] = {
     ),
     "wrong product": (
         having(matmul=lambda a, b: a * b),
-        ("[[1.0, 4.0], [9.0, 16.0]]", "that is [[7.0, 10.0], [15.0, 22.0]]", "nvidia-smi", "reinstall CuPy"),
+        ("[[1.0, 4.0], [9.0, 16.0]]", "which is [[7.0, 10.0], [15.0, 22.0]]", "nvidia-smi", "reinstall CuPy"),
     ),
     "wrong kernel": (
         having(maximum=np.minimum),
@@ -251,7 +251,7 @@ def test_the_line_that_matters_of_an_import_error(banner, shown, monkeypatch, tm
     written(f"raise ImportError({banner!r})")(monkeypatch, tmp_path)
     with pytest.raises(BackendUnavailableError, match="cannot be imported") as caught:
         CupyBackend()
-    assert f"cannot be imported: {shown}; uninstall it" in str(caught.value)
+    assert f"cannot be imported: {shown}. Uninstall it" in str(caught.value)
 
 
 def test_other_warnings_of_the_import_do_no_harm(monkeypatch, tmp_path):

@@ -17,8 +17,8 @@ from xnn.errors import OptionError
 from xnn.layers.files import metadata, weights_sha256
 from xnn.runs.mlp import mlp
 from xnn.runs.names import ACTIVATIONS, LOSSES, OPTIMIZERS
+from xnn.runs.schedule_text import NAMED, read_schedule, schedule_text
 from xnn.runs.spec import RunSpec, balanced_weights
-from xnn.schedule_text import NAMED, read_schedule, schedule_text
 from xnn.training import Trainer
 
 TRAIN = ("--hidden", "8", "--epochs", 2, "--batch-size", 50, "--threads", 1)  # 240 rows: five steps an epoch
@@ -504,7 +504,7 @@ DENSE = '[[layers]]\ntype = "Dense"\n'
     [
         ('[[layers]]\ntype = "ReLU"\n', (":1: ", "nothing to train")),
         (f"{DENSE}outputs = 9\n\n{DENSE}outputs = 7\n", (":5: ", "0 to 9", "7 outputs")),
-        (f'{DENSE}outputs = "classes"\n[[layers]]\ntype = "Softmax"\n', (":4: ", "take that layer away")),
+        (f'{DENSE}outputs = "classes"\n[[layers]]\ntype = "Softmax"\n', (":4: ", "remove that layer")),
         (
             '[[layers]]\ntype = "Embedding"\nnum_embeddings = 10\nembedding_dim = 2\n[[layers]]\ntype = "Flatten"\n'
             f'{DENSE}outputs = "classes"\n',

@@ -14,8 +14,8 @@ from xnn.backends import get_backend
 from xnn.backends.exact import ScaledIntegers
 from xnn.errors import GraphError, OptionError
 from xnn.layers.files import metadata
-from xnn.ops.op import apply_rule, backward_of, batch_sum, forward_of
-from xnn.ops.shaping import scatter_add
+from xnn.ops.apply import apply_rule, backward_of, batch_sum, forward_of
+from xnn.ops.indexing import scatter_add
 from xnn.runs.mlp import mlp
 
 LIB = get_backend("numpy")

@@ -11,7 +11,7 @@ from xnn import layers, losses, ops
 from xnn.backends import get_backend
 from xnn.backends.exact import ScaledIntegers
 from xnn.layers.files import weights_sha256
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 
 LIB = get_backend("numpy")
 

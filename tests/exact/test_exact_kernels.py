@@ -9,7 +9,7 @@ from xnn import layers, losses, ops, optimizers
 from xnn.backends import Purpose, Stream, get_backend
 from xnn.backends.communicator import with_communicator
 from xnn.backends.exact import ScaledIntegers
-from xnn.backends.exact.kernels.table import _Following, splitters
+from xnn.backends.exact.kernels.exact_kernels import _NextSlice, splitters
 from xnn.backends.exact.slices import splitter
 from xnn.backends.kernels.calls import Call, Cursor, KernelTable, Slot
 from xnn.backends.threads import blas_threads
@@ -279,25 +279,25 @@ def test_weights_that_others_write_to_are_cut_anew(table, how, factor):
 
 def test_the_slice_that_an_update_leaves_is_the_weights(table, monkeypatch):
     """Whenever a kernel does without cutting, it has what cutting would give; also where W's exponent changes."""
-    passes, holds, made, counts = table.passes, _Following.holds, {}, {True: 0, False: 0}
+    passes, holds, made, counts = table.passes, _NextSlice.holds, {}, {True: 0, False: 0}
     cut = passes.slice_tensor
 
     def remembered(w, splits, one, state):
         made[id(state)] = w, splits, one
         return cut(w, splits, one, state)
 
-    def compared(following):
-        held = holds(following)
+    def compared(next_slice):
+        held = holds(next_slice)
         counts[held] += 1
         if held:
-            w, splits, one = made[id(following.state)]
+            w, splits, one = made[id(next_slice.state)]
             anew = np.empty_like(one)
             cut(w, splits, anew, np.zeros(2, np.int64))()
             assert anew.tobytes() == one.tobytes()
         return held
 
     monkeypatch.setattr(passes, "slice_tensor", remembered)
-    monkeypatch.setattr(_Following, "holds", compared)
+    monkeypatch.setattr(_NextSlice, "holds", compared)
     x = np.asarray(Stream(3, Purpose.DIRECTIONS).uniform((150, 40), -1.0, 1.0)).astype(np.float32)
     model = mlp(40, (12,), 10, seed=3)
     spread = np.exp2(-np.arange(40.0) / 2)[:, None].astype(np.float32)  # small weights lose bits to a slice

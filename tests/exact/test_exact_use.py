@@ -17,7 +17,7 @@ from xnn.errors import DTypeError, MixedArraysError, NumericsError
 from xnn.graph import Input, forward_and_backward, topological_sort
 from xnn.layers import Dense, Flatten, Rescale, Sequential
 from xnn.layers.files import load, metadata, weights_sha256
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 

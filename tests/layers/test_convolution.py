@@ -13,7 +13,7 @@ from xnn import layers, losses, ops, optimizers
 from xnn.errors import DTypeError, MixedArraysError, OptionError, ShapeError
 from xnn.initializers import He
 from xnn.layers.files import weights_sha256
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 
 RNG = np.random.default_rng(5)
 

@@ -610,3 +610,17 @@ def test_a_regressions_targets_are_no_classes(metric):
             trainer.evaluate((x, np.array(y)))
     yes_or_no = xnn.Trainer(model, losses.Hinge(), optimizers.SGD(), metrics=[metric])
     yes_or_no.fit((x, np.array([[-1.0], [1.0], [1.0], [-1.0]])), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        (metrics.Accuracy(), "Accuracy()"),
+        (metrics.Accuracy(binary=True, threshold=0.5), "Accuracy(binary=True, threshold=0.5)"),
+        (metrics.TopK(3), "TopK(k=3)"),
+        (metrics.F1("weighted", name="score"), "F1(average='weighted', name='score')"),
+        (metrics.R2(), "R2()"),
+    ],
+)
+def test_repr(metric, text):
+    assert repr(metric) == text

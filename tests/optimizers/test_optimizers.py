@@ -10,13 +10,14 @@ import pytest
 import xnn
 from xnn import data, layers, losses, optimizers
 from xnn.backends import get_backend
-from xnn.benchmarks.exactness.run import Run
+from xnn.benchmarks.exactness.digest_run import Training
 from xnn.callbacks import Callback
 from xnn.errors import DivergenceError, MissingExtraError, NumericsError, OptionError
 from xnn.layers import Parameter
 from xnn.layers.files import weights_sha256
 from xnn.ops import updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
+from xnn.options import check_real
 from xnn.runs.mlp import mlp
 
 X, Y = data.synthetic_digits(330)
@@ -231,7 +232,7 @@ def test_exact_bits_do_not_see_the_number_of_workers(lib, name):
 
     found = []
     for workers in (0, 1, 3):
-        run = Run(build, "exact", workers=workers)
+        run = Training(build, "exact", workers=workers)
         found.append((run.fit(X[:100], Y[:100]), weights_sha256(run.model)))
     assert found[0] == found[1] == found[2]
 
@@ -347,10 +348,89 @@ class TestWeightDecay:
         with pytest.raises(OptionError, match="names 'scale'"):
             optimizers.Adam(weight_decay={"scale": 0.1}).step([parameter(np.ones(2))])
 
-    @pytest.mark.parametrize("answer", [-1.0, float("nan"), None, "0.1"])
+    @pytest.mark.parametrize("answer", [-1.0, float("nan"), None, "0.1", np.ones(2)])
     def test_a_function_that_gives_no_decay(self, answer):
         with pytest.raises(OptionError, match="weight_decay of weight must be a finite number at least 0"):
             train(optimizers.SGD(0.1, weight_decay=lambda p: answer))
+
+    @pytest.mark.parametrize("answer", [-1.0, float("nan"), None, "0.1", np.ones(2)])
+    def test_a_function_that_gives_no_decay_later(self, kernels, answer):
+        answers = [0.1]
+        rule = optimizers.SGD(0.1, weight_decay=lambda p: answers[-1])
+        train(rule, kernels)
+        answers.append(answer)
+        with pytest.raises(OptionError, match="weight_decay of weight must be a finite number at least 0"):
+            train(rule, kernels)
+        with pytest.raises(OptionError, match="weight_decay of weight must be a finite number at least 0"):
+            by_hand(rule)
+
+    def test_a_mapping_that_is_changed(self):
+        rule = optimizers.SGD(0.1, weight_decay=BY_NAME)
+        rule.weight_decay["weight"] = 0.5
+        assert rule.decay_of(parameter(np.ones(2))) == 0.5
+        rule.weight_decay["weight"] = -1.0
+        with pytest.raises(OptionError, match=r"weight_decay of weight must be .*, got -1\.0"):
+            rule.decay_of(parameter(np.ones(2)))
+
+
+class TestOptionsThatAreAssigned:
+    @pytest.mark.parametrize("rate", [-0.1, float("inf"), None, "0.1", True, lambda step: -1.0, lambda: 0.1])
+    def test_a_learning_rate(self, rate):
+        rule = optimizers.SGD(0.1)
+        with pytest.raises(OptionError, match="learning"):
+            rule.learning_rate = rate
+        assert rule.learning_rate == 0.1
+
+    @pytest.mark.parametrize("decay", [-0.1, float("inf"), None, "0.1", [0.1], {"weight": -1.0}])
+    def test_a_weight_decay(self, decay):
+        rule = optimizers.SGD(0.1, weight_decay=0.2)
+        with pytest.raises(OptionError, match=r"weight_decay.* must be a finite number at least 0"):
+            rule.weight_decay = decay
+        assert rule.weight_decay == 0.2
+
+    @pytest.mark.parametrize("answer", [-1.0, float("nan"), float("inf"), None, "0.1", np.ones(2)])
+    def test_a_schedule_that_gives_no_rate_later(self, kernels, answer):
+        rule = optimizers.SGD(lambda step: answer if step == 5 else 0.1)
+        with pytest.raises(OptionError, match=r"learning_rate\(5\) must be a finite number at least 0"):
+            train(rule, kernels)
+        with pytest.raises(OptionError, match=r"learning_rate\(5\) must be a finite number at least 0"):
+            by_hand(optimizers.SGD(rule.learning_rate))
+
+    def test_numpys_numbers_become_pythons(self):
+        rule = optimizers.SGD(lambda step: np.float64(0.25), weight_decay=lambda p: np.float64(0.5))
+        assert type(rule.rate) is type(rule.decay_of(parameter(np.ones(2)))) is float
+        rule.learning_rate = rule.weight_decay = np.float64(0.5)
+        assert type(rule.rate) is type(rule.decay_of(parameter(np.ones(2)))) is float
+
+    @pytest.mark.parametrize("decay", [0.1, BY_NAME, lambda p: 0.1])
+    @pytest.mark.parametrize("rate", [0.1, lambda step: 0.1])
+    def test_are_not_checked_anew_at_each_step(self, monkeypatch, rate, decay):
+        seen, check = [], check_real
+        monkeypatch.setattr("xnn.optimizers.optimizer.check_real", lambda *o: (seen.append(o), check(*o))[1])
+        rule = optimizers.SGD(rate, weight_decay=decay)
+        by_hand(rule, steps=1)
+        first = len(seen)
+        assert first <= 7  # each option, and what a function says of each parameter
+        train(rule, model=network())
+        assert len(seen) <= first + 4  # a new model's parameters
+
+    @pytest.mark.parametrize(
+        ("rule", "text"),
+        [
+            (optimizers.SGD(), "SGD(learning_rate=0.01)"),
+            (optimizers.SGD(1, 0.9, nesterov=True), "SGD(learning_rate=1.0, momentum=0.9, nesterov=True)"),
+            (optimizers.Adam(clip_norm=1, average=0.99), "Adam(learning_rate=0.001, clip_norm=1.0, average=0.99)"),
+            (optimizers.Nadam(betas=(0.8, 0.9)), "Nadam(learning_rate=0.002, betas=(0.8, 0.9))"),
+            (optimizers.Lion(weight_decay=BY_NAME), "Lion(learning_rate=0.0001, weight_decay={'weight': 0.01})"),
+            (
+                optimizers.AdamW(xnn.schedules.Constant(0.1), weight_decay=len),
+                "AdamW(learning_rate=Constant(rate=0.1), weight_decay=len)",
+            ),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_repr(self, rule, text):
+        assert repr(rule) == text
 
 
 # Clipping.

@@ -192,7 +192,7 @@ def test_far_beyond_the_end():
     for schedule in ALL:
         assert 0.0 <= schedule(10**12) <= 0.1
     assert s.Exponential(0.1, 0.999, every=7)(10**7) == 0.0
-    assert s.Step(1.0, 1, 2.0)(2000) == math.inf  # and no OverflowError: the Trainer says that it diverged
+    assert s.Step(1.0, 1, 2.0)(2000) == math.inf  # no OverflowError: the optimizer refuses it
     assert s.MultiStep(0.1, ())(10) == 0.1
     assert rates(s.Exponential(0.1, 0.0, every=2), 3) == [0.1, 0.0, 0.0]
 

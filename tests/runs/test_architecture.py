@@ -487,7 +487,7 @@ def test_a_network_that_does_not_fit_the_data(folder, tmp_path):
     for text, message in (
         (layer("Dense", "outputs = 9"), "the model has 9 outputs"),
         (layer("Dense", "inputs = 9", "outputs = 10"), "net.toml:1: Dense(9, 10) cannot take"),
-        (DENSE + layer("Softmax"), "take that layer away"),
+        (DENSE + layer("Softmax"), "remove that layer"),
         (layer("Function", "op = 'transpose'") + DENSE, "makes (784, 2) of two samples of shape (784,)"),
     ):
         net.write_text(text)

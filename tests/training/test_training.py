@@ -143,7 +143,7 @@ def test_means_do_not_depend_on_how_many_steps_are_looked_at_together(monkeypatc
 
     found = []
     for steps in (1, 3, 100):
-        monkeypatch.setattr("xnn.training.trainer._CHECK_STEPS", steps)
+        monkeypatch.setattr("xnn.training.fit._CHECK_STEPS", steps)
         found.append(fit(trainer(metrics=["accuracy", magnitude]), epochs=2).epochs)
     assert found[0] == found[1] == found[2]
 

@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 import click
 
 from xnn.backends import available_backends, backend_variable, current_numerics
-from xnn.benchmarks import accuracy, report, suite
+from xnn.benchmarks import report, suite, time_to_accuracy
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
+from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.peers import PEERS
 from xnn.cli.options import widths
 from xnn.errors import BackendUnavailableError, OptionError
-from xnn.files import check_writable, to_json, write_atomically
-from xnn.history import check_plot
+from xnn.files import check_plot, check_writable, to_json, write_atomically
 
 __all__ = ["bench_command", "command"]
 
@@ -133,7 +133,7 @@ def bench_command(
     before = report.read(compare) if compare else None
     asked = _read_peers(peers)
     conditions: dict[str, Any] = {
-        "environment": suite.environment(),
+        "environment": environment(),
         "threads": threads or os.cpu_count() or 1,
     }
     if to_accuracy is not None:
@@ -142,10 +142,10 @@ def bench_command(
     chosen = "both" if numerics == "both" else current_numerics(numerics)
     others = _PEERS if "all" in asked else asked
     contestants = [*suite.own_contestants(_chosen_backends(backends), chosen), *others]
-    conditions |= {"repeat": repeat or 9, "dataset": suite.dataset_here(), "numerics": chosen}
+    conditions |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": chosen}
     if before is not None:
         report.check_comparable(before, conditions)
-    click.echo(suite.environment_line(conditions["environment"]))
+    click.echo(environment_line(conditions["environment"]))
     timing = _Timing(contestants, conditions, preset or "article", batch_sizes, sweep, _progress())
     written = timing.run(json_file)
     if plot:
@@ -291,10 +291,12 @@ def _time_to_accuracy(
         raise OptionError(f"--to-accuracy knows one peer, torch; got {', '.join(sorted(others))}")
     contestants = ["xnn", *(["torch"] if peers else [])]
     say = _progress() if sys.stderr.isatty() else _say_in_lines
-    click.echo(suite.environment_line(conditions["environment"]))
-    results = accuracy.to_accuracy(target, contestants=contestants, threads=conditions["threads"], say=say)
+    click.echo(environment_line(conditions["environment"]))
+    results = time_to_accuracy.to_accuracy(
+        target, contestants=contestants, threads=conditions["threads"], say=say
+    )
     say("")
-    click.echo(accuracy.text(results, target))
+    click.echo(time_to_accuracy.text(results, target))
     if json_file:
         write_atomically(json_file, to_json({**conditions, "target": target, "results": results}).encode())
     return all(e["reached"] for e in results if e["contestant"].startswith("xnn"))

@@ -13,12 +13,13 @@ import click
 from xnn.backends import backend as use_backend
 from xnn.backends import current_numerics, get_backend
 from xnn.backends import numerics as use_numerics
+from xnn.backends.memory import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.cli.options import backend_option, given_options, numerics_option, run_options, with_table
 from xnn.data import Dataset, load
 from xnn.errors import DivergenceError, OptionError, XnnError
-from xnn.files import check_writable, to_json
-from xnn.history import History, check_plot
+from xnn.files import check_plot, check_writable, to_json
+from xnn.history import History
 from xnn.layers import Sequential
 from xnn.layers import files as weights
 from xnn.optimizers import Optimizer
@@ -285,7 +286,7 @@ def _result(job: _Job, history: History, tested: dict[str, float]) -> dict[str, 
         "test_accuracy": tested.get("accuracy"),
         "ms_per_step": round(history.ms_per_step, 4),
         "samples_per_second": round(history.samples_per_second, 1),
-        "peak_rss_mb": round(get_backend("numpy").memory()["peak"] / 2**20, 1),
+        "peak_rss_mb": round(peak_resident_bytes() / 2**20, 1),
         "weights_sha256": weights.weights_sha256(job.model),
         "losses_sha256": history.losses_sha256,
     }

@@ -11,7 +11,7 @@ import numpy as np
 from xnn.backends import Purpose, Stream, backend_of, current_backend, numerics
 from xnn.errors import DTypeError
 from xnn.graph.autograd import gradients_of
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.graph.value import Value
 
 __all__ = ["GradientReport", "gradient_check", "numerical_gradient"]
@@ -93,7 +93,7 @@ def _check(f: Callable[..., Any], inputs: Sequence[Any], tolerance: float, seed:
     arguments: list[Any] = [lib.to_device(x) for x in host]
     for i in wanted:
         arguments[i] = Value(arguments[i])
-    with entered(Scope()):
+    with Scope():
         output = f(*arguments)
     projection = Stream(seed, Purpose.DIRECTIONS).uniform(tuple(output.shape), -1.0, 1.0)
     if isinstance(output, Value):

@@ -23,7 +23,7 @@ from xnn.graph.backward import backpropagate
 from xnn.graph.node import Recorded, array_of
 from xnn.graph.value import as_array
 from xnn.ops import Array, Op
-from xnn.ops.op import apply_rule, forward_of
+from xnn.ops.apply import apply_rule, forward_of
 
 __all__ = [
     "MSE",

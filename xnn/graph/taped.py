@@ -7,7 +7,7 @@ from typing import Any
 
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.graph.value import Value
 from xnn.ops import Array, Namespace, Op
 
@@ -37,7 +37,7 @@ class Taped(Op):
     def forward(self, xp: Namespace, *arrays: Array) -> tuple[Array, Any]:
         """The function's output, and the record."""
         given = [Value(x) for x in arrays[: len(arrays) - len(self.parameters)]]
-        with entered(Scope(self.training)):
+        with Scope(self.training):
             output = self.function(*given)
         return output.array, (given, output)
 

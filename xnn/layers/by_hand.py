@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xnn.graph.node import Recorded
-from xnn.graph.scope import current_scope, entered
+from xnn.graph.scope import by_hand, current_scope
 from xnn.ops import Array, Namespace, Op
 
 __all__ = ["ByHand", "run_by_hand"]
@@ -21,12 +21,12 @@ class ByHand(Op):
 
     def forward(self, xp: Namespace, x: Array, *weights: Array) -> tuple[Array, Any]:
         """The layer's output. Whether the input's gradient is wanted is all that backward needs."""
-        with entered(None):
+        with by_hand():
             return self.owner.forward(x, self.training), True
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         """The layer's gradient for x, and what it filled its parameters' grad with."""
-        with entered(None):
+        with by_hand():
             dx = self.owner.backward(grad, input_gradient=saved)
         return (dx, *(parameter.grad for parameter in self.owner.parameters()))
 
@@ -46,7 +46,7 @@ def run_by_hand(layer: Any, x: Any, training: bool) -> Any:
     While a program is made, training is off: a trial must change nothing that training counts.
     """
     if not isinstance(x, Recorded):
-        with entered(None):
+        with by_hand():
             return layer.forward(x, training)
     scope = current_scope()
     trial = scope is not None and scope.program

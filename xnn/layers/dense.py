@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,6 +96,8 @@ class Rescale(Layer):
 
     op = ops.rescale
     takes_integers = True
+    #: The arrays of numbers per feature where they were used last, by the numbers' id.
+    _there: Mapping[int, tuple[str, Any, Any]] = MappingProxyType({})
 
     def __init__(self, scale: Any, offset: Any = 0.0, dtype: str = "float32") -> None:
         self.dtype = check_dtype(dtype)
@@ -105,7 +109,6 @@ class Rescale(Layer):
         if not finite:
             raise OptionError(f"Rescale needs finite numbers, got scale {scale!r} and offset {offset!r}")
         super().__init__()
-        self._there: dict[tuple[str, int], Any] = {}  # arrays on each backend that they were used on
 
     def compute(self, x: Any) -> Any:
         """x * scale + offset, which a program fuses into the gathering of a batch."""
@@ -117,13 +120,11 @@ class Rescale(Layer):
         """One number as a Python number; numbers per feature as an array that goes to the backend once."""
         if not number.ndim:
             return float(number)
-        key = lib.name, id(number)
-        if key not in self._there:
-            self._there[key] = (
-                lib.to_device(number.astype(self.dtype)),
-                number,
-            )  # kept, so that its id is not reused
-        return self._there[key][0]
+        name, known, array = self._there.get(id(number), ("", None, None))
+        if name != lib.name or known is not number:
+            array = lib.to_device(number.astype(self.dtype))
+            self._there = {**self._there, id(number): (lib.name, number, array)}
+        return array
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The same."""

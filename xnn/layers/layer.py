@@ -10,14 +10,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from xnn.backends import Backend, backend_of, current_backend, current_numerics, get_backend
-from xnn.backends.numerics import check_same_numerics
+from xnn.backends.numerics import check_same_numerics, pinned
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded, array_of
-from xnn.graph.scope import Scope, current_scope, entered
+from xnn.graph.scope import Scope, current_scope
 from xnn.graph.taped import Taped
-from xnn.graph.value import Kept, Value
+from xnn.graph.value import Constant, Kept, Value
 from xnn.layers.by_hand import run_by_hand
 from xnn.layers.parameter import Buffer, Parameter, check_all_known
 from xnn.layers.state import Stateful
@@ -112,11 +112,12 @@ class Layer(Stateful):
     def compute(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The output: the layer's op of x and its parameters. Override it as compute(x) or compute(x, training).
 
-        x: an array where nothing is differentiated, a recorded value everywhere else. training: whether it is a
-        training step.
+        x: a recorded value, and so is what it returns. training: whether it is a training step.
         """
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
+        if type(self).options is Layer.options:
+            return self.op(x, *self.own_parameters)
         return self.op(x, *self.own_parameters, **self.options(backend_of(array_of(x)).math))
 
     def __call__(self, x: Any, training: bool | None = None) -> Any:
@@ -140,23 +141,24 @@ class Layer(Stateful):
         scope = current_scope()
         if scope is not None:
             return self._computed(scope, x, training)
-        with entered(Scope(records=isinstance(x, Recorded))) as scope:
+        with Scope(records=isinstance(x, Recorded)) as scope:
             return self._computed(scope, x, training)
 
     def _computed(self, scope: Scope, x: Any, training: bool) -> Any:
         """What `compute` makes of x."""
         self.check(array_of(x))
+        given = x if isinstance(x, Recorded) else Constant(x)
         before = scope.training, scope.guarded
         scope.training, scope.guarded = training, scope.records
         try:
-            y = self.compute(x, training=training) if self._takes_training else self.compute(x)
+            y = self.compute(given, training=training) if self._takes_training else self.compute(given)
         finally:
             scope.training, scope.guarded = before
-        if isinstance(x, Recorded) and not isinstance(y, Recorded):
+        if not isinstance(y, Recorded):
             raise GraphError(
                 f"{type(self).__name__} must make its output of its input with ops, got {type(y).__name__}"
             )
-        return y
+        return y if scope.records or given is x else y.array
 
     def _node(self, x: Node, training: bool) -> Any:
         """The layer as a node of a static graph."""
@@ -188,9 +190,9 @@ class Layer(Stateful):
     def forward(self, x: Array, training: bool = False) -> Array:
         """The output for a batch x, which is left as it is; keeps what `backward` needs."""
         given = Value(x)
-        with entered(Scope(training)) as scope:
+        with Scope(training) as scope:
             output = self._computed(scope, given, training)
-        self._tape = _Tape(given, output, current_numerics())
+            self._tape = _Tape(given, output, current_numerics())
         return output.array
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -202,12 +204,13 @@ class Layer(Stateful):
         if self._tape is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
         given, output, mode = self._tape
-        check_same_numerics(type(self).__name__, mode)
         _check_gradient(type(self).__name__, dout, output.array)
         order, parameters = made_from(output), self.parameters()
         check_all_known(type(self).__name__, order, parameters)
         wanted: set[Recorded] = {*parameters, given} if input_gradient else {*parameters}
-        handed = backpropagate(order, {output: dout}, wanted)
+        with pinned():
+            check_same_numerics(type(self).__name__, mode)
+            handed = backpropagate(order, {output: dout}, wanted)
         for parameter in parameters:
             parameter.grad = handed[parameter][0] if parameter in handed else None
         return handed[given][0] if input_gradient and given in handed else None
@@ -308,7 +311,7 @@ def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         x = xp.zeros((2, *shape), dtype=xp.int64, device=lib.device)
     else:
         x = xp.ones((2, *shape), dtype=dtype, device=lib.device)
-    with lib.guard(), entered(Scope(records=False)):
+    with lib.guard(), Scope(records=False):
         y = layer.run(x, training=False)
     if y.ndim < 1 or y.shape[0] != 2:
         raise ShapeError(

@@ -20,7 +20,7 @@ from xnn.backends import (
 from xnn.backends.numerics import NUMERICS
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.layers import files
 from xnn.layers.activations import Reshape
 from xnn.layers.containers import Container
@@ -113,7 +113,7 @@ class Sequential(Container):
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self.output_shape(tuple(x.shape[1:]))  # a clear error before any work
         parts = []
-        with lib.guard(), entered(Scope(records=False)):
+        with lib.guard(), Scope(records=False):
             for start in range(0, max(1, x.shape[0]), batch_size):
                 batch: Any = lib.to_device(x[start : min(start + batch_size, x.shape[0]), ...])
                 parts.append(lib.to_host(self.run(batch, training=False)))

@@ -20,36 +20,40 @@ from xnn.ops.activations import (
     softplus,
     tanh,
 )
+from xnn.ops.comparisons import equal, greater, greater_equal, less, less_equal, not_equal
 from xnn.ops.convolution import conv2d
 from xnn.ops.cross_entropy import binary_cross_entropy, focal, kl_divergence, softmax_cross_entropy
 from xnn.ops.elementwise import (
     abs,
     add,
+    clip,
+    cos,
     div,
-    equal,
+    erf,
     exp,
-    greater,
-    greater_equal,
-    less,
-    less_equal,
+    expm1,
     log,
+    log1p,
     maximum,
+    minimum,
     mul,
-    not_equal,
     pow,
+    sign,
+    sin,
+    sqrt,
     stop_gradient,
     sub,
     where,
 )
-from xnn.ops.embedding import embedding
 from xnn.ops.images import warp
+from xnn.ops.indexing import embedding, getitem, take
 from xnn.ops.linear import dense, matmul
 from xnn.ops.losses import LossOp, column_mse, hinge, huber, l1, mse
 from xnn.ops.normalization import moments, normalize
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.pooling import avg_pool2d, max_pool2d
-from xnn.ops.reductions import max, mean, sum
-from xnn.ops.shaping import concat, flatten, getitem, identity, reshape, take, transpose
+from xnn.ops.reductions import max, mean, min, sum, var
+from xnn.ops.shaping import concat, flatten, identity, reshape, stack, transpose
 
 __all__ = [
     "Array",
@@ -60,16 +64,20 @@ __all__ = [
     "add",
     "avg_pool2d",
     "binary_cross_entropy",
+    "clip",
     "column_mse",
     "concat",
     "conv2d",
+    "cos",
     "dense",
     "div",
     "dropout",
     "elu",
     "embedding",
     "equal",
+    "erf",
     "exp",
+    "expm1",
     "flatten",
     "focal",
     "gelu",
@@ -85,12 +93,15 @@ __all__ = [
     "less",
     "less_equal",
     "log",
+    "log1p",
     "log_softmax",
     "matmul",
     "max",
     "max_pool2d",
     "maximum",
     "mean",
+    "min",
+    "minimum",
     "moments",
     "mse",
     "mul",
@@ -102,10 +113,14 @@ __all__ = [
     "reshape",
     "selu",
     "sigmoid",
+    "sign",
     "silu",
+    "sin",
     "softmax",
     "softmax_cross_entropy",
     "softplus",
+    "sqrt",
+    "stack",
     "stop_gradient",
     "sub",
     "sum",
@@ -113,6 +128,7 @@ __all__ = [
     "tanh",
     "transpose",
     "updates",
+    "var",
     "warp",
     "where",
 ]

@@ -52,6 +52,8 @@ class LeakyReLU(Op):
     Source: Maas, Hannun and Ng, ICML 2013.
     """
 
+    positional = ("negative_slope",)
+
     def forward(self, xp: Namespace, x: Array, *, negative_slope: float = 0.01) -> tuple[Array, Any]:
         return xp.where(x > 0.0, x, x * negative_slope), (x, negative_slope)
 
@@ -65,6 +67,8 @@ class ELU(Op):
 
     Source: Clevert, Unterthiner and Hochreiter, ICLR 2016.
     """
+
+    positional = ("alpha",)
 
     def forward(self, xp: Namespace, x: Array, *, alpha: float = 1.0) -> tuple[Array, Any]:
         return xp.where(x > 0.0, x, alpha * xp.expm1(xp.minimum(x, 0.0))), (x, alpha)
@@ -160,6 +164,8 @@ class Softplus(Op):
     PyTorch's `threshold`, above which it returns x, is not needed for that. Source: Dugas et al., NIPS 2000.
     """
 
+    positional = ("beta",)
+
     def forward(self, xp: Namespace, x: Array, *, beta: float = 1.0) -> tuple[Array, Any]:
         if not beta > 0.0:
             raise OptionError(f"softplus: beta must be above 0, got {beta!r}")
@@ -192,6 +198,8 @@ class Softmax(Op):
     The largest x is subtracted first, which changes nothing but the overflow.
     """
 
+    positional = ("axis",)
+
     def forward(self, xp: Namespace, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
         e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
         y = e / xp.sum(e, axis=axis, keepdims=True)
@@ -204,6 +212,8 @@ class Softmax(Op):
 
 class LogSoftmax(Op):
     """y_i = x_i - log sum_j e^(x_j) along `axis`; dx = grad - e^y sum_j grad_j. The largest x is subtracted first."""
+
+    positional = ("axis",)
 
     def forward(self, xp: Namespace, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
         shifted = x - xp.max(x, axis=axis, keepdims=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from xnn.errors import ShapeError
+from xnn.ops.apply import batch_sum
 from xnn.ops.linear import dense
-from xnn.ops.op import Array, Namespace, Op, batch_sum, size_of
+from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.windows import Windows, fold, unfold, windows_of
 
 __all__ = ["conv2d"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from xnn.ops.indexing import ordered_scatter_add
 from xnn.ops.op import Array, Namespace, Op, size_of
-from xnn.ops.shaping import ordered_scatter_add
 
 __all__ = ["warp"]
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from xnn.errors import DTypeError, OptionError, ShapeError
-from xnn.ops.op import Array, Namespace, Op, batch_count, batch_sum, size_of
+from xnn.ops.apply import batch_count, batch_sum
+from xnn.ops.op import Array, Namespace, Op, size_of
 
 __all__ = ["LossOp", "column_mse", "constant", "hinge", "huber", "l1", "mse"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.ops.op import Array, Namespace, Op, batch_count, batch_sum, positive_axis, size_of
+from xnn.ops.apply import batch_count, batch_sum
+from xnn.ops.op import Array, Namespace, Op, positive_axis, size_of
 
 __all__ = ["count_over", "moments", "normalize", "running_moments"]
 

@@ -67,6 +67,8 @@ class MaxPool2D(_Pool):
 
     name = "max_pool2d"
 
+    positional = ("kernel_size", "stride", "padding", "dilation")
+
     def forward(
         self,
         xp: Namespace,
@@ -104,6 +106,8 @@ class AvgPool2D(_Pool):
     """
 
     name = "avg_pool2d"
+
+    positional = ("kernel_size", "stride", "padding")
 
     def forward(
         self, xp: Namespace, x: Array, *, kernel_size: Any, stride: Any = None, padding: Any = 0

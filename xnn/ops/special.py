@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xnn.ops.op import Array, Boundary, Namespace
+from xnn.ops.apply import Boundary
+from xnn.ops.op import Array, Namespace
 
 __all__ = ["erf", "erf_by", "polynomial", "rational"]
 

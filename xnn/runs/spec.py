@@ -21,7 +21,7 @@ from xnn.runs.architecture import Architecture
 from xnn.runs.digests import data_sha256
 from xnn.runs.mlp import mlp
 from xnn.runs.names import LOSSES, LOSSES_OF_CLASSES, LOSSES_OF_TWO_CLASSES, OPTIMIZERS, losses_for
-from xnn.schedule_text import read_schedule, schedule_text
+from xnn.runs.schedule_text import read_schedule, schedule_text
 from xnn.schedules import Schedule, Warmup
 from xnn.training import Trainer
 from xnn.training.inputs import check_trainable

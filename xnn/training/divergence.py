@@ -14,11 +14,11 @@ from xnn.layers import Sequential
 from xnn.losses import Loss
 from xnn.optimizers import Optimizer
 
-__all__ = ["Step", "diagnose", "finite"]
+__all__ = ["TakenStep", "diagnose", "finite"]
 
 
 @dataclass(frozen=True)
-class Step:
+class TakenStep:
     """One training step: its number over all fits from 0, its epoch and batch from 1, its rows of the data."""
 
     number: int
@@ -36,8 +36,8 @@ def diagnose(
     model: Sequential,
     loss: Loss,
     optimizer: Optimizer,
-    steps: Iterable[Step],
-    batch: Callable[[Step], list[Any]],
+    steps: Iterable[TakenStep],
+    batch: Callable[[TakenStep], list[Any]],
     seed: int,
 ) -> tuple[DivergenceError, int]:
     """Take the steps one by one until something is not finite: the error that says what, and the step's number.
@@ -72,7 +72,7 @@ def _first_fault(
     model: Sequential,
     loss: Loss,
     optimizer: Optimizer,
-    step: Step,
+    step: TakenStep,
     batch: list[Any],
     seed: int,
 ) -> str:

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import current_numerics
+from xnn.backends.threads import limit_threads
 from xnn.data import Batches
 from xnn.errors import DivergenceError, NumericsError, OptionError
 from xnn.losses import LossOverBatches
 from xnn.metrics import Metric, Totals
+from xnn.training.fit import Fit
 from xnn.training.steps import Stepper
 
-__all__ = ["FullBatch"]
+__all__ = ["FullBatchFit"]
 
 
-class FullBatch:
+class _FullBatch:
     """Loss and gradient of a stepper's model over all rows, in batches that are summed.
 
     Raises NumericsError in exact numerics, OptionError for a model that draws random numbers.
@@ -35,7 +37,7 @@ class FullBatch:
         first = stepper.program(min(batches.batch_size, batches.rows))
         if any(call.kind == "draw" for call in first.calls):
             raise OptionError(
-                "LBFGS needs the same loss from the same weights: take the layers away that draw random numbers"
+                "LBFGS needs the same loss from the same weights: remove the layers that draw random numbers"
             )
         #: Over all rows, at the weights evaluated last.
         self.mean, self.counts = LossOverBatches(stepper.loss), Totals(metrics)
@@ -110,3 +112,38 @@ class FullBatch:
             gradient /= (divisor or 1.0) if loss.reduction == "mean" else 1.0  # nothing counted: it is 0
             p.grad = lib.to_device(gradient.astype(p.dtype))
         return self.mean.value, np.concatenate([gradient.ravel() for gradient in gradients])
+
+
+class FullBatchFit(Fit):
+    """A fit by an optimizer that minimizes: an epoch is one of its iterations, and is one step.
+
+    The arguments are Fit's. Raises NumericsError or OptionError as _FullBatch does.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.steps_per_epoch = 1
+        self.whole = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
+
+    def run(self, epochs: int) -> None:
+        """Take so many iterations, or fewer if the optimizer, Ctrl-C or a callback ends it."""
+        try:
+            with limit_threads(self.threads):
+                self.whole.minimize(self.trainer.optimizer, epochs, self.evaluated, self.iterated)
+        except DivergenceError as error:
+            error.history = self.history
+            raise
+
+    def evaluated(self, loss: float, seconds: float) -> None:
+        """After the loss over all the data was evaluated once."""
+        self.history.add(np.array([loss]), self.batches.rows, seconds)
+        self.trainer.step += 1
+
+    def iterated(self) -> bool:
+        """After an iteration: validation and callbacks; whether to end."""
+        loss, metrics = self.whole.mean.value, self.whole.counts.results()
+        for watcher in self.watchers:
+            watcher.on_step(self.history, self.trainer.epoch, 1, loss)
+            watcher.on_check(self.history, self.trainer.epoch, 1, loss, metrics)
+        self.end_epoch({"epoch": self.trainer.epoch + 1, "loss": loss, **metrics})
+        return self.interrupted() or bool(self.history.stopped)

@@ -10,7 +10,7 @@ binds each call to a kernel over fixed buffers, or to the op itself where it has
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from xnn.graph.node import Recorded
 from xnn.graph.value import Constant, Drawn
 from xnn.layers import Buffer, Parameter
 from xnn.ops import Op, updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
 from xnn.training.trace import Trace
@@ -109,7 +109,7 @@ def flatten(
         *_backward(lib, store, trace, slots, forward),
         *_updating(store),
         *(
-            Call("record", None, (slot,), (), {"records": record})
+            Call("collect", None, (slot,), (), {"into": record})
             for slot, record in zip((slots[trace.cost], *counts), records, strict=True)
         ),
     ]
@@ -212,10 +212,10 @@ def _backward(
         calls.append(Call("add", None, tuple(gradients), (added,)))
         return added
 
-    def pull(node: Recorded, gradient: Slot, needed: list[bool]) -> list[Slot | None]:
+    def pull(node: Recorded, gradient: Slot, needed: Collection[Recorded]) -> list[Slot | None]:
         writes: list[Slot | None] = []
-        for source, wanted in zip(node.inbound_nodes, needed, strict=True):
-            slot = None
+        for source in node.inbound_nodes:
+            slot, wanted = None, source in needed
             if wanted and isinstance(source, Parameter) and read[source] == 1:
                 slot = store.gradients[source]
             elif wanted:

@@ -91,6 +91,11 @@ class Stepper:
         rows = np.arange(size)
         return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.gather(rows)])
 
+    def after_callbacks(self) -> None:
+        """Callbacks ran after a step: they may have written anywhere."""
+        self.store.touch()
+        self.look_again(called_back=True)
+
     def look_again(self, called_back: bool = False) -> None:
         """Make programs anew if what model and loss compute has changed: options, or what their code reads.
 

@@ -16,7 +16,7 @@ from xnn.backends import backend_of
 from xnn.errors import OptionError
 from xnn.graph.backward import made_from
 from xnn.graph.node import Recorded
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.graph.value import Constant, Kept, Value
 from xnn.layers import Parameter, Sequential
 from xnn.layers.parameter import check_all_known
@@ -70,7 +70,7 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     """
     inputs = [Value(array) for array in arrays]
     scope = Scope(training=True, program=True)
-    with entered(scope):
+    with scope:
         outputs = model.run(inputs[0], training=True)
         cost = loss.run(outputs, *inputs[1:])
     sources = [kept.source for kept in scope.kept if isinstance(kept.source, Recorded)]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from xnn.benchmarks import accuracy
-from xnn.benchmarks.accuracy import CONTESTANTS, RECIPES, Recipe, text, to_accuracy
+from xnn.benchmarks import time_to_accuracy
+from xnn.benchmarks.time_to_accuracy import CONTESTANTS, RECIPES, Recipe, text, to_accuracy
 from xnn.cli import main
 from xnn.data import synthetic_digits
 from xnn.errors import DataNotFoundError, OptionError
@@ -34,7 +34,7 @@ def dataset(tmp_path_factory):
 def test_recipes_go_through_json_as_they_are():
     for name, recipe in {**RECIPES, "tiny-sgd": NESTEROV}.items():
         assert recipe.name == name
-        assert accuracy._recipe(json.loads(json.dumps(asdict(recipe)))) == recipe
+        assert time_to_accuracy._recipe(json.loads(json.dumps(asdict(recipe)))) == recipe
     assert RECIPES["one-cycle"].steps(60_000) == 5 * 235
     with pytest.raises(OptionError, match="adam or sgd, got 'lion'"):
         replace(ADAM, optimizer="lion")
@@ -49,7 +49,7 @@ def test_xnn_takes_the_recipes_rates_and_learns(recipe, dataset, monkeypatch):
             rates[step] = super().__call__(step)
             return rates[step]
 
-    monkeypatch.setattr(accuracy, "OneCycle", Recorded)
+    monkeypatch.setattr(time_to_accuracy, "OneCycle", Recorded)
     contestant = CONTESTANTS["xnn-numpy"](dataset, 1)
     assert len(contestant.x) == 600
     answer = contestant.run(recipe, 0)
@@ -106,7 +106,7 @@ def test_pytorch_is_given_the_same_network_and_inputs(dataset):
 
 def judged(recipe, contestant, seconds, accuracies, reason=""):
     entry = {"recipe": recipe, "contestant": contestant, "warm_up_seconds": 0.5, "reason": reason}
-    return accuracy._judge({**entry, "seconds": seconds, "accuracies": accuracies}, 0.98)
+    return time_to_accuracy._judge({**entry, "seconds": seconds, "accuracies": accuracies}, 0.98)
 
 
 def test_a_time_counts_only_if_the_median_accuracy_reached_the_target():
@@ -159,7 +159,7 @@ def test_contestants_in_processes(dataset, tmp_path, monkeypatch):
 
 
 def test_a_process_that_dies_is_a_reason(dataset):
-    worker = Process("xnn-numpy", "xnn.benchmarks.accuracy", 1)
+    worker = Process("xnn-numpy", "xnn.benchmarks.time_to_accuracy", 1)
     assert worker.ask(name="xnn-numpy", dataset=dataset, threads=1) == {"ready": True}
     worker._process.kill()
     worker._process.wait()
@@ -190,7 +190,7 @@ def test_the_command(monkeypatch, tmp_path, accuracies, code):
         entries = (judged("a", "xnn", [1.0], [accuracies[0]]), judged("b", "xnn", [2.0], [accuracies[1]]))
         return [*entries, judged("a", "torch", [2.0], [0.98])]
 
-    monkeypatch.setattr(accuracy, "to_accuracy", invented)
+    monkeypatch.setattr(time_to_accuracy, "to_accuracy", invented)
     arguments = ["bench", "--to-accuracy", "0.98", "--peers", "torch", "--json", str(tmp_path / "a.json")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == code, result.output

@@ -276,7 +276,7 @@ def to_accuracy(
     try:
         for name in contestants:
             say(f"{name} starts")
-            workers.append(Process(name, "xnn.benchmarks.accuracy", threads))
+            workers.append(Process(name, "xnn.benchmarks.time_to_accuracy", threads))
             workers[-1].ask(name=name, dataset=dataset, threads=threads)
         absent = [worker.error for worker in workers]
         for recipe in recipes:
