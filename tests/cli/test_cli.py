@@ -15,6 +15,7 @@ import pytest
 from command_line import command, one_json, refused, run
 
 import xnn
+from xnn.cli import main
 from xnn.layers import files
 
 TRAIN = ("--hidden", "16", "--epochs", 2, "--batch-size", 50)
@@ -245,6 +246,8 @@ def test_ctrl_c_before_training(digits, monkeypatch):
 # Help.
 
 
+COMMANDS = ("train", "predict", "info", "bench", "check", "verify")
+
 # What start-up does not need: modules of the libraries that only some run asks for.
 LATER = {
     *("array_api_compat", "array_api_strict", "cupy", "llvmlite", "matplotlib", "numba", "platformdirs"),
@@ -253,13 +256,13 @@ LATER = {
 
 
 def loaded_by(program):
-    """Names of the top-level modules in a process after its program, and the process; it may end by sys.exit."""
+    """The names of the modules that a program has loaded at its end, and its finished process."""
     program = f"import sys\ntry:\n    {program}\nfinally:\n    print(*sys.modules, file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    return {name for name in done.stderr.split() if "." not in name}, done
+    return set(done.stderr.split()), done
 
 
 def test_import_xnn_imports_nothing_heavy():
@@ -278,14 +281,29 @@ def test_help_imports_nothing_heavy(args):
     assert not names & {*LATER, "ssl"}
     assert "click" in names
     assert ("Usage: xnn" in done.stdout) == ("--version" not in args)
+    if args[0].startswith("--"):  # the group's own: no command is imported, and no layer
+        assert "xnn.cli" in names
+        assert not names & {"xnn.layers", *(f"xnn.cli.{name}" for name in COMMANDS)}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_line_of_a_command_is_the_first_sentence_of_its_help(name):
+    (line,) = (line for line in run("--help").stdout.splitlines() if line.startswith(f"  {name} "))
+    text = " ".join(run(name, "--help").stdout.split())
+    assert f" {line.split(maxsplit=1)[1]} " in text
+    command = main.get_command(None, name)
+    assert command.name == name
+    assert all(option.help for option in command.params if option.param_type_name == "option")
+
+
+def test_an_unknown_command():
+    refused(run("trian"), 2, "No such command 'trian'")
 
 
 def test_help_explains_itself():
     text = run("--help").stdout
-    assert all(name in text for name in ("train", "predict", "info", "check", "130"))
+    assert all(name in text for name in (*COMMANDS, "130"))
     assert xnn.__version__ in run("--version").stdout
-    for name in ("train", "predict", "info", "check"):
-        assert run(name, "--help").exit_code == 0
     options = (
         "hidden",
         "activation",
