@@ -1,11 +1,13 @@
-"""Faults to plant in a run, for tests of xnn verify: in this process, or as a side's module, where PLANT says which.
+"""Faults to plant in a run, for tests of xnn verify.
 
-weight 3.weight 7          one element of it, by an ulp, after step 7's update
-gradient 1.weight 7        the same of a gradient, where the Dense op made it
-initial 1.weight 0         of a first weight
-pixel 17 0                 a byte of the data's row 17, before anything looks at them
-hidden 17 0                the same after their digest was taken
-die - 3                    the process ends at step 3
+`plant` plants a fault in this process. `main` runs a live side with the fault that the variable PLANT names. Faults:
+
+weight 3.weight 7          one element of this weight changes by an ulp after the update of step 7
+gradient 1.weight 7        one element of this gradient changes by an ulp when the Dense op computes it in step 7
+initial 1.weight 0         one element of this weight changes by an ulp before the first step
+pixel 17 0                 a byte in row 17 of the data changes as they are loaded
+hidden 17 0                the same, after the digest of the data was computed
+die - 3                    the process ends in step 3
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from xnn import ops
 from xnn.cli import train
 from xnn.runs import digests, replay_process, spec
 
-ELEMENT = (1, 2)  # which one
+ELEMENT = (1, 2)  # the one that changes
 
 
 def nudge(array):
@@ -27,7 +29,7 @@ def nudge(array):
 
 
 def plant(fault, set_attribute=setattr):
-    """Plant it by set_attribute (monkeypatch's, to be undone)."""
+    """Plant a fault by replacing functions. With monkeypatch's set_attribute the test undoes it."""
     what, where, number = fault.split()
     number, taken = int(number), [0]
     build, on_step, backward_of = spec.RunSpec.build, digests.Recorder.on_step, calls.backward_of
@@ -81,6 +83,6 @@ def plant(fault, set_attribute=setattr):
 
 
 def main():
-    """A side with the fault."""
+    """Run a live side with the fault."""
     plant(os.environ["PLANT"])
     replay_process.main()

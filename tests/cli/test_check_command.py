@@ -57,7 +57,7 @@ def test_check_finds_a_broken_gradient(monkeypatch):
 
 
 def test_check_finds_backends_that_differ(monkeypatch):
-    """The same formula but for array-api-strict: the gradient is consistent, the agreement is not."""
+    """array-api-strict computes another formula: its gradient is right for it, but NumPy does not agree."""
     pytest.importorskip("array_api_strict")
     right = type(ops.sigmoid).forward
 

@@ -75,7 +75,7 @@ def test_wrong_options(digits, tmp_path, monkeypatch, args, variables, message):
 
 
 def test_wrong_option_in_a_real_process(digits):
-    """As the shell sees it: the exit code and standard error, without a word of Python."""
+    """In a process of its own: the exit code, and one line on standard error without a traceback."""
     done = command("train", "--dataset", digits, env={**os.environ, "XNN_BACKEND": "nosuch"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
@@ -136,7 +136,7 @@ def test_divergence(digits, tmp_path):
 
 
 def test_a_network_too_large_for_the_memory(digits, monkeypatch):
-    """One line. The allocation is refused by hand: a machine may promise memory that it has not."""
+    """One line. The test refuses the allocation, since a system may promise memory that it does not have."""
 
     def refuse(*arguments):
         raise MemoryError("Unable to allocate 57.0 TiB")
@@ -148,7 +148,7 @@ def test_a_network_too_large_for_the_memory(digits, monkeypatch):
 
 
 def test_plot_without_matplotlib(digits, tmp_path, monkeypatch):
-    """Said before training, not after."""
+    """The error comes before training."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     log = tmp_path / "log.jsonl"
     result = run("train", "--dataset", digits, *TRAIN, "--plot", tmp_path / "c.png", "--log", log)
@@ -157,7 +157,7 @@ def test_plot_without_matplotlib(digits, tmp_path, monkeypatch):
 
 
 def test_save_on_a_full_disk(digits, tmp_path, monkeypatch):
-    """The numbers of the run are not lost with the file."""
+    """The results are printed although the file cannot be written."""
     path = tmp_path / "m.safetensors"
     path.write_bytes(b"before")
 
@@ -175,7 +175,7 @@ def test_save_on_a_full_disk(digits, tmp_path, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("output", ["closed pipe", "full disk"])
 def test_report_that_cannot_be_printed(digits, tmp_path, output):
-    """`xnn train | head` and `xnn train > report.txt` on a full disk: the weights are not lost with it."""
+    """As in `xnn train | head`, and `xnn train > report.txt` on a full disk: the model is saved all the same."""
     path = tmp_path / "m.safetensors"
     if output == "full disk":
         out = os.open("/dev/full", os.O_WRONLY)
@@ -202,7 +202,7 @@ def test_help_on_a_full_disk(args):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize("as_json", [True, False])
 def test_ctrl_c(digits, tmp_path, as_json):
-    """After the first epoch's line in the log: 130, a report, and a model that loads."""
+    """Ctrl-C after the first epoch gives exit code 130, a report, and a saved model."""
     log, path = tmp_path / "log.jsonl", tmp_path / "m.safetensors"
     words = [sys.executable, "-m", "xnn", "train", "--dataset", digits, "--hidden", "16"]
     words += ["--epochs", "10000000", "--log", log, "--save", path, *(["--json"] if as_json else [])]
@@ -266,7 +266,7 @@ def loaded_by(program):
 
 
 def test_import_xnn_imports_nothing_heavy():
-    """`import xnn` costs little more than `import numpy`; nor do its parts cost what one run may not need."""
+    """Neither `import xnn` nor the use of its public names imports packages that only some runs need."""
     names, _ = loaded_by("import xnn")
     assert {"xnn", "numpy"} <= names
     assert not names & {*LATER, "click", "ssl"}
@@ -276,7 +276,7 @@ def test_import_xnn_imports_nothing_heavy():
 
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["predict", "-h"], ["--version"]])
 def test_help_imports_nothing_heavy(args):
-    """Help must come at once: whatever a command needs is imported when it runs."""
+    """Help must come at once: what a command needs is imported when the command runs."""
     names, done = loaded_by(f"from xnn.cli import main; main({args!r}, prog_name='xnn')")
     assert not names & {*LATER, "ssl"}
     assert "click" in names

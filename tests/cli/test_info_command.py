@@ -55,7 +55,7 @@ def test_info_probe():
 )
 @pytest.mark.parametrize("probe", [(), ("--probe",)])
 def test_info_says_what_is_wrong(monkeypatch, variable, value, key, probe):
-    """It is what a bug report starts with, so a wrong variable is shown, and the rest with it; the exit code is 2."""
+    """A wrong variable is shown together with everything else, and the exit code is 2."""
     monkeypatch.setenv(variable, value)
     result = run("info", "--json", *probe)
     assert result.exit_code == 2
@@ -68,6 +68,6 @@ def test_info_says_what_is_wrong(monkeypatch, variable, value, key, probe):
 @pytest.mark.parametrize(
     "args", [("check",), ("bench",), ("bench", "--to-accuracy", "0.9"), ("predict", "m", "x")]
 )
-def test_a_wrong_backend_variable_is_no_commands_to_pass_over(monkeypatch, args):
+def test_every_command_refuses_a_wrong_backend_variable(monkeypatch, args):
     monkeypatch.setenv("XNN_BACKEND", "nosuch")
     refused(run(*args), 2, "XNN_BACKEND='nosuch'")

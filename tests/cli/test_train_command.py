@@ -53,7 +53,7 @@ def test_train_prints_a_summary(digits, tmp_path):
 
 
 def test_the_same_run_gives_the_same_digests(digits):
-    """In this process, and in another one with another hash seed."""
+    """The digests are the same in this process and in one with another hash seed."""
     args = ("train", "--dataset", digits, *TRAIN, "--dropout", 0.2, "--json")
 
     def digests(report):
@@ -70,7 +70,7 @@ def test_the_same_run_gives_the_same_digests(digits):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_digests_recomputed_by_a_loop_of_our_own(digits, dropout):
-    """The steps as section 3 of the design has them, without Trainer or History."""
+    """A training loop in this test, without Trainer and History, gives the same digests."""
     options = ("--dropout", dropout, "--seed", 3, "--kernels", "ops", "--threads", 1, "--json")
     report = one_json(run("train", "--dataset", digits, *TRAIN, *options))
     x, y, x_val, y_val, x_test, y_test = load(digits)
@@ -138,7 +138,7 @@ def test_train_log_and_plot(digits, tmp_path):
 
 
 def test_patience(digits, tmp_path):
-    """The model that is saved, evaluated and shown is the best epoch's; and so is that of a run of so many epochs."""
+    """The model of the best epoch is saved and evaluated. A run of only that many epochs gives the same model."""
     path, log = tmp_path / "m.safetensors", tmp_path / "log.jsonl"
     args = ("train", "--dataset", digits, "--hidden", "16", "--lr", 1.0, "--seed", 2)
     words = (*args, "--epochs", 99, "--patience", 2, "--save", path, "--log", log)
@@ -161,7 +161,7 @@ def test_patience(digits, tmp_path):
 
 
 def test_patience_and_divergence(digits, tmp_path, monkeypatch):
-    """What is saved is the best epoch's model, and the message says that."""
+    """The model of the best epoch is saved, and the message says so."""
     path = tmp_path / "m.safetensors"
     right = optimizers.SGD.advance
 
@@ -180,7 +180,7 @@ def test_patience_and_divergence(digits, tmp_path, monkeypatch):
 
 
 def test_regression(tmp_path):
-    """Features of very different size: standardized by a layer that is saved with the model."""
+    """A layer that is saved with the model standardizes features of very different size."""
     table, path, saved = tmp_path / "t.csv", tmp_path / "p.csv", tmp_path / "m.safetensors"
     x = np.stack([np.linspace(1000, 1100, 200), np.sin(np.arange(200.0)), np.full(200, 5.0)], axis=1)
     y = 3 * x[:, 1] + (x[:, 0] - 1050) / 25
@@ -198,7 +198,7 @@ def test_regression(tmp_path):
 
 
 def test_a_table_of_named_classes(tmp_path):
-    """Trained by the column's name; predicted by name, with and without the target, and the labels are printed."""
+    """Columns are found by their names in training and prediction, and predictions are printed as labels."""
     table, path, saved = tmp_path / "t.csv", tmp_path / "p.csv", tmp_path / "m.safetensors"
     kinds = ["setosa" if n % 5 else "virginica" for n in range(200)]
     rows = [f"{kind},{(kind == 'setosa') * 2 + n % 7 / 7},{n % 3}" for n, kind in enumerate(kinds)]
@@ -254,7 +254,7 @@ def test_several_targets_of_a_table(tmp_path):
 
 
 def test_no_dataset_and_no_network(tmp_path, monkeypatch):
-    """Synthetic digits, one line that says so, and the report is labelled with what was used."""
+    """Synthetic digits are used, one line says so, and the report names them."""
     with socket.create_server(("127.0.0.1", 0)) as s:
         port = s.getsockname()[1]
     monkeypatch.delenv("XNN_DATA_HOME", raising=False)
@@ -270,7 +270,7 @@ def test_no_dataset_and_no_network(tmp_path, monkeypatch):
 
 
 def test_train_on_array_api_strict(digits):
-    """The whole command with arrays that refuse to meet a host array; close to NumPy's run."""
+    """The command works with arrays that cannot be mixed with NumPy's, and its result is close to NumPy's."""
     pytest.importorskip("array_api_strict")
     args = ("train", "--dataset", digits, *TRAIN, "--dropout", 0.2, "--json")
     here, there = one_json(run(*args)), one_json(run(*args, "--backend", "array-api-strict"))

@@ -53,14 +53,14 @@ def test_every_optimizer_with_its_own_rate(digits, name):
     ],
 )
 def test_options_of_optimizers(digits, words, rule, recorded):
-    """A weight decay that is the optimizer's own goes without saying."""
+    """A weight decay that equals the optimizer's default is not recorded."""
     found = report("--dataset", digits, *words.split())
     assert found["weights_sha256"] == trained(digits, losses.SoftmaxCrossEntropy(), rule)
     assert found["run"].get("weight_decay") == recorded
 
 
 def test_lbfgs(folder, tmp_path):
-    """Its epochs are iterations; what is said to be over all the data is."""
+    """An epoch of L-BFGS is one iteration over all the data."""
     pytest.importorskip("scipy")
     words = ("--dataset", folder / "two.csv", "--optimizer", "lbfgs", "--weight-decay", "1e-3")
     log = tmp_path / "log.jsonl"
@@ -88,7 +88,7 @@ def test_lbfgs(folder, tmp_path):
 
 
 def test_averaged_weights(digits, tmp_path):
-    """What is tested and saved are the averages; the epochs' numbers and losses are those without."""
+    """The averages are tested and saved. Losses and the numbers of the epochs are those of the weights."""
     path = tmp_path / "m.safetensors"
     plain = report("--dataset", digits)
     found = report("--dataset", digits, "--average", 0.9, "--save", path)
@@ -120,7 +120,7 @@ def test_averaged_weights(digits, tmp_path):
     ],
 )
 def test_losses_of_two_classes(folder, tmp_path, name, loss, targets):
-    """One output for those that say yes or no; labels keep their names; predict does better than chance."""
+    """Losses of two classes need one output. Labels keep their names, and predictions are better than chance."""
     path, table = tmp_path / "m.safetensors", folder / "two.csv"
     found = report("--dataset", table, "--loss", name)
     outputs = 2 if name == "cross-entropy" else 1
@@ -156,7 +156,7 @@ def test_label_smoothing_and_class_weights(digits):
 
 
 def test_balanced_weights_are_scikit_learns():
-    """As its user guide has them, and compute_class_weight where it is installed."""
+    """The weights are those of scikit-learn's user guide, and of compute_class_weight if it is installed."""
     counts = np.array([50, 30, 20])
     assert balanced_weights(counts) == [100 / 150, 100 / 90, 100 / 60]
     assert balanced_weights(np.array([6, 0, 2])) == [8 / 12, 1.0, 2.0]
@@ -189,7 +189,7 @@ def test_balanced_weights_are_scikit_learns():
     ],
 )
 def test_a_schedule_as_text_and_back(text, schedule, full):
-    """32 steps, 8 an epoch fill in what is left open; the full text needs neither."""
+    """A run of 32 steps, 8 in an epoch, fills in omitted arguments. The full text does not need these numbers."""
     found = read_schedule(text, 2.0, 32, 8)
     assert found == schedule
     assert schedule_text(found) == full
@@ -238,7 +238,7 @@ def test_a_text_that_is_no_schedule(text, message):
     ],
 )
 def test_schedules(digits, words, schedule):
-    """Over all the steps of the run; the record has the peak, not the first rate."""
+    """A schedule is as long as the run. The record has its peak, not its first rate."""
     found = report("--dataset", digits, *words.split())
     assert found["weights_sha256"] == trained(digits, losses.SoftmaxCrossEntropy(), optimizers.SGD(schedule))
     assert found["run"]["lr"] == float(words.split()[-1] if "--lr" in words else 0.1)
@@ -256,7 +256,7 @@ def test_the_schedule_is_by_default_that_of_the_optimizer(digits):
 
 @pytest.mark.parametrize(("words", "strength"), [((), 0.5), ((0.25,), 0.25)])
 def test_augmentation(digits, tmp_path, words, strength):
-    """Behind the Rescale, by itself and before the layers of a file; saved with the model."""
+    """The layers of augmentation follow the Rescale layer, with --model too, and are saved with the model."""
     path, net = tmp_path / "m.safetensors", tmp_path / "net.toml"
     found = report("--dataset", digits, "--augment", *words, "--save", path)
     moved = layers.augmentation((28, 28), strength)

@@ -78,7 +78,7 @@ def test_refused_for_these_data(folder, tmp_path, data, words, messages):
     assert not log.exists()
 
 
-# What is told of it, and exact numerics.
+# What the report says of a run, and exact numerics.
 
 
 ALL = ("--schedule", "cosine", "--warmup", 2, "--clip-norm", 0.5, "--weight-decay", 0.001, "--augment")
@@ -86,7 +86,7 @@ ALL += ("--momentum", 0.9, "--label-smoothing", 0.1, "--class-weight", "balanced
 
 
 def test_json_and_log_say_what_was_run(digits, tmp_path):
-    """What is not the default, and every number that the data decided."""
+    """They have options that are not the default, and every number that depends on the data."""
     log = tmp_path / "log.jsonl"
     plain = report("--dataset", digits)["run"]
     network = {"hidden": [8], "activation": "relu", "dropout": 0.0}
@@ -116,7 +116,7 @@ def test_json_and_log_say_what_was_run(digits, tmp_path):
     ],
 )
 def test_records_of_other_options(digits, change):
-    """What a later xnn may have written is told by name, not by a traceback."""
+    """Options that only a later xnn knows are named in an error."""
     known = report("--dataset", digits, "--epochs", 1)["run"]
     with pytest.raises(OptionError, match=r"made by xnn 9\.9, with options that this xnn"):
         RunSpec.from_json({**known, **change}, "9.9")
@@ -170,7 +170,7 @@ DENSE = '[[layers]]\ntype = "Dense"\n'
             (":1: ", "Reshape(channels, height, width)"),
         ),
     ],
-    ids=["no weights", "outputs", "softmax", "embedding", "flat", "flat, channels told"],
+    ids=["no weights", "outputs", "softmax", "embedding", "flat", "flat, with channels"],
 )
 def test_a_network_that_does_not_fit_is_refused_with_its_line(digits, tmp_path, network, messages):
     (tmp_path / "net.toml").write_text(network)

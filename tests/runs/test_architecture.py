@@ -1,4 +1,4 @@
-"""Networks as TOML files: what they build, and that whatever is wrong with one is said with its line."""
+"""Networks as TOML files: what they build, and that an error names the line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def read(tmp_path):
-    """read(text): the architecture of a file net.toml with this text."""
+    """read(text) writes the text to net.toml and reads it."""
 
     def of(text):
         path = tmp_path / "net.toml"
@@ -128,7 +128,7 @@ def test_the_networks_of_the_documentation(read):
 DENSE = '[[layers]]\ntype = "Dense"\noutputs = "classes"\n'
 
 
-def test_what_stands_before_the_first_layer(read):
+def test_layers_put_before_the_first_one(read):
     scaling = np.array([2.0, 1.0]), np.array([0.0, -1.0])
     model = read(DENSE).build((2,), 1, scaling)
     assert repr(model.layers[0]) == "Rescale(scale=[2.0, 1.0], offset=[0.0, -1.0], dtype='float32')"
@@ -146,7 +146,7 @@ def test_what_stands_before_the_first_layer(read):
 
 
 class Both(Layer):
-    """A layer beside others, one that holds many and one that holds any."""
+    """A layer with other layers as positional arguments, as an option, and in a list."""
 
     def __init__(self, *layers: Layer, last: Layer | None = None, many: list[Layer] = ()) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Both(Layer):
 
 
 class Shaped(Layer):
-    """Takes numbers one after another."""
+    """A layer whose positional arguments are numbers."""
 
     def __init__(self, *shape: int, pair: int | None = None, init: Initializer | None = None) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def _more_layers(monkeypatch):
 
 @pytest.mark.usefixtures("_more_layers")
 def test_layers_that_hold_layers_and_are_no_chain(read):
-    """Each takes what comes to the layer that holds it."""
+    """Each inner layer takes the input of the layer that holds it."""
     dense = '{type = "Dense", outputs = 4}'
     text = (
         f'[[layers]]\ntype = "Both"\nlast = {dense}\nlayers = [{dense}, {dense}]\nmany = [{dense}]\n' + DENSE
@@ -211,7 +211,7 @@ def test_arguments_one_after_another(read):
         read(text.replace("pair = 2", "pair = true"))
 
 
-# ---------------------------------------------------------------- what is refused
+# What is refused.
 
 
 def layer(kind, *lines):
@@ -305,7 +305,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "line", "message"), WRONG, ids=range(len(WRONG)))
-def test_what_is_wrong_is_said_with_its_line(read, text, line, message):
+def test_an_error_names_the_line(read, text, line, message):
     with pytest.raises(OptionError) as caught:
         built(read(text))
     place, _, said = str(caught.value).partition("net.toml")[2].partition(" ")
@@ -339,7 +339,7 @@ def test_files_that_cannot_be_read(tmp_path):
             architecture.read(path)
 
 
-def test_files_that_are_too_much(read):
+def test_files_that_are_too_large_or_too_deep(read):
     with pytest.raises(OptionError, match=r"larger than 1,048,576 bytes"):
         read("#" * 2**21)
     deep = 50_000
@@ -355,7 +355,7 @@ def test_files_that_are_too_much(read):
 
 
 def test_without_lines_the_place_is_a_path():
-    """As of a record, whose layers are JSON."""
+    """The layers of a record have no lines."""
     tables = [
         {"type": "ReLU"},
         {"type": "Sequential", "layers": [{"type": "Dense", "outputs": 3, "bias": 0}]},
@@ -384,7 +384,7 @@ def test_whatever_is_in_a_file_is_built_or_refused(tmp_path_factory, seed, chang
         architecture.read(path).build((6,), 3)
 
 
-# ---------------------------------------------------------------- on the command line
+# On the command line.
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +416,7 @@ def test_a_file_trains_as_the_same_options_do(folder, tmp_path):
 
 
 def test_one_file_for_a_classification_and_a_regression(folder, tmp_path):
-    """The features' number is kept with the model: a table with targets is told from one without."""
+    """The model's file has the number of features, by which a table with targets differs from one without."""
     table, saved = tmp_path / "t.csv", tmp_path / "m.safetensors"
     x = np.random.default_rng(0).normal(size=(80, 5))
     np.savetxt(table, np.column_stack([x, x.sum(axis=1)]), delimiter=",")
@@ -432,7 +432,7 @@ def test_one_file_for_a_classification_and_a_regression(folder, tmp_path):
 
 
 def test_a_record_holds_the_layers_themselves(folder, tmp_path):
-    """So it is verified where the file is gone; another network is another run."""
+    """A record verifies without the file. Another network is another run."""
     net, path, other = tmp_path / "gone.toml", tmp_path / "r.jsonl", tmp_path / "other.jsonl"
     net.write_text(FULL)
     exact = ("--numerics", "exact", "--epochs", 1, "--quiet", "--kernels", "ops")
@@ -463,7 +463,7 @@ def test_two_live_sides_of_a_file(folder):
 
 @pytest.mark.parametrize("command", [("train",), ("verify", "threads=1", "threads=2")])
 @pytest.mark.parametrize("options", [("--hidden", "100,200"), ("--dropout", 0.0), ("--activation", "relu")])
-def test_a_network_told_twice(folder, command, options):
+def test_two_options_that_describe_the_network(folder, command, options):
     """Even where the option only repeats its default."""
     result = run(*command, "--model", folder / "net.toml", *options, "--dataset", "nosuch")
     assert (result.exit_code, result.stdout) == (2, "")
@@ -471,7 +471,7 @@ def test_a_network_told_twice(folder, command, options):
 
 
 @pytest.mark.parametrize("command", [("train",), ("verify", "threads=1", "threads=2")])
-def test_a_wrong_file_is_told_before_data_are_fetched(folder, tmp_path, command):
+def test_a_wrong_file_is_refused_before_data_are_fetched(folder, tmp_path, command):
     net = tmp_path / "net.toml"
     net.write_text(layer("Dense", "units = 3"))
     result = run(*command, "--model", net, "--dataset", "nosuch")

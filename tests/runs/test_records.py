@@ -24,7 +24,7 @@ from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 from xnn.training.steps import Stepper
 
-# The hook.
+# Recorder, and the hook on_step.
 
 
 class EachStep(Callback):
@@ -42,8 +42,8 @@ class EachStep(Callback):
 
 
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "auto"])
-def test_every_step_is_seen_as_it_is(kernels):
-    """Through checks and epochs: the losses are the history's; each update is the one of its gradient."""
+def test_on_step_sees_each_step(kernels):
+    """Losses are those of the history, and each update follows from its gradient, across checks and epochs."""
     x, y = synthetic_digits(230)
     model = mlp(784, (8,), 10, rescale=(1 / 255, 0.0))
     before = [p.value.copy() for p in model.parameters()]
@@ -65,7 +65,7 @@ def test_every_step_is_seen_as_it_is(kernels):
         np.testing.assert_array_equal(p.value, last)
 
 
-def test_nobody_pays_for_the_hook_who_does_not_use_it(monkeypatch):
+def test_without_on_step_no_loss_is_fetched(monkeypatch):
     monkeypatch.setattr(Stepper, "last_loss", lambda self: pytest.fail("nobody asked"))
     model = mlp(784, (8,), 10, rescale=(1 / 255, 0.0))
     trainer = Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), callbacks=[Callback()])
@@ -86,7 +86,7 @@ def test_the_hook_runs_on_every_backend(lib):
 
 
 def test_a_record_recomputed_by_a_loop_of_our_own(folder):
-    """Every digest of it, from the steps as the design has them."""
+    """A training loop in this test gives the same digests."""
     path = record(folder, "fast.jsonl", "--dropout", 0.25, numerics="fast")
     header, initial, *steps, end = [json.loads(line) for line in path.read_text().splitlines()]
     x, y, *_ = load(folder / "digits.npz")
@@ -160,13 +160,13 @@ def test_divergence_keeps_the_steps_before_it(folder):
 
 
 @pytest.mark.parametrize("place", ["no/run.jsonl", "."])
-def test_a_place_that_cannot_be_written_is_heard_of_first(folder, place):
+def test_a_file_that_cannot_be_written_is_refused_before_training(folder, place):
     refused(run("train", "--dataset", "nosuch", "--record", folder / place), 2, "cannot write")
 
 
 @pytest.mark.parametrize("row", [[], "x", 3, ["", "", ""], ["3f80", "a" * 4, "b" * 4], None])
 def test_rows_that_no_recorder_wrote(clean, tmp_path, row):
-    """A row under a checksum that fits, but with nothing in it to compare, is refused, not counted as agreeing."""
+    """A line without digests is refused although the checksum fits: it would agree with anything."""
     header, initial, first, *rest = clean.read_bytes().splitlines(keepends=True)
     good = json.loads(first)
     changed = [good[0], good[1][:20], good[2]] if row is None else row
@@ -178,15 +178,15 @@ def test_rows_that_no_recorder_wrote(clean, tmp_path, row):
         read_record(path)
 
 
-def test_a_name_that_blas_does_not_know_compares_nothing(folder):
-    """OpenBLAS takes its usual kernels for a name it does not know: both sides are one engine, and that is said."""
+def test_two_sides_that_are_executed_alike(folder):
+    """OpenBLAS takes its usual kernels for an unknown name: both sides are executed alike, and a message says so."""
     result = run("verify", "threads=1", "threads=1", "--dataset", folder / "digits.npz", *RUN, "--steps", 2)
     assert result.exit_code == 0
     assert "both sides were executed in the same way" in result.stderr
 
 
 def test_predict_follows_the_file(folder, tmp_path, monkeypatch):
-    """An exactly trained model predicts exactly, unless the user or the environment says otherwise."""
+    """A model trained in exact numerics predicts in them, unless an option or a variable chooses others."""
     saved = tmp_path / "m.safetensors"
     words = ("--dataset", folder / "digits.npz", *RUN, "--epochs", 1, "--numerics", "exact", "--save", saved)
     assert run("train", *words).exit_code == 0
@@ -231,7 +231,7 @@ def test_damaged_records(clean, tmp_path):
 
 
 def test_the_numerics_options(folder, tmp_path, monkeypatch):
-    """Argument before variable; an exact run's digests whole, on a line of their own."""
+    """The option comes before the variable. Exact numerics print whole digests."""
     model = tmp_path / "m.safetensors"
     words = ("train", "--dataset", folder / "digits.npz", *RUN, *OPS, "--epochs", 1)
     report = json.loads(run(*words, "--json", "--numerics", "exact", "--save", model).stdout)
@@ -255,7 +255,7 @@ def test_the_numerics_options(folder, tmp_path, monkeypatch):
     np.testing.assert_allclose(outputs["exact"], outputs["fast"], atol=1e-5)
 
 
-def test_a_record_made_in_python_is_compared_with_another_alone(tmp_path):
+def test_a_record_made_in_python_can_be_compared_only_with_another_record(tmp_path):
     x, y = synthetic_digits(40, seed=1)
     paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
     for path in paths:

@@ -58,8 +58,8 @@ def test_a_fault_of_one_ulp_is_found_where_it_is(folder, clean, fault, place, tu
     assert "exact numerics must agree" in result.stdout
 
 
-def test_a_fault_in_what_is_not_compared_yet_is_not_seen(folder, clean):
-    """Up to the step before it all bits agree: nothing is reported too early."""
+def test_a_fault_after_the_last_compared_step_is_not_seen(folder, clean):
+    """All steps before the fault agree."""
     path = faulty(folder, f"weight 3.weight {STEP}")
     assert run("verify", clean, path, "--steps", STEP - 1).exit_code == 0
     assert run("verify", clean, path, "--steps", STEP).exit_code == 1
@@ -70,14 +70,14 @@ def test_a_fault_in_the_data(folder, clean):
 
 
 def first_step_with(folder, row):
-    """The step that has this row in its batch, from 1."""
+    """The number, from 1, of the first step with this row in its batch."""
     x, y, *_ = load(folder / "digits.npz")
     return next(n for n, rows in enumerate(Batches((x, y), 50).numbers(0), 1) if row in rows)
 
 
 @pytest.mark.parametrize("row", [17, 100, 239])
 def test_a_fault_in_the_data_after_their_digest(folder, clean, row):
-    """Found by the loss of the step that has the row in its batch."""
+    """The loss of the step with the row in its batch differs."""
     step = first_step_with(folder, row)
     result = run("verify", clean, faulty(folder, f"hidden {row} 0"))
     assert result.exit_code == 1
@@ -90,7 +90,7 @@ def test_a_fault_in_the_data_after_their_digest(folder, clean, row):
 
 @pytest.fixture
 def planted(monkeypatch):
-    """planted(fault): the side that asks for 2 threads has it."""
+    """planted(fault) plants the fault in the side with 2 threads."""
 
     def choose(fault):
         monkeypatch.setenv("PLANT", fault)
@@ -105,7 +105,7 @@ def live(folder, *args):
 
 
 def test_two_live_sides_and_a_record_agree(folder, clean):
-    """Ops on one thread and on two, in exact numerics; and the run that was recorded elsewhere."""
+    """In exact numerics, one thread and two give the same bits, which are those of the record."""
     result = live(folder, SIDE, "kernels=ops,threads=2", *RUN, "--steps", 23)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == "23 steps, loss, 4 gradients, 4 weights each: all bits agree"
@@ -118,7 +118,7 @@ def test_two_live_sides_and_a_record_agree(folder, clean):
 
 @pytest.mark.parametrize("what", ["weight", "gradient"])
 def test_a_fault_in_a_live_side(folder, planted, what):
-    """One element, one ulp, and its two values, which are neighbours."""
+    """The element is named, with the distance of one ulp and both values."""
     planted(f"{what} 1.weight {STEP}")
     result = live(folder, SIDE, "kernels=ops,threads=2", *RUN, "--steps", 20)
     assert result.exit_code == 1
@@ -135,7 +135,7 @@ def test_a_fault_in_a_live_side(folder, planted, what):
 
 
 def test_a_live_side_against_a_record_of_another_run(folder, clean, planted):
-    """There are no tensors in a record; the loss it has."""
+    """A record has losses, but no tensors to compute a distance from."""
     planted("hidden 17 0")
     result = live(folder, clean, "kernels=ops,threads=2")
     assert result.exit_code == 1
@@ -197,8 +197,8 @@ def test_two_different_runs_are_not_compared(folder, clean):
     refused(run("verify", clean, fast), 2, "numerics is exact in")
 
 
-def test_blas_is_told_which_kernels_to_take(folder):
-    """In the side's environment; what it took is in the line of the side, and a name it did not take is told."""
+def test_blas_chooses_the_kernels_of_openblas(folder):
+    """The side's line names the kernels that OpenBLAS took, and a message names a setting that it did not follow."""
     if {b["internal_api"] for b in blas_libraries()} != {"openblas"} or os.uname().machine != "x86_64":
         pytest.skip("NumPy's BLAS is not OpenBLAS on x86-64")
     result = live(folder, f"{SIDE},blas=Prescott", f"{SIDE},blas=Nonsense", *RUN, "--steps", 2)
@@ -212,7 +212,7 @@ def test_blas_is_told_which_kernels_to_take(folder):
 
 
 def test_a_record_of_a_schedule_is_verified_without_the_run(folder):
-    """It has the schedule's length, which --epochs decided; a shorter comparison does not shorten it."""
+    """The record has the length of the schedule, which --epochs decided. Comparing fewer steps does not change it."""
     words = ("--optimizer", "adamw", "--clip-norm", 0.5, "--augment", "--label-smoothing", 0.1, "--warmup", 3)
     path = record(folder, "options.jsonl", *words, "--schedule", "cosine")
     known = read_record(path).about["run"]
@@ -228,7 +228,7 @@ def test_a_record_of_a_schedule_is_verified_without_the_run(folder):
 
 
 def test_two_live_sides_with_a_schedule(folder):
-    """It is as long as what is compared."""
+    """The schedule is as long as the comparison."""
     words = (SIDE, "kernels=ops,threads=2", *RUN, "--schedule", "onecycle", "--average", 0.9)
     result = live(folder, *words, "--steps", 6)
     assert result.exit_code == 0, result.output
@@ -237,7 +237,7 @@ def test_two_live_sides_with_a_schedule(folder):
     refused(result, 2, "shorter than the run of 6 steps")
 
 
-def test_what_goes_without_saying_is_in_no_record(folder, clean):
-    """So that it is the record of an xnn that knew none of these options, and one of them given as it is anyway."""
+def test_a_default_that_is_given_changes_no_record(folder, clean):
+    """An option with its default value leaves the record as it was before the option existed."""
     words = ("--loss", "cross-entropy", "--schedule", "constant", "--momentum", 0, "--weight-decay", 0)
     assert record(folder, "said.jsonl", *words).read_bytes() == clean.read_bytes()

@@ -17,12 +17,12 @@ from xnn.errors import OptionError, UnknownBackendError, XnnError
 
 __all__ = ["main"]
 
-# The commands, in the order of the help text, each with its line there: the first sentence of its own help.
+# Each command with its line in `xnn --help`, which is the first sentence of its own help.
 _COMMANDS = {
     "train": "Train a network and report its accuracy on the test set.",
     "predict": "Print a trained model's prediction for each sample.",
     "info": "Show versions, backends, BLAS, threads and data sets.",
-    "bench": "Time a training step, beside other libraries if you like.",
+    "bench": "Time a training step of xnn and of other libraries.",
     "check": "Check the gradients of all ops, and whether the backends agree.",
     "verify": "Compare two runs step by step and bit by bit.",
 }

@@ -84,7 +84,7 @@ Say: TypeAlias = Callable[[str], None]
     "minute on two cores, a minute with torch.",
 )
 def command(**options: Any) -> None:
-    """Time a training step, beside other libraries if you like.
+    """Time a training step of xnn and of other libraries.
 
     The matrix products of the step alone are timed too. Contestants take turns, each in a process of its own. A
     contestant gets a figure only if its run learned and its losses agree with those of the others. Each contestant
@@ -155,7 +155,7 @@ def bench_command(
 
 
 def _check_combination(given: dict[str, Any]) -> None:
-    """Refuse options that have no effect beside another one."""
+    """Raise OptionError for options that have no effect together with another one."""
     for mode, chosen, without in (
         ("--to-accuracy", given["--to-accuracy"], tuple(given)[1:]),
         ("--sweep", given["--sweep"], ("--preset",)),
@@ -167,7 +167,7 @@ def _check_combination(given: dict[str, Any]) -> None:
 
 
 def _read_peers(text: str) -> list[str]:
-    """The names in --peers, of which one may be "all"."""
+    """The names given with --peers. One of them may be "all"."""
     asked = list(dict.fromkeys(name for name in text.split(",") if name))
     unknown = [name for name in asked if name not in (*_PEERS, "all")]
     if unknown:
@@ -194,7 +194,7 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
 
 
 def _progress() -> Say:
-    """On a terminal, shows each line of progress over the one before; otherwise shows nothing."""
+    """A function that shows a line of progress in place of the one before. It does so only on a terminal."""
     if sys.stderr.isatty():
         return lambda line: click.echo(f"\r\x1b[K{line}", err=True, nl=False)
     return lambda line: None
@@ -202,7 +202,7 @@ def _progress() -> Say:
 
 @dataclass(frozen=True)
 class _Timing:
-    """What is timed: contestants, under these conditions, on the networks and batch sizes that were asked for."""
+    """The contestants to time, and the conditions, networks and batch sizes to time them with."""
 
     contestants: list[str]
     conditions: dict[str, Any]
@@ -265,7 +265,7 @@ class _Timing:
 
 
 def _print_failures(results: list[dict[str, Any]]) -> bool:
-    """Say what is wrong with the contestants of xnn. Returns whether nothing is."""
+    """Print what went wrong with the contestants of xnn. Returns True if nothing did."""
     if any(not report.bits_agree(task["entries"]) for task in results):
         click.echo("xnn: exact runs differ in their bits; xnn verify shows where", err=True)
         return False
@@ -303,6 +303,6 @@ def _time_to_accuracy(
 
 
 def _say_in_lines(line: str) -> None:
-    """Show progress in a file or pipe, where one contestant takes seconds."""
+    """Print a line of progress, where standard error is not a terminal."""
     if line:
         click.echo(f"  {line}", err=True)

@@ -192,7 +192,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def given_options(context: click.Context) -> set[str]:
-    """The names of the options that stand on the command line.
+    """The names of the options given on the command line.
 
     Raises OptionError if two of them describe the network.
     """
@@ -205,9 +205,9 @@ def given_options(context: click.Context) -> set[str]:
 
 
 def with_table(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with those for reading a table put into a dictionary `table`, the arguments of `xnn.data.load`.
+    """Move the options for reading a table into a dictionary `table`, which `xnn.data.load` takes.
 
-    Options that were not given are left out of it.
+    Options that were not given are left out of that dictionary.
     """
     table = {name: options.pop(name) for name in ("target", "header", "task")}
     return {**options, "table": {name: value for name, value in table.items() if value not in (None, ())}}

@@ -109,7 +109,7 @@ def _unknown_classes(y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> np
 
 
 def _width(net: Sequential) -> int:
-    """The number of features that a model takes, for a file that does not say it; 0 if it cannot be told."""
+    """The number of features that the first Dense layer takes; 0 if there is none. Older files do not say it."""
     return next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
 
 

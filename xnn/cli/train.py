@@ -160,7 +160,7 @@ def train_command(
 
 @dataclass(frozen=True)
 class _Job:
-    """A training with everything that belongs to it."""
+    """One training: what is run, on which data, and the objects that take part."""
 
     spec: RunSpec
     data: Dataset
@@ -175,7 +175,7 @@ class _Job:
         return self.optimizer.averaged() if self.optimizer.averages else nullcontext()
 
     def kept_epoch(self, history: History) -> int:
-        """After which epoch the model had the weights that it has now; 0 is before the first."""
+        """The epoch after which the model had its present weights; 0 if it has not trained a whole epoch."""
         return (self.stopper.best_epoch if self.stopper else 0) or len(history.epochs)
 
     def save(self, path: str, history: History, error: Exception | None = None) -> None:

@@ -120,7 +120,7 @@ def verify_command(
 
 
 def _recorded_task(records: list[Record], steps: int | None, live: bool) -> dict[str, Any]:
-    """What records say a live side must run. The first record decides; `lock_step` refuses a different second one.
+    """The task of a live side, as the first record describes it. `lock_step` raises if another record differs.
 
     live: whether there is a live side.
     """
@@ -176,7 +176,7 @@ def _print_sides(sides: list[Side]) -> None:
 
 
 def _print_agreement(sides: list[Side], steps: int, live: bool) -> None:
-    """Say what was compared, and warn if two live sides were executed alike, which shows nothing."""
+    """Print how much was compared. Two live sides that were executed alike prove nothing, so warn about that."""
     if live and sides[0].record.about["plan"] == sides[1].record.about["plan"]:
         click.echo("xnn: both sides were executed in the same way (lines A and B)", err=True)
     count = len(sides[0].record.tensors)

@@ -143,6 +143,9 @@ class Architecture:
                 f'{name} has no layers: begin each one with [[layers]] and a type such as "Dense"'
             )
 
+    def __repr__(self) -> str:
+        return f"Architecture({self.name!r}, {len(self.layers)} layers)"
+
     def build(
         self,
         shape: tuple[int, ...],
@@ -197,7 +200,7 @@ class Architecture:
         return [self._plan(table, (*path, position)) for position, table in enumerate(tables)]
 
     def _plan(self, table: dict[str, Any], path: Path) -> LayerPlan:
-        """A layer's table as a plan, checked as far as this is possible without data."""
+        """Make a plan from a layer's table. Checks everything that does not depend on the data."""
         kind, given = self._read_table(table, path, _LAYERS, "layer")
         for name, argument in arguments_of(kind).items():
             needed = argument.default is argument.empty and argument.kind is not argument.VAR_POSITIONAL

@@ -61,7 +61,7 @@ def _digest(array: np.ndarray) -> str:
 
 
 def little_endian(array: np.ndarray) -> np.ndarray:
-    """The array with contiguous little-endian elements, as digests and files need it on every machine."""
+    """The array with contiguous little-endian elements: the same bytes on every machine."""
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
@@ -121,7 +121,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 
 
 def _read_header(line: bytes, path: Path) -> dict[str, Any]:
-    """The first line, less its format. Keys that are read later are looked up here, so that none is missing then."""
+    """The first line without its format. Keys that are needed later must be there, or the file is not a record."""
     try:
         header: dict[str, Any] = json.loads(line)
         kind = header.pop("format")

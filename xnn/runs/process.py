@@ -63,7 +63,7 @@ class Process:
         )
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer. After an error, which `error` keeps, the answer is empty."""
+        """Send a command and wait for its answer, which is empty if the process failed. `error` then says why."""
         if self.error:
             return {}
         time.sleep(self.settle)

@@ -84,7 +84,7 @@ class RecordSide:
 
 
 class LiveSide:
-    """A run as one side, in a process of its own that trains one step each time it is asked.
+    """A live run as one side. It trains in a process of its own, one step each time it is asked.
 
     settings: how it is executed, such as "backend=cupy" or "threads=1,kernels=ops".
     task: what is run: the first command that xnn.runs.replay_process gets, without these settings.
@@ -242,7 +242,7 @@ def _what_was_run(record: Record) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str:
-    """A JSON value for messages: lists with commas, the table of a layer as its constructor is called.
+    """A JSON value as text for messages: lists with commas, tables of layers as calls of their constructors.
 
     >>> as_text([100, 200]), as_text({"type": "Dense", "outputs": 10})
     ('100,200', 'Dense(outputs=10)')

@@ -22,7 +22,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run what the first command says, one step for each further command.
+    """Train the run that the first command describes, one step for each further command.
 
     An error that xnn raises is the answer; any other ends the process.
     """

@@ -60,7 +60,7 @@ class RunSpec:
     augment: strength of the random changes to images; default 0, none.
 
     A record leaves out the options from `model` on that have their default.
-    Raises OptionError for options that do not go together, as far as this can be told without the data.
+    Raises OptionError for options that do not go together, as far as this is known without the data.
     """
 
     hidden: tuple[int, ...]
@@ -176,7 +176,7 @@ class RunSpec:
         return -(-len(data.x_train) // self.batch_size)
 
     def resolved(self, data: Dataset, steps: int) -> RunSpec:
-        """This run with the options that depend on the data filled in, and those equal to a default left out.
+        """This run with all options filled in that depend on the data, and without those that equal a default.
 
         steps: the length of the run, which a schedule needs.
 
@@ -284,7 +284,7 @@ class RunSpec:
 
 
 def balanced_weights(counts: np.ndarray) -> list[float]:
-    """The weight of each class by which all classes count alike, however many samples each has.
+    """Weights with which all classes count alike, however many samples each one has.
 
     counts: samples of each class, shape (classes,).
 
