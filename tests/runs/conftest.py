@@ -1,7 +1,9 @@
-"""A folder with data, and the record of a run without fault."""
+"""A folder with data, the record of a run without fault, and networks as files."""
 
 import pytest
 from recorded_runs import record, save_digits
+
+from xnn.runs import architecture
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,15 @@ def folder(tmp_path_factory):
 def clean(folder):
     """The record of a run without fault, in exact numerics."""
     return record(folder, "clean.jsonl")
+
+
+@pytest.fixture
+def read(tmp_path):
+    """read(text) writes the text to net.toml and reads it."""
+
+    def of(text):
+        path = tmp_path / "net.toml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return architecture.read(path)
+
+    return of
