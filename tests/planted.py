@@ -1,13 +1,14 @@
-"""Faults to plant in a run, for tests of xnn verify.
+"""Faults for tests of `xnn verify`: each changes one number of a run, or ends it.
 
-`plant` plants a fault in this process. `main` runs a live side with the fault that the variable PLANT names. Faults:
+`plant(fault)` makes the fault in this process. As the module of a side of `xnn verify`, this file makes the fault
+that the environment variable PLANT names. A fault is a kind, a place and a number:
 
-weight 3.weight 7          one element of this weight changes by an ulp after the update of step 7
-gradient 1.weight 7        one element of this gradient changes by an ulp when the Dense op computes it in step 7
-initial 1.weight 0         one element of this weight changes by an ulp before the first step
-pixel 17 0                 a byte in row 17 of the data changes as they are loaded
-hidden 17 0                the same, after the digest of the data was computed
-die - 3                    the process ends in step 3
+weight 3.weight 7          one element of this weight, by one unit in the last place, after the update of step 7
+gradient 1.weight 7        one element of this weight's gradient in step 7, where the Dense op computes it
+initial 1.weight 0         one element of this weight, before training
+pixel 17 0                 one byte of row 17 of the data, before they are used
+hidden 17 0                the same byte, after the digest of the data is taken
+die - 3                    the process ends at step 3
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from xnn import ops
 from xnn.cli import train
 from xnn.runs import digests, replay_process, spec
 
-ELEMENT = (1, 2)  # the one that changes
+ELEMENT = (1, 2)  # the element that is changed
 
 
 def nudge(array):
@@ -29,7 +30,7 @@ def nudge(array):
 
 
 def plant(fault, set_attribute=setattr):
-    """Plant a fault by replacing functions. With monkeypatch's set_attribute the test undoes it."""
+    """Make a fault by replacing methods with `set_attribute`, such as monkeypatch.setattr, which undoes it."""
     what, where, number = fault.split()
     number, taken = int(number), [0]
     build, on_step, backward_of = spec.RunSpec.build, digests.Recorder.on_step, calls.backward_of
@@ -83,6 +84,6 @@ def plant(fault, set_attribute=setattr):
 
 
 def main():
-    """Run a live side with the fault."""
+    """Run one side of `xnn verify` with the fault in PLANT."""
     plant(os.environ["PLANT"])
     replay_process.main()

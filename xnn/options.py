@@ -89,20 +89,20 @@ def arguments_of(kind: type) -> dict[str, Any]:
     return {p.name: p.default for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-def shown(thing: Any, *always: str, omit: Collection[str] = (), **others: Any) -> str:
+def shown(thing: Any, *always: str, omit: Collection[str] = (), others: Iterable[str] = ()) -> str:
     """The text of an object for its __repr__: its class, and the arguments that are not at their defaults.
 
     thing: an object that keeps each argument as an attribute of the same name.
     always: arguments that are shown at their defaults too.
     omit: arguments that are never shown. Default none.
-    others: arguments that the class takes as **kwargs, with their defaults.
+    others: arguments that the class takes as **kwargs, whose default is None. Default none.
 
         >>> from fractions import Fraction
         >>> shown(Fraction(3, 4))
         'Fraction(numerator=3, denominator=4)'
     """
     parts = []
-    for name, default in {**arguments_of(type(thing)), **others}.items():
+    for name, default in {**arguments_of(type(thing)), **dict.fromkeys(others)}.items():
         value = getattr(thing, name, default)
         if name in omit:
             continue

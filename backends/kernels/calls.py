@@ -44,6 +44,7 @@ class Slot:
 
     fixed: whether kernels hold the array's address. Values are then copied into the array, which is never replaced.
     scaled: in exact numerics, an example of the ScaledIntegers that the slot holds in place of an array, or None.
+    replaced: whether the array is replaced between steps, so that no kernel may hold its address: ops read it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Slot:
     array: Any = None
     fixed: bool = False
     scaled: Any = None
+    replaced: bool = False
 
     def put(self, array: Any) -> None:
         """Store a value that an op has computed."""
@@ -182,7 +184,7 @@ def bind_each(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Any]:
     A forward call and its backward call are run both by kernels or both by the op: an op's backward needs what the
     op's forward has saved, and a kernel's what the kernel has.
     """
-    chosen = {call: table.accepts(call) for call in calls}
+    chosen = {call: table.accepts(call) and not any(slot.replaced for slot in call.slots()) for call in calls}
     for call in calls:
         if call.forward is not None and call.forward in chosen:
             chosen[call] = chosen[call.forward] = chosen[call] and chosen[call.forward]
@@ -279,7 +281,7 @@ def _check(call: Call, gradients: Sequence[Any]) -> None:
     assert call.forward is not None
     # A Python number is a slot of dtype object; its gradient may have any shape.
     inputs = [None if slot.dtype is object else slot.shape for slot in call.forward.reads]
-    check_gradients(call.op.name, gradients, inputs)
+    check_gradients(call.op, gradients, inputs)
     for number, (slot, gradient) in enumerate(zip(call.writes, gradients, strict=True)):
         if slot is not None and gradient is not None and gradient.dtype != slot.dtype:
             raise DTypeError(

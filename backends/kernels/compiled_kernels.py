@@ -198,7 +198,7 @@ def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
 def _sgd(call: Call) -> Rows:
     group = call.rule
     out = _Writer(call.reads[0].dtype)
-    for w, g, *velocity in group.runs(call):
+    for w, g, *velocity in group.stretches(call):
         out.row(Code.SGD, w, g, velocity[0] if velocity else None, w.size, group.numbers)
     return out.made
 
@@ -206,7 +206,7 @@ def _sgd(call: Call) -> Rows:
 def _adam(call: Call) -> Rows:
     group = call.rule
     out = _Writer(call.reads[0].dtype)
-    for w, g, mean, square in group.runs(call):
+    for w, g, mean, square in group.stretches(call):
         out.row(Code.ADAM, w, g, mean, square, w.size, group.numbers)
     return out.made
 

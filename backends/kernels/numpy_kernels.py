@@ -313,10 +313,10 @@ def serves_adam(call: Call) -> bool:
 def _sgd(call: Call) -> Runnable:
     """v <- momentum v + g, then w <- w - learning_rate * direction, in place; the gradient is not changed."""
     group = call.rule
-    return chain(*(_sgd_run(group, *arrays) for arrays in group.runs(call)))
+    return chain(*(_sgd_stretch(group, *arrays) for arrays in group.stretches(call)))
 
 
-def _sgd_run(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = None) -> Runnable:
+def _sgd_stretch(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = None) -> Runnable:
     scratch, decayed = np.empty_like(w), np.empty_like(w)
 
     def run() -> None:
@@ -336,10 +336,10 @@ def _sgd_run(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = No
 def _adam(call: Call) -> Runnable:
     """Adam's formula, one array operation after the other, in place."""
     group = call.rule
-    return chain(*(_adam_run(group, *arrays) for arrays in group.runs(call)))
+    return chain(*(_adam_stretch(group, *arrays) for arrays in group.stretches(call)))
 
 
-def _adam_run(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
+def _adam_stretch(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
     scratch, scale = np.empty_like(w), np.empty_like(w)
 
     def run() -> None:

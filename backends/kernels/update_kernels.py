@@ -16,7 +16,7 @@ from xnn.backends.kernels.calls import Call, Runnable
 from xnn.ops import updates
 from xnn.ops.apply import apply_rule
 
-__all__ = ["RULES", "update_by_rule", "update_run"]
+__all__ = ["RULES", "update_by_rule", "update_stretch"]
 
 #: The rules that have no faster kernel.
 RULES = updates.adadelta, updates.adagrad, updates.adamw, updates.lion, updates.nadam, updates.rmsprop
@@ -24,7 +24,7 @@ RULES = updates.adadelta, updates.adagrad, updates.adamw, updates.lion, updates.
 _BLOCK = 16384  # elements: the intermediate results of a rule then stay in the processor's cache
 
 
-def update_run(xp: Any, rule: Callable[..., Any], group: Any, arrays: tuple[np.ndarray, ...]) -> Runnable:
+def update_stretch(xp: Any, rule: Callable[..., Any], group: Any, arrays: tuple[np.ndarray, ...]) -> Runnable:
     """Return a function that updates one stretch of memory in place.
 
     arrays: flat arrays of one length: parameters, gradients, and each array of the rule's state.
@@ -46,10 +46,10 @@ def update_by_rule(xp: Any) -> Callable[[Call], Runnable]:
     """Return the kernel for any of RULES, computed in the namespace `xp`."""
 
     def bind(call: Call) -> Runnable:
-        runs = [update_run(xp, call.op, call.rule, arrays) for arrays in call.rule.runs(call)]
+        steps = [update_stretch(xp, call.op, call.rule, arrays) for arrays in call.rule.stretches(call)]
 
         def run() -> None:
-            for step in runs:
+            for step in steps:
                 step()
 
         return run

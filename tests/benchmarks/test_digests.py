@@ -384,7 +384,7 @@ def test_the_verdict():
     ]
     lines, well = digests.verdict([first, entry("two")])
     assert not well
-    assert "says nothing" in lines[-1]
+    assert "mean nothing" in lines[-1]
     lines, well = digests.verdict([first, entry("two", exact="d", fast="g", marks=(5,))])
     assert not well
     assert lines[0] == "two differs from one: weights after 5 steps"

@@ -176,7 +176,7 @@ def test_what_cannot_be_run(monkeypatch):
     with pytest.raises(OptionError, match="seeds"):
         to_accuracy(0.98, seeds=0)
     monkeypatch.setattr("xnn.data.on_disk", lambda: {"synthetic": "drawn by xnn"})
-    with pytest.raises(DataNotFoundError, match="point XNN_DATA_HOME"):
+    with pytest.raises(DataNotFoundError, match="set XNN_DATA_HOME"):
         to_accuracy(0.98)
 
 

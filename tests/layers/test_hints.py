@@ -112,7 +112,7 @@ class TestOptions:
             xnn.Trainer(model, losses.MSE(), "sgd")
         with pytest.raises(OptionError, match=r"a Loss, such as losses\.MSE\(\), or a function"):
             xnn.Trainer(model, "mse", optimizers.SGD())
-        with pytest.raises(OptionError, match="kernels='foo' is not known to numpy"):
+        with pytest.raises(OptionError, match="kernels='foo' is not a table of kernels of numpy"):
             xnn.Trainer(model, losses.MSE(), optimizers.SGD(), kernels="foo")
 
 

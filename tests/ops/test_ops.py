@@ -1,4 +1,4 @@
-"""Ops: values against plain NumPy, gradients and doors from the table that `xnn check` uses."""
+"""Ops: values against NumPy. For the table `xnn/ops/cases.py`: gradients, and equal results however an op is run."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_gradient(lib, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
-def test_three_doors_give_the_same_bits_and_keep_the_dtype(lib, case):
+def test_layer_graph_and_autograd_give_the_same_bits_and_keep_the_dtype(lib, case):
     doors = compute_three_ways(lib, case, "float32")
     assert len(doors["layer"]) == 2
     for door in ("layer", "graph"):
@@ -391,7 +391,7 @@ class TestSoftmaxCrossEntropy:
 
     @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
     def test_label_types(self, dtype):
-        """Also with more classes than the type can count to."""
+        """There are more classes than uint8 can count."""
         z = np.random.default_rng(0).normal(size=(2, 300))
         expected = ops.softmax_cross_entropy(z, np.array([5, 2]))
         assert ops.softmax_cross_entropy(z, np.array([5, 2], dtype=dtype)) == expected
@@ -481,3 +481,34 @@ def test_stop_gradient_is_a_constant(lib):
     x = lib.to_device(np.array([2.0, 5.0], np.float32))
     assert lib.to_host(xnn.grad(lambda v: ops.sum(ops.stop_gradient(v) * v))(x)).tolist() == [2.0, 5.0]
     assert lib.to_host(xnn.grad(lambda v: ops.sum(ops.stop_gradient(v * v)))(x)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_new_ops_train_in_a_program_as_by_hand(numerics):
+    """A layer of them, with options by position, in a program and by autograd."""
+
+    def f(x):
+        gate = ops.where(x > 0.0, 1.0, 0.5, dtype=x.dtype)
+        bent = ops.clip(ops.sin(x), -0.5, 0.75) + ops.expm1(ops.minimum(x, 0.0)) + ops.sqrt(ops.abs(x) + 1.0)
+        return ops.sum(ops.stack((gate * x, bent), 2), 2) / ops.sqrt(ops.var(x, 1, keepdims=True) + 1.0)
+
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(8, 3)).astype(np.float32), rng.normal(size=(8, 2)).astype(np.float32)
+    with xnn.numerics(numerics):
+
+        def build():
+            return xnn.Sequential(
+                xnn.layers.Dense(3, 4), xnn.layers.Lambda(f), xnn.layers.Dense(4, 2), seed=1
+            )
+
+        model, loss = build(), xnn.losses.MSE()
+        xnn.Trainer(model, loss, xnn.optimizers.SGD(0.1), kernels="ops").fit(
+            (x, y), batch_size=8, shuffle=False, progress=False
+        )
+        other = build()
+        parameters = other.parameters()
+        gradients = xnn.grad(lambda _: loss(other(x), y))(parameters)
+        for trained, parameter, gradient in zip(model.parameters(), parameters, gradients, strict=True):
+            assert gradient.dtype == np.float32
+            expected = parameter.value - np.float32(0.1) * gradient
+            assert np.abs(trained.value - expected).max() < 1e-6

@@ -72,7 +72,7 @@ def test_thirty_steps_of_pytorch(name, options, dtype, tight):
         kind = getattr(torch.optim, THEIR_NAMES.get(name, name))
         theirs = kind([w], **{THEIRS.get(k, k): v for k, v in options.items()})
         for _ in range(30):
-            # Above a size: a rule that divides by the gradient's own size makes much of its last bit.
+            # Not near 0: a rule that divides by the size of the gradient would magnify its last bit.
             gradient = (np.sign(rng.normal(size=(3, 4))) * (0.1 + rng.random((3, 4)))).astype(dtype)
             p.grad, w.grad = gradient, torch.tensor(gradient)
             ours.step([p])
@@ -105,7 +105,7 @@ def test_thirty_steps_of_optax(options):
 
 
 def test_first_steps_written_out():
-    """Of gradient g from w = 1 with no memory: what the formulas come to."""
+    """The formulas for the first step, from w = 1 with gradient g."""
     g, rate = 0.5, 0.1
     first = {
         optimizers.AdaGrad(rate): 1 - rate,
@@ -129,7 +129,7 @@ def test_first_steps_written_out():
 
 
 def test_a_variance_that_rounding_makes_negative_is_zero():
-    """A gradient that never changes: s and m^2 come to agree to the last bit, and PyTorch's root may be NaN."""
+    """With a constant gradient s - m^2 is 0 up to rounding, and its root would be NaN where it is negative."""
     p, rule = (
         parameter(np.zeros(50, np.float32), dtype="float32"),
         optimizers.RMSProp(1e-4, 0.5, 1e-3, 0, True),
@@ -170,7 +170,7 @@ def train(rule, kernels="ops", epochs=1, model=None, **options):
 
 
 def by_hand(rule, steps=11):
-    """The trainer's first epoch, layer by layer."""
+    """The first epoch of `train`, by hand."""
     model, loss = network(), losses.SoftmaxCrossEntropy()
     for rows in list(data.Batches((X, Y), 32, seed=5).numbers(0))[:steps]:
         loss.forward(model.forward(X[rows], training=True), Y[rows])
@@ -201,7 +201,7 @@ class TestPrograms:
         (one, first), (two, second) = train(EVERY[name](**options)), train(EVERY[name](**options), kernels)
         assert second["loss"][0] == pytest.approx(first["loss"][0], rel=1e-3)
         for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
-            # A last bit of a gradient near 0 turns a whole step of Lion's, and much of a scaled one.
+            # The last bit of a gradient near 0 may turn the sign of Lion's step, and change a scaled step much.
             assert np.median(np.abs(p.value - q.value)) <= 1e-6
             state, other = (t.optimizer.state_of(w) for t, w in ((one, p), (two, q)))
             assert len(state.arrays) == len(other.arrays)
@@ -239,7 +239,7 @@ def test_exact_bits_do_not_see_the_number_of_workers(lib, name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_backend(lib, name):
-    """Arrays given are left alone, a snapshot leads back, the update is NumPy's."""
+    """A step does not change the arrays given, a snapshot can be restored, and the update is that of NumPy."""
     start, gradient = np.linspace(-1, 1, 6), np.linspace(0.5, -2, 6)
     p, rule = parameter(lib.to_device(start)), EVERY[name](clip_norm=1.0, clip_value=1.5)
     q, plain = parameter(start), EVERY[name](clip_norm=1.0, clip_value=1.5)
@@ -258,7 +258,7 @@ def test_every_backend(lib, name):
 
 @pytest.mark.parametrize("name", ["adagrad", "rmsprop", "nadam"])
 def test_a_layer_that_is_frozen_and_thawed(kernels, name):
-    """By programs, which then have other groups, as by hand."""
+    """Programs then have other groups of parameters."""
 
     class Thaw(Callback):
         def on_epoch_end(self, history, entry):
@@ -315,7 +315,7 @@ class TestWeightDecay:
             np.testing.assert_allclose(p.value, w.detach().numpy(), rtol=1e-12)
 
     def test_groups_of_a_program(self, kernels):
-        """One for each decay; plain SGD is folded only where a product's parameters all have none."""
+        """There is a group for each decay; plain SGD is folded into a product only where no parameter has a decay."""
         trainer, history = train(optimizers.SGD(0.1, weight_decay=BY_NAME), kernels)
         assert not history.plan["folded"]
         first = trainer.model.layers[1].weight
@@ -671,7 +671,7 @@ class TestLBFGS:
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_how_the_data_are_cut_does_not_matter(self, lib, dtype):
-        """Nor does the backend: rounding aside, the same search."""
+        """Nor does the backend matter: the search is the same up to rounding."""
         _, one = self.fit(optimizers.LBFGS(), epochs=5, dtype=dtype)
         _, other = self.fit(optimizers.LBFGS(), epochs=5, dtype=dtype, batch_size=90)
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-3 if dtype == "float32" else 1e-9)
@@ -758,3 +758,24 @@ def test_without_scipy(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(MissingExtraError, match=r'pip install "\.\[scipy\]"'):
         optimizers.LBFGS()
+
+
+def test_step_takes_the_gradients_that_grad_returns():
+    x, y = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)
+    one, two = (xnn.Sequential(layers.Dense(3, 2), seed=1) for _ in range(2))
+    loss = losses.MSE()
+    for rule, model in (
+        (optimizers.Adam(0.1, clip_norm=0.5), one),
+        (optimizers.Adam(0.1, clip_norm=0.5), two),
+    ):
+        parameters = model.parameters()
+        for _ in range(3):
+            if model is one:
+                loss(model(x), y)
+                model.backward(loss.backward())
+                rule.step(parameters)
+            else:
+                rule.step(parameters, xnn.grad(lambda p, m=model: loss(m(x), y))(parameters))
+    assert weights_sha256(one) == weights_sha256(two)
+    with pytest.raises(OptionError, match="got 1 gradients for 2 parameters"):
+        rule.step(parameters, [parameters[0].grad])

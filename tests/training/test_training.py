@@ -438,7 +438,7 @@ class TestRefusals:
         model = xnn.Sequential(layers.Dense(784, 2), seed=0)
         matrix = metrics.ConfusionMatrix(binary=True)
         t = xnn.Trainer(model, losses.MSE(), optimizers.SGD(), metrics=matrix, callbacks=[Started()])
-        with pytest.raises(ShapeError, match="one yes or no"):
+        with pytest.raises(ShapeError, match="say yes or no 2 times"):
             t.fit((X, np.zeros((700, 2))), progress=False)
         assert not started
 
@@ -520,7 +520,7 @@ def test_a_measurement_that_fails_leaves_no_trace():
         stepper.lib.synchronize = kept
     assert weights_sha256(t.model) == before
     assert t.optimizer.steps == 0
-    assert stepper.records == [[], []]
+    assert stepper.collected == [[], []]
 
 
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])

@@ -22,8 +22,6 @@ from xnn.files import check_plot, check_writable, to_json, write_atomically
 
 __all__ = ["bench_command", "command"]
 
-_PEERS = [name for name in PEERS if name != "gemm"]  # gemm, the products alone, is always timed
-
 #: Shows a line of progress.
 Say: TypeAlias = Callable[[str], None]
 
@@ -140,7 +138,7 @@ def bench_command(
         backend_variable()  # raises for a wrong XNN_BACKEND, although it has no effect here
         return _time_to_accuracy(to_accuracy, asked, json_file, conditions)
     chosen = "both" if numerics == "both" else current_numerics(numerics)
-    others = _PEERS if "all" in asked else asked
+    others = PEERS if "all" in asked else asked
     contestants = [*suite.own_contestants(_chosen_backends(backends), chosen), *others]
     conditions |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": chosen}
     if before is not None:
@@ -169,9 +167,9 @@ def _check_combination(given: dict[str, Any]) -> None:
 def _read_peers(text: str) -> list[str]:
     """The names given with --peers. One of them may be "all"."""
     asked = list(dict.fromkeys(name for name in text.split(",") if name))
-    unknown = [name for name in asked if name not in (*_PEERS, "all")]
+    unknown = [name for name in asked if name not in (*PEERS, "all")]
     if unknown:
-        raise OptionError(f"there is no peer {unknown[0]!r}: choose {', '.join(_PEERS)} or all")
+        raise OptionError(f"there is no peer {unknown[0]!r}: choose {', '.join(PEERS)} or all")
     return asked
 
 

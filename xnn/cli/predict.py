@@ -15,7 +15,7 @@ from xnn.backends import numerics as use_numerics
 from xnn.cli.options import backend_option, numerics_option
 from xnn.data import dataset_names, load, read_idx
 from xnn.data.loading import samples_from_csv
-from xnn.data.tables import Columns, check_pair, read_array, read_npz
+from xnn.data.tables import Columns, read_array, read_npz, samples_and_targets
 from xnn.data.targets import label_numbers
 from xnn.errors import DataNotFoundError, OptionError, ShapeError
 from xnn.files import check_writable, to_json, write_atomically
@@ -142,4 +142,4 @@ def _read_samples(
         x = read_idx(path)
     if x.ndim < 2:
         raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row for each sample")
-    return (x.reshape(len(x), -1), None) if y is None else check_pair(data, x, y)
+    return (x.reshape(len(x), -1), None) if y is None else samples_and_targets(data, x, y)

@@ -91,7 +91,7 @@ def _pull(node: Recorded, gradient: Array, needed: Collection[Recorded]) -> Sequ
     assert op is not None
     saved = node.saved if inputs[0] in needed else op.without_input_gradient(node.saved)
     gradients = backward_of(op, backend_of(gradient).math, gradient, saved)
-    check_gradients(op.name, gradients, [getattr(source.array, "shape", None) for source in inputs])
+    check_gradients(op, gradients, [getattr(source.array, "shape", None) for source in inputs])
     return gradients
 
 

@@ -50,7 +50,7 @@ class Recorded:
         self.created = next_created()
 
     @classmethod
-    def record(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Recorded:
+    def result_of(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Recorded:
         """The result of calling an op, of which at least one input is of this class."""
         raise NotImplementedError
 

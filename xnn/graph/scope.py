@@ -23,7 +23,7 @@ class Scope:
     program: whether the recording becomes a trainer's program, which is made once and run for every step. Then
         nothing may look at values, and nothing that training counts is changed.
     guarded: whether reading a parameter's `value` raises, since its gradient would be lost.
-    kept: what a program's steps do to buffers, in order.
+    kept: what is to be done to buffers: at the end of the block, or in each of a program's steps.
     """
 
     __slots__ = ("_pinned", "_token", "guarded", "kept", "program", "records", "training")
@@ -40,9 +40,12 @@ class Scope:
         self._token = _scope.set(self)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         _scope.reset(self._token)
         self._pinned.__exit__()
+        if kind is None and not self.program:
+            for change in self.kept:
+                change.apply()
 
 
 _scope: ContextVar[Scope | None] = ContextVar("xnn_scope", default=None)

@@ -31,7 +31,7 @@ class Value(Recorded):
         self.array = as_array(array)
 
     @classmethod
-    def record(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Value:
+    def result_of(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Value:
         """The op's result. A Python number stays one, so that it widens no dtype."""
         sources = [x if isinstance(x, Recorded) else Constant(x) for x in inputs]
         arrays = [source.array for source in sources]
@@ -138,13 +138,13 @@ def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
     ranks = [x.rank for x in inputs if isinstance(x, Recorded)]
     highest = max(ranks, default=-1)
     if highest == Value.rank or (highest >= 0 and highest < Value.rank and _records()):
-        return Value.record(op, inputs, options)
+        return Value.result_of(op, inputs, options)
     if highest < Value.rank:
         arrays = [array_of(x) for x in inputs]
         return forward_of(op, backend_of(*arrays).math, arrays, options)[0]
     if Value.rank in ranks:
         raise GraphError(f"{op.name} got graph nodes and recorded values: a function is one or the other")
-    return next(x for x in inputs if getattr(x, "rank", None) == highest).record(op, inputs, options)
+    return next(x for x in inputs if getattr(x, "rank", None) == highest).result_of(op, inputs, options)
 
 
 def _records() -> bool:

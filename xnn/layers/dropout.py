@@ -25,8 +25,8 @@ class Drawing(Layer):
     """
 
     buildable = False
-    #: What its stream is for.
-    purpose: Purpose
+    #: What its stream is for; layers of one purpose are told apart by their number in the model.
+    purpose = Purpose.DROPOUT
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__(seed=seed)
@@ -43,6 +43,7 @@ class Drawing(Layer):
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
         """The next training forward uses this seed and step; `row` is the batch's first global row."""
+        super().set_stream(seed, step, row)
         self._at = seed, step, row
 
     @property
@@ -62,8 +63,8 @@ class Drawing(Layer):
         return drawn(lambda: self._drawn(lib, like))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same."""
-        return shape
+        """The same, unless a subclass says with a `compute` of its own what it computes."""
+        return shape if type(self).compute is Drawing.compute else super().output_shape(shape)
 
     def _drawn(self, lib: Backend, x: Array) -> Array:
         seed, step, row = self._at

@@ -175,15 +175,16 @@ class Layer(Stateful):
         return Taped(type(self).__name__, function, parameters, training)
 
     def keep(self, buffers: Sequence[Buffer], rule: Callable[..., Any], source: Any, **options: Any) -> None:
-        """Change buffers in each training step: their arrays become rule(xp, *arrays, source, **options), a tuple.
+        """Change buffers in each training step, at the end of its forward pass. Call it in `compute`, in training.
 
-        Called in `compute`, in training. source: an array or a value computed from x.
+        buffers: their arrays become rule(xp, *arrays, source, **options), which returns a tuple of as many.
+        source: an array, or a value computed from x.
         """
         change, scope = Kept(tuple(buffers), rule, source, options), current_scope()
-        if scope is not None and scope.program:
-            scope.kept.append(change)
-        else:
+        if scope is None:
             change.apply()
+        else:
+            scope.kept.append(change)
 
     # By hand.
 
@@ -192,7 +193,8 @@ class Layer(Stateful):
         given = Value(x)
         with Scope(training) as scope:
             output = self._computed(scope, given, training)
-            self._tape = _Tape(given, output, current_numerics())
+            # Not by __setattr__, which looks for parameters in what is assigned.
+            self.__dict__["_tape"] = _Tape(given, output, current_numerics())
         return output.array
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:

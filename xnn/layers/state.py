@@ -6,11 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 from xnn.backends import Purpose, Stream
-from xnn.errors import OptionError
-from xnn.graph.scope import assignments
+from xnn.errors import GraphError, OptionError
+from xnn.graph.scope import assignments, current_scope
 from xnn.layers.parameter import Buffer, Parameter
 
 __all__ = ["Stateful"]
+
+
+#: Attributes of xnn's layers that a forward pass assigns.
+_OF_A_PASS = frozenset({"_tape", "_at", "_there"})
 
 
 class Stateful:
@@ -54,6 +58,12 @@ class Stateful:
             raise OptionError(
                 f"{type(self).__name__}.{name} is a Parameter and stays: assign an array to .{name}.value, got "
                 f"{repr(value)[:60]}"
+            )
+        scope = current_scope()
+        if scope is not None and scope.program and name not in _OF_A_PASS:
+            raise GraphError(
+                f"{type(self).__name__}.{name} was assigned in `compute`, which a Trainer runs once and not at every "
+                "step: change arrays with Layer.keep, options in a callback, or write forward and backward by hand"
             )
         super().__setattr__(name, value)
         if isinstance(value, Parameter):

@@ -150,7 +150,7 @@ class Loss:
         given = Value(outputs)
         with Scope(training=True) as scope:
             cost = self._computed(scope, (given, *rest))
-            self._tape = given, cost, current_numerics()
+            self.__dict__["_tape"] = given, cost, current_numerics()
         return array_of(cost)
 
     def backward(self) -> Array:

@@ -1,7 +1,22 @@
 """The mathematics of xnn: every differentiable function as an op, every optimizer's update as a rule.
 
-An op can be called: `ops.relu(x)`. Arrays give an array, recorded values (inside `xnn.grad`) a recorded
-value, graph nodes a node. What an op is, and how to write one: `xnn/ops/op.py`.
+An op is called like a function, as in `ops.relu(x)`. Arrays give an array, recorded values (inside `xnn.grad`) give a
+recorded value, graph nodes give a node. `xnn/ops/op.py` says what an op is and how to write one. The files:
+
+elementwise     add, sub, mul, div, pow, exp, expm1, log, log1p, sqrt, sin, cos, erf, abs, sign, maximum, minimum,
+                clip, where, stop_gradient
+comparisons     less, less_equal, greater, greater_equal, equal, not_equal
+reductions      sum, mean, var, max, min
+shaping         reshape, flatten, transpose, concat, stack, identity
+indexing        getitem, take, embedding
+linear          matmul, dense
+convolution     conv2d; pooling: max_pool2d, avg_pool2d; images: warp
+activations     relu, leaky_relu, elu, selu, gelu, sigmoid, silu, softplus, tanh, softmax, log_softmax,
+                rescale, dropout
+normalization   moments, normalize
+losses          mse, l1, huber, hinge, column_mse
+cross_entropy   softmax_cross_entropy, binary_cross_entropy, focal, kl_divergence
+updates         the rules of the optimizers
 """
 
 from xnn.ops import updates

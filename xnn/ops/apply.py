@@ -21,9 +21,9 @@ __all__ = [
 
 
 class Boundary:
-    """A namespace whose ops compute with other numbers than are stored; exact numerics have one.
+    """A namespace in which ops compute with other numbers than those that are stored. Exact numerics have one.
 
-    Besides the functions of the Array API it has the methods below.
+    It has the functions of the Array API, and the methods below.
     """
 
     def enter(self, x: Any) -> Any:
@@ -108,7 +108,7 @@ def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array |
 
 
 def check_gradients(
-    name: str, gradients: Sequence[Array | None], shapes: Sequence[tuple[int, ...] | None]
+    op: Op, gradients: Sequence[Array | None], shapes: Sequence[tuple[int, ...] | None]
 ) -> None:
     """Raise GraphError unless there is one gradient per input and each has its input's shape.
 
@@ -117,14 +117,14 @@ def check_gradients(
     """
     if len(gradients) != len(shapes):
         raise GraphError(
-            f"the backward of {name} returned {len(gradients)} gradients for {len(shapes)} inputs: return one for "
+            f"the backward of {op.name} returned {len(gradients)} gradients for {len(shapes)} inputs: return one for "
             "each, None for an input without a gradient"
         )
     for number, (gradient, shape) in enumerate(zip(gradients, shapes, strict=True)):
         got = None if gradient is None else tuple(getattr(gradient, "shape", ()))
         if got is not None and shape is not None and got != tuple(shape):
             raise GraphError(
-                f"the backward of {name} returned a gradient of shape {got} for input {number} of shape "
+                f"the backward of {op.name} returned a gradient of shape {got} for input {number} of shape "
                 f"{tuple(shape)}: the shapes must be equal. xnn.ops.op.unbroadcast sums the gradient of an input "
                 "that was broadcast"
             )

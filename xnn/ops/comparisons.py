@@ -1,4 +1,8 @@
-"""Comparisons, element by element, with NumPy's broadcasting. Their results are booleans and have no gradient."""
+"""Comparisons, element by element, with NumPy's broadcasting. Their results are booleans and have no gradient.
+
+To compute with a comparison, choose by it: ops.where(a > b, x, 0.0). (A boolean array times 1.0 is float64 in NumPy.
+A float32 model would go on in float64.)
+"""
 
 from __future__ import annotations
 

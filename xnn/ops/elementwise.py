@@ -1,6 +1,7 @@
 """Functions of one number or of several, element by element, with NumPy's broadcasting.
 
-Inputs are arrays or Python numbers. A Python number takes the dtype of the arrays it meets: float32 stays float32.
+Inputs are arrays or Python numbers. A Python number takes the dtype of the arrays it meets: float32 stays float32. A
+NumPy number such as np.float64(2.0) counts as an array of its own dtype, as in NumPy.
 """
 
 from __future__ import annotations
@@ -282,7 +283,7 @@ class Where(Op):
         saved = condition, getattr(a, "shape", None), getattr(b, "shape", None)
         if dtype is not None:
             a, b = (
-                x if hasattr(x, "dtype") else xp.asarray(x, dtype=dtype, device=condition.device)
+                x if hasattr(x, "dtype") else xp.full((), x, dtype=dtype, device=condition.device)
                 for x in (a, b)
             )
         elif not hasattr(a, "dtype") and not hasattr(b, "dtype"):

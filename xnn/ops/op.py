@@ -58,11 +58,24 @@ class Op:
 
     Neither method changes its inputs, `grad` or `saved`. What they return may be a view of these (as reshape does) or
     `grad` itself (as add does).
+
+    When the op is called, options are given by name. Those that are listed in `positional` may also be given by
+    position, after the inputs:
+
+    >>> import numpy as np, xnn
+    >>> class Scaled(xnn.Op):
+    ...     positional = ("factor",)
+    ...     def forward(self, xp, x, *, factor):
+    ...         return x * factor, factor
+    ...     def backward(self, xp, grad, factor):
+    ...         return (grad * factor,)
+    >>> Scaled()(np.ones(2), 3.0)
+    array([3., 3.])
     """
 
-    #: Options that may also be given by position, after the first `arity` positions, which are inputs.
+    #: Options that may also be given by position, in this order, after the inputs.
     positional: ClassVar[tuple[str, ...]] = ()
-    #: The number of inputs of an op that has `positional` options.
+    #: The number of inputs; only for an op that has `positional` options.
     arity: ClassVar[int] = 1
     #: Whether the op stands for a user's layer, which may draw random numbers. A program runs it as it is.
     opaque = False

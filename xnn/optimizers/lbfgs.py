@@ -8,6 +8,7 @@ import numpy as np
 
 from xnn.errors import MissingExtraError, OptionError
 from xnn.layers import Parameter
+from xnn.ops import Array
 from xnn.optimizers.optimizer import Optimizer, WeightDecay
 from xnn.options import check_count, check_real
 
@@ -82,7 +83,7 @@ class LBFGS(Optimizer):
         found = minimize(function, start, jac=True, method="L-BFGS-B", callback=after_each, options=options)
         return np.asarray(found.x)
 
-    def step(self, parameters: Iterable[Parameter]) -> None:
+    def step(self, parameters: Iterable[Parameter], gradients: Iterable[Array] | None = None) -> None:
         """Raise OptionError: a gradient is not enough."""
         raise OptionError(
             "LBFGS cannot step by gradients, it needs the loss of all the data: give it to a Trainer"

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, ClassVar, TypeAlias, TypedDict
 
 from xnn.backends import backend_of
+from xnn.backends.numerics import pinned
 from xnn.errors import OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array, updates
@@ -205,19 +206,38 @@ class Optimizer:
             state = State(tuple(zeros), self.first)
         return state
 
-    def step(self, parameters: Iterable[Parameter]) -> None:
+    def step(self, parameters: Iterable[Parameter], gradients: Iterable[Array] | None = None) -> None:
         """Update every parameter that has a gradient and is not frozen.
 
         parameters: all parameters of the model, since clip_norm needs all gradients together.
+        gradients: one for each parameter, as `xnn.grad` returns them; by default each parameter's `grad`.
 
-        Raises OptionError if weight_decay names a parameter that is not among them, or inside `averaged`.
+        Raises OptionError for another number of gradients, if weight_decay names a parameter that is not among
+        them, or inside `averaged`.
+
+            >>> import numpy as np, xnn
+            >>> from xnn import layers, losses, optimizers
+            >>> model, loss = xnn.Sequential(layers.Dense(2, 1), seed=0), losses.MSE()
+            >>> x, y = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
+            >>> parameters, rule = model.parameters(), optimizers.SGD(0.1)
+            >>> for _ in range(50):
+            ...     cost, gradients = xnn.value_and_grad(lambda p: loss(model(x), y))(parameters)
+            ...     rule.step(parameters, gradients)
+            >>> float(cost) < 1e-6
+            True
         """
         parameters = list(parameters)
         self.check_parameters(parameters)
+        if gradients is not None:
+            _give(parameters, list(gradients))
+        with pinned():
+            self._step(parameters)
+
+    def _step(self, parameters: list[Parameter]) -> None:
         changing = [p for p in parameters if not p.frozen and p.grad is not None]
         for rule, limit in self.clipping if changing else ():
-            gradients = [p.grad for p in changing]
-            clipped = apply_rule(rule, backend_of(*gradients).math, gradients, {"limit": limit})
+            arriving = [p.grad for p in changing]
+            clipped = apply_rule(rule, backend_of(*arriving).math, arriving, {"limit": limit})
             for parameter, gradient in zip(changing, clipped, strict=True):
                 parameter.grad = gradient
         before = {parameter: parameter.value for parameter in changing}
@@ -275,7 +295,17 @@ class Optimizer:
             setattr(self, key, dict(value) if isinstance(value, dict) else value)
 
     def __repr__(self) -> str:
-        return shown(self, "learning_rate", **dict.fromkeys(Common.__annotations__))
+        return shown(self, "learning_rate", others=Common.__annotations__)
+
+
+def _give(parameters: list[Parameter], gradients: list[Array]) -> None:
+    """Make the gradients the parameters' own."""
+    if len(gradients) != len(parameters):
+        raise OptionError(
+            f"got {len(gradients)} gradients for {len(parameters)} parameters: give one for each, in the same order"
+        )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
 
 
 @cache

@@ -55,6 +55,7 @@ class Fit:
         #: Over the epoch so far: the loss, the metrics, the batches done; and the rows of the steps not yet checked.
         self.loss, self.counts = LossOverBatches(trainer.loss), Totals(trainer.metrics)
         self.batch, self.unchecked = 0, list[np.ndarray]()
+        self.assigned = False  # whether callbacks assigned parameters or options since the last check
 
     def run(self, epochs: int) -> None:
         """Train for so many epochs, or until Ctrl-C, or until a callback stops it."""
@@ -93,13 +94,14 @@ class Fit:
             loss = self.stepper.last_loss()
             for watcher in self.each_step:
                 watcher.on_step(self.history, self.trainer.epoch, self.batch, loss)
-            self.stepper.after_callbacks()
+            self.assigned = self.stepper.after_callbacks()
 
     def is_time_to_check(self) -> bool:
         """Whether the losses since the last check are to be looked at."""
         return (
             self.batch == len(self.batches)
             or self.interrupted()
+            or self.assigned
             or len(self.unchecked) == _CHECK_STEPS
             or time.perf_counter() - self.checked_at > _CHECK_SECONDS
         )
@@ -120,6 +122,7 @@ class Fit:
             self.counts.add(counted, size)
         self.history.add(losses, samples, time.perf_counter() - self.checked_at)
         self.unchecked.clear()
+        self.assigned = False
         for watcher in self.watchers:
             watcher.on_check(
                 self.history, self.trainer.epoch, self.batch, self.loss.value, self.counts.results()

@@ -1,4 +1,4 @@
-"""Training by a minimizer: the loss over all the data as a function of all weights, handed to the optimizer."""
+"""Training by an optimizer that minimizes the loss over all the data, as a function of all weights (L-BFGS)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["FullBatchFit"]
 
 
 class _FullBatch:
-    """Loss and gradient of a stepper's model over all rows, in batches that are summed.
+    """The loss and its gradient over all the data, computed batch by batch.
 
     Raises NumericsError in exact numerics, OptionError for a model that draws random numbers.
     """
@@ -39,7 +39,7 @@ class _FullBatch:
             raise OptionError(
                 "LBFGS needs the same loss from the same weights: remove the layers that draw random numbers"
             )
-        #: Over all rows, at the weights evaluated last.
+        #: The loss and the metrics over all rows, at the weights evaluated last.
         self.mean, self.counts = LossOverBatches(stepper.loss), Totals(metrics)
 
     def minimize(
@@ -49,9 +49,10 @@ class _FullBatch:
         evaluated: Callable[[float, float], None],
         iterated: Callable[[], bool],
     ) -> None:
-        """Train. The model has the weights of an iteration whenever `iterated` is called, and in the end.
+        """Train. When `iterated` is called, and in the end, the model has the weights of an iteration.
 
-        evaluated(loss, seconds): called after each evaluation. iterated: tells whether to stop.
+        evaluated(loss, seconds): called after each evaluation. iterated(): called after each iteration; tells whether
+        to stop.
         Raises DivergenceError where the loss or its gradient is not finite; the weights are the last iteration's.
         """
         self.stepper.refresh()
@@ -63,7 +64,7 @@ class _FullBatch:
             self._put(x)
             loss, gradient = self._loss_and_gradient()
             evaluated(loss, time.perf_counter() - start)
-            w = self._weights()  # x as the model's dtype has it
+            w = self._weights()  # x in the model's dtype
             if not (np.isfinite(loss) and np.isfinite(gradient).all()):
                 raise DivergenceError(
                     f"the loss is {loss:g}, or its gradient not finite, at weights that LBFGS tried; the model's "
@@ -75,7 +76,7 @@ class _FullBatch:
             nonlocal best
             best = x.copy()
             if iterated():
-                raise StopIteration  # SciPy's word for it
+                raise StopIteration  # how SciPy is told to stop
 
         try:
             best = optimizer.minimize(function, best, iterations, after_each)
@@ -95,7 +96,7 @@ class _FullBatch:
         self.stepper.store.attach()
 
     def _loss_and_gradient(self) -> tuple[float, np.ndarray]:
-        """Over all rows, at the model's weights; each parameter's grad becomes its part."""
+        """Loss and gradient over all rows, at the model's weights; fills each parameter's grad."""
         lib, loss = self.stepper.lib, self.stepper.loss
         self.mean, self.counts = LossOverBatches(loss), Totals(self.counts.metrics)
         gradients, divisor = [np.zeros(p.shape) for p in self.parameters], 0.0
@@ -109,7 +110,7 @@ class _FullBatch:
             for gradient, p in zip(gradients, self.parameters, strict=True):
                 gradient += lib.to_host(p.grad) * (total if loss.reduction == "mean" else 1.0)
         for gradient, p in zip(gradients, self.parameters, strict=True):
-            gradient /= (divisor or 1.0) if loss.reduction == "mean" else 1.0  # nothing counted: it is 0
+            gradient /= (divisor or 1.0) if loss.reduction == "mean" else 1.0  # 0 where nothing counted
             p.grad = lib.to_device(gradient.astype(p.dtype))
         return self.mean.value, np.concatenate([gradient.ravel() for gradient in gradients])
 

@@ -67,7 +67,7 @@ class Group:
             self.options = options
             self.numbers[:] = tuple(options.values())
 
-    def runs(self, call: Call) -> list[tuple[Any, ...]]:
+    def stretches(self, call: Call) -> list[tuple[Any, ...]]:
         """The stretches of value, gradient and state that an update call changes; neighbours are joined."""
         stretches: list[tuple[int, int]] = []
         for start, end in sorted(self.offsets[id(column[0])] for column in call.columns()):

@@ -57,6 +57,7 @@ class Store:
         self.folded: set[Parameter] = set()
         self.buffers = list(buffers)
         self.kept: dict[Buffer, Slot] = {}
+        self.outside: dict[Parameter, Slot] = {}
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
             for p in self.parameters
@@ -95,9 +96,11 @@ class Store:
     def attach(self) -> None:
         """Take in the values and the state that were assigned since the last `publish`."""
         self.touch()
-        self._take_values()
+        self.take_values()
         for buffer, slot in self.kept.items():
             slot.array = self.lib.clean(buffer.value)
+        for parameter, slot in self.outside.items():
+            slot.array = self.lib.clean(parameter.value)
         for p, slot in self.averages.items():
             known = self.optimizer.averages.get(p)
             # Buffers change in place: the first average is a copy.
@@ -117,8 +120,17 @@ class Store:
         """The slot in which programs keep a buffer's array; `publish` gives the array to the buffer."""
         if buffer not in self.kept:
             value = self.lib.clean(buffer.value)
-            self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value)
+            self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value, replaced=True)
         return self.kept[buffer]
+
+    def read(self, parameter: Parameter) -> Slot:
+        """Where a program reads a parameter; one that is not the model's, a frozen one, is only read."""
+        if parameter in self.values:
+            return self.values[parameter]
+        if parameter not in self.outside:
+            value = self.lib.clean(parameter.value)
+            self.outside[parameter] = Slot(parameter.name, parameter.shape, value.dtype, value, replaced=True)
+        return self.outside[parameter]
 
     def touch(self) -> None:
         """Say that something other than a program's step may have written to a parameter."""
@@ -136,9 +148,24 @@ class Store:
         for parameter, slot in self.gradients.items():
             parameter.grad = slot.array
         self.optimizer.step(self.parameters)
-        self._take_values()
+        self.take_values()
 
-    def _take_values(self) -> None:
+    def is_attached(self) -> bool:
+        """Whether parameters and optimizer still have the arrays of the last `publish`: nothing was assigned."""
+        return all(
+            parameter.value is value.array and (self.asks_optimizer or self._has_state(parameter, state))
+            for group in self.groups
+            for parameter, value, _, state in group.columns()
+        )
+
+    def _has_state(self, parameter: Parameter, slots: list[Slot]) -> bool:
+        known = self.optimizer.state.get(parameter)
+        return known is not None and all(
+            array is slot.array for array, slot in zip(known.arrays, slots, strict=False)
+        )
+
+    def take_values(self) -> None:
+        """Take in the values that were assigned to parameters."""
         for group in self.groups:
             for parameter, slot, _, _ in group.columns():
                 self._take(slot, parameter.value)

@@ -206,7 +206,7 @@ class _NextSlice:
 
 
 def _updates(update: Any, call: Call) -> Runnable:
-    return chain(*(update(call.rule, *arrays) for arrays in call.rule.runs(call)))
+    return chain(*(update(call.rule, *arrays) for arrays in call.rule.stretches(call)))
 
 
 def _float32(test: Callable[[Call], bool]) -> Callable[[Call], bool]:

@@ -16,7 +16,7 @@ from xnn.backends.exact.functions import EXP_LIMIT, exp_inside, log_inside
 from xnn.backends.exact.slices import FLUSH, exponent, splitter, sum_bits, to32
 from xnn.backends.kernels.calls import Runnable
 from xnn.backends.kernels.numpy_kernels import count_right
-from xnn.backends.kernels.update_kernels import update_run
+from xnn.backends.kernels.update_kernels import update_stretch
 from xnn.ops import updates
 from xnn.ops.apply import backward_of, forward_of
 
@@ -261,14 +261,14 @@ def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarra
 
 def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
     """Update w, and the velocity if there is one, by updates.sgd, in place."""
-    return update_run(exact, updates.sgd, group, (w, g, *velocity))
+    return update_stretch(exact, updates.sgd, group, (w, g, *velocity))
 
 
 def adam(
     exact: Any, group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray
 ) -> Runnable:
     """Update w, mean and square by updates.adam, in place."""
-    return update_run(exact, updates.adam, group, (w, g, mean, square))
+    return update_stretch(exact, updates.adam, group, (w, g, mean, square))
 
 
 def prepare(exact: Any) -> None:
