@@ -20,7 +20,7 @@ import numpy as np
 import xnn.backends.kernels.calls as calls
 from xnn import ops
 from xnn.cli import train
-from xnn.runs import digests, replay
+from xnn.runs import digests, replay_process, spec
 
 ELEMENT = (1, 2)  # the element that is changed
 
@@ -33,7 +33,7 @@ def plant(fault, set_attribute=setattr):
     """Make a fault by replacing methods with `set_attribute`, such as monkeypatch.setattr, which undoes it."""
     what, where, number = fault.split()
     number, taken = int(number), [0]
-    build, on_step, backward_of = train.Run.build, digests.Recorder.on_step, calls.backward_of
+    build, on_step, backward_of = spec.RunSpec.build, digests.Recorder.on_step, calls.backward_of
 
     def built(self, data):
         model, loss, rule = build(self, data)
@@ -59,18 +59,18 @@ def plant(fault, set_attribute=setattr):
                 nudge(dw)
         return gradients
 
-    set_attribute(train.Run, "build", built)
+    set_attribute(spec.RunSpec, "build", built)
     set_attribute(digests.Recorder, "on_step", stepped)
     set_attribute(calls, "backward_of", went_backward)
     if what in ("pixel", "hidden"):
-        load, about = train.load, train.Run.about
+        load, record_header = train.load, spec.RunSpec.record_header
 
         def spoil(data):
             data.x_train[int(where), 300] ^= 255
             return data
 
         def told(self, data):
-            known = about(self, data)
+            known = record_header(self, data)
             if what == "hidden":
                 spoil(data)
             return known
@@ -78,12 +78,12 @@ def plant(fault, set_attribute=setattr):
         def loaded(*arguments):
             return spoil(load(*arguments)) if what == "pixel" else load(*arguments)
 
-        set_attribute(train.Run, "about", told)
+        set_attribute(spec.RunSpec, "record_header", told)
         set_attribute(train, "load", loaded)
-        set_attribute(replay, "load", loaded)
+        set_attribute(replay_process, "load", loaded)
 
 
 def main():
     """Run one side of `xnn verify` with the fault in PLANT."""
     plant(os.environ["PLANT"])
-    replay.main()
+    replay_process.main()

@@ -242,7 +242,7 @@ def test_a_plan_says_whether_updates_were_folded():
 
 
 def test_a_record_by_another_version_that_cannot_be_read_says_so():
-    from xnn.runs.spec import Run
+    from xnn.runs.spec import RunSpec
 
     known = {
         "hidden": [4],
@@ -253,7 +253,7 @@ def test_a_record_by_another_version_that_cannot_be_read_says_so():
         "seed": 0,
         "dropout": 0.0,
     }
-    assert Run.from_record(json.loads(json.dumps(known)), "0.1.0").hidden == (4,)
+    assert RunSpec.from_json(json.loads(json.dumps(known)), "0.1.0").hidden == (4,)
     for change, odd in (({"optimizer": "muon"}, "optimizer 'muon'"), ({"swap": 3}, "swap")):
-        with pytest.raises(OptionError, match=f"of xnn 9.9.*{odd}"):
-            Run.from_record({**known, **change}, "9.9")
+        with pytest.raises(OptionError, match=f"by xnn 9.9.*{odd}"):
+            RunSpec.from_json({**known, **change}, "9.9")

@@ -38,8 +38,8 @@ from xnn import ops
 from xnn.backends import get_backend, numerics
 from xnn.backends.exact import ScaledIntegers
 from xnn.backends.exact.slices import budget
+from xnn.cli.check import compute_three_ways
 from xnn.cli.check import draw as draw_case
-from xnn.cli.check import through_doors
 from xnn.ops.cases import CASES, Case
 
 NUMPY = get_backend("numpy")
@@ -264,8 +264,8 @@ def test_an_op_is_its_float64_self_rounded_once(lib, case):
 @cases
 def test_layer_graph_and_autograd_give_the_same_bits(lib, case):
     with numerics("exact"):
-        doors = through_doors(lib, case, "float32")
-        host = through_doors(NUMPY, case, "float32")["graph"]
+        doors = compute_three_ways(lib, case, "float32")
+        host = compute_three_ways(NUMPY, case, "float32")["graph"]
     for door in ("layer", "graph"):
         for a, b in zip(doors[door], doors["autograd"], strict=False):  # a layer has one gradient
             assert (a is None) == (b is None)

@@ -1,10 +1,8 @@
-"""Networks as TOML files: what they build, and that whatever is wrong with one is said with its line."""
+"""Networks as TOML files: what they build, and that an error names the line."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import random
 import re
 import textwrap
 from pathlib import Path
@@ -12,33 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import run
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from network_texts import DENSE, FULL, layer
 
 import xnn
 from xnn import initializers, layers, ops
 from xnn.data import synthetic_digits
-from xnn.errors import DataNotFoundError, OptionError, ShapeError, XnnError
+from xnn.errors import OptionError, ShapeError
 from xnn.initializers import Initializer
 from xnn.layers import Layer
 from xnn.layers.files import metadata, weights_sha256
 from xnn.runs import architecture
-from xnn.runs.architecture import Architecture
 from xnn.runs.mlp import mlp
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture
-def read(tmp_path):
-    """read(text): the architecture of a file net.toml with this text."""
-
-    def of(text):
-        path = tmp_path / "net.toml"
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
-        return architecture.read(path)
-
-    return of
 
 
 def built(found, shape=(6,), classes=3, **options):
@@ -50,44 +34,6 @@ def same(model, other):
     assert repr(model) == repr(other)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         np.testing.assert_array_equal(a.value, b.value)
-
-
-FULL = """
-[[layers]]
-type = "Dense"
-outputs = 8
-weight_init = {type = "He", distribution = "uniform"}
-bias_init.type = "Normal"
-bias_init.std = 1
-
-[[layers]]
-type = "Sequential"
-layers = [
-  {type = "Dropout", rate = 0.25},  # in line
-  {type = "Sequential", layers = [{type = "Dense", outputs = 4, bias = false}, {type = "Tanh"}]},
-]
-
-[[layers]]
-type = "Sequential"
-
-  [[layers.layers]]
-  type = "Function"
-  op = "exp"
-
-  [[layers.layers]]
-  type = "Dense"
-  inputs = 4
-  outputs = 5
-  [layers.layers.weight_init]
-  type = "Zeros"
-
-[[layers]]
-type = "Flatten"
-
-[[layers]]
-type = "Linear"
-outputs = "classes"
-"""
 
 
 @pytest.mark.parametrize("text", [FULL, FULL.replace("\n", "\r\n"), "\ufeff" + FULL])
@@ -125,10 +71,7 @@ def test_the_networks_of_the_documentation(read):
     assert [len(model.layers) for model in models] == [4, 2]
 
 
-DENSE = '[[layers]]\ntype = "Dense"\noutputs = "classes"\n'
-
-
-def test_what_stands_before_the_first_layer(read):
+def test_layers_put_before_the_first_one(read):
     scaling = np.array([2.0, 1.0]), np.array([0.0, -1.0])
     model = read(DENSE).build((2,), 1, scaling)
     assert repr(model.layers[0]) == "Rescale((2.0, 1.0), offset=(0.0, -1.0))"
@@ -146,7 +89,7 @@ def test_what_stands_before_the_first_layer(read):
 
 
 class Both(Layer):
-    """A layer beside others, one that holds many and one that holds any."""
+    """A layer with other layers as positional arguments, as an option, and in a list."""
 
     def __init__(self, *layers: Layer, last: Layer | None = None, many: list[Layer] = ()) -> None:
         super().__init__()
@@ -163,7 +106,7 @@ class Both(Layer):
 
 
 class Shaped(Layer):
-    """Takes numbers one after another."""
+    """A layer whose positional arguments are numbers."""
 
     def __init__(self, *shape: int, pair: int | None = None, init: Initializer | None = None) -> None:
         super().__init__()
@@ -181,7 +124,7 @@ def _more_layers(monkeypatch):
 
 @pytest.mark.usefixtures("_more_layers")
 def test_layers_that_hold_layers_and_are_no_chain(read):
-    """Each takes what comes to the layer that holds it."""
+    """Each inner layer takes the input of the layer that holds it."""
     dense = '{type = "Dense", outputs = 4}'
     text = (
         f'[[layers]]\ntype = "Both"\nlast = {dense}\nlayers = [{dense}, {dense}]\nmany = [{dense}]\n' + DENSE
@@ -211,180 +154,7 @@ def test_arguments_one_after_another(read):
         read(text.replace("pair = 2", "pair = true"))
 
 
-# ---------------------------------------------------------------- what is refused
-
-
-def layer(kind, *lines):
-    return "\n".join(["[[layers]]", f'type = "{kind}"', *lines, ""])
-
-
-WRONG = [
-    # not TOML
-    (b"[[layers]]\ntype = Dense\n", 2, "not TOML"),
-    (b"[[layers]]\r\n\r\ntype = 'a\r\n", 4, "not TOML: Expected \"'\" at the file's end"),
-    (b"[[layers]]\ntype = \"a\"\ntype = \"b\"\n", 3, "not TOML"),
-    (b"[[layers\n", 1, "not TOML"),
-    (b"[[layers]]\nx = [1, 2\n\n", 4, "not TOML"),
-    (b"[[layers]]\nx = \"\"\"\n", 3, "not TOML"),
-    (b"[[layers]]\ntype = \"\xff\"\n", 2, "byte 0xff is not UTF-8"),
-    (b"\n\n\xff\xfe[\x00", 3, "not UTF-8"),
-    (b"\xef\xbb\xbf\n\xe9", 2, "byte 0xe9 is not UTF-8"),
-    # no layers
-    (b"", None, "holds no layers"),
-    (b"# nothing\n", None, "holds no layers"),
-    (b"layers = []", None, "holds no layers"),
-    (b"\n[layers]\ntype = 'Dense'", 2, "[[layers]], in two brackets"),
-    (b"\nlayers = 3", 2, "must be tables"),
-    (b"\nlayers = [\n1]", 2, "must be tables"),
-    (DENSE + "\n[optimizer]\nlr = 1", 5, "optimizer has no meaning here"),
-    ("outputs = 3\n" + DENSE, 1, "what belongs to a layer stands below"),
-    # no such layer
-    ("[[layers]]\n\n[[layers]]", 1, "the layer has no type"),
-    (layer("Relu"), 2, "there is no layer 'Relu': write type = \"NAME\", one of Add, Affine, "),
-    (layer("Layer"), 2, "no layer 'Layer'"),
-    (layer("Parameter"), 2, "no layer"),
-    (layer("_Named"), 2, "no layer"),
-    ("[[layers]]\ntype = 3", 2, "no layer 3"),
-    ("[[layers]]\ntype = ['Dense']", 2, "no layer ['Dense']"),
-    # arguments
-    (layer("Dense", "units = 3"), 3, "Dense has no argument units: it takes inputs, outputs, bias, weight_init"),
-    (layer("Dense", "outputs = 3", "seed = 4"), 4, "no argument seed"),
-    (layer("ReLU", "", "slope = 3"), 4, "ReLU has no argument slope: it takes none"),
-    (layer("ReLU", "parameters = 3"), 3, "no argument parameters"),
-    ("\n" + layer("Dense", "bias = true"), 2, "Dense needs outputs: it takes inputs, outputs"),
-    (layer("Rescale"), 1, "needs scale"),
-    (layer("Function"), 1, "needs op"),
-    # values
-    (layer("Dense", "outputs = 0"), 1, "outputs must be a positive integer, got 0"),
-    (layer("Dense", "outputs = -5"), 1, "outputs must be a positive integer, got -5"),
-    (layer("Dense", "outputs = 1.5"), 3, "Dense: outputs must be a whole number, got 1.5"),
-    (layer("Dense", "outputs = '3'"), 3, "whole number, got '3'"),
-    (layer("Dense", "outputs = true"), 3, "whole number, got True"),
-    (layer("Dense", "outputs = [3]"), 3, "whole number, got [3]"),
-    (layer("Dense", "outputs = {a = 3}"), 3, "cannot be {'a': 3}"),
-    (layer("Dense", "outputs = 1979-05-27"), 3, "cannot be datetime.date"),
-    (layer("Dense", "outputs = 'Classes'"), 3, "whole number, got 'Classes'"),
-    (layer("Dense", "outputs = 100000000000000000000000000000000"), 1, "fits no memory"),
-    (layer("Dense", "outputs = 3", "bias = 'no'"), 4, "bias must be true or false, got 'no'"),
-    (layer("Dense", "outputs = 3", "bias = 1"), 4, "true or false, got 1"),
-    (layer("Dense", "outputs = 3", "dtype = 'float16'"), 1, "dtype must be 'float32' or 'float64'"),
-    (layer("Dense", "outputs = 3", "dtype = 32"), 4, "text in quotes, got 32"),
-    (layer("Dropout", "rate = 1.5"), 1, "in [0, 1), got 1.5"),
-    (layer("Dropout", "rate = nan"), 3, "must be finite, got nan"),
-    (layer("Dropout", "rate = 'high'"), 3, "rate must be a number, got 'high'"),
-    (layer("Dropout", "rate = 'classes'"), 3, "rate must be a number, got 'classes'"),
-    (layer("Rescale", "scale = [1, inf]"), 3, "must be finite, got inf"),
-    (layer("Rescale", "scale = [[1, 2], [3]]"), 1, "Rescale: Rescale needs finite numbers"),
-    (layer("Rescale", "scale = 'one'"), 1, "Rescale: Rescale needs finite numbers"),
-    (layer("Rescale", "scale = 1" + 400 * "0"), 1, "Rescale"),
-    (layer("Rescale", "scale = [{type = 'He'}]"), 3, "cannot be {'type': 'He'}"),
-    # initializers
-    (layer("Dense", "outputs = 3", "weight_init = 'He'"), 4, 'must be a table such as {type = "He"}, got \'He\''),
-    (layer("Dense", "outputs = 3", "weight_init = {}"), 4, "the initializer has no type"),
-    (layer("Dense", "outputs = 3", "weight_init = {type = 'Dense'}"), 4, "no initializer 'Dense'"),
-    (layer("Dense", "outputs = 3", "weight_init = {type = 'Initializer'}"), 4, "no initializer 'Initializer'"),
-    (layer("Dense", "outputs = 3", "weight_init = {type = 'Zeros', std = 1}"), 4, "Zeros has no argument std"),
-    (
-        layer("Dense", "outputs = 3", "[layers.weight_init]", "type = 'He'", "distribution = 'flat'"), 4,
-        "He: distribution must be",
-    ),
-    (layer("Dense", "outputs = 3", "weight_init = {type = 'Normal', std = -1}"), 4, "Normal"),
-    (layer("Dense", "outputs = 3", "weight_init = {type = 'Normal', std = '1'}"), 4, "std must be a number"),
-    # functions
-    (layer("Function", "op = 'sin_of_all'"), 3, "op must be one of "),
-    (layer("Function", "op = 'mul'"), 3, "got 'mul'"),
-    (layer("Function", "op = 3"), 3, "got 3"),
-    # layers inside
-    (layer("Sequential", "layers = 3"), 3, "layers.layers must be tables"),
-    (layer("Sequential", "layers = {type = 'ReLU'}"), 3, "must be tables"),
-    (layer("Sequential", "layers = [", "{type = 'ReLU'},", "{type = 'ReLu'}]"), 5, "no layer 'ReLu'"),
-    (layer("Sequential", "[[layers.layers]]", "", "type = 'Tan'"), 5, "no layer 'Tan'"),
-    (layer("Sequential", "[[layers.layers]]", "type = 'Dropout'", "rate = 7"), 3, "Dropout: rate must be"),
-    (layer("Sequential", "seed = 3"), 3, "it takes layers"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "line", "message"), WRONG, ids=range(len(WRONG)))
-def test_what_is_wrong_is_said_with_its_line(read, text, line, message):
-    with pytest.raises(OptionError) as caught:
-        built(read(text))
-    place, _, said = str(caught.value).partition("net.toml")[2].partition(" ")
-    assert place == ("" if line is None else f":{line}:")
-    assert message in said
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "message"),
-    [
-        (DENSE + layer("Dense", "inputs = 4", "outputs = 2"), 4, "samples of shape (3,): the last axis must be 4"),
-        (layer("Dense", "outputs = 4") + layer("Sequential", "layers = [{type = 'ReLU'},", "{type = 'Dense',"
-         " inputs = 5, outputs = 1}]"), 7, "samples of shape (4,)"),
-    ],
-)  # fmt: skip
-def test_shapes_that_do_not_fit(read, text, line, message):
-    with pytest.raises(ShapeError) as caught:
-        built(read(text))
-    assert f"net.toml:{line}: " in str(caught.value)
-    assert message in str(caught.value)
-
-
-def test_files_that_cannot_be_read(tmp_path):
-    for path, message in (
-        (tmp_path / "nosuch.toml", "No such file"),
-        (tmp_path, "directory"),
-        ("a\0b", "null"),
-    ):
-        with pytest.raises(DataNotFoundError, match=message):
-            architecture.read(path)
-
-
-def test_files_that_are_too_much(read):
-    with pytest.raises(OptionError, match=r"larger than 1,048,576 bytes"):
-        read("#" * 2**21)
-    deep = 50_000
-    with pytest.raises(OptionError, match="deeply"):
-        read("layers = " + "[" * deep + "]" * deep)
-    with pytest.raises(OptionError, match="not TOML"):
-        read("layers = 1" + "0" * 5000)
-    inside = {"type": "ReLU"}
-    for _ in range(deep):
-        inside = {"type": "Sequential", "layers": [inside]}
-    with pytest.raises(OptionError, match="deeply"):
-        Architecture([inside])
-
-
-def test_without_lines_the_place_is_a_path():
-    """As of a record, whose layers are JSON."""
-    tables = [
-        {"type": "ReLU"},
-        {"type": "Sequential", "layers": [{"type": "Dense", "outputs": 3, "bias": 0}]},
-    ]
-    with pytest.raises(OptionError, match=r"^model.layers\[1\].layers\[0\].bias: Dense: bias must be true"):
-        Architecture(tables)
-    tables[1]["layers"][0] = {"type": "Dense", "inputs": 5, "outputs": 3}
-    with pytest.raises(ShapeError, match=r"^model.layers\[1\].layers\[0\]: Dense\(5, 3\)"):
-        Architecture(tables).build((4,), 2)
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.integers(0, 2**32), st.integers(1, 12))
-def test_whatever_is_in_a_file_is_built_or_refused(tmp_path_factory, seed, changes):
-    """The full example, with characters lost, doubled and exchanged."""
-    draw = random.Random(seed)
-    text = list(FULL)
-    for _ in range(changes):
-        place = draw.randrange(len(text))
-        text[place : place + draw.randrange(3)] = draw.choice(
-            ["", "[", "]", "=", '"', "\n", "0", "a", "#", "{", "."]
-        )
-    path = tmp_path_factory.getbasetemp() / "drawn.toml"
-    path.write_text("".join(text))
-    with contextlib.suppress(XnnError):
-        architecture.read(path).build((6,), 3)
-
-
-# ---------------------------------------------------------------- on the command line
+# On the command line.
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +186,7 @@ def test_a_file_trains_as_the_same_options_do(folder, tmp_path):
 
 
 def test_one_file_for_a_classification_and_a_regression(folder, tmp_path):
-    """The features' number is kept with the model: a table with targets is told from one without."""
+    """The model's file has the number of features, by which a table with targets differs from one without."""
     table, saved = tmp_path / "t.csv", tmp_path / "m.safetensors"
     x = np.random.default_rng(0).normal(size=(80, 5))
     np.savetxt(table, np.column_stack([x, x.sum(axis=1)]), delimiter=",")
@@ -432,7 +202,7 @@ def test_one_file_for_a_classification_and_a_regression(folder, tmp_path):
 
 
 def test_a_record_holds_the_layers_themselves(folder, tmp_path):
-    """So it is verified where the file is gone; another network is another run."""
+    """A record verifies without the file. Another network is another run."""
     net, path, other = tmp_path / "gone.toml", tmp_path / "r.jsonl", tmp_path / "other.jsonl"
     net.write_text(FULL)
     exact = ("--numerics", "exact", "--epochs", 1, "--quiet", "--kernels", "ops")
@@ -463,15 +233,15 @@ def test_two_live_sides_of_a_file(folder):
 
 @pytest.mark.parametrize("command", [("train",), ("verify", "threads=1", "threads=2")])
 @pytest.mark.parametrize("options", [("--hidden", "100,200"), ("--dropout", 0.0), ("--activation", "relu")])
-def test_a_network_told_twice(folder, command, options):
+def test_two_options_that_describe_the_network(folder, command, options):
     """Even where the option only repeats its default."""
     result = run(*command, "--model", folder / "net.toml", *options, "--dataset", "nosuch")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert f"{options[0]} and --model both say what the network is" in result.stderr
+    assert f"{options[0]} and --model both describe the network" in result.stderr
 
 
 @pytest.mark.parametrize("command", [("train",), ("verify", "threads=1", "threads=2")])
-def test_a_wrong_file_is_told_before_data_are_fetched(folder, tmp_path, command):
+def test_a_wrong_file_is_refused_before_data_are_fetched(folder, tmp_path, command):
     net = tmp_path / "net.toml"
     net.write_text(layer("Dense", "units = 3"))
     result = run(*command, "--model", net, "--dataset", "nosuch")
@@ -487,7 +257,7 @@ def test_a_network_that_does_not_fit_the_data(folder, tmp_path):
     for text, message in (
         (layer("Dense", "outputs = 9"), "the model has 9 outputs"),
         (layer("Dense", "inputs = 9", "outputs = 10"), "net.toml:1: Dense(9, 10) cannot take"),
-        (DENSE + layer("Softmax"), "take that layer away"),
+        (DENSE + layer("Softmax"), "remove that layer"),
         (layer("Function", "op = 'transpose'") + DENSE, "returned shape (784, 2) for two samples of shape (784,)"),
     ):
         net.write_text(text)

@@ -1,4 +1,4 @@
-"""Lines of TOML values: texts written by hand, and drawn ones whose lines are known as they are made."""
+"""Lines of TOML values, for texts written by hand, and for random texts whose lines are noted as they are drawn."""
 
 import tomllib
 
@@ -10,7 +10,7 @@ from xnn.runs.toml_lines import lines_of
 
 
 def paths_of(value, path=()):
-    """Every path of what tomllib read."""
+    """The paths of all values that tomllib read."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in inside:
         yield (*path, key)
@@ -18,7 +18,7 @@ def paths_of(value, path=()):
 
 
 def lines(text):
-    """Of every path that tomllib has, and of no other."""
+    """Check that exactly the paths of tomllib have lines."""
     found = lines_of(text)
     assert set(found) == set(paths_of(tomllib.loads(text)))
     return found
@@ -132,7 +132,7 @@ PLAIN = st.one_of(
 
 @st.composite
 def texts(draw):
-    """A text and the lines of its keys, noted while it is written."""
+    """Draw a TOML text, and note the line of each key while writing it."""
     written, noted = "", {}
 
     def write(part):
@@ -193,7 +193,7 @@ def test_drawn_texts(drawn):
     assert lines(text.replace("\n", "\r\n")) == noted
 
 
-def test_a_long_text_takes_no_long_time():
-    """Linear in its length: a megabyte of quotes and backslashes come to an end."""
+def test_a_long_text_is_read_in_linear_time():
+    """A megabyte of quotes and backslashes is read to the end."""
     text = 'a = """' + '\\"" \\\\ ' * 120_000 + '"""\n' + "[[b]]\n" * 10_000
     assert lines_of(text)[("b", 9_999)] == 10_001

@@ -1,28 +1,108 @@
-"""What `xnn bench` does; imported only when it runs."""
+"""`xnn bench`: time a training step of xnn, beside its matrix products alone and beside other libraries."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import click
 
-from xnn.backends import available_backends, backend_variable
-from xnn.backends.numerics import current_numerics as check_numerics
-from xnn.benchmarks import report, suite
+from xnn.backends import available_backends, backend_variable, current_numerics
+from xnn.benchmarks import report, suite, time_to_accuracy
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.peers import PEERS
+from xnn.cli.options import widths
 from xnn.errors import BackendUnavailableError, OptionError
 from xnn.files import check_plot, check_writable, to_json, write_atomically
 
-__all__ = ["bench_command"]
+__all__ = ["bench_command", "command"]
+
+#: Shows a line of progress.
+Say: TypeAlias = Callable[[str], None]
+
+
+@click.command("bench")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME",
+    help="Time this backend; may be given several times. Default: all that run here.",
+)
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help="The network: article (default), medium, large, ciresan; or targets: five pairs of network and batch size.",
+)
+@click.option(
+    "--batch-sizes",
+    default="",
+    callback=widths,
+    metavar="N,N,...",
+    help="Default: 32,128,512; with --sweep 32 to 2048.",
+)
+@click.option(
+    "--peers",
+    default="",
+    metavar="NAME,...",
+    help="Other libraries to time: torch, jax, sklearn and so on, or all. They must be installed.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Threads of every contestant. Default: the number of cores.",
+)
+@click.option("--numerics", metavar="NAME", help="fast, exact or both. Default: XNN_NUMERICS, else fast.")
+@click.option("--repeat", type=click.IntRange(1), metavar="N", help="Turns of each contestant. Default: 9.")
+@click.option("--json", "json_file", metavar="FILE", help="Write figures and environment to FILE.")
+@click.option(
+    "--plot", metavar="FILE", help="Draw throughput against batch size, and losses, into a .png or .svg file."
+)
+@click.option(
+    "--compare",
+    metavar="FILE",
+    help="Compare with an older --json file; exits with 1 if xnn is slower by more than the noise.",
+)
+@click.option(
+    "--sweep",
+    is_flag=True,
+    help="Time many widths and batch sizes, to see from which size on a GPU is faster.",
+)
+@click.option(
+    "--to-accuracy",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    metavar="A",
+    help="Instead, measure the seconds until a fixed recipe reaches accuracy A on MNIST's test set. Takes half a "
+    "minute on two cores, a minute with torch.",
+)
+def command(**options: Any) -> None:
+    """Time a training step of xnn and of other libraries.
+
+    The matrix products of the step alone are timed too. Contestants take turns, each in a process of its own. A
+    contestant gets a figure only if its run learned and its losses agree with those of the others. Each contestant
+    may use all cores, or --threads; xnn train may use fewer (see xnn info).
+
+    Exits with 1 if a contestant of xnn gets no figure, is slower than before (--compare), or does not reach the
+    accuracy (--to-accuracy).
+
+    \b
+    xnn bench
+    xnn bench --preset targets --peers all --json results.json
+    xnn bench --compare results.json --preset targets
+    xnn bench --to-accuracy 0.98 --peers torch
+    """
+    if not bench_command(**options):
+        sys.exit(1)
 
 
 def bench_command(
+    *,
     backends: tuple[str, ...],
     preset: str | None,
     batch_sizes: tuple[int, ...],
@@ -36,9 +116,9 @@ def bench_command(
     sweep: bool,
     to_accuracy: float | None,
 ) -> bool:
-    """Time, print, and write the files asked for. False if one of xnn's own has no figure, or is slower than before.
+    """Time, print, and write files. Returns whether all contestants of xnn have a figure and none became slower.
 
-    Raises OptionError for a wrong option, BackendUnavailableError for a backend that was asked for and cannot run.
+    Raises OptionError for a wrong option, and BackendUnavailableError for a chosen backend that does not run here.
     """
     _check_combination({
         "--to-accuracy": to_accuracy, "--backend": backends, "--preset": preset, "--batch-sizes": batch_sizes,
@@ -49,52 +129,31 @@ def bench_command(
     if plot:
         check_plot(plot)
     before = report.read(compare) if compare else None
-    asked = list(dict.fromkeys(name for name in peers.split(",") if name))
-    unknown = [name for name in asked if name not in (*PEERS, "all")]
-    if unknown:
-        raise OptionError(f"no peer is called {unknown[0]!r}; choose {', '.join(PEERS)} or all")
-    limit = threads or os.cpu_count() or 1
-    say = _progress() if sys.stderr.isatty() else lambda line: None
-    about: dict[str, Any] = {"environment": environment(), "threads": limit}
+    asked = _read_peers(peers)
+    conditions: dict[str, Any] = {
+        "environment": environment(),
+        "threads": threads or os.cpu_count() or 1,
+    }
     if to_accuracy is not None:
-        backend_variable()
-        say = say if sys.stderr.isatty() else lambda line: click.echo(f"  {line}", err=True) if line else None
-        return _to_accuracy(to_accuracy, asked, limit, say, json_file, about)
-    mode = "both" if numerics == "both" else check_numerics(numerics)
-    contestants = [*suite.own_contestants(_running(backends), mode), *(PEERS if "all" in asked else asked)]
-    about |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": mode}
+        backend_variable()  # raises for a wrong XNN_BACKEND, although it has no effect here
+        return _time_to_accuracy(to_accuracy, asked, json_file, conditions)
+    chosen = "both" if numerics == "both" else current_numerics(numerics)
+    others = PEERS if "all" in asked else asked
+    contestants = [*suite.own_contestants(_chosen_backends(backends), chosen), *others]
+    conditions |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": chosen}
     if before is not None:
-        report.check_comparable(before, about)
-    click.echo(environment_line(about["environment"]))
-    results: list[dict[str, Any]] = []
-    try:
-        tasks = _sweep if sweep else _presets
-        for result in tasks(contestants, preset or "article", batch_sizes, about, say):
-            results.append(result)
-    finally:  # what was measured is kept, whatever ends the rest
-        say("")
-        written = {**about, "results": results}
-        if results and sweep:
-            click.echo(sizes.text(results))
-        if results and json_file:
-            write_atomically(json_file, to_json(written).encode())
+        report.check_comparable(before, conditions)
+    click.echo(environment_line(conditions["environment"]))
+    timing = _Timing(contestants, conditions, preset or "article", batch_sizes, sweep, _progress())
+    written = timing.run(json_file)
     if plot:
         report.plot(written, plot)
-    fine = all(e["valid"] for task in results for e in task["entries"] if e["contestant"].startswith("xnn"))
-    if any(not report.bits_agree(task["entries"]) for task in results):
-        click.echo("xnn: exact runs differ in their bits; xnn verify finds where", err=True)
-        fine = False
-    elif not fine:
-        click.echo("xnn: some of xnn's own runs have no figure, for the reasons above", err=True)
-    if before is not None:
-        lines, slower = report.compare(before, written)
-        click.echo("\n".join(lines))
-        fine = fine and not slower
-    return fine
+    fine = _print_failures(written["results"])
+    return fine if before is None else _print_comparison(before, written) and fine
 
 
 def _check_combination(given: dict[str, Any]) -> None:
-    """Options that another one leaves without a meaning are refused, not ignored."""
+    """Raise OptionError for options that have no effect together with another one."""
     for mode, chosen, without in (
         ("--to-accuracy", given["--to-accuracy"], tuple(given)[1:]),
         ("--sweep", given["--sweep"], ("--preset",)),
@@ -102,44 +161,20 @@ def _check_combination(given: dict[str, Any]) -> None:
     ):
         wrong = [name for name in without if given[name]]
         if chosen and wrong:
-            raise OptionError(f"{mode} goes without {', '.join(wrong)}: leave one of them out")
+            raise OptionError(f"{', '.join(wrong)} cannot be combined with {mode}: omit one of them")
 
 
-def _plain(about: dict[str, Any]) -> str:
-    """The numerics of contestants whose names say none."""
-    return "fast" if about["numerics"] == "both" else str(about["numerics"])
+def _read_peers(text: str) -> list[str]:
+    """The names given with --peers. One of them may be "all"."""
+    asked = list(dict.fromkeys(name for name in text.split(",") if name))
+    unknown = [name for name in asked if name not in (*PEERS, "all")]
+    if unknown:
+        raise OptionError(f"there is no peer {unknown[0]!r}: choose {', '.join(PEERS)} or all")
+    return asked
 
 
-def _sweep(
-    contestants: list[str], _: str, batch_sizes: tuple[int, ...], about: dict[str, Any], say: Any
-) -> Iterator[dict[str, Any]]:
-    return sizes.sweep(
-        contestants, about["dataset"], about["threads"], about["repeat"], _plain(about),
-        batch_sizes or sizes.BATCHES, say=say,
-    )  # fmt: skip
-
-
-def _presets(
-    contestants: list[str], preset: str, batch_sizes: tuple[int, ...], about: dict[str, Any], say: Any
-) -> Iterator[dict[str, Any]]:
-    """Each network and batch size, its table printed."""
-    for network, batch in _pairs(preset, batch_sizes):
-        widths = suite.NETWORKS[network]
-        task = Task(widths, batch, max(8192, 8 * batch), about["dataset"])
-        entries = suite.run_task(contestants, task, about["threads"], about["repeat"], say, _plain(about))
-        say("")
-        title = f"{'-'.join(map(str, widths))}, batch {batch}, {about['threads']} threads, {about['dataset']}"
-        click.echo(report.table(entries, title))
-        yield {"network": network, "widths": widths, "batch": batch, "entries": entries}
-
-
-def _progress() -> Any:
-    """One line on the terminal that is written over."""
-    return lambda line: click.echo(f"\r\x1b[K{line}", err=True, nl=False)
-
-
-def _running(backends: tuple[str, ...]) -> list[str]:
-    """The backends asked for, which must run here, or all that do."""
+def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
+    """The backends named by --backend, which must run here; without --backend, all that do."""
     reasons = available_backends()
     for name in backends:
         if reasons.get(name):
@@ -149,35 +184,123 @@ def _running(backends: tuple[str, ...]) -> list[str]:
     running = [name for name in ("numpy", "cupy") if not reasons[name]]
     if chosen := backend_variable():
         click.echo(
-            f"xnn: XNN_BACKEND={chosen} is not read here: timed is what runs here, {' and '.join(running)}; "
+            f"xnn: XNN_BACKEND={chosen} has no effect on xnn bench, which times {' and '.join(running)} here; "
             f"--backend {chosen} times that one alone",
             err=True,
         )
     return running
 
 
-def _pairs(preset: str, batch_sizes: tuple[int, ...]) -> list[tuple[str, int]]:
-    if preset == "targets":
-        return list(suite.TARGETS)
-    if preset not in suite.NETWORKS:
-        raise OptionError(f"no preset is called {preset!r}; choose {', '.join(suite.NETWORKS)} or targets")
-    return [(preset, batch) for batch in batch_sizes or (32, 128, 512)]
+def _progress() -> Say:
+    """A function that shows a line of progress in place of the one before. It does so only on a terminal."""
+    if sys.stderr.isatty():
+        return lambda line: click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+    return lambda line: None
 
 
-def _to_accuracy(
-    target: float, peers: list[str], threads: int, say: Any, json_file: str | None, about: dict[str, Any]
+@dataclass(frozen=True)
+class _Timing:
+    """The contestants to time, and the conditions, networks and batch sizes to time them with."""
+
+    contestants: list[str]
+    conditions: dict[str, Any]
+    preset: str
+    batch_sizes: tuple[int, ...]
+    sweep: bool
+    say: Say
+
+    def run(self, json_file: str | None) -> dict[str, Any]:
+        """Time everything and write the file. Results so far are kept if an error or Ctrl-C ends the timing."""
+        results: list[dict[str, Any]] = []
+        written = {**self.conditions, "results": results}
+        try:
+            for result in self._sweep() if self.sweep else self._presets():
+                results.append(result)
+        finally:
+            self.say("")
+            if results and self.sweep:
+                click.echo(sizes.text(results))
+            if results and json_file:
+                write_atomically(json_file, to_json(written).encode())
+        return written
+
+    @property
+    def _numerics(self) -> str:
+        """The numerics of contestants whose names do not include any."""
+        chosen: str = self.conditions["numerics"]
+        return "fast" if chosen == "both" else chosen
+
+    def _sweep(self) -> Iterator[dict[str, Any]]:
+        about = self.conditions
+        return sizes.sweep(
+            self.contestants, about["dataset"], about["threads"], about["repeat"], self._numerics,
+            self.batch_sizes or sizes.BATCHES, say=self.say,
+        )  # fmt: skip
+
+    def _presets(self) -> Iterator[dict[str, Any]]:
+        """Time each network and batch size, and print its table."""
+        threads, dataset = self.conditions["threads"], self.conditions["dataset"]
+        for network, batch in self._pairs():
+            sizes_of = suite.NETWORKS[network]
+            task = Task(sizes_of, batch, max(8192, 8 * batch), dataset)
+            entries = suite.run_task(
+                self.contestants, task, threads, self.conditions["repeat"], self.say, self._numerics
+            )
+            self.say("")
+            title = f"{'-'.join(map(str, sizes_of))}, batch {batch}, {threads} threads, {dataset}"
+            click.echo(report.table(entries, title))
+            yield {"network": network, "widths": sizes_of, "batch": batch, "entries": entries}
+
+    def _pairs(self) -> list[tuple[str, int]]:
+        """The networks by name, each with a batch size."""
+        if self.preset == "targets":
+            return list(suite.TARGETS)
+        if self.preset not in suite.NETWORKS:
+            raise OptionError(
+                f"there is no preset {self.preset!r}: choose {', '.join(suite.NETWORKS)} or targets"
+            )
+        return [(self.preset, batch) for batch in self.batch_sizes or (32, 128, 512)]
+
+
+def _print_failures(results: list[dict[str, Any]]) -> bool:
+    """Print what went wrong with the contestants of xnn. Returns True if nothing did."""
+    if any(not report.bits_agree(task["entries"]) for task in results):
+        click.echo("xnn: exact runs differ in their bits; xnn verify shows where", err=True)
+        return False
+    own = [e for task in results for e in task["entries"] if e["contestant"].startswith("xnn")]
+    if not all(e["valid"] for e in own):
+        click.echo("xnn: some runs of xnn have no figure, for the reasons above", err=True)
+        return False
+    return True
+
+
+def _print_comparison(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Print the ratios to an older file. Returns whether nothing became slower."""
+    lines, slower = report.compare(before, now)
+    click.echo("\n".join(lines))
+    return not slower
+
+
+def _time_to_accuracy(
+    target: float, peers: list[str], json_file: str | None, conditions: dict[str, Any]
 ) -> bool:
-    """Seconds to a given accuracy of each recipe, five seeds; xnn, and PyTorch if asked for."""
-    from xnn.benchmarks import time_to_accuracy
-
-    others = set(peers) - {"all", "torch"}
-    if others:
+    """Print the seconds until each recipe reaches an accuracy. Returns whether all recipes of xnn reach it."""
+    if others := set(peers) - {"torch", "all"}:
         raise OptionError(f"--to-accuracy knows one peer, torch; got {', '.join(sorted(others))}")
     contestants = ["xnn", *(["torch"] if peers else [])]
-    click.echo(environment_line(about["environment"]))
-    results = time_to_accuracy.to_accuracy(target, contestants=contestants, threads=threads, say=say)
+    say = _progress() if sys.stderr.isatty() else _say_in_lines
+    click.echo(environment_line(conditions["environment"]))
+    results = time_to_accuracy.to_accuracy(
+        target, contestants=contestants, threads=conditions["threads"], say=say
+    )
     say("")
     click.echo(time_to_accuracy.text(results, target))
     if json_file:
-        write_atomically(json_file, to_json({**about, "target": target, "results": results}).encode())
+        write_atomically(json_file, to_json({**conditions, "target": target, "results": results}).encode())
     return all(e["reached"] for e in results if e["contestant"].startswith("xnn"))
+
+
+def _say_in_lines(line: str) -> None:
+    """Print a line of progress, where standard error is not a terminal."""
+    if line:
+        click.echo(f"  {line}", err=True)

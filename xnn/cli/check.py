@@ -1,19 +1,32 @@
-"""`xnn check`: every op's gradient on every backend, the three doors, and the backends against one another.
+"""`xnn check`: check the gradients of all ops, and whether layers, graphs, autograd and all backends agree.
 
-The table of ops and inputs is `xnn/ops/cases.py`; the tests read it too.
+The ops and the inputs to try them on stand in the table `xnn/ops/cases.py`, which the tests read too.
 """
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import numpy as np
 
 from xnn import layers, losses, optimizers
-from xnn.backends import Backend, Purpose, Stream, backend, current_numerics, get_backend
+from xnn.backends import (
+    Backend,
+    Purpose,
+    Stream,
+    available_backends,
+    backend,
+    backend_variable,
+    current_numerics,
+    get_backend,
+)
 from xnn.data import synthetic_digits
+from xnn.errors import BackendUnavailableError
 from xnn.graph import Input, Node, forward_pass, topological_sort
 from xnn.graph.autograd import Value, gradients_of
 from xnn.graph.backward import backpropagate
@@ -23,10 +36,89 @@ from xnn.ops.cases import CASES, Case
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 
-__all__ = ["Result", "draw", "run_checks", "through_doors"]
+__all__ = ["Result", "check_command", "command", "compute_three_ways", "draw", "run_checks"]
 
-# Between two backends, in float32: a few roundings in an op, and what 20 steps make of them in a run.
+# Allowed relative differences between two backends in float32: of one op, and of a run of 20 steps.
 _OP_TOLERANCE, _RUN_TOLERANCE = 1e-5, 1e-3
+
+
+@click.command("check")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME",
+    help="Check this backend; may be given several times. Default: all that run here.",
+)
+@click.option("--verbose", is_flag=True, help="Show every check, not only those that fail.")
+@click.option("--table", is_flag=True, help="Show the error of each op's gradient on each backend.")
+def command(backends: tuple[str, ...], verbose: bool, table: bool) -> None:
+    """Check the gradients of all ops, and whether the backends agree.
+
+    Each op is tried as a layer, in a graph and under autograd, which must give the same bits; its gradient is
+    compared with finite differences. Exits with 1 if a check fails.
+
+    \b
+    xnn check
+    xnn check --table
+    xnn check --backend cupy --verbose
+    """
+    if not check_command(list(backends), verbose, table):
+        sys.exit(1)
+
+
+def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
+    """Run all checks and print those that fail, and a line for each backend. Returns whether all passed.
+
+    names: the backends; an empty list means all that run here.
+    verbose: whether to print passed checks too.
+    table: whether to print the error of each gradient; default False.
+    """
+    names = _chosen_backends(names)
+    passed: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    errors: dict[str, dict[str, float]] = {}
+    for result in run_checks(names):
+        (passed if result.ok else failed)[result.backend] += 1
+        if result.error is not None:
+            errors.setdefault(result.case, {})[result.backend] = result.error
+        if verbose or not result.ok:
+            click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.backend}: {result.check}: {result.detail}")
+        sys.stdout.flush()
+    if table:
+        _print_table(names, errors)
+    for name in names:
+        click.echo(f"{name}: {passed[name]} passed, {failed[name]} failed")
+    return not failed
+
+
+def _chosen_backends(names: list[str]) -> list[str]:
+    """The backends to check. Raises BackendUnavailableError for a chosen one that does not run here."""
+    reasons = available_backends()
+    if not names:
+        backend_variable()  # raises for a wrong XNN_BACKEND, although all backends are checked
+        names = [name for name, reason in reasons.items() if not reason]
+        for reason in filter(None, reasons.values()):
+            click.echo(f"not checked: {reason}", err=True)
+    for name in names:
+        if reasons.get(name):
+            raise BackendUnavailableError(reasons[name])
+    return names
+
+
+def _print_table(names: list[str], errors: dict[str, dict[str, float]]) -> None:
+    """Print a row for each case and a column for each backend."""
+    width = max(map(len, errors), default=0)
+    columns = [max(len(name), 7) for name in names]
+    heads = "  ".join(f"{name:>{n}}" for name, n in zip(names, columns, strict=True))
+    click.echo(f"{'gradient error of':<{width}}  {heads}")
+    for case, found in errors.items():
+        cells = (f"{found[name]:.1e}" if name in found else "failed" for name in names)
+        row = "  ".join(f"{cell:>{n}}" for cell, n in zip(cells, columns, strict=True))
+        click.echo(f"{case:<{width}}  {row}")
+
+
+# The checks.
 
 
 def draw(case: Case, dtype: str) -> list[Any]:
@@ -53,7 +145,14 @@ def _draw(spec: Any, dtype: str, number: int) -> Any:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of `xnn check`. error: of a gradient, relative to the largest derivative; None elsewhere."""
+    """The result of one check.
+
+    backend, check: which backend, and what was checked.
+    ok: whether it passed.
+    detail: a text for the user.
+    error: of a gradient, relative to the largest derivative; None for other checks.
+    case: the name of the case; "" for a check of a whole training.
+    """
 
     backend: str
     check: str
@@ -64,13 +163,16 @@ class Result:
 
 
 def run_checks(names: list[str]) -> Iterator[Result]:
-    """Every check on these backends, one Result at a time. Raises for a backend that cannot be had."""
+    """Run every check on these backends, one result at a time.
+
+    Raises UnknownBackendError or BackendUnavailableError for a backend that cannot be used.
+    """
     for name in names:
         lib = get_backend(name)
         with backend(name):
             for case in CASES:
                 yield _safely(lib, f"gradient of {case.name}", _gradient, case)
-                yield _safely(lib, f"three doors of {case.name}", _doors, case)
+                yield _safely(lib, f"layer, graph and autograd agree on {case.name}", _same_bits, case)
                 if name != "numpy":
                     yield _safely(lib, f"numpy agrees on {case.name}", _agreement, case)
             if name != "numpy":
@@ -81,7 +183,7 @@ def _safely(lib: Backend, title: str, check: Any, case: Case | None) -> Result:
     name = case.name if case else ""
     try:
         ok, detail, *error = check(lib, case)
-    except Exception as fault:  # a check that cannot run has failed, and the others still run
+    except Exception as fault:  # the check has failed; the others still run
         return Result(lib.name, title, False, f"{type(fault).__name__}: {fault}", case=name)
     return Result(lib.name, title, ok, detail, error[0] if error else None, name)
 
@@ -98,7 +200,7 @@ def _gradient(lib: Backend, case: Case) -> tuple[bool, str, float]:
 
 
 class _Bound(Layer):
-    """An op as a layer: x comes through forward, the rest of a case's inputs are its arguments."""
+    """A layer that applies an op to its input and to the other inputs of a case, which are fixed."""
 
     def __init__(self, case: Case, rest: list[Any]) -> None:
         super().__init__()
@@ -108,8 +210,15 @@ class _Bound(Layer):
         return self.op(x, *self.rest, **self.fixed)
 
 
-def through_doors(lib: Backend, case: Case, dtype: str) -> dict[str, list[np.ndarray | None]]:
-    """Output and gradients of one case through each door; a layer hands back its first input's gradient."""
+def compute_three_ways(lib: Backend, case: Case, dtype: str) -> dict[str, list[np.ndarray | None]]:
+    """The output and gradients of a case, computed as a layer, in a graph and under autograd.
+
+    lib: the backend.
+    dtype: of the floating-point inputs.
+
+    The keys are "layer", "graph" and "autograd". Each list has the output, then the gradient of each input, None for
+    integers and masks. The list of the layer has only the gradient of the first input.
+    """
     inputs = _device(lib, draw(case, dtype))
     layer = _Bound(case, inputs[1:])
     y = layer.forward(inputs[0])
@@ -124,31 +233,31 @@ def through_doors(lib: Backend, case: Case, dtype: str) -> dict[str, list[np.nda
     result = case.op(*values, **case.options)
     gradients = iter(gradients_of(result, seed, [v for v in values if isinstance(v, Value)]))
 
-    doors = {
+    found = {
         "layer": [y, layer.backward(seed)],
         "graph": [forward_pass(order), *backpropagate(order, {output: seed})[output]],
         "autograd": [result.value, *(next(gradients) if wanted else None for wanted in floating)],
     }
-    return {door: [None if a is None else lib.to_host(a) for a in arrays] for door, arrays in doors.items()}
+    return {way: [None if a is None else lib.to_host(a) for a in arrays] for way, arrays in found.items()}
 
 
-def _doors(lib: Backend, case: Case) -> tuple[bool, str]:
-    doors = through_doors(lib, case, "float32")
-    for door in ("layer", "graph"):
-        for a, b in zip(doors[door], doors["autograd"], strict=False):  # a layer has one gradient to show
+def _same_bits(lib: Backend, case: Case) -> tuple[bool, str]:
+    found = compute_three_ways(lib, case, "float32")
+    for way in ("layer", "graph"):
+        for a, b in zip(found[way], found["autograd"], strict=False):  # a layer has only one gradient
             if (a is None) != (b is None) or (a is not None and b is not None and a.tobytes() != b.tobytes()):
-                return False, f"{door} and autograd give different bits"
+                return False, f"{way} and autograd give different bits"
     return True, "layer, graph and autograd: same bits"
 
 
 def _agreement(lib: Backend, case: Case) -> tuple[bool, str]:
     worst = 0.0
     here, there = (
-        through_doors(library, case, "float32")["graph"] for library in (get_backend("numpy"), lib)
+        compute_three_ways(library, case, "float32")["graph"] for library in (get_backend("numpy"), lib)
     )
     for a, b in zip(here, there, strict=True):
         if (a is None) != (b is None):
-            return False, "one backend has a gradient where the other has none"
+            return False, "only one of the backends gives a gradient"
         if a is not None and b is not None:
             if a.shape != b.shape or a.dtype != b.dtype:
                 return False, f"numpy gives {a.dtype}{a.shape}, {lib.name} {b.dtype}{b.shape}"
@@ -157,7 +266,7 @@ def _agreement(lib: Backend, case: Case) -> tuple[bool, str]:
 
 
 def _allowed(tolerance: float) -> float:
-    """Between two backends: nothing in exact numerics."""
+    """The tolerance between two backends, which is 0 in exact numerics."""
     return 0.0 if current_numerics() == "exact" else tolerance
 
 
@@ -168,7 +277,10 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _training(lib: Backend, _: Case | None) -> tuple[bool, str]:
-    """A small network with dropout: same first weights, same masks, losses within rounding."""
+    """Train a small network with dropout on NumPy and on `lib`.
+
+    Initial weights and masks must have the same bits; losses and final weights may differ by rounding.
+    """
     x, y = synthetic_digits(640)
     runs = []
     for name in ("numpy", lib.name):

@@ -1,13 +1,16 @@
-"""`xnn info`: versions, backends, BLAS, threads, data sets: what a bug report needs."""
+"""`xnn info`: what a bug report needs: versions, backends, BLAS, threads and data sets."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
 import time
 from importlib import metadata
 from typing import Any
+
+import click
 
 import xnn
 from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
@@ -16,28 +19,57 @@ from xnn.backends.threads import blas_libraries, choose_threads, execution_plan
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
-__all__ = ["check_variables", "collect"]
+__all__ = ["collect", "command"]
 
 _PACKAGES = (
     "numpy", "array-api-compat", "click", "rich", "pooch", "safetensors", "threadpoolctl",
     "cupy-cuda12x", "cupy-cuda13x", "matplotlib", "scikit-learn", "array-api-strict",
 )  # fmt: skip
 
-#: Of the network that xnn train builds if not told otherwise, 784-100-200-10; its batch size is 32.
+# The number of weights of xnn train's default network, 784-100-200-10. Its batch size is 32.
 _ARTICLE_WEIGHTS = 784 * 100 + 100 * 200 + 200 * 10
 
 
-def collect(probe: bool = False) -> dict[str, Any]:
-    """Everything as JSON values. With `probe` each backend runs something; without, CuPy is not imported."""
-    if not probe and os.environ.get("XNN_BACKEND", "").strip() == "cupy":
-        plan: Any = "--probe shows the plan on a GPU"
+@click.command("info")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--probe", is_flag=True, help="Run a small computation on every backend.")
+def command(as_json: bool, probe: bool) -> None:
+    """Show versions, backends, BLAS, threads and data sets.
+
+    For a backend that is not available, it says why, and what to do. "plan" is how xnn train would run here.
+
+    \b
+    xnn info
+    xnn info --probe --json > report.json
+    """
+    facts = collect(probe)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
     else:
-        try:
-            lib = current_backend()
-            threads = choose_threads(None, 32 * _ARTICLE_WEIGHTS, on_host=lib.is_host)
-            plan = {"of": "xnn train"} | execution_plan(lib, "float32", 32, threads, lib.kernels().name)
-        except XnnError as error:
-            plan = str(error)
+        for key, value in facts.items():
+            _print_fact(key, value)
+    _check_variables()
+
+
+def _print_fact(key: str, value: Any) -> None:
+    if isinstance(value, dict):
+        click.echo(f"{key}:")
+        for name, text in value.items():
+            click.echo(f"  {name}: {text}")
+    elif isinstance(value, list):
+        for entry in value:
+            click.echo(f"{key}: {', '.join(f'{k} {v}' for k, v in entry.items())}")
+    else:
+        click.echo(f"{key}: {value}")
+
+
+def collect(probe: bool = False) -> dict[str, Any]:
+    """All facts as JSON values.
+
+    probe: whether to run a small computation on each backend; default False. Without it CuPy is not imported.
+
+    An error, such as that of a wrong environment variable, stands in place of the fact.
+    """
     return {
         "xnn": xnn.__version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -51,13 +83,13 @@ def collect(probe: bool = False) -> dict[str, Any]:
         "backends": {name: _backend(name, probe) for name in backend_names()},
         "numerics": _numerics(probe),
         "blas": blas_libraries(),
-        "plan": plan,
+        "plan": _plan(probe),
         "data": _data(),
     }
 
 
-def check_variables() -> None:
-    """Raises UnknownBackendError or OptionError for an environment variable that names nothing there is."""
+def _check_variables() -> None:
+    """Raise the error of a wrong environment variable, so that the exit code is 2 after everything is shown."""
     backend_variable()
     current_numerics()
     on_disk()
@@ -71,9 +103,9 @@ def _version(package: str) -> str | None:
 
 
 def _backend(name: str, probe: bool) -> str:
-    """One line: works, does not and why, or was not tried."""
+    """One line: that the backend works, why it does not, or that it was not tried."""
     if name == "cupy" and not probe:
-        return quick_diagnosis() or "installed, and a driver is there; --probe runs something on the GPU"
+        return quick_diagnosis() or "installed, with a driver; --probe runs something on the GPU"
     if name == "array-api-strict" and not probe and (version := _version(name)):
         return f"installed: {name} {version}, for tests"
     try:
@@ -89,18 +121,29 @@ def _backend(name: str, probe: bool) -> str:
 
 
 def _numerics(probe: bool) -> dict[str, str]:
-    """Which are in force, and whether the machine keeps the exact ones."""
+    """The numerics in force, and whether this machine can compute in exact numerics."""
     try:
         found = {"in force": current_numerics()}
         if probe:
             start = time.perf_counter()
-            current_backend().exact  # noqa: B018 - checks it
+            current_backend().exact  # noqa: B018 - the property checks the machine
             found["exact"] = f"works: checked in {1e3 * (time.perf_counter() - start):.0f} ms"
         else:
-            found["exact"] = "--probe checks what it rests on"
+            found["exact"] = "--probe checks whether this machine can compute in them"
     except XnnError as error:
         found = {"in force": "none", "exact": str(error)}
     return found
+
+
+def _plan(probe: bool) -> dict[str, Any] | str:
+    if not probe and os.environ.get("XNN_BACKEND", "").strip() == "cupy":
+        return "--probe shows the plan on a GPU"
+    try:
+        lib = current_backend()
+        threads = choose_threads(None, 32 * _ARTICLE_WEIGHTS, on_host=lib.is_host)
+        return {"of": "xnn train"} | execution_plan(lib, "float32", 32, threads, lib.kernels().name)
+    except XnnError as error:
+        return str(error)
 
 
 def _data() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What determines a run, as the command line spells it: the options that train and verify have in common."""
+"""Options that several commands share: those that determine a run, and those that say how it is executed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from typing import Any
 import click
 
 from xnn.errors import OptionError
+from xnn.runs.names import ACTIVATIONS, LOSSES, OPTIMIZERS
 
-__all__ = ["LOSS_NAMES", "OPTIMIZER_NAMES", "given_options", "run_options", "widths", "with_table"]
-
-# The keys of OPTIMIZERS and LOSSES in xnn.runs.spec, which help does not wait for.
-OPTIMIZER_NAMES = ("sgd", "adam", "adamw", "nadam", "rmsprop", "adagrad", "adadelta", "lion", "lbfgs")
-LOSS_NAMES = ("cross-entropy", "bce", "focal", "hinge", "mse", "l1", "huber")
-
-_DATASET = """mnist, fashion-mnist, digits, boston, synthetic, or a .npz or .csv file. Default: mnist, and
-synthetic if that can be had neither from disk nor from the network."""
+__all__ = ["backend_option", "given_options", "numerics_option", "run_options", "widths", "with_table"]
 
 
 def widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """100,200 -> (100, 200); an empty text is no hidden layer."""
+    """Read a list of positive integers: "100,200" becomes (100, 200), and an empty text ()."""
     try:
         numbers = tuple(int(part) for part in value.split(",")) if value.strip() else ()
     except ValueError:
@@ -30,34 +24,48 @@ def widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     return numbers
 
 
+backend_option = click.option(
+    "--backend", metavar="NAME", help="numpy or cupy. Default: XNN_BACKEND, else numpy."
+)
+numerics_option = click.option(
+    "--numerics",
+    metavar="NAME",
+    help="fast, or exact: the same bits on every machine. Default: XNN_NUMERICS, else fast.",
+)
+
 _RUN_OPTIONS = (
-    click.option("--dataset", metavar="NAME", help=_DATASET),
+    click.option(
+        "--dataset",
+        metavar="NAME",
+        help="mnist, fashion-mnist, digits, boston, synthetic, or a .npz or .csv file. Default: mnist; synthetic if "
+        "mnist is neither on disk nor on the network.",
+    ),
     click.option(
         "--model",
         metavar="FILE",
-        help="The network as a .toml file of layers, in place of --hidden, --activation and --dropout.",
+        help="A .toml file of layers; replaces --hidden, --activation and --dropout.",
     ),
     click.option(
         "--data-home",
         metavar="DIR",
-        help="Where data files are; default: XNN_DATA_HOME, then the user's cache.",
+        help="The folder of the data files. Default: XNN_DATA_HOME, else the user's cache.",
     ),
     click.option(
         "--target",
         multiple=True,
         metavar="NAME",
-        help="A table's target: a column's name, or its number from 0; default: the last. Several times for a "
-        "regression on several.",
+        help="The target column of a table: its name, or its number from 0. Default: the last column. Give it "
+        "several times for a regression with several targets.",
     ),
     click.option(
         "--header/--no-header",
         default=None,
-        help="Whether a table's first line holds names; default: if nothing in it is a number.",
+        help="Whether the first line of a table holds names. Default: it does if none of its fields is a number.",
     ),
     click.option(
         "--task",
         type=click.Choice(["classification", "regression"]),
-        help="What a table's target is; default: a look at it decides.",
+        help="What to predict from a table: classes or numbers. Default: chosen by the target's values.",
     ),
     click.option(
         "--hidden",
@@ -65,18 +73,22 @@ _RUN_OPTIONS = (
         show_default=True,
         callback=widths,
         metavar="N,N,...",
-        help="Hidden widths.",
+        help="Widths of the hidden layers.",
     ),
     click.option(
         "--activation",
-        type=click.Choice(
-            ["relu", "leaky-relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh"]
-        ),
+        type=click.Choice(list(ACTIVATIONS)),
         default="relu",
         show_default=True,
+        help="After each hidden layer.",
     ),
     click.option(
-        "--dropout", type=float, default=0.0, show_default=True, help="Rate after each hidden layer."
+        "--dropout",
+        type=float,
+        default=0.0,
+        show_default=True,
+        metavar="RATE",
+        help="Dropout rate after each hidden layer.",
     ),
     click.option(
         "--augment",
@@ -85,89 +97,117 @@ _RUN_OPTIONS = (
         flag_value=0.5,
         default=0.0,
         metavar="[STRENGTH]",
-        help="Bend, turn, scale and shift each image at random, anew each time; 1 is a lot, --augment alone 0.5.",
+        help="Bend, turn, scale and shift each image at random in every epoch. 1 is strong; --augment alone is 0.5.",
     ),
     click.option(
         "--loss",
-        type=click.Choice(LOSS_NAMES),
-        help="Default: cross-entropy for classes, mse for a regression; bce, focal and hinge are for two classes.",
+        type=click.Choice(list(LOSSES)),
+        help="bce, focal and hinge are for two classes. Default: cross-entropy for classes, mse for a regression.",
     ),
     click.option(
         "--label-smoothing",
         type=float,
         default=0.0,
         metavar="X",
-        help="How much of a label is spread over all classes, in the cross-entropy.",
+        help="The share of each label that the cross-entropy spreads over all classes. Default: 0.",
     ),
     click.option(
         "--class-weight",
         type=click.Choice(["balanced"]),
-        help="Each class counts alike in the cross-entropy, however few its training samples.",
+        help="Weigh classes so that all count alike in the cross-entropy, however few samples they have.",
     ),
-    click.option("--optimizer", type=click.Choice(OPTIMIZER_NAMES), default="sgd", show_default=True),
+    click.option(
+        "--optimizer",
+        type=click.Choice(list(OPTIMIZERS)),
+        default="sgd",
+        show_default=True,
+        help="How weights are updated; lbfgs needs SciPy and uses all data at once.",
+    ),
     click.option(
         "--lr",
         type=float,
         metavar="X",
-        help="Learning rate, a schedule's first or highest; default: 0.1 for sgd (0.01 for a regression), else the "
-        "usual one of the optimizer.",
+        help="Learning rate; with a schedule, its first or highest one. Default: 0.1 for sgd (0.01 for a "
+        "regression), else the optimizer's own.",
     ),
     click.option(
         "--schedule",
         metavar="NAME[:ARGUMENTS]",
-        help="How the rate changes over the run: constant (default), step, exponential, polynomial, cosine, "
-        "restarts, onecycle; as in step:every=1000,factor=0.5.",
+        help="How the learning rate changes: constant (default), step, exponential, polynomial, cosine, restarts or "
+        "onecycle, with arguments as in step:every=1000,factor=0.5.",
     ),
     click.option(
-        "--warmup", type=click.IntRange(1), metavar="STEPS", help="Steps in which the rate rises from 0."
+        "--warmup",
+        type=click.IntRange(1),
+        metavar="STEPS",
+        help="Steps in which the learning rate rises from 0.",
     ),
     click.option(
-        "--momentum", type=float, default=0.0, show_default=True, metavar="X", help="Of sgd and rmsprop."
+        "--momentum",
+        type=float,
+        default=0.0,
+        show_default=True,
+        metavar="X",
+        help="Momentum of sgd or rmsprop.",
     ),
     click.option(
         "--weight-decay",
         type=float,
         metavar="X",
-        help="Of all parameters; default: 0, adamw 0.01, lion 0.001.",
+        help="Weight decay of all parameters. Default: 0; 0.01 for adamw, 0.001 for lion.",
     ),
     click.option(
-        "--clip-norm", type=float, metavar="X", help="All gradients together are at most this long."
+        "--clip-norm", type=float, metavar="X", help="Largest norm of all gradients taken together."
     ),
     click.option(
         "--average",
         type=float,
         metavar="DECAY",
-        help="Test and save the weights' moving average, such as 0.999, in place of the last ones.",
+        help="Test and save a moving average of the weights, with a decay such as 0.999, not the last weights.",
     ),
-    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=32,
+        show_default=True,
+        metavar="N",
+        help="Samples per step.",
+    ),
     click.option(
         "--seed",
         type=click.IntRange(0, 2**64 - 1),
         default=0,
         show_default=True,
-        help="Weights, shuffles, masks.",
+        metavar="N",
+        help="Seed of initial weights, shuffles and dropout masks.",
     ),
 )
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What determines a run, beside where and how it is executed."""
+    """Add the options that determine a run, which train and verify share."""
     for option in reversed(_RUN_OPTIONS):
         command = option(command)
     return command
 
 
 def given_options(context: click.Context) -> set[str]:
-    """The options that stand on the command line. Raises OptionError for a network that is told twice."""
+    """The names of the options given on the command line.
+
+    Raises OptionError if two of them describe the network.
+    """
     source = click.core.ParameterSource.COMMANDLINE
     given = {name for name in context.params if context.get_parameter_source(name) is source}
     for name in sorted(given & {"hidden", "activation", "dropout"}):
         if "model" in given:
-            raise OptionError(f"--{name} and --model both say what the network is: leave one of them away")
+            raise OptionError(f"--{name} and --model both describe the network: omit one of them")
     return given
 
 
 def with_table(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with those of `xnn.data.load` in a dictionary of their own, `table`, as far as they were given."""
+    """Move the options for reading a table into a dictionary `table`, which `xnn.data.load` takes.
+
+    Options that were not given are left out of that dictionary.
+    """
     table = {name: options.pop(name) for name in ("target", "header", "task")}
     return {**options, "table": {name: value for name, value in table.items() if value not in (None, ())}}

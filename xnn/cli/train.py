@@ -1,56 +1,114 @@
-"""What the commands of xnn.cli do; imported only when one of them runs."""
+"""`xnn train`: train a network, report how well it does, and write the files that were asked for."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
-import numpy as np
 
-from xnn.backends import available_backends, backend_variable, current_numerics
+from xnn.backends import backend as use_backend
+from xnn.backends import current_numerics, get_backend
+from xnn.backends import numerics as use_numerics
 from xnn.backends.memory import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
-from xnn.cli.check import run_checks
-from xnn.data import Dataset, dataset_names, load, read_idx
-from xnn.data.loading import samples_from_csv
-from xnn.data.tables import Columns, read_array, read_npz, samples_and_targets
-from xnn.data.targets import label_numbers
-from xnn.errors import (
-    BackendUnavailableError,
-    DataNotFoundError,
-    DivergenceError,
-    OptionError,
-    ShapeError,
-    XnnError,
-)
-from xnn.files import check_plot, check_writable, to_json, write_atomically
+from xnn.cli.options import backend_option, given_options, numerics_option, run_options, with_table
+from xnn.data import Dataset, load
+from xnn.errors import DivergenceError, OptionError, XnnError
+from xnn.files import check_plot, check_writable, to_json
 from xnn.history import History
-from xnn.layers import Dense, Sequential
+from xnn.layers import Sequential
 from xnn.layers import files as weights
-from xnn.layers.sequential import classes_of
-from xnn.layers.sequential import load as load_model
 from xnn.optimizers import Optimizer
 from xnn.runs.digests import Recorder
-from xnn.runs.spec import Run
+from xnn.runs.spec import RunSpec
 from xnn.training import Trainer
 
-__all__ = ["check_command", "predict_command", "train_command"]
+__all__ = ["command", "train_command"]
+
+
+def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a positive integer nor auto")
+    return int(value)
+
+
+@click.command("train")
+@run_options
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="How many times to go through the training data.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Stop after N epochs without a lower validation loss, and keep the weights of the best epoch.",
+)
+@backend_option
+@numerics_option
+@click.option(
+    "--threads",
+    callback=_threads,
+    metavar="N|auto",
+    help="Threads of a matrix product (BLAS); auto measures which number is fastest. Default: OMP_NUM_THREADS, else "
+    "by the network's size (see xnn info).",
+)
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "ops", "numpy", "compiled"]),
+    default="auto",
+    show_default=True,
+    help="The code that runs a step: plain ops, or faster kernels for them; compiled needs the extra fast.",
+)
+@click.option("--save", metavar="FILE", help="Save the model as FILE, a name that ends in .safetensors.")
+@click.option("--plot", metavar="FILE", help="Draw the learning curves into a .png or .svg file.")
+@click.option("--log", metavar="FILE", help="Write one JSON object per epoch.")
+@click.option("--record", metavar="FILE", help="Write digests of every step, for xnn verify.")
+@click.option("--json", "as_json", is_flag=True, help="Print nothing but the result, as one JSON object.")
+@click.option("--quiet", is_flag=True, help="Print neither progress nor summary.")
+@click.pass_context
+def command(context: click.Context, /, backend: str | None, numerics: str | None, **options: Any) -> None:
+    """Train a network and report its accuracy on the test set.
+
+    The network is a multilayer perceptron, or the one in the file of --model.
+
+    \b
+    xnn train                                       784-100-200-10 on MNIST
+    xnn train --epochs 25 --plot curve.png
+    xnn train --epochs 100 --patience 5
+    xnn train --hidden 512,256 --optimizer adam --batch-size 128
+    xnn train --epochs 10 --schedule cosine --momentum 0.9 --weight-decay 1e-4
+    xnn train --epochs 10 --schedule onecycle --lr 0.4 --augment --label-smoothing 0.1
+    xnn train --optimizer adamw --schedule step:every=1000,factor=0.5 --warmup 300 --clip-norm 1
+    xnn train --dataset iris.csv --target species --save model.safetensors
+    xnn train --model network.toml                  layers of your choice: docs/architecture.md
+    xnn train --numerics exact --record run.jsonl   to be verified on another machine
+    XNN_BACKEND=cupy xnn train                      the same run on a GPU
+    """
+    given_options(context)
+    with use_numerics(numerics), use_backend(get_backend(backend).name):
+        interrupted = train_command(**with_table(options))
+    if interrupted:
+        sys.exit(130)
 
 
 def train_command(
+    *,
     dataset: str | None,
     data_home: str | None,
     table: dict[str, Any],
-    batch_size: int,
     epochs: int,
     patience: int | None,
-    seed: int,
     threads: int | str | None,
     kernels: str,
     save: str | None,
@@ -61,129 +119,167 @@ def train_command(
     quiet: bool,
     **options: Any,
 ) -> bool:
-    """Train, report, write the files asked for; returns whether Ctrl-C ended it.
+    """Train, report and write files. Returns whether Ctrl-C ended the training.
 
-    table: options of `load`; options: the rest of Run's.
+    table: arguments of `load` for reading a table.
+    options: those of RunSpec.from_options. All others are the command's own.
     """
+    _check_files(save, plot, record)
+    spec = RunSpec.from_options(**options)
+    spec.check_numerics(current_numerics())
+    if patience and spec.average is not None:
+        raise OptionError(
+            "--patience keeps the weights of the best epoch, and --average their mean over steps: omit one of them"
+        )
+    data = load(dataset, data_home, **table)
+    for message in filter(None, (data.note, data.advice)):
+        click.echo(f"xnn: {message}", err=True)
+    spec = spec.resolved(data, epochs * spec.steps_per_epoch(data))
+    model, loss, optimizer = spec.build(data)
+    recorder = Recorder(model, {**spec.record_header(data), "table": table}) if record else None
+    stopper = EarlyStopping(patience=patience) if patience else None
+    callbacks = _reporting(spec, data, model, log, lines=not (quiet or as_json))
+    callbacks += [callback for callback in (recorder, stopper) if callback]
+    trainer = Trainer(model, loss, optimizer, callbacks=callbacks, threads=threads, kernels=kernels)
+    job = _Job(spec, data, model, optimizer, trainer, recorder, stopper)
+    history = _fit(job, epochs, save, record, progress=not quiet)
+    # Files are written before anything else can fail. A file that cannot be written must not hide the results.
+    with job.averaged():
+        written, failure = _write_files(job, history, save, record, plot)
+        tested = trainer.evaluate((data.x_test, spec.targets(data.y_test)))
+        result = _result(job, history, tested)
+    if as_json:
+        click.echo(to_json(result))
+    elif not quiet:
+        _print_summary(result, history, save, tested)
+        _print_files(result, written, recorder)
+    if failure is not None:
+        raise failure
+    return history.interrupted
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training: what is run, on which data, and the objects that take part."""
+
+    spec: RunSpec
+    data: Dataset
+    model: Sequential
+    optimizer: Optimizer
+    trainer: Trainer
+    recorder: Recorder | None
+    stopper: EarlyStopping | None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside the block, the model has the moving averages of its weights if there are any (--average)."""
+        return self.optimizer.averaged() if self.optimizer.averages else nullcontext()
+
+    def kept_epoch(self, history: History) -> int:
+        """The epoch after which the model had its present weights; 0 if it has not trained a whole epoch."""
+        return (self.stopper.best_epoch if self.stopper else 0) or len(history.epochs)
+
+    def save(self, path: str, history: History, error: Exception | None = None) -> None:
+        """Save the model, with notes that `xnn predict` needs."""
+        data = self.data
+        notes: dict[str, Any] = {
+            "dataset": data.name,
+            "task": data.task,
+            "features": data.x_train.shape[1],
+            "labels": data.labels,
+            "columns": None if data.columns is None else asdict(data.columns),
+            "epochs": self.kept_epoch(history),
+        }
+        weights.save(self.model, path, notes if error is None else {**notes, "error": str(error)})
+
+
+def _check_files(save: str | None, plot: str | None, record: str | None) -> None:
+    """Raise now if a file could not be written after hours of training."""
     if save:
         check_writable(save, (".safetensors",))
     if plot:
         check_plot(plot)
     if record:
         check_writable(record)
-    run = Run.from_options(batch_size=batch_size, seed=seed, **options)
-    run.check_numerics(current_numerics())
-    if patience and run.average is not None:
-        raise OptionError(
-            "--patience keeps the best epoch's weights and --average the mean over the steps: leave one of them away"
+
+
+def _reporting(
+    spec: RunSpec, data: Dataset, model: Sequential, log: str | None, lines: bool
+) -> list[Callback]:
+    """Callbacks that write the log and print a line per epoch."""
+    callbacks: list[Callback] = []
+    if log:
+        about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
+        callbacks.append(
+            JsonLines(log, {**about, "model": [weights.full_text(layer) for layer in model.layers]})
         )
-    data = load(dataset, data_home, **table)
-    for line in filter(None, (data.note, data.advice)):
-        click.echo(f"xnn: {line}", err=True)
-    run = run.resolved(data, epochs * -(-len(data.x_train) // batch_size))
-    model, loss, rule = run.build(data)
-    about = {"dataset": data.name, "seed": seed, "run": run.as_record()}
-    about["model"] = [weights.full_text(layer) for layer in model.layers]
-    callbacks: list[Callback] = [JsonLines(log, about)] if log else []
-    if not (quiet or as_json):
+    if lines:
         callbacks.append(EpochLines())
-    recorder = Recorder(model, {**run.about(data), "table": table}) if record else None
-    stopper = EarlyStopping(patience=patience) if patience else None
-    callbacks += [callback for callback in (recorder, stopper) if callback]
-    trainer = Trainer(model, loss, rule, callbacks=callbacks, threads=threads, kernels=kernels)
-    notes: dict[str, Any] = {"dataset": data.name, "task": data.task, "features": data.x_train.shape[1]}
-    notes["labels"], notes["columns"] = data.labels, None if data.columns is None else asdict(data.columns)
-    failure: XnnError | None = None
-    written: list[str] = []
+    return callbacks
+
+
+def _fit(job: _Job, epochs: int, save: str | None, record: str | None, progress: bool) -> History:
+    """Train. If the run diverges, save the last good weights and the record, and raise the DivergenceError."""
+    spec, data = job.spec, job.data
     try:
-        history = trainer.fit(
-            (data.x_train, run.targets(data.y_train)),
-            validation=(data.x_val, run.targets(data.y_val)),
+        return job.trainer.fit(
+            (data.x_train, spec.targets(data.y_train)),
+            validation=(data.x_val, spec.targets(data.y_val)),
             epochs=epochs,
-            batch_size=batch_size,
-            seed=seed,
-            progress=not quiet,
+            batch_size=spec.batch_size,
+            seed=spec.seed,
+            progress=progress,
         )
     except DivergenceError as error:
-        if save and isinstance(error.history, History):  # the weights from before the step that failed
-            with _averaged(rule):
-                kept = _kept(error.history, stopper)
-                weights.save(model, save, {**notes, "epochs": kept, "error": str(error)})
-            which = (
-                f"after epoch {best}, the best"
-                if (best := stopper and stopper.best_epoch)
-                else "before that step"
-            )
+        if save and isinstance(error.history, History):
+            with job.averaged():
+                job.save(save, error.history, error)
+            best = job.stopper.best_epoch if job.stopper else 0
+            which = f"after epoch {best}, the best" if best else "before that step"
             click.echo(f"xnn: {save} holds the model as it was {which}", err=True)
-        if record and recorder:
-            recorder.record.save(record)
+        if record and job.recorder:
+            job.recorder.record.save(record)
         raise
-    # Saved before anything else can fail; what was reached is worth printing even if it could not be.
-    files: list[tuple[str | None, Callable[[str], None]]] = [
-        (save, lambda path: weights.save(model, path, {**notes, "epochs": _kept(history, stopper)})),
-        (record, lambda path: None if recorder is None else recorder.record.save(path)),
-        (plot, history.plot),
+
+
+def _write_files(
+    job: _Job, history: History, save: str | None, record: str | None, plot: str | None
+) -> tuple[dict[str, str], XnnError | None]:
+    """Write the files that were asked for. Returns what was written, as option -> file, and the first error."""
+
+    def save_record(path: str) -> None:
+        assert job.recorder is not None
+        job.recorder.record.save(path)
+
+    files: list[tuple[str, str | None, Callable[[str], None]]] = [
+        ("save", save, lambda path: job.save(path, history)),
+        ("record", record, save_record),
+        ("plot", plot, history.plot),
     ]
-    with _averaged(rule):
-        for path, write in files:
-            if path:
-                try:
-                    write(path)
-                    written.append(path)
-                except XnnError as error:
-                    failure = failure or error
-        tested = trainer.evaluate((data.x_test, run.targets(data.y_test)))
-        result = _result(data, run, model, history, tested, stopper)
-    if as_json:
-        click.echo(to_json(result))
-    elif not quiet:
-        _summarize(result, history, save, tested)
-        if save in written:
-            click.echo(f"model: {save}")
-        if plot in written:
-            click.echo(f"learning curves: {plot}")
-        if record in written and recorder:
-            fast = (
-                "; in fast numerics it verifies under the same plan only"
-                if result["numerics"] == "fast"
-                else ""
-            )
-            click.echo(f"record of {len(recorder.record.steps):,} steps: {record}{fast}")
-    if failure is not None:
-        raise failure
-    return history.interrupted
+    written: dict[str, str] = {}
+    failure: XnnError | None = None
+    for option, path, write in files:
+        if path:
+            try:
+                write(path)
+                written[option] = path
+            except XnnError as error:
+                failure = failure or error
+    return written, failure
 
 
-def _averaged(rule: Optimizer) -> AbstractContextManager[None]:
-    """With --average the model is the moving average of its weights, once there is one."""
-    return rule.averaged() if rule.averages else nullcontext()
-
-
-def _kept(history: History, stopper: EarlyStopping | None) -> int:
-    """After how many epochs the model was as it is now."""
-    return (stopper.best_epoch if stopper else 0) or len(history.epochs)
-
-
-def _result(
-    data: Dataset,
-    run: Run,
-    model: Sequential,
-    history: History,
-    tested: dict[str, float],
-    stopper: EarlyStopping | None,
-) -> dict[str, Any]:
-    """What --json prints."""
+def _result(job: _Job, history: History, tested: dict[str, float]) -> dict[str, Any]:
+    """The object that --json prints."""
     keys = ("loss", "accuracy", "val_loss", "val_accuracy")
     return {
-        "dataset": data.name,
-        "task": data.task,
+        "dataset": job.data.name,
+        "task": job.data.task,
         "backend": history.plan["backend"],
         "numerics": history.plan["numerics"],
         "plan": history.plan,
-        "seed": run.seed,
-        "run": run.as_record(),
+        "seed": job.spec.seed,
+        "run": job.spec.as_json(),
         "epochs": len(history.epochs),
-        "kept_epoch": _kept(history, stopper),
+        "kept_epoch": job.kept_epoch(history),
         "interrupted": history.interrupted,
         "stopped": history.stopped,
         "steps": history.steps,
@@ -193,16 +289,18 @@ def _result(
         "ms_per_step": round(history.ms_per_step, 4),
         "samples_per_second": round(history.samples_per_second, 1),
         "peak_rss_mb": round(peak_resident_bytes() / 2**20, 1),
-        "weights_sha256": weights.weights_sha256(model),
+        "weights_sha256": weights.weights_sha256(job.model),
         "losses_sha256": history.losses_sha256,
     }
 
 
-def _summarize(result: dict[str, Any], history: History, save: str | None, tested: dict[str, float]) -> None:
+def _print_summary(
+    result: dict[str, Any], history: History, save: str | None, tested: dict[str, float]
+) -> None:
     if history.interrupted:
         click.echo(
             f"interrupted after {history.steps:,} steps, {len(history.epochs)} whole epochs; "
-            + (f"the model as it is goes to {save}" if save else "nothing is saved (--save FILE does)")
+            + (f"the model goes to {save} as it is" if save else "the model is not saved (--save FILE saves)")
         )
     kept = result["kept_epoch"]
     if history.stopped:
@@ -211,7 +309,7 @@ def _summarize(result: dict[str, Any], history: History, save: str | None, teste
         click.echo(f"the model is as it was after epoch {kept}, the best of {len(history.epochs)}")
     if "average" in result["run"]:
         click.echo(
-            "tested and saved: the moving average of the weights; the epochs' numbers are of the weights"
+            "tested and saved: the moving average of the weights; the numbers of the epochs are those of the weights"
         )
     entry = history.epochs[kept - 1] if kept else {}
     shown = {f"validation {k[4:]}": v for k, v in entry.items() if k.startswith("val_")}
@@ -231,123 +329,11 @@ def _summarize(result: dict[str, Any], history: History, save: str | None, teste
     )
 
 
-def predict_command(model: str, data: str, data_home: str | None, output: str | None, as_json: bool) -> None:
-    """Print a label or a number a line."""
-    if output:
-        check_writable(output, (".npy",))
-    net = load_model(model)
-    notes = weights.metadata(model)["notes"]
-    task, labels = notes.get("task", "classification"), tuple(notes.get("labels", ()))
-    columns = Columns(**notes["columns"]) if notes.get("columns") else None
-    x, y = _samples(data, data_home, notes.get("features") or _width(net), columns)
-    outputs = net.predict(x)
-    classify = task == "classification" and outputs.ndim == 2
-    predicted: Any = classes_of(outputs, net.threshold) if classify else outputs
-    if output:
-        import io
-
-        content = io.BytesIO()
-        np.save(content, outputs)
-        write_atomically(output, content.getvalue())
-    accuracy = None
-    if classify and y is not None and y.ndim == 1:
-        unknown = _unknown_classes(y, labels, outputs.shape[1])
-        if unknown.any():
-            few = list(dict.fromkeys(y[unknown].tolist()))
-            named = ", ".join(map(str, few[:5])) + (", ..." if len(few) > 5 else "")
-            click.echo(
-                f"xnn: no accuracy: {int(unknown.sum())} of {len(y)} samples are of a class that the model does not "
-                f"know ({named})",
-                err=True,
-            )
-        else:
-            accuracy = float(np.mean(predicted == label_numbers(y, labels)))
-    printed = predicted.tolist()
-    if classify and labels:
-        printed = [labels[number] for number in printed]
-    if as_json:
-        click.echo(to_json({"predictions": printed, "accuracy": accuracy}))
-        return
-    for row in printed:
-        click.echo(",".join(map(str, row)) if isinstance(row, list) else row)
-    if accuracy is not None:
-        click.echo(f"accuracy {accuracy:.4f} over {len(predicted)} samples", err=True)
-
-
-def _unknown_classes(y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> np.ndarray:
-    """Which samples' classes a model of these labels and so many outputs cannot predict."""
-    numbers = label_numbers(y, labels)
-    if numbers.dtype.kind == "U":
-        return np.ones(len(y), dtype=bool)
-    return ~np.isin(numbers, np.arange(len(labels) or max(outputs, 2)))
-
-
-def _width(net: Sequential) -> int:
-    """How many features a model takes whose file does not say it; 0 if that cannot be told."""
-    return next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
-
-
-def _samples(
-    data: str, data_home: str | None, width: int, columns: Columns | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples of so many features, and targets where the data hold them.
-
-    columns: those of the table that the model was trained on.
-    """
-    path = Path(data)
-    if data in dataset_names():
-        named = load(data, data_home)
-        return named.x_test, named.y_test
-    if not path.is_file():
-        raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
-    y: np.ndarray | None = None
-    if path.suffix.lower() == ".csv":
-        x, y = samples_from_csv(path, columns, width)
-    elif path.suffix.lower() == ".npz":
-        arrays = read_npz(path)
-        x_name = next((name for name in ("x", "x_test") if name in arrays), None)
-        if x_name is None:
-            raise OptionError(f"{data} holds {', '.join(arrays) or 'nothing'}; predict needs x (or x_test)")
-        x, y = arrays[x_name], arrays.get(x_name.replace("x", "y"))
-    elif path.suffix.lower() == ".npy":
-        x = read_array(path)
-    else:
-        x = read_idx(path)
-    if x.ndim < 2:
-        raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row a sample")
-    return (x.reshape(len(x), -1), None) if y is None else samples_and_targets(data, x, y)
-
-
-def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
-    """Print failures, a table of gradients' errors if asked, and a line a backend; returns whether all is well."""
-    reasons = available_backends()
-    if not names:
-        backend_variable()  # all are checked, but a wrong one is not passed over
-        names = [name for name, reason in reasons.items() if not reason]
-        for reason in filter(None, reasons.values()):
-            click.echo(f"not checked: {reason}", err=True)
-    for name in names:
-        if reasons.get(name):
-            raise BackendUnavailableError(reasons[name])
-    passed: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    errors: dict[str, dict[str, float]] = {}
-    for result in run_checks(names):
-        (passed if result.ok else failed)[result.backend] += 1
-        if result.error is not None:
-            errors.setdefault(result.case, {})[result.backend] = result.error
-        if verbose or not result.ok:
-            click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.backend}: {result.check}: {result.detail}")
-        sys.stdout.flush()
-    if table:
-        width = max(map(len, errors), default=0)
-        columns = [max(len(name), 7) for name in names]
-        heads = "  ".join(f"{name:>{n}}" for name, n in zip(names, columns, strict=True))
-        click.echo(f"{'gradient error of':<{width}}  {heads}")
-        for case, found in errors.items():
-            cells = (f"{found[name]:.1e}" if name in found else "failed" for name in names)
-            row = "  ".join(f"{cell:>{n}}" for cell, n in zip(cells, columns, strict=True))
-            click.echo(f"{case:<{width}}  {row}")
-    for name in names:
-        click.echo(f"{name}: {passed[name]} passed, {failed[name]} failed")
-    return not failed
+def _print_files(result: dict[str, Any], written: dict[str, str], recorder: Recorder | None) -> None:
+    if "save" in written:
+        click.echo(f"model: {written['save']}")
+    if "plot" in written:
+        click.echo(f"learning curves: {written['plot']}")
+    if "record" in written and recorder:
+        fast = "; fast numerics verify only under the same plan" if result["numerics"] == "fast" else ""
+        click.echo(f"record of {len(recorder.record.steps):,} steps: {written['record']}{fast}")

@@ -1,3 +1,3 @@
-"""What `xnn train` runs, said in words: its network, its record, and a run done again."""
+"""Runs of `xnn train`: what determines one, networks in files, records of every step, and two runs compared."""
 
 __all__ = []

@@ -1,4 +1,4 @@
-"""Networks as files: a TOML text of layers, read, checked line by line, and built for the data at hand.
+"""Networks as TOML files of layers: read, checked with file and line, and built for the data.
 
     [[layers]]
     type = "Dense"
@@ -11,7 +11,7 @@
     type = "Dense"
     outputs = "classes"
 
-docs/architecture.md has the format.
+docs/architecture.md describes the format.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import cache
 from typing import Any, NoReturn
 
 from xnn import initializers, layers, ops
-from xnn.errors import DataNotFoundError, OptionError, ShapeError, XnnError
+from xnn.errors import DataNotFoundError, OptionError
 from xnn.layers import Layer, Sequential
 from xnn.layers.sequential import first_of
 from xnn.ops import Op
+from xnn.runs.layer_plans import Classes, LayerPlan, arguments_of, build_chain, construct
 from xnn.runs.toml_lines import Path, lines_of
 
 __all__ = ["Architecture", "read"]
 
-_LARGEST = 2**20  # bytes: a file of layers is some lines, and a device gives bytes without end
-_MOST_WEIGHTS = 2**48  # of one layer: no machine holds them, and beyond NumPy cannot even say so
+_LARGEST = 2**20  # bytes of a file: a list of layers needs few, and a device would be read without end
 
 _LAYERS: dict[str, type[Layer]] = {
     name: kind for name, kind in vars(layers).items() if isinstance(kind, type) and kind in Layer.own.values()
@@ -48,6 +48,7 @@ _INITIALIZERS = {
     if name in initializers.__all__ and isinstance(kind, type) and is_dataclass(kind)
 }
 
+# The words of a constructor's annotation: the types that TOML may give, and their names in messages.
 _WORDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
@@ -58,9 +59,19 @@ _WORDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def read(path: str | os.PathLike[str]) -> Architecture:
-    """The architecture that a TOML file holds, UTF-8 with or without a byte order mark.
+    """Read a network from a TOML file.
 
-    Raises DataNotFoundError for a file that cannot be read, and OptionError, with file and line, for what is in it.
+    path: the file, in UTF-8 with or without a byte order mark.
+
+    Raises DataNotFoundError if the file cannot be read, and OptionError, with file and line, if it is not TOML or
+    describes layers that do not exist.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "network.toml")
+    ...     _ = path.write_text('[[layers]]\\ntype = "Dense"\\noutputs = "classes"\\n')
+    ...     read(path).build((784,), classes=10).output_shape((784,))
+    (10,)
     """
     name = os.fspath(path)
     try:
@@ -70,41 +81,55 @@ def read(path: str | os.PathLike[str]) -> Architecture:
         reason = getattr(error, "strerror", None) or error
         raise DataNotFoundError(f"cannot read the architecture {name}: {reason}") from error
     if len(content) > _LARGEST:
-        raise OptionError(
-            f"{name} is larger than {_LARGEST:,} bytes: an architecture is a text of some lines"
-        )
+        raise OptionError(f"{name} is larger than {_LARGEST:,} bytes: give a text file that lists layers")
+    table, lines = _parse(content, name)
+    for key in table:
+        if key != "layers":
+            hint = "; arguments of a layer stand below its [[layers]]" if "layers" in table else ""
+            raise OptionError(
+                f"{name}:{lines[(key,)]}: {key} has no meaning here: the file has only [[layers]], and training is "
+                f"set by options of the command{hint}"
+            )
+    return Architecture(table.get("layers", []), name, lines)
+
+
+def _parse(content: bytes, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
+    """The values of a TOML file, and the line of each."""
     try:
         text = content.decode("utf-8")
-        table = tomllib.loads(text)
-        lines = lines_of(text)
+        return tomllib.loads(text), lines_of(text)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise OptionError(
             f"{name}:{line}: byte 0x{content[error.start]:02x} is not UTF-8: save it as UTF-8"
         ) from error
     except RecursionError:
-        raise OptionError(f"{name}: arrays and tables stand too deeply in one another") from None
-    except ValueError as error:  # TOMLDecodeError, and a number of more digits than Python reads
+        raise OptionError(f"{name}: arrays and tables are nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or a number with more digits than Python reads
         found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", str(error), re.DOTALL)
         if found is None:
             raise OptionError(f"{name}: this is not TOML: {error}") from None
         line = int(found[2] or text.count("\n") + 1)
-        hint = "" if found[2] else " at the file's end: look above for a quote or bracket that is not closed"
+        hint = (
+            ""
+            if found[2]
+            else " at the end of the file: look above for a quote or bracket that is not closed"
+        )
         raise OptionError(f"{name}:{line}: this is not TOML: {found[1]}{hint}") from None
-    for key in table:
-        if key != "layers":
-            hint = "; what belongs to a layer stands below its [[layers]]" if "layers" in table else ""
-            raise OptionError(
-                f"{name}:{lines[(key,)]}: {key} has no meaning here: the file has [[layers]] and nothing else, "
-                f"training has its options{hint}"
-            )
-    return Architecture(table.get("layers", []), name, lines)
 
 
 class Architecture:
-    """Layers as tables of JSON values, `layers`; `name` is that of the file, `lines` says where in it they stand.
+    """A network as a list of tables, one for each layer, with the layer's type and arguments.
 
-    Raises OptionError for an unknown layer or argument, one that is missing, or a value of the wrong kind.
+    layers: the list, of JSON values.
+    name: the file's name, for messages; default "model".
+    lines: the line of each value in the file, for messages; default None, if there is no file.
+
+    Raises OptionError for an unknown layer or argument, a missing argument, or a value of the wrong type.
+
+    >>> network = Architecture([{"type": "Dense", "outputs": 4}, {"type": "ReLU"}])
+    >>> network.build((3,), classes=2).output_shape((3,))
+    (4,)
     """
 
     def __init__(self, layers: Any, name: str = "model", lines: Mapping[Path, int] | None = None) -> None:
@@ -112,9 +137,14 @@ class Architecture:
         try:
             self._plans = self._plan_all(layers, ("layers",))
         except RecursionError:
-            raise OptionError(f"{name}: layers stand too deeply in one another") from None
+            raise OptionError(f"{name}: layers are nested too deeply") from None
         if not layers:
-            raise OptionError(f'{name} holds no layers: [[layers]] and type = "Dense" or another begin each')
+            raise OptionError(
+                f'{name} has no layers: begin each one with [[layers]] and a type such as "Dense"'
+            )
+
+    def __repr__(self) -> str:
+        return f"Architecture({self.name!r}, {len(self.layers)} layers)"
 
     def build(
         self,
@@ -124,13 +154,19 @@ class Architecture:
         seed: int = 0,
         augment: Sequence[Layer] = (),
     ) -> Sequential:
-        """The model for samples of this shape; `classes` is what "classes" stands for.
+        """Build the model.
 
-        rescaling: scale and offset of a Rescale in front, unless the first layer takes integers, as Rescale does.
-        augment: layers behind that Rescale, or one that is the file's first layer, and otherwise in front.
-        Raises OptionError for what a layer refuses, and ShapeError for one that cannot take what comes to it.
+        shape: of a sample.
+        classes: the number that replaces "classes" in the file.
+        rescaling: scale and offset of a Rescale layer in front; default None, no such layer. It is omitted if the
+        first layer takes integers, as a Rescale layer in the file does.
+        seed: of the initial weights; default 0.
+        augment: layers to put after the Rescale layer, or in front if there is none; default none.
+
+        Raises OptionError for arguments that a layer refuses, and ShapeError for a layer that cannot take the output
+        of the layer before it.
         """
-        stack = _chain(self._plans, tuple(shape), classes)
+        stack = build_chain(self._plans, tuple(shape), classes)
         first = first_of(stack)
         if rescaling is not None and not (first is not None and first.takes_integers):
             dtype = next((p.dtype for layer in stack for p in layer.parameters()), "float32")
@@ -140,48 +176,48 @@ class Architecture:
             if stack[0].takes_integers and not scaled:
                 raise OptionError(
                     f"{self._plans[0].place}: {type(stack[0]).__name__} takes the data as integers, which cannot be "
-                    "augmented: put a Rescale first, or leave augmentation away"
+                    "augmented: put a Rescale layer first, or omit --augment"
                 )
             stack[scaled:scaled] = augment
         return Sequential(*stack, seed=seed)
 
     @property
     def first(self) -> str:
-        """Where the first layer stands: the file and the line."""
+        """File and line of the first layer."""
         return self._plans[0].place
 
     @property
     def last(self) -> str:
-        """Where the last layer stands."""
+        """File and line of the last layer."""
         return self._plans[-1].place
 
-    def _plan_all(self, tables: Any, path: Path) -> list[_Plan]:
+    def _plan_all(self, tables: Any, path: Path) -> list[LayerPlan]:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             dotted = ".".join(key for key in path if isinstance(key, str))
             self._refuse(
-                path, f"{dotted} must be tables of layers: [[{dotted}]], in two brackets, begins each"
+                path, f"{dotted} must be tables of layers: begin each one with [[{dotted}]], in two brackets"
             )
         return [self._plan(table, (*path, position)) for position, table in enumerate(tables)]
 
-    def _plan(self, table: dict[str, Any], path: Path) -> _Plan:
-        """What a layer's table asks for, checked as far as it can be without data."""
+    def _plan(self, table: dict[str, Any], path: Path) -> LayerPlan:
+        """Make a plan from a layer's table. Checks everything that does not depend on the data."""
         kind, given = self._read_table(table, path, _LAYERS, "layer")
-        for name, argument in _arguments(kind).items():
+        for name, argument in arguments_of(kind).items():
             needed = argument.default is argument.empty and argument.kind is not argument.VAR_POSITIONAL
             if needed and name not in given and name not in kind.from_input:
-                self._refuse(path, f"{table['type']} needs {name}: it takes {', '.join(_arguments(kind))}")
-        return _Plan(kind, self._where(path), given)
+                self._refuse(path, f"{table['type']} needs {name}: it takes {', '.join(arguments_of(kind))}")
+        return LayerPlan(kind, self._where(path), given)
 
     def _read_table(
         self, table: dict[str, Any], path: Path, known: Mapping[str, Any], what: str
     ) -> tuple[Any, dict[str, Any]]:
-        """The class that a table's type names, and the arguments beside it."""
+        """The class that a table names as its type, and its arguments."""
         name = table.get("type")
         if not isinstance(name, str) or name not in known:
             wrong = f"there is no {what} {_text(name)}" if "type" in table else f"the {what} has no type"
             place = (*path, "type") if "type" in table else path
             self._refuse(place, f'{wrong}: write type = "NAME", one of {", ".join(sorted(known))}')
-        arguments, given = _arguments(known[name]), {}
+        arguments, given = arguments_of(known[name]), {}
         for key, value in table.items():
             if key != "type":
                 if key not in arguments:
@@ -191,7 +227,7 @@ class Architecture:
         return known[name], given
 
     def _read_value(self, argument: inspect.Parameter, what: str, value: Any, path: Path) -> Any:
-        """A value as the constructor takes it; of layers, their plans."""
+        """A value in the form that the constructor takes. Layers stay plans until the data are known."""
         annotation = str(argument.annotation)
         words = annotation.split(" | ")
         if re.search(r"\bLayer\b", annotation):
@@ -201,7 +237,7 @@ class Architecture:
         if "Initializer" in words:
             if not isinstance(value, dict):
                 self._refuse(path, f'{what} must be a table such as {{type = "He"}}, got {_text(value)}')
-            return _made(*self._read_table(value, path, _INITIALIZERS, "initializer"), self._where(path))
+            return construct(*self._read_table(value, path, _INITIALIZERS, "initializer"), self._where(path))
         if "Op" in words:
             if not isinstance(value, str) or value not in _functions():
                 self._refuse(path, f"{what} must be one of {', '.join(_functions())}, got {_text(value)}")
@@ -213,9 +249,9 @@ class Architecture:
         return self._read_plain(words, what, value, path)
 
     def _read_plain(self, words: list[str], what: str, value: Any, path: Path) -> Any:
-        """A number, text or array; what the constructor's annotation does not tell, it looks at itself."""
+        """A number, text or array. The constructor checks what its annotation does not say."""
         if value == "classes" and "int" in words:
-            return _Classes
+            return Classes
         self._check_plain(what, value, path)
         if all(word in _WORDS for word in words):
             kinds = tuple(kind for word in words for kind in _WORDS[word][0])
@@ -225,7 +261,7 @@ class Architecture:
         return value
 
     def _check_plain(self, what: str, value: Any, path: Path) -> None:
-        """Numbers, texts and arrays of them: what a record can hold and an argument can be."""
+        """Refuse values that are neither numbers, texts nor arrays of them: a record could not hold them."""
         if isinstance(value, list):
             for position, inner in enumerate(value):
                 self._check_plain(what, inner, (*path, position))
@@ -238,7 +274,7 @@ class Architecture:
         raise OptionError(f"{self._where(path)}: {message}")
 
     def _where(self, path: Path) -> str:
-        """File and line; without lines, how to come to the value from the top."""
+        """File and line. Without a file, the path to the value, such as model.layers[1].bias."""
         if not self._lines:
             return self.name + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
         while path and path not in self._lines:
@@ -246,97 +282,9 @@ class Architecture:
         return f"{self.name}:{self._lines.get(path, 1)}"
 
 
-class _Classes:
-    """Stands for a number that the data tell."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A layer to be built: its class, where it is written, and its arguments, in which other plans may stand."""
-
-    kind: type[Layer]
-    place: str
-    given: dict[str, Any]
-
-    def build(self, shape: tuple[int, ...], classes: int) -> Layer:
-        """The layer, for samples of this shape.
-
-        The layers inside a Sequential are a chain; those inside any other layer take what comes to that layer.
-        """
-        given: dict[str, Any] = {}
-        inside: list[Any] = []
-        for name, argument in _arguments(self.kind).items():
-            value: Any = self.given.get(name)
-            if name not in self.given:
-                if argument.default is argument.empty and name in self.kind.from_input and shape:
-                    if name == "in_channels" and len(shape) != 3:
-                        raise ShapeError(
-                            f"{self.place}: {self.kind.__name__} takes images (channels, height, width), and what "
-                            f"comes to it is {shape}: put a Reshape first, as in shape = [1, 28, 28]"
-                        )
-                    given[name] = shape[self.kind.from_input[name]]
-                continue
-            if isinstance(value, list) and issubclass(self.kind, Sequential):
-                value = _chain(value, shape, classes)
-            elif isinstance(value, list):
-                value = [_filled(inner, shape, classes) for inner in value]
-            else:
-                value = _filled(value, shape, classes)
-            if argument.kind is argument.VAR_POSITIONAL:
-                inside = value
-            else:
-                given[name] = value
-        layer: Layer = _made(self.kind, given, self.place, inside)
-        for parameter in layer.own_parameters:
-            if parameter.size > _MOST_WEIGHTS:
-                raise OptionError(
-                    f"{self.place}: a {parameter.name} of shape {parameter.shape} fits no memory"
-                )
-        return layer
-
-
-def _filled(value: Any, shape: tuple[int, ...], classes: int) -> Any:
-    """An argument now that the data are known."""
-    if isinstance(value, _Plan):
-        return value.build(shape, classes)
-    return classes if value is _Classes else value
-
-
-def _chain(plans: list[_Plan], shape: tuple[int, ...], classes: int) -> list[Layer]:
-    """Layers of which each takes what the one before it gives."""
-    stack = []
-    for plan in plans:
-        layer = plan.build(shape, classes)
-        try:
-            shape = layer.output_shape(shape)
-        except ShapeError as error:
-            raise ShapeError(f"{plan.place}: {error}") from error
-        stack.append(layer)
-    return stack
-
-
-def _made(kind: Any, given: dict[str, Any], place: str, inside: Sequence[Any] = ()) -> Any:
-    """What the constructor gives; what it refuses is said with the place."""
-    try:
-        return kind(*inside, **given)
-    except XnnError as error:
-        raise type(error)(f"{place}: {kind.__name__}: {error}") from error
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise OptionError(f"{place}: {kind.__name__} cannot be built: {error}") from error
-
-
-def _arguments(kind: type) -> dict[str, inspect.Parameter]:
-    """The constructor's, less the seed, which is the model's, and what Layer's own takes of its subclasses."""
-    return {
-        name: argument
-        for name, argument in inspect.signature(kind).parameters.items()
-        if name != "seed" and argument.annotation != "Parameter" and argument.kind is not argument.VAR_KEYWORD
-    }
-
-
 @cache
 def _functions() -> dict[str, Op]:
-    """The ops of one input that need no options, for Function."""
+    """The ops that a Function layer can apply: those of one input that need no options."""
     found = {}
     for name, op in vars(ops).items():
         if isinstance(op, Op):

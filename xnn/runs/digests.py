@@ -1,15 +1,20 @@
-"""What a run did, step by step, in digests: small enough to carry to another machine, enough to compare every bit.
+"""Records of runs: digests of the loss, gradients and weights of every step.
 
-A record is a file of JSON lines: what was run, then a line a step, then the end and the digest of all before it.
+A record is small enough to carry to another machine, and enough to compare every bit of two runs. It is a file of
+JSON lines:
 
     {"format": "xnn record 1", "run": {"dataset": "mnist", ...}, "data_sha256": ..., "tensors": {"1.weight": "Dense"}}
-    ["40186a3f", "<16 hex digits for each gradient>", "<16 for each weight>"]
+    ["", "", "<16 hex digits for each weight>"]
+    ["40186a3f", "<16 hex digits for each gradient>", "<16 hex digits for each weight>"]
     {"end": 1563, "sha256": ...}
 
-A step's loss is there itself, as the hexadecimal digits of its big-endian bytes, so that a distance can be told; of
-each tensor there are the first 8 bytes of the SHA-256 of its raw little-endian bytes. Line 2 is of before the first
-step: no loss, no gradients. An epoch of MNIST, 1,563 steps with three Dense layers, is 0.33 MB; the digests of a
-step of 784-100-200-10 take about a millisecond.
+Line 1 says what was run. Line 2 is the state before the first step, which has no loss and no gradients. Then comes a
+line for each step: the loss itself, as the hexadecimal digits of its big-endian bytes, and of each gradient and
+weight the first 8 bytes of the SHA-256 of its little-endian bytes. The last line has the number of steps and the
+SHA-256 of all lines before it.
+
+An epoch of MNIST with three Dense layers, 1,563 steps, takes 0.33 MB. Computing the digests of a step of the network
+784-100-200-10 takes about a millisecond.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -30,31 +35,38 @@ from xnn.files import to_json, write_atomically
 from xnn.history import History
 from xnn.layers import Container, Layer, Parameter, Sequential
 
-__all__ = ["Digests", "Record", "Recorder", "data_sha256", "little_endian", "read_record"]
+__all__ = ["Digests", "Record", "Recorder", "TensorKind", "data_sha256", "little_endian", "read_record"]
 
 _FORMAT = "xnn record 1"
 _WIDTH = 16  # hexadecimal digits of a tensor's digest
 
+#: What is recorded of a parameter.
+TensorKind: TypeAlias = Literal["weight", "gradient"]
+
 
 class Digests(NamedTuple):
-    """One step's: the loss's bytes in hexadecimal, and a digest for each gradient and each weight, side by side."""
+    """The digests of one step.
+
+    loss: the bytes of the loss in hexadecimal, big-endian.
+    gradients, weights: 16 hexadecimal digits for each parameter, one after the other.
+    """
 
     loss: str
     gradients: str
     weights: str
 
 
-def _digest(array: Any) -> str:
+def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(little_endian(array).tobytes()).hexdigest()[:_WIDTH]
 
 
 def little_endian(array: np.ndarray) -> np.ndarray:
-    """The array as files and digests have it."""
+    """The array with contiguous little-endian elements: the same bytes on every machine."""
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
 def data_sha256(*arrays: np.ndarray) -> str:
-    """SHA-256 over the arrays' dtypes, shapes and raw little-endian bytes."""
+    """The SHA-256 of the arrays' dtypes, shapes and little-endian bytes."""
     digest = hashlib.sha256()
     for array in map(little_endian, arrays):
         digest.update(f"{array.dtype.str}{array.shape}".encode())
@@ -64,7 +76,13 @@ def data_sha256(*arrays: np.ndarray) -> str:
 
 @dataclass
 class Record:
-    """A run's digests. about: what was run; tensors: parameter -> type of its layer; initial, then `steps`."""
+    """The digests of a run.
+
+    about: what was run: the first line of the file, without its format and tensors.
+    tensors: the name of each parameter, and the type of its layer.
+    initial: the digests before the first step.
+    steps: the digests after each step.
+    """
 
     about: dict[str, Any]
     tensors: dict[str, str]
@@ -72,67 +90,100 @@ class Record:
     steps: list[Digests]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all. Raises OptionError or DataError."""
+        """Write the file, whole or not at all. Raises OptionError or DataError if it cannot be written."""
         lines = [{"format": _FORMAT, **self.about, "tensors": self.tensors}, self.initial, *self.steps]
         content = "".join(to_json(line) + "\n" for line in lines)
         end = {"end": len(self.steps), "sha256": hashlib.sha256(content.encode()).hexdigest()}
         write_atomically(path, (content + to_json(end) + "\n").encode())
 
+    def __repr__(self) -> str:
+        return f"Record({len(self.steps):,} steps of {len(self.tensors)} tensors)"
+
 
 def read_record(path: str | os.PathLike[str]) -> Record:
-    """A saved record. Raises DataNotFoundError, or CorruptFileError for one that is damaged or cut short."""
+    """Read a record from a file.
+
+    Raises DataNotFoundError if the file cannot be read, and CorruptFileError if it is not a record, damaged, or cut
+    short.
+    """
     path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataNotFoundError(f"cannot read the record {path}: {error.strerror or error}") from error
+    *lines, last = content.splitlines(keepends=True) or [b""]
+    header = _read_header(lines[0] if lines else last, path)
+    if not _checksum_fits(lines, last):
+        raise CorruptFileError(f"{path} is damaged or cut short: fetch it again, or record the run again")
+    tensors = header.pop("tensors")
+    initial, *steps = _read_steps(lines[1:], len(tensors), path)
+    return Record(header, tensors, initial, steps)
+
+
+def _read_header(line: bytes, path: Path) -> dict[str, Any]:
+    """The first line without its format. Keys that are needed later must be there, or the file is not a record."""
     try:
-        *lines, last = content.splitlines(keepends=True)
-        header = json.loads(lines[0] if lines else last)
+        header: dict[str, Any] = json.loads(line)
         kind = header.pop("format")
         plan, _ = header["plan"], (header["tensors"], header["steps_per_epoch"])
         _ = plan["numerics"], plan["blas"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{path} is not a record; `xnn train --record {path}` writes one") from error
     if kind != _FORMAT:
-        raise CorruptFileError(f"{path} is a record of another kind ({kind}); this xnn reads {_FORMAT}")
+        raise CorruptFileError(f"{path} is a record in the format {kind!r}; this xnn reads {_FORMAT!r}")
+    return header
+
+
+def _checksum_fits(lines: list[bytes], last: bytes) -> bool:
     try:
         end = json.loads(last)
-        sound = end["end"] == len(lines) - 2 and end["sha256"] == hashlib.sha256(b"".join(lines)).hexdigest()
+        digest = hashlib.sha256(b"".join(lines)).hexdigest()
+        return bool(end["end"] == len(lines) - 2 and end["sha256"] == digest)
     except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise CorruptFileError(f"{path} is damaged or cut short: fetch it again, or record the run again")
-    tensors = header.pop("tensors")
-    try:
-        initial, *steps = (Digests(*json.loads(line)) for line in lines[1:])
-    except (ValueError, TypeError):
-        raise _malformed(path) from None
-    width = _WIDTH * len(tensors)
-    for number, row in enumerate((initial, *steps)):
-        wanted = rf"[0-9a-f]{{{width if number else 0}}}", rf"[0-9a-f]{{{width}}}"
-        shapes = zip(("[0-9a-f]{8}|[0-9a-f]{16}" if number else "", *wanted), row, strict=True)
-        if not all(isinstance(text, str) and re.fullmatch(pattern, text) for pattern, text in shapes):
-            raise _malformed(path)
-    return Record(header, tensors, initial, steps)
+        return False
 
 
-def _malformed(path: Path) -> CorruptFileError:
-    return CorruptFileError(
+def _read_steps(lines: list[bytes], tensors: int, path: Path) -> list[Digests]:
+    """The digests on all lines but the first and the last. A line without digests would agree with anything."""
+    malformed = CorruptFileError(
         f"{path} holds a line that no recorder wrote: fetch it again, or record the run again"
     )
+    try:
+        rows = [Digests(*json.loads(line)) for line in lines]
+    except (ValueError, TypeError):
+        raise malformed from None
+    if not rows:
+        raise malformed
+    for number, row in enumerate(rows):
+        width = _WIDTH * tensors
+        loss, gradients = ("[0-9a-f]{8}|[0-9a-f]{16}", width) if number else ("", 0)
+        patterns = loss, rf"[0-9a-f]{{{gradients}}}", rf"[0-9a-f]{{{width}}}"
+        for pattern, text in zip(patterns, row, strict=True):
+            if not (isinstance(text, str) and re.fullmatch(pattern, text)):
+                raise malformed
+    return rows
 
 
 class Recorder(Callback):
-    """Takes the digests of a fit's every step.
+    """A callback that takes the digests of every step of a fit.
 
-        recorder = Recorder(model)
-        Trainer(model, loss, optimizer, callbacks=[recorder]).fit(data, ...)
-        recorder.record.save("run.jsonl")
+    model: the Sequential that is trained.
+    about: JSON values to keep in the first line of the file; default None.
 
-    A run that Ctrl-C or an error ends is recorded as far as it came. about: JSON values to keep in the file. `xnn
-    verify` compares two such records; it can run again only those of `xnn train --record`, which name the run.
-    Raises OptionError for what is no Sequential.
+    `record` holds the digests; `record.save(path)` writes them. `xnn verify` compares two records. It can also run a
+    training again beside its record, if `xnn train --record` made it; a record made in Python does not say what to
+    run. If Ctrl-C or an error ends the training, the steps before it are recorded.
+
+    Raises OptionError if `model` is not a Sequential.
+
+    >>> import xnn
+    >>> from xnn import layers, losses, optimizers
+    >>> model = xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(784, 10))
+    >>> recorder = Recorder(model)
+    >>> trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), callbacks=[recorder])
+    >>> history = trainer.fit(xnn.data.synthetic_digits(96), batch_size=32, progress=False)
+    >>> recorder.record
+    Record(3 steps of 2 tensors)
     """
 
     needs_gradients = True
@@ -148,31 +199,29 @@ class Recorder(Callback):
         self.record = Record(dict(about or {}), tensors, Digests("", "", ""), [])
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        """Begin anew: the plan, and the weights before the first step."""
         self.record.about.update(plan=history.plan, steps_per_epoch=steps_per_epoch)
-        self.record.initial = Digests("", "", self._joined("weight"))
+        self.record.initial = Digests("", "", self._digests("weight"))
         self.record.steps.clear()
 
     def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
-        """Add the step."""
         digits = np.asarray(loss, dtype=np.dtype(self.model.dtype).newbyteorder(">")).tobytes().hex()
-        self.record.steps.append(Digests(digits, self._joined("gradient"), self._joined("weight")))
+        self.record.steps.append(Digests(digits, self._digests("gradient"), self._digests("weight")))
 
     def on_fit_end(self, history: History) -> None:
-        """Forget the steps that were taken back since the run diverged."""
+        """Remove the steps that the trainer undid when it found that the run had diverged."""
         del self.record.steps[history.steps :]
 
-    def _joined(self, kind: str) -> str:
+    def _digests(self, kind: TensorKind) -> str:
         return "".join(_digest(self.tensor(kind, p)) for _, p in self.model.named_state())
 
-    def tensor(self, kind: str, parameter: Parameter) -> np.ndarray:
-        """A parameter's value ("weight") or gradient, on the host; a frozen one has a gradient without elements."""
+    def tensor(self, kind: TensorKind, parameter: Parameter) -> np.ndarray:
+        """A parameter's weight or gradient on the host. The gradient of a frozen parameter is an empty array."""
         array = parameter.value if kind == "weight" else None if parameter.frozen else parameter.grad
         return np.empty(0, parameter.dtype) if array is None else self.model.backend.to_host(array)
 
 
 def _layer(model: Layer, name: str) -> Layer:
-    """The layer that a parameter's name leads to: `2.0.weight` is of the first layer of the third."""
+    """The layer of a parameter: `2.0.weight` belongs to the first layer inside the third."""
     for position in name.split("."):
         if isinstance(model, Container) and position.isdecimal():
             model = model.layers[int(position)]

@@ -1,4 +1,4 @@
-"""Ready-made models: the multilayer perceptron that the command line trains."""
+"""The multilayer perceptron that `xnn train` builds unless a file describes another network."""
 
 from __future__ import annotations
 
@@ -8,20 +8,9 @@ from typing import Any
 from xnn import layers
 from xnn.errors import OptionError
 from xnn.layers import Layer, Sequential
+from xnn.runs.names import ACTIVATIONS
 
-__all__ = ["ACTIVATIONS", "mlp"]
-
-ACTIVATIONS: dict[str, type[Layer]] = {
-    "relu": layers.ReLU,
-    "leaky-relu": layers.LeakyReLU,
-    "elu": layers.ELU,
-    "selu": layers.SELU,
-    "gelu": layers.GELU,
-    "silu": layers.SiLU,
-    "softplus": layers.Softplus,
-    "sigmoid": layers.Sigmoid,
-    "tanh": layers.Tanh,
-}
+__all__ = ["mlp"]
 
 
 def mlp(
@@ -34,13 +23,24 @@ def mlp(
     seed: int = 0,
     augment: Sequence[Layer] = (),
 ) -> Sequential:
-    """inputs - hidden[0] - ... - outputs, Dense layers with an activation (and dropout) after each hidden one.
+    """Build a multilayer perceptron: Dense layers, with an activation after each hidden one.
 
-    rescale: scale and offset of a Rescale layer in front. augment: layers behind it, such as
-    layers.augmentation((28, 28)). The last layer gives logits.
+    inputs: the number of features of a sample.
+    hidden: the widths of the hidden layers; an empty list makes a linear model.
+    outputs: the number of outputs. The last layer gives logits, or the numbers of a regression.
+    activation: a name in xnn.runs.names.ACTIVATIONS; default "relu".
+    dropout: the rate of a Dropout layer after each hidden layer; default 0, no such layer.
+    rescale: scale and offset of a Rescale layer in front; default None, no such layer.
+    seed: the seed of the initial weights; default 0.
+    augment: layers to put after the Rescale layer, such as layers.augmentation((28, 28)).
+
+    Raises OptionError for an unknown activation, and for what a layer refuses.
+
+    >>> mlp(784, (100, 200), 10).output_shape((784,))
+    (10,)
     """
     if activation not in ACTIVATIONS:
-        raise OptionError(f"no activation is called {activation!r}; choose {', '.join(ACTIVATIONS)}")
+        raise OptionError(f"there is no activation {activation!r}: choose {', '.join(ACTIVATIONS)}")
     stack: list[Layer] = [] if rescale is None else [layers.Rescale(*rescale)]
     stack += augment
     for width in hidden:

@@ -1,7 +1,7 @@
-"""A contestant's process and the line to it: a JSON object a line, answered by one.
+"""Programs in processes of their own: one that runs a module and answers commands, one JSON object a line.
 
-Two frameworks in one process would share threads and caches, and two BLAS libraries slow each other down. The
-process waits without working in between.
+Two frameworks in one process would share threads and caches, and two BLAS libraries slow each other down. Between
+commands the process only waits.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from xnn.errors import XnnError
 
 __all__ = ["Line", "Process", "serve"]
 
-# OpenBLAS's threads spin on for 0.11 s after a product (measured), and would take a core from whoever is next.
+# OpenBLAS's threads spin for 0.11 s after a product (measured). They would take a core from the process asked next.
 _SETTLE = 0.15
-_PATIENCE = 900.0  # seconds for one answer: the slowest compiler and the largest network need less
+_PATIENCE = 900.0  # seconds to wait for one answer: the slowest compiler and the largest network need less
 _LIMITS = (
     "NPROC",
     "VECLIB_MAXIMUM_THREADS",
@@ -32,9 +32,15 @@ _LIMITS = (
 
 
 class Process:
-    """A module's main in a process of its own, with a limit of threads in its environment, if one is given.
+    """A process that runs the function `main` of a module and answers commands.
 
-    `error`: why it takes no further part. `settle`: how long to wait for other processes' threads before it is asked.
+    name: for messages.
+    module: the module's full name.
+    threads: the limit of threads that its environment sets; None sets no limit.
+    environment: further variables; default None.
+
+    `error` says why the process ended; it is "" while the process works.
+    `settle` is the time in seconds to wait before each command, until the threads of other processes are quiet.
     """
 
     settle = _SETTLE
@@ -45,7 +51,7 @@ class Process:
         self.name, self.error = name, ""
         self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         limits = {} if threads is None else dict.fromkeys(_LIMITS, str(threads))
-        # This process's path, and not the folder it happens to run in, says which xnn and which peers are meant.
+        # The path of this process says which xnn and which peers are meant, whatever the working folder is.
         program = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; main()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -57,14 +63,14 @@ class Process:
         )
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """A command's answer; nothing after an error, which is remembered. Waits until other processes are quiet."""
+        """Send a command and wait for its answer, which is empty if the process failed. `error` then says why."""
         if self.error:
             return {}
         time.sleep(self.settle)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         alarm = threading.Timer(_PATIENCE, self._process.kill)
-        alarm.daemon = True  # Ctrl-C between its start and what follows must not wait for it
+        alarm.daemon = True  # so that Ctrl-C before the `try` does not wait for the timer
         alarm.start()
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
@@ -72,7 +78,7 @@ class Process:
             answer = json.loads(self._process.stdout.readline())
         except (OSError, ValueError):  # no line, or half of one
             answer = {"error": self._how_it_ended()}
-        except BaseException:  # Ctrl-C: what it is in the middle of is of no use any more
+        except BaseException:  # Ctrl-C: its answer is not needed any more
             self._process.kill()
             raise
         finally:
@@ -83,7 +89,7 @@ class Process:
     def _how_it_ended(self) -> str:
         self._stop(1.0)
         self._complaints.seek(0)
-        last = (self._complaints.read().strip().splitlines() or ["without a word"])[-1]
+        last = (self._complaints.read().strip().splitlines() or ["without a message"])[-1]
         return f"the process of {self.name} ended unexpectedly, exit code {self._process.returncode}: {last}"
 
     def _stop(self, seconds: float) -> None:
@@ -94,48 +100,50 @@ class Process:
             self._process.wait()
 
     def close(self) -> None:
-        """End the process, and the lines to it."""
+        """End the process and close the pipes to it."""
         for line in (self._process.stdin, self._process.stdout):
             if line is not None:
                 try:
                     line.close()
-                except OSError:  # what was still to be written has no reader any more
+                except OSError:  # the process has ended, and a command was still to be written
                     continue
         self._stop(10.0)
         self._complaints.close()
 
 
 class Line:
-    """The other end: the commands that come in, until input ends, and the answer to each."""
+    """The process's end of the pipes. Iterate over the commands until input ends, and `answer` each one."""
 
     def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # what a framework prints is not an answer
+        os.dup2(2, 1)  # whatever a framework prints goes to standard error
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(json.loads, sys.stdin)
 
     def answer(self, answer: dict[str, Any]) -> None:
-        """The answer to the last command."""
         self._answers.write(json.dumps(answer) + "\n")
         self._answers.flush()
 
 
 def serve(make: Callable[..., Any]) -> None:
-    """Answer a line: make(**first line) is a contestant, whose methods answer the rest, until input ends.
+    """Answer commands by calling methods of an object, until input ends.
 
-    A command names a method by `do`; what else it holds are arguments.
+    make: called with the first command as keyword arguments; returns the object. Each further command names a method
+    by `do`; its other entries are the method's arguments, and the method's result is the answer.
+
+    An exception of any kind is answered as an error.
     """
     line = Line()
-    contestant: Any = None
+    served: Any = None
     answer: dict[str, Any] = {}
     for command in line:
         try:
-            if contestant is None:
-                contestant, answer = make(**command), {"ready": True}
+            if served is None:
+                served, answer = make(**command), {"ready": True}
             else:
-                answer = getattr(contestant, command.pop("do"))(**command)
-        except Exception as error:  # whatever a framework raises is the reason why there is no figure
+                answer = getattr(served, command.pop("do"))(**command)
+        except Exception as error:  # any error of a framework is the reason why there is no figure
             known = isinstance(error, XnnError)
             answer = {"error": str(error) if known else f"{type(error).__name__}: {error}"}
         line.answer(answer)

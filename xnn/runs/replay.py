@@ -1,80 +1,96 @@
-"""The sides that `xnn verify` compares: a record, or a run in a process of its own that waits after each step.
+"""Two runs compared step by step, to the first bit in which they differ: what `xnn verify` does.
 
-A process for each, since BLAS looks at its variables once, when it is loaded.
+Each side of the comparison is a record, or a live run that trains in a process of its own and waits after each step.
+A live run needs its own process because BLAS reads its environment variables once, when it is loaded.
 """
 
 from __future__ import annotations
 
 import base64
-import sys
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from xnn.backends import backend as use
-from xnn.backends import backend_names, get_backend, numerics
-from xnn.data import load
-from xnn.errors import OptionError, UnknownBackendError, XnnError
-from xnn.history import History
-from xnn.layers import Sequential
-from xnn.runs.digests import Digests, Record, Recorder, little_endian
-from xnn.runs.process import Line, Process
-from xnn.runs.spec import Run
-from xnn.training import Trainer
+from xnn.backends import backend_names
+from xnn.errors import DataError, OptionError, UnknownBackendError, XnnError
+from xnn.runs.digests import Digests, Record, TensorKind
+from xnn.runs.process import Process
 
-__all__ = ["Live", "Recorded", "main", "parse_settings"]
+__all__ = [
+    "NO_DISTANCE",
+    "Difference",
+    "LiveSide",
+    "RecordSide",
+    "Side",
+    "as_text",
+    "compare",
+    "distance",
+    "lock_step",
+    "parse_settings",
+]
+
+#: The distance from a number to NaN, as `distance` gives it.
+NO_DISTANCE = np.iinfo(np.uint64).max
 
 _KERNELS = ("auto", "ops", "numpy", "compiled")
-_SETTINGS = "backend=NAME, threads=N, kernels=NAME or blas=CORE, with commas between them"
+_SETTINGS = "backend=NAME, threads=N, kernels=NAME or blas=CORE, separated by commas"
 
 
-def parse_settings(text: str) -> dict[str, str]:
-    """backend=cupy,threads=1 -> {"backend": "cupy", "threads": "1"}. Raises OptionError or UnknownBackendError."""
-    settings: dict[str, str] = {}
-    for part in text.split(","):
-        key, sign, value = (word.strip() for word in part.partition("="))
-        if not (sign and value):
-            raise OptionError(f"{text!r} is neither a file nor settings of a run: {_SETTINGS}")
-        if key not in ("backend", "threads", "kernels", "blas") or key in settings:
-            problem = "stands there twice" if key in settings else "is not a setting"
-            raise OptionError(f"{text!r}: {key} {problem}; give {_SETTINGS}")
-        if key == "backend" and value not in backend_names():
-            raise UnknownBackendError(f"{text!r}: choose one of {', '.join(backend_names())}")
-        if key == "threads" and (not value.isdecimal() or int(value) < 1):
-            raise OptionError(f"{text!r}: threads must be a positive integer")
-        if key == "kernels" and value not in _KERNELS:
-            raise OptionError(f"{text!r}: kernels must be one of {', '.join(_KERNELS)}")
-        settings[key] = value
-    return settings
+# The two sides.
 
 
-class Recorded:
-    """A record, read step by step. It has no tensors to show. note: what the user should see."""
+class Side(Protocol):
+    """One side of a comparison.
+
+    name: what the user wrote: a file or settings.
+    record: what is run, its tensors, and the digests before the first step.
+    note: a message for the user; "" if there is none.
+    """
+
+    name: str
+    record: Record
+    note: str
+
+    def begin(self) -> None:
+        """Prepare everything up to the first step, and fill in `record`."""
+
+    def step(self) -> Digests:
+        """The digests of the next step."""
+
+    def tensor(self, kind: TensorKind, name: str) -> np.ndarray | None:
+        """A parameter's weight or gradient after the last step; None if only its digest is known."""
+
+    def close(self) -> None:
+        """Release what the side uses."""
+
+
+class RecordSide:
+    """A record as one side. It has digests, and no tensors to show."""
 
     def __init__(self, name: str, record: Record) -> None:
         self.name, self.record, self.note, self._done = name, record, "", 0
 
-    def begin(self) -> None:
-        """Nothing needs to be started."""
+    def begin(self) -> None: ...
 
     def step(self) -> Digests:
-        """The next step's digests."""
         self._done += 1
         return self.record.steps[self._done - 1]
 
-    def tensor(self, kind: str, name: str) -> np.ndarray | None:
-        """None: there are digests alone."""
+    def tensor(self, kind: TensorKind, name: str) -> np.ndarray | None:
         return None
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def close(self) -> None: ...
 
 
-class Live:
-    """A run with these settings, which goes on by a step when it is asked. `task`: what `main` is told of the run."""
+class LiveSide:
+    """A live run as one side. It trains in a process of its own, one step each time it is asked.
 
-    module = __name__
+    settings: how it is executed, such as "backend=cupy" or "threads=1,kernels=ops".
+    task: what is run: the first command that xnn.runs.replay_process gets, without these settings.
+    """
+
+    module = "xnn.runs.replay_process"
 
     def __init__(self, settings: str, task: dict[str, Any]) -> None:
         self.name, chosen = settings, parse_settings(settings)
@@ -83,30 +99,28 @@ class Live:
         self._task = {**task, **chosen, "threads": threads}
         variables = {"OPENBLAS_CORETYPE": self._core} if self._core else {}
         self._process = Process(self.name, self.module, threads, variables)
-        self._process.settle = 0.0  # nothing is timed
+        self._process.settle = 0.0  # nothing is timed here
         self.record = Record({}, {}, Digests("", "", ""), [])
         self.note = ""
 
     def begin(self) -> None:
-        """Load the data, build the model, and come to before the first step. Raises what hinders it."""
+        """Load the data, build the model, and stop before the first step. Raises the error that prevents this."""
         answer = self._ask(**self._task)
         self.note = answer["note"]
         self.record = Record(answer["about"], answer["tensors"], Digests(*answer["initial"]), [])
         blas = self.record.about["plan"]["blas"]
         if self._core and "openblas" not in blas:
             raise OptionError(
-                f"{self.name}: blas= is for OpenBLAS, and NumPy's is {blas or 'one unknown here'}"
+                f"{self.name}: blas= is for OpenBLAS, and NumPy uses {blas or 'a BLAS that is unknown here'}: omit it"
             )
         if self._core and self._core.lower() not in blas.lower().split():
-            # It has several names for one set of kernels, and takes its usual ones for a name it does not know.
-            self.note = f"{self.name}: the kernels that OpenBLAS took call themselves {blas.split()[-1]}"
+            # OpenBLAS has several names for one set of kernels, and takes its usual ones for a name it does not know.
+            self.note = f"{self.name}: OpenBLAS took kernels that it calls {blas.split()[-1]}"
 
     def step(self) -> Digests:
-        """Take the next step; its digests."""
         return Digests(*self._ask(do="step")["step"])
 
-    def tensor(self, kind: str, name: str) -> np.ndarray | None:
-        """A weight or gradient after the last step."""
+    def tensor(self, kind: TensorKind, name: str) -> np.ndarray | None:
         answer = self._ask(do="tensor", kind=kind, name=name)
         array = np.frombuffer(base64.b64decode(answer["bytes"]), answer["dtype"])
         return array.reshape(answer["shape"])
@@ -121,80 +135,146 @@ class Live:
         return answer
 
     def close(self) -> None:
-        """End the process."""
         self._process.close()
 
 
-class _Waiting(Recorder):
-    """Answers with each step's digests, and waits until it is asked for the next."""
+def parse_settings(text: str) -> dict[str, str]:
+    """Read how a live run is executed, from a text of settings.
 
-    def __init__(
-        self, model: Sequential, about: dict[str, Any], note: str, line: Line, commands: Iterator[Any]
-    ) -> None:
-        super().__init__(model, about)
-        self._note, self._line, self._commands = note, line, commands
+    Raises OptionError or UnknownBackendError for a text that is not such settings.
 
-    def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        """Answer with what is run, and the first weights."""
-        super().on_fit_start(history, epochs, steps_per_epoch)
-        record = self.record
-        start = {"about": record.about, "tensors": record.tensors, "initial": record.initial}
-        self._line.answer({**start, "note": self._note})
-        self._wait()
-
-    def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
-        """Answer with the step."""
-        super().on_step(history, epoch, step, loss)
-        self._line.answer({"step": self.record.steps.pop()})
-        self._wait()
-
-    def _wait(self) -> None:
-        parameters = dict(self.model.named_state())
-        for command in self._commands:
-            if command["do"] == "step":
-                return
-            array = little_endian(self.tensor(command["kind"], parameters[command["name"]]))
-            content = base64.b64encode(array.tobytes()).decode()
-            self._line.answer({"dtype": array.dtype.str, "shape": array.shape, "bytes": content})
-        sys.exit()  # nobody asks any more
+    >>> parse_settings("backend=cupy,threads=1")
+    {'backend': 'cupy', 'threads': '1'}
+    """
+    settings: dict[str, str] = {}
+    for part in text.split(","):
+        key, sign, value = (word.strip() for word in part.partition("="))
+        if not (sign and value):
+            raise OptionError(f"{text!r} is neither a file nor settings of a run: give {_SETTINGS}")
+        if key not in ("backend", "threads", "kernels", "blas") or key in settings:
+            problem = "is given twice" if key in settings else "is not a setting"
+            raise OptionError(f"{text!r}: {key} {problem}: give {_SETTINGS}")
+        if key == "backend" and value not in backend_names():
+            raise UnknownBackendError(
+                f"{text!r}: there is no backend {value!r}: choose {', '.join(backend_names())}"
+            )
+        if key == "threads" and (not value.isdecimal() or int(value) < 1):
+            raise OptionError(f"{text!r}: threads must be a positive integer")
+        if key == "kernels" and value not in _KERNELS:
+            raise OptionError(f"{text!r}: kernels must be one of {', '.join(_KERNELS)}")
+        settings[key] = value
+    return settings
 
 
-def _serve(
-    line: Line,
-    commands: Iterator[Any],
-    run: dict[str, Any],
-    version: str,
-    dataset: str | None,
-    data_home: str | None,
-    table: dict[str, Any],
-    mode: str,
-    steps: int,
-    threads: int | None,
-    backend: str | None = None,
-    kernels: str = "auto",
-) -> None:
-    with numerics(mode), use(get_backend(backend).name):
-        data = load(dataset, data_home, **table)
-        chosen = Run.from_record(run, version).resolved(data, steps)
-        model, loss, rule = chosen.build(data)
-        waiting = _Waiting(model, {**chosen.about(data), "table": table}, data.note, line, commands)
-        trainer = Trainer(model, loss, rule, callbacks=[waiting], threads=threads, kernels=kernels)
-        samples = data.x_train, chosen.targets(data.y_train)
-        epochs = steps if rule.minimizes else -(-steps // -(-len(data.x_train) // chosen.batch_size))
-        history = trainer.fit(
-            samples, epochs=epochs, batch_size=chosen.batch_size, seed=chosen.seed, progress=False
+# The comparison.
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two runs differ first.
+
+    step: the step, from 1; 0 is the state before the first step.
+    kind: "loss", "gradient" or "weight".
+    name: the parameter's name; "" for the loss.
+    others: kind and name of everything else that differs after that step.
+    a, b: the losses of the two sides, as `Digests` has them.
+    """
+
+    step: int
+    kind: str
+    name: str
+    others: tuple[tuple[str, str], ...]
+    a: str = ""
+    b: str = ""
+
+
+def compare(step: int, a: Digests, b: Digests, names: list[str]) -> Difference | None:
+    """The first difference between two steps; None if they agree.
+
+    Differences are ordered as the step is computed: the loss, the gradients from the last layer to the first, the
+    weights. So the first one shows where the fault arose, and the others may follow from it.
+    """
+    found = [("loss", "")] if a.loss != b.loss else []
+    kinds = (("gradient", a.gradients, b.gradients, -1), ("weight", a.weights, b.weights, 1))
+    for kind, one, other, direction in kinds:
+        width = len(one) // max(1, len(names))
+        pieces = [(n, slice(i * width, (i + 1) * width)) for i, n in enumerate(names)]
+        found += [(kind, name) for name, piece in pieces[::direction] if one[piece] != other[piece]]
+    if not found:
+        return None
+    return Difference(step, *found[0], tuple(found[1:]), a.loss, b.loss)
+
+
+def lock_step(a: Side, b: Side, steps: int) -> Difference | None:
+    """Take steps on both sides until they differ, at most `steps`; None if all agree.
+
+    Raises OptionError if the sides are two different runs, and DataError if their data differ.
+    """
+    _check_same_run(a, b)
+    names = list(a.record.tensors)
+    difference, step = compare(0, a.record.initial, b.record.initial, names), 0
+    while difference is None and step < steps:
+        step += 1
+        difference = compare(step, a.step(), b.step(), names)
+    return difference
+
+
+def _check_same_run(a: Side, b: Side) -> None:
+    one, other = _what_was_run(a.record), _what_was_run(b.record)
+    for key in one | other:
+        if one.get(key) != other.get(key):
+            what = f"{key} is {one.get(key)} in {a.name}, {other.get(key)} in {b.name}"
+            raise OptionError(f"these are two different runs: {what}")
+    digests = [side.record.about.get("data_sha256", "") for side in (a, b)]
+    if digests[0] != digests[1]:
+        found = (f"{d[:16] or 'unknown'} of {s.name}" for s, d in zip((a, b), digests, strict=True))
+        raise DataError(
+            f"the training data differ before the first step, SHA-256 {' and '.join(found)}: --dataset and "
+            "--data-home say which data to use"
         )
-        done = len(
-            history.epochs
-        )  # only a minimizer comes here, which may need fewer iterations than it is given
-        raise OptionError(f"the run came to its end in step {done}: --steps {done} compares it")
 
 
-def main() -> None:
-    """The process of a side: its first command says what to run, the others let it go on."""
-    line = Line()
-    commands = iter(line)
-    try:
-        _serve(line, commands, **next(commands))
-    except XnnError as error:
-        line.answer({"refused": str(error), "option": isinstance(error, (OptionError, UnknownBackendError))})
+def _what_was_run(record: Record) -> dict[str, Any]:
+    """What must be equal on both sides. The data set's name is left out: the same data may have another name."""
+    run = {key: as_text(value) for key, value in record.about.get("run", {}).items() if key != "dataset"}
+    layers = [f"{name} of {kind}" for name, kind in record.tensors.items()]
+    return {**run, "numerics": record.about["plan"]["numerics"], "tensors": as_text(layers)}
+
+
+def as_text(value: Any) -> str:
+    """A JSON value as text for messages: lists with commas, tables of layers as calls of their constructors.
+
+    >>> as_text([100, 200]), as_text({"type": "Dense", "outputs": 10})
+    ('100,200', 'Dense(outputs=10)')
+    """
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(as_text, value))
+    if isinstance(value, dict):
+        inside = (f"{key}={as_text(value[key])}" for key in sorted(value) if key != "type")
+        return f"{value.get('type')}({', '.join(inside)})"
+    return str(value)
+
+
+def distance(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the bits of two float arrays differ, and how far the numbers are apart in ulps.
+
+    x, y: arrays of one shape and dtype.
+
+    The first result has positions in the flattened arrays. The second has the distance at each position: the number
+    of floats between the two numbers, plus one. It is 0 for -0 and +0, and NO_DISTANCE if one number is NaN.
+
+    >>> one = np.ones(3, np.float32)
+    >>> distance(one, np.nextafter(one, np.float32(2)))[1].tolist()
+    [1, 1, 1]
+    """
+    bits = [np.ascontiguousarray(v).reshape(-1).view(f"u{v.itemsize}") for v in (x, y)]
+    places = np.flatnonzero(bits[0] != bits[1])
+    sign = 1 << (8 * x.itemsize - 1)
+    ordered = []
+    for part in bits:
+        magnitude = (part[places] & part.dtype.type(sign - 1)).astype(np.int64)
+        ordered.append(np.where(part[places] >= part.dtype.type(sign), -magnitude, magnitude))
+    one, other = np.maximum(*ordered), np.minimum(*ordered)
+    ulps = one.astype(np.uint64) - other.astype(np.uint64)  # modulo 2^64, so that no difference overflows
+    ulps[np.isnan(x.reshape(-1)[places]) | np.isnan(y.reshape(-1)[places])] = NO_DISTANCE
+    return places, ulps

@@ -1,7 +1,8 @@
-"""On which line of a TOML text each table and value stands: tomllib reads the values and does not tell.
+"""The line on which each table and value of a TOML text stands, which Python's tomllib does not tell.
 
-The text is one that tomllib has taken, so nothing is checked here: it is cut into tokens (strings and comments whole,
-so that no bracket inside them counts), and the tokens are followed as the grammar has them. https://toml.io/en/v1.0.0
+tomllib has accepted the text before, so nothing is checked here. The text is cut into tokens, with strings and
+comments in one piece, so that brackets inside them do not count. The tokens are then read by the grammar of
+https://toml.io/en/v1.0.0.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import TypeAlias
 
 __all__ = ["Path", "lines_of"]
 
-#: From the top: keys of tables and positions in arrays, ("layers", 2, "weight_init", "type").
+#: The way to a value: keys of tables and positions in arrays, as in ("layers", 2, "weight_init", "type").
 Path: TypeAlias = tuple[str | int, ...]
 
 _TOKEN = re.compile(
     r'''
-    (?P<string> """ (?: [^"\\] | \\. | "{1,2}(?!") )* "{3,5}   # one or two quotes may stand before the last three
+    (?P<string> """ (?: [^"\\] | \\. | "{1,2}(?!") )* "{3,5}   # the text may end in one or two quotes
               | \'\'\' (?: [^'] | '{1,2}(?!') )* '{3,5}
               | " (?: [^"\\] | \\. )* "
               | ' [^']* ' )
@@ -31,12 +32,19 @@ _TOKEN = re.compile(
 
 
 def lines_of(text: str) -> dict[Path, int]:
-    """Line numbers, from 1: a table's is its header's, a value's its key's, an array's element's its own first."""
+    """The line of each table and value in a TOML text, counted from 1.
+
+    The line of a table is that of its header, the line of a value that of its key. An element of an array has the
+    line on which it begins.
+
+    >>> lines_of("a = 1\\n[b]\\nc = [2,\\n3]")
+    {('a',): 1, ('b',): 2, ('b', 'c'): 3, ('b', 'c', 0): 3, ('b', 'c', 1): 4}
+    """
     return _Reader(text).lines
 
 
 class _Reader:
-    """Follows the tokens; `lines` is what it found."""
+    """Reads the tokens one after the other, and collects the lines."""
 
     def __init__(self, text: str) -> None:
         self._tokens: list[tuple[str, str, int]] = []
@@ -47,7 +55,7 @@ class _Reader:
             line += match[0].count("\n")
         self._tokens.append(("end", "", line))
         self._place = 0
-        self._lengths: dict[Path, int] = {}  # of arrays of tables, so far
+        self._lengths: dict[Path, int] = {}  # the number of tables read so far in each array of tables
         self.lines: dict[Path, int] = {}
         self._read()
 
@@ -60,7 +68,7 @@ class _Reader:
                 self._pair(table)
 
     def _header(self) -> Path:
-        """[a.b] or [[a.b]]: the path of the table that it begins."""
+        """Read [a.b] or [[a.b]]; returns the path of the table that begins there."""
         line, many = self._tokens[self._place][2], self._tokens[self._place + 1][1] == "["
         self._place += 1 + many
         *outer, last = self._key("]")
@@ -68,7 +76,7 @@ class _Reader:
         path: Path = ()
         for part in outer:
             path = (*path, part)
-            if path in self._lengths:  # the table that was begun last
+            if path in self._lengths:  # a key in an array of tables means the last table
                 path = (*path, self._lengths[path] - 1)
             self.lines.setdefault(path, line)
         path = (*path, last)
@@ -80,7 +88,7 @@ class _Reader:
         return path
 
     def _pair(self, path: Path) -> None:
-        """A key and its value; a dotted key begins tables of its own."""
+        """Read a key and its value. A dotted key makes tables."""
         line = self._tokens[self._place][2]
         for part in self._key("="):
             path = (*path, part)
@@ -88,7 +96,7 @@ class _Reader:
         self._value(path)
 
     def _key(self, end: str) -> list[str]:
-        """The parts of a key, and past the mark that ends it."""
+        """Read a key up to the mark that ends it; returns its parts."""
         parts: list[str] = []
         while not self._next_is(end):
             kind, token, _ = self._tokens[self._place]
@@ -117,7 +125,7 @@ class _Reader:
                 self._past_comma()
             self._place += 1
         else:
-            while self._tokens[self._place][0] in ("string", "bare"):  # a date and its time are two
+            while self._tokens[self._place][0] in ("string", "bare"):  # a date and a time are two tokens
                 self._place += 1
 
     def _next_is(self, mark: str) -> bool:
@@ -125,7 +133,7 @@ class _Reader:
         return kind == "mark" and token == mark
 
     def _after_newlines(self) -> str:
-        """Past the ends of lines; the token there, "" at the text's end."""
+        """Skip ends of lines; returns the next token, "" at the end of the text."""
         while self._tokens[self._place][0] == "newline":
             self._place += 1
         return self._tokens[self._place][1]

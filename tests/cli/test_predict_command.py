@@ -1,0 +1,107 @@
+"""`xnn predict`: every form of data, labels, accuracy, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from command_line import one_json, refused, run
+
+import xnn
+from xnn.data import load, synthetic_digits
+
+
+def save_csv(path, x, y):
+    np.savetxt(path, np.column_stack([x, y]), delimiter=",", fmt="%d")
+
+
+def save_idx(path, x, y):
+    head = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (len(x), 28, 28))
+    path.write_bytes(head + x.tobytes())
+
+
+FORMS = {
+    "t.npy": (lambda path, x, y: np.save(path, x), False),
+    "t.npz": (lambda path, x, y: np.savez(path, x=x, y=y), True),
+    "x only.npz": (lambda path, x, y: np.savez(path, x=x), False),
+    "test set.npz": (lambda path, x, y: np.savez(path, x_train=x[:0], x_test=x, y_test=y), True),
+    "images.npz": (lambda path, x, y: np.savez(path, x=x.reshape(-1, 28, 28), y=y[:, None]), True),
+    "t.csv": (save_csv, True),
+    "t10k-images-idx3-ubyte": (save_idx, False),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_predict_forms(model, tmp_path, form):
+    write, known = FORMS[form]
+    x, y = synthetic_digits(40, seed=9)
+    write(tmp_path / form, x, y)
+    expected = xnn.load(model).predict_classes(x)
+    result = run("predict", model, tmp_path / form)
+    assert result.exit_code == 0, result.output
+    assert [int(line) for line in result.stdout.split()] == expected.tolist()
+    accuracy = np.mean(expected == y)
+    assert result.stderr == (f"accuracy {accuracy:.4f} over 40 samples\n" if known else "")
+    report = one_json(run("predict", model, tmp_path / form, "--json"))
+    assert report == {"predictions": expected.tolist(), "accuracy": accuracy if known else None}
+
+
+def test_predict_dataset_and_output(model, tmp_path):
+    output = tmp_path / "logits.npy"
+    report = one_json(run("predict", model, "synthetic", "--json", "--output", output))
+    x, y = list(load("synthetic"))[-2:]
+    np.testing.assert_array_equal(np.load(output), xnn.load(model).predict(x))
+    assert report["predictions"] == np.load(output).argmax(axis=1).tolist()
+    assert report["accuracy"] == np.mean(np.array(report["predictions"]) == y)
+
+
+def test_predict_on_another_backend(model, tmp_path):
+    pytest.importorskip("array_api_strict")
+    np.save(tmp_path / "t.npy", synthetic_digits(40, seed=9)[0])
+    args = ("predict", model, tmp_path / "t.npy")
+    assert run(*args, "--backend", "array-api-strict").stdout == run(*args).stdout != ""
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        ("nothing.npy", 1, "nothing.npy"),
+        ("narrow.npy", 1, "784"),
+        ("flat.npy", 1, "shape"),
+        ("object.npy", 1, "object.npy"),
+        ("text.npz", 1, "text.npz"),
+        ("other.npz", 2, "a, b"),
+        ("lengths.npz", 1, "39"),
+        ("names.npz", 1, "number"),
+        ("text.csv", 1, "text.csv"),
+        ("text", 1, "idx"),
+        ("model.safetensors", 1, "idx"),
+    ],
+)
+def test_predict_refuses(model, tmp_path, monkeypatch, data, code, message):
+    monkeypatch.chdir(tmp_path)
+    x, y = synthetic_digits(40)
+    np.save("narrow.npy", x[:, :-1])
+    np.save("flat.npy", x[0])
+    np.save("object.npy", np.array([None]))
+    np.savez("other.npz", a=x, b=y)
+    np.savez("lengths.npz", x=x, y=y[:-1])
+    np.savez("names.npz", x=x.astype(str))
+    for name in ("text.npz", "text.csv", "text"):
+        (tmp_path / name).write_text("hello\nworld\n")
+    (tmp_path / "model.safetensors").write_bytes(model.read_bytes())
+    refused(run("predict", model, data), code, message)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("nosuch.safetensors", "synthetic"), 1, "nosuch"),
+        ((__file__, "synthetic"), 1, "safetensors"),
+        (("MODEL", "synthetic", "--output", "o.csv"), 2, "npy"),
+        (("MODEL", "synthetic", "--output", "no/o.npy"), 2, "no folder"),
+        (("MODEL", "synthetic", "--backend", "nosuch"), 2, "nosuch"),
+        (("MODEL", "mnist", "--data-home", "nowhere"), 2, "nowhere"),
+    ],
+)
+def test_predict_refuses_options(model, args, code, message):
+    refused(run("predict", *(model if a == "MODEL" else a for a in args)), code, message)

@@ -1,0 +1,145 @@
+"""`xnn predict`: the predictions of a saved model, one line for each sample."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from xnn.backends import backend as use_backend
+from xnn.backends import get_backend
+from xnn.backends import numerics as use_numerics
+from xnn.cli.options import backend_option, numerics_option
+from xnn.data import dataset_names, load, read_idx
+from xnn.data.loading import samples_from_csv
+from xnn.data.tables import Columns, read_array, read_npz, samples_and_targets
+from xnn.data.targets import label_numbers
+from xnn.errors import DataNotFoundError, OptionError, ShapeError
+from xnn.files import check_writable, to_json, write_atomically
+from xnn.layers import Dense, Sequential, files
+from xnn.layers.sequential import classes_of
+from xnn.layers.sequential import load as load_model
+
+__all__ = ["command", "predict_command"]
+
+
+@click.command("predict")
+@click.argument("model")
+@click.argument("data")
+@click.option("--data-home", metavar="DIR", help="The folder of a named data set's files.")
+@backend_option
+@numerics_option
+@click.option("--output", metavar="FILE", help="Also write the model's outputs to a .npy file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
+    """Print a trained model's prediction for each sample.
+
+    MODEL is a file that `xnn train --save` wrote. DATA is a .npy, .npz (x, and y if known), .csv or idx file, or the
+    name of a data set, whose test set is taken.
+
+    A classifier prints labels, a regression prints numbers. If the data hold the true labels, the accuracy goes to
+    standard error. The model runs in the numerics in which it was trained, unless --numerics or XNN_NUMERICS says
+    otherwise.
+
+    \b
+    xnn predict digits.safetensors mnist
+    xnn predict digits.safetensors images.npy --output logits.npy
+    """
+    with use_numerics(numerics), use_backend(get_backend(backend).name):
+        predict_command(model, data, **options)
+
+
+def predict_command(model: str, data: str, data_home: str | None, output: str | None, as_json: bool) -> None:
+    """Predict, print the predictions, and write the outputs if asked."""
+    if output:
+        check_writable(output, (".npy",))
+    net = load_model(model)
+    notes = files.metadata(model)["notes"]
+    labels = tuple(notes.get("labels", ()))
+    columns = Columns(**notes["columns"]) if notes.get("columns") else None
+    x, y = _read_samples(data, data_home, notes.get("features") or _width(net), columns)
+    outputs = net.predict(x)
+    accuracy, printed = None, outputs.tolist()
+    if notes.get("task", "classification") == "classification" and outputs.ndim == 2:
+        classes = classes_of(outputs, net.threshold)
+        if y is not None and y.ndim == 1:
+            accuracy = _accuracy(classes, y, labels, outputs.shape[1])
+        printed = [labels[number] for number in classes.tolist()] if labels else classes.tolist()
+    if output:
+        _save_array(output, outputs)
+    if as_json:
+        click.echo(to_json({"predictions": printed, "accuracy": accuracy}))
+        return
+    for row in printed:
+        click.echo(",".join(map(str, row)) if isinstance(row, list) else row)
+    if accuracy is not None:
+        click.echo(f"accuracy {accuracy:.4f} over {len(printed)} samples", err=True)
+
+
+def _save_array(path: str, array: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    write_atomically(path, content.getvalue())
+
+
+def _accuracy(classes: np.ndarray, y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> float | None:
+    """The share of right classes. None, with a message, if the model does not know some of the classes in y."""
+    unknown = _unknown_classes(y, labels, outputs)
+    if not unknown.any():
+        return float(np.mean(classes == label_numbers(y, labels)))
+    few = list(dict.fromkeys(y[unknown].tolist()))
+    named = ", ".join(map(str, few[:5])) + (", ..." if len(few) > 5 else "")
+    click.echo(
+        f"xnn: no accuracy: {int(unknown.sum())} of {len(y)} samples are of a class that the model does not "
+        f"know ({named})",
+        err=True,
+    )
+    return None
+
+
+def _unknown_classes(y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> np.ndarray:
+    """A mask of the samples whose class the model cannot predict."""
+    numbers = label_numbers(y, labels)
+    if numbers.dtype.kind == "U":
+        return np.ones(len(y), dtype=bool)
+    return ~np.isin(numbers, np.arange(len(labels) or max(outputs, 2)))
+
+
+def _width(net: Sequential) -> int:
+    """The number of features that the first Dense layer takes; 0 if there is none. Older files do not say it."""
+    return next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
+
+
+def _read_samples(
+    data: str, data_home: str | None, width: int, columns: Columns | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Samples (n, features), and their targets if the data hold them.
+
+    width: the number of features that the model takes; 0 if unknown.
+    columns: those of the table on which the model was trained, if it was one.
+    """
+    path = Path(data)
+    if data in dataset_names():
+        named = load(data, data_home)
+        return named.x_test, named.y_test
+    if not path.is_file():
+        raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
+    y: np.ndarray | None = None
+    if path.suffix.lower() == ".csv":
+        x, y = samples_from_csv(path, columns, width)
+    elif path.suffix.lower() == ".npz":
+        arrays = read_npz(path)
+        x_name = next((name for name in ("x", "x_test") if name in arrays), None)
+        if x_name is None:
+            raise OptionError(f"{data} holds {', '.join(arrays) or 'nothing'}; predict needs x (or x_test)")
+        x, y = arrays[x_name], arrays.get(x_name.replace("x", "y"))
+    elif path.suffix.lower() == ".npy":
+        x = read_array(path)
+    else:
+        x = read_idx(path)
+    if x.ndim < 2:
+        raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row for each sample")
+    return (x.reshape(len(x), -1), None) if y is None else samples_and_targets(data, x, y)

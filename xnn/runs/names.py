@@ -1,0 +1,65 @@
+"""The plain names of optimizers, losses and activations, as the command line and records write them.
+
+Each name stands in one of these tables and nowhere else. Networks as TOML files (xnn.runs.architecture) use the names
+of the classes instead.
+"""
+
+from __future__ import annotations
+
+from xnn import layers, losses, optimizers
+from xnn.data import Dataset
+from xnn.layers import Layer
+from xnn.losses import Loss
+from xnn.optimizers import Optimizer
+
+__all__ = [
+    "ACTIVATIONS",
+    "LOSSES",
+    "LOSSES_OF_CLASSES",
+    "LOSSES_OF_NUMBERS",
+    "LOSSES_OF_TWO_CLASSES",
+    "OPTIMIZERS",
+    "losses_for",
+]
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": optimizers.SGD,
+    "adam": optimizers.Adam,
+    "adamw": optimizers.AdamW,
+    "nadam": optimizers.Nadam,
+    "rmsprop": optimizers.RMSProp,
+    "adagrad": optimizers.AdaGrad,
+    "adadelta": optimizers.AdaDelta,
+    "lion": optimizers.Lion,
+    "lbfgs": optimizers.LBFGS,
+}
+
+# In each table of losses the first one is the default.
+LOSSES_OF_CLASSES: dict[str, type[Loss]] = {"cross-entropy": losses.SoftmaxCrossEntropy}
+#: These take one output and tell two classes apart by it.
+LOSSES_OF_TWO_CLASSES: dict[str, type[Loss]] = {
+    "bce": losses.BinaryCrossEntropy,
+    "focal": losses.Focal,
+    "hinge": losses.Hinge,
+}
+LOSSES_OF_NUMBERS: dict[str, type[Loss]] = {"mse": losses.MSE, "l1": losses.L1, "huber": losses.Huber}
+LOSSES: dict[str, type[Loss]] = LOSSES_OF_CLASSES | LOSSES_OF_TWO_CLASSES | LOSSES_OF_NUMBERS
+
+ACTIVATIONS: dict[str, type[Layer]] = {
+    "relu": layers.ReLU,
+    "leaky-relu": layers.LeakyReLU,
+    "elu": layers.ELU,
+    "selu": layers.SELU,
+    "gelu": layers.GELU,
+    "silu": layers.SiLU,
+    "softplus": layers.Softplus,
+    "sigmoid": layers.Sigmoid,
+    "tanh": layers.Tanh,
+}
+
+
+def losses_for(data: Dataset) -> dict[str, type[Loss]]:
+    """The losses that a network can be trained with on these data, the default first."""
+    if data.task == "regression":
+        return LOSSES_OF_NUMBERS
+    return LOSSES_OF_CLASSES | LOSSES_OF_TWO_CLASSES if data.classes == 2 else LOSSES_OF_CLASSES

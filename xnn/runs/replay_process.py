@@ -1,0 +1,99 @@
+"""The process of a live side of `xnn verify`: it trains a run, and waits after each step for the next command."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from xnn.backends import backend as use
+from xnn.backends import get_backend, numerics
+from xnn.data import load
+from xnn.errors import OptionError, UnknownBackendError, XnnError
+from xnn.history import History
+from xnn.layers import Sequential
+from xnn.runs.digests import Recorder, little_endian
+from xnn.runs.process import Line
+from xnn.runs.spec import RunSpec
+from xnn.training import Trainer
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Train the run that the first command describes, one step for each further command.
+
+    An error that xnn raises is the answer; any other ends the process.
+    """
+    line = Line()
+    commands = iter(line)
+    try:
+        _serve(line, commands, **next(commands))
+    except XnnError as error:
+        line.answer({"refused": str(error), "option": isinstance(error, (OptionError, UnknownBackendError))})
+
+
+def _serve(
+    line: Line,
+    commands: Iterator[Any],
+    run: dict[str, Any],
+    version: str,
+    dataset: str | None,
+    data_home: str | None,
+    table: dict[str, Any],
+    mode: str,
+    steps: int,
+    threads: int | None,
+    backend: str | None = None,
+    kernels: str = "auto",
+) -> None:
+    with numerics(mode), use(get_backend(backend).name):
+        data = load(dataset, data_home, **table)
+        spec = RunSpec.from_json(run, version).resolved(data, steps)
+        model, loss, optimizer = spec.build(data)
+        about = {**spec.record_header(data), "table": table}
+        waiting = _WaitingRecorder(model, about, data.note, line, commands)
+        trainer = Trainer(model, loss, optimizer, callbacks=[waiting], threads=threads, kernels=kernels)
+        samples = data.x_train, spec.targets(data.y_train)
+        # An epoch of a minimizer is one iteration, and counts as one step.
+        epochs = steps if optimizer.minimizes else -(-steps // spec.steps_per_epoch(data))
+        history = trainer.fit(
+            samples, epochs=epochs, batch_size=spec.batch_size, seed=spec.seed, progress=False
+        )
+        # Only a minimizer comes here: it may converge in fewer iterations than it was given.
+        done = len(history.epochs)
+        raise OptionError(f"the run came to its end in step {done}: --steps {done} compares all of it")
+
+
+class _WaitingRecorder(Recorder):
+    """A recorder that answers with the digests of each step, and waits until the next step is asked for."""
+
+    def __init__(
+        self, model: Sequential, about: dict[str, Any], note: str, line: Line, commands: Iterator[Any]
+    ) -> None:
+        super().__init__(model, about)
+        self._note, self._line, self._commands = note, line, commands
+
+    def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
+        super().on_fit_start(history, epochs, steps_per_epoch)
+        record = self.record
+        start = {"about": record.about, "tensors": record.tensors, "initial": record.initial}
+        self._line.answer({**start, "note": self._note})
+        self._wait()
+
+    def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
+        super().on_step(history, epoch, step, loss)
+        self._line.answer({"step": self.record.steps.pop()})
+        self._wait()
+
+    def _wait(self) -> None:
+        """Answer requests for tensors until the next step is asked for. Ends the process if no commands are left."""
+        parameters = dict(self.model.named_state())
+        for command in self._commands:
+            if command["do"] == "step":
+                return
+            array = little_endian(self.tensor(command["kind"], parameters[command["name"]]))
+            content = base64.b64encode(array.tobytes()).decode()
+            self._line.answer({"dtype": array.dtype.str, "shape": array.shape, "bytes": content})
+        sys.exit()
