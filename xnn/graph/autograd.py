@@ -70,7 +70,9 @@ def value_and_grad(
         with Scope(guarded=any(not isinstance(x, Value) for x in inputs)):
             result = f(*values, **keywords)
         if not isinstance(result, Value) or result.shape != ():
-            got = f"shape {result.shape}" if hasattr(result, "shape") else type(result).__name__
+            got = f"shape {tuple(result.shape)}" if hasattr(result, "shape") else type(result).__name__
+            if not isinstance(result, Value):
+                got += ", which was not computed from them"
             raise GraphError(
                 f"the function must return one number computed from its arguments with ops, got {got}; "
                 "ops.sum or ops.mean makes one of an array"

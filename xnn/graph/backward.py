@@ -1,7 +1,7 @@
 """The backward pass: how gradients flow from a value to everything it was made of.
 
 `reverse` is the only one. `backpropagate` computes with it, for layers by hand, autograd and static graphs;
-`xnn.training.program` writes down with it the calls that a training step makes.
+`xnn.training.program` uses it to list the calls of a training step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def reverse(
     total(value, gradients): the sum of what a value's readers hand to it, in the order in which the readers were
         created; asked for inputs, and for values with several readers.
     pull(value, gradient, needed): the gradients for the value's inputs; those that are not in `needed` may be None.
-    Values that lead to nothing wanted are left out. None stands for no gradient.
+    Values that do not depend on a wanted input are left out. None stands for no gradient.
     """
     needed: set[Recorded] = set()
     for node in order:

@@ -131,7 +131,7 @@ class Input(Node):
 
 
 class _Fixed(Input):
-    """What an op was called with beside nodes: a parameter, an array or a Python number.
+    """A parameter, an array or a Python number that an op was called with, besides nodes.
 
     A parameter's value is read at each pass, and its gradient is `gradients[itself]` and the parameter's `grad`.
     Arrays and numbers are not differentiated, and a Python number stays one, so that it widens no dtype.
@@ -278,8 +278,8 @@ def forward_and_backward(graph: Sequence[Node]) -> None:
     ends = [n for n in graph if n.op is not None and not members.intersection(n.outbound_nodes)]
     if len(ends) != 1:
         raise GraphError(
-            f"the graph has {len(ends)} outputs ({', '.join(map(repr, ends)) or 'only inputs'}); gradients "
-            "are of one: add them with Add(...), or sort only the part that leads to the cost"
+            f"the graph has {len(ends)} outputs ({', '.join(map(repr, ends)) or 'only inputs'}); a graph is "
+            "differentiated from one: add them with Add(...), or sort only the part that leads to the cost"
         )
     output = ends[0]
     xp = backend_of(output.value).xp

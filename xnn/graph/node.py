@@ -3,7 +3,7 @@
 | class | what it is | when it is computed |
 |---|---|---|
 | `xnn.graph.value.Value` | inside `xnn.grad`, and inside `compute` of a layer or loss | at once |
-| `xnn.layers.Parameter` | an array that training changes | it is given |
+| `xnn.layers.Parameter` | an array that training changes | it is assigned |
 | `xnn.graph.Node` | a node of a static graph (miniflow.py) | by forward_pass |
 
 Ops and the operators `+ - * / ** @ < <= > >=` take any of them. `xnn/graph/backward.py` computes the gradients.
@@ -35,11 +35,11 @@ class Recorded:
 
     #: CuPy's operators leave `array * value` to the value, as NumPy's do by __array_ufunc__.
     __array_priority__ = 1000.0
-    #: Kinds of different rank meet in an op: the highest rank makes the result.
+    #: If the inputs of an op have different ranks, the result is of the class with the highest.
     rank: ClassVar[int] = 1
     #: Whether it is never differentiated.
     is_constant: ClassVar[bool] = False
-    #: The array. It is for xnn's own use; `value`, which users read, may refuse.
+    #: The array, for use inside xnn. Users read `value`, which raises where a gradient would be lost.
     array: Any
     op: Op | None = None
     inbound_nodes: Sequence[Recorded] = ()
@@ -51,7 +51,7 @@ class Recorded:
 
     @classmethod
     def result_of(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Recorded:
-        """The result of calling an op, of which at least one input is of this class."""
+        """The result of an op that has at least one input of this class."""
         raise NotImplementedError
 
     @property
@@ -174,9 +174,7 @@ class Recorded:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             if name in ("shape", "dtype"):
                 raise AttributeError(f"{self!r} has no {name} yet: feed its Input, or run forward_pass")
-            raise AttributeError(
-                f"a {type(self).__name__} has no .{name}, as arrays may have: {_instead(name)}"
-            )
+            raise AttributeError(f"a {type(self).__name__} has no attribute {name}: {_instead(name)}")
 
 
 def array_of(x: Any) -> Any:
@@ -200,10 +198,14 @@ _REFLECTED = {
     "not_equal": "__ne__",
 }
 
-_OTHER_NAMES = {"concatenate": "concat", "dot": "matmul", "ravel": "reshape", "absolute": "abs"}
+_OTHER_NAMES = {
+    "concatenate": "concat", "hstack": "concat", "vstack": "concat", "dot": "matmul", "ravel": "reshape",
+    "absolute": "abs", "amax": "max", "amin": "min", "clamp": "clip", "std": "var",
+    "permute_dims": "transpose", "swapaxes": "transpose",
+}  # fmt: skip
 
 
 def _instead(name: str) -> str:
-    """What to use in the place of NumPy's function or method of this name."""
+    """What to use instead of NumPy's function or method of this name."""
     name = _OTHER_NAMES.get(name, name)
     return f"use ops.{name}" if name in ops.__all__ else "use the functions of xnn.ops and `+ - * / ** @`"

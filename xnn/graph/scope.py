@@ -1,4 +1,4 @@
-"""What surrounds a computation: whether it is recorded, whether it trains, and for whom."""
+"""The state around a computation: whether ops are recorded, and whether it is training, or a program being made."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from xnn.backends.numerics import pinned
 
 __all__ = ["Scope", "assignments", "by_hand", "current_scope"]
 
-#: How often an attribute of any layer or loss was assigned, by which a Trainer sees that something changed.
+#: Counts the assignments to attributes of layers and losses. A Trainer sees by it that something changed.
 assignments = [0]
 
 
 class Scope:
-    """What the layers and ops that are called in a `with` block are part of: with Scope(training=True): ...
+    """The state that layers and ops find while they run: `with Scope(training=True): ...`
 
-    training: what a layer called without `training` takes for it.
+    training: what a layer takes for `training` if it is called without.
     records: whether ops on parameters are recorded.
     program: whether the recording becomes a trainer's program, which is made once and run for every step. Then
-        nothing may look at values, and nothing that training counts is changed.
+        numbers may not be read, and buffers are not changed.
     guarded: whether reading a parameter's `value` raises, since its gradient would be lost.
-    kept: what is to be done to buffers: at the end of the block, or in each of a program's steps.
+    kept: the changes of buffers (`Layer.keep`), made at the end of the block or in each step of a program.
     """
 
     __slots__ = ("_pinned", "_token", "guarded", "kept", "program", "records", "training")

@@ -15,11 +15,12 @@ __all__ = ["Taped"]
 
 
 class Taped(Op):
-    """A function of recorded values as one op: each forward pass records it anew, for backward to walk back.
+    """A function of recorded values as one op. Each forward pass records it again, and backward goes through that.
 
-    function: takes the op's inputs as values, returns a value. parameters: what the function reads besides; the op's
-    last inputs, so that it has a gradient for each. named: the op's name. training: what the function's layers are
-    called with.
+    named: the op's name.
+    function: takes the op's inputs as values, and returns a value.
+    parameters: those that the function reads. They are the op's last inputs, so that each gets a gradient.
+    training: what the function's layers are called with.
     """
 
     takes_stored = True
@@ -35,7 +36,7 @@ class Taped(Op):
         )
 
     def forward(self, xp: Namespace, *arrays: Array) -> tuple[Array, Any]:
-        """The function's output, and what it was recorded from and to."""
+        """The function's output. The recorded inputs and the recorded output are saved."""
         given = [Value(x) for x in arrays[: len(arrays) - len(self.parameters)]]
         with Scope(self.training):
             output = self.function(*given)

@@ -26,13 +26,16 @@ class Value(Recorded):
 
     def __init__(self, array: Any) -> None:
         if isinstance(array, Value):
-            raise GraphError("grad of a grad: gradients are not recorded, so there are no second derivatives")
+            raise GraphError(
+                "got a recorded value where an array is needed: in `compute` and under xnn.grad call model(x) and "
+                "loss(outputs, targets), not their forward; xnn.grad inside xnn.grad has no second derivatives"
+            )
         self.created = next_created()
         self.array = as_array(array)
 
     @classmethod
     def result_of(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Value:
-        """The op's result. A Python number stays one, so that it widens no dtype."""
+        """The op's result. Python numbers stay Python numbers: an array of float64 would widen the result."""
         sources = [x if isinstance(x, Recorded) else Constant(x) for x in inputs]
         arrays = [source.array for source in sources]
         value = object.__new__(cls)
@@ -45,7 +48,7 @@ class Value(Recorded):
 
     @property
     def value(self) -> Any:
-        """The array, without its gradient. Raises GraphError inside a program's `compute`, which it would freeze."""
+        """The array, without its gradient. Raises GraphError while a program is made, which would keep it."""
         _refuse_in_a_program("reading .value")
         return self.array
 
@@ -82,7 +85,7 @@ def _refuse_in_a_program(what: str) -> None:
 
 
 class Constant(Recorded):
-    """What an op was called with beside recorded values: an array or a Python number. It is not differentiated."""
+    """An array or a Python number that an op was called with, besides recorded values. It is not differentiated."""
 
     is_constant = True
 
@@ -96,7 +99,7 @@ class Constant(Recorded):
 
 
 class Drawn(Value):
-    """An input that a program makes anew for each step, such as a dropout mask: `make` draws it."""
+    """A random input, such as a dropout mask. `make` draws it, and a program calls `make` at each step."""
 
     is_constant = True
 
@@ -106,14 +109,14 @@ class Drawn(Value):
 
 
 def drawn(make: Callable[[], Array]) -> Any:
-    """The array that `make` draws; recorded, if that is what happens here, so that a program draws it each step."""
+    """The array that `make` draws; while ops are recorded, a recorded value that a program draws at each step."""
     scope = current_scope()
     return Drawn(make) if scope is not None and scope.records else make()
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What training does to buffers in each step: their arrays become rule(xp, *arrays, source, **options)."""
+    """A change of buffers after a forward pass: their arrays become rule(xp, *arrays, source, **options)."""
 
     buffers: Sequence[Any]
     rule: Callable[..., Any]
@@ -143,7 +146,9 @@ def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         arrays = [array_of(x) for x in inputs]
         return forward_of(op, backend_of(*arrays).math, arrays, options)[0]
     if Value.rank in ranks:
-        raise GraphError(f"{op.name} got graph nodes and recorded values: a function is one or the other")
+        raise GraphError(
+            f"{op.name} got graph nodes and recorded values: a computation uses one or the other"
+        )
     return next(x for x in inputs if getattr(x, "rank", None) == highest).result_of(op, inputs, options)
 
 
@@ -161,5 +166,5 @@ def as_array(value: Any) -> Array:
         return current_backend().to_device(
             value, dtype="float64" if current_numerics() == "fast" else "float32"
         )
-    backend_of(value)  # raises for what is no array
+    backend_of(value)  # raises if it is not an array
     return value

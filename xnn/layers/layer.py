@@ -149,6 +149,11 @@ class Layer(Stateful):
         training: whether this is a training step. By default, inside the `compute` of another layer, what that layer
             was called with; elsewhere False.
         """
+        if training is not None and not isinstance(training, (bool, np.bool_)):
+            raise OptionError(
+                f"{type(self).__name__} is called with one input, and training=True or False, got "
+                f"{type(training).__name__} as training: join several inputs with ops.concat, or call the ops"
+            )
         if isinstance(x, Node):
             return self._node(x, bool(training))
         scope = current_scope()

@@ -197,5 +197,5 @@ def check_all_known(owner: str, order: Sequence[Recorded], parameters: Sequence[
         if isinstance(node, Parameter) and not node.frozen and node not in known:
             raise OptionError(
                 f"{owner} computes with {node!r}, which is not one of its parameters and would stay untrained and "
-                "unsaved: assign it, or its layer, to an attribute of the layer that uses it, or freeze it"
+                "unsaved: assign it, or its layer, to an attribute of a layer of the model, or freeze it"
             )

@@ -14,7 +14,7 @@ from xnn.data import Batches
 from xnn.errors import OptionError
 from xnn.graph.scope import Scope
 from xnn.history import History
-from xnn.layers import Sequential
+from xnn.layers import Layer, Sequential
 from xnn.losses import Lambda, Loss, LossOverBatches
 from xnn.metrics import Count, Metric, Totals, count_batch
 from xnn.metrics import get as get_metric
@@ -79,7 +79,8 @@ class Trainer:
             ("optimizer", optimizer, Optimizer, "an Optimizer, such as optimizers.SGD(learning_rate=0.1)"),
         ):
             if not isinstance(value, kind):
-                raise OptionError(f"Trainer needs {example}, as {name}, got {repr(value)[:60]}")
+                hint = ": wrap it, as in xnn.Sequential(Net())" if isinstance(value, Layer) else ""
+                raise OptionError(f"Trainer needs {example}, as {name}, got {repr(value)[:60]}{hint}")
         assert isinstance(loss, Loss)
         if loss.reduction == "none":
             raise OptionError(
