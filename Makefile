@@ -1,13 +1,16 @@
-# One entry for what CI does; each target sets up .venv first.
+# The commands that CI runs. Each target makes .venv first if it is not there.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: test lint types bench wheel full clean
+.PHONY: test matrix lint types bench wheel full clean
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv && $(BIN)/pip install -q -e ".[dev]" && touch $@
 
 test: .venv/dev
 	$(BIN)/pytest
+
+matrix: .venv/dev
+	$(BIN)/python .ci/matrix.py
 
 lint: .venv/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

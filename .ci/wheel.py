@@ -1,4 +1,7 @@
-"""sdist -> wheel -> fresh environment: the installed modules must be the tree's, and the command must run."""
+"""Builds an sdist, a wheel from the sdist, and installs the wheel in a fresh environment.
+
+The installed modules must be those of the checkout, each must import, and `xnn train` must run.
+"""
 
 import os
 import subprocess
@@ -11,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*command, **options):
-    """Run a command; its output on failure only."""
+    """Run a command and return what it prints. If it fails, print that and exit."""
     done = subprocess.run(command, text=True, capture_output=True, **options)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
@@ -19,7 +22,7 @@ def run(*command, **options):
 
 
 def modules(folder, package):
-    """The dotted names of the Python files under a folder."""
+    """The full module names of the Python files in a folder."""
     found = {
         package + "." + ".".join(p.relative_to(folder).with_suffix("").parts) for p in folder.rglob("*.py")
     }
@@ -28,13 +31,13 @@ def modules(folder, package):
 
 with tempfile.TemporaryDirectory() as scratch:
     work = Path(scratch)
-    run(sys.executable, "-m", "build", "--outdir", work / "dist", ROOT)  # the wheel is built out of the sdist
+    run(sys.executable, "-m", "build", "--outdir", work / "dist", ROOT)  # builds the wheel from the sdist
     (wheel,) = (work / "dist").glob("*.whl")
     venv.create(work / "env", with_pip=True)
     python = work / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
     run(python, "-m", "pip", "install", "-q", wheel)
     expected = modules(ROOT / "backends", "xnn.backends") | modules(ROOT / "benchmarks", "xnn.benchmarks")
-    linked = {"backends", "benchmarks"}  # in a checkout; their files were just counted
+    linked = {"backends", "benchmarks"}  # symlinks in a checkout; their files are counted already
     folders = [p for p in (ROOT / "xnn").rglob("*") if p.is_dir() and p.name not in linked]
     for folder in (ROOT / "xnn", *folders):
         package = ".".join(folder.relative_to(ROOT).parts)
@@ -46,7 +49,7 @@ with tempfile.TemporaryDirectory() as scratch:
     assert installed == expected, f"missing {expected - installed}, unexpected {installed - expected}"
     assert (home / "py.typed").exists()
     for name in ("backends", "benchmarks"):
-        assert not (home.parent / name).exists(), f"a global package called {name}"
+        assert not (home.parent / name).exists(), f"the wheel installs a top-level package called {name}"
     for name in sorted(installed - {"xnn.__main__"}):
         optional = any(part in name for part in ("cupy", "compiled", ".jit"))
         run(python, "-c", "pass" if optional else f"import {name}", cwd=work)

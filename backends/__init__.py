@@ -1,7 +1,11 @@
-"""Where arrays live: choosing the array library, moving data, random streams, threads, timing.
+"""Backends: which array library runs the mathematics, where arrays live, random numbers, BLAS threads and timing.
 
-Knows no layer, loss or optimizer. Adding a backend is one file beside `cupy_backend.py` and one line in
-`registry.py`.
+Nothing here knows a layer, a loss or an optimizer. Read in this order: `base.py` (what every backend can do),
+`numpy_backend.py` (the default one), `registry.py` and `numerics.py` (how a backend and a kind of arithmetic are
+chosen), `random.py`, `threads.py`, `communicator.py`. Then the two rooms: `kernels/` (fast replacements of ops in a
+training step) and `exact/` (the same bits on every machine).
+
+A new backend is one file beside `cupy_backend.py` and one line in `registry.py`.
 """
 
 if __name__ != "xnn.backends":  # a second import name would make a second copy of every class

@@ -1,4 +1,4 @@
-"""What every backend can do. A backend is one array library on one kind of device."""
+"""Backend, the interface that every backend fills in: one array library on one kind of device."""
 
 from __future__ import annotations
 
@@ -22,82 +22,108 @@ __all__ = ["Backend", "Timer"]
 
 @dataclass
 class Timer:
-    """Seconds between entering and leaving `Backend.timer()`, the device synchronised at both ends."""
+    """The result of `Backend.timer()`.
+
+    seconds: the wall-clock time of the block, a float, 0.0 until the block ends. The device is synchronised at both
+        ends, so that work which a GPU has still to do is counted.
+    """
 
     seconds: float = 0.0
 
 
 class Backend:
-    """One array library. Subclasses set `name`, `xp` and `is_host`, and say how arrays travel."""
+    """One array library on one device; `xnn.backends.get_backend(name)` gives one.
 
-    #: What XNN_BACKEND, --backend and error messages call it.
+    name: what XNN_BACKEND, --backend and error messages call it, such as "numpy".
+    xp: the Array API namespace that ops compute with.
+    is_host: whether its arrays are NumPy arrays in host memory.
+    device: the device that arrays are created on, as `xp.zeros(..., device=)` takes it; None for the default one.
+
+    A subclass sets these and defines `to_device`, `to_host`, `memory`, `describe` and `probe`.
+
+    >>> import numpy as np, xnn
+    >>> lib = xnn.backends.get_backend("numpy")
+    >>> lib
+    <backend numpy>
+    >>> x = lib.to_device([[1.0, 2.0]], "float32")  # from the host to the device
+    >>> lib.to_host(lib.xp.sum(x)).item()           # and back
+    3.0
+    """
+
     name: ClassVar[str]
-    #: Whether its arrays are NumPy arrays in host memory.
     is_host: ClassVar[bool] = False
-    #: The Array API namespace that ops are given.
     xp: Any
-    #: The device that arrays are created on, as xp's creation functions take it; None is xp's own choice.
     device: Any = None
+    #: The last sentence of a DeviceMemoryError.
+    memory_advice: ClassVar[str] = "Try a smaller batch_size."
 
     @property
     def math(self) -> Any:
-        """The namespace that ops compute in: xp itself, or in exact numerics the exact one, checked once."""
+        """The namespace that ops compute in: `xp` in fast numerics, `exact` in exact numerics."""
         return self.xp if current_numerics() == "fast" else self.exact
 
     @cached_property
     def exact(self) -> Any:
-        """The exact namespace over this backend's arrays. Raises NumericsError where the machine cannot keep it."""
-        from xnn.backends.exact import enable  # when it is asked for: it is no small file
+        """The namespace of exact numerics over this backend's arrays, made at the first use.
+
+        Raises NumericsError if this machine does not compute as exact numerics need it to.
+        """
+        from xnn.backends.exact import enable  # here, since fast runs should not pay for importing it
 
         return enable(self)
 
     def clean(self, x: Any) -> Any:
-        """A floating-point array from outside as ops and kernels are given it; x itself in fast numerics."""
+        """Round a floating-point array to what exact numerics store; in fast numerics, return it unchanged."""
         return x if current_numerics() == "fast" else self.exact.leave(self.exact.enter(x))
 
     def bits(self, x: Any, dtype: str) -> Any:
-        """The same bits read as numbers of another dtype of the same size, such as "int64" for float64."""
+        """Reinterpret an array's bits as another dtype of the same size, such as "int64" for float64."""
         return self.to_device(self.to_host(x).view(dtype))
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
-        """A host array (or nested list) as an array of this backend; one that is there already stays.
+        """Copy a NumPy array or nested list to the device; an array of this backend is returned as it is.
 
-        `dtype` is a name such as "float32"; without it the array keeps its own.
+        x: the array.
+        dtype: a name such as "float32"; None keeps the array's own dtype.
         """
         raise NotImplementedError
 
     def to_host(self, x: Any) -> np.ndarray:
-        """An array of this backend as a NumPy array; waits for the device."""
+        """Return an array of this backend as a NumPy array; waits for the device."""
         raise NotImplementedError
 
     def synchronize(self) -> None:
-        """Wait until the device has done everything it was asked to."""
+        """Wait until the device has finished all work given to it."""
 
     def memory(self) -> dict[str, int]:
-        """Bytes: `used` by arrays or the process, `peak` so far, `total` on the device."""
+        """Return bytes of memory: `used` by arrays (or the process), `peak` so far, `total` on the device."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, str]:
-        """Names and versions for `xnn info`, records and benchmarks: library, device, driver."""
+        """Return names and versions, such as library and device, for `xnn info`, records and benchmarks."""
         raise NotImplementedError
 
     def probe(self) -> None:
-        """Run a product and an elementwise kernel and check their values.
+        """Compute a small product and an elementwise function, and check their values.
 
-        Raises BackendUnavailableError with what to do.
+        Raises BackendUnavailableError, which says what to do, if a value is wrong.
         """
         raise NotImplementedError
 
     def keep_mask(self, stream: Stream, shape: tuple[int, ...], rate: float, row: int = 0) -> Any:
-        """A boolean array, False with probability `rate`: dropout's mask, the same bits on every backend.
+        """Draw dropout's mask: booleans that are False with probability `rate`, the same bits on every backend.
 
-        `row` is the global index of the first row, so that a shard draws its part of the whole batch's.
+        stream: which random numbers, see `Stream`.
+        shape: the mask's shape; axis 0 is the batch.
+        rate: a probability in [0, 1).
+        row: the index of the first row in the whole batch. A worker that holds rows 32 to 63 passes 32 and draws
+            those rows of the whole batch's mask.
         """
         halves = self._halves(stream, shape, row)
         return self.xp.reshape(keep_halves(halves, rate), shape)
 
     def signed(self, stream: Stream, shape: tuple[int, ...], row: int = 0) -> Any:
-        """float32 numbers in (-1, 1), the same bits on every backend: noise; `row` as in `keep_mask`."""
+        """Draw float32 numbers uniform in (-1, 1), the same bits on every backend; `row` as in `keep_mask`."""
         halves = self._halves(stream, shape, row)
         return self.xp.reshape(signed_halves(self.xp, halves), shape)
 
@@ -106,24 +132,32 @@ class Backend:
         return half_words(self.xp, stream, row * width, shape[0] * width, self.device)
 
     def kernels(self, name: str = "auto") -> KernelTable:
-        """The table of kernels of this name: `ops` is the empty one, `auto` the best that runs here.
+        """Return a table of kernels: `ops` is the empty table, `auto` the fastest that runs here.
 
-        Raises OptionError for a name this backend does not have.
+        Raises OptionError for a name that this backend does not have.
         """
         if name not in ("auto", "ops"):
             raise OptionError(
-                f"kernels={name!r} is not known to {self.name}; choose auto or ops, or on numpy also "
-                "numpy or compiled"
+                f"kernels={name!r} is not a table of kernels of {self.name}: choose auto or ops, or on the numpy "
+                "backend also numpy or compiled"
             )
         return KernelTable()
 
     def buffer(self, shape: tuple[int, ...], dtype: Any, like: Any = None) -> Any:
-        """An array that a kernel may write, a copy of `like` or not yet filled; for backends with kernels."""
+        """Allocate an array for kernels to write: a copy of `like`, or uninitialised."""
         raise NotImplementedError
 
     @contextmanager
     def timer(self) -> Iterator[Timer]:
-        """Time a block, device included: `with backend.timer() as t: ...; t.seconds`."""
+        """Measure the wall-clock time of a block, including the device's work in it.
+
+        >>> import xnn
+        >>> lib = xnn.backends.get_backend("numpy")
+        >>> with lib.timer() as timer:
+        ...     y = lib.xp.ones(3) + 1.0
+        >>> timer.seconds > 0.0
+        True
+        """
         self.synchronize()
         result, start = Timer(), time.perf_counter()
         try:
@@ -134,8 +168,9 @@ class Backend:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Around a run: no floating-point warnings (the trainer looks at the numbers itself), and running out
-        of memory becomes a DeviceMemoryError that says what to try.
+        """Run a block without floating-point warnings, and turn MemoryError into DeviceMemoryError.
+
+        No warnings, since the trainer itself looks for values that are not finite. The error says what to try.
         """
         try:
             with np.errstate(all="ignore"):
@@ -146,8 +181,6 @@ class Backend:
             raise DeviceMemoryError(
                 f"{self.name}: {str(error) or 'out of memory'}. {self.memory_advice}"
             ) from error
-
-    memory_advice: ClassVar[str] = "Try a smaller batch_size."
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"

@@ -1,9 +1,10 @@
-"""What data-parallel workers must agree on in a step, as one small interface.
+"""Communicator: how data-parallel workers combine the values that a step reduces over its batch.
 
-A batch may be split over workers. Whatever is reduced over the batch - a loss, a weight's gradient, BatchNorm's
-statistics - is then reduced over all of them. In exact numerics each worker first learns the largest exponent of
-all shards, cuts its numbers to that scale, and adds; sums of such numbers are exact, so their order and the
-number of workers do not show. With one worker there is no communicator, and nothing is paid.
+When a batch is split over workers, each worker holds a shard: some of its rows. A sum over the batch - a loss, a
+weight's gradient, BatchNorm's statistics - then needs the rows of all workers. In exact numerics the workers first
+exchange the largest exponent of their shards, round their numbers to that common scale, and exchange partial sums.
+Sums of numbers rounded like this have no rounding error, so the result does not depend on the order of the sum or on
+the number of workers. A single worker has no communicator, and no cost.
 """
 
 from __future__ import annotations
@@ -17,29 +18,32 @@ __all__ = ["Communicator", "communicator", "with_communicator"]
 
 
 class Communicator(Protocol):
-    """Reductions over all workers; each is called by all of them, in the same order."""
+    """Reductions over all workers. Every worker makes the same calls in the same order."""
 
     def maximum(self, x: Any) -> Any:
-        """The elementwise maximum of the workers' integer arrays of one shape."""
+        """Return the elementwise maximum of the workers' integer arrays, all of one shape."""
 
     def total(self, x: Any) -> Any:
-        """The elementwise sum of the workers' float64 arrays of one shape, in any order: no sum is rounded."""
+        """Return the elementwise sum of the workers' float64 arrays, all of one shape.
+
+        The order of the sum is free, since no sum of these numbers is rounded.
+        """
 
     def count(self, rows: int) -> int:
-        """The sum of the workers' numbers: rows of the whole batch, given this shard's, or rows times elements."""
+        """Return the sum of the workers' integers, such as the rows of the whole batch from those of each shard."""
 
 
 _current: ContextVar[Communicator | None] = ContextVar("xnn_communicator", default=None)
 
 
 def communicator() -> Communicator | None:
-    """The communicator of this thread or task; None with a single worker."""
+    """Return the communicator of this thread or task, or None if there is a single worker."""
     return _current.get()
 
 
 @contextmanager
 def with_communicator(chosen: Communicator | None) -> Iterator[None]:
-    """Reduce over the batch by this communicator inside the block."""
+    """Reduce over the batch with this communicator inside the block; None means a single worker."""
     token = _current.set(chosen)
     try:
         yield

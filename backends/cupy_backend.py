@@ -1,7 +1,8 @@
-"""CuPy on an NVIDIA GPU, through the generic path: the ops as they are, CuPy's own kernels.
+"""The CuPy backend, on an NVIDIA GPU: ops run as they are written, each operation as one of CuPy's own kernels.
 
-`import cupy` succeeds without a driver and `cupy.show_config()` can claim a cuBLAS that is missing, so
-nothing is believed until a product and a kernel have run. Each way this fails has its own message.
+`import cupy` succeeds without a driver, and `cupy.show_config()` can name a cuBLAS that is missing. So the backend
+counts as available only after a matrix product and an elementwise kernel have run. Each way of failing has its own
+message.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ _CTK = 'reinstall with its libraries: pip install "cupy-cuda13x[ctk]" (or "cupy-
 
 
 class CupyBackend(Backend):
-    """Arrays in device memory; `xp` is array-api-compat's view of CuPy."""
+    """Arrays in the GPU's memory; `xp` is array-api-compat's namespace for CuPy."""
 
     name = "cupy"
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
 
     def __init__(self) -> None:
-        # Read when cuBLAS is first used: float64 products by emulation are not IEEE's, which exact numerics rest on.
-        # Who asks for them in fast numerics gets them, and exact numerics refuse them by their check.
+        # cuBLAS reads this variable when it is first used. Emulated float64 products are not rounded as IEEE 754
+        # asks, which exact numerics need. A user who sets the variable to 1 has emulation in fast numerics; the
+        # self-check of exact numerics then refuses this backend.
         if current_numerics() == "exact":
             os.environ["CUBLAS_EMULATE_DOUBLE_PRECISION"] = "0"
         os.environ.setdefault("CUBLAS_EMULATE_DOUBLE_PRECISION", "0")
@@ -43,30 +45,25 @@ class CupyBackend(Backend):
         self.xp = importlib.import_module("array_api_compat.cupy")
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
-        """Copy to the GPU; an array already there stays."""
         with self.guard():
             return self.cupy.asarray(x, dtype=dtype)
 
     def to_host(self, x: Any) -> np.ndarray:
-        """Copy from the GPU; waits for it."""
         return np.asarray(self.cupy.asnumpy(x))
 
     def bits(self, x: Any, dtype: str) -> Any:
-        """A view; the array is the same memory."""
         return x.view(dtype)
 
     def synchronize(self) -> None:
-        """Wait for the current stream."""
         self.cupy.cuda.get_current_stream().synchronize()
 
     def memory(self) -> dict[str, int]:
-        """CuPy's pool: bytes in arrays, bytes ever taken from the device, bytes on the device."""
+        """Return bytes: `used` by arrays, `peak` taken from the device by CuPy's pool, `total` on the device."""
         pool = self.cupy.get_default_memory_pool()
         _, total = self.cupy.cuda.runtime.memGetInfo()
         return {"used": int(pool.used_bytes()), "peak": int(pool.total_bytes()), "total": int(total)}
 
     def describe(self) -> dict[str, str]:
-        """CuPy's version, the GPU's name, the CUDA runtime and driver."""
         runtime = self.cupy.cuda.runtime
         properties = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
         name = properties["name"]
@@ -78,7 +75,7 @@ class CupyBackend(Backend):
         }
 
     def probe(self) -> None:
-        """A 2x2 product (cuBLAS) and an elementwise kernel (the run-time compiler), checked."""
+        """Check a 2x2 product (by cuBLAS) and an elementwise kernel (by CUDA's run-time compiler)."""
         cupy = self.cupy
         try:
             a = cupy.asarray([[1.0, 2.0], [3.0, 4.0]], dtype=cupy.float32)
@@ -95,13 +92,13 @@ class CupyBackend(Backend):
         ):
             if got != right:
                 raise BackendUnavailableError(
-                    f"cupy: the GPU computed {got} for {what} that is {right}; "
+                    f"cupy: the GPU computed {got} for {what}, which is {right}: "
                     "check the device (nvidia-smi) and reinstall CuPy"
                 )
 
 
 def import_cupy() -> Any:
-    """The module, or BackendUnavailableError that says which of the ways it is missing."""
+    """Import CuPy; raises BackendUnavailableError, which says what is wrong, if that fails."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -109,17 +106,17 @@ def import_cupy() -> Any:
         except ModuleNotFoundError as error:
             if error.name != "cupy":
                 raise BackendUnavailableError(
-                    f"cupy: it needs the package {error.name}: {_INSTALL}"
+                    f"cupy: CuPy needs the package {error.name}, which is not installed: {_INSTALL}"
                 ) from error
             raise BackendUnavailableError(f"cupy: CuPy is not installed: {_INSTALL}") from error
         except ImportError as error:
             raise BackendUnavailableError(
-                f"cupy: CuPy cannot be imported: {_original(error)}; uninstall it and {_INSTALL}"
+                f"cupy: CuPy cannot be imported: {_original(error)}. Uninstall it and {_INSTALL}"
             ) from error
         except Exception as error:  # such as "numpy.dtype size changed": a package built for another NumPy
             raise BackendUnavailableError(
-                f"cupy: CuPy breaks when it is imported ({type(error).__name__}: {_original(error)}); "
-                f"uninstall it and {_INSTALL}"
+                f"cupy: importing CuPy fails ({type(error).__name__}: {_original(error)}). "
+                f"Uninstall it and {_INSTALL}"
             ) from error
     if any("multiple CuPy packages" in str(w.message) for w in caught):
         raise BackendUnavailableError(
@@ -130,7 +127,7 @@ def import_cupy() -> Any:
 
 
 def check_driver(cupy: Any) -> None:
-    """Raise BackendUnavailableError if there is no driver, an old one, or no GPU."""
+    """Raise BackendUnavailableError if there is no driver, if it is too old, or if no GPU is visible."""
     runtime = cupy.cuda.runtime
     try:
         driver, needed = int(runtime.driverGetVersion()), int(runtime.runtimeGetVersion())
@@ -144,18 +141,18 @@ def check_driver(cupy: Any) -> None:
     if driver // 1000 < needed // 1000:
         older = ', or pip install "cupy-cuda12x[ctk]"' if driver // 1000 == 12 else ""
         raise BackendUnavailableError(
-            f"cupy: the NVIDIA driver supports CUDA {_cuda_version(driver)}, this CuPy needs "
+            f"cupy: the NVIDIA driver supports CUDA {_cuda_version(driver)} and this CuPy needs "
             f"{_cuda_version(needed)}: update the driver{older}"
         )
     if not cupy.cuda.is_available():
         raise BackendUnavailableError(
-            "cupy: a driver but no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES, "
+            "cupy: there is a driver, but no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES, "
             "or use XNN_BACKEND=numpy"
         )
 
 
 def quick_diagnosis() -> str:
-    """Why CuPy cannot work here as far as can be told without importing it; "" if nothing is seen."""
+    """Return why CuPy cannot run here, as far as it shows without importing CuPy; "" if no reason is found."""
     if importlib.util.find_spec("cupy") is None:
         return f"cupy: CuPy is not installed: {_INSTALL}"
     import ctypes
@@ -170,12 +167,12 @@ def quick_diagnosis() -> str:
 
 
 def _cuda_version(number: int) -> str:
-    """12080 -> "12.8", CUDA's own encoding."""
+    """Decode a version number of CUDA: 12080 is "12.8"."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _original(error: BaseException) -> str:
-    """The line that matters of CuPy's import banner."""
+    """Return the line of CuPy's import error that names the cause; the rest of it is a banner."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for here, line in enumerate(lines):
         if line.startswith("Original error"):
@@ -185,10 +182,10 @@ def _original(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong in CuPy's own words, and what to do about it."""
+    """Return CuPy's own error message, and what to do about it."""
     text = f"{type(error).__name__}: {_original(error)}"
     if isinstance(error, MemoryError):
-        return f"{text}; the GPU's memory is full: see nvidia-smi for who holds it"
+        return f"{text}; the GPU's memory is full: nvidia-smi shows which processes use it"
     if "headers" in str(error):
         return f"{text}; CUDA's headers are missing: {_CTK}"
     if isinstance(error, ImportError) or "DynamicLib" in type(error).__name__:

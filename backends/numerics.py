@@ -1,6 +1,8 @@
-"""Which numerics: argument > `with` block > `use_numerics` > XNN_NUMERICS > fast, read when first needed.
+"""Choosing the numerics: how floating-point arithmetic is done.
 
-fast is the hardware's own float32. exact gives the same bits on every machine: see `xnn.backends.exact`.
+"fast" is the hardware's float32 arithmetic. "exact" gives the same bits on every machine (`docs/numerics.md`).
+The first of these that is set counts: an argument, a `with numerics(...)` block, `use_numerics`, the environment
+variable XNN_NUMERICS; the default is "fast". The variable is read when it is needed, not at import.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ _in_context: ContextVar[str | None] = ContextVar("xnn_numerics", default=None)
 
 
 def current_numerics(asked: str | None = None) -> str:
-    """How arithmetic is done now: `asked` if given, else as this file's first line says."""
+    """Return "fast" or "exact": `asked` if it is given, else the numerics in force.
+
+    Raises OptionError for any other name, also in XNN_NUMERICS.
+    """
     if asked is not None:
         return _checked(asked, "numerics")
     chosen = _in_context.get() or _process_wide
@@ -39,16 +44,26 @@ def current_numerics(asked: str | None = None) -> str:
 
 
 def chosen_numerics() -> str | None:
-    """The numerics that a block, the process or the environment asks for; None if nobody does."""
+    """Return the numerics that a `with` block, `use_numerics` or XNN_NUMERICS sets, or None if none of them does."""
     if _in_context.get() or _process_wide or os.environ.get("XNN_NUMERICS", "").strip():
         return current_numerics()
     return None
 
 
 def use_numerics(name: str | None) -> None:
-    """Choose the numerics for the whole process; None goes back to XNN_NUMERICS or fast.
+    """Choose the numerics for the whole process.
 
-    exact checks the machine when it is first used on a backend, and refuses one that it cannot trust.
+    name: "fast" (the hardware's float32), "exact" (the same bits on every machine), or None to go back to
+        XNN_NUMERICS, or "fast" if it is not set.
+
+    Raises OptionError for any other name. Exact numerics check each backend when it is first used, and raise
+    NumericsError there if it does not compute as they need it to.
+
+    >>> import xnn
+    >>> xnn.use_numerics("exact")
+    >>> xnn.backends.current_numerics()
+    'exact'
+    >>> xnn.use_numerics(None)
     """
     global _process_wide
     _process_wide = None if name is None else _checked(name, "use_numerics")
@@ -56,7 +71,18 @@ def use_numerics(name: str | None) -> None:
 
 @contextmanager
 def numerics(name: str | None) -> Iterator[str]:
-    """Choose the numerics for a `with` block, in this thread or task alone; None leaves them as they are."""
+    """Choose the numerics for a `with` block, in this thread or task only. The block's value is the name in force.
+
+    name: "fast", "exact", or None to change nothing.
+
+    Raises OptionError for any other name.
+
+    >>> import numpy as np, xnn
+    >>> x = np.asarray([1e8, 1.0, -1e8], dtype="float32")
+    >>> with xnn.numerics("exact") as name:
+    ...     print(name, xnn.ops.sum(x))
+    exact 1.0
+    """
     if name is None:
         yield current_numerics()
         return
@@ -67,19 +93,32 @@ def numerics(name: str | None) -> Iterator[str]:
         _in_context.reset(token)
 
 
+class pinned:  # noqa: N801 - a context manager, as `numerics` is
+    """Look the numerics up once for a `with` block, in which `current_numerics` then costs next to nothing."""
+
+    def __enter__(self) -> None:
+        self._token = _in_context.set(current_numerics())
+
+    def __exit__(self, *error: object) -> None:
+        _in_context.reset(self._token)
+
+
 def check_same_numerics(who: str, forward: str) -> None:
-    """Raise GraphError in other numerics than those that the forward pass ran in."""
+    """Raise GraphError if a backward pass runs in other numerics than its forward pass did.
+
+    who: what the message calls the layer or op. forward: the numerics of its forward pass.
+    """
     if forward != current_numerics():
         raise GraphError(
             f"{who}'s forward ran in {forward} numerics and its backward in {current_numerics()}: keep both inside "
-            "one `with xnn.numerics(...)`"
+            "one `with xnn.numerics(...)` block"
         )
 
 
 def _checked(name: str, source: str) -> str:
     if name not in NUMERICS:
         raise OptionError(
-            f"{source}={name!r} is not known; choose fast (the hardware's float32) or exact (the same "
-            "bits everywhere)"
+            f"{source}={name!r} is not a kind of numerics: choose fast (the hardware's float32) or exact (the same "
+            "bits on every machine)"
         )
     return name

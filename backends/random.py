@@ -1,16 +1,19 @@
-"""Random numbers as a function of what they are for, the same bits on every backend and machine.
+"""Random numbers: a stream for each purpose, with the same bits on every backend and machine.
 
-The words come from Philox4x64-10 (Salmon, Moraes, Dror and Shaw, SC 2011), a counter-based generator:
-word i of a stream is a pure function of a key and a counter. The key is the user's seed; the counter holds
+The random bits come from Philox4x64-10 (Salmon, Moraes, Dror and Shaw, SC 2011), a counter-based generator: word i
+(64 bits) of a stream is a function of a key and a counter, and of nothing else. The key is the user's seed. The
+counter is
 
     (block i // 4, step, index, purpose)
 
-so that every layer's weights, every epoch's shuffle and every step's mask has words of its own, in any
-order, on any worker. NumPy's Philox gives the same words natively (it promises its bit generators'
-streams, NEP 19, but not what it makes of them); `philox_words` computes them with integer array
-operations on any backend. What is made of the words - uniform, normal, permutation - is defined here,
-with `+ - * /`, sqrt and comparisons only: each is correctly rounded, so the results do not depend on a
-C library, a SIMD level or a NumPy version.
+so every layer's weights, every epoch's shuffle and every step's mask have words of their own, which any worker can
+compute in any order. NumPy's Philox gives the same words, fast. (NumPy promises never to change the words, NEP 19,
+but not the uniform or normal numbers that it makes from them.) `philox_words` computes them with integer array
+operations on any backend.
+
+Uniform numbers, normal numbers and permutations are made from the words here, by `+ - * /`, sqrt and comparisons
+only. IEEE 754 fixes each of these operations to the last bit, so the results do not depend on a C library, SIMD
+instructions or the version of NumPy.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ __all__ = ["Purpose", "Stream"]
 
 
 class Purpose(IntEnum):
-    """What a stream is for; the last word of its counter. Never renumber: it would change every run."""
+    """What a stream of random numbers is used for; the last word of its counter.
+
+    The numbers must never change: every seed would give other results.
+    """
 
     WEIGHTS = 1
     SHUFFLE = 2
@@ -42,7 +48,21 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream of random words: a seed, a purpose, an index (layer, image, ...) and a step (or epoch)."""
+    """One stream of random numbers.
+
+    seed: an integer in 0 .. 2^64 - 1.
+    purpose: what the numbers are for, a `Purpose`.
+    index: the number of the layer or image that they belong to, default 0.
+    step: the training step or epoch, default 0.
+
+    Raises OptionError for any other seed.
+
+    >>> from xnn.backends import Purpose, Stream
+    >>> Stream(seed=1, purpose=Purpose.SHUFFLE).permutation(5)
+    array([4, 0, 2, 3, 1])
+    >>> Stream(seed=1, purpose=Purpose.WEIGHTS).uniform((2,)).round(4)
+    array([0.2699, 0.993 ])
+    """
 
     seed: int
     purpose: Purpose
@@ -51,13 +71,13 @@ class Stream:
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)):
-            raise OptionError(f"seed must be an integer, got {self.seed!r}")
+            raise OptionError(f"seed={self.seed!r} is not an integer: a seed must lie in 0 .. 2**64 - 1")
         if not 0 <= self.seed < 2**64:
-            raise OptionError(f"seed must lie in 0 .. 2**64 - 1, got {self.seed}")
+            raise OptionError(f"seed={self.seed} is out of range: a seed must lie in 0 .. 2**64 - 1")
         object.__setattr__(self, "seed", int(self.seed))
 
     def words(self, start: int, count: int) -> np.ndarray:
-        """Words start .. start + count - 1 as uint64, on the host."""
+        """Return words start .. start + count - 1 of the stream, uint64, as a NumPy array."""
         counter = np.array([start // 4, self.step, self.index, int(self.purpose)], dtype=np.uint64)
         key = np.array([self.seed, 0], dtype=np.uint64)
         skip = start % 4
@@ -65,9 +85,10 @@ class Stream:
         return np.asarray(raw, dtype=np.uint64)[skip:]
 
     def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> np.ndarray:
-        """float64 in (low, high): low + (high - low) * (k + 1/2) 2^-52, k the top 52 bits of a word.
+        """Return uniform float64 numbers in the open interval (low, high), as a NumPy array of this shape.
 
-        Where that rounds onto an end, the next number inside is taken instead.
+        They are low + (high - low) * (k + 1/2) * 2^-52, where k is the top 52 bits of a word. Where rounding gives
+        `low` or `high` itself, the next number inside the interval is taken.
         """
         k = self.words(0, math.prod(shape)) >> np.uint64(12)
         unit = (k.astype(np.float64) + 0.5) * 2.0**-52
@@ -75,26 +96,26 @@ class Stream:
         return np.clip(low + (high - low) * unit, *inside).reshape(shape)
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Standard normal float64: the inverse of the normal distribution function at `uniform`."""
+        """Return standard normal float64 numbers: the normal quantile function of `uniform`."""
         return _normal_quantile(self.uniform(shape))
 
     def truncated_normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Standard normal float64, given that it lies in [-2, 2]: the inverse between the function's values there."""
+        """Return float64 numbers of the standard normal distribution truncated to [-2, 2]."""
         z = _normal_quantile(self.uniform(shape, _BELOW_2, 1.0 - _BELOW_2))
         return np.asarray(np.clip(z, -2.0, 2.0))
 
     def permutation(self, n: int) -> np.ndarray:
-        """0 .. n - 1 in random order, int64: the indices that sort n words, ties by index."""
+        """Return 0 .. n - 1 in random order, int64: the indices that sort n words (equal words by index)."""
         return np.argsort(self.words(0, n), kind="stable").astype(np.int64)
 
     def keep(self, start: int, count: int, rate: float) -> np.ndarray:
-        """Booleans start .. start + count - 1 of the stream, each False with probability `rate`."""
+        """Return booleans start .. start + count - 1 of the stream, each False with probability `rate`."""
         return self._halves(start, count) >= np.uint32(_threshold(rate))
 
     def signed(self, start: int, count: int) -> np.ndarray:
-        """float32 in (-1, 1), numbers start .. start + count - 1 of the stream: (2 k + 1) 2^-23 - 1, exactly.
+        """Return float32 numbers start .. start + count - 1 of the stream, uniform in (-1, 1).
 
-        k are the top 23 bits of a half word.
+        They are (2 k + 1) * 2^-23 - 1 without rounding, where k is the top 23 bits of a half word (32 bits).
         """
         k = (self._halves(start, count) >> np.uint32(9)).astype(np.float32)
         return np.asarray((2 * k + 1) * np.float32(2.0**-23) - 1)
@@ -106,14 +127,17 @@ class Stream:
 
 
 def _threshold(rate: float) -> int:
-    """A 32-bit half word below this is dropped: a probability of `rate`, to 2^-32."""
+    """Return the number below which a random 32-bit half word lies with probability `rate`, to 2^-32."""
     if not 0.0 <= rate < 1.0:
-        raise OptionError(f"dropout rate must lie in [0, 1), got {rate}")
+        raise OptionError(f"dropout rate={rate} is out of range: a rate must lie in [0, 1)")
     return min(round(rate * 2.0**32), 2**32 - 1)
 
 
 def half_words(xp: Any, stream: Stream, start: int, count: int, device: Any = None) -> Any:
-    """Half words start .. start + count - 1 of the stream, as uint64, in any namespace; the low half comes first."""
+    """Return half words (32 bits) start .. start + count - 1 of the stream, held as uint64, in any namespace.
+
+    The low half of a word comes before its high half.
+    """
     first, past = start // 2, (start + count + 1) // 2
     words = philox_words(xp, stream, first, past - first, device)
     halves = xp.reshape(xp.stack((words & 0xFFFFFFFF, words >> 32), axis=1), (-1,))
@@ -121,12 +145,12 @@ def half_words(xp: Any, stream: Stream, start: int, count: int, device: Any = No
 
 
 def keep_halves(halves: Any, rate: float) -> Any:
-    """`Stream.keep` of half words."""
+    """Compute `Stream.keep` from half words, in any namespace."""
     return halves >= _threshold(rate)
 
 
 def signed_halves(xp: Any, halves: Any) -> Any:
-    """`Stream.signed` of half words: no operation rounds."""
+    """Compute `Stream.signed` from half words, in any namespace; no operation rounds."""
     return (2.0 * xp.astype(halves >> 9, xp.float32) + 1.0) * 2.0**-23 - 1.0
 
 
@@ -137,18 +161,15 @@ _MASK = 2**64 - 1
 
 
 def philox_words(xp: Any, stream: Stream, start: int, count: int, device: Any = None) -> Any:
-    """`Stream.words(start, count)` computed with uint64 array operations in any namespace, on its device."""
+    """Compute `Stream.words(start, count)` with uint64 array operations in any namespace, on a device."""
     first, past = start // 4, (start + count + 3) // 4
-    # NumPy's first block uses counter 1.
+    # NumPy adds 1 to the counter before it makes the first block.
     blocks = xp.arange(first + 1, past + 1, dtype=xp.uint64, device=device)
     return philox(xp, blocks, stream)[start - 4 * first : start - 4 * first + count]
 
 
 def philox(xp: Any, blocks: Any, stream: Stream) -> Any:
-    """The four words of each block: ten rounds of some thirty operations.
-
-    Right everywhere, and fast where a kernel takes its place.
-    """
+    """Compute the four words of each block: Philox4x64 with ten rounds, some thirty array operations each."""
     c0, c1, c2, c3 = blocks, *(blocks * 0 + int(n) for n in (stream.step, stream.index, stream.purpose))
     k0, k1 = stream.seed, 0
     for _ in range(10):
@@ -160,7 +181,7 @@ def philox(xp: Any, blocks: Any, stream: Stream) -> Any:
 
 
 def _multiply(x: Any, m: int) -> tuple[Any, Any]:
-    """The high and low 64 bits of x * m, by 32-bit halves: uint64 arithmetic wraps."""
+    """Return the high and the low 64 bits of x * m, from products of 32-bit halves, since uint64 wraps around."""
     m_low, m_high = m & 0xFFFFFFFF, m >> 32
     x_low, x_high = x & 0xFFFFFFFF, x >> 32
     low = x_low * m_low
@@ -199,24 +220,25 @@ _BELOW_2 = 0.02275013194817921
 
 
 def _normal_quantile(p: np.ndarray) -> np.ndarray:
-    """The z with P(Z <= z) = p, for 0 < p < 1."""
+    """Return the z with P(Z <= z) = p for a standard normal Z, for 0 < p < 1."""
     q = p - 0.5
     centre = q * rational(_CENTRE, 0.180625 - q * q)
-    # Outside the centre; np.where evaluates both, so keep the logarithm's argument sensible inside.
+    # np.where evaluates both of its branches: in the centre the logarithm gets 0.25, a harmless argument.
     outside = np.abs(q) > 0.425
     r = np.sqrt(-_log(np.where(outside, np.minimum(p, 1.0 - p), 0.25)))
     far = np.asarray(np.where(r <= 5.0, rational(_SHOULDER, r - 1.6), rational(_TAIL, r - 5.0)))
     return np.where(outside, np.where(q < 0.0, -far, far), centre)
 
 
-_LN2_HIGH, _LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # the first has 32 bits: n * it is exact
+# _LN2_HIGH has 32 bits, so its product with a whole exponent is exact.
+_LN2_HIGH, _LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
 
 
 def _log(x: np.ndarray) -> np.ndarray:
-    """Natural logarithm of positive float64 from correctly rounded operations only.
+    """Compute the natural logarithm of positive float64 numbers by correctly rounded operations only.
 
-    x = 2^n m with sqrt(1/2) <= m < sqrt(2); ln m = 2 artanh s = 2 (s + s^3/3 + s^5/5 + ...),
-    s = (m - 1) / (m + 1), |s| < 0.172: the first term left out is below 2^-58.
+    x = 2^n m with sqrt(1/2) <= m < sqrt(2). With s = (m - 1) / (m + 1), |s| < 0.172,
+    ln m = 2 artanh s = 2 (s + s^3/3 + s^5/5 + ...); the first omitted term is below 2^-58.
     """
     m, n = np.frexp(x)
     small = m < math.sqrt(0.5)

@@ -1,4 +1,8 @@
-"""Which backend: argument > `with` block > `use_backend` > XNN_BACKEND > numpy, read when first needed."""
+"""Choosing the backend, and telling which backend an array belongs to.
+
+The first of these that is set counts: an argument, a `with backend(...)` block, `use_backend`, the environment
+variable XNN_BACKEND; the default is "numpy". The variable is read when it is needed, not at import.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ __all__ = [
     "use_backend",
 ]
 
-# name -> (module, class, top-level module its arrays come from). A new backend is one line here.
+# name -> (module, class, top-level module of its arrays' type). A new backend is one line here.
 _REGISTRY = {
     "numpy": ("xnn.backends.numpy_backend", "NumpyBackend", "numpy"),
     "cupy": ("xnn.backends.cupy_backend", "CupyBackend", "cupy"),
@@ -44,14 +48,21 @@ _in_context: ContextVar[str | None] = ContextVar("xnn_backend", default=None)
 
 
 def backend_names() -> tuple[str, ...]:
-    """The names XNN_BACKEND, --backend and use_backend accept; array-api-strict is for tests."""
+    """Return the names that XNN_BACKEND, --backend and `use_backend` accept; array-api-strict is for tests."""
     return tuple(_REGISTRY)
 
 
 def get_backend(name: str | None = None) -> Backend:
-    """The backend of this name, loaded and checked once; the current one without a name.
+    """Return a backend; it is loaded and checked at the first use.
 
-    Raises UnknownBackendError, or BackendUnavailableError with the reason and the command that mends it.
+    name: "numpy", "cupy" or "array-api-strict"; None for the current backend.
+
+    Raises UnknownBackendError for any other name, and BackendUnavailableError, with the reason and a command that
+    helps, if the backend does not run here.
+
+    >>> import xnn
+    >>> xnn.backends.get_backend("numpy")
+    <backend numpy>
     """
     if name is None:
         return current_backend()
@@ -63,22 +74,24 @@ def _load(name: str, source: str) -> Backend:
         _check_name(name, source)
         module, cls, _ = _REGISTRY[name]
         _instances[name] = getattr(importlib.import_module(module), cls)()
-        copyreg.pickle(
-            type(_instances[name]), lambda lib: (get_backend, (lib.name,))
-        )  # copies and pickles are it
+        # There is one instance of each backend: copying or unpickling it gives that instance.
+        copyreg.pickle(type(_instances[name]), lambda lib: (get_backend, (lib.name,)))
     return _instances[name]
 
 
 def _check_name(name: str, source: str) -> None:
     if name not in _REGISTRY:
         raise UnknownBackendError(
-            f"{source}={name!r} is not a backend; choose numpy (the CPU), cupy (a GPU) or, for tests, "
+            f"{source}={name!r} is not a backend: choose numpy (the CPU), cupy (a GPU) or, for tests, "
             "array-api-strict"
         )
 
 
 def backend_variable() -> str:
-    """What XNN_BACKEND says, "" if nothing; nothing is loaded. Raises UnknownBackendError for what is no name."""
+    """Return the backend's name in XNN_BACKEND, or "" if it is not set, without loading the backend.
+
+    Raises UnknownBackendError if it is not the name of a backend.
+    """
     name = os.environ.get("XNN_BACKEND", "").strip()
     if name:
         _check_name(name, "XNN_BACKEND")
@@ -86,8 +99,8 @@ def backend_variable() -> str:
 
 
 def current_backend() -> Backend:
-    """The backend that a new model, or a call without arrays, uses now."""
-    current_numerics()  # a wrong XNN_NUMERICS is heard of as early as a wrong XNN_BACKEND
+    """Return the backend that a new model, or a call without arrays, uses now."""
+    current_numerics()  # so that a wrong XNN_NUMERICS is reported as early as a wrong XNN_BACKEND
     for name, source in (
         (_in_context.get(), "backend"),
         (_process_wide, "use_backend"),
@@ -99,7 +112,19 @@ def current_backend() -> Backend:
 
 
 def use_backend(name: str | None) -> None:
-    """Choose the backend for the whole process; None goes back to XNN_BACKEND or numpy."""
+    """Choose the backend for the whole process.
+
+    name: "numpy" (the CPU), "cupy" (an NVIDIA GPU), "array-api-strict" (for tests), or None to go back to
+        XNN_BACKEND, or "numpy" if it is not set.
+
+    Raises UnknownBackendError for any other name, and BackendUnavailableError if the backend does not run here.
+
+    >>> import xnn
+    >>> xnn.use_backend("numpy")
+    >>> xnn.backends.current_backend()
+    <backend numpy>
+    >>> xnn.use_backend(None)
+    """
     global _process_wide
     if name is not None:
         _load(name, "use_backend")
@@ -108,7 +133,18 @@ def use_backend(name: str | None) -> None:
 
 @contextmanager
 def backend(name: str) -> Iterator[Backend]:
-    """Choose the backend for a `with` block, in this thread or task alone."""
+    """Choose the backend for a `with` block, in this thread or task only. The block's value is the backend.
+
+    name: "numpy" (the CPU), "cupy" (an NVIDIA GPU) or "array-api-strict" (for tests).
+
+    Raises UnknownBackendError for any other name, and BackendUnavailableError if the backend does not run here.
+
+    >>> import xnn
+    >>> with xnn.backend("numpy") as lib:
+    ...     model = xnn.Sequential(xnn.layers.Dense(3, 2))
+    >>> model.backend is lib
+    True
+    """
     chosen = _load(name, "backend")
     token = _in_context.set(name)
     try:
@@ -118,7 +154,12 @@ def backend(name: str) -> Iterator[Backend]:
 
 
 def available_backends() -> dict[str, str]:
-    """Every backend's name with "" if it runs here, else the reason why it does not."""
+    """Return each backend's name with "" if it runs here, or else the reason why it does not.
+
+    >>> import xnn
+    >>> xnn.backends.available_backends()["numpy"]
+    ''
+    """
     reasons = {}
     for name in _REGISTRY:
         try:
@@ -130,10 +171,14 @@ def available_backends() -> dict[str, str]:
 
 
 def backend_of(*arrays: Any) -> Backend:
-    """The backend whose arrays these are; Python numbers and None belong to any.
+    """Return the backend to which arrays belong; the current backend if there is no array among `arrays`.
 
-    With no array among them, the current backend. Raises MixedArraysError if they belong to two:
-    ops and layers never move data, `to_device`, `to_host` and `model.to` do.
+    Python numbers and None belong to any backend. Raises MixedArraysError if the arrays belong to two backends, and
+    DTypeError for an object that is not an array.
+
+    >>> import numpy as np, xnn
+    >>> xnn.backends.backend_of(np.ones(3), 2.0)
+    <backend numpy>
     """
     found: Backend | None = None
     for x in arrays:
@@ -150,21 +195,24 @@ def backend_of(*arrays: Any) -> Backend:
 
 
 def mixed_arrays(one: Backend, other: Backend) -> MixedArraysError:
-    """The error for arrays of two backends in one operation."""
+    """Make the error for arrays of two backends in one operation."""
     return MixedArraysError(
-        f"one operation got arrays of {one.name} and of {other.name}; nothing is moved behind "
-        "your back: use model.to(...), or a backend's to_device and to_host"
+        f"one operation got arrays of {one.name} and of {other.name}: operations never move arrays. Move them with "
+        "model.to(...), or with a backend's to_device and to_host"
     )
 
 
 def admit(lib: Backend, x: Any) -> Any:
-    """What may enter through a door (fit, predict): host arrays and the model's backend's own."""
+    """Return `x` if `fit` or `predict` of a model on `lib` can take it: a NumPy array or an array of `lib`.
+
+    Raises MixedArraysError for an array of another backend.
+    """
     if not isinstance(x, np.ndarray):
         owner = backend_of(x)
         if owner is not lib:
             raise MixedArraysError(
-                f"the model lives on {lib.name} and got an array of {owner.name}: give it a numpy array or one "
-                f"of {lib.name}, or move the model with model.to({owner.name!r})"
+                f"a model on {lib.name} got an array of {owner.name}: give it an array of numpy or of {lib.name}, or "
+                f"move the model with model.to({owner.name!r})"
             )
     return x
 
@@ -175,12 +223,12 @@ def _owner(x: Any) -> Backend | None:
         return None
     if type(x).__module__ == "xnn.backends.exact.scaled":
         return x.lib  # type: ignore[no-any-return]
-    modules = (base.__module__.partition(".")[0] for base in type(x).__mro__)  # subclasses of arrays too
+    modules = (base.__module__.partition(".")[0] for base in type(x).__mro__)  # also for subclasses of arrays
     name = next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
     if name is None:
         raise DTypeError(
-            f"expected an array of {', '.join(_REGISTRY)} or a number, got {type(x).__name__}; "
-            "numpy.asarray(...) makes one of a list"
+            f"got {type(x).__name__} in place of an array of {', '.join(_REGISTRY)} or a number: convert lists with "
+            "numpy.asarray(...)"
         )
     _owners[type(x)] = _load(name, "backend")
     return _owners[type(x)]

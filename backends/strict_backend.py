@@ -1,7 +1,7 @@
-"""array-api-strict: a test backend. It refuses whatever the Array API standard does not promise.
+"""The array-api-strict backend, for tests: it refuses everything that the Array API standard does not promise.
 
-Its arrays live on one of the library's pretend devices, so an array that an op created on the host, or a
-transfer that nobody asked for, raises instead of passing unnoticed until the first run on a GPU.
+Its arrays are on one of the library's simulated devices. So an op that creates an array on the host, or moves an
+array without being asked to, fails in a test and not only in the first run on a GPU.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.base import Backend
-from xnn.backends.numpy_backend import NumpyBackend
+from xnn.backends.memory import peak_resident_bytes
 from xnn.errors import BackendUnavailableError
 
 __all__ = ["StrictBackend"]
 
 
 class StrictBackend(Backend):
-    """NumPy underneath, the letter of the standard above."""
+    """NumPy's arithmetic behind an interface that has only the standard's functions."""
 
     name = "array-api-strict"
 
@@ -27,7 +27,7 @@ class StrictBackend(Backend):
             import array_api_strict
         except ImportError as error:
             raise BackendUnavailableError(
-                "array-api-strict: not installed; it is for tests only: pip install array-api-strict"
+                "array-api-strict: not installed: pip install array-api-strict (it is for tests only)"
             ) from error
         self.xp = array_api_strict
         self.device = array_api_strict.Device("device1")
@@ -35,7 +35,6 @@ class StrictBackend(Backend):
         self._array = type(array_api_strict.ones(1))
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
-        """A copy on the pretend device."""
         wanted = None if dtype is None else getattr(self.xp, dtype)
         if isinstance(x, self._array):
             x = x.to_device(self.device)
@@ -43,19 +42,16 @@ class StrictBackend(Backend):
         return self.xp.asarray(np.asarray(x), dtype=wanted, device=self.device)
 
     def to_host(self, x: Any) -> np.ndarray:
-        """A copy off the pretend device."""
         return np.array(x.to_device(self._host)) if hasattr(x, "to_device") else np.asarray(x)
 
     def memory(self) -> dict[str, int]:
-        """The process's."""
-        return NumpyBackend().memory()
+        peak = peak_resident_bytes()
+        return {"used": peak, "peak": peak, "total": 0}
 
     def describe(self) -> dict[str, str]:
-        """The library's version."""
         return {"library": f"array-api-strict {self.xp.__version__}", "device": str(self.device)}
 
     def probe(self) -> None:
-        """A 2x2 product on the pretend device, checked."""
         a = self.to_device([[1.0, 2.0], [3.0, 4.0]])
         if self.to_host(self.xp.matmul(a, a) + 1.0).tolist() != [[8.0, 11.0], [16.0, 23.0]]:
             raise BackendUnavailableError("array-api-strict: a 2x2 product came out wrong; reinstall it")

@@ -1,4 +1,4 @@
-"""How a run is executed: BLAS threads, a limit that is put back, and the plan that results."""
+"""The number of BLAS threads of a run: how it is chosen, how it is limited for a while, and the execution plan."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = [
     "execution_plan", "limit_threads",
 ]  # fmt: skip
 
-# Multiplications for which a further thread pays: batch size times weights, the products of one forward pass.
-# Fitted to benchmarks/results/threads-*.txt: below it two threads gain little alone and lose much beside another
-# process, since each product ends with the slower of them.
+# How many multiplications make one more thread worth while; the products of one forward pass are counted, batch
+# size times weights. Fitted to benchmarks/results/threads-*.txt: with fewer, two threads gain little on a quiet
+# machine and lose much on a busy one, since each product waits for the slower thread.
 _WORK_PER_THREAD = 5_000_000
-#: Variables by which users tell BLAS how many threads to take, by BLAS.
+#: For each BLAS, the environment variables by which users set its number of threads.
 THREAD_VARIABLES = {
     "openblas": ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"),
     "mkl": ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
@@ -35,7 +35,10 @@ THREAD_VARIABLES = {
 
 @dataclass(frozen=True)
 class Threads:
-    """How many threads a matrix product may use, and why so many; None where that cannot be set."""
+    """The number of threads that a matrix product may use.
+
+    count: the number; None if it cannot be set. reason: why it is this number, for people to read.
+    """
 
     count: int | None
     reason: str
@@ -43,33 +46,36 @@ class Threads:
 
 @cache
 def _blas() -> list[Any]:
-    """threadpoolctl's handles of the BLAS libraries loaded by now; looking for them takes milliseconds."""
-    import numpy as np  # noqa: F401 - loads the BLAS that is to be found
+    """Return threadpoolctl's handles of the loaded BLAS libraries. Cached: the search takes milliseconds."""
+    import numpy as np  # noqa: F401 - loads the BLAS that the search is for
     from threadpoolctl import ThreadpoolController
 
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 def blas_libraries() -> list[dict[str, Any]]:
-    """What threadpoolctl says of each BLAS in the process: name, version, core, threads.
+    """Return, for each BLAS in the process, its name, version, CPU architecture and threads, as threadpoolctl says.
 
-    Sorted, since threadpoolctl's order is another one in each process.
+    The list is sorted, since threadpoolctl's order differs from process to process.
     """
     keys = ("internal_api", "version", "architecture", "num_threads")
     return sorted(({key: library.info().get(key) for key in keys} for library in _blas()), key=str)
 
 
 def blas_threads() -> int | None:
-    """The threads a matrix product may use now: the smallest of the BLAS libraries' limits; None if none is known."""
+    """Return how many threads a matrix product may use now: the smallest limit of all BLAS libraries.
+
+    None if threadpoolctl knows none of them.
+    """
     return min((int(library.get_num_threads()) for library in _blas()), default=None)
 
 
 def check_threads(threads: Any) -> int | str | None:
-    """A positive integer, "auto", or None for the rule. Raises OptionError for anything else."""
+    """Return `threads` if it is a positive integer, "auto" or None. Raises OptionError for anything else."""
     if threads is None or threads == "auto":
         return threads  # type: ignore[no-any-return]
     if isinstance(threads, str):
-        raise OptionError(f"threads must be a positive integer, 'auto' or None, got {threads!r}")
+        raise OptionError(f"threads={threads!r} is not a positive integer, 'auto' or None")
     return check_count("threads", threads)
 
 
@@ -79,20 +85,21 @@ def choose_threads(
     measure: Callable[[int], float] | None = None,
     on_host: bool = True,
 ) -> Threads:
-    """The number of BLAS threads for `work` multiplications in a forward pass (batch size times weights).
+    """Choose the number of BLAS threads for a run.
 
-    asked: a number; "auto", which takes the fastest of 1, 2, 4, ... by measure(threads) -> seconds a step, and so
-    may choose otherwise next time; or None: what the environment says, else the rule
+    asked: a number; "auto" for the fastest of 1, 2, 4, ..., which may be another one next time; or None for the
+        number in the environment, or else the rule below.
+    work: multiplications in a forward pass, batch size times weights.
+    measure: for "auto", a function that gives the seconds of a step with a number of threads.
+    on_host: whether the CPU computes the products; if not, nothing is chosen.
 
-        threads = work / 5,000,000, at least 1, at most what BLAS may use now.
-
-    on_host: whether products are the CPU's at all.
+    The rule: threads = work / 5,000,000, at least 1, at most the limit of BLAS now.
     """
     if not on_host:
         return Threads(None, "products are the device's")
     allowed = blas_threads()
     if allowed is None:
-        return Threads(None, "NumPy's BLAS is one that threadpoolctl does not know")
+        return Threads(None, "threadpoolctl does not know NumPy's BLAS")
     if isinstance(asked, int):
         return Threads(
             min(asked, allowed), "asked for" if asked <= allowed else f"limited to {allowed} already"
@@ -105,14 +112,17 @@ def choose_threads(
         )
     for name in [name for library in _blas() for name in THREAD_VARIABLES.get(library.internal_api, ())]:
         value = os.environ.get(name, "").strip()
-        if (first := value.split(",")[0]).isdecimal() and int(first):  # BLAS passes over anything else
+        if (first := value.split(",")[0]).isdecimal() and int(first):  # BLAS ignores anything else
             return Threads(allowed, f"{name}={value}")
     rule = f"{work:,} multiplications a pass, {_WORK_PER_THREAD:,} a thread, {allowed} to be had"
     return Threads(max(1, min(allowed, work // _WORK_PER_THREAD)), f"rule: {rule}")
 
 
 class _Limits:
-    """The limits in force, of all threads of the process: BLAS has one number for all of them."""
+    """The limits now in force in the process. BLAS has one number for all Python threads, so they share this object.
+
+    asked: the limits of all open `limit_threads` blocks. before: each library's number before the first of them.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -142,10 +152,12 @@ _limits = _Limits()
 
 @contextmanager
 def limit_threads(threads: int | None) -> Iterator[int | None]:
-    """Limit BLAS to `threads` inside the block, never above the limit in force; yields what holds.
+    """Limit BLAS to a number of threads inside a `with` block; never above the limit already in force.
 
-    None leaves everything as it is. The limit is the process's (BLAS has no other): where blocks of several
-    Python threads overlap the smallest holds, and the last to leave restores what was before the first.
+    threads: a positive integer, or None to change nothing. The block's value is the limit in force.
+
+    BLAS has one limit for the whole process. Where blocks of several Python threads overlap, the smallest limit
+    holds, and the last block to end restores the limit that was there before the first.
     """
     if threads is None:
         yield blas_threads()
@@ -161,7 +173,11 @@ def limit_threads(threads: int | None) -> Iterator[int | None]:
 def execution_plan(
     lib: Backend, dtype: str, batch_size: int, threads: Threads, kernels: str
 ) -> dict[str, Any]:
-    """All that the numbers of a fast run depend on; the same plan gives the same bits."""
+    """Return everything that decides the bits of a run in fast numerics. The same plan gives the same bits.
+
+    lib: the backend. dtype: the model's, such as "float32". threads: from `choose_threads`. kernels: the name of the
+    table of kernels.
+    """
     blas = [f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas_libraries()]
     return {
         "numerics": current_numerics(),

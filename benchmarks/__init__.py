@@ -1,14 +1,24 @@
-"""What `xnn bench` runs, imported as `xnn.benchmarks`.
+"""The benchmarks of xnn. The folder is imported as `xnn.benchmarks`; benchmarks/README.md lists the commands.
 
-contestants.py xnn as one of them; peers.py the others; xnn/runs/process.py a process and the line to it; worker.py a
-contestant in one; suite.py takes turns among them; report.py tables, plots and comparisons; sweep.py from which
-size a GPU pays; accuracy.py time to accuracy; xnn/cli/bench.py all that behind the command line. Run by themselves:
-studies/scaling.py how cost grows; studies/step_profile.py where the time of one step goes; exactness/rounding.py how
-exact numerics round; digests.py whether exact runs agree on other engines (exactness/engines.py has them,
-exactness/run.py runs one).
+`xnn bench` (xnn/cli/bench.py) uses
+    contestants.py        xnn as contestants, and the task that all contestants get
+    peers.py              other libraries as contestants
+    worker.py             one contestant in a process of its own (xnn/runs/process.py)
+    suite.py              runs contestants in turns, and checks and collects their times
+    report.py             tables, plots, and comparisons with older results
+    sweep.py              many widths and batch sizes: where a GPU is faster
+    time_to_accuracy.py   seconds until a given accuracy is reached
+    environment.py        processor, BLAS and versions, which every result states
+
+Commands of their own, `python -m xnn.benchmarks.NAME`:
+    digests                exact runs on many engines, compared bit for bit
+    exactness.rounding     rounding errors of exact numerics
+    studies.scaling        how cost grows with the size of data and networks
+    studies.step_profile   the time of each part of a training step
+    studies.by_hand        the time of a step without the Trainer, beside another checkout
 """
 
 __all__ = []
 
-if __name__ != "xnn.benchmarks":  # a second import name would make a second copy of every class
+if __name__ != "xnn.benchmarks":  # importing it under two names would create each class twice
     raise ImportError(f"import xnn.benchmarks, not {__name__!r}: the folder is one package under one name")

@@ -1,4 +1,4 @@
-"""xnn as a contestant: the Trainer's own loop, with the order and the first weights that everybody gets."""
+"""xnn as contestants of the benchmark, and the task that all contestants get."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from xnn import losses, optimizers
 from xnn.backends import Purpose, Stream, get_backend
 from xnn.backends import backend as use
 from xnn.benchmarks.peers import PEERS, Peer, set_threads
-from xnn.data import Batches
+from xnn.data import Batches, load, synthetic_digits
 from xnn.errors import OptionError
 from xnn.history import History
 from xnn.initializers import Glorot
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
+from xnn.training.fit import Fit
 
 __all__ = ["Task", "make", "names", "network_flops"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What everybody is given: widths, batch, as many rows of images and labels, and the same first weights."""
+    """The network, data and initial weights that every contestant gets.
+
+    widths: the sizes of inputs, hidden layers and outputs. batch: the batch size. rows: the number of samples.
+    dataset: "mnist" or "synthetic" (default). seed: of the weights. learning_rate: 0.1 by default.
+    """
 
     widths: tuple[int, ...]
     batch: int
@@ -35,9 +40,7 @@ class Task:
     learning_rate: float = 0.1
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images (rows, inputs) and int64 labels; images repeat where the data set has fewer."""
-        from xnn.data import load, synthetic_digits
-
+        """uint8 images (rows, inputs) and int64 labels (rows,). Images repeat if the data set has fewer."""
         if self.dataset == "synthetic":
             x, y = synthetic_digits(min(self.rows, 10_000))
         else:
@@ -47,7 +50,7 @@ class Task:
         return np.ascontiguousarray(x[rows]), y[rows].astype(np.int64)
 
     def weights(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Glorot normal weights (inputs, outputs) and zero biases, float32."""
+        """Glorot normal weights (inputs, outputs) and zero biases, both float32, a list of each."""
         shapes = list(itertools.pairwise(self.widths))
         draw = Glorot()
         w = [
@@ -58,15 +61,17 @@ class Task:
 
 
 def network_flops(widths: Sequence[int], batch: int) -> int:
-    """Floating-point operations of a step's matrix products: forward, weight gradients, and input gradients but
-    the data's.
+    """The floating-point operations of the matrix products of one training step.
+
+    Counted are the forward pass, the gradients of the weights, and the gradients of all layers' inputs but the
+    first's.
     """
     products = [2 * batch * a * b for a, b in itertools.pairwise(widths)]
     return 3 * sum(products) - products[0]
 
 
 class _Given(Batches):
-    """Batches in an order that the caller drew."""
+    """Batches in the order `given`."""
 
     given: np.ndarray
 
@@ -82,7 +87,7 @@ class _Given(Batches):
 
 @dataclass
 class _Losses(History):
-    """A history that keeps every step's loss."""
+    """A history that keeps the loss of every step."""
 
     losses: list[np.ndarray] = field(default_factory=list)
 
@@ -91,7 +96,7 @@ class _Losses(History):
 
 
 class Xnn(Peer):
-    """The Trainer's loop on one backend with one table of kernels; no metrics, as nobody else counts any."""
+    """xnn's Trainer, without metrics, on one backend and with one table of kernels."""
 
     def __init__(
         self,
@@ -120,22 +125,52 @@ class Xnn(Peer):
         self.stepper = self.trainer.stepper(self.batches)
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
-        """Whole batches of this order."""
         size = self.batches.batch_size
         self.batches.given = order[: len(order) // size * size]
         history = _Losses()
         with self.lib.guard():
-            self.trainer._epoch(self.lib, self.stepper, self.batches, history, (), lambda: False)
+            Fit(self.trainer, self.stepper, self.batches, None, (), lambda: False, dict, history).epoch()
         self.lib.synchronize()
         return np.concatenate(history.losses)
 
     def parameters(self) -> list[np.ndarray]:
-        """On the host."""
         return [np.array(self.lib.to_host(p.value)) for p in self.model.parameters()]
 
 
+class Gemm(Peer):
+    """The matrix products of a step alone, by NumPy's BLAS on random numbers: the lower limit of a step's time.
+
+    It learns nothing; its losses are 0.
+    """
+
+    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
+        rng = np.random.default_rng(0)
+        self.first = [array.copy() for pair in zip(weights, biases, strict=True) for array in pair]
+        widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
+        self.w = [rng.standard_normal(w.shape, np.float32) for w in weights]
+        self.a, self.da = (
+            [rng.standard_normal((self.batch, n), np.float32) for n in widths] for _ in range(2)
+        )
+        self.dw, self.out = [np.empty_like(w) for w in self.w], [np.empty_like(a) for a in self.a]
+
+    def epoch(self, order: np.ndarray) -> np.ndarray:
+        w, a, da, out = self.w, self.a, self.da, self.out
+        steps = len(order) // self.batch
+        for _ in range(steps):
+            for i in range(len(w)):
+                np.matmul(a[i], w[i], out=out[i + 1])
+            for i in reversed(range(len(w))):
+                np.matmul(a[i].T, da[i + 1], out=self.dw[i])
+                if i:
+                    np.matmul(da[i + 1], w[i].T, out=out[i])
+        return np.zeros(steps)
+
+    def parameters(self) -> list[np.ndarray]:
+        return [a.copy() for a in self.first]
+
+
 class DeviceGemm(Peer):
-    """The same products as peers.Gemm on any backend: the limit of a program that calls its matmul."""
+    """The products of a step alone, by a backend's matmul: the lower limit of a step's time on that backend."""
 
     def __init__(self, weights: Sequence[np.ndarray], biases: Any, images: Any, labels: Any, batch: int,
                  learning_rate: float, backend: str) -> None:  # fmt: skip
@@ -146,7 +181,6 @@ class DeviceGemm(Peer):
         self.a = [self.lib.to_device(rng.standard_normal((batch, n), np.float32)) for n in widths]
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
-        """As many steps' products, and one wait for the device."""
         xp, steps = self.lib.xp, len(order) // self.batch
         for _ in range(steps):
             for i, w in enumerate(self.w):
@@ -159,11 +193,10 @@ class DeviceGemm(Peer):
         return np.zeros(steps)
 
     def parameters(self) -> list[np.ndarray]:
-        """The weights it was given."""
         return [self.lib.to_host(w) for w in self.w]
 
 
-#: xnn's own entries: the backend, and the table of kernels.
+#: xnn's contestants: backend and table of kernels.
 _OWN = {
     "xnn-ops": ("numpy", "ops"),
     "xnn-numpy": ("numpy", "numpy"),
@@ -173,22 +206,27 @@ _OWN = {
 
 
 def names() -> tuple[str, ...]:
-    """Every contestant's name."""
-    return (*_OWN, "gemm-cupy", *PEERS)
+    """The names of all contestants."""
+    return (*_OWN, "gemm", "gemm-cupy", *PEERS)
 
 
 def make(name: str, task: Task, threads: int, data: tuple[np.ndarray, np.ndarray] | None = None) -> Peer:
-    """The contestant of this name; `data` is the task's, if it is at hand.
+    """Make a contestant.
 
-    Raises MissingExtraError, BackendUnavailableError or OptionError.
+    name: one of `names()`. task: what it trains. threads: the number of its threads.
+    data: `task.data()`, if the caller has it already.
+    Raises OptionError for an unknown name, MissingExtraError if its library is not installed, and
+    BackendUnavailableError if its backend cannot run.
     """
     given = (*task.weights(), *(data or task.data()), task.batch, task.learning_rate)
     if name in _OWN:
         backend, kernels = _OWN[name]
         return Xnn(*given, backend=backend, kernels=kernels)
+    if name == "gemm":
+        return Gemm(*given)
     if name == "gemm-cupy":
         return DeviceGemm(*given, backend="cupy")
     if name not in PEERS:
-        raise OptionError(f"no contestant is called {name!r}; there are {', '.join(names())}")
+        raise OptionError(f"no contestant is called {name!r}; choose {', '.join(names())}")
     set_threads(name, threads)
     return PEERS[name](*given)

@@ -1,18 +1,19 @@
-"""Whether exact numerics give the same bits here: python -m xnn.benchmarks.digests [options]
+"""Checks that exact numerics give the same bits on many engines: the digest matrix.
 
-Trains the same networks in one process after another, between which as much as possible differs that ought not to
-matter: the kernels that BLAS takes, threads, SIMD, the order of every sum, the array library, the number of workers.
-Prints a table with a row for each, with digests in exact numerics, which must be equal, and in fast numerics, which
-must not all be: else the rows would not differ in anything. Exits with 1 if the one or the other is not so. All rows
-take about five minutes on two cores; standard error says which is running.
+    python -m xnn.benchmarks.digests [options]
 
-    --only NAME,...   the rows whose names hold one of these, beside the first
-    --steps N         how long the longest run is (500); slow rows stop, and are compared, after 100, 20 or 5 steps
-    --quick           20 steps, a row of each kind: half a minute
-    --json FILE       everything, with whole digests
+Trains the same networks again and again, each time in a new process on another engine. Engines differ in the kernels
+of BLAS, the number of threads, SIMD instructions, the order of every sum, the array library, or the number of
+workers. The table has a row for each process, with digests of weights and losses. In exact numerics all digests must
+be equal. In fast numerics some must differ: otherwise the engines would not differ in anything. The exit code is 1 if
+one of the two does not hold. All rows take about five minutes on two cores; standard error shows the row that runs.
 
-Equal digests after a training do not prove that no product was rounded: that is for the self-check and the tests of
-single operations.
+    --only NAME,...   only rows whose names contain one of these, and the first row
+    --steps N         steps of the longest training; default: 500. Slow rows stop after 100, 20 or 5 steps
+    --quick           20 steps and one row of each kind: half a minute
+    --json FILE       write all results, with whole digests, to FILE
+
+Equal digests do not prove that no product was rounded. The self-check and the tests of single operations do that.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import available_backends
+from xnn.benchmarks.environment import dataset_here, environment, environment_line
+from xnn.benchmarks.exactness.digest_run import BATCH
 from xnn.benchmarks.exactness.networks import SMALL
-from xnn.benchmarks.exactness.run import BATCH
-from xnn.benchmarks.suite import dataset_here, environment, environment_line
 from xnn.data import load
 from xnn.errors import OptionError, XnnError
 from xnn.files import check_writable, write_atomically
@@ -44,18 +45,22 @@ from xnn.runs.process import Process
 __all__ = ["Row", "main", "rows", "run_row", "table", "verdict"]
 
 _CORES = ("SkylakeX", "Haswell", "Zen", "Prescott", "Sandybridge")
-_MARKS = (5, 20, 100)  # after so many steps digests are taken, and after the last
-# Seconds that a row may take to the next mark, in exact and in fast numerics. The first row, with which all are
-# compared, has time for all of them.
+_MARKS = (5, 20, 100)  # digests are taken after these numbers of steps, and after the last step
+# The seconds that a row may take to the next mark, in each numerics. The first row gets more time, because all others
+# are compared with it.
 _PATIENCE = {"exact": 6.0, "fast": 1.0}
 _PATIENCE_FIRST = 60.0
 _ILLEGAL = f"exit code {-int(getattr(signal, 'SIGILL', 4))}:"
-_SHOWN = 10  # digits of a digest
+_SHOWN = 10  # how many digits of a digest the table shows
 
 
 @dataclass(frozen=True)
 class Row:
-    """One process: an engine, a kernel table, threads, environment variables, workers."""
+    """How one process computes.
+
+    name: in the table. engine: a backend, or one of engines.ENGINES. kernels: a table of kernels. threads: of BLAS.
+    workers: 0 for a Trainer. environment: variables to set. quick: whether `--quick` runs the row.
+    """
 
     name: str
     engine: str = "numpy"
@@ -67,7 +72,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """Every row; the first is what the others are compared with."""
+    """All rows. The others are compared with the first."""
     found = [
         Row("1 thread", threads=1, quick=True),
         Row("2 threads", quick=True),
@@ -125,18 +130,19 @@ def rows() -> list[Row]:
 
 
 def _simd() -> list[list[str]]:
-    """The sets of instructions that NumPy chooses at run time and this machine has: all but the first n of them."""
+    """The SIMD extensions that NumPy uses on this machine: the whole list, then without the first, and so on."""
     unit = np._core._multiarray_umath  # type: ignore[attr-defined]
     here = [name for name in unit.__cpu_dispatch__ if unit.__cpu_features__.get(name)]
     return [here[start:] for start in range(len(here))]
 
 
 def run_row(row: Row, data: str, marks: Sequence[int], first: bool = False) -> dict[str, Any]:
-    """A row's process from start to end: what computed, and its results by numerics.
+    """Run a row in a new process.
 
-    `absent`: why it cannot run here, which is no fault. `error`: what went wrong.
+    Returns a dictionary: `row`, its name; `ran`, the library that computed; `exact` and `fast`, the results of
+    digest_run.Server.run; `absent`, why the row cannot run on this machine; `error`, why it failed.
     """
-    process = Process(row.name, "xnn.benchmarks.exactness.run", row.threads, row.environment)
+    process = Process(row.name, "xnn.benchmarks.exactness.digest_run", row.threads, row.environment)
     try:
         process.ask(data=data, engine=row.engine, kernels=row.kernels, workers=row.workers, seed=row.workers)
         about = process.ask(do="about")
@@ -155,12 +161,12 @@ def run_row(row: Row, data: str, marks: Sequence[int], first: bool = False) -> d
 
 
 def _common(entries: Sequence[dict[str, Any]], mode: str) -> str:
-    """The last mark that all rows have reached."""
+    """The largest number of steps that all rows have reached."""
     return str(max(set.intersection(*(set(e[mode]["marks"]) for e in entries)), key=int))
 
 
 def _digests(entry: dict[str, Any], mode: str, mark: str) -> list[str]:
-    """Of weights and losses after so many steps, and of the small networks together."""
+    """The digests of weights and losses after `mark` steps, and one digest of all small networks."""
     small = json.dumps(entry[mode]["small"], sort_keys=True)
     return [*entry[mode]["marks"][mark], hashlib.sha256(small.encode()).hexdigest()]
 
@@ -171,7 +177,7 @@ def _done(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def difference(entry: dict[str, Any], first: dict[str, Any]) -> str:
-    """Where a row's exact digests leave the first row's, in words; "" where they do not."""
+    """Where a row's exact digests first differ from the first row's, in words; "" if they are equal."""
     one, other = entry["exact"], first["exact"]
     for mark in sorted(set(one["marks"]) & set(other["marks"]), key=int):
         for what, a, b in zip(("weights", "losses"), one["marks"][mark], other["marks"][mark], strict=True):
@@ -187,7 +193,7 @@ def difference(entry: dict[str, Any], first: dict[str, Any]) -> str:
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:
-    """Digests after the step that all rows reached, of exact and of fast numerics."""
+    """A table of digests in exact and fast numerics, after the largest number of steps that all rows reached."""
     done = _done(entries)
     if not done:
         return ""
@@ -216,7 +222,7 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def verdict(entries: Sequence[dict[str, Any]]) -> tuple[list[str], bool]:
-    """Lines on what came out, and whether all is well."""
+    """Lines that state the result, and whether exact digests are all equal and fast ones are not."""
     done = _done(entries)
     lines = [f"{e['row']} failed: {e['error']}" for e in entries if e["error"]]
     if len(done) < 2:
@@ -229,7 +235,7 @@ def verdict(entries: Sequence[dict[str, Any]]) -> tuple[list[str], bool]:
     ways = len({e["ran"] for e in done})
     said = f"{len(differing)} DIFFER" if differing else "the same bits"
     lines.append(f"exact: {said} in {len(done)} rows, with {ways} kinds of kernels and threads")
-    vacuous = "" if fast > 1 else ": the rows differ in nothing, so that exact says nothing"
+    vacuous = "" if fast > 1 else ": the engines do not differ, so equal exact digests mean nothing"
     lines.append(f"fast: {fast} different results in {len(done)} rows{vacuous}")
     return lines, not differing and fast > 1 and not any(e["error"] for e in entries)
 
@@ -237,7 +243,7 @@ def verdict(entries: Sequence[dict[str, Any]]) -> tuple[list[str], bool]:
 def compare(
     chosen: Sequence[Row], steps: int, say: Callable[[str], None] = lambda line: None
 ) -> list[dict[str, Any]]:
-    """Every row in turn: what `run_row` gives, with seconds."""
+    """Run all rows one after another. Returns what `run_row` returns, with the `seconds` of each."""
     marks = [*(mark for mark in _MARKS if mark < steps), steps]
     with tempfile.TemporaryDirectory() as scratch:
         data = os.path.join(scratch, "data.npz")
@@ -254,7 +260,7 @@ def compare(
 
 
 def _choose(only: str, quick: bool) -> list[Row]:
-    """The rows asked for, the first always among them. Raises OptionError for a name that none has."""
+    """The chosen rows and the first row. Raises OptionError for a name that is in no row's name."""
     every = rows()
     parts = [part.strip() for part in only.split(",") if part.strip()]
     for part in parts:
@@ -271,7 +277,7 @@ def _choose(only: str, quick: bool) -> list[Row]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table and the verdict."""
+    """Print the table and the result. Returns 0 if all is well, 1 if not, 2 for wrong options."""
     parser = argparse.ArgumentParser(
         prog="python -m xnn.benchmarks.digests",
         description=__doc__,

@@ -1,10 +1,10 @@
-"""What xnn is timed against: one class per contestant, each as its framework does it best on a CPU.
+"""Other libraries as contestants of the benchmark, each written as it is fastest on a CPU.
 
-All train the same MLP: ReLU between dense layers, softmax cross-entropy, plain SGD, float32, whole batches in
-the order the caller draws. A contestant imports its framework when it is made, so that one process holds one
-framework. A variant that lost is named beside the one that won, where a reader might try it next.
+All train the same network: dense layers with ReLU between them, softmax cross-entropy, plain SGD, float32, whole
+batches in a given order. A contestant imports its library when it is made, so that a process holds one library only.
+Slower variants that a reader might try are named beside the one that is used.
 
-Threads: set_threads() for PyTorch; for the rest an environment variable before the process starts:
+Threads: PyTorch's are set by set_threads(). The others read an environment variable when their process starts:
 OMP_NUM_THREADS and OPENBLAS_NUM_THREADS (NumPy, scikit-learn, Thinc), NPROC (JAX). tinygrad uses one thread.
 """
 
@@ -24,9 +24,11 @@ __all__ = ["PEERS", "Peer", "need", "set_threads"]
 
 
 class Peer:
-    """One contestant, made of the first weights, (inputs, outputs), and biases, copied, and of the data.
+    """Base class of contestants.
 
-    Images are uint8 (n, inputs) and are scaled by 1/255 here, once; labels are int64 (n,).
+    weights: initial weights, (inputs, outputs) each. biases: initial biases. Both are copied.
+    images: uint8 (n, inputs); they are divided by 255 once, here. labels: int64 (n,).
+    batch: the batch size. learning_rate: of SGD.
     """
 
     def __init__(
@@ -47,27 +49,27 @@ class Peer:
         raise NotImplementedError
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
-        """Train on the len(order) // batch whole batches of these rows; each step's loss, float64."""
+        """Train on the whole batches of the rows `order`. Returns the loss of every step, float64."""
         raise NotImplementedError
 
     def parameters(self) -> list[np.ndarray]:
-        """Copies of w0, b0, w1, b1, ...; weights are (inputs, outputs)."""
+        """Copies of the parameters w0, b0, w1, b1, ...; weights are (inputs, outputs)."""
         raise NotImplementedError
 
 
 def set_threads(name: str, threads: int) -> None:
-    """Threads of a contestant whose framework is told from inside; call it before making the contestant."""
+    """Set the number of PyTorch's threads. Call it before the contestant is made; for others it does nothing."""
     if name.startswith("torch"):
         need("torch").set_num_threads(threads)
 
 
 def need(module: str, package: str = "") -> Any:
-    """A contestant's framework. Raises MissingExtraError with the command that installs it."""
+    """Import a contestant's library. Raises MissingExtraError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = package or module.partition(".")[0]
-        raise MissingExtraError(f"this contestant needs {package}: pip install {package}") from error
+        raise MissingExtraError(f"{package} is not installed: pip install {package}") from error
 
 
 def _interleaved(weights: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
@@ -75,13 +77,13 @@ def _interleaved(weights: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
 
 
 def _batches(order: np.ndarray, batch: int) -> np.ndarray:
-    """The rows of each whole batch, (steps, batch)."""
+    """The rows of all whole batches, (steps, batch)."""
     steps = len(order) // batch
     return order[: steps * batch].reshape(steps, batch)
 
 
 class Torch(Peer):
-    """PyTorch, eager: nn.Sequential and the fused SGD (foreach and the plain loop are a little slower)."""
+    """PyTorch in eager mode: nn.Sequential and the fused SGD. Slower variants: foreach and the plain loop."""
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
         torch = self.torch = need("torch")
@@ -112,10 +114,10 @@ class Torch(Peer):
 
 
 class TorchCompile(Peer):
-    """torch.compile of the whole step as one graph, called from C++.
+    """PyTorch with torch.compile: the whole step as one graph with a wrapper in C++.
 
-    Slower: the wrapper in Python, the default; a compiled module with backward() and the optimizer around it.
-    With max_autotune it is as fast and compiles for longer.
+    Slower variants: the default wrapper in Python; a compiled module with backward() and an optimizer.
+    max_autotune is equally fast and compiles longer.
     """
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
@@ -146,7 +148,7 @@ class TorchCompile(Peer):
 
 
 class Jax(Peer):
-    """JAX: one jitted step with donated parameters, called from a Python loop; losses fetched at the end."""
+    """JAX: a jitted step with donated parameters in a Python loop. Losses are fetched at the end of an epoch."""
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
         jax = self.jax = need("jax")
@@ -181,7 +183,7 @@ class Jax(Peer):
 
 
 class JaxScan(Jax):
-    """JAX: one jitted lax.scan over an epoch. It is compiled anew for every other number of batches."""
+    """JAX: a jitted lax.scan over an epoch. It is compiled again for each new number of batches."""
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
         batches = _batches(order.astype(np.int32), self.batch)
@@ -190,7 +192,7 @@ class JaxScan(Jax):
 
 
 class Sklearn(Peer):
-    """scikit-learn's MLPClassifier by partial_fit, which tells only an epoch's mean loss: it is repeated."""
+    """scikit-learn's MLPClassifier with partial_fit. It returns only an epoch's mean loss."""
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
         self.model = need("sklearn.neural_network", "scikit-learn").MLPClassifier(
@@ -219,9 +221,9 @@ class Sklearn(Peer):
 
 
 class Thinc(Peer):
-    """Thinc: a chain of layers on NumpyOps; the loss by hand, for Thinc's gives the gradient only.
+    """Thinc: a chain of layers on NumpyOps. The loss is computed here, because Thinc's returns the gradient only.
 
-    With NumPy's BLAS: Thinc's default, BLIS on one thread, wins at batch 32 and loses above.
+    It uses NumPy's BLAS. Thinc's default, BLIS on one thread, is faster at batch size 32 and slower above.
     """
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
@@ -252,15 +254,18 @@ class Thinc(Peer):
 
 
 class Tinygrad(Peer):
-    """tinygrad on its CPU device, which needs clang: a TinyJit step told by a Variable which batch it is.
+    """tinygrad on its CPU device, which needs clang: a TinyJit step with the batch's number as a Variable.
 
-    Rows given to each step as a tensor, and a loss fetched by each, take twice as long; BEAM=2 gains nothing.
+    Slower variants: rows passed to each step as a tensor with a loss fetched from each take twice as long; BEAM=2
+    gains nothing.
     """
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
         tinygrad, nn = need("tinygrad"), need("tinygrad.nn")
         if shutil.which(clang := os.environ.get("CC", "clang")) is None:
-            raise MissingExtraError(f"tinygrad's CPU device needs a C compiler, {clang}: apt install clang")
+            raise MissingExtraError(
+                f"tinygrad's CPU device needs the C compiler {clang}, which was not found: apt install clang"
+            )
         need("tinygrad.helpers").DEV.value = "CPU"
         tensor = self.tensor = tinygrad.Tensor
         batch, steps = self.batch, len(self.y) // self.batch
@@ -298,10 +303,10 @@ class Tinygrad(Peer):
 
 
 class Numpy(Peer):
-    """NumPy by hand, almost nothing allocated in a step, all parameters in one array with one update.
+    """NumPy without a library: almost no allocation in a step, all parameters in one array with one update.
 
-    Logits are (classes, batch), so that reductions run along whole vectors; the last gradient is scaled by
-    learning_rate / batch, so that every other one comes out as the update to subtract.
+    Logits are (classes, batch), so that reductions run along contiguous vectors. The gradient of the logits is scaled
+    by learning_rate / batch, so that the gradients of the parameters are the updates to subtract.
     """
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
@@ -356,35 +361,6 @@ class Numpy(Peer):
         return [a.copy() for a in self.p]
 
 
-class Gemm(Peer):
-    """A step's matrix products alone, through NumPy's BLAS; on random numbers, so it learns nothing: losses 0."""
-
-    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
-        rng = np.random.default_rng(0)
-        self.first = [a.copy() for a in _interleaved(weights, biases)]
-        widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
-        self.w = [rng.standard_normal(w.shape, np.float32) for w in weights]
-        self.a, self.da = (
-            [rng.standard_normal((self.batch, n), np.float32) for n in widths] for _ in range(2)
-        )
-        self.dw, self.out = [np.empty_like(w) for w in self.w], [np.empty_like(a) for a in self.a]
-
-    def epoch(self, order: np.ndarray) -> np.ndarray:
-        w, a, da, out = self.w, self.a, self.da, self.out
-        steps = len(order) // self.batch
-        for _ in range(steps):
-            for i in range(len(w)):
-                np.matmul(a[i], w[i], out=out[i + 1])
-            for i in reversed(range(len(w))):
-                np.matmul(a[i].T, da[i + 1], out=self.dw[i])
-                if i:
-                    np.matmul(da[i + 1], w[i].T, out=out[i])
-        return np.zeros(steps)
-
-    def parameters(self) -> list[np.ndarray]:
-        return [a.copy() for a in self.first]
-
-
 PEERS: dict[str, type[Peer]] = {
     "torch": Torch,
     "torch-compile": TorchCompile,
@@ -394,5 +370,4 @@ PEERS: dict[str, type[Peer]] = {
     "thinc": Thinc,
     "tinygrad": Tinygrad,
     "numpy": Numpy,
-    "gemm": Gemm,
 }

@@ -1,4 +1,4 @@
-"""What is said of the suite's entries: tables and ratios, a plot, and a comparison with older ones."""
+"""Tables and plots of the suite's results, and comparisons with older results."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xnn.errors import OptionError
-from xnn.history import save_figure
+from xnn.files import save_figure
 
 __all__ = ["bits_agree", "check_comparable", "compare", "plot", "read", "table"]
 
 _CONDITIONS = ("threads", "dataset", "numerics")
-_UNSTABLE = 0.1  # quartiles further apart than this part of the median are warned of
+_UNSTABLE = 0.1  # a warning is printed if the quartiles differ by more than this share of the median
 
 
 def table(entries: Sequence[dict[str, Any]], title: str) -> str:
-    """One network and batch as text: times, rates, the share of what the products alone take, and the ratios."""
+    """One network and batch size as a table: times, rates, and times relative to the products alone."""
     limits = {
         e["contestant"]: e["median"] for e in entries if e["valid"] and e["contestant"].startswith("gemm")
     }
@@ -45,7 +45,7 @@ def table(entries: Sequence[dict[str, Any]], title: str) -> str:
 
 
 def _ratios(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """xnn beside the best other library; a GPU beside the CPU, with the parity of the two runs."""
+    """Lines that compare xnn with the fastest other library, and the GPU with the CPU."""
     valid = {e["contestant"]: e for e in entries if e["valid"]}
     peers = [e for name, e in valid.items() if not name.startswith(("gemm", "xnn", "numpy"))]
     own = [valid[name] for name in ("xnn-fast", "xnn-numpy") if name in valid]
@@ -65,7 +65,7 @@ def _ratios(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _exact(valid: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """What exact numerics cost beside fast ones, and whether all exact runs have the same bits."""
+    """Lines on the cost of exact numerics, and on whether all exact runs have the same bits."""
     for name, entry in valid.items():
         plain = name.removesuffix(":exact")
         if plain != name and plain in valid:
@@ -74,7 +74,7 @@ def _exact(valid: dict[str, dict[str, Any]]) -> Iterator[str]:
     for name, entry in exact.items():
         yield f"  {name}: weights {entry['weights_sha256'][:16]}, losses {entry['losses_sha256'][:16]}"
     if len(exact) == 1:
-        yield "  one exact run: nothing to compare its bits with"
+        yield "  one exact run, so no bits are compared"
     if len(exact) > 1:
         yield "  exact runs: " + (
             "all bits agree" if bits_agree(list(exact.values())) else "THEIR BITS DIFFER"
@@ -82,13 +82,13 @@ def _exact(valid: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def bits_agree(entries: Sequence[dict[str, Any]]) -> bool:
-    """Whether all of xnn's exact runs among the entries have the same weights and losses."""
+    """Whether all exact runs of xnn among the entries have the same weights and losses, bit for bit."""
     own = [e for e in entries if e["valid"] and "weights_sha256" in e and e["contestant"].startswith("xnn")]
     return len({(e["weights_sha256"], e["losses_sha256"]) for e in own}) <= 1
 
 
 def read(path: str) -> dict[str, Any]:
-    """A file that --json wrote. Raises OptionError for anything else."""
+    """Read a file that `xnn bench --json` wrote. Raises OptionError if it is not one."""
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
@@ -106,17 +106,17 @@ def read(path: str) -> dict[str, Any]:
 
 
 def check_comparable(old: dict[str, Any], conditions: dict[str, Any]) -> None:
-    """Raises OptionError where threads, data set or numerics are not those of the older file."""
+    """Raise OptionError if threads, data set or numerics differ from those of the older results."""
     for key in _CONDITIONS:
         if old[key] != conditions[key]:
             raise OptionError(f"cannot compare: {key} was {old[key]!r}, and is {conditions[key]!r} now")
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
-    """Lines of new / old for what both have figures of, and how many are slower beyond noise.
+    """Compare two results. Returns a line for each time that both have, and how many are slower than noise explains.
 
-    Where both files have the products alone on the same device, a time is taken relative to them, so that a
-    slower machine is no regression. Noise is what all quartiles in the ratio say, and never less than 5 %.
+    If both have the times of the products alone on the same device, times are divided by those, so that a slower
+    machine does not count as a regression. The noise of a ratio is the sum of the spreads of its times, and 5 %.
     """
     lines, slower, before, now = [], 0, _figures(old), _figures(new)
     for key in now:
@@ -136,12 +136,14 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
             f"{network}, batch {batch}, {name}: {ratio:.2f} x {what}, {verdict} (noise: up to {bound:.2f})"
         )
     if not lines:
-        raise OptionError("nothing to compare: no network, batch size and contestant is in both files")
+        raise OptionError(
+            "nothing to compare: the two files have no network, batch size and contestant in common"
+        )
     return lines, slower
 
 
 def _figures(written: dict[str, Any]) -> dict[tuple[str, int, str], tuple[float, float]]:
-    """(network, batch, contestant) -> its median time and the spread of its quartiles."""
+    """{(network, batch size, contestant): (median time, spread)} of all valid results."""
     return {
         (task["network"], task["batch"], e["contestant"]): (float(e["median"]), float(e["spread"]))
         for task in written["results"]
@@ -151,7 +153,7 @@ def _figures(written: dict[str, Any]) -> dict[tuple[str, int, str], tuple[float,
 
 
 def plot(written: dict[str, Any], path: str) -> None:
-    """Throughput against batch size, a panel for each network, and the first losses of all contestants overlaid."""
+    """Save a plot: throughput by batch size, one panel for each network, and the first losses of all contestants."""
     from matplotlib.figure import Figure
 
     networks = list(dict.fromkeys(task["network"] for task in written["results"]))

@@ -1,15 +1,14 @@
-"""The suite: contestants take turns, each in a process of its own; medians, their quartiles, and two gates.
+"""Times contestants in turns, each in a process of its own.
 
-A throughput counts only if the run learned (its loss went down) and computed what the others computed (its first
-losses agree with the first contestant's, which had the same weights and the same batches). Turns are short and
-many, as in pyperf and torch.utils.benchmark: a machine's speed changes from second to second, and what is
-compared should meet the same seconds.
+A time counts only if the contestant's loss went down, and if its first losses agree with those of the first
+contestant, which has the same weights and the same batches. Turns are short and many, as in pyperf and
+torch.utils.benchmark: a machine's speed changes from second to second, and all contestants should meet the same
+seconds.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,16 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.threads import blas_libraries
 from xnn.benchmarks.contestants import Task, network_flops
-from xnn.data import on_disk
 from xnn.errors import OptionError
 from xnn.runs.process import Process
 
-__all__ = [
-    "NETWORKS", "TARGETS", "dataset_here", "environment", "environment_line", "own_contestants", "quartiles",
-    "run_task",
-]  # fmt: skip
+__all__ = ["NETWORKS", "TARGETS", "own_contestants", "quartiles", "run_task"]
 
 NETWORKS = {
     "article": (784, 100, 200, 10),
@@ -35,58 +29,13 @@ NETWORKS = {
     "large": (784, 1000, 500, 10),
     "ciresan": (784, 2500, 2000, 1500, 1000, 500, 10),
 }
-#: The networks and batch sizes that xnn's targets are stated for.
+#: The networks and batch sizes of `--preset targets`.
 TARGETS = (("article", 32), ("article", 128), ("medium", 128), ("large", 256), ("large", 1024))
 
-_SECONDS = 0.25  # about what one turn takes
-# Between two float32 runs: relative difference of the first losses. Rounding grows from step to step after that.
+_SECONDS = 0.25  # the approximate length of a turn
+# The largest allowed relative difference of losses, and for how many steps: rounding errors grow from step to step.
 _PARITY, _PARITY_STEPS = 1e-3, 20
 _LOSSES_KEPT = 100
-_PACKAGES = (
-    "numpy", "numba", "torch", "jax", "scikit-learn", "thinc", "tinygrad", "cupy-cuda12x", "cupy-cuda13x",
-)  # fmt: skip
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    from importlib import metadata
-
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "packages": versions,
-        "blas": blas_libraries(),
-    }
-
-
-def environment_line(about: dict[str, Any]) -> str:
-    """The same in a line, for tables."""
-    blas = ", ".join(f"{b['internal_api']} {b['version']} {b['architecture']}" for b in about["blas"])
-    versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
-    load = "" if about["load"] is None else f"; load {about['load'][0]:.2f}"
-    return f"{about['processor']}, {about['cores']} cores; {blas}; Python {about['python']}, {versions}{load}"
-
-
-def dataset_here() -> str:
-    """Real MNIST if it is on disk, else synthetic digits."""
-    return "mnist" if "mnist" in on_disk() else "synthetic"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def run_task(
@@ -97,13 +46,28 @@ def run_task(
     say: Callable[[str], None] = lambda line: None,
     numerics: str = "fast",
 ) -> list[dict[str, Any]]:
-    """Every contestant on one network and batch: one entry each, in their order.
+    """Time every contestant on one network and batch size. Returns a dictionary for each, in the same order.
 
-    A name may end in :exact or :fast, numerics of its own, and in @ and a number of threads. An entry has all times,
-    their median and quartiles in microseconds a step; samples_per_second, gflops, peak_bytes; threads;
-    first_step_seconds, with what is imported, built and compiled for it; the first losses, their difference from
-    the first contestant's and that of the weights after an epoch; digests of both in exact numerics; `valid`, and
-    `reason`: why there is no figure.
+    contestants: names, as `contestants.names` lists them. A name may end in ":exact" or ":fast", then in "@" and a
+    number of threads: "xnn-numpy:exact@1".
+    task: the network, batch size and data.
+    threads: BLAS threads of contestants without "@".
+    repeat: turns of each contestant.
+    say: called with a line of progress.
+    numerics: of contestants without ":exact" or ":fast".
+
+    The keys of a dictionary:
+    contestant             its name
+    us_per_step            all times, in microseconds a step
+    median, quartiles      of these times
+    spread                 the distance of the quartiles, divided by the median
+    samples_per_second, gflops, peak_bytes, threads
+    first_step_seconds     the first step, with importing, building and compiling
+    losses                 the first losses
+    loss_difference        the largest relative difference from the first contestant's losses
+    weight_difference      the same of the weights after an epoch
+    weights_sha256, losses_sha256   digests, in exact numerics only
+    valid, reason          whether the times count, and why they do not
     """
     workers: list[Process] = []
     entries: list[dict[str, Any]] = []
@@ -142,7 +106,7 @@ def run_task(
 
 
 def _epochs(worker: Process) -> int:
-    """How many epochs fill a turn; the epoch that tells is a warm-up too."""
+    """The number of epochs in a turn. The epoch that is timed for it warms the contestant up."""
     answer = worker.ask(do="run", epochs=1, warm_up=False)
     return max(1, round(_SECONDS / answer["seconds"])) if answer else 1
 
@@ -152,7 +116,7 @@ def _load(path: str) -> np.ndarray | None:
 
 
 def _judge(entries: list[dict[str, Any]], weights: Sequence[np.ndarray | None], task: Task) -> None:
-    """Medians and the two gates; the products alone learn nothing and are not judged."""
+    """Add medians to the entries, and check losses. The products alone (gemm) learn nothing and are not checked."""
     trained = [n for n, e in enumerate(entries) if e.get("losses") and not e["contestant"].startswith("gemm")]
     for n, entry in enumerate(entries):
         if times := entry["us_per_step"]:
@@ -178,7 +142,7 @@ def _judge(entries: list[dict[str, Any]], weights: Sequence[np.ndarray | None], 
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile; of a single value, that value."""
+    """The lower quartile, the median and the upper quartile. A single value is all three."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -186,7 +150,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _difference(own: np.ndarray, reference: np.ndarray, name: str) -> float:
-    """The largest relative difference of the first losses; of an epoch's mean for scikit-learn, all it tells."""
+    """The largest relative difference of the first losses; of their means for scikit-learn, which gives no more."""
     if name == "sklearn":
         own, reference = own[1:].mean(keepdims=True), reference[1:].mean(keepdims=True)
     own, reference = own[:_PARITY_STEPS], reference[:_PARITY_STEPS]
@@ -194,7 +158,11 @@ def _difference(own: np.ndarray, reference: np.ndarray, name: str) -> float:
 
 
 def own_contestants(backends: Sequence[str], numerics: str = "fast") -> list[str]:
-    """The limit and xnn's entries for these backends, as far as they run here; in both numerics if asked."""
+    """The names of xnn's contestants, and of the products alone, on these backends.
+
+    backends: "numpy", "cupy". numerics: "fast", "exact" or "both"; "both" lists each of xnn's contestants twice.
+    Raises OptionError for another backend.
+    """
     from importlib.util import find_spec
 
     found = []
@@ -204,7 +172,7 @@ def own_contestants(backends: Sequence[str], numerics: str = "fast") -> list[str
         elif name == "cupy":
             found += ["gemm-cupy", "xnn-cupy"]
         else:
-            raise OptionError(f"the benchmark knows numpy and cupy, got {name!r}: choose one of them")
+            raise OptionError(f"got the backend {name!r}; the benchmark runs on numpy and cupy")
     if numerics == "both":
         twice = ((name,) if name.startswith("gemm") else (name, f"{name}:exact") for name in found)
         return [name for names in twice for name in names]

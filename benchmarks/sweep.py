@@ -1,4 +1,4 @@
-"""`xnn bench --sweep`: over widths and batch sizes, from which size a GPU pays."""
+"""Times many widths and batch sizes, and says from which a GPU is faster than the CPU: `xnn bench --sweep`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xnn.benchmarks.suite import run_task
 
 __all__ = ["BATCHES", "WIDTHS", "sweep", "text"]
 
-#: Of the two hidden layers, and of the batch.
+#: The widths of the two hidden layers, and the batch sizes.
 WIDTHS = (64, 256, 1024)
 BATCHES = (32, 128, 512, 2048)
 
@@ -25,7 +25,7 @@ def sweep(
     widths: Sequence[int] = WIDTHS,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict[str, Any]]:
-    """784-w-w-10 for every width w and batch size: what run_task finds of each, one after the other."""
+    """Run `suite.run_task` on 784-w-w-10 for every width w and batch size. Yields one result after another."""
     for width in widths:
         for batch in batches:
             task = Task((784, width, width, 10), batch, max(4096, 4 * batch), dataset)
@@ -35,7 +35,7 @@ def sweep(
 
 
 def text(results: Sequence[dict[str, Any]]) -> str:
-    """Microseconds a step by width (rows) and batch (columns) for each contestant, and where the GPU is ahead."""
+    """For each contestant a table of microseconds a step, widths by batch sizes; then where the GPU is faster."""
     batches = sorted({r["batch"] for r in results})
     widths = sorted({int(r["network"]) for r in results})
     times = {
@@ -59,7 +59,7 @@ def _verdict(times: dict[tuple[int, int, str], float], widths: list[int], batche
     names = {name for _, _, name in times}
     cpus = names & {"xnn-numpy", "xnn-fast"}
     if "xnn-cupy" not in names or not cpus:
-        return ["Only one backend ran: from which size a GPU pays cannot be said here."]
+        return ["Only one backend ran, so CPU and GPU cannot be compared."]
     lines = []
     for width in widths:
         ahead = []
@@ -68,6 +68,10 @@ def _verdict(times: dict[tuple[int, int, str], float], widths: list[int], batche
             cpu = [times[width, batch, name] for name in cpus if (width, batch, name) in times]
             if gpu is not None and cpu and gpu < min(cpu):
                 ahead.append(batch)
-        where = f"pays at batch {', '.join(map(str, ahead))}" if ahead else "does not pay at any batch tried"
+        where = (
+            f"is faster at batch {', '.join(map(str, ahead))}"
+            if ahead
+            else "is not faster at any batch size tried"
+        )
         lines.append(f"Width {width}: the GPU {where}.")
     return lines

@@ -1,4 +1,4 @@
-"""One contestant of the suite in a process of its own."""
+"""Runs one contestant of the suite in a process of its own, and answers the suite's commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import current_numerics
-from xnn.backends.numpy_backend import peak_resident_bytes
+from xnn.backends.memory import peak_resident_bytes
 from xnn.backends.threads import blas_threads
 from xnn.benchmarks.contestants import Task, make
 from xnn.runs.digests import little_endian
@@ -17,7 +17,7 @@ from xnn.runs.process import serve
 
 __all__ = ["main"]
 
-_WARM_UP = 1024  # samples before each turn
+_WARM_UP = 1024  # untimed samples before each turn
 
 
 class _Server:
@@ -34,7 +34,10 @@ class _Server:
         return self.orders.permutation(self.task.rows)
 
     def first(self, reference: str) -> dict[str, Any]:
-        """The first step, whose time is what it builds and compiles, and an epoch: losses and weights to compare."""
+        """Train one step, which is timed with all building and compiling, and an epoch.
+
+        Returns the losses. The weights are saved as the file `reference`, to be compared with other contestants'.
+        """
         batch = self.task.batch
         start = time.perf_counter()
         first = self.contestant.epoch(self._order()[:batch])
@@ -50,7 +53,10 @@ class _Server:
         }
 
     def run(self, epochs: int, warm_up: bool = True) -> dict[str, Any]:
-        """Timed: orders drawn, epochs trained, losses on the host. A few steps before it wake cores and threads."""
+        """Train epochs and time them, with drawing their orders and fetching their losses.
+
+        warm_up: whether to train a few untimed steps before, which wakes cores and threads.
+        """
         if warm_up:
             self.contestant.epoch(self._order()[: self.task.batch * max(1, _WARM_UP // self.task.batch)])
         start = time.perf_counter()
@@ -60,7 +66,7 @@ class _Server:
         return {"seconds": seconds, "steps": epochs * len(losses), "loss": float(np.mean(losses))}
 
     def memory(self) -> dict[str, Any]:
-        """The process's peak so far, and how many threads NumPy's BLAS has."""
+        """The peak memory of this process in bytes, and the number of threads of NumPy's BLAS."""
         return {"peak_bytes": peak_resident_bytes(), "threads": blas_threads()}
 
 
@@ -69,7 +75,7 @@ def _sha256(x: np.ndarray) -> str:
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Answer commands from standard input until it ends."""
 
     def start(name: str, threads: int, task: dict[str, Any], data: str) -> _Server:
         return _Server(name, threads, Task(**{**task, "widths": tuple(task["widths"])}), data)

@@ -1,4 +1,4 @@
-"""Fixtures: every test that takes `lib` runs on each backend that works here."""
+"""Fixtures of all tests. A test that takes `lib` runs once on each backend that works on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REASONS = available_backends()
 
 @pytest.fixture(params=list(_REASONS))
 def lib(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """A backend, made current for the test."""
+    """A backend, which is the current one during the test."""
     if _REASONS[request.param]:
         pytest.skip(_REASONS[request.param])
     with backend(request.param) as chosen:
@@ -27,14 +27,14 @@ def lib(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """BLAS has one thread in this test: the bits of a product may depend on how many threads compute it."""
+    """Limits BLAS to one thread: the last bits of a matrix product may depend on the number of threads."""
     with limit_threads(1):
         yield
 
 
 @pytest.fixture(autouse=True)
 def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees the developer's XNN_ variables (but the data's home) or another test's use_backend."""
+    """Removes XNN_BACKEND and XNN_NUMERICS from the environment, and undoes use_backend and use_numerics."""
     for name in ("XNN_BACKEND", "XNN_NUMERICS"):
         monkeypatch.delenv(name, raising=False)
     yield
@@ -43,21 +43,21 @@ def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs the real data where they are not."""
+    """Skip tests marked `data` if MNIST or Boston is not on disk."""
     try:
         found = on_disk()
     except XnnError:
         found = {}
     if not {"mnist", "boston"} <= found.keys():
-        skip = pytest.mark.skip(reason="no MNIST and Boston files: set XNN_DATA_HOME")
+        skip = pytest.mark.skip(reason="MNIST or Boston files not found: set XNN_DATA_HOME")
         for item in items:
-            if item.get_closest_marker("data"):  # the keywords have the folders' names too
+            if item.get_closest_marker("data"):  # item.keywords would match the folder tests/data too
                 item.add_marker(skip)
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache of the test's own, no XNN_DATA_HOME, and no proxy between us and 127.0.0.1."""
+    """An empty data cache for this test. XNN_DATA_HOME is unset, and no proxy is used for 127.0.0.1."""
     place = tmp_path / "cache"
     monkeypatch.delenv("XNN_DATA_HOME", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -67,7 +67,10 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def served():
-    """A web server on 127.0.0.1: path -> bytes; None breaks off half way; and the paths asked for."""
+    """A web server on 127.0.0.1: (files, paths that were requested, two mirror URLs).
+
+    `files` maps a path to the bytes to send. For None the connection ends before the whole file is sent.
+    """
     files, asked = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""NumPy backends with one fault each, for the self-check of exact numerics to find, and sound ones to let pass."""
+"""NumPy backends with one fault each, which the self-check of exact numerics must find, and correct ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ f4, f8 = np.float32, np.float64
 
 
 class Replaced:
-    """NumPy with some functions replaced."""
+    """NumPy's namespace with some functions replaced."""
 
     def __init__(self, **functions: Any) -> None:
         self.functions = functions
@@ -25,7 +25,7 @@ class Replaced:
 
 
 class Faulty(NumpyBackend):
-    """NumPy with functions of its namespace replaced."""
+    """The NumPy backend with some functions of its namespace replaced."""
 
     def __init__(self, **functions: Any) -> None:
         self.xp: Any = Replaced(**functions)
@@ -35,7 +35,7 @@ Ufunc = Callable[..., Any]
 
 
 class Other(np.ndarray):
-    """An array whose operators compute by `rule(ufunc, *inputs)`; None stands for NumPy's own result."""
+    """An array whose operators compute by `rule(ufunc, *inputs)`, or as NumPy does if the rule returns None."""
 
     rule: Any = None
     made_of: Any = None
@@ -55,7 +55,7 @@ class Other(np.ndarray):
 
 
 class FaultyOperators(NumpyBackend):
-    """NumPy arrays whose operators follow a rule."""
+    """The NumPy backend with arrays whose operators follow a rule."""
 
     def __init__(self, rule: Any) -> None:
         self.rule = rule
@@ -85,7 +85,7 @@ def in_float32(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def kept_bits(x: np.ndarray, bits: int) -> np.ndarray:
-    """The numbers with all but the highest bits of their fractions cut off."""
+    """Truncate the fractions of float64 numbers to their highest bits."""
     return (np.ascontiguousarray(x).view(np.int64) & -(1 << 52 - bits)).view(f8)
 
 
@@ -94,7 +94,7 @@ def largest(x: np.ndarray, axis: int | None) -> Any:
 
 
 def emulated(slices: int, axes: tuple[Any, Any] = (-1, -2)) -> Any:
-    """Fixed point in slices of 8 bits; products of two low slices are left out, as GPU libraries do."""
+    """Emulate a product by 8-bit slices in fixed point, omitting products of two low ones, as GPU libraries do."""
 
     def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if a.ndim < 2 or b.ndim < 2:
@@ -133,7 +133,7 @@ def only(when: Callable[..., bool], then: Any, otherwise: Any) -> Any:
 
 
 def in_blocks(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A product whose block sums are stored with 52 bits."""
+    """A product whose sums over blocks are stored with 52 bits."""
     size = 256
     blocks = [np.matmul(a[..., k : k + size], b[k : k + size]) for k in range(0, a.shape[-1], size)]
     return sum(kept_bits(np.atleast_1d(block), 51).reshape(np.shape(block)) for block in blocks)
@@ -183,13 +183,13 @@ SUMS = {
 
 
 def some_a_bit_off(x: Any, /) -> Any:
-    """sqrt one unit in the last place too large for one number in a thousand."""
+    """sqrt, but one unit in the last place too large for one number in a thousand."""
     y = np.sqrt(x)
     return np.where(np.asarray(x).view(np.int64) % 1000003 % 1000 == 7, np.nextafter(y, math.inf), y)
 
 
 def cast(change: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """Conversions to float32 of numbers that were changed first."""
+    """Make a conversion to float32 that changes the numbers first."""
 
     def asarray(x: Any, dtype: Any = None, **options: Any) -> Any:
         return np.asarray(change(x) if dtype is f4 and is_float(x) else x, dtype=dtype, **options)
@@ -198,7 +198,7 @@ def cast(change: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
 
 
 def last_of_equals(x: np.ndarray, axis: Any = None, keepdims: bool = False) -> Any:
-    """min, but of integers - argmax's indices - the largest that is not the filler at the top."""
+    """min, but of integers the largest below the array's length, so that argmax returns the last index."""
     if is_float(x):
         return np.min(x, axis=axis, keepdims=keepdims)
     return np.max(np.where(x < x.shape[axis], x, -1), axis=axis, keepdims=keepdims)
@@ -239,19 +239,19 @@ def by_inverse(ufunc: Ufunc, *x: Any) -> Any:
 
 
 def number_by_inverse(ufunc: Ufunc, *x: Any) -> Any:
-    """What PyTorch does on a GPU."""
+    """A number divided by an array as the number times the inverse, as PyTorch does on a GPU."""
     return np.asarray(x[0]) * (1.0 / x[1]) if ufunc is np.divide and isinstance(x[1], float) else None
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """a + b and what its rounding left out (Knuth)."""
+    """Return a + b and its rounding error (Knuth's two-sum)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
 
 
 def two_product(a: Any, b: Any) -> tuple[Any, Any]:
-    """a * b and what its rounding left out (Dekker, with Veltkamp's splitting)."""
+    """Return a * b and its rounding error (Dekker's product, with Veltkamp's splitting)."""
     p, parts = a * b, []
     for x in (a, b):
         y = x * 134217729.0
@@ -262,7 +262,7 @@ def two_product(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def fused(ufunc: Ufunc, *x: Any) -> Any:
-    """a * b + c with one rounding, as a compiler makes of it that joins two operations."""
+    """a * b + c with one rounding, as by a compiler that joins the two operations."""
     if ufunc not in (np.add, np.subtract):
         return None
     for k in (0, 1):
@@ -279,7 +279,7 @@ def fused(ufunc: Ufunc, *x: Any) -> Any:
 
 
 def extended(ufunc: Ufunc, *x: Any) -> Any:
-    """Rounded to the 64 bits of x87 first."""
+    """Operations that are rounded to the 64 bits of x87 first."""
     if ufunc not in (np.add, np.subtract, np.multiply, np.divide, np.sqrt) or not all(map(is_float, x)):
         return None
     return ufunc(*(np.asarray(v).astype(np.longdouble) for v in x)).astype(f8)
@@ -294,7 +294,7 @@ def to_zero(ufunc: Ufunc, *x: Any) -> Any:
 
 
 def simplified(ufunc: Ufunc, *x: Any) -> Any:
-    """(x + s) - s is x to whoever takes floating-point numbers for real ones."""
+    """(x + s) - s simplified to x, as by a compiler that treats floating-point numbers as real ones."""
     made = getattr(x[0], "made_of", None)
     if ufunc is np.subtract and made and made[0] is np.add and is_float(x[0]):
         a, s = made[1]
@@ -324,7 +324,7 @@ OPERATORS = {
 }
 
 
-# All of them, and what computes otherwise but soundly.
+# All faults, then backends that compute in another correct way.
 
 CONTROLS: dict[str, tuple[Callable[[], Backend], str]] = {
     **{f"product: {k}": (lambda f=f: Faulty(matmul=f), "product of") for k, f in PRODUCTS.items()},
@@ -346,7 +346,7 @@ def rank_by_rank(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def flushing(ufunc: Ufunc, *x: Any) -> Any:
-    """float64 arithmetic with subnormals taken and given as zero."""
+    """float64 arithmetic with subnormal inputs and results replaced by zero."""
     if ufunc not in (np.add, np.subtract, np.multiply, np.divide) or not all(map(is_float, x)):
         return None
     return flushed(ufunc(*map(flushed, x)))

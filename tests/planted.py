@@ -1,10 +1,13 @@
-"""Faults to plant in a run, for tests of xnn verify: in this process, or as a side's module, where PLANT says which.
+"""Faults for tests of `xnn verify`: each changes one number of a run, or ends it.
 
-weight 3.weight 7          one element of it, by an ulp, after step 7's update
-gradient 1.weight 7        the same of a gradient, where the Dense op made it
-initial 1.weight 0         of a first weight
-pixel 17 0                 a byte of the data's row 17, before anything looks at them
-hidden 17 0                the same after their digest was taken
+`plant(fault)` makes the fault in this process. As the module of a side of `xnn verify`, this file makes the fault
+that the environment variable PLANT names. A fault is a kind, a place and a number:
+
+weight 3.weight 7          one element of this weight, by one unit in the last place, after the update of step 7
+gradient 1.weight 7        one element of this weight's gradient in step 7, where the Dense op computes it
+initial 1.weight 0         one element of this weight, before training
+pixel 17 0                 one byte of row 17 of the data, before they are used
+hidden 17 0                the same byte, after the digest of the data is taken
 die - 3                    the process ends at step 3
 """
 
@@ -19,7 +22,7 @@ from xnn import ops
 from xnn.cli import train
 from xnn.runs import digests, replay
 
-ELEMENT = (1, 2)  # which one
+ELEMENT = (1, 2)  # the element that is changed
 
 
 def nudge(array):
@@ -27,7 +30,7 @@ def nudge(array):
 
 
 def plant(fault, set_attribute=setattr):
-    """Plant it by set_attribute (monkeypatch's, to be undone)."""
+    """Make a fault by replacing methods with `set_attribute`, such as monkeypatch.setattr, which undoes it."""
     what, where, number = fault.split()
     number, taken = int(number), [0]
     build, on_step, backward_of = train.Run.build, digests.Recorder.on_step, calls.backward_of
@@ -81,6 +84,6 @@ def plant(fault, set_attribute=setattr):
 
 
 def main():
-    """A side with the fault."""
+    """Run one side of `xnn verify` with the fault in PLANT."""
     plant(os.environ["PLANT"])
     replay.main()

@@ -1,32 +1,40 @@
-"""The rules of the house, read from the syntax trees: floors, what an op may do, exports, sizes, packages."""
+"""The rules of the house, read from the syntax trees: imports, what an op may do, exports, sizes, packages."""
 
 from __future__ import annotations
 
 import ast
 import builtins
-import graphlib
 import importlib
 import os
 import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
-from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 import pytest
+from import_graph import (
+    MODULES,
+    ROOT,
+    cycles,
+    dotted_names,
+    files_imported,
+    modules,
+    relative_imports,
+    tree,
+)
+from op_rules import CREATION, op_faults
 
 import xnn
 from xnn import errors, ops
-from xnn.cli.check import CASES
+from xnn.cli.check import draw
+from xnn.ops.cases import CASES
 
-ROOT = Path(__file__).parent.parent
-
-# The part of xnn a module belongs to (the name after `xnn.`) -> its floor. A module imports only from its
-# own floor or below. A new module is one word here; xnn/__init__.py stands outside.
+# Each room of xnn, and each file at its root -> its floor. A module imports only from its own floor or below.
+# xnn/__init__.py has no floor: it offers names from all of them.
 FLOORS = {
     part: floor
     for floor, parts in {
@@ -34,7 +42,7 @@ FLOORS = {
         2: "ops",
         3: "backends",
         4: "graph",
-        5: "layers losses optimizers schedules schedule_text initializers metrics",
+        5: "layers losses optimizers schedules initializers metrics",
         6: "data history callbacks training",
         7: "runs",
         8: "cli benchmarks __main__",
@@ -42,31 +50,8 @@ FLOORS = {
     for part in parts.split()
 }
 
-
-@cache
-def modules() -> dict[str, Path]:
-    """Every module's name and file. backends/ is xnn.backends: the link of that name is not followed."""
-    found = {}
-    for folder, package in (
-        (ROOT / "xnn", ("xnn",)),
-        (ROOT / "backends", ("xnn", "backends")),
-        (ROOT / "benchmarks", ("xnn", "benchmarks")),
-    ):
-        for path in sorted(folder.rglob("*.py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            if folder.name == "xnn" and parts[0] in ("backends", "benchmarks"):
-                continue
-            name = ".".join((*package, *parts)).removesuffix(".__init__")
-            found[name] = path
-    return found
-
-
-@cache
-def tree(name: str) -> ast.Module:
-    return ast.parse(modules()[name].read_text(encoding="utf-8"))
-
-
-MODULES = list(modules())
+#: The files at the root of xnn/, as DESIGN names them: what a user imports, and what every part stands on.
+ROOT_FILES = "__init__ __main__ errors options files history callbacks initializers schedules"
 
 
 def test_the_modules_were_found():
@@ -76,53 +61,21 @@ def test_the_modules_were_found():
     assert all(importlib.import_module(name) for name in MODULES if name != "xnn.__main__")
 
 
-# Floors.
-
-
-def nodes(part: ast.AST, functions: bool = True) -> Iterator[ast.AST]:
-    """The nodes of a tree, less what stands under `if TYPE_CHECKING:` and, if asked, inside functions."""
-    for child in ast.iter_child_nodes(part):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            for other in child.orelse:
-                yield other
-                yield from nodes(other, functions)
-        elif functions or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            yield child
-            yield from nodes(child, functions)
-
-
-def imported(module: ast.Module, functions: bool = True) -> set[str]:
-    """What of xnn a module imports, as dotted names that may end in a function's or class's: `xnn.ops.relu`."""
-    found = set()
-    for node in nodes(module, functions):
-        if isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            found |= {f"{base}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name != "xnn"}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "xnn":
-            found.add(f"xnn.{node.attr}")  # after `import xnn`
-        elif isinstance(node, ast.Constant) and re.fullmatch(r"xnn(\.\w+)+", str(node.value)):
-            found.add(str(node.value))  # for importlib
-    return {name for name in found if re.match(r"xnn\b|\.", name)}
+# Floors and circles. tests/import_graph.py says what counts as an import.
 
 
 def floor_faults(name: str, module: ast.Module) -> list[str]:
-    """What a module imports from floors above its own."""
+    """A line for each import from a floor above the module's own, and for each relative import."""
     part = name.split(".")[1]
     if part not in FLOORS:
         return [f"{name}: give it a floor, in FLOORS of tests/test_house.py"]
-    faults = []
-    for target in sorted(imported(module)):
-        other = target.split(".")[1]
-        if target.startswith("."):
-            faults.append(f"{name}: relative import of {target}")
-        elif target == "xnn.__version__":
-            continue
-        elif other not in FLOORS:
-            faults.append(f"{name} imports {target}: give it a floor, or name the module it is from")
+    faults = [f"{name}: relative import: {line}" for line in relative_imports(module)]
+    for dotted in sorted(dotted_names(module) - {"xnn.__version__"}):
+        other = dotted.split(".")[1]
+        if other not in FLOORS:
+            faults.append(f"{name} uses {dotted}: give it a floor, or name the module it is from")
         elif FLOORS[other] > FLOORS[part]:
-            faults.append(f"{name} (floor {FLOORS[part]}) imports {target} (floor {FLOORS[other]})")
+            faults.append(f"{name} (floor {FLOORS[part]}) imports {dotted} (floor {FLOORS[other]})")
     return faults
 
 
@@ -135,12 +88,13 @@ def test_a_module_imports_from_its_own_floor_or_below(name):
     "code",
     [
         "from xnn.layers import Dense",
-        "from xnn import layers",
+        "from xnn import layers\nlayers.Dense(1, 1)",
         "import xnn.layers.dense",
         "import xnn\nxnn.layers.Dense(1, 1)",
         "import xnn\nxnn.Sequential()",
         "def f():\n    from xnn.training import Trainer",
         "import importlib\nimportlib.import_module('xnn.training')",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from xnn.layers import Dense",
         "from . import random",
         "from xnn.utils import anything",
     ],
@@ -149,40 +103,61 @@ def test_a_wrong_import_is_seen(code):
     assert floor_faults("xnn.backends.registry", ast.parse(code))
 
 
-def test_what_only_the_type_checker_sees_is_free():
-    code = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from xnn.layers import Dense\n"
-    assert floor_faults("xnn.backends.registry", ast.parse(code)) == []
-    assert floor_faults("xnn.backends.registry", ast.parse(code + "else:\n    import xnn.layers"))
-
-
 def test_a_new_module_must_be_given_a_floor():
     assert "give it a floor" in floor_faults("xnn.utils", ast.parse(""))[0]
 
 
-def cycle(imports: dict[str, set[str]]) -> list[str]:
-    """Modules that import one another when they are loaded, in a ring; empty if none do."""
-    try:
-        graphlib.TopologicalSorter(imports).prepare()
-    except graphlib.CycleError as error:
-        return list(error.args[1])
-    return []
+@pytest.mark.parametrize(
+    ("code", "files"),
+    [
+        ("from xnn.layers import Dense", {"xnn.layers.dense"}),
+        ("from xnn.layers.dense import Dense", {"xnn.layers.dense"}),
+        ("from xnn import layers\nlayers.Dense(1, 1)", {"xnn.layers.dense"}),
+        ("from xnn import layers as rooms\ndef f():\n    return rooms.Dense", {"xnn.layers.dense"}),
+        ("import xnn\nxnn.layers.Dense(1, 1)", {"xnn.layers.dense"}),
+        ("import xnn\nxnn.Trainer()", {"xnn.training.trainer"}),
+        ("from xnn import layers\nlayers.dense.Dense", {"xnn.layers.dense"}),
+        ("import xnn.layers.dense", {"xnn.layers.dense"}),
+        ("def f(layer: 'x'):\n    from xnn.errors import ShapeError", {"xnn.errors"}),
+        ("if TYPE_CHECKING:\n    from xnn.errors import ShapeError", {"xnn.errors"}),
+        ("name = 'xnn.backends.cupy_backend'", {"xnn.backends.cupy_backend"}),
+        ("from xnn import layers\nvars(layers)", {"xnn.layers"}),
+        ("import numpy\nnumpy.xnn.layers", set()),
+    ],
+)
+def test_an_import_counts_as_the_file_that_defines_the_name(code, files):
+    assert files_imported("xnn.somewhere", ast.parse(code)) == files
 
 
-def test_no_module_imports_itself_through_others():
-    imports = {}
-    for name in MODULES:
-        targets = {
-            t if t in modules() else t.rpartition(".")[0] for t in imported(tree(name), functions=False)
-        }
-        imports[name] = targets & set(MODULES) - {name, "xnn"}
-    assert imports["xnn.graph.autograd"] >= {
-        "xnn.graph.backward",
-        "xnn.graph.value",
-        "xnn.ops",
-        "xnn.backends",
+def test_no_files_import_one_another_in_a_circle():
+    imports = {name: files_imported(name, tree(name)) for name in MODULES if name != "xnn"}
+    assert imports["xnn.graph.autograd"] >= {"xnn.graph.backward", "xnn.graph.value", "xnn.ops.op"}
+    assert imports["xnn.layers"] >= {"xnn.layers.dense", "xnn.layers.sequential"}
+    assert list(cycles(imports)) == []
+    circle = {**imports, "xnn.errors": {"xnn.graph.autograd"}}
+    assert [name for group in cycles(circle) for name in group if name == "xnn.errors"] == ["xnn.errors"]
+
+
+def test_only_the_bench_command_imports_the_benchmarks():
+    importers = {
+        name
+        for name in MODULES
+        if name != "xnn" and not name.startswith("xnn.benchmarks")
+        if any(target.startswith("xnn.benchmarks") for target in files_imported(name, tree(name)))
     }
-    assert cycle(imports) == []
-    assert cycle({**imports, "xnn.errors": {"xnn.graph.autograd"}}) != []
+    assert importers == {"xnn.cli.bench"}
+
+
+def test_circles_are_found():
+    assert list(cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"e"}, "e": {"f"}, "f": {"d"}})) == [
+        ["b", "c"],
+        ["d", "e", "f"],
+    ]
+    assert list(cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()})) == []
+
+
+def test_the_root_of_the_package_holds_only_the_files_of_the_design():
+    assert sorted(path.stem for path in (ROOT / "xnn").glob("*.py")) == sorted(ROOT_FILES.split())
 
 
 def test_only_backends_know_the_array_libraries():
@@ -201,106 +176,10 @@ def test_only_backends_know_the_array_libraries():
 
 # What an op may do.
 
-DTYPE_NAMES = {
-    *(f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)),
-    *("bool", "complex64", "complex128", "double", "single", "half"),
-}
-CREATION = {"zeros", "ones", "arange", "full", "empty", "asarray", "eye", "linspace"}
-ARRAY_METHODS = {
-    *("T", "mT", "H", "sum", "mean", "max", "min", "prod", "std", "var", "any", "all", "argmax", "argmin"),
-    *("argsort", "sort", "cumsum", "dot", "reshape", "ravel", "flatten", "transpose", "swapaxes", "squeeze"),
-    *(
-        "astype",
-        "copy",
-        "clip",
-        "round",
-        "take",
-        "repeat",
-        "put",
-        "fill",
-        "item",
-        "tolist",
-        "tobytes",
-        "view",
-    ),
-    *("nonzero", "to_device", "conj", "real", "imag", "flat", "trace", "diagonal", "searchsorted", "get"),
-    *("set", "resize"),
-}
 
-
-def whole_numbers(function: ast.AST) -> set[str]:
-    """Names that start as a whole number, `size = 1` or `grads, start = [], 0`: counters, which may be added to."""
-    found = set()
-    for node in ast.walk(function):
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], (ast.Name, ast.Tuple)):
-            continue
-        target, value = node.targets[0], node.value
-        pairs = [(target, value)]
-        if isinstance(target, ast.Tuple):
-            pairs = list(zip(target.elts, value.elts, strict=True)) if isinstance(value, ast.Tuple) else []
-        for name, start in pairs:
-            if isinstance(start, ast.Constant) and type(start.value) is int:
-                found.add(ast.unparse(name))
-    return found
-
-
-def op_faults(code: str) -> list[str]:
-    """What a file of ops does that an op may not do."""
-    module = ast.parse(code)
-    faults = []
-    counters = {
-        id(node): whole_numbers(function)
-        for function in ast.walk(module)
-        if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function)
-    }
-
-    def fault(node: Any, what: str) -> None:
-        faults.append(f"line {node.lineno}: {what}: {ast.unparse(node)}")
-
-    def targets(node: ast.AST) -> list[ast.expr]:
-        if isinstance(node, (ast.Assign, ast.Delete)):
-            return node.targets
-        return [node.target] if isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.For)) else []
-
-    for node in ast.walk(module):
-        if isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, (ast.MatMult, ast.Pow)):
-            fault(node, "no @ and **")
-        if isinstance(node, ast.AugAssign):
-            known = counters.get(id(node), set())
-            if not (isinstance(node.target, ast.Name) and node.target.id in known):
-                fault(node, "an augmented assignment writes in place")
-        for target in targets(node):
-            parts = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
-            if any(isinstance(part, ast.Subscript) for part in parts):
-                fault(node, "writing in place")
-            if any(isinstance(part, ast.Attribute) for part in parts):
-                fault(node, "an op has no state")
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = (
-                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            )
-            allowed = r"__future__|typing|collections\.abc|xnn(\..*)?"
-            if not all(re.fullmatch(allowed, name) for name in names):
-                fault(node, "an op imports no library: xp is passed in")
-        if isinstance(node, ast.Constant) and node.value in DTYPE_NAMES - {"bool"}:  # "bool" is a kind, too
-            fault(node, "a dtype's name")
-        if isinstance(node, ast.Attribute):
-            of_xp = re.fullmatch(r"xp(\.\w+)*", ast.unparse(node.value))
-            if of_xp and node.attr in DTYPE_NAMES:
-                fault(node, "a dtype's name")
-            if not of_xp and node.attr in ARRAY_METHODS:
-                fault(node, "an array's method")
-        if isinstance(node, ast.Call):
-            called, keywords = ast.unparse(node.func), {k.arg for k in node.keywords}
-            if called in {f"xp.{name}" for name in CREATION} and "device" not in keywords:
-                fault(node, "created without device=")
-            if "out" in keywords:
-                fault(node, "writing in place")
-    return faults
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("xnn.ops")])
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if name.startswith("xnn.ops") and name != "xnn.ops.cases"]
+)
 def test_ops_keep_to_the_array_api(name):
     assert op_faults(modules()[name].read_text(encoding="utf-8")) == []
 
@@ -367,7 +246,7 @@ def arrays_in(saved: Any) -> list[np.ndarray]:
 
 
 class Watch:
-    """Arrays that nobody may write to: read-only, and compared bit by bit in the end."""
+    """Makes arrays read-only, and tells at the end whether their bits have changed."""
 
     def __init__(self, things: Any) -> None:
         self.arrays = arrays_in(things)
@@ -380,7 +259,7 @@ class Watch:
 
 
 def run_watched(op: ops.Op, inputs: list[Any], options: dict[str, Any]) -> bool:
-    """Forward and backward with inputs, saved and grad watched; whether all were left alone."""
+    """Run forward and backward; return whether inputs, saved arrays and grad kept their bits."""
     given = Watch(inputs)
     y, saved = op.forward(np, *inputs, **options)
     kept = Watch([saved, y])
@@ -393,7 +272,7 @@ def run_watched(op: ops.Op, inputs: list[Any], options: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_an_op_leaves_its_inputs_grad_and_saved_alone(case, dtype):
-    assert run_watched(case.op, case.draw(dtype), case.options)
+    assert run_watched(case.op, draw(case, dtype), case.options)
 
 
 def test_an_op_that_writes_is_seen():
@@ -412,7 +291,7 @@ def test_an_op_that_writes_is_seen():
 
     class Behind(Backward):
         def backward(self, xp, grad, saved):
-            grad.flags.writeable = True  # what read-only alone would not see
+            grad.flags.writeable = True  # an error of read-only arrays would not be raised
             grad *= 2.0
             return (grad,)
 
@@ -422,8 +301,10 @@ def test_an_op_that_writes_is_seen():
     assert not run_watched(Behind(), [np.ones(3)], {})
 
 
-#: Comparisons, and the constant: tests/ops/test_ops.py.
-WITHOUT_GRADIENT = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal", "stop_gradient"}
+#: Comparisons, sign and stop_gradient have no gradient; tests/ops/test_ops.py tests them.
+WITHOUT_GRADIENT = {
+    *("less", "less_equal", "greater", "greater_equal", "equal", "not_equal", "sign", "stop_gradient"),
+}
 
 
 def test_every_op_has_a_row_in_the_table_of_cases():
@@ -442,12 +323,12 @@ def exports(module: ast.Module) -> list[str] | None:
 
 
 def ruffs_order(name: str) -> tuple[int, str]:
-    """RUF022: constants, then classes, then the rest."""
+    """Ruff's rule RUF022: constants come first, then classes, then other names."""
     return (0 if len(name) > 1 and name.isupper() else 1 if name[0].isupper() else 2), name
 
 
 def documented(thing: Any) -> bool:
-    """Whether a class or function has a docstring of its own, not inherited, not made up by @dataclass."""
+    """Whether a class or function has a docstring that is neither inherited nor generated by @dataclass."""
     text = (vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__) or ""
     made_up = is_dataclass(thing) and text.startswith(f"{thing.__name__}(")
     return bool(text.strip()) and not made_up
@@ -523,20 +404,21 @@ def test_pyproject_lists_the_packages_of_the_tree():
         "xnn.backends": "backends",
         "xnn.benchmarks": "benchmarks",
     }
-    # A folder of modules without an __init__.py would be in no wheel.
+    # A folder without an __init__.py would be missing from the wheel.
     assert {path.parent for path in modules().values()} == {
         modules()[package].parent for package in table["packages"]
     }
 
 
-def test_the_link_that_makes_an_uninstalled_checkout_work():
-    link = ROOT / "xnn" / "backends"
+@pytest.mark.parametrize("name", ["backends", "benchmarks"])
+def test_the_link_that_makes_an_uninstalled_checkout_work(name):
+    link = ROOT / "xnn" / name
     assert link.is_symlink()
-    assert link.readlink() == Path("../backends")
+    assert link.readlink() == Path("..", name)
 
 
 def texts() -> Iterator[tuple[Path, str]]:
-    """Every text file a reader may meet, without asking git."""
+    """All text files of the checkout, less virtual environments, caches and build folders."""
     passed_over = re.compile(r"\.(?!ci$|github$).*|__pycache__|build|dist|site|shared|.*\.egg-info|.*venv.*")
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [name for name in folders if not passed_over.fullmatch(name)]
@@ -550,7 +432,7 @@ def texts() -> Iterator[tuple[Path, str]]:
                     continue
 
 
-# On PyPI the short name is somebody else's; ours is xnn-engine, and it is not published there either.
+# Another project owns the name xnn on the package index. Ours is xnn-engine, and it is not published there.
 SOMEBODY_ELSES = re.compile(r"pip3?\s+install\s+(-\S+\s+)*[\"']?xnn")
 
 
@@ -574,7 +456,7 @@ def test_a_wrong_command_is_seen(package):
 
 
 def drawn_tree(drawing: str) -> dict[str, tuple[str | None, str | None]]:
-    """Class -> (its parent in the tree, the built-in exception in brackets)."""
+    """{class: (its parent in the drawn tree, the built-in exception in brackets)}."""
     found: dict[str, tuple[str | None, str | None]] = {}
     path: list[str] = []
     for line in drawing.splitlines():
@@ -592,7 +474,7 @@ def real_tree() -> dict[str, tuple[str | None, str | None]]:
         if isinstance(cls, type):
             own = [base.__name__ for base in cls.__bases__ if base.__module__ == errors.__name__]
             other = [base.__name__ for base in cls.__bases__ if base.__module__ == "builtins"]
-            other = other if own else []  # the root's Exception is not drawn
+            other = other if own else []  # the drawing omits the root's base, Exception
             assert len(own) <= 1
             assert len(other) <= 1
             found[name] = (*own, None)[0], (*other, None)[0]

@@ -28,3 +28,10 @@ def test_nothing_is_missing():
     public = [name for m in (layers, losses, optimizers, schedules, initializers) for name in m.__all__]
     missing = {n for n in public if n[0].isupper()} - mentioned - bases
     assert missing == set()
+
+
+def test_every_op_is_named():
+    table = TEXT.partition("## Ops")[2].partition("## Layers")[0]
+    public = {name for name in ops.__all__ if isinstance(getattr(ops, name), ops.Op)}
+    inside = {"column_mse", "identity"}  # of MiniFlow's MSE, and of graphs
+    assert public - set(re.findall(r"\w+", table)) == inside

@@ -16,6 +16,7 @@ from xnn.ops import Op
 if TYPE_CHECKING:
     from xnn import (
         backends,
+        callbacks,
         data,
         errors,
         graph,
@@ -40,6 +41,7 @@ __all__ = [
     "Trainer",
     "backend",
     "backends",
+    "callbacks",
     "data",
     "errors",
     "grad",

@@ -1,4 +1,4 @@
-"""What watches a training run: the progress bar, the JSON-lines log, early stopping, or a class of your own."""
+"""Callbacks: objects that watch a training run, such as a progress bar, a log, or early stopping."""
 
 from __future__ import annotations
 
@@ -8,59 +8,85 @@ import re
 import sys
 import time
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xnn.backends import backend_of
 from xnn.errors import DataError, OptionError
 from xnn.files import check_writable, to_json
-from xnn.options import check_count, check_real
-
-if TYPE_CHECKING:
-    from xnn.history import History
-    from xnn.layers import Sequential
+from xnn.history import History, epoch_line, numbers_line
+from xnn.layers import Sequential
+from xnn.options import check_count, check_real, shown
 
 __all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar"]
 
 
 class Callback:
-    """Hooks that fit calls; each does nothing until it is overridden.
+    """Methods that `Trainer.fit` calls while it trains. Derive a class from it and override some of them.
 
-    `model`: the model in training; fit says which before on_fit_start.
-    `needs_gradients`: whether a hook reads parameters' gradients, which plain SGD is otherwise spared from keeping.
-    To end the fit, a hook sets `history.stopped` to the reason: the epoch in hand is the last.
+    model: the model in training; `fit` sets it before on_fit_start.
+    needs_gradients: whether a method reads the gradients of parameters. Default False: plain SGD then does not keep
+        them, which is faster.
+
+    To end the run after the current epoch, set `history.stopped` to the reason, a string.
+
+        >>> import numpy as np
+        >>> from xnn import Sequential, Trainer, callbacks, layers, losses, optimizers
+        >>> class Patience(callbacks.Callback):
+        ...     def on_epoch_end(self, history, entry):
+        ...         if entry["loss"] < 0.01:
+        ...             history.stopped = "the loss is small enough"
+        >>> x = np.linspace(-1.0, 1.0, 64, dtype=np.float32).reshape(64, 1)
+        >>> model = Sequential(layers.Dense(1, 1), seed=0)
+        >>> trainer = Trainer(model, losses.MSE(), optimizers.SGD(0.2), callbacks=[Patience()])
+        >>> history = trainer.fit((x, 2.0 * x), epochs=100, progress=False)
+        >>> history.stopped, len(history.epochs) < 100
+        ('the loss is small enough', True)
     """
 
     model: Sequential
     needs_gradients = False
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        """Before the first step; history.plan says how the run is executed."""
+        """Called before the first step; history.plan says how the run is executed."""
 
     def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
-        """After every step: `step` of this epoch, and its own loss; parameters and gradients are those it left.
+        """Called after every training step, with its loss; parameters and gradients are those after the step.
 
-        What overrides it makes training wait for the device at every step; where nothing does, it costs nothing.
-        `history` counts the step at the next check, which may still find that it diverged.
+        epoch: the epochs finished before this one. step: the step in this epoch, counted from 1.
+        Overriding it makes training wait for the device at every step. The step is added to `history` at the next
+        on_check only, and may still turn out to have diverged.
         """
 
     def on_check(self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, Any]) -> None:
-        """Every so many steps and at each epoch's end: `step` of this epoch, means so far in it."""
+        """Called at least every 100 steps and at the end of each epoch, after a check that all numbers are finite.
+
+        epoch, step: as in on_step. loss, metrics: means over this epoch so far.
+        """
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        """After an epoch and its validation; `entry` is what history.epochs got, and may be given more numbers."""
+        """Called after an epoch and its validation; `entry` is the last of history.epochs, and may be added to."""
 
     def on_fit_end(self, history: History) -> None:
-        """After the last step, also when Ctrl-C or an error ended the run."""
+        """Called after the last step, also when Ctrl-C or an error ended the run."""
+
+    def __repr__(self) -> str:
+        return shown(self)
 
 
 class ProgressBar(Callback):
-    """Epoch, loss, metrics, samples/s and time left, on standard error; silent where that is no terminal."""
+    """A progress bar on standard error: epoch, loss, metrics, samples a second and the time left.
+
+    It is silent where standard error is no terminal. `fit` adds one unless it is called with progress=False.
+
+        >>> from xnn import callbacks
+        >>> callbacks.ProgressBar()
+        ProgressBar()
+    """
 
     def __init__(self) -> None:
         self._progress: Any = None
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        """Draw the bar."""
         if not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -79,84 +105,79 @@ class ProgressBar(Callback):
         self._task = self._progress.add_task("starting", total=epochs * steps_per_epoch, numbers="")
 
     def on_check(self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, Any]) -> None:
-        """Move the bar."""
         if self._progress is None:
             return
         self._progress.update(
             self._task,
             completed=self._done * self._steps + step,
             description=f"epoch {self._done + 1}/{self._epochs}",
-            numbers=f"{_numbers({'loss': loss, **metrics})}  {history.samples_per_second:,.0f} samples/s",
+            numbers=f"{numbers_line({'loss': loss, **metrics})}  {history.samples_per_second:,.0f} samples/s",
         )
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        """A line an epoch above the bar."""
         if self._progress is None:
             return
         self._done += 1
-        self._progress.console.print(_line(entry), highlight=False)
+        self._progress.console.print(epoch_line(entry), highlight=False)
 
     def on_fit_end(self, history: History) -> None:
-        """Leave the terminal as it was."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 class EpochLines(Callback):
-    """A line an epoch on standard output where the progress bar is silent: in a pipe, a file, a CI log.
+    """Prints a line after each epoch where the progress bar is silent: in a pipe, a file or a CI log.
 
-    A reader that goes away, or a full disk, ends the lines and not the training.
+    If standard output is closed or the disk is full, the lines end and training goes on.
+
+        >>> from xnn import callbacks
+        >>> callbacks.EpochLines()
+        EpochLines()
     """
 
     def __init__(self) -> None:
         self._silent = sys.stderr.isatty()
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        """Print the line."""
         if not self._silent:
             try:
-                print(_line(entry), flush=True)
+                print(epoch_line(entry), flush=True)
             except OSError:
                 self._silent = True
 
 
-def _line(entry: dict[str, Any]) -> str:
-    return f"epoch {entry['epoch']}  {_numbers(entry)}"
-
-
-def _numbers(entry: dict[str, Any]) -> str:
-    """What is one; a matrix, or a number for each class, has no place in a line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if isinstance(value, float))
-
-
 class JsonLines(Callback):
-    """One JSON object a line: first the plan, then each epoch as it ends, then the end.
+    """Writes a log of the run, one JSON object a line: the plan, then each epoch as it ends, then the end.
 
-    Raises OptionError if the file cannot be written at the start. If it cannot later (a full disk), it
-    says so once and training goes on: the weights matter more than their log.
+    path: the file; an older one is replaced when training starts.
+    about: more items for the first line. Default: none.
+
+    Raises OptionError if the file cannot be written. If writing fails later, as on a full disk, a message on standard
+    error says so once and training goes on.
+
+        >>> from xnn import callbacks
+        >>> callbacks.JsonLines("run.jsonl")
+        JsonLines(path='run.jsonl')
     """
 
     def __init__(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> None:
         self.path = check_writable(path, replaced=False)
-        self.about = about or {}
+        self.about = about
         self._broken = False
         self._start = time.perf_counter()
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        """Begin the file."""
         try:
             self.path.write_text("", encoding="utf-8")
         except OSError as error:
             raise DataError(f"cannot write the log {self.path}: {error.strerror or error}") from error
-        self._write({"event": "start", **self.about, "epochs": epochs, "plan": history.plan})
+        self._write({"event": "start", **(self.about or {}), "epochs": epochs, "plan": history.plan})
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        """Add the epoch."""
         self._write({"event": "epoch", **entry, "samples_per_second": history.samples_per_second})
 
     def on_fit_end(self, history: History) -> None:
-        """Add the end."""
         end = {"event": "end", "steps": history.steps, "interrupted": history.interrupted}
         reasons = {"stopped": history.stopped, "error": history.error}
         self._write(end | {key: reason for key, reason in reasons.items() if reason})
@@ -173,7 +194,7 @@ class JsonLines(Callback):
             print(f"xnn: the log {self.path} ends here ({error.strerror}); training goes on", file=sys.stderr)
 
 
-#: In which direction what ends so improves; topK is here "top".
+#: The direction in which a number improves, by the last word of its name; topK is "top" here.
 _DIRECTIONS = {
     **dict.fromkeys(("loss", "error", "mae", "mse", "rmse"), "min"),
     **dict.fromkeys(("accuracy", "top", "precision", "recall", "f1", "r2"), "max"),
@@ -181,18 +202,26 @@ _DIRECTIONS = {
 
 
 class EarlyStopping(Callback):
-    """Ends the fit after `patience` epochs in a row in which `monitor` did not improve on its best.
+    """Ends training when a number of the epochs, such as the validation loss, has stopped improving.
 
-        stopper = EarlyStopping(patience=5)
-        Trainer(model, loss, optimizer, callbacks=[stopper]).fit(data, validation=held_out, epochs=1000)
-        stopper.best_epoch, stopper.best      # also when the epochs ran out
+    monitor: the name of a number in history.epochs, such as "val_loss", "loss" or "val_accuracy". Default "val_loss".
+    patience: the run ends after this many epochs in a row without improvement. Default 5.
+    min_delta: how much better than the best a value must be to be an improvement. Default 0.
+    mode: "min" or "max", the direction in which `monitor` improves. Default "auto": by the name, which works for
+        losses, errors and xnn's own metrics.
+    restore_best: whether the model gets the weights of its best epoch back when training ends, however it ends. The
+        optimizer's state stays the last one. Default True.
 
-    monitor: a number of history.epochs, such as val_loss, loss or val_accuracy. mode: "min" or "max", the direction
-    in which it improves; "auto" knows losses, errors, and xnn's metrics by their names. min_delta: an improvement is
-    larger than this.
-    restore_best: at the fit's end, whatever ended it, the model gets the best epoch's weights again (the optimizer's
-    state stays the last one's). NaN is no improvement, and `history.stopped` tells of it. Each fit begins anew.
-    Raises OptionError for options outside these, and at the first epoch's end if it has no such number.
+    After each epoch `best_epoch` is the number of the best epoch (0 before there is one) and `best` its value. NaN is
+    no improvement. Each fit starts anew.
+
+    Raises OptionError for other options, and after the first epoch if it has no number of this name.
+
+        >>> from xnn import callbacks
+        >>> callbacks.EarlyStopping("val_accuracy", patience=3)
+        EarlyStopping(monitor='val_accuracy', patience=3, mode='max')
+
+    Source: Prechelt, "Early stopping - but when?", 1998.
     """
 
     def __init__(
@@ -208,9 +237,7 @@ class EarlyStopping(Callback):
         if mode == "auto":
             mode = _DIRECTIONS.get(re.sub("top[0-9]+", "top", monitor.rpartition("_")[2]), "")
             if not mode:
-                raise OptionError(
-                    f"whether {monitor} should fall or rise is not known: give mode='min' or mode='max'"
-                )
+                raise OptionError(f"mode='auto' does not know {monitor!r}: give mode='min' or mode='max'")
         if mode not in ("min", "max"):
             raise OptionError(f"mode must be 'auto', 'min' or 'max', got {repr(mode)[:60]}")
         self.monitor, self.mode, self.restore_best = monitor, mode, restore_best
@@ -219,22 +246,18 @@ class EarlyStopping(Callback):
         self.best, self.best_epoch = math.nan, 0
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        """Forget an earlier fit."""
-        #: The best value, and the number of its epoch, 0 before there is one.
         self.best, self.best_epoch = math.nan, 0
         self._waited, self._last = 0, math.nan
         self._kept: dict[str, Any] = {}
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        """Keep the weights of the best epoch, or count one without improvement."""
         value = entry.get(self.monitor)
         if isinstance(value, bool) or not isinstance(value, Real):
             there = [name for name, number in entry.items() if isinstance(number, Real) and name != "epoch"]
             hint = "; val_ numbers need fit(validation=...)" if self.monitor.startswith("val_") else ""
+            found = f"which is {value!r}" if self.monitor in entry else "which the epochs do not have"
             raise OptionError(
-                f"EarlyStopping should watch {self.monitor}, and an epoch has {', '.join(there)}"
-                f"{f', and {value!r} under that name' if self.monitor in entry else ''}: "
-                f"give one of them as monitor{hint}"
+                f"EarlyStopping got monitor={self.monitor!r}, {found}: choose {', '.join(there)}{hint}"
             )
         self._last = float(value)
         gain = self._last - self.best if self.mode == "max" else self.best - self._last
@@ -242,7 +265,7 @@ class EarlyStopping(Callback):
             self.best, self.best_epoch, self._waited = self._last, entry["epoch"], 0
             if self.restore_best:
                 self._kept = {
-                    name: backend_of(p.value).xp.asarray(p.value, copy=True)  # a step may write in its place
+                    name: backend_of(p.value).xp.asarray(p.value, copy=True)  # a step may change it in place
                     for name, p in self.model.named_state()
                 }
             return
@@ -258,7 +281,6 @@ class EarlyStopping(Callback):
         return f"{self.monitor} has not improved on epoch {self.best_epoch}'s {self.best:.6g} in {many}{now}"
 
     def on_fit_end(self, history: History) -> None:
-        """Put the best weights back."""
         parameters = dict(self.model.named_state())
         for name, array in self._kept.items():
             parameters[name].value = array

@@ -1,4 +1,4 @@
-"""Every error xnn raises on purpose, as one tree.
+"""The errors that xnn raises on purpose, as one tree.
 
     XnnError
     ├── OptionError(ValueError)               an option or argument outside what is allowed
@@ -8,19 +8,26 @@
     ├── GraphError(ValueError)                a graph that cannot be sorted, fed or differentiated
     ├── DivergenceError(ArithmeticError)      a loss, gradient or weight became NaN or infinite
     ├── MissingExtraError(ImportError)        an optional package is not installed
-    ├── NumericsError(ArithmeticError)        exact numerics cannot be kept, by this machine or at this size
-    │   └── NoExactFormError(AttributeError)  a function of the array library that exact numerics do not have
+    ├── NumericsError(ArithmeticError)        exact numerics are impossible on this machine or at this size
+    │   └── NoExactFormError(AttributeError)  an array function that exact numerics do not have
     ├── BackendError
     │   ├── UnknownBackendError(ValueError)   XNN_BACKEND, --backend or use_backend names no backend
-    │   ├── BackendUnavailableError           the backend exists but cannot run here; says why
-    │   ├── MixedArraysError(TypeError)       arrays of two backends met in one operation
-    │   └── DeviceMemoryError(MemoryError)    the device has no room left
+    │   ├── BackendUnavailableError           the backend cannot run on this machine; says why
+    │   ├── MixedArraysError(TypeError)       arrays of two backends in one operation
+    │   └── DeviceMemoryError(MemoryError)    the device has no memory left
     └── DataError
         ├── DataNotFoundError(LookupError)    a data set or file is not there and cannot be fetched
-        └── CorruptFileError(ValueError)      a file is there but is not what it should be
+        └── CorruptFileError(ValueError)      a file is damaged, or not of the expected kind
 
-Catching `XnnError` catches them all; each is also the built-in exception a Python user expects.
-Every message says what was received, what is allowed and what to do next.
+`except XnnError` catches all of them. Each is also the built-in exception that a Python user expects. A message says
+what was received, what is allowed and what to do.
+
+    >>> import xnn
+    >>> try:
+    ...     xnn.optimizers.SGD(learning_rate=-1)
+    ... except xnn.errors.OptionError as error:
+    ...     print(error)
+    learning_rate must be a finite number at least 0, got -1
 """
 
 __all__ = [
@@ -46,11 +53,11 @@ __all__ = [
 
 
 class XnnError(Exception):
-    """The root of every error that xnn raises on purpose."""
+    """The base of all errors that xnn raises on purpose."""
 
 
 class OptionError(XnnError, ValueError):
-    """An option or argument lies outside what is allowed."""
+    """An option or argument is outside what is allowed."""
 
 
 class ShapeError(XnnError, ValueError):
@@ -72,46 +79,46 @@ class GraphError(XnnError, ValueError):
 class DivergenceError(XnnError, ArithmeticError):
     """A loss, gradient or weight became NaN or infinite during training.
 
-    `history` is the xnn.history.History of what was done before.
+    history: the xnn.history.History of the training before that.
     """
 
     history: object = None
 
 
 class MissingExtraError(XnnError, ImportError):
-    """An optional package is needed and not installed; the message has the command that installs it."""
+    """An optional package is needed and not installed. The message has the command that installs it."""
 
 
 class NumericsError(XnnError, ArithmeticError):
-    """Exact numerics cannot be kept: this machine breaks their conditions, or a sum is too long for them."""
+    """Exact numerics are impossible: the machine does not meet their conditions, or a sum has too many terms."""
 
 
 class NoExactFormError(NumericsError, AttributeError):
-    """An op asked its namespace for a function that has no exact form; hasattr says that it is not there."""
+    """An op uses an array function that exact numerics do not have. hasattr then says False."""
 
 
 class BackendError(XnnError):
-    """Something about a backend: its name, its availability, its arrays."""
+    """The base of errors of backends: their names, their availability, their arrays."""
 
 
 class UnknownBackendError(BackendError, ValueError):
-    """No backend has this name."""
+    """There is no backend of this name."""
 
 
 class BackendUnavailableError(BackendError):
-    """The backend exists but cannot run on this machine; the message says why and what fixes it."""
+    """The backend cannot run on this machine. The message says why, and what mends it."""
 
 
 class MixedArraysError(BackendError, TypeError):
-    """Arrays of two backends met in one operation; nothing is moved behind the user's back."""
+    """Arrays of two backends in one operation. Arrays are never moved without being asked."""
 
 
 class DeviceMemoryError(BackendError, MemoryError):
-    """The device has no room left for an array."""
+    """The device has no memory left for an array."""
 
 
 class DataError(XnnError):
-    """Something about a data set or a file."""
+    """The base of errors of data sets and files."""
 
 
 class DataNotFoundError(DataError, LookupError):
@@ -119,4 +126,4 @@ class DataNotFoundError(DataError, LookupError):
 
 
 class CorruptFileError(DataError, ValueError):
-    """A file is there but is not what it should be."""
+    """A file is damaged, or not of the expected kind."""

@@ -1,7 +1,8 @@
-"""Writing a file so that nothing is ever lost: whole or not at all."""
+"""Writing files so that nothing is ever lost: a file is there whole, or what was there before is untouched."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -9,45 +10,53 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from xnn.errors import DataError, OptionError
+from xnn.errors import DataError, MissingExtraError, OptionError
 
-__all__ = ["as_path", "check_writable", "to_json", "write_atomically"]
+__all__ = ["as_path", "check_plot", "check_writable", "save_figure", "to_json", "write_atomically"]
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """The path. Raises OptionError for what names no file."""
+    """The path of a string or path. Raises OptionError for anything else."""
     try:
         return Path(path)
     except TypeError:
-        raise OptionError(f"a file is named by a string or a path, got {repr(path)[:60]}") from None
+        raise OptionError(
+            f"got {repr(path)[:60]} as a file's name; a file is named by a string or a path"
+        ) from None
 
 
 def check_writable(
     path: str | os.PathLike[str], suffixes: tuple[str, ...] = (), replaced: bool = True
 ) -> Path:
-    """The path, if a file can be written there later; better to hear it before hours of training.
+    """The path, after a check that a file can be written there: an error now is better than after hours of training.
 
-    replaced: whether the file will be made anew, and a device or pipe in its place be lost, or be added to.
-    Raises OptionError for a missing or read-only folder, a folder, device or pipe in the file's place, or a wrong
-    suffix.
+    suffixes: the endings that the name may have, such as (".png", ".svg"); any if empty.
+    replaced: whether the file will be written anew, which a device or pipe would not survive. False if it is only
+        opened and added to.
+
+    Raises OptionError for another ending, a folder, device or pipe of this name, a folder that is missing, or one
+    that may not be written to.
     """
     path = as_path(path)
     folder = path.parent
+    fault = ""
     if suffixes and path.suffix.lower() not in suffixes:
-        raise OptionError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise OptionError(f"cannot write {path}: it is a folder; name a file")
-    if replaced and path.exists() and not path.is_file():
-        raise OptionError(f"cannot write {path}: it is no regular file; name one, or a new one")
-    if not folder.is_dir():
-        raise OptionError(f"cannot write {path}: there is no folder {folder}; make it first")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise OptionError(f"cannot write {path}: no permission; choose another place")
+        fault = f"its name must end in {' or '.join(suffixes)}"
+    elif path.is_dir():
+        fault = "it is a folder; name a file"
+    elif replaced and path.exists() and not path.is_file():
+        fault = "it is no regular file; name one, or a new one"
+    elif not folder.is_dir():
+        fault = f"there is no folder {folder}; make it first"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        fault = "no permission; choose another place"
+    if fault:
+        raise OptionError(f"cannot write {path}: {fault}")
     return path
 
 
 def to_json(value: Any) -> str:
-    """One line of strict JSON: NaN and infinities, which JSON has not, become null."""
+    """One line of strict JSON. NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_finite(value), allow_nan=False)
 
 
@@ -60,11 +69,11 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write the file beside its place, flush it to the disk, then move it there.
+    """Write a file under another name in the same folder, flush it to the disk, then rename it.
 
-    A full disk, a crash or Ctrl-C leaves what was there before. Raises DataError naming the reason.
+    After a full disk, a crash or Ctrl-C the old file is still there. Raises DataError with the reason.
     """
-    path = check_writable(path).resolve()  # a link stays one
+    path = check_writable(path).resolve()  # so that a link stays a link
     temporary = ""
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -87,3 +96,19 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
                 f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
             ) from error
         raise
+
+
+def check_plot(path: str | os.PathLike[str]) -> None:
+    """Raise what saving a plot there would raise: OptionError for the path, MissingExtraError without matplotlib."""
+    check_writable(path, (".png", ".svg"))
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError('plots need matplotlib: pip install ".[plot]"') from error
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a matplotlib figure as a PNG or SVG file, by the path's ending."""
+    content = io.BytesIO()
+    figure.savefig(content, format=os.fspath(path).rsplit(".", 1)[-1].lower(), dpi=130)
+    write_atomically(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""What a training run did: numbers per epoch, digests, and the learning curve."""
+"""What a training run did: numbers of each epoch, a digest of all losses, and the learning curve."""
 
 from __future__ import annotations
 
@@ -9,20 +9,35 @@ from typing import Any
 
 import numpy as np
 
-from xnn.errors import MissingExtraError
-from xnn.files import check_writable, write_atomically
+from xnn.files import check_plot, save_figure
 
-__all__ = ["History", "check_plot", "save_figure"]
+__all__ = ["History", "epoch_line", "numbers_line"]
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
-    """The record of one fit.
+    """What one call of `Trainer.fit` did; `fit` returns it.
 
-    epochs: one entry an epoch, with loss, the metrics, val_loss, ... (means over the samples seen).
-    steps, samples, seconds: done in training, validation not counted. interrupted: whether Ctrl-C ended it.
-    stopped: why a callback ended it, or ""; error: the error that did, or "".
-    losses_sha256: over every step's loss as little-endian float64, in order.
+    epochs: a dict for each finished epoch: "epoch" (counted from 1), "loss", the metrics, and with validation data
+        "val_loss" and so on. Means over the epoch's samples.
+    steps, samples: how many training steps were taken, and over how many samples.
+    seconds: the time they took; validation is not counted.
+    interrupted: whether Ctrl-C ended the run.
+    stopped: the reason why a callback ended it, "" if none did.
+    error: the exception that ended it, "" if none did.
+    plan: how the run was executed: backend, kernels, dtype, threads and so on.
+
+    `history["val_loss"]` is the list of one number of all epochs.
+
+        >>> import numpy as np
+        >>> from xnn import Sequential, Trainer, layers, losses, optimizers
+        >>> x = np.linspace(-1.0, 1.0, 64, dtype=np.float32).reshape(64, 1)
+        >>> trainer = Trainer(Sequential(layers.Dense(1, 1)), losses.MSE(), optimizers.SGD(0.1))
+        >>> history = trainer.fit((x, 2.0 * x), epochs=30, progress=False)
+        >>> len(history.epochs), history.steps, history.samples
+        (30, 60, 1920)
+        >>> history["loss"][-1] < history["loss"][0]
+        True
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -36,13 +51,18 @@ class History:
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)
 
     def __getitem__(self, name: str) -> list[Any]:
-        """One column: history["val_loss"]. Raises KeyError for a name the epochs do not have."""
+        """One number of every epoch: history["val_loss"]. Raises KeyError if the epochs have none of this name."""
         if self.epochs and name not in self.epochs[0]:
             raise KeyError(f"{name}: the history has {', '.join(self.epochs[0])}")
         return [entry[name] for entry in self.epochs]
 
     def add(self, losses: np.ndarray, samples: int, seconds: float) -> None:
-        """Count steps: their losses on the host, their samples together, the time they took."""
+        """Count training steps.
+
+        losses: the loss of each step, on the host.
+        samples: how many samples they trained on, together.
+        seconds: the time they took, together.
+        """
         self._digest.update(np.asarray(losses, dtype="<f8").tobytes())
         self.steps += len(losses)
         self.samples += samples
@@ -50,7 +70,7 @@ class History:
 
     @property
     def losses_sha256(self) -> str:
-        """The digest so far."""
+        """The SHA-256 of the losses of all steps so far, as little-endian float64, in order."""
         return str(self._digest.hexdigest())
 
     @property
@@ -63,8 +83,22 @@ class History:
         """Training samples a second."""
         return self.samples / self.seconds if self.seconds else 0.0
 
+    def __repr__(self) -> str:
+        many = f"{len(self.epochs)} epoch{'' if len(self.epochs) == 1 else 's'}"
+        lines = [f"<History: {many}, {self.steps:,} steps, {self.samples:,} samples, {self.seconds:.2f} s"]
+        if self.epochs:
+            lines.append(epoch_line(self.epochs[-1]))
+        ends = ("interrupted", self.interrupted), ("stopped", self.stopped), ("error", self.error)
+        lines += [how if why is True else f"{how}: {why[:200]}" for how, why in ends if why]
+        return "\n ".join(lines) + ">"
+
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """The learning curves as a PNG or SVG file. Raises MissingExtraError without matplotlib."""
+        """Draw the learning curves: a panel for the loss and each metric, of training and validation.
+
+        path: the file to write, PNG or SVG by its ending.
+
+        Raises OptionError if it cannot be written, MissingExtraError without matplotlib.
+        """
         check_plot(path)
         from matplotlib.figure import Figure
 
@@ -87,19 +121,11 @@ class History:
         save_figure(figure, path)
 
 
-def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    """A matplotlib figure to a PNG or SVG file, which is there whole or not at all."""
-    import io
-
-    content = io.BytesIO()
-    figure.savefig(content, format=os.fspath(path).rsplit(".", 1)[-1].lower(), dpi=130)
-    write_atomically(path, content.getvalue())
+def epoch_line(entry: dict[str, Any]) -> str:
+    """An entry of History.epochs in one line: epoch 3  loss 0.1234  accuracy 0.9700."""
+    return f"epoch {entry.get('epoch', '')}  {numbers_line(entry)}"
 
 
-def check_plot(path: str | os.PathLike[str]) -> None:
-    """Raise now what plot would raise later: OptionError for the path, MissingExtraError for matplotlib."""
-    check_writable(path, (".png", ".svg"))
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError('plots need matplotlib: pip install ".[plot]"') from error
+def numbers_line(entry: dict[str, Any]) -> str:
+    """The single numbers of an epoch in one line. Matrices, and lists of a number for each class, are left out."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if isinstance(value, float))

@@ -1,17 +1,19 @@
-"""Options looked at once, where they come in: each check returns a plain number or says what is allowed."""
+"""Checks of options where they come in, and how an object shows its options: one rule for every class."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from xnn.errors import OptionError
 
 __all__ = [
+    "arguments_of",
     "check_count",
     "check_dtype",
     "check_integer",
@@ -20,6 +22,7 @@ __all__ = [
     "check_real",
     "check_shape",
     "explained",
+    "shown",
     "written",
 ]
 
@@ -27,7 +30,7 @@ _SHOWN_ITEMS, _SHOWN_CHARACTERS = 6, 60
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """An integer of at least `least`, NumPy's too, as an int."""
+    """The value as an int. Raises OptionError unless it is an integer (NumPy's too) of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise OptionError(f"{name} must be {allowed}, got {repr(value)[:60]}")
@@ -35,14 +38,17 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_integer(name: str, value: Any) -> int:
-    """Any integer, NumPy's too, as an int."""
+    """The value as an int. Raises OptionError unless it is an integer (NumPy's too)."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise OptionError(f"{name} must be an integer, got {repr(value)[:60]}")
     return int(value)
 
 
 def check_pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
-    """An integer of at least `least` for both axes, or a pair of them (of rows, of columns), as a pair."""
+    """A pair of ints, for rows and columns; one integer stands for both.
+
+    Raises OptionError unless each is an integer of at least `least`.
+    """
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     try:
         first, second = (check_count(name, item, least) for item in pair)
@@ -53,7 +59,7 @@ def check_pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
 
 
 def check_real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in [low, high), NumPy's too, as a float."""
+    """The value as a float. Raises OptionError unless it is a finite number (NumPy's too) in [low, high)."""
     real = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(float(value))
     if not (real and low <= float(value) < high):
         allowed = f" at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g})"
@@ -63,23 +69,51 @@ def check_real(name: str, value: Any, low: float = -math.inf, high: float = math
 
 
 def check_shape(name: str, value: Any) -> tuple[int, ...]:
-    """Integers of at least 0 as a tuple; one alone is a shape of one axis."""
+    """A shape as a tuple; one integer stands for one axis. Raises OptionError unless each extent is at least 0."""
     extents = value if isinstance(value, (tuple, list)) else (value,)
     return tuple(check_count(f"{name}: each extent of the shape", extent, least=0) for extent in extents)
 
 
 def check_known(name: str, received: Iterable[str], allowed: Iterable[str]) -> None:
-    """Raise OptionError for an option that `name`, a class, does not have."""
+    """Raise OptionError, in the name of a class, if an option received is not among those allowed."""
     known = list(dict.fromkeys(allowed))
     if unknown := [option for option in received if option not in known]:
         raise OptionError(f"{name} has no option {unknown[0]!r}; it takes {', '.join(known)}")
 
 
 def check_dtype(dtype: str) -> str:
-    """float32 or float64."""
+    """The dtype's name. Raises OptionError unless it is "float32" or "float64"."""
     if dtype not in ("float32", "float64"):
         raise OptionError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return dtype
+
+
+def arguments_of(kind: type) -> dict[str, Any]:
+    """The arguments that a class takes, with their defaults. *args and **kwargs are left out."""
+    found = inspect.signature(kind).parameters.values()
+    return {p.name: p.default for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def shown(thing: Any, *always: str, omit: Collection[str] = (), others: Iterable[str] = ()) -> str:
+    """The text of an object for its __repr__: its class, and the arguments that are not at their defaults.
+
+    thing: an object that keeps each argument as an attribute of the same name.
+    always: arguments that are shown at their defaults too.
+    omit: arguments that are never shown. Default none.
+    others: arguments that the class takes as **kwargs, whose default is None. Default none.
+
+        >>> from fractions import Fraction
+        >>> shown(Fraction(3, 4))
+        'Fraction(numerator=3, denominator=4)'
+    """
+    parts = []
+    for name, default in {**arguments_of(type(thing)), **dict.fromkeys(others)}.items():
+        value = getattr(thing, name, default)
+        if name in omit:
+            continue
+        if repr(value) != repr(default) or (name in always and hasattr(thing, name)):
+            parts.append(f"{name}={_short(value)}")
+    return f"{type(thing).__name__}({', '.join(parts)})"
 
 
 def explained(init: Callable[..., None]) -> Callable[..., None]:
@@ -136,5 +170,6 @@ def _short(value: Any) -> str:
         return f"({', '.join(map(_short, value[:3]))}, ... {len(value)} in all)"
     if hasattr(value, "shape") and not isinstance(value, type) and getattr(value, "ndim", False):
         return f"<array {tuple(value.shape)}>"
-    text = repr(value)
+    name = getattr(value, "__name__", "")  # a function's repr is its address
+    text = name or repr(str(value) if isinstance(value, Path) else value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

@@ -1,14 +1,17 @@
-"""Learning rates that change as training runs: any function of the step's number, and the usual ones ready made.
+"""Learning rates that change during training: functions of the step's number, ready made.
 
     optimizers.SGD(schedules.Cosine(0.1, steps=10_000))
     optimizers.Adam(schedules.Warmup(schedules.Cosine(0.001, steps=9_500), steps=500))
 
-A step is one batch, counted from 0 over all fits of the optimizer. For a schedule by epochs, count their steps, the
-last batch of each may be smaller: per_epoch = math.ceil(samples / batch_size), and Step(0.1, every=30 * per_epoch).
+A step is one batch. Steps are counted from 0 over all fits of the optimizer. To give a schedule in epochs, multiply
+by the steps of an epoch, math.ceil(samples / batch_size): Step(0.1, every=30 * steps_per_epoch).
 
-A rate depends on the step's number and on nothing before it, so a resumed run goes on as it was. It is the same
-number on every machine, in fast numerics too: powers and cosines are xnn's own (C libraries round theirs
-differently). Numbers given are finite; rates are at least 0, steps positive integers, or OptionError is raised.
+Any function of the step can be a schedule. The rate depends on the step's number only, so that a resumed run goes on
+as it was. The schedules below give the same bits on every machine, also in fast numerics, because they use xnn's own
+powers and cosines; those of C libraries differ.
+
+All of them raise OptionError for rates and factors that are not finite numbers >= 0, and for steps that are not
+positive integers.
 """
 
 from __future__ import annotations
@@ -24,19 +27,9 @@ from xnn.errors import OptionError
 from xnn.options import check_count, check_real
 
 __all__ = [
-    "SCHEDULES",
-    "Constant",
-    "Cosine",
-    "CosineRestarts",
-    "Exponential",
-    "MultiStep",
-    "OneCycle",
-    "Polynomial",
-    "Schedule",
-    "Step",
-    "Warmup",
-    "check_rate",
-]
+    "SCHEDULES", "Constant", "Cosine", "CosineRestarts", "Exponential", "MultiStep", "OneCycle", "Polynomial",
+    "Schedule", "Step", "Warmup", "check_rate",
+]  # fmt: skip
 
 #: schedule(step) -> the learning rate of that step, counted from 0 over all fits of the optimizer.
 Schedule: TypeAlias = Callable[[int], float]
@@ -44,7 +37,15 @@ Schedule: TypeAlias = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Constant:
-    """r(t) = rate."""
+    """The same learning rate at every step.
+
+    rate: the learning rate, a number >= 0.
+
+        >>> from xnn import schedules
+        >>> rate = schedules.Constant(0.1)
+        >>> [round(rate(step), 4) for step in (0, 1000)]
+        [0.1, 0.1]
+    """
 
     rate: float
 
@@ -52,13 +53,24 @@ class Constant:
         _reals(self, "rate")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step."""
         return self.rate
 
 
 @dataclass(frozen=True)
 class Step:
-    """r(t) = rate factor^(t // every): smaller by `factor` every so many steps. PyTorch's StepLR."""
+    """The learning rate is multiplied by a factor after each `every` steps. PyTorch's StepLR.
+
+    rate: the first learning rate, a number >= 0.
+    every: after how many steps.
+    factor: a number >= 0. Default 0.1.
+
+    rate(t) = rate * factor^(t // every).
+
+        >>> from xnn import schedules
+        >>> rate = schedules.Step(0.1, every=100, factor=0.5)
+        >>> [round(rate(step), 4) for step in (0, 99, 100, 200)]
+        [0.1, 0.1, 0.05, 0.025]
+    """
 
     rate: float
     every: int
@@ -69,15 +81,23 @@ class Step:
         _counts(self, "every")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step."""
         return self.rate * _power(self.factor, step // self.every)
 
 
 @dataclass(frozen=True)
 class MultiStep:
-    """r(t) = rate factor^k, k of the `milestones` being at most t. PyTorch's MultiStepLR.
+    """The learning rate is multiplied by a factor at each of some given steps. PyTorch's MultiStepLR.
 
-    Raises OptionError unless milestones are positive integers, each larger than the one before.
+    rate: the first learning rate, a number >= 0.
+    milestones: the steps, positive integers in increasing order.
+    factor: a number >= 0. Default 0.1.
+
+    rate(t) = rate * factor^(the number of milestones <= t).
+
+        >>> from xnn import schedules
+        >>> rate = schedules.MultiStep(0.1, (100, 150))
+        >>> [round(rate(step), 4) for step in (99, 100, 150)]
+        [0.1, 0.01, 0.001]
     """
 
     rate: float
@@ -95,13 +115,24 @@ class MultiStep:
         object.__setattr__(self, "milestones", steps)
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step."""
         return self.rate * _power(self.factor, bisect.bisect_right(self.milestones, step))
 
 
 @dataclass(frozen=True)
 class Exponential:
-    """r(t) = rate factor^(t / every): as Step, but smoothly. PyTorch's ExponentialLR, with every=1."""
+    """The learning rate decays exponentially: like Step, but smoothly. With every=1 PyTorch's ExponentialLR.
+
+    rate: the first learning rate, a number >= 0.
+    factor: by what the rate is multiplied in each `every` steps, a number >= 0.
+    every: a number of steps. Default 1.
+
+    rate(t) = rate * factor^(t / every).
+
+        >>> from xnn import schedules
+        >>> rate = schedules.Exponential(0.1, 0.25, every=100)
+        >>> [round(rate(step), 4) for step in (0, 50, 100)]
+        [0.1, 0.05, 0.025]
+    """
 
     rate: float
     factor: float
@@ -112,15 +143,25 @@ class Exponential:
         _counts(self, "every")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step."""
         return self.rate * _power(self.factor, step / self.every)
 
 
 @dataclass(frozen=True)
 class Polynomial:
-    """r(t) = end + (rate - end) (1 - t / steps)^power, and `end` from `steps` on; a straight line for power 1.
+    """The learning rate falls to `end` by a power of the steps left, by a straight line for power=1.
 
-    PyTorch's PolynomialLR and Keras's PolynomialDecay. Source of power=0.9: Chen et al., "DeepLab", 2016.
+    rate: the first learning rate, a number >= 0.
+    steps: the number of steps until `end`, at which it stays.
+    power: a number >= 0. Default 1.
+    end: the last learning rate, a number >= 0. Default 0.
+
+    rate(t) = end + (rate - end) * (1 - t / steps)^power. PyTorch's PolynomialLR and Keras's PolynomialDecay;
+    power=0.9 is from Chen et al., "DeepLab", 2016.
+
+        >>> from xnn import schedules
+        >>> rate = schedules.Polynomial(0.1, steps=100)
+        >>> [round(rate(step), 4) for step in (0, 50, 100)]
+        [0.1, 0.05, 0.0]
     """
 
     rate: float
@@ -133,7 +174,6 @@ class Polynomial:
         _counts(self, "steps")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step."""
         if step >= self.steps:
             return self.end
         return self.end + (self.rate - self.end) * _power(1.0 - step / self.steps, self.power)
@@ -141,10 +181,21 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class Cosine:
-    """r(t) = end + (rate - end) (1 + cos(pi t / steps)) / 2, and `end` from `steps` on.
+    """The learning rate falls to `end` along half a wave of the cosine, and stays there.
 
-    PyTorch's CosineAnnealingLR, which rises again after T_max = `steps`. Source: Loshchilov and Hutter, "SGDR", ICLR
-    2017.
+    rate: the first learning rate, a number >= 0.
+    steps: the number of steps until `end`.
+    end: the last learning rate, a number >= 0. Default 0.
+
+    rate(t) = end + (rate - end) * (1 + cos(pi t / steps)) / 2. PyTorch's CosineAnnealingLR with T_max=steps, which
+    rises again after that.
+
+        >>> from xnn import schedules
+        >>> rate = schedules.Cosine(0.1, steps=100)
+        >>> [round(rate(step), 4) for step in (0, 50, 100)]
+        [0.1, 0.05, 0.0]
+
+    Source: Loshchilov and Hutter, "SGDR", ICLR 2017.
     """
 
     rate: float
@@ -156,16 +207,26 @@ class Cosine:
         _counts(self, "steps")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step."""
         return self.end + (self.rate - self.end) * _cosine(1.0 - min(1.0, step / self.steps))
 
 
 @dataclass(frozen=True)
 class CosineRestarts:
-    """Cosine over and over: each time from `rate`, each time `growth` times as many steps as before, first `steps`.
+    """Cosine, which starts again at `rate` each time it is over.
 
-    PyTorch's CosineAnnealingWarmRestarts, whose T_0 and T_mult are `steps` and `growth`. A restart's last rate is not
-    quite `end`: the next begins at the step that would reach it. Source: Loshchilov and Hutter, "SGDR", ICLR 2017.
+    rate: the first learning rate, a number >= 0.
+    steps: the number of steps until the first restart.
+    growth: each part has this many times as many steps as the one before. Default 1.
+    end: the rate that a part would reach at its end, a number >= 0; the restart comes at that step. Default 0.
+
+    PyTorch's CosineAnnealingWarmRestarts with T_0=steps and T_mult=growth.
+
+        >>> from xnn import schedules
+        >>> rate = schedules.CosineRestarts(0.1, steps=100, growth=2)
+        >>> [round(rate(step), 4) for step in (0, 50, 100, 200, 300)]
+        [0.1, 0.05, 0.1, 0.05, 0.1]
+
+    Source: Loshchilov and Hutter, "SGDR", ICLR 2017.
     """
 
     rate: float
@@ -178,7 +239,6 @@ class CosineRestarts:
         _counts(self, "steps", "growth")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step."""
         length = self.steps
         if self.growth == 1:
             step = step % length
@@ -189,14 +249,28 @@ class CosineRestarts:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """From peak / start up to `peak` in the first `warmup` of `steps`, then down to peak / end.
+    """The learning rate rises from peak / start to `peak`, then falls to peak / end: one cycle.
 
-        r(t) = peak / start + (peak - peak / start) s(t / up),                t <= up = warmup * steps
-        r(t) = peak + (peak / end - peak) s((t - up) / (steps - 1 - up)),     after it; peak / end from `steps` on
+    peak: the highest learning rate, a number >= 0.
+    steps: the number of steps of the cycle; the rate stays at peak / end after it.
+    warmup: the share of the steps in which it rises, in [0, 1). Default 0.3.
+    start: the first rate is peak / start; a number >= 1. Default 25.
+    end: the last rate is peak / end; a number >= 1. Default 10000.
+    shape: "line", or "cosine" for half a wave up and half a wave down. Default "line".
 
-    shape="line": s(f) = f. shape="cosine": s(f) = (1 - cos(pi f)) / 2, as PyTorch's OneCycleLR does unless told
-    otherwise; its peak is a step earlier (pct_start = warmup + 1 / steps is ours), and its final_div_factor divides
-    the first rate (end / start). Source: Smith and Topin, "Super-convergence", 2018.
+        rate(t) = peak / start + (peak - peak / start) s(t / up)             while t <= up = warmup * steps
+        rate(t) = peak + (peak / end - peak) s((t - up) / (steps - 1 - up))  after that
+
+    where s(f) is f for a line and (1 - cos(pi f)) / 2 for the cosine. PyTorch's OneCycleLR has the cosine by default
+    and reaches its peak a step earlier (pct_start = warmup + 1 / steps gives ours); its final_div_factor is
+    end / start.
+
+        >>> from xnn import schedules
+        >>> rate = schedules.OneCycle(0.5, steps=100, warmup=0.2, start=5.0, end=10.0)
+        >>> [round(rate(step), 4) for step in (0, 20, 99, 200)]
+        [0.1, 0.5, 0.05, 0.05]
+
+    Source: Smith and Topin, "Super-convergence", 2018.
     """
 
     peak: float
@@ -215,7 +289,6 @@ class OneCycle:
             raise OptionError(f"shape must be 'line' or 'cosine', got {self.shape!r}")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step."""
         up, low, last = self.warmup * self.steps, self.peak / self.start, self.peak / self.end
         if step < up:
             return low + (self.peak - low) * self._share(step / up)
@@ -229,14 +302,23 @@ class OneCycle:
 
 @dataclass(frozen=True)
 class Warmup:
-    """On a straight line from `start` times the first rate of `schedule` up to it, in `steps` steps; then `schedule`.
+    """The learning rate rises in a straight line to that of another schedule, which then begins.
 
-        r(t) = schedule(0) (start + (1 - start) t / steps),   t < steps
-        r(t) = schedule(t - steps),                           after it
+    schedule: a schedule or a number. It counts its own steps from 0 after the warm-up.
+    steps: the number of steps of the warm-up.
+    start: the first rate is `start` times the schedule's first; a number >= 0. Default 0.
 
-    `schedule` may be a number, too. It begins when the warm-up is over: give it the steps that are left. PyTorch's
-    LinearLR (start_factor=start, total_iters=steps) before another in SequentialLR. Source: Goyal et al., "Accurate,
-    large minibatch SGD", 2017.
+        rate(t) = schedule(0) * (start + (1 - start) * t / steps)   while t < steps
+        rate(t) = schedule(t - steps)                               after that
+
+    PyTorch's LinearLR (start_factor=start, total_iters=steps) before another schedule in a SequentialLR.
+
+        >>> from xnn import schedules
+        >>> rate = schedules.Warmup(schedules.Cosine(0.1, steps=100), steps=10)
+        >>> [round(rate(step), 4) for step in (0, 5, 10, 60, 110)]
+        [0.0, 0.05, 0.1, 0.05, 0.0]
+
+    Source: Goyal et al., "Accurate, large minibatch SGD", 2017.
     """
 
     schedule: float | Schedule
@@ -249,7 +331,6 @@ class Warmup:
         _reals(self, "start")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step."""
         after = max(0, step - self.steps)
         rate = self.schedule(after) if callable(self.schedule) else self.schedule
         if step >= self.steps:
@@ -272,7 +353,11 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def check_rate(learning_rate: float | Schedule) -> float | Schedule:
-    """A learning rate of at least 0, or a function of the step. Raises OptionError for anything else."""
+    """A learning rate as a float, or a schedule after a check of its first rate.
+
+    Raises OptionError if it is neither a number >= 0 nor a function of the step, or a function whose first rate is no
+    number >= 0.
+    """
     if callable(learning_rate):
         try:
             first = learning_rate(0)
@@ -284,7 +369,7 @@ def check_rate(learning_rate: float | Schedule) -> float | Schedule:
 
 
 def _reals(schedule: Any, *names: str, low: float = 0.0, high: float = math.inf) -> None:
-    """Look at a schedule's numbers and keep them as floats: NumPy's would make the rate one of NumPy's."""
+    """Check these attributes of a schedule and make them floats, so that its rates are Python's numbers too."""
     for name in names:
         object.__setattr__(schedule, name, check_real(name, getattr(schedule, name), low, high))
 
@@ -295,14 +380,14 @@ def _counts(schedule: Any, *names: str) -> None:
 
 
 def _power(base: float, exponent: float) -> float:
-    """base^exponent, with the same bits on every machine."""
+    """base^exponent with the same bits on every machine."""
     from xnn.backends.exact import scalars
 
     return scalars.power(base, exponent)
 
 
 def _cosine(way: float) -> float:
-    """(1 - cos(pi way)) / 2 = sin(pi way / 2)^2, which loses no digit near 0: from 0 to 1 as `way` goes there."""
+    """(1 - cos(pi way)) / 2, for `way` from 0 to 1, as sin(pi way / 2)^2, which loses no digits near 0."""
     from xnn.backends.exact import scalars
 
     half = scalars.sin(0.5 * math.pi * way)

@@ -1,11 +1,16 @@
 """Exact numerics: the same bits on every backend, BLAS, number of threads and number of workers.
 
-An exact run is the same ops in another namespace (`namespace.py`): numbers are stored as float32, computed with as
-float64, and every sum and product is cut into slices whose sums are exact (`slices.py`). Ops whose operands have
-roles, as weights and activations have, are cut by them (`ops.py`). Functions such as exp are composed of
-correctly rounded operations (`functions.py`; of one Python number, `scalars.py`). A machine that breaks the
-conditions is refused (`selfcheck.py`).
-What is promised, and why it works: docs/numerics.md.
+An exact run is the same ops with another `xp`: numbers are stored as float32 and computed with as float64, and every
+sum and product is split into slices, short numbers whose sums have no rounding error. `docs/numerics.md` says what is
+promised and why it works. Read in this order:
+
+    slices.py     splitting numbers, so that sums and products of them are exact
+    functions.py  exp, log, sin and others from `+ - * /` and sqrt; scalars.py: the same for one Python float
+    namespace.py  the `xp` of exact numerics
+    scaled.py     pixels that are kept as integers
+    ops.py        ops that split weights and activations differently: Dense, Conv2D and others
+    selfcheck.py  tests on the machine itself, against right answers by reference.py
+    kernels/      the same computations as fast kernels on the CPU
 """
 
 from typing import Any
@@ -19,7 +24,10 @@ __all__ = ["ExactNamespace", "ScaledIntegers", "enable"]
 
 
 def enable(lib: Any) -> ExactNamespace:
-    """The exact namespace of a backend, after a check of what it rests on. Raises NumericsError."""
+    """Make the exact namespace of a backend, after checking that the machine computes as exact numerics need it to.
+
+    Raises NumericsError if it does not.
+    """
     namespace = ExactNamespace(lib, ROLES)
     check(namespace)
     return namespace

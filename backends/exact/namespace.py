@@ -1,8 +1,9 @@
-"""The namespace in which ops are exact: `xp` for the same ops, with numbers and functions of its own.
+"""The namespace `xp` that ops are given in exact numerics. All its functions give the same bits on every backend.
 
-An op's inputs, stored as float32, are widened to float64 once (`enter`), what it returns is rounded to float32
-(`leave`), and in between every operation is one correctly rounded float64 operation. Reductions are sums of slices.
-Whatever is not in this file is refused by name: a function that was not looked at is not exact.
+Arrays are stored as float32. An op's inputs are converted to float64 (`enter`), and what it returns is rounded to
+float32 (`leave`). In between, each operation is a correctly rounded float64 operation, or one of the functions below.
+Sums and products are sums of slices (`slices.py`), which are exact, so that their order does not matter. A function
+that is not in this file raises NoExactFormError, since nobody has checked that it is exact.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from xnn.backends.exact.slices import (
     to32,
 )
 from xnn.errors import DTypeError, NoExactFormError
-from xnn.ops.op import Boundary, Op
-from xnn.ops.shaping import scatter_add
+from xnn.ops.apply import Boundary
+from xnn.ops.indexing import scatter_add
+from xnn.ops.op import Op
 
 __all__ = ["ExactNamespace"]
 
 Axis: TypeAlias = int | tuple[int, ...] | None
 
-#: What is exact wherever IEEE arithmetic is: it moves, compares or counts, or rounds once.
+#: Functions that give the same bits wherever arithmetic follows IEEE 754: they move, compare, count, or round once.
 _PLAIN_NAMES = """
     abs add all any arange asarray bool broadcast_arrays broadcast_to bitwise_and bitwise_invert
     bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor ceil concat divide e empty empty_like equal
@@ -45,11 +47,10 @@ _PLAIN = frozenset(_PLAIN_NAMES.split())
 
 
 class ExactNamespace(Boundary):
-    """Exact functions over the arrays of one backend, `lib`."""
+    """The exact namespace for the arrays of one backend, `lib`. roles: the ops that have a form of their own here."""
 
     def __init__(self, lib: Any, roles: dict[Op, Op] | None = None) -> None:
         self.lib, self.base = lib, lib.xp
-        #: Ops that have an exact form of their own, since their operands have roles.
         self.roles = roles or {}
 
     def __getattr__(self, name: str) -> Any:
@@ -57,11 +58,11 @@ class ExactNamespace(Boundary):
             return getattr(self.base, name)
         if name.startswith("__"):
             raise AttributeError(name)
-        if name in ("float32", "float64"):  # inside an op there is one format
+        if name in ("float32", "float64"):  # inside an op all floating-point numbers are float64
             return self.base.float64
         raise NoExactFormError(
-            f"xp.{name} has no exact form: compose it of functions that have one (xnn.backends.exact.namespace lists "
-            "them), or train with numerics='fast'"
+            f"xp.{name} has no exact form: use functions that have one (xnn.backends.exact.namespace lists them), or "
+            "numerics='fast'"
         )
 
     def __repr__(self) -> str:
@@ -70,13 +71,14 @@ class ExactNamespace(Boundary):
     # The boundary of an op.
 
     def role(self, op: Op) -> Op:
-        """The op's exact form."""
+        """The form of the op in exact numerics: another op, or the op itself."""
         return self.roles.get(op, op)
 
     def enter(self, x: Any) -> Any:
-        """A stored array as ops compute with it: float32 as float64 without subnormals and -0, all else as it is.
+        """Convert a stored array to what ops compute with: float32 to float64, without subnormals and -0.
 
-        Raises DTypeError for float64 arrays and other floating-point formats.
+        Other things than floating-point arrays are returned as they are. Raises DTypeError for floating-point arrays
+        that are not float32.
         """
         if isinstance(x, ScaledIntegers):
             x = x.materialize()
@@ -84,13 +86,13 @@ class ExactNamespace(Boundary):
             return x
         if x.dtype != self.base.float32:
             raise DTypeError(
-                f"exact numerics store float32 and got {x.dtype}: convert it (x.astype('float32'), layers with "
-                "dtype='float32'), or compute in float64 with numerics='fast'"
+                f"exact numerics store float32 and got {x.dtype}: convert it (x.astype('float32'), "
+                "layers with dtype='float32'), or use numerics='fast'"
             )
         return (self.base.asarray(x, dtype=self.base.float64) + FLUSH) - FLUSH
 
     def widen(self, x: Any) -> Any:
-        """An array as float64: float32 that an op has from elsewhere than its inputs, and integers to multiply."""
+        """Convert an array to float64: float32 that is not an input of the op, integers before a multiplication."""
         if x.dtype == self.base.float64:
             return x
         if x.dtype == self.base.float32:
@@ -101,7 +103,7 @@ class ExactNamespace(Boundary):
         return bool(self.base.isdtype(x.dtype, "real floating"))
 
     def leave(self, y: Any) -> Any:
-        """What an op returns, as it is stored; also what a function of the user's returns as float32."""
+        """Convert what an op returns to what is stored: float64 to float32, without subnormals and -0."""
         if not hasattr(y, "dtype") or isinstance(y, ScaledIntegers):
             return y
         if y.dtype == self.base.float64:
@@ -111,7 +113,7 @@ class ExactNamespace(Boundary):
     # Reductions.
 
     def sum(self, x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Any:
-        """The sum over `axis`: of float64 by one slice, rounded nowhere but at its terms' last bit."""
+        """The sum over `axis`. Each term is cut to one slice, relative to the largest; then all sums are exact."""
         if not self._is_floating(x):
             return self.base.sum(x, axis=axis, dtype=dtype, keepdims=keepdims)
         x, terms = self.widen(x), self._extent(x.shape, axis)
@@ -119,21 +121,21 @@ class ExactNamespace(Boundary):
         return self.base.sum(cut, axis=axis, keepdims=keepdims) + 0.0
 
     def mean(self, x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
-        """sum / n."""
+        """The mean: sum / n."""
         return self.sum(x, axis=axis, keepdims=keepdims) / float(self._extent(x.shape, axis))
 
     def var(self, x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Any:
-        """The mean of (x - mean)^2, of which `correction` samples are left out of the count."""
+        """The variance: the sum of (x - mean)^2, divided by n - correction."""
         away = self.widen(x) - self.mean(x, axis=axis, keepdims=True)
         count = self._extent(x.shape, axis) - correction
         return self.sum(away * away, axis=axis, keepdims=keepdims) / float(count)
 
     def std(self, x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Any:
-        """The square root of var."""
+        """The standard deviation: the square root of `var`."""
         return self.base.sqrt(self.var(x, axis=axis, correction=correction, keepdims=keepdims))
 
     def max(self, x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
-        """The largest element; never -0, so that it does not matter which zero came first."""
+        """The largest element; never -0, so that the order of zeros does not matter."""
         y = self.base.max(x, axis=axis, keepdims=keepdims)
         return y + 0.0 if self._is_floating(y) else y
 
@@ -143,7 +145,7 @@ class ExactNamespace(Boundary):
         return y + 0.0 if self._is_floating(y) else y
 
     def argmax(self, x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
-        """The least index of the largest element, of the first NaN where there is one."""
+        """The first index of the largest element; of NaN, if there is one."""
         return self._index_of(self.base.max, x, axis, keepdims)
 
     def _index_of(self, extreme: Any, x: Any, axis: int | None, keepdims: bool) -> Any:
@@ -160,15 +162,15 @@ class ExactNamespace(Boundary):
         return base.min(base.where(largest, index, count), axis=axis, keepdims=keepdims)
 
     def argmin(self, x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
-        """The least index of the smallest element, of the first NaN where there is one."""
+        """The first index of the smallest element; of NaN, if there is one."""
         return self._index_of(self.base.min, x, axis, keepdims)
 
     def argsort(self, x: Any, /, *, axis: int = -1, stable: bool = True) -> Any:
-        """The indices that sort x, equal elements in the order of their indices, whatever `stable` says."""
+        """The indices that sort x. The sort is always stable, whatever `stable` is."""
         return self.base.argsort(x, axis=axis, stable=True)
 
     def sort(self, x: Any, /, *, axis: int = -1, stable: bool = True) -> Any:
-        """x in order; never -0."""
+        """x, sorted; never -0."""
         return self.base.sort(x, axis=axis, stable=True) + 0
 
     @staticmethod
@@ -176,25 +178,25 @@ class ExactNamespace(Boundary):
         axes = range(len(shape)) if axis is None else ((axis,) if isinstance(axis, int) else axis)
         return math.prod(shape[a] for a in axes)
 
-    # Reductions over the batch, which all workers share.
+    # Reductions over the batch, which the workers share.
 
     def batch_count(self, rows: int) -> int:
-        """The rows of the whole batch, given this worker's."""
+        """The number of rows of the whole batch, given that of this worker."""
         shared = communicator()
         return rows if shared is None else shared.count(rows)
 
     def batch_exponent(self, x: Any, axis: Axis = 0) -> Any:
-        """exponent(x) over the whole batch."""
+        """`exponent` of x over the rows of all workers."""
         own, shared = exponent(self.lib, x, axis), communicator()
         return own if shared is None else shared.maximum(own)
 
     def batch_total(self, partial: Any) -> Any:
-        """The sum of all workers' partial sums, none of which was rounded."""
+        """The sum of the partial sums of all workers. No sum is rounded."""
         shared = communicator()
         return partial if shared is None else shared.total(partial)
 
     def batch_sum(self, x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-        """The sum over `axis`, of which axis 0 is the batch's."""
+        """The sum over `axis`, where axis 0 is the batch: the rows of all workers are added."""
         axes = tuple(range(x.ndim)) if axis is None else ((axis,) if isinstance(axis, int) else axis)
         inside = tuple(a for a in axes if a % x.ndim)
         if len(inside) == len(axes):
@@ -210,7 +212,7 @@ class ExactNamespace(Boundary):
     # Products.
 
     def matmul(self, a: Any, b: Any, /) -> Any:
-        """The matrix product of float64 a, cut row by row into two slices, and b, column by column into one."""
+        """The matrix product. a is cut into two slices, scaled by its rows, and b into one, scaled by its columns."""
         if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
             raise ValueError(f"matmul of shapes {tuple(a.shape)} and {tuple(b.shape)}")
         lib, bits = self.lib, product_bits(a.shape[-1])
@@ -220,9 +222,12 @@ class ExactNamespace(Boundary):
         return self.base.matmul(high, one) + self.base.matmul(low, one)
 
     def scatter_add(self, count: int, indices: Any, rows: Any, batch: bool = False) -> Any:
-        """`count` rows of zeros to which rows[i] is added at indices[i], in any order: the rows are cut first.
+        """`count` rows of zeros, to which rows[i] is added at indices[i].
 
-        batch: whether they are the batch's rows, and go to one table of all workers (an embedding's gradient).
+        The rows are cut to one slice first, so the order of additions does not matter.
+
+        batch: whether the rows are the batch's, and are added to a table that the workers share, as for the gradient
+            of an embedding.
         """
         if not self._is_floating(rows):
             added = scatter_add(self.base, count, indices, rows)
@@ -237,9 +242,9 @@ class ExactNamespace(Boundary):
     # Elementwise.
 
     def astype(self, x: Any, dtype: Any, /, *, copy: bool = True) -> Any:
-        """As the Array API's; floating-point numbers are float64 here, whatever they are called outside.
+        """Convert to a dtype. Every floating-point dtype is float64 here.
 
-        Numbers beyond an integer's range become its ends, and NaN 0: hardware has its own ideas.
+        Conversion to integers: numbers beyond the range become its ends, and NaN becomes 0. Hardware differs there.
         """
         if self.base.isdtype(dtype, "real floating"):
             wide = self.enter(x) if x.dtype == self.base.float32 else x
@@ -252,32 +257,32 @@ class ExactNamespace(Boundary):
         return self.base.astype(x, dtype, copy=copy)
 
     def maximum(self, a: Any, b: Any, /) -> Any:
-        """The larger; never -0."""
+        """The larger of two; never -0."""
         return self.base.maximum(a, b) + 0
 
     def minimum(self, a: Any, b: Any, /) -> Any:
-        """The smaller; never -0."""
+        """The smaller of two; never -0."""
         return self.base.minimum(a, b) + 0
 
     def clip(self, x: Any, /, min: Any = None, max: Any = None) -> Any:
-        """x, but no less than `min` and no more than `max`."""
+        """x, limited to min .. max."""
         x = x if min is None else self.maximum(x, min)
         return x if max is None else self.minimum(x, max)
 
     def exp(self, x: Any, /) -> Any:
-        """e^x."""
+        """The exponential e^x."""
         return functions.exp(self.lib, self.widen(x))
 
     def expm1(self, x: Any, /) -> Any:
-        """e^x - 1."""
+        """e^x - 1, accurate near x = 0."""
         return functions.expm1(self.lib, self.widen(x))
 
     def log(self, x: Any, /) -> Any:
-        """ln x."""
+        """The natural logarithm."""
         return functions.log(self.lib, self.widen(x))
 
     def log1p(self, x: Any, /) -> Any:
-        """ln (1 + x)."""
+        """ln(1 + x), accurate near x = 0."""
         return functions.log1p(self.lib, self.widen(x))
 
     def tanh(self, x: Any, /) -> Any:
@@ -289,14 +294,14 @@ class ExactNamespace(Boundary):
         return functions.erf(self.lib, self.widen(x))
 
     def sin(self, x: Any, /) -> Any:
-        """The sine."""
+        """The sine; NaN for |x| > 2^25."""
         return functions.sin(self.lib, self.widen(x))
 
     def cos(self, x: Any, /) -> Any:
-        """The cosine."""
+        """The cosine; NaN for |x| > 2^25."""
         return functions.cos(self.lib, self.widen(x))
 
     def pow(self, a: Any, p: Any, /) -> Any:
-        """a^p."""
+        """The power a^p."""
         wide = (self.widen(v) if hasattr(v, "dtype") else v for v in (a, p))
         return functions.power(self.lib, *wide)

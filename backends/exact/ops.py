@@ -1,9 +1,13 @@
-"""The ops whose operands have roles: which of two is cut into one slice is told by what it is, never by its values.
+"""The ops that have their own form in exact numerics: dense, conv2d, rescale, and those that keep integers.
 
-Dense's weights are one slice on the scale of the whole tensor; activations and gradients are two, on the scale of
-their row. In the weights' gradient the inputs are one slice and the outputs' gradients two, on the scale of their
-column over the whole batch, wherever its rows are. Pixels (ScaledIntegers) are integers already. Conv2D is Dense of
-the windows of its images.
+A product is exact if its operands are cut into slices of few enough bits (`slices.py`). How an operand is cut follows
+from its role in the op, never from its values:
+
+- x W and dy W^T: the weights W are one slice, scaled by the largest element of the tensor; x and dy are two slices,
+  scaled by the largest element of each row.
+- x^T dy: x is one slice and dy is two, scaled by the largest element of each column of the whole batch.
+- Pixels (`ScaledIntegers`) are integers, and are not cut.
+- conv2d is dense of the windows of its images.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ __all__ = ["ROLES", "DenseBits"]
 
 @dataclass(frozen=True)
 class DenseBits:
-    """How y = x W + b and its gradients are cut, in bits; `integers` are those of x, where it is ScaledIntegers."""
+    """The bits of each slice in y = x W + b and in its gradients. integers: the bits of x if it is ScaledIntegers."""
 
     inputs: int
     outputs: int
@@ -37,35 +41,35 @@ class DenseBits:
 
     @property
     def weight(self) -> int:
-        """W's one slice for x W."""
+        """Bits of the one slice of W in x W."""
         return self.shared if self.integers is None else min(50, budget(self.inputs) - self.integers)
 
     @property
     def shared(self) -> int:
-        """W's one slice for dy W^T, and for x W too where x is cut."""
+        """Bits of the one slice of W in dy W^T, and in x W as well if x is cut."""
         return product_bits(max(self.inputs, self.outputs)).one
 
     @property
     def x(self) -> int:
-        """x's two slices, row by row."""
+        """Bits of the two slices of x in x W."""
         return budget(self.inputs) - self.shared
 
     @property
     def dy(self) -> int:
-        """dy's two slices, row by row."""
+        """Bits of the two slices of dy in dy W^T."""
         return budget(self.outputs) - self.shared
 
     def x_column(self, rows: int) -> int:
-        """x's one slice in x^T dy, column by column."""
+        """Bits of the one slice of x in x^T dy."""
         return product_bits(rows).one
 
     def dy_column(self, rows: int) -> int:
-        """dy's two slices in x^T dy, column by column; its one slice where x is integers."""
+        """Bits of the two slices of dy in x^T dy, or of its one slice if x is integers."""
         return product_bits(rows).two if self.integers is None else min(50, budget(rows) - self.integers)
 
 
 class ExactDense(Dense):
-    """ops.dense by slices: P = x_high W + x_low W, exact both, added with one rounding; then + b."""
+    """dense: x_high W and x_low W are computed exactly and added with one rounding; then b is added."""
 
     takes_stored = True
     name = "dense"
@@ -106,7 +110,7 @@ class ExactDense(Dense):
 
     @staticmethod
     def _db(xp: ExactNamespace, grad: Array, b: Any, batch: bool) -> Array | None:
-        """db = grad summed to b's shape. Which axes are summed follows from b alone, never from a shard's rows."""
+        """db: grad summed to the shape of b. The axes follow from b alone, so they are the same for all workers."""
         if not hasattr(b, "shape"):
             return None
         extents = (1,) * (grad.ndim - b.ndim) + tuple(b.shape)
@@ -116,7 +120,6 @@ class ExactDense(Dense):
 
     @staticmethod
     def _dx(xp: ExactNamespace, dy: Array, w: Array, bits: DenseBits) -> Array:
-        """dx = dy W^T."""
         lib, base = xp.lib, xp.base
         w64 = base.reshape(xp.widen(xp.enter(w)), (bits.inputs, bits.outputs))
         one = base.matrix_transpose(slice_one(lib, w64, exponent(lib, w64), bits.shared))
@@ -125,7 +128,7 @@ class ExactDense(Dense):
 
     @staticmethod
     def _dw(xp: ExactNamespace, x: Array, dy: Array, bits: DenseBits) -> Array:
-        """dW = x^T dy, over all workers' rows; a single sample (inputs,) is no batch."""
+        """dW = x^T dy, summed over the rows of all workers. A single sample (inputs,) is not shared."""
         lib, base = xp.lib, xp.base
         batch = x.ndim > 1
         rows = xp.batch_count(int(dy.shape[0])) if batch else 1
@@ -151,12 +154,12 @@ def _rows(shape: tuple[int, ...]) -> int:
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """W's inputs and outputs; (inputs,) is one output."""
+    """The numbers of inputs and outputs of W; shape (inputs,) is one output."""
     return shape[0], size_of(shape[1:])
 
 
 class ExactConv2D(Conv2D):
-    """ops.conv2d by slices: its product is ExactDense, which cuts weights once, windows and gradients row by row."""
+    """conv2d, whose matrix product is that of ExactDense. The rows are the windows of the images."""
 
     takes_stored = True
     name = "conv2d"
@@ -168,14 +171,14 @@ class ExactConv2D(Conv2D):
         return super().forward(xp, x, weight, None if bias is None else xp.enter(bias), **options)
 
     def rows(self, xp: ExactNamespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
-        """As conv2d's; integers stay integers."""
+        """The windows as rows. ScaledIntegers stay integers."""
         if isinstance(x, ScaledIntegers):
             return x.with_integers(super().rows(xp.base, x.integers, windows))
         return super().rows(xp, x, windows)
 
 
 class ExactRescale(Rescale):
-    """ops.rescale, that leaves integers of at most 16 bits what they are."""
+    """rescale, which makes ScaledIntegers of integers of at most 16 bits."""
 
     takes_stored = True
     name = "rescale"
@@ -184,7 +187,7 @@ class ExactRescale(Rescale):
         self, xp: ExactNamespace, x: Array, *, scale: Any, offset: Any = 0.0, dtype: Any = None
     ) -> tuple[Array, Any]:
         if dtype is not None and dtype == xp.base.float64:
-            xp.enter(xp.base.empty(0, dtype=dtype))  # raises: nothing is stored as float64
+            xp.enter(xp.base.empty(0, dtype=dtype))  # raises DTypeError, since nothing is stored as float64
         plain = isinstance(scale, float) and isinstance(offset, float) and offset == 0.0
         if plain and not isinstance(x, ScaledIntegers) and integer_bits(xp.base, x.dtype) is not None:
             return ScaledIntegers(xp.lib, x, scale), (scale, x.dtype)
@@ -197,7 +200,7 @@ class ExactRescale(Rescale):
 
 
 class _Moved(Op):
-    """flatten, reshape and identity, that keep integers integers."""
+    """flatten, reshape and identity, which leave ScaledIntegers what they are."""
 
     takes_stored = True
 
@@ -206,7 +209,6 @@ class _Moved(Op):
 
     @property
     def name(self) -> str:
-        """The op's own."""
         return self.op.name
 
     def forward(self, xp: ExactNamespace, x: Array, **options: Any) -> tuple[Array, Any]:
@@ -219,7 +221,7 @@ class _Moved(Op):
         return self.op.backward(xp, xp.enter(grad), saved)
 
 
-#: Each op's exact form.
+#: The ops that have a form of their own in exact numerics, and that form.
 ROLES: dict[Op, Op] = {
     ops.dense: ExactDense(),
     ops.conv2d: ExactConv2D(),

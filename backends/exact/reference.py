@@ -1,7 +1,7 @@
-"""What is right, to the bit, by Python's integers: the measure that a backend is held to.
+"""Right answers, to the last bit, by Python's integers: the self-check compares a backend with them.
 
-float() of an integer, and the quotient of two long ones, are rounded by CPython in integer arithmetic, to the
-nearest and to even at ties, whatever the processor does.
+CPython converts an integer to float, and divides two long integers, in integer arithmetic: the result is rounded to
+nearest, ties to even, whatever the processor does.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = [
     "root", "rounded",
 ]  # fmt: skip
 
-#: What is correctly rounded by definition, sqrt aside.
+#: The operations, besides sqrt, whose results IEEE 754 defines to the last bit.
 OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
 }  # fmt: skip
 
 
 def noise(count: int, seed: int) -> np.ndarray:
-    """So many random uint64, by splitmix64: integer arithmetic, the same everywhere."""
+    """Return `count` random uint64 by the splitmix64 generator: integer arithmetic, the same on every machine."""
     x = (np.arange(count, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
@@ -33,51 +33,57 @@ def noise(count: int, seed: int) -> np.ndarray:
 
 
 def near_maximal(bits: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """int64 numbers 2^bits - 1, - 2 or - 3, at random."""
+    """Return an int64 array of this shape whose elements are 2^bits - 1, 2^bits - 2 or 2^bits - 3, at random."""
     words = noise(math.prod(shape), seed).view(np.int64)
     return np.asarray((1 << bits) - 1 - (words & 1) - (words >> 1 & 1)).reshape(shape)
 
 
 def nearest(x: int, step: int) -> int:
-    """The multiple of `step` nearest to x, the even one at a tie."""
+    """Return the multiple of `step` nearest to x; at a tie, the even multiple."""
     quotient, rest = divmod(x, step)
     return step * (quotient + (2 * rest > step or (2 * rest == step and quotient & 1)))
 
 
 def rounded(sign: str, a: int, b: int) -> float:
-    """a + b, a - b, a * b or a / b, rounded once. (Of short integers CPython would divide by the processor.)"""
+    """Return a + b, a - b, a * b or a / b as a float, rounded once."""
+    # The shift makes a long: CPython divides two short integers by the processor.
     return math.ldexp((a << 256) / b, -256) if sign == "/" else float(OPERATIONS[sign](a, b))
 
 
 def root(a: int) -> float:
-    """The square root of a positive integer, rounded once."""
+    """Return the square root of a positive integer as a float, rounded once."""
     shift = max(112 - a.bit_length(), 0) & ~1
     found = math.isqrt(a << shift)
-    # One more bit says whether something was left out: what looks like a tie is none.
+    # One more bit, 1 if `found` is not the whole root, keeps float() from seeing a tie where there is none.
     return math.ldexp(float(found << 1 | (found * found != a << shift)), -1 - shift // 2)
 
 
 def number(word: int) -> int:
-    """64 random bits as an integer that a float64 holds: a sign, 53 bits, a power of two from 0 to 94."""
+    """Turn 64 random bits into an integer that float64 holds: a sign, 53 bits, times 2^0 to 2^94."""
     size = (word >> 11 | 1 << 52) << (word & 63) + (word >> 1 & 31)
     return size if word & 1024 else -size
 
 
 def pairs(count: int) -> list[tuple[int, int]]:
-    """Pairs of integers that a float64 holds: so many random ones, and those that come near a tie."""
+    """Return pairs of integers that float64 holds: some with results close to a tie, then `count` random ones."""
     one, tie = 1 << 52, 1 << 53
-    near = [(one + i, tie - j) for i in (1, 2, 3, 5, 14, 31) for j in (1, 3, 5, 7)]  # * and /: within 2^-104
-    near += [(one + i, 1) for i in range(-33, 34, 2)]  # sqrt: within 2^-97
-    near += [(3 * one // 2, one + i) for i in (1, 3, 5)]  # *: ties
-    near += [(tie + 2 * i, j) for i in (0, 1, 2, 3) for j in (1, -1, 3)]  # + and -: ties
-    # + and -: next to ties, a bit far beyond what an extended format holds
+    # Products and quotients within 2^-104 of a tie; numbers whose square roots are within 2^-97 of one.
+    near = [(one + i, tie - j) for i in (1, 2, 3, 5, 14, 31) for j in (1, 3, 5, 7)]
+    near += [(one + i, 1) for i in range(-33, 34, 2)]
+    # Products that are ties; sums and differences that are ties.
+    near += [(3 * one // 2, one + i) for i in (1, 3, 5)]
+    near += [(tie + 2 * i, j) for i in (0, 1, 2, 3) for j in (1, -1, 3)]
+    # Sums and differences that differ from a tie in a bit far below those that a 64-bit extended format holds.
     near += [((tie + 2 * i) << 70, (one << 18) + j) for i in (0, 1, 2) for j in (1 << 18, -(1 << 18), 0)]
     words = zip(noise(count, 6).tolist(), noise(count, 7).tolist(), strict=True)
     return near + [(number(a), number(b)) for a, b in words]
 
 
 def float32_bits(x: int, power: int) -> int:
-    """The bits, as int32, of the float32 nearest to x * 2^power: x of 53 bits, the result normal or too large."""
+    """Return the bits, as an int, of the float32 nearest to x * 2^power.
+
+    x has 53 bits; the result must be a normal number or too large for float32 (infinity).
+    """
     near = nearest(abs(x), 1 << 29)
     size = near.bit_length()
     field = size + power + 126
@@ -85,9 +91,10 @@ def float32_bits(x: int, power: int) -> int:
     return bits - (1 << 31) * (x < 0)
 
 
-#: Where the elementary functions are tried, in both signs' ranges and those of their formulas.
+#: Arguments at which the elementary functions are tried: both signs, and each range for which they have a formula.
 ARGUMENTS = (-20.7, -1.3, -1e-5, 0.2, 0.7, 3.9, 80.2)
-#: Their values there; of log, log1p and pow at |x|, pow to the power x / 2. After a change of the functions:
+#: The functions' values at ARGUMENTS; log, log1p and pow take |x|, and pow's exponent is x / 2. After a change of
+#: the functions, this prints the new values:
 #:     python -c "import pprint, xnn.backends as b, xnn.backends.exact as e, xnn.backends.exact.selfcheck as s;
 #:                pprint.pp(s.known_values(e.ExactNamespace(b.get_backend('numpy'))))"
 KNOWN: dict[str, str] = {

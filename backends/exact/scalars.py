@@ -1,7 +1,7 @@
-"""Elementary functions of one Python float, with the bits that `functions.py` gives an array's element.
+"""exp, log, sin and power of one Python float, with the same bits as the functions of arrays in `functions.py`.
 
-They are its functions, run over a backend of single numbers: Python's floats are float64, and their `+ - * /` are
-correctly rounded. A call takes some microseconds, where arrays of one element would take fifty.
+They are those functions, given a stand-in for a backend whose arrays are Python floats: these are float64, and their
+`+ - * /` are correctly rounded. A call takes a few microseconds; with an array of one element it would take fifty.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["exp", "log", "power", "sin"]
 
 
 class _Scalars:
-    """What the functions ask of a backend."""
+    """The part of a backend that the functions use, for Python floats in place of arrays."""
 
     xp = SimpleNamespace(abs=abs, where=lambda condition, a, b: a if condition else b)
 
     @staticmethod
     def bits(x: Any, dtype: str) -> Any:
-        """The bits of a float as an int, or of an int as a float."""
+        """Reinterpret the bits of a float as an int, or those of an int as a float."""
         given, wanted = ("<d", "<q") if dtype == "int64" else ("<q", "<d")
         return struct.unpack(wanted, struct.pack(given, x))[0]
 
@@ -43,7 +43,11 @@ def sin(x: float) -> float:
 
 
 def power(base: float, exponent: float) -> float:
-    """base^exponent: products, by squaring, if it is whole (and at least 0), and e^(exponent ln base) if not."""
+    """base^exponent.
+
+    A whole exponent must be at least 0; the power is computed by squaring and multiplying. For any other exponent
+    the base must be positive; the power is e^(exponent ln base).
+    """
     n = int(exponent)
     if n != exponent:
         return exp(exponent * log(base))

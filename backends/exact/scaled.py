@@ -1,8 +1,8 @@
-"""Integers and the number they are multiplied by: what Rescale makes of pixels in exact numerics.
+"""ScaledIntegers: an array of integers times one number, the output of Rescale for pixels in exact numerics.
 
-A pixel k / 255 needs 24 bits as float32, its integer 8. Kept as integers, a batch of images needs no slicing, its
-products take half the work and the weights keep more bits. Like a quantized tensor of PyTorch, it is an array of
-float32 to whoever reads it; Dense and Conv2D alone look inside.
+A pixel k / 255 needs 24 bits as float32, but k needs only 8. A batch of images that is kept as integers needs no
+slicing, its products take half the work, and the weights keep more bits. Like a quantized tensor of PyTorch, it acts
+as an array of float32; only Dense and Conv2D use the integers themselves.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _BITS = {"uint8": 8, "int8": 8, "uint16": 16, "int16": 16}
 
 
 def integer_bits(xp: Any, dtype: Any) -> int | None:
-    """The bits of an integer that can stay one; None for other dtypes, wider ones too."""
+    """Return how many bits an integer dtype of at most 16 bits has, or None for any other dtype."""
     return next((bits for name, bits in _BITS.items() if dtype == getattr(xp, name, None)), None)
 
 
 def _by_value(name: str) -> Any:
-    """An operator of the array of float32."""
+    """Make an operator of ScaledIntegers that computes with the float32 numbers."""
 
     def operator(self: ScaledIntegers, *others: Any) -> Any:
         read = (other.materialize() if isinstance(other, ScaledIntegers) else other for other in others)
@@ -36,7 +36,18 @@ def _by_value(name: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class ScaledIntegers:
-    """float32 numbers `integers * scale`, an array of at most 16-bit integers and one number."""
+    """The float32 numbers `integers * scale`.
+
+    lib: the backend. integers: an array of integers with at most 16 bits. scale: a float.
+
+    It computes, reduces and reshapes as the float32 array would, and `numpy.asarray` makes that array of it.
+
+    >>> import numpy as np, xnn
+    >>> lib = xnn.backends.get_backend("numpy")
+    >>> x = xnn.backends.exact.ScaledIntegers(lib, np.asarray([0, 51, 255], "uint8"), 1 / 255)
+    >>> x + 1.0
+    array([1. , 1.2, 2. ], dtype=float32)
+    """
 
     lib: Any
     integers: Any
@@ -46,25 +57,25 @@ class ScaledIntegers:
     ndim = property(lambda self: self.integers.ndim, doc="The number of axes.")
     size = property(lambda self: self.integers.size, doc="The number of elements.")
     device = property(lambda self: self.integers.device, doc="The device of the integers.")
-    dtype = property(lambda self: self.lib.xp.float32, doc="float32, as which it is read.")
+    dtype = property(lambda self: self.lib.xp.float32, doc="float32, the dtype of the numbers.")
 
     @property
     def bits(self) -> int:
-        """How many bits each integer may have."""
+        """The number of bits of the integers' dtype."""
         bits = integer_bits(self.lib.xp, self.integers.dtype)
         assert bits is not None
         return bits
 
     def widened(self) -> Any:
-        """The integers as float64."""
+        """Return the integers as float64."""
         return self.lib.xp.astype(self.integers, self.lib.xp.float64)
 
     def materialize(self) -> Any:
-        """The numbers as an array of float32."""
+        """Return the numbers as an array of float32."""
         return to32(self.lib, self.widened() * self.scale)
 
     def with_integers(self, integers: Any) -> ScaledIntegers:
-        """Other integers, the same scale."""
+        """Return other integers with the same scale."""
         return ScaledIntegers(self.lib, integers, self.scale)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,11 +1,12 @@
-"""What exact numerics rest on, tried on the machine itself: a backend that computes otherwise is refused.
+"""The self-check: does this machine compute as exact numerics need it to? If not, they refuse to run.
 
-IEEE 754 says what `+ - * /` and sqrt of float64 give, to the bit, and sums and products of slices are never
-rounded; but a BLAS may multiply in fewer bits, a library may take a faster square root, a compiler may join
-a * b + c into one rounding. Each is tried where it would show: integers that fill all 53 bits, numbers next to
-a tie. What is right comes from Python's integers and int64, never from the library that is checked.
+IEEE 754 defines `+ - * /` and sqrt of float64 to the last bit, and sums and products of slices are never rounded.
+But a BLAS may multiply with fewer bits, a library may use a faster square root, and a compiler may compute a * b + c
+with one rounding. The check tries each of these on numbers where it would show: integers that fill all 53 bits, and
+numbers next to a tie. The right answers come from Python's integers and int64 (`reference.py`), never from the
+library that is checked.
 
-Of float64's subnormal numbers nothing is asked: hardware that flushes them to zero passes.
+Subnormal float64 numbers are not tried: hardware that replaces them by zero passes.
 """
 
 from __future__ import annotations
@@ -38,25 +39,25 @@ __all__ = ["check", "failures", "known_values"]
 
 NAN, INF = math.nan, math.inf
 
-#: OpenBLAS shares what has more products than this among threads, whose waiting for each other on a busy machine
-#: takes longer than all the rest.
+#: OpenBLAS uses several threads for a matrix product with more multiplications than this. On a busy machine their
+#: waiting for each other would take longer than the rest of the check, so larger products are tried less often.
 _THREADED = 262_144
-#: Terms, rows, columns: shares of every kind of BLAS kernel, small, blocked and threaded.
+#: Terms, rows, columns of the products: small, blocked and threaded ones, for which BLAS has different code.
 _PRODUCTS = (
     (1, 33, 65), (10, 70, 40), (32, 600, 13), (130, 65, 101), (784, 17, 18), (1000, 21, 11), (4096, 5, 12),
     (20000, 3, 2),
 )  # fmt: skip
-#: Shapes, axes, and how many terms they make.
+#: Of each sum: the array's shape, the axes, and the number of terms.
 _SUMS: tuple[tuple[tuple[int, ...], Any, int], ...] = (
     ((5, 2), 1, 2), ((1000, 40), 0, 1000), ((37, 1027), 1, 1027), ((131, 517), None, 131 * 517),
     ((65537,), 0, 65537), ((5, 301, 7), (0, 2), 35),
 )  # fmt: skip
-#: From and to: short arrays are for vector loops' ends.
+#: Start and end of short stretches: SIMD loops treat the last few elements of an array separately.
 _SHORT = tuple((start, start + size) for start, size in enumerate((1, 2, 3, 5, 7, 9, 15, 17, 31)))
 
 
 def check(namespace: ExactNamespace) -> None:
-    """Raise NumericsError, naming what failed, unless the backend of `namespace` keeps every condition."""
+    """Raise NumericsError, naming what failed, unless the backend of `namespace` passes every trial."""
     found = [lines for lines in _failed_parts(namespace) if lines]
     if found:
         shown, count = [lines[0] for lines in found[:4]], sum(map(len, found))
@@ -69,13 +70,13 @@ def check(namespace: ExactNamespace) -> None:
 
 
 def failures(namespace: ExactNamespace) -> list[str]:
-    """What the machine does not keep, one line each: what was computed, how much was wrong, one wrong value."""
+    """Return one line for each failed trial: what was computed, how many values are wrong, and one of them."""
     return [line for lines in _failed_parts(namespace) for line in lines]
 
 
 def _failed_parts(namespace: ExactNamespace) -> list[list[str]]:
     trials, numbers = [], pairs(2000)
-    # Whoever shares a batch with other workers asks them nothing here: they may have been checked before.
+    # No communicator: the other workers may have been checked before, and would not answer.
     with namespace.lib.guard(), with_communicator(None):
         for part in _PARTS:
             trials.append(trial := _Trial(namespace, numbers))
@@ -90,7 +91,10 @@ def _failed_parts(namespace: ExactNamespace) -> list[list[str]]:
 
 
 class _Trial:
-    """The library under trial and what it failed."""
+    """The array library that is checked, and its failures so far.
+
+    numbers: pairs of integers, see `reference.pairs`.
+    """
 
     def __init__(self, namespace: ExactNamespace, numbers: list[tuple[int, int]]) -> None:
         self.numbers = numbers
@@ -98,11 +102,10 @@ class _Trial:
         self.failed: list[str] = []
 
     def put(self, numbers: Any, dtype: Any = np.float64) -> Any:
-        """Numbers on the device."""
         return self.lib.to_device(np.asarray(numbers, dtype=dtype))
 
     def same(self, what: str, got: Any, right: Any, dtype: Any = np.float64) -> None:
-        """Compare an array with host numbers, bit for bit; any NaN is like another."""
+        """Compare an array with the right numbers, bit for bit, and note a difference. All NaNs are equal."""
         y, z = self.lib.to_host(got), np.asarray(right, dtype=dtype)
         if y.dtype != z.dtype or y.shape != z.shape:
             self.failed.append(
@@ -116,14 +119,14 @@ class _Trial:
         if np.any(wrong):
             at = int(np.argmax(wrong))
             count = f"{np.count_nonzero(wrong)} of {wrong.size} wrong"
-            self.failed.append(f"{what}: {count}, such as {y[at].item()!r} for {z[at].item()!r}")
+            self.failed.append(f"{what}: {count}, for example {y[at].item()!r} in place of {z[at].item()!r}")
 
 
 # Sums and products.
 
 
 def _products(t: _Trial) -> None:
-    """Integers whose products' sums fill 53 bits, in both orders and layouts, row by row on other scales."""
+    """Products of integers whose sums fill 53 bits, in both orders and layouts, with another scale for each row."""
     for terms, rows, columns in _PRODUCTS:
         bits = product_bits(terms)
         _product(t, terms, rows, columns, bits.two, bits.one)
@@ -133,8 +136,8 @@ def _products(t: _Trial) -> None:
 
 
 def _product(t: _Trial, terms: int, rows: int, columns: int, na: int, nb: int) -> None:
-    """(rows, terms) of na bits by (terms, columns) of nb bits; BLAS has other code for each layout."""
-    # Four rows and three columns over and over, so that the slow int64 has little to do.
+    """Multiply (rows, terms) integers of na bits by (terms, columns) of nb bits; BLAS has code for each layout."""
+    # Only four rows and three columns are different: the right answers, in slow int64, take little time.
     few_a, few_b = near_maximal(na, (4, terms), 1), near_maximal(nb, (3, terms), 2)
     few_a[1] *= -1
     few_a[2, ::3] *= -1
@@ -164,7 +167,7 @@ def _product(t: _Trial, terms: int, rows: int, columns: int, na: int, nb: int) -
 
 
 def _sums(t: _Trial) -> None:
-    """Integers whose sum fills 53 bits, along each axis, all of them, and by index."""
+    """Sums of integers that fill 53 bits: along an axis, over all axes, and by index."""
     for shape, axis, terms in _SUMS:
         integers = near_maximal(sum_bits(terms), shape, 3)
         got, right = t.xp.sum(t.put(integers), axis=axis), integers.sum(axis=axis)
@@ -179,7 +182,7 @@ def _sums(t: _Trial) -> None:
 
 
 def _arithmetic(t: _Trial) -> None:
-    """+ - * / rounded once, in long arrays and short ones, with rows, columns and Python numbers."""
+    """+ - * / are rounded once: in long arrays and short ones, with rows, columns and Python numbers."""
     a, b = zip(*t.numbers, strict=True)
     x, y = t.put(a), t.put(b)
     table = t.xp.reshape(x[:264], (8, 33))
@@ -208,7 +211,7 @@ def _arithmetic(t: _Trial) -> None:
 
 
 def _roots(t: _Trial) -> None:
-    """sqrt rounded once."""
+    """sqrt is rounded once."""
     numbers = [abs(n) for pair in t.numbers for n in pair]
     right, x, sqrt = np.asarray([root(n) for n in numbers]), t.put(numbers), t.xp.sqrt
     t.same("sqrt", sqrt(x), right)
@@ -219,7 +222,7 @@ def _roots(t: _Trial) -> None:
 
 
 def _contraction(t: _Trial) -> None:
-    """Two operations are rounded twice: a * b + c is not a fused multiply-add."""
+    """a * b + c is rounded twice: it is not computed as one fused multiply-add."""
     numbers = t.numbers[:500]
     products = [int(float(n * m)) for n, m in numbers]
     others = [p // 3 for p in products[::-1]]
@@ -240,7 +243,7 @@ def _contraction(t: _Trial) -> None:
 
 
 def _rounding(t: _Trial) -> None:
-    """The constant that rounds to whole numbers, ties to even, and is not simplified away."""
+    """(x + c) - c rounds to whole numbers, ties to even, for c = 1.5 * 2^52: nothing simplifies it to x."""
     x = [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.49999999999999994, 2.0**50 + 0.5, -(2.0**50) - 1.5, 3.0, -7.25]
     right = [0.0, 2.0, 2.0, 0.0, -2.0, -2.0, 0.0, 2.0**50, -(2.0**50) - 2.0, 3.0, -7.0]
     t.same("(x + 1.5 * 2^52) - 1.5 * 2^52 at ties", (t.put(x) + ROUND) - ROUND, right)
@@ -248,13 +251,13 @@ def _rounding(t: _Trial) -> None:
 
 
 def _slices(t: _Trial) -> None:
-    """Both slices of a row, and what they leave."""
+    """The slices of a row, and the rest that they leave."""
     rows = [[number(word) for word in row] for row in noise(3 * 151, 8).reshape(3, 151).tolist()]
     sizes = [max(map(abs, row)).bit_length() for row in rows]
     x = t.put(rows)
     fields = exponent(t.lib, x, 1)
     t.same("exponent of rows", fields, [[size + 1022] for size in sizes], np.int64)
-    unit = 1 << 160  # in its inverse every step is a whole number
+    unit = 1 << 160  # the numbers below are in multiples of 1 / unit, in which every step is a whole number
     for bits in (13, 26, 50):
         high, rest, low = [], [], []
         for row, size in zip(rows, sizes, strict=True):
@@ -279,13 +282,12 @@ def _slices(t: _Trial) -> None:
 
 
 def _storage(t: _Trial) -> None:
-    """float64 to float32 and back: to nearest, ties to even; neither subnormal nor -0 is stored or read."""
+    """float64 to float32 and back is rounded to nearest, ties to even, and gives neither subnormals nor -0."""
     numbers, powers, float32 = [], [], t.xp.float32
     for word in noise(1021, 9).tolist():
         n = 1 << 52 | word >> 12
-        numbers.append(
-            (n >> 29 << 29 | 1 << 28 if word & 4 else n) * (1 - (word & 2))
-        )  # every other one a tie
+        # About every other number is a tie.
+        numbers.append((n >> 29 << 29 | 1 << 28 if word & 4 else n) * (1 - (word & 2)))
         powers.append((word >> 3) % 176 - 151)
     x = t.put(list(map(math.ldexp, numbers, powers)))
     right = list(map(float32_bits, numbers, powers))
@@ -312,7 +314,7 @@ def _storage(t: _Trial) -> None:
 
 
 def _bits(t: _Trial) -> None:
-    """Bit casts and the arithmetic of int64."""
+    """Reinterpreted bits, and the arithmetic of int64."""
     known = {
         1.0: 0x3FF << 52, -1.0: 0x3FF << 52 | -(1 << 63), -0.0: -(1 << 63), INF: 0x7FF << 52, ROUND: 0x4338 << 48,
         -1.1: -0x400E666666666666, 2.0**-1000: 23 << 52, 0.1: 0x3FB999999999999A,
@@ -322,7 +324,7 @@ def _bits(t: _Trial) -> None:
     t.same("float64 of bits", bits(t.put(list(known.values()), np.int64), "float64"), list(known))
     x = t.put([1.0, -1.5, -0.0], np.float32)
     t.same("bits of float32", bits(x, "int32"), [0x3F800000, -0x40400000, -(1 << 31)], np.int32)
-    words = (noise(1001, 10).view(np.int64) & ~(1 << 62)).tolist()  # no NaN, whose bits a move may change
+    words = (noise(1001, 10).view(np.int64) & ~(1 << 62)).tolist()  # no NaN: copying one may change its bits
     w = t.put(words, np.int64)
     t.same("bits there and back", bits(bits(w, "float64"), "int64"), words, np.int64)
     for name, got, right in (
@@ -353,7 +355,7 @@ def _order(t: _Trial) -> None:
     t.same("min of zeros", exact.min(zeros, axis=1), np.zeros(3))
     t.same("maximum of zeros", exact.maximum(zeros, -zeros), np.zeros((3, 2)))
     t.same("minimum of zeros", exact.minimum(zeros, -zeros), np.zeros((3, 2)))
-    # A NaN, or the same largest number twice, in all kinds of places.
+    # NaN, or the largest number, at two places of each row.
     numbers = (noise(40 * 37, 11) >> np.uint64(14)).astype(np.float64).reshape(40, 37)
     rows, places = np.arange(40), np.stack((np.arange(40) % 37, np.arange(40) % 37 // 2 + 18))
     first = places.min(axis=0)
@@ -372,7 +374,7 @@ def _order(t: _Trial) -> None:
 
 
 def known_values(namespace: ExactNamespace) -> dict[str, str]:
-    """Every function at truth.ARGUMENTS, in hexadecimal: truth.KNOWN is what this gave, see there."""
+    """Return the values of every function at reference.ARGUMENTS, in hexadecimal, in the form of reference.KNOWN."""
     x = namespace.lib.to_device(np.asarray(ARGUMENTS))
     size = namespace.abs(x)
     values = {name: getattr(namespace, name)(x) for name in ("exp", "expm1", "tanh", "erf", "sin", "cos")}
@@ -385,13 +387,13 @@ def known_values(namespace: ExactNamespace) -> dict[str, str]:
 
 
 def _functions(t: _Trial) -> None:
-    """What is composed of all this, at a few arguments."""
+    """The functions that are built from these operations, at a few arguments."""
     for name, got in known_values(t.exact).items():
         right = [float.fromhex(word) for word in KNOWN[name].split()]
         t.same(name, t.put([float.fromhex(word) for word in got.split()]), right)
 
 
-#: Products come last: BLAS's threads go on spinning for a while, in the way of the rest.
+#: Products come last: after one, BLAS's threads stay busy waiting for a while and would slow the other trials down.
 _PARTS = (
     _arithmetic, _roots, _contraction, _rounding, _bits, _order, _storage, _slices, _sums, _functions, _products,
 )  # fmt: skip

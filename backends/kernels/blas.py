@@ -1,9 +1,10 @@
-"""The BLAS inside NumPy, called with its alpha and beta: C <- alpha A B + beta C, which `matmul` cannot say.
+"""BLAS's matrix product with its factors alpha and beta: C <- alpha A B + beta C, from the BLAS inside NumPy.
 
-beta = 1 folds a bias into the forward product and plain SGD into the weight gradient's. The routine is looked
-up among the libraries NumPy's own extension module is linked with, so a step never runs two BLAS libraries:
-each would keep threads of its own spinning against the other's. It is believed only after a small product
-has come out right; where there is none (Accelerate, some builds, Windows) `gemm` falls back to `matmul`.
+`numpy.matmul` has no alpha and beta. With beta = 1 a bias is added in the forward product, and plain SGD's update
+W <- W - rate x^T dy in the product that computes the gradient. The routine is looked up in the libraries that NumPy's
+own extension module is linked with. So a step never uses two BLAS libraries, whose idle threads would slow each other
+down. The routine is used only if it computes a small product correctly. Where there is none (Accelerate, some builds,
+Windows) `gemm` uses `matmul`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 __all__ = ["Routine", "blas_routine", "gemm"]
 
-# Prefix, suffix and integer of the names in use: NumPy's wheels, Debian's and conda's builds.
+# Prefix and suffix of a routine's name, and its integer type, in NumPy's wheels and in Debian's and conda's builds.
 _SPELLINGS = (
     ("scipy_cblas_", "64_", ctypes.c_int64),
     ("cblas_", "64_", ctypes.c_int64),
@@ -30,7 +31,11 @@ ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # CBLAS_ORDER and CBLAS_TRANSPOSE
 
 @dataclass(frozen=True)
 class Routine:
-    """cblas_sgemm or cblas_dgemm: to be called from Python, its address, and whether its integers have 64 bits."""
+    """cblas_sgemm or cblas_dgemm.
+
+    name: of the symbol. call: to call it from Python. address: to call it from compiled code. wide: whether its
+    integers have 64 bits.
+    """
 
     name: str
     call: Any
@@ -40,7 +45,7 @@ class Routine:
 
 @cache
 def blas_routine(dtype: str) -> Routine | None:
-    """The gemm of NumPy's BLAS for "float32" or "float64", or None where it cannot be had."""
+    """Return the matrix product of NumPy's BLAS for "float32" or "float64", or None if it cannot be called."""
     real, letter = {"float32": (ctypes.c_float, "s"), "float64": (ctypes.c_double, "d")}[dtype]
     try:
         library = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
@@ -63,7 +68,7 @@ def blas_routine(dtype: str) -> Routine | None:
 
 
 def _works(routine: Routine, dtype: str) -> bool:
-    """A product of small integers with transposes, alpha and beta, which every float holds exactly."""
+    """Whether a product of small integers, with a transpose, alpha and beta, comes out exactly."""
     a, b = np.arange(6.0).reshape(2, 3).astype(dtype), np.arange(12.0).reshape(4, 3).astype(dtype)
     c = np.ones((2, 4), dtype)
     expected = -2.0 * (a @ b.T) + c
@@ -72,9 +77,9 @@ def _works(routine: Routine, dtype: str) -> bool:
 
 
 def operand(x: np.ndarray) -> tuple[int, int] | None:
-    """How CBLAS names a matrix in row-major order: transposed or not, and the distance between its rows.
+    """Return a matrix's two arguments for CBLAS in row-major order: its transpose flag and its leading dimension.
 
-    None for a matrix that would have to be copied first.
+    Returns None for a matrix that CBLAS could take only as a copy.
     """
     size = x.itemsize
     for flag, (rows, columns), (outer, inner) in (
@@ -88,7 +93,7 @@ def operand(x: np.ndarray) -> tuple[int, int] | None:
 
 
 def _prepared(routine: Routine, a: Any, b: Any, c: Any, beta: float) -> Callable[..., None]:
-    """The call with its arguments made beforehand: converting fourteen of them takes as long as a small product."""
+    """Return the product with its 14 arguments converted once: converting them costs as much as a small product."""
     (flag_a, lead_a), (flag_b, lead_b), (_, lead_c) = operand(a), operand(b), operand(c)  # type: ignore[misc]
     (m, k), n, call = a.shape, b.shape[1], routine.call
     at, bt, ct = a.ctypes.data, b.ctypes.data, c.ctypes.data
@@ -100,15 +105,27 @@ def _prepared(routine: Routine, a: Any, b: Any, c: Any, beta: float) -> Callable
         factor.value = alpha
         call(*arguments)
 
-    product.arrays = a, b, c  # type: ignore[attr-defined] # the routine knows addresses only
+    product.arrays = a, b, c  # type: ignore[attr-defined] # keeps the memory behind the addresses alive
     return product
 
 
 def gemm(a: np.ndarray, b: np.ndarray, c: np.ndarray, accumulate: bool = False) -> Callable[..., None]:
-    """A call that computes c <- alpha a b (+ c if `accumulate`): `gemm(a, b, c)(alpha)`, alpha 1 if not given.
+    """Return a function of alpha that computes c <- alpha a b, plus c if `accumulate`.
 
-    a (m, k), b (k, n) and c (m, n), float32 or float64, are buffers that stay where they are; a and b may be
-    transposed. Through NumPy's own BLAS, or through `matmul` where it cannot be called.
+    a, b: buffers of shape (m, k) and (k, n), float32 or float64; either may be a transposed view.
+    c: a buffer of shape (m, n).
+    accumulate: whether the product is added to c.
+
+    The function keeps the buffers' addresses. It calls NumPy's own BLAS, or `matmul` where BLAS cannot be called.
+
+    >>> import numpy as np
+    >>> from xnn.backends.kernels.blas import gemm
+    >>> a, b, c = np.eye(2), np.ones((2, 2)), np.ones((2, 2))
+    >>> product = gemm(a, b, c, accumulate=True)
+    >>> product(-3.0)
+    >>> c
+    array([[-2., -2.],
+           [-2., -2.]])
     """
     beta = 1.0 if accumulate else 0.0
     routine = blas_routine(str(c.dtype))

@@ -1,26 +1,24 @@
-"""A program as a backend sees it: slots that hold arrays, calls that fill them, and how a call is run.
+"""The calls of a training step: slots that hold arrays, calls that read and write slots, and how a call is run.
 
-`xnn.training.program` flattens a graph into a list of calls. Here each becomes a function without arguments: a
-kernel of the backend's table where there is one, or the op itself (`interpret`), which is what the kernel is
-held to by `tests/kernels/test_kernels.py`.
+`xnn.training.program` turns the graph of a model and its loss into a list of calls. `bind` makes a function without
+arguments of each call: a kernel, if the backend's KernelTable has one for it, or else the op itself (`interpret`).
+The op is the specification: `tests/kernels/test_kernels.py` compares every kernel with it.
 
 | kind | reads | writes | what it does |
 |---|---|---|---|
-| gather | - | batch | the step's rows of a data set, to the device; options: source, and Rescale's scale and offset |
-| draw | - | mask | what is made anew for each step; options: make |
-| forward | the op's inputs | output | op.forward; keeps `saved` for the backward call |
-| backward | gradient | gradient per input | op.backward of the call `forward` |
-| keep | arrays, a value | arrays | what training keeps by a rule: running statistics, averages of weights |
-| loss | the loss's inputs | loss, gradient | forward and backward of the last op at once |
-| add | gradients | gradient | their sum from left to right |
-| clip | gradients | gradients | all of them at once by a rule, before any is used; options: the rule's |
-| metric | outputs, targets | count | what a metric counts in the batch |
-| total | outputs, targets, perhaps sample weights | number | what the batch's mean was divided by: op(*reads) |
-| record | number | - | kept until the trainer asks |
+| gather | - | batch | copies the step's rows of the data to the device; options: source, cursor, Rescale's numbers |
+| draw | - | mask | makes random numbers for this step; options: make |
+| forward | the op's inputs | output | runs op.forward; keeps `saved` for the backward call |
+| backward | gradient | gradient per input | runs op.backward of the call `forward` |
+| keep | arrays, a value | arrays | updates running statistics or averages of weights by a rule |
+| loss | the loss's inputs | loss, gradient | runs forward and backward of the last op at once |
+| add | gradients | gradient | adds them from left to right |
+| clip | gradients | gradients | clips all gradients together by a rule; options: the rule's |
+| metric | outputs, targets | count | counts for a metric, such as the right answers in the batch |
+| total | outputs, targets, sample weights if any | number | the number that the loss's sum was divided by |
+| collect | number | - | appends the number to a list that the trainer reads; options: into |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
-| optimizer | gradients | parameters | one step of an optimizer that has a way of its own; options: step |
-
-A backend that knows faster ways lists them in a KernelTable.
+| optimizer | gradients | parameters | one step of an optimizer with its own `step` or `update`; options: step |
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from xnn.errors import DTypeError
-from xnn.ops.op import apply_rule, backward_of, check_gradients, forward_of
+from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of
 
 __all__ = ["Call", "Cursor", "KernelTable", "Runnable", "Slot", "as_number", "bind", "bind_each", "interpret"]
 
@@ -42,18 +40,23 @@ Runnable = Callable[[], None]
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one array. `fixed`: a kernel knows the array's address, so values are copied into it."""
+    """A place for one array, which calls read and write.
+
+    fixed: whether kernels hold the array's address. Values are then copied into the array, which is never replaced.
+    scaled: in exact numerics, an example of the ScaledIntegers that the slot holds in place of an array, or None.
+    replaced: whether the array is replaced between steps, so that no kernel may hold its address: ops read it.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: Any
     array: Any = None
     fixed: bool = False
-    #: An example of the ScaledIntegers it holds in exact numerics, in place of a plain array.
     scaled: Any = None
+    replaced: bool = False
 
     def put(self, array: Any) -> None:
-        """Take a value that an op made."""
+        """Store a value that an op has computed."""
         if not self.fixed:
             self.array = array
         elif self.scaled is None:
@@ -62,7 +65,7 @@ class Slot:
             np.copyto(self.array.integers, array.integers)
 
     def allocate(self, lib: Any) -> None:
-        """Give it a buffer that kernels know, with what it holds."""
+        """Replace the array by a buffer for kernels, with the same values, and set `fixed`."""
         if self.scaled is None:
             self.array = lib.buffer(self.shape, self.dtype, self.array)
         else:
@@ -75,18 +78,25 @@ class Slot:
 
 @dataclass(eq=False)
 class Cursor:
-    """The rows of the data that a step takes: written before it, read by its gather calls."""
+    """The row numbers of a step's samples, int64: written before the step, read by its gather calls."""
 
     rows: np.ndarray
 
 
 @dataclass(eq=False)
 class Call:
-    """One line of a program; the table above says what each kind reads and writes. None is a value nobody needs.
+    """One line of a program: an op or a rule, the slots that it reads, and the slots that it writes.
 
-    activation: an op fused behind a dense call. rule: the group of parameters whose rule an update applies, or
-    whose update is folded into a backward call, which then writes parameters in the place of gradients. parts:
-    the calls that a fused one stands for.
+    kind: one of the table at the top of this file.
+    op: the op or rule, or None for kinds without one.
+    reads, writes: slots. In `writes`, None stands for a result that nothing needs.
+    options: the op's options, and those that the table names.
+    forward: for a backward call, the forward call that it belongs to.
+    activation: the op that is fused behind a dense call, or None.
+    rule: the group of parameters that an update call changes. A backward call has one if the update is folded into
+        it: it then writes parameters in place of gradients.
+    parts: the calls that a fused call replaces.
+    saved: what the forward call keeps for its backward call.
     """
 
     kind: str
@@ -102,16 +112,16 @@ class Call:
 
     @property
     def key(self) -> tuple[str, Any]:
-        """What a kernel table is asked for."""
+        """What a KernelTable looks the call up by."""
         return self.kind, self.op
 
     def columns(self) -> list[tuple[Slot, ...]]:
-        """What an update reads, parameter by parameter: the parameter, its gradient, its state's arrays."""
+        """Return an update's slots, one tuple for each parameter: the parameter, its gradient, its state."""
         count = len(self.reads) // self.rule.width
         return [self.reads[i::count] for i in range(count)]
 
     def slots(self) -> list[Slot]:
-        """Every slot it touches, those of its forward call too."""
+        """Return every slot that the call reads or writes, with those of its forward call."""
         own = [slot for slot in (*self.reads, *self.writes) if slot is not None]
         return own if self.forward is None else own + self.forward.slots()
 
@@ -120,19 +130,20 @@ class Call:
         fused = (f" + {self.activation.name}" if self.activation else "") + (" + update" if folded else "")
         name = "" if self.op is None else " " + getattr(self.op, "name", getattr(self.op, "__name__", "?"))
         written = ", ".join("-" if slot is None else slot.name for slot in self.writes)
-        return f"{self.kind}{name}{fused} ({', '.join(s.name for s in self.reads)}) -> {written or 'kept'}"
+        return f"{self.kind}{name}{fused} ({', '.join(s.name for s in self.reads)}) -> {written or 'a list'}"
 
 
 class KernelTable:
-    """A backend's faster equivalents of ops, and the table asked for what this one does not have.
+    """A backend's kernels: for some kinds of calls, a function that is faster than the op and equivalent to it.
 
-    kernels: (kind, op) -> a pair of functions of the call. The second says whether the kernel serves it (its
-    dtypes, shapes, options); the first, given buffers in its slots, returns a function without arguments. A
-    call that no table serves is run by the op itself.
+    kernels: maps (kind, op) to two functions of the call, (bind, serves). serves(call) tells whether the kernel can
+        run the call, from its dtypes, shapes and options. bind(call), once the slots have buffers, returns a
+        function without arguments that runs it.
+    other: a table that is asked for calls which this one cannot run. A call that neither can run is run by its op.
+    in_place: whether the kernels change parameters in place, in buffers that lie side by side in memory.
     """
 
     name = "ops"
-    #: Whether its kernels change parameters in place, in buffers that lie side by side.
     in_place = False
 
     def __init__(
@@ -143,36 +154,37 @@ class KernelTable:
         self.kernels, self.other = kernels or {}, other
 
     def own(self, call: Call) -> bool:
-        """Whether this table, the other aside, has a kernel for the call."""
+        """Whether this table, without `other`, has a kernel for the call."""
         return call.key in self.kernels and self.kernels[call.key][1](call)
 
     def accepts(self, call: Call) -> bool:
-        """Whether there is a kernel for the call."""
+        """Whether this table or `other` has a kernel for the call."""
         return self.own(call) or (self.other is not None and self.other.accepts(call))
 
     def bind(self, call: Call) -> Any:
-        """The kernel of an accepted call, over the buffers of its slots."""
+        """Return the kernel of an accepted call, over the buffers of its slots."""
         if self.own(call):
             return self.kernels[call.key][0](call)
         assert self.other is not None
         return self.other.bind(call)
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
-        """What `bind` made, as functions without arguments, in order."""
+        """Turn the results of `bind`, in order, into functions without arguments. A subclass may join several."""
         return list(bound)
 
 
 def bind(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Runnable]:
-    """A list of calls as functions without arguments: kernels over buffers where the table has them."""
+    """Turn a list of calls into functions without arguments: kernels where the table has them, ops elsewhere."""
     return table.assemble(bind_each(lib, table, calls))
 
 
 def bind_each(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Any]:
-    """What `bind` assembles, an item for each call: of the table's making, or an op's function.
+    """Return for each call what the table's `bind` makes of it, or else a function that runs the op.
 
-    A forward and a backward call go together: an op's backward needs what the op's own forward saved.
+    A forward call and its backward call are run both by kernels or both by the op: an op's backward needs what the
+    op's forward has saved, and a kernel's what the kernel has.
     """
-    chosen = {call: table.accepts(call) for call in calls}
+    chosen = {call: table.accepts(call) and not any(slot.replaced for slot in call.slots()) for call in calls}
     for call in calls:
         if call.forward is not None and call.forward in chosen:
             chosen[call] = chosen[call.forward] = chosen[call] and chosen[call.forward]
@@ -184,7 +196,7 @@ def bind_each(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Any]:
 
 
 def interpret(lib: Any, call: Call) -> Runnable:
-    """The call by the ops themselves: fresh arrays, put where the call writes. This is the specification."""
+    """Return a function that runs a call by its op, the specification: the slots get new arrays."""
     if call.parts:
         steps = [interpret(lib, part) for part in call.parts]
 
@@ -228,7 +240,7 @@ def _forward(lib: Any, call: Call) -> Runnable:
 
 
 def _by_rule(lib: Any, call: Call) -> Runnable:
-    """What a call writes becomes what its rule makes of all it reads: keep and clip."""
+    """Apply the rule to everything that the call reads, and store the results in what it writes."""
     xp = lib.math
 
     def run() -> None:
@@ -250,7 +262,7 @@ def _backward(lib: Any, call: Call) -> Runnable:
         saved = forward.saved if call.writes[0] is not None else call.op.without_input_gradient(forward.saved)
         gradients = backward_of(call.op, xp, call.reads[0].array, saved)
         forward.saved = None
-        if first:  # shapes stay what they are
+        if first:  # once is enough: a program's shapes do not change
             _check(call, gradients)
             first = False
         for slot, gradient in zip(call.writes, gradients, strict=True):
@@ -265,15 +277,17 @@ def _backward(lib: Any, call: Call) -> Runnable:
 
 
 def _check(call: Call, gradients: Sequence[Any]) -> None:
-    """Raise GraphError or DTypeError for gradients that are not like the inputs of a backward call."""
+    """Raise GraphError or DTypeError if gradients do not have the shapes and dtypes of the op's inputs."""
     assert call.forward is not None
-    inputs = [None if slot.dtype is object else slot.shape for slot in call.forward.reads]  # a number: object
-    check_gradients(call.op.name, gradients, inputs)
+    # A Python number is a slot of dtype object; its gradient may have any shape.
+    inputs = [None if slot.dtype is object else slot.shape for slot in call.forward.reads]
+    check_gradients(call.op, gradients, inputs)
     for number, (slot, gradient) in enumerate(zip(call.writes, gradients, strict=True)):
         if slot is not None and gradient is not None and gradient.dtype != slot.dtype:
             raise DTypeError(
                 f"the backward of {call.op.name} returned a gradient of {gradient.dtype} for input {number} of "
-                f"{slot.dtype}: xp.astype(gradient, grad.dtype) gives it the dtype that came in"
+                f"{slot.dtype}: a gradient must have its input's dtype, so convert it, as by "
+                "xp.astype(gradient, grad.dtype)"
             )
 
 
@@ -308,18 +322,21 @@ def _total(lib: Any, call: Call) -> Runnable:
 
 
 def as_number(lib: Any, value: Any) -> Any:
-    """What a metric gave, on the device also where a metric of the user's gives a plain number."""
+    """Return a metric's value as an array on the device; a user's metric may return a Python number.
+
+    Raises DTypeError for anything else.
+    """
     if not isinstance(value, (Real, np.generic)):
         if not hasattr(value, "shape"):
-            raise DTypeError(f"a metric must count an array or a number, got {type(value).__name__}")
+            raise DTypeError(f"a metric returned {type(value).__name__}: it must return a number or an array")
         return value
     return lib.to_device(float(value))
 
 
-def _record(lib: Any, call: Call) -> Runnable:
-    records, source = call.options["records"], call.reads[0]
-    # A buffer will be written again; an op's own array is kept as it is, on the device.
-    return lambda: records.append(source.array.copy() if source.fixed else source.array)
+def _collect(lib: Any, call: Call) -> Runnable:
+    numbers, source = call.options["into"], call.reads[0]
+    # A fixed buffer is copied, since the next step overwrites it. An op's own array can stay, on the device.
+    return lambda: numbers.append(source.array.copy() if source.fixed else source.array)
 
 
 def _update(lib: Any, call: Call) -> Runnable:
@@ -348,7 +365,7 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "clip": _by_rule,
     "metric": _metric,
     "total": _total,
-    "record": _record,
+    "collect": _collect,
     "update": _update,
     "optimizer": lambda lib, call: call.options["step"],
 }

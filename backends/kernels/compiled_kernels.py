@@ -1,7 +1,8 @@
-"""The compiled kernels' table: a call becomes rows of numbers for `compiled.run`, where addresses stand for buffers.
+"""The table of compiled kernels: each call becomes one or more rows of numbers, which `compiled_loops.run` executes.
 
-What has no row here - an op of the user's, dropout's mask - is run by the NumPy kernel or by the op, between two
-stretches of rows. Importing this file imports Numba.
+A row is an operation code, then addresses of buffers, sizes and flags. Calls without rows, such as a user's op or the
+drawing of dropout's mask, are run by a NumPy kernel or by the op, between two stretches of rows. Importing this file
+imports Numba.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ _KINDS = {None: LINEAR, ops.relu: RELU, ops.sigmoid: SIGMOID, ops.tanh: TANH}
 
 @dataclass
 class Rows:
-    """Rows of the table, the arrays behind their addresses, and the dtype they work in, or None for any."""
+    """The rows of one call.
+
+    numbers: the rows. arrays: the arrays whose addresses are in the rows. dtype: the dtype that the rows compute in,
+    or None if they serve any dtype.
+    """
 
     numbers: list[tuple[int, ...]]
     arrays: list[Any]
@@ -47,7 +52,7 @@ class Rows:
 
 
 class _Writer:
-    """Collects one call's rows; an array given as a number becomes its address."""
+    """Collects the rows of one call. An array given as a column becomes its address, None becomes 0."""
 
     def __init__(self, dtype: Any) -> None:
         self.made = Rows([], [], None if dtype is None else np.dtype(dtype))
@@ -58,7 +63,7 @@ class _Writer:
         self.made.numbers.append((int(code), *numbers, *(0,) * (WIDTH - 1 - len(numbers))))
 
     def gemm(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, rate: np.ndarray | None = None) -> None:
-        """c <- a b; with the address of a rate, c <- c - rate a b."""
+        """Add the row of c <- a b, or of c <- c - rate a b if `rate` is given: an array with the learning rate."""
         routine = blas_routine(str(c.dtype))
         named = operand(a), operand(b)
         assert routine is not None
@@ -95,11 +100,11 @@ def _dense_backward(call: Call) -> Rows:
     db = rest[0] if rest else None
     out = _Writer(dz.dtype)
     rate = None if call.rule is None else call.rule.numbers
-    sums = db if rate is None or db is None else np.empty_like(db)  # db is the bias itself where it is folded
+    sums = db if rate is None or db is None else np.empty_like(db)  # a folded update's db is b
     if sums is not None or forward.activation is not None:
         out.row(Code.GRADIENT, _KINDS[forward.activation], dz, y, sums, *dz.shape)
     if dx is not None:
-        out.gemm(dz, w.T, dx)  # before w can change
+        out.gemm(dz, w.T, dx)  # first: a folded update changes w below
     if dw is not None:
         out.gemm(x.T, dz, dw, rate)
     if rate is not None and db is not None:
@@ -138,7 +143,7 @@ def _cross_entropy(call: Call) -> Rows:
 def _gather(call: Call) -> Rows:
     source, rows, target = call.options["source"], call.options["cursor"].rows, _written(call)[0]
     n, width = len(rows), source.size // max(1, len(source))
-    out = _Writer(target.dtype if source.dtype == np.uint8 else None)  # words are moved as they are
+    out = _Writer(target.dtype if source.dtype == np.uint8 else None)  # other dtypes are only copied
     if source.dtype == np.uint8:
         numbers = np.asarray([call.options.get("scale", 1.0), call.options.get("offset", 0.0)])
         out.row(Code.GATHER, source, rows, target, n, width, numbers, len(source))
@@ -177,7 +182,7 @@ def _dropout_backward(call: Call) -> Rows:
 
 
 def _serves_dropout(call: Call) -> bool:
-    """One dtype, and a mask of the input's shape."""
+    """Whether the input is float32 or float64, and the mask is boolean and has the input's shape."""
     x, keep = (call.forward or call).reads
     return bool(
         np.dtype(x.dtype) in (np.float32, np.float64) and x.shape == keep.shape and keep.dtype == np.bool_
@@ -193,7 +198,7 @@ def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
 def _sgd(call: Call) -> Rows:
     group = call.rule
     out = _Writer(call.reads[0].dtype)
-    for w, g, *velocity in group.runs(call):
+    for w, g, *velocity in group.stretches(call):
         out.row(Code.SGD, w, g, velocity[0] if velocity else None, w.size, group.numbers)
     return out.made
 
@@ -201,7 +206,7 @@ def _sgd(call: Call) -> Rows:
 def _adam(call: Call) -> Rows:
     group = call.rule
     out = _Writer(call.reads[0].dtype)
-    for w, g, mean, square in group.runs(call):
+    for w, g, mean, square in group.stretches(call):
         out.row(Code.ADAM, w, g, mean, square, w.size, group.numbers)
     return out.made
 
@@ -211,7 +216,10 @@ def _has_labels(test: Callable[[Call], bool]) -> Callable[[Call], bool]:
 
 
 class CompiledTable(KernelTable):
-    """The rows above, and NumPy's kernels for the rest."""
+    """Kernels as rows of numbers, and NumPy's kernels for calls that have no rows.
+
+    Raises BackendUnavailableError if NumPy's BLAS cannot be called by its address.
+    """
 
     name = f"compiled (numba {numba.__version__})"
     in_place = True
@@ -220,8 +228,8 @@ class CompiledTable(KernelTable):
         for dtype in ("float32", "float64"):
             if blas_routine(dtype) is None:
                 raise BackendUnavailableError(
-                    "compiled kernels need a BLAS that can be called by address, and this NumPy has none: use the "
-                    "plain ones (kernels='numpy'), or NumPy's own wheel"
+                    "compiled kernels cannot call the BLAS of this NumPy by its address: use kernels='numpy', or "
+                    "install NumPy's own wheel"
                 )
         super().__init__(
             {
@@ -241,7 +249,7 @@ class CompiledTable(KernelTable):
         )
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
-        """Rows that follow one another become one table and one call."""
+        """Join rows that follow one another, and compute in one dtype, into one table that a single call runs."""
         steps: list[Runnable] = []
         together: list[Rows] = []
         for item in (*bound, None):
@@ -268,5 +276,5 @@ def _stretch(parts: list[Rows]) -> Runnable:
     def step() -> None:
         run(table, reals)
 
-    step.arrays = [array for part in parts for array in part.arrays]  # type: ignore[attr-defined] # kept alive
+    step.arrays = [array for part in parts for array in part.arrays]  # type: ignore[attr-defined] # keeps them alive
     return step

@@ -1,10 +1,13 @@
-"""Compiled loops for the CPU (Numba, the extra `fast`): a table of numbers, and one function that runs it.
+"""Loops that Numba compiles (the extra `fast`), and `run`, which executes a table of rows by them.
 
-A program's call becomes a row or several: an opcode, then addresses of buffers, sizes and flags. `run` walks the
-rows, calls NumPy's own BLAS by its address, and does everything between two products in one pass over the data.
-It is compiled once for float32 and once for float64, not for each model, and kept on disk by Numba. All that is
-compiled stands in this file, since Numba's cache looks at one file's date; it is imported when training starts.
-`compiled_kernels.py` makes the rows, and `tests/kernels/test_kernels.py` holds these loops to the ops.
+A call of a program is one or more rows: an operation code, then addresses of buffers, sizes and flags. `run` goes
+through the rows, calls NumPy's own BLAS by its address, and does the work between two products in one pass over the
+data. It is compiled once for float32 and once for float64, not for each model, and Numba keeps the machine code on
+disk. All compiled code is in this file, since Numba's cache notices changes of one file only. The file is imported
+when training starts. `compiled_kernels.py` makes the rows, and `tests/kernels/test_kernels.py` compares these loops
+with the ops.
+
+In each loop, r is the row and `reals` is scratch in the program's dtype, see `run`.
 """
 
 from __future__ import annotations
@@ -27,20 +30,21 @@ WIDTH = 16
 
 
 class Code(IntEnum):
-    """What a row says; its other columns are named where it is read, in the functions below."""
+    """The operation codes, column 0 of a row. Each function below names its other columns as it reads them."""
 
     GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = range(7)
     CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
 
 
-GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = map(int, list(Code)[:7])  # as Numba wants them
+# Plain integers, for the compiled functions.
+GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = map(int, list(Code)[:7])
 CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = map(int, list(Code)[7:])
 LINEAR, RELU, SIGMOID, TANH = range(4)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _pointer(context: Any, address: Any, like: Any) -> Any:
-    """An address as a pointer to numbers of the type of `like`."""
+    """Convert an address to a pointer to numbers of the type of `like`."""
     kind = types.CPointer(like)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -50,7 +54,7 @@ def _pointer(context: Any, address: Any, like: Any) -> Any:
 
 
 def _gemm_with(bits: int) -> Any:
-    """A call of cblas_sgemm or cblas_dgemm at an address, for a BLAS whose integers have so many bits."""
+    """Make the call of cblas_sgemm or cblas_dgemm at an address, for a BLAS whose integers have `bits` bits."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def call(
@@ -85,7 +89,7 @@ _gemm64, _gemm32 = _gemm_with(64), _gemm_with(32)
 
 @jit
 def _gemm(r: Any, reals: Any) -> None:
-    """C <- alpha A B + beta C; alpha is 1, or minus the learning rate at an address."""
+    """C <- alpha A B + beta C. alpha is 1, or minus the learning rate, which is read from an address."""
     routine, wide, flag_a, flag_b, m, n, k = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
     a, lead_a, b, lead_b, c, rate, add = r[8], r[9], r[10], r[11], r[12], r[13], r[14]
     reals[0] = 1.0 if rate == 0 else -carray(_pointer(rate, np.float64(0)), 1)[0]
@@ -96,13 +100,13 @@ def _gemm(r: Any, reals: Any) -> None:
         _gemm32(routine, flag_a, flag_b, m, n, k, reals[0], a, lead_a, b, lead_b, reals[1], c, n)
 
 
-#: The type, the bits of its fraction, the bias of its exponent, and the degree of e^r's polynomial.
+#: For each type: NumPy's type, bits of the fraction, bias of the exponent, and degree of the polynomial for e^r.
 _FORMATS = {types.float32: (np.float32, 23, 127, 7), types.float64: (np.float64, 52, 1023, 13)}
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _power_of_two(context: Any, shifted: Any) -> Any:
-    """2^n from a number that ends in the bits of n, by moving n + bias to where the exponent stands."""
+    """Return 2^n for a number whose lowest bits are n: n + bias is moved to the bits of the exponent."""
     real, fraction, bias, _ = _FORMATS[shifted]
     word = ir.IntType(8 * np.dtype(real).itemsize)
 
@@ -114,24 +118,24 @@ def _power_of_two(context: Any, shifted: Any) -> Any:
 
 
 def _exp_parts(x: Any) -> Any:
-    """(2^n, e^r - 1) for x = n ln 2 + r <= 0: NumPy's exp is a call for each number, this is plain arithmetic.
+    """Return (2^n, e^r - 1) for x = n ln 2 + r <= 0.
 
-    e^x = 2^n + 2^n (e^r - 1), to 1.1 units in the last place; e^x - 1 = (2^n - 1) + 2^n (e^r - 1) keeps its digits
-    near 0. NaN stays; e^x below 2^-126.5 (float64: 2^-1022.5) is 0. Source: Cody and Waite, Software Manual for the
-    Elementary Functions, 1980.
+    Then e^x = 2^n + 2^n (e^r - 1), to 1.1 units in the last place, and e^x - 1 = (2^n - 1) + 2^n (e^r - 1) is
+    accurate near 0. NaN gives NaN; e^x below 2^-126.5 (float64: 2^-1022.5) is 0. This plain arithmetic vectorizes; a
+    call of exp for each number does not. Source: Cody and Waite, Software Manual for the Elementary Functions, 1980.
     """
 
 
 @overload(_exp_parts, jit_options={"forceinline": True, "fastmath": {"contract"}})  # type: ignore[untyped-decorator]
 def _exp_parts_of(x: Any) -> Any:
-    """Its constants are in the type of x, so that nothing is widened."""
+    """`_exp_parts` for the type of x. The constants have that type, so float32 is not widened to float64."""
     real, fraction, bias, degree = _FORMATS[x]
-    # ln 2 is 355/512, whose product with n is exact, and a rest.
+    # ln 2 = 355/512 + ln2_low; n * 355/512 is exact.
     per_ln2, ln2_high, ln2_low = real(1 / math.log(2)), real(355 / 512), real(-2.1219444005469058277e-4)
-    to_whole = real(1.5 * 2.0**fraction)  # a sum with it is whole, and ends in the bits of n
-    lowest = real(-bias * math.log(2))  # n = -bias: exponent bits 0, the number 0
-    # e^r - 1 = r + r^2 (1/2! + r/3! + ...), Taylor's. What is left out is below (ln 2 / 2)^8 / 8! = 2^-27, and
-    # 2^-57 in float64; a minimax fit would save one term of seven, and two of thirteen.
+    to_whole = real(1.5 * 2.0**fraction)  # adding it rounds to a whole number n, whose bits come last
+    lowest = real(-bias * math.log(2))  # there n = -bias: the exponent's bits are 0, and so is the number
+    # Taylor's series e^r - 1 = r + r^2 (1/2! + r/3! + ...). The omitted terms are below (ln 2 / 2)^8 / 8! = 2^-27,
+    # and 2^-57 in float64. A minimax polynomial would save one term of seven, or two of thirteen.
     terms = tuple(real(1 / math.factorial(k)) for k in range(degree, 1, -1))
 
     def parts(x: Any) -> Any:
@@ -149,7 +153,7 @@ def _exp_parts_of(x: Any) -> Any:
 
 @jit
 def _activate(r: Any, reals: Any) -> None:
-    """y <- f(y + b) in place, f linear, relu, sigmoid or tanh; without b at address 0."""
+    """y <- f(y + b) in place, where f is linear, relu, sigmoid or tanh; there is no b if its address is 0."""
     kind, n, m, zero, one = r[1], r[4], r[5], reals[8], reals[9]
     y = carray(_pointer(r[2], reals[0]), (n, m))
     if r[3]:
@@ -158,7 +162,7 @@ def _activate(r: Any, reals: Any) -> None:
             for i in range(n):
                 for j in range(m):
                     z = y[i, j] + b[j]
-                    y[i, j] = zero if z < zero else z  # NaN stays
+                    y[i, j] = zero if z < zero else z  # NaN gives NaN
             return
         for i in range(n):
             for j in range(m):
@@ -172,7 +176,7 @@ def _activate(r: Any, reals: Any) -> None:
             power, rest = _exp_parts(-abs(flat[i]))
             e = power + power * rest
             flat[i] = (one if flat[i] >= zero else e) / (one + e)
-    elif kind == TANH:  # (1 - e^-2|z|) / (1 + e^-2|z|), by d = e^-2|z| - 1
+    elif kind == TANH:  # |tanh z| = (1 - e^-2|z|) / (1 + e^-2|z|), with d = e^-2|z| - 1
         for i in range(n * m):
             power, rest = _exp_parts(-two * abs(flat[i]))
             d = (power - one) + power * rest
@@ -181,9 +185,9 @@ def _activate(r: Any, reals: Any) -> None:
 
 @jit
 def _gradient(r: Any, reals: Any) -> None:
-    """dz <- dy f'(z) in place, from y = f(z), and the sum of its rows into db unless that is at address 0.
+    """dz <- dy f'(z) in place, from y = f(z); db <- the sum of dz's rows, unless the address of db is 0.
 
-    ReLU multiplies by 0 or 1: where it is off, an infinite gradient becomes NaN, and not 0 as in the op.
+    ReLU multiplies by 0 or 1. So where y is 0, an infinite gradient becomes NaN, and not 0 as in the op.
     """
     kind, n, m, zero, one = r[1], r[5], r[6], reals[8], reals[9]
     dy = carray(_pointer(r[2], reals[0]), (n, m))
@@ -194,7 +198,7 @@ def _gradient(r: Any, reals: Any) -> None:
         if kind == RELU:
             for i in range(n):
                 for j in range(m):
-                    g = dy[i, j] * reals.dtype.type(y[i, j] > zero)  # a choice would not vectorize
+                    g = dy[i, j] * reals.dtype.type(y[i, j] > zero)  # an `if` would not vectorize
                     dy[i, j] = g
                     db[j] += g
             return
@@ -231,7 +235,7 @@ def _copy(r: Any, reals: Any) -> None:
 
 @jit
 def _gather(r: Any, reals: Any) -> None:
-    """Rows of bytes as numbers, times a scale, plus an offset."""
+    """Copy rows of bytes, as numbers times a scale plus an offset."""
     n, m, numbers = r[4], r[5], carray(_pointer(r[6], np.float64(0)), 2)
     rows, target = carray(_pointer(r[2], np.int64(0)), n), carray(_pointer(r[3], reals[0]), (n, m))
     pixels = carray(_pointer(r[1], np.uint8(0)), (r[7], m))
@@ -245,7 +249,7 @@ def _gather(r: Any, reals: Any) -> None:
 
 @jit
 def _take(r: Any, reals: Any) -> None:
-    """Rows of 8 byte words (labels, float64), or of 4 byte words, as they are."""
+    """Copy rows of 8-byte words (int64 labels, float64) or of 4-byte words unchanged."""
     n, m, rows = r[4], r[5], _pointer(r[2], np.int64(0))
     if r[6] == 8:
         source8, target8 = _pointer(r[1], np.int64(0)), _pointer(r[3], np.int64(0))
@@ -261,7 +265,7 @@ def _take(r: Any, reals: Any) -> None:
 
 @jit
 def _cross_entropy(r: Any, reals: Any) -> None:
-    """The mean softmax cross-entropy of logits and labels, and its gradient; labels out of range give NaN."""
+    """Compute the mean softmax cross-entropy of logits and labels, and its gradient; wrong labels give NaN."""
     n, m = r[5], r[6]
     z, labels = carray(_pointer(r[1], reals[0]), (n, m)), carray(_pointer(r[2], np.int64(0)), n)
     loss, g = carray(_pointer(r[3], reals[0]), 1), carray(_pointer(r[4], reals[0]), (n, m))
@@ -270,7 +274,7 @@ def _cross_entropy(r: Any, reals: Any) -> None:
     for i in range(n):
         top = z[i, 0]
         for j in range(1, m):
-            if not z[i, j] <= top:  # a NaN wins, as in max
+            if not z[i, j] <= top:  # NaN counts as the largest, as in NumPy's max
                 top = z[i, j]
         for j in range(m):
             g[i, j] = z[i, j] - top
@@ -294,7 +298,7 @@ def _cross_entropy(r: Any, reals: Any) -> None:
 
 @jit
 def _count_right(r: Any, reals: Any) -> None:
-    """How many rows have their largest output (the first of equals) at the label."""
+    """Count the rows whose largest output (the first of several equal ones) is at the label."""
     n, m, count = r[4], r[5], 0
     outputs, labels = carray(_pointer(r[1], reals[0]), (n, m)), carray(_pointer(r[2], np.int64(0)), n)
     for i in range(n):
@@ -309,7 +313,7 @@ def _count_right(r: Any, reals: Any) -> None:
 
 @jit
 def _dropout(r: Any, reals: Any) -> None:
-    """x * scale where the mask holds, else 0."""
+    """y <- x * scale where the mask is true, else 0."""
     x, y = carray(_pointer(r[1], reals[0]), r[4]), carray(_pointer(r[2], reals[0]), r[4])
     keep = carray(_pointer(r[3], np.uint8(0)), r[4])
     reals[0] = carray(_pointer(r[5], np.float64(0)), 1)[0]
@@ -320,7 +324,7 @@ def _dropout(r: Any, reals: Any) -> None:
 
 @jit
 def _sgd(r: Any, reals: Any) -> None:
-    """ops.updates.sgd in one pass; the numbers are its options in their order."""
+    """ops.updates.sgd in one pass. `numbers` are its options, in the order of its signature."""
     n, numbers = r[4], carray(_pointer(r[5], np.float64(0)), 4)
     w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
     reals[0], reals[1], reals[2], reals[3] = numbers[0], numbers[1], numbers[2], numbers[3]
@@ -330,7 +334,7 @@ def _sgd(r: Any, reals: Any) -> None:
             w[i] -= rate * (g[i] + decay * w[i])
         return
     v = carray(_pointer(r[3], reals[0]), n)
-    ahead = reals[9] - nesterov + nesterov * momentum  # a choice inside the loop would not vectorize
+    ahead = reals[9] - nesterov + nesterov * momentum  # an `if` in the loop would not vectorize
     for i in range(n):
         d = g[i] + decay * w[i]
         v[i] = momentum * v[i] + d
@@ -339,14 +343,14 @@ def _sgd(r: Any, reals: Any) -> None:
 
 @jit
 def _adam(r: Any, reals: Any) -> None:
-    """ops.updates.adam in one pass; the numbers are its options in their order."""
+    """ops.updates.adam in one pass. `numbers` are its options, in the order of its signature."""
     n = r[5]
     w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
     mean, square = carray(_pointer(r[3], reals[0]), n), carray(_pointer(r[4], reals[0]), n)
     numbers = carray(_pointer(r[6], np.float64(0)), 7)
     rate, beta1, beta2 = numbers[0], numbers[1], numbers[2]
     reals[0], reals[1], reals[2], reals[3] = beta1, beta2, 1.0 - beta1, 1.0 - beta2
-    # One division and one root for each weight: the corrections of bias are numbers, divided out beforehand.
+    # One division and one root for each weight: the bias corrections are computed once, before the loop.
     reals[4], reals[5] = rate / (1.0 - numbers[3]), 1.0 / np.sqrt(1.0 - numbers[4])
     reals[6], reals[7] = numbers[5], numbers[6]
     b1, b2, c1, c2 = reals[0], reals[1], reals[2], reals[3]
@@ -360,9 +364,11 @@ def _adam(r: Any, reals: Any) -> None:
 
 @jit
 def run(table: Any, reals: Any) -> None:
-    """Do what the rows say, in order.
+    """Execute the rows of a table, in order.
 
-    reals: ten numbers in the program's dtype, eight of scratch, then 0 and 1: a literal would widen float32 loops.
+    table: int64, shape (rows, WIDTH).
+    reals: ten numbers of the program's dtype: eight of scratch, then 0 and 1. A literal 0.0 would be float64, and so
+        widen float32 loops.
     """
     for i in range(table.shape[0]):
         r = table[i]

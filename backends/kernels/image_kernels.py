@@ -1,8 +1,8 @@
-"""Kernels of convolution in plain NumPy: windows copied into one buffer, products image by image.
+"""Kernels of convolution in plain NumPy: copy all windows into one buffer, then one matrix product for each image.
 
-The windows lie as columns here, (n, C kh kw, oh ow), so that y comes out as images; the op has them as rows. Both are
-the same products, and `tests/kernels/test_image_kernels.py` holds the kernels to the ops. With its buffers a step
-touches no fresh memory, which at these sizes costs more than the arithmetic.
+A window is a column of the buffer, which has shape (n, C kh kw, oh ow), so the products are already images. In the op
+a window is a row; the products are the same, and `tests/kernels/test_image_kernels.py` compares the kernels with the
+op. The buffers are allocated once: at these sizes touching new memory costs more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["IMAGE_KERNELS"]
 
 
 def _serves(call: Call) -> bool:
-    """One dtype, float32 or float64, images with something in them, and parameters of their full shapes."""
+    """Whether all arrays have one dtype, float32 or float64, and none of them is empty."""
     forward = call.forward or call
     dtypes = {np.dtype(slot.dtype) for slot in call.slots()}
     whole = all(extent for slot in (*forward.reads, forward.writes[0]) for extent in slot.shape)  # type: ignore[union-attr]
@@ -33,7 +33,9 @@ def _windows(call: Call) -> tuple[Windows, Windows]:
 
 
 def _border(windows: tuple[Windows, Windows]) -> tuple[Any, Any, list[Any]]:
-    """The extents of images with their padding, where the image itself is, and each element of all windows."""
+    """Return the extents of a padded image, the slices of the image in it, and, for each element of a window, the
+    slices that it takes over all windows.
+    """
     rows, columns = windows
     extents = tuple(w.padded for w in windows)
     inside = tuple(slice(w.before, w.before + w.extent) for w in windows)
@@ -50,7 +52,7 @@ def _conv2d(call: Call) -> Runnable:
     extents, inside, elements = _border(_windows(call))
     padded = np.zeros((n, channels, *extents), x.dtype)
     columns = np.empty((n, channels, len(elements), height, width), x.dtype)
-    call.saved = columns  # the backward kernel reads it, and writes over it
+    call.saved = columns  # the backward kernel reads it, then uses it as scratch
     image = padded[:, :, *inside]
     copies = [(columns[:, :, e], padded[:, :, *element]) for e, element in enumerate(elements)]
     left, right = w.reshape(outputs, -1), columns.reshape(n, -1, height * width)
@@ -68,7 +70,7 @@ def _conv2d(call: Call) -> Runnable:
 
 
 def _conv2d_backward(call: Call) -> Runnable:
-    """dw^T = the sum over images of columns dy^T, db that of dy; then dx."""
+    """dw^T is the sum over images of columns dy^T, db is the sum of dy; dx follows in `_images`."""
     assert call.forward is not None
     columns, w = call.forward.saved, call.forward.reads[1].array
     dy: Any = call.reads[0].array
@@ -91,9 +93,9 @@ def _conv2d_backward(call: Call) -> Runnable:
 
 
 def _images(call: Call, columns: np.ndarray, w: np.ndarray, flat: np.ndarray, dx: np.ndarray) -> Runnable:
-    """dx: the columns' gradient W^T dy, with the windows added up where they overlap.
+    """dx is the columns' gradient W^T dy, with the windows added where they overlap.
 
-    The images are the last axis while that is done, for long runs of memory side by side.
+    The images are the last axis here, so that additions run over long contiguous stretches of memory.
     """
     assert call.forward is not None
     (n, outputs, places), channels = flat.shape, dx.shape[1]

@@ -1,4 +1,4 @@
-"""Numba's compiler as xnn uses it: no fast-math, kept on disk, and made anew where what is on disk is damaged."""
+"""Numba's compiler with xnn's settings: no fast-math, machine code cached on disk, damaged cache files replaced."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ __all__ = ["jit", "load"]
 
 
 def jit(function: Any) -> Any:
-    """Compiled when first called; nothing is reordered or fused, and division by zero gives infinity."""
-    options = {"error_model": "numpy", "nogil": True}  # a check for division by zero would keep loops scalar
+    """Compile a function at its first call. No operations are reordered or fused; x / 0 is infinity."""
+    # Numba's own error model would test for division by zero, and so keep loops from using SIMD instructions.
+    options = {"error_model": "numpy", "nogil": True}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that Numba may write to: compiled anew in each process
+    except RuntimeError:  # there is no folder that Numba can write to: each process compiles anew
         return numba.njit(**options)(function)
 
 
 def load(call: Callable[[], Any], compiled: Any) -> None:
-    """Run `call`, whose compiled functions are of one file; what is damaged on disk is removed and made again."""
+    """Run `call`, so that its compiled functions are loaded; if that fails, delete their cache files and try again.
+
+    compiled: one of the functions. All of them are in one file, and Numba names the cache files after it.
+    """
     try:
         call()
     except Exception:

@@ -1,8 +1,8 @@
-"""Kernels in plain NumPy: the ops' formulas over buffers (`out=`), products through BLAS with alpha and beta.
+"""Kernels in plain NumPy: the ops' formulas over buffers (`out=`), with matrix products by BLAS.
 
-Each factory takes a call whose slots have their buffers and returns a function without arguments that computes
-what the op computes (`tests/kernels/test_kernels.py` holds them to it). What is scratch is allocated here, once.
-Gradients are changed in place: a gradient has one reader, the call that turns it into the next one.
+Each function that makes a kernel takes a call whose slots have buffers. It allocates the scratch arrays once, and
+returns a function without arguments that computes what the op computes (`tests/kernels/test_kernels.py` compares
+them). Gradients are overwritten in place: a gradient is read by one call only, which computes the next one from it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _SIGNED = {4: np.int32, 8: np.int64}
 
 
 def _relu(z: np.ndarray) -> Runnable:
-    zeros = np.zeros(z.shape[-1:], z.dtype)  # NumPy takes a row of zeros three times as fast as the number
+    zeros = np.zeros(z.shape[-1:], z.dtype)  # three times as fast as the number 0
     return lambda: void(np.maximum(z, zeros, out=z))
 
 
 def _relu_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
-    """dy where y > 0, else 0, by keeping or clearing all bits: what `where` gives for NaN and infinity too."""
+    """dy where y > 0, else 0: all bits of dy are kept or cleared, so NaN and infinity come out as in `where`."""
     keep, zero = np.empty(y.shape, bool), y.dtype.type(0)
     flag, word = keep.view(np.int8), dy.view(_SIGNED[dy.itemsize])
     mask = np.empty_like(word)
@@ -89,7 +89,8 @@ def _tanh_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
     return run
 
 
-#: Activations whose derivative is a function of their output: z -> y in place, and dy -> dz in place.
+#: Activations whose derivative is a function of their output y. Each has two functions, which make kernels that work
+#: in place: one computes y from z, the other dz from dy.
 ACTIVATIONS = {
     ops.relu: (_relu, _relu_gradient),
     ops.sigmoid: (_sigmoid, _sigmoid_gradient),
@@ -98,7 +99,7 @@ ACTIVATIONS = {
 
 
 def void(_: object) -> None:
-    """For a lambda whose call returns its `out`."""
+    """Drop a value, in lambdas around NumPy functions that return their `out`."""
 
 
 def _nothing() -> None:
@@ -106,13 +107,13 @@ def _nothing() -> None:
 
 
 def serves(call: Call) -> bool:
-    """Every floating slot has one dtype, float32 or float64, and no option is set."""
+    """Whether all floating-point slots have one dtype, float32 or float64, and the call has no option."""
     dtypes = {np.dtype(s.dtype) for s in call.slots() if np.dtype(s.dtype).kind == "f"}
     return len(dtypes) == 1 and dtypes <= {np.dtype("f4"), np.dtype("f8")} and not call.options
 
 
 def serves_dense(call: Call) -> bool:
-    """A batch of rows, a matrix of weights, and one bias for each output or none."""
+    """Whether x is a batch of rows, the weights are a matrix, and there is one bias for each output or none."""
     forward = call.forward or call
     x, w, *bias = (slot.shape for slot in forward.reads)
     fits = len(x) == len(w) == 2 and all(b == w[1:] for b in bias)
@@ -137,7 +138,10 @@ def _dense(call: Call) -> Runnable:
 
 
 def _dense_backward(call: Call) -> Runnable:
-    """dz from dy in place, then dx = dz W^T before W can change, dW = x^T dz, db = the sum of dz's rows."""
+    """Compute dz from dy in place, dx = dz W^T, dW = x^T dz and db, the sum of dz's rows.
+
+    If the update is folded in, W and b change by the last two products; dx comes first, from the old W.
+    """
     forward = call.forward
     assert forward is not None
     x, w = forward.reads[0].array, forward.reads[1].array
@@ -165,7 +169,7 @@ def _dense_backward(call: Call) -> Runnable:
 
 
 def chain(*steps: Runnable) -> Runnable:
-    """One after the other."""
+    """Return a function that runs these functions one after the other."""
     steps = tuple(step for step in steps if step is not _nothing)
     if len(steps) == 1:
         return steps[0]
@@ -200,21 +204,21 @@ def _activation_backward(call: Call) -> Runnable:
 
 
 def is_plain_loss(call: Call) -> bool:
-    """Logits (n, classes) of one sample or more and a label each, no sample weights and no option."""
+    """Whether a loss has logits (n, classes), n > 0, a label for each, no sample weights and no option."""
     logits, labels, *weights = (slot.shape for slot in call.reads)
     return len(logits) == 2 and logits[0] > 0 and len(labels) == 1 and not weights and not call.options
 
 
 def serves_loss(call: Call) -> bool:
-    """The plain loss of integer labels."""
+    """Whether the call is the plain loss with integer labels."""
     return is_plain_loss(call) and serves(call) and np.dtype(call.reads[1].dtype).kind == "i"
 
 
 def _softmax_cross_entropy(call: Call) -> Runnable:
-    """Loss and gradient in one go: e^(z - max z), its sums, and (softmax - onehot) / n.
+    """Compute the loss and its gradient (softmax - onehot) / n together, from e^(z - max z) and its sums.
 
-    It works on the transpose, where a maximum over classes is a few whole rows and not many short ones. The
-    labels were looked at once, by the door they came through.
+    The work is done on the transposed logits: a maximum over classes is then one over a few long rows, not over many
+    short ones. Labels are not checked here: the trainer has checked them.
     """
     z, labels = (slot.array for slot in call.reads)
     loss, g = (slot.array for slot in call.writes)  # type: ignore[union-attr]
@@ -246,7 +250,7 @@ def _softmax_cross_entropy(call: Call) -> Runnable:
 
 
 def serves_gather(call: Call) -> bool:
-    """A host array, plain or with Rescale's numbers, one for all features."""
+    """Whether the source is a contiguous NumPy array, with one scale and one offset for all features, or none."""
     source, numbers = call.options["source"], [call.options.get(key, 0.0) for key in ("scale", "offset")]
     plain = isinstance(source, np.ndarray) and source.flags.c_contiguous
     return plain and all(isinstance(number, float) for number in numbers)
@@ -276,7 +280,10 @@ def _accuracy(call: Call) -> Runnable:
 
 
 def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
-    """count <- how often the first largest output (the first NaN, where there is one) is the label's."""
+    """Return a function that stores in `count` how many rows have their largest output at the label.
+
+    The first of several equal outputs counts, and a NaN counts as the largest.
+    """
     best, right = np.empty(len(labels), np.intp), np.empty(len(labels), bool)
 
     def run() -> None:
@@ -288,28 +295,28 @@ def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> R
 
 
 def serves_labels(call: Call) -> bool:
-    """Outputs (n, classes) and labels (n,)."""
+    """Whether the outputs have shape (n, classes) and the labels (n,)."""
     outputs, targets = call.reads
     return len(outputs.shape) == 2 and len(targets.shape) == 1 and outputs.shape[1] > 0 and serves(call)
 
 
 def serves_update(call: Call) -> bool:
-    """Parameters whose buffers are there to be changed in place."""
+    """Whether the group's parameters may be changed in place, in their buffers."""
     return bool(call.rule.in_place)
 
 
 def serves_adam(call: Call) -> bool:
-    """Adam's mean and square, and nothing else that is remembered."""
+    """Whether the state is Adam's mean and square only (AMSGrad keeps more)."""
     return serves_update(call) and call.rule.width == 4
 
 
 def _sgd(call: Call) -> Runnable:
-    """v <- momentum v + g, w <- w - learning_rate d, in place; the gradient stays as it is."""
+    """v <- momentum v + g, then w <- w - learning_rate * direction, in place; the gradient is not changed."""
     group = call.rule
-    return chain(*(_sgd_run(group, *arrays) for arrays in group.runs(call)))
+    return chain(*(_sgd_stretch(group, *arrays) for arrays in group.stretches(call)))
 
 
-def _sgd_run(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = None) -> Runnable:
+def _sgd_stretch(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = None) -> Runnable:
     scratch, decayed = np.empty_like(w), np.empty_like(w)
 
     def run() -> None:
@@ -327,12 +334,12 @@ def _sgd_run(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = No
 
 
 def _adam(call: Call) -> Runnable:
-    """The rule's formula, one pass an operation."""
+    """Adam's formula, one array operation after the other, in place."""
     group = call.rule
-    return chain(*(_adam_run(group, *arrays) for arrays in group.runs(call)))
+    return chain(*(_adam_stretch(group, *arrays) for arrays in group.stretches(call)))
 
 
-def _adam_run(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
+def _adam_stretch(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
     scratch, scale = np.empty_like(w), np.empty_like(w)
 
     def run() -> None:

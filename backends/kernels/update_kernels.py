@@ -1,7 +1,8 @@
-"""Updates over a group's flat buffers by the rule itself, block by block: for every rule without a kernel of its own.
+"""Kernels of the optimizer rules that have no faster one: the rule itself, applied block by block to flat buffers.
 
-All of `xnn.ops.updates` work element by element, so that it does not matter where a parameter ends. A rule of the
-user's may not, and gets its parameters one by one from `xnn.backends.kernels.calls`.
+A group's parameters lie side by side in one buffer. The rules of `xnn.ops.updates` work element by element, so a
+block may hold parts of several parameters. A user's rule may need whole parameters: it has no kernel, and
+`xnn.backends.kernels.calls` gives it one parameter at a time.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ import numpy as np
 
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.ops import updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 
-__all__ = ["RULES", "update_by_rule", "update_run"]
+__all__ = ["RULES", "update_by_rule", "update_stretch"]
 
-#: Those that have no faster kernel.
+#: The rules that have no faster kernel.
 RULES = updates.adadelta, updates.adagrad, updates.adamw, updates.lion, updates.nadam, updates.rmsprop
 
-_BLOCK = 16384  # elements: what a rule makes on its way stays in the cache
+_BLOCK = 16384  # elements: the intermediate results of a rule then stay in the processor's cache
 
 
-def update_run(xp: Any, rule: Callable[..., Any], group: Any, arrays: tuple[np.ndarray, ...]) -> Runnable:
-    """The update of one stretch in place: parameters, gradients, and each array of the state."""
+def update_stretch(xp: Any, rule: Callable[..., Any], group: Any, arrays: tuple[np.ndarray, ...]) -> Runnable:
+    """Return a function that updates one stretch of memory in place.
+
+    arrays: flat arrays of one length: parameters, gradients, and each array of the rule's state.
+    """
     starts = range(0, arrays[0].size, _BLOCK)
     parts = [tuple(array[start : start + _BLOCK] for array in arrays) for start in starts]
 
@@ -39,13 +43,13 @@ def update_run(xp: Any, rule: Callable[..., Any], group: Any, arrays: tuple[np.n
 
 
 def update_by_rule(xp: Any) -> Callable[[Call], Runnable]:
-    """A kernel for any of RULES, in this namespace."""
+    """Return the kernel for any of RULES, computed in the namespace `xp`."""
 
     def bind(call: Call) -> Runnable:
-        runs = [update_run(xp, call.op, call.rule, arrays) for arrays in call.rule.runs(call)]
+        steps = [update_stretch(xp, call.op, call.rule, arrays) for arrays in call.rule.stretches(call)]
 
         def run() -> None:
-            for step in runs:
+            for step in steps:
                 step()
 
         return run

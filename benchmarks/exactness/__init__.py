@@ -1,3 +1,3 @@
-"""What asks whether exact runs agree on other engines, and how exact numerics round."""
+"""Measures exact numerics: whether runs on other engines give the same bits, and how products are rounded."""
 
 __all__ = []

@@ -1,8 +1,13 @@
-"""Array libraries that compute the same numbers in other ways: exact numerics must not see a difference.
+"""Array libraries that add and multiply in other orders than NumPy. Exact numerics must give the same bits on each.
 
-shuffled, outer and int64 are NumPy with products and sums of their own; flushed is NumPy on a processor that takes
-subnormal numbers for zero; torch is PyTorch's tensors on the CPU, a foreign library. `install` puts one where xnn
-finds it, in a process that is there for nothing else. Each runs the ops alone, unless it says otherwise.
+shuffled   NumPy; products and sums add their terms in random order
+outer      NumPy; products are sums of rank-1 updates
+int64      NumPy; float64 products and sums are computed in integers
+flushed    NumPy on a processor that is set to treat subnormal numbers as zero
+torch      PyTorch's tensors on the CPU
+
+`install` makes one the current backend of the whole process; nothing else should run in that process. All use the
+ops alone, without kernels, except flushed, which can use NumPy's kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ _EXACT_INTEGERS = 2**53
 
 
 class Namespace:
-    """A namespace with some functions replaced, and without those `hidden`."""
+    """An array namespace with some functions replaced and the functions in `hidden` removed."""
 
     def __init__(self, base: Any, hidden: tuple[str, ...] = (), **replaced: Callable[..., Any]) -> None:
         self._base, self._hidden = base, hidden
@@ -41,14 +46,14 @@ class Namespace:
 
 
 class _Reordered(NumpyBackend):
-    """NumPy whose float64 and float32 products and sums go another way."""
+    """NumPy with other products and sums of float32 and float64. Subclasses override `product` and `sum`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.xp = Namespace(np, matmul=self.matmul, sum=self.sum)
 
     def matmul(self, a: Any, b: Any, /) -> Any:
-        """a b, of any shapes; `product` computes that of two matrices."""
+        """a @ b. Products of vectors and matrices are computed by `product`, batches of matrices by NumPy."""
         a, b = np.asarray(a), np.asarray(b)
         left, right = (a[None, :] if a.ndim == 1 else a), (b[:, None] if b.ndim == 1 else b)
         if left.ndim > 2 or right.ndim > 2 or left.shape[1] != right.shape[0]:
@@ -56,20 +61,19 @@ class _Reordered(NumpyBackend):
         return self.product(left, right).reshape(np.matmul(a[..., :0], b[:0]).shape)
 
     def product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """a b of two matrices."""
+        """a @ b of two matrices."""
         return np.asarray(np.matmul(a, b))
 
     def sum(self, x: Any, /, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
-        """The sum over `axis`."""
         return np.sum(x, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def kernels(self, name: str = "auto") -> KernelTable:
-        """None: kernels would not ask this namespace."""
+        """An empty table: kernels call NumPy itself and would not use this namespace."""
         return KernelTable()
 
 
 class Shuffled(_Reordered):
-    """Every product and every sum adds its terms in a new random order, products in a few blocks of random sizes."""
+    """NumPy that adds the terms of each product and sum in a new random order; products in up to five blocks."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -93,7 +97,7 @@ class Shuffled(_Reordered):
 
 
 class Outer(_Reordered):
-    """Products as updates of rank one, the last first: no BLAS, no fused multiply-add."""
+    """NumPy with products as sums of rank-1 updates, last first: without BLAS and without fused multiply-add."""
 
     def product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         total = np.zeros((a.shape[0], b.shape[1]), dtype=np.result_type(a, b))
@@ -107,12 +111,13 @@ class Outer(_Reordered):
 
 
 class Int64(_Reordered):
-    """float64 products and sums in integers, with a look that none can exceed 2^53: the truth, not a rounding of it.
+    """NumPy with float64 products and sums in int64 arithmetic, which does not round.
 
-    float32, of which nothing of the kind holds, is computed in float64 and rounded once.
+    Raises AssertionError where a sum could exceed 2^53: exact numerics promise float64 sums without rounding.
+    float32 products, for which nothing is promised, are computed in float64 and rounded once.
     """
 
-    #: The largest sum of absolute values met so far, in units of the last place that is not zero.
+    #: The largest sum of absolute values so far, as an integer in units of the smallest nonzero bit.
     largest = 0
 
     def product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -120,7 +125,7 @@ class Int64(_Reordered):
             wide = np.matmul(a.astype(np.float64), b.astype(np.float64))
             return np.asarray(wide.astype(np.result_type(a, b)))
         (left, scale_left), (right, scale_right) = _integers(a, 1), _integers(b, 0)
-        # The bound itself is a float64 product: an integer one would overflow unnoticed where it is exceeded.
+        # The bound is computed in float64: an integer product would overflow without notice.
         self._check(np.matmul(np.abs(left).astype(np.float64), np.abs(right).astype(np.float64)), "product")
         total = np.ldexp(np.matmul(left, right).astype(np.float64), scale_left + scale_right)
         unknown = ~(np.isfinite(a).all(1, keepdims=True) & np.isfinite(b).all(0, keepdims=True))
@@ -144,7 +149,7 @@ class Int64(_Reordered):
 
 
 def _integers(x: np.ndarray, axis: Any) -> tuple[np.ndarray, np.ndarray]:
-    """x as int64 times 2^scale, one scale along `axis`: that of the last bit that is not zero. NaN and inf are 0."""
+    """Integers i and exponents s with x = i * 2^s, one s along `axis`. NaN and infinities become 0."""
     x = np.where(np.isfinite(x), x, 0.0)
     mantissa, exponent = np.frexp(x)
     bits = (mantissa * 2.0**53).astype(np.int64)
@@ -159,17 +164,19 @@ def _integers(x: np.ndarray, axis: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Flushed(NumpyBackend):
-    """NumPy, its kernels too, after this thread was told to take subnormal numbers for zero and to make none.
+    """NumPy, with its kernels, in a thread that treats subnormal numbers as zero (flush-to-zero).
 
-    So do GPUs by some compilers' defaults, and CPUs inside some libraries. Raises BackendUnavailableError where
-    it cannot be asked for.
+    Some GPU compilers do so by default, and some libraries set it on the CPU. Raises BackendUnavailableError if the
+    mode cannot be set on this machine.
     """
 
     def __init__(self) -> None:
         super().__init__()
         flush_subnormals()
         if not flushes():
-            raise BackendUnavailableError("flushed: this processor keeps subnormal numbers all the same")
+            raise BackendUnavailableError(
+                "flushed: this processor keeps subnormal numbers although flush-to-zero was set"
+            )
 
 
 # stmxcsr [rsp-4]; or dword [rsp-4], 0x8040; ldmxcsr [rsp-4]; ret: bits 15 (flush to zero) and 6 (denormals are zero).
@@ -177,20 +184,25 @@ _SET_X86 = bytes.fromhex("0fae5c24fc 814c24fc40800000 0fae5424fc c3")
 
 
 def flush_subnormals() -> None:
-    """Set flush-to-zero and denormals-are-zero in this thread's control register; Python has no name for it."""
+    """Set flush-to-zero and denormals-are-zero in this thread's control register, by a few bytes of machine code.
+
+    Raises BackendUnavailableError on systems other than Linux on x86-64, or where memory cannot be executed.
+    """
     if platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux":
-        raise BackendUnavailableError("flushed: known for Linux on x86-64 alone")
+        raise BackendUnavailableError("flushed: it works on Linux on x86-64 only")
     try:
         page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     except OSError as error:
-        raise BackendUnavailableError(f"flushed: no memory may be executed here ({error})") from error
+        raise BackendUnavailableError(
+            f"flushed: this system does not allow executable memory ({error})"
+        ) from error
     page.write(_SET_X86)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     ctypes.CFUNCTYPE(None)(address)()
 
 
 def flushes() -> bool:
-    """Whether float32 subnormals are zero, going in and coming out."""
+    """Whether float32 subnormals are treated as zero, both as inputs and as results."""
     small = np.full(64, 1 << 22, dtype=np.uint32).view(
         np.float32
     )  # from its bits: a conversion would flush it
@@ -199,7 +211,7 @@ def flushes() -> bool:
 
 
 class Torch(Backend):
-    """PyTorch's tensors on the CPU, through array-api-compat."""
+    """PyTorch's tensors on the CPU, through array-api-compat. Raises BackendUnavailableError without PyTorch."""
 
     name = "torch"
 
@@ -209,15 +221,15 @@ class Torch(Backend):
         except ImportError as error:
             raise BackendUnavailableError("torch: PyTorch is not installed: pip install torch") from error
         base = importlib.import_module("array_api_compat.torch")
-        # PyTorch's float64 square root is MKL's, which is not correctly rounded. Its scatter_add is another function.
+        # PyTorch's float64 square root is MKL's, which is not correctly rounded. Its scatter_add has other arguments.
         self.xp = Namespace(
             base, hidden=("scatter_add",), sqrt=lambda x: self.to_device(np.sqrt(self.to_host(x)))
         )
-        # A number over a tensor is the number times the tensor's reciprocal, rounded twice.
+        # PyTorch computes number / tensor as number * (1 / tensor), which rounds twice.
         self.torch.Tensor.__rtruediv__ = lambda x, number: self.torch.full_like(x, number) / x
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
-        """A copy as a tensor; one that is a tensor already stays."""
+        """A copy of x as a tensor. A tensor is returned as it is."""
         if not isinstance(x, self.torch.Tensor):
             x = self.torch.from_numpy(np.array(x, order="C"))
         return x if dtype is None else x.to(getattr(self.torch, dtype))
@@ -227,36 +239,33 @@ class Torch(Backend):
         return np.asarray(x.numpy() if isinstance(x, self.torch.Tensor) else x)
 
     def bits(self, x: Any, dtype: str) -> Any:
-        """A view."""
         return x.view(getattr(self.torch, dtype))
 
     def keep_mask(self, stream: Stream, shape: tuple[int, ...], rate: float, row: int = 0) -> Any:
-        """Drawn on the host: PyTorch hardly computes with uint64."""
+        # Drawn by NumPy: PyTorch has few operations on uint64.
         return self.to_device(NumpyBackend().keep_mask(stream, shape, rate, row))
 
     def signed(self, stream: Stream, shape: tuple[int, ...], row: int = 0) -> Any:
-        """Drawn on the host as well."""
         return self.to_device(NumpyBackend().signed(stream, shape, row))
 
     def memory(self) -> dict[str, int]:
-        """The process's."""
         return NumpyBackend().memory()
 
     def describe(self) -> dict[str, str]:
-        """The version, and the instructions that its kernels use."""
+        """The version of PyTorch, and the CPU instructions that its kernels use."""
         return {
             "library": f"torch {self.torch.__version__}",
             "device": self.torch.backends.cpu.get_cpu_capability(),
         }
 
     def probe(self) -> None:
-        """A 2x2 product, checked."""
+        """Raises BackendUnavailableError if a 2x2 product is wrong."""
         a = self.to_device([[1.0, 2.0], [3.0, 4.0]])
         if self.to_host(a @ a).tolist() != [[7.0, 10.0], [15.0, 22.0]]:
-            raise BackendUnavailableError("torch: a 2x2 product came out wrong; reinstall it")
+            raise BackendUnavailableError("torch: a 2x2 product is wrong; reinstall PyTorch")
 
 
-#: By name: what takes NumPy's place, or stands beside it.
+#: Each engine's name and class. The subclasses of NumpyBackend take NumPy's place.
 ENGINES: dict[str, type[Backend]] = {
     "shuffled": Shuffled,
     "outer": Outer,
@@ -267,9 +276,10 @@ ENGINES: dict[str, type[Backend]] = {
 
 
 def install(name: str) -> Backend:
-    """The backend of this name, also one of ENGINES, made current for the whole process.
+    """Make an engine or a backend current for the whole process, and return it.
 
-    Raises BackendUnavailableError where it cannot run, OptionError for an unknown name.
+    name: a key of ENGINES, or the name of a backend.
+    Raises BackendUnavailableError if it cannot run here, OptionError for an unknown name.
     """
     if name not in ENGINES:
         if name not in registry.backend_names():
@@ -289,12 +299,12 @@ def install(name: str) -> Backend:
 
 
 def ran(engine: Backend) -> str:
-    """What computes products here, in its own words: BLAS, the kernels it chose, threads."""
+    """The library that computes products on this engine, in words: BLAS, its kernel and its number of threads."""
     if isinstance(engine, Torch):
         return "{library} {device}".format(**engine.describe()) + f" x{engine.torch.get_num_threads()}"
     if not engine.is_host and engine.name == "cupy":
         return "{library} {device}".format(**engine.describe())
     found = blas_libraries()
     if not found:
-        return "a BLAS that threadpoolctl does not know"
+        return "a BLAS unknown to threadpoolctl"
     return ", ".join(f"{b['internal_api']} {b['architecture']} x{b['num_threads']}" for b in found)

@@ -1,7 +1,6 @@
-"""The small networks of the digest matrix: between them they have every layer, loss, optimizer and metric.
+"""The small networks of the digest matrix. Together they use every layer, loss, optimizer, schedule and metric.
 
-What a new layer does to the bits is seen only if it is in one of them: tests/benchmarks/test_digests.py names what is
-missing.
+Add each new class to one of these networks: tests/benchmarks/test_digests.py names the classes that are in none.
 """
 
 from __future__ import annotations
@@ -23,24 +22,28 @@ __all__ = ["EPOCHS", "ROWS", "SMALL", "Network", "Parts"]
 
 Parts = tuple[Sequential, Loss, Optimizer]
 
-#: Samples of each, and how often they are seen, in batches of 32, the last of 11.
+#: The number of samples of each network and of epochs. Batches have 32 samples, the last one 11.
 ROWS, EPOCHS = 75, 3
 _STEPS = EPOCHS * 3
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model with its loss and optimizer, samples, and targets given as many rows of two numbers in (-1, 1)."""
+    """How to make a model, its loss and optimizer, and its data.
+
+    build: returns (model, loss, optimizer). samples: returns the samples, ROWS of them. targets: returns the
+    targets, made from an array (ROWS, 2) of numbers in (-1, 1). metrics: as for Trainer.
+    """
 
     build: Callable[[], Parts]
     samples: Callable[[], np.ndarray]
     targets: Callable[[np.ndarray], np.ndarray]
     metrics: tuple[Any, ...] | None = None
-    #: Whether samples have weights, some of them 0.
+    #: Whether samples have weights. Some of the weights are 0.
     weighted: bool = False
 
     def data(self) -> tuple[np.ndarray, ...]:
-        """Samples, targets, and weights if there are some."""
+        """(samples, targets), or (samples, targets, weights) of a weighted network."""
         u = _uniform(7, (ROWS, _FEATURES + 2))[:, _FEATURES:]
         arrays = self.samples(), self.targets(u)
         return (*arrays, np.maximum(u[:, 1] + 0.5, 0.0).astype(np.float32)) if self.weighted else arrays
@@ -49,9 +52,9 @@ class Network:
 # Samples and targets.
 
 _FEATURES, _WORDS, _SIZE = 6, 12, (9, 8)
-#: Each feature's size; Rescale takes it away again. The first is subnormal: exact numerics store it as zero.
+#: Each feature's scale, which the Rescale layer divides out. The first is subnormal: exact numerics store zeros.
 _SIZES = np.array([2.0**-127, 1e-4, 1.0, 3.0, 1e3, 1e9])
-#: The same of two channels of images.
+#: The scales of the two channels of images.
 _CHANNELS = np.array([1e-5, 1e4]).reshape(2, 1, 1)
 
 
@@ -61,7 +64,7 @@ def _uniform(part: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def _features() -> np.ndarray:
     numbers = _uniform(7, (ROWS, _FEATURES + 2))
-    # Ordinary float32 has no subnormal to offer but by its bits: where they are flushed, a conversion makes zero.
+    # Subnormal float32 numbers are made from their bits: on a processor that flushes them, a conversion gives zero.
     x = np.asarray(numbers[:, :_FEATURES] * _SIZES, dtype=np.float32)
     x[:, 0] = (np.abs(numbers[:, 0]) * 2.0**22).astype(np.uint32).view(np.float32)
     return x
@@ -108,7 +111,7 @@ def _label_maps(u: np.ndarray) -> np.ndarray:
     return np.floor((_uniform(12, (ROWS, 5, 4)) + 1.0) * 1.5).astype(np.int64)
 
 
-# Numbers of very different sizes.
+# Networks of numbers of very different sizes.
 
 
 def _rescale() -> layers.Rescale:
@@ -161,7 +164,7 @@ def _momentum() -> Parts:
 
 
 class _Gate(layers.Composite):
-    """x times a gate of each element, which is a Dense of x: parameters of a layer that is several ops."""
+    """x * sigmoid(x @ weight + bias): a layer of several ops with parameters of its own."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -173,7 +176,7 @@ class _Gate(layers.Composite):
 
 
 def _other_ops(x: Any) -> Any:
-    """Ops that are no layer, on rows (8,): (n, 4)."""
+    """Applies ops that no layer uses to x (n, 8); the result is (n, 4)."""
     halves = ops.reshape(x, shape=(-1, 2, 4))
     products = ops.flatten(ops.matmul(halves, ops.transpose(halves, axes=(0, 2, 1))))
     away = ops.sub(ops.max(x, axis=1, keepdims=True), x)
@@ -232,7 +235,7 @@ def _smooth() -> Parts:
     return model, loss, optimizers.AdaDelta(schedules.Constant(2.0), clip_norm=0.5)
 
 
-# Words and images.
+# Networks of words and of images.
 
 
 def _words_to_classes() -> Parts:
@@ -291,7 +294,7 @@ def _augmented() -> Parts:
 
 
 def _trained_augmentation() -> Parts:
-    """Layers with weights before the augmentation, so that gradients go back through it; and the focal loss."""
+    """A convolution before the augmentation layers, so that gradients flow back through them; focal loss."""
     model = Sequential(
         layers.Rescale(1.0 / _CHANNELS, 0.25),
         layers.Conv2D(2, 3, 1),
@@ -307,7 +310,7 @@ def _trained_augmentation() -> Parts:
 
 
 def _maps() -> Parts:
-    """A class for each place: labels (n, 5, 4)."""
+    """A class for each pixel: labels (n, 5, 4)."""
     model = Sequential(
         layers.Rescale(1.0 / _CHANNELS),
         layers.LayerNorm((2, *_SIZE)),
@@ -335,7 +338,7 @@ def _absolute() -> Parts:
 
 
 class _Comparing(layers.Layer):
-    """Choices by comparison, and a constant that is computed: ops that have no gradient, and layers in a list."""
+    """Choices by comparison, functions of a row, a constant, layers in a list: the ops that no layer is made of."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -346,7 +349,14 @@ class _Comparing(layers.Layer):
         equal = ops.where(ops.equal(a, b), x, ops.where(ops.not_equal(a, x), a, b))
         between = ops.where(a > b, a, ops.where(a >= 0.1, b, ops.abs(a)))
         below = ops.where(a < x, b, ops.where(b <= x, x, a))
-        return between + ops.stop_gradient(b) * below + equal
+        return between + ops.stop_gradient(b) * below + equal + self.functions(a, b)
+
+    def functions(self, a: Any, b: Any) -> Any:
+        wave = ops.stack((ops.sin(a), ops.cos(b), ops.erf(a - b)), axis=1)
+        spread = ops.sqrt(ops.var(a, 1, keepdims=True, correction=1) + 0.1)
+        near = ops.clip(ops.minimum(a, b), -1.0, 1.0) - ops.min(b, 1, keepdims=True)
+        small = ops.expm1(0.1 * near) + ops.log1p(ops.abs(a)) * ops.sign(b)
+        return 0.1 * (ops.sum(wave, 1) / spread + small)
 
 
 def _comparisons() -> Parts:
@@ -359,7 +369,7 @@ _YES_OR_NO = (metrics.Accuracy(), metrics.Precision(), metrics.Recall(), metrics
 _OF_NUMBERS = (metrics.MAE(), metrics.MSE(), metrics.RMSE(), metrics.R2())
 _OF_CLASSES = (metrics.TopK(2), metrics.F1(average="weighted"), metrics.ConfusionMatrix())
 
-#: By name, which says the loss and the optimizer.
+#: Each network under a name that says its loss and optimizer.
 SMALL: dict[str, Network] = {
     "mse, adam": Network(_adam, _features, _numbers, _OF_NUMBERS),
     "bce, nesterov": Network(_nesterov, _features, _yes, _YES_OR_NO),

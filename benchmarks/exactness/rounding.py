@@ -1,15 +1,21 @@
-"""How exact numerics round: python -m xnn.benchmarks.exactness.rounding
+"""Measures the rounding errors of matrix products in exact numerics, beside those in float32.
 
-The relative error |C - AB| / |AB| (Frobenius norms, AB in long double) of one product by ops.dense in exact
-numerics and by float32's own product (NumPy's BLAS), as the forward pass computes it (x = A, W = B: the weights in
-one slice on the scale of the whole tensor) and as the weights' gradient does (x = A^T, dy = B: each column of x in
-one slice). The last column is the floor, the error of rounding AB itself to float32.
+    python -m xnn.benchmarks.exactness.rounding
 
-Where up to 8192 terms are summed, exact numerics keep 27 bits below the largest of all weights, and 27 below the
-largest of each column of x in the weights' gradient (25 for 65536 terms); of the other operand 27 and more below the
-largest of its row or column. An error is then about 2^-28 max|W| |x|, however small W is at that place: less than
-float32's where terms are of like size, more where small weights meet inputs that are as much larger - from about 2^7
-on, with no digit left at 2^27. The last rows show it.
+Each line of the table is one product AB. The error of a result C is |C - AB| / |AB| with Frobenius norms, where AB is
+computed in long double. The columns:
+
+    forward    exact numerics as in the forward pass of Dense: x = A, W = B
+    gradient   exact numerics as in the gradient of Dense's weights: x = A^T, dy = B
+    float32    NumPy's float32 product
+    floor      AB itself, rounded to float32
+
+Exact numerics store numbers in fixed point. For sums of up to 8192 terms they keep the 27 bits below the largest
+weight of the whole tensor, or, in the gradient, below the largest number of each column of x; of 65536 terms they
+keep 25. Of the other operand they keep 27 bits or more below the largest number of each row or column. The error of a
+term is therefore about 2^-28 max|W| |x|, however small its weight is. This is less than float32's error where all
+terms are of similar size. It is more where weights are small and their inputs larger by the same factor, from a
+factor of about 2^7 on. At 2^27 no correct digit is left. The last lines of the table show this.
 """
 
 from __future__ import annotations
@@ -25,8 +31,8 @@ import numpy as np
 from xnn import losses, ops
 from xnn.backends import get_backend, numerics
 from xnn.benchmarks.contestants import Task
-from xnn.benchmarks.suite import dataset_here, environment, environment_line
-from xnn.ops.op import backward_of, forward_of
+from xnn.benchmarks.environment import dataset_here, environment, environment_line
+from xnn.ops.apply import backward_of, forward_of
 from xnn.runs.mlp import mlp
 
 __all__ = ["CASES", "Case", "Errors", "main", "measure"]
@@ -36,7 +42,7 @@ _PIXEL = 1 / 255
 
 @dataclass(frozen=True)
 class Case:
-    """A product A B of float32 A (m, k) and B (k, n); where `pixels`, A's numbers are integers of 8 bits / 255."""
+    """A product of float32 matrices A (m, k) and B (k, n). If `pixels`, A is given as bytes and divided by 255."""
 
     name: str
     draw: Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -45,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Errors:
-    """Relative errors of one product: exact as forward and as weights' gradient, float32's, and the floor."""
+    """The relative errors of one product; the module's docstring explains the columns."""
 
     forward: float
     gradient: float
@@ -63,7 +69,7 @@ def _gaussian(m: int, k: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cancelling() -> tuple[np.ndarray, np.ndarray]:
-    """Each term has another of the opposite sign, and 2^-20 of it is left."""
+    """Terms in pairs of opposite signs, of which 2^-20 remains."""
     a, b = _gaussian(128, 392, 64)
     rest = 1.0 + 2.0**-20 * _rng().standard_normal(b.shape)
     order = _rng().permutation(784)
@@ -71,7 +77,7 @@ def _cancelling() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lognormal(sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Both signs, sizes e^(sigma g)."""
+    """Numbers of random sign and size e^(sigma g), g normally distributed."""
     rng = _rng()
     a, b = (
         np.exp(sigma * rng.standard_normal(s)) * rng.choice((-1.0, 1.0), s) for s in ((128, 784), (784, 64))
@@ -80,24 +86,24 @@ def _lognormal(sigma: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spanning(bits: int, inverse: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Every row of A goes from 1 down to 2^-bits; B goes up as much, so that all terms count alike, or does not."""
+    """Rows of A that shrink from 1 to 2^-bits. If `inverse`, B grows by as much, so that all terms are alike."""
     a, b = _gaussian(128, 784, 64)
     sizes = 2.0 ** np.linspace(0.0, -bits, 784)
     return (a * sizes).astype("f4"), (b / sizes[:, None] if inverse else b).astype("f4")
 
 
 def _task() -> Task:
-    """The article's network and a batch of 256 images: MNIST's first, synthetic ones where it is not on disk."""
+    """The article's network and 256 images, MNIST's if it is on disk, else synthetic ones."""
     return Task((784, 100, 200, 10), 256, 256, dataset_here())
 
 
 def _first_product() -> tuple[np.ndarray, np.ndarray]:
-    """A batch of images and the article's first weights."""
+    """A batch of images and the first layer's initial weights."""
     return _task().data()[0], _task().weights()[0][0]
 
 
 def _first_gradient() -> tuple[np.ndarray, np.ndarray]:
-    """X^T of the batch and the gradient that reaches the first layer's outputs."""
+    """X^T of the batch, and the gradient of the loss with respect to the first layer's outputs."""
     x, y = _task().data()
     model, loss = mlp(784, (100, 200), 10, rescale=(_PIXEL, 0.0)), losses.SoftmaxCrossEntropy()
     with numerics("fast"):
@@ -136,7 +142,7 @@ CASES = (
 
 
 def measure(case: Case) -> Errors:
-    """The errors of one case."""
+    """Compute one case in all ways and return the errors."""
     a, b = case.draw()
     exactly = np.matmul(a.astype(np.longdouble), b.astype(np.longdouble))
     stored = a
@@ -156,7 +162,7 @@ def measure(case: Case) -> Errors:
 
 
 def _inputs(x: np.ndarray, pixels: bool) -> Any:
-    """x as exact numerics' Dense gets it."""
+    """x as the Dense layer receives it in exact numerics: bytes pass through Rescale."""
     return forward_of(ops.rescale, get_backend("numpy").exact, (x,), {"scale": _PIXEL})[0] if pixels else x
 
 
@@ -165,7 +171,7 @@ def _forward(a: np.ndarray, b: np.ndarray, pixels: bool) -> Any:
 
 
 def _gradient(a: np.ndarray, b: np.ndarray, pixels: bool) -> Any:
-    """x^T dy, x = A^T."""
+    """The gradient of Dense's weights, x^T dy with x = A^T and dy = B."""
     xp = get_backend("numpy").exact
     weights = np.zeros((a.shape[0], b.shape[1]), np.float32)
     _, saved = forward_of(ops.dense, xp, (_inputs(np.ascontiguousarray(a.T), pixels), weights), {})
@@ -183,10 +189,13 @@ def _lines() -> Iterator[str]:
 def main(arguments: Sequence[str]) -> int:
     """Print the table."""
     if arguments:
-        print(f"no arguments, got {arguments[0]!r}\n{__doc__}", file=sys.stderr)
+        print(f"got {arguments[0]!r}, but this command takes no arguments\n{__doc__}", file=sys.stderr)
         return 2
     if np.finfo(np.longdouble).nmant < 63:
-        print("NumPy's long double has no more digits than float64 here; run it on x86-64", file=sys.stderr)
+        print(
+            "NumPy's long double has only float64's digits on this machine; run this on x86-64",
+            file=sys.stderr,
+        )
         return 2
     print(environment_line(environment()))
     print(f"relative error of a product, against long double; digits: {dataset_here()}")

@@ -1,3 +1,3 @@
-"""Studies of single questions, run by themselves: how cost grows, where a step's time goes."""
+"""Measurements that answer one question each. Each module is a command of its own."""
 
 __all__ = []

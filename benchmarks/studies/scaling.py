@@ -1,13 +1,16 @@
-"""How cost grows: python -m xnn.benchmarks.studies.scaling samples | batch | width | depth | memory | threads
+"""Measures how the cost of training grows with the size of data, batches and networks.
 
-Each prints a table and what the exponent between neighbouring rows is: cost ~ size^exponent.
+    python -m xnn.benchmarks.studies.scaling TABLE...
 
-    samples   milliseconds of an epoch, against the number of samples
-    batch     microseconds a step, against the batch size
-    width     microseconds a step, against the width of two hidden layers
-    depth     microseconds a step, against the number of hidden layers of 256
-    memory    peak resident memory of training, against the number of samples (uint8 images: 784 bytes each)
-    threads   one BLAS thread beside all, where the rule of backends/threads.py changes its mind
+Each name prints a table. In brackets stands the exponent e of cost ~ size^e between a line and the line above.
+
+    samples   milliseconds an epoch, by the number of samples
+    batch     microseconds a step, by batch size
+    width     microseconds a step, by the width of two hidden layers
+    depth     microseconds a step, by the number of hidden layers of 256 units
+    memory    peak resident memory of training, by the number of samples (uint8 images of 784 bytes)
+    threads   microseconds a step with one BLAS thread and with all, for networks near the limit from which
+              backends/threads.py chooses all
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn.benchmarks.contestants import Task
-from xnn.benchmarks.suite import dataset_here, environment, environment_line, own_contestants, run_task
+from xnn.benchmarks.environment import dataset_here, environment, environment_line
+from xnn.benchmarks.suite import own_contestants, run_task
 
 __all__ = ["TABLES", "main"]
 
@@ -38,7 +42,7 @@ def _table(
     task_of: Callable[[int], Task],
     value: Callable[[dict[str, Any], Task], float],
 ) -> str:
-    """A row for each size, a column for each contestant, and the exponent of growth from the row above."""
+    """A line for each size with the cost of each contestant, and the exponent of growth since the line above."""
     last: dict[str, tuple[int, float]] = {}
     lines = [heading]
     for size in sizes:
@@ -64,7 +68,7 @@ def _threads() -> int:
 
 
 def samples() -> str:
-    """An epoch's time, batch 128."""
+    """The time of an epoch, by the number of samples, at batch size 128."""
     return _table(
         "samples: ms an epoch of 784-100-200-10, batch 128",
         (4096, 8192, 16384, 32768),
@@ -74,7 +78,7 @@ def samples() -> str:
 
 
 def batch() -> str:
-    """A step's time."""
+    """The time of a step, by batch size."""
     return _table(
         "batch: us a step of 784-100-200-10",
         (16, 32, 64, 128, 256, 512, 1024),
@@ -84,7 +88,7 @@ def batch() -> str:
 
 
 def width() -> str:
-    """A step's time, batch 128."""
+    """The time of a step, by the width of the hidden layers, at batch size 128."""
     return _table(
         "width: us a step of 784-w-w-10, batch 128",
         (64, 128, 256, 512, 1024),
@@ -94,7 +98,10 @@ def width() -> str:
 
 
 def depth() -> str:
-    """A step's time, batch 128; more layers learn from a smaller learning rate."""
+    """The time of a step, by the number of hidden layers, at batch size 128.
+
+    The learning rate is smaller than elsewhere, so that deep networks learn.
+    """
     return _table(
         "depth: us a step of 784-256-...-256-10, batch 128",
         (1, 2, 4, 8),
@@ -104,7 +111,7 @@ def depth() -> str:
 
 
 def memory() -> str:
-    """Peak resident memory, with the data."""
+    """Peak resident memory including the data, by the number of samples."""
     return _table(
         "memory: peak MB of training 784-100-200-10, batch 128",
         (8192, 32768, 131072),
@@ -114,7 +121,7 @@ def memory() -> str:
 
 
 def threads() -> str:
-    """One thread beside all, in turns."""
+    """The time of a step with one thread and with all threads."""
     cores = _threads()
     lines = [f"threads: us a step with 1 and with {cores} BLAS threads, by multiplications a forward pass"]
     networks = [
@@ -142,7 +149,7 @@ TABLES = {table.__name__: table for table in (samples, batch, width, depth, memo
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the tables named; with none, say which there are."""
+    """Print the tables of these names. Returns 2 if there is none of a name, or no name."""
     unknown = [name for name in arguments if name not in TABLES]
     if unknown or not arguments:
         print(

@@ -1,7 +1,13 @@
-"""Where the time of one step goes: python -m xnn.benchmarks.studies.step_profile [kernels] [batch] [threads]
+"""Measures the time of each part of a training step.
 
-The calls of the article's program, 784-100-200-10, run in order and timed one by one; beside each the matrix
-products it holds, timed alone. kernels: numpy or compiled (default: what is installed); batch: 32; threads: 1.
+    python -m xnn.benchmarks.studies.step_profile [kernels] [batch] [threads]
+
+Runs the kernel calls of the program of 784-100-200-10 one after another and times each. Beside each stands the time
+of the matrix products that it contains, run alone.
+
+    kernels   ops, numpy or compiled; default: auto, the fastest that is installed
+    batch     the batch size; default: 32
+    threads   the number of BLAS threads; default: 1
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import numpy as np
 from xnn.backends.kernels.calls import Call, bind_each
 from xnn.backends.threads import limit_threads
 from xnn.benchmarks.contestants import Task, Xnn
-from xnn.benchmarks.suite import dataset_here, environment, environment_line
+from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.errors import OptionError
 from xnn.options import check_count
 
@@ -28,9 +34,10 @@ _STEPS = 1000
 
 
 def profile(kernels: str, batch: int, threads: int, steps: int) -> list[tuple[str, float, float]]:
-    """(call, microseconds, microseconds of its matrix products alone): medians over so many steps.
+    """Median times of the calls of a step: (call, microseconds, microseconds of its products alone) of each.
 
-    The last lines are what comes before the calls, and the whole step as the program runs it.
+    The last two tuples are the preparation of a step, which comes before the calls, and the whole step as the
+    program runs it. `steps` is how often each is timed.
     """
     task = Task((784, 100, 200, 10), batch, max(2048, 8 * batch), dataset_here())
     data = (*task.weights(), *task.data())
@@ -66,7 +73,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def _products(call: Call, steps: int) -> float:
-    """The products of a dense call, each by matmul into memory of its own."""
+    """Microseconds of the products of a dense call, run by np.matmul alone; 0 for other calls."""
     forward = call.forward or call
     if call.kind not in ("forward", "backward") or getattr(call.op, "name", "") != "dense":
         return 0.0
@@ -82,7 +89,7 @@ def _products(call: Call, steps: int) -> float:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the profile."""
+    """Print the profile. Returns 2 for wrong arguments."""
     try:
         kernels, batch, threads = [*arguments, *("auto", "32", "1")[len(arguments) :]]
         lines = profile(kernels, int(batch), check_count("threads", int(threads)), _STEPS)

@@ -1,4 +1,4 @@
-"""Choosing a backend, moving arrays, whose an array is, timing, memory, threads."""
+"""Choosing a backend, moving arrays, telling their backend, timing, memory, BLAS threads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# Which backend: argument > with > use_backend > XNN_BACKEND > numpy.
+# Choosing a backend: argument > with > use_backend > XNN_BACKEND > numpy.
 
 
 def test_numpy_is_the_default():
@@ -65,7 +65,7 @@ def test_each_way_of_choosing_beats_the_next(monkeypatch):
         assert chosen is current_backend()
         assert current() == STRICT
         assert get_backend("numpy").name == "numpy"
-        use_backend("numpy")  # not even a later one reaches into the block
+        use_backend("numpy")  # does not change the block, although it comes later
         assert current() == STRICT
     assert current() == "numpy"
     use_backend(None)
@@ -83,7 +83,7 @@ def test_with_blocks_nest_and_end_with_an_exception():
     assert current() == "numpy"
 
 
-def test_the_choice_is_where_new_weights_are_drawn():
+def test_a_new_model_is_on_the_chosen_backend():
     with backend(STRICT):
         model = xnn.Sequential(layers.Dense(3, 2))
     assert model.backend.name == STRICT
@@ -91,7 +91,7 @@ def test_the_choice_is_where_new_weights_are_drawn():
 
 
 @pytest.mark.parametrize("value", ["", "  "])
-def test_an_empty_variable_is_none(monkeypatch, value):
+def test_an_empty_variable_counts_as_unset(monkeypatch, value):
     monkeypatch.setenv("XNN_BACKEND", value)
     assert current() == "numpy"
 
@@ -164,7 +164,7 @@ def in_a_thread(function):
     return results[0]
 
 
-def test_a_with_block_is_its_own_threads_alone():
+def test_a_with_block_holds_in_its_own_thread_only():
     with backend(STRICT):
         assert in_a_thread(current) == "numpy"
     entered, leave, seen = threading.Event(), threading.Event(), []
@@ -184,7 +184,7 @@ def test_a_with_block_is_its_own_threads_alone():
     assert seen == ["numpy", STRICT]
 
 
-def test_use_backend_is_for_every_thread():
+def test_use_backend_holds_in_every_thread():
     use_backend(STRICT)
     assert in_a_thread(current) == STRICT
 
@@ -196,7 +196,7 @@ def test_names_and_availability():
     assert reasons["numpy"] == reasons[STRICT] == ""
 
 
-def test_a_missing_array_api_strict_says_how_to_get_it(monkeypatch):
+def test_a_missing_array_api_strict_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(registry, "_instances", {})
     monkeypatch.setitem(sys.modules, "array_api_strict", None)
     with pytest.raises(errors.BackendUnavailableError, match="pip install array-api-strict"):
@@ -229,12 +229,12 @@ def test_to_the_device_and_back(lib, dtype, shape):
     assert (back.dtype, back.shape, back.tobytes()) == (host.dtype, shape, host.tobytes())
 
 
-def test_special_numbers_travel_unchanged(lib):
+def test_special_numbers_are_moved_unchanged(lib):
     host = np.array([np.nan, np.inf, -np.inf, -0.0, 5e-324])
     assert lib.to_host(lib.to_device(host)).tobytes() == host.tobytes()
 
 
-def test_views_travel(lib):
+def test_views_are_moved(lib):
     host = np.arange(24.0).reshape(4, 6)[::2, ::-1].T
     assert np.array_equal(lib.to_host(lib.to_device(host)), host)
 
@@ -246,24 +246,24 @@ def test_to_device_takes_lists_and_a_dtype(lib):
     assert lib.to_device(there, dtype="float64").dtype == lib.xp.float64
 
 
-def test_what_is_there_already_stays(lib):
+def test_an_array_on_the_device_is_not_copied(lib):
     there = lib.to_device(np.ones(3))
     assert lib.to_device(there) is there
     assert lib.to_device(there, dtype="float64").dtype == lib.xp.float64
 
 
 def test_the_strict_backends_device_is_not_the_host():
-    # What makes it worth testing on: an array that an op forgot to put on the device is refused.
+    # So an op that creates an array on the host by mistake fails.
     lib = get_backend(STRICT)
     with pytest.raises(ValueError, match="device"):
         lib.to_device([1.0]) + lib.xp.ones(1)
 
 
-# Whose an array is.
+# Telling an array's backend.
 
 
 @pytest.mark.parametrize("number", [None, True, 3, 2.5])
-def test_numbers_belong_to_any(lib, number):
+def test_numbers_belong_to_any_backend(lib, number):
     assert backend_of(number) is lib
     assert backend_of(number, get_backend("numpy").to_device([1.0]), number) is get_backend("numpy")
 
@@ -276,14 +276,14 @@ def test_arrays_belong_to_their_backend_whichever_is_current(lib):
     assert backend_of() is lib
 
 
-def test_numpy_scalars_are_numpys():
+def test_numpy_scalars_belong_to_numpy():
     with backend(STRICT):
         assert backend_of(np.float32(1.0)).name == "numpy"
 
 
 @pytest.mark.parametrize("thing", [[1.0, 2.0], (1.0,), "1.0", 1j, object(), SimpleNamespace(shape=(1,))])
 @pytest.mark.parametrize("function", [backend_of, ops.relu, lambda x: ops.add(np.ones(2), x)])
-def test_what_is_no_array_is_refused_with_advice(thing, function):
+def test_an_object_that_is_not_an_array_is_refused_with_advice(thing, function):
     with pytest.raises(errors.DTypeError, match=r"numpy\.asarray") as caught:
         function(thing)
     assert type(thing).__name__ in str(caught.value)
@@ -301,7 +301,7 @@ def through_a_graph(x, y):
 
 
 def dense_beside(x):
-    """A layer whose weights live where x does."""
+    """Return a layer on the backend of x, after a forward pass."""
     with backend(backend_of(x).name):
         layer = layers.Dense(2, 2, seed=0)
         layer.forward(x)
@@ -332,7 +332,7 @@ def test_arrays_of_two_backends_do_not_mix(mix, numpy_first):
     assert "to_device" in str(caught.value)
 
 
-# What every backend tells of itself.
+# Timing, memory, description and probe.
 
 
 def test_the_timer_synchronizes_before_it_reads_the_clock(lib, monkeypatch):
@@ -372,7 +372,7 @@ def test_memory_synchronize_describe_probe(lib):
     assert repr(lib) == f"<backend {lib.name}>"
 
 
-def test_numpys_memory_is_the_processs():
+def test_numpys_memory_is_that_of_the_process():
     lib = get_backend("numpy")
     block = np.ones(25_000_000)  # 200 MB, touched
     assert lib.memory()["peak"] >= block.nbytes
@@ -404,11 +404,11 @@ def test_guard_passes_everything_else_on(lib):
         assert caught.value is error
 
 
-# How a run is executed.
+# Numerics, threads and the execution plan.
 
 
 @pytest.mark.parametrize("value", [None, "", "fast", " fast "])
-def test_numerics_are_fast(monkeypatch, value):
+def test_numerics_are_fast_by_default(monkeypatch, value):
     if value is not None:
         monkeypatch.setenv("XNN_NUMERICS", value)
     assert current_numerics() == "fast"
@@ -421,7 +421,7 @@ def test_other_numerics_are_refused(monkeypatch, value):
         current_numerics()
 
 
-def test_a_thread_limit_holds_and_is_put_back():
+def test_a_thread_limit_holds_and_is_undone():
     before = plan.blas_threads()
     with plan.limit_threads(1) as threads:
         assert threads == plan.blas_threads() == 1
@@ -440,7 +440,7 @@ def test_a_thread_limit_is_never_above_the_one_in_force():
     assert plan.blas_threads() == before
 
 
-def test_no_thread_limit_changes_nothing():
+def test_a_limit_of_none_changes_nothing():
     before = plan.blas_threads()
     with plan.limit_threads(None) as threads:
         assert threads == plan.blas_threads() == before
@@ -448,14 +448,14 @@ def test_no_thread_limit_changes_nothing():
 
 @pytest.fixture
 def four_threads(monkeypatch):
-    """As if BLAS might take four, and nobody had said how many it shall."""
+    """Make it look as if BLAS may use four threads, and no variable sets their number."""
     monkeypatch.setattr(plan, "blas_threads", lambda: 4)
     for name in plan.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 def test_threads_by_the_rule(four_threads):
-    """One for each five million multiplications of a forward pass, as far as there are any."""
+    """One thread for each five million multiplications of a forward pass, up to the limit."""
     work = (0, 32 * 98_400, 9_999_999, 10_000_000, 128 * 98_400, 10**9)
     assert [plan.choose_threads(None, w).count for w in work] == [1, 1, 1, 2, 2, 4]
     assert "10,000,000 multiplications" in plan.choose_threads(None, 10_000_000).reason
@@ -482,8 +482,8 @@ def test_threads_that_are_measured(four_threads):
     assert plan.choose_threads("auto", 10**9).reason.startswith("rule")  # nothing to measure with
 
 
-def test_threads_of_a_blas_that_nobody_knows(monkeypatch):
-    """Such as Apple's: nothing is limited, and the plan does not say it was."""
+def test_threads_of_a_blas_that_threadpoolctl_does_not_know(monkeypatch):
+    """Such as Apple's: nothing is limited, and the plan does not claim a limit."""
     monkeypatch.setattr(plan, "_blas", list)
     chosen = plan.choose_threads(4, 10**9)
     assert chosen.count is None
@@ -493,12 +493,12 @@ def test_threads_of_a_blas_that_nobody_knows(monkeypatch):
 
 
 def test_threads_of_a_device():
-    """No limit of the CPU's BLAS is chosen for products that it does not compute."""
+    """The CPU's BLAS has no limit if the device computes the products."""
     assert plan.choose_threads(4, 10**9, on_host=False) == plan.Threads(None, "products are the device's")
 
 
 def test_limits_of_several_threads_overlap():
-    """The smallest holds while both do, and the last to leave restores what was before the first."""
+    """The smaller limit holds while both blocks are open; the last to end restores the original number."""
     before = plan.blas_threads()
     first, second = plan.limit_threads(1), plan.limit_threads(before + 1)
     first.__enter__()
@@ -517,7 +517,7 @@ def test_bad_thread_limits_are_refused(threads):
         plan.check_threads(threads)
 
 
-def test_the_execution_plan_has_all_that_a_run_depends_on(lib):
+def test_the_execution_plan_has_everything_that_a_run_depends_on(lib):
     threads = plan.Threads(1, "asked for")
     found = plan.execution_plan(lib, "float32", 32, threads, "ops")
     assert {
@@ -537,7 +537,7 @@ def test_the_execution_plan_has_all_that_a_run_depends_on(lib):
 
 
 def test_the_execution_plan_names_the_blas():
-    # NumPy's wheels come with one that threadpoolctl knows.
+    # threadpoolctl knows the BLAS of NumPy's wheels.
     found = plan.blas_libraries()
     if not found:
         pytest.skip("this NumPy's BLAS is unknown to threadpoolctl")

@@ -1,7 +1,6 @@
-"""Every way in which CuPy can fail, on machines without one: fake `cupy` modules stand in for it.
+"""Every way in which CuPy can fail, tested on machines without it by fake `cupy` modules.
 
-What the fakes do is read from CuPy 14's source. The same tests run where
-there is a GPU: the real module is put aside for them.
+The fakes do what CuPy 14's source does. The tests also run where there is a GPU: they put the real module aside.
 """
 
 from __future__ import annotations
@@ -24,34 +23,34 @@ INSTALL = 'pip install "cupy-cuda13x[ctk]"'
 
 
 class Ndarray(np.ndarray):
-    """What the fake's functions return where it matters that it is not NumPy's."""
+    """The fake's array type, for tests in which an array must not be NumPy's."""
 
 
 Ndarray.__module__, Ndarray.__name__ = "cupy", "ndarray"
 
 
 class OutOfMemoryError(MemoryError):
-    """CuPy's: a MemoryError that is no DeviceMemoryError."""
+    """As CuPy's: a MemoryError, but not a DeviceMemoryError."""
 
 
 class DynamicLibNotFoundError(RuntimeError):
-    """cuda-pathfinder's, when NVRTC is missing."""
+    """As cuda-pathfinder's, raised if NVRTC is missing."""
 
 
 class CUDARuntimeError(RuntimeError):
-    """CuPy's."""
+    """As CuPy's."""
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No cupy in sys.modules, no backend remembered; afterwards everything is as it was."""
+    """Remove cupy from sys.modules, and the loaded backends; restore both after the test."""
     for name in cupy_modules():
         monkeypatch.delitem(sys.modules, name)
     known = {name: lib for name, lib in registry._instances.items() if name != "cupy"}
     monkeypatch.setattr(registry, "_instances", known)
     monkeypatch.setattr(registry, "_owners", {})
     yield
-    for name in cupy_modules():  # the fakes; monkeypatch brings the real ones back
+    for name in cupy_modules():  # the fakes; monkeypatch restores the real modules
         del sys.modules[name]
 
 
@@ -69,7 +68,7 @@ def raising(error: BaseException) -> Callable[..., None]:
 def fake_cupy(
     driver: int = 13000, needed: int = 13000, gpu: bool = True, **replaced: object
 ) -> types.ModuleType:
-    """A module that does what the backend needs, on NumPy's arrays."""
+    """Make a module with everything that the backend needs, computed on NumPy's arrays."""
     module = types.ModuleType("cupy")
     module.__version__ = "14.2.0"
     module.waits = []
@@ -97,12 +96,12 @@ Installer = Callable[[pytest.MonkeyPatch, Path], None]
 
 
 def having(**options: object) -> Installer:
-    """CuPy can be imported and is like this."""
+    """A CuPy that can be imported, with these attributes."""
     return lambda monkeypatch, folder: monkeypatch.setitem(sys.modules, "cupy", fake_cupy(**options))
 
 
 def written(code: str) -> Installer:
-    """The package's __init__.py is this code."""
+    """A CuPy whose __init__.py is this code."""
 
     def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         (folder / "cupy").mkdir()
@@ -113,7 +112,7 @@ def written(code: str) -> Installer:
 
 
 def not_installed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)  # Python's own way of saying so
+    monkeypatch.setitem(sys.modules, "cupy", None)  # makes `import cupy` fail
 
 
 def silent_runtime(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -146,7 +145,7 @@ TWO_WHEELS = f"""
 HEADERS = "Failed to find CUDA headers. Please install CUDA toolkit headers."
 NVRTC = 'Failure finding "libnvrtc.so": No such file\n  searched: site-packages'
 
-# Name of the failure -> how to have it, and what the message must contain: what is wrong, what mends it.
+# Name of the failure -> how to produce it, and what the message must contain: what is wrong, and what to do.
 FAILURES: dict[str, tuple[Installer, tuple[str, ...]]] = {
     "not installed": (not_installed, ("not installed", INSTALL, "cupy-cuda12x[ctk]")),
     "a dependency missing": (
@@ -155,11 +154,11 @@ FAILURES: dict[str, tuple[Installer, tuple[str, ...]]] = {
     ),
     "banner": (
         written(f"raise ImportError({BANNER % (chr(10) + '  ')!r})"),
-        ("ImportError: libcudart.so.13: cannot open shared object file; uninstall it", INSTALL),
+        ("ImportError: libcudart.so.13: cannot open shared object file. Uninstall it", INSTALL),
     ),
     "built for another numpy": (
         written("raise ValueError('numpy.dtype size changed, may indicate binary incompatibility')"),
-        ("breaks when it is imported", "numpy.dtype size changed", INSTALL),
+        ("importing CuPy fails", "numpy.dtype size changed", INSTALL),
     ),
     "two wheels": (
         written(f"import warnings; warnings.warn({TWO_WHEELS!r})"),
@@ -196,7 +195,7 @@ FAILURES: dict[str, tuple[Installer, tuple[str, ...]]] = {
     ),
     "wrong product": (
         having(matmul=lambda a, b: a * b),
-        ("[[1.0, 4.0], [9.0, 16.0]]", "that is [[7.0, 10.0], [15.0, 22.0]]", "nvidia-smi", "reinstall CuPy"),
+        ("[[1.0, 4.0], [9.0, 16.0]]", "which is [[7.0, 10.0], [15.0, 22.0]]", "nvidia-smi", "reinstall CuPy"),
     ),
     "wrong kernel": (
         having(maximum=np.minimum),
@@ -217,13 +216,13 @@ def diagnosis(failure: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> st
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_each_failure_is_one_line_that_says_what_mends_it(failure, monkeypatch, tmp_path):
+def test_each_failure_is_one_line_that_says_what_to_do(failure, monkeypatch, tmp_path):
     message = diagnosis(failure, monkeypatch, tmp_path)
     assert message.startswith("cupy: ")
     assert "\n" not in message
     for part in FAILURES[failure][1]:
         assert part in message
-    assert "cupy" not in registry._instances  # not remembered: the next try looks again
+    assert "cupy" not in registry._instances  # so the next use tries again
     assert current_backend().name == "numpy"
 
 
@@ -242,24 +241,24 @@ def test_no_two_failures_say_the_same(monkeypatch, tmp_path):
     ("banner", "shown"),
     [
         (BANNER % " ", "ImportError: libcudart.so.13: cannot open shared object file"),  # on the same line
-        ("something\nOriginal error:", "Original error:"),  # cut off: nothing better is there
+        ("something\nOriginal error:", "Original error:"),  # cut off after the heading
         ("libcuda is odd\nand a second line", "libcuda is odd"),  # no banner at all
         ("", "ImportError"),
     ],
 )
-def test_the_line_that_matters_of_an_import_error(banner, shown, monkeypatch, tmp_path):
+def test_the_line_of_an_import_error_that_names_the_cause(banner, shown, monkeypatch, tmp_path):
     written(f"raise ImportError({banner!r})")(monkeypatch, tmp_path)
     with pytest.raises(BackendUnavailableError, match="cannot be imported") as caught:
         CupyBackend()
-    assert f"cannot be imported: {shown}; uninstall it" in str(caught.value)
+    assert f"cannot be imported: {shown}. Uninstall it" in str(caught.value)
 
 
-def test_other_warnings_of_the_import_do_no_harm(monkeypatch, tmp_path):
+def test_other_warnings_of_the_import_are_ignored(monkeypatch, tmp_path):
     written("import warnings; warnings.warn('cuTENSOR is old')")(monkeypatch, tmp_path)
     assert import_cupy().__file__.startswith(str(tmp_path))
 
 
-def test_an_old_drivers_advice_names_only_wheels_that_exist(monkeypatch, tmp_path):
+def test_the_advice_for_an_old_driver_names_only_wheels_that_exist(monkeypatch, tmp_path):
     # CuPy 14, the oldest that pyproject.toml allows, has wheels for CUDA 12 and 13.
     having(driver=11080, gpu=False)(monkeypatch, tmp_path)
     with pytest.raises(BackendUnavailableError, match="update the driver") as caught:
@@ -270,7 +269,7 @@ def test_an_old_drivers_advice_names_only_wheels_that_exist(monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("driver", [13000, 13010, 14000, 13020])
 @pytest.mark.parametrize("needed", [13000, 13010])
-def test_a_driver_of_the_same_major_version_or_newer_will_do(working, driver, needed):
+def test_a_driver_of_the_same_major_version_or_newer_is_accepted(working, driver, needed):
     # CUDA's minor version compatibility: a 13.0 driver runs a 13.1 runtime.
     sys.modules["cupy"].cuda.runtime.driverGetVersion = lambda: driver
     sys.modules["cupy"].cuda.runtime.runtimeGetVersion = lambda: needed
@@ -279,14 +278,14 @@ def test_a_driver_of_the_same_major_version_or_newer_will_do(working, driver, ne
 
 @pytest.fixture
 def working(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A CuPy that works. array_api_compat.cupy cannot be imported without the real one."""
+    """A CuPy that works; array_api_compat.cupy is faked too, since it needs the real CuPy."""
     cupy = fake_cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", np)
     return cupy
 
 
-def test_a_failure_that_was_mended_is_forgotten(monkeypatch, tmp_path):
+def test_a_backend_works_after_its_failure_is_fixed(monkeypatch, tmp_path):
     with monkeypatch.context() as patches:
         not_installed(patches, tmp_path)
         assert "not installed" in registry.available_backends()["cupy"]
@@ -295,7 +294,7 @@ def test_a_failure_that_was_mended_is_forgotten(monkeypatch, tmp_path):
     assert registry.available_backends()["cupy"] == ""
 
 
-def test_the_variable_and_with_tell_the_same_reason(monkeypatch, tmp_path):
+def test_the_variable_and_a_with_block_give_the_same_reason(monkeypatch, tmp_path):
     having(driver=0, gpu=False)(monkeypatch, tmp_path)
     monkeypatch.setenv("XNN_BACKEND", "cupy")
     with pytest.raises(BackendUnavailableError, match="no NVIDIA driver"):
@@ -374,7 +373,7 @@ def test_a_cupy_array_where_cupy_does_not_work_says_why(monkeypatch, tmp_path):
         backend_of(np.ones(3).view(Ndarray))
 
 
-# What can be told without importing CuPy: `xnn info`.
+# The diagnosis without importing CuPy, for `xnn info`.
 
 
 def test_quick_diagnosis_of_a_missing_package(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Random streams: the same bits on every backend and machine, and today's bits tomorrow."""
+"""Random streams: the same bits on every backend, on every machine and in every later version."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def hexadecimal(words: np.ndarray) -> str:
 
 
 def before(counter: tuple[int, ...]) -> int:
-    """NumPy adds one to the 256-bit counter before it makes a block; 0 comes after all ones."""
+    """Subtract 1 from a 256-bit counter, since NumPy adds 1 before it makes a block; 0 becomes all ones."""
     return (sum(word << 64 * i for i, word in enumerate(counter)) - 1) % 2**256
 
 
@@ -58,15 +58,15 @@ def test_numpys_philox_gives_the_known_answers(counter, key, words):
 
 
 def test_philox_words_gives_the_known_answer_of_counter_and_key_0(lib):
-    # The second key word is always 0 and the block number starts at 1, so of the three vectors only this
-    # one can be had, by undoing that 1 on the way to the device.
+    # A stream's second key word is 0 and its block number starts at 1. So only this one of the three vectors can be
+    # computed, if the 1 is subtracted on the way to the device.
     stream = Stream(0, 0)  # type: ignore[arg-type]
     words = philox(lib.xp, lib.to_device(np.zeros(1, np.uint64)), stream)
     assert hexadecimal(lib.to_host(words)) == KNOWN[0][2]
 
 
 def test_philox_words_carries_through_the_largest_numbers(lib):
-    # The multiplication by halves has its carries here: all ones in every word that a stream can set.
+    # All ones in every word that a stream can set: here the products of halves have carries.
     stream = Stream(TOP, TOP, TOP, TOP)  # type: ignore[arg-type]
     words = philox(lib.xp, lib.to_device(np.full(1, TOP, np.uint64)), stream)
     native = np.random.Philox(counter=before((TOP,) * 4), key=TOP).random_raw(4)
@@ -99,7 +99,7 @@ def test_device_words_equal_host_words(seed, index, step, start, count):
     count=st.integers(0, 60),
     offset=st.integers(0, 2**40),
 )
-def test_any_slice_is_the_slice_of_a_longer_draw(seed, purpose, index, step, start, count, offset):
+def test_part_of_a_stream_equals_that_part_of_a_longer_draw(seed, purpose, index, step, start, count, offset):
     stream = Stream(seed, purpose, index, step)
     longer = stream.words(offset, start + count + 3)
     assert stream.words(offset + start, count).tolist() == longer[start : start + count].tolist()
@@ -108,7 +108,7 @@ def test_any_slice_is_the_slice_of_a_longer_draw(seed, purpose, index, step, sta
 
 
 def test_streams_share_no_words():
-    # Every one of the four coordinates counts, and no one is another's neighbour.
+    # Seed, purpose, index and step each give other words, and no stream continues another one.
     streams = [
         Stream(seed, purpose, index, step)
         for seed in (0, 1, 2**63)
@@ -121,7 +121,7 @@ def test_streams_share_no_words():
 
 
 def test_a_numpy_integer_is_a_seed():
-    # Seeds come out of NumPy arrays, too.
+    # Seeds may come from NumPy arrays.
     assert (
         Stream(np.int64(5), Purpose.SPLIT).words(0, 9).tolist()
         == Stream(5, Purpose.SPLIT).words(0, 9).tolist()
@@ -154,7 +154,7 @@ def test_uniform_stays_strictly_inside(monkeypatch, low, high):
     assert low < smallest < largest < high
 
 
-def test_shapes_are_only_shapes():
+def test_the_numbers_do_not_depend_on_the_shape():
     stream = Stream(9, Purpose.WEIGHTS)
     assert stream.uniform((3, 4)).ravel().tolist() == stream.uniform((12,)).tolist()
     assert stream.normal(()).shape == ()
@@ -163,7 +163,7 @@ def test_shapes_are_only_shapes():
 
 
 def kolmogorov_smirnov(cumulative: np.ndarray) -> float:
-    """sqrt(n) times the largest distance of sorted values' distribution function from the empirical one."""
+    """Return the Kolmogorov-Smirnov statistic sqrt(n) * max |F(x) - empirical F(x)|, from sorted values of F."""
     n = len(cumulative)
     above, below = np.arange(1, n + 1) / n - cumulative, cumulative - np.arange(n) / n
     return float(math.sqrt(n) * max(above.max(), below.max()))
@@ -183,14 +183,14 @@ def test_normal_is_normal():
 
 
 def probabilities() -> np.ndarray:
-    """A grid, both tails to the last draw that `uniform` can make, and where the formulas change over."""
+    """Return probabilities: a grid, both tails up to the smallest that `uniform` draws, and where formulas change."""
     tail = 2.0 ** -np.arange(2.0, 54.0)
     joints = np.array([0.075, 0.925, math.exp(-25.0)])
     near = np.concatenate([joints, np.nextafter(joints, 0.0), np.nextafter(joints, 1.0)])
     return np.concatenate([np.arange(1, 20_000) / 20_000, tail, 1.0 - tail, near])
 
 
-def test_the_quantile_is_scipys():
+def test_the_quantile_agrees_with_scipys():
     special = pytest.importorskip("scipy.special")
     p = probabilities()
     z = special.ndtri(p)
@@ -198,7 +198,7 @@ def test_the_quantile_is_scipys():
 
 
 def test_the_quantile_undoes_the_distribution_function():
-    # Without SciPy: P(Z <= z) by the C library's erfc, whose own error the tail multiplies.
+    # P(Z <= z) by the C library's erfc; in the tail its relative error is magnified.
     p = probabilities()
     back = [0.5 * math.erfc(-z / math.sqrt(2)) for z in _normal_quantile(p)]
     np.testing.assert_allclose(back, p, rtol=1e-13)
@@ -211,14 +211,14 @@ def test_the_quantile_is_odd_and_increasing():
     assert (np.diff(z) > 0).all()
 
 
-def test_the_logarithm_is_the_c_librarys():
+def test_the_logarithm_agrees_with_the_c_librarys():
     x = np.concatenate([2.0 ** -np.arange(0.0, 60.0), np.linspace(1e-3, 3.0, 5001), [math.sqrt(0.5)]])
     expected = [math.log(v) for v in x]
     np.testing.assert_allclose(_log(x), expected, rtol=4e-16, atol=1e-17)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1000])
-def test_a_permutation_is_one(n):
+def test_a_permutation_has_each_index_once(n):
     order = Stream(4, Purpose.SHUFFLE, 0, 1).permutation(n)
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(n))
@@ -264,8 +264,8 @@ PINNED = {
 
 
 @pytest.mark.parametrize("draw", PINNED)
-def test_streams_are_what_they_were(draw):
-    # A change here changes every seeded run and every published number: it needs a new major version.
+def test_the_bits_of_streams_never_change(draw):
+    # Other bits change every seeded run and every published number: they need a new major version.
     function, pinned = PINNED[draw]
     assert digest(function(Stream(2026, Purpose.WEIGHTS, 3, 5))) == pinned
 
@@ -296,7 +296,7 @@ def test_masks_are_the_same_on_every_backend(lib, shape):
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 8])
-def test_a_shard_draws_its_part_of_the_whole_mask(lib, width):
+def test_a_shard_draws_its_rows_of_the_whole_mask(lib, width):
     stream = Stream(17, Purpose.DROPOUT, 2, 9)
     whole = lib.to_host(lib.keep_mask(stream, (12, width), 0.4))
     for first, rows in ((0, 12), (1, 4), (5, 7), (11, 1)):
@@ -320,7 +320,7 @@ def test_noise_is_the_same_on_every_backend(lib, shape):
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 8])
-def test_a_shard_draws_its_part_of_the_whole_noise(lib, width):
+def test_a_shard_draws_its_rows_of_the_whole_noise(lib, width):
     stream = Stream(17, Purpose.AUGMENT, 2, 9)
     whole = lib.to_host(lib.signed(stream, (12, width)))
     for first, rows in ((0, 12), (1, 4), (5, 7), (11, 1)):
@@ -329,7 +329,7 @@ def test_a_shard_draws_its_part_of_the_whole_noise(lib, width):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999, 1 - 2.0**-53])
-def test_the_rate_is_honoured(lib, rate):
+def test_masks_drop_the_given_share(lib, rate):
     n = 100_000
     dropped = n - int(lib.to_host(lib.keep_mask(Stream(1, Purpose.DROPOUT), (n,), rate)).sum())
     assert abs(dropped - n * rate) <= 4 * math.sqrt(n * rate * (1 - rate))

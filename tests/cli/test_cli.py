@@ -20,9 +20,9 @@ import xnn
 from xnn import losses, ops, optimizers
 from xnn.backends import backend_names, get_backend
 from xnn.backends.threads import limit_threads
-from xnn.cli.check import CASES
 from xnn.data import Batches, load, synthetic_digits
 from xnn.layers import files
+from xnn.ops.cases import CASES
 from xnn.runs.mlp import mlp
 
 KEYS = {

@@ -17,8 +17,8 @@ from xnn.data import load, synthetic_digits
 from xnn.errors import OptionError
 from xnn.layers.files import metadata, weights_sha256
 from xnn.runs.mlp import mlp
+from xnn.runs.schedule_text import NAMED, read_schedule, schedule_text
 from xnn.runs.spec import LOSSES, OPTIMIZERS, Run, balanced_weights
-from xnn.schedule_text import NAMED, read_schedule, schedule_text
 from xnn.training import Trainer
 
 TRAIN = ("--hidden", "8", "--epochs", 2, "--batch-size", 50, "--threads", 1)  # 240 rows: five steps an epoch

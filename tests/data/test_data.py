@@ -38,7 +38,7 @@ def test_load_csv_regression(tmp_path):
     assert rows_of(data.x_train, data.x_val, data.x_test) == rows_of(x)
     for features, targets in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
         np.testing.assert_array_equal(targets[:, 0], features[:, 0] / 7)  # a row keeps its target
-    again = load(str(path))  # a text is a path too, and the split is always the same
+    again = load(str(path))  # a string is a path too, and the split is always the same
     for a, b in zip(data, again, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -117,7 +117,7 @@ X, Y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
     ],
 )  # fmt: skip
 def test_load_npz_refuses(tmp_path, arrays):
-    """When it is loaded, not after an hour of training."""
+    """The error comes when the file is loaded, not after an hour of training."""
     path = tmp_path / "t.npz"
     np.savez(path, **arrays)
     with pytest.raises(CorruptFileError) as caught:
@@ -188,7 +188,7 @@ def test_load_fashion_mnist_from_disk(cache):
 
 
 def test_mnist_files_are_not_fashion_mnist(cache, tmp_path, monkeypatch):
-    """Both sets have the same file names: digits lying in the home itself must not pass for clothes."""
+    """Both sets have the same file names: MNIST's in the home itself must not be taken for Fashion-MNIST's."""
     monkeypatch.setattr("xnn.data.datasets._FASHION_MIRRORS", (f"http://127.0.0.1:{closed_port()}/",))
     for name in ("home", "mnist"):
         write_images(tmp_path / name, 20)
@@ -238,13 +238,13 @@ def test_rescaling(tmp_path, monkeypatch):
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-9)
     np.testing.assert_allclose(z.std(axis=0), [1, 0], atol=1e-9)  # a constant column has no spread
     monkeypatch.setattr("xnn.data.datasets._SYNTHETIC", (8, 1, 1))
-    assert load("synthetic").rescaling() == (1 / 255, 0.0)  # bytes have a scale of their own
+    assert load("synthetic").rescaling() == (1 / 255, 0.0)  # pixels have a fixed scale
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 0.001, 123456.789, -0.7, 1e30])
 @pytest.mark.parametrize("rows", [10, 100])
 def test_a_column_that_float32_cannot_tell_from_constant_is_not_scaled(tmp_path, value, rows):
-    """The mean of equal numbers is rounded: what 1 / std made of that was 3.6e16."""
+    """The mean of equal numbers may be rounded: then std is not 0, and 1 / std was 3.6e16."""
     wiggle = np.where(np.arange(rows) % 2, 1.0, 1.0 + 1e-9)
     seen = np.where(np.arange(rows) % 2, 1.0, 1.0 + 1e-4)
     columns = np.full(rows, value), value * wiggle, value * seen, np.arange(rows) / 7
@@ -258,7 +258,7 @@ def test_a_column_that_float32_cannot_tell_from_constant_is_not_scaled(tmp_path,
 
 
 def test_a_test_row_does_not_move_the_standardization(tmp_path):
-    """It is fitted on the training part alone."""
+    """The scaling is computed from the training part only."""
     table = np.column_stack([np.arange(50.0), np.arange(50.0) ** 2, np.arange(50.0) / 9])
 
     def scaling(changed):
@@ -276,7 +276,7 @@ def test_a_test_row_does_not_move_the_standardization(tmp_path):
 
 @pytest.mark.parametrize("name", [3, b"mnist", ["mnist"], True])
 def test_a_name_that_is_none(name):
-    with pytest.raises(OptionError, match="a name or a path"):
+    with pytest.raises(OptionError, match=r"there is no data set .*; choose mnist"):
         load(name)
 
 
@@ -306,7 +306,7 @@ def test_a_stratified_split(labels, split, seed):
     rest = counts - tested
     for given_, of, whole in ((tested, counts, len(labels)), (held, rest, len(labels) - len(parts[2]))):
         share = of * given_.sum() / whole
-        # A class that keeps its last row leaves its place to others.
+        # Where a class keeps its last row, another class gives one more.
         assert np.all(np.abs(given_ - share) < (1.0 if counts[counts > 0].min() >= 10 else 2.0))
     trained = np.bincount(labels[parts[0]], minlength=len(counts))
     assert np.all(trained[counts >= 3] > 0)
@@ -384,7 +384,7 @@ def test_the_report_of_a_regression(tmp_path):
     ],
 )
 def test_synthetic_bytes_are_pinned(seed, digest):
-    """On every machine and NumPy: results named "synthetic" stay comparable."""
+    """The bytes are the same on every machine, so that results named "synthetic" can be compared."""
     x, y = synthetic_digits(100, seed)
     assert hashlib.sha256(x.tobytes() + y.astype("<i8").tobytes()).hexdigest() == digest
 
@@ -443,7 +443,7 @@ def test_batches_order_depends_on_seed_and_epoch_alone():
     assert len({tuple(o) for o in orders}) == 6
     assert list(range(50)) not in orders
     batches = Batches((x,), 7, seed=0)
-    list(batches.epoch(0))  # drawing an epoch changes nothing that another would see
+    list(batches.epoch(0))  # drawing an epoch does not change the next one
     assert batches.order(3).tolist() == order(7, 0, 3)
 
 
@@ -456,7 +456,7 @@ def test_batches_are_copies():
 
 
 def test_batches_gather_on_the_device(lib):
-    """array-api-strict's pretend device raises for a hidden host array; uint8 stays uint8 there too."""
+    """No host array reaches the device (array-api-strict would raise), and uint8 stays uint8."""
     x, y = np.arange(44, dtype=np.uint8).reshape(11, 4), np.arange(11)
     device = lib.to_device(x), lib.to_device(y)
     batches = Batches(device, 4, seed=2)
@@ -469,7 +469,7 @@ def test_batches_gather_on_the_device(lib):
 
 
 def test_batches_of_host_and_device_arrays(lib):
-    """Each is gathered where it lives."""
+    """A batch is on the host or the device as its array is."""
     x, y = np.arange(5.0), lib.to_device(np.arange(5))
     xb, yb = next(Batches((x, y), 3).epoch(0))
     assert isinstance(xb, np.ndarray)
@@ -497,9 +497,23 @@ def test_batches_refuse_seeds(seed):
 
 
 def test_part_of_mnist_is_no_reason_for_synthetic_digits(cache, tmp_path, monkeypatch):
-    """One file of four is there: the user means MNIST, and must hear what is missing."""
+    """One file of four is there: the user means MNIST, and is told which is missing."""
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "train-labels-idx1-ubyte").write_bytes(b"\x00\x00\x08\x01" + bytes(4))
     monkeypatch.setattr("xnn.data.datasets._MNIST_MIRRORS", ("http://127.0.0.1:9/",))
     with pytest.raises(DataNotFoundError, match="train-images"):
         load(None, tmp_path)
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def test_reprs_are_one_line(tmp_path):
+    np.savez(tmp_path / "t.npz", x=np.zeros((20, 2, 3), np.uint8), y=np.arange(20) / 7)
+    assert repr(load(tmp_path / "t.npz")) == (
+        "<Dataset t.npz: 16 training + 2 validation + 2 test samples, (2, 3) uint8, 1 target>"
+    )
+    assert repr(load("synthetic")).endswith("samples, (784,) uint8, 10 classes>")
+    assert repr(Batches((np.zeros((1000, 50)), np.zeros(1000)))) == (
+        "Batches(1000 rows, batch_size=32, shuffle=True, seed=0)"
+    )

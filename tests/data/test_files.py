@@ -1,4 +1,4 @@
-"""Files: nothing in an idx file is believed, and a cache only holds checked files."""
+"""Files: everything in an idx file is checked, and the cache holds checked files only."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_data_home_that_is_not_there(cache, tmp_path, monkeypatch):
 
 
 def test_find_order(cache, tmp_path, monkeypatch):
-    """data_home before XNN_DATA_HOME before the cache; a home may be the set's folder itself; names in order."""
+    """data_home, XNN_DATA_HOME, the cache; a home may be the folder of the data set itself; names in order."""
     named, home = tmp_path / "named" / "set", tmp_path / "home" / "set"
     monkeypatch.setenv("XNN_DATA_HOME", str(home))
     places = [named / "set", named, home / "set", home, cache / "set"]
@@ -140,7 +140,7 @@ def test_find_order(cache, tmp_path, monkeypatch):
         found = find("set", ("a.gz", "a"), named)
         assert found == wanted.pop(0)
         found.unlink()
-    (cache / "a").write_text("")  # in no folder that says what it is
+    (cache / "a").write_text("")  # in no folder of the name of the data set
     assert find("set", ("a.gz", "a"), named) is None
 
 
@@ -274,7 +274,7 @@ def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
 def test_what_is_no_regular_file_is_not_replaced(tmp_path):
-    """A device or a pipe in the file's place would be gone after the move."""
+    """A device or a pipe would be replaced by a file."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, "/dev/null"):

@@ -267,7 +267,7 @@ def test_targets_that_are_none(tmp_path, target):
 def test_two_columns_of_one_name(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a,b,a\n" + "1,2,3\n4,5,0.6\n" * 5)
-    with pytest.raises(OptionError, match="2 columns are called so"):
+    with pytest.raises(OptionError, match="2 columns have this name"):
         load(path, target="a")
     assert load(path, target=0).columns.features == (1, 2)
 
@@ -333,6 +333,7 @@ def test_classes_called_plus_and_minus(tmp_path):
         {"split": (0.8, 0.2, 0.2)},
         {"split": (0.8, 0.3, -0.1)},
         {"split": "811"},
+        {"split": 0.8},
         {"split": (float("nan"), 0.5, 0.5)},
         {"seed": -1},
         {"seed": 1.5},
@@ -440,10 +441,10 @@ def test_samples_that_do_not_fit(tmp_path):
             {},
             r"line 2, field 1 \('a'\): '1,5' is not a number: numbers are written 1\.5",
         ),
-        ("a,b,y\n1,5,2,0\n", {}, r"4 fields where 3 were expected; a comma in a number\?"),
+        ("a,b,y\n1,5,2,0\n", {}, r"4 fields, and 3 were expected; a comma in a number\?"),
         ("a;b;y\n1,5;2;0\n", {}, r"one column; .* with commas between the fields, not ';'"),
         ("1,5;2,5;0\n", {}, r"'5;2' is not a number: .* fields have commas between them"),
-        ("a,b,y\n1,2,0\n", {"header": False}, r"line 1, .*'a' is not a number; .* leave --no-header"),
+        ("a,b,y\n1,2,0\n", {"header": False}, r"line 1, .*'a' is not a number; .* omit --no-header"),
         ("größe,y\n1,0\n".encode("latin-1"), {}, r"not a CSV file in UTF-8 \(byte 0xf6\): save it .* UTF-8"),
     ],
     ids=["quoted", "comma", "semicolon", "both", "header", "latin-1"],

@@ -1,4 +1,4 @@
-"""What crosses into exact numerics by other ways than an op's inputs, and what leaves them."""
+"""Values that enter exact numerics in other ways than as an op's inputs, and values that leave them."""
 
 import copy
 import json
@@ -14,8 +14,8 @@ from xnn.backends import get_backend
 from xnn.backends.exact import ScaledIntegers
 from xnn.errors import GraphError, OptionError
 from xnn.layers.files import metadata
-from xnn.ops.op import apply_rule, backward_of, batch_sum, forward_of
-from xnn.ops.shaping import scatter_add
+from xnn.ops.apply import apply_rule, backward_of, batch_sum, forward_of
+from xnn.ops.indexing import scatter_add
 from xnn.runs.mlp import mlp
 
 LIB = get_backend("numpy")
@@ -29,7 +29,7 @@ def _exact():
 
 
 class Weighted(xnn.Op):
-    """x by weights that come as an option and add to 1."""
+    """Multiplies x by weights, an option of the op, divided by their sum."""
 
     def forward(self, xp, x, *, weights):
         return x * (weights / xp.sum(weights)) + xp.exp(weights * 0.0), None
@@ -39,7 +39,7 @@ class Weighted(xnn.Op):
 
 
 class Holding(xnn.Op):
-    """What an op has of its own: float32 arrays that never went through the boundary."""
+    """Computes with float32 arrays of its own, which were never converted to float64."""
 
     def forward(self, xp, x):
         own = xp.asarray(WEIGHTS)
@@ -50,7 +50,7 @@ class Holding(xnn.Op):
         return (grad,)
 
 
-def test_float32_that_is_no_input_is_widened_too():
+def test_float32_arrays_that_are_not_inputs_are_converted_too():
     x = np.ones((2, 4), np.float32)
     np.testing.assert_array_equal(
         Weighted()(x, weights=WEIGHTS)[0] - 1.0, np.float32([0.1, 0.2, 0.3, 0.4]) + 1 - 1
@@ -65,7 +65,7 @@ def test_float32_that_is_no_input_is_widened_too():
     assert apply_rule(lambda xp, a, *, b: xp.sum(a * b), xp, (WEIGHTS,), {"b": WEIGHTS}) == 300000.0
 
 
-def test_float32_that_a_users_op_returns_is_stored_clean():
+def test_float32_from_a_users_op_is_stored_without_subnormals_and_minus_zero():
     class Raw(xnn.Op):
         def forward(self, xp, x):
             return np.float32([-0.0, 1e-42, -1e-40, 2.5]), None
@@ -75,7 +75,7 @@ def test_float32_that_a_users_op_returns_is_stored_clean():
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.bool_])
-def test_integers_over_the_batch(dtype):
+def test_sums_of_integers_over_the_batch(dtype):
     xp, x = LIB.exact, np.array([[1, 0], [1, 1], [0, 1]]).astype(dtype)
     for axis, right in ((None, 4), (0, [2, 2]), (1, [1, 2, 1])):
         found = batch_sum(xp, x, axis=axis)
@@ -90,12 +90,12 @@ def test_integers_over_the_batch(dtype):
 @pytest.mark.parametrize(
     "x", [np.uint8([0, 5]), np.int32([-(2**31), 5]), np.bool_([True, False]), np.array([2.0, np.nan])]
 )
-def test_argmin_and_argmax_are_numpys(x):
+def test_argmin_and_argmax_agree_with_numpys(x):
     xp = LIB.exact
     assert (xp.argmin(x), xp.argmax(x)) == (np.argmin(x), np.argmax(x))
 
 
-def test_numbers_beyond_an_integers_range_become_its_ends():
+def test_numbers_beyond_an_integers_range_are_limited_to_it():
     x = np.array([1e30, -1e30, np.inf, np.nan, 3.7, -3.7])
     xp = LIB.exact
     assert xp.astype(x, np.int32).tolist() == [2**31 - 1, -(2**31), 2**31 - 1, 0, 3, -3]
@@ -103,7 +103,7 @@ def test_numbers_beyond_an_integers_range_become_its_ends():
     assert xp.astype(x, np.int64).tolist() == [2**63 - 1024, -(2**63), 2**63 - 1024, 0, 3, -3]
 
 
-def test_scaled_integers_are_arrays_to_who_reads_them():
+def test_scaled_integers_act_as_arrays():
     pixels = np.array([[51, 102], [0, 255]], np.uint8)
     x = layers.Rescale(1 / 255).forward(pixels)
     right = np.float32([[0.2, 0.4], [0.0, 1.0]])
@@ -124,7 +124,7 @@ def test_scaled_integers_are_arrays_to_who_reads_them():
 
 
 @pytest.mark.parametrize("make", [lambda: layers.Sigmoid(), lambda: layers.Dense(3, 2, seed=0)])
-def test_forward_and_backward_keep_to_one_numerics(make):
+def test_a_backward_pass_in_other_numerics_is_refused(make):
     layer, x = make(), np.ones((4, 3), np.float32)
     y = layer.forward(x)
     with (
@@ -139,7 +139,7 @@ def test_forward_and_backward_keep_to_one_numerics(make):
         loss.backward()
 
 
-def test_a_model_and_its_file_tell_how_it_was_trained(tmp_path):
+def test_a_model_and_its_file_say_how_it_was_trained(tmp_path):
     x, y = np.eye(10, dtype=np.float32), np.arange(10)
 
     def fit(model, numerics):
@@ -171,7 +171,7 @@ def test_a_model_and_its_file_tell_how_it_was_trained(tmp_path):
 
 @pytest.mark.parametrize("bias", [(3,), (1, 3), (1, 1), ()], ids=str)
 @pytest.mark.parametrize("cuts", [(1,), (0,), (1, 1), (2, 3)], ids=str)
-def test_gradients_of_shards_whatever_their_rows_and_the_biass_shape(bias, cuts):
+def test_workers_have_the_whole_batchs_gradients_for_any_shards_and_bias(bias, cuts):
     draw = np.random.default_rng(0).standard_normal
     x, w, dy = (draw(s).astype(np.float32) for s in ((4, 5), (5, 3), (4, 3)))
     b = np.zeros(bias, np.float32)
@@ -186,7 +186,7 @@ def test_gradients_of_shards_whatever_their_rows_and_the_biass_shape(bias, cuts)
         assert gradient[1].shape == bias
 
 
-def test_a_table_that_workers_share_gets_all_their_rows():
+def test_scatter_add_over_workers_adds_the_rows_of_all():
     rows = np.random.default_rng(1).standard_normal((6, 2))
     indices = np.array([0, 2, 0, 1, 2, 2])
     whole = scatter_add(LIB.math, 3, indices, rows, batch=True)
@@ -198,8 +198,8 @@ def test_a_table_that_workers_share_gets_all_their_rows():
     assert found[0].tobytes() == found[1].tobytes() == whole.tobytes()
 
 
-def test_machine_code_older_than_the_constants_is_made_again(monkeypatch):
-    """The compiled loops are tried against the ops first; else all are compiled anew, or refused."""
+def test_machine_code_that_differs_from_the_ops_is_compiled_again(monkeypatch):
+    """The loops are compared with the ops; if they differ, all are compiled again; if they still differ, refused."""
     pytest.importorskip("numba")
     from xnn.backends.exact.kernels import compiled_loops, compiled_passes
     from xnn.errors import BackendUnavailableError
@@ -217,7 +217,7 @@ def test_machine_code_older_than_the_constants_is_made_again(monkeypatch):
     with pytest.raises(BackendUnavailableError, match="differs from the ops in its bits"):
         compiled_passes.prepare(LIB.exact)
     monkeypatch.undo()
-    monkeypatch.setattr(compiled_passes.loops, "adam", lambda *arrays: None)  # and the trial can fail
+    monkeypatch.setattr(compiled_passes.loops, "adam", lambda *arrays: None)  # must be noticed
     with xnn.numerics("exact"):
         assert not compiled_passes.has_the_ops_bits(LIB.exact)
 
@@ -241,7 +241,7 @@ def test_a_plan_says_whether_updates_were_folded():
     assert plans[0] == plans[1]
 
 
-def test_records_of_another_xnn_are_told_from_faults():
+def test_a_record_by_another_version_that_cannot_be_read_says_so():
     from xnn.runs.spec import Run
 
     known = {

@@ -1,4 +1,4 @@
-"""Images and words in exact numerics: dense's slices, and the same bits whatever kernels, backend, order, workers."""
+"""Convolution and embedding in exact numerics: the same bits for all kernels, backends, orders and workers."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from xnn import layers, losses, ops
 from xnn.backends import get_backend
 from xnn.backends.exact import ScaledIntegers
 from xnn.layers.files import weights_sha256
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 
 LIB = get_backend("numpy")
 
@@ -25,7 +25,7 @@ def _exact():
 @pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), GEOMETRIES, ids=str)
 @pytest.mark.parametrize("kind", ["full", "wide"])
 def test_conv2d_is_dense_of_its_windows(kernel, stride, padding, dilation, kind):
-    """y and dw to the bit; dx, whose windows are added in float64, to one rounding."""
+    """y and dw have the same bits; dx, whose windows are added in float64, agrees to one rounding."""
     x, w, b = draw(kind, (3, 2, 7, 8), 1), draw(kind, (4, 2, *kernel), 2), draw("even", (4,), 3)
     options = {"stride": stride, "padding": padding, "dilation": dilation}
     patches = windows(x, kernel, stride, padding, dilation, 0.0)
@@ -88,7 +88,7 @@ OPS = {
 
 @pytest.mark.parametrize("kind", ["full", "wide", "any"])
 @pytest.mark.parametrize("name", OPS)
-def test_what_is_stored_has_no_negative_zero_and_no_subnormal(lib, name, kind):
+def test_results_have_no_negative_zero_and_no_subnormal(lib, name, kind):
     op, rest, options = OPS[name]
     inputs = [draw(kind, (2, 3, 7, 7), 1), *(draw("even", shape, 2) for shape in rest)]
     inputs[0][:, :, ::2] = -0.0
@@ -99,7 +99,7 @@ def test_what_is_stored_has_no_negative_zero_and_no_subnormal(lib, name, kind):
         assert [bits_of(a) for a in found] == [bits_of(a) for a in run(LIB, op, inputs, options)]
 
 
-def test_the_order_of_a_batch_and_of_channels_does_not_show():
+def test_the_order_of_samples_and_channels_changes_no_bit():
     x, w, b = draw("wide", (6, 5, 6, 6), 1), draw("wide", (4, 5, 3, 3), 2), draw("even", (4,), 3)
     dy = draw("wide", (6, 4, 4, 4), 4)
     y, dx, dw, db = run(LIB, ops.conv2d, (x, w, b), {}, dy)
@@ -123,7 +123,7 @@ def digest(kernels, floats):
 
 
 @pytest.mark.parametrize("floats", [False, True], ids=["pixels", "floats"])
-def test_a_run_has_the_same_bits_by_every_table(floats):
+def test_a_run_has_the_same_bits_with_every_table_of_kernels(floats):
     found = {kernels: digest(kernels, floats) for kernels in ("ops", "numpy")}
     try:
         import numba  # noqa: F401
@@ -138,7 +138,7 @@ def test_a_run_has_the_same_bits_by_every_table(floats):
         assert weights_sha256(train("ops", "fast", small_network())[0]) != found["ops"][0]
 
 
-def test_predictions_do_not_see_the_rest_of_their_batch():
+def test_predictions_do_not_depend_on_the_rest_of_the_batch():
     model = small_network()
     whole = model.predict(PIXELS)
     assert whole.tobytes() == np.concatenate([model.predict(PIXELS[i : i + 1]) for i in range(60)]).tobytes()
@@ -148,7 +148,7 @@ WORDS = np.random.default_rng(2).integers(0, 9, (60, 12))
 
 
 def shard(rows):
-    """The gradients that one worker has of its images, and of its words."""
+    """Return one worker's gradients: of a network for images, and of one for words."""
     found = []
     for model, x in (
         (small_network(), PIXELS),

@@ -1,4 +1,4 @@
-"""Exact elementary functions: near the truth, and the same bits wherever a value stands and whoever computes."""
+"""Exact elementary functions are accurate, and give the same bits for a value at any position on every backend."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def f64(*values: float) -> np.ndarray:
 
 
 def patterns() -> np.ndarray:
-    """Any float64 at all (quiet NaN only: NumPy itself warns of others), and the ends of everything."""
+    """Random bits, random sizes and special values as float64. NaN are quiet, since NumPy warns of others."""
     rng = np.random.default_rng(3)
     random = rng.integers(-(2**63), 2**63, 2000).view(np.float64)
     around = spread(rng, 2000)
@@ -59,7 +59,7 @@ def patterns() -> np.ndarray:
 
 
 def spread(rng: np.random.Generator, n: int, low: float = -149, high: float = 128) -> np.ndarray:
-    """float32 numbers of either sign, evenly over the exponents."""
+    """float32 numbers of both signs, whose exponents are distributed evenly."""
     sizes = np.exp2(rng.uniform(low, high, n)).astype(np.float32)
     return (sizes * rng.choice([-1, 1], n)).astype(np.float64)
 
@@ -72,7 +72,7 @@ def bits(x: Any) -> list[int]:
 
 
 def near(*points: float) -> np.ndarray:
-    """float32 numbers on both sides of some points."""
+    """float32 numbers on both sides of the given points."""
     points32 = np.array(points, np.float32)[:, None]
     steps = np.array([*range(-6, 7), -100, 100, -5000, 5000])
     return (points32 + steps * np.spacing(points32)).astype(np.float32).astype(np.float64).ravel()
@@ -96,13 +96,13 @@ def arguments(name: str) -> np.ndarray:
     return x[inside.get(name, abs(x) <= 2.0**25)]
 
 
-#: log2 of the relative errors that the docstrings tell.
+#: log2 of the relative errors, as in the docstrings.
 ERRORS = {"exp": -52.2, "expm1": -51.6, "log": -51.2, "log1p": -51.0, "tanh": -51.0, "erf": -50.5}
 ERRORS |= {"sin": -51.4, "cos": -51.4, "power": -45.3}
 
 
 def check(name: str, x: list[Any], y: np.ndarray, truths: list[Any]) -> None:
-    """The float64 results' relative error, and that of their rounding to float32 in units in the last place."""
+    """Check the relative error of float64 results y, and that of y rounded to float32 in units in the last place."""
     mpmath = pytest.importorskip("mpmath")
     relative, units, seen = (0.0, math.nan), (0.0, math.nan), 0
     for v, result, truth in zip(x, y.tolist(), truths, strict=True):
@@ -194,7 +194,7 @@ EXPONENTS = [
 def test_power_keeps_numpys_rules(p):
     with np.errstate(all="ignore"):
         expected = np.power(BASES, f64(p))
-    # IEEE 754 has rules for -inf of their own: not ours.
+    # The rules of IEEE 754 for -inf are others, so BASES does not contain it.
     np.testing.assert_allclose(exact.power(NUMPY, BASES, p), expected, rtol=1e-13)
 
 
@@ -233,7 +233,7 @@ def test_power_broadcasts():
 
 @pytest.fixture(autouse=True)
 def _overflow_of_a_square_is_nobodys_fault():
-    # NumPy warns where a * a is too large, as for any product; every other warning fails the test.
+    # NumPy warns of an overflow in a * a, as in any product. Any other warning fails the test.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "overflow encountered in (scalar )?multiply")
         yield
@@ -341,12 +341,12 @@ ALLOWED = {
 }
 
 
-#: erf stands with the ops, and is looked at as well.
+#: erf is defined in xnn.ops.special. The test below reads its source, too.
 TRUSTED = ("__future__", "typing", "xnn.ops.special")
 
 
 def faults(code: str) -> list[str]:
-    """What may give other bits elsewhere, or is not in the Array API."""
+    """Operations in the code that may give other bits elsewhere, or are not in the Array API."""
     found = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""Exact kernels: the same bits as the exact ops, pass by pass and over whole runs, on hostile numbers too."""
+"""Exact kernels have the bits of the exact ops: each kernel alone, and in whole runs, also on extreme numbers."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from xnn import layers, losses, ops, optimizers
 from xnn.backends import Purpose, Stream, get_backend
 from xnn.backends.communicator import with_communicator
 from xnn.backends.exact import ScaledIntegers
-from xnn.backends.exact.kernels.table import _Following, splitters
+from xnn.backends.exact.kernels.exact_kernels import _NextSlice, splitters
 from xnn.backends.exact.slices import splitter
 from xnn.backends.kernels.calls import Call, Cursor, KernelTable, Slot
 from xnn.backends.threads import blas_threads
@@ -24,7 +24,7 @@ ACTIVATIONS = [None, ops.relu, ops.sigmoid, ops.tanh]
 
 @pytest.fixture(params=["numpy", "compiled"], autouse=True)
 def table(request):
-    """A table of exact numerics, and the numerics themselves."""
+    """A table of exact kernels; the test runs in exact numerics."""
     if request.param == "compiled":
         pytest.importorskip("numba")
     with xnn.numerics("exact"):
@@ -32,7 +32,7 @@ def table(request):
 
 
 def numbers(shape, seed, kind="plain"):
-    """float32 as exact numerics store it: plain, over a wide range, or with what is not finite."""
+    """Return float32 numbers as exact numerics store them: plain, over a wide range, or with NaN and infinities."""
     stream = Stream(seed, Purpose.DIRECTIONS, 950)
     x = np.asarray(stream.uniform(shape, -2.0, 2.0))
     if kind != "plain":
@@ -45,7 +45,7 @@ def numbers(shape, seed, kind="plain"):
 
 
 def same(kernel, op):
-    """Bit for bit, but for which of the NaNs it is."""
+    """Check that two arrays have the same bits; all NaNs are equal."""
     kernel, op = np.asarray(kernel), np.asarray(op)
     assert (kernel.dtype, kernel.shape) == (op.dtype, op.shape)
     np.testing.assert_array_equal(np.isnan(kernel), np.isnan(op))
@@ -92,7 +92,7 @@ def test_dense(table, shape, activation, bias, kind, input_gradient):
 
 @pytest.mark.parametrize("frozen", ["dw", "db"])
 @pytest.mark.parametrize("input_gradient", [True, False])
-def test_dense_of_which_a_part_is_frozen(table, frozen, input_gradient):
+def test_dense_with_frozen_weights_or_bias(table, frozen, input_gradient):
     both = Both(table)
     both.slot("x", numbers((9, 5), 1))
     both.slot("w", numbers((5, 7), 2))
@@ -136,7 +136,7 @@ def test_dense_of_integers(table, shape, dtype):
         slots["x"] = Slot("x", (n, k), np.dtype("f4"), scaled, scaled=scaled)
     original = Slot.allocate
 
-    def filled(slot, lib):  # a program's gather fills it; here there is none
+    def filled(slot, lib):  # in a program the gather call fills the slot
         given = slot.array
         original(slot, lib)
         if slot.scaled is not None:
@@ -167,7 +167,7 @@ def test_softmax_cross_entropy(table, n, classes, size, special):
         same(*found[name])
 
 
-def test_gather_moves_pixels_as_they_are(table):
+def test_gather_copies_pixels_unchanged(table):
     source = np.arange(60, dtype=np.uint8).reshape(20, 3)
     scaled = ScaledIntegers(LIB, source[:4], 0.5)
     slot = Slot("x", (4, 3), np.dtype("f4"), scaled=scaled)
@@ -183,8 +183,7 @@ def test_gather_moves_pixels_as_they_are(table):
     assert not table.accepts(Call("gather", None, (), (floats,), {**options, "source": source.astype("f4")}))
 
 
-def test_splitters_are_the_splitter(table):
-    """The table that kernels look up holds what the formula gives for each float32."""
+def test_the_table_of_splitters_agrees_with_the_formula(table):
     x = np.asarray([2.0**-149, 2.0**-126, 1e-30, 0.75, 1.0, 3.0, 3.4e38, np.inf, np.nan], np.float32)
     for bits in (11, 27, 50):
         looked_up = splitters(LIB, bits)[x.view(np.int32) >> 23]
@@ -193,7 +192,7 @@ def test_splitters_are_the_splitter(table):
         np.testing.assert_array_equal(looked_up, computed)
 
 
-# Whole runs: every rule of fusion, each optimizer, masks, several batch sizes.
+# Whole runs, with every rule of fusion, each optimizer, masks and several batch sizes.
 
 X = np.asarray(Stream(1, Purpose.SYNTHETIC).uniform((150, 40), 0.0, 256.0)).astype(np.uint8)
 Y = (X[:, :10].argmax(axis=1)).astype(np.int64)
@@ -236,7 +235,7 @@ def test_a_run_has_the_bits_of_the_ops(table, name, floats):
 
 
 def test_a_run_has_the_bits_of_the_ops_with_and_without_gradients(table):
-    """A callback that reads gradients keeps SGD from being folded into the products: the same bits."""
+    """With a callback that reads gradients, SGD is not folded into the products; the bits are the same."""
 
     class Reads(Callback):
         needs_gradients = True
@@ -247,7 +246,7 @@ def test_a_run_has_the_bits_of_the_ops_with_and_without_gradients(table):
 
 
 class Meddles(Callback):
-    """Writes to weights while a fit goes on, in place or by assignment, after a step or between looks."""
+    """Changes weights during a fit: in place after a step, or by assignment after an epoch."""
 
     def __init__(self, model, how, factor):
         self.weight, self.how, self.factor = model.layers[1].weight, how, np.float32(factor)
@@ -263,8 +262,8 @@ class Meddles(Callback):
 
 @pytest.mark.parametrize("factor", [1.0009765625, 2.0, 0.25])
 @pytest.mark.parametrize("how", ["in place", "assigned"])
-def test_weights_that_others_write_to_are_cut_anew(table, how, factor):
-    """A kernel keeps the slice that its update made for the next step, unless anybody may have written since."""
+def test_weights_changed_by_a_callback_are_sliced_again(table, how, factor):
+    """A kernel uses the slice that its update computed only if nothing else may have changed the weights."""
     found = []
     for kernels in ("ops", table.name.split()[0]):
         model = mlp(40, (12,), 10, rescale=(1 / 255, 0.0), seed=3)
@@ -277,40 +276,40 @@ def test_weights_that_others_write_to_are_cut_anew(table, how, factor):
     assert found[0] == found[1]
 
 
-def test_the_slice_that_an_update_leaves_is_the_weights(table, monkeypatch):
-    """Whenever a kernel does without cutting, it has what cutting would give; also where W's exponent changes."""
-    passes, holds, made, counts = table.passes, _Following.holds, {}, {True: 0, False: 0}
+def test_the_slice_that_an_update_computes_is_that_of_the_weights(table, monkeypatch):
+    """When a kernel does not slice the weights, the slice it has is the right one; also if W's exponent changes."""
+    passes, holds, made, counts = table.passes, _NextSlice.holds, {}, {True: 0, False: 0}
     cut = passes.slice_tensor
 
     def remembered(w, splits, one, state):
         made[id(state)] = w, splits, one
         return cut(w, splits, one, state)
 
-    def compared(following):
-        held = holds(following)
+    def compared(next_slice):
+        held = holds(next_slice)
         counts[held] += 1
         if held:
-            w, splits, one = made[id(following.state)]
+            w, splits, one = made[id(next_slice.state)]
             anew = np.empty_like(one)
             cut(w, splits, anew, np.zeros(2, np.int64))()
             assert anew.tobytes() == one.tobytes()
         return held
 
     monkeypatch.setattr(passes, "slice_tensor", remembered)
-    monkeypatch.setattr(_Following, "holds", compared)
+    monkeypatch.setattr(_NextSlice, "holds", compared)
     x = np.asarray(Stream(3, Purpose.DIRECTIONS).uniform((150, 40), -1.0, 1.0)).astype(np.float32)
     model = mlp(40, (12,), 10, seed=3)
-    spread = np.exp2(-np.arange(40.0) / 2)[:, None].astype(np.float32)  # small weights lose bits to a slice
+    spread = np.exp2(-np.arange(40.0) / 2)[:, None].astype(np.float32)  # small weights lose bits in a slice
     model.layers[0].weight.value = model.layers[0].weight.value * spread
     rate = optimizers.SGD(lambda step: 30.0 if step % 4 == 1 else 1e-4)
     trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), rate, kernels=table.name.split()[0])
     trainer.fit((x, Y), epochs=8, batch_size=50, progress=False)
-    assert counts[False] > 16  # each epoch's first step, for two layers, and where the exponent changed
+    assert counts[False] > 16  # in two layers, each epoch's first step and steps where the exponent changed
     assert counts[True] > 10 or table.name == "numpy"
 
 
-def test_steps_that_are_taken_back_leave_no_slice_behind(table):
-    """threads="auto" measures steps and restores the weights; two programs take turns over one store."""
+def test_slices_of_undone_steps_are_not_used(table):
+    """threads="auto" measures steps and restores the weights; two programs share one set of parameters."""
     name, found = table.name.split()[0], []
     for threads in (1, "auto"):
         model = mlp(40, (12,), 10, rescale=(1 / 255, 0.0), seed=3)
@@ -323,8 +322,8 @@ def test_steps_that_are_taken_back_leave_no_slice_behind(table):
 
 
 @pytest.mark.skipif((blas_threads() or 1) < 2, reason="one thread")
-def test_threads_do_not_show(table):
-    """Products large enough for OpenBLAS to share them among threads; in fast numerics they show."""
+def test_the_number_of_threads_changes_no_bit(table):
+    """The products are so large that OpenBLAS uses several threads; in fast numerics the bits differ."""
 
     def go(threads, numerics):
         model = mlp(40, (700, 300), 10, rescale=(1 / 255, 0.0), seed=3)
@@ -346,8 +345,8 @@ def test_threads_do_not_show(table):
 
 
 @pytest.mark.parametrize("size", [2.0**-126, 1e-37, 1.0])
-def test_samples_of_hostile_numbers_are_cleaned(table, size):
-    """Subnormals and -0 in float samples are 0 to kernels as to the ops, with weights that make something of them."""
+def test_subnormal_samples_count_as_zero(table, size):
+    """To kernels and ops, subnormal numbers and -0 in samples are 0, even if large weights multiply them."""
     unit = Stream(7, Purpose.DIRECTIONS).uniform((150, 40), -1.0, 1.0)
     x = (np.asarray(unit) * size * np.exp2(np.round(5 * unit))).astype(np.float32)
     x[::3, ::5] = [-0.0] * 8
@@ -362,7 +361,7 @@ def test_samples_of_hostile_numbers_are_cleaned(table, size):
 
 
 def test_an_input_that_two_layers_read(table):
-    """Pixels that Dense and another op read: one keeps the integers, the other gets numbers."""
+    """Pixels that Dense and another op read: Dense uses the integers, the other op float32."""
 
     class Fork(layers.Layer):
         def __init__(self):
@@ -379,8 +378,8 @@ def test_an_input_that_two_layers_read(table):
     assert go(table.name.split()[0]) == go("ops")
 
 
-def test_weights_from_outside_are_cleaned(table):
-    """Subnormal numbers and -0 that somebody assigned are 0 to kernels, as they are to the ops."""
+def test_subnormal_weights_count_as_zero(table):
+    """Subnormal numbers and -0 that were assigned to weights are 0 to kernels, as they are to ops."""
     found = []
     for kernels in ("ops", table.name.split()[0]):
         model = mlp(40, (12,), 10, rescale=(1 / 255, 0.0), seed=3)
@@ -393,7 +392,7 @@ def test_weights_from_outside_are_cleaned(table):
     assert found[0] == found[1]
 
 
-def test_workers_are_served_by_ops(table):
+def test_several_workers_use_the_ops(table):
     class Alone:
         def maximum(self, x):
             return x

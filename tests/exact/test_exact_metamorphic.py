@@ -1,7 +1,7 @@
-"""Permutations that must not show: of a batch, of features, of hidden units, of classes. One backend is enough.
+"""Permutations of samples, features, hidden units or classes change no bit of exact training.
 
-Whatever sums, over samples in a weight's gradient, over inputs in a layer, over classes in a softmax, then takes its
-terms in another order. In exact numerics the weights come out permuted, bit for bit; in fast numerics they do not.
+They change the order of all sums: over samples in a weight's gradient, over inputs in a layer, over classes in a
+softmax. In exact numerics the trained weights are the same, permuted, bit for bit. In fast numerics they are not.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ WIDTHS = (784, 40, 30, 10)
 BATCH = 32
 IMAGES, LABELS = synthetic_digits(3 * BATCH)
 RNG = np.random.default_rng(8)
-# Within each batch, so that every step sees the samples that it saw before.
+# Samples are permuted within each batch only, so that every step has the same samples as before.
 SAMPLES = np.concatenate([start + RNG.permutation(BATCH) for start in range(0, len(IMAGES), BATCH)])
 FEATURES, HIDDEN, CLASSES = (RNG.permutation(width) for width in (784, 40, 10))
 
 
 def first_weights() -> list[np.ndarray]:
-    """W0, b0, W1, b1, W2, b2, as layers are."""
+    """Return W0, b0, W1, b1, W2, b2."""
     rng = np.random.default_rng(3)
     pairs = itertools.pairwise(WIDTHS)
     return [
@@ -39,7 +39,7 @@ def first_weights() -> list[np.ndarray]:
 
 
 def permuted(weights: list[np.ndarray], what: str) -> list[np.ndarray]:
-    """The same network with its parts in another order."""
+    """Return the weights of the same network with `what` in another order."""
     w0, b0, w1, b1, w2, b2 = weights
     if what == "features":
         w0 = w0[FEATURES]
@@ -51,7 +51,7 @@ def permuted(weights: list[np.ndarray], what: str) -> list[np.ndarray]:
 
 
 def trained(lib, mode, kernels, what, optimizer, pixels) -> tuple[list[np.ndarray], str]:
-    """The weights after six steps from permuted first weights on permuted data; the losses' digest."""
+    """Train six steps with `what` permuted in first weights and data; return the weights and the losses' digest."""
     x, y = IMAGES, LABELS
     if what == "samples":
         x, y = x[SAMPLES], y[SAMPLES]
@@ -61,7 +61,7 @@ def trained(lib, mode, kernels, what, optimizer, pixels) -> tuple[list[np.ndarra
         y = np.argsort(CLASSES)[y]
     dense = [layers.Dense(m, n) for m, n in itertools.pairwise(WIDTHS)]
     model = Sequential(
-        layers.Rescale(1 / 255, 0.0 if pixels else -0.5),  # with an offset, integers do not stay integers
+        layers.Rescale(1 / 255, 0.0 if pixels else -0.5),  # with an offset, pixels become float32
         dense[0], layers.ReLU(), dense[1], layers.Tanh(), layers.Function(ops.exp), dense[2],
     )  # fmt: skip
     for parameter, value in zip(model.parameters(), permuted(first_weights(), what), strict=True):
@@ -84,7 +84,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("pixels", [True, False], ids=["integers", "floats"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_exact_training_does_not_see_an_order(lib, optimizer, pixels):
+def test_exact_training_does_not_depend_on_an_order(lib, optimizer, pixels):
     arguments = OPTIMIZERS[optimizer], pixels
     weights, losses = trained(lib, "exact", "ops", "", *arguments)
     assert not same(weights, first_weights())
@@ -96,7 +96,7 @@ def test_exact_training_does_not_see_an_order(lib, optimizer, pixels):
 
 @pytest.mark.parametrize("kernels", ["numpy", "compiled"])
 @pytest.mark.parametrize("pixels", [True, False], ids=["integers", "floats"])
-def test_nor_do_its_kernels(kernels, pixels):
+def test_exact_kernels_do_not_depend_on_an_order(kernels, pixels):
     lib = get_backend("numpy")
     weights, losses = trained(lib, "exact", "ops", "", OPTIMIZERS["sgd"], pixels)
     for what in ("", *WHAT):
@@ -106,15 +106,15 @@ def test_nor_do_its_kernels(kernels, pixels):
 
 
 @pytest.mark.parametrize("what", WHAT)
-def test_fast_training_does(lib, what):
+def test_fast_training_depends_on_the_order(lib, what):
     weights, _ = trained(lib, "fast", "ops", "", OPTIMIZERS["sgd"], True)
     other, _ = trained(lib, "fast", "ops", what, OPTIMIZERS["sgd"], True)
     assert not same(other, permuted(weights, what))
     for a, b in zip(other, permuted(weights, what), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)  # it is the same network all the same
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)  # but it is about the same network
 
 
-def test_predictions_do_not_see_the_rest_of_their_batch():
+def test_predictions_do_not_depend_on_the_rest_of_the_batch():
     model = Sequential(
         layers.Rescale(1 / 255), layers.Dense(784, 50), layers.Tanh(), layers.Dense(50, 10), seed=1
     )

@@ -1,4 +1,4 @@
-"""The self-check of exact numerics: sound backends pass, and each way of not being sound is caught by name."""
+"""The self-check of exact numerics: correct backends pass, and each fault of a backend is found and named."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from xnn.errors import NumericsError
 f4, f8 = np.float32, np.float64
 
 
-# What is caught.
+# Faults that are found.
 
 
 def found(lib: Backend) -> list[str]:
@@ -33,7 +33,7 @@ def found(lib: Backend) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_what_breaks_a_condition_is_caught_by_name(name):
+def test_a_fault_is_found_and_named(name):
     if name == "extended precision" and np.finfo(np.longdouble).nmant != 63:
         pytest.skip("no extended format here")
     lib, message = CONTROLS[name][0](), CONTROLS[name][1]
@@ -46,12 +46,12 @@ def test_what_breaks_a_condition_is_caught_by_name(name):
 
 
 @pytest.mark.parametrize("kept", [f"product: {name}" for name in PRODUCTS if "float32 for" in name])
-def test_a_faulty_product_is_all_that_is_found(kept):
-    """Nothing else is blamed, and each kind of call is tried at least once."""
+def test_a_faulty_product_is_the_only_report(kept):
+    """Only products are reported, so each kind of product is tried at least once."""
     assert {line.split(" of ")[0] for line in found(CONTROLS[kept][0]())} == {"product"}
 
 
-def test_bits_that_lose_the_sign_are_caught():
+def test_bits_that_lose_the_sign_are_found():
     class Unsigned(NumpyBackend):
         def bits(self, x, dtype):
             return np.abs(np.asarray(x)).view(dtype) if is_float(x) else super().bits(x, dtype)
@@ -59,17 +59,17 @@ def test_bits_that_lose_the_sign_are_caught():
     assert any(line.startswith("bits of float64") for line in found(Unsigned()))
 
 
-def test_a_function_one_bit_off_is_caught(monkeypatch):
+def test_a_function_with_a_wrong_last_bit_is_found(monkeypatch):
     log = functions.log
     monkeypatch.setattr(functions, "log", lambda lib, x: np.nextafter(log(lib, x), 9.0))
     assert {line.split(":")[0] for line in found(NumpyBackend())} == {"log", "pow"}
 
 
-# What passes.
+# Backends that pass.
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_what_computes_otherwise_but_soundly_passes(name):
+def test_a_backend_that_computes_in_another_correct_way_passes(name):
     assert found(SOUND[name]()) == []
 
 
@@ -77,14 +77,14 @@ def test_every_backend_passes(lib):
     assert found(lib) == []
 
 
-def test_torch_passes_but_for_what_it_does_not_round_correctly():
-    """Of its float64 square root (MKL's) and numbers divided by tensors (by the inverse), those that are wrong."""
+def test_torch_passes_except_for_operations_that_it_does_not_round_correctly():
+    """These may be its float64 square root (MKL's) and a number divided by a tensor (by multiplication)."""
     torch = pytest.importorskip("torch")
     xp = pytest.importorskip("array_api_compat.torch")
 
     class Namespace(Replaced):
         def __getattr__(self, name: str) -> Any:
-            if name == "scatter_add":  # another function of that name
+            if name == "scatter_add":  # torch has another function of this name
                 raise AttributeError(name)
             return getattr(xp, name)
 
@@ -126,10 +126,10 @@ def numbers_of(integers: list[int]) -> np.ndarray:
     return np.array([float(n) for n in integers])
 
 
-# The truth itself.
+# The right answers of reference.py.
 
 
-def test_the_truth_agrees_with_fractions_and_has_hard_cases():
+def test_the_reference_agrees_with_fractions_and_has_hard_cases():
     numbers = pairs(50)
     assert all(int(float(n)) == n and m and int(float(m)) == m for n, m in numbers)
     for n, m in numbers:
@@ -139,8 +139,9 @@ def test_the_truth_agrees_with_fractions_and_has_hard_cases():
             assert all(abs(y - right) <= abs(z - right) for z in near)
         y = Fraction(root(abs(n)))
         low, high = (y + Fraction(math.nextafter(float(y), end)) for end in (0.0, math.inf))
-        assert low * low < 4 * abs(n) < high * high  # between the two midpoints
-    # Rounding twice, to 64 bits first, goes wrong for some of each operation: these come within 2^-64 of a tie.
+        assert low * low < 4 * abs(n) < high * high  # the root lies between the midpoints to y's neighbours
+    # Rounding first to 64 bits and then to 53 gives a wrong result for some pairs of each operation: they are within
+    # 2^-64 of a tie.
     if np.finfo(np.longdouble).nmant == 63:
         a, b = (numbers_of([pair[k] for pair in pairs(0)]).astype(np.longdouble) for k in (0, 1))
         for sign, twice in (("+", a + b), ("-", a - b), ("*", a * b), ("/", a / b)):
@@ -148,7 +149,7 @@ def test_the_truth_agrees_with_fractions_and_has_hard_cases():
         assert (np.sqrt(np.abs(a)).astype(f8) != [root(abs(n)) for n, _ in pairs(0)]).any()
 
 
-def test_the_bits_of_float32_are_struct_s():
+def test_float32_bits_agree_with_numpy():
     rng = np.random.default_rng(5)
     for n, power in zip(rng.integers(2**52, 2**53, 500).tolist(), rng.integers(-150, 70, 500), strict=True):
         right = np.float32(math.ldexp(n, int(power))).view(np.int32)
@@ -158,7 +159,7 @@ def test_the_bits_of_float32_are_struct_s():
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_known_values_are_the_functions(name):
+def test_the_known_values_are_right(name):
     reference = {
         "log": lambda x: math.log(abs(x)),
         "log1p": lambda x: math.log1p(abs(x)),
@@ -168,16 +169,16 @@ def test_the_known_values_are_the_functions(name):
     np.testing.assert_allclose(known, [reference(x) for x in ARGUMENTS], rtol=2e-14)
 
 
-def test_the_known_values_are_these_functions_bits():
+def test_the_functions_have_the_bits_of_the_known_values():
     assert selfcheck.known_values(ExactNamespace(NumpyBackend())) == KNOWN
 
 
-# When it runs.
+# When the check runs.
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often the check was run."""
+    """The names of the backends that were checked, one for each run of the check."""
     calls: list[str] = []
 
     def counting(namespace: ExactNamespace) -> None:
@@ -195,7 +196,7 @@ def small_run(**options: Any) -> Any:
     return model, lambda: trainer.fit((x, y), epochs=2, batch_size=4, progress=False)
 
 
-def test_it_runs_once_for_each_backend_when_the_numerics_are_first_used(counted):
+def test_the_check_runs_once_for_each_backend_at_the_first_use(counted):
     lib = NumpyBackend()
     assert counted == []
     with numerics("fast"):
@@ -222,7 +223,7 @@ def test_a_training_run_checks_once(counted, monkeypatch):
 def test_a_failure_is_raised_at_every_use(counted):
     lib = Faulty(matmul=in_float32)
     for uses in (1, 2):
-        with pytest.raises(NumericsError, match=r"product of 1 terms.*such as .* for "):
+        with pytest.raises(NumericsError, match=r"product of 1 terms.*for example .* in place of "):
             lib.exact  # noqa: B018
         with numerics("exact"), pytest.raises(NumericsError, match="product of 1 terms"):
             lib.math  # noqa: B018
@@ -232,7 +233,7 @@ def test_a_failure_is_raised_at_every_use(counted):
 
 
 @pytest.mark.parametrize("kernels", ["ops", "auto"])
-def test_a_machine_that_cannot_keep_it_trains_nothing(monkeypatch, kernels):
+def test_a_machine_that_fails_the_check_trains_nothing(monkeypatch, kernels):
     lib = get_backend("numpy")
     monkeypatch.delitem(vars(lib), "exact", raising=False)
     monkeypatch.setattr(lib, "xp", Replaced(sqrt=some_a_bit_off))
@@ -253,7 +254,7 @@ def test_the_error_says_what_failed_of_each_kind_and_how_many_more():
     assert " more. Try another version or build of the array library or its BLAS" in text
 
 
-def test_no_other_worker_is_asked():
+def test_the_check_does_not_use_the_communicator():
     class Alone(SimpleNamespace):
         def __getattr__(self, name: str) -> Any:
             raise AssertionError(f"the check asked for {name}")
@@ -262,7 +263,7 @@ def test_no_other_worker_is_asked():
         check(ExactNamespace(NumpyBackend()))
 
 
-def test_a_full_memory_is_no_failure_of_the_numerics():
+def test_running_out_of_memory_is_not_reported_as_a_fault():
     def full(*_: Any) -> Any:
         raise MemoryError("full")
 

@@ -1,10 +1,12 @@
-"""Slices: their steps and bits, and that products and sums of them are never rounded."""
+"""Slices have the right steps and bits, and products and sums of them are never rounded."""
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,12 +36,12 @@ TERMS = (1, 2, 3, 10, 32, 33, 100, 784, 1000, 1024, 4096, 65536, 2**20, 2**20 + 
 
 
 def step_of(exponents: np.ndarray, bits: int) -> np.ndarray:
-    """t of the step 2^t."""
+    """Return t of the step 2^t."""
     return np.maximum(exponents.astype(int) - 1022 - bits, -500)
 
 
 def check_slices(x: np.ndarray, bits: int) -> None:
-    """Of a matrix, row by row: multiples of the step, at most 2^bits of them, the remainder exact and small."""
+    """Check the slices of each row: multiples of the step, at most 2^bits of them, and an exact, small rest."""
     e = exponent(NUMPY, x, 1)
     high, low = slice_two(NUMPY, x, e, bits)
     assert np.array_equal(high, slice_one(NUMPY, x, e, bits))
@@ -69,9 +71,8 @@ def test_slices_of_hostile_bit_patterns(bits):
     x = np.where(np.isfinite(x), x, f4(1.5)).astype(f8)
     x[1] = RNG.choice(HOSTILE, 100)
     x[2] = RNG.choice([2.0**-1074, -0.0, 2.0**-1022, 2.0**-501, -(2.0**-500), 2.0**-499, 3e-300], 100)
-    x[3] = (2.0 - 2.0**-52) * RNG.choice(
-        [1.0, -1.0], 100
-    )  # the largest of a binade: rounds up to 2^bits steps
+    # The largest number below a power of two: it rounds up to 2^bits steps.
+    x[3] = (2.0 - 2.0**-52) * RNG.choice([1.0, -1.0], 100)
     x[4] = 2.0 ** RNG.integers(-120, 120, 100)
     x[5] = RNG.choice([1e264, -(2.0**877.9), 1e-300, 0.0, 1.0], 100)
     check_slices(x, bits)
@@ -92,7 +93,7 @@ def test_the_exponent_bounds_the_numbers_and_ignores_their_order(lib):
         assert np.array_equal(flipped, found[::-1, ::-1, ::-1])
 
 
-def test_the_exponent_of_nothing_and_of_one_number(lib):
+def test_the_exponent_of_an_empty_array_and_of_one_number(lib):
     for shape, axis, kept in (
         ((0, 3), 0, (1, 3)), ((0, 3), 1, (0, 1)), ((0, 3), None, (1, 1)), ((2, 0, 3), (0, -1), (1, 0, 1)),
         ((0,), -1, (1,)),
@@ -104,7 +105,7 @@ def test_the_exponent_of_nothing_and_of_one_number(lib):
     assert int(lib.to_host(exponent(lib, lib.to_device(np.array(-0.0))))) == 0
 
 
-def test_nan_infinity_and_what_is_too_large_make_their_row_nan(lib):
+def test_nan_infinity_and_too_large_numbers_make_their_row_nan(lib):
     x = np.ones((5, 4))
     x[0, 1], x[1, 2], x[2, 3], x[3, 0] = np.nan, np.inf, 2.0**878, -(2.0**1000)
     there = lib.to_device(x)
@@ -123,7 +124,7 @@ def test_nan_infinity_and_what_is_too_large_make_their_row_nan(lib):
 # Budgets.
 
 
-def test_products_keep_to_53_bits():
+def test_products_stay_within_53_bits():
     for terms in TERMS:
         bits = product_bits(terms)
         assert terms * 2 ** (bits.one + bits.two) <= 2**53 < 2 * terms * 2 ** (bits.one + bits.two) + terms
@@ -135,12 +136,12 @@ def test_products_keep_to_53_bits():
     assert all(log2_ceil(n) == ceil_log2(n) for n in range(1, 3000))
 
 
-def test_more_terms_than_can_be_added_are_refused():
-    message = r"at most 2\*\*29 products, got 536,870,913"
+def test_too_many_terms_are_refused():
+    message = r"a sum of 536,870,913 terms is too long .* at most 2\*\*29"
     for refuses in (budget, product_bits, sum_bits):
         with pytest.raises(NumericsError, match=message):
             refuses(LONGEST + 1)
-    wide = np.broadcast_to(np.float64(0), (1, LONGEST + 1))  # no memory: one number, read often
+    wide = np.broadcast_to(np.float64(0), (1, LONGEST + 1))  # one number in memory, broadcast
     with pytest.raises(NumericsError, match=message):
         NUMPY.exact.matmul(wide, wide.T)
     with pytest.raises(NumericsError, match=message):
@@ -148,7 +149,7 @@ def test_more_terms_than_can_be_added_are_refused():
 
 
 def full_integers(terms: int, more: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A product's two operands with every number as large as it may be, or one less; `more` bits over the budget."""
+    """Return two operands with the largest numbers that the budget (plus `more` bits) allows, or slightly less."""
     bits = product_bits(terms)
     rng = np.random.default_rng(terms)
     a = 2.0 ** (bits.two + more) - rng.integers(0, 2, (3, terms))
@@ -158,7 +159,7 @@ def full_integers(terms: int, more: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_orders(a: np.ndarray, b: np.ndarray):
-    """The product in different orders of summation."""
+    """Yield the product, added up in different orders."""
     rng, terms = np.random.default_rng(1), a.shape[1]
     yield a @ b
     for _ in range(2):
@@ -166,14 +167,14 @@ def in_orders(a: np.ndarray, b: np.ndarray):
         yield a[:, order] @ b[order]
     yield np.einsum("ik,kj->ij", a[:, ::-1], b[::-1])
     if terms <= 65536:
-        yield np.cumsum(a[:, :, None] * b, axis=1)[:, -1]  # rank-1 updates, one after the other
+        yield np.cumsum(a[:, :, None] * b, axis=1)[:, -1]  # by rank-1 updates
     edges = np.unique([*rng.integers(0, terms + 1, 9).tolist(), 0, terms])
     blocks = [a[:, i:j] @ b[i:j] for i, j in itertools.pairwise(edges)]
     yield sum(blocks[i] for i in rng.permutation(len(blocks)))
 
 
 @pytest.mark.parametrize("terms", TERMS[:-2])
-def test_full_integers_give_pythons_result_in_every_order(terms):
+def test_integers_that_fill_the_budget_give_pythons_result_in_every_order(terms):
     a, b = full_integers(terms)
     if terms <= 4096:
         exactly = [
@@ -181,13 +182,13 @@ def test_full_integers_give_pythons_result_in_every_order(terms):
         ]
     else:
         exactly = (a.astype(np.int64) @ b.astype(np.int64)).tolist()
-    assert max(abs(v) for row in exactly for v in row) > 2**51  # the budget is used
+    assert max(abs(v) for row in exactly for v in row) > 2**51  # so the numbers do fill the budget
     for found in in_orders(a, b):
         assert [[int(v) for v in row] for row in found] == exactly
 
 
 @pytest.mark.parametrize("terms", [100, 784, 4096])
-def test_two_bits_more_are_wrong_and_are_seen(terms):
+def test_two_bits_over_the_budget_give_wrong_results(terms):
     a, b = full_integers(terms, more=2)
     exactly = (a.astype(np.int64) @ b.astype(np.int64)).tolist()
     orders = list(in_orders(a, b))
@@ -198,16 +199,16 @@ def test_two_bits_more_are_wrong_and_are_seen(terms):
 SIZES = (1, 2, 3, 10, 100, 128, 129, 784, 1000, 4096, 65536, 2**20, LONGEST)
 
 
-def test_every_product_of_dense_is_within_its_budget():
-    """The proof's condition: |a| <= 2^n_a steps, |b| <= 2^n_b steps, and terms 2^(n_a + n_b) <= 2^53."""
+def test_every_product_of_dense_is_within_the_budget():
+    """The condition of the proof: with |a| <= 2^n_a and |b| <= 2^n_b steps, terms * 2^(n_a + n_b) <= 2^53."""
     for inputs, outputs, integers in itertools.product(SIZES, SIZES, (None, 8, 16)):
         bits = DenseBits(inputs, outputs, integers)
         factors = bits.x if integers is None else integers
         assert inputs * 2 ** (factors + bits.weight) <= 2**53
         assert outputs * 2 ** (bits.dy + bits.shared) <= 2**53
-        assert integers is not None or bits.weight == bits.shared  # one slice for both
+        assert integers is not None or bits.weight == bits.shared  # y and dx use the same slice of W
         for n in (bits.weight, bits.shared, bits.dy, factors):
-            assert 7 <= n <= 51  # a slice of up to 51 bits is right, as is a second one
+            assert 7 <= n <= 51  # slices of 7 to 51 bits are exact
         for rows in SIZES:
             column = bits.x_column(rows) if integers is None else integers
             assert rows * 2 ** (column + bits.dy_column(rows)) <= 2**53
@@ -218,7 +219,7 @@ def test_every_product_of_dense_is_within_its_budget():
 
 
 @pytest.mark.parametrize("count", [1, 2, 33, 1000, 65536])
-def test_sums_are_those_of_the_cut_terms_in_any_order(lib, count):
+def test_sums_are_sums_of_slices_in_any_order(lib, count):
     xp = lib.exact
     x = RNG.standard_normal((count, 4)) * np.array([1.0, 1e30, 1e-30, 1.0])
     x[:, 3] = np.exp(10 * x[:, 3])
@@ -233,7 +234,7 @@ def test_sums_are_those_of_the_cut_terms_in_any_order(lib, count):
 
 
 def test_a_plain_sum_depends_on_the_order():
-    """So that the test above says something."""
+    """Without slices the test above would fail."""
     x = RNG.standard_normal(65536)
     assert len({float(np.sum(RNG.permutation(x))) for _ in range(5)}) > 1
 
@@ -260,7 +261,7 @@ def test_sums_over_any_axes(lib):
     )
 
 
-def test_sums_of_nothing_and_of_one_number(lib):
+def test_sums_of_an_empty_array_and_of_one_number(lib):
     xp = lib.exact
     for shape, axis in (((0, 3), 0), ((0, 3), 1), ((0, 3), None), ((2, 0, 3), (0, -1)), ((0,), -1)):
         found = lib.to_host(xp.sum(lib.to_device(np.ones(shape)), axis=axis))
@@ -269,10 +270,10 @@ def test_sums_of_nothing_and_of_one_number(lib):
     for add in (xp.sum, xp.batch_sum):
         assert float(lib.to_host(add(lib.to_device(np.array(-2.5))))) == -2.5
         assert bits_of(lib.to_host(add(lib.to_device(np.array([-0.0, -0.0]))))) == bits_of(np.float64(0.0))
-    assert int(lib.to_host(xp.sum(lib.to_device(np.arange(5))))) == 10  # integers are added as they are
+    assert int(lib.to_host(xp.sum(lib.to_device(np.arange(5))))) == 10  # integers are not sliced
 
 
-def test_sums_that_hold_nan_or_infinity_are_nan(lib):
+def test_sums_with_nan_or_infinity_are_nan(lib):
     x = np.array([[1.0, np.inf], [np.nan, 2.0], [1.0, 2.0]])
     found = lib.to_host(lib.exact.sum(lib.to_device(x), axis=1))
     assert np.isnan(found[:2]).all()
@@ -280,7 +281,7 @@ def test_sums_that_hold_nan_or_infinity_are_nan(lib):
 
 
 def test_matmul_near_the_end_of_the_range_does_not_depend_on_the_order(lib):
-    """Partial sums that overflow would be infinite in one order and finite in another."""
+    """Without a limit, a partial sum could be infinite in one order and finite in another."""
     xp = lib.exact
     a, b = np.full((1, 3), 2.0**700), np.array([[1.5], [1.5], [-1.5]]) * 2.0**323
     found = set()
@@ -295,7 +296,7 @@ def test_matmul_near_the_end_of_the_range_does_not_depend_on_the_order(lib):
 # Storage.
 
 
-def test_stored_numbers_are_multiples_of_their_smallest_and_never_minus_zero(lib):
+def test_stored_numbers_are_multiples_of_2_to_the_minus_125_and_never_minus_zero(lib):
     cases = [
         (-0.0, 0.0), (2.0**-149, 0.0), (-(2.0**-127), 0.0), (2.0**-126, 0.0), (-(2.0**-126), 0.0),
         (1.0000001 * 2.0**-126, 2.0**-125), (2.0**-125, 2.0**-125), (1.4 * 2.0**-125, 2.0**-125),
@@ -307,7 +308,7 @@ def test_stored_numbers_are_multiples_of_their_smallest_and_never_minus_zero(lib
     assert is_stored(found)
 
 
-def test_any_float32_enters_as_it_is_stored(lib):
+def test_any_float32_is_rounded_to_what_is_stored(lib):
     x = np.concatenate([any_bits(RNG, 100_000), HOSTILE, NOT_FINITE])
     with np.errstate(invalid="ignore"):
         entered = lib.to_host(lib.exact.enter(lib.to_device(x)))
@@ -329,6 +330,16 @@ def test_storing_rounds_to_nearest(lib):
     found = lib.to_host(to32(lib, lib.to_device(y)))
     half = 0.5 * np.spacing(np.abs(found)).astype(f8)
     assert (np.abs(found - y) <= half + np.maximum(2.0**-126, 2.0**-52 * np.abs(y))).all()
-    assert (found != y.astype(f4)).mean() < 0.12  # below 2^-101 only, where float32 has more digits
+    assert (found != y.astype(f4)).mean() < 0.12  # only below 2^-101, where float32 has more digits
     large = np.abs(y) > 2.0**-60
     assert np.array_equal(found[large], y[large].astype(f4))
+
+
+# The documentation.
+
+
+def test_the_examples_of_the_documentation():
+    page = Path(__file__).parents[2] / "docs" / "numerics.md"
+    found = doctest.testfile(str(page), module_relative=False)
+    assert found.failed == 0
+    assert found.attempted > 5

@@ -1,4 +1,4 @@
-"""Exact numerics as users meet them: what is refused, and in which words; pixels; models and training."""
+"""Exact numerics from a user's side: what is refused, and how; pixels; workers; models and training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xnn.errors import DTypeError, MixedArraysError, NumericsError
 from xnn.graph import Input, forward_and_backward, topological_sort
 from xnn.layers import Dense, Flatten, Rescale, Sequential
 from xnn.layers.files import load, metadata, weights_sha256
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 
@@ -27,7 +27,7 @@ RNG = np.random.default_rng(7)
 # What is refused.
 
 
-def test_float64_is_refused_in_words(lib):
+def test_float64_arrays_are_refused_with_advice(lib):
     wide, narrow = lib.to_device(np.ones((2, 3))), lib.to_device(np.ones((3, 2), f4))
     message = r"exact numerics store float32 and got \S*float64: convert it .*numerics='fast'"
     with numerics("exact"):
@@ -43,7 +43,7 @@ def test_float64_is_refused_in_words(lib):
                 call()
 
 
-def test_models_of_float64_are_refused_in_the_same_words(lib):
+def test_float64_models_are_refused_with_the_same_message(lib):
     x, y = np.ones((4, 3)), np.ones((4, 2))
     model = Sequential(Dense(3, 2, dtype="float64"))
     scaled = Sequential(Rescale(0.5, dtype="float64"), Dense(3, 2, dtype="float64"))
@@ -57,7 +57,7 @@ def test_models_of_float64_are_refused_in_the_same_words(lib):
         trainer = Trainer(made, losses.MSE(), optimizers.SGD(0.1), kernels="ops", numerics="exact")
         with pytest.raises(DTypeError, match=r"exact numerics store float32 and got .*float64"):
             trainer.fit((samples, y), progress=False)
-    assert model.predict(x).dtype == f8  # fast numerics go on
+    assert model.predict(x).dtype == f8  # fast numerics still take float64
 
 
 class Calls(xnn.Op):
@@ -106,7 +106,7 @@ def test_arrays_of_two_backends_do_not_mix():
 
 
 def test_python_numbers_become_float32_in_graphs_and_autograd(lib):
-    """In fast numerics they are float64, which exact numerics do not store."""
+    """In fast numerics they become float64, which exact numerics do not store."""
     with numerics("exact"):
         slope = lib.to_host(xnn.grad(lambda x: x * x)(1.5))
         assert bits_of(slope) == bits_of(f4(3.0))
@@ -128,7 +128,7 @@ def scaled_of(lib, pixels, scale=1 / 255):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
-def test_rescaled_integers_are_read_as_float32(lib, dtype):
+def test_rescaled_integers_act_as_float32(lib, dtype):
     pixels = any_bits(RNG, (2, 3, 4)).view(np.uint32).astype(dtype)
     scaled = scaled_of(lib, pixels)
     assert isinstance(scaled, ScaledIntegers)
@@ -153,7 +153,7 @@ def test_rescaled_integers_are_read_as_float32(lib, dtype):
             assert bits_of(run(lib, op, (scaled,), options)[0]) == bits_of(same)
 
 
-def test_other_integers_scales_and_offsets_take_the_float_path(lib):
+def test_offsets_wide_integers_and_scales_per_feature_give_float32(lib):
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     with numerics("exact"):
         for options in (
@@ -173,13 +173,13 @@ def test_other_integers_scales_and_offsets_take_the_float_path(lib):
 
 
 def two_orders():
-    """The same weights behind Rescale and Flatten, and behind Flatten and Rescale; images."""
+    """Return two models of equal weights, with Rescale before and after Flatten, and images."""
     orders = ((Rescale(1 / 255), Flatten()), (Flatten(), Rescale(1 / 255)))
     models = [Sequential(*first, Dense(12, 4), seed=3) for first in orders]
     return *models, RNG.integers(0, 256, (5, 4, 3), dtype=np.uint8)
 
 
-def test_flatten_and_rescale_change_places(lib):
+def test_flatten_and_rescale_can_change_places(lib):
     one, other, pixels = two_orders()
     dy = lib.to_device(RNG.standard_normal((5, 4)).astype(f4))
     with numerics("exact"):
@@ -195,7 +195,7 @@ def test_flatten_and_rescale_change_places(lib):
         np.testing.assert_allclose(one.predict(pixels), near, rtol=1e-5, atol=1e-6)
 
 
-def test_flatten_and_rescale_change_places_in_predict(lib):
+def test_flatten_and_rescale_can_change_places_in_predict(lib):
     one, other, pixels = two_orders()
     with numerics("exact"):
         assert bits_of(one.predict(pixels)) == bits_of(other.predict(pixels))
@@ -211,7 +211,6 @@ def test_a_model_may_end_in_rescale(lib):
 
 
 def test_rescaled_integers_can_be_computed_with(lib):
-    """As the array that an op returns in fast numerics can."""
     scaled = scaled_of(lib, np.array([[1, 2], [3, 4]], np.uint8), 0.5)
     assert (lib.to_host(scaled + scaled) == [[1, 2], [3, 4]]).all()
     assert (lib.to_host(2.0 * scaled) == [[1, 2], [3, 4]]).all()
@@ -222,7 +221,7 @@ def test_rescaled_integers_can_be_computed_with(lib):
 
 
 class TwoAlike:
-    """A communicator of two workers that have the same shard."""
+    """A communicator for two workers that hold the same rows."""
 
     def maximum(self, x):
         return x
@@ -234,7 +233,7 @@ class TwoAlike:
         return 2 * rows
 
 
-def test_gradients_of_weights_and_only_these_are_added_over_workers(lib):
+def test_only_gradients_of_weights_are_added_over_workers(lib):
     x, dy = RNG.standard_normal((6, 5)).astype(f4), RNG.standard_normal((6, 3)).astype(f4)
     w, b = RNG.standard_normal((5, 3)).astype(f4), f4([1, 2, 3])
     for inputs, gradient in (((x, w, b), dy), ((x, w[:, 0], b[0]), dy[:, 0])):
@@ -272,7 +271,7 @@ def trained(model, epochs=(1,), data=None, loss=None, **options):
     return trainer
 
 
-def test_a_trainer_leaves_the_numerics_as_they_were(lib, tmp_path):
+def test_a_trainer_does_not_change_the_numerics_in_force(lib, tmp_path):
     data = synthetic_digits(96)
     for outside in ("fast", "exact"):
         use_numerics(outside)
@@ -288,7 +287,7 @@ def test_a_trainer_leaves_the_numerics_as_they_were(lib, tmp_path):
         assert bits_of(again.predict(data[0])) == bits_of(model.predict(data[0]))
 
 
-def test_a_fit_that_never_began_is_no_training(lib):
+def test_a_fit_that_fails_before_it_begins_does_not_count_as_training(lib):
     model = digits_model()
     x, y = synthetic_digits(8)
     with pytest.raises(xnn.errors.LabelError):
@@ -301,7 +300,7 @@ def test_predictions_are_in_the_numerics_in_force(lib):
     trained(model)
     with numerics("fast"):
         fast = model.predict(x)
-    assert bits_of(model.predict(x)) != bits_of(fast)  # nobody chose: as it was trained
+    assert bits_of(model.predict(x)) != bits_of(fast)  # nothing is chosen, so as it was trained
     with numerics("exact"):
         exact = model.predict(x)
         parts = np.concatenate([model.predict(x[:50], batch_size=7), model.predict(x[50:])])
@@ -312,7 +311,7 @@ def test_predictions_are_in_the_numerics_in_force(lib):
     np.testing.assert_allclose(exact, fast, rtol=1e-4, atol=1e-5)
 
 
-def test_two_fits_of_one_epoch_are_one_of_two_and_every_backend_agrees():
+def test_two_fits_of_one_epoch_equal_one_of_two_on_every_backend():
     digests = set()
     for name in ("numpy", "array-api-strict"):
         with backend(name):
@@ -323,7 +322,7 @@ def test_two_fits_of_one_epoch_are_one_of_two_and_every_backend_agrees():
     assert len(digests) == 1
 
 
-def test_frozen_layers_stay(lib):
+def test_frozen_layers_do_not_change(lib):
     model = digits_model()
     frozen = model.parameters()[0]
     before, frozen.frozen = bits_of(lib.to_host(frozen.value)), True
@@ -344,7 +343,7 @@ class Square(xnn.Op):
 
 
 class OwnDense(Dense):
-    """Computes in its own way, by Dense's."""
+    """A layer with a `compute` of its own, which calls Dense's."""
 
     def compute(self, x, training):
         return super().compute(x, training)
@@ -355,7 +354,7 @@ class OwnLoss(losses.SoftmaxCrossEntropy):
         return super().compute(outputs, targets)
 
 
-def test_layers_ops_and_losses_of_ones_own_train_to_the_same_bits(lib):
+def test_a_users_layers_ops_and_losses_train_to_the_same_bits(lib):
     def model(dense):
         stack = (Rescale(1 / 255), dense(784, 8), layers.Function(Square()), Dense(8, 10))
         return Sequential(*stack, seed=3)

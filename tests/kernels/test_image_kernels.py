@@ -1,4 +1,4 @@
-"""The kernels of convolution held to the op, step after step over the same buffers."""
+"""The kernels of convolution compared with the op, over several steps with the same buffers."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_conv2d(case, dtype, bias, unwanted):
     calls = calls_of(kernel, case[2], unwanted)
     assert all(map(TABLE.accepts, calls))
     steps, others = bind(LIB, TABLE, calls), [interpret(LIB, c) for c in calls_of(plain, case[2], unwanted)]
-    for turn in range(3):  # the buffers are written again each time
+    for turn in range(3):  # the second and third turn write over used buffers
         for s in (kernel, plain):
             for n, name in enumerate(("x", "dy")):
                 np.copyto(s[name].array, numbers(s[name].shape, dtype, 10 * turn + n))
@@ -60,7 +60,7 @@ def test_conv2d(case, dtype, bias, unwanted):
             assert kernel[name].array.tobytes() == plain[name].array.tobytes()
 
 
-def test_what_has_no_element_is_the_ops():
+def test_empty_images_have_no_kernel():
     s = {"x": Slot("x", (0, 1, 5, 5), np.dtype("f4")), "w": Slot("w", (3, 1, 3, 3), np.dtype("f4"))}
     s |= {"y": Slot("y", (0, 3, 3, 3), np.dtype("f4"))}
     assert not TABLE.accepts(Call("forward", ops.conv2d, (s["x"], s["w"]), (s["y"],)))
@@ -81,7 +81,7 @@ def net():
 
 
 @pytest.mark.parametrize("optimizer", [optimizers.SGD, optimizers.Adam])
-def test_training_by_kernels_is_training_by_ops(optimizer):
+def test_training_by_kernels_agrees_with_training_by_ops(optimizer):
     x, y = xnn.data.synthetic_digits(150)
     models = []
     for kernels in ("ops", "numpy"):
@@ -91,4 +91,4 @@ def test_training_by_kernels_is_training_by_ops(optimizer):
     assert history.plan["kernels"] == "numpy"
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         np.testing.assert_allclose(a.value, b.value, rtol=1e-3, atol=1e-5)
-    assert weights_sha256(models[0]) != weights_sha256(models[1])  # kernels add up in another order
+    assert weights_sha256(models[0]) != weights_sha256(models[1])  # kernels add in another order

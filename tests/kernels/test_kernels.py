@@ -1,7 +1,7 @@
-"""Every kernel held to its op: the same call run by the table and by the ops themselves, bit patterns included.
+"""Every kernel compared with its op, also on NaN, infinities, -0 and subnormal numbers.
 
-A call is made with fresh slots twice over equal numbers; `bind` runs one of them by the kernel, `interpret` the
-other by the ops. Values agree to a few roundings, and what a kernel may not touch stays as it was.
+Each call is made twice, with slots of its own and equal numbers. `bind` runs one by the kernel, `interpret` the other
+by the op. The results must agree to a few roundings, and a kernel must not change its inputs.
 """
 
 import copy
@@ -50,7 +50,7 @@ def numbers(shape, dtype, seed=0, special=False):
 
 @dataclass
 class Both:
-    """One call twice, for the kernel and for the ops; slots by the name a test gives them."""
+    """The same call twice, in `first` for the kernel and in `second` for the ops: slots by name."""
 
     table: object
     first: dict = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Both:
             slots[name] = Slot(name, shape, np.dtype(dtype))
 
     def run(self, make):
-        """make(slots) -> calls in order; the last one may be fused from parts."""
+        """Run make(slots), a list of calls, by kernels and by ops; return both arrays of each slot."""
         kernel, plain = make(self.first), make(self.second)
         for call in kernel:
             assert self.table.accepts(call), f"{call} has no kernel"
@@ -78,7 +78,10 @@ class Both:
 
 
 def close(kernel, op, terms=1.0, special=False, size=0.0):
-    """Equal but for `terms` roundings of the largest value, or of `size`; the same infinities and NaNs."""
+    """Check that two arrays differ by at most `terms` roundings of the largest value (or of `size`, if larger).
+
+    Infinities and NaNs must be at the same places.
+    """
     op = np.asarray(op)
     assert kernel.shape == op.shape
     assert kernel.dtype == op.dtype
@@ -152,7 +155,7 @@ def test_dense(table, dtype, shape, activation, bias, input_gradient):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dense_with_infinities(table, dtype):
-    """What is not finite comes out where it does in the op; ReLU lets NaN through."""
+    """Values that are not finite are at the same places as the op's; ReLU of NaN is NaN."""
     both = Both(table)
     both.slot("x", numbers((6, 5), dtype, 1, special=True))
     both.slot("w", numbers((5, 4), dtype, 2))
@@ -192,7 +195,7 @@ def test_activations(table, dtype, shape, activation, special):
 
 
 def compiled_curve(function, x):
-    """What the compiled loops make of a function's numbers; `exp` stands alone in none of them."""
+    """Compute a function by the compiled loops. They have no loop of `exp` alone, so one is made here."""
     numba = pytest.importorskip("numba")
     if function != "exp":
         out = Slot("y", x.shape, x.dtype)
@@ -212,7 +215,7 @@ def compiled_curve(function, x):
     return y
 
 
-EXACT = {  # in float64 for float32, in 40 digits for float64
+EXACT = {  # the right values: for float32 in float64, for float64 in 60 digits
     "exp": (np.exp, Decimal.exp),
     "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), lambda x: 1 / (1 + (-x).exp())),
     "tanh": (np.tanh, lambda x: 1 - 2 / ((2 * x).exp() + 1)),
@@ -221,11 +224,11 @@ EXACT = {  # in float64 for float32, in 40 digits for float64
 
 @pytest.mark.parametrize(("function", "bound"), [("exp", 1.3), ("sigmoid", 2.7), ("tanh", 3.0)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_compiled_curves_to_the_last_place(dtype, function, bound):
-    """In units of the last place of what is right, or of the smallest normal number where that is below it."""
+def test_accuracy_of_compiled_functions(dtype, function, bound):
+    """The error in units in the last place of the right value, or of the smallest normal number if that is larger."""
     real, least = np.dtype(dtype).type, np.finfo(dtype).tiny
     n, end = (60_000, 90.0) if dtype == "float32" else (600, 715.0)
-    near = np.logspace(-30, 1, n // 2)  # down to 1e-30: tanh x = x there
+    near = np.logspace(-30, 1, n // 2)  # there tanh x = x
     x = np.concatenate([np.linspace(0, end, n), np.linspace(0, 2, n // 2), near])
     x = (-x if function == "exp" else np.concatenate([x, -x])).astype(dtype)
     y = compiled_curve(function, x)
@@ -241,12 +244,12 @@ def test_compiled_curves_to_the_last_place(dtype, function, bound):
             error = [abs(float(Decimal(float(a)) - b)) / u for a, b, u in zip(y, right, places, strict=True)]
     normal = np.abs(np.asarray(right, "f8")) >= least
     assert np.max(error, where=normal, initial=0.0) <= bound
-    assert np.all(np.abs(y[~normal]) <= 1.01 * least)  # 0, or about right
-    assert len(set(compiled_curve(function, np.full(37, real(-0.7))))) == 1  # whatever the place in the array
+    assert np.all(np.abs(y[~normal]) <= 1.01 * least)  # subnormal results: 0, or about right
+    assert len(set(compiled_curve(function, np.full(37, real(-0.7))))) == 1  # at every place
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_compiled_curves_of_special_numbers(dtype):
+def test_compiled_functions_of_special_numbers(dtype):
     tiny, huge = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
     for function, x, expected in (
         ("exp", [0.0, -0.0, -tiny, -huge, -np.inf, np.nan], [1, 1, 1, 0, 0, np.nan]),
@@ -254,7 +257,7 @@ def test_compiled_curves_of_special_numbers(dtype):
         ("tanh", [0.0, -0.0, tiny, -tiny, huge, -huge, np.inf, -np.inf, np.nan],
                  [0.0, -0.0, tiny, -tiny, 1, -1, 1, -1, np.nan]),
     ):  # fmt: skip
-        for times in (1, 9):  # alone, and in the vectorized part
+        for times in (1, 9):  # a single number, and one in the vectorized part of the loop
             y = compiled_curve(function, np.repeat(np.array(x, dtype), times))
             right = np.repeat(np.array(expected, dtype), times)
             np.testing.assert_array_equal(y, right)
@@ -263,8 +266,8 @@ def test_compiled_curves_of_special_numbers(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_relus_gradient_where_it_is_off(table, dtype):
-    """The op gives 0 for any gradient; NumPy's kernel too; the compiled one makes NaN of what is not finite."""
+def test_relus_gradient_where_the_output_is_0(table, dtype):
+    """The op and NumPy's kernel give 0 for any dy; the compiled kernel gives NaN for an infinite dy or NaN."""
     both = Both(table)
     both.slot("x", np.array([[-1.0, 2.0, -1.0, np.nan]], dtype))
     both.slot("dy", np.array([[np.inf, np.inf, np.nan, 1.0]], dtype))
@@ -293,7 +296,7 @@ def test_softmax_cross_entropy(table, dtype, n, classes, size):
 
     found = both.run(loss_calls)
     close(*found["loss"], 8 + n)
-    # g is a difference of numbers up to 1/n: its error is counted in roundings of those.
+    # g is a difference of numbers up to 1/n: its error is measured in roundings of 1/n.
     kernel, op = found["g"]
     assert np.max(np.abs(kernel - op)) <= 16 * classes**0.5 * EPSILON[dtype] / n
     for name in "zt":
@@ -315,7 +318,7 @@ def test_softmax_cross_entropy_of_logits_that_are_not_finite(table):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compiled_cross_entropy_of_minus_infinity_and_of_labels_out_of_range(dtype):
-    """-inf is a class of probability 0; a wrong label makes the loss and its own row NaN, and no other row."""
+    """A class with logit -inf has probability 0; a wrong label makes the loss and its own row NaN, no other row."""
     pytest.importorskip("numba")
     z = np.array([[-np.inf, 0.0, 1.0], [2.0, -200.0, 0.5], [1.0, -1.0, 0.0]], dtype)
     for labels in ([1, 0, 2], [1, 3, 2], [-1, 0, 2], [0, 0, 2]):
@@ -431,8 +434,8 @@ RULES = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("steps", [1, 7])
 def test_updates(table, dtype, rule, steps):
-    """Several steps over three parameters side by side, against the optimizer's own; gradients stay."""
-    shapes = [(5, 3), (3,), (400, 50)]  # more than a block
+    """Steps over three parameters in one buffer equal the optimizer's own steps; gradients are not changed."""
+    shapes = [(5, 3), (3,), (400, 50)]  # more than a block of `update_kernels`
     results = []
     for way in ("kernel", "optimizer"):
         optimizer = RULES[rule]()
@@ -450,7 +453,7 @@ def test_updates(table, dtype, rule, steps):
             call = Call("update", type(optimizer).rule, values + gradients + kept, values + kept, rule=group)
             assert table.accepts(call)
             (step,) = bind(LIB, table, [call])
-            assert len(group.runs(call)) == 1  # one stretch for all three
+            assert len(group.stretches(call)) == 1  # the three parameters are one stretch
         for n in range(steps):
             fresh = [numbers(shape, dtype, 100 * n + i) for i, shape in enumerate(shapes)]
             if way == "kernel":
@@ -478,7 +481,7 @@ def test_updates(table, dtype, rule, steps):
 @pytest.mark.parametrize("activation", [None, ops.relu], ids=lambda a: a and a.name)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sgd_folded_into_the_products(table, dtype, activation):
-    """dx from the weights before they change, then weights and bias as by the gradient and the rule."""
+    """dx comes from the old weights; the new weights and bias are those of the gradient and the rule."""
     results = []
     for way in ("kernel", "ops"):
         w, b = (
@@ -527,7 +530,7 @@ def test_sgd_folded_into_the_products(table, dtype, activation):
 
 
 def test_every_kernel_of_every_table_is_tested_here():
-    """The rows of the tables; a new one needs a test above and a word here."""
+    """A new kernel needs a test above and an entry here."""
     tested = {
         ("gather", None), ("forward", ops.dense), ("backward", ops.dense), ("loss", ops.softmax_cross_entropy),
         ("metric", accuracy), ("update", updates.sgd), ("update", updates.adam),
@@ -537,7 +540,7 @@ def test_every_kernel_of_every_table_is_tested_here():
         ("update", updates.adadelta), ("update", updates.adagrad), ("update", updates.adamw),
         ("update", updates.lion), ("update", updates.nadam), ("update", updates.rmsprop),
     }  # fmt: skip
-    images = set(itertools.product(("forward", "backward"), (ops.conv2d,)))  # test_image_kernels.py
+    images = set(itertools.product(("forward", "backward"), (ops.conv2d,)))  # tested in test_image_kernels.py
     assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images
     pytest.importorskip("numba")
     dropout = set(itertools.product(("forward", "backward"), (ops.dropout,)))
@@ -549,7 +552,7 @@ def test_every_kernel_of_every_table_is_tested_here():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 1), (7, 1, 3), (4, 5, 6), (0, 3, 2), (3, 0, 2)])
 @pytest.mark.parametrize("routine", ["blas", "matmul"])
 def test_gemm(monkeypatch, dtype, order, shape, routine):
-    """alpha a b + beta c through BLAS and through the fall-back, for plain, transposed and strided operands."""
+    """alpha a b + beta c by BLAS and by matmul, for plain, transposed and strided operands."""
     if routine == "matmul":
         monkeypatch.setattr(blas_module, "blas_routine", lambda dtype: None)
     m, k, n = shape
@@ -564,7 +567,7 @@ def test_gemm(monkeypatch, dtype, order, shape, routine):
             assert np.max(np.abs(c - expected), initial=0.0) <= 8 * (k + 2) * EPSILON[dtype] * 4
 
 
-def test_blas_is_numpys_own_and_says_its_name():
+def test_blas_routines_have_the_right_names():
     routine = blas_routine("float32")
     if routine is None:
         pytest.skip("this NumPy has no BLAS that can be called")
@@ -572,7 +575,7 @@ def test_blas_is_numpys_own_and_says_its_name():
     assert "dgemm" in blas_routine("float64").name
 
 
-def test_a_routine_that_computes_something_else_is_not_believed(monkeypatch):
+def test_a_routine_that_computes_wrongly_is_not_used(monkeypatch):
     blas_routine.cache_clear()
     monkeypatch.setattr(blas_module, "_works", lambda routine, dtype: False)
     try:
@@ -595,13 +598,13 @@ def test_tables_by_name(monkeypatch):
     assert LIB.kernels("auto").name == "numpy"
 
 
-def test_without_numba_compiled_says_what_to_install(monkeypatch):
+def test_compiled_without_numba_says_what_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "xnn.backends.kernels.compiled_kernels", None)
     with pytest.raises(MissingExtraError, match=r'pip install "\.\[fast\]"'):
         LIB.kernels("compiled")
-    assert LIB.kernels("auto").name == "numpy"  # a Numba that cannot be imported is no reason not to train
+    assert LIB.kernels("auto").name == "numpy"  # auto does without a Numba that cannot be imported
 
 
 def test_buffers_begin_at_a_cache_line():
@@ -617,8 +620,8 @@ def test_buffers_begin_at_a_cache_line():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-def test_a_damaged_cache_is_made_again(tmp_path, suffix):
-    """As a full disk or a killed process leaves it: Numba itself would end in a traceback."""
+def test_a_damaged_cache_is_replaced(tmp_path, suffix):
+    """A full disk or a killed process can leave a damaged cache file, and Numba alone fails on it."""
     pytest.importorskip("numba")
     command = [
         sys.executable,

@@ -1,6 +1,6 @@
 """Convolution and pooling: against loops, against PyTorch, as layers, and what they refuse.
 
-Gradients against differences, the three doors and the backends come from the table of xnn.cli.check.
+Gradients against differences, the three doors and the backends come from the table of xnn.ops.cases.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from xnn import layers, losses, ops, optimizers
 from xnn.errors import DTypeError, MixedArraysError, OptionError, ShapeError
 from xnn.initializers import He
 from xnn.layers.files import weights_sha256
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 
 RNG = np.random.default_rng(5)
 
@@ -213,21 +213,21 @@ X, W = np.ones((2, 3, 5, 5)), np.ones((4, 3, 3, 3))
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: ops.conv2d(X[0], W), ShapeError, r"\(n, channels, height, width\), got \(3, 5, 5\)"),
-        (lambda: ops.conv2d(X, W[0]), ShapeError, r"\(outputs, channels, height, width\), got \(3, 3, 3\)"),
+        (lambda: ops.conv2d(X[0], W), ShapeError, r"\(3, 5, 5\): it takes .*\(n, channels, height, width\)"),
+        (lambda: ops.conv2d(X, W[0]), ShapeError, r"\(3, 3, 3\): it needs \(outputs, channels, height, width\)"),
         (lambda: ops.conv2d(X, W[:, :2]), ShapeError, "3 channels and the weights 2"),
-        (lambda: ops.conv2d(X, W, np.ones(3)), ShapeError, r"bias of shape \(4,\), got \(3,\)"),
-        (lambda: ops.conv2d(X, W, 1.0), ShapeError, r"bias of shape \(4,\), got \(\)"),
+        (lambda: ops.conv2d(X, W, np.ones(3)), ShapeError, r"bias of shape \(3,\) for 4 outputs"),
+        (lambda: ops.conv2d(X, W, 1.0), ShapeError, r"bias of shape \(\) for 4 outputs"),
         (lambda: ops.conv2d(X, W, dilation=3), ShapeError, "covers 7 x 7 and does not fit an image of 5 x 5"),
         (lambda: ops.conv2d(X[:, :, :1], W, padding=(0, 1)), ShapeError, "image of 1 x 5, with padding 1 x 7"),
         (lambda: ops.conv2d(X, W, stride=0), OptionError, "stride must be a positive integer or a pair"),
         (lambda: ops.conv2d(X, W, stride=(1, 1, 1)), OptionError, r"stride .* got \(1, 1, 1\)"),
         (lambda: ops.conv2d(X, W, padding=-1), OptionError, "padding must be an integer of at least 0 or a pair"),
-        (lambda: ops.conv2d(X, W, padding="valid"), OptionError, "'same', got 'valid'"),
+        (lambda: ops.conv2d(X, W, padding="valid"), OptionError, "padding 'valid': .* or 'same'"),
         (lambda: ops.conv2d(X, W, padding="same", stride=2), OptionError, "needs stride 1"),
         (lambda: ops.conv2d(X, W, dilation=1.5), OptionError, "dilation must be"),
         (lambda: ops.max_pool2d(X, kernel_size=6), ShapeError, "6 x 6 elements covers 6 x 6"),
-        (lambda: ops.max_pool2d(X[0], kernel_size=2), ShapeError, "max_pool2d takes images"),
+        (lambda: ops.max_pool2d(X[0], kernel_size=2), ShapeError, "max_pool2d got images of shape"),
         (lambda: ops.max_pool2d(X, kernel_size=2, padding=2), OptionError, "at most half a window"),
         (lambda: ops.avg_pool2d(X, kernel_size=(2, 3), padding=(0, 2)), OptionError, "at most half a window"),
         (lambda: ops.avg_pool2d(X, kernel_size=2, padding="same"), OptionError, "padding must be"),

@@ -9,7 +9,7 @@ import xnn
 from xnn import layers, losses, ops, optimizers
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
 from xnn.layers.files import weights_sha256
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 
 TABLE = np.random.default_rng(1).standard_normal((6, 3))
 
@@ -56,8 +56,8 @@ def test_it_is_pytorchs(indices, width):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: ops.embedding(np.array([0.0]), TABLE), DTypeError, "integer indices, got float64"),
-        (lambda: ops.embedding(np.array([0]), TABLE[0]), ShapeError, r"shape \(num, dim\), got \(3,\)"),
+        (lambda: ops.embedding(np.array([0.0]), TABLE), DTypeError, "indices of float64: it needs integers"),
+        (lambda: ops.embedding(np.array([0]), TABLE[0]), ShapeError, r"shape \(3,\): it needs \(num, dim\)"),
         (lambda: layers.Embedding(0, 3), OptionError, "num_embeddings"),
         (lambda: layers.Embedding(3, 1.5), OptionError, "embedding_dim"),
         (lambda: layers.Embedding(6, 3)(np.array([0.5])), DTypeError, "takes integers, got float64"),

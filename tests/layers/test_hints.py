@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import xnn
-from xnn import layers, losses, ops, optimizers
+from xnn import layers, losses, optimizers
 from xnn.errors import OptionError, ShapeError
 from xnn.initializers import Ones
 from xnn.layers import Buffer, Composite, Dense, Layer, Parameter, Reshape, Sequential
@@ -110,9 +110,9 @@ class TestOptions:
             OptionError, match=r"an Optimizer, such as optimizers\.SGD.*, as optimizer, got 'sgd'"
         ):
             xnn.Trainer(model, losses.MSE(), "sgd")
-        with pytest.raises(OptionError, match=r"a Loss, such as losses\.MSE\(\), as loss"):
-            xnn.Trainer(model, ops.mse, optimizers.SGD())
-        with pytest.raises(OptionError, match="kernels='foo' is not known to numpy"):
+        with pytest.raises(OptionError, match=r"a Loss, such as losses\.MSE\(\), or a function"):
+            xnn.Trainer(model, "mse", optimizers.SGD())
+        with pytest.raises(OptionError, match="kernels='foo' is not a table of kernels of numpy"):
             xnn.Trainer(model, losses.MSE(), optimizers.SGD(), kernels="foo")
 
 

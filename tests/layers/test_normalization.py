@@ -11,12 +11,12 @@ import xnn
 from xnn import initializers, layers, losses, ops, optimizers
 from xnn.backends import get_backend
 from xnn.backends.communicator import with_communicator
-from xnn.benchmarks.exactness.run import Meeting, Member
+from xnn.benchmarks.exactness.digest_run import Meeting, Member
 from xnn.errors import CorruptFileError, DivergenceError, DTypeError, OptionError, ShapeError
 from xnn.layers import BatchNorm, Dense, LayerNorm, ReLU, Sequential
 from xnn.layers.files import weights_sha256
+from xnn.ops.apply import backward_of, forward_of
 from xnn.ops.normalization import running_moments
-from xnn.ops.op import backward_of, forward_of
 
 
 def net(seed=1):
@@ -270,7 +270,7 @@ def test_any_number_of_workers_gives_the_same_bits(cuts):
             y, saved = forward_of(ops.normalize, xp, (x, moments, weight, bias), {"axis": axis})
             dx, dmoments, dw, db = backward_of(ops.normalize, xp, grad, saved)
             (through,) = backward_of(ops.moments, xp, dmoments, kept)
-            running = xnn.ops.op.apply_rule(
+            running = xnn.ops.apply.apply_rule(
                 running_moments, xp, (bias, weight * weight, moments),
                 {"momentum": 0.1, "axis": axis, "shape": x.shape},
             )  # fmt: skip

@@ -17,8 +17,8 @@ import xnn
 from xnn import Op, layers, losses, ops, optimizers
 from xnn.callbacks import JsonLines
 from xnn.errors import CorruptFileError, DataError, DataNotFoundError, MissingExtraError, OptionError
-from xnn.files import check_writable, write_atomically
-from xnn.history import History, check_plot
+from xnn.files import check_plot, check_writable, write_atomically
+from xnn.history import History
 from xnn.layers import Dense, Dropout, Function, ReLU, Rescale, Sequential, files
 from xnn.training import Trainer
 
@@ -467,6 +467,18 @@ def test_plot_svg(tmp_path, epochs, names, panels):
     ids = [e.get("id", "") for e in ET.parse(path).iter()]
     assert sum(i.startswith("axes_") for i in ids) == panels
     assert sum(i.startswith("legend_") for i in ids) == panels * (epochs > 0)
+
+
+def test_a_history_shows_itself_in_a_few_lines():
+    history = curve(300, "loss", "val_loss")
+    history.epochs[-1]["confusion_matrix"] = [[0] * 100] * 100
+    history.add(np.zeros(1200), 9600, 1.5)
+    history.stopped = "enough"
+    assert repr(history) == (
+        "<History: 300 epochs, 1,200 steps, 9,600 samples, 1.50 s\n epoch 300  loss 0.0033  val_loss 0.0033\n"
+        " stopped: enough>"
+    )
+    assert repr(History(interrupted=True)) == "<History: 0 epochs, 0 steps, 0 samples, 0.00 s\n interrupted>"
 
 
 @pytest.mark.parametrize("epochs", [0, 3])

@@ -12,8 +12,8 @@ import xnn
 from xnn import layers, losses, ops, optimizers
 from xnn.backends import get_backend
 from xnn.errors import DTypeError, LabelError, MixedArraysError, OptionError, ShapeError
+from xnn.ops.apply import apply_rule, backward_of, forward_of
 from xnn.ops.losses import LossOp
-from xnn.ops.op import apply_rule, backward_of, forward_of
 
 LIB = get_backend("numpy")
 RNG = np.random.default_rng(11)

@@ -23,7 +23,7 @@ SCORES = {"precision": metrics.Precision, "recall": metrics.Recall, "f1": metric
 
 @pytest.fixture(autouse=True)
 def _numbers_of_its_own():
-    """No test's numbers depend on which ran before."""
+    """The random numbers of a test do not depend on the tests before it."""
     RNG.bit_generator.state = np.random.default_rng(8).bit_generator.state
 
 
@@ -54,7 +54,7 @@ def labelled(draw, kind="float32"):
     rng = np.random.default_rng(seed)
     some = rng.choice(classes, size=draw(st.integers(1, classes)), replace=False)
     outputs = np.round(rng.normal(size=(n, classes)), 1).astype(kind)
-    outputs[:, rng.integers(classes)] -= draw(st.sampled_from([0.0, 9.0]))  # one that is never said
+    outputs[:, rng.integers(classes)] -= draw(st.sampled_from([0.0, 9.0]))  # a class that is never predicted
     return outputs, rng.choice(some, size=n), sizes
 
 
@@ -131,7 +131,7 @@ class TestAgainstScikitLearn:
         outputs, labels, sizes = drawn
         outputs = outputs + np.linspace(
             0.0, 0.01, outputs.shape[1], dtype="float32"
-        )  # of ties it takes the last
+        )  # of equal outputs it takes the last
         if outputs.shape[1] > max(k, 2):
             wanted = self.peer.top_k_accuracy_score(labels, outputs, k=k, labels=range(outputs.shape[1]))
             assert updated(metrics.TopK(k), outputs, labels, sizes) == pytest.approx(wanted)
@@ -213,7 +213,7 @@ def test_regression_by_hand(drawn):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("offset", [1e6, -1e6])
 def test_r2_far_from_zero(dtype, offset):
-    """Sums of squares would leave nothing of it: t^2 has 24 digits, of which float64 keeps 16."""
+    """t^2 has 24 digits, of which float64 keeps 16: a difference of sums of squares would have none left."""
     spread = 1.0 if dtype == "float32" else 1e-3
     targets = (offset + spread * RNG.normal(size=(3000, 2))).astype(dtype)
     outputs = (targets + 0.3 * spread * RNG.normal(size=targets.shape)).astype(dtype)
@@ -252,7 +252,7 @@ def test_targets_may_be_probabilities(metric):
     "metric", [metrics.Accuracy, metrics.F1, metrics.ConfusionMatrix, lambda: metrics.TopK(2)]
 )
 def test_a_class_for_each_place(lib, metric):
-    """Images (n, classes, height, width), as PyTorch has them, are so many samples as they have pixels."""
+    """Each pixel of images (n, classes, height, width) counts as a sample, as in PyTorch."""
     outputs, labels = RNG.normal(size=(9, 5, 3, 4)).astype("float32"), RNG.integers(0, 5, (9, 3, 4))
     rows = outputs.transpose(0, 2, 3, 1).reshape(-1, 5)
     wanted = updated(metric(), rows, labels.reshape(-1))
@@ -331,7 +331,7 @@ def test_on_every_backend(lib, numerics, metric, arrays):
 
 @pytest.mark.parametrize(("metric", "arrays"), EVERY, ids=lambda x: getattr(x, "name", ""))
 def test_counts_do_not_depend_on_the_order(lib, metric, arrays):
-    """In exact numerics no sum of a batch does, and sums of counts never do."""
+    """Exact sums over a batch do not depend on the order of samples; sums of integer counts never do."""
     order = RNG.permutation(90)
     shuffled = [part[order] for part in arrays]
     with xnn.numerics("exact"):
@@ -344,7 +344,7 @@ def test_counts_do_not_depend_on_the_order(lib, metric, arrays):
 
 
 def test_in_a_trainer(lib):
-    """Training counts what each step's outputs were; a rate of 0 keeps them those of the evaluation."""
+    """Training counts the outputs of each step; with a learning rate of 0 they are those of `evaluate`."""
     x, labels = RNG.normal(size=(150, 8)).astype("float32"), RNG.integers(0, 6, 150)
     names = ["accuracy", "top5", "top2", "precision", "recall", "f1", "confusion_matrix"]
     tables = ["ops", "numpy", "compiled"] if lib.name == "numpy" else ["auto"]
@@ -388,7 +388,7 @@ def test_regression_in_a_trainer(lib):
 
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_yes_or_no_in_a_trainer(lib, outputs):
-    """By name, metrics follow the loss: several outputs of BinaryCrossEntropy are so many questions."""
+    """By name, metrics follow the loss: each output of BinaryCrossEntropy is a decision of its own."""
     x = RNG.normal(size=(150, 4)).astype("float32")
     y = (x[:, :outputs] > 0.3) * 1
     model = xnn.Sequential(layers.Dense(4, outputs), seed=0)
@@ -429,7 +429,7 @@ def test_plain_accuracy_is_still_the_kernels():
 
 
 class Bias(metrics.Metric):
-    """Of one's own, with a result of its own."""
+    """A metric of the user's own, with its own result."""
 
     name = "bias"
 
@@ -520,12 +520,12 @@ def trainer_of(chosen):
     return xnn.Trainer(mlp(6, (4,), 6, seed=0), losses.SoftmaxCrossEntropy(), optimizers.SGD(), chosen)
 
 
-def test_what_does_not_fit_is_heard_before_training():
+def test_what_does_not_fit_is_refused_before_training():
     for wrong, error, words in (
         (metrics.MAE(), ShapeError, "targets of the outputs' shape"),
         (metrics.F1("binary"), ShapeError, "choose another average"),
         (metrics.Accuracy(binary=True), ShapeError, "yes or no"),
-        (lambda xp, outputs, targets: None, DTypeError, "got NoneType"),
+        (lambda xp, outputs, targets: None, DTypeError, "returned NoneType"),
         (lambda xp, outputs, targets: outputs[:, 0], ShapeError, "one number"),
     ):
         t = trainer_of(wrong)
@@ -610,3 +610,17 @@ def test_a_regressions_targets_are_no_classes(metric):
             trainer.evaluate((x, np.array(y)))
     yes_or_no = xnn.Trainer(model, losses.Hinge(), optimizers.SGD(), metrics=[metric])
     yes_or_no.fit((x, np.array([[-1.0], [1.0], [1.0], [-1.0]])), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        (metrics.Accuracy(), "Accuracy()"),
+        (metrics.Accuracy(binary=True, threshold=0.5), "Accuracy(binary=True, threshold=0.5)"),
+        (metrics.TopK(3), "TopK(k=3)"),
+        (metrics.F1("weighted", name="score"), "F1(average='weighted', name='score')"),
+        (metrics.R2(), "R2()"),
+    ],
+)
+def test_repr(metric, text):
+    assert repr(metric) == text

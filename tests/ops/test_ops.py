@@ -1,13 +1,17 @@
-"""Ops: values against plain NumPy, gradients and doors from the table that `xnn check` uses."""
+"""Ops: values against NumPy. For the table `xnn/ops/cases.py`: gradients, and equal results however an op is run."""
+
+import math
 
 import numpy as np
 import pytest
 
 import xnn
 from xnn import ops
-from xnn.cli.check import CASES, run_checks, through_doors
+from xnn.cli.check import draw, run_checks, through_doors
 from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.graph import Input, forward_pass, topological_sort
 from xnn.graph.check import gradient_check
+from xnn.ops.cases import CASES
 
 A = np.array([[1.5, -2.0, 0.25], [-0.5, 3.0, -1.0]])
 B = np.array([[0.5, 2.0, -1.5]])
@@ -19,15 +23,15 @@ def ids(case):
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_gradient(lib, case):
-    fixed = [x for x in case.draw("float64") if isinstance(x, float)]
-    inputs = [lib.to_device(x) for x in case.draw("float64") if not isinstance(x, float)]
+    fixed = [x for x in draw(case, "float64") if isinstance(x, float)]
+    inputs = [lib.to_device(x) for x in draw(case, "float64") if not isinstance(x, float)]
     report = gradient_check(lambda *xs: case.op(*xs, *fixed, **case.options), *inputs)
     assert report, report
     assert report.checked
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
-def test_three_doors_give_the_same_bits_and_keep_the_dtype(lib, case):
+def test_layer_graph_and_autograd_give_the_same_bits_and_keep_the_dtype(lib, case):
     doors = through_doors(lib, case, "float32")
     assert len(doors["layer"]) == 2
     for door in ("layer", "graph"):
@@ -48,15 +52,36 @@ def test_three_doors_give_the_same_bits_and_keep_the_dtype(lib, case):
         (lambda a, b: ops.pow(a, 3.0), A**3),
         (lambda a, b: ops.exp(a), np.exp(A)),
         (lambda a, b: ops.log(ops.exp(a)), A),
+        (lambda a, b: ops.expm1(a), np.expm1(A)),
+        (lambda a, b: ops.log1p(ops.abs(a)), np.log1p(abs(A))),
+        (lambda a, b: ops.sqrt(ops.abs(a)), np.sqrt(abs(A))),
+        (lambda a, b: ops.sin(a), np.sin(A)),
+        (lambda a, b: ops.cos(a), np.cos(A)),
+        (lambda a, b: ops.erf(a), np.vectorize(math.erf)(A)),
+        (lambda a, b: ops.sign(a * 0.0 + b), np.broadcast_to(np.sign(B), A.shape)),
+        (lambda a, b: ops.abs(a), np.abs(A)),
         (lambda a, b: ops.maximum(a, b), np.maximum(A, B)),
+        (lambda a, b: ops.minimum(a, b), np.minimum(A, B)),
+        (lambda a, b: ops.clip(a, -1.0, 0.25), np.clip(A, -1.0, 0.25)),
+        (lambda a, b: ops.clip(a, max=0.25), np.minimum(A, 0.25)),
+        (lambda a, b: ops.clip(a, min=b), np.maximum(A, B)),
+        (lambda a, b: ops.clip(a, 1.0, -1.0), np.clip(A, 1.0, -1.0)),
         (lambda a, b: ops.where(a > 0.0, a, b), np.where(A > 0, A, B)),
         (lambda a, b: ops.matmul(a, ops.transpose(b)), A @ B.T),
         (lambda a, b: ops.sum(a, axis=1, keepdims=True), A.sum(1, keepdims=True)),
         (lambda a, b: ops.mean(a, axis=0), A.mean(0)),
+        (lambda a, b: ops.var(a), A.var()),
+        (lambda a, b: ops.var(a, axis=(0, 1), keepdims=True), A.var(keepdims=True)),
+        (lambda a, b: ops.var(a, axis=1, correction=1), A.var(1, ddof=1)),
         (lambda a, b: ops.max(a, axis=(0, 1)), A.max()),
+        (lambda a, b: ops.min(a), A.min()),
+        (lambda a, b: ops.min(a, axis=1, keepdims=True), A.min(1, keepdims=True)),
         (lambda a, b: ops.reshape(a, shape=(3, -1)), A.reshape(3, 2)),
         (lambda a, b: ops.concat((a, b)), np.concatenate([A, B])),
         (lambda a, b: ops.concat([a, a], axis=1), np.concatenate([A, A], axis=1)),
+        (lambda a, b: ops.stack((a, a)), np.stack([A, A])),
+        (lambda a, b: ops.stack(a, a, axis=1), np.stack([A, A], axis=1)),
+        (lambda a, b: ops.stack([a, a], axis=-1), np.stack([A, A], axis=-1)),
         (lambda a, b: ops.relu(a), np.where(A > 0, A, 0)),
         (lambda a, b: ops.sigmoid(a), 1 / (1 + np.exp(-A))),
         (lambda a, b: ops.tanh(a), np.tanh(A)),
@@ -148,9 +173,85 @@ def test_empty_arrays(lib):
 
 def test_options_go_by_name():
     with pytest.raises(OptionError, match="options by name"):
-        ops.sum(A, 0)
+        ops.normalize(A, A, A, A, A, A)
     with pytest.raises(OptionError, match="keyword"):
         ops.sum(A, axes=0)
+
+
+BY_POSITION = {
+    "reshape": ((lambda x: ops.reshape(x, (3, 2))), {"shape": (3, 2)}),
+    "transpose": ((lambda x: ops.transpose(x, (1, 0))), {"axes": (1, 0)}),
+    "sum": ((lambda x: ops.sum(x, 0)), {"axis": 0}),
+    "mean": ((lambda x: ops.mean(x, 1)), {"axis": 1}),
+    "var": ((lambda x: ops.var(x, 0)), {"axis": 0}),
+    "max": ((lambda x: ops.max(x, 0, keepdims=True)), {"axis": 0, "keepdims": True}),
+    "min": ((lambda x: ops.min(x, (0, 1))), {"axis": (0, 1)}),
+    "clip": ((lambda x: ops.clip(x, -1.0, 1.0)), {"min": -1.0, "max": 1.0}),
+    "softmax": ((lambda x: ops.softmax(x, 0)), {"axis": 0}),
+    "log_softmax": ((lambda x: ops.log_softmax(x, 0)), {"axis": 0}),
+    "leaky_relu": ((lambda x: ops.leaky_relu(x, 0.2)), {"negative_slope": 0.2}),
+    "elu": ((lambda x: ops.elu(x, 0.5)), {"alpha": 0.5}),
+    "softplus": ((lambda x: ops.softplus(x, 2.0)), {"beta": 2.0}),
+    "getitem": ((lambda x: ops.getitem(x, (slice(1), 2))), {"index": (slice(1), 2)}),
+}
+
+
+@pytest.mark.parametrize("name", BY_POSITION)
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_options_by_position_are_those_by_name_everywhere(lib, name, numerics):
+    call, options = BY_POSITION[name]
+    op = getattr(ops, name)
+    x = lib.to_device(A.astype(np.float32))
+
+    def bits(array):
+        return lib.to_host(array).tobytes()
+
+    with xnn.numerics(numerics), xnn.backend(lib.name):
+        expected = bits(op(x, **options))
+        assert bits(call(x)) == expected
+        by_name = xnn.grad(lambda v: ops.sum(op(v, **options)))(x)
+        assert bits(xnn.grad(lambda v: ops.sum(call(v)))(x)) == bits(by_name)
+        node = call(Input(x))
+        assert dict(node.options).keys() == options.keys()
+        assert bits(forward_pass(topological_sort({node.inbound_nodes[0]: None}))) == expected
+
+
+def test_other_options_by_position():
+    x = np.arange(32.0).reshape(1, 2, 4, 4)
+    rows = np.array([1, 0])
+    for result, expected in (
+        (ops.take(x, rows, 1), x[:, [1, 0]]),
+        (ops.concat((x, x), 1), np.concatenate([x, x], 1)),
+        (ops.stack([x, x], -1), np.stack([x, x], -1)),
+        (ops.max_pool2d(x, 2, 1), ops.max_pool2d(x, kernel_size=2, stride=1)),
+        (ops.avg_pool2d(x, 2, 2, 1), ops.avg_pool2d(x, kernel_size=2, stride=2, padding=1)),
+    ):
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda x: ops.sum(x, 0, True),
+            "sum got 3 positional arguments: by position it takes its input and axis",
+        ),
+        (lambda x: ops.take(x, np.array([0]), 0, 1), "takes its 2 inputs and axis"),
+        (lambda x: ops.clip(x, 0.0, 1.0, 2.0), "its input and min, max, each once"),
+        (lambda x: ops.clip(x, 0.0, min=0.0), "clip got min twice"),
+        (lambda x: ops.concat([x, x], 0, 1), "and 2 more positional arguments"),
+        (lambda x: ops.concat([x, x], 0, axis=1), "the axis only"),
+        (lambda x: ops.stack([x], x), "the axis only"),
+    ],
+)
+def test_what_does_not_fit_by_position_is_refused(call, said):
+    with pytest.raises(OptionError, match=said):
+        call(A)
+
+
+def test_recorded_values_are_no_options():
+    with pytest.raises(xnn.errors.GraphError, match="the option min is not differentiated"):
+        xnn.grad(lambda x: ops.sum(ops.clip(x, x)))(A)
 
 
 def test_a_type_error_of_the_ops_own_stays_one():
@@ -164,18 +265,91 @@ def test_a_type_error_of_the_ops_own_stays_one():
 
 
 def test_ties_share_the_gradient():
-    _, saved = ops.maximum.forward(np, np.array([1.0, 2.0]), np.array([1.0, 0.0]))
-    da, db = ops.maximum.backward(np, np.array([6.0, 6.0]), saved)
-    assert da.tolist() == [3.0, 6.0]
-    assert db.tolist() == [3.0, 0.0]
-    _, saved = ops.max.forward(np, np.array([[2.0, 2.0, 1.0]]), axis=1)
-    assert ops.max.backward(np, np.array([6.0]), saved)[0].tolist() == [[3.0, 3.0, 0.0]]
+    one, other, six = np.array([1.0, 2.0]), np.array([1.0, 0.0]), np.array([6.0, 6.0])
+    for op, expected in ((ops.maximum, ([3.0, 6.0], [3.0, 0.0])), (ops.minimum, ([3.0, 0.0], [3.0, 6.0]))):
+        da, db = op.backward(np, six, op.forward(np, one, other)[1])
+        assert (da.tolist(), db.tolist()) == expected
+    for op, row in ((ops.max, [2.0, 2.0, 1.0]), (ops.min, [2.0, 2.0, 3.0])):
+        _, saved = op.forward(np, np.array([row]), axis=1)
+        assert op.backward(np, np.array([6.0]), saved)[0].tolist() == [[3.0, 3.0, 0.0]]
 
 
-def test_max_of_nan_gives_no_warning_and_no_gradient():
-    y, saved = ops.max.forward(np, np.array([[np.nan, 1.0]]), axis=1)
+@pytest.mark.parametrize("op", [ops.max, ops.min])
+def test_an_extreme_of_nan_gives_no_warning_and_no_gradient(op):
+    y, saved = op.forward(np, np.array([[np.nan, 1.0]]), axis=1)
     assert np.isnan(y).all()
-    assert ops.max.backward(np, np.ones(1), saved)[0].tolist() == [[0.0, 0.0]]
+    assert op.backward(np, np.ones(1), saved)[0].tolist() == [[0.0, 0.0]]
+
+
+def test_clip_lets_the_gradient_through_at_its_bounds(lib):
+    x = lib.to_device(np.array([-2.0, -1.0, 0.0, 1.0, 2.0], np.float32))
+    for bounds, expected in (
+        ((-1.0, 1.0), [0, 1, 1, 1, 0]),
+        ((None, 1.0), [1, 1, 1, 1, 0]),
+        ((-1.0,), [0, 1, 1, 1, 1]),
+    ):
+        dx = lib.to_host(xnn.grad(lambda v, bounds=bounds: ops.sum(ops.clip(v, *bounds)))(x))
+        assert dx.dtype == np.float32
+        assert dx.tolist() == expected
+    with pytest.raises(OptionError, match="neither min nor max"):
+        ops.clip(x)
+
+
+def test_clip_to_arrays_sums_what_was_broadcast():
+    x, low = np.array([[0.0, 2.0]]), np.array([[1.0], [-1.0], [0.0]])
+    y, saved = ops.clip.forward(np, x, min=low)
+    assert y.tolist() == [[1.0, 2.0], [0.0, 2.0], [0.0, 2.0]]
+    assert ops.clip.backward(np, np.ones((3, 2)), saved)[0].tolist() == [[2.0, 3.0]]
+
+
+def test_sqrt_at_0_has_an_infinite_slope():
+    _, saved = ops.sqrt.forward(np, np.array([0.0, 4.0]))
+    with np.errstate(divide="ignore"):
+        assert ops.sqrt.backward(np, np.ones(2), saved)[0].tolist() == [np.inf, 0.25]
+
+
+def test_sign_has_no_gradient(lib):
+    x = lib.to_device(np.array([-3.0, 0.0, 2.0], np.float32))
+    assert lib.to_host(ops.sign(x)).tolist() == [-1.0, 0.0, 1.0]
+    assert lib.to_host(xnn.grad(lambda v: ops.sum(ops.sign(v) * v))(x)).tolist() == [-1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_expm1_and_log1p_are_accurate_near_0(lib, numerics):
+    mpmath = pytest.importorskip("mpmath")
+    sizes = np.exp2(np.random.default_rng(1).uniform(-90, -2, 500)).astype(np.float32)
+    x = sizes * np.where(np.arange(500) % 2, 1, -1).astype(np.float32)
+    for op in (ops.expm1, ops.log1p):
+        truth = [getattr(mpmath, op.name)(mpmath.mpf(float(v))) for v in x]
+        with xnn.numerics(numerics):
+            found = lib.to_host(op(lib.to_device(x)))
+        worst = max(abs(mpmath.mpf(float(a)) / b - 1) for a, b in zip(found, truth, strict=True))
+        assert worst < 2.0**-22
+
+
+def test_var_needs_more_elements_than_its_correction():
+    assert ops.var(np.ones((1, 3)), axis=0).tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(OptionError, match="var over 1 elements with correction 1"):
+        ops.var(np.ones((1, 3)), axis=0, correction=1)
+
+
+def test_where_of_two_numbers_asks_for_their_dtype(lib):
+    x = lib.to_device(np.array([-1.0, 2.0], np.float32))
+    for numerics in ("fast", "exact"):
+        with xnn.numerics(numerics):
+            y = ops.where(x > 0.0, 1.0, 0.5, dtype=x.dtype)
+            assert y.dtype == x.dtype
+            assert lib.to_host(y).tolist() == [0.5, 1.0]
+            with pytest.raises(OptionError, match=r"two Python numbers, 1\.0 and 0\.5"):
+                ops.where(x > 0.0, 1.0, 0.5)
+
+            def f(v):
+                return ops.sum(v * ops.where(v > 0.0, 1.0, 0.5, dtype=v.dtype))
+
+            dx = xnn.grad(f)(x)
+            assert dx.dtype == x.dtype
+            assert lib.to_host(dx).tolist() == [0.5, 1.0]
+            assert ops.where(x > 0.0, x, 0.25).dtype == x.dtype
 
 
 @pytest.mark.parametrize(
@@ -217,7 +391,7 @@ class TestSoftmaxCrossEntropy:
 
     @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
     def test_label_types(self, dtype):
-        """Also with more classes than the type can count to."""
+        """There are more classes than uint8 can count."""
         z = np.random.default_rng(0).normal(size=(2, 300))
         expected = ops.softmax_cross_entropy(z, np.array([5, 2]))
         assert ops.softmax_cross_entropy(z, np.array([5, 2], dtype=dtype)) == expected
@@ -275,6 +449,8 @@ def test_a_check_that_cannot_run_is_a_failure(monkeypatch):
         (lambda x: ops.transpose(x, axes=(0, -3)), "axis -3"),
         (lambda x: ops.concat([x, x], axis=5), "axis 5"),
         (lambda x: ops.concat([]), "at least one"),
+        (lambda x: ops.stack([]), "at least one"),
+        (lambda x: ops.stack([x, x], axis=3), "axis 3"),
         (lambda x: ops.moments(x, axis=(2,)), "axis 2"),
         (lambda x: ops.sum(x, axis=2), "sum of"),
     ],
@@ -304,3 +480,34 @@ def test_stop_gradient_is_a_constant(lib):
     x = lib.to_device(np.array([2.0, 5.0], np.float32))
     assert lib.to_host(xnn.grad(lambda v: ops.sum(ops.stop_gradient(v) * v))(x)).tolist() == [2.0, 5.0]
     assert lib.to_host(xnn.grad(lambda v: ops.sum(ops.stop_gradient(v * v)))(x)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_new_ops_train_in_a_program_as_by_hand(numerics):
+    """A layer of them, with options by position, in a program and by autograd."""
+
+    def f(x):
+        gate = ops.where(x > 0.0, 1.0, 0.5, dtype=x.dtype)
+        bent = ops.clip(ops.sin(x), -0.5, 0.75) + ops.expm1(ops.minimum(x, 0.0)) + ops.sqrt(ops.abs(x) + 1.0)
+        return ops.sum(ops.stack((gate * x, bent), 2), 2) / ops.sqrt(ops.var(x, 1, keepdims=True) + 1.0)
+
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(8, 3)).astype(np.float32), rng.normal(size=(8, 2)).astype(np.float32)
+    with xnn.numerics(numerics):
+
+        def build():
+            return xnn.Sequential(
+                xnn.layers.Dense(3, 4), xnn.layers.Lambda(f), xnn.layers.Dense(4, 2), seed=1
+            )
+
+        model, loss = build(), xnn.losses.MSE()
+        xnn.Trainer(model, loss, xnn.optimizers.SGD(0.1), kernels="ops").fit(
+            (x, y), batch_size=8, shuffle=False, progress=False
+        )
+        other = build()
+        parameters = other.parameters()
+        gradients = xnn.grad(lambda _: loss(other(x), y))(parameters)
+        for trained, parameter, gradient in zip(model.parameters(), parameters, gradients, strict=True):
+            assert gradient.dtype == np.float32
+            expected = parameter.value - np.float32(0.1) * gradient
+            assert np.abs(trained.value - expected).max() < 1e-6

@@ -1,4 +1,4 @@
-"""Ops of a user's whose backward does not fit its forward are heard of at every door; so are NumPy's habits."""
+"""Mistakes in a user's own op, and in its use, raise an error in every way of running the op."""
 
 import operator as operators
 
@@ -15,7 +15,7 @@ from xnn.ops.op import unbroadcast
 
 
 class Scaled(xnn.Op):
-    """x * weight, with a backward as a test wants it."""
+    """x * weight, with the `backward` that the test gives."""
 
     def __init__(self, backward):
         self.wrong = backward
@@ -50,7 +50,7 @@ def train(model, x, y, loss=None, **options):
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("door", ["layer", "graph", "autograd", "program"])
-def test_a_backward_that_does_not_fit_is_refused_at_every_door(lib, wrong, door):
+def test_a_backward_that_does_not_fit_is_refused_in_every_way_of_running(lib, wrong, door):
     backward, message = WRONG[wrong]
     op = Scaled(backward)
     x, w = (lib.to_device(np.ones(shape, np.float32)) for shape in ((4, 3), (3,)))

@@ -72,7 +72,7 @@ def test_averages_by_hand_and_in_a_program_are_the_same_bits_in_exact_numerics()
 @pytest.mark.parametrize("kernels", ["ops", "numpy"])
 @pytest.mark.parametrize(("first", "then"), [(None, 0.5), (0.9, 0.5), (0.9, None)])
 def test_an_average_that_a_callback_sets_is_heeded(kernels, first, then):
-    """As in a fit that begins with it."""
+    """The result is that of a fit that starts with it."""
     x, y = labelled()
 
     class Change(xnn.callbacks.Callback):
@@ -95,7 +95,7 @@ def test_an_average_that_a_callback_sets_is_heeded(kernels, first, then):
 
 @pytest.mark.parametrize("kernels", ["ops", "numpy", None])
 def test_the_average_of_a_parameter_frozen_since_goes_on_to_its_value(kernels):
-    """And one that was frozen all along has none."""
+    """A parameter that was always frozen has no average."""
     x, y = labelled()
     model, rule, loss = small(), optimizers.SGD(0.1, average=0.8), losses.SoftmaxCrossEntropy()
     trainer = xnn.Trainer(model, loss, rule, kernels=kernels or "auto", threads=1)

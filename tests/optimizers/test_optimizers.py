@@ -10,13 +10,14 @@ import pytest
 import xnn
 from xnn import data, layers, losses, optimizers
 from xnn.backends import get_backend
-from xnn.benchmarks.exactness.run import Run
+from xnn.benchmarks.exactness.digest_run import Training
 from xnn.callbacks import Callback
 from xnn.errors import DivergenceError, MissingExtraError, NumericsError, OptionError
 from xnn.layers import Parameter
 from xnn.layers.files import weights_sha256
 from xnn.ops import updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
+from xnn.options import check_real
 from xnn.runs.mlp import mlp
 
 X, Y = data.synthetic_digits(330)
@@ -71,7 +72,7 @@ def test_thirty_steps_of_pytorch(name, options, dtype, tight):
         kind = getattr(torch.optim, THEIR_NAMES.get(name, name))
         theirs = kind([w], **{THEIRS.get(k, k): v for k, v in options.items()})
         for _ in range(30):
-            # Above a size: a rule that divides by the gradient's own size makes much of its last bit.
+            # Not near 0: a rule that divides by the size of the gradient would magnify its last bit.
             gradient = (np.sign(rng.normal(size=(3, 4))) * (0.1 + rng.random((3, 4)))).astype(dtype)
             p.grad, w.grad = gradient, torch.tensor(gradient)
             ours.step([p])
@@ -104,7 +105,7 @@ def test_thirty_steps_of_optax(options):
 
 
 def test_first_steps_written_out():
-    """Of gradient g from w = 1 with no memory: what the formulas come to."""
+    """The formulas for the first step, from w = 1 with gradient g."""
     g, rate = 0.5, 0.1
     first = {
         optimizers.AdaGrad(rate): 1 - rate,
@@ -128,7 +129,7 @@ def test_first_steps_written_out():
 
 
 def test_a_variance_that_rounding_makes_negative_is_zero():
-    """A gradient that never changes: s and m^2 come to agree to the last bit, and PyTorch's root may be NaN."""
+    """With a constant gradient s - m^2 is 0 up to rounding, and its root would be NaN where it is negative."""
     p, rule = (
         parameter(np.zeros(50, np.float32), dtype="float32"),
         optimizers.RMSProp(1e-4, 0.5, 1e-3, 0, True),
@@ -169,7 +170,7 @@ def train(rule, kernels="ops", epochs=1, model=None, **options):
 
 
 def by_hand(rule, steps=11):
-    """The trainer's first epoch, layer by layer."""
+    """The first epoch of `train`, by hand."""
     model, loss = network(), losses.SoftmaxCrossEntropy()
     for rows in list(data.Batches((X, Y), 32, seed=5).numbers(0))[:steps]:
         loss.forward(model.forward(X[rows], training=True), Y[rows])
@@ -200,7 +201,7 @@ class TestPrograms:
         (one, first), (two, second) = train(EVERY[name](**options)), train(EVERY[name](**options), kernels)
         assert second["loss"][0] == pytest.approx(first["loss"][0], rel=1e-3)
         for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
-            # A last bit of a gradient near 0 turns a whole step of Lion's, and much of a scaled one.
+            # The last bit of a gradient near 0 may turn the sign of Lion's step, and change a scaled step much.
             assert np.median(np.abs(p.value - q.value)) <= 1e-6
             state, other = (t.optimizer.state_of(w) for t, w in ((one, p), (two, q)))
             assert len(state.arrays) == len(other.arrays)
@@ -231,14 +232,14 @@ def test_exact_bits_do_not_see_the_number_of_workers(lib, name):
 
     found = []
     for workers in (0, 1, 3):
-        run = Run(build, "exact", workers=workers)
+        run = Training(build, "exact", workers=workers)
         found.append((run.fit(X[:100], Y[:100]), weights_sha256(run.model)))
     assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_backend(lib, name):
-    """Arrays given are left alone, a snapshot leads back, the update is NumPy's."""
+    """A step does not change the arrays given, a snapshot can be restored, and the update is that of NumPy."""
     start, gradient = np.linspace(-1, 1, 6), np.linspace(0.5, -2, 6)
     p, rule = parameter(lib.to_device(start)), EVERY[name](clip_norm=1.0, clip_value=1.5)
     q, plain = parameter(start), EVERY[name](clip_norm=1.0, clip_value=1.5)
@@ -257,7 +258,7 @@ def test_every_backend(lib, name):
 
 @pytest.mark.parametrize("name", ["adagrad", "rmsprop", "nadam"])
 def test_a_layer_that_is_frozen_and_thawed(kernels, name):
-    """By programs, which then have other groups, as by hand."""
+    """Programs then have other groups of parameters."""
 
     class Thaw(Callback):
         def on_epoch_end(self, history, entry):
@@ -314,7 +315,7 @@ class TestWeightDecay:
             np.testing.assert_allclose(p.value, w.detach().numpy(), rtol=1e-12)
 
     def test_groups_of_a_program(self, kernels):
-        """One for each decay; plain SGD is folded only where a product's parameters all have none."""
+        """There is a group for each decay; plain SGD is folded into a product only where no parameter has a decay."""
         trainer, history = train(optimizers.SGD(0.1, weight_decay=BY_NAME), kernels)
         assert not history.plan["folded"]
         first = trainer.model.layers[1].weight
@@ -347,10 +348,89 @@ class TestWeightDecay:
         with pytest.raises(OptionError, match="names 'scale'"):
             optimizers.Adam(weight_decay={"scale": 0.1}).step([parameter(np.ones(2))])
 
-    @pytest.mark.parametrize("answer", [-1.0, float("nan"), None, "0.1"])
+    @pytest.mark.parametrize("answer", [-1.0, float("nan"), None, "0.1", np.ones(2)])
     def test_a_function_that_gives_no_decay(self, answer):
         with pytest.raises(OptionError, match="weight_decay of weight must be a finite number at least 0"):
             train(optimizers.SGD(0.1, weight_decay=lambda p: answer))
+
+    @pytest.mark.parametrize("answer", [-1.0, float("nan"), None, "0.1", np.ones(2)])
+    def test_a_function_that_gives_no_decay_later(self, kernels, answer):
+        answers = [0.1]
+        rule = optimizers.SGD(0.1, weight_decay=lambda p: answers[-1])
+        train(rule, kernels)
+        answers.append(answer)
+        with pytest.raises(OptionError, match="weight_decay of weight must be a finite number at least 0"):
+            train(rule, kernels)
+        with pytest.raises(OptionError, match="weight_decay of weight must be a finite number at least 0"):
+            by_hand(rule)
+
+    def test_a_mapping_that_is_changed(self):
+        rule = optimizers.SGD(0.1, weight_decay=BY_NAME)
+        rule.weight_decay["weight"] = 0.5
+        assert rule.decay_of(parameter(np.ones(2))) == 0.5
+        rule.weight_decay["weight"] = -1.0
+        with pytest.raises(OptionError, match=r"weight_decay of weight must be .*, got -1\.0"):
+            rule.decay_of(parameter(np.ones(2)))
+
+
+class TestOptionsThatAreAssigned:
+    @pytest.mark.parametrize("rate", [-0.1, float("inf"), None, "0.1", True, lambda step: -1.0, lambda: 0.1])
+    def test_a_learning_rate(self, rate):
+        rule = optimizers.SGD(0.1)
+        with pytest.raises(OptionError, match="learning"):
+            rule.learning_rate = rate
+        assert rule.learning_rate == 0.1
+
+    @pytest.mark.parametrize("decay", [-0.1, float("inf"), None, "0.1", [0.1], {"weight": -1.0}])
+    def test_a_weight_decay(self, decay):
+        rule = optimizers.SGD(0.1, weight_decay=0.2)
+        with pytest.raises(OptionError, match=r"weight_decay.* must be a finite number at least 0"):
+            rule.weight_decay = decay
+        assert rule.weight_decay == 0.2
+
+    @pytest.mark.parametrize("answer", [-1.0, float("nan"), float("inf"), None, "0.1", np.ones(2)])
+    def test_a_schedule_that_gives_no_rate_later(self, kernels, answer):
+        rule = optimizers.SGD(lambda step: answer if step == 5 else 0.1)
+        with pytest.raises(OptionError, match=r"learning_rate\(5\) must be a finite number at least 0"):
+            train(rule, kernels)
+        with pytest.raises(OptionError, match=r"learning_rate\(5\) must be a finite number at least 0"):
+            by_hand(optimizers.SGD(rule.learning_rate))
+
+    def test_numpys_numbers_become_pythons(self):
+        rule = optimizers.SGD(lambda step: np.float64(0.25), weight_decay=lambda p: np.float64(0.5))
+        assert type(rule.rate) is type(rule.decay_of(parameter(np.ones(2)))) is float
+        rule.learning_rate = rule.weight_decay = np.float64(0.5)
+        assert type(rule.rate) is type(rule.decay_of(parameter(np.ones(2)))) is float
+
+    @pytest.mark.parametrize("decay", [0.1, BY_NAME, lambda p: 0.1])
+    @pytest.mark.parametrize("rate", [0.1, lambda step: 0.1])
+    def test_are_not_checked_anew_at_each_step(self, monkeypatch, rate, decay):
+        seen, check = [], check_real
+        monkeypatch.setattr("xnn.optimizers.optimizer.check_real", lambda *o: (seen.append(o), check(*o))[1])
+        rule = optimizers.SGD(rate, weight_decay=decay)
+        by_hand(rule, steps=1)
+        first = len(seen)
+        assert first <= 7  # each option, and what a function says of each parameter
+        train(rule, model=network())
+        assert len(seen) <= first + 4  # a new model's parameters
+
+    @pytest.mark.parametrize(
+        ("rule", "text"),
+        [
+            (optimizers.SGD(), "SGD(learning_rate=0.01)"),
+            (optimizers.SGD(1, 0.9, nesterov=True), "SGD(learning_rate=1.0, momentum=0.9, nesterov=True)"),
+            (optimizers.Adam(clip_norm=1, average=0.99), "Adam(learning_rate=0.001, clip_norm=1.0, average=0.99)"),
+            (optimizers.Nadam(betas=(0.8, 0.9)), "Nadam(learning_rate=0.002, betas=(0.8, 0.9))"),
+            (optimizers.Lion(weight_decay=BY_NAME), "Lion(learning_rate=0.0001, weight_decay={'weight': 0.01})"),
+            (
+                optimizers.AdamW(xnn.schedules.Constant(0.1), weight_decay=len),
+                "AdamW(learning_rate=Constant(rate=0.1), weight_decay=len)",
+            ),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_repr(self, rule, text):
+        assert repr(rule) == text
 
 
 # Clipping.
@@ -591,7 +671,7 @@ class TestLBFGS:
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_how_the_data_are_cut_does_not_matter(self, lib, dtype):
-        """Nor does the backend: rounding aside, the same search."""
+        """Nor does the backend matter: the search is the same up to rounding."""
         _, one = self.fit(optimizers.LBFGS(), epochs=5, dtype=dtype)
         _, other = self.fit(optimizers.LBFGS(), epochs=5, dtype=dtype, batch_size=90)
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-3 if dtype == "float32" else 1e-9)
@@ -678,3 +758,24 @@ def test_without_scipy(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(MissingExtraError, match=r'pip install "\.\[scipy\]"'):
         optimizers.LBFGS()
+
+
+def test_step_takes_the_gradients_that_grad_returns():
+    x, y = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)
+    one, two = (xnn.Sequential(layers.Dense(3, 2), seed=1) for _ in range(2))
+    loss = losses.MSE()
+    for rule, model in (
+        (optimizers.Adam(0.1, clip_norm=0.5), one),
+        (optimizers.Adam(0.1, clip_norm=0.5), two),
+    ):
+        parameters = model.parameters()
+        for _ in range(3):
+            if model is one:
+                loss(model(x), y)
+                model.backward(loss.backward())
+                rule.step(parameters)
+            else:
+                rule.step(parameters, xnn.grad(lambda p, m=model: loss(m(x), y))(parameters))
+    assert weights_sha256(one) == weights_sha256(two)
+    with pytest.raises(OptionError, match="got 1 gradients for 2 parameters"):
+        rule.step(parameters, [parameters[0].grad])

@@ -46,7 +46,7 @@ def rates(schedule, steps):
     return [schedule(t) for t in range(steps)]
 
 
-# Others' numbers.
+# The numbers of PyTorch and optax.
 
 
 def one_cycle(strategy, warmup):
@@ -94,7 +94,7 @@ def test_forty_steps_of_pytorch(ours, theirs):
             optimizer.step()
             scheduler.step()
     expected.append(optimizer.param_groups[0]["lr"])
-    # PyTorch goes from rate to rate: its rounding errors add up.
+    # PyTorch computes each rate from the one before: its rounding errors add up.
     np.testing.assert_allclose(rates(ours, 40), expected, rtol=1e-12, atol=1e-16)
 
 
@@ -114,7 +114,7 @@ OPTAX = [
 @pytest.mark.parametrize(("ours", "theirs"), OPTAX, ids=[repr(ours) for ours, _ in OPTAX])
 def test_forty_steps_of_optax(ours, theirs):
     optax = pytest.importorskip("optax")
-    # In float32, as it computes: its rates near 0 are differences.
+    # It computes in float32, and its rates near 0 are differences.
     np.testing.assert_allclose(rates(ours, 40), rates(theirs(optax), 40), rtol=2e-6, atol=2e-8)
 
 
@@ -192,7 +192,7 @@ def test_far_beyond_the_end():
     for schedule in ALL:
         assert 0.0 <= schedule(10**12) <= 0.1
     assert s.Exponential(0.1, 0.999, every=7)(10**7) == 0.0
-    assert s.Step(1.0, 1, 2.0)(2000) == math.inf  # and no OverflowError: the Trainer says that it diverged
+    assert s.Step(1.0, 1, 2.0)(2000) == math.inf  # no OverflowError: the optimizer refuses it
     assert s.MultiStep(0.1, ())(10) == 0.1
     assert rates(s.Exponential(0.1, 0.0, every=2), 3) == [0.1, 0.0, 0.0]
 
@@ -220,7 +220,7 @@ def test_an_optimizer_takes_it(schedule):
 
 @pytest.mark.parametrize("schedule", ALL, ids=repr)
 def test_rates_are_pythons_numbers(schedule):
-    """Also where options are NumPy's, whose float64 would widen float32."""
+    """Also if options are numbers of NumPy, whose float64 would make float32 arrays float64."""
     options = {
         name: np.float64(value)
         if isinstance(value, float)
@@ -320,7 +320,7 @@ print(b"".join(struct.pack("<60d", *rates(schedule, 60)) for schedule in ALL).he
 
 
 def test_no_c_library_is_asked(monkeypatch):
-    """For what C libraries round in their own ways."""
+    """C libraries round sin, cos, exp, log and pow differently."""
     before = [rates(schedule, 60) for schedule in ALL]
     for name in ("sin", "cos", "exp", "log", "pow"):
         monkeypatch.setattr(math, name, None)
@@ -357,7 +357,7 @@ def test_any_order_gives_the_same():
 
 
 def test_rates_change_slowly():
-    """No formula has a jump but those that are steps or restarts."""
+    """Only steps and restarts jump."""
     for schedule in ALL:
         if not isinstance(schedule, (s.Step, s.MultiStep, s.CosineRestarts)):
             assert max(abs(b - a) for a, b in pairwise(rates(schedule, 60))) < 0.03

@@ -212,7 +212,7 @@ def test_any_callback_may_end_a_fit(tmp_path):
 @pytest.mark.parametrize(
     ("stopper", "validation", "messages"),
     [
-        (EarlyStopping(), None, ("val_loss", "has loss, accuracy", "fit(validation=...)")),
+        (EarlyStopping(), None, ("val_loss", "choose loss, accuracy", "fit(validation=...)")),
         (EarlyStopping("val_f1", mode="max"), (X, Y), ("val_f1", "loss, accuracy, val_loss, val_accuracy")),
         (EarlyStopping("train_loss"), (X, Y), ("train_loss", "loss, accuracy")),
     ],
@@ -228,7 +228,7 @@ def test_a_number_that_is_not_there(stopper, validation, messages):
 
 @pytest.mark.parametrize("value", [None, "0.5", True, [1.0]])
 def test_a_value_that_is_no_number(value):
-    with pytest.raises(OptionError, match="under that name"):
+    with pytest.raises(OptionError, match="got monitor='val_loss', which is"):
         fit(trainer(Scripted([value]), EarlyStopping()))
 
 

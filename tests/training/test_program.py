@@ -12,7 +12,7 @@ from xnn.data import synthetic_digits
 from xnn.errors import GraphError, OptionError
 from xnn.graph.autograd import gradients_of
 from xnn.graph.backward import made_from
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.graph.value import Value
 from xnn.layers import Parameter
 from xnn.runs.mlp import mlp
@@ -134,7 +134,7 @@ def test_the_articles_list_has_nothing_to_spare(kernels):
     )
     calls = steps.program(32).calls
     kinds = [call.kind for call in calls]
-    assert kinds == ["gather", "gather", *["forward"] * 3, "loss", *["backward"] * 3, "record"]
+    assert kinds == ["gather", "gather", *["forward"] * 3, "loss", *["backward"] * 3, "collect"]
     assert calls[-2].writes[0] is None
     assert all(call.rule is not None for call in calls if call.kind == "backward")
     assert "forward dense + relu" in repr(steps.program(32))
@@ -183,7 +183,7 @@ def test_a_value_with_several_readers(kernels):
         store = Store(LIB, optimizers.SGD(0.0), parameters, in_place=table != "ops")
         inputs = Value(x), Value(t)
         scope = Scope(training=True, program=True)
-        with entered(scope):
+        with scope:
             end = joined(inputs[0], *parameters, inputs[1])
         records = [[]]
         traced = Trace(inputs, end, end, [], made_from(end), [])

@@ -143,7 +143,7 @@ def test_means_do_not_depend_on_how_many_steps_are_looked_at_together(monkeypatc
 
     found = []
     for steps in (1, 3, 100):
-        monkeypatch.setattr("xnn.training.trainer._CHECK_STEPS", steps)
+        monkeypatch.setattr("xnn.training.fit._CHECK_STEPS", steps)
         found.append(fit(trainer(metrics=["accuracy", magnitude]), epochs=2).epochs)
     assert found[0] == found[1] == found[2]
 
@@ -438,7 +438,7 @@ class TestRefusals:
         model = xnn.Sequential(layers.Dense(784, 2), seed=0)
         matrix = metrics.ConfusionMatrix(binary=True)
         t = xnn.Trainer(model, losses.MSE(), optimizers.SGD(), metrics=matrix, callbacks=[Started()])
-        with pytest.raises(ShapeError, match="one yes or no"):
+        with pytest.raises(ShapeError, match="say yes or no 2 times"):
             t.fit((X, np.zeros((700, 2))), progress=False)
         assert not started
 
@@ -520,7 +520,7 @@ def test_a_measurement_that_fails_leaves_no_trace():
         stepper.lib.synchronize = kept
     assert weights_sha256(t.model) == before
     assert t.optimizer.steps == 0
-    assert stepper.records == [[], []]
+    assert stepper.collected == [[], []]
 
 
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])

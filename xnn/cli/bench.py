@@ -14,10 +14,10 @@ from xnn.backends.numerics import current_numerics as check_numerics
 from xnn.benchmarks import report, suite
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
+from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.peers import PEERS
 from xnn.errors import BackendUnavailableError, OptionError
-from xnn.files import check_writable, to_json, write_atomically
-from xnn.history import check_plot
+from xnn.files import check_plot, check_writable, to_json, write_atomically
 
 __all__ = ["bench_command"]
 
@@ -50,23 +50,22 @@ def bench_command(
         check_plot(plot)
     before = report.read(compare) if compare else None
     asked = list(dict.fromkeys(name for name in peers.split(",") if name))
-    known = [name for name in PEERS if name != "gemm"]
-    unknown = [name for name in asked if name not in (*known, "all")]
+    unknown = [name for name in asked if name not in (*PEERS, "all")]
     if unknown:
-        raise OptionError(f"no peer is called {unknown[0]!r}; choose {', '.join(known)} or all")
+        raise OptionError(f"no peer is called {unknown[0]!r}; choose {', '.join(PEERS)} or all")
     limit = threads or os.cpu_count() or 1
     say = _progress() if sys.stderr.isatty() else lambda line: None
-    about: dict[str, Any] = {"environment": suite.environment(), "threads": limit}
+    about: dict[str, Any] = {"environment": environment(), "threads": limit}
     if to_accuracy is not None:
         backend_variable()
         say = say if sys.stderr.isatty() else lambda line: click.echo(f"  {line}", err=True) if line else None
         return _to_accuracy(to_accuracy, asked, limit, say, json_file, about)
     mode = "both" if numerics == "both" else check_numerics(numerics)
-    contestants = [*suite.own_contestants(_running(backends), mode), *(known if "all" in asked else asked)]
-    about |= {"repeat": repeat or 9, "dataset": suite.dataset_here(), "numerics": mode}
+    contestants = [*suite.own_contestants(_running(backends), mode), *(PEERS if "all" in asked else asked)]
+    about |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": mode}
     if before is not None:
         report.check_comparable(before, about)
-    click.echo(suite.environment_line(about["environment"]))
+    click.echo(environment_line(about["environment"]))
     results: list[dict[str, Any]] = []
     try:
         tasks = _sweep if sweep else _presets
@@ -169,16 +168,16 @@ def _to_accuracy(
     target: float, peers: list[str], threads: int, say: Any, json_file: str | None, about: dict[str, Any]
 ) -> bool:
     """Seconds to a given accuracy of each recipe, five seeds; xnn, and PyTorch if asked for."""
-    from xnn.benchmarks import accuracy
+    from xnn.benchmarks import time_to_accuracy
 
     others = set(peers) - {"all", "torch"}
     if others:
         raise OptionError(f"--to-accuracy knows one peer, torch; got {', '.join(sorted(others))}")
     contestants = ["xnn", *(["torch"] if peers else [])]
-    click.echo(suite.environment_line(about["environment"]))
-    results = accuracy.to_accuracy(target, contestants=contestants, threads=threads, say=say)
+    click.echo(environment_line(about["environment"]))
+    results = time_to_accuracy.to_accuracy(target, contestants=contestants, threads=threads, say=say)
     say("")
-    click.echo(accuracy.text(results, target))
+    click.echo(time_to_accuracy.text(results, target))
     if json_file:
         write_atomically(json_file, to_json({**about, "target": target, "results": results}).encode())
     return all(e["reached"] for e in results if e["contestant"].startswith("xnn"))

@@ -1,17 +1,17 @@
 """`xnn check`: every op's gradient on every backend, the three doors, and the backends against one another.
 
-Adding an op adds one row to CASES; the tests read the same table.
+The table of ops and inputs is `xnn/ops/cases.py`; the tests read it too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from xnn import layers, losses, ops, optimizers
+from xnn import layers, losses, optimizers
 from xnn.backends import Backend, Purpose, Stream, backend, current_numerics, get_backend
 from xnn.data import synthetic_digits
 from xnn.graph import Input, Node, forward_pass, topological_sort
@@ -19,39 +19,19 @@ from xnn.graph.autograd import Value, gradients_of
 from xnn.graph.backward import backpropagate
 from xnn.graph.check import gradient_check
 from xnn.layers import Layer
-from xnn.ops import Op
+from xnn.ops.cases import CASES, Case
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 
-__all__ = ["CASES", "Case", "Result", "run_checks"]
+__all__ = ["Result", "draw", "run_checks", "through_doors"]
 
 # Between two backends, in float32: a few roundings in an op, and what 20 steps make of them in a run.
 _OP_TOLERANCE, _RUN_TOLERANCE = 1e-5, 1e-3
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row: an op and the inputs to try it on.
-
-    inputs: a shape draws numbers in (-2, 2) no nearer to 0 than 0.1 (kinks); ("positive", shape) only
-    positive ones; ("unit", shape) numbers in (0, 1); ("bool", shape) a mask; ("int", shape, n) integers
-    below n; a float is passed as it is.
-    """
-
-    op: Op
-    inputs: tuple[Any, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The op and its options, for tables and test names."""
-        options = ",".join(f"{k}={v}" for k, v in self.options.items())
-        shapes = " ".join(str(i).replace(" ", "").replace("'", "") for i in self.inputs)
-        return f"{self.op.name} {shapes}{' ' + options if options else ''}"
-
-    def draw(self, dtype: str) -> list[Any]:
-        """The inputs on the host."""
-        return [_draw(spec, dtype, n) for n, spec in enumerate(self.inputs)]
+def draw(case: Case, dtype: str) -> list[Any]:
+    """The case's inputs as NumPy arrays; floating-point ones are of `dtype`."""
+    return [_draw(spec, dtype, n) for n, spec in enumerate(case.inputs)]
 
 
 def _draw(spec: Any, dtype: str, number: int) -> Any:
@@ -69,116 +49,6 @@ def _draw(spec: Any, dtype: str, number: int) -> Any:
     signed = 2.0 * unit - 1.0
     away = np.sign(signed) * (0.1 + 1.9 * np.abs(signed))
     return np.asarray(np.abs(away) if kind == "positive" else away, dtype=dtype)
-
-
-CASES: tuple[Case, ...] = (
-    Case(ops.add, ((3, 4), (4,), (3, 1))),
-    Case(ops.add, ((2, 3), 1.5)),
-    Case(ops.sub, ((3, 4), (1, 4))),
-    Case(ops.mul, ((3, 4), (4,), ())),
-    Case(ops.div, ((3, 4), ("positive", (4,)))),
-    Case(ops.pow, (("positive", (3, 4)), (4,))),
-    Case(ops.pow, ((3, 4), 2.0)),
-    Case(ops.exp, ((3, 4),)),
-    Case(ops.log, (("positive", (3, 4)),)),
-    Case(ops.abs, ((3, 4),)),
-    Case(ops.maximum, ((3, 4), (3, 1))),
-    Case(ops.where, (("bool", (3, 4)), (3, 4), (4,))),
-    Case(ops.matmul, ((3, 4), (4, 2))),
-    Case(ops.matmul, ((2, 3, 4), (4, 2))),
-    Case(ops.matmul, ((4,), (4,))),
-    Case(ops.matmul, ((4,), (2, 4, 3))),
-    Case(ops.matmul, ((3, 4), (4,))),
-    Case(ops.dense, ((5, 3), (3, 2), (2,))),
-    Case(ops.dense, ((5, 3), (3, 2))),
-    Case(ops.dense, ((3,), (3,), ())),
-    Case(ops.dense, ((20, 30), (30, 10), (10,))),
-    Case(ops.conv2d, ((2, 3, 5, 6), (4, 3, 3, 2), (4,))),
-    Case(ops.conv2d, ((2, 1, 5, 5), (2, 1, 3, 3), (2,)), {"padding": "same"}),
-    Case(ops.conv2d, ((2, 2, 7, 6), (3, 2, 2, 3)), {"stride": (2, 3), "padding": (1, 0)}),
-    Case(ops.conv2d, ((1, 2, 8, 9), (2, 2, 3, 2), (2,)), {"stride": 2, "padding": 2, "dilation": (2, 3)}),
-    Case(ops.max_pool2d, ((2, 3, 6, 4),), {"kernel_size": 2}),
-    Case(ops.max_pool2d, ((2, 2, 6, 7),), {"kernel_size": (3, 2), "stride": (2, 1), "padding": 1}),
-    Case(ops.max_pool2d, ((1, 2, 7, 7),), {"kernel_size": 2, "stride": 3, "dilation": 3, "padding": (0, 2)}),
-    Case(ops.avg_pool2d, ((2, 3, 6, 4),), {"kernel_size": 2}),
-    Case(ops.avg_pool2d, ((2, 2, 6, 7),), {"kernel_size": (3, 2), "stride": (2, 1), "padding": 1}),
-    Case(ops.sum, ((3, 4),)),
-    Case(ops.sum, ((2, 3, 4),), {"axis": (0, -1)}),
-    Case(ops.mean, ((3, 4),), {"axis": 1, "keepdims": True}),
-    Case(ops.mean, ((3, 4),)),
-    Case(ops.max, ((3, 4),), {"axis": 0}),
-    Case(ops.max, ((3, 4),)),
-    Case(ops.identity, ((3, 4),)),
-    Case(ops.reshape, ((3, 4),), {"shape": (2, -1)}),
-    Case(ops.flatten, ((2, 3, 4),)),
-    Case(ops.transpose, ((2, 3, 4),)),
-    Case(ops.transpose, ((2, 3, 4),), {"axes": (1, 2, 0)}),
-    Case(ops.getitem, ((5, 3, 4),), {"index": (slice(1, -1), ..., 2)}),
-    Case(ops.getitem, ((5, 3),), {"index": -2}),
-    Case(ops.take, ((5, 3), ("int", (7,), 5))),
-    Case(ops.take, ((3, 5), ("int", (9,), 5)), {"axis": 1}),
-    Case(ops.warp, ((2, 3, 4, 5), (2, 2, 4, 5))),
-    Case(ops.warp, ((3, 12), (3, 2, 3, 2))),
-    Case(ops.embedding, (("int", (7,), 5), (5, 3))),
-    Case(ops.embedding, (("int", (2, 3, 4), 6), (9, 2))),
-    Case(ops.concat, ((2, 3), (4, 3))),
-    Case(ops.concat, ((2, 3), (2, 1), (2, 2)), {"axis": -1}),
-    Case(ops.rescale, ((3, 4),), {"scale": 0.5, "offset": 0.25}),
-    Case(ops.relu, ((3, 4),)),
-    Case(ops.leaky_relu, ((3, 4),)),
-    Case(ops.leaky_relu, ((3, 4),), {"negative_slope": 0.3}),
-    Case(ops.elu, ((3, 4),), {"alpha": 1.5}),
-    Case(ops.selu, ((3, 4),)),
-    Case(ops.gelu, ((3, 4),)),
-    Case(ops.gelu, ((3, 4),), {"approximate": "tanh"}),
-    Case(ops.sigmoid, ((3, 4),)),
-    Case(ops.silu, ((3, 4),)),
-    Case(ops.softplus, ((3, 4),)),
-    Case(ops.softplus, ((3, 4),), {"beta": 2.0}),
-    Case(ops.tanh, ((3, 4),)),
-    Case(ops.softmax, ((3, 4),)),
-    Case(ops.softmax, ((3, 2, 4),), {"axis": 1}),
-    Case(ops.log_softmax, ((3, 4),)),
-    Case(ops.log_softmax, ((3, 2, 4),), {"axis": 1}),
-    Case(ops.moments, ((5, 3),), {"axis": (0,)}),
-    Case(ops.moments, ((3, 2, 2, 3),), {"axis": (0, 2, 3)}),
-    Case(ops.moments, ((3, 4),), {"axis": (-1,)}),
-    Case(ops.normalize, ((5, 3), ("positive", (2, 1, 3)), (3,), (3,)), {"axis": (0,)}),
-    Case(ops.normalize, ((3, 2, 2, 3), ("positive", (2, 1, 2, 1, 1)), (2,), (2,)), {"axis": (0, 2, 3)}),
-    Case(ops.normalize, ((3, 2, 4), ("positive", (2, 3, 1, 1)), (2, 4), (2, 4)), {"axis": (1, 2)}),
-    Case(ops.normalize, ((5, 3), ("positive", (2, 1, 3))), {"axis": (0,), "epsilon": 0.1}),
-    Case(ops.dropout, ((3, 4), ("bool", (3, 4))), {"rate": 0.5}),
-    Case(ops.softmax_cross_entropy, ((5, 4), ("int", (5,), 4))),
-    Case(ops.binary_cross_entropy, ((5, 1), ("unit", (5, 1)))),
-    Case(ops.mse, ((5, 2), (5, 2))),
-    Case(ops.mse, ((5, 2), (5, 2), ("unit", (5,)))),
-    Case(ops.mse, ((5, 2), (5, 2)), {"reduction": "sum"}),
-    Case(ops.mse, ((5, 2), (5, 2), ("unit", (5,))), {"reduction": "none"}),
-    Case(ops.softmax_cross_entropy, ((5, 4), ("int", (5,), 4), ("unit", (5,))), {"reduction": "sum"}),
-    Case(
-        ops.softmax_cross_entropy,
-        ((5, 4), ("int", (5,), 4), ("unit", (5,))),
-        {"label_smoothing": 0.125, "class_weight": (0.5, 2.0, 1.0, 0.25), "ignore_index": 1},
-    ),
-    Case(ops.softmax_cross_entropy, ((5, 4, 3), ("int", (5, 3), 4)), {"label_smoothing": 0.125}),
-    Case(ops.softmax_cross_entropy, ((5, 4), ("int", (5,), 4)), {"ignore_index": 2, "reduction": "none"}),
-    Case(ops.softmax_cross_entropy, ((5, 4), ("unit", (5, 4)))),
-    Case(
-        ops.softmax_cross_entropy,
-        ((5, 4), ("unit", (5, 4)), ("unit", (5,))),
-        {"label_smoothing": 0.125, "class_weight": (0.5, 2.0, 1.0, 0.25)},
-    ),
-    Case(ops.binary_cross_entropy, ((5, 2), ("unit", (5, 2)), ("unit", (5,))), {"pos_weight": (3.0, 0.5)}),
-    Case(ops.l1, ((5, 2), (5, 2), ("unit", (5,)))),
-    Case(ops.huber, ((5, 2), (5, 2))),
-    Case(ops.huber, ((5, 2), (5, 2), ("unit", (5,))), {"delta": 0.5}),
-    Case(ops.hinge, ((5, 2), (5, 2), ("unit", (5,)))),
-    Case(ops.focal, ((5, 2), ("unit", (5, 2)))),
-    Case(ops.focal, ((5, 2), ("unit", (5, 2)), ("unit", (5,))), {"gamma": 0.5, "alpha": None}),
-    Case(ops.kl_divergence, ((5, 4), ("unit", (5, 4)))),
-    Case(ops.kl_divergence, ((5, 4, 2), ("unit", (5, 4, 2)), ("unit", (5,)))),
-    Case(ops.column_mse, ((5,), (5, 1))),
-)
 
 
 @dataclass(frozen=True)
@@ -221,8 +91,8 @@ def _device(lib: Backend, inputs: list[Any]) -> list[Any]:
 
 
 def _gradient(lib: Backend, case: Case) -> tuple[bool, str, float]:
-    inputs = _device(lib, [x for x in case.draw("float64") if isinstance(x, np.ndarray)])
-    fixed = [x for x in case.draw("float64") if isinstance(x, float)]
+    inputs = _device(lib, [x for x in draw(case, "float64") if isinstance(x, np.ndarray)])
+    fixed = [x for x in draw(case, "float64") if isinstance(x, float)]
     report = gradient_check(lambda *xs: case.op(*xs, *fixed, **case.options), *inputs)
     return bool(report) and report.checked > 0, str(report), report.error
 
@@ -240,7 +110,7 @@ class _Bound(Layer):
 
 def through_doors(lib: Backend, case: Case, dtype: str) -> dict[str, list[np.ndarray | None]]:
     """Output and gradients of one case through each door; a layer hands back its first input's gradient."""
-    inputs = _device(lib, case.draw(dtype))
+    inputs = _device(lib, draw(case, dtype))
     layer = _Bound(case, inputs[1:])
     y = layer.forward(inputs[0])
     seed = lib.to_device(Stream(7, Purpose.DIRECTIONS, 101).uniform(tuple(y.shape), -1.0, 1.0).astype(dtype))

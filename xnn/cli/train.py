@@ -14,12 +14,12 @@ import click
 import numpy as np
 
 from xnn.backends import available_backends, backend_variable, current_numerics
-from xnn.backends.numpy_backend import peak_resident_bytes
+from xnn.backends.memory import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.cli.check import run_checks
 from xnn.data import Dataset, dataset_names, load, read_idx
 from xnn.data.loading import samples_from_csv
-from xnn.data.tables import Columns, check_pair, read_array, read_npz
+from xnn.data.tables import Columns, read_array, read_npz, samples_and_targets
 from xnn.data.targets import label_numbers
 from xnn.errors import (
     BackendUnavailableError,
@@ -29,8 +29,8 @@ from xnn.errors import (
     ShapeError,
     XnnError,
 )
-from xnn.files import check_writable, to_json, write_atomically
-from xnn.history import History, check_plot
+from xnn.files import check_plot, check_writable, to_json, write_atomically
+from xnn.history import History
 from xnn.layers import Dense, Sequential
 from xnn.layers import files as weights
 from xnn.layers.sequential import classes_of
@@ -315,7 +315,7 @@ def _samples(
         x = read_idx(path)
     if x.ndim < 2:
         raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row a sample")
-    return (x.reshape(len(x), -1), None) if y is None else check_pair(data, x, y)
+    return (x.reshape(len(x), -1), None) if y is None else samples_and_targets(data, x, y)
 
 
 def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:

@@ -1,4 +1,8 @@
-"""Data: sets by name, files that are checked before they are believed, and batches."""
+"""Data: data sets by name, CSV and .npz files, and batches.
+
+x_train, y_train, x_val, y_val, x_test, y_test = xnn.data.load("mnist")
+iris = xnn.data.load("iris.csv", target="species")
+"""
 
 from xnn.data.batches import Batches
 from xnn.data.dataset import Dataset

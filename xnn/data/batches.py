@@ -1,4 +1,4 @@
-"""Batches: rows of several arrays, in a fresh order each epoch, gathered when they are drawn."""
+"""Batches: rows of several arrays, in a new order each epoch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,27 @@ __all__ = ["Batches"]
 
 
 class Batches:
-    """`for xb, yb in Batches((x, y), batch_size=32).epoch(0)`: the arrays' rows, batch by batch.
+    """The rows of several arrays, batch by batch.
 
-    Epoch e's order is a permutation drawn from (seed, e): the same on every backend. The last batch may
-    be smaller; no row is left out. Host arrays are gathered on the host, uint8 as uint8; device arrays
-    on their device.
+    arrays: arrays of any backend with equally many rows, such as (x, y). A batch has the same dtypes, and is on the
+        host or the device as its arrays are.
+    batch_size: the number of rows of a batch; the last one may be smaller. Default 32.
+    shuffle: whether each epoch has an order of its own. Default True.
+    seed: the orders follow from it, the same on every backend. Default 0.
+
+    Raises ShapeError for arrays of different lengths, OptionError for another batch_size or seed.
+
+        >>> import numpy as np
+        >>> from xnn import data
+        >>> x, y = np.arange(10.0).reshape(5, 2), np.arange(5)
+        >>> batches = data.Batches((x, y), batch_size=2, shuffle=False)
+        >>> for x_batch, y_batch in batches.epoch(0):
+        ...     print(x_batch.shape, y_batch)
+        (2, 2) [0 1]
+        (2, 2) [2 3]
+        (1, 2) [4]
+        >>> batches
+        Batches(5 rows, batch_size=2, shuffle=False, seed=0)
     """
 
     def __init__(
@@ -28,29 +44,32 @@ class Batches:
         batch_size = check_count("batch_size", batch_size)
         lengths = {int(a.shape[0]) for a in arrays}
         if len(lengths) != 1:
-            raise ShapeError(
-                f"the arrays have {' and '.join(str(a.shape[0]) for a in arrays)} rows; they must have equally many"
-            )
+            rows = " and ".join(str(a.shape[0]) for a in arrays)
+            raise ShapeError(f"got arrays of {rows} rows; they must have equally many")
         self.arrays, self.batch_size, self.shuffle, self.seed = arrays, batch_size, shuffle, seed
         self.rows = lengths.pop()
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
 
+    def __repr__(self) -> str:
+        options = f"batch_size={self.batch_size}, shuffle={self.shuffle}, seed={self.seed}"
+        return f"Batches({self.rows} rows, {options})"
+
     def order(self, epoch: int) -> np.ndarray:
-        """The rows' numbers in this epoch's order."""
+        """The numbers of all rows, int64 (rows,), in the order of this epoch."""
         if not self.shuffle:
             return np.arange(self.rows)
         return Stream(self.seed, Purpose.SHUFFLE, 0, epoch).permutation(self.rows)
 
     def numbers(self, epoch: int) -> Iterator[np.ndarray]:
-        """Each batch's row numbers."""
+        """The row numbers of each batch of an epoch."""
         order = self.order(epoch)
         for start in range(0, self.rows, self.batch_size):
             yield order[start : start + self.batch_size]
 
     def gather(self, rows: np.ndarray) -> tuple[Any, ...]:
-        """These rows of every array, each where its array lives."""
+        """These rows of every array, on the host or the device as the array is."""
         gathered = []
         for array in self.arrays:
             lib = backend_of(array)
@@ -58,6 +77,6 @@ class Batches:
         return tuple(gathered)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Any, ...]]:
-        """Every batch of one epoch."""
+        """The batches of an epoch, counted from 0; each is a tuple of arrays."""
         for rows in self.numbers(epoch):
             yield self.gather(rows)

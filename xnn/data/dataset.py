@@ -1,4 +1,4 @@
-"""A data set: training, validation and test arrays, what they are, and how its classes are spread."""
+"""A data set: arrays for training, validation and test, what they mean, and how the classes are distributed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,35 @@ from xnn.errors import CorruptFileError
 
 __all__ = ["Dataset"]
 
-#: From this ratio of the largest class to the smallest on, a user should hear of it.
+#: From this ratio of the largest class to the smallest, `advice` mentions it.
 _IMBALANCE = 3.0
-#: What a column varies by, relative to its mean, that a float32 model cannot see.
+#: A float32 model cannot see a variation of a column that is smaller than this, relative to its mean.
 _UNSEEN = float(np.finfo(np.float32).eps)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
-    """Six arrays, which it unpacks to, and what they are.
+    """Arrays for training, validation and test, and what they mean. It unpacks to its six arrays.
 
-    x: (n, features), uint8 pixels or float64; y: int64 labels (n,) or float64 targets (n, columns).
-    task: "classification" or "regression". scale: what the features are multiplied with in a model, or
-    None if they should be standardized. note: a line the user should see, such as a replacement.
-    labels: what class 0, 1, ... is called in the data; empty if these are their names. columns: of a CSV file,
-    which of its columns these are. sample_shape: a sample's in an archive that has more axes than features.
+    name: the name of the data set, or of the file.
+    x_train, x_val, x_test: samples (n, features), uint8 pixels or float64.
+    y_train, y_val, y_test: int64 labels (n,), from 0; or float64 targets (n, columns) of a regression.
+    task: "classification" or "regression". Default "classification".
+    scale: the factor for the features in a model, such as 1/255 for pixels; None if they should be standardized.
+        Default None.
+    note: a line that the user should see, such as that another data set is used. Default "".
+    labels: the names of class 0, 1, ... in the data; empty if they are called so. Default ().
+    columns: for a CSV file, which of its columns are features and targets. Default None.
+    sample_shape: the shape of a sample in an archive, such as (28, 28). Default ().
+
+        >>> from xnn import data
+        >>> x, y = data.synthetic_digits(50)
+        >>> digits = data.Dataset("mine", x[:30], y[:30], x[30:40], y[30:40], x[40:], y[40:], scale=1 / 255)
+        >>> digits
+        <Dataset mine: 30 training + 10 validation + 10 test samples, (784,) uint8, 10 classes>
+        >>> x_train, y_train, *rest = digits
+        >>> x_train.shape, digits.image
+        ((30, 784), (28, 28))
     """
 
     name: str
@@ -46,12 +60,19 @@ class Dataset:
     columns: Columns | None = None
     sample_shape: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        sizes = f"{len(self.y_train):,} training + {len(self.y_val):,} validation + {len(self.y_test):,} test samples"
+        shape = self.sample_shape or self.x_train.shape[1:]
+        several = "" if self.classes == 1 else "s" if self.task == "regression" else "es"
+        outputs = f"{self.classes} {'target' if self.task == 'regression' else 'class'}{several}"
+        return f"<Dataset {self.name}: {sizes}, {shape} {self.x_train.dtype}, {outputs}>"
+
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter((self.x_train, self.y_train, self.x_val, self.y_val, self.x_test, self.y_test))
 
     @property
     def classes(self) -> int:
-        """The number of outputs a model needs: classes, or columns of the targets."""
+        """The number of outputs that a model needs: the number of classes, or of the columns of the targets."""
         if self.task == "regression":
             return int(self.y_train.shape[1])
         most = max(int(y.max(initial=-1)) for y in (self.y_train, self.y_val, self.y_test)) + 1
@@ -59,9 +80,10 @@ class Dataset:
 
     @property
     def image(self) -> tuple[int, int] | None:
-        """Height and width of the images that the samples are: their last two axes, or a square of bytes.
+        """Height and width if the samples are images, else None.
 
-        None if they are no images, or images whose channels are the last axis: (n, channels, height, width) are.
+        Images are samples with two axes or more, the last two of which are height and width; or a square number of
+        bytes. Samples whose last axis looks like color channels are not taken for images.
         """
         if len(self.sample_shape) > 1:
             first, *_, last = self.sample_shape
@@ -72,28 +94,28 @@ class Dataset:
         return (side, side) if self.x_train.dtype == np.uint8 and side > 1 and side * side == pixels else None
 
     def rescaling(self) -> tuple[np.ndarray | float, np.ndarray | float]:
-        """Scale and offset for layers.Rescale: `scale`, or 1/std and -mean/std of the training features.
+        """Scale and offset for layers.Rescale: `scale` and 0, or 1/std and -mean/std of the training features.
 
-        A column that is constant, or varies less than float32 can tell from its mean, is moved to 0 and not scaled.
-        Raises CorruptFileError for one whose variance is beyond float64.
+        A column that is constant, or varies less than float32 can tell, is moved to 0 and not scaled.
+        Raises CorruptFileError for a column whose variance is too large for float64.
         """
         if self.scale is not None:
             return self.scale, 0.0
         from xnn.backends.exact import ExactNamespace
 
-        exact = ExactNamespace(get_backend("numpy"))  # NumPy's sums depend on the processor
+        exact = ExactNamespace(get_backend("numpy"))  # the sums of NumPy depend on the processor
         x = self.x_train.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             mean, std = exact.mean(x, axis=0), exact.std(x, axis=0)
         wrong = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std)))
         if wrong.size:
-            raise self._too_large(x, int(wrong[0]), "whose variance is beyond float64")
+            raise self._too_large(x, int(wrong[0]), "whose variance is too large for float64")
         # Not std == 0: the mean of ten times 0.1 is rounded, and 1 / std would be the reciprocal of that rounding.
         std = np.where(std > _UNSEEN * np.abs(mean), std, 1.0)
         return 1.0 / std, -mean / std
 
     def check_range(self, dtype: str) -> None:
-        """Raises CorruptFileError, with the column, for a number that a model of this dtype cannot hold."""
+        """Raise CorruptFileError, naming the column, for a number that is too large for this dtype."""
         x, y = (self.x_train, self.x_val, self.x_test), (self.y_train, self.y_val, self.y_test)
         for targets in (False, True) if self.task == "regression" else (False,):
             for array in y if targets else x:
@@ -103,20 +125,19 @@ class Dataset:
                         raise self._too_large(array, int(wrong[0]), f"too large for {dtype}", targets)
 
     def _too_large(self, array: np.ndarray, column: int, why: str, targets: bool = False) -> CorruptFileError:
-        """The error for a column that holds such a number."""
+        """The error for a column that holds a number that is too large."""
         place = f"{'target' if targets else 'feature'} {column}, counted from 0,"
         if self.columns is not None:
             numbers = self.columns.targets if targets else self.columns.features
             place = self.columns.describe(numbers[column])
         largest = array[np.argmax(np.abs(array[:, column])), column]
         return CorruptFileError(
-            f"{self.name}: {place} holds {largest:g}, {why}: correct it, drop the row, or take the column in another "
-            "unit"
+            f"{self.name}: {place} holds {largest:g}, {why}: correct it, drop the row, or change the unit"
         )
 
     @property
     def class_counts(self) -> dict[str, np.ndarray]:
-        """The samples of each class in each part: {"training": (classes,), "validation": ..., "test": ...}.
+        """The number of samples of each class, (classes,), in "training", "validation" and "test".
 
         Empty for a regression.
         """
@@ -127,14 +148,17 @@ class Dataset:
 
     @property
     def imbalance(self) -> float:
-        """The largest class of the training part over its smallest that has a sample; 1 for a regression."""
+        """The size of the largest class in training, divided by that of the smallest; 1 for a regression.
+
+        Classes without a sample are left out.
+        """
         counts = self.class_counts.get("training", np.ones(1))
         there = counts[counts > 0]
         return float(there.max() / there.min()) if there.size else 1.0
 
     @property
     def advice(self) -> str:
-        """One line if classes are 3 : 1 or more out of balance, missing, or a single one; otherwise empty."""
+        """A line of advice if the classes are 3 : 1 or more out of balance, or missing, or a single one; else ""."""
         said = []
         if self.class_counts and np.count_nonzero(sum(self.class_counts.values())) == 1:
             only = self._called(int(self.y_train[0]))
@@ -159,7 +183,19 @@ class Dataset:
         return str(self.labels[number] if self.labels else number)
 
     def report(self) -> str:
-        """A table of the samples of each class, or of each target's range, in each part; and `advice`."""
+        """A table of the number of samples of each class, or the range of each target, in each part; and `advice`.
+
+        >>> from xnn import data
+        >>> x, y = data.synthetic_digits(60)
+        >>> x, y = x[y < 2], y[y < 2]
+        >>> print(data.Dataset("mine", x[:6], y[:6], x[6:9], y[6:9], x[9:], y[9:]).report())
+        mine: classification, 784 features
+                 training  validation  test
+        samples         6           3     3
+        0               2           1     1
+        1               4           2     2
+        largest : smallest class in training  2.0 : 1
+        """
         sizes = len(self.y_train), len(self.y_val), len(self.y_test)
         rows: list[tuple[str, ...]] = [("", "training", "validation", "test")]
         rows.append(("samples", *map(str, sizes)))

@@ -1,4 +1,4 @@
-"""Data sets by name: found on disk, fetched, or drawn; always training, validation and test arrays."""
+"""Data sets by name: found on disk, fetched, or drawn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xnn.errors import CorruptFileError, DataNotFoundError, MissingExtraError, O
 __all__ = ["dataset_names", "load", "on_disk"]
 
 _IMAGES, _LABELS = (None, 28, 28), (None,)
-# name -> shape and SHA-256 of the decompressed bytes
+# File -> its shape, and the SHA-256 of its decompressed bytes.
 _MNIST = {
     "train-images-idx3-ubyte": (_IMAGES, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
     "train-labels-idx1-ubyte": (_LABELS, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
@@ -30,7 +30,7 @@ _MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-# name -> MD5 of the published .gz, looked at when it is fetched
+# File -> its shape, and the MD5 of the published .gz, which is checked when it is fetched.
 _FASHION = {
     "train-images-idx3-ubyte": (_IMAGES, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
     "train-labels-idx1-ubyte": (_LABELS, "25c81989df183df01b3e8a0aad5dffbe"),
@@ -43,7 +43,12 @@ _SYNTHETIC = (10_000, 2_000, 2_000)
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that load accepts besides paths."""
+    """The names that `load` takes besides paths.
+
+    >>> from xnn import data
+    >>> data.dataset_names()
+    ('mnist', 'fashion-mnist', 'digits', 'boston', 'synthetic')
+    """
     return ("mnist", "fashion-mnist", "digits", "boston", "synthetic")
 
 
@@ -58,24 +63,34 @@ def load(
     stratify: bool | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """A data set by name (mnist, fashion-mnist, digits, boston, synthetic), or a .npz or .csv file.
+    """A data set by its name, or from a .npz or .csv file, split into training, validation and test.
+
+    name: mnist, fashion-mnist, digits, boston, synthetic, or the path of a .npz or .csv file. Default: mnist; or
+        synthetic if MNIST is neither on disk nor reachable, which `note` then says.
+    data_home: a folder to look in first; then come XNN_DATA_HOME and the user's cache. What is not found is fetched
+        into the cache. Default None.
+
+    Options for tables: .csv, and as far as they make sense .npz, digits and boston:
+
+    target: the column of the targets by name or number, where -1 is the last; several for a regression. Default: the
+        last column. All other columns are features.
+    header: whether the first line holds the names of the columns. Default: it does if nothing in it is a number.
+    task: "classification" or "regression". Default: a classification if the target is text, has two whole numbers, or
+        all of 0 .. k - 1 or 1 .. k. Classes are numbered in sorted order; `labels` has their names.
+    split: the shares of training, validation and test, positive and with the sum 1. Default (0.8, 0.1, 0.1). Of an
+        archive with a test set but no validation set, the second share of the training samples is taken.
+    stratify: whether each part gets its share of each class. Default: in a classification.
+    seed: the split is a permutation that follows from it and from the number of rows. Default 0.
+
+    Raises DataNotFoundError, CorruptFileError, OptionError, or MissingExtraError (digits without scikit-learn).
 
         x_train, y_train, x_val, y_val, x_test, y_test = xnn.data.load("mnist")
         iris = xnn.data.load("iris.csv", target="species", split=(0.6, 0.2, 0.2))
-        iris.labels, iris.report()
+        print(iris.report())
 
-    Files are looked for in data_home, XNN_DATA_HOME and the user's cache, then fetched. Without a name:
-    mnist, or synthetic if it is not reachable, and `note` says so. The options are for tables (.npz, digits and
-    boston as well, as far as they have a meaning there):
-
-    target: a column's name or number (-1 is the last one, the default), or several of them for a regression.
-    header: whether the first line holds names; by default it does if nothing in it is a number.
-    task: "classification" or "regression"; by default a classification if the target is text, two whole numbers,
-    or all of 0 .. k - 1 or 1 .. k. Classes are numbered in sorted order, and `labels` remembers their names.
-    split: the shares of training, validation and test, drawn by a permutation that depends on the number of rows
-    and on `seed` alone; of training samples without a validation set, the second share is taken. stratify: whether
-    each part gets each class's share; by default it does in a classification.
-    Raises DataNotFoundError, CorruptFileError, OptionError or MissingExtraError.
+        >>> from xnn import data
+        >>> data.load("synthetic")
+        <Dataset synthetic: 10,000 training + 2,000 validation + 2,000 test samples, (784,) uint8, 10 classes>
     """
     options = TableOptions(target, header, task, split, stratify, seed)
     if name is None:
@@ -85,24 +100,21 @@ def load(
                 raise DataNotFoundError("no mirror of MNIST answers")
             return _load_named("mnist", data_home, options)
         except DataNotFoundError:
-            if here:  # some of the files are there: something went wrong that synthetic digits would hide
+            if here:  # some of the files are there: synthetic digits would hide what is wrong with the others
                 raise
             homes = ", ".join(str(home / "mnist") for home in data_homes(data_home))
             options.refuse("synthetic digits")
             return _load_synthetic(f"MNIST is neither in {homes} nor reachable: using synthetic digits")
-    if not isinstance(name, (str, os.PathLike)):
-        raise OptionError(
-            f"a data set has a name or a path, got {name!r}; choose {', '.join(dataset_names())}"
-        )
     if name in dataset_names():
         return _load_named(str(name), data_home, options)
-    path = Path(name)
-    if path.suffix.lower() == ".csv":
-        return from_csv(path, options)
-    if path.suffix.lower() == ".npz":
-        return from_npz(path, options)
+    if isinstance(name, (str, os.PathLike)):
+        path = Path(name)
+        if path.suffix.lower() == ".csv":
+            return from_csv(path, options)
+        if path.suffix.lower() == ".npz":
+            return from_npz(path, options)
     raise OptionError(
-        f"no data set is called {str(name)!r}; choose {', '.join(dataset_names())}, or give a .npz or .csv file"
+        f"there is no data set {repr(name)[:60]}; choose {', '.join(dataset_names())}, or give a .npz or .csv file"
     )
 
 
@@ -113,8 +125,8 @@ def _load_named(name: str, data_home: str | os.PathLike[str] | None, options: Ta
         path = find("boston", ("boston_housing.csv",), data_home)
         if path is None:
             raise DataNotFoundError(
-                "boston needs the file boston_housing.csv (506 rows, 13 features and medv) in a folder boston/ "
-                "of XNN_DATA_HOME; scikit-learn no longer ships it"
+                "there is no file boston_housing.csv (506 rows, 13 features and medv), which cannot be fetched: put "
+                "it in a folder boston/ of XNN_DATA_HOME"
             )
         return from_csv(path, options, name)
     options.refuse(name)
@@ -122,7 +134,14 @@ def _load_named(name: str, data_home: str | os.PathLike[str] | None, options: Ta
 
 
 def on_disk(data_home: str | os.PathLike[str] | None = None) -> dict[str, str]:
-    """Which data sets are there without fetching, and where."""
+    """The data sets that need not be fetched: name -> the folder in which it was found.
+
+    data_home: a folder to look in first; see `load`.
+
+        >>> from xnn import data
+        >>> data.on_disk()["synthetic"]
+        'drawn by xnn'
+    """
     found = {}
     for name, member in (
         ("mnist", "train-images-idx3-ubyte"),
@@ -149,8 +168,8 @@ def _load_images(name: str, data_home: str | os.PathLike[str] | None) -> Dataset
     for images, labels in ((x, y), (x_test, y_test)):
         if len(images) != len(labels) or (labels.size and labels.max() > 9):
             raise CorruptFileError(
-                f"{name}: {len(images)} images and {len(labels)} labels up to {labels.max(initial=0)} "
-                "do not belong together; delete the files and fetch them again"
+                f"{name} has {len(images)} images and {len(labels)} labels up to {labels.max(initial=0)}, which do "
+                "not fit together: delete the files and fetch them again"
             )
     x, x_test = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
     y, y_test = y.astype(np.int64), y_test.astype(np.int64)
@@ -180,6 +199,6 @@ def _load_digits(options: TableOptions) -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtraError('digits are scikit-learn\'s: pip install ".[sklearn]"') from error
+        raise MissingExtraError('the digits need scikit-learn: pip install ".[sklearn]"') from error
     x, y = load_digits(return_X_y=True)
     return from_arrays("digits", x.astype(np.uint8), y.astype(np.int64), options, scale=1 / 16)

@@ -1,7 +1,7 @@
-"""The idx format of the MNIST files: a magic number, the sizes, then the bytes. Nothing in it is believed.
+"""Reads idx files, the format of MNIST, and checks everything in them.
 
-Format: two zero bytes, a type code, the number of axes; each axis's extent as a big-endian 32-bit
-integer; the elements, big-endian, in C order. Source: LeCun, Cortes and Burges, "The MNIST database".
+Format: two zero bytes, a type code, the number of axes; the extent of each axis as a big-endian 32-bit integer; the
+elements, big-endian, in C order. Source: LeCun, Cortes and Burges, "The MNIST database".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xnn.errors import CorruptFileError
 __all__ = ["read_idx"]
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_LIMIT = 2**31  # bytes; more than any data set of this format, less than a machine's memory
+_LIMIT = 2**31  # bytes: more than any data set of this format, less than the memory of a machine
 
 
 def read_idx(
@@ -29,11 +29,23 @@ def read_idx(
     shape: tuple[int | None, ...] | None = None,
     dtype: str | None = None,
 ) -> np.ndarray:
-    """The array in an idx file, gzip-compressed or not.
+    """The array of an idx file, gzip-compressed or not.
 
-    sha256 is of the decompressed bytes (gzip differs between mirrors); shape may hold None for any
-    extent. No more is ever decompressed than the header announces and the limit of 2 GiB allows.
-    Raises CorruptFileError: not idx, truncated, too long, another type, shape or checksum.
+    path: the file.
+    sha256: the checksum that the decompressed bytes must have (compressed ones differ between mirrors). Default: any.
+    shape: the shape that it must have; None in it stands for any extent. Default: any.
+    dtype: the type that it must have, such as "u1". Default: any.
+
+    No more is decompressed than the header announces, and at most 2 GiB.
+    Raises CorruptFileError for a file that cannot be read, is no idx file, is too short or too long, or has another
+    type, shape or checksum.
+
+        >>> import pathlib, tempfile
+        >>> from xnn import data
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "labels")
+        >>> _ = path.write_bytes(b"\\x00\\x00\\x08\\x01" + b"\\x00\\x00\\x00\\x03" + b"\\x07\\x02\\x01")
+        >>> data.read_idx(path, shape=(None,)).tolist()
+        [7, 2, 1]
     """
     try:
         with open(path, "rb") as raw:
@@ -41,7 +53,7 @@ def read_idx(
         with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
             return _parse(path, file, sha256, shape, dtype)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CorruptFileError(f"{path} is damaged ({error}); delete it and fetch it again") from error
+        raise CorruptFileError(f"{path} is damaged ({error}): delete it and fetch it again") from error
     except OSError as error:
         raise CorruptFileError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -52,13 +64,13 @@ def _parse(
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\x00\x00" or magic[2] not in _TYPES or not 0 < magic[3] <= 8:
         raise CorruptFileError(
-            f"{path} is not an idx file: it starts with {magic.hex(' ') or 'nothing'}, "
-            "not with 00 00, a type code and the number of axes"
+            f"{path} starts with {magic.hex(' ') or 'nothing'}; an idx file starts with 00 00, a type code and the "
+            "number of axes: fetch it again"
         )
     kind, axes = np.dtype(_TYPES[magic[2]]), magic[3]
     header = file.read(4 * axes)
     if len(header) < 4 * axes:
-        raise CorruptFileError(f"{path} is truncated: it ends inside its header; fetch it again")
+        raise CorruptFileError(f"{path} ends inside its header: fetch it again")
     extents = tuple(int.from_bytes(header[4 * i : 4 * i + 4], "big") for i in range(axes))
     size = math.prod(extents) * kind.itemsize
     fits = shape is None or (
@@ -66,17 +78,17 @@ def _parse(
     )
     if not fits or (dtype is not None and kind != np.dtype(dtype).newbyteorder(">")):
         raise CorruptFileError(
-            f"{path} holds {kind.name}{list(extents)}, expected {dtype or 'any type'}"
-            f"{['any' if n is None else n for n in shape or ()]}; is it another file under this name?"
+            f"{path} holds {kind.name}{list(extents)}; {dtype or 'any type'}"
+            f"{['any' if n is None else n for n in shape or ()]} was expected: fetch it again"
         )
     if size > _LIMIT:
-        raise CorruptFileError(f"{path} announces {size:,} bytes, more than the limit of {_LIMIT:,}")
+        raise CorruptFileError(f"{path} announces {size:,} bytes; at most {_LIMIT:,} are read")
     body = file.read(size + 1)
     if len(body) != size:
-        verdict = "truncated" if len(body) < size else "longer than it says"
-        raise CorruptFileError(f"{path} is {verdict}: its header announces {size:,} bytes; fetch it again")
+        which = "shorter" if len(body) < size else "longer"
+        raise CorruptFileError(f"{path} is {which} than the {size:,} bytes that it announces: fetch it again")
     if sha256 is not None and hashlib.sha256(magic + header + body).hexdigest() != sha256:
         raise CorruptFileError(
-            f"{path} has the right form but another checksum than the published file; delete it and fetch it again"
+            f"{path} has another checksum than the published file: delete it and fetch it again"
         )
     return np.frombuffer(body, dtype=kind).astype(kind.newbyteorder("="), copy=False).reshape(extents)

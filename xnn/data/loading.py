@@ -1,4 +1,4 @@
-"""From a table or an .npz archive to a data set, and from a table to the samples of a model that is trained."""
+"""Makes data sets from tables and .npz archives, and reads samples for a trained model from a table."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from xnn.backends import Purpose, Stream
 from xnn.data.dataset import Dataset
 from xnn.data.splits import split_rows, take_out
-from xnn.data.tables import Choose, Columns, check_pair, every_column, read_csv, read_npz
+from xnn.data.tables import Choose, Columns, every_column, read_csv, read_npz, samples_and_targets
 from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers
 from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.options import check_real
 
 __all__ = ["TableOptions", "from_arrays", "from_csv", "from_npz", "samples_from_csv"]
 
-#: A column by its name, or by its number from 0, or from -1 backwards.
+#: A column by its name, or by its number: from 0, or from -1 for the last.
 Column = str | int
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How a table becomes a data set; `xnn.data.load` says what each option means. Raises OptionError."""
+    """The options of `xnn.data.load` for tables, which describes them. Raises OptionError for wrong ones."""
 
     target: Column | Sequence[Column] | None = None
     header: bool | None = None
@@ -40,26 +40,30 @@ class TableOptions:
                 raise OptionError(f"{name} must be True, False or None, got {value!r}")
         if self.task not in (None, "classification", "regression"):
             raise OptionError(f"task must be 'classification', 'regression' or None, got {self.task!r}")
-        if not isinstance(self.split, (tuple, list)) or len(self.split) != 3:
+        three = isinstance(self.split, (tuple, list)) and len(self.split) == 3
+        shares = tuple(
+            check_real("a share of split", share, 0.0, 1.0) for share in (self.split if three else ())
+        )
+        if not shares or min(shares) <= 0.0 or abs(sum(shares) - 1.0) > 1e-9:
             raise OptionError(
-                f"split must be three shares for training, validation and test, as in (0.8, 0.1, 0.1), "
-                f"got {self.split!r}"
+                "split must be three positive shares, of training, validation and test, whose sum is 1, such as "
+                f"(0.8, 0.1, 0.1); got {self.split!r}"
             )
-        shares = tuple(check_real("a share of split", share, 0.0, 1.0) for share in self.split)
-        if min(shares) <= 0.0 or abs(sum(shares) - 1.0) > 1e-9:
-            raise OptionError(f"split must be three positive shares whose sum is 1, got {self.split!r}")
         object.__setattr__(self, "split", shares)
-        Stream(self.seed, Purpose.SPLIT)  # raises for what is no seed
+        Stream(self.seed, Purpose.SPLIT)  # raises OptionError unless it is a seed
 
     def refuse(self, what: str, *names: str) -> None:
-        """Raise OptionError if one of these is not at its default."""
+        """Raise OptionError if one of these options, or of all without names, is not at its default.
+
+        what: the data that do not take it, for the message.
+        """
         for name in names or ("target", "header", "task", "split", "stratify", "seed"):
             if getattr(self, name) != getattr(TableOptions, name):
-                raise OptionError(f"{name} is no option for {what}, but for tables: leave it away")
+                raise OptionError(f"{name} is no option for {what}: omit it")
 
 
 def from_csv(path: Path, options: TableOptions, name: str = "") -> Dataset:
-    """A CSV file's rows as a data set. Raises CorruptFileError, DataNotFoundError or OptionError."""
+    """A data set of the rows of a CSV file. Raises CorruptFileError, DataNotFoundError or OptionError."""
     table = read_csv(path, _by_target(path, options.target), options.header)
     return from_arrays(name or path.name, table.x, table.targets(), options, columns=table.columns)
 
@@ -72,11 +76,9 @@ def from_arrays(
     scale: float | None = None,
     columns: Columns | None = None,
 ) -> Dataset:
-    """Samples and targets, split as the options say."""
+    """A data set of samples and targets, split as the options say."""
     shape = x.shape[1:]
-    x, y = check_pair(name, x, y)
-    if len(x) < 3:
-        raise CorruptFileError(f"{name} holds {len(x)} samples; it takes 3 to train, validate and test")
+    x, y = samples_and_targets(name, x, y)
     targets = as_targets(name, y, options.task)
     classes = _stratified(name, targets, options)
     rows = split_rows(name, len(x), options.split, options.seed, classes)
@@ -88,11 +90,11 @@ def from_arrays(
 
 
 def _stratified(name: str, targets: Targets, options: TableOptions) -> np.ndarray | None:
-    """The classes by which to split, None if not by classes."""
+    """The class of each sample if the split is stratified, else None."""
     if targets.task == "classification":
         return None if options.stratify is False else targets.y
     if options.stratify:
-        raise OptionError(f"{name} is a regression: it has no classes to stratify by")
+        raise OptionError(f"stratify=True needs classes, and {name} is a regression: omit it")
     return None
 
 
@@ -101,12 +103,12 @@ def _pixel_scale(x: np.ndarray) -> float | None:
 
 
 def _by_target(path: Path, target: Any) -> Choose:
-    """The target's columns, by default the last; all others are features."""
+    """Chooses the columns of the target, by default the last one; all others are features."""
 
     def choose(names: tuple[str, ...], width: int) -> tuple[Sequence[int], Sequence[int]]:
         if width < 2:
             other = next((sign for sign in ";\t|" if names and sign in names[0]), "")
-            hint = f", not {other!r}, and numbers written 1.5" if other else ""
+            hint = f", not {other!r}, and numbers such as 1.5" if other else ""
             raise CorruptFileError(
                 f"{path} has one column; a table needs features and a target, with commas between the fields{hint}"
             )
@@ -114,14 +116,19 @@ def _by_target(path: Path, target: Any) -> Choose:
         targets = tuple(_position(path, column, names, width) for column in chosen)
         features = tuple(column for column in range(width) if column not in targets)
         if not targets or not features or len(set(targets)) < len(targets):
-            raise OptionError(f"{path}: target={target!r} must be different columns, and leave a feature")
+            raise OptionError(
+                f"{path}: target={target!r} must be one column or more, all different, but not all"
+            )
         return features, targets
 
     return choose
 
 
 def _position(path: Path, column: Any, names: tuple[str, ...], width: int) -> int:
-    """A column's number. Text may be a number, too, where no column is called so: the command line has only text."""
+    """The number of a column, from its name or number.
+
+    Text that is no column's name may be a number, because the command line has only text.
+    """
     found = [position for position, name in enumerate(names) if name == column]
     if len(found) == 1:
         return found[0]
@@ -130,19 +137,23 @@ def _position(path: Path, column: Any, names: tuple[str, ...], width: int) -> in
         column = int(sign + digits) if digits.isdecimal() else column
     if isinstance(column, (int, np.integer)) and not isinstance(column, bool) and -width <= column < width:
         return int(column) % width
-    several = f"{len(found)} columns are called so; " if found else ""
+    several = f"{len(found)} columns have this name; " if found else ""
     called = f"its columns are {', '.join(map(repr, names))}" if names else "it has no header"
     raise OptionError(
-        f"{path} has no single column {column!r} to be the target; {several}{called}, and numbers go from 0 to "
+        f"{path} has no single column {column!r} for the target; {several}{called}, and numbers go from 0 to "
         f"{width - 1}, or from -1 backwards"
     )
 
 
 def samples_from_csv(path: Path, columns: Columns | None, width: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The samples of a CSV file for a model that was trained on these columns, and its targets if it has them.
+    """The samples of a CSV file for a trained model, and their targets if the file has them, else None.
 
-    By the columns' names if both files have some, other columns being passed over; otherwise by their number: that
-    of the features, or of features and targets. Without `columns`: `width` features, and perhaps a target behind.
+    path: the file.
+    columns: those of the file that the model was trained on. If both files have names, columns are found by name, and
+        others are ignored. Otherwise the file must have the features, or the features and the targets, in the same
+        places. None: the features come first, and perhaps a target after them.
+    width: the number of features of the model, for columns=None.
+
     Raises CorruptFileError, DataNotFoundError or ShapeError.
     """
     if columns is None:
@@ -152,6 +163,7 @@ def samples_from_csv(path: Path, columns: Columns | None, width: int) -> tuple[n
 
 
 def _as_trained(path: Path, trained: Columns) -> Choose:
+    """Chooses the columns that a model was trained on."""
     both = len(trained.features) + len(trained.targets)
 
     def choose(names: tuple[str, ...], width: int) -> tuple[Sequence[int], Sequence[int]]:
@@ -162,7 +174,7 @@ def _as_trained(path: Path, trained: Columns) -> Choose:
             missing = [name for name in features if name not in names]
             if missing:
                 raise CorruptFileError(
-                    f"{path} has no column {', '.join(map(repr, missing))}, which the model was trained on; its "
+                    f"{path} has no column {', '.join(map(repr, missing))}, which the model was trained on: its "
                     f"columns are {', '.join(map(repr, names))}"
                 )
             known = all(name in names for name in targets)
@@ -172,42 +184,45 @@ def _as_trained(path: Path, trained: Columns) -> Choose:
         if width == len(trained.features):
             return every_column(names, width)
         raise ShapeError(
-            f"{path} has {width} columns; the model takes {len(trained.features)} features, and "
-            f"{len(trained.targets)} more columns may be the targets"
+            f"{path} has {width} columns; the model takes {len(trained.features)} features, perhaps with "
+            f"{len(trained.targets)} columns of targets"
         )
 
     return choose
 
 
 def from_npz(path: Path, options: TableOptions) -> Dataset:
-    """An archive of x and y, or of x_train, y_train, x_test, y_test and perhaps x_val, y_val."""
+    """A data set of an .npz archive: x and y; or x_train, y_train, x_test, y_test and perhaps x_val, y_val.
+
+    Raises CorruptFileError, DataNotFoundError or OptionError.
+    """
     options.refuse(f"{path}: targets are its y", "target", "header")
     arrays = read_npz(path)
     if {"x", "y"} <= arrays.keys():
         return from_arrays(path.name, arrays["x"], arrays["y"], options)
     if not {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         raise CorruptFileError(
-            f"{path} holds {', '.join(arrays) or 'nothing'}; it needs x and y, or x_train, y_train, x_test, "
+            f"{path} holds {', '.join(arrays) or 'nothing'}; it must hold x and y, or x_train, y_train, x_test and "
             "y_test (and x_val, y_val)"
         )
     parts = {
-        part: check_pair(f"{path.name}, {part}", arrays[f"x_{part}"], arrays[f"y_{part}"])
+        part: samples_and_targets(f"{path.name}, {part}", arrays[f"x_{part}"], arrays[f"y_{part}"])
         for part in ("train", "val", "test")
         if f"x_{part}" in arrays and f"y_{part}" in arrays
     }
     x, y = parts["train"]
     if len(x) < 2:
-        raise CorruptFileError(f"{path} holds {len(x)} training samples; it takes 2 or more")
+        raise CorruptFileError(f"{path} holds {len(x)} training samples; 2 or more are needed")
     targets = as_targets(path.name, y, options.task)
     for part, (xs, ys) in parts.items():
         numbers = None if xs.shape[1] != x.shape[1] else _alike(targets, ys)
         if numbers is None:
-            known = f", classes {', '.join(map(str, targets.labels))}" if targets.labels else ""
-            if targets.task == "classification" and not targets.labels:
-                known = f", classes from 0 (up to {MOST_CLASSES - 1})"
+            known = f"classes {', '.join(map(str, targets.labels))}" if targets.labels else ""
+            if targets.task == "regression":
+                known = f"{targets.y.shape[1]} numbers as targets"
             raise CorruptFileError(
                 f"{path}: x_{part} is {xs.shape} and y_{part} {ys.dtype}{list(ys.shape)}; the training samples have "
-                f"{x.shape[1]} features and are a {targets.task}{known}"
+                f"{x.shape[1]} features and {known or f'classes from 0 (up to {MOST_CLASSES - 1})'}"
             )
         parts[part] = xs, numbers
     if "val" not in parts:
@@ -216,8 +231,6 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
         classes = _stratified(path.name, targets, options)
         train, validation = take_out(order, max(1, int(len(x) * options.split[1] + 1e-9)), classes)
         parts["val"], parts["train"] = (x[validation], y[validation]), (x[train], y[train])
-    if len({ys.shape[1:] for _, ys in parts.values()}) > 1:
-        raise CorruptFileError(f"{path}: the parts' targets have different numbers of columns")
     return Dataset(
         path.name, *parts["train"], *parts["val"], *parts["test"], task=targets.task, scale=_pixel_scale(x),
         note=targets.note, labels=targets.labels, sample_shape=arrays["x_train"].shape[1:],
@@ -225,9 +238,11 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
 
 
 def _alike(targets: Targets, y: np.ndarray) -> np.ndarray | None:
-    """Another part's targets as the training part's are; None if they cannot be."""
+    """The targets of another part, in the form of the training part's; None if they do not fit."""
     if targets.task == "regression":
-        return None if y.dtype.kind == "U" else y.reshape(len(y), -1).astype(np.float64)
+        width = targets.y.shape[1]
+        fits = y.dtype.kind != "U" and y.size == len(y) * width
+        return y.reshape(len(y), width).astype(np.float64) if fits else None
     if y.ndim != 1:
         return None
     if targets.labels:

@@ -1,4 +1,4 @@
-"""Where files come from: a folder you name, XNN_DATA_HOME, the user's cache, the network."""
+"""Finds files of data sets in a folder, XNN_DATA_HOME or the user's cache, and downloads them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,36 @@ from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 
 __all__ = ["cache_home", "data_homes", "fetch", "find", "reachable"]
 
-_TIMEOUT = 4.0  # seconds to connect, and between bytes: no network is an answer, not a hang
+_TIMEOUT = 4.0  # seconds to connect, and to wait for more bytes
 _ROUNDS = 2
 
 
 def cache_home() -> Path:
-    """The user's cache folder for xnn, such as ~/.cache/xnn."""
+    """The folder for xnn in the user's cache, such as ~/.cache/xnn."""
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("xnn", appauthor=False))
 
 
 def data_homes(data_home: str | os.PathLike[str] | None = None) -> list[Path]:
-    """The folders to look in, in order. Raises OptionError if one that was named is not there."""
+    """The folders to look in: data_home, XNN_DATA_HOME and the cache. Raises OptionError if one named is missing."""
     homes = []
     for name, value in (("data_home", data_home), ("XNN_DATA_HOME", os.environ.get("XNN_DATA_HOME"))):
         if value:
             home = Path(value).expanduser()
             if not home.is_dir():
-                raise OptionError(f"{name}={value}: there is no such folder; name one or leave it unset")
+                raise OptionError(f"{name}={value}: there is no such folder; name another one or none")
             homes.append(home)
     return [*homes, cache_home()]
 
 
 def find(folder: str, names: tuple[str, ...], data_home: str | os.PathLike[str] | None = None) -> Path | None:
-    """The first of these files in `folder` of any data home, or in a home that is that folder itself."""
+    """The path of a file of a data set, None if it is in none of the folders.
+
+    folder: the name of the data set's folder inside a data home; a data home may also be this folder itself.
+    names: the names that the file may have, the best first.
+    data_home: the folder to look in first; see data_homes.
+    """
     for home in data_homes(data_home):
         for place in (home / folder, home) if home.name == folder else (home / folder,):
             for name in names:
@@ -54,10 +59,15 @@ def find(folder: str, names: tuple[str, ...], data_home: str | os.PathLike[str] 
 def fetch(
     folder: str, name: str, mirrors: tuple[str, ...], check: Callable[[Path], object], md5: str | None = None
 ) -> Path:
-    """Download a file into the cache, from the first mirror that has the right one.
+    """Download a file into the cache, and return its path there.
 
-    A file that `check` or the MD5 refuses is thrown away and the next mirror tried; the cache only ever
-    holds whole, checked files. Raises DataNotFoundError with every mirror's answer.
+    folder, name: where it is put in the cache.
+    mirrors: addresses to which the name is appended; they are tried in order, twice.
+    check: check(path) raises CorruptFileError for a wrong file, which is then thrown away.
+    md5: the checksum that the file must have. Default: any.
+
+    The cache never holds a file that is incomplete or was not checked.
+    Raises DataNotFoundError with the answers of all mirrors.
     """
     import pooch
 
@@ -87,16 +97,16 @@ def fetch(
             except OSError as error:  # what requests raises; also a full disk and a read-only cache
                 answers.append(f"{mirror}: {type(error).__name__}")
             finally:
-                if bar is not None:  # pooch closes it only when all went well
+                if bar is not None:  # pooch closes it after a success only
                     bar.close()
     raise DataNotFoundError(
-        f"cannot fetch {name} ({'; '.join(dict.fromkeys(answers))}); with no network, put the file in "
-        f"a folder {folder}/ and point XNN_DATA_HOME at the folder above it"
+        f"cannot fetch {name} ({'; '.join(dict.fromkeys(answers))}): without a network, put the file in a folder "
+        f"{folder}/ and set XNN_DATA_HOME to the folder above it"
     )
 
 
 class _Bar:
-    """A progress bar on standard error, in the form that pooch wants: total, update, reset, close."""
+    """A progress bar on standard error with the methods that pooch calls: update, reset, close."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -110,23 +120,22 @@ class _Bar:
         self.total = 0
 
     def update(self, count: int) -> None:
-        """So many more bytes."""
+        """Advance the bar by this many bytes."""
         self._progress.start()
         self._progress.update(self._task, total=self.total, advance=count)
 
     def reset(self) -> None:
-        """pooch calls this when all bytes are there."""
+        """Called by pooch when the file is complete."""
         self._progress.reset(self._task)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
         self._progress.stop()
 
 
 def reachable(mirrors: tuple[str, ...]) -> bool:
-    """Whether any of the mirrors accepts a connection within a few seconds, name look-ups included.
+    """Whether one of the mirrors accepts a connection within a few seconds.
 
-    Behind a proxy only the download itself can tell, so the answer is yes.
+    Behind a proxy the answer is always yes: only a download could tell.
     """
     from urllib.request import getproxies
 
@@ -142,7 +151,7 @@ def reachable(mirrors: tuple[str, ...]) -> bool:
         except OSError:
             answers.put(False)
 
-    for mirror in mirrors:  # daemons: a look-up that hangs must not keep the program from ending
+    for mirror in mirrors:  # daemons, so that a look-up that hangs does not keep the program alive
         threading.Thread(target=knock, args=(mirror,), daemon=True).start()
     deadline = time.monotonic() + _TIMEOUT
     for _ in mirrors:

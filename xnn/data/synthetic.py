@@ -1,8 +1,8 @@
-"""Synthetic digits: 28x28 images drawn from strokes, so that the main job runs with no file and no network.
+"""Synthetic digits: 28 x 28 images drawn from strokes, for training without a file or a network.
 
-Each digit is a few polylines. A sample moves their points by a random affine map and a little noise,
-then inks every pixel by its distance to the nearest stroke. Only `+ - * /`, sqrt and comparisons are
-used and every number comes from a counter-based stream, so the bytes are the same on every machine.
+A digit is a few polylines. For each image their points are moved by a random affine map and a little noise, and every
+pixel is shaded by its distance to the nearest line. The bytes are the same on every machine: only `+ - * /`, sqrt and
+comparisons are used, and all random numbers come from a counter-based generator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xnn.options import check_count
 __all__ = ["synthetic_digits"]
 
 _SIDE = 28
-_CHUNK = 256  # images drawn at a time: bounds the memory
+_CHUNK = 256  # images drawn at a time, which limits the memory
 
 # Polylines in a unit square, x to the right and y down.
 _Stroke: TypeAlias = tuple[tuple[float, float], ...]
@@ -45,10 +45,21 @@ _POINTS = max(sum(map(len, strokes)) for strokes in _GLYPHS)
 
 
 def synthetic_digits(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`count` images, uint8 (count, 784), and their labels, int64 (count,), in random order of classes."""
+    """Random images of digits and their labels: uint8 (count, 784) and int64 (count,).
+
+    count: the number of images, at least 0.
+    seed: the images follow from it. Default 0.
+
+    Raises OptionError for another count or seed.
+
+        >>> from xnn import data
+        >>> x, y = data.synthetic_digits(5)
+        >>> x.shape, y.tolist()
+        ((5, 784), [2, 2, 6, 2, 4])
+    """
     count = check_count("count", count, least=0)
     labels = (Stream(seed, Purpose.SYNTHETIC, 0).words(0, count) % np.uint64(10)).astype(np.int64)
-    # Ten numbers an image for its map and pen, then two for each point's jitter.
+    # Ten numbers an image for its map and pen, then two for the noise of each point.
     dice = Stream(seed, Purpose.SYNTHETIC, 1).uniform((count, 10), -1.0, 1.0)
     jitter = Stream(seed, Purpose.SYNTHETIC, 2).uniform((count, _POINTS, 2), -1.0, 1.0)
     images = np.empty((count, _SIDE * _SIDE), dtype=np.uint8)
@@ -65,7 +76,7 @@ def _draw(strokes: tuple[_Stroke, ...], dice: np.ndarray, jitter: np.ndarray) ->
     x = (points[:, 0] - 0.5) + 0.045 * jitter[:, : len(points), 0]
     y = (points[:, 1] - 0.5) + 0.045 * jitter[:, : len(points), 1]
     turn, shear, wide, high, right, down, pen, soft, ink, bend = (dice[:, k, None] for k in range(10))
-    # Rotation by the angle whose half has tangent t: rational, so no sine or cosine is needed.
+    # A rotation, by t, the tangent of half its angle: without sine and cosine, which differ between machines.
     t = 0.16 * turn
     cosine, sine = (1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
     x = x * (12.5 + 2.5 * wide) + y * (5.0 * shear) + 3.0 * bend * (4.0 * y * y - 0.5)

@@ -1,4 +1,4 @@
-"""Tables: CSV files and NumPy's .npz and .npy, without pickles."""
+"""Reads tables: CSV files, and NumPy's .npz and .npy without pickles."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xnn.errors import CorruptFileError, DataNotFoundError
 
-__all__ = ["Choose", "Columns", "Table", "check_pair", "every_column", "read_array", "read_csv", "read_npz"]
+__all__ = [
+    "Choose",
+    "Columns",
+    "Table",
+    "every_column",
+    "read_array",
+    "read_csv",
+    "read_npz",
+    "samples_and_targets",
+]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a CSV file are features and which are targets, counted from 0.
+    """Which columns of a CSV file are features and which are targets.
 
-    names: of all columns, empty without a header. header: as it was asked for, None if it was found out.
+    names: the names of all columns; empty without a header.
+    features, targets: the numbers of columns, from 0.
+    header: whether a header was asked for; None if that was not said. Default None.
     """
 
     names: tuple[str, ...]
@@ -31,24 +42,28 @@ class Columns:
     header: bool | None = None
 
     def describe(self, column: int) -> str:
-        """field 3 ('height'), counted from 1."""
+        """The column in words, counted from 1: field 3 ('height')."""
         return f"field {column + 1}" + (f" ({self.names[column]!r})" if self.names else "")
 
 
-#: Says which columns are features and which targets, given their names (none without a header) and their number.
+#: choose(names, width) -> the numbers of the feature columns and of the target columns, given the names of all
+#: columns (none without a header) and how many there are.
 Choose: TypeAlias = Callable[[tuple[str, ...], int], tuple[Sequence[int], Sequence[int]]]
 
 
 def every_column(names: tuple[str, ...], width: int) -> tuple[Sequence[int], Sequence[int]]:
-    """All columns are features."""
+    """Chooses all columns as features."""
     return range(width), ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file: features x, float64 (rows, columns), and the fields of each target column as text.
+    """The rows of a CSV file.
 
-    lines: each row's line in the file.
+    path: the file. columns: which of its columns are features and targets.
+    x: the features, float64 (rows, features).
+    fields: the text of each target column, row by row.
+    lines: the line of each row in the file, counted from 1.
     """
 
     path: Path
@@ -58,9 +73,9 @@ class Table:
     lines: list[int]
 
     def targets(self) -> np.ndarray:
-        """Numbers (rows,) or (rows, targets); text (rows,) if the one target's fields are not all numbers.
+        """The targets: numbers (rows,) or (rows, targets); or text (rows,) for a single column with text in it.
 
-        Raises CorruptFileError naming the line for text in one of several targets, and for infinity.
+        Raises CorruptFileError, naming the line, for text in one of several columns, and for infinity.
         """
         numbers: list[np.ndarray] = []
         for column, fields in zip(self.columns.targets, self.fields, strict=True):
@@ -70,7 +85,7 @@ class Table:
             if wrong:
                 raise CorruptFileError(
                     f"{self.path}, line {self.lines[wrong[0]]}, {self.columns.describe(column)}: "
-                    f"{fields[wrong[0]]!r} is not a number; with several targets each must be one"
+                    f"{fields[wrong[0]]!r} is not a number; several targets must all be numbers"
                 )
             numbers.append(np.asarray([float(field) for field in fields]))
         y = np.stack(numbers, axis=1)
@@ -85,11 +100,14 @@ class Table:
 
 
 def read_csv(path: Path, choose: Choose = every_column, header: bool | None = None) -> Table:
-    """A CSV file of numbers, whose targets may be text. header: whether the first line holds the columns' names;
-    None if that is to be found out, by its not holding a single number.
+    """The rows of a CSV file. Features must be numbers; targets may be text.
 
-    Raises CorruptFileError naming line and field for text among the features, a missing value (empty, ?, NA, N/A,
-    null or NaN) or a row of another length; what `choose` raises; and DataNotFoundError.
+    path: the file, in UTF-8.
+    choose: says which columns are features and which targets. Default: all are features.
+    header: whether the first line holds the names of the columns. Default None: it does if nothing in it is a number.
+
+    Raises CorruptFileError, naming line and field, for text among the features, a missing value (empty, ?, NA, N/A,
+    null or NaN) or a row of another length; DataNotFoundError without the file; and what `choose` raises.
     """
     rows: list[list[float]] = []
     fields: list[list[str]] = []
@@ -113,8 +131,8 @@ def read_csv(path: Path, choose: Choose = every_column, header: bool | None = No
                         continue
                 where = f"{path}, line {lines.line_num}"
                 if len(line) != width:
-                    hint = "; a comma in a number? 1.5 is written with a point" if len(line) > width else ""
-                    raise CorruptFileError(f"{where}: {len(line)} fields where {width} were expected{hint}")
+                    hint = "; a comma in a number? write 1.5, with a point" if len(line) > width else ""
+                    raise CorruptFileError(f"{where}: {len(line)} fields, and {width} were expected{hint}")
                 row = [_as_number(line[column]) for column in columns.features]
                 texts = [line[column].strip() for column in columns.targets]
                 if any(x != x for x in row) or any(map(_is_missing, texts)):
@@ -125,15 +143,15 @@ def read_csv(path: Path, choose: Choose = every_column, header: bool | None = No
                     column.append(text)
     except UnicodeDecodeError as error:
         raise CorruptFileError(
-            f"{path} is not a CSV file in UTF-8 (byte 0x{error.object[error.start]:02x}): save it as CSV, encoded as "
-            "UTF-8"
+            f"{path} is not a CSV file in UTF-8 (byte 0x{error.object[error.start]:02x}): save it as CSV with the "
+            "encoding UTF-8"
         ) from error
     except csv.Error as error:
         raise CorruptFileError(f"{path} is not a CSV file: {error}") from error
     except OSError as error:
         raise DataNotFoundError(f"cannot read {path}: {error.strerror or error}") from error
     if columns is None or not rows:
-        raise CorruptFileError(f"{path} holds no rows of numbers")
+        raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
     table = Table(path, columns, np.asarray(rows, dtype=np.float64), tuple(fields), numbers)
     table._check_finite(table.x, columns.features)
     return table
@@ -151,7 +169,7 @@ def _is_number(field: str) -> bool:
 
 
 def _as_number(field: str) -> float:
-    """NaN for what is none."""
+    """The field as a number; NaN if it is not one."""
     try:
         number = float(field)
     except ValueError:
@@ -165,89 +183,92 @@ def _is_missing(field: str) -> bool:
 
 
 def _wrong_field(where: str, line: list[str], columns: Columns, rows: int) -> CorruptFileError:
-    """The error for the first field that is missing, or is a feature and no number, after so many rows."""
+    """The error for the first field of a line that is missing, or that is a feature and no number.
+
+    rows: how many rows came before.
+    """
     for column, field in enumerate(line):
         if column not in (*columns.features, *columns.targets):
             continue
-        what = f"{where}, {columns.describe(column)}"
         if _is_missing(field):
-            return CorruptFileError(
-                f"{what}: the value is missing ({field!r}); fill it, with the column's mean for example, or drop "
-                "the row"
+            fault = f"the value is missing ({field!r}); fill it, with the column's mean for example, or drop the row"
+        elif column not in columns.features or _is_number(field):
+            continue
+        elif _is_number(field.replace(",", ".")) or ";" in field:
+            fault = f"{field!r} is not a number: numbers are written 1.5, and fields have commas between them"
+        elif not rows and columns.header is False:
+            fault = (
+                f"{field!r} is not a number; if the first line holds the names of the columns, omit --no-header "
+                "(header=False)"
             )
-        if column in columns.features and not _is_number(field):
-            if _is_number(field.replace(",", ".")) or ";" in field:
-                return CorruptFileError(
-                    f"{what}: {field!r} is not a number: numbers are written 1.5, and fields have commas between them"
-                )
-            if not rows and columns.header is False:
-                return CorruptFileError(
-                    f"{what}: {field!r} is not a number; if the first line holds the columns' names, leave "
-                    "--no-header (header=False) away"
-                )
-            return CorruptFileError(
-                f"{what}: {field!r} is not a number; a feature must be one: write categories as columns of 0 and 1, "
-                "or drop the column"
+        else:
+            fault = (
+                f"{field!r} is not a number; a feature must be one: write categories as columns of 0 and 1, or drop "
+                "the column"
             )
+        return CorruptFileError(f"{where}, {columns.describe(column)}: {fault}")
     raise AssertionError("no field is wrong")
 
 
-# What NumPy and zipfile raise on damaged bytes; MemoryError is a header that announces petabytes.
+# What NumPy and zipfile raise for damaged bytes; MemoryError comes from a header that announces petabytes.
 _DAMAGE = (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an .npz file; objects (pickles) are refused."""
-    found = _read(path, ".npz")
-    if isinstance(found, np.ndarray):
-        raise CorruptFileError(f"{path} holds a single array, not an .npz archive: name it .npy")
-    return found
+    """The arrays of an .npz archive by name. Objects (pickles) are refused.
+
+    Raises CorruptFileError or DataNotFoundError.
+    """
+    arrays: dict[str, np.ndarray] = _read(path, ".npz")
+    return arrays
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array of an .npy file; objects (pickles) are refused."""
-    found = _read(path, ".npy")
-    if isinstance(found, dict):
-        raise CorruptFileError(f"{path} is an .npz archive of {', '.join(found)}: name it .npz")
-    return found
+    """The array of an .npy file. Objects (pickles) are refused. Raises CorruptFileError or DataNotFoundError."""
+    array: np.ndarray = _read(path, ".npy")
+    return array
 
 
-def _read(path: Path, kind: str) -> np.ndarray | dict[str, np.ndarray]:
+def _read(path: Path, kind: str) -> Any:
     try:
         with open(path, "rb") as file:
-            content = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return content
-            return {name: content[name] for name in content.files}
+            content: Any = np.load(file, allow_pickle=False)
+            found = ".npy" if isinstance(content, np.ndarray) else ".npz"
+            if found == kind:
+                return content if found == ".npy" else {name: content[name] for name in content.files}
     except FileNotFoundError as error:
         raise DataNotFoundError(f"there is no file {path}") from error
     except _DAMAGE as error:
         if "allow_pickle" in str(error):
             raise CorruptFileError(
-                f"{path} holds Python objects, or is no {kind} file: xnn reads numbers and text alone, since "
-                "unpickling runs code; save arrays of one dtype, as of array.astype('float32')"
+                f"{path} holds Python objects, or is no {kind} file; only numbers and text are read, because "
+                "unpickling runs code: save arrays of one dtype, such as array.astype('float32')"
             ) from error
         raise CorruptFileError(f"{path} is not a readable {kind} file: {error}") from error
+    raise CorruptFileError(f"{path} has the content of an {found} file: give it that ending")
 
 
-def check_pair(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, columns) and targets (n,) or (n, columns) that belong together: n of each, finite numbers.
+def samples_and_targets(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays as samples (n, features) and targets (n,) or (n, columns).
 
-    Targets (n,) may be text, the names of classes.
+    name: the name of the data, for messages.
+    x: (n, ...), finite numbers.
+    y: (n, ...), finite numbers; or (n,) or (n, 1), names of classes.
+
+    Raises CorruptFileError for other arrays.
     """
-    if x.dtype.kind not in "iubf" or y.dtype.kind not in "iubfU":
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    numbers = x.dtype.kind in "iubf" and (y.dtype.kind in "iubf" or (y.dtype.kind == "U" and y.ndim == 1))
+    if not numbers or 0 in (x.ndim, y.ndim) or len(x) != len(y):
         raise CorruptFileError(
-            f"{name}: features are {x.dtype} and targets {y.dtype}; both must be numbers, or targets classes by name"
-        )
-    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
-        raise CorruptFileError(
-            f"{name}: features {x.shape} and targets {y.shape} are not as many of one as the other"
+            f"{name}: got features {x.dtype}{list(x.shape)} and targets {y.dtype}{list(y.shape)}; both must be "
+            "numbers, equally many (or targets (n,) the names of classes)"
         )
     for what, array in (("features", x), ("targets", y)):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
             raise CorruptFileError(
-                f"{name}: the {what} of sample {row} hold NaN or infinity; fill or drop it first"
+                f"{name}: the {what} of sample {row} hold NaN or infinity: fill or drop it"
             )
-    x = x.reshape(len(x), int(np.prod(x.shape[1:])))
-    return x, y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    return x.reshape(len(x), int(np.prod(x.shape[1:]))), y

@@ -1,17 +1,18 @@
-"""Targets: whether they are classes or numbers, and classes of any name as 0 .. k - 1."""
+"""Targets: tells classes from numbers, and numbers the classes 0 .. k - 1."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
-from xnn.errors import CorruptFileError, OptionError
+from xnn.errors import OptionError
 
 __all__ = ["MOST_CLASSES", "Label", "Targets", "as_targets", "label_numbers", "usual_task"]
 
-#: What a class is called in the data.
+#: The name of a class in the data.
 Label: TypeAlias = str | int | float
 
 MOST_CLASSES = 1000
@@ -20,9 +21,12 @@ _FEW = 20
 
 @dataclass(frozen=True)
 class Targets:
-    """y: int64 class numbers (n,) or float64 targets (n, columns), as `task` says.
+    """Targets as a model needs them.
 
-    labels: what class 0, 1, ... is called in the data; empty if these are their names. note: a doubt.
+    y: int64 classes (n,), or float64 targets (n, columns) of a regression.
+    task: "classification" or "regression".
+    labels: the names of class 0, 1, ... in the data; empty if they are called so. Default ().
+    note: a doubt about the task, "" if there is none.
     """
 
     y: np.ndarray
@@ -32,9 +36,10 @@ class Targets:
 
 
 def usual_task(y: np.ndarray) -> str:
-    """ "classification" for one column of text, of two whole numbers, or of all of 0 .. k - 1 or 1 .. k, k < 1000.
+    """The task that targets (n,) or (n, columns) suggest, "classification" or "regression".
 
-    Otherwise "regression".
+    It is a classification if there is one column, of text, of two whole numbers, or of all of 0 .. k - 1 or 1 .. k
+    with k < 1000.
     """
     if y.ndim != 1 or not y.size:
         return "regression"
@@ -48,30 +53,32 @@ def usual_task(y: np.ndarray) -> str:
 
 
 def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
-    """Numbers (n,) or (n, columns), or text (n,), as their task has them; without `task`, their usual one.
+    """Targets as a model needs them.
 
-    Classes are numbered in sorted order: text by its characters, numbers by size. Raises OptionError, naming the
-    data `name`, for a task that these targets cannot have, CorruptFileError for columns of text.
+    name: the name of the data, for messages.
+    y: numbers (n,) or (n, columns), or text (n,).
+    task: "classification" or "regression". Default: what usual_task says.
+
+    Classes are numbered in sorted order, text by its characters and numbers by size.
+    Raises OptionError for a task that does not fit the targets.
     """
-    if y.dtype.kind == "U" and y.ndim != 1:
-        raise CorruptFileError(f"{name}: the targets are text {y.shape}; the names of classes are one column")
     chosen = task or usual_task(y)
     if chosen == "regression":
         if y.dtype.kind == "U":
             raise OptionError(
-                f"{name}: the targets are text, which a regression cannot have: leave task='regression' away, "
-                "or choose another target"
+                f"{name}: the targets are text, and task='regression' needs numbers: omit it or change the target"
             )
-        return Targets(y.reshape(len(y), -1).astype(np.float64), chosen, note="" if task else _doubt(y))
+        columns = y.reshape(len(y), math.prod(y.shape[1:])).astype(np.float64)
+        return Targets(columns, chosen, note="" if task else _doubt(y))
     if y.ndim != 1:
         raise OptionError(
-            f"{name}: a classification has one target for each sample, got an array {y.shape}: choose one column"
+            f"{name}: the targets are {y.shape}, and a classification has one target a sample: choose one column"
         )
     labels = np.unique(y)
     if labels.size > MOST_CLASSES:
         raise OptionError(
-            f"{name}: the target has {labels.size} different values; a classification takes up to "
-            f"{MOST_CLASSES} classes: choose another target or task='regression'"
+            f"{name}: the target has {labels.size} different values; a classification takes up to {MOST_CLASSES} "
+            "classes: choose another target or task='regression'"
         )
     if labels.dtype.kind != "U" and np.array_equal(labels, np.arange(labels.size)):
         return Targets(y.astype(np.int64), chosen)
@@ -79,6 +86,7 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
 
 
 def _doubt(y: np.ndarray) -> str:
+    """A note for targets of a regression that could be classes."""
     if y.ndim == 1 and y.size and np.unique(y).size <= _FEW and bool(np.all(y == np.floor(y))):
         return (
             "the targets are whole numbers but not all of 0 .. k - 1 or 1 .. k: this is a regression, not classes; "
@@ -92,7 +100,10 @@ def _plain(label: Label) -> Label:
 
 
 def label_numbers(y: np.ndarray, labels: tuple[Label, ...]) -> np.ndarray:
-    """The number of each label, int64, -1 for what is none of `labels`; without labels, numbers are their own."""
+    """The number of each target's class, int64 (n,); -1 for targets that are not in `labels`.
+
+    Without labels numbers are used as they are.
+    """
     if not labels:
         return y.astype(np.int64) if y.dtype.kind == "U" and np.char.isdecimal(y).all() else y
     numbers = {label: number for number, label in enumerate(labels)}

@@ -27,7 +27,7 @@ from xnn.backends import backend_of
 from xnn.errors import DTypeError, GraphError, OptionError
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.graph.value import Value
 from xnn.ops import Array
 
@@ -67,7 +67,7 @@ def value_and_grad(
         for i in wanted:
             values[i] = _mapped(arguments[i], partial(_differentiable, f"argument {i}"))
         inputs = [leaf for i in wanted for leaf in _leaves(values[i])]
-        with entered(Scope(guarded=any(not isinstance(x, Value) for x in inputs))):
+        with Scope(guarded=any(not isinstance(x, Value) for x in inputs)):
             result = f(*values, **keywords)
         if not isinstance(result, Value) or result.shape != ():
             got = f"shape {result.shape}" if hasattr(result, "shape") else type(result).__name__

@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from operator import attrgetter, itemgetter
+from typing import TypeVar
 
 from xnn.backends import backend_of
 from xnn.graph.node import Recorded
 from xnn.ops import Array
-from xnn.ops.op import backward_of, check_gradients
+from xnn.ops.apply import backward_of, check_gradients
 
 __all__ = ["Gradients", "backpropagate", "made_from", "reverse"]
 
@@ -26,42 +27,43 @@ def reverse(
     outputs: Mapping[Recorded, _Gradient],
     wanted: Collection[Recorded],
     total: Callable[[Recorded, list[_Gradient]], _Gradient],
-    pull: Callable[[Recorded, _Gradient, list[bool]], Sequence[_Gradient | None]],
+    pull: Callable[[Recorded, _Gradient, Collection[Recorded]], Sequence[_Gradient | None]],
 ) -> dict[Recorded, list[_Gradient | None]]:
     """Walk `order` (inputs first) backward, from the gradients of `outputs` to the inputs that are `wanted`.
 
     total(value, gradients): the sum of what a value's readers hand to it, in the order in which the readers were
-    created. pull(value, gradient, needed): the gradients for the value's inputs; `needed` says for each whether
-    anything wanted leads to it. Values that lead to nothing wanted are left out. None stands for no gradient.
+        created; asked for inputs, and for values with several readers.
+    pull(value, gradient, needed): the gradients for the value's inputs; those that are not in `needed` may be None.
+    Values that lead to nothing wanted are left out. None stands for no gradient.
     """
     needed: set[Recorded] = set()
     for node in order:
         if node in wanted if node.op is None else not needed.isdisjoint(node.inbound_nodes):
             needed.add(node)
-    arriving: dict[Recorded, list[tuple[int, _Gradient]]] = {node: [] for node in order}
-    for node, gradient in outputs.items():
-        arriving[node].append((-1, gradient))
+    arriving: dict[Recorded, list[tuple[int, _Gradient]]] = {
+        node: [(-1, gradient)] for node, gradient in outputs.items()
+    }
     handed: dict[Recorded, list[_Gradient | None]] = {}
     for node in reversed(order):
-        arrived = sorted(arriving[node], key=_created)  # stable: a reader's own gradients keep their order
-        own = total(node, [gradient for _, gradient in arrived]) if arrived and node in needed else None
+        own = None
+        if node in needed and node in arriving:
+            arrived = arriving[node]
+            if len(arrived) > 1:
+                arrived.sort(key=itemgetter(0))  # stable: a reader's own gradients keep their order
+            own = arrived[0][1]
+            if len(arrived) > 1 or node.op is None:
+                own = total(node, [gradient for _, gradient in arrived])
+        inputs = node.inbound_nodes
         if node.op is None:
             handed[node] = [own]
-            continue
-        inputs = node.inbound_nodes
-        if own is None:
+        elif own is None:
             handed[node] = [None] * len(inputs)
-            continue
-        gradients = list(pull(node, own, [source in needed for source in inputs]))
-        for source, given in zip(inputs, gradients, strict=True):
-            if given is not None:
-                arriving[source].append((node.created, given))
-        handed[node] = gradients
+        else:
+            gradients = handed[node] = list(pull(node, own, needed))
+            for source, given in zip(inputs, gradients, strict=True):
+                if given is not None:
+                    arriving.setdefault(source, []).append((node.created, given))
     return handed
-
-
-def _created(pair: tuple[int, Any]) -> int:
-    return pair[0]
 
 
 def backpropagate(
@@ -84,14 +86,12 @@ def _sum(node: Recorded, gradients: list[Array]) -> Array:
     return result
 
 
-def _pull(node: Recorded, gradient: Array, needed: list[bool]) -> Sequence[Array | None]:
-    op = node.op
+def _pull(node: Recorded, gradient: Array, needed: Collection[Recorded]) -> Sequence[Array | None]:
+    op, inputs = node.op, node.inbound_nodes
     assert op is not None
-    saved = node.saved if needed[0] else op.without_input_gradient(node.saved)
+    saved = node.saved if inputs[0] in needed else op.without_input_gradient(node.saved)
     gradients = backward_of(op, backend_of(gradient).math, gradient, saved)
-    check_gradients(
-        op.name, gradients, [getattr(source.array, "shape", None) for source in node.inbound_nodes]
-    )
+    check_gradients(op, gradients, [getattr(source.array, "shape", None) for source in inputs])
     return gradients
 
 
@@ -104,4 +104,4 @@ def made_from(*outputs: Recorded) -> list[Recorded]:
             if source not in found:
                 found[source] = None
                 queue.append(source)
-    return sorted(found, key=lambda node: node.created)
+    return sorted(found, key=attrgetter("created"))

@@ -1,4 +1,4 @@
-"""A public gradient checker: central differences against the gradients xnn computes."""
+"""Gradient checks: the gradients that xnn computes, compared with central differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from xnn.backends import Purpose, Stream, backend_of, current_backend, numerics
 from xnn.errors import DTypeError
 from xnn.graph.autograd import gradients_of
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.graph.value import Value
 
 __all__ = ["GradientReport", "gradient_check", "numerical_gradient"]
@@ -25,11 +25,12 @@ _SEARCH = 512  # how many entries of a large input are looked at to name the wor
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What gradient_check found; true if every error is within the tolerance.
+    """The result of `gradient_check`. It is true if every error is within the tolerance.
 
-    error: the largest |computed - numerical|, relative to the largest derivative of its argument;
-    argument, index: where it is (index is None if only a random direction showed it);
-    computed, numerical: the two derivatives there; checked: how many derivatives were compared.
+    error: the largest |computed - numerical|, relative to the largest derivative of its argument.
+    argument, index: where it is; index is None if only a random direction showed it.
+    computed, numerical: the two derivatives there.
+    checked: how many derivatives were compared.
     """
 
     ok: bool
@@ -61,17 +62,22 @@ def gradient_check(
 ) -> GradientReport:
     """Compare f's gradients with central differences (f(x + h u) - f(x - h u)) / 2h, in float64.
 
-    f: an op, or any function of its inputs written with ops; its output may have any shape and is
-    reduced to a number by a random projection. inputs: arrays or numbers; floating-point ones and Python
-    numbers are converted to float64 and differentiated, integer and boolean arrays are passed as they are. Inputs of
-    more than 64 entries are checked along 8 random directions, and entry by entry only to name the
-    worst one when that fails. Choose inputs away from kinks (ReLU at 0).
+    f: an op, or any function of its inputs written with ops. Its output may have any shape; a random projection makes
+        one number of it.
+    inputs: arrays or numbers. Floating-point arrays and Python numbers are converted to float64 and differentiated;
+        integer and boolean arrays are passed as they are. Choose inputs away from kinks, such as 0 of ReLU.
+    tolerance: the largest relative error allowed.
+    seed: draws the projection and the directions.
 
-        report = gradient_check(ops.tanh, numpy.ones((2, 3)))
-        assert report, report
+    An input of more than 64 entries is checked along 8 random directions, and entry by entry only if that fails, to
+    name the worst entry. Fast numerics are used, which have float64, whatever is in force. Raises DTypeError for an
+    input that is not an array of numbers.
 
-    It computes in fast numerics, which have float64, whatever is in force.
-    Raises DTypeError for an input that is no array or number.
+        >>> import numpy as np, xnn
+        >>> from xnn import ops
+        >>> report = xnn.gradient_check(ops.tanh, np.ones((2, 3)))
+        >>> bool(report), report.checked
+        (True, 6)
     """
     with numerics("fast"):
         return _check(f, inputs, tolerance, seed)
@@ -93,7 +99,7 @@ def _check(f: Callable[..., Any], inputs: Sequence[Any], tolerance: float, seed:
     arguments: list[Any] = [lib.to_device(x) for x in host]
     for i in wanted:
         arguments[i] = Value(arguments[i])
-    with entered(Scope()):
+    with Scope():
         output = f(*arguments)
     projection = Stream(seed, Purpose.DIRECTIONS).uniform(tuple(output.shape), -1.0, 1.0)
     if isinstance(output, Value):
@@ -106,7 +112,7 @@ def _check(f: Callable[..., Any], inputs: Sequence[Any], tolerance: float, seed:
         y = lib.to_host(f(*(lib.to_device(v) for v in values)))
         return float(np.sum(projection * y))
 
-    # Rounding in f moves a difference by about 4e-11 of f's terms: derivatives below 1e-4 of them are noise.
+    # Rounding in f changes a difference by about 4e-11 of f's terms: derivatives below 1e-4 of them are noise.
     terms = float(np.sum(np.abs(projection * lib.to_host(value))))
 
     best = GradientReport(True, 0.0, tolerance, 0)
@@ -156,7 +162,7 @@ def _compare(
     tolerance: float,
     scale: float,
 ) -> GradientReport:
-    """One derivative, both ways."""
+    """Compare one derivative, computed both ways."""
     numerical = _difference(projected, host, argument, direction)
     computed = float(np.sum(gradient * direction))
     error = abs(computed - numerical) / max(scale, abs(computed), abs(numerical))
@@ -179,7 +185,12 @@ def _difference(
 def numerical_gradient(f: Callable[[Any], Any], x: Any) -> Any:
     """The gradient of a function of one array that returns one number, by central differences.
 
-    Two evaluations of f per entry of x: for teaching and checking, not for training.
+    It evaluates f twice for each entry of x: for teaching and checking, not for training.
+
+        >>> import numpy as np
+        >>> from xnn.graph.check import numerical_gradient
+        >>> numerical_gradient(lambda x: (x * x).sum(), np.array([1.0, 3.0])).round(6).tolist()
+        [2.0, 6.0]
     """
     lib = backend_of(x) if hasattr(x, "shape") else current_backend()
     host = np.asarray(lib.to_host(x), dtype=np.float64)

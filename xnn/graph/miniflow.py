@@ -23,7 +23,7 @@ from xnn.graph.backward import backpropagate
 from xnn.graph.node import Recorded, array_of
 from xnn.graph.value import as_array
 from xnn.ops import Array, Op
-from xnn.ops.op import apply_rule, forward_of
+from xnn.ops.apply import apply_rule, forward_of
 
 __all__ = [
     "MSE",
@@ -63,7 +63,7 @@ class Node(Recorded):
             node.outbound_nodes.append(self)
 
     @classmethod
-    def record(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Node:
+    def result_of(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Node:
         """A node of the op; it is computed by forward_pass."""
         return Node(op, inputs, options)
 
@@ -163,46 +163,55 @@ class _Fixed(Input):
 
 
 class Add(Node):
-    """The sum of one or more nodes."""
+    """The sum of one or more nodes: y = a + b + ..."""
 
     def __init__(self, *inputs: Node) -> None:
         super().__init__(ops.add, inputs)
 
 
 class Mul(Node):
-    """The product of one or more nodes."""
+    """The product of one or more nodes: y = a b ..."""
 
     def __init__(self, *inputs: Node) -> None:
         super().__init__(ops.mul, inputs)
 
 
 class Linear(Node):
-    """X W + b (ops.dense)."""
+    """y = x w + b, of x (n, inputs), w (inputs, outputs) and b (outputs,); see `ops.dense`."""
 
     def __init__(self, x: Node, w: Node, b: Node) -> None:
         super().__init__(ops.dense, (x, w, b))
 
 
 class Sigmoid(Node):
-    """1 / (1 + e^-x)."""
+    """y = 1 / (1 + e^-x), element by element."""
 
     def __init__(self, x: Node) -> None:
         super().__init__(ops.sigmoid, (x,))
 
 
 class MSE(Node):
-    """Mean squared error of targets y and outputs a, both flattened to columns as in the article."""
+    """The mean squared error of targets y and outputs a, both flattened to columns first, as in the article."""
 
     def __init__(self, y: Node, a: Node) -> None:
         super().__init__(ops.column_mse, (y, a))
 
 
 def topological_sort(feed: Mapping[Node, Any]) -> list[Node]:
-    """Feed the inputs and return every node that depends on them, each after the nodes it reads.
+    """Feed the inputs, and return every node that depends on them, each after the nodes it reads.
 
-    Kahn's algorithm (Comm. ACM 5, 1962), first in, first out: the order depends on nothing but the
-    graph and the order of `feed`. Inputs that were given a value beforehand need not be fed.
-    Raises GraphError for a key that is no Input, or a cycle.
+    feed: an array for each Input; None leaves the value that the Input has. Inputs with a value need not be fed.
+
+    The order depends on nothing but the graph and the order of `feed`. Raises GraphError for a key that is not an
+    Input, or for a cycle.
+
+        >>> from xnn.graph import Input, Mul, forward_pass, topological_sort
+        >>> x, w = Input(), Input()
+        >>> y = Mul(x, w)
+        >>> float(forward_pass(y, topological_sort({x: 3.0, w: 2.0})))
+        6.0
+
+    Source: Kahn, "Topological sorting of large networks", Comm. ACM 5 (1962), first in, first out.
     """
     for node, value in feed.items():
         if not isinstance(node, Input):
@@ -232,7 +241,7 @@ def _connected(start: Iterable[Node]) -> list[Node]:
     for node in queue:  # grows while it is walked
         needed = [] if isinstance(node, Input) else node.inbound_nodes
         for other in (*needed, *node.outbound_nodes):
-            # An Input met on the way (a constant) is needed, but what else reads it is not our affair.
+            # An Input found on the way, such as a constant, is needed, but not everything else that reads it.
             if other not in found:
                 found[other] = None
                 if not isinstance(other, Input):
@@ -241,7 +250,10 @@ def _connected(start: Iterable[Node]) -> list[Node]:
 
 
 def forward_pass(*arguments: Any) -> Any:
-    """forward_pass(graph), or forward_pass(node, graph): compute every value; returns the node's (the last's)."""
+    """Compute every value of a sorted graph: forward_pass(graph), or forward_pass(node, graph).
+
+    Returns the value of the node, or of the graph's last node.
+    """
     graph = arguments[-1]
     for node in graph:
         node.forward()
@@ -249,9 +261,17 @@ def forward_pass(*arguments: Any) -> Any:
 
 
 def forward_and_backward(graph: Sequence[Node]) -> None:
-    """Compute every value of a sorted graph, then every gradient of its one output (of the sum of its elements).
+    """Compute every value of a sorted graph, then the gradients of its output with respect to every node.
 
-    Raises GraphError if several nodes are read by nobody: add them up, so that it is plain what is differentiated.
+    The output is the one node that no other reads; of an array the sum of its elements is differentiated. Each node
+    gets its `gradients`; a parameter that a layer reads also gets its `grad`. Raises GraphError for several outputs.
+
+        >>> from xnn.graph import Input, Mul, forward_and_backward, topological_sort
+        >>> x, w = Input(), Input()
+        >>> y = Mul(x, w)
+        >>> forward_and_backward(topological_sort({x: 3.0, w: 2.0}))
+        >>> float(w.gradients[w])
+        3.0
     """
     forward_pass(graph)
     members = set(graph)
@@ -276,19 +296,24 @@ def forward_and_backward(graph: Sequence[Node]) -> None:
 
 
 def _give_parameters_their_gradients(nodes: Iterable[_Fixed]) -> None:
-    """A parameter that several nodes read gets the sum, in the order in which they were created."""
+    """Give each parameter the sum of its nodes' gradients, in the order in which the nodes were created."""
     totals: dict[Recorded, Array | None] = {}
     for node in sorted(nodes, key=lambda node: node.created):
-        gradient = node.gradients[node]
-        if not node.is_constant and gradient is not None:
-            before = totals.get(node.source)
-            totals[node.source] = gradient if before is None else before + gradient
+        if not node.is_constant:
+            gradient, before = node.gradients[node], totals.get(node.source)
+            totals[node.source] = (
+                before if gradient is None else gradient if before is None else before + gradient
+            )
     for parameter, total in totals.items():
         parameter.grad = total  # type: ignore[attr-defined]
 
 
 def sgd_update(trainables: Iterable[Node], learning_rate: float = 1e-2) -> None:
-    """value <- value - learning_rate * gradient for each Input; the arrays that were fed stay as they were."""
+    """One step of gradient descent for each Input: value <- value - learning_rate gradient.
+
+    trainables: Inputs of a graph that `forward_and_backward` ran on. The arrays that were fed stay as they were.
+    Raises GraphError for a node without a gradient.
+    """
     for node in trainables:
         gradient = node.gradients.get(node)
         if gradient is None:

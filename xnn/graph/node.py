@@ -21,12 +21,8 @@ from xnn.ops import Op
 
 __all__ = ["Recorded", "array_of", "next_created"]
 
-_creation = itertools.count()
-
-
-def next_created() -> int:
-    """A number that grows with each recorded value."""
-    return next(_creation)
+#: A number that grows with each recorded value.
+next_created = itertools.count().__next__
 
 
 class Recorded:
@@ -37,10 +33,14 @@ class Recorded:
     several readers are added in the order in which the readers were created.
     """
 
+    #: CuPy's operators leave `array * value` to the value, as NumPy's do by __array_ufunc__.
+    __array_priority__ = 1000.0
     #: Kinds of different rank meet in an op: the highest rank makes the result.
     rank: ClassVar[int] = 1
     #: Whether it is never differentiated.
     is_constant: ClassVar[bool] = False
+    #: The array. It is for xnn's own use; `value`, which users read, may refuse.
+    array: Any
     op: Op | None = None
     inbound_nodes: Sequence[Recorded] = ()
     options: Mapping[str, Any] = {}
@@ -49,13 +49,8 @@ class Recorded:
     def __init__(self) -> None:
         self.created = next_created()
 
-    @property
-    def array(self) -> Any:
-        """The array; for xnn's own use, where `value` may refuse."""
-        raise NotImplementedError
-
     @classmethod
-    def record(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Recorded:
+    def result_of(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Recorded:
         """The result of calling an op, of which at least one input is of this class."""
         raise NotImplementedError
 

@@ -5,46 +5,60 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self
 
-__all__ = ["Scope", "assignments", "current_scope", "entered"]
+from xnn.backends.numerics import pinned
+
+__all__ = ["Scope", "assignments", "by_hand", "current_scope"]
 
 #: How often an attribute of any layer or loss was assigned, by which a Trainer sees that something changed.
 assignments = [0]
 
 
-@dataclass
 class Scope:
-    """What the layers and ops that are called now are part of.
+    """What the layers and ops that are called in a `with` block are part of: with Scope(training=True): ...
 
-    training: what a layer called without `training` takes for it. records: whether ops on parameters are recorded.
-    program: whether the record becomes a trainer's program, which is made once and run for every step: then
-    nothing may look at values, and nothing that training counts is changed. guarded: whether reading a parameter's
-    `value` raises, since its gradient would be lost. kept: what a program's steps do to buffers.
+    training: what a layer called without `training` takes for it.
+    records: whether ops on parameters are recorded.
+    program: whether the recording becomes a trainer's program, which is made once and run for every step. Then
+        nothing may look at values, and nothing that training counts is changed.
+    guarded: whether reading a parameter's `value` raises, since its gradient would be lost.
+    kept: what is to be done to buffers: at the end of the block, or in each of a program's steps.
     """
 
-    training: bool = False
-    records: bool = True
-    program: bool = False
-    guarded: bool = False
-    kept: list[Any] = field(default_factory=list)
+    __slots__ = ("_pinned", "_token", "guarded", "kept", "program", "records", "training")
+
+    def __init__(
+        self, training: bool = False, records: bool = True, program: bool = False, guarded: bool = False
+    ) -> None:
+        self.training, self.records, self.program, self.guarded = training, records, program, guarded
+        self.kept: list[Any] = []
+        self._pinned = pinned()
+
+    def __enter__(self) -> Self:
+        self._pinned.__enter__()
+        self._token = _scope.set(self)
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        _scope.reset(self._token)
+        self._pinned.__exit__()
+        if kind is None and not self.program:
+            for change in self.kept:
+                change.apply()
 
 
-_ScopeOrNone = TypeVar("_ScopeOrNone", Scope, None)
 _scope: ContextVar[Scope | None] = ContextVar("xnn_scope", default=None)
 
-
-def current_scope() -> Scope | None:
-    """The innermost scope that is open, or None."""
-    return _scope.get()
+#: The innermost scope that is open, or None.
+current_scope = _scope.get
 
 
 @contextmanager
-def entered(scope: _ScopeOrNone) -> Iterator[_ScopeOrNone]:
-    """Open a scope for the block. None closes them all for the block: layers called in it run by hand."""
-    token = _scope.set(scope)
+def by_hand() -> Iterator[None]:
+    """Close all scopes for the block: layers called in it keep what their `backward` needs."""
+    token = _scope.set(None)
     try:
-        yield scope
+        yield
     finally:
         _scope.reset(token)

@@ -7,7 +7,7 @@ from typing import Any
 
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.graph.value import Value
 from xnn.ops import Array, Namespace, Op
 
@@ -15,7 +15,7 @@ __all__ = ["Taped"]
 
 
 class Taped(Op):
-    """A function of recorded values as one op: each forward pass records it anew, and backward walks the record back.
+    """A function of recorded values as one op: each forward pass records it anew, for backward to walk back.
 
     function: takes the op's inputs as values, returns a value. parameters: what the function reads besides; the op's
     last inputs, so that it has a gradient for each. named: the op's name. training: what the function's layers are
@@ -35,9 +35,9 @@ class Taped(Op):
         )
 
     def forward(self, xp: Namespace, *arrays: Array) -> tuple[Array, Any]:
-        """The function's output, and the record."""
+        """The function's output, and what it was recorded from and to."""
         given = [Value(x) for x in arrays[: len(arrays) - len(self.parameters)]]
-        with entered(Scope(self.training)):
+        with Scope(self.training):
             output = self.function(*given)
         return output.array, (given, output)
 

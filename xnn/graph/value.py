@@ -12,7 +12,8 @@ from xnn.errors import GraphError
 from xnn.graph.node import Recorded, array_of, next_created
 from xnn.graph.scope import current_scope
 from xnn.ops import Array, Op
-from xnn.ops.op import apply_rule, forward_of, install
+from xnn.ops.apply import apply_rule, forward_of
+from xnn.ops.op import install
 
 __all__ = ["Constant", "Drawn", "Kept", "Value", "apply", "as_array", "drawn"]
 
@@ -27,29 +28,26 @@ class Value(Recorded):
         if isinstance(array, Value):
             raise GraphError("grad of a grad: gradients are not recorded, so there are no second derivatives")
         self.created = next_created()
-        self._array = as_array(array)
+        self.array = as_array(array)
 
     @classmethod
-    def record(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Value:
+    def result_of(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Value:
         """The op's result. A Python number stays one, so that it widens no dtype."""
         sources = [x if isinstance(x, Recorded) else Constant(x) for x in inputs]
         arrays = [source.array for source in sources]
-        value = cls.__new__(cls)
-        value._array, value.saved = forward_of(op, backend_of(*arrays).math, arrays, options)
-        value.op, value.inbound_nodes, value.options = op, sources, options
+        value = object.__new__(cls)
+        value.array, saved = forward_of(op, backend_of(*arrays).math, arrays, options)
         value.created = next_created()  # after its inputs
+        scope = current_scope()
+        if scope is None or scope.records:
+            value.op, value.inbound_nodes, value.options, value.saved = op, sources, options, saved
         return value
-
-    @property
-    def array(self) -> Any:
-        """The array; for xnn's own use, where `value` may refuse."""
-        return self._array
 
     @property
     def value(self) -> Any:
         """The array, without its gradient. Raises GraphError inside a program's `compute`, which it would freeze."""
         _refuse_in_a_program("reading .value")
-        return self._array
+        return self.array
 
     __hash__ = object.__hash__
 
@@ -65,13 +63,13 @@ class Value(Recorded):
         )
 
     def __bool__(self) -> bool:
-        if not backend_of(self._array).xp.isdtype(self._array.dtype, "bool") or self.shape != ():
+        if not backend_of(self.array).xp.isdtype(self.array.dtype, "bool") or self.shape != ():
             raise GraphError("a recorded value has no truth value: compare it, or choose with ops.where")
         _refuse_in_a_program("a branch on it")
-        return bool(self._array)
+        return bool(self.array)
 
     def __repr__(self) -> str:
-        return f"Value({self._array!r})"
+        return f"Value({self.array!r})"
 
 
 def _refuse_in_a_program(what: str) -> None:
@@ -89,13 +87,12 @@ class Constant(Recorded):
     is_constant = True
 
     def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
+        self.created, self.array = next_created(), value
 
     @property
-    def array(self) -> Any:
+    def value(self) -> Any:
         """What was given."""
-        return self.value
+        return self.array
 
 
 class Drawn(Value):
@@ -133,21 +130,21 @@ class Kept:
 
 def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
     """What calling an op does: nodes give a node, recorded values a recorded value, arrays an array."""
-    ranks = [x.rank for x in inputs if isinstance(x, Recorded)]
     for name, option in options.items():
         if isinstance(option, Recorded):
             raise GraphError(
                 f"{op.name}: the option {name} is not differentiated: give it an array or a number"
             )
-    if not ranks or (max(ranks) < Value.rank and not _records()):
+    ranks = [x.rank for x in inputs if isinstance(x, Recorded)]
+    highest = max(ranks, default=-1)
+    if highest == Value.rank or (highest >= 0 and highest < Value.rank and _records()):
+        return Value.result_of(op, inputs, options)
+    if highest < Value.rank:
         arrays = [array_of(x) for x in inputs]
         return forward_of(op, backend_of(*arrays).math, arrays, options)[0]
-    highest = max(ranks)
-    if highest <= Value.rank:
-        return Value.record(op, inputs, options)
     if Value.rank in ranks:
         raise GraphError(f"{op.name} got graph nodes and recorded values: a function is one or the other")
-    return next(x for x in inputs if getattr(x, "rank", None) == highest).record(op, inputs, options)
+    return next(x for x in inputs if getattr(x, "rank", None) == highest).result_of(op, inputs, options)
 
 
 def _records() -> bool:

@@ -18,7 +18,7 @@ from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.layers.dropout import Drawing
 from xnn.layers.layer import Layer
 from xnn.ops import Array, Namespace
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.options import check_count, check_real
 
 __all__ = ["STRONGEST", "ElasticDeformation", "RandomAffine", "augmentation"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from xnn.errors import OptionError
 from xnn.graph.node import Recorded
-from xnn.graph.scope import current_scope, entered
+from xnn.graph.scope import by_hand, current_scope
 from xnn.ops import Array, Namespace, Op
 
 __all__ = ["ByHand", "run_by_hand", "written_by_hand"]
@@ -42,12 +42,12 @@ class ByHand(Op):
 
     def forward(self, xp: Namespace, x: Array, *weights: Array) -> tuple[Array, Any]:
         """The layer's output. What is saved for backward is whether the gradient for x is needed."""
-        with entered(None):
+        with by_hand():
             return self.owner.forward(x, self.training), True
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         """The layer's gradient for x, and the `grad` of its parameters, which its backward has set."""
-        with entered(None):
+        with by_hand():
             dx = self.owner.backward(grad, input_gradient=saved)
         return (dx, *(parameter.grad for parameter in self.owner.parameters()))
 
@@ -67,7 +67,7 @@ def run_by_hand(layer: Any, x: Any, training: bool) -> Any:
     scope, parameters = current_scope(), layer.parameters()
     recorded = isinstance(x, Recorded) or (scope is not None and scope.records and parameters)
     if not recorded:
-        with entered(None):
+        with by_hand():
             return layer.forward(x, training)
     trial = scope is not None and scope.program
     return ByHand(layer, training and not trial)(x, *parameters)

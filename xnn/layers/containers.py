@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -48,14 +47,13 @@ class Container(Layer):
         self.draw_from(seed or 0, 0)
         self.number_from(0)
 
-    def _held(self) -> Iterator[tuple[str, Any]]:
+    def _held(self) -> list[tuple[str, Any]]:
         """The layers by position, then what else a subclass assigned to attributes."""
-        found = {
-            id(layer): (str(position), layer) for position, layer in enumerate(getattr(self, "layers", ()))
-        }
-        for name, item in super()._held():
-            found.setdefault(id(item), (name, item))
-        return iter(found.values())
+        found = [(str(position), layer) for position, layer in enumerate(getattr(self, "layers", ()))]
+        if self._parameters or len(self._others) > 1:  # more than `layers`
+            here = {id(layer) for _, layer in found}
+            found += [pair for pair in super()._held() if id(pair[1]) not in here]
+        return found
 
     def draw_from(self, seed: int, number: int) -> int:
         """As `Layer.draw_from`, but a model with a seed of its own draws its weights as if it stood alone."""
@@ -77,16 +75,20 @@ class Container(Layer):
 
     def parameters(self) -> list[Parameter]:
         """All parameters, in order. Raises OptionError for one that two layers share."""
-        named = list(self.named_parameters())
+        found = [parameter for layer in self.layers for parameter in layer.parameters()]
+        if self._parameters or len(self._others) > 1:  # a subclass holds more than `layers`
+            found = [parameter for _, parameter in self.named_parameters()]
+        if len(set(found)) == len(found):
+            return found
         names: dict[int, str] = {}
-        for name, parameter in named:
+        for name, parameter in self.named_parameters():
             first = names.setdefault(id(parameter), name)
             if first != name:
                 raise OptionError(
                     f"{first} and {name} are one parameter, and each layer needs its own: assign `.value` to start "
                     "from equal weights, or call one layer twice in the `compute` of a Layer to share them"
                 )
-        return [parameter for _, parameter in named]
+        return found
 
     def config(self) -> dict[str, Any]:
         return {"layers": self.layers}

@@ -43,7 +43,7 @@ class Drawing(Layer):
 
     buildable = False
     #: What the random numbers are for, by which their stream differs from others of the same seed.
-    purpose: Purpose
+    purpose = Purpose.DROPOUT
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__(seed=seed)
@@ -64,6 +64,7 @@ class Drawing(Layer):
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
         """Set seed and step of the next training forward; `row` is the first row's number in the whole batch."""
+        super().set_stream(seed, step, row)
         self._at = seed, step, row
 
     @property
@@ -82,7 +83,8 @@ class Drawing(Layer):
         return drawn(lambda: self._drawn(lib, like))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape
+        """The same, unless a subclass says with a `compute` of its own what it computes."""
+        return shape if type(self).compute is Drawing.compute else super().output_shape(shape)
 
     def _drawn(self, lib: Backend, x: Array) -> Array:
         seed, step, row = self._at

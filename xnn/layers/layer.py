@@ -10,14 +10,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from xnn.backends import Backend, backend_of, current_backend, current_numerics, get_backend
-from xnn.backends.numerics import check_same_numerics
+from xnn.backends.numerics import check_same_numerics, pinned
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded, array_of
-from xnn.graph.scope import Scope, current_scope, entered
+from xnn.graph.scope import Scope, current_scope
 from xnn.graph.taped import Taped
-from xnn.graph.value import Kept, Value
+from xnn.graph.value import Constant, Kept, Value
 from xnn.layers.by_hand import run_by_hand, written_by_hand
 from xnn.layers.parameter import Buffer, check_all_known
 from xnn.layers.state import Stateful
@@ -60,9 +60,10 @@ class Layer(Stateful):
 
     **What `compute` may do.** `compute(self, x)` or `compute(self, x, training)` is Python code that a Trainer runs
     once for each batch size; the ops that it calls become the program of all steps. It may call other layers, which
-    get `training` from it. It may read attributes, globals and closures, also such that change between steps: the
-    program is then made again. It cannot look at the numbers: reading `.value`, a branch on a number and random
-    numbers of its own raise an error. `layers.Drawing` draws random numbers; `Layer.keep` changes arrays.
+    get `training` from it. It may read attributes, globals and closures, which may change between steps: the
+    program is then made again. It cannot look at the numbers: reading `.value`, a branch on a number, random numbers
+    of its own and assigning an attribute raise an error. `layers.Drawing` draws random numbers; `Layer.keep` changes
+    arrays.
 
     **By hand.** A subclass may instead override both `forward` and `backward`, and set each parameter's `grad` there.
 
@@ -105,7 +106,6 @@ class Layer(Stateful):
 
     _tape: _Tape | None = None
     _takes_training: ClassVar[bool] = True
-    _runs_code_of_the_users: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -115,7 +115,6 @@ class Layer(Stateful):
         cls.by_hand = written_by_hand(cls, Layer)
         if "compute" in vars(cls):
             cls._takes_training = _check_compute(cls)
-            cls._runs_code_of_the_users = not cls.__module__.startswith("xnn.layers.")
 
     # What it computes.
 
@@ -132,11 +131,13 @@ class Layer(Stateful):
     def compute(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The layer's output: by default its op of x and its parameters. Override it with (x) or (x, training).
 
-        x: the input, an array if nothing is differentiated, else a recorded value.
+        x: the input, a recorded value, as is what compute returns.
         training: whether this is a training step.
         """
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
+        if type(self).options is Layer.options:
+            return self.op(x, *self.own_parameters)
         return self.op(x, *self.own_parameters, **self.options(backend_of(array_of(x)).math))
 
     def __call__(self, x: Any, training: bool | None = None) -> Any:
@@ -162,26 +163,24 @@ class Layer(Stateful):
         scope = current_scope()
         if scope is not None:
             return self._computed(scope, x, training)
-        with entered(Scope(records=isinstance(x, Recorded))) as scope:
+        with Scope(records=isinstance(x, Recorded)) as scope:
             return self._computed(scope, x, training)
 
     def _computed(self, scope: Scope, x: Any, training: bool) -> Any:
         """`compute` of x, with `training` set for the layers that it calls."""
         self.check(array_of(x))
-        if self._runs_code_of_the_users and not isinstance(x, (Recorded, np.ndarray)):
-            # Only NumPy's arrays leave `x * self.gain` to the parameter; other libraries raise.
-            return array_of(self._computed(scope, Value(x), training))
+        given = x if isinstance(x, Recorded) else Constant(x)
         before = scope.training, scope.guarded
         scope.training, scope.guarded = training, scope.records
         try:
-            y = self.compute(x, training=training) if self._takes_training else self.compute(x)
+            y = self.compute(given, training=training) if self._takes_training else self.compute(given)
         finally:
             scope.training, scope.guarded = before
-        if isinstance(x, Recorded) and not isinstance(y, Recorded):
+        if not isinstance(y, Recorded):
             raise GraphError(
                 f"{type(self).__name__} must compute its output from its input with ops, got {type(y).__name__}"
             )
-        return y
+        return y if scope.records or given is x else y.array
 
     def _node(self, x: Node, training: bool) -> Any:
         """The layer as a node of a static graph."""
@@ -198,26 +197,28 @@ class Layer(Stateful):
         return Taped(type(self).__name__, function, parameters, training)
 
     def keep(self, buffers: Sequence[Buffer], rule: Callable[..., Any], source: Any, **options: Any) -> None:
-        """Change buffers in each training step, as BatchNorm changes its running mean; for use in `compute`.
+        """Change buffers at the end of each training forward pass, as BatchNorm changes its running mean.
 
+        For use in `compute`, in training.
         buffers: the layer's buffers.
         rule: rule(xp, *arrays, source, **options) returns the tuple of their new arrays.
         source: what the rule reads of the batch, an array or a value computed from x.
         """
         change, scope = Kept(tuple(buffers), rule, source, options), current_scope()
-        if scope is not None and scope.program:
-            scope.kept.append(change)
-        else:
+        if scope is None:
             change.apply()
+        else:
+            scope.kept.append(change)
 
     # By hand.
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The output for a batch x, an array that stays unchanged; keeps what `backward` needs."""
         given = Value(x)
-        with entered(Scope(training)) as scope:
+        with Scope(training) as scope:
             output = self._computed(scope, given, training)
-        self._tape = _Tape(given, output, current_numerics())
+            # Not by __setattr__, which looks for parameters in what is assigned.
+            self.__dict__["_tape"] = _Tape(given, output, current_numerics())
         return output.array
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
@@ -232,12 +233,13 @@ class Layer(Stateful):
         if self._tape is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
         given, output, mode = self._tape
-        check_same_numerics(type(self).__name__, mode)
         _check_gradient(type(self).__name__, dout, output.array)
         order, parameters = made_from(output), self.parameters()
         check_all_known(type(self).__name__, order, parameters)
         wanted: set[Recorded] = {*parameters, given} if input_gradient else {*parameters}
-        handed = backpropagate(order, {output: dout}, wanted)
+        with pinned():
+            check_same_numerics(type(self).__name__, mode)
+            handed = backpropagate(order, {output: dout}, wanted)
         for parameter in parameters:
             parameter.grad = handed[parameter][0] if parameter in handed else None
         return handed[given][0] if input_gradient and given in handed else None
@@ -337,7 +339,7 @@ def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         x = xp.zeros((2, *shape), dtype=xp.int64, device=lib.device)
     else:
         x = xp.ones((2, *shape), dtype=dtype, device=lib.device)
-    with lib.guard(), entered(Scope(records=False)):
+    with lib.guard(), Scope(records=False):
         y = layer.run(x, training=False)
     if y.ndim < 1 or y.shape[0] != 2:
         raise ShapeError(

@@ -20,7 +20,7 @@ from xnn.backends import (
 from xnn.backends.numerics import NUMERICS
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.layers import files
 from xnn.layers.activations import Reshape
 from xnn.layers.containers import Container
@@ -75,6 +75,8 @@ class Sequential(Container):
         return x
 
     def _node(self, x: Node, training: bool) -> Any:
+        if type(self).compute is not Sequential.compute:
+            return super()._node(x, training)
         for layer in self.layers:
             x = layer(x, training)
         return x
@@ -137,7 +139,7 @@ class Sequential(Container):
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self.output_shape(tuple(x.shape[1:]))  # raises for samples that do not fit, before any work
         parts = []
-        with lib.guard(), entered(Scope(records=False)):
+        with lib.guard(), Scope(records=False):
             for start in range(0, max(1, x.shape[0]), batch_size):
                 batch: Any = lib.to_device(x[start : min(start + batch_size, x.shape[0]), ...])
                 parts.append(lib.to_host(self.run(batch, training=False)))
@@ -168,6 +170,8 @@ class Sequential(Container):
         return 0.5 if self.last_op is ops.sigmoid else 0.0
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if type(self).compute is not Sequential.compute:
+            return super().output_shape(shape)
         for layer in self.layers:
             shape = layer.output_shape(shape)
         return shape

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from xnn.backends import Purpose, Stream
-from xnn.errors import OptionError
-from xnn.graph.scope import assignments
+from xnn.errors import GraphError, OptionError
+from xnn.graph.scope import assignments, current_scope
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.options import explained
 
 __all__ = ["Stateful"]
+
+
+#: Attributes of xnn's layers that a forward pass assigns.
+_OF_A_PASS = frozenset({"_tape", "_at", "_there"})
 
 
 class Stateful:
@@ -28,6 +33,9 @@ class Stateful:
     seed: int | None = None
     index = 0  # the layer's number in a model, so that no two layers draw the same random numbers
     _given: tuple[Parameter, ...] = ()
+    #: The parameters and buffers that are attributes, by name; and the other attributes that hold some, or layers.
+    _parameters: Mapping[str, Parameter] = MappingProxyType({})
+    _others: Mapping[str, None] = MappingProxyType({})
 
     def __init_subclass__(cls) -> None:
         if "__init__" in vars(cls):
@@ -37,7 +45,8 @@ class Stateful:
     def __init__(
         self, *parameters: Parameter, buffers: Sequence[Buffer] = (), seed: int | None = None
     ) -> None:
-        self._given = (*parameters, *buffers)
+        here = set(self._parameters.values())
+        self.__dict__["_given"] = tuple(p for p in (*parameters, *buffers) if p not in here)
         self.seed = seed
         names = [name for name, _ in self.own_state()]
         if len(set(names)) < len(names):
@@ -55,31 +64,55 @@ class Stateful:
                 f"{type(self).__name__}.{name} is a Parameter and stays: assign an array to .{name}.value, got "
                 f"{repr(value)[:60]}"
             )
+        scope = current_scope()
+        if scope is not None and scope.program and name not in _OF_A_PASS:
+            raise GraphError(
+                f"{type(self).__name__}.{name} was assigned in `compute`, which a Trainer runs once and not at every "
+                "step: change arrays with Layer.keep, options in a callback, or write forward and backward by hand"
+            )
         super().__setattr__(name, value)
+        parameters = self.__dict__.setdefault("_parameters", {})
+        others = self.__dict__.setdefault("_others", {})
         if isinstance(value, Parameter):
+            parameters[name] = value
             value.name = name
             value.draw_from(Stream(self.seed or 0, Purpose.WEIGHTS, 0, len(self.own_parameters) - 1))
-        elif not name.startswith("_") and not self.by_hand:
+            return
+        others.pop(name, None)
+        empty = type(value) in (list, dict) and not value  # it may be filled later
+        if empty or any(True for _ in _inside(name, value)):
+            others[name] = None
+        if not name.startswith("_") and not self.by_hand:
             assignments[0] += 1
 
-    def _held(self) -> Iterator[tuple[str, Any]]:
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        for held in ("_parameters", "_others"):
+            self.__dict__.get(held, {}).pop(name, None)
+
+    def _held(self) -> list[tuple[str, Any]]:
         """Name and object of each parameter, buffer and layer of its own, in order."""
-        found: dict[int, tuple[str, Any]] = {id(p): (p.name, p) for p in self._given}
-        for name, value in vars(self).items():
-            if name not in ("_given", "_tape"):
-                for inner, item in _inside(name, value):
-                    found.setdefault(id(item), (inner, item))
-        return iter(found.values())
+        found: list[tuple[str, Any]] = [(p.name, p) for p in self._given]
+        found += self._parameters.items()
+        for name in self._others:
+            if self.__dict__[name]:
+                found += _inside(name, self.__dict__[name])
+        if not found:
+            return found
+        first: dict[int, tuple[str, Any]] = {}
+        for pair in found:
+            first.setdefault(id(pair[1]), pair)
+        return list(first.values())
 
     def own_state(self) -> list[tuple[str, Parameter]]:
         """Name and array of the parameters and buffers that are not an inner layer's."""
-        return [(name, item) for name, item in self._held() if isinstance(item, Parameter)]
+        return [pair for pair in self._held() if isinstance(pair[1], Parameter)]
 
     def _own_parameters(self) -> list[tuple[str, Parameter]]:
-        return [(name, item) for name, item in self.own_state() if not isinstance(item, Buffer)]
+        return [pair for pair in self._held() if type(pair[1]) is Parameter]
 
     def _layers(self) -> list[tuple[str, Any]]:
-        return [(name, item) for name, item in self._held() if isinstance(item, Stateful)]
+        return [pair for pair in self._held() if isinstance(pair[1], Stateful)]
 
     def all_layers(self) -> Iterator[Any]:
         """The layer itself and every layer inside it."""
@@ -90,11 +123,17 @@ class Stateful:
     @property
     def own_parameters(self) -> list[Parameter]:
         """The parameters that are not an inner layer's, in the op's order."""
-        return [item for _, item in self._own_parameters()]
+        if self._given or self._others:
+            return [item for _, item in self._own_parameters()]
+        return [p for p in self._parameters.values() if type(p) is Parameter]
 
     def parameters(self) -> list[Parameter]:
         """All parameters, inner layers' too, in order."""
-        return [parameter for _, parameter in self.named_parameters()]
+        found = self.own_parameters
+        if self._others:
+            for _, layer in self._layers():
+                found += layer.parameters()
+        return [*dict.fromkeys(found)] if self._given else found
 
     def buffers(self) -> list[Buffer]:
         """The arrays that training keeps without a gradient, in order."""
@@ -170,6 +209,6 @@ def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple)):
         for position, item in enumerate(value):
             yield from _inside(f"{name}.{position}", item)
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for key, item in value.items():
             yield from _inside(f"{name}.{key}", item)

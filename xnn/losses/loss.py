@@ -12,18 +12,18 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, backend_of, current_numerics
-from xnn.backends.numerics import check_same_numerics
+from xnn.backends.numerics import check_same_numerics, pinned
 from xnn.errors import DTypeError, GraphError, LabelError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded, array_of
-from xnn.graph.scope import Scope, assignments, current_scope, entered
+from xnn.graph.scope import Scope, assignments, by_hand, current_scope
 from xnn.graph.taped import Taped
-from xnn.graph.value import Value
+from xnn.graph.value import Constant, Value
 from xnn.layers.by_hand import written_by_hand
 from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.options import check_known, explained, written
 
 __all__ = ["Loss", "takes"]
@@ -170,21 +170,21 @@ class Loss:
         return self.run(*self._checked(outputs, targets, *weights))
 
     def _checked(self, outputs: Any, targets: Any, *weights: Any) -> tuple[Any, ...]:
-        """Outputs, targets and weights as `compute` takes them. Raises for targets or weights that do not fit."""
-        lib = backend_of(
-            array_of(outputs), array_of(targets), *(array_of(w) for w in weights if hasattr(w, "shape"))
-        )
+        """Outputs, targets and weights as `compute` takes them. Raises for those on the host that do not fit."""
+        raw, wanted = array_of(outputs), array_of(targets)
+        lib = backend_of(raw, wanted)
         if lib.is_host:
-            self.check(array_of(targets), tuple(outputs.shape[1:]))
-        given: list[Any] = []
-        for weight in weights:
-            if not isinstance(weight, Recorded):
-                if not hasattr(weight, "shape") or backend_of(weight).is_host:
-                    weight = check_sample_weight(weight, int(outputs.shape[0]))
-                    backend_of(array_of(outputs), weight)  # raises for two backends
-                weight = lib.xp.astype(weight, array_of(outputs).dtype, copy=False)
-            given.append(weight)
-        return outputs, targets, *given
+            self.check(wanted, tuple(raw.shape[1:]))
+        return outputs, targets, *(self._as_weights(lib, weight, raw) for weight in weights)
+
+    def _as_weights(self, lib: Backend, weight: Any, outputs: Array) -> Any:
+        """Sample weights in the outputs' dtype."""
+        if isinstance(weight, Recorded):
+            return weight
+        if not hasattr(weight, "shape") or backend_of(weight).is_host:
+            weight = check_sample_weight(weight, int(outputs.shape[0]))
+        backend_of(outputs, weight)  # raises for two backends
+        return lib.xp.astype(weight, outputs.dtype, copy=False)
 
     def forward(self, outputs: Array, targets: Array, sample_weight: Array | None = None) -> Array:
         """The loss, an array of shape () on the backend of the outputs; keeps what `backward` needs.
@@ -195,9 +195,9 @@ class Loss:
         weights = () if sample_weight is None else (sample_weight,)
         outputs, *rest = self._checked(outputs, targets, *weights)
         given = Value(outputs)
-        with entered(Scope(training=True)) as scope:
+        with Scope(training=True) as scope:
             cost = self._computed(scope, (given, *rest))
-        self._tape = given, cost, current_numerics()
+            self.__dict__["_tape"] = given, cost, current_numerics()
         return array_of(cost)
 
     def backward(self) -> Array:
@@ -205,20 +205,27 @@ class Loss:
         if self._tape is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
         given, cost, mode = self._tape
-        check_same_numerics(type(self).__name__, mode)
         value = cost.array
         one = backend_of(value).xp.ones(value.shape, dtype=value.dtype, device=value.device)
-        return backpropagate(made_from(cost), {cost: one}, {given})[given][0]
+        with pinned():
+            check_same_numerics(type(self).__name__, mode)
+            handed = backpropagate(made_from(cost), {cost: one}, {given})
+        gradient = handed[given][0] if given in handed else None
+        if gradient is None:
+            raise GraphError(
+                f"{type(self).__name__} does not depend on the outputs: it has no gradient for them"
+            )
+        return gradient
 
     def compute(self, outputs: Any, targets: Any, *sample_weight: Any, **kwargs: Any) -> Any:
         """The loss: by default its op of outputs, targets and perhaps sample weights. Override it.
 
-        The arguments are arrays if nothing is differentiated, else recorded values.
+        The arguments are recorded values, and so is the loss.
         """
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
-        arrays = tuple(map(array_of, (outputs, targets, *sample_weight)))
-        return self.op(outputs, targets, *sample_weight, **self._options(backend_of(*arrays), arrays[0]))
+        raw = array_of(outputs)
+        return self.op(outputs, targets, *sample_weight, **self._options(backend_of(raw), raw))
 
     def run(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
         """The loss, without checking the targets or keeping anything for `backward`."""
@@ -227,12 +234,12 @@ class Loss:
         if self.by_hand and recorded:
             return _ByHand(self)(*arrays)
         if self.by_hand:
-            with entered(None):
+            with by_hand():
                 return self.forward(*arrays)
         scope = current_scope()
         if scope is not None:
             return self._computed(scope, arrays)
-        with entered(Scope(records=recorded)) as scope:
+        with Scope(records=recorded) as scope:
             return self._computed(scope, arrays)
 
     def _computed(self, scope: Scope, arrays: tuple[Any, ...]) -> Any:
@@ -242,22 +249,21 @@ class Loss:
             raise OptionError(
                 f"{self!r} was given sample_weight, and takes none: give its function a third argument for them"
             )
+        given = [x if isinstance(x, Recorded) else Constant(x) for x in arrays]
         before, scope.guarded = scope.guarded, scope.records
         try:
-            cost = self.compute(*arrays)
+            cost = self.compute(*given)
         finally:
             scope.guarded = before
-        recorded = any(isinstance(x, Recorded) for x in arrays)
-        if recorded and not isinstance(cost, Recorded):
+        if not isinstance(cost, Recorded):
             raise GraphError(
                 f"{self!r} must compute its number from the outputs with ops, got {type(cost).__name__}"
             )
-        if not hasattr(cost, "shape") or (self.reduction != "none" and tuple(cost.shape) != ()):
-            got = f"shape {tuple(cost.shape)}" if hasattr(cost, "shape") else type(cost).__name__
+        if self.reduction != "none" and cost.shape != ():
             raise ShapeError(
-                f"{self!r} must be one number a batch, got {got}: ops.mean makes one of an array"
+                f"{self!r} must be one number a batch, got shape {tuple(cost.shape)}: ops.mean makes one of an array"
             )
-        return cost
+        return cost if scope.records else cost.array
 
     def total(self, outputs: Array, targets: Array, *sample_weight: Array) -> Array | float:
         """The divisor of a batch's mean: the number of its terms, or the sum of their weights."""
@@ -320,11 +326,11 @@ class _ByHand(Op):
     def forward(
         self, xp: Namespace, outputs: Array, targets: Array, *sample_weight: Array
     ) -> tuple[Array, Any]:
-        with entered(None):
+        with by_hand():
             return self.owner.forward(outputs, targets, *sample_weight), sample_weight
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        with entered(None):
+        with by_hand():
             return self.owner.backward() * grad, None, *(None for _ in saved)
 
     @property

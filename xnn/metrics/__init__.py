@@ -1,16 +1,17 @@
-"""Metrics: counted on the device batch by batch, added on the host, one number at the end.
+"""Metrics: what is measured besides the loss, such as accuracy, F1 or R2.
 
     trainer = xnn.Trainer(model, loss, optimizer, metrics=["accuracy", "top5", metrics.F1(average="weighted")])
 
-    f1 = metrics.F1()                  # or alone, on arrays of any backend
+    f1 = metrics.F1()                  # without a Trainer, on arrays of any backend
     for x, y in batches:
         f1.update(model(x), y)
     f1.compute()
 
-Batches may differ in size: what is added are counts and sums, so that many batches give what one of all samples
-would. Sample weights do not enter: every sample counts once, whatever its loss weighs.
+Each batch is counted on the device; the counts are added on the host, in float64. So batches of any size give the
+result of all samples at once. Sample weights are not used: every sample counts once.
 
-One of your own is a function (xp, outputs, targets) -> the batch's sum, which is divided by the samples, or a class:
+A metric of your own is a function (xp, outputs, targets) -> the sum over the batch, which is divided by the number of
+samples, or a class:
 
     class Bias(metrics.Metric):
         name = "bias"

@@ -1,4 +1,4 @@
-"""Metrics of classes, and of outputs that say yes or no."""
+"""Metrics of classifications: accuracy, top-k, confusion matrix, precision, recall and F1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["F1", "Accuracy", "ConfusionMatrix", "Precision", "Recall", "TopK"]
 
 
 class _OfDecisions(Metric):
-    """A metric of classes, or of outputs that say yes or no."""
+    """A metric of classes, or of binary outputs, each of which says yes or no."""
 
     def __init__(self, binary: bool, threshold: float, name: str | None) -> None:
         super().__init__(name)
@@ -28,36 +28,53 @@ class _OfDecisions(Metric):
         self.binary, self.threshold = binary, check_real("threshold", threshold, -math.inf)
 
     def _on_device(self, function: Callable[..., Array]) -> Count:
-        """The function with its options; without any it stays itself, which kernels know."""
+        """The function with these options; the function itself without any, because kernels know that one."""
         if not self.binary and not self.threshold:
             return function
         return partial(function, binary=self.binary, threshold=self.threshold)
 
     def check(self, targets: np.ndarray) -> None:
-        """Labels, yes or no, or probabilities. Raises LabelError for other numbers, as a regression has them."""
         check_classes(self.name, targets)
 
 
 def check_classes(name: str, targets: np.ndarray) -> None:
-    """Raise LabelError for real targets beyond -1 .. 1, or between them where there are negative ones: no classes."""
+    """Raise LabelError for targets of a regression.
+
+    Floating-point targets must be probabilities, in [0, 1], or the -1 and 1 of a hinge loss.
+    """
     if targets.dtype.kind == "f" and targets.size:
         least, most = float(targets.min()), float(targets.max())
         signs = least < 0.0 and bool(np.isin(targets, (-1.0, 1.0)).all())  # Hinge's
         if most > 1.0 or not (least >= 0.0 or signs):
             raise LabelError(
-                f"{name} counts classes, and the targets run from {least:g} to {most:g}: take metrics such as mae or "
-                "r2, or number the classes from 0 as integers"
+                f"{name} counts classes, got targets from {least:g} to {most:g}: take metrics such as mae or r2, or "
+                "give classes as integers from 0"
             )
 
 
 class Accuracy(_OfDecisions):
-    """The share of samples that are right; of several yes or no, the share of right ones among all of them.
+    """The share of samples whose class is predicted correctly.
 
-    outputs (n, classes) with labels (n,) or class probabilities (n, classes): the largest output is right where it
-    is the label, or the largest probability; with more axes, (n, classes, ...) and (n, ...), at each place. outputs
-    (n, 1) with targets (n, 1), or with `binary` both of any one shape (n, ...): each output says yes where it is
-    above `threshold`, 0 for logits and 1/2 after a Sigmoid, and the target is yes above 1/2. By name in a Trainer
-    both options follow the loss and the model.
+    binary: whether each output is a decision of its own, yes or no. Default False: the outputs are classes.
+    threshold: an output above it says yes: 0 for logits (default), 0.5 for probabilities, as after a Sigmoid.
+    name: the key in the history. Default "accuracy".
+
+    Outputs and targets:
+
+        (n, classes)       labels (n,), integers; or probabilities (n, classes), of which the largest is the class
+        (n, classes, ...)  labels (n, ...) or probabilities (n, classes, ...): each place of a sample has a class
+        (n, 1)             (n, 1), yes above 0.5: the one output says yes or no
+        (n, ...), binary   (n, ...), yes above 0.5: each output says yes or no
+
+    The prediction is the class of the largest output, the first of equal ones. A metric that is given to a Trainer by
+    name takes both options from the loss and the model.
+    Raises ShapeError, DTypeError or LabelError for other outputs and targets, OptionError for other options.
+
+        >>> from xnn import metrics
+        >>> accuracy = metrics.Accuracy()
+        >>> accuracy.update([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], [1, 0, 0])
+        >>> round(accuracy.compute(), 4)
+        0.6667
     """
 
     name = "accuracy"
@@ -68,26 +85,46 @@ class Accuracy(_OfDecisions):
 
 
 class TopK(Metric):
-    """The share of samples whose class is among the k largest of the outputs (n, classes).
+    """The share of samples whose class is among the k largest outputs.
 
-    Targets as for Accuracy; of equal outputs the first counts as the larger, so that TopK(1) is Accuracy. With k
-    classes or fewer it is 1.
+    k: a positive integer. Default 5. With k classes or fewer the result is 1.
+    name: the key in the history. Default "top5" for k=5, and so on.
+
+    Outputs are (n, classes) or (n, classes, ...), targets as for Accuracy. Of equal outputs the first counts as the
+    larger, so that TopK(1) is Accuracy.
+    Raises ShapeError, DTypeError or LabelError for other outputs and targets, OptionError for another k.
+
+        >>> from xnn import metrics
+        >>> top2 = metrics.TopK(2)
+        >>> top2.update([[0.1, 0.6, 0.3], [0.5, 0.4, 0.1]], [2, 2])
+        >>> top2.compute()
+        0.5
     """
-
-    def check(self, targets: np.ndarray) -> None:
-        """As Accuracy's."""
-        check_classes(self.name, targets)
 
     def __init__(self, k: int = 5, name: str | None = None) -> None:
         self.k = check_count("k", k)
-        super().__init__(name or f"top{self.k}")
+        self.name = f"top{self.k}"
+        super().__init__(name)
         self.count = partial(rules.in_top, k=self.k)
+
+    def check(self, targets: np.ndarray) -> None:
+        check_classes(self.name, targets)
 
 
 class ConfusionMatrix(_OfDecisions):
-    """How often each class (row) was taken for each (column), as a list of lists of integers.
+    """The confusion matrix: how many samples of each class (row) were predicted as each class (column).
 
-    Inputs as for Accuracy; a single yes or no gives [[true no, false yes], [false no, true yes]].
+    binary, threshold: as for Accuracy.
+    name: the key in the history. Default "confusion_matrix".
+
+    The result is a list of lists of integers. A single output, which says yes or no, gives
+    [[true no, false yes], [false no, true yes]]. Outputs and targets, and errors, are those of Accuracy.
+
+        >>> from xnn import metrics
+        >>> matrix = metrics.ConfusionMatrix()
+        >>> matrix.update([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], [1, 0, 0])
+        >>> matrix.compute()
+        [[1, 1], [0, 1]]
     """
 
     name = "confusion_matrix"
@@ -97,7 +134,6 @@ class ConfusionMatrix(_OfDecisions):
         self.count = self._on_device(rules.confusion)
 
     def result(self, total: np.ndarray, samples: int) -> np.ndarray:
-        """The matrix."""
         return total.astype(np.int64)
 
 
@@ -105,7 +141,7 @@ _AVERAGES = ("macro", "micro", "weighted", "binary", None)
 
 
 class _OfClasses(_OfDecisions):
-    """A score of each class, averaged."""
+    """A score of each class, and its average."""
 
     def __init__(
         self,
@@ -117,22 +153,22 @@ class _OfClasses(_OfDecisions):
         super().__init__(binary, threshold, name)
         if average not in _AVERAGES:
             raise OptionError(
-                f"average={average!r} is not known; choose {', '.join(map(repr, _AVERAGES[:-1]))} or None"
+                f"got average={average!r}; choose {', '.join(map(repr, _AVERAGES[:-1]))} or None"
             )
         self.average = average
 
     def count(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
-        """(3, classes): how often each class was said and true, was said, was true."""
+        """(3, classes): how many samples of each class were predicted correctly; predicted; there."""
         counts = rules.class_counts(xp, outputs, targets, binary=self.binary, threshold=self.threshold)
         if self.average == "binary" and counts.shape[1] > (1 if self.binary else 2):
             raise ShapeError(
-                f"average='binary' is for two classes or one yes or no, and the outputs are {outputs.shape}: "
-                "choose another average"
+                f"average='binary' got outputs {outputs.shape}, and is for two classes or a single output: choose "
+                "another average"
             )
         return counts
 
     def result(self, total: np.ndarray, samples: int) -> float | np.ndarray:
-        """The averaged score, or with average=None all classes'."""
+        """The averaged score, or with average=None the scores of all classes."""
         if self.average == "micro":
             total = total.sum(axis=1, keepdims=True)
         elif self.average == "binary":
@@ -143,7 +179,7 @@ class _OfClasses(_OfDecisions):
             return scores
         if self.average == "weighted":
             return float(_ratio(np.sum(scores * true), np.sum(true)))
-        # A class that nobody said or meant is none of the data's; a yes that nobody meant is a column of theirs.
+        # A class that was neither predicted nor there is left out; a binary output always counts.
         scores = scores if self.binary else scores[said + true > 0]
         return float(np.mean(scores)) if scores.size else 0.0
 
@@ -152,17 +188,29 @@ class _OfClasses(_OfDecisions):
 
 
 def _ratio(a: Any, b: Any) -> np.ndarray:
-    """a / b, and 0 where b is 0."""
+    """a / b, or 0 where b is 0."""
     return np.where(b > 0, a, 0.0) / np.where(b > 0, b, 1.0)
 
 
 class Precision(_OfClasses):
-    """Of the samples put into a class, the share that belongs there: tp / (tp + fp), 0 where there are none.
+    """The share of the samples predicted as a class that belong to it: tp / (tp + fp), 0 if there are none.
 
-    Inputs as for Accuracy. average, as in scikit-learn with zero_division=0: "macro", the mean over the classes that
-    occur in outputs or targets; "weighted", the mean weighted by how often each is true; "micro", of all classes'
-    tp and fp together; "binary", of the last of two classes; None, the list of all classes' (0 for one that does not
-    occur). An output that says yes or no is one class, of which yes is counted.
+    average: how the scores of the classes become one. Default "macro".
+        "macro": their mean, over the classes that occur in predictions or targets.
+        "weighted": their mean, weighted by the number of samples of each class.
+        "micro": the score of all classes counted together.
+        "binary": the score of the last of two classes.
+        None: no average; the result is the list of the scores, 0 for a class that does not occur.
+    binary, threshold: as for Accuracy. A binary output is one class, of which yes is counted.
+    name: the key in the history. Default "precision".
+
+    Averages are those of scikit-learn with zero_division=0. Outputs and targets, and errors, are those of Accuracy.
+
+        >>> from xnn import metrics
+        >>> precision = metrics.Precision(average=None)
+        >>> precision.update([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], [1, 0, 0])
+        >>> precision.compute()
+        [1.0, 0.5]
     """
 
     name = "precision"
@@ -172,9 +220,24 @@ class Precision(_OfClasses):
 
 
 class Recall(_OfClasses):
-    """Of the samples of a class, the share that was put into it: tp / (tp + fn), 0 where there are none.
+    """The share of the samples of a class that are predicted as it: tp / (tp + fn), 0 if there are none.
 
-    Inputs and average as for Precision.
+    average: how the scores of the classes become one. Default "macro".
+        "macro": their mean, over the classes that occur in predictions or targets.
+        "weighted": their mean, weighted by the number of samples of each class.
+        "micro": the score of all classes counted together.
+        "binary": the score of the last of two classes.
+        None: no average; the result is the list of the scores, 0 for a class that does not occur.
+    binary, threshold: as for Accuracy. A binary output is one class, of which yes is counted.
+    name: the key in the history. Default "recall".
+
+    Averages are those of scikit-learn with zero_division=0. Outputs and targets, and errors, are those of Accuracy.
+
+        >>> from xnn import metrics
+        >>> recall = metrics.Recall(average=None)
+        >>> recall.update([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], [1, 0, 0])
+        >>> recall.compute()
+        [0.5, 1.0]
     """
 
     name = "recall"
@@ -184,9 +247,24 @@ class Recall(_OfClasses):
 
 
 class F1(_OfClasses):
-    """The harmonic mean of precision and recall: 2 tp / (2 tp + fp + fn), 0 where a class does not occur.
+    """The F1 score, 2 tp / (2 tp + fp + fn): the harmonic mean of precision and recall, 0 if a class does not occur.
 
-    Inputs and average as for Precision; an average is one of the classes' F1.
+    average: how the scores of the classes become one. Default "macro".
+        "macro": their mean, over the classes that occur in predictions or targets.
+        "weighted": their mean, weighted by the number of samples of each class.
+        "micro": the score of all classes counted together.
+        "binary": the score of the last of two classes.
+        None: no average; the result is the list of the scores, 0 for a class that does not occur.
+    binary, threshold: as for Accuracy. A binary output is one class, of which yes is counted.
+    name: the key in the history. Default "f1".
+
+    Averages are those of scikit-learn with zero_division=0. Outputs and targets, and errors, are those of Accuracy.
+
+        >>> from xnn import metrics
+        >>> f1 = metrics.F1(average=None)
+        >>> f1.update([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], [1, 0, 0])
+        >>> [round(score, 4) for score in f1.compute()]
+        [0.6667, 0.6667]
     """
 
     name = "f1"

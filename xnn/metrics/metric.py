@@ -1,4 +1,4 @@
-"""What a metric is: counts of a batch on the device, their total on the host, and the number that comes out."""
+"""The base of all metrics: counts of a batch on the device, their total on the host, and the result."""
 
 from __future__ import annotations
 
@@ -11,54 +11,84 @@ from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import as_number
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.ops import Array, Namespace
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
+from xnn.options import shown
 
 __all__ = ["Count", "Metric", "Totals", "count_batch"]
 
-#: count(xp, outputs, targets) -> an array of one shape for batches of every size, on the device.
+#: count(xp, outputs, targets) -> an array on the device, of one shape whatever the size of the batch.
 Count: TypeAlias = Callable[[Namespace, Array, Array], Array]
 
 
 class Metric:
-    """What is counted in each batch, how two counts become one, and the number that comes out.
+    """The base of all metrics. Derive a class from it and define `count`, and if need be `merge` and `result`.
 
-    count(xp, outputs, targets) -> an array of one shape for batches of every size. It runs on the device, written
-    as an op is (Array API functions of `xp`), so that exact numerics can run it too; it may be a plain function.
+    name: the key in the history. Default: the `name` of the class.
 
-    A Trainer keeps totals of its own: one object can be in several, and be updated by hand besides.
+    count(xp, outputs, targets) counts a batch: it returns an array whose shape does not depend on the size of the
+    batch. It is written like an op, with Array API functions of `xp`, and so runs on every backend and in exact
+    numerics. `merge` adds two counts, and `result` makes the number of the total.
+
+    A Trainer keeps its own totals, so that one object can be in several Trainers and be updated by hand as well.
+    Raises OptionError for a name that is no string.
+
+        >>> import numpy as np
+        >>> from xnn import metrics
+        >>> class Bias(metrics.Metric):
+        ...     name = "bias"
+        ...     def count(self, xp, outputs, targets):
+        ...         return xp.sum(outputs - targets, axis=0)
+        >>> bias = Bias()
+        >>> bias.update(np.array([[2.0], [3.0]]), np.array([[1.0], [1.0]]))
+        >>> bias.update(np.array([[1.0]]), np.array([[1.0]]))
+        >>> bias.compute()
+        1.0
     """
 
-    #: Its key in the history.
+    #: The key in the history.
     name: str = "metric"
     count: Count
     _totals: Totals | None = None
+    _named = False
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None and (not isinstance(name, str) or not name):
             raise OptionError(f"a metric's name must be a string, got {name!r}")
-        self.name = name or self.name
+        self.name, self._named = name or self.name, name is not None
+
+    def __repr__(self) -> str:
+        return shown(self, omit=() if self._named else ("name",))
 
     def check(self, targets: np.ndarray) -> None:
-        """Raise for host targets that mean nothing to this metric; a Trainer asks once, before it runs."""
+        """Raise for targets that this metric cannot count. A Trainer calls it once, before it runs.
+
+        targets: all targets, on the host.
+        """
 
     def merge(self, total: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        """Two counts as one, float64 on the host; their sum unless it is overridden."""
+        """The count of two batches together, from those of each, float64 on the host. Default: their sum."""
         return np.asarray(total + counted)
 
     def result(self, total: np.ndarray, samples: int) -> Any:
-        """The number for all samples, or an array; the total's mean over its elements, divided by the samples."""
+        """The metric's value, a number or an array. Default: the mean of the total's elements, divided by `samples`.
+
+        total: the count of all batches. samples: their number of samples.
+        """
         return float(np.mean(total)) / samples
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Count a batch: arrays of one backend, in the numerics in force.
+        """Count a batch.
 
-        Raises ShapeError or DTypeError for what it cannot count, LabelError for labels outside 0 .. classes - 1.
+        outputs, targets: arrays of one backend whose first axis is the samples, or lists.
+
+        Raises ShapeError or DTypeError for arrays that it cannot count, LabelError for labels outside
+        0 .. classes - 1.
         """
         outputs, targets = (x if hasattr(x, "dtype") else np.asarray(x) for x in (outputs, targets))
         lib = backend_of(outputs, targets)
         if 0 in (outputs.ndim, targets.ndim) or outputs.shape[0] != targets.shape[0]:
             raise ShapeError(
-                f"{self.name} needs a row of outputs and a target a sample, got {outputs.shape} and {targets.shape}"
+                f"{self.name} got outputs {outputs.shape} and targets {targets.shape}; it needs one of each a sample"
             )
         if outputs.shape[0]:
             with lib.guard():
@@ -68,8 +98,8 @@ class Metric:
                     low, high = (int(lib.to_host(f(targets))) for f in (lib.xp.min, lib.xp.max))
                     if low < 0 or high >= outputs.shape[1]:
                         raise LabelError(
-                            f"{self.name}: labels run from {low} to {high} and there are {outputs.shape[1]} outputs: "
-                            f"labels must lie in 0 .. {outputs.shape[1] - 1}; a single output takes targets (n, 1)"
+                            f"{self.name} got labels from {low} to {high} and {outputs.shape[1]} outputs: labels "
+                            f"must lie in 0 .. {outputs.shape[1] - 1}; a single output takes targets (n, 1)"
                         )
             self._totals = self._totals or Totals([self])
             self._totals.add(counts, outputs.shape[0])
@@ -77,7 +107,7 @@ class Metric:
     def compute(self) -> Any:
         """The result over all updates since the last reset. Raises OptionError if there was none."""
         if self._totals is None:
-            raise OptionError(f"{self.name}.compute needs samples: call update(outputs, targets) first")
+            raise OptionError(f"{self.name} has counted no samples yet: call update(outputs, targets) first")
         return self._totals.results()[self.name]
 
     def reset(self) -> None:
@@ -86,20 +116,23 @@ class Metric:
 
 
 class Totals:
-    """The counts of several metrics over the batches so far."""
+    """The counts of several metrics, added up over batches."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self.metrics, self.samples = metrics, 0
         self._totals: list[np.ndarray] = []
 
     def add(self, counts: Sequence[np.ndarray], samples: int) -> None:
-        """A batch's counts, float64 on the host, and its samples. Raises ShapeError for counts of another shape."""
+        """Add a batch. Raises ShapeError if a metric counted another shape than before.
+
+        counts: what each metric counted, float64 on the host. samples: the size of the batch.
+        """
         if self.samples:
             for metric, total, counted in zip(self.metrics, self._totals, counts, strict=True):
                 if total.shape != counted.shape:
                     raise ShapeError(
-                        f"{metric.name} counted {total.shape} so far and {counted.shape} in this batch: give it "
-                        "outputs of one width, or reset it"
+                        f"{metric.name} counted an array {counted.shape}, and {total.shape} in batches before: give "
+                        "it outputs of one width, or reset it"
                     )
             pairs = zip(self.metrics, self._totals, counts, strict=True)
             self._totals = [metric.merge(total, counted) for metric, total, counted in pairs]
@@ -108,7 +141,7 @@ class Totals:
         self.samples += samples
 
     def results(self) -> dict[str, Any]:
-        """Each metric's result by its name: plain numbers and lists, as logs need them."""
+        """Each metric's result by its name. Arrays become lists and NumPy's numbers Python's, for logs."""
         pairs = zip(self.metrics, self._totals, strict=True)
         found = {metric.name: metric.result(total, self.samples) for metric, total in pairs}
         return {
@@ -117,6 +150,6 @@ class Totals:
 
 
 def count_batch(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[np.ndarray]:
-    """What each metric counts in a batch, float64 on the host."""
+    """What each metric counts in a batch, as float64 arrays on the host."""
     found = (apply_rule(metric.count, lib.math, (outputs, targets), {}) for metric in metrics)
     return [lib.to_host(as_number(lib, count)).astype(np.float64) for count in found]

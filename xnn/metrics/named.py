@@ -1,4 +1,4 @@
-"""What a Trainer is given as a metric: a name, a function or an object."""
+"""Metrics by name, by function, or as objects: what a Trainer takes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ __all__ = ["get"]
 
 
 class _OfFunction(Metric):
-    """A function's sum over the batch, divided by the samples."""
+    """The metric of a plain function: its sums over batches, divided by the number of samples."""
 
     def __init__(self, function: Count) -> None:
         super().__init__(getattr(function, "__name__", None))
         self.function = function
 
     def count(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
-        """The function's number; a vector is a sum that was forgotten."""
         value = self.function(xp, outputs, targets)
         if getattr(value, "ndim", 0):
             raise ShapeError(
-                f"the metric {self.name} must give the batch's sum, one number, got shape {tuple(value.shape)}; "
-                "a class derived from xnn.metrics.Metric may count arrays"
+                f"the metric {self.name} returned an array {tuple(value.shape)}; a function must return the batch's "
+                "sum, one number (a class derived from xnn.metrics.Metric may count arrays)"
             )
         return value
 
@@ -48,14 +47,22 @@ _NAMED: dict[str, Callable[[bool, float], Metric]] = {
 
 
 def get(metric: str | Metric | Count, binary: bool = False, threshold: float = 0.0) -> Metric:
-    """A metric given as such, by its name or as a function; for names, `binary` and `threshold` as in Accuracy.
+    """A metric object, from an object, a name or a function.
 
-    Raises OptionError for an unknown name, or for what is no metric.
+    metric: a Metric; or a name: accuracy, top5 (or top1, top2, ...), precision, recall, f1, confusion_matrix, mae,
+        mse, rmse, r2; or a function (xp, outputs, targets) -> the sum over the batch.
+    binary, threshold: the options of Accuracy, for metrics of classes that are given by name. Defaults False and 0.
+
+    Raises OptionError for an unknown name, or an object that is no metric.
+
+        >>> from xnn import metrics
+        >>> metrics.get("top3"), metrics.get("f1")
+        (TopK(k=3), F1())
     """
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, type) and issubclass(metric, Metric):
-        raise OptionError(f"a metric is an object: pass metrics.{metric.__name__}()")
+        raise OptionError(f"got the class {metric.__name__} as a metric: pass an object, {metric.__name__}()")
     if callable(metric):
         return Accuracy() if metric is accuracy else _OfFunction(metric)
     if isinstance(metric, str) and metric in _NAMED:
@@ -63,6 +70,6 @@ def get(metric: str | Metric | Count, binary: bool = False, threshold: float = 0
     if isinstance(metric, str) and re.fullmatch("top[1-9][0-9]*", metric):
         return TopK(int(metric[3:]))
     raise OptionError(
-        f"no metric is called {metric!r}; choose {', '.join(_NAMED)} (top and any number), or pass an object of "
+        f"there is no metric {repr(metric)[:60]}; choose {', '.join(_NAMED)} (top and any number), an object of "
         "xnn.metrics or a function"
     )

@@ -1,4 +1,4 @@
-"""Activations and the two layers around them without weights: rescale and dropout."""
+"""Activation functions, and two more layers without weights: rescale and dropout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _ROOT_HALF, _ROOT_2_OVER_PI = 0.7071067811865476, 0.7978845608028654
 
 
 class Rescale(Op):
-    """y = x * scale + offset in `dtype`: how integer pixels become network inputs; dy/dx = scale."""
+    """Scale and shift: y = x * scale + offset; dy/dx = scale. It makes network inputs of integer pixels.
+
+    scale, offset: numbers or arrays; offset is 0 by default.
+    dtype: the dtype of y; None (default) for that of x * scale.
+    """
 
     def forward(
         self, xp: Namespace, x: Array, *, scale: Any, offset: Any = 0.0, dtype: Any = None
@@ -33,9 +37,8 @@ class Rescale(Op):
 
 
 class ReLU(Op):
-    """Rectified linear unit y = max(x, 0); dy/dx = 1 where x > 0, else 0.
+    """Rectified linear unit: y = max(x, 0); dy/dx = 1 where x > 0, else 0. NaN stays NaN.
 
-    The input is left as it is (the blocks article's ReLU zeroes its caller's array), and NaN stays NaN.
     Source: Nair and Hinton, ICML 2010.
     """
 
@@ -47,10 +50,14 @@ class ReLU(Op):
 
 
 class LeakyReLU(Op):
-    """y = x where x > 0, else negative_slope * x; dy/dx = 1 or negative_slope.
+    """Leaky rectified linear unit: y = x where x > 0, else negative_slope * x; dy/dx = 1 or negative_slope.
+
+    negative_slope: a number; default 0.01.
 
     Source: Maas, Hannun and Ng, ICML 2013.
     """
+
+    positional = ("negative_slope",)
 
     def forward(self, xp: Namespace, x: Array, *, negative_slope: float = 0.01) -> tuple[Array, Any]:
         return xp.where(x > 0.0, x, x * negative_slope), (x, negative_slope)
@@ -61,10 +68,14 @@ class LeakyReLU(Op):
 
 
 class ELU(Op):
-    """Exponential linear unit y = x where x > 0, else alpha (e^x - 1); dy/dx = 1 or alpha e^x.
+    """Exponential linear unit: y = x where x > 0, else alpha (e^x - 1); dy/dx = 1 or alpha e^x.
+
+    alpha: a number; default 1.
 
     Source: Clevert, Unterthiner and Hochreiter, ICLR 2016.
     """
+
+    positional = ("alpha",)
 
     def forward(self, xp: Namespace, x: Array, *, alpha: float = 1.0) -> tuple[Array, Any]:
         return xp.where(x > 0.0, x, alpha * xp.expm1(xp.minimum(x, 0.0))), (x, alpha)
@@ -75,9 +86,10 @@ class ELU(Op):
 
 
 class SELU(Op):
-    """Scaled ELU y = 1.0507... elu(x, alpha = 1.6732...), under which mean 0 and variance 1 are a fixed point.
+    """Scaled exponential linear unit: y = 1.0507... elu(x, alpha=1.6732...).
 
-    Weights should start as LeCun normal. Source: Klambauer et al., NeurIPS 2017.
+    With these constants, layer after layer, means tend to 0 and variances to 1 if the weights were initialized by
+    LeCun("normal"). Source: Klambauer et al., NeurIPS 2017.
     """
 
     scale, alpha = 1.0507009873554804934, 1.6732632423543772848
@@ -91,12 +103,17 @@ class SELU(Op):
 
 
 class GELU(Op):
-    """Gaussian error linear unit y = x P(x), P the normal distribution's function; dy/dx = P(x) + x p(x).
+    """Gaussian error linear unit: y = x P(x); dy/dx = P(x) + x p(x).
+
+    P is the cumulative distribution function of the normal distribution, p its density, or approximations:
 
         approximate="none": P(x) = (1 + erf(x / sqrt 2)) / 2,       p(x) = e^(-x^2/2) / sqrt(2 pi)
         approximate="tanh": P(x) = (1 + tanh u) / 2,                p(x) = (1 - tanh^2 u) u' / 2
                             u = sqrt(2 / pi) (x + 0.044715 x^3),    u' = sqrt(2 / pi) (1 + 0.134145 x^2)
 
+    approximate: "none" (default) or "tanh".
+
+    Raises OptionError for another `approximate`.
     Source: Hendrycks and Gimpel, 2016 (arXiv 1606.08415).
     """
 
@@ -107,7 +124,7 @@ class GELU(Op):
             share = 0.5 * (1.0 + erf(xp, x * _ROOT_HALF))
             return x * share, (x, share, None)
         if approximate != "tanh":
-            raise OptionError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+            raise OptionError(f"gelu got approximate={approximate!r}: approximate must be 'none' or 'tanh'")
         t = xp.tanh(_ROOT_2_OVER_PI * (x + 0.044715 * (x * x * x)))
         share = 0.5 * (1.0 + t)
         return x * share, (x, share, t)
@@ -122,13 +139,13 @@ class GELU(Op):
 
 
 def logistic(xp: Namespace, x: Array) -> Array:
-    """1 / (1 + e^-x), written so that no exponential overflows."""
+    """The logistic function 1 / (1 + e^-x), computed without overflow."""
     e = xp.exp(-xp.abs(x))
     return xp.where(x >= 0.0, 1.0, e) / (1.0 + e)
 
 
 class Sigmoid(Op):
-    """Logistic sigmoid y = 1 / (1 + e^-x); dy/dx = y (1 - y)."""
+    """Logistic sigmoid: y = 1 / (1 + e^-x); dy/dx = y (1 - y)."""
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         y = logistic(xp, x)
@@ -139,7 +156,7 @@ class Sigmoid(Op):
 
 
 class SiLU(Op):
-    """Sigmoid linear unit, also swish: y = x s(x), s the sigmoid; dy/dx = s + y (1 - s).
+    """Sigmoid linear unit, also called swish: y = x s, where s = sigmoid(x); dy/dx = s + y (1 - s).
 
     Source: Elfwing, Uchibe and Doya, 2017 (arXiv 1702.03118).
     """
@@ -155,14 +172,19 @@ class SiLU(Op):
 
 
 class Softplus(Op):
-    """Smooth ReLU y = ln(1 + e^(beta x)) / beta; dy/dx = sigmoid(beta x). Written so that nothing overflows.
+    """Softplus, a smooth ReLU: y = ln(1 + e^(beta x)) / beta; dy/dx = sigmoid(beta x).
 
-    PyTorch's `threshold`, above which it returns x, is not needed for that. Source: Dugas et al., NIPS 2000.
+    beta: a number above 0; default 1.
+
+    It is computed without overflow, so PyTorch's option `threshold` is not needed. Raises OptionError for another
+    beta. Source: Dugas et al., NIPS 2000.
     """
+
+    positional = ("beta",)
 
     def forward(self, xp: Namespace, x: Array, *, beta: float = 1.0) -> tuple[Array, Any]:
         if not beta > 0.0:
-            raise OptionError(f"softplus: beta must be above 0, got {beta!r}")
+            raise OptionError(f"softplus got beta={beta!r}: beta must be above 0")
         return softplus_of(xp, x * beta) / beta, (x, beta)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
@@ -171,12 +193,12 @@ class Softplus(Op):
 
 
 def softplus_of(xp: Namespace, x: Array) -> Array:
-    """ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|)."""
+    """ln(1 + e^x), computed as max(x, 0) + ln(1 + e^-|x|), which does not overflow."""
     return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 class Tanh(Op):
-    """Hyperbolic tangent y = tanh x; dy/dx = 1 - y^2."""
+    """Hyperbolic tangent: y = tanh x; dy/dx = 1 - y^2."""
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         y = xp.tanh(x)
@@ -187,10 +209,14 @@ class Tanh(Op):
 
 
 class Softmax(Op):
-    """y_i = e^(x_i) / sum_j e^(x_j) along `axis`; dx = y (grad - sum_j grad_j y_j).
+    """Softmax along `axis`: y_i = e^(x_i) / sum_j e^(x_j); dx = y (grad - sum_j grad_j y_j).
 
-    The largest x is subtracted first, which changes nothing but the overflow.
+    axis: integer; default -1.
+
+    The largest x is subtracted first, so that nothing overflows. That does not change the result.
     """
+
+    positional = ("axis",)
 
     def forward(self, xp: Namespace, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
         e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
@@ -203,7 +229,14 @@ class Softmax(Op):
 
 
 class LogSoftmax(Op):
-    """y_i = x_i - log sum_j e^(x_j) along `axis`; dx = grad - e^y sum_j grad_j. The largest x is subtracted first."""
+    """Logarithm of softmax along `axis`: y_i = x_i - ln sum_j e^(x_j); dx = grad - e^y sum_j grad_j.
+
+    axis: integer; default -1.
+
+    The largest x is subtracted first, so that nothing overflows.
+    """
+
+    positional = ("axis",)
 
     def forward(self, xp: Namespace, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
         shifted = x - xp.max(x, axis=axis, keepdims=True)
@@ -216,9 +249,11 @@ class LogSoftmax(Op):
 
 
 class Dropout(Op):
-    """Inverted dropout y = x / (1 - rate) where `keep` holds, else 0. `keep` is a boolean array like x.
+    """Inverted dropout: y = x / (1 - rate) where `keep` is true, else 0; dy/dx = 1 / (1 - rate) or 0.
 
-    Who draws `keep`, and from which stream, is the layer's affair.
+    keep: booleans of x's shape. `layers.Dropout` draws them.
+    rate: the share of elements that are dropped, from 0 to 1.
+
     Source: Srivastava et al., JMLR 15 (2014).
     """
 

@@ -1,31 +1,41 @@
-"""Convolution of images, by the product that dense is made of."""
+"""Convolution of images, computed as a matrix product of their windows."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from xnn.errors import ShapeError
+from xnn.ops.apply import batch_sum
 from xnn.ops.linear import dense
-from xnn.ops.op import Array, Namespace, Op, batch_sum, size_of
+from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.windows import Windows, fold, unfold, windows_of
 
 __all__ = ["conv2d"]
 
 
 class Conv2D(Op):
-    """Convolution of images x (n, C, H, W) with weights (O, C, kh, kw), and a bias (O,) or none: y (n, O, oh, ow).
+    """Convolution of images, in PyTorch's layout and by its formula (strictly speaking a cross-correlation).
 
         y[n, o, u, v] = b[o] + sum over c, i, j of w[o, c, i, j] x[n, c, u s + i d - p, v s + j d - p]
 
-    with 0 for x outside the image; oh = floor((H + 2 p - d (kh - 1) - 1) / s) + 1, ow likewise. It is dense of the
-    windows as rows (n oh ow, C kh kw) and the weights as a matrix (C kh kw, O), so dw is dense's, and dx is dense's
-    with the windows added up; db is the sum over images and places. stride s, padding p, dilation d: a number or a
-    pair (of rows, of columns); padding may be "same", which gives y the size of x with stride 1. Strictly speaking a
-    cross-correlation, as PyTorch's conv2d, whose layout and formula it has.
-    Raises ShapeError for shapes that do not fit and OptionError for such options.
+    Outside the image, x is 0. The result has shape (n, O, oh, ow), oh = floor((H + 2 p - d (kh - 1) - 1) / s) + 1,
+    ow likewise.
+
+    x: images, shape (n, C, H, W).
+    weight: shape (O, C, kh, kw).
+    bias: shape (O,); may be omitted.
+    stride s: an integer, or a pair for rows and columns; default 1.
+    padding p: an integer, a pair, or "same", which gives y the size of x and needs stride 1; default 0.
+    dilation d: an integer or a pair; default 1.
+
+    Raises ShapeError for shapes that do not fit, OptionError for options that are not as above.
+
+    It is computed as `dense` of the windows, as rows (n oh ow, C kh kw), and the weights, as a matrix (C kh kw, O).
+    So dw is the gradient of dense; dx is the gradient of dense for the rows, added up where windows overlap; db is
+    the sum over images and positions.
     """
 
-    #: The op whose product it is; in exact numerics that is dense's exact form.
+    #: The op that computes the matrix product. Exact numerics put their form of dense here.
     product: Op = dense
 
     def forward(
@@ -60,18 +70,18 @@ class Conv2D(Op):
         return (dx, dw, batch_sum(xp, grad, axis=(0, 2, 3))) if has_bias else (dx, dw)
 
     def without_input_gradient(self, saved: Any) -> Any:
-        """As dense's."""
+        """`saved` without what only dx needs."""
         product_saved, *rest = saved
         return self.product.without_input_gradient(product_saved), *rest
 
     def rows(self, xp: Namespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
-        """Every window of every image as a row (n oh ow, C kh kw)."""
+        """Every window of every image as a row: (n oh ow, C kh kw)."""
         return unfold(xp, x, windows)
 
     def d_images(
         self, xp: Namespace, d_rows: Array, shape: tuple[int, ...], windows: tuple[Windows, Windows]
     ) -> Array:
-        """dx from the rows' gradient; channels are the last axis until all is added, which is faster."""
+        """dx from the gradient of the rows. Channels are the last axis until all is added, which is faster."""
         (n, channels), (rows, columns) = shape[:2], windows
         d = xp.reshape(d_rows, (n, rows.number, columns.number, channels, rows.kernel, columns.kernel))
         parts = [d[..., i, j] for i in range(rows.kernel) for j in range(columns.kernel)]
@@ -79,16 +89,16 @@ class Conv2D(Op):
 
 
 def _side_by_side(xp: Namespace, x: Array) -> Array:
-    """The same values, each image's pixels side by side in memory, as readers find them fastest."""
-    flat = xp.reshape(x, (-1,))  # permuted axes have no flat view: it is a copy
+    """A copy with each image's pixels side by side in memory, where the next op reads them fastest."""
+    flat = xp.reshape(x, (-1,))  # an array with permuted axes has no flat view, so this copies
     return xp.reshape(flat, x.shape)
 
 
 def _check(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
-    """Shapes that fit, apart from the windows' size."""
+    """Raise ShapeError unless the shapes fit one another. Sizes of windows are checked by windows_of."""
     if len(weight) != 4:
         raise ShapeError(
-            f"conv2d needs weights of shape (outputs, channels, height, width), got {tuple(weight)}"
+            f"conv2d got weights of shape {tuple(weight)}: it needs (outputs, channels, height, width)"
         )
     if len(x) == 4 and x[1] != weight[1]:
         raise ShapeError(
@@ -97,7 +107,7 @@ def _check(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | 
         )
     if bias is not None and tuple(bias) != (weight[0],):
         raise ShapeError(
-            f"conv2d with {weight[0]} outputs needs a bias of shape ({weight[0]},), got {tuple(bias)}"
+            f"conv2d got a bias of shape {tuple(bias)} for {weight[0]} outputs: it must have shape ({weight[0]},)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Losses of probabilities: cross-entropies from logits, the focal loss, the Kullback-Leibler divergence."""
+"""Losses of probabilities: cross-entropies from logits, focal loss, Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
@@ -13,40 +13,44 @@ __all__ = ["binary_cross_entropy", "focal", "kl_divergence", "softmax_cross_entr
 
 
 class SoftmaxCrossEntropy(LossOp):
-    """Softmax and cross-entropy from logits z (n, classes, ...), PyTorch's cross_entropy in all its options.
+    """Softmax and cross-entropy from logits z, with all options of PyTorch's cross_entropy.
 
         term = sum_j a_j (log sum_k e^(z_k) - z_j);  d/dz_j = softmax(z)_j sum_k a_k - a_j
         a_j = class_weight_j ((1 - label_smoothing) q_j + label_smoothing / classes)
 
-    targets: integer labels (n, ...), for which q is 1 at the label and 0 elsewhere, or probabilities q of the
-    logits' shape, whose gradient is d/dq_j = class_weight_j (1 - label_smoothing) (log sum_k e^(z_k) - z_j).
-    class_weight: a number for each class. ignore_index: a label that takes no part. In the mean a label counts
-    class_weight of its class, 0 if it is ignored; probabilities count 1 a sample, whatever class_weight is.
+    logits: shape (n, classes, ...).
+    targets: integer labels (n, ...): q is 1 at the label and 0 elsewhere; or probabilities q of the logits' shape,
+        with the gradient d/dq_j = class_weight_j (1 - label_smoothing) (log sum_k e^(z_k) - z_j).
+    class_weight: a number for each class; default 1 for all.
+    ignore_index: a label that is left out; default None for no label.
+    label_smoothing: a number from 0 to 1; default 0.
 
-    The row's largest logit is subtracted first, so nothing overflows. A label outside 0 .. classes - 1
-    makes the loss and that row's gradient NaN: an op cannot look at device memory to raise, and a
-    wrapped label would train quietly. `losses.SoftmaxCrossEntropy` and `Trainer` do raise.
-    Label smoothing: Szegedy et al., CVPR 2016.
+    In the mean, a label counts as much as the weight of its class, an ignored label counts 0, and probabilities count
+    1 for each sample, whatever class_weight is. The largest logit is subtracted first, so that nothing overflows.
+
+    A label outside 0 .. classes - 1 makes the loss and the gradient of its row NaN: an op cannot read a GPU's memory
+    to raise an error, and a label that wraps around would train unnoticed. `losses.SoftmaxCrossEntropy` and `Trainer`
+    check the labels on the host and raise. Source of label smoothing: Szegedy et al., CVPR 2016.
     """
 
     over_classes = True
 
     def fit(self, xp: Namespace, logits: Array, targets: Array) -> Array:
-        """Probabilities in the logits' dtype, or labels as int64."""
+        """The targets: probabilities in the dtype of the logits, labels as int64."""
         self.check_floating(xp, logits)
         if logits.ndim < 2 or targets.shape not in (
             logits.shape,
             (*logits.shape[:1], *logits.shape[2:]),
         ):
             raise ShapeError(
-                "softmax cross-entropy needs logits of shape (n, classes, ...) and labels of shape (n, ...) or "
-                f"probabilities like the logits, got {logits.shape} and {targets.shape}"
+                f"softmax cross-entropy got logits of shape {logits.shape} and targets of shape {targets.shape}: it "
+                "needs logits (n, classes, ...) and labels (n, ...), or probabilities of the logits' shape"
             )
         if targets.shape == logits.shape:
             return xp.astype(targets, logits.dtype, copy=False)
         if not xp.isdtype(targets.dtype, "integral"):
-            raise DTypeError(f"softmax cross-entropy needs integer labels, got {targets.dtype}")
-        # int64: uint8 labels could not count to 300
+            raise DTypeError(f"softmax cross-entropy got labels of {targets.dtype}: it needs integer labels")
+        # as int64, since uint8 labels could not be compared with class 300
         return xp.astype(targets, xp.arange(0, device=targets.device).dtype, copy=False)
 
     def terms(
@@ -72,7 +76,7 @@ class SoftmaxCrossEntropy(LossOp):
                 return xp.log(total) - picked, (e, total, aims, None, None)
             aims = xp.astype(aims, logits.dtype)
         elif ignore_index is not None:
-            raise OptionError("ignore_index is a label's: probabilities as targets have none")
+            raise OptionError("ignore_index is a label's, and the targets are probabilities: omit it")
         if label_smoothing:
             aims = aims * scale + label_smoothing / logits.shape[1]
         if class_weight is not None:
@@ -81,7 +85,7 @@ class SoftmaxCrossEntropy(LossOp):
         if kept is not None:
             aims = xp.where(kept, aims, 0.0)
         mass, far = xp.sum(aims, axis=1, keepdims=True), xp.log(total)
-        # 0 log 0 = 0, also where a logit is -infinity
+        # 0 log 0 is 0, also where a logit is -infinity
         picked = xp.sum(aims * xp.where(aims == 0.0, 0.0, shifted), axis=1, keepdims=True)
         return mass * far - picked, (e, total, aims, mass, None if labels else (scale, far - shifted))
 
@@ -102,7 +106,7 @@ class SoftmaxCrossEntropy(LossOp):
         ignore_index: int | None = None,
         **options: Any,
     ) -> Array | None:
-        """Of a label its class's weight, of an ignored one 0."""
+        """A label counts as much as the weight of its class, an ignored label 0."""
         if targets.shape == outputs.shape or (class_weight is None and ignore_index is None):
             return None
         chosen, _, kept = _one_hot(xp, outputs, targets, ignore_index)
@@ -114,7 +118,10 @@ class SoftmaxCrossEntropy(LossOp):
 def _one_hot(
     xp: Namespace, logits: Array, labels: Array, ignore_index: int | None
 ) -> tuple[Array, Array, Array | None]:
-    """Where a class is the label, (n, classes, ...); where the label is one, and where not ignored, (n, 1, ...)."""
+    """Three masks: which class is the label (n, classes, ...), valid labels and labels not ignored (n, 1, ...).
+
+    The last is None if no label is ignored.
+    """
     count = logits.shape[1]
     classes = xp.reshape(xp.arange(count, device=labels.device), (count, *(1 for _ in logits.shape[2:])))
     labels = xp.expand_dims(labels, axis=1)
@@ -126,24 +133,24 @@ def _one_hot(
 
 
 def _class_weights(xp: Namespace, class_weight: Any, logits: Array) -> Array:
-    """As (classes, 1, ...) beside the logits."""
+    """The weights of the classes, with shape (classes, 1, ...), so that they broadcast to the logits."""
     weights, count = constant(xp, class_weight, logits), logits.shape[1]
     if getattr(weights, "shape", ()) != (count,):
         raise ShapeError(
-            f"class_weight must hold a number for each of the {count} classes, got "
-            f"{getattr(weights, 'shape', weights)}"
+            f"class_weight of shape {getattr(weights, 'shape', ())}: it must hold a number for each of the {count} "
+            "classes"
         )
     return xp.reshape(weights, (count, *(1 for _ in logits.shape[2:])))
 
 
 class BinaryCrossEntropy(LossOp):
-    """Sigmoid and binary cross-entropy from logits z and targets t in [0, 1], of one shape.
+    """Sigmoid and binary cross-entropy from logits z. As PyTorch's binary_cross_entropy_with_logits.
 
         term = max(z, 0) - z t + log(1 + e^-|z|);  d/dz = sigmoid(z) - t,  d/dt = -z
 
-    pos_weight: how many negative ones a positive target is worth, a number or one for each along the last axis, as
-    in PyTorch's binary_cross_entropy_with_logits: (pos_weight - 1) t log(1 + e^-z) is added. It counts in the
-    sum, not in the mean's count. (PyTorch's other option, weight, is not in its count either; sample weights are.)
+    target: t, numbers from 0 to 1, of the logits' shape.
+    pos_weight: the weight of positive targets; a number, or one number for each element of the last axis; default 1.
+        It adds (pos_weight - 1) t log(1 + e^-z) to the terms. It does not change the divisor of the mean.
     """
 
     def terms(
@@ -154,7 +161,9 @@ class BinaryCrossEntropy(LossOp):
             return terms, (logits, target, None)
         more = constant(xp, pos_weight, logits) - 1.0
         if getattr(more, "shape", ()) not in ((), logits.shape[-1:]):
-            raise ShapeError(f"pos_weight must be a number or {logits.shape[-1:]} of them, got {more.shape}")
+            raise ShapeError(
+                f"pos_weight of shape {more.shape}: it must be a number or {logits.shape[-1:]} of them"
+            )
         return terms + more * target * softplus_of(xp, -logits), (logits, target, more)
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
@@ -167,14 +176,17 @@ class BinaryCrossEntropy(LossOp):
 
 
 class Focal(LossOp):
-    """Binary cross-entropy c that looks away from what is easy, from logits z and targets t in [0, 1], of one shape.
+    """Focal loss: a binary cross-entropy c in which samples that are classified well count less; from logits z.
 
         p = sigmoid(z),  q = p (1 - t) + (1 - p) t,  a = alpha t + (1 - alpha) (1 - t)
         term = a q^gamma c;  d/dz = a q^gamma (p - t + gamma c (1 - 2 t) p (1 - p) / q)
 
-    alpha: the weight of positive targets, of negative ones 1 - alpha; None weighs neither. torchvision's
-    sigmoid_focal_loss, also in its defaults (but for its reduction, "none"). Source: Lin et al., ICCV 2017, (5);
-    there the sum is divided by the number of positive anchors.
+    target: t, numbers from 0 to 1, of the logits' shape.
+    gamma: a number; default 2. The larger, the less do samples count that are classified well.
+    alpha: the weight of positive targets, 1 - alpha being that of negative ones; None for no weights; default 0.25.
+
+    Formula and defaults are those of torchvision's sigmoid_focal_loss, whose default reduction is "none".
+    Source: Lin et al., ICCV 2017, equation 5; there the sum is divided by the number of positive anchors.
     """
 
     def terms(
@@ -190,7 +202,7 @@ class Focal(LossOp):
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
         logits, target, p, rest, away, entropy, factor, gamma, alpha = saved
-        # q = 0 only where p has reached the target, and there p (1 - p) and the entropy are 0 as well.
+        # q is 0 only where p equals the target, and there p (1 - p) and the entropy are 0 as well.
         divisor = xp.where(away == 0.0, 1.0, away)
         dz = factor * (p - target + gamma * entropy * (1.0 - 2.0 * target) * (p * rest / divisor))
         dt = factor * (gamma * (entropy / divisor) * (rest - p) - logits)
@@ -200,21 +212,27 @@ class Focal(LossOp):
 
 
 class KLDivergence(LossOp):
-    """How far log-probabilities y (n, classes, ...), a LogSoftmax's, are from probabilities t of the same shape.
+    """Kullback-Leibler divergence of probabilities t from log-probabilities y, such as the outputs of LogSoftmax.
 
         term = sum_j t_j (log t_j - y_j);  d/dy_j = -t_j,  d/dt_j = log t_j + 1 - y_j
 
-    Where t_j = 0 its part is 0 (0 log 0 = 0), and so are both derivatives. A term is a sample's (or position's)
-    divergence, so the mean is PyTorch's kl_div of reduction "batchmean", and Keras's KLDivergence; PyTorch's "mean"
-    divides by the number of classes as well. Source: Kullback and Leibler, Ann. Math. Statist. 22 (1951).
+    outputs: y, shape (n, classes, ...).
+    target: t, of the same shape.
+
+    Where t_j is 0, its part of the sum is 0 (0 log 0 = 0), and so are both derivatives. A term is the divergence of
+    one sample (or one position of it). So the mean is that of PyTorch's kl_div with reduction "batchmean" and of
+    Keras's KLDivergence. PyTorch's "mean" divides by the number of classes as well.
+    Source: Kullback and Leibler, Ann. Math. Statist. 22 (1951).
     """
 
     over_classes = True
 
     def fit(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
-        """As for other losses, but there must be an axis of classes."""
+        """The targets, checked as for other losses. Raises ShapeError also for outputs without an axis of classes."""
         if outputs.ndim < 2:
-            raise ShapeError(f"the divergence needs outputs of shape (n, classes, ...), got {outputs.shape}")
+            raise ShapeError(
+                f"the divergence got outputs of shape {outputs.shape}: it needs (n, classes, ...)"
+            )
         return super().fit(xp, outputs, targets)
 
     def terms(self, xp: Namespace, outputs: Array, target: Array) -> tuple[Array, Any]:

@@ -1,19 +1,27 @@
-"""Elementwise functions with NumPy's broadcasting."""
+"""Functions of one number or of several, element by element, with NumPy's broadcasting.
+
+Inputs are arrays or Python numbers. A Python number takes the dtype of the arrays it meets: float32 stays float32. A
+NumPy number such as np.float64(2.0) counts as an array of its own dtype, as in NumPy.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from xnn.errors import OptionError
+from xnn.ops import special
 from xnn.ops.op import Array, Namespace, Op, unbroadcast
 
 __all__ = [
-    "abs", "add", "div", "equal", "exp", "greater", "greater_equal", "less", "less_equal", "log", "maximum", "mul",
-    "not_equal", "pow", "stop_gradient", "sub", "where",
+    "abs", "add", "clip", "cos", "div", "erf", "exp", "expm1", "log", "log1p", "maximum", "minimum", "mul", "pow",
+    "sign", "sin", "sqrt", "stop_gradient", "sub", "where",
 ]  # fmt: skip
+
+_TWO_OVER_ROOT_PI = 1.1283791670955126
 
 
 def _copy_if_alone(xp: Namespace, inputs: tuple[Array, ...]) -> Array:
-    """The first of several; the only one as a fresh array, so that no output is its own input."""
+    """The first input; a copy of it if it is the only one, so that an op's output is never its input."""
     first = inputs[0]
     return xp.astype(first, first.dtype, copy=True) if len(inputs) == 1 and hasattr(first, "dtype") else first
 
@@ -75,7 +83,7 @@ class Div(Op):
 
 
 class Pow(Op):
-    """Power: y = a^p; dy/da = p a^(p-1) (0 where p = 0), dy/dp = y log a (0 where a = 0)."""
+    """Power: y = a^p; dy/da = p a^(p-1), or 0 where p = 0; dy/dp = y ln a, or 0 where a = 0."""
 
     def forward(self, xp: Namespace, a: Array, p: Array) -> tuple[Array, Any]:
         y = xp.pow(a, p)
@@ -108,6 +116,21 @@ class Exp(Op):
         return (grad * y,)
 
 
+class Expm1(Op):
+    """Exponential less one: y = e^x - 1, accurate also near x = 0; dy/dx = e^x.
+
+    >>> import numpy as np
+    >>> expm1(np.array([1e-20]))
+    array([1.e-20])
+    """
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return xp.expm1(x), x
+
+    def backward(self, xp: Namespace, grad: Array, x: Any) -> tuple[Array | None, ...]:
+        return (grad * xp.exp(x),)
+
+
 class Log(Op):
     """Natural logarithm: y = ln x; dy/dx = 1 / x."""
 
@@ -118,25 +141,157 @@ class Log(Op):
         return (grad / x,)
 
 
+class Log1p(Op):
+    """Natural logarithm of one plus x: y = ln(1 + x), accurate also near x = 0; dy/dx = 1 / (1 + x).
+
+    >>> import numpy as np
+    >>> log1p(np.array([1e-20]))
+    array([1.e-20])
+    """
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return xp.log1p(x), x
+
+    def backward(self, xp: Namespace, grad: Array, x: Any) -> tuple[Array | None, ...]:
+        return (grad / (1.0 + x),)
+
+
+class Sqrt(Op):
+    """Square root: y = sqrt(x); dy/dx = 1 / (2 y), which is infinite at 0, as in PyTorch.
+
+    Where 0 can occur, add a small number first: ops.sqrt(x + 1e-12).
+    """
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        y = xp.sqrt(x)
+        return y, y
+
+    def backward(self, xp: Namespace, grad: Array, y: Any) -> tuple[Array | None, ...]:
+        return (grad / (2.0 * y),)
+
+
+class Sin(Op):
+    """Sine of an angle in radians: y = sin x; dy/dx = cos x. Exact numerics give NaN for |x| > 2^25."""
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return xp.sin(x), x
+
+    def backward(self, xp: Namespace, grad: Array, x: Any) -> tuple[Array | None, ...]:
+        return (grad * xp.cos(x),)
+
+
+class Cos(Op):
+    """Cosine of an angle in radians: y = cos x; dy/dx = -sin x. Exact numerics give NaN for |x| > 2^25."""
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return xp.cos(x), x
+
+    def backward(self, xp: Namespace, grad: Array, x: Any) -> tuple[Array | None, ...]:
+        return (grad * -xp.sin(x),)
+
+
+class Erf(Op):
+    """Error function: y = c times the integral of e^(-t^2) from 0 to x, c = 2 / sqrt pi; dy/dx = c e^(-x^2)."""
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return special.erf(xp, x), x
+
+    def backward(self, xp: Namespace, grad: Array, x: Any) -> tuple[Array | None, ...]:
+        return (grad * (_TWO_OVER_ROOT_PI * xp.exp(-(x * x))),)
+
+
 class Maximum(Op):
-    """The larger of two: y = max(a, b). Where they are equal each gets half the gradient, as in PyTorch."""
+    """The larger of two: y = max(a, b). Where they are equal, each gets half the gradient, as in PyTorch."""
 
     def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
         return xp.maximum(a, b), (a, b)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         a, b = saved
-        tie = xp.where(a == b, 0.5 * grad, 0.0)
-        da = xp.where(a > b, grad, tie)
-        db = xp.where(b > a, grad, tie)
-        return unbroadcast(xp, da, a), unbroadcast(xp, db, b)
+        return _shared(xp, grad, a, b, a > b, b > a)
+
+
+class Minimum(Op):
+    """The smaller of two: y = min(a, b). Where they are equal, each gets half the gradient, as in PyTorch."""
+
+    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
+        return xp.minimum(a, b), (a, b)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        a, b = saved
+        return _shared(xp, grad, a, b, a < b, b < a)
+
+
+def _shared(
+    xp: Namespace, grad: Array, a: Array, b: Array, takes_a: Array, takes_b: Array
+) -> tuple[Array | None, ...]:
+    """The gradients of a choice between a and b, each of which gets half where they are equal."""
+    tie = xp.where(a == b, 0.5 * grad, 0.0)
+    da = xp.where(takes_a, grad, tie)
+    db = xp.where(takes_b, grad, tie)
+    return unbroadcast(xp, da, a), unbroadcast(xp, db, b)
+
+
+class Clip(Op):
+    """Limit x to a range: y = min if x < min, max if x > max, else x.
+
+    dy/dx is 1 where min <= x <= max, bounds included, as in PyTorch; elsewhere it is 0.
+
+    min, max: numbers or arrays, which are not differentiated; None (default) for no bound on this side.
+
+    Raises OptionError if both are None.
+
+    >>> import numpy as np
+    >>> clip(np.array([-1.0, 0.25, 3.0]), 0.0, 1.0)
+    array([0.  , 0.25, 1.  ])
+    """
+
+    positional = ("min", "max")
+
+    def forward(self, xp: Namespace, x: Array, *, min: Any = None, max: Any = None) -> tuple[Array, Any]:
+        if min is None and max is None:
+            raise OptionError("clip got neither min nor max: give at least one of them")
+        y = x if min is None else xp.maximum(x, min)
+        return (y if max is None else xp.minimum(y, max)), (x, min, max)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        x, min, max = saved
+        dx = grad if min is None else xp.where(x >= min, grad, 0.0)
+        dx = dx if max is None else xp.where(x <= max, dx, 0.0)
+        return (unbroadcast(xp, dx, x),)
 
 
 class Where(Op):
-    """Choice: y = a where the condition holds, b elsewhere. The condition has no gradient."""
+    """Choice: y = a where the condition is true, b elsewhere. The condition has no gradient.
 
-    def forward(self, xp: Namespace, condition: Array, a: Array, b: Array) -> tuple[Array, Any]:
-        return xp.where(condition, a, b), (condition, getattr(a, "shape", None), getattr(b, "shape", None))
+    dtype: the dtype of Python numbers among a and b; None (default) for that of the other one.
+
+    Raises OptionError if a and b are both Python numbers and `dtype` is None. NumPy would make float64 of them, and
+    a float32 model would go on in float64.
+
+    >>> import numpy as np
+    >>> x = np.array([-1.0, 2.0], dtype=np.float32)
+    >>> where(x > 0.0, x, 0.5)
+    array([0.5, 2. ], dtype=float32)
+    >>> where(x > 0.0, 1.0, 0.5, dtype=x.dtype)
+    array([0.5, 1. ], dtype=float32)
+    """
+
+    def forward(
+        self, xp: Namespace, condition: Array, a: Array, b: Array, *, dtype: Any = None
+    ) -> tuple[Array, Any]:
+        saved = condition, getattr(a, "shape", None), getattr(b, "shape", None)
+        if dtype is not None:
+            a, b = (
+                x if hasattr(x, "dtype") else xp.full((), x, dtype=dtype, device=condition.device)
+                for x in (a, b)
+            )
+        elif not hasattr(a, "dtype") and not hasattr(b, "dtype"):
+            raise OptionError(
+                f"where got two Python numbers, {a!r} and {b!r}, which have no dtype: say which, as in "
+                "ops.where(condition, 1.0, 0.5, dtype=x.dtype)"
+            )
+        return xp.where(condition, a, b), saved
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         condition, shape_a, shape_b = saved
@@ -146,7 +301,7 @@ class Where(Op):
 
 
 class Abs(Op):
-    """Absolute value: y = |x|; dy/dx = sign(x), 0 at 0."""
+    """Absolute value: y = |x|; dy/dx = sign(x), which is 0 at 0."""
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         return xp.abs(x), x
@@ -155,8 +310,18 @@ class Abs(Op):
         return (grad * xp.sign(x),)
 
 
+class Sign(Op):
+    """Sign: y = 1 where x > 0, -1 where x < 0, 0 at 0. It has no gradient: its slope is 0."""
+
+    def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
+        return xp.sign(x), None
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        return (None,)
+
+
 class StopGradient(Op):
-    """y = x as a constant: nothing behind it gets a gradient through it."""
+    """y = x, treated as a constant: no gradient flows back through it."""
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         return _copy_if_alone(xp, (x,)), None
@@ -165,69 +330,23 @@ class StopGradient(Op):
         return (None,)
 
 
-class _Comparison(Op):
-    """True where the comparison holds, element by element. It has no gradient."""
-
-    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        return None, None
-
-
-class Less(_Comparison):
-    """Comparison: a < b, element by element, as booleans. It has no gradient."""
-
-    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
-        return a < b, None
-
-
-class LessEqual(_Comparison):
-    """Comparison: a <= b, element by element, as booleans. It has no gradient."""
-
-    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
-        return a <= b, None
-
-
-class Greater(_Comparison):
-    """Comparison: a > b, element by element, as booleans. It has no gradient."""
-
-    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
-        return a > b, None
-
-
-class GreaterEqual(_Comparison):
-    """Comparison: a >= b, element by element, as booleans. It has no gradient."""
-
-    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
-        return a >= b, None
-
-
-class Equal(_Comparison):
-    """Comparison: a == b, element by element, as booleans. It has no gradient."""
-
-    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
-        return a == b, None
-
-
-class NotEqual(_Comparison):
-    """Comparison: a != b, element by element, as booleans. It has no gradient."""
-
-    def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
-        return a != b, None
-
-
 add = Add()
 sub = Sub()
 mul = Mul()
 div = Div()
 pow = Pow()
 exp = Exp()
+expm1 = Expm1()
 log = Log()
+log1p = Log1p()
+sqrt = Sqrt()
+sin = Sin()
+cos = Cos()
+erf = Erf()
 maximum = Maximum()
+minimum = Minimum()
+clip = Clip()
 where = Where()
 abs = Abs()
+sign = Sign()
 stop_gradient = StopGradient()
-less = Less()
-less_equal = LessEqual()
-greater = Greater()
-greater_equal = GreaterEqual()
-equal = Equal()
-not_equal = NotEqual()

@@ -1,38 +1,42 @@
-"""Functions of images: warp, which moves their pixels."""
+"""Deformation of images: warp."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from xnn.ops.indexing import ordered_scatter_add
 from xnn.ops.op import Array, Namespace, Op, size_of
-from xnn.ops.shaping import ordered_scatter_add
 
 __all__ = ["warp"]
 
 
 class Warp(Op):
-    """y[n, c, i, j] = x[n, c] at row i + field[n, 0, i, j] and column j + field[n, 1, i, j], between four pixels.
+    """Deform images by a field of displacements, with bilinear interpolation between the four nearest pixels.
 
-    x: (n, ...), each sample an image of the field's height and width with any number of channels, flat or not:
-    (n, channels, height, width), (n, height, width) or (n, height * width). field: (n, 2, height, width), in pixels;
-    one number for all channels. Bilinear interpolation; around the image everything is 0. With field = 0 it is the
-    identity. Gradients for both: for the image, each pixel's share in the four it was made of, added in the order
-    of the pixels; for the field, the slope between the four.
+        y[n, c, i, j] = x[n, c] at row i + field[n, 0, i, j] and column j + field[n, 1, i, j]
+
+    Outside the image, x is 0. A field of zeros changes nothing.
+
+    x: shape (n, channels, height, width), (n, height, width), or flat (n, channels * height * width).
+    field: shape (n, 2, height, width), in pixels; the same for all channels.
+
+    Gradients: a pixel of x gets its share of all pixels of y that were interpolated from it, added in the order of
+    these pixels; the field gets the slope between the four pixels. Raises ShapeError for shapes that do not fit.
     Source: Jaderberg et al., "Spatial transformer networks", NeurIPS 2015, equations 5 to 7.
     """
 
     def forward(self, xp: Namespace, x: Array, field: Array) -> tuple[Array, Any]:
         if field.ndim != 4 or field.shape[1] != 2 or field.shape[0] != x.shape[0]:
             raise ValueError(
-                f"a field for {x.shape[0]} images is ({x.shape[0]}, 2, height, width), not {field.shape}"
+                f"a field of shape {field.shape} for {x.shape[0]} images: it must be ({x.shape[0]}, 2, height, width)"
             )
         n, _, height, width = field.shape
         if not height * width or size_of(x.shape[1:]) % (height * width):
-            raise ValueError(f"samples of shape {x.shape[1:]} are no images of {height} x {width} pixels")
+            raise ValueError(f"samples of shape {x.shape[1:]} are not images of {height} x {width} pixels")
         channels = size_of(x.shape[1:]) // (height * width)
         row, down, in_rows = _between(xp, field[:, :1, ...], height, 2)
         column, right, in_columns = _between(xp, field[:, 1:, ...], width, 3)
-        # A border of zeros: each pixel has four neighbours then, and their numbers need not be looked at.
+        # A border of zeros: with it each position has four pixels around it, and no index needs a check.
         stride = width + 2
         first = xp.reshape(xp.arange(n * channels, device=x.device), (n, channels, 1, 1)) * (
             (height + 2) * stride
@@ -71,8 +75,10 @@ class Warp(Op):
 
 
 def _between(xp: Namespace, moved: Array, extent: int, axis: int) -> tuple[Array, Array, Array]:
-    """Along one axis: the pixel before each place, from -1 to extent - 1; how far behind it the place is, 0 to 1;
-    and whether it is in the image. One that is not is moved to just beyond it, where everything is 0.
+    """Along one axis, for each position: the pixel before it, its distance from that pixel, whether it is inside.
+
+    The pixel is from -1 to extent - 1, the distance from 0 to 1. A position outside the image is moved to just beyond
+    its edge, where everything is 0.
     """
     shape = tuple(extent if a == axis else 1 for a in range(4))
     pixels = xp.reshape(xp.arange(extent, dtype=moved.dtype, device=moved.device), shape)
@@ -84,7 +90,7 @@ def _between(xp: Namespace, moved: Array, extent: int, axis: int) -> tuple[Array
 
 
 def _padded(xp: Namespace, x: Array) -> Array:
-    """Every image with a border of one zero around it, flat."""
+    """The images with a border of one zero around each, as a flat array."""
     n, channels, height, width = x.shape
     side = xp.zeros((n, channels, height, 1), dtype=x.dtype, device=x.device)
     wide = xp.concat((side, x, side), axis=3)

@@ -1,4 +1,4 @@
-"""Matrix products: matmul, and dense, the affine map every MLP is made of."""
+"""Matrix products: matmul, and dense, the affine map of a fully connected layer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["dense", "matmul"]
 
 
 def _columns(xp: Namespace, grad: Array, a_ndim: int, b_ndim: int) -> Array:
-    """The product's gradient with the axes that 1-d operands lost put back."""
+    """The gradient of a product, with the axes that a 1-d operand did not have put in, with extent 1."""
     if b_ndim == 1:
         grad = xp.expand_dims(grad, axis=-1)
     return xp.expand_dims(grad, axis=-2) if a_ndim == 1 else grad
 
 
 def check_product(a: Array, b: Array) -> None:
-    """Raise ShapeError for operands that cannot be multiplied."""
+    """Raise ShapeError if the matrices cannot be multiplied."""
     inner = b.shape[-2] if b.ndim > 1 else (b.shape[0] if b.ndim else None)
     if a.ndim == 0 or a.shape[-1] != inner:
         raise ShapeError(
@@ -28,7 +28,7 @@ def check_product(a: Array, b: Array) -> None:
 
 
 def check_bias(b: Any, outputs: tuple[int, ...]) -> None:
-    """Raise ShapeError for a bias that does not fit outputs of this shape."""
+    """Raise ShapeError if a bias cannot be added to outputs of this shape without stretching them."""
     shape = getattr(b, "shape", ())
     fits = zip(reversed(shape), reversed(outputs), strict=False)
     if len(shape) > len(outputs) or any(mine not in (1, theirs) for mine, theirs in fits):
@@ -52,9 +52,16 @@ def _right_gradient(xp: Namespace, grad: Array, a: Array, b_shape: tuple[int, ..
 
 
 class Matmul(Op):
-    """Matrix product y = a b of shapes (..., n, k) and (..., k, m), or 1-d operands as in NumPy.
+    """Matrix product: y = a b; da = grad b^T, db = a^T grad.
 
-    da = grad b^T, db = a^T grad; axes that were broadcast are summed.
+    a: shape (..., n, k), or (k,) as in NumPy.
+    b: shape (..., k, m), or (k,) as in NumPy.
+
+    Leading axes are broadcast. Raises ShapeError if the shapes do not fit.
+
+    >>> import numpy as np
+    >>> matmul(np.ones((2, 3)), np.ones((3, 4))).shape
+    (2, 4)
     """
 
     def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
@@ -67,10 +74,17 @@ class Matmul(Op):
 
 
 class Dense(Op):
-    """Affine map y = x W + b: x (n, inputs), W (inputs, outputs), b (outputs,) or none; y (n, outputs).
+    """Affine map: y = x W + b; dx = grad W^T, dW = x^T grad, db = the sum of grad over the batch.
 
-    dx = grad W^T, dW = x^T grad, db = the sum of grad over the batch.
-    Also called Linear or Affine; x may be a single row (inputs,), W (inputs,) and b a number.
+    x: shape (n, inputs), or one row (inputs,).
+    W: shape (inputs, outputs), or (inputs,) for a single output.
+    b: shape (outputs,); may be omitted; a number for a single output.
+
+    Raises ShapeError if the shapes do not fit.
+
+    >>> import numpy as np
+    >>> dense(np.ones((2, 3)), np.ones((3, 4)), np.zeros(4)).shape
+    (2, 4)
     """
 
     def forward(self, xp: Namespace, x: Array, w: Array, b: Array | None = None) -> tuple[Array, Any]:
@@ -88,7 +102,7 @@ class Dense(Op):
         return (dx, dw) if b is None else (dx, dw, unbroadcast(xp, grad, b))
 
     def without_input_gradient(self, saved: Any) -> Any:
-        """Without w there is no dx."""
+        """`saved` without the weights, which only dx needs."""
         x, _, w_shape, b = saved
         return x, None, w_shape, b
 

@@ -1,14 +1,17 @@
-"""Losses as ops: how terms become one number is said once, in LossOp; a loss says its terms and their derivative.
+"""Losses as ops. A loss gives its terms and their derivatives; `LossOp` weighs them and reduces them to a number.
 
-The losses of probabilities are in `cross_entropy.py`. A loss of your own:
+Losses of probabilities are in `cross_entropy.py`. Your own loss is two methods:
 
-    class LogCosh(LossOp):
-        def terms(self, xp, predicted, target):
-            difference = predicted - target
-            return xp.log(0.5 * (xp.exp(difference) + xp.exp(-difference))), difference
-        def slopes(self, xp, share, difference):
-            dp = xp.tanh(difference) * share
-            return dp, -dp
+>>> import numpy as np
+>>> class LogCosh(LossOp):
+...     def terms(self, xp, predicted, target):
+...         difference = predicted - target
+...         return xp.log(0.5 * (xp.exp(difference) + xp.exp(-difference))), difference
+...     def slopes(self, xp, share, difference):
+...         dp = xp.tanh(difference) * share
+...         return dp, -dp
+>>> float(LogCosh()(np.zeros(2), np.zeros(2)))
+0.0
 """
 
 from __future__ import annotations
@@ -17,60 +20,66 @@ from collections.abc import Callable
 from typing import Any
 
 from xnn.errors import DTypeError, OptionError, ShapeError
-from xnn.ops.op import Array, Namespace, Op, batch_count, batch_sum, size_of
+from xnn.ops.apply import batch_count, batch_sum
+from xnn.ops.op import Array, Namespace, Op, size_of
 
 __all__ = ["LossOp", "column_mse", "constant", "hinge", "huber", "l1", "mse"]
 
 
 class LossOp(Op):
-    """A loss from outputs, targets and perhaps a weight for each sample; its options and a `reduction`.
+    """The base class of losses. A loss is called as loss(outputs, targets) or loss(outputs, targets, weights).
 
         "mean":  L = sum_i w_i terms_i / sum_i w_i counts_i, over the whole batch
         "sum":   L = sum_i w_i terms_i
-        "none":  w_i terms_i, each
+        "none":  the array of w_i terms_i
 
-    w (n,) are the sample weights, 1 where none are given; every element of a sample has its weight. counts are 1
-    but where a loss says otherwise (class weights, ignored labels). So the mean is the weighted average of
-    numpy.average, of scikit-learn's sample_weight and of PyTorch's class weights, and a sample of weight 2 is one
-    that is there twice; Keras's default divides by n instead. Where nothing counts - no rows, only weights of 0,
-    only ignored labels - the mean and its gradient are 0, as in Keras: PyTorch has NaN there, which would end a run.
-    Each of outputs, real targets and weights has a gradient.
+    outputs: the model's outputs, floating-point.
+    targets: for most losses of the same shape as the outputs.
+    weights: a weight w for each sample, shape (n,); may be omitted, which is a weight of 1.
+    reduction: "mean" (default), "sum" or "none"; by name. Losses have further options.
 
-    A subclass has two methods:
+    counts is 1, except for class weights and ignored labels. So the mean is a weighted average, as numpy.average,
+    scikit-learn's sample_weight and PyTorch's class weights have it: a sample of weight 2 counts like two samples.
+    (Keras divides by n.) If nothing counts - no rows, weights that are all 0, labels that are all ignored - the mean
+    and its gradient are 0, as in Keras. (In PyTorch they are NaN.) Outputs, floating-point targets and weights have a
+    gradient.
+
+    A subclass defines two methods:
 
     terms(xp, outputs, targets, **options) -> (terms, saved)
-        Each element's (or each sample's) part in the sum, and what slopes needs.
-    slopes(xp, share, saved) -> (for outputs, for targets)
-        The gradients, `share` being the terms', to which it broadcasts; None for targets without one.
+        The terms of the sum, one for each element or each sample, and anything that `slopes` needs.
+    slopes(xp, share, saved) -> (gradient of outputs, gradient of targets)
+        `share` is the gradient of the terms; it broadcasts to them. None for targets without a gradient.
     """
 
-    #: Whether a term is a sum over axis 1, the classes, which it then has with extent 1: (n, 1, ...).
+    #: Whether each term is a sum over axis 1, the classes. The terms then have shape (n, 1, ...).
     over_classes = False
 
     terms: Callable[..., tuple[Array, Any]]
     slopes: Callable[..., tuple[Array, Array | None]]
 
     def counts(self, xp: Namespace, outputs: Array, targets: Array, **options: Any) -> Array | None:
-        """How much each term counts in the mean; None stands for 1."""
+        """How much each term counts in the divisor of the mean. None stands for 1."""
         return None
 
     def fit(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
-        """The targets in the outputs' dtype. Equal shapes only: (n,) against (n, 1) would broadcast to n * n.
+        """The targets, converted to the dtype of the outputs.
 
-        Raises ShapeError for other shapes, DTypeError for outputs that are not floating-point numbers.
+        Raises ShapeError unless the shapes are equal, since (n,) and (n, 1) would broadcast to n * n terms. Raises
+        DTypeError for outputs that are not floating-point.
         """
         if outputs.shape != targets.shape:
             raise ShapeError(
-                f"the loss got predictions of shape {outputs.shape} and targets of shape {targets.shape}; "
-                "they must be equal (nothing is broadcast): reshape one of them"
+                f"the loss got predictions of shape {outputs.shape} and targets of shape {targets.shape}: the shapes "
+                "must be equal, since nothing is broadcast. Reshape one of them"
             )
         self.check_floating(xp, outputs)
         return xp.astype(targets, outputs.dtype, copy=False)
 
     def check_floating(self, xp: Namespace, outputs: Array) -> None:
-        """Raise DTypeError unless the outputs are floating-point numbers."""
+        """Raise DTypeError unless the outputs are floating-point."""
         if not xp.isdtype(outputs.dtype, "real floating"):
-            raise DTypeError(f"the loss needs floating-point predictions, got {outputs.dtype}")
+            raise DTypeError(f"the loss got predictions of {outputs.dtype}: they must be floating-point")
 
     def forward(
         self,
@@ -82,9 +91,8 @@ class LossOp(Op):
         reduction: str = "mean",
         **options: Any,
     ) -> tuple[Array, Any]:
-        """The loss, and what backward needs."""
         if reduction not in ("mean", "sum", "none"):
-            raise OptionError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+            raise OptionError(f"reduction={reduction!r}: reduction must be 'mean', 'sum' or 'none'")
         targets = self.fit(xp, outputs, targets)
         terms, own = self.terms(xp, outputs, targets, **options)
         counts, column, weighted = self.counts(xp, outputs, targets, **options), None, terms
@@ -102,7 +110,6 @@ class LossOp(Op):
         return value, (own, reduction, total, terms.shape, weighing)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        """The gradients of outputs and targets, and of the weights where there are some."""
         own, reduction, total, shape, weighing = saved
         share = grad
         if reduction == "none":
@@ -112,7 +119,7 @@ class LossOp(Op):
         if weighing is None:
             return self.slopes(xp, share, own)
         column, terms, counts, value = weighing
-        if reduction == "mean":  # what a weight adds to the sum, less what it adds to the count
+        if reduction == "mean":  # a weight changes the sum and the divisor of the mean
             terms = terms - (value if counts is None else value * counts)
         dw = xp.sum(xp.reshape(share * terms, (shape[0], size_of(shape[1:]))), axis=1)
         return *self.slopes(xp, share * column, own), dw
@@ -127,7 +134,7 @@ class LossOp(Op):
         reduction: str = "mean",
         **options: Any,
     ) -> Any:
-        """What the mean was divided by: the batch's count, or the sum of weights; a number or a 0-d array."""
+        """The divisor of the mean: the batch's count or sum of weights, as a number or an array of shape ()."""
         column = None if weights is None else _column(xp, weights, outputs)
         counts = self.counts(xp, outputs, self.fit(xp, outputs, targets), **options)
         return self._total(xp, outputs, column, counts)
@@ -141,24 +148,24 @@ class LossOp(Op):
         return float(batch_count(xp, shape))
 
     def _shape(self, outputs: Array) -> tuple[int, ...]:
-        """The shape of the unreduced loss."""
+        """The shape of the loss with reduction "none"."""
         shape: tuple[int, ...] = outputs.shape
         return (*shape[:1], *shape[2:]) if self.over_classes else shape
 
 
 def _column(xp: Namespace, weights: Array, outputs: Array) -> Array:
-    """Sample weights (n,) as (n, 1, ...) beside the terms."""
+    """Sample weights (n,), reshaped to (n, 1, ...) so that they broadcast to the terms."""
     if weights.shape != outputs.shape[:1]:
         raise ShapeError(
             f"the loss got sample weights of shape {weights.shape} for outputs of shape {outputs.shape}: "
-            "one weight a sample, (n,)"
+            "there must be one weight a sample, (n,)"
         )
     column = xp.reshape(weights, (*weights.shape, *(1 for _ in outputs.shape[1:])))
     return xp.astype(column, outputs.dtype, copy=False)
 
 
 def _divided(xp: Namespace, x: Array, total: Any) -> Array:
-    """x / total, 0 where total is 0."""
+    """x / total, or 0 where total is 0."""
     if not hasattr(total, "dtype"):
         return x / (total or 1.0)
     nothing = total == 0.0
@@ -166,17 +173,16 @@ def _divided(xp: Namespace, x: Array, total: Any) -> Array:
 
 
 def constant(xp: Namespace, value: Any, like: Array) -> Any:
-    """An option that is a number, as it is, or an array or sequence of numbers, as an array beside `like`."""
+    """The value of an option: a number as float, a sequence of numbers as an array of dtype and device of `like`."""
     if isinstance(value, (int, float)):
         return float(value)
     return xp.asarray(value, dtype=like.dtype, device=like.device)
 
 
 class MSE(LossOp):
-    """Mean squared error, terms (p - t)^2; d/dp = 2 (p - t) = -d/dt.
+    """Mean squared error: terms (p - t)^2; d/dp = 2 (p - t), d/dt = -2 (p - t). As PyTorch's mse_loss.
 
-    The articles differ on the factor: MiniFlow has 1/n with gradient 2/n, as here and in PyTorch; the
-    blocks article halves the loss, or leaves the 2 out of the gradient alone, which is not its gradient.
+    Some texts halve the loss, so that the 2 in the gradient disappears. Here the loss is not halved.
     """
 
     def terms(self, xp: Namespace, predicted: Array, target: Array) -> tuple[Array, Any]:
@@ -189,7 +195,7 @@ class MSE(LossOp):
 
 
 class L1(LossOp):
-    """Mean absolute error, terms |p - t|; d/dp = sign(p - t) = -d/dt, 0 where p = t, as PyTorch's l1_loss."""
+    """Mean absolute error: terms |p - t|; d/dp = sign(p - t), d/dt = -sign(p - t). As PyTorch's l1_loss."""
 
     def terms(self, xp: Namespace, predicted: Array, target: Array) -> tuple[Array, Any]:
         difference = predicted - target
@@ -201,11 +207,13 @@ class L1(LossOp):
 
 
 class Huber(LossOp):
-    """Squared near the target, linear beyond `delta`; PyTorch's huber_loss and Keras's Huber.
+    """Huber loss: squared near the target, linear beyond `delta`. As PyTorch's huber_loss and Keras's Huber.
 
         d = p - t:  d^2 / 2 where |d| <= delta, delta (|d| - delta / 2) elsewhere;  d/dp = clip(d, -delta, delta)
 
-    PyTorch's smooth_l1_loss(beta) is this loss of delta = beta, divided by beta. Source: Huber, Ann. Math. Statist.
+    delta: a number; default 1.
+
+    PyTorch's smooth_l1_loss(beta) is this loss with delta = beta, divided by beta. Source: Huber, Ann. Math. Statist.
     35 (1964).
     """
 
@@ -222,9 +230,9 @@ class Huber(LossOp):
 
 
 class Hinge(LossOp):
-    """Terms max(1 - p t, 0) for targets -1 and 1 of the outputs' shape: Keras's Hinge, scikit-learn's hinge_loss.
+    """Hinge loss: terms max(1 - p t, 0) for targets t of -1 and 1; d/dp = -t, d/dt = -p where p t < 1, else 0.
 
-    d/dp = -t, d/dt = -p where p t < 1, else 0. Source: Cortes and Vapnik, Machine Learning 20 (1995).
+    As Keras's Hinge and scikit-learn's hinge_loss. Source: Cortes and Vapnik, Machine Learning 20 (1995).
     """
 
     def terms(self, xp: Namespace, predicted: Array, target: Array) -> tuple[Array, Any]:
@@ -238,9 +246,9 @@ class Hinge(LossOp):
 
 
 class ColumnMSE(Op):
-    """MSE(y, a) as MiniFlow's node has it: target first, both flattened to columns before they meet.
+    """Mean squared error of a MiniFlow graph, MSE(y, a): the target comes first, and both are flattened to columns.
 
-    So targets (n,) and outputs (n, 1) fit, which the losses refuse. Gradients have their inputs' shapes.
+    So targets (n,) and outputs (n, 1) fit, which other losses refuse.
     """
 
     def forward(self, xp: Namespace, target: Array, predicted: Array) -> tuple[Array, Any]:

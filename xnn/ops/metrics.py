@@ -1,11 +1,13 @@
-"""What metrics are made of: counts and sums over a batch, to which the next batch's can be added; no gradients.
+"""Counts and sums over a batch, from which metrics are computed. They can be added up over batches; no gradients.
 
-A sample's class is the largest of its outputs (n, classes), the first of equal ones; what it should be is said by
-integer labels (n,) or by probabilities (n, classes), whose largest counts; with more axes, outputs (n, classes, ...)
-and labels (n, ...), each place of a sample has a class. A label that no output stands for is no class: it is never
-right, and nothing wraps. A single output, (n, 1) or (n,) with targets of the same shape, says yes
-where it is above `threshold` (0 for logits, 1/2 for probabilities), and should where the target is above 1/2; with
-`binary` each of several outputs (n, ...) says so for itself.
+Classes: outputs have shape (n, classes) or (n, classes, ...). The predicted class of a sample (or of each position of
+a sample) is that of its largest output, the first of equal ones. The true class is given by integer labels (n, ...),
+or by probabilities of the outputs' shape, as the class of the largest. No prediction is right for a label outside
+0 .. classes - 1.
+
+Yes or no: a single output, of shape (n, 1) or (n,), with targets of the same shape. It says yes if it is above
+`threshold` (0 for logits, 1/2 for probabilities). Yes is right if the target is above 1/2. With `binary`, each of
+several outputs (n, ...) says yes or no for itself.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ __all__ = ["absolute_error", "accuracy", "class_counts", "confusion", "in_top", 
 def accuracy(
     xp: Namespace, outputs: Array, targets: Array, *, binary: bool = False, threshold: float = 0.0
 ) -> Array:
-    """The number of samples that are right: 0-d, or for each place of a sample or output that says yes or no, 1-d."""
+    """The number of right samples, shape (); for each position or output that says yes or no, shape (m,)."""
     if targets.shape == outputs.shape[:1] and outputs.ndim == 2 and not binary:
         if not xp.isdtype(targets.dtype, ("bool", "integral")):
-            raise DTypeError(f"accuracy needs integer labels, got {targets.dtype}")
+            raise DTypeError(f"accuracy got labels of {targets.dtype}: it needs integer labels")
         best = xp.argmax(outputs, axis=1)
-        # An index is as wide as it must be: uint8 could not name 300 classes.
+        # Compared as indices, since uint8 labels could not be compared with class 300.
         return xp.sum(xp.astype(best == xp.astype(targets, best.dtype), outputs.dtype))
     said, true = _decisions(xp, "accuracy", outputs, targets, binary, threshold)
     if _says_yes(outputs, targets, binary):
@@ -35,9 +37,9 @@ def accuracy(
 def class_counts(
     xp: Namespace, outputs: Array, targets: Array, *, binary: bool = False, threshold: float = 0.0
 ) -> Array:
-    """(3, classes) integers: how often each class was said and true, was said, was true.
+    """How often each class was predicted and true, was predicted, was true: integers (3, classes).
 
-    A class is here also an output that says yes or no: it has one column, which counts yes.
+    An output that says yes or no has one column, which counts yes.
     """
     said, true = _decisions(xp, "the count of classes", outputs, targets, binary, threshold)
     counting = xp.arange(1, device=outputs.device).dtype
@@ -48,48 +50,52 @@ def class_counts(
 def confusion(
     xp: Namespace, outputs: Array, targets: Array, *, binary: bool = False, threshold: float = 0.0
 ) -> Array:
-    """(classes, classes): how often the row's class was true and the column's said; no and yes are two classes."""
+    """The confusion matrix (classes, classes): how often class i (row) was true and class j (column) predicted.
+
+    Of an output that says yes or no, the classes are no and yes.
+    """
     said, true = _decisions(xp, "a confusion matrix", outputs, targets, binary, threshold)
     if _says_yes(outputs, targets, binary):
         if said.shape[1] > 1:
             raise ShapeError(
-                f"a confusion matrix is of one yes or no, and the outputs {outputs.shape} say {said.shape[1]}: "
-                "give it one column"
+                f"a confusion matrix got outputs of shape {outputs.shape}, which say yes or no {said.shape[1]} "
+                "times: give it one column"
             )
         said, true = (xp.concat([xp.logical_not(which), which], axis=1) for which in (said, true))
     said, true = xp.astype(said, outputs.dtype), xp.astype(true, outputs.dtype)
-    return xp.matmul(xp.permute_dims(true, (1, 0)), said)  # zeros and ones: no sum is rounded
+    return xp.matmul(xp.permute_dims(true, (1, 0)), said)  # sums of zeros and ones are not rounded
 
 
 def in_top(xp: Namespace, outputs: Array, targets: Array, *, k: int) -> Array:
-    """The number of samples whose class is among the k largest outputs; of equal ones the first is the larger."""
+    """The number of samples whose class is among the k largest outputs. Of equal outputs, the first is larger."""
     if outputs.ndim < 2 or outputs.shape[1] < 2:
-        raise ShapeError(f"top-{k} accuracy needs outputs (n, classes), got {outputs.shape}")
+        raise ShapeError(f"top-{k} accuracy got outputs of shape {outputs.shape}: it needs (n, classes)")
     rows, classes, actual = _classes(xp, f"top-{k} accuracy", outputs, targets)
     true = actual == classes
     score = xp.max(xp.where(true, rows, float("-inf")), axis=1, keepdims=True)
     equal_before = xp.logical_and(rows == score, classes < actual)
-    # Not <=, rather than >: an output that is NaN stands before all others.
+    # "not <=" instead of ">", so that an output of NaN comes before all others.
     before = xp.astype(xp.logical_or(xp.logical_not(rows <= score), equal_before), classes.dtype)
     return _each_place(xp, outputs, xp.logical_and(xp.sum(before, axis=1) < k, xp.any(true, axis=1)))
 
 
 def absolute_error(xp: Namespace, outputs: Array, targets: Array) -> Array:
-    """sum |o - t| over the batch, for each output."""
+    """The sum of |output - target| over the batch, for each output."""
     return xp.sum(xp.abs(outputs - _like(xp, outputs, targets)), axis=0)
 
 
 def squared_error(xp: Namespace, outputs: Array, targets: Array) -> Array:
-    """sum (o - t)^2 over the batch, for each output."""
+    """The sum of (output - target)^2 over the batch, for each output."""
     error = outputs - _like(xp, outputs, targets)
     return xp.sum(error * error, axis=0)
 
 
 def moments(xp: Namespace, outputs: Array, targets: Array) -> Array:
-    """(5, outputs): for each output the samples n, a pivot p, sum (t - p), sum (t - p)^2, sum (o - t)^2.
+    """For each output o with targets t: n, a pivot p, sum (t - p), sum (t - p)^2, sum (o - t)^2; shape (5, outputs).
 
-    The pivot is the target nearest to the batch's mean: sum t^2 - (sum t)^2 / n would lose all digits of targets
-    that lie far from zero, and a mean would be rounded. |p - mean| is at most the standard deviation.
+    The pivot is the target nearest to the mean of the batch, so |p - mean| is at most the standard deviation. Without
+    a pivot, sum t^2 - (sum t)^2 / n would lose all digits of targets that lie far from 0. The mean itself as pivot
+    would be rounded.
     """
     targets = _like(xp, outputs, targets)
     columns = outputs.shape[0], size_of(outputs.shape[1:])
@@ -106,7 +112,7 @@ def moments(xp: Namespace, outputs: Array, targets: Array) -> Array:
 def _decisions(
     xp: Namespace, what: str, outputs: Array, targets: Array, binary: bool, threshold: float
 ) -> tuple[Array, Array]:
-    """Booleans (n, outputs) or (places, classes): which are said, and which are true."""
+    """Which classes are predicted and which are true: two boolean arrays (n, outputs) or (positions, classes)."""
     if _says_yes(outputs, targets, binary):
         _check_floating(xp, what, outputs)
         columns = outputs.shape[0], size_of(outputs.shape[1:])
@@ -114,20 +120,20 @@ def _decisions(
         return xp.reshape(outputs > threshold, columns), xp.reshape(true, columns)
     if binary:
         raise ShapeError(
-            f"{what} of outputs that say yes or no needs targets of their shape; got {outputs.shape} and "
-            f"{targets.shape}"
+            f"{what} got outputs of shape {outputs.shape}, which say yes or no, and targets of shape "
+            f"{targets.shape}: the shapes must be equal"
         )
     rows, classes, actual = _classes(xp, what, outputs, targets)
     return xp.expand_dims(xp.argmax(rows, axis=1), axis=1) == classes, actual == classes
 
 
 def _says_yes(outputs: Array, targets: Array, binary: bool) -> bool:
-    """Whether the outputs say yes or no, and are no classes."""
+    """Whether the outputs say yes or no, and are not the outputs of classes."""
     return targets.shape == outputs.shape and (binary or size_of(outputs.shape[1:]) == 1)
 
 
 def _each_place(xp: Namespace, outputs: Array, right: Array) -> Array:
-    """How many samples are right: a number, or one for each place where outputs (n, classes, ...) have several."""
+    """The number of right samples; for outputs (n, classes, ...) the number at each position."""
     right = xp.astype(right, outputs.dtype)
     if outputs.ndim == 2:
         return xp.sum(right)
@@ -135,14 +141,14 @@ def _each_place(xp: Namespace, outputs: Array, right: Array) -> Array:
 
 
 def _classes(xp: Namespace, what: str, outputs: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Outputs (places, classes), every class's number (classes,), and the true one of each place (places, 1)."""
+    """Outputs (positions, classes), numbers of classes (classes,), true class of each position (positions, 1)."""
     _check_floating(xp, what, outputs)
     one_less = outputs.shape[:1] + outputs.shape[2:]
     if outputs.ndim < 2 or targets.shape not in (outputs.shape, one_less):
         raise ShapeError(
-            f"{what} needs outputs (n, classes) with labels (n,) or probabilities (n, classes), both perhaps with "
-            f"more axes, or one output that says yes or no, (n, 1), with targets (n, 1); got {outputs.shape} "
-            f"and {targets.shape}"
+            f"{what} got outputs of shape {outputs.shape} and targets of shape {targets.shape}: it needs outputs "
+            "(n, classes, ...) with labels (n, ...) or probabilities (n, classes, ...), or one output that says yes "
+            "or no, (n, 1), with targets (n, 1)"
         )
     classes = xp.arange(outputs.shape[1], device=outputs.device)
     if targets.shape == outputs.shape:
@@ -150,7 +156,7 @@ def _classes(xp: Namespace, what: str, outputs: Array, targets: Array) -> tuple[
     elif xp.isdtype(targets.dtype, "integral"):
         actual = xp.astype(targets, classes.dtype)
     else:
-        raise DTypeError(f"{what} needs integer labels, got {targets.dtype}")
+        raise DTypeError(f"{what} got labels of {targets.dtype}: it needs integer labels")
     if outputs.ndim > 2:
         classes_last = (0, *range(2, outputs.ndim), 1)
         outputs = xp.reshape(xp.permute_dims(outputs, classes_last), (size_of(one_less), outputs.shape[1]))
@@ -158,17 +164,19 @@ def _classes(xp: Namespace, what: str, outputs: Array, targets: Array) -> tuple[
 
 
 def _check_floating(xp: Namespace, what: str, outputs: Array) -> None:
-    """Numbers of classes in the place of outputs would be compared with a threshold, without a word."""
+    """Raise DTypeError unless the outputs are floating-point: predicted classes given as outputs are a mistake."""
     if not xp.isdtype(outputs.dtype, "real floating"):
-        raise DTypeError(f"{what} needs a model's outputs, floating-point numbers, got {outputs.dtype}")
+        raise DTypeError(
+            f"{what} got outputs of {outputs.dtype}: it needs a model's outputs, which are floating-point"
+        )
 
 
 def _like(xp: Namespace, outputs: Array, targets: Array) -> Array:
-    """Targets in the outputs' dtype; equal shapes only, nothing is broadcast."""
+    """The targets in the dtype of the outputs. Raises ShapeError unless the shapes are equal."""
     if outputs.shape != targets.shape:
         raise ShapeError(
-            f"the metric needs targets of the outputs' shape, got {outputs.shape} and {targets.shape}: "
-            "reshape one of them"
+            f"the metric got outputs of shape {outputs.shape} and targets of shape {targets.shape}: it needs targets "
+            "of the outputs' shape. Reshape one of them"
         )
     _check_floating(xp, "the metric", outputs)
     return xp.astype(targets, outputs.dtype)

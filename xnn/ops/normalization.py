@@ -1,16 +1,17 @@
-"""Normalization: means and variances of a batch or of each sample, and what is made of them."""
+"""Normalization by means and variances, of a batch (batch normalization) or of each sample (layer normalization)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xnn.ops.op import Array, Namespace, Op, batch_count, batch_sum, positive_axis, size_of
+from xnn.ops.apply import batch_count, batch_sum
+from xnn.ops.op import Array, Namespace, Op, positive_axis, size_of
 
 __all__ = ["count_over", "moments", "normalize", "running_moments"]
 
 
 def count_over(xp: Namespace, shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    """How many elements are reduced over `axes`, axis 0 being the batch's, wherever its rows are; at least 1."""
+    """How many elements are reduced over `axes`; at least 1. Axis 0 is the batch: the rows of all workers count."""
     inside = size_of([shape[a] for a in axes if a])
     return (batch_count(xp, (shape[0], inside)) if 0 in axes else inside) or 1
 
@@ -20,11 +21,11 @@ def _positive(axis: tuple[int, ...], ndim: int) -> tuple[int, ...]:
 
 
 class Moments(Op):
-    """Mean and variance over `axis`, whose extents become 1, as y[0] and y[1].
+    """Mean and variance over `axis`, as y[0] and y[1]; the axes stay, with extent 1.
 
         mean = (1/n) sum x,   variance = (1/n) sum (x - mean)^2;   dx = dmean / n + dvariance 2 (x - mean) / n
 
-    Over axis 0, the batch's, all workers' rows count.
+    axis: a tuple of integers. Axis 0 is the batch: if workers share it, the rows of all count.
     """
 
     def forward(self, xp: Namespace, x: Array, *, axis: tuple[int, ...]) -> tuple[Array, Any]:
@@ -41,11 +42,17 @@ class Moments(Op):
 
 
 class Normalize(Op):
-    """y = (x - mean) / sqrt(variance + epsilon) * weight + bias, of `moments` over `axis` as ops.moments gives them.
+    """Normalize by given mean and variance: y = (x - mean) / sqrt(variance + epsilon) * weight + bias.
 
-    weight and bias lie along the axes of x from axis `along` on: batch normalization's (C,) along 1, layer
-    normalization's (..., features) along its last axes; either both or neither. With z = (x - mean) r,
-    r = 1 / sqrt(variance + epsilon), g = grad * weight:
+    x: any shape.
+    moments: mean and variance as `ops.moments` returns them.
+    weight, bias: both or neither; their axes are those of x from axis `along` on. Batch normalization has (C,) along
+        axis 1, layer normalization (features, ...) along the last axes.
+    axis: the axes over which the moments were computed; a tuple of integers.
+    along: integer; default 1.
+    epsilon: a number; default 1e-5.
+
+    Gradients, with r = 1 / sqrt(variance + epsilon), z = (x - mean) r, g = grad * weight:
 
         dx = g r,  dmean = -sum g r,  dvariance = -1/2 r^2 sum g z,  dweight = sum grad z,  dbias = sum grad
 
@@ -97,10 +104,10 @@ def running_moments(
     axis: tuple[int, ...],
     shape: tuple[int, ...],
 ) -> tuple[Array, Array]:
-    """Running statistics one batch on: running = (1 - momentum) running + momentum new, as in PyTorch.
+    """Update running statistics by a batch: running = (1 - momentum) running + momentum new, as in PyTorch.
 
-    `moments` are the batch's, over `axis` of x of this `shape`; the new variance is the unbiased one, n / (n - 1)
-    times theirs (n = 1: theirs).
+    `moments` are those of the batch, over `axis` of an array of this `shape`. The new variance is the unbiased one:
+    n / (n - 1) times the batch's, or just the batch's if n = 1.
     """
     n = count_over(xp, shape, axis)
     new_mean, new_variance = (xp.reshape(moments[k, ...], mean.shape) for k in (0, 1))

@@ -1,38 +1,40 @@
-"""What an op is: a differentiable function as a stateless pair, forward and backward.
+"""What an op is: a differentiable function, as a stateless pair `forward` and `backward`.
 
-An op is the specification of its mathematics. It is written against `xp`, the Array API namespace of
-its arrays (NumPy itself on the CPU), which its caller passes in, so the same lines run on every
-backend. Inside an op: `+ - * /`, comparisons and `xp` functions, masks through `where`; no array
-methods, no `@` or `**`, no writing in place, and creation functions pass `device=x.device`
-(`tests/test_house.py` reads the syntax trees and says so).
+An op is the definition of its mathematics. It is written for `xp`, the Array API namespace of its arrays (NumPy
+itself on the CPU), which the caller passes in. So the same lines run on every backend. Inside an op there are only
+`+ - * /`, comparisons and functions of `xp`, with `xp.where` for masks. There are no array methods, no `@` or `**`,
+no writing in place, and functions that create arrays are given `device=x.device`. A test reads the source of all ops
+and checks these rules.
 
-An op of your own is three lines, and goes through every door: as a layer, in a graph, in autograd:
+Your own op is a class with two methods. It can be called with arrays, used in a graph, differentiated, and used as a
+layer:
 
-    import numpy as np, xnn
-    from xnn import layers, ops
+>>> import numpy as np, xnn
+>>> from xnn import layers, ops
+>>> class Square(xnn.Op):
+...     def forward(self, xp, x):
+...         return x * x, x
+...     def backward(self, xp, grad, x):
+...         return (2.0 * x * grad,)
+>>> square, x = Square(), np.array([1.0, 2.0])
+>>> square(x)
+array([1., 4.])
+>>> xnn.grad(lambda x: ops.sum(square(x)))(x)
+array([2., 4.])
+>>> node = square(xnn.graph.Input())
+>>> layer = layers.Function(square)
 
-    class Square(xnn.Op):
-        def forward(self, xp, x): return x * x, x
-        def backward(self, xp, grad, x): return (2.0 * x * grad,)
-
-    square, x = Square(), np.ones((2, 3))
-    square(x)                                  # an array in, an array out
-    xnn.grad(lambda x: ops.sum(square(x)))(x)  # autograd
-    square(xnn.graph.Input())                  # a graph node
-    layers.Function(square)                    # a layer
+How xnn runs an op, and what exact numerics change, is in `xnn/ops/apply.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
 
-from xnn.errors import GraphError, OptionError, ShapeError, XnnError
+from xnn.errors import OptionError, ShapeError
 
-__all__ = [
-    "Array", "Boundary", "Namespace", "Op", "apply_rule", "backward_of", "batch_count", "batch_mean", "batch_sum",
-    "check_gradients", "forward_of", "positive_axis", "size_of", "unbroadcast",
-]  # fmt: skip
+__all__ = ["Array", "Namespace", "Op", "install", "is_integer", "positive_axis", "size_of", "unbroadcast"]
 
 #: An array of any backend. The Array API has no common base class, hence Any.
 Array: TypeAlias = Any
@@ -43,36 +45,76 @@ Applier: TypeAlias = Callable[["Op", tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Op:
-    """A differentiable function: `forward` and the product with its Jacobian's transpose, `backward`.
+    """A differentiable function: the base class of all ops.
+
+    A subclass defines two methods:
 
     forward(xp, *inputs, **options) -> (output, saved)
-        `saved` is whatever backward will need; options are keyword-only and are not differentiated.
-    backward(xp, grad, saved) -> one gradient per input
-        Each has its input's shape; None stands for an input without a gradient (labels, masks,
-        Python numbers). Neither function modifies its inputs, `grad` or `saved`; what they return may be
-        a view of them (reshape) or `grad` itself (add).
+        Computes the output. `saved` is anything that `backward` will need. Options are keyword-only and are not
+        differentiated.
+    backward(xp, grad, saved) -> (gradient of input 0, gradient of input 1, ...)
+        Computes the gradients of the inputs, given the gradient of the output. Each has its input's shape. None
+        stands for an input without a gradient: labels, masks, Python numbers.
+
+    Neither method changes its inputs, `grad` or `saved`. What they return may be a view of these (as reshape does) or
+    `grad` itself (as add does).
+
+    When the op is called, options are given by name. Those that are listed in `positional` may also be given by
+    position, after the inputs:
+
+    >>> import numpy as np, xnn
+    >>> class Scaled(xnn.Op):
+    ...     positional = ("factor",)
+    ...     def forward(self, xp, x, *, factor):
+    ...         return x * factor, factor
+    ...     def backward(self, xp, grad, factor):
+    ...         return (grad * factor,)
+    >>> Scaled()(np.ones(2), 3.0)
+    array([3., 3.])
     """
 
-    #: Whether it stands for a layer of the user's that is run as it is, and may draw random numbers.
+    #: Options that may also be given by position, in this order, after the inputs.
+    positional: ClassVar[tuple[str, ...]] = ()
+    #: The number of inputs; only for an op that has `positional` options.
+    arity: ClassVar[int] = 1
+    #: Whether the op stands for a user's layer, which may draw random numbers. A program runs it as it is.
     opaque = False
-    #: Whether it takes arrays as they are stored and widens them itself, in a namespace with a boundary.
+    #: For exact numerics: whether the op is given arrays as they are stored, and converts them itself.
     takes_stored = False
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[..., tuple[Array | None, ...]]
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Apply the op: arrays give an array, recorded values a recorded value, graph nodes a node."""
+        """Apply the op. Arrays give an array, recorded values give a recorded value, graph nodes give a node."""
+        if self.positional and len(inputs) > self.arity:
+            inputs, options = self._name_options(inputs, options)
         return _apply(self, inputs, options)
 
+    def _name_options(
+        self, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Inputs and options, when options were given by position."""
+        given = inputs[self.arity :]
+        named = dict(zip(self.positional, given, strict=False))
+        if len(given) > len(self.positional) or not named.keys().isdisjoint(options):
+            twice = ", ".join(name for name in named if name in options)
+            got = f"{twice} twice" if twice else f"{len(inputs)} positional arguments"
+            inputs_of = "its input" if self.arity == 1 else f"its {self.arity} inputs"
+            raise OptionError(
+                f"{self.name} got {got}: by position it takes {inputs_of} and {', '.join(self.positional)}, each "
+                "once, and other options by name"
+            )
+        return inputs[: self.arity], {**options, **named}
+
     def __deepcopy__(self, memo: Any) -> Op:
-        """Itself: there is no state to copy, and kernels, exact forms and files know an op by what it is."""
+        """Itself: an op has no state to copy, and kernels, exact forms and files find it by identity."""
         return self
 
     def without_input_gradient(self, saved: Any) -> Any:
-        """`saved`, less what only the gradient for the first input needs.
+        """`saved` without what only the gradient of the first input needs.
 
-        backward may then return None in its place. The first layer of a network uses it: nobody reads
-        the gradient with respect to the data, and it can cost as much as the weights' own.
+        `backward` may then return None for the first input. It is used for the first layer of a network: nobody reads
+        the gradient of the data, and it can cost as much as the gradient of the weights.
         """
         return saved
 
@@ -86,157 +128,19 @@ class Op:
 
 
 def _not_installed(op: Op, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    raise NotImplementedError("xnn.graph.autograd says how an op is applied; import xnn first")
+    raise NotImplementedError("no way to apply an op is installed yet: import xnn before calling an op")
 
 
 _apply: Applier = _not_installed
 
 
 def install(applier: Applier) -> None:
-    """Say how a called op is applied.
+    """Set the function that is called when an op is called.
 
-    The mathematics knows neither backends nor graphs; `xnn.graph.autograd` does.
+    `xnn.graph.value` calls this. The ops themselves know neither backends nor graphs.
     """
     global _apply
     _apply = applier
-
-
-class Boundary:
-    """A namespace whose ops compute with other numbers than are stored: exact numerics."""
-
-    def enter(self, x: Any) -> Any:
-        """A stored array as an op computes with it."""
-        raise NotImplementedError
-
-    def leave(self, y: Any) -> Any:
-        """What an op returns as it is stored."""
-        raise NotImplementedError
-
-    def role(self, op: Op) -> Op:
-        """The op's form in this namespace."""
-        raise NotImplementedError
-
-    def batch_sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-        """The sum over `axis`, of which axis 0 is the batch's, wherever its shards are."""
-        raise NotImplementedError
-
-    def scatter_add(self, count: int, indices: Array, rows: Array, batch: bool = False) -> Array:
-        """`count` rows of zeros to which rows[i] is added at indices[i]; batch: they are the whole batch's."""
-        raise NotImplementedError
-
-    def erf(self, x: Array) -> Array:
-        """The error function."""
-        raise NotImplementedError
-
-    def batch_count(self, rows: int) -> int:
-        """The rows of the whole batch, given those here."""
-        raise NotImplementedError
-
-
-def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[Array, Any]:
-    """op.forward, with a clear word for what it may stumble over; every door goes through here."""
-    if isinstance(xp, Boundary):
-        op = xp.role(op)
-        if not op.takes_stored:
-            inputs = [xp.enter(x) for x in inputs]
-            options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
-    try:
-        result = op.forward(xp, *inputs, **options)
-    except (ValueError, IndexError) as error:
-        if isinstance(error, XnnError):
-            raise
-        shapes = ", ".join(str(tuple(x.shape)) if hasattr(x, "shape") else repr(x) for x in inputs)
-        raise ShapeError(f"{op.name} of {shapes}{_with(options)}: {error}") from error
-    except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-            raise  # from inside the op; a call that does not fit its signature never gets there
-        raise OptionError(
-            f"{op.name} of {len(inputs)} inputs{_with(options)}: inputs go by position, options by name, as in "
-            f"ops.sum(x, axis=0): {error}"
-        ) from error
-    if type(result) is not tuple or len(result) != 2:
-        raise GraphError(
-            f"the forward of {op.name} must return a pair (output, saved), got {repr(result)[:60]}"
-        )
-    return (xp.leave(result[0]), result[1]) if isinstance(xp, Boundary) else result
-
-
-def _with(options: Mapping[str, Any]) -> str:
-    return f" with {', '.join(f'{k}={v!r}' for k, v in options.items())}" if options else ""
-
-
-def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-    """op.backward; a gradient that was not put into a tuple would be taken apart row by row."""
-    if isinstance(xp, Boundary):
-        op = xp.role(op)
-        grad = grad if op.takes_stored else xp.enter(grad)
-    gradients = op.backward(xp, grad, saved)
-    if type(gradients) is not tuple:
-        raise GraphError(
-            f"the backward of {op.name} must return a tuple, one gradient per input, got {repr(gradients)[:60]}"
-        )
-    if isinstance(xp, Boundary):
-        return tuple(xp.leave(gradient) for gradient in gradients)
-    return gradients
-
-
-def check_gradients(
-    name: str, gradients: Sequence[Array | None], shapes: Sequence[tuple[int, ...] | None]
-) -> None:
-    """Raise GraphError unless there is one gradient for each input, of its shape; None is a number's shape.
-
-    Every door asks: where fewer are taken or smaller ones broadcast, training goes on with wrong numbers.
-    """
-    if len(gradients) != len(shapes):
-        raise GraphError(
-            f"the backward of {name} returned {len(gradients)} gradients for {len(shapes)} inputs; "
-            "None stands for an input without one"
-        )
-    for number, (gradient, shape) in enumerate(zip(gradients, shapes, strict=True)):
-        got = None if gradient is None else tuple(getattr(gradient, "shape", ()))
-        if got is not None and shape is not None and got != tuple(shape):
-            raise GraphError(
-                f"the backward of {name} returned a gradient of shape {got} for input {number} of shape "
-                f"{tuple(shape)}: each has its input's shape; ops.op.unbroadcast sums one that was broadcast"
-            )
-
-
-def apply_rule(
-    rule: Callable[..., Any], xp: Namespace, arrays: Sequence[Any], options: Mapping[str, Any]
-) -> Any:
-    """rule(xp, *arrays, **options), for what is no op: an optimizer's update rule, a metric."""
-    if not isinstance(xp, Boundary):
-        return rule(xp, *arrays, **options)
-    options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
-    result = rule(xp, *map(xp.enter, arrays), **options)
-    return tuple(map(xp.leave, result)) if isinstance(result, tuple) else xp.leave(result)
-
-
-def _is_array(x: Any) -> bool:
-    """An option may also be a dtype, some of which are classes with an array's attributes."""
-    return hasattr(x, "shape") and not isinstance(x, type)
-
-
-def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-    """The sum over `axis`, of which axis 0 is the batch's: all workers' rows, where a batch is split over some.
-
-    An op says with it that it reduces over the batch; for any other sum there is xp.sum.
-    """
-    own = xp.batch_sum if isinstance(xp, Boundary) else xp.sum
-    return own(x, axis=axis, keepdims=keepdims)
-
-
-def batch_count(xp: Namespace, shape: tuple[int, ...]) -> int:
-    """The elements of the whole batch, given this worker's shape (rows, ...); of shape () there is one."""
-    rows = xp.batch_count(shape[0]) if shape and isinstance(xp, Boundary) else size_of(shape[:1])
-    return rows * size_of(shape[1:])
-
-
-def batch_mean(xp: Namespace, x: Array) -> Array:
-    """The mean over all elements of the whole batch."""
-    if not isinstance(xp, Boundary):
-        return xp.mean(x)
-    return xp.batch_sum(x) / float(batch_count(xp, x.shape))
 
 
 def size_of(shape: Sequence[int]) -> int:
@@ -247,17 +151,26 @@ def size_of(shape: Sequence[int]) -> int:
     return size
 
 
+def is_integer(item: Any) -> bool:
+    """Whether it is an integer of Python's or NumPy's. Booleans are masks, and arrays are not integers."""
+    return hasattr(item, "__index__") and not isinstance(item, bool) and getattr(item, "ndim", 0) == 0
+
+
 def positive_axis(axis: int, ndim: int) -> int:
-    """An axis of an array of so many, counted from the first; raises ShapeError for one that it has not."""
+    """The axis counted from the first, as 0 .. ndim - 1. Raises ShapeError if there is no such axis."""
     if not -ndim <= axis < ndim:
         raise ShapeError(f"axis {axis} of an array of {ndim} axes: it must lie in {-ndim} .. {ndim - 1}")
     return axis % ndim
 
 
 def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:
-    """The gradient of broadcasting `like` to grad's shape: grad summed back to like's shape.
+    """Sum the gradient over the axes along which `like` was broadcast, so that it has like's shape.
 
-    `like` is the input itself or its shape; a Python number has no gradient, hence None.
+    `like` is an op's input or its shape. A Python number gets None, since it has no gradient.
+
+    >>> import numpy as np
+    >>> unbroadcast(np, np.ones((2, 3)), (3,))
+    array([2., 2., 2.])
     """
     shape = like if isinstance(like, tuple) else getattr(like, "shape", None)
     if shape is None:

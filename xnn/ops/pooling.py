@@ -1,4 +1,4 @@
-"""Pooling of images: the largest or the mean of each window."""
+"""Pooling of images: the largest element or the mean of each window."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ __all__ = ["avg_pool2d", "check_pool_padding", "max_pool2d", "pool_windows"]
 def check_pool_padding(
     padding: Any, kernel: tuple[int, int], dilation: tuple[int, int] = (1, 1)
 ) -> tuple[int, int]:
-    """A pair of at most half a window each, as PyTorch allows. Raises OptionError."""
+    """The padding as a pair. Raises OptionError if it is more than half a window, which PyTorch forbids as well."""
     pair = check_pair("padding", padding, least=0)
     spans = (d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     if any(2 * p > span for p, span in zip(pair, spans, strict=True)):
-        raise OptionError(f"padding of a pooling must be at most half a window, got {pair} for {kernel}")
+        raise OptionError(
+            f"padding {pair} of a pooling with windows of {kernel}: it must be at most half a window"
+        )
     return pair
 
 
 def pool_windows(
     name: str, shape: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1
 ) -> tuple[Windows, Windows]:
-    """windows_of a pooling, each of which has an element of the image; stride None stands for kernel_size.
+    """The windows of a pooling along H and W; stride None stands for kernel_size.
 
-    Padding of at most half a window leaves one without only if its elements lie further apart than the image is wide
-    (where PyTorch reads and writes beside it). Raises ShapeError then.
+    Raises ShapeError if a window has no element of the image. As padding is at most half a window, that happens only
+    if a window's elements lie further apart than the image is wide. (PyTorch reads outside the image then.)
     """
     kernel, dilation = check_pair("kernel_size", kernel_size), check_pair("dilation", dilation)
     padding = check_pool_padding(padding, kernel, dilation)
@@ -38,34 +40,43 @@ def pool_windows(
         if w.extent < w.dilation and not all(map(w.holds, range(w.number))):
             raise ShapeError(
                 f"{name}: with padding {padding} and dilation {dilation} a window has no element of an image of "
-                f"{shape[2]} x {shape[3]}: take less of either"
+                f"{shape[2]} x {shape[3]}: use less of either"
             )
     return windows
 
 
 class _Pool(Op):
-    """What the poolings share: their windows."""
+    """The base class of poolings."""
 
     def _windows(
         self, xp: Namespace, x: Array, kernel_size: Any, stride: Any, padding: Any, dilation: Any
     ) -> tuple[Windows, Windows]:
-        """The windows, after a look at the dtype."""
         if not xp.isdtype(x.dtype, "real floating"):
             raise DTypeError(
-                f"{self.name} needs floating-point images, got {x.dtype}: Rescale converts integers"
+                f"{self.name} got images of {x.dtype}: it needs floating-point images, which "
+                "layers.Rescale makes of integers"
             )
         return pool_windows(self.name, x.shape, kernel_size, stride, padding, dilation)
 
 
 class MaxPool2D(_Pool):
-    """The largest element of each window of images (n, C, H, W): y (n, C, oh, ow); NaN where a window holds one.
+    """Maximum pooling: the largest element of each window. A window with NaN gives NaN.
 
-    oh = floor((H + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, ow likewise; each option a number or a pair.
-    stride is kernel_size when not given; padding counts as -infinity. The gradient goes to the first of a window's
-    largest elements, row by row, as in PyTorch's max_pool2d; to the first of all where the window holds NaN.
+    The result has shape (n, C, oh, ow), oh = floor((H + 2 padding - dilation (kernel_size - 1) - 1) / stride) + 1,
+    ow likewise. Every option is an integer, or a pair for rows and columns.
+
+    x: images, shape (n, C, H, W), floating-point.
+    kernel_size: the size of a window.
+    stride: the distance between windows; None (default) for kernel_size.
+    padding: how far windows may reach over the edge, where elements count as -infinity; default 0.
+    dilation: the distance between the elements of a window; default 1.
+
+    The gradient goes to the first of the window's largest elements, row by row, as in PyTorch's max_pool2d; in a
+    window with NaN, to its first element.
     """
 
     name = "max_pool2d"
+    positional = ("kernel_size", "stride", "padding", "dilation")
 
     def forward(
         self,
@@ -97,13 +108,19 @@ class MaxPool2D(_Pool):
 
 
 class AvgPool2D(_Pool):
-    """The mean of each window of images (n, C, H, W), where padding counts as zeros: y (n, C, oh, ow).
+    """Average pooling: the mean of each window. As PyTorch's avg_pool2d with its default count_include_pad=True.
 
-    oh = floor((H + 2 padding - kernel) / stride) + 1, ow likewise; each option a number or a pair. stride is
-    kernel_size when not given. As PyTorch's avg_pool2d with its default count_include_pad=True.
+    The result has shape (n, C, oh, ow), oh = floor((H + 2 padding - kernel_size) / stride) + 1, ow likewise. Every
+    option is an integer, or a pair for rows and columns.
+
+    x: images, shape (n, C, H, W), floating-point.
+    kernel_size: the size of a window.
+    stride: the distance between windows; None (default) for kernel_size.
+    padding: how far windows may reach over the edge, where elements count as 0; default 0.
     """
 
     name = "avg_pool2d"
+    positional = ("kernel_size", "stride", "padding")
 
     def forward(
         self, xp: Namespace, x: Array, *, kernel_size: Any, stride: Any = None, padding: Any = 0

@@ -1,4 +1,4 @@
-"""Functions that move elements about, or leave them: identity, reshape, flatten, transpose, getitem, take, concat."""
+"""Functions that change the shape of arrays or join them: reshape, flatten, transpose, concat, stack, identity."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from xnn.errors import OptionError, ShapeError
-from xnn.ops.op import Array, Boundary, Namespace, Op, positive_axis, size_of
+from xnn.ops.op import Array, Namespace, Op, is_integer, positive_axis, size_of
 
-__all__ = ["concat", "flatten", "getitem", "identity", "ordered_scatter_add", "reshape", "take", "transpose"]
+__all__ = ["concat", "flatten", "identity", "reshape", "stack", "transpose"]
 
 
 class Identity(Op):
-    """y = x, the array itself: a place where several readers' gradients meet before they go on."""
+    """y = x, the array itself. A graph uses it where the gradients of several readers are added up."""
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         return x, None
@@ -22,7 +22,16 @@ class Identity(Op):
 
 
 class Reshape(Op):
-    """The same elements in another shape; one extent may be -1, as in NumPy."""
+    """The same elements in another shape. One extent may be -1, as in NumPy: it follows from the others.
+
+    shape: a tuple of integers.
+
+    >>> import numpy as np
+    >>> reshape(np.ones((4, 3)), (6, -1)).shape
+    (6, 2)
+    """
+
+    positional = ("shape",)
 
     def forward(self, xp: Namespace, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Any]:
         return xp.reshape(x, shape), x.shape
@@ -32,7 +41,7 @@ class Reshape(Op):
 
 
 class Flatten(Op):
-    """(n, a, b, ...) becomes (n, a * b * ...): every axis but the batch's joined into one."""
+    """Join all axes but the first: (n, a, b, ...) becomes (n, a * b * ...)."""
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         return xp.reshape(x, (x.shape[0], size_of(x.shape[1:]))), x.shape
@@ -42,7 +51,16 @@ class Flatten(Op):
 
 
 class Transpose(Op):
-    """Axes in another order: y.shape[i] = x.shape[axes[i]]; reversed when `axes` is not given."""
+    """The axes in another order: y.shape[i] = x.shape[axes[i]].
+
+    axes: a tuple with each axis once; None (default) reverses the order.
+
+    >>> import numpy as np
+    >>> transpose(np.ones((2, 3, 4)), (1, 2, 0)).shape
+    (3, 4, 2)
+    """
+
+    positional = ("axes",)
 
     def forward(self, xp: Namespace, x: Array, *, axes: tuple[int, ...] | None = None) -> tuple[Array, Any]:
         order = (
@@ -55,109 +73,34 @@ class Transpose(Op):
         return (xp.permute_dims(grad, inverse),)
 
 
-class GetItem(Op):
-    """x[index] by integers, slices of step 1 and `...`, as in NumPy; v[:, 1:] of a recorded value or node is this.
-
-    Its gradient is zeros but for that part. Other steps, arrays of indices and masks: `take` and `where`.
-    """
-
-    def __call__(self, *inputs: Any, index: Any) -> Any:
-        """The index may be one item or a tuple of them."""
-        return super().__call__(*inputs, index=index if isinstance(index, tuple) else (index,))
-
-    def forward(self, xp: Namespace, x: Array, *, index: Any) -> tuple[Array, Any]:
-        bounds: list[tuple[int, int]] = []
-        chosen: list[Any] = []
-        for axis, (part, extent) in enumerate(zip(_whole_index(index, x.ndim), x.shape, strict=True)):
-            if isinstance(part, slice):
-                start, stop, _ = part.indices(extent)
-                stop = stop if stop > start else start
-                chosen.append(slice(start, stop))
-            else:
-                if not -extent <= part < extent:
-                    raise ShapeError(f"index {part} of axis {axis}, which has {extent} elements")
-                start = int(part) % extent
-                stop = start + 1
-                chosen.append(start)
-            bounds.append((start, stop))
-        return x[tuple(chosen)], (x.shape, bounds)
-
-    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        shape, bounds = saved
-        extents = tuple(stop - start for start, stop in bounds)
-        grad = xp.reshape(grad, extents)
-        for axis, (start, stop) in enumerate(bounds):
-            before, after = (
-                xp.zeros((*shape[:axis], n, *extents[axis + 1 :]), dtype=grad.dtype, device=grad.device)
-                for n in (start, shape[axis] - stop)
-            )
-            grad = xp.concat((before, grad, after), axis=axis)
-        return (grad,)
-
-
-def _whole_index(index: Any, ndim: int) -> tuple[Any, ...]:
-    """The index with an item for each axis."""
-    items = index if isinstance(index, tuple) else (index,)  # a layer's options come as they are
-    for item in items:
-        fits = item is Ellipsis or _is_integer(item)
-        if isinstance(item, slice):
-            fits = all(bound is None or _is_integer(bound) for bound in (item.start, item.stop))
-            fits = fits and item.step in (None, 1)
-        if not fits:
-            raise OptionError(
-                f"an index is made of integers, slices of step 1 and `...`, got {repr(item)[:60]}; ops.take has "
-                "arrays of indices, ops.where masks, ops.reshape new axes"
-            )
-    ellipses = [place for place, item in enumerate(items) if item is Ellipsis]
-    missing = ndim - len(items) + len(ellipses)
-    if missing < 0 or len(ellipses) > 1:
-        raise ShapeError(f"an index of {len(items)} items, and an array of {ndim} axes")
-    place = ellipses[0] if ellipses else len(items)
-    rest = items[place + len(ellipses) :]
-    return (*items[:place], *(slice(None) for _ in range(missing)), *rest)
-
-
-def _is_integer(item: Any) -> bool:
-    """Whether it is a Python integer or NumPy's; arrays have an `ndim`, and booleans are masks."""
-    return hasattr(item, "__index__") and not isinstance(item, bool) and getattr(item, "ndim", 0) == 0
-
-
-class Take(Op):
-    """Rows (or slices along `axis`) chosen by a 1-d integer array: y[i] = x[indices[i]].
-
-    An index may come several times: its gradients are added, two by two in the order of the indices.
-    Indices lie in -n .. n - 1, negative ones counted from the end as in NumPy; beyond that NumPy raises,
-    and CuPy wraps without a word.
-    """
-
-    def forward(self, xp: Namespace, x: Array, indices: Array, *, axis: int = 0) -> tuple[Array, Any]:
-        axis = positive_axis(axis, x.ndim)
-        if indices.ndim != 1:
-            raise ShapeError(f"take needs indices of one axis, got shape {tuple(indices.shape)}")
-        counting = xp.arange(1, device=indices.device).dtype  # int64: uint8 could not count the rows
-        indices = xp.astype(indices, counting)
-        indices = xp.where(indices < 0, indices + x.shape[axis], indices)
-        return xp.take(x, indices, axis=axis), (x.shape, indices, axis)
-
-    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        shape, indices, axis = saved
-        front = (axis, *(a for a in range(len(shape)) if a != axis))
-        rows = scatter_add(xp, shape[axis], indices, xp.permute_dims(grad, front))
-        return xp.permute_dims(rows, tuple(front.index(a) for a in range(len(shape)))), None
-
-
-class Concat(Op):
-    """Arrays joined along an existing axis: concat((a, b, ...), axis=0)."""
+class _Joining(Op):
+    """An op of several arrays, which may be given one by one or as one sequence, as in NumPy."""
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Accepts the arrays as one sequence, as NumPy's concat does, or one by one."""
-        if len(inputs) == 1 and isinstance(inputs[0], Sequence):
-            inputs = tuple(inputs[0])
+        if inputs and isinstance(inputs[0], Sequence):
+            inputs, rest = tuple(inputs[0]), inputs[1:]
+            if len(rest) > 1 or (rest and ("axis" in options or not is_integer(rest[0]))):
+                raise OptionError(
+                    f"{self.name} got a sequence of arrays and {len(rest)} more positional arguments: it takes the "
+                    f"axis only, as in ops.{self.name}((a, b), 1)"
+                )
+            options = {"axis": rest[0], **options} if rest else options
         return super().__call__(*inputs, **options)
+
+
+class Concat(_Joining):
+    """Arrays joined along an axis that they have: concat((a, b, ...), axis=0) or concat(a, b, ..., axis=0).
+
+    axis: integer; default 0.
+
+    >>> import numpy as np
+    >>> concat((np.ones((2, 3)), np.ones((2, 1))), 1).shape
+    (2, 4)
+    """
 
     def forward(self, xp: Namespace, *inputs: Array, axis: int = 0) -> tuple[Array, Any]:
         if not inputs:
-            raise ShapeError("concat needs at least one array")
+            raise ShapeError("concat got no arrays: give it at least one")
         axis = positive_axis(axis, inputs[0].ndim)
         return xp.concat(inputs, axis=axis), (tuple(x.shape[axis] for x in inputs), axis)
 
@@ -170,52 +113,30 @@ class Concat(Op):
         return tuple(grads)
 
 
-def scatter_add(xp: Namespace, count: int, indices: Array, rows: Array, batch: bool = False) -> Array:
-    """`count` rows of zeros to which rows[i] is added at indices[i], in a defined order.
+class Stack(_Joining):
+    """Arrays of one shape joined along a new axis: stack((a, b, ...), axis=0) or stack(a, b, ..., axis=0).
 
-    Exact numerics have a `scatter_add` of their own. batch: whether the rows are the batch's and belong to a table
-    that all workers share, as an embedding's gradient does.
+    axis: where the new axis stands in the result; integer; default 0.
+
+    >>> import numpy as np
+    >>> stack((np.ones((2, 3)), np.zeros((2, 3))), axis=1).shape
+    (2, 2, 3)
     """
-    if isinstance(xp, Boundary):
-        return xp.scatter_add(count, indices, rows, batch)
-    return ordered_scatter_add(xp, count, indices, rows)
 
+    def forward(self, xp: Namespace, *inputs: Array, axis: int = 0) -> tuple[Array, Any]:
+        if not inputs:
+            raise ShapeError("stack got no arrays: give it at least one")
+        axis = positive_axis(axis, inputs[0].ndim + 1)
+        return xp.stack(inputs, axis=axis), (len(inputs), axis)
 
-def ordered_scatter_add(xp: Namespace, count: int, indices: Array, rows: Array) -> Array:
-    """scatter_add in one order of additions, exact numerics too: a target's sum follows from its own rows.
-
-    The Array API has no such function, so: sort the rows by their index, and of those that name one target add
-    the second to the first, the fourth to the third, ..., then these sums two by two, and so on. That is a gather of
-    all rows for each doubling of the most that one target gets, which is read from the device once; the order of
-    additions follows from the order of i alone (atomic additions on a GPU have none).
-    """
-    if not count or not rows.shape[0]:
-        return xp.zeros((count, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
-    order = xp.argsort(indices, stable=True)
-    ordered, rows = xp.take(indices, order, axis=0), xp.take(rows, order, axis=0)
-    targets = xp.arange(count, dtype=ordered.dtype, device=ordered.device)
-    first = xp.searchsorted(ordered, targets, side="left")
-    past = xp.searchsorted(ordered, targets, side="right")
-    place = xp.arange(rows.shape[0], dtype=first.dtype, device=rows.device)
-    rank, left = place - xp.take(first, ordered), xp.take(past, ordered) - place
-    most, step = int(xp.max(past - first)), 1
-    while step < most:
-        joined = xp.logical_and(rank % (2 * step) == 0, left > step)
-        rows = rows + _chosen(xp, rows, joined, place + step)
-        step *= 2
-    return _chosen(xp, rows, past > first, first)
-
-
-def _chosen(xp: Namespace, rows: Array, where: Array, source: Array) -> Array:
-    """rows[source[i]] where it is to be, else zeros."""
-    mask = xp.reshape(where, (where.shape[0],) + (1,) * (rows.ndim - 1))
-    return xp.where(mask, xp.take(rows, xp.where(where, source, 0), axis=0), 0)
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        count, axis = saved
+        return tuple(grad[(slice(None),) * axis + (i, ...)] for i in range(count))
 
 
 identity = Identity()
 reshape = Reshape()
 flatten = Flatten()
 transpose = Transpose()
-getitem = GetItem()
-take = Take()
 concat = Concat()
+stack = Stack()

@@ -1,11 +1,12 @@
-"""Functions that ops need and the Array API has not."""
+"""Functions that ops need and the Array API does not have: the error function, polynomials."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from xnn.ops.op import Array, Boundary, Namespace
+from xnn.ops.apply import Boundary
+from xnn.ops.op import Array, Namespace
 
 __all__ = ["erf", "erf_by", "polynomial", "rational"]
 
@@ -27,15 +28,16 @@ _SHOULDER = (
 
 
 def erf(xp: Namespace, x: Array) -> Array:
-    """The error function (2 / sqrt pi) times the integral of e^(-t^2) from 0 to x, elementwise."""
+    """The error function, element by element: (2 / sqrt pi) times the integral of e^(-t^2) from 0 to x."""
     return xp.erf(x) if isinstance(xp, Boundary) else erf_by(xp, xp.exp, x)
 
 
 def erf_by(xp: Namespace, exp: Callable[[Array], Array], x: Array) -> Array:
-    """The error function: x P(x^2) / Q(x^2) up to |x| = 0.46875, then 1 - exp(-x^2) P(|x|) / Q(|x|).
+    """The error function, computed with the exponential function `exp`.
 
-    The second fit was made for |x| <= 4. Beyond, it loses digits more slowly than erfc gets small, down to
-    where erf is 1. Source: Cody 1969.
+    It is x P(x^2) / Q(x^2) for |x| <= 0.46875, and 1 - exp(-x^2) P(|x|) / Q(|x|) beyond, with other polynomials. The
+    second approximation was fitted for |x| <= 4. It can be used for larger x as well, up to where erf is 1: its
+    error grows more slowly than erfc = 1 - erf shrinks. Source: Cody 1969.
     """
     size = xp.abs(x)
     size = xp.where(size <= _END, size, _END)
@@ -48,13 +50,13 @@ def erf_by(xp: Namespace, exp: Callable[[Array], Array], x: Array) -> Array:
 
 
 def rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], r: Any) -> Array:
-    """A quotient of two polynomials."""
+    """The quotient of two polynomials of r."""
     above, below = (polynomial(powers, r) for powers in coefficients)
     return above / below
 
 
 def polynomial(powers: tuple[float, ...], r: Array) -> Array:
-    """c_0 r^k + c_1 r^(k - 1) + ... + c_k by Horner's rule, of two coefficients or more."""
+    """c_0 r^k + c_1 r^(k - 1) + ... + c_k by Horner's rule, for two or more coefficients `powers`."""
     y = r * powers[0] + powers[1]
     for c in powers[2:]:
         y = y * r + c

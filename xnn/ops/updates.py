@@ -1,9 +1,9 @@
-"""Update rules: how one step changes a parameter, given its gradient and the optimizer's state.
+"""Update rules: the formula by which each optimizer changes a parameter in a step; and clipping of gradients.
 
-Each returns fresh arrays and leaves what it was given alone. The formulas, and what `momentum`,
-`weight_decay` and the rest mean, are PyTorch's (Lion's are optax's), against which they are tested. All rules
-work element by element; `weight_decay` is the gradient of an L2 penalty, g = gradient + weight_decay * w, except
-where a rule says that it is decoupled. Before the rules, gradients may be clipped: by value, or by their norm.
+A rule is given the parameter w, its gradient and the optimizer's state for it, and returns new arrays. It does not
+change its arguments. All rules work element by element. Formulas and the meaning of options are PyTorch's (Lion's are
+optax's), and the rules are tested against these. `weight_decay` adds the gradient of an L2 penalty,
+g = gradient + weight_decay * w, except where a rule says that it is decoupled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def sgd(
     """Stochastic gradient descent; returns the new parameter and velocity.
 
         g = gradient + weight_decay * w
-        v = momentum * v + g                     (v = None is v = 0)
+        v = momentum * v + g                     (velocity None stands for 0)
         d = g + momentum * v  if nesterov else v (g itself without momentum)
         w = w - learning_rate * d
 
@@ -87,7 +87,7 @@ def rmsprop(
         v = momentum * v + d
         w = w - learning_rate * v       (d itself without momentum)
 
-    s - m^2 is a variance: where rounding makes it negative it counts as 0 (PyTorch's root is NaN then).
+    If rounding makes the variance s - m^2 negative, it counts as 0. (PyTorch's root is NaN then.)
     Source: Hinton, lecture 6e of "Neural Networks for Machine Learning", 2012; centered: Graves, 2013.
     """
     gradient = _with_decay(parameter, gradient, weight_decay)
@@ -115,7 +115,7 @@ def adadelta(
     epsilon: float,
     weight_decay: float = 0.0,
 ) -> tuple[Array, Array, Array]:
-    """AdaDelta; returns the new parameter, square and step, the mean squares of gradients and of steps.
+    """AdaDelta; returns the new parameter, square (mean square s of gradients) and step (mean square u of steps).
 
         g = gradient + weight_decay * w
         s = rho * s + (1 - rho) * g^2
@@ -154,9 +154,9 @@ def adam(
         m = beta1 * m + (1 - beta1) * g;    s = beta2 * s + (1 - beta2) * g^2
         w = w - learning_rate * (m / (1 - beta1^t)) / (sqrt(s / (1 - beta2^t)) + epsilon)
 
-    With `largest` (AMSGrad) it becomes max(largest, s), and stands in the place of s in the last line.
-    beta1_power and beta2_power are beta1^t and beta2^t, t counted from 1, kept by the optimizer as
-    running products (C libraries disagree on `pow`). Source: Kingma and Ba, ICLR 2015, algorithm 1;
+    With `largest`, which makes it AMSGrad: largest = max(largest, s), and the last line takes it instead of s.
+    beta1_power and beta2_power are beta1^t and beta2^t in step t = 1, 2, ... The optimizer computes them by
+    multiplication, since C libraries' `pow` differ. Source: Kingma and Ba, ICLR 2015, algorithm 1;
     AMSGrad: Reddi, Kale and Kumar, ICLR 2018, with the bias corrected as in PyTorch.
     """
     gradient = _with_decay(parameter, gradient, weight_decay)
@@ -180,9 +180,9 @@ def adamw(
     epsilon: float,
     weight_decay: float,
 ) -> tuple[Array, ...]:
-    """Adam with decoupled weight decay: the decay is a step of its own, which the mean and square do not see.
+    """Adam with decoupled weight decay, which does not enter the mean and the square; returns the same as `adam`.
 
-        w = w * (1 - learning_rate * weight_decay), and then adam's step from there
+        w = w * (1 - learning_rate * weight_decay), then the step of adam without weight decay
 
     Source: Loshchilov and Hutter, ICLR 2019.
     """
@@ -210,14 +210,15 @@ def nadam(
     epsilon: float,
     weight_decay: float = 0.0,
 ) -> tuple[Array, Array, Array]:
-    """Nadam, Adam with Nesterov momentum; returns the new parameter, mean and square.
+    """Nadam: Adam with Nesterov momentum; returns the new parameter, mean and square.
 
         g = gradient + weight_decay * w
         m = beta1 * m + (1 - beta1) * g;    s = beta2 * s + (1 - beta2) * g^2
         d = (1 - mu_t) * g / (1 - mu_1 ... mu_t) + mu_(t+1) * m / (1 - mu_1 ... mu_(t+1))
         w = w - learning_rate * d / (sqrt(s / (1 - beta2^t)) + epsilon)
 
-    mu is mu_t, next_mu is mu_(t+1), mu_product is mu_1 ... mu_t; the optimizer keeps them and beta2^t.
+    mu is mu_t, next_mu is mu_(t+1), mu_product is mu_1 ... mu_t, beta2_power is beta2^t, in step t = 1, 2, ... The
+    optimizer computes them.
     Source: Dozat, ICLR workshop 2016.
     """
     gradient = _with_decay(parameter, gradient, weight_decay)
@@ -238,13 +239,13 @@ def lion(
     beta2: float,
     weight_decay: float = 0.0,
 ) -> tuple[Array, Array]:
-    """Lion; returns the new parameter and mean. The weight decay is decoupled.
+    """Lion, whose weight decay is decoupled; returns the new parameter and mean.
 
         d = sign(beta1 * m + (1 - beta1) * gradient)
         m = beta2 * m + (1 - beta2) * gradient
         w = w - learning_rate * (d + weight_decay * w)
 
-    What is not finite stays as it is where its sign would be taken: a step of 1 would hide it.
+    Where d is not finite, its sign is not taken: the parameter becomes infinite or NaN, so that the fault is seen.
     Source: Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023.
     """
     ahead = _average(mean, gradient, beta1)
@@ -254,17 +255,17 @@ def lion(
 
 
 def clip_by_value(xp: Namespace, *gradients: Array, limit: float) -> tuple[Array, ...]:
-    """Every element of every gradient between -limit and limit; what is not finite stays as it is, to be seen."""
+    """Limit every element of the gradients to -limit .. limit. Infinity and NaN stay, so that the fault is seen."""
     return tuple(xp.where(xp.isfinite(g), xp.clip(g, -limit, limit), g) for g in gradients)
 
 
 def clip_by_norm(xp: Namespace, *gradients: Array, limit: float) -> tuple[Array, ...]:
-    """All gradients by one factor, so that their common norm is at most `limit`.
+    """Multiply all gradients by one factor, so that their common norm is at most `limit`.
 
-        factor = min(1, limit / (norm + 1e-6)),    norm = sqrt(the sum of the squares of all elements)
+        factor = min(1, limit / (norm + 1e-6)),    norm = sqrt(sum of the squares of all elements)
 
-    A norm that is not finite makes the gradients NaN (where PyTorch would make finite elements 0): a step of
-    nothing would hide it. Source: Pascanu, Mikolov and Bengio, ICML 2013; the 1e-6 is PyTorch's.
+    If the norm is not finite, all gradients become NaN, so that the fault is seen. (In PyTorch, finite elements
+    become 0.) Source: Pascanu, Mikolov and Bengio, ICML 2013; the 1e-6 is PyTorch's.
     """
     total = xp.sum(gradients[0] * gradients[0])
     for gradient in gradients[1:]:
@@ -279,18 +280,18 @@ def _with_decay(parameter: Array, gradient: Array, weight_decay: float) -> Array
 
 
 def _average(average: Array, new: Array, rate: float) -> Array:
-    """The exponential moving average one step on."""
+    """The exponential moving average after one more value."""
     return rate * average + (1.0 - rate) * new
 
 
 def _scale(xp: Namespace, square: Array, beta2_power: float, epsilon: float) -> Array:
-    """What Adam divides by: the root of the unbiased mean square."""
+    """The divisor of Adam: the root of the unbiased mean square, plus epsilon."""
     return xp.sqrt(square / (1.0 - beta2_power)) + epsilon
 
 
 def moving_average(xp: Namespace, average: Array, value: Array, *, decay: float) -> tuple[Array]:
-    """An exponential moving average one step on, of weights: average = decay * average + (1 - decay) * value.
+    """Update the moving average of a parameter: average = decay * average + (1 - decay) * value.
 
-    Source: Polyak and Juditsky, SIAM J. Control Optim. 30 (1992), with forgetting.
+    Source: Polyak and Juditsky, SIAM J. Control Optim. 30 (1992), who average without decay.
     """
     return (_average(average, value, decay),)

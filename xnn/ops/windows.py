@@ -1,8 +1,8 @@
-"""Windows over images: which elements each one covers, to take them apart and to add them up again (`fold`).
+"""Windows over images, as convolution and pooling read them, and their gradient (`fold`).
 
-An image is (n, C, H, W) everywhere. A window of kh x kw elements begins every `stride` of them, its own elements are
-`dilation` apart, and `padding` elements are thought around the image. A convolution and every pooling reads windows;
-the gradient of reading is adding up.
+Images have shape (n, C, H, W). A window has kh x kw elements, which lie `dilation` apart. Windows lie `stride` apart,
+and may reach `padding` elements over the edge of the image. The gradient of reading an element in several windows is
+the sum of the windows' gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ __all__ = ["Windows", "check_padding", "elements", "fold", "unfold", "windows_of
 
 
 class Windows(NamedTuple):
-    """The windows along one axis of `extent` elements: `number` of them, the first begins at -`before`."""
+    """The windows along one axis.
+
+    extent: the elements of the image along this axis.
+    kernel, stride, dilation: the elements of a window, the distance between windows and between a window's elements.
+    before: the padding before the first element.
+    number: how many windows there are.
+    """
 
     extent: int
     kernel: int
@@ -28,30 +34,32 @@ class Windows(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """The elements from the first window's begin to the last one's end."""
+        """The number of elements from the beginning of the first window to the end of the last."""
         return (self.number - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
 
     @property
     def padded(self) -> int:
-        """The extent of the image with its padding, as far as windows reach."""
+        """The extent of the image with padding, as far as windows reach."""
         return max(self.reach, self.before + self.extent)
 
     def element(self, e: int) -> slice:
-        """Where in the padded image element e of every window is."""
+        """The positions of element e of all windows in the padded image."""
         begin = e * self.dilation
         return slice(begin, begin + (self.number - 1) * self.stride + 1, self.stride)
 
     def holds(self, window: int) -> bool:
-        """Whether an element of this window is not in the padding."""
+        """Whether the window has an element of the image, and not only padding."""
         first = window * self.stride - self.before
         return any(0 <= first + e * self.dilation < self.extent for e in range(self.kernel))
 
 
 def check_padding(padding: Any) -> tuple[int, int] | str:
-    """An integer or a pair of at least 0, or "same". Raises OptionError."""
+    """The padding as a pair of integers of at least 0, or "same". Raises OptionError for anything else."""
     if isinstance(padding, str):
         if padding != "same":
-            raise OptionError(f"padding must be an integer, a pair of them or 'same', got {padding!r}")
+            raise OptionError(
+                f"padding {padding!r}: padding must be an integer, a pair of integers or 'same'"
+            )
         return padding
     return check_pair("padding", padding, least=0)
 
@@ -59,20 +67,22 @@ def check_padding(padding: Any) -> tuple[int, int] | str:
 def windows_of(
     name: str, shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any
 ) -> tuple[Windows, Windows]:
-    """The windows along H and along W of images of this shape (n, C, H, W).
+    """The windows along H and along W of images of this shape (n, C, H, W). `name` is the op's, for errors.
 
-    "same": as many windows as elements, with stride 1; of an odd number of elements to pad the last is at the end,
-    as in PyTorch. Raises ShapeError for another number of axes or a window larger than the padded image, OptionError
-    for the options.
+    padding "same" gives as many windows as elements and needs stride 1. If the number of padding elements is odd, the
+    extra one is at the end, as in PyTorch. Raises ShapeError for another number of axes and for a window larger than
+    the padded image, OptionError for other options.
     """
     if len(shape) != 4:
-        raise ShapeError(f"{name} takes images of shape (n, channels, height, width), got {tuple(shape)}")
+        raise ShapeError(
+            f"{name} got images of shape {tuple(shape)}: it takes images of shape (n, channels, height, width)"
+        )
     kernel, stride = check_pair("kernel_size", kernel), check_pair("stride", stride)
     dilation, padding = check_pair("dilation", dilation), check_padding(padding)
     spans = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     if isinstance(padding, str):
         if stride != (1, 1):
-            raise OptionError(f"padding='same' needs stride 1, got stride {stride}")
+            raise OptionError(f"padding='same' with stride {stride}: it needs stride 1")
         padded = tuple(((span - 1) // 2, span - 1) for span in spans)
     else:
         padded = tuple((p, 2 * p) for p in padding)
@@ -81,7 +91,7 @@ def windows_of(
         whole = tuple(extent + p for extent, (_, p) in zip(extents, padded, strict=True))
         raise ShapeError(
             f"{name}: a window of {kernel[0]} x {kernel[1]} elements{_apart(dilation)} covers {spans[0]} x {spans[1]}"
-            f" and does not fit an image of {extents[0]} x {extents[1]}, with padding {whole[0]} x {whole[1]}: take "
+            f" and does not fit an image of {extents[0]} x {extents[1]}, with padding {whole[0]} x {whole[1]}: use "
             "a smaller kernel or more padding"
         )
     rows, columns = (
@@ -98,9 +108,10 @@ def _apart(dilation: tuple[int, int]) -> str:
 
 
 def elements(xp: Namespace, x: Array, windows: tuple[Windows, Windows], fill: float = 0) -> list[Array]:
-    """For each element of a window, row by row, those of all windows of x (n, C, H, W): arrays (n, C, oh, ow).
+    """For each element of a window, row by row, an array (n, C, oh, ow) of that element in all windows of x.
 
-    `fill` is what stands in the padding. They are views of x if there is none.
+    x: shape (n, C, H, W).
+    fill: the value of the padding. Without padding the results are views of x.
     """
     cuts = []
     for axis, w in zip((2, 3), windows, strict=True):
@@ -110,9 +121,9 @@ def elements(xp: Namespace, x: Array, windows: tuple[Windows, Windows], fill: fl
 
 
 def unfold(xp: Namespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
-    """Every window of x (n, C, H, W) as a row (n oh ow, C kh kw), with zeros in the padding.
+    """Every window of x (n, C, H, W) as a row of a matrix (n oh ow, C kh kw), with zeros as padding.
 
-    One gather by a table of positions: for more than a few channels it is faster than stacking `elements`.
+    It is one gather by a table of positions. With more than a few channels, that is faster than stacking `elements`.
     """
     positions = []
     for axis, w in zip((2, 3), windows, strict=True):
@@ -132,10 +143,12 @@ def unfold(xp: Namespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
 
 
 def fold(xp: Namespace, parts: list[Array], windows: tuple[Windows, Windows], axis: int) -> Array:
-    """The sum over all windows of what belongs to each element: what `elements` took apart, added up again.
+    """For each element of the image, the sum over all windows that contain it: the gradient of `elements`.
 
-    parts: for each element of a window, row by row, an array with the windows at `axis` and `axis` + 1, which become
-    H and W. Parts are added in their order, first those of one row.
+    parts: for each element of a window, row by row, an array whose axes `axis` and `axis` + 1 are the windows along H
+        and W. These axes become H and W.
+
+    The parts are added in their order, first within a row of the window.
     """
     rows, columns = windows
     lines = [
@@ -146,10 +159,10 @@ def fold(xp: Namespace, parts: list[Array], windows: tuple[Windows, Windows], ax
 
 
 def _joined(xp: Namespace, parts: list[Array], w: Windows, axis: int) -> Array:
-    """fold along one axis, where element e of window u is at position u stride + e dilation - before.
+    """`fold` along one axis. Element e of window u lies at position u * stride + e * dilation - before.
 
-    Parts whose e dilation leave the same remainder by the stride meet at every stride-th position: they are added,
-    each shifted by whole strides, and the sums for all remainders are laid between one another.
+    Elements whose e * dilation has the same remainder modulo the stride lie at the same positions, those with this
+    remainder. Their parts are added, each shifted by whole strides. Then the sums of all remainders are interleaved.
     """
     shape, length = parts[0].shape, -(-w.padded // w.stride)
     sums = []
@@ -172,13 +185,13 @@ def _joined(xp: Namespace, parts: list[Array], w: Windows, axis: int) -> Array:
 
 
 def _pad(xp: Namespace, x: Array, axis: int, before: int, after: int, fill: float) -> Array:
-    """x with so many elements more at both ends of an axis."""
+    """x with `before` and `after` more elements, of value `fill`, at the ends of an axis."""
     ends = [_filled(xp, x, axis, count, fill) if count else None for count in (before, after)]
     parts = [part for part in (ends[0], x, ends[1]) if part is not None]
     return xp.concat(parts, axis=axis) if len(parts) > 1 else x
 
 
 def _filled(xp: Namespace, like: Array, axis: int, extent: int, fill: float) -> Array:
-    """An array like another, but for one axis, that holds `fill`."""
+    """An array of value `fill`, like another array except for the extent of one axis."""
     shape = (*like.shape[:axis], extent, *like.shape[axis + 1 :])
     return xp.full(shape, fill, dtype=like.dtype, device=like.device)

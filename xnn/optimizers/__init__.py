@@ -1,4 +1,9 @@
-"""Optimizers: what changes parameters by their gradients. Names, formulas and defaults are PyTorch's."""
+"""Optimizers: they change the parameters of a model by their gradients. Formulas and defaults are PyTorch's.
+
+    trainer = xnn.Trainer(model, loss, optimizers.Adam(learning_rate=0.001, clip_norm=1.0))
+
+The update rules themselves are functions in xnn.ops.updates.
+"""
 
 from xnn.optimizers.adaptive import AdaDelta, AdaGrad, Adam, AdamW, Nadam, RMSProp
 from xnn.optimizers.descent import SGD, Lion

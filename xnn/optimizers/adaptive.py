@@ -1,4 +1,4 @@
-"""Optimizers that scale each element's step by its past gradients: AdaGrad, RMSProp, AdaDelta, Adam and its kin."""
+"""Optimizers that scale the step of each weight by its past gradients: AdaGrad, RMSProp, AdaDelta and Adam."""
 
 from __future__ import annotations
 
@@ -15,7 +15,21 @@ __all__ = ["AdaDelta", "AdaGrad", "Adam", "AdamW", "Nadam", "RMSProp"]
 
 
 class AdaGrad(Optimizer):
-    """AdaGrad; formulas in ops.updates.adagrad."""
+    """AdaGrad: divides each step by the root of the sum of all squared gradients, so that steps shrink.
+
+    learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.01.
+    epsilon: is added to the root, so that it is not 0. Default 1e-10.
+    weight_decay: an L2 penalty, a number >= 0, by name, or a function; see Optimizer. Default 0.
+    common: clip_norm, clip_value and average; see Optimizer.
+
+    Formulas: xnn.ops.updates.adagrad. Raises OptionError for options outside these.
+
+        >>> from xnn import optimizers
+        >>> optimizers.AdaGrad(0.1)
+        AdaGrad(learning_rate=0.1)
+
+    Source: Duchi, Hazan and Singer, JMLR 12, 2011.
+    """
 
     rule = staticmethod(updates.adagrad)
 
@@ -31,14 +45,29 @@ class AdaGrad(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """The sum of squares."""
+        """1, the sum of the squared gradients."""
         return 1
 
 
 class RMSProp(Optimizer):
-    """RMSProp; formulas in ops.updates.rmsprop. `alpha` is the decay rate of the mean square.
+    """RMSProp: divides each step by the root of a moving average of the squared gradients.
 
-    centered: divide by the deviation from the mean gradient, not by its root mean square.
+    learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.01.
+    alpha: the decay rate of that average, in [0, 1). Default 0.99.
+    epsilon: is added to the root, so that it is not 0. Default 1e-8.
+    momentum: how much of the last step's direction is kept, in [0, 1). Default 0.
+    centered: whether to divide by the standard deviation of the gradients, and not by their root mean square.
+        Default False.
+    weight_decay: an L2 penalty, a number >= 0, by name, or a function; see Optimizer. Default 0.
+    common: clip_norm, clip_value and average; see Optimizer.
+
+    Formulas: xnn.ops.updates.rmsprop. Raises OptionError for options outside these.
+
+        >>> from xnn import optimizers
+        >>> optimizers.RMSProp(0.001, centered=True)
+        RMSProp(learning_rate=0.001, centered=True)
+
+    Source: Hinton, lecture 6e of "Neural Networks for Machine Learning", 2012; centered: Graves, 2013.
     """
 
     rule = staticmethod(updates.rmsprop)
@@ -61,12 +90,27 @@ class RMSProp(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """Mean square; mean, if centered; velocity, if there is momentum."""
+        """The mean square; the mean, if centered; the velocity, if there is momentum."""
         return 1 + self.centered + (self.momentum > 0.0)
 
 
 class AdaDelta(Optimizer):
-    """AdaDelta; formulas in ops.updates.adadelta. `rho` is the decay rate of both mean squares."""
+    """AdaDelta: scales each step by the ratio of two moving averages, of past steps and of past gradients.
+
+    learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 1.0.
+    rho: the decay rate of both averages, which are of squares, in [0, 1). Default 0.9.
+    epsilon: is added to both averages before their root is taken. Default 1e-6.
+    weight_decay: an L2 penalty, a number >= 0, by name, or a function; see Optimizer. Default 0.
+    common: clip_norm, clip_value and average; see Optimizer.
+
+    Formulas: xnn.ops.updates.adadelta. Raises OptionError for options outside these.
+
+        >>> from xnn import optimizers
+        >>> optimizers.AdaDelta(rho=0.95)
+        AdaDelta(learning_rate=1.0, rho=0.95)
+
+    Source: Zeiler, arXiv 1212.5701, 2012.
+    """
 
     rule = staticmethod(updates.adadelta)
 
@@ -84,15 +128,30 @@ class AdaDelta(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """Mean squares of gradients and of steps."""
+        """2, the mean squares of gradients and of steps."""
         return 2
 
 
 class Adam(Optimizer):
-    """Adam; formulas in ops.updates.adam. `betas` are the decay rates of the mean and the square.
+    """Adam: steps by moving averages of the gradients and of their squares, corrected for their start at 0.
 
-    amsgrad: divide by the largest mean square so far. Each parameter counts its own steps, as in PyTorch, so that
-    one unfrozen late starts afresh; beta^t is a running product, since C libraries disagree on pow.
+    learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.001.
+    betas: two decay rates in [0, 1), of the moving averages of the gradients and of their squares. Default
+        (0.9, 0.999).
+    epsilon: is added to the root of the second average, so that it is not 0. Default 1e-8.
+    amsgrad: whether to divide by the largest average of squares so far (AMSGrad). Default False.
+    weight_decay: an L2 penalty, a number >= 0, by name, or a function; see Optimizer. Default 0.
+    common: clip_norm, clip_value and average; see Optimizer.
+
+    Each parameter counts its own steps t, as in PyTorch, so that a parameter that is unfrozen later starts at t = 1.
+    beta^t is a running product, because the `pow` of C libraries differs between machines.
+    Formulas: xnn.ops.updates.adam. Raises OptionError for options outside these.
+
+        >>> from xnn import optimizers
+        >>> optimizers.Adam(betas=(0.9, 0.99))
+        Adam(learning_rate=0.001, betas=(0.9, 0.99))
+
+    Source: Kingma and Ba, ICLR 2015; AMSGrad: Reddi, Kale and Kumar, ICLR 2018.
     """
 
     rule: ClassVar[Callable[..., Any]] = staticmethod(updates.adam)
@@ -113,21 +172,43 @@ class Adam(Optimizer):
         self.amsgrad = bool(amsgrad)
 
     @property
+    def betas(self) -> tuple[float, float]:
+        """beta1 and beta2."""
+        return self.beta1, self.beta2
+
+    @property
     def arrays(self) -> int:
-        """Mean and square; the largest square, with amsgrad."""
+        """The mean and the mean square; with amsgrad also the largest mean square."""
         return 2 + self.amsgrad
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
-        """beta1^t and beta2^t."""
+        """beta1^t and beta2^t, for the next t."""
         return numbers[0] * self.beta1, numbers[1] * self.beta2
 
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
-        """The powers of beta."""
         return {"beta1_power": numbers[0], "beta2_power": numbers[1]}
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay; formulas in ops.updates.adamw."""
+    """AdamW: Adam with a weight decay that is decoupled from the gradient.
+
+    learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.001.
+    betas: two decay rates in [0, 1), of the moving averages of the gradients and of their squares. Default
+        (0.9, 0.999).
+    epsilon: is added to the root of the second average, so that it is not 0. Default 1e-8.
+    amsgrad: whether to divide by the largest average of squares so far (AMSGrad). Default False.
+    weight_decay: w = w * (1 - learning_rate * weight_decay) before Adam's step. A number >= 0, by name, or a
+        function; see Optimizer. Default 0.01.
+    common: clip_norm, clip_value and average; see Optimizer.
+
+    Formulas: xnn.ops.updates.adamw. Raises OptionError for options outside these.
+
+        >>> from xnn import optimizers
+        >>> optimizers.AdamW(weight_decay={"weight": 0.1})
+        AdamW(learning_rate=0.001, weight_decay={'weight': 0.1})
+
+    Source: Loshchilov and Hutter, ICLR 2019.
+    """
 
     rule = staticmethod(updates.adamw)
 
@@ -140,22 +221,32 @@ class AdamW(Adam):
         amsgrad: bool = False,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            learning_rate,
-            betas,
-            epsilon,
-            weight_decay,
-            amsgrad,
-            **common,
-        )
+        super().__init__(learning_rate, betas, epsilon, weight_decay, amsgrad, **common)
 
 
 class Nadam(Optimizer):
-    """Adam with Nesterov momentum; formulas in ops.updates.nadam. The momentum of step t is
+    """Nadam: Adam with Nesterov momentum.
+
+    learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.002.
+    betas: two decay rates in [0, 1), of the moving averages of the gradients and of their squares. Default
+        (0.9, 0.999).
+    epsilon: is added to the root of the second average, so that it is not 0. Default 1e-8.
+    momentum_decay: how fast the momentum grows to betas[0]; see below. Default 0.004.
+    weight_decay: an L2 penalty, a number >= 0, by name, or a function; see Optimizer. Default 0.
+    common: clip_norm, clip_value and average; see Optimizer.
+
+    The momentum of step t is
 
         mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2)
 
-    whose power is a running product of one exact one, since C libraries disagree on pow.
+    The power is a running product, because the `pow` of C libraries differs between machines.
+    Formulas: xnn.ops.updates.nadam. Raises OptionError for options outside these.
+
+        >>> from xnn import optimizers
+        >>> optimizers.Nadam(0.001)
+        Nadam(learning_rate=0.001)
+
+    Source: Dozat, ICLR workshop 2016.
     """
 
     rule = staticmethod(updates.nadam)
@@ -176,20 +267,25 @@ class Nadam(Optimizer):
         self.momentum_decay = check_real("momentum_decay", momentum_decay, 0.0)
 
     @property
+    def betas(self) -> tuple[float, float]:
+        """beta1 and beta2."""
+        return self.beta1, self.beta2
+
+    @property
     def arrays(self) -> int:
-        """Mean and square."""
+        """2, the mean and the mean square."""
         return 2
 
     def _momentum(self, power: float) -> float:
         return self.beta1 * (1.0 - 0.5 * power)
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
-        """0.96^(t momentum_decay), mu_1 ... mu_t and beta2^t."""
+        """0.96^(t momentum_decay), the product mu_1 ... mu_t, and beta2^t, for the next t."""
         power = numbers[0] * _power(0.96, self.momentum_decay)
         return power, numbers[1] * self._momentum(power), numbers[2] * self.beta2
 
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
-        """The momenta of this step and the next, their product, and beta2^t."""
+        """The momenta of this step and the next, the product of all so far, and beta2^t."""
         ahead = self._momentum(numbers[0] * _power(0.96, self.momentum_decay))
         return {
             "mu": self._momentum(numbers[0]),
@@ -202,6 +298,6 @@ class Nadam(Optimizer):
 @cache
 def _power(base: float, exponent: float) -> float:
     """base^exponent with the same bits on every machine."""
-    from xnn.backends.exact import scalars  # when it is asked for: it is no small package
+    from xnn.backends.exact import scalars  # a large package: imported when needed
 
     return scalars.power(base, exponent)

@@ -1,4 +1,4 @@
-"""Optimizers whose steps go by the gradient and its mean: SGD and Lion."""
+"""Optimizers that follow the gradient or its moving average: SGD and Lion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,22 @@ __all__ = ["SGD", "Lion"]
 
 
 class SGD(Optimizer):
-    """Gradient descent with momentum, Nesterov momentum and weight decay; formulas in ops.updates.sgd."""
+    """Stochastic gradient descent, with momentum and Nesterov momentum; the formulas of PyTorch's SGD.
+
+    learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.01.
+    momentum: how much of the last step's direction is kept, in [0, 1). Default 0.
+    nesterov: whether the gradient is taken as if the momentum had moved the weights already. Default False.
+    weight_decay: an L2 penalty, a number >= 0, by name, or a function; see Optimizer. Default 0.
+    common: clip_norm, clip_value and average; see Optimizer.
+
+    Formulas: xnn.ops.updates.sgd. Raises OptionError for options outside these, and for nesterov without momentum.
+
+        >>> from xnn import optimizers
+        >>> optimizers.SGD(0.1, momentum=0.9)
+        SGD(learning_rate=0.1, momentum=0.9)
+
+    Source: Polyak, 1964; Nesterov, 1983, as rewritten by Sutskever et al., ICML 2013.
+    """
 
     rule = staticmethod(updates.sgd)
 
@@ -30,19 +45,31 @@ class SGD(Optimizer):
         self.momentum = check_real("momentum", momentum, 0.0, 1.0)
         self.nesterov = bool(nesterov)
         if nesterov and not momentum:
-            raise OptionError("nesterov=True needs a momentum above 0, such as 0.9")
+            raise OptionError("nesterov=True needs a momentum above 0, such as 0.9, got 0")
 
     @property
     def arrays(self) -> int:
-        """The velocity, if there is momentum."""
+        """1, the velocity, if there is momentum."""
         return 1 if self.momentum else 0
 
 
 class Lion(Optimizer):
-    """Lion, steps of equal size by the sign of a mean; formulas in ops.updates.lion, defaults optax's.
+    """Lion: steps of equal size in each element, by the sign of an average of the gradients.
 
-    `betas` are the decay rates of the step's mean and of the one that is kept. The paper's learning rates are 3
-    to 10 times smaller, and weight decays as much larger, than AdamW's.
+    learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.0001.
+    betas: two decay rates in [0, 1), of the average whose sign is taken and of the one that is kept. Default
+        (0.9, 0.99).
+    weight_decay: decoupled from the gradient; a number >= 0, by name, or a function; see Optimizer. Default 0.001.
+    common: clip_norm, clip_value and average; see Optimizer.
+
+    Formulas: xnn.ops.updates.lion; defaults are optax's. The paper takes learning rates 3 to 10 times smaller than
+    AdamW's, and weight decays larger by the same factor. Raises OptionError for options outside these.
+
+        >>> from xnn import optimizers
+        >>> optimizers.Lion(3e-4, weight_decay=0.01)
+        Lion(learning_rate=0.0003, weight_decay=0.01)
+
+    Source: Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023.
     """
 
     rule = staticmethod(updates.lion)
@@ -58,6 +85,11 @@ class Lion(Optimizer):
         self.beta1, self.beta2 = check_betas(betas)
 
     @property
+    def betas(self) -> tuple[float, float]:
+        """beta1 and beta2."""
+        return self.beta1, self.beta2
+
+    @property
     def arrays(self) -> int:
-        """The mean."""
+        """1, the mean of the gradients."""
         return 1

@@ -1,4 +1,4 @@
-"""L-BFGS: not steps by a gradient, but a search for the minimum of a loss, which SciPy does."""
+"""L-BFGS: SciPy's search for the minimum of the loss over all the data, in place of steps by batches."""
 
 from __future__ import annotations
 
@@ -8,28 +8,44 @@ import numpy as np
 
 from xnn.errors import MissingExtraError, OptionError
 from xnn.layers import Parameter
+from xnn.ops import Array
 from xnn.optimizers.optimizer import Optimizer, WeightDecay
 from xnn.options import check_count, check_real
 
 __all__ = ["LBFGS"]
 
 _NO_LIMIT = 2**31 - 1
-_SMALLEST_DECREASE = (
-    64 * np.finfo(np.float64).eps
-)  # of the loss, relative: SciPy's own ends long before `tolerance`
+# The relative decrease of the loss below which SciPy stops; with SciPy's default it stops long before `tolerance`.
+_SMALLEST_DECREASE = 64 * np.finfo(np.float64).eps
 
 
 class LBFGS(Optimizer):
-    """Limited-memory BFGS over all the data at once, for small data and networks; SciPy's L-BFGS-B (extra `scipy`).
+    """L-BFGS: minimizes the loss over all the data at once; for small data and networks. Needs SciPy.
 
-    An epoch is an iteration: Trainer(model, loss, LBFGS()).fit(data, epochs=200) takes at most 200, each of one or a
-    few passes over the data, in batches of batch_size whose gradients are summed. It ends before where no element of
-    the gradient is beyond `tolerance`, or where the loss gets no smaller. Each fit learns the curvature anew, from
-    the last `memory` iterations. weight_decay adds weight_decay / 2 * |w|^2 to what is minimized, not to the
-    loss that is reported. float64 models get further: rounding hides the last decreases in float32.
+    tolerance: it stops when no element of the gradient is larger than this, or the loss gets no smaller. Default
+        1e-5.
+    memory: from how many past iterations it learns the curvature. Default 10.
+    weight_decay: an L2 penalty, weight_decay / 2 * |w|^2, on what is minimized; the loss that is reported is without
+        it. A number >= 0, by name, or a function; see Optimizer. Default 0.
 
-    Raises MissingExtraError without SciPy. Source: Liu and Nocedal, Mathematical Programming 45, 1989; Byrd, Lu,
-    Nocedal and Zhu, SIAM J. Sci. Comput. 16, 1995.
+    An epoch of the Trainer is one iteration, which needs one or a few passes over the data. A pass sums the gradients
+    of batches of batch_size. Each fit learns the curvature anew. float64 models get further, because in float32
+    rounding hides the last decreases.
+
+    Raises OptionError for options outside these, MissingExtraError without SciPy, and NumericsError when it trains in
+    exact numerics.
+
+        >>> import numpy as np
+        >>> from xnn import Sequential, Trainer, layers, losses, optimizers
+        >>> x = np.linspace(-1.0, 1.0, 20).reshape(20, 1)
+        >>> model = Sequential(layers.Dense(1, 1, dtype="float64"), seed=0)
+        >>> trainer = Trainer(model, losses.MSE(), optimizers.LBFGS())
+        >>> history = trainer.fit((x, 2.0 * x + 1.0), epochs=50, progress=False)
+        >>> round(float(model.layers[0].weight.value[0, 0]), 4), len(history.epochs) < 50
+        (2.0, True)
+
+    Source: Liu and Nocedal, Mathematical Programming 45, 1989; Byrd, Lu, Nocedal and Zhu, SIAM J. Sci. Comput. 16,
+    1995.
     """
 
     minimizes = True
@@ -40,7 +56,7 @@ class LBFGS(Optimizer):
         try:
             import scipy.optimize  # noqa: F401
         except ImportError as error:
-            raise MissingExtraError('LBFGS is SciPy\'s: pip install ".[scipy]"') from error
+            raise MissingExtraError('LBFGS needs SciPy: pip install ".[scipy]"') from error
 
     def minimize(
         self,
@@ -49,8 +65,11 @@ class LBFGS(Optimizer):
         iterations: int,
         after_each: Callable[[np.ndarray], None],
     ) -> np.ndarray:
-        """Where function(x) -> (value, gradient) is smallest. after_each(x): called after each iteration, may end it
-        by raising StopIteration.
+        """The x at which a function is smallest.
+
+        function: function(x) -> its value and gradient at x, float64 (n,).
+        start: the x to start from. iterations: how many are made at most.
+        after_each: after_each(x) is called after each iteration, and may end the search by raising StopIteration.
         """
         from scipy.optimize import minimize
 
@@ -64,6 +83,8 @@ class LBFGS(Optimizer):
         found = minimize(function, start, jac=True, method="L-BFGS-B", callback=after_each, options=options)
         return np.asarray(found.x)
 
-    def step(self, parameters: Iterable[Parameter]) -> None:
-        """Raises OptionError: a gradient is not enough."""
-        raise OptionError("LBFGS has no steps, it needs the loss of all the data: give it to a Trainer")
+    def step(self, parameters: Iterable[Parameter], gradients: Iterable[Array] | None = None) -> None:
+        """Raise OptionError: a gradient is not enough."""
+        raise OptionError(
+            "LBFGS cannot step by gradients, it needs the loss of all the data: give it to a Trainer"
+        )

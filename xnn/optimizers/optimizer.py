@@ -1,4 +1,4 @@
-"""What an optimizer is: the state of an update rule, and one step over a list of parameters."""
+"""The base of all optimizers: the state of an update rule, and one step over a list of parameters."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from numbers import Real
 from typing import Any, ClassVar, TypeAlias, TypedDict
 
 from xnn.backends import backend_of
+from xnn.backends.numerics import pinned
 from xnn.errors import OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array, updates
-from xnn.ops.op import apply_rule
-from xnn.options import check_known, check_real
+from xnn.ops.apply import apply_rule
+from xnn.options import arguments_of, check_known, check_real, shown
 from xnn.schedules import Schedule, check_rate
 
 __all__ = ["Common", "Optimizer", "State", "WeightDecay", "check_betas"]
 
-#: One number for all parameters, numbers by the parameters' names ({"weight": 1e-4}: all others have 0), or a
-#: function of the parameter (lambda p: 1e-4 if len(p.shape) > 1 else 0.0: no decay of biases and scales).
+#: One number for all parameters; or numbers by the parameters' names, where {"weight": 1e-4} means 0 for all others;
+#: or a function of the parameter, such as lambda p: 1e-4 if len(p.shape) > 1 else 0.0 (no decay of biases).
 WeightDecay: TypeAlias = float | Mapping[str, float] | Callable[[Parameter], float]
 
 
 @dataclass(frozen=True)
 class State:
-    """What a rule remembers of one parameter: arrays like it, and numbers (Adam's beta^t)."""
+    """What an update rule keeps for one parameter between steps.
+
+    arrays: arrays of the parameter's shape and dtype, such as SGD's velocity or Adam's mean and square.
+    numbers: numbers that change with each step, such as Adam's beta1^t and beta2^t.
+    """
 
     arrays: tuple[Array, ...] = ()
     numbers: tuple[float, ...] = ()
 
 
 class Common(TypedDict, total=False):
-    """What every optimizer but LBFGS takes besides its own options; Optimizer says what they do."""
+    """The options that every optimizer but LBFGS takes besides its own; `Optimizer` describes them."""
 
     clip_norm: float | None
     clip_value: float | None
@@ -42,23 +46,46 @@ class Common(TypedDict, total=False):
 
 
 class Optimizer:
-    """Changes parameters by their gradients. `state` maps each parameter to what its rule remembers.
+    """The base of all optimizers: changes parameters by their gradients.
 
-    clip_value: gradients are cut to [-clip_value, clip_value] before the rule; clip_norm: all are scaled so that
-    their common norm is at most that (ops.updates.clip_by_value, clip_by_norm; with both, by value first).
-    `parameter.grad` is then the clipped gradient, as with PyTorch's clip_grad_norm_.
+    learning_rate: a number >= 0, or a function of the step's number such as those of xnn.schedules.
+    weight_decay: the strength of an L2 penalty, a number >= 0; or numbers by the parameters' names, {"weight": 1e-4};
+        or a function of the parameter, lambda p: 1e-4 if len(p.shape) > 1 else 0.0. Default 0.
+    clip_norm: all gradients are scaled by one factor, so that their common norm is at most this. Default None.
+    clip_value: each element of a gradient is cut to [-clip_value, clip_value], before clip_norm. Default None.
+    average: the decay, in [0, 1), of a moving average of the weights: a = average * a + (1 - average) * w after each
+        step, starting from the weights before the first. `with optimizer.averaged(): ...` evaluates or saves the
+        model with these averages. Default None.
 
-    average: the decay of an exponential moving average of the weights, a = average a + (1 - average) w after each
-    step, begun with the weights before the first; `with optimizer.averaged(): ...` evaluates or saves with them.
+    All of them can be assigned between steps. After a step `parameter.grad` is the clipped gradient, as it is after
+    PyTorch's clip_grad_norm_. `state` maps each parameter to its State, `averages` to its moving average, and `steps`
+    counts the steps.
 
-    A subclass names its rule and says how many arrays and which numbers it remembers, how the numbers advance
-    each step, and what options the rule gets. A program does the same to all parameters at once.
+    A subclass sets `rule`, a function of xnn.ops.updates or one like them, and has an attribute for each option of
+    the rule. It overrides `arrays` if the rule keeps arrays, and `first`, `advance` and `derived` if it keeps
+    numbers. A class that overrides `update` instead needs no rule, and runs slower.
+
+    Raises OptionError for options outside these. learning_rate and weight_decay are also checked when they are
+    assigned, and what a function returns when it is used.
+
+        >>> import numpy as np
+        >>> from xnn import layers, losses, optimizers
+        >>> layer, loss = layers.Dense(2, 1), losses.MSE()
+        >>> layer.weight.value = [[1.0], [1.0]]
+        >>> rule = optimizers.SGD(learning_rate=0.5, weight_decay={"weight": 0.5})
+        >>> x, y = np.array([[1.0, 0.0]], dtype="float32"), np.array([[0.0]], dtype="float32")
+        >>> float(loss.forward(layer.forward(x), y))
+        1.0
+        >>> _ = layer.backward(loss.backward())
+        >>> rule.step(layer.parameters())
+        >>> layer.weight.value.tolist()
+        [[-0.25], [0.75]]
     """
 
     rule: ClassVar[Callable[..., Any]]
-    #: Whether it is no rule for steps but minimizes a function of all weights (LBFGS).
+    #: Whether it minimizes a function of all weights and takes no steps by gradients (LBFGS).
     minimizes: ClassVar[bool] = False
-    #: The numbers before the first step.
+    #: The numbers of a State before the first step.
     first: ClassVar[tuple[float, ...]] = ()
 
     def __init__(
@@ -70,10 +97,8 @@ class Optimizer:
         average: float | None = None,
         **unknown: Any,
     ) -> None:
-        own = [name for name in inspect.signature(type(self)).parameters if name not in ("common", "unknown")]
-        check_known(type(self).__name__, unknown, (*own, *Common.__annotations__))
-        self.learning_rate = check_rate(learning_rate)
-        self.weight_decay = _check_decay(weight_decay)
+        check_known(type(self).__name__, unknown, (*arguments_of(type(self)), *Common.__annotations__))
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.clip_norm = _check_limit("clip_norm", clip_norm)
         self.clip_value = _check_limit("clip_value", clip_value)
         self.average = None if average is None else check_real("average", average, 0.0, 1.0)
@@ -84,51 +109,80 @@ class Optimizer:
         self._averaged = False  # inside `averaged`
 
     @property
-    def arrays(self) -> int:
-        """How many arrays the rule remembers of each parameter."""
-        return 0
+    def learning_rate(self) -> float | Schedule:
+        """The learning rate, or the schedule that gives it. Raises OptionError when something else is assigned."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float | Schedule) -> None:
+        self._learning_rate = check_rate(learning_rate)
+        self._rate = -1.0  # what the schedule returned last
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step: `learning_rate`, or what the schedule says."""
-        return self.learning_rate(self.steps) if callable(self.learning_rate) else self.learning_rate
+        """The learning rate of the next step. Raises OptionError if a schedule returns no number >= 0."""
+        if not callable(self._learning_rate):
+            return self._learning_rate
+        rate = self._learning_rate(self.steps)
+        if type(rate) is not float or rate != self._rate:
+            self._rate = check_real(f"learning_rate({self.steps})", rate, 0.0)
+        return self._rate
+
+    @property
+    def weight_decay(self) -> WeightDecay:
+        """The weight decay as it was given. Raises OptionError when something else is assigned."""
+        return self._weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, weight_decay: WeightDecay) -> None:
+        self._weight_decay = _check_decay(weight_decay)
+        self._decays: dict[Parameter, float] = {}  # what a function or mapping said last
+
+    def decay_of(self, parameter: Parameter) -> float:
+        """The weight decay of a parameter. Raises OptionError if a function returns no number >= 0."""
+        chosen = self._weight_decay
+        if isinstance(chosen, float):
+            return chosen
+        found = chosen.get(parameter.name, 0.0) if isinstance(chosen, Mapping) else chosen(parameter)
+        if type(found) is not float or found != self._decays.get(parameter):
+            self._decays[parameter] = check_real(f"weight_decay of {parameter.name}", found, 0.0)
+        return self._decays[parameter]
+
+    @property
+    def arrays(self) -> int:
+        """How many arrays the rule keeps for each parameter."""
+        return 0
 
     @property
     def clipping(self) -> list[tuple[Callable[..., Any], float]]:
-        """The rules that gradients go through before each step, with their limits."""
+        """The clipping rules that are applied before each step, with their limits."""
         chosen = (updates.clip_by_value, self.clip_value), (updates.clip_by_norm, self.clip_norm)
         return [(rule, limit) for rule, limit in chosen if limit is not None]
 
-    def decay_of(self, parameter: Parameter) -> float:
-        """What weight_decay says of a parameter. Raises OptionError where that is no number of at least 0."""
-        chosen = self.weight_decay
-        if isinstance(chosen, Mapping):
-            chosen = chosen.get(parameter.name, 0.0)
-        return check_real(
-            f"weight_decay of {parameter.name}", chosen(parameter) if callable(chosen) else chosen, 0.0
-        )
-
     def check_parameters(self, parameters: Iterable[Parameter]) -> None:
-        """Raises OptionError if weight_decay names a parameter that is not among these, or inside `averaged`."""
+        """Raise OptionError if weight_decay names a parameter that is not among these, or inside `averaged`."""
         if self._averaged:
             raise OptionError(
-                "inside `with optimizer.averaged()` parameters have their averages for values, and the ones before "
-                "come back at its end: train outside, evaluate and save inside"
+                "training was started inside `with optimizer.averaged()`, at whose end the parameters get their old "
+                "values back: train outside of it, evaluate and save inside"
             )
         if isinstance(self.weight_decay, Mapping):
             names = dict.fromkeys(p.name for p in parameters)
             if unknown := [name for name in self.weight_decay if name not in names]:
-                called = f"are called {', '.join(names)}" if names else "are none"
-                raise OptionError(f"weight_decay names {unknown[0]!r}, and the parameters {called}")
+                called = (
+                    f"the parameters are called {', '.join(names)}" if names else "there are no parameters"
+                )
+                raise OptionError(f"weight_decay names {unknown[0]!r}, and {called}: name one of these")
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
-        """The numbers one step on."""
+        """The numbers of a State after one more step."""
         return numbers
 
     def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
-        """The rule's options for parameters of this weight decay, in the order in which it takes them.
+        """The options of the rule for one step, in the order of its signature.
 
-        Each is the attribute of its name, but for the learning rate, the weight decay and what `derived` gives.
+        numbers: those of the parameter's State after `advance`. decay: its weight decay.
+        The learning rate is `rate`; other options are those of `derived`, or attributes of the same name.
         """
         given = {"learning_rate": self.rate, "weight_decay": decay, **self.derived(numbers)}
         return {
@@ -137,11 +191,11 @@ class Optimizer:
         }
 
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
-        """Options that follow from the numbers, such as Adam's powers of beta."""
+        """Options of the rule that are computed from the State's numbers, such as Adam's beta1^t."""
         return {}
 
     def state_of(self, parameter: Parameter) -> State:
-        """What is remembered of a parameter: zeros before its first step, or if the rule now needs other arrays."""
+        """The State of a parameter; zeros before its first step, or when the rule keeps another number of arrays."""
         state = self.state.get(parameter)
         if state is None or len(state.arrays) != self.arrays:
             value = parameter.value
@@ -152,25 +206,45 @@ class Optimizer:
             state = State(tuple(zeros), self.first)
         return state
 
-    def step(self, parameters: Iterable[Parameter]) -> None:
-        """One update of every parameter that has a gradient and is not frozen.
+    def step(self, parameters: Iterable[Parameter], gradients: Iterable[Array] | None = None) -> None:
+        """Update every parameter that has a gradient and is not frozen.
 
-        Their gradients are clipped together: give it all parameters at once. Raises OptionError if weight_decay
-        names a parameter that is not among them, or inside `averaged`.
+        parameters: all parameters of the model, since clip_norm needs all gradients together.
+        gradients: one for each parameter, as `xnn.grad` returns them; by default each parameter's `grad`.
+
+        Raises OptionError for another number of gradients, if weight_decay names a parameter that is not among
+        them, or inside `averaged`.
+
+            >>> import numpy as np, xnn
+            >>> from xnn import layers, losses, optimizers
+            >>> model, loss = xnn.Sequential(layers.Dense(2, 1), seed=0), losses.MSE()
+            >>> x, y = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
+            >>> parameters, rule = model.parameters(), optimizers.SGD(0.1)
+            >>> for _ in range(50):
+            ...     cost, gradients = xnn.value_and_grad(lambda p: loss(model(x), y))(parameters)
+            ...     rule.step(parameters, gradients)
+            >>> float(cost) < 1e-6
+            True
         """
         parameters = list(parameters)
         self.check_parameters(parameters)
+        if gradients is not None:
+            _give(parameters, list(gradients))
+        with pinned():
+            self._step(parameters)
+
+    def _step(self, parameters: list[Parameter]) -> None:
         changing = [p for p in parameters if not p.frozen and p.grad is not None]
         for rule, limit in self.clipping if changing else ():
-            gradients = [p.grad for p in changing]
-            clipped = apply_rule(rule, backend_of(*gradients).math, gradients, {"limit": limit})
+            arriving = [p.grad for p in changing]
+            clipped = apply_rule(rule, backend_of(*arriving).math, arriving, {"limit": limit})
             for parameter, gradient in zip(changing, clipped, strict=True):
                 parameter.grad = gradient
         before = {parameter: parameter.value for parameter in changing}
         for parameter in changing:
             self.update(parameter)
         for parameter in () if self.average is None else parameters:
-            if parameter in before or parameter in self.averages:  # the average of one frozen since goes on
+            if parameter in before or parameter in self.averages:  # those frozen since then, too
                 arrays = self.averages.get(parameter, before.get(parameter)), parameter.value
                 xp = backend_of(*arrays).math
                 (self.averages[parameter],) = apply_rule(
@@ -180,7 +254,10 @@ class Optimizer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the block parameters have their moving averages as values. Raises OptionError if there are none."""
+        """A context in which parameters have their moving averages as values: `with optimizer.averaged(): ...`.
+
+        Raises OptionError if there are no averages.
+        """
         if not self.averages:
             raise OptionError(
                 "there are no averages of the weights: build the optimizer with average=0.999 and train"
@@ -197,7 +274,7 @@ class Optimizer:
                 parameter.value = value
 
     def update(self, parameter: Parameter) -> None:
-        """Apply the rule to one parameter; its value and state become fresh arrays."""
+        """Apply the rule to one parameter. Its value and State become new arrays; the old ones are not changed."""
         state = self.state_of(parameter)
         numbers = self.advance(state.numbers)
         xp = backend_of(parameter.value, parameter.grad, *state.arrays).math
@@ -207,20 +284,33 @@ class Optimizer:
         self.state[parameter] = State(tuple(arrays[: self.arrays]), numbers)
 
     def snapshot(self) -> Any:
-        """What `restore` needs to come back here. Updates make fresh arrays, so references are enough."""
+        """All attributes as they are now, for `restore`. Arrays are not copied: updates make new ones."""
         return {key: dict(value) if isinstance(value, dict) else value for key, value in vars(self).items()}
 
     def restore(self, snapshot: Any) -> None:
-        """Back to a snapshot."""
+        """Set all attributes to those of a snapshot."""
         for key in vars(self).keys() - snapshot.keys():
             delattr(self, key)
         for key, value in snapshot.items():
             setattr(self, key, dict(value) if isinstance(value, dict) else value)
 
+    def __repr__(self) -> str:
+        return shown(self, "learning_rate", others=Common.__annotations__)
+
+
+def _give(parameters: list[Parameter], gradients: list[Array]) -> None:
+    """Make the gradients the parameters' own."""
+    if len(gradients) != len(parameters):
+        raise OptionError(
+            f"got {len(gradients)} gradients for {len(parameters)} parameters: give one for each, in the same order"
+        )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+
 
 @cache
 def _options_of(rule: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of an update rule's options: its keyword-only parameters, those of the rules it calls included."""
+    """The names of an update rule's options: its keyword-only parameters."""
     parameters = inspect.signature(rule).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
@@ -232,16 +322,11 @@ def _check_decay(weight_decay: Any) -> WeightDecay:
         }
     if callable(weight_decay):
         return weight_decay  # type: ignore[no-any-return]
-    if not isinstance(weight_decay, Real):
-        raise OptionError(
-            "weight_decay must be a finite number at least 0, numbers by parameters' names ({'weight': 1e-4}) or a "
-            f"function of a parameter, got {repr(weight_decay)[:60]}"
-        )
     return check_real("weight_decay", weight_decay, 0.0)
 
 
 def check_betas(betas: Any) -> tuple[float, float]:
-    """Two decay rates in [0, 1)."""
+    """A pair of decay rates. Raises OptionError unless both are in [0, 1)."""
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise OptionError(f"betas must be two numbers in [0, 1), as in (0.9, 0.999), got {repr(betas)[:60]}")
     return check_real("betas[0]", betas[0], 0.0, 1.0), check_real("betas[1]", betas[1], 0.0, 1.0)
@@ -249,5 +334,5 @@ def check_betas(betas: Any) -> tuple[float, float]:
 
 def _check_limit(name: str, limit: float | None) -> float | None:
     if limit is not None and not check_real(name, limit, 0.0):
-        raise OptionError(f"{name} must be above 0, or None for gradients as they are, got {limit!r}")
+        raise OptionError(f"{name} must be above 0, or None for no clipping, got {limit!r}")
     return None if limit is None else float(limit)

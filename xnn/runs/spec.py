@@ -20,7 +20,7 @@ from xnn.runs import architecture
 from xnn.runs.architecture import Architecture
 from xnn.runs.digests import data_sha256
 from xnn.runs.mlp import mlp
-from xnn.schedule_text import read_schedule, schedule_text
+from xnn.runs.schedule_text import read_schedule, schedule_text
 from xnn.schedules import Schedule, Warmup
 from xnn.training import Trainer
 from xnn.training.inputs import check_trainable

@@ -1,4 +1,4 @@
-"""Where a run went wrong: replay the last steps layer by layer, and name the first number that is not finite."""
+"""Where training went wrong: replay the last steps layer by layer and name the first number that is not finite."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from xnn.layers import Sequential
 from xnn.losses import Loss
 from xnn.optimizers import Optimizer
 
-__all__ = ["Step", "diagnose", "finite"]
+__all__ = ["TakenStep", "diagnose", "finite"]
 
 
 @dataclass(frozen=True)
-class Step:
+class TakenStep:
     """One training step: its number over all fits from 0, its epoch and batch from 1, its rows of the data."""
 
     number: int
@@ -36,14 +36,14 @@ def diagnose(
     model: Sequential,
     loss: Loss,
     optimizer: Optimizer,
-    steps: Iterable[Step],
-    batch: Callable[[Step], list[Any]],
+    steps: Iterable[TakenStep],
+    batch: Callable[[TakenStep], list[Any]],
     seed: int,
 ) -> tuple[DivergenceError, int]:
-    """Take the steps one by one until something is not finite: the error that says what, and the step's number.
+    """Take the steps one by one until something is not finite. Returns its error and number.
 
-    The caller has restored model and optimizer to before the first of them; they are left as they were
-    before the one that failed. `batch` gives a step's x, y and perhaps weights on the device.
+    The caller has restored model and optimizer to before the first step; they are left as before the failed step.
+    batch: gives a step's samples, targets and perhaps weights on the device.
     """
     lib, number = model.backend, 0
     for step in steps:
@@ -72,7 +72,7 @@ def _first_fault(
     model: Sequential,
     loss: Loss,
     optimizer: Optimizer,
-    step: Step,
+    step: TakenStep,
     batch: list[Any],
     seed: int,
 ) -> str:

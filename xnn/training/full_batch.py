@@ -1,4 +1,4 @@
-"""Training by a minimizer: the loss over all the data as a function of all weights, handed to the optimizer."""
+"""Training by an optimizer that minimizes the loss over all the data, as a function of all weights (L-BFGS)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import current_numerics
+from xnn.backends.threads import limit_threads
 from xnn.data import Batches
 from xnn.errors import DivergenceError, NumericsError, OptionError
 from xnn.losses import LossOverBatches
 from xnn.metrics import Metric, Totals
+from xnn.training.fit import Fit
 from xnn.training.steps import Stepper
 
-__all__ = ["FullBatch"]
+__all__ = ["FullBatchFit"]
 
 
-class FullBatch:
-    """Loss and gradient of a stepper's model over all rows, in batches that are summed.
+class _FullBatch:
+    """The loss and its gradient over all the data, computed batch by batch.
 
     Raises NumericsError in exact numerics, OptionError for a model that draws random numbers.
     """
@@ -35,9 +37,9 @@ class FullBatch:
         first = stepper.program(min(batches.batch_size, batches.rows))
         if any(call.kind == "draw" for call in first.calls):
             raise OptionError(
-                "LBFGS needs the same loss from the same weights: take the layers away that draw random numbers"
+                "LBFGS needs the same loss from the same weights: remove the layers that draw random numbers"
             )
-        #: Over all rows, at the weights evaluated last.
+        #: The loss and the metrics over all rows, at the weights evaluated last.
         self.mean, self.counts = LossOverBatches(stepper.loss), Totals(metrics)
 
     def minimize(
@@ -47,9 +49,10 @@ class FullBatch:
         evaluated: Callable[[float, float], None],
         iterated: Callable[[], bool],
     ) -> None:
-        """Train. The model has the weights of an iteration whenever `iterated` is called, and in the end.
+        """Train. When `iterated` is called, and in the end, the model has the weights of an iteration.
 
-        evaluated(loss, seconds): called after each evaluation. iterated: tells whether to stop.
+        evaluated(loss, seconds): called after each evaluation. iterated(): called after each iteration; tells whether
+        to stop.
         Raises DivergenceError where the loss or its gradient is not finite; the weights are the last iteration's.
         """
         self.stepper.refresh()
@@ -61,7 +64,7 @@ class FullBatch:
             self._put(x)
             loss, gradient = self._loss_and_gradient()
             evaluated(loss, time.perf_counter() - start)
-            w = self._weights()  # x as the model's dtype has it
+            w = self._weights()  # x in the model's dtype
             if not (np.isfinite(loss) and np.isfinite(gradient).all()):
                 raise DivergenceError(
                     f"the loss is {loss:g}, or its gradient not finite, at weights that LBFGS tried; the model's "
@@ -73,7 +76,7 @@ class FullBatch:
             nonlocal best
             best = x.copy()
             if iterated():
-                raise StopIteration  # SciPy's word for it
+                raise StopIteration  # how SciPy is told to stop
 
         try:
             best = optimizer.minimize(function, best, iterations, after_each)
@@ -93,7 +96,7 @@ class FullBatch:
         self.stepper.store.attach()
 
     def _loss_and_gradient(self) -> tuple[float, np.ndarray]:
-        """Over all rows, at the model's weights; each parameter's grad becomes its part."""
+        """Loss and gradient over all rows, at the model's weights; fills each parameter's grad."""
         lib, loss = self.stepper.lib, self.stepper.loss
         self.mean, self.counts = LossOverBatches(loss), Totals(self.counts.metrics)
         gradients, divisor = [np.zeros(p.shape) for p in self.parameters], 0.0
@@ -107,6 +110,41 @@ class FullBatch:
             for gradient, p in zip(gradients, self.parameters, strict=True):
                 gradient += lib.to_host(p.grad) * (total if loss.reduction == "mean" else 1.0)
         for gradient, p in zip(gradients, self.parameters, strict=True):
-            gradient /= (divisor or 1.0) if loss.reduction == "mean" else 1.0  # nothing counted: it is 0
+            gradient /= (divisor or 1.0) if loss.reduction == "mean" else 1.0  # 0 where nothing counted
             p.grad = lib.to_device(gradient.astype(p.dtype))
         return self.mean.value, np.concatenate([gradient.ravel() for gradient in gradients])
+
+
+class FullBatchFit(Fit):
+    """A fit by an optimizer that minimizes: an epoch is one of its iterations, and is one step.
+
+    The arguments are Fit's. Raises NumericsError or OptionError as _FullBatch does.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.steps_per_epoch = 1
+        self.whole = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
+
+    def run(self, epochs: int) -> None:
+        """Take so many iterations, or fewer if the optimizer, Ctrl-C or a callback ends it."""
+        try:
+            with limit_threads(self.threads):
+                self.whole.minimize(self.trainer.optimizer, epochs, self.evaluated, self.iterated)
+        except DivergenceError as error:
+            error.history = self.history
+            raise
+
+    def evaluated(self, loss: float, seconds: float) -> None:
+        """After the loss over all the data was evaluated once."""
+        self.history.add(np.array([loss]), self.batches.rows, seconds)
+        self.trainer.step += 1
+
+    def iterated(self) -> bool:
+        """After an iteration: validation and callbacks; whether to end."""
+        loss, metrics = self.whole.mean.value, self.whole.counts.results()
+        for watcher in self.watchers:
+            watcher.on_step(self.history, self.trainer.epoch, 1, loss)
+            watcher.on_check(self.history, self.trainer.epoch, 1, loss, metrics)
+        self.end_epoch({"epoch": self.trainer.epoch + 1, "loss": loss, **metrics})
+        return self.interrupted() or bool(self.history.stopped)

@@ -1,5 +1,7 @@
-"""The rules by which a program's list of calls is made shorter. Each is applied wherever the backend's table has a
-kernel for the result; `tests/training/test_program.py` holds each to the list it replaces.
+"""The rules that make a program's list of calls shorter.
+
+Each is applied wherever the backend's table has a kernel for the result. `tests/training/test_program.py` compares
+each with the list it replaces.
 
 | rule | what becomes one call |
 |---|---|
@@ -8,7 +10,7 @@ kernel for the result; `tests/training/test_program.py` holds each to the list i
 | loss_with_gradient | a loss's forward and its backward |
 | sgd_into_dense | the products that give a weight's gradient, and its update: W <- W - rate x^T dz |
 
-The gradient with respect to the data is in no list: it has no reader.
+The gradient for the data is in no list, since nothing reads it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Calls = list[Call]
 
 
 def fuse(calls: Calls, table: KernelTable, keep_gradients: bool = False) -> Calls:
-    """The list after every rule; with keep_gradients those that leave no gradient are left out."""
+    """The list after all rules. keep_gradients: omit the rules that leave no gradient."""
     for rule in RULES:
         if not (keep_gradients and rule is sgd_into_dense):
             calls = rule(calls, table)
@@ -45,13 +47,13 @@ def _backward_of(calls: Calls, forward: Call) -> Call | None:
 
 
 def _replace(calls: Calls, old: Sequence[Call | None], new: Sequence[Call]) -> Calls:
-    """Each new call in the place of its last part, since all it reads is there by then."""
+    """Put each new call in the place of its last part, where all that it reads has been computed."""
     place = {new_call.parts[-1]: new_call for new_call in new}
     return [place.get(call, call) for call in calls if call in place or call not in old]
 
 
 def rescale_into_gather(calls: Calls, table: KernelTable) -> Calls:
-    """A batch of bytes is scaled while it is gathered."""
+    """Scale a batch while it is gathered."""
     for gather in [call for call in calls if call.kind == "gather"]:
         rescale = _only_reader(calls, gather.writes[0])
         if rescale is None or rescale.key != ("forward", ops.rescale) or _backward_of(calls, rescale):
@@ -64,7 +66,7 @@ def rescale_into_gather(calls: Calls, table: KernelTable) -> Calls:
 
 
 def activation_into_dense(calls: Calls, table: KernelTable) -> Calls:
-    """y = f(x W + b) at once; backward, dz = dy f'(z) from y, then dx, dW and db from dz."""
+    """Forward, y = f(x W + b) in one call. Backward, dz = dy f'(z) from y, then dx, dW and db from dz."""
     for dense in [call for call in calls if call.key == ("forward", ops.dense)]:
         activation = _only_reader(calls, dense.writes[0])
         if activation is None or activation.kind != "forward":
@@ -92,7 +94,7 @@ def activation_into_dense(calls: Calls, table: KernelTable) -> Calls:
 
 
 def loss_with_gradient(calls: Calls, table: KernelTable) -> Calls:
-    """The last op's value and gradient share their work: softmax and cross-entropy need one exponential."""
+    """Compute the loss and its gradient in one call: softmax and cross-entropy share an exponential."""
     last = next((call for call in calls if call.kind == "backward"), None)
     if last is None or last.forward is None or last.forward not in calls or last.reads[0].name != "one":
         return calls
@@ -105,7 +107,7 @@ def loss_with_gradient(calls: Calls, table: KernelTable) -> Calls:
 
 
 def sgd_into_dense(calls: Calls, table: KernelTable) -> Calls:
-    """Plain SGD by the product that gives the gradient, if nothing but the update reads it; dx comes first."""
+    """Do the update of plain SGD in the product that gives the gradient, if nothing else reads the gradient."""
     for update in [call for call in calls if call.kind == "update" and call.rule.plain]:
         rest = list(update.columns())
         for backward in [call for call in calls if call.key == ("backward", ops.dense)]:
@@ -130,7 +132,7 @@ def sgd_into_dense(calls: Calls, table: KernelTable) -> Calls:
 
 
 def _update_of(update: Call, columns: Sequence[tuple[Slot, ...]]) -> Call:
-    """The same update of these parameters only."""
+    """The update of these parameters only."""
     values, gradients, *state = zip(*columns, strict=True)
     kept = sum(state, ())
     return Call("update", update.op, values + gradients + kept, values + kept, rule=update.rule)

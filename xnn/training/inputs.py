@@ -1,4 +1,4 @@
-"""A look at samples, targets and weights once, before training or evaluation touches them."""
+"""Checks of samples, targets and weights, once, before training or evaluation uses them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["check_trainable", "prepare", "prepare_validation"]
 
 
 def check_trainable(model: Sequential) -> None:
-    """Raise OptionError for a model of which training would change nothing, or would miss a part."""
+    """Raise OptionError for a model with no parameter that training may change, or with one that it would miss."""
     check_nothing_hidden(model)
     parameters = model.parameters()
     if not parameters:
@@ -38,7 +38,12 @@ def prepare(
     role: str,
     sample_weight: Any = None,
 ) -> tuple[Any, ...]:
-    """Look at a pair (x, y) once, on the host, before anything runs; labels wrap silently on a GPU."""
+    """The arrays of a pair (x, y), and of sample weights, as programs take them; checked on the host.
+
+    role: what the data are for, in messages. Targets are checked here, since on a GPU labels out of range wrap
+    silently.
+    Raises OptionError, ShapeError, DTypeError or LabelError.
+    """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         what, hint = type(data).__name__, ""
         if isinstance(data, (tuple, list)):
@@ -54,7 +59,7 @@ def prepare(
             f"{role} data must be as many samples as targets, and at least one; "
             f"got x {tuple(x.shape)}, y {tuple(y.shape)}"
         )
-    with np.errstate(over="ignore"):  # it is looked at here, and said where
+    with np.errstate(over="ignore"):  # found by _check_finite, which says where
         given, x = x, model.prepare(x)
         _check_finite(role, "sample", given, x)
         targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
@@ -84,7 +89,7 @@ def prepare(
 
 
 def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
-    """Raise DTypeError for a host array with NaN or infinity, in it as given or since it has the model's dtype."""
+    """Raise DTypeError for NaN or infinity in a host array, given or made by the conversion to its dtype."""
     if not isinstance(prepared, np.ndarray) or prepared.dtype.kind != "f" or np.isfinite(prepared).all():
         return
     row = int(np.flatnonzero(~np.isfinite(prepared).reshape(len(prepared), -1).all(axis=1))[0])
@@ -99,7 +104,7 @@ def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
 def prepare_validation(
     model: Sequential, loss: Loss, metrics: Sequence[Metric], data: Any
 ) -> tuple[Any, ...]:
-    """As `prepare`, of a pair or of three with the sample weights."""
+    """The same for validation data: a pair, or three with the sample weights."""
     if isinstance(data, (tuple, list)) and len(data) == 3:
         return prepare(model, loss, metrics, tuple(data[:2]), "validation", data[2])
     return prepare(model, loss, metrics, data, "validation")

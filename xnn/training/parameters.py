@@ -1,8 +1,4 @@
-"""What training changes, side by side: parameters, their gradients, and what the optimizer remembers of them.
-
-Where a backend has kernels, each of these lies in one flat buffer that is changed in place, so that an update is
-one pass over everything; a parameter's `value` is then a view of its stretch. Elsewhere updates make fresh arrays.
-"""
+"""The arrays that training changes, as programs and the trainer share them."""
 
 from __future__ import annotations
 
@@ -12,109 +8,27 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.backends.kernels.calls import Call, Slot
+from xnn.backends.kernels.calls import Slot
 from xnn.layers import Buffer, Parameter
-from xnn.ops import updates
 from xnn.optimizers import Optimizer, State
+from xnn.training.groups import grouped
 
-__all__ = ["Group", "Store"]
-
-_ALIGNED = 16  # each parameter begins at a multiple of so many numbers: a cache line of float32
-
-
-class Group:
-    """Parameters that take the same step: one dtype, one weight decay, one set of numbers.
-
-    A kernel reads `options` or `numbers`.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, parameters: list[Parameter], steps: tuple[float, ...], by_rule: bool
-    ) -> None:
-        self.optimizer, self.parameters, self.steps = optimizer, parameters, steps
-        # An optimizer that is asked itself need not say what its rule wants.
-        self.width = 2 + (optimizer.arrays if by_rule else 0)
-        self.in_place = False
-        self.options = self._options() if by_rule else {}
-        self.numbers = np.array(tuple(self.options.values()), float)
-        self.slots: list[list[Slot]] = []  # of values, of gradients, of each array of the state
-        self.flat: list[Any] = []
-        self.offsets: dict[int, tuple[int, int]] = {}
-        self.written = np.zeros(1, np.int64)  # the store's, which see
-
-    @property
-    def decay(self) -> float:
-        """The weight decay, as the optimizer says it now of the first; `Store.is_current` sees to the others."""
-        return self.optimizer.decay_of(self.parameters[0])
-
-    def _options(self) -> dict[str, Any]:
-        return self.optimizer.options(self.steps, self.decay)
-
-    @property
-    def plain(self) -> bool:
-        """Whether the step is w - learning_rate g and nothing else, so that a product can do it."""
-        rule = type(self.optimizer).rule is updates.sgd and self.width == 2
-        return rule and not self.decay
-
-    def advance(self) -> None:
-        """Before each step: the numbers it is taken with."""
-        self.steps = self.optimizer.advance(self.steps)
-        options = self._options()
-        if options != self.options:
-            self.options = options
-            self.numbers[:] = tuple(options.values())
-
-    def runs(self, call: Call) -> list[tuple[Any, ...]]:
-        """The flat buffers' stretches that an update changes: value, gradient and state; neighbours are joined."""
-        stretches: list[tuple[int, int]] = []
-        for start, end in sorted(self.offsets[id(column[0])] for column in call.columns()):
-            if stretches and stretches[-1][1] == start:
-                stretches[-1] = stretches[-1][0], end
-            else:
-                stretches.append((start, end))
-        return [tuple(flat[start:end] for flat in self.flat) for start, end in stretches]
-
-    def columns(self) -> list[tuple[Parameter, Slot, Slot, list[Slot]]]:
-        """Each parameter with the slots of its value, its gradient and its state."""
-        return [
-            (p, value, gradient, state)
-            for p, (value, gradient, *state) in zip(
-                self.parameters, zip(*self.slots, strict=True), strict=True
-            )
-        ]
-
-    def changing(self) -> list[list[Slot]]:
-        """What a step changes: the slots of values and of each array of the state."""
-        return [self.slots[0], *self.slots[2:]]
-
-    def changing_flat(self) -> list[Any]:
-        """The same as flat buffers."""
-        return [self.flat[0], *self.flat[2:]]
-
-    def allocate(self, lib: Backend, in_place: bool) -> None:
-        """Slots for everything; in place also their buffers, as views of the flat ones."""
-        self.in_place = in_place
-        kinds = ("value", "gradient", *(f"state {n}" for n in range(self.width - 2)))
-        dtype = self.parameters[0].value.dtype
-        self.slots = [[Slot(f"{p.name}'s {k}", p.shape, dtype) for p in self.parameters] for k in kinds]
-        if not in_place:
-            return
-        padded = [-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters]
-        ends = np.cumsum(padded)
-        self.flat = [lib.buffer((int(ends[-1]),), dtype) for _ in kinds]
-        for flat, slots in zip(self.flat, self.slots, strict=True):
-            flat[...] = 0
-            for slot, parameter, end, extent in zip(slots, self.parameters, ends, padded, strict=True):
-                start = int(end) - extent
-                slot.array = flat[start : start + parameter.size].reshape(parameter.shape)
-                slot.fixed = True
-                self.offsets[id(slot)] = start, int(end)
+__all__ = ["Store"]
 
 
 class Store:
-    """The groups of a fit's parameters, shared by its programs.
+    """The slots of a fit's parameters, gradients, state, buffers and averages. Its programs share them.
 
-    attach: takes in what was assigned to parameters or optimizer since; publish: gives them what a step made.
+    `attach` takes in what was assigned to parameters or optimizer; `publish` gives them what steps have made.
+
+    parameters: all of the model's. in_place: whether kernels change parameters in place. buffers: the model's.
+
+    values, gradients: the slot of each parameter, and of the gradient of each that is not frozen.
+    asks_optimizer: whether the optimizer's own `step` or `update` takes the steps, since it does more than its rule
+        says; it then clips gradients and keeps averages itself.
+    folded: the parameters whose update a product does, so that they have no gradient to show.
+    written: counts how often something other than a step may have written to parameters. Kernels that keep something
+        computed from a parameter look at it.
     """
 
     def __init__(
@@ -126,54 +40,40 @@ class Store:
         buffers: Sequence[Buffer] = (),
     ) -> None:
         self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
-        #: An optimizer whose own `step` or `update` must be asked, since it does more than its rule says.
         kind = type(optimizer)
         self.asks_optimizer = kind.step is not Optimizer.step or kind.update is not Optimizer.update
-        #: What gradients go through before the update; an optimizer that is asked itself clips them itself.
         self.clipping = [] if self.asks_optimizer else optimizer.clipping
+        self.average = None if self.asks_optimizer else optimizer.average
         optimizer.check_parameters(self.parameters)
-        alike: dict[Any, list[Parameter]] = {}
-        for p in parameters:
-            if not p.frozen:
-                own = () if self.asks_optimizer else (optimizer.state_of(p).numbers, optimizer.decay_of(p))
-                alike.setdefault((p.dtype, own), []).append(p)
-        self.groups = [
-            Group(optimizer, members, own[0] if own else (), by_rule=not self.asks_optimizer)
-            for (_, own), members in alike.items()
-        ]
-        for group in self.groups:
-            group.allocate(lib, in_place)
+        self.groups = grouped(lib, optimizer, self.parameters, not self.asks_optimizer, in_place)
         self._plain = self._is_plain()
         columns = [column for group in self.groups for column in group.columns()]
         self.values = {p: value for p, value, _, _ in columns}
         self.gradients = {p: gradient for p, _, gradient, _ in columns}
-        #: How often something but a program's steps may have written to parameters: kernels that keep something made
-        #: of a parameter's value from one step to the next look at it.
         self.written = np.zeros(1, np.int64)
-        self.running: Any = None  # the program that stepped last
         for group in self.groups:
             group.written = self.written
-        #: Parameters whose update a product does: they have no gradient to show.
+        self.running: Any = None  # the program that stepped last
         self.folded: set[Parameter] = set()
-        #: What a step makes fresh arrays of: buffers that a program keeps, and averages of weights. What a layer
-        #: keeps that is run as it is stays with the buffer.
         self.buffers = list(buffers)
         self.kept: dict[Buffer, Slot] = {}
-        self.average = None if self.asks_optimizer else optimizer.average
+        self.outside: dict[Parameter, Slot] = {}
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
             for p in self.parameters
             if self.average is not None and (p in self.gradients or p in optimizer.averages)
         }
         self.attach()
-        #: Frozen parameters' arrays are read where they are; kernels want their rows side by side.
         self.frozen = {p: p.value for p in parameters if p.frozen}
-        for p, array in self.frozen.items():
-            readable = np.ascontiguousarray(lib.clean(array)) if in_place else array
-            self.values[p] = Slot(f"{p.name}'s value", p.shape, array.dtype, readable, fixed=in_place)
+        self.values.update({p: self._frozen_slot(p, array) for p, array in self.frozen.items()})
+
+    def _frozen_slot(self, parameter: Parameter, array: Any) -> Slot:
+        """A frozen parameter's array is read where it is; kernels need its rows side by side."""
+        readable = np.ascontiguousarray(self.lib.clean(array)) if self.in_place else array
+        return Slot(f"{parameter.name}'s value", parameter.shape, array.dtype, readable, fixed=self.in_place)
 
     def is_current(self, parameters: Sequence[Parameter]) -> bool:
-        """Whether its groups are still the right ones: what is frozen, and the optimizer's state, may change."""
+        """Whether the groups still fit: parameters may have been frozen, the optimizer's options changed."""
         if any(
             p.frozen != (p in self.frozen) or (p.frozen and p.value is not self.frozen[p]) for p in parameters
         ):
@@ -194,11 +94,13 @@ class Store:
         return [] if self.asks_optimizer else [group.plain for group in self.groups]
 
     def attach(self) -> None:
-        """Take in values and state that were assigned from outside; what is the store's own already stays."""
+        """Take in the values and the state that were assigned since the last `publish`."""
         self.touch()
-        self._take_values()
+        self.take_values()
         for buffer, slot in self.kept.items():
             slot.array = self.lib.clean(buffer.value)
+        for parameter, slot in self.outside.items():
+            slot.array = self.lib.clean(parameter.value)
         for p, slot in self.averages.items():
             known = self.optimizer.averages.get(p)
             # Buffers change in place: the first average is a copy.
@@ -215,38 +117,62 @@ class Store:
             slot.put(self.lib.clean(array))
 
     def keep(self, buffer: Buffer) -> Slot:
-        """Where a program keeps a buffer; `publish` gives it to the buffer from then on."""
+        """The slot in which programs keep a buffer's array; `publish` gives the array to the buffer."""
         if buffer not in self.kept:
             value = self.lib.clean(buffer.value)
-            self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value)
+            self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value, replaced=True)
         return self.kept[buffer]
 
+    def read(self, parameter: Parameter) -> Slot:
+        """Where a program reads a parameter; one that is not the model's, a frozen one, is only read."""
+        if parameter in self.values:
+            return self.values[parameter]
+        if parameter not in self.outside:
+            value = self.lib.clean(parameter.value)
+            self.outside[parameter] = Slot(parameter.name, parameter.shape, value.dtype, value, replaced=True)
+        return self.outside[parameter]
+
     def touch(self) -> None:
-        """Something may have been written to a parameter by others."""
+        """Say that something other than a program's step may have written to a parameter."""
         self.written += 1
 
     def advance(self) -> None:
-        """Before each step."""
+        """Compute the options of the next step."""
         if not self.asks_optimizer:
             for group in self.groups:
                 group.advance()
             self.optimizer.steps += 1
 
     def ask_optimizer(self) -> None:
-        """One step by the optimizer's own method, from gradients to values."""
+        """Take one step by the optimizer's own `step`."""
         for parameter, slot in self.gradients.items():
             parameter.grad = slot.array
         self.optimizer.step(self.parameters)
-        self._take_values()
+        self.take_values()
 
-    def _take_values(self) -> None:
+    def is_attached(self) -> bool:
+        """Whether parameters and optimizer still have the arrays of the last `publish`: nothing was assigned."""
+        return all(
+            parameter.value is value.array and (self.asks_optimizer or self._has_state(parameter, state))
+            for group in self.groups
+            for parameter, value, _, state in group.columns()
+        )
+
+    def _has_state(self, parameter: Parameter, slots: list[Slot]) -> bool:
+        known = self.optimizer.state.get(parameter)
+        return known is not None and all(
+            array is slot.array for array, slot in zip(known.arrays, slots, strict=False)
+        )
+
+    def take_values(self) -> None:
+        """Take in the values that were assigned to parameters."""
         for group in self.groups:
             for parameter, slot, _, _ in group.columns():
                 self._take(slot, parameter.value)
                 parameter.value = slot.array
 
     def publish(self) -> None:
-        """After a step that made fresh arrays, and after the last one in place."""
+        """Give parameters, buffers and the optimizer the arrays that the steps so far have made."""
         for buffer, slot in self.kept.items():
             buffer.value = slot.array
         for p, slot in self.averages.items():
@@ -262,7 +188,10 @@ class Store:
                     self.optimizer.state[parameter] = State(tuple(s.array for s in state), group.steps)
 
     def snapshot(self, into: Any = None) -> Any:
-        """Values, state and the optimizer's own numbers as they are now; buffers are copied, over an older copy."""
+        """Values, buffers, averages, state and the optimizer's numbers as they are now.
+
+        into: an older snapshot, whose memory is used again.
+        """
         if not self.in_place:
             kept: Any = [[s.array for s in slots] for g in self.groups for slots in g.changing()]
         else:
@@ -275,7 +204,7 @@ class Store:
         return kept, fresh, [group.steps for group in self.groups], self.optimizer.snapshot()
 
     def restore(self, snapshot: Any) -> None:
-        """Back to a snapshot, parameters and optimizer too."""
+        """Go back to a snapshot, parameters and optimizer too."""
         kept, (held, averages), steps, before = snapshot
         self.touch()
         if self.in_place:

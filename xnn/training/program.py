@@ -1,16 +1,16 @@
-"""A program: the graph of a model and its loss, flattened into a list of calls that trains on one batch shape.
+"""A program: model, loss and optimizer as a list of calls that trains on batches of one shape.
 
-    gather the batch, draw masks -> forward, in topological order -> keep running statistics
-        -> backward, in the reverse of it -> clip -> update -> average
+    gather the batch, draw masks -> forward, in the order of the trace -> keep running statistics
+        -> backward, in the reverse order -> clip -> update -> average
 
-The list is made once and run for every step. `xnn.training.fusion` rewrites it by a few named rules, and the backend
-binds each call to a kernel over fixed buffers, or to the op itself where it has none.
+The list is made once, of what `xnn.training.trace` recorded, and run for every step. `xnn.training.fusion` shortens
+it by a few named rules. The backend binds each call to a kernel over fixed buffers, or to the op itself.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from xnn.graph.node import Recorded
 from xnn.graph.value import Constant, Drawn
 from xnn.layers import Buffer, Parameter
 from xnn.ops import Op, updates
-from xnn.ops.op import apply_rule
+from xnn.ops.apply import apply_rule
 from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
 from xnn.training.trace import Trace
@@ -34,8 +34,8 @@ __all__ = ["Program", "flatten"]
 class Program:
     """Training steps on batches of one size: step(rows).
 
-    flat: the list from `flatten`, whose gather calls read `cursor`. keep_gradients: whether something reads
-    gradients, so that none may be folded away.
+    flat: the list from `flatten`. cursor: the row numbers of the step, which its gather calls read. keep_gradients:
+    whether callbacks read gradients, so that every gradient must be computed.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Program:
         self._steps = tuple(bind(lib, table, self.calls))
 
     def begin(self, rows: np.ndarray) -> None:
-        """What a step needs to know before its calls: its rows of the data, and the optimizer's numbers."""
+        """Set the rows of the data and the options of the optimizer for the next step."""
         if self.store.running is not self:
             self.store.running = self
             self.store.touch()
@@ -84,7 +84,7 @@ def flatten(
     sources: Sequence[Any],
     cursor: Cursor,
     metrics: Sequence[Callable[..., Any]],
-    records: Sequence[list[Any]],
+    collected: Sequence[list[Any]],
     total: Callable[..., Any] | None = None,
 ) -> list[Call]:
     """The unfused list of calls of one training step.
@@ -92,7 +92,7 @@ def flatten(
     trace: a batch of the right size through model and loss. sources: the arrays whose rows are samples, targets and
     perhaps sample weights. cursor: where the step's row numbers will be. metrics: functions of outputs and targets,
     tried here. total: gives, from outputs, targets and weights, what the loss was divided by, where that is needed.
-    records: the lists to which the loss, each metric and the total of every step are added.
+    collected: the lists to which the loss, each metric and the total of every step are added.
     """
     for node in trace.order:
         if node.op is not None and node.op.opaque:
@@ -109,8 +109,8 @@ def flatten(
         *_backward(lib, store, trace, slots, forward),
         *_updating(store),
         *(
-            Call("record", None, (slot,), (), {"records": record})
-            for slot, record in zip((slots[trace.cost], *counts), records, strict=True)
+            Call("collect", None, (slot,), (), {"into": numbers})
+            for slot, numbers in zip((slots[trace.cost], *counts), collected, strict=True)
         ),
     ]
 
@@ -123,7 +123,7 @@ def _slot(node: Recorded, place: int, store: Store) -> Slot:
     if isinstance(node, Buffer):
         return store.keep(node)
     if isinstance(node, Parameter):
-        return store.values[node]
+        return store.read(node)
     value = node.array
     shape, dtype = tuple(getattr(value, "shape", ())), getattr(value, "dtype", object)
     name = type(node).__name__.lower() if node.op is None else node.op.name
@@ -212,10 +212,10 @@ def _backward(
         calls.append(Call("add", None, tuple(gradients), (added,)))
         return added
 
-    def pull(node: Recorded, gradient: Slot, needed: list[bool]) -> list[Slot | None]:
+    def pull(node: Recorded, gradient: Slot, needed: Collection[Recorded]) -> list[Slot | None]:
         writes: list[Slot | None] = []
-        for source, wanted in zip(node.inbound_nodes, needed, strict=True):
-            slot = None
+        for source in node.inbound_nodes:
+            slot, wanted = None, source in needed
             if wanted and isinstance(source, Parameter) and read[source] == 1:
                 slot = store.gradients[source]
             elif wanted:

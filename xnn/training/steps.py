@@ -1,4 +1,4 @@
-"""The steps of one fit: a program for each batch size, over one store, and the way back to the last check."""
+"""The steps of one fit: a program for each batch size, and the way back to the last check."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ _MEASURED_STEPS = 30
 
 
 class Stepper:
-    """Makes programs as batch sizes come up, and makes them anew when a callback has changed what they rest on."""
+    """Takes training steps, by a program for each batch size; makes programs anew when what they compute changes.
+
+    lib, table: the backend and its kernels. model, loss, optimizer: what is trained. metrics: functions (xp, outputs,
+    targets) that count a batch. batches: the training data. keep_gradients: whether callbacks read gradients.
+    """
 
     def __init__(
         self,
@@ -42,10 +46,10 @@ class Stepper:
     ) -> None:
         self.lib, self.table, self.batches, self.keep_gradients = lib, table, batches, keep_gradients
         self.model, self.loss, self.optimizer, self.metrics = model, loss, optimizer, metrics
-        # What a step's loss counts by, where that is not its rows (the sum of weights), comes after the metrics.
+        # What the loss of a step is divided by, where that is not the number of rows, is recorded after the metrics.
         even = loss.counts_samples(weighted=len(batches.arrays) > 2)
         self.total = None if even else loss.total
-        self.records: list[list[Any]] = [[] for _ in range(1 + len(metrics) + (not even))]
+        self.collected: list[list[Any]] = [[] for _ in range(1 + len(metrics) + (not even))]
         self._parameters = model.parameters()
         self._code_of_the_users = runs_code_of_the_users(model, loss)
         self._seen = assignments[0]
@@ -61,7 +65,7 @@ class Stepper:
         self.program(min(self.batches.batch_size, self.batches.rows))
 
     def program(self, size: int) -> Program:
-        """The program for batches of this many rows; the first of them go through it as a trial when it is made."""
+        """The program for batches of this many rows. It is made by running the first rows through model and loss."""
         if size not in self.programs:
             traced, cursor = self._trace(size), Cursor(np.arange(size))
             if self._code_of_the_users and not traced.is_like(self._trace(size)):
@@ -77,7 +81,7 @@ class Stepper:
                 self.batches.arrays,
                 cursor,
                 self.metrics,
-                self.records,
+                self.collected,
                 self.total,
             )
             self.programs[size] = Program(self.lib, self.table, self.store, flat, cursor, self.keep_gradients)
@@ -87,14 +91,24 @@ class Stepper:
         return self.programs[size]
 
     def _trace(self, size: int) -> Trace:
-        """The first `size` rows through model and loss."""
+        """Record the first `size` rows going through model and loss."""
         rows = np.arange(size)
         return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.gather(rows)])
 
-    def look_again(self, called_back: bool = False) -> None:
-        """Make programs anew if what model and loss compute has changed: options, or what their code reads.
+    def after_callbacks(self) -> bool:
+        """Take in what callbacks changed after a step. Returns whether a check must come before the next step."""
+        self.store.touch()
+        assigned = not (self.store.is_current(self._parameters) and self.store.is_attached())
+        if assigned:
+            self.store.take_values()
+        self.look_again(called_back=True)
+        return assigned
 
-        called_back: whether code of the user's ran since, which may have changed more than attributes of layers.
+    def look_again(self, called_back: bool = False) -> None:
+        """Drop the programs if model or loss would now compute something else.
+
+        Without users' code, only an assignment to an attribute of a layer or loss can change that. called_back:
+        whether a callback ran since, which may have changed anything that users' code reads.
         """
         if self._seen == assignments[0] and not (called_back and self._code_of_the_users):
             return
@@ -106,7 +120,7 @@ class Stepper:
         self._seen = assignments[0]
 
     def refresh(self) -> None:
-        """Between checks: take in what callbacks assigned, and keep a copy to come back to."""
+        """After a check: take in what callbacks assigned, and keep a copy of everything to go back to."""
         self.look_again(called_back=True)
         if self.store.is_current(self._parameters):
             self.store.attach()
@@ -115,7 +129,7 @@ class Stepper:
         self._kept = self.store.snapshot(self._kept)
 
     def step(self, rows: np.ndarray, number: int) -> None:
-        """One step on these rows; `number` counts the steps of all fits."""
+        """Take one step on these rows of the data. number: of the step, counted over all fits."""
         self.look_again()
         program = self.programs.get(len(rows)) or self.program(len(rows))
         if program.draws:
@@ -123,7 +137,7 @@ class Stepper:
         program.step(rows)
 
     def seconds_per_step(self, number: int) -> float:
-        """The median time of a step on the first rows; each is taken back."""
+        """The median time of a step on the first rows, in seconds. The measured steps are undone."""
         rows = np.arange(min(self.batches.batch_size, self.batches.rows))
         self.refresh()
         times = []
@@ -136,31 +150,31 @@ class Stepper:
                 self.restore()
         finally:
             self.restore()
-            for record in self.records:
-                record.clear()
+            for numbers in self.collected:
+                numbers.clear()
         return float(np.median(times))
 
     def last_loss(self) -> float:
-        """The last step's loss; parameters and gradients are made those of this step. Waits for the device."""
+        """The loss of the last step. Parameters and gradients become those of this step. Waits for the device."""
         self.store.publish()
-        return float(self.lib.to_host(self.records[0][-1]))
+        return float(self.lib.to_host(self.collected[0][-1]))
 
     def take(self) -> list[np.ndarray]:
-        """Loss, metrics and perhaps the loss's total of every step since the last take, on the host as float64.
+        """The losses, the metrics and perhaps the divisors of all steps since the last call, as float64 on the host.
 
-        It waits for the device.
+        Waits for the device.
         """
         self.store.publish()
         taken = []
-        for record in self.records:
-            taken.append(self.lib.to_host(self.lib.xp.stack(record)).astype(np.float64))
-            record.clear()
+        for numbers in self.collected:
+            taken.append(self.lib.to_host(self.lib.xp.stack(numbers)).astype(np.float64))
+            numbers.clear()
         return taken
 
     def values(self) -> list[Any]:
-        """Every parameter's and every buffer's array."""
+        """The arrays of all parameters and buffers."""
         return [array.array for _, array in self.model.named_state()]
 
     def restore(self) -> None:
-        """Back to the last refresh."""
+        """Go back to the last `refresh`."""
         self.store.restore(self._kept)

@@ -1,7 +1,7 @@
-"""What a model and its loss compute for one batch, recorded, and whether a second record is the same.
+"""What a model and its loss compute for one batch, and whether they would compute the same once more.
 
-A program is made of a record once. What Python code reads while it computes - attributes, globals, closures - may
-change later; then a second record differs from the first, and the program is made again.
+A program is made of a trace once. What Python code reads while it computes - attributes, globals, closures - may
+change later. Then a second trace differs from the first, and the program is made again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from xnn.backends import backend_of
 from xnn.errors import OptionError
 from xnn.graph.backward import made_from
 from xnn.graph.node import Recorded
-from xnn.graph.scope import Scope, entered
+from xnn.graph.scope import Scope
 from xnn.graph.value import Constant, Kept, Value
 from xnn.layers import Parameter, Sequential
 from xnn.layers.parameter import check_all_known
@@ -57,7 +57,7 @@ class Trace:
             and all(map(_same, self.constants, other.constants))
             and len(self.kept) == len(other.kept)
             and all(
-                a.buffers == b.buffers and a.rule is b.rule and _same(a.options, b.options)
+                a.buffers == b.buffers and _same_rule(a.rule, b.rule) and _same(a.options, b.options)
                 for a, b in zip(self.kept, other.kept, strict=True)
             )
         )
@@ -70,7 +70,7 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     """
     inputs = [Value(array) for array in arrays]
     scope = Scope(training=True, program=True)
-    with entered(scope):
+    with scope:
         outputs = model.run(inputs[0], training=True)
         cost = loss.run(outputs, *inputs[1:])
     sources = [kept.source for kept in scope.kept if isinstance(kept.source, Recorded)]
@@ -102,6 +102,14 @@ def runs_code_of_the_users(model: Sequential, loss: Loss) -> bool:
 def _same_op(a: Any, b: Any) -> bool:
     """The same op, or the same layer or loss that is one."""
     return a is b or (type(a) is type(b) and getattr(a, "owner", a) is getattr(b, "owner", b))
+
+
+def _same_rule(a: Any, b: Any) -> bool:
+    """The same function, or one made again by the same code with the same values around it."""
+    if a is b:
+        return True
+    around = ([cell.cell_contents for cell in getattr(f, "__closure__", None) or ()] for f in (a, b))
+    return getattr(a, "__code__", a) is getattr(b, "__code__", b) and _same(*around)
 
 
 def _same(a: Any, b: Any) -> bool:

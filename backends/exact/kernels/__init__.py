@@ -1,3 +1,8 @@
-"""The kernels of exact numerics: the table, and its passes in NumPy and as compiled loops."""
+"""Kernels of exact numerics on the CPU.
+
+Read `exact_kernels.py` first: which calls have kernels, and of which passes over arrays a kernel consists. The
+passes exist twice, with the same names: in plain NumPy (`numpy_passes.py`) and as compiled loops
+(`compiled_passes.py`, which calls `compiled_loops.py`).
+"""
 
 __all__ = []

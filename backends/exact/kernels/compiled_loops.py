@@ -1,9 +1,9 @@
-"""Compiled loops of exact numerics (Numba, the extra `fast`): one pass over the data each.
+"""The loops of exact numerics that Numba compiles (the extra `fast`), one for each pass of `compiled_passes.py`.
 
-A loop does to each element what the namespace does to an array, in the same order; no multiplication is fused with
-an addition, since Numba fuses none unless it is told to. Constants are those of `backends/exact/functions.py` and
-`slices.py`, and all loops stand in this file, since Numba keeps machine code on disk and looks at one file's date.
-Tables are `splitters`: the splitting constant for each exponent of a float32.
+A loop does to each element what the exact namespace does to an array, in the same order. No multiplication is fused
+with an addition: Numba does not fuse unless it is told to. The constants are those of `backends/exact/functions.py`
+and `slices.py`. All loops are in this file, since Numba keeps machine code on disk and notices changes of one file
+only. A table is made by `splitters`: the splitting constant for each exponent of float32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _to32(y: Any) -> Any:
 
 @jit
 def _sum_splitter(y: Any, bits: Any) -> Any:
-    """splitter() of one float64."""
+    """slices.splitter for one float64 number y and its exponent."""
     field = (np.float64(y).view(np.int64) >> 52) & 0x7FF
     if field > LARGEST:
         return math.nan
@@ -56,7 +56,7 @@ def _sum_splitter(y: Any, bits: Any) -> Any:
 
 @jit
 def _exp(x: Any) -> Any:
-    """functions.exp of one number."""
+    """functions.exp for one number."""
     if x != x:
         return math.nan
     if x < -EXP_LIMIT:
@@ -74,7 +74,7 @@ def _exp(x: Any) -> Any:
 
 @jit
 def _expm1(x: Any) -> Any:
-    """functions.expm1 of one number within its limits."""
+    """functions.expm1 for one number that is not too large for it."""
     shifted = x * INVERSE_LN2 + ROUND
     n = shifted - ROUND
     r = (x - n * LN2_HIGH) - n * LN2_LOW
@@ -87,7 +87,7 @@ def _expm1(x: Any) -> Any:
 
 @jit
 def _log(x: Any) -> Any:
-    """functions.log of one positive normal number, or NaN."""
+    """functions.log for one positive normal number, or NaN."""
     if x != x:
         return math.nan
     moved = np.float64(x).view(np.int64) + (ONE_BITS - SQRT_HALF_BITS)
@@ -119,7 +119,6 @@ def _tanh(x: Any) -> Any:
 
 @jit
 def slice_tensor(w: Any, table: Any, one: Any, state: Any) -> None:
-    """The loop of the pass of this name."""
     largest = np.int32(0)
     words = w.view(np.int32)
     for i in range(w.size):
@@ -132,7 +131,6 @@ def slice_tensor(w: Any, table: Any, one: Any, state: Any) -> None:
 
 @jit
 def slice_rows(x: Any, high: Any, low: Any, wide: Any) -> None:
-    """The loop of the pass of this name."""
     n, width = x.shape
     words = x.view(np.int32)
     for r in range(n):
@@ -150,7 +148,7 @@ def slice_rows(x: Any, high: Any, low: Any, wide: Any) -> None:
 
 @jit
 def _column_splitters(x: Any, table: Any, largest: Any, s: Any) -> None:
-    """s <- each column's splitter."""
+    """s <- the splitter of each column, largest <- its largest absolute value as bits."""
     words = x.view(np.int32)
     largest[:] = 0
     for r in range(x.shape[0]):
@@ -163,7 +161,6 @@ def _column_splitters(x: Any, table: Any, largest: Any, s: Any) -> None:
 
 @jit
 def slice_columns(x: Any, table: Any, one: Any, largest: Any, s: Any) -> None:
-    """The loop of the pass of this name."""
     _column_splitters(x, table, largest, s)
     for r in range(x.shape[0]):
         given, cut = x[r], one[r]
@@ -173,7 +170,6 @@ def slice_columns(x: Any, table: Any, one: Any, largest: Any, s: Any) -> None:
 
 @jit
 def widen(integers: Any, wide: Any) -> None:
-    """The loop of the pass of this name."""
     for r in range(wide.shape[0]):
         for c in range(wide.shape[1]):
             wide[r, c] = integers[r, c]
@@ -181,7 +177,6 @@ def widen(integers: Any, wide: Any) -> None:
 
 @jit
 def finish(products: Any, scale: Any, b: Any, y: Any, activation: Any, kept: Any) -> None:
-    """The loop of the pass of this name."""
     n, width = y.shape
     two = products.shape[0] > n
     for r in range(n):
@@ -206,7 +201,6 @@ def finish(products: Any, scale: Any, b: Any, y: Any, activation: Any, kept: Any
 
 @jit
 def activation_gradient(activation: Any, y: Any, kept: Any, dz: Any) -> None:
-    """The loop of the pass of this name."""
     for r in range(dz.shape[0]):
         g = dz[r]
         if activation == RELU:
@@ -222,7 +216,6 @@ def activation_gradient(activation: Any, y: Any, kept: Any, dz: Any) -> None:
 
 @jit
 def weight_gradient(products: Any, scale: Any, dw: Any, rate: Any, table: Any, one: Any, state: Any) -> None:
-    """The loop of the pass of this name."""
     inputs, outputs = dw.shape
     two, update, follow = products.shape[1] > outputs, rate.size > 0, one.size > 0
     step, s = rate[0] if update else 0.0, table[state[1]]
@@ -264,7 +257,7 @@ def slice_gradient(
     u: Any,
     total: Any,
 ) -> None:
-    """The loop of the pass of this name; s, t, u, total: room for a number of each column."""
+    """s, t, u and total are scratch, one number for each column."""
     n, width = x.shape
     cut, two = wide.shape[0] > 0, wide.shape[1] > width
     largest = np.zeros(width, np.int32)
@@ -291,7 +284,6 @@ def slice_gradient(
 
 @jit
 def count_right(outputs: Any, labels: Any, count: Any) -> None:
-    """The loop of the pass of this name."""
     found = 0
     for r in range(outputs.shape[0]):
         row, best = outputs[r], 0
@@ -306,7 +298,6 @@ def count_right(outputs: Any, labels: Any, count: Any) -> None:
 def cross_entropy(
     z: Any, labels: Any, loss: Any, g: Any, e: Any, each: Any, bits: Any, batch_bits: Any
 ) -> None:
-    """The loop of the pass of this name."""
     n, classes = z.shape
     share = 1.0 / n
     largest = np.int64(0)
@@ -324,7 +315,7 @@ def cross_entropy(
         total = 0.0
         for c in range(classes):
             total += (e[c] + s) - s
-        known = 0 <= labels[r] < classes  # a label that is no class makes its row NaN, as in the op
+        known = 0 <= labels[r] < classes  # a wrong label makes the loss and its row NaN, as in the op
         picked = np.float64(z[r, labels[r]]) - top if known else math.nan
         total = total if known else math.nan
         t = _sum_splitter(picked, bits)
@@ -342,7 +333,6 @@ def cross_entropy(
 
 @jit
 def sgd(w: Any, g: Any, v: Any, numbers: Any) -> None:
-    """The loop of the pass of this name."""
     rate, momentum, nesterov, decay = numbers[0], numbers[1], numbers[2], numbers[3]
     for i in range(w.size):
         direction = np.float64(g[i])
@@ -357,7 +347,6 @@ def sgd(w: Any, g: Any, v: Any, numbers: Any) -> None:
 
 @jit
 def adam(w: Any, g: Any, m: Any, q: Any, numbers: Any) -> None:
-    """The loop of the pass of this name."""
     rate, beta1, beta2, power1, power2 = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
     epsilon, decay = numbers[5], numbers[6]
     for i in range(w.size):

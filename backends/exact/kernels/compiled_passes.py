@@ -1,6 +1,7 @@
-"""The passes of exact kernels by compiled loops: each gives a function without arguments over its buffers.
+"""The passes of exact kernels as compiled loops.
 
-Importing this file imports Numba.
+Each function returns a pass: a function without arguments over the given buffers. The passes have the names and
+arguments of those in `numpy_passes.py`. Importing this file imports Numba.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from xnn.backends.exact.slices import sum_bits
 from xnn.backends.kernels.calls import Runnable
 from xnn.backends.kernels.jit import load
 from xnn.errors import BackendUnavailableError
-from xnn.ops.op import apply_rule, backward_of, forward_of
+from xnn.ops.apply import apply_rule, backward_of, forward_of
 
 __all__ = [
     "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "has_the_ops_bits",
     "prepare", "sgd", "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
-#: Activations that `finish` computes; their numbers in the loops count from 1.
+#: The activations that `finish` can compute; in the loops their numbers start at 1, and 0 is none.
 ACTIVATIONS = (ops.relu, ops.sigmoid, ops.tanh)
 _NONE, _NONE32 = np.zeros((0, 0)), np.zeros(0, np.float32)
 
@@ -32,18 +33,18 @@ def _number(activation: Any) -> int:
 
 
 def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
-    """one <- w's slice, on the scale of its largest element. state: whether an update has done it, and that scale."""
+    """one <- the slice of w, on the scale of its largest element, whose exponent field becomes state[1]."""
     flat, out = w.reshape(-1), one.reshape(-1)
     return lambda: loops.slice_tensor(flat, table, out, state)
 
 
 def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
-    """wide (2n, width) <- each row's first slice, then each row's second one."""
+    """wide, of shape (2n, width), <- the first slices of the n rows, then their second slices."""
     return lambda: loops.slice_rows(x, high, low, wide)
 
 
 def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
-    """one <- each column's slice, on the scale of its largest element."""
+    """one <- the slices of the columns, each on the scale of its largest element."""
     largest, s = np.empty(x.shape[1], np.int32), np.empty(x.shape[1])
     return lambda: loops.slice_columns(x, table, one, largest, s)
 
@@ -51,9 +52,11 @@ def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable
 def slice_gradient(
     dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
 ) -> Runnable:
-    """wide <- each column's first slice and, if it is twice as wide, the second ones beside them; db <- their sums.
+    """wide <- the slices of dz's columns; db <- the sums of the columns.
 
-    The sums are of slices by `table`; with a rate, db is b and becomes b - rate * gradient. No wide, no slices.
+    wide: of dz's shape for first slices only, twice as wide for second slices beside them, empty for none.
+    table: the splitters of the sums.
+    rate: None, or the learning rate; db is then b, and becomes b - rate * gradient.
     """
     step, sums = np.zeros(0) if rate is None else rate.value, _NONE32 if db is None else db
     second = high if low is None else low
@@ -62,21 +65,26 @@ def slice_gradient(
 
 
 def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
-    """wide <- integers as float64."""
+    """wide <- the integers as float64."""
     return lambda: loops.widen(integers, wide)
 
 
 def finish(
     products: np.ndarray, scale: float, b: np.ndarray | None, y: np.ndarray, activation: Any, kept: Any
 ) -> Runnable:
-    """y <- f(P_high + P_low + b) where products has 2n rows, f(P scale + b) where it has n; kept: f in float64."""
+    """y <- f(products + b), rounded to float32; f is an activation or none.
+
+    products: of 2n rows, the products of the first slices and of the second ones, which are added; or of n rows, the
+        products of integers, which are multiplied by `scale`.
+    kept: None, or the array that f's values are stored in as float64, for the gradient.
+    """
     number, bias = _number(activation), np.zeros(y.shape[1], np.float32) if b is None else b
     wide = _NONE if kept is None else kept
     return lambda: loops.finish(products, scale, bias, y, number, wide)
 
 
 def activation_gradient(activation: Any, y: np.ndarray, kept: np.ndarray | None, dz: np.ndarray) -> Runnable:
-    """dz <- dz f'(z), from the output y, or from f in float64 where it was kept."""
+    """dz <- dz * f'(z), from the output y, or from the float64 values that `finish` has kept."""
     number, wide = _number(activation), _NONE if kept is None else kept
     return lambda: loops.activation_gradient(number, y, wide, dz)
 
@@ -84,9 +92,10 @@ def activation_gradient(activation: Any, y: np.ndarray, kept: np.ndarray | None,
 def weight_gradient(
     products: np.ndarray, scale: float, dw: np.ndarray, rate: Any, table: Any, one: Any, state: np.ndarray
 ) -> Runnable:
-    """dw <- the products' sum, or their multiple, as stored; with a rate, dw is W and becomes W - rate * gradient.
+    """dw <- the gradient of W, from the products of slices (added) or of integers (times `scale`), in float32.
 
-    Then one <- the new W's slice too, on the scale of the last one; state[0] tells whether it is still W's scale.
+    rate: None, or the learning rate. dw is then W, and becomes W - rate * gradient; `one` becomes the slice of the
+        new W for the next step, on the scale of the old W; state[0] becomes 1 if the new W has the same scale.
     """
     step = np.zeros(0) if rate is None else rate.value
     cut = _NONE if rate is None else one
@@ -94,13 +103,13 @@ def weight_gradient(
 
 
 def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
-    """count <- how often the first largest output (the first NaN, where there is one) is the label's."""
+    """count <- how many rows have their largest output, the first of several, at the label; NaN is the largest."""
     flat = count.reshape(1)
     return lambda: loops.count_right(outputs, labels, flat)
 
 
 def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
-    """The loss and its gradient: softmax_cross_entropy forward and backward."""
+    """loss, g <- softmax_cross_entropy and its gradient."""
     n, classes = z.shape
     flat, e, each = loss.reshape(1), np.empty(classes), np.empty(n)
     bits, batch_bits = sum_bits(classes), sum_bits(n)
@@ -108,7 +117,7 @@ def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarra
 
 
 def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
-    """updates.sgd in place."""
+    """Update w, and the velocity if there is one, by updates.sgd, in place."""
     v = velocity[0] if velocity else _NONE32
     return lambda: loops.sgd(w, g, v, group.numbers)
 
@@ -116,15 +125,15 @@ def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndar
 def adam(
     exact: Any, group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray
 ) -> Runnable:
-    """updates.adam in place."""
+    """Update w, mean and square by updates.adam, in place."""
     return lambda: loops.adam(w, g, mean, square, group.numbers)
 
 
 def prepare(exact: Any) -> None:
-    """Compile everything, or read it from Numba's cache, before a step needs it; damaged files are made again.
+    """Compile all loops, or load them from Numba's cache, before the first step; damaged cache files are replaced.
 
-    Then try it on a few numbers: machine code that is older than the functions' constants is made again too.
-    Raises BackendUnavailableError where this machine's compiled code does not have the ops' bits.
+    Then the loops are compared with the ops on a few numbers. If they differ, as machine code does that is older than
+    the functions' constants, all are compiled again. Raises BackendUnavailableError if they still differ.
     """
     x, labels = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
     one, two, table = np.zeros((1, 1)), np.zeros((2, 2)), np.zeros(256)
@@ -149,18 +158,21 @@ def prepare(exact: Any) -> None:
 
     load(call, loops.finish)
     if not has_the_ops_bits(exact):
-        for function in vars(loops).values():  # in the order of the file: each after those it calls
+        for function in vars(loops).values():  # in the file's order: a function comes after those it calls
             if isinstance(function, type(loops.finish)) and function.py_func.__module__ == loops.__name__:
                 function.recompile()
         if not has_the_ops_bits(exact):
             raise BackendUnavailableError(
-                "compiled kernels: what this machine's compiler makes of them differs from the ops in its bits, as "
-                "fused multiplications and additions do: use kernels='numpy'"
+                "compiled kernels: on this machine their code differs from the ops in its bits, as it would by fused "
+                "multiply-adds: use kernels='numpy'"
             )
 
 
 def has_the_ops_bits(exact: Any) -> bool:
-    """Functions, the loss and two updates on some numbers, one of which a fused multiply-add would change."""
+    """Whether sigmoid, tanh, the loss and two updates give the ops' bits on a few numbers.
+
+    One of the numbers would come out differently by a fused multiply-add.
+    """
     x = np.linspace(-9.0, 9.0, 36, dtype=np.float32).reshape(9, 4)
     found: list[Any] = []
     right: list[Any] = []

@@ -1,7 +1,8 @@
-"""The passes of exact kernels in plain NumPy: the namespace's operations over buffers, block by block.
+"""The passes of exact kernels in plain NumPy: the exact namespace's operations, over buffers.
 
-Arrays as large as the weights are taken in blocks that fit a core's cache: some ten operations go over each.
-Tables are `splitters`: the splitting constant for each exponent of a float32.
+Each function returns a pass: a function without arguments over the given buffers. Arrays as large as the weights are
+handled in blocks that fit in a core's cache, since about ten operations go over each. A `table`, `high` or `low` is
+made by `splitters`: the splitting constant for each exponent of float32.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from xnn.backends.exact.functions import EXP_LIMIT, exp_inside, log_inside
 from xnn.backends.exact.slices import FLUSH, exponent, splitter, sum_bits, to32
 from xnn.backends.kernels.calls import Runnable
 from xnn.backends.kernels.numpy_kernels import count_right
-from xnn.backends.kernels.update_kernels import update_run
+from xnn.backends.kernels.update_kernels import update_stretch
 from xnn.ops import updates
-from xnn.ops.op import backward_of, forward_of
+from xnn.ops.apply import backward_of, forward_of
 
 __all__ = [
     "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "prepare", "sgd",
     "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
-#: Activations that `finish` computes.
+#: The activations that `finish` can compute.
 ACTIVATIONS = (ops.relu,)
 
 _BLOCK = 16384  # numbers: 128 KiB of float64
@@ -36,14 +37,14 @@ def _blocks(size: int) -> list[slice]:
 
 
 def _round(y: np.ndarray, out: np.ndarray) -> None:
-    """out <- to32(y), over y."""
+    """out <- to32(y); y is overwritten."""
     np.add(y, FLUSH, out=y)
     np.subtract(y, FLUSH, out=y)
     np.copyto(out, y, casting="same_kind")
 
 
 def _descend(gradient: np.ndarray, w: np.ndarray, rate: float, stored: np.ndarray, wide: np.ndarray) -> None:
-    """w <- to32(w - rate to32(gradient)); stored and wide are room for float32 and float64."""
+    """w <- to32(w - rate * to32(gradient)); `stored` (float32) and `wide` (float64) are scratch."""
     _round(gradient, stored)
     np.copyto(gradient, stored)
     np.multiply(gradient, rate, out=gradient)
@@ -53,7 +54,7 @@ def _descend(gradient: np.ndarray, w: np.ndarray, rate: float, stored: np.ndarra
 
 
 def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
-    """one <- w's slice, on the scale of its largest element; state stays 0: no update has done it."""
+    """one <- the slice of w, on the scale of its largest element. `state` stays 0: NumPy's updates do not slice."""
     words, magnitude = w.reshape(-1).view(np.int32), np.empty(_BLOCK, np.int32)
     blocks = _blocks(w.size)
     flat, out = [w.reshape(-1)[b] for b in blocks], [one.reshape(-1)[b] for b in blocks]
@@ -74,22 +75,24 @@ def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.nd
 
 
 def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
-    """wide (2n, width) <- each row's first slice, then each row's second one."""
+    """wide, of shape (2n, width), <- the first slices of the n rows, then their second slices."""
     n = len(x)
     return _two(x, 1, high, low, wide[:n], wide[n:])
 
 
 def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
-    """one <- each column's slice, on the scale of its largest element."""
+    """one <- the slices of the columns, each on the scale of its largest element."""
     return _two(x, 0, table, None, one, one)
 
 
 def slice_gradient(
     dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
 ) -> Runnable:
-    """wide <- each column's first slice and, if it is twice as wide, the second ones beside them; db <- their sums.
+    """wide <- the slices of dz's columns; db <- the sums of the columns.
 
-    The sums are of slices by `table`; with a rate, db is b and becomes b - rate * gradient. No wide, no slices.
+    wide: of dz's shape for first slices only, twice as wide for second slices beside them, empty for none.
+    table: the splitters of the sums.
+    rate: None, or the learning rate; db is then b, and becomes b - rate * gradient.
     """
     width, cut = dz.shape[1], np.empty(dz.shape)
     slices = _two(dz, 0, high, low, wide[:, :width], wide[:, width:]) if wide.size else _nothing
@@ -117,6 +120,7 @@ def _nothing() -> None:
 def _two(
     x: np.ndarray, axis: int, high: np.ndarray, low: np.ndarray | None, first: np.ndarray, second: np.ndarray
 ) -> Runnable:
+    """first, second <- the slices of x, on the scale of the largest element over `axis`; no second if low is None."""
     words, magnitude = x.view(np.int32), np.empty(x.shape, np.int32)
     largest = np.empty(tuple(1 if a == axis else extent for a, extent in enumerate(x.shape)), np.int32)
     rest = np.empty(x.shape)
@@ -139,14 +143,19 @@ def _two(
 
 
 def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
-    """wide <- integers as float64."""
+    """wide <- the integers as float64."""
     return lambda: np.copyto(wide, integers)
 
 
 def finish(
     products: np.ndarray, scale: float, b: np.ndarray | None, y: np.ndarray, activation: Any, kept: Any
 ) -> Runnable:
-    """y <- f(P_high + P_low + b) where products has 2n rows, f(P scale + b) where it has n; f: relu or nothing."""
+    """y <- f(products + b), rounded to float32; f is relu or none.
+
+    products: of 2n rows, the products of the first slices and of the second ones, which are added; or of n rows, the
+        products of integers, which are multiplied by `scale`.
+    kept: not used here, see `compiled_passes.finish`.
+    """
     n = len(y)
     z, rest = products[:n], products[n:]
     zeros = np.zeros(y.shape[1:], y.dtype)
@@ -166,7 +175,7 @@ def finish(
 
 
 def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarray) -> Runnable:
-    """dz <- dz where y > 0, else 0."""
+    """dz <- dz where y > 0, else 0: the gradient of relu."""
     off, zero = np.empty(y.shape, bool), y.dtype.type(0)
 
     def run() -> None:
@@ -180,7 +189,11 @@ def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarra
 def weight_gradient(
     products: np.ndarray, scale: float, dw: np.ndarray, rate: Any, table: Any, one: Any, state: np.ndarray
 ) -> Runnable:
-    """dw <- the products' sum, or their multiple, as stored; with a rate, dw is W and becomes W - rate * gradient."""
+    """dw <- the gradient of W, from the products of slices (added) or of integers (times `scale`), in float32.
+
+    rate: None, or the learning rate; dw is then W, and becomes W - rate * gradient.
+    table, one, state: not used here, see `compiled_passes.weight_gradient`.
+    """
     inputs, outputs = dw.shape
     two = products.shape[1] > outputs
     rows = max(1, _BLOCK // max(1, outputs))
@@ -211,9 +224,9 @@ def weight_gradient(
 
 
 def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
-    """The loss and its gradient: softmax_cross_entropy forward and backward, or the op where numbers are extreme.
+    """loss, g <- softmax_cross_entropy and its gradient; the op computes them where logits are very far apart or NaN.
 
-    Labels lie in 0 .. classes - 1: the door they came through has looked.
+    Labels must lie in 0 .. classes - 1; the trainer has checked them.
     """
     lib, op = exact.lib, ops.softmax_cross_entropy
     n, classes = z.shape
@@ -225,7 +238,7 @@ def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarra
     def run() -> None:
         np.copyto(wide, z)
         shifted = wide - np.maximum.reduce(wide, axis=1, keepdims=True)
-        if not np.minimum.reduce(shifted, axis=None) >= -EXP_LIMIT:  # NaN too
+        if not np.minimum.reduce(shifted, axis=None) >= -EXP_LIMIT:  # also if it is NaN
             value, saved = forward_of(op, exact, (z, labels), {})
             loss[()] = value
             g[...] = backward_of(op, exact, np.ones((), np.float32), saved)[0]
@@ -247,16 +260,16 @@ def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarra
 
 
 def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
-    """updates.sgd in place."""
-    return update_run(exact, updates.sgd, group, (w, g, *velocity))
+    """Update w, and the velocity if there is one, by updates.sgd, in place."""
+    return update_stretch(exact, updates.sgd, group, (w, g, *velocity))
 
 
 def adam(
     exact: Any, group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray
 ) -> Runnable:
-    """updates.adam in place."""
-    return update_run(exact, updates.adam, group, (w, g, mean, square))
+    """Update w, mean and square by updates.adam, in place."""
+    return update_stretch(exact, updates.adam, group, (w, g, mean, square))
 
 
 def prepare(exact: Any) -> None:
-    """There is nothing to compile."""
+    """Do nothing: there is nothing to compile."""

@@ -1,4 +1,4 @@
-"""Time to accuracy: the same recipe for both contestants, the gate on invented numbers, and one run in processes."""
+"""Time to accuracy: both contestants train the same recipe; which times count; one run in processes."""
 
 import json
 from dataclasses import asdict, replace
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from xnn.benchmarks import accuracy
-from xnn.benchmarks.accuracy import CONTESTANTS, RECIPES, Recipe, text, to_accuracy
+from xnn.benchmarks import time_to_accuracy
+from xnn.benchmarks.time_to_accuracy import CONTESTANTS, RECIPES, Recipe, text, to_accuracy
 from xnn.cli import main
 from xnn.data import synthetic_digits
 from xnn.errors import DataNotFoundError, OptionError
 from xnn.runs.process import Process
 from xnn.schedules import OneCycle
 
-# 600 rows: 9 whole batches and a smaller one in each epoch.
+# The data set has 600 rows: 9 whole batches and a smaller one in each epoch.
 ADAM = Recipe("tiny-adam", (16,), 64, 3, "adam", 0.02, betas=(0.8, 0.9))
 NESTEROV = Recipe(
     "tiny-sgd", (32, 16), 64, 6, "sgd", 0.1, warmup=0.25, start=10.0, end=100.0, nesterov=True, offset=-0.1
@@ -24,7 +24,7 @@ NESTEROV = Recipe(
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """A file of 600 images to train on, 60 of them as validation, and 200 to test."""
+    """A file of 600 training images, of which 60 become validation data, and 200 test images."""
     x, y = synthetic_digits(800)
     path = tmp_path_factory.mktemp("digits") / "digits.npz"
     np.savez(path, x_train=x[:600], y_train=y[:600], x_test=x[600:], y_test=y[600:])
@@ -34,7 +34,7 @@ def dataset(tmp_path_factory):
 def test_recipes_go_through_json_as_they_are():
     for name, recipe in {**RECIPES, "tiny-sgd": NESTEROV}.items():
         assert recipe.name == name
-        assert accuracy._recipe(json.loads(json.dumps(asdict(recipe)))) == recipe
+        assert time_to_accuracy._recipe(json.loads(json.dumps(asdict(recipe)))) == recipe
     assert RECIPES["one-cycle"].steps(60_000) == 5 * 235
     with pytest.raises(OptionError, match="adam or sgd, got 'lion'"):
         replace(ADAM, optimizer="lion")
@@ -49,7 +49,7 @@ def test_xnn_takes_the_recipes_rates_and_learns(recipe, dataset, monkeypatch):
             rates[step] = super().__call__(step)
             return rates[step]
 
-    monkeypatch.setattr(accuracy, "OneCycle", Recorded)
+    monkeypatch.setattr(time_to_accuracy, "OneCycle", Recorded)
     contestant = CONTESTANTS["xnn-numpy"](dataset, 1)
     assert len(contestant.x) == 600
     answer = contestant.run(recipe, 0)
@@ -61,7 +61,7 @@ def test_xnn_takes_the_recipes_rates_and_learns(recipe, dataset, monkeypatch):
 
 @pytest.mark.parametrize("recipe", [ADAM, NESTEROV, *RECIPES.values()], ids=lambda recipe: recipe.name)
 def test_pytorch_takes_the_same_rates(recipe, dataset):
-    """What its optimizer holds before each step of a real run, and before each of the long recipes' steps."""
+    """The learning rate of PyTorch's optimizer before each step is the recipe's."""
     pytest.importorskip("torch")
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -84,7 +84,7 @@ def test_pytorch_takes_the_same_rates(recipe, dataset):
     schedule = recipe.schedule(60_000)
     for step in range(recipe.steps(60_000)):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule(step), rel=1e-9)
-        optimizer.step()  # no gradients, nothing to do
+        optimizer.step()  # without gradients it does nothing
         rate.step()
 
 
@@ -106,7 +106,7 @@ def test_pytorch_is_given_the_same_network_and_inputs(dataset):
 
 def judged(recipe, contestant, seconds, accuracies, reason=""):
     entry = {"recipe": recipe, "contestant": contestant, "warm_up_seconds": 0.5, "reason": reason}
-    return accuracy._judge({**entry, "seconds": seconds, "accuracies": accuracies}, 0.98)
+    return time_to_accuracy._judge({**entry, "seconds": seconds, "accuracies": accuracies}, 0.98)
 
 
 def test_a_time_counts_only_if_the_median_accuracy_reached_the_target():
@@ -133,7 +133,7 @@ def test_a_time_counts_only_if_the_median_accuracy_reached_the_target():
 
 
 def test_contestants_in_processes(dataset, tmp_path, monkeypatch):
-    """One that is not installed, a recipe that breaks off, and one that works, seed by seed."""
+    """A library that is not installed, a recipe that fails, and one that works."""
     (tmp_path / "torch.py").write_text("raise ImportError('an empty shell')")
     monkeypatch.syspath_prepend(tmp_path)
     said = []
@@ -159,7 +159,7 @@ def test_contestants_in_processes(dataset, tmp_path, monkeypatch):
 
 
 def test_a_process_that_dies_is_a_reason(dataset):
-    worker = Process("xnn-numpy", "xnn.benchmarks.accuracy", 1)
+    worker = Process("xnn-numpy", "xnn.benchmarks.time_to_accuracy", 1)
     assert worker.ask(name="xnn-numpy", dataset=dataset, threads=1) == {"ready": True}
     worker._process.kill()
     worker._process.wait()
@@ -176,13 +176,13 @@ def test_what_cannot_be_run(monkeypatch):
     with pytest.raises(OptionError, match="seeds"):
         to_accuracy(0.98, seeds=0)
     monkeypatch.setattr("xnn.data.on_disk", lambda: {"synthetic": "drawn by xnn"})
-    with pytest.raises(DataNotFoundError, match="point XNN_DATA_HOME"):
+    with pytest.raises(DataNotFoundError, match="set XNN_DATA_HOME"):
         to_accuracy(0.98)
 
 
 @pytest.mark.parametrize(("accuracies", "code"), [((0.981, 0.982), 0), ((0.981, 0.979), 1)])
 def test_the_command(monkeypatch, tmp_path, accuracies, code):
-    """Fails if a recipe of xnn's does not come to the accuracy."""
+    """The exit code is 1 if a recipe of xnn does not reach the accuracy."""
 
     def invented(target, contestants, threads, say):
         assert contestants == ["xnn", "torch"]
@@ -190,7 +190,7 @@ def test_the_command(monkeypatch, tmp_path, accuracies, code):
         entries = (judged("a", "xnn", [1.0], [accuracies[0]]), judged("b", "xnn", [2.0], [accuracies[1]]))
         return [*entries, judged("a", "torch", [2.0], [0.98])]
 
-    monkeypatch.setattr(accuracy, "to_accuracy", invented)
+    monkeypatch.setattr(time_to_accuracy, "to_accuracy", invented)
     arguments = ["bench", "--to-accuracy", "0.98", "--peers", "torch", "--json", str(tmp_path / "a.json")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == code, result.output

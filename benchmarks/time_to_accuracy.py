@@ -1,9 +1,9 @@
-"""Time to accuracy: the seconds a named recipe takes to train MNIST, and the accuracy it comes to; xnn and PyTorch.
+"""Measures the seconds that xnn and PyTorch take to train MNIST to a given accuracy.
 
-A recipe fixes network, batch size, epochs, update rule and the learning rate of every step; initial weights are
-Glorot's normal ones and biases zero. Contestants differ in the numbers they draw, so each recipe is run with
-several seeds, and a time counts only if the median accuracy on the test images reached the target. Contestants
-take turns, seed by seed, each in a process of its own, so that another program's noise hits all of them.
+A recipe fixes the network, batch size, epochs, update rule and the learning rate of every step. Initial weights are
+Glorot normal, biases zero. The libraries draw other random numbers, so each recipe is run with several seeds; a time
+counts only if the median accuracy on the test images reaches the target. Contestants take turns, seed by seed, each
+in a process of its own, so that a disturbance of the machine meets all of them.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ _FETCHED = ("mnist", "fashion-mnist")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train inputs - hidden[0] - ... - classes, ReLU between, with softmax cross-entropy.
+    """How to train inputs - hidden[0] - ... - classes, with ReLU between the layers and softmax cross-entropy.
 
-    optimizer: "adam" with `betas`, or "sgd" with `momentum` (`nesterov`). The learning rate of step t is
-    xnn.schedules.OneCycle(peak, steps, warmup, start, end)(t). The inputs are pixels * scale + offset.
+    name: of the recipe. hidden: widths of the hidden layers. batch_size, epochs: of the training.
+    optimizer: "adam" with `betas`, or "sgd" with `momentum` and `nesterov`. Raises OptionError for another.
+    peak, warmup, start, end: the learning rate of step t is OneCycle(peak, steps, warmup, start, end)(t).
+    scale, offset: the network's inputs are pixels * scale + offset.
     """
 
     name: str
@@ -61,31 +63,31 @@ class Recipe:
             raise OptionError(f"{self.name}: optimizer must be adam or sgd, got {self.optimizer!r}")
 
     def steps(self, rows: int) -> int:
-        """Of all epochs; the last batch of each may be smaller."""
+        """The number of steps of all epochs. The last batch of an epoch may be smaller than the others."""
         return self.epochs * -(-rows // self.batch_size)
 
     def schedule(self, rows: int) -> OneCycle:
-        """The learning rate of each step of training on so many rows."""
+        """The learning rate of each step, for `rows` samples."""
         return OneCycle(self.peak, self.steps(rows), self.warmup, self.start, self.end)
 
 
 _KNOWN = (
-    # The usual one, by which the two are compared.
+    # The usual recipe. The two libraries are compared by it.
     Recipe("one-cycle", (256,), 256, 5, "adam", 0.008),
-    # The cheapest of some sixty tried that reaches 98.0 % with something to spare: 98.10 % in the mean of the seeds
-    # 100 to 123, standard deviation 0.08 %. So few steps want a short memory and an early peak. On the same seeds
-    # 144 units came to 98.08 %, and two epochs of 256 units, batch 128, to 98.11 % in an eighth more time.
+    # The fastest of about sixty recipes that reach 98.0 % reliably: the mean of seeds 100 to 123 is 98.10 %, the
+    # standard deviation 0.08 %. With so few steps a short memory (betas) and an early peak help. On the same seeds
+    # 144 units reach 98.08 %; two epochs of 256 units at batch size 128 reach 98.11 % and take an eighth longer.
     Recipe("three-epochs", (160,), 256, 3, "adam", 0.012, warmup=0.05, betas=(0.8, 0.95)),
 )
 RECIPES = {recipe.name: recipe for recipe in _KNOWN}
 
 
 class _Contestant:
-    """What all share: training images uint8 (n, inputs) and labels, the test images, and how many classes."""
+    """A library that trains recipes on one data set: images uint8 (n, inputs), labels, test images and labels."""
 
     def __init__(self, dataset: str, threads: int) -> None:
         found = data.load(dataset)
-        # Both train on all that is not test data; the split is for those who choose by validation.
+        # All samples but the test data are trained on: nothing is chosen by validation here.
         self.x: Any = np.concatenate([found.x_train, found.x_val])
         self.y: Any = np.concatenate([found.y_train, found.y_val])
         self.x_test: Any = found.x_test
@@ -94,20 +96,20 @@ class _Contestant:
         self.inputs = found.x_train.shape[1]
 
     def train(self, recipe: Recipe, seed: int, rows: int) -> tuple[float, Callable[[], float]]:
-        """Train a fresh model on the first `rows` images: seconds, and what counts its accuracy.
+        """Train a new model on the first `rows` images. Returns (seconds, a function that returns the accuracy).
 
-        Timed are the steps and all they need: each epoch's order, batches, learning rates. Building model and
-        optimizer is not.
+        The time includes the steps, drawing each epoch's order, making batches, and the learning rates. It excludes
+        building the model and the optimizer.
         """
         raise NotImplementedError
 
     def run(self, recipe: Recipe, seed: int) -> dict[str, float]:
-        """The whole recipe: seconds of training, and accuracy on the test images, which is not timed."""
+        """Train the whole recipe: the seconds of training, and the accuracy on the test images."""
         seconds, accuracy = self.train(recipe, seed, len(self.x))
         return {"seconds": seconds, "accuracy": accuracy()}
 
     def warm_up(self, recipe: Recipe, seed: int) -> dict[str, float]:
-        """A few steps of the recipe: what is compiled is compiled here."""
+        """Train a few steps, so that everything is compiled before the measurement."""
         start = time.perf_counter()
         rows = min(len(self.x), _WARM_UP_STEPS * recipe.batch_size)
         _, accuracy = self.train(recipe, seed, rows)
@@ -116,7 +118,7 @@ class _Contestant:
 
 
 class _Xnn(_Contestant):
-    """The Trainer, as a user calls it; bytes stay bytes and are scaled while a batch is gathered."""
+    """xnn's Trainer, called as a user calls it. Images stay bytes; each batch is scaled while it is gathered."""
 
     kernels = "auto"
 
@@ -138,15 +140,13 @@ class _Xnn(_Contestant):
 
 
 class _XnnNumpy(_Xnn):
-    """The same without compiled kernels."""
-
     kernels = "numpy"
 
 
 class _Torch(_Contestant):
-    """PyTorch, eager: images float32 once and for all, batches by index_select, the fused optimizers.
+    """PyTorch in eager mode: images as float32, batches by index_select, fused optimizers.
 
-    The loss is brought to the host nowhere. Slower: foreach for the update, and x[rows] for index_select.
+    The loss is not copied to Python. Slower variants: foreach optimizers, and x[rows] instead of index_select.
     """
 
     def __init__(self, dataset: str, threads: int) -> None:
@@ -159,13 +159,13 @@ class _Torch(_Contestant):
         self.scaled = 0.0, 0.0
 
     def _rescale(self, scale: float, offset: float) -> None:
-        """Images as float32; kept while recipes agree on scale and offset."""
+        """Scale the images as float32, unless they have this scale and offset already."""
         if self.scaled != (scale, offset):
             self.x, self.x_test = (images.float().mul_(scale).add_(offset) for images in self.bytes)
             self.scaled = scale, offset
 
     def build(self, recipe: Recipe, seed: int, rows: int) -> tuple[Any, Any, Any]:
-        """Network, optimizer, and the schedule that gives OneCycle's rates step by step."""
+        """The network, the optimizer, and a schedule with the same learning rates as Recipe.schedule."""
         torch = self.torch
         torch.manual_seed(seed)
         widths = self.inputs, *recipe.hidden, self.classes
@@ -187,11 +187,11 @@ class _Torch(_Contestant):
             optimizer,
             recipe.peak,
             total_steps=steps,
-            pct_start=recipe.warmup + 1 / steps,  # its peak is one step before pct_start * steps
+            pct_start=recipe.warmup + 1 / steps,  # PyTorch's peak is one step before pct_start * steps
             anneal_strategy="linear",
             cycle_momentum=False,
             div_factor=recipe.start,
-            final_div_factor=recipe.end / recipe.start,  # of the first rate, where OneCycle's is of the peak
+            final_div_factor=recipe.end / recipe.start,  # PyTorch divides the first rate, OneCycle the peak
         )
         return net, optimizer, schedule
 
@@ -220,28 +220,26 @@ CONTESTANTS: dict[str, type[_Contestant]] = {"xnn": _Xnn, "xnn-numpy": _XnnNumpy
 
 
 class _Server:
-    """A contestant that answers for recipes as JSON has them."""
+    """Answers the commands of `to_accuracy`. Recipes arrive as dictionaries."""
 
     def __init__(self, name: str, dataset: str, threads: int) -> None:
         self.contestant = CONTESTANTS[name](dataset, threads)
 
     def run(self, recipe: dict[str, Any], seed: int) -> dict[str, float]:
-        """The whole recipe."""
         return self.contestant.run(_recipe(recipe), seed)
 
     def warm_up(self, recipe: dict[str, Any], seed: int) -> dict[str, float]:
-        """A few steps."""
         return self.contestant.warm_up(_recipe(recipe), seed)
 
 
 def _recipe(fields: dict[str, Any]) -> Recipe:
-    """A recipe that went through JSON, which has lists for tuples."""
+    """A Recipe from a dictionary that was read from JSON, which has lists where Recipe has tuples."""
     given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
     return Recipe(**given)
 
 
 def main() -> None:
-    """One contestant in a process of its own: serve until standard input ends."""
+    """Answer commands for one contestant from standard input until it ends."""
     serve(_Server)
 
 
@@ -254,13 +252,26 @@ def to_accuracy(
     say: Callable[[str], None] = lambda line: None,
     dataset: str = "mnist",
 ) -> list[dict[str, Any]]:
-    """Every recipe by every contestant, once for each of the seeds 0, 1, ...: one entry each, recipe by recipe.
+    """Train every recipe with every contestant and every seed. Returns a dictionary for each recipe and contestant.
 
-    An entry has `recipe`, `contestant`; `seconds`, all of them, their `median_seconds` and `quartiles`;
-    `accuracies` on the test images, all, and `median_accuracy`; `reached`: whether that is at least the target;
-    `warm_up_seconds` before the first seed, compiling included; and `reason`: why there are no figures.
-    Raises OptionError for a contestant that is not there or a target that is no accuracy, and DataNotFoundError
-    where the data set is not on disk: a download is no part of a benchmark.
+    target: the accuracy to reach, in [0, 1].
+    recipes: what to train; default: all of RECIPES.
+    contestants: of "xnn", "xnn-numpy", "torch"; default: ("xnn", "torch").
+    seeds: how many; 5 by default. The seeds are 0, 1, ...
+    threads: of each contestant; default: 1.
+    say: called with a line of progress.
+    dataset: the data set's name; default: "mnist".
+
+    The keys of a dictionary:
+    recipe, contestant                      their names
+    seconds, median_seconds, quartiles      the times of all seeds
+    accuracies, median_accuracy             the accuracies on the test images
+    reached                                 whether the median accuracy is at least the target
+    warm_up_seconds                         the time of a few steps before, with compiling
+    reason                                  why there are no times, else empty
+
+    Raises OptionError for an unknown contestant or a target outside [0, 1], and DataNotFoundError if the data set is
+    not on disk.
     """
     unknown = [name for name in contestants if name not in CONTESTANTS]
     if unknown:
@@ -268,20 +279,20 @@ def to_accuracy(
     target, seeds = check_real("target", target, 0.0, 1.0), check_count("seeds", seeds)
     if dataset in _FETCHED and dataset not in data.on_disk():
         raise DataNotFoundError(
-            f"time to accuracy needs {dataset} on disk, and it is not: put its files into a folder {dataset}/ and "
-            f"point XNN_DATA_HOME at the folder above it, or fetch them with xnn train --dataset {dataset}"
+            f"{dataset} is not on disk, and benchmarks download nothing. Put its files into a folder {dataset}/ "
+            f"and set XNN_DATA_HOME to the folder above it, or fetch them with xnn train --dataset {dataset}"
         )
     workers: list[Process] = []
     entries: list[dict[str, Any]] = []
     try:
         for name in contestants:
             say(f"{name} starts")
-            workers.append(Process(name, "xnn.benchmarks.accuracy", threads))
+            workers.append(Process(name, "xnn.benchmarks.time_to_accuracy", threads))
             workers[-1].ask(name=name, dataset=dataset, threads=threads)
         absent = [worker.error for worker in workers]
         for recipe in recipes:
             for worker, reason in zip(workers, absent, strict=True):
-                worker.error = reason  # a recipe that broke off says nothing of the next
+                worker.error = reason  # a recipe that failed does not stop the next one
             turn = [_entry(recipe, worker) for worker in workers]
             for seed in range(seeds):
                 for worker, entry in zip(workers, turn, strict=True):
@@ -298,7 +309,7 @@ def to_accuracy(
 
 
 def _entry(recipe: Recipe, worker: Process) -> dict[str, Any]:
-    """An entry without figures, after the warm-up."""
+    """Warm up, and return an entry without times."""
     warm = worker.ask(do="warm_up", recipe=asdict(recipe), seed=0)
     return {
         "recipe": recipe.name,
@@ -311,7 +322,7 @@ def _entry(recipe: Recipe, worker: Process) -> dict[str, Any]:
 
 
 def _judge(entry: dict[str, Any], target: float) -> dict[str, Any]:
-    """The entry with medians, quartiles and the gate; one that broke off has no figures."""
+    """Add medians, quartiles and `reached` to an entry. An entry with a reason loses its times."""
     if entry["reason"]:
         return {**entry, "seconds": [], "accuracies": [], "reached": False}
     accuracy = statistics.median(entry["accuracies"])
@@ -326,9 +337,9 @@ def _judge(entry: dict[str, Any], target: float) -> dict[str, Any]:
 
 
 def text(results: Sequence[dict[str, Any]], target: float) -> str:
-    """A line for each recipe and contestant, the ratio xnn / torch of each recipe, and xnn's fastest recipe.
+    """The results as a table, with the ratio xnn / torch of each recipe, and xnn's fastest recipe.
 
-    Times are shown, and compared, only where the target was reached.
+    Times are shown only where the target was reached.
     """
     lines = [
         f"seconds to {target:.1%} of the test images, medians",

@@ -1,8 +1,8 @@
-"""Kernels of exact numerics on the CPU: the ops' slices and sums over buffers, products through NumPy's BLAS.
+"""Kernels of exact numerics on the CPU: the ops' slices and sums over buffers, with matrix products by NumPy's BLAS.
 
-What is done between two products - cutting, adding a bias, rounding, updating - are passes over arrays, of which
-there are two sets with the same names: plain NumPy (`numpy_passes.py`) and compiled loops (`compiled_passes.py`).
-Whichever computes them, the bits are the ops': `tests/exact/test_exact_kernels.py` compares them.
+Between two products a kernel makes passes over arrays: it slices, adds a bias, rounds, updates. There are two sets of
+passes with the same names: in plain NumPy (`numpy_passes.py`) and as compiled loops (`compiled_passes.py`). Both give
+the bits of the ops: `tests/exact/test_exact_kernels.py` compares them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ __all__ = ["ExactTable", "splitters"]
 
 
 def splitters(lib: Any, bits: int) -> np.ndarray:
-    """splitter() for each exponent field that a float32 can have: entry [bits of x >> 23]."""
+    """Return a table of `splitter` for each exponent field of float32; the entry of |x| is at (its bits) >> 23."""
     fields = np.arange(256, dtype=np.int64)
-    wide = np.where(fields == 255, 2047, np.where(fields == 0, 0, fields + 896))  # as float64 has them
+    wide = np.where(fields == 255, 2047, np.where(fields == 0, 0, fields + 896))  # in float64
     return np.asarray(lib.to_host(splitter(lib, lib.to_device(wide), bits)))
 
 
 class ExactTable(KernelTable):
-    """The kernels over one set of passes; what they do not serve is run by the exact op."""
+    """The kernels of exact numerics; calls that they cannot run are run by the exact op.
+
+    lib: the NumPy backend. passes: the module with the set of passes. name: of the table, for the execution plan.
+    """
 
     in_place = True
 
@@ -54,7 +57,7 @@ class ExactTable(KernelTable):
         super().__init__(kernels)
 
     def _serves_dense(self, call: Call) -> bool:
-        """A batch of rows, a matrix of weights, a bias for each output or none, and an activation that has a pass."""
+        """Whether x is a batch of rows, the weights are a matrix, biases fit, and the activation has a pass."""
         forward = call.forward or call
         x, w, *bias = forward.reads
         fits = len(x.shape) == len(w.shape) == 2 and all(b.shape == w.shape[1:] for b in bias)
@@ -65,11 +68,11 @@ class ExactTable(KernelTable):
                 np.dtype(s.dtype) == np.float32 for s in (*forward.reads, *forward.writes) if s is not None
             )
             and forward.activation in (None, *self.passes.ACTIVATIONS)
-            and not (wanted and x.scaled is not None)  # integers have no gradient
+            and not (wanted and x.scaled is not None)  # pixels have no gradient
         )
 
     def _dense(self, call: Call) -> Runnable:
-        """y = f(x W + b); leaves W's slice, and x as it was multiplied, for the backward call."""
+        """y = f(x W + b). The slice of W, and x as it was multiplied, are kept for the backward call."""
         p, lib = self.passes, self.lib
         x, w, *bias = (slot.array for slot in call.reads)
         y = call.writes[0].array  # type: ignore[union-attr]
@@ -86,16 +89,16 @@ class ExactTable(KernelTable):
         b = bias[0] if bias else None
         kept = lib.buffer(y.shape, np.float64) if call.activation in (ops.sigmoid, ops.tanh) else None
         finish = p.finish(products, scale, b, y, call.activation, kept)
-        following = _Following()
-        cut_weights = p.slice_tensor(w, weight_table, one, following.state)
+        next_slice = _NextSlice()
+        cut_weights = p.slice_tensor(w, weight_table, one, next_slice.state)
         prepare = p.slice_rows(x, high, low, wide) if scaled is None else p.widen(x.integers, wide)
         call.saved = {
-            "one": one, "wide": wide, "bits": bits, "scale": scale, "y64": kept, "following": following,
+            "one": one, "wide": wide, "bits": bits, "scale": scale, "y64": kept, "next_slice": next_slice,
             "table": weight_table,
         }  # fmt: skip
 
         def run() -> None:
-            if not following.holds():
+            if not next_slice.holds():
                 cut_weights()
             prepare()
             product()
@@ -104,7 +107,10 @@ class ExactTable(KernelTable):
         return run
 
     def _dense_backward(self, call: Call) -> Runnable:
-        """dz from dy in place, dx before W can change, then dW and db, or W's and b's update."""
+        """Compute dz from dy in place, then dx, then dW and db.
+
+        If the update is folded in, the last two steps change W and b; dx comes before, from the old W.
+        """
         p, lib, forward = self.passes, self.lib, call.forward
         assert forward is not None
         kept = forward.saved
@@ -124,9 +130,9 @@ class ExactTable(KernelTable):
                 gemm(wide, kept["one"].T, products),
                 p.finish(products, 1.0, None, dx, None, None),
             ]
-        rate, following = None if call.rule is None else _Rate(call.rule), kept["following"]
+        rate, next_slice = None if call.rule is None else _Rate(call.rule), kept["next_slice"]
         if rate is not None:
-            following.written = call.rule.written
+            next_slice.written = call.rule.written
         columns, sums = bits.dy_column(n), splitters(lib, sum_bits(n))
         high, low = splitters(lib, columns), None
         wide = np.empty((0, outputs)) if dw is None else lib.buffer((n, outputs), np.float64)
@@ -139,7 +145,7 @@ class ExactTable(KernelTable):
             steps.append(p.slice_gradient(dz, high, low, wide, sums, db, rate))
         if dw is not None:
             products = lib.buffer((inputs, wide.shape[1]), np.float64)
-            update = kept["table"], kept["one"], following.state
+            update = kept["table"], kept["one"], next_slice.state
             steps += [
                 gemm(one.T, wide, products),
                 p.weight_gradient(products, kept["scale"], dw, rate, *update),
@@ -167,7 +173,7 @@ class ExactTable(KernelTable):
 
 
 class _Rate:
-    """The learning rate of the step in hand, for kernels that update what they compute the gradient of."""
+    """The learning rate of the current step, for kernels with a folded update, in an array that passes can read."""
 
     def __init__(self, group: Any) -> None:
         self.group, self.value = group, np.zeros(1)
@@ -176,10 +182,14 @@ class _Rate:
         self.value[0] = self.group.options["learning_rate"]
 
 
-class _Following:
-    """Whether an update has left W's slice as the next step needs it: on W's scale, and nobody wrote to W since.
+class _NextSlice:
+    """Tells whether the slice of W that an update has computed can be used in the next step.
 
-    state: what the passes say, 1 and the scale's exponent; written: the store's count of others' writing.
+    It can if W's largest exponent is still the one of the slice, and nothing else has written to W since.
+
+    state: two integers that the passes write: 1 if the exponent is the same, and the exponent.
+    written: a counter that changes whenever something else may have written to W, or None if no update computes
+        the slice.
     """
 
     def __init__(self) -> None:
@@ -188,7 +198,7 @@ class _Following:
         self._seen = -1
 
     def holds(self) -> bool:
-        """Tell; if not, the caller cuts W now."""
+        """Whether the slice can be used; if not, the caller slices W now."""
         if self.written is None:
             return False
         seen, self._seen = self._seen, int(self.written[0])
@@ -196,7 +206,7 @@ class _Following:
 
 
 def _updates(update: Any, call: Call) -> Runnable:
-    return chain(*(update(call.rule, *arrays) for arrays in call.rule.runs(call)))
+    return chain(*(update(call.rule, *arrays) for arrays in call.rule.stretches(call)))
 
 
 def _float32(test: Callable[[Call], bool]) -> Callable[[Call], bool]:
@@ -204,7 +214,7 @@ def _float32(test: Callable[[Call], bool]) -> Callable[[Call], bool]:
 
 
 def _serves_labels(call: Call) -> bool:
-    """Outputs (n, classes) and labels (n,)."""
+    """Whether the outputs have shape (n, classes) and the labels (n,)."""
     outputs, labels = call.reads
     return len(outputs.shape) == 2 and outputs.shape[1] > 0 and len(labels.shape) == 1 and _serves(call)
 
@@ -219,7 +229,7 @@ def _serves_loss(call: Call) -> bool:
 
 
 def _serves_gather(call: Call) -> bool:
-    """Rows of a host array, moved as they are: pixels with Rescale's number kept beside them, or whole numbers."""
+    """Whether the source is a NumPy array of integers that are copied unchanged: pixels with a scale, or labels."""
     source, target = call.options["source"], call.writes[0]
     assert target is not None
     if not isinstance(source, np.ndarray) or not source.flags.c_contiguous:

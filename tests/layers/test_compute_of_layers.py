@@ -198,6 +198,8 @@ def test_float_and_a_branch_on_numbers_are_refused_in_a_program():
         floating.forward(X)
     with pytest.raises(GraphError, match=r"float\(\) of a recorded value"):
         fit(Sequential(Dense(4, 3), floating))
+    with pytest.raises(GraphError, match=r"reading \.value would fix"):
+        fit(Sequential(Dense(4, 3), computes(lambda x: x * x.value.max())))
 
 
 def test_random_numbers_of_numpy_are_refused_by_a_trainer():

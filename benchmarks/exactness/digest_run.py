@@ -1,8 +1,9 @@
-"""What one row of the digest matrix computes, in a process of its own: `main` serves it.
+"""Computes one row of the digest matrix, in a process of its own.
 
-`digits` trains 784-100-200-10 on images, a long run; `small` the networks of `digest_networks`, which between them
-have every layer, and digests their predictions and metrics too. Either by a Trainer, or by workers: threads that
-each hold the model and a share of every batch, and reduce in random order.
+`train_digits` trains 784-100-200-10 on images for many steps. `train_small` trains the networks of `networks.py`,
+which together use every layer, and also takes digests of their predictions and metrics. Training is done by a Trainer
+or by workers. A worker is a thread that holds a copy of the model and computes a share of every batch; the workers'
+sums are added in random order.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from xnn.runs.process import serve
 from xnn.training import Trainer
 from xnn.training.inputs import prepare
 
-__all__ = ["Meeting", "Run", "Server", "main", "train_digits", "train_small"]
+__all__ = ["Meeting", "Server", "Training", "main", "train_digits", "train_small"]
 
 BATCH = 32
 _SEED = 5
@@ -41,7 +42,7 @@ _PATIENCE = 300.0  # seconds that a worker waits for the others
 
 
 class Meeting:
-    """Where all workers' arrays meet: reduced by whoever comes last, two at a time in random order."""
+    """Reduces the arrays of all workers to one, two at a time in random order. The last worker to arrive does it."""
 
     def __init__(self, lib: Backend, workers: int, seed: int) -> None:
         self.lib, self.workers = lib, workers
@@ -51,7 +52,7 @@ class Meeting:
         self.barrier = threading.Barrier(workers, action=self._reduce, timeout=_PATIENCE)
 
     def meet(self, worker: int, kind: str, x: Any) -> Any:
-        """What all workers' x reduce to; each brings the same kind, and arrays of the same shape."""
+        """The reduction of all workers' x. Every worker must give the same kind of reduction and the same shape."""
         self.brought[worker] = kind, x
         self.barrier.wait()
         return self.result
@@ -70,26 +71,31 @@ class Meeting:
 
 
 class Member:
-    """One worker's end of a meeting: a Communicator."""
+    """The communicator that one worker uses: it passes arrays on to the meeting."""
 
     def __init__(self, meeting: Meeting, worker: int) -> None:
         self.meeting, self.worker = meeting, worker
 
     def maximum(self, x: Any) -> Any:
-        """The elementwise maximum of integers."""
         return self.meeting.meet(self.worker, "maximum", x)
 
     def total(self, x: Any) -> Any:
-        """The elementwise sum."""
         return self.meeting.meet(self.worker, "total", x)
 
     def count(self, rows: int) -> int:
-        """The rows of all shards."""
         return int(self.meeting.meet(self.worker, "count", rows))
 
 
-class Run:
-    """Training of what `build` gives, in the numerics named: by a Trainer, or by so many workers."""
+class Training:
+    """Trains a model by a Trainer, or by workers that each compute a share of every batch.
+
+    build: returns (model, loss, optimizer); called once for each worker.
+    mode: the numerics, "exact" or "fast".
+    kernels: the Trainer's table of kernels. Workers use the ops alone.
+    workers: how many; 0 (default) trains with a Trainer.
+    seed: of the order in which the workers' arrays are added.
+    metrics: as for Trainer.
+    """
 
     def __init__(
         self,
@@ -112,7 +118,7 @@ class Run:
         self._epoch = self._step = 0
 
     def fit(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> str:
-        """Train for an epoch over these samples, which may have weights; the digest of its losses."""
+        """Train for one epoch and return the digest of its losses."""
         if not self.members:
             history = self.trainer.fit(
                 (x, y), epochs=1, batch_size=BATCH, sample_weight=weights, seed=_SEED, progress=False
@@ -123,7 +129,7 @@ class Run:
         rows = list(batches.numbers(self._epoch))
         losses = self._all_workers(batches, rows)
         self._epoch, self._step = self._epoch + 1, self._step + len(rows)
-        # In float32, sums that have no order scale each worker's gradients by a norm of its own.
+        # In fast numerics the workers' sums may differ in the last bits, and so may the norms they clip by.
         if self.mode == "exact" and len({weights_sha256(model) for model, _, _ in self.replicas}) != 1:
             raise AssertionError("the workers' weights differ from one another")
         history = History()
@@ -131,13 +137,13 @@ class Run:
         return history.losses_sha256
 
     def _all_workers(self, batches: Batches, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """A thread for each worker; every step's loss."""
+        """Run one thread for each worker and return the loss of every step."""
         losses: list[Any] = [None] * self.workers
         faults: list[BaseException] = []
 
         def work(worker: int) -> None:
             try:
-                # A thread starts without the numerics of the one that started it.
+                # A new thread does not inherit the numerics, which are a context variable.
                 with numerics(self.mode), with_communicator(self.members[worker]), self.lib.guard():
                     losses[worker] = [
                         self._step_of(worker, batches, chosen, self._step + n)
@@ -160,14 +166,14 @@ class Run:
         return np.asarray(losses[0], dtype=np.float64)
 
     def _step_of(self, worker: int, batches: Batches, rows: np.ndarray, step: int) -> float:
-        """One worker's part of a step: its shard forward and backward, and the update that all make alike."""
+        """One worker's part of a step: forward and backward of its share of the batch, then the update; the loss."""
         model, loss, optimizer = self.replicas[worker]
         lib, own = self.lib, np.array_split(rows, self.workers)
         first = sum(map(len, own[:worker]))
         x, y, *weights = (lib.to_device(part) for part in batches.gather(own[worker]))
         model.set_stream(batches.seed, step, row=first)
         value: Any = None
-        if self.mode == "exact" or len(own[worker]):  # of no rows, float32 has no mean
+        if self.mode == "exact" or len(own[worker]):  # fast numerics have no mean of zero rows
             value = loss.forward(model.forward(x, training=True), y, *weights)
             model.backward(loss.backward(), input_gradient=False)
         if self.mode == "fast":
@@ -176,7 +182,7 @@ class Run:
         return float(lib.to_host(value))
 
     def _average(self, worker: int, value: Any, share: float) -> Any:
-        """What float32 does: each worker's means, weighted and added in the order in which they come."""
+        """Fast numerics: average the workers' gradients, buffers and losses, weighted by their shares."""
         (model, loss, _), shared, xp = self.replicas[worker], self.members[worker], self.lib.xp
         part = share if loss.reduction == "mean" else 1.0
         for parameter in model.parameters():
@@ -187,7 +193,7 @@ class Run:
         return shared.total(value * part if share else xp.zeros((), dtype=xp.float32, device=self.lib.device))
 
     def outcome(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> list[str]:
-        """Digests of weights, with their moving averages where there are some, and of predictions and metrics."""
+        """Two digests: of the weights (with the optimizer's averages, if any), and of predictions and metrics."""
         (model, _, optimizer), digest = self.replicas[0], hashlib.sha256()
         trained = weights_sha256(model)
         with optimizer.averaged() if optimizer.averages else nullcontext():
@@ -196,23 +202,24 @@ class Run:
             with numerics(self.mode):
                 digest.update(np.asarray(model.predict(x), dtype="<f4").tobytes())
             found = self.trainer.evaluate((x, y), sample_weight=weights)
-        digest.update(json.dumps(found).encode())  # of numbers it writes as many digits as tell them apart
+        digest.update(json.dumps(found).encode())  # JSON writes enough digits to tell any two floats apart
         return [trained, digest.hexdigest()]
 
 
 def train_digits(
     x: np.ndarray, y: np.ndarray, marks: Sequence[int], mode: str, patience: float = math.inf, **how: Any
 ) -> dict[str, Any]:
-    """784-100-200-10 by plain SGD; digests of weights and losses after so many steps each, ms a step.
+    """Train 784-100-200-10 by SGD and take digests of weights and losses after each number of steps in `marks`.
 
-    A stretch to the next mark that will take more seconds than `patience` is left out, and what comes after it.
+    Training stops early where reaching the next mark would take more than `patience` seconds. Returns
+    {"marks": {steps: [weights' digest, losses' digest]}, "ms": milliseconds a step}.
     """
 
     def build() -> Parts:
         model = mlp.mlp(784, (100, 200), 10, rescale=(1 / 255, 0.0), seed=1)
         return model, SoftmaxCrossEntropy(), SGD(0.1)
 
-    run, so_far, done = Run(build, mode, **how), hashlib.sha256(), 0
+    run, so_far, done = Training(build, mode, **how), hashlib.sha256(), 0
     found: dict[str, list[str]] = {}
     seconds = 0.0
     for mark in marks:
@@ -228,18 +235,18 @@ def train_digits(
 
 
 def train_small(mode: str, names: Sequence[str] = tuple(SMALL), **how: Any) -> dict[str, list[str]]:
-    """Each small network: digests of weights, of predictions with metrics, and of losses."""
+    """Train each small network; its digests of weights, of predictions with metrics, and of losses."""
     found = {}
     for name in names:
         network = SMALL[name]
-        run, data = Run(network.build, mode, metrics=network.metrics, **how), network.data()
+        run, data = Training(network.build, mode, metrics=network.metrics, **how), network.data()
         losses = hashlib.sha256("".join(run.fit(*data) for _ in range(EPOCHS)).encode())
         found[name] = [*run.outcome(*data), losses.hexdigest()]
     return found
 
 
 class Server:
-    """One row: an engine, a kernel table, a number of workers."""
+    """Answers the commands of digests.py for one row: an engine, a kernel table and a number of workers."""
 
     def __init__(self, data: str, engine: str, kernels: str, workers: int, seed: int) -> None:
         self.absent = ""
@@ -253,17 +260,17 @@ class Server:
         self.how: dict[str, Any] = {"kernels": kernels, "workers": workers, "seed": seed}
 
     def about(self) -> dict[str, Any]:
-        """What computes here, or why nothing does."""
+        """`ran`: the library that computes, in words. `absent`: why the engine cannot run here, else empty."""
         return {"absent": self.absent, "ran": "" if self.absent else ran(self.engine)}
 
     def run(self, mode: str, marks: list[int], patience: float) -> dict[str, Any]:
-        """Both parts, in the numerics named."""
+        """Train in the numerics `mode`: the small networks, then the digits."""
         small = train_small(mode, **self.how)
         return {**train_digits(self.x, self.y, marks, mode, patience, **self.how), "small": small}
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Answer commands from standard input until it ends."""
     serve(Server)
 
 

@@ -1,4 +1,4 @@
-"""A schedule as one short text, for command lines and records: cosine, or step:every=1000,factor=0.5."""
+"""Schedules as text, for the command line and for records: "cosine", or "step:every=1000,factor=0.5"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xnn.schedules import SCHEDULES, Schedule
 
 __all__ = ["NAMED", "read_schedule", "schedule_text"]
 
-# What the names stand for where nothing else is said: numbers of the whole run's steps and of an epoch's.
+# The default arguments of each schedule, from the number of steps of the run and of an epoch.
 _USUAL: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "constant": lambda steps, per_epoch: {},
     "step": lambda steps, per_epoch: {"every": -(-steps // 3)},
@@ -22,17 +22,23 @@ _USUAL: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "onecycle": lambda steps, per_epoch: {"steps": steps},
 }
 
-#: The schedules that have a text; a warm-up is put before any of them.
+#: The names of schedules that can be written as text. (A warm-up is an option of its own.)
 NAMED = tuple(_USUAL)
 
 
 def read_schedule(text: str, rate: float, steps: int, per_epoch: int) -> Schedule:
-    """The schedule that a text means: a name of NAMED, and behind a colon arguments of its class in xnn.schedules.
+    """The schedule that a text describes.
 
-    rate: its first argument, the first rate or the peak. steps, per_epoch: those of the run and of an epoch, which
-    say what the text leaves open: cosine, polynomial and onecycle last for the run, restarts begins anew with each
-    epoch, step gets smaller after each third of the run, exponential by a tenth an epoch.
+    text: a name of NAMED, and after a colon arguments of its class in xnn.schedules: "step:every=1000,factor=0.5".
+    rate: the first argument of the class: the first learning rate, or the peak of onecycle.
+    steps, per_epoch: the number of steps of the run and of an epoch. Arguments that the text omits follow from them:
+        cosine, polynomial and onecycle last for the run; restarts starts again with each epoch; step falls after each
+        third of the run; exponential falls by a tenth in each epoch.
+
     Raises OptionError for an unknown name or argument, or a value that the class refuses.
+
+        >>> read_schedule("step:factor=0.5", 0.1, steps=900, per_epoch=100)
+        Step(rate=0.1, every=300, factor=0.5)
     """
     name, colon, rest = text.partition(":")
     if name not in _USUAL:
@@ -55,7 +61,14 @@ def read_schedule(text: str, rate: float, steps: int, per_epoch: int) -> Schedul
 
 
 def schedule_text(schedule: Schedule) -> str:
-    """What read_schedule makes the same schedule of, whatever the run: it has all numbers but the class's own."""
+    """The text from which read_schedule makes this schedule, whatever the run.
+
+    It has every argument that is not the default of the class.
+
+        >>> from xnn.schedules import Step
+        >>> schedule_text(Step(0.1, every=300, factor=0.5))
+        'step:every=300,factor=0.5'
+    """
     name = next(name for name in NAMED if SCHEDULES[name] is type(schedule))
     given = [
         f"{field.name}={getattr(schedule, field.name)}"
@@ -66,7 +79,7 @@ def schedule_text(schedule: Schedule) -> str:
 
 
 def _value(text: str) -> int | float | str:
-    """A whole number, a number, or the text."""
+    """The text as an int or a float, if it is one."""
     for kind in (int, float):
         try:
             return kind(text)

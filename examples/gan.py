@@ -1,0 +1,49 @@
+"""A generative adversarial network: a generator learns to draw points that a critic takes for real ones.
+
+    python examples/gan.py
+
+The real points lie on a circle of radius 1. The critic learns to tell them from the generator's points; the
+generator learns from the gradient that flows back through the critic. Source: Goodfellow et al., NeurIPS 2014.
+"""
+
+import numpy as np
+
+import xnn
+from xnn import layers, losses, optimizers
+
+
+def network(outputs, seed):
+    """Two inputs, two hidden layers."""
+    hidden = layers.Dense(2, 32), layers.LeakyReLU(), layers.Dense(32, 32), layers.LeakyReLU()
+    return xnn.Sequential(*hidden, layers.Dense(32, outputs), seed=seed)
+
+
+def cost_of_critic(circle, drawn):
+    """Small if the critic tells real points from drawn ones."""
+    return loss(critic(circle), real) + loss(critic(drawn), fake)
+
+
+def cost_of_generator(noise):
+    """Small if the critic takes what the generator draws for real."""
+    return loss(critic(generator(noise)), real)
+
+
+def learn(model, optimizer, cost, *points):
+    """One step of the model's parameters, down the gradient of cost(*points)."""
+    parameters = model.parameters()
+    gradients = xnn.grad(lambda parameters: cost(*points))(parameters)
+    optimizer.step(parameters, gradients)
+
+
+rng = np.random.default_rng(0)
+generator, critic = network(2, seed=1), network(1, seed=2)
+of_generator, of_critic = (optimizers.Adam(0.002, betas=(0.5, 0.99)) for _ in range(2))
+loss, real, fake = losses.BinaryCrossEntropy(), np.ones((64, 1), "float32"), np.zeros((64, 1), "float32")
+for _ in range(1500):
+    angle, noise = rng.uniform(0, 2 * np.pi, 64), rng.normal(size=(64, 2)).astype("float32")
+    circle = np.stack((np.cos(angle), np.sin(angle)), axis=1).astype("float32")
+    learn(critic, of_critic, cost_of_critic, circle, generator.predict(noise))
+    learn(generator, of_generator, cost_of_generator, noise)
+
+radius = np.hypot(*generator.predict(rng.normal(size=(1000, 2))).T)
+print(f"1000 points drawn: radius {radius.mean():.3f} +- {radius.std():.3f}")

@@ -1,0 +1,87 @@
+"""The Python of README.md and docs/*.md runs as it stands, and the README's reading list is an evening's."""
+
+import ast
+import doctest
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("examples/*.md"))]
+
+
+def run(path):
+    """Run a page's blocks of Python one after the other; the names they leave."""
+    names = {"__name__": path.name}
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        if ">>> " not in block:
+            exec(compile(block, path.name, "exec"), names)
+    return names
+
+
+def faults(text, name):
+    """What the doctests of a text print when they fail."""
+    said = []
+    found = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(found, out=said.append)
+    return "".join(said)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_doctests_of_a_page(path):
+    assert faults(path.read_text(encoding="utf-8"), path.name) == ""
+
+
+def test_a_wrong_doctest_is_seen():
+    assert "Expected:\n    3\nGot:\n    2" in faults(">>> 1 + 1\n3\n", "wrong")
+
+
+@pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.name)
+def test_the_python_of_a_page_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "examples" / "mlp.toml", "network.toml")
+    run(path)
+
+
+@pytest.mark.data
+def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = run(ROOT / "README.md")
+    assert (tmp_path / "digits.safetensors").exists()
+    assert names["history"]["val_accuracy"][-1] > 0.96
+    assert names["trainer"].evaluate((names["x_test"], names["y_test"]))["top5"] > 0.9
+    assert capsys.readouterr().out.count("gradients agree") == 2
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_files_that_a_page_links_to_exist(path):
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def lines_of(path, parts):
+    """How many lines a file has, or these classes, functions and methods of it."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if parts == "all":
+        return len(text.splitlines())
+    total = 0
+    for dotted in re.findall(r"`([\w.]+)`", parts):
+        within = ast.parse(text)
+        for name in dotted.split("."):
+            (within,) = [node for node in within.body if getattr(node, "name", None) == name]
+        total += within.end_lineno - min([within.lineno, *(d.lineno for d in within.decorator_list)]) + 1
+    return total
+
+
+def test_the_reading_list_is_an_evenings():
+    """Under 2,000 lines; the counts in the README are nearly right, so that not every edit changes them."""
+    section = README.split("## To read it in an evening", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| `([\w/.]+)` \| (.*?) \| (\d+) \|", section, re.MULTILINE)
+    assert len(rows) > 12
+    counted = [lines_of(path, parts) for path, parts, _ in rows]
+    assert sum(counted) < 2000
+    assert int(section.split()[0].replace(",", "")) == pytest.approx(sum(counted), rel=0.1)
+    assert [int(lines) for _, _, lines in rows] == pytest.approx(counted, rel=0.25, abs=20)

@@ -1,0 +1,20 @@
+"""Runs the examples in the docstrings of all modules."""
+
+import doctest
+import importlib
+
+import pytest
+from import_graph import MODULES, modules
+
+WITH_EXAMPLES = [name for name in MODULES if ">>> " in modules()[name].read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_the_examples_of_a_module(name):
+    module = importlib.import_module(name)
+    found = [test for test in doctest.DocTestFinder().find(module) if test.examples]
+    assert found, f"{name}: its examples stand in no docstring"
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    report = []
+    failed = sum(runner.run(test, out=report.append, clear_globs=True).failed for test in found)
+    assert failed == 0, "".join(report)

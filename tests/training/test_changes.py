@@ -1,0 +1,104 @@
+"""What changes between two steps: assignments by callbacks, and buffers that a layer keeps."""
+
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import xnn
+from xnn import initializers, layers, losses, ops, optimizers
+from xnn.callbacks import Callback
+
+
+@pytest.fixture(params=["numpy", "compiled"])
+def kernels(request):
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    return request.param
+
+
+class TestWhatCallbacksAssign:
+    """What `on_step` assigns takes effect at the next step, with every table of kernels, as by hand."""
+
+    CHANGES: ClassVar = {
+        "value": lambda t: setattr(t.model.layers[1].weight, "value", np.zeros((3, 2), np.float32)),
+        "value of a frozen one": lambda t: setattr(t.model.layers[0].weight, "value", np.zeros((4, 3), "f4")),
+        "frozen": lambda t: setattr(t.model.layers[1].weight, "frozen", True),
+        "thawed": lambda t: setattr(t.model.layers[0].weight, "frozen", False),
+        "momentum": lambda t: setattr(t.optimizer, "momentum", 0.9),
+        "rate": lambda t: setattr(t.optimizer, "learning_rate", 0.02),
+        "decay": lambda t: setattr(t.optimizer, "weight_decay", 0.5),
+        "clipping": lambda t: setattr(t.optimizer, "clip_norm", 0.01),
+    }
+
+    def parts(self):
+        model = xnn.Sequential(layers.Dense(4, 3, seed=2), layers.Dense(3, 2, seed=1))
+        for parameter in model.layers[0].parameters():
+            parameter.frozen = True
+        return model, losses.MSE(), optimizers.SGD(0.1)
+
+    @pytest.mark.parametrize("change", CHANGES)
+    @pytest.mark.usefixtures("one_thread")
+    def test_takes_effect_at_the_next_step(self, change, kernels):
+        x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+        y = x[:, :2]
+        found = {}
+
+        class Changes(Callback):
+            def on_step(self, history, epoch, step, loss):
+                seen.append(float(loss))
+                if len(seen) == 2:
+                    TestWhatCallbacksAssign.CHANGES[change](trainer)
+
+        for table in ("ops", kernels):
+            seen = []
+            trainer = xnn.Trainer(*self.parts(), callbacks=[Changes()], kernels=table)
+            trainer.fit((x, y), epochs=2, batch_size=16, shuffle=False, progress=False)
+            found[table] = seen, [p.value for p in trainer.model.parameters()]
+
+        seen = []
+        by_hand = SimpleNamespace(**dict(zip(("model", "loss", "optimizer"), self.parts(), strict=True)))
+        for start in [*range(0, 64, 16)] * 2:
+            rows = slice(start, start + 16)
+            seen.append(float(by_hand.loss(by_hand.model(x[rows], training=True), y[rows])))
+            by_hand.model.backward(by_hand.loss.backward())
+            by_hand.optimizer.step(by_hand.model.parameters())
+            if len(seen) == 2:
+                self.CHANGES[change](by_hand)
+        assert found["ops"][0] == seen
+        for table in found:
+            np.testing.assert_allclose(found[table][0], seen, rtol=1e-5)
+            for array, parameter in zip(found[table][1], by_hand.model.parameters(), strict=True):
+                np.testing.assert_allclose(array, parameter.value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_buffer_changes_at_the_end_of_the_forward_pass(kernels):
+    """A compute that reads a buffer after `keep` reads the same array by hand and in a program."""
+
+    class Centred(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.mean = layers.Buffer("mean", (4,), initializers.Zeros())
+
+        def compute(self, x, training):
+            if training:
+                self.keep([self.mean], moved, ops.mean(x, axis=0))
+            return x - self.mean
+
+    def moved(xp, mean, batch):
+        return (0.5 * mean + 0.5 * batch,)
+
+    x = np.random.default_rng(0).normal(3.0, size=(48, 4)).astype(np.float32)
+    y = x[:, :2]
+    model, by_hand = (xnn.Sequential(Centred(), layers.Dense(4, 2), seed=1) for _ in range(2))
+    trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1), kernels=kernels)
+    trainer.fit((x, y), batch_size=16, shuffle=False, progress=False)
+    loss, rule = losses.MSE(), optimizers.SGD(0.1)
+    for start in range(0, 48, 16):
+        rows = slice(start, start + 16)
+        loss(by_hand(x[rows], training=True), y[rows])
+        by_hand.backward(loss.backward())
+        rule.step(by_hand.parameters())
+    np.testing.assert_allclose(model.layers[0].mean.value, by_hand.layers[0].mean.value, rtol=1e-6)
+    np.testing.assert_allclose(model.layers[1].weight.value, by_hand.layers[1].weight.value, rtol=1e-5)

@@ -1,0 +1,167 @@
+"""How an op is run: the checks around `forward` and `backward`, and the conversions of exact numerics.
+
+Every way of running an op comes through `forward_of` and `backward_of`: plain calls, graphs, autograd and programs.
+
+In exact numerics, ops compute in float64 with functions of their own, and arrays are stored as float32. The namespace
+`xp` is then a `Boundary`. It converts what goes into an op (`enter`) and what comes out (`leave`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from xnn.errors import GraphError, OptionError, ShapeError, XnnError
+from xnn.ops.op import Array, Namespace, Op, size_of
+
+__all__ = [
+    "Boundary", "apply_rule", "backward_of", "batch_count", "batch_mean", "batch_sum", "check_gradients",
+    "forward_of",
+]  # fmt: skip
+
+
+class Boundary:
+    """A namespace in which ops compute with other numbers than those that are stored. Exact numerics have one.
+
+    It has the functions of the Array API, and the methods below.
+    """
+
+    def enter(self, x: Any) -> Any:
+        """Convert a stored array to the numbers that an op computes with."""
+        raise NotImplementedError
+
+    def leave(self, y: Any) -> Any:
+        """Convert what an op returns to the form in which it is stored."""
+        raise NotImplementedError
+
+    def role(self, op: Op) -> Op:
+        """The form of the op in this namespace: another op, or the op itself."""
+        raise NotImplementedError
+
+    def batch_sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+        """The sum over `axis`, where axis 0 is the batch: the rows of all workers are added."""
+        raise NotImplementedError
+
+    def scatter_add(self, count: int, indices: Array, rows: Array, batch: bool = False) -> Array:
+        """`count` rows of zeros to which rows[i] is added at indices[i]; batch: add the rows of all workers."""
+        raise NotImplementedError
+
+    def erf(self, x: Array) -> Array:
+        """The error function."""
+        raise NotImplementedError
+
+    def batch_count(self, rows: int) -> int:
+        """The rows of the whole batch, given this worker's rows."""
+        raise NotImplementedError
+
+
+def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[Array, Any]:
+    """Run op.forward(xp, *inputs, **options) and return (output, saved).
+
+    Raises ShapeError or OptionError, naming the op, its shapes and its options, for an array library's error about
+    shapes and for arguments that the op does not have; GraphError if the op does not return a pair.
+    """
+    if isinstance(xp, Boundary):
+        op = xp.role(op)
+        if not op.takes_stored:
+            inputs = [xp.enter(x) for x in inputs]
+            options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
+    try:
+        result = op.forward(xp, *inputs, **options)
+    except (ValueError, IndexError) as error:
+        if isinstance(error, XnnError):
+            raise
+        shapes = ", ".join(str(tuple(x.shape)) if hasattr(x, "shape") else repr(x) for x in inputs)
+        raise ShapeError(f"{op.name} of {shapes}{_with(options)}: {error}") from error
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # it comes from inside the op; arguments that do not fit the signature never get there
+        raise OptionError(
+            f"{op.name} got {len(inputs)} inputs{_with(options)}: {error}. Give inputs by position and options by "
+            "name, as in ops.sum(x, axis=0)"
+        ) from error
+    if type(result) is not tuple or len(result) != 2:
+        raise GraphError(
+            f"the forward of {op.name} returned {repr(result)[:60]}: it must return a pair (output, saved)"
+        )
+    return (xp.leave(result[0]), result[1]) if isinstance(xp, Boundary) else result
+
+
+def _with(options: Mapping[str, Any]) -> str:
+    return f" with {', '.join(f'{k}={v!r}' for k, v in options.items())}" if options else ""
+
+
+def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+    """Run op.backward(xp, grad, saved) and return the gradients of the inputs. Raises GraphError for no tuple."""
+    if isinstance(xp, Boundary):
+        op = xp.role(op)
+        grad = grad if op.takes_stored else xp.enter(grad)
+    gradients = op.backward(xp, grad, saved)
+    if type(gradients) is not tuple:  # a bare array would be taken for one gradient per row
+        raise GraphError(
+            f"the backward of {op.name} returned {repr(gradients)[:60]}: it must return a tuple with one gradient "
+            "per input"
+        )
+    if isinstance(xp, Boundary):
+        return tuple(xp.leave(gradient) for gradient in gradients)
+    return gradients
+
+
+def check_gradients(
+    op: Op, gradients: Sequence[Array | None], shapes: Sequence[tuple[int, ...] | None]
+) -> None:
+    """Raise GraphError unless there is one gradient per input and each has its input's shape.
+
+    The shape of a Python number is None. Without this check, training would go on with wrong numbers: a missing
+    gradient would be skipped, and one of another shape broadcast.
+    """
+    if len(gradients) != len(shapes):
+        raise GraphError(
+            f"the backward of {op.name} returned {len(gradients)} gradients for {len(shapes)} inputs: return one for "
+            "each, None for an input without a gradient"
+        )
+    for number, (gradient, shape) in enumerate(zip(gradients, shapes, strict=True)):
+        got = None if gradient is None else tuple(getattr(gradient, "shape", ()))
+        if got is not None and shape is not None and got != tuple(shape):
+            raise GraphError(
+                f"the backward of {op.name} returned a gradient of shape {got} for input {number} of shape "
+                f"{tuple(shape)}: the shapes must be equal. xnn.ops.op.unbroadcast sums the gradient of an input "
+                "that was broadcast"
+            )
+
+
+def apply_rule(
+    rule: Callable[..., Any], xp: Namespace, arrays: Sequence[Any], options: Mapping[str, Any]
+) -> Any:
+    """Run rule(xp, *arrays, **options), for functions that are not ops: an optimizer's update, a metric."""
+    if not isinstance(xp, Boundary):
+        return rule(xp, *arrays, **options)
+    options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
+    result = rule(xp, *map(xp.enter, arrays), **options)
+    return tuple(map(xp.leave, result)) if isinstance(result, tuple) else xp.leave(result)
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "shape") and not isinstance(x, type)  # some dtypes are classes that have a `shape`
+
+
+def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+    """The sum over `axis`, where axis 0 is the batch. If workers share the batch, the rows of all are added.
+
+    An op uses it for sums over the batch, and xp.sum for all others.
+    """
+    own = xp.batch_sum if isinstance(xp, Boundary) else xp.sum
+    return own(x, axis=axis, keepdims=keepdims)
+
+
+def batch_count(xp: Namespace, shape: tuple[int, ...]) -> int:
+    """The number of elements of the whole batch, given the shape (rows, ...) of this worker's part."""
+    rows = xp.batch_count(shape[0]) if shape and isinstance(xp, Boundary) else size_of(shape[:1])
+    return rows * size_of(shape[1:])
+
+
+def batch_mean(xp: Namespace, x: Array) -> Array:
+    """The mean over all elements of the whole batch, where axis 0 of x is the batch."""
+    if not isinstance(xp, Boundary):
+        return xp.mean(x)
+    return xp.batch_sum(x) / float(batch_count(xp, x.shape))

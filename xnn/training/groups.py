@@ -1,0 +1,134 @@
+"""Groups of parameters that one call updates, side by side in memory.
+
+Where a backend has kernels, the values of a group, their gradients and each array of the optimizer's state lie in one
+flat buffer each, which is changed in place. A parameter's `value` is then a view of its stretch. Elsewhere updates
+make fresh arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import Backend
+from xnn.backends.kernels.calls import Call, Slot
+from xnn.layers import Parameter
+from xnn.ops import updates
+from xnn.optimizers import Optimizer
+
+__all__ = ["Group", "grouped"]
+
+_ALIGNED = 16  # each parameter begins at a multiple of this many numbers: a cache line of float32
+
+
+class Group:
+    """Parameters that one call updates: of one dtype, with one weight decay and one set of numbers in their state.
+
+    slots: the places of their values, of their gradients, and of each array of the optimizer's state. In place, these
+        are stretches of `flat`, one buffer for each kind, so that an update is one pass over everything.
+    options, numbers: the rule's options for the step, by name for an op and in order for a kernel.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, parameters: list[Parameter], steps: tuple[float, ...], by_rule: bool
+    ) -> None:
+        self.optimizer, self.parameters, self.steps = optimizer, parameters, steps
+        # An optimizer with a `step` of its own need not say what its rule takes.
+        self.width = 2 + (optimizer.arrays if by_rule else 0)
+        self.in_place = False
+        self.options = self._options() if by_rule else {}
+        self.numbers = np.array(tuple(self.options.values()), float)
+        self.slots: list[list[Slot]] = []
+        self.flat: list[Any] = []
+        self.offsets: dict[int, tuple[int, int]] = {}
+        self.written = np.zeros(1, np.int64)  # the Store's counter
+
+    @property
+    def decay(self) -> float:
+        """The weight decay that the optimizer now gives the first parameter; `Store.is_current` checks the others."""
+        return self.optimizer.decay_of(self.parameters[0])
+
+    def _options(self) -> dict[str, Any]:
+        return self.optimizer.options(self.steps, self.decay)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the step is w - learning_rate g and nothing else, so that a product can do it."""
+        rule = type(self.optimizer).rule is updates.sgd and self.width == 2
+        return rule and not self.decay
+
+    def advance(self) -> None:
+        """Compute the options of the next step."""
+        self.steps = self.optimizer.advance(self.steps)
+        options = self._options()
+        if options != self.options:
+            self.options = options
+            self.numbers[:] = tuple(options.values())
+
+    def stretches(self, call: Call) -> list[tuple[Any, ...]]:
+        """The stretches of value, gradient and state that an update call changes; neighbours are joined."""
+        stretches: list[tuple[int, int]] = []
+        for start, end in sorted(self.offsets[id(column[0])] for column in call.columns()):
+            if stretches and stretches[-1][1] == start:
+                stretches[-1] = stretches[-1][0], end
+            else:
+                stretches.append((start, end))
+        return [tuple(flat[start:end] for flat in self.flat) for start, end in stretches]
+
+    def columns(self) -> list[tuple[Parameter, Slot, Slot, list[Slot]]]:
+        """Each parameter with the slots of its value, its gradient and its state."""
+        return [
+            (p, value, gradient, state)
+            for p, (value, gradient, *state) in zip(
+                self.parameters, zip(*self.slots, strict=True), strict=True
+            )
+        ]
+
+    def changing(self) -> list[list[Slot]]:
+        """The slots that a step changes: of values and of each array of the state."""
+        return [self.slots[0], *self.slots[2:]]
+
+    def changing_flat(self) -> list[Any]:
+        """The flat buffers that a step changes."""
+        return [self.flat[0], *self.flat[2:]]
+
+    def allocate(self, lib: Backend, in_place: bool) -> None:
+        """Make the slots, and in place their buffers as views of flat ones."""
+        self.in_place = in_place
+        kinds = ("value", "gradient", *(f"state {n}" for n in range(self.width - 2)))
+        dtype = self.parameters[0].value.dtype
+        self.slots = [[Slot(f"{p.name}'s {k}", p.shape, dtype) for p in self.parameters] for k in kinds]
+        if not in_place:
+            return
+        padded = [-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters]
+        ends = np.cumsum(padded)
+        self.flat = [lib.buffer((int(ends[-1]),), dtype) for _ in kinds]
+        for flat, slots in zip(self.flat, self.slots, strict=True):
+            flat[...] = 0
+            for slot, parameter, end, extent in zip(slots, self.parameters, ends, padded, strict=True):
+                start = int(end) - extent
+                slot.array = flat[start : start + parameter.size].reshape(parameter.shape)
+                slot.fixed = True
+                self.offsets[id(slot)] = start, int(end)
+
+
+def grouped(
+    lib: Backend, optimizer: Optimizer, parameters: Sequence[Parameter], by_rule: bool, in_place: bool
+) -> list[Group]:
+    """The parameters that are not frozen, in groups with their slots.
+
+    by_rule: whether calls of the optimizer's rule update them, rather than its own `step`.
+    """
+    alike: dict[Any, list[Parameter]] = {}
+    for p in parameters:
+        if not p.frozen:
+            own = (optimizer.state_of(p).numbers, optimizer.decay_of(p)) if by_rule else ()
+            alike.setdefault((p.dtype, own), []).append(p)
+    groups = [
+        Group(optimizer, members, own[0] if own else (), by_rule) for (_, own), members in alike.items()
+    ]
+    for group in groups:
+        group.allocate(lib, in_place)
+    return groups
