@@ -64,9 +64,10 @@ def run_by_hand(layer: Any, x: Any, training: bool) -> Any:
 
     While a program is made, the layer runs with training=False, since a trial must not change what training counts.
     """
-    if not isinstance(x, Recorded):
+    scope, parameters = current_scope(), layer.parameters()
+    recorded = isinstance(x, Recorded) or (scope is not None and scope.records and parameters)
+    if not recorded:
         with by_hand():
             return layer.forward(x, training)
-    scope = current_scope()
     trial = scope is not None and scope.program
-    return ByHand(layer, training and not trial)(x, *layer.parameters())
+    return ByHand(layer, training and not trial)(x, *parameters)

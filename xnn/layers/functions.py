@@ -73,7 +73,6 @@ class Lambda(Layer):
     """
 
     buildable = False
-    _runs_code_of_the_users = True
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         if not callable(function) or isinstance(function, (Layer, type)):

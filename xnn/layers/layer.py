@@ -60,9 +60,10 @@ class Layer(Stateful):
 
     **What `compute` may do.** `compute(self, x)` or `compute(self, x, training)` is Python code that a Trainer runs
     once for each batch size; the ops that it calls become the program of all steps. It may call other layers, which
-    get `training` from it. It may read attributes, globals and closures, also such that change between steps: the
-    program is then made again. It cannot look at the numbers: reading `.value`, a branch on a number and random
-    numbers of its own raise an error. `layers.Drawing` draws random numbers; `Layer.keep` changes arrays.
+    get `training` from it. It may read attributes, globals and closures, which may change between steps: the
+    program is then made again. It cannot look at the numbers: reading `.value`, a branch on a number, random numbers
+    of its own and assigning an attribute raise an error. `layers.Drawing` draws random numbers; `Layer.keep` changes
+    arrays.
 
     **By hand.** A subclass may instead override both `forward` and `backward`, and set each parameter's `grad` there.
 
@@ -105,7 +106,6 @@ class Layer(Stateful):
 
     _tape: _Tape | None = None
     _takes_training: ClassVar[bool] = True
-    _runs_code_of_the_users: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -115,7 +115,6 @@ class Layer(Stateful):
         cls.by_hand = written_by_hand(cls, Layer)
         if "compute" in vars(cls):
             cls._takes_training = _check_compute(cls)
-            cls._runs_code_of_the_users = not cls.__module__.startswith("xnn.layers.")
 
     # What it computes.
 
