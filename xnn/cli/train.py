@@ -96,7 +96,7 @@ def command(context: click.Context, /, backend: str | None, numerics: str | None
     xnn train --numerics exact --record run.jsonl   to be verified on another machine
     XNN_BACKEND=cupy xnn train                      the same run on a GPU
     """
-    given_options(context)
+    given_options(context)  # raises if two options describe the network
     with use_numerics(numerics), use_backend(get_backend(backend).name):
         interrupted = train_command(**with_table(options))
     if interrupted:
