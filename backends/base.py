@@ -170,7 +170,7 @@ class Backend:
     def guard(self) -> Iterator[None]:
         """Run a block without floating-point warnings, and turn MemoryError into DeviceMemoryError.
 
-        The trainer looks for values that are not finite itself; the DeviceMemoryError says what to try.
+        No warnings, since the trainer itself looks for values that are not finite. The error says what to try.
         """
         try:
             with np.errstate(all="ignore"):

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Everything a machine with a GPU should be asked, in one call; results go to $1 (default benchmarks/results/gpu).
-# Needs Python with numpy, CuPy and xnn's dependencies. Each part runs even if another fails.
+# Runs all checks and measurements of a machine with a GPU. The results go to the folder $1 (default:
+# benchmarks/results/gpu). It needs Python with NumPy, CuPy and xnn's dependencies. A part that fails does not stop the
+# others.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results/gpu}
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-part() { # name, command...: keep its output and its exit code
+part() { # part NAME COMMAND...: run the command; write its output and exit code to NAME.txt
     local name=$1; shift
     echo "== $name: $*"
     timeout 240 "$@" >"$out/$name.txt" 2>&1

@@ -1,9 +1,9 @@
-"""Blocks: Affine, Sigmoid, ReLU and MSELoss put together by hand, forward and backward called by hand.
+"""Blocks: Affine, Sigmoid, ReLU and MSELoss. Each block's forward and backward are called by hand.
 
     python examples/blocks.py
 
-The network learns y = sin x. The article's ReLU zeroes the negative numbers in its caller's array, and its
-loss is half of ours; here ReLU returns a fresh array and MSELoss is the mean of the squares.
+The network learns y = sin x. Two things differ from the article. Its ReLU writes zeros into the array that it was
+given; here ReLU returns a new array. Its loss is half the mean of the squared errors; here MSELoss is the mean.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from xnn.optimizers import SGD
 
 
 def main(iterations=3000, learning_rate=0.05):
-    """Fit the sine; returns the first and the last loss."""
+    """Train. Returns the first and the last loss."""
     x = np.linspace(-3.0, 3.0, 200)[:, None]
     t = np.sin(x)
 

@@ -32,9 +32,7 @@ def learn(model, optimizer, cost, *points):
     """One step of the model's parameters, down the gradient of cost(*points)."""
     parameters = model.parameters()
     gradients = xnn.grad(lambda parameters: cost(*points))(parameters)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    optimizer.step(parameters)
+    optimizer.step(parameters, gradients)
 
 
 rng = np.random.default_rng(0)

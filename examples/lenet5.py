@@ -1,10 +1,10 @@
-"""LeNet-5 on MNIST: two convolutions with pooling, three Dense layers; 99 % of the test images and more.
+"""LeNet-5 on MNIST: two convolutions with pooling and three Dense layers. It names over 99 % of the test images.
 
-    python examples/lenet5.py               12 epochs, some two minutes on two cores
+    python examples/lenet5.py               12 epochs, about two minutes on two cores
     XNN_BACKEND=cupy python examples/lenet5.py
 
-As in LeCun, Bottou, Bengio and Haffner, Proc. IEEE 86 (1998), but with ReLU, max-pooling, softmax cross-entropy
-and batch normalization, which were not there yet, in place of tanh, subsampling and Gaussian connections.
+Source: LeCun, Bottou, Bengio and Haffner, Proc. IEEE 86 (1998). In place of tanh, subsampling and Gaussian
+connections this one has ReLU, max-pooling and softmax cross-entropy, and batch normalization is added.
 """
 
 import sys
@@ -14,7 +14,7 @@ from xnn import data, layers, losses, optimizers, schedules
 
 
 def lenet5(classes=10, seed=0):
-    """28 x 28 pixels as rows of 784 bytes to logits."""
+    """The model: rows of 784 bytes in, one logit for each class out."""
     return xnn.Sequential(
         layers.Rescale(1 / 255),
         layers.Reshape((1, 28, 28)),

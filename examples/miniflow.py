@@ -1,9 +1,10 @@
-"""MiniFlow: the article's own scripts, with `from miniflow import *` become `from xnn.graph import ...`.
+"""MiniFlow: the scripts of the article. Only the import differs: `from xnn.graph import ...`.
 
     XNN_DATA_HOME=... python examples/miniflow.py
 
-The last script learns Boston housing prices. That data set has a variable built from the share of Black
-residents (`b`), for which scikit-learn removed it; it is kept here for the sake of comparison alone.
+The last script learns Boston housing prices. That data set has a variable computed from the share of Black
+residents (`b`), and scikit-learn removed the data set for that reason. It is used here only to compare with the
+article.
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ from xnn.graph import (
 
 
 def multiply():
-    """4 * 5 * 10, by a node with three inputs."""
+    """4 * 5 * 10, computed by one node with three inputs."""
     x, y, z = Input(), Input(), Input()
     f = Mul(x, y, z)
     feed_dict = {x: 4, y: 5, z: 10}
@@ -104,7 +105,7 @@ def boston(epochs=10, batch_size=11, seed=0):
 
 
 def main():
-    """Run all four."""
+    """Run all four scripts."""
     multiply()
     linear()
     gradients()

@@ -1,6 +1,6 @@
 """The MNIST multilayer perceptron: Dense, ReLU, Dense, ReLU, Dense, and softmax cross-entropy with logits.
 
-    python examples/mnist_mlp.py             25 epochs; real MNIST if it is found, synthetic digits if not
+    python examples/mnist_mlp.py             25 epochs of MNIST, or of synthetic digits if there is no MNIST
     XNN_BACKEND=cupy python examples/mnist_mlp.py
 
 The article reaches 1.0000 on its training and 0.9809 on its validation images.

@@ -1,9 +1,13 @@
-"""The NumPy perceptron: logistic regression by full-batch gradient descent, telling 0 from 1.
+"""The NumPy perceptron: logistic regression by full-batch gradient descent. It tells images of 0 and 1 apart.
 
-    python examples/perceptron.py            real MNIST if it is found, synthetic digits if not
+    python examples/perceptron.py            MNIST, or synthetic digits if there is no MNIST
 
-The article's functions and what they are here: initialize_with_zeros is Dense with Zeros; propagate is
-forward, BinaryCrossEntropy and backward; optimize is the loop with SGD; predict is sigmoid at 0.5.
+The functions of the article, and what replaces them here:
+
+    initialize_with_zeros    Dense with the initializer Zeros
+    propagate                forward, BinaryCrossEntropy and backward
+    optimize                 the loop, with SGD
+    predict                  the sigmoid, compared with 0.5
 """
 
 import sys
@@ -14,18 +18,18 @@ from xnn import data, initializers, layers, losses, ops, optimizers
 
 
 def zero_or_one(x, y):
-    """The images of 0 and 1 in [0, 1], and their labels as a column."""
+    """The images of 0 and 1, scaled to [0, 1], and their labels as a column."""
     chosen = y < 2
     return x[chosen].astype(np.float32) / 255, y[chosen, None].astype(np.float32)
 
 
 def predict(neuron, x):
-    """1 where the probability is above 0.5."""
+    """Whether each image shows a 1: the probability is above 0.5."""
     return ops.sigmoid(neuron.forward(x)) > 0.5
 
 
 def main(dataset=None, iterations=2000, learning_rate=0.5):
-    """Train, print the cost every 100 iterations; returns costs, training and test accuracy."""
+    """Train, and print the cost every 100 iterations. Returns the costs, and training and test accuracy."""
     digits = data.load(dataset)
     x, y = zero_or_one(digits.x_train, digits.y_train)
     x_test, y_test = zero_or_one(digits.x_test, digits.y_test)

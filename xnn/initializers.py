@@ -1,9 +1,13 @@
-"""How weights start. Every value comes from a counter-based stream: the same bits on every backend.
+"""Initializers: how weights start. The same seed gives the same bits on every backend and machine.
 
-Values are drawn on the host in float64, from `+ - * /`, square roots and comparisons alone, each element by itself
-or in sums of a fixed order, so that they depend on no BLAS, C library or processor.
+Values are drawn on the host in float64 from a counter-based random stream. They are computed with `+ - * /`, square
+roots and comparisons, in a fixed order, so that they do not depend on the BLAS, the C library or the processor.
 
-A weight of two axes is (inputs, outputs), as in Dense; one of three or more is PyTorch's (outputs, inputs, *kernel).
+A weight of two axes is (inputs, outputs), as in Dense; one of three or more is (outputs, inputs, *kernel), as in
+Conv2D. An initializer of your own is any function of a stream and a shape; see `Initializer`.
+
+    >>> from xnn import initializers, layers
+    >>> dense = layers.Dense(4, 2, weight_init=initializers.He("uniform"), bias_init=initializers.Constant(0.1))
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import numpy as np
 from xnn.backends import Stream
 from xnn.errors import OptionError
 from xnn.ops.op import size_of
-from xnn.options import check_real
+from xnn.options import check_real, written
 
 __all__ = [
     "Constant",
@@ -36,34 +40,59 @@ __all__ = [
 
 
 class Initializer(Protocol):
-    """Any function of a stream and a shape that returns a float64 array of this shape; the same one each time."""
+    """Any function of a stream and a shape that returns a NumPy array of this shape.
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...], /) -> np.ndarray:
-        """An array of this shape, float64 on the host."""
-        ...
+    stream: random numbers, `stream.normal(shape)`, `stream.uniform(shape, low, high)` and others. shape: a tuple.
+    """
+
+    def __call__(self, stream: Stream, shape: tuple[int, ...], /) -> np.ndarray: ...
 
 
-@dataclass(frozen=True)
-class Zeros:
-    """All zeros: biases, and logistic regression, which needs no symmetry broken."""
+class _Drawn:
+    """An initializer whose repr shows the options that do not have their defaults."""
+
+    def __repr__(self) -> str:
+        return written(type(self), vars(self))
+
+
+@dataclass(frozen=True, repr=False)
+class Zeros(_Drawn):
+    """Zeros: for biases, and for logistic regression.
+
+    >>> from xnn import initializers, layers
+    >>> layers.Parameter("b", (2,), initializers.Zeros()).value.tolist()
+    [0.0, 0.0]
+    """
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape, float64 on the host."""
         return np.zeros(shape)
 
 
-@dataclass(frozen=True)
-class Ones:
-    """All ones: the scale of a normalization."""
+@dataclass(frozen=True, repr=False)
+class Ones(_Drawn):
+    """Ones: for the scale of a normalization.
+
+    >>> from xnn import initializers, layers
+    >>> layers.Parameter("scale", (2,), initializers.Ones()).value.tolist()
+    [1.0, 1.0]
+    """
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape, float64 on the host."""
         return np.ones(shape)
 
 
-@dataclass(frozen=True)
-class Constant:
-    """`value` everywhere, such as a bias of ln(p / (1 - p)) where p of the labels are 1."""
+@dataclass(frozen=True, repr=False)
+class Constant(_Drawn):
+    """One number everywhere, such as a bias of ln(p / (1 - p)) if a share p of the labels is 1.
+
+    value: a finite number.
+
+    Raises OptionError for another value.
+
+        >>> from xnn import initializers, layers
+        >>> layers.Parameter("b", (2,), initializers.Constant(0.5)).value.tolist()
+        [0.5, 0.5]
+    """
 
     value: float
 
@@ -71,13 +100,21 @@ class Constant:
         check_real("value", self.value)
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape, float64 on the host."""
         return np.full(shape, float(self.value))
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """Uniform in (low, high)."""
+@dataclass(frozen=True, repr=False)
+class Uniform(_Drawn):
+    """The uniform distribution over (low, high).
+
+    low, high: finite numbers, low < high.
+
+    Raises OptionError for others.
+
+        >>> from xnn import initializers, layers
+        >>> bool(abs(layers.Parameter("w", (2, 3), initializers.Uniform(-1.0, 1.0)).value).max() < 1.0)
+        True
+    """
 
     low: float
     high: float
@@ -89,13 +126,22 @@ class Uniform:
             raise OptionError(f"Uniform needs low < high, got {self.low} and {self.high}")
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape, float64 on the host."""
         return stream.uniform(shape, self.low, self.high)
 
 
-@dataclass(frozen=True)
-class Normal:
-    """Normal with mean `mean` and standard deviation `std`."""
+@dataclass(frozen=True, repr=False)
+class Normal(_Drawn):
+    """The normal distribution.
+
+    std: its standard deviation, a finite number of at least 0; 0.01 by default.
+    mean: a finite number; 0 by default.
+
+    Raises OptionError for others.
+
+        >>> from xnn import initializers
+        >>> initializers.Normal(0.1)
+        Normal(std=0.1)
+    """
 
     std: float = 0.01
     mean: float = 0.0
@@ -105,16 +151,23 @@ class Normal:
         check_real("mean", self.mean)
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape, float64 on the host."""
         return self.mean + self.std * stream.normal(shape)
 
 
-@dataclass(frozen=True)
-class TruncatedNormal:
-    """mean + std Z, where Z is standard normal given that |Z| <= 2: Keras's TruncatedNormal.
+@dataclass(frozen=True, repr=False)
+class TruncatedNormal(_Drawn):
+    """The normal distribution between two standard deviations on each side: mean + std Z, Z normal given |Z| <= 2.
 
-    The cut moves with `std`, where PyTorch's trunc_normal_ cuts at the values -2 and 2 whatever its std; they are the
-    same law for std=1, mean=0. The values' own standard deviation is 0.8796 std, which is not made up for.
+    std: a finite number of at least 0. The values' own standard deviation is 0.8796 std.
+    mean: a finite number; 0 by default.
+
+    It is Keras's TruncatedNormal. PyTorch's trunc_normal_ cuts at the values -2 and 2 whatever its std is; with std 1
+    and mean 0 they are the same. Raises OptionError for other options.
+
+        >>> from xnn import initializers, layers
+        >>> w = layers.Parameter("w", (2, 3), initializers.TruncatedNormal(0.1)).value
+        >>> bool(abs(w).max() <= 0.2)
+        True
     """
 
     std: float
@@ -125,16 +178,23 @@ class TruncatedNormal:
         check_real("mean", self.mean)
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape, float64 on the host."""
         return self.mean + self.std * stream.truncated_normal(shape)
 
 
-@dataclass(frozen=True)
-class Glorot:
-    """Variance 2 gain^2 / (inputs + outputs), also called Xavier; for tanh, sigmoid and as the default.
+@dataclass(frozen=True, repr=False)
+class Glorot(_Drawn):
+    """Variance 2 gain^2 / (inputs + outputs), also called Xavier: for tanh and sigmoid, and Dense's default.
 
-    normal: N(0, variance); uniform: U(-a, a) with a^2 = 3 variance. PyTorch's xavier_normal_ and xavier_uniform_
-    (Keras cuts its normal at two standard deviations). Source: Glorot and Bengio, AISTATS 2010.
+    distribution: "normal" (the default), N(0, variance); or "uniform", U(-a, a) with a^2 = 3 variance.
+    gain: a finite number of at least 0; 1 by default.
+
+    They are PyTorch's xavier_normal_ and xavier_uniform_ (Keras cuts its normal at two standard deviations). Raises
+    OptionError for other options, and for a weight of fewer than two axes.
+    Source: Glorot and Bengio, AISTATS 2010.
+
+        >>> from xnn import initializers
+        >>> initializers.Glorot(), initializers.Glorot("uniform")
+        (Glorot(), Glorot(distribution='uniform'))
     """
 
     distribution: str = "normal"
@@ -145,19 +205,27 @@ class Glorot:
         check_real("gain", self.gain, 0.0)
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape of two or more axes, float64 on the host."""
         fan_in, fan_out = _fans(shape)
         return _scaled(stream, shape, 2.0 * self.gain * self.gain / (fan_in + fan_out), self.distribution)
 
 
-@dataclass(frozen=True)
-class He:
-    """Variance 2 / ((1 + slope^2) inputs), also called Kaiming; for ReLU, or LeakyReLU of this slope.
+@dataclass(frozen=True, repr=False)
+class He(_Drawn):
+    """Variance 2 / ((1 + slope^2) inputs), also called Kaiming: for ReLU and LeakyReLU, and Conv2D's default.
 
-    normal: N(0, variance); uniform: U(-a, a) with a^2 = 3 variance. mode="fan_out" counts outputs in place of inputs,
-    which keeps the gradients' variance instead of the activations'. PyTorch's kaiming_normal_ and kaiming_uniform_,
-    whose `a` is `slope`. With slope=sqrt(5), a^2 is 1 / inputs: `He("uniform", slope=math.sqrt(5))` is how PyTorch's
-    own Linear and Conv2d start their weights. Source: He et al., ICCV 2015.
+    distribution: "normal" (the default), N(0, variance); or "uniform", U(-a, a) with a^2 = 3 variance.
+    slope: LeakyReLU's negative_slope, a finite number; 0 by default, for ReLU.
+    mode: "fan_in" (the default); or "fan_out", which counts outputs in the place of inputs, and so keeps the variance
+        of gradients instead of that of activations.
+
+    They are PyTorch's kaiming_normal_ and kaiming_uniform_, whose `a` is `slope`. PyTorch's own Linear and Conv2d
+    start their weights as `He("uniform", slope=math.sqrt(5))`, for which a^2 is 1 / inputs. Raises OptionError for
+    other options, and for a weight of fewer than two axes.
+    Source: He et al., ICCV 2015.
+
+        >>> from xnn import initializers
+        >>> initializers.He("uniform", slope=0.01)
+        He(distribution='uniform', slope=0.01)
     """
 
     distribution: str = "normal"
@@ -170,17 +238,22 @@ class He:
         check_real("slope", self.slope)
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape of two or more axes, float64 on the host."""
         fan = _fans(shape)[self.mode == "fan_out"]
         return _scaled(stream, shape, 2.0 / (1.0 + self.slope * self.slope) / fan, self.distribution)
 
 
-@dataclass(frozen=True)
-class LeCun:
-    """Variance 1 / inputs; for SELU, and wherever outputs shall have the variance of inputs.
+@dataclass(frozen=True, repr=False)
+class LeCun(_Drawn):
+    """Variance 1 / inputs: for SELU, and wherever outputs should have the variance of inputs.
 
-    normal: N(0, variance); uniform: U(-a, a) with a^2 = 3 variance. Source: LeCun, Bottou, Orr and Mueller,
-    "Efficient BackProp", 1998.
+    distribution: "normal" (the default), N(0, variance); or "uniform", U(-a, a) with a^2 = 3 variance.
+
+    Raises OptionError for another distribution, and for a weight of fewer than two axes.
+    Source: LeCun, Bottou, Orr and Mueller, "Efficient BackProp", 1998.
+
+        >>> from xnn import initializers
+        >>> initializers.LeCun("uniform")
+        LeCun(distribution='uniform')
     """
 
     distribution: str = "normal"
@@ -189,25 +262,32 @@ class LeCun:
         _check_choice("distribution", self.distribution, ("normal", "uniform"))
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape of two or more axes, float64 on the host."""
         return _scaled(stream, shape, 1.0 / _fans(shape)[0], self.distribution)
 
 
-@dataclass(frozen=True)
-class Orthogonal:
-    """gain times a random matrix Q of orthonormal columns (rows, if it has fewer of them), uniform among all such.
+@dataclass(frozen=True, repr=False)
+class Orthogonal(_Drawn):
+    """gain times a random matrix Q with orthonormal columns, or rows if it has fewer of them, uniformly distributed.
 
-    A weight of three or more axes is taken as a matrix (outputs, inputs * kernel), as by PyTorch's orthogonal_.
+    gain: a finite number; 1 by default.
+
+    A weight of three or more axes is taken as a matrix (outputs, inputs * kernel), as by PyTorch's orthogonal_. It
+    takes 4 n^3 / 3 multiplications and additions: about 0.2 s for n = 512, 1.5 s for n = 1024. Raises OptionError for
+    another gain, and for a weight of fewer than two axes.
     Source: Saxe, McClelland and Ganguli, ICLR 2014.
 
-    Q is what the QR decomposition of a normal matrix gives if the diagonal of R is made positive (Mezzadri, Notices
-    of the AMS 54, 2007), without the decomposition. The vectors of its Householder reflections are independent and
-    normal, one entry shorter each (Stewart, SIAM J. Numer. Anal. 17, 1980), so they are drawn:
+    Q has the distribution of the QR decomposition of a normal matrix, if the diagonal of R is made positive
+    (Mezzadri, Notices of the AMS 54, 2007). The vectors of its Householder reflections are independent and normal,
+    each one entry shorter than the one before (Stewart, SIAM J. Numer. Anal. 17, 1980). They are drawn directly:
 
         Q = G_1 diag(1, G_2) diag(1, 1, G_3) ...,    G_k = -s (I - v v^T / (|x| (|x| + |x_1|)))
         v = x + s |x| e_1,  s = the sign of x_1,     so that G_k e_1 = x / |x|, uniform on the sphere
 
-    It takes 4 n^3 / 3 multiplications and additions of arrays, some 0.2 s for n = 512 and 1.5 s for n = 1024.
+        >>> import numpy as np
+        >>> from xnn import initializers, layers
+        >>> q = layers.Parameter("q", (3, 3), initializers.Orthogonal(), "float64").value
+        >>> bool(np.allclose(q @ q.T, np.eye(3)))
+        True
     """
 
     gain: float = 1.0
@@ -216,19 +296,24 @@ class Orthogonal:
         check_real("gain", self.gain)
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape of two or more axes, float64 on the host."""
         _check_axes(shape)
         rows, columns = shape[0], size_of(shape[1:])
         q = _orthonormal(stream.normal((max(rows, columns), min(rows, columns))))
         return self.gain * (q if rows >= columns else q.T).reshape(shape)
 
 
-@dataclass(frozen=True)
-class Identity:
-    """gain at (i, i), 0 elsewhere: outputs begin as the inputs, as many as there are of both.
+@dataclass(frozen=True, repr=False)
+class Identity(_Drawn):
+    """gain at (i, i), 0 elsewhere: a layer that begins as the identity.
 
-    In a weight of three or more axes, at the middle (size // 2) of the kernel: a convolution that begins as the
-    identity, PyTorch's dirac_.
+    gain: a finite number; 1 by default.
+
+    In a weight of three or more axes it stands at the middle of the kernel (size // 2): a convolution that begins as
+    the identity, PyTorch's dirac_. Raises OptionError for another gain, and for a weight of fewer than two axes.
+
+        >>> from xnn import initializers, layers
+        >>> layers.Parameter("w", (2, 3), initializers.Identity()).value.tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
 
     gain: float = 1.0
@@ -237,7 +322,6 @@ class Identity:
         check_real("gain", self.gain)
 
     def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape of two or more axes, float64 on the host."""
         _check_axes(shape)
         values = np.zeros(shape)
         middle = tuple(size // 2 for size in shape[2:])
@@ -260,7 +344,7 @@ def _check_axes(shape: tuple[int, ...]) -> None:
 
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """What each output of a weight sums over and what each input goes to, kernels counted; at least 1 each."""
+    """The numbers of inputs and outputs of a weight, each times the size of its kernel; at least 1 each."""
     _check_axes(shape)
     inputs, outputs = shape if len(shape) == 2 else (shape[1], shape[0])
     rest = size_of(shape[2:])
@@ -275,9 +359,9 @@ def _scaled(stream: Stream, shape: tuple[int, ...], variance: float, distributio
 
 
 def _orthonormal(normal: np.ndarray) -> np.ndarray:
-    """Orthonormal columns of the reflections whose vectors are a normal matrix's columns from the diagonal down."""
+    """The product of reflections whose vectors are the columns of a normal matrix, from the diagonal down."""
     q = np.zeros_like(normal)
-    for k in reversed(range(normal.shape[1])):  # the last first: G_k changes only q[k:, k:]
+    for k in reversed(range(normal.shape[1])):  # the last one first, since G_k changes only q[k:, k:]
         x, block = normal[k:, k], q[k:, k:]
         size, sign = np.sqrt(_total(x * x)), np.where(x[0] < 0.0, -1.0, 1.0)
         v = x.copy()
@@ -289,7 +373,7 @@ def _orthonormal(normal: np.ndarray) -> np.ndarray:
 
 
 def _total(x: np.ndarray) -> np.ndarray:
-    """The sum over axis 0, in halves: an order that NumPy's own sums and products do not promise."""
+    """The sum over axis 0 by halves, an order that is fixed, unlike that of NumPy's own sums and products."""
     while len(x) > 1:
         half = len(x) // 2
         folded = x[:half] + x[half : 2 * half]

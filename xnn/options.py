@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,12 @@ __all__ = [
     "check_pair",
     "check_real",
     "check_shape",
+    "explained",
     "shown",
+    "written",
 ]
+
+_SHOWN_ITEMS, _SHOWN_CHARACTERS = 6, 60
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
@@ -111,7 +116,60 @@ def shown(thing: Any, *always: str, omit: Collection[str] = (), others: Iterable
     return f"{type(thing).__name__}({', '.join(parts)})"
 
 
+def explained(init: Callable[..., None]) -> Callable[..., None]:
+    """An `__init__` that answers wrong arguments with OptionError and the arguments that it takes."""
+    signature = inspect.signature(init)
+    takes = [
+        f"*{p.name}" if p.kind is p.VAR_POSITIONAL else name for name, p in signature.parameters.items()
+    ][1:]
+
+    @functools.wraps(init)
+    def checked(self: Any, *values: Any, **options: Any) -> None:
+        try:
+            signature.bind(self, *values, **options)
+        except TypeError as error:
+            # A subclass may have an __init__ of its own, which calls this one with wrong arguments.
+            own = type(self).__init__ is checked
+            name = type(self).__name__ if own else init.__qualname__.partition(".")[0]
+            if all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()) and takes:
+                check_known(name, options, [option.lstrip("*") for option in takes])
+            allowed = ", ".join(takes) if takes else "no options"
+            raise OptionError(f"{name}: {error}; it takes {allowed}") from None
+        init(self, *values, **options)
+
+    return checked
+
+
+def written(kind: type, options: Mapping[str, Any], *first: str) -> str:
+    """An object as the call that makes it, for its repr: `Dense(784, 100)`.
+
+    kind: its class. options: what it was built with, in any order; those that have their defaults are omitted, and
+    those that must be given stand first, without their names. first: text that stands before all of them.
+    """
+    parameters = inspect.signature(kind).parameters
+    required = [name for name, p in parameters.items() if p.default is p.empty and name in options]
+    others = [name for name in (*parameters, *options) if name in options and name not in required]
+    parts = [*first, *(_short(options[name]) for name in required)]
+    for name in dict.fromkeys(others):
+        default = parameters[name].default if name in parameters else inspect.Parameter.empty
+        if not _equal(options[name], default):
+            parts.append(f"{name}={_short(options[name])}")
+    return f"{kind.__name__}({', '.join(parts)})"
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """Whether an option has its default, and the same type: True is not 1."""
+    return type(value) is type(default) and bool(value == default)
+
+
 def _short(value: Any) -> str:
-    text = repr(str(value) if isinstance(value, Path) else value)
+    """An option's repr; of a long list its first numbers and its length."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(value, tuple) and len(value) > _SHOWN_ITEMS:
+        return f"({', '.join(map(_short, value[:3]))}, ... {len(value)} in all)"
+    if hasattr(value, "shape") and not isinstance(value, type) and getattr(value, "ndim", False):
+        return f"<array {tuple(value.shape)}>"
     name = getattr(value, "__name__", "")  # a function's repr is its address
-    return name or (text if len(text) <= 200 else f"{text[:200]}...")
+    text = name or repr(str(value) if isinstance(value, Path) else value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

@@ -67,11 +67,13 @@ def number(word: int) -> int:
 def pairs(count: int) -> list[tuple[int, int]]:
     """Return pairs of integers that float64 holds: some with results close to a tie, then `count` random ones."""
     one, tie = 1 << 52, 1 << 53
-    near = [(one + i, tie - j) for i in (1, 2, 3, 5, 14, 31) for j in (1, 3, 5, 7)]  # * and /: within 2^-104
-    near += [(one + i, 1) for i in range(-33, 34, 2)]  # sqrt: within 2^-97
-    near += [(3 * one // 2, one + i) for i in (1, 3, 5)]  # *: ties
-    near += [(tie + 2 * i, j) for i in (0, 1, 2, 3) for j in (1, -1, 3)]  # + and -: ties
-    # + and -: next to ties, a bit far beyond what an extended format holds
+    # Products and quotients within 2^-104 of a tie; numbers whose square roots are within 2^-97 of one.
+    near = [(one + i, tie - j) for i in (1, 2, 3, 5, 14, 31) for j in (1, 3, 5, 7)]
+    near += [(one + i, 1) for i in range(-33, 34, 2)]
+    # Products that are ties; sums and differences that are ties.
+    near += [(3 * one // 2, one + i) for i in (1, 3, 5)]
+    near += [(tie + 2 * i, j) for i in (0, 1, 2, 3) for j in (1, -1, 3)]
+    # Sums and differences that differ from a tie in a bit far below those that a 64-bit extended format holds.
     near += [((tie + 2 * i) << 70, (one << 18) + j) for i in (0, 1, 2) for j in (1 << 18, -(1 << 18), 0)]
     words = zip(noise(count, 6).tolist(), noise(count, 7).tolist(), strict=True)
     return near + [(number(a), number(b)) for a, b in words]

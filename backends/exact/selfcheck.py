@@ -119,7 +119,7 @@ class _Trial:
         if np.any(wrong):
             at = int(np.argmax(wrong))
             count = f"{np.count_nonzero(wrong)} of {wrong.size} wrong"
-            self.failed.append(f"{what}: {count}, such as {y[at].item()!r} for {z[at].item()!r}")
+            self.failed.append(f"{what}: {count}, for example {y[at].item()!r} in place of {z[at].item()!r}")
 
 
 # Sums and products.

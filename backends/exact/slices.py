@@ -1,6 +1,6 @@
 """Splitting numbers into slices, so that sums and products of the slices are never rounded.
 
-float64 holds every integer up to 2^53. Round the numbers of a row to multiples of one step, such that each is at most
+float64 holds every integer up to 2^53. Round the numbers of a row to multiples of one step, so that each is at most
 2^n steps. Then a sum of K products of n_a-bit by n_b-bit numbers is a whole number of steps, at most K 2^(n_a + n_b).
 If that is at most 2^53, every partial sum is exact: in any order, with any blocking, with or without fused
 multiply-add, on any BLAS.
@@ -37,7 +37,8 @@ LONGEST = 2**29
 FINEST = -500
 #: The largest exponent field whose splitter is finite.
 LARGEST = 1900
-_LARGEST_FACTOR = 1022 + 497  # 2 * 497 + 29 = 1023
+#: The largest exponent field of a factor: below 2^497, sums of 2^29 products are below 2^(2 * 497 + 29) = 2^1023.
+_LARGEST_FACTOR = 1022 + 497
 _NAN = 0x7FF8 << 48
 
 
@@ -68,7 +69,7 @@ def budget(terms: int) -> int:
 
 
 def product_bits(terms: int) -> ProductBits:
-    """Divide the budget of a matrix product of so many terms between its two operands.
+    """Divide the budget of a matrix product with sums of `terms` terms between its two operands.
 
     The operand with one slice gets about two thirds of it, at most 27 bits; each slice of the other gets the rest.
     """

@@ -65,7 +65,7 @@ class Slot:
             np.copyto(self.array.integers, array.integers)
 
     def allocate(self, lib: Any) -> None:
-        """Replace the array by a buffer for kernels, with the same values, and fix it."""
+        """Replace the array by a buffer for kernels, with the same values, and set `fixed`."""
         if self.scaled is None:
             self.array = lib.buffer(self.shape, self.dtype, self.array)
         else:
@@ -240,7 +240,7 @@ def _forward(lib: Any, call: Call) -> Runnable:
 
 
 def _by_rule(lib: Any, call: Call) -> Runnable:
-    """Apply the rule to everything that the call reads, and store the results in what it writes: keep and clip."""
+    """Apply the rule to everything that the call reads, and store the results in what it writes."""
     xp = lib.math
 
     def run() -> None:

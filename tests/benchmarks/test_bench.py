@@ -1,4 +1,4 @@
-"""`xnn bench`: the gates, the table, and one small run of the command."""
+"""`xnn bench`: which times count, the tables and comparisons, and small runs of the command and the studies."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from xnn.backends import available_backends
 from xnn.benchmarks import report, suite, sweep
 from xnn.benchmarks.contestants import Task, make, network_flops
 from xnn.benchmarks.peers import PEERS
-from xnn.benchmarks.studies import scaling, step_profile
+from xnn.benchmarks.studies import by_hand, scaling, step_profile
 from xnn.cli import main
 from xnn.errors import MissingExtraError, OptionError
 from xnn.runs.process import Process
@@ -22,13 +22,13 @@ TASK = Task((784, 16, 10), 32, 512)
 
 
 def test_flops_of_a_step():
-    """Three products a layer, less the data's gradient, two operations a multiplication and addition."""
+    """Three products for each layer but the first, which needs no input gradient; a multiply-add counts as two."""
     assert network_flops((4, 3, 2), 5) == 2 * 5 * (2 * 12 + 3 * 6)
 
 
 @pytest.mark.parametrize("name", ["xnn-ops", "xnn-numpy", "xnn-fast", "numpy", "torch", "sklearn"])
 def test_contestants_compute_the_same_run(name):
-    """Two epochs from the same weights in the same order, against the definition in float64."""
+    """Two epochs of each contestant agree with a loop in float64 that starts from the same weights."""
     try:
         contestant = make(name, TASK, 1)
     except MissingExtraError as error:
@@ -101,11 +101,11 @@ def test_no_figure_without_learning_or_agreement():
     text = report.table(entries, "a title")
     assert "no figure: its losses differ" in text
     assert "1.00     100%" in text
-    assert "best other library" not in text  # the only two were not valid
+    assert "best other library" not in text  # neither of the two is valid
 
 
 def test_exact_runs_are_compared_by_their_bits():
-    """What exact numerics cost beside fast ones, the digests, and a verdict that makes the command fail."""
+    """The table shows the cost of exact numerics and the digests, and whether all digests agree."""
 
     def exact(name, weights, times=(300.0,)):
         return entry(name, REFERENCE, 0.5, times) | {
@@ -126,7 +126,7 @@ def test_exact_runs_are_compared_by_their_bits():
 
 
 def test_exact_contestants_have_one_digest():
-    """Real runs: both tables of kernels in exact numerics beside the fast ones."""
+    """A real run of both tables of kernels in both numerics."""
     names = [n for n in suite.own_contestants(["numpy"], "both") if not n.startswith("gemm")]
     assert names[:2] == ["xnn-numpy", "xnn-numpy:exact"]
     entries = suite.run_task(names, Task((784, 12, 10), 16, 256), 1, 1)
@@ -177,7 +177,7 @@ def test_ratios_between_contestants():
 
 
 def written(**medians):
-    """A file's content, quartiles 4 % apart."""
+    """What `xnn bench --json` writes, with these median times and quartiles 4 % apart."""
     entries = [
         {"contestant": name.replace("_", "-"), "valid": True, "median": float(us), "spread": 0.04}
         for name, us in medians.items()
@@ -187,7 +187,7 @@ def written(**medians):
 
 
 def test_what_counts_as_slower():
-    """Relative to the products alone on the same device, where both have them; by more than all noise and 5 %."""
+    """Times are divided by those of the products alone if both files have them. 5 % and all noise are allowed."""
     old = written(gemm=100, xnn_fast=120, xnn_cupy=10)
     for new, slower in (
         (written(gemm=100, xnn_fast=140), 0),
@@ -233,7 +233,7 @@ def test_a_number_of_threads_of_its_own():
 
 
 def test_a_process_that_dies_or_never_answers(monkeypatch):
-    """Its exit code and last words are told, and nobody waits for ever."""
+    """The error names the exit code and the last line of output. A process without an answer is killed."""
     dead = Process("gone", "xnn.benchmarks.nothing", 1)
     assert dead.ask(do="run") == {}
     assert "process of gone ended unexpectedly, exit code 1: ModuleNotFoundError" in dead.error
@@ -247,7 +247,7 @@ def test_a_process_that_dies_or_never_answers(monkeypatch):
 
 
 def test_the_command(tmp_path):
-    """One network, one batch size, one turn: a table, the same in JSON, a plot, and a comparison with itself."""
+    """One network, one batch size and one turn: a table, a JSON file, a plot, and a comparison with that file."""
     path, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
     arguments = ["bench", "--backend", "numpy", "--batch-sizes", "512", "--repeat", "1", "--threads", "1"]
     more = ["--plot", plot] if find_spec("matplotlib") else []
@@ -258,7 +258,7 @@ def test_the_command(tmp_path):
     (only,) = written["results"]
     assert {e["contestant"] for e in only["entries"]} >= {"gemm", "xnn-numpy"}
     assert all(e["valid"] for e in only["entries"]), result.output
-    assert len(only["entries"][1]["losses"]) == 17  # the first step, and an epoch of 8192 rows
+    assert len(only["entries"][1]["losses"]) == 17  # of the first step and of an epoch of 8192 rows
     assert written["environment"]["packages"]["numpy"] == np.__version__
     if more:
         assert "first losses" in plot.read_text()
@@ -272,7 +272,7 @@ def test_the_command(tmp_path):
 
 
 def invented(times):
-    """run_task as if each contestant took times(name, task) microseconds."""
+    """A run_task that measures nothing: each contestant takes times(name, task) microseconds."""
 
     def run(contestants, task, threads, repeat=9, say=None, numerics="fast"):
         return judged(*(entry(name, REFERENCE, 0.5, (times(name, task),)) for name in contestants))
@@ -298,7 +298,7 @@ def test_sweep_says_where_a_gpu_pays(monkeypatch):
 
 
 def test_scaling_tables(monkeypatch, capsys):
-    """Costs that grow as they are said to: the exponent is theirs."""
+    """The exponent in the table is that of the invented costs."""
     monkeypatch.setattr(scaling, "run_task", invented(lambda name, task: float(task.batch)))
     assert scaling.main(["batch", "samples", "memory"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -316,7 +316,7 @@ def test_scaling_tables(monkeypatch, capsys):
 
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
 def test_profile_of_a_step(kernels, monkeypatch, capsys):
-    """Every call of the program has its line, and the products theirs."""
+    """Every call of the program has a line, and each dense call the time of its products."""
     if kernels == "compiled":
         pytest.importorskip("numba")
     monkeypatch.setattr(step_profile, "_STEPS", 3)
@@ -328,6 +328,17 @@ def test_profile_of_a_step(kernels, monkeypatch, capsys):
         "the whole step",
         "the sum of all lines but the last",
     ]
+
+
+def test_a_step_by_hand_in_two_checkouts(capsys, tmp_path):
+    """A checkout beside itself has the same losses."""
+    assert by_hand.main(["--against", str(by_hand._ROOT), "--turns", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(by_hand.CASES)
+    assert all(line.endswith("same bits") for line in lines[2:])
+    with pytest.raises(SystemExit):
+        by_hand.main(["--against", str(tmp_path)])
+    assert "give the root of a checkout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The digest matrix: engines that sum in other ways, workers that meet in any order, the table and its verdict."""
+"""The digest matrix: its engines, workers, small networks, table and result."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ RNG = np.random.default_rng(6)
 HOSTILE = {"shuffled": engines.Shuffled, "outer": engines.Outer, "int64": engines.Int64}
 IMAGES, LABELS = synthetic_digits(160)
 MARKS = (2, 5)
-#: Of the small networks those with the most reductions over the batch.
+#: The small networks with the most reductions over the batch.
 WITH_BATCH_SUMS = ("huber, nadam", "divergence of words, rmsprop", "softmax of images, averaged sgd")
 
 
 @pytest.fixture
 def registered(monkeypatch):
-    """What install changes, put back after the test."""
+    """Restores, after the test, what `engines.install` changes."""
     for name in ("_REGISTRY", "_NAME_OF_MODULE", "_instances", "_owners"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
 
 
 @pytest.fixture(scope="module")
 def small():
-    """The small networks' digests by NumPy's ops."""
+    """The digests of the small networks, computed by the ops on NumPy."""
     return train_small("exact")
 
 
@@ -139,7 +139,7 @@ def test_flushing_is_refused_where_nobody_knows_how(monkeypatch, machine, system
 
 
 def test_a_thread_that_flushes(monkeypatch):
-    """In a thread of its own, with which the setting goes."""
+    """The setting belongs to the thread and ends with it."""
     assert not engines.flushes()
     found = []
 
@@ -189,7 +189,7 @@ def test_a_meeting_reduces_in_any_order():
 
 @pytest.mark.parametrize("workers", [1, 3, 12])
 def test_workers_compute_what_one_computes(workers, small, digits):
-    """12 of them share last batches of 11 samples: one has none."""
+    """Of 12 workers one has no sample of the last batch, which has 11."""
     names = WITH_BATCH_SUMS if workers > 3 else tuple(SMALL)
     found = train_small("exact", names, workers=workers, seed=workers)
     assert found == {name: small[name] for name in names}
@@ -199,22 +199,22 @@ def test_workers_compute_what_one_computes(workers, small, digits):
 
 
 def test_in_fast_numerics_they_do_not():
-    """Nor with 32, most of which have no sample of a last batch; averages of the weights and buffers among them."""
+    """In fast numerics the digests depend on the number of workers, also of averaged weights and buffers."""
     for name in ("mse, adam", "softmax of images, averaged sgd"):
         found = [train_small("fast", [name], workers=workers)[name][0] for workers in (0, 2, 3, 32)]
         assert len(set(found)) == 4
 
 
 def test_workers_whose_sums_have_no_order(registered, small):
-    """In float32 each gets a norm of the gradients of its own, and so other weights: that is no fault."""
-    name = "divergence of words, rmsprop"  # clips by norm
+    """In fast numerics each worker's sums differ, so its gradient norm and its weights do. That is allowed."""
+    name = "divergence of words, rmsprop"  # it clips by norm
     engines.install("shuffled")
     assert train_small("exact", [name], workers=2)[name] == small[name]
     assert train_small("fast", [name], workers=2)[name] != train_small("fast", [name], workers=2)[name]
 
 
 def test_workers_that_keep_their_exponents_to_themselves_are_seen(monkeypatch, digits):
-    """Sums of slices cut to different scales are exact, too, but of other numbers."""
+    """Workers that do not share their exponents cut to other scales, and the digests differ."""
     monkeypatch.setattr(Member, "maximum", lambda self, x: x)
     found = train_digits(IMAGES, LABELS, MARKS, "exact", workers=3)["marks"]
     assert found["5"][0] != digits["5"][0]
@@ -235,9 +235,9 @@ def test_a_worker_that_fails_stops_all(monkeypatch):
 
 
 def reached(names):
-    """Every object of xnn's classes that these networks, their losses, optimizers and metrics hold."""
+    """All objects of xnn's classes in these networks, with their losses, optimizers and metrics."""
     found, queue = {}, [(*SMALL[name].build(), SMALL[name].metrics) for name in names]
-    for x in queue:  # grows while it is walked
+    for x in queue:  # the loop appends to it
         if isinstance(x, (tuple, list)):
             queue += x
         elif type(x).__module__.startswith("xnn.") and id(x) not in found:
@@ -246,12 +246,12 @@ def reached(names):
     return list(found.values())
 
 
-#: Classes that are no part of a network.
+#: Public classes that no network needs to contain.
 NO_PART = {"Initializer", "LossOverBatches", "State", "Totals", "LBFGS"}
 
 
 def missing(names):
-    """The public classes of which these networks have no object."""
+    """The public classes of which these networks contain no object."""
     objects = reached(names)
     return {
         name
@@ -259,13 +259,13 @@ def missing(names):
         for name in module.__all__
         if isinstance(getattr(module, name), type)
         and name not in NO_PART
-        and getattr(module, name) is not losses.Lambda  # a mean of its own, which is not the whole batch's
+        and getattr(module, name) is not losses.Lambda  # its mean is that of one worker's share
         and not any(isinstance(x, getattr(module, name)) for x in objects)
     }
 
 
 def test_the_small_networks_have_every_class():
-    """A new layer, loss, optimizer, initializer, schedule or metric goes into one of them (networks.py)."""
+    """If this fails, add the new class to a network of benchmarks/exactness/networks.py."""
     assert missing(SMALL) == set()
     others = [name for name in SMALL if name != "divergence of words, rmsprop"]
     assert missing(others) == {
@@ -295,11 +295,11 @@ def test_the_small_networks_run_every_op(monkeypatch):
     for name in every:
         watch(type(getattr(ops, name)), name)
     train_small("fast")
-    assert every - ran == {"column_mse"}  # MiniFlow's node, of graphs alone
+    assert every - ran == {"column_mse"}  # used by MiniFlow's MSE node only
 
 
 def test_the_small_networks_learn():
-    """So that all their layers have something to say: each weight changes, and the losses go down."""
+    """Every weight changes and the losses go down, so each layer affects the digests."""
     for name, network in SMALL.items():
         model, loss, optimizer = network.build()
         x, y, *weights = network.data()
@@ -335,9 +335,9 @@ def test_kernels_give_the_same_digests(kernels, small, digits):
     ("where", "name", "what"), [(namespace, "sum_bits", "a sum"), (roles, "budget", "a product")]
 )
 def test_integers_see_slices_of_too_many_bits(registered, monkeypatch, where, name, what):
-    """Digests would not: in float64 hardly any sum that is rounded moves a float32."""
+    """Digests would not show it: rounding a float64 sum hardly ever changes a float32 result."""
     engine = engines.install("int64")
-    assert engine.exact  # checked while all is well
+    assert engine.exact  # runs the self-check before the change
     fewer = getattr(where, name)
     monkeypatch.setattr(where, name, lambda terms: fewer(terms) + 8)
     with pytest.raises(AssertionError, match=f"{what} of integers can reach"):
@@ -356,7 +356,7 @@ def test_a_row_s_process(tmp_path, registered, small):
     assert server.about()["absent"] == ""
     assert set(server.run("exact", [2], 1.0)) == {"marks", "ms", "small"}
     with numerics("exact"):
-        assert server.run("fast", [2], 1.0)["small"] != small  # what is asked for, not what is in force
+        assert server.run("fast", [2], 1.0)["small"] != small  # the argument counts, not the context
 
 
 # The table.
@@ -456,16 +456,23 @@ def test_wrong_options_are_refused(arguments, said, capsys):
 
 
 def test_a_small_matrix(tmp_path, capsys, small):
-    """Three processes: the first row, other kernels of BLAS, and an engine that is not there or is."""
+    """Processes of the first row, another kernel of BLAS, other sums, and PyTorch if it is installed.
+
+    The other sums make fast results differ where OPENBLAS_CORETYPE is Prescott for all rows.
+    """
     path = tmp_path / "digests.json"
-    code = digests.main(["--only", "Prescott on 1,torch with", "--steps", "5", "--json", str(path)])
+    code = digests.main(["--only", "Prescott on 1,rank-1,torch with", "--steps", "5", "--json", str(path)])
     printed, said = capsys.readouterr()
     assert code == 0, printed
     assert said.splitlines()[:2] == ["  1 thread", "  Prescott on 1 thread"]
     written = json.loads(path.read_text())
     first, *others = written["rows"]
     assert first["row"] == "1 thread"
-    assert [row["row"] for row in others] == ["Prescott on 1 thread", "torch with MKL compatible"]
+    assert [row["row"] for row in others] == [
+        "Prescott on 1 thread",
+        "sums by rank-1 updates",
+        "torch with MKL compatible",
+    ]
     assert "the same bits" in printed
     assert all(row["exact"]["small"] == small for row in written["rows"] if not row["absent"])
 

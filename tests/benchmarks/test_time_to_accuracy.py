@@ -1,4 +1,4 @@
-"""Time to accuracy: the same recipe for both contestants, the gate on invented numbers, and one run in processes."""
+"""Time to accuracy: both contestants train the same recipe; which times count; one run in processes."""
 
 import json
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from xnn.errors import DataNotFoundError, OptionError
 from xnn.runs.process import Process
 from xnn.schedules import OneCycle
 
-# 600 rows: 9 whole batches and a smaller one in each epoch.
+# The data set has 600 rows: 9 whole batches and a smaller one in each epoch.
 ADAM = Recipe("tiny-adam", (16,), 64, 3, "adam", 0.02, betas=(0.8, 0.9))
 NESTEROV = Recipe(
     "tiny-sgd", (32, 16), 64, 6, "sgd", 0.1, warmup=0.25, start=10.0, end=100.0, nesterov=True, offset=-0.1
@@ -24,7 +24,7 @@ NESTEROV = Recipe(
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """A file of 600 images to train on, 60 of them as validation, and 200 to test."""
+    """A file of 600 training images, of which 60 become validation data, and 200 test images."""
     x, y = synthetic_digits(800)
     path = tmp_path_factory.mktemp("digits") / "digits.npz"
     np.savez(path, x_train=x[:600], y_train=y[:600], x_test=x[600:], y_test=y[600:])
@@ -61,7 +61,7 @@ def test_xnn_takes_the_recipes_rates_and_learns(recipe, dataset, monkeypatch):
 
 @pytest.mark.parametrize("recipe", [ADAM, NESTEROV, *RECIPES.values()], ids=lambda recipe: recipe.name)
 def test_pytorch_takes_the_same_rates(recipe, dataset):
-    """What its optimizer holds before each step of a real run, and before each of the long recipes' steps."""
+    """The learning rate of PyTorch's optimizer before each step is the recipe's."""
     pytest.importorskip("torch")
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -84,7 +84,7 @@ def test_pytorch_takes_the_same_rates(recipe, dataset):
     schedule = recipe.schedule(60_000)
     for step in range(recipe.steps(60_000)):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule(step), rel=1e-9)
-        optimizer.step()  # no gradients, nothing to do
+        optimizer.step()  # without gradients it does nothing
         rate.step()
 
 
@@ -133,7 +133,7 @@ def test_a_time_counts_only_if_the_median_accuracy_reached_the_target():
 
 
 def test_contestants_in_processes(dataset, tmp_path, monkeypatch):
-    """One that is not installed, a recipe that breaks off, and one that works, seed by seed."""
+    """A library that is not installed, a recipe that fails, and one that works."""
     (tmp_path / "torch.py").write_text("raise ImportError('an empty shell')")
     monkeypatch.syspath_prepend(tmp_path)
     said = []
@@ -182,7 +182,7 @@ def test_what_cannot_be_run(monkeypatch):
 
 @pytest.mark.parametrize(("accuracies", "code"), [((0.981, 0.982), 0), ((0.981, 0.979), 1)])
 def test_the_command(monkeypatch, tmp_path, accuracies, code):
-    """Fails if a recipe of xnn's does not come to the accuracy."""
+    """The exit code is 1 if a recipe of xnn does not reach the accuracy."""
 
     def invented(target, contestants, threads, say):
         assert contestants == ["xnn", "torch"]

@@ -167,7 +167,7 @@ DENSE = '[[layers]]\ntype = "Dense"\n'
         ),
         (
             '[[layers]]\ntype = "Conv2D"\nin_channels = 1\nout_channels = 2\nkernel_size = 3\n',
-            (":1: ", "Reshape(channels, height, width)"),
+            (":1: ", "Reshape((channels, height, width))"),
         ),
     ],
     ids=["no weights", "outputs", "softmax", "embedding", "flat", "flat, with channels"],

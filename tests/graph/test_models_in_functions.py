@@ -4,49 +4,12 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
+from small_network import X, Y, by_hand, network, same_bits
 
 import xnn
-from xnn import callbacks, initializers, layers, losses, ops, optimizers
-from xnn.errors import DTypeError, GraphError, OptionError
+from xnn import layers, losses, ops, optimizers
+from xnn.errors import DTypeError, GraphError
 from xnn.graph import Input, forward_and_backward, forward_pass, topological_sort
-
-RNG = np.random.default_rng(0)
-X, Y = RNG.normal(size=(6, 4)).astype(np.float32), RNG.normal(size=(6, 2)).astype(np.float32)
-
-
-@pytest.fixture(params=["fast", "exact"])
-def mode(request):
-    """The test runs in both numerics."""
-    with xnn.numerics(request.param):
-        yield request.param
-
-
-class Gate(layers.Layer):
-    """Layers inside a layer, one of them read twice, and a parameter of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = [layers.Dense(5, 5), layers.Tanh()]
-        self.gain = layers.Parameter("gain", (5,), initializers.Ones())
-
-    def compute(self, x, training):
-        dense, tanh = self.inner
-        return tanh(dense(dense(x))) * self.gain + x
-
-
-def network():
-    return xnn.Sequential(layers.Dense(4, 5), layers.BatchNorm(5), Gate(), layers.Dense(5, 2), seed=1)
-
-
-def by_hand(model, loss, x, y):
-    """The loss, its gradient for x, and the parameters' gradients."""
-    cost = loss.forward(model.forward(x), y)
-    dx = model.backward(loss.backward())
-    return cost, dx, {name: p.grad for name, p in model.named_parameters()}
-
-
-def same_bits(lib, ours, theirs):
-    return lib.to_host(ours).tobytes() == lib.to_host(theirs).tobytes()
 
 
 def test_the_gradient_with_respect_to_the_input(lib, mode):
@@ -124,9 +87,7 @@ def test_a_layer_that_calls_layers_trains_as_by_hand(lib, mode, one_thread):
         sgd.step(stepped.parameters())
     for _ in range(3):
         gradients = xnn.grad(lambda p: loss(looped(x, training=True), y))(looped.parameters())
-        for parameter, gradient in zip(looped.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        sgd.step(looped.parameters())
+        sgd.step(looped.parameters(), gradients)
     for (name, a), b, c in zip(
         trained.named_state(), dict(stepped.named_state()).values(), dict(looped.named_state()).values(),
         strict=True,
@@ -169,6 +130,31 @@ def test_a_model_inside_a_loss():
     assert history[1] < history[0]
     assert weights != [p.value.tobytes() for p in network().parameters()]
     assert all((p.value == old).all() for p, old in zip(features.parameters(), before, strict=True))
+
+
+class Doubled(xnn.Sequential):
+    """Its layers, and something besides: the output twice."""
+
+    def compute(self, x, training):
+        y = super().compute(x, training)
+        return ops.concat((y, 2.0 * y), axis=1)
+
+
+def test_a_sequential_with_a_compute_of_its_own():
+    model = Doubled(layers.Dense(4, 1), layers.Tanh(), seed=1)
+    assert model.output_shape((4,)) == (2,)
+    expected, loss = model.predict(X), losses.MSE()
+    assert model.forward(X).tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(expected[:, 1], 2.0 * expected[:, 0])
+    x = Input()
+    cost = loss(model(x), Y)
+    forward_and_backward(topological_sort({x: X}))
+    value, dx, gradients = by_hand(model, loss, X, Y)
+    assert cost.value == value
+    assert x.gradients[x].tobytes() == dx.tobytes()
+    history = xnn.Trainer(model, loss, optimizers.SGD(0.1)).fit((X, Y), epochs=2, progress=False)
+    assert history["loss"][1] < history["loss"][0] == pytest.approx(float(value), rel=1e-6)
+    assert sorted(gradients) == ["0.bias", "0.weight"]
 
 
 # The structure of arguments.
@@ -278,284 +264,3 @@ def test_a_node_of_a_layer_and_of_a_loss_is_named_after_it():
     assert repr(outputs) == "<Node Dense>"
     assert repr(losses.MSE()(outputs, Y)) == "<Node MSE>"
     assert repr(losses.Lambda(absolute)(outputs, Y)) == "<Node Lambda>"
-
-
-# Pairs written by hand, in every way of running.
-
-
-class Square(layers.Layer):
-    """The blocks article's style."""
-
-    def forward(self, x, training=False):
-        self.x = x
-        return x * x
-
-    def backward(self, dout, input_gradient=True):
-        return 2.0 * self.x * dout
-
-
-def test_a_pair_written_by_hand_works_in_every_way():
-    model = xnn.Sequential(layers.Dense(4, 2, seed=1), Square())
-    loss = losses.MSE()
-    cost, dx, expected = by_hand(model, loss, X, Y)
-    value, gradient = xnn.value_and_grad(lambda x: loss(model(x), Y))(X)
-    assert (value, gradient.tobytes()) == (cost, dx.tobytes())
-    x = Input()
-    forward_and_backward(topological_sort({x: X}) if losses.MSE()(model(x), Y) else [])
-    assert x.gradients[x].tobytes() == dx.tobytes()
-    assert all(p.grad.tobytes() == expected[name].tobytes() for name, p in model.named_parameters())
-    trainer = xnn.Trainer(model, loss, optimizers.SGD(0.1), kernels="ops")
-    assert trainer.fit((X, Y), shuffle=False, progress=False)["loss"] == [float(cost)]
-
-
-def test_half_of_a_pair_is_an_error():
-    with pytest.raises(OptionError, match="a forward of its own and no backward: write both"):
-
-        class Half(layers.Layer):
-            def forward(self, x, training=False):
-                return x
-
-    with pytest.raises(OptionError, match="a backward of its own and no forward"):
-
-        class Other(losses.Loss):
-            def backward(self):
-                return 1.0
-
-
-# What a program sees, and what it refuses.
-
-
-class Scaled(layers.Layer):
-    factor = 1.0
-
-    def compute(self, x):
-        return x * self.factor
-
-
-class Change(callbacks.Callback):
-    """After the first step of a fit it calls a function."""
-
-    def __init__(self, function):
-        self.function, self.done = function, False
-
-    def on_step(self, history, epoch, step, loss):
-        if not self.done:
-            self.function()
-            self.done = True
-
-
-FACTOR = {"now": 1.0}
-
-
-@pytest.mark.parametrize("where", ["attribute", "global", "closure"])
-def test_a_program_sees_what_a_callback_changes(where):
-    """Two steps; after the first, the factor becomes 3: as if a second Trainer had begun with 3."""
-    factor = [1.0]
-    scaled = Scaled()
-    layer = {
-        "attribute": scaled,
-        "global": layers.Lambda(lambda x: x * FACTOR["now"]),
-        "closure": layers.Lambda(lambda x: x * factor[0]),
-    }[where]
-
-    def change(value):
-        scaled.factor = FACTOR["now"] = factor[0] = value
-
-    def run(callbacks, epochs):
-        model = xnn.Sequential(layers.Dense(4, 2, seed=1), layer)
-        trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1), callbacks=callbacks)
-        trainer.fit((X, Y), epochs=epochs, progress=False)
-        return trainer, model
-
-    change(1.0)
-    _, ours = run([Change(lambda: change(3.0))], 2)
-    change(1.0)
-    trainer, theirs = run([], 1)
-    change(3.0)
-    trainer.fit((X, Y), epochs=1, progress=False)
-    assert ours.layers[0].weight.value.tobytes() == theirs.layers[0].weight.value.tobytes()
-    change(1.0)
-    _, unchanged = run([], 2)
-    assert ours.layers[0].weight.value.tobytes() != unchanged.layers[0].weight.value.tobytes()
-
-
-def test_a_program_sees_what_a_schedule_changes_at_the_next_check():
-    factor = [1.0]
-
-    def schedule(step):
-        factor[0] = 3.0 if step else 1.0  # from the second step's rate on
-        return 0.1
-
-    def run(rate, epochs):
-        model = xnn.Sequential(layers.Dense(4, 2, seed=1), layers.Lambda(lambda x: x * factor[0]))
-        trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(rate))
-        return trainer.fit((X, Y), epochs=epochs, batch_size=3, progress=False)["loss"]
-
-    constant = run(0.1, 2)
-    changed = run(schedule, 2)
-    assert changed[0] == constant[0]
-    assert changed[1] != constant[1]
-
-
-def looked(x):
-    return x * (2.0 if ops.sum(x) > 0.0 else 1.0)
-
-
-def read(x):
-    return x * float(np.mean(getattr(x, "value", x)))
-
-
-def drew(x):
-    return x * float(np.random.default_rng().random())
-
-
-@pytest.mark.parametrize(
-    ("function", "error", "words"),
-    [
-        (looked, GraphError, "a branch on it would fix the first batch's numbers"),
-        (read, GraphError, "reading .value would fix the first batch's numbers"),
-        (drew, OptionError, "did something else when it ran a second time"),
-    ],
-)
-def test_what_a_program_refuses(function, error, words):
-    model = xnn.Sequential(layers.Dense(4, 2), layers.Lambda(function))
-    with pytest.raises(error, match=words):
-        xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1)).fit((X, Y), progress=False)
-
-
-def test_state_that_compute_changes_is_refused():
-    class Counting(layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.calls = 0
-
-        def compute(self, x):
-            self.calls += 1
-            return x * float(self.calls)
-
-    model = xnn.Sequential(layers.Dense(4, 2), Counting())
-    with pytest.raises(GraphError, match=r"Counting\.calls was assigned in `compute`"):
-        xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1)).fit((X, Y), progress=False)
-    model.forward(X)  # by hand it counts
-    assert model.layers[1].calls > 1
-
-
-def test_by_hand_and_under_grad_a_branch_on_numbers_is_a_branch():
-    layer = layers.Lambda(looked)
-    assert layer.forward(np.ones((1, 2), np.float32)).tolist() == [[2.0, 2.0]]
-    assert layer.forward(-np.ones((1, 2), np.float32)).tolist() == [[-1.0, -1.0]]
-    assert xnn.grad(lambda x: ops.sum(layer(x)))(np.ones((1, 2))).tolist() == [[2.0, 2.0]]
-
-
-def test_a_parameter_from_elsewhere_is_an_error():
-    elsewhere = layers.Dense(4, 2)
-
-    class Hidden(layers.Layer):
-        def compute(self, x):
-            return elsewhere(x)
-
-    model = xnn.Sequential(Hidden(), layers.Dense(2, 2))
-    with pytest.raises(OptionError, match="would stay untrained and unsaved"):
-        xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1)).fit((X, Y), progress=False)
-    layer = Hidden()
-    layer.forward(X)
-    with pytest.raises(OptionError, match="would stay untrained and unsaved"):
-        layer.backward(Y)
-
-
-def test_a_parameter_that_the_loss_does_not_read_is_an_error():
-    class Idle(layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.idle = layers.Parameter("idle", (3,), initializers.Ones())
-
-        def compute(self, x):
-            return x * 1.0
-
-    model = xnn.Sequential(layers.Dense(4, 2), Idle())
-    with pytest.raises(OptionError, match=r"does not depend on the model's 1.idle \(3,\)"):
-        xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1)).fit((X, Y), progress=False)
-    model.layers[1].idle.frozen = True
-    xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1)).fit((X, Y), progress=False)
-
-
-# What a program reads that changes without it.
-
-
-def tracked(xp, mean, x):
-    return (0.9 * mean + 0.1 * xp.mean(x, axis=0),)
-
-
-class Centre(layers.Layer):
-    """Subtracts a running mean, by an op that has a kernel."""
-
-    def __init__(self):
-        super().__init__()
-        self.mean = layers.Buffer("mean", (4,), initializers.Zeros())
-
-    def compute(self, x, training):
-        centred = ops.dense(x, -np.eye(4, dtype=np.float32), self.mean)
-        if training:
-            self.keep([self.mean], tracked, x)
-        return centred
-
-
-def trained(model, loss, kernels, callbacks=()):
-    """The losses of four epochs of one step."""
-    trainer = xnn.Trainer(model, loss, optimizers.SGD(0.1), kernels=kernels, callbacks=list(callbacks))
-    return trainer.fit((X, Y), epochs=4, shuffle=False, progress=False)["loss"]
-
-
-def stepped(model, loss, after=lambda: None):
-    """The same by hand."""
-    found, sgd = [], optimizers.SGD(0.1)
-    for _ in range(4):
-        found.append(float(loss.forward(model.forward(X, training=True), Y)))
-        model.backward(loss.backward(), input_gradient=False)
-        sgd.step(model.parameters())
-        after()
-    return found
-
-
-@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
-def test_a_program_reads_what_it_keeps(kernels):
-    if kernels == "compiled":
-        pytest.importorskip("numba")
-
-    def build():
-        return xnn.Sequential(Centre(), layers.Dense(4, 2), seed=1)
-
-    assert trained(build(), losses.MSE(), kernels) == pytest.approx(stepped(build(), losses.MSE()), rel=1e-5)
-
-
-@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
-def test_a_program_reads_a_frozen_model_in_its_loss(kernels):
-    """As a target network is read, which a callback changes at the end of each epoch."""
-    if kernels == "compiled":
-        pytest.importorskip("numba")
-
-    def build():
-        target = xnn.Sequential(layers.Dense(2, 2, seed=3))
-        for parameter in target.parameters():
-            parameter.frozen = True
-
-        def loss(outputs, targets):
-            return ops.mse(target(outputs), target(targets)) + ops.mse(outputs, targets)
-
-        def change():
-            for parameter in target.parameters():
-                parameter.value = parameter.value * 0.5
-
-        return xnn.Sequential(layers.Dense(4, 2, seed=1)), losses.Lambda(loss), change
-
-    class AtEnd(callbacks.Callback):
-        def __init__(self, function):
-            self.function = function
-
-        def on_epoch_end(self, history, entry):
-            self.function()
-
-    model, loss, change = build()
-    ours = trained(model, loss, kernels, [AtEnd(change)])
-    assert ours == pytest.approx(stepped(*build()), rel=1e-5)
-    assert ours != pytest.approx(trained(*build()[:2], kernels), rel=1e-5)

@@ -320,11 +320,11 @@ def test_inputs_that_are_none(lib):
     for shape in ((4,), (4, 784)):
         with pytest.raises(ShapeError, match="shape="):
             layer.forward(lib.to_device(np.ones(shape, np.float32)), training=True)
-    with pytest.raises(ShapeError, match="no images of that size"):
+    with pytest.raises(ShapeError, match="not images of that size"):
         layers.RandomAffine(1, shape=(5, 5)).forward(lib.to_device(IMAGES), training=True)
     with pytest.raises(DTypeError, match="Rescale"):
         layer.forward(lib.to_device(np.ones((2, 1, 4, 4), np.uint8)), training=True)
-    with pytest.raises(ShapeError, match="no images of that size"):
+    with pytest.raises(ShapeError, match="not images of that size"):
         xnn.Sequential(layers.RandomAffine(1, shape=(5, 5)), layers.Dense(784, 2)).predict(np.ones((1, 784)))
 
 

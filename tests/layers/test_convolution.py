@@ -241,9 +241,9 @@ X, W = np.ones((2, 3, 5, 5)), np.ones((4, 3, 3, 3))
         (lambda: layers.Conv2D(1, 1, 3, dtype="float16"), OptionError, "dtype"),
         (lambda: layers.MaxPool2D(2, padding=2), OptionError, "at most half"),
         (lambda: layers.AvgPool2D((2, 0)), OptionError, "kernel_size"),
-        (lambda: layers.Conv2D(3, 1, 3)(X), DTypeError, "holds float32 weights and got float64"),
-        (lambda: layers.Conv2D(2, 1, 3)(X), ShapeError, r"\(n, 2, height, width\), got an input of \(2, 3, 5, 5\)"),
-        (lambda: layers.Conv2D(2, 1, 3).output_shape((25,)), ShapeError, r"\(2, height, width\), got \(25,\)"),
+        (lambda: layers.Conv2D(3, 1, 3)(X), DTypeError, "holds float32 numbers and got float64"),
+        (lambda: layers.Conv2D(2, 1, 3)(X), ShapeError, r"\(n, 2, .*input of shape \(2, 3, 5, 5\)"),
+        (lambda: layers.Conv2D(2, 1, 3).output_shape((25,)), ShapeError, r"\(n, 2, .*samples of shape \(25,\)"),
         (lambda: layers.Conv2D(2, 1, 7).output_shape((2, 5, 9)), ShapeError, "does not fit an image of 5 x 9"),
         (lambda: layers.MaxPool2D(2)(X[0]), ShapeError, "MaxPool2D"),
         (lambda: layers.GlobalAvgPool()(X[0]), ShapeError, "GlobalAvgPool"),
@@ -390,16 +390,16 @@ def test_a_saved_model_is_the_same(tmp_path):
 def test_a_summary_asks_for_what_no_layer_tells():
     model = small_network(flat=False)
     assert "(4, 12, 12)" in model.summary((1, 12, 12))
-    with pytest.raises(OptionError, match=r"input_shape=.*Conv2D does not tell it"):
+    with pytest.raises(OptionError, match=r"input_shape=.*unless a Reshape or Dense tells it"):
         model.summary()
     assert "(3,)" in xnn.Sequential(layers.Dense(5, 3)).summary()
-    with pytest.raises(OptionError, match="no layer has weights"):
+    with pytest.raises(OptionError, match="summary needs input_shape"):
         xnn.Sequential(layers.ReLU()).summary()
 
 
 def test_wrong_images_are_heard_of_before_training():
     model = small_network(flat=False)
-    with pytest.raises(ShapeError, match=r"\(1, height, width\), got \(144,\)"):
+    with pytest.raises(ShapeError, match=r"\(n, 1, height, width\), got samples of shape \(144,\)"):
         train("auto", model=model)
     with pytest.raises(ShapeError, match="does not fit an image of 1 x 2"):
         xnn.Sequential(layers.Conv2D(1, 1, 3)).predict(np.ones((2, 1, 1, 2)))

@@ -108,7 +108,7 @@ class TestErrors:
             Dense(3, 2).forward(np.ones(shape, np.float32))
 
     def test_dtype_does_not_drift(self):
-        with pytest.raises(DTypeError, match="float32 weights and got float64"):
+        with pytest.raises(DTypeError, match="float32 numbers and got float64"):
             Dense(3, 2).forward(np.ones((1, 3)))
         with pytest.raises(DTypeError, match="Rescale"):
             Dense(3, 2).forward(np.ones((1, 3), np.uint8))
@@ -491,13 +491,11 @@ class TestSequential:
 
     def test_repr_rebuilds(self):
         text = repr(Sequential(Rescale(0.5), Dense(2, 3), Dropout(0.25), Function(ops.exp)))
-        assert "Dense(inputs=2, outputs=3, bias=True, dtype='float32')" in text
-        assert "Dropout(rate=0.25)" in text
+        assert text == "Sequential(Rescale(0.5), Dense(2, 3), Dropout(rate=0.25), Function(exp))"
 
     def test_function_layer(self):
         model = Sequential(Function(ops.exp))
         np.testing.assert_allclose(model.predict(np.zeros((1, 2))), [[1, 1]])
-        assert xnn.layers.ReLU.__doc__ == type(ops.relu).__doc__
 
 
 def test_every_layer_is_a_row_of_the_export_table():

@@ -305,7 +305,7 @@ def test_any_number_of_workers_gives_the_same_bits(cuts):
         (
             lambda: BatchNorm(3).forward(np.ones((2, 4), np.float32)),
             ShapeError,
-            r"\(2, 4\); it must be \(n, 3\)",
+            r"\(2, 4\): it must be \(n, 3\)",
         ),
         (lambda: BatchNorm(3).forward(np.ones(3, np.float32)), ShapeError, "it must be"),
         (lambda: LayerNorm((2, 3)).forward(np.ones((5, 3, 2), np.float32)), ShapeError, r"\(n, ..., 2, 3\)"),

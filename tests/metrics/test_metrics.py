@@ -520,12 +520,12 @@ def trainer_of(chosen):
     return xnn.Trainer(mlp(6, (4,), 6, seed=0), losses.SoftmaxCrossEntropy(), optimizers.SGD(), chosen)
 
 
-def test_what_does_not_fit_is_heard_before_training():
+def test_what_does_not_fit_is_refused_before_training():
     for wrong, error, words in (
         (metrics.MAE(), ShapeError, "targets of the outputs' shape"),
         (metrics.F1("binary"), ShapeError, "choose another average"),
         (metrics.Accuracy(binary=True), ShapeError, "yes or no"),
-        (lambda xp, outputs, targets: None, DTypeError, "got NoneType"),
+        (lambda xp, outputs, targets: None, DTypeError, "returned NoneType"),
         (lambda xp, outputs, targets: outputs[:, 0], ShapeError, "one number"),
     ):
         t = trainer_of(wrong)

@@ -74,7 +74,7 @@ def test_the_networks_of_the_documentation(read):
 def test_layers_put_before_the_first_one(read):
     scaling = np.array([2.0, 1.0]), np.array([0.0, -1.0])
     model = read(DENSE).build((2,), 1, scaling)
-    assert repr(model.layers[0]) == "Rescale(scale=[2.0, 1.0], offset=[0.0, -1.0], dtype='float32')"
+    assert repr(model.layers[0]) == "Rescale((2.0, 1.0), offset=(0.0, -1.0))"
     wide = read(DENSE + 'dtype = "float64"').build((2,), 1, scaling)
     assert wide.layers[0].dtype == "float64"
     assert wide.predict([[1, 2], [3, 4]]).dtype == np.float64
@@ -258,7 +258,10 @@ def test_a_network_that_does_not_fit_the_data(folder, tmp_path):
         (layer("Dense", "outputs = 9"), "the model has 9 outputs"),
         (layer("Dense", "inputs = 9", "outputs = 10"), "net.toml:1: Dense(9, 10) cannot take"),
         (DENSE + layer("Softmax"), "remove that layer"),
-        (layer("Function", "op = 'transpose'") + DENSE, "makes (784, 2) of two samples of shape (784,)"),
+        (
+            layer("Function", "op = 'transpose'") + DENSE,
+            "returned shape (784, 2) for two samples of shape (784,)",
+        ),
     ):
         net.write_text(text)
         result = run("train", "--dataset", folder / "digits.npz", "--model", net)

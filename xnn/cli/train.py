@@ -210,7 +210,9 @@ def _reporting(
     callbacks: list[Callback] = []
     if log:
         about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
-        callbacks.append(JsonLines(log, {**about, "model": [repr(layer) for layer in model.layers]}))
+        callbacks.append(
+            JsonLines(log, {**about, "model": [weights.full_text(layer) for layer in model.layers]})
+        )
     if lines:
         callbacks.append(EpochLines())
     return callbacks

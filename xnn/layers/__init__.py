@@ -1,12 +1,10 @@
-"""Layers: thin state around ops, to be put together like bricks."""
+"""Layers, the parts of a model: parameters, and one function of an input and of them."""
 
 from xnn.layers.activations import (
     ELU,
     GELU,
     SELU,
     Flatten,
-    Function,
-    Lambda,
     LeakyReLU,
     LogSoftmax,
     ReLU,
@@ -23,6 +21,7 @@ from xnn.layers.convolution import AvgPool2D, Conv2D, GlobalAvgPool, MaxPool2D
 from xnn.layers.dense import Affine, Dense, Linear, Rescale
 from xnn.layers.dropout import Drawing, Dropout
 from xnn.layers.embedding import Embedding
+from xnn.layers.functions import Function, Lambda
 from xnn.layers.layer import Composite, Layer
 from xnn.layers.normalization import BatchNorm, LayerNorm
 from xnn.layers.parameter import Buffer, Parameter

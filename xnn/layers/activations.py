@@ -1,136 +1,282 @@
-"""Layers without parameters: one line for each op."""
+"""Activation functions, and the layers that only change a sample's shape: one op each, no parameters."""
 
 from __future__ import annotations
 
-import inspect
 import math
-import typing
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from xnn import ops
 from xnn.errors import OptionError, ShapeError
-from xnn.layers.layer import Layer, tried_shape
-from xnn.layers.parameter import Parameter
-from xnn.ops import Namespace, Op
+from xnn.layers.layer import Layer
+from xnn.ops import Namespace
 from xnn.ops.op import size_of
 from xnn.options import check_integer, check_real
 
 __all__ = [
-    "ELU", "GELU", "SELU", "Flatten", "Function", "Lambda", "LeakyReLU", "LogSoftmax", "ReLU", "Reshape", "SiLU",
-    "Sigmoid", "Softmax", "Softplus", "Tanh",
+    "ELU", "GELU", "SELU", "Flatten", "LeakyReLU", "LogSoftmax", "ReLU", "Reshape", "SiLU", "Sigmoid", "Softmax",
+    "Softplus", "Tanh",
 ]  # fmt: skip
 
 
-class _Named(Layer):
-    """A layer whose op is fixed: its docstring is the op's, its arguments are the op's options."""
+class _Activation(Layer):
+    """An op of one input. Its options are attributes of the same names."""
 
-    _signature: ClassVar[inspect.Signature]
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.__doc__ = cls.__doc__ or type(cls.op).__doc__
-        cls._signature = cls.__signature__ = _options_of(cls.op)  # type: ignore[attr-defined]
-
-    def __init__(self, *values: Any, **options: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.chosen = _chosen(type(self).__name__, self.op, self._signature, values, options)
-
-    def options(self, xp: Namespace) -> dict[str, Any]:
-        """Those it was built with."""
-        return self.chosen
 
     def config(self) -> dict[str, Any]:
-        """The options."""
-        return dict(self.chosen)
+        return dict(self.options(None))
 
 
-def _options_of(op: Op) -> inspect.Signature:
-    """The options of an op's forward, which may also be given by position, in their order."""
-    parameters = inspect.signature(op.forward, eval_str=True).parameters.values()
-    own = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return inspect.Signature(own)
+class ReLU(_Activation):
+    """Rectified linear unit: y = max(x, 0), element by element.
 
+    NaN stays NaN. The input is left as it is.
+    Source: Nair and Hinton, ICML 2010.
 
-def _chosen(
-    name: str, op: Op, signature: inspect.Signature, values: tuple[Any, ...], options: dict[str, Any]
-) -> dict[str, Any]:
-    """The options that a call stands for, looked at as far as their types tell what they may be."""
-    try:
-        bound = signature.bind(*values, **options)
-    except TypeError as error:
-        raise OptionError(f"{name}{signature}: {error}") from None
-    bound.apply_defaults()
-    for key, value in bound.arguments.items():
-        kind = signature.parameters[key].annotation
-        if kind is float:
-            bound.arguments[key] = check_real(f"{name}: {key}", value)
-        elif kind is int:
-            bound.arguments[key] = check_integer(f"{name}: {key}", value)
-        elif typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):
-            allowed = " or ".join(map(repr, typing.get_args(kind)))
-            raise OptionError(f"{name}: {key} must be {allowed}, got {value!r}")
-    return dict(bound.arguments)
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.ReLU()(np.array([[-1.0, 2.0]])).tolist()
+        [[0.0, 2.0]]
+    """
 
-
-class ReLU(_Named):
     op = ops.relu
 
 
-class LeakyReLU(_Named):
+class LeakyReLU(_Activation):
+    """Leaky rectified linear unit: y = x where x > 0, else negative_slope * x.
+
+    negative_slope: a finite number; 0.01 by default.
+
+    Raises OptionError for any other negative_slope.
+    Source: Maas, Hannun and Ng, ICML 2013.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.LeakyReLU(0.5)(np.array([[-1.0, 2.0]])).tolist()
+        [[-0.5, 2.0]]
+    """
+
     op = ops.leaky_relu
 
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        super().__init__()
+        self.negative_slope = check_real("LeakyReLU: negative_slope", negative_slope)
 
-class ELU(_Named):
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        return {"negative_slope": self.negative_slope}
+
+
+class ELU(_Activation):
+    """Exponential linear unit: y = x where x > 0, else alpha (e^x - 1).
+
+    alpha: a finite number; 1 by default.
+
+    Raises OptionError for any other alpha.
+    Source: Clevert, Unterthiner and Hochreiter, ICLR 2016.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.ELU()(np.array([[0.0, 2.0]])).tolist()
+        [[0.0, 2.0]]
+    """
+
     op = ops.elu
 
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.alpha = check_real("ELU: alpha", alpha)
 
-class SELU(_Named):
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        return {"alpha": self.alpha}
+
+
+class SELU(_Activation):
+    """Scaled exponential linear unit: y = 1.0507... elu(x) with alpha = 1.6732...
+
+    With these two numbers, mean 0 and variance 1 are a fixed point from layer to layer, provided that the weights
+    start as `xnn.initializers.LeCun()`.
+    Source: Klambauer et al., NeurIPS 2017.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.SELU()(np.array([[0.0, 1.0]])).round(4).tolist()
+        [[0.0, 1.0507]]
+    """
+
     op = ops.selu
 
 
-class GELU(_Named):
+class GELU(_Activation):
+    """Gaussian error linear unit: y = x P(x), where P is the distribution function of the normal distribution.
+
+    approximate: "none" (the default) computes P with the error function; "tanh" uses the approximation
+        P(x) = (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
+
+    Raises OptionError for any other approximate.
+    Source: Hendrycks and Gimpel, 2016 (arXiv 1606.08415).
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.GELU("tanh")(np.array([[0.0, 1.0]])).round(3).tolist()
+        [[0.0, 0.841]]
+    """
+
     op = ops.gelu
 
+    def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
+        super().__init__()
+        if approximate not in ("none", "tanh"):
+            raise OptionError(f"GELU: approximate must be 'none' or 'tanh', got {approximate!r}")
+        self.approximate = approximate
 
-class SiLU(_Named):
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        return {"approximate": self.approximate}
+
+
+class SiLU(_Activation):
+    """Sigmoid linear unit, also called swish: y = x sigmoid(x).
+
+    Source: Elfwing, Uchibe and Doya, 2017 (arXiv 1702.03118).
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.SiLU()(np.array([[0.0, 1.0]])).round(3).tolist()
+        [[0.0, 0.731]]
+    """
+
     op = ops.silu
 
 
-class Softplus(_Named):
+class Softplus(_Activation):
+    """A smooth ReLU: y = ln(1 + e^(beta x)) / beta.
+
+    beta: a finite number above 0; 1 by default. The larger it is, the closer the function is to ReLU.
+
+    Raises OptionError for a beta that is not a finite number; a beta of 0 or below raises it in `forward`.
+    Source: Dugas et al., NIPS 2000.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.Softplus()(np.array([[0.0]])).round(4).tolist()  # ln 2
+        [[0.6931]]
+    """
+
     op = ops.softplus
 
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__()
+        self.beta = check_real("Softplus: beta", beta)
 
-class Sigmoid(_Named):
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        return {"beta": self.beta}
+
+
+class Sigmoid(_Activation):
+    """Logistic sigmoid: y = 1 / (1 + e^-x), element by element; no exponential overflows.
+
+    A model that trains with `losses.BinaryCrossEntropy` ends without it: that loss takes logits.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.Sigmoid()(np.array([[0.0]])).tolist()
+        [[0.5]]
+    """
+
     op = ops.sigmoid
 
 
-class Tanh(_Named):
+class Tanh(_Activation):
+    """Hyperbolic tangent: y = (e^x - e^-x) / (e^x + e^-x), element by element.
+
+    >>> import numpy as np
+    >>> from xnn import layers
+    >>> layers.Tanh()(np.array([[0.0]])).tolist()
+    [[0.0]]
+    """
+
     op = ops.tanh
 
 
-class Softmax(_Named):
+class Softmax(_Activation):
+    """Probabilities from logits: y_i = e^(x_i) / sum over j of e^(x_j), along one axis.
+
+    axis: an integer, the axis along which the outputs sum to 1; -1, the last, by default.
+
+    A model that trains with `losses.SoftmaxCrossEntropy` ends without it: that loss takes logits.
+    Raises OptionError for an axis that is not an integer.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.Softmax()(np.array([[1.0, 1.0]])).tolist()
+        [[0.5, 0.5]]
+    """
+
     op = ops.softmax
 
+    def __init__(self, axis: int = -1) -> None:
+        super().__init__()
+        self.axis = check_integer("Softmax: axis", axis)
 
-class LogSoftmax(_Named):
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        return {"axis": self.axis}
+
+
+class LogSoftmax(_Activation):
+    """The logarithm of Softmax: y_i = x_i - ln(sum over j of e^(x_j)), along one axis.
+
+    axis: an integer, the axis along which the exponentials of the outputs sum to 1; -1, the last, by default.
+
+    `losses.KLDivergence` takes its outputs. Raises OptionError for an axis that is not an integer.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.LogSoftmax()(np.array([[1.0, 1.0]])).round(4).tolist()  # -ln 2
+        [[-0.6931, -0.6931]]
+    """
+
     op = ops.log_softmax
 
+    def __init__(self, axis: int = -1) -> None:
+        super().__init__()
+        self.axis = check_integer("LogSoftmax: axis", axis)
 
-class Flatten(_Named):
+    def options(self, xp: Namespace) -> dict[str, Any]:
+        return {"axis": self.axis}
+
+
+class Flatten(_Activation):
+    """Each sample as one row: (n, ...) becomes (n, the number of elements of a sample).
+
+    >>> import numpy as np
+    >>> from xnn import layers
+    >>> layers.Flatten()(np.ones((2, 3, 4))).shape
+    (2, 12)
+    """
+
     op = ops.flatten
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One axis."""
         return (math.prod(shape),)
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Nothing is computed."""
         return 0
 
 
 class Reshape(Layer):
-    """Each sample in another shape: Reshape((1, 28, 28)) makes images of rows of 784 pixels; one extent may be -1."""
+    """Each sample in another shape: (n, ...) becomes (n, *shape).
+
+    shape: the shape of one sample, an integer or a sequence of integers of at least 1. One of them may be -1: it
+        becomes whatever makes the number of elements fit.
+
+    Raises OptionError for other shapes; ShapeError for samples that have another number of elements.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.Reshape((1, 28, 28))(np.ones((5, 784))).shape
+        (5, 1, 28, 28)
+    """
 
     op = ops.reshape
 
@@ -142,16 +288,13 @@ class Reshape(Layer):
             raise OptionError(f"Reshape takes extents of at least 1, one of which may be -1, got {given}")
 
     def compute(self, x: Any) -> Any:
-        """The batch, with its samples in that shape."""
         shape = tuple(x.shape)
         return self.op(x, shape=(shape[0], *self.output_shape(shape[1:])))
 
     def config(self) -> dict[str, Any]:
-        """The shape."""
         return {"shape": list(self.shape)}
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The new one. Raises ShapeError if a sample has not as many elements."""
         size, known = size_of(shape), math.prod(extent for extent in self.shape if extent != -1)
         missing = size // known
         if size % known or (-1 not in self.shape and size != known):
@@ -159,75 +302,4 @@ class Reshape(Layer):
         return tuple(missing if extent == -1 else extent for extent in self.shape)
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Nothing is computed."""
         return 0
-
-
-class Function(Layer):
-    """Any op of one input as a layer, with its options: Function(ops.exp), Function(ops.softmax, axis=1)."""
-
-    def __init__(self, op: Op, **options: Any) -> None:
-        super().__init__()
-        if not isinstance(op, Op):
-            raise OptionError(f"Function needs an op such as ops.exp or your own, got {op!r}")
-        self.op = op
-        #: Lists, as weight files have them, are the tuples that ops take.
-        self.chosen = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
-
-    def options(self, xp: Namespace) -> dict[str, Any]:
-        """Those it was built with."""
-        return self.chosen
-
-    def config(self) -> dict[str, Any]:
-        """The op's name, by which only xnn's own can be found again, and its options."""
-        return {"op": self.op.name, **self.chosen}
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Found by trying it on a sample of ones."""
-        return tried_shape(self, shape)
-
-
-class Lambda(Layer):
-    """A function of yours as a layer: Lambda(lambda x: ops.tanh(x) * 2.0), written with ops and without weights.
-
-    function: takes the layer's input and returns its output. A Trainer runs it as `Layer` says of `compute`. Its code
-    is not saved with a model: `save` keeps the weights, and `load_weights` puts them into a model that your code
-    builds. A layer with weights derives from Layer. Raises OptionError for a function that uses layers or parameters:
-    they would stay untrained and unsaved.
-    """
-
-    buildable = False
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        if not callable(function) or isinstance(function, (Layer, type)):
-            raise OptionError(f"Lambda needs a function of one value, got {repr(function)[:60]}")
-        super().__init__()
-        self.function = function
-        hidden = [name for name, value in _read_by(function).items() if _learns(value)]
-        if hidden:
-            raise OptionError(
-                f"the function of a Lambda uses {hidden[0]}, which would stay untrained and unsaved: write a "
-                "Layer with it as an attribute, or freeze its parameters"
-            )
-
-    def compute(self, x: Any) -> Any:
-        """function(x)."""
-        return self.function(x)
-
-    def __repr__(self) -> str:
-        return f"Lambda({getattr(self.function, '__name__', 'function')})"
-
-
-def _read_by(function: Callable[..., Any]) -> dict[str, Any]:
-    """The variables around a function that it reads, by name."""
-    try:
-        found = inspect.getclosurevars(function)
-    except TypeError:  # not a Python function
-        return {}
-    return {**found.globals, **found.nonlocals}
-
-
-def _learns(value: Any) -> bool:
-    """Whether it is a parameter, or a layer with parameters, that is not frozen."""
-    held = value.parameters() if isinstance(value, Layer) else [value] if isinstance(value, Parameter) else []
-    return any(not parameter.frozen for parameter in held)

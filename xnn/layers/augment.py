@@ -1,9 +1,7 @@
-"""Augmentation: layers that show training a slightly different image each time, and are the identity otherwise.
+"""Augmentation: layers that change images at random in training, and are the identity in inference.
 
-    xnn.Sequential(layers.Rescale(1 / 255), *layers.augmentation((28, 28)), layers.Dense(784, 100), ...)
-
-Which way an image is moved is a function of (seed, layer, step, row), as a dropout mask is: the same for any number
-of workers and on every backend, to the bit in exact numerics, to rounding in fast ones.
+How an image is changed is a function of (seed, layer, step, row), as a dropout mask is: the same for any number of
+workers and on every backend, to the bit in exact numerics, to rounding in fast ones.
 """
 
 from __future__ import annotations
@@ -25,11 +23,12 @@ from xnn.options import check_count, check_real
 
 __all__ = ["STRONGEST", "ElasticDeformation", "RandomAffine", "augmentation"]
 
-STRONGEST = 10.0  #: times what is usual; an image moved by 20 of its 28 pixels shows nothing any more
+#: The largest `strength` of `augmentation`: it moves an image of 28 pixels by 20, almost out of sight.
+STRONGEST = 10.0
 
 
 class _Warping(Drawing):
-    """Moves the pixels of each image by a field of its own (ops.warp)."""
+    """Moves the pixels of each image by a random field of displacements (ops.warp)."""
 
     op = ops.warp
     purpose = Purpose.AUGMENT
@@ -39,40 +38,37 @@ class _Warping(Drawing):
         super().__init__(seed)
 
     def field(self, lib: Backend, stream: Stream, rows: int, size: tuple[int, int], dtype: str) -> Array:
-        """(rows, 2, height, width): by how many pixels further down and right each pixel is taken from."""
+        """The displacements (rows, 2, height, width): each pixel is taken from this many pixels down and right."""
         raise NotImplementedError
 
     def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:
-        """The field, in x's dtype."""
         dtype = "float64" if x.dtype == lib.xp.float64 else "float32"
         return self.field(lib, stream, int(x.shape[0]), self._size(tuple(x.shape[1:])), dtype)
 
     def check(self, x: Array) -> None:
-        """Images of floating-point numbers."""
         if not backend_of(x).xp.isdtype(x.dtype, "real floating"):
             raise DTypeError(
-                f"{type(self).__name__} got {x.dtype} and moves pixels by fractions: put Rescale(1 / 255) in front"
+                f"{type(self).__name__} got {x.dtype} and takes floating-point images: put Rescale(1 / 255) before it"
             )
         self._size(tuple(x.shape[1:]))
 
     def _size(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Height and width of a sample of this shape."""
+        """Height and width of a sample of this shape. Raises ShapeError if it is not an image."""
         if self.shape is None:
             if len(shape) < 2:
                 raise ShapeError(
-                    f"{type(self).__name__} takes images (n, channels, height, width) and got samples {shape}: "
-                    "say shape=(height, width) if they are flat"
+                    f"{type(self).__name__} takes images (n, channels, height, width), got samples of shape {shape}: "
+                    "if they are flat images, give it shape=(height, width)"
                 )
             return shape[-2], shape[-1]
         height, width = self.shape
         if math.prod(shape) % (height * width) or not math.prod(shape):
             raise ShapeError(
-                f"{type(self).__name__}(shape={self.shape}) got samples {shape}, which are no images of that size"
+                f"{type(self).__name__}(shape={self.shape}) got samples of shape {shape}, not images of that size"
             )
         return height, width
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The image's own. Raises ShapeError if it is none."""
         self._size(shape)
         return shape
 
@@ -85,19 +81,30 @@ def _height_and_width(shape: Any) -> tuple[int, int]:
 
 
 def _exact() -> Any:
-    """Functions on the host that are the same everywhere, as those of C libraries are not."""
-    from xnn.backends.exact import ExactNamespace  # when it is asked for: it is no small file
+    """Functions on the host that have the same bits on every machine, unlike those of C libraries."""
+    from xnn.backends.exact import ExactNamespace  # imported when it is needed, since it is large
 
     return ExactNamespace(get_backend("numpy"))
 
 
 class RandomAffine(_Warping):
-    """In training, each image is turned, scaled about its middle and shifted at random; otherwise it is as it is.
+    """In training, turns, scales and shifts each image at random; in inference it is the identity.
 
-    shift: up to so many pixels in each direction; rotation: up to so many degrees either way; scale: by a factor in
-    [1 - scale, 1 + scale]; each uniform. The pixel at p comes from R(-angle) (p - middle - shift) / factor + middle,
-    between four pixels, 0 beyond the image. shape: (height, width) of images that come as flat rows.
-    Raises OptionError, ShapeError, or DTypeError for integers.
+    shift: up to this many pixels in each direction, at least 0; 0 by default.
+    rotation: up to this many degrees either way, in [0, 360); 0 by default.
+    scale: by a factor in [1 - scale, 1 + scale], scale in [0, 1); 0 by default.
+    shape: (height, width), for images that are flat rows; None by default.
+    seed: an integer, for use by hand; 0 by default. A Trainer draws from the seed of its fit.
+
+    All three are uniform. Images are turned and scaled about their middle. The pixel at p is taken from
+    R(-angle) (p - middle - shift) / factor + middle, interpolated between four pixels; beyond the image are zeros.
+    Raises OptionError for other options, ShapeError for inputs that are not images, DTypeError for integers.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> moved = layers.RandomAffine(shift=2.0, rotation=10.0, seed=1)
+        >>> moved.forward(np.ones((5, 1, 28, 28), np.float32), training=True).shape
+        (5, 1, 28, 28)
     """
 
     def __init__(
@@ -115,17 +122,15 @@ class RandomAffine(_Warping):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is moved."""
         return self.shift == self.rotation == self.scale == 0.0
 
     def field(self, lib: Backend, stream: Stream, rows: int, size: tuple[int, int], dtype: str) -> Array:
-        """Four numbers a row, drawn on the host: one angle, one factor, two shifts."""
+        # Four numbers for each row, drawn on the host: an angle, a factor, two shifts.
         dice = stream.signed(4 * self.row, 4 * rows).reshape(rows, 4).astype(np.float64)
         turn, grow = dice[:, 0] * self.rotation, 1.0 + dice[:, 1] * self.scale
         return affine_field(lib, turn, grow, dice[:, 2:] * self.shift, size, dtype)
 
     def config(self) -> dict[str, Any]:
-        """What it was built with."""
         shape = None if self.shape is None else list(self.shape)
         return {"shift": self.shift, "rotation": self.rotation, "scale": self.scale, "shape": shape}
 
@@ -138,8 +143,9 @@ def affine_field(
     size: tuple[int, int],
     dtype: str,
 ) -> Array:
-    """The field (n, 2, height, width) that turns image i counter-clockwise by degrees[i], scales it by factor[i]
-    about its middle, and then moves it down and right by shift[i] (n, 2).
+    """The displacements (n, 2, height, width) that turn, scale and shift n images.
+
+    degrees (n,): counter-clockwise. factor (n,): about the middle. shift (n, 2): down and right, in pixels.
     """
     exact = _exact()
     angle = degrees * (math.pi / 180.0)
@@ -150,7 +156,7 @@ def affine_field(
 
 
 def _affine(xp: Namespace, maps: Array, *, height: int, width: int) -> Array:
-    """maps: (n, 6), the matrix and the shift; (A - 1) (p - middle - shift) - shift for each pixel p."""
+    """(A - 1) (p - middle - shift) - shift for each pixel p; maps (n, 6): the matrix A, then the shift."""
     a, b, c, d, down, right = (xp.reshape(maps[:, k], (-1, 1, 1)) for k in range(6))
     i = xp.reshape(xp.arange(height, dtype=maps.dtype, device=maps.device), (1, -1, 1)) - (height - 1) / 2
     j = xp.reshape(xp.arange(width, dtype=maps.dtype, device=maps.device), (1, 1, -1)) - (width - 1) / 2
@@ -159,13 +165,24 @@ def _affine(xp: Namespace, maps: Array, *, height: int, width: int) -> Array:
 
 
 class ElasticDeformation(_Warping):
-    """In training, each image is bent at random, as handwriting is; otherwise it is as it is.
+    """In training, bends each image at random, as handwriting varies; in inference it is the identity.
 
-    Each pixel's displacement, down and right, is uniform in (-1, 1), smoothed by a Gaussian of standard deviation
-    `sigma` pixels whose weights add up to 1, and multiplied by `alpha`; around the image it is 0. The defaults are
-    the article's best for MNIST, and move a pixel by 1.4 pixels or so. shape: as RandomAffine's.
+    alpha: the strength, a finite number of at least 0; 34 by default.
+    sigma: the standard deviation of the smoothing in pixels, in [0.1, 1000); 4 by default.
+    shape: (height, width), for images that are flat rows; None by default.
+    seed: an integer, for use by hand; 0 by default. A Trainer draws from the seed of its fit.
+
+    Each pixel's displacement, down and right, is uniform in (-1, 1), smoothed by a Gaussian whose weights sum to 1,
+    and multiplied by alpha. Beyond the image it is 0. The defaults are the article's best for MNIST; they move a
+    pixel by about 1.4 pixels.
+    Raises OptionError for other options, ShapeError for inputs that are not images, DTypeError for integers.
     Source: Simard, Steinkraus and Platt, "Best practices for convolutional neural networks", ICDAR 2003.
-    Raises OptionError, ShapeError, or DTypeError for integers.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> bent = layers.ElasticDeformation(seed=1)
+        >>> bent.forward(np.ones((5, 1, 28, 28), np.float32), training=True).shape
+        (5, 1, 28, 28)
     """
 
     def __init__(
@@ -181,11 +198,10 @@ class ElasticDeformation(_Warping):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is moved."""
         return self.alpha == 0.0
 
     def field(self, lib: Backend, stream: Stream, rows: int, size: tuple[int, int], dtype: str) -> Array:
-        """Noise for each pixel, drawn where the images are, and smoothed along one axis after the other."""
+        # The noise is drawn on the images' backend, and smoothed along one axis after the other.
         noise = lib.signed(stream, (rows, 2, *size), self.row)
         if dtype == "float64":
             noise = lib.xp.astype(noise, lib.xp.float64)
@@ -193,7 +209,7 @@ class ElasticDeformation(_Warping):
         return apply_rule(_smoothed, lib.math, (noise, down, right), {"alpha": self.alpha})
 
     def _smoothing(self, lib: Backend, extent: int, dtype: str) -> Array:
-        """The Gaussian's weights as a matrix: from each pixel of a row to each other."""
+        """The Gaussian's weights as a matrix, of each pixel of a row for each other pixel."""
         key = lib.name, extent, dtype
         if key not in self._weights:
             away = np.arange(max(extent, math.ceil(9 * self.sigma)), dtype=np.float64)
@@ -205,13 +221,12 @@ class ElasticDeformation(_Warping):
         return self._weights[key]
 
     def config(self) -> dict[str, Any]:
-        """What it was built with."""
         shape = None if self.shape is None else list(self.shape)
         return {"alpha": self.alpha, "sigma": self.sigma, "shape": shape}
 
 
 def _smoothed(xp: Namespace, noise: Array, down: Array, right: Array, *, alpha: float) -> Array:
-    """alpha times each plane of noise (n, 2, height, width), smoothed: down N right. Both matrices are symmetric."""
+    """alpha times the smoothed noise (n, 2, height, width): down N right for each plane N; both are symmetric."""
     n, _, height, width = noise.shape
     y = xp.reshape(xp.matmul(xp.reshape(noise, (2 * n * height, width)), right), (n, 2, height, width))
     y = xp.reshape(xp.permute_dims(y, (0, 1, 3, 2)), (2 * n * width, height))
@@ -220,10 +235,20 @@ def _smoothed(xp: Namespace, noise: Array, down: Array, right: Array, *, alpha: 
 
 
 def augmentation(shape: Sequence[int], strength: float = 1.0) -> list[Layer]:
-    """The usual layers for images like MNIST's, of (height, width): bent, then shifted, turned and scaled a little.
+    """The usual augmentation for images like MNIST's: an ElasticDeformation and a RandomAffine.
 
-    strength: in [0, 10); 0 does nothing, 1 is usual: at 28 x 28 Simard's elastic deformation, 2 pixels, 10 degrees
-    and 10 %. To stand behind Rescale, or first in a model whose samples are numbers of its dtype.
+    shape: (height, width) of the images, which may be flat rows.
+    strength: a number in [0, 10); 0 changes nothing, 1 is usual and the default: at 28 x 28 Simard's deformation, 2
+        pixels, 10 degrees and 10 %.
+
+    They stand behind a Rescale, or first in a model whose samples have its dtype. Raises OptionError for other
+    options.
+
+        >>> import xnn
+        >>> from xnn import layers
+        >>> model = xnn.Sequential(layers.Rescale(1 / 255), *layers.augmentation((28, 28)), layers.Dense(784, 10))
+        >>> [type(layer).__name__ for layer in model.layers]
+        ['Rescale', 'ElasticDeformation', 'RandomAffine', 'Dense']
     """
     strength = check_real("strength", strength, 0.0, STRONGEST)
     size = min(_height_and_width(shape)) / 28.0

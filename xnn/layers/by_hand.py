@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+from xnn.errors import OptionError
 from xnn.graph.node import Recorded
 from xnn.graph.scope import by_hand, current_scope
 from xnn.ops import Array, Namespace, Op
 
-__all__ = ["ByHand", "run_by_hand"]
+__all__ = ["ByHand", "run_by_hand", "written_by_hand"]
+
+
+def written_by_hand(cls: type, base: Any) -> bool:
+    """Whether a subclass of Layer or Loss, the `base`, has a `forward` and `backward` of its own.
+
+    Raises OptionError for one without the other, and for the pair together with a `compute`.
+    """
+    forward, backward = (getattr(cls, name) is not getattr(base, name) for name in ("forward", "backward"))
+    if forward != backward:
+        has, lacks = ("forward", "backward") if forward else ("backward", "forward")
+        raise OptionError(
+            f"{cls.__name__} has a {has} of its own and no {lacks}: write both, or only `compute`, from which both "
+            "follow"
+        )
+    if forward and "compute" in vars(cls):
+        raise OptionError(
+            f"{cls.__name__} has a `compute` and, its own or a base class's, a `forward` and `backward` by hand: "
+            "write only one of them"
+        )
+    return forward
 
 
 class ByHand(Op):
-    """A layer as one op, by its own forward and backward, which find its parameters by themselves."""
+    """A layer as one op that calls the layer's own forward and backward, which read its parameters themselves."""
 
     opaque = takes_stored = True
 
@@ -20,30 +41,28 @@ class ByHand(Op):
         self.owner, self.training = layer, training
 
     def forward(self, xp: Namespace, x: Array, *weights: Array) -> tuple[Array, Any]:
-        """The layer's output. Whether the input's gradient is wanted is all that backward needs."""
+        """The layer's output. What is saved for backward is whether the gradient for x is needed."""
         with by_hand():
             return self.owner.forward(x, self.training), True
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        """The layer's gradient for x, and what it filled its parameters' grad with."""
+        """The layer's gradient for x, and the `grad` of its parameters, which its backward has set."""
         with by_hand():
             dx = self.owner.backward(grad, input_gradient=saved)
         return (dx, *(parameter.grad for parameter in self.owner.parameters()))
 
     def without_input_gradient(self, saved: Any) -> Any:
-        """Tells backward that nobody wants the gradient for x."""
         return False
 
     @property
     def name(self) -> str:
-        """The layer's class."""
         return type(self.owner).__name__
 
 
 def run_by_hand(layer: Any, x: Any, training: bool) -> Any:
-    """What the layer makes of x.
+    """The output of a layer written by hand, for an array or a recorded value.
 
-    While a program is made, training is off: a trial must change nothing that training counts.
+    While a program is made, the layer runs with training=False, since a trial must not change what training counts.
     """
     if not isinstance(x, Recorded):
         with by_hand():

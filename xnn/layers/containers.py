@@ -1,4 +1,4 @@
-"""Layers made of layers: what a Sequential has in common with branches side by side."""
+"""Layers made of layers: the base class of Sequential, Add and Parallel, and these two."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ from xnn.errors import OptionError, ShapeError
 from xnn.layers.layer import Layer
 from xnn.layers.parameter import Parameter
 from xnn.ops import Namespace
-from xnn.options import check_integer
+from xnn.options import check_integer, written
 
 __all__ = ["Add", "Container", "Identity", "Parallel"]
 
 
+# A repr of more layers than this shows the first ones and the last one.
+_SHOWN = 8
+
+
 class Container(Layer):
-    """Layers in a list. Parameters are named by position: `1.weight`, `2.0.weight`."""
+    """A list of layers, named by position: `1.weight`, `2.0.weight`. Base class of Sequential, Add and Parallel.
+
+    layers: Layer objects, each of them once.
+    seed: an integer, from which the weights of all layers are drawn; None by default.
+
+    Raises OptionError for something that is not a layer, and for a layer that is there twice.
+    """
 
     buildable = False
-    #: In which numerics it was trained, "mixed" if in both, None if it was not; a weight file keeps it.
+    numbers_layers = True
+    #: In which numerics it was trained: "fast", "exact", "mixed" if in both, None if never. Weight files keep it.
     numerics: str | None = None
 
     def __init__(self, *layers: Layer, seed: int | None = None) -> None:
@@ -30,9 +41,11 @@ class Container(Layer):
             if not isinstance(layer, Layer):
                 raise OptionError(f"{kind} takes layers, as in {kind}(*layers), got {repr(layer)[:60]}")
         if len({id(layer) for layer in layers}) < len(layers):
-            raise OptionError(f"the same layer object stands twice in a {kind}; build a second one")
+            raise OptionError(f"the same layer object stands twice in a {kind}: build a second one")
         self.layers = list(layers)
         super().__init__(seed=seed)
+        self.draw_from(seed or 0, 0)
+        self.number_from(0)
 
     def _held(self) -> list[tuple[str, Any]]:
         """The layers by position, then what else a subclass assigned to attributes."""
@@ -43,7 +56,7 @@ class Container(Layer):
         return found
 
     def draw_from(self, seed: int, number: int) -> int:
-        """Give each layer's weights a stream; a model with a seed of its own keeps those it was built with."""
+        """As `Layer.draw_from`, but a model with a seed of its own draws its weights as if it stood alone."""
         first = number
         if self.seed is not None:
             seed, number = self.seed, 0
@@ -55,13 +68,13 @@ class Container(Layer):
         return first + number - start
 
     def number_from(self, index: int) -> int:
-        """Number the layers, through nested models as well."""
+        """As `Layer.number_from`; the container itself has no number, since it draws nothing."""
         for _, layer in self._layers():
             index = layer.number_from(index)
         return index
 
     def parameters(self) -> list[Parameter]:
-        """Every layer's, in order. Raises OptionError for one that two layers share: its gradients would not add."""
+        """All parameters, in order. Raises OptionError for one that two layers share."""
         found = [parameter for layer in self.layers for parameter in layer.parameters()]
         if self._parameters or len(self._others) > 1:  # a subclass holds more than `layers`
             found = [parameter for _, parameter in self.named_parameters()]
@@ -72,26 +85,38 @@ class Container(Layer):
             first = names.setdefault(id(parameter), name)
             if first != name:
                 raise OptionError(
-                    f"{first} and {name} are one parameter; each layer needs its own: assign "
-                    "`.value` to start from equal weights, or share weights in a graph or by xnn.grad"
+                    f"{first} and {name} are one parameter, and each layer needs its own: assign `.value` to start "
+                    "from equal weights, or call one layer twice in the `compute` of a Layer to share them"
                 )
         return found
 
     def config(self) -> dict[str, Any]:
-        """The layers themselves."""
         return {"layers": self.layers}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
+        shown = [repr(layer) for layer in self.layers]
+        if len(shown) > _SHOWN:
+            shown[_SHOWN - 2 : -1] = [f"... {len(shown) - _SHOWN + 1} more ..."]
+        return written(
+            type(self), {k: v for k, v in self.config().items() if k not in ("layers", "seed")}, *shown
+        )
 
 
 class Identity(Layer):
-    """y = x: the branch of a residual connection that does nothing."""
+    """y = x: the branch of a residual connection that changes nothing.
+
+    >>> import numpy as np
+    >>> from xnn import layers
+    >>> layers.Identity()(np.array([[1.0, 2.0]])).tolist()
+    [[1.0, 2.0]]
+    """
 
     op = ops.identity
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Nothing is computed."""
         return 0
 
 
@@ -105,36 +130,41 @@ class _Branches(Container):
 
     @property
     def takes_integers(self) -> bool:  # type: ignore[override]
-        """Whether every branch does, as embeddings side by side do."""
+        """Whether every branch takes integers, as embeddings side by side do."""
         return all(layer.takes_integers for layer in self.layers)
 
     def check_integers(self, x: np.ndarray) -> None:
-        """By every branch."""
         for layer in self.layers:
             layer.check_integers(x)
 
     def compute(self, x: Any, training: bool) -> Any:
-        """The branches' outputs, joined."""
         outputs = [layer.run(x, training) for layer in self.layers]
         self._join([tuple(y.shape[1:]) for y in outputs])
         return self.op(*outputs, **self.options(None))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of one sample, joined. Raises ShapeError for branches that do not fit together."""
         return self._join([layer.output_shape(shape) for layer in self.layers])
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """All branches'; joining is not counted."""
         return sum(layer.flops(shape) for layer in self.layers)
 
     def _join(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+        """The shape of a sample's joined output. Raises ShapeError for branches that do not fit together."""
         raise NotImplementedError
 
 
 class Add(_Branches):
-    """y = f(x) + g(x) + ...: Add(Identity(), Sequential(...)) is a residual connection.
+    """The sum of several layers of the same input: y = f(x) + g(x) + ...
 
-    Outputs must have one shape: nothing is broadcast. Source: He et al., CVPR 2016.
+    layers: the layers, at least one. Add(Identity(), Sequential(...)) is a residual connection.
+
+    Raises OptionError without layers; ShapeError for outputs of different shapes, since nothing is broadcast.
+    Source: He et al., CVPR 2016.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.Add(layers.Identity(), layers.ReLU())(np.array([[-1.0, 2.0]])).tolist()
+        [[-1.0, 4.0]]
     """
 
     op = ops.add
@@ -148,7 +178,19 @@ class Add(_Branches):
 
 
 class Parallel(_Branches):
-    """The outputs of layers that all read x, joined along `axis`: 1 is channels or features, 0 the batch's."""
+    """The outputs of several layers of the same input, joined along an axis.
+
+    layers: the layers, at least one.
+    axis: an integer, not 0, along which the outputs (n, ...) are joined; by default 1, channels or features.
+
+    Raises OptionError without layers or for another axis; ShapeError for outputs whose other axes differ.
+    Source: the Inception block, Szegedy et al., CVPR 2015.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.Parallel(layers.Identity(), layers.ReLU())(np.array([[-1.0, 2.0]])).tolist()
+        [[-1.0, 2.0, 0.0, 2.0]]
+    """
 
     op = ops.concat
 
@@ -159,15 +201,10 @@ class Parallel(_Branches):
         super().__init__(*layers)
 
     def options(self, xp: Namespace) -> dict[str, Any]:
-        """The axis."""
         return {"axis": self.axis}
 
     def config(self) -> dict[str, Any]:
-        """Layers and axis."""
         return {**super().config(), "axis": self.axis}
-
-    def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}, axis={self.axis})"
 
     def _join(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         ndim = len(shapes[0]) + 1

@@ -14,19 +14,36 @@ from xnn.layers.parameter import Parameter
 from xnn.ops import Array, Namespace
 from xnn.ops.pooling import check_pool_padding, pool_windows
 from xnn.ops.windows import check_padding, windows_of
-from xnn.options import check_count, check_dtype, check_pair
+from xnn.options import check_count, check_dtype, check_pair, written
 
 __all__ = ["AvgPool2D", "Conv2D", "GlobalAvgPool", "MaxPool2D"]
 
 
 class Conv2D(Layer):
-    """Convolution of images (n, in_channels, H, W) to (n, out_channels, oh, ow), as ops.conv2d computes it.
+    """Convolution of images: (n, in_channels, height, width) becomes (n, out_channels, rows, columns).
 
-    weight (out_channels, in_channels, kh, kw), PyTorch's layout, and bias (out_channels,). kernel_size, stride,
-    padding and dilation are a number or a pair (of rows, of columns); padding may be "same". Weights start as He
-    normal, for the ReLU that follows, and biases as zeros unless told otherwise (PyTorch draws both uniformly).
-    `seed` draws the weights of a layer that stands alone; inside a Sequential the model's does.
-    Raises OptionError for options outside what is allowed.
+    in_channels, out_channels: integers of at least 1.
+    kernel_size: the size of the window, an integer or a pair (rows, columns).
+    stride: by how many pixels the window moves, an integer or a pair; 1 by default.
+    padding: how many rows and columns of zeros are added on each side, an integer or a pair; 0 by default. "same"
+        adds as many as give outputs of the inputs' size; the stride must then be 1.
+    dilation: the distance between neighbouring pixels of a window, an integer or a pair; 1 by default.
+    bias: whether a number is added to each output channel; True by default.
+    weight_init: how `weight` (out_channels, in_channels, rows, columns), PyTorch's layout, starts; He normal by
+        default, for the ReLU that follows.
+    bias_init: how `bias` (out_channels,) starts; zeros by default.
+    dtype: "float32" (the default) or "float64".
+    seed: an integer, from which the weights are drawn wherever the layer stands. By default the model's seed draws
+        them; a layer that stands alone has seed 0.
+
+    PyTorch draws weights and biases uniformly; see `xnn.initializers.He`. `xnn.ops.conv2d` has the formula.
+    Raises OptionError for other options; ShapeError or DTypeError for inputs that do not fit.
+    Source: LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 86 (1998).
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.Conv2D(1, 6, 5)(np.ones((2, 1, 28, 28), np.float32)).shape
+        (2, 6, 24, 24)
     """
 
     op = ops.conv2d
@@ -58,22 +75,15 @@ class Conv2D(Layer):
         self.bias = Parameter("bias", (self.out_channels,), bias_init, dtype) if bias else None
         super().__init__(*(p for p in (self.weight, self.bias) if p is not None), seed=seed)
 
-    @property
-    def _name(self) -> str:
-        return f"Conv2D({self.in_channels}, {self.out_channels}, {self.kernel_size})"
-
     def check(self, x: Array) -> None:
-        """Backend, shape and dtype as the weights have them."""
-        backend_of(x, self.weight.array)  # an array, and not one of another backend
-        _check_images(self._name, x, self.in_channels)
-        check_input_dtype(self._name, x, self.weight)
+        lib = backend_of(x, self.weight.array)  # raises for two backends, and for x that is not an array
+        _check_images(self, tuple(x.shape), self.in_channels)
+        check_input_dtype(self, x, lib)
 
     def options(self, xp: Namespace) -> dict[str, Any]:
-        """Stride, padding and dilation."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
 
     def config(self) -> dict[str, Any]:
-        """Sizes, options, bias and dtype; the initializers have done their work."""
         return {
             "in_channels": self.in_channels,
             "out_channels": self.out_channels,
@@ -85,22 +95,24 @@ class Conv2D(Layer):
             "dtype": self.dtype,
         }
 
+    def __repr__(self) -> str:
+        return written(type(self), _pairs_as_numbers(self.config()))
+
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(out_channels, oh, ow)."""
-        _check_sample(self._name, shape, self.in_channels)
+        _check_images(self, (None, *shape), self.in_channels)
         rows, columns = windows_of(
-            self._name, (1, *shape), self.kernel_size, self.stride, self.padding, self.dilation
+            repr(self), (1, *shape), self.kernel_size, self.stride, self.padding, self.dilation
         )
         return self.out_channels, rows.number, columns.number
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """A multiplication and an addition per weight, an addition per bias, at each place of the output."""
+        # A multiplication and an addition per weight, an addition per bias, for each pixel of the output.
         _, height, width = self.output_shape(shape)
         return height * width * (2 * self.weight.size + (self.bias.size if self.bias else 0))
 
 
 class _Pool(Layer):
-    """What the poolings share: windows of kernel_size every stride elements, and no parameters."""
+    """Windows of kernel_size pixels, one every `stride` pixels, and no parameters."""
 
     dilation: tuple[int, int] = (1, 1)
 
@@ -112,35 +124,48 @@ class _Pool(Layer):
         super().__init__()
 
     def check(self, x: Array) -> None:
-        """Images."""
-        backend_of(x)
-        _check_images(repr(self), x)
+        backend_of(x)  # raises for x that is not an array
+        _check_images(self, tuple(x.shape))
 
     def options(self, xp: Namespace) -> dict[str, Any]:
-        """The windows'."""
         return {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
 
     def config(self) -> dict[str, Any]:
-        """The windows' options as lists."""
         return {key: list(pair) for key, pair in self.options(None).items()}
 
+    def __repr__(self) -> str:
+        options = _pairs_as_numbers(self.config())
+        if options["stride"] == options["kernel_size"]:
+            del options["stride"]
+        return written(type(self), options)
+
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(channels, oh, ow)."""
-        _check_sample(repr(self), shape)
+        _check_images(self, (None, *shape))
         rows, columns = pool_windows(
             repr(self), (1, *shape), self.kernel_size, self.stride, self.padding, self.dilation
         )
         return shape[0], rows.number, columns.number
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """One per element of each window."""
         return math.prod((*self.output_shape(shape), *self.kernel_size))
 
 
 class MaxPool2D(_Pool):
-    """The largest element of each window of images (n, C, H, W), as ops.max_pool2d computes it.
+    """The largest element of each window: images (n, channels, height, width) become smaller ones.
 
-    stride is kernel_size when not given; each option a number or a pair. Raises OptionError for others.
+    kernel_size: the size of a window, an integer or a pair (rows, columns).
+    stride: by how many pixels the window moves, an integer or a pair; kernel_size by default.
+    padding: how many rows and columns are added on each side, an integer or a pair; 0 by default. They are never the
+        largest.
+    dilation: the distance between neighbouring pixels of a window, an integer or a pair; 1 by default.
+
+    `xnn.ops.max_pool2d` has the formula. Raises OptionError for other options; ShapeError for inputs that are not
+    images, or smaller than a window.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.MaxPool2D(2)(np.arange(16.0).reshape(1, 1, 4, 4)).tolist()
+        [[[[5.0, 7.0], [13.0, 15.0]]]]
     """
 
     op = ops.max_pool2d
@@ -149,14 +174,24 @@ class MaxPool2D(_Pool):
         super().__init__(kernel_size, stride, padding, dilation)
 
     def options(self, xp: Namespace) -> dict[str, Any]:
-        """The windows'."""
         return {**super().options(xp), "dilation": self.dilation}
 
 
 class AvgPool2D(_Pool):
-    """The mean of each window of images (n, C, H, W), padding counted as zeros, as ops.avg_pool2d computes it.
+    """The mean of each window: images (n, channels, height, width) become smaller ones.
 
-    stride is kernel_size when not given; each option a number or a pair. Raises OptionError for others.
+    kernel_size: the size of a window, an integer or a pair (rows, columns).
+    stride: by how many pixels the window moves, an integer or a pair; kernel_size by default.
+    padding: how many rows and columns of zeros are added on each side, an integer or a pair; 0 by default. They count
+        in the mean.
+
+    `xnn.ops.avg_pool2d` has the formula. Raises OptionError for other options; ShapeError for inputs that are not
+    images, or smaller than a window.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.AvgPool2D(2)(np.arange(16.0).reshape(1, 1, 4, 4)).tolist()
+        [[[[2.5, 4.5], [10.5, 12.5]]]]
     """
 
     op = ops.avg_pool2d
@@ -166,37 +201,49 @@ class AvgPool2D(_Pool):
 
 
 class GlobalAvgPool(Layer):
-    """The mean of each channel of images (n, C, H, W): y (n, C), whatever H and W are."""
+    """The mean of each channel: images (n, channels, height, width) become (n, channels), whatever their size.
+
+    Raises ShapeError for inputs that are not images.
+    Source: Lin, Chen and Yan, ICLR 2014.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.GlobalAvgPool()(np.arange(8.0).reshape(1, 2, 2, 2)).tolist()
+        [[1.5, 5.5]]
+    """
 
     op = ops.mean
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def check(self, x: Array) -> None:
-        """Images."""
-        backend_of(x)
-        _check_images(repr(self), x)
+        backend_of(x)  # raises for x that is not an array
+        _check_images(self, tuple(x.shape))
 
     def options(self, xp: Namespace) -> dict[str, Any]:
-        """The axes of an image."""
         return {"axis": (2, 3)}
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(channels,)."""
-        _check_sample(repr(self), shape)
+        _check_images(self, (None, *shape))
         return shape[:1]
 
 
-def _check_images(name: str, x: Array, channels: int | None = None) -> None:
-    """Raise ShapeError for what is no batch of images of so many channels."""
-    if x.ndim != 4 or channels not in (None, x.shape[1]):
-        raise ShapeError(
-            f"{name} takes images (n, {channels or 'channels'}, height, width), got an input of {tuple(x.shape)}"
+def _pairs_as_numbers(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with 3 in the place of [3, 3], which means the same."""
+    return {
+        name: value[0] if isinstance(value, list) and value[0] == value[1] else value
+        for name, value in options.items()
+    }
+
+
+def _check_images(layer: Layer, shape: tuple[int | None, ...], channels: int | None = None) -> None:
+    """Raise ShapeError unless the shape is that of a batch of images, with this many channels."""
+    if len(shape) != 4 or channels not in (None, shape[1]):
+        hint = (
+            ": Reshape((channels, height, width)) before it makes images of rows" if len(shape) == 2 else ""
         )
-
-
-def _check_sample(name: str, shape: tuple[int, ...], channels: int | None = None) -> None:
-    """Raise ShapeError for what is no image of so many channels."""
-    if len(shape) != 3 or channels not in (None, shape[0]):
-        hint = "; Reshape(channels, height, width) before it makes images of rows" if len(shape) == 1 else ""
+        got = f"samples of shape {shape[1:]}" if shape and shape[0] is None else f"an input of shape {shape}"
         raise ShapeError(
-            f"{name} takes samples of shape ({channels or 'channels'}, height, width), got {tuple(shape)}{hint}"
+            f"{layer!r} takes images (n, {channels or 'channels'}, height, width), got {got}{hint}"
         )

@@ -1,10 +1,8 @@
-"""Dense, the layer with weights, and Rescale, which stands before it."""
+"""Dense, the fully connected layer, and Rescale, which turns pixels and columns into inputs of a model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,12 +21,25 @@ __all__ = ["Affine", "Dense", "Linear", "Rescale"]
 
 
 class Dense(Layer):
-    """y = x W + b, W (inputs, outputs), b (outputs,): a fully connected layer, also Affine or Linear.
+    """Fully connected layer: y = x W + b, along the last axis of x. Also named Affine and Linear.
 
-    Weights start as Glorot normal and biases as zeros unless told otherwise. `seed` draws the weights of
-    a layer that stands alone (two of the same shape and no seed start alike); inside a Sequential the
-    model's seed does.
-    Raises OptionError for sizes below 1 or another dtype than float32 and float64.
+    inputs: the size of the last axis of x, an integer of at least 1.
+    outputs: the size of the last axis of y, an integer of at least 1.
+    bias: whether there is a b; True by default.
+    weight_init: how `weight`, W (inputs, outputs), starts; Glorot normal by default.
+    bias_init: how `bias`, b (outputs,), starts; zeros by default.
+    dtype: "float32" (the default) or "float64".
+    seed: an integer, from which the weights are drawn wherever the layer stands. By default the model's seed draws
+        them; a layer that stands alone has seed 0.
+
+    Raises OptionError for other options; ShapeError or DTypeError for inputs of another width or dtype.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> dense = layers.Dense(3, 2)
+        >>> dense.weight.value = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+        >>> dense(np.array([[1.0, 2.0, 3.0]], np.float32)).tolist()
+        [[4.0, 5.0]]
     """
 
     op = ops.dense
@@ -51,17 +62,17 @@ class Dense(Layer):
         super().__init__(*(p for p in (self.weight, self.bias) if p is not None), seed=seed)
 
     def check(self, x: Array) -> None:
-        """Backend, width and dtype as the weights have them."""
-        backend_of(x, self.weight.array)  # an array, and not one of another backend
-        name = f"Dense({self.inputs}, {self.outputs})"
-        if x.ndim < 1 or x.shape[-1] != self.inputs:
+        lib = backend_of(x, self.weight.array)  # raises for two backends, and for x that is not an array
+        self._check_shape(tuple(x.shape), "an input")
+        check_input_dtype(self, x, lib)
+
+    def _check_shape(self, shape: tuple[int, ...], what: str) -> None:
+        if not shape or shape[-1] != self.inputs:
             raise ShapeError(
-                f"{name} got an input of shape {tuple(x.shape)}; its last axis must be {self.inputs}"
+                f"{self!r} cannot take {what} of shape {shape}: the last axis must be {self.inputs}"
             )
-        check_input_dtype(name, x, self.weight)
 
     def config(self) -> dict[str, Any]:
-        """Sizes, bias and dtype; the initializers have done their work."""
         return {
             "inputs": self.inputs,
             "outputs": self.outputs,
@@ -70,16 +81,11 @@ class Dense(Layer):
         }
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The last axis becomes `outputs`."""
-        if not shape or shape[-1] != self.inputs:
-            raise ShapeError(
-                f"Dense({self.inputs}, {self.outputs}) cannot take samples of shape {shape}: "
-                f"the last axis must be {self.inputs}"
-            )
+        self._check_shape(shape, "samples")
         return (*shape[:-1], self.outputs)
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """A multiplication and an addition per weight, an addition per bias."""
+        # A multiplication and an addition per weight, an addition per bias.
         return math.prod(shape[:-1]) * (2 * self.weight.size + (self.bias.size if self.bias else 0))
 
 
@@ -88,48 +94,64 @@ Affine = Linear = Dense
 
 
 class Rescale(Layer):
-    """y = x * scale + offset in `dtype`, one pair for all features or one for each.
+    """y = x * scale + offset, also of integers: the first layer of a model of pixels or of columns of a table.
 
-    Rescale(1 / 255) turns bytes into [0, 1]; as a layer it is saved with the model, so prediction
-    cannot forget it. Rescale(1 / std, -mean / std) standardizes.
+    scale: a number, or an array of numbers that is broadcast to a sample, such as one for each feature.
+    offset: the same; 0 by default.
+    dtype: y's dtype, "float32" (the default) or "float64".
+
+    Rescale(1 / 255) turns bytes into numbers in [0, 1]; Rescale(1 / std, -mean / std) standardizes. As a layer it is
+    saved with the model, so that prediction does not forget it. Raises OptionError for numbers that are not finite.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.Rescale(1 / 255)(np.array([[0, 255]], np.uint8)).tolist()
+        [[0.0, 1.0]]
     """
 
     op = ops.rescale
     takes_integers = True
-    #: The arrays of numbers per feature where they were used last, by the numbers' id.
-    _there: Mapping[int, tuple[str, Any, Any]] = MappingProxyType({})
 
     def __init__(self, scale: Any, offset: Any = 0.0, dtype: str = "float32") -> None:
         self.dtype = check_dtype(dtype)
         try:
-            self.scale, self.offset = (np.asarray(value, dtype=np.float64) for value in (scale, offset))
+            self.scale, self.offset = (np.array(value, dtype=np.float64) for value in (scale, offset))
             finite = bool(np.isfinite(self.scale).all() and np.isfinite(self.offset).all())
         except (TypeError, ValueError):
             finite = False
         if not finite:
             raise OptionError(f"Rescale needs finite numbers, got scale {scale!r} and offset {offset!r}")
+        for number in (self.scale, self.offset):
+            number.flags.writeable = (
+                False  # assign another array instead: this one is moved to a backend once
+            )
         super().__init__()
+        #: For each backend that was used, the arrays and what they were made of.
+        self._there: dict[tuple[str, str], tuple[Any, Any]] = {}
 
     def compute(self, x: Any) -> Any:
-        """x * scale + offset, which a program fuses into the gathering of a batch."""
+        # A program fuses it into the gathering of a batch.
         lib = backend_of(array_of(x))
-        scale, offset = self._on(lib, self.scale), self._on(lib, self.offset)
+        scale, offset = self._on(lib, "scale"), self._on(lib, "offset")
         return self.op(x, dtype=getattr(lib.xp, self.dtype), scale=scale, offset=offset)
 
-    def _on(self, lib: Backend, number: np.ndarray) -> Any:
-        """One number as a Python number; numbers per feature as an array that goes to the backend once."""
-        if not number.ndim:
+    def _on(self, lib: Backend, name: str) -> Any:
+        """Scale or offset: a single number as a Python number, several as an array, moved to the backend once."""
+        number = getattr(self, name)
+        if not getattr(number, "ndim", 0):
             return float(number)
-        name, known, array = self._there.get(id(number), ("", None, None))
-        if name != lib.name or known is not number:
+        made_of, array = self._there.get((lib.name, name), (None, None))
+        if made_of is not number:
             array = lib.to_device(number.astype(self.dtype))
-            self._there = {**self._there, id(number): (lib.name, number, array)}
+            self._there[lib.name, name] = number, array
         return array
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same."""
         return shape
 
     def config(self) -> dict[str, Any]:
-        """Scale and offset as numbers or lists."""
-        return {"scale": self.scale.tolist(), "offset": self.offset.tolist(), "dtype": self.dtype}
+        return {
+            "scale": np.asarray(self.scale).tolist(),
+            "offset": np.asarray(self.offset).tolist(),
+            "dtype": self.dtype,
+        }

@@ -1,4 +1,4 @@
-"""Layers that draw random numbers while they run, and Dropout, the first of them."""
+"""Layers that draw random numbers in training: their base class, and Dropout."""
 
 from __future__ import annotations
 
@@ -17,15 +17,32 @@ __all__ = ["Drawing", "Dropout"]
 
 
 class Drawing(Layer):
-    """A layer that in training applies its op with something drawn anew for each step; otherwise the identity.
+    """Base class of layers that draw random numbers in each training step; in inference they are the identity.
 
-    What `draw` draws is a function of (seed, layer, step, row): the same on every backend and for any number of
-    workers. The trainer sets seed and step with `set_stream`; by hand, each training forward takes the
-    next step of the layer's own seed.
+    A subclass sets `op`, whose second input is drawn; `purpose`, one of `xnn.backends.Purpose`; and overrides `draw`.
+    Or it overrides `compute` and calls `self.drawn(x)` there.
+
+    What is drawn is a function of (seed, layer, step, row): the same bits on every backend and for any number of
+    workers. A Trainer sets seed and step with `set_stream`; by hand, each training forward takes the next step of the
+    layer's own seed.
+
+    seed: an integer, for use by hand; 0 by default.
+
+        >>> import numpy as np
+        >>> from xnn import layers, ops
+        >>> from xnn.backends import Purpose
+        >>> class Noise(layers.Drawing):
+        ...     op, purpose = ops.add, Purpose.AUGMENT
+        ...
+        ...     def draw(self, lib, stream, x):
+        ...         return lib.signed(stream, tuple(x.shape), self.row)
+        >>> noise, x = Noise(seed=1), np.zeros((2, 3), np.float32)
+        >>> bool(np.array_equal(noise.forward(x), x)), bool(np.array_equal(noise.forward(x, training=True), x))
+        (True, False)
     """
 
     buildable = False
-    #: What its stream is for; layers of one purpose are told apart by their number in the model.
+    #: What the random numbers are for, by which their stream differs from others of the same seed.
     purpose = Purpose.DROPOUT
 
     def __init__(self, seed: int | None = None) -> None:
@@ -33,32 +50,35 @@ class Drawing(Layer):
         self.set_stream(seed or 0, 0)
 
     def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:
-        """The op's second input for a batch like x, whose first row is `self.row` of the whole batch."""
+        """The op's second input for a batch like x; override it.
+
+        lib: the backend, which has functions for masks and noise. stream: the random numbers of this step. x: an
+        array, whose first row is row `self.row` of the whole batch.
+        """
         raise NotImplementedError
 
     @property
     def idle(self) -> bool:
-        """Whether it does nothing in training either."""
+        """Whether it is the identity in training too."""
         return False
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
-        """The next training forward uses this seed and step; `row` is the batch's first global row."""
+        """Set seed and step of the next training forward; `row` is the first row's number in the whole batch."""
         super().set_stream(seed, step, row)
         self._at = seed, step, row
 
     @property
     def row(self) -> int:
-        """The number of the batch's first row in the whole batch: 0 unless workers share it."""
+        """The number of the first row in the whole batch: 0 unless several workers share the batch."""
         return self._at[2]
 
     def compute(self, x: Any, training: bool) -> Any:
-        """The op of x and what is drawn anew for each step; x itself in inference, or if the layer is idle."""
         if not training or self.idle:
             return x
         return self.op(x, self.drawn(x), **self.options(backend_of(array_of(x)).math))
 
     def drawn(self, x: Any) -> Any:
-        """What `draw` draws for a batch like x, for use in `compute`: a program draws it anew for each step."""
+        """What `draw` returns for a batch like x; for use in `compute`. A program draws it anew in each step."""
         lib, like = backend_of(array_of(x)), array_of(x)
         return drawn(lambda: self._drawn(lib, like))
 
@@ -76,9 +96,23 @@ class Drawing(Layer):
 
 
 class Dropout(Drawing):
-    """In training, each element is zero with probability `rate`, else divided by 1 - rate; else unchanged.
+    """Inverted dropout: in training an element is 0 with probability `rate`, else divided by 1 - rate.
 
+    In inference it is the identity.
+
+    rate: a number in [0, 1); 0.5 by default. A callback may change it between steps.
+    seed: an integer, for use by hand; 0 by default. A Trainer draws the masks from the seed of its fit.
+
+    Raises OptionError for another rate.
     Source: Srivastava et al., JMLR 15 (2014).
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> dropout, x = layers.Dropout(0.5, seed=1), np.ones((1, 4), np.float32)
+        >>> dropout.forward(x).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+        >>> set(dropout.forward(x, training=True).ravel().tolist()) <= {0.0, 2.0}
+        True
     """
 
     op = ops.dropout
@@ -89,18 +123,15 @@ class Dropout(Drawing):
         super().__init__(seed)
 
     def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:
-        """The mask: where an element stays."""
+        """The mask: true where an element stays."""
         return lib.keep_mask(stream, tuple(x.shape), self.rate, self.row)
 
     @property
     def idle(self) -> bool:
-        """Whether the rate is 0."""
         return self.rate == 0.0
 
     def options(self, xp: Any) -> dict[str, Any]:
-        """The rate."""
         return {"rate": self.rate}
 
     def config(self) -> dict[str, Any]:
-        """The rate."""
         return {"rate": self.rate}

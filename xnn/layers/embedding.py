@@ -19,12 +19,24 @@ __all__ = ["Embedding"]
 
 
 class Embedding(Layer):
-    """A vector for each of the integers 0 .. num_embeddings - 1: (n, ...) becomes (n, ..., embedding_dim).
+    """A learned vector for each integer, such as the number of a word: (n, ...) becomes (n, ..., embedding_dim).
 
-    weight (num_embeddings, embedding_dim) starts as N(0, 1), PyTorch's default, unless told otherwise. Nothing is
-    differentiated with respect to the integers. Integers outside the range raise LabelError on the host, when a model
-    is given data or the layer an array; on a device they give NaN, which training reports. Raises OptionError for
-    sizes below 1, DTypeError for inputs that are no integers.
+    num_embeddings: how many integers there are, 0 .. num_embeddings - 1.
+    embedding_dim: the length of a vector.
+    weight_init: how `weight` (num_embeddings, embedding_dim), the table of vectors, starts; N(0, 1) by default, as in
+        PyTorch.
+    dtype: "float32" (the default) or "float64".
+    seed: an integer, from which the weights are drawn wherever the layer stands. By default the model's seed draws
+        them; a layer that stands alone has seed 0.
+
+    Raises OptionError for sizes below 1, DTypeError for inputs that are not integers, and LabelError for integers
+    outside the table, on the host: before training, before prediction, and for an array that the layer is given. On a
+    device such an integer gives NaN, which training reports.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.Embedding(1000, 16)(np.array([[3, 1, 4]])).shape
+        (1, 3, 16)
     """
 
     op = ops.embedding
@@ -45,28 +57,24 @@ class Embedding(Layer):
         super().__init__(self.weight, seed=seed)
 
     def check(self, x: Array) -> None:
-        """An array of integers on the weights' backend; on the host also their range."""
         if not backend_of(x, self.weight.array).xp.isdtype(x.dtype, "integral"):
             raise DTypeError(
-                f"Embedding({self.num_embeddings}, {self.embedding_dim}) takes integers, got {x.dtype}: "
-                "x.astype('int64') if they are whole numbers"
+                f"{self!r} takes integers, got {x.dtype}: x.astype('int64') if they are whole numbers"
             )
         if isinstance(x, np.ndarray):
             self.check_integers(x)
 
     def check_integers(self, x: np.ndarray) -> None:
-        """Raise LabelError for integers outside the table."""
         if not x.size:
             return
         low, high = int(x.min()), int(x.max())
         if low < 0 or high >= self.num_embeddings:
             raise LabelError(
-                f"Embedding({self.num_embeddings}, {self.embedding_dim}) got integers from {low} to {high}: they "
-                f"must lie in 0 .. {self.num_embeddings - 1}; number them from 0 or take a larger num_embeddings"
+                f"{self!r} got integers from {low} to {high}: they must lie in 0 .. {self.num_embeddings - 1}; "
+                "number them from 0, or take a larger num_embeddings"
             )
 
     def config(self) -> dict[str, Any]:
-        """Sizes and dtype."""
         return {
             "num_embeddings": self.num_embeddings,
             "embedding_dim": self.embedding_dim,
@@ -74,9 +82,7 @@ class Embedding(Layer):
         }
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One axis more."""
         return (*shape, self.embedding_dim)
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Nothing is computed."""
         return 0

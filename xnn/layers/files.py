@@ -1,7 +1,7 @@
 """Weight files: a model's layers and parameters in one .safetensors file, which holds no code to run.
 
-The parameters are under their names (`1.weight`); the metadata `xnn` is JSON with the layers, and
-`weights_sha256` the digest of the parameters, which `load` checks.
+The file's tensors are the parameters and buffers, by name (`1.weight`). Its metadata has two entries: `xnn`, JSON
+that describes the layers, and `weights_sha256`, the digest of the tensors, which `load` checks.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from xnn import ops
 from xnn.backends import current_backend, current_numerics
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import as_path, check_writable, write_atomically
-from xnn.layers.activations import Function
-from xnn.layers.containers import Container
+from xnn.layers.containers import Container, Parallel
+from xnn.layers.functions import Function, Lambda
 from xnn.layers.layer import Layer
 from xnn.layers.parameter import Parameter
 from xnn.ops import Op
@@ -42,18 +42,19 @@ def _sha256(arrays: Iterable[np.ndarray]) -> str:
 
 
 def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] | None = None) -> None:
-    """Write the model whole or not at all; `notes` (JSON values) are kept in its metadata.
+    """Write the model's file, whole or not at all.
 
-    A file cannot hold the code of layers and ops of your own: of a model with such, the weights are
-    saved, and `load_weights` puts them into a model that your code builds.
-    Raises OptionError for a place that cannot be written, DataError when the disk is full.
+    path: the .safetensors file. notes: JSON values that are kept in its metadata.
+
+    A file holds no code: of a model with layers or ops of the user's it holds the weights alone. Raises OptionError
+    for a place that cannot be written, DataError when the disk is full.
     """
     from safetensors.numpy import save as to_bytes
 
     path = check_writable(path, (".safetensors",))
     try:
         described = _describe(model)
-    except OptionError as unknown:  # the weights are kept all the same; load says how to get them back
+    except OptionError as unknown:  # `load` then says how to get the weights back
         described = {"layers": None, "unknown": str(unknown)}
     header = {
         "format": _FORMAT,
@@ -68,7 +69,7 @@ def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] |
 
 
 def load(path: str | os.PathLike[str]) -> Container:
-    """The saved model, on the current backend. Raises DataNotFoundError or CorruptFileError."""
+    """The saved model, on the current backend. Raises DataNotFoundError, CorruptFileError or OptionError."""
     tensors, header, digest = _read(path)
     if header.get("unknown"):
         raise OptionError(
@@ -116,16 +117,30 @@ def _own_op(name: str) -> Op | None:
 
 
 def _describe(layer: Layer) -> dict[str, Any]:
-    """Type and arguments of a layer, and of the layers inside it; OptionError for one not of xnn's own."""
+    """Type and arguments of a layer, and of the layers inside it. Raises OptionError, with the layer's text, for a
+    layer that is not one of xnn's own.
+    """
     kind = type(layer).__name__
     if Layer.own.get(kind) is not type(layer):
-        raise OptionError(repr(layer))
+        raise OptionError(full_text(layer))
     config = layer.config()
     if isinstance(layer, Function) and (_own_op(config["op"]) is not layer.op or not _is_json(config)):
-        raise OptionError(repr(layer))
+        raise OptionError(full_text(layer))
     if "layers" in config:
         config["layers"] = [_describe(inner) for inner in config["layers"]]
     return {"type": kind, **config}
+
+
+def full_text(layer: Layer) -> str:
+    """A layer with all its options, as logs and weight files have kept it since version 0.1; its repr is shorter."""
+    says = next(kind for kind in type(layer).__mro__ if "__repr__" in vars(kind))
+    if isinstance(layer, Lambda) or not says.__module__.startswith("xnn.layers."):
+        return repr(layer)
+    parts = [f"{key}={value!r}" for key, value in layer.config().items()]
+    if isinstance(layer, Container):
+        parts = [full_text(inner) for inner in layer.layers]
+        parts += [f"axis={layer.axis}"] if isinstance(layer, Parallel) else []
+    return f"{type(layer).__name__}({', '.join(parts)})"
 
 
 def _is_json(config: dict[str, Any]) -> bool:
@@ -137,7 +152,10 @@ def _is_json(config: dict[str, Any]) -> bool:
 
 
 def _build(entry: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -> Layer:
-    """The layer again, with its weights from the file; none is drawn, whatever size the file claims."""
+    """The layer that an entry describes, with its weights from the file.
+
+    No weights are drawn, so that a file that claims a huge size without its tensors costs no memory.
+    """
     entry = dict(entry)
     kind = entry.pop("type")
     if kind not in Layer.own:
@@ -173,10 +191,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
         header = json.loads(about.get("xnn", ""))
     except json.JSONDecodeError as error:
         raise CorruptFileError(
-            f"{path}: no xnn model is described in it; only files that xnn saved load"
+            f"{path} describes no xnn model: only files that xnn saved can be loaded"
         ) from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise CorruptFileError(f"{path}: written in a format this version of xnn does not know; update xnn")
+        raise CorruptFileError(f"{path} has a format that this version of xnn does not know: update xnn")
     return tensors, header, about.get("weights_sha256", "")
 
 
@@ -191,7 +209,7 @@ def _check_fit(name: str, parameter: Parameter, tensor: np.ndarray) -> None:
 def _check(
     wanted: dict[str, Parameter], tensors: dict[str, np.ndarray], digest: str, path: str | os.PathLike[str]
 ) -> None:
-    """Names, shapes, dtypes and the digest of the file against a model's parameters."""
+    """Raise CorruptFileError unless a file's names, shapes and dtypes are the model's, and its digest is right."""
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
         raise CorruptFileError(
@@ -205,6 +223,6 @@ def _check(
         raise CorruptFileError(f"{path} does not fit the model: {error}") from error
     if digest != _sha256(tensors[name] for name in wanted):
         raise CorruptFileError(
-            f"{path}: the weights are not those that were saved, by the digest recorded with them: the file is "
-            "damaged; fetch it again, or train again"
+            f"{path}: the weights do not have the digest that was saved with them: the file is damaged; fetch it "
+            "again, or train again"
         )

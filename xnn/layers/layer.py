@@ -1,4 +1,4 @@
-"""What a layer is: parameters, and one `compute` that says what is done with them."""
+"""Layer, the base class of all layers: parameters, and one `compute` from which everything else follows."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Kept, Value
-from xnn.layers.by_hand import run_by_hand
-from xnn.layers.parameter import Buffer, Parameter, check_all_known
+from xnn.layers.by_hand import run_by_hand, written_by_hand
+from xnn.layers.parameter import Buffer, check_all_known
 from xnn.layers.state import Stateful
 from xnn.ops import Array, Namespace, Op
+from xnn.options import written
 
 __all__ = ["Composite", "Layer", "check_input_dtype", "tried_shape"]
 
 
 class _Tape(NamedTuple):
-    """A forward pass by hand: what backward walks back."""
+    """A forward pass by hand, as `backward` needs it."""
 
     given: Value
     output: Value
@@ -35,9 +36,9 @@ class _Tape(NamedTuple):
 
 
 class Layer(Stateful):
-    """Parameters, and what is computed with them.
+    """Parameters, and a function of an input and of them. The base class of all layers.
 
-    A subclass sets `op`, or overrides `compute`:
+    A subclass assigns parameters and layers to attributes, and overrides `compute` (or sets `op`):
 
         class Gate(layers.Layer):
             def __init__(self, features):
@@ -47,72 +48,92 @@ class Layer(Stateful):
             def compute(self, x):
                 return ops.sigmoid(x * self.gain) * x
 
-    forward(x, training=False) computes the output and keeps what backward needs; backward(dout) returns the gradient
-    for x and fills the `grad` of each parameter. Both follow from `compute`, and so do the layer's node in a graph,
-    its gradients under `xnn.grad`, and its part in a Trainer's program.
+    forward(x, training=False) computes the output and keeps what `backward` needs. backward(dout) returns the
+    gradient for x and sets the `grad` of each parameter. Both follow from `compute`, and so do the layer's node in a
+    graph, its gradients under `xnn.grad`, and its part in a Trainer's program.
 
-    Parameters and layers assigned to attributes, also in lists, tuples and dicts, belong to the layer: they are
-    trained, moved and saved with it, named by the attribute: `gain`, `blocks.0.weight`.
+    **What belongs to a layer.** Parameters and layers in attributes, and in lists, tuples and dicts in attributes,
+    are trained, moved and saved with it. They are named by the attribute: `gain`, `blocks.0.weight`. In other places
+    (a set, an object that is not a layer, a closure) a Sequential refuses them. When __init__ ends, the weights of
+    inner layers are drawn, each from a random stream of its own; a Sequential that takes the layer in draws them
+    again, from its own seed.
 
-    `compute(self, x)` or `compute(self, x, training)` is Python that a Trainer runs once for each batch size; the ops
-    it calls become the program. It may call other layers, which take `training` from it. Options it reads from
-    attributes, globals or closures may change: the program is made again. What it cannot do is look at the numbers:
-    reading `.value`, a branch on them and random numbers of its own raise an error (see `layers.Drawing`).
+    **What `compute` may do.** `compute(self, x)` or `compute(self, x, training)` is Python code that a Trainer runs
+    once for each batch size; the ops that it calls become the program of all steps. It may call other layers, which
+    get `training` from it. It may read attributes, globals and closures, also such that change between steps: the
+    program is then made again. It cannot look at the numbers: reading `.value`, a branch on a number and random
+    numbers of its own raise an error. `layers.Drawing` draws random numbers; `Layer.keep` changes arrays.
 
-    A subclass may instead write both `forward` and `backward` by hand, and set each parameter's `grad` there.
+    **By hand.** A subclass may instead override both `forward` and `backward`, and set each parameter's `grad` there.
+
+    parameters, buffers: arrays that keep the names they have, instead of those of attributes.
+    seed: an integer, from which the layer's own weights are drawn wherever it stands; None by default.
+
+    Raises OptionError for two arrays of one name, and, where a subclass is defined, for a `forward` without a
+    `backward` or a `compute` with other arguments.
+
+        >>> import numpy as np
+        >>> from xnn import initializers, layers, ops
+        >>> class Gate(layers.Layer):
+        ...     def __init__(self, features):
+        ...         super().__init__()
+        ...         self.gain = layers.Parameter("gain", (features,), initializers.Ones())
+        ...
+        ...     def compute(self, x):
+        ...         return ops.sigmoid(x * self.gain) * x
+        >>> gate = Gate(2)
+        >>> x = np.zeros((3, 2), np.float32)
+        >>> gate.forward(x).shape
+        (3, 2)
+        >>> gate.backward(np.ones_like(x))[0].tolist()
+        [0.5, 0.5]
+        >>> gate.gain.grad.tolist()
+        [0.0, 0.0]
     """
 
     op: Op
     #: xnn's own layers by name, from which a saved model is built again.
     own: ClassVar[dict[str, Any]] = {}
-    #: Arguments that an architecture file may omit: each is taken from this axis of a sample.
+    #: Arguments that an architecture file may omit, and the axis of a sample from which each is taken.
     from_input: ClassVar[dict[str, int]] = {}
-    #: Whether a file can say how it is built.
+    #: Whether a model file describes it, so that `xnn.load` can build it again.
     buildable: ClassVar[bool] = True
-    #: Whether integers may come in as they are; before other layers a model converts them to its dtype.
+    #: Whether it takes integers as they are; for other first layers a model converts them to its dtype.
     takes_integers = False
     #: Whether `forward` and `backward` are written by hand.
     by_hand: ClassVar[bool] = False
 
     _tape: _Tape | None = None
     _takes_training: ClassVar[bool] = True
+    _runs_code_of_the_users: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         named = cls.__module__.startswith("xnn.layers.") and not cls.__name__.startswith("_")
         if named and vars(cls).get("buildable", True):
             Layer.own[cls.__name__] = cls
-        forward, backward = cls.forward is not Layer.forward, cls.backward is not Layer.backward
-        if forward != backward:
-            has, lacks = ("forward", "backward") if forward else ("backward", "forward")
-            raise OptionError(
-                f"{cls.__name__} has a {has} of its own and no {lacks}: write both, or say in `compute` what the "
-                "layer computes, from which both follow"
-            )
-        if forward and "compute" in vars(cls):
-            raise OptionError(
-                f"{cls.__name__} has a `compute` and, from itself or a base class, a `forward` and `backward` "
-                "written by hand: only one of them can say what it computes"
-            )
-        cls.by_hand = forward
+        cls.by_hand = written_by_hand(cls, Layer)
         if "compute" in vars(cls):
             cls._takes_training = _check_compute(cls)
+            cls._runs_code_of_the_users = not cls.__module__.startswith("xnn.layers.")
 
     # What it computes.
 
     def check(self, x: Array) -> None:
-        """Raise for an input that does not fit; here, where the message can name the layer."""
+        """Raise for an input that does not fit, with a message that names the layer."""
 
     def check_integers(self, x: np.ndarray) -> None:
-        """Raise for integers out of range: all those of a data set or a prediction at once."""
+        """Raise for host integers that are out of range: those of a whole data set at once, before training."""
 
     def options(self, xp: Namespace) -> dict[str, Any]:
         """The op's options."""
         return {}
 
     def compute(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """The output: the layer's op of x and its parameters. Override it as compute(x) or compute(x, training).
+        """The layer's output: by default its op of x and its parameters. Override it with (x) or (x, training).
 
-        x: a recorded value, and so is what it returns. training: whether it is a training step.
+        x: the input, a recorded value, as is what compute returns.
+        training: whether this is a training step.
         """
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
@@ -123,8 +144,10 @@ class Layer(Stateful):
     def __call__(self, x: Any, training: bool | None = None) -> Any:
         """The output for an array, a recorded value or a graph node.
 
-        An array outside of `compute` and `xnn.grad` goes through `forward`, so that `backward` may follow. training:
-        in `compute`, what the layer around it was called with; elsewhere False.
+        x: the input. An array outside of `compute` and `xnn.grad` goes through `forward`, so that `backward` may
+            follow.
+        training: whether this is a training step. By default, inside the `compute` of another layer, what that layer
+            was called with; elsewhere False.
         """
         if isinstance(x, Node):
             return self._node(x, bool(training))
@@ -145,7 +168,7 @@ class Layer(Stateful):
             return self._computed(scope, x, training)
 
     def _computed(self, scope: Scope, x: Any, training: bool) -> Any:
-        """What `compute` makes of x."""
+        """`compute` of x, with `training` set for the layers that it calls."""
         self.check(array_of(x))
         given = x if isinstance(x, Recorded) else Constant(x)
         before = scope.training, scope.guarded
@@ -156,7 +179,7 @@ class Layer(Stateful):
             scope.training, scope.guarded = before
         if not isinstance(y, Recorded):
             raise GraphError(
-                f"{type(self).__name__} must make its output of its input with ops, got {type(y).__name__}"
+                f"{type(self).__name__} must compute its output from its input with ops, got {type(y).__name__}"
             )
         return y if scope.records or given is x else y.array
 
@@ -175,10 +198,12 @@ class Layer(Stateful):
         return Taped(type(self).__name__, function, parameters, training)
 
     def keep(self, buffers: Sequence[Buffer], rule: Callable[..., Any], source: Any, **options: Any) -> None:
-        """Change buffers in each training step, at the end of its forward pass. Call it in `compute`, in training.
+        """Change buffers at the end of each training forward pass, as BatchNorm changes its running mean.
 
-        buffers: their arrays become rule(xp, *arrays, source, **options), which returns a tuple of as many.
-        source: an array, or a value computed from x.
+        For use in `compute`, in training.
+        buffers: the layer's buffers.
+        rule: rule(xp, *arrays, source, **options) returns the tuple of their new arrays.
+        source: what the rule reads of the batch, an array or a value computed from x.
         """
         change, scope = Kept(tuple(buffers), rule, source, options), current_scope()
         if scope is None:
@@ -189,7 +214,7 @@ class Layer(Stateful):
     # By hand.
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        """The output for a batch x, which is left as it is; keeps what `backward` needs."""
+        """The output for a batch x, an array that stays unchanged; keeps what `backward` needs."""
         given = Value(x)
         with Scope(training) as scope:
             output = self._computed(scope, given, training)
@@ -198,10 +223,13 @@ class Layer(Stateful):
         return output.array
 
     def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
-        """From the gradient for the last output: fill the parameters' grad, return the gradient for the input.
+        """Set the parameters' `grad`, and return the gradient for the input of the last `forward`.
 
-        dout: of the output's shape and dtype. input_gradient: False returns None and saves its cost. A parameter
-        that the output does not depend on gets None. Raises GraphError before a forward.
+        dout: the gradient for its output, of the output's shape and dtype.
+        input_gradient: whether the gradient for the input is needed; False returns None and saves the time.
+
+        The grad of a parameter that the output does not depend on becomes None. Raises GraphError before a forward
+        and for another shape, DTypeError for another dtype.
         """
         if self._tape is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
@@ -218,53 +246,52 @@ class Layer(Stateful):
         return handed[given][0] if input_gradient and given in handed else None
 
     def forget(self) -> None:
-        """Drop what backward would need, and the memory with it."""
+        """Free the memory of what `backward` would need."""
         self._tape = None
         for _, layer in self._layers():
             layer.forget()
 
     def to(self, backend: str) -> Self:
-        """Move parameters and buffers to another backend; returns the layer itself."""
+        """Move parameters and buffers to the backend of this name, such as "cupy"; returns the layer itself."""
         target = get_backend(backend)
         for _, array in self.named_state():
             array.move(backend_of(array.array), target)
         self.forget()
         return self
 
-    # What it looks like.
+    # What is known about it.
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values, so that a saved model can be built again."""
+        """The arguments of `__init__` as JSON values, from which a saved model is built again."""
         return {}
 
     @property
     def backend(self) -> Backend:
-        """Where its arrays live; the current backend if there are none."""
+        """The backend of its arrays; the current backend if there are none."""
         held = self.parameters() or self.buffers()
         return backend_of(held[0].array) if held else current_backend()
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of one sample's output, given that of its input. Raises ShapeError if it cannot be."""
+        """The shape of one sample's output for a sample of this shape. Raises ShapeError if it does not fit."""
         said = self.by_hand or type(self).compute is not Layer.compute
         return tried_shape(self, shape) if said else shape
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Floating-point operations of one sample's forward pass; a function of one element counts as one."""
+        """Floating-point operations of the forward pass of one sample of this shape; a function counts as one."""
         return math.prod(shape)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items())
-        return f"{type(self).__name__}({inside})"
+        return written(type(self), self.config())
 
 
 class Composite(Layer):
-    """A Layer whose `compute` calls several ops: the name that version 0.1 had for it."""
+    """Another name for Layer, for code written for version 0.1."""
 
     buildable = False
 
 
 def _check_compute(cls: type[Layer]) -> bool:
-    """Whether `compute` takes `training`. Raises OptionError unless it takes x, and nothing else without default."""
+    """Whether `compute` takes `training`. Raises OptionError if it needs other arguments besides x."""
     parameters = inspect.signature(cls.compute).parameters
     takes_training = "training" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     try:
@@ -278,7 +305,7 @@ def _check_compute(cls: type[Layer]) -> bool:
 
 
 def _check_gradient(name: str, dout: Array, y: Array) -> None:
-    """Raise for a gradient of another backend, shape or dtype than the output's."""
+    """Raise unless a gradient has the backend, shape and dtype of the output."""
     lib = backend_of(dout, y)
     if tuple(dout.shape) != tuple(y.shape):
         raise GraphError(
@@ -287,24 +314,24 @@ def _check_gradient(name: str, dout: Array, y: Array) -> None:
         )
     if dout.dtype != y.dtype and lib.xp.isdtype(y.dtype, "real floating"):
         raise DTypeError(
-            f"{name} gave outputs of {y.dtype} and got a gradient of {dout.dtype}: it would widen the weights; "
-            "convert the gradient, or the targets it comes from"
+            f"{name} gave outputs of {y.dtype} and got a gradient of {dout.dtype}: convert the gradient, or the "
+            "targets that it was computed with"
         )
 
 
-def check_input_dtype(name: str, x: Array, weight: Parameter) -> None:
-    """Raise DTypeError for an input of another dtype than the weights of the layer called `name`."""
-    if x.dtype != weight.array.dtype:
+def check_input_dtype(layer: Any, x: Array, lib: Backend) -> None:
+    """Raise DTypeError for an input of another dtype than `layer.dtype`; lib: the backend of both."""
+    if x.dtype != getattr(lib.xp, layer.dtype):
         raise DTypeError(
-            f"{name} holds {weight.dtype} weights and got {x.dtype}: convert the input (Rescale does for integers), "
+            f"{layer!r} holds {layer.dtype} numbers and got {x.dtype}: convert the input (Rescale does for integers) "
             "or build the layer with dtype='float64'"
         )
 
 
 def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one sample's output of a layer that only running it can tell, by two samples.
+    """The shape of one sample's output, found by running the layer on two samples of ones (of integer zeros).
 
-    They are ones, or zeros if it takes integers. Raises ShapeError for one that does not give an output for each.
+    Raises ShapeError if the layer does not return an output for each of them.
     """
     held = [array.array for _, array in layer.named_state()]
     lib = backend_of(*held) if held else current_backend()
@@ -317,6 +344,7 @@ def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         y = layer.run(x, training=False)
     if y.ndim < 1 or y.shape[0] != 2:
         raise ShapeError(
-            f"{layer!r} makes {tuple(y.shape)} of two samples of shape {shape}: a layer gives an output for each"
+            f"{layer!r} returned shape {tuple(y.shape)} for two samples of shape {shape}: a layer returns an output "
+            "for each sample"
         )
     return tuple(y.shape[1:])

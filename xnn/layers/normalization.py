@@ -1,4 +1,4 @@
-"""BatchNorm and LayerNorm."""
+"""Normalization over the batch (BatchNorm) and over each sample (LayerNorm)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from xnn import ops
 from xnn.backends import backend_of
-from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.errors import OptionError, ShapeError
 from xnn.graph.node import array_of
 from xnn.initializers import Ones, Zeros
-from xnn.layers.layer import Layer
+from xnn.layers.layer import Layer, check_input_dtype
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops.normalization import running_moments
 from xnn.options import check_count, check_dtype, check_real
@@ -20,7 +20,7 @@ __all__ = ["BatchNorm", "LayerNorm"]
 
 
 class _Normalization(Layer):
-    """What both have: `weight` and `bias`, or neither, and a look at the input."""
+    """The options and checks that BatchNorm and LayerNorm share."""
 
     def __init__(
         self,
@@ -38,28 +38,41 @@ class _Normalization(Layer):
 
     def _check(self, x: Any, fits: bool, wanted: str) -> None:
         if not fits:
-            raise ShapeError(f"{self!r} got an input of shape {tuple(x.shape)}; it must be {wanted}")
-        if x.dtype != getattr(backend_of(array_of(x)).xp, self.dtype):
-            raise DTypeError(
-                f"{self!r} holds {self.dtype} numbers and got {x.dtype}: convert the input (Rescale does for "
-                "integers), or build the layer with dtype='float64'"
-            )
+            raise ShapeError(f"{self!r} got an input of shape {tuple(x.shape)}: it must be {wanted}")
+        check_input_dtype(self, x, backend_of(array_of(x)))
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Two passes for the statistics, and a subtraction, two products and an addition."""
+        # Two passes for mean and variance, then a subtraction, two products and an addition.
         return 8 * math.prod(shape)
 
 
 class BatchNorm(_Normalization):
-    """Each channel brought to mean 0 and variance 1 over the batch, then times weight, plus bias.
+    """Batch normalization: each channel has mean 0 and variance 1 over the batch, then a scale and shift are learned.
 
         y = (x - mean) / sqrt(variance + epsilon) * weight + bias
 
-    Channels are axis 1 of x: (n, C), (n, C, L) or (n, C, H, W); mean and variance are over all other axes.
-    Training takes the batch's mean and variance and moves the running ones towards them, by `momentum` (the
-    variance's unbiased estimate, as in PyTorch); inference takes the running ones, `running_mean` and
-    `running_var`, which weight files hold. One sample for a channel has variance 0.
+    x is (n, features), (n, features, length) or (n, features, height, width); mean and variance are over all axes but
+    the second. In training they are the batch's; in inference they are the running ones.
+
+    features: the number of channels, an integer of at least 1.
+    epsilon: a finite number of at least 0; 1e-5 by default.
+    momentum: a number in [0, 1], by which each training step moves `running_mean` and `running_var` towards the
+        batch's mean and its unbiased variance, as in PyTorch; 0.1 by default. A single sample has variance 0.
+    affine: whether there are `weight` (features,), which starts as ones, and `bias` (features,), zeros; True by
+        default.
+    dtype: "float32" (the default) or "float64".
+
+    A callback may change epsilon and momentum between steps. Weight files hold the running statistics, too.
+    Raises OptionError for other options; ShapeError or DTypeError for inputs that do not fit.
     Source: Ioffe and Szegedy, ICML 2015.
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> norm = layers.BatchNorm(1, epsilon=0.0)
+        >>> norm.forward(np.array([[1.0], [3.0]], np.float32), training=True).tolist()
+        [[-1.0], [1.0]]
+        >>> round(float(norm.running_mean.value[0]), 3)
+        0.2
     """
 
     from_input: ClassVar[dict[str, int]] = {"features": 0}
@@ -81,7 +94,6 @@ class BatchNorm(_Normalization):
         super().__init__((self.features,), epsilon, affine, dtype, (self.running_mean, self.running_var))
 
     def compute(self, x: Any, training: bool) -> Any:
-        """Over every axis but the channels'."""
         fits = x.ndim >= 2 and x.shape[1] == self.features
         self._check(x, fits, f"(n, {self.features}) or (n, {self.features}, ...)")
         axis = (0, *range(2, x.ndim))
@@ -98,7 +110,6 @@ class BatchNorm(_Normalization):
         return ops.normalize(x, moments, *self.own_parameters, axis=axis, along=1, epsilon=self.epsilon)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same."""
         if not shape or shape[0] != self.features:
             raise ShapeError(
                 f"{self!r} cannot take samples of shape {shape}: the first axis must be {self.features}"
@@ -106,7 +117,6 @@ class BatchNorm(_Normalization):
         return shape
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
         return {
             "features": self.features,
             "epsilon": self.epsilon,
@@ -117,12 +127,25 @@ class BatchNorm(_Normalization):
 
 
 class LayerNorm(_Normalization):
-    """Each sample's last axes, of shape `features`, brought to mean 0 and variance 1, times weight, plus bias.
+    """Layer normalization: each sample has mean 0 and variance 1, then a scale and shift are learned.
 
         y = (x - mean) / sqrt(variance + epsilon) * weight + bias
 
-    features: one extent or several, as in PyTorch's normalized_shape; weight and bias have that shape.
+    Mean and variance are over the last axes of x.
+
+    features: the sizes of the last axes of x, an integer or a sequence of integers, as PyTorch's normalized_shape.
+    epsilon: a finite number of at least 0; 1e-5 by default. A callback may change it between steps.
+    affine: whether there are `weight` (*features,), which starts as ones, and `bias` (*features,), zeros; True by
+        default.
+    dtype: "float32" (the default) or "float64".
+
+    Raises OptionError for other options; ShapeError or DTypeError for inputs that do not fit.
     Source: Ba, Kiros and Hinton, 2016 (arXiv 1607.06450).
+
+        >>> import numpy as np
+        >>> from xnn import layers
+        >>> layers.LayerNorm(2, epsilon=0.0)(np.array([[1.0, 3.0]], np.float32)).tolist()
+        [[-1.0, 1.0]]
     """
 
     from_input: ClassVar[dict[str, int]] = {"features": -1}
@@ -141,7 +164,6 @@ class LayerNorm(_Normalization):
         super().__init__(self.features, epsilon, affine, dtype)
 
     def compute(self, x: Any, training: bool) -> Any:
-        """Over the last axes."""
         along = x.ndim - len(self.features)
         fits = along >= 1 and tuple(x.shape[along:]) == self.features
         self._check(x, fits, f"(n, ..., {', '.join(map(str, self.features))})")
@@ -150,7 +172,6 @@ class LayerNorm(_Normalization):
         return ops.normalize(x, moments, *self.own_parameters, axis=axis, along=along, epsilon=self.epsilon)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same."""
         if shape[-len(self.features) :] != self.features:
             raise ShapeError(
                 f"{self!r} cannot take samples of shape {shape}: the last axes must be {self.features}"
@@ -158,7 +179,6 @@ class LayerNorm(_Normalization):
         return shape
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
         return {
             "features": list(self.features),
             "epsilon": self.epsilon,

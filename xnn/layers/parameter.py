@@ -1,4 +1,4 @@
-"""The arrays of a layer: parameters, which gradients change, and buffers, which training keeps otherwise."""
+"""The arrays of a layer: parameters, which the optimizer changes, and buffers, which the layer changes itself."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Buffer", "Parameter", "check_all_known"]
 class Parameter(Recorded):
     """An array that training changes. In `compute` it stands for its array: `x @ self.weight + self.bias`.
 
-    name: inside a layer, the attribute that it is assigned to.
-    shape: a tuple of extents, or an integer for one axis.
-    initializer: what the first value is drawn by, such as `xnn.initializers.He()`: in float64, rounded to `dtype`, on
-        the backend that is current when a Sequential takes the layer in, or else when the value is first used.
-    dtype: "float32" or "float64".
+    name: a text; in a layer, the attribute that the parameter is assigned to replaces it.
+    shape: a tuple of sizes, or an integer for one axis.
+    initializer: how the first value is drawn, such as `xnn.initializers.He()`. It is drawn in float64 and rounded to
+        `dtype`, on the backend that is current when a Sequential takes the layer in, or else when it is first used.
+    dtype: "float32" (the default) or "float64".
 
-    value: the array; grad: its last gradient; frozen: whether training leaves it as it is.
-    Raises OptionError or ShapeError for arguments that do not fit.
+    `value` is the array, `grad` its last gradient, and `frozen` says whether training leaves it unchanged.
+    Raises OptionError for other options, ShapeError for an initializer that returns another shape.
 
         >>> from xnn import initializers, layers
         >>> gain = layers.Parameter("gain", (3,), initializers.Ones())
@@ -37,7 +37,7 @@ class Parameter(Recorded):
         <Parameter gain (3,) float32>
     """
 
-    #: In an op, a recorded value or a node makes the result.
+    #: Lower than a recorded value's and a node's: an op of both gives one of those.
     rank: ClassVar[int] = 0
 
     def __init__(
@@ -61,35 +61,34 @@ class Parameter(Recorded):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The array's shape."""
         return self._shape
 
     @property
     def dtype(self) -> str:
-        """The array's dtype by name: "float32" or "float64"."""
+        """The dtype's name: "float32" or "float64"."""
         return self._dtype
 
     @property
     def array(self) -> Array:
-        """The array, drawn if it has not been used; for xnn's own use, where `value` may refuse."""
+        """The array, drawn if this is its first use. `value` is the same, but raises inside `compute`."""
         if self._value is None:
             drawn = self.initializer(self._stream, self.shape)
             if not isinstance(drawn, (np.ndarray, np.generic)) or drawn.shape != self.shape:
                 kind, shape = type(drawn).__name__, getattr(drawn, "shape", None)
                 got = kind if shape is None else f"{kind} of shape {tuple(shape)}"
                 raise ShapeError(
-                    f"{self.name} has shape {self.shape}, and its initializer returned {got}, {repr(drawn)[:60]}: "
-                    "it must be a NumPy array of this shape"
+                    f"{self.name} has shape {self.shape}, and its initializer returned {got}, {repr(drawn)[:60]}: it "
+                    "must return a NumPy array of this shape"
                 )
             self._value = current_backend().to_device(drawn.astype(self._dtype))
         return self._value
 
     @property
     def value(self) -> Array:
-        """The array; assign one of the same shape to change it: an array of any backend, or a list.
+        """The array. Assign an array of any backend or a list, of the same shape, to change it.
 
-        It is converted to the parameter's dtype, so that float64 does not creep into a float32 model. Raises
-        GraphError inside `compute`, where its gradient would be lost.
+        What is assigned is converted to the parameter's dtype. Reading it inside `compute` raises GraphError, since
+        the gradient would be lost.
         """
         scope = current_scope()
         if scope is not None and scope.guarded:
@@ -107,7 +106,7 @@ class Parameter(Recorded):
             value = lib.to_device(value, dtype=self._dtype)
         if tuple(value.shape) != self.shape:
             raise ShapeError(
-                f"{self.name} has shape {self.shape}, got an array of shape {tuple(value.shape)}"
+                f"{self.name} was assigned an array of shape {tuple(value.shape)}, and has shape {self.shape}"
             )
         xp = backend_of(value).xp
         dtype = getattr(xp, self._dtype)
@@ -116,11 +115,11 @@ class Parameter(Recorded):
 
     @property
     def grad(self) -> Array | None:
-        """The last gradient, None before the first. Raises GraphError where training folded it into the update."""
+        """The last gradient, None before the first. Raises GraphError if training computed none that can be read."""
         if self._grad_folded:
             raise GraphError(
-                f"{self.name} has no gradient: training folded it into the update, which is faster; a callback that "
-                "reads gradients says so with needs_gradients = True, and layer.backward computes one"
+                f"{self.name} has no gradient: training computed gradient and update in one, which is faster; a "
+                "callback with needs_gradients = True gets gradients, and layer.backward computes them"
             )
         return self._grad
 
@@ -134,12 +133,12 @@ class Parameter(Recorded):
         self._grad, self._grad_folded = gradient, False
 
     def fold_gradient(self) -> None:
-        """Say that updates leave no gradient, so that reading an old one raises."""
+        """Drop the gradient, and make `grad` raise: training computes gradient and update in one."""
         self._grad, self._grad_folded = None, True
 
     @property
     def frozen(self) -> bool:
-        """Whether training leaves it as it is."""
+        """Whether training leaves the array unchanged."""
         return self._frozen
 
     @frozen.setter
@@ -149,27 +148,34 @@ class Parameter(Recorded):
         self._frozen = bool(frozen)
 
     def draw_from(self, stream: Stream) -> None:
-        """Say which stream the value comes from. What was assigned or trained stays as it is."""
+        """Draw the value from this random stream when it is next used, unless it was assigned or trained."""
         self._stream = stream
         if not self._assigned:
             self._value = None
 
     def move(self, source: Backend, target: Backend) -> None:
-        """Put value and gradient on another backend; a value that was drawn counts as assigned from then on."""
+        """Move value and gradient to another backend. The value is not drawn again from then on."""
         self._value, self._assigned = target.to_device(source.to_host(self.array)), True
         if self._grad is not None:
             self._grad = target.to_device(source.to_host(self._grad))
 
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__} {self.name} {self.shape} {self.dtype}{' frozen' if self.frozen else ''}>"
+            f"<{type(self).__name__} {self.name} {self.shape} {self.dtype}"
+            f"{' frozen' if self.frozen and not self.is_constant else ''}>"
         )
 
 
 class Buffer(Parameter):
-    """An array that training keeps without a gradient, such as running statistics. It is saved and moved as well.
+    """An array that has no gradient and belongs to a layer, such as a running mean. It is saved and moved with it.
 
-    `Layer.keep` changes it in each training step.
+    `Layer.keep` changes it in each training step; it is always frozen.
+
+    name, shape, initializer, dtype: as those of `Parameter`.
+
+        >>> from xnn import initializers, layers
+        >>> layers.Buffer("running_mean", (3,), initializers.Zeros())
+        <Buffer running_mean (3,) float32>
     """
 
     is_constant = True
@@ -182,7 +188,10 @@ class Buffer(Parameter):
 
 
 def check_all_known(owner: str, order: Sequence[Recorded], parameters: Sequence[Parameter]) -> None:
-    """Raise OptionError if `order` reads a parameter that is not one of these: it would silently stay untrained."""
+    """Raise OptionError if a value of `order` is an unfrozen parameter that is not one of `parameters`.
+
+    The optimizer would not change it, and files would not hold it.
+    """
     known = set(parameters)
     for node in order:
         if isinstance(node, Parameter) and not node.frozen and node not in known:

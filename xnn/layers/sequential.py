@@ -1,4 +1,4 @@
-"""Sequential: layers one after another, with the doors that a user goes through."""
+"""Sequential, the model: layers one after another, with predict, summary, save and load."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from xnn.layers import files
 from xnn.layers.activations import Reshape
 from xnn.layers.containers import Container
 from xnn.layers.dense import Dense
+from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.layer import Layer
 from xnn.ops import Op
 from xnn.ops.op import size_of
@@ -36,51 +37,72 @@ __all__ = ["Sequential", "classes_of", "first_of", "load"]
 class Sequential(Container):
     """A model: each layer's output is the next one's input.
 
-    `seed` (0 if not given) draws the weights, each layer's from its own number, counted through nested
-    models as well; the seed of a nested model, if it has one, rules inside it. Layers built with a seed of
-    their own, or whose weights were assigned, keep them. Parameters are named by position: `1.weight`,
-    `1.bias`, `2.0.weight`.
+    layers: Layer objects, each of them once; a Sequential may be one of them.
+    seed: an integer, from which the weights are drawn; 0 by default. Each layer has a random stream of its own,
+        counted through nested models as well. A nested model with a seed of its own draws its weights from that.
+        Layers that were built with a seed, and weights that were assigned, stay as they are.
+
+    Parameters are named by position: `1.weight`, `1.bias`, `2.0.weight`.
+    Raises OptionError for something that is not a layer, a layer or parameter that is there twice, and for layers and
+    parameters in places where the model does not find them (see `Layer`).
+
+        >>> import numpy as np
+        >>> import xnn
+        >>> from xnn import layers
+        >>> model = xnn.Sequential(layers.Dense(4, 8), layers.ReLU(), layers.Dense(8, 3), seed=1)
+        >>> model
+        Sequential(Dense(4, 8), ReLU(), Dense(8, 3))
+        >>> model.predict(np.zeros((2, 4))).tolist()
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+        >>> print(model.summary())
+        layer    output shape  parameters  FLOPs/sample
+        0 Dense  (8,)                  40            72
+        1 ReLU   (8,)                   0             8
+        2 Dense  (3,)                  27            51
+        total    (3,)                  67           131
     """
 
     def __init__(self, *layers: Layer, seed: int | None = None) -> None:
         super().__init__(*layers, seed=None if seed is None else Stream(seed, Purpose.WEIGHTS).seed)
-        self.draw_from(self.seed or 0, 0)
-        self.number_from(0)
-        self.parameters()  # raises for one that two layers share
+        self.parameters()  # raises for a parameter that two layers share
+        check_nothing_hidden(self)
         for _, array in self.named_state():
             array.array  # noqa: B018 - draws it
 
     def compute(self, x: Any, training: bool) -> Any:
-        """The last layer's output."""
         for layer in self.layers:
             x = layer.run(x, training)
         return x
 
     def _node(self, x: Node, training: bool) -> Any:
-        """A chain of nodes, one for each layer."""
+        if type(self).compute is not Sequential.compute:
+            return super()._node(x, training)
         for layer in self.layers:
             x = layer(x, training)
         return x
 
     @property
     def dtype(self) -> str:
-        """The first parameter's dtype by name, or the first buffer's; float32 if there are none."""
+        """The dtype of the first parameter by name, or of the first buffer; "float32" if there are none."""
         held = self.parameters() or self.buffers()
         return held[0].dtype if held else "float32"
 
     @property
     def takes_integers(self) -> bool:  # type: ignore[override]
-        """Whether its first layer does, one that only gives another shape aside."""
+        """Whether `first_layer` takes integers as they are."""
         return self.first_layer is not None and self.first_layer.takes_integers
 
     def check_integers(self, x: np.ndarray) -> None:
-        """By that layer."""
         if self.first_layer is not None:
             self.first_layer.check_integers(x)
 
     def prepare(self, x: Any) -> Any:
-        """Samples as the first layer takes them: numbers in the model's dtype, but integers untouched
-        before a layer that converts them itself (Rescale). Integers are never scaled here.
+        """Samples as the first layer takes them.
+
+        x: an array of numbers, or a list. They are converted to the model's dtype, except integers for a first layer
+            that takes them as they are (Rescale, Embedding). Nothing is scaled.
+
+        Raises DTypeError for an array that does not hold numbers.
         """
         if not hasattr(x, "shape"):
             x = np.asarray(x)
@@ -97,9 +119,13 @@ class Sequential(Container):
         return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
     def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
-        """The outputs for samples x (n, ...), on the host; x may be a host array, list or device array.
+        """The outputs for samples, as a NumPy array (n, ...), with the layers' inference behaviour.
 
-        In the numerics in force, or if nobody chose any in those the model was trained in.
+        x: samples (n, ...), a host array, a list or an array of the model's backend.
+        batch_size: how many samples go through the model at a time; 1024 by default.
+
+        It computes in the numerics that were chosen; if none were, in those that the model was trained in. Raises
+        ShapeError, DTypeError or LabelError for samples that do not fit.
         """
         check_count("batch_size", batch_size)
         trained = self.numerics if self.numerics in NUMERICS else None
@@ -111,7 +137,7 @@ class Sequential(Container):
         x = self.prepare(x)
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
-        self.output_shape(tuple(x.shape[1:]))  # a clear error before any work
+        self.output_shape(tuple(x.shape[1:]))  # raises for samples that do not fit, before any work
         parts = []
         with lib.guard(), Scope(records=False):
             for start in range(0, max(1, x.shape[0]), batch_size):
@@ -120,33 +146,37 @@ class Sequential(Container):
         return np.concatenate(parts)
 
     def predict_classes(self, x: Any, batch_size: int = 1024) -> np.ndarray:
-        """The class of each sample, int64: the largest output's, or whether a single one is above `threshold`."""
+        """The class of each sample, int64 (n,): the index of the largest output.
+
+        Of a model with a single output: 1 where it is above `threshold`, else 0. The arguments are those of
+        `predict`. Raises ShapeError for other outputs than (n, classes), DTypeError for outputs that are NaN.
+        """
         return classes_of(self.predict(x, batch_size), self.threshold)
 
     @property
     def first_layer(self) -> Layer | None:
-        """The first layer that computes with its input, inside nested models too; None if there is none."""
+        """The first layer that does more than reshape its input, in nested models too; None if there is none."""
         return first_of(self.layers)
 
     @property
     def last_op(self) -> Op | None:
-        """The op of the last layer, inside nested models too; None if there is none."""
+        """The op of the last layer, in nested models too; None if it has none."""
         last = self.layers[-1] if self.layers else None
         return last.last_op if isinstance(last, Sequential) else getattr(last, "op", None)
 
     @property
     def threshold(self) -> float:
-        """Where a single output turns from no to yes: 1/2 after a sigmoid, 0 for a logit."""
+        """The single output above which the class is 1: 0.5 after a sigmoid, 0 for a logit."""
         return 0.5 if self.last_op is ops.sigmoid else 0.0
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of one sample, through every layer."""
+        if type(self).compute is not Sequential.compute:
+            return super().output_shape(shape)
         for layer in self.layers:
             shape = layer.output_shape(shape)
         return shape
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Of one sample's forward pass."""
         total = 0
         for layer in self.layers:
             total += layer.flops(shape)
@@ -154,10 +184,12 @@ class Sequential(Container):
         return total
 
     def summary(self, input_shape: int | tuple[int, ...] | None = None) -> str:
-        """A table of layers: output shape, parameters, floating-point operations per sample.
+        """A table of the layers: output shape, parameters, floating-point operations per sample.
 
-        input_shape is one sample's; without it, the elements of the shape that the model begins with (Reshape), or
-        the inputs of the first layer with weights, if that is a Dense.
+        input_shape: the shape of one sample. It may be omitted if the model begins with a Reshape, or if the first
+            layer with weights is a Dense.
+
+        Raises OptionError if it is needed, ShapeError if it does not fit.
         """
         start = self.layers[0] if self.layers else None
         if input_shape is None and isinstance(start, Reshape) and -1 not in start.shape:
@@ -165,10 +197,9 @@ class Sequential(Container):
         if input_shape is None:
             first = next((layer for layer in self.layers if layer.parameters()), None)
             if not isinstance(first, Dense):
-                teller = (
-                    "no layer has weights" if first is None else f"{type(first).__name__} does not tell it"
+                raise OptionError(
+                    "summary needs input_shape=(...), the shape of one sample, unless a Reshape or Dense tells it"
                 )
-                raise OptionError(f"summary needs input_shape=(...), that of one sample: {teller}")
             input_shape = (first.inputs,)
         rows = [("layer", "output shape", "parameters", "FLOPs/sample")]
         input_shape = shape = check_shape("input_shape", input_shape)
@@ -185,23 +216,32 @@ class Sequential(Container):
         )
 
     def config(self) -> dict[str, Any]:
-        """The seed and the layers themselves."""
         return {"seed": self.seed, **super().config()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write layers and weights to a .safetensors file; see xnn.layers.files."""
+        """Write layers and weights to a .safetensors file, whole or not at all; `xnn.load` reads it.
+
+        A file holds no code: of a model with layers or ops of your own it holds the weights, which `load_weights`
+        puts into a model that your code builds. Raises OptionError for a place that cannot be written, DataError when
+        the disk is full.
+        """
         files.save(self, path)
 
     def load_weights(self, path: str | os.PathLike[str]) -> None:
-        """Read the weights alone, for a model built by the same code; see xnn.layers.files."""
+        """Read the weights of a file into this model, which has the same names and shapes; all of them or none.
+
+        Raises DataNotFoundError for a file that is not there, CorruptFileError for one that does not fit.
+        """
         files.load_weights(self, path)
 
 
 def load(path: str | os.PathLike[str]) -> Sequential:
     """The model that `Sequential.save` wrote, on the current backend.
 
-    Raises DataNotFoundError, CorruptFileError, or OptionError for a model with layers of your own: build it with your
-    code, then `model.load_weights(path)`.
+    path: the .safetensors file.
+
+    Raises DataNotFoundError for a file that is not there, CorruptFileError for one that does not hold a model, and
+    OptionError for a model with layers of your own: build it with your code, then call `model.load_weights(path)`.
     """
     model = files.load(path)
     assert isinstance(model, Sequential)
@@ -209,7 +249,7 @@ def load(path: str | os.PathLike[str]) -> Sequential:
 
 
 def first_of(layers: Sequence[Layer]) -> Layer | None:
-    """The first of these layers that does more than give its input another shape, inside nested models too."""
+    """The first of these layers that does more than reshape its input, in nested models too."""
     for layer in layers:
         found = layer.first_layer if isinstance(layer, Sequential) else layer
         if found is not None and getattr(found, "op", None) not in (ops.flatten, ops.reshape, ops.identity):
@@ -218,7 +258,7 @@ def first_of(layers: Sequence[Layer]) -> Layer | None:
 
 
 def classes_of(outputs: np.ndarray, threshold: float) -> np.ndarray:
-    """The class that each row of outputs (n, classes) stands for; NaN stands for none and is refused."""
+    """The class that each row of outputs (n, classes) stands for. Raises DTypeError for NaN."""
     if outputs.ndim != 2:
         raise ShapeError(f"predict_classes needs outputs (n, classes), the model gives {outputs.shape}")
     wrong = np.flatnonzero(np.isnan(outputs).any(axis=1))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Self
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from xnn.backends import Purpose, Stream
 from xnn.errors import GraphError, OptionError
 from xnn.graph.scope import assignments, current_scope
 from xnn.layers.parameter import Buffer, Parameter
+from xnn.options import explained
 
 __all__ = ["Stateful"]
 
@@ -18,24 +21,26 @@ _OF_A_PASS = frozenset({"_tape", "_at", "_there"})
 
 
 class Stateful:
-    """What has parameters, buffers and layers as attributes, also in lists, tuples and dicts.
+    """An object whose attributes hold parameters, buffers and layers, also in lists, tuples and dicts.
 
-    Names are the attributes': `weight`, `blocks.0.weight`. What was handed to __init__ keeps its own name.
+    Names are the attributes': `weight`, `blocks.0.weight`. What is passed to __init__ keeps its own name.
     """
 
     #: Whether `forward` and `backward` are written by hand.
     by_hand: ClassVar[bool] = False
+    #: Whether its __init__ numbers the layers inside it, by which weights and random numbers are drawn.
+    numbers_layers: ClassVar[bool] = False
     seed: int | None = None
-    index = 0  # by which random numbers of a model's layers are told apart
+    index = 0  # the layer's number in a model, so that no two layers draw the same random numbers
     _given: tuple[Parameter, ...] = ()
     #: The parameters and buffers that are attributes, by name; and the other attributes that hold some, or layers.
-    _parameters: dict[str, Parameter]
-    _others: dict[str, None]
+    _parameters: Mapping[str, Parameter] = MappingProxyType({})
+    _others: Mapping[str, None] = MappingProxyType({})
 
-    def __new__(cls, *arguments: Any, **options: Any) -> Self:
-        layer = super().__new__(cls)
-        layer.__dict__["_parameters"], layer.__dict__["_others"] = {}, {}
-        return layer
+    def __init_subclass__(cls) -> None:
+        if "__init__" in vars(cls):
+            own = cls.__module__.startswith("xnn.layers.")
+            cls.__init__ = explained(cls.__init__) if own else _completed(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self, *parameters: Parameter, buffers: Sequence[Buffer] = (), seed: int | None = None
@@ -53,7 +58,7 @@ class Stateful:
             parameter.draw_from(Stream(seed or 0, Purpose.WEIGHTS, 0, k))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assign an option, or take in a parameter or layer. A parameter cannot be replaced: assign to its value."""
+        """Assign an option, or register a parameter or layer. A parameter cannot be replaced: assign to its value."""
         if isinstance(self.__dict__.get(name), Parameter):
             raise OptionError(
                 f"{type(self).__name__}.{name} is a Parameter and stays: assign an array to .{name}.value, got "
@@ -66,22 +71,24 @@ class Stateful:
                 "step: change arrays with Layer.keep, options in a callback, or write forward and backward by hand"
             )
         super().__setattr__(name, value)
+        parameters = self.__dict__.setdefault("_parameters", {})
+        others = self.__dict__.setdefault("_others", {})
         if isinstance(value, Parameter):
-            self._parameters[name] = value
+            parameters[name] = value
             value.name = name
             value.draw_from(Stream(self.seed or 0, Purpose.WEIGHTS, 0, len(self.own_parameters) - 1))
             return
-        self._others.pop(name, None)
+        others.pop(name, None)
         empty = type(value) in (list, dict) and not value  # it may be filled later
         if empty or any(True for _ in _inside(name, value)):
-            self._others[name] = None
+            others[name] = None
         if not name.startswith("_") and not self.by_hand:
             assignments[0] += 1
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
-        self._parameters.pop(name, None)
-        self._others.pop(name, None)
+        for held in ("_parameters", "_others"):
+            self.__dict__.get(held, {}).pop(name, None)
 
     def _held(self) -> list[tuple[str, Any]]:
         """Name and object of each parameter, buffer and layer of its own, in order."""
@@ -144,7 +151,7 @@ class Stateful:
         yield from self._of_layers("named_state")
 
     def _of_layers(self, method: str) -> Iterator[tuple[str, Parameter]]:
-        """What a method of the inner layers names, less the arrays that were handed to __init__ as its own."""
+        """What a method of the inner layers names, except the arrays that were passed to __init__ as its own."""
         own = {id(array) for array in self._given}
         for name, layer in self._layers():
             for inner, array in getattr(layer, method)():
@@ -152,9 +159,9 @@ class Stateful:
                     yield f"{name}.{inner}", array
 
     def draw_from(self, seed: int, number: int) -> int:
-        """Take weights that were not assigned from this seed, as layer `number` of a model; returns the next number.
+        """Draw weights that were not assigned from this seed, as layer `number` of a model; returns the next number.
 
-        A layer built with a seed of its own keeps its weights. Inner layers take the numbers that follow.
+        A layer built with a seed of its own keeps its weights. Inner layers have the numbers that follow.
         """
         for k, (_, parameter) in enumerate(self._own_parameters()):
             if self.seed is None:
@@ -165,7 +172,7 @@ class Stateful:
         return number
 
     def number_from(self, index: int) -> int:
-        """Take the number by which random numbers are told apart in a model; returns the next."""
+        """Set the layer's number in a model, and the numbers of the layers inside it; returns the next number."""
         self.index = index
         index += 1
         for _, layer in self._layers():
@@ -173,9 +180,26 @@ class Stateful:
         return index
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
-        """Where the random numbers of the next training forward come from; only layers that draw have any."""
+        """Set the random stream of the next training forward. Only layers that draw random numbers use it."""
         for _, layer in self._layers():
             layer.set_stream(seed, step, row)
+
+
+def _completed(init: Callable[..., None]) -> Callable[..., None]:
+    """A user's `__init__`, after which inner layers have weights and random numbers of their own.
+
+    Each was built by itself, from seed 0: two of one shape would start alike. A model that takes the layer in numbers
+    everything anew.
+    """
+
+    @functools.wraps(init)
+    def completed(self: Stateful, *values: Any, **options: Any) -> None:
+        init(self, *values, **options)
+        if type(self).__init__ is completed and not self.numbers_layers and self._layers():
+            self.draw_from(self.seed or 0, 0)
+            self.number_from(0)
+
+    return completed
 
 
 def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:

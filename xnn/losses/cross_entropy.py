@@ -9,25 +9,38 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
-from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
-from xnn.losses.loss import Loss, inside
+from xnn.errors import LabelError, OptionError, ShapeError
+from xnn.losses.batches import inside
+from xnn.losses.loss import Loss
 from xnn.options import check_count, check_real
 
 __all__ = ["BinaryCrossEntropy", "Focal", "KLDivergence", "SoftmaxCrossEntropy"]
 
-# How far from 1 probabilities may sum that were stored in half precision.
+# How far from 1 the sum of probabilities may be: those stored in half precision are this far off.
 _SUM_TOLERANCE = 1e-3
 
 
 class SoftmaxCrossEntropy(Loss):
-    """From logits (n, classes) and integer labels (n,); the model ends without a Softmax layer.
+    """Cross-entropy of classes, from logits: -ln of the probability that softmax gives to the right class.
 
-    label_smoothing in [0, 1): how much of a label is spread over all classes. class_weight: a number for each class.
-    ignore_index: a label that takes no part, in the mean's count neither (metrics still count it). All as
-    PyTorch's cross_entropy has them, whose ignore_index is -100 where none is given. Targets may also be
-    probabilities, like the outputs, and both may have more axes: (n, classes, height, width) with
-    (n, height, width).
-    Raises LabelError for labels that are not integers in 0 .. classes - 1, or probabilities that are none.
+    outputs: logits (n, classes), or (n, classes, height, width) and the like; the model ends without a Softmax.
+    targets: integer labels (n,) in 0 .. classes - 1, or (n, height, width); or probabilities of the outputs' shape.
+    label_smoothing: the part of each label that is spread evenly over all classes, in [0, 1); 0 by default.
+    class_weight: a sequence of finite numbers of at least 0, one for each class; all alike by default.
+    ignore_index: an integer; samples with this label do not count, nor in the mean (metrics still count them). None
+        by default.
+    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+
+    All options are those of PyTorch's cross_entropy, whose ignore_index is -100 by default. Raises OptionError for
+    other options; ShapeError, LabelError or DTypeError for targets that do not fit.
+
+        >>> import numpy as np
+        >>> from xnn import losses
+        >>> loss = losses.SoftmaxCrossEntropy(label_smoothing=0.1)
+        >>> loss
+        SoftmaxCrossEntropy(label_smoothing=0.1)
+        >>> round(float(loss(np.array([[0.0, 0.0]]), np.array([1]))), 4)  # ln 2
+        0.6931
     """
 
     op = ops.softmax_cross_entropy
@@ -40,7 +53,6 @@ class SoftmaxCrossEntropy(Loss):
         class_weight: Any = None,
         ignore_index: int | None = None,
         reduction: str = "mean",
-        **unknown: Any,
     ) -> None:
         super().__init__(
             reduction,
@@ -49,43 +61,42 @@ class SoftmaxCrossEntropy(Loss):
             ignore_index=None
             if ignore_index is None
             else check_count("ignore_index", ignore_index, least=-(2**63)),
-            **unknown,
         )
 
     def counts_samples(self, weighted: bool) -> bool:
-        """Not where classes have weights or labels are ignored."""
         even = "class_weight" not in self.options and "ignore_index" not in self.options
         return super().counts_samples(weighted or not even)
 
     def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
-        """Labels as int64, probabilities in the model's dtype."""
         return np.asarray(targets, dtype=np.int64 if targets.dtype.kind in "iu" else dtype)
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
-        """One integer label a sample, each below the number of classes; or probabilities."""
         weights = self.options.get("class_weight")
         if not output_shape:
             raise ShapeError("SoftmaxCrossEntropy needs outputs (n, classes), got (n,)")
         if weights is not None and len(weights) != output_shape[0]:
             raise ShapeError(
-                f"class_weight has {len(weights)} numbers, the model {output_shape[0]} outputs: one for each class"
+                f"class_weight has {len(weights)} numbers, and the model {output_shape[0]} outputs: give one for each"
             )
         if tuple(targets.shape[1:]) == output_shape:
             if "ignore_index" in self.options:
-                raise OptionError("ignore_index is a label's: give labels as targets, not probabilities")
+                raise OptionError(
+                    "ignore_index is a label's: the targets are probabilities, give labels instead"
+                )
+            super().check(targets, output_shape)
             _check_probabilities("SoftmaxCrossEntropy", targets)
             return
         if targets.dtype.kind not in "iu":
             raise LabelError(
-                f"SoftmaxCrossEntropy needs integer labels, got {targets.dtype}; "
-                "labels.astype('int64') if they are whole numbers"
+                f"SoftmaxCrossEntropy needs integer labels, got {targets.dtype}: labels.astype('int64') if they are "
+                "whole numbers"
             )
         if tuple(targets.shape[1:]) != output_shape[1:]:
-            shape = f"(n, {inside(output_shape)})"
+            labels = f"(n, {inside(output_shape[1:])})" if output_shape[1:] else "(n,)"
             raise ShapeError(
-                f"SoftmaxCrossEntropy needs, for outputs {shape}, labels of shape "
-                f"{f'(n, {inside(output_shape[1:])})' if output_shape[1:] else '(n,)'}, or probabilities {shape}; "
-                f"got {tuple(targets.shape)}; axis 1 of the outputs is the classes"
+                f"SoftmaxCrossEntropy got targets of shape {tuple(targets.shape)} for outputs "
+                f"(n, {inside(output_shape)}), whose axis 1 is the classes: give it labels of shape {labels}, or "
+                "probabilities of the outputs' shape"
             )
         ignored = self.options.get("ignore_index")
         counted = targets if ignored is None else targets[targets != ignored]
@@ -93,15 +104,26 @@ class SoftmaxCrossEntropy(Loss):
             low, high, classes = int(counted.min()), int(counted.max()), output_shape[0]
             if low < 0 or high >= classes:
                 raise LabelError(
-                    f"labels run from {low} to {high}, the model has {classes} outputs: "
-                    f"labels must lie in 0 .. {classes - 1}; number the classes from 0 or widen the last layer"
+                    f"labels run from {low} to {high}, the model has {classes} outputs: labels must lie in "
+                    f"0 .. {classes - 1}; number the classes from 0, or widen the last layer"
                 )
 
 
 class BinaryCrossEntropy(Loss):
-    """From logits and targets in [0, 1] of the same shape; the model ends without a Sigmoid layer.
+    """Cross-entropy of yes-or-no outputs, from logits, each for itself.
 
-    pos_weight: how many negative ones a positive target is worth, a number, or one for each output.
+    outputs: logits; the model ends without a Sigmoid.
+    targets: numbers in [0, 1], of the outputs' shape.
+    pos_weight: how much a target of 1 counts, compared with one of 0: a finite number of at least 0, or a sequence of
+        them, one for each output; 1 by default.
+    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+
+    Raises OptionError for another pos_weight; ShapeError, LabelError or DTypeError for targets that do not fit.
+
+        >>> import numpy as np
+        >>> from xnn import losses
+        >>> round(float(losses.BinaryCrossEntropy()(np.array([[0.0]]), np.array([[1.0]]))), 4)  # ln 2
+        0.6931
     """
 
     op = ops.binary_cross_entropy
@@ -109,7 +131,7 @@ class BinaryCrossEntropy(Loss):
     binary = True
     already_includes = ops.sigmoid
 
-    def __init__(self, pos_weight: Any = None, reduction: str = "mean", **unknown: Any) -> None:
+    def __init__(self, pos_weight: Any = None, reduction: str = "mean") -> None:
         if pos_weight is not None:
             single = isinstance(pos_weight, Real) or getattr(pos_weight, "shape", None) == ()
             pos_weight = (
@@ -117,24 +139,35 @@ class BinaryCrossEntropy(Loss):
                 if single
                 else _numbers("pos_weight", pos_weight)
             )
-        super().__init__(reduction, pos_weight=pos_weight, **unknown)
+        super().__init__(reduction, pos_weight=pos_weight)
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
-        """Targets in [0, 1]."""
         super().check(targets, output_shape)
         _check_range(type(self).__name__, targets)
         weights = self.options.get("pos_weight")
         if isinstance(weights, tuple) and (len(weights),) != output_shape[-1:]:
             raise ShapeError(
-                f"pos_weight has {len(weights)} numbers, the outputs are (n, {inside(output_shape)})"
+                f"pos_weight has {len(weights)} numbers for outputs (n, {inside(output_shape)}): give one for each "
+                "output"
             )
 
 
 class Focal(Loss):
-    """Binary cross-entropy that looks away from easy samples: from logits, targets in [0, 1] of the same shape.
+    """Focal loss: binary cross-entropy in which samples that are already right count less, from logits.
 
-    gamma: how far, 0 not at all. alpha: the weight of positive targets, 1 - alpha that of negative ones; None weighs
-    neither. The model ends without a Sigmoid layer. `ops.focal` has the formula.
+    outputs: logits; the model ends without a Sigmoid.
+    targets: numbers in [0, 1], of the outputs' shape.
+    gamma: how much less they count, a finite number of at least 0; 0 is plain cross-entropy, 2 the default.
+    alpha: the weight of targets of 1, in [0, 1], while those of 0 have 1 - alpha; 0.25 by default, None for none.
+    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+
+    `xnn.ops.focal` has the formula. Raises OptionError for other options, LabelError for other targets.
+    Source: Lin et al., ICCV 2017.
+
+        >>> import numpy as np
+        >>> from xnn import losses
+        >>> float(losses.Focal()(np.array([[9.0]]), np.array([[1.0]]))) < 1e-9
+        True
     """
 
     op = ops.focal
@@ -144,27 +177,39 @@ class Focal(Loss):
 
     def __init__(self, gamma: float = 2.0, alpha: float | None = 0.25, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.options = {  # set here, since an alpha of None is a choice, not the default
+        self.options = {  # assigned here, since an alpha of None is not the default
             "gamma": check_real("gamma", gamma, 0.0),
             "alpha": None if alpha is None else check_real("alpha", alpha, 0.0, math.nextafter(1.0, 2.0)),
         }
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
-        """Targets in [0, 1]."""
         super().check(targets, output_shape)
         _check_range(type(self).__name__, targets)
 
 
 class KLDivergence(Loss):
-    """From log-probabilities (n, classes), a LogSoftmax's, and probabilities of the same shape; `ops.kl_divergence`.
+    """Kullback-Leibler divergence of the targets from the outputs: the sum of t (ln t - output) over the classes.
 
-    Its mean is over samples, as of PyTorch's KLDivLoss(reduction="batchmean").
+    outputs: log-probabilities (n, classes, ...), such as those of LogSoftmax(axis=1).
+    targets: probabilities, of the outputs' shape, which sum to 1 along axis 1.
+    reduction: "mean" (the default), "sum" or "none"; see `Loss`. The mean is over samples, as that of PyTorch's
+        KLDivLoss(reduction="batchmean").
+
+    Raises ShapeError, LabelError or DTypeError for targets that do not fit.
+    Source: Kullback and Leibler, Ann. Math. Statist. 22 (1951).
+
+        >>> import numpy as np
+        >>> from xnn import losses
+        >>> float(losses.KLDivergence()(np.log([[0.5, 0.5]]), np.array([[0.5, 0.5]])))
+        0.0
     """
 
     op = ops.kl_divergence
 
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
-        """Probabilities, axis 1 being the classes."""
         if not output_shape:
             raise ShapeError("KLDivergence needs outputs (n, classes), got (n,)")
         super().check(targets, output_shape)
@@ -172,36 +217,32 @@ class KLDivergence(Loss):
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:
-    """An option that is a sequence or host array of finite numbers of at least 0."""
+    """An option that is a sequence of finite numbers of at least 0, as a tuple."""
     try:
         numbers = np.asarray(values)
-        if numbers.dtype.kind not in "fiu" or numbers.ndim != 1 or not numbers.size:
-            raise ValueError
-        if not (np.isfinite(numbers).all() and (numbers >= 0).all()):
-            raise ValueError
+        fits = numbers.dtype.kind in "fiu" and numbers.ndim == 1 and bool(numbers.size)
     except (TypeError, ValueError):
+        fits = False
+    if not (fits and np.isfinite(numbers).all() and (numbers >= 0).all()):
         raise OptionError(
             f"{name} must be a sequence of finite numbers of at least 0, got {repr(values)[:60]}"
-        ) from None
+        )
     return tuple(float(number) for number in numbers)
 
 
 def _check_range(name: str, targets: np.ndarray) -> None:
     if targets.size and (targets.min() < 0 or targets.max() > 1):
-        raise LabelError(f"{name} needs targets in [0, 1], got {targets.min()} .. {targets.max()}")
+        raise LabelError(f"{name} needs targets in [0, 1], got some from {targets.min()} to {targets.max()}")
 
 
 def _check_probabilities(name: str, targets: np.ndarray) -> None:
-    if targets.dtype.kind not in "fiub":
-        raise DTypeError(f"{name} needs numbers as targets, got {targets.dtype}")
-    if not np.isfinite(targets).all():
-        raise LabelError(f"{name}: the targets hold NaN or infinities; clean them first")
+    """Raise LabelError for numbers that are not probabilities of classes, along axis 1."""
     if targets.size and targets.min() < 0:
-        raise LabelError(f"{name} needs probabilities as targets, got {targets.min()}")
+        raise LabelError(f"{name} needs probabilities as targets, which are at least 0, got {targets.min()}")
     sums = np.sum(targets, axis=1, dtype=np.float64)
     worst = float(sums.reshape(-1)[np.argmax(np.abs(sums - 1.0))]) if sums.size else 1.0
     if abs(worst - 1.0) > _SUM_TOLERANCE:
         raise LabelError(
-            f"{name} needs probabilities as targets, which sum to 1 over the classes (axis 1); one sample's sum to "
+            f"{name} needs probabilities as targets, which sum to 1 over the classes (axis 1), got some that sum to "
             f"{worst:g}: divide by the sum, or give integer labels"
         )

@@ -1,7 +1,8 @@
-"""What a loss is: a number computed from outputs and targets, and a look at the targets before training."""
+"""Loss, the base class of all losses: one `compute`, from which everything else follows, and a check of targets."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -19,15 +20,17 @@ from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, assignments, by_hand, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
+from xnn.layers.by_hand import written_by_hand
+from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.apply import apply_rule
-from xnn.options import check_known
+from xnn.options import check_known, explained, written
 
-__all__ = ["Lambda", "Loss", "LossOverBatches", "check_sample_weight", "inside"]
+__all__ = ["Loss", "takes"]
 
 
-def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a function may be called with so many arguments."""
+def takes(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function can be called with these arguments."""
     try:
         inspect.signature(function).bind(*arguments)
     except (TypeError, ValueError):
@@ -35,70 +38,111 @@ def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
     return True
 
 
-class Loss:
-    """The loss of a batch: loss(outputs, targets) is one number, which training makes small.
+@functools.cache
+def _options_of(op: Op) -> list[inspect.Parameter]:
+    """The parameters of an op's formula, of which the keyword-only ones are its options."""
+    takes = op.terms if isinstance(op, LossOp) else op.forward
+    return list(inspect.signature(takes).parameters.values())
 
-    A subclass sets `op`, or overrides `compute`:
+
+class Loss:
+    """One number computed from outputs and targets, which training makes small. The base class of all losses.
+
+    A subclass overrides `compute` (or sets `op`):
 
         class HalfMSE(losses.Loss):
             def compute(self, outputs, targets):
                 difference = outputs - targets
                 return ops.mean(difference * difference) / 2.0
 
-    forward(outputs, targets, sample_weight=None) computes the loss and keeps what backward needs; backward() returns
-    the gradient for the outputs. Both follow from `compute`, and so do the loss's node in a graph, its gradients
-    under `xnn.grad`, and its part in a Trainer's program. `losses.Lambda(f)` makes a loss of a function.
+    loss(outputs, targets) and forward(outputs, targets, sample_weight=None) compute the loss and keep what `backward`
+    needs. backward() returns the gradient for the outputs. Both follow from `compute`, and so do the loss's node in a
+    graph, its gradients under `xnn.grad`, and its part in a Trainer's program. What `compute` may do is what `Layer`
+    says of its own. A third argument of `compute`, `sample_weight`, gets the sample weights.
 
-    reduction: "mean" over all elements of the batch (of a sum over classes, over all samples), weighted by the
-        sample weights if there are some; "sum"; or "none", the terms as they are, of which backward gives the sum's
-        gradient. `xnn.ops.LossOp` says exactly what they are. A Trainer needs one number: "mean" or "sum".
-    options: the op's options.
+    A subclass may instead override both `forward` and `backward`. `losses.Lambda(f)` makes a loss of a function.
+
+    reduction: how the terms of a batch become one number; "mean" by default. "mean": their mean over all elements, or
+        over all samples if the terms are sums over classes, weighted by the sample weights if there are any. "sum":
+        their sum. "none": the terms themselves, of which `backward` returns the gradient of the sum; a Trainer does
+        not take it. `xnn.ops.LossOp` has the formulas.
+    options: the op's options by name.
+
     Raises OptionError for other reductions or options.
+
+        >>> import numpy as np
+        >>> from xnn import losses, ops
+        >>> class HalfMSE(losses.Loss):
+        ...     def compute(self, outputs, targets):
+        ...         difference = outputs - targets
+        ...         return ops.mean(difference * difference) / 2.0
+        >>> loss = HalfMSE()
+        >>> float(loss(np.array([[1.0], [3.0]]), np.array([[0.0], [0.0]])))
+        2.5
+        >>> loss.backward().tolist()
+        [[0.5], [1.5]]
     """
 
     op: Op
-    #: What a Trainer counts besides the loss unless it is told otherwise.
+    #: Names of the metrics that a Trainer counts by default.
     usual_metrics: tuple[str, ...] = ()
-    #: Whether each output says yes or no for itself, which metrics named to a Trainer then count.
+    #: Whether each output is a yes or no of its own, by which a Trainer's metrics count it.
     binary = False
-    #: The op that must not end a model trained with it, since the loss applies it itself.
+    #: The op that the loss applies itself, so that the model must not end with it.
     already_includes: Op | None = None
     reduction = "mean"
-    #: The op's options but for the reduction; sequences of numbers become arrays of the outputs' dtype.
-    options: Mapping[str, Any] = MappingProxyType({})
     #: Whether `forward` and `backward` are written by hand.
     by_hand: ClassVar[bool] = False
     _takes_weight: ClassVar[bool] = True
-    _tape: tuple[Value, Any, str] | None = (
-        None  # the last forward's outputs, its loss, and the numerics in force
-    )
-    _there: tuple[Any, ...] = (None, None, None, None)  # options, backend, dtype, and what they are there
+    _chosen: Mapping[str, Any] = MappingProxyType({})
+    #: The last forward's outputs, its loss, and the numerics in force.
+    _tape: tuple[Value, Any, str] | None = None
+    #: The options last used, the backend and dtype that they were used with, and the options on that backend.
+    _there: tuple[Any, ...] = (None, None, None, None)
 
     def __init__(self, reduction: str = "mean", **options: Any) -> None:
         if reduction not in ("mean", "sum", "none"):
             raise OptionError(f"reduction must be 'mean', 'sum' or 'none', got {repr(reduction)[:60]}")
-        if hasattr(self, "op"):
-            takes = self.op.terms if isinstance(self.op, LossOp) else self.op.forward
-            taken = inspect.signature(takes).parameters.values()
-            if all(p.kind is not p.VAR_KEYWORD for p in taken):
-                known = (p.name for p in taken if p.kind is p.KEYWORD_ONLY)
-                check_known(type(self).__name__, options, ("reduction", *known))
+        if hasattr(self, "op") and all(p.kind is not p.VAR_KEYWORD for p in _options_of(self.op)):
+            check_known(type(self).__name__, options, ("reduction", *self._defaults()))
         self.reduction = reduction
         self.options = {name: value for name, value in options.items() if value is not None}
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The op's options that were chosen, without the reduction; read-only, but may be assigned as a whole.
+
+        Each is an attribute, too, which a callback may change between steps: `loss.delta = 2.0`.
+        """
+        return MappingProxyType(self._chosen)
+
+    @options.setter
+    def options(self, options: Mapping[str, Any]) -> None:
+        self._chosen = dict(options)
+
+    def _defaults(self) -> dict[str, Any]:
+        """The op's options and their defaults."""
+        op = getattr(type(self), "op", None)
+        return {} if op is None else {p.name: p.default for p in _options_of(op) if p.kind is p.KEYWORD_ONLY}
+
     def __init_subclass__(cls) -> None:
-        forward, backward = cls.forward is not Loss.forward, cls.backward is not Loss.backward
-        if forward != backward:
-            has, lacks = ("forward", "backward") if forward else ("backward", "forward")
-            raise OptionError(
-                f"{cls.__name__} has a {has} of its own and no {lacks}: write both, or say in `compute` what the "
-                "loss is, from which both follow"
-            )
-        cls.by_hand = forward
+        if "__init__" in vars(cls) and cls.__module__.startswith("xnn.losses."):
+            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
+        cls.by_hand = written_by_hand(cls, Loss)
         if "compute" in vars(cls):
-            cls._takes_weight = _takes(cls.compute, None, None, None, None)
+            cls._takes_weight = takes(cls.compute, None, None, None, None)
+
+    def __repr__(self) -> str:
+        return written(type(self), {**self.options, "reduction": self.reduction})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._defaults():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self._chosen.get(name, self._defaults()[name])
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name in self._defaults():
+            name, value = "options", {**self._chosen, name: value}
         super().__setattr__(name, value)
         if not name.startswith("_"):
             assignments[0] += 1
@@ -106,8 +150,10 @@ class Loss:
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays, recorded values or graph nodes.
 
-        Of arrays, outside of `compute` and `xnn.grad`, it goes through `forward`, so that `backward` may follow.
-        Targets on the host are checked. sample_weight: (n,), how much each sample counts.
+        Arrays outside of `compute` and `xnn.grad` go through `forward`, so that `backward` may follow.
+
+        outputs: what a model returns, (n, ...). targets: what the loss needs; on the host they are checked.
+        sample_weight: how much each sample counts, (n,), numbers of at least 0; all alike by default.
         """
         weights = () if sample_weight is None else (sample_weight,)
         if isinstance(outputs, Node) or isinstance(targets, Node):
@@ -141,9 +187,10 @@ class Loss:
         return lib.xp.astype(weight, outputs.dtype, copy=False)
 
     def forward(self, outputs: Array, targets: Array, sample_weight: Array | None = None) -> Array:
-        """The loss, an array of shape () that stays on the device; keeps what `backward` needs.
+        """The loss, an array of shape () on the backend of the outputs; keeps what `backward` needs.
 
-        Targets on the host are checked. sample_weight: (n,), how much each sample counts.
+        The arguments are those of a call. Raises ShapeError, DTypeError, LabelError or OptionError for targets or
+        weights that do not fit.
         """
         weights = () if sample_weight is None else (sample_weight,)
         outputs, *rest = self._checked(outputs, targets, *weights)
@@ -154,7 +201,7 @@ class Loss:
         return array_of(cost)
 
     def backward(self) -> Array:
-        """The gradient of the last forward's loss for its outputs. Raises GraphError before a forward."""
+        """The gradient of the last forward's loss for the outputs. Raises GraphError before a forward."""
         if self._tape is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward")
         given, cost, mode = self._tape
@@ -171,9 +218,9 @@ class Loss:
         return gradient
 
     def compute(self, outputs: Any, targets: Any, *sample_weight: Any, **kwargs: Any) -> Any:
-        """The loss: the op of all of them, with its options, unless overridden.
+        """The loss: by default its op of outputs, targets and perhaps sample weights. Override it.
 
-        They are recorded values, and so is the loss.
+        The arguments are recorded values, and so is the loss.
         """
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
@@ -181,7 +228,7 @@ class Loss:
         return self.op(outputs, targets, *sample_weight, **self._options(backend_of(raw), raw))
 
     def run(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
-        """The loss as a part of something larger: keeps nothing for `backward`."""
+        """The loss, without checking the targets or keeping anything for `backward`."""
         arrays = (outputs, targets, *sample_weight)
         recorded = any(isinstance(x, Recorded) for x in arrays)
         if self.by_hand and recorded:
@@ -196,11 +243,11 @@ class Loss:
             return self._computed(scope, arrays)
 
     def _computed(self, scope: Scope, arrays: tuple[Any, ...]) -> Any:
-        """What `compute` makes of outputs, targets and perhaps weights."""
+        """`compute` of outputs, targets and perhaps weights. Raises for a result that is not a number a batch."""
         _, _, *sample_weight = arrays
         if sample_weight and not self._takes_weight:
             raise OptionError(
-                f"the compute of {type(self).__name__} takes no sample_weight: give it a third argument for them"
+                f"{self!r} was given sample_weight, and takes none: give its function a third argument for them"
             )
         given = [x if isinstance(x, Recorded) else Constant(x) for x in arrays]
         before, scope.guarded = scope.guarded, scope.records
@@ -210,115 +257,66 @@ class Loss:
             scope.guarded = before
         if not isinstance(cost, Recorded):
             raise GraphError(
-                f"{type(self).__name__} must compute the loss from the outputs with ops, got {type(cost).__name__}"
+                f"{self!r} must compute its number from the outputs with ops, got {type(cost).__name__}"
             )
         if self.reduction != "none" and cost.shape != ():
             raise ShapeError(
-                f"{type(self).__name__} must be one number a batch, got shape {tuple(cost.shape)}; ops.mean makes "
-                "one of an array"
+                f"{self!r} must be one number a batch, got shape {tuple(cost.shape)}: ops.mean makes one of an array"
             )
         return cost if scope.records else cost.array
 
     def total(self, outputs: Array, targets: Array, *sample_weight: Array) -> Array | float:
-        """What the mean of a batch was divided by: the number of its terms, or the sum of their weights."""
+        """The divisor of a batch's mean: the number of its terms, or the sum of their weights."""
         lib = backend_of(outputs, targets, *sample_weight)
         arrays = (outputs, targets, *(lib.xp.astype(w, outputs.dtype, copy=False) for w in sample_weight))
         op = getattr(self, "op", None)
         if isinstance(op, LossOp):
             return apply_rule(op.total, lib.math, arrays, self._options(lib, outputs))
-        # A loss of the user's counts by its samples.
+        # The mean of a user's loss counts by its samples.
         return apply_rule(ops.mse.total, lib.math, (outputs, *arrays[::2]), {})
 
     def counts_samples(self, weighted: bool) -> bool:
-        """Whether a batch's mean was divided by its samples, so that `total` need not be computed."""
+        """Whether the divisor of a batch's mean is proportional to its samples, so that `total` is not needed.
+
+        weighted: whether there are sample weights.
+        """
         return self.reduction != "mean" or not weighted
 
     def _options(self, lib: Backend, outputs: Array) -> dict[str, Any]:
-        """The op's options beside these outputs; the plain loss has none, which is what kernels look for.
+        """The op's options, on the backend and in the dtype of these outputs.
 
-        Sequences of numbers go to the backend once: a step asks again for what its mean was divided by.
+        Those that have their defaults are left out, since kernels exist only for a loss without options. Sequences of
+        numbers are moved to the backend once.
         """
         dtype = "float64" if outputs.dtype == lib.xp.float64 else "float32"
         known, name, kind, options = self._there
-        if known is not self.options or (name, kind) != (lib.name, dtype):
+        if known is not self._chosen or (name, kind) != (lib.name, dtype):
             options = {
                 name: lib.to_device(np.asarray(value, dtype)) if isinstance(value, tuple) else value
-                for name, value in self.options.items()
+                for name, value in self._chosen.items()
             }
-            self._there = self.options, lib.name, dtype, options
+            self._there = self._chosen, lib.name, dtype, options
         return options if self.reduction == "mean" else {**options, "reduction": self.reduction}
 
     def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
-        """Host targets in the dtype that the op is given: the model's `dtype`."""
+        """Host targets in the dtype that the op takes; dtype: the model's."""
         return np.asarray(targets, dtype=dtype)
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
-        """Raise for host targets that do not fit one sample's output shape, or lie out of range."""
+        """Raise for host targets that do not fit the shape of one sample's output, or that are out of range."""
         if tuple(targets.shape[1:]) != output_shape:
             raise ShapeError(
-                f"{type(self).__name__} needs targets like the model's outputs (n, {inside(output_shape)}), "
-                f"got {tuple(targets.shape)}: nothing is broadcast, reshape the targets"
+                f"{self!r} got targets of shape {tuple(targets.shape)} for outputs (n, {inside(output_shape)}): they "
+                "must be equal, since nothing is broadcast; reshape the targets"
             )
         if targets.dtype.kind not in "fiub":
-            raise DTypeError(f"{type(self).__name__} needs numbers as targets, got {targets.dtype}")
+            raise DTypeError(f"{self!r} needs numbers as targets, got {targets.dtype}")
         if targets.dtype.kind == "f" and not np.isfinite(targets).all():
-            raise LabelError(f"{type(self).__name__}: the targets hold NaN or infinities; clean them first")
-
-
-class LossOverBatches:
-    """What the loss of several batches is together: of means the mean, each by its `total`; of sums the sum."""
-
-    def __init__(self, loss: Loss) -> None:
-        self._adds, self._sum, self._total = loss.reduction == "sum", 0.0, 0.0
-
-    def add(self, value: Any, total: Any) -> None:
-        """Take in a batch's loss, and what it was divided by."""
-        self._sum += float(value) if self._adds else float(value) * float(total)
-        self._total += float(total)
-
-    @property
-    def value(self) -> float:
-        """The loss so far; 0 where nothing counted."""
-        return self._sum if self._adds else self._sum / (self._total or 1.0)
-
-
-class Lambda(Loss):
-    """A function of yours as a loss: Lambda(lambda outputs, targets: ops.mean(ops.abs(outputs - targets))).
-
-    function: takes a batch's outputs and targets, and a third argument, the sample weights, if there are to be some;
-    returns one number, computed with ops. It says what is averaged: a Trainer weighs each batch's number by its
-    samples. Its code is in no record. A Trainer takes the plain function, too: Trainer(model, function, optimizer).
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        if not callable(function) or isinstance(function, (Loss, type)):
-            raise OptionError(
-                f"losses.Lambda needs a function of outputs and targets, got {repr(function)[:60]}"
-            )
-        super().__init__()
-        self.function = function
-
-    def compute(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
-        """function(outputs, targets), with the weights if there are some."""
-        if sample_weight and not _takes(self.function, None, None, None):
-            raise OptionError(
-                "the function of a losses.Lambda takes no sample_weight: give it a third argument"
-            )
-        return self.function(outputs, targets, *sample_weight)
-
-    def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
-        """Nothing: only the function knows what fits."""
-
-    def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
-        """Integers as int64, other numbers in the model's dtype."""
-        return np.asarray(targets, dtype=np.int64 if targets.dtype.kind in "iu" else dtype)
-
-    def __repr__(self) -> str:
-        return f"Lambda({getattr(self.function, '__name__', 'function')})"
+            raise LabelError(f"{self!r}: the targets hold NaN or infinities; clean them first")
 
 
 class _ByHand(Op):
-    """A loss as one op: the forward and backward that its class has of its own."""
+    """A loss as one op that calls the loss's own forward and backward."""
 
     takes_stored = True
 
@@ -338,23 +336,3 @@ class _ByHand(Op):
     @property
     def name(self) -> str:
         return type(self.owner).__name__
-
-
-def check_sample_weight(sample_weight: Any, rows: int) -> np.ndarray:
-    """Host sample weights for so many samples: (n,), finite, none below 0.
-
-    Raises ShapeError, DTypeError or OptionError.
-    """
-    weights = np.asarray(sample_weight)
-    if weights.shape != (rows,):
-        raise ShapeError(f"sample_weight must be one number a sample, ({rows},), got {weights.shape}")
-    if weights.dtype.kind not in "fiub":
-        raise DTypeError(f"sample_weight must be numbers, got {weights.dtype}")
-    if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise OptionError("sample_weight must be finite and at least 0; 0 leaves a sample out")
-    return weights
-
-
-def inside(shape: tuple[int, ...]) -> str:
-    """A shape as it is written after `(n, `."""
-    return ", ".join(map(str, shape))

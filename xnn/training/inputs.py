@@ -10,6 +10,7 @@ import numpy as np
 from xnn.backends import admit
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
 from xnn.layers import Sequential
+from xnn.layers.hidden import check_nothing_hidden
 from xnn.losses import Loss, check_sample_weight
 from xnn.metrics import Metric
 
@@ -17,7 +18,8 @@ __all__ = ["check_trainable", "prepare", "prepare_validation"]
 
 
 def check_trainable(model: Sequential) -> None:
-    """Raise OptionError for a model with no parameter that training may change."""
+    """Raise OptionError for a model with no parameter that training may change, or with one that it would miss."""
+    check_nothing_hidden(model)
     parameters = model.parameters()
     if not parameters:
         raise OptionError("the model has nothing to train: no layer of it has weights, as Dense has; add one")

@@ -1,0 +1,51 @@
+"""What a loss needs to know of batches: sample weights, shapes as text, and the loss over several batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn.errors import DTypeError, OptionError, ShapeError
+
+__all__ = ["LossOverBatches", "check_sample_weight", "inside"]
+
+
+class LossOverBatches:
+    """The loss over several batches: the mean of means, weighted by their divisors, or the sum of sums."""
+
+    def __init__(self, loss: Any) -> None:
+        self._adds, self._sum, self._total = loss.reduction == "sum", 0.0, 0.0
+
+    def add(self, value: Any, total: Any) -> None:
+        """Add a batch's loss, and the divisor of its mean."""
+        self._sum += float(value) if self._adds else float(value) * float(total)
+        self._total += float(total)
+
+    @property
+    def value(self) -> float:
+        """The loss of the batches so far; 0 if no sample counted."""
+        return self._sum if self._adds else self._sum / (self._total or 1.0)
+
+
+def check_sample_weight(sample_weight: Any, rows: int) -> np.ndarray:
+    """Sample weights as a host array (rows,), one for each sample.
+
+    Raises ShapeError for another shape, DTypeError for something that is not numbers, OptionError for numbers that
+    are not finite or below 0.
+    """
+    weights = np.asarray(sample_weight)
+    if weights.shape != (rows,):
+        raise ShapeError(
+            f"sample_weight has shape {weights.shape}; it must be one number a sample, ({rows},)"
+        )
+    if weights.dtype.kind not in "fiub":
+        raise DTypeError(f"sample_weight must be numbers, got {weights.dtype}")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise OptionError("sample_weight must be finite and at least 0; 0 leaves a sample out")
+    return weights
+
+
+def inside(shape: tuple[int, ...]) -> str:
+    """The sizes of a shape as text, to be put after "(n, "."""
+    return ", ".join(map(str, shape))

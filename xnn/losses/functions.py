@@ -1,0 +1,52 @@
+"""Functions of the user's as losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xnn.errors import OptionError
+from xnn.losses.loss import Loss, takes
+
+__all__ = ["Lambda"]
+
+
+class Lambda(Loss):
+    """A function of your own as a loss.
+
+    function: takes a batch's outputs and targets, and as a third argument, if it has one, the sample weights. It
+        returns one number, computed with ops, and says itself what is averaged.
+
+    A Trainer weighs each batch's number by its samples. Targets are not checked. Integer targets stay integers, other
+    numbers get the model's dtype. The function's code is not part of a recorded run.
+    Raises OptionError for something that is not a function, and for sample weights that it does not take.
+
+        >>> import numpy as np
+        >>> from xnn import losses, ops
+        >>> loss = losses.Lambda(lambda outputs, targets: ops.mean(ops.abs(outputs - targets)))
+        >>> float(loss(np.array([[1.0], [3.0]]), np.array([[0.0], [0.0]])))
+        2.0
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        if not callable(function) or isinstance(function, (Loss, type)):
+            raise OptionError(
+                f"losses.Lambda needs a function of outputs and targets, got {repr(function)[:60]}"
+            )
+        super().__init__()
+        self.function = function
+        self._takes_weight = takes(function, None, None, None)  # type: ignore[misc]
+
+    def compute(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
+        return self.function(outputs, targets, *sample_weight)
+
+    def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
+        pass
+
+    def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
+        return np.asarray(targets, dtype=np.int64 if targets.dtype.kind in "iu" else dtype)
+
+    def __repr__(self) -> str:
+        return f"Lambda({getattr(self.function, '__name__', 'function')})"
