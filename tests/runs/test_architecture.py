@@ -258,7 +258,10 @@ def test_a_network_that_does_not_fit_the_data(folder, tmp_path):
         (layer("Dense", "outputs = 9"), "the model has 9 outputs"),
         (layer("Dense", "inputs = 9", "outputs = 10"), "net.toml:1: Dense(9, 10) cannot take"),
         (DENSE + layer("Softmax"), "remove that layer"),
-        (layer("Function", "op = 'transpose'") + DENSE, "returned shape (784, 2) for two samples of shape (784,)"),
+        (
+            layer("Function", "op = 'transpose'") + DENSE,
+            "returned shape (784, 2) for two samples of shape (784,)",
+        ),
     ):
         net.write_text(text)
         result = run("train", "--dataset", folder / "digits.npz", "--model", net)

@@ -44,7 +44,7 @@ Say: TypeAlias = Callable[[str], None]
     default="",
     callback=widths,
     metavar="N,N,...",
-    help="Default: 32,128,512; with --sweep 32 to 2048.",
+    help="Batch sizes to time. Default: 32,128,512; with --sweep 32 to 2048.",
 )
 @click.option(
     "--peers",
@@ -84,9 +84,9 @@ Say: TypeAlias = Callable[[str], None]
 def command(**options: Any) -> None:
     """Time a training step of xnn and of other libraries.
 
-    The matrix products of the step alone are timed too. Contestants take turns, each in a process of its own. A
-    contestant gets a figure only if its run learned and its losses agree with those of the others. Each contestant
-    may use all cores, or --threads; xnn train may use fewer (see xnn info).
+    The matrix products of the step alone are timed too. Contestants (each table of kernels, each library) take turns,
+    each in a process of its own. A contestant gets a figure only if its run learned and its losses agree with those
+    of the others. Each contestant may use all cores, or --threads; xnn train may use fewer (see xnn info).
 
     Exits with 1 if a contestant of xnn gets no figure, is slower than before (--compare), or does not reach the
     accuracy (--to-accuracy).

@@ -24,6 +24,7 @@ from xnn.layers import Sequential
 from xnn.layers import files as weights
 from xnn.optimizers import Optimizer
 from xnn.runs.digests import Recorder
+from xnn.runs.names import KERNELS
 from xnn.runs.spec import RunSpec
 from xnn.training import Trainer
 
@@ -65,7 +66,7 @@ def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 )
 @click.option(
     "--kernels",
-    type=click.Choice(["auto", "ops", "numpy", "compiled"]),
+    type=click.Choice(KERNELS),
     default="auto",
     show_default=True,
     help="The code that runs a step: plain ops, or faster kernels for them; compiled needs the extra fast.",
@@ -95,7 +96,7 @@ def command(context: click.Context, /, backend: str | None, numerics: str | None
     xnn train --numerics exact --record run.jsonl   to be verified on another machine
     XNN_BACKEND=cupy xnn train                      the same run on a GPU
     """
-    given_options(context)
+    given_options(context)  # raises if two options describe the network
     with use_numerics(numerics), use_backend(get_backend(backend).name):
         interrupted = train_command(**with_table(options))
     if interrupted:
@@ -309,7 +310,7 @@ def _print_summary(
         click.echo(f"the model is as it was after epoch {kept}, the best of {len(history.epochs)}")
     if "average" in result["run"]:
         click.echo(
-            "tested and saved: the moving average of the weights; the numbers of the epochs are those of the weights"
+            "tested and saved: the moving average of the weights; the numbers of each epoch are those of the weights"
         )
     entry = history.epochs[kept - 1] if kept else {}
     shown = {f"validation {k[4:]}": v for k, v in entry.items() if k.startswith("val_")}
@@ -335,5 +336,7 @@ def _print_files(result: dict[str, Any], written: dict[str, str], recorder: Reco
     if "plot" in written:
         click.echo(f"learning curves: {written['plot']}")
     if "record" in written and recorder:
-        fast = "; fast numerics verify only under the same plan" if result["numerics"] == "fast" else ""
+        fast = (
+            "; in fast numerics it verifies only under the same plan" if result["numerics"] == "fast" else ""
+        )
         click.echo(f"record of {len(recorder.record.steps):,} steps: {written['record']}{fast}")

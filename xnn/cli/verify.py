@@ -36,7 +36,12 @@ _STEPS = 200
 @click.command("verify")
 @click.argument("a")
 @click.argument("b")
-@click.option("--steps", type=click.IntRange(1), metavar="N", help="Default: 200, or all of a record.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many steps to compare. Default: 200, or all steps of a record.",
+)
 @click.option(
     "--numerics",
     metavar="NAME",

@@ -1,4 +1,4 @@
-"""The plain names of optimizers, losses and activations, as the command line and records write them.
+"""The plain names of optimizers, losses, activations and kernels, as the command line and records write them.
 
 Each name stands in one of these tables and nowhere else. Networks as TOML files (xnn.runs.architecture) use the names
 of the classes instead.
@@ -14,6 +14,7 @@ from xnn.optimizers import Optimizer
 
 __all__ = [
     "ACTIVATIONS",
+    "KERNELS",
     "LOSSES",
     "LOSSES_OF_CLASSES",
     "LOSSES_OF_NUMBERS",
@@ -56,6 +57,10 @@ ACTIVATIONS: dict[str, type[Layer]] = {
     "sigmoid": layers.Sigmoid,
     "tanh": layers.Tanh,
 }
+
+
+#: What a run of `xnn train` or `xnn verify` may be executed with: see the option `kernels` of xnn.Trainer.
+KERNELS = ("auto", "ops", "numpy", "compiled")
 
 
 def losses_for(data: Dataset) -> dict[str, type[Loss]]:

@@ -15,6 +15,7 @@ import numpy as np
 from xnn.backends import backend_names
 from xnn.errors import DataError, OptionError, UnknownBackendError, XnnError
 from xnn.runs.digests import Digests, Record, TensorKind
+from xnn.runs.names import KERNELS
 from xnn.runs.process import Process
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
 #: The distance from a number to NaN, as `distance` gives it.
 NO_DISTANCE = np.iinfo(np.uint64).max
 
-_KERNELS = ("auto", "ops", "numpy", "compiled")
 _SETTINGS = "backend=NAME, threads=N, kernels=NAME or blas=CORE, separated by commas"
 
 
@@ -160,8 +160,8 @@ def parse_settings(text: str) -> dict[str, str]:
             )
         if key == "threads" and (not value.isdecimal() or int(value) < 1):
             raise OptionError(f"{text!r}: threads must be a positive integer")
-        if key == "kernels" and value not in _KERNELS:
-            raise OptionError(f"{text!r}: kernels must be one of {', '.join(_KERNELS)}")
+        if key == "kernels" and value not in KERNELS:
+            raise OptionError(f"{text!r}: kernels must be one of {', '.join(KERNELS)}")
         settings[key] = value
     return settings
 

@@ -116,7 +116,7 @@ class RunSpec:
             raise OptionError(f"there is no loss {self.loss!r}: choose {', '.join(LOSSES)}")
         if self.class_weight not in (None, "balanced"):
             raise OptionError(f"--class-weight must be balanced, got {self.class_weight!r}")
-        check_real("--label-smoothing", self.label_smoothing, 0.0, 1.0)
+        losses.SoftmaxCrossEntropy(self.label_smoothing)  # checks it before data are fetched
         for name in ("label_smoothing", "class_weight"):
             if getattr(self, name) and self.loss not in (None, *LOSSES_OF_CLASSES):
                 raise OptionError(f"{_option(name)} is for cross-entropy, not for {self.loss}: omit it")
