@@ -391,3 +391,17 @@ def test_one_layer_called_twice_shares_its_weights():
         (weight.grad, bias.grad), xnn.grad(f, (0, 1))(weight.value, bias.value), strict=True
     ):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_list_of_other_things_that_gets_a_layer_later_is_refused():
+    class Late(Layer):
+        def __init__(self):
+            super().__init__()
+            self.parts = [1, 2]
+            self.parts.append(Dense(4, 4))
+
+        def compute(self, x):
+            return self.parts[-1](x)
+
+    with pytest.raises(OptionError, match=r"Late\.parts\[2\] is Dense\(4, 4\), where the model does not find it"):
+        Sequential(Late())
