@@ -403,5 +403,7 @@ def test_a_list_of_other_things_that_gets_a_layer_later_is_refused():
         def compute(self, x):
             return self.parts[-1](x)
 
-    with pytest.raises(OptionError, match=r"Late\.parts\[2\] is Dense\(4, 4\), where the model does not find it"):
+    with pytest.raises(
+        OptionError, match=r"Late\.parts\[2\] is Dense\(4, 4\), where the model does not find it"
+    ):
         Sequential(Late())
