@@ -102,3 +102,25 @@ def test_a_buffer_changes_at_the_end_of_the_forward_pass(kernels):
         rule.step(by_hand.parameters())
     np.testing.assert_allclose(model.layers[0].mean.value, by_hand.layers[0].mean.value, rtol=1e-6)
     np.testing.assert_allclose(model.layers[1].weight.value, by_hand.layers[1].weight.value, rtol=1e-5)
+
+
+def test_a_dropout_added_later_draws_masks_of_its_own(kernels):
+    class Blocks(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.blocks = [layers.Dropout(0.5)]
+
+        def compute(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    blocks = Blocks()
+    model = xnn.Sequential(blocks, layers.Dense(64, 1, seed=1))
+    blocks.blocks.append(layers.Dropout(0.5))
+    x = np.ones((8, 64), np.float32)
+    xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.0), kernels=kernels).fit((x, x[:, :1]), progress=False)
+    first, second = blocks.blocks
+    assert first.index != second.index
+    model.set_stream(0, 0)
+    assert (first.forward(x, training=True) != second.forward(x, training=True)).any()

@@ -13,7 +13,7 @@ from xnn.backends.kernels.calls import Cursor, KernelTable
 from xnn.data import Batches
 from xnn.errors import OptionError
 from xnn.graph.scope import assignments
-from xnn.layers import Sequential
+from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.metrics import Count
 from xnn.optimizers import Optimizer
@@ -57,6 +57,9 @@ class Stepper:
         self._begin()
 
     def _begin(self) -> None:
+        drawing = [layer.index for layer in self.model.all_layers() if isinstance(layer, Drawing)]
+        if len(set(drawing)) < len(drawing):  # a layer was added after the model was built
+            self.model.number_from(0)
         buffers = self.model.buffers()
         self.store = Store(self.lib, self.optimizer, self._parameters, self.table.in_place, buffers)
         self.programs: dict[int, Program] = {}
