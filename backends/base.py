@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from xnn.backends.kernels.calls import KernelTable
 from xnn.backends.numerics import current_numerics
 from xnn.backends.random import Stream, half_words, keep_halves, signed_halves
-from xnn.errors import DeviceMemoryError, OptionError
+from xnn.errors import DeviceMemoryError, DTypeError, OptionError
 
 __all__ = ["Backend", "Timer"]
 
@@ -142,6 +143,17 @@ class Backend:
                 "backend also numpy or compiled"
             )
         return KernelTable()
+
+    def number_on_device(self, value: Any) -> Any:
+        """Return a metric's value as an array on the device: a user's metric may return a Python number.
+
+        Raises DTypeError for what is neither a number nor an array.
+        """
+        if isinstance(value, (Real, np.generic)):
+            return self.to_device(float(value))
+        if not hasattr(value, "shape"):
+            raise DTypeError(f"a metric returned {type(value).__name__}: it must return a number or an array")
+        return value
 
     def buffer(self, shape: tuple[int, ...], dtype: Any, like: Any = None) -> Any:
         """Allocate an array for kernels to write: a copy of `like`, or uninitialised."""

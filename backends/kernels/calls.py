@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,10 @@ import numpy as np
 from xnn.errors import DTypeError
 from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of
 
-__all__ = ["Call", "Cursor", "KernelTable", "Runnable", "Slot", "as_number", "bind", "bind_each", "interpret"]
+__all__ = ["TABLES", "Call", "Cursor", "KernelTable", "Runnable", "Slot", "bind", "bind_each", "interpret"]
+
+#: The names of tables of kernels; a backend may have only some of them.
+TABLES = ("auto", "ops", "numpy", "compiled")
 
 Runnable = Callable[[], None]
 
@@ -310,7 +312,7 @@ def _metric(lib: Any, call: Call) -> Runnable:
     xp = lib.math
 
     def run() -> None:
-        number.put(as_number(lib, apply_rule(call.op, xp, (outputs.array, targets.array), {})))
+        number.put(lib.number_on_device(apply_rule(call.op, xp, (outputs.array, targets.array), {})))
 
     return run
 
@@ -318,19 +320,7 @@ def _metric(lib: Any, call: Call) -> Runnable:
 def _total(lib: Any, call: Call) -> Runnable:
     number = call.writes[0]
     assert number is not None
-    return lambda: number.put(as_number(lib, call.op(*(slot.array for slot in call.reads))))
-
-
-def as_number(lib: Any, value: Any) -> Any:
-    """Return a metric's value as an array on the device; a user's metric may return a Python number.
-
-    Raises DTypeError for anything else.
-    """
-    if not isinstance(value, (Real, np.generic)):
-        if not hasattr(value, "shape"):
-            raise DTypeError(f"a metric returned {type(value).__name__}: it must return a number or an array")
-        return value
-    return lib.to_device(float(value))
+    return lambda: number.put(lib.number_on_device(call.op(*(slot.array for slot in call.reads))))
 
 
 def _collect(lib: Any, call: Call) -> Runnable:

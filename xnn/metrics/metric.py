@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xnn.backends import Backend, backend_of
-from xnn.backends.kernels.calls import as_number
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
@@ -152,4 +151,4 @@ class Totals:
 def count_batch(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[np.ndarray]:
     """What each metric counts in a batch, as float64 arrays on the host."""
     found = (apply_rule(metric.count, lib.math, (outputs, targets), {}) for metric in metrics)
-    return [lib.to_host(as_number(lib, count)).astype(np.float64) for count in found]
+    return [lib.to_host(lib.number_on_device(count)).astype(np.float64) for count in found]

@@ -7,6 +7,7 @@ of the classes instead.
 from __future__ import annotations
 
 from xnn import layers, losses, optimizers
+from xnn.backends.kernels.calls import TABLES
 from xnn.data import Dataset
 from xnn.layers import Layer
 from xnn.losses import Loss
@@ -60,7 +61,7 @@ ACTIVATIONS: dict[str, type[Layer]] = {
 
 
 #: What a run of `xnn train` or `xnn verify` may be executed with: see the option `kernels` of xnn.Trainer.
-KERNELS = ("auto", "ops", "numpy", "compiled")
+KERNELS = TABLES
 
 
 def losses_for(data: Dataset) -> dict[str, type[Loss]]:

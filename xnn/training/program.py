@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.backends.kernels.calls import Call, Cursor, KernelTable, Slot, as_number, bind
+from xnn.backends.kernels.calls import Call, Cursor, KernelTable, Slot, bind
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded
@@ -187,7 +187,7 @@ def _counting(
     calls, counts = [], []
     for number, metric in enumerate(metrics):
         value = apply_rule(metric, lib.math, (outputs.array, targets.array), {})
-        shape, dtype = as_number(lib, value).shape, getattr(value, "dtype", outputs.array.dtype)
+        shape, dtype = lib.number_on_device(value).shape, getattr(value, "dtype", outputs.array.dtype)
         counts.append(Slot(f"metric {number}", tuple(shape), dtype))
         calls.append(Call("metric", metric, (slots[outputs], slots[targets]), (counts[-1],)))
     if total is not None:

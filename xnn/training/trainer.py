@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from xnn.backends import Backend, current_numerics, numerics
-from xnn.backends.kernels.calls import KernelTable, as_number
+from xnn.backends.kernels.calls import TABLES, KernelTable
 from xnn.backends.threads import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
@@ -91,7 +91,7 @@ class Trainer:
                 f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
                 "remove that layer"
             )
-        if kernels not in ("auto", "ops", "numpy", "compiled"):
+        if kernels not in TABLES:
             model.backend.kernels(kernels)  # raises, now rather than in fit
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.metrics = _metrics(loss, model, metrics)
@@ -235,7 +235,7 @@ class Trainer:
                 targets, *weights = map(lib.to_device, rest)
                 value = self.loss.run(outputs, targets, *weights)
                 total = x.shape[0] if even else self.loss.total(outputs, targets, *weights)
-                mean.add(lib.to_host(value), lib.to_host(as_number(lib, total)))
+                mean.add(lib.to_host(value), lib.to_host(lib.number_on_device(total)))
                 counts.add(count_batch(lib, self.metrics, outputs, targets), x.shape[0])
         return {"loss": mean.value, **counts.results()}
 
