@@ -124,3 +124,18 @@ def test_a_dropout_added_later_draws_masks_of_its_own(kernels):
     assert first.index != second.index
     model.set_stream(0, 0)
     assert (first.forward(x, training=True) != second.forward(x, training=True)).any()
+
+
+def test_an_array_that_compute_reads_may_change(lib):
+    """A constant array of any backend: the second trace is compared with the first by its numbers."""
+    scale = {"now": lib.to_device(np.array([1.0, 2.0], np.float32))}
+
+    class Halves(Callback):
+        def on_epoch_end(self, history, results):
+            scale["now"] = lib.to_device(np.zeros(2, np.float32))
+
+    model = xnn.Sequential(layers.Dense(3, 2, seed=1), layers.Lambda(lambda x: x * scale["now"]))
+    x = np.ones((8, 3), np.float32)
+    trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1), callbacks=[Halves()])
+    history = trainer.fit((x, x[:, :2]), epochs=3, batch_size=8, progress=False)
+    assert history["loss"][1] == history["loss"][2] == 1.0 != history["loss"][0]

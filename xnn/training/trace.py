@@ -121,10 +121,9 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
     if hasattr(a, "shape") and hasattr(b, "shape") and not isinstance(a, type):
-        if tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype:
-            return False
-        lib = backend_of(a, b)
-        return bool(np.array_equal(lib.to_host(a), lib.to_host(b), equal_nan=a.dtype.kind == "f"))
+        one, other = (backend_of(array).to_host(array) for array in (a, b))
+        equal = np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+        return bool(equal) and one.dtype == other.dtype
     return type(a) is type(b) and bool(a == b)
 
 
