@@ -133,7 +133,7 @@ class Loss:
             cls._takes_weight = takes(cls.compute, None, None, None, None)
 
     def __repr__(self) -> str:
-        return written(type(self), {**self.options, "reduction": self.reduction})
+        return written(self, {**self.options, "reduction": self.reduction})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._defaults():
