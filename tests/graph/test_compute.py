@@ -169,6 +169,21 @@ def test_state_that_compute_changes_is_refused():
     assert model.layers[1].calls > 1
 
 
+def test_state_that_the_compute_of_a_loss_changes_is_refused():
+    class Growing(losses.Loss):
+        calls = 0
+
+        def compute(self, outputs, targets):
+            self.calls += 1
+            return ops.mean(outputs - targets) * float(self.calls)
+
+    model, loss = xnn.Sequential(layers.Dense(4, 2)), Growing()
+    with pytest.raises(GraphError, match=r"Growing\.calls was assigned in `compute`"):
+        xnn.Trainer(model, loss, optimizers.SGD(0.1)).fit((X, Y), progress=False)
+    loss(X, X)  # by hand it counts
+    assert loss.calls > 0
+
+
 def test_by_hand_and_under_grad_a_branch_on_numbers_is_a_branch():
     layer = layers.Lambda(looked)
     assert layer.forward(np.ones((1, 2), np.float32)).tolist() == [[2.0, 2.0]]

@@ -17,7 +17,7 @@ from xnn.errors import DTypeError, GraphError, LabelError, OptionError, ShapeErr
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded, array_of
-from xnn.graph.scope import Scope, assignments, by_hand, current_scope
+from xnn.graph.scope import Scope, assignments, by_hand, check_assignment, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
 from xnn.layers.by_hand import written_by_hand
@@ -141,6 +141,7 @@ class Loss:
         return self._chosen.get(name, self._defaults()[name])
 
     def __setattr__(self, name: str, value: Any) -> None:
+        check_assignment(self, name)
         if not name.startswith("_") and name in self._defaults():
             name, value = "options", {**self._chosen, name: value}
         super().__setattr__(name, value)
