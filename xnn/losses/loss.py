@@ -24,7 +24,7 @@ from xnn.layers.by_hand import written_by_hand
 from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.apply import apply_rule
-from xnn.options import check_known, explained, written
+from xnn.options import attributes_of, check_known, explained, written
 
 __all__ = ["Loss", "takes"]
 
@@ -133,7 +133,7 @@ class Loss:
             cls._takes_weight = takes(cls.compute, None, None, None, None)
 
     def __repr__(self) -> str:
-        return written(self, {**self.options, "reduction": self.reduction})
+        return written(self, {**self.options, **attributes_of(self)})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._defaults():
