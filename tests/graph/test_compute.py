@@ -169,6 +169,23 @@ def test_state_that_compute_changes_is_refused():
     assert model.layers[1].calls > 1
 
 
+def test_a_buffer_that_is_not_the_models_is_not_changed():
+    norm = layers.BatchNorm(2, affine=False)
+    distance = losses.MSE()
+
+    def training(outputs, targets):
+        return distance(norm(outputs), targets)
+
+    def inference(outputs, targets):
+        return distance(norm(outputs, training=False), targets)
+
+    model = xnn.Sequential(layers.Dense(4, 2))
+    with pytest.raises(OptionError, match="training would change <Buffer running_mean"):
+        xnn.Trainer(model, training, optimizers.SGD(0.1)).fit((X, X[:, :2]), progress=False)
+    xnn.Trainer(model, inference, optimizers.SGD(0.1)).fit((X, X[:, :2]), progress=False)
+    assert norm.running_mean.value.tolist() == [0.0, 0.0]
+
+
 def test_state_that_the_compute_of_a_loss_changes_is_refused():
     class Growing(losses.Loss):
         calls = 0

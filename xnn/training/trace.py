@@ -64,7 +64,8 @@ class Trace:
 def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     """Run model and loss on a batch, in training, without changing anything that training counts.
 
-    Raises OptionError for a parameter that the loss does not depend on, or one that is not the model's.
+    Raises OptionError for a parameter that the loss does not depend on; for a parameter that is not the model's, and
+    for a buffer that is not and would be changed.
     """
     inputs = [Value(array) for array in arrays]
     scope = Scope(training=True, program=True)
@@ -75,6 +76,7 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     order = made_from(cost, outputs, *inputs, *sources)
     parameters = model.parameters()
     check_all_known(f"{type(model).__name__} or {type(loss).__name__}", order, parameters)
+    _check_kept(scope.kept, model)
     used = set(made_from(cost))
     for name, parameter in model.named_parameters():
         if parameter not in used and not parameter.frozen:
@@ -84,6 +86,16 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
             )
     constants = [_copy(node.array) for node in order if type(node) is Constant]
     return Trace(inputs, outputs, cost, scope.kept, order, constants)
+
+
+def _check_kept(kept: Sequence[Kept], model: Sequential) -> None:
+    """Raise OptionError if a step would change a buffer that is not the model's."""
+    own = set(model.buffers())
+    for buffer in (buffer for change in kept for buffer in change.buffers if buffer not in own):
+        raise OptionError(
+            f"training would change {buffer!r}, which is not one of the model's buffers and would stay unsaved: "
+            "assign it, or its layer, to an attribute of a layer of the model, or call that layer with training=False"
+        )
 
 
 def runs_code_of_the_users(model: Sequential, loss: Loss) -> bool:
