@@ -15,7 +15,7 @@ from xnn.errors import DataError, OptionError
 from xnn.files import check_writable, to_json
 from xnn.history import History, epoch_line, numbers_line
 from xnn.layers import Sequential
-from xnn.options import check_count, check_real, shown
+from xnn.options import attributes_of, check_count, check_real, written
 
 __all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar"]
 
@@ -70,7 +70,7 @@ class Callback:
         """Called after the last step, also when Ctrl-C or an error ended the run."""
 
     def __repr__(self) -> str:
-        return shown(self)
+        return written(self, attributes_of(self))
 
 
 class ProgressBar(Callback):
@@ -158,7 +158,7 @@ class JsonLines(Callback):
 
         >>> from xnn import callbacks
         >>> callbacks.JsonLines("run.jsonl")
-        JsonLines(path='run.jsonl')
+        JsonLines('run.jsonl')
     """
 
     def __init__(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> None:

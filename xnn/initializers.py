@@ -52,7 +52,7 @@ class _Drawn:
     """An initializer whose repr shows the options that do not have their defaults."""
 
     def __repr__(self) -> str:
-        return written(type(self), vars(self))
+        return written(self, vars(self))
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,7 +13,8 @@ from typing import Any
 from xnn.errors import OptionError
 
 __all__ = [
-    "arguments_of",
+    "argument_names",
+    "attributes_of",
     "check_count",
     "check_dtype",
     "check_integer",
@@ -22,7 +23,6 @@ __all__ = [
     "check_real",
     "check_shape",
     "explained",
-    "shown",
     "written",
 ]
 
@@ -88,32 +88,10 @@ def check_dtype(dtype: str) -> str:
     return dtype
 
 
-def arguments_of(kind: type) -> dict[str, Any]:
-    """The arguments that a class takes, with their defaults. *args and **kwargs are left out."""
+def argument_names(kind: type) -> list[str]:
+    """The names of the arguments that a class takes. *args and **kwargs are left out."""
     found = inspect.signature(kind).parameters.values()
-    return {p.name: p.default for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-
-
-def shown(thing: Any, *always: str, omit: Collection[str] = (), others: Iterable[str] = ()) -> str:
-    """The text of an object for its __repr__: its class, and the arguments that are not at their defaults.
-
-    thing: an object that keeps each argument as an attribute of the same name.
-    always: arguments that are shown at their defaults too.
-    omit: arguments that are never shown. Default none.
-    others: arguments that the class takes as **kwargs, whose default is None. Default none.
-
-        >>> from fractions import Fraction
-        >>> shown(Fraction(3, 4))
-        'Fraction(numerator=3, denominator=4)'
-    """
-    parts = []
-    for name, default in {**arguments_of(type(thing)), **dict.fromkeys(others)}.items():
-        value = getattr(thing, name, default)
-        if name in omit:
-            continue
-        if repr(value) != repr(default) or (name in always and hasattr(thing, name)):
-            parts.append(f"{name}={_short(value)}")
-    return f"{type(thing).__name__}({', '.join(parts)})"
+    return [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def explained(init: Callable[..., None]) -> Callable[..., None]:
@@ -140,26 +118,34 @@ def explained(init: Callable[..., None]) -> Callable[..., None]:
     return checked
 
 
-def written(kind: type, options: Mapping[str, Any], *first: str) -> str:
+def written(thing: Any, options: Mapping[str, Any], *first: str, always: Collection[str] = ()) -> str:
     """An object as the call that makes it, for its repr: `Dense(784, 100)`.
 
-    kind: its class. options: what it was built with, in any order; those that have their defaults are omitted, and
-    those that must be given stand first, without their names. first: text that stands before all of them.
+    options: what it was built with, in any order; those that have their defaults are omitted, and those that must be
+        given stand first, without their names.
+    first: text that stands before all of them.
+    always: options that are shown at their defaults, too. Default none.
     """
-    parameters = inspect.signature(kind).parameters
+    parameters = inspect.signature(type(thing)).parameters
     required = [name for name, p in parameters.items() if p.default is p.empty and name in options]
-    others = [name for name in (*parameters, *options) if name in options and name not in required]
     parts = [*first, *(_short(options[name]) for name in required)]
-    for name in dict.fromkeys(others):
+    for name in dict.fromkeys((*parameters, *options)):
+        if name not in options or name in required:
+            continue
         default = parameters[name].default if name in parameters else inspect.Parameter.empty
-        if not _equal(options[name], default):
+        if name in always or repr(options[name]) != repr(default):  # by repr, since True == 1
             parts.append(f"{name}={_short(options[name])}")
-    return f"{kind.__name__}({', '.join(parts)})"
+    return f"{type(thing).__name__}({', '.join(parts)})"
 
 
-def _equal(value: Any, default: Any) -> bool:
-    """Whether an option has its default, and the same type: True is not 1."""
-    return type(value) is type(default) and bool(value == default)
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """The options of an object that keeps each argument as an attribute of the same name, for `written`.
+
+    >>> from fractions import Fraction
+    >>> written(Fraction(3, 4), attributes_of(Fraction(3, 4)))
+    'Fraction(numerator=3, denominator=4)'
+    """
+    return {name: getattr(thing, name) for name in argument_names(type(thing)) if hasattr(thing, name)}
 
 
 def _short(value: Any) -> str:

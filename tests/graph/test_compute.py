@@ -169,6 +169,38 @@ def test_state_that_compute_changes_is_refused():
     assert model.layers[1].calls > 1
 
 
+def test_a_buffer_that_is_not_the_models_is_not_changed():
+    norm = layers.BatchNorm(2, affine=False)
+    distance = losses.MSE()
+
+    def training(outputs, targets):
+        return distance(norm(outputs), targets)
+
+    def inference(outputs, targets):
+        return distance(norm(outputs, training=False), targets)
+
+    model = xnn.Sequential(layers.Dense(4, 2))
+    with pytest.raises(OptionError, match="training would change <Buffer running_mean"):
+        xnn.Trainer(model, training, optimizers.SGD(0.1)).fit((X, X[:, :2]), progress=False)
+    xnn.Trainer(model, inference, optimizers.SGD(0.1)).fit((X, X[:, :2]), progress=False)
+    assert norm.running_mean.value.tolist() == [0.0, 0.0]
+
+
+def test_state_that_the_compute_of_a_loss_changes_is_refused():
+    class Growing(losses.Loss):
+        calls = 0
+
+        def compute(self, outputs, targets):
+            self.calls += 1
+            return ops.mean(outputs - targets) * float(self.calls)
+
+    model, loss = xnn.Sequential(layers.Dense(4, 2)), Growing()
+    with pytest.raises(GraphError, match=r"Growing\.calls was assigned in `compute`"):
+        xnn.Trainer(model, loss, optimizers.SGD(0.1)).fit((X, Y), progress=False)
+    loss(X, X)  # by hand it counts
+    assert loss.calls > 0
+
+
 def test_by_hand_and_under_grad_a_branch_on_numbers_is_a_branch():
     layer = layers.Lambda(looked)
     assert layer.forward(np.ones((1, 2), np.float32)).tolist() == [[2.0, 2.0]]

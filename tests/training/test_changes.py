@@ -9,6 +9,7 @@ import pytest
 import xnn
 from xnn import initializers, layers, losses, ops, optimizers
 from xnn.callbacks import Callback
+from xnn.training.trace import _same
 
 
 @pytest.fixture(params=["numpy", "compiled"])
@@ -71,6 +72,39 @@ class TestWhatCallbacksAssign:
             np.testing.assert_allclose(found[table][0], seen, rtol=1e-5)
             for array, parameter in zip(found[table][1], by_hand.model.parameters(), strict=True):
                 np.testing.assert_allclose(array, parameter.value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("made", ["once, and written to", "at each call"])
+def test_arrays_that_a_function_reads_count_from_the_next_step(lib, made):
+    """Also arrays of the device, which are compared where they are."""
+    weights = [1.0]
+    held = lib.to_device(np.ones((1, 2), np.float32))
+    losses_seen = []
+
+    class Changes(Callback):
+        def on_step(self, history, epoch, step, loss):
+            losses_seen.append(loss)
+            if step == 2:
+                weights[0] = held[...] = 0.0
+
+    def weigh(x):
+        return x * (
+            lib.to_device(np.full((1, 2), weights[0], np.float32)) if made == "at each call" else held
+        )
+
+    x = np.ones((4, 3), np.float32)
+    model = xnn.Sequential(layers.Dense(3, 2), layers.Lambda(weigh))
+    trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.01), callbacks=[Changes()])
+    trainer.fit((x, np.ones((4, 2), np.float32)), batch_size=1, progress=False)
+    assert losses_seen[0] != losses_seen[1]
+    assert losses_seen[2:] == [1.0, 1.0]
+
+
+def test_a_constant_with_nan_is_no_change(lib):
+    compared = [lib.to_device(np.array([1.0, np.nan, last], np.float32)) for last in (2.0, 2.0, 3.0)]
+    assert _same(compared[0], compared[1])
+    assert not _same(compared[0], compared[2])
+    assert not _same(compared[0], lib.to_device(np.array([1.0, np.nan, 2.0])))
 
 
 def test_a_buffer_changes_at_the_end_of_the_forward_pass(kernels):

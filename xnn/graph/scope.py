@@ -8,11 +8,15 @@ from contextvars import ContextVar
 from typing import Any, Self
 
 from xnn.backends.numerics import pinned
+from xnn.errors import GraphError
 
-__all__ = ["Scope", "assignments", "by_hand", "current_scope"]
+__all__ = ["Scope", "assignments", "by_hand", "check_assignment", "current_scope"]
 
 #: Counts the assignments to attributes of layers and losses. A Trainer sees by it that something changed.
 assignments = [0]
+
+#: Attributes that xnn's own layers and losses assign in a forward pass.
+_OF_A_PASS = frozenset({"_tape", "_at", "_there"})
 
 
 class Scope:
@@ -52,6 +56,16 @@ _scope: ContextVar[Scope | None] = ContextVar("xnn_scope", default=None)
 
 #: The innermost scope that is open, or None.
 current_scope = _scope.get
+
+
+def check_assignment(owner: object, name: str) -> None:
+    """Raise GraphError for an attribute of a layer or loss that is assigned while a program is made of `compute`."""
+    scope = current_scope()
+    if scope is not None and scope.program and name not in _OF_A_PASS:
+        raise GraphError(
+            f"{type(owner).__name__}.{name} was assigned in `compute`, which a Trainer runs once and not at every "
+            "step: change arrays with Layer.keep, options in a callback, or write forward and backward by hand"
+        )
 
 
 @contextmanager

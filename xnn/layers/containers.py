@@ -97,9 +97,7 @@ class Container(Layer):
         shown = [repr(layer) for layer in self.layers]
         if len(shown) > _SHOWN:
             shown[_SHOWN - 2 : -1] = [f"... {len(shown) - _SHOWN + 1} more ..."]
-        return written(
-            type(self), {k: v for k, v in self.config().items() if k not in ("layers", "seed")}, *shown
-        )
+        return written(self, {k: v for k, v in self.config().items() if k not in ("layers", "seed")}, *shown)
 
 
 class Identity(Layer):

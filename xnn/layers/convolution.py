@@ -96,7 +96,7 @@ class Conv2D(Layer):
         }
 
     def __repr__(self) -> str:
-        return written(type(self), _pairs_as_numbers(self.config()))
+        return written(self, _pairs_as_numbers(self.config()))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         _check_images(self, (None, *shape), self.in_channels)
@@ -137,7 +137,7 @@ class _Pool(Layer):
         options = _pairs_as_numbers(self.config())
         if options["stride"] == options["kernel_size"]:
             del options["stride"]
-        return written(type(self), options)
+        return written(self, options)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         _check_images(self, (None, *shape))

@@ -285,7 +285,7 @@ class Layer(Stateful):
         return math.prod(shape)
 
     def __repr__(self) -> str:
-        return written(type(self), self.config())
+        return written(self, self.config())
 
 
 class Composite(Layer):

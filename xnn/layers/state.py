@@ -8,16 +8,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from xnn.backends import Purpose, Stream
-from xnn.errors import GraphError, OptionError
-from xnn.graph.scope import assignments, current_scope
+from xnn.errors import OptionError
+from xnn.graph.scope import assignments, check_assignment
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.options import explained
 
 __all__ = ["Stateful"]
-
-
-#: Attributes of xnn's layers that a forward pass assigns.
-_OF_A_PASS = frozenset({"_tape", "_at", "_there"})
 
 
 class Stateful:
@@ -64,12 +60,7 @@ class Stateful:
                 f"{type(self).__name__}.{name} is a Parameter and stays: assign an array to .{name}.value, got "
                 f"{repr(value)[:60]}"
             )
-        scope = current_scope()
-        if scope is not None and scope.program and name not in _OF_A_PASS:
-            raise GraphError(
-                f"{type(self).__name__}.{name} was assigned in `compute`, which a Trainer runs once and not at every "
-                "step: change arrays with Layer.keep, options in a callback, or write forward and backward by hand"
-            )
+        check_assignment(self, name)
         super().__setattr__(name, value)
         parameters = self.__dict__.setdefault("_parameters", {})
         others = self.__dict__.setdefault("_others", {})

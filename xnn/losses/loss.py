@@ -17,14 +17,14 @@ from xnn.errors import DTypeError, GraphError, LabelError, OptionError, ShapeErr
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded, array_of
-from xnn.graph.scope import Scope, assignments, by_hand, current_scope
+from xnn.graph.scope import Scope, assignments, by_hand, check_assignment, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
 from xnn.layers.by_hand import written_by_hand
 from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.apply import apply_rule
-from xnn.options import check_known, explained, written
+from xnn.options import attributes_of, check_known, explained, written
 
 __all__ = ["Loss", "takes"]
 
@@ -133,7 +133,7 @@ class Loss:
             cls._takes_weight = takes(cls.compute, None, None, None, None)
 
     def __repr__(self) -> str:
-        return written(type(self), {**self.options, "reduction": self.reduction})
+        return written(self, {**self.options, **attributes_of(self)})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._defaults():
@@ -141,6 +141,7 @@ class Loss:
         return self._chosen.get(name, self._defaults()[name])
 
     def __setattr__(self, name: str, value: Any) -> None:
+        check_assignment(self, name)
         if not name.startswith("_") and name in self._defaults():
             name, value = "options", {**self._chosen, name: value}
         super().__setattr__(name, value)

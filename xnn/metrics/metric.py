@@ -11,7 +11,7 @@ from xnn.backends import Backend, backend_of
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
-from xnn.options import shown
+from xnn.options import attributes_of, written
 
 __all__ = ["Count", "Metric", "Totals", "count_batch"]
 
@@ -56,7 +56,10 @@ class Metric:
         self.name, self._named = name or self.name, name is not None
 
     def __repr__(self) -> str:
-        return shown(self, omit=() if self._named else ("name",))
+        options = attributes_of(self)
+        if not self._named:
+            options.pop("name", None)
+        return written(self, options)
 
     def check(self, targets: np.ndarray) -> None:
         """Raise for targets that this metric cannot count. A Trainer calls it once, before it runs.

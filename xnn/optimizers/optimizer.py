@@ -15,7 +15,7 @@ from xnn.errors import OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule
-from xnn.options import arguments_of, check_known, check_real, shown
+from xnn.options import argument_names, attributes_of, check_known, check_real, written
 from xnn.schedules import Schedule, check_rate
 
 __all__ = ["Common", "Optimizer", "State", "WeightDecay", "check_betas"]
@@ -97,7 +97,7 @@ class Optimizer:
         average: float | None = None,
         **unknown: Any,
     ) -> None:
-        check_known(type(self).__name__, unknown, (*arguments_of(type(self)), *Common.__annotations__))
+        check_known(type(self).__name__, unknown, (*argument_names(type(self)), *Common.__annotations__))
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.clip_norm = _check_limit("clip_norm", clip_norm)
         self.clip_value = _check_limit("clip_value", clip_value)
@@ -295,7 +295,10 @@ class Optimizer:
             setattr(self, key, dict(value) if isinstance(value, dict) else value)
 
     def __repr__(self) -> str:
-        return shown(self, "learning_rate", others=Common.__annotations__)
+        common = {
+            name: value for name in Common.__annotations__ if (value := getattr(self, name)) is not None
+        }
+        return written(self, {**attributes_of(self), **common}, always=("learning_rate",))
 
 
 def _give(parameters: list[Parameter], gradients: list[Array]) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from xnn.backends import backend_of
 from xnn.errors import OptionError
 from xnn.graph.backward import made_from
@@ -66,7 +64,8 @@ class Trace:
 def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     """Run model and loss on a batch, in training, without changing anything that training counts.
 
-    Raises OptionError for a parameter that the loss does not depend on, or one that is not the model's.
+    Raises OptionError for a parameter that the loss does not depend on; for a parameter that is not the model's, and
+    for a buffer that is not and would be changed.
     """
     inputs = [Value(array) for array in arrays]
     scope = Scope(training=True, program=True)
@@ -77,6 +76,7 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     order = made_from(cost, outputs, *inputs, *sources)
     parameters = model.parameters()
     check_all_known(f"{type(model).__name__} or {type(loss).__name__}", order, parameters)
+    _check_kept(scope.kept, model)
     used = set(made_from(cost))
     for name, parameter in model.named_parameters():
         if parameter not in used and not parameter.frozen:
@@ -86,6 +86,16 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
             )
     constants = [_copy(node.array) for node in order if type(node) is Constant]
     return Trace(inputs, outputs, cost, scope.kept, order, constants)
+
+
+def _check_kept(kept: Sequence[Kept], model: Sequential) -> None:
+    """Raise OptionError if a step would change a buffer that is not the model's."""
+    own = set(model.buffers())
+    for buffer in (buffer for change in kept for buffer in change.buffers if buffer not in own):
+        raise OptionError(
+            f"training would change {buffer!r}, which is not one of the model's buffers and would stay unsaved: "
+            "assign it, or its layer, to an attribute of a layer of the model, or call that layer with training=False"
+        )
 
 
 def runs_code_of_the_users(model: Sequential, loss: Loss) -> bool:
@@ -113,7 +123,7 @@ def _same_rule(a: Any, b: Any) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal, arrays element by element."""
+    """Equal, arrays element by element, on their device. Only users' code makes arrays that must be compared."""
     if a is b:
         return True
     if isinstance(a, dict) and isinstance(b, dict):
@@ -121,12 +131,13 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
     if hasattr(a, "shape") and hasattr(b, "shape") and not isinstance(a, type):
-        one, other = (backend_of(array).to_host(array) for array in (a, b))
-        equal = np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
-        return bool(equal) and one.dtype == other.dtype
+        if tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype:
+            return False
+        lib, differ = backend_of(a, b), (a != b) & ((a == a) | (b == b))  # NaN is the same as NaN
+        return not lib.to_host(lib.xp.any(differ))
     return type(a) is type(b) and bool(a == b)
 
 
 def _copy(x: Any) -> Any:
-    """A host array's copy, since it may be written to; anything else as it is."""
-    return x.copy() if isinstance(x, np.ndarray) else x
+    """An array's copy, on its device, since it may be written to; anything else as it is."""
+    return backend_of(x).xp.asarray(x, copy=True) if hasattr(x, "shape") else x
