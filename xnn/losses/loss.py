@@ -132,6 +132,10 @@ class Loss:
         if "compute" in vars(cls):
             cls._takes_weight = takes(cls.compute, None, None, None, None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep: all but the last forward pass, which is only this object's."""
+        return {name: value for name, value in self.__dict__.items() if name != "_tape"}
+
     def __repr__(self) -> str:
         return written(type(self), {**self.options, "reduction": self.reduction})
 
