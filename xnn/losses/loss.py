@@ -20,7 +20,7 @@ from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, assignments, by_hand, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
-from xnn.layers.by_hand import written_by_hand
+from xnn.layers.by_hand import check_pass, new_pass, written_by_hand
 from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.apply import apply_rule
@@ -238,6 +238,7 @@ class Loss:
         if self.by_hand and recorded:
             return _ByHand(self)(*arrays)
         if self.by_hand:
+            new_pass(self)
             with by_hand():
                 return self.forward(*arrays)
         scope = current_scope()
@@ -331,11 +332,14 @@ class _ByHand(Op):
         self, xp: Namespace, outputs: Array, targets: Array, *sample_weight: Array
     ) -> tuple[Array, Any]:
         with by_hand():
-            return self.owner.forward(outputs, targets, *sample_weight), sample_weight
+            cost = self.owner.forward(outputs, targets, *sample_weight)
+        return cost, (len(sample_weight), new_pass(self.owner))
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        weights, number = saved
+        check_pass(self.owner, number)
         with by_hand():
-            return self.owner.backward() * grad, None, *(None for _ in saved)
+            return self.owner.backward() * grad, None, *(None,) * weights
 
     @property
     def name(self) -> str:
