@@ -425,3 +425,53 @@ def test_a_layer_of_ones_own_predicts_on_every_backend(lib):
     model = Sequential(Gate(), layers.Add(Gate(), layers.Lambda(lambda x: 2.0 * x)))
     y = lib.to_host(model.forward(lib.to_device(X)))
     np.testing.assert_allclose(model.predict(X), y, rtol=1e-6)
+
+
+class Doubled(Layer):
+    """Written by hand: the square, in training only."""
+
+    def forward(self, x, training=False):
+        self.x, self.training = x, training
+        return x * x if training else x
+
+    def backward(self, dout, input_gradient=True):
+        return 2.0 * self.x * dout if self.training else dout
+
+
+class TestLayersWrittenByHand:
+    def test_a_second_forward_pass_is_no_silent_wrong_gradient(self, kernels):
+        class Twice(Layer):
+            def __init__(self):
+                super().__init__()
+                self.dense, self.square = Dense(4, 3), Doubled()
+
+            def compute(self, x):
+                return self.square(self.square(self.dense(x)))
+
+        twice = Twice()
+        twice.forward(X, training=True)
+        with pytest.raises(GraphError, match="once more"):
+            twice.backward(np.ones((32, 3), np.float32))
+        with pytest.raises(GraphError, match="once more"):
+            fit(Sequential(Twice()), kernels)
+        model = Sequential(Dense(4, 3), Doubled())
+        model.forward(X)
+        model.predict(X[:3])
+        with pytest.raises(GraphError, match="once more"):
+            model.backward(np.ones((32, 3), np.float32))
+
+    def test_a_program_runs_it_with_the_training_that_compute_gives_it(self, kernels):
+        class Calm(Layer):
+            def __init__(self, training):
+                super().__init__()
+                self.dense, self.square, self.given = Dense(4, 3), Doubled(), training
+
+            def compute(self, x, training):
+                return self.square(self.dense(x), training=self.given)
+
+        for given in (False, True):
+            model, other = (Sequential(Calm(given), seed=0) for _ in range(2))
+            fit(model, kernels)
+            steps_by_hand(other)
+            for a, b in zip(model.parameters(), other.parameters(), strict=True):
+                np.testing.assert_allclose(a.value, b.value, rtol=1e-5, atol=1e-7)

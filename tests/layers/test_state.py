@@ -1,6 +1,8 @@
 """What a user assigns to a layer's attributes: it is trained, saved, moved and counted, or the model is refused."""
 
+import copy
 import functools
+import pickle
 from collections import deque
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 
 import xnn
 from xnn import initializers, layers, losses, ops, optimizers
-from xnn.errors import OptionError
+from xnn.errors import GraphError, OptionError
 from xnn.layers import BatchNorm, Dense, Dropout, Lambda, Layer, Parameter, ReLU, Sequential
 from xnn.layers.files import weights_sha256
 
@@ -407,3 +409,21 @@ def test_a_list_of_other_things_that_gets_a_layer_later_is_refused():
         OptionError, match=r"Late\.parts\[2\] is Dense\(4, 4\), where the model does not find it"
     ):
         Sequential(Late())
+
+
+def test_a_model_that_another_process_pickled_trains():
+    model = xnn.Sequential(layers.Dense(3, 2), layers.Dropout(0.5), layers.Dense(2, 1), seed=0)
+    for parameter in model.parameters():
+        parameter.created += 10**9  # its process had recorded more values than this one
+    x = np.ones((4, 3), np.float32)
+    model.forward(x, training=True)
+    loaded = pickle.loads(pickle.dumps(model))
+    with pytest.raises(GraphError, match="before its forward"):
+        loaded.backward(np.ones((4, 1), np.float32))
+    loaded.forward(x)
+    loaded.backward(np.ones((4, 1), np.float32))
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+    deep = xnn.Sequential(*(layers.Tanh() for _ in range(1000)))
+    deep.forward(x)
+    copy.deepcopy(deep)
+    pickle.loads(pickle.dumps(deep))

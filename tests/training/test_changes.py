@@ -160,16 +160,108 @@ def test_a_dropout_added_later_draws_masks_of_its_own(kernels):
     assert (first.forward(x, training=True) != second.forward(x, training=True)).any()
 
 
-def test_an_array_that_compute_reads_may_change(lib):
-    """A constant array of any backend: the second trace is compared with the first by its numbers."""
-    scale = {"now": lib.to_device(np.array([1.0, 2.0], np.float32))}
+class Steps(Callback):
+    """Notes the losses and calls change(step) after each step."""
 
-    class Halves(Callback):
-        def on_epoch_end(self, history, results):
-            scale["now"] = lib.to_device(np.zeros(2, np.float32))
+    def __init__(self, change):
+        self.change, self.losses = change, []
 
-    model = xnn.Sequential(layers.Dense(3, 2, seed=1), layers.Lambda(lambda x: x * scale["now"]))
-    x = np.ones((8, 3), np.float32)
-    trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1), callbacks=[Halves()])
-    history = trainer.fit((x, x[:, :2]), epochs=3, batch_size=8, progress=False)
-    assert history["loss"][1] == history["loss"][2] == 1.0 != history["loss"][0]
+    def on_step(self, history, epoch, step, loss):
+        self.losses.append(loss)
+        self.change(step)
+
+
+X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+
+
+def fit(model, optimizer, change, kernels):
+    steps = Steps(change)
+    trainer = xnn.Trainer(model, losses.MSE(), optimizer, callbacks=[steps], kernels=kernels)
+    trainer.fit((X, X[:, :2]), batch_size=16, shuffle=False, progress=False)
+    return steps.losses
+
+
+def by_hand(model, optimizer, change):
+    loss, found = losses.MSE(), []
+    for step in range(4):
+        batch = X[16 * step : 16 * step + 16]
+        found.append(float(loss.forward(model.forward(batch, training=True), batch[:, :2])))
+        model.backward(loss.backward())
+        optimizer.step(model.parameters())
+        change(step + 1)
+    return found
+
+
+def same(kernels, build):
+    """Whether a fit and steps by hand give the same; build() gives model, optimizer and change."""
+    (model, optimizer, change), (other, rule, also) = build(), build()
+    np.testing.assert_allclose(
+        fit(model, optimizer, change, kernels), by_hand(other, rule, also), rtol=1e-5, atol=1e-6
+    )
+    for (_, a), (_, b) in zip(model.named_state(), other.named_state(), strict=True):
+        np.testing.assert_allclose(a.value, b.value, rtol=1e-4, atol=1e-5)
+    assert len(optimizer.averages) == len(rule.averages)
+    for a, b in zip(optimizer.averages.values(), rule.averages.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [lambda: optimizers.SGD(0.1, momentum=0.9), lambda: optimizers.Adam(0.1)])
+def test_state_and_averages_that_on_step_assigns(kernels, rule):
+    def build():
+        model, optimizer = xnn.Sequential(layers.Dense(4, 2), seed=0), rule()
+        optimizer.average = 0.5
+
+        def change(step):
+            if step == 2:
+                optimizer.state.clear()
+            if step == 3:
+                optimizer.averages[model.layers[0].weight] = np.zeros((4, 2), np.float32)
+
+        return model, optimizer, change
+
+    same(kernels, build)
+
+
+def test_buffers_and_parameters_of_others_that_on_step_assigns(kernels):
+    def build():
+        teacher = layers.Dense(4, 2, seed=3)
+        for parameter in teacher.parameters():
+            parameter.frozen = True
+
+        class Difference(layers.Layer):
+            def __init__(self):
+                super().__init__()
+                self.dense, self.norm = layers.Dense(4, 2), layers.BatchNorm(2)
+
+            def compute(self, x):
+                return self.norm(self.dense(x)) - teacher(x)
+
+        model = xnn.Sequential(Difference(), seed=0)
+
+        def change(step):
+            teacher.weight.value = np.full((4, 2), float(step), np.float32)
+            if step == 3:
+                model.layers[0].norm.running_mean.value = np.full(2, 50.0, np.float32)
+
+        return model, optimizers.SGD(0.01), change
+
+    same(kernels, build)
+
+
+def test_layers_that_on_step_replaces(kernels):
+    def build():
+        model = xnn.Sequential(layers.Dense(4, 3), layers.ReLU(), layers.Dense(3, 2), seed=0)
+        tanh, dense = (
+            layers.Tanh(),
+            layers.Dense(3, 2, seed=9),
+        )  # built before, so that nothing is assigned later
+
+        def change(step):
+            if step == 1:
+                model.layers[1] = tanh
+            if step == 2:
+                model.layers[2] = dense
+
+        return model, optimizers.SGD(0.1), change
+
+    same(kernels, build)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.errors import OptionError
+from xnn.errors import GraphError, OptionError
 from xnn.graph.node import Recorded
 from xnn.graph.scope import by_hand, current_scope
 from xnn.ops import Array, Namespace, Op
@@ -37,26 +37,43 @@ class ByHand(Op):
 
     opaque = takes_stored = True
 
-    def __init__(self, layer: Any, training: bool) -> None:
-        self.owner, self.training = layer, training
+    def __init__(self, layer: Any, training: bool, trial: bool = False) -> None:
+        self.owner, self.training, self.trial = layer, training, trial
 
     def forward(self, xp: Namespace, x: Array, *weights: Array) -> tuple[Array, Any]:
-        """The layer's output. What is saved for backward is whether the gradient for x is needed."""
+        """The layer's output. Saved for backward: whether the gradient for x is needed, and which pass this was."""
         with by_hand():
-            return self.owner.forward(x, self.training), True
+            return self.owner.forward(x, self.training and not self.trial), (True, new_pass(self.owner))
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         """The layer's gradient for x, and the `grad` of its parameters, which its backward has set."""
+        input_gradient, number = saved
+        check_pass(self.owner, number)
         with by_hand():
-            dx = self.owner.backward(grad, input_gradient=saved)
+            dx = self.owner.backward(grad, input_gradient=input_gradient)
         return (dx, *(parameter.grad for parameter in self.owner.parameters()))
 
     def without_input_gradient(self, saved: Any) -> Any:
-        return False
+        return False, saved[1]
 
     @property
     def name(self) -> str:
         return type(self.owner).__name__
+
+
+def new_pass(owner: Any) -> object:
+    """Remember that a layer or loss written by hand has run forward; returns what stands for this pass."""
+    owner.__dict__["_pass"] = number = object()
+    return number
+
+
+def check_pass(owner: Any, number: object) -> None:
+    """Raise GraphError if another forward pass came between: the owner's backward would use what that one kept."""
+    if owner.__dict__.get("_pass") is not number:
+        raise GraphError(
+            f"{type(owner).__name__}, which is written by hand, ran forward once more before its backward, which "
+            "would give the gradients of the wrong pass: build a second one, or write a `compute`"
+        )
 
 
 def run_by_hand(layer: Any, x: Any, training: bool) -> Any:
@@ -67,7 +84,7 @@ def run_by_hand(layer: Any, x: Any, training: bool) -> Any:
     scope, parameters = current_scope(), layer.parameters()
     recorded = isinstance(x, Recorded) or (scope is not None and scope.records and parameters)
     if not recorded:
+        new_pass(layer)
         with by_hand():
             return layer.forward(x, training)
-    trial = scope is not None and scope.program
-    return ByHand(layer, training and not trial)(x, *parameters)
+    return ByHand(layer, training, scope is not None and scope.program)(x, *parameters)

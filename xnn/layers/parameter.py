@@ -9,7 +9,7 @@ import numpy as np
 
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
 from xnn.errors import GraphError, OptionError, ShapeError
-from xnn.graph.node import Recorded
+from xnn.graph.node import Recorded, next_created
 from xnn.graph.scope import current_scope
 from xnn.initializers import Initializer
 from xnn.ops import Array
@@ -158,6 +158,12 @@ class Parameter(Recorded):
         self._value, self._assigned = target.to_device(source.to_host(self.array)), True
         if self._grad is not None:
             self._grad = target.to_device(source.to_host(self._grad))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.created = (
+            next_created()
+        )  # inputs come before what is computed from them, in the process that loads it
 
     def __repr__(self) -> str:
         return (

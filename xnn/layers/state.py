@@ -76,6 +76,10 @@ class Stateful:
         if not name.startswith("_") and not self.by_hand:
             assignments[0] += 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep: all but the last forward pass, which is only this object's."""
+        return {name: value for name, value in self.__dict__.items() if name != "_tape"}
+
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
         for held in ("_parameters", "_others"):

@@ -20,7 +20,7 @@ from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, assignments, by_hand, check_assignment, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
-from xnn.layers.by_hand import written_by_hand
+from xnn.layers.by_hand import check_pass, new_pass, written_by_hand
 from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.apply import apply_rule
@@ -132,6 +132,10 @@ class Loss:
         if "compute" in vars(cls):
             cls._takes_weight = takes(cls.compute, None, None, None, None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep: all but the last forward pass, which is only this object's."""
+        return {name: value for name, value in self.__dict__.items() if name != "_tape"}
+
     def __repr__(self) -> str:
         return written(self, {**self.options, **attributes_of(self)})
 
@@ -235,6 +239,7 @@ class Loss:
         if self.by_hand and recorded:
             return _ByHand(self)(*arrays)
         if self.by_hand:
+            new_pass(self)
             with by_hand():
                 return self.forward(*arrays)
         scope = current_scope()
@@ -328,11 +333,14 @@ class _ByHand(Op):
         self, xp: Namespace, outputs: Array, targets: Array, *sample_weight: Array
     ) -> tuple[Array, Any]:
         with by_hand():
-            return self.owner.forward(outputs, targets, *sample_weight), sample_weight
+            cost = self.owner.forward(outputs, targets, *sample_weight)
+        return cost, (len(sample_weight), new_pass(self.owner))
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        weights, number = saved
+        check_pass(self.owner, number)
         with by_hand():
-            return self.owner.backward() * grad, None, *(None for _ in saved)
+            return self.owner.backward() * grad, None, *(None,) * weights
 
     @property
     def name(self) -> str:

@@ -58,6 +58,7 @@ class Store:
         self.buffers = list(buffers)
         self.kept: dict[Buffer, Slot] = {}
         self.outside: dict[Parameter, Slot] = {}
+        self.taken: dict[Parameter, Any] = {}  # the arrays that those outside had when they were taken in
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
             for p in self.parameters
@@ -100,6 +101,7 @@ class Store:
         for buffer, slot in self.kept.items():
             slot.array = self.lib.clean(buffer.value)
         for parameter, slot in self.outside.items():
+            self.taken[parameter] = parameter.value
             slot.array = self.lib.clean(parameter.value)
         for p, slot in self.averages.items():
             known = self.optimizer.averages.get(p)
@@ -129,6 +131,7 @@ class Store:
             return self.values[parameter]
         if parameter not in self.outside:
             value = self.lib.clean(parameter.value)
+            self.taken[parameter] = parameter.value
             self.outside[parameter] = Slot(parameter.name, parameter.shape, value.dtype, value, replaced=True)
         return self.outside[parameter]
 
@@ -151,7 +154,16 @@ class Store:
         self.take_values()
 
     def is_attached(self) -> bool:
-        """Whether parameters and optimizer still have the arrays of the last `publish`: nothing was assigned."""
+        """Whether nothing was assigned: parameters, buffers and optimizer have the arrays of the last `publish`.
+
+        Of parameters that are only read, whether they have the arrays that were taken in.
+        """
+        if any(parameter.value is not array for parameter, array in self.taken.items()):
+            return False
+        if any(buffer.value is not slot.array for buffer, slot in self.kept.items()):
+            return False
+        if any(self.optimizer.averages.get(p) is not slot.array for p, slot in self.averages.items()):
+            return False
         return all(
             parameter.value is value.array and (self.asks_optimizer or self._has_state(parameter, state))
             for group in self.groups

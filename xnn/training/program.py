@@ -96,7 +96,7 @@ def flatten(
     """
     for node in trace.order:
         if node.op is not None and node.op.opaque:
-            node.op.training = True  # type: ignore[attr-defined]
+            node.op.trial = False  # type: ignore[attr-defined]
     _check_dtypes(trace.order)
     slots = {node: _slot(node, place, store) for place, node in enumerate(trace.order)}
     forward = _forward(trace, slots)

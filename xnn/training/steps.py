@@ -50,9 +50,7 @@ class Stepper:
         even = loss.counts_samples(weighted=len(batches.arrays) > 2)
         self.total = None if even else loss.total
         self.collected: list[list[Any]] = [[] for _ in range(1 + len(metrics) + (not even))]
-        self._parameters = model.parameters()
-        self._code_of_the_users = runs_code_of_the_users(model, loss)
-        self._seen = assignments[0]
+        self._published = False  # whether parameters and optimizer have the arrays of the last step
         self._kept: Any = None
         self._begin()
 
@@ -60,6 +58,9 @@ class Stepper:
         drawing = [layer.index for layer in self.model.all_layers() if isinstance(layer, Drawing)]
         if len(set(drawing)) < len(drawing):  # a layer was added after the model was built
             self.model.number_from(0)
+        self._parameters, self._layers = self.model.parameters(), [*self.model.all_layers()]
+        self._code_of_the_users = runs_code_of_the_users(self.model, self.loss)
+        self._seen = assignments[0]
         buffers = self.model.buffers()
         self.store = Store(self.lib, self.optimizer, self._parameters, self.table.in_place, buffers)
         self.programs: dict[int, Program] = {}
@@ -101,11 +102,18 @@ class Stepper:
     def after_callbacks(self) -> bool:
         """Take in what callbacks changed after a step. Returns whether a check must come before the next step."""
         self.store.touch()
+        if self._has_other_parts():
+            return True  # the next `refresh` begins anew
         assigned = not (self.store.is_current(self._parameters) and self.store.is_attached())
         if assigned:
             self.store.take_values()
         self.look_again(called_back=True)
         return assigned
+
+    def _has_other_parts(self) -> bool:
+        """Whether the model has other layers or parameters than those that the programs were made of."""
+        known, now = (*self._layers, *self._parameters), (*self.model.all_layers(), *self.model.parameters())
+        return len(known) != len(now) or any(a is not b for a, b in zip(known, now, strict=True))
 
     def look_again(self, called_back: bool = False) -> None:
         """Drop the programs if model or loss would now compute something else.
@@ -124,8 +132,8 @@ class Stepper:
 
     def refresh(self) -> None:
         """After a check: take in what callbacks assigned, and keep a copy of everything to go back to."""
-        self.look_again(called_back=True)
-        if self.store.is_current(self._parameters):
+        if not self._has_other_parts() and self.store.is_current(self._parameters):
+            self.look_again(called_back=True)
             self.store.attach()
         else:
             self._begin()
@@ -138,6 +146,7 @@ class Stepper:
         if program.draws:
             self.model.set_stream(self.batches.seed, number)
         program.step(rows)
+        self._published = False
 
     def seconds_per_step(self, number: int) -> float:
         """The median time of a step on the first rows, in seconds. The measured steps are undone."""
@@ -159,7 +168,7 @@ class Stepper:
 
     def last_loss(self) -> float:
         """The loss of the last step. Parameters and gradients become those of this step. Waits for the device."""
-        self.store.publish()
+        self._publish()
         return float(self.lib.to_host(self.collected[0][-1]))
 
     def take(self) -> list[np.ndarray]:
@@ -167,12 +176,18 @@ class Stepper:
 
         Waits for the device.
         """
-        self.store.publish()
+        self._publish()
         taken = []
         for numbers in self.collected:
             taken.append(self.lib.to_host(self.lib.xp.stack(numbers)).astype(np.float64))
             numbers.clear()
         return taken
+
+    def _publish(self) -> None:
+        """Give parameters and optimizer the arrays of the last step; once, since callbacks may then assign others."""
+        if not self._published:
+            self.store.publish()
+            self._published = True
 
     def values(self) -> list[Any]:
         """The arrays of all parameters and buffers."""
