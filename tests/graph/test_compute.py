@@ -186,6 +186,16 @@ def test_a_buffer_that_is_not_the_models_is_not_changed():
     assert norm.running_mean.value.tolist() == [0.0, 0.0]
 
 
+def test_a_layer_that_is_not_the_models_draws_no_random_numbers():
+    """A loss has no seed and no step of a fit: its masks would be others in a second fit of the same seed."""
+    dropout, distance = layers.Dropout(0.5), losses.MSE()
+    model = xnn.Sequential(layers.Dense(4, 2))
+    with pytest.raises(OptionError, match=r"Dropout\(\) draws random numbers"):
+        xnn.Trainer(model, lambda y, t: distance(dropout(y), t), optimizers.SGD(0.1)).fit((X, X[:, :2]))
+    inference = xnn.Trainer(model, lambda y, t: distance(dropout(y, False), t), optimizers.SGD(0.1))
+    inference.fit((X, X[:, :2]), progress=False)
+
+
 def test_state_that_the_compute_of_a_loss_changes_is_refused():
     class Growing(losses.Loss):
         calls = 0

@@ -15,7 +15,7 @@ from xnn.errors import OptionError
 from xnn.graph.backward import made_from
 from xnn.graph.node import Recorded
 from xnn.graph.scope import Scope
-from xnn.graph.value import Constant, Kept, Value
+from xnn.graph.value import Constant, Drawn, Kept, Value
 from xnn.layers import Parameter, Sequential
 from xnn.layers.parameter import check_all_known
 from xnn.losses import Loss
@@ -64,8 +64,8 @@ class Trace:
 def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     """Run model and loss on a batch, in training, without changing anything that training counts.
 
-    Raises OptionError for a parameter that the loss does not depend on; for a parameter that is not the model's, and
-    for a buffer that is not and would be changed.
+    Raises OptionError for a parameter that the loss does not depend on; for a parameter that is not the model's, a
+    buffer that is not and would be changed, and a layer that is not and draws random numbers.
     """
     inputs = [Value(array) for array in arrays]
     scope = Scope(training=True, program=True)
@@ -77,6 +77,7 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     parameters = model.parameters()
     check_all_known(f"{type(model).__name__} or {type(loss).__name__}", order, parameters)
     _check_kept(scope.kept, model)
+    _check_drawn(order, model)
     used = set(made_from(cost))
     for name, parameter in model.named_parameters():
         if parameter not in used and not parameter.frozen:
@@ -96,6 +97,18 @@ def _check_kept(kept: Sequence[Kept], model: Sequential) -> None:
             f"training would change {buffer!r}, which is not one of the model's buffers and would stay unsaved: "
             "assign it, or its layer, to an attribute of a layer of the model, or call that layer with training=False"
         )
+
+
+def _check_drawn(order: Sequence[Recorded], model: Sequential) -> None:
+    """Raise OptionError if a layer draws random numbers that is not the model's."""
+    own = set(model.all_layers())
+    for node in order:
+        if isinstance(node, Drawn) and node.layer not in own:
+            raise OptionError(
+                f"{node.layer!r} draws random numbers and is not one of the model's layers, so that they would not "
+                "follow from the seed of the fit: assign it to an attribute of a layer of the model, or call it with "
+                "training=False"
+            )
 
 
 def runs_code_of_the_users(model: Sequential, loss: Loss) -> bool:
