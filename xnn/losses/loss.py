@@ -24,7 +24,7 @@ from xnn.layers.by_hand import written_by_hand
 from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.apply import apply_rule
-from xnn.options import check_known, explained, written
+from xnn.options import arguments_of, check_known, explained, written
 
 __all__ = ["Loss", "takes"]
 
@@ -133,7 +133,8 @@ class Loss:
             cls._takes_weight = takes(cls.compute, None, None, None, None)
 
     def __repr__(self) -> str:
-        return written(type(self), {**self.options, "reduction": self.reduction})
+        takes_it = self.reduction != "mean" or "reduction" in arguments_of(type(self))
+        return written(type(self), {**self.options, **({"reduction": self.reduction} if takes_it else {})})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._defaults():
@@ -308,6 +309,7 @@ class Loss:
             raise ShapeError(
                 f"{self!r} got targets of shape {tuple(targets.shape)} for outputs (n, {inside(output_shape)}): they "
                 "must be equal, since nothing is broadcast; reshape the targets"
+                + ("" if type(self).__module__.startswith("xnn.") else ", or override `check` and `prepare`")
             )
         if targets.dtype.kind not in "fiub":
             raise DTypeError(f"{self!r} needs numbers as targets, got {targets.dtype}")
