@@ -442,12 +442,17 @@ def test_samples_that_do_not_fit(tmp_path):
             r"line 2, field 1 \('a'\): '1,5' is not a number: numbers are written 1\.5",
         ),
         ("a,b,y\n1,5,2,0\n", {}, r"4 fields, and 3 were expected; a comma in a number\?"),
+        (
+            'a,b,y\n"1,2,0\n3,4,0\n',
+            {},
+            r"line 3: 1 fields, and 3 were expected; a quotation mark .* not closed\?",
+        ),
         ("a;b;y\n1,5;2;0\n", {}, r"one column; .* with commas between the fields, not ';'"),
         ("1,5;2,5;0\n", {}, r"'5;2' is not a number: .* fields have commas between them"),
         ("a,b,y\n1,2,0\n", {"header": False}, r"line 1, .*'a' is not a number; .* omit --no-header"),
         ("größe,y\n1,0\n".encode("latin-1"), {}, r"not a CSV file in UTF-8 \(byte 0xf6\): save it .* UTF-8"),
     ],
-    ids=["quoted", "comma", "semicolon", "both", "header", "latin-1"],
+    ids=["quoted", "comma", "open quote", "semicolon", "both", "header", "latin-1"],
 )
 def test_spreadsheets(tmp_path, content, options, message):
     path = tmp_path / "t.csv"

@@ -69,6 +69,7 @@ def test_a_function_is_a_loss(kernels):
         np.testing.assert_allclose(w, found[0][0], rtol=1e-5, atol=1e-6)
         assert value == pytest.approx(found[0][1], rel=1e-6)
     assert repr(losses.Lambda(squared)) == "Lambda(squared)"
+    assert repr(losses.Lambda(ops.mse)) == "Lambda(mse)"
 
 
 def test_integer_targets_of_a_function_stay_integers():

@@ -20,6 +20,7 @@ WRONG = [
     (b"[[layers]]\r\n\r\ntype = 'a\r\n", 4, "not TOML: Expected \"'\" at the end of the file"),
     (b"[[layers]]\ntype = \"a\"\ntype = \"b\"\n", 3, "not TOML"),
     (b"[[layers\n", 1, "not TOML"),
+    (b"[layers]\ntype = 'a'\n[layers]\n", 3, "each layer begins with [[layers]], in two brackets"),
     (b"[[layers]]\nx = [1, 2\n\n", 4, "not TOML"),
     (b"[[layers]]\nx = \"\"\"\n", 3, "not TOML"),
     (b"[[layers]]\ntype = \"\xff\"\n", 2, "byte 0xff is not UTF-8"),

@@ -184,8 +184,8 @@ def _as_trained(path: Path, trained: Columns) -> Choose:
         if width == len(trained.features):
             return every_column(names, width)
         raise ShapeError(
-            f"{path} has {width} columns; the model takes {len(trained.features)} features, perhaps with "
-            f"{len(trained.targets)} columns of targets"
+            f"{path} has {width} columns; the model takes {len(trained.features)} features, or {both} columns "
+            "with the targets"
         )
 
     return choose

@@ -132,6 +132,8 @@ def read_csv(path: Path, choose: Choose = every_column, header: bool | None = No
                 where = f"{path}, line {lines.line_num}"
                 if len(line) != width:
                     hint = "; a comma in a number? write 1.5, with a point" if len(line) > width else ""
+                    if any("\n" in field for field in line):
+                        hint = "; a quotation mark that is not closed? This row began in an earlier line"
                     raise CorruptFileError(f"{where}: {len(line)} fields, and {width} were expected{hint}")
                 row = [_as_number(line[column]) for column in columns.features]
                 texts = [line[column].strip() for column in columns.targets]

@@ -71,11 +71,12 @@ def value_and_grad(
             result = f(*values, **keywords)
         if not isinstance(result, Value) or result.shape != ():
             got = f"shape {tuple(result.shape)}" if hasattr(result, "shape") else type(result).__name__
+            hint = "ops.sum or ops.mean makes one of an array"
             if not isinstance(result, Value):
                 got += ", which was not computed from them"
+                hint = "use ops, model(x) and loss(outputs, targets), not NumPy's functions or a forward"
             raise GraphError(
-                f"the function must return one number computed from its arguments with ops, got {got}; "
-                "ops.sum or ops.mean makes one of an array"
+                f"the function must return one number computed from its arguments with ops, got {got}; {hint}"
             )
         found = dict(zip(inputs, gradients_of(result, None, inputs), strict=True))
         gradients = tuple(_mapped(values[i], found.__getitem__) for i in wanted)
@@ -97,7 +98,7 @@ def grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[
 
 
 def gradients_of(output: Value, seed: Array | None, inputs: list[Any]) -> list[Array]:
-    """The gradients of sum(seed * output) with respect to `inputs`; a seed of ones if None."""
+    """The gradients of sum(seed * output) with respect to `inputs`. `seed` is an array, by default of ones."""
     order, wanted = made_from(output), set(inputs)
     for node in order:
         if type(node) is Value and node.op is None and node not in wanted:

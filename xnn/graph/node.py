@@ -1,10 +1,10 @@
 """Recorded values: arrays that remember the op they were made by, so that gradients can flow back.
 
-| class | what it is | when it is computed |
+| class | what it is | where its array comes from |
 |---|---|---|
-| `xnn.graph.value.Value` | inside `xnn.grad`, and inside `compute` of a layer or loss | at once |
 | `xnn.layers.Parameter` | an array that training changes | it is assigned |
-| `xnn.graph.Node` | a node of a static graph (miniflow.py) | by forward_pass |
+| `xnn.graph.value.Value` | what ops return inside `xnn.grad` and `compute` | computed at once |
+| `xnn.graph.Node` | a node of a static graph (miniflow.py) | computed by forward_pass |
 
 Ops and the operators `+ - * / ** @ < <= > >=` take any of them. `xnn/graph/backward.py` computes the gradients.
 """
@@ -35,7 +35,8 @@ class Recorded:
 
     #: CuPy's operators leave `array * value` to the value, as NumPy's do by __array_ufunc__.
     __array_priority__ = 1000.0
-    #: If the inputs of an op have different ranks, the result is of the class with the highest.
+    #: Parameter 0, Value 1, Node 2: the result of an op is of the class of its input with the highest rank, but of
+    #: parameters alone it is a Value, or an array where nothing is recorded.
     rank: ClassVar[int] = 1
     #: Whether it is never differentiated.
     is_constant: ClassVar[bool] = False

@@ -23,7 +23,7 @@ class Scope:
     """The state that layers and ops find while they run: `with Scope(training=True): ...`
 
     training: what a layer takes for `training` if it is called without.
-    records: whether ops on parameters are recorded.
+    records: whether what ops compute is recorded, for a backward pass.
     program: whether the recording becomes a trainer's program, which is made once and run for every step. Then
         numbers may not be read, and buffers are not changed.
     guarded: whether reading a parameter's `value` raises, since its gradient would be lost.

@@ -89,4 +89,4 @@ class Lambda(Layer):
         return self.function(x)
 
     def __repr__(self) -> str:
-        return f"Lambda({getattr(self.function, '__name__', 'function')})"
+        return f"Lambda({getattr(self.function, '__name__', getattr(self.function, 'name', 'function'))})"

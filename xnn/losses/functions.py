@@ -49,4 +49,4 @@ class Lambda(Loss):
         return np.asarray(targets, dtype=np.int64 if targets.dtype.kind in "iu" else dtype)
 
     def __repr__(self) -> str:
-        return f"Lambda({getattr(self.function, '__name__', 'function')})"
+        return f"Lambda({getattr(self.function, '__name__', getattr(self.function, 'name', 'function'))})"

@@ -314,6 +314,7 @@ class Loss:
             raise ShapeError(
                 f"{self!r} got targets of shape {tuple(targets.shape)} for outputs (n, {inside(output_shape)}): they "
                 "must be equal, since nothing is broadcast; reshape the targets"
+                + ("" if type(self).__module__.startswith("xnn.") else ", or override `check` and `prepare`")
             )
         if targets.dtype.kind not in "fiub":
             raise DTypeError(f"{self!r} needs numbers as targets, got {targets.dtype}")

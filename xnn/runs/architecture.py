@@ -99,6 +99,11 @@ def _parse(content: bytes, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
         text = content.decode("utf-8")
         return tomllib.loads(text), lines_of(text)
     except UnicodeDecodeError as error:
+        if name.endswith(".safetensors"):
+            raise OptionError(
+                f"{name} is a saved model: --model takes a .toml file that lists layers; to train a saved model "
+                "further, use xnn.load and a Trainer in Python"
+            ) from None
         line = content.count(b"\n", 0, error.start) + 1
         raise OptionError(
             f"{name}:{line}: byte 0x{content[error.start]:02x} is not UTF-8: save it as UTF-8"
@@ -115,6 +120,8 @@ def _parse(content: bytes, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
             if found[2]
             else " at the end of the file: look above for a quote or bracket that is not closed"
         )
+        if "('layers',) twice" in found[1]:
+            hint = "; each layer begins with [[layers]], in two brackets"
         raise OptionError(f"{name}:{line}: this is not TOML: {found[1]}{hint}") from None
 
 
