@@ -200,7 +200,7 @@ class ExactRescale(Rescale):
 
 
 class _Moved(Op):
-    """flatten, reshape and identity, which leave ScaledIntegers what they are."""
+    """flatten, reshape and identity, which apply to the integers of ScaledIntegers and keep their scale."""
 
     takes_stored = True
 
