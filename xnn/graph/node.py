@@ -1,9 +1,9 @@
-"""Recorded values: arrays that remember the op they were made by, so that gradients can flow back.
+"""Recorded values: arrays that remember the op that made them, so that gradients can flow back.
 
 | class | what it is | when it is computed |
 |---|---|---|
 | `xnn.graph.value.Value` | inside `xnn.grad`, and inside `compute` of a layer or loss | at once |
-| `xnn.layers.Parameter` | an array that training changes | it is assigned |
+| `xnn.layers.Parameter` | an array that training changes | never: it is assigned |
 | `xnn.graph.Node` | a node of a static graph (miniflow.py) | by forward_pass |
 
 Ops and the operators `+ - * / ** @ < <= > >=` take any of them. `xnn/graph/backward.py` computes the gradients.

@@ -1,4 +1,4 @@
-"""The state around a computation: whether ops are recorded, and whether it is training, or a program being made."""
+"""The state around a computation: whether ops are recorded, whether it is training, whether a program is made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ assignments = [0]
 class Scope:
     """The state that layers and ops find while they run: `with Scope(training=True): ...`
 
-    training: what a layer takes for `training` if it is called without.
+    training: the value of `training` for a layer that is called without it.
     records: whether ops on parameters are recorded.
     program: whether the recording becomes a trainer's program, which is made once and run for every step. Then
         numbers may not be read, and buffers are not changed.
