@@ -23,7 +23,7 @@ _OF_A_PASS = frozenset({"_tape", "_at", "_there"})
 class Stateful:
     """An object whose attributes hold parameters, buffers and layers, also in lists, tuples and dicts.
 
-    Names are the attributes': `weight`, `blocks.0.weight`. What is passed to __init__ keeps its own name.
+    Names are those of the attributes: `weight`, `blocks.0.weight`. Arrays passed to __init__ keep their own names.
     """
 
     #: Whether `forward` and `backward` are written by hand.
@@ -61,8 +61,8 @@ class Stateful:
         """Assign an option, or register a parameter or layer. A parameter cannot be replaced: assign to its value."""
         if isinstance(self.__dict__.get(name), Parameter):
             raise OptionError(
-                f"{type(self).__name__}.{name} is a Parameter and stays: assign an array to .{name}.value, got "
-                f"{repr(value)[:60]}"
+                f"{type(self).__name__}.{name} is a Parameter, which cannot be replaced: assign an array to "
+                f".{name}.value, got {repr(value)[:60]}"
             )
         scope = current_scope()
         if scope is not None and scope.program and name not in _OF_A_PASS:
@@ -151,7 +151,7 @@ class Stateful:
         yield from self._of_layers("named_state")
 
     def _of_layers(self, method: str) -> Iterator[tuple[str, Parameter]]:
-        """What a method of the inner layers names, except the arrays that were passed to __init__ as its own."""
+        """Names and arrays that a method of the inner layers returns, without the arrays passed to __init__."""
         own = {id(array) for array in self._given}
         for name, layer in self._layers():
             for inner, array in getattr(layer, method)():
@@ -186,10 +186,10 @@ class Stateful:
 
 
 def _completed(init: Callable[..., None]) -> Callable[..., None]:
-    """A user's `__init__`, after which inner layers have weights and random numbers of their own.
+    """Wrap a user's `__init__`, so that at its end each inner layer gets a random stream of its own.
 
-    Each was built by itself, from seed 0: two of one shape would start alike. A model that takes the layer in numbers
-    everything anew.
+    Before that each inner layer draws from seed 0, and two layers of one shape would start with equal weights. A
+    model that takes the layer in numbers all layers again.
     """
 
     @functools.wraps(init)
