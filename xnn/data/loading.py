@@ -53,7 +53,7 @@ class TableOptions:
         Stream(self.seed, Purpose.SPLIT)  # raises OptionError unless it is a seed
 
     def refuse(self, what: str, *names: str) -> None:
-        """Raise OptionError if one of these options, or of all without names, is not at its default.
+        """Raise OptionError if one of these options is not at its default; without names, all options are checked.
 
         what: the data that do not take it, for the message.
         """
@@ -127,7 +127,7 @@ def _by_target(path: Path, target: Any) -> Choose:
 def _position(path: Path, column: Any, names: tuple[str, ...], width: int) -> int:
     """The number of a column, from its name or number.
 
-    Text that is no column's name may be a number, because the command line has only text.
+    Text that is not a column's name may be a number, because the command line has only text.
     """
     found = [position for position, name in enumerate(names) if name == column]
     if len(found) == 1:
