@@ -200,7 +200,7 @@ class ExactRescale(Rescale):
 
 
 class _Moved(Op):
-    """flatten, reshape and identity, which apply to the integers of ScaledIntegers and keep their scale."""
+    """flatten, reshape or identity, applied to the integers of ScaledIntegers; the scale stays the same."""
 
     takes_stored = True
 

@@ -117,7 +117,7 @@ def _by_target(path: Path, target: Any) -> Choose:
         features = tuple(column for column in range(width) if column not in targets)
         if not targets or not features or len(set(targets)) < len(targets):
             raise OptionError(
-                f"{path}: target={target!r} must be one column or more, all different, but not all"
+                f"{path}: target={target!r} must name different columns, at least one, but not all"
             )
         return features, targets
 
@@ -212,7 +212,7 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
     }
     x, y = parts["train"]
     if len(x) < 2:
-        raise CorruptFileError(f"{path} holds {len(x)} training samples; 2 or more are needed")
+        raise CorruptFileError(f"{path} holds {len(x)} training samples; 2 or more are needed: add samples")
     targets = as_targets(path.name, y, options.task)
     for part, (xs, ys) in parts.items():
         numbers = None if xs.shape[1] != x.shape[1] else _alike(targets, ys)

@@ -46,8 +46,8 @@ def value_and_grad(
     The gradient has the argument's structure. Each of its arrays has the shape and dtype of the array that it belongs
     to, and is zeros if f does not use that array. Several argnums give a tuple of gradients.
 
-    Raises OptionError for an argument that is not there, DTypeError for integers, GraphError for a result that is not
-    one number computed from the arguments.
+    Raises OptionError for a position without an argument, DTypeError for integers, and GraphError for a result that
+    is not one number computed from the arguments.
 
         >>> import numpy as np, xnn
         >>> from xnn import ops

@@ -159,7 +159,7 @@ class Stateful:
                     yield f"{name}.{inner}", array
 
     def draw_from(self, seed: int, number: int) -> int:
-        """Draw weights that were not assigned from this seed, as layer `number` of a model; returns the next number.
+        """Draw weights that were not assigned, as layer `number` of a model of this seed; returns the next number.
 
         A layer built with a seed of its own keeps its weights. Inner layers have the numbers that follow.
         """

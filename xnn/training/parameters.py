@@ -124,7 +124,7 @@ class Store:
         return self.kept[buffer]
 
     def read(self, parameter: Parameter) -> Slot:
-        """The slot in which a program reads a parameter; a frozen one that is not the model's gets a slot here."""
+        """The slot in which a program reads a parameter; a frozen one from outside the model gets a new slot."""
         if parameter in self.values:
             return self.values[parameter]
         if parameter not in self.outside:
