@@ -215,7 +215,7 @@ def topological_sort(feed: Mapping[Node, Any]) -> list[Node]:
     """
     for node, value in feed.items():
         if not isinstance(node, Input):
-            raise GraphError(f"topological_sort feeds Input nodes, got {node!r}")
+            raise GraphError(f"topological_sort got {node!r} as a key: it feeds Input nodes only")
         if value is not None:
             node.value = value
     reached = _connected(feed)
@@ -230,7 +230,7 @@ def topological_sort(feed: Mapping[Node, Any]) -> list[Node]:
                 if not waiting[reader]:
                     ready.append(reader)
     if len(order) < len(reached):
-        raise GraphError("the graph has a cycle: a node depends on its own output")
+        raise GraphError("the graph has a cycle, in which a node depends on its own output: remove the cycle")
     return order
 
 

@@ -236,7 +236,7 @@ class Layer(Stateful):
         and for another shape, DTypeError for another dtype.
         """
         if self._tape is None:
-            raise GraphError(f"{type(self).__name__}.backward came before its forward")
+            raise GraphError(f"{type(self).__name__}.backward came before its forward: call forward first")
         given, output, mode = self._tape
         _check_gradient(type(self).__name__, dout, output.array)
         order, parameters = made_from(output), self.parameters()

@@ -203,7 +203,7 @@ class Loss:
     def backward(self) -> Array:
         """The gradient of the last forward's loss for the outputs. Raises GraphError before a forward."""
         if self._tape is None:
-            raise GraphError(f"{type(self).__name__}.backward came before its forward")
+            raise GraphError(f"{type(self).__name__}.backward came before its forward: call forward first")
         given, cost, mode = self._tape
         value = cost.array
         one = backend_of(value).xp.ones(value.shape, dtype=value.dtype, device=value.device)
