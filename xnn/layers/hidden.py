@@ -112,7 +112,7 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _read_by(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """What a Python function reads from around it: closure, default values, globals."""
+    """The objects that a Python function reads besides its arguments: closure, default values, globals."""
     assert isinstance(function, types.FunctionType)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:

@@ -243,7 +243,7 @@ class Loss:
             return self._computed(scope, arrays)
 
     def _computed(self, scope: Scope, arrays: tuple[Any, ...]) -> Any:
-        """`compute` of outputs, targets and perhaps weights. Raises for a result that is not a number a batch."""
+        """Call `compute` with outputs, targets and perhaps weights. Raises unless it returns one number a batch."""
         _, _, *sample_weight = arrays
         if sample_weight and not self._takes_weight:
             raise OptionError(

@@ -164,7 +164,7 @@ class BinaryCrossEntropy(LossOp):
         more = constant(xp, pos_weight, logits) - 1.0
         if getattr(more, "shape", ()) not in ((), logits.shape[-1:]):
             raise ShapeError(
-                f"pos_weight of shape {more.shape}: it must be a number or {logits.shape[-1:]} of them"
+                f"pos_weight of shape {more.shape}: it must be a number or have shape {logits.shape[-1:]}"
             )
         return terms + more * target * softplus_of(xp, -logits), (logits, target, more)
 
