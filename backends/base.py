@@ -67,7 +67,7 @@ class Backend:
     def exact(self) -> Any:
         """The namespace of exact numerics over this backend's arrays, made at the first use.
 
-        Raises NumericsError if this machine does not compute as exact numerics need it to.
+        Raises NumericsError if this machine's arithmetic does not meet the conditions of exact numerics.
         """
         from xnn.backends.exact import enable  # here, since fast runs should not pay for importing it
 

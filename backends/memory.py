@@ -1,4 +1,4 @@
-"""How much memory this process has used."""
+"""Tells how much memory this process has used."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def use_numerics(name: str | None) -> None:
         XNN_NUMERICS, or "fast" if it is not set.
 
     Raises OptionError for any other name. Exact numerics check each backend when it is first used, and raise
-    NumericsError there if it does not compute as they need it to.
+    NumericsError there if its arithmetic does not meet their conditions.
 
     >>> import xnn
     >>> xnn.use_numerics("exact")

@@ -18,7 +18,7 @@ __all__ = ["StrictBackend"]
 
 
 class StrictBackend(Backend):
-    """NumPy's arithmetic behind an interface that has only the standard's functions."""
+    """NumPy's arithmetic behind a namespace that has only the functions of the Array API standard."""
 
     name = "array-api-strict"
 

@@ -63,15 +63,15 @@ class Task:
 def network_flops(widths: Sequence[int], batch: int) -> int:
     """The floating-point operations of the matrix products of one training step.
 
-    Counted are the forward pass, the gradients of the weights, and the gradients of all layers' inputs but the
-    first's.
+    It counts the forward pass, the gradients of the weights, and the gradients of all layers' inputs except the
+    first layer's.
     """
     products = [2 * batch * a * b for a, b in itertools.pairwise(widths)]
     return 3 * sum(products) - products[0]
 
 
 class _Given(Batches):
-    """Batches in the order `given`."""
+    """Batches whose order is set by the attribute `given`, and not drawn."""
 
     given: np.ndarray
 

@@ -56,7 +56,7 @@ _SHOWN = 10  # how many digits of a digest the table shows
 
 @dataclass(frozen=True)
 class Row:
-    """How one process computes.
+    """One row of the table: how a process computes.
 
     name: in the table. engine: a backend, or one of engines.ENGINES. kernels: a table of kernels. threads: of BLAS.
     workers: 0 for a Trainer. environment: variables to set. quick: whether `--quick` runs the row.
@@ -72,7 +72,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """All rows. The others are compared with the first."""
+    """List the rows of the table. The first one is the reference for the others."""
     found = [
         Row("1 thread", threads=1, quick=True),
         Row("2 threads", quick=True),

@@ -1,4 +1,4 @@
-"""What figures depend on: processor, BLAS, versions, load; and which data set is on disk."""
+"""Describes the machine on which times are measured: processor, BLAS, versions, load; and the data set on disk."""
 
 from __future__ import annotations
 

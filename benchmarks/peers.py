@@ -1,4 +1,4 @@
-"""Other libraries as contestants of the benchmark, each written as it is fastest on a CPU.
+"""Other libraries as contestants of the benchmark, each in the form that is fastest on a CPU.
 
 All train the same network: dense layers with ReLU between them, softmax cross-entropy, plain SGD, float32, whole
 batches in a given order. A contestant imports its library when it is made, so that a process holds one library only.

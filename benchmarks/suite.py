@@ -106,7 +106,7 @@ def run_task(
 
 
 def _epochs(worker: Process) -> int:
-    """The number of epochs in a turn. The epoch that is timed for it warms the contestant up."""
+    """Choose the number of epochs in a turn from the time of one epoch, which also warms the contestant up."""
     answer = worker.ask(do="run", epochs=1, warm_up=False)
     return max(1, round(_SECONDS / answer["seconds"])) if answer else 1
 

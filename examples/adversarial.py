@@ -19,7 +19,7 @@ xnn.Trainer(model, loss, optimizers.Adam(0.003)).fit((x[:3000], y[:3000]), epoch
 
 
 def accuracy(images):
-    """The share of the test images that the model names rightly."""
+    """The share of the test images that the model classifies correctly."""
     return (model.predict_classes(images) == labels).mean()
 
 

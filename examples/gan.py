@@ -13,23 +13,23 @@ from xnn import layers, losses, optimizers
 
 
 def network(outputs, seed):
-    """Two inputs, two hidden layers."""
+    """Build a network of two inputs and two hidden layers."""
     hidden = layers.Dense(2, 32), layers.LeakyReLU(), layers.Dense(32, 32), layers.LeakyReLU()
     return xnn.Sequential(*hidden, layers.Dense(32, outputs), seed=seed)
 
 
 def cost_of_critic(circle, drawn):
-    """Small if the critic tells real points from drawn ones."""
+    """The critic's loss: small if the critic tells real points from drawn ones."""
     return loss(critic(circle), real) + loss(critic(drawn), fake)
 
 
 def cost_of_generator(noise):
-    """Small if the critic takes what the generator draws for real."""
+    """The generator's loss: small if the critic takes the generator's points for real ones."""
     return loss(critic(generator(noise)), real)
 
 
 def learn(model, optimizer, cost, *points):
-    """One step of the model's parameters, down the gradient of cost(*points)."""
+    """Take one step of gradient descent on cost(*points) with the model's parameters."""
     parameters = model.parameters()
     gradients = xnn.grad(lambda parameters: cost(*points))(parameters)
     optimizer.step(parameters, gradients)

@@ -1,4 +1,4 @@
-"""LeNet-5 on MNIST: two convolutions with pooling and three Dense layers. It names over 99 % of the test images.
+"""LeNet-5 on MNIST: two convolutions with pooling and three Dense layers. Over 99 % of the test images are right.
 
     python examples/lenet5.py               12 epochs, about two minutes on two cores
     XNN_BACKEND=cupy python examples/lenet5.py
@@ -14,7 +14,7 @@ from xnn import data, layers, losses, optimizers, schedules
 
 
 def lenet5(classes=10, seed=0):
-    """The model: rows of 784 bytes in, one logit for each class out."""
+    """Build the model: rows of 784 bytes in, one logit for each class out."""
     return xnn.Sequential(
         layers.Rescale(1 / 255),
         layers.Reshape((1, 28, 28)),

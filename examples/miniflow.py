@@ -48,7 +48,7 @@ def linear():
 
 
 def gradients():
-    """The gradients of MSE(y, sigmoid(X W + b)) with respect to all four."""
+    """The gradients of MSE(y, sigmoid(X W + b)) with respect to X, W, b and y."""
     X, W, b, y = Input(), Input(), Input(), Input()
     f = Linear(X, W, b)
     a = Sigmoid(f)
@@ -67,7 +67,7 @@ def gradients():
 
 
 def boston(epochs=10, batch_size=11, seed=0):
-    """13-10-1 on standardized features; returns the mean loss of each epoch."""
+    """Train 13-10-1 on standardized features; returns the mean loss of each epoch."""
     parts = data.load("boston")
     X_ = np.concatenate([parts.x_train, parts.x_val, parts.x_test])
     y_ = np.concatenate([parts.y_train, parts.y_val, parts.y_test])[:, 0]

@@ -1,4 +1,4 @@
-"""Transfer learning: layers trained on one task stay as they are, under a new last layer for another task.
+"""Transfer learning: layers trained on one task are kept unchanged, under a new last layer for another task.
 
     python examples/transfer.py
 
@@ -10,12 +10,12 @@ from xnn import data, layers, losses, optimizers
 
 
 def body(seed):
-    """Pixels to 64 features."""
+    """Build the layers that turn pixels into 64 features."""
     return xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(784, 64), layers.ReLU(), seed=seed)
 
 
 def learned_odd(features):
-    """Train a new head on 20 images; its accuracy on a thousand others."""
+    """Train a new head on 20 images, and return its accuracy on a thousand others."""
     model = xnn.Sequential(features, layers.Dense(64, 1), seed=2)
     trainer = xnn.Trainer(model, losses.BinaryCrossEntropy(), optimizers.Adam(0.01))
     trainer.fit((x[:20], odd[:20]), epochs=30)

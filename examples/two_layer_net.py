@@ -31,7 +31,7 @@ class TwoLayerNet:
         }
 
     def scores(self, x, W1, b1, W2, b2):
-        """The logits."""
+        """Compute the logits of the samples x."""
         return ops.dense(ops.sigmoid(ops.dense(x, W1, b1)), W2, b2)
 
     def predict(self, x):
@@ -47,7 +47,7 @@ class TwoLayerNet:
         return float(np.mean(self.predict(x).argmax(axis=1) == labels_of(t)))
 
     def numerical_gradient(self, x, t):
-        """Evaluates the loss twice for every single weight."""
+        """The gradients by small differences, which take two evaluations of the loss for every weight."""
         gradients = {}
         for name, value in self.params.items():
 
@@ -59,7 +59,7 @@ class TwoLayerNet:
         return gradients
 
     def gradient(self, x, t):
-        """One forward and one backward pass for all weights: a dict like `params`."""
+        """The gradients by autograd, in one forward and one backward pass; a dict like `params`."""
 
         def loss(params):
             return ops.softmax_cross_entropy(self.scores(x, **params), labels_of(t))
@@ -68,7 +68,7 @@ class TwoLayerNet:
 
 
 def labels_of(t):
-    """Labels as they are, and those of one-hot rows."""
+    """Return integer labels unchanged, and convert one-hot rows to labels."""
     return t.argmax(axis=1) if t.ndim == 2 else t
 
 

@@ -13,7 +13,7 @@ from xnn import data, layers, ops, optimizers
 
 
 class VAE(layers.Drawing):
-    """The output holds, side by side, the mean and log deviation of the code, and the logits of the pixels."""
+    """The autoencoder. Its output holds mean and log deviation of the code, then the logits of the pixels."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class VAE(layers.Drawing):
 
 
 def negative_elbo(outputs, images):
-    """The cross-entropy of the pixels, and how far the codes are from a standard normal distribution."""
+    """The loss: the pixels' cross-entropy, plus the codes' divergence from a standard normal distribution."""
     mean, log_deviation, logits = outputs[:, :8], outputs[:, 8:16], outputs[:, 16:]
     divergence = ops.sum(mean**2 + ops.exp(2.0 * log_deviation) - 2.0 * log_deviation - 1.0) / 2.0
     return (ops.binary_cross_entropy(logits, images, reduction="sum") + divergence) / len(images)

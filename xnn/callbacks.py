@@ -76,7 +76,7 @@ class Callback:
 class ProgressBar(Callback):
     """A progress bar on standard error: epoch, loss, metrics, samples a second and the time left.
 
-    It is silent where standard error is no terminal. `fit` adds one unless it is called with progress=False.
+    It is silent where standard error is not a terminal. `fit` adds one unless it is called with progress=False.
 
         >>> from xnn import callbacks
         >>> callbacks.ProgressBar()
@@ -212,8 +212,8 @@ class EarlyStopping(Callback):
     restore_best: whether the model gets the weights of its best epoch back when training ends, however it ends. The
         optimizer's state stays the last one. Default True.
 
-    After each epoch `best_epoch` is the number of the best epoch (0 before there is one) and `best` its value. NaN is
-    no improvement. Each fit starts anew.
+    After each epoch `best_epoch` is the number of the best epoch (0 before there is one) and `best` its value. NaN
+    does not count as an improvement. Each fit starts without a best epoch.
 
     Raises OptionError for other options, and after the first epoch if it has no number of this name.
 
@@ -237,7 +237,9 @@ class EarlyStopping(Callback):
         if mode == "auto":
             mode = _DIRECTIONS.get(re.sub("top[0-9]+", "top", monitor.rpartition("_")[2]), "")
             if not mode:
-                raise OptionError(f"mode='auto' does not know {monitor!r}: give mode='min' or mode='max'")
+                raise OptionError(
+                    f"mode='auto' cannot tell how {monitor!r} improves: give mode='min' or mode='max'"
+                )
         if mode not in ("min", "max"):
             raise OptionError(f"mode must be 'auto', 'min' or 'max', got {repr(mode)[:60]}")
         self.monitor, self.mode, self.restore_best = monitor, mode, restore_best

@@ -94,7 +94,7 @@ class NumericsError(XnnError, ArithmeticError):
 
 
 class NoExactFormError(NumericsError, AttributeError):
-    """An op uses an array function that exact numerics do not have. hasattr then says False."""
+    """An op uses an array function that exact numerics do not have. hasattr then returns False."""
 
 
 class BackendError(XnnError):
@@ -106,7 +106,7 @@ class UnknownBackendError(BackendError, ValueError):
 
 
 class BackendUnavailableError(BackendError):
-    """The backend cannot run on this machine. The message says why, and what mends it."""
+    """The backend cannot run on this machine. The message says why, and how to fix it."""
 
 
 class MixedArraysError(BackendError, TypeError):

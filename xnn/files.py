@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever lost: a file is there whole, or what was there before is untouched."""
+"""Writes files atomically: after a failure the old file is unchanged, and no file is half written."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 def check_writable(
     path: str | os.PathLike[str], suffixes: tuple[str, ...] = (), replaced: bool = True
 ) -> Path:
-    """The path, after a check that a file can be written there: an error now is better than after hours of training.
+    """Check that a file can be written at this path, before hours of training, and return the path.
 
     suffixes: the endings that the name may have, such as (".png", ".svg"); any if empty.
-    replaced: whether the file will be written anew, which a device or pipe would not survive. False if it is only
-        opened and added to.
+    replaced: whether a new file will replace the old one; a device or pipe is then refused. False if the file is
+        only opened and appended to.
 
     Raises OptionError for another ending, a folder, device or pipe of this name, a folder that is missing, or one
     that may not be written to.
@@ -45,7 +45,7 @@ def check_writable(
     elif path.is_dir():
         fault = "it is a folder; name a file"
     elif replaced and path.exists() and not path.is_file():
-        fault = "it is no regular file; name one, or a new one"
+        fault = "it is not a regular file; name one, or a new one"
     elif not folder.is_dir():
         fault = f"there is no folder {folder}; make it first"
     elif not os.access(path if path.exists() else folder, os.W_OK):
@@ -99,7 +99,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:
-    """Raise what saving a plot there would raise: OptionError for the path, MissingExtraError without matplotlib."""
+    """Raise the error of saving a plot there: OptionError for the path, MissingExtraError without matplotlib."""
     check_writable(path, (".png", ".svg"))
     try:
         import matplotlib  # noqa: F401

@@ -1,4 +1,4 @@
-"""Checks of options where they come in, and how an object shows its options: one rule for every class."""
+"""Checks the options that classes are given, and writes an object's repr from its options."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def argument_names(kind: type) -> list[str]:
 
 
 def explained(init: Callable[..., None]) -> Callable[..., None]:
-    """An `__init__` that answers wrong arguments with OptionError and the arguments that it takes."""
+    """Wrap an `__init__`, so that wrong arguments raise an OptionError that lists the arguments it takes."""
     signature = inspect.signature(init)
     takes = [
         f"*{p.name}" if p.kind is p.VAR_POSITIONAL else name for name, p in signature.parameters.items()

@@ -355,8 +355,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 def check_rate(learning_rate: float | Schedule) -> float | Schedule:
     """A learning rate as a float, or a schedule after a check of its first rate.
 
-    Raises OptionError if it is neither a number >= 0 nor a function of the step, or a function whose first rate is no
-    number >= 0.
+    Raises OptionError if it is neither a number >= 0 nor a function of the step, or if the function's first rate is
+    not a number >= 0.
     """
     if callable(learning_rate):
         try:

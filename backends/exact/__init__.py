@@ -9,7 +9,7 @@ promised and why it works. Read in this order:
     namespace.py  the `xp` of exact numerics
     scaled.py     pixels that are kept as integers
     ops.py        ops that split weights and activations differently: Dense, Conv2D and others
-    selfcheck.py  tests on the machine itself, against right answers by reference.py
+    selfcheck.py  tests of the machine's arithmetic, against the exact results of reference.py
     kernels/      the same computations as fast kernels on the CPU
 """
 
@@ -24,9 +24,9 @@ __all__ = ["ExactNamespace", "ScaledIntegers", "enable"]
 
 
 def enable(lib: Any) -> ExactNamespace:
-    """Make the exact namespace of a backend, after checking that the machine computes as exact numerics need it to.
+    """Check this machine's arithmetic and make the exact namespace of a backend.
 
-    Raises NumericsError if it does not.
+    Raises NumericsError if the arithmetic does not meet the conditions of exact numerics.
     """
     namespace = ExactNamespace(lib, ROLES)
     check(namespace)

@@ -145,7 +145,7 @@ class ExactNamespace(Boundary):
         return y + 0.0 if self._is_floating(y) else y
 
     def argmax(self, x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
-        """The first index of the largest element; of NaN, if there is one."""
+        """The first index of the largest element, or of the first NaN if there is one."""
         return self._index_of(self.base.max, x, axis, keepdims)
 
     def _index_of(self, extreme: Any, x: Any, axis: int | None, keepdims: bool) -> Any:
@@ -162,7 +162,7 @@ class ExactNamespace(Boundary):
         return base.min(base.where(largest, index, count), axis=axis, keepdims=keepdims)
 
     def argmin(self, x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
-        """The first index of the smallest element; of NaN, if there is one."""
+        """The first index of the smallest element, or of the first NaN if there is one."""
         return self._index_of(self.base.min, x, axis, keepdims)
 
     def argsort(self, x: Any, /, *, axis: int = -1, stable: bool = True) -> Any:

@@ -200,7 +200,7 @@ class ExactRescale(Rescale):
 
 
 class _Moved(Op):
-    """flatten, reshape and identity, which leave ScaledIntegers what they are."""
+    """flatten, reshape or identity, applied to the integers of ScaledIntegers; the scale stays the same."""
 
     takes_stored = True
 

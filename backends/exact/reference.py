@@ -1,4 +1,4 @@
-"""Right answers, to the last bit, by Python's integers: the self-check compares a backend with them.
+"""Computes exact results with Python's integers; the self-check compares a backend's results with them.
 
 CPython converts an integer to float, and divides two long integers, in integer arithmetic: the result is rounded to
 nearest, ties to even, whatever the processor does.

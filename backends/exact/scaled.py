@@ -40,7 +40,7 @@ class ScaledIntegers:
 
     lib: the backend. integers: an array of integers with at most 16 bits. scale: a float.
 
-    It computes, reduces and reshapes as the float32 array would, and `numpy.asarray` makes that array of it.
+    It computes, reduces and reshapes as the float32 array would. `numpy.asarray` converts it to that array.
 
     >>> import numpy as np, xnn
     >>> lib = xnn.backends.get_backend("numpy")

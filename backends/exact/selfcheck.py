@@ -1,4 +1,4 @@
-"""The self-check: does this machine compute as exact numerics need it to? If not, they refuse to run.
+"""The self-check of exact numerics: tests this machine's arithmetic. If a test fails, exact numerics refuse to run.
 
 IEEE 754 defines `+ - * /` and sqrt of float64 to the last bit, and sums and products of slices are never rounded.
 But a BLAS may multiply with fewer bits, a library may use a faster square root, and a compiler may compute a * b + c
@@ -126,7 +126,7 @@ class _Trial:
 
 
 def _products(t: _Trial) -> None:
-    """Products of integers whose sums fill 53 bits, in both orders and layouts, with another scale for each row."""
+    """Check products of integers whose sums fill 53 bits, in both orders and layouts, with a scale for each row."""
     for terms, rows, columns in _PRODUCTS:
         bits = product_bits(terms)
         _product(t, terms, rows, columns, bits.two, bits.one)
@@ -167,7 +167,7 @@ def _product(t: _Trial, terms: int, rows: int, columns: int, na: int, nb: int) -
 
 
 def _sums(t: _Trial) -> None:
-    """Sums of integers that fill 53 bits: along an axis, over all axes, and by index."""
+    """Check sums of integers that fill 53 bits: along an axis, over all axes, and by index."""
     for shape, axis, terms in _SUMS:
         integers = near_maximal(sum_bits(terms), shape, 3)
         got, right = t.xp.sum(t.put(integers), axis=axis), integers.sum(axis=axis)
@@ -182,7 +182,7 @@ def _sums(t: _Trial) -> None:
 
 
 def _arithmetic(t: _Trial) -> None:
-    """+ - * / are rounded once: in long arrays and short ones, with rows, columns and Python numbers."""
+    """Check that + - * / are rounded once: in long and short arrays, with rows, columns and Python numbers."""
     a, b = zip(*t.numbers, strict=True)
     x, y = t.put(a), t.put(b)
     table = t.xp.reshape(x[:264], (8, 33))
@@ -211,7 +211,7 @@ def _arithmetic(t: _Trial) -> None:
 
 
 def _roots(t: _Trial) -> None:
-    """sqrt is rounded once."""
+    """Check that sqrt is rounded once."""
     numbers = [abs(n) for pair in t.numbers for n in pair]
     right, x, sqrt = np.asarray([root(n) for n in numbers]), t.put(numbers), t.xp.sqrt
     t.same("sqrt", sqrt(x), right)
@@ -222,7 +222,7 @@ def _roots(t: _Trial) -> None:
 
 
 def _contraction(t: _Trial) -> None:
-    """a * b + c is rounded twice: it is not computed as one fused multiply-add."""
+    """Check that a * b + c is rounded twice, and is not computed as one fused multiply-add."""
     numbers = t.numbers[:500]
     products = [int(float(n * m)) for n, m in numbers]
     others = [p // 3 for p in products[::-1]]
@@ -243,7 +243,7 @@ def _contraction(t: _Trial) -> None:
 
 
 def _rounding(t: _Trial) -> None:
-    """(x + c) - c rounds to whole numbers, ties to even, for c = 1.5 * 2^52: nothing simplifies it to x."""
+    """Check that (x + c) - c is rounded to whole numbers for c = 1.5 * 2^52, and not simplified to x."""
     x = [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.49999999999999994, 2.0**50 + 0.5, -(2.0**50) - 1.5, 3.0, -7.25]
     right = [0.0, 2.0, 2.0, 0.0, -2.0, -2.0, 0.0, 2.0**50, -(2.0**50) - 2.0, 3.0, -7.0]
     t.same("(x + 1.5 * 2^52) - 1.5 * 2^52 at ties", (t.put(x) + ROUND) - ROUND, right)
@@ -251,7 +251,7 @@ def _rounding(t: _Trial) -> None:
 
 
 def _slices(t: _Trial) -> None:
-    """The slices of a row, and the rest that they leave."""
+    """Check the slices of a row, and the rest that they leave."""
     rows = [[number(word) for word in row] for row in noise(3 * 151, 8).reshape(3, 151).tolist()]
     sizes = [max(map(abs, row)).bit_length() for row in rows]
     x = t.put(rows)
@@ -282,7 +282,7 @@ def _slices(t: _Trial) -> None:
 
 
 def _storage(t: _Trial) -> None:
-    """float64 to float32 and back is rounded to nearest, ties to even, and gives neither subnormals nor -0."""
+    """Check float64 to float32 and back: rounded to nearest, ties to even, without subnormals and -0."""
     numbers, powers, float32 = [], [], t.xp.float32
     for word in noise(1021, 9).tolist():
         n = 1 << 52 | word >> 12
@@ -314,7 +314,7 @@ def _storage(t: _Trial) -> None:
 
 
 def _bits(t: _Trial) -> None:
-    """Reinterpreted bits, and the arithmetic of int64."""
+    """Check reinterpreted bits, and the arithmetic of int64."""
     known = {
         1.0: 0x3FF << 52, -1.0: 0x3FF << 52 | -(1 << 63), -0.0: -(1 << 63), INF: 0x7FF << 52, ROUND: 0x4338 << 48,
         -1.1: -0x400E666666666666, 2.0**-1000: 23 << 52, 0.1: 0x3FB999999999999A,
@@ -342,7 +342,7 @@ def _bits(t: _Trial) -> None:
 
 
 def _order(t: _Trial) -> None:
-    """Comparisons, maxima and where, with NaN and both zeros."""
+    """Check comparisons, maxima and where, with NaN and both zeros."""
     xp, exact = t.xp, t.exact
     x = t.put([1.0, NAN, -0.0, INF, -3.0])
     t.same("x != x", x != x, [False, True, False, False, False], np.bool)
@@ -387,7 +387,7 @@ def known_values(namespace: ExactNamespace) -> dict[str, str]:
 
 
 def _functions(t: _Trial) -> None:
-    """The functions that are built from these operations, at a few arguments."""
+    """Check the functions that are built from these operations, at a few arguments."""
     for name, got in known_values(t.exact).items():
         right = [float.fromhex(word) for word in KNOWN[name].split()]
         t.same(name, t.put([float.fromhex(word) for word in got.split()]), right)

@@ -1,8 +1,8 @@
 """The calls of a training step: slots that hold arrays, calls that read and write slots, and how a call is run.
 
-`xnn.training.program` turns the graph of a model and its loss into a list of calls. `bind` makes a function without
-arguments of each call: a kernel, if the backend's KernelTable has one for it, or else the op itself (`interpret`).
-The op is the specification: `tests/kernels/test_kernels.py` compares every kernel with it.
+`xnn.training.program` turns the graph of a model and its loss into a list of calls. `bind` turns each call into a
+function without arguments: a kernel if the backend's KernelTable has one, or else the op itself (`interpret`). The op
+is the specification: `tests/kernels/test_kernels.py` compares every kernel with it.
 
 | kind | reads | writes | what it does |
 |---|---|---|---|
@@ -114,7 +114,7 @@ class Call:
 
     @property
     def key(self) -> tuple[str, Any]:
-        """What a KernelTable looks the call up by."""
+        """The key under which a KernelTable holds the kernel of the call."""
         return self.kind, self.op
 
     def columns(self) -> list[tuple[Slot, ...]]:
@@ -141,7 +141,7 @@ class KernelTable:
     kernels: maps (kind, op) to two functions of the call, (bind, serves). serves(call) tells whether the kernel can
         run the call, from its dtypes, shapes and options. bind(call), once the slots have buffers, returns a
         function without arguments that runs it.
-    other: a table that is asked for calls which this one cannot run. A call that neither can run is run by its op.
+    other: a second table, for the calls that this one cannot run. A call that neither can run is run by its op.
     in_place: whether the kernels change parameters in place, in buffers that lie side by side in memory.
     """
 
@@ -181,7 +181,7 @@ def bind(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Runnable]:
 
 
 def bind_each(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Any]:
-    """Return for each call what the table's `bind` makes of it, or else a function that runs the op.
+    """Return a function for each call: the table's kernel, or else one that runs the op.
 
     A forward call and its backward call are run both by kernels or both by the op: an op's backward needs what the
     op's forward has saved, and a kernel's what the kernel has.

@@ -89,7 +89,7 @@ _gemm64, _gemm32 = _gemm_with(64), _gemm_with(32)
 
 @jit
 def _gemm(r: Any, reals: Any) -> None:
-    """C <- alpha A B + beta C. alpha is 1, or minus the learning rate, which is read from an address."""
+    """Multiply matrices: C <- alpha A B + beta C. alpha is 1, or minus the learning rate, read from an address."""
     routine, wide, flag_a, flag_b, m, n, k = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
     a, lead_a, b, lead_b, c, rate, add = r[8], r[9], r[10], r[11], r[12], r[13], r[14]
     reals[0] = 1.0 if rate == 0 else -carray(_pointer(rate, np.float64(0)), 1)[0]
@@ -153,7 +153,7 @@ def _exp_parts_of(x: Any) -> Any:
 
 @jit
 def _activate(r: Any, reals: Any) -> None:
-    """y <- f(y + b) in place, where f is linear, relu, sigmoid or tanh; there is no b if its address is 0."""
+    """Activate in place: y <- f(y + b), f being linear, relu, sigmoid or tanh; there is no b if its address is 0."""
     kind, n, m, zero, one = r[1], r[4], r[5], reals[8], reals[9]
     y = carray(_pointer(r[2], reals[0]), (n, m))
     if r[3]:
@@ -185,7 +185,7 @@ def _activate(r: Any, reals: Any) -> None:
 
 @jit
 def _gradient(r: Any, reals: Any) -> None:
-    """dz <- dy f'(z) in place, from y = f(z); db <- the sum of dz's rows, unless the address of db is 0.
+    """Go back through f in place: dz <- dy f'(z), from y = f(z); db <- the sum of dz's rows unless its address is 0.
 
     ReLU multiplies by 0 or 1. So where y is 0, an infinite gradient becomes NaN, and not 0 as in the op.
     """
@@ -219,7 +219,7 @@ def _gradient(r: Any, reals: Any) -> None:
 
 @jit
 def _fold_bias(r: Any, reals: Any) -> None:
-    """b <- b - learning rate * db."""
+    """Update a bias: b <- b - learning rate * db."""
     b, db = carray(_pointer(r[1], reals[0]), r[3]), carray(_pointer(r[2], reals[0]), r[3])
     reals[0] = carray(_pointer(r[4], np.float64(0)), 1)[0]
     for j in range(r[3]):
@@ -313,7 +313,7 @@ def _count_right(r: Any, reals: Any) -> None:
 
 @jit
 def _dropout(r: Any, reals: Any) -> None:
-    """y <- x * scale where the mask is true, else 0."""
+    """Apply dropout: y <- x * scale where the mask is true, else 0."""
     x, y = carray(_pointer(r[1], reals[0]), r[4]), carray(_pointer(r[2], reals[0]), r[4])
     keep = carray(_pointer(r[3], np.uint8(0)), r[4])
     reals[0] = carray(_pointer(r[5], np.float64(0)), 1)[0]
@@ -324,7 +324,7 @@ def _dropout(r: Any, reals: Any) -> None:
 
 @jit
 def _sgd(r: Any, reals: Any) -> None:
-    """ops.updates.sgd in one pass. `numbers` are its options, in the order of its signature."""
+    """Do ops.updates.sgd in one pass. `numbers` are its options, in the order of its signature."""
     n, numbers = r[4], carray(_pointer(r[5], np.float64(0)), 4)
     w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
     reals[0], reals[1], reals[2], reals[3] = numbers[0], numbers[1], numbers[2], numbers[3]
@@ -343,7 +343,7 @@ def _sgd(r: Any, reals: Any) -> None:
 
 @jit
 def _adam(r: Any, reals: Any) -> None:
-    """ops.updates.adam in one pass. `numbers` are its options, in the order of its signature."""
+    """Do ops.updates.adam in one pass. `numbers` are its options, in the order of its signature."""
     n = r[5]
     w, g = carray(_pointer(r[1], reals[0]), n), carray(_pointer(r[2], reals[0]), n)
     mean, square = carray(_pointer(r[3], reals[0]), n), carray(_pointer(r[4], reals[0]), n)

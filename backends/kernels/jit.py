@@ -17,7 +17,7 @@ def jit(function: Any) -> Any:
     options = {"error_model": "numpy", "nogil": True}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder that Numba can write to: each process compiles anew
+    except RuntimeError:  # there is no folder that Numba can write to: each process compiles again
         return numba.njit(**options)(function)
 
 

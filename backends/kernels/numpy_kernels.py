@@ -99,7 +99,7 @@ ACTIVATIONS = {
 
 
 def void(_: object) -> None:
-    """Drop a value, in lambdas around NumPy functions that return their `out`."""
+    """Return None, whatever a NumPy function with `out` has returned; for lambdas that must not return it."""
 
 
 def _nothing() -> None:
@@ -311,7 +311,7 @@ def serves_adam(call: Call) -> bool:
 
 
 def _sgd(call: Call) -> Runnable:
-    """v <- momentum v + g, then w <- w - learning_rate * direction, in place; the gradient is not changed."""
+    """Take a step of SGD in place: v <- momentum v + g, w <- w - learning_rate * direction. g is not changed."""
     group = call.rule
     return chain(*(_sgd_stretch(group, *arrays) for arrays in group.stretches(call)))
 

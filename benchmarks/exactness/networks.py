@@ -310,7 +310,7 @@ def _trained_augmentation() -> Parts:
 
 
 def _maps() -> Parts:
-    """A class for each pixel: labels (n, 5, 4)."""
+    """A network that classifies each pixel: labels (n, 5, 4)."""
     model = Sequential(
         layers.Rescale(1.0 / _CHANNELS),
         layers.LayerNorm((2, *_SIZE)),
@@ -338,7 +338,7 @@ def _absolute() -> Parts:
 
 
 class _Comparing(layers.Layer):
-    """Choices by comparison, functions of a row, a constant, layers in a list: the ops that no layer is made of."""
+    """A layer of ops that no layer of xnn uses: comparisons, functions of a row, stop_gradient. It has a list."""
 
     def __init__(self, features: int) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ def _gaussian(m: int, k: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cancelling() -> tuple[np.ndarray, np.ndarray]:
-    """Terms in pairs of opposite signs, of which 2^-20 remains."""
+    """A product whose terms cancel in pairs, so that about 2^-20 of their size remains."""
     a, b = _gaussian(128, 392, 64)
     rest = 1.0 + 2.0**-20 * _rng().standard_normal(b.shape)
     order = _rng().permutation(784)

@@ -149,7 +149,7 @@ TABLES = {table.__name__: table for table in (samples, batch, width, depth, memo
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the tables of these names. Returns 2 if there is none of a name, or no name."""
+    """Print the tables of these names. Returns 2 for an unknown name, or without any name."""
     unknown = [name for name in arguments if name not in TABLES]
     if unknown or not arguments:
         print(

@@ -199,4 +199,4 @@ def test_the_command(monkeypatch, tmp_path, accuracies, code):
     assert json.loads((tmp_path / "a.json").read_text())["target"] == 0.98
     wrong = CliRunner().invoke(main, ["bench", "--to-accuracy", "0.98", "--peers", "jax"])
     assert wrong.exit_code == 2
-    assert "knows one peer, torch" in wrong.output
+    assert "and takes one peer: use --peers torch" in wrong.output

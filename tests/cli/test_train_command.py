@@ -222,7 +222,7 @@ def test_a_table_of_named_classes(tmp_path):
     refused(
         run("verify", tmp_path / "r.jsonl", "threads=1", "--target", "width"),
         2,
-        "--target is what the record",
+        "--target is set by the record",
     )
 
 

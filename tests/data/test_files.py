@@ -278,7 +278,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, "/dev/null"):
-        with pytest.raises(OptionError, match="no regular file"):
+        with pytest.raises(OptionError, match="not a regular file"):
             write_atomically(path, b"x")
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     link = tmp_path / "link"

@@ -207,7 +207,7 @@ def test_integers_come_in_through_a_shape(lib):
         (lambda: Add(), OptionError, "Add needs at least one layer"),
         (lambda: Add(Identity(), ops.relu), OptionError, "Add takes layers"),
         (lambda: Parallel(*[ReLU()] * 2), OptionError, "stands twice in a Parallel"),
-        (lambda: Parallel(ReLU(), axis=0), OptionError, "axis 0 is the batch's"),
+        (lambda: Parallel(ReLU(), axis=0), OptionError, "axis=0, which is the batch"),
         (lambda: Add(Dense(3, 1), Dense(3, 2)).forward(np.ones((5, 3), "f4")), ShapeError, r"\(1,\), \(2,\); they"),
         (lambda: Add(Dense(3, 1), Dense(3, 2)).output_shape((3,)), ShapeError, "must be equal"),
         (lambda: Parallel(Identity(), Reshape((2, 2))).output_shape((4,)), ShapeError, "equal but for that axis"),
@@ -220,7 +220,7 @@ def test_integers_come_in_through_a_shape(lib):
         (lambda: Reshape((0, 2)), OptionError, "at least 1"),
         (lambda: Reshape((-1, -1)), OptionError, "one of which may be -1"),
         (lambda: Reshape(2.5), OptionError, "integer"),
-        (lambda: Reshape((2, 3)).forward(np.ones((4, 5))), ShapeError, r"samples of shape \(5,\): 5 elements"),
+        (lambda: Reshape((2, 3)).forward(np.ones((4, 5))), ShapeError, r"shape \(5,\): they have 5 elements"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said(make, kind, said):

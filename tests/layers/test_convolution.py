@@ -390,7 +390,7 @@ def test_a_saved_model_is_the_same(tmp_path):
 def test_a_summary_asks_for_what_no_layer_tells():
     model = small_network(flat=False)
     assert "(4, 12, 12)" in model.summary((1, 12, 12))
-    with pytest.raises(OptionError, match=r"input_shape=.*unless a Reshape or Dense tells it"):
+    with pytest.raises(OptionError, match=r"input_shape=.*unless a Reshape or Dense has it"):
         model.summary()
     assert "(3,)" in xnn.Sequential(layers.Dense(5, 3)).summary()
     with pytest.raises(OptionError, match="summary needs input_shape"):

@@ -385,7 +385,11 @@ def test_one_hot_integers_are_probabilities():
         (lambda: losses.Focal(gamma=-1), OptionError, "gamma"),
         (lambda: losses.Focal(alpha=1.5), OptionError, "alpha"),
         (lambda: S(class_weight=[1.0])(np.ones((2, 3)), np.array([0, 1])), ShapeError, "class_weight has 1"),
-        (lambda: S(ignore_index=0)(np.ones((2, 2)), np.eye(2)), OptionError, "ignore_index is a label's"),
+        (
+            lambda: S(ignore_index=0)(np.ones((2, 2)), np.eye(2)),
+            OptionError,
+            "ignore_index is for integer labels",
+        ),
         (lambda: S()(np.ones((2, 2)), np.array([[0.5, 0.5], [0.5, 0.6]])), LabelError, "sum to 1.1"),
         (lambda: S()(np.ones((2, 2)), np.array([[1.5, -0.5], [0.5, 0.5]])), LabelError, "got -0.5"),
         (lambda: S()(np.ones((2, 2)), np.array([[np.nan, 1], [0, 1]])), LabelError, "NaN"),
@@ -417,7 +421,7 @@ def test_one_hot_integers_are_probabilities():
         (
             lambda: ops.softmax_cross_entropy(np.ones((2, 2)), np.eye(2), ignore_index=1),
             OptionError,
-            "ignore_index is a label's",
+            "ignore_index is for integer labels",
         ),
         (
             lambda: ops.softmax_cross_entropy(np.ones((2, 2)), np.array([0, 1]), class_weight=(1.0,)),

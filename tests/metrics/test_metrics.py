@@ -508,7 +508,7 @@ def test_options():
             wrong()
     with pytest.raises(OptionError, match=r"choose accuracy, top5, precision, .*r2"):
         metrics.get("auc")
-    with pytest.raises(OptionError, match="names of their own"):
+    with pytest.raises(OptionError, match="must have different names"):
         trainer_of([metrics.F1(), metrics.F1("micro")])
     assert [m.name for m in trainer_of([metrics.F1(), metrics.F1("micro", name="micro")]).metrics] == [
         "f1",

@@ -61,7 +61,7 @@ WRONG = [
     (layer("Dense", "outputs = {a = 3}"), 3, "cannot be {'a': 3}"),
     (layer("Dense", "outputs = 1979-05-27"), 3, "cannot be datetime.date"),
     (layer("Dense", "outputs = 'Classes'"), 3, "whole number, got 'Classes'"),
-    (layer("Dense", "outputs = 100000000000000000000000000000000"), 1, "fits into no memory"),
+    (layer("Dense", "outputs = 100000000000000000000000000000000"), 1, "is too large for memory"),
     (layer("Dense", "outputs = 3", "bias = 'no'"), 4, "bias must be true or false, got 'no'"),
     (layer("Dense", "outputs = 3", "bias = 1"), 4, "true or false, got 1"),
     (layer("Dense", "outputs = 3", "dtype = 'float16'"), 1, "dtype must be 'float32' or 'float64'"),

@@ -177,8 +177,8 @@ def test_a_side_that_dies(folder, planted):
         ((SIDE, SIDE), ("--steps", 0), 2, "steps"),
         ((SIDE, SIDE), ("--dataset", "nosuch"), 2, "nosuch"),
         ((SIDE, SIDE), ("--lr", "nan", "--dataset", "synthetic"), 2, "nan"),
-        (("CLEAN", SIDE), ("--batch-size", 20), 2, "--batch-size is what the record says"),
-        (("CLEAN", "CLEAN"), ("--numerics", "exact"), 2, "--numerics is what the record says"),
+        (("CLEAN", SIDE), ("--batch-size", 20), 2, "--batch-size is set by the record"),
+        (("CLEAN", "CLEAN"), ("--numerics", "exact"), 2, "--numerics is set by the record"),
         (("CLEAN", SIDE), ("--dataset", "synthetic"), 1, "training data differ"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_record_of_a_schedule_is_verified_without_the_run(folder):
     assert result.stdout.splitlines()[-1].startswith("10 steps, "), result.output
     other = record(folder, "constant.jsonl", *words)
     refused(run("verify", path, other), 2, "two different runs", "cosine:steps=7 in", "None in")
-    refused(run("verify", path, SIDE, "--schedule", "step"), 2, "--schedule is what the record says")
+    refused(run("verify", path, SIDE, "--schedule", "step"), 2, "--schedule is set by the record")
 
 
 def test_two_live_sides_with_a_schedule(folder):

@@ -427,7 +427,7 @@ class TestRefusals:
     def test_callbacks_and_metrics(self):
         with pytest.raises(OptionError, match="Callback"):
             trainer(callbacks=[print])
-        with pytest.raises(OptionError, match="names of their own"):
+        with pytest.raises(OptionError, match="must have different names"):
             trainer(metrics=[lambda xp, o, t: 0, lambda xp, o, t: 1])
         started = []
 

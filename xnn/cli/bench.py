@@ -286,7 +286,9 @@ def _time_to_accuracy(
 ) -> bool:
     """Print the seconds until each recipe reaches an accuracy. Returns whether all recipes of xnn reach it."""
     if others := set(peers) - {"torch", "all"}:
-        raise OptionError(f"--to-accuracy knows one peer, torch; got {', '.join(sorted(others))}")
+        raise OptionError(
+            f"--to-accuracy got {', '.join(sorted(others))}, and takes one peer: use --peers torch"
+        )
     contestants = ["xnn", *(["torch"] if peers else [])]
     say = _progress() if sys.stderr.isatty() else _say_in_lines
     click.echo(environment_line(conditions["environment"]))

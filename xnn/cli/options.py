@@ -80,7 +80,7 @@ _RUN_OPTIONS = (
         type=click.Choice(list(ACTIVATIONS)),
         default="relu",
         show_default=True,
-        help="After each hidden layer.",
+        help="The activation after each hidden layer.",
     ),
     click.option(
         "--dropout",

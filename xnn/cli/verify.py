@@ -150,7 +150,7 @@ def _recorded_task(records: list[Record], steps: int | None, live: bool) -> dict
 def _refuse_surplus(given: set[str]) -> None:
     for name in sorted(given):
         raise OptionError(
-            f"--{name.replace('_', '-')} is what the record says: omit it (--steps, --dataset and --data-home are "
+            f"--{name.replace('_', '-')} is set by the record: omit it (--steps, --dataset and --data-home are "
             "allowed)"
         )
 

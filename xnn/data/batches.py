@@ -21,7 +21,7 @@ class Batches:
         host or the device as its arrays are.
     batch_size: the number of rows of a batch; the last one may be smaller. Default 32.
     shuffle: whether each epoch has an order of its own. Default True.
-    seed: the orders follow from it, the same on every backend. Default 0.
+    seed: determines the orders, the same on every backend. Default 0.
 
     Raises ShapeError for arrays of different lengths, OptionError for another batch_size or seed.
 

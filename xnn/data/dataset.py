@@ -32,7 +32,7 @@ class Dataset:
     scale: the factor for the features in a model, such as 1/255 for pixels; None if they should be standardized.
         Default None.
     note: a line that the user should see, such as that another data set is used. Default "".
-    labels: the names of class 0, 1, ... in the data; empty if they are called so. Default ().
+    labels: the names of class 0, 1, ... in the data; empty if the data name them 0, 1, ... Default ().
     columns: for a CSV file, which of its columns are features and targets. Default None.
     sample_shape: the shape of a sample in an archive, such as (28, 28). Default ().
 
@@ -158,7 +158,7 @@ class Dataset:
 
     @property
     def advice(self) -> str:
-        """A line of advice if the classes are 3 : 1 or more out of balance, or missing, or a single one; else ""."""
+        """A line of advice if classes are unbalanced (3 : 1 or more), missing, or only one; else ""."""
         said = []
         if self.class_counts and np.count_nonzero(sum(self.class_counts.values())) == 1:
             only = self._called(int(self.y_train[0]))

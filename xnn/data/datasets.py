@@ -1,4 +1,4 @@
-"""Data sets by name: found on disk, fetched, or drawn."""
+"""Data sets by name: found on disk, downloaded, or made by xnn (synthetic digits)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def load(
     split: the shares of training, validation and test, positive and with the sum 1. Default (0.8, 0.1, 0.1). Of an
         archive with a test set but no validation set, the second share of the training samples is taken.
     stratify: whether each part gets its share of each class. Default: in a classification.
-    seed: the split is a permutation that follows from it and from the number of rows. Default 0.
+    seed: it and the number of rows determine the split. Default 0.
 
     Raises DataNotFoundError, CorruptFileError, OptionError, or MissingExtraError (digits without scikit-learn).
 

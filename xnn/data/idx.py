@@ -37,8 +37,8 @@ def read_idx(
     dtype: the type that it must have, such as "u1". Default: any.
 
     No more is decompressed than the header announces, and at most 2 GiB.
-    Raises CorruptFileError for a file that cannot be read, is no idx file, is too short or too long, or has another
-    type, shape or checksum.
+    Raises CorruptFileError for a file that cannot be read, is not an idx file, is too short or too long, or has
+    another type, shape or checksum.
 
         >>> import pathlib, tempfile
         >>> from xnn import data

@@ -53,7 +53,7 @@ class TableOptions:
         Stream(self.seed, Purpose.SPLIT)  # raises OptionError unless it is a seed
 
     def refuse(self, what: str, *names: str) -> None:
-        """Raise OptionError if one of these options, or of all without names, is not at its default.
+        """Raise OptionError if one of these options is not at its default; without names, all options are checked.
 
         what: the data that do not take it, for the message.
         """
@@ -117,7 +117,7 @@ def _by_target(path: Path, target: Any) -> Choose:
         features = tuple(column for column in range(width) if column not in targets)
         if not targets or not features or len(set(targets)) < len(targets):
             raise OptionError(
-                f"{path}: target={target!r} must be one column or more, all different, but not all"
+                f"{path}: target={target!r} must name different columns, at least one, but not all"
             )
         return features, targets
 
@@ -127,7 +127,7 @@ def _by_target(path: Path, target: Any) -> Choose:
 def _position(path: Path, column: Any, names: tuple[str, ...], width: int) -> int:
     """The number of a column, from its name or number.
 
-    Text that is no column's name may be a number, because the command line has only text.
+    Text that is not a column's name may be a number, because the command line has only text.
     """
     found = [position for position, name in enumerate(names) if name == column]
     if len(found) == 1:
@@ -212,7 +212,7 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
     }
     x, y = parts["train"]
     if len(x) < 2:
-        raise CorruptFileError(f"{path} holds {len(x)} training samples; 2 or more are needed")
+        raise CorruptFileError(f"{path} holds {len(x)} training samples; 2 or more are needed: add samples")
     targets = as_targets(path.name, y, options.task)
     for part, (xs, ys) in parts.items():
         numbers = None if xs.shape[1] != x.shape[1] else _alike(targets, ys)

@@ -63,7 +63,7 @@ def fetch(
 
     folder, name: where it is put in the cache.
     mirrors: addresses to which the name is appended; they are tried in order, twice.
-    check: check(path) raises CorruptFileError for a wrong file, which is then thrown away.
+    check: check(path) raises CorruptFileError for a wrong file, which is then deleted.
     md5: the checksum that the file must have. Default: any.
 
     The cache never holds a file that is incomplete or was not checked.

@@ -21,14 +21,14 @@ def split_rows(
     n: the number of rows.
     split: the three shares, whose sum is 1. Validation and test get at least one row each.
     seed: the split is a permutation that depends on `n` and the seed only. Default 0.
-    labels: the class of each row, from 0, (n,), if each part shall have its share of each class; see take_out.
+    labels: the class of each row, from 0, (n,), if each part should have its share of each class; see take_out.
 
     Raises CorruptFileError if no rows are left for training.
     """
     validation, test = (max(1, _part(n, share)) for share in split[1:])
     if validation + test >= n:
         raise CorruptFileError(
-            f"{name} holds {n} samples, too few to train, validate and test by a split of {split}: add some"
+            f"{name} holds {n} samples, too few to train, validate and test by a split of {split}: add samples"
         )
     rest, tested = take_out(Stream(seed, Purpose.SPLIT).permutation(n), test, labels)
     trained, validated = take_out(rest, validation, labels)

@@ -48,7 +48,7 @@ def synthetic_digits(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     """Random images of digits and their labels: uint8 (count, 784) and int64 (count,).
 
     count: the number of images, at least 0.
-    seed: the images follow from it. Default 0.
+    seed: determines the images. Default 0.
 
     Raises OptionError for another count or seed.
 

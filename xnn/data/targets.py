@@ -25,7 +25,7 @@ class Targets:
 
     y: int64 classes (n,), or float64 targets (n, columns) of a regression.
     task: "classification" or "regression".
-    labels: the names of class 0, 1, ... in the data; empty if they are called so. Default ().
+    labels: the names of class 0, 1, ... in the data; empty if the data name them 0, 1, ... Default ().
     note: a doubt about the task, "" if there is none.
     """
 

@@ -1,4 +1,9 @@
-"""Graphs: recorded values, the one backward pass, and what is built on it: MiniFlow, autograd, gradient checks."""
+"""Recorded values, the backward pass, and what is built on it: autograd, static graphs, gradient checks.
+
+Read in this order: `node.py` and `value.py` (recorded values), `scope.py` (whether ops are recorded), `backward.py`
+(the backward pass), `autograd.py` (xnn.grad), `miniflow.py` and `taped.py` (static graphs), `check.py` (gradient
+checks).
+"""
 
 from xnn.graph.miniflow import (
     MSE,

@@ -1,4 +1,4 @@
-"""Gradients of functions that you write.
+"""Computes the gradients of functions that you write: grad and value_and_grad.
 
     from xnn import grad, ops, value_and_grad
 
@@ -43,11 +43,11 @@ def value_and_grad(
     argnums: the position of an argument, or several in a tuple; 0 is the first. The argument is an array, a number, a
         `xnn.layers.Parameter`, or a tuple, list or dict of them, nested as you like.
 
-    The gradient has the argument's structure, and each of its arrays the shape and dtype of what it is the gradient
-    of; zeros for what f does not use. Several argnums give a tuple of gradients.
+    The gradient has the argument's structure. Each of its arrays has the shape and dtype of the array that it belongs
+    to, and is zeros if f does not use that array. Several argnums give a tuple of gradients.
 
-    Raises OptionError for an argument that is not there, DTypeError for integers, GraphError for a result that is not
-    one number computed from the arguments.
+    Raises OptionError for a position without an argument, DTypeError for integers, and GraphError for a result that
+    is not one number computed from the arguments.
 
         >>> import numpy as np, xnn
         >>> from xnn import ops
@@ -102,7 +102,9 @@ def gradients_of(output: Value, seed: Array | None, inputs: list[Any]) -> list[A
     order, wanted = made_from(output), set(inputs)
     for node in order:
         if type(node) is Value and node.op is None and node not in wanted:
-            raise GraphError("the function uses a value of another grad: there are no nested gradients")
+            raise GraphError(
+                "the function uses a value of another grad; gradients cannot be nested: pass its .value"
+            )
     xp = backend_of(output.array).xp
     if seed is None:
         seed = xp.ones(output.shape, dtype=output.dtype, device=output.array.device)
@@ -129,7 +131,7 @@ def _differentiable(name: str, leaf: Any) -> Recorded:
 
 
 def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """Tuples (named ones too), lists and dicts of the same structure, with function(leaf) in the place of each leaf.
+    """Apply a function to each leaf of tuples (named ones too), lists and dicts, and keep their structure.
 
     A list of numbers, nested or not, is one leaf: an array.
     """
@@ -145,14 +147,14 @@ def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    """What `_mapped` calls its function with, in order."""
+    """The leaves of a structure, in the order in which `_mapped` visits them."""
     found: list[Any] = []
     _mapped(tree, found.append)
     return iter(found)
 
 
 def _is_numbers(tree: Any) -> bool:
-    """Whether it is a list or tuple of numbers, or of such lists."""
+    """Whether a value is a list or tuple of numbers, or of such lists."""
     return (
         isinstance(tree, (list, tuple))
         and bool(tree)

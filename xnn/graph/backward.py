@@ -1,4 +1,4 @@
-"""The backward pass: how gradients flow from a value to everything it was made of.
+"""The backward pass: how gradients flow from a value to all values that it was computed from.
 
 `reverse` is the only one. `backpropagate` computes with it, for layers by hand, autograd and static graphs;
 `xnn.training.program` uses it to list the calls of a training step.
@@ -18,7 +18,7 @@ from xnn.ops.apply import backward_of, check_gradients
 __all__ = ["Gradients", "backpropagate", "made_from", "reverse"]
 
 _Gradient = TypeVar("_Gradient")
-#: For each value the gradients that it hands to its inputs, in their order; for an input its own gradient.
+#: For each value the gradients of its inputs, in their order; for an input its own gradient.
 Gradients = dict[Recorded, list[Array | None]]
 
 
@@ -31,8 +31,8 @@ def reverse(
 ) -> dict[Recorded, list[_Gradient | None]]:
     """Walk `order` (inputs first) backward, from the gradients of `outputs` to the inputs that are `wanted`.
 
-    total(value, gradients): the sum of what a value's readers hand to it, in the order in which the readers were
-        created; asked for inputs, and for values with several readers.
+    total(value, gradients): adds the gradients that a value gets from its readers, in the order in which the readers
+        were created. It is called for inputs, and for values with several readers.
     pull(value, gradient, needed): the gradients for the value's inputs; those that are not in `needed` may be None.
     Values that do not depend on a wanted input are left out. None stands for no gradient.
     """
@@ -96,7 +96,7 @@ def _pull(node: Recorded, gradient: Array, needed: Collection[Recorded]) -> Sequ
 
 
 def made_from(*outputs: Recorded) -> list[Recorded]:
-    """Everything that the outputs were made of, and themselves, in order of creation."""
+    """The values that the outputs were computed from, and the outputs, in order of creation."""
     found = dict.fromkeys(outputs)
     queue = list(found)
     for node in queue:  # grows while it is walked

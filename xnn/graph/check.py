@@ -20,7 +20,7 @@ __all__ = ["GradientReport", "gradient_check", "numerical_gradient"]
 _STEP = 6e-6
 _ALL_ENTRIES = 64  # inputs up to this size are checked entry by entry, larger ones along random directions
 _DIRECTIONS = 8
-_SEARCH = 512  # how many entries of a large input are looked at to name the worst one after a failure
+_SEARCH = 512  # how many entries of a large input are checked to name the worst one after a failure
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ def gradient_check(
 ) -> GradientReport:
     """Compare f's gradients with central differences (f(x + h u) - f(x - h u)) / 2h, in float64.
 
-    f: an op, or any function of its inputs written with ops. Its output may have any shape; a random projection makes
-        one number of it.
+    f: an op, or any function of its inputs written with ops. Its output may have any shape; a random projection
+        reduces it to one number.
     inputs: arrays or numbers. Floating-point arrays and Python numbers are converted to float64 and differentiated;
         integer and boolean arrays are passed as they are. Choose inputs away from kinks, such as 0 of ReLU.
     tolerance: the largest relative error allowed.
     seed: draws the projection and the directions.
 
     An input of more than 64 entries is checked along 8 random directions, and entry by entry only if that fails, to
-    name the worst entry. Fast numerics are used, which have float64, whatever is in force. Raises DTypeError for an
-    input that is not an array of numbers.
+    name the worst entry. The check always computes in fast numerics, because exact numerics store float32 only.
+    Raises DTypeError for an input that is not an array of numbers.
 
         >>> import numpy as np, xnn
         >>> from xnn import ops

@@ -44,7 +44,7 @@ class Node(Recorded):
     """One op of a graph and the nodes it reads.
 
     inbound_nodes, outbound_nodes: the nodes it reads, and those that read it. value: its output after a forward
-    pass, else None. gradients: after a backward pass, the gradient it hands to each node it reads,
+    pass, else None. gradients: after a backward pass, the gradient for each node it reads,
     `gradients[node]`; an Input's own gradient is `gradients[itself]`.
     """
 
@@ -84,7 +84,7 @@ class Node(Recorded):
 
     @property
     def name(self) -> str:
-        """The node's class, and its op's name where the class does not tell it."""
+        """The name of the node's class, and of its op if the class has another name."""
         named = type(self) is not Node or self.op is None
         return type(self).__name__ if named else f"Node {self.op.name}"  # type: ignore[union-attr]
 
@@ -97,7 +97,7 @@ class Node(Recorded):
 
 
 def _short(array: Any) -> str:
-    """A number or a few as they are; of a larger array its shape and dtype."""
+    """The text of an array for a repr: its numbers if there are few, else its dtype and shape."""
     shape = tuple(getattr(array, "shape", ()))
     if ops.op.size_of(shape) > 6:
         return f"{array.dtype} {shape}"
@@ -134,7 +134,7 @@ class _Fixed(Input):
     """A parameter, an array or a Python number that an op was called with, besides nodes.
 
     A parameter's value is read at each pass, and its gradient is `gradients[itself]` and the parameter's `grad`.
-    Arrays and numbers are not differentiated, and a Python number stays one, so that it widens no dtype.
+    Arrays and numbers are not differentiated, and a Python number stays one, so that float32 is not widened.
     """
 
     def __init__(self, source: Any) -> None:
@@ -143,7 +143,7 @@ class _Fixed(Input):
 
     @property
     def is_constant(self) -> bool:  # type: ignore[override]
-        """Whether it is not a parameter."""
+        """Whether the source is an array or a number, and not a parameter."""
         return not isinstance(self.source, Recorded)
 
     @property
@@ -215,7 +215,7 @@ def topological_sort(feed: Mapping[Node, Any]) -> list[Node]:
     """
     for node, value in feed.items():
         if not isinstance(node, Input):
-            raise GraphError(f"topological_sort feeds Input nodes, got {node!r}")
+            raise GraphError(f"topological_sort got {node!r} as a key: it feeds Input nodes only")
         if value is not None:
             node.value = value
     reached = _connected(feed)
@@ -230,7 +230,7 @@ def topological_sort(feed: Mapping[Node, Any]) -> list[Node]:
                 if not waiting[reader]:
                     ready.append(reader)
     if len(order) < len(reached):
-        raise GraphError("the graph has a cycle: a node depends on its own output")
+        raise GraphError("the graph has a cycle, in which a node depends on its own output: remove the cycle")
     return order
 
 
@@ -263,8 +263,9 @@ def forward_pass(*arguments: Any) -> Any:
 def forward_and_backward(graph: Sequence[Node]) -> None:
     """Compute every value of a sorted graph, then the gradients of its output with respect to every node.
 
-    The output is the one node that no other reads; of an array the sum of its elements is differentiated. Each node
-    gets its `gradients`; a parameter that a layer reads also gets its `grad`. Raises GraphError for several outputs.
+    The output is the one node that no other node reads. If it is an array, the sum of its elements is differentiated.
+    Each node gets its `gradients`; a parameter that a layer reads also gets its `grad`. Raises GraphError for several
+    outputs.
 
         >>> from xnn.graph import Input, Mul, forward_and_backward, topological_sort
         >>> x, w = Input(), Input()

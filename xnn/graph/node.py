@@ -1,4 +1,4 @@
-"""Recorded values: arrays that remember the op they were made by, so that gradients can flow back.
+"""Recorded values: arrays that remember the op that made them, so that gradients can flow back.
 
 | class | what it is | where its array comes from |
 |---|---|---|

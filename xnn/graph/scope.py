@@ -1,4 +1,4 @@
-"""The state around a computation: whether ops are recorded, and whether it is training, or a program being made."""
+"""The state around a computation: whether ops are recorded, whether it is training, whether a program is made."""
 
 from __future__ import annotations
 

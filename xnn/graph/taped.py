@@ -15,7 +15,7 @@ __all__ = ["Taped"]
 
 
 class Taped(Op):
-    """A function of recorded values as one op. Each forward pass records it again, and backward goes through that.
+    """A function of recorded values as one op. Each forward pass records it; backward runs back through the record.
 
     named: the op's name.
     function: takes the op's inputs as values, and returns a value.

@@ -1,4 +1,4 @@
-"""Values that are computed at once and recorded, and what calling an op does."""
+"""Values that are computed at once and recorded, and `apply`, which is called when an op is called."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ class Value(Recorded):
         return ops.not_equal(self, other)
 
     def __float__(self) -> float:
-        raise GraphError(
-            "float() of a recorded value would lose its gradient: keep to ops inside the function"
-        )
+        raise GraphError("float() of a recorded value would lose its gradient: use ops inside the function")
 
     def __bool__(self) -> bool:
         if not backend_of(self.array).xp.isdtype(self.array.dtype, "bool") or self.shape != ():
@@ -79,8 +77,8 @@ def _refuse_in_a_program(what: str) -> None:
     scope = current_scope()
     if scope is not None and scope.program:
         raise GraphError(
-            f"{what} would fix the first batch's numbers in the program that trains: choose with ops.where, compute "
-            "with ops, or write `forward` and `backward` by hand"
+            f"{what} would fix the first batch's numbers, since a Trainer runs this code once: choose with "
+            "ops.where, compute with ops, or write `forward` and `backward` by hand"
         )
 
 
@@ -94,7 +92,7 @@ class Constant(Recorded):
 
     @property
     def value(self) -> Any:
-        """What was given."""
+        """The array or the Python number that was given."""
         return self.array
 
 
@@ -119,7 +117,7 @@ def drawn(make: Callable[[], Array], layer: Any) -> Any:
 
 @dataclass(frozen=True)
 class Kept:
-    """A change of buffers after a forward pass: their arrays become rule(xp, *arrays, source, **options)."""
+    """A change of buffers after a forward pass: their new arrays are rule(xp, *arrays, source, **options)."""
 
     buffers: Sequence[Any]
     rule: Callable[..., Any]
@@ -135,7 +133,7 @@ class Kept:
 
 
 def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
-    """What calling an op does: nodes give a node, recorded values a recorded value, arrays an array."""
+    """Apply an op when it is called: nodes give a node, recorded values a recorded value, arrays an array."""
     for name, option in options.items():
         if isinstance(option, Recorded):
             raise GraphError(
@@ -164,7 +162,7 @@ install(apply)
 
 
 def as_array(value: Any) -> Array:
-    """Arrays as they are; Python numbers and lists as float64 arrays of the current backend, float32 if exact."""
+    """Return arrays as they are; convert numbers and lists to float64 on the current backend (float32 if exact)."""
     if isinstance(value, (list, tuple)) or type(value) in (int, float, bool):
         return current_backend().to_device(
             value, dtype="float64" if current_numerics() == "fast" else "float32"

@@ -1,4 +1,10 @@
-"""Layers, the parts of a model: parameters, and one function of an input and of them."""
+"""Layers, the parts of a model. A layer computes its output from an input and its parameters.
+
+Read `layer.py` first (the base class), with `parameter.py` and `state.py` (what a layer holds); then `dense.py` for a
+layer with weights, and `sequential.py` for the model. The other files hold layers of one kind each, except `files.py`
+(saving and loading), `hidden.py` (finds parameters that a model would miss) and `by_hand.py` (layers with a backward
+written by hand).
+"""
 
 from xnn.layers.activations import (
     ELU,

@@ -298,7 +298,9 @@ class Reshape(Layer):
         size, known = size_of(shape), math.prod(extent for extent in self.shape if extent != -1)
         missing = size // known
         if size % known or (-1 not in self.shape and size != known):
-            raise ShapeError(f"Reshape{self.shape} cannot take samples of shape {shape}: {size} elements")
+            raise ShapeError(
+                f"Reshape{self.shape} cannot take samples of shape {shape}: they have {size} elements"
+            )
         return tuple(missing if extent == -1 else extent for extent in self.shape)
 
     def flops(self, shape: tuple[int, ...]) -> int:

@@ -81,7 +81,7 @@ def _height_and_width(shape: Any) -> tuple[int, int]:
 
 
 def _exact() -> Any:
-    """Functions on the host that have the same bits on every machine, unlike those of C libraries."""
+    """Return the namespace of exact numerics on the host: its functions give the same bits on every machine."""
     from xnn.backends.exact import ExactNamespace  # imported when it is needed, since it is large
 
     return ExactNamespace(get_backend("numpy"))
@@ -94,9 +94,9 @@ class RandomAffine(_Warping):
     rotation: up to this many degrees either way, in [0, 360); 0 by default.
     scale: by a factor in [1 - scale, 1 + scale], scale in [0, 1); 0 by default.
     shape: (height, width), for images that are flat rows; None by default.
-    seed: an integer, for use by hand; 0 by default. A Trainer draws from the seed of its fit.
+    seed: an integer, for use without a Trainer; 0 by default. A Trainer draws from the seed of its fit.
 
-    All three are uniform. Images are turned and scaled about their middle. The pixel at p is taken from
+    All three are drawn uniformly. Images are turned and scaled about their middle. The pixel at p is taken from
     R(-angle) (p - middle - shift) / factor + middle, interpolated between four pixels; beyond the image are zeros.
     Raises OptionError for other options, ShapeError for inputs that are not images, DTypeError for integers.
 
@@ -170,7 +170,7 @@ class ElasticDeformation(_Warping):
     alpha: the strength, a finite number of at least 0; 34 by default.
     sigma: the standard deviation of the smoothing in pixels, in [0.1, 1000); 4 by default.
     shape: (height, width), for images that are flat rows; None by default.
-    seed: an integer, for use by hand; 0 by default. A Trainer draws from the seed of its fit.
+    seed: an integer, for use without a Trainer; 0 by default. A Trainer draws from the seed of its fit.
 
     Each pixel's displacement, down and right, is uniform in (-1, 1), smoothed by a Gaussian whose weights sum to 1,
     and multiplied by alpha. Beyond the image it is 0. The defaults are the article's best for MNIST; they move a
@@ -209,7 +209,7 @@ class ElasticDeformation(_Warping):
         return apply_rule(_smoothed, lib.math, (noise, down, right), {"alpha": self.alpha})
 
     def _smoothing(self, lib: Backend, extent: int, dtype: str) -> Array:
-        """The Gaussian's weights as a matrix, of each pixel of a row for each other pixel."""
+        """Return the Gaussian smoothing of a row as a symmetric matrix: the weight of pixel i in smoothed pixel j."""
         key = lib.name, extent, dtype
         if key not in self._weights:
             away = np.arange(max(extent, math.ceil(9 * self.sigma)), dtype=np.float64)
@@ -226,7 +226,10 @@ class ElasticDeformation(_Warping):
 
 
 def _smoothed(xp: Namespace, noise: Array, down: Array, right: Array, *, alpha: float) -> Array:
-    """alpha times the smoothed noise (n, 2, height, width): down N right for each plane N; both are symmetric."""
+    """Return alpha times the smoothed noise (n, 2, height, width): each plane N becomes down @ N @ right.
+
+    `down` and `right` are the smoothing matrices of columns and rows, which are symmetric.
+    """
     n, _, height, width = noise.shape
     y = xp.reshape(xp.matmul(xp.reshape(noise, (2 * n * height, width)), right), (n, 2, height, width))
     y = xp.reshape(xp.permute_dims(y, (0, 1, 3, 2)), (2 * n * width, height))
@@ -241,7 +244,7 @@ def augmentation(shape: Sequence[int], strength: float = 1.0) -> list[Layer]:
     strength: a number in [0, 10); 0 changes nothing, 1 is usual and the default: at 28 x 28 Simard's deformation, 2
         pixels, 10 degrees and 10 %.
 
-    They stand behind a Rescale, or first in a model whose samples have its dtype. Raises OptionError for other
+    Put them after a Rescale, or first in a model whose samples have its dtype. Raises OptionError for other
     options.
 
         >>> import xnn

@@ -1,4 +1,4 @@
-"""Layers made of layers: the base class of Sequential, Add and Parallel, and these two."""
+"""Layers that contain layers: Container, the base class (also of Sequential); Add and Parallel; Identity."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ class Parallel(_Branches):
     def __init__(self, *layers: Layer, axis: int = 1) -> None:
         self.axis = check_integer("axis", axis)
         if self.axis == 0:
-            raise OptionError("Parallel joins along axis 1 or later, axis 0 is the batch's")
+            raise OptionError("Parallel got axis=0, which is the batch: choose axis 1 or later")
         super().__init__(*layers)
 
     def options(self, xp: Namespace) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class Conv2D(Layer):
         default, for the ReLU that follows.
     bias_init: how `bias` (out_channels,) starts; zeros by default.
     dtype: "float32" (the default) or "float64".
-    seed: an integer, from which the weights are drawn wherever the layer stands. By default the model's seed draws
-        them; a layer that stands alone has seed 0.
+    seed: an integer, from which the weights are drawn, whatever its place in a model. By default the model's seed
+        draws them; outside a model the seed is 0.
 
     PyTorch draws weights and biases uniformly; see `xnn.initializers.He`. `xnn.ops.conv2d` has the formula.
     Raises OptionError for other options; ShapeError or DTypeError for inputs that do not fit.
@@ -112,7 +112,7 @@ class Conv2D(Layer):
 
 
 class _Pool(Layer):
-    """Windows of kernel_size pixels, one every `stride` pixels, and no parameters."""
+    """Base class of MaxPool2D and AvgPool2D: windows of kernel_size pixels, one every `stride` pixels."""
 
     dilation: tuple[int, int] = (1, 1)
 
@@ -230,7 +230,7 @@ class GlobalAvgPool(Layer):
 
 
 def _pairs_as_numbers(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with 3 in the place of [3, 3], which means the same."""
+    """Replace each pair of equal numbers among the options, such as [3, 3], by the number."""
     return {
         name: value[0] if isinstance(value, list) and value[0] == value[1] else value
         for name, value in options.items()

@@ -29,8 +29,8 @@ class Dense(Layer):
     weight_init: how `weight`, W (inputs, outputs), starts; Glorot normal by default.
     bias_init: how `bias`, b (outputs,), starts; zeros by default.
     dtype: "float32" (the default) or "float64".
-    seed: an integer, from which the weights are drawn wherever the layer stands. By default the model's seed draws
-        them; a layer that stands alone has seed 0.
+    seed: an integer, from which the weights are drawn, whatever its place in a model. By default the model's seed
+        draws them; outside a model the seed is 0.
 
     Raises OptionError for other options; ShapeError or DTypeError for inputs of another width or dtype.
 
@@ -94,7 +94,7 @@ Affine = Linear = Dense
 
 
 class Rescale(Layer):
-    """y = x * scale + offset, also of integers: the first layer of a model of pixels or of columns of a table.
+    """Rescale inputs: y = x * scale + offset. It is the first layer of a model of pixels or of a table's columns.
 
     scale: a number, or an array of numbers that is broadcast to a sample, such as one for each feature.
     offset: the same; 0 by default.

@@ -26,7 +26,7 @@ class Drawing(Layer):
     workers. A Trainer sets seed and step with `set_stream`; by hand, each training forward takes the next step of the
     layer's own seed.
 
-    seed: an integer, for use by hand; 0 by default.
+    seed: an integer, for use without a Trainer; 0 by default.
 
         >>> import numpy as np
         >>> from xnn import layers, ops
@@ -59,7 +59,7 @@ class Drawing(Layer):
 
     @property
     def idle(self) -> bool:
-        """Whether it is the identity in training too."""
+        """Whether the layer is the identity in training too."""
         return False
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
@@ -78,12 +78,12 @@ class Drawing(Layer):
         return self.op(x, self.drawn(x), **self.options(backend_of(array_of(x)).math))
 
     def drawn(self, x: Any) -> Any:
-        """What `draw` returns for a batch like x; for use in `compute`. A program draws it anew in each step."""
+        """What `draw` returns for a batch like x; for use in `compute`. A program draws it again in each step."""
         lib, like = backend_of(array_of(x)), array_of(x)
         return drawn(lambda: self._drawn(lib, like), self)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same, unless a subclass says with a `compute` of its own what it computes."""
+        """The shape of the input, unless a subclass overrides `compute`: then the shape that `compute` returns."""
         return shape if type(self).compute is Drawing.compute else super().output_shape(shape)
 
     def _drawn(self, lib: Backend, x: Array) -> Array:
@@ -101,7 +101,7 @@ class Dropout(Drawing):
     In inference it is the identity.
 
     rate: a number in [0, 1); 0.5 by default. A callback may change it between steps.
-    seed: an integer, for use by hand; 0 by default. A Trainer draws the masks from the seed of its fit.
+    seed: an integer, for use without a Trainer; 0 by default. A Trainer draws the masks from the seed of its fit.
 
     Raises OptionError for another rate.
     Source: Srivastava et al., JMLR 15 (2014).

@@ -26,8 +26,8 @@ class Embedding(Layer):
     weight_init: how `weight` (num_embeddings, embedding_dim), the table of vectors, starts; N(0, 1) by default, as in
         PyTorch.
     dtype: "float32" (the default) or "float64".
-    seed: an integer, from which the weights are drawn wherever the layer stands. By default the model's seed draws
-        them; a layer that stands alone has seed 0.
+    seed: an integer, from which the weights are drawn, whatever its place in a model. By default the model's seed
+        draws them; outside a model the seed is 0.
 
     Raises OptionError for sizes below 1, DTypeError for inputs that are not integers, and LabelError for integers
     outside the table, on the host: before training, before prediction, and for an array that the layer is given. On a

@@ -191,7 +191,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
         header = json.loads(about.get("xnn", ""))
     except json.JSONDecodeError as error:
         raise CorruptFileError(
-            f"{path} describes no xnn model: only files that xnn saved can be loaded"
+            f"{path} does not describe an xnn model: only files that xnn saved can be loaded"
         ) from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise CorruptFileError(f"{path} has a format that this version of xnn does not know: update xnn")

@@ -1,4 +1,4 @@
-"""Ops and functions of the user's as layers."""
+"""Layers made of an op (Function) or of a function of your own (Lambda)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Function(Layer):
     options: the op's options by name, such as axis=1.
 
     A model file keeps the name and the options of xnn's own ops; of a model with an op of your own it keeps the
-    weights alone. Raises OptionError for an op that is none, and for options that it does not have.
+    weights alone. Raises OptionError for an object that is not an op, and for options that the op does not have.
 
         >>> import numpy as np
         >>> from xnn import layers, ops

@@ -1,4 +1,4 @@
-"""Layers and parameters in places where a model does not look: they would stay untrained, or out of its files."""
+"""Finds layers and parameters that a model would miss, so that they would stay untrained or unsaved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_nothing_hidden(model: Stateful) -> None:
     deques, objects that are not layers (dataclasses, SimpleNamespace, instances of plain classes), functools.partial,
     bound methods, and functions (closures, default values, the globals that their code reads). It raises for an
     unfrozen parameter, a buffer, a layer with either, a layer that draws random numbers, and a Layer class in the
-    place of an instance; not for those that belong to the model anyhow.
+    place of an instance; not for those that already belong to the model.
 
     What it does not see: more than six objects inside one another, more than 10,000 objects in one attribute, objects
     whose attributes are not in `__dict__` or `__slots__`, and globals of functions that a function calls. A parameter
@@ -51,7 +51,10 @@ def check_nothing_hidden(model: Stateful) -> None:
 
 
 def hidden_in(value: Any, name: str = "", known: Collection[int] = ()) -> Iterator[tuple[str, Any]]:
-    """Path and object of what `check_nothing_hidden` raises for in one attribute; known: ids of the model's own."""
+    """Yield path and object of everything in one attribute that `check_nothing_hidden` refuses.
+
+    known: the ids of the model's own layers and parameters.
+    """
     seen: dict[int, Any] = {}
     queue = deque([(name, value, 0, True)])
     while queue and len(seen) < _MOST:
@@ -72,7 +75,7 @@ def hidden_in(value: Any, name: str = "", known: Collection[int] = ()) -> Iterat
 
 
 def _matters(item: Parameter | Stateful) -> bool:
-    """Whether training would miss it, or a file."""
+    """Whether an object must be trained or saved, or draws random numbers, so that it must not be hidden."""
     if isinstance(item, Parameter):
         return isinstance(item, Buffer) or not item.frozen
     parameters = [array for _, array in item.named_parameters()]
@@ -109,7 +112,7 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _read_by(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """What a Python function reads from around it: closure, default values, globals."""
+    """The objects that a Python function reads besides its arguments: closure, default values, globals."""
     assert isinstance(function, types.FunctionType)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:

@@ -68,7 +68,7 @@ class Layer(Stateful):
     **By hand.** A subclass may instead override both `forward` and `backward`, and set each parameter's `grad` there.
 
     parameters, buffers: arrays that keep the names they have, instead of those of attributes.
-    seed: an integer, from which the layer's own weights are drawn wherever it stands; None by default.
+    seed: an integer, from which the layer's own weights are drawn, whatever its place in a model; None by default.
 
     Raises OptionError for two arrays of one name, and, where a subclass is defined, for a `forward` without a
     `backward` or a `compute` with other arguments.
@@ -162,7 +162,7 @@ class Layer(Stateful):
         return self.run(x, inherited if training is None else training)
 
     def run(self, x: Any, training: bool) -> Any:
-        """The output as a part of something larger: keeps nothing for `backward`."""
+        """Compute the output inside a larger computation; nothing is kept for `backward`."""
         if self.by_hand:
             return run_by_hand(self, x, training)
         scope = current_scope()
@@ -172,7 +172,7 @@ class Layer(Stateful):
             return self._computed(scope, x, training)
 
     def _computed(self, scope: Scope, x: Any, training: bool) -> Any:
-        """`compute` of x, with `training` set for the layers that it calls."""
+        """Call `compute` with x, and with `training` set for the layers that it calls."""
         self.check(array_of(x))
         given = x if isinstance(x, Recorded) else Constant(x)
         before = scope.training, scope.guarded
@@ -236,7 +236,7 @@ class Layer(Stateful):
         and for another shape, DTypeError for another dtype.
         """
         if self._tape is None:
-            raise GraphError(f"{type(self).__name__}.backward came before its forward")
+            raise GraphError(f"{type(self).__name__}.backward came before its forward: call forward first")
         given, output, mode = self._tape
         _check_gradient(type(self).__name__, dout, output.array)
         order, parameters = made_from(output), self.parameters()
@@ -281,7 +281,7 @@ class Layer(Stateful):
         return tried_shape(self, shape) if said else shape
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Floating-point operations of the forward pass of one sample of this shape; a function counts as one."""
+        """Floating-point operations of one sample's forward pass; a function such as exp counts as one."""
         return math.prod(shape)
 
     def __repr__(self) -> str:

@@ -198,7 +198,7 @@ class Sequential(Container):
             first = next((layer for layer in self.layers if layer.parameters()), None)
             if not isinstance(first, Dense):
                 raise OptionError(
-                    "summary needs input_shape=(...), the shape of one sample, unless a Reshape or Dense tells it"
+                    "summary needs input_shape=(...), the shape of one sample, unless a Reshape or Dense has it"
                 )
             input_shape = (first.inputs,)
         rows = [("layer", "output shape", "parameters", "FLOPs/sample")]

@@ -19,7 +19,7 @@ __all__ = ["Stateful"]
 class Stateful:
     """An object whose attributes hold parameters, buffers and layers, also in lists, tuples and dicts.
 
-    Names are the attributes': `weight`, `blocks.0.weight`. What is passed to __init__ keeps its own name.
+    Names are those of the attributes: `weight`, `blocks.0.weight`. Arrays passed to __init__ keep their own names.
     """
 
     #: Whether `forward` and `backward` are written by hand.
@@ -57,8 +57,8 @@ class Stateful:
         """Assign an option, or register a parameter or layer. A parameter cannot be replaced: assign to its value."""
         if isinstance(self.__dict__.get(name), Parameter):
             raise OptionError(
-                f"{type(self).__name__}.{name} is a Parameter and stays: assign an array to .{name}.value, got "
-                f"{repr(value)[:60]}"
+                f"{type(self).__name__}.{name} is a Parameter, which cannot be replaced: assign an array to "
+                f".{name}.value, got {repr(value)[:60]}"
             )
         check_assignment(self, name)
         super().__setattr__(name, value)
@@ -146,7 +146,7 @@ class Stateful:
         yield from self._of_layers("named_state")
 
     def _of_layers(self, method: str) -> Iterator[tuple[str, Parameter]]:
-        """What a method of the inner layers names, except the arrays that were passed to __init__ as its own."""
+        """Names and arrays that a method of the inner layers returns, without the arrays passed to __init__."""
         own = {id(array) for array in self._given}
         for name, layer in self._layers():
             for inner, array in getattr(layer, method)():
@@ -154,7 +154,7 @@ class Stateful:
                     yield f"{name}.{inner}", array
 
     def draw_from(self, seed: int, number: int) -> int:
-        """Draw weights that were not assigned from this seed, as layer `number` of a model; returns the next number.
+        """Draw weights that were not assigned, as layer `number` of a model of this seed; returns the next number.
 
         A layer built with a seed of its own keeps its weights. Inner layers have the numbers that follow.
         """
@@ -181,10 +181,10 @@ class Stateful:
 
 
 def _completed(init: Callable[..., None]) -> Callable[..., None]:
-    """A user's `__init__`, after which inner layers have weights and random numbers of their own.
+    """Wrap a user's `__init__`, so that at its end each inner layer gets a random stream of its own.
 
-    Each was built by itself, from seed 0: two of one shape would start alike. A model that takes the layer in numbers
-    everything anew.
+    Before that each inner layer draws from seed 0, and two layers of one shape would start with equal weights. A
+    model that takes the layer in numbers all layers again.
     """
 
     @functools.wraps(init)

@@ -1,4 +1,4 @@
-"""What a loss needs to know of batches: sample weights, shapes as text, and the loss over several batches."""
+"""Checks sample weights, and adds up the loss over several batches."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class SoftmaxCrossEntropy(Loss):
         if tuple(targets.shape[1:]) == output_shape:
             if "ignore_index" in self.options:
                 raise OptionError(
-                    "ignore_index is a label's: the targets are probabilities, give labels instead"
+                    "ignore_index is for integer labels, and the targets are probabilities: omit it, or give labels"
                 )
             super().check(targets, output_shape)
             _check_probabilities("SoftmaxCrossEntropy", targets)
@@ -110,7 +110,7 @@ class SoftmaxCrossEntropy(Loss):
 
 
 class BinaryCrossEntropy(Loss):
-    """Cross-entropy of yes-or-no outputs, from logits, each for itself.
+    """Binary cross-entropy from logits, where each output answers its own yes-or-no question.
 
     outputs: logits; the model ends without a Sigmoid.
     targets: numbers in [0, 1], of the outputs' shape.

@@ -105,5 +105,5 @@ class Huber(Loss):
 
     def __init__(self, delta: float = 1.0, reduction: str = "mean") -> None:
         if not check_real("delta", delta, 0.0):
-            raise OptionError("delta must be a finite number above 0, got 0: that is a multiple of L1")
+            raise OptionError("delta must be a finite number above 0, got 0: use losses.L1 for a linear loss")
         super().__init__(reduction, delta=float(delta))

@@ -1,4 +1,4 @@
-"""Functions of the user's as losses."""
+"""A loss made of a function of your own (Lambda)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Lambda(Loss):
     """A function of your own as a loss.
 
     function: takes a batch's outputs and targets, and as a third argument, if it has one, the sample weights. It
-        returns one number, computed with ops, and says itself what is averaged.
+        returns one number, computed with ops. What is averaged is up to the function.
 
     A Trainer weighs each batch's number by its samples. Targets are not checked. Integer targets stay integers, other
     numbers get the model's dtype. The function's code is not part of a recorded run.

@@ -208,7 +208,7 @@ class Loss:
     def backward(self) -> Array:
         """The gradient of the last forward's loss for the outputs. Raises GraphError before a forward."""
         if self._tape is None:
-            raise GraphError(f"{type(self).__name__}.backward came before its forward")
+            raise GraphError(f"{type(self).__name__}.backward came before its forward: call forward first")
         given, cost, mode = self._tape
         value = cost.array
         one = backend_of(value).xp.ones(value.shape, dtype=value.dtype, device=value.device)
@@ -249,7 +249,7 @@ class Loss:
             return self._computed(scope, arrays)
 
     def _computed(self, scope: Scope, arrays: tuple[Any, ...]) -> Any:
-        """`compute` of outputs, targets and perhaps weights. Raises for a result that is not a number a batch."""
+        """Call `compute` with outputs, targets and perhaps weights. Raises unless it returns one number a batch."""
         _, _, *sample_weight = arrays
         if sample_weight and not self._takes_weight:
             raise OptionError(

@@ -19,7 +19,7 @@ __all__ = ["F1", "Accuracy", "ConfusionMatrix", "Precision", "Recall", "TopK"]
 
 
 class _OfDecisions(Metric):
-    """A metric of classes, or of binary outputs, each of which says yes or no."""
+    """Base class of metrics of classes, or of binary outputs, each of which says yes or no."""
 
     def __init__(self, binary: bool, threshold: float, name: str | None) -> None:
         super().__init__(name)
@@ -141,7 +141,7 @@ _AVERAGES = ("macro", "micro", "weighted", "binary", None)
 
 
 class _OfClasses(_OfDecisions):
-    """A score of each class, and its average."""
+    """Base class of Precision, Recall and F1: a score of each class, and its average."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class _OfClasses(_OfDecisions):
         self.average = average
 
     def count(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
-        """(3, classes): how many samples of each class were predicted correctly; predicted; there."""
+        """Count the samples of each class: predicted correctly, predicted, and present; shape (3, classes)."""
         counts = rules.class_counts(xp, outputs, targets, binary=self.binary, threshold=self.threshold)
         if self.average == "binary" and counts.shape[1] > (1 if self.binary else 2):
             raise ShapeError(
@@ -179,7 +179,7 @@ class _OfClasses(_OfDecisions):
             return scores
         if self.average == "weighted":
             return float(_ratio(np.sum(scores * true), np.sum(true)))
-        # A class that was neither predicted nor there is left out; a binary output always counts.
+        # A class that was neither predicted nor present is left out; a binary output always counts.
         scores = scores if self.binary else scores[said + true > 0]
         return float(np.mean(scores)) if scores.size else 0.0
 

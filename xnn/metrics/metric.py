@@ -26,10 +26,10 @@ class Metric:
 
     count(xp, outputs, targets) counts a batch: it returns an array whose shape does not depend on the size of the
     batch. It is written like an op, with Array API functions of `xp`, and so runs on every backend and in exact
-    numerics. `merge` adds two counts, and `result` makes the number of the total.
+    numerics. `merge` adds two counts, and `result` computes the metric from the total.
 
     A Trainer keeps its own totals, so that one object can be in several Trainers and be updated by hand as well.
-    Raises OptionError for a name that is no string.
+    Raises OptionError for a name that is not a string.
 
         >>> import numpy as np
         >>> from xnn import metrics

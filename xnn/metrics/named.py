@@ -53,7 +53,7 @@ def get(metric: str | Metric | Count, binary: bool = False, threshold: float = 0
         mse, rmse, r2; or a function (xp, outputs, targets) -> the sum over the batch.
     binary, threshold: the options of Accuracy, for metrics of classes that are given by name. Defaults False and 0.
 
-    Raises OptionError for an unknown name, or an object that is no metric.
+    Raises OptionError for an unknown name, or an object that is not a metric.
 
         >>> from xnn import metrics
         >>> metrics.get("top3"), metrics.get("f1")

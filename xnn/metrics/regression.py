@@ -91,7 +91,7 @@ class R2(Metric):
     count = staticmethod(rules.moments)
 
     def merge(self, total: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        """The sums of both counts, around the pivot of the first."""
+        """Add two counts, after moving the sums of the second to the pivot of the first."""
         n, pivot, first, second, errors = counted
         moved = pivot - total[1]
         around = np.stack([n, 0.0 * n, first + n * moved, second + moved * (2.0 * first + n * moved), errors])

@@ -18,7 +18,7 @@ _ROOT_HALF, _ROOT_2_OVER_PI = 0.7071067811865476, 0.7978845608028654
 
 
 class Rescale(Op):
-    """Scale and shift: y = x * scale + offset; dy/dx = scale. It makes network inputs of integer pixels.
+    """Scale and shift: y = x * scale + offset; dy/dx = scale. It turns integer pixels into network inputs.
 
     scale, offset: numbers or arrays; offset is 0 by default.
     dtype: the dtype of y; None (default) for that of x * scale.

@@ -92,7 +92,7 @@ def _with(options: Mapping[str, Any]) -> str:
 
 
 def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-    """Run op.backward(xp, grad, saved) and return the gradients of the inputs. Raises GraphError for no tuple."""
+    """Run op.backward(xp, grad, saved) and return the gradients of the inputs. GraphError unless it is a tuple."""
     if isinstance(xp, Boundary):
         op = xp.role(op)
         grad = grad if op.takes_stored else xp.enter(grad)

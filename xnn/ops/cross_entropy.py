@@ -76,7 +76,9 @@ class SoftmaxCrossEntropy(LossOp):
                 return xp.log(total) - picked, (e, total, aims, None, None)
             aims = xp.astype(aims, logits.dtype)
         elif ignore_index is not None:
-            raise OptionError("ignore_index is a label's, and the targets are probabilities: omit it")
+            raise OptionError(
+                "ignore_index is for integer labels, and the targets are probabilities: omit it"
+            )
         if label_smoothing:
             aims = aims * scale + label_smoothing / logits.shape[1]
         if class_weight is not None:
@@ -162,7 +164,7 @@ class BinaryCrossEntropy(LossOp):
         more = constant(xp, pos_weight, logits) - 1.0
         if getattr(more, "shape", ()) not in ((), logits.shape[-1:]):
             raise ShapeError(
-                f"pos_weight of shape {more.shape}: it must be a number or {logits.shape[-1:]} of them"
+                f"pos_weight of shape {more.shape}: it must be a number or have shape {logits.shape[-1:]}"
             )
         return terms + more * target * softplus_of(xp, -logits), (logits, target, more)
 
@@ -182,7 +184,7 @@ class Focal(LossOp):
         term = a q^gamma c;  d/dz = a q^gamma (p - t + gamma c (1 - 2 t) p (1 - p) / q)
 
     target: t, numbers from 0 to 1, of the logits' shape.
-    gamma: a number; default 2. The larger, the less do samples count that are classified well.
+    gamma: a number; default 2. The larger it is, the less the well classified samples count.
     alpha: the weight of positive targets, 1 - alpha being that of negative ones; None for no weights; default 0.25.
 
     Formula and defaults are those of torchvision's sigmoid_focal_loss, whose default reduction is "none".

@@ -288,7 +288,7 @@ class Where(Op):
             )
         elif not hasattr(a, "dtype") and not hasattr(b, "dtype"):
             raise OptionError(
-                f"where got two Python numbers, {a!r} and {b!r}, which have no dtype: say which, as in "
+                f"where got two Python numbers, {a!r} and {b!r}, which have no dtype: choose one, as in "
                 "ops.where(condition, 1.0, 0.5, dtype=x.dtype)"
             )
         return xp.where(condition, a, b), saved

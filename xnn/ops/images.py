@@ -1,4 +1,4 @@
-"""Deformation of images: warp."""
+"""Deforms images by a field of displacements: warp."""
 
 from __future__ import annotations
 

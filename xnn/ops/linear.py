@@ -11,7 +11,7 @@ __all__ = ["dense", "matmul"]
 
 
 def _columns(xp: Namespace, grad: Array, a_ndim: int, b_ndim: int) -> Array:
-    """The gradient of a product, with the axes that a 1-d operand did not have put in, with extent 1."""
+    """Insert into the gradient of a product the axes that a 1-d operand lacks, with extent 1."""
     if b_ndim == 1:
         grad = xp.expand_dims(grad, axis=-1)
     return xp.expand_dims(grad, axis=-2) if a_ndim == 1 else grad

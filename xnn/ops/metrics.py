@@ -37,7 +37,7 @@ def accuracy(
 def class_counts(
     xp: Namespace, outputs: Array, targets: Array, *, binary: bool = False, threshold: float = 0.0
 ) -> Array:
-    """How often each class was predicted and true, was predicted, was true: integers (3, classes).
+    """Count for each class how often it was predicted correctly, was predicted, was true: integers (3, classes).
 
     An output that says yes or no has one column, which counts yes.
     """

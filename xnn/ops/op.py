@@ -107,7 +107,7 @@ class Op:
         return inputs[: self.arity], {**options, **named}
 
     def __deepcopy__(self, memo: Any) -> Op:
-        """Itself: an op has no state to copy, and kernels, exact forms and files find it by identity."""
+        """Return the op itself: it has no state to copy, and kernels, exact forms and files find it by identity."""
         return self
 
     def without_input_gradient(self, saved: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Optimizers that scale the step of each weight by its past gradients: AdaGrad, RMSProp, AdaDelta and Adam."""
+"""Optimizers that scale each weight's step by its past gradients: AdaGrad, RMSProp, AdaDelta, Adam, AdamW, Nadam."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AdaGrad(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """1, the sum of the squared gradients."""
+        """The number of arrays for each parameter: 1, the sum of the squared gradients."""
         return 1
 
 
@@ -90,7 +90,7 @@ class RMSProp(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """The mean square; the mean, if centered; the velocity, if there is momentum."""
+        """The number of arrays for each parameter: mean square, mean (if centered), velocity (with momentum)."""
         return 1 + self.centered + (self.momentum > 0.0)
 
 
@@ -128,7 +128,7 @@ class AdaDelta(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """2, the mean squares of gradients and of steps."""
+        """The number of arrays for each parameter: 2, the mean squares of gradients and of steps."""
         return 2
 
 
@@ -178,7 +178,7 @@ class Adam(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """The mean and the mean square; with amsgrad also the largest mean square."""
+        """The number of arrays for each parameter: mean, mean square, and with amsgrad the largest mean square."""
         return 2 + self.amsgrad
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
@@ -273,7 +273,7 @@ class Nadam(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """2, the mean and the mean square."""
+        """The number of arrays for each parameter: 2, the mean and the mean square."""
         return 2
 
     def _momentum(self, power: float) -> float:

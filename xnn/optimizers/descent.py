@@ -49,7 +49,7 @@ class SGD(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """1, the velocity, if there is momentum."""
+        """The number of arrays for each parameter: 1 with momentum (the velocity), else 0."""
         return 1 if self.momentum else 0
 
 
@@ -91,5 +91,5 @@ class Lion(Optimizer):
 
     @property
     def arrays(self) -> int:
-        """1, the mean of the gradients."""
+        """The number of arrays for each parameter: 1, the moving average of the gradients."""
         return 1

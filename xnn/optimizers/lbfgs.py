@@ -29,8 +29,8 @@ class LBFGS(Optimizer):
         it. A number >= 0, by name, or a function; see Optimizer. Default 0.
 
     An epoch of the Trainer is one iteration, which needs one or a few passes over the data. A pass sums the gradients
-    of batches of batch_size. Each fit learns the curvature anew. float64 models get further, because in float32
-    rounding hides the last decreases.
+    of batches of batch_size. Each fit learns the curvature from the beginning. float64 models reach lower losses,
+    because in float32 rounding hides the last decreases.
 
     Raises OptionError for options outside these, MissingExtraError without SciPy, and NumericsError when it trains in
     exact numerics.
@@ -65,7 +65,7 @@ class LBFGS(Optimizer):
         iterations: int,
         after_each: Callable[[np.ndarray], None],
     ) -> np.ndarray:
-        """The x at which a function is smallest.
+        """Find the x at which a function is smallest.
 
         function: function(x) -> its value and gradient at x, float64 (n,).
         start: the x to start from. iterations: how many are made at most.
@@ -84,7 +84,7 @@ class LBFGS(Optimizer):
         return np.asarray(found.x)
 
     def step(self, parameters: Iterable[Parameter], gradients: Iterable[Array] | None = None) -> None:
-        """Raise OptionError: a gradient is not enough."""
+        """Raise OptionError: L-BFGS needs the loss over all the data, not only a gradient."""
         raise OptionError(
             "LBFGS cannot step by gradients, it needs the loss of all the data: give it to a Trainer"
         )

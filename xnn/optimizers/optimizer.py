@@ -120,7 +120,7 @@ class Optimizer:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step. Raises OptionError if a schedule returns no number >= 0."""
+        """The learning rate of the next step. Raises OptionError if a schedule returns anything but a number >= 0."""
         if not callable(self._learning_rate):
             return self._learning_rate
         rate = self._learning_rate(self.steps)
@@ -139,7 +139,7 @@ class Optimizer:
         self._decays: dict[Parameter, float] = {}  # what a function or mapping said last
 
     def decay_of(self, parameter: Parameter) -> float:
-        """The weight decay of a parameter. Raises OptionError if a function returns no number >= 0."""
+        """The weight decay of a parameter. Raises OptionError if a function returns anything but a number >= 0."""
         chosen = self._weight_decay
         if isinstance(chosen, float):
             return chosen
@@ -302,7 +302,7 @@ class Optimizer:
 
 
 def _give(parameters: list[Parameter], gradients: list[Array]) -> None:
-    """Make the gradients the parameters' own."""
+    """Set the `grad` of each parameter to its gradient."""
     if len(gradients) != len(parameters):
         raise OptionError(
             f"got {len(gradients)} gradients for {len(parameters)} parameters: give one for each, in the same order"

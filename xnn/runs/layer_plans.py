@@ -60,7 +60,7 @@ class LayerPlan:
         for parameter in layer.own_parameters:
             if parameter.size > _MOST_WEIGHTS:
                 raise OptionError(
-                    f"{self.place}: a {parameter.name} of shape {parameter.shape} fits into no memory: choose a "
+                    f"{self.place}: a {parameter.name} of shape {parameter.shape} is too large for memory: choose a "
                     "smaller one"
                 )
         return layer

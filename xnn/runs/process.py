@@ -1,4 +1,4 @@
-"""Programs in processes of their own: one that runs a module and answers commands, one JSON object a line.
+"""Runs a module in a process of its own, which answers commands, one JSON object a line.
 
 Two frameworks in one process would share threads and caches, and two BLAS libraries slow each other down. Between
 commands the process only waits.

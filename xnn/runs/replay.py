@@ -1,4 +1,4 @@
-"""Two runs compared step by step, to the first bit in which they differ: what `xnn verify` does.
+"""Compares two runs step by step and finds the first bit in which they differ, for `xnn verify`.
 
 Each side of the comparison is a record, or a live run that trains in a process of its own and waits after each step.
 A live run needs its own process because BLAS reads its environment variables once, when it is loaded.
@@ -171,7 +171,7 @@ def parse_settings(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two runs differ first.
+    """The first place where two runs differ.
 
     step: the step, from 1; 0 is the state before the first step.
     kind: "loss", "gradient" or "weight".

@@ -1,4 +1,4 @@
-"""The line on which each table and value of a TOML text stands, which Python's tomllib does not tell.
+"""The line on which each table and value of a TOML text stands, which Python's tomllib does not report.
 
 tomllib has accepted the text before, so nothing is checked here. The text is cut into tokens, with strings and
 comments in one piece, so that brackets inside them do not count. The tokens are then read by the grammar of

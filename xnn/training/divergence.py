@@ -1,4 +1,4 @@
-"""Where training went wrong: replay the last steps layer by layer and name the first number that is not finite."""
+"""Finds where training diverged: replays the last steps layer by layer and names the first number not finite."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def diagnose(
     batch: Callable[[TakenStep], list[Any]],
     seed: int,
 ) -> tuple[DivergenceError, int]:
-    """Take the steps one by one until something is not finite. Returns its error and number.
+    """Repeat steps one by one until a number is not finite. Returns the error, and the number of that step.
 
     The caller has restored model and optimizer to before the first step; they are left as before the failed step.
     batch: gives a step's samples, targets and perhaps weights on the device.

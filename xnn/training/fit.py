@@ -20,7 +20,7 @@ from xnn.training.steps import Stepper
 
 __all__ = ["Fit"]
 
-# Losses stay on the device and are looked at every so many steps or seconds: looking waits for the device.
+# Losses stay on the device and are checked only after a number of steps or seconds: a check waits for the device.
 _CHECK_STEPS, _CHECK_SECONDS = 100, 0.5
 
 
@@ -58,7 +58,7 @@ class Fit:
         self.assigned = False  # whether callbacks assigned parameters or options since the last check
 
     def run(self, epochs: int) -> None:
-        """Train for so many epochs, or until Ctrl-C, or until a callback stops it."""
+        """Train for this many epochs, or until Ctrl-C, or until a callback stops it."""
         for _ in range(epochs):
             with limit_threads(self.threads):
                 results = self.epoch()
@@ -97,7 +97,7 @@ class Fit:
             self.assigned = self.stepper.after_callbacks()
 
     def is_time_to_check(self) -> bool:
-        """Whether the losses since the last check are to be looked at."""
+        """Whether enough steps or seconds have passed since the last check of the losses."""
         return (
             self.batch == len(self.batches)
             or self.interrupted()
@@ -107,7 +107,7 @@ class Fit:
         )
 
     def check(self) -> None:
-        """Look at the losses of the steps since the last check, add them up, and tell the callbacks.
+        """Check the losses of the steps since the last check, add them up, and tell the callbacks.
 
         Raises DivergenceError unless they, the weights and the buffers are finite.
         """
@@ -116,7 +116,7 @@ class Fit:
             raise self.diagnosis(losses)
         sizes = [len(rows) for rows in self.unchecked]
         totals, samples = columns.pop() if self.stepper.total else sizes, sum(sizes)
-        # One step after the other: how many are looked at together must not move the last bit.
+        # One step after the other: how many are checked together must not change the last bit.
         for size, total, value, *counted in zip(sizes, totals, losses, *columns, strict=True):
             self.loss.add(value, total)
             self.counts.add(counted, size)

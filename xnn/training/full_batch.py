@@ -67,8 +67,8 @@ class _FullBatch:
             w = self._weights()  # x in the model's dtype
             if not (np.isfinite(loss) and np.isfinite(gradient).all()):
                 raise DivergenceError(
-                    f"the loss is {loss:g}, or its gradient not finite, at weights that LBFGS tried; the model's "
-                    "are those of the iteration before. Look at the data's scale, or add weight_decay"
+                    f"the loss is {loss:g}, or its gradient not finite, at weights that LBFGS tried; the model has "
+                    "those of the iteration before. Look at the data's scale, or add weight_decay"
                 )
             return loss + 0.5 * float(np.sum(decays * w * w)), gradient + decays * w
 
@@ -116,7 +116,7 @@ class _FullBatch:
 
 
 class FullBatchFit(Fit):
-    """A fit by an optimizer that minimizes: an epoch is one of its iterations, and is one step.
+    """A fit by an optimizer such as LBFGS: each of its iterations is one epoch and one step.
 
     The arguments are Fit's. Raises NumericsError or OptionError as _FullBatch does.
     """
@@ -127,7 +127,7 @@ class FullBatchFit(Fit):
         self.whole = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
 
     def run(self, epochs: int) -> None:
-        """Take so many iterations, or fewer if the optimizer, Ctrl-C or a callback ends it."""
+        """Take this many iterations, or fewer if the optimizer, Ctrl-C or a callback ends the training."""
         try:
             with limit_threads(self.threads):
                 self.whole.minimize(self.trainer.optimizer, epochs, self.evaluated, self.iterated)
@@ -136,12 +136,12 @@ class FullBatchFit(Fit):
             raise
 
     def evaluated(self, loss: float, seconds: float) -> None:
-        """After the loss over all the data was evaluated once."""
+        """Count one evaluation of the loss over all the data."""
         self.history.add(np.array([loss]), self.batches.rows, seconds)
         self.trainer.step += 1
 
     def iterated(self) -> bool:
-        """After an iteration: validation and callbacks; whether to end."""
+        """Validate and run the callbacks after an iteration. Returns whether to end."""
         loss, metrics = self.whole.mean.value, self.whole.counts.results()
         for watcher in self.watchers:
             watcher.on_step(self.history, self.trainer.epoch, 1, loss)

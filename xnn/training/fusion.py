@@ -1,4 +1,4 @@
-"""The rules that make a program's list of calls shorter.
+"""Shortens a program's list of calls by four rules, each of which merges several calls into one.
 
 Each is applied wherever the backend's table has a kernel for the result. `tests/training/test_program.py` compares
 each with the list it replaces.
@@ -6,11 +6,11 @@ each with the list it replaces.
 | rule | what becomes one call |
 |---|---|
 | rescale_into_gather | the gathering of a batch, and the Rescale that is its only reader |
-| activation_into_dense | dense and the activation behind it; backward, the gradients of both |
+| activation_into_dense | dense and the activation after it; backward, the gradients of both |
 | loss_with_gradient | a loss's forward and its backward |
 | sgd_into_dense | the products that give a weight's gradient, and its update: W <- W - rate x^T dz |
 
-The gradient for the data is in no list, since nothing reads it.
+No list computes the gradient for the data, since nothing reads it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Calls = list[Call]
 
 
 def fuse(calls: Calls, table: KernelTable, keep_gradients: bool = False) -> Calls:
-    """The list after all rules. keep_gradients: omit the rules that leave no gradient."""
+    """Apply all rules to a list of calls. keep_gradients: omit the rules that leave no gradient."""
     for rule in RULES:
         if not (keep_gradients and rule is sgd_into_dense):
             calls = rule(calls, table)
@@ -132,7 +132,7 @@ def sgd_into_dense(calls: Calls, table: KernelTable) -> Calls:
 
 
 def _update_of(update: Call, columns: Sequence[tuple[Slot, ...]]) -> Call:
-    """The update of these parameters only."""
+    """Make the update call of these parameters from the update call of a group."""
     values, gradients, *state = zip(*columns, strict=True)
     kept = sum(state, ())
     return Call("update", update.op, values + gradients + kept, values + kept, rule=update.rule)

@@ -18,7 +18,7 @@ __all__ = ["check_trainable", "prepare", "prepare_validation"]
 
 
 def check_trainable(model: Sequential) -> None:
-    """Raise OptionError for a model with no parameter that training may change, or with one that it would miss."""
+    """Raise OptionError if a model has nothing to train, or has parameters where training would not find them."""
     check_nothing_hidden(model)
     parameters = model.parameters()
     if not parameters:
@@ -104,7 +104,7 @@ def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
 def prepare_validation(
     model: Sequential, loss: Loss, metrics: Sequence[Metric], data: Any
 ) -> tuple[Any, ...]:
-    """The same for validation data: a pair, or three with the sample weights."""
+    """Check and convert validation data: a pair (x, y), or three arrays with the sample weights."""
     if isinstance(data, (tuple, list)) and len(data) == 3:
         return prepare(model, loss, metrics, tuple(data[:2]), "validation", data[2])
     return prepare(model, loss, metrics, data, "validation")

@@ -1,4 +1,4 @@
-"""Ctrl-C during training."""
+"""Lets Ctrl-C end training after the current step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["interruptible"]
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Inside the block Ctrl-C sets a flag, so that the step in hand can be finished; a second one interrupts.
+    """Inside the block Ctrl-C sets a flag, so that the current step can be finished; a second one interrupts.
 
     Yields a function that tells whether the flag is set. Only the main thread can do so; in another nothing changes.
     """

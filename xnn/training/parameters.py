@@ -69,7 +69,7 @@ class Store:
         self.values.update({p: self._frozen_slot(p, array) for p, array in self.frozen.items()})
 
     def _frozen_slot(self, parameter: Parameter, array: Any) -> Slot:
-        """A frozen parameter's array is read where it is; kernels need its rows side by side."""
+        """Make the slot of a frozen parameter: its own array, or a contiguous copy for kernels."""
         readable = np.ascontiguousarray(self.lib.clean(array)) if self.in_place else array
         return Slot(f"{parameter.name}'s value", parameter.shape, array.dtype, readable, fixed=self.in_place)
 
@@ -126,7 +126,7 @@ class Store:
         return self.kept[buffer]
 
     def read(self, parameter: Parameter) -> Slot:
-        """Where a program reads a parameter; one that is not the model's, a frozen one, is only read."""
+        """The slot in which a program reads a parameter; a frozen one from outside the model gets a new slot."""
         if parameter in self.values:
             return self.values[parameter]
         if parameter not in self.outside:
@@ -136,7 +136,7 @@ class Store:
         return self.outside[parameter]
 
     def touch(self) -> None:
-        """Say that something other than a program's step may have written to a parameter."""
+        """Note that something other than a program's step may have written to a parameter."""
         self.written += 1
 
     def advance(self) -> None:

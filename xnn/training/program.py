@@ -119,7 +119,7 @@ Slots = dict[Recorded, Slot]
 
 
 def _slot(node: Recorded, place: int, store: Store) -> Slot:
-    """Where a value lies; `place` is its number in the trace."""
+    """Make the slot of a value of the trace; `place` is its number there."""
     if isinstance(node, Buffer):
         return store.keep(node)
     if isinstance(node, Parameter):
@@ -133,7 +133,7 @@ def _slot(node: Recorded, place: int, store: Store) -> Slot:
 
 
 def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) -> list[Call]:
-    """The batch, and what is drawn for it."""
+    """The calls that gather the batch and draw its random inputs."""
     gather = [
         Call("gather", None, (), (slots[node],), {"source": source, "cursor": cursor})
         for node, source in zip(trace.inputs, sources, strict=True)
@@ -146,7 +146,7 @@ def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) 
 
 
 def _forward(trace: Trace, slots: Slots) -> dict[Recorded, Call]:
-    """A call for each op."""
+    """The forward call of each op in the trace."""
     return {
         node: Call(
             "forward",
@@ -161,7 +161,7 @@ def _forward(trace: Trace, slots: Slots) -> dict[Recorded, Call]:
 
 
 def _keeping(trace: Trace, slots: Slots, store: Store) -> list[Call]:
-    """What is kept of the batch, such as running statistics."""
+    """The calls that update buffers from the batch, such as running statistics."""
     calls = []
     for change in trace.kept:
         buffers = tuple(store.keep(buffer) for buffer in change.buffers)
@@ -182,7 +182,7 @@ def _counting(
     metrics: Sequence[Callable[..., Any]],
     total: Callable[..., Any] | None,
 ) -> tuple[list[Call], list[Slot]]:
-    """What metrics count, and what the loss was divided by; the calls and where the numbers will be."""
+    """The calls that count for metrics and compute the loss's divisor, and the slots of their numbers."""
     outputs, (_, targets, *weights) = trace.outputs, trace.inputs
     calls, counts = [], []
     for number, metric in enumerate(metrics):
@@ -231,7 +231,7 @@ def _backward(
 
 
 def _updating(store: Store) -> list[Call]:
-    """Clipping, the optimizer's step, and averages of the weights."""
+    """The calls that clip gradients, take the optimizer's step, and average the weights."""
     calls = []
     gradients = tuple(store.gradients[p] for p in store.parameters if p in store.gradients)
     for rule, limit in store.clipping if gradients else ():

@@ -1,4 +1,4 @@
-"""The steps of one fit: a program for each batch size, and the way back to the last check."""
+"""Takes the steps of one fit, by a program for each batch size, and can go back to the last check."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MEASURED_STEPS = 30
 
 
 class Stepper:
-    """Takes training steps, by a program for each batch size; makes programs anew when what they compute changes.
+    """Takes training steps, by a program for each batch size; makes new programs when the computation changes.
 
     lib, table: the backend and its kernels. model, loss, optimizer: what is trained. metrics: functions (xp, outputs,
     targets) that count a batch. batches: the training data. keep_gradients: whether callbacks read gradients.

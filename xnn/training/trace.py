@@ -1,6 +1,6 @@
-"""What a model and its loss compute for one batch, and whether they would compute the same once more.
+"""Records what a model and its loss compute for one batch, and compares two such records.
 
-A program is made of a trace once. What Python code reads while it computes - attributes, globals, closures - may
+A program is made from a trace once. What Python code reads while it computes - attributes, globals, closures - may
 change later. Then a second trace differs from the first, and the program is made again.
 """
 
@@ -39,7 +39,7 @@ class Trace:
     constants: Sequence[Any]
 
     def is_like(self, other: Trace) -> bool:
-        """Whether both compute the same from other inputs: ops, options, constants and what is kept."""
+        """Whether two traces have equal ops, options, constants and changes of buffers, whatever their inputs."""
         place = {node: n for n, node in enumerate(self.order)}
         other_place = {node: n for n, node in enumerate(other.order)}
         return (
@@ -112,7 +112,7 @@ def _check_drawn(order: Sequence[Recorded], model: Sequential) -> None:
 
 
 def runs_code_of_the_users(model: Sequential, loss: Loss) -> bool:
-    """Whether anything but xnn's own layers and losses computes."""
+    """Whether the model or the loss contains a function, a layer or a loss that is not xnn's own."""
     classes = [type(layer) for layer in model.all_layers()]
     functions: list[Callable[..., Any]] = [
         part.function for part in (*model.all_layers(), loss) if hasattr(part, "function")
@@ -123,12 +123,12 @@ def runs_code_of_the_users(model: Sequential, loss: Loss) -> bool:
 
 
 def _same_op(a: Any, b: Any) -> bool:
-    """The same op, or the same layer or loss that is one."""
+    """Whether two ops are the same op, or come from the same layer or loss."""
     return a is b or (type(a) is type(b) and getattr(a, "owner", a) is getattr(b, "owner", b))
 
 
 def _same_rule(a: Any, b: Any) -> bool:
-    """The same function, or one made again by the same code with the same values around it."""
+    """Whether two functions are the same, or have the same code and equal closures."""
     if a is b:
         return True
     around = ([cell.cell_contents for cell in getattr(f, "__closure__", None) or ()] for f in (a, b))

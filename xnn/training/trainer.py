@@ -1,4 +1,4 @@
-"""Trainer: a model, a loss and an optimizer, and what is done with them on data."""
+"""Trainer: trains a model with a loss and an optimizer, and evaluates it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ class Trainer:
         usual ones by default.
     callbacks: a list of `xnn.callbacks.Callback`.
     threads: how many threads BLAS may use for steps and evaluation, never more than a limit already set. None takes
-        what OMP_NUM_THREADS or its like says, or else follows a fixed rule from batch size and weights
+        what OMP_NUM_THREADS or a similar variable says, or else follows a fixed rule from batch size and weights
         (`xnn.backends.threads.choose_threads`). "auto" measures, which may give other bits each time.
     kernels: "auto" takes the fastest kernels installed, "ops" runs the ops alone; on the CPU also "numpy" and
         "compiled" (the extra `fast`).
     numerics: "fast" or "exact" for this trainer's runs; by default those in force.
 
-    Each fit goes on where the last one ended: two fits of one epoch are one fit of two, bit for bit. An epoch that
-    Ctrl-C cut short is not counted; the next fit begins it again. Raises OptionError for what does not fit together.
+    Each fit goes on where the last one ended: two fits of one epoch give the bits of one fit of two epochs. An epoch
+    that Ctrl-C cut short is not counted; the next fit begins it again. Raises OptionError for arguments that do not
+    go together.
 
         >>> import numpy as np, xnn
         >>> from xnn import layers, losses, optimizers
@@ -84,7 +85,7 @@ class Trainer:
         assert isinstance(loss, Loss)
         if loss.reduction == "none":
             raise OptionError(
-                f"a Trainer needs one number a batch: {type(loss).__name__}(reduction='mean') or 'sum', not 'none'"
+                f"a Trainer needs one number a batch, got {type(loss).__name__}(reduction='none'): use 'mean', 'sum'"
             )
         if loss.already_includes is not None and model.last_op is loss.already_includes:
             raise OptionError(
@@ -122,8 +123,8 @@ class Trainer:
         data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host (moved batch by batch) or on the
             model's backend.
         validation: a pair (x, y), or three with sample weights; evaluated after each epoch.
-        epochs: passes over the data. For an optimizer that minimizes (LBFGS) its iterations, each over all data as
-            they lie.
+        epochs: passes over the data. For an optimizer that minimizes (LBFGS) its iterations, each over all the data
+            in their given order.
         batch_size: samples in a step; the last batch of an epoch may be smaller.
         sample_weight: (n,), how much each sample counts in the loss (`xnn.ops.LossOp`). Metrics count every sample
             alike.
@@ -131,9 +132,9 @@ class Trainer:
         progress: whether to show a progress bar.
         shuffle: whether to take the samples in a new order in each epoch.
 
-        The history's loss over an epoch is what a batch's is over the batch: each mean counts by what it was divided
-        by. Ctrl-C ends after the step in hand and returns what was done, with `history.interrupted` set; a second one
-        ends at once.
+        The loss of an epoch in the history is the mean of the batches' means, each weighted by its divisor; with
+        reduction="sum" it is the sum. Ctrl-C ends after the current step and returns what was done, with
+        `history.interrupted` set; a second one ends at once.
 
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that do not fit,
         or a model with nothing to train. Raises DivergenceError when a loss, gradient or weight is not finite: its
@@ -186,7 +187,7 @@ class Trainer:
     def evaluate(
         self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """The loss and the metrics over all the data, by name; dropout and the like are off.
+        """The loss and the metrics over all the data, by name; dropout and augmentation are off.
 
         data: a pair (x, y), as `fit` takes it. batch_size: samples at a time. sample_weight: (n,), how much each
         sample counts in the loss. Raises as `fit` does.
@@ -241,14 +242,15 @@ class Trainer:
 
 
 def _metrics(loss: Loss, model: Sequential, metrics: Any) -> list[Metric]:
-    """The metrics by their objects. Raises OptionError for two of one name."""
+    """Turn names, functions and objects into Metric objects. Raises OptionError if two have the same name."""
     chosen = loss.usual_metrics if metrics is None else metrics
     given = chosen if isinstance(chosen, Iterable) and not isinstance(chosen, str) else (chosen,)
     found = [get_metric(m, loss.binary, model.threshold) for m in given]
     names = [metric.name for metric in found]
     if len({*names, "loss", "epoch"}) < len(names) + 2:
         raise OptionError(
-            f"metrics need names of their own, got {', '.join(names)}; def gives a function one, name= an object"
+            f"metrics must have different names, got {', '.join(names)}: give an object name=..., or define "
+            "the function with def"
         )
     return found
 

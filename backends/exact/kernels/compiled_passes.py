@@ -33,18 +33,18 @@ def _number(activation: Any) -> int:
 
 
 def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
-    """one <- the slice of w, on the scale of its largest element, whose exponent field becomes state[1]."""
+    """Slice a tensor: one <- the slice of w, on the scale of its largest element. state[1] <- that exponent field."""
     flat, out = w.reshape(-1), one.reshape(-1)
     return lambda: loops.slice_tensor(flat, table, out, state)
 
 
 def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
-    """wide, of shape (2n, width), <- the first slices of the n rows, then their second slices."""
+    """Slice rows: wide (2n, width) <- the first slices of the n rows, then their second slices."""
     return lambda: loops.slice_rows(x, high, low, wide)
 
 
 def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
-    """one <- the slices of the columns, each on the scale of its largest element."""
+    """Slice columns: one <- the slices of the columns, each on the scale of its largest element."""
     largest, s = np.empty(x.shape[1], np.int32), np.empty(x.shape[1])
     return lambda: loops.slice_columns(x, table, one, largest, s)
 
@@ -52,7 +52,7 @@ def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable
 def slice_gradient(
     dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
 ) -> Runnable:
-    """wide <- the slices of dz's columns; db <- the sums of the columns.
+    """Slice the columns of a gradient: wide <- the slices of dz's columns; db <- the sums of the columns.
 
     wide: of dz's shape for first slices only, twice as wide for second slices beside them, empty for none.
     table: the splitters of the sums.
@@ -65,14 +65,14 @@ def slice_gradient(
 
 
 def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
-    """wide <- the integers as float64."""
+    """Convert integers to float64: wide <- the integers."""
     return lambda: loops.widen(integers, wide)
 
 
 def finish(
     products: np.ndarray, scale: float, b: np.ndarray | None, y: np.ndarray, activation: Any, kept: Any
 ) -> Runnable:
-    """y <- f(products + b), rounded to float32; f is an activation or none.
+    """Add the bias and apply the activation: y <- f(products + b), rounded to float32; f may be none.
 
     products: of 2n rows, the products of the first slices and of the second ones, which are added; or of n rows, the
         products of integers, which are multiplied by `scale`.
@@ -84,7 +84,7 @@ def finish(
 
 
 def activation_gradient(activation: Any, y: np.ndarray, kept: np.ndarray | None, dz: np.ndarray) -> Runnable:
-    """dz <- dz * f'(z), from the output y, or from the float64 values that `finish` has kept."""
+    """Go back through an activation: dz <- dz * f'(z), from the output y or the float64 values that `finish` kept."""
     number, wide = _number(activation), _NONE if kept is None else kept
     return lambda: loops.activation_gradient(number, y, wide, dz)
 
@@ -92,7 +92,7 @@ def activation_gradient(activation: Any, y: np.ndarray, kept: np.ndarray | None,
 def weight_gradient(
     products: np.ndarray, scale: float, dw: np.ndarray, rate: Any, table: Any, one: Any, state: np.ndarray
 ) -> Runnable:
-    """dw <- the gradient of W, from the products of slices (added) or of integers (times `scale`), in float32.
+    """Compute dw, the float32 gradient of W, from the products of slices (added) or of integers (times `scale`).
 
     rate: None, or the learning rate. dw is then W, and becomes W - rate * gradient; `one` becomes the slice of the
         new W for the next step, on the scale of the old W; state[0] becomes 1 if the new W has the same scale.
@@ -103,13 +103,13 @@ def weight_gradient(
 
 
 def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
-    """count <- how many rows have their largest output, the first of several, at the label; NaN is the largest."""
+    """Count the rows whose largest output is at the label. The first of equal outputs counts; NaN is the largest."""
     flat = count.reshape(1)
     return lambda: loops.count_right(outputs, labels, flat)
 
 
 def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
-    """loss, g <- softmax_cross_entropy and its gradient."""
+    """Compute softmax_cross_entropy in `loss`, and its gradient in `g`."""
     n, classes = z.shape
     flat, e, each = loss.reshape(1), np.empty(classes), np.empty(n)
     bits, batch_bits = sum_bits(classes), sum_bits(n)
@@ -132,7 +132,7 @@ def adam(
 def prepare(exact: Any) -> None:
     """Compile all loops, or load them from Numba's cache, before the first step; damaged cache files are replaced.
 
-    Then the loops are compared with the ops on a few numbers. If they differ, as machine code does that is older than
+    Then the loops are compared with the ops on a few numbers. If they differ, because the cached code is older than
     the functions' constants, all are compiled again. Raises BackendUnavailableError if they still differ.
     """
     x, labels = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
@@ -163,8 +163,8 @@ def prepare(exact: Any) -> None:
                 function.recompile()
         if not has_the_ops_bits(exact):
             raise BackendUnavailableError(
-                "compiled kernels: on this machine their code differs from the ops in its bits, as it would by fused "
-                "multiply-adds: use kernels='numpy'"
+                "compiled kernels: on this machine their bits differ from those of the ops, as they would by "
+                "fused multiply-adds: use kernels='numpy'"
             )
 
 

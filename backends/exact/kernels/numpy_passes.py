@@ -37,14 +37,14 @@ def _blocks(size: int) -> list[slice]:
 
 
 def _round(y: np.ndarray, out: np.ndarray) -> None:
-    """out <- to32(y); y is overwritten."""
+    """Round to the numbers that are stored: out <- to32(y); y is overwritten."""
     np.add(y, FLUSH, out=y)
     np.subtract(y, FLUSH, out=y)
     np.copyto(out, y, casting="same_kind")
 
 
 def _descend(gradient: np.ndarray, w: np.ndarray, rate: float, stored: np.ndarray, wide: np.ndarray) -> None:
-    """w <- to32(w - rate * to32(gradient)); `stored` (float32) and `wide` (float64) are scratch."""
+    """Take a step: w <- to32(w - rate * to32(gradient)); `stored` (float32) and `wide` (float64) are scratch."""
     _round(gradient, stored)
     np.copyto(gradient, stored)
     np.multiply(gradient, rate, out=gradient)
@@ -54,7 +54,10 @@ def _descend(gradient: np.ndarray, w: np.ndarray, rate: float, stored: np.ndarra
 
 
 def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
-    """one <- the slice of w, on the scale of its largest element. `state` stays 0: NumPy's updates do not slice."""
+    """Slice a tensor: one <- the slice of w, on the scale of its largest element.
+
+    `state` stays 0, because the updates of this file do not slice.
+    """
     words, magnitude = w.reshape(-1).view(np.int32), np.empty(_BLOCK, np.int32)
     blocks = _blocks(w.size)
     flat, out = [w.reshape(-1)[b] for b in blocks], [one.reshape(-1)[b] for b in blocks]
@@ -75,20 +78,20 @@ def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.nd
 
 
 def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
-    """wide, of shape (2n, width), <- the first slices of the n rows, then their second slices."""
+    """Slice rows: wide (2n, width) <- the first slices of the n rows, then their second slices."""
     n = len(x)
     return _two(x, 1, high, low, wide[:n], wide[n:])
 
 
 def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
-    """one <- the slices of the columns, each on the scale of its largest element."""
+    """Slice columns: one <- the slices of the columns, each on the scale of its largest element."""
     return _two(x, 0, table, None, one, one)
 
 
 def slice_gradient(
     dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
 ) -> Runnable:
-    """wide <- the slices of dz's columns; db <- the sums of the columns.
+    """Slice the columns of a gradient: wide <- the slices of dz's columns; db <- the sums of the columns.
 
     wide: of dz's shape for first slices only, twice as wide for second slices beside them, empty for none.
     table: the splitters of the sums.
@@ -120,7 +123,7 @@ def _nothing() -> None:
 def _two(
     x: np.ndarray, axis: int, high: np.ndarray, low: np.ndarray | None, first: np.ndarray, second: np.ndarray
 ) -> Runnable:
-    """first, second <- the slices of x, on the scale of the largest element over `axis`; no second if low is None."""
+    """Slice x: first, second <- its slices, on the scale of the largest element over `axis`; one if low is None."""
     words, magnitude = x.view(np.int32), np.empty(x.shape, np.int32)
     largest = np.empty(tuple(1 if a == axis else extent for a, extent in enumerate(x.shape)), np.int32)
     rest = np.empty(x.shape)
@@ -143,14 +146,14 @@ def _two(
 
 
 def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
-    """wide <- the integers as float64."""
+    """Convert integers to float64: wide <- the integers."""
     return lambda: np.copyto(wide, integers)
 
 
 def finish(
     products: np.ndarray, scale: float, b: np.ndarray | None, y: np.ndarray, activation: Any, kept: Any
 ) -> Runnable:
-    """y <- f(products + b), rounded to float32; f is relu or none.
+    """Add the bias and apply the activation: y <- f(products + b), rounded to float32; f is relu or none.
 
     products: of 2n rows, the products of the first slices and of the second ones, which are added; or of n rows, the
         products of integers, which are multiplied by `scale`.
@@ -175,7 +178,7 @@ def finish(
 
 
 def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarray) -> Runnable:
-    """dz <- dz where y > 0, else 0: the gradient of relu."""
+    """Go back through relu: dz <- dz where y > 0, else 0."""
     off, zero = np.empty(y.shape, bool), y.dtype.type(0)
 
     def run() -> None:
@@ -189,7 +192,7 @@ def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarra
 def weight_gradient(
     products: np.ndarray, scale: float, dw: np.ndarray, rate: Any, table: Any, one: Any, state: np.ndarray
 ) -> Runnable:
-    """dw <- the gradient of W, from the products of slices (added) or of integers (times `scale`), in float32.
+    """Compute dw, the float32 gradient of W, from the products of slices (added) or of integers (times `scale`).
 
     rate: None, or the learning rate; dw is then W, and becomes W - rate * gradient.
     table, one, state: not used here, see `compiled_passes.weight_gradient`.
@@ -224,9 +227,10 @@ def weight_gradient(
 
 
 def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarray, g: np.ndarray) -> Runnable:
-    """loss, g <- softmax_cross_entropy and its gradient; the op computes them where logits are very far apart or NaN.
+    """Compute softmax_cross_entropy in `loss`, and its gradient in `g`.
 
-    Labels must lie in 0 .. classes - 1; the trainer has checked them.
+    The op computes them where logits are very far apart or NaN. Labels must lie in 0 .. classes - 1; the trainer
+    has checked them.
     """
     lib, op = exact.lib, ops.softmax_cross_entropy
     n, classes = z.shape
