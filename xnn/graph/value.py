@@ -99,19 +99,19 @@ class Constant(Recorded):
 
 
 class Drawn(Value):
-    """A random input, such as a dropout mask. `make` draws it, and a program calls `make` at each step."""
+    """A random input, such as a dropout mask. `make` draws it for `layer`; a program calls it at each step."""
 
     is_constant = True
 
-    def __init__(self, make: Callable[[], Array]) -> None:
+    def __init__(self, make: Callable[[], Array], layer: Any = None) -> None:
         super().__init__(make())
-        self.make = make
+        self.make, self.layer = make, layer
 
 
-def drawn(make: Callable[[], Array]) -> Any:
+def drawn(make: Callable[[], Array], layer: Any = None) -> Any:
     """The array that `make` draws; while ops are recorded, a recorded value that a program draws at each step."""
     scope = current_scope()
-    return Drawn(make) if scope is not None and scope.records else make()
+    return Drawn(make, layer) if scope is not None and scope.records else make()
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Drawing(Layer):
     def drawn(self, x: Any) -> Any:
         """What `draw` returns for a batch like x; for use in `compute`. A program draws it anew in each step."""
         lib, like = backend_of(array_of(x)), array_of(x)
-        return drawn(lambda: self._drawn(lib, like))
+        return drawn(lambda: self._drawn(lib, like), self)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The same, unless a subclass says with a `compute` of its own what it computes."""

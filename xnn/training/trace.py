@@ -50,7 +50,7 @@ class Trace:
                 type(a) is type(b)
                 and (a is b if isinstance(a, Parameter) else True)
                 and _same_op(a.op, b.op)
-                and (_same_rule(a.make, b.make) if isinstance(a, Drawn) and isinstance(b, Drawn) else True)
+                and (a.layer is b.layer if isinstance(a, Drawn) and isinstance(b, Drawn) else True)
                 and _same(a.options, b.options)
                 and [place[x] for x in a.inbound_nodes] == [other_place[x] for x in b.inbound_nodes]
                 for a, b in zip(self.order, other.order, strict=True)
