@@ -518,3 +518,14 @@ class TestWhatATraceCompares:
                     change(step + 1)
             kept.append(found)
         np.testing.assert_allclose(kept[0], kept[1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_drawn_cannot_be_the_numbers_of_the_first_batch(kernels):
+    class Noise(layers.Drawing):
+        op = ops.mul
+
+        def draw(self, lib, stream, x):
+            return abs(x)
+
+    with pytest.raises(OptionError, match="numbers of x"):
+        fit(Sequential(Dense(4, 3), Noise()), kernels)

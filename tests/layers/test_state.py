@@ -468,7 +468,9 @@ def test_a_parameter_is_compared_element_by_element():
             self.gain = Parameter("gain", (4,), initializers.Zeros())
 
         def compute(self, x):
-            return ops.where(self.gain == 0.0, 2.0 * x, x) + ops.where(self.gain != 0.0, x, 0.0 * x) + self.gain
+            return (
+                ops.where(self.gain == 0.0, 2.0 * x, x) + ops.where(self.gain != 0.0, x, 0.0 * x) + self.gain
+            )
 
     layer = Where()
     np.testing.assert_array_equal(layer.forward(X), 2.0 * X)

@@ -196,7 +196,10 @@ def test_buffers_and_parameters_of_others_that_on_step_assigns(kernels):
 def test_layers_that_on_step_replaces(kernels):
     def build():
         model = xnn.Sequential(layers.Dense(4, 3), layers.ReLU(), layers.Dense(3, 2), seed=0)
-        tanh, dense = layers.Tanh(), layers.Dense(3, 2, seed=9)  # built before, so that nothing is assigned later
+        tanh, dense = (
+            layers.Tanh(),
+            layers.Dense(3, 2, seed=9),
+        )  # built before, so that nothing is assigned later
 
         def change(step):
             if step == 1:

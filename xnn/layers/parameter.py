@@ -171,7 +171,9 @@ class Parameter(Recorded):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.created = next_created()  # inputs come before what is computed from them, in the process that loads it
+        self.created = (
+            next_created()
+        )  # inputs come before what is computed from them, in the process that loads it
 
     def __repr__(self) -> str:
         return (
@@ -203,7 +205,9 @@ class Buffer(Parameter):
 
 def _is_comparable(other: object) -> bool:
     """Whether `==` with a parameter goes element by element."""
-    return isinstance(other, (int, float)) or (hasattr(other, "shape") and not isinstance(other, (Parameter, type)))
+    return isinstance(other, (int, float)) or (
+        hasattr(other, "shape") and not isinstance(other, (Parameter, type))
+    )
 
 
 def check_all_known(owner: str, order: Sequence[Recorded], parameters: Sequence[Parameter]) -> None:

@@ -108,7 +108,7 @@ class Stepper:
         return assigned
 
     def _has_other_parts(self) -> bool:
-        """Whether the model has other layers or parameters than those that the store and the programs were made of."""
+        """Whether the model has other layers or parameters than those that the programs were made of."""
         known, now = (*self._layers, *self._parameters), (*self.model.all_layers(), *self.model.parameters())
         return len(known) != len(now) or any(a is not b for a, b in zip(known, now, strict=True))
 
