@@ -475,3 +475,57 @@ class TestLayersWrittenByHand:
             steps_by_hand(other)
             for a, b in zip(model.parameters(), other.parameters(), strict=True):
                 np.testing.assert_allclose(a.value, b.value, rtol=1e-5, atol=1e-7)
+
+
+class TestWhatATraceCompares:
+    """What a callback changes in the way that buffers are kept and numbers are drawn is seen at the next step."""
+
+    class Keeps(Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.kept = Dense(4, 3), Buffer("kept", (3,), initializers.Zeros())
+            self.which, self.factor = 0, 1.0
+            self.masks = [Dropout(0.5), Dropout(0.5)]
+
+        def compute(self, x, training):
+            y = self.masks[self.which % 2](self.dense(x))
+            sources = ops.sum(y, axis=0), ops.sum(y * y, axis=0), np.full(3, self.factor, np.float32)
+            if training:
+                factor = self.factor
+                self.keep((self.kept,), lambda xp, b, s, times=factor: (s * times,), sources[self.which])
+            return y + 0.0 * sources[0] + 0.0 * sources[1]
+
+    def test_sources_defaults_of_rules_and_drawing_layers(self, kernels):
+        kept = []
+        for way in ("fit", "by hand"):
+            model, found = Sequential(self.Keeps(), seed=0), []
+
+            def change(step, layer=model.layers[0], found=found):
+                found.append(np.array(layer.kept.value))
+                layer.which, layer.factor = step % 3, float(step)
+
+            if way == "fit":
+                steps = type("Steps", (Callback,), {"on_step": lambda self, h, e, step, loss: change(step)})()
+                fit(model, kernels, [steps], shuffle=False)
+            else:
+                loss, rule = losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1)
+                for step in range(4):
+                    rows = slice(8 * step, 8 * step + 8)
+                    model.set_stream(0, step)
+                    loss.forward(model.forward(X[rows], training=True), Y[rows])
+                    model.backward(loss.backward())
+                    rule.step(model.parameters())
+                    change(step + 1)
+            kept.append(found)
+        np.testing.assert_allclose(kept[0], kept[1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_drawn_cannot_be_the_numbers_of_the_first_batch(kernels):
+    class Noise(layers.Drawing):
+        op = ops.mul
+
+        def draw(self, lib, stream, x):
+            return abs(x)
+
+    with pytest.raises(OptionError, match="numbers of x"):
+        fit(Sequential(Dense(4, 3), Noise()), kernels)

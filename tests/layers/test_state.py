@@ -427,3 +427,55 @@ def test_a_model_that_another_process_pickled_trains():
     deep.forward(x)
     copy.deepcopy(deep)
     pickle.loads(pickle.dumps(deep))
+
+
+class Shares(Layer):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def compute(self, x):
+        return x * self.weight
+
+
+class SharedTwice(Layer):
+    """One parameter in two attributes and in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = Parameter("first", (4,), initializers.Ones())
+        self.second = self.first
+        self.layers = [Shares(self.first), Shares(self.first)]
+
+    def compute(self, x):
+        return self.layers[1](self.layers[0](x * self.first)) + self.second
+
+
+def test_a_parameter_that_is_held_twice_is_trained_once():
+    layer = SharedTwice()
+    assert layer.parameters() == [layer.first]
+    layer.forward(X)
+    layer.backward(np.ones_like(X))
+    gradient = layer.first.grad
+    optimizers.SGD(0.5).step(layer.parameters())
+    np.testing.assert_allclose(layer.first.value, 1.0 - 0.5 * gradient, rtol=1e-6)
+
+
+def test_a_parameter_is_compared_element_by_element():
+    class Where(Layer):
+        def __init__(self):
+            super().__init__()
+            self.gain = Parameter("gain", (4,), initializers.Zeros())
+
+        def compute(self, x):
+            return (
+                ops.where(self.gain == 0.0, 2.0 * x, x) + ops.where(self.gain != 0.0, x, 0.0 * x) + self.gain
+            )
+
+    layer = Where()
+    np.testing.assert_array_equal(layer.forward(X), 2.0 * X)
+    np.testing.assert_array_equal(np.zeros(4, np.float32) == layer.gain, np.full(4, True))
+    assert layer.gain == layer.gain
+    assert layer.gain != Where().gain
+    assert layer.gain is not None
+    assert layer.gain != None  # noqa: E711

@@ -247,3 +247,14 @@ class TestIndexing:
             train(model, x, x, numerics="exact")
             digests.append(weights_sha256(model))
         assert digests[0] == digests[1]
+
+
+def test_an_op_without_backward_says_so():
+    class Halve(xnn.Op):
+        def forward(self, xp, x):
+            return x / 2.0, None
+
+    halve = Halve()
+    assert halve(np.ones(2)).tolist() == [0.5, 0.5]
+    with pytest.raises(GraphError, match="halve has no backward"):
+        xnn.grad(lambda x: ops.sum(halve(x)))(np.ones(2))

@@ -9,6 +9,7 @@ import pytest
 import xnn
 from xnn import initializers, layers, losses, ops, optimizers
 from xnn.callbacks import Callback
+from xnn.errors import DivergenceError, OptionError
 from xnn.training.trace import _same
 
 
@@ -265,3 +266,50 @@ def test_layers_that_on_step_replaces(kernels):
         return model, optimizers.SGD(0.1), change
 
     same(kernels, build)
+
+
+class Crossed(xnn.Sequential):
+    """A model whose layers are not one behind the other, with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__(layers.Dense(4, 2), layers.Dense(4, 2), seed=0)
+        self.gain = layers.Parameter("gain", (2,), initializers.Ones())
+
+    def compute(self, x):
+        return (self.layers[0](x) - self.layers[1](x)) * self.gain
+
+
+def test_a_model_with_a_compute_of_its_own_is_replayed_as_it_computes(kernels):
+    model = Crossed()
+    trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(1e30), kernels=kernels)
+    with pytest.raises(DivergenceError, match="Crossed|loss|gain|weight"):
+        trainer.fit((X, X[:, :2]), batch_size=16, epochs=3, progress=False)
+
+
+def test_a_loss_that_reads_parameters(kernels):
+    def build():
+        model = xnn.Sequential(layers.Dense(4, 2), seed=0)
+        weight = model.layers[0].weight
+        return model, losses.Lambda(
+            lambda y, t: ops.mean((y - t) * (y - t)) + 1e3 * ops.sum(weight * weight * weight * weight)
+        )
+
+    model, loss = build()
+    loss.forward(model.forward(X), X[:, :2])
+    with pytest.raises(OptionError, match="lost"):
+        loss.backward()
+    x, y = xnn.graph.Input(), xnn.graph.Input()
+    loss(model(x), y)
+    with pytest.raises(OptionError, match="lost"):
+        xnn.graph.forward_and_backward(xnn.graph.topological_sort({x: X, y: X[:, :2]}))
+    # A replay takes the same steps as the program: the weights are those before the step that failed.
+    trainer = xnn.Trainer(model, loss, optimizers.SGD(1e-1), kernels=kernels)
+    with pytest.raises(DivergenceError) as raised:
+        trainer.fit((X, X[:, :2]), batch_size=16, epochs=9, shuffle=False, progress=False)
+    assert 0 < raised.value.history.steps == trainer.step < 4
+    other, loss = build()
+    xnn.Trainer(other, loss, optimizers.SGD(1e-1), kernels="ops").fit(
+        (X[: 16 * trainer.step], X[: 16 * trainer.step, :2]), batch_size=16, shuffle=False, progress=False
+    )
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        np.testing.assert_allclose(a.value, b.value, rtol=1e-3)

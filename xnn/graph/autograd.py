@@ -97,8 +97,8 @@ def grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[
     return lambda *arguments, **keywords: both(*arguments, **keywords)[1]
 
 
-def gradients_of(output: Value, seed: Array | None, inputs: list[Any]) -> list[Array]:
-    """The gradients of sum(seed * output) with respect to `inputs`. `seed` is an array, by default of ones."""
+def gradients_of(output: Value, dout: Array | None, inputs: list[Any]) -> list[Array]:
+    """The gradients of sum(dout * output) with respect to `inputs`. `dout` is an array, by default of ones."""
     order, wanted = made_from(output), set(inputs)
     for node in order:
         if type(node) is Value and node.op is None and node not in wanted:
@@ -106,9 +106,9 @@ def gradients_of(output: Value, seed: Array | None, inputs: list[Any]) -> list[A
                 "the function uses a value of another grad; gradients cannot be nested: pass its .value"
             )
     xp = backend_of(output.array).xp
-    if seed is None:
-        seed = xp.ones(output.shape, dtype=output.dtype, device=output.array.device)
-    handed = backpropagate(order, {output: seed}, wanted)
+    if dout is None:
+        dout = xp.ones(output.shape, dtype=output.dtype, device=output.array.device)
+    handed = backpropagate(order, {output: dout}, wanted)
     gradients = []
     for x in inputs:
         own = handed[x][0] if x in handed else None

@@ -38,10 +38,12 @@ def reverse(
     """
     needed: set[Recorded] = set()
     for node in order:
-        if node in wanted if node.op is None else not needed.isdisjoint(node.inbound_nodes):
+        reached = node in wanted if node.op is None else not needed.isdisjoint(node.inbound_nodes)
+        if reached:
             needed.add(node)
     arriving: dict[Recorded, list[tuple[int, _Gradient]]] = {
-        node: [(-1, gradient)] for node, gradient in outputs.items()
+        node: [(-1, gradient)]
+        for node, gradient in outputs.items()  # before those of all readers
     }
     handed: dict[Recorded, list[_Gradient | None]] = {}
     for node in reversed(order):

@@ -141,8 +141,10 @@ def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
             )
     ranks = [x.rank for x in inputs if isinstance(x, Recorded)]
     highest = max(ranks, default=-1)
+    # A value is among the inputs, or only parameters and arrays are, where what they give is to be recorded.
     if highest == Value.rank or (highest >= 0 and highest < Value.rank and _records()):
         return Value.result_of(op, inputs, options)
+    # Arrays, and parameters that stand for theirs.
     if highest < Value.rank:
         arrays = [array_of(x) for x in inputs]
         return forward_of(op, backend_of(*arrays).math, arrays, options)[0]

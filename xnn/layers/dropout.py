@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of
+from xnn.errors import OptionError
 from xnn.graph.node import array_of
 from xnn.graph.scope import current_scope
 from xnn.graph.value import drawn
@@ -53,7 +56,8 @@ class Drawing(Layer):
         """The op's second input for a batch like x; override it.
 
         lib: the backend, which has functions for masks and noise. stream: the random numbers of this step. x: an
-        array, whose first row is row `self.row` of the whole batch.
+        array, whose first row is row `self.row` of the whole batch. Only its shape and dtype may be used: a
+        Trainer refuses a `draw` that looks at its numbers.
         """
         raise NotImplementedError
 
@@ -80,7 +84,17 @@ class Drawing(Layer):
     def drawn(self, x: Any) -> Any:
         """What `draw` returns for a batch like x; for use in `compute`. A program draws it again in each step."""
         lib, like = backend_of(array_of(x)), array_of(x)
-        return drawn(lambda: self._drawn(lib, like), self)
+        value, scope = drawn(lambda: self._drawn(lib, like), self), current_scope()
+        if scope is not None and scope.program and isinstance(like, np.ndarray) and like.dtype.kind == "f":
+            unknown = np.broadcast_to(np.array(np.nan, like.dtype), like.shape)
+            if not type(self).__module__.startswith("xnn.") and not np.array_equal(
+                lib.to_host(value.array), lib.to_host(self._drawn(lib, unknown))
+            ):
+                raise OptionError(
+                    f"{type(self).__name__}.draw looks at the numbers of x, of which a program has only the first "
+                    "batch's: use the shape and dtype of x, and compute with x in `op` or `compute`"
+                )
+        return value
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the input, unless a subclass overrides `compute`: then the shape that `compute` returns."""

@@ -185,6 +185,7 @@ class Layer(Stateful):
             raise GraphError(
                 f"{type(self).__name__} must compute its output from its input with ops, got {type(y).__name__}"
             )
+        # An array came in, and nothing is recorded: an array goes out.
         return y if scope.records or given is x else y.array
 
     def _node(self, x: Node, training: bool) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
 from xnn.errors import GraphError, OptionError, ShapeError
 from xnn.graph.node import Recorded, next_created
@@ -159,6 +160,15 @@ class Parameter(Recorded):
         if self._grad is not None:
             self._grad = target.to_device(source.to_host(self._grad))
 
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> Any:
+        """Element by element with numbers, arrays and values; with another parameter, whether it is the same."""
+        return ops.equal(self, other) if _is_comparable(other) else self is other
+
+    def __ne__(self, other: object) -> Any:
+        return ops.not_equal(self, other) if _is_comparable(other) else self is not other
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.created = (
@@ -191,6 +201,13 @@ class Buffer(Parameter):
     ) -> None:
         super().__init__(name, shape, initializer, dtype)
         self.frozen = True
+
+
+def _is_comparable(other: object) -> bool:
+    """Whether `==` with a parameter goes element by element."""
+    return isinstance(other, (int, float)) or (
+        hasattr(other, "shape") and not isinstance(other, (Parameter, type))
+    )
 
 
 def check_all_known(owner: str, order: Sequence[Recorded], parameters: Sequence[Parameter]) -> None:

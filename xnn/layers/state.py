@@ -120,7 +120,7 @@ class Stateful:
         """The parameters that are not an inner layer's, in the op's order."""
         if self._given or self._others:
             return [item for _, item in self._own_parameters()]
-        return [p for p in self._parameters.values() if type(p) is Parameter]
+        return [p for p in dict.fromkeys(self._parameters.values()) if type(p) is Parameter]
 
     def parameters(self) -> list[Parameter]:
         """All parameters, inner layers' too, in order."""
@@ -128,7 +128,7 @@ class Stateful:
         if self._others:
             for _, layer in self._layers():
                 found += layer.parameters()
-        return [*dict.fromkeys(found)] if self._given else found
+        return [*dict.fromkeys(found)]
 
     def buffers(self) -> list[Buffer]:
         """The arrays that training keeps without a gradient, in order."""

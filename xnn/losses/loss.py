@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from xnn.graph.scope import Scope, assignments, by_hand, check_assignment, curre
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
 from xnn.layers.by_hand import check_pass, new_pass, written_by_hand
+from xnn.layers.parameter import Parameter
 from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.apply import apply_rule
@@ -163,7 +164,7 @@ class Loss:
         weights = () if sample_weight is None else (sample_weight,)
         if isinstance(outputs, Node) or isinstance(targets, Node):
             return Node(
-                Taped(type(self).__name__, lambda *arrays: self.run(*self._checked(*arrays)), training=True),
+                Taped(type(self).__name__, self._in_a_graph, training=True),
                 (outputs, targets, *weights),
             )
         if (
@@ -173,6 +174,12 @@ class Loss:
         ):
             return self.forward(outputs, targets, sample_weight)
         return self.run(*self._checked(outputs, targets, *weights))
+
+    def _in_a_graph(self, *arrays: Any) -> Any:
+        """The loss as a function of recorded values, for its node."""
+        cost = self.run(*self._checked(*arrays))
+        _check_reads(self, made_from(cost), ())
+        return cost
 
     def _checked(self, outputs: Any, targets: Any, *weights: Any) -> tuple[Any, ...]:
         """Outputs, targets and weights as `compute` takes them. Raises for those on the host that do not fit."""
@@ -206,7 +213,18 @@ class Loss:
         return array_of(cost)
 
     def backward(self) -> Array:
-        """The gradient of the last forward's loss for the outputs. Raises GraphError before a forward."""
+        """The gradient of the last forward's loss for the outputs.
+
+        Raises GraphError before a forward, and OptionError for a loss that also computes with parameters which are
+        not frozen, whose gradients this would lose.
+        """
+        gradient, _ = self.gradients(())
+        return gradient
+
+    def gradients(self, parameters: Sequence[Any]) -> tuple[Array, dict[Any, Array]]:
+        """The gradient of the last forward's loss for the outputs, and for those of the parameters that it reads."""
+        if self.by_hand:
+            return self.backward(), {}
         if self._tape is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward: call forward first")
         given, cost, mode = self._tape
@@ -214,13 +232,16 @@ class Loss:
         one = backend_of(value).xp.ones(value.shape, dtype=value.dtype, device=value.device)
         with pinned():
             check_same_numerics(type(self).__name__, mode)
-            handed = backpropagate(made_from(cost), {cost: one}, {given})
+            order = made_from(cost)
+            _check_reads(self, order, parameters)
+            handed = backpropagate(order, {cost: one}, {given, *parameters})
         gradient = handed[given][0] if given in handed else None
         if gradient is None:
             raise GraphError(
                 f"{type(self).__name__} does not depend on the outputs: it has no gradient for them"
             )
-        return gradient
+        own = {p: handed[p][0] for p in parameters if p in handed and handed[p][0] is not None}
+        return gradient, own
 
     def compute(self, outputs: Any, targets: Any, *sample_weight: Any, **kwargs: Any) -> Any:
         """The loss: by default its op of outputs, targets and perhaps sample weights. Override it.
@@ -320,6 +341,16 @@ class Loss:
             raise DTypeError(f"{self!r} needs numbers as targets, got {targets.dtype}")
         if targets.dtype.kind == "f" and not np.isfinite(targets).all():
             raise LabelError(f"{self!r}: the targets hold NaN or infinities; clean them first")
+
+
+def _check_reads(loss: Loss, order: Sequence[Recorded], parameters: Sequence[Any]) -> None:
+    """Raise OptionError if a loss reads a parameter that is neither frozen nor one of these."""
+    for node in order:
+        if isinstance(node, Parameter) and not node.frozen and node not in parameters:
+            raise OptionError(
+                f"{type(loss).__name__} computes with {node!r}, whose gradient would be lost: train with a Trainer "
+                "or xnn.value_and_grad, or freeze it"
+            )
 
 
 class _ByHand(Op):

@@ -96,6 +96,11 @@ def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array |
     if isinstance(xp, Boundary):
         op = xp.role(op)
         grad = grad if op.takes_stored else xp.enter(grad)
+    if not hasattr(op, "backward"):
+        raise GraphError(
+            f"{op.name} has no backward, so that there is no gradient: write backward(xp, grad, saved), or take its "
+            "result as a constant with ops.stop_gradient"
+        )
     gradients = op.backward(xp, grad, saved)
     if type(gradients) is not tuple:  # a bare array would be taken for one gradient per row
         raise GraphError(

@@ -82,22 +82,27 @@ def _first_fault(
         return f"the batch itself holds NaN or infinities, in row {int(step.rows[wrong][0])} of the data"
     model.set_stream(seed, step.number)
     out = x
-    for position, layer in enumerate(model.layers):
+    chain = type(model).compute is Sequential.compute  # else its layers are not simply one behind the other
+    parts: list[Any] = model.layers if chain else [model]
+    for position, layer in enumerate(parts):
         out = layer.forward(out, training=True)
         if not finite(lib, out):
-            return f"the output of layer {position} ({type(layer).__name__}) is not finite"
+            where = f"layer {position} ({type(layer).__name__})" if chain else type(model).__name__
+            return f"the output of {where} is not finite"
     value = loss.forward(out, *targets)
     if not finite(lib, value):
         return f"the loss ({type(loss).__name__}) is {float(lib.to_host(value))} from finite outputs"
-    dout: Any = loss.backward()
-    for position in range(len(model.layers) - 1, -1, -1):
-        layer = model.layers[position]
-        dout = layer.backward(
-            dout, input_gradient=any(inner.parameters() for inner in model.layers[:position])
-        )
+    dout: Any
+    dout, of_loss = loss.gradients(model.parameters())
+    for position in range(len(parts) - 1, -1, -1):
+        layer = parts[position]
+        dout = layer.backward(dout, input_gradient=any(inner.parameters() for inner in parts[:position]))
         for name, parameter in layer.named_parameters():
+            own = of_loss.get(parameter)
+            if own is not None:
+                parameter.grad = own if parameter.grad is None else parameter.grad + own
             if not (parameter.frozen or parameter.grad is None or finite(lib, parameter.grad)):
-                return f"the gradient of {position}.{name} is not finite"
+                return f"the gradient of {f'{position}.' if chain else ''}{name} is not finite"
         if dout is None:
             break
     optimizer.step(model.parameters())

@@ -156,7 +156,7 @@ class Store:
     def is_attached(self) -> bool:
         """Whether nothing was assigned: parameters, buffers and optimizer have the arrays of the last `publish`.
 
-        Of parameters that are only read, whether they have the arrays that were taken in.
+        If not, something was assigned. Parameters that are only read must have the arrays that were taken in.
         """
         if any(parameter.value is not array for parameter, array in self.taken.items()):
             return False

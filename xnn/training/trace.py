@@ -48,14 +48,20 @@ class Trace:
                 type(a) is type(b)
                 and (a is b if isinstance(a, Parameter) else True)
                 and _same_op(a.op, b.op)
+                and (a.layer is b.layer if isinstance(a, Drawn) and isinstance(b, Drawn) else True)
                 and _same(a.options, b.options)
                 and [place[x] for x in a.inbound_nodes] == [other_place[x] for x in b.inbound_nodes]
                 for a, b in zip(self.order, other.order, strict=True)
             )
             and all(map(_same, self.constants, other.constants))
+            and place[self.outputs] == other_place[other.outputs]
+            and place[self.cost] == other_place[other.cost]
             and len(self.kept) == len(other.kept)
             and all(
-                a.buffers == b.buffers and _same_rule(a.rule, b.rule) and _same(a.options, b.options)
+                a.buffers == b.buffers
+                and _same_rule(a.rule, b.rule)
+                and _same(a.options, b.options)
+                and _same(_place_or_array(a.source, place), _place_or_array(b.source, other_place))
                 for a, b in zip(self.kept, other.kept, strict=True)
             )
         )
@@ -131,8 +137,19 @@ def _same_rule(a: Any, b: Any) -> bool:
     """Whether two functions are the same, or have the same code and equal closures."""
     if a is b:
         return True
-    around = ([cell.cell_contents for cell in getattr(f, "__closure__", None) or ()] for f in (a, b))
-    return getattr(a, "__code__", a) is getattr(b, "__code__", b) and _same(*around)
+    return getattr(a, "__code__", a) is getattr(b, "__code__", b) and all(map(_same, _around(a), _around(b)))
+
+
+def _around(rule: Any) -> tuple[Any, ...]:
+    """What a function or bound method computes with besides its arguments: closure, default values, its object."""
+    closure = [cell.cell_contents for cell in getattr(rule, "__closure__", None) or ()]
+    defaults, named = getattr(rule, "__defaults__", None), getattr(rule, "__kwdefaults__", None)
+    return closure, defaults, named, getattr(rule, "__self__", None)
+
+
+def _place_or_array(source: Any, place: dict[Recorded, int]) -> Any:
+    """Which value of a trace it is, or else the array or number itself."""
+    return place[source] if isinstance(source, Recorded) else source
 
 
 def _same(a: Any, b: Any) -> bool:
