@@ -226,7 +226,7 @@ class Crossed(xnn.Sequential):
 def test_a_model_with_a_compute_of_its_own_is_replayed_as_it_computes(kernels):
     model = Crossed()
     trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(1e30), kernels=kernels)
-    with pytest.raises(DivergenceError, match="Crossed|loss|gain|weight"):
+    with pytest.raises(DivergenceError, match=r"Crossed|loss|gain|weight"):
         trainer.fit((X, X[:, :2]), batch_size=16, epochs=3, progress=False)
 
 

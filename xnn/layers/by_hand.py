@@ -71,8 +71,8 @@ def check_pass(owner: Any, number: object) -> None:
     """Raise GraphError if another forward pass came between: the owner's backward would use what that one kept."""
     if owner.__dict__.get("_pass") is not number:
         raise GraphError(
-            f"{type(owner).__name__}, which is written by hand, ran forward once more before its backward, which would "
-            "give the gradients of the wrong pass: build a second one, or write a `compute`"
+            f"{type(owner).__name__}, written by hand, ran forward once more before its backward, which would give "
+            "the gradients of the wrong pass: build a second one, or write a `compute`"
         )
 
 

@@ -163,7 +163,7 @@ class Parameter(Recorded):
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> Any:
-        """Element by element with numbers, arrays and recorded values; with other parameters, whether it is the same."""
+        """Element by element with numbers, arrays and values; with a parameter, whether it is the same."""
         return ops.equal(self, other) if _is_comparable(other) else self is other
 
     def __ne__(self, other: object) -> Any:

@@ -346,7 +346,7 @@ def _check_reads(loss: Loss, order: Sequence[Recorded], parameters: Sequence[Any
     for node in order:
         if isinstance(node, Parameter) and not node.frozen and node not in parameters:
             raise OptionError(
-                f"{type(loss).__name__} computes with {node!r}, whose gradient would be lost: train with a Trainer or "
+                f"{type(loss).__name__} computes with {node!r}, whose gradient would be lost: use a Trainer or "
                 "xnn.value_and_grad, or freeze it"
             )
 
