@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import xnn
-from xnn import layers, losses, optimizers
+from xnn import initializers, layers, losses, optimizers
 from xnn.errors import OptionError
 
 X = np.ones((2, 3), np.float32)
@@ -31,3 +31,23 @@ def test_a_second_input_is_not_taken_for_training():
 def test_a_trainer_says_how_to_wrap_a_layer():
     with pytest.raises(OptionError, match=r"wrap it, as in xnn\.Sequential\(Net\(\)\)"):
         xnn.Trainer(layers.Dense(3, 3), losses.MSE(), optimizers.SGD(0.1))
+
+
+def test_gradients_by_hand_share_no_memory():
+    class Two(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.a = layers.Parameter("a", (3,), initializers.Ones())
+            self.b = layers.Parameter("b", (3,), initializers.Ones())
+
+        def compute(self, x):
+            return x * (self.a + self.b)
+
+    layer = Two()
+    layer.backward(layer.forward(X))
+    layer.a.grad *= 0.5
+    assert layer.a.grad.tolist() == [2.0, 2.0, 2.0]
+    assert layer.b.grad.tolist() == [4.0, 4.0, 4.0]
+    identity = layers.Identity()
+    identity.forward(X)
+    assert identity.backward(X) is not X

@@ -282,7 +282,7 @@ class Crossed(xnn.Sequential):
 def test_a_model_with_a_compute_of_its_own_is_replayed_as_it_computes(kernels):
     model = Crossed()
     trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(1e30), kernels=kernels)
-    with pytest.raises(DivergenceError, match="Crossed|loss|gain|weight"):
+    with pytest.raises(DivergenceError, match=r"Crossed|loss|gain|weight"):
         trainer.fit((X, X[:, :2]), batch_size=16, epochs=3, progress=False)
 
 
@@ -313,3 +313,17 @@ def test_a_loss_that_reads_parameters(kernels):
     )
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         np.testing.assert_allclose(a.value, b.value, rtol=1e-3)
+
+
+def test_a_frozen_array_in_another_order_that_on_step_writes_to(kernels):
+    def build():
+        model = xnn.Sequential(layers.Dense(4, 3), layers.Tanh(), layers.Dense(3, 2), seed=0)
+        frozen = model.layers[0].weight
+        frozen.frozen, frozen.value = True, np.asfortranarray(frozen.value)
+
+        def change(step):
+            frozen.value[:] = 0.1 * step
+
+        return model, optimizers.SGD(0.1), change
+
+    same(kernels, build)

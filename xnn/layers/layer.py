@@ -61,9 +61,10 @@ class Layer(Stateful):
     **What `compute` may do.** `compute(self, x)` or `compute(self, x, training)` is Python code that a Trainer runs
     once for each batch size; the ops that it calls become the program of all steps. It may call other layers, which
     get `training` from it. It may read attributes, globals and closures, which may change between steps: the
-    program is then made again. It cannot look at the numbers: reading `.value`, a branch on a number, random numbers
-    of its own and assigning an attribute raise an error. `layers.Drawing` draws random numbers; `Layer.keep` changes
-    arrays.
+    program is made again after an attribute was assigned or a callback ran. What anything else changes, such as a
+    schedule, counts from the trainer's next check, at most 100 steps later. `compute` cannot look at the numbers:
+    reading `.value`, a branch on a number, random numbers of its own and assigning an attribute raise an error.
+    `layers.Drawing` draws random numbers; `Layer.keep` changes arrays.
 
     **By hand.** A subclass may instead override both `forward` and `backward`, and set each parameter's `grad` there.
 
@@ -246,9 +247,10 @@ class Layer(Stateful):
         with pinned():
             check_same_numerics(type(self).__name__, mode)
             handed = backpropagate(order, {output: dout}, wanted)
+        out = {id(dout)}
         for parameter in parameters:
-            parameter.grad = handed[parameter][0] if parameter in handed else None
-        return handed[given][0] if input_gradient and given in handed else None
+            parameter.grad = _alone(handed[parameter][0], out) if parameter in handed else None
+        return _alone(handed[given][0], out) if input_gradient and given in handed else None
 
     def forget(self) -> None:
         """Free the memory of what `backward` would need."""
@@ -322,6 +324,14 @@ def _check_gradient(name: str, dout: Array, y: Array) -> None:
             f"{name} gave outputs of {y.dtype} and got a gradient of {dout.dtype}: convert the gradient, or the "
             "targets that it was computed with"
         )
+
+
+def _alone(gradient: Array | None, out: set[int]) -> Array | None:
+    """A gradient, copied if it is one of those that are out already: whoever changes one must not change another."""
+    if gradient is not None and id(gradient) in out:
+        gradient = backend_of(gradient).xp.asarray(gradient, copy=True)
+    out.add(id(gradient))
+    return gradient
 
 
 def check_input_dtype(layer: Any, x: Array, lib: Backend) -> None:

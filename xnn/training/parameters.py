@@ -64,6 +64,9 @@ class Store:
             for p in self.parameters
             if self.average is not None and (p in self.gradients or p in optimizer.averages)
         }
+        self._copied: list[
+            tuple[Any, Any]
+        ] = []  # of frozen parameters, with the arrays that may be written to
         self.attach()
         self.frozen = {p: p.value for p in parameters if p.frozen}
         self.values.update({p: self._frozen_slot(p, array) for p, array in self.frozen.items()})
@@ -71,6 +74,8 @@ class Store:
     def _frozen_slot(self, parameter: Parameter, array: Any) -> Slot:
         """Make the slot of a frozen parameter: its own array, or a contiguous copy for kernels."""
         readable = np.ascontiguousarray(self.lib.clean(array)) if self.in_place else array
+        if readable is not array:
+            self._copied.append((readable, array))
         return Slot(f"{parameter.name}'s value", parameter.shape, array.dtype, readable, fixed=self.in_place)
 
     def is_current(self, parameters: Sequence[Parameter]) -> bool:
@@ -138,6 +143,8 @@ class Store:
     def touch(self) -> None:
         """Note that something other than a program's step may have written to a parameter."""
         self.written += 1
+        for copy, array in self._copied:
+            np.copyto(copy, self.lib.clean(array))
 
     def advance(self) -> None:
         """Compute the options of the next step."""
