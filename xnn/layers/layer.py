@@ -247,7 +247,7 @@ class Layer(Stateful):
         with pinned():
             check_same_numerics(type(self).__name__, mode)
             handed = backpropagate(order, {output: dout}, wanted)
-        out = {id(dout)}
+        out: set[int] = set()
         for parameter in parameters:
             parameter.grad = _alone(handed[parameter][0], out) if parameter in handed else None
         return _alone(handed[given][0], out) if input_gradient and given in handed else None
