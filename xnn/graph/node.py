@@ -33,6 +33,7 @@ class Recorded:
     several readers are added in the order in which the readers were created.
     """
 
+    __slots__ = ()
     #: CuPy's operators leave `array * value` to the value, as NumPy's do by __array_ufunc__.
     __array_priority__ = 1000.0
     #: Parameter 0, Value 1, Node 2: the result of an op is of the class of its input with the highest rank, but of
@@ -48,7 +49,7 @@ class Recorded:
     saved: Any = None
 
     def __init__(self) -> None:
-        self.created = next_created()
+        self.created = next_created()  # type: ignore[misc]  # a subclass has the place for it
 
     @classmethod
     def result_of(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Recorded:

@@ -24,14 +24,16 @@ class Value(Recorded):
     Raises GraphError for what would lose the gradient: float(), NumPy's functions, another value as the array.
     """
 
+    __slots__ = ("array", "created", "inbound_nodes", "op", "options", "saved")
+
     def __init__(self, array: Any) -> None:
         if isinstance(array, Value):
             raise GraphError(
                 "got a recorded value where an array is needed: in `compute` and under xnn.grad call model(x) and "
                 "loss(outputs, targets), not their forward; xnn.grad inside xnn.grad has no second derivatives"
             )
-        self.created = next_created()
-        self.array = as_array(array)
+        self.created, self.array = next_created(), as_array(array)
+        self.op, self.inbound_nodes, self.options, self.saved = None, (), {}, None
 
     @classmethod
     def result_of(cls, op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Value:
@@ -44,6 +46,8 @@ class Value(Recorded):
         scope = current_scope()
         if scope is None or scope.records:
             value.op, value.inbound_nodes, value.options, value.saved = op, sources, options, saved
+        else:
+            value.op, value.inbound_nodes, value.options, value.saved = None, (), {}, None
         return value
 
     @property
@@ -85,10 +89,12 @@ def _refuse_in_a_program(what: str) -> None:
 class Constant(Recorded):
     """An array or a Python number that an op was called with, besides recorded values. It is not differentiated."""
 
+    __slots__ = ("array", "created", "inbound_nodes", "op", "options", "saved")
     is_constant = True
 
     def __init__(self, value: Any) -> None:
         self.created, self.array = next_created(), value
+        self.op, self.inbound_nodes, self.options, self.saved = None, (), {}, None
 
     @property
     def value(self) -> Any:
@@ -139,16 +145,18 @@ def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
             raise GraphError(
                 f"{op.name}: the option {name} is not differentiated: give it an array or a number"
             )
-    ranks = [x.rank for x in inputs if isinstance(x, Recorded)]
-    highest = max(ranks, default=-1)
+    highest = -1  # rank of the inputs; of arrays and numbers -1
+    for x in inputs:
+        if isinstance(x, Recorded) and x.rank > highest:
+            highest = x.rank
     # A value is among the inputs, or only parameters and arrays are, where what they give is to be recorded.
-    if highest == Value.rank or (highest >= 0 and highest < Value.rank and _records()):
+    if highest == Value.rank or (highest == 0 and _records()):
         return Value.result_of(op, inputs, options)
     # Arrays, and parameters that stand for theirs.
     if highest < Value.rank:
         arrays = [array_of(x) for x in inputs]
         return forward_of(op, backend_of(*arrays).math, arrays, options)[0]
-    if Value.rank in ranks:
+    if any(isinstance(x, Value) for x in inputs):
         raise GraphError(
             f"{op.name} got graph nodes and recorded values: a computation uses one or the other"
         )

@@ -73,6 +73,7 @@ class Lambda(Layer):
     """
 
     buildable = False
+    _takes_arrays = False  # the function is the user's
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         if not callable(function) or isinstance(function, (Layer, type)):

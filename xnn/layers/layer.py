@@ -107,6 +107,8 @@ class Layer(Stateful):
 
     _tape: _Tape | None = None
     _takes_training: ClassVar[bool] = True
+    #: Whether `compute` may be given plain arrays where nothing is recorded: xnn's own layers spare the wrapping.
+    _takes_arrays: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -116,6 +118,8 @@ class Layer(Stateful):
         cls.by_hand = written_by_hand(cls, Layer)
         if "compute" in vars(cls):
             cls._takes_training = _check_compute(cls)
+        if "_takes_arrays" not in vars(cls):
+            cls._takes_arrays = cls.__module__.startswith("xnn.layers.")
 
     # What it computes.
 
@@ -175,14 +179,15 @@ class Layer(Stateful):
     def _computed(self, scope: Scope, x: Any, training: bool) -> Any:
         """Call `compute` with x, and with `training` set for the layers that it calls."""
         self.check(array_of(x))
-        given = x if isinstance(x, Recorded) else Constant(x)
+        plain = self._takes_arrays and not scope.records
+        given = x if plain or isinstance(x, Recorded) else Constant(x)
         before = scope.training, scope.guarded
         scope.training, scope.guarded = training, scope.records
         try:
             y = self.compute(given, training=training) if self._takes_training else self.compute(given)
         finally:
             scope.training, scope.guarded = before
-        if not isinstance(y, Recorded):
+        if not (plain or isinstance(y, Recorded)):
             raise GraphError(
                 f"{type(self).__name__} must compute its output from its input with ops, got {type(y).__name__}"
             )
@@ -275,8 +280,8 @@ class Layer(Stateful):
     @property
     def backend(self) -> Backend:
         """The backend of its arrays; the current backend if there are none."""
-        held = self.parameters() or self.buffers()
-        return backend_of(held[0].array) if held else current_backend()
+        first = self.first_array()
+        return current_backend() if first is None else backend_of(first.array)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one sample's output for a sample of this shape. Raises ShapeError if it does not fit."""

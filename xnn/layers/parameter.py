@@ -171,9 +171,8 @@ class Parameter(Recorded):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.created = (
-            next_created()
-        )  # inputs come before what is computed from them, in the process that loads it
+        # Inputs come before what is computed from them, in the process that loads it.
+        self.created = next_created()
 
     def __repr__(self) -> str:
         return (

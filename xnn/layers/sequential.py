@@ -84,8 +84,8 @@ class Sequential(Container):
     @property
     def dtype(self) -> str:
         """The dtype of the first parameter by name, or of the first buffer; "float32" if there are none."""
-        held = self.parameters() or self.buffers()
-        return held[0].dtype if held else "float32"
+        first = self.first_array()
+        return "float32" if first is None else first.dtype
 
     @property
     def takes_integers(self) -> bool:  # type: ignore[override]

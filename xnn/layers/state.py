@@ -31,6 +31,7 @@ class Stateful:
     _given: tuple[Parameter, ...] = ()
     #: The parameters and buffers that are attributes, by name; and the other attributes that hold some, or layers.
     _parameters: Mapping[str, Parameter] = MappingProxyType({})
+    _without_buffers: tuple[Parameter, ...] = ()
     _others: Mapping[str, None] = MappingProxyType({})
 
     def __init_subclass__(cls) -> None:
@@ -66,6 +67,8 @@ class Stateful:
         others = self.__dict__.setdefault("_others", {})
         if isinstance(value, Parameter):
             parameters[name] = value
+            trained = (p for p in dict.fromkeys(parameters.values()) if type(p) is Parameter)
+            self.__dict__["_without_buffers"] = tuple(trained)
             value.name = name
             value.draw_from(Stream(self.seed or 0, Purpose.WEIGHTS, 0, len(self.own_parameters) - 1))
             return
@@ -84,6 +87,8 @@ class Stateful:
         super().__delattr__(name)
         for held in ("_parameters", "_others"):
             self.__dict__.get(held, {}).pop(name, None)
+        trained = (p for p in dict.fromkeys(self._parameters.values()) if type(p) is Parameter)
+        self.__dict__["_without_buffers"] = tuple(trained)
 
     def _held(self) -> list[tuple[str, Any]]:
         """Name and object of each parameter, buffer and layer of its own, in order."""
@@ -120,15 +125,29 @@ class Stateful:
         """The parameters that are not an inner layer's, in the op's order."""
         if self._given or self._others:
             return [item for _, item in self._own_parameters()]
-        return [p for p in dict.fromkeys(self._parameters.values()) if type(p) is Parameter]
+        return list(self._without_buffers)
 
     def parameters(self) -> list[Parameter]:
         """All parameters, inner layers' too, in order."""
         found = self.own_parameters
-        if self._others:
-            for _, layer in self._layers():
-                found += layer.parameters()
+        if not self._others:
+            return found
+        for _, layer in self._layers():
+            found += layer.parameters()
         return [*dict.fromkeys(found)]
+
+    def first_array(self) -> Parameter | None:
+        """The first parameter, or if there is none the first buffer: it tells the backend and the dtype."""
+        return self._first_parameter() or next(iter(self.buffers()), None)
+
+    def _first_parameter(self) -> Parameter | None:
+        if self._without_buffers:
+            return self._without_buffers[0]
+        for _, item in self._held() if self._given or self._others else ():
+            found = item._first_parameter() if isinstance(item, Stateful) else item
+            if type(found) is Parameter:
+                return found
+        return None
 
     def buffers(self) -> list[Buffer]:
         """The arrays that training keeps without a gradient, in order."""
