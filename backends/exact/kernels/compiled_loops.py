@@ -56,7 +56,7 @@ def _sum_splitter(y: Any, bits: Any) -> Any:
 
 @jit
 def _exp(x: Any) -> Any:
-    """Compute functions.exp for one number."""
+    """Compute e^x for one number, as `exp` of functions.py."""
     if x != x:
         return math.nan
     if x < -EXP_LIMIT:
@@ -74,7 +74,7 @@ def _exp(x: Any) -> Any:
 
 @jit
 def _expm1(x: Any) -> Any:
-    """Compute functions.expm1 for one number x with |x| <= EXP_LIMIT."""
+    """Compute e^x - 1 for one number x with |x| <= EXP_LIMIT, as `expm1` of functions.py."""
     shifted = x * INVERSE_LN2 + ROUND
     n = shifted - ROUND
     r = (x - n * LN2_HIGH) - n * LN2_LOW
@@ -87,7 +87,7 @@ def _expm1(x: Any) -> Any:
 
 @jit
 def _log(x: Any) -> Any:
-    """Compute functions.log for one positive normal number, or NaN."""
+    """Compute ln x for one positive normal number, or NaN, as `log` of functions.py."""
     if x != x:
         return math.nan
     moved = np.float64(x).view(np.int64) + (ONE_BITS - SQRT_HALF_BITS)

@@ -60,7 +60,7 @@ class ExactTable(KernelTable):
         super().__init__(kernels)
 
     def _serves_dense(self, call: Call) -> bool:
-        """Whether x is a batch of rows, the weights are a matrix, biases fit, and the activation has a pass."""
+        """Whether x is a batch of rows, W a matrix, b fits, and the module `passes` can compute the activation."""
         forward = call.forward or call
         x, w, *bias = forward.reads
         fits = len(x.shape) == len(w.shape) == 2 and all(b.shape == w.shape[1:] for b in bias)
