@@ -1,4 +1,4 @@
-"""xnn as contestants of the benchmark, and the task that all contestants get."""
+"""The contestants of the benchmark that are xnn itself, and the task that all contestants get."""
 
 from __future__ import annotations
 

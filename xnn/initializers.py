@@ -373,7 +373,7 @@ def _orthonormal(normal: np.ndarray) -> np.ndarray:
 
 
 def _total(x: np.ndarray) -> np.ndarray:
-    """The sum over axis 0 by halves, an order that is fixed, unlike that of NumPy's own sums and products."""
+    """The sum over axis 0, by adding halves. This order is fixed; that of NumPy's own sums and products is not."""
     while len(x) > 1:
         half = len(x) // 2
         folded = x[:half] + x[half : 2 * half]

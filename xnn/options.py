@@ -149,7 +149,7 @@ def attributes_of(thing: Any) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """An option's repr; of a long list its first numbers and its length."""
+    """An option's repr; for a long list, its first items and its length."""
     if isinstance(value, list):
         value = tuple(value)
     if isinstance(value, tuple) and len(value) > _SHOWN_ITEMS:

@@ -186,7 +186,7 @@ class ExactNamespace(Boundary):
         return rows if shared is None else shared.count(rows)
 
     def batch_exponent(self, x: Any, axis: Axis = 0) -> Any:
-        """`exponent` of x over the rows of all workers."""
+        """The largest exponent field of x over the rows of all workers; see `slices.exponent`."""
         own, shared = exponent(self.lib, x, axis), communicator()
         return own if shared is None else shared.maximum(own)
 

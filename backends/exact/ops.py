@@ -128,7 +128,7 @@ class ExactDense(Dense):
 
     @staticmethod
     def _dw(xp: ExactNamespace, x: Array, dy: Array, bits: DenseBits) -> Array:
-        """dW = x^T dy, summed over the rows of all workers. A single sample (inputs,) is not shared."""
+        """dW = x^T dy, summed over the rows of all workers. A single sample (inputs,) is the whole sum."""
         lib, base = xp.lib, xp.base
         batch = x.ndim > 1
         rows = xp.batch_count(int(dy.shape[0])) if batch else 1

@@ -251,7 +251,7 @@ def _rounding(t: _Trial) -> None:
 
 
 def _slices(t: _Trial) -> None:
-    """Check the slices of a row, and the rest that they leave."""
+    """Check that numbers are split into slices as the definition says, and that the remainder is exact."""
     rows = [[number(word) for word in row] for row in noise(3 * 151, 8).reshape(3, 151).tolist()]
     sizes = [max(map(abs, row)).bit_length() for row in rows]
     x = t.put(rows)
@@ -314,7 +314,7 @@ def _storage(t: _Trial) -> None:
 
 
 def _bits(t: _Trial) -> None:
-    """Check reinterpreted bits, and the arithmetic of int64."""
+    """Check that the bits of float64 can be read and set as int64, and the arithmetic of int64."""
     known = {
         1.0: 0x3FF << 52, -1.0: 0x3FF << 52 | -(1 << 63), -0.0: -(1 << 63), INF: 0x7FF << 52, ROUND: 0x4338 << 48,
         -1.1: -0x400E666666666666, 2.0**-1000: 23 << 52, 0.1: 0x3FB999999999999A,
@@ -387,7 +387,7 @@ def known_values(namespace: ExactNamespace) -> dict[str, str]:
 
 
 def _functions(t: _Trial) -> None:
-    """Check the functions that are built from these operations, at a few arguments."""
+    """Check exp, log, tanh and the other functions of exact numerics at a few arguments."""
     for name, got in known_values(t.exact).items():
         right = [float.fromhex(word) for word in KNOWN[name].split()]
         t.same(name, t.put([float.fromhex(word) for word in got.split()]), right)

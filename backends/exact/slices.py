@@ -113,7 +113,9 @@ def factor_exponent(lib: Any, x: Any, axis: Any = None) -> Any:
 
 
 def splitter(lib: Any, exponents: Any, bits: int) -> Any:
-    """Return 1.5 * 2^(52 + t) with t = exponent - 1022 - bits: adding and subtracting it rounds to multiples of 2^t.
+    """Return the constant that rounds numbers to a slice: 1.5 * 2^(52 + t) with t = exponent - 1022 - bits.
+
+    Adding the constant to a number and subtracting it again rounds the number to a multiple of 2^t.
 
     The result is NaN for the exponent of NaN and infinity, which so make their whole row NaN, and for numbers above
     2^878, where it would overflow.

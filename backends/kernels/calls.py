@@ -118,7 +118,7 @@ class Call:
         return self.kind, self.op
 
     def columns(self) -> list[tuple[Slot, ...]]:
-        """Return an update's slots, one tuple for each parameter: the parameter, its gradient, its state."""
+        """Return, for each parameter of an update call, the slots of its value, its gradient and its state."""
         count = len(self.reads) // self.rule.width
         return [self.reads[i::count] for i in range(count)]
 

@@ -30,7 +30,10 @@ WIDTH = 16
 
 
 class Code(IntEnum):
-    """The operation codes, column 0 of a row. Each function below names its other columns as it reads them."""
+    """The operation codes of `run`: column 0 of each row of its table says which operation the row is.
+
+    Each function below names the other columns of its rows as it reads them.
+    """
 
     GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = range(7)
     CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
@@ -235,7 +238,7 @@ def _copy(r: Any, reals: Any) -> None:
 
 @jit
 def _gather(r: Any, reals: Any) -> None:
-    """Copy rows of bytes, as numbers times a scale plus an offset."""
+    """Copy rows of pixels, which are bytes, as numbers: byte * scale + offset."""
     n, m, numbers = r[4], r[5], carray(_pointer(r[6], np.float64(0)), 2)
     rows, target = carray(_pointer(r[2], np.int64(0)), n), carray(_pointer(r[3], reals[0]), (n, m))
     pixels = carray(_pointer(r[1], np.uint8(0)), (r[7], m))

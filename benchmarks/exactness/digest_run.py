@@ -42,7 +42,10 @@ _PATIENCE = 300.0  # seconds that a worker waits for the others
 
 
 class Meeting:
-    """Reduces the arrays of all workers to one, two at a time in random order. The last worker to arrive does it."""
+    """Adds up the arrays of all workers, or takes their maximum, two at a time in random order.
+
+    Each worker calls `meet` and waits for the others. The last one computes the result.
+    """
 
     def __init__(self, lib: Backend, workers: int, seed: int) -> None:
         self.lib, self.workers = lib, workers
@@ -71,7 +74,7 @@ class Meeting:
 
 
 class Member:
-    """The communicator that one worker uses: it passes arrays on to the meeting."""
+    """The communicator of one worker: it hands the worker's arrays to the `Meeting` of all workers."""
 
     def __init__(self, meeting: Meeting, worker: int) -> None:
         self.meeting, self.worker = meeting, worker

@@ -2,15 +2,15 @@
 
     python -m xnn.benchmarks.studies.scaling TABLE...
 
-Each name prints a table. In brackets stands the exponent e of cost ~ size^e between a line and the line above.
+Each name prints a table. The number in brackets compares a line with the line above: e in cost ~ size^e.
 
     samples   milliseconds an epoch, by the number of samples
     batch     microseconds a step, by batch size
     width     microseconds a step, by the width of two hidden layers
     depth     microseconds a step, by the number of hidden layers of 256 units
     memory    peak resident memory of training, by the number of samples (uint8 images of 784 bytes)
-    threads   microseconds a step with one BLAS thread and with all, for networks near the limit from which
-              backends/threads.py chooses all
+    threads   microseconds a step with one BLAS thread and with all, for networks near the size from which
+              backends/threads.py uses all threads
 """
 
 from __future__ import annotations

@@ -69,7 +69,11 @@ def test_patience_and_averages(monkeypatch):
         ("numbers.csv", "--label-smoothing 0.1", ("--label-smoothing is for classes", "a regression")),
         ("numbers.csv", "--class-weight balanced", ("--class-weight is for classes", "a regression")),
         ("numbers.csv", "--augment", ("--augment is for images", "4 numbers")),
-        ("digits.npz", "--warmup 10", ("shorter than the run of 10 steps, 5 an epoch, got 10",)),
+        (
+            "digits.npz",
+            "--warmup 10",
+            ("--warmup is 10: it must be shorter than the run of 10 steps, 5 an epoch",),
+        ),
     ],
 )
 def test_refused_for_these_data(folder, tmp_path, data, words, messages):

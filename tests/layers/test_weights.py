@@ -279,7 +279,7 @@ def test_load_refuses(saved, name):
     with pytest.raises(CorruptFileError) as caught:
         xnn.load(saved)
     assert str(saved) in str(caught.value)
-    assert name != "one bit" or "damaged; fetch it again, or train again" in str(caught.value)
+    assert name != "one bit" or "damaged: fetch it again, or train again" in str(caught.value)
 
 
 def test_load_missing(tmp_path):

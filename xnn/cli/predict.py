@@ -86,7 +86,7 @@ def _save_array(path: str, array: np.ndarray) -> None:
 
 
 def _accuracy(classes: np.ndarray, y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> float | None:
-    """The share of right classes. None, with a message, if the model does not know some of the classes in y."""
+    """The share of right predictions. None, with a message, if the model does not know some of the classes in y."""
     unknown = _unknown_classes(y, labels, outputs)
     if not unknown.any():
         return float(np.mean(classes == label_numbers(y, labels)))

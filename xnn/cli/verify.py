@@ -86,7 +86,7 @@ def verify_command(
     given: the names of the options that the user gave. Those of the run are refused beside a record.
 
     Raises OptionError for wrong options and for two different runs, DataError for different data or a wrong file, and
-    XnnError for a live side that ended.
+    XnnError if the process of a live run ended.
     """
     current_numerics()  # raises for a wrong XNN_NUMERICS, although it has no effect here
     current_numerics(numerics)
@@ -125,9 +125,9 @@ def verify_command(
 
 
 def _recorded_task(records: list[Record], steps: int | None, live: bool) -> dict[str, Any]:
-    """The task of a live side, as the first record describes it. `lock_step` raises if another record differs.
+    """What a live run must train, as the first record describes it. `lock_step` raises if another record differs.
 
-    live: whether there is a live side.
+    live: whether one of the two runs is live.
     """
     about = records[0].about
     run = dict(about.get("run", {}))
@@ -164,7 +164,7 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 
 def _print_sides(sides: list[Side]) -> None:
-    """Show what is run, and how each side runs it."""
+    """Print what is run, and how each of the two runs is executed."""
     about = sides[0].record.about
     for note in dict.fromkeys(side.note for side in sides if side.note):
         click.echo(f"xnn: {note}", err=True)
@@ -181,7 +181,7 @@ def _print_sides(sides: list[Side]) -> None:
 
 
 def _print_agreement(sides: list[Side], steps: int, live: bool) -> None:
-    """Print how much was compared. Two live sides that were executed alike prove nothing, so warn about that."""
+    """Print how much was compared. Two live runs that were executed alike prove nothing, so warn about that."""
     if live and sides[0].record.about["plan"] == sides[1].record.about["plan"]:
         click.echo("xnn: both sides were executed in the same way (lines A and B)", err=True)
     count = len(sides[0].record.tensors)

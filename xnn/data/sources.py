@@ -125,7 +125,7 @@ class _Bar:
         self._progress.update(self._task, total=self.total, advance=count)
 
     def reset(self) -> None:
-        """Called by pooch when the file is complete."""
+        """Set the bar back to 0. pooch calls this when the file is complete, and then fills the bar by `update`."""
         self._progress.reset(self._task)
 
     def close(self) -> None:

@@ -139,7 +139,7 @@ class Kept:
 
 
 def apply(op: Op, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
-    """Apply an op when it is called: nodes give a node, recorded values a recorded value, arrays an array."""
+    """Apply an op to its inputs. The result is a node for nodes, a recorded value for such values, or an array."""
     for name, option in options.items():
         if isinstance(option, Recorded):
             raise GraphError(

@@ -223,6 +223,6 @@ def _check(
         raise CorruptFileError(f"{path} does not fit the model: {error}") from error
     if digest != _sha256(tensors[name] for name in wanted):
         raise CorruptFileError(
-            f"{path}: the weights do not have the digest that was saved with them: the file is damaged; fetch it "
+            f"{path}: the weights do not match the digest that was saved with them, so the file is damaged: fetch it "
             "again, or train again"
         )

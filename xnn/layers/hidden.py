@@ -85,7 +85,7 @@ def _matters(item: Parameter | Stateful) -> bool:
 
 
 def _parts(item: Any) -> Iterator[tuple[str, Any]]:
-    """The objects directly inside one, each with the step that leads to it: `.name`, `[0]`."""
+    """The objects directly inside an object, each with the code that gets it: `.name`, `[0]`."""
     if isinstance(item, (str, bytes, int, float, complex, Backend, types.ModuleType)) or hasattr(
         item, "__array__"
     ):

@@ -332,7 +332,12 @@ def _check_gradient(name: str, dout: Array, y: Array) -> None:
 
 
 def _alone(gradient: Array | None, out: set[int]) -> Array | None:
-    """A gradient, copied if it is one of those that are out already: whoever changes one must not change another."""
+    """Return a gradient, or a copy of it if this array was returned before.
+
+    Otherwise a caller who changes one gradient in place would change another one, too.
+
+    out: the ids of the arrays that were returned.
+    """
     if gradient is not None and id(gradient) in out:
         gradient = backend_of(gradient).xp.asarray(gradient, copy=True)
     out.add(id(gradient))

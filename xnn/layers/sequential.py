@@ -38,8 +38,9 @@ class Sequential(Container):
     """A model: each layer's output is the next one's input.
 
     layers: Layer objects, each of them once; a Sequential may be one of them.
-    seed: an integer, from which the weights are drawn; 0 by default. Each layer has a random stream of its own,
-        counted through nested models as well. A nested model with a seed of its own draws its weights from that.
+    seed: an integer, from which the weights are drawn; 0 by default. The layers, those of nested models included, are
+        numbered in order, and each number has a random stream of its own. A nested model with a seed of its own draws
+        its weights from that.
         Layers that were built with a seed, and weights that were assigned, stay as they are.
 
     Parameters are named by position: `1.weight`, `1.bias`, `2.0.weight`.

@@ -1,4 +1,4 @@
-"""Losses of distances: between outputs and targets, and to a margin."""
+"""Losses that measure the distance between outputs and targets, or to a margin."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ class Loss:
         return array_of(cost)
 
     def backward(self) -> Array:
-        """The gradient of the last forward's loss for the outputs.
+        """The gradient, with respect to the outputs, of the loss that `forward` computed last.
 
         Raises GraphError before a forward, and OptionError for a loss that also computes with parameters which are
         not frozen, whose gradients this would lose.
@@ -222,7 +222,10 @@ class Loss:
         return gradient
 
     def gradients(self, parameters: Sequence[Any]) -> tuple[Array, dict[Any, Array]]:
-        """The gradient of the last forward's loss for the outputs, and for those of the parameters that it reads."""
+        """The gradients of the loss that `forward` computed last: for the outputs, and for each of `parameters`.
+
+        A parameter that the loss does not depend on has no entry.
+        """
         if self.by_hand:
             return self.backward(), {}
         if self._tape is None:

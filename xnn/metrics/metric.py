@@ -68,7 +68,7 @@ class Metric:
         """
 
     def merge(self, total: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        """The count of two batches together, from those of each, float64 on the host. Default: their sum."""
+        """Combine the counts of two batches, arrays of float64 on the host. Default: their sum."""
         return np.asarray(total + counted)
 
     def result(self, total: np.ndarray, samples: int) -> Any:

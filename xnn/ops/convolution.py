@@ -70,7 +70,7 @@ class Conv2D(Op):
         return (dx, dw, batch_sum(xp, grad, axis=(0, 2, 3))) if has_bias else (dx, dw)
 
     def without_input_gradient(self, saved: Any) -> Any:
-        """`saved` without what only dx needs."""
+        """Return `saved` without the arrays that only dx, the gradient of the images, needs."""
         product_saved, *rest = saved
         return self.product.without_input_gradient(product_saved), *rest
 

@@ -36,7 +36,7 @@ class SoftmaxCrossEntropy(LossOp):
     over_classes = True
 
     def fit(self, xp: Namespace, logits: Array, targets: Array) -> Array:
-        """The targets: probabilities in the dtype of the logits, labels as int64."""
+        """Check and convert the targets: probabilities to the dtype of the logits, labels to int64."""
         self.check_floating(xp, logits)
         if logits.ndim < 2 or targets.shape not in (
             logits.shape,

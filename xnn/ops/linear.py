@@ -102,7 +102,7 @@ class Dense(Op):
         return (dx, dw) if b is None else (dx, dw, unbroadcast(xp, grad, b))
 
     def without_input_gradient(self, saved: Any) -> Any:
-        """`saved` without the weights, which only dx needs."""
+        """Return `saved` without the weights, which only dx, the gradient of the inputs, needs."""
         x, _, w_shape, b = saved
         return x, None, w_shape, b
 

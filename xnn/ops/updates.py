@@ -53,7 +53,7 @@ def adagrad(
     epsilon: float,
     weight_decay: float = 0.0,
 ) -> tuple[Array, Array]:
-    """AdaGrad; returns the new parameter and total.
+    """AdaGrad; returns the new parameter w and total s, the sum of squared gradients.
 
         g = gradient + weight_decay * w
         s = s + g^2
@@ -79,7 +79,7 @@ def rmsprop(
     centered: bool = False,
     weight_decay: float = 0.0,
 ) -> tuple[Array, ...]:
-    """RMSProp; returns the new parameter, square, mean (if centered) and velocity (if there is momentum).
+    """RMSProp; returns the new parameter w, square s, mean m (if centered) and velocity v (if there is momentum).
 
         g = gradient + weight_decay * w
         s = alpha * s + (1 - alpha) * g^2;    m = alpha * m + (1 - alpha) * g

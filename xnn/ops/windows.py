@@ -123,7 +123,8 @@ def elements(xp: Namespace, x: Array, windows: tuple[Windows, Windows], fill: fl
 def unfold(xp: Namespace, x: Array, windows: tuple[Windows, Windows]) -> Array:
     """Every window of x (n, C, H, W) as a row of a matrix (n oh ow, C kh kw), with zeros as padding.
 
-    It is one gather by a table of positions. With more than a few channels, that is faster than stacking `elements`.
+    All elements are taken at once, by a table of their positions. With more than a few channels, that is faster than
+    stacking the arrays that `elements` returns.
     """
     positions = []
     for axis, w in zip((2, 3), windows, strict=True):

@@ -182,7 +182,7 @@ class Adam(Optimizer):
         return 2 + self.amsgrad
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
-        """beta1^t and beta2^t, for the next t."""
+        """The State's numbers for the next step t: beta1^t and beta2^t."""
         return numbers[0] * self.beta1, numbers[1] * self.beta2
 
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
@@ -280,12 +280,15 @@ class Nadam(Optimizer):
         return self.beta1 * (1.0 - 0.5 * power)
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
-        """0.96^(t momentum_decay), the product mu_1 ... mu_t, and beta2^t, for the next t."""
+        """The State's numbers for the next step t: 0.96^(t momentum_decay), mu_1 mu_2 ... mu_t, and beta2^t.
+
+        mu is the momentum; the class's docstring has its formula.
+        """
         power = numbers[0] * _power(0.96, self.momentum_decay)
         return power, numbers[1] * self._momentum(power), numbers[2] * self.beta2
 
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
-        """The momenta of this step and the next, the product of all so far, and beta2^t."""
+        """Options of the rule: the momenta of this step and the next, the product of all so far, and beta2^t."""
         ahead = self._momentum(numbers[0] * _power(0.96, self.momentum_decay))
         return {
             "mu": self._momentum(numbers[0]),

@@ -66,7 +66,7 @@ class Side(Protocol):
 
 
 class RecordSide:
-    """A record as one side. It has digests, and no tensors to show."""
+    """A recorded run as one side of a comparison. A record holds digests of tensors, not the tensors themselves."""
 
     def __init__(self, name: str, record: Record) -> None:
         self.name, self.record, self.note, self._done = name, record, "", 0
@@ -84,7 +84,7 @@ class RecordSide:
 
 
 class LiveSide:
-    """A live run as one side. It trains in a process of its own, one step each time it is asked.
+    """A live run as one side of a comparison. It trains in a process of its own, one step at each request.
 
     settings: how it is executed, such as "backend=cupy" or "threads=1,kernels=ops".
     task: what is run: the first command that xnn.runs.replay_process gets, without these settings.
@@ -206,7 +206,7 @@ def compare(step: int, a: Digests, b: Digests, names: list[str]) -> Difference |
 
 
 def lock_step(a: Side, b: Side, steps: int) -> Difference | None:
-    """Take steps on both sides until they differ, at most `steps`; None if all agree.
+    """Take steps of both runs until they differ, at most `steps`; None if all agree.
 
     Raises OptionError if the sides are two different runs, and DataError if their data differ.
     """
@@ -235,7 +235,7 @@ def _check_same_run(a: Side, b: Side) -> None:
 
 
 def _what_was_run(record: Record) -> dict[str, Any]:
-    """What must be equal on both sides. The data set's name is left out: the same data may have another name."""
+    """What must be equal in the two runs. The data set's name is left out: the same data may have another name."""
     run = {key: as_text(value) for key, value in record.about.get("run", {}).items() if key != "dataset"}
     layers = [f"{name} of {kind}" for name, kind in record.tensors.items()]
     return {**run, "numerics": record.about["plan"]["numerics"], "tensors": as_text(layers)}

@@ -1,4 +1,4 @@
-"""The process of a live side of `xnn verify`: it trains a run, and waits after each step for the next command."""
+"""The process in which `xnn verify` trains a live run. It waits after each step for the next command."""
 
 from __future__ import annotations
 

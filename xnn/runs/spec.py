@@ -202,8 +202,8 @@ class RunSpec:
         per_epoch = self.steps_per_epoch(data)
         if self.warmup is not None and self.warmup >= steps:
             raise OptionError(
-                f"--warmup must be shorter than the run of {steps:,} steps, {per_epoch:,} an epoch, "
-                f"got {self.warmup:,}"
+                f"--warmup is {self.warmup:,}: it must be shorter than the run of {steps:,} steps, {per_epoch:,} an "
+                "epoch"
             )
         text = schedule_text(
             read_schedule(self.schedule or "constant", 1.0, steps - (self.warmup or 0), per_epoch)

@@ -56,8 +56,8 @@ def prepare(
     x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
     if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
         raise ShapeError(
-            f"{role} data must be as many samples as targets, and at least one; "
-            f"got x {tuple(x.shape)}, y {tuple(y.shape)}"
+            f"{role} data have x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)}: give as many samples as "
+            "targets, and at least one"
         )
     with np.errstate(over="ignore"):  # found by _check_finite, which says where
         given, x = x, model.prepare(x)

@@ -172,9 +172,10 @@ class Stepper:
         return float(self.lib.to_host(self.collected[0][-1]))
 
     def take(self) -> list[np.ndarray]:
-        """The losses, the metrics and perhaps the divisors of all steps since the last call, as float64 on the host.
+        """The losses and the metrics of all steps since the last call, each as a float64 array on the host.
 
-        Waits for the device.
+        If losses are divided by something else than the number of rows, these divisors come last. Waits for the
+        device.
         """
         self._publish()
         taken = []

@@ -3,7 +3,7 @@
 A loop does to each element what the exact namespace does to an array, in the same order. No multiplication is fused
 with an addition: Numba does not fuse unless it is told to. The constants are those of `backends/exact/functions.py`
 and `slices.py`. All loops are in this file, since Numba keeps machine code on disk and notices changes of one file
-only. A table is made by `splitters`: the splitting constant for each exponent of float32.
+only. A table is made by `splitters`: for each exponent of float32, the constant that rounds numbers to a slice.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _to32(y: Any) -> Any:
 
 @jit
 def _sum_splitter(y: Any, bits: Any) -> Any:
-    """Compute slices.splitter for one float64 number y and its exponent."""
+    """Compute slices.splitter, the rounding constant of a slice, for the exponent of one float64 number y."""
     field = (np.float64(y).view(np.int64) >> 52) & 0x7FF
     if field > LARGEST:
         return math.nan
@@ -56,7 +56,7 @@ def _sum_splitter(y: Any, bits: Any) -> Any:
 
 @jit
 def _exp(x: Any) -> Any:
-    """Compute functions.exp for one number."""
+    """Compute e^x for one number, as `exp` of functions.py."""
     if x != x:
         return math.nan
     if x < -EXP_LIMIT:
@@ -74,7 +74,7 @@ def _exp(x: Any) -> Any:
 
 @jit
 def _expm1(x: Any) -> Any:
-    """Compute functions.expm1 for one number x with |x| <= EXP_LIMIT."""
+    """Compute e^x - 1 for one number x with |x| <= EXP_LIMIT, as `expm1` of functions.py."""
     shifted = x * INVERSE_LN2 + ROUND
     n = shifted - ROUND
     r = (x - n * LN2_HIGH) - n * LN2_LOW
@@ -87,7 +87,7 @@ def _expm1(x: Any) -> Any:
 
 @jit
 def _log(x: Any) -> Any:
-    """Compute functions.log for one positive normal number, or NaN."""
+    """Compute ln x for one positive normal number, or NaN, as `log` of functions.py."""
     if x != x:
         return math.nan
     moved = np.float64(x).view(np.int64) + (ONE_BITS - SQRT_HALF_BITS)
@@ -148,7 +148,7 @@ def slice_rows(x: Any, high: Any, low: Any, wide: Any) -> None:
 
 @jit
 def _column_splitters(x: Any, table: Any, largest: Any, s: Any) -> None:
-    """Store each column's splitter in `s`, and its largest absolute value, as bits, in `largest`."""
+    """Store each column's rounding constant in `s`, and its largest absolute value, as bits, in `largest`."""
     words = x.view(np.int32)
     largest[:] = 0
     for r in range(x.shape[0]):
@@ -257,7 +257,7 @@ def slice_gradient(
     u: Any,
     total: Any,
 ) -> None:
-    """Slice the columns of a gradient. s, t, u and total are scratch, one number for each column."""
+    """Split a gradient into slices by columns. s, t, u and total are scratch, one number for each column."""
     n, width = x.shape
     cut, two = wide.shape[0] > 0, wide.shape[1] > width
     largest = np.zeros(width, np.int32)

@@ -1,7 +1,7 @@
 """The passes of exact kernels as compiled loops.
 
 Each function returns a pass: a function without arguments over the given buffers. The passes have the names and
-arguments of those in `numpy_passes.py`. Importing this file imports Numba.
+arguments of those in `numpy_passes.py`, where slices and tables are explained. Importing this file imports Numba.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ def _number(activation: Any) -> int:
 
 
 def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
-    """Slice a tensor: one <- the slice of w, on the scale of its largest element. state[1] <- that exponent field."""
+    """Round a tensor to one slice, on the scale of its largest element: one <- the slice of w.
+
+    state[1] becomes the exponent field of the largest element.
+    """
     flat, out = w.reshape(-1), one.reshape(-1)
     return lambda: loops.slice_tensor(flat, table, out, state)
 
 
 def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
-    """Slice rows: wide (2n, width) <- the first slices of the n rows, then their second slices."""
+    """Split each row into two slices, on its own scale: wide (2n, width) <- the n first slices, then the n second."""
     return lambda: loops.slice_rows(x, high, low, wide)
 
 
 def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
-    """Slice columns: one <- the slices of the columns, each on the scale of its largest element."""
+    """Round each column to one slice, on the scale of its largest element: one <- the slices."""
     largest, s = np.empty(x.shape[1], np.int32), np.empty(x.shape[1])
     return lambda: loops.slice_columns(x, table, one, largest, s)
 
@@ -52,11 +55,15 @@ def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable
 def slice_gradient(
     dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
 ) -> Runnable:
-    """Slice the columns of a gradient: wide <- the slices of dz's columns; db <- the sums of the columns.
+    """Split a gradient into slices, each column on its own scale, and sum the columns.
 
-    wide: of dz's shape for first slices only, twice as wide for second slices beside them, empty for none.
-    table: the splitters of the sums.
-    rate: None, or the learning rate; db is then b, and becomes b - rate * gradient.
+    dz: the gradient, shape (rows, columns).
+    high, low: the tables for the first and the second slices.
+    wide: receives the slices. It has the shape of dz for first slices only, and twice as many columns for both, with
+        the second slices on the right. If it is empty, no slices are computed.
+    table: the table for the sums.
+    db: receives the sums of the columns; None if they are not needed.
+    rate: None, or the learning rate. With a rate, db is the bias b, and becomes b - rate * sums.
     """
     step, sums = np.zeros(0) if rate is None else rate.value, _NONE32 if db is None else db
     second = high if low is None else low
@@ -84,7 +91,7 @@ def finish(
 
 
 def activation_gradient(activation: Any, y: np.ndarray, kept: np.ndarray | None, dz: np.ndarray) -> Runnable:
-    """Go back through an activation: dz <- dz * f'(z), from the output y or the float64 values that `finish` kept."""
+    """Compute an activation's gradient: dz <- dz * f'(z), from its output y or the values that `finish` kept."""
     number, wide = _number(activation), _NONE if kept is None else kept
     return lambda: loops.activation_gradient(number, y, wide, dz)
 

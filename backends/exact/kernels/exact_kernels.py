@@ -27,7 +27,10 @@ __all__ = ["ExactTable", "splitters"]
 
 
 def splitters(lib: Any, bits: int) -> np.ndarray:
-    """Return a table of `splitter` for each exponent field of float32; the entry of |x| is at (its bits) >> 23."""
+    """Return a table of the constants that round float32 numbers to slices of `bits` bits, one for each exponent.
+
+    `slices.splitter` computes the constants. The constant for a number x is at the index (the bits of |x|) >> 23.
+    """
     fields = np.arange(256, dtype=np.int64)
     wide = np.where(fields == 255, 2047, np.where(fields == 0, 0, fields + 896))  # in float64
     return np.asarray(lib.to_host(splitter(lib, lib.to_device(wide), bits)))
@@ -57,7 +60,7 @@ class ExactTable(KernelTable):
         super().__init__(kernels)
 
     def _serves_dense(self, call: Call) -> bool:
-        """Whether x is a batch of rows, the weights are a matrix, biases fit, and the activation has a pass."""
+        """Whether x is a batch of rows, W a matrix, b fits, and the module `passes` can compute the activation."""
         forward = call.forward or call
         x, w, *bias = forward.reads
         fits = len(x.shape) == len(w.shape) == 2 and all(b.shape == w.shape[1:] for b in bias)

@@ -1,8 +1,9 @@
 """The passes of exact kernels in plain NumPy: the exact namespace's operations, over buffers.
 
 Each function returns a pass: a function without arguments over the given buffers. Arrays as large as the weights are
-handled in blocks that fit in a core's cache, since about ten operations go over each. A `table`, `high` or `low` is
-made by `splitters`: the splitting constant for each exponent of float32.
+handled in blocks that fit in a core's cache, since about ten operations go over each. Slices are numbers of few bits,
+see `backends/exact/slices.py`. A `table`, `high` or `low` is made by `splitters`: for each exponent of float32, the
+constant that rounds numbers to a slice.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _descend(gradient: np.ndarray, w: np.ndarray, rate: float, stored: np.ndarra
 
 
 def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.ndarray) -> Runnable:
-    """Slice a tensor: one <- the slice of w, on the scale of its largest element.
+    """Round a tensor to one slice, on the scale of its largest element: one <- the slice of w.
 
     `state` stays 0, because the updates of this file do not slice.
     """
@@ -78,24 +79,28 @@ def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.nd
 
 
 def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
-    """Slice rows: wide (2n, width) <- the first slices of the n rows, then their second slices."""
+    """Split each row into two slices, on its own scale: wide (2n, width) <- the n first slices, then the n second."""
     n = len(x)
     return _two(x, 1, high, low, wide[:n], wide[n:])
 
 
 def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
-    """Slice columns: one <- the slices of the columns, each on the scale of its largest element."""
+    """Round each column to one slice, on the scale of its largest element: one <- the slices."""
     return _two(x, 0, table, None, one, one)
 
 
 def slice_gradient(
     dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
 ) -> Runnable:
-    """Slice the columns of a gradient: wide <- the slices of dz's columns; db <- the sums of the columns.
+    """Split a gradient into slices, each column on its own scale, and sum the columns.
 
-    wide: of dz's shape for first slices only, twice as wide for second slices beside them, empty for none.
-    table: the splitters of the sums.
-    rate: None, or the learning rate; db is then b, and becomes b - rate * gradient.
+    dz: the gradient, shape (rows, columns).
+    high, low: the tables for the first and the second slices.
+    wide: receives the slices. It has the shape of dz for first slices only, and twice as many columns for both, with
+        the second slices on the right. If it is empty, no slices are computed.
+    table: the table for the sums.
+    db: receives the sums of the columns; None if they are not needed.
+    rate: None, or the learning rate. With a rate, db is the bias b, and becomes b - rate * sums.
     """
     width, cut = dz.shape[1], np.empty(dz.shape)
     slices = _two(dz, 0, high, low, wide[:, :width], wide[:, width:]) if wide.size else _nothing
@@ -123,7 +128,10 @@ def _nothing() -> None:
 def _two(
     x: np.ndarray, axis: int, high: np.ndarray, low: np.ndarray | None, first: np.ndarray, second: np.ndarray
 ) -> Runnable:
-    """Slice x: first, second <- its slices, on the scale of the largest element over `axis`; one if low is None."""
+    """Split x into two slices, on the scale of the largest element over `axis`: first, second <- the slices.
+
+    If low is None, there is only the first slice.
+    """
     words, magnitude = x.view(np.int32), np.empty(x.shape, np.int32)
     largest = np.empty(tuple(1 if a == axis else extent for a, extent in enumerate(x.shape)), np.int32)
     rest = np.empty(x.shape)
@@ -178,7 +186,7 @@ def finish(
 
 
 def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarray) -> Runnable:
-    """Go back through relu: dz <- dz where y > 0, else 0."""
+    """Compute the gradient of relu: dz <- dz where y > 0, else 0."""
     off, zero = np.empty(y.shape, bool), y.dtype.type(0)
 
     def run() -> None:
