@@ -30,10 +30,7 @@ WIDTH = 16
 
 
 class Code(IntEnum):
-    """The operation codes of `run`: column 0 of each row of its table says which operation the row is.
-
-    Each function below names the other columns of its rows as it reads them.
-    """
+    """The operation codes of `run`, in column 0 of each row; each function names the row's other columns."""
 
     GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = range(7)
     CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
