@@ -293,6 +293,10 @@ class ExactNamespace(Boundary):
         """The error function."""
         return functions.erf(self.lib, self.widen(x))
 
+    def erfc(self, x: Any, /) -> Any:
+        """The complementary error function, accurate also where it is small."""
+        return functions.erfc(self.lib, self.widen(x))
+
     def sin(self, x: Any, /) -> Any:
         """The sine; NaN for |x| > 2^25."""
         return functions.sin(self.lib, self.widen(x))

@@ -186,8 +186,6 @@ def _activate(r: Any, reals: Any) -> None:
 @jit
 def _gradient(r: Any, reals: Any) -> None:
     """Go back through f in place: dz <- dy f'(z), from y = f(z); db <- the sum of dz's rows unless its address is 0.
-
-    ReLU multiplies by 0 or 1. So where y is 0, an infinite gradient becomes NaN, and not 0 as in the op.
     """
     kind, n, m, zero, one = r[1], r[5], r[6], reals[8], reals[9]
     dy = carray(_pointer(r[2], reals[0]), (n, m))
@@ -198,14 +196,16 @@ def _gradient(r: Any, reals: Any) -> None:
         if kind == RELU:
             for i in range(n):
                 for j in range(m):
-                    g = dy[i, j] * reals.dtype.type(y[i, j] > zero)  # an `if` would not vectorize
+                    g = dy[i, j]
+                    g = zero if y[i, j] <= zero else g  # NaN lets it through
                     dy[i, j] = g
                     db[j] += g
             return
     for i in range(n):
         if kind == RELU:
             for j in range(m):
-                dy[i, j] *= reals.dtype.type(y[i, j] > zero)
+                g = dy[i, j]
+                dy[i, j] = zero if y[i, j] <= zero else g
         elif kind == SIGMOID:
             for j in range(m):
                 dy[i, j] *= y[i, j] * (one - y[i, j])

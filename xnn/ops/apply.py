@@ -50,6 +50,10 @@ class Boundary:
         """The error function."""
         raise NotImplementedError
 
+    def erfc(self, x: Array) -> Array:
+        """The complementary error function 1 - erf(x)."""
+        raise NotImplementedError
+
     def batch_count(self, rows: int) -> int:
         """The rows of the whole batch, given this worker's rows."""
         raise NotImplementedError
