@@ -15,8 +15,8 @@ from xnn.errors import GraphError, OptionError, ShapeError, XnnError
 from xnn.ops.op import Array, Namespace, Op, size_of
 
 __all__ = [
-    "Boundary", "apply_rule", "backward_of", "batch_count", "batch_mean", "batch_sum", "check_gradients",
-    "forward_of",
+    "Boundary", "apply_rule", "backward_of", "batch_count", "batch_largest", "batch_mean", "batch_sum",
+    "check_gradients", "forward_of",
 ]  # fmt: skip
 
 
@@ -40,6 +40,10 @@ class Boundary:
 
     def batch_sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         """The sum over `axis`, where axis 0 is the batch: the rows of all workers are added."""
+        raise NotImplementedError
+
+    def batch_largest(self, sizes: Array) -> Array:
+        """The largest of the workers' numbers, which are at least 0, for each element of the array."""
         raise NotImplementedError
 
     def scatter_add(self, count: int, indices: Array, rows: Array, batch: bool = False) -> Array:
@@ -161,6 +165,11 @@ def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False)
     """
     own = xp.batch_sum if isinstance(xp, Boundary) else xp.sum
     return own(x, axis=axis, keepdims=keepdims)
+
+
+def batch_largest(xp: Namespace, sizes: Array) -> Array:
+    """Numbers of at least 0; if workers share the batch, the largest of all workers' for each element of the array."""
+    return xp.batch_largest(sizes) if isinstance(xp, Boundary) else sizes
 
 
 def batch_count(xp: Namespace, shape: tuple[int, ...]) -> int:

@@ -22,7 +22,7 @@ from xnn.optimizers import Optimizer
 from xnn.options import check_count
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
-from xnn.training.inputs import check_trainable, prepare, prepare_validation
+from xnn.training.inputs import check_last_batch, check_trainable, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
 from xnn.training.steps import Stepper
 
@@ -155,6 +155,7 @@ class Trainer:
             stack.enter_context(lib.guard())
             # Making the first program raises for what does not fit, before anything has begun.
             stepper = self.stepper(batches, table)
+            check_last_batch(stepper, batches)
             threads = self._choose_threads(batches, stepper)
             interrupted = stack.enter_context(interruptible())
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
