@@ -65,7 +65,7 @@ class LeakyReLU(Op):
     positional = ("negative_slope",)
 
     def forward(self, xp: Namespace, x: Array, *, negative_slope: float = 0.01) -> tuple[Array, Any]:
-        return xp.where(x > 0.0, x, x * negative_slope), (x, negative_slope)
+        return xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0), (x, negative_slope)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         x, negative_slope = saved
@@ -197,11 +197,20 @@ class Softplus(Op):
     def forward(self, xp: Namespace, x: Array, *, beta: float = 1.0) -> tuple[Array, Any]:
         if not beta > 0.0:
             raise OptionError(f"softplus got beta={beta!r}: beta must be above 0")
-        return softplus_of(xp, x * beta) / beta, (x, beta)
+        z = _times(xp, x, beta)
+        return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(z))) / beta, (z,)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        x, beta = saved
-        return (grad * logistic(xp, x * beta),)
+        (z,) = saved
+        return (grad * logistic(xp, z),)
+
+
+def _times(xp: Namespace, x: Array, beta: float) -> Array:
+    """beta x, where e^-|beta x| is above 0; beyond, numbers for which it is 0 as well, since beta x could overflow."""
+    if beta == 1.0:
+        return x
+    end = -_LOGISTIC_ZERO / beta
+    return xp.maximum(xp.minimum(x, end), -end) * beta
 
 
 def softplus_of(xp: Namespace, x: Array) -> Array:

@@ -118,7 +118,9 @@ def _slope_of_exponent(xp: Namespace, grad: Array, a: Array, p: Array, y: Array)
     """The gradient y ln a of a power's exponent."""
     base = a if hasattr(a, "shape") else xp.full_like(p, a)
     flat = xp.logical_or(y == 0, xp.logical_and(base == 0, p == 0))
-    growth = y * xp.log(xp.where(flat, 1.0, xp.where(base < 0, float("nan"), base)))
+    # Where the base is 0, y is infinite or flat. There 1/2 stands for it, whose logarithm has the right sign.
+    inside = xp.where(flat, 1.0, xp.where(base == 0, 0.5, base))
+    growth = y * xp.log(xp.where(base < 0, float("nan"), inside))
     return unbroadcast(xp, grad * growth, p)
 
 

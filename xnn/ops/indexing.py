@@ -37,10 +37,8 @@ class GetItem(Op):
                 chosen.append(slice(start, stop))
             else:
                 if not -extent <= part < extent:
-                    raise ShapeError(
-                        f"index {part} of axis {axis}, which has {extent} elements: it must lie in "
-                        f"{-extent} .. {extent - 1}"
-                    )
+                    allowed = f"it must lie in {-extent} .. {extent - 1}" if extent else "it has nothing to choose"
+                    raise ShapeError(f"index {part} of axis {axis}, which has {extent} elements: {allowed}")
                 start = int(part) % extent
                 stop = start + 1
                 chosen.append(start)

@@ -6,6 +6,7 @@ from typing import Any
 
 from xnn.ops.apply import Boundary, batch_count, batch_largest, batch_sum
 from xnn.ops.op import Array, Namespace, Op, reduced_axes, size_of
+from xnn.options import check_count
 
 __all__ = ["count_over", "moments", "normalize", "running_moments"]
 
@@ -129,6 +130,7 @@ class Normalize(Op):
         kept = z, root, scale, axes, moments.shape[0]
         if weight is None:
             return z, (*kept, None, None)
+        along = check_count("normalize: along", along, least=0)
         lying = (1,) * along + tuple(weight.shape) + (1,) * (x.ndim - along - weight.ndim)
         spread = xp.reshape(weight, lying)
         return z * spread + xp.reshape(bias, lying), (*kept, spread, tuple(weight.shape))

@@ -47,8 +47,7 @@ class _Reduction(Op):
         axes = reduced_axes(axis, x.ndim)
         if not _count(x.shape, axes) and size_of(_kept(x.shape, axes)):
             raise ShapeError(
-                f"{self.name} of no elements: an array of shape {tuple(x.shape)} has none along axis {axis}. Leave "
-                "empty arrays out"
+                f"{self.name} of no elements, axis={axis} of an array of shape {tuple(x.shape)}: give it at least one"
             )
         return axes
 
