@@ -14,8 +14,9 @@ from xnn.backends import get_backend
 from xnn.backends import numerics as use_numerics
 from xnn.cli.options import backend_option, numerics_option
 from xnn.data import dataset_names, load, read_idx
+from xnn.data.arrays import read_array, read_npz
 from xnn.data.loading import samples_from_csv
-from xnn.data.tables import Columns, read_array, read_npz, samples_and_targets
+from xnn.data.tables import Columns, samples_and_targets
 from xnn.data.targets import label_numbers
 from xnn.errors import DataNotFoundError, OptionError, ShapeError
 from xnn.files import check_writable, to_json, write_atomically
