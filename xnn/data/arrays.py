@@ -5,6 +5,7 @@ Format of .npy: NumPy Enhancement Proposal 1. An .npz file is a ZIP archive of .
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import zipfile
@@ -47,12 +48,16 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             raise
         except (*_DAMAGE, MemoryError) as error:
             raise _unreadable(path, ".npz", error) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # zipfile seeks to where a damaged directory says
+                raise
+            raise _unreadable(path, ".npz", error) from error
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     members = archive.infolist()
     advice = "the archive is damaged, or meant for a larger machine"
-    check_memory(f"what {path} holds", sum(member.file_size for member in members), advice, CorruptFileError)
+    check_memory(f"unpacked, {path}", sum(member.file_size for member in members), advice, CorruptFileError)
     arrays: dict[str, np.ndarray] = {}
     for member in members:
         name = member.filename.removesuffix(".npy")

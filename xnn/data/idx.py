@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from xnn.backends.memory import check_memory
 from xnn.errors import CorruptFileError
 
 __all__ = ["read_idx"]
@@ -99,6 +100,7 @@ def _parse(
         )
     if size > most:
         raise CorruptFileError(f"{path} is shorter than the {size:,} bytes that it announces: fetch it again")
+    check_memory(str(path), size, "the file is meant for a larger machine", CorruptFileError)
     body = file.read(size + 1)
     if len(body) != size:
         which = "shorter" if len(body) < size else "longer"
