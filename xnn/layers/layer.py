@@ -49,8 +49,9 @@ class Layer(Stateful):
                 return ops.sigmoid(x * self.gain) * x
 
     forward(x, training=False) computes the output and keeps what `backward` needs. backward(dout) returns the
-    gradient for x and sets the `grad` of each parameter, in place of the one from before. Both follow from `compute`, and so do the layer's node in a
-    graph, its gradients under `xnn.grad`, and its part in a Trainer's program.
+    gradient for x and sets the `grad` of each parameter, in place of the one from before. Both follow from
+    `compute`, and so do the layer's node in a graph, its gradients under `xnn.grad`, and its part in a Trainer's
+    program.
 
     **What belongs to a layer.** Parameters and layers in attributes, and in lists, tuples and dicts in attributes,
     are trained, moved and saved with it. They are named by the attribute: `gain`, `blocks.0.weight`. In other places
