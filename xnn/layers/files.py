@@ -17,7 +17,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends import current_backend, current_numerics
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
-from xnn.files import as_path, check_writable, write_atomically
+from xnn.files import as_path, write_atomically
 from xnn.layers.containers import Container, Parallel
 from xnn.layers.functions import Function, Lambda
 from xnn.layers.layer import Layer
@@ -51,7 +51,6 @@ def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] |
     """
     from safetensors.numpy import save as to_bytes
 
-    path = check_writable(path, (".safetensors",))
     try:
         described = _describe(model)
     except OptionError as unknown:  # `load` then says how to get the weights back
@@ -65,7 +64,7 @@ def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] |
     header["frozen"] = [name for name, parameter in model.named_parameters() if parameter.frozen]
     arrays = _host_weights(model)
     about = {"xnn": json.dumps(header), "weights_sha256": _sha256(arrays.values())}
-    write_atomically(path, to_bytes(arrays, metadata=about))
+    write_atomically(path, to_bytes(arrays, metadata=about), (".safetensors",))
 
 
 def load(path: str | os.PathLike[str]) -> Container:
