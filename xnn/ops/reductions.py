@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 from xnn.errors import OptionError, ShapeError
 from xnn.ops.op import Array, Namespace, Op, reduced_axes, size_of
+from xnn.ops.sums import pairwise_mean, pairwise_sum
 
 __all__ = ["max", "mean", "min", "sum", "var"]
 
@@ -64,7 +65,7 @@ class Sum(_Reduction):
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False
     ) -> tuple[Array, Any]:
         axes = reduced_axes(axis, x.ndim)
-        return xp.sum(x, axis=axes, keepdims=keepdims), (x.shape, axes)
+        return pairwise_sum(xp, x, axes, keepdims), (x.shape, axes)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         shape, axes = saved
@@ -78,7 +79,7 @@ class Mean(_Reduction):
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False
     ) -> tuple[Array, Any]:
         axes = self.axes(x, axis)
-        return xp.mean(x, axis=axes, keepdims=keepdims), (x.shape, axes)
+        return pairwise_mean(xp, x, axes, keepdims), (x.shape, axes)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         shape, axes = saved
@@ -110,8 +111,8 @@ class Var(_Reduction):
                 f"var over {n} elements with correction {correction}: there must be more elements than that"
             )
         divisor = float(n - correction)
-        away = x - xp.mean(x, axis=axes, keepdims=True)
-        return xp.sum(away * away, axis=axes, keepdims=keepdims) / divisor, (away, divisor, axes)
+        away = x - pairwise_mean(xp, x, axes, keepdims=True)
+        return pairwise_sum(xp, away * away, axes, keepdims) / divisor, (away, divisor, axes)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         away, divisor, axes = saved
@@ -139,7 +140,7 @@ class Max(_Reduction):
         x, y, axes = saved
         kept = _kept(x.shape, axes)
         chosen = xp.logical_or(x == xp.reshape(y, kept), x != x)
-        ties = xp.sum(xp.astype(chosen, x.dtype), axis=axes, keepdims=True)
+        ties = pairwise_sum(xp, xp.astype(chosen, x.dtype), axes, keepdims=True)
         return (xp.where(chosen, xp.reshape(grad, kept) / ties, 0.0),)
 
 
