@@ -32,8 +32,8 @@ from xnn.ops.special import erf_by, erfc_by, polynomial
 
 __all__ = [
     "EXP_LIMIT", "EXP_TAYLOR", "FRACTION_MASK", "INVERSE_LN2", "LN2_HIGH", "LN2_LOW", "LOG_SERIES", "ONE_BITS",
-    "ROUND", "ROUND_BITS", "SMALLEST", "SQRT_HALF_BITS", "WHOLE", "WHOLE_BITS", "cos", "erf", "erfc", "exp", "exp_inside",
-    "expm1", "log", "log1p", "log_inside", "power", "sin", "tanh",
+    "ROUND", "ROUND_BITS", "SMALLEST", "SQRT_HALF_BITS", "WHOLE", "WHOLE_BITS", "cos", "erf", "erfc", "exp",
+    "exp_inside", "expm1", "log", "log1p", "log_inside", "power", "sin", "tanh",
 ]  # fmt: skip
 
 #: Adding ROUND to |t| < 2^51 rounds t to the nearest whole number, ties to even. The low bits of the sum hold it.
@@ -130,7 +130,10 @@ def erf(lib: Any, x: Any) -> Any:
 
 
 def erfc(lib: Any, x: Any) -> Any:
-    """1 - erf(x), by the formula of `xnn.ops.special` with the `exp` of this file. Error: 2^-46.5 where it is above 2^-126."""
+    """1 - erf(x), by the formula of `xnn.ops.special` with the `exp` of this file.
+
+    Error: 2^-46.5 where the result is above 2^-126.
+    """
     xp = lib.xp
     return xp.where(x != x, math.nan, erfc_by(xp, lambda y: exp(lib, y), x))
 

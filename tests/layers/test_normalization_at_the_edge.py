@@ -23,7 +23,7 @@ def test_a_batch_of_no_rows_moves_no_statistics(lib, numerics):
 @pytest.mark.parametrize("shape", [(1, 2), (1, 2, 1), (1, 2, 1, 1)])
 def test_one_value_for_each_channel_has_no_variance(shape):
     layer = BatchNorm(2)
-    with pytest.raises(ShapeError, match="one value has no variance. Train on batches of at least two rows"):
+    with pytest.raises(ShapeError, match="one value has no variance"):
         layer.forward(np.ones(shape, np.float32), training=True)
     assert [b.value.tolist() for b in layer.buffers()] == [[0.0, 0.0], [1.0, 1.0]]
     assert layer.forward(np.ones(shape, np.float32)).shape == shape
@@ -97,7 +97,7 @@ def test_any_size_of_numbers_is_normalized(lib, numerics, size, epsilon):
 @pytest.mark.parametrize("size", [1e20, 1e-25])
 def test_moments_of_any_size(lib, size):
     x = (np.array([[1.0, 3.0], [2.0, 2.0], [5.0, -1.0]]) * size).astype(np.float32)
-    y, saved = ops.moments.forward(lib.xp, lib.to_device(x), axis=(1,), scaled=True)
+    y, _ = ops.moments.forward(lib.xp, lib.to_device(x), axis=(1,), scaled=True)
     mean, variance, scale = lib.to_host(y).astype(np.float64)[..., 0]
     np.testing.assert_allclose(mean / size, [2, 2, 2], rtol=1e-6)
     np.testing.assert_allclose(variance / scale**2 / size**2, [1, 0, 9], rtol=1e-6)

@@ -206,7 +206,7 @@ class Softplus(Op):
 
 
 def _times(xp: Namespace, x: Array, beta: float) -> Array:
-    """beta x, where e^-|beta x| is above 0; beyond, numbers for which it is 0 as well, since beta x could overflow."""
+    """beta x. Where e^-|beta x| is 0, another number for which it is 0 as well, since beta x could overflow."""
     if beta == 1.0:
         return x
     end = -_LOGISTIC_ZERO / beta

@@ -174,7 +174,7 @@ def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False)
 
 
 def batch_largest(xp: Namespace, sizes: Array) -> Array:
-    """Numbers of at least 0; if workers share the batch, the largest of all workers' for each element of the array."""
+    """Numbers of at least 0; if workers share the batch, for each element the largest of all workers'."""
     return xp.batch_largest(sizes) if isinstance(xp, Boundary) else sizes
 
 

@@ -37,7 +37,9 @@ class GetItem(Op):
                 chosen.append(slice(start, stop))
             else:
                 if not -extent <= part < extent:
-                    allowed = f"it must lie in {-extent} .. {extent - 1}" if extent else "it has nothing to choose"
+                    allowed = (
+                        f"it must lie in {-extent} .. {extent - 1}" if extent else "it has nothing to choose"
+                    )
                     raise ShapeError(f"index {part} of axis {axis}, which has {extent} elements: {allowed}")
                 start = int(part) % extent
                 stop = start + 1

@@ -65,7 +65,7 @@ class Moments(Op):
     ) -> tuple[Array, Any]:
         axes = reduced_axes(axis, x.ndim)
         n = float(count_over(xp, x.shape, axes) or 1)
-        if _may_look(xp, x) and 0 not in x.shape and -_LARGE <= xp.min(x) and xp.max(x) <= _LARGE:
+        if _may_look(xp, x) and 0 not in x.shape and xp.min(x) >= -_LARGE and xp.max(x) <= _LARGE:
             # Nothing can overflow. This is the usual case, and a look at the numbers costs less than scaling them.
             mean, variance, away = _moments(xp, x, axes, n)
             if xp.min(variance) > _SMALL * _SMALL:

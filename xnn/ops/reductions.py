@@ -130,7 +130,9 @@ class Max(_Reduction):
     ) -> tuple[Array, Any]:
         return self.extreme(xp, xp.max, x, axis, keepdims)
 
-    def extreme(self, xp: Namespace, function: Any, x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Any]:
+    def extreme(
+        self, xp: Namespace, function: Any, x: Array, axis: Axis, keepdims: bool
+    ) -> tuple[Array, Any]:
         """The maximum or minimum, by a function of `xp`."""
         axes = self.axes(x, axis)
         y = function(x, axis=axes, keepdims=keepdims)
