@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from xnn.errors import OptionError
-from xnn.ops.op import Array, Namespace, Op, reduced_axes
+from xnn.ops.axes import reduced_axes
+from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.special import erfc
 from xnn.options import check_integer
 

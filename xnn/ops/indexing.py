@@ -6,7 +6,8 @@ from typing import Any
 
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.ops.apply import Boundary
-from xnn.ops.op import Array, Namespace, Op, positive_axis, size_of
+from xnn.ops.axes import positive_axis
+from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.options import is_integer
 
 __all__ = ["embedding", "getitem", "ordered_scatter_add", "scatter_add", "take"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from xnn.ops.apply import Boundary, batch_count, batch_largest, batch_sum
-from xnn.ops.op import Array, Namespace, Op, reduced_axes, size_of
+from xnn.ops.axes import reduced_axes
+from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.options import check_count
 
 __all__ = ["count_over", "moments", "normalize", "running_moments"]

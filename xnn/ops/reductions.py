@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from xnn.errors import OptionError, ShapeError
-from xnn.ops.op import Array, Namespace, Op, reduced_axes, size_of
+from xnn.ops.axes import reduced_axes
+from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.sums import pairwise_mean, pairwise_sum
 
 __all__ = ["max", "mean", "min", "sum", "var"]

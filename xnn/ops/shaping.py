@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from xnn.errors import OptionError, ShapeError
-from xnn.ops.op import Array, Namespace, Op, positive_axis, size_of
+from xnn.ops.axes import positive_axis
+from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.options import check_integer, is_integer
 
 __all__ = ["concat", "flatten", "identity", "reshape", "stack", "transpose"]
