@@ -23,7 +23,7 @@ def test_a_batch_of_no_rows_moves_no_statistics(lib, numerics):
 @pytest.mark.parametrize("shape", [(1, 2), (1, 2, 1), (1, 2, 1, 1)])
 def test_one_value_for_each_channel_has_no_variance(shape):
     layer = BatchNorm(2)
-    with pytest.raises(ShapeError, match="one value has no variance"):
+    with pytest.raises(ShapeError, match="one value for each channel has no variance"):
         layer.forward(np.ones(shape, np.float32), training=True)
     assert [b.value.tolist() for b in layer.buffers()] == [[0.0, 0.0], [1.0, 1.0]]
     assert layer.forward(np.ones(shape, np.float32)).shape == shape

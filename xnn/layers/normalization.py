@@ -117,8 +117,8 @@ class BatchNorm(_Normalization):
         """Raise ShapeError for a training batch with one value for each channel, unless workers hold more of it."""
         if size_of(shape) == self.features and communicator() is None:
             raise ShapeError(
-                f"{self!r} got a training batch of shape {shape}, with one value for each channel: one value has no "
-                "variance. Train on batches of at least two rows"
+                f"{self!r} got a training batch of shape {shape}, and one value for each channel has no variance: "
+                "train on batches of at least two rows"
             )
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -41,8 +41,8 @@ def check_last_batch(stepper: Stepper, batches: Batches) -> None:
         stepper.program(1)
     except ShapeError as error:
         raise ShapeError(
-            f"{rows} rows in batches of {size} leave one row for the last batch. Choose another batch_size, such as "
-            f"{_without_a_last_row(rows, size)}, since {error}"
+            f"{rows} rows in batches of {size} leave one row for the last batch: choose another batch_size, such as "
+            f"{_without_a_last_row(rows, size)}. {error}"
         ) from error
 
 
