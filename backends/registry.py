@@ -231,7 +231,7 @@ def admit(lib: Backend, x: Any) -> Any:
 def widened(x: Any) -> Any:
     """A floating-point array of another size as float32 or float64, see `admit`; anything else as it is."""
     dtype = getattr(x, "dtype", None)
-    if not isinstance(dtype, np.dtype) or dtype.name in _COMPUTED_NAMES:
+    if (type(x), dtype) in _computed or not isinstance(dtype, np.dtype) or dtype.name in _COMPUTED_NAMES:
         return x
     if dtype.kind == "f" and dtype.itemsize > 8:
         return x.astype("float64")
