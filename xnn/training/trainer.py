@@ -214,7 +214,7 @@ class Trainer:
             self.model,
             self.loss,
             self.optimizer,
-            [metric.count for metric in self.metrics],
+            self.metrics,
             batches,
             any(callback.needs_gradients for callback in self.callbacks),
         )
