@@ -237,7 +237,10 @@ def test_the_numerics_options(folder, tmp_path, monkeypatch):
     model = tmp_path / "m.safetensors"
     words = ("train", "--dataset", folder / "digits.npz", *RUN, *OPS, "--epochs", 1)
     report = json.loads(run(*words, "--json", "--numerics", "exact", "--save", model).stdout)
-    line = f"exact: weights {report['weights_sha256']}, losses {report['losses_sha256']}"
+    line = (
+        f"exact numerics; SHA-256 of the weights {report['weights_sha256']}, of the losses "
+        f"{report['losses_sha256']}: the same run gives the same digests"
+    )
     assert run(*words, "--numerics", "exact").stdout.splitlines()[-1] == line
     monkeypatch.setenv("XNN_NUMERICS", "exact")
     assert run(*words).stdout.splitlines()[-1] == line
