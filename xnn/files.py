@@ -18,6 +18,7 @@ from xnn.errors import DataError, MissingExtraError, OptionError
 __all__ = [
     "StandardError",
     "as_path",
+    "check_matplotlib",
     "check_plot",
     "check_writable",
     "notice",
@@ -237,9 +238,17 @@ def notice(text: str) -> None:
     StandardError().flush()
 
 
+_PLOTS = (".png", ".svg")
+
+
 def check_plot(path: str | os.PathLike[str]) -> None:
     """Raise the error of saving a plot there: OptionError for the path, MissingExtraError without matplotlib."""
-    check_writable(path, (".png", ".svg"))
+    check_writable(path, _PLOTS)
+    check_matplotlib()
+
+
+def check_matplotlib() -> None:
+    """Raise MissingExtraError if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -248,6 +257,6 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write a matplotlib figure as a PNG or SVG file, by the path's ending."""
-    content = io.BytesIO()
-    figure.savefig(content, format=os.fspath(path).rsplit(".", 1)[-1].lower(), dpi=130)
-    write_atomically(path, content.getvalue())
+    content, ending = io.BytesIO(), as_path(path).suffix.lower()
+    figure.savefig(content, format=(ending if ending in _PLOTS else _PLOTS[0])[1:], dpi=130)
+    write_atomically(path, content.getvalue(), _PLOTS)

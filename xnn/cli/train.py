@@ -19,7 +19,7 @@ from xnn.cli.options import backend_option, given_options, numerics_option, run_
 from xnn.cli.outputs import check_apart
 from xnn.cli.surroundings import say
 from xnn.data import Dataset, load
-from xnn.errors import DivergenceError, OptionError
+from xnn.errors import DataError, DivergenceError, OptionError
 from xnn.files import check_plot, check_writable, notice, to_json
 from xnn.history import History
 from xnn.layers import Sequential
@@ -165,8 +165,8 @@ def train_command(
             _print_summary(result, history, written.get("save"), tested)
             _print_files(result, written, recorder)
     finally:  # a file that could not be written must not hide the results, nor the results what became of the file
-        if failure is not None:
-            raise failure
+        if failure is not None:  # after the training no option is wrong any more
+            raise DataError(str(failure)) if isinstance(failure, OptionError) else failure
     return history.interrupted or interrupted()
 
 
@@ -215,13 +215,15 @@ class _Job:
 
 def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) -> None:
     """Raise now if a file could not be written after hours of training, or would overwrite another one."""
-    save, record, plot, _ = outputs.values()  # the log checks its own file
+    save, record, plot, log = outputs.values()
     if save:
         check_writable(save, (".safetensors",))
     if plot:
         check_plot(plot)
     if record:
         check_writable(record, begins=RECORD_BEGINS)
+    if log:
+        check_writable(log, replaced=False)
     check_apart(outputs, inputs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 import click
@@ -28,6 +29,7 @@ from xnn.runs.replay import (
     lock_step,
     parse_settings,
 )
+from xnn.runs.schedule_text import recorded_schedule
 from xnn.runs.spec import RunSpec
 
 __all__ = ["command", "verify_command"]
@@ -92,7 +94,7 @@ def verify_command(
     """
     current_numerics()  # raises for a wrong XNN_NUMERICS, although it has no effect here
     current_numerics(numerics)
-    records = {text: read_record(text) for text in (a, b) if os.path.isfile(text)}
+    records = {text: _read(text) for text in (a, b) if os.path.isfile(text)}
     for text in (a, b):
         if text not in records:
             parse_settings(text)
@@ -106,7 +108,7 @@ def verify_command(
         spec = RunSpec.from_options(**run)
         spec.check_numerics(numerics)
         task = {"run": spec.as_json(), "version": __version__, "dataset": dataset, "table": table}
-        task |= {"mode": numerics, "steps": steps or _STEPS}
+        task |= {"mode": numerics, "steps": steps or _STEPS, "resolved": False}
     task["data_home"] = data_home
     sides: list[Side] = []
     try:
@@ -124,6 +126,16 @@ def verify_command(
         for side in sides:
             side.close()
     return difference is None
+
+
+def _read(path: str) -> Record:
+    """The record in a file. The text of its schedule has all arguments, also if version 0.1 wrote it."""
+    record = read_record(path)
+    run = record.about.get("run", {})
+    if isinstance(run, dict) and isinstance(run.get("schedule"), str):
+        with suppress(OptionError):  # a schedule of a later version: training it says so
+            run["schedule"] = recorded_schedule(run["schedule"])
+    return record
 
 
 def _recorded_task(records: list[Record], steps: int | None, live: bool) -> dict[str, Any]:
@@ -146,6 +158,7 @@ def _recorded_task(records: list[Record], steps: int | None, live: bool) -> dict
         "table": about.get("table", {}),
         "mode": about["plan"]["numerics"],
         "steps": min(steps or recorded, recorded),
+        "resolved": True,
     }
 
 
