@@ -210,26 +210,31 @@ class StandardError:
     Progress bars and notices are written to it, so that they cannot end a run.
     """
 
+    def __init__(self) -> None:
+        self._stream = (
+            sys.stderr
+        )  # None without a console; a progress bar of rich replaces it while it is shown
+
     def write(self, text: str) -> int:
-        if sys.stderr is not None:
+        if self._stream is not None:
             with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
-                sys.stderr.write(text)
+                self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        if sys.stderr is not None:
+        if self._stream is not None:
             with contextlib.suppress(OSError, ValueError):
-                sys.stderr.flush()
+                self._stream.flush()
 
     def isatty(self) -> bool:
         """Whether a person is likely to read along."""
         try:
-            return sys.stderr is not None and sys.stderr.isatty()
+            return self._stream is not None and self._stream.isatty()
         except ValueError:
             return False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
+        return getattr(self._stream, name)
 
 
 def notice(text: str) -> None:

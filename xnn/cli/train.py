@@ -42,7 +42,28 @@ def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     return int(value)
 
 
-@click.command("train")
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Train a network and report its accuracy on the test set.
+
+The network is a multilayer perceptron, or the one in the file of --model.
+
+\b
+xnn train                                       784-100-200-10 on MNIST
+xnn train --epochs 25 --plot curve.png
+xnn train --epochs 100 --patience 5
+xnn train --hidden 512,256 --optimizer adam --batch-size 128
+xnn train --epochs 10 --schedule cosine --momentum 0.9 --weight-decay 1e-4
+xnn train --epochs 10 --schedule onecycle --lr 0.4 --augment --label-smoothing 0.1
+xnn train --optimizer adamw --schedule step:every=1000,factor=0.5 --warmup 300 --clip-norm 1
+xnn train --dataset iris.csv --target species --save model.safetensors
+xnn train --model network.toml                  layers of your choice: docs/architecture.md
+xnn train --numerics exact --record run.jsonl   to be verified on another machine
+XNN_BACKEND=cupy xnn train                      the same run on a GPU
+"""
+
+
+@click.command("train", help=_HELP)
 @run_options
 @click.option(
     "--epochs",
@@ -82,23 +103,7 @@ def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 @click.option("--quiet", is_flag=True, help="Print neither progress nor summary.")
 @click.pass_context
 def command(context: click.Context, /, backend: str | None, numerics: str | None, **options: Any) -> None:
-    """Train a network and report its accuracy on the test set.
-
-    The network is a multilayer perceptron, or the one in the file of --model.
-
-    \b
-    xnn train                                       784-100-200-10 on MNIST
-    xnn train --epochs 25 --plot curve.png
-    xnn train --epochs 100 --patience 5
-    xnn train --hidden 512,256 --optimizer adam --batch-size 128
-    xnn train --epochs 10 --schedule cosine --momentum 0.9 --weight-decay 1e-4
-    xnn train --epochs 10 --schedule onecycle --lr 0.4 --augment --label-smoothing 0.1
-    xnn train --optimizer adamw --schedule step:every=1000,factor=0.5 --warmup 300 --clip-norm 1
-    xnn train --dataset iris.csv --target species --save model.safetensors
-    xnn train --model network.toml                  layers of your choice: docs/architecture.md
-    xnn train --numerics exact --record run.jsonl   to be verified on another machine
-    XNN_BACKEND=cupy xnn train                      the same run on a GPU
-    """
+    """The command `xnn train`; its help is _HELP."""
     given_options(context)  # raises if two options describe the network
     with use_numerics(numerics), use_backend(get_backend(backend).name):
         interrupted = train_command(**with_table(options))

@@ -37,7 +37,25 @@ __all__ = ["command", "verify_command"]
 _STEPS = 200
 
 
-@click.command("verify")
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Compare two runs step by step and bit by bit.
+
+Shows the first step, layer and tensor that differ, or says that all bits agree. Exits with 1 if they differ.
+
+A and B are each a file of `xnn train --record`, or settings of a run that is trained now, in a process of its
+own. Settings are separated by commas: backend=NAME, threads=N, kernels=NAME, blas=CORE (kernels of OpenBLAS, such
+as Haswell). If A or B is a record, its options are those of the run; otherwise they are given here, and a
+schedule is as long as --steps.
+
+\b
+xnn verify threads=1 threads=2
+xnn verify backend=numpy,blas=Haswell backend=cupy
+xnn verify run.jsonl backend=numpy              does this machine get the recorded bits?
+"""
+
+
+@click.command("verify", help=_HELP)
 @click.argument("a")
 @click.argument("b")
 @click.option(
@@ -56,20 +74,7 @@ _STEPS = 200
 @run_options
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
-    """Compare two runs step by step and bit by bit.
-
-    Shows the first step, layer and tensor that differ, or says that all bits agree. Exits with 1 if they differ.
-
-    A and B are each a file of `xnn train --record`, or settings of a run that is trained now, in a process of its
-    own. Settings are separated by commas: backend=NAME, threads=N, kernels=NAME, blas=CORE (kernels of OpenBLAS, such
-    as Haswell). If A or B is a record, its options are those of the run; otherwise they are given here, and a
-    schedule is as long as --steps.
-
-    \b
-    xnn verify threads=1 threads=2
-    xnn verify backend=numpy,blas=Haswell backend=cupy
-    xnn verify run.jsonl backend=numpy              does this machine get the recorded bits?
-    """
+    """The command `xnn verify`; its help is _HELP."""
     if not verify_command(given=given_options(context), **with_table(options)):
         sys.exit(1)
 
