@@ -19,6 +19,8 @@ if _command and _before is signal.default_int_handler:
 
 try:
     from xnn.backends import backend, numerics, use_backend, use_numerics
+    from xnn.backends.threads import limit_threads as threads
+    from xnn.backends.threads import use_threads
     from xnn.graph import autograd as autograd  # says how a called op is applied
     from xnn.graph.autograd import grad, value_and_grad
     from xnn.ops import Op
@@ -69,8 +71,10 @@ __all__ = [
     "ops",
     "optimizers",
     "schedules",
+    "threads",
     "use_backend",
     "use_numerics",
+    "use_threads",
     "value_and_grad",
 ]
 

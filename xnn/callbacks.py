@@ -7,6 +7,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import IO, Any, cast
@@ -23,7 +24,7 @@ from xnn.history import History, epoch_line, numbers_line
 from xnn.layers import Sequential
 from xnn.options import attributes_of, check_count, check_real, written
 
-__all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar"]
+__all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar", "call_back"]
 
 
 class Callback:
@@ -59,12 +60,12 @@ class Callback:
         """Called after every training step, with its loss; parameters and gradients are those after the step.
 
         epoch: the epochs finished before this one. step: the step in this epoch, counted from 1.
-        Overriding it makes training wait for the device at every step. The step is added to `history` at the next
-        on_check only, and may still turn out to have diverged.
+        Overriding it makes training wait for the device, and look for NaN and infinity, at every step. What it
+        assigns, and what it writes to arrays, counts from the next step.
         """
 
     def on_check(self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, Any]) -> None:
-        """Called at least every 100 steps and at the end of each epoch, after a check that all numbers are finite.
+        """Called every 100 steps and at the end of each epoch, after a check that all numbers are finite.
 
         epoch, step: as in on_step. loss, metrics: means over this epoch so far.
         """
@@ -77,6 +78,16 @@ class Callback:
 
     def __repr__(self) -> str:
         return written(self, attributes_of(self))
+
+
+def call_back(method: Callable[..., Any], *arguments: Any) -> None:
+    """Call a method of a callback. Raises OptionError if it returns something, which would be lost."""
+    returned = method(*arguments)
+    if returned is not None:
+        raise OptionError(
+            f"{getattr(method, '__qualname__', method)} returned {repr(returned)[:60]}, and methods of callbacks "
+            "return nothing: to end the training, set history.stopped to the reason, a string"
+        )
 
 
 class ProgressBar(Callback):

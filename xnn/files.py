@@ -10,10 +10,12 @@ import os
 import secrets
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from xnn.errors import DataError, MissingExtraError, OptionError
+from xnn.errors import DataError, DataNotFoundError, MissingExtraError, OptionError
 
 __all__ = [
     "StandardError",
@@ -23,6 +25,7 @@ __all__ = [
     "check_writable",
     "notice",
     "printable",
+    "reading",
     "save_figure",
     "to_json",
     "write_atomically",
@@ -37,6 +40,21 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         raise OptionError(
             f"got {repr(path)[:60]} as a file's name; a file is named by a string or a path"
         ) from None
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], what: str = "") -> Iterator[None]:
+    """A `with` block that reads a file. An OSError in it becomes a DataNotFoundError that names the file.
+
+    what: what the file holds, with an article, such as "the record". Default "".
+    """
+    named = f"{what} {path}".strip()
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataNotFoundError(f"there is no file {path}") from error
+    except OSError as error:
+        raise DataNotFoundError(f"cannot read {named}: {error.strerror or error}") from error
 
 
 def check_writable(
