@@ -22,8 +22,7 @@ from xnn.ops.sums import PIECE, SHORT
 
 __all__ = ["WIDTH", "Code", "run"]
 
-#: Numbers in a row of the table.
-WIDTH = 16
+WIDTH = 16  #: numbers in a row of the table
 
 
 class Code(IntEnum):

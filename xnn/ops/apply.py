@@ -59,8 +59,9 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
 
 def plain_number(x: Any) -> Any:
     """A number of NumPy's as Python's, since a float64 would widen what it is multiplied with; else x itself."""
-    numpy_scalar = type(x).__module__ == "numpy" and getattr(x, "shape", None) == () and hasattr(x, "item")
-    return x.item() if numpy_scalar else x
+    if type(x).__module__ != "numpy" or getattr(x, "shape", None) != () or not hasattr(x, "item"):
+        return x
+    return float(x) if getattr(x.dtype, "kind", "") == "f" else x.item()
 
 
 def _with(options: Mapping[str, Any]) -> str:

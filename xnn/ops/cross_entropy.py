@@ -153,18 +153,15 @@ def _check_weights(name: str, weights: Any) -> None:
         check_real(f"{name}: each number", weight, 0.0)
 
 
-def _at_infinity(xp: Namespace, logits: Array, target: Array, finite: Array, weight: Any = None) -> Array:
-    """The binary cross-entropy: `finite` where the logit is finite, and its limit where it is not.
-
-    The limit is 0 if the target, or a weight of 0, leaves no doubt, and else infinity.
-    """
-    missed = xp.where(logits > 0.0, 1.0 - target, target if weight is None else target * weight)
-    return xp.where(xp.isinf(logits), xp.where(missed == 0.0, 0.0, missed + float("inf")), finite)
+def _near(xp: Namespace, logits: Array) -> tuple[Array, Array]:
+    """Where logits are infinite, and the logits with 1 and -1 in place of infinities."""
+    far = xp.isinf(logits)
+    return far, xp.where(far, xp.sign(logits), logits)
 
 
-def _finite(xp: Namespace, logits: Array) -> Array:
-    """The logits, with 0 in place of infinities."""
-    return xp.where(xp.isinf(logits), 0.0, logits)
+def _limit(xp: Namespace, far: Array, doubt: Array, finite: Array) -> Array:
+    """The binary cross-entropy: `finite`, and for infinite logits 0 if there is no doubt, else infinity."""
+    return xp.where(far, xp.where(doubt > 0.0, float("inf"), doubt), finite)
 
 
 def _one_hot(
@@ -217,26 +214,28 @@ class BinaryCrossEntropy(LossOp):
     def terms(
         self, xp: Namespace, logits: Array, target: Array, *, pos_weight: Any = None
     ) -> tuple[Array, Any]:
-        near = _finite(xp, logits)
-        terms = xp.maximum(near, 0.0) - near * target + xp.log1p(xp.exp(-xp.abs(near)))
+        far, near = _near(xp, logits)
+        doubt = xp.maximum(near, 0.0) - near * target  # of an infinite logit: 1 - t or t
+        terms = doubt + xp.log1p(xp.exp(-xp.abs(near)))
         if pos_weight is None:
-            return _at_infinity(xp, logits, target, terms), (logits, target, None)
+            return _limit(xp, far, doubt, terms), (logits, target, None)
         more = constant(xp, pos_weight, logits) - 1.0
         if getattr(more, "shape", ()) not in ((), logits.shape[-1:]):
             raise ShapeError(
                 f"pos_weight of shape {more.shape}: it must be a number or have shape {logits.shape[-1:]}"
             )
         terms = terms + more * target * softplus_of(xp, -near)
-        return _at_infinity(xp, logits, target, terms, more + 1.0), (logits, target, more)
+        doubt = xp.where(near > 0.0, doubt, doubt * (more + 1.0))
+        return _limit(xp, far, doubt, terms), (logits, target, more)
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
         logits, target, more = saved
         dz, dt = logistic(xp, logits) - target, -logits
         if more is not None:
             dz = dz - more * target * logistic(xp, -logits)
-            near = _finite(xp, logits)
+            far, near = _near(xp, logits)
             limit = xp.where(xp.logical_and(logits < 0.0, more + 1.0 == 0.0), 0.0, -logits)
-            dt = xp.where(xp.isinf(logits), limit, -near + more * softplus_of(xp, -near))
+            dt = xp.where(far, limit, -near + more * softplus_of(xp, -near))
         return dz * share, dt * share
 
 
@@ -268,25 +267,25 @@ class Focal(LossOp):
     ) -> tuple[Array, Any]:
         p, rest = logistic(xp, logits), logistic(xp, -logits)
         away = p * (1.0 - target) + rest * target
-        near = _finite(xp, logits)
-        entropy = _at_infinity(xp, logits, target, softplus_of(xp, near) - near * target)
+        far, near = _near(xp, logits)
+        doubt = xp.maximum(near, 0.0) - near * target
+        entropy = _limit(xp, far, doubt, softplus_of(xp, near) - near * target)
         factor = xp.pow(away, gamma)
         if alpha is not None:
             factor = factor * (alpha * target + (1.0 - alpha) * (1.0 - target))
-        saved = logits, target, p, rest, away, entropy, factor, gamma, alpha
+        saved = far, near, target, p, rest, away, entropy, factor, gamma, alpha
         return factor * xp.where(factor == 0.0, 0.0, entropy), saved  # 0 times infinity is 0 here
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
-        logits, target, p, rest, away, entropy, factor, gamma, alpha = saved
-        infinite = xp.isinf(logits)
-        entropy = xp.where(infinite, 0.0, entropy)  # it is multiplied by p (1 - p), which falls faster
+        far, near, target, p, rest, away, entropy, factor, gamma, alpha = saved
+        entropy = xp.where(far, 0.0, entropy)  # it is multiplied by p (1 - p), which falls faster
         # q is 0 only where p equals the target, and there p (1 - p) and the entropy are 0 as well.
         divisor = xp.where(away == 0.0, 1.0, away)
         dz = factor * (p - target + gamma * entropy * (1.0 - 2.0 * target) * (p * rest / divisor))
-        dt = factor * (gamma * (entropy / divisor) * (rest - p) - _finite(xp, logits))
+        dt = factor * (gamma * (entropy / divisor) * (rest - p) - near)
         if alpha is not None:
             dt = dt + (2.0 * alpha - 1.0) * xp.pow(away, gamma) * entropy
-        return dz * share, xp.where(infinite, float("nan"), dt) * share
+        return dz * share, xp.where(far, float("nan"), dt) * share
 
 
 class KLDivergence(LossOp):
