@@ -37,14 +37,14 @@ def _relu(z: np.ndarray) -> Runnable:
 
 
 def _relu_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
-    """dy where y > 0, else 0: all bits of dy are kept or cleared, so NaN and infinity come out as in `where`."""
-    keep, zero = np.empty(y.shape, bool), y.dtype.type(0)
-    flag, word = keep.view(np.int8), dy.view(_SIGNED[dy.itemsize])
+    """0 where y <= 0, else dy: all bits of dy are kept or cleared, so NaN and infinity come out as in `where`."""
+    off, zero, one = np.empty(y.shape, bool), y.dtype.type(0), np.int8(1)
+    flag, word = off.view(np.int8), dy.view(_SIGNED[dy.itemsize])
     mask = np.empty_like(word)
 
     def run() -> None:
-        np.greater(y, zero, out=keep)
-        np.negative(flag, out=flag)  # True is 1, and -1 is all ones
+        np.less_equal(y, zero, out=off)
+        np.subtract(flag, one, out=flag)  # True becomes 0, and False -1, which is all ones
         np.copyto(mask, flag)
         np.bitwise_and(word, mask, out=word)
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import admit
+from xnn.data import Batches
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
 from xnn.layers import Sequential
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.losses import Loss, check_sample_weight
 from xnn.metrics import Metric
+from xnn.training.steps import Stepper
 
-__all__ = ["check_trainable", "prepare", "prepare_validation"]
+__all__ = ["check_last_batch", "check_trainable", "prepare", "prepare_validation"]
 
 
 def check_trainable(model: Sequential) -> None:
@@ -28,6 +30,25 @@ def check_trainable(model: Sequential) -> None:
             "the model has nothing to train: all its parameters are frozen; parameter.frozen = False on those that "
             "are to learn"
         )
+
+
+def check_last_batch(stepper: Stepper, batches: Batches) -> None:
+    """Raise ShapeError if the rows leave a last batch of one row and the model cannot train on it, as BatchNorm."""
+    rows, size = batches.rows, batches.batch_size
+    if rows < size or rows % size != 1:
+        return
+    try:
+        stepper.program(1)
+    except ShapeError as error:
+        raise ShapeError(
+            f"{rows} rows in batches of {size} leave one row for the last batch: choose another batch_size, such as "
+            f"{_without_a_last_row(rows, size)}. {error}"
+        ) from error
+
+
+def _without_a_last_row(rows: int, size: int) -> int:
+    """The batch size nearest to `size` that does not leave a last batch of one row."""
+    return min((n for n in range(2, 2 * size + 1) if rows % n != 1), key=lambda n: abs(n - size))
 
 
 def prepare(
