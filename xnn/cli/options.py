@@ -68,6 +68,11 @@ _RUN_OPTIONS = (
         help="What to predict from a table: classes or numbers. Default: chosen by the target's values.",
     ),
     click.option(
+        "--scale-target",
+        is_flag=True,
+        help="Train a regression on targets with mean 0 and deviation 1; the saved model predicts in their units.",
+    ),
+    click.option(
         "--hidden",
         default="100,200",
         show_default=True,

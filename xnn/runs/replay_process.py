@@ -49,8 +49,9 @@ def _serve(
     kernels: str = "auto",
 ) -> None:
     with numerics(mode), use(get_backend(backend).name):
-        data = load(dataset, data_home, **table)
-        spec = RunSpec.from_json(run, version).resolved(data, steps)
+        spec = RunSpec.from_json(run, version)
+        data = spec.with_targets(load(dataset, data_home, **table))
+        spec = spec.resolved(data, steps)
         model, loss, optimizer = spec.build(data)
         about = {**spec.record_header(data), "table": table}
         waiting = _WaitingRecorder(model, about, data.note, line, commands)

@@ -58,6 +58,8 @@ def rescale_into_gather(calls: Calls, table: KernelTable) -> Calls:
         rescale = _only_reader(calls, gather.writes[0])
         if rescale is None or rescale.key != ("forward", ops.rescale) or _backward_of(calls, rescale):
             continue
+        if rescale.options.get("shift") is not None:  # computed in float64
+            continue
         options = {**gather.options, "scale": rescale.options["scale"], "offset": rescale.options["offset"]}
         fused = Call("gather", None, (), rescale.writes, options, parts=(gather, rescale))
         if table.accepts(fused):
