@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
+import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from xnn.backends import get_backend
 from xnn.backends import numerics as use_numerics
 from xnn.cli.options import backend_option, numerics_option
 from xnn.data import dataset_names, load, read_idx
-from xnn.data.loading import samples_from_csv
+from xnn.data.loading import table_for_model
 from xnn.data.tables import Columns, read_array, read_npz, samples_and_targets
 from xnn.data.targets import label_numbers
 from xnn.errors import DataNotFoundError, OptionError, ShapeError
@@ -32,6 +36,12 @@ __all__ = ["command", "predict_command"]
 @click.option("--data-home", metavar="DIR", help="The folder of a named data set's files.")
 @backend_option
 @numerics_option
+@click.option(
+    "--header/--no-header",
+    default=None,
+    help="Whether the first line of a table holds names. Default: it does if it has the names that the model was "
+    "trained on; if not, as for xnn train.",
+)
 @click.option("--output", metavar="FILE", help="Also write the model's outputs to a .npy file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
@@ -52,31 +62,62 @@ def command(model: str, data: str, backend: str | None, numerics: str | None, **
         predict_command(model, data, **options)
 
 
-def predict_command(model: str, data: str, data_home: str | None, output: str | None, as_json: bool) -> None:
+def predict_command(
+    model: str,
+    data: str,
+    data_home: str | None,
+    output: str | None,
+    as_json: bool,
+    header: bool | None = None,
+) -> None:
     """Predict, print the predictions, and write the outputs if asked."""
     if output:
         check_writable(output, (".npy",))
     net = load_model(model)
     notes = files.metadata(model)["notes"]
     labels = tuple(notes.get("labels", ()))
-    columns = Columns(**notes["columns"]) if notes.get("columns") else None
-    x, y = _read_samples(data, data_home, notes.get("features") or _width(net), columns)
-    outputs = net.predict(x)
+    classifies = notes.get("task", "classification") == "classification"
+    samples = _read_samples(data, data_home, header, notes, notes.get("features") or _width(net))
+    for note in samples.notes:
+        click.echo(f"xnn: {note}", err=True)
+    outputs = net.predict(samples.x)
     accuracy, printed = None, outputs.tolist()
-    if notes.get("task", "classification") == "classification" and outputs.ndim == 2:
+    if classifies and outputs.ndim == 2:
         classes = classes_of(outputs, net.threshold)
-        if y is not None and y.ndim == 1:
+        if notes.get("classes", len(labels)) == 1:  # the single output says nothing
+            classes = np.zeros_like(classes)
+        y = samples.y
+        if y is not None and y.ndim == 1 and len(y):
             accuracy = _accuracy(classes, y, labels, outputs.shape[1])
         printed = [labels[number] for number in classes.tolist()] if labels else classes.tolist()
     if output:
         _save_array(output, outputs)
+    if not printed:
+        click.echo(f"xnn: {data} holds no samples, so there is nothing to predict", err=True)
+    try:
+        _print(printed, accuracy, as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `xnn predict ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(128 + 13)  # what a shell reports of a program that SIGPIPE ended
+
+
+def _print(printed: list[Any], accuracy: float | None, as_json: bool) -> None:
+    """Print a line for each sample, or a JSON object."""
     if as_json:
         click.echo(to_json({"predictions": printed, "accuracy": accuracy}))
         return
     for row in printed:
-        click.echo(",".join(map(str, row)) if isinstance(row, list) else row)
+        click.echo(",".join(map(str, row)) if isinstance(row, list) else _in_one_line(str(row)))
     if accuracy is not None:
         click.echo(f"accuracy {accuracy:.4f} over {len(printed)} samples", err=True)
+
+
+def _in_one_line(label: str) -> str:
+    """The name of a class, with Python's escapes for line ends and other characters that are not printable."""
+    if label.isprintable():
+        return label
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in label)
 
 
 def _save_array(path: str, array: np.ndarray) -> None:
@@ -113,24 +154,37 @@ def _width(net: Sequential) -> int:
     return next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
 
 
-def _read_samples(
-    data: str, data_home: str | None, width: int, columns: Columns | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples (n, features), and their targets if the data hold them.
+@dataclass(frozen=True)
+class _Samples:
+    """Samples (n, features), their targets if the data hold them, and what the user should be told."""
 
+    x: np.ndarray
+    y: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _read_samples(
+    data: str, data_home: str | None, header: bool | None, notes: dict[str, Any], width: int
+) -> _Samples:
+    """The samples that DATA names.
+
+    header: whether the first line of a table holds names; None if that was not said.
+    notes: those of the model's file: the columns of the table that it was trained on, the task and the classes.
     width: the number of features that the model takes; 0 if unknown.
-    columns: those of the table on which the model was trained, if it was one.
     """
     path = Path(data)
+    table = path.suffix.lower() == ".csv"
+    if header is not None and not table:
+        raise OptionError(f"--header and --no-header are for .csv files, and {data} is none: omit them")
     if data in dataset_names():
         named = load(data, data_home)
-        return named.x_test, named.y_test
+        return _Samples(named.x_test, named.y_test)
     if not path.is_file():
         raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
+    if table:
+        return _from_table(path, header, notes, width)
     y: np.ndarray | None = None
-    if path.suffix.lower() == ".csv":
-        x, y = samples_from_csv(path, columns, width)
-    elif path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz":
         arrays = read_npz(path)
         x_name = next((name for name in ("x", "x_test") if name in arrays), None)
         if x_name is None:
@@ -142,4 +196,21 @@ def _read_samples(
         x = read_idx(path)
     if x.ndim < 2:
         raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row for each sample")
-    return (x.reshape(len(x), -1), None) if y is None else samples_and_targets(data, x, y)
+    if y is None:
+        return _Samples(x.reshape(len(x), math.prod(x.shape[1:])))
+    return _Samples(*samples_and_targets(data, x, y))
+
+
+def _from_table(path: Path, header: bool | None, notes: dict[str, Any], width: int) -> _Samples:
+    """The samples of a CSV file. Its targets are read if the model is a classifier, for the accuracy."""
+    columns = Columns(**notes["columns"]) if notes.get("columns") else None
+    table = table_for_model(path, columns, width, header)
+    if not table.columns.targets or notes.get("task", "classification") != "classification":
+        return _Samples(table.x, None, table.notes)
+    if table.unlabelled:
+        empty = len(table.unlabelled) == len(table.x)  # a column to be filled, of which nothing need be said
+        count = f"{len(table.unlabelled)} of {len(table.x)}"
+        said = f"no accuracy: {count} rows have no target, the first in line {table.unlabelled[0]}"
+        return _Samples(table.x, None, table.notes if empty else (*table.notes, said))
+    names = any(isinstance(label, str) for label in notes.get("labels", ()))
+    return _Samples(table.x, table.targets("classification", text=names), table.notes)
