@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -94,6 +95,8 @@ def predict_command(
         _save_array(output, outputs)
     if not printed:
         click.echo(f"xnn: {data} holds no samples, so there is nothing to predict", err=True)
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # `xnn predict ... >&-`
     try:
         _print(printed, accuracy, as_json)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -10,6 +11,9 @@ from xnn.data.csv_rows import Row
 from xnn.errors import OptionError
 
 __all__ = ["is_header"]
+
+#: The name of a column, and hardly a damaged number.
+_WORD = re.compile(r"[^\W\d][\w .()/%\u00b0-]*")
 
 
 def is_header(path: object, first: Row, rows: Sequence[Row], wanted: Sequence[str] = ()) -> tuple[bool, str]:
@@ -20,9 +24,9 @@ def is_header(path: object, first: Row, rows: Sequence[Row], wanted: Sequence[st
     rows: rows after it; the first thousand are enough.
     wanted: names that a header must have: if the first row has all of them, it is one. Default: none.
 
-    A row without a number is a header. A row with numbers is one if they can be names, and the rows below are of
-    another kind: 0, 1, target above 0.5, 1.5, 3. Numbers can be names if they are different
-    whole numbers without a sign. Raises OptionError for a row that may be either.
+    A row without a number is a header. A row with numbers is one if they are different whole numbers that count up
+    from 0 or 1, as the names that pandas gives do, or if the rows below hold fractions: 0, 1, y above 0.5, 1.5, 3.
+    Raises OptionError for a row that may be either.
     """
     names = first.fields
     shown = _shown(names)
@@ -42,31 +46,26 @@ def is_header(path: object, first: Row, rows: Sequence[Row], wanted: Sequence[st
         return True, ""
     values = [names[column] for column in numeric]
     can_be_names = all(map(str.isdecimal, values)) and len(set(values)) == len(values)
-    missing = any(
-        is_missing(names[c]) and (names[c] or c) for c in texts
-    )  # pandas' index has the name '', in front
+    # pandas writes its index as a first column with the name ''.
+    missing = any(is_missing(names[column]) and (names[column] or column) for column in texts)
     if again or missing or not can_be_names or not rows:
         return False, ""
-    unlike = all(any(not is_whole(row.fields[c]) for row in rows) for c in numeric)
+    start = int(values[0])
     counted = all(int(b) == int(a) + 1 for a, b in pairwise(values))
-    counted = counted and (len(values) > 1 or (unlike and int(values[0]) < 2))
+    fractions = [any(not is_whole(row.fields[column]) for row in rows) for column in numeric]
+    words = all(not names[column] or _WORD.fullmatch(names[column]) for column in texts)
+    as_header = f"took line {first.line} as a header: {shown} (--no-header, header=False, reads it as data)"
     if not texts:
-        if counted and unlike and int(values[0]) in (0, 1):
-            return (
-                True,
-                f"took line {first.line} as a header: {shown} (--no-header, header=False, reads it as data)",
-            )
-        return False, (
-            f"took line {first.line} ({shown}) as data, not as a header (--header, header=True, reads it as names)"
-            if counted
-            else ""
-        )
-    if counted or (unlike and len(texts) > 1):
-        return (
-            True,
-            f"took line {first.line} as a header: {shown} (--no-header, header=False, reads it as data)",
-        )
-    if any(names[c] and all(is_number(row.fields[c]) for row in rows) for c in texts):
+        if counted and start < 2 and (all(fractions) or (start == 0 and len(values) > 2 and any(fractions))):
+            return True, as_header
+        as_data = f"took line {first.line} ({shown}) as data, not as names (--header, header=True, reads it as names)"
+        return False, as_data if counted and len(values) > 1 else ""
+    several = len(values) > 1 or start < 2
+    if words and all(fractions) and ((counted and several) or len(texts) > 1):
+        return True, as_header
+    if words and counted and len(values) > 1 and start < 2:
+        return True, as_header
+    if any(names[column] and all(is_number(row.fields[column]) for row in rows) for column in texts):
         raise OptionError(
             f"{path}, line {first.line} ({shown}) may be a header or a damaged row: it has text above numbers. "
             "--header (header=True) or --no-header (header=False) says which it is"
