@@ -17,14 +17,16 @@ import numpy as np
 from xnn.backends import backend as use_backend
 from xnn.backends import get_backend
 from xnn.backends import numerics as use_numerics
+from xnn.cli.model_notes import Notes, read_notes
 from xnn.cli.options import backend_option, numerics_option
 from xnn.data import dataset_names, load, read_idx
+from xnn.data.arrays import read_array, read_npz
 from xnn.data.loading import table_for_model
-from xnn.data.tables import Columns, read_array, read_npz, samples_and_targets
+from xnn.data.tables import samples_and_targets
 from xnn.data.targets import label_numbers
-from xnn.errors import DataNotFoundError, OptionError, ShapeError
+from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
 from xnn.files import check_writable, to_json, write_atomically
-from xnn.layers import Dense, Sequential, files
+from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
 from xnn.layers.sequential import load as load_model
 
@@ -75,17 +77,19 @@ def predict_command(
     if output:
         check_writable(output, (".npy",))
     net = load_model(model)
-    notes = files.metadata(model)["notes"]
-    labels = tuple(notes.get("labels", ()))
-    classifies = notes.get("task", "classification") == "classification"
-    samples = _read_samples(data, data_home, header, notes, notes.get("features") or _width(net))
-    for note in samples.notes:
-        click.echo(f"xnn: {note}", err=True)
+    notes = read_notes(model)
+    labels = notes.labels
+    samples = _read_samples(data, data_home, header, notes, notes.features or _width(net))
     outputs = net.predict(samples.x)
     accuracy, printed = None, outputs.tolist()
-    if classifies and outputs.ndim == 2:
+    if notes.task == "classification" and outputs.ndim == 2:
         classes = classes_of(outputs, net.threshold)
-        if notes.get("classes", len(labels)) == 1:  # the single output says nothing
+        if labels and len(labels) not in {outputs.shape[1], 2 if outputs.shape[1] == 1 else 0}:
+            raise CorruptFileError(
+                f"{model}: its notes name {len(labels)} classes, and the model has {outputs.shape[1]} outputs: train "
+                "again"
+            )
+        if (notes.classes or len(labels)) == 1:  # the single output says nothing
             classes = np.zeros_like(classes)
         y = samples.y
         if y is not None and y.ndim == 1 and len(y):
@@ -93,8 +97,9 @@ def predict_command(
         printed = [labels[number] for number in classes.tolist()] if labels else classes.tolist()
     if output:
         _save_array(output, outputs)
-    if not printed:
-        click.echo(f"xnn: {data} holds no samples, so there is nothing to predict", err=True)
+    empty = () if printed else (f"{data} holds no samples, so there is nothing to predict",)
+    for note in (*samples.notes, *empty):
+        click.echo(f"xnn: {note}", err=True)
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # `xnn predict ... >&-`
     try:
@@ -167,7 +172,7 @@ class _Samples:
 
 
 def _read_samples(
-    data: str, data_home: str | None, header: bool | None, notes: dict[str, Any], width: int
+    data: str, data_home: str | None, header: bool | None, notes: Notes, width: int
 ) -> _Samples:
     """The samples that DATA names.
 
@@ -204,16 +209,15 @@ def _read_samples(
     return _Samples(*samples_and_targets(data, x, y))
 
 
-def _from_table(path: Path, header: bool | None, notes: dict[str, Any], width: int) -> _Samples:
+def _from_table(path: Path, header: bool | None, notes: Notes, width: int) -> _Samples:
     """The samples of a CSV file. Its targets are read if the model is a classifier, for the accuracy."""
-    columns = Columns(**notes["columns"]) if notes.get("columns") else None
-    table = table_for_model(path, columns, width, header)
-    if not table.columns.targets or notes.get("task", "classification") != "classification":
+    table = table_for_model(path, notes.columns, width, header)
+    if not table.columns.targets or notes.task != "classification":
         return _Samples(table.x, None, table.notes)
     if table.unlabelled:
         empty = len(table.unlabelled) == len(table.x)  # a column to be filled, of which nothing need be said
         count = f"{len(table.unlabelled)} of {len(table.x)}"
         said = f"no accuracy: {count} rows have no target, the first in line {table.unlabelled[0]}"
         return _Samples(table.x, None, table.notes if empty else (*table.notes, said))
-    names = any(isinstance(label, str) for label in notes.get("labels", ()))
+    names = any(isinstance(label, str) for label in notes.labels)
     return _Samples(table.x, table.targets("classification", text=names), table.notes)

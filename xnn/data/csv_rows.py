@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from xnn.errors import CorruptFileError, DataNotFoundError
+from xnn.errors import CorruptFileError
+from xnn.files import reading
 
 __all__ = ["Row", "read_rows"]
 
@@ -48,20 +49,17 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises DataNotFoundError without the file; CorruptFileError, naming the line, for bytes that are not UTF-8 or are
     0, for quotation marks that are not closed or stand inside a field, and for a line or field without end.
     """
-    try:
-        # Bytes that are not UTF-8 become surrogates, so that the line they are in is known.
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = _Lines(path, file)
-            for line in lines:
-                if '"' in line:
-                    yield _Quoted(lines, line).row()
-                elif line and not line.isspace():
-                    fields = [field.strip() for field in line.split(",")]
-                    if len(line) > _LONGEST_FIELD:
-                        lines.check_lengths(fields)
-                    yield Row(lines.number, fields)
-    except OSError as error:
-        raise DataNotFoundError(f"cannot read {path}: {error.strerror or error}") from error
+    # Bytes that are not UTF-8 become surrogates, so that the line they are in is known.
+    with reading(path), open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        lines = _Lines(path, file)
+        for line in lines:
+            if '"' in line:
+                yield _Quoted(lines, line).row()
+            elif line and not line.isspace():
+                fields = [field.strip() for field in line.split(",")]
+                if len(line) > _LONGEST_FIELD:
+                    lines.check_lengths(fields)
+                yield Row(lines.number, fields)
 
 
 class _Lines(Iterator[str]):
