@@ -193,11 +193,13 @@ class ExactRescale(Rescale):
         offset: Any = 0.0,
         dtype: Any = None,
         shift: Any = None,
+        wide: Any = None,
     ) -> tuple[Array, Any]:
         if shift is not None:  # x, y and the options may be float64: that is what `shift` is for
             x = x.materialize() if isinstance(x, ScaledIntegers) else x
-            y, saved = super().forward(xp.base, x, scale=scale, offset=offset, shift=shift)
-            return (y if dtype == xp.base.float64 else xp.leave(y)), saved
+            wide = xp.base.float64
+            y, saved = super().forward(xp.base, x, scale=scale, offset=offset, shift=shift, wide=wide)
+            return (y if dtype == wide else xp.leave(y)), saved
         y, saved = self._unshifted(xp, x, scale, offset, dtype)
         return xp.leave(y), saved
 

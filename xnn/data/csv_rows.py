@@ -75,10 +75,6 @@ class _Lines(Iterator[str]):
         self.number += 1
         if len(line) == _LONGEST_LINE:
             raise self.error("has no end within 64 MiB: this is no table")
-        if "\0" in line:
-            raise self.error(
-                "holds a byte 0, so this is no text in UTF-8: save the table as CSV with the encoding UTF-8"
-            )
         wrong = None if line.isascii() else _NOT_UTF8.search(line)
         if wrong:
             byte = ord(wrong[0]) - 0xDC00
@@ -86,6 +82,10 @@ class _Lines(Iterator[str]):
             raise CorruptFileError(
                 f"{self.path}, line {self.number}: this is not a CSV file in UTF-8 (byte 0x{byte:02x}{what}): save "
                 "it as CSV with the encoding UTF-8"
+            )
+        if "\0" in line:
+            raise self.error(
+                "holds a byte 0, so this is no text in UTF-8: save the table as CSV with the encoding UTF-8"
             )
         return line.rstrip("\r\n")
 

@@ -231,14 +231,12 @@ class Dataset:
                     "unstable: --scale-target (in Python, data.standardize(y)) scales the target for training, and "
                     "predictions back"
                 )
-        if self.scale is None and len(self.x_train):
-            constant = np.flatnonzero(constant_columns(self.x_train))
-            if constant.size:
-                named = ", ".join(map(self._column, constant[:5].tolist())) + (
-                    ", ..." if constant.size > 5 else ""
-                )
-                plural = "s" if constant.size > 1 else ""
-                said.append(f"constant column{plural}, which a model learns nothing from: {named}")
+        if self.scale is None and self.x_train.dtype.kind == "f" and len(self.x_train):
+            constant = np.flatnonzero(constant_columns(self.x_train)).tolist()
+            named = [self._column(column) for column in constant[:5]] + ["..."] * (len(constant) > 5)
+            if constant:
+                plural = "s" if len(constant) > 1 else ""
+                said.append(f"constant column{plural}, which a model learns nothing from: {', '.join(named)}")
         return said
 
     def _column(self, feature: int, targets: bool = False) -> str:

@@ -151,9 +151,9 @@ class Rescale(Layer):
     def compute(self, x: Any) -> Any:
         # Without a shift, a program fuses it into the gathering of a batch.
         lib = backend_of(array_of(x))
-        options = {name: self._on(lib, name) for name in ("scale", "offset")}
+        options: dict[str, Any] = {name: self._on(lib, name) for name in ("scale", "offset")}
         if self.shift is not None:
-            options["shift"] = self._on(lib, "shift")
+            options |= {"shift": self._on(lib, "shift"), "wide": lib.xp.float64}
         return self.op(x, dtype=getattr(lib.xp, self.dtype), **options)
 
     def _on(self, lib: Backend, name: str) -> Any:

@@ -22,15 +22,24 @@ class Rescale(Op):
 
     scale, offset: numbers or arrays; offset is 0 by default.
     dtype: the dtype of y; None (default) for that of x * scale.
-    shift: a number or array; y = (x - shift) * scale + offset is then computed in float64, and rounded to `dtype` at
-        the end. Default None: nothing is subtracted, and x is rounded to `dtype` first.
+    shift: a number or array; y = (x - shift) * scale + offset is then computed in the dtype `wide`, such as float64,
+        and rounded to `dtype` at the end. Default None: nothing is subtracted, and x is rounded to `dtype` first.
+    wide: see shift; None (default) for the dtype of x.
     """
 
     def forward(
-        self, xp: Namespace, x: Array, *, scale: Any, offset: Any = 0.0, dtype: Any = None, shift: Any = None
+        self,
+        xp: Namespace,
+        x: Array,
+        *,
+        scale: Any,
+        offset: Any = 0.0,
+        dtype: Any = None,
+        shift: Any = None,
+        wide: Any = None,
     ) -> tuple[Array, Any]:
         if shift is not None:
-            y = (xp.astype(x, xp.float64) - shift) * scale + offset
+            y = ((x if wide is None else xp.astype(x, wide)) - shift) * scale + offset
             return (y if dtype is None else xp.astype(y, dtype, copy=False)), (scale, x.dtype)
         y = (x if dtype is None else xp.astype(x, dtype)) * scale
         return (y if isinstance(offset, float) and offset == 0.0 else y + offset), (scale, x.dtype)

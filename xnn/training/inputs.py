@@ -9,7 +9,7 @@ import numpy as np
 
 from xnn.backends import admit
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
-from xnn.layers import Sequential
+from xnn.layers import Rescale, Sequential
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.losses import Loss, check_sample_weight
 from xnn.metrics import Metric
@@ -20,6 +20,12 @@ __all__ = ["check_trainable", "prepare", "prepare_validation"]
 def check_trainable(model: Sequential) -> None:
     """Raise OptionError if a model has nothing to train, or has parameters where training would not find them."""
     check_nothing_hidden(model)
+    last = model.layers[-1] if model.layers else None
+    if isinstance(last, Rescale) and last.dtype == "float64" != model.dtype:
+        raise OptionError(
+            f"the last layer is {last!r} to float64, which turns outputs into the units of the targets: train the "
+            "layers before it, on targets that data.standardize(y) scaled"
+        )
     parameters = model.parameters()
     if not parameters:
         raise OptionError("the model has nothing to train: no layer of it has weights, as Dense has; add one")
