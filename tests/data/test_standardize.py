@@ -184,6 +184,17 @@ def test_the_inverse_as_last_layer_predicts_in_the_units_of_the_targets(tmp_path
     np.testing.assert_allclose(found, y, atol=1e-4 * size)
 
 
+@pytest.mark.parametrize(("shift", "said"), [(0.0, False), (100.0, False), (1e6, True), (1.7e9, True)])
+def test_an_offset_that_float32_cannot_add_is_noted(capsys, shift, said):
+    """What 0.1 advised for standardization, Rescale(1 / std, -mean / std), loses the digits of times."""
+    x = Z + shift
+    for scaling in (layers.Rescale(1.0, -shift), layers.Rescale(1.0, shift=shift)):
+        trainer = xnn.Trainer(xnn.Sequential(scaling, layers.Dense(1, 1)), losses.MSE(), optimizers.SGD(0.1))
+        trainer.fit((x, Z), progress=False)
+        lossy = scaling.shift is None
+        assert ("in float32, which has about 7 digits" in capsys.readouterr().err) is (said and lossy)
+
+
 def test_a_model_in_the_units_of_its_targets_is_not_trained():
     """The loss would be that of prices, whose gradients are enormous."""
     whole = xnn.Sequential(layers.Dense(1, 1), standardize(Z * 1e5).inverse())

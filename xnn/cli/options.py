@@ -60,7 +60,8 @@ _RUN_OPTIONS = (
     click.option(
         "--header/--no-header",
         default=None,
-        help="Whether the first line of a table holds names. Default: it does if none of its fields is a number.",
+        help="Whether the first line of a table holds names. Default: it does if none of its fields is a number, or "
+        "if they count up as 0, 1, target; a message then says so.",
     ),
     click.option(
         "--task",

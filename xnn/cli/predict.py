@@ -25,7 +25,7 @@ from xnn.data.loading import table_for_model
 from xnn.data.tables import samples_and_targets
 from xnn.data.targets import label_numbers
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
-from xnn.files import check_writable, to_json, write_atomically
+from xnn.files import check_writable, notice, printable, to_json, write_atomically
 from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
 from xnn.layers.sequential import load as load_model
@@ -99,7 +99,7 @@ def predict_command(
         _save_array(output, outputs)
     empty = () if printed else (f"{data} holds no samples, so there is nothing to predict",)
     for note in (*samples.notes, *empty):
-        click.echo(f"xnn: {note}", err=True)
+        notice(f"xnn: {note}")
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # `xnn predict ... >&-`
     try:
@@ -116,16 +116,9 @@ def _print(printed: list[Any], accuracy: float | None, as_json: bool) -> None:
         click.echo(to_json({"predictions": printed, "accuracy": accuracy}))
         return
     for row in printed:
-        click.echo(",".join(map(str, row)) if isinstance(row, list) else _in_one_line(str(row)))
+        click.echo(",".join(map(str, row)) if isinstance(row, list) else printable(str(row)))
     if accuracy is not None:
-        click.echo(f"accuracy {accuracy:.4f} over {len(printed)} samples", err=True)
-
-
-def _in_one_line(label: str) -> str:
-    """The name of a class, with Python's escapes for line ends and other characters that are not printable."""
-    if label.isprintable():
-        return label
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in label)
+        notice(f"accuracy {accuracy:.4f} over {len(printed)} samples")
 
 
 def _save_array(path: str, array: np.ndarray) -> None:
@@ -141,10 +134,9 @@ def _accuracy(classes: np.ndarray, y: np.ndarray, labels: tuple[Any, ...], outpu
         return float(np.mean(classes == label_numbers(y, labels)))
     few = list(dict.fromkeys(y[unknown].tolist()))
     named = ", ".join(map(str, few[:5])) + (", ..." if len(few) > 5 else "")
-    click.echo(
+    notice(
         f"xnn: no accuracy: {int(unknown.sum())} of {len(y)} samples are of a class that the model does not "
-        f"know ({named})",
-        err=True,
+        f"know ({named})"
     )
     return None
 
