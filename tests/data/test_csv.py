@@ -200,7 +200,9 @@ def test_missing_values_and_classes_of_that_name(tmp_path, field):
         load(path)
     path = written(tmp_path, "a,y\n" + f'1,"{field}"\n2,x\n' * 30)
     if field:
-        assert load(path).labels == tuple(sorted([field, "x"]))
+        data = load(path)
+        assert data.labels == tuple(sorted([field, "x"]))
+        assert f'took "{field}" among the targets as a class' in data.note
     else:
         with pytest.raises(CorruptFileError, match="missing"):
             load(path)

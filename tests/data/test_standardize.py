@@ -157,6 +157,17 @@ def test_constant_columns_are_named_once(tmp_path):
     np.testing.assert_allclose(z[:, 1:].std(axis=0), 1.0, rtol=1e-6)  # a column that varies is scaled
 
 
+def test_constant_columns_of_arrays_are_named_once(capsys):
+    x = np.column_stack([np.full(9, 0.1), np.arange(9), np.full(9, 7)])
+    layer = standardize(x)
+    said = "xnn: data.standardize: all numbers are equal in column 0, 2 (counted from 0), which becomes 0\n"
+    assert capsys.readouterr().err == said
+    assert not layer(x)[:, [0, 2]].any()
+    layer(x)
+    standardize(x[:, [1]])
+    assert capsys.readouterr().err == ""
+
+
 def test_a_column_that_varies_too_little_is_named_with_its_file(tmp_path):
     n = range(40)
     data = table(tmp_path / "t.csv", (n, [i * 1e-312 for i in n], n, [i % 2 for i in n]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xnn.backends import get_backend
-from xnn.data.standardize import constant_columns, standardize
+from xnn.data.standardize import constant_columns, standard_layer
 from xnn.data.tables import Columns
 from xnn.data.targets import Label
 from xnn.errors import CorruptFileError, OptionError
@@ -131,13 +131,13 @@ class Dataset:
         if self.scale is not None:
             return Rescale(self.scale, dtype=dtype)
         try:
-            return standardize(self.x_train, dtype)
+            return standard_layer(self.x_train, dtype)[0]  # `advice` names constant columns
         except OptionError as error:
             raise CorruptFileError(f"{self.name}: {error}") from error
 
     def with_scaled_targets(self) -> Dataset:
         """These data with standardized targets, for a regression; `target_scaling` says how they were scaled."""
-        scaling = standardize(self.y_train, "float64")
+        scaling, _ = standard_layer(self.y_train, "float64")
 
         def scaled(y: np.ndarray) -> np.ndarray:
             return np.asarray((y - scaling.shift) * scaling.scale)

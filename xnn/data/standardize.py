@@ -8,10 +8,11 @@ import numpy as np
 
 from xnn.backends import get_backend
 from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.files import notice
 from xnn.layers import Rescale
 from xnn.options import check_dtype
 
-__all__ = ["constant_columns", "moments", "standardize"]
+__all__ = ["constant_columns", "moments", "standard_layer", "standardize"]
 
 
 def standardize(x: Any, dtype: str = "float32") -> Rescale:
@@ -21,7 +22,8 @@ def standardize(x: Any, dtype: str = "float32") -> Rescale:
     dtype: the dtype of z, "float32" (the default) or "float64".
 
     Mean and deviation are computed in float64, and so is z, which is rounded at the end. A column whose numbers are
-    all equal is moved to 0 and not scaled. `Rescale.inverse` makes the layer that undoes it.
+    all equal is moved to 0 and not scaled, and named on standard error. `Rescale.inverse` makes the layer that undoes
+    it.
     Raises ShapeError without a sample, DTypeError for something else than finite numbers, and OptionError for a
     column that varies by less than about 1e-308, which has no scale.
 
@@ -45,6 +47,17 @@ def standardize(x: Any, dtype: str = "float32") -> Rescale:
         >>> bool(np.abs(whole.predict(x[:1]) - 280_000.0).max() < 35_000.0)
         True
     """
+    layer, constant = standard_layer(x, dtype)
+    if constant.size:
+        named = ", ".join(map(str, constant[:5].tolist())) + (", ..." if constant.size > 5 else "")
+        notice(
+            f"xnn: data.standardize: all numbers are equal in column {named} (counted from 0), which becomes 0"
+        )
+    return layer
+
+
+def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
+    """The layer of `standardize`, and the numbers of the constant columns, counted over a flattened sample."""
     check_dtype(dtype)
     array = x if isinstance(x, np.ndarray) else np.asarray(x)
     if array.dtype.kind not in "iubf":
@@ -63,7 +76,7 @@ def standardize(x: Any, dtype: str = "float32") -> Rescale:
     if not np.isfinite(scale).all():
         column = np.argwhere(~np.isfinite(np.atleast_1d(scale)))[0].tolist()
         raise OptionError(f"column {column}, counted from 0, varies by less than 1e-308: change its unit")
-    return Rescale(scale, dtype=dtype, shift=mean)
+    return Rescale(scale, dtype=dtype, shift=mean), np.flatnonzero(constant)
 
 
 def constant_columns(x: np.ndarray) -> np.ndarray:

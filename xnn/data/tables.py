@@ -211,6 +211,7 @@ def read_csv(
     everything = chain(ahead, rows) if named else chain([first], ahead, rows)
     x, lines, unlabelled = packed("d"), packed("q"), []
     texts: list[list[str]] = [[] for _ in columns.targets]
+    classes: set[str] = set()
     for row in everything:
         if len(row.fields) != width:
             raise _wrong_length(path, row, width)
@@ -221,7 +222,10 @@ def read_csv(
             _check_features(path, row, columns, len(lines))
         for column, fields in zip(columns.targets, texts, strict=True):
             field = row.fields[column]
-            if is_missing(field) and not (field and column in row.quoted):
+            named_so = bool(field) and column in row.quoted
+            if is_missing(field) and named_so:
+                classes.add(field)
+            elif is_missing(field):
                 if training:
                     raise _error(path, row, columns, column, _missing(row, column, columns))
                 unlabelled.append(row.line_of(column))
@@ -230,6 +234,11 @@ def read_csv(
         lines.append(row.line)
     if training and not lines:
         raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
+    if classes:
+        shown = ", ".join(f'"{name}"' for name in sorted(classes))
+        notes.append(
+            f"took {shown} among the targets as a class, because of the quotation marks; NA alone is missing"
+        )
     samples = np.frombuffer(x, dtype=np.float64) if len(x) else np.zeros(0)
     shape = len(lines), len(columns.features)
     return Table(path, columns, samples.reshape(shape), tuple(texts), lines, tuple(unlabelled), tuple(notes))
