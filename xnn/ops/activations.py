@@ -38,11 +38,12 @@ class Rescale(Op):
         shift: Any = None,
         wide: Any = None,
     ) -> tuple[Array, Any]:
-        if shift is not None:
-            y = ((x if wide is None else xp.astype(x, wide)) - shift) * scale + offset
-            return (y if dtype is None else xp.astype(y, dtype, copy=False)), (scale, x.dtype)
-        y = (x if dtype is None else xp.astype(x, dtype)) * scale
-        return (y if isinstance(offset, float) and offset == 0.0 else y + offset), (scale, x.dtype)
+        first = dtype if shift is None else wide
+        moved = x if first is None else xp.astype(x, first)
+        y = (moved if shift is None else moved - shift) * scale
+        y = y if isinstance(offset, float) and offset == 0.0 else y + offset
+        rounds = shift is not None and dtype is not None
+        return (xp.astype(y, dtype, copy=False) if rounds else y), (scale, x.dtype)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         scale, dtype = saved
