@@ -307,7 +307,7 @@ def test_what_a_callback_changes_takes_effect_at_the_next_step(changing, kernels
     assert not np.allclose(digests[0][:16], unchanged.parameters()[0].value.ravel(), atol=1e-3)
 
 
-HALVES, THREES = np.full(4, 0.5), np.full(4, 3.0)
+HALVES, THREE = np.full(4, 0.5), np.full(4, 3.0)
 
 
 def options_of_layers():
@@ -324,7 +324,7 @@ def options_of_layers():
         "LeakyReLU": (lambda: layers.LeakyReLU(), lambda m: setattr(m.layers[1], "negative_slope", 0.7)),
         "Rescale.scale": (lambda: layers.Rescale(1.0), lambda m: setattr(m.layers[1], "scale", 3.0)),
         "Rescale.shift": (lambda: layers.Rescale(1.0, shift=0.5), lambda m: setattr(m.layers[1], "shift", 3.0)),
-        "Rescale shifts": (lambda: layers.Rescale(1.0, shift=HALVES), lambda m: setattr(m.layers[1], "shift", THREES)),
+        "Rescale many": (lambda: layers.Rescale(1.0, shift=HALVES), lambda m: setattr(m.layers[1], "shift", THREE)),
         "Rescale array": (lambda: layers.Rescale([1.0] * 4), lambda m: setattr(m.layers[1], "scale", np.full(4, 2))),
     }  # fmt: skip
 

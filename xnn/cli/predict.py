@@ -19,6 +19,7 @@ from xnn.backends import get_backend
 from xnn.backends import numerics as use_numerics
 from xnn.cli.model_notes import Notes, read_notes
 from xnn.cli.options import backend_option, numerics_option
+from xnn.cli.outputs import check_apart
 from xnn.data import dataset_names, load, read_idx
 from xnn.data.arrays import read_array, read_npz
 from xnn.data.loading import table_for_model
@@ -33,7 +34,24 @@ from xnn.layers.sequential import load as load_model
 __all__ = ["command", "predict_command"]
 
 
-@click.command("predict")
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Print a trained model's prediction for each sample.
+
+MODEL is a file that `xnn train --save` wrote. DATA is a .npy, .npz (x, and y if known), .csv or idx file, or the
+name of a data set, whose test set is taken.
+
+A classifier prints labels, a regression prints numbers. If the data hold the true labels, the accuracy goes to
+standard error. The model runs in the numerics in which it was trained, unless --numerics or XNN_NUMERICS says
+otherwise.
+
+\b
+xnn predict digits.safetensors mnist
+xnn predict digits.safetensors images.npy --output logits.npy
+"""
+
+
+@click.command("predict", help=_HELP)
 @click.argument("model")
 @click.argument("data")
 @click.option("--data-home", metavar="DIR", help="The folder of a named data set's files.")
@@ -48,19 +66,7 @@ __all__ = ["command", "predict_command"]
 @click.option("--output", metavar="FILE", help="Also write the model's outputs to a .npy file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
-    """Print a trained model's prediction for each sample.
-
-    MODEL is a file that `xnn train --save` wrote. DATA is a .npy, .npz (x, and y if known), .csv or idx file, or the
-    name of a data set, whose test set is taken.
-
-    A classifier prints labels, a regression prints numbers. If the data hold the true labels, the accuracy goes to
-    standard error. The model runs in the numerics in which it was trained, unless --numerics or XNN_NUMERICS says
-    otherwise.
-
-    \b
-    xnn predict digits.safetensors mnist
-    xnn predict digits.safetensors images.npy --output logits.npy
-    """
+    """The command `xnn predict`; its help is _HELP."""
     with use_numerics(numerics), use_backend(get_backend(backend).name):
         predict_command(model, data, **options)
 
@@ -76,6 +82,7 @@ def predict_command(
     """Predict, print the predictions, and write the outputs if asked."""
     if output:
         check_writable(output, (".npy",))
+        check_apart({"--output": output}, {"MODEL": model, "DATA": data})
     net = load_model(model)
     notes = read_notes(model)
     labels = notes.labels

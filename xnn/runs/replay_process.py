@@ -44,6 +44,7 @@ def _serve(
     table: dict[str, Any],
     mode: str,
     steps: int,
+    resolved: bool,
     threads: int | None,
     backend: str | None = None,
     kernels: str = "auto",
@@ -51,7 +52,8 @@ def _serve(
     with numerics(mode), use(get_backend(backend).name):
         spec = RunSpec.from_json(run, version)
         data = spec.with_targets(load(dataset, data_home, **table))
-        spec = spec.resolved(data, steps)
+        if not resolved:  # a recorded run is, and may be longer than these steps
+            spec = spec.resolved(data, steps)
         model, loss, optimizer = spec.build(data)
         about = {**spec.record_header(data), "table": table}
         waiting = _WaitingRecorder(model, about, data.note, line, commands)
