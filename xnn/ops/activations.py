@@ -28,13 +28,28 @@ class Rescale(Op):
 
     scale, offset: numbers or arrays; offset is 0 by default.
     dtype: the dtype of y; None (default) for that of x * scale.
+    shift: a number or array; y = (x - shift) * scale + offset is then computed in the dtype `wide`, such as float64,
+        and rounded to `dtype` at the end. Default None: nothing is subtracted, and x is rounded to `dtype` first.
+    wide: see shift; None (default) for the dtype of x.
     """
 
     def forward(
-        self, xp: Namespace, x: Array, *, scale: Any, offset: Any = 0.0, dtype: Any = None
+        self,
+        xp: Namespace,
+        x: Array,
+        *,
+        scale: Any,
+        offset: Any = 0.0,
+        dtype: Any = None,
+        shift: Any = None,
+        wide: Any = None,
     ) -> tuple[Array, Any]:
-        y = (x if dtype is None else xp.astype(x, dtype)) * scale
-        return (y if isinstance(offset, float) and offset == 0.0 else y + offset), (scale, x.dtype)
+        first = dtype if shift is None else wide
+        moved = x if first is None else xp.astype(x, first)
+        y = (moved if shift is None else moved - shift) * scale
+        y = y if isinstance(offset, float) and offset == 0.0 else y + offset
+        rounds = shift is not None and dtype is not None
+        return (xp.astype(y, dtype, copy=False) if rounds else y), (scale, x.dtype)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         scale, dtype = saved

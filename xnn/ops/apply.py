@@ -54,7 +54,9 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
         raise GraphError(
             f"the forward of {op.name} returned {repr(result)[:60]}: it must return a pair (output, saved)"
         )
-    return (xp.leave(result[0]), result[1]) if isinstance(xp, Boundary) else result
+    if isinstance(xp, Boundary) and not op.gives_stored:
+        return xp.leave(result[0]), result[1]
+    return result
 
 
 def plain_number(x: Any) -> Any:

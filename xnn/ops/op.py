@@ -82,6 +82,8 @@ class Op:
     opaque = False
     #: For exact numerics: whether the op is given arrays as they are stored, and converts them itself.
     takes_stored = False
+    #: For exact numerics: whether the op returns its output as it is to be stored.
+    gives_stored = False
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[..., tuple[Array | None, ...]]
 
