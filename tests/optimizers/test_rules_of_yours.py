@@ -233,3 +233,31 @@ def test_lbfgs_refuses_what_it_would_ignore(option):
     rule = optimizers.LBFGS()
     with pytest.raises(OptionError, match=option):
         setattr(rule, option, 0.5 if option != "tolerance" else -1.0)
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
+def test_options_in_another_order_are_not_mixed_up(kernels):
+    """Kernels read the options by their places in the rule's signature."""
+    if kernels == "compiled":
+        pytest.importorskip("numba")
+
+    class Turned(optimizers.Adam):
+        def options(self, numbers, decay):
+            return dict(reversed(super().options(numbers, decay).items()))
+
+    class Short(optimizers.Adam):
+        def options(self, numbers, decay):
+            return {k: v for k, v in super().options(numbers, decay).items() if k != "weight_decay"}
+
+    class Lost(optimizers.Adam):
+        def options(self, numbers, decay):
+            return {k: v for k, v in super().options(numbers, decay).items() if k != "epsilon"}
+
+    found = []
+    for kind in (optimizers.Adam, Turned, Short):
+        model = xnn.Sequential(layers.Dense(4, 2), seed=0)
+        fit(model, kind(0.01), kernels=kernels)
+        found.append([p.value.tobytes() for p in model.parameters()])
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(OptionError, match="has no 'epsilon', which its rule takes"):
+        fit(model, Lost(0.01), kernels=kernels)

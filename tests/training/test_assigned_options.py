@@ -288,3 +288,33 @@ def test_no_numeric_option_is_forgotten():
         for name, parameter in inspect.signature(kind).parameters.items():
             if type(parameter.default) in (int, float) and name not in COMMON:
                 assert f"{kind.__name__}.{name}" in tried, (kind, name)
+
+
+WRONG = {
+    "Dropout.rate": (layers.Dropout(), (1.0, -0.1, np.nan, "0.5", None)),
+    "BatchNorm.epsilon": (layers.BatchNorm(3), (-1e-5, np.inf, None)),
+    "BatchNorm.momentum": (layers.BatchNorm(3), (1.5, -0.1, np.nan)),
+    "LayerNorm.epsilon": (layers.LayerNorm(3), (-1.0, "small")),
+    "LeakyReLU.negative_slope": (layers.LeakyReLU(), (np.nan, None)),
+    "ELU.alpha": (layers.ELU(), (np.inf, "1")),
+    "Softplus.beta": (layers.Softplus(), (np.nan, None)),
+    "RandomAffine.shift": (layers.RandomAffine(), (-1.0, None)),
+    "RandomAffine.rotation": (layers.RandomAffine(), (360.0, -1.0)),
+    "RandomAffine.scale": (layers.RandomAffine(), (1.0, "x")),
+    "ElasticDeformation.alpha": (layers.ElasticDeformation(), (-1.0,)),
+    "ElasticDeformation.sigma": (layers.ElasticDeformation(), (0.0, None)),
+    "Conv2D.stride": (layers.Conv2D(1, 1, 3), (0, (1, 2, 3), 1.5)),
+    "Conv2D.dilation": (layers.Conv2D(1, 1, 3), (0, "2")),
+    "MaxPool2D.stride": (layers.MaxPool2D(2), (0, -1)),
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_options_of_layers_are_checked_when_they_are_assigned(option):
+    layer, values = WRONG[option]
+    name = option.partition(".")[2]
+    before = getattr(layer, name)
+    for value in values:
+        with pytest.raises(xnn.errors.OptionError, match=name):
+            setattr(layer, name, value)
+        assert getattr(layer, name) == before

@@ -11,7 +11,7 @@ from xnn.errors import OptionError, ShapeError
 from xnn.layers.layer import Layer
 from xnn.ops import Namespace
 from xnn.ops.op import size_of
-from xnn.options import check_integer, check_real
+from xnn.options import check_integer, check_real, checked
 
 __all__ = [
     "ELU", "GELU", "SELU", "Flatten", "LeakyReLU", "LogSoftmax", "ReLU", "Reshape", "SiLU", "Sigmoid", "Softmax",
@@ -59,10 +59,11 @@ class LeakyReLU(_Activation):
     """
 
     op = ops.leaky_relu
+    negative_slope: float = checked(check_real)
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__()
-        self.negative_slope = check_real("LeakyReLU: negative_slope", negative_slope)
+        self.negative_slope = negative_slope
 
     def options(self, xp: Namespace) -> dict[str, Any]:
         return {"negative_slope": self.negative_slope}
@@ -83,10 +84,11 @@ class ELU(_Activation):
     """
 
     op = ops.elu
+    alpha: float = checked(check_real)
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
-        self.alpha = check_real("ELU: alpha", alpha)
+        self.alpha = alpha
 
     def options(self, xp: Namespace) -> dict[str, Any]:
         return {"alpha": self.alpha}
@@ -164,10 +166,11 @@ class Softplus(_Activation):
     """
 
     op = ops.softplus
+    beta: float = checked(check_real)
 
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
-        self.beta = check_real("Softplus: beta", beta)
+        self.beta = beta
 
     def options(self, xp: Namespace) -> dict[str, Any]:
         return {"beta": self.beta}

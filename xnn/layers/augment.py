@@ -19,7 +19,7 @@ from xnn.layers.dropout import Drawing
 from xnn.layers.layer import Layer
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
-from xnn.options import check_count, check_real
+from xnn.options import check_count, check_real, checked
 
 __all__ = ["STRONGEST", "ElasticDeformation", "RandomAffine", "augmentation"]
 
@@ -107,6 +107,10 @@ class RandomAffine(_Warping):
         (5, 1, 28, 28)
     """
 
+    shift: float = checked(check_real, 0.0)
+    rotation: float = checked(check_real, 0.0, 360.0)
+    scale: float = checked(check_real, 0.0, 1.0)
+
     def __init__(
         self,
         shift: float = 0.0,
@@ -115,9 +119,7 @@ class RandomAffine(_Warping):
         shape: Sequence[int] | None = None,
         seed: int | None = None,
     ) -> None:
-        self.shift = check_real("shift", shift, 0.0)
-        self.rotation = check_real("rotation", rotation, 0.0, 360.0)
-        self.scale = check_real("scale", scale, 0.0, 1.0)
+        self.shift, self.rotation, self.scale = shift, rotation, scale
         super().__init__(shape, seed)
 
     @property
@@ -185,6 +187,9 @@ class ElasticDeformation(_Warping):
         (5, 1, 28, 28)
     """
 
+    alpha: float = checked(check_real, 0.0)
+    sigma: float = checked(check_real, 0.1, 1000.0)
+
     def __init__(
         self,
         alpha: float = 34.0,
@@ -192,7 +197,7 @@ class ElasticDeformation(_Warping):
         shape: Sequence[int] | None = None,
         seed: int | None = None,
     ) -> None:
-        self.alpha, self.sigma = check_real("alpha", alpha, 0.0), check_real("sigma", sigma, 0.1, 1000.0)
+        self.alpha, self.sigma = alpha, sigma
         super().__init__(shape, seed)
         self._weights: dict[tuple[str, int, str], Array] = {}
 

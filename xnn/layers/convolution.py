@@ -14,7 +14,7 @@ from xnn.layers.parameter import Parameter
 from xnn.ops import Array, Namespace
 from xnn.ops.pooling import check_pool_padding, pool_windows
 from xnn.ops.windows import check_padding, windows_of
-from xnn.options import check_count, check_dtype, check_pair, written
+from xnn.options import check_count, check_dtype, check_pair, checked, written
 
 __all__ = ["AvgPool2D", "Conv2D", "GlobalAvgPool", "MaxPool2D"]
 
@@ -48,6 +48,8 @@ class Conv2D(Layer):
 
     op = ops.conv2d
     from_input: ClassVar[dict[str, int]] = {"in_channels": 0}
+    stride: tuple[int, int] = checked(check_pair)
+    dilation: tuple[int, int] = checked(check_pair)
 
     def __init__(
         self,
@@ -65,8 +67,8 @@ class Conv2D(Layer):
     ) -> None:
         self.in_channels = check_count("in_channels", in_channels)
         self.out_channels = check_count("out_channels", out_channels)
-        self.kernel_size, self.stride = check_pair("kernel_size", kernel_size), check_pair("stride", stride)
-        self.padding, self.dilation = check_padding(padding), check_pair("dilation", dilation)
+        self.kernel_size, self.stride = check_pair("kernel_size", kernel_size), stride
+        self.padding, self.dilation = check_padding(padding), dilation
         if self.padding == "same" and self.stride != (1, 1):
             raise OptionError(f"padding='same' needs stride 1, got stride {stride!r}")
         self.dtype = check_dtype(dtype)
@@ -114,12 +116,13 @@ class Conv2D(Layer):
 class _Pool(Layer):
     """Base class of MaxPool2D and AvgPool2D: windows of kernel_size pixels, one every `stride` pixels."""
 
-    dilation: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = checked(check_pair)
+    dilation: tuple[int, int] = checked(check_pair)
 
     def __init__(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> None:
         self.kernel_size = check_pair("kernel_size", kernel_size)
-        self.stride = self.kernel_size if stride is None else check_pair("stride", stride)
-        self.dilation = check_pair("dilation", dilation)
+        self.stride = self.kernel_size if stride is None else stride
+        self.dilation = dilation
         self.padding = check_pool_padding(padding, self.kernel_size, self.dilation)
         super().__init__()
 

@@ -14,7 +14,7 @@ from xnn.graph.scope import current_scope
 from xnn.graph.value import drawn
 from xnn.layers.layer import Layer
 from xnn.ops import Array
-from xnn.options import check_integer, check_real
+from xnn.options import check_integer, check_real, checked
 
 __all__ = ["Drawing", "Dropout"]
 
@@ -130,10 +130,11 @@ class Dropout(Drawing):
     """
 
     op = ops.dropout
+    rate: float = checked(check_real, 0.0, 1.0)
     purpose = Purpose.DROPOUT
 
     def __init__(self, rate: float = 0.5, seed: int | None = None) -> None:
-        self.rate = check_real("rate", rate, 0.0, 1.0)
+        self.rate = rate
         super().__init__(seed)
 
     def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:

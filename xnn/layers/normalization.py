@@ -16,13 +16,21 @@ from xnn.layers.layer import Layer, check_input_dtype
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops.normalization import running_moments
 from xnn.ops.op import size_of
-from xnn.options import check_count, check_dtype, check_real
+from xnn.options import check_count, check_dtype, check_real, checked
 
 __all__ = ["BatchNorm", "LayerNorm"]
 
 
+def _check_momentum(name: str, momentum: Any) -> float:
+    if check_real(name, momentum, 0.0) > 1.0:
+        raise OptionError(f"{name} must be a number in [0, 1], got {momentum!r}")
+    return float(momentum)
+
+
 class _Normalization(Layer):
     """The options and checks that BatchNorm and LayerNorm share."""
+
+    epsilon: float = checked(check_real, 0.0)
 
     def __init__(
         self,
@@ -32,7 +40,7 @@ class _Normalization(Layer):
         dtype: str,
         buffers: Sequence[Buffer] = (),
     ) -> None:
-        self.epsilon, self.affine = check_real("epsilon", epsilon, 0.0), bool(affine)
+        self.epsilon, self.affine = epsilon, bool(affine)
         self.dtype = check_dtype(dtype)
         self.weight = Parameter("weight", shape, Ones(), dtype) if affine else None
         self.bias = Parameter("bias", shape, Zeros(), dtype) if affine else None
@@ -79,6 +87,7 @@ class BatchNorm(_Normalization):
     """
 
     from_input: ClassVar[dict[str, int]] = {"features": 0}
+    momentum: float = checked(_check_momentum)
 
     def __init__(
         self,
@@ -89,9 +98,7 @@ class BatchNorm(_Normalization):
         dtype: str = "float32",
     ) -> None:
         self.features = check_count("features", features)
-        self.momentum = check_real("momentum", momentum, 0.0)
-        if self.momentum > 1.0:
-            raise OptionError(f"momentum must be a number in [0, 1], got {momentum!r}")
+        self.momentum = momentum
         self.running_mean = Buffer("running_mean", (self.features,), Zeros(), check_dtype(dtype))
         self.running_var = Buffer("running_var", (self.features,), Ones(), dtype)
         super().__init__((self.features,), epsilon, affine, dtype, (self.running_mean, self.running_var))

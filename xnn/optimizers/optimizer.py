@@ -238,6 +238,19 @@ class Optimizer:
                 "set an attribute of this name, or return it from `derived`"
             ) from error
 
+    def ordered_options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
+        """`options` in the order of the rule's signature, in which kernels read them, with the rule's defaults."""
+        options, names = self.options(numbers, decay), _options_of(type(self).rule)
+        if tuple(options) == names:
+            return options
+        signature = inspect.signature(type(self).rule).parameters
+        missing = {name: signature[name].default for name in names if name not in options}
+        if unset := [name for name, default in missing.items() if default is inspect.Parameter.empty]:
+            raise OptionError(
+                f"`options` of {type(self).__name__} has no {unset[0]!r}, which its rule takes: add it"
+            )
+        return {name: (options | missing)[name] for name in dict.fromkeys((*names, *options))}
+
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
         """Options of the rule that are computed from the State's numbers, such as Adam's beta1^t."""
         return {}

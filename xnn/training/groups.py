@@ -52,7 +52,7 @@ class Group:
         return self.optimizer.decay_of(self.parameters[0])
 
     def _options(self) -> dict[str, Any]:
-        return self.optimizer.options(self.steps, self.decay)
+        return self.optimizer.ordered_options(self.steps, self.decay)
 
     @property
     def plain(self) -> bool:
