@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from xnn.files import check_plot, save_figure
+from xnn.graph.habits import Habitual
 
 __all__ = ["History", "epoch_line", "numbers_line"]
 
 
 @dataclass(repr=False)
-class History:
+class History(Habitual):
     """What one call of `Trainer.fit` did; `fit` returns it.
 
     epochs: a dict for each finished epoch: "epoch" (counted from 1), "loss", the metrics, and with validation data
@@ -40,6 +41,7 @@ class History:
         True
     """
 
+    _habits = "history"
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     samples: int = 0

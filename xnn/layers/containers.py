@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, overload
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Container(Layer):
     layers: Layer objects, each of them once.
     seed: an integer, from which the weights of all layers are drawn; None by default.
 
+    `layers` is the list; `len`, iteration and positions are its: model[0], model[-1].
     Raises OptionError for something that is not a layer, and for a layer that is there twice.
     """
 
@@ -46,6 +48,23 @@ class Container(Layer):
         super().__init__(seed=seed)
         self.draw_from(seed or 0, 0)
         self.number_from(0)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __bool__(self) -> bool:
+        return True  # not what __len__ says
+
+    @overload
+    def __getitem__(self, position: int) -> Layer: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Layer]: ...
+    def __getitem__(self, position: int | slice) -> Layer | list[Layer]:
+        """The layer at a position, or the list of those in a slice: Sequential(*model[:-1]) is a model of them."""
+        return self.layers[position]
 
     def _held(self) -> list[tuple[str, Any]]:
         """The layers by position, then what else a subclass assigned to attributes."""

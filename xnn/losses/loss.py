@@ -16,6 +16,7 @@ from xnn.backends.numerics import check_same_numerics, pinned
 from xnn.errors import DTypeError, GraphError, LabelError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
+from xnn.graph.habits import Habitual
 from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, assignments, by_hand, check_assignment, current_scope
 from xnn.graph.taped import Taped
@@ -46,7 +47,7 @@ def _options_of(op: Op) -> list[inspect.Parameter]:
     return list(inspect.signature(takes).parameters.values())
 
 
-class Loss:
+class Loss(Habitual):
     """One number computed from outputs and targets, which training makes small. The base class of all losses.
 
     A subclass overrides `compute` (or sets `op`):
@@ -85,6 +86,7 @@ class Loss:
     """
 
     op: Op
+    _habits = "loss"
     #: Names of the metrics that a Trainer counts by default.
     usual_metrics: tuple[str, ...] = ()
     #: Whether each output is a yes or no of its own, by which a Trainer's metrics count it.
@@ -142,7 +144,7 @@ class Loss:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._defaults():
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return self._missing(name)
         return self._chosen.get(name, self._defaults()[name])
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -335,9 +337,17 @@ class Loss:
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
         """Raise for host targets that do not fit the shape of one sample's output, or that are out of range."""
         if tuple(targets.shape[1:]) != output_shape:
+            hint = "reshape the targets"
+            if targets.ndim == 1 and len(output_shape) == 1:
+                hint = "y.reshape(-1, 1) makes a column of y"
+                if output_shape[0] > 1:
+                    hint = (
+                        "class labels are for SoftmaxCrossEntropy, or become one-hot rows by "
+                        f"numpy.eye({output_shape[0]})[y]"
+                    )
             raise ShapeError(
                 f"{self!r} got targets of shape {tuple(targets.shape)} for outputs (n, {inside(output_shape)}): they "
-                "must be equal, since nothing is broadcast; reshape the targets"
+                f"must be equal, since nothing is broadcast; {hint}"
                 + ("" if type(self).__module__.startswith("xnn.") else ", or override `check` and `prepare`")
             )
         if targets.dtype.kind not in "fiub":

@@ -12,7 +12,9 @@ from typing import Any, ClassVar, TypeAlias, TypedDict
 from xnn.backends import backend_of
 from xnn.backends.numerics import pinned
 from xnn.errors import OptionError
+from xnn.graph.habits import Habitual, RefusedName
 from xnn.layers import Parameter
+from xnn.layers.state import Stateful
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule
 from xnn.options import argument_names, attributes_of, check_known, check_real, written
@@ -45,7 +47,7 @@ class Common(TypedDict, total=False):
     average: float | None
 
 
-class Optimizer:
+class Optimizer(Habitual):
     """The base of all optimizers: changes parameters by their gradients.
 
     learning_rate: a number >= 0, or a function of the step's number such as those of xnn.schedules.
@@ -82,6 +84,8 @@ class Optimizer:
         [[-0.25], [0.75]]
     """
 
+    _habits = "optimizer"
+    lr, param_groups = (RefusedName("optimizer", name, own=True) for name in ("lr", "param_groups"))
     rule: ClassVar[Callable[..., Any]]
     #: Whether it minimizes a function of all weights and takes no steps by gradients (LBFGS).
     minimizes: ClassVar[bool] = False
@@ -226,6 +230,8 @@ class Optimizer:
             >>> float(cost) < 1e-6
             True
         """
+        if isinstance(parameters, Stateful):
+            raise OptionError(f"step takes parameters, got {repr(parameters)[:60]}: pass model.parameters()")
         parameters = list(parameters)
         self.check_parameters(parameters)
         if gradients is not None:

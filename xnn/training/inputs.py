@@ -16,6 +16,13 @@ from xnn.metrics import Metric
 
 __all__ = ["check_trainable", "prepare", "prepare_validation"]
 
+#: How a pair is given, for each role of data.
+_PAIRS = {
+    "training": "fit((x, y))",
+    "validation": "fit(..., validation=(x, y))",
+    "evaluation": "evaluate((x, y))",
+}
+
 
 def check_trainable(model: Sequential) -> None:
     """Raise OptionError if a model has nothing to train, or has parameters where training would not find them."""
@@ -45,13 +52,12 @@ def prepare(
     Raises OptionError, ShapeError, DTypeError or LabelError.
     """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
-        what, hint = type(data).__name__, ""
+        what, hint = type(data).__name__, f"{_PAIRS[role]} takes both"
         if isinstance(data, (tuple, list)):
             what = f"{what} of {len(data)}"
-            hint = (
-                "; weights of samples are an argument of their own, sample_weight=" if len(data) == 3 else ""
-            )
-        raise OptionError(f"{role} data must be a pair (x, y), got {what}{hint}")
+            if len(data) == 3:
+                hint = "weights of samples are an argument of their own, sample_weight="
+        raise OptionError(f"{role} data must be a pair (x, y), got {what}: {hint}")
     lib = model.backend
     x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
     if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:

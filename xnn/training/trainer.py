@@ -12,6 +12,7 @@ from xnn.backends.threads import Threads, check_threads, choose_threads, executi
 from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches
 from xnn.errors import OptionError
+from xnn.graph.habits import Habitual
 from xnn.graph.scope import Scope
 from xnn.history import History
 from xnn.layers import Layer, Sequential
@@ -31,7 +32,7 @@ __all__ = ["Trainer"]
 _EVALUATION_BATCH = 1024
 
 
-class Trainer:
+class Trainer(Habitual):
     """Trains a model: `fit`, `evaluate`.
 
     model: a Sequential.
@@ -60,6 +61,8 @@ class Trainer:
         >>> trainer.evaluate((x, x * x))["loss"] < 0.01
         True
     """
+
+    _habits = "trainer"
 
     def __init__(
         self,
