@@ -18,8 +18,8 @@ from xnn.options import check_integer, written
 __all__ = ["Add", "Container", "Identity", "Parallel"]
 
 
-# A repr of more layers than this shows the first ones and the last one.
-_SHOWN = 8
+# How many layers a repr shows, the last one among them: 8, or fewer if the text would be longer than 200 characters.
+_SHOWN, _LONGEST = (8, 4, 3), 200
 
 
 class Container(Layer):
@@ -113,10 +113,21 @@ class Container(Layer):
         return {"layers": self.layers}
 
     def __repr__(self) -> str:
-        shown = [repr(layer) for layer in self.layers]
-        if len(shown) > _SHOWN:
-            shown[_SHOWN - 2 : -1] = [f"... {len(shown) - _SHOWN + 1} more ..."]
-        return written(self, {k: v for k, v in self.config().items() if k not in ("layers", "seed")}, *shown)
+        options = {name: value for name, value in self.config().items() if name not in ("layers", "seed")}
+        text = ""
+        for most in _SHOWN:
+            shown = [
+                f"{type(layer).__name__}({len(layer)} layers)"
+                if text and isinstance(layer, Container)
+                else repr(layer)
+                for layer in self.layers
+            ]
+            if len(shown) > most:
+                shown[most - 2 : -1] = [f"... {len(shown) - most + 1} more ..."]
+            text = written(self, options, *shown)
+            if len(text) <= _LONGEST:
+                break
+        return text
 
 
 class Identity(Layer):

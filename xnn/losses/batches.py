@@ -17,6 +17,9 @@ class LossOverBatches:
     def __init__(self, loss: Any) -> None:
         self._adds, self._sum, self._total = loss.reduction == "sum", 0.0, 0.0
 
+    def __repr__(self) -> str:
+        return f"<LossOverBatches: {self.value:.6g}>"
+
     def add(self, value: Any, total: Any) -> None:
         """Add a batch's loss, and the divisor of its mean."""
         self._sum += float(value) if self._adds else float(value) * float(total)

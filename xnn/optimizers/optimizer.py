@@ -27,7 +27,7 @@ __all__ = ["Common", "Optimizer", "State", "WeightDecay", "check_betas"]
 WeightDecay: TypeAlias = float | Mapping[str, float] | Callable[[Parameter], float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class State:
     """What an update rule keeps for one parameter between steps.
 
@@ -37,6 +37,9 @@ class State:
 
     arrays: tuple[Array, ...] = ()
     numbers: tuple[float, ...] = ()
+
+    def __repr__(self) -> str:
+        return written(self, vars(self))
 
 
 class Common(TypedDict, total=False):
