@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xnn.errors import OptionError
 
 __all__ = [
@@ -17,11 +19,13 @@ __all__ = [
     "attributes_of",
     "check_count",
     "check_dtype",
+    "check_flag",
     "check_integer",
     "check_known",
     "check_pair",
     "check_real",
     "check_shape",
+    "checked",
     "explained",
     "written",
 ]
@@ -86,6 +90,41 @@ def check_dtype(dtype: str) -> str:
     if dtype not in ("float32", "float64"):
         raise OptionError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return dtype
+
+
+class _Checked:
+    """An attribute that is checked at each assignment. It has no `__get__`, so that reading it costs nothing."""
+
+    def __init__(self, check: Callable[..., Any], *limits: Any) -> None:
+        self._check, self._limits = check, limits
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __set__(self, thing: Any, value: Any) -> None:
+        vars(thing)[self._name] = self._check(self._name, value, *self._limits)
+
+
+def checked(check: Callable[..., Any], *limits: Any) -> Any:
+    """An attribute of a class that check(name, value, *limits) checks whenever it is assigned, in `__init__` too.
+
+    What the check returns is kept.
+
+    >>> class Rule:
+    ...     momentum: float = checked(check_real, 0.0, 1.0)
+    >>> rule = Rule()
+    >>> rule.momentum = 1.5
+    Traceback (most recent call last):
+    xnn.errors.OptionError: momentum must be a finite number in [0, 1), got 1.5
+    """
+    return _Checked(check, *limits)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """The value as a bool. Raises OptionError unless it is True or False (NumPy's too)."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise OptionError(f"{name} must be True or False, got {repr(value)[:60]}")
+    return bool(value)
 
 
 def argument_names(kind: type) -> list[str]:

@@ -7,7 +7,9 @@ import pytest
 from command_line import one_json, refused, run
 
 import xnn
+from xnn import layers
 from xnn.data import load, synthetic_digits
+from xnn.layers import files
 
 
 def save_csv(path, x, y):
@@ -105,3 +107,76 @@ def test_predict_refuses(model, tmp_path, monkeypatch, data, code, message):
 )
 def test_predict_refuses_options(model, args, code, message):
     refused(run("predict", *(model if a == "MODEL" else a for a in args)), code, message)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("form", ["e.npy", "e.npz", "images.npy"])
+def test_predict_of_no_samples_prints_no_lines(tmp_path, form, task):
+    model, data = tmp_path / "m.safetensors", tmp_path / form
+    notes = {"labels": [], "columns": None, "features": 4, "task": task}
+    files.save(xnn.Sequential(layers.Dense(4, 2)), model, notes)
+    if form == "e.npz":
+        np.savez(data, x=np.zeros((0, 4)), y=np.zeros(0))
+    else:
+        np.save(data, np.zeros((0, 2, 2) if form == "images.npy" else (0, 4)))
+    result = run("predict", model, data, "--output", tmp_path / "o.npy")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert np.load(tmp_path / "o.npy").shape == (0, 2)
+    assert one_json(run("predict", model, data, "--json")) == {"predictions": [], "accuracy": None}
+
+
+COLUMNS = {"names": ["a", "b", "c", "y"], "features": [0, 1, 2], "targets": [3], "header": None}
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"labels": 3},
+        {"labels": "ab"},
+        {"labels": [["a"], ["b"]]},
+        {"labels": [None, "b"]},
+        {"labels": [True, False]},
+        {"labels": {"a": 0, "b": 1}},
+        {"labels": ["a", "b", "c"]},
+        {"labels": ["a"]},
+        {"features": "3"},
+        {"features": -3},
+        {"features": 3.0},
+        {"features": True},
+        {"task": "other"},
+        {"task": ["classification"]},
+        {"task": None},
+        {"columns": 3},
+        {"columns": [0, 1]},
+        {"columns": {}},
+        {"columns": COLUMNS | {"names": 3}},
+        {"columns": COLUMNS | {"names": [1, 2, 3, 4]}},
+        {"columns": COLUMNS | {"features": [0, 1, 9]}},
+        {"columns": COLUMNS | {"features": [0, 1, -1]}},
+        {"columns": COLUMNS | {"targets": ["y"]}},
+        {"columns": COLUMNS | {"header": "yes"}},
+    ],
+    ids=str,
+)
+def test_notes_of_other_types_are_refused(tmp_path, notes):
+    model, data = tmp_path / "m.safetensors", tmp_path / "x.csv"
+    data.write_text("1,2,3\n4,5,6\n")
+    right = {"labels": ["no", "yes"], "columns": None, "features": 3, "task": "classification"}
+    files.save(xnn.Sequential(layers.Dense(3, 2)), model, right | notes)
+    refused(run("predict", model, data), 1, "m.safetensors: its notes")
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [1.5, 2], ["no", "yes"], ["no", 2]])
+def test_labels_of_every_type_are_printed(tmp_path, labels):
+    model, data = tmp_path / "m.safetensors", tmp_path / "x.npy"
+    net = xnn.Sequential(layers.Dense(2, 2))
+    net.layers[0].weight.value = [[1, 0], [0, 1]]
+    notes = {
+        "labels": labels,
+        "columns": COLUMNS | {"features": [0, 1]},
+        "features": 2,
+        "task": "classification",
+    }
+    files.save(net, model, notes)
+    np.save(data, np.eye(2))
+    assert run("predict", model, data).stdout.split() == list(map(str, labels))

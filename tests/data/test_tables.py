@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from xnn.data import load
+from xnn.data.arrays import read_array, read_npz
 from xnn.data.loading import samples_from_csv
-from xnn.data.tables import read_array, read_csv, read_npz
+from xnn.data.tables import read_csv
 from xnn.data.targets import label_numbers, usual_task
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
 

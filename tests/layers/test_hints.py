@@ -225,12 +225,12 @@ class TestData:
         """Without y, and with y beside x, as in Keras and scikit-learn."""
         chosen = trainer(losses.SoftmaxCrossEntropy(), 3)
         with pytest.raises(
-            OptionError, match=r"must be a pair \(x, y\), got ndarray: fit\(\(x, y\)\) takes both"
+            OptionError, match=r"must be a pair \(x, y\), got ndarray; fit\(\(x, y\)\) takes both"
         ):
             chosen.fit(X, *y)
-        with pytest.raises(OptionError, match=r"got ndarray: evaluate\(\(x, y\)\) takes both"):
+        with pytest.raises(OptionError, match=r"got ndarray; evaluate\(\(x, y\)\) takes both"):
             chosen.evaluate(X, *y)
-        with pytest.raises(OptionError, match=r"got ndarray: fit\(..., validation=\(x, y\)\) takes both"):
+        with pytest.raises(OptionError, match=r"got ndarray; fit\(..., validation=\(x, y\)\) takes both"):
             chosen.fit((X, LABELS), validation=X)
 
     @pytest.mark.parametrize(

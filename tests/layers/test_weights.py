@@ -196,8 +196,13 @@ def parts(content):
 
 
 def joined(header, body):
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + body
+    """The file, with the digest that belongs to its bytes, so that what lies behind the digest is tested."""
+    about = header.get("__metadata__", {})
+    if "file_sha256" in about:
+        about["file_sha256"] = "0" * 64
+    text = json.dumps(header, separators=(",", ":")).encode()
+    content = struct.pack("<Q", len(text)) + text + body
+    return content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1)
 
 
 @pytest.fixture
@@ -212,6 +217,13 @@ def changed(content, **about):
     header, body = parts(content)
     description = json.loads(header["__metadata__"]["xnn"]) | about
     header["__metadata__"]["xnn"] = json.dumps(description)
+    return joined(header, body)
+
+
+def described(content, text):
+    """The file with another text in the place of xnn's own description."""
+    header, body = parts(content)
+    header["__metadata__"]["xnn"] = text
     return joined(header, body)
 
 
@@ -269,6 +281,25 @@ DAMAGE = {
     "wrong option": lambda c: changed(c, layers=[DENSE | {"inputs": -3}]),
     "bad rate": lambda c: changed(c, layers=[{"type": "Dropout", "rate": "high"}]),
     "bad seed": lambda c: changed(c, seed=-1),
+    "frozen is a number": lambda c: changed(c, frozen=3),
+    "frozen holds numbers": lambda c: changed(c, frozen=[3]),
+    "frozen holds a stranger": lambda c: changed(c, frozen=["9.weight"]),
+    "notes are text": lambda c: changed(c, notes="x"),
+    "notes are null": lambda c: changed(c, notes=None),
+    "numerics of another name": lambda c: changed(c, numerics="half"),
+    "numerics are a list": lambda c: changed(c, numerics=["fast"]),
+    "format is true": lambda c: changed(c, format=True),
+    "seed is text": lambda c: changed(c, seed="0"),
+    "seed is true": lambda c: changed(c, seed=True),
+    "layer is a number": lambda c: changed(c, layers=[3]),
+    "type is a list": lambda c: changed(c, layers=[{"type": ["Dense"]}]),
+    "layer without a type": lambda c: changed(c, layers=[{"inputs": 3}]),
+    "inner layers are a number": lambda c: changed(c, layers=[{"type": "Sequential", "layers": 3}]),
+    "a scale of 400 digits": lambda c: changed(c, layers=[{"type": "Rescale", "scale": 10**400}]),
+    "an empty scale": lambda c: changed(c, layers=[{"type": "Rescale", "scale": []}]),
+    "description of 100,000 brackets": lambda c: described(c, "[" * 100_000),
+    "description is a list": lambda c: described(c, "[]"),
+    "description is a number of 5,000 digits": lambda c: described(c, "9" * 5000),
     "petabytes of weights": lambda c: changed(c, layers=[DENSE | {"inputs": 2**24, "outputs": 2**24}]),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import numpy as np
 from xnn.backends import backend as use_backend
 from xnn.backends import get_backend
 from xnn.backends import numerics as use_numerics
+from xnn.cli.model_notes import read_notes
 from xnn.cli.options import backend_option, numerics_option
 from xnn.data import dataset_names, load, read_idx
+from xnn.data.arrays import read_array, read_npz
 from xnn.data.loading import samples_from_csv
-from xnn.data.tables import Columns, read_array, read_npz, samples_and_targets
+from xnn.data.tables import Columns, samples_and_targets
 from xnn.data.targets import label_numbers
-from xnn.errors import DataNotFoundError, OptionError, ShapeError
+from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
 from xnn.files import check_writable, to_json, write_atomically
-from xnn.layers import Dense, Sequential, files
+from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
 from xnn.layers.sequential import load as load_model
 
@@ -57,15 +60,19 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
     if output:
         check_writable(output, (".npy",))
     net = load_model(model)
-    notes = files.metadata(model)["notes"]
-    labels = tuple(notes.get("labels", ()))
-    columns = Columns(**notes["columns"]) if notes.get("columns") else None
-    x, y = _read_samples(data, data_home, notes.get("features") or _width(net), columns)
+    notes = read_notes(model)
+    labels = notes.labels
+    x, y = _read_samples(data, data_home, notes.features or _width(net), notes.columns)
     outputs = net.predict(x)
     accuracy, printed = None, outputs.tolist()
-    if notes.get("task", "classification") == "classification" and outputs.ndim == 2:
+    if notes.task == "classification" and outputs.ndim == 2:
         classes = classes_of(outputs, net.threshold)
-        if y is not None and y.ndim == 1:
+        if labels and len(labels) not in {outputs.shape[1], 2 if outputs.shape[1] == 1 else 0}:
+            raise CorruptFileError(
+                f"{model}: its notes name {len(labels)} classes, and the model has {outputs.shape[1]} outputs: train "
+                "again"
+            )
+        if y is not None and y.ndim == 1 and len(y):
             accuracy = _accuracy(classes, y, labels, outputs.shape[1])
         printed = [labels[number] for number in classes.tolist()] if labels else classes.tolist()
     if output:
@@ -142,4 +149,4 @@ def _read_samples(
         x = read_idx(path)
     if x.ndim < 2:
         raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row for each sample")
-    return (x.reshape(len(x), -1), None) if y is None else samples_and_targets(data, x, y)
+    return (x.reshape(len(x), math.prod(x.shape[1:])), None) if y is None else samples_and_targets(data, x, y)

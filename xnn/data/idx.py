@@ -9,18 +9,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xnn.backends.memory import check_memory
 from xnn.errors import CorruptFileError
 
 __all__ = ["read_idx"]
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _LIMIT = 2**31  # bytes: more than any data set of this format, less than the memory of a machine
+_MOST_EXPANSION = 1032  # of gzip: a byte of a compressed file becomes at most this many
 
 
 def read_idx(
@@ -36,7 +39,8 @@ def read_idx(
     shape: the shape that it must have; None in it stands for any extent. Default: any.
     dtype: the type that it must have, such as "u1". Default: any.
 
-    No more is decompressed than the header announces, and at most 2 GiB.
+    No more is read or decompressed than the header announces, and at most 2 GiB. A header that announces more than
+    the file can hold is refused before memory is asked for.
     Raises CorruptFileError for a file that cannot be read, is not an idx file, is too short or too long, or has
     another type, shape or checksum.
 
@@ -50,17 +54,26 @@ def read_idx(
     try:
         with open(path, "rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
+            most = os.fstat(raw.fileno()).st_size * (_MOST_EXPANSION if compressed else 1)
         with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
-            return _parse(path, file, sha256, shape, dtype)
+            return _parse(path, file, most, sha256, shape, dtype)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CorruptFileError(f"{path} is damaged ({error}): delete it and fetch it again") from error
+    except MemoryError as error:
+        raise CorruptFileError(f"{path} does not fit into the memory that is free") from error
     except OSError as error:
         raise CorruptFileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _parse(
-    path: Path, file: Any, sha256: str | None, shape: tuple[int | None, ...] | None, dtype: str | None
+    path: Path,
+    file: Any,
+    most: int,
+    sha256: str | None,
+    shape: tuple[int | None, ...] | None,
+    dtype: str | None,
 ) -> np.ndarray:
+    """The array. `most` is the number of bytes that the file can hold."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\x00\x00" or magic[2] not in _TYPES or not 0 < magic[3] <= 8:
         raise CorruptFileError(
@@ -81,8 +94,13 @@ def _parse(
             f"{path} holds {kind.name}{list(extents)}; {dtype or 'any type'}"
             f"{['any' if n is None else n for n in shape or ()]} was expected: fetch it again"
         )
-    if size > _LIMIT:
-        raise CorruptFileError(f"{path} announces {size:,} bytes; at most {_LIMIT:,} are read")
+    if math.prod(extent or 1 for extent in extents) * kind.itemsize > _LIMIT:
+        raise CorruptFileError(
+            f"{path} announces the shape {list(extents)} of {kind.name}; at most {_LIMIT:,} bytes are read"
+        )
+    if size > most:
+        raise CorruptFileError(f"{path} is shorter than the {size:,} bytes that it announces: fetch it again")
+    check_memory(str(path), size, "the file is meant for a larger machine", CorruptFileError)
     body = file.read(size + 1)
     if len(body) != size:
         which = "shorter" if len(body) < size else "longer"

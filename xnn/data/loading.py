@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Purpose, Stream
+from xnn.data.arrays import read_npz
 from xnn.data.dataset import Dataset
 from xnn.data.splits import split_rows, take_out
-from xnn.data.tables import Choose, Columns, every_column, read_csv, read_npz, samples_and_targets
+from xnn.data.tables import Choose, Columns, every_column, read_csv, samples_and_targets
 from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers
 from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.options import check_real

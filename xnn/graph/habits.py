@@ -83,7 +83,6 @@ HABITS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("test", "validate", "score"), "trainer.evaluate((x, y))"),
         **dict.fromkeys(("predict", "predict_classes", "save", "summary"), "the model has it: trainer.model"),
         "compile": "a Trainer is built with loss, optimizer and metrics",
-        "history": "trainer.fit returns the history",
         "lr": "trainer.optimizer.learning_rate",
         "learning_rate": "trainer.optimizer.learning_rate",
     },

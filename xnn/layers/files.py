@@ -1,44 +1,46 @@
 """Weight files: a model's layers and parameters in one .safetensors file, which holds no code to run.
 
-The file's tensors are the parameters and buffers, by name (`1.weight`). Its metadata has two entries: `xnn`, JSON
-that describes the layers, and `weights_sha256`, the digest of the tensors, which `load` checks.
+The file's tensors are the parameters and buffers, by name (`1.weight`). `safetensors_file.py` describes the rest, and
+checks that no byte of the file has changed since it was saved.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from xnn import ops
 from xnn.backends import current_backend, current_numerics
-from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
-from xnn.files import as_path, check_writable, write_atomically
+from xnn.errors import CorruptFileError, OptionError
+from xnn.files import write_atomically
 from xnn.layers.containers import Container, Parallel
 from xnn.layers.functions import Function, Lambda
 from xnn.layers.layer import Layer
 from xnn.layers.parameter import Parameter
+from xnn.layers.safetensors_file import FORMAT, SavedModel, read_file, tensors_sha256, to_bytes
 from xnn.ops import Op
 
 __all__ = ["load", "load_weights", "metadata", "save", "weights_sha256"]
 
-_FORMAT = 1
+# What the constructors of layers raise for arguments that no layer has.
+_WRONG = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    IndexError,
+    RecursionError,
+    MemoryError,
+)
 
 
 def weights_sha256(model: Container) -> str:
     """SHA-256 over the raw little-endian bytes of all parameters and buffers, in order."""
-    return _sha256(_host_weights(model).values())
-
-
-def _sha256(arrays: Iterable[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.hexdigest()
+    return tensors_sha256(_host_weights(model).values())
 
 
 def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] | None = None) -> None:
@@ -47,30 +49,26 @@ def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] |
     path: the .safetensors file. notes: JSON values that are kept in its metadata.
 
     A file holds no code: of a model with layers or ops of the user's it holds the weights alone. Raises OptionError
-    for a place that cannot be written, DataError when the disk is full.
+    for a place that cannot be written and for notes that JSON does not have, DataError when the disk is full.
     """
-    from safetensors.numpy import save as to_bytes
-
-    path = check_writable(path, (".safetensors",))
     try:
         described = _describe(model)
     except OptionError as unknown:  # `load` then says how to get the weights back
         described = {"layers": None, "unknown": str(unknown)}
     header = {
-        "format": _FORMAT,
+        "format": FORMAT,
         **described,
         "numerics": model.numerics or current_numerics(),
         "notes": notes or {},
     }
     header["frozen"] = [name for name, parameter in model.named_parameters() if parameter.frozen]
-    arrays = _host_weights(model)
-    about = {"xnn": json.dumps(header), "weights_sha256": _sha256(arrays.values())}
-    write_atomically(path, to_bytes(arrays, metadata=about))
+    write_atomically(path, to_bytes(_host_weights(model), header), (".safetensors",))
 
 
 def load(path: str | os.PathLike[str]) -> Container:
     """The saved model, on the current backend. Raises DataNotFoundError, CorruptFileError or OptionError."""
-    tensors, header, digest = _read(path)
+    saved = read_file(path)
+    header = saved.header
     if header.get("unknown"):
         raise OptionError(
             f"{path} holds the weights of a model with {header['unknown']}, which is not one of xnn's own layers: "
@@ -78,32 +76,35 @@ def load(path: str | os.PathLike[str]) -> Container:
         )
     try:
         model: Any = _build(
-            {"type": "Sequential", "seed": header["seed"], "layers": header["layers"]}, "", tensors
+            {"type": "Sequential", "seed": header["seed"], "layers": header["layers"]}, "", saved.tensors
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(f"{path} does not describe a model that can be built: {error}") from error
+    except _WRONG as error:
+        raise CorruptFileError(
+            f"{path} does not describe a model that can be built: {str(error)[:300]}"
+        ) from error
     parameters = dict(model.named_state())
-    _check(parameters, tensors, digest, path)
+    _check(parameters, saved)
     model.numerics = header.get("numerics")
     for name in header.get("frozen", ()):
-        if name in parameters:
-            parameters[name].frozen = True
+        if name not in parameters:
+            raise CorruptFileError(f"{path} says that {name[:60]} is frozen, which the model does not have")
+        parameters[name].frozen = True
     return model  # type: ignore[no-any-return]
 
 
 def load_weights(model: Container, path: str | os.PathLike[str]) -> None:
     """Put the file's parameters into a model with the same names and shapes; all of them or none."""
-    tensors, header, digest = _read(path)
+    saved = read_file(path)
     wanted, lib = dict(model.named_state()), model.backend
-    _check(wanted, tensors, digest, path)
+    _check(wanted, saved)
     for name, parameter in wanted.items():
-        parameter.value = lib.to_device(tensors[name])
-    model.numerics = header.get("numerics")
+        parameter.value = lib.to_device(saved.tensors[name])
+    model.numerics = saved.header.get("numerics")
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The file's header: layers, seed, numerics, notes."""
-    return _read(path)[1]
+    return read_file(path).header
 
 
 def _host_weights(model: Container) -> dict[str, np.ndarray]:
@@ -173,31 +174,6 @@ def _build(entry: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -
     return layer
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-    from safetensors import SafetensorError, safe_open
-
-    path = as_path(path)
-    if not path.is_file():
-        raise DataNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
-        raise CorruptFileError(
-            f"{path} is not a readable .safetensors file ({error}): fetch it again, or train again"
-        ) from error
-    try:
-        header = json.loads(about.get("xnn", ""))
-    except json.JSONDecodeError as error:
-        raise CorruptFileError(
-            f"{path} does not describe an xnn model: only files that xnn saved can be loaded"
-        ) from error
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise CorruptFileError(f"{path} has a format that this version of xnn does not know: update xnn")
-    return tensors, header, about.get("weights_sha256", "")
-
-
 def _check_fit(name: str, parameter: Parameter, tensor: np.ndarray) -> None:
     if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
         raise ValueError(
@@ -206,10 +182,9 @@ def _check_fit(name: str, parameter: Parameter, tensor: np.ndarray) -> None:
         )
 
 
-def _check(
-    wanted: dict[str, Parameter], tensors: dict[str, np.ndarray], digest: str, path: str | os.PathLike[str]
-) -> None:
+def _check(wanted: dict[str, Parameter], saved: SavedModel) -> None:
     """Raise CorruptFileError unless a file's names, shapes and dtypes are the model's, and its digest is right."""
+    path, tensors = saved.path, saved.tensors
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
         raise CorruptFileError(
@@ -221,7 +196,9 @@ def _check(
             _check_fit(name, parameter, tensors[name])
     except ValueError as error:
         raise CorruptFileError(f"{path} does not fit the model: {error}") from error
-    if digest != _sha256(tensors[name] for name in wanted):
+    if saved.header["format"] != FORMAT and saved.weights_sha256 != tensors_sha256(
+        tensors[name] for name in wanted
+    ):
         raise CorruptFileError(
             f"{path}: the weights do not match the digest that was saved with them, so the file is damaged: fetch it "
             "again, or train again"

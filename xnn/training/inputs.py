@@ -57,7 +57,7 @@ def prepare(
             what = f"{what} of {len(data)}"
             if len(data) == 3:
                 hint = "weights of samples are an argument of their own, sample_weight="
-        raise OptionError(f"{role} data must be a pair (x, y), got {what}: {hint}")
+        raise OptionError(f"{role} data must be a pair (x, y), got {what}; {hint}")
     lib = model.backend
     x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
     if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
