@@ -135,8 +135,8 @@ HABITS: dict[str, dict[str, str]] = {
         **dict.fromkeys(
             ("Dataset", "DataLoader"), "fit((x, y), batch_size=32) takes arrays and makes the batches"
         ),
-        "optim": "xnn.optimizers",
-        "functional": "xnn.ops",
+        "optim": "it is called xnn.optimizers",
+        "functional": "it is called xnn.ops",
         "save": "model.save(path)",
         "GradientTape": "xnn.grad and xnn.value_and_grad",
         "autodiff": "xnn.grad and xnn.value_and_grad",
