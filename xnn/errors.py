@@ -19,7 +19,10 @@
         ├── DataNotFoundError(LookupError)    a data set or file is not there and cannot be fetched
         └── CorruptFileError(ValueError)      a file is damaged, or not of the expected kind
 
-`except XnnError` catches all of them. Each is also the built-in exception that a Python user expects. A message says
+`except XnnError` catches all of them. There is one warning, ScaleWarning(UserWarning), for samples that are badly
+scaled; `warnings.filterwarnings("ignore", category=xnn.errors.ScaleWarning)` turns it off.
+
+Each error is also the built-in exception that a Python user expects. A message says
 what was received, what is allowed and what to do.
 
     >>> import xnn
@@ -46,6 +49,7 @@ __all__ = [
     "NoExactFormError",
     "NumericsError",
     "OptionError",
+    "ScaleWarning",
     "ShapeError",
     "UnknownBackendError",
     "XnnError",
@@ -127,3 +131,7 @@ class DataNotFoundError(DataError, LookupError):
 
 class CorruptFileError(DataError, ValueError):
     """A file is damaged, or not of the expected kind."""
+
+
+class ScaleWarning(UserWarning):
+    """Training samples are far too large for the first weights of a model, or were scaled twice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -231,14 +232,17 @@ def _fit(
     """Train. If an error ends the training, save the last good weights and the record, and raise the error."""
     spec, data = job.spec, job.data
     try:
-        return job.trainer.fit(
-            (data.x_train, spec.targets(data.y_train)),
-            validation=(data.x_val, spec.targets(data.y_val)),
-            epochs=epochs,
-            batch_size=spec.batch_size,
-            seed=spec.seed,
-            progress=progress and StandardError().isatty(),  # elsewhere EpochLines writes to standard output
-        )
+        with warnings.catch_warnings():  # restores showwarning
+            warnings.showwarning = lambda message, *_, **__: notice(f"xnn: {message}")
+            return job.trainer.fit(
+                (data.x_train, spec.targets(data.y_train)),
+                validation=(data.x_val, spec.targets(data.y_val)),
+                epochs=epochs,
+                batch_size=spec.batch_size,
+                seed=spec.seed,
+                progress=progress
+                and StandardError().isatty(),  # elsewhere EpochLines writes to standard output
+            )
     except Exception as error:
         if watcher.history.steps or isinstance(error, DivergenceError):
             with job.averaged():

@@ -13,6 +13,7 @@ from xnn.layers import Sequential
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.losses import Loss, check_sample_weight
 from xnn.metrics import Metric
+from xnn.training.scale import warn_of_scale
 
 __all__ = ["check_trainable", "prepare", "prepare_validation"]
 
@@ -79,6 +80,8 @@ def prepare(
             metric.check(targets)
         prepared = loss.prepare(targets, model.dtype)
         _check_finite(role, "target", targets, prepared)
+    if role == "training":
+        warn_of_scale(model, given, stacklevel=3)
     arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
     if sample_weight is None:
         return arrays
