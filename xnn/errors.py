@@ -7,6 +7,7 @@
     ├── LabelError(ValueError)                class labels outside 0 .. classes - 1
     ├── GraphError(ValueError)                a graph that cannot be sorted, fed or differentiated
     ├── DivergenceError(ArithmeticError)      a loss, gradient or weight became NaN or infinite
+    ├── ScaleWarning(UserWarning)             samples are far too large for the first weights, or were scaled twice
     ├── MissingExtraError(ImportError)        an optional package is not installed
     ├── NumericsError(ArithmeticError)        exact numerics are impossible on this machine or at this size
     │   └── NoExactFormError(AttributeError)  an array function that exact numerics do not have
@@ -19,11 +20,9 @@
         ├── DataNotFoundError(LookupError)    a data set or file is not there and cannot be fetched
         └── CorruptFileError(ValueError)      a file is damaged, or not of the expected kind
 
-`except XnnError` catches all of them. There is one warning, ScaleWarning(UserWarning), for samples that are badly
-scaled; `warnings.filterwarnings("ignore", category=xnn.errors.ScaleWarning)` turns it off.
-
-Each error is also the built-in exception that a Python user expects. A message says
-what was received, what is allowed and what to do.
+`except XnnError` catches all of them. Each is also the built-in exception that a Python user expects. A message says
+what was received, what is allowed and what to do. ScaleWarning is a warning, not an error:
+`warnings.filterwarnings("ignore", category=xnn.errors.ScaleWarning)` turns it off.
 
     >>> import xnn
     >>> try:
@@ -133,5 +132,5 @@ class CorruptFileError(DataError, ValueError):
     """A file is damaged, or not of the expected kind."""
 
 
-class ScaleWarning(UserWarning):
-    """Training samples are far too large for the first weights of a model, or were scaled twice."""
+class ScaleWarning(XnnError, UserWarning):
+    """Training samples are far too large for the first weights of a model, or were scaled twice. A warning."""

@@ -264,9 +264,9 @@ class Layer(Stateful, Habitual):
         for parameter in parameters:
             gradient = _alone(handed[parameter][0], out) if parameter in handed else None
             had = before.get(parameter)
-            if had is not None:
-                gradient = had if gradient is None else had + gradient
-            parameter.grad = gradient
+            if had is not None and gradient is not None:
+                gradient = had + gradient
+            parameter.grad = had if gradient is None else gradient
         return _alone(handed[given][0], out) if input_gradient and given in handed else None
 
     def forget(self) -> None:
