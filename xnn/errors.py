@@ -132,5 +132,5 @@ class CorruptFileError(DataError, ValueError):
     """A file is damaged, or not of the expected kind."""
 
 
-class ScaleWarning(XnnError, UserWarning):
+class ScaleWarning(XnnError, UserWarning):  # noqa: N818 - a warning
     """Training samples are far too large for the first weights of a model, or were scaled twice. A warning."""
