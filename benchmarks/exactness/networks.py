@@ -365,12 +365,11 @@ def _comparisons() -> Parts:
     return model, losses.MSE(), optimizers.SGD(0.05)
 
 
-# The activations of the networks above.
 _ABOVE = {"relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh"}
 
 
 def _newer() -> Parts:
-    """One layer of each activation that is not in the networks above."""
+    """One layer of each activation that is not in the networks above, which are `_ABOVE`."""
     newer = [kind() for name, kind in elementwise().items() if name not in _ABOVE]
     stack = [part for layer in newer for part in (layers.Dense(8, 8), layer)]
     model = Sequential(_rescale(), layers.Dense(_FEATURES, 8), *stack, layers.Dense(8, 2), seed=15)
