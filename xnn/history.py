@@ -9,7 +9,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from xnn.files import StandardError, check_matplotlib, check_plot, notice, save_figure
+from xnn.files import StandardError, check_matplotlib, notice, save_figure
 from xnn.graph.habits import Habitual
 
 __all__ = ["Bar", "History", "LiveLine", "PrintedLines", "epoch_line", "numbers_line"]
@@ -102,10 +102,7 @@ class History(Habitual):
 
         Raises OptionError if the file cannot be written, MissingExtraError without matplotlib.
         """
-        if path is None:
-            check_matplotlib()
-        else:
-            check_plot(path)
+        check_matplotlib()
         from matplotlib.figure import Figure
 
         curves = [

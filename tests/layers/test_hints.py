@@ -225,12 +225,13 @@ class TestData:
         """Without y, and with y beside x, as in Keras and scikit-learn."""
         chosen = trainer(losses.SoftmaxCrossEntropy(), 3)
         with pytest.raises(
-            OptionError, match=r"must be a pair \(x, y\), got ndarray; fit\(\(x, y\)\) takes both"
+            OptionError,
+            match=r"a pair \(x, y\) of samples and targets, got ndarray: give both in .* as in fit\(\(x, y\)\)$",
         ):
             chosen.fit(X, *y)
-        with pytest.raises(OptionError, match=r"got ndarray; evaluate\(\(x, y\)\) takes both"):
+        with pytest.raises(OptionError, match=r"got ndarray: give both in .* as in evaluate\(\(x, y\)\)$"):
             chosen.evaluate(X, *y)
-        with pytest.raises(OptionError, match=r"got ndarray; fit\(..., validation=\(x, y\)\) takes both"):
+        with pytest.raises(OptionError, match=r"got ndarray: .* as in fit\(..., validation=\(x, y\)\)$"):
             chosen.fit((X, LABELS), validation=X)
 
     @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
 from xnn.layers.by_hand import check_pass, new_pass, written_by_hand
 from xnn.layers.parameter import Parameter
-from xnn.losses.batches import check_sample_weight, inside
+from xnn.losses.batches import check_sample_weight, inside, reshaping_hint
 from xnn.ops import Array, LossOp, Namespace, Op
-from xnn.ops.apply import apply_rule
+from xnn.ops.apply import apply_rule, plain_number
+from xnn.ops.losses import check_reduction
 from xnn.options import attributes_of, check_known, explained, written
 
 __all__ = ["Loss", "takes"]
@@ -65,9 +66,10 @@ class Loss(Habitual):
     A subclass may instead override both `forward` and `backward`. `losses.Lambda(f)` makes a loss of a function.
 
     reduction: how the terms of a batch become one number; "mean" by default. "mean": their mean over all elements, or
-        over all samples if the terms are sums over classes, weighted by the sample weights if there are any. "sum":
-        their sum. "none": the terms themselves, of which `backward` returns the gradient of the sum; a Trainer does
-        not take it. `xnn.ops.LossOp` has the formulas.
+        over all samples if the terms are sums over classes, weighted by the sample weights if there are any.
+        "sum_over_batch_size": their weighted sum, divided by the number of terms whatever their weights. "sum": their
+        sum. "none": the terms themselves, of which `backward` returns the gradient of the sum; a Trainer does not
+        take it. `xnn.ops.LossOp` has the formulas.
     options: the op's options by name.
 
     Raises OptionError for other reductions or options.
@@ -104,11 +106,9 @@ class Loss(Habitual):
     _there: tuple[Any, ...] = (None, None, None, None)
 
     def __init__(self, reduction: str = "mean", **options: Any) -> None:
-        if reduction not in ("mean", "sum", "none"):
-            raise OptionError(f"reduction must be 'mean', 'sum' or 'none', got {repr(reduction)[:60]}")
         if hasattr(self, "op") and all(p.kind is not p.VAR_KEYWORD for p in _options_of(self.op)):
             check_known(type(self).__name__, options, ("reduction", *self._defaults()))
-        self.reduction = reduction
+        self.reduction = check_reduction(reduction)
         self.options = {name: value for name, value in options.items() if value is not None}
 
     @property
@@ -121,7 +121,10 @@ class Loss(Habitual):
 
     @options.setter
     def options(self, options: Mapping[str, Any]) -> None:
-        self._chosen = dict(options)
+        given = {name: plain_number(value) for name, value in options.items()}
+        if hasattr(self, "op"):
+            self.op.check_options(**given)
+        self._chosen = given
 
     def _defaults(self) -> dict[str, Any]:
         """The op's options and their defaults."""
@@ -256,7 +259,10 @@ class Loss(Habitual):
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
         raw = array_of(outputs)
-        return self.op(outputs, targets, *sample_weight, **self._options(backend_of(raw), raw))
+        options = self._options(backend_of(raw), raw)
+        if self.reduction == "sum_over_batch_size" and not sample_weight and not self._chosen:
+            options = {}  # without weights it is the mean, which has kernels
+        return self.op(outputs, targets, *sample_weight, **options)
 
     def run(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
         """The loss, without checking the targets or keeping anything for `backward`."""
@@ -307,6 +313,13 @@ class Loss(Habitual):
         # The mean of a user's loss counts by its samples.
         return apply_rule(ops.mse.total, lib.math, (outputs, *arrays[::2]), {})
 
+    def weights_cancel(self, weighted: bool) -> bool:
+        """Whether the weight of a sample or of its class has no effect in a batch of one sample.
+
+        weighted: whether there are sample weights.
+        """
+        return self.reduction == "mean" and isinstance(getattr(self, "op", None), LossOp) and weighted
+
     def counts_samples(self, weighted: bool) -> bool:
         """Whether the divisor of a batch's mean is proportional to its samples, so that `total` is not needed.
 
@@ -337,17 +350,9 @@ class Loss(Habitual):
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
         """Raise for host targets that do not fit the shape of one sample's output, or that are out of range."""
         if tuple(targets.shape[1:]) != output_shape:
-            hint = "reshape the targets"
-            if targets.ndim == 1 and len(output_shape) == 1:
-                hint = "y.reshape(-1, 1) makes a column of y"
-                if output_shape[0] > 1:
-                    hint = (
-                        "class labels are for SoftmaxCrossEntropy, or become one-hot rows by "
-                        f"numpy.eye({output_shape[0]})[y]"
-                    )
             raise ShapeError(
                 f"{self!r} got targets of shape {tuple(targets.shape)} for outputs (n, {inside(output_shape)}): they "
-                f"must be equal, since nothing is broadcast; {hint}"
+                f"must be equal, since nothing is broadcast; {reshaping_hint(targets, output_shape)}"
                 + ("" if type(self).__module__.startswith("xnn.") else ", or override `check` and `prepare`")
             )
         if targets.dtype.kind not in "fiub":

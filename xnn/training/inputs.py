@@ -53,12 +53,12 @@ def prepare(
     Raises OptionError, ShapeError, DTypeError or LabelError.
     """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
-        what, hint = type(data).__name__, f"{_PAIRS[role]} takes both"
+        what, hint = type(data).__name__, f": give both in parentheses of their own, as in {_PAIRS[role]}"
         if isinstance(data, (tuple, list)):
             what = f"{what} of {len(data)}"
             if len(data) == 3:
-                hint = "weights of samples are an argument of their own, sample_weight="
-        raise OptionError(f"{role} data must be a pair (x, y), got {what}; {hint}")
+                hint = "; weights of samples are an argument of their own, sample_weight="
+        raise OptionError(f"{role} data must be a pair (x, y) of samples and targets, got {what}{hint}")
     lib = model.backend
     x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
     if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
