@@ -29,7 +29,7 @@ from import_graph import (
 from op_rules import CREATION, op_faults
 
 import xnn
-from xnn import errors, ops
+from xnn import errors, layers, ops
 from xnn.cli.check import draw
 from xnn.ops.cases import CASES
 
@@ -309,7 +309,23 @@ WITHOUT_GRADIENT = {
 
 def test_every_op_has_a_row_in_the_table_of_cases():
     exported = {name for name in ops.__all__ if isinstance(getattr(ops, name), ops.Op)} - WITHOUT_GRADIENT
-    assert exported - {name for name in exported for case in CASES if case.op is getattr(ops, name)} == set()
+    without = exported - {name for name in exported for case in CASES if case.op is getattr(ops, name)}
+    assert without == set(), "give these ops a row in xnn/ops/cases.py"
+
+
+def test_every_op_and_layer_is_on_the_menu():
+    """An op that has a name of its own, and a layer that a model file can name."""
+    named = {
+        name: thing
+        for path in MODULES
+        if path.startswith("xnn.ops.")
+        for name, thing in vars(importlib.import_module(path)).items()
+        if isinstance(thing, ops.Op) and not name.startswith("_")
+    }
+    forgotten = {name for name, thing in named.items() if getattr(ops, name, None) is not thing}
+    assert forgotten == set(), "name these ops in __all__ of their file and of xnn/ops/__init__.py"
+    forgotten = {name for name, kind in layers.Layer.own.items() if getattr(layers, name, None) is not kind}
+    assert forgotten == set(), "name these layers in __all__ of their file and of xnn/layers/__init__.py"
 
 
 # Exports.
@@ -338,7 +354,9 @@ def documented(thing: Any) -> bool:
 def test_exports_exist_are_sorted_and_documented(name):
     module = importlib.import_module(name)
     names = module.__all__
-    assert names == exports(tree(name)) == sorted(set(names), key=ruffs_order)
+    assert names == exports(tree(name)) == sorted(set(names), key=ruffs_order), (
+        "`ruff check --fix` sorts __all__"
+    )
     assert [export for export in names if not hasattr(module, export)] == []
     things = [getattr(module, export) for export in names]
     ours = [t for t in things if isinstance(t, (type, FunctionType)) and t.__module__.startswith("xnn")]
@@ -460,7 +478,7 @@ def drawn_tree(drawing: str) -> dict[str, tuple[str | None, str | None]]:
     found: dict[str, tuple[str | None, str | None]] = {}
     path: list[str] = []
     for line in drawing.splitlines():
-        row = re.match(r"    ((?:[│├└ ][─ ]{2} )*)(\w+Error)(?:\((\w+)\))?(?:\s|$)", line)
+        row = re.match(r"    ((?:[│├└ ][─ ]{2} )*)(\w+(?:Error|Warning))(?:\((\w+)\))?(?:\s|$)", line)
         if row:
             depth = len(row[1]) // 4
             path[depth:] = [row[2]]

@@ -23,6 +23,7 @@ try:
     from xnn.backends.threads import use_threads
     from xnn.graph import autograd as autograd  # says how a called op is applied
     from xnn.graph.autograd import grad, value_and_grad
+    from xnn.graph.habits import module_habits
     from xnn.ops import Op
 finally:
     if _command:
@@ -92,7 +93,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name in __all__:
         return importlib.import_module(f"xnn.{name}")
-    raise AttributeError(f"module 'xnn' has no attribute {name!r}")
+    return module_habits("xnn")(name)
 
 
 def __dir__() -> list[str]:

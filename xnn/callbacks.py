@@ -6,11 +6,12 @@ import contextlib
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 try:
     import fcntl
@@ -20,7 +21,7 @@ except ImportError:  # Windows has no locks of this kind
 from xnn.backends import backend_of
 from xnn.errors import DataError, OptionError
 from xnn.files import StandardError, check_writable, notice, to_json
-from xnn.history import History, epoch_line, numbers_line
+from xnn.history import Bar, History, LiveLine, PrintedLines, epoch_line, numbers_line
 from xnn.layers import Sequential
 from xnn.options import attributes_of, check_count, check_real, written
 
@@ -91,9 +92,10 @@ def call_back(method: Callable[..., Any], *arguments: Any) -> None:
 
 
 class ProgressBar(Callback):
-    """A progress bar on standard error: epoch, loss, metrics, samples a second and the time left.
+    """Progress on standard error: epoch, loss, metrics, samples a second and the time left.
 
-    It is silent where standard error is not a terminal. `fit` adds one unless it is called with progress=False.
+    On a terminal it is a bar, and in Jupyter a line that changes. Elsewhere it is a line after each epoch. `fit` adds
+    one unless it is called with progress=False.
 
         >>> from xnn import callbacks
         >>> callbacks.ProgressBar()
@@ -101,51 +103,40 @@ class ProgressBar(Callback):
     """
 
     def __init__(self) -> None:
-        self._progress: Any = None
+        self._shown: PrintedLines | None = None
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        if not StandardError().isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._epochs, self._steps = epochs, steps_per_epoch
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=Console(file=cast(IO[str], StandardError())),
-        )
-        self._progress.start()
-        self._done = 0
-        self._task = self._progress.add_task("starting", total=epochs * steps_per_epoch, numbers="")
+        self._epochs, self._steps, self._done = epochs, steps_per_epoch, 0
+        if StandardError().isatty():
+            self._shown = Bar(epochs * steps_per_epoch)
+        else:  # Jupyter's standard error is an object of ipykernel
+            jupyter = type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
+            self._shown = LiveLine() if jupyter else PrintedLines()
 
     def on_check(self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, Any]) -> None:
-        if self._progress is None:
-            return
-        self._progress.update(
-            self._task,
-            completed=self._done * self._steps + step,
-            description=f"epoch {self._done + 1}/{self._epochs}",
-            numbers=f"{numbers_line({'loss': loss, **metrics})}  {history.samples_per_second:,.0f} samples/s",
-        )
+        if self._shown is not None:
+            numbers = numbers_line({"loss": loss, **metrics})
+            self._shown.update(
+                f"{self._done + 1}/{self._epochs}",
+                self._done * self._steps + step,
+                f"{numbers}  {history.samples_per_second:,.0f} samples/s",
+            )
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        if self._progress is None:
-            return
         self._done += 1
-        self._progress.console.print(epoch_line(entry), highlight=False)
+        if self._shown is not None:
+            self._shown.print(epoch_line(entry))
 
     def on_fit_end(self, history: History) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
 
 
 class EpochLines(Callback):
-    """Prints a line after each epoch where the progress bar is silent: in a pipe, a file or a CI log.
+    """Prints a line on standard output after each epoch, unless standard error is a terminal.
 
+    Call `fit` with progress=False then, or the lines stand on standard error as well.
     If standard output is closed or the disk is full, the lines end and training goes on.
 
         >>> from xnn import callbacks

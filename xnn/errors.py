@@ -7,6 +7,7 @@
     ├── LabelError(ValueError)                class labels outside 0 .. classes - 1
     ├── GraphError(ValueError)                a graph that cannot be sorted, fed or differentiated
     ├── DivergenceError(ArithmeticError)      a loss, gradient or weight became NaN or infinite
+    ├── ScaleWarning(UserWarning)             samples are far too large for the first weights, or were scaled twice
     ├── MissingExtraError(ImportError)        an optional package is not installed
     ├── NumericsError(ArithmeticError)        exact numerics are impossible on this machine or at this size
     │   └── NoExactFormError(AttributeError)  an array function that exact numerics do not have
@@ -20,7 +21,8 @@
         └── CorruptFileError(ValueError)      a file is damaged, or not of the expected kind
 
 `except XnnError` catches all of them. Each is also the built-in exception that a Python user expects. A message says
-what was received, what is allowed and what to do.
+what was received, what is allowed and what to do. ScaleWarning is a warning, not an error:
+`warnings.filterwarnings("ignore", category=xnn.errors.ScaleWarning)` turns it off.
 
     >>> import xnn
     >>> try:
@@ -46,6 +48,7 @@ __all__ = [
     "NoExactFormError",
     "NumericsError",
     "OptionError",
+    "ScaleWarning",
     "ShapeError",
     "UnknownBackendError",
     "XnnError",
@@ -127,3 +130,7 @@ class DataNotFoundError(DataError, LookupError):
 
 class CorruptFileError(DataError, ValueError):
     """A file is damaged, or not of the expected kind."""
+
+
+class ScaleWarning(XnnError, UserWarning):  # noqa: N818 - a warning
+    """Training samples are far too large for the first weights of a model, or were scaled twice. A warning."""

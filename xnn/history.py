@@ -1,21 +1,22 @@
-"""What a training run did: numbers of each epoch, a digest of all losses, and the learning curve."""
+"""What a training run did: numbers of each epoch, a digest of all losses, the learning curve; and its progress."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
-from xnn.files import check_matplotlib, save_figure
+from xnn.files import StandardError, check_matplotlib, notice, save_figure
+from xnn.graph.habits import Habitual
 
-__all__ = ["History", "epoch_line", "numbers_line"]
+__all__ = ["Bar", "History", "LiveLine", "PrintedLines", "epoch_line", "numbers_line"]
 
 
 @dataclass(repr=False)
-class History:
+class History(Habitual):
     """What one call of `Trainer.fit` did; `fit` returns it.
 
     epochs: a dict for each finished epoch: "epoch" (counted from 1), "loss", the metrics, and with validation data
@@ -40,6 +41,7 @@ class History:
         True
     """
 
+    _habits = "history"
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     samples: int = 0
@@ -92,12 +94,13 @@ class History:
         lines += [how if why is True else f"{how}: {why[:200]}" for how, why in ends if why]
         return "\n ".join(lines) + ">"
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw the learning curves: a panel for the loss and each metric, of training and validation.
 
-        path: the file to write, PNG or SVG by its ending.
+        path: the file to write, PNG or SVG by its ending. Default None: no file is written, and the matplotlib
+            Figure is returned, which Jupyter shows.
 
-        Raises OptionError if it cannot be written, MissingExtraError without matplotlib.
+        Raises OptionError if the file cannot be written, MissingExtraError without matplotlib.
         """
         check_matplotlib()
         from matplotlib.figure import Figure
@@ -118,7 +121,10 @@ class History:
             axes.grid(alpha=0.3)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
+        if path is None:
+            return figure
         save_figure(figure, path)
+        return None
 
 
 def epoch_line(entry: dict[str, Any]) -> str:
@@ -129,3 +135,68 @@ def epoch_line(entry: dict[str, Any]) -> str:
 def numbers_line(entry: dict[str, Any]) -> str:
     """The single numbers of an epoch in one line. Matrices, and lists of a number for each class, are left out."""
     return "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if isinstance(value, float))
+
+
+class PrintedLines:
+    """Progress in a file, a pipe or a CI log: a line on standard error after each epoch."""
+
+    def update(self, epoch: str, steps: int, numbers: str) -> None:
+        """Show how far training is. epoch: such as "3/10". steps: how many are done in all. numbers: as text."""
+
+    def print(self, line: str) -> None:
+        """Print a line about an epoch."""
+        notice(line)
+
+    def stop(self) -> None:
+        """Called when training ends."""
+
+
+class LiveLine(PrintedLines):
+    """Progress in Jupyter: a line that is written again and again over itself, and one for each epoch."""
+
+    def __init__(self) -> None:
+        self._width = 0
+
+    def update(self, epoch: str, steps: int, numbers: str) -> None:
+        self._write(f"epoch {epoch}  {numbers}")
+
+    def print(self, line: str) -> None:
+        self._write(f"{line}\n")
+        self._width = 0
+
+    def stop(self) -> None:
+        if self._width:
+            self.print("")
+
+    def _write(self, text: str) -> None:
+        cleared = f"\r{' ' * self._width}\r" if self._width else ""
+        StandardError().write(f"{cleared}{text}")
+        StandardError().flush()
+        self._width = len(text)
+
+
+class Bar(PrintedLines):
+    """Progress on a terminal: a bar, and a line for each epoch above it."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=Console(file=cast(IO[str], StandardError())),
+        )
+        self._progress.start()
+        self._task = self._progress.add_task("starting", total=steps, numbers="")
+
+    def update(self, epoch: str, steps: int, numbers: str) -> None:
+        self._progress.update(self._task, completed=steps, description=f"epoch {epoch}", numbers=numbers)
+
+    def print(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False)
+
+    def stop(self) -> None:
+        self._progress.stop()

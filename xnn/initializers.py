@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from xnn.backends import Stream
 from xnn.errors import OptionError
+from xnn.graph.habits import module_habits
 from xnn.ops.op import size_of
 from xnn.options import check_real, written
 
@@ -37,6 +38,9 @@ __all__ = [
     "Uniform",
     "Zeros",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+    __getattr__ = module_habits(__name__)
 
 
 class Initializer(Protocol):

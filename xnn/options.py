@@ -199,6 +199,8 @@ def _short(value: Any) -> str:
         value = tuple(value)
     if isinstance(value, tuple) and len(value) > _SHOWN_ITEMS:
         return f"({', '.join(map(_short, value[:3]))}, ... {len(value)} in all)"
+    if isinstance(value, tuple) and any(hasattr(item, "shape") for item in value):
+        return f"({', '.join(map(_short, value))})"
     if hasattr(value, "shape") and not isinstance(value, type) and getattr(value, "ndim", False):
         return f"<array {tuple(value.shape)}>"
     name = getattr(value, "__name__", "")  # a function's repr is its address

@@ -21,15 +21,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xnn.errors import OptionError
+from xnn.graph.habits import module_habits
 from xnn.options import check_count, check_real
 
 __all__ = [
     "SCHEDULES", "Constant", "Cosine", "CosineRestarts", "Exponential", "MultiStep", "OneCycle", "Polynomial",
     "Schedule", "Step", "Warmup", "check_rate",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+    __getattr__ = module_habits(__name__)
 
 #: schedule(step) -> the learning rate of that step, counted from 0 over all fits of the optimizer.
 Schedule: TypeAlias = Callable[[int], float]

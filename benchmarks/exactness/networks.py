@@ -1,6 +1,6 @@
 """The small networks of the digest matrix. Together they use every layer, loss, optimizer, schedule and metric.
 
-Add each new class to one of these networks: tests/benchmarks/test_digests.py names the classes that are in none.
+Add each new class but an activation to one of them: tests/benchmarks/test_digests.py names those that are in none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from xnn import initializers, layers, losses, metrics, ops, optimizers, schedule
 from xnn.backends import Purpose, Stream, backend_of
 from xnn.graph.node import array_of
 from xnn.layers import Sequential
+from xnn.layers.activations import elementwise
 from xnn.losses import Loss
 from xnn.optimizers import Optimizer
 
@@ -361,7 +362,17 @@ class _Comparing(layers.Layer):
 
 def _comparisons() -> Parts:
     model = Sequential(_rescale(), layers.Dense(_FEATURES, 6), _Comparing(6), layers.Dense(6, 2), seed=14)
+    return model, losses.MSE(), optimizers.SGD(0.05)
 
+
+_ABOVE = {"relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh"}
+
+
+def _newer() -> Parts:
+    """One layer of each activation that is not in the networks above, which are `_ABOVE`."""
+    newer = [kind() for name, kind in elementwise().items() if name not in _ABOVE]
+    stack = [part for layer in newer for part in (layers.Dense(8, 8), layer)]
+    model = Sequential(_rescale(), layers.Dense(_FEATURES, 8), *stack, layers.Dense(8, 2), seed=15)
     return model, losses.MSE(), optimizers.SGD(0.05)
 
 
@@ -385,3 +396,5 @@ SMALL: dict[str, Network] = {
     "l1 of bytes, lion": Network(_absolute, _flat_bytes, _numbers),
     "mse of comparisons, sgd": Network(_comparisons, _features, _numbers, ()),
 }
+if elementwise().keys() - _ABOVE:
+    SMALL["mse of newer activations, sgd"] = Network(_newer, _features, _numbers, ())

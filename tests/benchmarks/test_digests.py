@@ -16,11 +16,12 @@ from xnn.backends.exact import namespace
 from xnn.backends.exact import ops as roles
 from xnn.backends.numpy_backend import NumpyBackend
 from xnn.benchmarks import digests
-from xnn.benchmarks.exactness import engines
+from xnn.benchmarks.exactness import engines, networks
 from xnn.benchmarks.exactness.digest_run import Meeting, Member, Server, train_digits, train_small
 from xnn.benchmarks.exactness.networks import SMALL
 from xnn.data import synthetic_digits
 from xnn.errors import BackendUnavailableError, OptionError
+from xnn.layers.activations import elementwise
 
 RNG = np.random.default_rng(6)
 HOSTILE = {"shuffled": engines.Shuffled, "outer": engines.Outer, "int64": engines.Int64}
@@ -265,8 +266,7 @@ def missing(names):
 
 
 def test_the_small_networks_have_every_class():
-    """If this fails, add the new class to a network of benchmarks/exactness/networks.py."""
-    assert missing(SMALL) == set()
+    assert missing(SMALL) == set(), "add these classes to a network of benchmarks/exactness/networks.py"
     others = [name for name in SMALL if name != "divergence of words, rmsprop"]
     assert missing(others) == {
         "Add",
@@ -295,7 +295,18 @@ def test_the_small_networks_run_every_op(monkeypatch):
     for name in every:
         watch(type(getattr(ops, name)), name)
     train_small("fast")
-    assert every - ran == {"column_mse"}  # used by MiniFlow's MSE node only
+    # column_mse is used by MiniFlow's MSE node only.
+    assert every - ran == {"column_mse"}, "use these ops in a network of benchmarks/exactness/networks.py"
+
+
+def test_newer_activations_have_a_network_of_their_own(monkeypatch):
+    """As benchmarks/exactness/networks.py makes one as soon as there are any: here for all but ReLU."""
+    monkeypatch.setattr(networks, "_ABOVE", {"relu"})
+    model, _, _ = networks._newer()
+    found = {type(layer) for layer in model} - {layers.Rescale, layers.Dense}
+    assert found == set(elementwise().values()) - {layers.ReLU}
+    above = {type(layer) for name in SMALL for layer in SMALL[name].build()[0].all_layers()}
+    assert {elementwise()[name] for name in ("relu", "leaky_relu", "silu", "tanh")} <= above
 
 
 def test_the_small_networks_learn():

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from test_new_examples import SHORT
 
+pytestmark = pytest.mark.filterwarnings("error::xnn.errors.ScaleWarning")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

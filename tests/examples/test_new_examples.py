@@ -10,6 +10,8 @@ import pytest
 import xnn
 from xnn import layers, ops
 
+pytestmark = pytest.mark.filterwarnings("error::xnn.errors.ScaleWarning")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORT = ("adversarial", "gan", "q_network", "transfer", "vae")
 

@@ -148,3 +148,112 @@ class TestModels:
             images.summary("784")
         with pytest.raises(OptionError, match="summary needs input_shape"):
             Sequential(Reshape((1, 28, -1)), layers.Conv2D(1, 2, 3)).summary()
+
+
+def images(*layers_, shape=(4, 28, 28)):
+    return xnn.Sequential(*layers_).predict(np.zeros(shape, np.float32))
+
+
+def dense():
+    return xnn.Sequential(Dense(3, 2), seed=0)
+
+
+def trainer(loss, outputs=1):
+    return xnn.Trainer(xnn.Sequential(Dense(3, outputs)), loss, optimizers.SGD(0.1))
+
+
+X = np.ones((6, 3), np.float32)
+LABELS = np.arange(6) % 3
+
+
+class TestShapes:
+    @pytest.mark.parametrize(
+        ("make", "shape"),
+        [
+            (dense, (3,)),
+            (lambda: xnn.Sequential(layers.LayerNorm(3)), (3,)),
+            (lambda: xnn.Sequential(layers.BatchNorm(3)), (3,)),
+            (lambda: xnn.Sequential(layers.Flatten(), Dense(6, 1)), (2, 3)),
+            (lambda: xnn.Sequential(layers.Conv2D(1, 2, 3)), (1, 8, 8)),
+            (lambda: xnn.Sequential(layers.Rescale(1.0), layers.Add(Dense(3, 1), Dense(3, 1))), (3,)),
+        ],
+    )
+    def test_one_sample_is_not_a_batch(self, make, shape):
+        model, x = make(), np.ones(shape)
+        with pytest.raises(
+            ShapeError, match=r"predict takes a batch .* one sample of shape .*: x\[None\] is a batch"
+        ):
+            model.predict(x)
+        assert len(model.predict(x[None])) == 1
+
+    def test_one_row_of_indices(self):
+        model = xnn.Sequential(layers.Embedding(5, 2), layers.Flatten(), Dense(6, 1))
+        with pytest.raises(ShapeError, match=r"one sample of shape \(3,\)"):
+            model.predict(np.array([1, 2, 3]))
+
+    def test_what_fits_neither_way_is_not_taken_for_a_sample(self):
+        with pytest.raises(ShapeError, match=r"samples of shape \(4,\): the last axis must be 3$"):
+            dense().predict(np.ones((3, 4)))
+
+    @pytest.mark.parametrize(
+        ("layer", "message"),
+        [
+            (Dense(784, 2), r"the last axis must be 784; put Flatten\(\) before it"),
+            (layers.BatchNorm(784), r"the first axis must be 784; put Flatten\(\) before it"),
+            (layers.LayerNorm(784), r"the last axes must be .784,.; put Flatten\(\) before it"),
+            (Dense(100, 2), "the last axis must be 100$"),
+            (layers.Conv2D(1, 2, 3), r"Reshape\(\(1, height, width\)\) before it adds the axis of channels"),
+            (layers.Conv2D(3, 2, 3), r"got samples of shape \(28, 28\)$"),
+        ],
+    )
+    def test_images_of_another_shape(self, layer, message):
+        with pytest.raises(ShapeError, match=message):
+            images(layer)
+
+    def test_the_way_out_works(self):
+        assert images(layers.Flatten(), Dense(784, 2)).shape == (4, 2)
+        assert images(layers.Reshape((1, 28, 28)), layers.Conv2D(1, 2, 3)).shape == (4, 2, 26, 26)
+        keras = np.zeros((2, 8, 8, 3), np.float32)
+        with pytest.raises(ShapeError, match=r"numpy\.moveaxis\(x, -1, 1\) puts channels first"):
+            xnn.Sequential(layers.Conv2D(3, 2, 3)).predict(keras)
+        assert xnn.Sequential(layers.Conv2D(3, 2, 3)).predict(np.moveaxis(keras, -1, 1)).shape == (2, 2, 6, 6)
+
+
+class TestData:
+    @pytest.mark.parametrize("y", [(), (LABELS,)])
+    def test_a_pair_is_one_argument(self, y):
+        """Without y, and with y beside x, as in Keras and scikit-learn."""
+        chosen = trainer(losses.SoftmaxCrossEntropy(), 3)
+        with pytest.raises(
+            OptionError,
+            match=r"a pair \(x, y\) of samples and targets, got ndarray: give both in .* as in fit\(\(x, y\)\)$",
+        ):
+            chosen.fit(X, *y)
+        with pytest.raises(OptionError, match=r"got ndarray: give both in .* as in evaluate\(\(x, y\)\)$"):
+            chosen.evaluate(X, *y)
+        with pytest.raises(OptionError, match=r"got ndarray: .* as in fit\(..., validation=\(x, y\)\)$"):
+            chosen.fit((X, LABELS), validation=X)
+
+    @pytest.mark.parametrize(
+        "kind", [losses.MSE, losses.L1, losses.Huber, losses.Hinge, losses.BinaryCrossEntropy]
+    )
+    def test_class_labels_for_a_loss_of_numbers(self, kind):
+        with pytest.raises(
+            ShapeError, match=r"class labels are for SoftmaxCrossEntropy.*numpy\.eye\(3\)\[y\]$"
+        ):
+            trainer(kind(), 3).fit((X, LABELS))
+        with pytest.raises(ShapeError, match=r"outputs \(n, 1\).*y\.reshape\(-1, 1\) makes a column of y$"):
+            trainer(kind(), 1).fit((X, LABELS))
+
+    def test_the_way_out_works(self):
+        one_hot = np.eye(3, dtype="float32")[LABELS]
+        assert trainer(losses.MSE(), 3).fit((X, one_hot), progress=False).steps == 1
+        assert trainer(losses.MSE(), 1).fit((X, LABELS.reshape(-1, 1)), progress=False).steps == 1
+
+    def test_two_classes_for_a_single_output(self):
+        with pytest.raises(
+            xnn.errors.LabelError, match="BinaryCrossEntropy takes one output, and targets 0 or 1"
+        ):
+            trainer(losses.SoftmaxCrossEntropy(), 1).fit((X, LABELS % 2))
+        with pytest.raises(xnn.errors.LabelError, match="widen the last layer"):
+            trainer(losses.SoftmaxCrossEntropy(), 2).fit((X, LABELS))

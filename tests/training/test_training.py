@@ -563,11 +563,6 @@ def test_nothing_grows_with_epochs():
     assert held[4] - held[1] < 5_000  # the smallest weight array alone has 50,000 bytes
 
 
-def test_the_progress_bar_is_silent_where_there_is_no_terminal(capsys):
-    trainer().fit((X, Y), progress=True)
-    assert capsys.readouterr() == ("", "")
-
-
 def test_the_progress_bar_on_a_terminal(monkeypatch, capsys):
     import sys
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from xnn.cli.outputs import check_apart
 from xnn.cli.surroundings import say
 from xnn.data import Dataset, load
 from xnn.errors import DataError, DivergenceError, OptionError
-from xnn.files import check_plot, check_writable, notice, to_json
+from xnn.files import StandardError, check_plot, check_writable, notice, to_json
 from xnn.history import History
 from xnn.layers import Sequential
 from xnn.layers import files as weights
@@ -243,15 +244,18 @@ def _fit(
 ) -> History:
     """Train. If an error ends the training, save the last good weights and the record, and raise the error."""
     spec, data = job.spec, job.data
+    shown = progress and StandardError().isatty()  # elsewhere EpochLines writes to standard output
     try:
-        return job.trainer.fit(
-            (data.x_train, spec.targets(data.y_train)),
-            validation=(data.x_val, spec.targets(data.y_val)),
-            epochs=epochs,
-            batch_size=spec.batch_size,
-            seed=spec.seed,
-            progress=progress,
-        )
+        with warnings.catch_warnings():  # restores showwarning
+            warnings.showwarning = lambda message, *_, **__: notice(f"xnn: {message}")
+            return job.trainer.fit(
+                (data.x_train, spec.targets(data.y_train)),
+                validation=(data.x_val, spec.targets(data.y_val)),
+                epochs=epochs,
+                batch_size=spec.batch_size,
+                seed=spec.seed,
+                progress=shown,
+            )
     except Exception as error:
         if watcher.history.steps or isinstance(error, DivergenceError):
             with job.averaged():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from xnn import ops
 from xnn.errors import GraphError
+from xnn.graph.habits import hint_for
 from xnn.ops import Op
 
 __all__ = ["Recorded", "array_of", "next_created"]
@@ -176,7 +177,8 @@ class Recorded:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             if name in ("shape", "dtype"):
                 raise AttributeError(f"{self!r} has no {name} yet: feed its Input, or run forward_pass")
-            raise AttributeError(f"a {type(self).__name__} has no attribute {name}: {_instead(name)}")
+            instead = hint_for("value", name) or _instead(name)
+            raise AttributeError(f"a {type(self).__name__} has no attribute {name}: {instead}")
 
 
 def array_of(x: Any) -> Any:

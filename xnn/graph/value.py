@@ -17,6 +17,9 @@ from xnn.ops.op import install
 
 __all__ = ["Constant", "Drawn", "Kept", "Value", "apply", "as_array", "drawn"]
 
+# A repr of more elements than this shows dtype and shape.
+_SHOWN = 6
+
 
 class Value(Recorded):
     """A recorded value that is computed at once. Value(array) is an input.
@@ -74,7 +77,9 @@ class Value(Recorded):
         return bool(self.array)
 
     def __repr__(self) -> str:
-        return f"Value({self.array!r})"
+        if self.size > _SHOWN:
+            return f"<{type(self).__name__} {self.dtype} {tuple(self.shape)}>"
+        return f"{type(self).__name__}({self.array!r})"
 
 
 def _refuse_in_a_program(what: str) -> None:

@@ -6,6 +6,9 @@ layer with weights, and `sequential.py` for the model. The other files hold laye
 written by hand).
 """
 
+from typing import TYPE_CHECKING
+
+from xnn.graph.habits import module_habits
 from xnn.layers.activations import (
     ELU,
     GELU,
@@ -75,3 +78,6 @@ __all__ = [
     "Tanh",
     "augmentation",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+    __getattr__ = module_habits(__name__)

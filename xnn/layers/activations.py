@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from xnn import ops
 from xnn.errors import OptionError, ShapeError
@@ -15,18 +15,30 @@ from xnn.options import check_integer, check_real, checked
 
 __all__ = [
     "ELU", "GELU", "SELU", "Flatten", "LeakyReLU", "LogSoftmax", "ReLU", "Reshape", "SiLU", "Sigmoid", "Softmax",
-    "Softplus", "Tanh",
+    "Softplus", "Tanh", "elementwise",
 ]  # fmt: skip
 
 
 class _Activation(Layer):
     """An op of one input. Its options are attributes of the same names."""
 
+    #: Whether each element of the output depends on one element of the input.
+    by_element: ClassVar[bool] = True
+
     def __init__(self) -> None:
         super().__init__()
 
     def config(self) -> dict[str, Any]:
         return dict(self.options(None))
+
+
+def elementwise() -> dict[str, type[Layer]]:
+    """The activations that work element by element, under the names of their ops: {"relu": ReLU, ...}.
+
+    The command line and the networks of the digests find new activations here.
+    """
+    kinds = [kind for kind in _Activation.__subclasses__() if kind.by_element]
+    return {name: kind for kind in kinds for name in ops.__all__ if getattr(ops, name) is kind.op}
 
 
 class ReLU(_Activation):
@@ -217,6 +229,7 @@ class Softmax(_Activation):
     """
 
     op = ops.softmax
+    by_element = False
 
     def __init__(self, axis: int = -1) -> None:
         super().__init__()
@@ -240,6 +253,7 @@ class LogSoftmax(_Activation):
     """
 
     op = ops.log_softmax
+    by_element = False
 
     def __init__(self, axis: int = -1) -> None:
         super().__init__()
@@ -259,6 +273,7 @@ class Flatten(_Activation):
     """
 
     op = ops.flatten
+    by_element = False
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (math.prod(shape),)

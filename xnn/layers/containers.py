@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, overload
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from xnn.options import check_integer, written
 __all__ = ["Add", "Container", "Identity", "Parallel"]
 
 
-# A repr of more layers than this shows the first ones and the last one.
-_SHOWN = 8
+# How many layers a repr shows, the last one among them: 8, or fewer if the text would be longer than 200 characters.
+_SHOWN, _LONGEST = (8, 4, 3), 200
 
 
 class Container(Layer):
@@ -27,6 +28,7 @@ class Container(Layer):
     layers: Layer objects, each of them once.
     seed: an integer, from which the weights of all layers are drawn; None by default.
 
+    `layers` is the list; `len`, iteration and positions are its: model[0], model[-1].
     Raises OptionError for something that is not a layer, and for a layer that is there twice.
     """
 
@@ -46,6 +48,23 @@ class Container(Layer):
         super().__init__(seed=seed)
         self.draw_from(seed or 0, 0)
         self.number_from(0)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __bool__(self) -> bool:
+        return True  # not what __len__ says
+
+    @overload
+    def __getitem__(self, position: int) -> Layer: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Layer]: ...
+    def __getitem__(self, position: int | slice) -> Layer | list[Layer]:
+        """The layer at a position, or the list of those in a slice: Sequential(*model[:-1]) is a model of them."""
+        return self.layers[position]
 
     def _held(self) -> list[tuple[str, Any]]:
         """The layers by position, then what else a subclass assigned to attributes."""
@@ -94,10 +113,21 @@ class Container(Layer):
         return {"layers": self.layers}
 
     def __repr__(self) -> str:
-        shown = [repr(layer) for layer in self.layers]
-        if len(shown) > _SHOWN:
-            shown[_SHOWN - 2 : -1] = [f"... {len(shown) - _SHOWN + 1} more ..."]
-        return written(self, {k: v for k, v in self.config().items() if k not in ("layers", "seed")}, *shown)
+        options = {name: value for name, value in self.config().items() if name not in ("layers", "seed")}
+        text = ""
+        for most in _SHOWN:
+            shown = [
+                f"{type(layer).__name__}({len(layer)} layers)"
+                if text and isinstance(layer, Container)
+                else repr(layer)
+                for layer in self.layers
+            ]
+            if len(shown) > most:
+                shown[most - 2 : -1] = [f"... {len(shown) - most + 1} more ..."]
+            text = written(self, options, *shown)
+            if len(text) <= _LONGEST:
+                break
+        return text
 
 
 class Identity(Layer):

@@ -243,9 +243,13 @@ def _pairs_as_numbers(options: dict[str, Any]) -> dict[str, Any]:
 def _check_images(layer: Layer, shape: tuple[int | None, ...], channels: int | None = None) -> None:
     """Raise ShapeError unless the shape is that of a batch of images, with this many channels."""
     if len(shape) != 4 or channels not in (None, shape[1]):
-        hint = (
-            ": Reshape((channels, height, width)) before it makes images of rows" if len(shape) == 2 else ""
-        )
+        hint = {
+            2: ": Reshape((channels, height, width)) before it makes images of rows",
+            3: ": Reshape((1, height, width)) before it adds the axis of channels"
+            if channels in (None, 1)
+            else "",
+            4: ": numpy.moveaxis(x, -1, 1) puts channels first" if shape[-1] == channels else "",
+        }.get(len(shape), "")
         got = f"samples of shape {shape[1:]}" if shape and shape[0] is None else f"an input of shape {shape}"
         raise ShapeError(
             f"{layer!r} takes images (n, {channels or 'channels'}, height, width), got {got}{hint}"

@@ -12,7 +12,7 @@ from xnn.backends import Backend, backend_of
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph.node import array_of
 from xnn.initializers import Glorot, Initializer, Zeros
-from xnn.layers.layer import Layer, check_input_dtype
+from xnn.layers.layer import Layer, check_input_dtype, flatten_hint
 from xnn.layers.parameter import Parameter
 from xnn.ops import Array
 from xnn.options import check_count, check_dtype
@@ -63,13 +63,14 @@ class Dense(Layer):
 
     def check(self, x: Array) -> None:
         lib = backend_of(x, self.weight.array)  # raises for two backends, and for x that is not an array
-        self._check_shape(tuple(x.shape), "an input")
+        self._check_shape(tuple(x.shape), "an input", tuple(x.shape[1:]))
         check_input_dtype(self, x, lib)
 
-    def _check_shape(self, shape: tuple[int, ...], what: str) -> None:
+    def _check_shape(self, shape: tuple[int, ...], what: str, sample: tuple[int, ...]) -> None:
         if not shape or shape[-1] != self.inputs:
             raise ShapeError(
                 f"{self!r} cannot take {what} of shape {shape}: the last axis must be {self.inputs}"
+                f"{flatten_hint(sample, self.inputs)}"
             )
 
     def config(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class Dense(Layer):
         }
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        self._check_shape(shape, "samples")
+        self._check_shape(shape, "samples", shape)
         return (*shape[:-1], self.outputs)
 
     def flops(self, shape: tuple[int, ...]) -> int:

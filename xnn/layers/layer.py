@@ -14,6 +14,7 @@ from xnn.backends.numerics import check_same_numerics, pinned
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
+from xnn.graph.habits import Habitual, RefusedName
 from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, current_scope
 from xnn.graph.taped import Taped
@@ -24,7 +25,7 @@ from xnn.layers.state import Stateful
 from xnn.ops import Array, Namespace, Op
 from xnn.options import written
 
-__all__ = ["Composite", "Layer", "check_input_dtype", "tried_shape"]
+__all__ = ["Composite", "Layer", "check_input_dtype", "flatten_hint", "tried_shape"]
 
 
 class _Tape(NamedTuple):
@@ -35,7 +36,7 @@ class _Tape(NamedTuple):
     numerics: str
 
 
-class Layer(Stateful):
+class Layer(Stateful, Habitual):
     """Parameters, and a function of an input and of them. The base class of all layers.
 
     A subclass assigns parameters and layers to attributes, and overrides `compute` (or sets `op`):
@@ -95,6 +96,8 @@ class Layer(Stateful):
     """
 
     op: Op
+    _habits = "layer"
+    trainable = RefusedName("layer", "trainable")
     #: xnn's own layers by name, from which a saved model is built again.
     own: ClassVar[dict[str, Any]] = {}
     #: Arguments that an architecture file may omit, and the axis of a sample from which each is taken.
@@ -356,6 +359,11 @@ def _alone(gradient: Array | None, out: set[int]) -> Array | None:
         gradient = backend_of(gradient).xp.asarray(gradient, copy=True)
     out.add(id(gradient))
     return gradient
+
+
+def flatten_hint(shape: tuple[int, ...], size: int) -> str:
+    """What to do about samples of several axes that have as many elements as a layer takes; "" for others."""
+    return "; put Flatten() before it" if len(shape) > 1 and math.prod(shape) == size else ""
 
 
 def check_input_dtype(layer: Any, x: Array, lib: Backend) -> None:

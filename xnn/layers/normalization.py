@@ -12,7 +12,7 @@ from xnn.backends.communicator import communicator
 from xnn.errors import OptionError, ShapeError
 from xnn.graph.node import array_of
 from xnn.initializers import Ones, Zeros
-from xnn.layers.layer import Layer, check_input_dtype
+from xnn.layers.layer import Layer, check_input_dtype, flatten_hint
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops.normalization import running_moments
 from xnn.ops.op import size_of
@@ -132,6 +132,7 @@ class BatchNorm(_Normalization):
         if not shape or shape[0] != self.features:
             raise ShapeError(
                 f"{self!r} cannot take samples of shape {shape}: the first axis must be {self.features}"
+                f"{flatten_hint(shape, self.features)}"
             )
         return shape
 
@@ -194,6 +195,7 @@ class LayerNorm(_Normalization):
         if shape[-len(self.features) :] != self.features:
             raise ShapeError(
                 f"{self!r} cannot take samples of shape {shape}: the last axes must be {self.features}"
+                f"{flatten_hint(shape, math.prod(self.features))}"
             )
         return shape
 

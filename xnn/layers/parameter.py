@@ -10,6 +10,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, widened
 from xnn.errors import GraphError, MixedArraysError, OptionError, ShapeError
+from xnn.graph.habits import RefusedName
 from xnn.graph.node import Recorded, next_created
 from xnn.graph.scope import current_scope
 from xnn.initializers import Initializer
@@ -45,6 +46,7 @@ class Parameter(Recorded):
 
     #: Lower than a recorded value's and a node's: an op of both gives one of those.
     rank: ClassVar[int] = 0
+    requires_grad, trainable, data = (RefusedName("value", n) for n in ("requires_grad", "trainable", "data"))
 
     def __init__(
         self, name: str, shape: int | tuple[int, ...], initializer: Initializer, dtype: str = "float32"

@@ -153,13 +153,33 @@ class Sequential(Container):
         x = self.prepare(x)
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
-        self.output_shape(tuple(x.shape[1:]))  # raises for samples that do not fit, before any work
+        self._check_samples(tuple(x.shape))  # before any work
         parts = []
         with lib.guard(), Scope(records=False):
             for start in range(0, max(1, x.shape[0]), batch_size):
                 batch: Any = lib.to_device(x[start : min(start + batch_size, x.shape[0]), ...])
                 parts.append(lib.to_host(self.run(batch, training=False)))
         return np.concatenate(parts)
+
+    def _check_samples(self, shape: tuple[int, ...]) -> None:
+        """Raise ShapeError unless this is the shape of a batch of samples that fit."""
+        try:
+            self.output_shape(shape[1:])
+        except ShapeError:
+            if self._fits(shape):
+                raise ShapeError(
+                    f"predict takes a batch of samples (n, ...), and got one sample of shape {shape}: x[None] is a "
+                    "batch of it"
+                ) from None
+            raise
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether this is the shape of a sample that the model takes."""
+        try:
+            self.output_shape(shape)
+        except ShapeError:
+            return False
+        return True
 
     def predict_classes(self, x: Any, batch_size: int = 1024) -> np.ndarray:
         """The class of each sample, int64 (n,): the index of the largest output.

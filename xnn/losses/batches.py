@@ -8,7 +8,7 @@ import numpy as np
 
 from xnn.errors import DTypeError, OptionError, ShapeError
 
-__all__ = ["LossOverBatches", "check_sample_weight", "inside"]
+__all__ = ["LossOverBatches", "check_sample_weight", "inside", "reshaping_hint"]
 
 
 class LossOverBatches:
@@ -16,6 +16,9 @@ class LossOverBatches:
 
     def __init__(self, loss: Any) -> None:
         self._adds, self._sum, self._total = loss.reduction == "sum", 0.0, 0.0
+
+    def __repr__(self) -> str:
+        return f"<LossOverBatches: {self.value:.6g}>"
 
     def add(self, value: Any, total: Any) -> None:
         """Add a batch's loss, and the divisor of its mean."""
@@ -49,3 +52,14 @@ def check_sample_weight(sample_weight: Any, rows: int) -> np.ndarray:
 def inside(shape: tuple[int, ...]) -> str:
     """The sizes of a shape as text, to be put after "(n, "."""
     return ", ".join(map(str, shape))
+
+
+def reshaping_hint(targets: np.ndarray, output_shape: tuple[int, ...]) -> str:
+    """What to do about targets of another shape than the outputs."""
+    if targets.ndim != 1 or len(output_shape) != 1:
+        return "reshape the targets"
+    if output_shape[0] == 1:
+        return "y.reshape(-1, 1) makes a column of y"
+    return (
+        f"class labels are for SoftmaxCrossEntropy, or become one-hot rows by numpy.eye({output_shape[0]})[y]"
+    )

@@ -102,9 +102,12 @@ class SoftmaxCrossEntropy(Loss):
         if counted.size:
             low, high, classes = int(counted.min()), int(counted.max()), output_shape[0]
             if low < 0 or high >= classes:
+                hint = "number the classes from 0, or widen the last layer"
+                if classes == 1 and low >= 0 and high == 1:
+                    hint = "BinaryCrossEntropy takes one output, and targets 0 or 1 of shape (n, 1)"
                 raise LabelError(
                     f"labels run from {low} to {high}, the model has {classes} outputs: labels must lie in "
-                    f"0 .. {classes - 1}; number the classes from 0, or widen the last layer"
+                    f"0 .. {classes - 1}; {hint}"
                 )
 
 

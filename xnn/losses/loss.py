@@ -16,13 +16,14 @@ from xnn.backends.numerics import check_same_numerics, pinned
 from xnn.errors import DTypeError, GraphError, LabelError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
+from xnn.graph.habits import Habitual
 from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, assignments, by_hand, check_assignment, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
 from xnn.layers.by_hand import check_pass, new_pass, written_by_hand
 from xnn.layers.parameter import Parameter
-from xnn.losses.batches import check_sample_weight, inside
+from xnn.losses.batches import check_sample_weight, inside, reshaping_hint
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.apply import apply_rule, plain_number
 from xnn.ops.losses import check_reduction
@@ -47,7 +48,7 @@ def _options_of(op: Op) -> list[inspect.Parameter]:
     return list(inspect.signature(takes).parameters.values())
 
 
-class Loss:
+class Loss(Habitual):
     """One number computed from outputs and targets, which training makes small. The base class of all losses.
 
     A subclass overrides `compute` (or sets `op`):
@@ -87,6 +88,7 @@ class Loss:
     """
 
     op: Op
+    _habits = "loss"
     #: Names of the metrics that a Trainer counts by default.
     usual_metrics: tuple[str, ...] = ()
     #: Whether each output is a yes or no of its own, by which a Trainer's metrics count it.
@@ -145,7 +147,7 @@ class Loss:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._defaults():
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return self._missing(name)
         return self._chosen.get(name, self._defaults()[name])
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -350,7 +352,7 @@ class Loss:
         if tuple(targets.shape[1:]) != output_shape:
             raise ShapeError(
                 f"{self!r} got targets of shape {tuple(targets.shape)} for outputs (n, {inside(output_shape)}): they "
-                "must be equal, since nothing is broadcast; reshape the targets"
+                f"must be equal, since nothing is broadcast; {reshaping_hint(targets, output_shape)}"
                 + ("" if type(self).__module__.startswith("xnn.") else ", or override `check` and `prepare`")
             )
         if targets.dtype.kind not in "fiub":

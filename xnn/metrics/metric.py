@@ -147,6 +147,9 @@ class Totals:
         self.metrics, self.samples = metrics, 0
         self._totals: list[np.ndarray] = []
 
+    def __repr__(self) -> str:
+        return f"<Totals of {', '.join(metric.name for metric in self.metrics)}: {self.samples:,} samples>"
+
     def add(self, counts: Sequence[np.ndarray], samples: int) -> None:
         """Add a batch. Raises ShapeError if a metric counted another shape than before.
 

@@ -5,6 +5,9 @@
 The update rules themselves are functions in xnn.ops.updates.
 """
 
+from typing import TYPE_CHECKING
+
+from xnn.graph.habits import module_habits
 from xnn.optimizers.adaptive import AdaDelta, AdaGrad, Adam, AdamW, Nadam, RMSProp
 from xnn.optimizers.descent import SGD, Lion
 from xnn.optimizers.lbfgs import LBFGS
@@ -24,3 +27,6 @@ __all__ = [
     "State",
     "WeightDecay",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+    __getattr__ = module_habits(__name__)

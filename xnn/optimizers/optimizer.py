@@ -14,7 +14,9 @@ import numpy as np
 from xnn.backends import backend_of
 from xnn.backends.numerics import pinned
 from xnn.errors import OptionError
+from xnn.graph.habits import Habitual, RefusedName
 from xnn.layers import Parameter
+from xnn.layers.state import Stateful
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule, fresh_arrays
 from xnn.options import argument_names, attributes_of, check_known, check_real, checked, written
@@ -27,7 +29,7 @@ __all__ = ["Common", "Optimizer", "State", "WeightDecay"]
 WeightDecay: TypeAlias = float | Mapping[str, float] | Callable[[Parameter], float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class State:
     """What an update rule keeps for one parameter between steps.
 
@@ -39,6 +41,9 @@ class State:
     arrays: tuple[Array, ...] = ()
     numbers: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return written(self, vars(self))
 
 
 class Common(TypedDict, total=False):
@@ -59,7 +64,7 @@ def _check_average(name: str, average: Any) -> float | None:
     return None if average is None else check_real(name, average, 0.0, 1.0)
 
 
-class Optimizer:
+class Optimizer(Habitual):
     """The base of all optimizers: changes parameters by their gradients.
 
     learning_rate: a number >= 0, or a function of the step's number such as those of xnn.schedules.
@@ -97,6 +102,8 @@ class Optimizer:
         [[-0.25], [0.75]]
     """
 
+    _habits = "optimizer"
+    lr, param_groups = (RefusedName("optimizer", name, own=True) for name in ("lr", "param_groups"))
     rule: ClassVar[Callable[..., Any]]
     #: Whether it minimizes a function of all weights and takes no steps by gradients (LBFGS).
     minimizes: ClassVar[bool] = False
@@ -287,6 +294,8 @@ class Optimizer:
             >>> float(cost) < 1e-6
             True
         """
+        if isinstance(parameters, Stateful):
+            raise OptionError(f"step takes parameters, got {repr(parameters)[:60]}: pass model.parameters()")
         parameters = list(parameters)
         self.check_parameters(parameters)
         if gradients is not None:

@@ -6,10 +6,11 @@ of the classes instead.
 
 from __future__ import annotations
 
-from xnn import layers, losses, optimizers
+from xnn import losses, optimizers
 from xnn.backends.kernels.calls import TABLES
 from xnn.data import Dataset
 from xnn.layers import Layer
+from xnn.layers.activations import elementwise
 from xnn.losses import Loss
 from xnn.optimizers import Optimizer
 
@@ -47,17 +48,8 @@ LOSSES_OF_TWO_CLASSES: dict[str, type[Loss]] = {
 LOSSES_OF_NUMBERS: dict[str, type[Loss]] = {"mse": losses.MSE, "l1": losses.L1, "huber": losses.Huber}
 LOSSES: dict[str, type[Loss]] = LOSSES_OF_CLASSES | LOSSES_OF_TWO_CLASSES | LOSSES_OF_NUMBERS
 
-ACTIVATIONS: dict[str, type[Layer]] = {
-    "relu": layers.ReLU,
-    "leaky-relu": layers.LeakyReLU,
-    "elu": layers.ELU,
-    "selu": layers.SELU,
-    "gelu": layers.GELU,
-    "silu": layers.SiLU,
-    "softplus": layers.Softplus,
-    "sigmoid": layers.Sigmoid,
-    "tanh": layers.Tanh,
-}
+#: Every activation that works element by element: relu, leaky-relu, elu, ...
+ACTIVATIONS: dict[str, type[Layer]] = {name.replace("_", "-"): kind for name, kind in elementwise().items()}
 
 
 #: What a run of `xnn train` or `xnn verify` may be executed with: see the option `kernels` of xnn.Trainer.

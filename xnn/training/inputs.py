@@ -15,12 +15,20 @@ from xnn.layers import Rescale, Sequential
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.losses import Loss, check_sample_weight
 from xnn.metrics import Metric
+from xnn.training.scale import warn_of_scale
 from xnn.training.steps import Stepper
 
 __all__ = ["check_last_batch", "check_trainable", "prepare", "prepare_validation"]
 
 #: An offset of a Rescale beyond which float32 leaves less than three digits of numbers of size 1.
 _FAR = 1e4
+
+#: How a pair is given, for each role of data.
+_PAIRS = {
+    "training": "fit((x, y))",
+    "validation": "fit(..., validation=(x, y))",
+    "evaluation": "evaluate((x, y))",
+}
 
 
 def check_trainable(model: Sequential) -> None:
@@ -84,14 +92,11 @@ def prepare(
     Raises OptionError, ShapeError, DTypeError or LabelError.
     """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
-        what, hint = type(data).__name__, ""
-        if hasattr(data, "shape"):
-            hint = ": give both in parentheses of their own, as in fit((x, y))"
+        what, hint = type(data).__name__, f": give both in parentheses of their own, as in {_PAIRS[role]}"
         if isinstance(data, (tuple, list)):
             what = f"{what} of {len(data)}"
-            hint = (
-                "; weights of samples are an argument of their own, sample_weight=" if len(data) == 3 else ""
-            )
+            if len(data) == 3:
+                hint = "; weights of samples are an argument of their own, sample_weight="
         raise OptionError(f"{role} data must be a pair (x, y) of samples and targets, got {what}{hint}")
     lib = model.backend
     x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
@@ -114,6 +119,8 @@ def prepare(
             metric.check(targets)
         prepared = loss.prepare(targets, model.dtype)
         _check_finite(role, "target", targets, prepared)
+    if role == "training":
+        warn_of_scale(model, given, stacklevel=3)
     arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
     if sample_weight is None:
         return arrays

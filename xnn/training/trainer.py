@@ -12,6 +12,7 @@ from xnn.backends.threads import Threads, check_threads, choose_threads, executi
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import OptionError
+from xnn.graph.habits import Habitual
 from xnn.graph.scope import Scope
 from xnn.history import History
 from xnn.layers import Layer, Sequential
@@ -32,7 +33,7 @@ __all__ = ["Trainer"]
 _EVALUATION_BATCH = 1024
 
 
-class Trainer:
+class Trainer(Habitual):
     """Trains a model: `fit`, `evaluate`.
 
     model: a Sequential.
@@ -61,6 +62,8 @@ class Trainer:
         >>> trainer.evaluate((x, x * x))["loss"] < 0.01
         True
     """
+
+    _habits = "trainer"
 
     def __init__(
         self,
@@ -143,7 +146,8 @@ class Trainer:
         sample_weight: (n,), how much each sample counts in the loss (`xnn.ops.LossOp`). Metrics count every sample
             alike.
         seed: draws the shuffles and the layers' random numbers.
-        progress: whether to show a progress bar.
+        progress: whether to show progress on standard error: a bar on a terminal, in Jupyter a line that changes,
+            elsewhere a line after each epoch.
         shuffle: whether to take the samples in a new order in each epoch.
 
         The loss of an epoch in the history is the mean of the batches' means, each weighted by its divisor; with
