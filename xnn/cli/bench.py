@@ -17,10 +17,12 @@ from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.peers import PEERS
-from xnn.cli.options import widths
+from xnn.cli.options import FILE, widths
 from xnn.cli.outputs import check_apart
 from xnn.errors import BackendUnavailableError, OptionError
 from xnn.files import StandardError, check_plot, check_writable, notice, to_json, write_atomically
+from xnn.options import check_real
+from xnn.runs.names import MOST_THREADS
 
 __all__ = ["bench_command", "command"]
 
@@ -77,18 +79,22 @@ xnn bench --to-accuracy 0.98 --peers torch
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_THREADS),
     metavar="N",
     help="Threads of every contestant. Default: the number of cores.",
 )
 @click.option("--numerics", metavar="NAME", help="fast, exact or both. Default: XNN_NUMERICS, else fast.")
 @click.option("--repeat", type=click.IntRange(1), metavar="N", help="Turns of each contestant. Default: 9.")
-@click.option("--json", "json_file", metavar="FILE", help="Write figures and environment to FILE.")
+@click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write figures and environment to FILE.")
 @click.option(
-    "--plot", metavar="FILE", help="Draw throughput against batch size, and losses, into a .png or .svg file."
+    "--plot",
+    type=FILE,
+    metavar="FILE",
+    help="Draw throughput against batch size, and losses, into a .png or .svg file.",
 )
 @click.option(
     "--compare",
+    type=FILE,
     metavar="FILE",
     help="Compare with an older --json file; exits with 1 if xnn is slower by more than the noise.",
 )
@@ -133,6 +139,10 @@ def bench_command(
         "--to-accuracy": to_accuracy, "--backend": backends, "--preset": preset, "--batch-sizes": batch_sizes,
         "--numerics": numerics, "--repeat": repeat, "--plot": plot, "--compare": compare, "--sweep": sweep,
     })  # fmt: skip
+    if to_accuracy is not None:
+        check_real("--to-accuracy", to_accuracy)  # NaN is in every range of click's
+    if preset not in (None, "targets", *suite.NETWORKS):
+        raise OptionError(f"there is no preset {preset!r}: choose {', '.join(suite.NETWORKS)} or targets")
     if json_file:
         check_writable(json_file, begins=_FILE_BEGINS)
     if plot:
@@ -256,8 +266,8 @@ class _Timing:
         about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{10 * math.ceil(seconds / 10)} seconds"
         others = ", longer with libraries that compile" if set(self.contestants) & set(PEERS) else ""
         return (
-            f"about {about}{others}: {len(self.contestants)} contestants, {repeat} turns each, "
-            f"{len(tasks)} pairs of network and batch size"
+            f"about {about}{others}: contestants {len(self.contestants)}, turns of each {repeat}, pairs of network and "
+            f"batch size {len(tasks)}"
         )
 
     @property
@@ -295,10 +305,6 @@ class _Timing:
         """The networks by name, each with a batch size."""
         if self.preset == "targets":
             return list(suite.TARGETS)
-        if self.preset not in suite.NETWORKS:
-            raise OptionError(
-                f"there is no preset {self.preset!r}: choose {', '.join(suite.NETWORKS)} or targets"
-            )
         return [(self.preset, batch) for batch in self.batch_sizes or (32, 128, 512)]
 
 

@@ -15,7 +15,14 @@ from xnn.backends import current_numerics, get_backend
 from xnn.backends import numerics as use_numerics
 from xnn.backends.memory import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
-from xnn.cli.options import backend_option, given_options, numerics_option, run_options, with_table
+from xnn.cli.options import (
+    FILE,
+    backend_option,
+    given_options,
+    numerics_option,
+    run_options,
+    with_table,
+)
 from xnn.cli.outputs import check_apart
 from xnn.cli.surroundings import say
 from xnn.data import Dataset, load
@@ -26,7 +33,7 @@ from xnn.layers import Sequential
 from xnn.layers import files as weights
 from xnn.optimizers import Optimizer
 from xnn.runs.digests import RECORD_BEGINS, Recorder
-from xnn.runs.names import KERNELS
+from xnn.runs.names import KERNELS, MOST_THREADS, thread_count
 from xnn.runs.spec import RunSpec
 from xnn.training import Trainer
 from xnn.training.interrupt import interruptible
@@ -37,9 +44,10 @@ __all__ = ["command", "train_command"]
 def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
     if value is None or value == "auto":
         return value
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a positive integer nor auto")
-    return int(value)
+    number = thread_count(value)
+    if number is None:
+        raise click.BadParameter(f"{value!r} is neither a positive integer up to {MOST_THREADS} nor auto")
+    return number
 
 
 # Not a docstring: `python -OO` removes those.
@@ -95,10 +103,12 @@ XNN_BACKEND=cupy xnn train                      the same run on a GPU
     show_default=True,
     help="The code that runs a step: plain ops, or faster kernels for them; compiled needs the extra fast.",
 )
-@click.option("--save", metavar="FILE", help="Save the model as FILE, a name that ends in .safetensors.")
-@click.option("--plot", metavar="FILE", help="Draw the learning curves into a .png or .svg file.")
-@click.option("--log", metavar="FILE", help="Write one JSON object per epoch.")
-@click.option("--record", metavar="FILE", help="Write digests of every step, for xnn verify.")
+@click.option(
+    "--save", type=FILE, metavar="FILE", help="Save the model as FILE, a name that ends in .safetensors."
+)
+@click.option("--plot", type=FILE, metavar="FILE", help="Draw the learning curves into a .png or .svg file.")
+@click.option("--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch.")
+@click.option("--record", type=FILE, metavar="FILE", help="Write digests of every step, for xnn verify.")
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the result, as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print neither progress nor summary.")
 @click.pass_context
