@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -206,6 +207,20 @@ def test_help_without_docstrings():
     ]
     assert texts[0].stdout.count("Usage: xnn ") == 7
     assert texts[0].stdout == texts[1].stdout
+
+
+def test_no_check_is_an_assert():
+    """`python -O` removes asserts. Those there are say a type to mypy."""
+    root, found = Path(xnn.__file__).parents[1], 0
+    for file in (file for part in ("xnn", "backends", "benchmarks") for file in (root / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assert):
+                text = ast.unparse(node.test)
+                assert text.endswith(" is not None") or text.startswith("isinstance("), (
+                    f"{file}:{node.lineno}: {text}"
+                )
+                found += 1
+    assert found > 10
 
 
 @pytest.mark.parametrize(

@@ -266,8 +266,8 @@ class _Timing:
         about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{10 * math.ceil(seconds / 10)} seconds"
         others = ", longer with libraries that compile" if set(self.contestants) & set(PEERS) else ""
         return (
-            f"about {about}{others}: contestants {len(self.contestants)}, turns of each {repeat}, pairs of network and "
-            f"batch size {len(tasks)}"
+            f"about {about}{others}: contestants {len(self.contestants)}, turns of each {repeat}, "
+            f"pairs of network and batch size {len(tasks)}"
         )
 
     @property
