@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xnn import ops
-from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
+from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, widened
 from xnn.errors import GraphError, MixedArraysError, OptionError, ShapeError
 from xnn.graph.node import Recorded, next_created
 from xnn.graph.scope import current_scope
@@ -114,6 +114,7 @@ class Parameter(Recorded):
             raise ShapeError(
                 f"{self.name} was assigned an array of shape {tuple(value.shape)}, and has shape {self.shape}"
             )
+        value = widened(value)
         xp = backend_of(value).xp
         dtype = getattr(xp, self._dtype)
         self._value = value if value.dtype == dtype else xp.astype(value, dtype)
