@@ -163,11 +163,10 @@ def train_command(
         logger.about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
         logger.about["model"] = [weights.full_text(layer) for layer in model.layers]
     printer = None if quiet or as_json else EpochLines()
-    watcher = _Watcher()
-    callbacks = [c for c in (watcher, logger, printer, recorder, stopper) if c is not None]
+    callbacks: list[Callback] = [c for c in (logger, printer, recorder, stopper) if c is not None]
     trainer = Trainer(model, loss, optimizer, callbacks=callbacks, threads=threads, kernels=kernels)
     job = _Job(spec, data, model, optimizer, trainer, recorder, stopper)
-    history = _fit(job, watcher, epochs, save, record, progress=not quiet)
+    history = _fit(job, epochs, save, record, progress=not quiet)
     # Files are written before anything else can fail, such as Ctrl-C now.
     with job.averaged(), interruptible() as interrupted:
         written, failure = _write_files(job, history, save, record, plot)
@@ -183,15 +182,6 @@ def train_command(
         if failure is not None:  # after the training no option is wrong any more
             raise DataError(str(failure)) if isinstance(failure, OptionError) else failure
     return history.interrupted or interrupted()
-
-
-class _Watcher(Callback):
-    """Keeps the history of the training, also when an error ends it."""
-
-    history = History()
-
-    def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        self.history = history
 
 
 @dataclass(frozen=True)
@@ -242,9 +232,7 @@ def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) 
     check_apart(outputs, inputs)
 
 
-def _fit(
-    job: _Job, watcher: _Watcher, epochs: int, save: str | None, record: str | None, progress: bool
-) -> History:
+def _fit(job: _Job, epochs: int, save: str | None, record: str | None, progress: bool) -> History:
     """Train. If an error ends the training, save the last good weights and the record, and raise the error."""
     spec, data = job.spec, job.data
     try:
@@ -257,9 +245,10 @@ def _fit(
             progress=progress,
         )
     except Exception as error:
-        if watcher.history.steps or isinstance(error, DivergenceError):
+        history = job.trainer.history
+        if history is not None and (history.steps or isinstance(error, DivergenceError)):
             with job.averaged():
-                written, failure = _write_files(job, watcher.history, save, record, None, error)
+                written, failure = _write_files(job, history, save, record, None, error)
             if "save" in written:
                 best = job.stopper.best_epoch if job.stopper else 0
                 before = "that step" if isinstance(error, DivergenceError) else "that"
