@@ -403,3 +403,13 @@ def test_a_backend_that_was_asked_for_and_cannot_run():
     result = CliRunner().invoke(main, ["bench", "--backend", "cupy"])
     assert result.exit_code == 1
     assert reason in result.output
+
+
+def test_escapes_in_messages_and_older_files_reach_no_terminal(monkeypatch, tmp_path):
+    def failed(contestants, *args, **options):
+        return judged(*(entry(name, REFERENCE, 0.5) | {"reason": "no\x1b[31m\x07"} for name in contestants))
+
+    monkeypatch.setattr(suite, "run_task", failed)
+    result = CliRunner().invoke(main, ["bench", "--backend", "numpy", "--batch-sizes", "32"])
+    assert "no figure: no\\x1b[31m\\x07" in result.stdout
+    assert "\x1b" not in result.output

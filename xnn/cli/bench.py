@@ -19,6 +19,7 @@ from xnn.benchmarks.environment import dataset_here, environment, environment_li
 from xnn.benchmarks.peers import PEERS
 from xnn.cli.options import FILE, widths
 from xnn.cli.outputs import check_apart
+from xnn.cli.surroundings import say as print_line
 from xnn.errors import BackendUnavailableError, OptionError
 from xnn.files import StandardError, check_plot, check_writable, notice, to_json, write_atomically
 from xnn.options import check_real
@@ -163,7 +164,7 @@ def bench_command(
     conditions |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": chosen}
     if before is not None:
         report.check_comparable(before, conditions)
-    click.echo(environment_line(conditions["environment"]))
+    _print(environment_line(conditions["environment"]))
     timing = _Timing(contestants, conditions, preset or "article", batch_sizes, sweep, _progress())
     written = timing.run(json_file)
     if plot:
@@ -225,6 +226,12 @@ def _progress() -> Say:
     return replace if stderr.isatty() else add
 
 
+def _print(text: str) -> None:
+    """Print lines; messages of other libraries, and names in a file of --compare, may hold control characters."""
+    for line in text.split("\n"):
+        print_line(line)
+
+
 @dataclass(frozen=True)
 class _Timing:
     """The contestants to time, and the conditions, networks and batch sizes to time them with."""
@@ -249,7 +256,7 @@ class _Timing:
             if results and json_file:
                 write_atomically(json_file, to_json(written).encode())
             if results and self.sweep:
-                click.echo(sizes.text(results))
+                _print(sizes.text(results))
         return written
 
     @property
@@ -290,7 +297,7 @@ class _Timing:
             )
             self.say("")
             title = f"{'-'.join(map(str, task.widths))}, batch {batch}, {threads} threads, {dataset}"
-            click.echo(report.table(entries, title))
+            _print(report.table(entries, title))
             yield {"network": network, "widths": task.widths, "batch": batch, "entries": entries}
 
     def _tasks(self) -> list[tuple[str, int, Task]]:
@@ -323,7 +330,7 @@ def _print_failures(results: list[dict[str, Any]]) -> bool:
 def _print_comparison(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Print the ratios to an older file. Returns whether nothing became slower."""
     lines, slower = report.compare(before, now)
-    click.echo("\n".join(lines))
+    _print("\n".join(lines))
     return not slower
 
 
@@ -337,12 +344,12 @@ def _time_to_accuracy(
         )
     contestants = ["xnn", *(["torch"] if peers else [])]
     say = _progress()
-    click.echo(environment_line(conditions["environment"]))
+    _print(environment_line(conditions["environment"]))
     results = time_to_accuracy.to_accuracy(
         target, contestants=contestants, threads=conditions["threads"], say=say
     )
     say("")
     if json_file:
         write_atomically(json_file, to_json({**conditions, "target": target, "results": results}).encode())
-    click.echo(time_to_accuracy.text(results, target))
+    _print(time_to_accuracy.text(results, target))
     return all(e["reached"] for e in results if e["contestant"].startswith("xnn"))
