@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -137,6 +138,40 @@ def test_a_training_that_is_asked_to_end_saves_its_model(digits, tmp_path, numbe
     assert (process.returncode, err) == (128 + number, "")
     assert xnn.load(path).layers
     assert json.loads(log.read_text().splitlines()[-1])["interrupted"] is True
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_download_that_is_ended_leaves_no_part_of_a_file(tmp_path, number):
+    """The server sends half a file and no more."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = (
+            "import sys, xnn.data.datasets as datasets, xnn.data.sources as sources\n"
+            f"datasets._MNIST_MIRRORS = ('http://127.0.0.1:{server.getsockname()[1]}/',)\n"
+            "sources._TIMEOUT = 60.0\n"
+            "from xnn.cli import main\n"
+            "main(['train', '--dataset', 'mnist'], prog_name='xnn')"
+        )
+        environment = {
+            **os.environ,
+            "XDG_CACHE_HOME": str(tmp_path),
+            "XNN_DATA_HOME": "",
+            "no_proxy": "127.0.0.1",
+        }
+        words = [sys.executable, "-c", program]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(200_000))
+                deadline = time.monotonic() + 60
+                while not any(file.is_file() for file in tmp_path.rglob("*")):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                process.send_signal(number)
+                _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (128 + number, "xnn: interrupted")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
 @pytest.mark.parametrize("place", ["save", "evaluate", "result"])

@@ -107,7 +107,7 @@ XNN_BACKEND=cupy xnn train                      the same run on a GPU
     "--save", type=FILE, metavar="FILE", help="Save the model as FILE, a name that ends in .safetensors."
 )
 @click.option("--plot", type=FILE, metavar="FILE", help="Draw the learning curves into a .png or .svg file.")
-@click.option("--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch.")
+@click.option("--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch; an older log is replaced.")
 @click.option("--record", type=FILE, metavar="FILE", help="Write digests of every step, for xnn verify.")
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the result, as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print neither progress nor summary.")
