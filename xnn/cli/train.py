@@ -35,6 +35,7 @@ from xnn.optimizers import Optimizer
 from xnn.runs.digests import RECORD_BEGINS, Recorder
 from xnn.runs.names import KERNELS, MOST_THREADS, thread_count
 from xnn.runs.spec import RunSpec
+from xnn.runs.target_units import metrics_in_units
 from xnn.training import Trainer
 from xnn.training.interrupt import interruptible
 
@@ -107,7 +108,9 @@ XNN_BACKEND=cupy xnn train                      the same run on a GPU
     "--save", type=FILE, metavar="FILE", help="Save the model as FILE, a name that ends in .safetensors."
 )
 @click.option("--plot", type=FILE, metavar="FILE", help="Draw the learning curves into a .png or .svg file.")
-@click.option("--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch; an older log is replaced.")
+@click.option(
+    "--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch; an older log is replaced."
+)
 @click.option("--record", type=FILE, metavar="FILE", help="Write digests of every step, for xnn verify.")
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the result, as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print neither progress nor summary.")
@@ -152,7 +155,7 @@ def train_command(
         raise OptionError(
             "--patience keeps the weights of the best epoch, and --average their mean over steps: omit one of them"
         )
-    data = load(dataset, data_home, **table)
+    data = spec.with_targets(load(dataset, data_home, **table))
     for message in filter(None, (data.note, data.advice)):
         notice(f"xnn: {message}")
     spec = spec.resolved(data, epochs * spec.steps_per_epoch(data))
@@ -164,7 +167,8 @@ def train_command(
         logger.about["model"] = [weights.full_text(layer) for layer in model.layers]
     printer = None if quiet or as_json else EpochLines()
     callbacks: list[Callback] = [c for c in (logger, printer, recorder, stopper) if c is not None]
-    trainer = Trainer(model, loss, optimizer, callbacks=callbacks, threads=threads, kernels=kernels)
+    metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)
+    trainer = Trainer(model, loss, optimizer, metrics, callbacks=callbacks, threads=threads, kernels=kernels)
     job = _Job(spec, data, model, optimizer, trainer, recorder, stopper)
     history = _fit(job, epochs, save, record, progress=not quiet)
     # Files are written before anything else can fail, such as Ctrl-C now.
@@ -205,17 +209,21 @@ class _Job:
         return (self.stopper.best_epoch if self.stopper else 0) or len(history.epochs)
 
     def save(self, path: str, history: History, error: Exception | None = None) -> None:
-        """Save the model, with notes that `xnn predict` needs."""
-        data = self.data
+        """Save the model, with notes that `xnn predict` needs. It predicts in the units of the targets."""
+        data, model = self.data, self.model
+        if data.target_scaling is not None:
+            model = Sequential(*model.layers, data.target_scaling.inverse(), seed=model.seed)
+            model.numerics = self.model.numerics
         notes: dict[str, Any] = {
             "dataset": data.name,
             "task": data.task,
             "features": data.x_train.shape[1],
             "labels": data.labels,
+            "classes": data.classes,
             "columns": None if data.columns is None else asdict(data.columns),
             "epochs": self.kept_epoch(history),
         }
-        weights.save(self.model, path, notes if error is None else {**notes, "error": str(error)})
+        weights.save(model, path, notes if error is None else {**notes, "error": str(error)})
 
 
 def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) -> None:
@@ -295,7 +303,8 @@ def _write_files(
 
 def _result(job: _Job, history: History, tested: dict[str, float]) -> dict[str, Any]:
     """The object that --json prints."""
-    keys = ("loss", "accuracy", "val_loss", "val_accuracy")
+    keys = ["loss", "accuracy", "val_loss", "val_accuracy"]
+    keys += [name for name in ("val_mae", "val_rmse") if job.data.target_scaling is not None]
     return {
         "dataset": job.data.name,
         "task": job.data.task,
@@ -312,6 +321,7 @@ def _result(job: _Job, history: History, tested: dict[str, float]) -> dict[str, 
         "history": [{key: entry.get(key) for key in keys} for entry in history.epochs],
         "test_loss": tested["loss"],
         "test_accuracy": tested.get("accuracy"),
+        **{f"test_{name}": tested[name] for name in ("mae", "rmse") if name in tested},
         "ms_per_step": round(history.ms_per_step, 4),
         "samples_per_second": round(history.samples_per_second, 1),
         "peak_rss_mb": round(peak_resident_bytes() / 2**20, 1),
