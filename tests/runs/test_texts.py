@@ -73,6 +73,8 @@ OPTIONS = {
     "warmup": st.none() | COUNT,
     "average": st.none() | SHARE,
     "augment": st.floats(0.0, 9.0),
+    "scale_target": st.booleans(),
+    "standardize": st.none() | st.just("float64"),
 }
 
 
