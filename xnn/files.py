@@ -76,7 +76,7 @@ def check_writable(
     if suffixes and path.suffix.lower() not in suffixes:
         raise OptionError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
     try:
-        fault = _fault(path.resolve(), replaced, begins.encode())
+        fault = _fault(path, replaced, begins.encode())
     except (
         OSError,
         ValueError,
@@ -90,11 +90,13 @@ def check_writable(
 
 def _fault(path: Path, replaced: bool, begins: bytes) -> str:
     """Why a file cannot be written at this path, or "". Raises OSError if the system says it, and not we."""
-    there = os.path.lexists(path)
+    there = path.exists()
     if path.is_dir():
         return "it is a folder; name a file"
     if replaced and there and not path.is_file():
         return "it is not a regular file; name one, or a new one"
+    if path.is_file() or not there:  # /dev/stdout may lead to a pipe, which has no path
+        path = path.resolve()
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}; make it first"
     if there and not os.access(path, os.W_OK):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from importlib.util import find_spec
 
@@ -253,7 +254,12 @@ def test_the_command(tmp_path):
     more = ["--plot", plot] if find_spec("matplotlib") else []
     result = CliRunner().invoke(main, [*arguments, "--json", path, *more])
     assert result.exit_code == 0, result.output
-    assert "784-100-200-10, batch 512, 1 threads" in result.output
+    assert "784-100-200-10, batch 512, 1 threads" in result.stdout
+    first, *lines = result.stderr.splitlines()
+    assert re.fullmatch(
+        "xnn: this takes about [0-9]0 seconds: contestants [23], turns of each 1, pairs .* 1", first
+    )
+    assert {"  gemm starts", "  xnn-numpy starts", "  turn 1 of 1"} <= set(lines)
     written = json.loads(path.read_text())
     (only,) = written["results"]
     assert {e["contestant"] for e in only["entries"]} >= {"gemm", "xnn-numpy"}
@@ -269,6 +275,26 @@ def test_the_command(tmp_path):
     assert result.exit_code == 1, result.output
     assert "article, batch 512, xnn-numpy" in result.output
     assert "slower" in result.output
+
+
+@pytest.mark.parametrize(
+    "words", [("--preset", "targets"), ("--sweep",), ("--batch-sizes", "32,64", "--peers", "numpy")]
+)
+def test_how_long_it_will_take_is_said_first(monkeypatch, words):
+    """More contestants, turns, networks and batch sizes take longer."""
+    monkeypatch.setattr(suite, "run_task", lambda *args, **options: pytest.fail("timed before it was said"))
+    monkeypatch.setattr("xnn.cli.bench._Timing._presets", lambda self: [])
+    monkeypatch.setattr("xnn.cli.bench._Timing._sweep", lambda self: [])
+    result = CliRunner().invoke(main, ["bench", "--backend", "numpy", *words])
+    pairs = {"--preset": 5, "--sweep": 12, "--batch-sizes": 2}[words[0]]
+    assert f"turns of each 9, pairs of network and batch size {pairs}" in result.stderr
+    assert ("longer with libraries that compile" in result.stderr) == ("--peers" in words)
+    seconds = [
+        suite.expected_seconds(*given)
+        for given in ((2, TASK, 9), (4, TASK, 9), (4, TASK, 18), (4, Task((784, 5000, 10), 512, 8192), 18))
+    ]
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) == 4
 
 
 def invented(times):
@@ -377,3 +403,13 @@ def test_a_backend_that_was_asked_for_and_cannot_run():
     result = CliRunner().invoke(main, ["bench", "--backend", "cupy"])
     assert result.exit_code == 1
     assert reason in result.output
+
+
+def test_escapes_in_messages_and_older_files_reach_no_terminal(monkeypatch, tmp_path):
+    def failed(contestants, *args, **options):
+        return judged(*(entry(name, REFERENCE, 0.5) | {"reason": "no\x1b[31m\x07"} for name in contestants))
+
+    monkeypatch.setattr(suite, "run_task", failed)
+    result = CliRunner().invoke(main, ["bench", "--backend", "numpy", "--batch-sizes", "32"])
+    assert "no figure: no\\x1b[31m\\x07" in result.stdout
+    assert "\x1b" not in result.output

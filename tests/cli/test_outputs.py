@@ -208,6 +208,45 @@ def test_two_runs_do_not_write_one_log(tmp_path):
     small_training(path)  # and now it is free
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has these files")
+@pytest.mark.parametrize("log", ["/dev/stdout", "pipe"])
+def test_a_log_may_go_to_a_pipe(digits, tmp_path, log):
+    """As in `xnn train --log /dev/stdout | program`."""
+    words = [
+        os.sys.executable,
+        "-m",
+        "xnn",
+        "train",
+        "--dataset",
+        digits,
+        *map(str, TRAIN),
+        "--quiet",
+        "--log",
+    ]
+    if log == "/dev/stdout":
+        done = subprocess.run([*words, log], capture_output=True, text=True, timeout=60, check=True)
+        lines = done.stdout.splitlines()
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        with subprocess.Popen([*words, tmp_path / "pipe"]) as process:
+            lines = (tmp_path / "pipe").read_text().splitlines()
+            assert process.wait(60) == 0
+    assert [json.loads(line)["event"] for line in lines] == ["start", "epoch", "end"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_leads_to_the_file(digits, tmp_path, there):
+    """Also one whose file is not there yet."""
+    link, file = tmp_path / "link.safetensors", tmp_path / "sub" / "m.safetensors"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    if there:
+        file.touch()
+    assert run("train", "--dataset", digits, *TRAIN, "--save", link, "--quiet").exit_code == 0
+    assert link.is_symlink()
+    assert xnn.load(file).layers
+
+
 # Saved all the same.
 
 

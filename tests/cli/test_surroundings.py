@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -138,6 +140,40 @@ def test_a_training_that_is_asked_to_end_saves_its_model(digits, tmp_path, numbe
     assert json.loads(log.read_text().splitlines()[-1])["interrupted"] is True
 
 
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_download_that_is_ended_leaves_no_part_of_a_file(tmp_path, number):
+    """The server sends half a file and no more."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = (
+            "import sys, xnn.data.datasets as datasets, xnn.data.sources as sources\n"
+            f"datasets._MNIST_MIRRORS = ('http://127.0.0.1:{server.getsockname()[1]}/',)\n"
+            "sources._TIMEOUT = 60.0\n"
+            "from xnn.cli import main\n"
+            "main(['train', '--dataset', 'mnist'], prog_name='xnn')"
+        )
+        environment = {
+            **os.environ,
+            "XDG_CACHE_HOME": str(tmp_path),
+            "XNN_DATA_HOME": "",
+            "no_proxy": "127.0.0.1",
+        }
+        words = [sys.executable, "-c", program]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(200_000))
+                deadline = time.monotonic() + 60
+                while not any(file.is_file() for file in tmp_path.rglob("*")):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                process.send_signal(number)
+                _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (128 + number, "xnn: interrupted")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+
+
 @pytest.mark.parametrize("place", ["save", "evaluate", "result"])
 def test_ctrl_c_while_the_results_are_written(digits, tmp_path, monkeypatch, place):
     """Nothing is lost; the exit code is 130 all the same."""
@@ -206,6 +242,20 @@ def test_help_without_docstrings():
     ]
     assert texts[0].stdout.count("Usage: xnn ") == 7
     assert texts[0].stdout == texts[1].stdout
+
+
+def test_no_check_is_an_assert():
+    """`python -O` removes asserts. Those there are say a type to mypy."""
+    root, found = Path(xnn.__file__).parents[1], 0
+    for file in (file for part in ("xnn", "backends", "benchmarks") for file in (root / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assert):
+                text = ast.unparse(node.test)
+                assert text.endswith(" is not None") or text.startswith("isinstance("), (
+                    f"{file}:{node.lineno}: {text}"
+                )
+                found += 1
+    assert found > 10
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import MISSING, fields
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_runs import RUN, SIDE, record
 
-from xnn import layers, schedules
+from xnn import Sequential, initializers, layers, schedules
 from xnn.data import Dataset
 from xnn.errors import OptionError
 from xnn.layers import files
@@ -111,6 +112,35 @@ def test_every_option_of_an_augmentation_survives_a_model_file(strength):
         again = type(layer)(**config)
         assert json.dumps(again.config()) == json.dumps(layer.config())
         assert files.full_text(again) == files.full_text(layer)
+
+
+#: For each argument of an initializer, other values than its default.
+INITIALIZER_VALUES = {
+    "distribution": st.sampled_from(["normal", "uniform"]),
+    "mode": st.sampled_from(["fan_in", "fan_out"]),
+    **dict.fromkeys(("gain", "slope", "std"), st.floats(1e-30, 1e30)),
+    **dict.fromkeys(("value", "mean"), st.floats(-1e30, 1e30)),
+    "low": st.floats(-1e30, -1e-30),
+    "high": st.floats(0.0, 1e30),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in initializers.__all__ if name != "Initializer"])
+@settings(max_examples=15)
+@given(data=st.data())
+def test_every_option_of_an_initializer_survives_a_record(name, data):
+    """The network of a record draws the same weights as the one of the file, and as the initializer itself."""
+    kind = getattr(initializers, name)
+    options = {
+        key: data.draw(INITIALIZER_VALUES[key], label=key) for key in inspect.signature(kind).parameters
+    }
+    plan = [{"type": "Dense", "inputs": 6, "outputs": 6, "weight_init": {"type": name, **options}}]
+    networks = [Architecture(json.loads(json.dumps(given))) for given in (plan, json.loads(json.dumps(plan)))]
+    built = [network.build((6,), 6, None, 3) for network in networks]
+    own = Sequential(layers.Dense(6, 6, weight_init=kind(**options)), seed=3)
+    weights = [model.parameters()[0].value.tobytes() for model in (*built, own)]
+    assert weights[0] == weights[1] == weights[2]
+    assert repr(eval(repr(kind(**options)), vars(initializers).copy())) == repr(kind(**options))
 
 
 def side(**options):

@@ -46,7 +46,8 @@ xnn verify threads=1 threads=2    compare two runs bit by bit
 
 _EXIT_CODES = """\b
 Exit codes: 0 success; 1 failure, with the reason on standard error; 2 a wrong
-option or environment variable; 130 ended by Ctrl-C, after a report."""
+option or environment variable; 130 ended by Ctrl-C, 143 by SIGTERM, after a
+report."""
 
 
 class _Commands(click.Group):

@@ -17,10 +17,13 @@ from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.peers import PEERS
-from xnn.cli.options import widths
+from xnn.cli.options import FILE, widths
 from xnn.cli.outputs import check_apart
+from xnn.cli.surroundings import say as print_line
 from xnn.errors import BackendUnavailableError, OptionError
 from xnn.files import StandardError, check_plot, check_writable, notice, to_json, write_atomically
+from xnn.options import check_real
+from xnn.runs.names import MOST_THREADS
 
 __all__ = ["bench_command", "command"]
 
@@ -77,18 +80,22 @@ xnn bench --to-accuracy 0.98 --peers torch
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_THREADS),
     metavar="N",
     help="Threads of every contestant. Default: the number of cores.",
 )
 @click.option("--numerics", metavar="NAME", help="fast, exact or both. Default: XNN_NUMERICS, else fast.")
 @click.option("--repeat", type=click.IntRange(1), metavar="N", help="Turns of each contestant. Default: 9.")
-@click.option("--json", "json_file", metavar="FILE", help="Write figures and environment to FILE.")
+@click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write figures and environment to FILE.")
 @click.option(
-    "--plot", metavar="FILE", help="Draw throughput against batch size, and losses, into a .png or .svg file."
+    "--plot",
+    type=FILE,
+    metavar="FILE",
+    help="Draw throughput against batch size, and losses, into a .png or .svg file.",
 )
 @click.option(
     "--compare",
+    type=FILE,
     metavar="FILE",
     help="Compare with an older --json file; exits with 1 if xnn is slower by more than the noise.",
 )
@@ -133,6 +140,10 @@ def bench_command(
         "--to-accuracy": to_accuracy, "--backend": backends, "--preset": preset, "--batch-sizes": batch_sizes,
         "--numerics": numerics, "--repeat": repeat, "--plot": plot, "--compare": compare, "--sweep": sweep,
     })  # fmt: skip
+    if to_accuracy is not None:
+        check_real("--to-accuracy", to_accuracy)  # NaN is in every range of click's
+    if preset not in (None, "targets", *suite.NETWORKS):
+        raise OptionError(f"there is no preset {preset!r}: choose {', '.join(suite.NETWORKS)} or targets")
     if json_file:
         check_writable(json_file, begins=_FILE_BEGINS)
     if plot:
@@ -153,7 +164,7 @@ def bench_command(
     conditions |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": chosen}
     if before is not None:
         report.check_comparable(before, conditions)
-    click.echo(environment_line(conditions["environment"]))
+    _print(environment_line(conditions["environment"]))
     timing = _Timing(contestants, conditions, preset or "article", batch_sizes, sweep, _progress())
     written = timing.run(json_file)
     if plot:
@@ -215,6 +226,12 @@ def _progress() -> Say:
     return replace if stderr.isatty() else add
 
 
+def _print(text: str) -> None:
+    """Print lines; messages of other libraries, and names in a file of --compare, may hold control characters."""
+    for line in text.split("\n"):
+        print_line(line)
+
+
 @dataclass(frozen=True)
 class _Timing:
     """The contestants to time, and the conditions, networks and batch sizes to time them with."""
@@ -239,7 +256,7 @@ class _Timing:
             if results and json_file:
                 write_atomically(json_file, to_json(written).encode())
             if results and self.sweep:
-                click.echo(sizes.text(results))
+                _print(sizes.text(results))
         return written
 
     @property
@@ -256,8 +273,8 @@ class _Timing:
         about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{10 * math.ceil(seconds / 10)} seconds"
         others = ", longer with libraries that compile" if set(self.contestants) & set(PEERS) else ""
         return (
-            f"about {about}{others}: {len(self.contestants)} contestants, {repeat} turns each, "
-            f"{len(tasks)} pairs of network and batch size"
+            f"about {about}{others}: contestants {len(self.contestants)}, turns of each {repeat}, "
+            f"pairs of network and batch size {len(tasks)}"
         )
 
     @property
@@ -280,7 +297,7 @@ class _Timing:
             )
             self.say("")
             title = f"{'-'.join(map(str, task.widths))}, batch {batch}, {threads} threads, {dataset}"
-            click.echo(report.table(entries, title))
+            _print(report.table(entries, title))
             yield {"network": network, "widths": task.widths, "batch": batch, "entries": entries}
 
     def _tasks(self) -> list[tuple[str, int, Task]]:
@@ -295,10 +312,6 @@ class _Timing:
         """The networks by name, each with a batch size."""
         if self.preset == "targets":
             return list(suite.TARGETS)
-        if self.preset not in suite.NETWORKS:
-            raise OptionError(
-                f"there is no preset {self.preset!r}: choose {', '.join(suite.NETWORKS)} or targets"
-            )
         return [(self.preset, batch) for batch in self.batch_sizes or (32, 128, 512)]
 
 
@@ -317,7 +330,7 @@ def _print_failures(results: list[dict[str, Any]]) -> bool:
 def _print_comparison(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Print the ratios to an older file. Returns whether nothing became slower."""
     lines, slower = report.compare(before, now)
-    click.echo("\n".join(lines))
+    _print("\n".join(lines))
     return not slower
 
 
@@ -331,12 +344,12 @@ def _time_to_accuracy(
         )
     contestants = ["xnn", *(["torch"] if peers else [])]
     say = _progress()
-    click.echo(environment_line(conditions["environment"]))
+    _print(environment_line(conditions["environment"]))
     results = time_to_accuracy.to_accuracy(
         target, contestants=contestants, threads=conditions["threads"], say=say
     )
     say("")
     if json_file:
         write_atomically(json_file, to_json({**conditions, "target": target, "results": results}).encode())
-    click.echo(time_to_accuracy.text(results, target))
+    _print(time_to_accuracy.text(results, target))
     return all(e["reached"] for e in results if e["contestant"].startswith("xnn"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,40 @@ import click
 from xnn.errors import OptionError
 from xnn.runs.names import ACTIVATIONS, LOSSES, OPTIMIZERS
 
-__all__ = ["backend_option", "given_options", "numerics_option", "run_options", "widths", "with_table"]
+__all__ = [
+    "FILE",
+    "FOLDER",
+    "backend_option",
+    "given_options",
+    "numerics_option",
+    "run_options",
+    "widths",
+    "with_table",
+]
+
+
+class _Name(click.ParamType):  # type: ignore[type-arg]
+    """A file's or folder's name. An empty one, such as that of an unset variable of the shell, is refused."""
+
+    name = "text"
+
+    def __init__(self, folder: bool) -> None:
+        self.folder = folder
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        value = os.fspath(value)
+        if not value.strip():
+            self.fail("the name is empty: give one, or omit the option", param, ctx)
+        if self.folder and not os.path.isdir(os.path.expanduser(value)):
+            self.fail(
+                f"there is no such folder as {value!r}: name another one, or omit the option", param, ctx
+            )
+        return value
+
+
+FILE, FOLDER = _Name(folder=False), _Name(folder=True)
+
+_MOST = 2**31 - 1  # the largest width or batch size: no memory holds more
 
 
 def widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -19,7 +53,7 @@ def widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
         numbers = tuple(int(part) for part in value.split(",")) if value.strip() else ()
     except ValueError:
         numbers = (0,)
-    if any(number < 1 for number in numbers):
+    if not all(1 <= number <= _MOST for number in numbers):
         raise click.BadParameter(f"{value!r} is not a list of positive integers such as 100,200")
     return numbers
 
@@ -36,17 +70,20 @@ numerics_option = click.option(
 _RUN_OPTIONS = (
     click.option(
         "--dataset",
+        type=FILE,
         metavar="NAME",
         help="mnist, fashion-mnist, digits, boston, synthetic, or a .npz or .csv file. Default: mnist; synthetic if "
         "mnist is neither on disk nor on the network.",
     ),
     click.option(
         "--model",
+        type=FILE,
         metavar="FILE",
         help="A .toml file of layers; replaces --hidden, --activation and --dropout.",
     ),
     click.option(
         "--data-home",
+        type=FOLDER,
         metavar="DIR",
         help="The folder of the data files. Default: XNN_DATA_HOME, else the user's cache.",
     ),

@@ -18,7 +18,7 @@ from xnn.backends import backend as use_backend
 from xnn.backends import get_backend
 from xnn.backends import numerics as use_numerics
 from xnn.cli.model_notes import Notes, read_notes
-from xnn.cli.options import backend_option, numerics_option
+from xnn.cli.options import FILE, FOLDER, backend_option, numerics_option
 from xnn.cli.outputs import check_apart
 from xnn.data import dataset_names, load, read_idx
 from xnn.data.arrays import read_array, read_npz
@@ -54,7 +54,7 @@ xnn predict digits.safetensors images.npy --output logits.npy
 @click.command("predict", help=_HELP)
 @click.argument("model")
 @click.argument("data")
-@click.option("--data-home", metavar="DIR", help="The folder of a named data set's files.")
+@click.option("--data-home", type=FOLDER, metavar="DIR", help="The folder of a named data set's files.")
 @backend_option
 @numerics_option
 @click.option(
@@ -63,7 +63,7 @@ xnn predict digits.safetensors images.npy --output logits.npy
     help="Whether the first line of a table holds names. Default: it does if it has the names that the model was "
     "trained on; if not, as for xnn train.",
 )
-@click.option("--output", metavar="FILE", help="Also write the model's outputs to a .npy file.")
+@click.option("--output", type=FILE, metavar="FILE", help="Also write the model's outputs to a .npy file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
     """The command `xnn predict`; its help is _HELP."""

@@ -16,7 +16,14 @@ from xnn.backends import current_numerics, get_backend
 from xnn.backends import numerics as use_numerics
 from xnn.backends.memory import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
-from xnn.cli.options import backend_option, given_options, numerics_option, run_options, with_table
+from xnn.cli.options import (
+    FILE,
+    backend_option,
+    given_options,
+    numerics_option,
+    run_options,
+    with_table,
+)
 from xnn.cli.outputs import check_apart
 from xnn.cli.surroundings import say
 from xnn.data import Dataset, load
@@ -27,7 +34,7 @@ from xnn.layers import Sequential
 from xnn.layers import files as weights
 from xnn.optimizers import Optimizer
 from xnn.runs.digests import RECORD_BEGINS, Recorder
-from xnn.runs.names import KERNELS
+from xnn.runs.names import KERNELS, MOST_THREADS, thread_count
 from xnn.runs.spec import RunSpec
 from xnn.runs.target_units import metrics_in_units
 from xnn.training import Trainer
@@ -39,9 +46,10 @@ __all__ = ["command", "train_command"]
 def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
     if value is None or value == "auto":
         return value
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a positive integer nor auto")
-    return int(value)
+    number = thread_count(value)
+    if number is None:
+        raise click.BadParameter(f"{value!r} is neither a positive integer up to {MOST_THREADS} nor auto")
+    return number
 
 
 # Not a docstring: `python -OO` removes those.
@@ -97,10 +105,14 @@ XNN_BACKEND=cupy xnn train                      the same run on a GPU
     show_default=True,
     help="The code that runs a step: plain ops, or faster kernels for them; compiled needs the extra fast.",
 )
-@click.option("--save", metavar="FILE", help="Save the model as FILE, a name that ends in .safetensors.")
-@click.option("--plot", metavar="FILE", help="Draw the learning curves into a .png or .svg file.")
-@click.option("--log", metavar="FILE", help="Write one JSON object per epoch.")
-@click.option("--record", metavar="FILE", help="Write digests of every step, for xnn verify.")
+@click.option(
+    "--save", type=FILE, metavar="FILE", help="Save the model as FILE, a name that ends in .safetensors."
+)
+@click.option("--plot", type=FILE, metavar="FILE", help="Draw the learning curves into a .png or .svg file.")
+@click.option(
+    "--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch; an older log is replaced."
+)
+@click.option("--record", type=FILE, metavar="FILE", help="Write digests of every step, for xnn verify.")
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the result, as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print neither progress nor summary.")
 @click.pass_context
@@ -155,12 +167,11 @@ def train_command(
         logger.about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
         logger.about["model"] = [weights.full_text(layer) for layer in model.layers]
     printer = None if quiet or as_json else EpochLines()
-    watcher = _Watcher()
-    callbacks = [c for c in (watcher, logger, printer, recorder, stopper) if c is not None]
+    callbacks: list[Callback] = [c for c in (logger, printer, recorder, stopper) if c is not None]
     metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)
     trainer = Trainer(model, loss, optimizer, metrics, callbacks=callbacks, threads=threads, kernels=kernels)
     job = _Job(spec, data, model, optimizer, trainer, recorder, stopper)
-    history = _fit(job, watcher, epochs, save, record, progress=not quiet)
+    history = _fit(job, epochs, save, record, progress=not quiet)
     # Files are written before anything else can fail, such as Ctrl-C now.
     with job.averaged(), interruptible() as interrupted:
         written, failure = _write_files(job, history, save, record, plot)
@@ -176,15 +187,6 @@ def train_command(
         if failure is not None:  # after the training no option is wrong any more
             raise DataError(str(failure)) if isinstance(failure, OptionError) else failure
     return history.interrupted or interrupted()
-
-
-class _Watcher(Callback):
-    """Keeps the history of the training, also when an error ends it."""
-
-    history = History()
-
-    def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        self.history = history
 
 
 @dataclass(frozen=True)
@@ -239,9 +241,7 @@ def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) 
     check_apart(outputs, inputs)
 
 
-def _fit(
-    job: _Job, watcher: _Watcher, epochs: int, save: str | None, record: str | None, progress: bool
-) -> History:
+def _fit(job: _Job, epochs: int, save: str | None, record: str | None, progress: bool) -> History:
     """Train. If an error ends the training, save the last good weights and the record, and raise the error."""
     spec, data = job.spec, job.data
     shown = progress and StandardError().isatty()  # elsewhere EpochLines writes to standard output
@@ -257,9 +257,10 @@ def _fit(
                 progress=shown,
             )
     except Exception as error:
-        if watcher.history.steps or isinstance(error, DivergenceError):
+        history = job.trainer.history
+        if history is not None and (history.steps or isinstance(error, DivergenceError)):
             with job.averaged():
-                written, failure = _write_files(job, watcher.history, save, record, None, error)
+                written, failure = _write_files(job, history, save, record, None, error)
             if "save" in written:
                 best = job.stopper.best_epoch if job.stopper else 0
                 before = "that step" if isinstance(error, DivergenceError) else "that"

@@ -21,8 +21,10 @@ __all__ = [
     "LOSSES_OF_CLASSES",
     "LOSSES_OF_NUMBERS",
     "LOSSES_OF_TWO_CLASSES",
+    "MOST_THREADS",
     "OPTIMIZERS",
     "losses_for",
+    "thread_count",
 ]
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -54,6 +56,20 @@ ACTIVATIONS: dict[str, type[Layer]] = {name.replace("_", "-"): kind for name, ki
 
 #: What a run of `xnn train` or `xnn verify` may be executed with: see the option `kernels` of xnn.Trainer.
 KERNELS = TABLES
+
+
+#: The largest number of threads that a command takes.
+MOST_THREADS = 999
+
+
+def thread_count(text: str) -> int | None:
+    """The number of threads that a text stands for, None if it is not one from 1 to 999.
+
+    >>> thread_count("4"), thread_count("0"), thread_count("9" * 5000)
+    (4, None, None)
+    """
+    digits = text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_THREADS))
+    return int(text) or None if digits else None
 
 
 def losses_for(data: Dataset) -> dict[str, type[Loss]]:

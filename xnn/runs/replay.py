@@ -15,7 +15,7 @@ import numpy as np
 from xnn.backends import backend_names
 from xnn.errors import DataError, OptionError, UnknownBackendError, XnnError
 from xnn.runs.digests import Digests, Record, TensorKind
-from xnn.runs.names import KERNELS
+from xnn.runs.names import KERNELS, MOST_THREADS, thread_count
 from xnn.runs.process import Process
 
 __all__ = [
@@ -158,8 +158,8 @@ def parse_settings(text: str) -> dict[str, str]:
             raise UnknownBackendError(
                 f"{text!r}: there is no backend {value!r}: choose {', '.join(backend_names())}"
             )
-        if key == "threads" and (not value.isdecimal() or int(value) < 1):
-            raise OptionError(f"{text!r}: threads must be a positive integer")
+        if key == "threads" and thread_count(value) is None:
+            raise OptionError(f"{text!r}: threads must be a positive integer up to {MOST_THREADS}")
         if key == "kernels" and value not in KERNELS:
             raise OptionError(f"{text!r}: kernels must be one of {', '.join(KERNELS)}")
         settings[key] = value

@@ -91,6 +91,7 @@ class RunSpec:
         self._check_optimizer()
         self._check_loss()
         check_real("--augment", self.augment, 0.0, STRONGEST)
+        check_real("--dropout", self.dropout, 0.0, 1.0)
         if self.lr is not None and not check_real("--lr", self.lr, 0.0):
             raise OptionError(f"--lr must be above 0, got {self.lr}: nothing would be learned")
         if self.warmup is not None and (self.schedule or "").startswith("onecycle"):
