@@ -48,6 +48,7 @@ __all__ = [
     "OptionError",
     "ShapeError",
     "UnknownBackendError",
+    "WeightWarning",
     "XnnError",
 ]
 
@@ -127,3 +128,7 @@ class DataNotFoundError(DataError, LookupError):
 
 class CorruptFileError(DataError, ValueError):
     """A file is damaged, or not of the expected kind."""
+
+
+class WeightWarning(XnnError, UserWarning):  # noqa: N818 - a warning
+    """Weights of samples or classes that have no effect. A warning."""

@@ -44,8 +44,16 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
         shapes = ", ".join(str(tuple(x.shape)) if hasattr(x, "shape") else repr(x) for x in inputs)
         raise ShapeError(f"{op.name} of {shapes}{_with(options)}: {error}") from error
     except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-            raise  # it comes from inside the op; arguments that do not fit the signature never get there
+        inside = error.__traceback__ is None or error.__traceback__.tb_next is not None
+        if (
+            inside
+            and options
+            and type(op).__module__.startswith("xnn.ops")
+            and not isinstance(error, XnnError)
+        ):
+            raise OptionError(f"{op.name} cannot compute{_with(options)}: {error}") from error
+        if inside:
+            raise  # it comes from inside a user's op; arguments that do not fit the signature never get there
         raise OptionError(
             f"{op.name} got {len(inputs)} inputs{_with(options)}: {error}. Give inputs by position and options by "
             "name, as in ops.sum(x, axis=0)"
