@@ -142,9 +142,10 @@ class LossOp(Op):
         column, terms, counts, value = weighing
         if reduction == "mean":  # a weight changes the sum and the divisor of the mean
             terms = terms - (value if counts is None else value * counts)
-        dw = pairwise_sum(xp, xp.reshape(share * terms, (shape[0], size_of(shape[1:]))), axis=1)
+        terms = share * xp.where(share == 0.0, 0.0, terms)
+        dw = pairwise_sum(xp, xp.reshape(terms, (shape[0], size_of(shape[1:]))), axis=1)
         omitted = column == 0.0
-        share = share * xp.where(omitted, 1.0, column)
+        share = xp.where(omitted, 1.0, share * column)  # any number will do where it is not used
         slopes = self._slopes(xp, share, own, of_inputs)
         return *(None if d is None else xp.where(omitted, 0.0, d) for d in slopes), dw
 
