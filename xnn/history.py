@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.files import check_plot, save_figure
+from xnn.files import check_matplotlib, save_figure
 
 __all__ = ["History", "epoch_line", "numbers_line"]
 
@@ -99,7 +99,7 @@ class History:
 
         Raises OptionError if it cannot be written, MissingExtraError without matplotlib.
         """
-        check_plot(path)
+        check_matplotlib()
         from matplotlib.figure import Figure
 
         curves = [

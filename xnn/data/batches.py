@@ -42,6 +42,7 @@ class Batches:
         self, arrays: tuple[Any, ...], batch_size: int = 32, shuffle: bool = True, seed: int = 0
     ) -> None:
         batch_size = check_count("batch_size", batch_size)
+        Stream(seed, Purpose.SHUFFLE)  # raises for another seed
         lengths = {int(a.shape[0]) for a in arrays}
         if len(lengths) != 1:
             rows = " and ".join(str(a.shape[0]) for a in arrays)

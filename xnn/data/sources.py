@@ -35,8 +35,8 @@ def data_homes(data_home: str | os.PathLike[str] | None = None) -> list[Path]:
     homes = []
     for name, value in (("data_home", data_home), ("XNN_DATA_HOME", os.environ.get("XNN_DATA_HOME"))):
         if value:
-            home = Path(value).expanduser()
-            if not home.is_dir():
+            home = Path(os.path.expanduser(value))  # Path.expanduser raises for a user that is not there
+            if not os.path.isdir(home):
                 raise OptionError(f"{name}={value}: there is no such folder; name another one or none")
             homes.append(home)
     return [*homes, cache_home()]
@@ -73,6 +73,10 @@ def fetch(
     import pooch
 
     target = cache_home() / folder / name
+    if not target.is_absolute():  # "~" could not be expanded
+        raise DataNotFoundError(
+            f"cannot fetch {name}: this user has no home folder to keep it in; set HOME or XDG_CACHE_HOME"
+        )
     answers = []
     for attempt in range(_ROUNDS):
         for mirror in mirrors:
