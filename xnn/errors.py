@@ -15,6 +15,7 @@
     │   ├── BackendUnavailableError           the backend cannot run on this machine; says why
     │   ├── MixedArraysError(TypeError)       arrays of two backends in one operation
     │   └── DeviceMemoryError(MemoryError)    the device has no memory left
+    ├── WeightWarning(UserWarning)            weights of samples or classes that have no effect; a warning
     └── DataError
         ├── DataNotFoundError(LookupError)    a data set or file is not there and cannot be fetched
         └── CorruptFileError(ValueError)      a file is damaged, or not of the expected kind

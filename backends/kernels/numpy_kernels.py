@@ -242,7 +242,7 @@ def _softmax_cross_entropy(call: Call) -> Runnable:
         value = np.add.reduce(picked) * share
         if not math.isfinite(value):  # the op knows the limits for infinite logits
             loss[()], saved = forward_of(op, np, (z, labels), {})
-            np.copyto(g, backward_of(op, np, one, saved)[0])
+            g[...] = backward_of(op, np, one, saved)[0]
             return
         loss[()] = value
         np.divide(share, total, out=total)

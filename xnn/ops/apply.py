@@ -48,7 +48,7 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
         if (
             inside
             and options
-            and type(op).__module__.startswith("xnn.ops")
+            and type(op).__module__.partition(".")[0] == "xnn"
             and not isinstance(error, XnnError)
         ):
             raise OptionError(f"{op.name} cannot compute{_with(options)}: {error}") from error
@@ -67,9 +67,10 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
 
 def plain_number(x: Any) -> Any:
     """A number of NumPy's as Python's, since a float64 would widen what it is multiplied with; else x itself."""
-    if type(x).__module__ != "numpy" or getattr(x, "shape", None) != () or not hasattr(x, "item"):
+    if type(x).__module__ != "numpy" or getattr(x, "shape", None) != () or not hasattr(x, "dtype"):
         return x
-    return float(x) if getattr(x.dtype, "kind", "") == "f" else x.item()
+    own = {"f": float, "i": int, "u": int, "b": bool}
+    return own[x.dtype.kind](x) if x.dtype.kind in own else x
 
 
 def _with(options: Mapping[str, Any]) -> str:

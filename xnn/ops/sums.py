@@ -31,7 +31,7 @@ def pairwise_sum(xp: Any, x: Any, axis: Any = None, keepdims: bool = False) -> A
     axis, keepdims: as for xp.sum. Sums of integers, and all sums in exact numerics, are xp.sum itself.
 
     >>> import numpy as np
-    >>> float(pairwise_sum(np, np.full((10**6, 1), 0.1, "float32"), axis=0)[0])
+    >>> round(float(pairwise_sum(np, np.full((10**6, 1), 0.1, "float32"), axis=0)[0]), 1)
     100000.0
     """
     axes = _axes(x.ndim, axis)
@@ -91,10 +91,10 @@ def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
 
 def _sum(xp: Any, x: Any, axes: tuple[int, ...], most: int) -> Any:
     """The sum over `axes`, which stay with extent 1. At most `most` terms are added one after the other."""
-    last = x.ndim
-    while last and last - 1 in axes:  # these lie side by side in memory, and NumPy adds them by pairs
-        last -= 1
-    others = [a for a in axes if a < last]
+    inside = 0  # how many of the last axes are summed: they lie side by side, and NumPy adds them by pairs
+    while x.ndim - 1 - inside in axes:
+        inside += 1
+    others = [a for a in axes if a < x.ndim - inside]
     if size_of([x.shape[a] for a in others]) <= most:
         return xp.sum(x, axis=axes, keepdims=True)
     longest = max(others, key=lambda a: x.shape[a])
