@@ -460,7 +460,7 @@ def drawn_tree(drawing: str) -> dict[str, tuple[str | None, str | None]]:
     found: dict[str, tuple[str | None, str | None]] = {}
     path: list[str] = []
     for line in drawing.splitlines():
-        row = re.match(r"    ((?:[│├└ ][─ ]{2} )*)(\w+Error)(?:\((\w+)\))?(?:\s|$)", line)
+        row = re.match(r"    ((?:[│├└ ][─ ]{2} )*)(\w+(?:Error|Warning))(?:\((\w+)\))?(?:\s|$)", line)
         if row:
             depth = len(row[1]) // 4
             path[depth:] = [row[2]]

@@ -27,6 +27,7 @@ __all__ = [
     "check_shape",
     "checked",
     "explained",
+    "is_integer",
     "written",
 ]
 
@@ -35,15 +36,20 @@ _SHOWN_ITEMS, _SHOWN_CHARACTERS = 6, 60
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """The value as an int. Raises OptionError unless it is an integer (NumPy's too) of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+    if not is_integer(value) or int(value) < least:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise OptionError(f"{name} must be {allowed}, got {repr(value)[:60]}")
     return int(value)
 
 
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer of Python's or NumPy's. Booleans and arrays are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_integer(name: str, value: Any) -> int:
     """The value as an int. Raises OptionError unless it is an integer (NumPy's too)."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_integer(value):
         raise OptionError(f"{name} must be an integer, got {repr(value)[:60]}")
     return int(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
 import io
@@ -11,12 +12,22 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bytes_of", "csv_of", "idx_gz_of", "idx_of", "npy_of", "npz_of", "record_of", "safetensors_of", "toml_of"]
+__all__ = [
+    "bytes_of",
+    "csv_of",
+    "idx_gz_of",
+    "idx_of",
+    "npy_of",
+    "npz_of",
+    "record_of",
+    "safetensors_of",
+    "toml_of",
+]
 
 #: Texts that break careless readers: numbers at the edge, brackets, quotes, control characters.
 WORDS = (
-    b"", b"0", b"-1", b"1", b"2", b"255", b"1e400", b"-1e400", b"nan", b"inf", b"1e-400", b"9" * 25, b"9" * 5000, b"1_0",
-    b"0x10", b"1.5", b"true", b"null", b"None", b'"', b"'", b'""', b'"a"', b"[]", b"{}", b"[", b"{", b"]" * 3,
+    b"", b"0", b"-1", b"1", b"2", b"255", b"1e400", b"-1e400", b"nan", b"inf", b"1e-400", b"9" * 25, b"9" * 5000,
+    b"1_0", b"0x10", b"1.5", b"true", b"null", b"None", b'"', b"'", b'""', b'"a"', b"[]", b"{}", b"[", b"{", b"]" * 3,
     b"[" * 3000, b'{"a":' * 3000, b"\x00", b"\r", b"\n", b"\r\n", b",", b";", b"\t", b" ", b"\xff\xfe",
     b"\xef\xbb\xbf", b"\xc3\xa9", b"\xe2\x80\xa8", b"a.b", b"__class__", b"../x", b"%s%n", b"x" * 10_000,
 )  # fmt: skip
@@ -41,7 +52,9 @@ def bytes_of(rng: np.random.Generator, content: bytes) -> bytes:
         piece = content[start:end]
         match int(rng.integers(8)):
             case 0 if piece:  # one bit
-                content = content[:start] + bytes([piece[0] ^ (1 << int(rng.integers(8)))]) + content[start + 1 :]
+                content = (
+                    content[:start] + bytes([piece[0] ^ (1 << int(rng.integers(8)))]) + content[start + 1 :]
+                )
             case 1:
                 content = content[:start] + content[end:]
             case 2:
@@ -128,13 +141,14 @@ def npy_of(rng: np.random.Generator, content: bytes) -> bytes:
                    b"[('a', '<f4')]", b"'|V8'", b"'<i8'", b"'|u1'", b"'nothing'", b"'<f80000000000'"),
         b"fortran_order": (b"True", b"False", b"0", b"None"),
         b"shape": (b"()", b"(0, 3)", b"(3,", b"(True, 3)", b"(1" + b"0" * 20 + b",)", b"(-1, 6)", b"(2, 3)", b"6",
-                   b"(4294967296, 4294967296)", b"(1000000000,)", b"(0, 100000000000)", b"(1.5, 2)", b"[4, 3]", b"'a'"),
+                   b"(4294967296, 4294967296)", b"(1000000000,)", b"(0, 100000000000)", b"(1.5, 2)", b"[4, 3]",
+                   b"'a'"),
     }  # fmt: skip
-    text = [b"'descr': '<f8'", b"'fortran_order': False", b"'shape': (4, 3)"]
+    held = {key.encode(): repr(value).encode() for key, value in ast.literal_eval(header.decode()).items()}
     for _ in range(int(rng.integers(1, 3))):
-        place = int(rng.integers(3))
-        name = (b"descr", b"fortran_order", b"shape")[place]
-        text[place] = b"'" + name + b"': " + one_of(rng, fields[name])
+        name = one_of(rng, list(fields))
+        held[name] = one_of(rng, fields[name])
+    text = [b"'" + name + b"': " + value for name, value in held.items()]
     if rng.random() < 0.2:
         text.append(bytes_of(rng, one_of(rng, text)))
     header = b"{" + b", ".join(text) + b"}\n"
@@ -152,7 +166,9 @@ def npz_of(rng: np.random.Generator, content: bytes) -> bytes:
         case 0:
             del members[name]
         case 1:
-            members[one_of(rng, ("x", "z.npy", "../x.npy", "x_train.npy", "y_val.npy", ".npy"))] = members.pop(name)
+            members[one_of(rng, ("x", "z.npy", "../x.npy", "x_train.npy", "y_val.npy", ".npy"))] = (
+                members.pop(name)
+            )
         case 2:
             array = one_of(rng, (
                 np.zeros(0), np.zeros((0, 3)), np.array(3.0), np.full((4, 3), np.nan), np.array(["a", "b", "c", "d"]),
@@ -213,7 +229,9 @@ def csv_of(rng: np.random.Generator, content: bytes) -> bytes:
         case 3:
             fields = [b'"' + field + b'"' for field in fields]
         case 4:
-            fields[int(rng.integers(len(fields)))] += one_of(rng, (b'"', b' "x"', b'""', b"\x00", b" ", b"\xff"))
+            fields[int(rng.integers(len(fields)))] += one_of(
+                rng, (b'"', b' "x"', b'""', b"\x00", b" ", b"\xff")
+            )
         case _:
             return content.replace(b",", one_of(rng, (b";", b"\t", b"|", b", ", b" ,")))
     lines[number] = b",".join(fields)
@@ -227,9 +245,10 @@ def toml_of(rng: np.random.Generator, content: bytes) -> bytes:
     key, sign, _ = lines[number].partition("=")
     match int(rng.integers(6)):
         case 0 | 1 if sign:
-            values = ("0", "-1", "1", "2", "true", '"classes"', '"a"', "[]", "[1, 2]", "[[1]]", "{}", "1.5", "inf", "nan",
-                      "99999999999999999999", "1e300", '{type = "He"}', '{type = "ReLU"}', "1979-05-27", "''", "0x1F",
-                      "[" * 2000, '"Sequential"', '"Conv2D"', '"Embedding"', '"BatchNorm"', '"same"', "2" * 5000)  # fmt: skip
+            values = ("0", "-1", "1", "2", "true", '"classes"', '"a"', "[]", "[1, 2]", "[[1]]", "{}", "1.5", "inf",
+                      "nan", "99999999999999999999", "1e300", '{type = "He"}', '{type = "ReLU"}', "1979-05-27",
+                      "''", "0x1F", "[" * 2000, '"Sequential"', '"Conv2D"', '"Embedding"', '"BatchNorm"', '"same"',
+                      "2" * 5000)  # fmt: skip
             lines[number] = f"{key}= {one_of(rng, values)}"
         case 2:
             lines.insert(number, one_of(rng, lines))
@@ -238,7 +257,18 @@ def toml_of(rng: np.random.Generator, content: bytes) -> bytes:
         case 4:
             lines.insert(number, ".".join(["a"] * one_of(rng, (2, 50, 3000))) + " = 1")
         case _:
-            keys = ("dtype", "seed", "layers", "axis", "rate", "inputs", "weight_init", "padding", "buffers", "shape")
+            keys = (
+                "dtype",
+                "seed",
+                "layers",
+                "axis",
+                "rate",
+                "inputs",
+                "weight_init",
+                "padding",
+                "buffers",
+                "shape",
+            )
             lines.insert(number, f"{one_of(rng, keys)} = {one_of(rng, ('1', '-1', '[1]', '[]', 'true'))}")
     text = "\n".join(lines).encode()
     if rng.random() < 0.3:

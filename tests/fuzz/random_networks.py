@@ -130,7 +130,14 @@ class Draw:
 
     def kinds(self, shape: Shape) -> list[Callable[[Shape], Layer]]:
         """What may follow samples of this shape; what stands twice is drawn more often."""
-        common = [self.activation, self.activation, self.softmax, self.function, self.rescale, self.batch_norm]
+        common = [
+            self.activation,
+            self.activation,
+            self.softmax,
+            self.function,
+            self.rescale,
+            self.batch_norm,
+        ]
         common += [self.layer_norm, self.drop, self.add, self.parallel]
         if len(shape) == 3:
             return [*common, *(self.convolution,) * 3, self.pool, self.pool, self.flat]

@@ -19,7 +19,9 @@ def one_of(rng, *choices):
 def outputs_of(rng):
     """Outputs (n, classes) or (n, classes, ...)."""
     shape = one_of(rng, (), (3,), (2, 4))
-    return rng.normal(size=(int(rng.integers(1, 8)), int(rng.integers(1, 6)), *shape)) * one_of(rng, 1.0, 5.0, 40.0)
+    return rng.normal(size=(int(rng.integers(1, 8)), int(rng.integers(1, 6)), *shape)) * one_of(
+        rng, 1.0, 5.0, 40.0
+    )
 
 
 def probabilities(rng, shape):
@@ -32,7 +34,10 @@ def cross_entropy(rng, torch, z):
     classes = z.shape[1]
     smoothing = one_of(rng, 0.0, float(rng.uniform(0.0, 0.9)))
     weights = one_of(rng, None, rng.uniform(0.0, 3.0, classes).tolist())
-    given = {"label_smoothing": smoothing, "weight": None if weights is None else torch.tensor(np.asarray(weights))}
+    given = {
+        "label_smoothing": smoothing,
+        "weight": None if weights is None else torch.tensor(np.asarray(weights)),
+    }
     if one_of(rng, True, False):
         targets, ignored = probabilities(rng, z.shape), None
     else:
@@ -104,7 +109,7 @@ def test_sample_weights_multiply_pytorchs_terms(draw, rng):
     kind, options, targets, theirs = draw(rng, torch, z)
     if options.get("class_weight") is not None or options.get("ignore_index") is not None:
         options = {**options, "class_weight": None, "ignore_index": None}  # these have divisors of their own
-        targets = np.abs(targets)  % z.shape[1] if targets.dtype.kind == "i" else targets
+        targets = np.abs(targets) % z.shape[1] if targets.dtype.kind == "i" else targets
 
         def theirs(outputs, aims, reduction):
             smoothing = options["label_smoothing"]

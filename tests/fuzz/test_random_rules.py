@@ -76,7 +76,9 @@ def in_float64():
 @pytest.mark.parametrize("name", RULES)
 def test_steps_are_pytorchs(name, rng, in_float64):
     kind, draw = RULES[name]
-    options = {key: value if isinstance(value, (tuple, bool)) else float(value) for key, value in draw(rng).items()}
+    options = {
+        key: value if isinstance(value, (tuple, bool)) else float(value) for key, value in draw(rng).items()
+    }
     options["weight_decay"] = float(rng.choice([0.0, between(rng, 1e-4, 0.5)]))
     if options.get("momentum") and name == "SGD":
         options["nesterov"] = bool(rng.integers(2))
@@ -183,6 +185,9 @@ def test_rates_are_pytorchs(rng):
         warnings.simplefilter("ignore")  # schedulers that step before their optimizer
         schedule, theirs, steps = pair_of_schedules(rng, rule, rate)
         for step in range(steps):
-            assert schedule(step) == pytest.approx(rule.param_groups[0]["lr"], rel=1e-9, abs=1e-12), (step, schedule)
+            assert schedule(step) == pytest.approx(rule.param_groups[0]["lr"], rel=1e-9, abs=1e-12), (
+                step,
+                schedule,
+            )
             if step + 1 < steps:
                 theirs.step()

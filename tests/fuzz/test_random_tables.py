@@ -13,12 +13,46 @@ from xnn import data
 from xnn.errors import XnnError
 
 NUMBERS = (
-    "0", "-0", "1", "-2.5", "1e5", "1E-3", ".5", "5.", "+7", "0.1", "1e308", "1e-310", "123456789012345678", "1.7976e308",
-    "0.30000000000000004", "2.2250738585072014e-308", "007", "1e22", "9007199254740993", "4.35", "1e23", "8.5e-7",
+    "0", "-0", "1", "-2.5", "1e5", "1E-3", ".5", "5.", "+7", "0.1", "1e308", "1e-310", "123456789012345678",
+    "1.7976e308", "0.30000000000000004", "2.2250738585072014e-308", "007", "1e22", "9007199254740993", "4.35", "1e23",
+    "8.5e-7",
 )  # fmt: skip
 #: Fields that are no numbers, or that readers disagree on.
-ODD = ("", " ", "NA", "nan", "NULL", "?", "x", "1_000", "0x1F", "1,5", "inf", "-Infinity", "1e400", "1 2", "١", "1e", "--1")
-NAMES = ("a", "b", "width", "height", "x1", "x 2", "größe", "a,b", 'the "best"', "1", "2.5", "kind", " c", "A")
+ODD = (
+    "",
+    " ",
+    "NA",
+    "nan",
+    "NULL",
+    "?",
+    "x",
+    "1_000",
+    "0x1F",
+    "1,5",
+    "inf",
+    "-Infinity",
+    "1e400",
+    "1 2",
+    "١",
+    "1e",
+    "--1",
+)
+NAMES = (
+    "a",
+    "b",
+    "width",
+    "height",
+    "x1",
+    "x 2",
+    "größe",
+    "a,b",
+    'the "best"',
+    "1",
+    "2.5",
+    "kind",
+    " c",
+    "A",
+)
 CLASSES = ("yes", "no", "maybe", "01", "1", "Ja, sehr", 'so "what"', "naïve", "a  b", "NA", "None", "true")
 
 
@@ -55,7 +89,9 @@ def table(rng):
         goal = str(rng.choice(classes)) if kind == 0 else number(rng) if kind == 1 else str(row % 3)
         if rng.random() < 0.01:
             values[int(rng.integers(width))] = str(rng.choice(ODD))
-        lines.append(",".join([str(row), *(field(rng, value) for value in values), field(rng, goal, target=True)]))
+        lines.append(
+            ",".join([str(row), *(field(rng, value) for value in values), field(rng, goal, target=True)])
+        )
         if rng.random() < 0.01:
             lines.append("")
         if rng.random() < 0.003:
@@ -85,7 +121,11 @@ def by_xnn(path, header, task=None):
 def by_pandas(pandas, text, header, odd):
     """The same by pandas. odd: what it takes as missing."""
     frame = pandas.read_csv(
-        io.BytesIO(text), header=0 if header else None, keep_default_na=False, na_values=odd, encoding="utf-8-sig"
+        io.BytesIO(text),
+        header=0 if header else None,
+        keep_default_na=False,
+        na_values=odd,
+        encoding="utf-8-sig",
     )
     x = frame.iloc[:, :-1].apply(pandas.to_numeric).to_numpy(np.float64)
     goal = pandas.read_csv(
@@ -107,7 +147,9 @@ def test_a_table_is_what_pandas_reads(rng, tmp_path_factory):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            expected, goal, columns = by_pandas(pandas, drawn.text, drawn.header, ["NA", "nan", "NULL", "?", ""])
+            expected, goal, columns = by_pandas(
+                pandas, drawn.text, drawn.header, ["NA", "nan", "NULL", "?", ""]
+            )
     except (ValueError, TypeError, pandas.errors.ParserError, pandas.errors.ParserWarning):
         return
     assert x.shape == expected.shape, drawn.text
@@ -145,7 +187,9 @@ def test_what_pandas_writes_is_read(rng, tmp_path_factory):
     rows, width = int(rng.integers(4, 30)), int(rng.integers(1, 5))
     x = rng.normal(size=(rows, width)) * 10.0 ** rng.integers(-12, 12, width)
     columns = {f"{name}": x[:, place] for place, name in enumerate("abcd"[:width])}
-    classes = [str(name) for name in rng.choice(["yes", "no, never", 'a "b"', "c d", "naïve"], 3, replace=False)]
+    classes = [
+        str(name) for name in rng.choice(["yes", "no, never", 'a "b"', "c d", "naïve"], 3, replace=False)
+    ]
     goal = rng.choice(classes, rows) if rng.random() < 0.5 else rng.normal(size=rows)
     frame = pandas.DataFrame({"row": np.arange(rows), **columns, "goal": goal})
     path = tmp_path_factory.getbasetemp() / "written.csv"

@@ -28,7 +28,10 @@ def task(rng, rows, dropout=True, most=5):
     x = random_samples(rng, rows, "float32")
     model = random_network(rng, x, 3, dropout=dropout, most=most)
     if rng.random() < 0.5:
-        options = {"label_smoothing": 0.1 * int(rng.integers(3)), "reduction": str(rng.choice(["mean", "sum"]))}
+        options = {
+            "label_smoothing": 0.1 * int(rng.integers(3)),
+            "reduction": str(rng.choice(["mean", "sum"])),
+        }
         loss, y = losses.SoftmaxCrossEntropy(**options), rng.integers(0, 3, rows)
     else:
         kind = [losses.MSE, losses.L1, losses.Huber][int(rng.integers(3))]
@@ -61,7 +64,9 @@ def test_training_in_exact_numerics_has_the_same_bits_everywhere(rng):
         run = Training(lambda: (copy.deepcopy(model), copy.deepcopy(loss), rule()), "exact", workers=workers)
         found[f"{workers} workers"] = run.fit(x, y, weights), bits(run.model)
     for name, (digest, state) in found.items():
-        assert state == found["ops"][1], f"{name} {[k for k in state if state[k] != found['ops'][1][k]]} {model}"
+        assert state == found["ops"][1], (
+            f"{name} {[k for k in state if state[k] != found['ops'][1][k]]} {model}"
+        )
         assert digest == found["ops"][0], f"losses by {name}: {model}"
 
 
@@ -81,7 +86,9 @@ def test_gradients_have_the_same_bits_by_hand_in_a_graph_and_by_autograd(numeric
     if x.dtype.kind == "f":
         assert given.gradients[given].tobytes() == slope.tobytes(), repr(model)
     for parameter, one, other in zip(parameters, by_hand, by_autograd, strict=True):
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), f"{parameter!r} of {model} by autograd"
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), (
+            f"{parameter!r} of {model} by autograd"
+        )
 
 
 @pytest.mark.fuzz(12)

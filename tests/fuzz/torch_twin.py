@@ -62,7 +62,9 @@ class Twin:
             case layers.LayerNorm():
                 return functional.layer_norm(x, layer.features, weight, bias, layer.epsilon)
             case layers.Rescale():
-                scale, offset = (torch.tensor(np.asarray(n, layer.dtype)) for n in (layer.scale, layer.offset))
+                scale, offset = (
+                    torch.tensor(np.asarray(n, layer.dtype)) for n in (layer.scale, layer.offset)
+                )
                 return x * scale + offset
             case layers.Flatten():
                 return x.flatten(1)
