@@ -60,6 +60,26 @@ def test_taken(kind, options):
     assert kind.op(Z, targets, **options) == kind(**options)(Z, targets)
 
 
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_numbers_that_are_not_finite_are_refused_by_other_ops(value):
+    moments = ops.moments(Z, axis=(0,))
+    for build in (
+        lambda: ops.leaky_relu(Z, negative_slope=value),
+        lambda: ops.elu(Z, alpha=value),
+        lambda: ops.dropout(Z, Z > 0.0, rate=value),
+        lambda: ops.normalize(Z, moments, axis=(0,), epsilon=value),
+        lambda: ops.var(Z, correction=value),
+    ):
+        with pytest.raises(OptionError, match="finite"):
+            build()
+
+
+@pytest.mark.parametrize("rate", [-0.5, 1.0, 2.0])
+def test_rates_of_dropout(rate):
+    with pytest.raises(OptionError, match=r"rate must be a finite number in \[0, 1\)"):
+        ops.dropout(Z, Z > 0.0, rate=rate)
+
+
 @pytest.mark.parametrize(
     "build",
     [

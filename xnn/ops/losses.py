@@ -190,8 +190,8 @@ def _checked_terms(op: LossOp, found: Any, shape: tuple[int, ...]) -> tuple[Arra
     if getattr(found[0], "shape", None) != wanted:
         raise GraphError(
             f"the terms of {op.name} have shape {getattr(found[0], 'shape', ())} for outputs of shape {shape}: "
-            f"return one term for each, {wanted}, without averaging. `over_classes = True` is for terms that are sums "
-            "over axis 1, (n, 1, ...)"
+            f"return one term for each, {wanted}, without averaging. `over_classes = True` is for terms that are "
+            "sums over axis 1, (n, 1, ...)"
         )
     return found
 
