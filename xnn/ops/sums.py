@@ -82,7 +82,7 @@ def _terms(shape: tuple[int, ...], axis: Any) -> int:
     if axis is None:
         return size_of(shape)
     try:
-        return size_of([shape[a] for a in axis]) if isinstance(axis, tuple) else shape[axis]
+        return shape[axis] if not isinstance(axis, tuple) else size_of([shape[a] for a in axis])
     except IndexError:
         return 0
 
