@@ -16,6 +16,7 @@
     │   ├── BackendUnavailableError           the backend cannot run on this machine; says why
     │   ├── MixedArraysError(TypeError)       arrays of two backends in one operation
     │   └── DeviceMemoryError(MemoryError)    the device has no memory left
+    ├── WeightWarning(UserWarning)            weights of samples or classes that have no effect; a warning
     └── DataError
         ├── DataNotFoundError(LookupError)    a data set or file is not there and cannot be fetched
         └── CorruptFileError(ValueError)      a file is damaged, or not of the expected kind
@@ -51,6 +52,7 @@ __all__ = [
     "ScaleWarning",
     "ShapeError",
     "UnknownBackendError",
+    "WeightWarning",
     "XnnError",
 ]
 
@@ -134,3 +136,7 @@ class CorruptFileError(DataError, ValueError):
 
 class ScaleWarning(XnnError, UserWarning):  # noqa: N818 - a warning
     """Training samples are far too large for the first weights of a model, or were scaled twice. A warning."""
+
+
+class WeightWarning(XnnError, UserWarning):  # noqa: N818 - a warning
+    """Weights of samples or classes that have no effect. A warning."""

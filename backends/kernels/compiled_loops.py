@@ -288,7 +288,7 @@ def _cross_entropy(r: Any, reals: Any) -> None:
                 part += g[i, j]
             whole += part
         if label < 0 or label >= m:
-            label, whole = 0, np.nan
+            label, whole = 0, np.float64(np.nan)
         total = reals.dtype.type(whole)
         mean += np.log(total)
         scale = share / total

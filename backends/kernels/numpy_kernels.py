@@ -21,7 +21,7 @@ from xnn.backends.kernels.update_kernels import RULES, adam, serves_adam, serves
 from xnn.ops import updates
 from xnn.ops.apply import backward_of, forward_of
 from xnn.ops.metrics import accuracy
-from xnn.ops.sums import LONG, SHORT, pairwise_sum, product_over_rows
+from xnn.ops.sums import LONG, PIECE, SHORT, pairwise_sum, product_over_rows
 
 __all__ = [
     "ACTIVATIONS", "NUMPY_KERNELS", "count_right", "is_plain_loss", "serves", "serves_dense", "serves_gather",
@@ -156,9 +156,7 @@ def _dense_backward(call: Call) -> Runnable:
         sums.append(short or _into(dw, lambda: product_over_rows(np, x, dz), group is not None))
     for db in rest:
         if db is not None:
-            ones, row = np.ones((1, n), dz.dtype), db.reshape(1, -1)
-            short = gemm(ones, dz, row, group is not None) if n <= SHORT else None
-            sums.append(short or _into(db, lambda: pairwise_sum(np, dz, axis=0), group is not None))
+            sums.append(_add_rows(dz, db, group is not None))
     if group is None:
         return chain(*steps, *sums)
 
@@ -168,6 +166,30 @@ def _dense_backward(call: Call) -> Runnable:
         alpha = -group.options["learning_rate"]
         for add in sums:
             add(alpha)
+
+    return run
+
+
+def _add_rows(dz: np.ndarray, out: np.ndarray, accumulate: bool) -> Callable[..., None]:
+    """Return a function of alpha that computes out <- alpha times the sum of dz's rows, plus out if `accumulate`.
+
+    Up to SHORT rows are added by a product with ones, up to LONG in two steps, and more by `pairwise_sum`.
+    """
+    n, row = len(dz), out.reshape(1, -1)
+    if n <= SHORT:
+        return gemm(np.ones((1, n), dz.dtype), dz, row, accumulate)
+    if n > LONG:
+        return _into(out, lambda: pairwise_sum(np, dz, axis=0), accumulate)
+    each, rest = divmod(n, PIECE)
+    pieces, added = dz[: n - rest].reshape(PIECE, each, -1), np.empty((each, dz.shape[1]), dz.dtype)
+    add = gemm(np.ones((1, each), dz.dtype), added, row, accumulate)
+    add_rest = gemm(np.ones((1, rest), dz.dtype), dz[n - rest :], row, accumulate=True)
+
+    def run(alpha: float = 1.0) -> None:
+        np.add.reduce(pieces, axis=0, out=added)
+        add(alpha)
+        if rest:
+            add_rest(alpha)
 
     return run
 
@@ -242,7 +264,7 @@ def _softmax_cross_entropy(call: Call) -> Runnable:
         value = np.add.reduce(picked) * share
         if not math.isfinite(value):  # the op knows the limits for infinite logits
             loss[()], saved = forward_of(op, np, (z, labels), {})
-            np.copyto(g, backward_of(op, np, one, saved)[0])
+            g[...] = backward_of(op, np, one, saved)[0]
             return
         loss[()] = value
         np.divide(share, total, out=total)

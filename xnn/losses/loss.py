@@ -21,10 +21,11 @@ from xnn.graph.node import Recorded, array_of
 from xnn.graph.scope import Scope, assignments, by_hand, check_assignment, current_scope
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
-from xnn.layers.by_hand import check_pass, new_pass, written_by_hand
+from xnn.layers.by_hand import new_pass, written_by_hand
 from xnn.layers.parameter import Parameter
 from xnn.losses.batches import check_sample_weight, inside, reshaping_hint
-from xnn.ops import Array, LossOp, Namespace, Op
+from xnn.losses.by_hand import LossByHand, one_number
+from xnn.ops import Array, LossOp, Op
 from xnn.ops.apply import apply_rule, plain_number
 from xnn.ops.losses import check_reduction
 from xnn.options import attributes_of, check_known, explained, written
@@ -269,11 +270,11 @@ class Loss(Habitual):
         arrays = (outputs, targets, *sample_weight)
         recorded = any(isinstance(x, Recorded) for x in arrays)
         if self.by_hand and recorded:
-            return _ByHand(self)(*arrays)
+            return LossByHand(self)(*arrays)
         if self.by_hand:
             new_pass(self)
             with by_hand():
-                return self.forward(*arrays)
+                return one_number(self, self.forward(*arrays), outputs)
         scope = current_scope()
         if scope is not None:
             return self._computed(scope, arrays)
@@ -282,7 +283,7 @@ class Loss(Habitual):
 
     def _computed(self, scope: Scope, arrays: tuple[Any, ...]) -> Any:
         """Call `compute` with outputs, targets and perhaps weights. Raises unless it returns one number a batch."""
-        _, _, *sample_weight = arrays
+        outputs, _, *sample_weight = arrays
         if sample_weight and not self._takes_weight:
             raise OptionError(
                 f"{self!r} was given sample_weight, and takes none: give its function a third argument for them"
@@ -297,10 +298,7 @@ class Loss(Habitual):
             raise GraphError(
                 f"{self!r} must compute its number from the outputs with ops, got {type(cost).__name__}"
             )
-        if self.reduction != "none" and cost.shape != ():
-            raise ShapeError(
-                f"{self!r} must be one number a batch, got shape {tuple(cost.shape)}: ops.mean makes one of an array"
-            )
+        one_number(self, cost, outputs)
         return cost if scope.records else cost.array
 
     def total(self, outputs: Array, targets: Array, *sample_weight: Array) -> Array | float:
@@ -369,29 +367,3 @@ def _check_reads(loss: Loss, order: Sequence[Recorded], parameters: Sequence[Any
                 f"{type(loss).__name__} computes with {node!r}, whose gradient would be lost: train with a Trainer "
                 "or xnn.value_and_grad, or freeze it"
             )
-
-
-class _ByHand(Op):
-    """A loss as one op that calls the loss's own forward and backward."""
-
-    takes_stored = True
-
-    def __init__(self, loss: Loss) -> None:
-        self.owner = loss
-
-    def forward(
-        self, xp: Namespace, outputs: Array, targets: Array, *sample_weight: Array
-    ) -> tuple[Array, Any]:
-        with by_hand():
-            cost = self.owner.forward(outputs, targets, *sample_weight)
-        return cost, (len(sample_weight), new_pass(self.owner))
-
-    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        weights, number = saved
-        check_pass(self.owner, number)
-        with by_hand():
-            return self.owner.backward() * grad, None, *(None,) * weights
-
-    @property
-    def name(self) -> str:
-        return type(self.owner).__name__

@@ -8,7 +8,7 @@ from xnn.errors import OptionError
 from xnn.ops.axes import reduced_axes
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.special import erfc
-from xnn.options import check_integer
+from xnn.options import check_integer, check_real
 
 __all__ = [
     "dropout", "elu", "gelu", "leaky_relu", "log_softmax", "relu", "rescale", "selu", "sigmoid", "silu", "softmax",
@@ -80,6 +80,9 @@ class LeakyReLU(Op):
 
     positional = ("negative_slope",)
 
+    def check_options(self, *, negative_slope: Any = 0.01, **others: Any) -> None:
+        check_real("negative_slope", negative_slope)
+
     def forward(self, xp: Namespace, x: Array, *, negative_slope: float = 0.01) -> tuple[Array, Any]:
         return xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0), (x, negative_slope)
 
@@ -97,6 +100,9 @@ class ELU(Op):
     """
 
     positional = ("alpha",)
+
+    def check_options(self, *, alpha: Any = 1.0, **others: Any) -> None:
+        check_real("alpha", alpha)
 
     def forward(self, xp: Namespace, x: Array, *, alpha: float = 1.0) -> tuple[Array, Any]:
         return xp.where(x > 0.0, x, alpha * xp.expm1(xp.minimum(x, 0.0))), (x, alpha)
@@ -306,10 +312,13 @@ class Dropout(Op):
     """Inverted dropout: y = x / (1 - rate) where `keep` is true, else 0; dy/dx = 1 / (1 - rate) or 0.
 
     keep: booleans of x's shape. `layers.Dropout` draws them.
-    rate: the share of elements that are dropped, from 0 to 1.
+    rate: the share of elements that are dropped, in [0, 1). Raises OptionError for another.
 
     Source: Srivastava et al., JMLR 15 (2014).
     """
+
+    def check_options(self, *, rate: Any = 0.0, **others: Any) -> None:
+        check_real("rate", rate, 0.0, 1.0)
 
     def forward(self, xp: Namespace, x: Array, keep: Array, *, rate: float) -> tuple[Array, Any]:
         scale = 1.0 / (1.0 - rate)

@@ -44,8 +44,16 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
         shapes = ", ".join(str(tuple(x.shape)) if hasattr(x, "shape") else repr(x) for x in inputs)
         raise ShapeError(f"{op.name} of {shapes}{_with(options)}: {error}") from error
     except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-            raise  # it comes from inside the op; arguments that do not fit the signature never get there
+        inside = error.__traceback__ is None or error.__traceback__.tb_next is not None
+        if (
+            inside
+            and options
+            and type(op).__module__.partition(".")[0] == "xnn"
+            and not isinstance(error, XnnError)
+        ):
+            raise OptionError(f"{op.name} cannot compute{_with(options)}: {error}") from error
+        if inside:
+            raise  # it comes from inside a user's op; arguments that do not fit the signature never get there
         raise OptionError(
             f"{op.name} got {len(inputs)} inputs{_with(options)}: {error}. Give inputs by position and options by "
             "name, as in ops.sum(x, axis=0)"
@@ -61,9 +69,10 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
 
 def plain_number(x: Any) -> Any:
     """A number of NumPy's as Python's, since a float64 would widen what it is multiplied with; else x itself."""
-    if type(x).__module__ != "numpy" or getattr(x, "shape", None) != () or not hasattr(x, "item"):
+    if type(x).__module__ != "numpy" or getattr(x, "shape", None) != () or not hasattr(x, "dtype"):
         return x
-    return float(x) if getattr(x.dtype, "kind", "") == "f" else x.item()
+    own = {"f": float, "i": int, "u": int, "b": bool}
+    return own[x.dtype.kind](x) if x.dtype.kind in own else x
 
 
 def _with(options: Mapping[str, Any]) -> str:

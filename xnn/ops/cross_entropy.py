@@ -208,7 +208,7 @@ class BinaryCrossEntropy(LossOp):
     def check_options(self, *, pos_weight: Any = None, **others: Any) -> None:
         if pos_weight is None or isinstance(pos_weight, (tuple, list)):
             _check_weights("pos_weight", pos_weight)
-        elif not hasattr(pos_weight, "dtype"):
+        elif getattr(pos_weight, "shape", ()) == ():
             check_real("pos_weight", pos_weight, 0.0)
 
     def terms(

@@ -16,7 +16,7 @@ Losses of probabilities are in `cross_entropy.py`. Your own loss is two methods:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
@@ -110,7 +110,7 @@ class LossOp(Op):
     ) -> tuple[Array, Any]:
         check_reduction(reduction)
         targets = self.fit(xp, outputs, targets)
-        terms, own = self._terms(xp, outputs, targets, options)
+        terms, own = _checked_terms(self, self.terms(xp, outputs, targets, **options), outputs.shape)
         counts, column, weighted = None, None, terms
         if weights is not None:
             column = _column(xp, weights, outputs)
@@ -138,52 +138,16 @@ class LossOp(Op):
         if total is not None:
             share = _divided(xp, grad, total)
         if weighing is None:
-            return self._slopes(xp, share, own, of_inputs)
+            return _checked_slopes(self, self.slopes(xp, share, own), of_inputs)
         column, terms, counts, value = weighing
         if reduction == "mean":  # a weight changes the sum and the divisor of the mean
             terms = terms - (value if counts is None else value * counts)
-        dw = pairwise_sum(xp, xp.reshape(share * terms, (shape[0], size_of(shape[1:]))), axis=1)
+        terms = share * xp.where(share == 0.0, 0.0, terms)
+        dw = pairwise_sum(xp, xp.reshape(terms, (shape[0], size_of(shape[1:]))), axis=1)
         omitted = column == 0.0
-        share = share * xp.where(omitted, 1.0, column)
-        slopes = self._slopes(xp, share, own, of_inputs)
+        share = xp.where(omitted, 1.0, share * column)  # any number will do where it is not used
+        slopes = _checked_slopes(self, self.slopes(xp, share, own), of_inputs)
         return *(None if d is None else xp.where(omitted, 0.0, d) for d in slopes), dw
-
-    def _terms(
-        self, xp: Namespace, outputs: Array, targets: Array, options: Mapping[str, Any]
-    ) -> tuple[Array, Any]:
-        """What `terms` returns. Raises GraphError unless there is one term for each element, or for each sample."""
-        found = self.terms(xp, outputs, targets, **options)
-        if type(found) is not tuple or len(found) != 2:
-            raise GraphError(
-                f"the terms of {self.name} returned {repr(found)[:60]}: it must return a pair (terms, saved)"
-            )
-        shape = outputs.shape
-        wanted = (*shape[:1], 1, *shape[2:]) if self.over_classes else shape
-        if getattr(found[0], "shape", None) != wanted:
-            raise GraphError(
-                f"the terms of {self.name} have shape {getattr(found[0], 'shape', ())} for outputs of shape {shape}: "
-                f"return one term for each, {wanted}, without averaging. `over_classes = True` is for terms that are "
-                "sums over axis 1, (n, 1, ...)"
-            )
-        return found
-
-    def _slopes(
-        self, xp: Namespace, share: Array, own: Any, shapes: Sequence[tuple[int, ...]]
-    ) -> tuple[Array | None, ...]:
-        """What `slopes` returns. Raises GraphError unless it is two gradients of the inputs' shapes."""
-        found = self.slopes(xp, share, own)
-        if type(found) is not tuple or len(found) != 2:
-            raise GraphError(
-                f"the slopes of {self.name} returned {repr(found)[:60]}: it must return a pair, the gradients of "
-                "outputs and targets"
-            )
-        for what, gradient, shape in zip(("outputs", "targets"), found, shapes, strict=True):
-            if gradient is not None and getattr(gradient, "shape", None) != shape:
-                raise GraphError(
-                    f"the slopes of {self.name} returned a gradient of shape {getattr(gradient, 'shape', ())} for "
-                    f"{what} of shape {shape}: the shapes must be equal"
-                )
-        return found
 
     def total(
         self,
@@ -214,6 +178,40 @@ class LossOp(Op):
         """The shape of the loss with reduction "none"."""
         shape: tuple[int, ...] = outputs.shape
         return (*shape[:1], *shape[2:]) if self.over_classes else shape
+
+
+def _checked_terms(op: LossOp, found: Any, shape: tuple[int, ...]) -> tuple[Array, Any]:
+    """What `terms` returned for outputs of this shape. Raises GraphError unless there is a term for each."""
+    if type(found) is not tuple or len(found) != 2:
+        raise GraphError(
+            f"the terms of {op.name} returned {repr(found)[:60]}: it must return a pair (terms, saved)"
+        )
+    wanted = (*shape[:1], 1, *shape[2:]) if op.over_classes else shape
+    if getattr(found[0], "shape", None) != wanted:
+        raise GraphError(
+            f"the terms of {op.name} have shape {getattr(found[0], 'shape', ())} for outputs of shape {shape}: "
+            f"return one term for each, {wanted}, without averaging. `over_classes = True` is for terms that are "
+            "sums over axis 1, (n, 1, ...)"
+        )
+    return found
+
+
+def _checked_slopes(
+    op: LossOp, found: Any, shapes: Sequence[tuple[int, ...]]
+) -> tuple[Array | None, Array | None]:
+    """What `slopes` returned. Raises GraphError unless it is two gradients of these shapes."""
+    if type(found) is not tuple or len(found) != 2:
+        raise GraphError(
+            f"the slopes of {op.name} returned {repr(found)[:60]}: it must return a pair, the gradients of outputs "
+            "and targets"
+        )
+    for what, gradient, shape in zip(("outputs", "targets"), found, shapes, strict=True):
+        if gradient is not None and getattr(gradient, "shape", None) != shape:
+            raise GraphError(
+                f"the slopes of {op.name} returned a gradient of shape {getattr(gradient, 'shape', ())} for {what} "
+                f"of shape {shape}: the shapes must be equal"
+            )
+    return found
 
 
 def _column(xp: Namespace, weights: Array, outputs: Array) -> Array:

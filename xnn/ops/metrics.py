@@ -19,6 +19,10 @@ from xnn.ops.sums import pairwise_mean, pairwise_sum, product_over_rows
 __all__ = ["absolute_error", "accuracy", "class_counts", "confusion", "in_top", "moments", "squared_error"]
 
 
+#: Up to this number, float32 counts by ones.
+_EXACT = 16777216
+
+
 def accuracy(
     xp: Namespace, outputs: Array, targets: Array, *, binary: bool = False, threshold: float = 0.0
 ) -> Array:
@@ -140,6 +144,8 @@ def _each_place(xp: Namespace, outputs: Array, right: Array) -> Array:
 
 def _count(xp: Namespace, mask: Array, outputs: Array, axis: int | None = None) -> Array:
     """How often the mask is true, in the dtype of the outputs."""
+    if size_of(mask.shape) <= _EXACT:
+        return xp.sum(xp.astype(mask, outputs.dtype), axis=axis)
     return xp.astype(_integers(xp, mask, axis), outputs.dtype)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from xnn.ops.apply import Boundary, batch_count, batch_largest, batch_sum
 from xnn.ops.axes import reduced_axes
 from xnn.ops.op import Array, Namespace, Op, size_of
-from xnn.options import check_count
+from xnn.options import check_count, check_real
 
 __all__ = ["count_over", "moments", "normalize", "running_moments"]
 
@@ -107,6 +107,9 @@ class Normalize(Op):
 
     Source: Ioffe and Szegedy, ICML 2015; Ba, Kiros and Hinton, 2016 (arXiv 1607.06450).
     """
+
+    def check_options(self, *, epsilon: Any = 1e-5, **others: Any) -> None:
+        check_real("epsilon", epsilon, 0.0)
 
     def forward(
         self,

@@ -19,6 +19,7 @@ from xnn.errors import OptionError, ShapeError
 from xnn.ops.axes import reduced_axes
 from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.sums import pairwise_mean, pairwise_sum
+from xnn.options import check_real
 
 __all__ = ["max", "mean", "min", "sum", "var"]
 
@@ -101,6 +102,9 @@ class Var(_Reduction):
     >>> var(x, axis=1, correction=1)
     array([2., 8.])
     """
+
+    def check_options(self, *, correction: Any = 0, **others: Any) -> None:
+        check_real("correction", correction)
 
     def forward(
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False, correction: float = 0

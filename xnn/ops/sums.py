@@ -31,14 +31,14 @@ def pairwise_sum(xp: Any, x: Any, axis: Any = None, keepdims: bool = False) -> A
     axis, keepdims: as for xp.sum. Sums of integers, and all sums in exact numerics, are xp.sum itself.
 
     >>> import numpy as np
-    >>> float(pairwise_sum(np, np.full((10**6, 1), 0.1, "float32"), axis=0)[0])
+    >>> round(float(pairwise_sum(np, np.full((10**6, 1), 0.1, "float32"), axis=0)[0]), 1)
     100000.0
     """
-    axes = _axes(x.ndim, axis)
-    if size_of([x.shape[a] for a in axes]) <= SHORT or isinstance(xp, Boundary):
+    if _terms(x.shape, axis) <= SHORT or isinstance(xp, Boundary):
         return xp.sum(x, axis=axis, keepdims=keepdims)
     if not xp.isdtype(x.dtype, ("real floating", "complex floating")):
         return xp.sum(x, axis=axis, keepdims=keepdims)
+    axes = _axes(x.ndim, axis)
     ordered = xp.reshape(xp.reshape(x, (-1,)), x.shape)  # a copy only if the elements lie in another order
     total = _sum(xp, ordered, axes, SHORT)
     return total if keepdims else xp.reshape(total, _without(x.shape, axes))
@@ -46,7 +46,7 @@ def pairwise_sum(xp: Any, x: Any, axis: Any = None, keepdims: bool = False) -> A
 
 def pairwise_mean(xp: Any, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """The mean of x over `axis`, whose sum is added by pairs if there are more than SHORT terms."""
-    count = size_of([x.shape[a] for a in _axes(x.ndim, axis)])
+    count = _terms(x.shape, axis)
     if count <= SHORT or isinstance(xp, Boundary) or not xp.isdtype(x.dtype, "real floating"):
         return xp.mean(x, axis=axis, keepdims=keepdims)
     return pairwise_sum(xp, x, axis, keepdims) / float(count)
@@ -77,12 +77,22 @@ def size_of(shape: Sequence[int]) -> int:
     return size
 
 
+def _terms(shape: tuple[int, ...], axis: Any) -> int:
+    """How many terms each sum over `axis` has; 0 for axes that do not exist, which are left to xp.sum."""
+    if axis is None:
+        return size_of(shape)
+    try:
+        return shape[axis] if not isinstance(axis, tuple) else size_of([shape[a] for a in axis])
+    except IndexError:
+        return 0
+
+
 def _axes(ndim: int, axis: Any) -> tuple[int, ...]:
-    """The axes as positive integers, in ascending order. Axes that do not exist are left to xp.sum."""
+    """The axes as positive integers, in ascending order."""
     if axis is None:
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)
-    return tuple(sorted({int(a) % ndim for a in given if -ndim <= a < ndim}))
+    return tuple(sorted({int(a) % ndim for a in given}))
 
 
 def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -91,10 +101,10 @@ def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
 
 def _sum(xp: Any, x: Any, axes: tuple[int, ...], most: int) -> Any:
     """The sum over `axes`, which stay with extent 1. At most `most` terms are added one after the other."""
-    last = x.ndim
-    while last and last - 1 in axes:  # these lie side by side in memory, and NumPy adds them by pairs
-        last -= 1
-    others = [a for a in axes if a < last]
+    inside = 0  # how many of the last axes are summed: they lie side by side, and NumPy adds them by pairs
+    while x.ndim - 1 - inside in axes:
+        inside += 1
+    others = [a for a in axes if a < x.ndim - inside]
     if size_of([x.shape[a] for a in others]) <= most:
         return xp.sum(x, axis=axes, keepdims=True)
     longest = max(others, key=lambda a: x.shape[a])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from xnn.backends import admit
 from xnn.data import Batches
-from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
+from xnn.errors import DTypeError, LabelError, OptionError, ShapeError, WeightWarning
 from xnn.files import notice
 from xnn.layers import Rescale, Sequential
 from xnn.layers.hidden import check_nothing_hidden
@@ -18,7 +19,7 @@ from xnn.metrics import Metric
 from xnn.training.scale import warn_of_scale
 from xnn.training.steps import Stepper
 
-__all__ = ["check_last_batch", "check_trainable", "prepare", "prepare_validation"]
+__all__ = ["check_last_batch", "check_trainable", "check_weights", "prepare", "prepare_validation"]
 
 #: An offset of a Rescale beyond which float32 leaves less than three digits of numbers of size 1.
 _FAR = 1e4
@@ -147,6 +148,20 @@ def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
             "layers with dtype='float64'"
         )
     raise DTypeError(f"{role} data: {what} {row} holds NaN or infinity; fill or drop such samples first")
+
+
+def check_weights(loss: Loss, batch_size: int, weighted: bool) -> None:
+    """Warn if the weights of samples or classes have no effect, since each batch is one sample.
+
+    weighted: whether there are sample weights.
+    """
+    if batch_size == 1 and loss.weights_cancel(weighted):
+        warnings.warn(
+            f"{loss!r} divides the sum of a batch by its weights, so that in batches of one sample they cancel: take "
+            "a larger batch_size, or reduction='sum_over_batch_size'",
+            WeightWarning,
+            stacklevel=3,
+        )
 
 
 def prepare_validation(

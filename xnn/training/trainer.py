@@ -24,7 +24,7 @@ from xnn.options import check_count, check_flag
 from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
-from xnn.training.inputs import check_last_batch, check_trainable, prepare, prepare_validation
+from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
 from xnn.training.steps import Stepper
 
@@ -151,8 +151,9 @@ class Trainer(Habitual):
         shuffle: whether to take the samples in a new order in each epoch.
 
         The loss of an epoch in the history is the mean of the batches' means, each weighted by its divisor; with
-        reduction="sum" it is the sum. Ctrl-C ends after the current step and returns what was done, with
-        `history.interrupted` set; a second one ends at once.
+        reduction="sum" it is the sum. In batches of one sample the weights of samples and classes cancel, unless the
+        loss has reduction="sum_over_batch_size"; a WeightWarning says so. Ctrl-C ends after the current step and
+        returns what was done, with `history.interrupted` set; a second one ends at once.
 
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that do not fit,
         or a model with nothing to train, or whose weights are not finite. Raises DivergenceError when a loss, a
@@ -173,6 +174,7 @@ class Trainer(Habitual):
             minimizes = self.optimizer.minimizes
             prepared = prepare(*parts, data, "training", sample_weight)
             batches = Batches(prepared, batch_size, shuffle and not minimizes, seed)
+            check_weights(self.loss, min(batches.batch_size, batches.rows), sample_weight is not None)
             held_out = None if validation is None else prepare_validation(*parts, validation)
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
