@@ -9,10 +9,11 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
+from xnn.backends.memory import check_memory
 from xnn.errors import GraphError, OptionError, ShapeError
 from xnn.graph.node import Recorded, next_created
 from xnn.graph.scope import current_scope
-from xnn.initializers import Initializer
+from xnn.initializers import Initializer, draw
 from xnn.ops import Array
 from xnn.options import check_dtype, check_shape
 
@@ -73,7 +74,9 @@ class Parameter(Recorded):
     def array(self) -> Array:
         """The array, drawn if this is its first use. `value` is the same, but raises inside `compute`."""
         if self._value is None:
-            drawn = self.initializer(self._stream, self.shape)
+            size = self.size * np.dtype(self._dtype).itemsize
+            check_memory(f"{self.name} of shape {self.shape}", size, "build a smaller layer")
+            drawn = draw(self.initializer, self._stream, self.shape, self._dtype)
             if not isinstance(drawn, (np.ndarray, np.generic)) or drawn.shape != self.shape:
                 kind, shape = type(drawn).__name__, getattr(drawn, "shape", None)
                 got = kind if shape is None else f"{kind} of shape {tuple(shape)}"
@@ -81,7 +84,7 @@ class Parameter(Recorded):
                     f"{self.name} has shape {self.shape}, and its initializer returned {got}, {repr(drawn)[:60]}: it "
                     "must return a NumPy array of this shape"
                 )
-            self._value = current_backend().to_device(drawn.astype(self._dtype))
+            self._value = current_backend().to_device(drawn.astype(self._dtype, copy=False))
         return self._value
 
     @property
