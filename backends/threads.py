@@ -17,7 +17,7 @@ from xnn.options import check_count
 
 __all__ = [
     "THREAD_VARIABLES", "Threads", "blas_libraries", "blas_threads", "check_threads", "choose_threads",
-    "execution_plan", "limit_threads",
+    "execution_plan", "limit_threads", "use_threads",
 ]  # fmt: skip
 
 # How many multiplications make one more thread worth while; the products of one forward pass are counted, batch
@@ -118,23 +118,52 @@ def choose_threads(
     return Threads(max(1, min(allowed, work // _WORK_PER_THREAD)), f"rule: {rule}")
 
 
+def _set_num_threads(library: Any, threads: int) -> None:
+    """Set the number of threads of one of threadpoolctl's libraries.
+
+    From 3.8 on, threadpoolctl lets only the first Python thread that sets a number set it again, and does nothing
+    in all others. `_Limits` has a lock and a rule of its own, so each setting begins and ends without that thread.
+    """
+    release = getattr(library, "clear_controlling_thread", lambda force: None)
+    release(force=True)
+    library.set_num_threads(threads)
+    release(force=True)
+
+
 class _Limits:
     """The limits now in force in the process. BLAS has one number for all Python threads, so they share this object.
 
-    asked: the limits of all open `limit_threads` blocks. before: each library's number before the first of them.
+    asked: the limits of all open `limit_threads` blocks, and that of `use_threads`. before: each library's number
+    before the first of them. chosen: the limit of `use_threads`, None if there is none.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.asked: list[int] = []
         self.before: list[int] = []
+        self.chosen: int | None = None
 
     def enter(self, threads: int) -> int:
         with self.lock:
-            if not self.asked:
-                self.before = [library.get_num_threads() for library in _blas()]
-            self.asked.append(threads)
+            self._add(threads)
             return self._apply()
+
+    def choose(self, threads: int | None) -> None:
+        """Replace the limit of `use_threads`."""
+        with self.lock:
+            if threads == self.chosen:
+                return
+            if threads is not None:
+                self._add(threads)
+            if self.chosen is not None:
+                self.asked.remove(self.chosen)
+            self.chosen = threads
+            self._apply()
+
+    def _add(self, threads: int) -> None:
+        if not self.asked:
+            self.before = [library.get_num_threads() for library in _blas()]
+        self.asked.append(threads)
 
     def leave(self, threads: int) -> None:
         with self.lock:
@@ -143,7 +172,7 @@ class _Limits:
 
     def _apply(self) -> int:
         for library, before in zip(_blas(), self.before, strict=True):
-            library.set_num_threads(min([before, *self.asked]))
+            _set_num_threads(library, min([before, *self.asked]))
         return min([*self.before, *self.asked], default=1)
 
 
@@ -152,12 +181,22 @@ _limits = _Limits()
 
 @contextmanager
 def limit_threads(threads: int | None) -> Iterator[int | None]:
-    """Limit BLAS to a number of threads inside a `with` block; never above the limit already in force.
+    """Limit the threads of matrix products (BLAS) inside a `with` block. It is also called `xnn.threads`.
 
-    threads: a positive integer, or None to change nothing. The block's value is the limit in force.
+    threads: a positive integer, or None to change nothing. The block's value is the limit in force, which is never
+        above the limit that was in force before; None if no BLAS is known.
+
+    For a loop that you write yourself. A Trainer chooses its own number. Small networks are fastest with one thread,
+    above all while other programs are busy: a second thread pays from about five million multiplications of a
+    forward pass (batch size times weights). Raises OptionError for any other number.
 
     BLAS has one limit for the whole process. Where blocks of several Python threads overlap, the smallest limit
     holds, and the last block to end restores the limit that was there before the first.
+
+        >>> import xnn
+        >>> with xnn.threads(1) as limit:
+        ...     print(limit)
+        1
     """
     if threads is None:
         yield blas_threads()
@@ -168,6 +207,21 @@ def limit_threads(threads: int | None) -> Iterator[int | None]:
         yield holds
     finally:
         _limits.leave(threads)
+
+
+def use_threads(threads: int | None) -> None:
+    """Limit the threads of matrix products (BLAS) for the whole process. It is also called `xnn.use_threads`.
+
+    threads: a positive integer; or None to go back to the limit that was in force before the first call.
+
+    `with xnn.threads(...)` blocks and Trainers may use fewer threads, but not more. Raises OptionError for any other
+    number.
+
+        >>> import xnn
+        >>> xnn.use_threads(1)
+        >>> xnn.use_threads(None)
+    """
+    _limits.choose(None if threads is None else check_count("threads", threads))
 
 
 def execution_plan(

@@ -38,7 +38,7 @@ from xnn.benchmarks.exactness.digest_run import BATCH
 from xnn.benchmarks.exactness.networks import SMALL
 from xnn.data import load
 from xnn.errors import OptionError, XnnError
-from xnn.files import check_writable, write_atomically
+from xnn.files import check_writable, notice, write_atomically
 from xnn.options import check_count
 from xnn.runs.process import Process
 
@@ -297,18 +297,18 @@ def main(arguments: Sequence[str]) -> int:
         chosen = _choose(options.only, options.quick)
         about = environment()
         print(environment_line(about), flush=True)
-        entries = compare(chosen, steps, lambda line: print(f"  {line}", file=sys.stderr, flush=True))
+        entries = compare(chosen, steps, lambda line: notice(f"  {line}"))
     except XnnError as error:
-        print(error, file=sys.stderr)
+        notice(str(error))
         return 2
     lines, well = verdict(entries)
+    if path is not None:  # written first: printing may fail
+        written = {"environment": about, "steps": steps, "rows": entries, "well": well}
+        write_atomically(path, json.dumps(written, indent=1).encode())
     print(f"784-100-200-10 on {dataset_here()}, batch {BATCH}; and {len(SMALL)} small networks")
     print(table(entries))
     print("\n".join(lines))
     print(f"{time.perf_counter() - start:.0f} s")
-    if path is not None:
-        written = {"environment": about, "steps": steps, "rows": entries, "well": well}
-        write_atomically(path, json.dumps(written, indent=1).encode())
     return 0 if well else 1
 
 
@@ -316,5 +316,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        notice("interrupted")
         sys.exit(130)

@@ -21,7 +21,7 @@ from xnn.benchmarks.contestants import Task, network_flops
 from xnn.errors import OptionError
 from xnn.runs.process import Process
 
-__all__ = ["NETWORKS", "TARGETS", "own_contestants", "quartiles", "run_task"]
+__all__ = ["NETWORKS", "TARGETS", "expected_seconds", "own_contestants", "quartiles", "run_task"]
 
 NETWORKS = {
     "article": (784, 100, 200, 10),
@@ -36,6 +36,8 @@ _SECONDS = 0.25  # the approximate length of a turn
 # The largest allowed relative difference of losses, and for how many steps: rounding errors grow from step to step.
 _PARITY, _PARITY_STEPS = 1e-3, 20
 _LOSSES_KEPT = 100
+# For the expected time: the seconds in which a contestant starts, and the floating-point operations in a second.
+_START, _SPEED = 2.5, 5e10
 
 
 def run_task(
@@ -103,6 +105,12 @@ def run_task(
         weights = [_load(os.path.join(scratch, f"{n}.npy")) for n in range(len(workers))]
     _judge(entries, weights, task)
     return entries
+
+
+def expected_seconds(contestants: int, task: Task, repeat: int) -> float:
+    """About how long `run_task` takes for this number of contestants. Libraries that compile take longer."""
+    epoch = task.rows / task.batch * network_flops(task.widths, task.batch) / _SPEED
+    return contestants * (_START + (repeat + 2) * (Process.settle + max(_SECONDS, epoch)))
 
 
 def _epochs(worker: Process) -> int:

@@ -8,11 +8,22 @@ from typing import Any
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.suite import run_task
 
-__all__ = ["BATCHES", "WIDTHS", "sweep", "text"]
+__all__ = ["BATCHES", "WIDTHS", "sweep", "tasks", "text"]
 
 #: The widths of the two hidden layers, and the batch sizes.
 WIDTHS = (64, 256, 1024)
 BATCHES = (32, 128, 512, 2048)
+
+
+def tasks(
+    batches: Sequence[int] = BATCHES, widths: Sequence[int] = WIDTHS, dataset: str = "synthetic"
+) -> list[Task]:
+    """784-w-w-10 for every width w and batch size."""
+    return [
+        Task((784, width, width, 10), batch, max(4096, 4 * batch), dataset)
+        for width in widths
+        for batch in batches
+    ]
 
 
 def sweep(
@@ -26,12 +37,11 @@ def sweep(
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict[str, Any]]:
     """Run `suite.run_task` on 784-w-w-10 for every width w and batch size. Yields one result after another."""
-    for width in widths:
-        for batch in batches:
-            task = Task((784, width, width, 10), batch, max(4096, 4 * batch), dataset)
-            say(f"width {width}, batch {batch}")
-            entries = run_task(contestants, task, threads, repeat, numerics=numerics)
-            yield {"network": f"{width}", "widths": task.widths, "batch": batch, "entries": entries}
+    for task in tasks(batches, widths, dataset):
+        width, batch = task.widths[1], task.batch
+        say(f"width {width}, batch {batch}")
+        entries = run_task(contestants, task, threads, repeat, numerics=numerics)
+        yield {"network": f"{width}", "widths": task.widths, "batch": batch, "entries": entries}
 
 
 def text(results: Sequence[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ given; here ReLU returns a new array. Its loss is half the mean of the squared e
 
 import numpy as np
 
+import xnn
 from xnn.layers import Affine, ReLU, Sigmoid
 from xnn.losses import MSELoss
 from xnn.optimizers import SGD
@@ -30,19 +31,20 @@ def main(iterations=3000, learning_rate=0.05):
     parameters = [parameter for block in blocks for parameter in block.parameters()]
 
     found = []
-    for i in range(iterations):
-        y = x
-        for block in blocks:
-            y = block.forward(y)
-        found.append(float(loss.forward(y, t)))
+    with xnn.threads(1):
+        for i in range(iterations):
+            y = x
+            for block in blocks:
+                y = block.forward(y)
+            found.append(float(loss.forward(y, t)))
 
-        dout = loss.backward()
-        for block in reversed(blocks):
-            dout = block.backward(dout)
+            dout = loss.backward()
+            for block in reversed(blocks):
+                dout = block.backward(dout)
 
-        optimizer.step(parameters)
-        if i % 500 == 0:
-            print(f"iteration {i}: loss {found[-1]:.6f}")
+            optimizer.step(parameters)
+            if i % 500 == 0:
+                print(f"iteration {i}: loss {found[-1]:.6f}")
     print(f"loss {found[0]:.4f} -> {found[-1]:.6f}")
     return found[0], found[-1]
 

@@ -39,11 +39,12 @@ rng = np.random.default_rng(0)
 generator, critic = network(2, seed=1), network(1, seed=2)
 of_generator, of_critic = (optimizers.Adam(0.002, betas=(0.5, 0.99)) for _ in range(2))
 loss, real, fake = losses.BinaryCrossEntropy(), np.ones((64, 1), "float32"), np.zeros((64, 1), "float32")
-for _ in range(1500):
-    angle, noise = rng.uniform(0, 2 * np.pi, 64), rng.normal(size=(64, 2)).astype("float32")
-    circle = np.stack((np.cos(angle), np.sin(angle)), axis=1).astype("float32")
-    learn(critic, of_critic, cost_of_critic, circle, generator.predict(noise))
-    learn(generator, of_generator, cost_of_generator, noise)
+with xnn.threads(1):
+    for _ in range(1500):
+        angle, noise = rng.uniform(0, 2 * np.pi, 64), rng.normal(size=(64, 2)).astype("float32")
+        circle = np.stack((np.cos(angle), np.sin(angle)), axis=1).astype("float32")
+        learn(critic, of_critic, cost_of_critic, circle, generator.predict(noise))
+        learn(generator, of_generator, cost_of_generator, noise)
 
 radius = np.hypot(*generator.predict(rng.normal(size=(1000, 2))).T)
 print(f"1000 points drawn: radius {radius.mean():.3f} +- {radius.std():.3f}")

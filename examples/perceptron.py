@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 
+import xnn
 from xnn import data, initializers, layers, losses, ops, optimizers
 
 
@@ -39,13 +40,14 @@ def main(dataset=None, iterations=2000, learning_rate=0.5):
     loss = losses.BinaryCrossEntropy()
     optimizer = optimizers.SGD(learning_rate)
     costs = []
-    for i in range(iterations):
-        cost = loss.forward(neuron.forward(x), y)
-        neuron.backward(loss.backward(), input_gradient=False)
-        optimizer.step(neuron.parameters())
-        if i % 100 == 0:
-            costs.append(float(cost))
-            print(f"cost after iteration {i}: {costs[-1]:.6f}")
+    with xnn.threads(1):
+        for i in range(iterations):
+            cost = loss.forward(neuron.forward(x), y)
+            neuron.backward(loss.backward(), input_gradient=False)
+            optimizer.step(neuron.parameters())
+            if i % 100 == 0:
+                costs.append(float(cost))
+                print(f"cost after iteration {i}: {costs[-1]:.6f}")
 
     train_accuracy = float(np.mean(predict(neuron, x) == y))
     test_accuracy = float(np.mean(predict(neuron, x_test) == y_test))

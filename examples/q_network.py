@@ -22,16 +22,17 @@ def one_hot(cells):
 rng = np.random.default_rng(0)
 network = xnn.Sequential(layers.Dense(25, 32), layers.ReLU(), layers.Dense(32, 4), seed=0)
 loss, optimizer = losses.MSE(), optimizers.Adam(0.01)
-for _ in range(1000):
-    cells, moves = rng.integers(5, size=(64, 2)), rng.integers(4, size=64)
-    after = np.clip(cells + MOVES[moves], 0, 4)
-    worth = np.where((after == 4).all(axis=1), 1, 0.9 * network.predict(one_hot(after)).max(axis=1))
-    values = network.forward(one_hot(cells))
-    targets = values.copy()
-    targets[np.arange(64), moves] = worth  # nothing was learned about the other moves
-    loss.forward(values, targets)
-    network.backward(loss.backward())
-    optimizer.step(network.parameters())
+with xnn.threads(1):
+    for _ in range(1000):
+        cells, moves = rng.integers(5, size=(64, 2)), rng.integers(4, size=64)
+        after = np.clip(cells + MOVES[moves], 0, 4)
+        worth = np.where((after == 4).all(axis=1), 1, 0.9 * network.predict(one_hot(after)).max(axis=1))
+        values = network.forward(one_hot(cells))
+        targets = values.copy()
+        targets[np.arange(64), moves] = worth  # nothing was learned about the other moves
+        loss.forward(values, targets)
+        network.backward(loss.backward())
+        optimizer.step(network.parameters())
 
 cell, path = np.array([0, 0]), [(0, 0)]
 while path[-1] != (4, 4) and len(path) < 25:

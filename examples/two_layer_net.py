@@ -84,13 +84,14 @@ def main(dataset=None, iterations=1200, batch_size=100, learning_rate=0.1):
 
     net = TwoLayerNet(x.shape[1], 50, 10)
     order = Stream(0, Purpose.SHUFFLE).permutation(len(x))
-    for i in range(iterations):
-        rows = order[np.arange(i * batch_size, (i + 1) * batch_size) % len(x)]
-        gradients = net.gradient(x[rows], t[rows])
-        for name in net.params:
-            net.params[name] = net.params[name] - learning_rate * gradients[name]
-        if (i + 1) % 300 == 0:
-            print(f"iteration {i + 1}: loss {net.loss(x[rows], t[rows]):.4f}")
+    with xnn.threads(1):
+        for i in range(iterations):
+            rows = order[np.arange(i * batch_size, (i + 1) * batch_size) % len(x)]
+            gradients = net.gradient(x[rows], t[rows])
+            for name in net.params:
+                net.params[name] = net.params[name] - learning_rate * gradients[name]
+            if (i + 1) % 300 == 0:
+                print(f"iteration {i + 1}: loss {net.loss(x[rows], t[rows]):.4f}")
     accuracy = net.accuracy(digits.x_test / 255, digits.y_test)
     print(f"{digits.name}: test accuracy {accuracy:.2%}")
     return max(gaps.values()), accuracy

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from xnn.backends import Backend, available_backends, backend, use_backend, use_numerics
-from xnn.backends.threads import limit_threads
+from xnn.backends.threads import limit_threads, use_threads
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
@@ -34,12 +34,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Removes XNN_BACKEND and XNN_NUMERICS from the environment, and undoes use_backend and use_numerics."""
+    """Removes XNN_BACKEND and XNN_NUMERICS from the environment, and undoes `use_...`."""
     for name in ("XNN_BACKEND", "XNN_NUMERICS"):
         monkeypatch.delenv(name, raising=False)
     yield
     use_backend(None)
     use_numerics(None)
+    use_threads(None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

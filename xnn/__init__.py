@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from xnn.backends import backend, numerics, use_backend, use_numerics
+from xnn.backends.threads import limit_threads as threads
+from xnn.backends.threads import use_threads
 from xnn.graph import autograd as autograd  # says how a called op is applied
 from xnn.graph.autograd import grad, value_and_grad
 from xnn.ops import Op
@@ -56,8 +58,10 @@ __all__ = [
     "ops",
     "optimizers",
     "schedules",
+    "threads",
     "use_backend",
     "use_numerics",
+    "use_threads",
     "value_and_grad",
 ]
 

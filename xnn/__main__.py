@@ -1,5 +1,19 @@
 """`python -m xnn` is the command `xnn`."""
 
-from xnn.cli import main
+import sys
 
-main(prog_name="xnn")
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line. Ctrl-C while modules are imported ends it without a traceback."""
+    try:
+        from xnn.cli import main as command
+
+        command(prog_name="xnn")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

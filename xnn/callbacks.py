@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
-import sys
 import time
+from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, cast
+
+try:
+    import fcntl
+except ImportError:  # Windows has no locks of this kind
+    fcntl = None  # type: ignore[assignment]
 
 from xnn.backends import backend_of
 from xnn.errors import DataError, OptionError
-from xnn.files import check_writable, to_json
+from xnn.files import StandardError, check_writable, notice, to_json
 from xnn.history import History, epoch_line, numbers_line
 from xnn.layers import Sequential
 from xnn.options import attributes_of, check_count, check_real, written
 
-__all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar"]
+__all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar", "call_back"]
 
 
 class Callback:
@@ -53,12 +60,12 @@ class Callback:
         """Called after every training step, with its loss; parameters and gradients are those after the step.
 
         epoch: the epochs finished before this one. step: the step in this epoch, counted from 1.
-        Overriding it makes training wait for the device at every step. The step is added to `history` at the next
-        on_check only, and may still turn out to have diverged.
+        Overriding it makes training wait for the device, and look for NaN and infinity, at every step. What it
+        assigns, and what it writes to arrays, counts from the next step.
         """
 
     def on_check(self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, Any]) -> None:
-        """Called at least every 100 steps and at the end of each epoch, after a check that all numbers are finite.
+        """Called every 100 steps and at the end of each epoch, after a check that all numbers are finite.
 
         epoch, step: as in on_step. loss, metrics: means over this epoch so far.
         """
@@ -71,6 +78,16 @@ class Callback:
 
     def __repr__(self) -> str:
         return written(self, attributes_of(self))
+
+
+def call_back(method: Callable[..., Any], *arguments: Any) -> None:
+    """Call a method of a callback. Raises OptionError if it returns something, which would be lost."""
+    returned = method(*arguments)
+    if returned is not None:
+        raise OptionError(
+            f"{getattr(method, '__qualname__', method)} returned {repr(returned)[:60]}, and methods of callbacks "
+            "return nothing: to end the training, set history.stopped to the reason, a string"
+        )
 
 
 class ProgressBar(Callback):
@@ -87,7 +104,7 @@ class ProgressBar(Callback):
         self._progress: Any = None
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        if not sys.stderr.isatty():
+        if not StandardError().isatty():
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -98,7 +115,7 @@ class ProgressBar(Callback):
             BarColumn(bar_width=24),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(file=cast(IO[str], StandardError())),
         )
         self._progress.start()
         self._done = 0
@@ -137,20 +154,21 @@ class EpochLines(Callback):
     """
 
     def __init__(self) -> None:
-        self._silent = sys.stderr.isatty()
+        self._silent = StandardError().isatty()
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         if not self._silent:
             try:
                 print(epoch_line(entry), flush=True)
-            except OSError:
+            except (OSError, ValueError):  # ValueError: standard output was closed
                 self._silent = True
 
 
 class JsonLines(Callback):
     """Writes a log of the run, one JSON object a line: the plan, then each epoch as it ends, then the end.
 
-    path: the file; an older one is replaced when training starts.
+    path: the file; an older log is replaced when training starts. Any other file is refused, and so is a log that
+        another run is writing (where the system has flock).
     about: more items for the first line. Default: none.
 
     Raises OptionError if the file cannot be written. If writing fails later, as on a full disk, a message on standard
@@ -162,14 +180,19 @@ class JsonLines(Callback):
     """
 
     def __init__(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> None:
-        self.path = check_writable(path, replaced=False)
+        self.path = check_writable(path, replaced=False, begins=_LOG_BEGINS)
         self.about = about
-        self._broken = False
+        self._file: IO[str] | None = None
         self._start = time.perf_counter()
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
+        check_writable(self.path, replaced=False, begins=_LOG_BEGINS)  # it may have changed since __init__
         try:
-            self.path.write_text("", encoding="utf-8")
+            self._file = _opened_log(self.path)
+        except BlockingIOError:
+            raise OptionError(
+                f"cannot write the log {self.path}: another run is writing it; choose another name"
+            ) from None
         except OSError as error:
             raise DataError(f"cannot write the log {self.path}: {error.strerror or error}") from error
         self._write({"event": "start", **(self.about or {}), "epochs": epochs, "plan": history.plan})
@@ -181,17 +204,50 @@ class JsonLines(Callback):
         end = {"event": "end", "steps": history.steps, "interrupted": history.interrupted}
         reasons = {"stopped": history.stopped, "error": history.error}
         self._write(end | {key: reason for key, reason in reasons.items() if reason})
+        self._close()
 
     def _write(self, entry: dict[str, Any]) -> None:
-        if self._broken:
+        if self._file is None:
             return
         entry["seconds"] = round(time.perf_counter() - self._start, 3)
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(to_json(entry) + "\n")
+            self._file.write(to_json(entry) + "\n")
+            self._file.flush()
         except OSError as error:
-            self._broken = True
-            print(f"xnn: the log {self.path} ends here ({error.strerror}); training goes on", file=sys.stderr)
+            notice(f"xnn: the log {self.path} ends here ({error.strerror}); training goes on")
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a line that could not be written is tried again
+                self._file.close()
+            self._file = None
+
+
+_LOG_BEGINS = '{"event": "start"'
+
+
+def _opened_log(path: Path) -> IO[str]:
+    """Open a log and empty it. Raises BlockingIOError if another run has it open."""
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed when the training ends
+    try:
+        if path.is_file():  # and not a pipe or device
+            _lock(file)
+            file.truncate(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _lock(file: IO[str]) -> None:
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # this file system has no locks
+            return
 
 
 #: The direction in which a number improves, by the last word of its name; topK is "top" here.

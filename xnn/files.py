@@ -1,11 +1,14 @@
-"""Writes files atomically: after a failure the old file is unchanged, and no file is half written."""
+"""Writes files atomically, and lines for the user: a file is never half written, and a line never ends a run."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
+import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +18,12 @@ from typing import Any
 from xnn.errors import DataError, DataNotFoundError, MissingExtraError, OptionError
 
 __all__ = [
+    "StandardError",
     "as_path",
     "check_plot",
     "check_writable",
+    "notice",
+    "printable",
     "reading",
     "save_figure",
     "to_json",
@@ -51,33 +57,80 @@ def reading(path: str | os.PathLike[str], what: str = "") -> Iterator[None]:
 
 
 def check_writable(
-    path: str | os.PathLike[str], suffixes: tuple[str, ...] = (), replaced: bool = True
+    path: str | os.PathLike[str], suffixes: tuple[str, ...] = (), replaced: bool = True, begins: str = ""
 ) -> Path:
     """Check that a file can be written at this path, before hours of training, and return the path.
 
     suffixes: the endings that the name may have, such as (".png", ".svg"); any if empty.
     replaced: whether a new file will replace the old one; a device or pipe is then refused. False if the file is
         only opened and appended to.
+    begins: how an old file must begin. An old file with other content is not overwritten. Default: any.
 
-    Raises OptionError for another ending, a folder, device or pipe of this name, a folder that is missing, or one
-    that may not be written to.
+    The check makes a temporary file in the same folder, as `write_atomically` does, and removes it.
+
+    Raises OptionError for another ending, a folder, device or pipe of this name, a folder that is missing, a place
+    that cannot be written to, and an old file with other content.
     """
     path = as_path(path)
-    folder = path.parent
-    fault = ""
     if suffixes and path.suffix.lower() not in suffixes:
-        fault = f"its name must end in {' or '.join(suffixes)}"
-    elif path.is_dir():
-        fault = "it is a folder; name a file"
-    elif replaced and path.exists() and not path.is_file():
-        fault = "it is not a regular file; name one, or a new one"
-    elif not folder.is_dir():
-        fault = f"there is no folder {folder}; make it first"
-    elif not os.access(path if path.exists() else folder, os.W_OK):
-        fault = "no permission; choose another place"
+        raise OptionError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
+    try:
+        fault = _fault(path.resolve(), replaced, begins.encode())
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # ValueError: NUL in the name; RuntimeError: a loop of links
+        fault = f"{_reason(error)}; choose another place"
     if fault:
         raise OptionError(f"cannot write {path}: {fault}")
     return path
+
+
+def _fault(path: Path, replaced: bool, begins: bytes) -> str:
+    """Why a file cannot be written at this path, or "". Raises OSError if the system says it, and not we."""
+    there = os.path.lexists(path)
+    if path.is_dir():
+        return "it is a folder; name a file"
+    if replaced and there and not path.is_file():
+        return "it is not a regular file; name one, or a new one"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}; make it first"
+    if there and not os.access(path, os.W_OK):
+        return "no permission; choose another place"
+    if path.is_file() and begins:
+        with open(path, "rb") as file:
+            if not begins.startswith(file.read(len(begins))):
+                return (
+                    "there is a file of that name with other content; choose another name, or remove the file"
+                )
+    if there and replaced and _is_mount(path):
+        return "it is a mount of its own, which no new file can replace; mount its folder instead"
+    if not there:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # raises for a name that is too long
+    if replaced or not there:
+        name, descriptor = _temporary(path, 0o600)
+        os.close(descriptor)
+        os.unlink(name)
+    return ""
+
+
+def _is_mount(path: Path) -> bool:
+    """Whether a file is mounted by itself, as with a container's `--volume FILE:FILE`. Only Linux can tell."""
+    if not hasattr(os, "O_PATH"):
+        return False
+    mounts = []
+    for place in (path, path.parent):
+        descriptor = os.open(place, os.O_PATH)
+        try:
+            with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
+                mounts += [line.split()[1] for line in lines if line.startswith("mnt_id:")]
+        except OSError:  # no /proc here
+            return False
+        finally:
+            os.close(descriptor)
+    return len(set(mounts)) > 1
 
 
 def to_json(value: Any) -> str:
@@ -93,34 +146,113 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes, suffixes: tuple[str, ...] = (), begins: str = ""
+) -> None:
     """Write a file under another name in the same folder, flush it to the disk, then rename it.
 
-    After a full disk, a crash or Ctrl-C the old file is still there. Raises DataError with the reason.
+    suffixes, begins: as in `check_writable`, which is called first.
+
+    After a full disk, a crash or Ctrl-C the old file is still there. If the file cannot be written, the content is
+    saved in the folder for temporary files instead, and the error says where. Raises the OptionError of
+    `check_writable`, or DataError with the system's reason.
     """
-    path = check_writable(path).resolve()  # so that a link stays a link
-    temporary = ""
+    asked = as_path(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        _replace(
+            check_writable(asked, suffixes, begins=begins).resolve(), content
+        )  # resolved, so that a link stays a link
+    except OptionError as error:
+        raise OptionError(f"{error}{_rescued(asked, content, suffixes)}") from error
+    except OSError as error:
+        raise DataError(
+            f"cannot write {asked}: {_reason(error)}; what was there before is untouched"
+            f"{_rescued(asked, content, suffixes)}"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    mode = path.stat().st_mode & 0o7777 if path.exists() else None
+    temporary, descriptor = _temporary(path, 0o666 if mode is None else 0o600)
+    try:
+        with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            os.chmod(temporary, path.stat().st_mode & 0o7777)
-        else:
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
+        if mode is not None:
+            os.chmod(temporary, mode)
         os.replace(temporary, path)
-    except BaseException as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise DataError(
-                f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
-            ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary(path: Path, mode: int) -> tuple[Path, int]:
+    """Make a new file beside `path`; the umask applies to `mode`. Returns the file's path and descriptor.
+
+    Its name does not contain that of `path`, which may be as long as the system allows.
+    """
+    temporary = path.parent / f".xnn-{secrets.token_hex(8)}"
+    binary = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    return temporary, os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | binary, mode)
+
+
+def _rescued(path: Path, content: bytes, suffixes: tuple[str, ...]) -> str:
+    """Save content that cannot be written to `path` in the folder for temporary files. Returns words that say so."""
+    ending = path.suffix if not suffixes or path.suffix.lower() in suffixes else suffixes[0]
+    try:
+        place = Path(tempfile.mkdtemp(prefix="xnn-")) / f"{path.stem[:40] or 'file'}{ending[:20]}"
+        _replace(place, content)
+    except (OSError, ValueError):
+        return ""
+    return f"; it was saved as {place} instead"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def printable(text: str) -> str:
+    """The text with its control characters, such as newlines and escapes, written as Python writes them in a string.
+
+    >>> len("\\n"), len(printable("\\n"))
+    (1, 2)
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class StandardError:
+    """Standard error as a file to which writing never fails: on a full disk or a closed stream the text is lost.
+
+    Progress bars and notices are written to it, so that they cannot end a run.
+    """
+
+    def write(self, text: str) -> int:
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
+                sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        """Whether a person is likely to read along."""
+        try:
+            return sys.stderr is not None and sys.stderr.isatty()
+        except ValueError:
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+def notice(text: str) -> None:
+    """Print a line on standard error. A line that cannot be printed, as on a full disk, is lost."""
+    StandardError().write(f"{printable(text)}\n")
+    StandardError().flush()
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:

@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xnn.errors import OptionError
 
 __all__ = [
@@ -17,30 +19,47 @@ __all__ = [
     "attributes_of",
     "check_count",
     "check_dtype",
+    "check_flag",
     "check_integer",
     "check_known",
     "check_pair",
     "check_real",
     "check_shape",
+    "checked",
     "explained",
+    "shown",
     "written",
 ]
 
-_SHOWN_ITEMS, _SHOWN_CHARACTERS = 6, 60
+_SHOWN_ITEMS, _SHOWN_CHARACTERS, _LONGEST_INTEGER = 6, 60, 1024
+
+
+def shown(value: Any) -> str:
+    """A value's repr for a message: one line of at most 60 characters, also where Python has no repr for it.
+
+    >>> shown([1, 2]), shown(10**5000)
+    ('[1, 2]', 'an integer of 16,610 bits')
+    """
+    if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
+        return f"an integer of {value.bit_length():,} bits"  # Python refuses to write one of over 4,300 digits
+    try:
+        return " ".join(repr(value).split())[:_SHOWN_CHARACTERS]
+    except Exception:  # whatever the user's __repr__ raises; that of a list may hold an integer as above
+        return f"an object of {type(value).__name__}"
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """The value as an int. Raises OptionError unless it is an integer (NumPy's too) of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise OptionError(f"{name} must be {allowed}, got {repr(value)[:60]}")
+        raise OptionError(f"{name} must be {allowed}, got {shown(value)}")
     return int(value)
 
 
 def check_integer(name: str, value: Any) -> int:
     """The value as an int. Raises OptionError unless it is an integer (NumPy's too)."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise OptionError(f"{name} must be an integer, got {repr(value)[:60]}")
+        raise OptionError(f"{name} must be an integer, got {shown(value)}")
     return int(value)
 
 
@@ -54,18 +73,27 @@ def check_pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
         first, second = (check_count(name, item, least) for item in pair)
     except ValueError:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise OptionError(f"{name} must be {allowed} or a pair of them, got {repr(value)[:60]}") from None
+        raise OptionError(f"{name} must be {allowed} or a pair of them, got {shown(value)}") from None
     return first, second
 
 
 def check_real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """The value as a float. Raises OptionError unless it is a finite number (NumPy's too) in [low, high)."""
-    real = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(float(value))
-    if not (real and low <= float(value) < high):
+    real = _as_float(value)
+    if not low <= real < high:
         allowed = f" at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g})"
         allowed = "" if low == -math.inf else allowed
-        raise OptionError(f"{name} must be a finite number{allowed}, got {repr(value)[:60]}")
-    return float(value)
+        raise OptionError(f"{name} must be a finite number{allowed}, got {shown(value)}")
+    return real
+
+
+def _as_float(value: Any) -> float:
+    """A real number as a float; NaN for anything that is none, or that is too large for one."""
+    try:
+        real = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except (OverflowError, ValueError):
+        return math.nan
+    return real if math.isfinite(real) else math.nan
 
 
 def check_shape(name: str, value: Any) -> tuple[int, ...]:
@@ -84,8 +112,43 @@ def check_known(name: str, received: Iterable[str], allowed: Iterable[str]) -> N
 def check_dtype(dtype: str) -> str:
     """The dtype's name. Raises OptionError unless it is "float32" or "float64"."""
     if dtype not in ("float32", "float64"):
-        raise OptionError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+        raise OptionError(f"dtype must be 'float32' or 'float64', got {shown(dtype)}")
     return dtype
+
+
+class _Checked:
+    """An attribute that is checked at each assignment. It has no `__get__`, so that reading it costs nothing."""
+
+    def __init__(self, check: Callable[..., Any], *limits: Any) -> None:
+        self._check, self._limits = check, limits
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __set__(self, thing: Any, value: Any) -> None:
+        vars(thing)[self._name] = self._check(self._name, value, *self._limits)
+
+
+def checked(check: Callable[..., Any], *limits: Any) -> Any:
+    """An attribute of a class that check(name, value, *limits) checks whenever it is assigned, in `__init__` too.
+
+    What the check returns is kept.
+
+    >>> class Rule:
+    ...     momentum: float = checked(check_real, 0.0, 1.0)
+    >>> rule = Rule()
+    >>> rule.momentum = 1.5
+    Traceback (most recent call last):
+    xnn.errors.OptionError: momentum must be a finite number in [0, 1), got 1.5
+    """
+    return _Checked(check, *limits)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """The value as a bool. Raises OptionError unless it is True or False (NumPy's too)."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise OptionError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
 
 
 def argument_names(kind: type) -> list[str]:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from xnn.errors import DTypeError
-from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of
+from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of, fresh_arrays
 
 __all__ = ["TABLES", "Call", "Cursor", "KernelTable", "Runnable", "Slot", "bind", "bind_each", "interpret"]
 
@@ -246,7 +246,7 @@ def _by_rule(lib: Any, call: Call) -> Runnable:
     xp = lib.math
 
     def run() -> None:
-        fresh = apply_rule(call.op, xp, [slot.array for slot in call.reads], call.options)
+        fresh = fresh_arrays(call.op, xp, [slot.array for slot in call.reads], call.options, call.writes)
         for slot, array in zip(call.writes, fresh, strict=True):
             slot.put(array)  # type: ignore[union-attr]
 
@@ -338,8 +338,10 @@ def _update(lib: Any, call: Call) -> Runnable:
         options = group.options
         for parameter, gradient, *state in columns:
             given = parameter.array, gradient.array, *(slot.array for slot in state)
-            fresh = apply_rule(call.op, xp, given, options)
-            for slot, array in zip((parameter, *state), fresh, strict=False):
+            changing = parameter, *state
+            for slot, array in zip(
+                changing, fresh_arrays(call.op, xp, given, options, changing), strict=True
+            ):
                 slot.put(array)
 
     return run

@@ -8,12 +8,15 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any, cast
 
 import click
 
 from xnn import __version__
+from xnn.cli.surroundings import forget_output, surroundings
 from xnn.errors import OptionError, UnknownBackendError, XnnError
+from xnn.files import StandardError, notice, printable
 
 __all__ = ["main"]
 
@@ -49,32 +52,59 @@ class _Commands(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
     def main(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super().main(*args, **options)
-        except OSError as error:  # from printing help or version, which happens outside `invoke`
-            click.echo(f"xnn: cannot write the output: {error.strerror or error}", err=True)
-            sys.exit(1)
+        """Run the command and end the process with its exit code. Errors are shown as one line."""
+        options["standalone_mode"] = (
+            False  # click's own way of showing errors can fail, and prints tracebacks
+        )
+        with surroundings() as ended_by:
+            code = _exit_code(lambda: super(_Commands, self).main(*args, **options), ended_by)
+        sys.exit(code)
 
-    def invoke(self, ctx: click.Context) -> Any:
+
+def _exit_code(run: Callable[[], Any], ended_by: list[int]) -> int:
+    """Run a command. Returns its exit code, after showing the error that ended it.
+
+    ended_by: the signals that came, such as SIGTERM; those whose effect is that of Ctrl-C.
+    """
+    try:
         try:
-            return super().invoke(ctx)
-        except XnnError as error:
-            click.echo(f"xnn: {error}", err=True)
-            ctx.exit(2 if isinstance(error, (OptionError, UnknownBackendError)) else 1)
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # the reader has gone: click ends quietly with exit code 1
-                raise
-            click.echo(f"xnn: cannot write the output: {error.strerror or error}", err=True)
-            ctx.exit(1)
-        except MemoryError as error:
-            click.echo(
-                f"xnn: out of memory ({error}): try a smaller network (--hidden, --model) or --batch-size",
-                err=True,
-            )
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("xnn: interrupted", err=True)
-            ctx.exit(130)
+            code = run()
+        except SystemExit as error:
+            code = error.code
+        if sys.stdout is not None:
+            sys.stdout.flush()  # the last place where a full disk can be seen
+    except click.ClickException as error:
+        return _refuse(error)
+    except XnnError as error:
+        notice(f"xnn: {error}")
+        return 2 if isinstance(error, (OptionError, UnknownBackendError)) else 1
+    except OSError as error:
+        if error.errno != errno.EPIPE:  # else the reader has gone, as in `xnn train | head`
+            notice(f"xnn: {_what_failed(error)}: {error.strerror or error}")
+        forget_output()
+        return 1
+    except MemoryError as error:
+        notice(f"xnn: out of memory ({error}): try a smaller network (--hidden, --model) or --batch-size")
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        notice("xnn: interrupted")
+        code = 130
+    if code == 130 and ended_by:
+        return 128 + ended_by[0]
+    return code if isinstance(code, int) else 0
+
+
+def _what_failed(error: OSError) -> str:
+    """What an OSError is about: a file, if it names one, or else standard output."""
+    return "cannot write the output" if error.filename is None else f"cannot use {error.filename}"
+
+
+def _refuse(error: click.ClickException) -> int:
+    """Show a wrong option, as click does. Returns the exit code."""
+    if not isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # its message is the help
+        vars(error)["message"] = printable(error.message)
+    error.show(cast(IO[str], StandardError()))
+    return error.exit_code
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)

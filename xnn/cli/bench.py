@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,13 +18,16 @@ from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.peers import PEERS
 from xnn.cli.options import widths
+from xnn.cli.outputs import check_apart
 from xnn.errors import BackendUnavailableError, OptionError
-from xnn.files import check_plot, check_writable, to_json, write_atomically
+from xnn.files import StandardError, check_plot, check_writable, notice, to_json, write_atomically
 
 __all__ = ["bench_command", "command"]
 
 #: Shows a line of progress.
 Say: TypeAlias = Callable[[str], None]
+
+_FILE_BEGINS = '{"environment"'  # of --json
 
 
 @click.command("bench")
@@ -125,9 +129,10 @@ def bench_command(
         "--numerics": numerics, "--repeat": repeat, "--plot": plot, "--compare": compare, "--sweep": sweep,
     })  # fmt: skip
     if json_file:
-        check_writable(json_file)
+        check_writable(json_file, begins=_FILE_BEGINS)
     if plot:
         check_plot(plot)
+    check_apart({"--json": json_file, "--plot": plot}, {"--compare": compare})
     before = report.read(compare) if compare else None
     asked = _read_peers(peers)
     conditions: dict[str, Any] = {
@@ -183,19 +188,26 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
         return list(dict.fromkeys(backends))
     running = [name for name in ("numpy", "cupy") if not reasons[name]]
     if chosen := backend_variable():
-        click.echo(
+        notice(
             f"xnn: XNN_BACKEND={chosen} has no effect on xnn bench, which times {' and '.join(running)} here; "
-            f"--backend {chosen} times that one alone",
-            err=True,
+            f"--backend {chosen} times that one alone"
         )
     return running
 
 
 def _progress() -> Say:
-    """A function that shows a line of progress in place of the one before. It does so only on a terminal."""
-    if sys.stderr.isatty():
-        return lambda line: click.echo(f"\r\x1b[K{line}", err=True, nl=False)
-    return lambda line: None
+    """A function that shows a line of progress: on a terminal in place of the one before."""
+    stderr = StandardError()
+
+    def replace(line: str) -> None:
+        stderr.write(f"\r\x1b[K{line}")
+        stderr.flush()
+
+    def add(line: str) -> None:
+        if line:
+            notice(f"  {line}")
+
+    return replace if stderr.isatty() else add
 
 
 @dataclass(frozen=True)
@@ -213,15 +225,16 @@ class _Timing:
         """Time everything and write the file. Results so far are kept if an error or Ctrl-C ends the timing."""
         results: list[dict[str, Any]] = []
         written = {**self.conditions, "results": results}
+        notice(f"xnn: this takes {self._length()}")
         try:
             for result in self._sweep() if self.sweep else self._presets():
                 results.append(result)
         finally:
             self.say("")
-            if results and self.sweep:
-                click.echo(sizes.text(results))
             if results and json_file:
                 write_atomically(json_file, to_json(written).encode())
+            if results and self.sweep:
+                click.echo(sizes.text(results))
         return written
 
     @property
@@ -230,26 +243,48 @@ class _Timing:
         chosen: str = self.conditions["numerics"]
         return "fast" if chosen == "both" else chosen
 
+    def _length(self) -> str:
+        """About how long the timing takes, as text."""
+        tasks = sizes.tasks(self._sweep_batches) if self.sweep else [task for *_, task in self._tasks()]
+        repeat = self.conditions["repeat"]
+        seconds = sum(suite.expected_seconds(len(self.contestants), task, repeat) for task in tasks)
+        about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{10 * math.ceil(seconds / 10)} seconds"
+        others = ", longer with libraries that compile" if set(self.contestants) & set(PEERS) else ""
+        return (
+            f"about {about}{others}: {len(self.contestants)} contestants, {repeat} turns each, "
+            f"{len(tasks)} pairs of network and batch size"
+        )
+
+    @property
+    def _sweep_batches(self) -> Sequence[int]:
+        return self.batch_sizes or sizes.BATCHES
+
     def _sweep(self) -> Iterator[dict[str, Any]]:
         about = self.conditions
         return sizes.sweep(
             self.contestants, about["dataset"], about["threads"], about["repeat"], self._numerics,
-            self.batch_sizes or sizes.BATCHES, say=self.say,
+            self._sweep_batches, say=self.say,
         )  # fmt: skip
 
     def _presets(self) -> Iterator[dict[str, Any]]:
         """Time each network and batch size, and print its table."""
         threads, dataset = self.conditions["threads"], self.conditions["dataset"]
-        for network, batch in self._pairs():
-            sizes_of = suite.NETWORKS[network]
-            task = Task(sizes_of, batch, max(8192, 8 * batch), dataset)
+        for network, batch, task in self._tasks():
             entries = suite.run_task(
                 self.contestants, task, threads, self.conditions["repeat"], self.say, self._numerics
             )
             self.say("")
-            title = f"{'-'.join(map(str, sizes_of))}, batch {batch}, {threads} threads, {dataset}"
+            title = f"{'-'.join(map(str, task.widths))}, batch {batch}, {threads} threads, {dataset}"
             click.echo(report.table(entries, title))
-            yield {"network": network, "widths": sizes_of, "batch": batch, "entries": entries}
+            yield {"network": network, "widths": task.widths, "batch": batch, "entries": entries}
+
+    def _tasks(self) -> list[tuple[str, int, Task]]:
+        """The networks by name, each with a batch size and the task."""
+        dataset = self.conditions["dataset"]
+        return [
+            (network, batch, Task(suite.NETWORKS[network], batch, max(8192, 8 * batch), dataset))
+            for network, batch in self._pairs()
+        ]
 
     def _pairs(self) -> list[tuple[str, int]]:
         """The networks by name, each with a batch size."""
@@ -265,11 +300,11 @@ class _Timing:
 def _print_failures(results: list[dict[str, Any]]) -> bool:
     """Print what went wrong with the contestants of xnn. Returns True if nothing did."""
     if any(not report.bits_agree(task["entries"]) for task in results):
-        click.echo("xnn: exact runs differ in their bits; xnn verify shows where", err=True)
+        notice("xnn: exact runs differ in their bits; xnn verify shows where")
         return False
     own = [e for task in results for e in task["entries"] if e["contestant"].startswith("xnn")]
     if not all(e["valid"] for e in own):
-        click.echo("xnn: some runs of xnn have no figure, for the reasons above", err=True)
+        notice("xnn: some runs of xnn have no figure, for the reasons above")
         return False
     return True
 
@@ -290,19 +325,13 @@ def _time_to_accuracy(
             f"--to-accuracy got {', '.join(sorted(others))}, and takes one peer: use --peers torch"
         )
     contestants = ["xnn", *(["torch"] if peers else [])]
-    say = _progress() if sys.stderr.isatty() else _say_in_lines
+    say = _progress()
     click.echo(environment_line(conditions["environment"]))
     results = time_to_accuracy.to_accuracy(
         target, contestants=contestants, threads=conditions["threads"], say=say
     )
     say("")
-    click.echo(time_to_accuracy.text(results, target))
     if json_file:
         write_atomically(json_file, to_json({**conditions, "target": target, "results": results}).encode())
+    click.echo(time_to_accuracy.text(results, target))
     return all(e["reached"] for e in results if e["contestant"].startswith("xnn"))
-
-
-def _say_in_lines(line: str) -> None:
-    """Print a line of progress, where standard error is not a terminal."""
-    if line:
-        click.echo(f"  {line}", err=True)

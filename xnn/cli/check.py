@@ -25,8 +25,10 @@ from xnn.backends import (
     current_numerics,
     get_backend,
 )
+from xnn.cli.surroundings import say
 from xnn.data import synthetic_digits
 from xnn.errors import BackendUnavailableError
+from xnn.files import notice
 from xnn.graph import Input, Node, forward_pass, topological_sort
 from xnn.graph.autograd import Value, gradients_of
 from xnn.graph.backward import backpropagate
@@ -83,12 +85,12 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
         if result.error is not None:
             errors.setdefault(result.case, {})[result.backend] = result.error
         if verbose or not result.ok:
-            click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.backend}: {result.check}: {result.detail}")
+            say(f"{'ok  ' if result.ok else 'FAIL'} {result.backend}: {result.check}: {result.detail}")
         sys.stdout.flush()
     if table:
         _print_table(names, errors)
     for name in names:
-        click.echo(f"{name}: {passed[name]} passed, {failed[name]} failed")
+        say(f"{name}: {passed[name]} passed, {failed[name]} failed")
     return not failed
 
 
@@ -99,7 +101,7 @@ def _chosen_backends(names: list[str]) -> list[str]:
         backend_variable()  # raises for a wrong XNN_BACKEND, although all backends are checked
         names = [name for name, reason in reasons.items() if not reason]
         for reason in filter(None, reasons.values()):
-            click.echo(f"not checked: {reason}", err=True)
+            notice(f"not checked: {reason}")
     for name in names:
         if reasons.get(name):
             raise BackendUnavailableError(reasons[name])
@@ -111,11 +113,11 @@ def _print_table(names: list[str], errors: dict[str, dict[str, float]]) -> None:
     width = max(map(len, errors), default=0)
     columns = [max(len(name), 7) for name in names]
     heads = "  ".join(f"{name:>{n}}" for name, n in zip(names, columns, strict=True))
-    click.echo(f"{'gradient error of':<{width}}  {heads}")
+    say(f"{'gradient error of':<{width}}  {heads}")
     for case, found in errors.items():
         cells = (f"{found[name]:.1e}" if name in found else "failed" for name in names)
         row = "  ".join(f"{cell:>{n}}" for cell, n in zip(cells, columns, strict=True))
-        click.echo(f"{case:<{width}}  {row}")
+        say(f"{case:<{width}}  {row}")
 
 
 # The checks.

@@ -16,6 +16,7 @@ import xnn
 from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
 from xnn.backends.cupy_backend import quick_diagnosis
 from xnn.backends.threads import blas_libraries, choose_threads, execution_plan
+from xnn.cli.surroundings import say
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
@@ -53,14 +54,14 @@ def command(as_json: bool, probe: bool) -> None:
 
 def _print_fact(key: str, value: Any) -> None:
     if isinstance(value, dict):
-        click.echo(f"{key}:")
+        say(f"{key}:")
         for name, text in value.items():
-            click.echo(f"  {name}: {text}")
+            say(f"  {name}: {text}")
     elif isinstance(value, list):
         for entry in value:
-            click.echo(f"{key}: {', '.join(f'{k} {v}' for k, v in entry.items())}")
+            say(f"{key}: {', '.join(f'{k} {v}' for k, v in entry.items())}")
     else:
-        click.echo(f"{key}: {value}")
+        say(f"{key}: {value}")
 
 
 def collect(probe: bool = False) -> dict[str, Any]:

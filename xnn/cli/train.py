@@ -16,17 +16,20 @@ from xnn.backends import numerics as use_numerics
 from xnn.backends.memory import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.cli.options import backend_option, given_options, numerics_option, run_options, with_table
+from xnn.cli.outputs import check_apart
+from xnn.cli.surroundings import say
 from xnn.data import Dataset, load
-from xnn.errors import DivergenceError, OptionError, XnnError
-from xnn.files import check_plot, check_writable, to_json
+from xnn.errors import DivergenceError, OptionError
+from xnn.files import check_plot, check_writable, notice, to_json
 from xnn.history import History
 from xnn.layers import Sequential
 from xnn.layers import files as weights
 from xnn.optimizers import Optimizer
-from xnn.runs.digests import Recorder
+from xnn.runs.digests import RECORD_BEGINS, Recorder
 from xnn.runs.names import KERNELS
 from xnn.runs.spec import RunSpec
 from xnn.training import Trainer
+from xnn.training.interrupt import interruptible
 
 __all__ = ["command", "train_command"]
 
@@ -125,7 +128,9 @@ def train_command(
     table: arguments of `load` for reading a table.
     options: those of RunSpec.from_options. All others are the command's own.
     """
-    _check_files(save, plot, record)
+    outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log}
+    _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
+    logger = JsonLines(log) if log else None
     spec = RunSpec.from_options(**options)
     spec.check_numerics(current_numerics())
     if patience and spec.average is not None:
@@ -134,29 +139,44 @@ def train_command(
         )
     data = load(dataset, data_home, **table)
     for message in filter(None, (data.note, data.advice)):
-        click.echo(f"xnn: {message}", err=True)
+        notice(f"xnn: {message}")
     spec = spec.resolved(data, epochs * spec.steps_per_epoch(data))
     model, loss, optimizer = spec.build(data)
     recorder = Recorder(model, {**spec.record_header(data), "table": table}) if record else None
     stopper = EarlyStopping(patience=patience) if patience else None
-    callbacks = _reporting(spec, data, model, log, lines=not (quiet or as_json))
-    callbacks += [callback for callback in (recorder, stopper) if callback]
+    if logger is not None:
+        logger.about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
+        logger.about["model"] = [weights.full_text(layer) for layer in model.layers]
+    printer = None if quiet or as_json else EpochLines()
+    watcher = _Watcher()
+    callbacks = [c for c in (watcher, logger, printer, recorder, stopper) if c is not None]
     trainer = Trainer(model, loss, optimizer, callbacks=callbacks, threads=threads, kernels=kernels)
     job = _Job(spec, data, model, optimizer, trainer, recorder, stopper)
-    history = _fit(job, epochs, save, record, progress=not quiet)
-    # Files are written before anything else can fail. A file that cannot be written must not hide the results.
-    with job.averaged():
+    history = _fit(job, watcher, epochs, save, record, progress=not quiet)
+    # Files are written before anything else can fail, such as Ctrl-C now.
+    with job.averaged(), interruptible() as interrupted:
         written, failure = _write_files(job, history, save, record, plot)
         tested = trainer.evaluate((data.x_test, spec.targets(data.y_test)))
         result = _result(job, history, tested)
-    if as_json:
-        click.echo(to_json(result))
-    elif not quiet:
-        _print_summary(result, history, save, tested)
-        _print_files(result, written, recorder)
-    if failure is not None:
-        raise failure
-    return history.interrupted
+    try:
+        if as_json:
+            click.echo(to_json(result))
+        elif not quiet:
+            _print_summary(result, history, written.get("save"), tested)
+            _print_files(result, written, recorder)
+    finally:  # a file that could not be written must not hide the results, nor the results what became of the file
+        if failure is not None:
+            raise failure
+    return history.interrupted or interrupted()
+
+
+class _Watcher(Callback):
+    """Keeps the history of the training, also when an error ends it."""
+
+    history = History()
+
+    def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
+        self.history = history
 
 
 @dataclass(frozen=True)
@@ -193,33 +213,22 @@ class _Job:
         weights.save(self.model, path, notes if error is None else {**notes, "error": str(error)})
 
 
-def _check_files(save: str | None, plot: str | None, record: str | None) -> None:
-    """Raise now if a file could not be written after hours of training."""
+def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) -> None:
+    """Raise now if a file could not be written after hours of training, or would overwrite another one."""
+    save, record, plot, _ = outputs.values()  # the log checks its own file
     if save:
         check_writable(save, (".safetensors",))
     if plot:
         check_plot(plot)
     if record:
-        check_writable(record)
+        check_writable(record, begins=RECORD_BEGINS)
+    check_apart(outputs, inputs)
 
 
-def _reporting(
-    spec: RunSpec, data: Dataset, model: Sequential, log: str | None, lines: bool
-) -> list[Callback]:
-    """Callbacks that write the log and print a line per epoch."""
-    callbacks: list[Callback] = []
-    if log:
-        about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
-        callbacks.append(
-            JsonLines(log, {**about, "model": [weights.full_text(layer) for layer in model.layers]})
-        )
-    if lines:
-        callbacks.append(EpochLines())
-    return callbacks
-
-
-def _fit(job: _Job, epochs: int, save: str | None, record: str | None, progress: bool) -> History:
-    """Train. If the run diverges, save the last good weights and the record, and raise the DivergenceError."""
+def _fit(
+    job: _Job, watcher: _Watcher, epochs: int, save: str | None, record: str | None, progress: bool
+) -> History:
+    """Train. If an error ends the training, save the last good weights and the record, and raise the error."""
     spec, data = job.spec, job.data
     try:
         return job.trainer.fit(
@@ -230,41 +239,51 @@ def _fit(job: _Job, epochs: int, save: str | None, record: str | None, progress:
             seed=spec.seed,
             progress=progress,
         )
-    except DivergenceError as error:
-        if save and isinstance(error.history, History):
+    except Exception as error:
+        if watcher.history.steps or isinstance(error, DivergenceError):
             with job.averaged():
-                job.save(save, error.history, error)
-            best = job.stopper.best_epoch if job.stopper else 0
-            which = f"after epoch {best}, the best" if best else "before that step"
-            click.echo(f"xnn: {save} holds the model as it was {which}", err=True)
-        if record and job.recorder:
-            job.recorder.record.save(record)
+                written, failure = _write_files(job, watcher.history, save, record, None, error)
+            if "save" in written:
+                best = job.stopper.best_epoch if job.stopper else 0
+                before = "that step" if isinstance(error, DivergenceError) else "that"
+                which = f"after epoch {best}, the best" if best else f"before {before}"
+                notice(f"xnn: {save} holds the model as it was {which}")
+            if failure is not None:
+                notice(f"xnn: {failure}")
         raise
 
 
 def _write_files(
-    job: _Job, history: History, save: str | None, record: str | None, plot: str | None
-) -> tuple[dict[str, str], XnnError | None]:
-    """Write the files that were asked for. Returns what was written, as option -> file, and the first error."""
+    job: _Job,
+    history: History,
+    save: str | None,
+    record: str | None,
+    plot: str | None,
+    error: Exception | None = None,
+) -> tuple[dict[str, str], Exception | None]:
+    """Write the files that were asked for. Returns what was written, as option -> file, and the first failure.
+
+    error: what ended the training.
+    """
 
     def save_record(path: str) -> None:
-        assert job.recorder is not None
-        job.recorder.record.save(path)
+        if job.recorder is not None:
+            job.recorder.record.save(path)
 
     files: list[tuple[str, str | None, Callable[[str], None]]] = [
-        ("save", save, lambda path: job.save(path, history)),
+        ("save", save, lambda path: job.save(path, history, error)),
         ("record", record, save_record),
         ("plot", plot, history.plot),
     ]
     written: dict[str, str] = {}
-    failure: XnnError | None = None
+    failure: Exception | None = None
     for option, path, write in files:
         if path:
             try:
                 write(path)
                 written[option] = path
-            except XnnError as error:
-                failure = failure or error
+            except Exception as fault:  # the other files are written all the same
+                failure = failure or fault
     return written, failure
 
 
@@ -299,44 +318,44 @@ def _print_summary(
     result: dict[str, Any], history: History, save: str | None, tested: dict[str, float]
 ) -> None:
     if history.interrupted:
-        click.echo(
+        say(
             f"interrupted after {history.steps:,} steps, {len(history.epochs)} whole epochs; "
-            + (f"the model goes to {save} as it is" if save else "the model is not saved (--save FILE saves)")
+            + (f"{save} holds the model as it is" if save else "the model is not saved (--save FILE saves)")
         )
     kept = result["kept_epoch"]
     if history.stopped:
-        click.echo(f"stopped: {history.stopped}")
+        say(f"stopped: {history.stopped}")
     if kept < len(history.epochs):
-        click.echo(f"the model is as it was after epoch {kept}, the best of {len(history.epochs)}")
+        say(f"the model is as it was after epoch {kept}, the best of {len(history.epochs)}")
     if "average" in result["run"]:
-        click.echo(
+        say(
             "tested and saved: the moving average of the weights; the numbers of each epoch are those of the weights"
         )
     entry = history.epochs[kept - 1] if kept else {}
     shown = {f"validation {k[4:]}": v for k, v in entry.items() if k.startswith("val_")}
     shown |= {f"test {k}": v for k, v in tested.items()}
-    click.echo(
+    say(
         f"{result['dataset']} ({result['task']}) on {result['backend']}: "
         + ", ".join(f"{k} {v:.4f}" for k, v in shown.items())
     )
-    click.echo(
+    say(
         f"{result['ms_per_step']:.3f} ms/step, {result['samples_per_second']:,.0f} samples/s, "
         f"{result['peak_rss_mb']:.0f} MB"
     )
     digits = None if result["numerics"] == "exact" else 16
-    click.echo(
-        f"{result['numerics']}: weights {result['weights_sha256'][:digits]}, "
-        f"losses {result['losses_sha256'][:digits]}"
+    say(
+        f"{result['numerics']} numerics; SHA-256 of the weights {result['weights_sha256'][:digits]}, of the losses "
+        f"{result['losses_sha256'][:digits]}: the same run gives the same digests"
     )
 
 
 def _print_files(result: dict[str, Any], written: dict[str, str], recorder: Recorder | None) -> None:
     if "save" in written:
-        click.echo(f"model: {written['save']}")
+        say(f"model: {written['save']}")
     if "plot" in written:
-        click.echo(f"learning curves: {written['plot']}")
+        say(f"learning curves: {written['plot']}")
     if "record" in written and recorder:
         fast = (
             "; in fast numerics it verifies only under the same plan" if result["numerics"] == "fast" else ""
         )
-        click.echo(f"record of {len(recorder.record.steps):,} steps: {written['record']}{fast}")
+        say(f"record of {len(recorder.record.steps):,} steps: {written['record']}{fast}")

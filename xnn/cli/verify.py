@@ -13,7 +13,9 @@ import numpy as np
 from xnn import __version__
 from xnn.backends import current_numerics
 from xnn.cli.options import given_options, run_options, with_table
+from xnn.cli.surroundings import say
 from xnn.errors import DataError, OptionError
+from xnn.files import notice
 from xnn.runs.digests import Record, TensorKind, read_record
 from xnn.runs.replay import (
     NO_DISTANCE,
@@ -160,21 +162,21 @@ def _refuse_surplus(given: set[str]) -> None:
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
-        click.echo(line)
+        say(line)
 
 
 def _print_sides(sides: list[Side]) -> None:
     """Print what is run, and how each of the two runs is executed."""
     about = sides[0].record.about
     for note in dict.fromkeys(side.note for side in sides if side.note):
-        click.echo(f"xnn: {note}", err=True)
+        notice(f"xnn: {note}")
     run = (f"{key} {as_text(value)}" for key, value in about.get("run", {}).items())
-    click.echo(f"{about['plan']['numerics']} numerics: {', '.join(run)}")
+    say(f"{about['plan']['numerics']} numerics: {', '.join(run)}")
     for letter, side in zip("AB", sides, strict=True):
         plan = side.record.about["plan"]
         threads = "" if plan["threads"] is None else f", {_counted(plan['threads'], 'thread')}"
         by = f"recorded by xnn {side.record.about.get('xnn', '?')}, " if isinstance(side, RecordSide) else ""
-        click.echo(
+        say(
             f"{letter}  {side.name}: {by}{plan['backend']} ({plan['library']}, {plan['device']}), {plan['blas']}"
             f"{threads}, kernels {plan['kernels']}"
         )
@@ -183,9 +185,9 @@ def _print_sides(sides: list[Side]) -> None:
 def _print_agreement(sides: list[Side], steps: int, live: bool) -> None:
     """Print how much was compared. Two live runs that were executed alike prove nothing, so warn about that."""
     if live and sides[0].record.about["plan"] == sides[1].record.about["plan"]:
-        click.echo("xnn: both sides were executed in the same way (lines A and B)", err=True)
+        notice("xnn: both sides were executed in the same way (lines A and B)")
     count = len(sides[0].record.tensors)
-    click.echo(
+    say(
         f"{_counted(steps, 'step')}, loss, {_counted(count, 'gradient')}, {_counted(count, 'weight')} each: "
         "all bits agree"
     )

@@ -104,7 +104,10 @@ def load(
                 raise
             homes = ", ".join(str(home / "mnist") for home in data_homes(data_home))
             options.refuse("synthetic digits")
-            return _load_synthetic(f"MNIST is neither in {homes} nor reachable: using synthetic digits")
+            return _load_synthetic(
+                f"MNIST is neither in {homes} nor reachable: using synthetic digits. To get MNIST, run this again "
+                f"with a network, or put {', '.join(member + '.gz' for member in _MNIST)} in one of these folders"
+            )
     if name in dataset_names():
         return _load_named(str(name), data_home, options)
     if isinstance(name, (str, os.PathLike)):

@@ -6,15 +6,16 @@ import hashlib
 import os
 import queue
 import socket
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, cast
 from urllib.parse import urlsplit
 
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
+from xnn.files import StandardError, notice
 
 __all__ = ["cache_home", "data_homes", "fetch", "find", "reachable"]
 
@@ -75,13 +76,13 @@ def fetch(
     answers = []
     for attempt in range(_ROUNDS):
         for mirror in mirrors:
-            bar = _Bar() if sys.stderr.isatty() else None
+            bar = _Bar() if StandardError().isatty() else None
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                     downloader = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=bar or False)
                     pooch.get_logger().setLevel("ERROR")
-                    print(f"{'trying again' if attempt else 'fetching'}: {mirror}{name}", file=sys.stderr)
+                    notice(f"{'trying again' if attempt else 'fetching'}: {mirror}{name}")
                     got = Path(
                         pooch.retrieve(
                             mirror + name, known_hash=None, path=scratch, fname=name, downloader=downloader
@@ -114,7 +115,10 @@ class _Bar:
 
         columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
         self._progress = Progress(
-            *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
+            *columns,
+            console=Console(file=cast(IO[str], StandardError())),
+            transient=True,
+            redirect_stdout=False,
         )
         self._task = self._progress.add_task("", total=None)
         self.total = 0

@@ -210,4 +210,8 @@ _OTHER_NAMES = {
 def _instead(name: str) -> str:
     """What to use instead of NumPy's function or method of this name."""
     name = _OTHER_NAMES.get(name, name)
-    return f"use ops.{name}" if name in ops.__all__ else "use the functions of xnn.ops and `+ - * / ** @`"
+    return (
+        f"use ops.{name}"
+        if name in ops.__all__
+        else ("use the functions of xnn.ops and `+ - * / ** @`, or .value where no gradient is needed")
+    )

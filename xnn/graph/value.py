@@ -12,7 +12,7 @@ from xnn.errors import GraphError
 from xnn.graph.node import Recorded, array_of, next_created
 from xnn.graph.scope import current_scope
 from xnn.ops import Array, Op
-from xnn.ops.apply import apply_rule, forward_of
+from xnn.ops.apply import forward_of, fresh_arrays
 from xnn.ops.op import install
 
 __all__ = ["Constant", "Drawn", "Kept", "Value", "apply", "as_array", "drawn"]
@@ -133,7 +133,7 @@ class Kept:
     def apply(self) -> None:
         """Give the buffers their new values now."""
         arrays = (*(buffer.array for buffer in self.buffers), array_of(self.source))
-        fresh = apply_rule(self.rule, backend_of(*arrays).math, arrays, self.options)
+        fresh = fresh_arrays(self.rule, backend_of(*arrays).math, arrays, self.options, arrays[:-1])
         for buffer, array in zip(self.buffers, fresh, strict=True):
             buffer.value = array
 

@@ -15,7 +15,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends import current_backend, current_numerics
 from xnn.errors import CorruptFileError, OptionError
-from xnn.files import check_writable, write_atomically
+from xnn.files import write_atomically
 from xnn.layers.containers import Container, Parallel
 from xnn.layers.functions import Function, Lambda
 from xnn.layers.layer import Layer
@@ -51,7 +51,6 @@ def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] |
     A file holds no code: of a model with layers or ops of the user's it holds the weights alone. Raises OptionError
     for a place that cannot be written and for notes that JSON does not have, DataError when the disk is full.
     """
-    path = check_writable(path, (".safetensors",))
     try:
         described = _describe(model)
     except OptionError as unknown:  # `load` then says how to get the weights back
@@ -63,7 +62,7 @@ def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] |
         "notes": notes or {},
     }
     header["frozen"] = [name for name, parameter in model.named_parameters() if parameter.frozen]
-    write_atomically(path, to_bytes(_host_weights(model), header))
+    write_atomically(path, to_bytes(_host_weights(model), header), (".safetensors",))
 
 
 def load(path: str | os.PathLike[str]) -> Container:

@@ -49,8 +49,9 @@ class Layer(Stateful):
                 return ops.sigmoid(x * self.gain) * x
 
     forward(x, training=False) computes the output and keeps what `backward` needs. backward(dout) returns the
-    gradient for x and sets the `grad` of each parameter. Both follow from `compute`, and so do the layer's node in a
-    graph, its gradients under `xnn.grad`, and its part in a Trainer's program.
+    gradient for x and sets the `grad` of each parameter, in place of the one from before. Both follow from
+    `compute`, and so do the layer's node in a graph, its gradients under `xnn.grad`, and its part in a Trainer's
+    program.
 
     **What belongs to a layer.** Parameters and layers in attributes, and in lists, tuples and dicts in attributes,
     are trained, moved and saved with it. They are named by the attribute: `gain`, `blocks.0.weight`. In other places
@@ -233,14 +234,16 @@ class Layer(Stateful):
             self.__dict__["_tape"] = _Tape(given, output, current_numerics())
         return output.array
 
-    def backward(self, dout: Array, input_gradient: bool = True) -> Array | None:
+    def backward(self, dout: Array, input_gradient: bool = True, accumulate: bool = False) -> Array | None:
         """Set the parameters' `grad`, and return the gradient for the input of the last `forward`.
 
         dout: the gradient for its output, of the output's shape and dtype.
         input_gradient: whether the gradient for the input is needed; False returns None and saves the time.
+        accumulate: whether the gradients are added to those that the parameters have, as PyTorch does. By default
+            they replace them, so that nothing must be set to zero before.
 
-        The grad of a parameter that the output does not depend on becomes None. Raises GraphError before a forward
-        and for another shape, DTypeError for another dtype.
+        The grad of a parameter that the output does not depend on becomes None, or stays if gradients are added.
+        Raises GraphError before a forward and for another shape, DTypeError for another dtype.
         """
         if self._tape is None:
             raise GraphError(f"{type(self).__name__}.backward came before its forward: call forward first")
@@ -249,12 +252,17 @@ class Layer(Stateful):
         order, parameters = made_from(output), self.parameters()
         check_all_known(type(self).__name__, order, parameters)
         wanted: set[Recorded] = {*parameters, given} if input_gradient else {*parameters}
+        # Copied now, since a layer written by hand may write its new gradients into the arrays of the old ones.
+        before = {p: _alone(p.grad, {id(p.grad)}) for p in parameters if accumulate}
         with pinned():
             check_same_numerics(type(self).__name__, mode)
             handed = backpropagate(order, {output: dout}, wanted)
         out: set[int] = set()
         for parameter in parameters:
-            parameter.grad = _alone(handed[parameter][0], out) if parameter in handed else None
+            gradient = _alone(handed[parameter][0], out) if parameter in handed else None
+            had = before.get(parameter)
+            both = had is not None and gradient is not None
+            parameter.grad = had + gradient if both else had if gradient is None else gradient
         return _alone(handed[given][0], out) if input_gradient and given in handed else None
 
     def forget(self) -> None:

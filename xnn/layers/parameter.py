@@ -10,7 +10,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
 from xnn.backends.memory import check_memory
-from xnn.errors import GraphError, OptionError, ShapeError
+from xnn.errors import GraphError, MixedArraysError, OptionError, ShapeError
 from xnn.graph.node import Recorded, next_created
 from xnn.graph.scope import current_scope
 from xnn.initializers import Initializer, draw
@@ -29,7 +29,9 @@ class Parameter(Recorded):
         `dtype`, on the backend that is current when a Sequential takes the layer in, or else when it is first used.
     dtype: "float32" (the default) or "float64".
 
-    `value` is the array, `grad` its last gradient, and `frozen` says whether training leaves it unchanged.
+    `value` is the array, `grad` its last gradient, and `frozen` says whether training leaves it unchanged. Outside of
+    `compute` and `xnn.grad`, `numpy.asarray(parameter)` is a read-only copy of the array, `float(parameter)` its
+    number if it has only one, and `len`, iteration and slices are the array's.
     Raises OptionError for other options, ShapeError for an initializer that returns another shape.
 
         >>> from xnn import initializers, layers
@@ -37,6 +39,9 @@ class Parameter(Recorded):
         >>> gain.value = [1.0, 2.0, 3.0]
         >>> gain
         <Parameter gain (3,) float32>
+        >>> import numpy as np
+        >>> np.asarray(gain).tolist(), len(gain), float(gain[0])
+        ([1.0, 2.0, 3.0], 3, 1.0)
     """
 
     #: Lower than a recorded value's and a node's: an op of both gives one of those.
@@ -116,6 +121,37 @@ class Parameter(Recorded):
         dtype = getattr(xp, self._dtype)
         self._value = value if value.dtype == dtype else xp.astype(value, dtype)
         self._assigned = True
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """A copy of the array for NumPy, read-only unless a copy was asked for: what is written there is not trained.
+
+        Raises GraphError inside `compute` and `xnn.grad`, MixedArraysError for an array that is not NumPy's.
+        """
+        self._check_not_recorded("a NumPy array")
+        lib = backend_of(self.array)
+        if not lib.is_host:
+            raise MixedArraysError(
+                f"{self.name} is an array of {lib.name}, and arrays are never moved without being asked: "
+                "xnn.backends.backend_of(parameter.value).to_host(parameter.value) moves it"
+            )
+        if copy is False:
+            raise ValueError(f"{self.name} gives NumPy copies only: omit copy=False")
+        array = np.array(self.array, dtype=dtype)
+        array.flags.writeable = copy is True
+        return array
+
+    def __float__(self) -> float:
+        self._check_not_recorded("float()")
+        if self.size != 1:
+            raise TypeError(f"{self.name} has shape {self.shape}, and only a single number becomes a float")
+        return float(self[(0,) * self.ndim] if self.shape else self.array)
+
+    def _check_not_recorded(self, what: str) -> None:
+        if current_scope() is not None:
+            raise GraphError(
+                f"{what} of {self.name} inside `compute` or xnn.grad would lose the gradient: write the parameter "
+                f"itself, as in x @ self.{self.name}, or as a constant ops.stop_gradient(self.{self.name})"
+            )
 
     @property
     def grad(self) -> Array | None:

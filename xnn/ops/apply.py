@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xnn.errors import GraphError, OptionError, ShapeError, XnnError
+from xnn.errors import DTypeError, GraphError, OptionError, ShapeError, XnnError
 from xnn.ops.op import Array, Namespace, Op, size_of
 
 __all__ = [
     "Boundary", "apply_rule", "backward_of", "batch_count", "batch_mean", "batch_sum", "check_gradients",
-    "forward_of",
+    "forward_of", "fresh_arrays",
 ]  # fmt: skip
 
 
@@ -144,6 +144,43 @@ def apply_rule(
     options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
     result = rule(xp, *map(xp.enter, arrays), **options)
     return tuple(map(xp.leave, result)) if isinstance(result, tuple) else xp.leave(result)
+
+
+def fresh_arrays(
+    rule: Callable[..., Any],
+    xp: Namespace,
+    arrays: Sequence[Any],
+    options: Mapping[str, Any],
+    changing: Sequence[Any],
+) -> Sequence[Any]:
+    """Run rule(xp, *arrays, **options), which returns new arrays for those in `changing`, in the same order.
+
+    An optimizer's update is such a rule, and what `Layer.keep` is given. None may follow them, as for a state that is
+    not kept. Raises OptionError unless it is a tuple of as many arrays, each of the old one's shape, and DTypeError
+    for another dtype: a bare array would be taken for a row for each, and another shape would be broadcast.
+    """
+    fresh = apply_rule(rule, xp, arrays, options)
+    name, many = getattr(rule, "__name__", repr(rule)[:60]), len(changing)
+    if type(fresh) is not tuple or len(fresh) < many or any(extra is not None for extra in fresh[many:]):
+        got = f"a tuple of {len(fresh)}" if isinstance(fresh, tuple) else type(fresh).__name__
+        what = "(new parameter, *new state)" if many > 1 else "(new array,)"
+        raise OptionError(
+            f"the rule {name} returned {got}, and must return a tuple with a new array for each of the {many} that "
+            f"it changes, as in {what}: an optimizer's `array_names` say what state it keeps"
+        )
+    for number, (old, new) in enumerate(zip(changing, fresh, strict=False)):
+        shape = tuple(getattr(new, "shape", ())) if hasattr(new, "dtype") else type(new).__name__
+        if shape != tuple(old.shape):
+            raise OptionError(
+                f"the rule {name} returned {shape} as array {number}, whose shape is {tuple(old.shape)}: they must "
+                "be equal"
+            )
+        if new.dtype != old.dtype:
+            raise DTypeError(
+                f"the rule {name} made {new.dtype} of {old.dtype} in array {number}: compute with Python numbers, "
+                "since NumPy's widen arrays, or convert by xp.astype(y, x.dtype)"
+            )
+    return fresh[:many]
 
 
 def _is_array(x: Any) -> bool:

@@ -7,8 +7,9 @@ from functools import cache
 from typing import Any, ClassVar, Unpack
 
 from xnn.ops import updates
-from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay, check_betas
-from xnn.options import check_real
+from xnn.optimizers.moments import OfMoments
+from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay
+from xnn.options import check_flag, check_real, checked
 from xnn.schedules import Schedule
 
 __all__ = ["AdaDelta", "AdaGrad", "Adam", "AdamW", "Nadam", "RMSProp"]
@@ -32,6 +33,7 @@ class AdaGrad(Optimizer):
     """
 
     rule = staticmethod(updates.adagrad)
+    epsilon: float = checked(check_real, 0.0)
 
     def __init__(
         self,
@@ -41,12 +43,11 @@ class AdaGrad(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.epsilon = check_real("epsilon", epsilon, 0.0)
+        self.epsilon = epsilon
 
     @property
-    def arrays(self) -> int:
-        """The number of arrays for each parameter: 1, the sum of the squared gradients."""
-        return 1
+    def array_names(self) -> tuple[str, ...]:
+        return ("sum of squared gradients",)
 
 
 class RMSProp(Optimizer):
@@ -71,6 +72,10 @@ class RMSProp(Optimizer):
     """
 
     rule = staticmethod(updates.rmsprop)
+    epsilon: float = checked(check_real, 0.0)
+    alpha: float = checked(check_real, 0.0, 1.0)
+    momentum: float = checked(check_real, 0.0, 1.0)
+    centered: bool = checked(check_flag)
 
     def __init__(
         self,
@@ -83,15 +88,18 @@ class RMSProp(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.alpha = check_real("alpha", alpha, 0.0, 1.0)
-        self.epsilon = check_real("epsilon", epsilon, 0.0)
-        self.momentum = check_real("momentum", momentum, 0.0, 1.0)
-        self.centered = bool(centered)
+        self.alpha = alpha
+        self.epsilon = epsilon
+        self.momentum = momentum
+        self.centered = centered
 
     @property
-    def arrays(self) -> int:
-        """The number of arrays for each parameter: mean square, mean (if centered), velocity (with momentum)."""
-        return 1 + self.centered + (self.momentum > 0.0)
+    def array_names(self) -> tuple[str, ...]:
+        return (
+            "mean square of the gradients",
+            *(("mean of the gradients",) if self.centered else ()),
+            *(("velocity",) if self.momentum > 0.0 else ()),
+        )
 
 
 class AdaDelta(Optimizer):
@@ -113,6 +121,8 @@ class AdaDelta(Optimizer):
     """
 
     rule = staticmethod(updates.adadelta)
+    epsilon: float = checked(check_real, 0.0)
+    rho: float = checked(check_real, 0.0, 1.0)
 
     def __init__(
         self,
@@ -123,16 +133,15 @@ class AdaDelta(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.rho = check_real("rho", rho, 0.0, 1.0)
-        self.epsilon = check_real("epsilon", epsilon, 0.0)
+        self.rho = rho
+        self.epsilon = epsilon
 
     @property
-    def arrays(self) -> int:
-        """The number of arrays for each parameter: 2, the mean squares of gradients and of steps."""
-        return 2
+    def array_names(self) -> tuple[str, ...]:
+        return ("mean square of the gradients", "mean square of the steps")
 
 
-class Adam(Optimizer):
+class Adam(OfMoments):
     """Adam: steps by moving averages of the gradients and of their squares, corrected for their start at 0.
 
     learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.001.
@@ -155,6 +164,8 @@ class Adam(Optimizer):
     """
 
     rule: ClassVar[Callable[..., Any]] = staticmethod(updates.adam)
+    epsilon: float = checked(check_real, 0.0)
+    amsgrad: bool = checked(check_flag)
     first = (1.0, 1.0)
 
     def __init__(
@@ -167,19 +178,13 @@ class Adam(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.beta1, self.beta2 = check_betas(betas)
-        self.epsilon = check_real("epsilon", epsilon, 0.0)
-        self.amsgrad = bool(amsgrad)
+        self.betas = betas
+        self.epsilon = epsilon
+        self.amsgrad = amsgrad
 
     @property
-    def betas(self) -> tuple[float, float]:
-        """beta1 and beta2."""
-        return self.beta1, self.beta2
-
-    @property
-    def arrays(self) -> int:
-        """The number of arrays for each parameter: mean, mean square, and with amsgrad the largest mean square."""
-        return 2 + self.amsgrad
+    def array_names(self) -> tuple[str, ...]:
+        return ("first moment", "second moment", *(("largest second moment",) if self.amsgrad else ()))
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
         """The State's numbers for the next step t: beta1^t and beta2^t."""
@@ -224,7 +229,7 @@ class AdamW(Adam):
         super().__init__(learning_rate, betas, epsilon, weight_decay, amsgrad, **common)
 
 
-class Nadam(Optimizer):
+class Nadam(OfMoments):
     """Nadam: Adam with Nesterov momentum.
 
     learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.002.
@@ -250,6 +255,8 @@ class Nadam(Optimizer):
     """
 
     rule = staticmethod(updates.nadam)
+    epsilon: float = checked(check_real, 0.0)
+    momentum_decay: float = checked(check_real, 0.0)
     first = (1.0, 1.0, 1.0)
 
     def __init__(
@@ -262,19 +269,13 @@ class Nadam(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.beta1, self.beta2 = check_betas(betas)
-        self.epsilon = check_real("epsilon", epsilon, 0.0)
-        self.momentum_decay = check_real("momentum_decay", momentum_decay, 0.0)
+        self.betas = betas
+        self.epsilon = epsilon
+        self.momentum_decay = momentum_decay
 
     @property
-    def betas(self) -> tuple[float, float]:
-        """beta1 and beta2."""
-        return self.beta1, self.beta2
-
-    @property
-    def arrays(self) -> int:
-        """The number of arrays for each parameter: 2, the mean and the mean square."""
-        return 2
+    def array_names(self) -> tuple[str, ...]:
+        return ("first moment", "second moment")
 
     def _momentum(self, power: float) -> float:
         return self.beta1 * (1.0 - 0.5 * power)

@@ -6,8 +6,9 @@ from typing import Unpack
 
 from xnn.errors import OptionError
 from xnn.ops import updates
-from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay, check_betas
-from xnn.options import check_real
+from xnn.optimizers.moments import OfMoments
+from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay
+from xnn.options import check_flag, check_real, checked
 from xnn.schedules import Schedule
 
 __all__ = ["SGD", "Lion"]
@@ -32,6 +33,8 @@ class SGD(Optimizer):
     """
 
     rule = staticmethod(updates.sgd)
+    momentum: float = checked(check_real, 0.0, 1.0)
+    nesterov: bool = checked(check_flag)
 
     def __init__(
         self,
@@ -42,18 +45,21 @@ class SGD(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.momentum = check_real("momentum", momentum, 0.0, 1.0)
-        self.nesterov = bool(nesterov)
-        if nesterov and not momentum:
-            raise OptionError("nesterov=True needs a momentum above 0, such as 0.9, got 0")
+        self.momentum, self.nesterov = momentum, nesterov
+        self.derived(())
 
     @property
-    def arrays(self) -> int:
-        """The number of arrays for each parameter: 1 with momentum (the velocity), else 0."""
-        return 1 if self.momentum else 0
+    def array_names(self) -> tuple[str, ...]:
+        return ("velocity",) if self.momentum else ()
+
+    def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
+        """Check that there is a momentum for Nesterov's formula: both may be assigned, one after the other."""
+        if self.nesterov and not self.momentum:
+            raise OptionError("nesterov=True needs a momentum above 0, such as 0.9, got 0")
+        return {}
 
 
-class Lion(Optimizer):
+class Lion(OfMoments):
     """Lion: steps of equal size in each element, by the sign of an average of the gradients.
 
     learning_rate: a number >= 0, or a schedule of xnn.schedules. Default 0.0001.
@@ -82,14 +88,8 @@ class Lion(Optimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, weight_decay, **common)
-        self.beta1, self.beta2 = check_betas(betas)
+        self.betas = betas
 
     @property
-    def betas(self) -> tuple[float, float]:
-        """beta1 and beta2."""
-        return self.beta1, self.beta2
-
-    @property
-    def arrays(self) -> int:
-        """The number of arrays for each parameter: 1, the moving average of the gradients."""
-        return 1
+    def array_names(self) -> tuple[str, ...]:
+        return ("mean of the gradients",)

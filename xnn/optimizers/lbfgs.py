@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +11,20 @@ from xnn.errors import MissingExtraError, OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array
 from xnn.optimizers.optimizer import Optimizer, WeightDecay
-from xnn.options import check_count, check_real
+from xnn.options import check_count, check_real, checked
+from xnn.schedules import Schedule
 
 __all__ = ["LBFGS"]
 
 _NO_LIMIT = 2**31 - 1
 # The relative decrease of the loss below which SciPy stops; with SciPy's default it stops long before `tolerance`.
 _SMALLEST_DECREASE = 64 * np.finfo(np.float64).eps
+
+
+def _check_none(name: str, value: Any) -> None:
+    """Raise OptionError for an option of the other optimizers."""
+    if value is not None:
+        raise OptionError(f"LBFGS has no option {name!r}; it takes tolerance, memory, weight_decay")
 
 
 class LBFGS(Optimizer):
@@ -49,14 +57,32 @@ class LBFGS(Optimizer):
     """
 
     minimizes = True
+    tolerance: float = checked(check_real, 0.0)
+    memory: int = checked(check_count)
+    clip_norm: float | None = checked(_check_none)
+    clip_value: float | None = checked(_check_none)
+    average: float | None = checked(_check_none)
 
     def __init__(self, tolerance: float = 1e-5, memory: int = 10, weight_decay: WeightDecay = 0.0) -> None:
         super().__init__(1.0, weight_decay)
-        self.tolerance, self.memory = check_real("tolerance", tolerance, 0.0), check_count("memory", memory)
+        self.tolerance, self.memory = tolerance, memory
         try:
             import scipy.optimize  # noqa: F401
         except ImportError as error:
             raise MissingExtraError('LBFGS needs SciPy: pip install ".[scipy]"') from error
+
+    @property
+    def learning_rate(self) -> float | Schedule:
+        """1: the search finds how far to go. Raises OptionError when another rate is assigned."""
+        return 1.0
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float | Schedule) -> None:
+        _check_none("learning_rate", None if learning_rate == 1.0 else learning_rate)
+
+    @property
+    def rate(self) -> float:
+        return 1.0
 
     def minimize(
         self,

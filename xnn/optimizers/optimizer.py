@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeAlias, TypedDict
 
+import numpy as np
+
 from xnn.backends import backend_of
 from xnn.backends.numerics import pinned
 from xnn.errors import OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array, updates
-from xnn.ops.apply import apply_rule
-from xnn.options import argument_names, attributes_of, check_known, check_real, written
+from xnn.ops.apply import apply_rule, fresh_arrays
+from xnn.options import argument_names, attributes_of, check_known, check_real, checked, written
 from xnn.schedules import Schedule, check_rate
 
-__all__ = ["Common", "Optimizer", "State", "WeightDecay", "check_betas"]
+__all__ = ["Common", "Optimizer", "State", "WeightDecay"]
 
 #: One number for all parameters; or numbers by the parameters' names, where {"weight": 1e-4} means 0 for all others;
 #: or a function of the parameter, such as lambda p: 1e-4 if len(p.shape) > 1 else 0.0 (no decay of biases).
@@ -31,10 +33,12 @@ class State:
 
     arrays: arrays of the parameter's shape and dtype, such as SGD's velocity or Adam's mean and square.
     numbers: numbers that change with each step, such as Adam's beta1^t and beta2^t.
+    names: what each array is (`Optimizer.array_names`); () if that is not known.
     """
 
     arrays: tuple[Array, ...] = ()
     numbers: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class Common(TypedDict, total=False):
@@ -43,6 +47,16 @@ class Common(TypedDict, total=False):
     clip_norm: float | None
     clip_value: float | None
     average: float | None
+
+
+def _check_limit(name: str, limit: Any) -> float | None:
+    if limit is not None and not check_real(name, limit, 0.0):
+        raise OptionError(f"{name} must be above 0, or None for no clipping, got {limit!r}")
+    return None if limit is None else float(limit)
+
+
+def _check_average(name: str, average: Any) -> float | None:
+    return None if average is None else check_real(name, average, 0.0, 1.0)
 
 
 class Optimizer:
@@ -62,11 +76,12 @@ class Optimizer:
     counts the steps.
 
     A subclass sets `rule`, a function of xnn.ops.updates or one like them, and has an attribute for each option of
-    the rule. It overrides `arrays` if the rule keeps arrays, and `first`, `advance` and `derived` if it keeps
-    numbers. A class that overrides `update` instead needs no rule, and runs slower.
+    the rule. It overrides `array_names` (or `arrays`) if the rule keeps arrays, and `first`, `advance` and `derived`
+    if it keeps numbers. The rule returns a tuple: the new parameter, then each of these arrays, of the parameter's
+    shape and dtype. A class that overrides `update` instead needs no rule, and runs slower.
 
-    Raises OptionError for options outside these. learning_rate and weight_decay are also checked when they are
-    assigned, and what a function returns when it is used.
+    Raises OptionError for options outside these, when they are assigned, too; what a function returns is checked when
+    it is used.
 
         >>> import numpy as np
         >>> from xnn import layers, losses, optimizers
@@ -87,6 +102,9 @@ class Optimizer:
     minimizes: ClassVar[bool] = False
     #: The numbers of a State before the first step.
     first: ClassVar[tuple[float, ...]] = ()
+    clip_norm: float | None = checked(_check_limit)
+    clip_value: float | None = checked(_check_limit)
+    average: float | None = checked(_check_average)
 
     def __init__(
         self,
@@ -98,10 +116,13 @@ class Optimizer:
         **unknown: Any,
     ) -> None:
         check_known(type(self).__name__, unknown, (*argument_names(type(self)), *Common.__annotations__))
+        if not hasattr(type(self), "rule") and not self.minimizes and not self.steps_itself:
+            raise OptionError(
+                f"{type(self).__name__} has no rule: set rule = staticmethod(f), where f(xp, parameter, gradient, *, "
+                "learning_rate) returns the tuple (new parameter,), or override `update`"
+            )
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.clip_norm = _check_limit("clip_norm", clip_norm)
-        self.clip_value = _check_limit("clip_value", clip_value)
-        self.average = None if average is None else check_real("average", average, 0.0, 1.0)
+        self.clip_norm, self.clip_value, self.average = clip_norm, clip_value, average
         self.state: dict[Parameter, State] = {}
         #: Each parameter's moving average, from its first step on, if there is an `average`.
         self.averages: dict[Parameter, Array] = {}
@@ -149,9 +170,30 @@ class Optimizer:
         return self._decays[parameter]
 
     @property
+    def steps_itself(self) -> bool:
+        """Whether `step` or `update` is overridden, and does more than the rule says."""
+        kind = type(self)
+        return kind.step is not Optimizer.step or kind.update is not Optimizer.update
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """What each array is that the rule keeps for a parameter, such as "velocity", for messages."""
+        return ()
+
+    @property
     def arrays(self) -> int:
         """How many arrays the rule keeps for each parameter."""
-        return 0
+        return len(self.array_names)
+
+    def kept_for(self, parameter: Parameter) -> list[tuple[str, Array]]:
+        """What the optimizer keeps for a parameter: what each array is, and the array; the average is the last."""
+        state, names = self.state.get(parameter), self.array_names
+        arrays = (
+            (state,) if hasattr(state, "dtype") else getattr(state, "arrays", ())
+        )  # an own `step` keeps its own
+        kept = [(names[n] if n < len(names) else f"state {n}", array) for n, array in enumerate(arrays)]
+        average = self.averages.get(parameter)
+        return kept if average is None else [*kept, ("average", average)]
 
     @property
     def clipping(self) -> list[tuple[Callable[..., Any], float]]:
@@ -185,25 +227,31 @@ class Optimizer:
         The learning rate is `rate`; other options are those of `derived`, or attributes of the same name.
         """
         given = {"learning_rate": self.rate, "weight_decay": decay, **self.derived(numbers)}
-        return {
-            name: given[name] if name in given else getattr(self, name)
-            for name in _options_of(type(self).rule)
-        }
+        try:
+            return {
+                name: given[name] if name in given else getattr(self, name)
+                for name in _options_of(type(self).rule)
+            }
+        except AttributeError as error:
+            raise OptionError(
+                f"the rule of {type(self).__name__} takes an option that the optimizer does not give it ({error}): "
+                "set an attribute of this name, or return it from `derived`"
+            ) from error
 
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
         """Options of the rule that are computed from the State's numbers, such as Adam's beta1^t."""
         return {}
 
     def state_of(self, parameter: Parameter) -> State:
-        """The State of a parameter; zeros before its first step, or when the rule keeps another number of arrays."""
-        state = self.state.get(parameter)
-        if state is None or len(state.arrays) != self.arrays:
+        """The State of a parameter; zeros before its first step, or when the rule keeps other arrays than before."""
+        state, names = self.state.get(parameter), self.array_names
+        if state is None or len(state.arrays) != self.arrays or state.names not in (names, ()):
             value = parameter.value
             xp = backend_of(value).xp
             zeros = (
                 xp.zeros(value.shape, dtype=value.dtype, device=value.device) for _ in range(self.arrays)
             )
-            state = State(tuple(zeros), self.first)
+            state = State(tuple(zeros), self.first, names)
         return state
 
     def step(self, parameters: Iterable[Parameter], gradients: Iterable[Array] | None = None) -> None:
@@ -280,25 +328,31 @@ class Optimizer:
         xp = backend_of(parameter.value, parameter.grad, *state.arrays).math
         given = parameter.value, parameter.grad, *state.arrays
         options = self.options(numbers, self.decay_of(parameter))
-        parameter.value, *arrays = apply_rule(type(self).rule, xp, given, options)
-        self.state[parameter] = State(tuple(arrays[: self.arrays]), numbers)
+        changing = parameter.value, *state.arrays
+        parameter.value, *arrays = fresh_arrays(type(self).rule, xp, given, options, changing)
+        self.state[parameter] = State(tuple(arrays), numbers, state.names)
 
     def snapshot(self) -> Any:
-        """All attributes as they are now, for `restore`. Arrays are not copied: updates make new ones."""
-        return {key: dict(value) if isinstance(value, dict) else value for key, value in vars(self).items()}
+        """All attributes as they are now, for `restore`. Arrays in `state` are not copied: updates make new ones."""
+        return {key: _own_copy(value) for key, value in vars(self).items()}
 
     def restore(self, snapshot: Any) -> None:
         """Set all attributes to those of a snapshot."""
         for key in vars(self).keys() - snapshot.keys():
             delattr(self, key)
         for key, value in snapshot.items():
-            setattr(self, key, dict(value) if isinstance(value, dict) else value)
+            setattr(self, key, _own_copy(value))
 
     def __repr__(self) -> str:
         common = {
             name: value for name in Common.__annotations__ if (value := getattr(self, name)) is not None
         }
         return written(self, {**attributes_of(self), **common}, always=("learning_rate",))
+
+
+def _own_copy(value: Any) -> Any:
+    """A copy of a dict, list or NumPy array; anything else as it is."""
+    return value.copy() if isinstance(value, (dict, list, set, np.ndarray)) else value
 
 
 def _give(parameters: list[Parameter], gradients: list[Array]) -> None:
@@ -326,16 +380,3 @@ def _check_decay(weight_decay: Any) -> WeightDecay:
     if callable(weight_decay):
         return weight_decay  # type: ignore[no-any-return]
     return check_real("weight_decay", weight_decay, 0.0)
-
-
-def check_betas(betas: Any) -> tuple[float, float]:
-    """A pair of decay rates. Raises OptionError unless both are in [0, 1)."""
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise OptionError(f"betas must be two numbers in [0, 1), as in (0.9, 0.999), got {repr(betas)[:60]}")
-    return check_real("betas[0]", betas[0], 0.0, 1.0), check_real("betas[1]", betas[1], 0.0, 1.0)
-
-
-def _check_limit(name: str, limit: float | None) -> float | None:
-    if limit is not None and not check_real(name, limit, 0.0):
-        raise OptionError(f"{name} must be above 0, or None for no clipping, got {limit!r}")
-    return None if limit is None else float(limit)

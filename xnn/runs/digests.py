@@ -35,9 +35,20 @@ from xnn.files import to_json, write_atomically
 from xnn.history import History
 from xnn.layers import Container, Layer, Parameter, Sequential
 
-__all__ = ["Digests", "Record", "Recorder", "TensorKind", "data_sha256", "little_endian", "read_record"]
+__all__ = [
+    "RECORD_BEGINS",
+    "Digests",
+    "Record",
+    "Recorder",
+    "TensorKind",
+    "data_sha256",
+    "little_endian",
+    "read_record",
+]
 
 _FORMAT = "xnn record 1"
+#: How the file of a record begins, in every format.
+RECORD_BEGINS = '{"format": "xnn record'
 _WIDTH = 16  # hexadecimal digits of a tensor's digest
 
 #: What is recorded of a parameter.
@@ -94,7 +105,7 @@ class Record:
         lines = [{"format": _FORMAT, **self.about, "tensors": self.tensors}, self.initial, *self.steps]
         content = "".join(to_json(line) + "\n" for line in lines)
         end = {"end": len(self.steps), "sha256": hashlib.sha256(content.encode()).hexdigest()}
-        write_atomically(path, (content + to_json(end) + "\n").encode())
+        write_atomically(path, (content + to_json(end) + "\n").encode(), begins=RECORD_BEGINS)
 
     def __repr__(self) -> str:
         return f"Record({len(self.steps):,} steps of {len(self.tensors)} tensors)"

@@ -1,20 +1,22 @@
-"""Finds where training diverged: replays the last steps layer by layer and names the first number not finite."""
+"""Finds where training diverged: takes the last steps again and names the first number that is not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.errors import DivergenceError
-from xnn.layers import Sequential
-from xnn.losses import Loss
+from xnn.errors import DivergenceError, OptionError
+from xnn.layers import Buffer, Sequential
 from xnn.optimizers import Optimizer
+from xnn.training.parameters import finite, is_real
+from xnn.training.steps import Stepper
 
-__all__ = ["TakenStep", "diagnose", "finite"]
+__all__ = ["TakenStep", "check_start", "diagnose"]
 
 
 @dataclass(frozen=True)
@@ -27,60 +29,140 @@ class TakenStep:
     rows: np.ndarray
 
 
-def finite(lib: Backend, *arrays: Any) -> bool:
-    """Whether every element of every array is finite. Waits for the device."""
-    return all(bool(lib.to_host(lib.xp.all(lib.xp.isfinite(a)))) for a in arrays)
+def check_start(model: Sequential, optimizer: Optimizer) -> None:
+    """Raise OptionError if weights, buffers or an optimizer's state are not finite before the first step.
 
-
-def diagnose(
-    model: Sequential,
-    loss: Loss,
-    optimizer: Optimizer,
-    steps: Iterable[TakenStep],
-    batch: Callable[[TakenStep], list[Any]],
-    seed: int,
-) -> tuple[DivergenceError, int]:
-    """Repeat steps one by one until a number is not finite. Returns the error, and the number of that step.
-
-    The caller has restored model and optimizer to before the first step; they are left as before the failed step.
-    batch: gives a step's samples, targets and perhaps weights on the device.
+    Infinity in what no step changes, a frozen parameter or a buffer, may be meant, as in a mask; NaN never is.
     """
-    lib, number = model.backend, 0
-    for step in steps:
-        number = step.number
-        before = [array.value for _, array in model.named_state()], optimizer.snapshot()
-        found = _first_fault(lib, model, loss, optimizer, step, batch(step), seed)
-        if found:
-            for (_, array), value in zip(model.named_state(), before[0], strict=True):
-                array.value = value
-            optimizer.restore(before[1])
-            error = DivergenceError(
-                f"step {number + 1} (epoch {step.epoch}, batch {step.batch}): {found}. The weights are those "
-                f"from before this step. Try a smaller learning_rate than {optimizer.rate:g}, "
-                "or look at the data"
+    lib = model.backend
+    for name, array in model.named_state():
+        value = array.array
+        if not finite(lib, value) and (
+            not array.frozen or bool(lib.to_host(lib.xp.any(lib.xp.isnan(value))))
+        ):
+            raise OptionError(
+                f"{name} of the model {_wrong(lib, value)}, before training: load or build a model whose weights are "
+                "finite"
             )
-            return error, number
-    error = DivergenceError(
-        "a loss or weight became NaN or infinite, but not when the same steps were run again: "
-        "the hardware or its library does not repeat its results; see xnn info --probe"
+    for found in _faults_of_state(lib, model, optimizer):
+        raise OptionError(
+            f"{found}, from an earlier training, so that these weights would never learn again: optimizer.state."
+            "clear() and optimizer.averages.clear() forget it, or build a new optimizer"
+        )
+
+
+def diagnose(stepper: Stepper, steps: Sequence[TakenStep], losses: np.ndarray) -> tuple[DivergenceError, int]:
+    """Take steps again one by one until a number is not finite. Returns the error, and the number of steps before it.
+
+    The caller has gone back to before the first step; model and optimizer are left as before the step that failed.
+    losses: those of the steps when they were first taken.
+    """
+    store, model, kept = stepper.store, stepper.model, None
+    for good, (step, loss) in enumerate(zip(steps, losses, strict=True)):
+        kept = store.snapshot(kept)
+        stepper.step(step.rows, step.number)
+        again = float(stepper.take()[0][0])
+        found = _fault_of_kernels(stepper, again)
+        repeats = again == loss or (math.isnan(again) and math.isnan(loss))
+        if repeats and not found:
+            continue
+        store.restore(kept)
+        where = f"step {step.number + 1} (epoch {step.epoch}, batch {step.batch})"
+        if not repeats:
+            return _unrepeatable(where, loss, again), good
+        batch = [stepper.lib.to_device(part) for part in stepper.batches.gather(step.rows)]
+        by_ops = _first_fault(stepper, step, batch)
+        store.restore(kept)
+        model.forget()
+        text = f"{where}: {_explained(stepper, found, by_ops, math.isfinite(again))}. "
+        return DivergenceError(text + _advice(stepper, step, batch[0], by_ops)), good
+    return _unrepeatable("the steps before the last look", math.nan, math.nan), len(steps)
+
+
+def _unrepeatable(where: str, loss: float, again: float) -> DivergenceError:
+    found = (
+        f" had the loss {loss:g} at first and {again:g}" if loss == loss or again == again else " were finite"
     )
-    return error, number + 1
+    return DivergenceError(
+        f"a number is not finite, and {where}{found} when taken again, so that the cause is not known: data or "
+        "something that a schedule or a layer reads have changed meanwhile, or the library does not repeat its "
+        "results. The weights are those from before this step; train without what changes, or see xnn info --probe"
+    )
 
 
-def _first_fault(
-    lib: Backend,
-    model: Sequential,
-    loss: Loss,
-    optimizer: Optimizer,
-    step: TakenStep,
-    batch: list[Any],
-    seed: int,
-) -> str:
+def _fault_of_kernels(stepper: Stepper, loss: float) -> str:
+    """What is not finite after a step; "" if everything is."""
+    model, lib = stepper.model, stepper.lib
+    if not math.isfinite(loss):
+        return f"the loss ({type(stepper.loss).__name__}) is {loss:g}"
+    return "" if stepper.store.is_finite() else _fault_of_update(lib, model, stepper.optimizer)
+
+
+def _fault_of_update(lib: Backend, model: Sequential, optimizer: Optimizer) -> str:
+    for name, array in model.named_state():
+        if not finite(lib, array.value) and not (array.frozen and not isinstance(array, Buffer)):
+            return f"the update made {name} not finite"
+    for found in _faults_of_state(lib, model, optimizer):
+        return f"after the update {found}, so that these weights would never learn again"
+    return ""
+
+
+def _faults_of_state(lib: Backend, model: Sequential, optimizer: Optimizer) -> Iterator[str]:
+    """Say which arrays of the optimizer are not finite."""
+    for name, parameter in model.named_parameters():
+        for kind, array in optimizer.kept_for(parameter):
+            if is_real(array) and not finite(lib, array):
+                yield f"the {kind} of {name} in {type(optimizer).__name__} {_wrong(lib, array)}"
+
+
+def _wrong(lib: Backend, array: Any) -> str:
+    """Say which numbers of an array are not finite: "has 3 of 15 numbers infinite"."""
+    host = lib.to_host(array)
+    wrong = host[~np.isfinite(host)]
+    kind = "NaN" if np.isnan(wrong).all() else "NaN or infinite" if np.isnan(wrong).any() else "infinite"
+    return f"has {wrong.size} of {host.size} numbers {kind}"
+
+
+def _explained(stepper: Stepper, by_kernels: str, by_ops: str, finite_loss: bool) -> str:
+    """The fault in words. The ops see more of a step than the kernels show, if they agree that it failed."""
+    if by_ops.startswith("the batch"):
+        return by_ops
+    early = not by_ops.startswith(("the update", "after the update", "the gradient"))
+    if by_ops and early != finite_loss:
+        return by_ops
+    other = by_ops or "all numbers are finite"
+    if stepper.table.name == "ops":
+        return f"{by_kernels} in the program of the step, while layer by layer {other}"
+    kernels = stepper.table.name
+    return f"{by_kernels} by the {kernels} kernels, while by the ops alone {other}; kernels='ops' runs these"
+
+
+def _advice(stepper: Stepper, step: TakenStep, x: Any, fault: str) -> str:
+    """What to do: whether the rate may be the cause, and where to look in the data."""
+    try:
+        rate = stepper.optimizer.rate
+    except Exception:  # a schedule that cannot be asked twice
+        rate = math.nan
+    where = ""
+    if fault.startswith("the batch"):
+        rate = math.nan
+    elif is_real(x):
+        sizes = np.abs(stepper.lib.to_host(x).reshape(len(step.rows), -1)).max(axis=1)
+        where = (
+            f", whose largest number in this step is {sizes.max():.3g}, in row {step.rows[sizes.argmax()]}"
+        )
+    smaller = f"try a smaller learning_rate than {rate:g}, or " if 0.0 < rate < math.inf else ""
+    return f"The weights are those from before this step: {smaller}look at the data{where}"
+
+
+def _first_fault(stepper: Stepper, step: TakenStep, batch: list[Any]) -> str:
+    """The first number that is not finite when a step is taken layer by layer, by the ops; "" if there is none."""
+    lib, model, loss, optimizer = stepper.lib, stepper.model, stepper.loss, stepper.optimizer
     x, *targets = batch
     if lib.xp.isdtype(x.dtype, "real floating") and not finite(lib, x):
         wrong = ~np.isfinite(lib.to_host(x)).reshape(len(step.rows), -1).all(axis=1)
         return f"the batch itself holds NaN or infinities, in row {int(step.rows[wrong][0])} of the data"
-    model.set_stream(seed, step.number)
+    model.set_stream(stepper.batches.seed, step.number)
     out = x
     chain = type(model).compute is Sequential.compute  # else its layers are not simply one behind the other
     parts: list[Any] = model.layers if chain else [model]
@@ -106,7 +188,4 @@ def _first_fault(
         if dout is None:
             break
     optimizer.step(model.parameters())
-    for name, array in model.named_state():
-        if not finite(lib, array.value):
-            return f"the update made {name} not finite"
-    return ""
+    return _fault_of_update(lib, model, optimizer)

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.threads import limit_threads
-from xnn.callbacks import Callback
+from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import DivergenceError
 from xnn.history import History
 from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
-from xnn.training.divergence import TakenStep, diagnose, finite
+from xnn.training.divergence import TakenStep, diagnose
 from xnn.training.steps import Stepper
 
 __all__ = ["Fit"]
 
-# Losses stay on the device and are checked only after a number of steps or seconds: a check waits for the device.
-_CHECK_STEPS, _CHECK_SECONDS = 100, 0.5
+# Losses stay on the device and are looked at only after a number of steps or seconds: that waits for the device.
+# Seconds decide only when numbers are shown, and how soon a divergence is found. Results follow from the steps.
+_CHECK_STEPS, _LOOK_SECONDS = 100, 0.5
 
 
 class Fit:
@@ -52,109 +53,130 @@ class Fit:
         )
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.steps_per_epoch = len(batches)
-        #: Over the epoch so far: the loss, the metrics, the batches done; and the rows of the steps not yet checked.
-        self.loss, self.counts = LossOverBatches(trainer.loss), Totals(trainer.metrics)
-        self.batch, self.unchecked = 0, list[np.ndarray]()
-        self.assigned = False  # whether callbacks assigned parameters or options since the last check
+        #: Over the epoch so far: the loss, the metrics, and the batches done.
+        self.loss, self.counts, self.batch = LossOverBatches(trainer.loss), Totals(trainer.metrics), 0
+        #: The rows of the steps that were not looked at yet, and the step before them.
+        self.unseen, self.seen = list[np.ndarray](), trainer.step
+        self.since_check = 0  # steps
 
     def run(self, epochs: int) -> None:
-        """Train for this many epochs, or until Ctrl-C, or until a callback stops it."""
-        for _ in range(epochs):
-            with limit_threads(self.threads):
-                results = self.epoch()
-            if results is None:
-                return
-            self.end_epoch(results)
-            if self.history.stopped:
-                return
+        """Train for this many epochs, or until Ctrl-C, or until a callback stops it.
+
+        An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
+        """
+        try:
+            for _ in range(epochs):
+                with limit_threads(self.threads):
+                    results = self.epoch()
+                if results is None:
+                    return
+                self.end_epoch(results)
+                if self.history.stopped:
+                    return
+        except BaseException:
+            if self.unseen:
+                self.go_back()
+            raise
 
     def epoch(self) -> dict[str, Any] | None:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
         self.loss, self.counts = LossOverBatches(self.trainer.loss), Totals(self.trainer.metrics)
-        self.batch = 0
+        self.batch = self.since_check = 0
         self.stepper.refresh()
-        self.checked_at = time.perf_counter()
+        self.looked_at = time.perf_counter()
         for rows in self.batches.numbers(self.trainer.epoch):
-            if self.interrupted() and not self.unchecked:
+            if self.interrupted() and not self.unseen:
                 return None
             self.step(rows)
-            if self.is_time_to_check():
+            if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
                 self.check()
+            elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
+                self.show()
         if self.batch < len(self.batches):
             return None
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
 
     def step(self, rows: np.ndarray) -> None:
         """One step on these rows of the data; then the callbacks that want to see each step."""
-        self.batch += 1
+        self.unseen.append(rows)
         self.stepper.step(rows, self.trainer.step)
-        self.unchecked.append(rows)
         self.trainer.step += 1
-        if self.each_step:
-            loss = self.stepper.last_loss()
+        self.batch += 1
+        self.since_check += 1
+        if (
+            self.each_step
+        ):  # what they change counts from the next step, and must not hide where numbers diverged
+            loss = float(self.look()[-1])
             for watcher in self.each_step:
-                watcher.on_step(self.history, self.trainer.epoch, self.batch, loss)
-            self.assigned = self.stepper.after_callbacks()
-
-    def is_time_to_check(self) -> bool:
-        """Whether enough steps or seconds have passed since the last check of the losses."""
-        return (
-            self.batch == len(self.batches)
-            or self.interrupted()
-            or self.assigned
-            or len(self.unchecked) == _CHECK_STEPS
-            or time.perf_counter() - self.checked_at > _CHECK_SECONDS
-        )
+                call_back(watcher.on_step, self.history, self.trainer.epoch, self.batch, loss)
+            self.stepper.refresh()
+            self.looked_at = time.perf_counter()
 
     def check(self) -> None:
-        """Check the losses of the steps since the last check, add them up, and tell the callbacks.
+        """Look at the steps since the last look, tell the callbacks, and take in what they change."""
+        if self.unseen:
+            self.look()
+        self.tell(self.watchers)
+        self.stepper.refresh()
+        self.since_check, self.looked_at = 0, time.perf_counter()
 
-        Raises DivergenceError unless they, the weights and the buffers are finite.
+    def show(self) -> None:
+        """Look at the steps since the last look, and show the numbers. It changes nothing else."""
+        if self.unseen:
+            self.look()
+            self.stepper.keep()
+        self.tell([watcher for watcher in self.watchers if isinstance(watcher, ProgressBar)])
+        self.looked_at = time.perf_counter()
+
+    def look(self) -> np.ndarray:
+        """Add up the losses of the steps since the last look, and return them.
+
+        Raises DivergenceError unless they and everything that steps change are finite.
         """
         losses, *columns = self.stepper.take()
-        if not (np.isfinite(losses).all() and finite(self.stepper.lib, *self.stepper.values())):
+        if not (np.isfinite(losses).all() and self.stepper.store.is_finite()):
             raise self.diagnosis(losses)
-        sizes = [len(rows) for rows in self.unchecked]
+        sizes = [len(rows) for rows in self.unseen]
         totals, samples = columns.pop() if self.stepper.total else sizes, sum(sizes)
-        # One step after the other: how many are checked together must not change the last bit.
+        # One step after the other: how many are looked at together must not change the last bit.
         for size, total, value, *counted in zip(sizes, totals, losses, *columns, strict=True):
             self.loss.add(value, total)
             self.counts.add(counted, size)
-        self.history.add(losses, samples, time.perf_counter() - self.checked_at)
-        self.unchecked.clear()
-        self.assigned = False
-        for watcher in self.watchers:
-            watcher.on_check(
-                self.history, self.trainer.epoch, self.batch, self.loss.value, self.counts.results()
-            )
-        self.stepper.refresh()
-        self.checked_at = time.perf_counter()
+        self.history.add(losses, samples, time.perf_counter() - self.looked_at)
+        self.unseen.clear()
+        self.seen = self.trainer.step
+        return losses
+
+    def tell(self, watchers: Sequence[Callback]) -> None:
+        """Call on_check of these callbacks."""
+        for watcher in watchers:
+            numbers = self.trainer.epoch, self.batch, self.loss.value, self.counts.results()
+            call_back(watcher.on_check, self.history, *numbers)
+
+    def go_back(self) -> None:
+        """Undo the steps since the last look."""
+        self.stepper.restore()
+        self.unseen.clear()
+        self.trainer.step = self.seen
 
     def end_epoch(self, results: dict[str, Any]) -> None:
-        """Validate, add the epoch to the history, and tell the callbacks."""
-        results.update({f"val_{name}": value for name, value in self.validate().items()})
+        """Add the epoch to the history, validate, and tell the callbacks."""
         self.history.epochs.append(results)
         self.trainer.epoch += 1
+        results.update({f"val_{name}": value for name, value in self.validate().items()})
         for watcher in self.watchers:
-            watcher.on_epoch_end(self.history, results)
+            call_back(watcher.on_epoch_end, self.history, results)
 
     def diagnosis(self, losses: np.ndarray) -> DivergenceError:
-        """Go back to the last check, replay layer by layer, and name step, layer and tensor."""
-        trainer, batches, lib = self.trainer, self.batches, self.stepper.lib
-        self.stepper.restore()
-        first = trainer.step - len(self.unchecked)
+        """Go back to the last look, take the steps again, and name step, layer and tensor."""
         steps = [
-            TakenStep(first + n, trainer.epoch + 1, self.batch - len(self.unchecked) + n + 1, rows)
-            for n, rows in enumerate(self.unchecked)
+            TakenStep(self.seen + n, self.trainer.epoch + 1, self.batch - len(self.unseen) + n + 1, rows)
+            for n, rows in enumerate(self.unseen)
         ]
-
-        def batch(step: TakenStep) -> list[Any]:
-            return [lib.to_device(part) for part in batches.gather(step.rows)]
-
-        error, trainer.step = diagnose(
-            trainer.model, trainer.loss, trainer.optimizer, steps, batch, batches.seed
-        )
-        good = trainer.step - first  # these are in the weights
+        self.stepper.restore()
+        error, good = diagnose(self.stepper, steps, losses)
+        self.trainer.step = self.seen + good
+        self.unseen.clear()
         self.history.add(losses[:good], sum(len(step.rows) for step in steps[:good]), 0.0)
         error.history = self.history
         return error

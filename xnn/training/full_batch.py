@@ -10,8 +10,10 @@ import numpy as np
 
 from xnn.backends import current_numerics
 from xnn.backends.threads import limit_threads
+from xnn.callbacks import call_back
 from xnn.data import Batches
 from xnn.errors import DivergenceError, NumericsError, OptionError
+from xnn.graph.scope import assignments
 from xnn.losses import LossOverBatches
 from xnn.metrics import Metric, Totals
 from xnn.training.fit import Fit
@@ -49,15 +51,14 @@ class _FullBatch:
         evaluated: Callable[[float, float], None],
         iterated: Callable[[], bool],
     ) -> None:
-        """Train. When `iterated` is called, and in the end, the model has the weights of an iteration.
+        """Train. When `iterated` is called, and in the end, weights and buffers are those of an iteration.
 
-        evaluated(loss, seconds): called after each evaluation. iterated(): called after each iteration; tells whether
-        to stop.
-        Raises DivergenceError where the loss or its gradient is not finite; the weights are the last iteration's.
+        evaluated(loss, seconds): called after each evaluation. iterated(): called after each iteration, and may
+        change the model if it returns True, which stops the search.
+        Raises DivergenceError where the loss or its gradient is not finite.
         """
         self.stepper.refresh()
         decays = np.concatenate([np.full(p.size, optimizer.decay_of(p)) for p in self.parameters])
-        best = self._weights()
 
         def function(x: np.ndarray) -> tuple[float, np.ndarray]:
             start = time.perf_counter()
@@ -73,15 +74,15 @@ class _FullBatch:
             return loss + 0.5 * float(np.sum(decays * w * w)), gradient + decays * w
 
         def after_each(x: np.ndarray) -> None:
-            nonlocal best
-            best = x.copy()
+            self._put(x)
+            self.stepper.keep()
             if iterated():
                 raise StopIteration  # how SciPy is told to stop
 
         try:
-            best = optimizer.minimize(function, best, iterations, after_each)
+            optimizer.minimize(function, self._weights(), iterations, after_each)
         finally:
-            self._put(best)
+            self.stepper.restore()
 
     def _weights(self) -> np.ndarray:
         lib = self.stepper.lib
@@ -127,10 +128,18 @@ class FullBatchFit(Fit):
         self.whole = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
 
     def run(self, epochs: int) -> None:
-        """Take this many iterations, or fewer if the optimizer, Ctrl-C or a callback ends the training."""
+        """Take this many iterations, or fewer if the optimizer, Ctrl-C or a callback ends the training.
+
+        Where a callback changes weights or options, the search begins anew, as in another fit.
+        """
         try:
             with limit_threads(self.threads):
-                self.whole.minimize(self.trainer.optimizer, epochs, self.evaluated, self.iterated)
+                self.anew = True
+                while self.anew and len(self.history.epochs) < epochs:
+                    self.anew = False
+                    left = epochs - len(self.history.epochs)
+                    self.whole = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
+                    self.whole.minimize(self.trainer.optimizer, left, self.evaluated, self.iterated)
         except DivergenceError as error:
             error.history = self.history
             raise
@@ -143,8 +152,23 @@ class FullBatchFit(Fit):
     def iterated(self) -> bool:
         """Validate and run the callbacks after an iteration. Returns whether to end."""
         loss, metrics = self.whole.mean.value, self.whole.counts.results()
+        before = self.what_callbacks_may_change()
         for watcher in self.watchers:
-            watcher.on_step(self.history, self.trainer.epoch, 1, loss)
-            watcher.on_check(self.history, self.trainer.epoch, 1, loss, metrics)
+            call_back(watcher.on_step, self.history, self.trainer.epoch, 1, loss)
+            call_back(watcher.on_check, self.history, self.trainer.epoch, 1, loss, metrics)
         self.end_epoch({"epoch": self.trainer.epoch + 1, "loss": loss, **metrics})
-        return self.interrupted() or bool(self.history.stopped)
+        ended = self.interrupted() or bool(self.history.stopped)
+        if before != self.what_callbacks_may_change():
+            self.stepper.refresh()
+            self.anew = not ended
+        return ended or self.anew
+
+    def what_callbacks_may_change(self) -> tuple[Any, ...]:
+        """The function that is minimized and the point where it is: weights, buffers, options, programs."""
+        self.stepper.look_again(called_back=True)
+        model, lib = self.stepper.model, self.stepper.lib
+        state = [
+            (id(array), lib.to_host(array.array).tobytes(), array.frozen) for _, array in model.named_state()
+        ]
+        options = {name: value for name, value in vars(self.trainer.optimizer).items() if name != "state"}
+        return state, options, assignments[0], dict(self.stepper.programs)

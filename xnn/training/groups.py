@@ -37,6 +37,7 @@ class Group:
         self.optimizer, self.parameters, self.steps = optimizer, parameters, steps
         # An optimizer with a `step` of its own need not say what its rule takes.
         self.width = 2 + (optimizer.arrays if by_rule else 0)
+        self.names = optimizer.array_names if by_rule else ()
         self.in_place = False
         self.options = self._options() if by_rule else {}
         self.numbers = np.array(tuple(self.options.values()), float)

@@ -7,13 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import Backend
+from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import Slot
 from xnn.layers import Buffer, Parameter
 from xnn.optimizers import Optimizer, State
 from xnn.training.groups import grouped
 
-__all__ = ["Store"]
+__all__ = ["Store", "finite", "is_real"]
+
+
+def finite(lib: Backend, *arrays: Any) -> bool:
+    """Whether every element of every array is finite. Waits for the device, once."""
+    if lib.is_host:
+        return all(bool(lib.xp.all(lib.xp.isfinite(a))) for a in arrays)
+    each = [lib.xp.all(lib.xp.isfinite(a)) for a in arrays]
+    return not each or bool(lib.to_host(lib.xp.all(lib.xp.stack(each))))
+
+
+def is_real(array: Any) -> bool:
+    """Whether it is an array of floating-point numbers."""
+    return hasattr(array, "dtype") and backend_of(array).xp.isdtype(array.dtype, "real floating")
 
 
 class Store:
@@ -40,8 +53,7 @@ class Store:
         buffers: Sequence[Buffer] = (),
     ) -> None:
         self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
-        kind = type(optimizer)
-        self.asks_optimizer = kind.step is not Optimizer.step or kind.update is not Optimizer.update
+        self.asks_optimizer = optimizer.steps_itself
         self.clipping = [] if self.asks_optimizer else optimizer.clipping
         self.average = None if self.asks_optimizer else optimizer.average
         optimizer.check_parameters(self.parameters)
@@ -58,7 +70,6 @@ class Store:
         self.buffers = list(buffers)
         self.kept: dict[Buffer, Slot] = {}
         self.outside: dict[Parameter, Slot] = {}
-        self.taken: dict[Parameter, Any] = {}  # the arrays that those outside had when they were taken in
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
             for p in self.parameters
@@ -92,9 +103,12 @@ class Store:
             return False
         if any(self.optimizer.decay_of(p) != group.decay for group in self.groups for p in group.parameters):
             return False
-        here = {p: (group.steps, group.width) for group in self.groups for p in group.parameters}
-        width = 2 + self.optimizer.arrays
-        return all(here[p] == (self.optimizer.state_of(p).numbers, width) for p in parameters if not p.frozen)
+        width, names = 2 + self.optimizer.arrays, self.optimizer.array_names
+        return all(
+            (group.width, group.names, group.steps) == (width, names, self.optimizer.state_of(p).numbers)
+            for group in self.groups
+            for p in group.parameters
+        )
 
     def _is_plain(self) -> list[bool]:
         return [] if self.asks_optimizer else [group.plain for group in self.groups]
@@ -106,7 +120,6 @@ class Store:
         for buffer, slot in self.kept.items():
             slot.array = self.lib.clean(buffer.value)
         for parameter, slot in self.outside.items():
-            self.taken[parameter] = parameter.value
             slot.array = self.lib.clean(parameter.value)
         for p, slot in self.averages.items():
             known = self.optimizer.averages.get(p)
@@ -117,7 +130,9 @@ class Store:
                 state = self.optimizer.state_of(parameter)
                 for slot, array in zip(slots, state.arrays, strict=True):
                     self._take(slot, array)
-                self.optimizer.state[parameter] = State(tuple(s.array for s in slots), state.numbers)
+                self.optimizer.state[parameter] = State(
+                    tuple(s.array for s in slots), state.numbers, group.names
+                )
 
     def _take(self, slot: Slot, array: Any) -> None:
         if slot.array is not array:
@@ -136,7 +151,6 @@ class Store:
             return self.values[parameter]
         if parameter not in self.outside:
             value = self.lib.clean(parameter.value)
-            self.taken[parameter] = parameter.value
             self.outside[parameter] = Slot(parameter.name, parameter.shape, value.dtype, value, replaced=True)
         return self.outside[parameter]
 
@@ -160,27 +174,21 @@ class Store:
         self.optimizer.step(self.parameters)
         self.take_values()
 
-    def is_attached(self) -> bool:
-        """Whether nothing was assigned: parameters, buffers and optimizer have the arrays of the last `publish`.
+    def is_finite(self) -> bool:
+        """Whether everything that steps change is finite: values, buffers, the optimizer's state and averages.
 
-        If not, something was assigned. Parameters that are only read must have the arrays that were taken in.
+        A buffer that no step changes may hold infinities, as a mask does, but not NaN.
         """
-        if any(parameter.value is not array for parameter, array in self.taken.items()):
-            return False
-        if any(buffer.value is not slot.array for buffer, slot in self.kept.items()):
-            return False
-        if any(self.optimizer.averages.get(p) is not slot.array for p, slot in self.averages.items()):
-            return False
-        return all(
-            parameter.value is value.array and (self.asks_optimizer or self._has_state(parameter, state))
-            for group in self.groups
-            for parameter, value, _, state in group.columns()
-        )
-
-    def _has_state(self, parameter: Parameter, slots: list[Slot]) -> bool:
-        known = self.optimizer.state.get(parameter)
-        return known is not None and all(
-            array is slot.array for array, slot in zip(known.arrays, slots, strict=False)
+        if self.in_place:
+            arrays = [flat for group in self.groups for flat in group.changing_flat()]
+        else:
+            arrays = [slot.array for group in self.groups for slots in group.changing() for slot in slots]
+        arrays += [slot.array for slot in (*self.kept.values(), *self.averages.values())]
+        if self.asks_optimizer:  # it keeps what it likes
+            arrays += [a for p in self.parameters for _, a in self.optimizer.kept_for(p) if is_real(a)]
+        others = [buffer.array for buffer in self.buffers if buffer not in self.kept]
+        return finite(self.lib, *arrays) and not any(
+            self.lib.to_host(self.lib.xp.isnan(a)).any() for a in others
         )
 
     def take_values(self) -> None:
@@ -204,7 +212,9 @@ class Store:
                 else:
                     parameter.grad = gradient.array
                 if not self.asks_optimizer:
-                    self.optimizer.state[parameter] = State(tuple(s.array for s in state), group.steps)
+                    self.optimizer.state[parameter] = State(
+                        tuple(s.array for s in state), group.steps, group.names
+                    )
 
     def snapshot(self, into: Any = None) -> Any:
         """Values, buffers, averages, state and the optimizer's numbers as they are now.

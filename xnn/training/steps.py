@@ -99,17 +99,6 @@ class Stepper:
         rows = np.arange(size)
         return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.gather(rows)])
 
-    def after_callbacks(self) -> bool:
-        """Take in what callbacks changed after a step. Returns whether a check must come before the next step."""
-        self.store.touch()
-        if self._has_other_parts():
-            return True  # the next `refresh` begins anew
-        assigned = not (self.store.is_current(self._parameters) and self.store.is_attached())
-        if assigned:
-            self.store.take_values()
-        self.look_again(called_back=True)
-        return assigned
-
     def _has_other_parts(self) -> bool:
         """Whether the model has other layers or parameters than those that the programs were made of."""
         known, now = (*self._layers, *self._parameters), (*self.model.all_layers(), *self.model.parameters())
@@ -131,13 +120,13 @@ class Stepper:
         self._seen = assignments[0]
 
     def refresh(self) -> None:
-        """After a check: take in what callbacks assigned, and keep a copy of everything to go back to."""
+        """After callbacks: take in what they changed, and keep a copy of everything to go back to."""
         if not self._has_other_parts() and self.store.is_current(self._parameters):
             self.look_again(called_back=True)
             self.store.attach()
         else:
             self._begin()
-        self._kept = self.store.snapshot(self._kept)
+        self.keep()
 
     def step(self, rows: np.ndarray, number: int) -> None:
         """Take one step on these rows of the data. number: of the step, counted over all fits."""
@@ -166,11 +155,6 @@ class Stepper:
                 numbers.clear()
         return float(np.median(times))
 
-    def last_loss(self) -> float:
-        """The loss of the last step. Parameters and gradients become those of this step. Waits for the device."""
-        self._publish()
-        return float(self.lib.to_host(self.collected[0][-1]))
-
     def take(self) -> list[np.ndarray]:
         """The losses and the metrics of all steps since the last call, each as a float64 array on the host.
 
@@ -190,10 +174,13 @@ class Stepper:
             self.store.publish()
             self._published = True
 
-    def values(self) -> list[Any]:
-        """The arrays of all parameters and buffers."""
-        return [array.array for _, array in self.model.named_state()]
+    def keep(self) -> None:
+        """Keep a copy of everything that steps change, for `restore`."""
+        self._kept = self.store.snapshot(self._kept)
 
     def restore(self) -> None:
-        """Go back to the last `refresh`."""
+        """Go back to the last `refresh` or `keep`."""
         self.store.restore(self._kept)
+        self._published = True
+        for numbers in self.collected:
+            numbers.clear()

@@ -9,7 +9,7 @@ from typing import Any
 from xnn.backends import Backend, current_numerics, numerics
 from xnn.backends.kernels.calls import TABLES, KernelTable
 from xnn.backends.threads import Threads, check_threads, choose_threads, execution_plan, limit_threads
-from xnn.callbacks import Callback, ProgressBar
+from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import OptionError
 from xnn.graph.scope import Scope
@@ -20,6 +20,7 @@ from xnn.metrics import Count, Metric, Totals, count_batch
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count
+from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
 from xnn.training.inputs import check_trainable, prepare, prepare_validation
@@ -100,6 +101,8 @@ class Trainer:
         self.threads, self.kernels = check_threads(threads), kernels
         self.numerics = numerics if numerics is None else current_numerics(numerics)
         self.epoch = self.step = 0  # done so far, over all fits
+        #: The History of the last fit, also of one that an exception ended.
+        self.history: History | None = None
 
     def __repr__(self) -> str:
         return (
@@ -137,13 +140,16 @@ class Trainer:
         `history.interrupted` set; a second one ends at once.
 
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that do not fit,
-        or a model with nothing to train. Raises DivergenceError when a loss, gradient or weight is not finite: its
-        `history` is what was done, and the model is as it was before the step that failed.
+        or a model with nothing to train, or whose weights are not finite. Raises DivergenceError when a loss, a
+        weight or the optimizer's state is not finite any more: its `history` is what was done, and model and
+        optimizer are as they were before the step that failed. Any other exception, such as a callback's, leaves them
+        as they were after a step, at most 100 steps or half a second earlier, and `trainer.history` is what was done
+        until then.
         """
         lib = self.model.backend
         epochs = check_count("epochs", epochs)
         check_trainable(self.model)
-        history = History()
+        check_start(self.model, self.optimizer)
         with ExitStack() as stack:
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
             parts = self.model, self.loss, self.metrics
@@ -164,6 +170,7 @@ class Trainer:
                     return {}
                 return self._evaluate(lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False))
 
+            history = self.history = History()
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
@@ -172,8 +179,8 @@ class Trainer:
             stack.callback(self.model.forget)
             for watcher in watchers:
                 watcher.model = self.model
-                watcher.on_fit_start(history, epochs, fit.steps_per_epoch)
-                stack.callback(watcher.on_fit_end, history)
+                call_back(watcher.on_fit_start, history, epochs, fit.steps_per_epoch)
+                stack.callback(call_back, watcher.on_fit_end, history)
             try:
                 fit.run(epochs)
             except BaseException as error:
