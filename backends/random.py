@@ -28,6 +28,7 @@ import numpy as np
 
 from xnn.errors import OptionError
 from xnn.ops.special import rational
+from xnn.options import shown
 
 __all__ = ["Purpose", "Stream"]
 
@@ -75,9 +76,9 @@ class Stream:
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)):
-            raise OptionError(f"seed={self.seed!r} is not an integer: a seed must lie in 0 .. 2**64 - 1")
+            raise OptionError(f"seed={shown(self.seed)} is not an integer: a seed must lie in 0 .. 2**64 - 1")
         if not 0 <= self.seed < 2**64:
-            raise OptionError(f"seed={self.seed} is out of range: a seed must lie in 0 .. 2**64 - 1")
+            raise OptionError(f"seed={shown(self.seed)} is out of range: a seed must lie in 0 .. 2**64 - 1")
         object.__setattr__(self, "seed", int(self.seed))
 
     def words(self, start: int, count: int) -> np.ndarray:

@@ -31,7 +31,9 @@ __all__ = [
     "written",
 ]
 
-_SHOWN_ITEMS, _SHOWN_CHARACTERS, _LONGEST_INTEGER = 6, 60, 1024
+_SHOWN_ITEMS, _SHOWN_CHARACTERS = 6, 60
+_LONGEST_INTEGER = 150  # bits of an integer that is written out
+_PAST_INTEGERS = 2**63  # the first integer that is too large for an index, an axis or a size
 
 
 def shown(value: Any) -> str:
@@ -49,16 +51,16 @@ def shown(value: Any) -> str:
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """The value as an int. Raises OptionError unless it is an integer (NumPy's too) of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+    """The value as an int. Raises OptionError unless it is an integer (NumPy's too) in `least` .. 2^63 - 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < _PAST_INTEGERS:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise OptionError(f"{name} must be {allowed}, got {shown(value)}")
     return int(value)
 
 
 def check_integer(name: str, value: Any) -> int:
-    """The value as an int. Raises OptionError unless it is an integer (NumPy's too)."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    """The value as an int. Raises OptionError unless it is an integer (NumPy's too) of at most 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or abs(int(value)) >= _PAST_INTEGERS:
         raise OptionError(f"{name} must be an integer, got {shown(value)}")
     return int(value)
 
