@@ -29,6 +29,7 @@ __all__ = [
     "backend_variable",
     "current_backend",
     "get_backend",
+    "is_device_array",
     "mixed_arrays",
     "use_backend",
 ]
@@ -217,14 +218,29 @@ def admit(lib: Backend, x: Any) -> Any:
     return x
 
 
+def is_device_array(x: Any) -> bool:
+    """Return whether `x` is an array of a backend other than numpy, without loading that backend."""
+    return _module_name(type(x)) not in (None, "numpy")
+
+
+def _module_name(kind: type) -> str | None:
+    """Return the name of the backend whose arrays have this type, or a type that it is derived from."""
+    modules = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    return next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
+
+
 def _owner(x: Any) -> Backend | None:
     if x is None or type(x) in (bool, int, float):
         _owners[type(x)] = None
         return None
     if type(x).__module__ == "xnn.backends.exact.scaled":
         return x.lib  # type: ignore[no-any-return]
-    modules = (base.__module__.partition(".")[0] for base in type(x).__mro__)  # also for subclasses of arrays
-    name = next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
+    if isinstance(x, (np.ma.MaskedArray, np.matrix)):
+        raise DTypeError(
+            f"got a numpy {type(x).__name__}, in which numbers may be missing or * is another product: convert it "
+            "with x.filled(...) or numpy.asarray(x)"
+        )
+    name = _module_name(type(x))
     if name is None:
         raise DTypeError(
             f"got {type(x).__name__} in place of an array of {', '.join(_REGISTRY)} or a number: convert lists with "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Purpose, Stream, backend_of
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import ShapeError
 from xnn.options import check_count
 
@@ -42,6 +43,7 @@ class Batches:
         self, arrays: tuple[Any, ...], batch_size: int = 32, shuffle: bool = True, seed: int = 0
     ) -> None:
         batch_size = check_count("batch_size", batch_size)
+        arrays = tuple(as_host_array(array, f"array {number}") for number, array in enumerate(arrays))
         lengths = {int(a.shape[0]) for a in arrays}
         if len(lengths) != 1:
             rows = " and ".join(str(a.shape[0]) for a in arrays)

@@ -9,13 +9,14 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
+from xnn.backends.host_arrays import as_host_array
 from xnn.backends.memory import check_memory
-from xnn.errors import GraphError, MixedArraysError, OptionError, ShapeError
+from xnn.errors import DTypeError, GraphError, MixedArraysError, OptionError, ShapeError
 from xnn.graph.node import Recorded, next_created
 from xnn.graph.scope import current_scope
 from xnn.initializers import Initializer, draw
 from xnn.ops import Array
-from xnn.options import check_dtype, check_shape
+from xnn.options import check_dtype, check_shape, shown
 
 __all__ = ["Buffer", "Parameter", "check_all_known"]
 
@@ -110,9 +111,13 @@ class Parameter(Recorded):
 
     @value.setter
     def value(self, value: Any) -> None:
+        array = as_host_array(value, self.name)
+        if isinstance(array, np.ndarray) and array.dtype.kind in "US":
+            raise DTypeError(f"{self.name} was assigned text, {shown(value)}: assign numbers")
         if not hasattr(value, "shape"):
             lib = current_backend() if self._value is None else backend_of(self._value)
-            value = lib.to_device(value, dtype=self._dtype)
+            array = lib.to_device(array, dtype=self._dtype)
+        value = array
         if tuple(value.shape) != self.shape:
             raise ShapeError(
                 f"{self.name} was assigned an array of shape {tuple(value.shape)}, and has shape {self.shape}"

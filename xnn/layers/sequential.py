@@ -17,6 +17,7 @@ from xnn.backends import (
     chosen_numerics,
     numerics,
 )
+from xnn.backends.host_arrays import as_host_array
 from xnn.backends.numerics import NUMERICS
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
@@ -105,8 +106,7 @@ class Sequential(Container):
 
         Raises DTypeError for an array that does not hold numbers.
         """
-        if not hasattr(x, "shape"):
-            x = np.asarray(x)
+        x = as_host_array(x, "x")
         lib = backend_of(admit(self.backend, x))
         xp = lib.xp
         if x.dtype == getattr(xp, self.dtype):

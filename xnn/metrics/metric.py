@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xnn.backends import Backend, backend_of
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
@@ -86,7 +87,7 @@ class Metric:
         Raises ShapeError or DTypeError for arrays that it cannot count, LabelError for labels outside
         0 .. classes - 1.
         """
-        outputs, targets = (x if hasattr(x, "dtype") else np.asarray(x) for x in (outputs, targets))
+        outputs, targets = as_host_array(outputs, "outputs"), as_host_array(targets, "targets")
         lib = backend_of(outputs, targets)
         if 0 in (outputs.ndim, targets.ndim) or outputs.shape[0] != targets.shape[0]:
             raise ShapeError(
