@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from xnn.data.tables import Columns
 from xnn.data.targets import Label
@@ -48,13 +48,12 @@ def read_notes(path: str) -> Notes:
             "train again"
         )
     if columns is not None:
-        columns = Columns(
-            *(tuple(columns[key]) for key in ("names", "features", "targets")), columns.get("header")
-        )
+        names, features_of, targets = (tuple(columns[key]) for key in ("names", "features", "targets"))
+        columns = Columns(names, features_of, targets, columns.get("header"))
     return Notes(task, features, tuple(labels), columns)
 
 
-def _is_list(value: Any, *kinds: type) -> bool:
+def _is_list(value: Any, *kinds: type) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and all(type(item) in kinds for item in value)
 
 
@@ -62,8 +61,8 @@ def _is_columns(value: Any) -> bool:
     """Whether a JSON value is a table's columns: positions that all have a name, or no names at all."""
     if not isinstance(value, dict) or value.get("header") not in (None, True, False):
         return False
-    names, *positions = (value.get(key) for key in ("names", "features", "targets"))
-    if not _is_list(names, str) or not all(_is_list(part, int) for part in positions):
+    names, features, targets = (value.get(key) for key in ("names", "features", "targets"))
+    if not _is_list(names, str) or not _is_list(features, int) or not _is_list(targets, int):
         return False
-    columns = [column for part in positions for column in part]
+    columns = [*features, *targets]
     return all(0 <= column < (len(names) or len(columns)) for column in columns)

@@ -261,8 +261,9 @@ class Layer(Stateful):
         for parameter in parameters:
             gradient = _alone(handed[parameter][0], out) if parameter in handed else None
             had = before.get(parameter)
-            both = had is not None and gradient is not None
-            parameter.grad = had + gradient if both else had if gradient is None else gradient
+            if had is not None and gradient is not None:
+                gradient = had + gradient
+            parameter.grad = had if gradient is None else gradient
         return _alone(handed[given][0], out) if input_gradient and given in handed else None
 
     def forget(self) -> None:
