@@ -19,7 +19,7 @@ from xnn.data import dataset_names, load, read_idx
 from xnn.data.arrays import read_array, read_npz
 from xnn.data.loading import samples_from_csv
 from xnn.data.tables import Columns, samples_and_targets
-from xnn.data.targets import label_numbers
+from xnn.data.targets import label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
 from xnn.files import check_writable, to_json, write_atomically
 from xnn.layers import Dense, Sequential
@@ -72,6 +72,8 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
                 f"{model}: its notes name {len(labels)} classes, and the model has {outputs.shape[1]} outputs: train "
                 "again"
             )
+        if y is not None and y.ndim == 2 and labels in ((), tuple(range(len(labels)))):
+            y = one_hot_classes(y)
         if y is not None and y.ndim == 1 and len(y):
             accuracy = _accuracy(classes, y, labels, outputs.shape[1])
         printed = [labels[number] for number in classes.tolist()] if labels else classes.tolist()

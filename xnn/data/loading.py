@@ -14,7 +14,7 @@ from xnn.data.arrays import read_npz
 from xnn.data.dataset import Dataset
 from xnn.data.splits import split_rows, take_out
 from xnn.data.tables import Choose, Columns, every_column, read_csv, samples_and_targets
-from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers
+from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.options import check_real
 
@@ -244,6 +244,8 @@ def _alike(targets: Targets, y: np.ndarray) -> np.ndarray | None:
         width = targets.y.shape[1]
         fits = y.dtype.kind != "U" and y.size == len(y) * width
         return y.reshape(len(y), width).astype(np.float64) if fits else None
+    hot = one_hot_classes(y)
+    y = y if hot is None else hot
     if y.ndim != 1:
         return None
     if targets.labels:
