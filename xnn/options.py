@@ -43,7 +43,9 @@ def shown(value: Any) -> str:
     ('[1, 2]', 'an integer of 16,610 bits')
     """
     if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
-        return f"an integer of {value.bit_length():,} bits"  # Python refuses to write one of over 4,300 digits
+        return (
+            f"an integer of {value.bit_length():,} bits"  # Python refuses to write one of over 4,300 digits
+        )
     try:
         return " ".join(repr(value).split())[:_SHOWN_CHARACTERS]
     except Exception:  # whatever the user's __repr__ raises; that of a list may hold an integer as above
@@ -52,9 +54,11 @@ def shown(value: Any) -> str:
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """The value as an int. Raises OptionError unless it is an integer (NumPy's too) in `least` .. 2^63 - 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < _PAST_INTEGERS:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise OptionError(f"{name} must be {allowed}, got {shown(value)}")
+    if int(value) >= _PAST_INTEGERS:
+        raise OptionError(f"{name} got {shown(value)}, which is too large for memory: choose a smaller one")
     return int(value)
 
 

@@ -162,7 +162,7 @@ def test_an_archive_of_more_than_the_free_memory_is_refused(tmp_path, monkeypatc
         archive.writestr("x.npy", body)
         archive.writestr("y.npy", body)
     monkeypatch.setattr(memory, "free_memory", lambda: 100 * 2**20)
-    with pytest.raises(CorruptFileError, match=r"a\.npz takes 0\.1 GiB of memory, and 0\.1 GiB are free"):
+    with pytest.raises(CorruptFileError, match=r"a\.npz is too large for memory, of which 0\.1 GiB are free"):
         read_npz(tmp_path / "a.npz")
 
 

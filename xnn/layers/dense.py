@@ -9,13 +9,14 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, backend_of
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import OptionError, ShapeError
 from xnn.graph.node import array_of
 from xnn.initializers import Glorot, Initializer, Zeros
 from xnn.layers.layer import Layer, check_input_dtype
 from xnn.layers.parameter import Parameter
 from xnn.ops import Array
-from xnn.options import check_count, check_dtype
+from xnn.options import check_count, check_dtype, shown
 
 __all__ = ["Affine", "Dense", "Linear", "Rescale"]
 
@@ -115,12 +116,16 @@ class Rescale(Layer):
     def __init__(self, scale: Any, offset: Any = 0.0, dtype: str = "float32") -> None:
         self.dtype = check_dtype(dtype)
         try:
-            self.scale, self.offset = (np.array(value, dtype=np.float64) for value in (scale, offset))
-            finite = bool(np.isfinite(self.scale).all() and np.isfinite(self.offset).all())
-        except (TypeError, ValueError):
+            self.scale, self.offset = (
+                np.array(as_host_array(value, "scale"), dtype=np.float64) for value in (scale, offset)
+            )
+            finite = all(number.size and np.isfinite(number).all() for number in (self.scale, self.offset))
+        except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
-            raise OptionError(f"Rescale needs finite numbers, got scale {scale!r} and offset {offset!r}")
+            raise OptionError(
+                f"Rescale needs finite numbers, got scale {shown(scale)} and offset {shown(offset)}"
+            )
         for number in (self.scale, self.offset):
             number.flags.writeable = (
                 False  # assign another array instead: this one is moved to a backend once
