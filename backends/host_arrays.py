@@ -61,7 +61,7 @@ def as_host_array(value: Any, what: str) -> Any:
 def _converted(value: Any, what: str) -> np.ndarray:
     """The value as NumPy makes an array of it, without masks."""
     if isinstance(value, np.ma.MaskedArray):
-        masked = int(np.ma.count_masked(value))
+        masked = int(np.count_nonzero(np.ma.getmaskarray(value)))
         if masked:
             raise DTypeError(
                 f"{what} has {masked} masked values: fill them, as x.filled(0) does, or drop those rows"

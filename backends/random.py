@@ -286,7 +286,7 @@ def _normal_quantile(p: np.ndarray) -> np.ndarray:
     beyond = np.flatnonzero(r > 5.0)
     far[beyond] = rational(_TAIL, r[beyond] - 5.0)
     z[outside] = np.where(q[outside] < 0.0, -far, far)
-    return z
+    return np.asarray(z)
 
 
 # _LN2_HIGH has 32 bits, so its product with a whole exponent is exact.

@@ -96,7 +96,7 @@ def check_real(name: str, value: Any, low: float = -math.inf, high: float = math
 def _as_float(value: Any) -> float:
     """A real number as a float; NaN for anything that is none, or that is too large for one."""
     try:
-        real = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        real = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     except (OverflowError, ValueError):
         return math.nan
     return real if math.isfinite(real) else math.nan

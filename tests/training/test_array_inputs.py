@@ -266,3 +266,8 @@ def test_a_parameter_takes_what_predict_takes():
 def test_arrays_of_a_device_stay_where_they_are(lib):
     given = lib.to_device(X)
     assert as_host_array(given, "x") is given or lib.is_host
+
+
+@pytest.mark.parametrize("arrays", [(1, 2), (X, 3.0), (X, Y[:3]), ()])
+def test_batches_need_rows(arrays):
+    refused_by(lambda: data.Batches(arrays), ShapeError, "rows")
