@@ -48,12 +48,14 @@ def reading(path: str | os.PathLike[str], what: str = "") -> Iterator[None]:
     what: what the file holds, with an article, such as "the record". Default "".
     """
     named = f"{what} {path}".strip()
+    if "\0" in os.fspath(path):
+        raise DataNotFoundError(f"there is no file {os.fspath(path)!r}: names hold no NUL")
     try:
         yield
-    except FileNotFoundError as error:
-        raise DataNotFoundError(f"there is no file {path}") from error
-    except OSError as error:
-        raise DataNotFoundError(f"cannot read {named}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        if isinstance(error, FileNotFoundError) and not what:
+            raise DataNotFoundError(f"there is no file {path}") from error
+        raise DataNotFoundError(f"cannot read {named}: {_reason(error)}") from error
 
 
 def check_writable(

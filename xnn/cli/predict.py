@@ -21,7 +21,7 @@ from xnn.data.loading import samples_from_csv
 from xnn.data.tables import Columns, samples_and_targets
 from xnn.data.targets import label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
-from xnn.files import check_writable, to_json, write_atomically
+from xnn.files import check_writable, reading, to_json, write_atomically
 from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
 from xnn.layers.sequential import load as load_model
@@ -134,7 +134,9 @@ def _read_samples(
     if data in dataset_names():
         named = load(data, data_home)
         return named.x_test, named.y_test
-    if not path.is_file():
+    with reading(path):
+        there = path.is_file()
+    if not there:
         raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
     y: np.ndarray | None = None
     if path.suffix.lower() == ".csv":

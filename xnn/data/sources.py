@@ -6,7 +6,6 @@ import hashlib
 import os
 import queue
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 from xnn.data.downloads import SlowDownload, download, unwound_by_signals
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
+from xnn.files import as_path, notice, reading
 
 __all__ = ["cache_home", "data_homes", "fetch", "find", "reachable"]
 
@@ -35,8 +35,12 @@ def data_homes(data_home: str | os.PathLike[str] | None = None) -> list[Path]:
     homes = []
     for name, value in (("data_home", data_home), ("XNN_DATA_HOME", os.environ.get("XNN_DATA_HOME"))):
         if value:
-            home = Path(value).expanduser()
-            if not home.is_dir():
+            try:
+                home = as_path(value).expanduser()
+                there = home.is_dir()
+            except (OSError, RuntimeError) as error:  # RuntimeError: ~name of nobody, or a loop of links
+                raise OptionError(f"{name}={value}: {getattr(error, 'strerror', None) or error}") from error
+            if not there:
                 raise OptionError(f"{name}={value}: there is no such folder; name another one or none")
             homes.append(home)
     return [*homes, cache_home()]
@@ -52,7 +56,9 @@ def find(folder: str, names: tuple[str, ...], data_home: str | os.PathLike[str] 
     for home in data_homes(data_home):
         for place in (home / folder, home) if home.name == folder else (home / folder,):
             for name in names:
-                if (place / name).is_file():
+                with reading(place / name):
+                    there = (place / name).is_file()
+                if there:
                     return place / name
     return None
 
@@ -80,7 +86,7 @@ def fetch(
             for mirror in mirrors:
                 if mirror in slow:
                     continue
-                print(f"{'trying again' if attempt else 'fetching'}: {mirror}{name}", file=sys.stderr)
+                notice(f"{'trying again' if attempt else 'fetching'}: {mirror}{name}")
                 scratch = tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True)
                 with unwound_by_signals(), scratch as place:
                     got = Path(place, name)

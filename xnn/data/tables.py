@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from xnn.errors import CorruptFileError, DataNotFoundError
+from xnn.errors import CorruptFileError
+from xnn.files import reading
 
 __all__ = [
     "Choose",
@@ -111,7 +112,7 @@ def read_csv(path: Path, choose: Choose = every_column, header: bool | None = No
     columns: Columns | None = None
     width = 0
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with reading(path), open(path, newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file)
             for line in lines:
                 if not line:
@@ -146,8 +147,6 @@ def read_csv(path: Path, choose: Choose = every_column, header: bool | None = No
         ) from error
     except csv.Error as error:
         raise CorruptFileError(f"{path} is not a CSV file: {error}") from error
-    except OSError as error:
-        raise DataNotFoundError(f"cannot read {path}: {error.strerror or error}") from error
     if columns is None or not rows:
         raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
     table = Table(path, columns, np.asarray(rows, dtype=np.float64), tuple(fields), numbers)

@@ -28,8 +28,8 @@ from functools import cache
 from typing import Any, NoReturn
 
 from xnn import initializers, layers, ops
-from xnn.errors import DataNotFoundError, OptionError
-from xnn.files import as_path
+from xnn.errors import OptionError
+from xnn.files import as_path, reading
 from xnn.layers import Layer, Sequential
 from xnn.layers.sequential import first_of
 from xnn.ops import Op
@@ -80,12 +80,8 @@ def read(path: str | os.PathLike[str]) -> Architecture:
     (10,)
     """
     name = os.fspath(as_path(path))
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST + 1).removeprefix(codecs.BOM_UTF8)
-    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        reason = getattr(error, "strerror", None) or error
-        raise DataNotFoundError(f"cannot read the architecture {name}: {reason}") from error
+    with reading(name, "the architecture"), open(name, "rb") as file:
+        content = file.read(_LARGEST + 1).removeprefix(codecs.BOM_UTF8)
     if len(content) > _LARGEST:
         raise OptionError(f"{name} is larger than {_LARGEST:,} bytes: give a text file that lists layers")
     table, lines = _parse(content, name)
