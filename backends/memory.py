@@ -42,8 +42,8 @@ def check_memory(what: str, size: int, advice: str, kind: type[XnnError] = Optio
     """
     if size > _SMALL and size > (free := free_memory()):
         raise kind(
-            f"{what} is too large for memory, of which {_gigabytes(free)} are free and {_gigabytes(size)} are needed: "
-            f"{advice}"
+            f"{what} is too large for memory, of which {_gigabytes(free)} are free and {_gigabytes(size)} are "
+            f"needed: {advice}"
         )
 
 

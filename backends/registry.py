@@ -19,6 +19,7 @@ import numpy as np
 from xnn.backends.base import Backend
 from xnn.backends.numerics import current_numerics
 from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, UnknownBackendError
+from xnn.options import shown
 
 __all__ = [
     "admit",
@@ -83,7 +84,7 @@ def _load(name: str, source: str) -> Backend:
 def _check_name(name: str, source: str) -> None:
     if name not in _REGISTRY:
         raise UnknownBackendError(
-            f"{source}={name!r} is not a backend: choose numpy (the CPU), cupy (a GPU) or, for tests, "
+            f"{source}={shown(name)} is not a backend: choose numpy (the CPU), cupy (a GPU) or, for tests, "
             "array-api-strict"
         )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xnn.errors import DataError, DataNotFoundError, MissingExtraError, OptionError
+from xnn.options import shown
 
 __all__ = [
     "StandardError",
@@ -37,7 +38,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         return Path(path)
     except TypeError:
         raise OptionError(
-            f"got {repr(path)[:60]} as a file's name; a file is named by a string or a path"
+            f"got {shown(path)} as a file's name; a file is named by a string or a path"
         ) from None
 
 
@@ -49,7 +50,7 @@ def reading(path: str | os.PathLike[str], what: str = "") -> Iterator[None]:
     """
     named = f"{what} {path}".strip()
     if "\0" in os.fspath(path):
-        raise DataNotFoundError(f"there is no file {os.fspath(path)!r}: names hold no NUL")
+        raise DataNotFoundError(f"there is no file {os.fspath(path)!r}: a name has no null character")
     try:
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links

@@ -22,7 +22,7 @@ from xnn.backends import Stream
 from xnn.backends.random import orthonormal
 from xnn.errors import OptionError
 from xnn.ops.op import size_of
-from xnn.options import check_real, written
+from xnn.options import check_real, is_one_of, shown, written
 
 __all__ = [
     "Constant",
@@ -353,8 +353,8 @@ def draw(initializer: Initializer, stream: Stream, shape: tuple[int, ...], dtype
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, str]) -> None:
-    if value not in allowed:
-        raise OptionError(f"{name} must be {allowed[0]!r} or {allowed[1]!r}, got {value!r}")
+    if not is_one_of(value, allowed):
+        raise OptionError(f"{name} must be {allowed[0]!r} or {allowed[1]!r}, got {shown(value)}")
 
 
 def _check_axes(shape: tuple[int, ...]) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "check_shape",
     "checked",
     "explained",
+    "is_one_of",
     "shown",
     "written",
 ]
@@ -115,9 +116,14 @@ def check_known(name: str, received: Iterable[str], allowed: Iterable[str]) -> N
         raise OptionError(f"{name} has no option {unknown[0]!r}; it takes {', '.join(known)}")
 
 
+def is_one_of(value: Any, allowed: Collection[str | None]) -> bool:
+    """Whether an option is one of some texts, or None. An array is not, and is not compared."""
+    return (value is None or isinstance(value, str)) and value in allowed
+
+
 def check_dtype(dtype: str) -> str:
     """The dtype's name. Raises OptionError unless it is "float32" or "float64"."""
-    if dtype not in ("float32", "float64"):
+    if not is_one_of(dtype, ("float32", "float64")):
         raise OptionError(f"dtype must be 'float32' or 'float64', got {shown(dtype)}")
     return dtype
 

@@ -15,6 +15,7 @@ from xnn.data.sources import data_homes, fetch, find, reachable
 from xnn.data.synthetic import synthetic_digits
 from xnn.errors import CorruptFileError, DataNotFoundError, MissingExtraError, OptionError
 from xnn.files import as_path
+from xnn.options import shown
 
 __all__ = ["dataset_names", "load", "on_disk"]
 
@@ -117,7 +118,7 @@ def load(
         if path.suffix.lower() == ".npz":
             return from_npz(path, options)
     raise OptionError(
-        f"there is no data set {repr(name)[:60]}; choose {', '.join(dataset_names())}, or give a .npz or .csv file"
+        f"there is no data set {shown(name)}; choose {', '.join(dataset_names())}, or give a .npz or .csv file"
     )
 
 

@@ -16,7 +16,7 @@ from xnn.data.splits import split_rows, take_out
 from xnn.data.tables import Choose, Columns, every_column, read_csv, samples_and_targets
 from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, OptionError, ShapeError
-from xnn.options import check_real
+from xnn.options import check_real, is_one_of, shown
 
 __all__ = ["TableOptions", "from_arrays", "from_csv", "from_npz", "samples_from_csv"]
 
@@ -38,8 +38,8 @@ class TableOptions:
     def __post_init__(self) -> None:
         for name, value in (("header", self.header), ("stratify", self.stratify)):
             if value is not None and not isinstance(value, bool):
-                raise OptionError(f"{name} must be True, False or None, got {value!r}")
-        if self.task not in (None, "classification", "regression"):
+                raise OptionError(f"{name} must be True, False or None, got {shown(value)}")
+        if not is_one_of(self.task, (None, "classification", "regression")):
             raise OptionError(f"task must be 'classification', 'regression' or None, got {self.task!r}")
         three = isinstance(self.split, (tuple, list)) and len(self.split) == 3
         shares = tuple(

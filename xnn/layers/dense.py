@@ -16,7 +16,7 @@ from xnn.initializers import Glorot, Initializer, Zeros
 from xnn.layers.layer import Layer, check_input_dtype
 from xnn.layers.parameter import Parameter
 from xnn.ops import Array
-from xnn.options import check_count, check_dtype, shown
+from xnn.options import check_count, check_dtype, check_flag, shown
 
 __all__ = ["Affine", "Dense", "Linear", "Rescale"]
 
@@ -59,7 +59,7 @@ class Dense(Layer):
         self.inputs, self.outputs = check_count("inputs", inputs), check_count("outputs", outputs)
         self.dtype = check_dtype(dtype)
         self.weight = Parameter("weight", (self.inputs, self.outputs), weight_init, dtype)
-        self.bias = Parameter("bias", (self.outputs,), bias_init, dtype) if bias else None
+        self.bias = Parameter("bias", (self.outputs,), bias_init, dtype) if check_flag("bias", bias) else None
         super().__init__(*(p for p in (self.weight, self.bias) if p is not None), seed=seed)
 
     def check(self, x: Array) -> None:

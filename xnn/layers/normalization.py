@@ -14,7 +14,7 @@ from xnn.initializers import Ones, Zeros
 from xnn.layers.layer import Layer, check_input_dtype
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops.normalization import running_moments
-from xnn.options import check_count, check_dtype, check_real
+from xnn.options import check_count, check_dtype, check_flag, check_real, shown
 
 __all__ = ["BatchNorm", "LayerNorm"]
 
@@ -30,10 +30,10 @@ class _Normalization(Layer):
         dtype: str,
         buffers: Sequence[Buffer] = (),
     ) -> None:
-        self.epsilon, self.affine = check_real("epsilon", epsilon, 0.0), bool(affine)
+        self.epsilon, self.affine = check_real("epsilon", epsilon, 0.0), check_flag("affine", affine)
         self.dtype = check_dtype(dtype)
-        self.weight = Parameter("weight", shape, Ones(), dtype) if affine else None
-        self.bias = Parameter("bias", shape, Zeros(), dtype) if affine else None
+        self.weight = Parameter("weight", shape, Ones(), dtype) if self.affine else None
+        self.bias = Parameter("bias", shape, Zeros(), dtype) if self.affine else None
         super().__init__(*(p for p in (self.weight, self.bias) if p is not None), buffers=buffers)
 
     def _check(self, x: Any, fits: bool, wanted: str) -> None:
@@ -88,7 +88,7 @@ class BatchNorm(_Normalization):
         self.features = check_count("features", features)
         self.momentum = check_real("momentum", momentum, 0.0)
         if self.momentum > 1.0:
-            raise OptionError(f"momentum must be a number in [0, 1], got {momentum!r}")
+            raise OptionError(f"momentum must be a number in [0, 1], got {shown(momentum)}")
         self.running_mean = Buffer("running_mean", (self.features,), Zeros(), check_dtype(dtype))
         self.running_var = Buffer("running_var", (self.features,), Ones(), dtype)
         super().__init__((self.features,), epsilon, affine, dtype, (self.running_mean, self.running_var))

@@ -53,8 +53,10 @@ class Parameter(Recorded):
     ) -> None:
         if not callable(initializer) or isinstance(initializer, type):
             raise OptionError(
-                f"{name} needs an initializer such as xnn.initializers.He(), got {repr(initializer)[:60]}"
+                f"{name} needs an initializer such as xnn.initializers.He(), got {shown(initializer)}"
             )
+        if not isinstance(name, str):
+            raise OptionError(f"a parameter's name must be a text, got {shown(name)}")
         super().__init__()
         self.name = name
         self._shape = check_shape(name, shape)
@@ -87,7 +89,7 @@ class Parameter(Recorded):
                 kind, shape = type(drawn).__name__, getattr(drawn, "shape", None)
                 got = kind if shape is None else f"{kind} of shape {tuple(shape)}"
                 raise ShapeError(
-                    f"{self.name} has shape {self.shape}, and its initializer returned {got}, {repr(drawn)[:60]}: it "
+                    f"{self.name} has shape {self.shape}, and its initializer returned {got}, {shown(drawn)}: it "
                     "must return a NumPy array of this shape"
                 )
             self._value = current_backend().to_device(drawn.astype(self._dtype, copy=False))
@@ -189,7 +191,7 @@ class Parameter(Recorded):
     @frozen.setter
     def frozen(self, frozen: bool) -> None:
         if not isinstance(frozen, (bool, np.bool_)):
-            raise OptionError(f"{self.name}.frozen must be True or False, got {repr(frozen)[:60]}")
+            raise OptionError(f"{self.name}.frozen must be True or False, got {shown(frozen)}")
         self._frozen = bool(frozen)
 
     def draw_from(self, stream: Stream) -> None:

@@ -12,7 +12,7 @@ from xnn import ops
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.losses.batches import inside
 from xnn.losses.loss import Loss
-from xnn.options import check_count, check_real
+from xnn.options import check_count, check_real, shown
 
 __all__ = ["BinaryCrossEntropy", "Focal", "KLDivergence", "SoftmaxCrossEntropy"]
 
@@ -224,9 +224,7 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         fits = False
     if not (fits and np.isfinite(numbers).all() and (numbers >= 0).all()):
-        raise OptionError(
-            f"{name} must be a sequence of finite numbers of at least 0, got {repr(values)[:60]}"
-        )
+        raise OptionError(f"{name} must be a sequence of finite numbers of at least 0, got {shown(values)}")
     return tuple(float(number) for number in numbers)
 
 

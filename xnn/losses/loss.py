@@ -25,7 +25,7 @@ from xnn.layers.parameter import Parameter
 from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
 from xnn.ops.apply import apply_rule
-from xnn.options import attributes_of, check_known, explained, written
+from xnn.options import attributes_of, check_known, explained, is_one_of, shown, written
 
 __all__ = ["Loss", "takes"]
 
@@ -102,8 +102,8 @@ class Loss:
     _there: tuple[Any, ...] = (None, None, None, None)
 
     def __init__(self, reduction: str = "mean", **options: Any) -> None:
-        if reduction not in ("mean", "sum", "none"):
-            raise OptionError(f"reduction must be 'mean', 'sum' or 'none', got {repr(reduction)[:60]}")
+        if not is_one_of(reduction, ("mean", "sum", "none")):
+            raise OptionError(f"reduction must be 'mean', 'sum' or 'none', got {shown(reduction)}")
         if hasattr(self, "op") and all(p.kind is not p.VAR_KEYWORD for p in _options_of(self.op)):
             check_known(type(self).__name__, options, ("reduction", *self._defaults()))
         self.reduction = reduction

@@ -13,7 +13,7 @@ from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.metrics.metric import Count, Metric
 from xnn.ops import Array, Namespace
 from xnn.ops import metrics as rules
-from xnn.options import check_count, check_real
+from xnn.options import check_count, check_real, is_one_of, shown
 
 __all__ = ["F1", "Accuracy", "ConfusionMatrix", "Precision", "Recall", "TopK"]
 
@@ -24,7 +24,7 @@ class _OfDecisions(Metric):
     def __init__(self, binary: bool, threshold: float, name: str | None) -> None:
         super().__init__(name)
         if not isinstance(binary, bool):
-            raise OptionError(f"binary must be True or False, got {binary!r}")
+            raise OptionError(f"binary must be True or False, got {shown(binary)}")
         self.binary, self.threshold = binary, check_real("threshold", threshold, -math.inf)
 
     def _on_device(self, function: Callable[..., Array]) -> Count:
@@ -151,9 +151,9 @@ class _OfClasses(_OfDecisions):
         name: str | None = None,
     ) -> None:
         super().__init__(binary, threshold, name)
-        if average not in _AVERAGES:
+        if not is_one_of(average, _AVERAGES):
             raise OptionError(
-                f"got average={average!r}; choose {', '.join(map(repr, _AVERAGES[:-1]))} or None"
+                f"got average={shown(average)}; choose {', '.join(map(repr, _AVERAGES[:-1]))} or None"
             )
         self.average = average
 

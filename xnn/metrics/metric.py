@@ -12,7 +12,7 @@ from xnn.backends.host_arrays import as_host_array
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
-from xnn.options import attributes_of, written
+from xnn.options import attributes_of, shown, written
 
 __all__ = ["Count", "Metric", "Totals", "count_batch"]
 
@@ -53,7 +53,7 @@ class Metric:
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None and (not isinstance(name, str) or not name):
-            raise OptionError(f"a metric's name must be a string, got {name!r}")
+            raise OptionError(f"a metric's name must be a string, got {shown(name)}")
         self.name, self._named = name or self.name, name is not None
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from xnn.errors import OptionError
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.special import erf
+from xnn.options import shown
 
 __all__ = [
     "dropout", "elu", "gelu", "leaky_relu", "log_softmax", "relu", "rescale", "selu", "sigmoid", "silu", "softmax",
@@ -124,7 +125,9 @@ class GELU(Op):
             share = 0.5 * (1.0 + erf(xp, x * _ROOT_HALF))
             return x * share, (x, share, None)
         if approximate != "tanh":
-            raise OptionError(f"gelu got approximate={approximate!r}: approximate must be 'none' or 'tanh'")
+            raise OptionError(
+                f"gelu got approximate={shown(approximate)}: approximate must be 'none' or 'tanh'"
+            )
         t = xp.tanh(_ROOT_2_OVER_PI * (x + 0.044715 * (x * x * x)))
         share = 0.5 * (1.0 + t)
         return x * share, (x, share, t)
@@ -184,7 +187,7 @@ class Softplus(Op):
 
     def forward(self, xp: Namespace, x: Array, *, beta: float = 1.0) -> tuple[Array, Any]:
         if not beta > 0.0:
-            raise OptionError(f"softplus got beta={beta!r}: beta must be above 0")
+            raise OptionError(f"softplus got beta={shown(beta)}: beta must be above 0")
         return softplus_of(xp, x * beta) / beta, (x, beta)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:

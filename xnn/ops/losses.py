@@ -22,6 +22,7 @@ from typing import Any
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.ops.apply import batch_count, batch_sum
 from xnn.ops.op import Array, Namespace, Op, size_of
+from xnn.options import is_one_of, shown
 
 __all__ = ["LossOp", "column_mse", "constant", "hinge", "huber", "l1", "mse"]
 
@@ -91,8 +92,8 @@ class LossOp(Op):
         reduction: str = "mean",
         **options: Any,
     ) -> tuple[Array, Any]:
-        if reduction not in ("mean", "sum", "none"):
-            raise OptionError(f"reduction={reduction!r}: reduction must be 'mean', 'sum' or 'none'")
+        if not is_one_of(reduction, ("mean", "sum", "none")):
+            raise OptionError(f"reduction={shown(reduction)}: reduction must be 'mean', 'sum' or 'none'")
         targets = self.fit(xp, outputs, targets)
         terms, own = self.terms(xp, outputs, targets, **options)
         counts, column, weighted = self.counts(xp, outputs, targets, **options), None, terms

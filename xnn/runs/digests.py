@@ -210,7 +210,7 @@ class Recorder(Callback):
     def __init__(self, model: Sequential, about: dict[str, Any] | None = None) -> None:
         if not isinstance(model, Sequential):
             raise OptionError(
-                f"Recorder needs the model that is trained, a Sequential, got {repr(model)[:60]}: the file's name is "
+                f"Recorder needs the model that is trained, a Sequential, got {shown(model)}: the file's name is "
                 "for recorder.record.save"
             )
         self.model = model
