@@ -1,16 +1,27 @@
-"""Builds an sdist, a wheel from the sdist, and installs the wheel in a fresh environment.
+"""Builds an sdist, a wheel from it, and uses both in fresh environments.
 
-The installed modules must be those of the checkout, each must import, and `xnn train` must run.
+The sdist must hold every file of the checkout. The wheel must hold the modules of the checkout and nothing else, as its
+RECORD says; each module must import, and `xnn train` must run without any extra. Unpacked in a folder with spaces, the
+sdist must install by `pip install`, and its tests must run.
 """
 
+import base64
+import csv
+import hashlib
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LINKS = ("backends", "benchmarks")  # symlinks in a checkout's xnn/; their files are counted where they lie
+#: Tests that need no data and no extra, and few seconds.
+SOME_TESTS = ("tests/data", "tests/ops", "tests/test_names.py")
 
 
 def run(*command, **options):
@@ -21,6 +32,12 @@ def run(*command, **options):
     return done.stdout
 
 
+def environment(folder):
+    """The Python of a new environment in this folder."""
+    venv.create(folder, with_pip=True)
+    return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+
 def modules(folder, package):
     """The full module names of the Python files in a folder."""
     found = {
@@ -29,29 +46,84 @@ def modules(folder, package):
     return {name.removesuffix(".__init__") for name in found}
 
 
-with tempfile.TemporaryDirectory() as scratch:
-    work = Path(scratch)
-    run(sys.executable, "-m", "build", "--outdir", work / "dist", ROOT)  # builds the wheel from the sdist
-    (wheel,) = (work / "dist").glob("*.whl")
-    venv.create(work / "env", with_pip=True)
-    python = work / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    run(python, "-m", "pip", "install", "-q", wheel)
-    expected = modules(ROOT / "backends", "xnn.backends") | modules(ROOT / "benchmarks", "xnn.benchmarks")
-    linked = {"backends", "benchmarks"}  # symlinks in a checkout; their files are counted already
-    folders = [p for p in (ROOT / "xnn").rglob("*") if p.is_dir() and p.name not in linked]
-    for folder in (ROOT / "xnn", *folders):
+def expected_modules():
+    """The full module names of the checkout."""
+    found = modules(ROOT / "backends", "xnn.backends") | modules(ROOT / "benchmarks", "xnn.benchmarks")
+    for folder in (ROOT / "xnn", *(p for p in (ROOT / "xnn").rglob("*") if p.is_dir() and p.name not in LINKS)):
         package = ".".join(folder.relative_to(ROOT).parts)
-        expected |= {f"{package}.{p.stem}".removesuffix(".__init__") for p in folder.glob("*.py")}
+        found |= {f"{package}.{p.stem}".removesuffix(".__init__") for p in folder.glob("*.py")}
+    return found
+
+
+def check_sdist(sdist):
+    """Compare the files of an sdist with those that git knows."""
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    known = set(run("git", "ls-files", cwd=ROOT).splitlines())
+    missing = known - held - {f"xnn/{name}" for name in LINKS} - {".gitignore"}
+    assert not missing, f"{sdist.name} lacks {sorted(missing)}"
+    assert not [name for name in held if "__pycache__" in name]
+
+
+def check_wheel(wheel):
+    """Check the names in a wheel, and the size and digest of each file against its RECORD."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (record,) = (name for name in names if name.endswith(".dist-info/RECORD"))
+        about = record.removesuffix("RECORD")
+        rows = list(csv.reader(io.StringIO(archive.read(record).decode())))
+        assert {name for name, _, _ in rows} == names, "RECORD lists other files than the wheel holds"
+        for name, digest, size in rows:
+            content = archive.read(name)
+            if name != record:
+                sha256 = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+                assert (digest, size) == (f"sha256={sha256}", str(len(content))), f"RECORD is wrong about {name}"
+        metadata = archive.read(f"{about}METADATA").decode()
+    others = [name for name in names if not name.startswith(("xnn/", about)) or "/tests/" in name]
+    assert not others, f"{wheel.name} holds {others}"
+    assert {"xnn/py.typed", f"{about}entry_points.txt", f"{about}licenses/LICENSE"} <= names
+    for line in ("Author: the xnn authors", "License-Expression: MIT", "Description-Content-Type: text/markdown"):
+        assert f"\n{line}\n" in metadata, f"the wheel's metadata lack {line!r}"
+
+
+def check_installed(python, work):
+    """Compare the installed modules with the checkout's, import each, and train without any extra."""
     home = Path(
         run(python, "-c", "import xnn, pathlib; print(pathlib.Path(xnn.__file__).parent)", cwd=work).strip()
     )
-    installed = modules(home, "xnn")
+    installed, expected = modules(home, "xnn"), expected_modules()
     assert installed == expected, f"missing {expected - installed}, unexpected {installed - expected}"
-    assert (home / "py.typed").exists()
-    for name in ("backends", "benchmarks"):
+    for name in LINKS:
         assert not (home.parent / name).exists(), f"the wheel installs a top-level package called {name}"
     for name in sorted(installed - {"xnn.__main__"}):
         optional = any(part in name for part in ("cupy", "compiled", ".jit"))
         run(python, "-c", "pass" if optional else f"import {name}", cwd=work)
     run(python, "-m", "xnn", "train", "--dataset", "synthetic", "--epochs", "1", "--quiet", cwd=work)
-    print(f"{wheel.name}: {len(installed)} modules, as in the tree; xnn train runs")
+    run(python, "-m", "xnn", "info", cwd=work)
+    return len(installed)
+
+
+def check_unpacked(sdist, work):
+    """Install an sdist that is unpacked in a folder with spaces, and run some of its tests."""
+    folder = work / "a folder with spaces"
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.iterdir()
+    python = environment(folder / "its environment")
+    run(python, "-m", "pip", "install", "-q", unpacked, "pytest>=8", "hypothesis>=6.100", "array-api-strict", "mpmath")
+    # `python -m pytest` would import the folder xnn of the sdist, which has no backends: a checkout has links there.
+    said = run(python.with_name("pytest"), "-p", "no:cacheprovider", *SOME_TESTS, cwd=unpacked)
+    return said.strip().splitlines()[-1]
+
+
+with tempfile.TemporaryDirectory() as scratch:
+    work = Path(scratch)
+    run(sys.executable, "-m", "build", "--outdir", work / "dist", ROOT)  # builds the wheel from the sdist
+    (sdist,), (wheel,) = (work / "dist").glob("*.tar.gz"), (work / "dist").glob("*.whl")
+    check_sdist(sdist)
+    check_wheel(wheel)
+    python = environment(work / "env")
+    run(python, "-m", "pip", "install", "-q", wheel)
+    count = check_installed(python, work)
+    print(f"{wheel.name}: {count} modules, as in the tree; xnn train runs")
+    print(f"{sdist.name}: every file of the checkout; its tests: {check_unpacked(sdist, work)}")

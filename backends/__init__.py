@@ -25,6 +25,7 @@ from xnn.backends.registry import (
     get_backend,
     mixed_arrays,
     use_backend,
+    widened,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "numerics",
     "use_backend",
     "use_numerics",
+    "widened",
 ]

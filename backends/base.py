@@ -150,7 +150,7 @@ class Backend:
 
         Raises DTypeError for what is neither a number nor an array.
         """
-        if isinstance(value, (Real, np.generic)):
+        if isinstance(value, (Real, np.bool_)):
             return self.to_device(float(value))
         if not hasattr(value, "shape"):
             raise DTypeError(f"a metric returned {type(value).__name__}: it must return a number or an array")

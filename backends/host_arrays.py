@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.registry import is_device_array
+from xnn.backends.registry import is_device_array, widened
 from xnn.errors import DTypeError, ShapeError
 from xnn.options import shown
 
@@ -33,7 +33,7 @@ def as_host_array(value: Any, what: str) -> Any:
     """
     if type(value) is not np.ndarray and is_device_array(value):
         return value
-    array = _converted(value, what)
+    array = widened(_converted(value, what))
     kind = array.dtype.kind
     if kind in "biuf":
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

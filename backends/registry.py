@@ -33,6 +33,7 @@ __all__ = [
     "is_device_array",
     "mixed_arrays",
     "use_backend",
+    "widened",
 ]
 
 # name -> (module, class, top-level module of its arrays' type). A new backend is one line here.
@@ -45,6 +46,10 @@ _NAME_OF_MODULE = {module: name for name, (_, _, module) in _REGISTRY.items()}
 
 _instances: dict[str, Backend] = {}
 _owners: dict[type, Backend | None] = {}
+#: The names of the dtypes that ops compute with, and the types and dtypes of arrays found to be of these.
+_COMPUTED_NAMES = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_COMPUTED_NAMES |= {"bool", "float32", "float64"}
+_computed: set[tuple[type, Any]] = set()
 _process_wide: str | None = None
 _in_context: ContextVar[str | None] = ContextVar("xnn_backend", default=None)
 
@@ -176,7 +181,8 @@ def backend_of(*arrays: Any) -> Backend:
     """Return the backend to which arrays belong; the current backend if there is no array among `arrays`.
 
     Python numbers and None belong to any backend. Raises MixedArraysError if the arrays belong to two backends, and
-    DTypeError for an object that is not an array.
+    DTypeError for an object that is not an array, or an array of a dtype that nothing here computes with: float16,
+    bfloat16, complex numbers, objects, text, dates.
 
     >>> import numpy as np, xnn
     >>> xnn.backends.backend_of(np.ones(3), 2.0)
@@ -188,7 +194,11 @@ def backend_of(*arrays: Any) -> Backend:
             owner = _owners[type(x)]
         except KeyError:
             owner = _owner(x)
-        if owner is None or owner is found:
+        if owner is None:
+            continue
+        if (type(x), x.dtype) not in _computed:
+            _check_dtype(x)
+        if owner is found:
             continue
         if found is not None:
             raise mixed_arrays(found, owner)
@@ -207,15 +217,29 @@ def mixed_arrays(one: Backend, other: Backend) -> MixedArraysError:
 def admit(lib: Backend, x: Any) -> Any:
     """Return `x` if `fit` or `predict` of a model on `lib` can take it: a NumPy array or an array of `lib`.
 
-    Raises MixedArraysError for an array of another backend.
+    Floating-point numbers of other sizes are converted: float16, bfloat16 and the like to float32, which holds them
+    all, and long double to float64. Raises MixedArraysError for an array of another backend.
     """
     if not isinstance(x, np.ndarray):
-        owner = backend_of(x)
-        if owner is not lib:
+        owner = _owner(x)
+        if owner is not None and owner is not lib:
             raise MixedArraysError(
                 f"a model on {lib.name} got an array of {owner.name}: give it an array of numpy or of {lib.name}, or "
                 f"move the model with model.to({owner.name!r})"
             )
+    return widened(x)
+
+
+def widened(x: Any) -> Any:
+    """A floating-point array of another size as float32 or float64, see `admit`; anything else as it is."""
+    dtype = getattr(x, "dtype", None)
+    if (type(x), dtype) in _computed or not isinstance(dtype, np.dtype) or dtype.name in _COMPUTED_NAMES:
+        return x
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return x.astype("float64")
+    # An extension's dtype, such as those of ml_dtypes, has kind "V" and isbuiltin 2; a record has kind "V", too.
+    if dtype.kind == "f" or (dtype.isbuiltin == 2 and np.can_cast(dtype, np.float32)):
+        return x.astype("float32")
     return x
 
 
@@ -228,6 +252,18 @@ def _module_name(kind: type) -> str | None:
     """Return the name of the backend whose arrays have this type, or a type that it is derived from."""
     modules = (base.__module__.partition(".")[0] for base in kind.__mro__)
     return next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
+
+
+def _check_dtype(x: Any) -> None:
+    """Raise DTypeError unless ops compute with numbers of the array's dtype, and remember it if they do."""
+    dtype = x.dtype
+    name = str(getattr(dtype, "name", getattr(dtype, "__name__", dtype))).rpartition(".")[2]
+    if name not in _COMPUTED_NAMES:
+        raise DTypeError(
+            f"got an array of {dtype}: computations are with numbers of float32 or float64, integers and booleans; "
+            "convert it, as by x.astype('float32')"
+        )
+    _computed.add((type(x), dtype))
 
 
 def _owner(x: Any) -> Backend | None:

@@ -6,14 +6,27 @@ trainer.fit((x, y), epochs=3)
 """
 
 import importlib
+import os
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
-from xnn.backends import backend, numerics, use_backend, use_numerics
-from xnn.backends.threads import limit_threads as threads
-from xnn.backends.threads import use_threads
-from xnn.graph import autograd as autograd  # says how a called op is applied
-from xnn.graph.autograd import grad, value_and_grad
-from xnn.ops import Op
+# Ctrl-C while `xnn` or `python -m xnn`, whose name is -m so far, imports modules ends it without a traceback.
+_command = os.path.basename(getattr(sys, "argv", [""])[0]) in ("xnn", "xnn.exe", "-m")
+_before = signal.getsignal(signal.SIGINT)
+if _command and _before is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
+try:
+    from xnn.backends import backend, numerics, use_backend, use_numerics
+    from xnn.backends.threads import limit_threads as threads
+    from xnn.backends.threads import use_threads
+    from xnn.graph import autograd as autograd  # says how a called op is applied
+    from xnn.graph.autograd import grad, value_and_grad
+    from xnn.ops import Op
+finally:
+    if _command:
+        signal.signal(signal.SIGINT, _before)
 
 if TYPE_CHECKING:
     from xnn import (

@@ -21,6 +21,7 @@ from xnn.options import shown
 __all__ = [
     "StandardError",
     "as_path",
+    "check_matplotlib",
     "check_plot",
     "check_writable",
     "notice",
@@ -230,26 +231,31 @@ class StandardError:
     Progress bars and notices are written to it, so that they cannot end a run.
     """
 
+    def __init__(self) -> None:
+        self._stream = (
+            sys.stderr
+        )  # None without a console; a progress bar of rich replaces it while it is shown
+
     def write(self, text: str) -> int:
-        if sys.stderr is not None:
+        if self._stream is not None:
             with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
-                sys.stderr.write(text)
+                self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        if sys.stderr is not None:
+        if self._stream is not None:
             with contextlib.suppress(OSError, ValueError):
-                sys.stderr.flush()
+                self._stream.flush()
 
     def isatty(self) -> bool:
         """Whether a person is likely to read along."""
         try:
-            return sys.stderr is not None and sys.stderr.isatty()
+            return self._stream is not None and self._stream.isatty()
         except ValueError:
             return False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
+        return getattr(self._stream, name)
 
 
 def notice(text: str) -> None:
@@ -258,9 +264,17 @@ def notice(text: str) -> None:
     StandardError().flush()
 
 
+_PLOTS = (".png", ".svg")
+
+
 def check_plot(path: str | os.PathLike[str]) -> None:
     """Raise the error of saving a plot there: OptionError for the path, MissingExtraError without matplotlib."""
-    check_writable(path, (".png", ".svg"))
+    check_writable(path, _PLOTS)
+    check_matplotlib()
+
+
+def check_matplotlib() -> None:
+    """Raise MissingExtraError if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -269,6 +283,6 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write a matplotlib figure as a PNG or SVG file, by the path's ending."""
-    content = io.BytesIO()
-    figure.savefig(content, format=os.fspath(path).rsplit(".", 1)[-1].lower(), dpi=130)
-    write_atomically(path, content.getvalue())
+    content, ending = io.BytesIO(), as_path(path).suffix.lower()
+    figure.savefig(content, format=(ending if ending in _PLOTS else _PLOTS[0])[1:], dpi=130)
+    write_atomically(path, content.getvalue(), _PLOTS)

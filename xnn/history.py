@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xnn.errors import OptionError
-from xnn.files import check_plot, save_figure
+from xnn.files import check_matplotlib, save_figure
 
 __all__ = ["History", "epoch_line", "numbers_line"]
 
@@ -109,7 +109,7 @@ class History:
 
         Raises OptionError if it cannot be written, MissingExtraError without matplotlib.
         """
-        check_plot(path)
+        check_matplotlib()
         from matplotlib.figure import Figure
 
         curves = [

@@ -32,12 +32,41 @@ import numpy as np
 from xnn.errors import DTypeError
 from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of, fresh_arrays
 
-__all__ = ["TABLES", "Call", "Cursor", "KernelTable", "Runnable", "Slot", "bind", "bind_each", "interpret"]
+__all__ = [
+    "TABLES",
+    "Call",
+    "Cursor",
+    "KernelTable",
+    "Runnable",
+    "Slot",
+    "bind",
+    "bind_each",
+    "chain",
+    "interpret",
+    "nothing",
+]
 
 #: The names of tables of kernels; a backend may have only some of them.
 TABLES = ("auto", "ops", "numpy", "compiled")
 
 Runnable = Callable[[], None]
+
+
+def nothing() -> None:
+    """Do nothing: a step that is not needed."""
+
+
+def chain(*steps: Runnable) -> Runnable:
+    """Return a function that runs these functions one after the other."""
+    steps = tuple(step for step in steps if step is not nothing)
+    if len(steps) == 1:
+        return steps[0]
+
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run
 
 
 @dataclass(eq=False)

@@ -22,16 +22,16 @@ from xnn.backends.kernels.jit import load
 from xnn.backends.kernels.numpy_kernels import (
     NUMPY_KERNELS,
     serves,
-    serves_adam,
     serves_dense,
     serves_gather,
     serves_labels,
     serves_loss,
-    serves_update,
 )  # fmt: skip
+from xnn.backends.kernels.update_kernels import serves_adam, serves_update
 from xnn.errors import BackendUnavailableError
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
+from xnn.ops.sums import LONG
 
 __all__ = ["CompiledTable"]
 
@@ -91,6 +91,11 @@ def _dense(call: Call) -> Rows:
     return out.made
 
 
+def _serves_dense_backward(call: Call) -> bool:
+    """Whether the sums over the rows are short enough for one product; NumPy's kernel cuts longer ones."""
+    return serves_dense(call) and call.reads[0].shape[0] <= LONG
+
+
 def _dense_backward(call: Call) -> Rows:
     forward = call.forward
     assert forward is not None
@@ -102,7 +107,8 @@ def _dense_backward(call: Call) -> Rows:
     rate = None if call.rule is None else call.rule.numbers
     sums = db if rate is None or db is None else np.empty_like(db)  # a folded update's db is b
     if sums is not None or forward.activation is not None:
-        out.row(Code.GRADIENT, _KINDS[forward.activation], dz, y, sums, *dz.shape)
+        piece = None if sums is None else np.empty_like(sums)
+        out.row(Code.GRADIENT, _KINDS[forward.activation], dz, y, sums, *dz.shape, piece)
     if dx is not None:
         out.gemm(dz, w.T, dx)  # first: a folded update changes w below
     if dw is not None:
@@ -235,7 +241,7 @@ class CompiledTable(KernelTable):
             {
                 ("gather", None): (_gather, _can_gather),
                 ("forward", ops.dense): (_dense, serves_dense),
-                ("backward", ops.dense): (_dense_backward, serves_dense),
+                ("backward", ops.dense): (_dense_backward, _serves_dense_backward),
                 ("loss", ops.softmax_cross_entropy): (_cross_entropy, _has_labels(serves_loss)),
                 ("metric", accuracy): (_accuracy, _has_labels(serves_labels)),
                 ("forward", ops.dropout): (_dropout, _serves_dropout),

@@ -1,13 +1,9 @@
 """Loops that Numba compiles (the extra `fast`), and `run`, which executes a table of rows by them.
 
-A call of a program is one or more rows: an operation code, then addresses of buffers, sizes and flags. `run` goes
-through the rows, calls NumPy's own BLAS by its address, and does the work between two products in one pass over the
-data. It is compiled once for float32 and once for float64, not for each model, and Numba keeps the machine code on
-disk. All compiled code is in this file, since Numba's cache notices changes of one file only. The file is imported
-when training starts. `compiled_kernels.py` makes the rows, and `tests/kernels/test_kernels.py` compares these loops
-with the ops.
-
-In each loop, r is the row and `reals` is scratch in the program's dtype, see `run`.
+`compiled_kernels.py` makes the rows: an operation code, then addresses of buffers, sizes and flags. `run` calls
+NumPy's own BLAS by its address, and does the work between two products in one pass over the data. It is compiled once
+for float32 and once for float64, not for each model, and Numba keeps the machine code on disk. All compiled code is
+in this file, since Numba's cache notices changes of one file only. In each loop, r is the row and `reals` is scratch.
 """
 
 from __future__ import annotations
@@ -22,11 +18,11 @@ from numba import carray, types
 from numba.extending import intrinsic, overload
 
 from xnn.backends.kernels.jit import jit
+from xnn.ops.sums import PIECE, SHORT
 
 __all__ = ["WIDTH", "Code", "run"]
 
-#: Numbers in a row of the table.
-WIDTH = 16
+WIDTH = 16  #: numbers in a row of the table
 
 
 class Code(IntEnum):
@@ -36,9 +32,10 @@ class Code(IntEnum):
     CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
 
 
-# Plain integers, for the compiled functions.
-GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = map(int, list(Code)[:7])
-CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = map(int, list(Code)[7:])
+GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = range(
+    7
+)  # plain integers, for the compiled functions
+CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM = range(7, 12)
 LINEAR, RELU, SIGMOID, TANH = range(4)
 
 
@@ -91,9 +88,9 @@ _gemm64, _gemm32 = _gemm_with(64), _gemm_with(32)
 def _gemm(r: Any, reals: Any) -> None:
     """Multiply matrices: C <- alpha A B + beta C. alpha is 1, or minus the learning rate, read from an address."""
     routine, wide, flag_a, flag_b, m, n, k = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
-    a, lead_a, b, lead_b, c, rate, add = r[8], r[9], r[10], r[11], r[12], r[13], r[14]
+    a, lead_a, b, lead_b, c, rate = r[8], r[9], r[10], r[11], r[12], r[13]
     reals[0] = 1.0 if rate == 0 else -carray(_pointer(rate, np.float64(0)), 1)[0]
-    reals[1] = 1.0 if add else 0.0
+    reals[1] = 1.0 if r[14] else 0.0
     if wide:
         _gemm64(routine, flag_a, flag_b, m, n, k, reals[0], a, lead_a, b, lead_b, reals[1], c, n)
     else:
@@ -118,11 +115,10 @@ def _power_of_two(context: Any, shifted: Any) -> Any:
 
 
 def _exp_parts(x: Any) -> Any:
-    """Return (2^n, e^r - 1) for x = n ln 2 + r <= 0.
-
-    Then e^x = 2^n + 2^n (e^r - 1), to 1.1 units in the last place, and e^x - 1 = (2^n - 1) + 2^n (e^r - 1) is
-    accurate near 0. NaN gives NaN; e^x below 2^-126.5 (float64: 2^-1022.5) is 0. This plain arithmetic vectorizes; a
-    call of exp for each number does not. Source: Cody and Waite, Software Manual for the Elementary Functions, 1980.
+    """Return (2^n, e^r - 1) for x = n ln 2 + r <= 0. Then e^x = 2^n + 2^n (e^r - 1), to 1.1 units in the last
+    place, and e^x - 1 = (2^n - 1) + 2^n (e^r - 1) is accurate near 0. NaN gives NaN; e^x below 2^-126.5 (float64:
+    2^-1022.5) is 0. This plain arithmetic vectorizes; a call of exp for each number does not. Source: Cody and
+    Waite, Software Manual for the Elementary Functions, 1980.
     """
 
 
@@ -134,8 +130,7 @@ def _exp_parts_of(x: Any) -> Any:
     per_ln2, ln2_high, ln2_low = real(1 / math.log(2)), real(355 / 512), real(-2.1219444005469058277e-4)
     to_whole = real(1.5 * 2.0**fraction)  # adding it rounds to a whole number n, whose bits come last
     lowest = real(-bias * math.log(2))  # there n = -bias: the exponent's bits are 0, and so is the number
-    # Taylor's series e^r - 1 = r + r^2 (1/2! + r/3! + ...). The omitted terms are below (ln 2 / 2)^8 / 8! = 2^-27,
-    # and 2^-57 in float64. A minimax polynomial would save one term of seven, or two of thirteen.
+    # Taylor's series e^r - 1 = r + r^2 (1/2! + r/3! + ...). The omitted terms are below 2^-27, and 2^-57 in float64.
     terms = tuple(real(1 / math.factorial(k)) for k in range(degree, 1, -1))
 
     def parts(x: Any) -> Any:
@@ -187,34 +182,40 @@ def _activate(r: Any, reals: Any) -> None:
 def _gradient(r: Any, reals: Any) -> None:
     """Go back through f in place: dz <- dy f'(z), from y = f(z); db <- the sum of dz's rows unless its address is 0.
 
-    ReLU multiplies by 0 or 1. So where y is 0, an infinite gradient becomes NaN, and not 0 as in the op.
+    Of more than SHORT rows, those of each piece are added first. ReLU multiplies by 0 or 1. So where y is 0, an
+    infinite gradient becomes NaN, and not 0 as in the op.
     """
     kind, n, m, zero, one = r[1], r[5], r[6], reals[8], reals[9]
-    dy = carray(_pointer(r[2], reals[0]), (n, m))
-    y = carray(_pointer(r[3], reals[0]), (n, m))
+    dy, y = carray(_pointer(r[2], reals[0]), (n, m)), carray(_pointer(r[3], reals[0]), (n, m))
+    db, piece = carray(_pointer(r[4], reals[0]), m), carray(_pointer(r[7], reals[0]), m)
+    rows = n if n <= SHORT else PIECE
     if r[4]:
-        db = carray(_pointer(r[4], reals[0]), m)
         db[:] = 0
-        if kind == RELU:
-            for i in range(n):
+    for start in range(0, n, max(rows, 1)):
+        if r[4]:
+            piece[:] = 0
+        for i in range(start, min(start + rows, n)):
+            if kind == RELU and r[4]:
                 for j in range(m):
                     g = dy[i, j] * reals.dtype.type(y[i, j] > zero)  # an `if` would not vectorize
                     dy[i, j] = g
-                    db[j] += g
-            return
-    for i in range(n):
-        if kind == RELU:
-            for j in range(m):
-                dy[i, j] *= reals.dtype.type(y[i, j] > zero)
-        elif kind == SIGMOID:
-            for j in range(m):
-                dy[i, j] *= y[i, j] * (one - y[i, j])
-        elif kind == TANH:
-            for j in range(m):
-                dy[i, j] *= one - y[i, j] * y[i, j]
+                    piece[j] += g
+                continue
+            if kind == RELU:
+                for j in range(m):
+                    dy[i, j] *= reals.dtype.type(y[i, j] > zero)
+            elif kind == SIGMOID:
+                for j in range(m):
+                    dy[i, j] *= y[i, j] * (one - y[i, j])
+            elif kind == TANH:
+                for j in range(m):
+                    dy[i, j] *= one - y[i, j] * y[i, j]
+            if r[4]:
+                for j in range(m):
+                    piece[j] += dy[i, j]
         if r[4]:
             for j in range(m):
-                db[j] += dy[i, j]
+                db[j] += piece[j]
 
 
 @jit
@@ -249,18 +250,13 @@ def _gather(r: Any, reals: Any) -> None:
 
 @jit
 def _take(r: Any, reals: Any) -> None:
-    """Copy rows of 8-byte words (int64 labels, float64) or of 4-byte words unchanged."""
-    n, m, rows = r[4], r[5], _pointer(r[2], np.int64(0))
-    if r[6] == 8:
-        source8, target8 = _pointer(r[1], np.int64(0)), _pointer(r[3], np.int64(0))
-        for i in range(n):
-            for j in range(m):
-                target8[i * m + j] = source8[rows[i] * m + j]
-    else:
-        source4, target4 = _pointer(r[1], np.int32(0)), _pointer(r[3], np.int32(0))
-        for i in range(n):
-            for j in range(m):
-                target4[i * m + j] = source4[rows[i] * m + j]
+    """Copy rows of numbers of 4 or 8 bytes (int64 labels, float64) unchanged, as words of 4 bytes."""
+    n, words, rows = r[4], r[5] * r[6] // 4, _pointer(r[2], np.int64(0))
+    source, target = _pointer(r[1], np.int32(0)), _pointer(r[3], np.int32(0))
+    for i in range(n):
+        row = rows[i]
+        for j in range(words):
+            target[i * words + j] = source[row * words + j]
 
 
 @jit
@@ -270,7 +266,7 @@ def _cross_entropy(r: Any, reals: Any) -> None:
     z, labels = carray(_pointer(r[1], reals[0]), (n, m)), carray(_pointer(r[2], np.int64(0)), n)
     loss, g = carray(_pointer(r[3], reals[0]), 1), carray(_pointer(r[4], reals[0]), (n, m))
     flat, mean = carray(_pointer(r[4], reals[0]), n * m), np.float64(0)
-    share = reals[9] / reals.dtype.type(n)
+    share, columns = reals[9] / reals.dtype.type(n), m if m <= SHORT else PIECE
     for i in range(n):
         top = z[i, 0]
         for j in range(1, m):
@@ -278,16 +274,23 @@ def _cross_entropy(r: Any, reals: Any) -> None:
                 top = z[i, j]
         for j in range(m):
             g[i, j] = z[i, j] - top
+        if top == np.inf:  # its difference from itself is 0
+            for j in range(m):
+                g[i, j] = reals[8] if z[i, j] == top else -top
         mean -= g[i, labels[i]] if 0 <= labels[i] < m else np.nan
     for i in range(n * m):
         power, rest = _exp_parts(flat[i])
         flat[i] = power + power * rest
     for i in range(n):
-        label, total = labels[i], reals[8]
-        for j in range(m):
-            total += g[i, j]
+        label, whole = labels[i], np.float64(0)
+        for start in range(0, m, columns):
+            part = reals[8]
+            for j in range(start, min(start + columns, m)):
+                part += g[i, j]
+            whole += part
         if label < 0 or label >= m:
-            label, total = 0, reals.dtype.type(np.nan)
+            label, whole = 0, np.nan
+        total = reals.dtype.type(whole)
         mean += np.log(total)
         scale = share / total
         for j in range(m):
@@ -364,11 +367,9 @@ def _adam(r: Any, reals: Any) -> None:
 
 @jit
 def run(table: Any, reals: Any) -> None:
-    """Execute the rows of a table, in order.
+    """Execute the rows of a table, int64 (rows, WIDTH), in order.
 
-    table: int64, shape (rows, WIDTH).
-    reals: ten numbers of the program's dtype: eight of scratch, then 0 and 1. A literal 0.0 would be float64, and so
-        widen float32 loops.
+    reals: ten numbers of the program's dtype: eight of scratch, 0 and 1. A literal 0.0 would widen float32 loops.
     """
     for i in range(table.shape[0]):
         r = table[i]

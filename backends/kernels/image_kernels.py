@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
-from xnn.backends.kernels.calls import Call, Runnable
+from xnn.backends.kernels.calls import Call, Runnable, nothing
+from xnn.ops.sums import pairwise_sum
 from xnn.ops.windows import Windows, windows_of
 
 __all__ = ["IMAGE_KERNELS"]
@@ -79,14 +80,14 @@ def _conv2d_backward(call: Call) -> Runnable:
     n, outputs = dy.shape[:2]
     flat, right = dy.reshape(n, outputs, -1), columns.reshape(n, w[0].size, -1)
     each = np.empty((n, w[0].size, outputs), dy.dtype)
-    images = _nothing if dx is None else _images(call, columns, w, flat, dx)
+    images = nothing if dx is None else _images(call, columns, w, flat, dx)
 
     def run() -> None:
         if dw is not None:
             np.matmul(right, flat.transpose(0, 2, 1), out=each)
-            np.sum(each, axis=0, out=dw.reshape(outputs, -1).T)
+            np.copyto(dw.reshape(outputs, -1).T, pairwise_sum(np, each, axis=0))
         if db is not None:
-            np.sum(flat, axis=(0, 2), out=db)
+            np.copyto(db, pairwise_sum(np, flat, axis=(0, 2)))
         images()
 
     return run
@@ -117,10 +118,6 @@ def _images(call: Call, columns: np.ndarray, w: np.ndarray, flat: np.ndarray, dx
         np.copyto(dx, image)
 
     return run
-
-
-def _nothing() -> None:
-    pass
 
 
 IMAGE_KERNELS = {

@@ -7,21 +7,25 @@ them). Gradients are overwritten in place: a gradient is read by one call only, 
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from xnn import ops
 from xnn.backends.kernels.blas import gemm
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable, chain, nothing
 from xnn.backends.kernels.image_kernels import IMAGE_KERNELS
-from xnn.backends.kernels.update_kernels import RULES, update_by_rule
+from xnn.backends.kernels.update_kernels import RULES, adam, serves_adam, serves_update, sgd, update_by_rule
 from xnn.ops import updates
+from xnn.ops.apply import backward_of, forward_of
 from xnn.ops.metrics import accuracy
+from xnn.ops.sums import LONG, SHORT, pairwise_sum, product_over_rows
 
 __all__ = [
-    "ACTIVATIONS", "NUMPY_KERNELS", "chain", "count_right", "is_plain_loss", "serves", "serves_adam", "serves_dense",
-    "serves_gather", "serves_labels", "serves_loss", "serves_update",
+    "ACTIVATIONS", "NUMPY_KERNELS", "count_right", "is_plain_loss", "serves", "serves_dense", "serves_gather",
+    "serves_labels", "serves_loss",
 ]  # fmt: skip
 
 _SIGNED = {4: np.int32, 8: np.int64}
@@ -102,10 +106,6 @@ def void(_: object) -> None:
     """Return None, whatever a NumPy function with `out` has returned; for lambdas that must not return it."""
 
 
-def _nothing() -> None:
-    pass
-
-
 def serves(call: Call) -> bool:
     """Whether all floating-point slots have one dtype, float32 or float64, and the call has no option."""
     dtypes = {np.dtype(s.dtype) for s in call.slots() if np.dtype(s.dtype).kind == "f"}
@@ -124,7 +124,7 @@ def _dense(call: Call) -> Runnable:
     x, w, *bias = (slot.array for slot in call.reads)
     y = call.writes[0].array  # type: ignore[union-attr]
     product = gemm(x, w, y, accumulate=bool(bias))
-    activate = _nothing if call.activation is None else ACTIVATIONS[call.activation][0](y)
+    activate = nothing if call.activation is None else ACTIVATIONS[call.activation][0](y)
     if not bias:
         return chain(product, activate)
     b = bias[0]
@@ -150,35 +150,31 @@ def _dense_backward(call: Call) -> Runnable:
     steps = [] if forward.activation is None else [ACTIVATIONS[forward.activation][1](y, dz)]
     if dx is not None:
         steps.append(gemm(dz, w.T, dx))
-    ones = np.ones((1, dz.shape[0]), dz.dtype)
-    targets = [(x.T, dw)] if dw is not None else []
-    targets += [(ones, db.reshape(1, -1)) for db in rest if db is not None]
-    if call.rule is None:
-        return chain(*steps, *(gemm(a, dz, out) for a, out in targets))
-    folded = [gemm(a, dz, out, accumulate=True) for a, out in targets]
-    group = call.rule
+    n, group, sums = dz.shape[0], call.rule, []
+    if dw is not None:
+        short = gemm(x.T, dz, dw, group is not None) if n <= LONG else None
+        sums.append(short or _into(dw, lambda: product_over_rows(np, x, dz), group is not None))
+    for db in rest:
+        if db is not None:
+            ones, row = np.ones((1, n), dz.dtype), db.reshape(1, -1)
+            short = gemm(ones, dz, row, group is not None) if n <= SHORT else None
+            sums.append(short or _into(db, lambda: pairwise_sum(np, dz, axis=0), group is not None))
+    if group is None:
+        return chain(*steps, *sums)
 
     def run() -> None:
         for step in steps:
             step()
         alpha = -group.options["learning_rate"]
-        for product in folded:
-            product(alpha)
+        for add in sums:
+            add(alpha)
 
     return run
 
 
-def chain(*steps: Runnable) -> Runnable:
-    """Return a function that runs these functions one after the other."""
-    steps = tuple(step for step in steps if step is not _nothing)
-    if len(steps) == 1:
-        return steps[0]
-
-    def run() -> None:
-        for step in steps:
-            step()
-
-    return run
+def _into(out: np.ndarray, total: Callable[[], np.ndarray], accumulate: bool) -> Callable[..., None]:
+    """Return a function of alpha that computes out <- alpha total(), plus out if `accumulate`."""
+    return lambda alpha=1.0: np.copyto(out, alpha * total() + out if accumulate else total())
 
 
 def _activation(call: Call) -> Runnable:
@@ -227,7 +223,10 @@ def _softmax_cross_entropy(call: Call) -> Runnable:
     row, index = np.arange(0, n * classes, classes), np.empty(n, np.int64)
     e, top, total = np.empty((classes, n), z.dtype), np.empty(n, z.dtype), np.empty(n, z.dtype)
     picked, share = np.empty(n, z.dtype), real(1.0 / n)
-    shifted = e.T
+    shifted, op, one = e.T, call.op, np.ones((), z.dtype)
+    add_classes: Callable[[], object] = partial(np.add.reduce, e, 0, None, total)
+    if classes > SHORT:
+        add_classes = lambda: np.copyto(total, pairwise_sum(np, e, axis=0))  # noqa: E731
 
     def run() -> None:
         np.add(row, labels, out=index)
@@ -237,10 +236,15 @@ def _softmax_cross_entropy(call: Call) -> Runnable:
         z.take(index, out=picked, mode="clip")
         np.subtract(picked, top, out=picked)
         np.exp(e, out=e)
-        np.add.reduce(e, axis=0, out=total)
+        add_classes()
         np.log(total, out=top)
         np.subtract(top, picked, out=picked)
-        loss[()] = np.add.reduce(picked) * share
+        value = np.add.reduce(picked) * share
+        if not math.isfinite(value):  # the op knows the limits for infinite logits
+            loss[()], saved = forward_of(op, np, (z, labels), {})
+            np.copyto(g, backward_of(op, np, one, saved)[0])
+            return
+        loss[()] = value
         np.divide(share, total, out=total)
         np.multiply(e, total, out=e)
         np.copyto(g, shifted)
@@ -300,65 +304,6 @@ def serves_labels(call: Call) -> bool:
     return len(outputs.shape) == 2 and len(targets.shape) == 1 and outputs.shape[1] > 0 and serves(call)
 
 
-def serves_update(call: Call) -> bool:
-    """Whether the group's parameters may be changed in place, in their buffers."""
-    return bool(call.rule.in_place)
-
-
-def serves_adam(call: Call) -> bool:
-    """Whether the state is Adam's mean and square only (AMSGrad keeps more)."""
-    return serves_update(call) and call.rule.width == 4
-
-
-def _sgd(call: Call) -> Runnable:
-    """Take a step of SGD in place: v <- momentum v + g, w <- w - learning_rate * direction. g is not changed."""
-    group = call.rule
-    return chain(*(_sgd_stretch(group, *arrays) for arrays in group.stretches(call)))
-
-
-def _sgd_stretch(group: Any, w: np.ndarray, g: np.ndarray, v: np.ndarray | None = None) -> Runnable:
-    scratch, decayed = np.empty_like(w), np.empty_like(w)
-
-    def run() -> None:
-        o, direction = group.options, g
-        rate, momentum, decay = o["learning_rate"], o["momentum"], o["weight_decay"]
-        if decay:
-            direction = np.add(g, np.multiply(w, decay, out=decayed), out=decayed)
-        if v is not None:
-            np.add(np.multiply(v, momentum, out=v), direction, out=v)
-            ahead = np.multiply(v, momentum, out=scratch)
-            direction = np.add(direction, ahead, out=scratch) if o["nesterov"] else v
-        np.subtract(w, np.multiply(direction, rate, out=scratch), out=w)
-
-    return run
-
-
-def _adam(call: Call) -> Runnable:
-    """Adam's formula, one array operation after the other, in place."""
-    group = call.rule
-    return chain(*(_adam_stretch(group, *arrays) for arrays in group.stretches(call)))
-
-
-def _adam_stretch(group: Any, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> Runnable:
-    scratch, scale = np.empty_like(w), np.empty_like(w)
-
-    def run() -> None:
-        o, gradient = group.options, g
-        if o["weight_decay"]:
-            gradient = np.add(g, np.multiply(w, o["weight_decay"], out=scale), out=scale)
-        np.multiply(gradient, 1.0 - o["beta1"], out=scratch)
-        np.add(np.multiply(mean, o["beta1"], out=mean), scratch, out=mean)
-        np.multiply(np.multiply(gradient, gradient, out=scratch), 1.0 - o["beta2"], out=scratch)
-        np.add(np.multiply(square, o["beta2"], out=square), scratch, out=square)
-        np.sqrt(np.divide(square, 1.0 - o["beta2_power"], out=scale), out=scale)
-        np.add(scale, o["epsilon"], out=scale)
-        np.divide(mean, 1.0 - o["beta1_power"], out=scratch)
-        np.multiply(np.divide(scratch, scale, out=scratch), o["learning_rate"], out=scratch)
-        np.subtract(w, scratch, out=w)
-
-    return run
-
-
 NUMPY_KERNELS = KernelTable(
     {
         ("gather", None): (_gather, serves_gather),
@@ -366,8 +311,8 @@ NUMPY_KERNELS = KernelTable(
         ("backward", ops.dense): (_dense_backward, serves_dense),
         ("loss", ops.softmax_cross_entropy): (_softmax_cross_entropy, serves_loss),
         ("metric", accuracy): (_accuracy, serves_labels),
-        ("update", updates.sgd): (_sgd, serves_update),
-        ("update", updates.adam): (_adam, serves_adam),
+        ("update", updates.sgd): (sgd, serves_update),
+        ("update", updates.adam): (adam, serves_adam),
         **IMAGE_KERNELS,
         **{("update", rule): (update_by_rule(np), serves_update) for rule in RULES},
         **{("forward", op): (_activation, serves) for op in ACTIVATIONS},

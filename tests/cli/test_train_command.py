@@ -263,7 +263,9 @@ def test_no_dataset_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr("xnn.data.datasets._MNIST_MIRRORS", (f"http://127.0.0.1:{port}/",))
     result = run("train", *TRAIN, "--json")
     assert one_json(result)["dataset"] == "synthetic"
-    (told,) = (line for line in result.stderr.splitlines() if line.startswith("xnn: ") and "synthetic" in line)
+    (told,) = (
+        line for line in result.stderr.splitlines() if line.startswith("xnn: ") and "synthetic" in line
+    )
     assert "To get MNIST, run this again with a network, or put train-images-idx3-ubyte.gz, " in told
     assert str(tmp_path / "cache" / "mnist") in told
     named = run("train", "--dataset", "mnist", *TRAIN, "--json")

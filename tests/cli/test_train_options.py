@@ -176,7 +176,11 @@ def test_balanced_weights_are_scikit_learns():
         ("step", schedules.Step(2.0, 11), "step:every=11"),
         ("step:every=7, factor=0.5", schedules.Step(2.0, 7, 0.5), "step:every=7,factor=0.5"),
         ("exponential", schedules.Exponential(2.0, 0.9, 8), "exponential:factor=0.9,every=8"),
-        ("exponential:factor=1e-1,every=1", schedules.Exponential(2.0, 0.1), "exponential:factor=0.1"),
+        (
+            "exponential:factor=1e-1,every=1",
+            schedules.Exponential(2.0, 0.1),
+            "exponential:factor=0.1,every=1",
+        ),
         ("polynomial:power=2", schedules.Polynomial(2.0, 32, 2.0), "polynomial:steps=32,power=2.0"),
         ("cosine", schedules.Cosine(2.0, 32), "cosine:steps=32"),
         ("cosine:end=0.1,steps=9", schedules.Cosine(2.0, 9, 0.1), "cosine:steps=9,end=0.1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import struct
@@ -362,14 +363,23 @@ def fails_with(error):
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("function", ["fsync", "replace", "chmod"])
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(
+    ("function", "there"),
+    [
+        ("open", False),
+        ("fsync", False),
+        ("replace", False),
+        ("fsync", True),
+        ("replace", True),
+        ("chmod", True),
+    ],
+)
 def test_write_on_a_full_disk(tmp_path, monkeypatch, function, there):
     path = tmp_path / "f"
     if there:
         path.write_bytes(b"before")
     monkeypatch.setattr(os, function, fails_with(FULL))
-    with pytest.raises(DataError, match="No space left") as caught:
+    with pytest.raises((DataError, OptionError), match="No space left") as caught:
         write_atomically(path, b"after")
     assert str(path) in str(caught.value)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"before")] * there
@@ -434,8 +444,14 @@ def test_check_writable(tmp_path, monkeypatch):
         with pytest.raises(OptionError, match=message) as caught:
             check_writable(path, suffixes)
         assert str(path) in str(caught.value)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    with pytest.raises(OptionError, match="permission"):
+    old = tmp_path / "old"
+    old.touch()
+    with monkeypatch.context() as patch:  # root may write everywhere
+        patch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(OptionError, match="no permission"):
+            check_writable(old)
+    monkeypatch.setattr(os, "open", fails_with(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(OptionError, match="Permission denied"):
         check_writable(tmp_path / "f")
 
 
@@ -540,7 +556,7 @@ def train(*callbacks, epochs=3):
 
 def test_json_lines(tmp_path):
     path = tmp_path / "log.jsonl"
-    path.write_text("an older log\n")
+    path.write_text('{"event": "start", "dataset": "older"}\n')
     _, history = train(JsonLines(path, {"dataset": "toy"}))
     start, *epochs, end = [json.loads(line) for line in path.read_text().splitlines()]
     assert (start["event"], start["dataset"], start["epochs"]) == ("start", "toy", 3)
@@ -584,15 +600,18 @@ def test_training_goes_on_when_the_log_is_full_from_the_start(capsys):
 
 
 def test_training_goes_on_when_the_disk_fills_up(tmp_path, monkeypatch, capsys):
-    path, opened = tmp_path / "log.jsonl", []
+    path = tmp_path / "log.jsonl"
 
-    def fills_up(*args, **options):
-        opened.append(args)
-        if len(opened) > 2:
-            raise FULL
-        return open(*args, **options)
+    class FillsUp(io.TextIOWrapper):
+        lines = 0
 
-    monkeypatch.setattr("xnn.callbacks.open", fills_up, raising=False)
+        def write(self, text):
+            self.lines += 1
+            if self.lines > 2:
+                raise FULL
+            return super().write(text)
+
+    monkeypatch.setattr("xnn.callbacks.open", lambda p, *_, **__: FillsUp(io.FileIO(p, "a")), raising=False)
     model, history = train(JsonLines(path))
     assert values(model) == values(train()[0])
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", "epoch"]

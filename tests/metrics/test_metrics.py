@@ -526,7 +526,7 @@ def test_what_does_not_fit_is_refused_before_training():
         (metrics.F1("binary"), ShapeError, "choose another average"),
         (metrics.Accuracy(binary=True), ShapeError, "yes or no"),
         (lambda xp, outputs, targets: None, DTypeError, "returned NoneType"),
-        (lambda xp, outputs, targets: outputs[:, 0], ShapeError, "one number"),
+        (lambda xp, outputs, targets: outputs, ShapeError, "one number"),
     ):
         t = trainer_of(wrong)
         before = t.model.parameters()[0].value.copy()

@@ -88,7 +88,7 @@ def stepper(table, keep_gradients=False, optimizer=None, dtype="float32"):
     trainer = xnn.Trainer(network(dtype), losses.SoftmaxCrossEntropy(), optimizer or optimizers.SGD(0.1))
     data = prepare(trainer.model, trainer.loss, trainer.metrics, (X, Y), "training")
     batches = xnn.data.Batches(data, 32, shuffle=False)
-    metrics = [metric.count for metric in trainer.metrics]
+    metrics = trainer.metrics
     return Stepper(
         LIB,
         LIB.kernels(table),

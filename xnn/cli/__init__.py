@@ -30,6 +30,20 @@ _COMMANDS = {
     "verify": "Compare two runs step by step and bit by bit.",
 }
 
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Train neural networks in plain Python: with NumPy on the CPU, with CuPy on a GPU (XNN_BACKEND=cupy).
+
+\b
+xnn train                         train on MNIST, one line per epoch
+xnn train --save digits.safetensors
+xnn predict digits.safetensors mnist
+xnn info --probe                  what works here, and why the rest does not
+xnn bench                         time per step, beside the matrix products alone
+xnn check                         check gradients and backends
+xnn verify threads=1 threads=2    compare two runs bit by bit
+"""
+
 _EXIT_CODES = """\b
 Exit codes: 0 success; 1 failure, with the reason on standard error; 2 a wrong
 option or environment variable; 130 ended by Ctrl-C, after a report."""
@@ -107,17 +121,9 @@ def _refuse(error: click.ClickException) -> int:
     return error.exit_code
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
+@click.group(
+    cls=_Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES
+)
 @click.version_option(__version__, prog_name="xnn")
 def main() -> None:
-    """Train neural networks in plain Python: with NumPy on the CPU, with CuPy on a GPU (XNN_BACKEND=cupy).
-
-    \b
-    xnn train                         train on MNIST, one line per epoch
-    xnn train --save digits.safetensors
-    xnn predict digits.safetensors mnist
-    xnn info --probe                  what works here, and why the rest does not
-    xnn bench                         time per step, beside the matrix products alone
-    xnn check                         check gradients and backends
-    xnn verify threads=1 threads=2    compare two runs bit by bit
-    """
+    """The command line; its help is _HELP."""

@@ -30,7 +30,26 @@ Say: TypeAlias = Callable[[str], None]
 _FILE_BEGINS = '{"environment"'  # of --json
 
 
-@click.command("bench")
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Time a training step of xnn and of other libraries.
+
+The matrix products of the step alone are timed too. Contestants (each table of kernels, each library) take turns,
+each in a process of its own. A contestant gets a figure only if its run learned and its losses agree with those
+of the others. Each contestant may use all cores, or --threads; xnn train may use fewer (see xnn info).
+
+Exits with 1 if a contestant of xnn gets no figure, is slower than before (--compare), or does not reach the
+accuracy (--to-accuracy).
+
+\b
+xnn bench
+xnn bench --preset targets --peers all --json results.json
+xnn bench --compare results.json --preset targets
+xnn bench --to-accuracy 0.98 --peers torch
+"""
+
+
+@click.command("bench", help=_HELP)
 @click.option(
     "--backend",
     "backends",
@@ -86,21 +105,7 @@ _FILE_BEGINS = '{"environment"'  # of --json
     "minute on two cores, a minute with torch.",
 )
 def command(**options: Any) -> None:
-    """Time a training step of xnn and of other libraries.
-
-    The matrix products of the step alone are timed too. Contestants (each table of kernels, each library) take turns,
-    each in a process of its own. A contestant gets a figure only if its run learned and its losses agree with those
-    of the others. Each contestant may use all cores, or --threads; xnn train may use fewer (see xnn info).
-
-    Exits with 1 if a contestant of xnn gets no figure, is slower than before (--compare), or does not reach the
-    accuracy (--to-accuracy).
-
-    \b
-    xnn bench
-    xnn bench --preset targets --peers all --json results.json
-    xnn bench --compare results.json --preset targets
-    xnn bench --to-accuracy 0.98 --peers torch
-    """
+    """The command `xnn bench`; its help is _HELP."""
     if not bench_command(**options):
         sys.exit(1)
 

@@ -44,7 +44,21 @@ __all__ = ["Result", "check_command", "command", "compute_three_ways", "draw", "
 _OP_TOLERANCE, _RUN_TOLERANCE = 1e-5, 1e-3
 
 
-@click.command("check")
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Check the gradients of all ops, and whether the backends agree.
+
+Each op is tried as a layer, in a graph and under autograd, which must give the same bits; its gradient is
+compared with finite differences. Exits with 1 if a check fails.
+
+\b
+xnn check
+xnn check --table
+xnn check --backend cupy --verbose
+"""
+
+
+@click.command("check", help=_HELP)
 @click.option(
     "--backend",
     "backends",
@@ -55,16 +69,7 @@ _OP_TOLERANCE, _RUN_TOLERANCE = 1e-5, 1e-3
 @click.option("--verbose", is_flag=True, help="Show every check, not only those that fail.")
 @click.option("--table", is_flag=True, help="Show the error of each op's gradient on each backend.")
 def command(backends: tuple[str, ...], verbose: bool, table: bool) -> None:
-    """Check the gradients of all ops, and whether the backends agree.
-
-    Each op is tried as a layer, in a graph and under autograd, which must give the same bits; its gradient is
-    compared with finite differences. Exits with 1 if a check fails.
-
-    \b
-    xnn check
-    xnn check --table
-    xnn check --backend cupy --verbose
-    """
+    """The command `xnn check`; its help is _HELP."""
     if not check_command(list(backends), verbose, table):
         sys.exit(1)
 

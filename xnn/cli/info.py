@@ -31,18 +31,23 @@ _PACKAGES = (
 _ARTICLE_WEIGHTS = 784 * 100 + 100 * 200 + 200 * 10
 
 
-@click.command("info")
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Show versions, backends, BLAS, threads and data sets.
+
+For a backend that is not available, it says why, and what to do. "plan" is how xnn train would run here.
+
+\b
+xnn info
+xnn info --probe --json > report.json
+"""
+
+
+@click.command("info", help=_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--probe", is_flag=True, help="Run a small computation on every backend.")
 def command(as_json: bool, probe: bool) -> None:
-    """Show versions, backends, BLAS, threads and data sets.
-
-    For a backend that is not available, it says why, and what to do. "plan" is how xnn train would run here.
-
-    \b
-    xnn info
-    xnn info --probe --json > report.json
-    """
+    """The command `xnn info`; its help is _HELP."""
     facts = collect(probe)
     if as_json:
         click.echo(json.dumps(facts, indent=2))

@@ -15,13 +15,14 @@ from xnn.backends import get_backend
 from xnn.backends import numerics as use_numerics
 from xnn.cli.model_notes import read_notes
 from xnn.cli.options import backend_option, numerics_option
+from xnn.cli.outputs import check_apart
 from xnn.data import dataset_names, load, read_idx
 from xnn.data.arrays import read_array, read_npz
 from xnn.data.loading import samples_from_csv
 from xnn.data.tables import Columns, samples_and_targets
 from xnn.data.targets import label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
-from xnn.files import check_writable, reading, to_json, write_atomically
+from xnn.files import check_writable, notice, reading, to_json, write_atomically
 from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
 from xnn.layers.sequential import load as load_model
@@ -29,7 +30,24 @@ from xnn.layers.sequential import load as load_model
 __all__ = ["command", "predict_command"]
 
 
-@click.command("predict")
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Print a trained model's prediction for each sample.
+
+MODEL is a file that `xnn train --save` wrote. DATA is a .npy, .npz (x, and y if known), .csv or idx file, or the
+name of a data set, whose test set is taken.
+
+A classifier prints labels, a regression prints numbers. If the data hold the true labels, the accuracy goes to
+standard error. The model runs in the numerics in which it was trained, unless --numerics or XNN_NUMERICS says
+otherwise.
+
+\b
+xnn predict digits.safetensors mnist
+xnn predict digits.safetensors images.npy --output logits.npy
+"""
+
+
+@click.command("predict", help=_HELP)
 @click.argument("model")
 @click.argument("data")
 @click.option("--data-home", metavar="DIR", help="The folder of a named data set's files.")
@@ -38,19 +56,7 @@ __all__ = ["command", "predict_command"]
 @click.option("--output", metavar="FILE", help="Also write the model's outputs to a .npy file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
-    """Print a trained model's prediction for each sample.
-
-    MODEL is a file that `xnn train --save` wrote. DATA is a .npy, .npz (x, and y if known), .csv or idx file, or the
-    name of a data set, whose test set is taken.
-
-    A classifier prints labels, a regression prints numbers. If the data hold the true labels, the accuracy goes to
-    standard error. The model runs in the numerics in which it was trained, unless --numerics or XNN_NUMERICS says
-    otherwise.
-
-    \b
-    xnn predict digits.safetensors mnist
-    xnn predict digits.safetensors images.npy --output logits.npy
-    """
+    """The command `xnn predict`; its help is _HELP."""
     with use_numerics(numerics), use_backend(get_backend(backend).name):
         predict_command(model, data, **options)
 
@@ -59,6 +65,7 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
     """Predict, print the predictions, and write the outputs if asked."""
     if output:
         check_writable(output, (".npy",))
+        check_apart({"--output": output}, {"MODEL": model, "DATA": data})
     net = load_model(model)
     notes = read_notes(model)
     labels = notes.labels
@@ -85,7 +92,7 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
     for row in printed:
         click.echo(",".join(map(str, row)) if isinstance(row, list) else row)
     if accuracy is not None:
-        click.echo(f"accuracy {accuracy:.4f} over {len(printed)} samples", err=True)
+        notice(f"accuracy {accuracy:.4f} over {len(printed)} samples")
 
 
 def _save_array(path: str, array: np.ndarray) -> None:
@@ -101,10 +108,9 @@ def _accuracy(classes: np.ndarray, y: np.ndarray, labels: tuple[Any, ...], outpu
         return float(np.mean(classes == label_numbers(y, labels)))
     few = list(dict.fromkeys(y[unknown].tolist()))
     named = ", ".join(map(str, few[:5])) + (", ..." if len(few) > 5 else "")
-    click.echo(
+    notice(
         f"xnn: no accuracy: {int(unknown.sum())} of {len(y)} samples are of a class that the model does not "
-        f"know ({named})",
-        err=True,
+        f"know ({named})"
     )
     return None
 

@@ -19,7 +19,7 @@ from xnn.cli.options import backend_option, given_options, numerics_option, run_
 from xnn.cli.outputs import check_apart
 from xnn.cli.surroundings import say
 from xnn.data import Dataset, load
-from xnn.errors import DivergenceError, OptionError
+from xnn.errors import DataError, DivergenceError, OptionError
 from xnn.files import check_plot, check_writable, notice, to_json
 from xnn.history import History
 from xnn.layers import Sequential
@@ -42,7 +42,28 @@ def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     return int(value)
 
 
-@click.command("train")
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Train a network and report its accuracy on the test set.
+
+The network is a multilayer perceptron, or the one in the file of --model.
+
+\b
+xnn train                                       784-100-200-10 on MNIST
+xnn train --epochs 25 --plot curve.png
+xnn train --epochs 100 --patience 5
+xnn train --hidden 512,256 --optimizer adam --batch-size 128
+xnn train --epochs 10 --schedule cosine --momentum 0.9 --weight-decay 1e-4
+xnn train --epochs 10 --schedule onecycle --lr 0.4 --augment --label-smoothing 0.1
+xnn train --optimizer adamw --schedule step:every=1000,factor=0.5 --warmup 300 --clip-norm 1
+xnn train --dataset iris.csv --target species --save model.safetensors
+xnn train --model network.toml                  layers of your choice: docs/architecture.md
+xnn train --numerics exact --record run.jsonl   to be verified on another machine
+XNN_BACKEND=cupy xnn train                      the same run on a GPU
+"""
+
+
+@click.command("train", help=_HELP)
 @run_options
 @click.option(
     "--epochs",
@@ -82,23 +103,7 @@ def _threads(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 @click.option("--quiet", is_flag=True, help="Print neither progress nor summary.")
 @click.pass_context
 def command(context: click.Context, /, backend: str | None, numerics: str | None, **options: Any) -> None:
-    """Train a network and report its accuracy on the test set.
-
-    The network is a multilayer perceptron, or the one in the file of --model.
-
-    \b
-    xnn train                                       784-100-200-10 on MNIST
-    xnn train --epochs 25 --plot curve.png
-    xnn train --epochs 100 --patience 5
-    xnn train --hidden 512,256 --optimizer adam --batch-size 128
-    xnn train --epochs 10 --schedule cosine --momentum 0.9 --weight-decay 1e-4
-    xnn train --epochs 10 --schedule onecycle --lr 0.4 --augment --label-smoothing 0.1
-    xnn train --optimizer adamw --schedule step:every=1000,factor=0.5 --warmup 300 --clip-norm 1
-    xnn train --dataset iris.csv --target species --save model.safetensors
-    xnn train --model network.toml                  layers of your choice: docs/architecture.md
-    xnn train --numerics exact --record run.jsonl   to be verified on another machine
-    XNN_BACKEND=cupy xnn train                      the same run on a GPU
-    """
+    """The command `xnn train`; its help is _HELP."""
     given_options(context)  # raises if two options describe the network
     with use_numerics(numerics), use_backend(get_backend(backend).name):
         interrupted = train_command(**with_table(options))
@@ -165,8 +170,8 @@ def train_command(
             _print_summary(result, history, written.get("save"), tested)
             _print_files(result, written, recorder)
     finally:  # a file that could not be written must not hide the results, nor the results what became of the file
-        if failure is not None:
-            raise failure
+        if failure is not None:  # after the training no option is wrong any more
+            raise DataError(str(failure)) if isinstance(failure, OptionError) else failure
     return history.interrupted or interrupted()
 
 
@@ -215,13 +220,15 @@ class _Job:
 
 def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) -> None:
     """Raise now if a file could not be written after hours of training, or would overwrite another one."""
-    save, record, plot, _ = outputs.values()  # the log checks its own file
+    save, record, plot, log = outputs.values()
     if save:
         check_writable(save, (".safetensors",))
     if plot:
         check_plot(plot)
     if record:
         check_writable(record, begins=RECORD_BEGINS)
+    if log:
+        check_writable(log, replaced=False)
     check_apart(outputs, inputs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 import click
@@ -28,6 +29,7 @@ from xnn.runs.replay import (
     lock_step,
     parse_settings,
 )
+from xnn.runs.schedule_text import recorded_schedule
 from xnn.runs.spec import RunSpec
 
 __all__ = ["command", "verify_command"]
@@ -35,7 +37,25 @@ __all__ = ["command", "verify_command"]
 _STEPS = 200
 
 
-@click.command("verify")
+# Not a docstring: `python -OO` removes those.
+_HELP = """\
+Compare two runs step by step and bit by bit.
+
+Shows the first step, layer and tensor that differ, or says that all bits agree. Exits with 1 if they differ.
+
+A and B are each a file of `xnn train --record`, or settings of a run that is trained now, in a process of its
+own. Settings are separated by commas: backend=NAME, threads=N, kernels=NAME, blas=CORE (kernels of OpenBLAS, such
+as Haswell). If A or B is a record, its options are those of the run; otherwise they are given here, and a
+schedule is as long as --steps.
+
+\b
+xnn verify threads=1 threads=2
+xnn verify backend=numpy,blas=Haswell backend=cupy
+xnn verify run.jsonl backend=numpy              does this machine get the recorded bits?
+"""
+
+
+@click.command("verify", help=_HELP)
 @click.argument("a")
 @click.argument("b")
 @click.option(
@@ -54,20 +74,7 @@ _STEPS = 200
 @run_options
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
-    """Compare two runs step by step and bit by bit.
-
-    Shows the first step, layer and tensor that differ, or says that all bits agree. Exits with 1 if they differ.
-
-    A and B are each a file of `xnn train --record`, or settings of a run that is trained now, in a process of its
-    own. Settings are separated by commas: backend=NAME, threads=N, kernels=NAME, blas=CORE (kernels of OpenBLAS, such
-    as Haswell). If A or B is a record, its options are those of the run; otherwise they are given here, and a
-    schedule is as long as --steps.
-
-    \b
-    xnn verify threads=1 threads=2
-    xnn verify backend=numpy,blas=Haswell backend=cupy
-    xnn verify run.jsonl backend=numpy              does this machine get the recorded bits?
-    """
+    """The command `xnn verify`; its help is _HELP."""
     if not verify_command(given=given_options(context), **with_table(options)):
         sys.exit(1)
 
@@ -92,7 +99,7 @@ def verify_command(
     """
     current_numerics()  # raises for a wrong XNN_NUMERICS, although it has no effect here
     current_numerics(numerics)
-    records = {text: read_record(text) for text in (a, b) if os.path.isfile(text)}
+    records = {text: _read(text) for text in (a, b) if os.path.isfile(text)}
     for text in (a, b):
         if text not in records:
             parse_settings(text)
@@ -106,7 +113,7 @@ def verify_command(
         spec = RunSpec.from_options(**run)
         spec.check_numerics(numerics)
         task = {"run": spec.as_json(), "version": __version__, "dataset": dataset, "table": table}
-        task |= {"mode": numerics, "steps": steps or _STEPS}
+        task |= {"mode": numerics, "steps": steps or _STEPS, "resolved": False}
     task["data_home"] = data_home
     sides: list[Side] = []
     try:
@@ -124,6 +131,16 @@ def verify_command(
         for side in sides:
             side.close()
     return difference is None
+
+
+def _read(path: str) -> Record:
+    """The record in a file. The text of its schedule has all arguments, also if version 0.1 wrote it."""
+    record = read_record(path)
+    run = record.about.get("run", {})
+    if isinstance(run, dict) and isinstance(run.get("schedule"), str):
+        with suppress(OptionError):  # a schedule of a later version: training it says so
+            run["schedule"] = recorded_schedule(run["schedule"])
+    return record
 
 
 def _recorded_task(records: list[Record], steps: int | None, live: bool) -> dict[str, Any]:
@@ -146,6 +163,7 @@ def _recorded_task(records: list[Record], steps: int | None, live: bool) -> dict
         "table": about.get("table", {}),
         "mode": about["plan"]["numerics"],
         "steps": min(steps or recorded, recorded),
+        "resolved": True,
     }
 
 

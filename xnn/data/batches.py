@@ -43,6 +43,7 @@ class Batches:
         self, arrays: tuple[Any, ...], batch_size: int = 32, shuffle: bool = True, seed: int = 0
     ) -> None:
         batch_size = check_count("batch_size", batch_size)
+        Stream(seed, Purpose.SHUFFLE)  # raises for another seed
         arrays = tuple(as_host_array(array, f"array {number}") for number, array in enumerate(arrays))
         lengths = {int(a.shape[0]) for a in arrays if a.ndim}
         if len(lengths) != 1 or any(not a.ndim for a in arrays):

@@ -78,6 +78,10 @@ def fetch(
     Raises DataNotFoundError with the answers of all mirrors, or if the cache cannot be written.
     """
     target = cache_home() / folder / name
+    if not target.is_absolute():  # "~" could not be expanded
+        raise DataNotFoundError(
+            f"cannot fetch {name}: this user has no home folder to keep it in; set HOME or XDG_CACHE_HOME"
+        )
     answers: dict[str, str] = {}
     slow: set[str] = set()  # mirrors that are not asked again
     try:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xnn import ops
-from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
+from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, widened
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.memory import check_memory
 from xnn.errors import DTypeError, GraphError, MixedArraysError, OptionError, ShapeError
@@ -124,6 +124,7 @@ class Parameter(Recorded):
             raise ShapeError(
                 f"{self.name} was assigned an array of shape {tuple(value.shape)}, and has shape {self.shape}"
             )
+        value = widened(value)
         xp = backend_of(value).xp
         dtype = getattr(xp, self._dtype)
         self._value = value if value.dtype == dtype else xp.astype(value, dtype)

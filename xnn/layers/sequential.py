@@ -101,13 +101,14 @@ class Sequential(Container):
     def prepare(self, x: Any) -> Any:
         """Samples as the first layer takes them.
 
-        x: an array of numbers, or a list. They are converted to the model's dtype, except integers for a first layer
-            that takes them as they are (Rescale, Embedding). Nothing is scaled.
+        x: an array of numbers, or a list. They are converted to the model's dtype (float16, bfloat16 and the like,
+            too), except integers for a first layer that takes them as they are (Rescale, Embedding). Nothing is
+            scaled.
 
         Raises DTypeError for an array that does not hold numbers.
         """
-        x = as_host_array(x, "x")
-        lib = backend_of(admit(self.backend, x))
+        x = admit(self.backend, as_host_array(x, "x"))
+        lib = backend_of(x)
         xp = lib.xp
         if x.dtype == getattr(xp, self.dtype):
             return lib.clean(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Real
 from typing import Any
 
@@ -12,7 +11,7 @@ from xnn import ops
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.losses.batches import inside
 from xnn.losses.loss import Loss
-from xnn.options import check_count, check_real, shown
+from xnn.options import check_real, shown
 
 __all__ = ["BinaryCrossEntropy", "Focal", "KLDivergence", "SoftmaxCrossEntropy"]
 
@@ -29,7 +28,7 @@ class SoftmaxCrossEntropy(Loss):
     class_weight: a sequence of finite numbers of at least 0, one for each class; all alike by default.
     ignore_index: an integer; samples with this label do not count, nor in the mean (metrics still count them). None
         by default.
-    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+    reduction: "mean" (the default), "sum_over_batch_size", "sum" or "none"; see `Loss`.
 
     All options are those of PyTorch's cross_entropy, whose ignore_index is -100 by default. Raises OptionError for
     other options; ShapeError, LabelError or DTypeError for targets that do not fit.
@@ -58,10 +57,11 @@ class SoftmaxCrossEntropy(Loss):
             reduction,
             label_smoothing=check_real("label_smoothing", label_smoothing, 0.0, 1.0) or None,
             class_weight=None if class_weight is None else _numbers("class_weight", class_weight),
-            ignore_index=None
-            if ignore_index is None
-            else check_count("ignore_index", ignore_index, least=-(2**63)),
+            ignore_index=ignore_index,
         )
+
+    def weights_cancel(self, weighted: bool) -> bool:
+        return super().weights_cancel(weighted or "class_weight" in self.options)
 
     def counts_samples(self, weighted: bool) -> bool:
         even = "class_weight" not in self.options and "ignore_index" not in self.options
@@ -116,7 +116,7 @@ class BinaryCrossEntropy(Loss):
     targets: numbers in [0, 1], of the outputs' shape.
     pos_weight: how much a target of 1 counts, compared with one of 0: a finite number of at least 0, or a sequence of
         them, one for each output; 1 by default.
-    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+    reduction: "mean" (the default), "sum_over_batch_size", "sum" or "none"; see `Loss`.
 
     Raises OptionError for another pos_weight; ShapeError, LabelError or DTypeError for targets that do not fit.
 
@@ -134,11 +134,7 @@ class BinaryCrossEntropy(Loss):
     def __init__(self, pos_weight: Any = None, reduction: str = "mean") -> None:
         if pos_weight is not None:
             single = isinstance(pos_weight, Real) or getattr(pos_weight, "shape", None) == ()
-            pos_weight = (
-                check_real("pos_weight", getattr(pos_weight, "item", lambda: pos_weight)(), 0.0)
-                if single
-                else _numbers("pos_weight", pos_weight)
-            )
+            pos_weight = pos_weight if single else _numbers("pos_weight", pos_weight)
         super().__init__(reduction, pos_weight=pos_weight)
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
@@ -159,7 +155,7 @@ class Focal(Loss):
     targets: numbers in [0, 1], of the outputs' shape.
     gamma: how much less they count, a finite number of at least 0; 0 is plain cross-entropy, 2 the default.
     alpha: the weight of targets of 1, in [0, 1], while those of 0 have 1 - alpha; 0.25 by default, None for none.
-    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+    reduction: "mean" (the default), "sum_over_batch_size", "sum" or "none"; see `Loss`.
 
     `xnn.ops.focal` has the formula. Raises OptionError for other options, LabelError for other targets.
     Source: Lin et al., ICCV 2017.
@@ -177,10 +173,7 @@ class Focal(Loss):
 
     def __init__(self, gamma: float = 2.0, alpha: float | None = 0.25, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.options = {  # assigned here, since an alpha of None is not the default
-            "gamma": check_real("gamma", gamma, 0.0),
-            "alpha": None if alpha is None else check_real("alpha", alpha, 0.0, math.nextafter(1.0, 2.0)),
-        }
+        self.options = {"gamma": gamma, "alpha": alpha}  # here, since an alpha of None is not the default
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
         super().check(targets, output_shape)
@@ -192,8 +185,9 @@ class KLDivergence(Loss):
 
     outputs: log-probabilities (n, classes, ...), such as those of LogSoftmax(axis=1).
     targets: probabilities, of the outputs' shape, which sum to 1 along axis 1.
-    reduction: "mean" (the default), "sum" or "none"; see `Loss`. The mean is over samples, as that of PyTorch's
-        KLDivLoss(reduction="batchmean").
+    reduction: "mean" (the default), "sum_over_batch_size", "sum" or "none"; see `Loss`. The mean is over samples, as
+        that of PyTorch's KLDivLoss(reduction="batchmean") for outputs (n, classes). With more axes it is over samples
+        and places, where PyTorch divides by the samples alone.
 
     Raises ShapeError, LabelError or DTypeError for targets that do not fit.
     Source: Kullback and Leibler, Ann. Math. Statist. 22 (1951).

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from xnn import ops
-from xnn.errors import LabelError, OptionError
+from xnn.errors import LabelError
 from xnn.losses.loss import Loss
-from xnn.options import check_real
 
 __all__ = ["L1", "MSE", "Hinge", "Huber", "MSELoss"]
 
@@ -16,7 +15,7 @@ class Hinge(Loss):
     """Hinge loss: the mean of max(1 - output target, 0) over all elements, as Keras's Hinge.
 
     targets: numbers -1 or 1, of the outputs' shape.
-    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+    reduction: "mean" (the default), "sum_over_batch_size", "sum" or "none"; see `Loss`.
 
     Raises LabelError for other targets, 0 among them.
     Source: Cortes and Vapnik, Machine Learning 20 (1995).
@@ -44,7 +43,7 @@ class MSE(Loss):
     """Mean squared error: the mean of (output - target)^2 over all elements; its gradient is 2 (output - target) / n.
 
     targets: numbers, of the outputs' shape.
-    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+    reduction: "mean" (the default), "sum_over_batch_size", "sum" or "none"; see `Loss`.
 
     Also named MSELoss. Raises ShapeError for targets of another shape: nothing is broadcast.
 
@@ -68,7 +67,7 @@ class L1(Loss):
     """Mean absolute error: the mean of |output - target| over all elements.
 
     targets: numbers, of the outputs' shape.
-    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+    reduction: "mean" (the default), "sum_over_batch_size", "sum" or "none"; see `Loss`.
 
     Raises ShapeError for targets of another shape.
 
@@ -89,7 +88,7 @@ class Huber(Loss):
 
     delta: a finite number above 0; 1 by default.
     targets: numbers, of the outputs' shape.
-    reduction: "mean" (the default), "sum" or "none"; see `Loss`.
+    reduction: "mean" (the default), "sum_over_batch_size", "sum" or "none"; see `Loss`.
 
     PyTorch's SmoothL1Loss(beta) is Huber(beta) / beta. Raises OptionError for another delta, ShapeError for targets
     of another shape.
@@ -104,6 +103,4 @@ class Huber(Loss):
     op = ops.huber
 
     def __init__(self, delta: float = 1.0, reduction: str = "mean") -> None:
-        if not check_real("delta", delta, 0.0):
-            raise OptionError("delta must be a finite number above 0, got 0: use losses.L1 for a linear loss")
-        super().__init__(reduction, delta=float(delta))
+        super().__init__(reduction, delta=delta)

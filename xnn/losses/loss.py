@@ -24,8 +24,9 @@ from xnn.layers.by_hand import check_pass, new_pass, written_by_hand
 from xnn.layers.parameter import Parameter
 from xnn.losses.batches import check_sample_weight, inside
 from xnn.ops import Array, LossOp, Namespace, Op
-from xnn.ops.apply import apply_rule
-from xnn.options import attributes_of, check_known, explained, is_one_of, shown, written
+from xnn.ops.apply import apply_rule, plain_number
+from xnn.ops.losses import check_reduction
+from xnn.options import attributes_of, check_known, explained, written
 
 __all__ = ["Loss", "takes"]
 
@@ -64,9 +65,10 @@ class Loss:
     A subclass may instead override both `forward` and `backward`. `losses.Lambda(f)` makes a loss of a function.
 
     reduction: how the terms of a batch become one number; "mean" by default. "mean": their mean over all elements, or
-        over all samples if the terms are sums over classes, weighted by the sample weights if there are any. "sum":
-        their sum. "none": the terms themselves, of which `backward` returns the gradient of the sum; a Trainer does
-        not take it. `xnn.ops.LossOp` has the formulas.
+        over all samples if the terms are sums over classes, weighted by the sample weights if there are any.
+        "sum_over_batch_size": their weighted sum, divided by the number of terms whatever their weights. "sum": their
+        sum. "none": the terms themselves, of which `backward` returns the gradient of the sum; a Trainer does not
+        take it. `xnn.ops.LossOp` has the formulas.
     options: the op's options by name.
 
     Raises OptionError for other reductions or options.
@@ -102,11 +104,9 @@ class Loss:
     _there: tuple[Any, ...] = (None, None, None, None)
 
     def __init__(self, reduction: str = "mean", **options: Any) -> None:
-        if not is_one_of(reduction, ("mean", "sum", "none")):
-            raise OptionError(f"reduction must be 'mean', 'sum' or 'none', got {shown(reduction)}")
         if hasattr(self, "op") and all(p.kind is not p.VAR_KEYWORD for p in _options_of(self.op)):
             check_known(type(self).__name__, options, ("reduction", *self._defaults()))
-        self.reduction = reduction
+        self.reduction = check_reduction(reduction)
         self.options = {name: value for name, value in options.items() if value is not None}
 
     @property
@@ -119,7 +119,10 @@ class Loss:
 
     @options.setter
     def options(self, options: Mapping[str, Any]) -> None:
-        self._chosen = dict(options)
+        given = {name: plain_number(value) for name, value in options.items()}
+        if hasattr(self, "op"):
+            self.op.check_options(**given)
+        self._chosen = given
 
     def _defaults(self) -> dict[str, Any]:
         """The op's options and their defaults."""
@@ -254,7 +257,10 @@ class Loss:
         if not hasattr(self, "op"):
             raise OptionError(f"{type(self).__name__} needs an `op`, or a `compute` of its own")
         raw = array_of(outputs)
-        return self.op(outputs, targets, *sample_weight, **self._options(backend_of(raw), raw))
+        options = self._options(backend_of(raw), raw)
+        if self.reduction == "sum_over_batch_size" and not sample_weight and not self._chosen:
+            options = {}  # without weights it is the mean, which has kernels
+        return self.op(outputs, targets, *sample_weight, **options)
 
     def run(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
         """The loss, without checking the targets or keeping anything for `backward`."""
@@ -304,6 +310,13 @@ class Loss:
             return apply_rule(op.total, lib.math, arrays, self._options(lib, outputs))
         # The mean of a user's loss counts by its samples.
         return apply_rule(ops.mse.total, lib.math, (outputs, *arrays[::2]), {})
+
+    def weights_cancel(self, weighted: bool) -> bool:
+        """Whether the weight of a sample or of its class has no effect in a batch of one sample.
+
+        weighted: whether there are sample weights.
+        """
+        return self.reduction == "mean" and isinstance(getattr(self, "op", None), LossOp) and weighted
 
     def counts_samples(self, weighted: bool) -> bool:
         """Whether the divisor of a batch's mean is proportional to its samples, so that `total` is not needed.

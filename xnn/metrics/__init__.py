@@ -6,12 +6,13 @@
     for x, y in batches:
         f1.update(model(x), y)
     f1.compute()
+    f1(model(x), y)                    # on these samples alone
 
 Each batch is counted on the device; the counts are added on the host, in float64. So batches of any size give the
 result of all samples at once. Sample weights are not used: every sample counts once.
 
-A metric of your own is a function (xp, outputs, targets) -> the sum over the batch, which is divided by the number of
-samples, or a class:
+A metric of your own is a function (xp, outputs, targets) -> the sum over the batch, or a number for each sample (n,).
+Their total is divided by the number of samples. Or it is a class:
 
     class Bias(metrics.Metric):
         name = "bias"
@@ -20,12 +21,12 @@ samples, or a class:
 """
 
 from xnn.metrics.classes import F1, Accuracy, ConfusionMatrix, Precision, Recall, TopK
-from xnn.metrics.metric import Count, Metric, Totals, count_batch
+from xnn.metrics.metric import Count, Metric, Totals, count_batch, try_out
 from xnn.metrics.named import get
 from xnn.metrics.regression import MAE, MSE, R2, RMSE
 from xnn.ops.metrics import accuracy
 
 __all__ = [
     "F1", "MAE", "MSE", "R2", "RMSE", "Accuracy", "ConfusionMatrix", "Count", "Metric", "Precision", "Recall", "TopK",
-    "Totals", "accuracy", "count_batch", "get",
+    "Totals", "accuracy", "count_batch", "get", "try_out",
 ]  # fmt: skip

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,7 +11,7 @@ from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.metrics.metric import Count, Metric
 from xnn.ops import Array, Namespace
 from xnn.ops import metrics as rules
-from xnn.options import check_count, check_real, is_one_of, shown
+from xnn.options import check_count, check_flag, check_real, checked, is_one_of, shown
 
 __all__ = ["F1", "Accuracy", "ConfusionMatrix", "Precision", "Recall", "TopK"]
 
@@ -21,17 +19,21 @@ __all__ = ["F1", "Accuracy", "ConfusionMatrix", "Precision", "Recall", "TopK"]
 class _OfDecisions(Metric):
     """Base class of metrics of classes, or of binary outputs, each of which says yes or no."""
 
+    #: What counts a batch, with the options binary and threshold.
+    formula: ClassVar[Callable[..., Array]]
+    binary: bool = checked(check_flag)
+    threshold: float = checked(check_real)
+
     def __init__(self, binary: bool, threshold: float, name: str | None) -> None:
         super().__init__(name)
-        if not isinstance(binary, bool):
-            raise OptionError(f"binary must be True or False, got {shown(binary)}")
-        self.binary, self.threshold = binary, check_real("threshold", threshold, -math.inf)
+        self.binary, self.threshold = binary, threshold
 
-    def _on_device(self, function: Callable[..., Array]) -> Count:
-        """The function with these options; the function itself without any, because kernels know that one."""
-        if not self.binary and not self.threshold:
-            return function
-        return partial(function, binary=self.binary, threshold=self.threshold)
+    def count(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
+        return type(self).formula(xp, outputs, targets, binary=self.binary, threshold=self.threshold)
+
+    def counter(self) -> Count:
+        """The formula itself without options, because kernels know that one."""
+        return self.count if self.binary or self.threshold else type(self).formula
 
     def check(self, targets: np.ndarray) -> None:
         check_classes(self.name, targets)
@@ -78,10 +80,10 @@ class Accuracy(_OfDecisions):
     """
 
     name = "accuracy"
+    formula = staticmethod(rules.accuracy)
 
     def __init__(self, binary: bool = False, threshold: float = 0.0, name: str | None = None) -> None:
         super().__init__(binary, threshold, name)
-        self.count = self._on_device(rules.accuracy)
 
 
 class TopK(Metric):
@@ -102,10 +104,22 @@ class TopK(Metric):
     """
 
     def __init__(self, k: int = 5, name: str | None = None) -> None:
-        self.k = check_count("k", k)
-        self.name = f"top{self.k}"
         super().__init__(name)
-        self.count = partial(rules.in_top, k=self.k)
+        self.k = k
+
+    @property
+    def k(self) -> int:
+        """How many of the largest outputs count; the metric is named after it, unless it was given a name."""
+        return self._k
+
+    @k.setter
+    def k(self, k: int) -> None:
+        self._k = check_count("k", k)
+        if not self._named:
+            self.name = f"top{self._k}"
+
+    def count(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
+        return rules.in_top(xp, outputs, targets, k=self.k)
 
     def check(self, targets: np.ndarray) -> None:
         check_classes(self.name, targets)
@@ -128,10 +142,10 @@ class ConfusionMatrix(_OfDecisions):
     """
 
     name = "confusion_matrix"
+    formula = staticmethod(rules.confusion)
 
     def __init__(self, binary: bool = False, threshold: float = 0.0, name: str | None = None) -> None:
         super().__init__(binary, threshold, name)
-        self.count = self._on_device(rules.confusion)
 
     def result(self, total: np.ndarray, samples: int) -> np.ndarray:
         return total.astype(np.int64)
@@ -140,8 +154,18 @@ class ConfusionMatrix(_OfDecisions):
 _AVERAGES = ("macro", "micro", "weighted", "binary", None)
 
 
+def _check_average(name: str, average: Any) -> str | None:
+    if not is_one_of(average, _AVERAGES):
+        raise OptionError(
+            f"got {name}={shown(average)}; choose {', '.join(map(repr, _AVERAGES[:-1]))} or None"
+        )
+    return average  # type: ignore[no-any-return]
+
+
 class _OfClasses(_OfDecisions):
     """Base class of Precision, Recall and F1: a score of each class, and its average."""
+
+    average: str | None = checked(_check_average)
 
     def __init__(
         self,
@@ -151,11 +175,10 @@ class _OfClasses(_OfDecisions):
         name: str | None = None,
     ) -> None:
         super().__init__(binary, threshold, name)
-        if not is_one_of(average, _AVERAGES):
-            raise OptionError(
-                f"got average={shown(average)}; choose {', '.join(map(repr, _AVERAGES[:-1]))} or None"
-            )
         self.average = average
+
+    def counter(self) -> Count:
+        return self.count
 
     def count(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
         """Count the samples of each class: predicted correctly, predicted, and present; shape (3, classes)."""

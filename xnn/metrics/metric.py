@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from xnn.backends import Backend, backend_of
 from xnn.backends.host_arrays import as_host_array
-from xnn.errors import LabelError, OptionError, ShapeError
+from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
 from xnn.options import attributes_of, shown, written
 
-__all__ = ["Count", "Metric", "Totals", "count_batch"]
+__all__ = ["Count", "Metric", "Totals", "count_batch", "try_out"]
 
 #: count(xp, outputs, targets) -> an array on the device, of one shape whatever the size of the batch.
 Count: TypeAlias = Callable[[Namespace, Array, Array], Array]
@@ -29,8 +30,10 @@ class Metric:
     batch. It is written like an op, with Array API functions of `xp`, and so runs on every backend and in exact
     numerics. `merge` adds two counts, and `result` computes the metric from the total.
 
-    A Trainer keeps its own totals, so that one object can be in several Trainers and be updated by hand as well.
-    Raises OptionError for a name that is not a string.
+    metric(outputs, targets) is the result on these samples alone. `update` and `compute` go batch by batch. A Trainer
+    keeps its own totals, so that one object can be in several Trainers and be updated by hand as well.
+    Raises OptionError for a name that is not a string; for a `count` of yours that returns a mean, which cannot be
+    added up; and for a `result` that is neither a number nor an array.
 
         >>> import numpy as np
         >>> from xnn import metrics
@@ -43,6 +46,8 @@ class Metric:
         >>> bias.update(np.array([[1.0]]), np.array([[1.0]]))
         >>> bias.compute()
         1.0
+        >>> bias([[5.0], [3.0]], [[1.0], [1.0]])
+        3.0
     """
 
     #: The key in the history.
@@ -50,6 +55,7 @@ class Metric:
     count: Count
     _totals: Totals | None = None
     _named = False
+    _tried = False  # whether `count` was found to count, on numbers that are not zero
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None and (not isinstance(name, str) or not name):
@@ -79,6 +85,18 @@ class Metric:
         """
         return float(np.mean(total)) / samples
 
+    def counter(self) -> Count:
+        """The function that a program counts with: `count`, or one that kernels know."""
+        return self.count
+
+    def __call__(self, outputs: Any, targets: Any) -> Any:
+        """The result on these samples alone; what `update` has counted does not change. Arguments are `update`'s."""
+        alone = Totals([self])
+        self._add(alone, outputs, targets)
+        if not alone.samples:
+            raise ShapeError(f"{self.name} got no samples: give it at least one")
+        return alone.results()[self.name]
+
     def update(self, outputs: Any, targets: Any) -> None:
         """Count a batch.
 
@@ -87,6 +105,12 @@ class Metric:
         Raises ShapeError or DTypeError for arrays that it cannot count, LabelError for labels outside
         0 .. classes - 1.
         """
+        totals = self._totals or Totals([self])
+        self._add(totals, outputs, targets)
+        self._totals = totals if totals.samples else None
+
+    def _add(self, totals: Totals, outputs: Any, targets: Any) -> None:
+        """Count a batch, if it is not empty, into these totals."""
         outputs, targets = as_host_array(outputs, "outputs"), as_host_array(targets, "targets")
         lib = backend_of(outputs, targets)
         if 0 in (outputs.ndim, targets.ndim) or outputs.shape[0] != targets.shape[0]:
@@ -104,8 +128,7 @@ class Metric:
                             f"{self.name} got labels from {low} to {high} and {outputs.shape[1]} outputs: labels "
                             f"must lie in 0 .. {outputs.shape[1] - 1}; a single output takes targets (n, 1)"
                         )
-            self._totals = self._totals or Totals([self])
-            self._totals.add(counts, outputs.shape[0])
+            totals.add(counts, outputs.shape[0])
 
     def compute(self) -> Any:
         """The result over all updates since the last reset. Raises OptionError if there was none."""
@@ -146,13 +169,63 @@ class Totals:
     def results(self) -> dict[str, Any]:
         """Each metric's result by its name. Arrays become lists and NumPy's numbers Python's, for logs."""
         pairs = zip(self.metrics, self._totals, strict=True)
-        found = {metric.name: metric.result(total, self.samples) for metric, total in pairs}
-        return {
-            name: x.tolist() if isinstance(x, (np.ndarray, np.generic)) else x for name, x in found.items()
-        }
+        return {metric.name: _plain(metric, metric.result(total, self.samples)) for metric, total in pairs}
+
+
+def _plain(metric: Metric, result: Any) -> Any:
+    """A metric's result as Python numbers, for logs. Raises OptionError for what has no numbers."""
+    plain = result.tolist() if isinstance(result, (np.ndarray, np.generic)) else result
+    if not isinstance(plain, (Real, list, tuple)):
+        raise OptionError(
+            f"the result of the metric {metric.name} is {shown(result)}: `result` must return a number or a "
+            "NumPy array"
+        )
+    return plain
 
 
 def count_batch(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[np.ndarray]:
     """What each metric counts in a batch, as float64 arrays on the host."""
-    found = (apply_rule(metric.count, lib.math, (outputs, targets), {}) for metric in metrics)
-    return [lib.to_host(lib.number_on_device(count)).astype(np.float64) for count in found]
+    for metric in metrics:
+        try_out(lib, metric, outputs, targets)
+    return [_counted(lib, metric, outputs, targets) for metric in metrics]
+
+
+def _counted(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> np.ndarray:
+    """What a metric counts in a batch, as a float64 array on the host. Raises DTypeError for complex numbers."""
+    count = lib.number_on_device(apply_rule(metric.count, lib.math, (outputs, targets), {}))
+    if not lib.xp.isdtype(count.dtype, ("bool", "integral", "real floating")):
+        raise DTypeError(f"the metric {metric.name} counted {count.dtype}: it must count real numbers")
+    return np.asarray(lib.to_host(count)).astype(np.float64)
+
+
+def try_out(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> None:
+    """Raise unless a metric of the user's counts: twice the samples give twice the count, in the same shape.
+
+    A count that is zero, or NaN, tells nothing yet; then the targets are also tried in another order, and the next
+    batch is tried again. Metrics with a `result` of their own may count as they like, in one shape.
+    """
+    if metric._tried or (
+        type(metric).__module__.startswith("xnn.metrics.") and not hasattr(metric, "function")
+    ):
+        return
+    xp, sums = lib.xp, type(metric).result is Metric.result and type(metric).merge is Metric.merge
+    for given in (targets, xp.roll(targets, 1, axis=0)):
+        once = _counted(lib, metric, outputs, given)
+        twice = _counted(lib, metric, *(xp.concat([x, x]) for x in (outputs, given)))
+        if once.shape != twice.shape:
+            n = outputs.shape[0]
+            raise ShapeError(
+                f"the metric {metric.name} counted an array {once.shape} for {n} samples and {twice.shape} for "
+                f"{2 * n}: add up the samples, as by xp.sum(x, axis=0), since batches are added"
+            )
+        telling = np.isfinite(once) & np.isfinite(twice) & (once != 0.0)
+        same = np.abs(twice - once)[telling] < 0.25 * np.abs(once)[telling]
+        if sums and same.size and same.all():
+            raise OptionError(
+                f"the metric {metric.name} returned {repr(once.tolist())[:60]} for a batch, and the same for the "
+                "batch taken twice, so it is a mean or a maximum: return the sum over the batch or a number for each "
+                "sample (n,); a class derived from xnn.metrics.Metric may merge otherwise"
+            )
+        if telling.any():
+            metric._tried = True
+            return

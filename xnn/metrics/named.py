@@ -17,7 +17,7 @@ __all__ = ["get"]
 
 
 class _OfFunction(Metric):
-    """The metric of a plain function: its sums over batches, divided by the number of samples."""
+    """The metric of a plain function: the mean over the samples of what it returns, a sum or a number for each."""
 
     def __init__(self, function: Count) -> None:
         super().__init__(getattr(function, "__name__", None))
@@ -25,12 +25,15 @@ class _OfFunction(Metric):
 
     def count(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
         value = self.function(xp, outputs, targets)
-        if getattr(value, "ndim", 0):
+        if not getattr(value, "ndim", 0):
+            return value
+        if tuple(value.shape) != tuple(outputs.shape[:1]):
             raise ShapeError(
-                f"the metric {self.name} returned an array {tuple(value.shape)}; a function must return the batch's "
-                "sum, one number (a class derived from xnn.metrics.Metric may count arrays)"
+                f"the metric {self.name} returned an array {tuple(value.shape)} for {outputs.shape[0]} samples; a "
+                "function must return the batch's sum, one number, or a number for each sample, (n,) (a class "
+                "derived from xnn.metrics.Metric may count arrays)"
             )
-        return value
+        return xp.sum(xp.astype(value, outputs.dtype))
 
 
 _NAMED: dict[str, Callable[[bool, float], Metric]] = {
@@ -51,7 +54,7 @@ def get(metric: str | Metric | Count, binary: bool = False, threshold: float = 0
     """A metric object, from an object, a name or a function.
 
     metric: a Metric; or a name: accuracy, top5 (or top1, top2, ...), precision, recall, f1, confusion_matrix, mae,
-        mse, rmse, r2; or a function (xp, outputs, targets) -> the sum over the batch.
+        mse, rmse, r2; or a function (xp, outputs, targets) -> the sum over the batch, or a number for each sample.
     binary, threshold: the options of Accuracy, for metrics of classes that are given by name. Defaults False and 0.
 
     Raises OptionError for an unknown name, or an object that is not a metric.

@@ -12,48 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError, XnnError
+from xnn.ops.boundary import Boundary
 from xnn.ops.op import Array, Namespace, Op, size_of
+from xnn.ops.sums import pairwise_mean, pairwise_sum
 from xnn.options import shown
 
 __all__ = [
     "Boundary", "apply_rule", "backward_of", "batch_count", "batch_mean", "batch_sum", "check_gradients",
-    "forward_of", "fresh_arrays",
+    "forward_of", "fresh_arrays", "plain_number",
 ]  # fmt: skip
-
-
-class Boundary:
-    """A namespace in which ops compute with other numbers than those that are stored. Exact numerics have one.
-
-    It has the functions of the Array API, and the methods below.
-    """
-
-    def enter(self, x: Any) -> Any:
-        """Convert a stored array to the numbers that an op computes with."""
-        raise NotImplementedError
-
-    def leave(self, y: Any) -> Any:
-        """Convert what an op returns to the form in which it is stored."""
-        raise NotImplementedError
-
-    def role(self, op: Op) -> Op:
-        """The form of the op in this namespace: another op, or the op itself."""
-        raise NotImplementedError
-
-    def batch_sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-        """The sum over `axis`, where axis 0 is the batch: the rows of all workers are added."""
-        raise NotImplementedError
-
-    def scatter_add(self, count: int, indices: Array, rows: Array, batch: bool = False) -> Array:
-        """`count` rows of zeros to which rows[i] is added at indices[i]; batch: add the rows of all workers."""
-        raise NotImplementedError
-
-    def erf(self, x: Array) -> Array:
-        """The error function."""
-        raise NotImplementedError
-
-    def batch_count(self, rows: int) -> int:
-        """The rows of the whole batch, given this worker's rows."""
-        raise NotImplementedError
 
 
 def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[Array, Any]:
@@ -68,6 +35,9 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
             inputs = [xp.enter(x) for x in inputs]
             options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
     try:
+        if options:
+            options = {name: plain_number(option) for name, option in options.items()}
+            op.check_options(**options)
         result = op.forward(xp, *inputs, **options)
     except (ValueError, IndexError) as error:
         if isinstance(error, XnnError):
@@ -86,6 +56,13 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
             f"the forward of {op.name} returned {shown(result)}: it must return a pair (output, saved)"
         )
     return (xp.leave(result[0]), result[1]) if isinstance(xp, Boundary) else result
+
+
+def plain_number(x: Any) -> Any:
+    """A number of NumPy's as Python's, since a float64 would widen what it is multiplied with; else x itself."""
+    if type(x).__module__ != "numpy" or getattr(x, "shape", None) != () or not hasattr(x, "item"):
+        return x
+    return float(x) if getattr(x.dtype, "kind", "") == "f" else x.item()
 
 
 def _with(options: Mapping[str, Any]) -> str:
@@ -191,10 +168,11 @@ def _is_array(x: Any) -> bool:
 def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
     """The sum over `axis`, where axis 0 is the batch. If workers share the batch, the rows of all are added.
 
-    An op uses it for sums over the batch, and xp.sum for all others.
+    An op uses it for sums over the batch, and `pairwise_sum` or xp.sum for all others.
     """
-    own = xp.batch_sum if isinstance(xp, Boundary) else xp.sum
-    return own(x, axis=axis, keepdims=keepdims)
+    if isinstance(xp, Boundary):
+        return xp.batch_sum(x, axis=axis, keepdims=keepdims)
+    return pairwise_sum(xp, x, axis=axis, keepdims=keepdims)
 
 
 def batch_count(xp: Namespace, shape: tuple[int, ...]) -> int:
@@ -206,5 +184,5 @@ def batch_count(xp: Namespace, shape: tuple[int, ...]) -> int:
 def batch_mean(xp: Namespace, x: Array) -> Array:
     """The mean over all elements of the whole batch, where axis 0 of x is the batch."""
     if not isinstance(xp, Boundary):
-        return xp.mean(x)
+        return pairwise_mean(xp, x)
     return xp.batch_sum(x) / float(batch_count(xp, x.shape))

@@ -8,6 +8,8 @@ from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.ops.activations import logistic, softplus_of
 from xnn.ops.losses import LossOp, constant
 from xnn.ops.op import Array, Namespace
+from xnn.ops.sums import pairwise_sum
+from xnn.options import check_integer, check_real
 
 __all__ = ["binary_cross_entropy", "focal", "kl_divergence", "softmax_cross_entropy"]
 
@@ -21,12 +23,14 @@ class SoftmaxCrossEntropy(LossOp):
     logits: shape (n, classes, ...).
     targets: integer labels (n, ...): q is 1 at the label and 0 elsewhere; or probabilities q of the logits' shape,
         with the gradient d/dq_j = class_weight_j (1 - label_smoothing) (log sum_k e^(z_k) - z_j).
-    class_weight: a number for each class; default 1 for all.
-    ignore_index: a label that is left out; default None for no label.
-    label_smoothing: a number from 0 to 1; default 0.
+    class_weight: a finite number of at least 0 for each class; default 1 for all.
+    ignore_index: a label that is left out, an integer; default None for no label.
+    label_smoothing: a number in [0, 1); default 0.
 
     In the mean, a label counts as much as the weight of its class, an ignored label counts 0, and probabilities count
     1 for each sample, whatever class_weight is. The largest logit is subtracted first, so that nothing overflows.
+    A logit of infinity has the whole probability (several share it); if all logits are -infinity, the loss is NaN.
+    Raises OptionError for other options.
 
     A label outside 0 .. classes - 1 makes the loss and the gradient of its row NaN: an op cannot read a GPU's memory
     to raise an error, and a label that wraps around would train unnoticed. `losses.SoftmaxCrossEntropy` and `Trainer`
@@ -34,6 +38,14 @@ class SoftmaxCrossEntropy(LossOp):
     """
 
     over_classes = True
+
+    def check_options(
+        self, *, label_smoothing: Any = 0.0, class_weight: Any = None, ignore_index: Any = None, **others: Any
+    ) -> None:
+        check_real("label_smoothing", 0.0 if label_smoothing is None else label_smoothing, 0.0, 1.0)
+        _check_weights("class_weight", class_weight)
+        if ignore_index is not None:
+            check_integer("ignore_index", ignore_index)
 
     def fit(self, xp: Namespace, logits: Array, targets: Array) -> Array:
         """Check and convert the targets: probabilities to the dtype of the logits, labels to int64."""
@@ -63,9 +75,9 @@ class SoftmaxCrossEntropy(LossOp):
         class_weight: Any = None,
         ignore_index: int | None = None,
     ) -> tuple[Array, Any]:
-        shifted = logits - xp.max(logits, axis=1, keepdims=True)
+        shifted = _below_largest(xp, logits)
         e = xp.exp(shifted)
-        total = xp.sum(e, axis=1, keepdims=True)
+        total = pairwise_sum(xp, e, axis=1, keepdims=True)
         aims, labels, kept = targets, targets.shape != logits.shape, None
         scale: Any = 1.0 - label_smoothing
         if labels:
@@ -73,7 +85,7 @@ class SoftmaxCrossEntropy(LossOp):
             total = xp.where(valid, total, float("nan"))
             if not (label_smoothing or class_weight is not None or ignore_index is not None):
                 picked = xp.sum(xp.where(aims, shifted, 0.0), axis=1, keepdims=True)
-                return xp.log(total) - picked, (e, total, aims, None, None)
+                return xp.log(total) - picked, (e, total, aims, None, None, None)
             aims = xp.astype(aims, logits.dtype)
         elif ignore_index is not None:
             raise OptionError(
@@ -86,17 +98,25 @@ class SoftmaxCrossEntropy(LossOp):
             aims, scale = aims * weights, scale * weights
         if kept is not None:
             aims = xp.where(kept, aims, 0.0)
-        mass, far = xp.sum(aims, axis=1, keepdims=True), xp.log(total)
+        mass, far = pairwise_sum(xp, aims, axis=1, keepdims=True), xp.log(total)
         # 0 log 0 is 0, also where a logit is -infinity
-        picked = xp.sum(aims * xp.where(aims == 0.0, 0.0, shifted), axis=1, keepdims=True)
-        return mass * far - picked, (e, total, aims, mass, None if labels else (scale, far - shifted))
+        picked = pairwise_sum(xp, aims * xp.where(aims == 0.0, 0.0, shifted), axis=1, keepdims=True)
+        terms, of_targets = mass * far - picked, None
+        if kept is not None:
+            terms = xp.where(kept, terms, 0.0)
+        if not labels:
+            surprise = far - shifted
+            of_targets = scale * (surprise if class_weight is None else xp.where(scale == 0.0, 0.0, surprise))
+        return terms, (e, total, aims, mass, kept, of_targets)
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
-        e, total, aims, mass, of_targets = saved
+        e, total, aims, mass, kept, of_targets = saved
         if mass is None:
             return (e / total - xp.astype(aims, e.dtype)) * share, None
         dz = (e / total * mass - aims) * share
-        return dz, None if of_targets is None else of_targets[0] * of_targets[1] * share
+        if kept is not None:
+            dz = xp.where(kept, dz, 0.0)
+        return dz, None if of_targets is None else of_targets * share
 
     def counts(
         self,
@@ -114,7 +134,34 @@ class SoftmaxCrossEntropy(LossOp):
         chosen, _, kept = _one_hot(xp, outputs, targets, ignore_index)
         ones = 1.0 if class_weight is None else _class_weights(xp, class_weight, outputs)
         chosen = xp.astype(chosen if kept is None else xp.logical_and(chosen, kept), outputs.dtype)
-        return xp.sum(chosen * ones, axis=1, keepdims=True)
+        return xp.sum(chosen * ones, axis=1, keepdims=True)  # of at most one weight
+
+
+def _below_largest(xp: Namespace, logits: Array) -> Array:
+    """The logits minus the largest of their row. Infinity minus infinity is 0 here."""
+    infinite = logits == float("inf")
+    finite = xp.where(infinite, 0.0, logits)
+    return xp.where(infinite, 0.0, finite - xp.max(logits, axis=1, keepdims=True))
+
+
+def _check_weights(name: str, weights: Any) -> None:
+    """Raise OptionError unless each number of a tuple or list is finite and at least 0.
+
+    Arrays are not looked at, since they may be in a GPU's memory; `xnn.losses` checks them before they go there.
+    """
+    for weight in weights if isinstance(weights, (tuple, list)) else ():
+        check_real(f"{name}: each number", weight, 0.0)
+
+
+def _near(xp: Namespace, logits: Array) -> tuple[Array, Array]:
+    """Where logits are infinite, and the logits with 1 and -1 in place of infinities."""
+    far = xp.isinf(logits)
+    return far, xp.where(far, xp.sign(logits), logits)
+
+
+def _limit(xp: Namespace, far: Array, doubt: Array, finite: Array) -> Array:
+    """The binary cross-entropy: `finite`, and for infinite logits 0 if there is no doubt, else infinity."""
+    return xp.where(far, xp.where(doubt > 0.0, float("inf"), doubt), finite)
 
 
 def _one_hot(
@@ -152,28 +199,43 @@ class BinaryCrossEntropy(LossOp):
 
     target: t, numbers from 0 to 1, of the logits' shape.
     pos_weight: the weight of positive targets; a number, or one number for each element of the last axis; default 1.
-        It adds (pos_weight - 1) t log(1 + e^-z) to the terms. It does not change the divisor of the mean.
+        It adds (pos_weight - 1) t log(1 + e^-z) to the terms. It does not change the divisor of the mean. Each number
+        is finite and at least 0; OptionError is raised for others.
+
+    At infinite logits the loss is its limit: 0 if the target agrees, else infinity.
     """
+
+    def check_options(self, *, pos_weight: Any = None, **others: Any) -> None:
+        if pos_weight is None or isinstance(pos_weight, (tuple, list)):
+            _check_weights("pos_weight", pos_weight)
+        elif not hasattr(pos_weight, "dtype"):
+            check_real("pos_weight", pos_weight, 0.0)
 
     def terms(
         self, xp: Namespace, logits: Array, target: Array, *, pos_weight: Any = None
     ) -> tuple[Array, Any]:
-        terms = xp.maximum(logits, 0.0) - logits * target + xp.log1p(xp.exp(-xp.abs(logits)))
+        far, near = _near(xp, logits)
+        doubt = xp.maximum(near, 0.0) - near * target  # of an infinite logit: 1 - t or t
+        terms = doubt + xp.log1p(xp.exp(-xp.abs(near)))
         if pos_weight is None:
-            return terms, (logits, target, None)
+            return _limit(xp, far, doubt, terms), (logits, target, None)
         more = constant(xp, pos_weight, logits) - 1.0
         if getattr(more, "shape", ()) not in ((), logits.shape[-1:]):
             raise ShapeError(
                 f"pos_weight of shape {more.shape}: it must be a number or have shape {logits.shape[-1:]}"
             )
-        return terms + more * target * softplus_of(xp, -logits), (logits, target, more)
+        terms = terms + more * target * softplus_of(xp, -near)
+        doubt = xp.where(near > 0.0, doubt, doubt * (more + 1.0))
+        return _limit(xp, far, doubt, terms), (logits, target, more)
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
         logits, target, more = saved
         dz, dt = logistic(xp, logits) - target, -logits
         if more is not None:
             dz = dz - more * target * logistic(xp, -logits)
-            dt = dt + more * softplus_of(xp, -logits)
+            far, near = _near(xp, logits)
+            limit = xp.where(xp.logical_and(logits < 0.0, more + 1.0 == 0.0), 0.0, -logits)
+            dt = xp.where(far, limit, -near + more * softplus_of(xp, -near))
         return dz * share, dt * share
 
 
@@ -184,33 +246,46 @@ class Focal(LossOp):
         term = a q^gamma c;  d/dz = a q^gamma (p - t + gamma c (1 - 2 t) p (1 - p) / q)
 
     target: t, numbers from 0 to 1, of the logits' shape.
-    gamma: a number; default 2. The larger it is, the less the well classified samples count.
-    alpha: the weight of positive targets, 1 - alpha being that of negative ones; None for no weights; default 0.25.
+    gamma: a finite number of at least 0; default 2. The larger it is, the less the well classified samples count.
+    alpha: the weight of positive targets, 1 - alpha being that of negative ones; a number from 0 to 1, or None for
+        no weights; default 0.25.
+
+    At infinite logits the loss is its limit, and has no gradient for the targets (NaN). Raises OptionError for other
+    options.
 
     Formula and defaults are those of torchvision's sigmoid_focal_loss, whose default reduction is "none".
     Source: Lin et al., ICCV 2017, equation 5; there the sum is divided by the number of positive anchors.
     """
+
+    def check_options(self, *, gamma: Any = 2.0, alpha: Any = 0.25, **others: Any) -> None:
+        check_real("gamma", gamma, 0.0)
+        if alpha is not None and check_real("alpha", alpha, 0.0) > 1.0:
+            raise OptionError(f"alpha must be a number from 0 to 1, or None, got {alpha!r}")
 
     def terms(
         self, xp: Namespace, logits: Array, target: Array, *, gamma: float = 2.0, alpha: float | None = 0.25
     ) -> tuple[Array, Any]:
         p, rest = logistic(xp, logits), logistic(xp, -logits)
         away = p * (1.0 - target) + rest * target
-        entropy = softplus_of(xp, logits) - logits * target
+        far, near = _near(xp, logits)
+        doubt = xp.maximum(near, 0.0) - near * target
+        entropy = _limit(xp, far, doubt, softplus_of(xp, near) - near * target)
         factor = xp.pow(away, gamma)
         if alpha is not None:
             factor = factor * (alpha * target + (1.0 - alpha) * (1.0 - target))
-        return factor * entropy, (logits, target, p, rest, away, entropy, factor, gamma, alpha)
+        saved = far, near, target, p, rest, away, entropy, factor, gamma, alpha
+        return factor * xp.where(factor == 0.0, 0.0, entropy), saved  # 0 times infinity is 0 here
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
-        logits, target, p, rest, away, entropy, factor, gamma, alpha = saved
+        far, near, target, p, rest, away, entropy, factor, gamma, alpha = saved
+        entropy = xp.where(far, 0.0, entropy)  # it is multiplied by p (1 - p), which falls faster
         # q is 0 only where p equals the target, and there p (1 - p) and the entropy are 0 as well.
         divisor = xp.where(away == 0.0, 1.0, away)
         dz = factor * (p - target + gamma * entropy * (1.0 - 2.0 * target) * (p * rest / divisor))
-        dt = factor * (gamma * (entropy / divisor) * (rest - p) - logits)
+        dt = factor * (gamma * (entropy / divisor) * (rest - p) - near)
         if alpha is not None:
             dt = dt + (2.0 * alpha - 1.0) * xp.pow(away, gamma) * entropy
-        return dz * share, dt * share
+        return dz * share, xp.where(far, float("nan"), dt) * share
 
 
 class KLDivergence(LossOp):
@@ -222,8 +297,9 @@ class KLDivergence(LossOp):
     target: t, of the same shape.
 
     Where t_j is 0, its part of the sum is 0 (0 log 0 = 0), and so are both derivatives. A term is the divergence of
-    one sample (or one position of it). So the mean is that of PyTorch's kl_div with reduction "batchmean" and of
-    Keras's KLDivergence. PyTorch's "mean" divides by the number of classes as well.
+    one sample, or of one place of it, and the mean is over samples and places. For outputs (n, classes) that is
+    PyTorch's kl_div with reduction "batchmean", which divides by n for outputs with more axes, too. PyTorch's "mean"
+    divides by the number of all elements.
     Source: Kullback and Leibler, Ann. Math. Statist. 22 (1951).
     """
 
@@ -239,8 +315,9 @@ class KLDivergence(LossOp):
 
     def terms(self, xp: Namespace, outputs: Array, target: Array) -> tuple[Array, Any]:
         none = target == 0.0
-        apart = xp.log(xp.where(none, 1.0, target)) - xp.where(none, 0.0, outputs)
-        return xp.sum(target * apart, axis=1, keepdims=True), (target, none, apart)
+        ignored = xp.logical_and(none, xp.isinf(outputs))  # 0 times infinity is 0 here
+        apart = xp.log(xp.where(none, 1.0, target)) - xp.where(ignored, 0.0, outputs)
+        return pairwise_sum(xp, target * apart, axis=1, keepdims=True), (target, none, apart)
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
         target, none, apart = saved

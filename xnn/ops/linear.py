@@ -6,6 +6,7 @@ from typing import Any
 
 from xnn.errors import ShapeError
 from xnn.ops.op import Array, Namespace, Op, unbroadcast
+from xnn.ops.sums import product_over_rows
 
 __all__ = ["dense", "matmul"]
 
@@ -47,7 +48,7 @@ def _right_gradient(xp: Namespace, grad: Array, a: Array, b_shape: tuple[int, ..
     """db = a^T grad, in b's shape."""
     grad = _columns(xp, grad, a.ndim, len(b_shape))
     a = a if a.ndim > 1 else xp.expand_dims(a, axis=0)
-    product = xp.matmul(xp.matrix_transpose(a), grad)
+    product = product_over_rows(xp, a, grad)
     return xp.reshape(unbroadcast(xp, product, b_shape if len(b_shape) > 1 else (*b_shape, 1)), b_shape)
 
 

@@ -16,41 +16,57 @@ Losses of probabilities are in `cross_entropy.py`. Your own loss is two methods:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.ops.apply import batch_count, batch_sum
 from xnn.ops.op import Array, Namespace, Op, size_of
-from xnn.options import is_one_of, shown
+from xnn.ops.sums import pairwise_sum
+from xnn.options import check_real, is_one_of, shown
 
-__all__ = ["LossOp", "column_mse", "constant", "hinge", "huber", "l1", "mse"]
+__all__ = ["LossOp", "check_reduction", "column_mse", "constant", "hinge", "huber", "l1", "mse"]
+
+
+def check_reduction(reduction: Any) -> str:
+    """The reduction. Raises OptionError for another than those of LossOp."""
+    if not is_one_of(reduction, ("mean", "sum_over_batch_size", "sum", "none")):
+        raise OptionError(
+            f"reduction must be 'sum_over_batch_size', 'mean', 'sum' or 'none', got {shown(reduction)}"
+        )
+    return str(reduction)
 
 
 class LossOp(Op):
     """The base class of losses. A loss is called as loss(outputs, targets) or loss(outputs, targets, weights).
 
         "mean":  L = sum_i w_i terms_i / sum_i w_i counts_i, over the whole batch
+        "sum_over_batch_size":  L = sum_i w_i terms_i / the number of terms
         "sum":   L = sum_i w_i terms_i
         "none":  the array of w_i terms_i
 
     outputs: the model's outputs, floating-point.
     targets: for most losses of the same shape as the outputs.
     weights: a weight w for each sample, shape (n,); may be omitted, which is a weight of 1.
-    reduction: "mean" (default), "sum" or "none"; by name. Losses have further options.
+    reduction: "mean" (default), "sum_over_batch_size", "sum" or "none"; by name. Losses have further options.
 
     counts is 1, except for class weights and ignored labels. So the mean is a weighted average, as numpy.average,
     scikit-learn's sample_weight and PyTorch's class weights have it: a sample of weight 2 counts like two samples.
-    (Keras divides by n.) If nothing counts - no rows, weights that are all 0, labels that are all ignored - the mean
-    and its gradient are 0, as in Keras. (In PyTorch they are NaN.) Outputs, floating-point targets and weights have a
+    In a batch of one sample its weight cancels. "sum_over_batch_size" divides by the number of terms, whatever their
+    weights: so do Keras, and PyTorch's (weights * loss).mean(). If nothing counts - no rows, weights that are all 0,
+    labels that are all ignored - the mean and its gradient are 0, as in Keras. (In PyTorch they are NaN.) A sample of
+    weight 0 is left out even if its loss is infinite or NaN. Outputs, floating-point targets and weights have a
     gradient.
 
     A subclass defines two methods:
 
     terms(xp, outputs, targets, **options) -> (terms, saved)
-        The terms of the sum, one for each element or each sample, and anything that `slopes` needs.
+        The terms of the sum, one for each element of the outputs, in their shape, and anything that `slopes` needs.
+        With `over_classes`, each term is a sum over axis 1, and the terms have shape (n, 1, ...).
     slopes(xp, share, saved) -> (gradient of outputs, gradient of targets)
         `share` is the gradient of the terms; it broadcasts to them. None for targets without a gradient.
+
+    Raises GraphError for terms and gradients of other shapes, which would be averaged wrongly.
     """
 
     #: Whether each term is a sum over axis 1, the classes. The terms then have shape (n, 1, ...).
@@ -92,38 +108,82 @@ class LossOp(Op):
         reduction: str = "mean",
         **options: Any,
     ) -> tuple[Array, Any]:
-        if not is_one_of(reduction, ("mean", "sum", "none")):
-            raise OptionError(f"reduction={shown(reduction)}: reduction must be 'mean', 'sum' or 'none'")
+        check_reduction(reduction)
         targets = self.fit(xp, outputs, targets)
-        terms, own = self.terms(xp, outputs, targets, **options)
-        counts, column, weighted = self.counts(xp, outputs, targets, **options), None, terms
+        terms, own = self._terms(xp, outputs, targets, options)
+        counts, column, weighted = None, None, terms
         if weights is not None:
             column = _column(xp, weights, outputs)
-            weighted = terms * column
+            weighted = xp.where(column == 0.0, 0.0, terms) * column
         if reduction == "none":
             value, total = xp.reshape(weighted, self._shape(outputs)), None
         else:
             value, total = batch_sum(xp, weighted), None
         if reduction == "mean":
+            counts = self.counts(xp, outputs, targets, **options)
             total = self._total(xp, outputs, column, counts)
+        elif reduction == "sum_over_batch_size":
+            total = self._total(xp, outputs, None, None)
+        if total is not None:
             value = _divided(xp, value, total)
         weighing = None if column is None else (column, terms, counts, value)
-        return value, (own, reduction, total, terms.shape, weighing)
+        shapes = terms.shape, outputs.shape, targets.shape
+        return value, (own, reduction, total, shapes, weighing)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        own, reduction, total, shape, weighing = saved
+        own, reduction, total, (shape, *of_inputs), weighing = saved
         share = grad
         if reduction == "none":
             share = xp.reshape(grad, shape)
-        if reduction == "mean":
+        if total is not None:
             share = _divided(xp, grad, total)
         if weighing is None:
-            return self.slopes(xp, share, own)
+            return self._slopes(xp, share, own, of_inputs)
         column, terms, counts, value = weighing
         if reduction == "mean":  # a weight changes the sum and the divisor of the mean
             terms = terms - (value if counts is None else value * counts)
-        dw = xp.sum(xp.reshape(share * terms, (shape[0], size_of(shape[1:]))), axis=1)
-        return *self.slopes(xp, share * column, own), dw
+        dw = pairwise_sum(xp, xp.reshape(share * terms, (shape[0], size_of(shape[1:]))), axis=1)
+        omitted = column == 0.0
+        share = share * xp.where(omitted, 1.0, column)
+        slopes = self._slopes(xp, share, own, of_inputs)
+        return *(None if d is None else xp.where(omitted, 0.0, d) for d in slopes), dw
+
+    def _terms(
+        self, xp: Namespace, outputs: Array, targets: Array, options: Mapping[str, Any]
+    ) -> tuple[Array, Any]:
+        """What `terms` returns. Raises GraphError unless there is one term for each element, or for each sample."""
+        found = self.terms(xp, outputs, targets, **options)
+        if type(found) is not tuple or len(found) != 2:
+            raise GraphError(
+                f"the terms of {self.name} returned {shown(found)}: it must return a pair (terms, saved)"
+            )
+        shape = outputs.shape
+        wanted = (*shape[:1], 1, *shape[2:]) if self.over_classes else shape
+        if getattr(found[0], "shape", None) != wanted:
+            raise GraphError(
+                f"the terms of {self.name} have shape {getattr(found[0], 'shape', ())} for outputs of shape {shape}: "
+                f"return one term for each, {wanted}, without averaging. `over_classes = True` is for terms that are "
+                "sums over axis 1, (n, 1, ...)"
+            )
+        return found
+
+    def _slopes(
+        self, xp: Namespace, share: Array, own: Any, shapes: Sequence[tuple[int, ...]]
+    ) -> tuple[Array | None, ...]:
+        """What `slopes` returns. Raises GraphError unless it is two gradients of the inputs' shapes."""
+        found = self.slopes(xp, share, own)
+        if type(found) is not tuple or len(found) != 2:
+            raise GraphError(
+                f"the slopes of {self.name} returned {shown(found)}: it must return a pair, the gradients of "
+                "outputs and targets"
+            )
+        for what, gradient, shape in zip(("outputs", "targets"), found, shapes, strict=True):
+            if gradient is not None and getattr(gradient, "shape", None) != shape:
+                raise GraphError(
+                    f"the slopes of {self.name} returned a gradient of shape {getattr(gradient, 'shape', ())} for "
+                    f"{what} of shape {shape}: the shapes must be equal"
+                )
+        return found
 
     def total(
         self,
@@ -137,6 +197,8 @@ class LossOp(Op):
     ) -> Any:
         """The divisor of the mean: the batch's count or sum of weights, as a number or an array of shape ()."""
         column = None if weights is None else _column(xp, weights, outputs)
+        if reduction == "sum_over_batch_size":
+            return self._total(xp, outputs, None, None)
         counts = self.counts(xp, outputs, self.fit(xp, outputs, targets), **options)
         return self._total(xp, outputs, column, counts)
 
@@ -212,11 +274,15 @@ class Huber(LossOp):
 
         d = p - t:  d^2 / 2 where |d| <= delta, delta (|d| - delta / 2) elsewhere;  d/dp = clip(d, -delta, delta)
 
-    delta: a number; default 1.
+    delta: a finite number above 0; default 1. Raises OptionError for another.
 
     PyTorch's smooth_l1_loss(beta) is this loss with delta = beta, divided by beta. Source: Huber, Ann. Math. Statist.
     35 (1964).
     """
+
+    def check_options(self, *, delta: Any = 1.0, **others: Any) -> None:
+        if not check_real("delta", delta, 0.0):
+            raise OptionError("delta must be a finite number above 0, got 0: use losses.L1 for a linear loss")
 
     def terms(
         self, xp: Namespace, predicted: Array, target: Array, *, delta: float = 1.0
@@ -242,8 +308,8 @@ class Hinge(LossOp):
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
         short, predicted, target = saved
-        share = xp.where(short > 0.0, share, 0.0)
-        return -target * share, -predicted * share
+        within = xp.logical_not(short <= 0.0)  # also where it is NaN
+        return xp.where(within, -target * share, 0.0), xp.where(within, -predicted * share, 0.0)
 
 
 class ColumnMSE(Op):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from xnn.errors import DTypeError, ShapeError
 from xnn.ops.op import Array, Namespace, size_of
+from xnn.ops.sums import pairwise_mean, pairwise_sum, product_over_rows
 
 __all__ = ["absolute_error", "accuracy", "class_counts", "confusion", "in_top", "moments", "squared_error"]
 
@@ -27,10 +28,10 @@ def accuracy(
             raise DTypeError(f"accuracy got labels of {targets.dtype}: it needs integer labels")
         best = xp.argmax(outputs, axis=1)
         # Compared as indices, since uint8 labels could not be compared with class 300.
-        return xp.sum(xp.astype(best == xp.astype(targets, best.dtype), outputs.dtype))
+        return _count(xp, best == xp.astype(targets, best.dtype), outputs)
     said, true = _decisions(xp, "accuracy", outputs, targets, binary, threshold)
     if _says_yes(outputs, targets, binary):
-        return xp.sum(xp.astype(said == true, outputs.dtype), axis=0)
+        return _count(xp, said == true, outputs, axis=0)
     return _each_place(xp, outputs, xp.any(xp.logical_and(said, true), axis=1))
 
 
@@ -42,9 +43,7 @@ def class_counts(
     An output that says yes or no has one column, which counts yes.
     """
     said, true = _decisions(xp, "the count of classes", outputs, targets, binary, threshold)
-    counting = xp.arange(1, device=outputs.device).dtype
-    rows = (xp.astype(which, counting) for which in (xp.logical_and(said, true), said, true))
-    return xp.stack([xp.sum(row, axis=0) for row in rows])
+    return xp.stack([_integers(xp, which, axis=0) for which in (xp.logical_and(said, true), said, true)])
 
 
 def confusion(
@@ -63,7 +62,7 @@ def confusion(
             )
         said, true = (xp.concat([xp.logical_not(which), which], axis=1) for which in (said, true))
     said, true = xp.astype(said, outputs.dtype), xp.astype(true, outputs.dtype)
-    return xp.matmul(xp.permute_dims(true, (1, 0)), said)  # sums of zeros and ones are not rounded
+    return product_over_rows(xp, true, said)  # sums of zeros and ones are not rounded
 
 
 def in_top(xp: Namespace, outputs: Array, targets: Array, *, k: int) -> Array:
@@ -81,13 +80,13 @@ def in_top(xp: Namespace, outputs: Array, targets: Array, *, k: int) -> Array:
 
 def absolute_error(xp: Namespace, outputs: Array, targets: Array) -> Array:
     """The sum of |output - target| over the batch, for each output."""
-    return xp.sum(xp.abs(outputs - _like(xp, outputs, targets)), axis=0)
+    return pairwise_sum(xp, xp.abs(outputs - _like(xp, outputs, targets)), axis=0)
 
 
 def squared_error(xp: Namespace, outputs: Array, targets: Array) -> Array:
     """The sum of (output - target)^2 over the batch, for each output."""
     error = outputs - _like(xp, outputs, targets)
-    return xp.sum(error * error, axis=0)
+    return pairwise_sum(xp, error * error, axis=0)
 
 
 def moments(xp: Namespace, outputs: Array, targets: Array) -> Array:
@@ -100,12 +99,12 @@ def moments(xp: Namespace, outputs: Array, targets: Array) -> Array:
     targets = _like(xp, outputs, targets)
     columns = outputs.shape[0], size_of(outputs.shape[1:])
     outputs, targets = xp.reshape(outputs, columns), xp.reshape(targets, columns)
-    away = xp.abs(targets - xp.mean(targets, axis=0))
+    away = xp.abs(targets - pairwise_mean(xp, targets, axis=0))
     nearest = away == xp.min(away, axis=0)
     pivot = xp.max(xp.where(nearest, targets, float("-inf")), axis=0)
     from_pivot, error = targets - pivot, outputs - targets
     samples = xp.full(pivot.shape, float(columns[0]), dtype=pivot.dtype, device=pivot.device)
-    sums = (xp.sum(term, axis=0) for term in (from_pivot, from_pivot * from_pivot, error * error))
+    sums = (pairwise_sum(xp, term, axis=0) for term in (from_pivot, from_pivot * from_pivot, error * error))
     return xp.stack([samples, pivot, *sums])
 
 
@@ -134,10 +133,19 @@ def _says_yes(outputs: Array, targets: Array, binary: bool) -> bool:
 
 def _each_place(xp: Namespace, outputs: Array, right: Array) -> Array:
     """The number of right samples; for outputs (n, classes, ...) the number at each position."""
-    right = xp.astype(right, outputs.dtype)
     if outputs.ndim == 2:
-        return xp.sum(right)
-    return xp.sum(xp.reshape(right, (outputs.shape[0], size_of(outputs.shape[2:]))), axis=0)
+        return _count(xp, right, outputs)
+    return _count(xp, xp.reshape(right, (outputs.shape[0], size_of(outputs.shape[2:]))), outputs, axis=0)
+
+
+def _count(xp: Namespace, mask: Array, outputs: Array, axis: int | None = None) -> Array:
+    """How often the mask is true, in the dtype of the outputs."""
+    return xp.astype(_integers(xp, mask, axis), outputs.dtype)
+
+
+def _integers(xp: Namespace, mask: Array, axis: int | None = None) -> Array:
+    """How often the mask is true, as integers: in float32, counting by ones ends at 2^24."""
+    return xp.sum(xp.astype(mask, xp.arange(1, device=mask.device).dtype), axis=axis)
 
 
 def _classes(xp: Namespace, what: str, outputs: Array, targets: Array) -> tuple[Array, Array, Array]:

@@ -29,10 +29,11 @@ How xnn runs an op, and what exact numerics change, is in `xnn/ops/apply.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
 from xnn.errors import OptionError, ShapeError
+from xnn.ops.sums import pairwise_sum, size_of
 
 __all__ = ["Array", "Namespace", "Op", "install", "is_integer", "positive_axis", "size_of", "unbroadcast"]
 
@@ -90,6 +91,12 @@ class Op:
             inputs, options = self._name_options(inputs, options)
         return _apply(self, inputs, options)
 
+    def check_options(self, **options: Any) -> None:
+        """Raise OptionError for options that are out of range. A subclass with such options overrides it.
+
+        It is called before `forward` whenever there are options, and by the classes that keep them, such as losses.
+        """
+
     def _name_options(
         self, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -143,14 +150,6 @@ def install(applier: Applier) -> None:
     _apply = applier
 
 
-def size_of(shape: Sequence[int]) -> int:
-    """The number of elements of an array of this shape."""
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size
-
-
 def is_integer(item: Any) -> bool:
     """Whether it is an integer of Python's or NumPy's. Booleans are masks, and arrays are not integers."""
     return hasattr(item, "__index__") and not isinstance(item, bool) and getattr(item, "ndim", 0) == 0
@@ -181,4 +180,4 @@ def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:
     stretched = tuple(
         axis + added for axis, extent in enumerate(shape) if extent == 1 and grad.shape[axis + added] != 1
     )
-    return xp.reshape(xp.sum(grad, axis=(*range(added), *stretched)), shape)
+    return xp.reshape(pairwise_sum(xp, grad, axis=(*range(added), *stretched)), shape)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from xnn.errors import OptionError
 from xnn.ops.op import Array, Namespace, Op, size_of
+from xnn.ops.sums import pairwise_mean, pairwise_sum
 
 __all__ = ["max", "mean", "min", "sum", "var"]
 
@@ -53,7 +54,7 @@ class Sum(_Reduction):
     def forward(
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False
     ) -> tuple[Array, Any]:
-        return xp.sum(x, axis=axis, keepdims=keepdims), (x.shape, axis)
+        return pairwise_sum(xp, x, axis, keepdims), (x.shape, axis)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         shape, axis = saved
@@ -66,7 +67,7 @@ class Mean(_Reduction):
     def forward(
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False
     ) -> tuple[Array, Any]:
-        return xp.mean(x, axis=axis, keepdims=keepdims), (x.shape, axis)
+        return pairwise_mean(xp, x, axis, keepdims), (x.shape, axis)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         shape, axis = saved
@@ -97,8 +98,8 @@ class Var(_Reduction):
                 f"var over {n} elements with correction {correction}: there must be more elements than that"
             )
         divisor = float(n - correction)
-        away = x - xp.mean(x, axis=axis, keepdims=True)
-        return xp.sum(away * away, axis=axis, keepdims=keepdims) / divisor, (away, divisor, axis)
+        away = x - pairwise_mean(xp, x, axis, keepdims=True)
+        return pairwise_sum(xp, away * away, axis, keepdims) / divisor, (away, divisor, axis)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         away, divisor, axis = saved
@@ -118,7 +119,7 @@ class Max(_Reduction):
         x, y, axis = saved
         kept = _kept(x.shape, axis)
         chosen = x == xp.reshape(y, kept)
-        ties = xp.sum(xp.astype(chosen, x.dtype), axis=axis, keepdims=True)
+        ties = pairwise_sum(xp, xp.astype(chosen, x.dtype), axis, keepdims=True)
         # A NaN is not equal to itself, so where y is NaN there are no ties: maximum() avoids a division by zero.
         share = xp.reshape(grad, kept) / xp.maximum(ties, 1.0)
         return (xp.where(chosen, share, 0.0),)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ __all__ = ["Line", "Process", "serve"]
 
 # OpenBLAS's threads spin for 0.11 s after a product (measured). They would take a core from the process asked next.
 _SETTLE = 0.15
+_GRACE = 3.0  # seconds that a command may still take when there is nobody left to answer to
 _PATIENCE = 900.0  # seconds to wait for one answer: the slowest compiler and the largest network need less
 _LIMITS = (
     "NPROC",
@@ -53,8 +55,9 @@ class Process:
         limits = {} if threads is None else dict.fromkeys(_LIMITS, str(threads))
         # The path of this process says which xnn and which peers are meant, whatever the working folder is.
         program = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; main()"
+        isolated = ["-I"] if sys.flags.isolated else []
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program],
+            [sys.executable, *isolated, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
@@ -112,14 +115,32 @@ class Process:
 
 
 class Line:
-    """The process's end of the pipes. Iterate over the commands until input ends, and `answer` each one."""
+    """The process's end of the pipes. Iterate over the commands until input ends, and `answer` each one.
+
+    Input ends when the other process closes the pipe or dies, however it dies. A command that is still at work then
+    has nobody to answer to, and the process ends after a few seconds.
+    """
 
     def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever a framework prints goes to standard error
+        self._commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        """Queue each line of standard input; at its end, wait and end the process."""
+        rest = b""
+        while got := os.read(0, 1 << 16):  # not sys.stdin: its lock would be held when the interpreter ends
+            *lines, rest = (rest + got).split(b"\n")
+            for line in lines:
+                self._commands.put(line)
+        self._commands.put(None)
+        time.sleep(_GRACE)
+        os._exit(1)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(json.loads, sys.stdin)
+        while (line := self._commands.get()) is not None:
+            yield json.loads(line)
 
     def answer(self, answer: dict[str, Any]) -> None:
         self._answers.write(json.dumps(answer) + "\n")

@@ -223,7 +223,10 @@ def _check_same_run(a: Side, b: Side) -> None:
     one, other = _what_was_run(a.record), _what_was_run(b.record)
     for key in one | other:
         if one.get(key) != other.get(key):
-            what = f"{key} is {one.get(key)} in {a.name}, {other.get(key)} in {b.name}"
+            texts = [as_text(run.get(key)) for run in (one, other)]
+            if texts[0] == texts[1]:  # a number, and a text of its digits
+                texts = [repr(run.get(key)) for run in (one, other)]
+            what = f"{key} is {texts[0]} in {a.name}, {texts[1]} in {b.name}"
             raise OptionError(f"these are two different runs: {what}")
     digests = [side.record.about.get("data_sha256", "") for side in (a, b)]
     if digests[0] != digests[1]:
@@ -236,9 +239,9 @@ def _check_same_run(a: Side, b: Side) -> None:
 
 def _what_was_run(record: Record) -> dict[str, Any]:
     """What must be equal in the two runs. The data set's name is left out: the same data may have another name."""
-    run = {key: as_text(value) for key, value in record.about.get("run", {}).items() if key != "dataset"}
+    run = {key: value for key, value in record.about.get("run", {}).items() if key != "dataset"}
     layers = [f"{name} of {kind}" for name, kind in record.tensors.items()]
-    return {**run, "numerics": record.about["plan"]["numerics"], "tensors": as_text(layers)}
+    return {**run, "numerics": record.about["plan"]["numerics"], "tensors": layers}
 
 
 def as_text(value: Any) -> str:
@@ -248,7 +251,10 @@ def as_text(value: Any) -> str:
     ('100,200', 'Dense(outputs=10)')
     """
     if isinstance(value, (list, tuple)):
-        return ",".join(map(as_text, value))
+        nested = (isinstance(item, (list, tuple)) for item in value)
+        return ",".join(
+            f"[{as_text(item)}]" if n else as_text(item) for item, n in zip(value, nested, strict=True)
+        )
     if isinstance(value, dict):
         inside = (f"{key}={as_text(value[key])}" for key in sorted(value) if key != "type")
         return f"{value.get('type')}({', '.join(inside)})"

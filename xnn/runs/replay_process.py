@@ -44,13 +44,16 @@ def _serve(
     table: dict[str, Any],
     mode: str,
     steps: int,
+    resolved: bool,
     threads: int | None,
     backend: str | None = None,
     kernels: str = "auto",
 ) -> None:
     with numerics(mode), use(get_backend(backend).name):
         data = load(dataset, data_home, **table)
-        spec = RunSpec.from_json(run, version).resolved(data, steps)
+        spec = RunSpec.from_json(run, version)
+        if not resolved:  # a recorded run is, and may be longer than these steps
+            spec = spec.resolved(data, steps)
         model, loss, optimizer = spec.build(data)
         about = {**spec.record_header(data), "table": table}
         waiting = _WaitingRecorder(model, about, data.note, line, commands)

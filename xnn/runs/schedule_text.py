@@ -9,7 +9,7 @@ from typing import Any
 from xnn.errors import OptionError
 from xnn.schedules import SCHEDULES, Schedule
 
-__all__ = ["NAMED", "read_schedule", "schedule_text"]
+__all__ = ["NAMED", "read_schedule", "recorded_schedule", "schedule_text"]
 
 # The default arguments of each schedule, from the number of steps of the run and of an epoch.
 _USUAL: dict[str, Callable[[int, int], dict[str, Any]]] = {
@@ -63,19 +63,34 @@ def read_schedule(text: str, rate: float, steps: int, per_epoch: int) -> Schedul
 def schedule_text(schedule: Schedule) -> str:
     """The text from which read_schedule makes this schedule, whatever the run.
 
-    It has every argument that is not the default of the class.
+    It has every argument that depends on the run if it is omitted, and every other that is not the default of the
+    class.
 
-        >>> from xnn.schedules import Step
-        >>> schedule_text(Step(0.1, every=300, factor=0.5))
-        'step:every=300,factor=0.5'
+        >>> from xnn.schedules import Exponential, Step
+        >>> schedule_text(Step(0.1, every=300, factor=0.5)), schedule_text(Exponential(0.1, factor=0.5, every=1))
+        ('step:every=300,factor=0.5', 'exponential:factor=0.5,every=1')
     """
     name = next(name for name in NAMED if SCHEDULES[name] is type(schedule))
+    by_the_run = _USUAL[name](1, 1)
     given = [
         f"{field.name}={getattr(schedule, field.name)}"
         for field in fields(schedule)[1:]  # type: ignore[arg-type]
-        if field.default is MISSING or getattr(schedule, field.name) != field.default
+        if field.name in by_the_run
+        or field.default is MISSING
+        or getattr(schedule, field.name) != field.default
     ]
     return f"{name}:{','.join(given)}" if given else name
+
+
+def recorded_schedule(text: str) -> str:
+    """The full text of a schedule in a record. Version 0.1 left out arguments that are the default of the class.
+
+    Raises OptionError for a text that `read_schedule` refuses.
+
+        >>> recorded_schedule("exponential:factor=0.5")
+        'exponential:factor=0.5,every=1'
+    """
+    return schedule_text(read_schedule(text, 1.0, steps=1, per_epoch=1))
 
 
 def _value(text: str) -> int | float | str:

@@ -11,9 +11,9 @@ import numpy as np
 
 from xnn.backends import Backend
 from xnn.errors import DivergenceError, OptionError
-from xnn.layers import Buffer, Sequential
+from xnn.layers import Sequential
 from xnn.optimizers import Optimizer
-from xnn.training.parameters import finite, is_real
+from xnn.training.parameters import finite, has_nan, is_real
 from xnn.training.steps import Stepper
 
 __all__ = ["TakenStep", "check_start", "diagnose"]
@@ -37,9 +37,7 @@ def check_start(model: Sequential, optimizer: Optimizer) -> None:
     lib = model.backend
     for name, array in model.named_state():
         value = array.array
-        if not finite(lib, value) and (
-            not array.frozen or bool(lib.to_host(lib.xp.any(lib.xp.isnan(value))))
-        ):
+        if has_nan(lib, value) or not (array.frozen or finite(lib, value)):
             raise OptionError(
                 f"{name} of the model {_wrong(lib, value)}, before training: load or build a model whose weights are "
                 "finite"
@@ -92,15 +90,17 @@ def _unrepeatable(where: str, loss: float, again: float) -> DivergenceError:
 
 def _fault_of_kernels(stepper: Stepper, loss: float) -> str:
     """What is not finite after a step; "" if everything is."""
-    model, lib = stepper.model, stepper.lib
     if not math.isfinite(loss):
         return f"the loss ({type(stepper.loss).__name__}) is {loss:g}"
-    return "" if stepper.store.is_finite() else _fault_of_update(lib, model, stepper.optimizer)
+    return "" if stepper.store.is_finite() else _fault_of_update(stepper)
 
 
-def _fault_of_update(lib: Backend, model: Sequential, optimizer: Optimizer) -> str:
+def _fault_of_update(stepper: Stepper) -> str:
+    """What is not finite of all that a step may have changed."""
+    lib, model, optimizer = stepper.lib, stepper.model, stepper.optimizer
     for name, array in model.named_state():
-        if not finite(lib, array.value) and not (array.frozen and not isinstance(array, Buffer)):
+        changes = not array.frozen or array in stepper.store.moving
+        if has_nan(lib, array.value) or (changes and not finite(lib, array.value)):
             return f"the update made {name} not finite"
     for found in _faults_of_state(lib, model, optimizer):
         return f"after the update {found}, so that these weights would never learn again"
@@ -188,4 +188,4 @@ def _first_fault(stepper: Stepper, step: TakenStep, batch: list[Any]) -> str:
         if dout is None:
             break
     optimizer.step(model.parameters())
-    return _fault_of_update(lib, model, optimizer)
+    return _fault_of_update(stepper)

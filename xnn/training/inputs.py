@@ -47,12 +47,14 @@ def prepare(
     """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         what, hint = type(data).__name__, ""
+        if hasattr(data, "shape"):
+            hint = ": give both in parentheses of their own, as in fit((x, y))"
         if isinstance(data, (tuple, list)):
             what = f"{what} of {len(data)}"
             hint = (
                 "; weights of samples are an argument of their own, sample_weight=" if len(data) == 3 else ""
             )
-        raise OptionError(f"{role} data must be a pair (x, y), got {what}{hint}")
+        raise OptionError(f"{role} data must be a pair (x, y) of samples and targets, got {what}{hint}")
     lib = model.backend
     x, y = (
         admit(lib, as_host_array(part, f"{role} data: {name}")) for name, part in zip("xy", data, strict=True)

@@ -13,7 +13,7 @@ from xnn.layers import Buffer, Parameter
 from xnn.optimizers import Optimizer, State
 from xnn.training.groups import grouped
 
-__all__ = ["Store", "finite", "is_real"]
+__all__ = ["Store", "finite", "has_nan", "is_real"]
 
 
 def finite(lib: Backend, *arrays: Any) -> bool:
@@ -22,6 +22,11 @@ def finite(lib: Backend, *arrays: Any) -> bool:
         return all(bool(lib.xp.all(lib.xp.isfinite(a))) for a in arrays)
     each = [lib.xp.all(lib.xp.isfinite(a)) for a in arrays]
     return not each or bool(lib.to_host(lib.xp.all(lib.xp.stack(each))))
+
+
+def has_nan(lib: Backend, array: Any) -> bool:
+    """Whether any element of the array is NaN. Waits for the device."""
+    return bool(lib.to_host(lib.xp.any(lib.xp.isnan(array))))
 
 
 def is_real(array: Any) -> bool:
@@ -68,7 +73,8 @@ class Store:
         self.running: Any = None  # the program that stepped last
         self.folded: set[Parameter] = set()
         self.buffers = list(buffers)
-        self.kept: dict[Buffer, Slot] = {}
+        self.kept: dict[Buffer, Slot] = {}  # those that programs read or change
+        self.moving: set[Buffer] = set()  # those that programs change
         self.outside: dict[Parameter, Slot] = {}
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
@@ -183,13 +189,12 @@ class Store:
             arrays = [flat for group in self.groups for flat in group.changing_flat()]
         else:
             arrays = [slot.array for group in self.groups for slots in group.changing() for slot in slots]
-        arrays += [slot.array for slot in (*self.kept.values(), *self.averages.values())]
+        arrays += [slot.array for buffer, slot in self.kept.items() if buffer in self.moving]
+        arrays += [slot.array for slot in self.averages.values()]
         if self.asks_optimizer:  # it keeps what it likes
             arrays += [a for p in self.parameters for _, a in self.optimizer.kept_for(p) if is_real(a)]
-        others = [buffer.array for buffer in self.buffers if buffer not in self.kept]
-        return finite(self.lib, *arrays) and not any(
-            self.lib.to_host(self.lib.xp.isnan(a)).any() for a in others
-        )
+        others = [buffer.array for buffer in self.buffers if buffer not in self.moving]
+        return finite(self.lib, *arrays) and not any(has_nan(self.lib, array) for array in others)
 
     def take_values(self) -> None:
         """Take in the values that were assigned to parameters."""

@@ -165,6 +165,7 @@ def _keeping(trace: Trace, slots: Slots, store: Store) -> list[Call]:
     calls = []
     for change in trace.kept:
         buffers = tuple(store.keep(buffer) for buffer in change.buffers)
+        store.moving.update(change.buffers)
         source = change.source
         read = (
             slots[source]

@@ -15,7 +15,7 @@ from xnn.errors import OptionError
 from xnn.graph.scope import assignments
 from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
-from xnn.metrics import Count
+from xnn.metrics import Metric, try_out
 from xnn.optimizers import Optimizer
 from xnn.training.parameters import Store
 from xnn.training.program import Program, flatten
@@ -29,8 +29,8 @@ _MEASURED_STEPS = 30
 class Stepper:
     """Takes training steps, by a program for each batch size; makes new programs when the computation changes.
 
-    lib, table: the backend and its kernels. model, loss, optimizer: what is trained. metrics: functions (xp, outputs,
-    targets) that count a batch. batches: the training data. keep_gradients: whether callbacks read gradients.
+    lib, table: the backend and its kernels. model, loss, optimizer: what is trained. metrics: what is counted in
+    each batch. batches: the training data. keep_gradients: whether callbacks read gradients.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Stepper:
         model: Sequential,
         loss: Loss,
         optimizer: Optimizer,
-        metrics: Sequence[Count],
+        metrics: Sequence[Metric],
         batches: Batches,
         keep_gradients: bool,
     ) -> None:
@@ -78,13 +78,16 @@ class Stepper:
                     "runs it once: draw random numbers with a layers.Drawing, change numbers from step to step with "
                     "Layer.keep, or write forward and backward by hand"
                 )
+            for metric in self.metrics:
+                try_out(self.lib, metric, traced.outputs.array, traced.inputs[1].array)
+            self._counters = [metric.counter() for metric in self.metrics]
             flat = flatten(
                 self.lib,
                 self.store,
                 traced,
                 self.batches.arrays,
                 cursor,
-                self.metrics,
+                self._counters,
                 self.collected,
                 self.total,
             )
@@ -110,9 +113,11 @@ class Stepper:
         Without users' code, only an assignment to an attribute of a layer or loss can change that. called_back:
         whether a callback ran since, which may have changed anything that users' code reads.
         """
-        if self._seen == assignments[0] and not (called_back and self._code_of_the_users):
+        counters = self._counters if not called_back else [metric.counter() for metric in self.metrics]
+        others = counters != self._counters  # a callback may have changed a metric's options
+        if self._seen == assignments[0] and not others and not (called_back and self._code_of_the_users):
             return
-        if not all(traced.is_like(self._trace(size)) for size, traced in self._traces.items()):
+        if others or not all(traced.is_like(self._trace(size)) for size, traced in self._traces.items()):
             self.programs.clear()
             self._traces.clear()
             self.store.folded.clear()

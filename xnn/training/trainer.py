@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 from xnn.backends import Backend, current_numerics, numerics
 from xnn.backends.kernels.calls import TABLES, KernelTable
@@ -19,7 +19,7 @@ from xnn.losses import Lambda, Loss, LossOverBatches
 from xnn.metrics import Count, Metric, Totals, count_batch
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
-from xnn.options import check_count, shown
+from xnn.options import check_count, check_flag, shown
 from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
@@ -73,17 +73,36 @@ class Trainer:
         kernels: str = "auto",
         numerics: str | None = None,
     ) -> None:
-        if callable(loss) and not isinstance(loss, (Loss, type)):
-            loss = Lambda(loss)
+        self.model, self.loss, self.optimizer = model, cast(Loss, loss), optimizer
+        self.metrics, self.callbacks = cast(list[Metric], metrics), cast(list[Callback], callbacks)
+        self._check_parts()
+        if kernels not in TABLES:
+            model.backend.kernels(kernels)  # raises, now rather than in fit
+        self.threads, self.kernels = check_threads(threads), kernels
+        self.numerics = numerics if numerics is None else current_numerics(numerics)
+        self.epoch = self.step = 0  # done so far, over all fits
+        #: The History of the last fit, also of one that an exception ended.
+        self.history: History | None = None
+
+    def _check_parts(self) -> None:
+        """Raise OptionError for parts that do not go together: when they are given, and before each use of them."""
+        given: Any = self.loss
+        if callable(given) and not isinstance(given, (Loss, type)):
+            self.loss = Lambda(given)
+        model, loss = self.model, self.loss
         for name, value, kind, example in (
             ("model", model, Sequential, "a Sequential, such as xnn.Sequential(layers.Dense(784, 10))"),
             ("loss", loss, Loss, "a Loss, such as losses.MSE(), or a function of outputs and targets"),
-            ("optimizer", optimizer, Optimizer, "an Optimizer, such as optimizers.SGD(learning_rate=0.1)"),
+            (
+                "optimizer",
+                self.optimizer,
+                Optimizer,
+                "an Optimizer, such as optimizers.SGD(learning_rate=0.1)",
+            ),
         ):
             if not isinstance(value, kind):
                 hint = ": wrap it, as in xnn.Sequential(Net())" if isinstance(value, Layer) else ""
                 raise OptionError(f"Trainer needs {example}, as {name}, got {shown(value)}{hint}")
-        assert isinstance(loss, Loss)
         if loss.reduction == "none":
             raise OptionError(
                 f"a Trainer needs one number a batch, got {type(loss).__name__}(reduction='none'): use 'mean', 'sum'"
@@ -93,16 +112,8 @@ class Trainer:
                 f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
                 "remove that layer"
             )
-        if kernels not in TABLES:
-            model.backend.kernels(kernels)  # raises, now rather than in fit
-        self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.metrics = _metrics(loss, model, metrics)
-        self.callbacks = _callbacks(callbacks)
-        self.threads, self.kernels = check_threads(threads), kernels
-        self.numerics = numerics if numerics is None else current_numerics(numerics)
-        self.epoch = self.step = 0  # done so far, over all fits
-        #: The History of the last fit, also of one that an exception ended.
-        self.history: History | None = None
+        self.metrics = _metrics(loss, model, self.metrics)
+        self.callbacks = _callbacks(self.callbacks)
 
     def __repr__(self) -> str:
         return (
@@ -146,8 +157,10 @@ class Trainer:
         as they were after a step, at most 100 steps or half a second earlier, and `trainer.history` is what was done
         until then.
         """
+        self._check_parts()
         lib = self.model.backend
         epochs = check_count("epochs", epochs)
+        progress, shuffle = check_flag("progress", progress), check_flag("shuffle", shuffle)
         check_trainable(self.model)
         check_start(self.model, self.optimizer)
         with ExitStack() as stack:
@@ -199,6 +212,7 @@ class Trainer:
         data: a pair (x, y), as `fit` takes it. batch_size: samples at a time. sample_weight: (n,), how much each
         sample counts in the loss. Raises as `fit` does.
         """
+        self._check_parts()
         lib = self.model.backend
         with numerics(self.numerics), lib.guard():
             prepared = prepare(self.model, self.loss, self.metrics, data, "evaluation", sample_weight)
@@ -214,7 +228,7 @@ class Trainer:
             self.model,
             self.loss,
             self.optimizer,
-            [metric.count for metric in self.metrics],
+            self.metrics,
             batches,
             any(callback.needs_gradients for callback in self.callbacks),
         )
@@ -258,6 +272,10 @@ def _metrics(loss: Loss, model: Sequential, metrics: Any) -> list[Metric]:
         raise OptionError(
             f"metrics must have different names, got {', '.join(names)}: give an object name=..., or define "
             "the function with def"
+        )
+    if taken := [name for name in names if name.startswith("val_")]:
+        raise OptionError(
+            f"the metric's name {taken[0]!r} begins with val_, as results on validation data do: rename it"
         )
     return found
 

@@ -55,6 +55,12 @@ def _sum_splitter(y: Any, bits: Any) -> Any:
 
 
 @jit
+def _below(value: Any, top: Any) -> Any:
+    """A logit minus the largest of its row. Infinity minus infinity is 0, as in the op."""
+    return 0.0 if value == top else value - top
+
+
+@jit
 def _exp(x: Any) -> Any:
     """Compute e^x for one number, as `exp` of functions.py."""
     if x != x:
@@ -310,13 +316,13 @@ def cross_entropy(
             if top != top:
                 break
         for c in range(classes):
-            e[c] = _exp(np.float64(z[r, c]) - top)
-        s = math.nan if not math.isfinite(top) else _sum_splitter(1.0, bits)
+            e[c] = _exp(_below(np.float64(z[r, c]), top))
+        s = _sum_splitter(1.0, bits) if top > -math.inf else math.nan
         total = 0.0
         for c in range(classes):
             total += (e[c] + s) - s
         known = 0 <= labels[r] < classes  # a wrong label makes the loss and its row NaN, as in the op
-        picked = np.float64(z[r, labels[r]]) - top if known else math.nan
+        picked = _below(np.float64(z[r, labels[r]]), top) if known else math.nan
         total = total if known else math.nan
         t = _sum_splitter(picked, bits)
         each[r] = _log(total) - ((picked + t) - t)

@@ -17,9 +17,9 @@ from xnn import ops
 from xnn.backends.exact.ops import DenseBits
 from xnn.backends.exact.slices import splitter, sum_bits
 from xnn.backends.kernels.blas import gemm
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable
-from xnn.backends.kernels.numpy_kernels import chain, is_plain_loss, serves_adam, serves_update
-from xnn.backends.kernels.update_kernels import RULES, update_by_rule
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable, chain
+from xnn.backends.kernels.numpy_kernels import is_plain_loss
+from xnn.backends.kernels.update_kernels import RULES, serves_adam, serves_update, update_by_rule
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 

@@ -1,0 +1,90 @@
+"""Numba's cache: where none can be written or trusted, machine code is compiled without one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("numba")
+
+MODULE = """
+from xnn.backends.kernels.jit import jit
+
+@jit
+def inner(x):
+    return x + 1.0
+
+@jit
+def outer(x):
+    return 2.0 * inner(x)
+"""
+USE = """
+import loops
+from xnn.backends.kernels.jit import load
+load(lambda: loops.outer(1.0), loops.outer)
+print(loops.outer(2.0), loops.outer.stats.cache_path)
+"""
+FULL_DISK = """
+import contextlib
+from numba.core import caching
+@contextlib.contextmanager
+def full(self, path):
+    raise OSError(28, "No space left on device")
+    yield
+caching.IndexDataCacheFile._open_for_write = full
+"""
+
+
+def compiled(folder, program=USE, **variables):
+    """Run a program beside a module with two compiled functions. Returns its result, its cache and standard error."""
+    (folder / "loops.py").write_text(MODULE)
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{program}"],
+        capture_output=True, text=True, env=environment, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result, cache = done.stdout.split()
+    return float(result), cache, done.stderr
+
+
+def test_no_folder_for_the_cache(tmp_path):
+    """Neither NUMBA_CACHE_DIR nor __pycache__ nor the user's cache can be made, whoever the user is."""
+    (tmp_path / "file").touch()
+    (tmp_path / "__pycache__").touch()
+    nowhere = tmp_path / "file" / "no"
+    found = compiled(tmp_path, NUMBA_CACHE_DIR=nowhere, HOME=nowhere, XDG_CACHE_HOME=nowhere)
+    assert found == (6.0, "None", "")
+
+
+def test_a_cache_that_fills_the_disk(tmp_path):
+    result, _, said = compiled(tmp_path, FULL_DISK + USE, NUMBA_CACHE_DIR=tmp_path / "cache")
+    assert (result, said) == (6.0, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the folders of users apart")
+@pytest.mark.parametrize("fault", ["folder of another", "file of another", "open folder", "open file"])
+def test_a_cache_that_others_can_write_is_not_loaded(tmp_path, fault):
+    """Its files are pickles, and loading one runs what is in it. One line says so, and the result is right."""
+    cache = tmp_path / "cache"
+    _, used, said = compiled(tmp_path, NUMBA_CACHE_DIR=cache)
+    assert (said, used.startswith(str(cache))) == ("", True)
+    (file, *_) = cache.rglob("*.nbi")
+    # Loading this file would end the process.
+    file.write_bytes(b"cos\n_exit\n(I7\ntR.")
+    place = file if "file" in fault else file.parent
+    if "open" in fault:
+        place.chmod(0o777)
+    elif os.getuid() == 0:
+        os.chown(place, 65534, -1)
+    else:
+        pytest.skip("only root can give a file to another user")
+    result, used, said = compiled(tmp_path, NUMBA_CACHE_DIR=cache)
+    assert (result, used) == (6.0, "None")
+    assert said.count("\n") == 1
+    assert said.startswith(f"xnn: Numba's cache {file.parent} ")
+    assert ("every" if "open" in fault else "another") + " user" in said

@@ -1,0 +1,42 @@
+"""Boundary, the namespace in which exact numerics compute: what ops and sums have to know about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Boundary"]
+
+
+class Boundary:
+    """A namespace in which ops compute with other numbers than those that are stored. Exact numerics have one.
+
+    It has the functions of the Array API, and the methods below.
+    """
+
+    def enter(self, x: Any) -> Any:
+        """Convert a stored array to the numbers that an op computes with."""
+        raise NotImplementedError
+
+    def leave(self, y: Any) -> Any:
+        """Convert what an op returns to the form in which it is stored."""
+        raise NotImplementedError
+
+    def role(self, op: Any) -> Any:
+        """The form of the op in this namespace: another op, or the op itself."""
+        raise NotImplementedError
+
+    def batch_sum(self, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+        """The sum over `axis`, where axis 0 is the batch: the rows of all workers are added."""
+        raise NotImplementedError
+
+    def scatter_add(self, count: int, indices: Any, rows: Any, batch: bool = False) -> Any:
+        """`count` rows of zeros to which rows[i] is added at indices[i]; batch: add the rows of all workers."""
+        raise NotImplementedError
+
+    def erf(self, x: Any) -> Any:
+        """The error function."""
+        raise NotImplementedError
+
+    def batch_count(self, rows: int) -> int:
+        """The rows of the whole batch, given this worker's rows."""
+        raise NotImplementedError
