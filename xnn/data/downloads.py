@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["LARGEST", "LONGEST", "SlowDownload", "download", "unwound_by_signals"]
+__all__ = ["LARGEST", "LONGEST", "download", "unwound_by_signals"]
 
 LONGEST = 600.0  # seconds for one file
 LARGEST = 2**28  # bytes of one file: ten times the largest of the data sets
 _WINDOW = 20.0  # seconds in which a download must get a little further
 _LEAST = 20_000  # bytes: at a kilobyte a second a person gives up
-
-
-class SlowDownload(OSError):  # noqa: N818 - it is not what the user gets
-    """A download takes longer, or is larger, than is allowed."""
 
 
 def download(url: str, path: Path, timeout: float) -> None:
@@ -32,7 +29,8 @@ def download(url: str, path: Path, timeout: float) -> None:
     path: where to put it. Its folder must exist; the file is complete or not there.
     timeout: seconds to connect, and to wait for more bytes.
 
-    Raises SlowDownload beyond the limits, and another OSError for what the network or the disk refuses.
+    Raises TimeoutError beyond the limits of time, OSError with errno.EFBIG beyond that of size, other OSErrors for
+    what the network or the disk refuses.
     """
     watch = _Watch()
     failures: list[BaseException] = []
@@ -72,7 +70,7 @@ class _Watch:
         self._bar = _Bar() if sys.stderr.isatty() else None
 
     def wait_for(self, thread: threading.Thread) -> None:
-        """Wait until a thread has ended. Raises SlowDownload if it exceeds the limits of time."""
+        """Wait until a thread has ended. Raises TimeoutError if it exceeds the limits of time."""
         start = time.monotonic()
         while True:
             before = self.received
@@ -80,15 +78,15 @@ class _Watch:
             if not thread.is_alive():
                 return
             if time.monotonic() - start >= LONGEST:
-                raise SlowDownload(f"not complete after {LONGEST:g} s")
+                raise TimeoutError(f"not complete after {LONGEST:g} s")
             if self.received - before < _LEAST:
-                raise SlowDownload(f"{self.received - before} bytes in {_WINDOW:g} s")
+                raise TimeoutError(f"{self.received - before} bytes in {_WINDOW:g} s")
 
     def update(self, count: int) -> None:
-        """Count bytes. Raises SlowDownload if there are too many, or if nobody waits for them any more."""
+        """Count bytes. Raises OSError if there are too many, or if nobody waits for them any more."""
         self.received += count
         if self.ended or max(self.received, self.total) > LARGEST:
-            raise SlowDownload(f"larger than {LARGEST:,} bytes")
+            raise OSError(errno.EFBIG, f"larger than {LARGEST:,} bytes")
         if self._bar is not None:
             self._bar.update(self.total, count)
 
@@ -128,14 +126,6 @@ class _Bar:
         self._progress.stop()
 
 
-class _EndedBySignalError(BaseException):
-    """Unwinds the stack when the process is told to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 @contextmanager
 def unwound_by_signals() -> Iterator[None]:
     """A `with` block in which TERM and HUP end the process as Ctrl-C does: what `finally` and `with` clean up is.
@@ -143,23 +133,24 @@ def unwound_by_signals() -> Iterator[None]:
     Elsewhere they end the process at once. Handlers that the program has set stay in force.
     """
     before: dict[int, Any] = {}
+    ended: list[int] = []
 
     def unwind(number: int, frame: FrameType | None) -> None:
-        raise _EndedBySignalError(number)
+        ended.append(number)
+        raise SystemExit(128 + number)
 
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
                 before[number] = signal.signal(number, unwind)
-    ended = None
     try:
         yield
-    except _EndedBySignalError as error:
-        ended = error.number
+    except SystemExit:
+        if not ended:
+            raise
     finally:
         for number, handler in before.items():
-            with suppress(ValueError):
-                signal.signal(number, handler)
-    if ended is not None:
-        os.kill(os.getpid(), ended)
+            signal.signal(number, handler)
+    if ended:
+        os.kill(os.getpid(), ended[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import queue
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from xnn.data.downloads import SlowDownload, download, unwound_by_signals
+from xnn.data.downloads import download, unwound_by_signals
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import as_path, notice, reading
 
@@ -124,10 +125,12 @@ def _attempt(url: str, path: Path, check: Callable[[Path], object], md5: str | N
         check(path)
     except CorruptFileError as error:
         return str(error)
-    except SlowDownload as error:
-        return f"{url}: too slow or too large ({error})"
     except (RequestException, HTTPError) as error:
         return f"{url}: {type(error).__name__}"
+    except OSError as error:
+        if not isinstance(error, TimeoutError) and error.errno != errno.EFBIG:
+            raise
+        return f"{url}: too slow or too large ({error.strerror or error})"
     except ValueError as error:  # pooch's, for an address that is none
         return f"{url}: {error}"
     return ""

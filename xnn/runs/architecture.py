@@ -75,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> Architecture:
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "network.toml")
-    ...     _ = path.writeshown('[[layers]]\\ntype = "Dense"\\noutputs = "classes"\\n')
+    ...     _ = path.write_text('[[layers]]\\ntype = "Dense"\\noutputs = "classes"\\n')
     ...     read(path).build((784,), classes=10).output_shape((784,))
     (10,)
     """

@@ -52,6 +52,7 @@ __all__ = [
 _FORMAT = "xnn record 1"
 #: How the file of a record begins, in every format.
 RECORD_BEGINS = '{"format": "xnn record'
+_PLANNED = ("blas", "backend", "library", "device", "kernels")  # what `xnn verify` prints of a plan
 _WIDTH = 16  # hexadecimal digits of a tensor's digest
 
 #: What is recorded of a parameter.
@@ -139,7 +140,8 @@ def _read_header(line: bytes, path: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(line)
         kind = header.pop("format")
         plan, tensors, steps = header["plan"], header["tensors"], header["steps_per_epoch"]
-        fits = plan["numerics"] in NUMERICS and isinstance(plan["blas"], str)
+        fits = plan["numerics"] in NUMERICS and all(isinstance(plan[name], str) for name in _PLANNED)
+        fits &= plan["threads"] is None or type(plan["threads"]) is int
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"{path} is not a record; `xnn train --record {path}` writes one") from error
     if kind != _FORMAT:
@@ -147,6 +149,7 @@ def _read_header(line: bytes, path: Path) -> dict[str, Any]:
     fits &= isinstance(tensors, dict) and all(isinstance(layer, str) for layer in tensors.values())
     fits &= type(steps) is int and steps > 0
     fits &= all(isinstance(header.get(name, {}), dict) for name in ("run", "table"))
+    fits &= all(isinstance(header.get(name, ""), str) for name in ("xnn", "data_sha256"))
     fits &= isinstance(header.get("run", {}).get("dataset", ""), str) if fits else False
     if not fits:
         raise CorruptFileError(f"{path} has a first line that no recorder wrote: record the run again")
