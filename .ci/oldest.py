@@ -40,11 +40,15 @@ def floors(table: dict[str, Any]) -> list[str]:
         listed += table["project"]["optional-dependencies"][extra]
     found = {}
     for requirement in listed:
-        if requirement.startswith(table["project"]["name"] + "["):  # its own extras, which are listed here, too
+        if requirement.startswith(
+            table["project"]["name"] + "["
+        ):  # its own extras, which are listed here, too
             continue
         match = re.match(r"([\w.-]+)(?:\[[\w,-]+\])?>=([\w.]+)", requirement)
         if match is None:
-            raise ValueError(f"pyproject.toml: {requirement!r} has no oldest version: write {requirement}>=...")
+            raise ValueError(
+                f"pyproject.toml: {requirement!r} has no oldest version: write {requirement}>=..."
+            )
         name, version = match.groups()
         if found.setdefault(name, version) != version:
             raise ValueError(f"pyproject.toml: {name} has two oldest versions, {found[name]} and {version}")

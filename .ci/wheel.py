@@ -1,8 +1,8 @@
 """Builds an sdist, a wheel from it, and uses both in fresh environments.
 
-The sdist must hold every file of the checkout. The wheel must hold the modules of the checkout and nothing else, as its
-RECORD says; each module must import, and `xnn train` must run without any extra. Unpacked in a folder with spaces, the
-sdist must install by `pip install`, and its tests must run.
+The sdist must hold every file of the checkout. The wheel must hold the modules of the checkout and nothing else, as
+its RECORD says; each module must import, and `xnn train` must run without any extra. Unpacked in a folder with
+spaces, the sdist must install by `pip install`, and its tests must run.
 """
 
 import base64
@@ -49,7 +49,10 @@ def modules(folder, package):
 def expected_modules():
     """The full module names of the checkout."""
     found = modules(ROOT / "backends", "xnn.backends") | modules(ROOT / "benchmarks", "xnn.benchmarks")
-    for folder in (ROOT / "xnn", *(p for p in (ROOT / "xnn").rglob("*") if p.is_dir() and p.name not in LINKS)):
+    for folder in (
+        ROOT / "xnn",
+        *(p for p in (ROOT / "xnn").rglob("*") if p.is_dir() and p.name not in LINKS),
+    ):
         package = ".".join(folder.relative_to(ROOT).parts)
         found |= {f"{package}.{p.stem}".removesuffix(".__init__") for p in folder.glob("*.py")}
     return found
@@ -77,12 +80,18 @@ def check_wheel(wheel):
             content = archive.read(name)
             if name != record:
                 sha256 = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-                assert (digest, size) == (f"sha256={sha256}", str(len(content))), f"RECORD is wrong about {name}"
+                assert (digest, size) == (f"sha256={sha256}", str(len(content))), (
+                    f"RECORD is wrong about {name}"
+                )
         metadata = archive.read(f"{about}METADATA").decode()
     others = [name for name in names if not name.startswith(("xnn/", about)) or "/tests/" in name]
     assert not others, f"{wheel.name} holds {others}"
     assert {"xnn/py.typed", f"{about}entry_points.txt", f"{about}licenses/LICENSE"} <= names
-    for line in ("Author: the xnn authors", "License-Expression: MIT", "Description-Content-Type: text/markdown"):
+    for line in (
+        "Author: the xnn authors",
+        "License-Expression: MIT",
+        "Description-Content-Type: text/markdown",
+    ):
         assert f"\n{line}\n" in metadata, f"the wheel's metadata lack {line!r}"
 
 
@@ -110,7 +119,18 @@ def check_unpacked(sdist, work):
         archive.extractall(folder, filter="data")
     (unpacked,) = folder.iterdir()
     python = environment(folder / "its environment")
-    run(python, "-m", "pip", "install", "-q", unpacked, "pytest>=8", "hypothesis>=6.100", "array-api-strict", "mpmath")
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        unpacked,
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "array-api-strict",
+        "mpmath",
+    )
     # `python -m pytest` would import the folder xnn of the sdist, which has no backends: a checkout has links there.
     said = run(python.with_name("pytest"), "-p", "no:cacheprovider", *SOME_TESTS, cwd=unpacked)
     return said.strip().splitlines()[-1]

@@ -24,7 +24,7 @@ def trained(path, loss, rule, augment=(), y=None, outputs=None):
     """The digest of the weights that the library trains on the same data."""
     data = load(path)
     outputs = outputs or data.classes
-    net = mlp(data.x_train.shape[1], (8,), outputs, rescale=data.rescaling(), augment=augment)
+    net = mlp(data.x_train.shape[1], (8,), outputs, rescale=data.scaling_layer(), augment=augment)
     y = data.y_train if y is None else y(data.y_train)
     Trainer(net, loss, rule, threads=1).fit((data.x_train, y), epochs=2, batch_size=50, progress=False)
     return weights_sha256(net)

@@ -27,6 +27,7 @@ __all__ = [
     "check_shape",
     "checked",
     "explained",
+    "is_integer",
     "is_one_of",
     "shown",
     "written",
@@ -55,7 +56,7 @@ def shown(value: Any) -> str:
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """The value as an int. Raises OptionError unless it is an integer (NumPy's too) in `least` .. 2^63 - 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+    if not is_integer(value) or int(value) < least:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise OptionError(f"{name} must be {allowed}, got {shown(value)}")
     if int(value) >= _PAST_INTEGERS:
@@ -63,9 +64,14 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer of Python's or NumPy's. Booleans and arrays are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_integer(name: str, value: Any) -> int:
     """The value as an int. Raises OptionError unless it is an integer (NumPy's too) of at most 64 bits."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or abs(int(value)) >= _PAST_INTEGERS:
+    if not is_integer(value) or abs(int(value)) >= _PAST_INTEGERS:
         raise OptionError(f"{name} must be an integer, got {shown(value)}")
     return int(value)
 

@@ -190,6 +190,13 @@ class ExactNamespace(Boundary):
         own, shared = exponent(self.lib, x, axis), communicator()
         return own if shared is None else shared.maximum(own)
 
+    def batch_largest(self, sizes: Any) -> Any:
+        """The largest of the workers' numbers of at least 0. Their bits, read as integers, have the same order."""
+        shared = communicator()
+        if shared is None:
+            return sizes
+        return self.lib.bits(shared.maximum(self.lib.bits(sizes, "int64")), "float64")
+
     def batch_total(self, partial: Any) -> Any:
         """The sum of the partial sums of all workers. No sum is rounded."""
         shared = communicator()
@@ -292,6 +299,10 @@ class ExactNamespace(Boundary):
     def erf(self, x: Any, /) -> Any:
         """The error function."""
         return functions.erf(self.lib, self.widen(x))
+
+    def erfc(self, x: Any, /) -> Any:
+        """The complementary error function, accurate also where it is small."""
+        return functions.erfc(self.lib, self.widen(x))
 
     def sin(self, x: Any, /) -> Any:
         """The sine; NaN for |x| > 2^25."""

@@ -181,10 +181,30 @@ class ExactRescale(Rescale):
     """rescale, which makes ScaledIntegers of integers of at most 16 bits."""
 
     takes_stored = True
+    gives_stored = True
     name = "rescale"
 
     def forward(
-        self, xp: ExactNamespace, x: Array, *, scale: Any, offset: Any = 0.0, dtype: Any = None
+        self,
+        xp: ExactNamespace,
+        x: Array,
+        *,
+        scale: Any,
+        offset: Any = 0.0,
+        dtype: Any = None,
+        shift: Any = None,
+        wide: Any = None,
+    ) -> tuple[Array, Any]:
+        if shift is not None:  # x, y and the options may be float64: that is what `shift` is for
+            x = x.materialize() if isinstance(x, ScaledIntegers) else x
+            wide = xp.base.float64
+            y, saved = super().forward(xp.base, x, scale=scale, offset=offset, shift=shift, wide=wide)
+            return (y if dtype == wide else xp.leave(y)), saved
+        y, saved = self._unshifted(xp, x, scale, offset, dtype)
+        return xp.leave(y), saved
+
+    def _unshifted(
+        self, xp: ExactNamespace, x: Array, scale: Any, offset: Any, dtype: Any
     ) -> tuple[Array, Any]:
         if dtype is not None and dtype == xp.base.float64:
             xp.enter(xp.base.empty(0, dtype=dtype))  # raises DTypeError, since nothing is stored as float64
@@ -196,7 +216,8 @@ class ExactRescale(Rescale):
         return y, (scale, x.dtype)
 
     def backward(self, xp: ExactNamespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        return super().backward(xp, xp.enter(grad), saved)
+        stored_wide = grad.dtype == xp.base.float64  # after a Rescale to float64, the last layer of a model
+        return super().backward(xp, grad if stored_wide else xp.enter(grad), saved)
 
 
 class _Moved(Op):

@@ -106,6 +106,8 @@ KNOWN: dict[str, str] = {
     "0x1.356fb17af2e92p-1 0x1.ff94a269aef87p-1 0x1.0000000000000p+0",
     "erf": "-0x1.0000000000000p+0 -0x1.de364a1372d3ap-1 -0x1.7a9f084b5e44cp-17 0x1.c8184b8b25f1cp-3 "
     "0x1.5b08c21171646p-1 0x1.fffffed523094p-1 0x1.0000000000000p+0",
+    "erfc": "0x1.0000000000000p+1 0x1.ef1b2509b969dp+0 0x1.0000bd4f8425bp+0 0x1.8df9ed1d36839p-1 "
+    "0x1.49ee7bdd1d373p-2 0x1.2adcf6ba2c079p-25 0x0.0p+0",
     "sin": "-0x1.ec1c35bc6551ap-1 -0x1.ed577f9c51e4bp-1 -0x1.4f8b588e1e8a2p-17 0x1.96dff233dd2bcp-3 "
     "0x1.49d6e694619b8p-1 -0x1.6022e2d1fb3cbp-1 -0x1.fdf4b5ad5c27ap-1",
     "cos": "-0x1.1aa43a1c03421p-2 0x1.11eb3682a4c5fp-2 0x1.ffffffff920c8p-1 0x1.f5cb49577627ap-1 "

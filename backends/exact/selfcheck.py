@@ -377,7 +377,8 @@ def known_values(namespace: ExactNamespace) -> dict[str, str]:
     """Return the values of every function at reference.ARGUMENTS, in hexadecimal, in the form of reference.KNOWN."""
     x = namespace.lib.to_device(np.asarray(ARGUMENTS))
     size = namespace.abs(x)
-    values = {name: getattr(namespace, name)(x) for name in ("exp", "expm1", "tanh", "erf", "sin", "cos")}
+    names = "exp", "expm1", "tanh", "erf", "erfc", "sin", "cos"
+    values = {name: getattr(namespace, name)(x) for name in names}
     values |= {
         "log": namespace.log(size),
         "log1p": namespace.log1p(size),

@@ -161,7 +161,7 @@ def _gather(call: Call) -> Rows:
 def _can_gather(call: Call) -> bool:
     source, target = call.options["source"], call.writes[0]
     assert target is not None
-    if not serves_gather(call) or not len(source):
+    if not serves_gather(call) or not len(source) or "shift" in call.options:
         return False
     if source.dtype == np.uint8:
         return bool(np.dtype(target.dtype).kind == "f")

@@ -182,8 +182,7 @@ def _activate(r: Any, reals: Any) -> None:
 def _gradient(r: Any, reals: Any) -> None:
     """Go back through f in place: dz <- dy f'(z), from y = f(z); db <- the sum of dz's rows unless its address is 0.
 
-    Of more than SHORT rows, those of each piece are added first. ReLU multiplies by 0 or 1. So where y is 0, an
-    infinite gradient becomes NaN, and not 0 as in the op.
+    Of more than SHORT rows, those of each piece are added first.
     """
     kind, n, m, zero, one = r[1], r[5], r[6], reals[8], reals[9]
     dy, y = carray(_pointer(r[2], reals[0]), (n, m)), carray(_pointer(r[3], reals[0]), (n, m))
@@ -197,13 +196,13 @@ def _gradient(r: Any, reals: Any) -> None:
         for i in range(start, min(start + rows, n)):
             if kind == RELU and r[4]:
                 for j in range(m):
-                    g = dy[i, j] * reals.dtype.type(y[i, j] > zero)  # an `if` would not vectorize
+                    g = zero if y[i, j] <= zero else dy[i, j]  # NaN lets it through
                     dy[i, j] = g
                     piece[j] += g
                 continue
             if kind == RELU:
                 for j in range(m):
-                    dy[i, j] *= reals.dtype.type(y[i, j] > zero)
+                    dy[i, j] = zero if y[i, j] <= zero else dy[i, j]
             elif kind == SIGMOID:
                 for j in range(m):
                     dy[i, j] *= y[i, j] * (one - y[i, j])

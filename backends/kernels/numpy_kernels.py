@@ -37,14 +37,14 @@ def _relu(z: np.ndarray) -> Runnable:
 
 
 def _relu_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
-    """dy where y > 0, else 0: all bits of dy are kept or cleared, so NaN and infinity come out as in `where`."""
-    keep, zero = np.empty(y.shape, bool), y.dtype.type(0)
-    flag, word = keep.view(np.int8), dy.view(_SIGNED[dy.itemsize])
+    """0 where y <= 0, else dy: all bits of dy are kept or cleared, so NaN and infinity come out as in `where`."""
+    off, zero, one = np.empty(y.shape, bool), y.dtype.type(0), np.int8(1)
+    flag, word = off.view(np.int8), dy.view(_SIGNED[dy.itemsize])
     mask = np.empty_like(word)
 
     def run() -> None:
-        np.greater(y, zero, out=keep)
-        np.negative(flag, out=flag)  # True is 1, and -1 is all ones
+        np.less_equal(y, zero, out=off)
+        np.subtract(flag, one, out=flag)  # True becomes 0, and False -1, which is all ones
         np.copyto(mask, flag)
         np.bitwise_and(word, mask, out=word)
 
@@ -254,9 +254,15 @@ def _softmax_cross_entropy(call: Call) -> Runnable:
 
 
 def serves_gather(call: Call) -> bool:
-    """Whether the source is a contiguous NumPy array, with one scale and one offset for all features, or none."""
+    """Whether the source is a contiguous NumPy array, with one scale and one offset for all features, or none.
+
+    With a shift, scale, offset and shift may be arrays.
+    """
     source, numbers = call.options["source"], [call.options.get(key, 0.0) for key in ("scale", "offset")]
     plain = isinstance(source, np.ndarray) and source.flags.c_contiguous
+    if plain and "shift" in call.options:
+        target = call.writes[0]
+        return target is not None and tuple(target.shape[1:]) == source.shape[1:]
     return plain and all(isinstance(number, float) for number in numbers)
 
 
@@ -266,6 +272,8 @@ def _gather(call: Call) -> Runnable:
     if "scale" not in call.options and source.dtype == target.dtype:
         return lambda: void(source.take(rows, 0, target, "clip"))
     taken = np.empty(target.shape, source.dtype)
+    if "shift" in call.options:
+        return _gather_wide(call, taken)
     scale, offset = (target.dtype.type(call.options.get(*p)) for p in (("scale", 1.0), ("offset", 0.0)))
 
     def run() -> None:
@@ -274,6 +282,24 @@ def _gather(call: Call) -> Runnable:
         np.multiply(target, scale, out=target)
         if offset:
             np.add(target, offset, out=target)
+
+    return run
+
+
+def _gather_wide(call: Call, taken: np.ndarray) -> Runnable:
+    """Gather a batch and rescale it with a shift: in float64, and rounded at the end."""
+    source, rows = call.options["source"], call.options["cursor"].rows
+    shift, scale, offset = (call.options[key] for key in ("shift", "scale", "offset"))
+    target, wide = call.writes[0].array, np.empty(taken.shape)  # type: ignore[union-attr]
+    moved = not (isinstance(offset, float) and offset == 0.0)
+
+    def run() -> None:
+        source.take(rows, 0, taken, "clip")
+        np.subtract(taken, shift, out=wide, dtype=np.float64)  # a Python number would leave float32 as it is
+        np.multiply(wide, scale, out=wide)
+        if moved:
+            np.add(wide, offset, out=wide)
+        np.copyto(target, wide, casting="unsafe")
 
     return run
 

@@ -120,7 +120,8 @@ def test_predict_of_no_samples_prints_no_lines(tmp_path, form, task):
     else:
         np.save(data, np.zeros((0, 2, 2) if form == "images.npy" else (0, 4)))
     result = run("predict", model, data, "--output", tmp_path / "o.npy")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    said = f"xnn: {data} holds no samples, so there is nothing to predict\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", said)
     assert np.load(tmp_path / "o.npy").shape == (0, 2)
     assert one_json(run("predict", model, data, "--json")) == {"predictions": [], "accuracy": None}
 

@@ -95,7 +95,7 @@ def test_averaged_weights(digits, tmp_path):
     assert found["weights_sha256"] != plain["weights_sha256"]
     assert all(found[key] == plain[key] for key in ("losses_sha256", "history"))
     data = load(digits)
-    net = mlp(784, (8,), 10, rescale=data.rescaling())
+    net = mlp(784, (8,), 10, rescale=data.scaling_layer())
     rule = optimizers.SGD(0.1, average=0.9)
     trainer = Trainer(net, losses.SoftmaxCrossEntropy(), rule, threads=1)
     trainer.fit((data.x_train, data.y_train), epochs=2, batch_size=50, progress=False)

@@ -446,7 +446,7 @@ def test_samples_that_do_not_fit(tmp_path):
         (
             'a,b,y\n"1,2,0\n3,4,0\n',
             {},
-            r"line 3: 1 fields, and 3 were expected; a quotation mark .* not closed\?",
+            r"line 2: field 1 begins with a quotation mark that is not closed: close or remove it",
         ),
         ("a;b;y\n1,5;2;0\n", {}, r"one column; .* with commas between the fields, not ';'"),
         ("1,5;2,5;0\n", {}, r"'5;2' is not a number: .* fields have commas between them"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
 import io
@@ -25,8 +26,8 @@ __all__ = [
 
 #: Texts that break careless readers: numbers at the edge, brackets, quotes, control characters.
 WORDS = (
-    b"", b"0", b"-1", b"1", b"2", b"255", b"1e400", b"-1e400", b"nan", b"inf", b"1e-400", b"9" * 25, b"9" * 5000, b"1_0",
-    b"0x10", b"1.5", b"true", b"null", b"None", b'"', b"'", b'""', b'"a"', b"[]", b"{}", b"[", b"{", b"]" * 3,
+    b"", b"0", b"-1", b"1", b"2", b"255", b"1e400", b"-1e400", b"nan", b"inf", b"1e-400", b"9" * 25, b"9" * 5000,
+    b"1_0", b"0x10", b"1.5", b"true", b"null", b"None", b'"', b"'", b'""', b'"a"', b"[]", b"{}", b"[", b"{", b"]" * 3,
     b"[" * 3000, b'{"a":' * 3000, b"\x00", b"\r", b"\n", b"\r\n", b",", b";", b"\t", b" ", b"\xff\xfe",
     b"\xef\xbb\xbf", b"\xc3\xa9", b"\xe2\x80\xa8", b"a.b", b"__class__", b"../x", b"%s%n", b"x" * 10_000,
 )  # fmt: skip
@@ -140,13 +141,14 @@ def npy_of(rng: np.random.Generator, content: bytes) -> bytes:
                    b"[('a', '<f4')]", b"'|V8'", b"'<i8'", b"'|u1'", b"'nothing'", b"'<f80000000000'"),
         b"fortran_order": (b"True", b"False", b"0", b"None"),
         b"shape": (b"()", b"(0, 3)", b"(3,", b"(True, 3)", b"(1" + b"0" * 20 + b",)", b"(-1, 6)", b"(2, 3)", b"6",
-                   b"(4294967296, 4294967296)", b"(1000000000,)", b"(0, 100000000000)", b"(1.5, 2)", b"[4, 3]", b"'a'"),
+                   b"(4294967296, 4294967296)", b"(1000000000,)", b"(0, 100000000000)", b"(1.5, 2)", b"[4, 3]",
+                   b"'a'"),
     }  # fmt: skip
-    text = [b"'descr': '<f8'", b"'fortran_order': False", b"'shape': (4, 3)"]
+    held = {key.encode(): repr(value).encode() for key, value in ast.literal_eval(header.decode()).items()}
     for _ in range(int(rng.integers(1, 3))):
-        place = int(rng.integers(3))
-        name = (b"descr", b"fortran_order", b"shape")[place]
-        text[place] = b"'" + name + b"': " + one_of(rng, fields[name])
+        name = one_of(rng, list(fields))
+        held[name] = one_of(rng, fields[name])
+    text = [b"'" + name + b"': " + value for name, value in held.items()]
     if rng.random() < 0.2:
         text.append(bytes_of(rng, one_of(rng, text)))
     header = b"{" + b", ".join(text) + b"}\n"
@@ -243,9 +245,10 @@ def toml_of(rng: np.random.Generator, content: bytes) -> bytes:
     key, sign, _ = lines[number].partition("=")
     match int(rng.integers(6)):
         case 0 | 1 if sign:
-            values = ("0", "-1", "1", "2", "true", '"classes"', '"a"', "[]", "[1, 2]", "[[1]]", "{}", "1.5", "inf", "nan",
-                      "99999999999999999999", "1e300", '{type = "He"}', '{type = "ReLU"}', "1979-05-27", "''", "0x1F",
-                      "[" * 2000, '"Sequential"', '"Conv2D"', '"Embedding"', '"BatchNorm"', '"same"', "2" * 5000)  # fmt: skip
+            values = ("0", "-1", "1", "2", "true", '"classes"', '"a"', "[]", "[1, 2]", "[[1]]", "{}", "1.5", "inf",
+                      "nan", "99999999999999999999", "1e300", '{type = "He"}', '{type = "ReLU"}', "1979-05-27",
+                      "''", "0x1F", "[" * 2000, '"Sequential"', '"Conv2D"', '"Embedding"', '"BatchNorm"', '"same"',
+                      "2" * 5000)  # fmt: skip
             lines[number] = f"{key}= {one_of(rng, values)}"
         case 2:
             lines.insert(number, one_of(rng, lines))

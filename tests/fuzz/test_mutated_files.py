@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import signal
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import mutations
 import numpy as np
@@ -27,7 +27,7 @@ TOML = """
 [[layers]]
 type = "Rescale"
 scale = 2.0
-offset = [1.0, 0.5]
+offset = 1.0
 [[layers]]
 type = "Reshape"
 shape = [1, 2, 3]
@@ -39,7 +39,7 @@ padding = "same"
 weight_init = {type = "He", distribution = "uniform"}
 [[layers]]
 type = "Sequential"
-layers = [{type = "BatchNorm", momentum = 0.2}, {type = "Dropout", rate = 0.25}, {type = "MaxPool2D", kernel_size = 1}]
+layers = [{type = "BatchNorm", momentum = 0.2}, {type = "Dropout", rate = 0.25}, {type = "SiLU"}]
 [[layers]]
 type = "Flatten"
 [[layers]]
@@ -51,7 +51,7 @@ op = "tanh"
 [[layers]]
 type = "Dense"
 outputs = "classes"
-""".replace("[1.0, 0.5]", "1.0")
+"""
 
 
 def network():
@@ -81,7 +81,7 @@ def folder(tmp_path_factory):
     )
     recorder.record.save(path / "record.jsonl")
     (path / "network.toml").write_text(TOML)
-    np.save(path / "array.npy", rng.normal(size=(4, 3)))
+    np.save(path / "array.npy", rng.normal(size=(4, 6)))
     np.savez(path / "archive.npz", x=x, y=y)
     pixels = rng.integers(0, 255, (3, 2, 3), dtype=np.uint8)
     (path / "pixels.idx").write_bytes(idx(pixels))
@@ -122,11 +122,11 @@ def load_model(path, folder):
 
 
 def predict_with(path, folder):
-    ended(run("predict", path, folder / "table.csv"))
+    return ended(run("predict", path, folder / "table.csv"))
 
 
 def predict_data(path, folder):
-    ended(run("predict", folder / "model.safetensors", path, "--json"))
+    return ended(run("predict", folder / "model.safetensors", path, "--json"))
 
 
 def load_data(path, folder):
@@ -146,14 +146,15 @@ def load_record(path, folder):
 
 
 def verify_record(path, folder):
-    ended(run("verify", path, folder / "record.jsonl"))
+    return ended(run("verify", path, folder / "record.jsonl"))
 
 
 def ended(result):
-    """Check a command's exit code, and that an error is one line."""
+    """Check a command's exit code, and the line of an error; returns the code. It is 1, too, for runs that differ."""
     assert result.exit_code in (0, 1, 2), result.output
-    if result.exit_code:
+    if result.exit_code and not (result.exit_code == 1 and "differ" in result.stdout):
         assert result.stderr.splitlines()[-1].startswith(("xnn: ", "Error: ")), result.output
+    return result.exit_code
 
 
 FORMATS = {
@@ -178,14 +179,11 @@ def test_a_mutated_file_is_read_or_refused(kind, rng, folder):
     name, mutate, load = FORMATS[kind]
     path = folder / f"mutated-{name}"
     path.write_bytes(mutate(rng, (folder / name).read_bytes()))
-    try:
-        with bounded():
-            load(path, folder)
-    except XnnError as error:
-        assert str(error)
+    with bounded(), suppress(XnnError):
+        load(path, folder)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_file_that_is_mutated_is_read(kind, folder):
     name, _, load = FORMATS[kind]
-    load(folder / name, folder)
+    assert not load(folder / name, folder)

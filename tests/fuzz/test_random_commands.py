@@ -1,4 +1,4 @@
-"""Random options and values for every command: exit code 0, 1 or 2, errors in one line, and no file but those asked for."""
+"""Random options and values of commands: exit code 0, 1 or 2, errors in one line, no file but those asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 from command_line import run
+from network_texts import DENSE, layer
 
 from xnn.data import synthetic_digits
 
@@ -16,8 +17,9 @@ TEXTS = (
     "0", "1", "2", "3", "-1", "0.5", "1.5", "1e-3", "1e9", "nan", "inf", "-inf", "1e400", "", " ", "a", "kind", "x,y",
     "8", "8,8", "8,,8", "0,8", "99999999999999999999", "0x8", "1_0", "true", "auto", "é", "\x1b[31m", "-", "--", "=",
     "classification", "regression", "balanced", "relu", "adam", "mse", "ops", "exact", "fast", "numpy", "cosine",
-    "step:every=2", "step:every=2,factor=0.5", "step:every=x", "onecycle:warmup=2", "cosine:steps=-1", "polynomial:power=2",
-    "restarts:steps=3", "nosuch:a=1", "constant", "exponential:factor=0.9", "step:", ":", "nosuch.csv", "/", ".", "out",
+    "step:every=2", "step:every=2,factor=0.5", "step:every=x", "onecycle:warmup=2", "cosine:steps=-1",
+    "polynomial:power=2", "restarts:steps=3", "nosuch:a=1", "constant", "exponential:factor=0.9", "step:", ":",
+    "nosuch.csv", "/", ".", "out",
 )  # fmt: skip
 
 #: Option -> values that are usual for it. Some values are paths in the folder of the data.
@@ -59,7 +61,7 @@ PATHS = {"--dataset", "--model", "--save", "--log", "--record"}
 #: Values of these may cost minutes or gigabytes, rightly.
 BOUNDED = {"--hidden", "--epochs", "--batch-size"}
 
-NET = '[[layers]]\ntype = "Dense"\noutputs = 8\n[[layers]]\ntype = "Tanh"\n[[layers]]\ntype = "Dense"\noutputs = "classes"\n'
+NET = layer("Dense", "outputs = 8") + layer("Tanh") + DENSE
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def options(rng, folder, most):
     words = []
     for _ in range(int(rng.integers(0, most + 1))):
         name = one_of(rng, list(USUAL))
-        usual = rng.random() < 0.85 or name in BOUNDED and rng.random() < 0.7
+        usual = rng.random() < 0.85 or (name in BOUNDED and rng.random() < 0.7)
         value = one_of(rng, USUAL[name] if usual else TEXTS)
         if name in BOUNDED and not usual and value[:3].isdigit():
             continue

@@ -267,7 +267,7 @@ def test_compiled_functions_of_special_numbers(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_relus_gradient_where_the_output_is_0(table, dtype):
-    """The op and NumPy's kernel give 0 for any dy; the compiled kernel gives NaN for an infinite dy or NaN."""
+    """Where the output is 0, the gradient is 0 for any dy; where it is NaN, dy goes on."""
     both = Both(table)
     both.slot("x", np.array([[-1.0, 2.0, -1.0, np.nan]], dtype))
     both.slot("dy", np.array([[np.inf, np.inf, np.nan, 1.0]], dtype))
@@ -279,8 +279,8 @@ def test_relus_gradient_where_the_output_is_0(table, dtype):
         return [forward, Call("backward", ops.relu, (s["dy"],), (s["dx"],), forward=forward)]
 
     kernel, op = both.run(make)["dx"]
-    np.testing.assert_array_equal(op, [[0, np.inf, 0, 0]])
-    np.testing.assert_array_equal(kernel, op if table.name == "numpy" else [[np.nan, np.inf, np.nan, 0]])
+    np.testing.assert_array_equal(op, [[0, np.inf, 0, 1]])
+    np.testing.assert_array_equal(kernel, op)
 
 
 @pytest.mark.parametrize(("n", "classes"), [(1, 1), (32, 10), (7, 300), (1024, 2)])
@@ -367,6 +367,31 @@ def test_gather(table, dtype, shape, source, offset):
     np.testing.assert_allclose(results[1], expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("source", [np.uint8, np.float32, np.float64, np.int64], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [0.0, np.array([0.5, -0.25, 0.0])], ids=["0", "array"])
+@pytest.mark.parametrize("shift", [100.1, np.array([0.1, 1.7e9, -3.3])], ids=["number", "array"])
+def test_gather_with_a_shift_has_the_bits_of_the_op(table, source, dtype, offset, shift):
+    """The batch is rescaled in float64 and rounded at the end."""
+    data = (np.arange(120).reshape(40, 3) * 37 % 251).astype(source)
+    if source in (np.float64, np.int64):
+        data += 1_700_000_000
+    numbers = {"scale": np.array([1 / 60, 3.0, 1e-40]), "offset": offset, "shift": shift}
+    options = {"source": data, "cursor": Cursor(np.array([3, 0, 39, 3, 17]))}
+    raw, out = Slot("raw", (5, 3), np.dtype(source)), Slot("x", (5, 3), np.dtype(dtype))
+    rescale = {**numbers, "dtype": getattr(np, dtype), "wide": np.float64}
+    parts = (Call("gather", None, (), (raw,), options), Call("forward", ops.rescale, (raw,), (out,), rescale))
+    call = Call("gather", None, (), (out,), {**options, **numbers}, parts=parts)
+    assert table.accepts(call)
+    bind(LIB, table, [call])[0]()
+    found = out.array.copy()
+    interpret(LIB, call)()
+    assert found.dtype == out.array.dtype == np.dtype(dtype)
+    assert found.tobytes() == out.array.tobytes()
+    expected = (data[options["cursor"].rows].astype(float) - shift) * numbers["scale"] + offset
+    np.testing.assert_array_equal(found, expected.astype(dtype))
+
+
 def test_gathers_that_have_no_kernel(table):
     cursor = Cursor(np.array([0]))
     out = Slot("x", (1, 3), np.dtype("f4"))
@@ -374,6 +399,8 @@ def test_gathers_that_have_no_kernel(table):
         {"source": np.ones((2, 3), np.uint8), "scale": np.ones(3), "offset": 0.0},
         {"source": np.ones((2, 3), np.uint8), "scale": 1.0, "offset": np.ones(3)},
         {"source": np.ones((3, 2), np.uint8).T, "scale": 1.0, "offset": 0.0},
+        {"source": np.ones((2, 1)), "scale": 1.0, "offset": 0.0, "shift": np.ones(3)},  # makes a sample wider
+        {"source": np.ones((3, 2)).T, "scale": 1.0, "offset": 0.0, "shift": np.ones(3)},
     ):
         assert not table.accepts(Call("gather", None, (), (out,), {**options, "cursor": cursor}))
 

@@ -307,6 +307,9 @@ def test_what_a_callback_changes_takes_effect_at_the_next_step(changing, kernels
     assert not np.allclose(digests[0][:16], unchanged.parameters()[0].value.ravel(), atol=1e-3)
 
 
+HALVES, THREE = np.full(4, 0.5), np.full(4, 3.0)
+
+
 def options_of_layers():
     def dropout(value):
         return lambda m: setattr(m.layers[1], "rate", value)
@@ -320,6 +323,8 @@ def options_of_layers():
         "LayerNorm.epsilon": (lambda: layers.LayerNorm(4), lambda m: setattr(m.layers[1], "epsilon", 0.5)),
         "LeakyReLU": (lambda: layers.LeakyReLU(), lambda m: setattr(m.layers[1], "negative_slope", 0.7)),
         "Rescale.scale": (lambda: layers.Rescale(1.0), lambda m: setattr(m.layers[1], "scale", 3.0)),
+        "Rescale.shift": (lambda: layers.Rescale(1.0, shift=0.5), lambda m: setattr(m.layers[1], "shift", 3.0)),
+        "Rescale many": (lambda: layers.Rescale(1.0, shift=HALVES), lambda m: setattr(m.layers[1], "shift", THREE)),
         "Rescale array": (lambda: layers.Rescale([1.0] * 4), lambda m: setattr(m.layers[1], "scale", np.full(4, 2))),
     }  # fmt: skip
 
@@ -344,9 +349,9 @@ def test_options_of_xnns_layers_take_effect_at_the_next_step(name, kernels):
     assert not np.allclose(found[0], found[2], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["scale", "offset"])
+@pytest.mark.parametrize("name", ["scale", "offset", "shift"])
 def test_an_array_of_rescale_is_assigned_not_written_to(name):
-    layer = layers.Rescale([1.0, 2.0], [0.0, 1.0])
+    layer = layers.Rescale([1.0, 2.0], [0.0, 1.0], shift=[3.0, 4.0])
     with pytest.raises(ValueError, match="read-only"):
         getattr(layer, name)[0] = 5.0
 

@@ -275,10 +275,10 @@ def test_ties_share_the_gradient():
 
 
 @pytest.mark.parametrize("op", [ops.max, ops.min])
-def test_an_extreme_of_nan_gives_no_warning_and_no_gradient(op):
-    y, saved = op.forward(np, np.array([[np.nan, 1.0]]), axis=1)
+def test_an_extreme_of_nan_gives_its_gradient_to_the_nans_without_a_warning(op):
+    y, saved = op.forward(np, np.array([[np.nan, 1.0, np.inf], [np.nan, -1.0, np.nan]]), axis=1)
     assert np.isnan(y).all()
-    assert op.backward(np, np.ones(1), saved)[0].tolist() == [[0.0, 0.0]]
+    assert op.backward(np, np.ones(2), saved)[0].tolist() == [[1.0, 0.0, 0.0], [0.5, 0.0, 0.5]]
 
 
 def test_clip_lets_the_gradient_through_at_its_bounds(lib):
@@ -453,7 +453,10 @@ def test_a_check_that_cannot_run_is_a_failure(monkeypatch):
         (lambda x: ops.stack([]), "at least one"),
         (lambda x: ops.stack([x, x], axis=3), "axis 3"),
         (lambda x: ops.moments(x, axis=(2,)), "axis 2"),
-        (lambda x: ops.sum(x, axis=2), "sum of"),
+        (lambda x: ops.sum(x, axis=2), "axis 2"),
+        (lambda x: ops.max(x, axis=(0, -3)), "axis -3"),
+        (lambda x: ops.softmax(x, axis=2), "axis 2"),
+        (lambda x: ops.log_softmax(x, axis=-3), "axis -3"),
     ],
 )
 def test_an_axis_that_is_not_there_is_refused(call, said, numerics):

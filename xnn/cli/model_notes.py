@@ -22,23 +22,26 @@ class Notes:
     features: the number of features of a sample; 0 if the file does not say it.
     labels: the names of class 0, 1, ...; empty if there are none.
     columns: those of the table, None if it was none.
+    classes: the number of classes; 0 for a regression, and if the file does not say it.
     """
 
     task: str = "classification"
     features: int = 0
     labels: tuple[Label, ...] = ()
     columns: Columns | None = None
+    classes: int = 0
 
 
 def read_notes(path: str) -> Notes:
     """The notes of a model file. Raises CorruptFileError for values that `xnn train` does not write."""
     said = files.metadata(path)["notes"]
-    features, labels = said.get("features") or 0, said.get("labels") or []
+    features, labels, classes = said.get("features") or 0, said.get("labels") or [], said.get("classes") or 0
     columns = said.get("columns")
     task = said.get("task", "classification")
     fits = {
         "task": task in ("classification", "regression"),
         "features": type(features) is int and features >= 0,
+        "classes": type(classes) is int and classes >= 0,
         "labels": _is_list(labels, str, int, float),
         "columns": columns is None or _is_columns(columns),
     }
@@ -51,7 +54,7 @@ def read_notes(path: str) -> Notes:
     if columns is not None:
         names, features_of, targets = (tuple(columns[key]) for key in ("names", "features", "targets"))
         columns = Columns(names, features_of, targets, columns.get("header"))
-    return Notes(task, features, tuple(labels), columns)
+    return Notes(task, features, tuple(labels), columns, classes if task == "classification" else 0)
 
 
 def _is_list(value: Any, *kinds: type) -> TypeGuard[list[Any]]:

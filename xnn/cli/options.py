@@ -60,12 +60,18 @@ _RUN_OPTIONS = (
     click.option(
         "--header/--no-header",
         default=None,
-        help="Whether the first line of a table holds names. Default: it does if none of its fields is a number.",
+        help="Whether the first line of a table holds names. Default: it does if none of its fields is a number, or "
+        "if they count up as 0, 1, target; a message then says so.",
     ),
     click.option(
         "--task",
         type=click.Choice(["classification", "regression"]),
         help="What to predict from a table: classes or numbers. Default: chosen by the target's values.",
+    ),
+    click.option(
+        "--scale-target",
+        is_flag=True,
+        help="Train a regression on targets with mean 0 and deviation 1; the saved model predicts in their units.",
     ),
     click.option(
         "--hidden",

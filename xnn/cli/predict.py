@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
+import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +17,16 @@ import numpy as np
 from xnn.backends import backend as use_backend
 from xnn.backends import get_backend
 from xnn.backends import numerics as use_numerics
-from xnn.cli.model_notes import read_notes
+from xnn.cli.model_notes import Notes, read_notes
 from xnn.cli.options import backend_option, numerics_option
 from xnn.cli.outputs import check_apart
 from xnn.data import dataset_names, load, read_idx
 from xnn.data.arrays import read_array, read_npz
-from xnn.data.loading import samples_from_csv
-from xnn.data.tables import Columns, samples_and_targets
+from xnn.data.loading import table_for_model
+from xnn.data.tables import samples_and_targets
 from xnn.data.targets import label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
-from xnn.files import check_writable, notice, reading, to_json, write_atomically
+from xnn.files import check_writable, notice, printable, reading, to_json, write_atomically
 from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
 from xnn.layers.sequential import load as load_model
@@ -53,6 +57,12 @@ xnn predict digits.safetensors images.npy --output logits.npy
 @click.option("--data-home", metavar="DIR", help="The folder of a named data set's files.")
 @backend_option
 @numerics_option
+@click.option(
+    "--header/--no-header",
+    default=None,
+    help="Whether the first line of a table holds names. Default: it does if it has the names that the model was "
+    "trained on; if not, as for xnn train.",
+)
 @click.option("--output", metavar="FILE", help="Also write the model's outputs to a .npy file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
@@ -61,7 +71,14 @@ def command(model: str, data: str, backend: str | None, numerics: str | None, **
         predict_command(model, data, **options)
 
 
-def predict_command(model: str, data: str, data_home: str | None, output: str | None, as_json: bool) -> None:
+def predict_command(
+    model: str,
+    data: str,
+    data_home: str | None,
+    output: str | None,
+    as_json: bool,
+    header: bool | None = None,
+) -> None:
     """Predict, print the predictions, and write the outputs if asked."""
     if output:
         check_writable(output, (".npy",))
@@ -69,8 +86,8 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
     net = load_model(model)
     notes = read_notes(model)
     labels = notes.labels
-    x, y = _read_samples(data, data_home, notes.features or _width(net), notes.columns)
-    outputs = net.predict(x)
+    samples = _read_samples(data, data_home, header, notes, notes.features or _width(net))
+    outputs = net.predict(samples.x)
     accuracy, printed = None, outputs.tolist()
     if notes.task == "classification" and outputs.ndim == 2:
         classes = classes_of(outputs, net.threshold)
@@ -79,6 +96,9 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
                 f"{model}: its notes name {len(labels)} classes, and the model has {outputs.shape[1]} outputs: train "
                 "again"
             )
+        if (notes.classes or len(labels)) == 1:  # the single output says nothing
+            classes = np.zeros_like(classes)
+        y = samples.y
         if y is not None and y.ndim == 2 and labels in ((), tuple(range(len(labels)))):
             y = one_hot_classes(y)
         if y is not None and y.ndim == 1 and len(y):
@@ -86,11 +106,26 @@ def predict_command(model: str, data: str, data_home: str | None, output: str | 
         printed = [labels[number] for number in classes.tolist()] if labels else classes.tolist()
     if output:
         _save_array(output, outputs)
+    empty = () if printed else (f"{data} holds no samples, so there is nothing to predict",)
+    for note in (*samples.notes, *empty):
+        notice(f"xnn: {note}")
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # `xnn predict ... >&-`
+    try:
+        _print(printed, accuracy, as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `xnn predict ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(128 + 13)  # what a shell reports of a program that SIGPIPE ended
+
+
+def _print(printed: list[Any], accuracy: float | None, as_json: bool) -> None:
+    """Print a line for each sample, or a JSON object."""
     if as_json:
         click.echo(to_json({"predictions": printed, "accuracy": accuracy}))
         return
     for row in printed:
-        click.echo(",".join(map(str, row)) if isinstance(row, list) else row)
+        click.echo(",".join(map(str, row)) if isinstance(row, list) else printable(str(row)))
     if accuracy is not None:
         notice(f"accuracy {accuracy:.4f} over {len(printed)} samples")
 
@@ -128,26 +163,39 @@ def _width(net: Sequential) -> int:
     return next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
 
 
-def _read_samples(
-    data: str, data_home: str | None, width: int, columns: Columns | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples (n, features), and their targets if the data hold them.
+@dataclass(frozen=True)
+class _Samples:
+    """Samples (n, features), their targets if the data hold them, and what the user should be told."""
 
+    x: np.ndarray
+    y: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _read_samples(
+    data: str, data_home: str | None, header: bool | None, notes: Notes, width: int
+) -> _Samples:
+    """The samples that DATA names.
+
+    header: whether the first line of a table holds names; None if that was not said.
+    notes: those of the model's file: the columns of the table that it was trained on, the task and the classes.
     width: the number of features that the model takes; 0 if unknown.
-    columns: those of the table on which the model was trained, if it was one.
     """
     path = Path(data)
+    table = path.suffix.lower() == ".csv"
+    if header is not None and not table:
+        raise OptionError(f"--header and --no-header are for .csv files, and {data} is none: omit them")
     if data in dataset_names():
         named = load(data, data_home)
-        return named.x_test, named.y_test
+        return _Samples(named.x_test, named.y_test)
     with reading(path):
         there = path.is_file()
     if not there:
         raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
+    if table:
+        return _from_table(path, header, notes, width)
     y: np.ndarray | None = None
-    if path.suffix.lower() == ".csv":
-        x, y = samples_from_csv(path, columns, width)
-    elif path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz":
         arrays = read_npz(path)
         x_name = next((name for name in ("x", "x_test") if name in arrays), None)
         if x_name is None:
@@ -159,4 +207,20 @@ def _read_samples(
         x = read_idx(path)
     if x.ndim < 2:
         raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row for each sample")
-    return (x.reshape(len(x), math.prod(x.shape[1:])), None) if y is None else samples_and_targets(data, x, y)
+    if y is None:
+        return _Samples(x.reshape(len(x), math.prod(x.shape[1:])))
+    return _Samples(*samples_and_targets(data, x, y))
+
+
+def _from_table(path: Path, header: bool | None, notes: Notes, width: int) -> _Samples:
+    """The samples of a CSV file. Its targets are read if the model is a classifier, for the accuracy."""
+    table = table_for_model(path, notes.columns, width, header)
+    if not table.columns.targets or notes.task != "classification":
+        return _Samples(table.x, None, table.notes)
+    if table.unlabelled:
+        empty = len(table.unlabelled) == len(table.x)  # a column to be filled, of which nothing need be said
+        count = f"{len(table.unlabelled)} of {len(table.x)}"
+        said = f"no accuracy: {count} rows have no target, the first in line {table.unlabelled[0]}"
+        return _Samples(table.x, None, table.notes if empty else (*table.notes, said))
+    names = any(isinstance(label, str) for label in notes.labels)
+    return _Samples(table.x, table.targets("classification", text=names), table.notes)

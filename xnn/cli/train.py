@@ -28,6 +28,7 @@ from xnn.optimizers import Optimizer
 from xnn.runs.digests import RECORD_BEGINS, Recorder
 from xnn.runs.names import KERNELS
 from xnn.runs.spec import RunSpec
+from xnn.runs.target_units import metrics_in_units
 from xnn.training import Trainer
 from xnn.training.interrupt import interruptible
 
@@ -142,7 +143,7 @@ def train_command(
         raise OptionError(
             "--patience keeps the weights of the best epoch, and --average their mean over steps: omit one of them"
         )
-    data = load(dataset, data_home, **table)
+    data = spec.with_targets(load(dataset, data_home, **table))
     for message in filter(None, (data.note, data.advice)):
         notice(f"xnn: {message}")
     spec = spec.resolved(data, epochs * spec.steps_per_epoch(data))
@@ -155,7 +156,8 @@ def train_command(
     printer = None if quiet or as_json else EpochLines()
     watcher = _Watcher()
     callbacks = [c for c in (watcher, logger, printer, recorder, stopper) if c is not None]
-    trainer = Trainer(model, loss, optimizer, callbacks=callbacks, threads=threads, kernels=kernels)
+    metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)
+    trainer = Trainer(model, loss, optimizer, metrics, callbacks=callbacks, threads=threads, kernels=kernels)
     job = _Job(spec, data, model, optimizer, trainer, recorder, stopper)
     history = _fit(job, watcher, epochs, save, record, progress=not quiet)
     # Files are written before anything else can fail, such as Ctrl-C now.
@@ -205,17 +207,21 @@ class _Job:
         return (self.stopper.best_epoch if self.stopper else 0) or len(history.epochs)
 
     def save(self, path: str, history: History, error: Exception | None = None) -> None:
-        """Save the model, with notes that `xnn predict` needs."""
-        data = self.data
+        """Save the model, with notes that `xnn predict` needs. It predicts in the units of the targets."""
+        data, model = self.data, self.model
+        if data.target_scaling is not None:
+            model = Sequential(*model.layers, data.target_scaling.inverse(), seed=model.seed)
+            model.numerics = self.model.numerics
         notes: dict[str, Any] = {
             "dataset": data.name,
             "task": data.task,
             "features": data.x_train.shape[1],
             "labels": data.labels,
+            "classes": data.classes,
             "columns": None if data.columns is None else asdict(data.columns),
             "epochs": self.kept_epoch(history),
         }
-        weights.save(self.model, path, notes if error is None else {**notes, "error": str(error)})
+        weights.save(model, path, notes if error is None else {**notes, "error": str(error)})
 
 
 def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) -> None:
@@ -296,7 +302,8 @@ def _write_files(
 
 def _result(job: _Job, history: History, tested: dict[str, float]) -> dict[str, Any]:
     """The object that --json prints."""
-    keys = ("loss", "accuracy", "val_loss", "val_accuracy")
+    keys = ["loss", "accuracy", "val_loss", "val_accuracy"]
+    keys += [name for name in ("val_mae", "val_rmse") if job.data.target_scaling is not None]
     return {
         "dataset": job.data.name,
         "task": job.data.task,
@@ -313,6 +320,7 @@ def _result(job: _Job, history: History, tested: dict[str, float]) -> dict[str, 
         "history": [{key: entry.get(key) for key in keys} for entry in history.epochs],
         "test_loss": tested["loss"],
         "test_accuracy": tested.get("accuracy"),
+        **{f"test_{name}": tested[name] for name in ("mae", "rmse") if name in tested},
         "ms_per_step": round(history.ms_per_step, 4),
         "samples_per_second": round(history.samples_per_second, 1),
         "peak_rss_mb": round(peak_resident_bytes() / 2**20, 1),

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from xnn.backends import get_backend
+from xnn.data.standardize import constant_columns, standard_layer
 from xnn.data.tables import Columns
 from xnn.data.targets import Label
-from xnn.errors import CorruptFileError
+from xnn.errors import CorruptFileError, OptionError
+from xnn.layers import Rescale
 
 __all__ = ["Dataset"]
 
 #: From this ratio of the largest class to the smallest, `advice` mentions it.
 _IMBALANCE = 3.0
+#: Targets of a regression whose root mean square is above this, or below its reciprocal, are far from unit size.
+_FAR = 100.0
 #: A float32 model cannot see a variation of a column that is smaller than this, relative to its mean.
 _UNSEEN = float(np.finfo(np.float32).eps)
 
@@ -35,6 +39,7 @@ class Dataset:
     labels: the names of class 0, 1, ... in the data; empty if the data name them 0, 1, ... Default ().
     columns: for a CSV file, which of its columns are features and targets. Default None.
     sample_shape: the shape of a sample in an archive, such as (28, 28). Default ().
+    target_scaling: the layer that made the targets from those of the data; see `with_scaled_targets`. Default None.
 
         >>> from xnn import data
         >>> x, y = data.synthetic_digits(50)
@@ -59,6 +64,7 @@ class Dataset:
     labels: tuple[Label, ...] = ()
     columns: Columns | None = None
     sample_shape: tuple[int, ...] = ()
+    target_scaling: Rescale | None = None
 
     def __repr__(self) -> str:
         sizes = f"{len(self.y_train):,} training + {len(self.y_val):,} validation + {len(self.y_test):,} test samples"
@@ -94,9 +100,10 @@ class Dataset:
         return (side, side) if self.x_train.dtype == np.uint8 and side > 1 and side * side == pixels else None
 
     def rescaling(self) -> tuple[np.ndarray | float, np.ndarray | float]:
-        """Scale and offset for layers.Rescale: `scale` and 0, or 1/std and -mean/std of the training features.
+        """Scale and offset: `scale` and 0, or 1/std and -mean/std of the training features. See `scaling_layer`.
 
-        A column that is constant, or varies less than float32 can tell, is moved to 0 and not scaled.
+        In float32, x * scale + offset loses the digits of a column whose mean is far larger than its deviation. A
+        column that is constant, or varies less than float32 can tell, is moved to 0 and not scaled.
         Raises CorruptFileError for a column whose variance is too large for float64.
         """
         if self.scale is not None:
@@ -114,10 +121,38 @@ class Dataset:
         std = np.where(std > _UNSEEN * np.abs(mean), std, 1.0)
         return 1.0 / std, -mean / std
 
-    def check_range(self, dtype: str) -> None:
-        """Raise CorruptFileError, naming the column, for a number that is too large for this dtype."""
+    def scaling_layer(self, dtype: str = "float32") -> Rescale:
+        """The first layer of a model of these data: Rescale(scale), or `standardize` of the training samples.
+
+        dtype: of its output, "float32" (the default) or "float64".
+
+        Raises CorruptFileError for a column that varies too little to be scaled.
+        """
+        if self.scale is not None:
+            return Rescale(self.scale, dtype=dtype)
+        try:
+            return standard_layer(self.x_train, dtype)[0]  # `advice` names constant columns
+        except OptionError as error:
+            raise CorruptFileError(f"{self.name}: {error}") from error
+
+    def with_scaled_targets(self) -> Dataset:
+        """These data with standardized targets, for a regression; `target_scaling` says how they were scaled."""
+        scaling, _ = standard_layer(self.y_train, "float64")
+
+        def scaled(y: np.ndarray) -> np.ndarray:
+            return np.asarray((y - scaling.shift) * scaling.scale)
+
+        train, validation, test = map(scaled, (self.y_train, self.y_val, self.y_test))
+        return replace(self, y_train=train, y_val=validation, y_test=test, target_scaling=scaling)
+
+    def check_range(self, dtype: str, samples: bool = True) -> None:
+        """Raise CorruptFileError, naming the column, for a number that is too large for this dtype.
+
+        samples: whether to check samples besides targets. Default True.
+        """
         x, y = (self.x_train, self.x_val, self.x_test), (self.y_train, self.y_val, self.y_test)
-        for targets in (False, True) if self.task == "regression" else (False,):
+        checked = [False] * samples + [True] * (self.task == "regression")
+        for targets in checked:
             for array in y if targets else x:
                 if array.dtype.kind == "f":
                     wrong = np.flatnonzero(np.abs(array).max(axis=0, initial=0.0) > np.finfo(dtype).max)
@@ -126,10 +161,7 @@ class Dataset:
 
     def _too_large(self, array: np.ndarray, column: int, why: str, targets: bool = False) -> CorruptFileError:
         """The error for a column that holds a number that is too large."""
-        place = f"{'target' if targets else 'feature'} {column}, counted from 0,"
-        if self.columns is not None:
-            numbers = self.columns.targets if targets else self.columns.features
-            place = self.columns.describe(numbers[column])
+        place = self._column(column, targets) + ("," if self.columns is None else "")
         largest = array[np.argmax(np.abs(array[:, column])), column]
         return CorruptFileError(
             f"{self.name}: {place} holds {largest:g}, {why}: correct it, drop the row, or change the unit"
@@ -158,11 +190,17 @@ class Dataset:
 
     @property
     def advice(self) -> str:
-        """A line of advice if classes are unbalanced (3 : 1 or more), missing, or only one; else ""."""
-        said = []
+        """A line of advice, or "" if there is none to give.
+
+        It is given if classes are unbalanced (3 : 1 or more), missing, or only one; if targets of a regression are
+        far from unit size; and if a column is constant.
+        """
+        said = self._about_columns()
         if self.class_counts and np.count_nonzero(sum(self.class_counts.values())) == 1:
             only = self._called(int(self.y_train[0]))
-            return f"one class, {only}: there is nothing to tell apart; is this the target?"
+            return "; ".join(
+                [f"one class, {only}: there is nothing to tell apart; is this the target?", *said]
+            )
         if self.imbalance >= _IMBALANCE:
             counts = self.class_counts["training"]
             there = np.flatnonzero(counts)
@@ -178,6 +216,34 @@ class Dataset:
                 few = ", ".join(map(self._called, missing[:5])) + (", ..." if missing.size > 5 else "")
                 said.append(f"no {part} sample of class {few}")
         return "; ".join(said)
+
+    def _about_columns(self) -> list[str]:
+        """What should be said of targets far from unit size, and of constant columns."""
+        said = []
+        if self.task == "regression" and self.target_scaling is None and self.y_train.size:
+            y = self.y_train[:, np.argmax(np.abs(self.y_train).max(axis=0))]
+            size = float(np.sqrt(np.mean(np.square(y / max(np.abs(y).max(), 1e-300))))) * float(
+                np.abs(y).max()
+            )
+            if not 1 / _FAR <= size <= _FAR and size:
+                said.append(
+                    f"the targets are far from unit size (typically {size:.3g}), which makes training slow or "
+                    "unstable: --scale-target (in Python, data.standardize(y)) scales the target for training, and "
+                    "predictions back"
+                )
+        if self.scale is None and self.x_train.dtype.kind == "f" and len(self.x_train):
+            constant = np.flatnonzero(constant_columns(self.x_train)).tolist()
+            named = [self._column(column) for column in constant[:5]] + ["..."] * (len(constant) > 5)
+            if constant:
+                plural = "s" if len(constant) > 1 else ""
+                said.append(f"constant column{plural}, which a model learns nothing from: {', '.join(named)}")
+        return said
+
+    def _column(self, feature: int, targets: bool = False) -> str:
+        """A feature's or target's column in words."""
+        if self.columns is None:
+            return f"{'target' if targets else 'feature'} {feature}, counted from 0"
+        return self.columns.describe((self.columns.targets if targets else self.columns.features)[feature])
 
     def _called(self, number: int) -> str:
         return str(self.labels[number] if self.labels else number)

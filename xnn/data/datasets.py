@@ -75,7 +75,8 @@ def load(
 
     target: the column of the targets by name or number, where -1 is the last; several for a regression. Default: the
         last column. All other columns are features.
-    header: whether the first line holds the names of the columns. Default: it does if nothing in it is a number.
+    header: whether the first line holds the names of the columns. Default: it does if nothing in it is a number, or
+        if its numbers are names such as 0, 1, 2; `note` then says so.
     task: "classification" or "regression". Default: a classification if the target is text, has two whole numbers, or
         all of 0 .. k - 1 or 1 .. k. Classes are numbered in sorted order; `labels` has their names.
     split: the shares of training, validation and test, positive and with the sum 1. Default (0.8, 0.1, 0.1). Of an

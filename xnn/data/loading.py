@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ import numpy as np
 
 from xnn.backends import Purpose, Stream
 from xnn.data.arrays import read_npz
+from xnn.data.csv_fields import is_number
 from xnn.data.dataset import Dataset
 from xnn.data.splits import split_rows, take_out
-from xnn.data.tables import Choose, Columns, every_column, read_csv, samples_and_targets
+from xnn.data.tables import Choose, Columns, Table, every_column, read_csv, samples_and_targets
 from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.options import check_real, is_one_of, shown
 
-__all__ = ["TableOptions", "from_arrays", "from_csv", "from_npz", "samples_from_csv"]
+__all__ = ["TableOptions", "from_arrays", "from_csv", "from_npz", "samples_from_csv", "table_for_model"]
 
 #: A column by its name, or by its number: from 0, or from -1 for the last.
 Column = str | int
@@ -65,8 +66,30 @@ class TableOptions:
 
 def from_csv(path: Path, options: TableOptions, name: str = "") -> Dataset:
     """A data set of the rows of a CSV file. Raises CorruptFileError, DataNotFoundError or OptionError."""
-    table = read_csv(path, _by_target(path, options.target), options.header)
-    return from_arrays(name or path.name, table.x, table.targets(), options, columns=table.columns)
+    given = options.target if isinstance(options.target, (list, tuple)) else [options.target]
+    names = [name for name in given if isinstance(name, str) and not is_number(name)]
+    table = read_csv(path, _by_target(path, options.target), options.header, names)
+    notes = (*table.notes, *_about_names(table), *table.target_notes(options.task))
+    y = table.targets(options.task)
+    return from_arrays(name or path.name, table.x, y, options, columns=table.columns, notes=notes)
+
+
+def _about_names(table: Table) -> Iterator[str]:
+    """What the user should be told of columns without a name, or with the same name."""
+    names = table.columns.names
+    for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
+        places = [str(place) for place, other in enumerate(names, 1) if other == name]
+        yield (
+            f"columns {', '.join(places)} have one name, {name!r}: xnn predict takes all columns by their places and "
+            "not by their names"
+        )
+    for column, numbers in zip(table.columns.features, table.x.T, strict=True):
+        counts = len(numbers) > 1 and np.array_equal(numbers, np.arange(len(numbers)) + numbers[0])
+        if names and not names[column] and counts and numbers[0] in (0, 1):
+            yield (
+                f"column {column + 1} has no name and counts the rows, as an index does: it is used as a feature; "
+                "remove it if it means nothing (pandas: to_csv(..., index=False))"
+            )
 
 
 def from_arrays(
@@ -76,8 +99,9 @@ def from_arrays(
     options: TableOptions,
     scale: float | None = None,
     columns: Columns | None = None,
+    notes: Sequence[str] = (),
 ) -> Dataset:
-    """A data set of samples and targets, split as the options say."""
+    """A data set of samples and targets, split as the options say. notes: what the user should be told of them."""
     shape = x.shape[1:]
     x, y = samples_and_targets(name, x, y)
     targets = as_targets(name, y, options.task)
@@ -86,7 +110,8 @@ def from_arrays(
     train, validation, test = ((x[part], targets.y[part]) for part in rows)
     return Dataset(
         name, *train, *validation, *test, task=targets.task, scale=_pixel_scale(x) if scale is None else scale,
-        note=targets.note, labels=targets.labels, columns=columns, sample_shape=shape,
+        note="; ".join(filter(None, (*notes, targets.note))), labels=targets.labels, columns=columns,
+        sample_shape=shape,
     )  # fmt: skip
 
 
@@ -110,6 +135,8 @@ def _by_target(path: Path, target: Any) -> Choose:
         if width < 2:
             other = next((sign for sign in ";\t|" if names and sign in names[0]), "")
             hint = f", not {other!r}, and numbers such as 1.5" if other else ""
+            if names and names[0].startswith("#"):
+                hint = "; lines of comments are not skipped: remove them"
             raise CorruptFileError(
                 f"{path} has one column; a table needs features and a target, with commas between the fields{hint}"
             )
@@ -149,37 +176,64 @@ def _position(path: Path, column: Any, names: tuple[str, ...], width: int) -> in
 def samples_from_csv(path: Path, columns: Columns | None, width: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The samples of a CSV file for a trained model, and their targets if the file has them, else None.
 
+    The arguments and errors are those of `table_for_model`.
+    """
+    table = table_for_model(path, columns, width)
+    known = table.columns.targets and not table.unlabelled
+    return table.x, table.targets() if known else None
+
+
+def table_for_model(path: Path, columns: Columns | None, width: int, header: bool | None = None) -> Table:
+    """A CSV file as the table that a trained model takes. It may have no rows, and rows without a target.
+
     path: the file.
     columns: those of the file that the model was trained on. If both files have names, columns are found by name, and
         others are ignored. Otherwise the file must have the features, or the features and the targets, in the same
         places. None: the features come first, and perhaps a target after them.
     width: the number of features of the model, for columns=None.
+    header: whether the first line holds the names of the columns. Default None: it does if it has the names of the
+        features that the model was trained on, and otherwise headers.py decides.
 
-    Raises CorruptFileError, DataNotFoundError or ShapeError.
+    Raises CorruptFileError, DataNotFoundError, OptionError or ShapeError.
     """
     if columns is None:
         columns = Columns((), tuple(range(width)), (width,))
-    table = read_csv(path, _as_trained(path, columns), columns.header)
-    return table.x, table.targets() if table.columns.targets else None
+    if header is None and columns.header is False:
+        header = False
+    names = [columns.names[column] for column in columns.features] if columns.names else []
+    return read_csv(path, _as_trained(path, columns), header, names if any(names) else (), training=False)
 
 
 def _as_trained(path: Path, trained: Columns) -> Choose:
     """Chooses the columns that a model was trained on."""
     both = len(trained.features) + len(trained.targets)
+    features, targets = (
+        [trained.names[column] for column in part] if trained.names else []
+        for part in (trained.features, trained.targets)
+    )
 
     def choose(names: tuple[str, ...], width: int) -> tuple[Sequence[int], Sequence[int]]:
         if names and trained.names and len(set(trained.names)) == both:
-            features, targets = (
-                [trained.names[column] for column in part] for part in (trained.features, trained.targets)
-            )
             missing = [name for name in features if name not in names]
             if missing:
                 raise CorruptFileError(
                     f"{path} has no column {', '.join(map(repr, missing))}, which the model was trained on: its "
                     f"columns are {', '.join(map(repr, names))}"
                 )
+            for name in (*features, *targets):
+                if names.count(name) > 1:
+                    raise CorruptFileError(
+                        f"{path} has {names.count(name)} columns {name!r}, and the model was trained on one: rename "
+                        "or remove the others"
+                    )
             known = all(name in names for name in targets)
             return [names.index(name) for name in features], [names.index(name) for name in targets if known]
+        if names and trained.names and list(names) not in (list(trained.names), features):
+            raise CorruptFileError(
+                f"{path} has the columns {', '.join(map(repr, names))}, and the model was trained on "
+                f"{', '.join(map(repr, trained.names))}, of which some have the same name: give the same in the same "
+                "order"
+            )
         if width == both:
             return trained.features, trained.targets
         if width == len(trained.features):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import math
+from array import array as packed
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from xnn.data.csv_fields import as_number, is_missing, is_number, is_whole, like_number, loses_digits
+from xnn.data.csv_rows import Row, read_rows
+from xnn.data.headers import is_header
 from xnn.errors import CorruptFileError
-from xnn.files import reading
 
 __all__ = [
     "Choose",
@@ -60,151 +63,258 @@ class Table:
     path: the file. columns: which of its columns are features and targets.
     x: the features, float64 (rows, features).
     fields: the text of each target column, row by row.
-    lines: the line of each row in the file, counted from 1.
+    lines: the line in which each row begins, counted from 1.
+    unlabelled: the lines of rows without a target; only read_csv(targets_needed=False) takes them. Default ().
+    notes: what the user should be told of how the file was read. Default ().
     """
 
     path: Path
     columns: Columns
     x: np.ndarray
     fields: tuple[list[str], ...]
-    lines: list[int]
+    lines: Sequence[int]
+    unlabelled: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def targets(self) -> np.ndarray:
-        """The targets: numbers (rows,) or (rows, targets); or text (rows,) for a single column with text in it.
+    def targets(self, task: str | None = None, text: bool = False) -> np.ndarray:
+        """The targets: numbers (rows,) or (rows, targets); or text (rows,) for a single column of names of classes.
 
-        Raises CorruptFileError, naming the line, for text in one of several columns, and for infinity.
+        task: "classification" or "regression"; default None, as the fields suggest.
+        text: whether a single column is text in any case, because a model knows its classes by text. Default False.
+
+        Integers with leading zeros, and those beyond 2^53 that float64 cannot hold, are names unless the task is a
+        regression. Raises CorruptFileError, naming the line, for infinity; for text in one of several columns; and
+        for text among numbers, or written like numbers, that looks like a damaged number and not like a class.
         """
+        if len(self.fields) == 1 and (text or self._are_names(task)):
+            return self._names()
         numbers: list[np.ndarray] = []
         for column, fields in zip(self.columns.targets, self.fields, strict=True):
-            wrong = [row for row, field in enumerate(fields) if not _is_number(field)]
-            if wrong and len(self.fields) == 1:
-                return np.asarray(fields)
-            if wrong:
-                raise CorruptFileError(
-                    f"{self.path}, line {self.lines[wrong[0]]}, {self.columns.describe(column)}: "
-                    f"{fields[wrong[0]]!r} is not a number; several targets must all be numbers"
-                )
+            for row, field in enumerate(fields):
+                if not is_number(field):
+                    several = "; several targets must all be numbers" if len(self.fields) > 1 else ""
+                    raise self._error(row, column, f"{field!r} is not a number{several}")
+                if loses_digits(field):
+                    raise self._error(
+                        row, column, f"{field} is {_TOO_LONG}: write it as 1.5e16 if digits may go"
+                    )
             numbers.append(np.asarray([float(field) for field in fields]))
         y = np.stack(numbers, axis=1)
-        self._check_finite(y, self.columns.targets)
+        if not np.isfinite(y).all():
+            row, place = np.argwhere(~np.isfinite(y))[0].tolist()
+            raise self._error(row, self.columns.targets[place], _INFINITE)
         return y[:, 0] if y.shape[1] == 1 else y
 
-    def _check_finite(self, numbers: np.ndarray, columns: Sequence[int]) -> None:
-        if not np.isfinite(numbers).all():
-            row, column = np.argwhere(~np.isfinite(numbers))[0]
-            where = f"{self.path}, line {self.lines[row]}, {self.columns.describe(columns[column])}"
-            raise CorruptFileError(f"{where}: the value is infinite; correct it or drop the row")
+    def target_notes(self, task: str | None = None) -> tuple[str, ...]:
+        """What the user should be told of targets that were taken as names although some look like numbers."""
+        if len(self.fields) != 1 or task is not None or not self._are_names(None):
+            return ()
+        (fields,) = self.fields
+        numbers = [field for field in fields if is_number(field)]
+        if not numbers:
+            return ()
+        column = self.columns.describe(self.columns.targets[0])
+        other = next((row for row, field in enumerate(fields) if not is_number(field)), None)
+        if other is not None:
+            why = f"mixes numbers with text ({fields[other][:40]!r} in line {self.lines[other]})"
+        else:
+            why = f"holds {next(filter(_is_code, fields))}, which as a number would lose digits"
+        return (f"the target, {column}, {why}: its values are names of classes",)
+
+    def _are_names(self, task: str | None) -> bool:
+        """Whether a single target column is text: names of classes."""
+        (fields,), (column,) = self.fields, self.columns.targets
+        texts = [row for row, field in enumerate(fields) if not is_number(field)]
+        if task == "regression":
+            return bool(fields) and len(texts) == len(fields)  # as_targets says that this is no regression
+        if not texts:
+            return any(map(_is_code, fields))
+        mark = next((mark for mark in ";\t|" if all(mark in field for field in fields)), None)
+        if task is None and mark:
+            raise self._error(
+                0,
+                column,
+                f"{fields[0][:40]!r} is a single field: fields have commas between them, not {mark!r}",
+            )
+        if task is None:
+            damaged = texts if len(texts) < len(fields) else [r for r in texts if like_number(fields[r])]
+            if damaged and len(set(fields)) > _FEW:
+                field = fields[damaged[0]]
+                raise self._error(
+                    damaged[0],
+                    column,
+                    f"the target {field[:40]!r} is not a number, and it looks damaged: numbers are written 1234.5; "
+                    "task='classification' (--task) takes all targets as names of classes",
+                )
+        return True
+
+    def _names(self) -> np.ndarray:
+        (fields,), (column,) = self.fields, self.columns.targets
+        long = next((row for row, field in enumerate(fields) if len(field) > _LONGEST_NAME), None)
+        if long is not None:
+            raise self._error(long, column, f"a name of a class has up to {_LONGEST_NAME} characters")
+        return np.asarray(fields, dtype=np.str_)
+
+    def _error(self, row: int, column: int, fault: str) -> CorruptFileError:
+        return CorruptFileError(
+            f"{self.path}, line {self.lines[row]}, {self.columns.describe(column)}: {fault}"
+        )
 
 
-def read_csv(path: Path, choose: Choose = every_column, header: bool | None = None) -> Table:
+_INFINITE = "the value is infinite; correct it or drop the row"
+_TOO_LONG = "an integer beyond 2^53, whose last digits would change as a number"
+_FEW = 20
+_LONGEST_NAME = 1000
+#: How many rows are looked at to decide whether the first line is a header.
+_AHEAD = 1000
+
+
+def _is_code(field: str) -> bool:
+    """Whether an integer is a name and no number: it has leading zeros, or digits that float64 cannot hold."""
+    digits = field.lstrip("+-")
+    return is_whole(field) and ((len(digits) > 1 and digits[0] == "0") or loses_digits(field))
+
+
+def read_csv(
+    path: Path,
+    choose: Choose = every_column,
+    header: bool | None = None,
+    names: Sequence[str] = (),
+    training: bool = True,
+) -> Table:
     """The rows of a CSV file. Features must be numbers; targets may be text.
 
-    path: the file, in UTF-8.
+    path: the file, in UTF-8; csv_rows.py says how it is split into fields.
     choose: says which columns are features and which targets. Default: all are features.
-    header: whether the first line holds the names of the columns. Default None: it does if nothing in it is a number.
+    header: whether the first line holds the names of the columns. Default None: headers.py decides.
+    names: names that make a header of the first line if it has them all. Default: none.
+    training: whether the table must have rows, and each a target. Default True.
 
     Raises CorruptFileError, naming line and field, for text among the features, a missing value (empty, ?, NA, N/A,
-    null or NaN) or a row of another length; DataNotFoundError without the file; and what `choose` raises.
+    null or NaN; in quotation marks, NA is text) or a row of another length; DataNotFoundError without the file;
+    OptionError if the first line may be a header or a row; and what `choose` raises.
     """
-    rows: list[list[float]] = []
-    fields: list[list[str]] = []
-    numbers: list[int] = []
-    columns: Columns | None = None
-    width = 0
-    try:
-        with reading(path), open(path, newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
-            for line in lines:
-                if not line:
-                    continue
-                if columns is None:
-                    width = len(line)
-                    named = header if header is not None else not any(map(_is_number, line))
-                    names = tuple(field.strip() for field in line) if named else ()
-                    features, targets = map(tuple, choose(names, width))
-                    columns = Columns(names, features, targets, header)
-                    fields = [[] for _ in targets]
-                    if named:
-                        continue
-                where = f"{path}, line {lines.line_num}"
-                if len(line) != width:
-                    hint = "; a comma in a number? write 1.5, with a point" if len(line) > width else ""
-                    if any("\n" in field for field in line):
-                        hint = "; a quotation mark that is not closed? This row began in an earlier line"
-                    raise CorruptFileError(f"{where}: {len(line)} fields, and {width} were expected{hint}")
-                row = [_as_number(line[column]) for column in columns.features]
-                texts = [line[column].strip() for column in columns.targets]
-                if any(x != x for x in row) or any(map(_is_missing, texts)):
-                    raise _wrong_field(where, line, columns, len(rows))
-                rows.append(row)
-                numbers.append(lines.line_num)
-                for column, text in zip(fields, texts, strict=True):
-                    column.append(text)
-    except UnicodeDecodeError as error:
-        raise CorruptFileError(
-            f"{path} is not a CSV file in UTF-8 (byte 0x{error.object[error.start]:02x}): save it as CSV with the "
-            "encoding UTF-8"
-        ) from error
-    except csv.Error as error:
-        raise CorruptFileError(f"{path} is not a CSV file: {error}") from error
-    if columns is None or not rows:
+    rows = read_rows(path)
+    first = next(rows, None)
+    if first is None:
         raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
-    table = Table(path, columns, np.asarray(rows, dtype=np.float64), tuple(fields), numbers)
-    table._check_finite(table.x, columns.features)
-    return table
+    ahead = list(islice(rows, _AHEAD))
+    notes: list[str] = []
+    named = header
+    if named is None:
+        named, note = is_header(path, first, ahead, names)
+        notes += [note] if note else []
+    width = len(first.fields)
+    labels = tuple(first.fields) if named else ()
+    features, targets = map(tuple, choose(labels, width))
+    columns = Columns(labels, features, targets, header)
+    everything = chain(ahead, rows) if named else chain([first], ahead, rows)
+    x, lines, unlabelled = packed("d"), packed("q"), []
+    texts: list[list[str]] = [[] for _ in columns.targets]
+    classes: set[str] = set()
+    for row in everything:
+        if len(row.fields) != width:
+            raise _wrong_length(path, row, width)
+        if row.lines:
+            _check_lines(path, row, width)
+        numbers = [as_number(row.fields[column]) for column in columns.features]
+        if not all(-(2.0**53) < number < 2.0**53 for number in numbers):  # NaN fails, too
+            _check_features(path, row, columns, len(lines))
+        for column, fields in zip(columns.targets, texts, strict=True):
+            field = row.fields[column]
+            named_so = bool(field) and column in row.quoted
+            if is_missing(field) and named_so:
+                classes.add(field)
+            elif is_missing(field):
+                if training:
+                    raise _error(path, row, columns, column, _missing(row, column, columns))
+                unlabelled.append(row.line_of(column))
+            fields.append(field)
+        x.extend(numbers)
+        lines.append(row.line)
+    if training and not lines:
+        raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
+    if classes:
+        shown = ", ".join(f'"{name}"' for name in sorted(classes))
+        notes.append(
+            f"took {shown} among the targets as a class, because of the quotation marks; NA alone is missing"
+        )
+    samples = np.frombuffer(x, dtype=np.float64) if len(x) else np.zeros(0)
+    shape = len(lines), len(columns.features)
+    return Table(path, columns, samples.reshape(shape), tuple(texts), lines, tuple(unlabelled), tuple(notes))
 
 
-_MISSING = frozenset({"", "?", "na", "n/a", "nan", "null"})
+def _wrong_length(path: Path, row: Row, width: int) -> CorruptFileError:
+    hint = "; a comma in a number? write 1.5, with a point" if len(row.fields) > width else ""
+    if row.fields[0].startswith("#"):
+        hint = "; lines of comments are not skipped: remove it"
+    elif row.lines:
+        hint = "; a quotation mark that is not closed? This row goes on over several lines"
+    return CorruptFileError(
+        f"{path}, line {row.line}: {len(row.fields)} fields, and {width} were expected{hint}"
+    )
 
 
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return "_" not in field  # Python's 2024_01 is 202401
+def _check_lines(path: Path, row: Row, width: int) -> None:
+    """Raise CorruptFileError if a field in quotation marks holds what looks like another row of the table."""
+    for column, field in enumerate(row.fields):
+        if any(line.count(",") == width - 1 for line in field.split("\n")[1:]):
+            raise CorruptFileError(
+                f"{path}, line {row.line_of(column)}: field {column + 1} begins with a quotation mark and holds "
+                "whole rows of the table: close or remove the mark"
+            )
 
 
-def _as_number(field: str) -> float:
-    """The field as a number; NaN if it is not one."""
-    try:
-        number = float(field)
-    except ValueError:
-        return math.nan
-    return math.nan if "_" in field else number
+def _error(path: Path, row: Row, columns: Columns, column: int, fault: str) -> CorruptFileError:
+    return CorruptFileError(f"{path}, line {row.line_of(column)}, {columns.describe(column)}: {fault}")
 
 
-def _is_missing(field: str) -> bool:
-    text = field.strip().lower()
-    return text in _MISSING or text in ("+nan", "-nan")
+def _missing(row: Row, column: int, columns: Columns) -> str:
+    field = row.fields[column]
+    fault = f"the value is missing ({field!r}); fill it, with the column's mean for example, or drop the row"
+    if column not in columns.targets:
+        return fault
+    if field:
+        return f'{fault}; a class of this name is written "{field}", in quotation marks'
+    if column == len(row.fields) - 1 and not (columns.names and columns.names[-1]):
+        return f"{fault}; or is there a comma at the end of each line?"
+    return fault
 
 
-def _wrong_field(where: str, line: list[str], columns: Columns, rows: int) -> CorruptFileError:
-    """The error for the first field of a line that is missing, or that is a feature and no number.
+def _check_features(path: Path, row: Row, columns: Columns, rows: int) -> None:
+    """Raise CorruptFileError for the first feature of a row that is missing, no number, or cannot be held as one.
 
     rows: how many rows came before.
     """
-    for column, field in enumerate(line):
-        if column not in (*columns.features, *columns.targets):
+    for column in columns.features:
+        field = row.fields[column]
+        number = as_number(field)
+        if math.isfinite(number) and not loses_digits(field):
             continue
-        if _is_missing(field):
-            fault = f"the value is missing ({field!r}); fill it, with the column's mean for example, or drop the row"
-        elif column not in columns.features or _is_number(field):
-            continue
-        elif _is_number(field.replace(",", ".")) or ";" in field:
+        if math.isinf(number):
+            fault = _INFINITE
+        elif loses_digits(field):
+            fault = f"{field} is {_TOO_LONG}: drop the column if it holds names, else write 1.5e16"
+        elif is_missing(field):
+            fault = _missing(row, column, columns)
+        elif is_number(field.replace(",", ".")) or ";" in field:
             fault = f"{field!r} is not a number: numbers are written 1.5, and fields have commas between them"
         elif not rows and columns.header is False:
             fault = (
                 f"{field!r} is not a number; if the first line holds the names of the columns, omit --no-header "
                 "(header=False)"
             )
+        elif not rows and not columns.names:
+            fault = (
+                f"{field!r} is not a number; correct it, or if the first line holds the names of the columns, give "
+                "--header (header=True)"
+            )
         else:
             fault = (
-                f"{field!r} is not a number; a feature must be one: write categories as columns of 0 and 1, or drop "
-                "the column"
+                f"{field[:60]!r} is not a number; a feature must be one: write categories as columns of 0 and 1, or "
+                "drop the column"
             )
-        return CorruptFileError(f"{where}, {columns.describe(column)}: {fault}")
-    raise AssertionError("no field is wrong")
+        raise _error(path, row, columns, column, fault)
 
 
 def samples_and_targets(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -131,6 +131,15 @@ class _Branches(Container):
         """Whether every branch takes integers, as embeddings side by side do."""
         return all(layer.takes_integers for layer in self.layers)
 
+    @property
+    def takes_float64(self) -> bool:  # type: ignore[override]
+        """Whether every branch takes samples of float64 as they are."""
+        return all(layer.takes_float64 for layer in self.layers)
+
+    def check_wide(self, x: np.ndarray) -> None:
+        for layer in self.layers:
+            layer.check_wide(x)
+
     def check_integers(self, x: np.ndarray) -> None:
         for layer in self.layers:
             layer.check_integers(x)

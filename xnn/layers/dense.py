@@ -10,7 +10,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends import Backend, backend_of
 from xnn.backends.host_arrays import as_host_array
-from xnn.errors import OptionError, ShapeError
+from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph.node import array_of
 from xnn.initializers import Glorot, Initializer, Zeros
 from xnn.layers.layer import Layer, check_input_dtype
@@ -100,33 +100,42 @@ class Rescale(Layer):
     scale: a number, or an array of numbers that is broadcast to a sample, such as one for each feature.
     offset: the same; 0 by default.
     dtype: y's dtype, "float32" (the default) or "float64".
+    shift: None (the default), or a number or array that is subtracted first: y = (x - shift) * scale + offset.
+        Samples of float64 then stay float64 until y is computed, and only y is rounded to `dtype`. Without a shift,
+        x is rounded to `dtype` first, which loses what distinguishes the times 1700000000 and 1700000060.
 
-    Rescale(1 / 255) turns bytes into numbers in [0, 1]; Rescale(1 / std, -mean / std) standardizes. As a layer it is
-    saved with the model, so that prediction does not forget it. Raises OptionError for numbers that are not finite.
+    Rescale(1 / 255) turns bytes into numbers in [0, 1]; Rescale(1 / std, shift=mean) standardizes, and
+    `xnn.data.standardize(x)` makes that layer from an array. As a layer it is saved with the model, so that
+    prediction does not forget it. Raises OptionError for numbers that are not finite. With a shift, DTypeError is
+    raised for integers beyond 2^53, and for samples that are too far from it for `dtype`.
 
         >>> import numpy as np
         >>> from xnn import layers
         >>> layers.Rescale(1 / 255)(np.array([[0, 255]], np.uint8)).tolist()
+        [[0.0, 1.0]]
+        >>> layers.Rescale(1 / 60, shift=1.7e9)(np.array([[1.7e9, 1.7e9 + 60]])).tolist()
         [[0.0, 1.0]]
     """
 
     op = ops.rescale
     takes_integers = True
 
-    def __init__(self, scale: Any, offset: Any = 0.0, dtype: str = "float32") -> None:
+    def __init__(self, scale: Any, offset: Any = 0.0, dtype: str = "float32", shift: Any = None) -> None:
         self.dtype = check_dtype(dtype)
         try:
             self.scale, self.offset = (
                 np.array(as_host_array(value, "scale"), dtype=np.float64) for value in (scale, offset)
             )
-            finite = all(number.size and np.isfinite(number).all() for number in (self.scale, self.offset))
+            self.shift = None if shift is None else np.array(as_host_array(shift, "shift"), dtype=np.float64)
+            finite = all(number.size and np.isfinite(number).all() for number in self._numbers())
         except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
+            shifted = "" if shift is None else f" and shift {shown(shift)}"
             raise OptionError(
-                f"Rescale needs finite numbers, got scale {shown(scale)} and offset {shown(offset)}"
+                f"Rescale needs finite numbers, got scale {shown(scale)} and offset {shown(offset)}{shifted}"
             )
-        for number in (self.scale, self.offset):
+        for number in self._numbers():
             number.flags.writeable = (
                 False  # assign another array instead: this one is moved to a backend once
             )
@@ -134,29 +143,83 @@ class Rescale(Layer):
         #: For each backend that was used, the arrays and what they were made of.
         self._there: dict[tuple[str, str], tuple[Any, Any]] = {}
 
+    def _numbers(self) -> list[Any]:
+        return [number for number in (self.scale, self.offset, self.shift) if number is not None]
+
+    @property
+    def takes_float64(self) -> bool:  # type: ignore[override]
+        """Whether samples of float64 stay so until y is computed: if there is a shift."""
+        return self.shift is not None
+
     def compute(self, x: Any) -> Any:
-        # A program fuses it into the gathering of a batch.
+        # Without a shift, a program fuses it into the gathering of a batch.
         lib = backend_of(array_of(x))
-        scale, offset = self._on(lib, "scale"), self._on(lib, "offset")
-        return self.op(x, dtype=getattr(lib.xp, self.dtype), scale=scale, offset=offset)
+        options: dict[str, Any] = {name: self._on(lib, name) for name in ("scale", "offset")}
+        if self.shift is not None:
+            options |= {"shift": self._on(lib, "shift"), "wide": lib.xp.float64}
+        return self.op(x, dtype=getattr(lib.xp, self.dtype), **options)
 
     def _on(self, lib: Backend, name: str) -> Any:
-        """Scale or offset: a single number as a Python number, several as an array, moved to the backend once."""
+        """One of the numbers: a single one as a Python number, several as an array, moved to the backend once."""
         number = getattr(self, name)
         if not getattr(number, "ndim", 0):
             return float(number)
         made_of, array = self._there.get((lib.name, name), (None, None))
         if made_of is not number:
-            array = lib.to_device(number.astype(self.dtype))
+            array = lib.to_device(number if self.takes_float64 else number.astype(self.dtype))
             self._there[lib.name, name] = number, array
         return array
+
+    def check_integers(self, x: np.ndarray) -> None:
+        if self.takes_float64 and x.size and max(int(x.max()), -int(x.min())) > 2**53:
+            raise DTypeError(
+                f"samples hold the integer {max(int(x.max()), int(x.min()), key=abs)}, and float64 has all integers "
+                "up to 2^53 only: such numbers are often names, which are no features; else give x.astype(float)"
+            )
+        self.check_wide(x)
+
+    def check_wide(self, x: np.ndarray) -> None:
+        """Raise DTypeError for finite samples whose y is too large for `dtype`."""
+        if self.shift is None or x.ndim < 1 or not len(x):
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
+            for extreme in (x.min(axis=0), x.max(axis=0)):
+                try:
+                    y = (extreme.astype(np.float64) - self.shift) * self.scale + self.offset
+                except ValueError:
+                    return  # of another shape: the op says so
+                wrong = np.isfinite(extreme) & (np.abs(y) > np.finfo(self.dtype).max)
+                if wrong.any():
+                    raise DTypeError(
+                        f"a sample holds {float(extreme[wrong].flat[0]):g}, too far from the numbers that Rescale "
+                        f"was made for: less the shift and times the scale it is too large for {self.dtype}"
+                    )
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
+    def inverse(self) -> Rescale:
+        """The layer that undoes this one, computed in float64: its y is the x of this layer, as float64.
+
+        Put it behind the last layer of a model that was trained on rescaled targets. Raises OptionError for a scale
+        of 0.
+
+            >>> import numpy as np
+            >>> from xnn import layers
+            >>> prices = layers.Rescale(1 / 1000, shift=250_000.0)
+            >>> prices.inverse()(prices(np.array([[251_500.0]]))).tolist()
+            [[251500.0]]
+        """
+        if not self.scale.all():
+            raise OptionError("a Rescale with a scale of 0 has no inverse: give another scale")
+        shift = 0.0 if self.shift is None else self.shift
+        return Rescale(1.0 / self.scale, shift, "float64", shift=self.offset)
+
     def config(self) -> dict[str, Any]:
+        shift = {} if self.shift is None else {"shift": np.asarray(self.shift).tolist()}
         return {
             "scale": np.asarray(self.scale).tolist(),
             "offset": np.asarray(self.offset).tolist(),
             "dtype": self.dtype,
+            **shift,
         }

@@ -14,7 +14,7 @@ from xnn.graph.scope import current_scope
 from xnn.graph.value import drawn
 from xnn.layers.layer import Layer
 from xnn.ops import Array
-from xnn.options import check_real
+from xnn.options import check_integer, check_real
 
 __all__ = ["Drawing", "Dropout"]
 
@@ -50,7 +50,7 @@ class Drawing(Layer):
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__(seed=seed)
-        self.set_stream(seed or 0, 0)
+        self.set_stream(0 if seed is None else check_integer("seed", seed), 0)
 
     def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:
         """The op's second input for a batch like x; override it.

@@ -103,6 +103,8 @@ class Layer(Stateful):
     buildable: ClassVar[bool] = True
     #: Whether it takes integers as they are; for other first layers a model converts them to its dtype.
     takes_integers = False
+    #: Whether samples of float64 are taken as they are, whatever the model's dtype.
+    takes_float64 = False
     #: Whether `forward` and `backward` are written by hand.
     by_hand: ClassVar[bool] = False
 
@@ -126,6 +128,9 @@ class Layer(Stateful):
 
     def check(self, x: Array) -> None:
         """Raise for an input that does not fit, with a message that names the layer."""
+
+    def check_wide(self, x: np.ndarray) -> None:
+        """Check samples of float64 before they are used. Raises XnnError for those that the layer cannot take."""
 
     def check_integers(self, x: np.ndarray) -> None:
         """Raise for host integers that are out of range: those of a whole data set at once, before training."""

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 
 from xnn import ops
 from xnn.backends import backend_of
+from xnn.backends.communicator import communicator
 from xnn.errors import OptionError, ShapeError
 from xnn.graph.node import array_of
 from xnn.initializers import Ones, Zeros
 from xnn.layers.layer import Layer, check_input_dtype
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops.normalization import running_moments
+from xnn.ops.op import size_of
 from xnn.options import check_count, check_dtype, check_flag, check_real, shown
 
 __all__ = ["BatchNorm", "LayerNorm"]
@@ -57,13 +59,14 @@ class BatchNorm(_Normalization):
     features: the number of channels, an integer of at least 1.
     epsilon: a finite number of at least 0; 1e-5 by default.
     momentum: a number in [0, 1], by which each training step moves `running_mean` and `running_var` towards the
-        batch's mean and its unbiased variance, as in PyTorch; 0.1 by default. A single sample has variance 0.
+        batch's mean and its unbiased variance, as in PyTorch; 0.1 by default. A batch of no rows moves neither.
     affine: whether there are `weight` (features,), which starts as ones, and `bias` (features,), zeros; True by
         default.
     dtype: "float32" (the default) or "float64".
 
     A callback may change epsilon and momentum between steps. Weight files hold the running statistics, too.
-    Raises OptionError for other options; ShapeError or DTypeError for inputs that do not fit.
+    Raises OptionError for other options; ShapeError or DTypeError for inputs that do not fit. In training that
+    includes a batch with one value for each channel, such as one row of features, since one value has no variance.
     Source: Ioffe and Szegedy, ICML 2015.
 
         >>> import numpy as np
@@ -98,7 +101,8 @@ class BatchNorm(_Normalization):
         self._check(x, fits, f"(n, {self.features}) or (n, {self.features}, ...)")
         axis = (0, *range(2, x.ndim))
         if training:
-            moments = ops.moments(x, axis=axis)
+            self._check_count(tuple(x.shape))
+            moments = ops.moments(x, axis=axis, scaled=True)
             self.keep(
                 (self.running_mean, self.running_var), running_moments, moments,
                 momentum=self.momentum, axis=axis, shape=tuple(x.shape),
@@ -108,6 +112,14 @@ class BatchNorm(_Normalization):
             running = (ops.reshape(buffer, shape=shape) for buffer in (self.running_mean, self.running_var))
             moments = ops.concat(*running, axis=0)
         return ops.normalize(x, moments, *self.own_parameters, axis=axis, along=1, epsilon=self.epsilon)
+
+    def _check_count(self, shape: tuple[int, ...]) -> None:
+        """Raise ShapeError for a training batch with one value for each channel, unless workers hold more of it."""
+        if size_of(shape) == self.features and communicator() is None:
+            raise ShapeError(
+                f"{self!r} got a training batch of shape {shape}, and one value for each channel has no variance: "
+                "train on batches of at least two rows"
+            )
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not shape or shape[0] != self.features:
@@ -168,7 +180,7 @@ class LayerNorm(_Normalization):
         fits = along >= 1 and tuple(x.shape[along:]) == self.features
         self._check(x, fits, f"(n, ..., {', '.join(map(str, self.features))})")
         axis = tuple(range(along, x.ndim))
-        moments = ops.moments(x, axis=axis)
+        moments = ops.moments(x, axis=axis, scaled=True)
         return ops.normalize(x, moments, *self.own_parameters, axis=axis, along=along, epsilon=self.epsilon)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -94,6 +94,15 @@ class Sequential(Container):
         """Whether `first_layer` takes integers as they are."""
         return self.first_layer is not None and self.first_layer.takes_integers
 
+    @property
+    def takes_float64(self) -> bool:  # type: ignore[override]
+        """Whether `first_layer` takes samples of float64 as they are."""
+        return self.first_layer is not None and self.first_layer.takes_float64
+
+    def check_wide(self, x: np.ndarray) -> None:
+        if self.first_layer is not None:
+            self.first_layer.check_wide(x)
+
     def check_integers(self, x: np.ndarray) -> None:
         if self.first_layer is not None:
             self.first_layer.check_integers(x)
@@ -102,14 +111,18 @@ class Sequential(Container):
         """Samples as the first layer takes them.
 
         x: an array of numbers, or a list. They are converted to the model's dtype (float16, bfloat16 and the like,
-            too), except integers for a first layer that takes them as they are (Rescale, Embedding). Nothing is
-            scaled.
+            too), except integers for a first layer that takes them as they are (Rescale, Embedding), and float64 for
+            a Rescale with a shift. Nothing is scaled.
 
         Raises DTypeError for an array that does not hold numbers.
         """
         x = admit(self.backend, as_host_array(x, "x"))
         lib = backend_of(x)
         xp = lib.xp
+        if x.dtype == xp.float64 and self.takes_float64:
+            if isinstance(x, np.ndarray):
+                self.check_wide(x)
+            return x
         if x.dtype == getattr(xp, self.dtype):
             return lib.clean(x)
         if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from xnn.errors import OptionError
+from xnn.ops.axes import reduced_axes
 from xnn.ops.op import Array, Namespace, Op
-from xnn.ops.special import erf
-from xnn.options import shown
+from xnn.ops.special import erfc
+from xnn.options import check_integer, is_one_of, shown
 
 __all__ = [
     "dropout", "elu", "gelu", "leaky_relu", "log_softmax", "relu", "rescale", "selu", "sigmoid", "silu", "softmax",
@@ -16,6 +17,10 @@ __all__ = [
 
 
 _ROOT_HALF, _ROOT_2_OVER_PI = 0.7071067811865476, 0.7978845608028654
+#: For |x| > 40, e^(-x^2 / 2) is 0, and the normal distribution function is 0 or 1.
+_FLAT = 40.0
+#: Above 60, the logistic function is 1, and e^x does not overflow yet. Below -800 it is 0, as e^x is.
+_LOGISTIC_FLAT, _LOGISTIC_ZERO = 60.0, -800.0
 
 
 class Rescale(Op):
@@ -23,13 +28,28 @@ class Rescale(Op):
 
     scale, offset: numbers or arrays; offset is 0 by default.
     dtype: the dtype of y; None (default) for that of x * scale.
+    shift: a number or array; y = (x - shift) * scale + offset is then computed in the dtype `wide`, such as float64,
+        and rounded to `dtype` at the end. Default None: nothing is subtracted, and x is rounded to `dtype` first.
+    wide: see shift; None (default) for the dtype of x.
     """
 
     def forward(
-        self, xp: Namespace, x: Array, *, scale: Any, offset: Any = 0.0, dtype: Any = None
+        self,
+        xp: Namespace,
+        x: Array,
+        *,
+        scale: Any,
+        offset: Any = 0.0,
+        dtype: Any = None,
+        shift: Any = None,
+        wide: Any = None,
     ) -> tuple[Array, Any]:
-        y = (x if dtype is None else xp.astype(x, dtype)) * scale
-        return (y if isinstance(offset, float) and offset == 0.0 else y + offset), (scale, x.dtype)
+        first = dtype if shift is None else wide
+        moved = x if first is None else xp.astype(x, first)
+        y = (moved if shift is None else moved - shift) * scale
+        y = y if isinstance(offset, float) and offset == 0.0 else y + offset
+        rounds = shift is not None and dtype is not None
+        return (xp.astype(y, dtype, copy=False) if rounds else y), (scale, x.dtype)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         scale, dtype = saved
@@ -38,7 +58,7 @@ class Rescale(Op):
 
 
 class ReLU(Op):
-    """Rectified linear unit: y = max(x, 0); dy/dx = 1 where x > 0, else 0. NaN stays NaN.
+    """Rectified linear unit: y = max(x, 0); dy/dx = 0 where x <= 0, else 1. At NaN, y is NaN and dy/dx is 1.
 
     Source: Nair and Hinton, ICML 2010.
     """
@@ -47,7 +67,7 @@ class ReLU(Op):
         return xp.maximum(x, 0.0), x
 
     def backward(self, xp: Namespace, grad: Array, x: Any) -> tuple[Array | None, ...]:
-        return (xp.where(x > 0.0, grad, 0.0),)
+        return (xp.where(x <= 0.0, 0.0, grad),)
 
 
 class LeakyReLU(Op):
@@ -61,11 +81,11 @@ class LeakyReLU(Op):
     positional = ("negative_slope",)
 
     def forward(self, xp: Namespace, x: Array, *, negative_slope: float = 0.01) -> tuple[Array, Any]:
-        return xp.where(x > 0.0, x, x * negative_slope), (x, negative_slope)
+        return xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0), (x, negative_slope)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         x, negative_slope = saved
-        return (xp.where(x > 0.0, grad, grad * negative_slope),)
+        return (xp.where(x <= 0.0, grad * negative_slope, grad),)
 
 
 class ELU(Op):
@@ -108,9 +128,12 @@ class GELU(Op):
 
     P is the cumulative distribution function of the normal distribution, p its density, or approximations:
 
-        approximate="none": P(x) = (1 + erf(x / sqrt 2)) / 2,       p(x) = e^(-x^2/2) / sqrt(2 pi)
-        approximate="tanh": P(x) = (1 + tanh u) / 2,                p(x) = (1 - tanh^2 u) u' / 2
+        approximate="none": P(x) = erfc(-x / sqrt 2) / 2,           p(x) = e^(-x^2/2) / sqrt(2 pi)
+        approximate="tanh": P(x) = (1 + tanh u) / 2,                p(x) = 2 P(x) (1 - P(x)) u'
                             u = sqrt(2 / pi) (x + 0.044715 x^3),    u' = sqrt(2 / pi) (1 + 0.134145 x^2)
+
+    erfc is 1 - erf, and (1 + tanh u) / 2 is computed as the logistic function of 2 u: both are accurate also where
+    they are small, far below 0.
 
     approximate: "none" (default) or "tanh".
 
@@ -121,23 +144,27 @@ class GELU(Op):
     def forward(
         self, xp: Namespace, x: Array, *, approximate: Literal["none", "tanh"] = "none"
     ) -> tuple[Array, Any]:
-        if approximate == "none":
-            share = 0.5 * (1.0 + erf(xp, x * _ROOT_HALF))
-            return x * share, (x, share, None)
-        if approximate != "tanh":
+        if not is_one_of(approximate, ("none", "tanh")):
             raise OptionError(
                 f"gelu got approximate={shown(approximate)}: approximate must be 'none' or 'tanh'"
             )
-        t = xp.tanh(_ROOT_2_OVER_PI * (x + 0.044715 * (x * x * x)))
-        share = 0.5 * (1.0 + t)
-        return x * share, (x, share, t)
+        low = xp.maximum(x, -_FLAT)  # below, P is 0, and -inf * 0 would be NaN
+        if approximate == "none":
+            share, rest = 0.5 * erfc(xp, low * -_ROOT_HALF), None
+        else:
+            inside = xp.minimum(low, _FLAT)  # x^3 could overflow
+            u = _ROOT_2_OVER_PI * (inside + 0.044715 * (inside * inside * inside))
+            e = xp.exp(xp.minimum(2.0 * u, _LOGISTIC_FLAT))
+            share, rest = e / (1.0 + e), 1.0 / (1.0 + e)
+        return low * share, (low, share, rest)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        x, share, t = saved
-        if t is None:
+        low, share, rest = saved
+        x = xp.minimum(low, _FLAT)  # above, p is 0, and inf * 0 would be NaN
+        if rest is None:
             density = (0.5 * _ROOT_2_OVER_PI) * xp.exp(-0.5 * (x * x))
         else:
-            density = 0.5 * (1.0 - t * t) * (_ROOT_2_OVER_PI * (1.0 + 0.134145 * (x * x)))
+            density = 2.0 * share * rest * (_ROOT_2_OVER_PI * (1.0 + 0.134145 * (x * x)))
         return (grad * (share + x * density),)
 
 
@@ -166,12 +193,12 @@ class SiLU(Op):
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         s = logistic(xp, x)
-        y = x * s
+        y = xp.maximum(x, _LOGISTIC_ZERO) * s  # -inf * 0 would be NaN
         return y, (y, s)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         y, s = saved
-        return (grad * (s + y * (1.0 - s)),)
+        return (grad * (s + xp.minimum(y, _LOGISTIC_FLAT) * (1.0 - s)),)
 
 
 class Softplus(Op):
@@ -188,11 +215,20 @@ class Softplus(Op):
     def forward(self, xp: Namespace, x: Array, *, beta: float = 1.0) -> tuple[Array, Any]:
         if not beta > 0.0:
             raise OptionError(f"softplus got beta={shown(beta)}: beta must be above 0")
-        return softplus_of(xp, x * beta) / beta, (x, beta)
+        z = _times(xp, x, beta)
+        return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(z))) / beta, (z,)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        x, beta = saved
-        return (grad * logistic(xp, x * beta),)
+        (z,) = saved
+        return (grad * logistic(xp, z),)
+
+
+def _times(xp: Namespace, x: Array, beta: float) -> Array:
+    """beta x. Where e^-|beta x| is 0, another number for which it is 0 as well, since beta x could overflow."""
+    if beta == 1.0:
+        return x
+    end = -_LOGISTIC_ZERO / beta
+    return xp.maximum(xp.minimum(x, end), -end) * beta
 
 
 def softplus_of(xp: Namespace, x: Array) -> Array:
@@ -222,13 +258,14 @@ class Softmax(Op):
     positional = ("axis",)
 
     def forward(self, xp: Namespace, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
-        e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
-        y = e / xp.sum(e, axis=axis, keepdims=True)
-        return y, (y, axis)
+        axes = _softmax_axis(axis, x)
+        e = xp.exp(x - _largest(xp, x, axes))
+        y = e / xp.sum(e, axis=axes, keepdims=True)
+        return y, (y, axes)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        y, axis = saved
-        return (y * (grad - xp.sum(grad * y, axis=axis, keepdims=True)),)
+        y, axes = saved
+        return (y * (grad - xp.sum(grad * y, axis=axes, keepdims=True)),)
 
 
 class LogSoftmax(Op):
@@ -242,13 +279,29 @@ class LogSoftmax(Op):
     positional = ("axis",)
 
     def forward(self, xp: Namespace, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
-        shifted = x - xp.max(x, axis=axis, keepdims=True)
-        y = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
-        return y, (y, axis)
+        axes = _softmax_axis(axis, x)
+        shifted = x - _largest(xp, x, axes)
+        if 0 in x.shape:
+            return shifted, (shifted, axes)  # the logarithm of an empty sum would warn
+        y = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axes, keepdims=True))
+        return y, (y, axes)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        y, axis = saved
-        return (grad - xp.exp(y) * xp.sum(grad, axis=axis, keepdims=True),)
+        y, axes = saved
+        return (grad - xp.exp(y) * xp.sum(grad, axis=axes, keepdims=True),)
+
+
+def _softmax_axis(axis: int, x: Array) -> tuple[int, ...]:
+    """The axis of a softmax as a tuple; of a single number, which is its own softmax, no axis."""
+    return reduced_axes(check_integer("axis", axis), x.ndim)
+
+
+def _largest(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
+    """The largest element along the axes, which stay; of an empty array, zeros."""
+    if 0 not in x.shape:
+        return xp.max(x, axis=axes, keepdims=True)
+    shape = tuple(1 if a in axes else extent for a, extent in enumerate(x.shape))
+    return xp.zeros(shape, dtype=x.dtype, device=x.device)
 
 
 class Dropout(Op):

@@ -18,8 +18,8 @@ from xnn.ops.sums import pairwise_mean, pairwise_sum
 from xnn.options import shown
 
 __all__ = [
-    "Boundary", "apply_rule", "backward_of", "batch_count", "batch_mean", "batch_sum", "check_gradients",
-    "forward_of", "fresh_arrays", "plain_number",
+    "Boundary", "apply_rule", "backward_of", "batch_count", "batch_largest", "batch_mean", "batch_sum",
+    "check_gradients", "forward_of", "fresh_arrays", "plain_number",
 ]  # fmt: skip
 
 
@@ -29,6 +29,7 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
     Raises ShapeError or OptionError, naming the op, its shapes and its options, for an array library's error about
     shapes and for arguments that the op does not have; GraphError if the op does not return a pair.
     """
+    options = {name: plain_number(option) for name, option in options.items()}
     if isinstance(xp, Boundary):
         op = xp.role(op)
         if not op.takes_stored:
@@ -36,7 +37,6 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
             options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
     try:
         if options:
-            options = {name: plain_number(option) for name, option in options.items()}
             op.check_options(**options)
         result = op.forward(xp, *inputs, **options)
     except (ValueError, IndexError) as error:
@@ -55,7 +55,9 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
         raise GraphError(
             f"the forward of {op.name} returned {shown(result)}: it must return a pair (output, saved)"
         )
-    return (xp.leave(result[0]), result[1]) if isinstance(xp, Boundary) else result
+    if isinstance(xp, Boundary) and not op.gives_stored:
+        return xp.leave(result[0]), result[1]
+    return result
 
 
 def plain_number(x: Any) -> Any:
@@ -173,6 +175,11 @@ def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False)
     if isinstance(xp, Boundary):
         return xp.batch_sum(x, axis=axis, keepdims=keepdims)
     return pairwise_sum(xp, x, axis=axis, keepdims=keepdims)
+
+
+def batch_largest(xp: Namespace, sizes: Array) -> Array:
+    """Numbers of at least 0; if workers share the batch, for each element the largest of all workers'."""
+    return xp.batch_largest(sizes) if isinstance(xp, Boundary) else sizes
 
 
 def batch_count(xp: Namespace, shape: tuple[int, ...]) -> int:

@@ -29,12 +29,20 @@ class Boundary:
         """The sum over `axis`, where axis 0 is the batch: the rows of all workers are added."""
         raise NotImplementedError
 
+    def batch_largest(self, sizes: Any) -> Any:
+        """The largest of the workers' numbers, which are at least 0, for each element of the array."""
+        raise NotImplementedError
+
     def scatter_add(self, count: int, indices: Any, rows: Any, batch: bool = False) -> Any:
         """`count` rows of zeros to which rows[i] is added at indices[i]; batch: add the rows of all workers."""
         raise NotImplementedError
 
     def erf(self, x: Any) -> Any:
         """The error function."""
+        raise NotImplementedError
+
+    def erfc(self, x: Any) -> Any:
+        """The complementary error function 1 - erf(x)."""
         raise NotImplementedError
 
     def batch_count(self, rows: int) -> int:

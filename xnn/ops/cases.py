@@ -127,6 +127,7 @@ CASES: tuple[Case, ...] = (
     Case(ops.moments, ((5, 3),), {"axis": (0,)}),
     Case(ops.moments, ((3, 2, 2, 3),), {"axis": (0, 2, 3)}),
     Case(ops.moments, ((3, 4),), {"axis": (-1,)}),
+    Case(ops.moments, ((3, 4),), {"axis": (1,), "scaled": True}),
     Case(ops.normalize, ((5, 3), ("positive", (2, 1, 3)), (3,), (3,)), {"axis": (0,)}),
     Case(ops.normalize, ((3, 2, 2, 3), ("positive", (2, 1, 2, 1, 1)), (2,), (2,)), {"axis": (0, 2, 3)}),
     Case(ops.normalize, ((3, 2, 4), ("positive", (2, 3, 1, 1)), (2, 4), (2, 4)), {"axis": (1, 2)}),

@@ -18,6 +18,8 @@ __all__ = [
 ]  # fmt: skip
 
 _TWO_OVER_ROOT_PI = 1.1283791670955126
+#: For |x| > 28, e^(-x^2) is 0.
+_ERF_FLAT = 28.0
 
 
 def _copy_if_alone(xp: Namespace, inputs: tuple[Array, ...]) -> Array:
@@ -83,7 +85,11 @@ class Div(Op):
 
 
 class Pow(Op):
-    """Power: y = a^p; dy/da = p a^(p-1), or 0 where p = 0; dy/dp = y ln a, or 0 where a = 0."""
+    """Power: y = a^p; dy/da = p a^(p-1), or 0 where p = 0; dy/dp = y ln a.
+
+    At the ends dy/dp is the limit: 0 where y is 0, and -infinity where a is 0 and p below 0. Where a and p are both 0
+    it is 0, as in PyTorch. Where a is below 0 it is NaN.
+    """
 
     def forward(self, xp: Namespace, a: Array, p: Array) -> tuple[Array, Any]:
         y = xp.pow(a, p)
@@ -91,18 +97,31 @@ class Pow(Op):
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         a, p, y = saved
-        if not hasattr(p, "shape"):
-            if p == 0:
-                return xp.zeros(a.shape, dtype=a.dtype, device=a.device), None
-            slope = p * xp.pow(a, p - 1)
-            return unbroadcast(xp, grad * slope, a), None
-        flat = p == 0
-        slope = xp.where(flat, 0.0, p * xp.pow(a, xp.where(flat, 1.0, p - 1)))
-        da = unbroadcast(xp, grad * slope, a)
-        base = a if hasattr(a, "shape") else a + 0.0 * p
-        zero = base == 0
-        growth = y * xp.log(xp.where(zero, 1.0, base))
-        return da, unbroadcast(xp, grad * growth, p)
+        if hasattr(p, "shape"):
+            return _slope_of_base(xp, grad, a, p), _slope_of_exponent(xp, grad, a, p, y)
+        if p == 0:
+            return xp.zeros(a.shape, dtype=a.dtype, device=a.device), None
+        if p * 0.0 != 0.0:  # infinite or NaN
+            return _slope_of_base(xp, grad, a, xp.full_like(a, p)), None
+        return unbroadcast(xp, grad * (p * xp.pow(a, p - 1)), a), None
+
+
+def _slope_of_base(xp: Namespace, grad: Array, a: Array, p: Array) -> Array | None:
+    """The gradient p a^(p-1) of a power's base; 0 where p or a^(p-1) is 0. None if the base is a Python number."""
+    if not hasattr(a, "shape"):
+        return None
+    power = xp.pow(a, xp.where(p == 0, 0.0, p - 1))
+    return unbroadcast(xp, grad * (xp.where(power == 0, 0.0, p) * power), a)
+
+
+def _slope_of_exponent(xp: Namespace, grad: Array, a: Array, p: Array, y: Array) -> Array | None:
+    """The gradient y ln a of a power's exponent."""
+    base = a if hasattr(a, "shape") else xp.full_like(p, a)
+    flat = xp.logical_or(y == 0, xp.logical_and(base == 0, p == 0))
+    # Where the base is 0, y is infinite or flat. There 1/2 stands for it, whose logarithm has the right sign.
+    inside = xp.where(flat, 1.0, xp.where(base == 0, 0.5, base))
+    growth = y * xp.log(xp.where(base < 0, float("nan"), inside))
+    return unbroadcast(xp, grad * growth, p)
 
 
 class Exp(Op):
@@ -197,45 +216,52 @@ class Erf(Op):
         return special.erf(xp, x), x
 
     def backward(self, xp: Namespace, grad: Array, x: Any) -> tuple[Array | None, ...]:
-        return (grad * (_TWO_OVER_ROOT_PI * xp.exp(-(x * x))),)
+        z = xp.minimum(xp.abs(x), _ERF_FLAT)  # x^2 could overflow
+        return (grad * (_TWO_OVER_ROOT_PI * xp.exp(-(z * z))),)
 
 
 class Maximum(Op):
-    """The larger of two: y = max(a, b). Where they are equal, each gets half the gradient, as in PyTorch."""
+    """The larger of two: y = max(a, b); NaN if one of them is NaN.
+
+    Where they are equal, each gets half the gradient, and where one is NaN, both get all of it, as in PyTorch.
+    """
 
     def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
         return xp.maximum(a, b), (a, b)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         a, b = saved
-        return _shared(xp, grad, a, b, a > b, b > a)
+        return _shared(xp, grad, a, b, a < b, b < a)
 
 
 class Minimum(Op):
-    """The smaller of two: y = min(a, b). Where they are equal, each gets half the gradient, as in PyTorch."""
+    """The smaller of two: y = min(a, b); NaN if one of them is NaN.
+
+    Where they are equal, each gets half the gradient, and where one is NaN, both get all of it, as in PyTorch.
+    """
 
     def forward(self, xp: Namespace, a: Array, b: Array) -> tuple[Array, Any]:
         return xp.minimum(a, b), (a, b)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         a, b = saved
-        return _shared(xp, grad, a, b, a < b, b < a)
+        return _shared(xp, grad, a, b, a > b, b > a)
 
 
 def _shared(
-    xp: Namespace, grad: Array, a: Array, b: Array, takes_a: Array, takes_b: Array
+    xp: Namespace, grad: Array, a: Array, b: Array, not_a: Array, not_b: Array
 ) -> tuple[Array | None, ...]:
     """The gradients of a choice between a and b, each of which gets half where they are equal."""
-    tie = xp.where(a == b, 0.5 * grad, 0.0)
-    da = xp.where(takes_a, grad, tie)
-    db = xp.where(takes_b, grad, tie)
+    part = xp.where(a == b, 0.5 * grad, grad)
+    da = xp.where(not_a, 0.0, part)
+    db = xp.where(not_b, 0.0, part)
     return unbroadcast(xp, da, a), unbroadcast(xp, db, b)
 
 
 class Clip(Op):
     """Limit x to a range: y = min if x < min, max if x > max, else x.
 
-    dy/dx is 1 where min <= x <= max, bounds included, as in PyTorch; elsewhere it is 0.
+    dy/dx is 0 where x < min or x > max; elsewhere it is 1: at the bounds, as in PyTorch, and at NaN, where y is NaN.
 
     min, max: numbers or arrays, which are not differentiated; None (default) for no bound on this side.
 
@@ -256,8 +282,8 @@ class Clip(Op):
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         x, min, max = saved
-        dx = grad if min is None else xp.where(x >= min, grad, 0.0)
-        dx = dx if max is None else xp.where(x <= max, dx, 0.0)
+        dx = grad if min is None else xp.where(x < min, 0.0, grad)
+        dx = dx if max is None else xp.where(x > max, 0.0, dx)
         return (unbroadcast(xp, dx, x),)
 
 

@@ -86,7 +86,8 @@ def _between(xp: Namespace, moved: Array, extent: int, axis: int) -> tuple[Array
     place = xp.minimum(xp.maximum(wanted, -1.0), float(extent))
     before = xp.minimum(xp.floor(place), extent - 1.0)
     counting = xp.arange(1, device=moved.device).dtype
-    return xp.astype(xp.where(before == before, before, 0.0), counting), place - before, place == wanted
+    inside = xp.logical_or(place == wanted, wanted != wanted)  # NaN goes on
+    return xp.astype(xp.where(before == before, before, 0.0), counting), place - before, inside
 
 
 def _padded(xp: Namespace, x: Array) -> Array:

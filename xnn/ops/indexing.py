@@ -6,8 +6,9 @@ from typing import Any
 
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.ops.apply import Boundary
-from xnn.ops.op import Array, Namespace, Op, is_integer, positive_axis, size_of
-from xnn.options import shown
+from xnn.ops.axes import positive_axis
+from xnn.ops.op import Array, Namespace, Op, size_of
+from xnn.options import is_integer, shown
 
 __all__ = ["embedding", "getitem", "ordered_scatter_add", "scatter_add", "take"]
 
@@ -37,10 +38,10 @@ class GetItem(Op):
                 chosen.append(slice(start, stop))
             else:
                 if not -extent <= part < extent:
-                    raise ShapeError(
-                        f"index {part} of axis {axis}, which has {extent} elements: it must lie in "
-                        f"{-extent} .. {extent - 1}"
+                    allowed = (
+                        f"it must lie in {-extent} .. {extent - 1}" if extent else "it has nothing to choose"
                     )
+                    raise ShapeError(f"index {part} of axis {axis}, which has {extent} elements: {allowed}")
                 start = int(part) % extent
                 stop = start + 1
                 chosen.append(start)

@@ -4,20 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.ops.apply import batch_count, batch_sum
-from xnn.ops.op import Array, Namespace, Op, positive_axis, size_of
+from xnn.ops.apply import Boundary, batch_count, batch_largest, batch_sum
+from xnn.ops.axes import reduced_axes
+from xnn.ops.op import Array, Namespace, Op, size_of
+from xnn.options import check_count
 
 __all__ = ["count_over", "moments", "normalize", "running_moments"]
 
+# Squares of float32 numbers overflow above 2^64 and are subnormal below 2^-63. Numbers whose size is outside 2^-50 to
+# 2^50 are multiplied by 2^100 or 2^-80, so that the squares of the largest ones lie within 2^-100 to 2^100.
+_SMALL, _LARGE, _MULTIPLY, _DIVIDE = (
+    8.881784197001252e-16, 1.125899906842624e15, 1.2676506002282294e30, 8.271806125530277e-25,
+)  # fmt: skip
+
 
 def count_over(xp: Namespace, shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    """How many elements are reduced over `axes`; at least 1. Axis 0 is the batch: the rows of all workers count."""
+    """How many elements are reduced over `axes`. Axis 0 is the batch: the rows of all workers count."""
     inside = size_of([shape[a] for a in axes if a])
-    return (batch_count(xp, (shape[0], inside)) if 0 in axes else inside) or 1
+    return batch_count(xp, (shape[0], inside)) if 0 in axes else inside
 
 
-def _positive(axis: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    return tuple(positive_axis(a, ndim) for a in axis)
+def _may_look(xp: Namespace, x: Array) -> bool:
+    """Whether an op may choose its way by the numbers of an array.
+
+    A device would have to be waited for. In exact numerics, all workers have to go the same way.
+    """
+    return x.device == "cpu" and not isinstance(xp, Boundary)
+
+
+def _scale(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
+    """A power of two for each mean and variance, by which the numbers are multiplied so that no square overflows.
+
+    It is 1 unless all numbers are tiny or one is huge.
+    """
+    if 0 in x.shape:
+        kept = tuple(1 if a in axes else extent for a, extent in enumerate(x.shape))
+        size = xp.zeros(kept, dtype=x.dtype, device=x.device)
+    else:
+        size = xp.maximum(xp.max(x, axis=axes, keepdims=True), -xp.min(x, axis=axes, keepdims=True))
+    if 0 in axes:
+        size = batch_largest(xp, size)
+    tiny = xp.logical_and(size < _SMALL, size > 0.0)
+    return xp.where(size > _LARGE, _DIVIDE, xp.where(tiny, _MULTIPLY, xp.ones_like(size)))
 
 
 class Moments(Op):
@@ -26,26 +54,47 @@ class Moments(Op):
         mean = (1/n) sum x,   variance = (1/n) sum (x - mean)^2;   dx = dmean / n + dvariance 2 (x - mean) / n
 
     axis: a tuple of integers. Axis 0 is the batch: if workers share it, the rows of all count.
+    scaled: whether there is a y[2], a power of two s, and y[1] is s^2 times the variance. s is 1, unless numbers are
+        so large or so small that their squares are beyond the range of float32. `ops.normalize` takes both forms;
+        default False.
+
+    The mean and variance of no elements are 0.
     """
 
-    def forward(self, xp: Namespace, x: Array, *, axis: tuple[int, ...]) -> tuple[Array, Any]:
-        axis = _positive(axis, x.ndim)
-        n = float(count_over(xp, x.shape, axis))
-        mean = batch_sum(xp, x, axis=axis, keepdims=True) / n
-        away = x - mean
-        variance = batch_sum(xp, away * away, axis=axis, keepdims=True) / n
-        return xp.stack((mean, variance)), (away, n)
+    def forward(
+        self, xp: Namespace, x: Array, *, axis: tuple[int, ...], scaled: bool = False
+    ) -> tuple[Array, Any]:
+        axes = reduced_axes(axis, x.ndim)
+        n = float(count_over(xp, x.shape, axes) or 1)
+        if _may_look(xp, x) and 0 not in x.shape and xp.min(x) >= -_LARGE and xp.max(x) <= _LARGE:
+            # Nothing can overflow. This is the usual case, and a look at the numbers costs less than scaling them.
+            mean, variance, away = _moments(xp, x, axes, n)
+            if xp.min(variance) > _SMALL * _SMALL:
+                rows = (mean, variance, xp.ones_like(mean))
+                return xp.stack(rows if scaled else rows[:2]), (away, n, 2.0 / n)
+        scale = _scale(xp, x, axes)
+        mean, variance, away = _moments(xp, x * scale, axes, n)
+        rows = (mean / scale, variance if scaled else variance / scale / scale, scale)
+        slope = 2.0 / n * (scale if scaled else 1.0 / scale)
+        return xp.stack(rows if scaled else rows[:2]), (away, n, slope)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        away, n = saved
-        return (grad[0, ...] / n + away * (grad[1, ...] * (2.0 / n)),)
+        away, n, slope = saved
+        return (grad[0, ...] / n + away * (grad[1, ...] * slope),)
+
+
+def _moments(xp: Namespace, x: Array, axes: tuple[int, ...], n: float) -> tuple[Array, Array, Array]:
+    """Mean, variance, and x less the mean."""
+    mean = batch_sum(xp, x, axis=axes, keepdims=True) / n
+    away = x - mean
+    return mean, batch_sum(xp, away * away, axis=axes, keepdims=True) / n, away
 
 
 class Normalize(Op):
     """Normalize by given mean and variance: y = (x - mean) / sqrt(variance + epsilon) * weight + bias.
 
     x: any shape.
-    moments: mean and variance as `ops.moments` returns them.
+    moments: mean and variance as `ops.moments` returns them, scaled or not.
     weight, bias: both or neither; their axes are those of x from axis `along` on. Batch normalization has (C,) along
         axis 1, layer normalization (features, ...) along the last axes.
     axis: the axes over which the moments were computed; a tuple of integers.
@@ -71,27 +120,45 @@ class Normalize(Op):
         along: int = 1,
         epsilon: float = 1e-5,
     ) -> tuple[Array, Any]:
-        axis = _positive(axis, x.ndim)
-        root = 1.0 / xp.sqrt(moments[1, ...] + epsilon)
-        z = (x - moments[0, ...]) * root
+        axes = reduced_axes(axis, x.ndim)
+        mean, root, scale = moments[0, ...], 1.0 / xp.sqrt(moments[1, ...] + epsilon), None
+        if moments.shape[0] > 2 and not (_may_look(xp, x) and xp.all(moments[2, ...] == 1.0)):
+            scale = moments[2, ...]
+            root = xp.where(scale == 1.0, root, _scaled_root(xp, moments[1, ...], scale, epsilon))
+            z = (x * scale - mean * scale) * root
+        else:
+            z = (x - mean) * root
+        kept = z, root, scale, axes, moments.shape[0]
         if weight is None:
-            return z, (z, root, axis, None, None)
+            return z, (*kept, None, None)
+        along = check_count("normalize: along", along, least=0)
         lying = (1,) * along + tuple(weight.shape) + (1,) * (x.ndim - along - weight.ndim)
         spread = xp.reshape(weight, lying)
-        return z * spread + xp.reshape(bias, lying), (z, root, axis, spread, tuple(weight.shape))
+        return z * spread + xp.reshape(bias, lying), (*kept, spread, tuple(weight.shape))
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        z, root, axis, weight, shape = saved
+        z, root, scale, axes, rows, weight, shape = saved
         g = grad if weight is None else grad * weight
-        dx = g * root
-        dmean = -batch_sum(xp, dx, axis=axis, keepdims=True)
-        dvariance = batch_sum(xp, g * z, axis=axis, keepdims=True) * (root * root) * -0.5
-        dmoments = xp.stack((dmean, dvariance))
+        dx = g * (root if scale is None else root * scale)
+        dmean = -batch_sum(xp, dx, axis=axes, keepdims=True)
+        dvariance = batch_sum(xp, g * z, axis=axes, keepdims=True) * (root * root) * -0.5
+        dmoments = xp.stack((dmean, dvariance, xp.zeros_like(dmean))[:rows])
         if weight is None:
             return dx, dmoments
         others = tuple(a for a, extent in enumerate(weight.shape) if extent == 1)
         dweight, dbias = (xp.reshape(batch_sum(xp, d, axis=others), shape) for d in (grad * z, grad))
         return dx, dmoments, dweight, dbias
+
+
+def _scaled_root(xp: Namespace, variance: Array, scale: Array, epsilon: float) -> Array:
+    """1 / sqrt(variance + epsilon scale^2) for a variance that is scaled; epsilon scale^2 itself may overflow.
+
+    With a = sqrt(variance) and b = sqrt(epsilon) scale, the larger of the two is taken out of the root.
+    """
+    a, b = xp.sqrt(variance), xp.sqrt(xp.full_like(variance, epsilon)) * scale
+    larger = xp.maximum(a, b)
+    ratio = xp.minimum(a, b) / larger
+    return 1.0 / (larger * xp.sqrt(1.0 + ratio * ratio))
 
 
 def running_moments(
@@ -106,13 +173,21 @@ def running_moments(
 ) -> tuple[Array, Array]:
     """Update running statistics by a batch: running = (1 - momentum) running + momentum new, as in PyTorch.
 
-    `moments` are those of the batch, over `axis` of an array of this `shape`. The new variance is the unbiased one:
-    n / (n - 1) times the batch's, or just the batch's if n = 1.
+    `moments` are those of the batch, scaled or not, over `axis` of an array of this `shape`. The new variance is the
+    unbiased one: n / (n - 1) times the batch's. A single element has no unbiased variance, and no elements have no
+    mean either: what they lack does not change.
     """
     n = count_over(xp, shape, axis)
-    new_mean, new_variance = (xp.reshape(moments[k, ...], mean.shape) for k in (0, 1))
-    keep, unbiased = 1.0 - momentum, n / max(n - 1, 1)
-    return keep * mean + momentum * new_mean, keep * variance + (momentum * unbiased) * new_variance
+    if n == 0:
+        return mean, variance
+    new_mean = (1.0 - momentum) * mean + momentum * xp.reshape(moments[0, ...], mean.shape)
+    if n == 1:
+        return new_mean, variance
+    batch = xp.reshape(moments[1, ...], mean.shape)
+    if moments.shape[0] > 2:
+        scale = xp.reshape(moments[2, ...], mean.shape)
+        batch = batch / scale / scale
+    return new_mean, (1.0 - momentum) * variance + (momentum * (n / (n - 1))) * batch
 
 
 moments = Moments()

@@ -32,10 +32,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
-from xnn.errors import OptionError, ShapeError
+from xnn.errors import OptionError
 from xnn.ops.sums import pairwise_sum, size_of
 
-__all__ = ["Array", "Namespace", "Op", "install", "is_integer", "positive_axis", "size_of", "unbroadcast"]
+__all__ = ["Array", "Namespace", "Op", "install", "size_of", "unbroadcast"]
 
 #: An array of any backend. The Array API has no common base class, hence Any.
 Array: TypeAlias = Any
@@ -82,6 +82,8 @@ class Op:
     opaque = False
     #: For exact numerics: whether the op is given arrays as they are stored, and converts them itself.
     takes_stored = False
+    #: For exact numerics: whether the op returns its output as it is to be stored.
+    gives_stored = False
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[..., tuple[Array | None, ...]]
 
@@ -148,18 +150,6 @@ def install(applier: Applier) -> None:
     """
     global _apply
     _apply = applier
-
-
-def is_integer(item: Any) -> bool:
-    """Whether it is an integer of Python's or NumPy's. Booleans are masks, and arrays are not integers."""
-    return hasattr(item, "__index__") and not isinstance(item, bool) and getattr(item, "ndim", 0) == 0
-
-
-def positive_axis(axis: int, ndim: int) -> int:
-    """The axis counted from the first, as 0 .. ndim - 1. Raises ShapeError if there is no such axis."""
-    if not -ndim <= axis < ndim:
-        raise ShapeError(f"axis {axis} of an array of {ndim} axes: it must lie in {-ndim} .. {ndim - 1}")
-    return axis % ndim
 
 
 def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:

@@ -72,7 +72,7 @@ class MaxPool2D(_Pool):
     dilation: the distance between the elements of a window; default 1.
 
     The gradient goes to the first of the window's largest elements, row by row, as in PyTorch's max_pool2d; in a
-    window with NaN, to its first element.
+    window with NaN, to its first NaN.
     """
 
     name = "max_pool2d"
@@ -101,7 +101,8 @@ class MaxPool2D(_Pool):
         inside = elements(xp, xp.ones((1, *x.shape[1:]), dtype=free.dtype, device=x.device), windows, False)
         parts = []
         for element, here in zip(elements(xp, x, windows, float("-inf")), inside, strict=True):
-            chosen = xp.logical_and(xp.logical_and(xp.logical_not(element < y), here), free)
+            largest = xp.logical_or(element == y, element != element)
+            chosen = xp.logical_and(xp.logical_and(largest, here), free)
             free = xp.logical_and(free, xp.logical_not(chosen))
             parts.append(xp.where(chosen, grad, 0.0))
         return (fold(xp, parts, windows, axis=2),)

@@ -2,15 +2,21 @@
 
 All take the same options:
 
-axis: an integer, a tuple of integers, or None (default) for all axes.
+axis: an integer, a tuple of integers, or None (default) for all axes. A single number may be reduced over axis 0 or
+    -1, which changes nothing.
 keepdims: whether the reduced axes stay, with extent 1; default False.
+
+Of no elements, the sum is 0, as in NumPy and PyTorch. Mean, variance, maximum and minimum raise ShapeError then,
+unless the result has no elements either. Each raises OptionError for other options and ShapeError for an axis that x
+does not have.
 """
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from xnn.errors import OptionError
+from xnn.errors import OptionError, ShapeError
+from xnn.ops.axes import reduced_axes
 from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.sums import pairwise_mean, pairwise_sum
 
@@ -19,28 +25,33 @@ __all__ = ["max", "mean", "min", "sum", "var"]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
 
-def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
+def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape after the reduction, with extent 1 for the reduced axes."""
-    if axis is None:
-        return (1,) * len(shape)
-    axes = {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
     return tuple(1 if a in axes else extent for a, extent in enumerate(shape))
 
 
-def _count(shape: tuple[int, ...], axis: Axis) -> int:
+def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     """How many elements are reduced to one."""
-    kept = _kept(shape, axis)
-    return size_of([extent for extent, one in zip(shape, kept, strict=True) if one != extent])
+    return size_of([shape[a] for a in axes])
 
 
-def _spread(xp: Namespace, grad: Array, shape: tuple[int, ...], axis: Axis) -> Array:
+def _spread(xp: Namespace, grad: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
     """The gradient of the result, copied to every element that was reduced."""
     zeros = xp.zeros(shape, dtype=grad.dtype, device=grad.device)
-    return zeros + xp.reshape(grad, _kept(shape, axis))
+    return zeros + xp.reshape(grad, _kept(shape, axes))
 
 
 class _Reduction(Op):
     positional = ("axis",)
+
+    def axes(self, x: Array, axis: Axis) -> tuple[int, ...]:
+        """The axes to reduce. Raises ShapeError if a result would be computed from no elements."""
+        axes = reduced_axes(axis, x.ndim)
+        if not _count(x.shape, axes) and size_of(_kept(x.shape, axes)):
+            raise ShapeError(
+                f"{self.name} of no elements, axis={axis} of an array of shape {tuple(x.shape)}: give it at least one"
+            )
+        return axes
 
 
 class Sum(_Reduction):
@@ -54,11 +65,12 @@ class Sum(_Reduction):
     def forward(
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False
     ) -> tuple[Array, Any]:
-        return pairwise_sum(xp, x, axis, keepdims), (x.shape, axis)
+        axes = reduced_axes(axis, x.ndim)
+        return pairwise_sum(xp, x, axes, keepdims), (x.shape, axes)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        shape, axis = saved
-        return (_spread(xp, grad, shape, axis),)
+        shape, axes = saved
+        return (_spread(xp, grad, shape, axes),)
 
 
 class Mean(_Reduction):
@@ -67,11 +79,12 @@ class Mean(_Reduction):
     def forward(
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False
     ) -> tuple[Array, Any]:
-        return pairwise_mean(xp, x, axis, keepdims), (x.shape, axis)
+        axes = self.axes(x, axis)
+        return pairwise_mean(xp, x, axes, keepdims), (x.shape, axes)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        shape, axis = saved
-        return (_spread(xp, grad / _count(shape, axis), shape, axis),)
+        shape, axes = saved
+        return (_spread(xp, grad / (_count(shape, axes) or 1), shape, axes),)
 
 
 class Var(_Reduction):
@@ -92,47 +105,58 @@ class Var(_Reduction):
     def forward(
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False, correction: float = 0
     ) -> tuple[Array, Any]:
-        n = _count(x.shape, axis)
+        axes = self.axes(x, axis)
+        n = _count(x.shape, axes)
         if n <= correction:
             raise OptionError(
                 f"var over {n} elements with correction {correction}: there must be more elements than that"
             )
         divisor = float(n - correction)
-        away = x - pairwise_mean(xp, x, axis, keepdims=True)
-        return pairwise_sum(xp, away * away, axis, keepdims) / divisor, (away, divisor, axis)
+        away = x - pairwise_mean(xp, x, axes, keepdims=True)
+        return pairwise_sum(xp, away * away, axes, keepdims) / divisor, (away, divisor, axes)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        away, divisor, axis = saved
-        return (away * (xp.reshape(grad, _kept(away.shape, axis)) * (2.0 / divisor)),)
+        away, divisor, axes = saved
+        return (away * (xp.reshape(grad, _kept(away.shape, axes)) * (2.0 / divisor)),)
 
 
 class Max(_Reduction):
-    """Maximum of x over `axis`. Elements that tie for it share the gradient evenly, as in PyTorch's amax."""
+    """Maximum of x over `axis`; NaN if there is a NaN.
+
+    Elements that tie for it share the gradient evenly, as in PyTorch's amax. If there are NaNs, these share it.
+    """
 
     def forward(
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False
     ) -> tuple[Array, Any]:
-        y = xp.max(x, axis=axis, keepdims=keepdims)
-        return y, (x, y, axis)
+        return self.extreme(xp, xp.max, x, axis, keepdims)
+
+    def extreme(
+        self, xp: Namespace, function: Any, x: Array, axis: Axis, keepdims: bool
+    ) -> tuple[Array, Any]:
+        """The maximum or minimum, by a function of `xp`."""
+        axes = self.axes(x, axis)
+        y = function(x, axis=axes, keepdims=keepdims)
+        return y, (x, y, axes)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
-        x, y, axis = saved
-        kept = _kept(x.shape, axis)
-        chosen = x == xp.reshape(y, kept)
-        ties = pairwise_sum(xp, xp.astype(chosen, x.dtype), axis, keepdims=True)
-        # A NaN is not equal to itself, so where y is NaN there are no ties: maximum() avoids a division by zero.
-        share = xp.reshape(grad, kept) / xp.maximum(ties, 1.0)
-        return (xp.where(chosen, share, 0.0),)
+        x, y, axes = saved
+        kept = _kept(x.shape, axes)
+        chosen = xp.logical_or(x == xp.reshape(y, kept), x != x)
+        ties = pairwise_sum(xp, xp.astype(chosen, x.dtype), axes, keepdims=True)
+        return (xp.where(chosen, xp.reshape(grad, kept) / ties, 0.0),)
 
 
 class Min(Max):
-    """Minimum of x over `axis`. Elements that tie for it share the gradient evenly, as in PyTorch's amin."""
+    """Minimum of x over `axis`; NaN if there is a NaN.
+
+    Elements that tie for it share the gradient evenly, as in PyTorch's amin. If there are NaNs, these share it.
+    """
 
     def forward(
         self, xp: Namespace, x: Array, *, axis: Axis = None, keepdims: bool = False
     ) -> tuple[Array, Any]:
-        y = xp.min(x, axis=axis, keepdims=keepdims)
-        return y, (x, y, axis)
+        return self.extreme(xp, xp.min, x, axis, keepdims)
 
 
 sum = Sum()

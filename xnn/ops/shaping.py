@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from xnn.errors import OptionError, ShapeError
-from xnn.ops.op import Array, Namespace, Op, is_integer, positive_axis, size_of
+from xnn.ops.axes import positive_axis
+from xnn.ops.op import Array, Namespace, Op, size_of
+from xnn.options import check_integer, is_integer
 
 __all__ = ["concat", "flatten", "identity", "reshape", "stack", "transpose"]
 
@@ -24,7 +26,7 @@ class Identity(Op):
 class Reshape(Op):
     """The same elements in another shape. One extent may be -1, as in NumPy: it follows from the others.
 
-    shape: a tuple of integers.
+    shape: a tuple of integers; an integer for one axis.
 
     >>> import numpy as np
     >>> reshape(np.ones((4, 3)), (6, -1)).shape
@@ -34,7 +36,8 @@ class Reshape(Op):
     positional = ("shape",)
 
     def forward(self, xp: Namespace, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Any]:
-        return xp.reshape(x, shape), x.shape
+        extents = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+        return xp.reshape(x, tuple(check_integer("each extent of shape", n) for n in extents)), x.shape
 
     def backward(self, xp: Namespace, grad: Array, shape: Any) -> tuple[Array | None, ...]:
         return (xp.reshape(grad, shape),)

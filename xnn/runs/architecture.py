@@ -163,7 +163,7 @@ class Architecture:
         self,
         shape: tuple[int, ...],
         classes: int,
-        rescaling: tuple[Any, Any] | None = None,
+        rescaling: layers.Rescale | tuple[Any, Any] | None = None,
         seed: int = 0,
         augment: Sequence[Layer] = (),
     ) -> Sequential:
@@ -171,8 +171,9 @@ class Architecture:
 
         shape: of a sample.
         classes: the number that replaces "classes" in the file.
-        rescaling: scale and offset of a Rescale layer in front; default None, no such layer. It is omitted if the
-        first layer takes integers, as a Rescale layer in the file does.
+        rescaling: a Rescale layer to put in front, or its scale and offset; default None, no such layer. It gets the
+        dtype of the layers behind it. It is omitted if the first layer takes integers, as a Rescale layer in the file
+        does.
         seed: of the initial weights; default 0.
         augment: layers to put after the Rescale layer, or in front if there is none; default none.
 
@@ -183,7 +184,10 @@ class Architecture:
         first = first_of(stack)
         if rescaling is not None and not (first is not None and first.takes_integers):
             dtype = next((p.dtype for layer in stack for p in layer.parameters()), "float32")
-            stack.insert(0, layers.Rescale(*rescaling, dtype=dtype))
+            if isinstance(rescaling, layers.Rescale):
+                stack.insert(0, layers.Rescale(**{**rescaling.config(), "dtype": dtype}))
+            else:
+                stack.insert(0, layers.Rescale(*rescaling, dtype=dtype))
         if augment:
             scaled = isinstance(stack[0], layers.Rescale)
             if stack[0].takes_integers and not scaled:

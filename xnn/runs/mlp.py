@@ -7,7 +7,7 @@ from typing import Any
 
 from xnn import layers
 from xnn.errors import OptionError
-from xnn.layers import Layer, Sequential
+from xnn.layers import Layer, Rescale, Sequential
 from xnn.runs.names import ACTIVATIONS
 
 __all__ = ["mlp"]
@@ -19,7 +19,7 @@ def mlp(
     outputs: int,
     activation: str = "relu",
     dropout: float = 0.0,
-    rescale: tuple[Any, Any] | None = None,
+    rescale: Rescale | tuple[Any, Any] | None = None,
     seed: int = 0,
     augment: Sequence[Layer] = (),
 ) -> Sequential:
@@ -30,7 +30,7 @@ def mlp(
     outputs: the number of outputs. The last layer gives logits, or the numbers of a regression.
     activation: a name in xnn.runs.names.ACTIVATIONS; default "relu".
     dropout: the rate of a Dropout layer after each hidden layer; default 0, no such layer.
-    rescale: scale and offset of a Rescale layer in front; default None, no such layer.
+    rescale: a Rescale layer to put in front, or its scale and offset; default None, no such layer.
     seed: the seed of the initial weights; default 0.
     augment: layers to put after the Rescale layer, such as layers.augmentation((28, 28)).
 
@@ -41,7 +41,9 @@ def mlp(
     """
     if activation not in ACTIVATIONS:
         raise OptionError(f"there is no activation {activation!r}: choose {', '.join(ACTIVATIONS)}")
-    stack: list[Layer] = [] if rescale is None else [layers.Rescale(*rescale)]
+    stack: list[Layer] = []
+    if rescale is not None:
+        stack.append(rescale if isinstance(rescale, Rescale) else Rescale(*rescale))
     stack += augment
     for width in hidden:
         stack += [layers.Dense(inputs, width), ACTIVATIONS[activation]()]

@@ -50,8 +50,8 @@ def _serve(
     kernels: str = "auto",
 ) -> None:
     with numerics(mode), use(get_backend(backend).name):
-        data = load(dataset, data_home, **table)
         spec = RunSpec.from_json(run, version)
+        data = spec.with_targets(load(dataset, data_home, **table))
         if not resolved:  # a recorded run is, and may be longer than these steps
             spec = spec.resolved(data, steps)
         model, loss, optimizer = spec.build(data)

@@ -58,6 +58,9 @@ class RunSpec:
     warmup: steps in which the rate rises from 0; default None.
     average: decay of the moving average of the weights; default None, no average.
     augment: strength of the random changes to images; default 0, none.
+    scale_target: whether a regression learns its targets with mean 0 and deviation 1; default False.
+    standardize: "float64" if columns of tables are standardized in float64; default None, in the model's dtype, as
+        version 0.1 did. `from_options` chooses "float64".
 
     A record leaves out the options from `model` on that have their default.
     Raises OptionError for options that do not go together, as far as this is known without the data.
@@ -81,6 +84,8 @@ class RunSpec:
     warmup: int | None = None
     average: float | None = None
     augment: float = 0.0
+    scale_target: bool = False
+    standardize: str | None = None
 
     def __post_init__(self) -> None:
         self._check_optimizer()
@@ -124,7 +129,8 @@ class RunSpec:
     @classmethod
     def from_options(cls, model: str | None, **options: Any) -> RunSpec:
         """The run that these command-line options mean; `model` is the name of a TOML file, or None."""
-        return cls(**options, model=None if model is None else architecture.read(model))
+        network = None if model is None else architecture.read(model)
+        return cls(**options, model=network, standardize="float64")
 
     @classmethod
     def from_json(cls, run: dict[str, Any], version: str) -> RunSpec:
@@ -186,6 +192,12 @@ class RunSpec:
         known = replace(self, loss=self._loss_name(data))
         if known.loss == next(iter(losses_for(data))):
             known = replace(known, loss=None)
+        if data.scale is not None:
+            known = replace(known, standardize=None)
+        if self.scale_target and data.task != "regression":
+            raise OptionError(
+                f"--scale-target is for a regression, and {data.name} has {data.classes} classes: omit it"
+            )
         if self.augment and data.image is None:
             raise OptionError(
                 f"--augment is for images, and a sample of {data.name} is {data.x_train.shape[1]} numbers that form "
@@ -217,7 +229,8 @@ class RunSpec:
         """
         name = self._loss_name(data)
         outputs = 1 if name in LOSSES_OF_TWO_CLASSES else data.classes
-        scaling, shape = data.rescaling(), tuple(data.x_train.shape[1:])
+        scaling: Any = data.scaling_layer() if self.standardize else data.rescaling()
+        shape = tuple(data.x_train.shape[1:])
         moved: list[Layer] = []
         if self.augment and data.image:
             moved = layers.augmentation(data.image, self.augment)
@@ -226,12 +239,16 @@ class RunSpec:
             model = mlp(shape[0], *network)
         else:
             model = self.model.build(shape, outputs, scaling, self.seed, moved)
-        data.check_range(model.dtype)
+        data.check_range(model.dtype, samples=not model.takes_float64)
         # The text of a resolved schedule has all its numbers, so the two lengths are not used.
         loss, optimizer = self._loss(name, data), self._optimizer(self._rate(1, 1))
         if self.model is not None:
             _check_network(self.model, model, loss, optimizer, data.x_train, self.targets(data.y_train))
         return model, loss, optimizer
+
+    def with_targets(self, data: Dataset) -> Dataset:
+        """The data with the targets that this run learns: those of a regression standardized, if asked for."""
+        return data.with_scaled_targets() if self.scale_target and data.task == "regression" else data
 
     def targets(self, y: np.ndarray) -> np.ndarray:
         """The targets in the form that the loss takes.

@@ -24,6 +24,9 @@ __all__ = ["RULES", "fuse"]
 
 Calls = list[Call]
 
+#: The numbers of a Rescale that a gather takes over.
+_NUMBERS = ("scale", "offset", "shift")
+
 
 def fuse(calls: Calls, table: KernelTable, keep_gradients: bool = False) -> Calls:
     """Apply all rules to a list of calls. keep_gradients: omit the rules that leave no gradient."""
@@ -58,7 +61,8 @@ def rescale_into_gather(calls: Calls, table: KernelTable) -> Calls:
         rescale = _only_reader(calls, gather.writes[0])
         if rescale is None or rescale.key != ("forward", ops.rescale) or _backward_of(calls, rescale):
             continue
-        options = {**gather.options, "scale": rescale.options["scale"], "offset": rescale.options["offset"]}
+        options = dict(gather.options)
+        options |= {key: rescale.options[key] for key in _NUMBERS if key in rescale.options}
         fused = Call("gather", None, (), rescale.writes, options, parts=(gather, rescale))
         if table.accepts(fused):
             calls = _replace(calls, (gather, rescale), (fused,))

@@ -9,18 +9,38 @@ import numpy as np
 
 from xnn.backends import admit
 from xnn.backends.host_arrays import as_host_array
+from xnn.data import Batches
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
-from xnn.layers import Sequential
+from xnn.files import notice
+from xnn.layers import Rescale, Sequential
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.losses import Loss, check_sample_weight
 from xnn.metrics import Metric
+from xnn.training.steps import Stepper
 
-__all__ = ["check_trainable", "prepare", "prepare_validation"]
+__all__ = ["check_last_batch", "check_trainable", "prepare", "prepare_validation"]
+
+#: An offset of a Rescale beyond which float32 leaves less than three digits of numbers of size 1.
+_FAR = 1e4
 
 
 def check_trainable(model: Sequential) -> None:
     """Raise OptionError if a model has nothing to train, or has parameters where training would not find them."""
     check_nothing_hidden(model)
+    first = model.first_layer
+    if isinstance(first, Rescale) and not first.takes_float64 and first.dtype == "float32":
+        offset = float(np.abs(first.offset).max(initial=0.0))
+        if offset > _FAR:
+            notice(
+                f"xnn: {first!r} adds {offset:.3g} in float32, which has about 7 digits: Rescale(scale, shift=mean), "
+                "as data.standardize(x) makes it, subtracts the mean in float64"
+            )
+    last = model.layers[-1] if model.layers else None
+    if isinstance(last, Rescale) and last.dtype == "float64" != model.dtype:
+        raise OptionError(
+            f"the last layer is {last!r} to float64, which turns outputs into the units of the targets: train the "
+            "layers before it, on targets that data.standardize(y) scaled"
+        )
     parameters = model.parameters()
     if not parameters:
         raise OptionError("the model has nothing to train: no layer of it has weights, as Dense has; add one")
@@ -29,6 +49,25 @@ def check_trainable(model: Sequential) -> None:
             "the model has nothing to train: all its parameters are frozen; parameter.frozen = False on those that "
             "are to learn"
         )
+
+
+def check_last_batch(stepper: Stepper, batches: Batches) -> None:
+    """Raise ShapeError if the rows leave a last batch of one row and the model cannot train on it, as BatchNorm."""
+    rows, size = batches.rows, batches.batch_size
+    if rows < size or rows % size != 1:
+        return
+    try:
+        stepper.program(1)
+    except ShapeError as error:
+        raise ShapeError(
+            f"{rows} rows in batches of {size} leave one row for the last batch: choose another batch_size, such as "
+            f"{_without_a_last_row(rows, size)}. {error}"
+        ) from error
+
+
+def _without_a_last_row(rows: int, size: int) -> int:
+    """The batch size nearest to `size` that does not leave a last batch of one row."""
+    return min((n for n in range(2, 2 * size + 1) if rows % n != 1), key=lambda n: abs(n - size))
 
 
 def prepare(

@@ -23,7 +23,7 @@ from xnn.options import check_count, check_flag, shown
 from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
-from xnn.training.inputs import check_trainable, prepare, prepare_validation
+from xnn.training.inputs import check_last_batch, check_trainable, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
 from xnn.training.steps import Stepper
 
@@ -174,6 +174,7 @@ class Trainer:
             stack.enter_context(lib.guard())
             # Making the first program raises for what does not fit, before anything has begun.
             stepper = self.stepper(batches, table)
+            check_last_batch(stepper, batches)
             threads = self._choose_threads(batches, stepper)
             interrupted = stack.enter_context(interruptible())
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]

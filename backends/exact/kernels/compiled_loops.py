@@ -212,7 +212,7 @@ def activation_gradient(activation: Any, y: Any, kept: Any, dz: Any) -> None:
         if activation == RELU:
             output = y[r]
             for c in range(g.size):
-                g[c] = g[c] if output[c] > 0.0 else np.float32(0.0)
+                g[c] = np.float32(0.0) if output[c] <= 0.0 else g[c]  # NaN lets it through
             continue
         full = kept[r]
         for c in range(g.size):

@@ -186,12 +186,11 @@ def finish(
 
 
 def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarray) -> Runnable:
-    """Compute the gradient of relu: dz <- dz where y > 0, else 0."""
+    """Compute the gradient of relu: dz <- 0 where y <= 0, else dz."""
     off, zero = np.empty(y.shape, bool), y.dtype.type(0)
 
     def run() -> None:
-        np.greater(y, zero, out=off)
-        np.logical_not(off, out=off)
+        np.less_equal(y, zero, out=off)
         np.copyto(dz, zero, where=off)
 
     return run

@@ -1,0 +1,103 @@
+"""Standardization: moves and scales columns to mean 0 and deviation 1, as a layer that a model keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import get_backend
+from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.files import notice
+from xnn.layers import Rescale
+from xnn.options import check_dtype
+
+__all__ = ["constant_columns", "moments", "standard_layer", "standardize"]
+
+
+def standardize(x: Any, dtype: str = "float32") -> Rescale:
+    """A layer that standardizes: z = (x - mean) / std, for each column of these samples.
+
+    x: the training samples (n, ...), or the training targets (n,) or (n, columns); finite numbers.
+    dtype: the dtype of z, "float32" (the default) or "float64".
+
+    Mean and deviation are computed in float64, and so is z, which is rounded at the end. A column whose numbers are
+    all equal is moved to 0 and not scaled, and named on standard error. `Rescale.inverse` makes the layer that undoes
+    it.
+    Raises ShapeError without a sample, DTypeError for something else than finite numbers, and OptionError for a
+    column that varies by less than about 1e-308, which has no scale.
+
+    The first layer of a model of columns:
+
+        >>> import numpy as np, xnn
+        >>> from xnn import data, layers
+        >>> x = np.array([[1.7e9, 1.0], [1.7e9 + 60, 1.0], [1.7e9 + 120, 1.0]])
+        >>> data.standardize(x)(x).tolist()
+        [[-1.2247449159622192, 0.0], [0.0, 0.0], [1.2247449159622192, 0.0]]
+
+    Targets far from unit size, such as prices, are learned as z. The inverse becomes the model's last layer, so that
+    it predicts prices:
+
+        >>> prices = np.array([[250_000.0], [310_000.0], [190_000.0]])
+        >>> scaling = data.standardize(prices)
+        >>> model = xnn.Sequential(data.standardize(x), layers.Dense(2, 1))
+        >>> trainer = xnn.Trainer(model, xnn.losses.MSE(), xnn.optimizers.SGD(0.1))
+        >>> history = trainer.fit((x, scaling(prices)), epochs=100, progress=False)
+        >>> whole = xnn.Sequential(*model.layers, scaling.inverse())
+        >>> bool(np.abs(whole.predict(x[:1]) - 280_000.0).max() < 35_000.0)
+        True
+    """
+    layer, constant = standard_layer(x, dtype)
+    if constant.size:
+        named = ", ".join(map(str, constant[:5].tolist())) + (", ..." if constant.size > 5 else "")
+        notice(
+            f"xnn: data.standardize: all numbers are equal in column {named} (counted from 0), which becomes 0"
+        )
+    return layer
+
+
+def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
+    """The layer of `standardize`, and the numbers of the constant columns, counted over a flattened sample."""
+    check_dtype(dtype)
+    array = x if isinstance(x, np.ndarray) else np.asarray(x)
+    if array.dtype.kind not in "iubf":
+        raise DTypeError(f"standardize takes numbers, got an array of {array.dtype}: convert it")
+    if array.ndim < 1 or not array.size:
+        raise ShapeError(f"standardize needs samples (n, ...), at least one, got shape {array.shape}")
+    wide = array.astype(np.float64)
+    if not np.isfinite(wide).all():
+        row = int(np.flatnonzero(~np.isfinite(wide).reshape(len(wide), -1).all(axis=1))[0])
+        raise DTypeError(f"standardize got NaN or infinity in sample {row}: fill or drop it")
+    mean, std = moments(wide)
+    constant = constant_columns(wide)
+    mean = np.where(constant, wide[0], mean)  # without a rounding
+    with np.errstate(over="ignore", divide="ignore"):
+        scale = np.where(constant, 1.0, 1.0 / std)
+    if not np.isfinite(scale).all():
+        column = np.argwhere(~np.isfinite(np.atleast_1d(scale)))[0].tolist()
+        raise OptionError(f"column {column}, counted from 0, varies by less than 1e-308: change its unit")
+    return Rescale(scale, dtype=dtype, shift=mean), np.flatnonzero(constant)
+
+
+def constant_columns(x: np.ndarray) -> np.ndarray:
+    """Whether all samples have the same number, for each column of x (n, ...)."""
+    return np.asarray(x.min(axis=0) == x.max(axis=0))
+
+
+def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column of x (n, ...), float64, the same bits on every machine.
+
+    Each column is first divided by the power of two above its largest number, so that no square overflows or is 0.
+    The mean is then corrected by the mean of what is left, in a second pass.
+    """
+    from xnn.backends.exact import ExactNamespace
+
+    exact = ExactNamespace(get_backend("numpy"))  # the sums of NumPy depend on the processor
+    _, exponent = np.frexp(np.abs(x).max(axis=0))
+    near = np.ldexp(x, -exponent)
+    mean = exact.mean(near, axis=0)
+    mean = mean + exact.mean(near - mean, axis=0)
+    away = near - mean
+    _, spread = np.frexp(np.abs(away).max(axis=0))
+    std = np.ldexp(exact.std(np.ldexp(away, -spread), axis=0), spread)
+    return np.ldexp(mean, exponent), np.ldexp(std, exponent)
