@@ -32,8 +32,8 @@ from xnn.options import shown
 
 __all__ = ["Purpose", "Stream"]
 
-#: Numbers that are made at a time. For their 125 KiB the C library need not ask the system for memory each time.
-_BLOCK = 16_000
+#: Numbers that are made at a time: 256 KiB, which the cache of a processor holds a few times.
+_BLOCK = 2**15
 
 
 class Purpose(IntEnum):
@@ -135,7 +135,12 @@ class Stream:
         They are made block by block: what lies between a word and its number stays in the processor's cache, and
         takes no memory of the array's size.
         """
-        numbers = np.empty(math.prod(shape), dtype)
+        count = math.prod(shape)
+        if count > 8 * _BLOCK:
+            # Once a large array was freed, glibc keeps the memory of the blocks that follow. Before that it returns
+            # each one to the system and asks for the next one, which takes half of the time.
+            np.empty(8 * _BLOCK)
+        numbers = np.empty(count, dtype)
         for start in range(0, numbers.size, _BLOCK):
             block = numbers[start : start + _BLOCK]
             block[...] = make(self.words(start, block.size))

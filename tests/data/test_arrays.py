@@ -14,7 +14,7 @@ import pytest
 from xnn.backends import memory
 from xnn.data import load, read_idx
 from xnn.data.arrays import read_array, read_npz
-from xnn.errors import CorruptFileError
+from xnn.errors import CorruptFileError, OptionError
 
 
 def npy(header, body=b""):
@@ -294,3 +294,15 @@ def test_other_targets_of_several_columns_are_a_regression(tmp_path, y):
     found = load(tmp_path / "a.npz")
     assert (found.task, found.note) == ("regression", "")
     assert sum(len(part) for part in (found.y_train, found.y_val, found.y_test)) == 60
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["9" * 5000, "-" + "9" * 5000, 10**5000, [10**5000], "9" * 10],
+    ids=["text", "below 0", "integer", "list", "ten digits"],
+)
+def test_a_target_of_many_digits_is_refused(tmp_path, target):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c\n" + "1,2,0\n2,3,1\n" * 9)
+    with pytest.raises(OptionError, match="for the target"):
+        load(path, target=target)

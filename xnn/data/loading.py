@@ -145,7 +145,7 @@ def _by_target(path: Path, target: Any) -> Choose:
         features = tuple(column for column in range(width) if column not in targets)
         if not targets or not features or len(set(targets)) < len(targets):
             raise OptionError(
-                f"{path}: target={target!r} must name different columns, at least one, but not all"
+                f"{path}: target={shown(target)} must name different columns, at least one, but not all"
             )
         return features, targets
 
@@ -162,13 +162,13 @@ def _position(path: Path, column: Any, names: tuple[str, ...], width: int) -> in
         return found[0]
     if isinstance(column, str) and not found:
         sign, digits = ("-", column[1:]) if column.startswith("-") else ("", column)
-        column = int(sign + digits) if digits.isdecimal() else column
+        column = int(sign + digits) if digits.isdecimal() and len(digits) < 10 else column
     if isinstance(column, (int, np.integer)) and not isinstance(column, bool) and -width <= column < width:
         return int(column) % width
     several = f"{len(found)} columns have this name; " if found else ""
     called = f"its columns are {', '.join(map(repr, names))}" if names else "it has no header"
     raise OptionError(
-        f"{path} has no single column {column!r} for the target; {several}{called}, and numbers go from 0 to "
+        f"{path} has no single column {shown(column)} for the target; {several}{called}, and numbers go from 0 to "
         f"{width - 1}, or from -1 backwards"
     )
 
