@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any, cast
+
+from xnn.files import StandardError
 
 __all__ = ["LARGEST", "LONGEST", "download", "unwound_by_signals"]
 
@@ -67,7 +68,7 @@ class _Watch:
     def __init__(self) -> None:
         self.total = self.received = 0
         self.ended = False
-        self._bar = _Bar() if sys.stderr.isatty() else None
+        self._bar = _Bar() if StandardError().isatty() else None
 
     def wait_for(self, thread: threading.Thread) -> None:
         """Wait until a thread has ended. Raises TimeoutError if it exceeds the limits of time."""
@@ -110,9 +111,8 @@ class _Bar:
         from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
         columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        self._progress = Progress(
-            *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
-        )
+        console = Console(file=cast(IO[str], StandardError()))
+        self._progress = Progress(*columns, console=console, transient=True, redirect_stdout=False)
         self._task = self._progress.add_task("", total=None)
 
     def update(self, total: int, count: int) -> None:

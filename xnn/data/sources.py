@@ -37,9 +37,11 @@ def data_homes(data_home: str | os.PathLike[str] | None = None) -> list[Path]:
     for name, value in (("data_home", data_home), ("XNN_DATA_HOME", os.environ.get("XNN_DATA_HOME"))):
         if value:
             try:
-                home = as_path(value).expanduser()
+                home = as_path(
+                    os.path.expanduser(value)
+                )  # Path.expanduser raises for a user that is not there
                 there = home.is_dir()
-            except (OSError, RuntimeError) as error:  # RuntimeError: ~name of nobody, or a loop of links
+            except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
                 raise OptionError(f"{name}={value}: {getattr(error, 'strerror', None) or error}") from error
             if not there:
                 raise OptionError(f"{name}={value}: there is no such folder; name another one or none")
