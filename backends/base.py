@@ -17,6 +17,7 @@ from xnn.backends.kernels.calls import KernelTable
 from xnn.backends.numerics import current_numerics
 from xnn.backends.random import Stream, half_words, keep_halves, signed_halves
 from xnn.errors import DeviceMemoryError, DTypeError, OptionError
+from xnn.options import is_one_of, shown
 
 __all__ = ["Backend", "Timer"]
 
@@ -137,10 +138,10 @@ class Backend:
 
         Raises OptionError for a name that this backend does not have.
         """
-        if name not in ("auto", "ops"):
+        if not is_one_of(name, ("auto", "ops")):
             raise OptionError(
-                f"kernels={name!r} is not a table of kernels of {self.name}: choose auto or ops, or on the numpy "
-                "backend also numpy or compiled"
+                f"kernels={shown(name)} is not a table of kernels of {self.name}: choose auto or ops, or on the "
+                "numpy backend also numpy or compiled"
             )
         return KernelTable()
 

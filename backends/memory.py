@@ -41,7 +41,10 @@ def check_memory(what: str, size: int, advice: str, kind: type[XnnError] = Optio
     kind: the class of the error. Default OptionError.
     """
     if size > _SMALL and size > (free := free_memory()):
-        raise kind(f"{what} takes {_gigabytes(size)} of memory, and {_gigabytes(free)} are free: {advice}")
+        raise kind(
+            f"{what} is too large for memory, of which {_gigabytes(free)} are free and {_gigabytes(size)} are "
+            f"needed: {advice}"
+        )
 
 
 def _gigabytes(size: int) -> str:

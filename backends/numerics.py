@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from xnn.errors import GraphError, OptionError
+from xnn.options import shown
 
 __all__ = [
     "NUMERICS",
@@ -118,7 +119,7 @@ def check_same_numerics(who: str, forward: str) -> None:
 def _checked(name: str, source: str) -> str:
     if name not in NUMERICS:
         raise OptionError(
-            f"{source}={name!r} is not a kind of numerics: choose fast (the hardware's float32) or exact (the same "
-            "bits on every machine)"
+            f"{source}={shown(name)} is not a kind of numerics: choose fast (the hardware's float32) or exact (the "
+            "same bits on every machine)"
         )
     return name

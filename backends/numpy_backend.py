@@ -17,6 +17,7 @@ from xnn.backends.memory import peak_resident_bytes
 from xnn.backends.numerics import current_numerics
 from xnn.backends.random import Stream
 from xnn.errors import BackendUnavailableError, MissingExtraError
+from xnn.options import is_one_of
 
 __all__ = ["NumpyBackend"]
 
@@ -81,7 +82,7 @@ class NumpyBackend(Backend):
             if current_numerics() == "exact":
                 return self._exact_table("numpy_passes", "numpy")
             return importlib.import_module("xnn.backends.kernels.numpy_kernels").NUMPY_KERNELS  # type: ignore[no-any-return]
-        if name not in ("auto", "compiled"):
+        if not is_one_of(name, ("auto", "compiled")):
             return super().kernels(name)
         try:
             if current_numerics() == "exact":

@@ -11,14 +11,15 @@ compute in any order. NumPy's Philox gives the same words, fast. (NumPy promises
 but not the uniform or normal numbers that it makes from them.) `philox_words` computes them with integer array
 operations on any backend.
 
-Uniform numbers, normal numbers and permutations are made from the words here, by `+ - * /`, sqrt and comparisons
-only. IEEE 754 fixes each of these operations to the last bit, so the results do not depend on a C library, SIMD
-instructions or the version of NumPy.
+Uniform numbers, normal numbers, orthonormal matrices and permutations are made from the words here, by `+ - * /`,
+sqrt and comparisons only. IEEE 754 fixes each of these operations to the last bit, so the results do not depend on a
+C library, SIMD instructions or the version of NumPy.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -27,8 +28,12 @@ import numpy as np
 
 from xnn.errors import OptionError
 from xnn.ops.special import rational
+from xnn.options import shown
 
 __all__ = ["Purpose", "Stream"]
+
+#: Numbers that are made at a time: 256 KiB, which the cache of a processor holds a few times.
+_BLOCK = 2**15
 
 
 class Purpose(IntEnum):
@@ -71,9 +76,9 @@ class Stream:
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)):
-            raise OptionError(f"seed={self.seed!r} is not an integer: a seed must lie in 0 .. 2**64 - 1")
+            raise OptionError(f"seed={shown(self.seed)} is not an integer: a seed must lie in 0 .. 2**64 - 1")
         if not 0 <= self.seed < 2**64:
-            raise OptionError(f"seed={self.seed} is out of range: a seed must lie in 0 .. 2**64 - 1")
+            raise OptionError(f"seed={shown(self.seed)} is out of range: a seed must lie in 0 .. 2**64 - 1")
         object.__setattr__(self, "seed", int(self.seed))
 
     def words(self, start: int, count: int) -> np.ndarray:
@@ -84,25 +89,62 @@ class Stream:
         raw = np.random.Philox(counter=counter, key=key).random_raw(skip + count)
         return np.asarray(raw, dtype=np.uint64)[skip:]
 
-    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> np.ndarray:
-        """Return uniform float64 numbers in the open interval (low, high), as a NumPy array of this shape.
+    def uniform(
+        self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: str = "float64"
+    ) -> np.ndarray:
+        """Return uniform numbers in the open interval (low, high), as a NumPy array of this shape.
+
+        dtype: what the numbers, which are computed in float64, are rounded to at the end. Default "float64".
 
         They are low + (high - low) * (k + 1/2) * 2^-52, where k is the top 52 bits of a word. Where rounding gives
-        `low` or `high` itself, the next number inside the interval is taken.
+        `low` or `high` itself, the next float64 number inside the interval is taken.
         """
-        k = self.words(0, math.prod(shape)) >> np.uint64(12)
-        unit = (k.astype(np.float64) + 0.5) * 2.0**-52
-        inside = np.nextafter(low, high), np.nextafter(high, low)
-        return np.clip(low + (high - low) * unit, *inside).reshape(shape)
+        return self._drawn(shape, dtype, lambda words: _uniform(words, low, high))
 
-    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return standard normal float64 numbers: the normal quantile function of `uniform`."""
-        return _normal_quantile(self.uniform(shape))
+    def normal(
+        self, shape: tuple[int, ...], std: float = 1.0, mean: float | None = None, dtype: str = "float64"
+    ) -> np.ndarray:
+        """Return normal numbers: mean + std times the standard normal quantile function of `uniform`.
 
-    def truncated_normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return float64 numbers of the standard normal distribution truncated to [-2, 2]."""
-        z = _normal_quantile(self.uniform(shape, _BELOW_2, 1.0 - _BELOW_2))
-        return np.asarray(np.clip(z, -2.0, 2.0))
+        dtype: what the numbers, which are computed in float64, are rounded to at the end. Default "float64".
+        """
+        return self._drawn(
+            shape, dtype, lambda words: _scaled(_normal_quantile(_uniform(words, 0.0, 1.0)), std, mean)
+        )
+
+    def truncated_normal(
+        self, shape: tuple[int, ...], std: float = 1.0, mean: float | None = None, dtype: str = "float64"
+    ) -> np.ndarray:
+        """Return mean + std times numbers of the standard normal distribution truncated to [-2, 2].
+
+        dtype: what the numbers, which are computed in float64, are rounded to at the end. Default "float64".
+        """
+        low, high = _BELOW_2, 1.0 - _BELOW_2
+
+        def make(words: np.ndarray) -> np.ndarray:
+            z = _normal_quantile(_uniform(words, low, high))
+            return _scaled(np.clip(z, -2.0, 2.0, out=z), std, mean)
+
+        return self._drawn(shape, dtype, make)
+
+    def _drawn(
+        self, shape: tuple[int, ...], dtype: str, make: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Return the numbers that `make` computes from the words of the stream, one from each, rounded to a dtype.
+
+        They are made block by block: what lies between a word and its number stays in the processor's cache, and
+        takes no memory of the array's size.
+        """
+        count = math.prod(shape)
+        if count > 8 * _BLOCK:
+            # Once a large array was freed, glibc keeps the memory of the blocks that follow. Before that it returns
+            # each one to the system and asks for the next one, which takes half of the time.
+            np.empty(8 * _BLOCK)
+        numbers = np.empty(count, dtype)
+        for start in range(0, numbers.size, _BLOCK):
+            block = numbers[start : start + _BLOCK]
+            block[...] = make(self.words(start, block.size))
+        return numbers.reshape(shape)
 
     def permutation(self, n: int) -> np.ndarray:
         """Return 0 .. n - 1 in random order, int64: the indices that sort n words (equal words by index)."""
@@ -124,6 +166,24 @@ class Stream:
         first, past = start // 2, (start + count + 1) // 2
         halves = self.words(first, past - first).astype("<u8", copy=False).view("<u4")
         return halves[start - 2 * first :][:count]
+
+
+def _uniform(words: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return a number in (low, high) for each word; `Stream.uniform` says which."""
+    unit = (words >> np.uint64(12)).astype(np.float64)
+    unit += 0.5
+    unit *= 2.0**-52
+    unit *= high - low
+    unit += low
+    return np.clip(unit, np.nextafter(low, high), np.nextafter(high, low), out=unit)
+
+
+def _scaled(z: np.ndarray, std: float, mean: float | None) -> np.ndarray:
+    """Return mean + std z, in the memory of z. Without a mean, nothing is added: 0 would change -0."""
+    z *= std
+    if mean is not None:
+        z += mean
+    return z
 
 
 def _threshold(rate: float) -> int:
@@ -220,14 +280,18 @@ _BELOW_2 = 0.02275013194817921
 
 
 def _normal_quantile(p: np.ndarray) -> np.ndarray:
-    """Return the z with P(Z <= z) = p for a standard normal Z, for 0 < p < 1."""
+    """Return the z with P(Z <= z) = p for a standard normal Z, for 0 < p < 1 (n,)."""
     q = p - 0.5
-    centre = q * rational(_CENTRE, 0.180625 - q * q)
-    # np.where evaluates both of its branches: in the centre the logarithm gets 0.25, a harmless argument.
-    outside = np.abs(q) > 0.425
-    r = np.sqrt(-_log(np.where(outside, np.minimum(p, 1.0 - p), 0.25)))
-    far = np.asarray(np.where(r <= 5.0, rational(_SHOULDER, r - 1.6), rational(_TAIL, r - 5.0)))
-    return np.where(outside, np.where(q < 0.0, -far, far), centre)
+    z = rational(_CENTRE, 0.180625 - q * q)
+    z *= q
+    outside = np.flatnonzero(np.abs(q) > 0.425)
+    tail = p[outside]
+    r = np.sqrt(-_log(np.minimum(tail, 1.0 - tail)))
+    far = rational(_SHOULDER, r - 1.6)
+    beyond = np.flatnonzero(r > 5.0)
+    far[beyond] = rational(_TAIL, r[beyond] - 5.0)
+    z[outside] = np.where(q[outside] < 0.0, -far, far)
+    return np.asarray(z)
 
 
 # _LN2_HIGH has 32 bits, so its product with a whole exponent is exact.
@@ -250,3 +314,42 @@ def _log(x: np.ndarray) -> np.ndarray:
     for odd in range(21, 0, -2):
         series = series * s2 + 1.0 / odd
     return np.asarray(exponent * _LN2_HIGH + (2.0 * s * series + exponent * _LN2_LOW))
+
+
+#: Numbers of a matrix that `orthonormal` works on at a time.
+_PANEL = 2**15
+
+
+def orthonormal(normal: np.ndarray) -> np.ndarray:
+    """The product of reflections whose vectors are the columns of a normal matrix, from the diagonal down.
+
+    The product takes the place of the matrix: column k is needed up to reflection k, which is the first that changes
+    it. The columns are changed a few at a time, so that what is computed from them takes little memory.
+    """
+    q = normal
+    height = len(q)
+    width = max(1, _PANEL // max(1, height))
+    for k in reversed(range(q.shape[1])):  # the last one first, since G_k changes only q[k:, k:]
+        x = q[k:, k].copy()
+        q[:, k] = 0.0
+        q[k, k] = 1.0
+        size, sign = np.sqrt(_total(x * x)), np.where(x[0] < 0.0, -1.0, 1.0)
+        v = x.copy()
+        v[0] += sign * size
+        u = v / (size * (size + abs(x[0])))
+        for first in range(k, q.shape[1], width):
+            block = q[k:, first : first + width]
+            block -= u[:, None] * _total(v[:, None] * block)
+            block *= -sign
+    return q
+
+
+def _total(x: np.ndarray) -> np.ndarray:
+    """The sum over axis 0, by adding halves. This order is fixed; that of NumPy's own sums and products is not."""
+    while len(x) > 1:
+        half = len(x) // 2
+        folded = x[:half] + x[half : 2 * half]
+        if len(x) % 2:
+            folded[0] += x[-1]
+        x = folded
+    return np.asarray(x[0])

@@ -19,6 +19,7 @@ import numpy as np
 from xnn.backends.base import Backend
 from xnn.backends.numerics import current_numerics
 from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, UnknownBackendError
+from xnn.options import shown
 
 __all__ = [
     "admit",
@@ -29,6 +30,7 @@ __all__ = [
     "backend_variable",
     "current_backend",
     "get_backend",
+    "is_device_array",
     "mixed_arrays",
     "use_backend",
     "widened",
@@ -87,7 +89,7 @@ def _load(name: str, source: str) -> Backend:
 def _check_name(name: str, source: str) -> None:
     if name not in _REGISTRY:
         raise UnknownBackendError(
-            f"{source}={name!r} is not a backend: choose numpy (the CPU), cupy (a GPU) or, for tests, "
+            f"{source}={shown(name)} is not a backend: choose numpy (the CPU), cupy (a GPU) or, for tests, "
             "array-api-strict"
         )
 
@@ -241,6 +243,17 @@ def widened(x: Any) -> Any:
     return x
 
 
+def is_device_array(x: Any) -> bool:
+    """Return whether `x` is an array of a backend other than numpy, without loading that backend."""
+    return _module_name(type(x)) not in (None, "numpy")
+
+
+def _module_name(kind: type) -> str | None:
+    """Return the name of the backend whose arrays have this type, or a type that it is derived from."""
+    modules = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    return next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
+
+
 def _check_dtype(x: Any) -> None:
     """Raise DTypeError unless ops compute with numbers of the array's dtype, and remember it if they do."""
     dtype = x.dtype
@@ -259,8 +272,12 @@ def _owner(x: Any) -> Backend | None:
         return None
     if type(x).__module__ == "xnn.backends.exact.scaled":
         return x.lib  # type: ignore[no-any-return]
-    modules = (base.__module__.partition(".")[0] for base in type(x).__mro__)  # also for subclasses of arrays
-    name = next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
+    if isinstance(x, (np.ma.MaskedArray, np.matrix)):
+        raise DTypeError(
+            f"got a numpy {type(x).__name__}, in which numbers may be missing or * is another product: convert it "
+            "with x.filled(...) or numpy.asarray(x)"
+        )
+    name = _module_name(type(x))
     if name is None:
         raise DTypeError(
             f"got {type(x).__name__} in place of an array of {', '.join(_REGISTRY)} or a number: convert lists with "

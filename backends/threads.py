@@ -13,7 +13,7 @@ from typing import Any
 from xnn.backends.base import Backend
 from xnn.backends.numerics import current_numerics
 from xnn.errors import OptionError
-from xnn.options import check_count
+from xnn.options import check_count, shown
 
 __all__ = [
     "THREAD_VARIABLES", "Threads", "blas_libraries", "blas_threads", "check_threads", "choose_threads",
@@ -75,7 +75,7 @@ def check_threads(threads: Any) -> int | str | None:
     if threads is None or threads == "auto":
         return threads  # type: ignore[no-any-return]
     if isinstance(threads, str):
-        raise OptionError(f"threads={threads!r} is not a positive integer, 'auto' or None")
+        raise OptionError(f"threads={shown(threads)} is not a positive integer, 'auto' or None")
     return check_count("threads", threads)
 
 

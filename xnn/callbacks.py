@@ -23,7 +23,7 @@ from xnn.errors import DataError, OptionError
 from xnn.files import StandardError, check_writable, notice, to_json
 from xnn.history import Bar, History, LiveLine, PrintedLines, epoch_line, numbers_line
 from xnn.layers import Sequential
-from xnn.options import attributes_of, check_count, check_real, written
+from xnn.options import attributes_of, check_count, check_real, is_one_of, shown, written
 
 __all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar", "call_back"]
 
@@ -86,7 +86,7 @@ def call_back(method: Callable[..., Any], *arguments: Any) -> None:
     returned = method(*arguments)
     if returned is not None:
         raise OptionError(
-            f"{getattr(method, '__qualname__', method)} returned {repr(returned)[:60]}, and methods of callbacks "
+            f"{getattr(method, '__qualname__', method)} returned {shown(returned)}, and methods of callbacks "
             "return nothing: to end the training, set history.stopped to the reason, a string"
         )
 
@@ -280,15 +280,15 @@ class EarlyStopping(Callback):
         restore_best: bool = True,
     ) -> None:
         if not isinstance(monitor, str):
-            raise OptionError(f"monitor must be a name such as 'val_loss', got {repr(monitor)[:60]}")
-        if mode == "auto":
+            raise OptionError(f"monitor must be a name such as 'val_loss', got {shown(monitor)}")
+        if isinstance(mode, str) and mode == "auto":
             mode = _DIRECTIONS.get(re.sub("top[0-9]+", "top", monitor.rpartition("_")[2]), "")
             if not mode:
                 raise OptionError(
                     f"mode='auto' cannot tell how {monitor!r} improves: give mode='min' or mode='max'"
                 )
-        if mode not in ("min", "max"):
-            raise OptionError(f"mode must be 'auto', 'min' or 'max', got {repr(mode)[:60]}")
+        if not is_one_of(mode, ("min", "max")):
+            raise OptionError(f"mode must be 'auto', 'min' or 'max', got {shown(mode)}")
         self.monitor, self.mode, self.restore_best = monitor, mode, restore_best
         self.patience = check_count("patience", patience)
         self.min_delta = check_real("min_delta", min_delta, 0.0)

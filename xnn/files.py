@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xnn.errors import DataError, DataNotFoundError, MissingExtraError, OptionError
+from xnn.options import shown
 
 __all__ = [
     "StandardError",
@@ -38,7 +39,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         return Path(path)
     except TypeError:
         raise OptionError(
-            f"got {repr(path)[:60]} as a file's name; a file is named by a string or a path"
+            f"got {shown(path)} as a file's name; a file is named by a string or a path"
         ) from None
 
 
@@ -49,12 +50,14 @@ def reading(path: str | os.PathLike[str], what: str = "") -> Iterator[None]:
     what: what the file holds, with an article, such as "the record". Default "".
     """
     named = f"{what} {path}".strip()
+    if "\0" in os.fspath(path):
+        raise DataNotFoundError(f"there is no file {os.fspath(path)!r}: a name has no null character")
     try:
         yield
-    except FileNotFoundError as error:
-        raise DataNotFoundError(f"there is no file {path}") from error
-    except OSError as error:
-        raise DataNotFoundError(f"cannot read {named}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        if isinstance(error, FileNotFoundError) and not what:
+            raise DataNotFoundError(f"there is no file {path}") from error
+        raise DataNotFoundError(f"cannot read {named}: {_reason(error)}") from error
 
 
 def check_writable(

@@ -9,6 +9,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from xnn.errors import OptionError
 from xnn.files import StandardError, check_matplotlib, notice, save_figure
 from xnn.graph.habits import Habitual
 
@@ -28,7 +29,8 @@ class History(Habitual):
     error: the exception that ended it, "" if none did.
     plan: how the run was executed: backend, kernels, dtype, threads and so on.
 
-    `history["val_loss"]` is the list of one number of all epochs.
+    `history["val_loss"]` is the list of one number of all epochs. Copies and pickles of a history have all its
+    numbers, but take no further steps.
 
         >>> import numpy as np
         >>> from xnn import Sequential, Trainer, layers, losses, optimizers
@@ -65,6 +67,10 @@ class History(Habitual):
         samples: how many samples they trained on, together.
         seconds: the time they took, together.
         """
+        if isinstance(self._digest, str):
+            raise OptionError(
+                "this history is a copy or was unpickled, and takes no further steps: fit returns a new one"
+            )
         self._digest.update(np.asarray(losses, dtype="<f8").tobytes())
         self.steps += len(losses)
         self.samples += samples
@@ -73,7 +79,11 @@ class History(Habitual):
     @property
     def losses_sha256(self) -> str:
         """The SHA-256 of the losses of all steps so far, as little-endian float64, in order."""
-        return str(self._digest.hexdigest())
+        return self._digest if isinstance(self._digest, str) else str(self._digest.hexdigest())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep. The state of hashlib's digest cannot be kept, so its result so far is."""
+        return {**self.__dict__, "_digest": self.losses_sha256}
 
     @property
     def ms_per_step(self) -> float:

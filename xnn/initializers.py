@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from xnn.backends import Stream
+from xnn.backends.random import orthonormal
 from xnn.errors import OptionError
 from xnn.graph.habits import module_habits
 from xnn.ops.op import size_of
-from xnn.options import check_real, written
+from xnn.options import check_real, is_one_of, shown, written
 
 __all__ = [
     "Constant",
@@ -53,7 +54,14 @@ class Initializer(Protocol):
 
 
 class _Drawn:
-    """An initializer whose repr shows the options that do not have their defaults."""
+    """One of xnn's own initializers. Its repr shows the options that do not have their defaults."""
+
+    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
+        return self._draw(stream, shape, "float64")
+
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """The values, computed in float64 and rounded to `dtype`, without a float64 array of their size."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return written(self, vars(self))
@@ -68,8 +76,8 @@ class Zeros(_Drawn):
     [0.0, 0.0]
     """
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        return np.zeros(shape)
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.zeros(shape, dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,8 +89,8 @@ class Ones(_Drawn):
     [1.0, 1.0]
     """
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        return np.ones(shape)
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.ones(shape, dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,8 +111,8 @@ class Constant(_Drawn):
     def __post_init__(self) -> None:
         check_real("value", self.value)
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        return np.full(shape, float(self.value))
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.full(shape, float(self.value), dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,8 +137,8 @@ class Uniform(_Drawn):
         if not 0.0 < self.high - self.low < math.inf:
             raise OptionError(f"Uniform needs low < high, got {self.low} and {self.high}")
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        return stream.uniform(shape, self.low, self.high)
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return stream.uniform(shape, self.low, self.high, dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,8 +162,8 @@ class Normal(_Drawn):
         check_real("std", self.std, 0.0)
         check_real("mean", self.mean)
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        return self.mean + self.std * stream.normal(shape)
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return stream.normal(shape, self.std, self.mean, dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -181,8 +189,8 @@ class TruncatedNormal(_Drawn):
         check_real("std", self.std, 0.0)
         check_real("mean", self.mean)
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        return self.mean + self.std * stream.truncated_normal(shape)
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return stream.truncated_normal(shape, self.std, self.mean, dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -208,9 +216,11 @@ class Glorot(_Drawn):
         _check_choice("distribution", self.distribution, ("normal", "uniform"))
         check_real("gain", self.gain, 0.0)
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         fan_in, fan_out = _fans(shape)
-        return _scaled(stream, shape, 2.0 * self.gain * self.gain / (fan_in + fan_out), self.distribution)
+        return _scaled(
+            stream, shape, 2.0 * self.gain * self.gain / (fan_in + fan_out), self.distribution, dtype
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -241,9 +251,9 @@ class He(_Drawn):
         _check_choice("mode", self.mode, ("fan_in", "fan_out"))
         check_real("slope", self.slope)
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         fan = _fans(shape)[self.mode == "fan_out"]
-        return _scaled(stream, shape, 2.0 / (1.0 + self.slope * self.slope) / fan, self.distribution)
+        return _scaled(stream, shape, 2.0 / (1.0 + self.slope * self.slope) / fan, self.distribution, dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -265,8 +275,8 @@ class LeCun(_Drawn):
     def __post_init__(self) -> None:
         _check_choice("distribution", self.distribution, ("normal", "uniform"))
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-        return _scaled(stream, shape, 1.0 / _fans(shape)[0], self.distribution)
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return _scaled(stream, shape, 1.0 / _fans(shape)[0], self.distribution, dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -299,11 +309,12 @@ class Orthogonal(_Drawn):
     def __post_init__(self) -> None:
         check_real("gain", self.gain)
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         _check_axes(shape)
         rows, columns = shape[0], size_of(shape[1:])
-        q = _orthonormal(stream.normal((max(rows, columns), min(rows, columns))))
-        return self.gain * (q if rows >= columns else q.T).reshape(shape)
+        q = orthonormal(stream.normal((max(rows, columns), min(rows, columns))))
+        q *= self.gain
+        return (q if rows >= columns else q.T).reshape(shape).astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, repr=False)
@@ -325,18 +336,29 @@ class Identity(_Drawn):
     def __post_init__(self) -> None:
         check_real("gain", self.gain)
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
+    def _draw(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         _check_axes(shape)
-        values = np.zeros(shape)
+        values = np.zeros(shape, dtype)
         middle = tuple(size // 2 for size in shape[2:])
         for i in range(min(shape[:2])):
             values[(i, i, *middle)] = self.gain
         return values
 
 
+def draw(initializer: Initializer, stream: Stream, shape: tuple[int, ...], dtype: str) -> Any:
+    """What an initializer returns for a parameter. It is no array that the initializer may still hold.
+
+    dtype: the parameter's. xnn's own initializers round to it block by block; others may return another one.
+    """
+    if isinstance(initializer, _Drawn) and type(initializer).__call__ is _Drawn.__call__:
+        return initializer._draw(stream, shape, dtype)
+    drawn = initializer(stream, shape)
+    return drawn.copy() if isinstance(drawn, np.ndarray) and drawn.dtype == dtype else drawn
+
+
 def _check_choice(name: str, value: str, allowed: tuple[str, str]) -> None:
-    if value not in allowed:
-        raise OptionError(f"{name} must be {allowed[0]!r} or {allowed[1]!r}, got {value!r}")
+    if not is_one_of(value, allowed):
+        raise OptionError(f"{name} must be {allowed[0]!r} or {allowed[1]!r}, got {shown(value)}")
 
 
 def _check_axes(shape: tuple[int, ...]) -> None:
@@ -355,33 +377,10 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return max(1, inputs * rest), max(1, outputs * rest)
 
 
-def _scaled(stream: Stream, shape: tuple[int, ...], variance: float, distribution: str) -> np.ndarray:
+def _scaled(
+    stream: Stream, shape: tuple[int, ...], variance: float, distribution: str, dtype: str
+) -> np.ndarray:
     if distribution == "normal":
-        return math.sqrt(variance) * stream.normal(shape)
+        return stream.normal(shape, math.sqrt(variance), dtype=dtype)
     limit = math.sqrt(3.0 * variance)
-    return stream.uniform(shape, -limit, limit)
-
-
-def _orthonormal(normal: np.ndarray) -> np.ndarray:
-    """The product of reflections whose vectors are the columns of a normal matrix, from the diagonal down."""
-    q = np.zeros_like(normal)
-    for k in reversed(range(normal.shape[1])):  # the last one first, since G_k changes only q[k:, k:]
-        x, block = normal[k:, k], q[k:, k:]
-        size, sign = np.sqrt(_total(x * x)), np.where(x[0] < 0.0, -1.0, 1.0)
-        v = x.copy()
-        v[0] += sign * size
-        block[0, 0] = 1.0
-        block -= (v / (size * (size + abs(x[0]))))[:, None] * _total(v[:, None] * block)
-        block *= -sign
-    return q
-
-
-def _total(x: np.ndarray) -> np.ndarray:
-    """The sum over axis 0, by adding halves. This order is fixed; that of NumPy's own sums and products is not."""
-    while len(x) > 1:
-        half = len(x) // 2
-        folded = x[:half] + x[half : 2 * half]
-        if len(x) % 2:
-            folded[0] += x[-1]
-        x = folded
-    return np.asarray(x[0])
+    return stream.uniform(shape, -limit, limit, dtype)

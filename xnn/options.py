@@ -28,17 +28,39 @@ __all__ = [
     "checked",
     "explained",
     "is_integer",
+    "is_one_of",
+    "shown",
     "written",
 ]
 
 _SHOWN_ITEMS, _SHOWN_CHARACTERS = 6, 60
+_LONGEST_INTEGER = 150  # bits of an integer that is written out
+_PAST_INTEGERS = 2**63  # the first integer that is too large for an index, an axis or a size
+
+
+def shown(value: Any) -> str:
+    """A value's repr for a message: one line of at most 60 characters, also where Python has no repr for it.
+
+    >>> shown([1, 2]), shown(10**5000)
+    ('[1, 2]', 'an integer of 16,610 bits')
+    """
+    if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
+        return (
+            f"an integer of {value.bit_length():,} bits"  # Python refuses to write one of over 4,300 digits
+        )
+    try:
+        return " ".join(repr(value).split())[:_SHOWN_CHARACTERS]
+    except Exception:  # whatever the user's __repr__ raises; that of a list may hold an integer as above
+        return f"an object of {type(value).__name__}"
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """The value as an int. Raises OptionError unless it is an integer (NumPy's too) of at least `least`."""
+    """The value as an int. Raises OptionError unless it is an integer (NumPy's too) in `least` .. 2^63 - 1."""
     if not is_integer(value) or int(value) < least:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise OptionError(f"{name} must be {allowed}, got {repr(value)[:60]}")
+        raise OptionError(f"{name} must be {allowed}, got {shown(value)}")
+    if int(value) >= _PAST_INTEGERS:
+        raise OptionError(f"{name} got {shown(value)}, which is too large for memory: choose a smaller one")
     return int(value)
 
 
@@ -48,9 +70,9 @@ def is_integer(value: Any) -> bool:
 
 
 def check_integer(name: str, value: Any) -> int:
-    """The value as an int. Raises OptionError unless it is an integer (NumPy's too)."""
-    if not is_integer(value):
-        raise OptionError(f"{name} must be an integer, got {repr(value)[:60]}")
+    """The value as an int. Raises OptionError unless it is an integer (NumPy's too) of at most 64 bits."""
+    if not is_integer(value) or abs(int(value)) >= _PAST_INTEGERS:
+        raise OptionError(f"{name} must be an integer, got {shown(value)}")
     return int(value)
 
 
@@ -64,18 +86,27 @@ def check_pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
         first, second = (check_count(name, item, least) for item in pair)
     except ValueError:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise OptionError(f"{name} must be {allowed} or a pair of them, got {repr(value)[:60]}") from None
+        raise OptionError(f"{name} must be {allowed} or a pair of them, got {shown(value)}") from None
     return first, second
 
 
 def check_real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """The value as a float. Raises OptionError unless it is a finite number (NumPy's too) in [low, high)."""
-    real = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(float(value))
-    if not (real and low <= float(value) < high):
+    real = _as_float(value)
+    if not low <= real < high:
         allowed = f" at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g})"
         allowed = "" if low == -math.inf else allowed
-        raise OptionError(f"{name} must be a finite number{allowed}, got {repr(value)[:60]}")
-    return float(value)
+        raise OptionError(f"{name} must be a finite number{allowed}, got {shown(value)}")
+    return real
+
+
+def _as_float(value: Any) -> float:
+    """A real number as a float; NaN for anything that is none, or that is too large for one."""
+    try:
+        real = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except (OverflowError, ValueError):
+        return math.nan
+    return real if math.isfinite(real) else math.nan
 
 
 def check_shape(name: str, value: Any) -> tuple[int, ...]:
@@ -91,10 +122,15 @@ def check_known(name: str, received: Iterable[str], allowed: Iterable[str]) -> N
         raise OptionError(f"{name} has no option {unknown[0]!r}; it takes {', '.join(known)}")
 
 
+def is_one_of(value: Any, allowed: Collection[str | None]) -> bool:
+    """Whether an option is one of some texts, or None. An array is not, and is not compared."""
+    return (value is None or isinstance(value, str)) and value in allowed
+
+
 def check_dtype(dtype: str) -> str:
     """The dtype's name. Raises OptionError unless it is "float32" or "float64"."""
-    if dtype not in ("float32", "float64"):
-        raise OptionError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    if not is_one_of(dtype, ("float32", "float64")):
+        raise OptionError(f"dtype must be 'float32' or 'float64', got {shown(dtype)}")
     return dtype
 
 
@@ -129,7 +165,7 @@ def checked(check: Callable[..., Any], *limits: Any) -> Any:
 def check_flag(name: str, value: Any) -> bool:
     """The value as a bool. Raises OptionError unless it is True or False (NumPy's too)."""
     if not isinstance(value, (bool, np.bool_)):
-        raise OptionError(f"{name} must be True or False, got {repr(value)[:60]}")
+        raise OptionError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xnn.errors import OptionError
 from xnn.graph.habits import module_habits
-from xnn.options import check_count, check_real
+from xnn.options import check_count, check_real, is_one_of, shown
 
 __all__ = [
     "SCHEDULES", "Constant", "Cosine", "CosineRestarts", "Exponential", "MultiStep", "OneCycle", "Polynomial",
@@ -112,10 +112,10 @@ class MultiStep:
         _reals(self, "rate", "factor")
         given = self.milestones
         if not isinstance(given, (tuple, list)):
-            raise OptionError(f"milestones must be steps such as (1000, 2000), got {repr(given)[:60]}")
+            raise OptionError(f"milestones must be steps such as (1000, 2000), got {shown(given)}")
         steps = tuple(check_count("a milestone", step) for step in given)
         if any(later <= earlier for earlier, later in pairwise(steps)):
-            raise OptionError(f"milestones must increase, got {repr(given)[:60]}")
+            raise OptionError(f"milestones must increase, got {shown(given)}")
         object.__setattr__(self, "milestones", steps)
 
     def __call__(self, step: int) -> float:
@@ -289,8 +289,8 @@ class OneCycle:
         _counts(self, "steps")
         _reals(self, "warmup", high=1.0)
         _reals(self, "start", "end", low=1.0)
-        if self.shape not in ("line", "cosine"):
-            raise OptionError(f"shape must be 'line' or 'cosine', got {self.shape!r}")
+        if not is_one_of(self.shape, ("line", "cosine")):
+            raise OptionError(f"shape must be 'line' or 'cosine', got {shown(self.shape)}")
 
     def __call__(self, step: int) -> float:
         up, low, last = self.warmup * self.steps, self.peak / self.start, self.peak / self.end

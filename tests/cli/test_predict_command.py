@@ -181,3 +181,13 @@ def test_labels_of_every_type_are_printed(tmp_path, labels):
     files.save(net, model, notes)
     np.save(data, np.eye(2))
     assert run("predict", model, data).stdout.split() == list(map(str, labels))
+
+
+def test_accuracy_of_one_hot_labels(model, tmp_path):
+    x, y = synthetic_digits(40, seed=9)
+    np.savez(tmp_path / "plain.npz", x=x, y=y)
+    np.savez(tmp_path / "hot.npz", x=x, y=np.eye(10)[y])
+    assert (
+        run("predict", model, tmp_path / "hot.npz").stderr
+        == run("predict", model, tmp_path / "plain.npz").stderr
+    )

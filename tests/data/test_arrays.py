@@ -14,7 +14,7 @@ import pytest
 from xnn.backends import memory
 from xnn.data import load, read_idx
 from xnn.data.arrays import read_array, read_npz
-from xnn.errors import CorruptFileError
+from xnn.errors import CorruptFileError, OptionError
 
 
 def npy(header, body=b""):
@@ -162,7 +162,7 @@ def test_an_archive_of_more_than_the_free_memory_is_refused(tmp_path, monkeypatc
         archive.writestr("x.npy", body)
         archive.writestr("y.npy", body)
     monkeypatch.setattr(memory, "free_memory", lambda: 100 * 2**20)
-    with pytest.raises(CorruptFileError, match=r"a\.npz takes 0\.1 GiB of memory, and 0\.1 GiB are free"):
+    with pytest.raises(CorruptFileError, match=r"a\.npz is too large for memory, of which 0\.1 GiB are free"):
         read_npz(tmp_path / "a.npz")
 
 
@@ -244,3 +244,65 @@ def test_small_arrays_are_not_looked_at(monkeypatch):
 
 def test_free_memory_is_a_number_of_bytes():
     assert 2**20 < memory.free_memory() <= 2**45
+
+
+# ---------------------------------------------------------------- one-hot targets
+
+CLASSES = np.arange(60) % 3
+SAMPLES = np.random.default_rng(0).normal(size=(60, 4))
+
+
+@pytest.mark.parametrize("dtype", [int, float, bool, np.uint8])
+def test_one_hot_targets_of_an_archive_are_classes(tmp_path, dtype):
+    """And the note says so."""
+    np.savez(tmp_path / "hot.npz", x=SAMPLES, y=np.eye(3, dtype=dtype)[CLASSES])
+    np.savez(tmp_path / "plain.npz", x=SAMPLES, y=CLASSES)
+    hot, plain = load(tmp_path / "hot.npz"), load(tmp_path / "plain.npz")
+    assert (hot.task, hot.classes, hot.labels) == ("classification", 3, ())
+    assert "one-hot rows: taken as the classes 0 .. 2" in hot.note
+    for one, other in zip(hot, plain, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert load(tmp_path / "hot.npz", task="regression").y_train.shape == (48, 3)
+    assert load(tmp_path / "hot.npz", task="classification").classes == 3
+
+
+def test_one_hot_targets_in_every_part_of_an_archive(tmp_path):
+    hot = np.eye(4)[CLASSES]  # the last class has no sample
+    np.savez(
+        tmp_path / "a.npz", x_train=SAMPLES, y_train=hot, x_val=SAMPLES, y_val=hot, x_test=SAMPLES, y_test=hot
+    )
+    found = load(tmp_path / "a.npz")
+    assert found.classes == 4
+    for y in (found.y_train, found.y_val, found.y_test):
+        np.testing.assert_array_equal(y, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.eye(3)[CLASSES] * 2,
+        np.eye(3)[CLASSES] + 0.1,
+        np.where(np.arange(60)[:, None] < 59, np.eye(3)[CLASSES], 0),
+        np.where(np.arange(60)[:, None] < 59, np.eye(3)[CLASSES], [1, 1, 0]),
+        np.where(np.arange(60)[:, None] < 59, np.eye(3)[CLASSES], [1, 1, -1]),
+        1 - np.eye(3)[CLASSES],
+    ],
+    ids=["twos", "smoothed", "a row of zeros", "a row of two", "sum 1", "all but one"],
+)
+def test_other_targets_of_several_columns_are_a_regression(tmp_path, y):
+    np.savez(tmp_path / "a.npz", x=SAMPLES, y=y)
+    found = load(tmp_path / "a.npz")
+    assert (found.task, found.note) == ("regression", "")
+    assert sum(len(part) for part in (found.y_train, found.y_val, found.y_test)) == 60
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["9" * 5000, "-" + "9" * 5000, 10**5000, [10**5000], "9" * 10],
+    ids=["text", "below 0", "integer", "list", "ten digits"],
+)
+def test_a_target_of_many_digits_is_refused(tmp_path, target):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c\n" + "1,2,0\n2,3,1\n" * 9)
+    with pytest.raises(OptionError, match="for the target"):
+        load(path, target=target)

@@ -7,16 +7,18 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from xnn import initializers as init
-from xnn.backends import Purpose, Stream, numerics
+from xnn.backends import Purpose, Stream, memory, numerics, random
+from xnn.backends.random import _total
 from xnn.benchmarks import digests
 from xnn.errors import OptionError, ShapeError
-from xnn.layers import Dense, Sequential
+from xnn.layers import Dense, Parameter, Sequential
 
 
 def stream(index: int = 0) -> Stream:
@@ -241,9 +243,9 @@ def test_the_same_bits_on_other_processors(environment):
 def test_numpys_own_sums_would_show():
     """The order of _total is not NumPy's, which may change with the processor."""
     x = stream().normal((1000, 3))
-    np.testing.assert_allclose(init._total(x), x.sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(_total(x), x.sum(axis=0), rtol=1e-12)
     columns = [[*map(float, column)] for column in x.T]
-    for column, total in zip(columns, init._total(x), strict=True):
+    for column, total in zip(columns, _total(x), strict=True):
         while len(column) > 1:
             half = len(column) // 2
             odd = column[2 * half :]
@@ -298,3 +300,74 @@ def test_a_function_of_the_users_is_an_initializer():
 def test_options(build, message):
     with pytest.raises(OptionError, match=message):
         build()
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("initializer", ALL, ids=repr)
+def test_drawing_takes_at_most_three_times_the_size(initializer, dtype):
+    """Orthogonal works on a float64 matrix of the weight's size; the others take little more than the weight."""
+    parameter = Parameter("w", (20_000, 60), initializer, dtype)
+    tracemalloc.start()
+    try:
+        size = parameter.array.nbytes
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    temporary = 2**21 + 2**20  # some blocks of 2^15 numbers
+    assert peak <= size * (3 if isinstance(initializer, init.Orthogonal) else 1) + temporary
+
+
+def test_drawing_a_large_layer_takes_little_more_than_its_size():
+    layer = Dense(2500, 2000)
+    tracemalloc.start()
+    try:
+        size = layer.weight.array.nbytes
+        assert tracemalloc.get_traced_memory()[1] <= 1.2 * size
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("initializer", ALL, ids=repr)
+def test_numbers_do_not_depend_on_the_blocks(initializer, monkeypatch):
+    """Drawn in one block, in many, and rounded block by block or at the end."""
+    shape = (61, 70)
+    whole = initializer(stream(), shape)
+    monkeypatch.setattr(random, "_BLOCK", 1003)
+    monkeypatch.setattr(random, "_PANEL", 200)
+    assert initializer(stream(), shape).tobytes() == whole.tobytes()
+    rounded = init.draw(initializer, stream(), shape, "float32")
+    assert rounded.dtype == np.float32
+    assert rounded.tobytes() == whole.astype(np.float32).tobytes()
+
+
+def test_an_initializer_of_the_users_keeps_its_array():
+    kept = np.ones((2, 2), np.float32)
+    parameter = Parameter("w", (2, 2), lambda stream, shape: kept)
+    parameter.array[...] = 5.0
+    assert kept.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_a_subclass_with_a_call_of_its_own_is_called():
+    class Half(init.He):
+        def __call__(self, stream, shape):
+            return 0.5 * super().__call__(stream, shape)
+
+    half, he = (init.draw(kind(), stream(), (3, 4), "float64") for kind in (Half, init.He))
+    np.testing.assert_array_equal(half, 0.5 * he)
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2**40), (2**20, 2**20), (2**62, 3)])
+def test_a_weight_that_is_larger_than_memory_is_refused(shape):
+    with pytest.raises(
+        OptionError, match=r"weight of shape .* is too large for memory.*: build a smaller layer"
+    ):
+        Sequential(Dense(*shape))
+
+
+def test_what_is_free_decides(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**27)
+    with pytest.raises(OptionError, match=r"of which 0\.1 GiB are free and 0\.1 GiB are needed"):
+        Sequential(Dense(2**13, 2**12 + 1))

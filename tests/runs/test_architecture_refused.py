@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -134,6 +135,61 @@ def test_files_that_cannot_be_read(tmp_path):
     ):
         with pytest.raises(DataNotFoundError, match=message):
             architecture.read(path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "a." * 500_000,
+        '"a".' * 250_000,
+        "'a'.'b'." * 100_000,
+        '"\\"".' * 200_000,
+        ('"' + 150 * "a" + '".') * 6000,
+        "a . " * 200,
+    ],
+    ids=["bare", "quoted", "single", "escaped", "long", "spaced"],
+)
+@pytest.mark.parametrize("form", ["{}a = 1", "[{}a]", "[[{}a]]", "[a]\nb = {{{}a = 1}}"])
+def test_keys_with_many_dots_are_refused_before_they_are_read(tmp_path, key, form):
+    """Half a million dots took 25 s and 2.3 GB."""
+    path = tmp_path / "net.toml"
+    path.write_text(form.format(key))
+    tracemalloc.start()
+    try:
+        with pytest.raises(OptionError, match=r"net\.toml:[12]: keys are nested too deeply"):
+            architecture.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_numbers_and_comments_may_have_many_dots(tmp_path):
+    path = tmp_path / "net.toml"
+    numbers = ",".join(["0.5"] * 500)
+    path.write_text(f'# {"." * 500}\n[[layers]]\ntype = "Rescale"\nscale = [{numbers}] # 1.2.3\n')
+    assert architecture.read(path).build((500,), 2).output_shape((500,)) == (500,)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'type="Rescale"\nscale=[]',
+        'type="Rescale"\nscale=1' + "0" * 400,
+        'type="Dropout"\nrate=1' + "0" * 400,
+        'type="Dense"\noutputs=1' + "0" * 4200,
+        'type="Dense"\noutputs=1' + "0" * 5000,
+        'type="Softmax"\naxis=99999999999999999999',
+        'type="Identity"\nbuffers=[1]',
+        'type="Embedding"\nnum_embeddings=1099511627776\nembedding_dim=1099511627776',
+        'type="Reshape"\nshape=[99999999999999999999]',
+        'type="Conv2D"\nout_channels=4\nkernel_size=99999999999999999999',
+    ],
+)  # fmt: skip
+def test_numbers_that_no_machine_holds(tmp_path, lines):
+    path = tmp_path / "net.toml"
+    path.write_text(f"[[layers]]\n{lines}\n")
+    with pytest.raises((OptionError, ShapeError), match=r"net\.toml"):
+        architecture.read(path).build((3,), 2)
 
 
 def test_files_that_are_too_large_or_too_deep(read):

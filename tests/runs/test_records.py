@@ -279,3 +279,56 @@ def test_a_record_made_in_python_can_be_compared_only_with_another_record(tmp_pa
     assert "compare it with another record" in refused.stderr
     with pytest.raises(OptionError, match=r"a Sequential, got 'run\.jsonl'.*record\.save"):
         Recorder("run.jsonl")
+
+
+def signed(header, lines):
+    """A record with another first line, and the checksum that belongs to it."""
+    lines = [json.dumps(header).encode() + b"\n", *lines[1:-1]]
+    end = {"end": len(lines) - 2, "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+    return b"".join(lines) + json.dumps(end).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        (("tensors",), (None, 3, "x", [], ["1.weight"], {"1.weight": 3})),
+        (("steps_per_epoch",), (None, 0, -1, True, 0.5, "3", [])),
+        (("plan",), (None, 3, [], {})),
+        (("plan", "numerics"), (None, 3, "half", [])),
+        (("plan", "threads"), ("1", 0.5, [], {})),
+        *((("plan", name), (None, 3, [])) for name in ("blas", "backend", "library", "device", "kernels")),
+        (("run",), (None, 3, "x", [])),
+        (("run", "dataset"), (None, 3, [])),
+        (("table",), (None, 3, [])),
+        (("data_sha256",), (None, 3, [])),
+        (("xnn",), (None, 3, [])),
+    ],
+    ids=str,
+)
+def test_a_first_line_of_other_types_is_refused(clean, tmp_path, key, values):
+    """Although the checksum fits."""
+    path, lines = tmp_path / "r.jsonl", clean.read_bytes().splitlines(keepends=True)
+    for value in values:
+        header = json.loads(lines[0])
+        place = header
+        for part in key[:-1]:
+            place = place[part]
+        place[key[-1]] = value
+        path.write_bytes(signed(header, lines))
+        with pytest.raises(CorruptFileError, match=r"r\.jsonl"):
+            read_record(path)
+    path.write_bytes(signed(json.loads(lines[0]), lines))
+    read_record(path)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, -1])
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b'"\xff"', b"\0"])
+def test_lines_that_no_parser_likes(clean, tmp_path, place, text):
+    path, lines = tmp_path / "r.jsonl", clean.read_bytes().splitlines(keepends=True)
+    lines[place] = text + b"\n"
+    if place >= 0:
+        end = {"end": len(lines) - 3, "sha256": hashlib.sha256(b"".join(lines[:-1])).hexdigest()}
+        lines[-1] = json.dumps(end).encode() + b"\n"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(CorruptFileError, match=r"r\.jsonl"):
+        read_record(path)

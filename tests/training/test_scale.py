@@ -165,9 +165,18 @@ def test_the_command_says_it_in_a_line_of_its_own(tmp_path):
     (tmp_path / "network.toml").write_text(
         '[[layers]]\ntype = "Rescale"\nscale = 1.0\n[[layers]]\ntype = "Dense"\noutputs = "classes"\n'
     )
-    command = [sys.executable, "-m", "xnn", "train", "--dataset", "synthetic", "--epochs", "1", "--lr", "1e-5"]
+    options = [
+        "--dataset",
+        "synthetic",
+        "--epochs",
+        "1",
+        "--lr",
+        "1e-5",
+        "--model",
+        tmp_path / "network.toml",
+    ]
     run = subprocess.run(
-        [*command, "--model", str(tmp_path / "network.toml")], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "xnn", "train", *options], capture_output=True, text=True, check=True
     )
     (line,) = run.stderr.splitlines()
     assert line.startswith("xnn: training samples run from 0 to 255")

@@ -9,6 +9,7 @@ from xnn.data.tables import Columns
 from xnn.data.targets import Label
 from xnn.errors import CorruptFileError
 from xnn.layers import files
+from xnn.options import shown
 
 __all__ = ["Notes", "read_notes"]
 
@@ -47,7 +48,7 @@ def read_notes(path: str) -> Notes:
     wrong = next((name for name, right in fits.items() if not right), None)
     if wrong:
         raise CorruptFileError(
-            f"{path}: its notes say that {wrong} is {repr(said[wrong])[:60]}, which `xnn train` does not write: "
+            f"{path}: its notes say that {wrong} is {shown(said[wrong])}, which `xnn train` does not write: "
             "train again"
         )
     if columns is not None:

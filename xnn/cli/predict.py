@@ -24,9 +24,9 @@ from xnn.data import dataset_names, load, read_idx
 from xnn.data.arrays import read_array, read_npz
 from xnn.data.loading import table_for_model
 from xnn.data.tables import samples_and_targets
-from xnn.data.targets import label_numbers
+from xnn.data.targets import label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
-from xnn.files import check_writable, notice, printable, to_json, write_atomically
+from xnn.files import check_writable, notice, printable, reading, to_json, write_atomically
 from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
 from xnn.layers.sequential import load as load_model
@@ -99,6 +99,8 @@ def predict_command(
         if (notes.classes or len(labels)) == 1:  # the single output says nothing
             classes = np.zeros_like(classes)
         y = samples.y
+        if y is not None and y.ndim == 2 and labels in ((), tuple(range(len(labels)))):
+            y = one_hot_classes(y)
         if y is not None and y.ndim == 1 and len(y):
             accuracy = _accuracy(classes, y, labels, outputs.shape[1])
         printed = [labels[number] for number in classes.tolist()] if labels else classes.tolist()
@@ -186,7 +188,9 @@ def _read_samples(
     if data in dataset_names():
         named = load(data, data_home)
         return _Samples(named.x_test, named.y_test)
-    if not path.is_file():
+    with reading(path):
+        there = path.is_file()
+    if not there:
         raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
     if table:
         return _from_table(path, header, notes, width)

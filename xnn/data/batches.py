@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Purpose, Stream, backend_of
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import ShapeError
 from xnn.options import check_count
 
@@ -43,9 +44,10 @@ class Batches:
     ) -> None:
         batch_size = check_count("batch_size", batch_size)
         Stream(seed, Purpose.SHUFFLE)  # raises for another seed
-        lengths = {int(a.shape[0]) for a in arrays}
-        if len(lengths) != 1:
-            rows = " and ".join(str(a.shape[0]) for a in arrays)
+        arrays = tuple(as_host_array(array, f"array {number}") for number, array in enumerate(arrays))
+        lengths = {int(a.shape[0]) for a in arrays if a.ndim}
+        if len(lengths) != 1 or any(not a.ndim for a in arrays):
+            rows = " and ".join(str(a.shape[0] if a.ndim else "no") for a in arrays)
             raise ShapeError(f"got arrays of {rows} rows; they must have equally many")
         self.arrays, self.batch_size, self.shuffle, self.seed = arrays, batch_size, shuffle, seed
         self.rows = lengths.pop()

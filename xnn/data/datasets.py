@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,8 @@ from xnn.data.loading import Column, TableOptions, from_arrays, from_csv, from_n
 from xnn.data.sources import data_homes, fetch, find, reachable
 from xnn.data.synthetic import synthetic_digits
 from xnn.errors import CorruptFileError, DataNotFoundError, MissingExtraError, OptionError
+from xnn.files import as_path
+from xnn.options import shown
 
 __all__ = ["dataset_names", "load", "on_disk"]
 
@@ -112,13 +113,13 @@ def load(
     if name in dataset_names():
         return _load_named(str(name), data_home, options)
     if isinstance(name, (str, os.PathLike)):
-        path = Path(name)
+        path = as_path(name)
         if path.suffix.lower() == ".csv":
             return from_csv(path, options)
         if path.suffix.lower() == ".npz":
             return from_npz(path, options)
     raise OptionError(
-        f"there is no data set {repr(name)[:60]}; choose {', '.join(dataset_names())}, or give a .npz or .csv file"
+        f"there is no data set {shown(name)}; choose {', '.join(dataset_names())}, or give a .npz or .csv file"
     )
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.memory import check_memory
-from xnn.errors import CorruptFileError
+from xnn.errors import CorruptFileError, DataNotFoundError
+from xnn.files import as_path, reading
 
 __all__ = ["read_idx"]
 
@@ -51,18 +52,20 @@ def read_idx(
         >>> data.read_idx(path, shape=(None,)).tolist()
         [7, 2, 1]
     """
+    path = as_path(path)
     try:
-        with open(path, "rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-            most = os.fstat(raw.fileno()).st_size * (_MOST_EXPANSION if compressed else 1)
-        with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
-            return _parse(path, file, most, sha256, shape, dtype)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        with reading(path):
+            with open(path, "rb") as raw:
+                compressed = raw.read(2) == b"\x1f\x8b"
+                most = os.fstat(raw.fileno()).st_size * (_MOST_EXPANSION if compressed else 1)
+            with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
+                return _parse(path, file, most, sha256, shape, dtype)
+    except DataNotFoundError as error:
+        raise CorruptFileError(str(error)) from error
+    except (EOFError, zlib.error) as error:
         raise CorruptFileError(f"{path} is damaged ({error}): delete it and fetch it again") from error
     except MemoryError as error:
         raise CorruptFileError(f"{path} does not fit into the memory that is free") from error
-    except OSError as error:
-        raise CorruptFileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _parse(

@@ -15,9 +15,9 @@ from xnn.data.csv_fields import is_number
 from xnn.data.dataset import Dataset
 from xnn.data.splits import split_rows, take_out
 from xnn.data.tables import Choose, Columns, Table, every_column, read_csv, samples_and_targets
-from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers
+from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, OptionError, ShapeError
-from xnn.options import check_real
+from xnn.options import check_real, is_one_of, shown
 
 __all__ = ["TableOptions", "from_arrays", "from_csv", "from_npz", "samples_from_csv", "table_for_model"]
 
@@ -39,8 +39,8 @@ class TableOptions:
     def __post_init__(self) -> None:
         for name, value in (("header", self.header), ("stratify", self.stratify)):
             if value is not None and not isinstance(value, bool):
-                raise OptionError(f"{name} must be True, False or None, got {value!r}")
-        if self.task not in (None, "classification", "regression"):
+                raise OptionError(f"{name} must be True, False or None, got {shown(value)}")
+        if not is_one_of(self.task, (None, "classification", "regression")):
             raise OptionError(f"task must be 'classification', 'regression' or None, got {self.task!r}")
         three = isinstance(self.split, (tuple, list)) and len(self.split) == 3
         shares = tuple(
@@ -145,7 +145,7 @@ def _by_target(path: Path, target: Any) -> Choose:
         features = tuple(column for column in range(width) if column not in targets)
         if not targets or not features or len(set(targets)) < len(targets):
             raise OptionError(
-                f"{path}: target={target!r} must name different columns, at least one, but not all"
+                f"{path}: target={shown(target)} must name different columns, at least one, but not all"
             )
         return features, targets
 
@@ -162,13 +162,13 @@ def _position(path: Path, column: Any, names: tuple[str, ...], width: int) -> in
         return found[0]
     if isinstance(column, str) and not found:
         sign, digits = ("-", column[1:]) if column.startswith("-") else ("", column)
-        column = int(sign + digits) if digits.isdecimal() else column
+        column = int(sign + digits) if digits.isdecimal() and len(digits) < 10 else column
     if isinstance(column, (int, np.integer)) and not isinstance(column, bool) and -width <= column < width:
         return int(column) % width
     several = f"{len(found)} columns have this name; " if found else ""
     called = f"its columns are {', '.join(map(repr, names))}" if names else "it has no header"
     raise OptionError(
-        f"{path} has no single column {column!r} for the target; {several}{called}, and numbers go from 0 to "
+        f"{path} has no single column {shown(column)} for the target; {several}{called}, and numbers go from 0 to "
         f"{width - 1}, or from -1 backwards"
     )
 
@@ -298,6 +298,8 @@ def _alike(targets: Targets, y: np.ndarray) -> np.ndarray | None:
         width = targets.y.shape[1]
         fits = y.dtype.kind != "U" and y.size == len(y) * width
         return y.reshape(len(y), width).astype(np.float64) if fits else None
+    hot = one_hot_classes(y)
+    y = y if hot is None else hot
     if y.ndim != 1:
         return None
     if targets.labels:

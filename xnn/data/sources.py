@@ -1,7 +1,8 @@
-"""Finds files of data sets in a folder, XNN_DATA_HOME or the user's cache, and downloads them."""
+"""Finds files of data sets in a folder, XNN_DATA_HOME or the user's cache, and fetches them from mirrors."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import queue
@@ -11,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, cast
 from urllib.parse import urlsplit
 
+from xnn.data.downloads import download, unwound_by_signals
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
-from xnn.files import StandardError, notice
+from xnn.files import as_path, notice, reading
 
 __all__ = ["cache_home", "data_homes", "fetch", "find", "reachable"]
 
@@ -35,8 +36,14 @@ def data_homes(data_home: str | os.PathLike[str] | None = None) -> list[Path]:
     homes = []
     for name, value in (("data_home", data_home), ("XNN_DATA_HOME", os.environ.get("XNN_DATA_HOME"))):
         if value:
-            home = Path(os.path.expanduser(value))  # Path.expanduser raises for a user that is not there
-            if not os.path.isdir(home):
+            try:
+                home = as_path(
+                    os.path.expanduser(value)
+                )  # Path.expanduser raises for a user that is not there
+                there = home.is_dir()
+            except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+                raise OptionError(f"{name}={value}: {getattr(error, 'strerror', None) or error}") from error
+            if not there:
                 raise OptionError(f"{name}={value}: there is no such folder; name another one or none")
             homes.append(home)
     return [*homes, cache_home()]
@@ -52,7 +59,9 @@ def find(folder: str, names: tuple[str, ...], data_home: str | os.PathLike[str] 
     for home in data_homes(data_home):
         for place in (home / folder, home) if home.name == folder else (home / folder,):
             for name in names:
-                if (place / name).is_file():
+                with reading(place / name):
+                    there = (place / name).is_file()
+                if there:
                     return place / name
     return None
 
@@ -67,77 +76,66 @@ def fetch(
     check: check(path) raises CorruptFileError for a wrong file, which is then deleted.
     md5: the checksum that the file must have. Default: any.
 
-    The cache never holds a file that is incomplete or was not checked.
-    Raises DataNotFoundError with the answers of all mirrors.
+    The cache never holds a file that is incomplete or was not checked, also when the process is ended by Ctrl-C, TERM
+    or HUP. `download` has the limits of time and size.
+    Raises DataNotFoundError with the answers of all mirrors, or if the cache cannot be written.
     """
-    import pooch
-
     target = cache_home() / folder / name
     if not target.is_absolute():  # "~" could not be expanded
         raise DataNotFoundError(
             f"cannot fetch {name}: this user has no home folder to keep it in; set HOME or XDG_CACHE_HOME"
         )
-    answers = []
-    for attempt in range(_ROUNDS):
-        for mirror in mirrors:
-            bar = _Bar() if StandardError().isatty() else None
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                    downloader = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=bar or False)
-                    pooch.get_logger().setLevel("ERROR")
-                    notice(f"{'trying again' if attempt else 'fetching'}: {mirror}{name}")
-                    got = Path(
-                        pooch.retrieve(
-                            mirror + name, known_hash=None, path=scratch, fname=name, downloader=downloader
-                        )
-                    )
-                    if md5 is not None and hashlib.md5(got.read_bytes()).hexdigest() != md5:
-                        raise CorruptFileError(f"{mirror}{name}: another checksum than the published file")
-                    check(got)
-                    os.replace(got, target)
-                return target
-            except CorruptFileError as error:
-                answers.append(str(error))
-            except OSError as error:  # what requests raises; also a full disk and a read-only cache
-                answers.append(f"{mirror}: {type(error).__name__}")
-            finally:
-                if bar is not None:  # pooch closes it after a success only
-                    bar.close()
+    answers: dict[str, str] = {}
+    slow: set[str] = set()  # mirrors that are not asked again
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(_ROUNDS):
+            for mirror in mirrors:
+                if mirror in slow:
+                    continue
+                notice(f"{'trying again' if attempt else 'fetching'}: {mirror}{name}")
+                scratch = tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True)
+                with unwound_by_signals(), scratch as place:
+                    got = Path(place, name)
+                    answer = _attempt(mirror + name, got, check, md5)
+                    if not answer:
+                        os.replace(got, target)
+                        return target
+                answers[answer] = ""
+                if "too slow" in answer:
+                    slow.add(mirror)
+    except OSError as error:
+        raise DataNotFoundError(
+            f"cannot write {name} into {target.parent}: {error.strerror or error}; XDG_CACHE_HOME names another "
+            f"place for the cache, and XNN_DATA_HOME a folder above {folder}/ that has the file"
+        ) from error
     raise DataNotFoundError(
-        f"cannot fetch {name} ({'; '.join(dict.fromkeys(answers))}): without a network, put the file in a folder "
+        f"cannot fetch {name} ({'; '.join(answers)}): without a network, put the file in a folder "
         f"{folder}/ and set XNN_DATA_HOME to the folder above it"
     )
 
 
-class _Bar:
-    """A progress bar on standard error with the methods that pooch calls: update, reset, close."""
+def _attempt(url: str, path: Path, check: Callable[[Path], object], md5: str | None) -> str:
+    """Download and check a file; "" if it is right, else what was wrong. Raises OSError if the disk refuses it."""
+    from requests import RequestException
+    from urllib3.exceptions import HTTPError
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        self._progress = Progress(
-            *columns,
-            console=Console(file=cast(IO[str], StandardError())),
-            transient=True,
-            redirect_stdout=False,
-        )
-        self._task = self._progress.add_task("", total=None)
-        self.total = 0
-
-    def update(self, count: int) -> None:
-        """Advance the bar by this many bytes."""
-        self._progress.start()
-        self._progress.update(self._task, total=self.total, advance=count)
-
-    def reset(self) -> None:
-        """Set the bar back to 0. pooch calls this when the file is complete, and then fills the bar by `update`."""
-        self._progress.reset(self._task)
-
-    def close(self) -> None:
-        self._progress.stop()
+    try:
+        download(url, path, _TIMEOUT)
+        if md5 is not None and hashlib.md5(path.read_bytes()).hexdigest() != md5:
+            return f"{url}: another checksum than the published file"
+        check(path)
+    except CorruptFileError as error:
+        return str(error)
+    except (RequestException, HTTPError) as error:
+        return f"{url}: {type(error).__name__}"
+    except OSError as error:
+        if not isinstance(error, TimeoutError) and error.errno != errno.EFBIG:
+            raise
+        return f"{url}: too slow or too large ({error.strerror or error})"
+    except ValueError as error:  # pooch's, for an address that is none
+        return f"{url}: {error}"
+    return ""
 
 
 def reachable(mirrors: tuple[str, ...]) -> bool:

@@ -10,7 +10,15 @@ import numpy as np
 
 from xnn.errors import OptionError
 
-__all__ = ["MOST_CLASSES", "Label", "Targets", "as_targets", "label_numbers", "usual_task"]
+__all__ = [
+    "MOST_CLASSES",
+    "Label",
+    "Targets",
+    "as_targets",
+    "label_numbers",
+    "one_hot_classes",
+    "usual_task",
+]
 
 #: The name of a class in the data.
 Label: TypeAlias = str | int | float
@@ -59,9 +67,21 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
     y: numbers (n,) or (n, columns), or text (n,).
     task: "classification" or "regression". Default: what usual_task says.
 
-    Classes are numbered in sorted order, text by its characters and numbers by size.
+    Classes are numbered in sorted order, text by its characters and numbers by size. One-hot rows are classes by
+    their column, unless the task is a regression.
     Raises OptionError for a task that does not fit the targets.
     """
+    hot = None if task == "regression" else one_hot_classes(y)
+    if hot is not None:
+        width = y.shape[1]
+        labels = (
+            () if width == hot.max() + 1 else tuple(range(width))
+        )  # so that a class without a sample counts
+        return Targets(
+            hot, "classification", labels,
+            f"the targets are one-hot rows: taken as the classes 0 .. {width - 1}; task='regression' keeps the "
+            f"{width} numbers",
+        )  # fmt: skip
     chosen = task or usual_task(y)
     if chosen == "regression":
         if y.dtype.kind == "U":
@@ -74,15 +94,24 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
         raise OptionError(
             f"{name}: the targets are {y.shape}, and a classification has one target a sample: choose one column"
         )
-    labels = np.unique(y)
-    if labels.size > MOST_CLASSES:
+    found = np.unique(y)
+    if found.size > MOST_CLASSES:
         raise OptionError(
-            f"{name}: the target has {labels.size} different values; a classification takes up to {MOST_CLASSES} "
+            f"{name}: the target has {found.size} different values; a classification takes up to {MOST_CLASSES} "
             "classes: choose another target or task='regression'"
         )
-    if labels.dtype.kind != "U" and np.array_equal(labels, np.arange(labels.size)):
+    if found.dtype.kind != "U" and np.array_equal(found, np.arange(found.size)):
         return Targets(y.astype(np.int64), chosen)
-    return Targets(np.searchsorted(labels, y).astype(np.int64), chosen, tuple(map(_plain, labels.tolist())))
+    return Targets(np.searchsorted(found, y).astype(np.int64), chosen, tuple(map(_plain, found.tolist())))
+
+
+def one_hot_classes(y: np.ndarray) -> np.ndarray | None:
+    """The classes, int64 (n,), of targets (n, k) of which each row has a single 1 among zeros; None for others."""
+    if y.ndim != 2 or y.shape[1] < 2 or not y.size or y.dtype.kind not in "biuf":
+        return None
+    ones = y == 1
+    hot = bool((ones.sum(axis=1) == 1).all() and ((y == 0) | ones).all())
+    return ones.argmax(axis=1).astype(np.int64) if hot else None
 
 
 def _doubt(y: np.ndarray) -> str:

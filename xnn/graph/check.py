@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Purpose, Stream, backend_of, current_backend, numerics
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import DTypeError
 from xnn.graph.autograd import gradients_of
 from xnn.graph.scope import Scope
@@ -85,7 +86,7 @@ def gradient_check(
 
 def _check(f: Callable[..., Any], inputs: Sequence[Any], tolerance: float, seed: int) -> GradientReport:
     lib = backend_of(*(x for x in inputs if hasattr(x, "shape")))
-    host = [lib.to_host(x) if hasattr(x, "shape") else np.asarray(x) for x in inputs]
+    host = [lib.to_host(x) if hasattr(x, "shape") else as_host_array(x, "an input") for x in inputs]
     for x in host:
         if x.dtype.kind not in "fiub":
             raise DTypeError(f"gradient_check needs numbers, got an input of dtype {x.dtype}")

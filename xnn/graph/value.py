@@ -8,12 +8,14 @@ from typing import Any
 
 from xnn import ops
 from xnn.backends import backend_of, current_backend, current_numerics
-from xnn.errors import GraphError
+from xnn.backends.host_arrays import as_host_array
+from xnn.errors import DTypeError, GraphError
 from xnn.graph.node import Recorded, array_of, next_created
 from xnn.graph.scope import current_scope
 from xnn.ops import Array, Op
 from xnn.ops.apply import forward_of, fresh_arrays
 from xnn.ops.op import install
+from xnn.options import shown
 
 __all__ = ["Constant", "Drawn", "Kept", "Value", "apply", "as_array", "drawn"]
 
@@ -179,8 +181,13 @@ install(apply)
 def as_array(value: Any) -> Array:
     """Return arrays as they are; convert numbers and lists to float64 on the current backend (float32 if exact)."""
     if isinstance(value, (list, tuple)) or type(value) in (int, float, bool):
+        numbers = as_host_array(value, "a list that is to be an array")
+        if numbers.dtype.kind in "US":
+            raise DTypeError(f"a list that is to be an array holds text, {shown(value)}: give numbers")
         return current_backend().to_device(
-            value, dtype="float64" if current_numerics() == "fast" else "float32"
+            numbers, dtype="float64" if current_numerics() == "fast" else "float32"
         )
+    if value is None:
+        raise DTypeError("got None in place of an array: give an array, a number or a list of numbers")
     backend_of(value)  # raises if it is not an array
     return value

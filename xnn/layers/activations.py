@@ -11,7 +11,7 @@ from xnn.errors import OptionError, ShapeError
 from xnn.layers.layer import Layer
 from xnn.ops import Namespace
 from xnn.ops.op import size_of
-from xnn.options import check_integer, check_real, checked
+from xnn.options import check_integer, check_real, checked, is_one_of, shown
 
 __all__ = [
     "ELU", "GELU", "SELU", "Flatten", "LeakyReLU", "LogSoftmax", "ReLU", "Reshape", "SiLU", "Sigmoid", "Softmax",
@@ -141,8 +141,8 @@ class GELU(_Activation):
 
     def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
         super().__init__()
-        if approximate not in ("none", "tanh"):
-            raise OptionError(f"GELU: approximate must be 'none' or 'tanh', got {approximate!r}")
+        if not is_one_of(approximate, ("none", "tanh")):
+            raise OptionError(f"GELU: approximate must be 'none' or 'tanh', got {shown(approximate)}")
         self.approximate = approximate
 
     def options(self, xp: Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from xnn.layers.dropout import Drawing
 from xnn.layers.layer import Layer
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
-from xnn.options import check_count, check_real, checked
+from xnn.options import check_count, check_real, checked, shown
 
 __all__ = ["STRONGEST", "ElasticDeformation", "RandomAffine", "augmentation"]
 
@@ -75,7 +75,7 @@ class _Warping(Drawing):
 
 def _height_and_width(shape: Any) -> tuple[int, int]:
     if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise OptionError(f"shape must be (height, width) of the images, got {shape!r}")
+        raise OptionError(f"shape must be (height, width) of the images, got {shown(shape)}")
     height, width = (check_count("height and width", extent) for extent in shape)
     return height, width
 

@@ -13,7 +13,7 @@ from xnn.errors import OptionError, ShapeError
 from xnn.layers.layer import Layer
 from xnn.layers.parameter import Parameter
 from xnn.ops import Namespace
-from xnn.options import check_integer, written
+from xnn.options import check_integer, shown, written
 
 __all__ = ["Add", "Container", "Identity", "Parallel"]
 
@@ -41,7 +41,7 @@ class Container(Layer):
         kind = type(self).__name__
         for layer in layers:
             if not isinstance(layer, Layer):
-                raise OptionError(f"{kind} takes layers, as in {kind}(*layers), got {repr(layer)[:60]}")
+                raise OptionError(f"{kind} takes layers, as in {kind}(*layers), got {shown(layer)}")
         if len({id(layer) for layer in layers}) < len(layers):
             raise OptionError(f"the same layer object stands twice in a {kind}: build a second one")
         self.layers = list(layers)

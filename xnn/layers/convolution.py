@@ -14,7 +14,7 @@ from xnn.layers.parameter import Parameter
 from xnn.ops import Array, Namespace
 from xnn.ops.pooling import check_pool_padding, pool_windows
 from xnn.ops.windows import check_padding, windows_of
-from xnn.options import check_count, check_dtype, check_pair, checked, written
+from xnn.options import check_count, check_dtype, check_flag, check_pair, checked, written
 
 __all__ = ["AvgPool2D", "Conv2D", "GlobalAvgPool", "MaxPool2D"]
 
@@ -69,12 +69,14 @@ class Conv2D(Layer):
         self.out_channels = check_count("out_channels", out_channels)
         self.kernel_size, self.stride = check_pair("kernel_size", kernel_size), stride
         self.padding, self.dilation = check_padding(padding), dilation
-        if self.padding == "same" and self.stride != (1, 1):
+        if isinstance(self.padding, str) and self.padding == "same" and self.stride != (1, 1):
             raise OptionError(f"padding='same' needs stride 1, got stride {stride!r}")
         self.dtype = check_dtype(dtype)
         shape = (self.out_channels, self.in_channels, *self.kernel_size)
         self.weight = Parameter("weight", shape, weight_init, dtype)
-        self.bias = Parameter("bias", (self.out_channels,), bias_init, dtype) if bias else None
+        self.bias = (
+            Parameter("bias", (self.out_channels,), bias_init, dtype) if check_flag("bias", bias) else None
+        )
         super().__init__(*(p for p in (self.weight, self.bias) if p is not None), seed=seed)
 
     def check(self, x: Array) -> None:

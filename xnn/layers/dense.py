@@ -9,13 +9,14 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, backend_of
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph.node import array_of
 from xnn.initializers import Glorot, Initializer, Zeros
 from xnn.layers.layer import Layer, check_input_dtype, flatten_hint
 from xnn.layers.parameter import Parameter
 from xnn.ops import Array
-from xnn.options import check_count, check_dtype
+from xnn.options import check_count, check_dtype, check_flag, shown
 
 __all__ = ["Affine", "Dense", "Linear", "Rescale"]
 
@@ -58,7 +59,7 @@ class Dense(Layer):
         self.inputs, self.outputs = check_count("inputs", inputs), check_count("outputs", outputs)
         self.dtype = check_dtype(dtype)
         self.weight = Parameter("weight", (self.inputs, self.outputs), weight_init, dtype)
-        self.bias = Parameter("bias", (self.outputs,), bias_init, dtype) if bias else None
+        self.bias = Parameter("bias", (self.outputs,), bias_init, dtype) if check_flag("bias", bias) else None
         super().__init__(*(p for p in (self.weight, self.bias) if p is not None), seed=seed)
 
     def check(self, x: Array) -> None:
@@ -123,15 +124,17 @@ class Rescale(Layer):
     def __init__(self, scale: Any, offset: Any = 0.0, dtype: str = "float32", shift: Any = None) -> None:
         self.dtype = check_dtype(dtype)
         try:
-            self.scale, self.offset = (np.array(value, dtype=np.float64) for value in (scale, offset))
-            self.shift = None if shift is None else np.array(shift, dtype=np.float64)
-            finite = all(bool(np.isfinite(number).all()) for number in self._numbers())
-        except (TypeError, ValueError):
+            self.scale, self.offset = (
+                np.array(as_host_array(value, "scale"), dtype=np.float64) for value in (scale, offset)
+            )
+            self.shift = None if shift is None else np.array(as_host_array(shift, "shift"), dtype=np.float64)
+            finite = all(number.size and np.isfinite(number).all() for number in self._numbers())
+        except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
-            shifted = "" if shift is None else f" and shift {shift!r}"
+            shifted = "" if shift is None else f" and shift {shown(shift)}"
             raise OptionError(
-                f"Rescale needs finite numbers, got scale {scale!r} and offset {offset!r}{shifted}"
+                f"Rescale needs finite numbers, got scale {shown(scale)} and offset {shown(offset)}{shifted}"
             )
         for number in self._numbers():
             number.flags.writeable = (

@@ -10,7 +10,7 @@ from xnn.errors import OptionError
 from xnn.layers.hidden import hidden_in
 from xnn.layers.layer import Layer, tried_shape
 from xnn.ops import Namespace, Op
-from xnn.options import check_known
+from xnn.options import check_known, shown
 
 __all__ = ["Function", "Lambda"]
 
@@ -33,7 +33,7 @@ class Function(Layer):
     def __init__(self, op: Op, **options: Any) -> None:
         super().__init__()
         if not isinstance(op, Op):
-            raise OptionError(f"Function needs an op such as ops.exp or your own, got {op!r}")
+            raise OptionError(f"Function needs an op such as ops.exp or your own, got {shown(op)}")
         takes = inspect.signature(op.forward).parameters.values()
         if all(p.kind is not p.VAR_KEYWORD for p in takes):
             check_known(f"Function({op.name})", options, [p.name for p in takes if p.kind is p.KEYWORD_ONLY])
@@ -77,12 +77,12 @@ class Lambda(Layer):
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         if not callable(function) or isinstance(function, (Layer, type)):
-            raise OptionError(f"Lambda needs a function of one value, got {repr(function)[:60]}")
+            raise OptionError(f"Lambda needs a function of one value, got {shown(function)}")
         super().__init__()
         self.function = function
         for path, item in hidden_in(function):
             raise OptionError(
-                f"the function of a Lambda uses {path}, {repr(item)[:60]}, which would stay untrained and unsaved: "
+                f"the function of a Lambda uses {path}, {shown(item)}, which would stay untrained and unsaved: "
                 "write a Layer with it as an attribute, or freeze its parameters"
             )
 

@@ -13,6 +13,7 @@ from xnn.backends import Backend
 from xnn.errors import OptionError
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.layers.state import Stateful
+from xnn.options import shown
 
 __all__ = ["check_nothing_hidden", "hidden_in"]
 
@@ -45,7 +46,7 @@ def check_nothing_hidden(model: Stateful) -> None:
                         f"{owner}.{path} is the class {item.__name__}, not a layer: write {item.__name__}(...)"
                     )
                 raise OptionError(
-                    f"{owner}.{path} is {repr(item)[:60]}, where the model does not find it, so that it would stay "
+                    f"{owner}.{path} is {shown(item)}, where the model does not find it, so that it would stay "
                     "untrained or unsaved: assign it to an attribute of the layer, or to a list, tuple or dict in one"
                 )
 

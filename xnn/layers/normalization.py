@@ -16,7 +16,7 @@ from xnn.layers.layer import Layer, check_input_dtype, flatten_hint
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops.normalization import running_moments
 from xnn.ops.op import size_of
-from xnn.options import check_count, check_dtype, check_real, checked
+from xnn.options import check_count, check_dtype, check_flag, check_real, checked
 
 __all__ = ["BatchNorm", "LayerNorm"]
 
@@ -40,10 +40,10 @@ class _Normalization(Layer):
         dtype: str,
         buffers: Sequence[Buffer] = (),
     ) -> None:
-        self.epsilon, self.affine = epsilon, bool(affine)
+        self.epsilon, self.affine = epsilon, check_flag("affine", affine)
         self.dtype = check_dtype(dtype)
-        self.weight = Parameter("weight", shape, Ones(), dtype) if affine else None
-        self.bias = Parameter("bias", shape, Zeros(), dtype) if affine else None
+        self.weight = Parameter("weight", shape, Ones(), dtype) if self.affine else None
+        self.bias = Parameter("bias", shape, Zeros(), dtype) if self.affine else None
         super().__init__(*(p for p in (self.weight, self.bias) if p is not None), buffers=buffers)
 
     def _check(self, x: Any, fits: bool, wanted: str) -> None:

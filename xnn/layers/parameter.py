@@ -9,13 +9,15 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, widened
-from xnn.errors import GraphError, MixedArraysError, OptionError, ShapeError
+from xnn.backends.host_arrays import as_host_array
+from xnn.backends.memory import check_memory
+from xnn.errors import DTypeError, GraphError, MixedArraysError, OptionError, ShapeError
 from xnn.graph.habits import RefusedName
 from xnn.graph.node import Recorded, next_created
 from xnn.graph.scope import current_scope
-from xnn.initializers import Initializer
+from xnn.initializers import Initializer, draw
 from xnn.ops import Array
-from xnn.options import check_dtype, check_shape
+from xnn.options import check_dtype, check_shape, shown
 
 __all__ = ["Buffer", "Parameter", "check_all_known"]
 
@@ -53,8 +55,10 @@ class Parameter(Recorded):
     ) -> None:
         if not callable(initializer) or isinstance(initializer, type):
             raise OptionError(
-                f"{name} needs an initializer such as xnn.initializers.He(), got {repr(initializer)[:60]}"
+                f"{name} needs an initializer such as xnn.initializers.He(), got {shown(initializer)}"
             )
+        if not isinstance(name, str):
+            raise OptionError(f"a parameter's name must be a text, got {shown(name)}")
         super().__init__()
         self.name = name
         self._shape = check_shape(name, shape)
@@ -80,15 +84,17 @@ class Parameter(Recorded):
     def array(self) -> Array:
         """The array, drawn if this is its first use. `value` is the same, but raises inside `compute`."""
         if self._value is None:
-            drawn = self.initializer(self._stream, self.shape)
+            size = self.size * np.dtype(self._dtype).itemsize
+            check_memory(f"{self.name} of shape {self.shape}", size, "build a smaller layer")
+            drawn = draw(self.initializer, self._stream, self.shape, self._dtype)
             if not isinstance(drawn, (np.ndarray, np.generic)) or drawn.shape != self.shape:
                 kind, shape = type(drawn).__name__, getattr(drawn, "shape", None)
                 got = kind if shape is None else f"{kind} of shape {tuple(shape)}"
                 raise ShapeError(
-                    f"{self.name} has shape {self.shape}, and its initializer returned {got}, {repr(drawn)[:60]}: it "
+                    f"{self.name} has shape {self.shape}, and its initializer returned {got}, {shown(drawn)}: it "
                     "must return a NumPy array of this shape"
                 )
-            self._value = current_backend().to_device(drawn.astype(self._dtype))
+            self._value = current_backend().to_device(drawn.astype(self._dtype, copy=False))
         return self._value
 
     @property
@@ -109,9 +115,13 @@ class Parameter(Recorded):
 
     @value.setter
     def value(self, value: Any) -> None:
+        array = as_host_array(value, self.name)
+        if isinstance(array, np.ndarray) and array.dtype.kind in "US":
+            raise DTypeError(f"{self.name} was assigned text, {shown(value)}: assign numbers")
         if not hasattr(value, "shape"):
             lib = current_backend() if self._value is None else backend_of(self._value)
-            value = lib.to_device(value, dtype=self._dtype)
+            array = lib.to_device(array, dtype=self._dtype)
+        value = array
         if tuple(value.shape) != self.shape:
             raise ShapeError(
                 f"{self.name} was assigned an array of shape {tuple(value.shape)}, and has shape {self.shape}"
@@ -184,7 +194,7 @@ class Parameter(Recorded):
     @frozen.setter
     def frozen(self, frozen: bool) -> None:
         if not isinstance(frozen, (bool, np.bool_)):
-            raise OptionError(f"{self.name}.frozen must be True or False, got {repr(frozen)[:60]}")
+            raise OptionError(f"{self.name}.frozen must be True or False, got {shown(frozen)}")
         self._frozen = bool(frozen)
 
     def draw_from(self, stream: Stream) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from xnn.backends.memory import check_memory
 from xnn.backends.numerics import NUMERICS
-from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
+from xnn.errors import CorruptFileError, OptionError
 from xnn.files import as_path, reading
 
 __all__ = ["FORMAT", "SavedModel", "read_file", "tensors_sha256", "to_bytes"]
@@ -110,9 +110,9 @@ def read_file(path: str | os.PathLike[str]) -> SavedModel:
     from safetensors import SafetensorError, safe_open
 
     path = as_path(path)
-    if not path.is_file():
-        raise DataNotFoundError(f"there is no file {path}")
     with reading(path):
+        if not path.is_file():
+            raise FileNotFoundError
         signed = _check_signature(path)
         try:
             with safe_open(path, framework="numpy") as file:

@@ -17,6 +17,7 @@ from xnn.backends import (
     chosen_numerics,
     numerics,
 )
+from xnn.backends.host_arrays import as_host_array
 from xnn.backends.numerics import NUMERICS
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
@@ -115,9 +116,7 @@ class Sequential(Container):
 
         Raises DTypeError for an array that does not hold numbers.
         """
-        if not hasattr(x, "shape"):
-            x = np.asarray(x)
-        x = admit(self.backend, x)
+        x = admit(self.backend, as_host_array(x, "x"))
         lib = backend_of(x)
         xp = lib.xp
         if x.dtype == xp.float64 and self.takes_float64:

@@ -11,7 +11,7 @@ from xnn.backends import Purpose, Stream
 from xnn.errors import OptionError
 from xnn.graph.scope import assignments, check_assignment
 from xnn.layers.parameter import Buffer, Parameter
-from xnn.options import explained
+from xnn.options import explained, shown
 
 __all__ = ["Stateful"]
 
@@ -42,6 +42,8 @@ class Stateful:
     def __init__(
         self, *parameters: Parameter, buffers: Sequence[Buffer] = (), seed: int | None = None
     ) -> None:
+        if seed is not None:
+            seed = Stream(seed, Purpose.WEIGHTS).seed
         here = set(self._parameters.values())
         self.__dict__["_given"] = tuple(p for p in (*parameters, *buffers) if p not in here)
         self.seed = seed
@@ -59,7 +61,7 @@ class Stateful:
         if isinstance(self.__dict__.get(name), Parameter):
             raise OptionError(
                 f"{type(self).__name__}.{name} is a Parameter, which cannot be replaced: assign an array to "
-                f".{name}.value, got {repr(value)[:60]}"
+                f".{name}.value, got {shown(value)}"
             )
         check_assignment(self, name)
         super().__setattr__(name, value)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import DTypeError, OptionError, ShapeError
 
 __all__ = ["LossOverBatches", "check_sample_weight", "inside", "reshaping_hint"]
@@ -37,7 +38,7 @@ def check_sample_weight(sample_weight: Any, rows: int) -> np.ndarray:
     Raises ShapeError for another shape, DTypeError for something that is not numbers, OptionError for numbers that
     are not finite or below 0.
     """
-    weights = np.asarray(sample_weight)
+    weights: np.ndarray = as_host_array(sample_weight, "sample_weight")
     if weights.shape != (rows,):
         raise ShapeError(
             f"sample_weight has shape {weights.shape}; it must be one number a sample, ({rows},)"

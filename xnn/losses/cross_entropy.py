@@ -11,6 +11,7 @@ from xnn import ops
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.losses.batches import inside
 from xnn.losses.loss import Loss
+from xnn.options import check_real, shown
 
 __all__ = ["BinaryCrossEntropy", "Focal", "KLDivergence", "SoftmaxCrossEntropy"]
 
@@ -54,7 +55,7 @@ class SoftmaxCrossEntropy(Loss):
     ) -> None:
         super().__init__(
             reduction,
-            label_smoothing=None if label_smoothing == 0.0 else label_smoothing,
+            label_smoothing=check_real("label_smoothing", label_smoothing, 0.0, 1.0) or None,
             class_weight=None if class_weight is None else _numbers("class_weight", class_weight),
             ignore_index=ignore_index,
         )
@@ -220,9 +221,7 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         fits = False
     if not (fits and np.isfinite(numbers).all() and (numbers >= 0).all()):
-        raise OptionError(
-            f"{name} must be a sequence of finite numbers of at least 0, got {repr(values)[:60]}"
-        )
+        raise OptionError(f"{name} must be a sequence of finite numbers of at least 0, got {shown(values)}")
     return tuple(float(number) for number in numbers)
 
 

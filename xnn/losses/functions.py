@@ -9,6 +9,7 @@ import numpy as np
 
 from xnn.errors import OptionError
 from xnn.losses.loss import Loss, takes
+from xnn.options import shown
 
 __all__ = ["Lambda"]
 
@@ -32,9 +33,7 @@ class Lambda(Loss):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         if not callable(function) or isinstance(function, (Loss, type)):
-            raise OptionError(
-                f"losses.Lambda needs a function of outputs and targets, got {repr(function)[:60]}"
-            )
+            raise OptionError(f"losses.Lambda needs a function of outputs and targets, got {shown(function)}")
         super().__init__()
         self.function = function
         self._takes_weight = takes(function, None, None, None)  # type: ignore[misc]

@@ -11,7 +11,7 @@ from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.metrics.metric import Count, Metric
 from xnn.ops import Array, Namespace
 from xnn.ops import metrics as rules
-from xnn.options import check_count, check_flag, check_real, checked
+from xnn.options import check_count, check_flag, check_real, checked, is_one_of, shown
 
 __all__ = ["F1", "Accuracy", "ConfusionMatrix", "Precision", "Recall", "TopK"]
 
@@ -155,8 +155,10 @@ _AVERAGES = ("macro", "micro", "weighted", "binary", None)
 
 
 def _check_average(name: str, average: Any) -> str | None:
-    if average not in _AVERAGES:
-        raise OptionError(f"got {name}={average!r}; choose {', '.join(map(repr, _AVERAGES[:-1]))} or None")
+    if not is_one_of(average, _AVERAGES):
+        raise OptionError(
+            f"got {name}={shown(average)}; choose {', '.join(map(repr, _AVERAGES[:-1]))} or None"
+        )
     return average  # type: ignore[no-any-return]
 
 

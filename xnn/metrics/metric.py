@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xnn.backends import Backend, backend_of
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
-from xnn.options import attributes_of, written
+from xnn.options import attributes_of, shown, written
 
 __all__ = ["Count", "Metric", "Totals", "count_batch", "try_out"]
 
@@ -58,7 +59,7 @@ class Metric:
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None and (not isinstance(name, str) or not name):
-            raise OptionError(f"a metric's name must be a string, got {name!r}")
+            raise OptionError(f"a metric's name must be a string, got {shown(name)}")
         self.name, self._named = name or self.name, name is not None
 
     def __repr__(self) -> str:
@@ -110,7 +111,7 @@ class Metric:
 
     def _add(self, totals: Totals, outputs: Any, targets: Any) -> None:
         """Count a batch, if it is not empty, into these totals."""
-        outputs, targets = (x if hasattr(x, "dtype") else np.asarray(x) for x in (outputs, targets))
+        outputs, targets = as_host_array(outputs, "outputs"), as_host_array(targets, "targets")
         lib = backend_of(outputs, targets)
         if 0 in (outputs.ndim, targets.ndim) or outputs.shape[0] != targets.shape[0]:
             raise ShapeError(
@@ -179,7 +180,7 @@ def _plain(metric: Metric, result: Any) -> Any:
     plain = result.tolist() if isinstance(result, (np.ndarray, np.generic)) else result
     if not isinstance(plain, (Real, list, tuple)):
         raise OptionError(
-            f"the result of the metric {metric.name} is {repr(result)[:60]}: `result` must return a number or a "
+            f"the result of the metric {metric.name} is {shown(result)}: `result` must return a number or a "
             "NumPy array"
         )
     return plain

@@ -11,6 +11,7 @@ from xnn.metrics.metric import Count, Metric
 from xnn.metrics.regression import MAE, MSE, R2, RMSE
 from xnn.ops import Array, Namespace
 from xnn.ops.metrics import accuracy
+from xnn.options import shown
 
 __all__ = ["get"]
 
@@ -73,6 +74,6 @@ def get(metric: str | Metric | Count, binary: bool = False, threshold: float = 0
     if isinstance(metric, str) and re.fullmatch("top[1-9][0-9]*", metric):
         return TopK(int(metric[3:]))
     raise OptionError(
-        f"there is no metric {repr(metric)[:60]}; choose {', '.join(_NAMED)} (top and any number), an object of "
+        f"there is no metric {shown(metric)}; choose {', '.join(_NAMED)} (top and any number), an object of "
         "xnn.metrics or a function"
     )

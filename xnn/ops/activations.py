@@ -8,7 +8,7 @@ from xnn.errors import OptionError
 from xnn.ops.axes import reduced_axes
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.special import erfc
-from xnn.options import check_integer, check_real
+from xnn.options import check_integer, check_real, is_one_of, shown
 
 __all__ = [
     "dropout", "elu", "gelu", "leaky_relu", "log_softmax", "relu", "rescale", "selu", "sigmoid", "silu", "softmax",
@@ -150,8 +150,10 @@ class GELU(Op):
     def forward(
         self, xp: Namespace, x: Array, *, approximate: Literal["none", "tanh"] = "none"
     ) -> tuple[Array, Any]:
-        if approximate not in ("none", "tanh"):
-            raise OptionError(f"gelu got approximate={approximate!r}: approximate must be 'none' or 'tanh'")
+        if not is_one_of(approximate, ("none", "tanh")):
+            raise OptionError(
+                f"gelu got approximate={shown(approximate)}: approximate must be 'none' or 'tanh'"
+            )
         low = xp.maximum(x, -_FLAT)  # below, P is 0, and -inf * 0 would be NaN
         if approximate == "none":
             share, rest = 0.5 * erfc(xp, low * -_ROOT_HALF), None
@@ -218,7 +220,7 @@ class Softplus(Op):
 
     def forward(self, xp: Namespace, x: Array, *, beta: float = 1.0) -> tuple[Array, Any]:
         if not beta > 0.0:
-            raise OptionError(f"softplus got beta={beta!r}: beta must be above 0")
+            raise OptionError(f"softplus got beta={shown(beta)}: beta must be above 0")
         z = _times(xp, x, beta)
         return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(z))) / beta, (z,)
 

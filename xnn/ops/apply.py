@@ -15,6 +15,7 @@ from xnn.errors import DTypeError, GraphError, OptionError, ShapeError, XnnError
 from xnn.ops.boundary import Boundary
 from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.sums import pairwise_mean, pairwise_sum
+from xnn.options import shown
 
 __all__ = [
     "Boundary", "apply_rule", "backward_of", "batch_count", "batch_largest", "batch_mean", "batch_sum",
@@ -60,7 +61,7 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
         ) from error
     if type(result) is not tuple or len(result) != 2:
         raise GraphError(
-            f"the forward of {op.name} returned {repr(result)[:60]}: it must return a pair (output, saved)"
+            f"the forward of {op.name} returned {shown(result)}: it must return a pair (output, saved)"
         )
     if isinstance(xp, Boundary) and not op.gives_stored:
         return xp.leave(result[0]), result[1]
@@ -92,7 +93,7 @@ def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array |
     gradients = op.backward(xp, grad, saved)
     if type(gradients) is not tuple:  # a bare array would be taken for one gradient per row
         raise GraphError(
-            f"the backward of {op.name} returned {repr(gradients)[:60]}: it must return a tuple with one gradient "
+            f"the backward of {op.name} returned {shown(gradients)}: it must return a tuple with one gradient "
             "per input"
         )
     if isinstance(xp, Boundary):

@@ -8,7 +8,7 @@ from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.ops.apply import Boundary
 from xnn.ops.axes import positive_axis
 from xnn.ops.op import Array, Namespace, Op, size_of
-from xnn.options import is_integer
+from xnn.options import is_integer, shown
 
 __all__ = ["embedding", "getitem", "ordered_scatter_add", "scatter_add", "take"]
 
@@ -71,7 +71,7 @@ def _whole_index(index: Any, ndim: int) -> tuple[Any, ...]:
             fits = fits and item.step in (None, 1)
         if not fits:
             raise OptionError(
-                f"index {repr(item)[:60]}: an index is made of integers, slices of step 1 and `...`. Use ops.take "
+                f"index {shown(item)}: an index is made of integers, slices of step 1 and `...`. Use ops.take "
                 "for arrays of indices, ops.where for masks, ops.reshape for new axes"
             )
     ellipses = [place for place, item in enumerate(items) if item is Ellipsis]

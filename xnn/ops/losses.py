@@ -23,16 +23,16 @@ from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
 from xnn.ops.apply import batch_count, batch_sum
 from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.sums import pairwise_sum
-from xnn.options import check_real
+from xnn.options import check_real, is_one_of, shown
 
 __all__ = ["LossOp", "check_reduction", "column_mse", "constant", "hinge", "huber", "l1", "mse"]
 
 
 def check_reduction(reduction: Any) -> str:
     """The reduction. Raises OptionError for another than those of LossOp."""
-    if reduction not in ("mean", "sum_over_batch_size", "sum", "none"):
+    if not is_one_of(reduction, ("mean", "sum_over_batch_size", "sum", "none")):
         raise OptionError(
-            f"reduction must be 'sum_over_batch_size', 'mean', 'sum' or 'none', got {repr(reduction)[:60]}"
+            f"reduction must be 'sum_over_batch_size', 'mean', 'sum' or 'none', got {shown(reduction)}"
         )
     return str(reduction)
 
@@ -184,7 +184,7 @@ def _checked_terms(op: LossOp, found: Any, shape: tuple[int, ...]) -> tuple[Arra
     """What `terms` returned for outputs of this shape. Raises GraphError unless there is a term for each."""
     if type(found) is not tuple or len(found) != 2:
         raise GraphError(
-            f"the terms of {op.name} returned {repr(found)[:60]}: it must return a pair (terms, saved)"
+            f"the terms of {op.name} returned {shown(found)}: it must return a pair (terms, saved)"
         )
     wanted = (*shape[:1], 1, *shape[2:]) if op.over_classes else shape
     if getattr(found[0], "shape", None) != wanted:
@@ -202,7 +202,7 @@ def _checked_slopes(
     """What `slopes` returned. Raises GraphError unless it is two gradients of these shapes."""
     if type(found) is not tuple or len(found) != 2:
         raise GraphError(
-            f"the slopes of {op.name} returned {repr(found)[:60]}: it must return a pair, the gradients of outputs "
+            f"the slopes of {op.name} returned {shown(found)}: it must return a pair, the gradients of outputs "
             "and targets"
         )
     for what, gradient, shape in zip(("outputs", "targets"), found, shapes, strict=True):

@@ -6,7 +6,7 @@ from typing import Any
 
 from xnn.errors import OptionError
 from xnn.optimizers.optimizer import Optimizer
-from xnn.options import check_real, checked
+from xnn.options import check_real, checked, shown
 
 __all__ = ["OfMoments"]
 
@@ -25,9 +25,7 @@ class OfMoments(Optimizer):
     @betas.setter
     def betas(self, betas: Any) -> None:
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise OptionError(
-                f"betas must be two numbers in [0, 1), as in (0.9, 0.999), got {repr(betas)[:60]}"
-            )
+            raise OptionError(f"betas must be two numbers in [0, 1), as in (0.9, 0.999), got {shown(betas)}")
         self.beta1, self.beta2 = (
             check_real(f"betas[{place}]", beta, 0.0, 1.0) for place, beta in enumerate(betas)
         )

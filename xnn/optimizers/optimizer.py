@@ -19,7 +19,7 @@ from xnn.layers import Parameter
 from xnn.layers.state import Stateful
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule, fresh_arrays
-from xnn.options import argument_names, attributes_of, check_known, check_real, checked, written
+from xnn.options import argument_names, attributes_of, check_known, check_real, checked, shown, written
 from xnn.schedules import Schedule, check_rate
 
 __all__ = ["Common", "Optimizer", "State", "WeightDecay"]
@@ -56,7 +56,7 @@ class Common(TypedDict, total=False):
 
 def _check_limit(name: str, limit: Any) -> float | None:
     if limit is not None and not check_real(name, limit, 0.0):
-        raise OptionError(f"{name} must be above 0, or None for no clipping, got {limit!r}")
+        raise OptionError(f"{name} must be above 0, or None for no clipping, got {shown(limit)}")
     return None if limit is None else float(limit)
 
 
@@ -295,7 +295,7 @@ class Optimizer(Habitual):
             True
         """
         if isinstance(parameters, Stateful):
-            raise OptionError(f"step takes parameters, got {repr(parameters)[:60]}: pass model.parameters()")
+            raise OptionError(f"step takes parameters, got {shown(parameters)}: pass model.parameters()")
         parameters = list(parameters)
         self.check_parameters(parameters)
         if gradients is not None:

@@ -28,16 +28,22 @@ from functools import cache
 from typing import Any, NoReturn
 
 from xnn import initializers, layers, ops
-from xnn.errors import DataNotFoundError, OptionError
+from xnn.errors import OptionError
+from xnn.files import as_path, reading
 from xnn.layers import Layer, Sequential
 from xnn.layers.sequential import first_of
 from xnn.ops import Op
+from xnn.options import shown
 from xnn.runs.layer_plans import Classes, LayerPlan, arguments_of, build_chain, construct
 from xnn.runs.toml_lines import Path, lines_of
 
 __all__ = ["Architecture", "read"]
 
 _LARGEST = 2**20  # bytes of a file: a list of layers needs few, and a device would be read without end
+# A hundred keys with dots between them: the time and memory of reading them grow with the square of their number.
+_DEEP_KEY = re.compile(
+    r"""(?<![\w\\-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){100}"""
+)
 
 _LAYERS: dict[str, type[Layer]] = {
     name: kind for name, kind in vars(layers).items() if isinstance(kind, type) and kind in Layer.own.values()
@@ -73,13 +79,9 @@ def read(path: str | os.PathLike[str]) -> Architecture:
     ...     read(path).build((784,), classes=10).output_shape((784,))
     (10,)
     """
-    name = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST + 1).removeprefix(codecs.BOM_UTF8)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataNotFoundError(f"cannot read the architecture {name}: {reason}") from error
+    name = os.fspath(as_path(path))
+    with reading(name, "the architecture"), open(name, "rb") as file:
+        content = file.read(_LARGEST + 1).removeprefix(codecs.BOM_UTF8)
     if len(content) > _LARGEST:
         raise OptionError(f"{name} is larger than {_LARGEST:,} bytes: give a text file that lists layers")
     table, lines = _parse(content, name)
@@ -97,7 +99,9 @@ def _parse(content: bytes, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
     """The values of a TOML file, and the line of each."""
     try:
         text = content.decode("utf-8")
-        return tomllib.loads(text), lines_of(text)
+        deep = _DEEP_KEY.search(text)
+        if deep is None:
+            return tomllib.loads(text), lines_of(text)
     except UnicodeDecodeError as error:
         if name.endswith(".safetensors"):
             raise OptionError(
@@ -123,6 +127,8 @@ def _parse(content: bytes, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
         if "('layers',) twice" in found[1]:
             hint = "; each layer begins with [[layers]], in two brackets"
         raise OptionError(f"{name}:{line}: this is not TOML: {found[1]}{hint}") from None
+    line = text.count("\n", 0, deep.start()) + 1
+    raise OptionError(f"{name}:{line}: keys are nested too deeply: a file of layers needs few dots")
 
 
 class Architecture:
@@ -225,7 +231,7 @@ class Architecture:
         """The class that a table names as its type, and its arguments."""
         name = table.get("type")
         if not isinstance(name, str) or name not in known:
-            wrong = f"there is no {what} {_text(name)}" if "type" in table else f"the {what} has no type"
+            wrong = f"there is no {what} {shown(name)}" if "type" in table else f"the {what} has no type"
             place = (*path, "type") if "type" in table else path
             self._refuse(place, f'{wrong}: write type = "NAME", one of {", ".join(sorted(known))}')
         arguments, given = arguments_of(known[name]), {}
@@ -247,15 +253,15 @@ class Architecture:
             return self._plan_all(value, path)
         if "Initializer" in words:
             if not isinstance(value, dict):
-                self._refuse(path, f'{what} must be a table such as {{type = "He"}}, got {_text(value)}')
+                self._refuse(path, f'{what} must be a table such as {{type = "He"}}, got {shown(value)}')
             return construct(*self._read_table(value, path, _INITIALIZERS, "initializer"), self._where(path))
         if "Op" in words:
             if not isinstance(value, str) or value not in _functions():
-                self._refuse(path, f"{what} must be one of {', '.join(_functions())}, got {_text(value)}")
+                self._refuse(path, f"{what} must be one of {', '.join(_functions())}, got {shown(value)}")
             return _functions()[value]
         if argument.kind is argument.VAR_POSITIONAL:
             if not isinstance(value, list):
-                self._refuse(path, f"{what} must be an array such as [1, 28, 28], got {_text(value)}")
+                self._refuse(path, f"{what} must be an array such as [1, 28, 28], got {shown(value)}")
             return [self._read_plain(words, what, v, (*path, place)) for place, v in enumerate(value)]
         return self._read_plain(words, what, value, path)
 
@@ -268,7 +274,7 @@ class Architecture:
             kinds = tuple(kind for word in words for kind in _WORDS[word][0])
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 allowed = " or ".join(filter(None, (_WORDS[word][1] for word in words)))
-                self._refuse(path, f"{what} must be {allowed}, got {_text(value)}")
+                self._refuse(path, f"{what} must be {allowed}, got {shown(value)}")
         return value
 
     def _check_plain(self, what: str, value: Any, path: Path) -> None:
@@ -279,7 +285,7 @@ class Architecture:
         elif isinstance(value, float) and not math.isfinite(value):
             self._refuse(path, f"{what} must be finite, got {value}")
         elif not isinstance(value, (str, int, float)):
-            self._refuse(path, f"{what} cannot be {_text(value)}")
+            self._refuse(path, f"{what} cannot be {shown(value)}")
 
     def _refuse(self, path: Path, message: str) -> NoReturn:
         raise OptionError(f"{self._where(path)}: {message}")
@@ -304,7 +310,3 @@ def _functions() -> dict[str, Op]:
             if len(required) == 1 and required[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
                 found[name] = op
     return found
-
-
-def _text(value: Any) -> str:
-    return repr(value)[:60]

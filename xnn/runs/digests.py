@@ -29,11 +29,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from xnn.backends.memory import check_memory
+from xnn.backends.numerics import NUMERICS
 from xnn.callbacks import Callback
-from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
-from xnn.files import to_json, write_atomically
+from xnn.errors import CorruptFileError, OptionError
+from xnn.files import as_path, reading, to_json, write_atomically
 from xnn.history import History
 from xnn.layers import Container, Layer, Parameter, Sequential
+from xnn.options import shown
 
 __all__ = [
     "RECORD_BEGINS",
@@ -49,6 +52,7 @@ __all__ = [
 _FORMAT = "xnn record 1"
 #: How the file of a record begins, in every format.
 RECORD_BEGINS = '{"format": "xnn record'
+_PLANNED = ("blas", "backend", "library", "device", "kernels")  # what `xnn verify` prints of a plan
 _WIDTH = 16  # hexadecimal digits of a tensor's digest
 
 #: What is recorded of a parameter.
@@ -117,11 +121,10 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     Raises DataNotFoundError if the file cannot be read, and CorruptFileError if it is not a record, damaged, or cut
     short.
     """
-    path = Path(path)
-    try:
+    path = as_path(path)
+    with reading(path, "the record"):
+        check_memory(str(path), path.stat().st_size, "compare it on a larger machine")
         content = path.read_bytes()
-    except OSError as error:
-        raise DataNotFoundError(f"cannot read the record {path}: {error.strerror or error}") from error
     *lines, last = content.splitlines(keepends=True) or [b""]
     header = _read_header(lines[0] if lines else last, path)
     if not _checksum_fits(lines, last):
@@ -136,12 +139,20 @@ def _read_header(line: bytes, path: Path) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(line)
         kind = header.pop("format")
-        plan, _ = header["plan"], (header["tensors"], header["steps_per_epoch"])
-        _ = plan["numerics"], plan["blas"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        plan, tensors, steps = header["plan"], header["tensors"], header["steps_per_epoch"]
+        fits = plan["numerics"] in NUMERICS and all(isinstance(plan[name], str) for name in _PLANNED)
+        fits &= plan["threads"] is None or type(plan["threads"]) is int
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"{path} is not a record; `xnn train --record {path}` writes one") from error
     if kind != _FORMAT:
-        raise CorruptFileError(f"{path} is a record in the format {kind!r}; this xnn reads {_FORMAT!r}")
+        raise CorruptFileError(f"{path} is a record in the format {shown(kind)}; this xnn reads {_FORMAT!r}")
+    fits &= isinstance(tensors, dict) and all(isinstance(layer, str) for layer in tensors.values())
+    fits &= type(steps) is int and steps > 0
+    fits &= all(isinstance(header.get(name, {}), dict) for name in ("run", "table"))
+    fits &= all(isinstance(header.get(name, ""), str) for name in ("xnn", "data_sha256"))
+    fits &= isinstance(header.get("run", {}).get("dataset", ""), str) if fits else False
+    if not fits:
+        raise CorruptFileError(f"{path} has a first line that no recorder wrote: record the run again")
     return header
 
 
@@ -150,7 +161,7 @@ def _checksum_fits(lines: list[bytes], last: bytes) -> bool:
         end = json.loads(last)
         digest = hashlib.sha256(b"".join(lines)).hexdigest()
         return bool(end["end"] == len(lines) - 2 and end["sha256"] == digest)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -161,7 +172,7 @@ def _read_steps(lines: list[bytes], tensors: int, path: Path) -> list[Digests]:
     )
     try:
         rows = [Digests(*json.loads(line)) for line in lines]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise malformed from None
     if not rows:
         raise malformed
@@ -202,7 +213,7 @@ class Recorder(Callback):
     def __init__(self, model: Sequential, about: dict[str, Any] | None = None) -> None:
         if not isinstance(model, Sequential):
             raise OptionError(
-                f"Recorder needs the model that is trained, a Sequential, got {repr(model)[:60]}: the file's name is "
+                f"Recorder needs the model that is trained, a Sequential, got {shown(model)}: the file's name is "
                 "for recorder.record.save"
             )
         self.model = model

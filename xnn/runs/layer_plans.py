@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from xnn.backends.memory import check_memory
 from xnn.errors import OptionError, ShapeError, XnnError
 from xnn.layers import Layer, Sequential
 
 __all__ = ["Classes", "LayerPlan", "arguments_of", "build_chain", "construct"]
-
-_MOST_WEIGHTS = 2**48  # of one layer: no machine holds more, and NumPy's message for far more is unclear
 
 
 class Classes:
@@ -58,11 +59,8 @@ class LayerPlan:
                 given[name] = value
         layer: Layer = construct(self.kind, given, self.place, inside)
         for parameter in layer.own_parameters:
-            if parameter.size > _MOST_WEIGHTS:
-                raise OptionError(
-                    f"{self.place}: a {parameter.name} of shape {parameter.shape} is too large for memory: choose a "
-                    "smaller one"
-                )
+            what = f"{self.place}: a {parameter.name} of shape {parameter.shape}"
+            check_memory(what, parameter.size * np.dtype(parameter.dtype).itemsize, "choose a smaller one")
         return layer
 
 

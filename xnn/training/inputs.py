@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import admit
+from xnn.backends.host_arrays import as_host_array
 from xnn.data import Batches
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError, WeightWarning
 from xnn.files import notice
@@ -100,7 +101,9 @@ def prepare(
                 hint = "; weights of samples are an argument of their own, sample_weight="
         raise OptionError(f"{role} data must be a pair (x, y) of samples and targets, got {what}{hint}")
     lib = model.backend
-    x, y = (admit(lib, part if hasattr(part, "shape") else np.asarray(part)) for part in data)
+    x, y = (
+        admit(lib, as_host_array(part, f"{role} data: {name}")) for name, part in zip("xy", data, strict=True)
+    )
     if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
         raise ShapeError(
             f"{role} data have x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)}: give as many samples as "
@@ -125,7 +128,7 @@ def prepare(
     arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
     if sample_weight is None:
         return arrays
-    given = admit(lib, sample_weight if hasattr(sample_weight, "shape") else np.asarray(sample_weight))
+    given = admit(lib, as_host_array(sample_weight, f"{role} data: sample_weight"))
     wide = check_sample_weight(
         given if isinstance(given, np.ndarray) else lib.to_host(given), int(x.shape[0])
     )

@@ -20,7 +20,7 @@ from xnn.losses import Lambda, Loss, LossOverBatches
 from xnn.metrics import Count, Metric, Totals, count_batch
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
-from xnn.options import check_count, check_flag
+from xnn.options import check_count, check_flag, shown
 from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
@@ -105,7 +105,7 @@ class Trainer(Habitual):
         ):
             if not isinstance(value, kind):
                 hint = ": wrap it, as in xnn.Sequential(Net())" if isinstance(value, Layer) else ""
-                raise OptionError(f"Trainer needs {example}, as {name}, got {repr(value)[:60]}{hint}")
+                raise OptionError(f"Trainer needs {example}, as {name}, got {shown(value)}{hint}")
         if loss.reduction == "none":
             raise OptionError(
                 f"a Trainer needs one number a batch, got {type(loss).__name__}(reduction='none'): use 'mean', 'sum'"
@@ -292,6 +292,6 @@ def _callbacks(callbacks: Any) -> list[Callback]:
     for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
         if not isinstance(callbacks, (list, tuple)) or not isinstance(callback, Callback):
             raise OptionError(
-                f"callbacks must be a list of xnn.callbacks.Callback objects, got {repr(callback)[:60]}"
+                f"callbacks must be a list of xnn.callbacks.Callback objects, got {shown(callback)}"
             )
     return list(callbacks)

@@ -1,0 +1,110 @@
+"""Makes arrays of what users have: lists, arrays of other libraries, tables. What would come out wrong is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from xnn.backends.registry import is_device_array, widened
+from xnn.errors import DTypeError, ShapeError
+from xnn.options import shown
+
+__all__ = ["as_host_array"]
+
+# What `numpy.asarray` and the `__array__` of other libraries raise. PyTorch's is a RuntimeError for a tensor with a
+# gradient, and a TypeError for one on a GPU.
+_FAILURES = (TypeError, ValueError, RuntimeError, OverflowError, AttributeError, MemoryError, RecursionError)
+
+
+def as_host_array(value: Any, what: str) -> Any:
+    """The value as a NumPy array of numbers or text. An array of another backend comes back as it is.
+
+    value: an array, a list, a number, or anything that NumPy can read, such as a pandas table or a PyTorch tensor.
+    what: the data, in the singular, for messages, such as "x".
+
+    Raises DTypeError for masked values, sparse matrices, complex numbers, dates, records and Python objects, and for
+    what is no array at all: text, None, a set, a dict, a generator. Raises ShapeError for rows of different lengths.
+
+        >>> as_host_array([[1, 2], [3, 4]], "x").shape
+        (2, 2)
+    """
+    if type(value) is not np.ndarray and is_device_array(value):
+        return value
+    array = widened(_converted(value, what))
+    kind = array.dtype.kind
+    if kind in "biuf":
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if kind in "US":
+        return array
+    if kind == "T":  # text of any length, in NumPy 2
+        return array.astype(object).astype(str)
+    if kind == "c":
+        raise DTypeError(
+            f"{what} holds complex numbers: give their real and imaginary parts as features, or abs(x)"
+        )
+    if kind in "mM":
+        raise DTypeError(
+            f"{what} holds dates or times ({array.dtype}): give numbers, such as the days since a first day"
+        )
+    if kind == "O" and array.size and all(isinstance(item, str) for item in array.flat):
+        return array.astype(str)
+    if kind == "O":
+        raise DTypeError(f"{what} {_objects(array)}")
+    raise DTypeError(
+        f"{what} holds {shown(array.dtype)}, which are no numbers that xnn computes with: x.astype('float32')"
+    )
+
+
+def _converted(value: Any, what: str) -> np.ndarray:
+    """The value as NumPy makes an array of it, without masks."""
+    if isinstance(value, np.ma.MaskedArray):
+        masked = int(np.count_nonzero(np.ma.getmaskarray(value)))
+        if masked:
+            raise DTypeError(
+                f"{what} has {masked} masked values: fill them, as x.filled(0) does, or drop those rows"
+            )
+        return np.asarray(value.data)
+    if type(value).__module__.startswith("scipy.sparse"):
+        raise DTypeError(
+            f"{what} is a sparse matrix ({type(value).__name__}): x.toarray() makes an array of it"
+        )
+    if value is None or isinstance(value, (str, bytes, bytearray, Mapping, Set, Iterator)):
+        hint = (
+            ": list(...) or numpy.asarray(list(...)) makes one" if isinstance(value, (Set, Iterator)) else ""
+        )
+        raise DTypeError(f"{what} must be an array of numbers, got {shown(value)}{hint}")
+    if isinstance(value, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in value):
+        value = [_converted(row, what) for row in value]
+    try:
+        return np.asarray(value)
+    except _FAILURES as error:
+        if "inhomogeneous" in str(error):
+            raise ShapeError(
+                f"{what} has rows of different lengths{_lengths(value)}: pad or cut them to one length"
+            ) from None
+        raise DTypeError(
+            f"{what}, a {type(value).__name__}, cannot be made a NumPy array: "
+            f"{str(error)[:200] or type(error).__name__}"
+        ) from error
+
+
+def _lengths(rows: Any) -> str:
+    """The first two rows of different lengths, if the rows themselves differ."""
+    lengths = [len(row) if hasattr(row, "__len__") else None for row in rows]
+    other = next((row for row, length in enumerate(lengths) if length != lengths[0]), None)
+    if other is None:
+        return ""
+    first, second = (f"{n} numbers" if n is not None else "one number" for n in (lengths[0], lengths[other]))
+    return f" (row 0 has {first}, row {other} has {second})"
+
+
+def _objects(array: np.ndarray) -> str:
+    """What is wrong with an array of Python objects."""
+    for place, item in np.ndenumerate(array):
+        if not isinstance(item, Real):
+            where = ", ".join(map(str, place))
+            return f"holds Python objects, such as {shown(item)} at [{where}]: make them numbers, and then an array"
+    return "holds numbers as Python objects: x.astype('float32') makes an array of them"
