@@ -101,7 +101,9 @@ def check_real(name: str, value: Any, low: float = -math.inf, high: float = math
 
 
 def _as_float(value: Any) -> float:
-    """A real number as a float; NaN for anything that is none, or that is too large for one."""
+    """A real number, or an array without axes, as a float; NaN for anything else, or if it is too large for one."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
     try:
         real = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     except (OverflowError, ValueError):

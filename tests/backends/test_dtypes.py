@@ -83,8 +83,6 @@ COMPUTING = {
     "activation": lambda c: layers.ReLU().forward(c(X)),
     "normalization": lambda c: layers.BatchNorm(3).forward(c(X), training=True),
     "model": lambda c: model()(c(X)),
-    "metric of outputs": lambda c: metrics.MAE().update(c(Y), Y),
-    "metric of targets": lambda c: metrics.MAE().update(Y, c(Y)),
 }
 ENTERING = {
     "fit x": lambda c: fit(x=c(X)),
@@ -92,6 +90,8 @@ ENTERING = {
     "fit sample_weight": lambda c: fit(w=c(np.ones(8))),
     "evaluate": lambda c: trainer().evaluate((c(X), c(Y))),
     "predict": lambda c: model().predict(c(X)).tolist(),
+    "metric of outputs": lambda c: metrics.MAE()(c(Y), Y),
+    "metric of targets": lambda c: metrics.MAE()(Y, c(Y)),
     "a parameter": lambda c: assigned(c).tolist(),
 }
 

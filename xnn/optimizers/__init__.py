@@ -11,7 +11,8 @@ from xnn.graph.habits import module_habits
 from xnn.optimizers.adaptive import AdaDelta, AdaGrad, Adam, AdamW, Nadam, RMSProp
 from xnn.optimizers.descent import SGD, Lion
 from xnn.optimizers.lbfgs import LBFGS
-from xnn.optimizers.optimizer import Optimizer, State, WeightDecay
+from xnn.optimizers.optimizer import Optimizer, WeightDecay
+from xnn.optimizers.state import State
 
 __all__ = [
     "LBFGS",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeAlias, TypedDict
 
@@ -19,31 +18,15 @@ from xnn.layers import Parameter
 from xnn.layers.state import Stateful
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule, fresh_arrays
+from xnn.optimizers.state import State
 from xnn.options import argument_names, attributes_of, check_known, check_real, checked, shown, written
 from xnn.schedules import Schedule, check_rate
 
-__all__ = ["Common", "Optimizer", "State", "WeightDecay"]
+__all__ = ["Common", "Optimizer", "WeightDecay"]
 
 #: One number for all parameters; or numbers by the parameters' names, where {"weight": 1e-4} means 0 for all others;
 #: or a function of the parameter, such as lambda p: 1e-4 if len(p.shape) > 1 else 0.0 (no decay of biases).
 WeightDecay: TypeAlias = float | Mapping[str, float] | Callable[[Parameter], float]
-
-
-@dataclass(frozen=True, repr=False)
-class State:
-    """What an update rule keeps for one parameter between steps.
-
-    arrays: arrays of the parameter's shape and dtype, such as SGD's velocity or Adam's mean and square.
-    numbers: numbers that change with each step, such as Adam's beta1^t and beta2^t.
-    names: what each array is (`Optimizer.array_names`); () if that is not known.
-    """
-
-    arrays: tuple[Array, ...] = ()
-    numbers: tuple[float, ...] = ()
-    names: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        return written(self, vars(self))
 
 
 class Common(TypedDict, total=False):
@@ -195,9 +178,8 @@ class Optimizer(Habitual):
     def kept_for(self, parameter: Parameter) -> list[tuple[str, Array]]:
         """What the optimizer keeps for a parameter: what each array is, and the array; the average is the last."""
         state, names = self.state.get(parameter), self.array_names
-        arrays = (
-            (state,) if hasattr(state, "dtype") else getattr(state, "arrays", ())
-        )  # an own `step` keeps its own
+        # An optimizer with a `step` of its own may keep a bare array.
+        arrays = (state,) if hasattr(state, "dtype") else getattr(state, "arrays", ())
         kept = [(names[n] if n < len(names) else f"state {n}", array) for n, array in enumerate(arrays)]
         average = self.averages.get(parameter)
         return kept if average is None else [*kept, ("average", average)]
