@@ -98,7 +98,9 @@ def test_a_process_that_is_told_to_end_leaves_no_part(tmp_path, dripping, name):
     address, _, asked = dripping
     cache = tmp_path / "cache"
     command = [sys.executable, "-c", FETCH, cache, address + "drip/"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # In a folder of its own: with -c, Python looks for modules in the current one first.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
         for _ in range(600):
             if asked and any(path.is_file() for path in cache.rglob("*")):
                 break

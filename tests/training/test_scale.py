@@ -61,6 +61,7 @@ LARGE = {
     ),
 }
 TWICE = {
+    "standardized twice": (lambda: Sequential(Rescale(1 / 60, shift=120.0), Dense(16, 1)), ONES),
     "pixels": (lambda: Sequential(Rescale(1 / 255), Dense(16, 1)), ONES),
     "twice in the model": (
         lambda: Sequential(Rescale(1 / 255), Rescale(1 / 255), Dense(16, 1)),
@@ -75,7 +76,13 @@ TWICE = {
     ),
     "images": (lambda: convolutions(Rescale(1 / 255)), ONES),
 }
+STAMPS = 1.7e9 + 60.0 * RNG.normal(size=(40, 3))
 WELL = {
+    "times": (lambda: Sequential(xnn.data.standardize(STAMPS), Dense(3, 1)), STAMPS),
+    "a shift for each pixel": (
+        lambda: convolutions(Rescale(np.full((1, 4, 4), 1 / 60), shift=np.full((1, 4, 4), 120.0))),
+        PIXELS,
+    ),
     "rescaled bytes": (lambda: Sequential(Rescale(1 / 255), Dense(16, 1)), PIXELS),
     "to minus one": (lambda: Sequential(Rescale(1 / 127.5, -1.0), Dense(16, 1)), PIXELS),
     "dark bytes": (lambda: Sequential(Rescale(1 / 255), Dense(16, 1)), PIXELS // 12),

@@ -179,6 +179,12 @@ class Rescale(Layer):
             )
         self.check_wide(x)
 
+    def on_host(self, x: np.ndarray) -> np.ndarray:
+        """y of NumPy's arrays, in float64."""
+        numbers = {"scale": self.scale, "offset": self.offset, "shift": self.shift}
+        y: np.ndarray = ops.rescale.forward(np, x, dtype=np.float64, wide=np.float64, **numbers)[0]
+        return y
+
     def check_wide(self, x: np.ndarray) -> None:
         """Raise DTypeError for finite samples whose y is too large for `dtype`."""
         if self.shift is None or x.ndim < 1 or not len(x):
@@ -186,7 +192,7 @@ class Rescale(Layer):
         with np.errstate(over="ignore", invalid="ignore"):
             for extreme in (x.min(axis=0), x.max(axis=0)):
                 try:
-                    y = (extreme.astype(np.float64) - self.shift) * self.scale + self.offset
+                    y = self.on_host(extreme)
                 except ValueError:
                     return  # of another shape: the op says so
                 wrong = np.isfinite(extreme) & (np.abs(y) > np.finfo(self.dtype).max)

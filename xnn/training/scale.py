@@ -90,11 +90,11 @@ def _some(x: Any) -> np.ndarray:
 
 def _rescaled(values: np.ndarray, layer: Rescale) -> np.ndarray:
     """What a Rescale makes of the samples; of flat samples where its numbers have the shape of images."""
-    scale, offset = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
-    shape = np.broadcast_shapes(scale.shape, offset.shape)
+    shift = 0.0 if layer.shift is None else layer.shift
+    shape = np.broadcast_shapes(*(np.shape(number) for number in (layer.scale, layer.offset, shift)))
     if len(shape) > 1 and values[0].size == np.prod(shape):
         values = values.reshape(len(values), *shape)
-    return values * scale + offset
+    return layer.on_host(values)
 
 
 def _fault(given: np.ndarray, values: np.ndarray, scaled: bool, layer: Layer) -> str:
@@ -110,7 +110,7 @@ def _fault(given: np.ndarray, values: np.ndarray, scaled: bool, layer: Layer) ->
         pixels = "begin the model with layers.Rescale(1 / 255) if they are pixels, and " if whole else ""
         return (
             f"{runs} and reach {layer!r} with a root mean square of {size:.3g}, where about 1 trains best: {pixels}"
-            "standardize the columns of a table, as layers.Rescale(1 / std, -mean / std) does"
+            "standardize the columns of a table: data.standardize(x) makes the first layer that does so"
         )
     if scaled and spread < _SMALL and low < high and max(-low, high) <= _SCALED:
         return (
