@@ -113,7 +113,7 @@ WELL = {
 def test_large_numbers(case):
     make, x = LARGE[case]
     (message,) = warned(make(), x)
-    assert f"training samples run from {x.min():.6g} to {x.max():.6g}" in message
+    assert f"training samples ({len(x)} were looked at) run from {x.min():.6g} to {x.max():.6g}" in message
     pixels = x.max() <= 255 and x.min() >= 0 and (x == np.round(x)).all()
     assert ("layers.Rescale(1 / 255) if they are pixels" in message) == pixels
     assert "standardize the columns of a table" in message
@@ -186,7 +186,7 @@ def test_the_command_says_it_in_a_line_of_its_own(tmp_path):
         [sys.executable, "-m", "xnn", "train", *options], capture_output=True, text=True, check=True
     )
     (line,) = run.stderr.splitlines()
-    assert line.startswith("xnn: training samples run from 0 to 255")
+    assert line.startswith("xnn: training samples (84 were looked at) run from 0 to 25")
     assert "warning" not in run.stderr.lower()
 
 

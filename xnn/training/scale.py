@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ _KEEP = (
 )  # fmt: skip
 # How many samples are looked at. The root mean square of one is 1 for standardized columns, below 1 for pixels in
 # [0, 1], and about 80 for pixels in [0, 255]. Columns of ages or years lie far above 20, temperatures in Celsius not.
-_LOOKED_AT, _LARGE = 256, 20.0
+# Large samples are fewer, so that about _VALUES numbers are copied.
+_LOOKED_AT, _FEWEST, _VALUES, _LARGE = 256, 16, 2**16, 20.0
 # The deviation of pixels in [0, 1] is about 0.3, and about 0.001 if they are divided by 255 once more. Data that are
 # scaled already are not larger than _SCALED.
 _SMALL, _SCALED = 0.02, 10.0
@@ -50,7 +52,7 @@ _warned: weakref.WeakSet[Sequential] = weakref.WeakSet()
 def warn_of_scale(model: Sequential, x: Any, stacklevel: int) -> None:
     """Warn, once for each model, if its first weights get numbers that are far too large or were scaled twice.
 
-    x: the training samples as they were given, an array of any backend. A few hundred are looked at.
+    x: the training samples as they were given, an array of any backend. At most a few hundred are looked at.
     stacklevel: how many calls lie between the user's line and this one.
 
     No warning if the model does not begin with a Dense or Conv2D that learns, if BatchNorm or LayerNorm stands
@@ -84,7 +86,8 @@ def _flattened(model: Sequential) -> Iterator[Layer]:
 
 def _some(x: Any) -> np.ndarray:
     """Some samples from the whole length of x, on the host in float64."""
-    part = x[:: max(1, x.shape[0] // _LOOKED_AT), ...]
+    number = min(_LOOKED_AT, max(_FEWEST, _VALUES // max(1, math.prod(x.shape[1:]))))
+    part = x[:: max(1, x.shape[0] // number), ...]
     return np.asarray(backend_of(part).to_host(part), dtype=np.float64)
 
 
@@ -104,7 +107,7 @@ def _fault(given: np.ndarray, values: np.ndarray, scaled: bool, layer: Layer) ->
         size = np.median(np.sqrt(np.mean(np.square(values.reshape(len(values), -1)), axis=1)))
         spread = np.std(values)
     low, high = np.min(given), np.max(given)
-    runs = f"training samples run from {low:.6g} to {high:.6g}"
+    runs = f"training samples ({len(given)} were looked at) run from {low:.6g} to {high:.6g}"
     if size > _LARGE:
         whole = low >= 0 and high <= 255 and bool(np.all(given == np.round(given)))
         pixels = "begin the model with layers.Rescale(1 / 255) if they are pixels, and " if whole else ""
