@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.layer import Layer
 from xnn.ops import Op
 from xnn.ops.op import size_of
-from xnn.options import check_count, check_shape
+from xnn.options import check_count, check_shape, refuse_unknown
 
 __all__ = ["Sequential", "classes_of", "first_of", "load"]
 
@@ -133,7 +133,7 @@ class Sequential(Container):
             return x
         return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
-    def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
+    def predict(self, x: Any, batch_size: int = 1024, **unknown: Never) -> np.ndarray:
         """The outputs for samples, as a NumPy array (n, ...), with the layers' inference behaviour.
 
         x: samples (n, ...), a host array, a list or an array of the model's backend.
@@ -142,6 +142,7 @@ class Sequential(Container):
         It computes in the numerics that were chosen; if none were, in those that the model was trained in. Raises
         ShapeError, DTypeError or LabelError for samples that do not fit.
         """
+        refuse_unknown(Sequential.predict, unknown)
         check_count("batch_size", batch_size)
         trained = self.numerics if self.numerics in NUMERICS else None
         with numerics(chosen_numerics() or trained):
