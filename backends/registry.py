@@ -231,12 +231,21 @@ def admit(lib: Backend, x: Any) -> Any:
 
 
 def widened(x: Any) -> Any:
-    """A floating-point array of another size as float32 or float64, see `admit`; anything else as it is."""
+    """A floating-point array of another size as float32 or float64, see `admit`; anything else as it is.
+
+    Raises DTypeError for finite numbers that are too large for float64.
+    """
     dtype = getattr(x, "dtype", None)
     if (type(x), dtype) in _computed or not isinstance(dtype, np.dtype) or dtype.name in _COMPUTED_NAMES:
         return x
     if dtype.kind == "f" and dtype.itemsize > 8:
-        return x.astype("float64")
+        with np.errstate(over="ignore"):
+            wide = x.astype("float64")
+        if (np.isinf(wide) & np.isfinite(x)).any():
+            raise DTypeError(
+                f"an array of {dtype} holds numbers that are too large for float64: scale it first"
+            )
+        return wide
     # An extension's dtype, such as those of ml_dtypes, has kind "V" and isbuiltin 2; a record has kind "V", too.
     if dtype.kind == "f" or (dtype.isbuiltin == 2 and np.can_cast(dtype, np.float32)):
         return x.astype("float32")

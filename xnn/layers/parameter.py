@@ -115,6 +115,9 @@ class Parameter(Recorded):
 
     @value.setter
     def value(self, value: Any) -> None:
+        if value is self._value and value is not None:  # as after each step that a callback looks at
+            self._assigned = True
+            return
         array = as_host_array(value, self.name)
         if isinstance(array, np.ndarray) and array.dtype.kind in "US":
             raise DTypeError(f"{self.name} was assigned text, {shown(value)}: assign numbers")
