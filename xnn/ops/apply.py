@@ -116,11 +116,10 @@ def check_gradients(
             "each, None for an input without a gradient"
         )
     for number, (gradient, shape) in enumerate(zip(gradients, shapes, strict=True)):
-        got = None if gradient is None else tuple(getattr(gradient, "shape", ()))
-        if got is not None and shape is not None and got != tuple(shape):
+        if gradient is not None and shape is not None and getattr(gradient, "shape", ()) != shape:
             raise GraphError(
-                f"the backward of {op.name} returned a gradient of shape {got} for input {number} of shape "
-                f"{tuple(shape)}: the shapes must be equal. xnn.ops.op.unbroadcast sums the gradient of an input "
+                f"the backward of {op.name} returned a gradient of shape {getattr(gradient, 'shape', ())} for input "
+                f"{number} of shape {shape}: the shapes must be equal. xnn.ops.op.unbroadcast sums the gradient of an input "
                 "that was broadcast"
             )
 
@@ -158,8 +157,7 @@ def fresh_arrays(
             f"the rule {_name(rule)} returned {got}, and must return a tuple with a new array for each of the "
             f"{many} that it changes, as in {what}: an optimizer's `array_names` say what state it keeps"
         )
-    for number in range(many):
-        old, new = changing[number], fresh[number]
+    for number, (old, new) in enumerate(zip(changing, fresh, strict=False)):
         if not hasattr(new, "dtype") or new.shape != old.shape:
             shape = tuple(new.shape) if hasattr(new, "dtype") else type(new).__name__
             raise OptionError(
