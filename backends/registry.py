@@ -45,8 +45,8 @@ _REGISTRY = {
 _NAME_OF_MODULE = {module: name for name, (_, _, module) in _REGISTRY.items()}
 
 _instances: dict[str, Backend] = {}
-#: The backend of each type and dtype that was met and that ops compute with; None for numbers.
-_owners: dict[tuple[type, Any], Backend | None] = {}
+#: The backend of each type of arrays that was met; None for types of numbers.
+_owners: dict[type, Backend | None] = {}
 #: The names of the dtypes that ops compute with.
 _COMPUTED_NAMES = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _COMPUTED_NAMES |= {"bool", "float32", "float64"}
@@ -191,10 +191,14 @@ def backend_of(*arrays: Any) -> Backend:
     found: Backend | None = None
     for x in arrays:
         try:
-            owner = _owners[type(x), getattr(x, "dtype", None)]
-        except (KeyError, TypeError):  # TypeError: an object whose dtype is not hashable
-            owner = _computing_owner(x)
-        if owner is None or owner is found:
+            owner = _owners[type(x)]
+        except KeyError:
+            owner = _owner(x)
+        if owner is None:
+            continue
+        if x.dtype not in owner.computed:
+            owner.computed.add(_checked_dtype(x.dtype))
+        if owner is found:
             continue
         if found is not None:
             raise mixed_arrays(found, owner)
@@ -231,7 +235,7 @@ def widened(x: Any) -> Any:
     float16, bfloat16 and the like become float32, which holds them all, and long double becomes float64.
     """
     dtype = getattr(x, "dtype", None)
-    if not isinstance(dtype, np.dtype) or (type(x), dtype) in _owners or dtype.name in _COMPUTED_NAMES:
+    if not isinstance(dtype, np.dtype) or dtype.name in _COMPUTED_NAMES:
         return x
     if dtype.kind == "f" and dtype.itemsize > 8:
         return x.astype("float64")
@@ -252,30 +256,23 @@ def _module_name(kind: type) -> str | None:
     return next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
 
 
-def _computing_owner(x: Any) -> Backend | None:
-    """Return `_owner(x)` and remember it. Raises DTypeError unless ops compute with numbers of the array's dtype."""
-    owner, dtype = _owner(x), getattr(x, "dtype", None)
+def _checked_dtype(dtype: Any) -> Any:
+    """Return the dtype. Raises DTypeError unless ops compute with numbers of it."""
     name = str(getattr(dtype, "name", getattr(dtype, "__name__", dtype))).rpartition(".")[2]
-    if owner is not None and name not in _COMPUTED_NAMES:
+    if name not in _COMPUTED_NAMES:
         raise DTypeError(
             f"got an array of {dtype}: computations are with numbers of float32 or float64, integers and booleans; "
             "convert it, as by x.astype('float32')"
         )
-    if not _is_scaled(x):
-        _owners[type(x), dtype] = owner
-    return owner
-
-
-def _is_scaled(x: Any) -> bool:
-    """Whether it is a ScaledIntegers of exact numerics, which has its backend as an attribute."""
-    return type(x).__module__ == "xnn.backends.exact.scaled"
+    return dtype
 
 
 def _owner(x: Any) -> Backend | None:
-    """Return the backend to which an array belongs; None for a number and None."""
+    """Return the backend to which an array belongs, None for a number and None; and remember it for its type."""
     if x is None or type(x) in (bool, int, float):
+        _owners[type(x)] = None
         return None
-    if _is_scaled(x):
+    if type(x).__module__ == "xnn.backends.exact.scaled":
         return x.lib  # type: ignore[no-any-return]
     if isinstance(x, (np.ma.MaskedArray, np.matrix)):
         raise DTypeError(
@@ -288,4 +285,5 @@ def _owner(x: Any) -> Backend | None:
             f"got {type(x).__name__} in place of an array of {', '.join(_REGISTRY)} or a number: convert lists with "
             "numpy.asarray(...)"
         )
-    return _load(name, "backend")
+    _owners[type(x)] = _load(name, "backend")
+    return _owners[type(x)]

@@ -19,7 +19,7 @@ from xnn.options import shown
 
 __all__ = [
     "Boundary", "apply_rule", "backward_of", "batch_count", "batch_largest", "batch_mean", "batch_sum",
-    "check_gradients", "forward_of", "fresh_arrays", "plain_number",
+    "check_gradients", "forward_of", "fresh_arrays", "may_look", "plain_number",
 ]  # fmt: skip
 
 
@@ -119,8 +119,8 @@ def check_gradients(
         if gradient is not None and shape is not None and getattr(gradient, "shape", ()) != shape:
             raise GraphError(
                 f"the backward of {op.name} returned a gradient of shape {getattr(gradient, 'shape', ())} for input "
-                f"{number} of shape {shape}: the shapes must be equal. xnn.ops.op.unbroadcast sums the gradient of an input "
-                "that was broadcast"
+                f"{number} of shape {shape}: the shapes must be equal. xnn.ops.op.unbroadcast sums the gradient of "
+                "an input that was broadcast"
             )
 
 
@@ -178,6 +178,14 @@ def _name(rule: Callable[..., Any]) -> str:
 
 def _is_array(x: Any) -> bool:
     return hasattr(x, "shape") and not isinstance(x, type)  # some dtypes are classes that have a `shape`
+
+
+def may_look(xp: Namespace, x: Array) -> bool:
+    """Whether an op may choose its way by the numbers of an array: on the host, if there are any.
+
+    A device would have to be waited for. In exact numerics, all workers have to go the same way.
+    """
+    return x.device == "cpu" and not isinstance(xp, Boundary) and 0 not in x.shape
 
 
 def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
