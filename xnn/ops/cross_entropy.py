@@ -178,8 +178,10 @@ def _one_hot(
     The last is None if no label is ignored.
     """
     count = logits.shape[1]
-    classes = xp.reshape(xp.arange(count, device=labels.device), (count, *(1 for _ in logits.shape[2:])))
-    labels = xp.expand_dims(labels, axis=1)
+    classes = xp.arange(count, device=labels.device)
+    if logits.ndim > 2:
+        classes = xp.reshape(classes, (count, *(1 for _ in logits.shape[2:])))
+    labels = xp.reshape(labels, (labels.shape[0], 1, *labels.shape[1:]))
     valid = xp.logical_and(labels >= 0, labels < count)
     if ignore_index is None:
         return labels == classes, valid, None

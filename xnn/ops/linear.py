@@ -31,6 +31,8 @@ def check_product(a: Array, b: Array) -> None:
 def check_bias(b: Any, outputs: tuple[int, ...]) -> None:
     """Raise ShapeError if a bias cannot be added to outputs of this shape without stretching them."""
     shape = getattr(b, "shape", ())
+    if shape == outputs[-1:]:
+        return
     fits = zip(reversed(shape), reversed(outputs), strict=False)
     if len(shape) > len(outputs) or any(mine not in (1, theirs) for mine, theirs in fits):
         raise ShapeError(f"dense: a bias of shape {shape} does not fit outputs of shape {outputs}")
