@@ -359,8 +359,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 def check_rate(learning_rate: float | Schedule) -> float | Schedule:
     """A learning rate as a float, or a schedule after a check of its first rate.
 
-    Raises OptionError if it is neither a number >= 0 nor a function of the step, or if the function's first rate is
-    no such number, or another one when it is asked again.
+    Raises OptionError for anything else, and for a function whose first rate is no number >= 0 or changes at once.
     """
     if callable(learning_rate):
         try:
