@@ -94,7 +94,7 @@ class Stateful:
         """Raise OptionError if an option that gave the arrays their sizes is changed: files would not fit them."""
         if name in self.__dict__ and value != self.__dict__[name]:
             raise OptionError(
-                f"{type(self).__name__}.{name} was {shown(self.__dict__[name])} when the layer's arrays were made, and "
+                f"{type(self).__name__}.{name} was {shown(self.__dict__[name])} when its arrays were made, and "
                 f"cannot become {shown(value)}: build another layer"
             )
 
