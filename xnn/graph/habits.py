@@ -37,7 +37,9 @@ HABITS: dict[str, dict[str, str]] = {
         **dict.fromkeys(
             ("float", "double", "half"), "build its layers with dtype='float32' or dtype='float64'"
         ),
-        **dict.fromkeys(("trainable", "requires_grad_"), f"{_FREEZE}; model.parameters() lists them"),
+        **dict.fromkeys(
+            ("trainable", "requires_grad_", "freeze", "frozen"), f"{_FREEZE}; model.parameters() lists them"
+        ),
         **dict.fromkeys(
             ("trainable_variables", "trainable_weights", "weights", "variables"),
             "model.parameters() and model.named_parameters()",
@@ -111,7 +113,12 @@ HABITS: dict[str, dict[str, str]] = {
         "item": "float(v.value) is the number, where no gradient is needed",
         "detach": "use ops.stop_gradient(v)",
         "backward": "xnn.grad(f)(x) gives the gradients of a function f; model.backward(dout) those of a model",
-        **dict.fromkeys(("requires_grad", "requires_grad_", "trainable"), _FREEZE),
+        **dict.fromkeys(("requires_grad", "requires_grad_", "trainable", "freeze"), _FREEZE),
+        **dict.fromkeys(
+            ("lr", "learning_rate"),
+            "the optimizer has one learning_rate for all parameters, a number or a schedule",
+        ),
+        "weight_decay": "optimizers take weight_decay={'weight': 1e-4}, by the parameters' names",
         **dict.fromkeys(("cuda", "to"), _MOVE),
         **dict.fromkeys(("assign", "copy_", "fill_", "zero_", "normal_", "uniform_"), "assign to its .value"),
         "view": "use ops.reshape",
