@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,6 +25,8 @@ __all__ = [
 Label: TypeAlias = str | int | float
 
 MOST_CLASSES = 1000
+#: The number of a class, as text.
+_NUMBER = re.compile("0{0,99}[0-9]{1,18}")
 _FEW = 20
 
 
@@ -131,9 +134,10 @@ def _plain(label: Label) -> Label:
 def label_numbers(y: np.ndarray, labels: tuple[Label, ...]) -> np.ndarray:
     """The number of each target's class, int64 (n,); -1 for targets that are not in `labels`.
 
-    Without labels numbers are used as they are.
+    Without labels numbers are used as they are, and text that has other fields than the digits of a number.
     """
     if not labels:
-        return y.astype(np.int64) if y.dtype.kind == "U" and np.char.isdecimal(y).all() else y
+        whole = y.dtype.kind == "U" and all(map(_NUMBER.fullmatch, y.tolist()))
+        return y.astype(np.int64) if whole else y
     numbers = {label: number for number, label in enumerate(labels)}
     return np.asarray([numbers.get(_plain(label), -1) for label in y.tolist()], dtype=np.int64)
