@@ -15,6 +15,7 @@ __all__ = [
     "MOST_CLASSES",
     "Label",
     "Targets",
+    "as_numbers",
     "as_targets",
     "label_numbers",
     "one_hot_classes",
@@ -91,8 +92,7 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
             raise OptionError(
                 f"{name}: the targets are text, and task='regression' needs numbers: omit it or change the target"
             )
-        columns = y.reshape(len(y), math.prod(y.shape[1:])).astype(np.float64)
-        return Targets(columns, chosen, note="" if task else _doubt(y))
+        return Targets(as_numbers(name, y), chosen, note="" if task else _doubt(y))
     if y.ndim != 1:
         raise OptionError(
             f"{name}: the targets are {y.shape}, and a classification has one target a sample: choose one column"
@@ -106,6 +106,16 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
     if found.dtype.kind != "U" and np.array_equal(found, np.arange(found.size)):
         return Targets(y.astype(np.int64), chosen)
     return Targets(np.searchsorted(found, y).astype(np.int64), chosen, tuple(map(_plain, found.tolist())))
+
+
+def as_numbers(name: str, y: np.ndarray) -> np.ndarray:
+    """Targets of a regression, float64 (n, columns). Raises OptionError for integers that float64 cannot hold."""
+    if y.dtype.kind in "iu" and y.size and max(int(y.max()), -int(y.min())) > 2**53:
+        raise OptionError(
+            f"{name}: the targets hold an integer beyond 2^53, up to which float64 has all integers: subtract "
+            "a number from them, or give them as float64"
+        )
+    return y.reshape(len(y), math.prod(y.shape[1:])).astype(np.float64)
 
 
 def one_hot_classes(y: np.ndarray) -> np.ndarray | None:
