@@ -11,7 +11,7 @@ import numpy as np
 from xnn.backends import get_backend
 from xnn.data.standardize import constant_columns, standard_layer
 from xnn.data.tables import Columns
-from xnn.data.targets import Label
+from xnn.data.targets import Label, size_if_far
 from xnn.errors import CorruptFileError, OptionError
 from xnn.layers import Rescale
 
@@ -19,9 +19,6 @@ __all__ = ["Dataset"]
 
 #: From this ratio of the largest class to the smallest, `advice` mentions it.
 _IMBALANCE = 3.0
-#: Targets of a regression with a root mean square outside of these are far from unit size. With the options that
-#: `xnn train` has by default, training is stable up to about 15; it diverges for some tables at 20 and for most at 40.
-_NEAR = 0.01, 15.0
 #: A float32 model cannot see a variation of a column that is smaller than this, relative to its mean.
 _UNSEEN = float(np.finfo(np.float32).eps)
 
@@ -222,20 +219,17 @@ class Dataset:
         """What should be said of targets far from unit size, and of constant columns."""
         said = []
         if self.task == "regression" and self.target_scaling is None and self.y_train.size:
-            y = self.y_train[:, np.argmax(np.abs(self.y_train).max(axis=0))]
-            size = float(np.sqrt(np.mean(np.square(y / max(np.abs(y).max(), 1e-300))))) * float(
-                np.abs(y).max()
-            )
-            if not _NEAR[0] <= size <= _NEAR[1] and size:
+            size = size_if_far(self.y_train)
+            if size:
                 said.append(
                     f"the targets are far from unit size (typically {size:.3g}), which makes training slow or "
                     "unstable: --scale-target (in Python, data.standardize(y)) scales the target for training, and "
                     "predictions back"
                 )
         if self.scale is None and self.x_train.dtype.kind == "f" and len(self.x_train):
-            there, everywhere = map(
-                constant_columns, (self.x_train, np.concatenate([self.x_train, self.x_val, self.x_test]))
-            )
+            there = constant_columns(self.x_train)
+            others = [(x == self.x_train[0]).all(axis=0) for x in (self.x_val, self.x_test)]
+            everywhere = there & others[0] & others[1]
             few = f" in the {len(self.x_train)} training samples"
             if len(self.x_train) == 1:
                 said.append("there is one training sample, from which nothing can be learned: add samples")
