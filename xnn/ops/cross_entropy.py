@@ -225,7 +225,7 @@ class BinaryCrossEntropy(LossOp):
     """
 
     def check_options(self, *, pos_weight: Any = None, **others: Any) -> None:
-        if pos_weight is None or isinstance(pos_weight, (tuple, list)):
+        if pos_weight is None or isinstance(pos_weight, (tuple, list, str, Mapping)):
             _check_weights("pos_weight", pos_weight)
         elif getattr(pos_weight, "shape", ()) == ():
             check_real("pos_weight", pos_weight, 0.0)
