@@ -22,7 +22,8 @@ from xnn.errors import DataError, OptionError
 from xnn.files import check_writable, write_atomically
 from xnn.history import History
 
-TRAIN = ("--hidden", "8", "--epochs", 1, "--batch-size", 50)
+# NumPy's kernels, since Numba takes longer to import than all the rest.
+TRAIN = ("--hidden", "8", "--epochs", 1, "--batch-size", 50, "--kernels", "numpy")
 # Each option of xnn train that names a file to write, with a name that it takes.
 OUTPUTS = {"--save": "m.safetensors", "--record": "r.jsonl", "--log": "l.jsonl"}
 if find_spec("matplotlib"):
@@ -288,7 +289,7 @@ def test_a_name_with_another_ending_is_refused_before_anything_is_written(tmp_pa
     if write == "plot":
         pytest.importorskip("matplotlib")
     model = xnn.Sequential(layers.Dense(3, 2), seed=1)
-    with pytest.raises(OptionError, match="its name must end in .*(safetensors|svg)$"):
+    with pytest.raises(OptionError, match=r"its name must end in .*(safetensors|svg)$"):
         (model.save if write == "model" else History().plot)(tmp_path / name)
     assert [*tmp_path.iterdir(), *spare.iterdir()] == []
 

@@ -59,16 +59,16 @@ UNITS = ["${}", "{}%", "{}k", "{} EUR", "EUR {}", "{}kg", "{} people", "1.{}M", 
 
 @pytest.mark.parametrize("form", UNITS)
 def test_numbers_with_a_unit_are_damaged_or_classes_alike(tmp_path, form):
-    """Few different ones become classes, with a word; if hardly one comes twice, or there are many, that is an error."""
+    """A few become classes, with a word. If hardly one comes twice, or there are many, that is an error."""
     few = data.load(table(tmp_path, [form.format(row % 3 + 10) for row in range(30)]))
     assert (few.task, few.classes) == ("classification", 3)
     assert f"is text such as {form.format(10)!r}: taken as 3 classes; for a regression write" in few.note
     for rows, different in ((15, 15), (60, 30)):
         many = table(tmp_path, [form.format(row % different + 10) for row in range(rows)])
-        with pytest.raises(CorruptFileError, match="not a number, .* without a unit; task='classification'"):
+        with pytest.raises(CorruptFileError, match=r"not a number, .* without a unit; task='classification'"):
             data.load(many)
         assert data.load(many, task="classification").classes == different
-        with pytest.raises(CorruptFileError, match="1234.5, without a unit$"):
+        with pytest.raises(CorruptFileError, match=r"1234\.5, without a unit$"):
             data.load(many, task="regression")
 
 
@@ -105,7 +105,9 @@ def test_a_column_that_is_constant_in_the_training_samples_only(tmp_path):
 
     named = "which a model learns nothing from: feature 0, counted from 0"
     assert advice([[1, 2], [1, 3], [1, 4], [1, 5]], 2) == f"constant column, {named}"
-    assert advice([[1, 2], [1, 3], [1, 4], [2, 5]], 2) == f"constant column in the 2 training samples, {named}"
+    assert (
+        advice([[1, 2], [1, 3], [1, 4], [2, 5]], 2) == f"constant column in the 2 training samples, {named}"
+    )
     assert "constant" not in advice([[1, 2], [2, 3], [3, 4]], 1)
     assert "there is one training sample" in advice([[1, 2], [2, 3], [3, 4]], 1)
 
@@ -169,7 +171,9 @@ def test_a_diverged_regression_says_to_scale_the_target_and_then_where_the_weigh
     assert (scaled.exit_code, scaled.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("typical", "said"), [(0.005, True), (0.02, False), (14.0, False), (24.0, True), (90.0, True)])
+@pytest.mark.parametrize(
+    ("typical", "said"), [(0.005, True), (0.02, False), (14.0, False), (24.0, True), (90.0, True)]
+)
 def test_targets_far_from_unit_size(tmp_path, typical, said):
     assert ("--scale-target" in data.load(house(tmp_path, typical)).advice) is said
 

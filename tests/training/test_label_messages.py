@@ -55,9 +55,13 @@ def test_weights_of_other_libraries_are_answered_with_how_to_compute_them(build,
     formula = r"len\(y\) / \(classes \* numpy\.bincount\(y\)\)"
     if option == "pos_weight":
         formula = r"\(y == 0\)\.sum\(axis=0\) / \(y == 1\)\.sum\(axis=0\)"
-    with pytest.raises(OptionError, match=f"{option} must be a .*got 'balanced': balanced weights .* are {formula}"):
+    with pytest.raises(
+        OptionError, match=f"{option} must be a .*got 'balanced': balanced weights .* are {formula}"
+    ):
         build("balanced")
-    with pytest.raises(OptionError, match=rf"got {{0: 1.0, 1: 2.0}}: \[{option}\[c\] for c in range\(classes\)\]"):
+    with pytest.raises(
+        OptionError, match=rf"got {{0: 1.0, 1: 2.0}}: \[{option}\[c\] for c in range\(classes\)\]"
+    ):
         build({0: 1.0, 1: 2.0})
 
 
@@ -66,7 +70,10 @@ def test_the_formulas_of_balanced_weights():
 
     y = np.array([0, 0, 0, 1, 2, 2])
     np.testing.assert_allclose(len(y) / (3 * np.bincount(y)), balanced_weights(np.bincount(y)))
-    assert len(losses.SoftmaxCrossEntropy(class_weight=len(y) / (3 * np.bincount(y))).options["class_weight"]) == 3
+    assert (
+        len(losses.SoftmaxCrossEntropy(class_weight=len(y) / (3 * np.bincount(y))).options["class_weight"])
+        == 3
+    )
     columns = (y[:, None] == [1, 2]).astype(int)
     losses.BinaryCrossEntropy(pos_weight=(columns == 0).sum(axis=0) / (columns == 1).sum(axis=0))
 

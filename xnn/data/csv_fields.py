@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 import re
 
-__all__ = ["MISSING", "as_number", "is_date", "is_missing", "is_number", "is_whole", "like_number", "loses_digits"]
+__all__ = [
+    "MISSING",
+    "as_number",
+    "is_date",
+    "is_missing",
+    "is_number",
+    "is_whole",
+    "like_number",
+    "loses_digits",
+]
 
 #: Fields that stand for a missing value, in lower case.
 MISSING = frozenset({"", "?", "na", "n/a", "#n/a", "<na>", "nan", "+nan", "-nan", "null"})
@@ -18,7 +27,8 @@ _DATE = re.compile(r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}.*", re.DOTALL)
 _LIKE = re.compile(
     r"""[+\-\u2212]? \s* ([$\u20ac\u00a3\u00a5] | [a-z]{3}\s)? \s*  # $ or USD
     [0-9] [0-9.,'_\s]* (e[+-]?[0-9]+)? \s*  # 1,234.50
-    ([%$\u20ac\u00a3\u00a5\u00b0] | k | m | b | bn | mio | eur | usd | gbp | chf | jpy | kg | g | mg | lbs? | km | cm | mm
+    ([%$\u20ac\u00a3\u00a5\u00b0] | k | m | b | bn | mio
+    | eur | usd | gbp | chf | jpy | kg | g | mg | lbs? | km | cm | mm
     | ms | s | min | h | hrs? | l | ml | [kmgt]b | (?<=\s) [^\W\d_]{1,12} [23\u00b2\u00b3]?)?  # 250k, 12 people
     | 0x[0-9a-f]+""",
     re.VERBOSE | re.IGNORECASE,

@@ -212,7 +212,9 @@ def _taken_by_place(table: Table, trained: Columns) -> str:
         return ""
     if trained.names:
         places = sorted([*trained.features, *(trained.targets if table.columns.targets else ())])
-        return f"no header: columns taken as {', '.join(trained.names[place] or repr('') for place in places)}"
+        return (
+            f"no header: columns taken as {', '.join(trained.names[place] or repr('') for place in places)}"
+        )
     return (
         "the model was trained on a table without a header: columns taken by their places, as "
         f"{', '.join(table.columns.names[place] for place in table.columns.features)}"
@@ -282,7 +284,9 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
     }
     x, y = parts["train"]
     if len(x) < 2:
-        raise CorruptFileError(f"{path} holds {len(x)} training sample{'s' * (len(x) != 1)}; 2 or more are needed: add samples")
+        raise CorruptFileError(
+            f"{path} holds {len(x)} training sample{'s' * (len(x) != 1)}; 2 or more are needed: add samples"
+        )
     targets = as_targets(path.name, y, options.task)
     for part, (xs, ys) in parts.items():
         numbers = None if xs.shape[1] != x.shape[1] else _alike(targets, ys)

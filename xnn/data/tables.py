@@ -147,7 +147,7 @@ class Table:
             )
         if task is None:
             damaged, different = texts if len(texts) < len(fields) else like, len(set(fields))
-            rare = bool(like) and 2 < different and 4 * different > 3 * len(fields)
+            rare = bool(like) and different > 2 and 4 * different > 3 * len(fields)
             if damaged and (different > _FEW or rare):
                 hint = "; task='classification' (--task) takes all targets as names of classes"
                 raise self._damaged(damaged[0], column, hint)

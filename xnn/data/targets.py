@@ -28,7 +28,7 @@ Label: TypeAlias = str | int | float
 MOST_CLASSES = 1000
 _FEW = 20
 #: Targets of a regression with a root mean square outside of these are far from unit size. With the options that
-#: `xnn train` has by default, training is stable up to about 15; it diverges for some tables at 20 and for most at 40.
+#: `xnn train` has by default, training is stable up to about 15; it diverges for some tables at 20, for most at 40.
 _NEAR = 0.01, 15.0
 
 
@@ -61,7 +61,9 @@ def usual_task(y: np.ndarray) -> str:
     labels = np.unique(y).astype(np.float64)
     first, last = labels[0], labels[-1]
     whole = bool(np.all(labels == np.floor(labels)))
-    counted = first in (0, 1) and last - first + 1 == labels.size < MOST_CLASSES and 4 * labels.size <= 3 * y.size
+    counted = (
+        first in (0, 1) and last - first + 1 == labels.size < MOST_CLASSES and 4 * labels.size <= 3 * y.size
+    )
     return "classification" if whole and (counted or labels.size == 2) else "regression"
 
 

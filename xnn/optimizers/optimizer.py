@@ -329,10 +329,10 @@ class Optimizer(Habitual):
         """Apply the rule to one parameter. Its value and State become new arrays; the old ones are not changed."""
         state = self.state_of(parameter)
         numbers = self.advance(state.numbers)
-        xp = backend_of(parameter.value, parameter.grad, *state.arrays).math
-        given = parameter.value, parameter.grad, *state.arrays
+        value, gradient = parameter.value, parameter.grad
+        changing, given = (value, *state.arrays), (value, gradient, *state.arrays)
         options = self.options(numbers, self.decay_of(parameter))
-        changing = parameter.value, *state.arrays
+        xp = backend_of(*given).math
         parameter.value, *arrays = fresh_arrays(type(self).rule, xp, given, options, changing)
         self.state[parameter] = State(tuple(arrays), numbers, state.names)
 

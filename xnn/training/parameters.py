@@ -11,7 +11,7 @@ from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import Slot
 from xnn.layers import Buffer, Parameter
 from xnn.optimizers import Optimizer, State
-from xnn.training.groups import grouped
+from xnn.training.groups import Group, grouped
 
 __all__ = ["Store", "finite", "has_nan", "is_real"]
 
@@ -64,7 +64,7 @@ class Store:
         optimizer.check_parameters(self.parameters)
         self.groups = grouped(lib, optimizer, self.parameters, not self.asks_optimizer, in_place)
         self._plain = self._is_plain()
-        columns = [column for group in self.groups for column in group.columns()]
+        columns = [column for group in self.groups for column in group.columns]
         self.values = {p: value for p, value, _, _ in columns}
         self.gradients = {p: gradient for p, _, gradient, _ in columns}
         self.written = np.zeros(1, np.int64)
@@ -132,13 +132,24 @@ class Store:
             # Buffers change in place: the first average is a copy.
             slot.array = self.lib.xp.asarray(p.value, copy=True) if known is None else self.lib.clean(known)
         for group in () if self.asks_optimizer else self.groups:
-            for parameter, _, _, slots in group.columns():
+            for parameter, _, _, slots in group.columns:
+                if self._has_state(parameter, slots, group):
+                    continue
                 state = self.optimizer.state_of(parameter)
                 for slot, array in zip(slots, state.arrays, strict=True):
                     self._take(slot, array)
                 self.optimizer.state[parameter] = State(
                     tuple(s.array for s in slots), state.numbers, group.names
                 )
+
+    def _has_state(self, parameter: Parameter, slots: list[Slot], group: Group) -> bool:
+        """Whether the optimizer's state of a parameter is what the slots and the group hold."""
+        known = self.optimizer.state.get(parameter)
+        return (
+            known is not None
+            and (known.numbers, known.names, len(known.arrays)) == (group.steps, group.names, len(slots))
+            and all(array is slot.array for array, slot in zip(known.arrays, slots, strict=True))
+        )
 
     def _take(self, slot: Slot, array: Any) -> None:
         if slot.array is not array:
@@ -199,7 +210,7 @@ class Store:
     def take_values(self) -> None:
         """Take in the values that were assigned to parameters."""
         for group in self.groups:
-            for parameter, slot, _, _ in group.columns():
+            for parameter, slot, _, _ in group.columns:
                 self._take(slot, parameter.value)
                 parameter.value = slot.array
 
@@ -210,13 +221,13 @@ class Store:
         for p, slot in self.averages.items():
             self.optimizer.averages[p] = slot.array
         for group in self.groups:
-            for parameter, value, gradient, state in group.columns():
+            for parameter, value, gradient, state in group.columns:
                 parameter.value = value.array
                 if parameter in self.folded:
                     parameter.fold_gradient()
                 else:
                     parameter.grad = gradient.array
-                if not self.asks_optimizer:
+                if not (self.asks_optimizer or self._has_state(parameter, state, group)):
                     self.optimizer.state[parameter] = State(
                         tuple(s.array for s in state), group.steps, group.names
                     )
