@@ -109,7 +109,7 @@ def _objects(array: np.ndarray) -> str:
         if not isinstance(item, (Real, np.bool_)):
             where = ", ".join(map(str, place))
             return f"holds Python objects, such as {shown(item)} at [{where}]: make them numbers, and then an array"
-    whole = all(isinstance(item, (Integral, np.bool_)) and abs(item) < 2**63 for item in array.flat)
+    whole = all(isinstance(item, (Integral, np.bool_)) and abs(int(item)) < 2**63 for item in array.flat)
     return (
         f"holds {'integers' if whole else 'numbers'} as Python objects: .astype('{'int64' if whole else 'float32'}') "
         "makes an array of them"
