@@ -111,8 +111,8 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
         )
     if found.dtype.kind != "U" and np.array_equal(found, np.arange(found.size)):
         return Targets(y.astype(np.int64), chosen, note=doubt)
-    labels = tuple(map(_plain, found.tolist()))
-    return Targets(np.searchsorted(found, y).astype(np.int64), chosen, labels, doubt)
+    names = tuple(map(_plain, found.tolist()))
+    return Targets(np.searchsorted(found, y).astype(np.int64), chosen, names, doubt)
 
 
 def size_if_far(y: np.ndarray) -> float:

@@ -86,7 +86,10 @@ def as_scaled(model: Any, samples: np.ndarray) -> np.ndarray:
     values = samples.astype(np.float64)
     for layer in _flattened(model) if isinstance(model, Sequential) else ():
         if isinstance(layer, Rescale):
-            values = _rescaled(values, layer)
+            scaled = _rescaled(values, layer)
+            if scaled is None:
+                break
+            values = scaled
         elif not isinstance(layer, _KEEP):
             break
     return values
