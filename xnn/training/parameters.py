@@ -38,6 +38,7 @@ class Store:
     """The slots of a fit's parameters, gradients, state, buffers and averages. Its programs share them.
 
     `attach` takes in what was assigned to parameters or optimizer; `publish` gives them what steps have made.
+    Kernels change arrays in place, so that callbacks get copies (`hand_out`): what they keep does not change.
 
     parameters: all of the model's. in_place: whether kernels change parameters in place. buffers: the model's.
 
@@ -76,6 +77,7 @@ class Store:
         self.kept: dict[Buffer, Slot] = {}  # those that programs read or change
         self.moving: set[Buffer] = set()  # those that programs change
         self.outside: dict[Parameter, Slot] = {}
+        self._live = not in_place  # whether parameters and optimizer have the arrays that steps change
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
             for p in self.parameters
@@ -138,9 +140,8 @@ class Store:
                 state = self.optimizer.state_of(parameter)
                 for slot, array in zip(slots, state.arrays, strict=True):
                     self._take(slot, array)
-                self.optimizer.state[parameter] = State(
-                    tuple(s.array for s in slots), state.numbers, group.names
-                )
+                arrays = state.arrays if self.in_place else tuple(slot.array for slot in slots)
+                self.optimizer.state[parameter] = State(arrays, state.numbers, group.names)
 
     def _has_state(self, parameter: Parameter, slots: list[Slot], group: Group) -> bool:
         """Whether the optimizer's state of a parameter is what the slots and the group hold."""
@@ -187,7 +188,7 @@ class Store:
     def ask_optimizer(self) -> None:
         """Take one step by the optimizer's own `step`."""
         for parameter, slot in self.gradients.items():
-            parameter.grad = slot.array
+            parameter.grad = self._own(slot)
         self.optimizer.step(self.parameters)
         self.take_values()
 
@@ -212,17 +213,45 @@ class Store:
         for group in self.groups:
             for parameter, slot, _, _ in group.columns:
                 self._take(slot, parameter.value)
-                parameter.value = slot.array
+                if not self.in_place:
+                    parameter.value = slot.array
+
+    def _own(self, slot: Slot) -> Any:
+        """A slot's array, or a copy of one that kernels change in place."""
+        return self.lib.xp.asarray(slot.array, copy=True) if self.in_place else slot.array
+
+    def go_live(self) -> None:
+        """Give parameters the arrays that steps change: layers and optimizers written by hand read them."""
+        if not self._live and not self.asks_optimizer:
+            self._live = True
+            for group in self.groups:
+                for parameter, value, _, _ in group.columns:
+                    parameter.value = value.array
+
+    def hand_out(self) -> None:
+        """Give parameters and optimizer copies of the arrays that steps change in place, for callbacks to keep."""
+        if not (self.in_place and self._live):
+            return
+        self._live = False
+        for group in self.groups:
+            for parameter, value, gradient, state in group.columns:
+                parameter.value = self._own(value)
+                if parameter not in self.folded and parameter.grad is gradient.array:
+                    parameter.grad = self._own(gradient)
+                if not self.asks_optimizer:
+                    arrays = tuple(self._own(slot) for slot in state)
+                    self.optimizer.state[parameter] = State(arrays, group.steps, group.names)
 
     def publish(self) -> None:
         """Give parameters, buffers and the optimizer the arrays that the steps so far have made."""
+        self._live = True
         for buffer, slot in self.kept.items():
             buffer.value = slot.array
         for p, slot in self.averages.items():
             self.optimizer.averages[p] = slot.array
         for group in self.groups:
             for parameter, value, gradient, state in group.columns:
-                parameter.value = value.array
+                parameter.value = self._own(value) if self.asks_optimizer else value.array
                 if parameter in self.folded:
                     parameter.fold_gradient()
                 else:

@@ -27,6 +27,7 @@ from xnn.training.full_batch import FullBatchFit
 from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
 from xnn.training.steps import Stepper
+from xnn.training.trace import check_reduces
 
 __all__ = ["Trainer"]
 
@@ -108,10 +109,7 @@ class Trainer(Habitual):
             if not isinstance(value, kind):
                 hint = ": wrap it, as in xnn.Sequential(Net())" if isinstance(value, Layer) else ""
                 raise OptionError(f"Trainer needs {example}, as {name}, got {shown(value)}{hint}")
-        if loss.reduction == "none":
-            raise OptionError(
-                f"a Trainer needs one number a batch, got {type(loss).__name__}(reduction='none'): use 'mean', 'sum'"
-            )
+        check_reduces(loss)
         if loss.already_includes is not None and model.last_op is loss.already_includes:
             raise OptionError(
                 f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
@@ -211,6 +209,7 @@ class Trainer(Habitual):
                 history.error = f"{type(error).__name__}: {error}"
                 raise
             finally:
+                stepper.store.hand_out()
                 cut_short = len(history.epochs) < epochs and not history.stopped
                 history.interrupted = interrupted() and cut_short
         return history
