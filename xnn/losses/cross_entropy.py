@@ -12,6 +12,7 @@ from xnn.backends.host_arrays import as_host_array
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.losses.batches import inside
 from xnn.losses.loss import Loss
+from xnn.ops.cross_entropy import weights_hint
 from xnn.options import check_real, shown
 
 __all__ = ["BinaryCrossEntropy", "Focal", "KLDivergence", "SoftmaxCrossEntropy"]
@@ -85,6 +86,11 @@ class SoftmaxCrossEntropy(Loss):
                     "ignore_index is for integer labels, and the targets are probabilities: omit it, or give labels"
                 )
             super().check(targets, output_shape)
+            if output_shape[0] == 1:
+                raise LabelError(
+                    f"SoftmaxCrossEntropy compares classes, and the model has one output, with targets "
+                    f"{tuple(targets.shape)}: BinaryCrossEntropy takes one output, and targets 0 or 1 of shape (n, 1)"
+                )
             _check_probabilities("SoftmaxCrossEntropy", targets)
             return
         if targets.dtype.kind not in "iu":
@@ -222,7 +228,10 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         fits = False
     if not (fits and np.isfinite(numbers).all() and (numbers >= 0).all()):
-        raise OptionError(f"{name} must be a sequence of finite numbers of at least 0, got {shown(values)}")
+        raise OptionError(
+            f"{name} must be a sequence of finite numbers of at least 0, got {shown(values)}"
+            f"{weights_hint(name, values)}"
+        )
     return tuple(float(number) for number in numbers)
 
 

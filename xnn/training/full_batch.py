@@ -69,7 +69,8 @@ class _FullBatch:
             if not (np.isfinite(loss) and np.isfinite(gradient).all()):
                 raise DivergenceError(
                     f"the loss is {loss:g}, or its gradient not finite, at weights that LBFGS tried; the model has "
-                    "those of the iteration before. Look at the data's scale, or add weight_decay"
+                    "those of the iteration before. Look at the scale of samples and targets "
+                    "(data.standardize, --scale-target), or add weight_decay"
                 )
             return loss + 0.5 * float(np.sum(decays * w * w)), gradient + decays * w
 

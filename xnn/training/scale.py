@@ -31,7 +31,7 @@ from xnn.layers import (
     Sequential,
 )
 
-__all__ = ["warn_of_scale"]
+__all__ = ["as_scaled", "warn_of_scale"]
 
 # Layers that leave the size of the numbers as it is, more or less.
 _KEEP = (
@@ -76,6 +76,23 @@ def warn_of_scale(model: Sequential, x: Any, stacklevel: int) -> None:
             return
         elif not isinstance(layer, _KEEP):
             return
+
+
+def as_scaled(model: Any, samples: np.ndarray) -> np.ndarray:
+    """What the layers with which a model begins make of these samples, if they only scale them; else the samples.
+
+    samples: on the host, (n, ...), of which the first layer takes each.
+    """
+    values = samples.astype(np.float64)
+    for layer in _flattened(model) if isinstance(model, Sequential) else ():
+        if isinstance(layer, Rescale):
+            scaled = _rescaled(values, layer)
+            if scaled is None:
+                break
+            values = scaled
+        elif not isinstance(layer, _KEEP):
+            break
+    return values
 
 
 def _flattened(model: Sequential) -> Iterator[Layer]:
