@@ -160,7 +160,8 @@ class Loss(Habitual):
             name, value = "options", {**self._chosen, name: value}
         super().__setattr__(name, value)
         if not name.startswith("_"):
-            self.__dict__.pop("_recognized", None)
+            if not self.by_hand:  # whose `forward` assigns what it keeps
+                self.__dict__.pop("_recognized", None)
             assignments[0] += 1
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
