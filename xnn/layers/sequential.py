@@ -27,6 +27,7 @@ from xnn.layers.activations import Reshape
 from xnn.layers.containers import Container
 from xnn.layers.dense import Dense
 from xnn.layers.hidden import check_nothing_hidden
+from xnn.layers.flops import added, flops_of
 from xnn.layers.layer import Layer
 from xnn.ops import Op
 from xnn.ops.op import size_of
@@ -211,12 +212,12 @@ class Sequential(Container):
             shape = layer.output_shape(shape)
         return shape
 
-    def flops(self, shape: tuple[int, ...]) -> int:
-        total = 0
+    def flops(self, shape: tuple[int, ...]) -> int | None:
+        found = []
         for layer in self.layers:
-            total += layer.flops(shape)
+            found.append(flops_of(layer, shape))
             shape = layer.output_shape(shape)
-        return total
+        return added(found)
 
     def summary(self, input_shape: int | tuple[int, ...] | None = None) -> str:
         """A table of the layers: output shape, parameters, floating-point operations per sample.
@@ -224,7 +225,8 @@ class Sequential(Container):
         input_shape: the shape of one sample. It may be omitted if the model begins with a Reshape, or if the first
             layer with weights is a Dense.
 
-        Raises OptionError if it is needed, ShapeError if it does not fit.
+        Operations are counted for xnn's own layers, and for those of yours that have `flops`. "-" stands for others.
+        Raises OptionError if input_shape is needed, ShapeError if it does not fit.
         """
         start = self.layers[0] if self.layers else None
         if input_shape is None and isinstance(start, Reshape) and -1 not in start.shape:
@@ -239,12 +241,12 @@ class Sequential(Container):
         rows = [("layer", "output shape", "parameters", "FLOPs/sample")]
         input_shape = shape = check_shape("input_shape", input_shape)
         for position, layer in enumerate(self.layers):
-            flops = layer.flops(shape)
+            flops = flops_of(layer, shape)
             shape = layer.output_shape(shape)
             count = sum(p.size for p in layer.parameters())
-            rows.append((f"{position} {type(layer).__name__}", str(shape), f"{count:,}", f"{flops:,}"))
+            rows.append((f"{position} {type(layer).__name__}", str(shape), f"{count:,}", _shown(flops)))
         total = sum(p.size for p in self.parameters())
-        rows.append(("total", str(shape), f"{total:,}", f"{self.flops(input_shape):,}"))
+        rows.append(("total", str(shape), f"{total:,}", _shown(flops_of(self, input_shape))))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         return "\n".join(
             f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
@@ -268,6 +270,10 @@ class Sequential(Container):
         Raises DataNotFoundError for a file that is not there, CorruptFileError for one that does not fit.
         """
         files.load_weights(self, path)
+
+
+def _shown(flops: int | None) -> str:
+    return "-" if flops is None else f"{flops:,}"
 
 
 def load(path: str | os.PathLike[str]) -> Sequential:
