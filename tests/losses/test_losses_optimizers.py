@@ -152,12 +152,16 @@ def test_frozen_parameters_and_those_without_a_gradient_stay():
     assert frozen.value.tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("kind", [optimizers.SGD, optimizers.Adam, lambda rate: optimizers.SGD(rate, average=0.9)])
+@pytest.mark.parametrize(
+    "kind", [optimizers.SGD, optimizers.Adam, lambda rate: optimizers.SGD(rate, average=0.9)]
+)
 def test_a_step_without_any_gradient_is_refused(kind):
     frozen, idle, optimizer = parameter(np.ones(2), np.ones(2)), parameter(np.ones(2), None), kind(0.1)
     frozen.frozen = True
     for given in ([idle], [idle, idle], [frozen, idle]):
-        with pytest.raises(OptionError, match="no parameter has a gradient.* call loss.backward and model.backward"):
+        with pytest.raises(
+            OptionError, match=r"no parameter has a gradient.* call loss.backward and model.backward"
+        ):
             optimizer.step(given)
     with pytest.raises(OptionError, match="no parameter has a gradient"):
         optimizer.step([idle], [None])

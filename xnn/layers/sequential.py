@@ -26,8 +26,8 @@ from xnn.layers import files
 from xnn.layers.activations import Reshape
 from xnn.layers.containers import Container
 from xnn.layers.dense import Dense
-from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.flops import added, flops_of
+from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.layer import Layer
 from xnn.ops import Op
 from xnn.ops.op import size_of

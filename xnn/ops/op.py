@@ -80,7 +80,7 @@ class Op:
     arity: ClassVar[int] = 1
     #: Whether the op stands for a user's layer, which may draw random numbers. A program runs it as it is.
     opaque = False
-    #: Whether no input ever gets a gradient, as from a comparison. A Trainer refuses a loss that hangs on such ops alone.
+    #: Whether no input ever gets a gradient, as from a comparison.
     flat = False
     #: For exact numerics: whether the op is given arrays as they are stored, and converts them itself.
     takes_stored = False

@@ -17,7 +17,7 @@ from xnn.layers import Rescale, Sequential
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.losses import Loss, check_sample_weight
 from xnn.metrics import Metric
-from xnn.training.scale import warn_of_another_scale, warn_of_scale, warn_of_targets
+from xnn.training.scale import warn_of_samples, warn_of_targets
 from xnn.training.steps import Stepper
 
 __all__ = ["check_last_batch", "check_trainable", "check_weights", "prepare", "prepare_validation"]
@@ -124,9 +124,8 @@ def prepare(
         prepared = loss.prepare(targets, model.dtype)
         _check_finite(role, "target", targets, prepared)
     above = 4 if role == "validation" else 3
-    warn_of_another_scale(model, given, role, above)
+    warn_of_samples(model, given, role, above)
     if role == "training":
-        warn_of_scale(model, given, above)
         warn_of_targets(model, loss, targets, above)
     arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
     if sample_weight is None:

@@ -1,4 +1,4 @@
-"""Warnings about the scale of data: pixels as bytes or scaled twice, targets far from unit size, other scales later."""
+"""Warnings about the scale of samples and targets: pixels as bytes or scaled twice, prices, other scales later."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from xnn.layers import (
     Dense,
     Dropout,
     ElasticDeformation,
+    Embedding,
     Flatten,
     GlobalAvgPool,
     Identity,
@@ -33,7 +34,7 @@ from xnn.layers import (
 )
 from xnn.losses import Loss
 
-__all__ = ["warn_of_another_scale", "warn_of_scale", "warn_of_targets"]
+__all__ = ["warn_of_samples", "warn_of_targets"]
 
 # Layers that leave the size of the numbers as it is, more or less.
 _KEEP = (
@@ -57,7 +58,7 @@ _trained_on: weakref.WeakKeyDictionary[Sequential, np.ndarray] = weakref.WeakKey
 
 
 def _warn_once(model: Sequential, subject: str, message: str, stacklevel: int) -> None:
-    """Give a ScaleWarning about this subject, unless the model had one; stacklevel as in `warn_of_scale`."""
+    """Give a ScaleWarning about this subject, unless the model had one; stacklevel as in `warn_of_samples`."""
     said = _warned.setdefault(model, set())
     if message and subject not in said:
         said.add(subject)
@@ -68,7 +69,7 @@ def warn_of_targets(model: Sequential, loss: Loss, y: np.ndarray, stacklevel: in
     """Warn, once for each model, if the training targets of a regression are far from unit size.
 
     No warning for losses of classes and probabilities, nor for a model that ends in a Rescale. y: the targets, on the
-    host. stacklevel: as in `warn_of_scale`.
+    host. stacklevel: as in `warn_of_samples`.
     """
     last = [*_flattened(model)][-1]
     classes = loss.binary or loss.usual_metrics or getattr(getattr(loss, "op", None), "over_classes", False)
@@ -85,19 +86,19 @@ def warn_of_targets(model: Sequential, loss: Loss, y: np.ndarray, stacklevel: in
         )
 
 
-def warn_of_another_scale(model: Sequential, x: Any, role: str, stacklevel: int) -> None:
+def _warn_of_another_scale(model: Sequential, values: np.ndarray, role: str, stacklevel: int) -> None:
     """Warn, once for each model, of samples that are 20 times larger or smaller than those that it was trained on.
 
-    x: the samples as they were given. role: "training" (they are then only looked at), "validation" or "evaluation".
-    stacklevel: as in `warn_of_scale`. No warning for a few samples, or if some of the larger ones are as small.
+    The arguments are those of `warn_of_samples`; samples of training are only remembered. No warning for a few samples, for the integers of an
+    Embedding, or if one of the smaller samples is as large as half of the larger ones.
     """
-    values = _some(x)
-    sizes = np.sqrt(np.mean(np.square(values.reshape(len(values), -1)), axis=1))
+    with np.errstate(over="ignore"):
+        sizes = np.sqrt(np.mean(np.square(values.reshape(len(values), -1)), axis=1))
     if role == "training":
         _trained_on[model] = sizes
         return
     known = _trained_on.get(model)
-    if known is None or model.takes_integers or min(len(known), len(sizes)) < _ENOUGH:
+    if known is None or isinstance(model.first_layer, Embedding) or min(len(known), len(sizes)) < _ENOUGH:
         return
     small, large = sorted((known, sizes), key=np.median)
     if 0.0 < np.median(small) * _FACTOR <= np.median(large) and np.max(small) < np.median(large):
@@ -110,17 +111,26 @@ def warn_of_another_scale(model: Sequential, x: Any, role: str, stacklevel: int)
         )
 
 
-def warn_of_scale(model: Sequential, x: Any, stacklevel: int) -> None:
-    """Warn, once for each model, if its first weights get numbers that are far too large or were scaled twice.
+def warn_of_samples(model: Sequential, x: Any, role: str, stacklevel: int) -> None:
+    """Warn of samples that are badly scaled for the model, or scaled otherwise than those that it was trained on.
 
-    x: the training samples as they were given, an array of any backend. At most a few hundred are looked at.
+    x: the samples as they were given, an array of any backend. At most a few hundred are looked at.
+    role: "training", "validation" or "evaluation".
     stacklevel: how many calls lie between the user's line and this one.
+    """
+    given = _some(x)
+    _warn_of_another_scale(model, given, role, stacklevel + 1)
+    if role == "training":
+        _warn_of_scale(model, given, stacklevel + 1)
+
+
+def _warn_of_scale(model: Sequential, given: np.ndarray, stacklevel: int) -> None:
+    """Warn, once for each model, if its first weights get numbers that are far too large or were scaled twice.
 
     No warning if the model does not begin with a Dense or Conv2D that learns, if BatchNorm or LayerNorm stands
     before or after it, and for the integers of an Embedding.
     """
     flat = list(_flattened(model))
-    given = _some(x)
     values, scaled = given, False
     for layer, following in zip(flat, [*flat[1:], None], strict=True):
         if isinstance(layer, Rescale):
