@@ -137,8 +137,8 @@ class CorruptFileError(DataError, ValueError):
 class ScaleWarning(XnnError, UserWarning):  # noqa: N818 - a warning
     """A warning about the scale of data.
 
-    Training samples are far too large for the first weights of a model, or were scaled twice; training targets are far
-    from unit size; or samples of validation or evaluation are 20 times larger or smaller than those of training.
+    Training samples are far too large for the first weights of a model, or were scaled twice; training targets are
+    far from unit size; or samples of validation or evaluation are 20 times larger or smaller than those of training.
     """
 
 

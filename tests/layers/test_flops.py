@@ -4,6 +4,7 @@ import pytest
 
 import xnn
 from xnn import layers, ops
+from xnn.errors import OptionError
 
 
 class Pair(layers.Layer):
@@ -80,3 +81,11 @@ def test_what_is_counted():
     model = xnn.Sequential(Counted(), layers.Function(ops.tanh), layers.Add(Counted(), Counted()), seed=0)
     rows = [line.split()[-1] for line in model.summary((8,)).splitlines()]
     assert rows[1:] == ["33,008", "8", "66,016", "99,032"]
+
+
+def test_a_regression_in_the_units_of_its_targets_has_no_classes():
+    scaling = xnn.data.standardize([[1.0], [3.0]])
+    model = xnn.Sequential(layers.Dense(2, 1), scaling.inverse(), seed=0)
+    with pytest.raises(OptionError, match="numbers of a regression: predict"):
+        model.predict_classes([[1.0, 2.0]])
+    assert model.predict([[1.0, 2.0]]).shape == (1, 1)

@@ -25,7 +25,7 @@ from xnn.graph.scope import Scope
 from xnn.layers import files
 from xnn.layers.activations import Reshape
 from xnn.layers.containers import Container
-from xnn.layers.dense import Dense
+from xnn.layers.dense import Dense, Rescale
 from xnn.layers.flops import added, flops_of
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.layer import Layer
@@ -185,8 +185,15 @@ class Sequential(Container):
         """The class of each sample, int64 (n,): the index of the largest output.
 
         Of a model with a single output: 1 where it is above `threshold`, else 0. The arguments are those of
-        `predict`. Raises ShapeError for other outputs than (n, classes), DTypeError for outputs that are NaN.
+        `predict`. Raises ShapeError for other outputs than (n, classes), DTypeError for outputs that are NaN, and
+        OptionError for a regression: a model that ends in a Rescale to the units of its targets.
         """
+        last = self.layers[-1] if self.layers else None
+        if isinstance(last, Rescale):
+            raise OptionError(
+                f"predict_classes is for outputs that are classes, and the model ends in {last!r}, which makes the "
+                "numbers of a regression: predict(x) returns them"
+            )
         return classes_of(self.predict(x, batch_size), self.threshold)
 
     @property

@@ -76,8 +76,8 @@ class SoftmaxCrossEntropy(Loss):
             raise ShapeError("SoftmaxCrossEntropy needs outputs (n, classes), got (n,)")
         if output_shape[0] == 1:
             raise ShapeError(
-                f"SoftmaxCrossEntropy got outputs (n, {inside(output_shape)}), one class, whose probability is always "
-                "1: take two outputs, or BinaryCrossEntropy, which takes one output and targets 0 or 1 of shape (n, 1)"
+                f"SoftmaxCrossEntropy got outputs (n, {inside(output_shape)}), one class, whose probability is "
+                "always 1: take two outputs, or BinaryCrossEntropy with one output and targets 0 or 1 of shape (n, 1)"
             )
         if weights is not None and len(weights) != output_shape[0]:
             raise ShapeError(

@@ -42,8 +42,8 @@ def check_broadcast(loss: Any, cost: Recorded, given: Sequence[Recorded]) -> Non
                     raise ShapeError(
                         f"{loss!r} combines {_called(of_a)} of shape {shapes[0]} with {_called(of_b)} of shape "
                         f"{shapes[1]} by ops.{node.op.name}, which broadcasts to {shapes[2]}, every sample with "
-                        f"every other: give both one shape, as y.reshape({', '.join(map(str, (-1, *shapes[0][1:])))}) "
-                        "or ops.reshape does"
+                        "every other: give both one shape, as ops.reshape or "
+                        f"y.reshape({', '.join(map(str, (-1, *shapes[0][1:])))}) does"
                     )
 
 

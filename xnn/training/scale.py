@@ -89,8 +89,8 @@ def warn_of_targets(model: Sequential, loss: Loss, y: np.ndarray, stacklevel: in
 def _warn_of_another_scale(model: Sequential, values: np.ndarray, role: str, stacklevel: int) -> None:
     """Warn, once for each model, of samples that are 20 times larger or smaller than those that it was trained on.
 
-    The arguments are those of `warn_of_samples`; samples of training are only remembered. No warning for a few samples, for the integers of an
-    Embedding, or if one of the smaller samples is as large as half of the larger ones.
+    The arguments are those of `warn_of_samples`; samples of training are only remembered. No warning for a few
+    samples, for the integers of an Embedding, or if one of the smaller samples is as large as half of the larger.
     """
     with np.errstate(over="ignore"):
         sizes = np.sqrt(np.mean(np.square(values.reshape(len(values), -1)), axis=1))

@@ -70,8 +70,9 @@ class Trace:
 def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     """Run model and loss on a batch, in training, without changing anything that training counts.
 
-    Raises OptionError for a parameter that the loss does not depend on; for a loss without a gradient; for a parameter
-    that is not the model's, a buffer that is not and would be changed, and a layer that is not and draws random numbers.
+    Raises OptionError for a parameter that the loss does not depend on; for a loss without a gradient; for a
+    parameter that is not the model's, a buffer that is not and would be changed, and a layer that is not and draws
+    random numbers.
     """
     inputs = [Value(array) for array in arrays]
     scope = Scope(training=True, program=True)
