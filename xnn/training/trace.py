@@ -20,7 +20,7 @@ from xnn.layers import Parameter, Sequential
 from xnn.layers.parameter import check_all_known
 from xnn.losses import Loss
 
-__all__ = ["Trace", "runs_code_of_the_users", "trace"]
+__all__ = ["Trace", "check_reduces", "runs_code_of_the_users", "trace"]
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ class Trace:
 def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     """Run model and loss on a batch, in training, without changing anything that training counts.
 
-    Raises OptionError for a parameter that the loss does not depend on; for a loss without a gradient; for a
-    parameter that is not the model's, a buffer that is not and would be changed, and a layer that is not and draws
-    random numbers.
+    Raises OptionError for a parameter that the loss does not depend on; for a loss without a gradient, or one that
+    does not reduce its terms; for a parameter that is not the model's, a buffer that is not and would be changed, and
+    a layer that is not and draws random numbers.
     """
+    check_reduces(loss)
     inputs = [Value(array) for array in arrays]
     scope = Scope(training=True, program=True)
     with scope:
@@ -111,6 +112,14 @@ def _check_slope(cost: Recorded, order: Sequence[Recorded], parameters: Sequence
         raise OptionError(
             f"the loss gives no parameter a gradient, since {', '.join(names)} has none, so that training would "
             "change nothing: take a loss with slopes, such as losses.Hinge or a sigmoid in place of a step"
+        )
+
+
+def check_reduces(loss: Loss) -> None:
+    """Raise OptionError for a loss that leaves the terms of a batch as they are."""
+    if loss.reduction == "none":
+        raise OptionError(
+            f"a Trainer needs one number a batch, got {type(loss).__name__}(reduction='none'): use 'mean', 'sum'"
         )
 
 
