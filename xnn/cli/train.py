@@ -27,7 +27,7 @@ from xnn.cli.options import (
 from xnn.cli.outputs import check_apart
 from xnn.cli.surroundings import say
 from xnn.data import Dataset, load
-from xnn.errors import DataError, DivergenceError, OptionError
+from xnn.errors import DataError, DivergenceError, OptionError, ScaleWarning
 from xnn.files import StandardError, check_plot, check_writable, notice, to_json
 from xnn.history import History
 from xnn.layers import Sequential
@@ -247,6 +247,7 @@ def _fit(job: _Job, epochs: int, save: str | None, record: str | None, progress:
     shown = progress and StandardError().isatty()  # elsewhere EpochLines writes to standard output
     try:
         with warnings.catch_warnings():  # restores showwarning
+            warnings.filterwarnings("ignore", "training targets", ScaleWarning)  # data.advice said it
             warnings.showwarning = lambda message, *_, **__: notice(f"xnn: {message}")
             return job.trainer.fit(
                 (data.x_train, spec.targets(data.y_train)),

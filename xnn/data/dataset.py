@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xnn.backends import get_backend
-from xnn.data.standardize import constant_columns, standard_layer
+from xnn.data.standardize import constant_columns, far_from_unit, standard_layer
 from xnn.data.tables import Columns
-from xnn.data.targets import Label, size_if_far
+from xnn.data.targets import Label
 from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.layers import Rescale
 from xnn.options import is_one_of, shown
@@ -244,8 +244,8 @@ class Dataset:
         """What should be said of targets far from unit size, and of constant columns."""
         said = []
         if self.task == "regression" and self.target_scaling is None and self.y_train.size:
-            size = size_if_far(self.y_train)
-            if size:
+            size = far_from_unit(self.y_train)
+            if size is not None:
                 said.append(
                     f"the targets are far from unit size (typically {size:.3g}), which makes training slow or "
                     "unstable: --scale-target (in Python, data.standardize(y)) scales the target for training, and "

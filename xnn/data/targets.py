@@ -18,7 +18,6 @@ __all__ = [
     "as_targets",
     "label_numbers",
     "one_hot_classes",
-    "size_if_far",
     "usual_task",
 ]
 
@@ -27,9 +26,6 @@ Label: TypeAlias = str | int | float
 
 MOST_CLASSES = 1000
 _FEW = 20
-#: Targets of a regression with a root mean square outside of these are far from unit size. With the options that
-#: `xnn train` has by default, training is stable up to about 15; it diverges for some tables at 20, for most at 40.
-_NEAR = 0.01, 15.0
 
 
 @dataclass(frozen=True)
@@ -113,18 +109,6 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
         return Targets(y.astype(np.int64), chosen, note=doubt)
     names = tuple(map(_plain, found.tolist()))
     return Targets(np.searchsorted(found, y).astype(np.int64), chosen, names, doubt)
-
-
-def size_if_far(y: np.ndarray) -> float:
-    """The root mean square of the targets' largest column if it is far from 1, which makes training hard; else 0.
-
-    y: targets of a regression, (n, ...), at least one.
-    """
-    columns = y.reshape(len(y), -1).astype(np.float64)
-    largest = columns[:, np.argmax(np.abs(columns).max(axis=0))]
-    top = float(np.abs(largest).max())
-    size = float(np.sqrt(np.mean(np.square(largest / max(top, 1e-300))))) * top
-    return 0.0 if _NEAR[0] <= size <= _NEAR[1] else size
 
 
 def one_hot_classes(y: np.ndarray) -> np.ndarray | None:

@@ -306,8 +306,8 @@ class Layer(Stateful, Habitual):
         said = self.by_hand or type(self).compute is not Layer.compute
         return tried_shape(self, shape) if said else shape
 
-    def flops(self, shape: tuple[int, ...]) -> int:
-        """Floating-point operations of one sample's forward pass; a function such as exp counts as one."""
+    def flops(self, shape: tuple[int, ...]) -> int | None:
+        """Floating-point operations of one sample's forward pass, None if unknown; a function such as exp is one."""
         return math.prod(shape)
 
     def __repr__(self) -> str:

@@ -76,6 +76,11 @@ class SoftmaxCrossEntropy(Loss):
         weights = self.options.get("class_weight")
         if not output_shape:
             raise ShapeError("SoftmaxCrossEntropy needs outputs (n, classes), got (n,)")
+        if output_shape[0] == 1:
+            raise ShapeError(
+                f"SoftmaxCrossEntropy got outputs (n, {inside(output_shape)}), one class, whose probability is "
+                "always 1: take two outputs, or BinaryCrossEntropy with one output and targets 0 or 1 of shape (n, 1)"
+            )
         if weights is not None and len(weights) != output_shape[0]:
             raise ShapeError(
                 f"class_weight has {len(weights)} numbers, and the model {output_shape[0]} outputs: give one for each"
@@ -110,12 +115,9 @@ class SoftmaxCrossEntropy(Loss):
         if counted.size:
             low, high, classes = int(counted.min()), int(counted.max()), output_shape[0]
             if low < 0 or high >= classes:
-                hint = "number the classes from 0, or widen the last layer"
-                if classes == 1 and low >= 0 and high == 1:
-                    hint = "BinaryCrossEntropy takes one output, and targets 0 or 1 of shape (n, 1)"
                 raise LabelError(
                     f"labels run from {low} to {high}, the model has {classes} outputs: labels must lie in "
-                    f"0 .. {classes - 1}; {hint}"
+                    f"0 .. {classes - 1}; number the classes from 0, or widen the last layer"
                 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.data.targets import size_if_far
+from xnn.data.standardize import far_from_unit
 from xnn.errors import DivergenceError, OptionError
 from xnn.layers import Sequential
 from xnn.optimizers import Optimizer
@@ -153,8 +153,8 @@ def _advice(stepper: Stepper, step: TakenStep, batch: Sequence[Any], fault: str)
     if fault.startswith("the batch"):
         rate = math.nan
     else:
-        size = size_if_far(stepper.lib.to_host(y)) if is_real(y) else 0.0
-        if size > 1.0:
+        size = far_from_unit(stepper.lib.to_host(y)) if is_real(y) else None
+        if size is not None and size > 1.0:
             first = (
                 f"the targets are far from unit size (typically {size:.3g} in this step): --scale-target (in Python, "
                 "data.standardize(y)) scales them; or "

@@ -110,9 +110,9 @@ class _FullBatch:
             self.counts.add([column[0] for column in columns], len(numbers))
             divisor += total
             for gradient, p in zip(gradients, self.parameters, strict=True):
-                gradient += lib.to_host(p.grad) * (total if loss.reduction == "mean" else 1.0)
+                gradient += lib.to_host(p.grad) * (total if loss.over_batches != "sum" else 1.0)
         for gradient, p in zip(gradients, self.parameters, strict=True):
-            gradient /= (divisor or 1.0) if loss.reduction == "mean" else 1.0  # 0 where nothing counted
+            gradient /= (divisor or 1.0) if loss.over_batches != "sum" else 1.0  # 0 where nothing counted
             p.grad = lib.to_device(gradient.astype(p.dtype))
         return self.mean.value, np.concatenate([gradient.ravel() for gradient in gradients])
 
