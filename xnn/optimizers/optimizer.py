@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, ClassVar, TypeAlias, TypedDict
 
 import numpy as np
@@ -18,6 +16,7 @@ from xnn.layers import Parameter
 from xnn.layers.state import Stateful
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule, fresh_arrays
+from xnn.optimizers.rule import check_kept, check_rule, check_tuple, in_order, options_of
 from xnn.optimizers.state import State
 from xnn.options import argument_names, attributes_of, check_known, check_real, checked, shown, written
 from xnn.schedules import Schedule, check_rate
@@ -63,10 +62,18 @@ class Optimizer(Habitual):
     PyTorch's clip_grad_norm_. `state` maps each parameter to its State, `averages` to its moving average, and `steps`
     counts the steps.
 
-    A subclass sets `rule`, a function of xnn.ops.updates or one like them, and has an attribute for each option of
-    the rule. It overrides `array_names` (or `arrays`) if the rule keeps arrays, and `first`, `advance` and `derived`
-    if it keeps numbers. The rule returns a tuple: the new parameter, then each of these arrays, of the parameter's
-    shape and dtype. A class that overrides `update` instead needs no rule, and runs slower.
+    **An optimizer of your own** sets `rule`, a function that computes one step for one parameter:
+
+        rule(xp, parameter, gradient, *arrays, **options) -> (new parameter, *new arrays)
+
+    arrays: what the rule remembers of earlier steps, such as a velocity, each of the parameter's shape and dtype.
+        `array_names` has a name for each, or `arrays` says how many there are. They begin as zeros.
+    options: numbers, each of which is the optimizer's attribute of that name, or in the dict that `derived` returns.
+
+    Numbers that change with each step, such as the step's number, are a tuple. `first` is this tuple before the first
+    step. `advance(numbers)` returns that of the next step. `derived(numbers)` returns the options that are computed
+    from them, by name. `docs/extending.md` writes Adam in this way. A class that overrides `update` instead needs no
+    rule, and runs slower.
 
     Raises OptionError for options outside these, when they are assigned, too; what a function returns is checked when
     it is used.
@@ -90,7 +97,7 @@ class Optimizer(Habitual):
     rule: ClassVar[Callable[..., Any]]
     #: Whether it minimizes a function of all weights and takes no steps by gradients (LBFGS).
     minimizes: ClassVar[bool] = False
-    #: The numbers of a State before the first step.
+    #: The numbers that change with each step, such as the step's number, before the first step.
     first: ClassVar[tuple[float, ...]] = ()
     clip_norm: float | None = checked(_check_limit)
     clip_value: float | None = checked(_check_limit)
@@ -191,7 +198,13 @@ class Optimizer(Habitual):
         return [(rule, limit) for rule, limit in chosen if limit is not None]
 
     def check_parameters(self, parameters: Iterable[Parameter]) -> None:
-        """Raise OptionError if weight_decay names a parameter that is not among these, or inside `averaged`."""
+        """Raise OptionError if weight_decay names a parameter that is not among these, or inside `averaged`.
+
+        Also for a rule that takes other arrays than the optimizer keeps.
+        """
+        if not self.minimizes and not self.steps_itself:
+            check_kept(self)
+            check_rule(type(self).__name__, type(self).rule, self.arrays)
         if self._averaged:
             raise OptionError(
                 "training was started inside `with optimizer.averaged()`, at whose end the parameters get their old "
@@ -206,7 +219,7 @@ class Optimizer(Habitual):
                 raise OptionError(f"weight_decay names {unknown[0]!r}, and {called}: name one of these")
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
-        """The numbers of a State after one more step."""
+        """The numbers of the next step, a tuple, from those of the last one; `first` stands before the first step."""
         return numbers
 
     def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
@@ -215,11 +228,17 @@ class Optimizer(Habitual):
         numbers: those of the parameter's State after `advance`. decay: its weight decay.
         The learning rate is `rate`; other options are those of `derived`, or attributes of the same name.
         """
-        given = {"learning_rate": self.rate, "weight_decay": decay, **self.derived(numbers)}
+        derived: Any = self.derived(numbers)
+        if not isinstance(derived, Mapping):
+            raise OptionError(
+                f"`derived` of {type(self).__name__} returned {shown(derived)}: it must return a dict of options by "
+                "their names"
+            )
+        given = {"learning_rate": self.rate, "weight_decay": decay, **derived}
         try:
             return {
                 name: given[name] if name in given else getattr(self, name)
-                for name in _options_of(type(self).rule)
+                for name in options_of(type(self).rule)
             }
         except AttributeError as error:
             raise OptionError(
@@ -229,19 +248,11 @@ class Optimizer(Habitual):
 
     def ordered_options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
         """`options` in the order of the rule's signature, in which kernels read them, with the rule's defaults."""
-        options, names = self.options(numbers, decay), _options_of(type(self).rule)
-        if tuple(options) == names:
-            return options
-        signature = inspect.signature(type(self).rule).parameters
-        missing = {name: signature[name].default for name in names if name not in options}
-        if unset := [name for name, default in missing.items() if default is inspect.Parameter.empty]:
-            raise OptionError(
-                f"`options` of {type(self).__name__} has no {unset[0]!r}, which its rule takes: add it"
-            )
-        return {name: (options | missing)[name] for name in dict.fromkeys((*names, *options))}
+        check_tuple(f"`advance` of {type(self).__name__} returned", numbers)
+        return in_order(self, self.options(numbers, decay))
 
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
-        """Options of the rule that are computed from the State's numbers, such as Adam's beta1^t."""
+        """Options of the rule that are computed from the step's numbers, such as Adam's beta1^t, by name."""
         return {}
 
     def state_of(self, parameter: Parameter) -> State:
@@ -331,7 +342,7 @@ class Optimizer(Habitual):
         numbers = self.advance(state.numbers)
         xp = backend_of(parameter.value, parameter.grad, *state.arrays).math
         given = parameter.value, parameter.grad, *state.arrays
-        options = self.options(numbers, self.decay_of(parameter))
+        options = self.ordered_options(numbers, self.decay_of(parameter))
         changing = parameter.value, *state.arrays
         parameter.value, *arrays = fresh_arrays(type(self).rule, xp, given, options, changing)
         self.state[parameter] = State(tuple(arrays), numbers, state.names)
@@ -367,13 +378,6 @@ def _give(parameters: list[Parameter], gradients: list[Array]) -> None:
         )
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-
-
-@cache
-def _options_of(rule: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of an update rule's options: its keyword-only parameters."""
-    parameters = inspect.signature(rule).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def _check_decay(weight_decay: Any) -> WeightDecay:
