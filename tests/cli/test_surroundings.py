@@ -279,7 +279,8 @@ def test_a_run_in_odd_surroundings(folder, tmp_path, flags, variables):
     """A table whose name and labels are not ASCII; the same bits as here."""
     table, saved = tmp_path / "dätä.csv", tmp_path / "m€.safetensors"
     table.write_text((folder / "two.csv").read_text().replace("yes", "ja✓"), encoding="utf-8")
-    options = [*TRAIN, *(["--kernels", "auto"] if "HOME" in variables else [])]  # Numba has its cache below HOME
+    numba = ["--kernels", "auto"] if "HOME" in variables else []  # it has its cache below HOME
+    options = [*TRAIN, *numba]
     here = one_json(run("train", "--dataset", table, *options, "--json"))
     environment = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
     words = ["-m", "xnn", "train", "--dataset", table, *options, "--save", saved]

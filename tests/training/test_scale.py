@@ -82,6 +82,16 @@ WELL = {
         lambda: convolutions(Rescale(np.full((1, 4, 4), 1 / 60), shift=np.full((1, 4, 4), 120.0))),
         PIXELS,
     ),
+    "a number for each value behind a pooling layer": (
+        lambda: Sequential(
+            layers.Reshape((1, 4, 4)), layers.MaxPool2D(2), layers.Flatten(), Rescale([1 / 255] * 4), Dense(4, 1)
+        ),
+        PIXELS,
+    ),
+    "images, and a number for each pixel behind Flatten": (
+        lambda: Sequential(layers.Flatten(), Rescale(np.full(16, 1 / 255)), Dense(16, 1)),
+        PIXELS.reshape(-1, 1, 4, 4),
+    ),
     "rescaled bytes": (lambda: Sequential(Rescale(1 / 255), Dense(16, 1)), PIXELS),
     "to minus one": (lambda: Sequential(Rescale(1 / 127.5, -1.0), Dense(16, 1)), PIXELS),
     "dark bytes": (lambda: Sequential(Rescale(1 / 255), Dense(16, 1)), PIXELS // 12),

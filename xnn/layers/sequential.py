@@ -140,7 +140,8 @@ class Sequential(Container):
         batch_size: how many samples go through the model at a time; 1024 by default.
 
         It computes in the numerics that were chosen; if none were, in those that the model was trained in. Raises
-        ShapeError, DTypeError or LabelError for samples that do not fit.
+        ShapeError, DTypeError or LabelError for samples that do not fit, such as numbers too large for the model's
+        dtype. NaN and infinity go through the model.
         """
         refuse_unknown(Sequential.predict, unknown)
         check_count("batch_size", batch_size)
@@ -150,7 +151,10 @@ class Sequential(Container):
 
     def _predict(self, x: Any, batch_size: int) -> np.ndarray:
         lib = self.backend
-        x = self.prepare(x)
+        given = as_host_array(x, "x")
+        with np.errstate(over="ignore"):
+            x = self.prepare(given)
+        _check_converted(given, x)
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self._check_samples(tuple(x.shape))  # before any work
@@ -291,6 +295,18 @@ def first_of(layers: Sequence[Layer]) -> Layer | None:
         if found is not None and getattr(found, "op", None) not in (ops.flatten, ops.reshape, ops.identity):
             return found
     return None
+
+
+def _check_converted(given: Any, x: Any) -> None:
+    """Raise DTypeError for a finite number that became infinite when samples were converted to the model's dtype."""
+    if given is x or not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+        return
+    wrong = np.isinf(x)
+    if wrong.any() and (wrong := wrong & np.isfinite(given)).any():
+        raise DTypeError(
+            f"a sample holds {given[wrong].flat[0]:g}, which is too large for {x.dtype}: scale the samples, or build "
+            "the layers with dtype='float64'"
+        )
 
 
 def classes_of(outputs: np.ndarray, threshold: float) -> np.ndarray:

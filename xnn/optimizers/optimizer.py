@@ -202,7 +202,7 @@ class Optimizer(Habitual):
 
         Also for a rule that takes other arrays than the optimizer keeps.
         """
-        if not self.minimizes and not self.steps_itself:
+        if not (self.state or self.minimizes or self.steps_itself):
             check_kept(self)
             check_rule(type(self).__name__, type(self).rule, self.arrays)
         if self._averaged:
@@ -248,7 +248,8 @@ class Optimizer(Habitual):
 
     def ordered_options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
         """`options` in the order of the rule's signature, in which kernels read them, with the rule's defaults."""
-        check_tuple(f"`advance` of {type(self).__name__} returned", numbers)
+        if type(numbers) is not tuple:
+            check_tuple(f"`advance` of {type(self).__name__} returned", numbers)
         return in_order(self, self.options(numbers, decay))
 
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
@@ -340,10 +341,10 @@ class Optimizer(Habitual):
         """Apply the rule to one parameter. Its value and State become new arrays; the old ones are not changed."""
         state = self.state_of(parameter)
         numbers = self.advance(state.numbers)
-        xp = backend_of(parameter.value, parameter.grad, *state.arrays).math
-        given = parameter.value, parameter.grad, *state.arrays
+        value, gradient = parameter.value, parameter.grad
+        changing, given = (value, *state.arrays), (value, gradient, *state.arrays)
         options = self.ordered_options(numbers, self.decay_of(parameter))
-        changing = parameter.value, *state.arrays
+        xp = backend_of(*given).math
         parameter.value, *arrays = fresh_arrays(type(self).rule, xp, given, options, changing)
         self.state[parameter] = State(tuple(arrays), numbers, state.names)
 

@@ -103,9 +103,8 @@ class Fit:
         self.trainer.step += 1
         self.batch += 1
         self.since_check += 1
-        if (
-            self.each_step
-        ):  # what they change counts from the next step, and must not hide where numbers diverged
+        if self.each_step:
+            # What they change counts from the next step, and must not hide where numbers diverged.
             loss = float(self.look()[-1])
             for watcher in self.each_step:
                 call_back(watcher.on_step, self.history, self.trainer.epoch, self.batch, loss)
