@@ -261,7 +261,13 @@ def explained(init: Callable[..., None]) -> Callable[..., None]:
                 check_known(name, options, [option.lstrip("*") for option in takes])
             allowed = ", ".join(takes) if takes else "no options"
             raise OptionError(f"{name}: {error}; it takes {allowed}") from None
-        init(self, *values, **options)
+        inner = "_building" in vars(self)  # a base class's
+        vars(self)["_building"] = True
+        try:
+            init(self, *values, **options)
+        finally:
+            if not inner:
+                del vars(self)["_building"]
 
     return checked
 

@@ -90,6 +90,7 @@ class Loss(Habitual):
 
     op: Op
     _habits = "loss"
+    _closed = True
     #: Names of the metrics that a Trainer counts by default.
     usual_metrics: tuple[str, ...] = ()
     #: Whether each output is a yes or no of its own, by which a Trainer's metrics count it.

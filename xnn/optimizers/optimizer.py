@@ -93,6 +93,11 @@ class Optimizer(Habitual):
     """
 
     _habits = "optimizer"
+    _closed = True
+    state: dict[Parameter, State]
+    #: Each parameter's moving average, from its first step on, if there is an `average`.
+    averages: dict[Parameter, Array]
+    steps: int
     lr, param_groups = (RefusedName("optimizer", name, own=True) for name in ("lr", "param_groups"))
     rule: ClassVar[Callable[..., Any]]
     #: Whether it minimizes a function of all weights and takes no steps by gradients (LBFGS).
@@ -120,10 +125,7 @@ class Optimizer(Habitual):
             )
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.clip_norm, self.clip_value, self.average = clip_norm, clip_value, average
-        self.state: dict[Parameter, State] = {}
-        #: Each parameter's moving average, from its first step on, if there is an `average`.
-        self.averages: dict[Parameter, Array] = {}
-        self.steps = 0
+        self.state, self.averages, self.steps = {}, {}, 0
         self._averaged = False  # inside `averaged`
 
     @property
