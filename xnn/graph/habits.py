@@ -278,6 +278,10 @@ class RefusedName:
         vars(thing)[self.name] = value
 
 
+#: Where the classes are whose options are their attributes.
+_OPTIONS_IN = "xnn.layers.", "xnn.losses.", "xnn.optimizers."
+
+
 def _check_new(thing: Habitual, name: str) -> None:
     """Raise AttributeError for a new attribute of xnn's own object that would have no effect."""
     kind = type(thing)
@@ -285,6 +289,8 @@ def _check_new(thing: Habitual, name: str) -> None:
         return
     if hint := hint_for(thing._habits, name):
         raise _refusal(kind, name, hint)
+    if not kind.__module__.startswith(_OPTIONS_IN):  # a class of xnn's own commands
+        return
     if not kind._closed or thing._building or any(name in inspect.get_annotations(c) for c in kind.__mro__):
         return
     takes = ", ".join(argument_names(kind)) or "no options"
