@@ -113,6 +113,11 @@ def load(
                 f"MNIST is neither in {homes} nor reachable: using synthetic digits. To get MNIST, run this again "
                 f"with a network, or put {', '.join(member + '.gz' for member in _MNIST)} in one of these folders"
             )
+    if not isinstance(name, (str, os.PathLike)):
+        raise OptionError(
+            f"load takes the name of a data set or file, got {shown(name)}: a Trainer takes arrays as they are, "
+            "fit((x, y))"
+        )
     if name in dataset_names():
         return _load_named(str(name), data_home, options)
     if isinstance(name, (str, os.PathLike)):

@@ -16,9 +16,26 @@ from xnn.layers import Parameter
 from xnn.layers.state import Stateful
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule, fresh_arrays
-from xnn.optimizers.rule import check_kept, check_rule, check_tuple, in_order, options_of
+from xnn.optimizers.rule import (
+    check_kept,
+    check_no_parameters,
+    check_rule,
+    check_tuple,
+    give,
+    in_order,
+    options_for,
+)
 from xnn.optimizers.state import State
-from xnn.options import argument_names, attributes_of, check_known, check_real, checked, shown, written
+from xnn.options import (
+    argument_names,
+    attributes_of,
+    check_known,
+    check_real,
+    checked,
+    explained_call,
+    shown,
+    written,
+)
 from xnn.schedules import Schedule, check_rate
 
 __all__ = ["Common", "Optimizer", "WeightDecay"]
@@ -90,6 +107,19 @@ class Optimizer(Habitual):
         >>> rule.step(layer.parameters())
         >>> layer.weight.value.tolist()
         [[-0.25], [0.75]]
+
+    The gradients may also be those of `xnn.value_and_grad`:
+
+        >>> import numpy as np, xnn
+        >>> from xnn import layers, losses, optimizers
+        >>> model, loss = xnn.Sequential(layers.Dense(2, 1), seed=0), losses.MSE()
+        >>> x, y = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
+        >>> parameters, rule = model.parameters(), optimizers.SGD(0.1)
+        >>> for _ in range(50):
+        ...     cost, gradients = xnn.value_and_grad(lambda p: loss(model(x), y))(parameters)
+        ...     rule.step(parameters, gradients)
+        >>> float(cost) < 1e-6
+        True
     """
 
     _habits = "optimizer"
@@ -135,6 +165,7 @@ class Optimizer(Habitual):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: float | Schedule) -> None:
+        check_no_parameters(type(self).__name__, learning_rate)
         self._learning_rate = check_rate(learning_rate)
         self._rate = -1.0  # what the schedule returned last
 
@@ -230,23 +261,7 @@ class Optimizer(Habitual):
         numbers: those of the parameter's State after `advance`. decay: its weight decay.
         The learning rate is `rate`; other options are those of `derived`, or attributes of the same name.
         """
-        derived: Any = self.derived(numbers)
-        if not isinstance(derived, Mapping):
-            raise OptionError(
-                f"`derived` of {type(self).__name__} returned {shown(derived)}: it must return a dict of options by "
-                "their names"
-            )
-        given = {"learning_rate": self.rate, "weight_decay": decay, **derived}
-        try:
-            return {
-                name: given[name] if name in given else getattr(self, name)
-                for name in options_of(type(self).rule)
-            }
-        except AttributeError as error:
-            raise OptionError(
-                f"the rule of {type(self).__name__} takes an option that the optimizer does not give it ({error}): "
-                "set an attribute of this name, or return it from `derived`"
-            ) from error
+        return options_for(self, numbers, decay)
 
     def ordered_options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
         """`options` in the order of the rule's signature, in which kernels read them, with the rule's defaults."""
@@ -270,6 +285,7 @@ class Optimizer(Habitual):
             state = State(tuple(zeros), self.first, names)
         return state
 
+    @explained_call("optimizer.step(model.parameters())")
     def step(self, parameters: Iterable[Parameter], gradients: Iterable[Array] | None = None) -> None:
         """Update every parameter that has a gradient and is not frozen.
 
@@ -278,24 +294,13 @@ class Optimizer(Habitual):
 
         Raises OptionError for another number of gradients, if weight_decay names a parameter that is not among
         them, or inside `averaged`.
-
-            >>> import numpy as np, xnn
-            >>> from xnn import layers, losses, optimizers
-            >>> model, loss = xnn.Sequential(layers.Dense(2, 1), seed=0), losses.MSE()
-            >>> x, y = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
-            >>> parameters, rule = model.parameters(), optimizers.SGD(0.1)
-            >>> for _ in range(50):
-            ...     cost, gradients = xnn.value_and_grad(lambda p: loss(model(x), y))(parameters)
-            ...     rule.step(parameters, gradients)
-            >>> float(cost) < 1e-6
-            True
         """
         if isinstance(parameters, Stateful):
             raise OptionError(f"step takes parameters, got {shown(parameters)}: pass model.parameters()")
         parameters = list(parameters)
         self.check_parameters(parameters)
         if gradients is not None:
-            _give(parameters, list(gradients))
+            give(parameters, list(gradients))
         with pinned():
             self._step(parameters)
 
@@ -371,16 +376,6 @@ class Optimizer(Habitual):
 def _own_copy(value: Any) -> Any:
     """A copy of a dict, list or NumPy array; anything else as it is."""
     return value.copy() if isinstance(value, (dict, list, set, np.ndarray)) else value
-
-
-def _give(parameters: list[Parameter], gradients: list[Array]) -> None:
-    """Set the `grad` of each parameter to its gradient."""
-    if len(gradients) != len(parameters):
-        raise OptionError(
-            f"got {len(gradients)} gradients for {len(parameters)} parameters: give one for each, in the same order"
-        )
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
 
 
 def _check_decay(weight_decay: Any) -> WeightDecay:

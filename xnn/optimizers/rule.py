@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from xnn.errors import OptionError
+from xnn.layers import Parameter
+from xnn.layers.state import Stateful
 from xnn.options import shown
 
-__all__ = ["check_kept", "check_rule", "check_tuple", "in_order", "options_of"]
+__all__ = [
+    "check_kept",
+    "check_no_parameters",
+    "check_rule",
+    "check_tuple",
+    "give",
+    "in_order",
+    "options_for",
+    "options_of",
+]
 
 
 @cache
@@ -37,6 +48,19 @@ def check_kept(optimizer: Any) -> None:
             f"an integer >= 0: {instead}"
         )
     check_tuple(f"{name} has first =", optimizer.first)
+
+
+def check_no_parameters(name: str, learning_rate: Any) -> None:
+    """Raise OptionError for parameters, or a model, in place of the learning rate, as PyTorch's optimizers take them.
+
+    name: the optimizer's class.
+    """
+    given = learning_rate
+    if isinstance(given, (Stateful, Parameter, list, tuple, dict, Iterator)):
+        raise OptionError(
+            f"{name} takes the learning rate first, got {shown(given)}: build {name}(learning_rate=0.01), and "
+            "optimizer.step(model.parameters()) or a Trainer gives it the parameters"
+        )
 
 
 def check_tuple(said: str, numbers: Any) -> None:
@@ -69,6 +93,35 @@ def check_rule(name: str, rule: Callable[..., Any], arrays: int) -> None:
         f"and {arrays} array{'' if arrays == 1 else 's'}: {what}, as in rule(xp, parameter, gradient, mean, *, "
         "learning_rate)"
     )
+
+
+def give(parameters: list[Parameter], gradients: list[Any]) -> None:
+    """Set the `grad` of each parameter to its gradient."""
+    if len(gradients) != len(parameters):
+        raise OptionError(
+            f"got {len(gradients)} gradients for {len(parameters)} parameters: give one for each, in the same order"
+        )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+
+
+def options_for(optimizer: Any, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
+    """The options of an optimizer's rule for one step: see `Optimizer.options`."""
+    kind, derived = type(optimizer), optimizer.derived(numbers)
+    if not isinstance(derived, Mapping):
+        raise OptionError(
+            f"`derived` of {kind.__name__} returned {shown(derived)}: it must return a dict of options by their names"
+        )
+    given = {"learning_rate": optimizer.rate, "weight_decay": decay, **derived}
+    try:
+        return {
+            name: given[name] if name in given else getattr(optimizer, name) for name in options_of(kind.rule)
+        }
+    except AttributeError as error:
+        raise OptionError(
+            f"the rule of {kind.__name__} takes an option that the optimizer does not give it ({error}): set an "
+            "attribute of this name, or return it from `derived`"
+        ) from error
 
 
 def in_order(optimizer: Any, options: dict[str, Any]) -> dict[str, Any]:
