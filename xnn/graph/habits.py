@@ -325,9 +325,7 @@ class RefusedName:
 
 
 #: Where the classes are whose options are their attributes.
-_OPTIONS_IN = (
-    "xnn.layers.", "xnn.losses.", "xnn.optimizers.", "xnn.metrics.", "xnn.callbacks", "xnn.history", "xnn.training.",
-)  # fmt: skip
+_OPTIONS_IN = {"layers", "losses", "optimizers", "metrics", "callbacks", "history", "training"}
 #: How much two names must have in common to be taken for one and a misspelled one.
 _NEAR = 0.75
 
@@ -339,7 +337,7 @@ def _check_new(thing: Habitual, name: str) -> None:
         return
     if hint := hint_for(thing._habits, name):
         raise _refusal(kind, name, hint)
-    if not kind.__module__.startswith(_OPTIONS_IN) or thing._building:  # a class of xnn's own commands
+    if kind.__module__.split(".")[1] not in _OPTIONS_IN or thing._building:  # a class of xnn's own commands
         return
     there = {*dir(kind), *vars(thing), *(known for c in kind.__mro__ for known in inspect.get_annotations(c))}
     takes = argument_names(kind)
