@@ -55,7 +55,7 @@ class Drawing(Layer):
     def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:
         """The op's second input for a batch like x; override it.
 
-        lib: the backend; `lib.signed` and `lib.mask` draw noise and masks. stream: the random numbers of this step. x: an
+        lib: the backend; `lib.signed` and `lib.keep_mask` draw noise and masks. stream: the random numbers of this step. x: an
         array, whose first row is row `self.row` of the whole batch. Only its shape and dtype may be used: a
         Trainer refuses a `draw` that looks at its numbers.
         """
