@@ -80,7 +80,8 @@ class Callback(Habitual):
     def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
         """Called after every training step, with its loss; parameters and gradients are those after the step.
 
-        epoch: the number of epochs that are finished, 0 in the first one. step: the step in this epoch, counted from 1.
+        epoch: the number of epochs that are finished, 0 in the first one.
+        step: the step in this epoch, counted from 1.
         Overriding it makes training wait for the device, and look for NaN and infinity, at every step. What it
         assigns, and what it writes to arrays, counts from the next step.
         """

@@ -83,9 +83,9 @@ CALLS = {
     ),
     "a layer that is removed": (lambda: net().__delitem__(1), "are chosen when it is built"),
     "a metric without xp": (lambda: metrics.get(lambda o, t: o), r"three arguments: def <lambda>\(xp, outputs"),
-    "an array for load": (lambda: data.load(np.zeros(5)), "load takes the name of a data set or file, got"),
-    "arrays for load": (lambda: data.load((X, X)), "load takes the name of a data set or file, got"),
-    "a number for load": (lambda: data.load(5), "load takes the name of a data set or file, got 5"),
+    "an array for load": (lambda: data.load(np.zeros(5)), "there is no data set .* takes arrays as they are"),
+    "arrays for load": (lambda: data.load((X, X)), "there is no data set .* takes arrays as they are"),
+    "a number for load": (lambda: data.load(5), "there is no data set 5; .* takes arrays as they are"),
 }  # fmt: skip
 
 
