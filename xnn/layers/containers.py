@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, overload
+from typing import Any, Never, overload
 
 import numpy as np
 
 from xnn import ops
 from xnn.backends import Purpose, Stream
 from xnn.errors import OptionError, ShapeError
+from xnn.layers.flops import added, flops_of
 from xnn.layers.layer import Layer
 from xnn.layers.parameter import Parameter
 from xnn.ops import Namespace
@@ -66,6 +67,19 @@ class Container(Layer):
     def __getitem__(self, position: int | slice) -> Layer | list[Layer]:
         """The layer at a position, or the list of those in a slice: Sequential(*model[:-1]) is a model of them."""
         return self.layers[position]
+
+    def __setitem__(self, position: Any, layer: Any) -> Never:
+        self._refuse_change()
+
+    def __delitem__(self, position: Any) -> Never:
+        self._refuse_change()
+
+    def _refuse_change(self) -> Never:
+        kind = type(self).__name__
+        raise OptionError(
+            f"the layers of a {kind} are chosen when it is built: build another one, as in {kind}(*model[:1], "
+            "layers.ReLU(), *model[2:]), which keeps the layers with their weights"
+        )
 
     def _held(self) -> list[tuple[str, Any]]:
         """The layers by position, then what else a subclass assigned to attributes."""
@@ -183,8 +197,8 @@ class _Branches(Container):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._join([layer.output_shape(shape) for layer in self.layers])
 
-    def flops(self, shape: tuple[int, ...]) -> int:
-        return sum(layer.flops(shape) for layer in self.layers)
+    def flops(self, shape: tuple[int, ...]) -> int | None:
+        return added(flops_of(layer, shape) for layer in self.layers)
 
     def _join(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The shape of a sample's joined output. Raises ShapeError for branches that do not fit together."""

@@ -23,7 +23,7 @@ from xnn.layers.by_hand import run_by_hand, written_by_hand
 from xnn.layers.parameter import Buffer, check_all_known
 from xnn.layers.state import Stateful
 from xnn.ops import Array, Namespace, Op
-from xnn.options import written
+from xnn.options import explained_call, written
 
 __all__ = ["Composite", "Layer", "check_input_dtype", "flatten_hint", "tried_shape"]
 
@@ -232,8 +232,6 @@ class Layer(Stateful, Habitual):
         else:
             scope.kept.append(change)
 
-    # By hand.
-
     def forward(self, x: Array, training: bool = False) -> Array:
         """The output for a batch x, an array that stays unchanged; keeps what `backward` needs."""
         given = Value(x)
@@ -243,6 +241,7 @@ class Layer(Stateful, Habitual):
             self.__dict__["_tape"] = _Tape(given, output, current_numerics())
         return output.array
 
+    @explained_call("model.backward(loss.backward()) passes the loss's gradient back")
     def backward(self, dout: Array, input_gradient: bool = True, accumulate: bool = False) -> Array | None:
         """Set the parameters' `grad`, and return the gradient for the input of the last `forward`.
 
@@ -306,8 +305,8 @@ class Layer(Stateful, Habitual):
         said = self.by_hand or type(self).compute is not Layer.compute
         return tried_shape(self, shape) if said else shape
 
-    def flops(self, shape: tuple[int, ...]) -> int:
-        """Floating-point operations of one sample's forward pass; a function such as exp counts as one."""
+    def flops(self, shape: tuple[int, ...]) -> int | None:
+        """Floating-point operations of one sample's forward pass, None if unknown; a function such as exp is one."""
         return math.prod(shape)
 
     def __repr__(self) -> str:
@@ -370,10 +369,12 @@ def flatten_hint(shape: tuple[int, ...], size: int) -> str:
 def check_input_dtype(layer: Any, x: Array, lib: Backend) -> None:
     """Raise DTypeError for an input of another dtype than `layer.dtype`; lib: the backend of both."""
     if x.dtype != getattr(lib.xp, layer.dtype):
-        raise DTypeError(
-            f"{layer!r} holds {layer.dtype} numbers and got {x.dtype}: convert the input (Rescale does for integers) "
-            "or build the layer with dtype='float64'"
-        )
+        advice = f"convert the input, as x.astype('{layer.dtype}')"
+        if not lib.xp.isdtype(x.dtype, "real floating"):
+            advice += ", or begin the model with Rescale, which takes integers"
+        elif x.dtype == lib.xp.float64:
+            advice += ", or build the layer with dtype='float64'"
+        raise DTypeError(f"{layer!r} holds {layer.dtype} numbers and got {x.dtype}: {advice}")
 
 
 def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

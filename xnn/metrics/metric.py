@@ -11,17 +11,22 @@ import numpy as np
 from xnn.backends import Backend, backend_of
 from xnn.backends.host_arrays import as_host_array
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
+from xnn.graph.habits import Habitual
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
-from xnn.options import attributes_of, shown, written
+from xnn.options import attributes_of, explained_class, shown, takes, written
 
 __all__ = ["Count", "Metric", "Totals", "count_batch", "try_out"]
+
+#: How many samples are counted one by one, in a search for a broadcast.
+_ALONE = 64
 
 #: count(xp, outputs, targets) -> an array on the device, of one shape whatever the size of the batch.
 Count: TypeAlias = Callable[[Namespace, Array, Array], Array]
 
 
-class Metric:
+@explained_class
+class Metric(Habitual):
     """The base of all metrics. Derive a class from it and define `count`, and if need be `merge` and `result`.
 
     name: the key in the history. Default: the `name` of the class.
@@ -50,12 +55,23 @@ class Metric:
         3.0
     """
 
+    _habits = "metric"
     #: The key in the history.
     name: str = "metric"
     count: Count
     _totals: Totals | None = None
     _named = False
     _tried = False  # whether `count` was found to count, on numbers that are not zero
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" in vars(cls) and cls.__module__.startswith("xnn.metrics."):
+            explained_class(cls)
+        bound = [] if isinstance(vars(cls).get("count"), staticmethod) else [None]
+        if "count" in vars(cls) and not takes(cls.count, *bound, None, None, None):
+            raise OptionError(
+                f"{cls.__name__} must take three arguments: def count(self, xp, outputs, targets)"
+            )
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None and (not isinstance(name, str) or not name):
@@ -204,6 +220,8 @@ def _counted(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> np
 def try_out(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> None:
     """Raise unless a metric of the user's counts: twice the samples give twice the count, in the same shape.
 
+    Nor may it broadcast the samples with one another.
+
     A count that is zero, or NaN, tells nothing yet; then the targets are also tried in another order, and the next
     batch is tried again. Metrics with a `result` of their own may count as they like, in one shape.
     """
@@ -229,6 +247,29 @@ def try_out(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> Non
                 "batch taken twice, so it is a mean or a maximum: return the sum over the batch or a number for each "
                 "sample (n,); a class derived from xnn.metrics.Metric may merge otherwise"
             )
+        if sums:
+            _check_broadcast(lib, metric, outputs, given)
         if telling.any():
             metric._tried = True
             return
+
+
+def _check_broadcast(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> None:
+    """Raise ShapeError if a metric combines (n, 1) with (n,) to (n, n), every sample with every other.
+
+    Then it counts something else for the samples together than for each alone.
+    """
+    wide, flat = sorted((outputs.shape, targets.shape), key=len, reverse=True)
+    if len(wide) == len(flat) or wide[len(wide) - len(flat)] != 1:
+        return
+    rows = min(int(outputs.shape[0]), _ALONE)
+    together = _counted(lib, metric, outputs[:rows, ...], targets[:rows, ...])
+    alone = [_counted(lib, metric, outputs[n : n + 1, ...], targets[n : n + 1, ...]) for n in range(rows)]
+    added = np.sum(alone, axis=0)
+    differ = np.abs(together - added) > 1e-3 * np.maximum(np.abs(together), np.abs(added))
+    if differ.any() and np.isfinite(added).all():
+        raise ShapeError(
+            f"the metric {metric.name} broadcasts outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}, "
+            "every sample with every other, since it counts something else for the samples one by one: give both one "
+            f"shape, as y.reshape({', '.join(map(str, (-1, *wide[1:])))}) or xp.reshape does"
+        )
