@@ -106,9 +106,10 @@ def test_classes_that_are_text_and_look_like_numbers(tmp_path):
     assert result.stderr == f"accuracy {share:.4f} over 60 samples\n"
 
 
+@pytest.mark.parametrize("options", [(), ("--class-weight", "balanced"), ("--numerics", "exact")])
 @pytest.mark.parametrize("label", ["cat", "0", "7", "0.5"])
-def test_one_class(tmp_path, label):
-    model = trained(tmp_path, rows_of(lambda a: label, "a,b,kind"), "--task", "classification")
+def test_one_class(tmp_path, label, options):
+    model = trained(tmp_path, rows_of(lambda a: label, "a,b,kind"), "--task", "classification", *options)
     result = run("predict", model, tmp_path / "trained.csv")
     assert result.stdout.splitlines() == [label] * 60
     assert result.stderr == "accuracy 1.0000 over 60 samples\n"
