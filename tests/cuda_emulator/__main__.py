@@ -1,4 +1,4 @@
-"""Runs a Python program with the emulated GPU: `python -m cuda_emulator -m xnn train`, or a script and its arguments."""
+"""Runs a Python program with the emulated GPU: `python -m cuda_emulator -m xnn train`, or with a script's name."""
 
 from __future__ import annotations
 

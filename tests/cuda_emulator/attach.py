@@ -82,7 +82,9 @@ def attach_without_gpu() -> str:
 def environment(attached: bool = True) -> dict[str, str]:
     """The environment of a child process, with the device attached or without it."""
     result = dict(os.environ)
-    places = [place for place in result.get("PYTHONPATH", "").split(os.pathsep) if place and place != str(SITE)]
+    places = [
+        place for place in result.get("PYTHONPATH", "").split(os.pathsep) if place and place != str(SITE)
+    ]
     for name in ("CUPY_ACCELERATORS", "CUPY_CACHE_IN_MEMORY"):
         result.pop(name, None)
     if attached:
@@ -143,7 +145,9 @@ def _jump(name: str) -> bytes:
     """Machine code that goes on in the stand-in for a function, or reports that there is none."""
     stand_in = getattr(driver(), f"emulated_{name}", None)
     if stand_in is not None:
-        return b"\x48\xb8" + struct.pack("<Q", _address(stand_in)) + b"\xff\xe0"  # movabs rax, address; jmp rax
+        return (
+            b"\x48\xb8" + struct.pack("<Q", _address(stand_in)) + b"\xff\xe0"
+        )  # movabs rax, address; jmp rax
     _names.append(name.encode())
     text = ctypes.cast(ctypes.c_char_p(_names[-1]), ctypes.c_void_p).value or 0
     return (
@@ -248,7 +252,7 @@ class _Loader(importlib.abc.Loader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds `cupy` where Python does, and gives it the loader above."""
+    """Finds CuPy where Python does, and gives the wheel's own the loader above. A test may have a fake `cupy`."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -256,6 +260,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         if name != "cupy":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
-        if spec is not None and spec.loader is not None:
+        wheel = build.cupy_folder() / "cupy" / "__init__.py"
+        if spec is not None and spec.loader is not None and spec.origin == str(wheel):
             spec.loader = _Loader(spec.loader)
         return spec

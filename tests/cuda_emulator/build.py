@@ -21,7 +21,17 @@ from pathlib import Path
 
 from cuda_emulator import elf
 
-__all__ = ["INSTALL", "BuildError", "compiled", "engine", "folder", "headers", "obstacle", "stand_ins"]
+__all__ = [
+    "INSTALL",
+    "BuildError",
+    "compiled",
+    "cupy_folder",
+    "engine",
+    "folder",
+    "headers",
+    "obstacle",
+    "stand_ins",
+]
 
 HERE = Path(__file__).parent
 #: The CuPy whose machine code is known here, and the packages that it needs.
@@ -105,7 +115,7 @@ def compiled(name: str, files: Mapping[str, str], options: Sequence[str], link: 
     with tempfile.TemporaryDirectory(dir=folder(), prefix="building-") as scratch:
         for file, text in files.items():
             Path(scratch, file).write_text(text, encoding="utf-8")
-        # In two steps: linked with -fsanitize=thread, the library would get libtsan, and the engine has its own hooks.
+        # In two steps: linking with -fsanitize=thread would add libtsan, and the engine has its own hooks.
         sources = [file for file in files if file.endswith(".cpp")]
         _run([compiler(), *options, "-fPIC", "-c", *sources], scratch)
         objects = [str(Path(file).with_suffix(".o")) for file in sources]
@@ -148,7 +158,7 @@ def _own(name: str, place: str, parts: Sequence[str], exported: str, *link: str)
 
 def _cublas() -> Path:
     """cuBLAS: what stand_ins/cublas.cpp has, and a weak stub for each function that CuPy's module names."""
-    (module,) = _cupy_folder().glob("cupy_backends/cuda/libs/cublas.*.so")
+    (module,) = cupy_folder().glob("cupy_backends/cuda/libs/cublas.*.so")
     names = sorted(name for name in elf.undefined(module) if name.startswith("cublas"))
     stub = 'extern "C" __attribute__((weak)) int {}() {{ return 15; }}  // not supported\n'
     files = {
@@ -162,5 +172,6 @@ def _cublas() -> Path:
     return compiled("libcublas.so.13", files, options, link)
 
 
-def _cupy_folder() -> Path:
+def cupy_folder() -> Path:
+    """The folder in which CuPy's wheel is installed."""
     return Path(str(importlib.metadata.distribution(CUPY).locate_file("")))

@@ -14,7 +14,7 @@ _BOUNDS = r"(?:__(?:launch_bounds|cluster_dims)__\s*\([^)]*\)\s*)*"
 _KERNEL = re.compile(rf"__global__\s+(?:static\s+)?{_BOUNDS}void\s*{_BOUNDS}(\w+)\s*\(")
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\s*\([^)]*\)\s*)?([\w\s:]+?)\s+(\w+)\s*\[\s*\]\s*;")
 _CLUSTER = re.compile(r"__cluster_dims__\s*\(\s*(\d+)")
-#: What a thread may wait at, or end a launch by. A kernel that has none of these runs without fibers, which is faster.
+#: What a thread may wait at, or end a launch by. A kernel without any of these needs no fibers and is faster.
 _WAITS = re.compile(
     r"__sync|__shfl|__ballot|__any_sync|__all_sync|__reduce_\w+_sync|__activemask|cooperative_groups|__trap|assert"
 )
@@ -83,4 +83,5 @@ def _translated(source: str, kernels: Sequence[str], check: bool, flush: bool) -
         )
         for number, name in enumerate(kernels)
     ]
-    return "\n".join(('#include "cuda_host.h"', '#line 1 "kernel.cu"', body, '#line 1 "entries"', _SECTIONS, *entries))
+    lines = ('#include "cuda_host.h"', '#line 1 "kernel.cu"', body, '#line 1 "entries"', _SECTIONS, *entries)
+    return "\n".join(lines)

@@ -24,7 +24,9 @@ class Symbol:
 
 def functions(path: Path) -> list[Symbol]:
     """The functions that a library defines, also those that are local to it."""
-    return [symbol for symbol, kind, section in _symbols(path, _SYMBOL_TABLE) if kind == _FUNCTION and section]
+    return [
+        symbol for symbol, kind, section in _symbols(path, _SYMBOL_TABLE) if kind == _FUNCTION and section
+    ]
 
 
 def undefined(path: Path) -> set[str]:
@@ -33,7 +35,7 @@ def undefined(path: Path) -> set[str]:
 
 
 def _symbols(path: Path, table: int) -> Iterator[tuple[Symbol, int, int]]:
-    """Each symbol of the tables of a type, with its type and the number of the section that defines it, 0 for none."""
+    """Each symbol of the tables of a type, its own type, and the section that defines it, 0 for none."""
     data = path.read_bytes()
     (start,) = struct.unpack_from("<Q", data, 0x28)
     size, count = struct.unpack_from("<HH", data, 0x3A)

@@ -1,9 +1,9 @@
 """CUDA kernels over NumPy arrays, without CuPy.
 
-    module = Module(source)                                      CUDA C++, as NVRTC would get it
-    module["scale"]((4,), (128,), (x, np.float32(2), np.int32(x.size)))      x: a NumPy array, changed in place
-    with settings(order="random", seed=3): ...                   another order of threads and blocks
-    Module(source, check=True)                                   races and accesses out of bounds are errors
+module = Module(source)                                      CUDA C++, as NVRTC would get it
+module["scale"]((4,), (128,), (x, np.float32(2), np.int32(x.size)))      x: a NumPy array, changed in place
+with settings(order="random", seed=3): ...                   another order of threads and blocks
+Module(source, check=True)                                   races and accesses out of bounds are errors
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Settings:
     bounds: bool = False
 
     def apply(self) -> None:
-        engine().emu_options(ORDERS.index(self.order), ctypes.c_ulonglong(self.seed), self.poison, self.bounds)
+        engine().emu_options(
+            ORDERS.index(self.order), ctypes.c_ulonglong(self.seed), self.poison, self.bounds
+        )
 
 
 _current = Settings()
@@ -80,7 +82,11 @@ class Kernel:
         self.entry, self.name, self.cooperative, self.check = entry, name, cooperative, check
 
     def __call__(
-        self, grid: Sequence[int], block: Sequence[int], arguments: Sequence[np.ndarray | np.generic], shared: int = 0
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[np.ndarray | np.generic],
+        shared: int = 0,
     ) -> None:
         """Run the kernel. shared: bytes of dynamic shared memory. Raises KernelError for what a GPU forbids."""
         arrays = [a for a in arguments if isinstance(a, np.ndarray)]

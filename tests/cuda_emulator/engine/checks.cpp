@@ -90,19 +90,26 @@ bool within_bounds(char* p, unsigned size, bool write) {
     return false;
 }
 
-void check_byte(char* p, uintptr_t key, const Access& me, bool write) {
+// An access that an access to one byte races with.
+struct Race {
+    const char* what = nullptr;  // nullptr: there is none
+    Access earlier;
+};
+
+Race use_byte(uintptr_t key, const Access& me, bool write) {
     Byte& byte = accesses[key & ~uintptr_t(3)][key & 3];
-    if (!write) {
-        if (!ordered(byte.write, me)) report_race("read after write", p, byte.write);
+    Race race;
+    if (!ordered(byte.write, me)) race = {write ? "write after write" : "read after write", byte.write};
+    if (write) {
+        for (const Access& read : {byte.read, byte.other_read})
+            if (!race.what && !ordered(read, me)) race = {"write after read", read};
+        byte.write = me;
+        byte.read = byte.other_read = Access();
+    } else {
         if (byte.read.thread != me.thread) byte.other_read = byte.read;
         byte.read = me;
-        return;
     }
-    if (!ordered(byte.write, me)) report_race("write after write", p, byte.write);
-    else if (!ordered(byte.read, me)) report_race("write after read", p, byte.read);
-    else if (!ordered(byte.other_read, me)) report_race("write after read", p, byte.other_read);
-    byte.write = me;
-    byte.read = byte.other_read = Access();
+    return race;
 }
 
 void check(void* address, size_t size, bool write, bool atomic) {
@@ -114,7 +121,12 @@ void check(void* address, size_t size, bool write, bool atomic) {
     // Blocks use the same addresses for shared memory, one after another: a number in the unused bits tells them apart.
     bool of_block = is_static_shared(p) || (shared && blocks.size() == 1);
     uintptr_t tag = of_block ? uintptr_t(current->block->number + 1) << 48 : 0;
-    for (size_t i = 0; i < size; ++i) check_byte(p + i, (uintptr_t)(p + i) ^ tag, me, write);
+    Race first;
+    for (size_t i = 0; i < size; ++i) {
+        Race race = use_byte((uintptr_t)(p + i) ^ tag, me, write);
+        if (!first.what) first = race;
+    }
+    if (first.what) report_race(first.what, p, first.earlier);
 }
 }  // namespace
 

@@ -57,7 +57,8 @@ extern std::vector<Thread> threads;  // those that run at once: of one block, a 
 extern std::vector<Block> blocks;
 extern Thread* current;
 extern unsigned block_size, cluster_size;
-extern unsigned grid_live, grid_arrived, grid_epoch;
+extern unsigned grid_live, grid_arrived, grid_epoch;  // threads of all blocks, as live, arrived and epoch of one
+extern unsigned ended_blocks;
 extern char *dynamic_begin, *dynamic_end;
 extern bool aborted;  // a thread cannot go on: nothing more of the launch runs
 

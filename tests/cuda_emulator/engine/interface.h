@@ -27,7 +27,7 @@ extern emu_uint3 emu_threadIdx, emu_blockIdx, emu_blockDim, emu_gridDim;
 extern "C" {
 // For kernels. `line` is the place in the source, for messages.
 int emu_barrier(int line, int predicate, int vote);
-void emu_grid_barrier(int line);
+void emu_grid_barrier(int line, int all_blocks);
 const unsigned long long* emu_warp(int line, unsigned mask, unsigned long long value, int orders_memory);
 unsigned emu_existing_lanes();
 unsigned emu_live_lanes();

@@ -14,7 +14,7 @@ void** arguments;
 std::vector<Thread> threads;
 std::vector<Block> blocks;
 Thread* current;
-unsigned block_size, cluster_size, grid_live, grid_arrived, grid_epoch;
+unsigned block_size, cluster_size, grid_live, grid_arrived, grid_epoch, ended_blocks;
 char *dynamic_begin, *dynamic_end;
 bool aborted;
 
@@ -76,7 +76,7 @@ void run_together(unsigned first_block, unsigned count, size_t shared) {
     }
     poison_shared_memory();
     grid_live = threads.size();
-    grid_arrived = 0;
+    grid_arrived = ended_blocks = 0;
     run_all();
 }
 

@@ -6,6 +6,8 @@
 using namespace engine;
 
 namespace {
+bool grid_waits_for_all = false;  // of the barrier at which threads wait now
+
 Thread* first_thread(const Block& block) { return threads.data() + (&block - blocks.data()) * size_t(block_size); }
 
 Thread* first_lane() { return current - current->lane; }
@@ -51,13 +53,14 @@ void order_memory(unsigned mask, Thread* lanes, unsigned count) {
 }
 }  // namespace
 
-// A thread that has ended is no longer waited for.
+// A thread that has ended is no longer waited for. A grid's barrier waits for ever for a block that has ended.
 void engine::thread_ended(Thread& thread) {
     Block& block = *thread.block;
     --block.live;
     --grid_live;
-    if (block.live && block.arrived == block.live) complete_block_barrier(block);
-    if (grid_live && grid_arrived == grid_live) complete_grid_barrier();
+    if (!block.live) ++ended_blocks;
+    else if (block.arrived == block.live) complete_block_barrier(block);
+    if (grid_live && grid_arrived == grid_live && !(grid_waits_for_all && ended_blocks)) complete_grid_barrier();
 }
 
 extern "C" {
@@ -76,8 +79,10 @@ int emu_barrier(int line, int predicate, int vote) {
     return int(block.last_votes);
 }
 
-void emu_grid_barrier(int line) {
-    if (++grid_arrived == grid_live) complete_grid_barrier();
+// The barrier of all threads that run. all_blocks: whether also blocks that have ended are waited for.
+void emu_grid_barrier(int line, int all_blocks) {
+    grid_waits_for_all = all_blocks;
+    if (++grid_arrived == grid_live && !(all_blocks && ended_blocks)) complete_grid_barrier();
     else wait(At::grid_barrier, line);
 }
 

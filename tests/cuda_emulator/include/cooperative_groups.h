@@ -12,7 +12,7 @@ inline thread_block this_thread_block() { return {}; }
 
 // Grids and blocks of one dimension only.
 struct grid_group {
-    void sync() const { emu_grid_barrier(-1); }
+    void sync() const { emu_grid_barrier(-1, 1); }
     unsigned long long thread_rank() const { return (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; }
     unsigned long long size() const { return (unsigned long long)gridDim.x * blockDim.x; }
     bool is_valid() const { return true; }
@@ -21,7 +21,7 @@ inline grid_group this_grid() { return {}; }
 
 // The blocks of a cluster run together, and no others: the barrier of all that run is the cluster's.
 struct cluster_group {
-    void sync() const { emu_grid_barrier(-2); }
+    void sync() const { emu_grid_barrier(-2, 0); }
     unsigned block_rank() const { return emu_cluster_rank(); }
     unsigned num_blocks() const { return emu_cluster_size(); }
     template <class T> T* map_shared_rank(T* p, unsigned rank) const { return (T*)emu_map_shared((void*)p, rank); }
