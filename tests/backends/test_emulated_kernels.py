@@ -272,23 +272,35 @@ def test_a_race_or_an_access_out_of_bounds_is_found(name):
 #: These are found in every run.
 MEETINGS = {
     "a barrier that some threads miss": (
-        "reversed", "__syncthreads();  // C", "if (i < 40) { __syncthreads(); } else __syncwarp();", "waits for ever"
+        *("reversed", "__syncthreads();  // C", "if (i < 40) { __syncthreads(); } else __syncwarp();"),
+        "waits for ever",
     ),
     "two barriers in a branch": (
-        "reversed", "__syncthreads();  // C", "if (i < 40) { __syncthreads(); }\nelse { __syncthreads(); }", "is at the barrier of"
+        *(
+            "reversed",
+            "__syncthreads();  // C",
+            "if (i < 40) { __syncthreads(); }\nelse { __syncthreads(); }",
+        ),
+        "is at the barrier of line",
     ),
     "lanes that are not there": (
-        "last_block", "for (int d = 16; d", "if (threadIdx.x < 20) for (int d = 16; d", "waits for ever at a warp"
+        *("last_block", "for (int d = 16; d", "if (threadIdx.x < 20) for (int d = 16; d"),
+        "waits for ever at a warp operation",
     ),
-    "lanes that are not in the mask": ("ballots", "even = __ballot_sync(0x55555555u", "even = __ballot_sync(1u", "not in the mask"),
+    "lanes that are not in the mask": (
+        *("ballots", "even = __ballot_sync(0x55555555u", "even = __ballot_sync(1u"),
+        "its lane is not in the mask",
+    ),
     "a shuffle from outside the mask": (
-        "ballots", "__syncwarp();\n    int", "if (lane < 16) even = __shfl_sync(0xffffu, even, 20); int", "reads a lane that is not"
+        *("ballots", "__syncwarp();\n    int", "if (lane < 16) even = __shfl_sync(0xffffu, even, 20); int"),
+        "a shuffle reads a lane that is not in the mask",
     ),
     "a barrier of the grid that a block misses": (
-        "steps", "g.sync();  // A", "if (blockIdx.x) g.sync();", "waits for ever at"
+        *("steps", "g.sync();  // A", "if (blockIdx.x) g.sync();"),
+        "waits for ever at a barrier of the grid",
     ),
     "a trap": ("twice", "x[i] *= 2", "assert(i < 500)", "assertion failed: i < 500"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("order", "seed"), ORDERS)
