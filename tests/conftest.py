@@ -8,6 +8,8 @@ Where CuPy is installed and there is no GPU, CuPy runs on an emulated one: tests
 from __future__ import annotations
 
 import http.server
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -41,6 +43,17 @@ def other(request: pytest.FixtureRequest) -> Backend:
     if _REASONS[request.param]:
         pytest.skip(_REASONS[request.param])
     return get_backend(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Makes a folder for temporary files within pytest's own, also for the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = str(tmp_path_factory.mktemp("temporary"))
+        patch.setattr(tempfile, "tempdir", place)
+        for name in ("TMPDIR", "TEMP", "TMP"):  # TEMP and TMP on Windows
+            patch.setitem(os.environ, name, place)
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 CuPy's wheel has CUDA's run-time linked into its extension modules. At the import of CuPy, a jump to the stand-in is
 written over the first bytes of each of the run-time's functions; the modules' symbol tables say where they are. The
 driver and cuBLAS are libraries that CuPy loads by name, and loaded stand-ins of these names are found first. Kernels
-are compiled by g++ in place of NVRTC. Sorting, whose kernels are machine code in the wheel, is NumPy's.
+are compiled by g++ in place of NVRTC. Sorting, whose kernels are machine code in the wheel, is NumPy's (sorting.py).
+NumPy is imported only with CuPy, so that a child process without CuPy starts as it would without the device.
 """
 
 from __future__ import annotations
@@ -23,11 +24,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from cuda_emulator import build, elf
 from cuda_emulator.cuda_source import compile_source, entry_name
-from cuda_emulator.kernels import Settings, engine
+from cuda_emulator.engine_library import Settings, engine
 
 __all__ = ["attach", "attach_without_gpu", "attached", "environment", "memory_limit", "obstacle", "recorded"]
 
@@ -207,32 +206,6 @@ def _compile(
     return f"EMULATED:{path}\0".encode(), mapping
 
 
-def _on_host(pointer: int, dtype: Any, shape: Sequence[int]) -> np.ndarray:
-    """The array at an address of the device, which is the host's own memory."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer((ctypes.c_char * size).from_address(pointer), dtype).reshape(shape)
-
-
-def _wait(name: str) -> None:
-    """Say that a library call waits for the stream. Raises CuPy's error if the stream captures."""
-    runtime = importlib.import_module("cupy_backends.cuda.api.runtime")
-    stream = importlib.import_module("cupy.cuda").get_current_stream().ptr
-    error = driver().emulated_waits(ctypes.c_void_p(stream), name.encode())
-    if error:
-        raise runtime.CUDARuntimeError(error)
-
-
-def _sort(dtype: Any, data: int, _: int, shape: Sequence[int]) -> None:
-    _wait("THRUST sort")
-    values = _on_host(data, dtype, shape)
-    values[...] = np.sort(values, axis=-1, kind="stable")
-
-
-def _argsort(dtype: Any, index: int, data: int, _: int, shape: Sequence[int]) -> None:
-    _wait("THRUST argsort")
-    _on_host(index, np.intp, shape)[...] = np.argsort(_on_host(data, dtype, shape), axis=-1, kind="stable")
-
-
 class _Loader(importlib.abc.Loader):
     """CuPy's own loader, with what is to be done before and after it."""
 
@@ -250,8 +223,9 @@ class _Loader(importlib.abc.Loader):
         compiler: Any = importlib.import_module("cupy.cuda.compiler")
         compiler._compile_using_nvrtc_no_warning = _compile
         compiler._preprocess = lambda *_: "cuda_emulator"  # a part of the key of CuPy's own cache
+        sorting = importlib.import_module("cuda_emulator.sorting")
         thrust: Any = importlib.import_module("cupy.cuda.thrust")
-        thrust.sort, thrust.argsort = _sort, _argsort
+        thrust.sort, thrust.argsort = sorting.sort, sorting.argsort
         if os.environ.get(CHECK) == "1":
             module.__dict__["cuda"].set_allocator(None)  # without a pool, each array is a buffer with bounds
 

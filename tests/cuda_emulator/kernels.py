@@ -9,53 +9,21 @@ Module(source, check=True)                                   races and accesses 
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from cuda_emulator import build
 from cuda_emulator.cuda_source import compile_source, entry_name
+from cuda_emulator.engine_library import Settings, engine
 
-__all__ = ["KernelError", "Module", "engine", "settings"]
-
-ORDERS = ("forward", "backward", "random")
+__all__ = ["KernelError", "Module", "settings"]
 
 
 class KernelError(RuntimeError):
     """A kernel did what a GPU forbids: a race, a divergent barrier, an access out of bounds, a trap."""
-
-
-@functools.cache
-def engine() -> ctypes.CDLL:
-    """The engine, loaded so that kernels find its functions."""
-    library = ctypes.CDLL(str(build.engine()), mode=ctypes.RTLD_GLOBAL)
-    library.emu_error.restype = ctypes.c_char_p
-    return library
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How kernels run.
-
-    order: of threads and blocks: "forward", "backward" or "random". Default "forward".
-    seed: of the random order.
-    poison: whether shared memory begins as NaN. Default True.
-    bounds: whether checked kernels may touch only known buffers. Default False; `Module(check=True)` sets it.
-    """
-
-    order: str = "forward"
-    seed: int = 1
-    poison: bool = True
-    bounds: bool = False
-
-    def apply(self) -> None:
-        engine().emu_options(
-            ORDERS.index(self.order), ctypes.c_ulonglong(self.seed), self.poison, self.bounds
-        )
 
 
 _current = Settings()

@@ -265,9 +265,9 @@ def _fit(job: _Job, epochs: int, save: str | None, record: str | None, progress:
                 best = job.stopper.best_epoch if job.stopper else 0
                 before = "that step" if isinstance(error, DivergenceError) else "that"
                 which = f"after epoch {best}, the best" if best else f"before {before}"
-                notice(f"xnn: {save} holds the model as it was {which}")
+                error.add_note(f"{save} holds the model as it was {which}")
             if failure is not None:
-                notice(f"xnn: {failure}")
+                error.add_note(str(failure))
         raise
 
 

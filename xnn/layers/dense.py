@@ -18,7 +18,7 @@ from xnn.layers.parameter import Parameter
 from xnn.ops import Array
 from xnn.options import check_count, check_dtype, check_flag, shown
 
-__all__ = ["Affine", "Dense", "Linear", "Rescale"]
+__all__ = ["Affine", "Dense", "Linear", "Rescale", "check_exact"]
 
 
 class Dense(Layer):
@@ -64,14 +64,14 @@ class Dense(Layer):
 
     def check(self, x: Array) -> None:
         lib = backend_of(x, self.weight.array)  # raises for two backends, and for x that is not an array
-        self._check_shape(tuple(x.shape), "an input", tuple(x.shape[1:]))
+        self._check_shape(tuple(x.shape), "an input", 1)
         check_input_dtype(self, x, lib)
 
-    def _check_shape(self, shape: tuple[int, ...], what: str, sample: tuple[int, ...]) -> None:
+    def _check_shape(self, shape: tuple[int, ...], what: str, batch_axes: int) -> None:
         if not shape or shape[-1] != self.inputs:
             raise ShapeError(
                 f"{self!r} cannot take {what} of shape {shape}: the last axis must be {self.inputs}"
-                f"{flatten_hint(sample, self.inputs)}"
+                f"{flatten_hint(shape[batch_axes:], self.inputs)}"
             )
 
     def config(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Dense(Layer):
         }
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        self._check_shape(shape, "samples", shape)
+        self._check_shape(shape, "samples", 0)
         return (*shape[:-1], self.outputs)
 
     def flops(self, shape: tuple[int, ...]) -> int:
@@ -172,11 +172,8 @@ class Rescale(Layer):
         return array
 
     def check_integers(self, x: np.ndarray) -> None:
-        if self.takes_float64 and x.size and max(int(x.max()), -int(x.min())) > 2**53:
-            raise DTypeError(
-                f"samples hold the integer {max(int(x.max()), int(x.min()), key=abs)}, and float64 has all integers "
-                "up to 2^53 only: such numbers are often names, which are no features; else give x.astype(float)"
-            )
+        if self.takes_float64:
+            check_exact("samples", x)
         self.check_wide(x)
 
     def on_host(self, x: np.ndarray) -> np.ndarray:
@@ -230,3 +227,12 @@ class Rescale(Layer):
             "dtype": self.dtype,
             **shift,
         }
+
+
+def check_exact(what: str, x: np.ndarray) -> None:
+    """Raise DTypeError for an array with integers beyond 2^53, of which float64 has not all. what: the numbers."""
+    if x.dtype.kind in "iu" and x.size and max(int(x.max()), -int(x.min())) > 2**53:
+        raise DTypeError(
+            f"{what} hold the integer {max(int(x.max()), int(x.min()), key=abs)}, and float64 has all integers up to "
+            "2^53 only: such numbers are often names, which are no measurements; else give x.astype(float)"
+        )

@@ -97,6 +97,7 @@ class Layer(Stateful, Habitual):
 
     op: Op
     _habits = "layer"
+    _closed = True
     trainable = RefusedName("layer", "trainable")
     #: xnn's own layers by name, from which a saved model is built again.
     own: ClassVar[dict[str, Any]] = {}
@@ -369,10 +370,12 @@ def flatten_hint(shape: tuple[int, ...], size: int) -> str:
 def check_input_dtype(layer: Any, x: Array, lib: Backend) -> None:
     """Raise DTypeError for an input of another dtype than `layer.dtype`; lib: the backend of both."""
     if x.dtype != getattr(lib.xp, layer.dtype):
-        raise DTypeError(
-            f"{layer!r} holds {layer.dtype} numbers and got {x.dtype}: convert the input (Rescale does for integers) "
-            "or build the layer with dtype='float64'"
-        )
+        advice = f"convert the input, as x.astype('{layer.dtype}')"
+        if not lib.xp.isdtype(x.dtype, "real floating"):
+            advice += ", or begin the model with Rescale, which takes integers"
+        elif x.dtype == lib.xp.float64:
+            advice += ", or build the layer with dtype='float64'"
+        raise DTypeError(f"{layer!r} holds {layer.dtype} numbers and got {x.dtype}: {advice}")
 
 
 def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.losses.batches import inside
 from xnn.losses.loss import Loss
+from xnn.ops.cross_entropy import weights_hint
 from xnn.options import check_real, shown
 
 __all__ = ["BinaryCrossEntropy", "Focal", "KLDivergence", "SoftmaxCrossEntropy"]
@@ -84,6 +86,11 @@ class SoftmaxCrossEntropy(Loss):
                     "ignore_index is for integer labels, and the targets are probabilities: omit it, or give labels"
                 )
             super().check(targets, output_shape)
+            if output_shape[0] == 1:
+                raise LabelError(
+                    f"SoftmaxCrossEntropy compares classes, and the model has one output, with targets "
+                    f"{tuple(targets.shape)}: BinaryCrossEntropy takes one output, and targets 0 or 1 of shape (n, 1)"
+                )
             _check_probabilities("SoftmaxCrossEntropy", targets)
             return
         if targets.dtype.kind not in "iu":
@@ -216,12 +223,15 @@ class KLDivergence(Loss):
 def _numbers(name: str, values: Any) -> tuple[float, ...]:
     """An option that is a sequence of finite numbers of at least 0, as a tuple."""
     try:
-        numbers = np.asarray(values)
+        numbers = np.asarray(as_host_array(values, name))
         fits = numbers.dtype.kind in "fiu" and numbers.ndim == 1 and bool(numbers.size)
     except (TypeError, ValueError):
         fits = False
     if not (fits and np.isfinite(numbers).all() and (numbers >= 0).all()):
-        raise OptionError(f"{name} must be a sequence of finite numbers of at least 0, got {shown(values)}")
+        raise OptionError(
+            f"{name} must be a sequence of finite numbers of at least 0, got {shown(values)}"
+            f"{weights_hint(name, values)}"
+        )
     return tuple(float(number) for number in numbers)
 
 

@@ -31,7 +31,7 @@ from xnn.layers import (
     Sequential,
 )
 
-__all__ = ["warn_of_scale"]
+__all__ = ["as_scaled", "warn_of_scale"]
 
 # Layers that leave the size of the numbers as it is, more or less.
 _KEEP = (
@@ -63,7 +63,10 @@ def warn_of_scale(model: Sequential, x: Any, stacklevel: int) -> None:
     values, scaled = given, False
     for layer, following in zip(flat, [*flat[1:], None], strict=True):
         if isinstance(layer, Rescale):
-            values, scaled = _rescaled(values, layer), True
+            rescaled = _rescaled(values, layer)
+            if rescaled is None:
+                return
+            values, scaled = rescaled, True
         elif isinstance(layer, (Dense, Conv2D)):
             learns = not layer.weight.frozen and not isinstance(following, (BatchNorm, LayerNorm))
             message = _fault(given, values, scaled, layer) if learns else ""
@@ -73,6 +76,23 @@ def warn_of_scale(model: Sequential, x: Any, stacklevel: int) -> None:
             return
         elif not isinstance(layer, _KEEP):
             return
+
+
+def as_scaled(model: Any, samples: np.ndarray) -> np.ndarray:
+    """What the layers with which a model begins make of these samples, if they only scale them; else the samples.
+
+    samples: on the host, (n, ...), of which the first layer takes each.
+    """
+    values = samples.astype(np.float64)
+    for layer in _flattened(model) if isinstance(model, Sequential) else ():
+        if isinstance(layer, Rescale):
+            scaled = _rescaled(values, layer)
+            if scaled is None:
+                break
+            values = scaled
+        elif not isinstance(layer, _KEEP):
+            break
+    return values
 
 
 def _flattened(model: Sequential) -> Iterator[Layer]:
@@ -91,13 +111,16 @@ def _some(x: Any) -> np.ndarray:
     return np.asarray(backend_of(part).to_host(part), dtype=np.float64)
 
 
-def _rescaled(values: np.ndarray, layer: Rescale) -> np.ndarray:
-    """What a Rescale makes of the samples; of flat samples where its numbers have the shape of images."""
+def _rescaled(values: np.ndarray, layer: Rescale) -> np.ndarray | None:
+    """What a Rescale makes of the samples, flat or not. None if it takes another shape, as behind a pooling layer."""
     shift = 0.0 if layer.shift is None else layer.shift
     shape = np.broadcast_shapes(*(np.shape(number) for number in (layer.scale, layer.offset, shift)))
-    if len(shape) > 1 and values[0].size == np.prod(shape):
+    if shape and values[0].size == math.prod(shape):
         values = values.reshape(len(values), *shape)
-    return layer.on_host(values)
+    try:
+        return layer.on_host(values)
+    except ValueError:
+        return None
 
 
 def _fault(given: np.ndarray, values: np.ndarray, scaled: bool, layer: Layer) -> str:
