@@ -16,8 +16,9 @@ from xnn.optimizers import SGD
 
 def main(iterations=3000, learning_rate=0.05):
     """Train. Returns the first and the last loss."""
+    to_device = xnn.backends.current_backend().to_device
     x = np.linspace(-3.0, 3.0, 200)[:, None]
-    t = np.sin(x)
+    x, t = to_device(x), to_device(np.sin(x))
 
     blocks = [
         Affine(1, 32, dtype="float64", seed=1),

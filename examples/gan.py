@@ -35,15 +35,16 @@ def learn(model, optimizer, cost, *points):
     optimizer.step(parameters, gradients)
 
 
-rng = np.random.default_rng(0)
+rng, to_device = np.random.default_rng(0), xnn.backends.current_backend().to_device
 generator, critic = network(2, seed=1), network(1, seed=2)
 of_generator, of_critic = (optimizers.Adam(0.002, betas=(0.5, 0.99)) for _ in range(2))
-loss, real, fake = losses.BinaryCrossEntropy(), np.ones((64, 1), "float32"), np.zeros((64, 1), "float32")
+loss = losses.BinaryCrossEntropy()
+real, fake = (to_device(np.full((64, 1), label, "float32")) for label in (1, 0))
 with xnn.threads(1):
     for _ in range(1500):
-        angle, noise = rng.uniform(0, 2 * np.pi, 64), rng.normal(size=(64, 2)).astype("float32")
-        circle = np.stack((np.cos(angle), np.sin(angle)), axis=1).astype("float32")
-        learn(critic, of_critic, cost_of_critic, circle, generator.predict(noise))
+        angle, noise = rng.uniform(0, 2 * np.pi, 64), to_device(rng.normal(size=(64, 2)), dtype="float32")
+        circle = to_device(np.stack((np.cos(angle), np.sin(angle)), axis=1), dtype="float32")
+        learn(critic, of_critic, cost_of_critic, circle, to_device(generator.predict(noise)))
         learn(generator, of_generator, cost_of_generator, noise)
 
 radius = np.hypot(*generator.predict(rng.normal(size=(1000, 2))).T)

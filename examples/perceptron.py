@@ -19,14 +19,19 @@ from xnn import data, initializers, layers, losses, ops, optimizers
 
 
 def zero_or_one(x, y):
-    """The images of 0 and 1, scaled to [0, 1], and their labels as a column."""
-    chosen = y < 2
-    return x[chosen].astype(np.float32) / 255, y[chosen, None].astype(np.float32)
+    """The images of 0 and 1, scaled to [0, 1], and their labels as a column, on the current backend."""
+    chosen, to_device = y < 2, xnn.backends.current_backend().to_device
+    return to_device(x[chosen].astype(np.float32) / 255), to_device(y[chosen, None].astype(np.float32))
 
 
 def predict(neuron, x):
     """Whether each image shows a 1: the probability is above 0.5."""
     return ops.sigmoid(neuron.forward(x)) > 0.5
+
+
+def accuracy(neuron, x, y):
+    """The share of the images that are told apart correctly."""
+    return float(np.mean(xnn.backends.current_backend().to_host(predict(neuron, x) == y)))
 
 
 def main(dataset=None, iterations=2000, learning_rate=0.5):
@@ -49,8 +54,7 @@ def main(dataset=None, iterations=2000, learning_rate=0.5):
                 costs.append(float(cost))
                 print(f"cost after iteration {i}: {costs[-1]:.6f}")
 
-    train_accuracy = float(np.mean(predict(neuron, x) == y))
-    test_accuracy = float(np.mean(predict(neuron, x_test) == y_test))
+    train_accuracy, test_accuracy = accuracy(neuron, x, y), accuracy(neuron, x_test, y_test)
     print(f"train accuracy {train_accuracy:.2%}, test accuracy {test_accuracy:.2%}")
     return costs, train_accuracy, test_accuracy
 

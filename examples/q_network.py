@@ -19,7 +19,7 @@ def one_hot(cells):
     return np.eye(25, dtype="float32")[5 * cells[:, 0] + cells[:, 1]]
 
 
-rng = np.random.default_rng(0)
+rng, lib = np.random.default_rng(0), xnn.backends.current_backend()
 network = xnn.Sequential(layers.Dense(25, 32), layers.ReLU(), layers.Dense(32, 4), seed=0)
 loss, optimizer = losses.MSE(), optimizers.Adam(0.01)
 with xnn.threads(1):
@@ -27,10 +27,10 @@ with xnn.threads(1):
         cells, moves = rng.integers(5, size=(64, 2)), rng.integers(4, size=64)
         after = np.clip(cells + MOVES[moves], 0, 4)
         worth = np.where((after == 4).all(axis=1), 1, 0.9 * network.predict(one_hot(after)).max(axis=1))
-        values = network.forward(one_hot(cells))
-        targets = values.copy()
+        values = network.forward(lib.to_device(one_hot(cells)))
+        targets = lib.to_host(values).copy()
         targets[np.arange(64), moves] = worth  # nothing was learned about the other moves
-        loss.forward(values, targets)
+        loss.forward(values, lib.to_device(targets))
         network.backward(loss.backward())
         optimizer.step(network.parameters())
 

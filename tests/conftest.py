@@ -1,4 +1,9 @@
-"""Fixtures of all tests. A test that takes `lib` runs once on each backend that works on this machine."""
+"""Fixtures of all tests. A test that takes `lib` runs once on each backend that works on this machine.
+
+A test that takes `other` runs with each backend beside NumPy's. No test has a list of backends of its own.
+
+Where CuPy is installed and there is no GPU, CuPy runs on an emulated one: tests/cuda_emulator.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,18 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from cuda_emulator.attach import attach_without_gpu
 
-from xnn.backends import Backend, available_backends, backend, use_backend, use_numerics
+from xnn.backends import Backend, available_backends, backend, get_backend, use_backend, use_numerics
 from xnn.backends.threads import limit_threads, use_threads
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
+_NOT_EMULATED = attach_without_gpu()
+#: Each backend, and why its tests are skipped here; "" if they run.
 _REASONS = available_backends()
+if _REASONS["cupy"] and _NOT_EMULATED:
+    _REASONS["cupy"] += f"; {_NOT_EMULATED}"
 
 
 @pytest.fixture(params=list(_REASONS))
@@ -25,6 +35,14 @@ def lib(request: pytest.FixtureRequest) -> Iterator[Backend]:
         pytest.skip(_REASONS[request.param])
     with backend(request.param) as chosen:
         yield chosen
+
+
+@pytest.fixture(params=[name for name in _REASONS if name != "numpy"])
+def other(request: pytest.FixtureRequest) -> Backend:
+    """A backend beside NumPy's, which stays the current one."""
+    if _REASONS[request.param]:
+        pytest.skip(_REASONS[request.param])
+    return get_backend(request.param)
 
 
 @pytest.fixture(scope="session", autouse=True)

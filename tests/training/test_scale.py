@@ -192,8 +192,8 @@ def test_the_command_says_it_in_a_line_of_its_own(monkeypatch, tmp_path):
     assert "warning" not in result.stderr.lower()
 
 
-def test_data_on_another_backend():
-    with xnn.backend("array-api-strict") as lib:
+def test_data_on_another_backend(other):
+    with xnn.backend(other.name) as lib:
         model = Sequential(Dense(16, 1))
         trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(1e-6))
         x = lib.to_device(PIXELS.astype("float32"))

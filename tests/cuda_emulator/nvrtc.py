@@ -1,0 +1,61 @@
+"""Compiles CUDA sources by NVRTC for real GPUs, without one: do they compile with NVIDIA's compiler, too?
+
+`python -m cuda_emulator.nvrtc` compiles every CUDA source of this project. The process must not have the emulated GPU
+attached, because NVRTC is to be NVIDIA's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+
+__all__ = ["ARCHITECTURES", "compile_sources", "project_sources"]
+
+#: Compute capabilities: A100 and H100/H200.
+ARCHITECTURES = ("80", "90")
+#: An elementwise kernel and a reduction with what the project's own kernels use.
+PROBE = """
+extern "C" __global__ void probe(float* y, const float* x, int n) {
+    __shared__ float s[32];
+    float v = 0.0f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) v = __fadd_rn(v, x[i]);
+    for (int d = 16; d; d >>= 1) v += __shfl_down_sync(0xffffffffu, v, d);
+    if (threadIdx.x % 32 == 0) s[threadIdx.x / 32] = v;
+    __syncthreads();
+    if (threadIdx.x < blockDim.x / 32) y[threadIdx.x] = s[threadIdx.x];
+}
+"""
+
+
+def project_sources() -> dict[str, str]:
+    """Each CUDA source of the project, by a name. Modules of kernels join their own here."""
+    return {"probe": PROBE}
+
+
+def compile_sources(
+    sources: Mapping[str, str], options: Sequence[str] = (), architectures: Sequence[str] = ARCHITECTURES
+) -> dict[tuple[str, str], int]:
+    """Compile each source for each architecture. Return the sizes of the machine code by (name, architecture).
+
+    options: beside those with which CuPy compiles: C++17 and subnormals flushed to zero.
+
+    Raises CuPy's CompileException, with NVRTC's message, for a source that does not compile.
+    """
+    compiler = importlib.import_module("cupy.cuda.compiler")
+    sizes = {}
+    for name, source in sources.items():
+        for architecture in architectures:
+            program = compiler._NVRTCProgram(source, f"{name}.cu", method="cubin")
+            flags = (f"-arch=sm_{architecture}", "--std=c++17", "-ftz=true", *options)
+            code, _ = program.compile((*flags, "--device-as-default-execution-space"))
+            sizes[name, architecture] = len(code)
+    return sizes
+
+
+if __name__ == "__main__":
+    attach = importlib.import_module("cuda_emulator.attach")
+    if attach.attached():
+        sys.exit("NVRTC needs a process without the emulated GPU")
+    for (name, architecture), size in compile_sources(project_sources()).items():
+        print(f"{name}: sm_{architecture}, {size:,} bytes")

@@ -1,0 +1,35 @@
+// The emulated device as the stand-ins share it: streams, captured graphs, and a log of what was asked of it.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+typedef std::function<int()> Work;  // returns an error's number, 0 for none
+
+struct Graph {
+    std::vector<std::pair<std::string, Work>> nodes;
+};
+
+struct Stream {
+    unsigned flags = 0;
+    bool capturing = false, broken = false;
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+    Graph* graph = nullptr;
+};
+
+// One thread of the host at a time asks something of the device.
+extern std::recursive_mutex device_mutex;
+#define ONE_AT_A_TIME std::lock_guard<std::recursive_mutex> one_at_a_time(device_mutex)
+
+Stream* stream_of(void* handle);
+void note(const std::string& line);                                     // in the log, if it is on
+int enqueue(void* stream, const std::string& name, const Work& work);   // runs work now, or records it in a capture
+int refuse_in_capture(void* stream, const char* what);                  // the error of what would wait for the stream
+int refuse_in_strict_capture(const char* what);                         // the error of what may not run beside a capture
+cudaError_t remember(int error);                                        // for cudaGetLastError
+
+// For the stand-ins of libraries, which are other shared objects.
+extern "C" int emulated_enqueue(void* stream, const char* name, int (*work)(void*), void* data, void (*drop)(void*));
