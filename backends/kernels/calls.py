@@ -7,7 +7,7 @@ is the specification: `tests/kernels/test_kernels.py` compares every kernel with
 | kind | reads | writes | what it does |
 |---|---|---|---|
 | gather | - | batch | copies the step's rows of the data to the device; options: source, cursor, Rescale's numbers |
-| draw | - | mask | makes random numbers for this step; options: make |
+| draw | - | mask | makes random numbers for this step; options: make, and mask for dropout's |
 | forward | the op's inputs | output | runs op.forward; keeps `saved` for the backward call |
 | backward | gradient | gradient per input | runs op.backward of the call `forward` |
 | keep | arrays, a value | arrays | updates running statistics or averages of weights by a rule |
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,6 +36,7 @@ __all__ = [
     "TABLES",
     "Call",
     "Cursor",
+    "Feed",
     "KernelTable",
     "Runnable",
     "Slot",
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 #: The names of tables of kernels; a backend may have only some of them.
-TABLES = ("auto", "ops", "numpy", "compiled")
+TABLES = ("auto", "ops", "numpy", "compiled", "cuda")
 
 Runnable = Callable[[], None]
 
@@ -164,6 +165,31 @@ class Call:
         return f"{self.kind}{name}{fused} ({', '.join(s.name for s in self.reads)}) -> {written or 'a list'}"
 
 
+class Feed(Protocol):
+    """Brings what changes from step to step to a GPU, for several steps at once, and what they record back.
+
+    seed: of the masks. columns: the numbers of the lists of `collect` that kernels fill.
+    """
+
+    seed: int
+    columns: set[int]
+
+    def put(self, rows: np.ndarray) -> None:
+        """Note the rows of one more step, and the options of all groups of parameters for it."""
+
+    def send(self, number: int, rows: int) -> None:
+        """Copy what was put; `number` is that of the first step, `rows` the size of each batch."""
+
+    def loop(self, steps: Sequence[Runnable], captures: bool = True) -> Callable[[int], None]:
+        """Return a function that runs a program's steps a number of times, captured if `captures`."""
+
+    def take(self) -> dict[int, np.ndarray]:
+        """Return what was recorded since the last call, by column. Waits for the device."""
+
+    def forget(self) -> None:
+        """Forget what was recorded."""
+
+
 class KernelTable:
     """A backend's kernels: for some kinds of calls, a function that is faster than the op and equivalent to it.
 
@@ -172,10 +198,12 @@ class KernelTable:
         function without arguments that runs it.
     other: a second table, for the calls that this one cannot run. A call that neither can run is run by its op.
     in_place: whether the kernels change parameters in place, in buffers that lie side by side in memory.
+    chunk: how many steps a program can take at once.
     """
 
     name = "ops"
     in_place = False
+    chunk = 1
 
     def __init__(
         self,
@@ -199,18 +227,32 @@ class KernelTable:
         assert self.other is not None
         return self.other.bind(call)
 
+    def feed(self, groups: Sequence[Any], rows: int, collected: Sequence[Any]) -> Feed | None:
+        """Return a feed for the programs of a fit, or None if the kernels read everything from the host.
+
+        groups: the groups of parameters. rows: of the largest batch. collected: the lists of `collect` calls.
+        """
+        return None
+
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Turn the results of `bind`, in order, into functions without arguments. A subclass may join several."""
         return list(bound)
 
 
-def bind(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Runnable]:
-    """Turn a list of calls into functions without arguments: kernels where the table has them, ops elsewhere."""
-    return table.assemble(bind_each(lib, table, calls))
+def bind(
+    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: list[Call] | None = None
+) -> list[Runnable]:
+    """Turn a list of calls into functions without arguments: kernels where the table has them, ops elsewhere.
+
+    by_ops: a list to which the calls that ops run are added.
+    """
+    return table.assemble(bind_each(lib, table, calls, by_ops))
 
 
-def bind_each(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Any]:
-    """Return a function for each call: the table's kernel, or else one that runs the op.
+def bind_each(
+    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: list[Call] | None = None
+) -> list[Any]:
+    """Return a function for each call: the table's kernel, or else one that runs the op; `by_ops` as for `bind`.
 
     A forward call and its backward call are run both by kernels or both by the op: an op's backward needs what the
     op's forward has saved, and a kernel's what the kernel has.
@@ -223,6 +265,8 @@ def bind_each(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Any]:
         for slot in call.slots() if chosen[call] else ():
             if slot.array is None or not slot.fixed:
                 slot.allocate(lib)
+    if by_ops is not None:
+        by_ops.extend(call for call in calls if not chosen[call])
     return [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
 
 

@@ -18,10 +18,7 @@ __all__ = ["Store", "finite", "has_nan", "is_real"]
 
 def finite(lib: Backend, *arrays: Any) -> bool:
     """Whether every element of every array is finite. Waits for the device, once."""
-    if lib.is_host:
-        return all(bool(lib.xp.all(lib.xp.isfinite(a))) for a in arrays)
-    each = [lib.xp.all(lib.xp.isfinite(a)) for a in arrays]
-    return not each or bool(lib.to_host(lib.xp.all(lib.xp.stack(each))))
+    return lib.finite(arrays)
 
 
 def has_nan(lib: Backend, array: Any) -> bool:
@@ -90,7 +87,9 @@ class Store:
 
     def _frozen_slot(self, parameter: Parameter, array: Any) -> Slot:
         """Make the slot of a frozen parameter: its own array, or a contiguous copy for kernels."""
-        readable = np.ascontiguousarray(self.lib.clean(array)) if self.in_place else array
+        readable = self.lib.clean(array) if self.in_place else array
+        if self.in_place and not readable.flags.c_contiguous:
+            readable = self.lib.buffer(readable.shape, readable.dtype, readable)
         if readable is not array:
             self._copied.append((readable, array))
         return Slot(f"{parameter.name}'s value", parameter.shape, array.dtype, readable, fixed=self.in_place)
@@ -130,7 +129,7 @@ class Store:
         for p, slot in self.averages.items():
             known = self.optimizer.averages.get(p)
             # Buffers change in place: the first average is a copy.
-            slot.array = self.lib.xp.asarray(p.value, copy=True) if known is None else self.lib.clean(known)
+            self._take(slot, self.lib.xp.asarray(p.value, copy=True) if known is None else known)
         for group in () if self.asks_optimizer else self.groups:
             for parameter, _, _, slots in group.columns():
                 state = self.optimizer.state_of(parameter)
@@ -234,8 +233,13 @@ class Store:
             for copy, flat in zip(kept, flats, strict=True):
                 np.copyto(copy, flat)
         held = [self.kept[b].array if b in self.kept else b.value for b in self.buffers]
-        fresh = held, [slot.array for slot in self.averages.values()]
+        averages = [self._own(slot) for slot in self.averages.values()]
+        fresh = held, averages
         return kept, fresh, [group.steps for group in self.groups], self.optimizer.snapshot()
+
+    def _own(self, slot: Slot) -> Any:
+        """The slot's array; a copy where kernels change it in place."""
+        return self.lib.buffer(slot.shape, slot.dtype, slot.array) if slot.fixed else slot.array
 
     def restore(self, snapshot: Any) -> None:
         """Go back to a snapshot, parameters and optimizer too."""
@@ -255,7 +259,7 @@ class Store:
             if buffer in self.kept:
                 self.kept[buffer].array = array
         for slot, array in zip(self.averages.values(), averages, strict=True):
-            slot.array = array
+            slot.put(array)
         for group, numbers in zip(self.groups, steps, strict=True):
             group.steps = numbers
         self.optimizer.restore(before)

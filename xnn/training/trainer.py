@@ -178,6 +178,7 @@ class Trainer(Habitual):
             held_out = None if validation is None else prepare_validation(*parts, validation)
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
+            stack.enter_context(lib.stream())
             # Making the first program raises for what does not fit, before anything has begun.
             stepper = self.stepper(batches, table)
             check_last_batch(stepper, batches)
