@@ -132,7 +132,8 @@ class Fit:
         if self.unseen:
             self.look()
         self.tell(self.watchers)
-        self.stepper.refresh()
+        if self.batch < len(self.batches):  # else the next epoch begins with it
+            self.stepper.refresh()
         self.since_check, self.looked_at = 0, time.perf_counter()
 
     def show(self) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.backends.random import Mask
 from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot, bind
+from xnn.backends.random import Mask
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded

@@ -14,7 +14,6 @@ from xnn.backends.kernels.cuda.launch import (
     THREADS,
     TYPES,
     Launch,
-    address,
     by_element,
     compiled,
     cupy,
@@ -35,6 +34,8 @@ def serves_gather(call: Call) -> bool:
     """Whether the batch is floating-point, or a copy of the data's rows in words of 4 bytes."""
     source, target = call.options["source"], call.writes[0]
     if target is None or str(source.dtype) not in TYPES or not source.size:
+        return False
+    if tuple(target.shape[1:]) != source.shape[1:]:  # numbers of a Rescale may make a sample wider
         return False
     known = set(call.options) <= {"source", "cursor", "scale", "offset", "shift"}
     return known and (np.dtype(target.dtype).name in ("float32", "float64") or _copies(call))
