@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot, bind
+from xnn.backends.kernels.binding import bind
+from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot
 from xnn.backends.random import Mask
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
@@ -40,7 +41,7 @@ class Program:
     whether callbacks read gradients, so that every gradient must be computed. feed: what brings the numbers of steps
     to a GPU, or None.
 
-    by_ops: the calls that have no kernel, if the table has kernels for a GPU. Such a program takes one step at a time.
+    by_ops: the calls without a kernel, if the table is a GPU's. A program with some takes one step at a time.
     """
 
     def __init__(

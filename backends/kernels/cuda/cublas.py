@@ -1,8 +1,7 @@
 """Matrix products by cuBLAS, on a handle of our own.
 
-CuPy refuses its own handle while a stream is captured. On this one a product is C <- alpha A B + beta C with beta 0, or
-with beta 1 and an alpha that is read from the GPU's memory, so that a captured update follows the learning rate. TF32
-is off.
+CuPy refuses its own handle while a stream is captured. On this one a product is C <- A B, or C <- C + alpha A B with
+an alpha that is read from the GPU's memory, so that a captured update follows the learning rate. TF32 is off.
 """
 
 from __future__ import annotations

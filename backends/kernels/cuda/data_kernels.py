@@ -98,6 +98,7 @@ class Gather:
 
 
 def gather(call: Call, feed: DeviceFeed) -> Gather:
+    """Copy the step's rows of one array."""
     return Gather(call, feed)
 
 
@@ -144,10 +145,12 @@ def serves_dropout(call: Call) -> bool:
 
 
 def dropout(call: Call, feed: DeviceFeed) -> Any:
+    """Compute x / (1 - rate), or 0 where the mask is false."""
     return _masked(call.reads[0].array, call, call, feed)
 
 
 def dropout_backward(call: Call, feed: DeviceFeed) -> Any:
+    """Compute the gradient of dropout, which is dropout of dy by the same mask."""
     assert call.forward is not None
     return _masked(call.reads[0].array, call, call.forward, feed)
 

@@ -86,7 +86,7 @@ class Sums:
 def dense_backward(call: Call, feed: DeviceFeed) -> list[Any]:
     """Compute dz from dy in place with db, then dx = dz W^T, then dW = x^T dz.
 
-    If the update is folded in, W changes by the last product and b by the first kernel; dx comes before, from the old W.
+    If the update is folded in, W changes by the last product and b by the first kernel; dx comes from the old W.
     """
     forward = call.forward
     assert forward is not None
@@ -113,10 +113,12 @@ def _deactivate(feed: DeviceFeed, dy: Any, y: Any, dz: Any, kind: int) -> Any:
 
 
 def activation(call: Call, feed: DeviceFeed) -> Any:
+    """Compute y = f(x) for an activation without a dense layer before it."""
     return _activate(feed, call.reads[0].array, call.writes[0].array, None, KINDS[call.op])  # type: ignore[union-attr]
 
 
 def activation_backward(call: Call, feed: DeviceFeed) -> Any:
+    """Compute dx = dy f'(x) from y."""
     y, dx = call.forward.writes[0].array, call.writes[0].array  # type: ignore[union-attr]
     return _deactivate(feed, call.reads[0].array, y, dx, KINDS[call.op])
 

@@ -1,9 +1,9 @@
 """What changes from step to step, in the GPU's memory, and the loop over the steps of a chunk.
 
-A chunk is a number of steps that the trainer hands over together. For each of them the host computes the options of the
-update rules, as it does for single steps, and knows the rows of the batch. All of this is copied to the GPU at once,
-and losses and counts stay there until the trainer asks for them. A kernel gets the number of its step within the chunk
-as an argument. So the steps of a chunk can be captured in one CUDA graph, and the graph serves every chunk of that
+A chunk is a number of steps that the trainer hands over together. For each of them the host computes the options of
+the update rules, as it does for single steps, and knows the rows of the batch. All of this is copied to the GPU at
+once, and losses and counts stay there until the trainer asks for them. A kernel gets the number of its step within
+the chunk as an argument. So the steps of a chunk can be captured in one CUDA graph, which serves every chunk of that
 length.
 """
 
@@ -41,7 +41,7 @@ class Resident:
         free += pool.free_bytes()
         if pool.get_limit():
             free = min(free, pool.get_limit() - pool.used_bytes())
-        return 2 * source.nbytes <= free
+        return bool(2 * source.nbytes <= free)
 
     def there(self, source: Any) -> Any:
         """The array in the GPU's memory, contiguous."""

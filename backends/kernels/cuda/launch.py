@@ -39,8 +39,8 @@ def driver() -> Any:
 def compiled(file: str, dtype: Any, **types: str) -> Any:
     """Compile a source of this folder, and return its module; once for each choice of types.
 
-    file: the source's name without ".cu". dtype: what `real` is, float32 or float64. types: the names of further types
-    in the source, and the dtypes that they stand for.
+    file: the source's name without ".cu". dtype: what `real` is, float32 or float64. types: further names of types in
+    the source, and the dtypes that they stand for.
     """
     chosen = {"real": str(np.dtype(dtype)), **types}
     options = ("--std=c++17", "--fmad=false", *(f"-D{name}={TYPES[kind]}" for name, kind in chosen.items()))

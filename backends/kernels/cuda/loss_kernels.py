@@ -15,8 +15,8 @@ from xnn.backends.kernels.numpy_kernels import serves_labels as has_labels
 from xnn.backends.kernels.numpy_kernels import serves_loss as is_plain
 
 __all__ = [
-    "Accuracy", "Collect", "CrossEntropy", "accuracy", "collect", "cross_entropy", "serves_accuracy", "serves_collect",
-    "serves_cross_entropy",
+    "Accuracy", "Collect", "CrossEntropy", "accuracy", "collect", "cross_entropy", "serves_accuracy",
+    "serves_collect", "serves_cross_entropy",
 ]  # fmt: skip
 
 #: One block does a batch of up to this many logits, and the last bias's gradient of up to this many.
@@ -76,7 +76,7 @@ class Collect:
 
 @dataclass(eq=False)
 class CrossEntropy:
-    """The loss with its gradient; with accuracy, the record and the last bias's gradient if they were joined to it."""
+    """The loss with its gradient; also accuracy, the record and the last bias's gradient, if they joined it."""
 
     call: Call
     feed: DeviceFeed
@@ -87,26 +87,24 @@ class CrossEntropy:
 
     def join(self, other: Any) -> bool:
         """Take over another item. Returns whether it is one that this launch can do."""
-        (z, labels), (loss, g) = self.call.reads, self.call.writes
+        loss, g = self.call.writes
         assert g is not None
-        if isinstance(other, Accuracy) and self.accuracy is None:
-            if other.call.reads[0] is z and other.call.reads[1] is labels:
+        if isinstance(other, Accuracy):
+            same = all(a is b for a, b in zip(other.call.reads, self.call.reads, strict=True))
+            if same and self.accuracy is None:
                 self.accuracy = other
+        elif isinstance(other, Sums):
+            last = other.dy is g.array and other.kind == KINDS[None] and g.array.size <= _ONE_BLOCKS_SUMS
+            if last and self.sums is None:
+                self.sums = other
         elif isinstance(other, Collect):
+            counted = None if self.accuracy is None else self.accuracy.call.writes[0]
             if other.call.reads[0] is loss and self.loss_column < 0:
                 self.loss_column = other.column
                 return True
-            if (
-                self.accuracy
-                and other.call.reads[0] is self.accuracy.call.writes[0]
-                and self.right_column < 0
-            ):
+            if other.call.reads[0] is counted and self.right_column < 0:
                 self.right_column = other.column
                 return True
-            return False
-        elif isinstance(other, Sums) and self.sums is None:
-            if other.dy is g.array and other.kind == KINDS[None] and g.array.size <= _ONE_BLOCKS_SUMS:
-                self.sums = other
         return other is self.accuracy or other is self.sums
 
     def build(self) -> list[Runnable]:
@@ -136,12 +134,15 @@ def _threads(rows: int) -> int:
 
 
 def cross_entropy(call: Call, feed: DeviceFeed) -> CrossEntropy:
+    """Compute the loss and its gradient from logits and labels."""
     return CrossEntropy(call, feed)
 
 
 def accuracy(call: Call, feed: DeviceFeed) -> Accuracy:
+    """Count the right predictions of the batch."""
     return Accuracy(call, feed)
 
 
 def collect(call: Call, feed: DeviceFeed) -> Collect:
+    """Put a number into the record of the step."""
     return Collect(call, feed)

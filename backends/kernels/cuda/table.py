@@ -58,7 +58,8 @@ class CudaTable(KernelTable):
     def __init__(self) -> None:
         super().__init__(_KERNELS)
         library()
-        self.resident, self._feed = Resident(), None
+        self.resident = Resident()
+        self._feed: DeviceFeed | None = None
 
     def feed(self, groups: Sequence[Any], rows: int, collected: Sequence[Any]) -> DeviceFeed:
         """Make the feed of the programs that are bound from now on."""
@@ -73,7 +74,7 @@ class CudaTable(KernelTable):
     def bind(self, call: Call) -> Any:
         """Return what the kernel launches: an item or a list of items for `assemble`."""
         assert self._feed is not None, "a program's feed is made before its kernels"
-        return self.kernels[call.key][0](call, self._feed)
+        return _KERNELS[call.key][0](call, self._feed)
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join items that can be one launch, and turn all into functions without arguments."""
