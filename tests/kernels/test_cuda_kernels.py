@@ -23,6 +23,7 @@ from xnn import ops, optimizers
 from xnn.backends import Purpose, Stream, available_backends, get_backend
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Cursor, Slot
+from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, by_one_block
 from xnn.backends.random import Mask
 from xnn.layers import Parameter
 from xnn.ops import updates
@@ -83,7 +84,7 @@ class Both:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a and a.name)
-@pytest.mark.parametrize("shape", [*SHAPES, (70, 3, 130)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (70, 3, 130), (600, 4, 40)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dense(both, dtype, shape, activation, bias):
     n, k, m = shape
@@ -144,7 +145,7 @@ def test_softmax_cross_entropy(both, dtype, n, classes, labels, size):
     close(*found["loss"], 8 + n)
     kernel, op = found["g"]
     assert np.max(np.abs(kernel - op)) <= 16 * classes**0.5 * EPSILON[dtype] / n
-    assert both.launches == (1 if n * classes <= 16384 else 2)
+    assert both.launches == (1 if by_one_block(n, classes) else 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -199,13 +200,40 @@ def test_the_loss_counts_records_and_adds_the_gradient_of_the_last_bias(both, dt
         return [dense, count, loss, back, *records]
 
     found = both.run(make)
-    assert both.launches == 2 + (1 if n * classes <= 16384 else 2) + 1
+    assert both.launches == (4 if by_one_block(n, classes) else 7)
     close(*found["loss"], 8 + n)
     close(*found["db"], 8 + n)
     assert found["count"][0] == found["count"][1]
     assert both.recorded[0].tolist() == [found["loss"][0]]
     assert both.recorded[1].tolist() == [found["count"][1]]
     assert len(losses) == len(counts) == 1  # the op's
+
+
+@pytest.mark.parametrize("op", DISTANCES, ids=lambda op: op.name)
+@pytest.mark.parametrize("shape", [(1,), (33, 1), (7, 3, 5), (300, 70)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("special", [False, True])
+def test_losses_of_outputs_and_targets(both, op, shape, dtype, special):
+    """The loss and its gradient, also of NaN, infinities and outputs that equal their targets."""
+    p, t = numbers(shape, dtype, 1, special), numbers(shape, dtype, 2)
+    if op is ops.binary_cross_entropy:
+        t = (t > 0).astype(dtype)
+    p.reshape(-1)[-1] = t.reshape(-1)[-1]
+    both.slot("p", p)
+    both.slot("t", t)
+    both.slot("one", np.ones((), dtype))
+    both.empty("loss", (), dtype)
+    both.empty("g", shape, dtype)
+
+    def make(s):
+        options = {"delta": 0.7} if op is ops.huber else {}
+        forward = Call("forward", op, (s["p"], s["t"]), (s["loss"],), options)
+        back = Call("backward", op, (s["one"],), (s["g"], None), forward=forward)
+        return [Call("loss", op, forward.reads, (s["loss"], s["g"]), options, parts=(forward, back))]
+
+    found = both.run(make)
+    close(*found["loss"], 64, special=True)
+    close(*found["g"], 8, special=True)
 
 
 @pytest.mark.parametrize("classes", [1, 5, 40])
@@ -490,7 +518,7 @@ def test_every_kernel_is_tested_here(gpu):
     assert set(gpu.kernels("cuda").kernels) == {
         ("gather", None), ("draw", None), ("add", None), ("collect", None), ("metric", accuracy),
         ("loss", ops.softmax_cross_entropy), ("keep", updates.moving_average), ("clip", updates.clip_by_norm),
-        ("clip", updates.clip_by_value),
+        ("clip", updates.clip_by_value), *(("loss", op) for op in DISTANCES),
         *itertools.product(("forward", "backward"), (ops.dense, ops.dropout, ops.relu, ops.sigmoid, ops.tanh)),
         *(("update", type(make()).rule) for make in CUDA_RULES.values()),
     }  # fmt: skip

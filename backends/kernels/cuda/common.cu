@@ -11,6 +11,8 @@ __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float logarithm(float x) { return logf(x); }
 __device__ inline double logarithm(double x) { return log(x); }
+__device__ inline float logarithm_of_one_more(float x) { return log1pf(x); }
+__device__ inline double logarithm_of_one_more(double x) { return log1p(x); }
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return sqrt(x); }
 __device__ inline float hyperbolic_tangent(float x) { return tanhf(x); }
@@ -56,4 +58,21 @@ __device__ inline void keep(Record record, int64 step, int64 column, double valu
 //   minus_rates: for each step, a cell of 8 bytes with -learning_rate; null to store the sum.
 __device__ inline void store_sum(real* out, real sum, const double* minus_rates, int64 step, int64 stride) {
     *out = minus_rates ? *out + *(const real*)(minus_rates + step * stride) * sum : sum;
+}
+
+// The last layer's bias, whose gradient is the sum of the rows of g: out is null if it is computed elsewhere.
+struct Bias {
+    real* out;
+    const double* minus_rates;
+    int64 stride;
+};
+// By one block, a warp for each of `width` columns.
+__device__ inline void add_rows(const real* g, int64 n, int64 width, Bias bias, int64 step) {
+    if (!bias.out) return;
+    for (int64 j = threadIdx.x / 32; j < width; j += blockDim.x / 32) {
+        real sum = 0;
+        for (int64 row = threadIdx.x % 32; row < n; row += 32) sum += g[row * width + j];
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) store_sum(bias.out + j, sum, bias.minus_rates, step, bias.stride);
+    }
 }

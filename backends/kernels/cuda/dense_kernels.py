@@ -11,7 +11,7 @@ from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.cublas import Product
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import Launch, by_element, compiled
+from xnn.backends.kernels.cuda.launch import Launch, by_element, compiled, cupy, structure
 from xnn.backends.kernels.numpy_kernels import serves
 from xnn.backends.kernels.numpy_kernels import serves_dense as fits_dense
 
@@ -22,7 +22,7 @@ __all__ = [
 
 #: The numbers of the activations in dense.cu.
 KINDS: dict[Any, int] = {None: 0, ops.relu: 1, ops.sigmoid: 2, ops.tanh: 3}
-_COLUMNS = 32  # of a block that adds rows
+_COLUMNS, _ROWS = 32, 256  # of a block that adds rows
 
 
 def serves_elements(call: Call) -> bool:
@@ -68,19 +68,25 @@ class Sums:
     kind: int
     group: Any
 
-    def step(self) -> dict[str, Any]:
-        """Where the kernel finds the learning rates of a folded update."""
+    @property
+    def bias(self) -> Any:
+        """The kernels' structure of where the sums go, with the learning rates of a folded update."""
         rates = None if self.group is None else self.feed.rates_of(self.group)
-        return {"minus_rates": rates, "stride": len(self.feed.groups)}
+        return structure("Bias", out=self.out, minus_rates=rates, stride=len(self.feed.groups))
 
     def build(self) -> list[Runnable]:
-        n, width = self.dy.shape
+        (n, width), feed = self.dy.shape, self.feed
         if not width:
             return []
-        rates, stride = self.step().values()
-        arguments = self.dy, self.y, self.out, n, width, self.kind, rates, self.feed.position, stride
-        module, grid = compiled("dense", self.dy.dtype), (-(-width // _COLUMNS),)
-        return [Launch(module, "gradient_and_sums", grid, (32, 32), arguments, self.feed.stream)]
+        module, step = compiled("dense", self.dy.dtype), (self.bias, feed.position)
+        blocks = max(1, -(-n // _ROWS))
+        parts = None if blocks == 1 else cupy().empty((blocks, width), self.dy.dtype)
+        arguments = self.dy, self.y, n, width, self.kind, _ROWS, parts, *step
+        grid = -(-width // _COLUMNS), blocks
+        steps: list[Any] = [Launch(module, "gradient_and_sums", grid, (32, 32), arguments, feed.stream)]
+        if blocks > 1:
+            steps.append(by_element(module, "add_parts", width, (parts, blocks, width, *step), feed.stream))
+        return steps
 
 
 def dense_backward(call: Call, feed: DeviceFeed) -> list[Any]:

@@ -51,13 +51,6 @@ struct Numbers {
     real *loss, *right;
     int64 loss_column, right_column;
 };
-// The last bias: out is null if its gradient is computed elsewhere.
-struct Bias {
-    real* out;
-    const double* minus_rates;
-    int64 stride;
-};
-
 // The terms and right predictions of the rows that this warp has, stored for each row.
 __device__ inline void rows_of(Batch b, real* terms, real* rights, int64 warp, int64 warps) {
     for (int64 row = warp; row < b.n; row += warps) {
@@ -90,13 +83,7 @@ __device__ inline void totals_of(Batch b, const real* terms, const real* rights,
             keep(record, step, to.right_column, right);
         }
     }
-    if (!bias.out) return;
-    for (int64 j = threadIdx.x / 32; j < b.classes; j += blockDim.x / 32) {  // a warp for each class
-        real sum = 0;
-        for (int64 row = threadIdx.x % 32; row < b.n; row += 32) sum += b.g[row * b.classes + j];
-        sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0) store_sum(bias.out + j, sum, bias.minus_rates, step, bias.stride);
-    }
+    add_rows(b.g, b.n, b.classes, bias, step);
 }
 
 // A batch that one block can do.

@@ -14,7 +14,7 @@ from xnn.backends.kernels.cuda import update_kernels as changes
 from xnn.backends.kernels.cuda.cublas import library
 from xnn.backends.kernels.cuda.data_kernels import Gather
 from xnn.backends.kernels.cuda.feed import LONGEST, DeviceFeed, Resident
-from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Collect, CrossEntropy
+from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Collect, Loss
 from xnn.backends.kernels.cuda.update_kernels import Segments
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
@@ -36,6 +36,7 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     },
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
+    **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
     ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
     ("collect", None): (loss.collect, loss.serves_collect),
     **{("update", rule): (changes.update, changes.serves_update) for rule in changes.RULES},
@@ -101,7 +102,7 @@ def _join_losses(items: list[Any]) -> list[Any]:
     Accuracy is counted from the same logits, and nothing but the record reads the numbers. The bias's gradient comes
     right after the loss.
     """
-    for cost in [item for item in items if isinstance(item, CrossEntropy)]:
+    for cost in [item for item in items if isinstance(item, Loss)]:
         after = items.index(cost) + 1
         others = [item for item in items if isinstance(item, (Accuracy, Collect))] + items[after : after + 1]
         taken = [item for item in others if cost.join(item)]
