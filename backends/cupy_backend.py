@@ -1,4 +1,7 @@
-"""The CuPy backend, on an NVIDIA GPU: ops run as they are written, each operation as one of CuPy's own kernels.
+"""The CuPy backend, on an NVIDIA GPU.
+
+Ops run as they are written, each operation as one of CuPy's own kernels. A Trainer's steps run by the CUDA kernels of
+`xnn.backends.kernels.cuda`.
 
 `import cupy` succeeds without a driver, and `cupy.show_config()` can name a cuBLAS that is missing. So the backend
 counts as available only after a matrix product and an elementwise kernel have run. Each way of failing has its own
@@ -11,6 +14,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +52,9 @@ class CupyBackend(Backend):
         check_driver(self.cupy)
         self.probe()
         self.xp = importlib.import_module("array_api_compat.cupy")
-        self._stream: Any = None
+        self._own = (
+            threading.local()
+        )  # a stream of each thread: a capture takes all that is given to its stream
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
         with self.guard():
@@ -95,19 +101,19 @@ class CupyBackend(Backend):
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Run a block's work on a stream of this backend, which can be captured. Waits at both ends."""
-        current = self.cupy.cuda.get_current_stream()
-        if self._stream is None:
-            self._stream = self.cupy.cuda.Stream(non_blocking=True)
-        if current == self._stream:
+        """Run a block's work on a stream of this thread, which can be captured. Waits at both ends."""
+        current, own = self.cupy.cuda.get_current_stream(), getattr(self._own, "stream", None)
+        if own is None:
+            own = self._own.stream = self.cupy.cuda.Stream(non_blocking=True)
+        if current == own:
             yield
             return
         current.synchronize()  # this stream would not wait for work on the default one
-        with self._stream:
+        with own:
             try:
                 yield
             finally:
-                self._stream.synchronize()
+                own.synchronize()
 
     def synchronize(self) -> None:
         self.cupy.cuda.get_current_stream().synchronize()

@@ -4,19 +4,20 @@ On a GPU, or on the emulated one. The counts of what is asked of the device need
 """
 
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 import xnn
-from xnn import layers, losses, optimizers, schedules
+from xnn import layers, losses, ops, optimizers, schedules
 from xnn.backends import available_backends, get_backend
 from xnn.backends.kernels.cuda import feed as feeds
 from xnn.backends.kernels.cuda.cublas import Product
 from xnn.backends.kernels.cuda.launch import Launch
 from xnn.callbacks import Callback
 from xnn.data import Batches
-from xnn.errors import DivergenceError
+from xnn.errors import DivergenceError, OptionError
 from xnn.training import fit as fitting
 
 _REASON = available_backends()["cupy"]
@@ -61,16 +62,21 @@ class Losses(Callback):
 
 
 def train(
-    name, make=network, optimizer=optimizers.SGD, epochs=3, callbacks=(), data=(X, Y), loss=None, **options
-):
+    name, make=network, optimizer=optimizers.SGD, epochs=3, callbacks=(), data=(X, Y), loss=None, kernels="auto",
+    **options,
+):  # fmt: skip
     """Train on a backend. Returns the trainer, the loss of each step, and the weights with the optimizer's arrays."""
     with xnn.backends.backend(name):
         model = make()
         trainer = xnn.Trainer(
-            model, loss or losses.SoftmaxCrossEntropy(), optimizer(), callbacks=[c() for c in callbacks]
+            model,
+            loss or losses.SoftmaxCrossEntropy(),
+            optimizer(),
+            callbacks=[c() for c in callbacks],
+            kernels=kernels,
         )
         with Losses() as found:
-            trainer.fit(data, epochs=epochs, batch_size=BATCH, progress=False, **options)
+            trainer.fit(data, epochs=epochs, progress=False, **{"batch_size": BATCH} | options)
         lib, kept = model.backend, trainer.optimizer.kept_for
         arrays = [p.value for p in model.parameters()] + [a for p in model.parameters() for _, a in kept(p)]
         return trainer, np.array(found.steps), [lib.to_host(a) for a in arrays]
@@ -104,7 +110,26 @@ def test_300_steps_have_the_numbers_of_the_cpu(name):
     check_same(there, here, 2e-3)
 
 
+class Twice(layers.Layer):
+    """A dense layer applied twice, so that its gradients are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(33, 33)
+
+    def compute(self, x):
+        return ops.tanh(self.dense(ops.relu(self.dense(x))))
+
+
+def frozen():
+    model = network()
+    model.layers[3].weight.frozen = model.layers[1].bias.frozen = True
+    return model
+
+
 MODELS = {
+    "shared": lambda: network(Twice()),
+    "frozen": frozen,
     "dropout": lambda: network(layers.Dropout(0.3)),
     "sigmoid": lambda: network(activation=layers.Sigmoid),
     "tanh in float64": lambda: network(dtype="float64", activation=layers.Tanh),
@@ -119,6 +144,59 @@ def test_models_have_the_numbers_of_the_cpu(name):
     here, there = (train(lib, MODELS[name]) for lib in ("numpy", "cupy"))
     assert not any(program.by_ops for program in stepper_of(there[0]).programs.values())
     check_same(there, here)
+
+
+@pytest.mark.parametrize("batch", [1, 50, 1000])
+def test_batches_of_any_size(batch):
+    options = {"batch_size": batch, "data": (X[:60].astype(np.float32) / 255, Y[:60])}
+
+    def model():
+        return xnn.Sequential(layers.Dense(FEATURES, 12), layers.ReLU(), layers.Dense(12, CLASSES), seed=3)
+
+    here, there = (train(name, model, **options) for name in ("numpy", "cupy"))
+    check_same(there, here)
+
+
+def test_lbfgs_has_the_numbers_of_the_cpu():
+    pytest.importorskip("scipy")
+    here, there = (
+        train(name, optimizer=lambda: optimizers.LBFGS(weight_decay=0.01), epochs=5)
+        for name in ("numpy", "cupy")
+    )
+    assert here[0].history["loss"] == pytest.approx(there[0].history["loss"], rel=1e-2)
+
+
+def test_tables_by_name():
+    """The ops alone have the same numbers; the names of the CPU's tables are refused."""
+    here, there = (train("cupy", kernels=kernels) for kernels in ("ops", "cuda"))
+    assert [t[0].history.plan["kernels"] for t in (here, there)] == ["ops", "cuda"]
+    check_same(there, here)
+    with pytest.raises(OptionError, match="cuda"):
+        train("cupy", kernels="compiled")
+    with pytest.raises(OptionError, match="cuda"):
+        train("numpy", kernels="cuda")
+
+
+def test_threads_have_streams_of_their_own():
+    """Fits at the same time do not capture one another's steps."""
+    alone = bits(train("cupy", optimizer=OPTIMIZERS["adam"]))
+    look = fitting.Fit.look
+    results = []
+
+    def fit():
+        with xnn.backends.backend("cupy"):
+            model = network()
+            trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), OPTIMIZERS["adam"]())
+            trainer.fit((X, Y), epochs=3, batch_size=BATCH, progress=False)
+            results.append([model.backend.to_host(p.value).tobytes() for p in model.parameters()])
+
+    threads = [threading.Thread(target=fit) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert look is fitting.Fit.look
+    assert results == [alone[1:7]] * 2
 
 
 def stepper_of(trainer, batch=BATCH, data=(X, Y)):

@@ -46,7 +46,7 @@ class Trainer(Habitual):
         what OMP_NUM_THREADS or a similar variable says, or else follows a fixed rule from batch size and weights
         (`xnn.backends.threads.choose_threads`). "auto" measures, which may give other bits each time.
     kernels: "auto" takes the fastest kernels installed, "ops" runs the ops alone; on the CPU also "numpy" and
-        "compiled" (the extra `fast`).
+        "compiled" (the extra `fast`), on a GPU "cuda".
     numerics: "fast" or "exact" for this trainer's runs; by default those in force.
 
     Each fit goes on where the last one ended: two fits of one epoch give the bits of one fit of two epochs. An epoch
@@ -152,8 +152,9 @@ class Trainer(Habitual):
 
         The loss of an epoch in the history is the mean of the batches' means, each weighted by its divisor; with
         reduction="sum" it is the sum. In batches of one sample the weights of samples and classes cancel, unless the
-        loss has reduction="sum_over_batch_size"; a WeightWarning says so. Ctrl-C ends after the current step and
-        returns what was done, with `history.interrupted` set; a second one ends at once.
+        loss has reduction="sum_over_batch_size"; a WeightWarning says so. Ctrl-C ends after the current step, on a
+        GPU after up to 100 steps that were handed over, and returns what was done, with `history.interrupted` set; a
+        second one ends at once.
 
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that do not fit,
         or a model with nothing to train, or whose weights are not finite. Raises DivergenceError when a loss, a
