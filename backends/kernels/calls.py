@@ -130,6 +130,12 @@ class Call:
         """The key under which a KernelTable holds the kernel of the call."""
         return self.kind, self.op
 
+    @property
+    def name(self) -> str:
+        """The name of the op or rule, or else the kind."""
+        op = self.op
+        return self.kind if op is None else str(getattr(op, "name", getattr(op, "__name__", "?")))
+
     def columns(self) -> list[tuple[Slot, ...]]:
         """Return, for each parameter of an update call, the slots of its value, its gradient and its state."""
         count = len(self.reads) // self.rule.width
@@ -143,7 +149,7 @@ class Call:
     def __repr__(self) -> str:
         folded = self.rule is not None and self.kind == "backward"
         fused = (f" + {self.activation.name}" if self.activation else "") + (" + update" if folded else "")
-        name = "" if self.op is None else " " + getattr(self.op, "name", getattr(self.op, "__name__", "?"))
+        name = "" if self.op is None else f" {self.name}"
         written = ", ".join("-" if slot is None else slot.name for slot in self.writes)
         return f"{self.kind}{name}{fused} ({', '.join(s.name for s in self.reads)}) -> {written or 'a list'}"
 

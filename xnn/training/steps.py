@@ -107,10 +107,7 @@ class Stepper:
 
     def _tell(self, by_ops: Sequence[Call]) -> None:
         """Say once which calls keep the steps from being captured, since that costs much on a GPU."""
-        names = dict.fromkeys(
-            call.kind if call.op is None else getattr(call.op, "name", getattr(call.op, "__name__", "?"))
-            for call in by_ops
-        )
+        names = dict.fromkeys(call.name for call in by_ops)
         if names and not self._told:
             notice(f"steps run call by call, since there is no CUDA kernel for: {', '.join(names)}")
             self._told = True
