@@ -128,7 +128,7 @@ def check_unpacked(sdist, work):
         unpacked,
         "pytest>=8",
         "hypothesis>=6.100",
-        "array-api-strict",
+        "array-api-strict>=2.3.1,!=2.4",
         "mpmath",
     )
     # `python -m pytest` would import the folder xnn of the sdist, which has no backends: a checkout has links there.

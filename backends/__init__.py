@@ -25,7 +25,6 @@ from xnn.backends.registry import (
     get_backend,
     mixed_arrays,
     use_backend,
-    widened,
 )
 
 __all__ = [
@@ -47,5 +46,4 @@ __all__ = [
     "numerics",
     "use_backend",
     "use_numerics",
-    "widened",
 ]

@@ -65,6 +65,11 @@ class Backend:
         return self.xp if current_numerics() == "fast" else self.exact
 
     @cached_property
+    def computed(self) -> set[Any]:
+        """The dtypes of this backend that `backend_of` has met and found to be among those that ops compute with."""
+        return set()
+
+    @cached_property
     def exact(self) -> Any:
         """The namespace of exact numerics over this backend's arrays, made at the first use.
 

@@ -16,13 +16,15 @@ __all__ = ["as_host_array"]
 
 # What `numpy.asarray` and the `__array__` of other libraries raise. PyTorch's is a RuntimeError for a tensor with a
 # gradient, and a TypeError for one on a GPU.
+_NO_ARRAYS = str, bytes, bytearray, Mapping, Set, Iterator
 _FAILURES = (TypeError, ValueError, RuntimeError, OverflowError, AttributeError, MemoryError, RecursionError)
 
 
 def as_host_array(value: Any, what: str) -> Any:
-    """The value as a NumPy array of numbers or text. An array of another backend comes back as it is.
+    """The value as a NumPy array of numbers or text. An array of another backend stays where it is.
 
     value: an array, a list, a number, or anything that NumPy can read, such as a pandas table or a PyTorch tensor.
+        float16, bfloat16 and the like become float32, and long double becomes float64.
     what: the data, in the singular, for messages, such as "x".
 
     Raises DTypeError for masked values, sparse matrices, complex numbers, dates, records and Python objects, and for
@@ -32,7 +34,7 @@ def as_host_array(value: Any, what: str) -> Any:
         (2, 2)
     """
     if type(value) is not np.ndarray and is_device_array(value):
-        return value
+        return widened(value)
     array = widened(_converted(value, what))
     kind = array.dtype.kind
     if kind in "biuf":
@@ -71,7 +73,7 @@ def _converted(value: Any, what: str) -> np.ndarray:
         raise DTypeError(
             f"{what} is a sparse matrix ({type(value).__name__}): x.toarray() makes an array of it"
         )
-    if value is None or isinstance(value, (str, bytes, bytearray, Mapping, Set, Iterator)):
+    if value is None or isinstance(value, _NO_ARRAYS):
         hint = (
             ": list(...) or numpy.asarray(list(...)) makes one" if isinstance(value, (Set, Iterator)) else ""
         )

@@ -136,10 +136,9 @@ class Stream:
         takes no memory of the array's size.
         """
         count = math.prod(shape)
-        if count > 8 * _BLOCK:
-            # Once a large array was freed, glibc keeps the memory of the blocks that follow. Before that it returns
-            # each one to the system and asks for the next one, which takes half of the time.
-            np.empty(8 * _BLOCK)
+        # Once an array of 2 MiB was freed, glibc keeps freed memory of up to 4 MiB. Before that it returns each large
+        # block to the system and asks for the next one, which takes half of the time, here and in steps by hand.
+        np.empty(8 * _BLOCK)
         numbers = np.empty(count, dtype)
         for start in range(0, numbers.size, _BLOCK):
             block = numbers[start : start + _BLOCK]

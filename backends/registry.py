@@ -45,11 +45,11 @@ _REGISTRY = {
 _NAME_OF_MODULE = {module: name for name, (_, _, module) in _REGISTRY.items()}
 
 _instances: dict[str, Backend] = {}
+#: The backend of each type of arrays that was met; None for types of numbers.
 _owners: dict[type, Backend | None] = {}
-#: The names of the dtypes that ops compute with, and the types and dtypes of arrays found to be of these.
+#: The names of the dtypes that ops compute with.
 _COMPUTED_NAMES = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _COMPUTED_NAMES |= {"bool", "float32", "float64"}
-_computed: set[tuple[type, Any]] = set()
 _process_wide: str | None = None
 _in_context: ContextVar[str | None] = ContextVar("xnn_backend", default=None)
 
@@ -196,8 +196,8 @@ def backend_of(*arrays: Any) -> Backend:
             owner = _owner(x)
         if owner is None:
             continue
-        if (type(x), x.dtype) not in _computed:
-            _check_dtype(x)
+        if x.dtype not in owner.computed:
+            owner.computed.add(_checked_dtype(x.dtype))
         if owner is found:
             continue
         if found is not None:
@@ -217,8 +217,7 @@ def mixed_arrays(one: Backend, other: Backend) -> MixedArraysError:
 def admit(lib: Backend, x: Any) -> Any:
     """Return `x` if `fit` or `predict` of a model on `lib` can take it: a NumPy array or an array of `lib`.
 
-    Floating-point numbers of other sizes are converted: float16, bfloat16 and the like to float32, which holds them
-    all, and long double to float64. Raises MixedArraysError for an array of another backend.
+    Raises MixedArraysError for an array of another backend.
     """
     if not isinstance(x, np.ndarray):
         owner = _owner(x)
@@ -227,16 +226,27 @@ def admit(lib: Backend, x: Any) -> Any:
                 f"a model on {lib.name} got an array of {owner.name}: give it an array of numpy or of {lib.name}, or "
                 f"move the model with model.to({owner.name!r})"
             )
-    return widened(x)
+    return x
 
 
 def widened(x: Any) -> Any:
-    """A floating-point array of another size as float32 or float64, see `admit`; anything else as it is."""
+    """A floating-point array of another size as float32 or float64; anything else as it is.
+
+    float16, bfloat16 and the like become float32, which holds them all, and long double becomes float64.
+
+    Raises DTypeError for finite numbers that are too large for float64.
+    """
     dtype = getattr(x, "dtype", None)
-    if (type(x), dtype) in _computed or not isinstance(dtype, np.dtype) or dtype.name in _COMPUTED_NAMES:
+    if not isinstance(dtype, np.dtype) or dtype.name in _COMPUTED_NAMES:
         return x
     if dtype.kind == "f" and dtype.itemsize > 8:
-        return x.astype("float64")
+        with np.errstate(over="ignore"):
+            wide = x.astype("float64")
+        if (np.isinf(wide) & np.isfinite(x)).any():
+            raise DTypeError(
+                f"an array of {dtype} holds numbers that are too large for float64: scale it first"
+            )
+        return wide
     # An extension's dtype, such as those of ml_dtypes, has kind "V" and isbuiltin 2; a record has kind "V", too.
     if dtype.kind == "f" or (dtype.isbuiltin == 2 and np.can_cast(dtype, np.float32)):
         return x.astype("float32")
@@ -254,19 +264,19 @@ def _module_name(kind: type) -> str | None:
     return next((_NAME_OF_MODULE[module] for module in modules if module in _NAME_OF_MODULE), None)
 
 
-def _check_dtype(x: Any) -> None:
-    """Raise DTypeError unless ops compute with numbers of the array's dtype, and remember it if they do."""
-    dtype = x.dtype
+def _checked_dtype(dtype: Any) -> Any:
+    """Return the dtype. Raises DTypeError unless ops compute with numbers of it."""
     name = str(getattr(dtype, "name", getattr(dtype, "__name__", dtype))).rpartition(".")[2]
     if name not in _COMPUTED_NAMES:
         raise DTypeError(
             f"got an array of {dtype}: computations are with numbers of float32 or float64, integers and booleans; "
             "convert it, as by x.astype('float32')"
         )
-    _computed.add((type(x), dtype))
+    return dtype
 
 
 def _owner(x: Any) -> Backend | None:
+    """Return the backend to which an array belongs, None for a number and None; and remember it for its type."""
     if x is None or type(x) in (bool, int, float):
         _owners[type(x)] = None
         return None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Never
 
 try:
     import fcntl
@@ -23,7 +23,7 @@ from xnn.errors import DataError, OptionError
 from xnn.files import StandardError, check_writable, notice, to_json
 from xnn.history import Bar, History, LiveLine, PrintedLines, epoch_line, numbers_line
 from xnn.layers import Sequential
-from xnn.options import attributes_of, check_count, check_real, is_one_of, shown, written
+from xnn.options import attributes_of, check_count, check_real, is_one_of, refuse_unknown, shown, written
 
 __all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar", "call_back"]
 
@@ -278,7 +278,9 @@ class EarlyStopping(Callback):
         min_delta: float = 0.0,
         mode: str = "auto",
         restore_best: bool = True,
+        **unknown: Never,
     ) -> None:
+        refuse_unknown(EarlyStopping, unknown)
         if not isinstance(monitor, str):
             raise OptionError(f"monitor must be a name such as 'val_loss', got {shown(monitor)}")
         if isinstance(mode, str) and mode == "auto":

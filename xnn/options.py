@@ -29,6 +29,7 @@ __all__ = [
     "explained",
     "is_integer",
     "is_one_of",
+    "refuse_unknown",
     "shown",
     "written",
 ]
@@ -117,11 +118,75 @@ def check_shape(name: str, value: Any) -> tuple[int, ...]:
     return tuple(check_count(f"{name}: each extent of the shape", extent, least=0) for extent in extents)
 
 
+#: Options of PyTorch, Keras and scikit-learn. A name counts where a function has an option of this name; a sentence
+#: says what takes the option's place.
+_HABITS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lr", "learning_rate_init"), ("learning_rate", "rate")),
+    **dict.fromkeys(("beta_1", "beta_2", "beta1", "beta2"), ("betas",)),
+    **dict.fromkeys(("eps", "variance_epsilon"), ("epsilon",)),
+    **dict.fromkeys(("clipnorm", "max_norm", "global_clipnorm"), ("clip_norm",)),
+    **dict.fromkeys(("clipvalue", "grad_clip"), ("clip_value",)),
+    **dict.fromkeys(("decay", "l2"), ("weight_decay",)),
+    "use_ema": ("average=0.999 keeps moving averages",),
+    **dict.fromkeys(("in_features", "input_dim"), ("inputs",)),
+    **dict.fromkeys(("out_features", "units"), ("outputs",)),
+    **dict.fromkeys(("normalized_shape", "num_features"), ("features",)),
+    **dict.fromkeys(("filters",), ("out_channels",)),
+    **dict.fromkeys(("strides",), ("stride",)),
+    **dict.fromkeys(("pool_size",), ("kernel_size",)),
+    **dict.fromkeys(("dilation_rate",), ("dilation",)),
+    "use_bias": ("bias",),
+    "kernel_initializer": ("weight_init",),
+    "bias_initializer": ("bias_init",),
+    "p": ("rate",),
+    "dim": ("axis",),
+    "activation": ("an activation is a layer of its own, such as layers.ReLU()",),
+    "kernel_regularizer": ("weight_decay is an option of optimizers",),
+    "from_logits": ("losses take logits",),
+    "weight": ("class_weight",),
+    "size_average": ("reduction",),
+    "validation_data": ("validation",),
+    "validation_split": ("validation=(x, y) takes samples that were set apart",),
+    "verbose": ("progress", "only fit shows anything: fit(progress=False) turns it off"),
+    **dict.fromkeys(("max_iter", "nb_epoch", "n_epochs"), ("epochs",)),
+    "epochs": ("fit takes it",),
+    "batch_size": ("fit takes it",),
+    "initial_epoch": ("a second fit goes on where the first one ended",),
+    "class_weight": ("losses.SoftmaxCrossEntropy(class_weight=...) takes it",),
+    "callbacks": ("Trainer(..., callbacks=[...]) takes them",),
+    "metrics": ("Trainer(..., metrics=[...]) takes them",),
+    "criterion": ("loss",),
+    "random_state": ("seed",),
+    **dict.fromkeys(
+        ("test_size", "train_size"), ("split=(0.8, 0.1, 0.1) are the shares of all three parts",)
+    ),
+    "restore_best_weights": ("restore_best",),
+}
+
+
 def check_known(name: str, received: Iterable[str], allowed: Iterable[str]) -> None:
-    """Raise OptionError, in the name of a class, if an option received is not among those allowed."""
+    """Raise OptionError, in the name of a class or function, if an option received is not among those allowed.
+
+    A name of PyTorch, Keras or scikit-learn is answered with xnn's.
+    """
     known = list(dict.fromkeys(allowed))
-    if unknown := [option for option in received if option not in known]:
-        raise OptionError(f"{name} has no option {unknown[0]!r}; it takes {', '.join(known)}")
+    for option in received:
+        if option not in known:
+            hints = _HABITS.get(option, ())
+            hint = next((hint for hint in hints if hint in known or not hint.isidentifier()), "")
+            hint = (
+                f" ({option} is called {hint} here)" if hint.isidentifier() else f" ({hint})" if hint else ""
+            )
+            raise OptionError(f"{name} has no option {option!r}; it takes {', '.join(known)}{hint}")
+
+
+def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
+    """Raise OptionError if a function or class got options that it does not take, as `**unknown: Never`.
+
+    Type checkers refuse any argument for Never, as they would without `**unknown`.
+    """
+    if unknown:
+        check_known(function.__name__, unknown, argument_names(function))
 
 
 def is_one_of(value: Any, allowed: Collection[str | None]) -> bool:
@@ -171,10 +236,10 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def argument_names(kind: type) -> list[str]:
-    """The names of the arguments that a class takes. *args and **kwargs are left out."""
+def argument_names(kind: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that a class or function takes. self, *args and **kwargs are left out."""
     found = inspect.signature(kind).parameters.values()
-    return [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"]
 
 
 def explained(init: Callable[..., None]) -> Callable[..., None]:
@@ -196,7 +261,13 @@ def explained(init: Callable[..., None]) -> Callable[..., None]:
                 check_known(name, options, [option.lstrip("*") for option in takes])
             allowed = ", ".join(takes) if takes else "no options"
             raise OptionError(f"{name}: {error}; it takes {allowed}") from None
-        init(self, *values, **options)
+        inner = "_building" in vars(self)  # a base class's
+        vars(self)["_building"] = True
+        try:
+            init(self, *values, **options)
+        finally:
+            if not inner:
+                del vars(self)["_building"]
 
     return checked
 

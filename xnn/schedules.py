@@ -359,15 +359,17 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 def check_rate(learning_rate: float | Schedule) -> float | Schedule:
     """A learning rate as a float, or a schedule after a check of its first rate.
 
-    Raises OptionError if it is neither a number >= 0 nor a function of the step, or if the function's first rate is
-    not a number >= 0.
+    Raises OptionError for anything else, and for a function whose first rate is no number >= 0 or changes at once.
     """
     if callable(learning_rate):
         try:
-            first = learning_rate(0)
+            first, again = learning_rate(0), learning_rate(0)
         except Exception as error:
             raise OptionError(f"the learning rate's schedule failed at step 0: {error}") from error
-        check_real("learning_rate(0)", first, 0.0)
+        if check_real("learning_rate(0)", first, 0.0) != again:
+            raise OptionError(
+                f"the schedule gave {first} for step 0, then {shown(again)}: compute the rate from the step's number"
+            )
         return learning_rate
     return check_real("learning_rate", learning_rate, 0.0)
 

@@ -123,6 +123,17 @@ def test_any_byte_order(order):
     np.testing.assert_allclose(ops.sum(X.astype(order)), X.sum())
 
 
+@pytest.mark.skipif("longdouble" not in EVERY, reason="long double is float64 here")
+def test_a_long_double_that_float64_cannot_hold():
+    model = xnn.Sequential(xnn.layers.Dense(1, 1))
+    huge = np.array([[1.0]], "longdouble") * np.longdouble(2) ** 2000
+    with pytest.raises(DTypeError, match="too large for float64"):
+        model.predict(huge)
+    with pytest.raises(DTypeError, match="too large for float64"):
+        model.layers[0].weight.value = huge
+    assert model.predict(np.array([[np.inf]], "longdouble")).shape == (1, 1)
+
+
 @pytest.mark.parametrize("number", [np.float64(0.5), np.float32(0.5), np.longdouble(0.5), np.array(0.5)])
 def test_options_that_are_numbers_of_numpy_do_not_widen(number):
     """A float64 option would make float64 of float32."""

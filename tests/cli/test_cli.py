@@ -18,7 +18,8 @@ import xnn
 from xnn.cli import main
 from xnn.layers import files
 
-TRAIN = ("--hidden", "16", "--epochs", 2, "--batch-size", 50)
+# NumPy's kernels, since Numba takes longer to import than all the rest.
+TRAIN = ("--hidden", "16", "--epochs", 2, "--batch-size", 50, "--kernels", "numpy")
 without_cupy = pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
 
 

@@ -20,7 +20,8 @@ from xnn.cli.outputs import check_apart
 from xnn.errors import DataError, OptionError
 from xnn.files import check_writable, write_atomically
 
-TRAIN = ("--hidden", "8", "--epochs", 1, "--batch-size", 50)
+# NumPy's kernels, since Numba takes longer to import than all the rest.
+TRAIN = ("--hidden", "8", "--epochs", 1, "--batch-size", 50, "--kernels", "numpy")
 # Each option of xnn train that names a file to write, with a name that it takes.
 OUTPUTS = {"--save": "m.safetensors", "--record": "r.jsonl", "--log": "l.jsonl"}
 if find_spec("matplotlib"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from idx_files import GOOD, files_in, idx
 
 from xnn.backends import Purpose, Stream
-from xnn.data import Batches, dataset_names, load, on_disk, synthetic_digits
+from xnn.data import Batches, Dataset, dataset_names, load, on_disk, synthetic_digits
 from xnn.data.splits import split_rows
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
 
@@ -517,3 +517,32 @@ def test_reprs_are_one_line(tmp_path):
     assert repr(Batches((np.zeros((1000, 50)), np.zeros(1000)))) == (
         "Batches(1000 rows, batch_size=32, shuffle=True, seed=0)"
     )
+
+
+def _dataset(**changed):
+    x, y = np.ones((3, 2)), np.array([0, 1, 1])
+    parts = {f"{letter}_{name}": a for name in ("train", "val", "test") for letter, a in (("x", x), ("y", y))}
+    return Dataset("mine", **{**parts, **changed})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"task": "clustering"},
+        {"x_train": [[1.0, 2.0]] * 3},
+        {"y_val": None},
+        {"x_val": np.ones((3, 5))},
+        {"x_test": np.ones(3)},
+        {"y_train": np.array([0, 1])},
+        {"y_train": np.array([0.0, 1.0, 1.0])},
+        {"y_test": np.array([0, -1, 1])},
+        {"y_train": np.array([[0], [1], [1]])},
+        {"y_train": np.array(["a", "b", "b"])},
+        {"task": "regression"},
+        {"x_train": np.full((3, 2), "1")},
+    ],
+)
+def test_a_data_set_of_ones_own_is_checked(changed):
+    assert _dataset().classes == 2
+    with pytest.raises((OptionError, ShapeError)):
+        _dataset(**changed)

@@ -129,6 +129,11 @@ def test_what_cannot_be_rescaled():
         ([], ShapeError, "at least one"),
         (3.0, ShapeError, "at least one"),
         ([["a"]], DTypeError, "numbers"),
+        (np.ma.masked_greater([[1.0], [2.0], [1e30]], 9.0), DTypeError, "1 masked values"),
+        ([[1.0, 2.0], [3.0]], ShapeError, "rows of different lengths"),
+        ([[1.0], [None]], DTypeError, "the data"),
+        (np.array(["2026-01-01", "2026-01-02"], "datetime64[D]"), DTypeError, "dates"),
+        ((number for number in range(3)), DTypeError, "makes one"),
         ([[1.0], [np.inf]], DTypeError, "infinity in sample 1"),
         ([[0.0], [1e-310]], OptionError, r"column \[0\], counted from 0, varies by less"),
     ],
@@ -136,6 +141,14 @@ def test_what_cannot_be_rescaled():
 def test_arrays_that_cannot_be_standardized(x, error, message):
     with pytest.raises(error, match=message):
         standardize(x)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("form", [np.ndarray.tolist, np.asmatrix, np.ma.asarray, np.asfortranarray])
+def test_other_forms_of_arrays_give_the_same_layer(form):
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    assert repr(standardize(form(x))) == repr(standardize(x))
+    np.testing.assert_array_equal(standardize(form(x)).shift, standardize(x).shift)
 
 
 # ---------------------------------------------------------------- tables

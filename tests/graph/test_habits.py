@@ -218,3 +218,56 @@ class TestOtherHabits:
     def test_devices(self, name):
         with pytest.raises(xnn.errors.UnknownBackendError, match=r"choose numpy \(the CPU\), cupy \(a GPU\)"):
             net().to(name)
+
+
+WITHOUT_EFFECT = [
+    (lambda: layers.Dropout(0.5), "p", "called rate"),
+    (lambda: layers.BatchNorm(3), "eps", "called epsilon"),
+    (lambda: layers.LayerNorm(3), "eps", "called epsilon"),
+    (lambda: layers.LeakyReLU(), "alpha", "takes negative_slope"),
+    (lambda: layers.ReLU(), "slope", "takes no options"),
+    (lambda: layers.Dense(3, 2), "units", "takes inputs, outputs"),
+    (lambda: layers.Dense(3, 2), "training", "training=True"),
+    (net, "stop_training", "history.stopped"),
+    (net, "training", "training=True"),
+    (losses.SoftmaxCrossEntropy, "label_smooting", "takes label_smoothing"),
+    (losses.Huber, "beta", "takes delta"),
+    (lambda: losses.Lambda(lambda o, t: ops.mean(o - t)), "delta", "takes function"),
+    (lambda: optimizers.Adam(), "beta_1", "takes learning_rate, betas"),
+    (lambda: optimizers.Adam(), "eps", "called epsilon"),
+    (lambda: optimizers.Adam(), "momentum", "takes learning_rate"),
+    (lambda: optimizers.SGD(0.1), "clipnorm", "called clip_norm"),
+    (lambda: optimizers.LBFGS(), "max_iter", "takes tolerance, memory"),
+    (trainer, "lr", "trainer.optimizer.learning_rate"),
+    (History, "stop_training", "history.stopped"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "hint"), WITHOUT_EFFECT)
+def test_options_that_would_have_no_effect_are_not_assigned(make, name, hint):
+    """An option of another library, or one that is misspelled, would change nothing, without a word."""
+    thing = make()
+    for given in (thing, copy.deepcopy(thing)):
+        with pytest.raises(AttributeError, match=re.escape(hint)):
+            setattr(given, name, 0.5)
+        assert name not in vars(given)
+
+
+def test_users_classes_have_the_attributes_they_like():
+    for base, build in (
+        (layers.Dropout, (0.5,)),
+        (losses.Huber, ()),
+        (optimizers.Adam, ()),
+        (xnn.Sequential, ()),
+    ):
+        own = type("Own", (base,), {})(*build)
+        own.p = own.eps = own.beta_1 = own.stop_training = 0.5
+        assert own.eps == 0.5
+
+
+def test_every_option_of_xnns_classes_may_be_assigned():
+    for make in [*OBJECTS["layer"], *OBJECTS["loss"], *OBJECTS["optimizer"], lambda: layers.BatchNorm(3)]:
+        thing = make()
+        for name, value in list(vars(thing).items()):
+            if not name.startswith("_") and name not in ("weight", "bias", "running_mean", "running_var"):
+                setattr(thing, name, value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import xnn
-from xnn import layers, losses, optimizers
+from xnn import callbacks, layers, losses, optimizers
 from xnn.errors import OptionError, ShapeError
 from xnn.initializers import Ones
 from xnn.layers import Buffer, Composite, Dense, Layer, Parameter, Reshape, Sequential
@@ -89,6 +89,53 @@ class TestOptions:
     def test_an_unknown_one_is_answered_with_those_there_are(self, make, message):
         with pytest.raises(OptionError, match=message):
             make()
+
+    @pytest.mark.parametrize(
+        ("name", "options", "hint"),
+        [
+            (
+                "fit",
+                {"validation_data": ()},
+                "'validation_data'; it takes data, .*called validation",
+            ),
+            ("fit", {"verbose": 0}, "called progress here"),
+            ("fit", {"max_iter": 5}, "called epochs here"),
+            ("fit", {"random_state": 5}, "called seed here"),
+            ("fit", {"callbacks": []}, r"Trainer\(\.\.\., callbacks=\[\.\.\.\]\) takes them"),
+            ("fit", {"initial_epoch": 3}, "a second fit goes on"),
+            ("fit", {"colour": "red"}, "fit has no option 'colour'; it takes .*, shuffle$"),
+            ("evaluate", {"verbose": 0}, "evaluate has no option 'verbose'; .*only fit shows anything"),
+            ("predict", {"verbose": 0}, "predict has no option 'verbose'; it takes x, batch_size .*only fit"),
+            ("Trainer", {"epochs": 3}, "Trainer has no option 'epochs'; .*fit takes it"),
+            ("load", {"test_size": 0.2}, r"load has no option 'test_size'; .*split=\("),
+            ("EarlyStopping", {"restore_best_weights": True}, "called restore_best here"),
+            ("Dense", {"in_features": 3}, "called inputs here"),
+            ("Dense", {"activation": "relu"}, "a layer of its own"),
+            ("Conv2D", {"filters": 3}, "called out_channels here"),
+            ("LayerNorm", {"eps": 3}, "called epsilon here"),
+            ("Dropout", {"p": 0.5}, "called rate here"),
+            ("Adam", {"beta_1": 0.5}, "called betas here"),
+            ("SoftmaxCrossEntropy", {"weight": [1.0]}, "called class_weight here"),
+            ("MSE", {"weight": [1.0]}, "takes reduction$"),
+        ],
+    )
+    def test_one_of_another_library_is_answered_with_xnns(self, name, options, hint):
+        model = Sequential(Dense(3, 3))
+        trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1))
+        pair = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+        calls = {
+            "fit": lambda **options: trainer.fit(pair, **options),
+            "evaluate": lambda **options: trainer.evaluate(pair, **options),
+            "predict": lambda **options: model.predict(pair[0], **options),
+            "Trainer": lambda **options: xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1), **options),
+            "load": lambda **options: xnn.data.load("synthetic", **options),
+            "EarlyStopping": callbacks.EarlyStopping,
+        }
+        call = calls.get(name) or next(
+            getattr(room, name) for room in (layers, losses, optimizers) if hasattr(room, name)
+        )
+        with pytest.raises(OptionError, match=hint):
+            call(**options)
 
     def test_a_loss_of_ones_own_takes_its_ops_options(self):
         class Power(xnn.Op):

@@ -433,6 +433,17 @@ class TestSequential:
         with pytest.raises(ShapeError, match="predict_classes"):
             Sequential(ReLU()).predict_classes(np.ones((2, 3, 4)))
 
+    @pytest.mark.parametrize("number", [1e300, -1e39, 4e38])
+    def test_a_number_too_large_for_the_models_dtype(self, number):
+        """It would become infinite on the way; infinity and NaN themselves go through."""
+        model = Sequential(Dense(2, 1, seed=0))
+        x = np.array([[1.0, 2.0], [number, 2.0]])
+        for predict in (model.predict, model.predict_classes):
+            with pytest.raises(DTypeError, match=r"a sample holds .*too large for float32: scale"):
+                predict(x)
+        x[1, 0] = np.inf
+        assert np.isfinite(model.predict(x)).tolist() == [[True], [False]]
+
     def test_a_single_output_is_a_yes_or_no(self):
         layer = Dense(1, 1, seed=0)
         layer.weight.value = [[1.0]]

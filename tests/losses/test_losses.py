@@ -372,6 +372,7 @@ def test_one_hot_integers_are_probabilities():
         (lambda: S(label_smoothing="0.1"), OptionError, "label_smoothing"),
         (lambda: S(class_weight=[1.0, -1.0]), OptionError, "class_weight must be"),
         (lambda: S(class_weight=[1.0, np.nan]), OptionError, "class_weight must be"),
+        (lambda: S(class_weight=np.ma.masked_less([1.0, 0.5], 0.9)), OptionError, "class_weight must be"),
         (lambda: S(class_weight=2.0), OptionError, "class_weight must be"),
         (lambda: S(class_weight="balanced"), OptionError, "class_weight must be"),
         (lambda: S(class_weight={0: 1.0}), OptionError, "class_weight must be"),

@@ -134,3 +134,11 @@ def test_by_hand(value):
 def test_wrong_results(loss, message):
     with pytest.raises(XnnError, match=message):
         fit(loss())
+
+
+@pytest.mark.parametrize("reduction", ["foo", "", None, 1, "batchmean"])
+def test_a_wrong_reduction_is_refused_where_it_is_assigned(reduction):
+    loss = losses.Huber()
+    with pytest.raises(XnnError, match="reduction must be"):
+        loss.reduction = reduction
+    assert loss.reduction == "mean"

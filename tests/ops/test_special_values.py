@@ -307,3 +307,20 @@ def test_nan_goes_on(lib, case, numerics, dtype):
             assert np.isnan(y[outputs]).all()
             if reached:
                 assert gradients[number][place] != 0.0
+
+
+@modes
+@pytest.mark.parametrize("exponent", [0.5, 1.5, 2.5, -0.5, 0.25])
+def test_powers_by_a_number_are_those_by_an_array(lib, numerics, dtype, exponent):
+    """NumPy takes a square root where the exponent is the number 1/2; IEEE's pow differs at -infinity and -0."""
+    a = np.array([-INF, -0.0, 0.0, INF, 2.25, NAN], dtype)
+    with np.errstate(all="ignore"):
+        right = np.power(a, np.full_like(a, exponent))
+        slopes = exponent * np.power(a, np.full_like(a, exponent - 1.0))
+    with np.errstate(divide="ignore"):
+        y, (da, _) = run(lib, ops.pow, (a, exponent), {}, numerics)
+    np.testing.assert_allclose(y, right, rtol=1e-6)
+    assert (np.signbit(y) == np.signbit(right))[:-1].all()
+    np.testing.assert_allclose(da[2:], slopes[2:], rtol=1e-6)
+    if numerics == "fast":
+        np.testing.assert_allclose(da[0], slopes[0])

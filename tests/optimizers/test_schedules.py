@@ -361,3 +361,10 @@ def test_rates_change_slowly():
     for schedule in ALL:
         if not isinstance(schedule, (s.Step, s.MultiStep, s.CosineRestarts)):
             assert max(abs(b - a) for a, b in pairwise(rates(schedule, 60))) < 0.03
+
+
+@pytest.mark.parametrize("again", [0.2, math.nan, None, "0.1"])
+def test_a_schedule_that_gives_another_rate_when_asked_again_is_refused(again):
+    rates = iter([0.1, again])
+    with pytest.raises(OptionError, match="step's number"):
+        SGD(lambda step: next(rates))

@@ -56,3 +56,18 @@ def test_distance(dtype):
     assert ulps.tolist() == [u for *_, u in pairs[1:]]
     for one_way, other in ((x, y), (y, x)):
         assert distance(one_way, other)[1].tolist() == ulps.tolist()
+
+
+def test_arguments_at_their_defaults_make_no_other_run():
+    from xnn.runs.replay import _without_defaults
+
+    short = [
+        {"type": "Sequential", "layers": [{"type": "Dense", "outputs": 5}]},
+        {"type": "Dropout", "rate": 0.2},
+    ]
+    full = [
+        {"type": "Sequential", "layers": [{"type": "Dense", "outputs": 5, "bias": True, "dtype": "float32"}]},
+        {"type": "Dropout", "rate": 0.2},
+    ]
+    assert _without_defaults(full) == _without_defaults(short) == short
+    assert _without_defaults([{"type": "Dense", "bias": False}]) != _without_defaults([{"type": "Dense"}])

@@ -305,6 +305,9 @@ WRONG = {
     "ElasticDeformation.sigma": (layers.ElasticDeformation(), (0.0, None)),
     "Conv2D.stride": (layers.Conv2D(1, 1, 3), (0, (1, 2, 3), 1.5)),
     "Conv2D.dilation": (layers.Conv2D(1, 1, 3), (0, "2")),
+    "Conv2D.padding": (layers.Conv2D(1, 1, 3), (-1, "foo", 1.5, (1, 2, 3))),
+    "AvgPool2D.padding": (layers.AvgPool2D(2), (-1, "same", None)),
+    "MaxPool2D.kernel_size": (layers.MaxPool2D(2), (0, "2", None)),
     "MaxPool2D.stride": (layers.MaxPool2D(2), (0, -1)),
 }
 
@@ -318,3 +321,47 @@ def test_options_of_layers_are_checked_when_they_are_assigned(option):
         with pytest.raises(xnn.errors.OptionError, match=name):
             setattr(layer, name, value)
         assert getattr(layer, name) == before
+
+
+@pytest.mark.parametrize("kind", [layers.MaxPool2D, layers.AvgPool2D])
+def test_a_number_stands_for_a_pair_when_it_is_assigned_too(kind):
+    conv, pool = layers.Conv2D(1, 2, 3), kind(3)
+    conv.padding = pool.padding = 1
+    pool.stride = 2
+    assert conv.padding == pool.padding == (1, 1)
+    assert conv(PICTURES).shape[2:] == (8, 8)
+    assert pool(PICTURES).shape[2:] == (4, 4)
+
+
+SIZES = {
+    "outputs": (lambda: layers.Dense(4, 3), 5),
+    "inputs": (lambda: layers.Dense(4, 3), 5),
+    "dtype": (lambda: layers.Dense(4, 3), "float64"),
+    "features": (lambda: layers.BatchNorm(4), 5),
+    "affine": (lambda: layers.LayerNorm(4), False),
+    "kernel_size": (lambda: layers.Conv2D(1, 2, 3), (2, 2)),
+    "out_channels": (lambda: layers.Conv2D(1, 2, 3), 5),
+    "in_channels": (lambda: layers.Conv2D(1, 2, 3), 5),
+    "num_embeddings": (lambda: layers.Embedding(4, 3), 5),
+    "embedding_dim": (lambda: layers.Embedding(4, 3), 5),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_of_arrays_are_not_assigned(name):
+    """The arrays keep their sizes, so that a file of the model would say others than it holds, and not load."""
+    build, value = SIZES[name]
+    layer = build()
+    before = getattr(layer, name)
+    setattr(layer, name, before)
+    with pytest.raises(xnn.errors.OptionError, match="build another layer"):
+        setattr(layer, name, value)
+    assert getattr(layer, name) == before
+
+
+def test_padding_beyond_memory_is_refused():
+    for layer in (layers.Conv2D(1, 1, 3, padding=2**20), layers.Conv2D(1, 1, (3, 1), padding=(2**40, 0))):
+        with pytest.raises(xnn.errors.OptionError, match="padding"):
+            layer(PICTURES)
+        with pytest.raises(xnn.errors.OptionError, match="padding"):
+            layer.output_shape((1, 8, 8))

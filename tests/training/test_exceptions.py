@@ -153,8 +153,8 @@ def test_what_users_write_raises(kernels, place, error):
     states = course(kernels)
     for number in numbers:
         t = trainer(
-            kernels, **make(number + (place == "schedule"), error)
-        )  # which the constructor calls once
+            kernels, **make(number + 2 * (place == "schedule"), error)
+        )  # which the constructor calls twice
         with pytest.raises(error):
             fit(t)
         if t.history is None:  # before training

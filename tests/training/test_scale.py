@@ -1,11 +1,10 @@
 """A warning where samples are badly scaled: pixels as bytes into the first weights, or data that are scaled twice."""
 
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
+from command_line import run
 
 import xnn
 from xnn import layers, losses, optimizers
@@ -82,6 +81,16 @@ WELL = {
     "a shift for each pixel": (
         lambda: convolutions(Rescale(np.full((1, 4, 4), 1 / 60), shift=np.full((1, 4, 4), 120.0))),
         PIXELS,
+    ),
+    "a number for each value behind a pooling layer": (
+        lambda: Sequential(
+            layers.Reshape((1, 4, 4)), layers.MaxPool2D(2), layers.Flatten(), Rescale([1 / 255] * 4), Dense(4, 1)
+        ),
+        PIXELS,
+    ),
+    "images, and a number for each pixel behind Flatten": (
+        lambda: Sequential(layers.Flatten(), Rescale(np.full(16, 1 / 255)), Dense(16, 1)),
+        PIXELS.reshape(-1, 1, 4, 4),
     ),
     "rescaled bytes": (lambda: Sequential(Rescale(1 / 255), Dense(16, 1)), PIXELS),
     "to minus one": (lambda: Sequential(Rescale(1 / 127.5, -1.0), Dense(16, 1)), PIXELS),
@@ -168,26 +177,19 @@ def test_wrong_data_are_refused_without_a_word_about_their_scale():
         xnn.Trainer(Sequential(Dense(16, 1)), losses.MSE(), optimizers.SGD(0.1)).fit((PIXELS, PIXELS[:3]))
 
 
-def test_the_command_says_it_in_a_line_of_its_own(tmp_path):
+def test_the_command_says_it_in_a_line_of_its_own(monkeypatch, tmp_path):
     (tmp_path / "network.toml").write_text(
         '[[layers]]\ntype = "Rescale"\nscale = 1.0\n[[layers]]\ntype = "Dense"\noutputs = "classes"\n'
     )
-    options = [
-        "--dataset",
-        "synthetic",
-        "--epochs",
-        "1",
-        "--lr",
-        "1e-5",
-        "--model",
-        tmp_path / "network.toml",
-    ]
-    run = subprocess.run(
-        [sys.executable, "-m", "xnn", "train", *options], capture_output=True, text=True, check=True
-    )
-    (line,) = run.stderr.splitlines()
-    assert line.startswith("xnn: training samples (84 were looked at) run from 0 to 25")
-    assert "warning" not in run.stderr.lower()
+    monkeypatch.setattr("xnn.data.datasets._SYNTHETIC", (600, 100, 100))
+    words = ("--dataset", "synthetic", "--lr", "1e-5", "--model", tmp_path / "network.toml", "--epochs", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", ScaleWarning)
+        result = run("train", *words)
+    assert result.exit_code == 0, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("xnn: training samples (86 were looked at) run from 0 to 25")
+    assert "warning" not in result.stderr.lower()
 
 
 def test_data_on_another_backend():

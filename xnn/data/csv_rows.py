@@ -102,7 +102,11 @@ class _Lines(Iterator[str]):
 
 
 class _Quoted:
-    """Reads a row with quotation marks, which may go on over several lines."""
+    """Reads a row with quotation marks, which may go on over several lines.
+
+    Python's csv module would not do: it tells neither which fields are quoted, on which a class "NA" depends, nor in
+    which line a field begins; and it takes a"b for text, so that a missing quotation mark is not seen.
+    """
 
     def __init__(self, lines: _Lines, text: str) -> None:
         self.lines, self.text, self.place = lines, text, 0

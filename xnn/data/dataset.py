@@ -12,8 +12,9 @@ from xnn.backends import get_backend
 from xnn.data.standardize import constant_columns, standard_layer
 from xnn.data.tables import Columns
 from xnn.data.targets import Label
-from xnn.errors import CorruptFileError, OptionError
+from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.layers import Rescale
+from xnn.options import is_one_of, shown
 
 __all__ = ["Dataset"]
 
@@ -65,6 +66,30 @@ class Dataset:
     columns: Columns | None = None
     sample_shape: tuple[int, ...] = ()
     target_scaling: Rescale | None = None
+
+    def __post_init__(self) -> None:
+        """Raise OptionError or ShapeError for arrays that do not go together."""
+        if not is_one_of(self.task, ("classification", "regression")):
+            raise OptionError(f"task must be 'classification' or 'regression', got {shown(self.task)}")
+        parts = {
+            name: (getattr(self, f"x_{name}"), getattr(self, f"y_{name}"))
+            for name in ("train", "val", "test")
+        }
+        for name, (x, y) in parts.items():
+            for letter, array in (("x", x), ("y", y)):
+                if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+                    raise OptionError(f"{letter}_{name} must be a NumPy array of numbers, got {shown(array)}")
+            if x.ndim != 2 or not len(x) == len(y) or x.shape[1:] != self.x_train.shape[1:]:
+                raise ShapeError(
+                    f"x_{name} has shape {x.shape} and y_{name} {y.shape}: give samples (n, features), as many "
+                    "features as x_train, and a target for each"
+                )
+            if self.task == "regression" and (y.ndim != 2 or y.shape[1:] != self.y_train.shape[1:]):
+                raise ShapeError(
+                    f"y_{name} has shape {y.shape}: the targets of a regression are (n, columns)"
+                )
+            if self.task == "classification" and (y.ndim != 1 or y.dtype.kind == "f" or y.min(initial=0) < 0):
+                raise OptionError(f"y_{name} must be integer labels (n,) from 0, got {shown(y)}")
 
     def __repr__(self) -> str:
         sizes = f"{len(self.y_train):,} training + {len(self.y_val):,} validation + {len(self.y_test):,} test samples"

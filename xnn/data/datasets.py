@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from typing import Never
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from xnn.data.sources import data_homes, fetch, find, reachable
 from xnn.data.synthetic import synthetic_digits
 from xnn.errors import CorruptFileError, DataNotFoundError, MissingExtraError, OptionError
 from xnn.files import as_path
-from xnn.options import shown
+from xnn.options import refuse_unknown, shown
 
 __all__ = ["dataset_names", "load", "on_disk"]
 
@@ -63,6 +64,7 @@ def load(
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
     stratify: bool | None = None,
     seed: int = 0,
+    **unknown: Never,
 ) -> Dataset:
     """A data set by its name, or from a .npz or .csv file, split into training, validation and test.
 
@@ -94,6 +96,7 @@ def load(
         >>> data.load("synthetic")
         <Dataset synthetic: 10,000 training + 2,000 validation + 2,000 test samples, (784,) uint8, 10 classes>
     """
+    refuse_unknown(load, unknown)
     options = TableOptions(target, header, task, split, stratify, seed)
     if name is None:
         here = [member for member in _MNIST if find("mnist", (member + ".gz", member), data_home)]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import get_backend
+from xnn.backends import backend_of, get_backend
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.files import notice
 from xnn.layers import Rescale
@@ -24,8 +25,8 @@ def standardize(x: Any, dtype: str = "float32") -> Rescale:
     Mean and deviation are computed in float64, and so is z, which is rounded at the end. A column whose numbers are
     all equal is moved to 0 and not scaled, and named on standard error. `Rescale.inverse` makes the layer that undoes
     it.
-    Raises ShapeError without a sample, DTypeError for something else than finite numbers, and OptionError for a
-    column that varies by less than about 1e-308, which has no scale.
+    Raises ShapeError without a sample or for rows of different lengths, DTypeError for anything but finite numbers,
+    such as masked values, and OptionError for a column that varies by less than about 1e-308, which has no scale.
 
     The first layer of a model of columns:
 
@@ -59,7 +60,8 @@ def standardize(x: Any, dtype: str = "float32") -> Rescale:
 def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
     """The layer of `standardize`, and the numbers of the constant columns, counted over a flattened sample."""
     check_dtype(dtype)
-    array = x if isinstance(x, np.ndarray) else np.asarray(x)
+    given = as_host_array(x, "standardize: the data")
+    array = backend_of(given).to_host(given)
     if array.dtype.kind not in "iubf":
         raise DTypeError(f"standardize takes numbers, got an array of {array.dtype}: convert it")
     if array.ndim < 1 or not array.size:

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from xnn.options import argument_names
 
 __all__ = ["HABITS", "Habitual", "RefusedName", "hint_for", "module_habits"]
 
@@ -59,6 +62,9 @@ HABITS: dict[str, dict[str, str]] = {
         "register_forward_hook": "model.layers[:3] are the first three layers: xnn.Sequential(*model.layers[:3])",
         "count_params": "sum(p.size for p in model.parameters()); print(model.summary()) shows them",
         "get_layer": "model[0] is the first layer",
+        "stop_training": 'history.stopped = "the reason", in a callback, ends the training',
+        "p": "it is called rate",
+        "eps": "it is called epsilon",
         "input_shape": "print(model.summary()) shows the shapes",
     },
     "loss": {
@@ -77,6 +83,8 @@ HABITS: dict[str, dict[str, str]] = {
         "lr": "it is called learning_rate",
         "eps": "it is called epsilon",
         "alpha": "it is called learning_rate",
+        **dict.fromkeys(("clipnorm", "max_norm", "max_grad_norm"), "it is called clip_norm"),
+        "clipvalue": "it is called clip_value",
     },
     "trainer": {
         **dict.fromkeys(("train", "run"), "trainer.fit((x, y)) trains"),
@@ -88,6 +96,7 @@ HABITS: dict[str, dict[str, str]] = {
     },
     "history": {
         "history": 'history["loss"] is the list of all epochs; history.epochs has a dict for each',
+        **dict.fromkeys(("stop", "stop_training"), 'history.stopped = "the reason" ends the training'),
         "epoch": "history.epochs has a dict for each epoch",
         "params": "history.plan says how the run was executed",
         **dict.fromkeys(
@@ -220,9 +229,22 @@ def module_habits(module: str) -> Callable[[str], Any]:
 
 
 class Habitual:
-    """Answers an attribute of another library with xnn's way. A subclass sets `_habits`, a key of HABITS."""
+    """Answers an attribute of another library with xnn's way. A subclass sets `_habits`, a key of HABITS.
+
+    An attribute that is assigned and would have no effect is refused: one of another library, and for `_closed`
+    classes any that neither the class nor its __init__ knows. Users' subclasses may have what attributes they like.
+    """
 
     _habits: ClassVar[str]
+    #: Whether objects of the class itself take no attributes but its options.
+    _closed: ClassVar[bool] = False
+    #: Whether __init__ is running.
+    _building = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dict__ and not name.startswith("_"):
+            _check_new(self, name)
+        super().__setattr__(name, value)
 
     def _missing(self, name: str) -> Any:
         """Raise the AttributeError for an attribute that is not there."""
@@ -254,6 +276,25 @@ class RefusedName:
         if not self.own or type(thing).__module__.partition(".")[0] == "xnn":
             raise _refusal(type(thing), self.name, hint_for(self.kind, self.name))
         vars(thing)[self.name] = value
+
+
+#: Where the classes are whose options are their attributes.
+_OPTIONS_IN = "xnn.layers.", "xnn.losses.", "xnn.optimizers."
+
+
+def _check_new(thing: Habitual, name: str) -> None:
+    """Raise AttributeError for a new attribute of xnn's own object that would have no effect."""
+    kind = type(thing)
+    if not kind.__module__.startswith("xnn.") or hasattr(kind, name):
+        return
+    if hint := hint_for(thing._habits, name):
+        raise _refusal(kind, name, hint)
+    if not kind.__module__.startswith(_OPTIONS_IN):  # a class of xnn's own commands
+        return
+    if not kind._closed or thing._building or any(name in inspect.get_annotations(c) for c in kind.__mro__):
+        return
+    takes = ", ".join(argument_names(kind)) or "no options"
+    raise _refusal(kind, name, f"it would have no effect; {kind.__name__} takes {takes}")
 
 
 def _refusal(owner: type, name: str, hint: str) -> AttributeError:

@@ -9,6 +9,17 @@
 
 Any op called on a node makes a node, `ops.tanh(x)`, and so do operators, layers and losses: `model(x)`, `loss(a, y)`.
 A layer is one node and its parameters are inputs; a Sequential is a chain of nodes.
+
+Outside of `compute` and `xnn.grad`, `parameter * 2` is a plain array: in `node * (parameter * 2)` the parameter gets
+no gradient. Write `node * parameter * 2`, where each operation has a node:
+
+    >>> import numpy as np
+    >>> from xnn import graph, layers
+    >>> x, gain = graph.Input(), layers.Dense(1, 1).bias
+    >>> y = x * gain * 2
+    >>> graph.forward_and_backward(graph.topological_sort({x: np.ones((3, 1), np.float32)}))
+    >>> gain.grad.tolist()
+    [6.0]
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ class Container(Layer):
 
     buildable = False
     numbers_layers = True
+    _closed = False
     #: In which numerics it was trained: "fast", "exact", "mixed" if in both, None if never. Weight files keep it.
     numerics: str | None = None
 

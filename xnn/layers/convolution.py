@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from xnn import ops
 from xnn.backends import backend_of
+from xnn.backends.memory import check_memory
 from xnn.errors import OptionError, ShapeError
 from xnn.initializers import He, Initializer, Zeros
 from xnn.layers.layer import Layer, check_input_dtype
@@ -17,6 +18,10 @@ from xnn.ops.windows import check_padding, windows_of
 from xnn.options import check_count, check_dtype, check_flag, check_pair, checked, written
 
 __all__ = ["AvgPool2D", "Conv2D", "GlobalAvgPool", "MaxPool2D"]
+
+
+#: Images that padding makes this many times larger are compared with the memory that is free.
+_MOSTLY_PADDING = 8
 
 
 class Conv2D(Layer):
@@ -50,6 +55,7 @@ class Conv2D(Layer):
     from_input: ClassVar[dict[str, int]] = {"in_channels": 0}
     stride: tuple[int, int] = checked(check_pair)
     dilation: tuple[int, int] = checked(check_pair)
+    padding: tuple[int, int] | str = checked(lambda name, padding: check_padding(padding))
 
     def __init__(
         self,
@@ -68,7 +74,7 @@ class Conv2D(Layer):
         self.in_channels = check_count("in_channels", in_channels)
         self.out_channels = check_count("out_channels", out_channels)
         self.kernel_size, self.stride = check_pair("kernel_size", kernel_size), stride
-        self.padding, self.dilation = check_padding(padding), dilation
+        self.padding, self.dilation = padding, dilation
         if isinstance(self.padding, str) and self.padding == "same" and self.stride != (1, 1):
             raise OptionError(f"padding='same' needs stride 1, got stride {stride!r}")
         self.dtype = check_dtype(dtype)
@@ -83,6 +89,16 @@ class Conv2D(Layer):
         lib = backend_of(x, self.weight.array)  # raises for two backends, and for x that is not an array
         _check_images(self, tuple(x.shape), self.in_channels)
         check_input_dtype(self, x, lib)
+        self._check_padding(tuple(x.shape))
+
+    def _check_padding(self, shape: tuple[int, ...]) -> None:
+        """Raise OptionError for images that padding makes many times larger, and larger than memory."""
+        if isinstance(self.padding, str):
+            return
+        area = math.prod(extent + 2 * p for extent, p in zip(shape[2:], self.padding, strict=True))
+        if area > _MOSTLY_PADDING * math.prod(shape[2:]):
+            size = 4 * shape[0] * shape[1] * area
+            check_memory(f"{self!r}: a batch of shape {shape}, padded,", size, "use less padding")
 
     def options(self, xp: Namespace) -> dict[str, Any]:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
@@ -104,6 +120,7 @@ class Conv2D(Layer):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         _check_images(self, (None, *shape), self.in_channels)
+        self._check_padding((1, *shape))
         rows, columns = windows_of(
             repr(self), (1, *shape), self.kernel_size, self.stride, self.padding, self.dilation
         )
@@ -120,9 +137,11 @@ class _Pool(Layer):
 
     stride: tuple[int, int] = checked(check_pair)
     dilation: tuple[int, int] = checked(check_pair)
+    kernel_size: tuple[int, int] = checked(check_pair)
+    padding: tuple[int, int] = checked(check_pair, 0)
 
     def __init__(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> None:
-        self.kernel_size = check_pair("kernel_size", kernel_size)
+        self.kernel_size = kernel_size
         self.stride = self.kernel_size if stride is None else stride
         self.dilation = dilation
         self.padding = check_pool_padding(padding, self.kernel_size, self.dilation)

@@ -64,14 +64,14 @@ class Dense(Layer):
 
     def check(self, x: Array) -> None:
         lib = backend_of(x, self.weight.array)  # raises for two backends, and for x that is not an array
-        self._check_shape(tuple(x.shape), "an input", tuple(x.shape[1:]))
+        self._check_shape(tuple(x.shape), "an input", 1)
         check_input_dtype(self, x, lib)
 
-    def _check_shape(self, shape: tuple[int, ...], what: str, sample: tuple[int, ...]) -> None:
+    def _check_shape(self, shape: tuple[int, ...], what: str, batch_axes: int) -> None:
         if not shape or shape[-1] != self.inputs:
             raise ShapeError(
                 f"{self!r} cannot take {what} of shape {shape}: the last axis must be {self.inputs}"
-                f"{flatten_hint(sample, self.inputs)}"
+                f"{flatten_hint(shape[batch_axes:], self.inputs)}"
             )
 
     def config(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Dense(Layer):
         }
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        self._check_shape(shape, "samples", shape)
+        self._check_shape(shape, "samples", 0)
         return (*shape[:-1], self.outputs)
 
     def flops(self, shape: tuple[int, ...]) -> int:

@@ -97,6 +97,7 @@ class Layer(Stateful, Habitual):
 
     op: Op
     _habits = "layer"
+    _closed = True
     trainable = RefusedName("layer", "trainable")
     #: xnn's own layers by name, from which a saved model is built again.
     own: ClassVar[dict[str, Any]] = {}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xnn import ops
-from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend, widened
+from xnn.backends import Backend, Purpose, Stream, backend_of, current_backend
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.memory import check_memory
 from xnn.errors import DTypeError, GraphError, MixedArraysError, OptionError, ShapeError
@@ -115,22 +115,35 @@ class Parameter(Recorded):
 
     @value.setter
     def value(self, value: Any) -> None:
+        # As after each step of training: there is nothing to check.
+        fits = type(value) is np.ndarray and value.dtype == self._dtype and value.shape == self._shape
+        if not fits and (value is None or value is not self._value):
+            value = self._fitting(value)
+        self._value, self._assigned = value, True
+
+    def _fitting(self, value: Any) -> Array:
+        """What was assigned, as an array of the parameter's dtype. Raises for text, another shape and overflow."""
         array = as_host_array(value, self.name)
         if isinstance(array, np.ndarray) and array.dtype.kind in "US":
             raise DTypeError(f"{self.name} was assigned text, {shown(value)}: assign numbers")
         if not hasattr(value, "shape"):
             lib = current_backend() if self._value is None else backend_of(self._value)
             array = lib.to_device(array, dtype=self._dtype)
-        value = array
-        if tuple(value.shape) != self.shape:
+        if tuple(array.shape) != self.shape:
             raise ShapeError(
-                f"{self.name} was assigned an array of shape {tuple(value.shape)}, and has shape {self.shape}"
+                f"{self.name} was assigned an array of shape {tuple(array.shape)}, and has shape {self.shape}"
             )
-        value = widened(value)
-        xp = backend_of(value).xp
+        xp = backend_of(array).xp
         dtype = getattr(xp, self._dtype)
-        self._value = value if value.dtype == dtype else xp.astype(value, dtype)
-        self._assigned = True
+        if array.dtype == dtype:
+            return array
+        with np.errstate(over="ignore"):
+            cast = xp.astype(array, dtype)
+        if isinstance(array, np.ndarray) and (np.isinf(cast) & np.isfinite(array)).any():
+            raise DTypeError(
+                f"{self.name} was assigned numbers that are too large for {self._dtype}: scale them first"
+            )
+        return cast
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """A copy of the array for NumPy, read-only unless a copy was asked for: what is written there is not trained.

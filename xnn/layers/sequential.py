@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.layer import Layer
 from xnn.ops import Op
 from xnn.ops.op import size_of
-from xnn.options import check_count, check_shape
+from xnn.options import check_count, check_shape, refuse_unknown
 
 __all__ = ["Sequential", "classes_of", "first_of", "load"]
 
@@ -133,15 +133,17 @@ class Sequential(Container):
             return x
         return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
-    def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
+    def predict(self, x: Any, batch_size: int = 1024, **unknown: Never) -> np.ndarray:
         """The outputs for samples, as a NumPy array (n, ...), with the layers' inference behaviour.
 
         x: samples (n, ...), a host array, a list or an array of the model's backend.
         batch_size: how many samples go through the model at a time; 1024 by default.
 
         It computes in the numerics that were chosen; if none were, in those that the model was trained in. Raises
-        ShapeError, DTypeError or LabelError for samples that do not fit.
+        ShapeError, DTypeError or LabelError for samples that do not fit, such as numbers too large for the model's
+        dtype. NaN and infinity go through the model.
         """
+        refuse_unknown(Sequential.predict, unknown)
         check_count("batch_size", batch_size)
         trained = self.numerics if self.numerics in NUMERICS else None
         with numerics(chosen_numerics() or trained):
@@ -149,7 +151,10 @@ class Sequential(Container):
 
     def _predict(self, x: Any, batch_size: int) -> np.ndarray:
         lib = self.backend
-        x = self.prepare(x)
+        given = as_host_array(x, "x")
+        with np.errstate(over="ignore"):
+            x = self.prepare(given)
+        _check_converted(given, x)
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self._check_samples(tuple(x.shape))  # before any work
@@ -290,6 +295,18 @@ def first_of(layers: Sequence[Layer]) -> Layer | None:
         if found is not None and getattr(found, "op", None) not in (ops.flatten, ops.reshape, ops.identity):
             return found
     return None
+
+
+def _check_converted(given: Any, x: Any) -> None:
+    """Raise DTypeError for a finite number that became infinite when samples were converted to the model's dtype."""
+    if given is x or not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+        return
+    wrong = np.isinf(x)
+    if wrong.any() and (wrong := wrong & np.isfinite(given)).any():
+        raise DTypeError(
+            f"a sample holds {given[wrong].flat[0]:g}, which is too large for {x.dtype}: scale the samples, or build "
+            "the layers with dtype='float64'"
+        )
 
 
 def classes_of(outputs: np.ndarray, threshold: float) -> np.ndarray:

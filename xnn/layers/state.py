@@ -16,6 +16,13 @@ from xnn.options import explained, shown
 __all__ = ["Stateful"]
 
 
+#: Options of xnn's own layers that give their arrays sizes and dtype.
+_SIZES = frozenset({
+    "inputs", "outputs", "features", "affine", "in_channels", "out_channels", "kernel_size", "dtype",
+    "num_embeddings", "embedding_dim",
+})  # fmt: skip
+
+
 class Stateful:
     """An object whose attributes hold parameters, buffers and layers, also in lists, tuples and dicts.
 
@@ -64,6 +71,8 @@ class Stateful:
                 f".{name}.value, got {shown(value)}"
             )
         check_assignment(self, name)
+        if name in _SIZES and self._parameters and type(self).__module__.startswith("xnn.layers."):
+            self._check_size(name, value)
         super().__setattr__(name, value)
         parameters = self.__dict__.setdefault("_parameters", {})
         others = self.__dict__.setdefault("_others", {})
@@ -80,6 +89,14 @@ class Stateful:
             others[name] = None
         if not name.startswith("_") and not self.by_hand:
             assignments[0] += 1
+
+    def _check_size(self, name: str, value: Any) -> None:
+        """Raise OptionError if an option that gave the arrays their sizes is changed: files would not fit them."""
+        if name in self.__dict__ and value != self.__dict__[name]:
+            raise OptionError(
+                f"{type(self).__name__}.{name} was {shown(self.__dict__[name])} when its arrays were made, and "
+                f"cannot become {shown(value)}: build another layer"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles keep: all but the last forward pass, which is only this object's."""

@@ -19,7 +19,7 @@ def one_number(loss: Any, cost: Any, outputs: Array) -> Any:
         lib = backend_of(outputs)
         cost = lib.xp.asarray(float(cost), dtype=outputs.dtype, device=lib.device)
     shape = getattr(cost, "shape", None)
-    if shape is None or (loss.reduction != "none" and shape != ()):
+    if shape != () and (shape is None or loss.reduction != "none"):
         got = type(cost).__name__ if shape is None else f"shape {tuple(shape)}"
         raise ShapeError(f"{loss!r} must be one number a batch, got {got}: ops.mean makes one of an array")
     return cost

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
+from xnn.backends.host_arrays import as_host_array
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.losses.batches import inside
 from xnn.losses.loss import Loss
@@ -216,7 +217,7 @@ class KLDivergence(Loss):
 def _numbers(name: str, values: Any) -> tuple[float, ...]:
     """An option that is a sequence of finite numbers of at least 0, as a tuple."""
     try:
-        numbers = np.asarray(values)
+        numbers = np.asarray(as_host_array(values, name))
         fits = numbers.dtype.kind in "fiu" and numbers.ndim == 1 and bool(numbers.size)
     except (TypeError, ValueError):
         fits = False

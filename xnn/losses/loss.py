@@ -90,6 +90,7 @@ class Loss(Habitual):
 
     op: Op
     _habits = "loss"
+    _closed = True
     #: Names of the metrics that a Trainer counts by default.
     usual_metrics: tuple[str, ...] = ()
     #: Whether each output is a yes or no of its own, by which a Trainer's metrics count it.
@@ -109,7 +110,7 @@ class Loss(Habitual):
     def __init__(self, reduction: str = "mean", **options: Any) -> None:
         if hasattr(self, "op") and all(p.kind is not p.VAR_KEYWORD for p in _options_of(self.op)):
             check_known(type(self).__name__, options, ("reduction", *self._defaults()))
-        self.reduction = check_reduction(reduction)
+        self.reduction = reduction
         self.options = {name: value for name, value in options.items() if value is not None}
 
     @property
@@ -153,7 +154,9 @@ class Loss(Habitual):
 
     def __setattr__(self, name: str, value: Any) -> None:
         check_assignment(self, name)
-        if not name.startswith("_") and name in self._defaults():
+        if name == "reduction":
+            value = check_reduction(value)
+        elif not name.startswith("_") and name in self._defaults():
             name, value = "options", {**self._chosen, name: value}
         super().__setattr__(name, value)
         if not name.startswith("_"):

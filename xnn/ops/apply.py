@@ -19,7 +19,7 @@ from xnn.options import shown
 
 __all__ = [
     "Boundary", "apply_rule", "backward_of", "batch_count", "batch_largest", "batch_mean", "batch_sum",
-    "check_gradients", "forward_of", "fresh_arrays", "plain_number",
+    "check_gradients", "forward_of", "fresh_arrays", "may_look", "plain_number",
 ]  # fmt: skip
 
 
@@ -29,7 +29,8 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
     Raises ShapeError or OptionError, naming the op, its shapes and its options, for an array library's error about
     shapes and for arguments that the op does not have; GraphError if the op does not return a pair.
     """
-    options = {name: plain_number(option) for name, option in options.items()}
+    if options:
+        options = {name: plain_number(option) for name, option in options.items()}
     if isinstance(xp, Boundary):
         op = xp.role(op)
         if not op.takes_stored:
@@ -115,12 +116,11 @@ def check_gradients(
             "each, None for an input without a gradient"
         )
     for number, (gradient, shape) in enumerate(zip(gradients, shapes, strict=True)):
-        got = None if gradient is None else tuple(getattr(gradient, "shape", ()))
-        if got is not None and shape is not None and got != tuple(shape):
+        if gradient is not None and shape is not None and getattr(gradient, "shape", ()) != shape:
             raise GraphError(
-                f"the backward of {op.name} returned a gradient of shape {got} for input {number} of shape "
-                f"{tuple(shape)}: the shapes must be equal. xnn.ops.op.unbroadcast sums the gradient of an input "
-                "that was broadcast"
+                f"the backward of {op.name} returned a gradient of shape {getattr(gradient, 'shape', ())} for input "
+                f"{number} of shape {shape}: the shapes must be equal. xnn.ops.op.unbroadcast sums the gradient of "
+                "an input that was broadcast"
             )
 
 
@@ -149,31 +149,43 @@ def fresh_arrays(
     for another dtype: a bare array would be taken for a row for each, and another shape would be broadcast.
     """
     fresh = apply_rule(rule, xp, arrays, options)
-    name, many = getattr(rule, "__name__", repr(rule)[:60]), len(changing)
-    if type(fresh) is not tuple or len(fresh) < many or any(extra is not None for extra in fresh[many:]):
+    many = len(changing)
+    if type(fresh) is not tuple or len(fresh) < many or [x for x in fresh[many:] if x is not None]:
         got = f"a tuple of {len(fresh)}" if isinstance(fresh, tuple) else type(fresh).__name__
         what = "(new parameter, *new state)" if many > 1 else "(new array,)"
         raise OptionError(
-            f"the rule {name} returned {got}, and must return a tuple with a new array for each of the {many} that "
-            f"it changes, as in {what}: an optimizer's `array_names` say what state it keeps"
+            f"the rule {_name(rule)} returned {got}, and must return a tuple with a new array for each of the "
+            f"{many} that it changes, as in {what}: an optimizer's `array_names` say what state it keeps"
         )
     for number, (old, new) in enumerate(zip(changing, fresh, strict=False)):
-        shape = tuple(getattr(new, "shape", ())) if hasattr(new, "dtype") else type(new).__name__
-        if shape != tuple(old.shape):
+        if not hasattr(new, "dtype") or new.shape != old.shape:
+            shape = tuple(new.shape) if hasattr(new, "dtype") else type(new).__name__
             raise OptionError(
-                f"the rule {name} returned {shape} as array {number}, whose shape is {tuple(old.shape)}: they must "
-                "be equal"
+                f"the rule {_name(rule)} returned {shape} as array {number}, whose shape is {tuple(old.shape)}: "
+                "they must be equal"
             )
         if new.dtype != old.dtype:
             raise DTypeError(
-                f"the rule {name} made {new.dtype} of {old.dtype} in array {number}: compute with Python numbers, "
-                "since NumPy's widen arrays, or convert by xp.astype(y, x.dtype)"
+                f"the rule {_name(rule)} made {new.dtype} of {old.dtype} in array {number}: compute with Python "
+                "numbers, since NumPy's widen arrays, or convert by xp.astype(y, x.dtype)"
             )
     return fresh[:many]
 
 
+def _name(rule: Callable[..., Any]) -> str:
+    return getattr(rule, "__name__", "") or shown(rule)
+
+
 def _is_array(x: Any) -> bool:
     return hasattr(x, "shape") and not isinstance(x, type)  # some dtypes are classes that have a `shape`
+
+
+def may_look(xp: Namespace, x: Array) -> bool:
+    """Whether an op may choose its way by the numbers of an array: on the host, if there are any.
+
+    A device would have to be waited for. In exact numerics, all workers have to go the same way.
+    """
+    return x.device == "cpu" and not isinstance(xp, Boundary) and 0 not in x.shape
 
 
 def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False) -> Array:

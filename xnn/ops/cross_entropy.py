@@ -6,6 +6,7 @@ from typing import Any
 
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.ops.activations import logistic, softplus_of
+from xnn.ops.apply import may_look
 from xnn.ops.losses import LossOp, constant
 from xnn.ops.op import Array, Namespace
 from xnn.ops.sums import pairwise_sum
@@ -139,9 +140,12 @@ class SoftmaxCrossEntropy(LossOp):
 
 def _below_largest(xp: Namespace, logits: Array) -> Array:
     """The logits minus the largest of their row. Infinity minus infinity is 0 here."""
+    largest = xp.max(logits, axis=1, keepdims=True)
+    if may_look(xp, logits) and xp.max(largest) < float("inf"):
+        return logits - largest
     infinite = logits == float("inf")
     finite = xp.where(infinite, 0.0, logits)
-    return xp.where(infinite, 0.0, finite - xp.max(logits, axis=1, keepdims=True))
+    return xp.where(infinite, 0.0, finite - largest)
 
 
 def _check_weights(name: str, weights: Any) -> None:
@@ -153,15 +157,17 @@ def _check_weights(name: str, weights: Any) -> None:
         check_real(f"{name}: each number", weight, 0.0)
 
 
-def _near(xp: Namespace, logits: Array) -> tuple[Array, Array]:
-    """Where logits are infinite, and the logits with 1 and -1 in place of infinities."""
+def _near(xp: Namespace, logits: Array) -> tuple[Array | None, Array]:
+    """Where logits are infinite, or None for nowhere; and the logits with 1 and -1 in place of infinities."""
     far = xp.isinf(logits)
+    if may_look(xp, logits) and not xp.any(far):
+        return None, logits
     return far, xp.where(far, xp.sign(logits), logits)
 
 
-def _limit(xp: Namespace, far: Array, doubt: Array, finite: Array) -> Array:
+def _limit(xp: Namespace, far: Array | None, doubt: Array, finite: Array) -> Array:
     """The binary cross-entropy: `finite`, and for infinite logits 0 if there is no doubt, else infinity."""
-    return xp.where(far, xp.where(doubt > 0.0, float("inf"), doubt), finite)
+    return finite if far is None else xp.where(far, xp.where(doubt > 0.0, float("inf"), doubt), finite)
 
 
 def _one_hot(
@@ -172,8 +178,10 @@ def _one_hot(
     The last is None if no label is ignored.
     """
     count = logits.shape[1]
-    classes = xp.reshape(xp.arange(count, device=labels.device), (count, *(1 for _ in logits.shape[2:])))
-    labels = xp.expand_dims(labels, axis=1)
+    classes = xp.arange(count, device=labels.device)
+    if logits.ndim > 2:
+        classes = xp.reshape(classes, (count, *(1 for _ in logits.shape[2:])))
+    labels = xp.reshape(labels, (labels.shape[0], 1, *labels.shape[1:]))
     valid = xp.logical_and(labels >= 0, labels < count)
     if ignore_index is None:
         return labels == classes, valid, None
@@ -234,8 +242,10 @@ class BinaryCrossEntropy(LossOp):
         if more is not None:
             dz = dz - more * target * logistic(xp, -logits)
             far, near = _near(xp, logits)
-            limit = xp.where(xp.logical_and(logits < 0.0, more + 1.0 == 0.0), 0.0, -logits)
-            dt = xp.where(far, limit, -near + more * softplus_of(xp, -near))
+            dt = -near + more * softplus_of(xp, -near)
+            if far is not None:
+                limit = xp.where(xp.logical_and(logits < 0.0, more + 1.0 == 0.0), 0.0, -logits)
+                dt = xp.where(far, limit, dt)
         return dz * share, dt * share
 
 
@@ -278,14 +288,15 @@ class Focal(LossOp):
 
     def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
         far, near, target, p, rest, away, entropy, factor, gamma, alpha = saved
-        entropy = xp.where(far, 0.0, entropy)  # it is multiplied by p (1 - p), which falls faster
+        if far is not None:
+            entropy = xp.where(far, 0.0, entropy)  # it is multiplied by p (1 - p), which falls faster
         # q is 0 only where p equals the target, and there p (1 - p) and the entropy are 0 as well.
         divisor = xp.where(away == 0.0, 1.0, away)
         dz = factor * (p - target + gamma * entropy * (1.0 - 2.0 * target) * (p * rest / divisor))
         dt = factor * (gamma * (entropy / divisor) * (rest - p) - near)
         if alpha is not None:
             dt = dt + (2.0 * alpha - 1.0) * xp.pow(away, gamma) * entropy
-        return dz * share, xp.where(far, float("nan"), dt) * share
+        return dz * share, (dt if far is None else xp.where(far, float("nan"), dt)) * share
 
 
 class KLDivergence(LossOp):

@@ -92,7 +92,7 @@ class Pow(Op):
     """
 
     def forward(self, xp: Namespace, a: Array, p: Array) -> tuple[Array, Any]:
-        y = xp.pow(a, p)
+        y = _power(xp, a, p)
         return y, (a, p, y)
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
@@ -103,7 +103,14 @@ class Pow(Op):
             return xp.zeros(a.shape, dtype=a.dtype, device=a.device), None
         if p * 0.0 != 0.0:  # infinite or NaN
             return _slope_of_base(xp, grad, a, xp.full_like(a, p)), None
-        return unbroadcast(xp, grad * (p * xp.pow(a, p - 1)), a), None
+        return unbroadcast(xp, grad * (p * _power(xp, a, p - 1)), a), None
+
+
+def _power(xp: Namespace, a: Array, p: Array) -> Array:
+    """a^p. NumPy takes the square root where p is the number 1/2, which is NaN at -infinity and -0 at -0."""
+    if not hasattr(p, "shape") and p == 0.5:
+        a = xp.where(a == 0, 0.0, xp.where(a == float("-inf"), float("inf"), a))
+    return xp.pow(a, p)
 
 
 def _slope_of_base(xp: Namespace, grad: Array, a: Array, p: Array) -> Array | None:

@@ -31,6 +31,8 @@ def check_product(a: Array, b: Array) -> None:
 def check_bias(b: Any, outputs: tuple[int, ...]) -> None:
     """Raise ShapeError if a bias cannot be added to outputs of this shape without stretching them."""
     shape = getattr(b, "shape", ())
+    if shape == outputs[-1:]:
+        return
     fits = zip(reversed(shape), reversed(outputs), strict=False)
     if len(shape) > len(outputs) or any(mine not in (1, theirs) for mine, theirs in fits):
         raise ShapeError(f"dense: a bias of shape {shape} does not fit outputs of shape {outputs}")
@@ -41,6 +43,8 @@ def _left_gradient(xp: Namespace, grad: Array, a_shape: tuple[int, ...], b: Arra
     grad = _columns(xp, grad, len(a_shape), b.ndim)
     b = b if b.ndim > 1 else xp.expand_dims(b, axis=-1)
     product = xp.matmul(grad, xp.matrix_transpose(b))
+    if product.shape == a_shape:
+        return product
     return xp.reshape(unbroadcast(xp, product, a_shape if len(a_shape) > 1 else (1, *a_shape)), a_shape)
 
 
@@ -49,6 +53,8 @@ def _right_gradient(xp: Namespace, grad: Array, a: Array, b_shape: tuple[int, ..
     grad = _columns(xp, grad, a.ndim, len(b_shape))
     a = a if a.ndim > 1 else xp.expand_dims(a, axis=0)
     product = product_over_rows(xp, a, grad)
+    if product.shape == b_shape:
+        return product
     return xp.reshape(unbroadcast(xp, product, b_shape if len(b_shape) > 1 else (*b_shape, 1)), b_shape)
 
 

@@ -167,7 +167,8 @@ def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:
     if grad.shape == shape:
         return grad
     added = grad.ndim - len(shape)
-    stretched = tuple(
+    stretched = [
         axis + added for axis, extent in enumerate(shape) if extent == 1 and grad.shape[axis + added] != 1
-    )
-    return xp.reshape(pairwise_sum(xp, grad, axis=(*range(added), *stretched)), shape)
+    ]
+    total = pairwise_sum(xp, grad, axis=(*range(added), *stretched))
+    return xp.reshape(total, shape) if stretched or not shape else total

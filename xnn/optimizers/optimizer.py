@@ -86,6 +86,11 @@ class Optimizer(Habitual):
     """
 
     _habits = "optimizer"
+    _closed = True
+    state: dict[Parameter, State]
+    #: Each parameter's moving average, from its first step on, if there is an `average`.
+    averages: dict[Parameter, Array]
+    steps: int
     lr, param_groups = (RefusedName("optimizer", name, own=True) for name in ("lr", "param_groups"))
     rule: ClassVar[Callable[..., Any]]
     #: Whether it minimizes a function of all weights and takes no steps by gradients (LBFGS).
@@ -113,10 +118,7 @@ class Optimizer(Habitual):
             )
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.clip_norm, self.clip_value, self.average = clip_norm, clip_value, average
-        self.state: dict[Parameter, State] = {}
-        #: Each parameter's moving average, from its first step on, if there is an `average`.
-        self.averages: dict[Parameter, Array] = {}
-        self.steps = 0
+        self.state, self.averages, self.steps = {}, {}, 0
         self._averaged = False  # inside `averaged`
 
     @property
@@ -329,10 +331,10 @@ class Optimizer(Habitual):
         """Apply the rule to one parameter. Its value and State become new arrays; the old ones are not changed."""
         state = self.state_of(parameter)
         numbers = self.advance(state.numbers)
-        xp = backend_of(parameter.value, parameter.grad, *state.arrays).math
-        given = parameter.value, parameter.grad, *state.arrays
+        value, gradient = parameter.value, parameter.grad
+        changing, given = (value, *state.arrays), (value, gradient, *state.arrays)
         options = self.options(numbers, self.decay_of(parameter))
-        changing = parameter.value, *state.arrays
+        xp = backend_of(*given).math
         parameter.value, *arrays = fresh_arrays(type(self).rule, xp, given, options, changing)
         self.state[parameter] = State(tuple(arrays), numbers, state.names)
 

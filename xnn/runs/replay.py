@@ -14,7 +14,9 @@ import numpy as np
 
 from xnn.backends import backend_names
 from xnn.errors import DataError, OptionError, UnknownBackendError, XnnError
+from xnn.layers import Layer
 from xnn.runs.digests import Digests, Record, TensorKind
+from xnn.runs.layer_plans import arguments_of
 from xnn.runs.names import KERNELS, MOST_THREADS, thread_count
 from xnn.runs.process import Process
 
@@ -241,7 +243,24 @@ def _what_was_run(record: Record) -> dict[str, Any]:
     """What must be equal in the two runs. The data set's name is left out: the same data may have another name."""
     run = {key: value for key, value in record.about.get("run", {}).items() if key != "dataset"}
     layers = [f"{name} of {kind}" for name, kind in record.tensors.items()]
+    if "model" in run:
+        run["model"] = _without_defaults(run["model"])
     return {**run, "numerics": record.about["plan"]["numerics"], "tensors": layers}
+
+
+def _without_defaults(value: Any) -> Any:
+    """The tables of layers without arguments that have their defaults: written out or not, the run is the same."""
+    if isinstance(value, list):
+        return [_without_defaults(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("type")
+    known = arguments_of(Layer.own[kind]) if isinstance(kind, str) and kind in Layer.own else {}
+    return {
+        name: _without_defaults(item)
+        for name, item in value.items()
+        if name not in known or repr(item) != repr(known[name].default)
+    }
 
 
 def as_text(value: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from xnn.backends.threads import limit_threads
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
-from xnn.errors import DivergenceError
+from xnn.errors import DivergenceError, OptionError
 from xnn.history import History
 from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
@@ -51,6 +51,7 @@ class Fit:
             validate,
             history,
         )
+        self.parts = _parts(trainer)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
@@ -82,7 +83,7 @@ class Fit:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
         self.loss, self.counts = LossOverBatches(self.trainer.loss), Totals(self.trainer.metrics)
         self.batch = self.since_check = 0
-        self.stepper.refresh()
+        self.refresh()
         self.looked_at = time.perf_counter()
         for batches in self.chunks():
             if self.interrupted() and not self.unseen:
@@ -118,23 +119,42 @@ class Fit:
         self.trainer.step += len(batches)
         self.batch += len(batches)
         self.since_check += len(batches)
-        if (
-            self.each_step
-        ):  # what they change counts from the next step, and must not hide where numbers diverged
+        if self.each_step:
+            # What they change counts from the next step, and must not hide where numbers diverged.
             loss = float(self.look()[-1])
+            self.stepper.store.hand_out()
             for watcher in self.each_step:
                 call_back(watcher.on_step, self.history, self.trainer.epoch, self.batch, loss)
-            self.stepper.refresh()
+            self.refresh()
             self.looked_at = time.perf_counter()
 
     def check(self) -> None:
         """Look at the steps since the last look, tell the callbacks, and take in what they change."""
         if self.unseen:
             self.look()
+        if any(not isinstance(watcher, ProgressBar) for watcher in self.watchers):
+            self.stepper.store.hand_out()
         self.tell(self.watchers)
-        if self.batch < len(self.batches):  # else the next epoch begins with it
-            self.stepper.refresh()
+        if self.batch < len(self.batches):
+            self.refresh()
+        else:  # the next epoch begins with it
+            self.check_parts()
         self.since_check, self.looked_at = 0, time.perf_counter()
+
+    def refresh(self) -> None:
+        """Take in what callbacks changed."""
+        self.check_parts()
+        self.stepper.refresh()
+
+    def check_parts(self) -> None:
+        """Raise OptionError if a callback replaced a part of the trainer."""
+        now = _parts(self.trainer)
+        for name, parts in self.parts.items():
+            if len(parts) != len(now[name]) or any(a is not b for a, b in zip(parts, now[name], strict=True)):
+                raise OptionError(
+                    f"a callback replaced the trainer's {name}, and a fit keeps those that it began with: change the "
+                    "options of what is there, or replace it between two fits"
+                )
 
     def show(self) -> None:
         """Look at the steps since the last look, and show the numbers. It changes nothing else."""
@@ -196,3 +216,10 @@ class Fit:
         self.history.add(losses[:good], sum(len(step.rows) for step in steps[:good]), 0.0)
         error.history = self.history
         return error
+
+
+def _parts(trainer: Any) -> dict[str, list[Any]]:
+    """What a trainer was built of and a fit does not look at again, by name."""
+    names = "model", "loss", "optimizer", "threads", "kernels", "numerics"
+    lists = {"metrics": [*trainer.metrics], "callbacks": [*trainer.callbacks]}
+    return {name: [getattr(trainer, name)] for name in names} | lists

@@ -132,6 +132,7 @@ class FullBatchFit(Fit):
 
         Where a callback changes weights or options, the search begins anew, as in another fit.
         """
+        self.check_parts()
         try:
             with limit_threads(self.threads):
                 self.anew = True
@@ -152,11 +153,13 @@ class FullBatchFit(Fit):
     def iterated(self) -> bool:
         """Validate and run the callbacks after an iteration. Returns whether to end."""
         loss, metrics = self.whole.mean.value, self.whole.counts.results()
+        self.stepper.store.hand_out()
         before = self.what_callbacks_may_change()
         for watcher in self.watchers:
             call_back(watcher.on_step, self.history, self.trainer.epoch, 1, loss)
             call_back(watcher.on_check, self.history, self.trainer.epoch, 1, loss, metrics)
         self.end_epoch({"epoch": self.trainer.epoch + 1, "loss": loss, **metrics})
+        self.check_parts()
         ended = self.interrupted() or bool(self.history.stopped)
         if before != self.what_callbacks_may_change():
             self.stepper.refresh()

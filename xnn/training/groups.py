@@ -42,6 +42,8 @@ class Group:
         self.options = self._options() if by_rule else {}
         self.numbers = np.array(tuple(self.options.values()), float)
         self.slots: list[list[Slot]] = []
+        #: Each parameter with the slots of its value, its gradient and its state.
+        self.columns: list[tuple[Parameter, Slot, Slot, list[Slot]]] = []
         self.flat: list[Any] = []
         self.memory: Any = None  # of all flat buffers, that of the gradients first
         self.offsets: dict[int, tuple[int, int]] = {}
@@ -79,15 +81,6 @@ class Group:
                 stretches.append((start, end))
         return [tuple(flat[start:end] for flat in self.flat) for start, end in stretches]
 
-    def columns(self) -> list[tuple[Parameter, Slot, Slot, list[Slot]]]:
-        """Each parameter with the slots of its value, its gradient and its state."""
-        return [
-            (p, value, gradient, state)
-            for p, (value, gradient, *state) in zip(
-                self.parameters, zip(*self.slots, strict=True), strict=True
-            )
-        ]
-
     def changing(self) -> list[list[Slot]]:
         """The slots that a step changes: of values and of each array of the state."""
         return [self.slots[0], *self.slots[2:]]
@@ -102,6 +95,12 @@ class Group:
         kinds = ("value", "gradient", *(f"state {n}" for n in range(self.width - 2)))
         dtype = self.parameters[0].value.dtype
         self.slots = [[Slot(f"{p.name}'s {k}", p.shape, dtype) for p in self.parameters] for k in kinds]
+        self.columns = [
+            (p, value, gradient, state)
+            for p, (value, gradient, *state) in zip(
+                self.parameters, zip(*self.slots, strict=True), strict=True
+            )
+        ]
         if not in_place:
             return
         padded = [-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters]

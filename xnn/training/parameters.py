@@ -11,7 +11,7 @@ from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import Slot
 from xnn.layers import Buffer, Parameter
 from xnn.optimizers import Optimizer, State
-from xnn.training.groups import grouped
+from xnn.training.groups import Group, grouped
 
 __all__ = ["Store", "finite", "has_nan", "is_real"]
 
@@ -35,6 +35,7 @@ class Store:
     """The slots of a fit's parameters, gradients, state, buffers and averages. Its programs share them.
 
     `attach` takes in what was assigned to parameters or optimizer; `publish` gives them what steps have made.
+    Kernels change arrays in place, so that callbacks get copies (`hand_out`): what they keep does not change.
 
     parameters: all of the model's. in_place: whether kernels change parameters in place. buffers: the model's.
 
@@ -61,7 +62,7 @@ class Store:
         optimizer.check_parameters(self.parameters)
         self.groups = grouped(lib, optimizer, self.parameters, not self.asks_optimizer, in_place)
         self._plain = self._is_plain()
-        columns = [column for group in self.groups for column in group.columns()]
+        columns = [column for group in self.groups for column in group.columns]
         self.values = {p: value for p, value, _, _ in columns}
         self.gradients = {p: gradient for p, _, gradient, _ in columns}
         self.written = np.zeros(1, np.int64)
@@ -73,6 +74,7 @@ class Store:
         self.kept: dict[Buffer, Slot] = {}  # those that programs read or change
         self.moving: set[Buffer] = set()  # those that programs change
         self.outside: dict[Parameter, Slot] = {}
+        self._live = not in_place  # whether parameters and optimizer have the arrays that steps change
         self.averages = {
             p: Slot(f"{p.name}'s average", p.shape, p.value.dtype)
             for p in self.parameters
@@ -131,13 +133,23 @@ class Store:
             # Buffers change in place: the first average is a copy.
             self._take(slot, self.lib.xp.asarray(p.value, copy=True) if known is None else known)
         for group in () if self.asks_optimizer else self.groups:
-            for parameter, _, _, slots in group.columns():
+            for parameter, _, _, slots in group.columns:
+                if self._has_state(parameter, slots, group):
+                    continue
                 state = self.optimizer.state_of(parameter)
                 for slot, array in zip(slots, state.arrays, strict=True):
                     self._take(slot, array)
-                self.optimizer.state[parameter] = State(
-                    tuple(s.array for s in slots), state.numbers, group.names
-                )
+                arrays = state.arrays if self.in_place else tuple(slot.array for slot in slots)
+                self.optimizer.state[parameter] = State(arrays, state.numbers, group.names)
+
+    def _has_state(self, parameter: Parameter, slots: list[Slot], group: Group) -> bool:
+        """Whether the optimizer's state of a parameter is what the slots and the group hold."""
+        known = self.optimizer.state.get(parameter)
+        return (
+            known is not None
+            and (known.numbers, known.names, len(known.arrays)) == (group.steps, group.names, len(slots))
+            and all(array is slot.array for array, slot in zip(known.arrays, slots, strict=True))
+        )
 
     def _take(self, slot: Slot, array: Any) -> None:
         if slot.array is not array:
@@ -175,7 +187,7 @@ class Store:
     def ask_optimizer(self) -> None:
         """Take one step by the optimizer's own `step`."""
         for parameter, slot in self.gradients.items():
-            parameter.grad = slot.array
+            parameter.grad = self._own(slot)
         self.optimizer.step(self.parameters)
         self.take_values()
 
@@ -198,24 +210,54 @@ class Store:
     def take_values(self) -> None:
         """Take in the values that were assigned to parameters."""
         for group in self.groups:
-            for parameter, slot, _, _ in group.columns():
+            for parameter, slot, _, _ in group.columns:
                 self._take(slot, parameter.value)
-                parameter.value = slot.array
+                if not self.in_place:
+                    parameter.value = slot.array
+
+    def _own(self, slot: Slot) -> Any:
+        """A slot's array, or a copy of one that kernels change in place."""
+        return self.lib.xp.asarray(slot.array, copy=True) if slot.fixed else slot.array
+
+    def go_live(self) -> None:
+        """Give parameters the arrays that steps change: layers and optimizers written by hand read them."""
+        if not self._live and not self.asks_optimizer:
+            self._live = True
+            for group in self.groups:
+                for parameter, value, _, _ in group.columns:
+                    parameter.value = value.array
+
+    def hand_out(self) -> None:
+        """Give parameters and optimizer copies of the arrays that steps change in place, for callbacks to keep."""
+        if not (self.in_place and self._live):
+            return
+        self._live = False
+        for p, slot in self.averages.items():
+            self.optimizer.averages[p] = self._own(slot)
+        for group in self.groups:
+            for parameter, value, gradient, state in group.columns:
+                parameter.value = self._own(value)
+                if parameter not in self.folded and parameter.grad is gradient.array:
+                    parameter.grad = self._own(gradient)
+                if not self.asks_optimizer:
+                    arrays = tuple(self._own(slot) for slot in state)
+                    self.optimizer.state[parameter] = State(arrays, group.steps, group.names)
 
     def publish(self) -> None:
         """Give parameters, buffers and the optimizer the arrays that the steps so far have made."""
+        self._live = True
         for buffer, slot in self.kept.items():
             buffer.value = slot.array
         for p, slot in self.averages.items():
             self.optimizer.averages[p] = slot.array
         for group in self.groups:
-            for parameter, value, gradient, state in group.columns():
-                parameter.value = value.array
+            for parameter, value, gradient, state in group.columns:
+                parameter.value = self._own(value) if self.asks_optimizer else value.array
                 if parameter in self.folded:
                     parameter.fold_gradient()
                 else:
                     parameter.grad = gradient.array
-                if not self.asks_optimizer:
+                if not (self.asks_optimizer or self._has_state(parameter, state, group)):
                     self.optimizer.state[parameter] = State(
                         tuple(s.array for s in state), group.steps, group.names
                     )
@@ -236,10 +278,6 @@ class Store:
         averages = [self._own(slot) for slot in self.averages.values()]
         fresh = held, averages
         return kept, fresh, [group.steps for group in self.groups], self.optimizer.snapshot()
-
-    def _own(self, slot: Slot) -> Any:
-        """The slot's array; a copy where kernels change it in place."""
-        return self.lib.buffer(slot.shape, slot.dtype, slot.array) if slot.fixed else slot.array
 
     def restore(self, snapshot: Any) -> None:
         """Go back to a snapshot, parameters and optimizer too."""

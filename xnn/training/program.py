@@ -73,6 +73,7 @@ class Program:
         if self.store.running is not self:
             self.store.running = self
             self.store.touch()
+        self.store.go_live()
         np.copyto(self.cursor.rows, rows)
         self.store.advance()
 

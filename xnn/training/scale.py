@@ -63,7 +63,10 @@ def warn_of_scale(model: Sequential, x: Any, stacklevel: int) -> None:
     values, scaled = given, False
     for layer, following in zip(flat, [*flat[1:], None], strict=True):
         if isinstance(layer, Rescale):
-            values, scaled = _rescaled(values, layer), True
+            rescaled = _rescaled(values, layer)
+            if rescaled is None:
+                return
+            values, scaled = rescaled, True
         elif isinstance(layer, (Dense, Conv2D)):
             learns = not layer.weight.frozen and not isinstance(following, (BatchNorm, LayerNorm))
             message = _fault(given, values, scaled, layer) if learns else ""
@@ -91,13 +94,16 @@ def _some(x: Any) -> np.ndarray:
     return np.asarray(backend_of(part).to_host(part), dtype=np.float64)
 
 
-def _rescaled(values: np.ndarray, layer: Rescale) -> np.ndarray:
-    """What a Rescale makes of the samples; of flat samples where its numbers have the shape of images."""
+def _rescaled(values: np.ndarray, layer: Rescale) -> np.ndarray | None:
+    """What a Rescale makes of the samples, flat or not. None if it takes another shape, as behind a pooling layer."""
     shift = 0.0 if layer.shift is None else layer.shift
     shape = np.broadcast_shapes(*(np.shape(number) for number in (layer.scale, layer.offset, shift)))
-    if len(shape) > 1 and values[0].size == np.prod(shape):
+    if shape and values[0].size == math.prod(shape):
         values = values.reshape(len(values), *shape)
-    return layer.on_host(values)
+    try:
+        return layer.on_host(values)
+    except ValueError:
+        return None
 
 
 def _fault(given: np.ndarray, values: np.ndarray, scaled: bool, layer: Layer) -> str:

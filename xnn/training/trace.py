@@ -20,7 +20,7 @@ from xnn.layers import Parameter, Sequential
 from xnn.layers.parameter import check_all_known
 from xnn.losses import Loss
 
-__all__ = ["Trace", "runs_code_of_the_users", "trace"]
+__all__ = ["Trace", "check_reduces", "runs_code_of_the_users", "trace"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     """Run model and loss on a batch, in training, without changing anything that training counts.
 
     Raises OptionError for a parameter that the loss does not depend on; for a parameter that is not the model's, a
-    buffer that is not and would be changed, and a layer that is not and draws random numbers.
+    buffer that is not and would be changed, and a layer that is not and draws random numbers; for a loss that does
+    not reduce its terms.
     """
+    check_reduces(loss)
     inputs = [Value(array) for array in arrays]
     scope = Scope(training=True, program=True)
     with scope:
@@ -93,6 +95,14 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
             )
     constants = [_copy(node.array) for node in order if type(node) is Constant]
     return Trace(inputs, outputs, cost, scope.kept, order, constants)
+
+
+def check_reduces(loss: Loss) -> None:
+    """Raise OptionError for a loss that leaves the terms of a batch as they are."""
+    if loss.reduction == "none":
+        raise OptionError(
+            f"a Trainer needs one number a batch, got {type(loss).__name__}(reduction='none'): use 'mean', 'sum'"
+        )
 
 
 def _check_kept(kept: Sequence[Kept], model: Sequential) -> None:

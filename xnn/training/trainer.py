@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any, Never, cast
 
 from xnn.backends import Backend, current_numerics, numerics
 from xnn.backends.kernels.calls import TABLES, KernelTable
@@ -20,13 +20,14 @@ from xnn.losses import Lambda, Loss, LossOverBatches
 from xnn.metrics import Count, Metric, Totals, count_batch
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
-from xnn.options import check_count, check_flag, shown
+from xnn.options import check_count, check_flag, refuse_unknown, shown
 from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
 from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
 from xnn.training.steps import Stepper
+from xnn.training.trace import check_reduces
 
 __all__ = ["Trainer"]
 
@@ -75,7 +76,9 @@ class Trainer(Habitual):
         threads: int | str | None = None,
         kernels: str = "auto",
         numerics: str | None = None,
+        **unknown: Never,
     ) -> None:
+        refuse_unknown(Trainer, unknown)
         self.model, self.loss, self.optimizer = model, cast(Loss, loss), optimizer
         self.metrics, self.callbacks = cast(list[Metric], metrics), cast(list[Callback], callbacks)
         self._check_parts()
@@ -106,10 +109,7 @@ class Trainer(Habitual):
             if not isinstance(value, kind):
                 hint = ": wrap it, as in xnn.Sequential(Net())" if isinstance(value, Layer) else ""
                 raise OptionError(f"Trainer needs {example}, as {name}, got {shown(value)}{hint}")
-        if loss.reduction == "none":
-            raise OptionError(
-                f"a Trainer needs one number a batch, got {type(loss).__name__}(reduction='none'): use 'mean', 'sum'"
-            )
+        check_reduces(loss)
         if loss.already_includes is not None and model.last_op is loss.already_includes:
             raise OptionError(
                 f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
@@ -134,6 +134,7 @@ class Trainer(Habitual):
         seed: int = 0,
         progress: bool = True,
         shuffle: bool = True,
+        **unknown: Never,
     ) -> History:
         """Train, and return the History of what was done.
 
@@ -163,6 +164,7 @@ class Trainer(Habitual):
         as they were after a step, at most 100 steps or half a second earlier, and `trainer.history` is what was done
         until then.
         """
+        refuse_unknown(Trainer.fit, unknown)
         self._check_parts()
         lib = self.model.backend
         epochs = check_count("epochs", epochs)
@@ -209,18 +211,24 @@ class Trainer(Habitual):
                 history.error = f"{type(error).__name__}: {error}"
                 raise
             finally:
+                stepper.store.hand_out()
                 cut_short = len(history.epochs) < epochs and not history.stopped
                 history.interrupted = interrupted() and cut_short
         return history
 
     def evaluate(
-        self, data: tuple[Any, Any], batch_size: int = _EVALUATION_BATCH, sample_weight: Any = None
+        self,
+        data: tuple[Any, Any],
+        batch_size: int = _EVALUATION_BATCH,
+        sample_weight: Any = None,
+        **unknown: Never,
     ) -> dict[str, Any]:
         """The loss and the metrics over all the data, by name; dropout and augmentation are off.
 
         data: a pair (x, y), as `fit` takes it. batch_size: samples at a time. sample_weight: (n,), how much each
         sample counts in the loss. Raises as `fit` does.
         """
+        refuse_unknown(Trainer.evaluate, unknown)
         self._check_parts()
         lib = self.model.backend
         with numerics(self.numerics), lib.guard():
