@@ -3,6 +3,8 @@
 On a GPU, or on the emulated one. The counts of what is asked of the device need the emulated one, which records it.
 """
 
+import inspect
+import os
 import sys
 import threading
 
@@ -434,6 +436,59 @@ def test_an_exception_leaves_the_last_look():
     assert states[0][0] == states[1][0] == 32
     for a, b in zip(states[0][1], states[1][1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_interrupt_anywhere(monkeypatch):
+    """KeyboardInterrupt in any function of training or of the CUDA kernels leaves a state that was looked at."""
+    places = tuple(file.rpartition(os.sep)[0] + os.sep for file in (fitting.__file__, feeds.__file__))
+    look, states = fitting.Fit.look, {}
+
+    def state(trainer):
+        return [trainer.model.backend.to_host(p.value).tobytes() for p in trainer.model.parameters()]
+
+    def fit(trainer):
+        trainer.fit((X, Y), epochs=3 - trainer.epoch, batch_size=BATCH, progress=False)
+        return state(trainer)
+
+    def fresh():
+        return xnn.Trainer(network(), losses.SoftmaxCrossEntropy(), optimizers.Adam(0.01))
+
+    def looks(self):
+        values = look(self)
+        self.stepper.store.publish()
+        states[self.trainer.step] = state(self.trainer)
+        return values
+
+    with xnn.backends.backend("cupy"):
+        trainer = fresh()
+        states[0] = state(trainer)
+        monkeypatch.setattr(fitting.Fit, "look", looks)
+        end = fit(trainer)
+        monkeypatch.setattr(fitting.Fit, "look", look)
+        assert set(states) == {0, 32, 64, 96}
+        stopped = 0
+        for number in range(40, 4000, 660):
+            trainer, left = fresh(), number
+
+            def watch(frame, event, _):
+                nonlocal left
+                generator = frame.f_code.co_flags & inspect.CO_GENERATOR  # where exceptions are only printed
+                if event == "call" and not generator and frame.f_code.co_filename.startswith(places):
+                    left -= 1
+                    if left == -1:
+                        raise KeyboardInterrupt
+
+            sys.setprofile(watch)
+            try:
+                fit(trainer)
+            except KeyboardInterrupt:
+                stopped += 1
+            finally:
+                sys.setprofile(None)
+            assert state(trainer) == states[trainer.step]
+            assert trainer.optimizer.steps == trainer.step
+            assert fit(trainer) == end
+        assert stopped > 2
 
 
 def test_calls_without_a_kernel_are_named_once(capsys):

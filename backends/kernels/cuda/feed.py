@@ -222,11 +222,12 @@ class DeviceFeed:
 
     def _captured(self, run: Runnable) -> Any:
         """Return the CUDA graph of what a function launches."""
-        self.stream.begin_capture()
         try:
+            self.stream.begin_capture()
             run()
         except BaseException:
-            self.stream.end_capture()
+            if self.stream.is_capturing():
+                self.stream.end_capture()
             raise
         graph = self.stream.end_capture()
         graph.upload(self.stream)
