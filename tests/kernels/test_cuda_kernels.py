@@ -3,7 +3,10 @@
 import inspect
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from xnn import ops, optimizers
 from xnn.backends import Purpose, Stream, available_backends, get_backend
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Cursor, Slot
+from xnn.backends.kernels.cuda import launch, update_kernels
 from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, by_one_block
 from xnn.backends.random import Mask
 from xnn.layers import Parameter
@@ -446,10 +450,6 @@ def test_updates(gpu, dtype, rule, steps):
 
 def test_kernels_read_the_options_in_the_order_of_the_rules():
     """updates.cu names the options of each rule in an enum."""
-    from pathlib import Path
-
-    from xnn.backends.kernels.cuda import update_kernels
-
     source = (Path(update_kernels.__file__).parent / "updates.cu").read_text()
     enums = {
         tuple(name.strip(" _") for name in text.split("}")[0].split(","))
@@ -511,6 +511,40 @@ def test_finite(gpu, dtype, value, place):
     assert gpu.finite(arrays) == (place is None)
     assert gpu.finite([*arrays, gpu.to_device(np.ones((3, 2))).T]) == (place is None)
     assert gpu.finite([])
+
+
+NVRTC = r"""
+import sys
+from pathlib import Path
+from cupy.cuda import compiler
+from cupy_backends.cuda.libs import nvrtc
+try:
+    nvrtc.getVersion()
+except Exception as error:
+    print("no NVRTC:", error)
+    sys.exit()
+common, *sources = [Path(name).read_text() for name in sys.argv[1:]]
+for source in sources:
+    for arch, real in (("sm_80", "float"), ("sm_90", "double")):
+        options = f"-arch={arch}", "--std=c++17", "--fmad=false", "-ftz=true", f"-Dreal={real}"
+        types = "-DSOURCE=unsigned char", "-DLABEL=long long"
+        program = compiler._NVRTCProgram(common + source, "kernels.cu", method="cubin")
+        assert program.compile((*options, *types))[0][:4] == b"\x7fELF"
+print("compiled", len(sources))
+"""
+
+
+def test_nvrtc_compiles_every_source():
+    """For two generations of GPUs, in a process without the emulated one, which does not need a GPU."""
+    folder = Path(launch.__file__).parent
+    sources = sorted(path for path in folder.glob("*.cu") if path.name != "common.cu")
+    command = [sys.executable, "-c", NVRTC, folder / "common.cu", *sources]
+    attached = sys.modules.get("cuda_emulator.attach")
+    environment = None if attached is None else attached.environment(attached=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.stdout.startswith("no NVRTC"):
+        pytest.skip(done.stdout)
+    assert done.stdout == f"compiled {len(sources)}\n", done.stderr
 
 
 def test_every_kernel_is_tested_here(gpu):

@@ -138,8 +138,9 @@ class Trainer(Habitual):
     ) -> History:
         """Train, and return the History of what was done.
 
-        data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host (moved batch by batch) or on the
-            model's backend.
+        data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host or on the model's backend. From
+            the host they are moved batch by batch; CUDA kernels copy them once, at the beginning, if they fit in the
+            GPU's memory.
         validation: a pair (x, y), or three with sample weights; evaluated after each epoch.
         epochs: passes over the data. For an optimizer that minimizes (LBFGS) its iterations, each over all the data
             in their given order.

@@ -217,7 +217,6 @@ class DeviceFeed:
                 graphs[count] = None
                 each(count)
 
-        run.graphs = graphs  # type: ignore[attr-defined]
         return run
 
     def _captured(self, run: Runnable) -> Any:
