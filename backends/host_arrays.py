@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,11 @@ def _lengths(rows: Any) -> str:
 def _objects(array: np.ndarray) -> str:
     """What is wrong with an array of Python objects."""
     for place, item in np.ndenumerate(array):
-        if not isinstance(item, Real):
+        if not isinstance(item, (Real, np.bool_)):
             where = ", ".join(map(str, place))
             return f"holds Python objects, such as {shown(item)} at [{where}]: make them numbers, and then an array"
-    return "holds numbers as Python objects: x.astype('float32') makes an array of them"
+    whole = all(isinstance(item, (Integral, np.bool_)) and abs(int(item)) < 2**63 for item in array.flat)
+    return (
+        f"holds {'integers' if whole else 'numbers'} as Python objects: .astype('{'int64' if whole else 'float32'}') "
+        "makes an array of them"
+    )

@@ -86,11 +86,17 @@ def _load(name: str, source: str) -> Backend:
     return _instances[name]
 
 
+#: What other libraries call a device, and the backend that computes there.
+_DEVICES = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}
+
+
 def _check_name(name: str, source: str) -> None:
     if name not in _REGISTRY:
+        device = name.strip().lower().partition(":")[0] if isinstance(name, str) else ""
+        meant = f"; for {device} write {_DEVICES[device]!r}" if device in _DEVICES else ""
         raise UnknownBackendError(
             f"{source}={shown(name)} is not a backend: choose numpy (the CPU), cupy (a GPU) or, for tests, "
-            "array-api-strict"
+            f"array-api-strict{meant}"
         )
 
 

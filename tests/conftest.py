@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -23,6 +25,17 @@ def lib(request: pytest.FixtureRequest) -> Iterator[Backend]:
         pytest.skip(_REASONS[request.param])
     with backend(request.param) as chosen:
         yield chosen
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Makes a folder for temporary files within pytest's own, also for the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = str(tmp_path_factory.mktemp("temporary"))
+        patch.setattr(tempfile, "tempdir", place)
+        for name in ("TMPDIR", "TEMP", "TMP"):  # TEMP and TMP on Windows
+            patch.setitem(os.environ, name, place)
+        yield
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@
     ├── LabelError(ValueError)                class labels outside 0 .. classes - 1
     ├── GraphError(ValueError)                a graph that cannot be sorted, fed or differentiated
     ├── DivergenceError(ArithmeticError)      a loss, gradient or weight became NaN or infinite
-    ├── ScaleWarning(UserWarning)             samples are far too large for the first weights, or were scaled twice
+    ├── ScaleWarning(UserWarning)             samples or targets are badly scaled, or unlike those of training
     ├── MissingExtraError(ImportError)        an optional package is not installed
     ├── NumericsError(ArithmeticError)        exact numerics are impossible on this machine or at this size
     │   └── NoExactFormError(AttributeError)  an array function that exact numerics do not have
@@ -135,7 +135,11 @@ class CorruptFileError(DataError, ValueError):
 
 
 class ScaleWarning(XnnError, UserWarning):  # noqa: N818 - a warning
-    """Training samples are far too large for the first weights of a model, or were scaled twice. A warning."""
+    """A warning about the scale of data.
+
+    Training samples are far too large for the first weights of a model, or were scaled twice; training targets are
+    far from unit size; or samples of validation or evaluation are 20 times larger or smaller than those of training.
+    """
 
 
 class WeightWarning(XnnError, UserWarning):  # noqa: N818 - a warning

@@ -75,9 +75,7 @@ def check_writable(
     Raises OptionError for another ending, a folder, device or pipe of this name, a folder that is missing, a place
     that cannot be written to, and an old file with other content.
     """
-    path = as_path(path)
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise OptionError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
+    path = _named(path, suffixes)
     try:
         fault = _fault(path, replaced, begins.encode())
     except (
@@ -88,6 +86,14 @@ def check_writable(
         fault = f"{_reason(error)}; choose another place"
     if fault:
         raise OptionError(f"cannot write {path}: {fault}")
+    return path
+
+
+def _named(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
+    """The path of a file to write. Raises OptionError unless its name has one of these endings."""
+    path = as_path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise OptionError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
     return path
 
 
@@ -160,20 +166,20 @@ def write_atomically(
     suffixes, begins: as in `check_writable`, which is called first.
 
     After a full disk, a crash or Ctrl-C the old file is still there. If the file cannot be written, the content is
-    saved in the folder for temporary files instead, and the error says where. Raises the OptionError of
-    `check_writable`, or DataError with the system's reason.
+    saved in the folder for temporary files instead, and the error says where. For a name with another ending nothing
+    is written. Raises the OptionError of `check_writable`, or DataError with the system's reason.
     """
-    asked = as_path(path)
+    asked = _named(path, suffixes)
     try:
         _replace(
             check_writable(asked, suffixes, begins=begins).resolve(), content
         )  # resolved, so that a link stays a link
     except OptionError as error:
-        raise OptionError(f"{error}{_rescued(asked, content, suffixes)}") from error
+        raise OptionError(f"{error}{_rescued(asked, content)}") from error
     except OSError as error:
         raise DataError(
             f"cannot write {asked}: {_reason(error)}; what was there before is untouched"
-            f"{_rescued(asked, content, suffixes)}"
+            f"{_rescued(asked, content)}"
         ) from error
 
 
@@ -203,11 +209,10 @@ def _temporary(path: Path, mode: int) -> tuple[Path, int]:
     return temporary, os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | binary, mode)
 
 
-def _rescued(path: Path, content: bytes, suffixes: tuple[str, ...]) -> str:
+def _rescued(path: Path, content: bytes) -> str:
     """Save content that cannot be written to `path` in the folder for temporary files. Returns words that say so."""
-    ending = path.suffix if not suffixes or path.suffix.lower() in suffixes else suffixes[0]
     try:
-        place = Path(tempfile.mkdtemp(prefix="xnn-")) / f"{path.stem[:40] or 'file'}{ending[:20]}"
+        place = Path(tempfile.mkdtemp(prefix="xnn-")) / f"{path.stem[:40] or 'file'}{path.suffix[:20]}"
         _replace(place, content)
     except (OSError, ValueError):
         return ""

@@ -113,7 +113,7 @@ def test_a_fit_in_another_python_thread_is_limited_too():
     def fit():
         x = np.zeros((32, 4), np.float32)
         model = xnn.Sequential(layers.Dense(4, 4), seed=0)
-        xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1), callbacks=[Look()]).fit((x, x), progress=False)
+        xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1), callbacks=[Look()], threads=1).fit((x, x))
         seen.append(blas_threads())
 
     for where in (lambda: None, fit):

@@ -127,7 +127,7 @@ def test_divergence(digits, tmp_path):
     path = tmp_path / "m.safetensors"
     done = command("train", "--dataset", digits, *TRAIN, "--lr", "1e30", "--json", "--save", path)
     assert (done.returncode, done.stdout) == (1, "")
-    kept, why = done.stderr.splitlines()
+    why, kept = done.stderr.splitlines()
     assert "as it was before that step" in kept
     assert "step " in why
     assert "layer " in why

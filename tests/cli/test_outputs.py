@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from xnn import callbacks, layers, losses, optimizers
 from xnn.cli.outputs import check_apart
 from xnn.errors import DataError, OptionError
 from xnn.files import check_writable, write_atomically
+from xnn.history import History
 
 # NumPy's kernels, since Numba takes longer to import than all the rest.
 TRAIN = ("--hidden", "8", "--epochs", 1, "--batch-size", 50, "--kernels", "numpy")
@@ -272,13 +274,33 @@ def test_content_that_cannot_be_written_is_saved_where_the_error_says(tmp_path, 
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
 
 
-@pytest.mark.parametrize("name", ["no/m.safetensors", "m.pt", "n" * 300 + ".safetensors"])
+@pytest.mark.parametrize("name", ["no/m.safetensors", "n" * 300 + ".safetensors"])
 def test_a_model_saved_in_python_to_a_wrong_place_is_not_lost(tmp_path, spare, name):
     model = xnn.Sequential(layers.Dense(3, 2), seed=1)
     with pytest.raises(OptionError, match="it was saved as"):
         model.save(tmp_path / name)
     (kept,) = spare.rglob("*.safetensors")
     np.testing.assert_array_equal(xnn.load(kept).layers[0].weight.value, model.layers[0].weight.value)
+
+
+@pytest.mark.parametrize("name", ["m", "m.pt", "safetensors", ".safetensors", "m.npy.", "."])
+@pytest.mark.parametrize("write", ["model", "plot"])
+def test_a_name_with_another_ending_is_refused_before_anything_is_written(tmp_path, spare, write, name):
+    if write == "plot":
+        pytest.importorskip("matplotlib")
+    model = xnn.Sequential(layers.Dense(3, 2), seed=1)
+    with pytest.raises(OptionError, match=r"its name must end in .*(safetensors|svg)$"):
+        (model.save if write == "model" else History().plot)(tmp_path / name)
+    assert [*tmp_path.iterdir(), *spare.iterdir()] == []
+
+
+def test_the_tests_have_a_folder_for_temporary_files_of_their_own(tmp_path_factory):
+    """What is saved elsewhere by a test, also in another process, goes when pytest's own folders do."""
+    base = tmp_path_factory.getbasetemp()
+    assert base in Path(os.environ["TMPDIR"]).parents
+    code = "import tempfile; print(tempfile.gettempdir())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert base in Path(told.stdout.strip()).parents
 
 
 @pytest.mark.parametrize("option", [option for option in OUTPUTS if option != "--log"])

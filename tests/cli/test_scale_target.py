@@ -61,6 +61,7 @@ def test_the_note_names_the_option_and_the_option_silences_it(prices):
     without = run("train", "--dataset", prices, "--epochs", 1, "--lr", 1e-9, "--quiet")
     assert "the targets are far from unit size (typically " in without.stderr
     assert "--scale-target" in without.stderr
+    assert without.stderr.count("far from unit size") == 1
     assert run("train", "--dataset", prices, *TRAIN, "--quiet").stderr == ""
 
 

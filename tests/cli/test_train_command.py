@@ -192,7 +192,8 @@ def test_regression(tmp_path):
     assert report["test_loss"] < 0.05 * np.var(y)
     np.savetxt(path, x[:5], delimiter=",")
     result = run("predict", saved, path)
-    assert (result.exit_code, result.stderr) == (0, "")
+    told = "xnn: no header: columns taken as size, wave, same\n"
+    assert (result.exit_code, result.stderr) == (0, told)
     np.testing.assert_allclose([float(line) for line in result.stdout.split()], y[:5], atol=1.5)
     assert one_json(run("predict", saved, table, "--json"))["accuracy"] is None
 

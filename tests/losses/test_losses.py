@@ -314,9 +314,20 @@ def test_one_sample_and_none(name):
 
 
 def test_one_class_is_certain():
-    loss = losses.SoftmaxCrossEntropy()
-    assert loss(np.array([[3.0], [-1e4]]), np.array([0, 0])) == 0.0
-    assert (loss.backward() == 0.0).all()
+    cost, gradient = xnn.value_and_grad(lambda z: ops.softmax_cross_entropy(z, np.array([0, 0])))(
+        np.array([[3.0], [-1e4]])
+    )
+    assert cost == 0.0
+    assert (gradient == 0.0).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 1, 2, 2)])
+@pytest.mark.parametrize("labels", ["zeros", "ones", "probabilities"])
+def test_one_class_teaches_nothing_and_is_refused(shape, labels):
+    z = np.zeros(shape)
+    t = np.ones(shape) if labels == "probabilities" else np.full(z[:, 0].shape, int(labels == "ones"))
+    with pytest.raises(ShapeError, match=r"one class, whose probability is always 1: .* BinaryCrossEntropy"):
+        losses.SoftmaxCrossEntropy()(z, t)
 
 
 def test_where_every_label_is_ignored_nothing_counts():

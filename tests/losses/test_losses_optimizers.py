@@ -144,8 +144,28 @@ def test_updates_leave_the_arrays_they_were_given_alone(lib, optimizer):
 def test_frozen_parameters_and_those_without_a_gradient_stay():
     frozen, idle = parameter(np.ones(2), np.ones(2)), parameter(np.ones(2), None)
     frozen.frozen = True
-    optimizers.SGD(0.1).step([frozen, idle])
+    moving = parameter(np.ones(2), np.ones(2))
+    optimizers.SGD(0.1).step([frozen, idle, moving])
     assert frozen.value.tolist() == idle.value.tolist() == [1.0, 1.0]
+    assert moving.value.tolist() == [0.9, 0.9]
+    optimizers.SGD(0.1).step([frozen])
+    assert frozen.value.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "kind", [optimizers.SGD, optimizers.Adam, lambda rate: optimizers.SGD(rate, average=0.9)]
+)
+def test_a_step_without_any_gradient_is_refused(kind):
+    frozen, idle, optimizer = parameter(np.ones(2), np.ones(2)), parameter(np.ones(2), None), kind(0.1)
+    frozen.frozen = True
+    for given in ([idle], [idle, idle], [frozen, idle]):
+        with pytest.raises(
+            OptionError, match=r"no parameter has a gradient.* call loss.backward and model.backward"
+        ):
+            optimizer.step(given)
+    with pytest.raises(OptionError, match="no parameter has a gradient"):
+        optimizer.step([idle], [None])
+    assert (optimizer.steps, optimizer.state, optimizer.averages) == (0, {}, {})
 
 
 @pytest.mark.parametrize("make", [lambda: optimizers.SGD(0.1, momentum=0.9), lambda: optimizers.Adam()])

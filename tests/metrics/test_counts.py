@@ -240,3 +240,35 @@ class TestOptionsThatAreAssignedLater:
         t.fit((X, (Y[:, None] > 1).astype(int)), epochs=3, batch_size=16, progress=False)
         assert len({after for _, after in found}) > 1
         assert all(during == after for during, after in found)
+
+
+BROADCASTS = [
+    lambda xp, o, t: xp.sum((o - t) ** 2),
+    lambda xp, o, t: xp.mean(xp.abs(o - t), axis=1),
+    lambda xp, o, t: xp.sum(xp.abs(t - o), axis=0),
+    lambda xp, o, t: xp.sum(xp.astype((o > 0) == (t > 0), xp.float32), axis=1),
+]
+COLUMN = np.linspace(-1.0, 1.0, 32, dtype=np.float32).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("kind", ["function", "class"])
+@pytest.mark.parametrize("way", BROADCASTS)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_broadcasts_every_sample_with_every_other_is_refused(way, kind, swapped):
+    wrong = way if kind == "function" else Counting(lambda xp, o, t: xp.sum(way(xp, o, t)))
+    arrays = (COLUMN, 1.0 - COLUMN[:, 0] ** 2)
+    with pytest.raises(ShapeError, match="every sample with every other"):
+        xnn.metrics.get(wrong).update(*(arrays[::-1] if swapped else arrays))
+    if not swapped:
+        loss = losses.Lambda(lambda o, t: xnn.ops.mean((o[:, 0] - t) ** 2.0))
+        t = xnn.Trainer(xnn.Sequential(layers.Dense(1, 1), seed=0), loss, optimizers.SGD(0.0), metrics=wrong)
+        for run in (t.fit, t.evaluate):
+            with pytest.raises(ShapeError, match="every sample with every other"):
+                run(arrays)
+
+
+@pytest.mark.parametrize("numbers", [lambda o, t: (o[:, 0] - t) ** 2, lambda o, t: (o[:, 0] > 0) == (t > 0)])
+def test_metrics_that_reshape_are_taken(numbers):
+    metric = xnn.metrics.get(lambda xp, o, t: xp.sum(xp.astype(numbers(o, t), xp.float32)))
+    metric.update(COLUMN, COLUMN[::-1, 0])
+    assert metric.compute() == pytest.approx(np.mean(numbers(COLUMN, COLUMN[::-1, 0])))

@@ -91,15 +91,15 @@ def _exit_code(run: Callable[[], Any], ended_by: list[int]) -> int:
     except click.ClickException as error:
         return _refuse(error)
     except XnnError as error:
-        notice(f"xnn: {error}")
+        _show(error, str(error))
         return 2 if isinstance(error, (OptionError, UnknownBackendError)) else 1
     except OSError as error:
         if error.errno != errno.EPIPE:  # else the reader has gone, as in `xnn train | head`
-            notice(f"xnn: {_what_failed(error)}: {error.strerror or error}")
+            _show(error, f"{_what_failed(error)}: {error.strerror or error}")
         forget_output()
         return 1
     except MemoryError as error:
-        notice(f"xnn: out of memory ({error}): try a smaller network (--hidden, --model) or --batch-size")
+        _show(error, f"out of memory ({error}): try a smaller network (--hidden, --model) or --batch-size")
         return 1
     except (KeyboardInterrupt, click.Abort):
         notice("xnn: interrupted")
@@ -107,6 +107,12 @@ def _exit_code(run: Callable[[], Any], ended_by: list[int]) -> int:
     if code == 130 and ended_by:
         return 128 + ended_by[0]
     return code if isinstance(code, int) else 0
+
+
+def _show(error: Exception, text: str) -> None:
+    """Print an error in words, and then its notes, such as which file holds the weights."""
+    for line in (text, *getattr(error, "__notes__", ())):
+        notice(f"xnn: {line}")
 
 
 def _what_failed(error: OSError) -> str:

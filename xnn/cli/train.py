@@ -27,7 +27,7 @@ from xnn.cli.options import (
 from xnn.cli.outputs import check_apart
 from xnn.cli.surroundings import say
 from xnn.data import Dataset, load
-from xnn.errors import DataError, DivergenceError, OptionError
+from xnn.errors import DataError, DivergenceError, OptionError, ScaleWarning
 from xnn.files import StandardError, check_plot, check_writable, notice, to_json
 from xnn.history import History
 from xnn.layers import Sequential
@@ -247,6 +247,7 @@ def _fit(job: _Job, epochs: int, save: str | None, record: str | None, progress:
     shown = progress and StandardError().isatty()  # elsewhere EpochLines writes to standard output
     try:
         with warnings.catch_warnings():  # restores showwarning
+            warnings.filterwarnings("ignore", "training targets", ScaleWarning)  # data.advice said it
             warnings.showwarning = lambda message, *_, **__: notice(f"xnn: {message}")
             return job.trainer.fit(
                 (data.x_train, spec.targets(data.y_train)),
@@ -265,9 +266,9 @@ def _fit(job: _Job, epochs: int, save: str | None, record: str | None, progress:
                 best = job.stopper.best_epoch if job.stopper else 0
                 before = "that step" if isinstance(error, DivergenceError) else "that"
                 which = f"after epoch {best}, the best" if best else f"before {before}"
-                notice(f"xnn: {save} holds the model as it was {which}")
+                error.add_note(f"{save} holds the model as it was {which}")
             if failure is not None:
-                notice(f"xnn: {failure}")
+                error.add_note(str(failure))
         raise
 
 

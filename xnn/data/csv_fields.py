@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 import re
 
-__all__ = ["MISSING", "as_number", "is_missing", "is_number", "is_whole", "like_number", "loses_digits"]
+__all__ = [
+    "MISSING",
+    "as_number",
+    "is_date",
+    "is_missing",
+    "is_number",
+    "is_whole",
+    "like_number",
+    "loses_digits",
+]
 
 #: Fields that stand for a missing value, in lower case.
 MISSING = frozenset({"", "?", "na", "n/a", "#n/a", "<na>", "nan", "+nan", "-nan", "null"})
@@ -14,9 +23,13 @@ MISSING = frozenset({"", "?", "na", "n/a", "#n/a", "<na>", "nan", "+nan", "-nan"
 _EXACT = 2**53
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
+_DATE = re.compile(r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}.*", re.DOTALL)
 _LIKE = re.compile(
-    r"""[+\-\u2212]? \s* [$\u20ac\u00a3]? \s* [0-9] [0-9.,'_\s]* (e[+-]?[0-9]+)? \s* [%$\u20ac\u00a3]?  # 1,234.50
-    | [0-9]{1,4} [-/.] [0-9]{1,2} [-/.] [0-9]{1,4} .*  # a date
+    r"""[+\-\u2212]? \s* ([$\u20ac\u00a3\u00a5] | [a-z]{3}\s)? \s*  # $ or USD
+    [0-9] [0-9.,'_\s]* (e[+-]?[0-9]+)? \s*  # 1,234.50
+    ([%$\u20ac\u00a3\u00a5\u00b0] | k | m | b | bn | mio
+    | eur | usd | gbp | chf | jpy | kg | g | mg | lbs? | km | cm | mm
+    | ms | s | min | h | hrs? | l | ml | [kmgt]b | (?<=\s) [^\W\d_]{1,12} [23\u00b2\u00b3]?)?  # 250k, 12 people
     | 0x[0-9a-f]+""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -47,8 +60,13 @@ def is_missing(field: str) -> bool:
 
 
 def like_number(field: str) -> bool:
-    """Whether a text looks like a number that is written in another way: 1,234, 5 %, $3, 0x1F, a date."""
-    return _LIKE.fullmatch(field) is not None
+    """Whether a text looks like a number that is written in another way: 1,234, 5 %, $3, 250k, 3 km, 0x1F, a date."""
+    return _LIKE.fullmatch(field) is not None or is_date(field)
+
+
+def is_date(field: str) -> bool:
+    """Whether a text begins like a date: 2024-01-31, 31.1.2024, 1/31/24, with or without a time."""
+    return _DATE.fullmatch(field) is not None
 
 
 def loses_digits(field: str) -> bool:

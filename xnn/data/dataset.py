@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xnn.backends import get_backend
-from xnn.data.standardize import constant_columns, standard_layer
+from xnn.data.standardize import constant_columns, far_from_unit, standard_layer
 from xnn.data.tables import Columns
 from xnn.data.targets import Label
 from xnn.errors import CorruptFileError, OptionError, ShapeError
@@ -20,8 +20,6 @@ __all__ = ["Dataset"]
 
 #: From this ratio of the largest class to the smallest, `advice` mentions it.
 _IMBALANCE = 3.0
-#: Targets of a regression whose root mean square is above this, or below its reciprocal, are far from unit size.
-_FAR = 100.0
 #: A float32 model cannot see a variation of a column that is smaller than this, relative to its mean.
 _UNSEEN = float(np.finfo(np.float32).eps)
 
@@ -246,22 +244,29 @@ class Dataset:
         """What should be said of targets far from unit size, and of constant columns."""
         said = []
         if self.task == "regression" and self.target_scaling is None and self.y_train.size:
-            y = self.y_train[:, np.argmax(np.abs(self.y_train).max(axis=0))]
-            size = float(np.sqrt(np.mean(np.square(y / max(np.abs(y).max(), 1e-300))))) * float(
-                np.abs(y).max()
-            )
-            if not 1 / _FAR <= size <= _FAR and size:
+            size = far_from_unit(self.y_train)
+            if size is not None:
                 said.append(
                     f"the targets are far from unit size (typically {size:.3g}), which makes training slow or "
                     "unstable: --scale-target (in Python, data.standardize(y)) scales the target for training, and "
                     "predictions back"
                 )
         if self.scale is None and self.x_train.dtype.kind == "f" and len(self.x_train):
-            constant = np.flatnonzero(constant_columns(self.x_train)).tolist()
-            named = [self._column(column) for column in constant[:5]] + ["..."] * (len(constant) > 5)
-            if constant:
-                plural = "s" if len(constant) > 1 else ""
-                said.append(f"constant column{plural}, which a model learns nothing from: {', '.join(named)}")
+            there = constant_columns(self.x_train)
+            others = [(x == self.x_train[0]).all(axis=0) for x in (self.x_val, self.x_test)]
+            everywhere = there & others[0] & others[1]
+            few = f" in the {len(self.x_train)} training samples"
+            if len(self.x_train) == 1:
+                said.append("there is one training sample, from which nothing can be learned: add samples")
+                there = everywhere
+            for columns, where in ((everywhere, ""), (there & ~everywhere, few)):
+                found = np.flatnonzero(columns).tolist()
+                named = [self._column(column) for column in found[:5]] + ["..."] * (len(found) > 5)
+                if found:
+                    plural = "s" if len(found) > 1 else ""
+                    said.append(
+                        f"constant column{plural}{where}, which a model learns nothing from: {', '.join(named)}"
+                    )
         return said
 
     def _column(self, feature: int, targets: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,24 @@ def table_for_model(path: Path, columns: Columns | None, width: int, header: boo
     if header is None and columns.header is False:
         header = False
     names = [columns.names[column] for column in columns.features] if columns.names else []
-    return read_csv(path, _as_trained(path, columns), header, names if any(names) else (), training=False)
+    table = read_csv(path, _as_trained(path, columns), header, names if any(names) else (), training=False)
+    note = _taken_by_place(table, columns)
+    return replace(table, notes=(*table.notes, note)) if note else table
+
+
+def _taken_by_place(table: Table, trained: Columns) -> str:
+    """A note that columns were taken in the order in which the model was trained, "" if they were found by name."""
+    if bool(table.columns.names) == bool(trained.names):
+        return ""
+    if trained.names:
+        places = sorted([*trained.features, *(trained.targets if table.columns.targets else ())])
+        return (
+            f"no header: columns taken as {', '.join(trained.names[place] or repr('') for place in places)}"
+        )
+    return (
+        "the model was trained on a table without a header: columns taken by their places, as "
+        f"{', '.join(table.columns.names[place] for place in table.columns.features)}"
+    )
 
 
 def _as_trained(path: Path, trained: Columns) -> Choose:
@@ -267,7 +284,9 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
     }
     x, y = parts["train"]
     if len(x) < 2:
-        raise CorruptFileError(f"{path} holds {len(x)} training samples; 2 or more are needed: add samples")
+        raise CorruptFileError(
+            f"{path} holds {len(x)} training sample{'s' * (len(x) != 1)}; 2 or more are needed: add samples"
+        )
     targets = as_targets(path.name, y, options.task)
     for part, (xs, ys) in parts.items():
         numbers = None if xs.shape[1] != x.shape[1] else _alike(targets, ys)

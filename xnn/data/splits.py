@@ -28,7 +28,8 @@ def split_rows(
     validation, test = (max(1, _part(n, share)) for share in split[1:])
     if validation + test >= n:
         raise CorruptFileError(
-            f"{name} holds {n} samples, too few to train, validate and test by a split of {split}: add samples"
+            f"{name} holds {n} sample{'s' * (n != 1)}, too few to train, validate and test by a split of {split}: "
+            "add samples"
         )
     rest, tested = take_out(Stream(seed, Purpose.SPLIT).permutation(n), test, labels)
     trained, validated = take_out(rest, validation, labels)

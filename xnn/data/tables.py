@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from xnn.data.csv_fields import as_number, is_missing, is_number, is_whole, like_number, loses_digits
+from xnn.data.csv_fields import as_number, is_date, is_missing, is_number, is_whole, like_number, loses_digits
 from xnn.data.csv_rows import Row, read_rows
 from xnn.data.headers import is_header
 from xnn.errors import CorruptFileError
@@ -111,9 +111,15 @@ class Table:
             return ()
         (fields,) = self.fields
         numbers = [field for field in fields if is_number(field)]
-        if not numbers:
-            return ()
         column = self.columns.describe(self.columns.targets[0])
+        if not numbers:
+            like = next(filter(like_number, fields), None)
+            if like is None:
+                return ()
+            return (
+                f"the target, {column}, is text such as {like[:40]!r}: taken as {len(set(fields))} classes; for a "
+                "regression write it as numbers, 1234.5",
+            )
         other = next((row for row, field in enumerate(fields) if not is_number(field)), None)
         if other is not None:
             why = f"mixes numbers with text ({fields[other][:40]!r} in line {self.lines[other]})"
@@ -125,7 +131,10 @@ class Table:
         """Whether a single target column is text: names of classes."""
         (fields,), (column,) = self.fields, self.columns.targets
         texts = [row for row, field in enumerate(fields) if not is_number(field)]
+        like = [row for row in texts if like_number(fields[row])]
         if task == "regression":
+            if like:
+                raise self._damaged(like[0], column, "")
             return bool(fields) and len(texts) == len(fields)  # as_targets says that this is no regression
         if not texts:
             return any(map(_is_code, fields))
@@ -137,16 +146,21 @@ class Table:
                 f"{fields[0][:40]!r} is a single field: fields have commas between them, not {mark!r}",
             )
         if task is None:
-            damaged = texts if len(texts) < len(fields) else [r for r in texts if like_number(fields[r])]
-            if damaged and len(set(fields)) > _FEW:
-                field = fields[damaged[0]]
-                raise self._error(
-                    damaged[0],
-                    column,
-                    f"the target {field[:40]!r} is not a number, and it looks damaged: numbers are written 1234.5; "
-                    "task='classification' (--task) takes all targets as names of classes",
-                )
+            damaged, different = texts if len(texts) < len(fields) else like, len(set(fields))
+            rare = bool(like) and different > 2 and 4 * different > 3 * len(fields)
+            if damaged and (different > _FEW or rare):
+                hint = "; task='classification' (--task) takes all targets as names of classes"
+                raise self._damaged(damaged[0], column, hint)
         return True
+
+    def _damaged(self, row: int, column: int, hint: str) -> CorruptFileError:
+        """The error for a target that is not written as a number. hint: what else to do."""
+        return self._error(
+            row,
+            column,
+            f"the target {self.fields[0][row][:40]!r} is not a number, and it looks damaged: numbers are written "
+            f"1234.5, without a unit{hint}",
+        )
 
     def _names(self) -> np.ndarray:
         (fields,), (column,) = self.fields, self.columns.targets
@@ -310,10 +324,12 @@ def _check_features(path: Path, row: Row, columns: Columns, rows: int) -> None:
                 "--header (header=True)"
             )
         else:
-            fault = (
-                f"{field[:60]!r} is not a number; a feature must be one: write categories as columns of 0 and 1, or "
-                "drop the column"
-            )
+            how = "write categories as columns of 0 and 1, or drop the column"
+            if is_date(field):
+                how = "write a date or time as a number, such as the days or seconds since a first one"
+            elif like_number(field):
+                how = "write numbers as 1234.5, without a unit"
+            fault = f"{field[:60]!r} is not a number; a feature must be one: {how}"
         raise _error(path, row, columns, column, fault)
 
 

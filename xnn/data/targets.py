@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from xnn.errors import OptionError
+from xnn.layers.dense import check_exact
 
 __all__ = [
     "MOST_CLASSES",
@@ -47,7 +48,7 @@ def usual_task(y: np.ndarray) -> str:
     """The task that targets (n,) or (n, columns) suggest, "classification" or "regression".
 
     It is a classification if there is one column, of text, of two whole numbers, or of all of 0 .. k - 1 or 1 .. k
-    with k < 1000.
+    with k < 1000. Where more than three of four samples would be classes of their own, it is a regression.
     """
     if y.ndim != 1 or not y.size:
         return "regression"
@@ -56,7 +57,9 @@ def usual_task(y: np.ndarray) -> str:
     labels = np.unique(y).astype(np.float64)
     first, last = labels[0], labels[-1]
     whole = bool(np.all(labels == np.floor(labels)))
-    counted = first in (0, 1) and last - first + 1 == labels.size < MOST_CLASSES
+    counted = (
+        first in (0, 1) and last - first + 1 == labels.size < MOST_CLASSES and 4 * labels.size <= 3 * y.size
+    )
     return "classification" if whole and (counted or labels.size == 2) else "regression"
 
 
@@ -88,8 +91,10 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
             raise OptionError(
                 f"{name}: the targets are text, and task='regression' needs numbers: omit it or change the target"
             )
+        check_exact(f"{name}: the targets", y)
         columns = y.reshape(len(y), math.prod(y.shape[1:])).astype(np.float64)
         return Targets(columns, chosen, note="" if task else _doubt(y))
+    doubt = "" if task else _doubt_of_classes(y)
     if y.ndim != 1:
         raise OptionError(
             f"{name}: the targets are {y.shape}, and a classification has one target a sample: choose one column"
@@ -101,8 +106,9 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
             "classes: choose another target or task='regression'"
         )
     if found.dtype.kind != "U" and np.array_equal(found, np.arange(found.size)):
-        return Targets(y.astype(np.int64), chosen)
-    return Targets(np.searchsorted(found, y).astype(np.int64), chosen, tuple(map(_plain, found.tolist())))
+        return Targets(y.astype(np.int64), chosen, note=doubt)
+    names = tuple(map(_plain, found.tolist()))
+    return Targets(np.searchsorted(found, y).astype(np.int64), chosen, names, doubt)
 
 
 def one_hot_classes(y: np.ndarray) -> np.ndarray | None:
@@ -116,12 +122,30 @@ def one_hot_classes(y: np.ndarray) -> np.ndarray | None:
 
 def _doubt(y: np.ndarray) -> str:
     """A note for targets of a regression that could be classes."""
-    if y.ndim == 1 and y.size and np.unique(y).size <= _FEW and bool(np.all(y == np.floor(y))):
-        return (
-            "the targets are whole numbers but not all of 0 .. k - 1 or 1 .. k: this is a regression, not classes; "
-            "task='classification' makes it one"
-        )
-    return ""
+    if y.ndim != 1 or not y.size or not bool(np.all(y == np.floor(y))):
+        return ""
+    found = np.unique(y)
+    many = found.size > _FEW
+    if many and not (found[0] in (0, 1) and found[-1] - found[0] + 1 == found.size < MOST_CLASSES):
+        return ""
+    why = "with hardly one twice" if 4 * found.size > 3 * y.size else "but not all of 0 .. k - 1 or 1 .. k"
+    return (
+        f"the targets are whole numbers {why}: this is a regression, not classes; task='classification' (--task "
+        "classification) makes it one"
+    )
+
+
+def _doubt_of_classes(y: np.ndarray) -> str:
+    """A note for targets of a classification that could be numbers: three or more, in floats or more than 20."""
+    if y.dtype.kind == "U":
+        return ""
+    found = np.unique(y)
+    if found.size < 3 or (found.size <= _FEW and y.dtype.kind != "f"):
+        return ""
+    return (
+        f"the targets are the whole numbers {found[0]:g} .. {found[-1]:g}: taken as {found.size} classes; "
+        "task='regression' (--task regression) predicts numbers"
+    )
 
 
 def _plain(label: Label) -> Label:

@@ -10,6 +10,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends import Purpose, Stream
 from xnn.errors import OptionError, ShapeError
+from xnn.layers.flops import added, flops_of
 from xnn.layers.layer import Layer
 from xnn.layers.parameter import Parameter
 from xnn.ops import Namespace
@@ -183,8 +184,8 @@ class _Branches(Container):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._join([layer.output_shape(shape) for layer in self.layers])
 
-    def flops(self, shape: tuple[int, ...]) -> int:
-        return sum(layer.flops(shape) for layer in self.layers)
+    def flops(self, shape: tuple[int, ...]) -> int | None:
+        return added(flops_of(layer, shape) for layer in self.layers)
 
     def _join(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The shape of a sample's joined output. Raises ShapeError for branches that do not fit together."""

@@ -18,7 +18,7 @@ from xnn.layers.parameter import Parameter
 from xnn.ops import Array
 from xnn.options import check_count, check_dtype, check_flag, shown
 
-__all__ = ["Affine", "Dense", "Linear", "Rescale"]
+__all__ = ["Affine", "Dense", "Linear", "Rescale", "check_exact"]
 
 
 class Dense(Layer):
@@ -172,11 +172,8 @@ class Rescale(Layer):
         return array
 
     def check_integers(self, x: np.ndarray) -> None:
-        if self.takes_float64 and x.size and max(int(x.max()), -int(x.min())) > 2**53:
-            raise DTypeError(
-                f"samples hold the integer {max(int(x.max()), int(x.min()), key=abs)}, and float64 has all integers "
-                "up to 2^53 only: such numbers are often names, which are no features; else give x.astype(float)"
-            )
+        if self.takes_float64:
+            check_exact("samples", x)
         self.check_wide(x)
 
     def on_host(self, x: np.ndarray) -> np.ndarray:
@@ -230,3 +227,12 @@ class Rescale(Layer):
             "dtype": self.dtype,
             **shift,
         }
+
+
+def check_exact(what: str, x: np.ndarray) -> None:
+    """Raise DTypeError for an array with integers beyond 2^53, of which float64 has not all. what: the numbers."""
+    if x.dtype.kind in "iu" and x.size and max(int(x.max()), -int(x.min())) > 2**53:
+        raise DTypeError(
+            f"{what} hold the integer {max(int(x.max()), int(x.min()), key=abs)}, and float64 has all integers up to "
+            "2^53 only: such numbers are often names, which are no measurements; else give x.astype(float)"
+        )

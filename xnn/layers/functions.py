@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,10 @@ class Function(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tried_shape(self, shape)
 
+    def flops(self, shape: tuple[int, ...]) -> int | None:
+        own = type(self.op).__module__.startswith("xnn.")
+        return math.prod(self.output_shape(shape)) if own else None
+
     def __repr__(self) -> str:
         return f"Function({', '.join([self.op.name, *(f'{k}={v!r}'[:60] for k, v in self._chosen.items())])})"
 
@@ -88,6 +93,9 @@ class Lambda(Layer):
 
     def compute(self, x: Any) -> Any:
         return self.function(x)
+
+    def flops(self, shape: tuple[int, ...]) -> int | None:
+        return None
 
     def __repr__(self) -> str:
         return f"Lambda({getattr(self.function, '__name__', getattr(self.function, 'name', 'function'))})"

@@ -306,8 +306,8 @@ class Layer(Stateful, Habitual):
         said = self.by_hand or type(self).compute is not Layer.compute
         return tried_shape(self, shape) if said else shape
 
-    def flops(self, shape: tuple[int, ...]) -> int:
-        """Floating-point operations of one sample's forward pass; a function such as exp counts as one."""
+    def flops(self, shape: tuple[int, ...]) -> int | None:
+        """Floating-point operations of one sample's forward pass, None if unknown; a function such as exp is one."""
         return math.prod(shape)
 
     def __repr__(self) -> str:
@@ -370,10 +370,12 @@ def flatten_hint(shape: tuple[int, ...], size: int) -> str:
 def check_input_dtype(layer: Any, x: Array, lib: Backend) -> None:
     """Raise DTypeError for an input of another dtype than `layer.dtype`; lib: the backend of both."""
     if x.dtype != getattr(lib.xp, layer.dtype):
-        raise DTypeError(
-            f"{layer!r} holds {layer.dtype} numbers and got {x.dtype}: convert the input (Rescale does for integers) "
-            "or build the layer with dtype='float64'"
-        )
+        advice = f"convert the input, as x.astype('{layer.dtype}')"
+        if not lib.xp.isdtype(x.dtype, "real floating"):
+            advice += ", or begin the model with Rescale, which takes integers"
+        elif x.dtype == lib.xp.float64:
+            advice += ", or build the layer with dtype='float64'"
+        raise DTypeError(f"{layer!r} holds {layer.dtype} numbers and got {x.dtype}: {advice}")
 
 
 def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -25,7 +25,8 @@ from xnn.graph.scope import Scope
 from xnn.layers import files
 from xnn.layers.activations import Reshape
 from xnn.layers.containers import Container
-from xnn.layers.dense import Dense
+from xnn.layers.dense import Dense, Rescale
+from xnn.layers.flops import added, flops_of
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.layer import Layer
 from xnn.ops import Op
@@ -189,8 +190,15 @@ class Sequential(Container):
         """The class of each sample, int64 (n,): the index of the largest output.
 
         Of a model with a single output: 1 where it is above `threshold`, else 0. The arguments are those of
-        `predict`. Raises ShapeError for other outputs than (n, classes), DTypeError for outputs that are NaN.
+        `predict`. Raises ShapeError for other outputs than (n, classes), DTypeError for outputs that are NaN, and
+        OptionError for a regression: a model that ends in a Rescale to the units of its targets.
         """
+        last = self.layers[-1] if self.layers else None
+        if isinstance(last, Rescale):
+            raise OptionError(
+                f"predict_classes is for outputs that are classes, and the model ends in {last!r}, which makes the "
+                "numbers of a regression: predict(x) returns them"
+            )
         return classes_of(self.predict(x, batch_size), self.threshold)
 
     @property
@@ -216,12 +224,12 @@ class Sequential(Container):
             shape = layer.output_shape(shape)
         return shape
 
-    def flops(self, shape: tuple[int, ...]) -> int:
-        total = 0
+    def flops(self, shape: tuple[int, ...]) -> int | None:
+        found = []
         for layer in self.layers:
-            total += layer.flops(shape)
+            found.append(flops_of(layer, shape))
             shape = layer.output_shape(shape)
-        return total
+        return added(found)
 
     def summary(self, input_shape: int | tuple[int, ...] | None = None) -> str:
         """A table of the layers: output shape, parameters, floating-point operations per sample.
@@ -229,7 +237,8 @@ class Sequential(Container):
         input_shape: the shape of one sample. It may be omitted if the model begins with a Reshape, or if the first
             layer with weights is a Dense.
 
-        Raises OptionError if it is needed, ShapeError if it does not fit.
+        Operations are counted for xnn's own layers, and for those of yours that have `flops`. "-" stands for others.
+        Raises OptionError if input_shape is needed, ShapeError if it does not fit.
         """
         start = self.layers[0] if self.layers else None
         if input_shape is None and isinstance(start, Reshape) and -1 not in start.shape:
@@ -244,12 +253,12 @@ class Sequential(Container):
         rows = [("layer", "output shape", "parameters", "FLOPs/sample")]
         input_shape = shape = check_shape("input_shape", input_shape)
         for position, layer in enumerate(self.layers):
-            flops = layer.flops(shape)
+            flops = flops_of(layer, shape)
             shape = layer.output_shape(shape)
             count = sum(p.size for p in layer.parameters())
-            rows.append((f"{position} {type(layer).__name__}", str(shape), f"{count:,}", f"{flops:,}"))
+            rows.append((f"{position} {type(layer).__name__}", str(shape), f"{count:,}", _shown(flops)))
         total = sum(p.size for p in self.parameters())
-        rows.append(("total", str(shape), f"{total:,}", f"{self.flops(input_shape):,}"))
+        rows.append(("total", str(shape), f"{total:,}", _shown(flops_of(self, input_shape))))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         return "\n".join(
             f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
@@ -273,6 +282,10 @@ class Sequential(Container):
         Raises DataNotFoundError for a file that is not there, CorruptFileError for one that does not fit.
         """
         files.load_weights(self, path)
+
+
+def _shown(flops: int | None) -> str:
+    return "-" if flops is None else f"{flops:,}"
 
 
 def load(path: str | os.PathLike[str]) -> Sequential:

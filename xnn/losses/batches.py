@@ -8,28 +8,36 @@ import numpy as np
 
 from xnn.backends.host_arrays import as_host_array
 from xnn.errors import DTypeError, OptionError, ShapeError
+from xnn.options import shown
 
 __all__ = ["LossOverBatches", "check_sample_weight", "inside", "reshaping_hint"]
 
 
 class LossOverBatches:
-    """The loss over several batches: the mean of means, weighted by their divisors, or the sum of sums."""
+    """The loss over several batches: the mean of means, weighted by their divisors, or the sum of sums.
+
+    loss: a Loss, whose `over_batches` says which. Raises OptionError for something else.
+    """
 
     def __init__(self, loss: Any) -> None:
-        self._adds, self._sum, self._total = loss.reduction == "sum", 0.0, 0.0
+        if not hasattr(loss, "over_batches"):
+            raise OptionError(f"LossOverBatches needs a Loss, such as losses.MSE(), got {shown(loss)}")
+        self._loss, self._sum, self._weighted, self._total = loss, 0.0, 0.0, 0.0
 
     def __repr__(self) -> str:
         return f"<LossOverBatches: {self.value:.6g}>"
 
     def add(self, value: Any, total: Any) -> None:
         """Add a batch's loss, and the divisor of its mean."""
-        self._sum += float(value) if self._adds else float(value) * float(total)
+        self._sum += float(value)
+        self._weighted += float(value) * float(total)
         self._total += float(total)
 
     @property
     def value(self) -> float:
         """The loss of the batches so far; 0 if no sample counted."""
-        return self._sum if self._adds else self._sum / (self._total or 1.0)
+        adds = self._loss.over_batches == "sum"
+        return self._sum if adds else self._weighted / (self._total or 1.0)
 
 
 def check_sample_weight(sample_weight: Any, rows: int) -> np.ndarray:

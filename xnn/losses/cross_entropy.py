@@ -12,6 +12,7 @@ from xnn.backends.host_arrays import as_host_array
 from xnn.errors import LabelError, OptionError, ShapeError
 from xnn.losses.batches import inside
 from xnn.losses.loss import Loss
+from xnn.ops.cross_entropy import weights_hint
 from xnn.options import check_real, shown
 
 __all__ = ["BinaryCrossEntropy", "Focal", "KLDivergence", "SoftmaxCrossEntropy"]
@@ -75,6 +76,11 @@ class SoftmaxCrossEntropy(Loss):
         weights = self.options.get("class_weight")
         if not output_shape:
             raise ShapeError("SoftmaxCrossEntropy needs outputs (n, classes), got (n,)")
+        if output_shape[0] == 1:
+            raise ShapeError(
+                f"SoftmaxCrossEntropy got outputs (n, {inside(output_shape)}), one class, whose probability is "
+                "always 1: take two outputs, or BinaryCrossEntropy with one output and targets 0 or 1 of shape (n, 1)"
+            )
         if weights is not None and len(weights) != output_shape[0]:
             raise ShapeError(
                 f"class_weight has {len(weights)} numbers, and the model {output_shape[0]} outputs: give one for each"
@@ -85,6 +91,11 @@ class SoftmaxCrossEntropy(Loss):
                     "ignore_index is for integer labels, and the targets are probabilities: omit it, or give labels"
                 )
             super().check(targets, output_shape)
+            if output_shape[0] == 1:
+                raise LabelError(
+                    f"SoftmaxCrossEntropy compares classes, and the model has one output, with targets "
+                    f"{tuple(targets.shape)}: BinaryCrossEntropy takes one output, and targets 0 or 1 of shape (n, 1)"
+                )
             _check_probabilities("SoftmaxCrossEntropy", targets)
             return
         if targets.dtype.kind not in "iu":
@@ -104,12 +115,9 @@ class SoftmaxCrossEntropy(Loss):
         if counted.size:
             low, high, classes = int(counted.min()), int(counted.max()), output_shape[0]
             if low < 0 or high >= classes:
-                hint = "number the classes from 0, or widen the last layer"
-                if classes == 1 and low >= 0 and high == 1:
-                    hint = "BinaryCrossEntropy takes one output, and targets 0 or 1 of shape (n, 1)"
                 raise LabelError(
                     f"labels run from {low} to {high}, the model has {classes} outputs: labels must lie in "
-                    f"0 .. {classes - 1}; {hint}"
+                    f"0 .. {classes - 1}; number the classes from 0, or widen the last layer"
                 )
 
 
@@ -222,7 +230,10 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         fits = False
     if not (fits and np.isfinite(numbers).all() and (numbers >= 0).all()):
-        raise OptionError(f"{name} must be a sequence of finite numbers of at least 0, got {shown(values)}")
+        raise OptionError(
+            f"{name} must be a sequence of finite numbers of at least 0, got {shown(values)}"
+            f"{weights_hint(name, values)}"
+        )
     return tuple(float(number) for number in numbers)
 
 

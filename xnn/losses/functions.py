@@ -20,9 +20,12 @@ class Lambda(Loss):
     function: takes a batch's outputs and targets, and as a third argument, if it has one, the sample weights. It
         returns one number, computed with ops. What is averaged is up to the function.
 
-    A Trainer weighs each batch's number by its samples. Targets are not checked. Integer targets stay integers, other
+    A Trainer takes a batch twice to find out whether the function is a mean or a sum. Sums of batches are added. All
+    other numbers are averaged, each weighted by its batch's samples. Targets are checked only for outputs (n, 1) and
+    targets (n,), or the other way round, that the function broadcasts to (n, n). Integer targets stay integers, other
     numbers get the model's dtype. The function's code is not part of a recorded run.
-    Raises OptionError for something that is not a function, and for sample weights that it does not take.
+    Raises OptionError for something that is not a function, and for sample weights that it does not take; ShapeError
+    for such targets or weights.
 
         >>> import numpy as np
         >>> from xnn import losses, ops

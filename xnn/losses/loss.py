@@ -25,6 +25,7 @@ from xnn.layers.by_hand import new_pass, written_by_hand
 from xnn.layers.parameter import Parameter
 from xnn.losses.batches import check_sample_weight, inside, reshaping_hint
 from xnn.losses.by_hand import LossByHand, one_number
+from xnn.losses.recognition import check_broadcast, reduction_of
 from xnn.ops import Array, LossOp, Op
 from xnn.ops.apply import apply_rule, plain_number
 from xnn.ops.losses import check_reduction
@@ -104,6 +105,8 @@ class Loss(Habitual):
     _chosen: Mapping[str, Any] = MappingProxyType({})
     #: The last forward's outputs, its loss, and the numerics in force.
     _tape: tuple[Value, Any, str] | None = None
+    #: The reduction that `recognize` found out.
+    _recognized: str | None = None
     #: The options last used, the backend and dtype that they were used with, and the options on that backend.
     _there: tuple[Any, ...] = (None, None, None, None)
 
@@ -160,6 +163,8 @@ class Loss(Habitual):
             name, value = "options", {**self._chosen, name: value}
         super().__setattr__(name, value)
         if not name.startswith("_"):
+            if not self.by_hand:  # whose `forward` assigns what it keeps
+                self.__dict__.pop("_recognized", None)
             assignments[0] += 1
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
@@ -302,7 +307,23 @@ class Loss(Habitual):
                 f"{self!r} must compute its number from the outputs with ops, got {type(cost).__name__}"
             )
         one_number(self, cost, outputs)
+        if scope.records and type(self).compute is not Loss.compute:
+            check_broadcast(self, cost, given)
         return cost if scope.records else cost.array
+
+    def recognize(self, outputs: Array, targets: Array, *sample_weight: Array) -> None:
+        """Find out from a batch whether a loss of the user's is a mean or a sum; see `over_batches`.
+
+        Raises ShapeError if it broadcasts (n, 1) against (n,).
+        """
+        own = type(self).compute is Loss.compute and isinstance(getattr(self, "op", None), LossOp)
+        if self._recognized is None and (self.by_hand or not own):
+            self.__dict__["_recognized"] = reduction_of(self, (outputs, targets, *sample_weight))
+
+    @property
+    def over_batches(self) -> str:
+        """How the losses of batches are combined: its `reduction`, or what `recognize` found out."""
+        return self._recognized or self.reduction
 
     def total(self, outputs: Array, targets: Array, *sample_weight: Array) -> Array | float:
         """The divisor of a batch's mean: the number of its terms, or the sum of their weights."""
@@ -311,8 +332,9 @@ class Loss(Habitual):
         op = getattr(self, "op", None)
         if isinstance(op, LossOp):
             return apply_rule(op.total, lib.math, arrays, self._options(lib, outputs))
-        # The mean of a user's loss counts by its samples.
-        return apply_rule(ops.mse.total, lib.math, (outputs, *arrays[::2]), {})
+        # The mean of a user's loss counts by its samples, or by their weights if these divide it.
+        counting = (outputs,) if self.over_batches == "sum_over_batch_size" else arrays[::2]
+        return apply_rule(ops.mse.total, lib.math, (outputs, *counting), {})
 
     def weights_cancel(self, weighted: bool) -> bool:
         """Whether the weight of a sample or of its class has no effect in a batch of one sample.

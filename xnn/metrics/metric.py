@@ -17,6 +17,9 @@ from xnn.options import attributes_of, shown, written
 
 __all__ = ["Count", "Metric", "Totals", "count_batch", "try_out"]
 
+#: How many samples are counted one by one, in a search for a broadcast.
+_ALONE = 64
+
 #: count(xp, outputs, targets) -> an array on the device, of one shape whatever the size of the batch.
 Count: TypeAlias = Callable[[Namespace, Array, Array], Array]
 
@@ -204,6 +207,8 @@ def _counted(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> np
 def try_out(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> None:
     """Raise unless a metric of the user's counts: twice the samples give twice the count, in the same shape.
 
+    Nor may it broadcast the samples with one another.
+
     A count that is zero, or NaN, tells nothing yet; then the targets are also tried in another order, and the next
     batch is tried again. Metrics with a `result` of their own may count as they like, in one shape.
     """
@@ -229,6 +234,29 @@ def try_out(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> Non
                 "batch taken twice, so it is a mean or a maximum: return the sum over the batch or a number for each "
                 "sample (n,); a class derived from xnn.metrics.Metric may merge otherwise"
             )
+        if sums:
+            _check_broadcast(lib, metric, outputs, given)
         if telling.any():
             metric._tried = True
             return
+
+
+def _check_broadcast(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> None:
+    """Raise ShapeError if a metric combines (n, 1) with (n,) to (n, n), every sample with every other.
+
+    Then it counts something else for the samples together than for each alone.
+    """
+    wide, flat = sorted((outputs.shape, targets.shape), key=len, reverse=True)
+    if len(wide) == len(flat) or wide[len(wide) - len(flat)] != 1:
+        return
+    rows = min(int(outputs.shape[0]), _ALONE)
+    together = _counted(lib, metric, outputs[:rows, ...], targets[:rows, ...])
+    alone = [_counted(lib, metric, outputs[n : n + 1, ...], targets[n : n + 1, ...]) for n in range(rows)]
+    added = np.sum(alone, axis=0)
+    differ = np.abs(together - added) > 1e-3 * np.maximum(np.abs(together), np.abs(added))
+    if differ.any() and np.isfinite(added).all():
+        raise ShapeError(
+            f"the metric {metric.name} broadcasts outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}, "
+            "every sample with every other, since it counts something else for the samples one by one: give both one "
+            f"shape, as y.reshape({', '.join(map(str, (-1, *wide[1:])))}) or xp.reshape does"
+        )

@@ -16,6 +16,8 @@ __all__ = ["equal", "greater", "greater_equal", "less", "less_equal", "not_equal
 class _Comparison(Op):
     """A comparison, element by element, as booleans. It has no gradient."""
 
+    flat = True
+
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         return None, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from xnn.errors import DTypeError, OptionError, ShapeError
@@ -10,7 +11,7 @@ from xnn.ops.apply import may_look
 from xnn.ops.losses import LossOp, constant
 from xnn.ops.op import Array, Namespace
 from xnn.ops.sums import pairwise_sum
-from xnn.options import check_integer, check_real
+from xnn.options import check_integer, check_real, shown
 
 __all__ = ["binary_cross_entropy", "focal", "kl_divergence", "softmax_cross_entropy"]
 
@@ -62,7 +63,10 @@ class SoftmaxCrossEntropy(LossOp):
         if targets.shape == logits.shape:
             return xp.astype(targets, logits.dtype, copy=False)
         if not xp.isdtype(targets.dtype, "integral"):
-            raise DTypeError(f"softmax cross-entropy got labels of {targets.dtype}: it needs integer labels")
+            raise DTypeError(
+                f"softmax cross-entropy got labels of {targets.dtype}: it needs integer labels, as "
+                "labels.astype('int64')"
+            )
         # as int64, since uint8 labels could not be compared with class 300
         return xp.astype(targets, xp.arange(0, device=targets.device).dtype, copy=False)
 
@@ -149,12 +153,27 @@ def _below_largest(xp: Namespace, logits: Array) -> Array:
 
 
 def _check_weights(name: str, weights: Any) -> None:
-    """Raise OptionError unless each number of a tuple or list is finite and at least 0.
+    """Raise OptionError for a text or dictionary, and for a number in a tuple or list that is not finite or below 0.
 
     Arrays are not looked at, since they may be in a GPU's memory; `xnn.losses` checks them before they go there.
     """
+    if isinstance(weights, (str, Mapping)):
+        raise OptionError(
+            f"{name} must be a sequence of numbers, got {shown(weights)}{weights_hint(name, weights)}"
+        )
     for weight in weights if isinstance(weights, (tuple, list)) else ():
         check_real(f"{name}: each number", weight, 0.0)
+
+
+def weights_hint(name: str, weights: Any) -> str:
+    """How to compute weights for what other libraries take, "balanced" or a dictionary; "" for anything else."""
+    if isinstance(weights, Mapping):
+        return f": [{name}[c] for c in range(classes)] makes one of a dictionary"
+    if not isinstance(weights, str):
+        return ""
+    if name == "pos_weight":
+        return ": balanced weights of targets y are (y == 0).sum(axis=0) / (y == 1).sum(axis=0)"
+    return ": balanced weights of labels y are len(y) / (classes * numpy.bincount(y))"
 
 
 def _near(xp: Namespace, logits: Array) -> tuple[Array | None, Array]:
@@ -214,7 +233,7 @@ class BinaryCrossEntropy(LossOp):
     """
 
     def check_options(self, *, pos_weight: Any = None, **others: Any) -> None:
-        if pos_weight is None or isinstance(pos_weight, (tuple, list)):
+        if pos_weight is None or isinstance(pos_weight, (tuple, list, str, Mapping)):
             _check_weights("pos_weight", pos_weight)
         elif getattr(pos_weight, "shape", ()) == ():
             check_real("pos_weight", pos_weight, 0.0)

@@ -346,6 +346,8 @@ class Abs(Op):
 class Sign(Op):
     """Sign: y = 1 where x > 0, -1 where x < 0, 0 at 0. It has no gradient: its slope is 0."""
 
+    flat = True
+
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         return xp.sign(x), None
 
@@ -355,6 +357,8 @@ class Sign(Op):
 
 class StopGradient(Op):
     """y = x, treated as a constant: no gradient flows back through it."""
+
+    flat = True
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         return _copy_if_alone(xp, (x,)), None

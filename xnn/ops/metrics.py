@@ -29,7 +29,9 @@ def accuracy(
     """The number of right samples, shape (); for each position or output that says yes or no, shape (m,)."""
     if targets.shape == outputs.shape[:1] and outputs.ndim == 2 and not binary:
         if not xp.isdtype(targets.dtype, ("bool", "integral")):
-            raise DTypeError(f"accuracy got labels of {targets.dtype}: it needs integer labels")
+            raise DTypeError(
+                f"accuracy got labels of {targets.dtype}: it needs integer labels, as labels.astype('int64')"
+            )
         best = xp.argmax(outputs, axis=1)
         # Compared as indices, since uint8 labels could not be compared with class 300.
         return _count(xp, best == xp.astype(targets, best.dtype), outputs)
@@ -170,7 +172,9 @@ def _classes(xp: Namespace, what: str, outputs: Array, targets: Array) -> tuple[
     elif xp.isdtype(targets.dtype, "integral"):
         actual = xp.astype(targets, classes.dtype)
     else:
-        raise DTypeError(f"{what} got labels of {targets.dtype}: it needs integer labels")
+        raise DTypeError(
+            f"{what} got labels of {targets.dtype}: it needs integer labels, as labels.astype('int64')"
+        )
     if outputs.ndim > 2:
         classes_last = (0, *range(2, outputs.ndim), 1)
         outputs = xp.reshape(xp.permute_dims(outputs, classes_last), (size_of(one_less), outputs.shape[1]))

@@ -80,6 +80,8 @@ class Op:
     arity: ClassVar[int] = 1
     #: Whether the op stands for a user's layer, which may draw random numbers. A program runs it as it is.
     opaque = False
+    #: Whether no input ever gets a gradient, as from a comparison.
+    flat = False
     #: For exact numerics: whether the op is given arrays as they are stored, and converts them itself.
     takes_stored = False
     #: For exact numerics: whether the op returns its output as it is to be stored.

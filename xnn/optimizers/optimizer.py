@@ -264,8 +264,8 @@ class Optimizer(Habitual):
         parameters: all parameters of the model, since clip_norm needs all gradients together.
         gradients: one for each parameter, as `xnn.grad` returns them; by default each parameter's `grad`.
 
-        Raises OptionError for another number of gradients, if weight_decay names a parameter that is not among
-        them, or inside `averaged`.
+        A parameter without a gradient is left as it is. Raises OptionError if none has one, for another number of
+        gradients, if weight_decay names a parameter that is not among them, or inside `averaged`.
 
             >>> import numpy as np, xnn
             >>> from xnn import layers, losses, optimizers
@@ -288,7 +288,13 @@ class Optimizer(Habitual):
             self._step(parameters)
 
     def _step(self, parameters: list[Parameter]) -> None:
-        changing = [p for p in parameters if not p.frozen and p.grad is not None]
+        learning = [p for p in parameters if not p.frozen]
+        changing = [p for p in learning if p.grad is not None]
+        if learning and not changing:
+            raise OptionError(
+                "no parameter has a gradient, so that a step would change nothing: call loss.backward and "
+                "model.backward before step, or pass the gradients, step(parameters, gradients)"
+            )
         for rule, limit in self.clipping if changing else ():
             arriving = [p.grad for p in changing]
             clipped = apply_rule(rule, backend_of(*arriving).math, arriving, {"limit": limit})

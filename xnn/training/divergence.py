@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend
+from xnn.data.standardize import far_from_unit
 from xnn.errors import DivergenceError, OptionError
 from xnn.layers import Sequential
 from xnn.optimizers import Optimizer
 from xnn.training.parameters import finite, has_nan, is_real
+from xnn.training.scale import as_scaled
 from xnn.training.steps import Stepper
 
 __all__ = ["TakenStep", "check_start", "diagnose"]
+
+#: Samples up to this size, in deviations of a column, are no reason for a training to diverge.
+_USUAL = 10.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def diagnose(stepper: Stepper, steps: Sequence[TakenStep], losses: np.ndarray) -
         store.restore(kept)
         model.forget()
         text = f"{where}: {_explained(stepper, found, by_ops, math.isfinite(again))}. "
-        return DivergenceError(text + _advice(stepper, step, batch[0], by_ops)), good
+        return DivergenceError(text + _advice(stepper, step, batch, by_ops)), good
     return _unrepeatable("the steps before the last look", math.nan, math.nan), len(steps)
 
 
@@ -137,22 +142,40 @@ def _explained(stepper: Stepper, by_kernels: str, by_ops: str, finite_loss: bool
     return f"{by_kernels} by the {kernels} kernels, while by the ops alone {other}; kernels='ops' runs these"
 
 
-def _advice(stepper: Stepper, step: TakenStep, x: Any, fault: str) -> str:
-    """What to do: whether the rate may be the cause, and where to look in the data."""
+def _advice(stepper: Stepper, step: TakenStep, batch: Sequence[Any], fault: str) -> str:
+    """What to do: whether targets or rate may be the cause, and where to look in the data."""
     try:
         rate = stepper.optimizer.rate
     except Exception:  # a schedule that cannot be asked twice
         rate = math.nan
-    where = ""
+    x, y, *_ = batch
+    first, where = "", ""
     if fault.startswith("the batch"):
         rate = math.nan
-    elif is_real(x):
-        sizes = np.abs(stepper.lib.to_host(x).reshape(len(step.rows), -1)).max(axis=1)
-        where = (
-            f", whose largest number in this step is {sizes.max():.3g}, in row {step.rows[sizes.argmax()]}"
-        )
-    smaller = f"try a smaller learning_rate than {rate:g}, or " if 0.0 < rate < math.inf else ""
-    return f"The weights are those from before this step: {smaller}look at the data{where}"
+    else:
+        size = far_from_unit(stepper.lib.to_host(y)) if is_real(y) else None
+        if size is not None and size > 1.0:
+            first = (
+                f"the targets are far from unit size (typically {size:.3g} in this step): --scale-target (in Python, "
+                "data.standardize(y)) scales them; or "
+            )
+        if is_real(x):
+            where = _largest(stepper, step, stepper.lib.to_host(x))
+    smaller = f"try a smaller learning_rate (--lr) than {rate:g}, or " if 0.0 < rate < math.inf else ""
+    return f"The weights are those from before this step: {first}{smaller}look at the data{where}"
+
+
+def _largest(stepper: Stepper, step: TakenStep, samples: np.ndarray) -> str:
+    """Where the largest number of a batch is, after the layers that scale it; "" if it is of a usual size."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        seen = as_scaled(stepper.model, samples).reshape(len(step.rows), -1)
+    sizes = np.abs(seen).max(axis=1, initial=0.0)
+    row = int(sizes.argmax())
+    if not sizes[row] > _USUAL:
+        return ""
+    given = np.abs(samples.reshape(len(step.rows), -1)[row]).max()
+    scaled = "" if given == sizes[row] else " after the first layer has scaled it"
+    return f", whose largest number in this step is {sizes[row]:.3g}{scaled}, in row {step.rows[row]}"
 
 
 def _first_fault(stepper: Stepper, step: TakenStep, batch: list[Any]) -> str:

@@ -69,7 +69,8 @@ class _FullBatch:
             if not (np.isfinite(loss) and np.isfinite(gradient).all()):
                 raise DivergenceError(
                     f"the loss is {loss:g}, or its gradient not finite, at weights that LBFGS tried; the model has "
-                    "those of the iteration before. Look at the data's scale, or add weight_decay"
+                    "those of the iteration before. Look at the scale of samples and targets "
+                    "(data.standardize, --scale-target), or add weight_decay"
                 )
             return loss + 0.5 * float(np.sum(decays * w * w)), gradient + decays * w
 
@@ -109,9 +110,9 @@ class _FullBatch:
             self.counts.add([column[0] for column in columns], len(numbers))
             divisor += total
             for gradient, p in zip(gradients, self.parameters, strict=True):
-                gradient += lib.to_host(p.grad) * (total if loss.reduction == "mean" else 1.0)
+                gradient += lib.to_host(p.grad) * (total if loss.over_batches != "sum" else 1.0)
         for gradient, p in zip(gradients, self.parameters, strict=True):
-            gradient /= (divisor or 1.0) if loss.reduction == "mean" else 1.0  # 0 where nothing counted
+            gradient /= (divisor or 1.0) if loss.over_batches != "sum" else 1.0  # 0 where nothing counted
             p.grad = lib.to_device(gradient.astype(p.dtype))
         return self.mean.value, np.concatenate([gradient.ravel() for gradient in gradients])
 

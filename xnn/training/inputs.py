@@ -17,7 +17,7 @@ from xnn.layers import Rescale, Sequential
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.losses import Loss, check_sample_weight
 from xnn.metrics import Metric
-from xnn.training.scale import warn_of_scale
+from xnn.training.scale import warn_of_samples, warn_of_targets
 from xnn.training.steps import Stepper
 
 __all__ = ["check_last_batch", "check_trainable", "check_weights", "prepare", "prepare_validation"]
@@ -123,8 +123,10 @@ def prepare(
             metric.check(targets)
         prepared = loss.prepare(targets, model.dtype)
         _check_finite(role, "target", targets, prepared)
+    above = 4 if role == "validation" else 3
+    warn_of_samples(model, given, role, above)
     if role == "training":
-        warn_of_scale(model, given, stacklevel=3)
+        warn_of_targets(model, loss, targets, above)
     arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
     if sample_weight is None:
         return arrays

@@ -1,4 +1,4 @@
-"""A warning at the start of `fit` about samples that are badly scaled: pixels as bytes, or scaled twice."""
+"""Warnings about the scale of samples and targets: pixels as bytes or scaled twice, prices, other scales later."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import backend_of
+from xnn.data.standardize import far_from_unit
 from xnn.errors import ScaleWarning
 from xnn.layers import (
     AvgPool2D,
@@ -19,6 +20,7 @@ from xnn.layers import (
     Dense,
     Dropout,
     ElasticDeformation,
+    Embedding,
     Flatten,
     GlobalAvgPool,
     Identity,
@@ -30,8 +32,9 @@ from xnn.layers import (
     Reshape,
     Sequential,
 )
+from xnn.losses import Loss
 
-__all__ = ["warn_of_scale"]
+__all__ = ["as_scaled", "warn_of_samples", "warn_of_targets"]
 
 # Layers that leave the size of the numbers as it is, more or less.
 _KEEP = (
@@ -45,21 +48,89 @@ _LOOKED_AT, _FEWEST, _VALUES, _LARGE = 256, 16, 2**16, 20.0
 # scaled already are not larger than _SCALED.
 _SMALL, _SCALED = 0.02, 10.0
 
-#: The models that were warned about.
-_warned: weakref.WeakSet[Sequential] = weakref.WeakSet()
+# How many times larger than those of training samples of validation may be, and from how many samples one can tell.
+_FACTOR, _ENOUGH = 20.0, 8
+
+#: What each model was warned about: samples, targets, or samples in another scale than those of training.
+_warned: weakref.WeakKeyDictionary[Sequential, set[str]] = weakref.WeakKeyDictionary()
+#: The root mean squares of some of the samples that each model was trained on last.
+_trained_on: weakref.WeakKeyDictionary[Sequential, np.ndarray] = weakref.WeakKeyDictionary()
 
 
-def warn_of_scale(model: Sequential, x: Any, stacklevel: int) -> None:
-    """Warn, once for each model, if its first weights get numbers that are far too large or were scaled twice.
+def _warn_once(model: Sequential, subject: str, message: str, stacklevel: int) -> None:
+    """Give a ScaleWarning about this subject, unless the model had one; stacklevel as in `warn_of_samples`."""
+    said = _warned.setdefault(model, set())
+    if message and subject not in said:
+        said.add(subject)
+        warnings.warn(message, ScaleWarning, stacklevel=stacklevel + 2)
 
-    x: the training samples as they were given, an array of any backend. At most a few hundred are looked at.
+
+def warn_of_targets(model: Sequential, loss: Loss, y: np.ndarray, stacklevel: int) -> None:
+    """Warn, once for each model, if the training targets of a regression are far from unit size.
+
+    No warning for losses of classes and probabilities, nor for a model that ends in a Rescale. y: the targets, on the
+    host. stacklevel: as in `warn_of_samples`.
+    """
+    last = [*_flattened(model)][-1]
+    classes = loss.binary or loss.usual_metrics or getattr(getattr(loss, "op", None), "over_classes", False)
+    if classes or y.ndim < 2 or isinstance(last, Rescale):
+        return
+    size = far_from_unit(y)
+    if size is not None:
+        _warn_once(
+            model,
+            "targets",
+            f"training targets (typically {size:.3g}) are far from unit size, which makes training slow or unstable: "
+            "scaling = data.standardize(y), train on scaling(y), and append scaling.inverse() to the trained layers",
+            stacklevel,
+        )
+
+
+def _warn_of_another_scale(model: Sequential, values: np.ndarray, role: str, stacklevel: int) -> None:
+    """Warn, once for each model, of samples that are 20 times larger or smaller than those that it was trained on.
+
+    The arguments are those of `warn_of_samples`; samples of training are only remembered. No warning for a few
+    samples, for the integers of an Embedding, or if one of the smaller samples is as large as half of the larger.
+    """
+    with np.errstate(over="ignore"):
+        sizes = np.sqrt(np.mean(np.square(values.reshape(len(values), -1)), axis=1))
+    if role == "training":
+        _trained_on[model] = sizes
+        return
+    known = _trained_on.get(model)
+    if known is None or isinstance(model.first_layer, Embedding) or min(len(known), len(sizes)) < _ENOUGH:
+        return
+    small, large = sorted((known, sizes), key=np.median)
+    if 0.0 < np.median(small) * _FACTOR <= np.median(large) and np.max(small) < np.median(large):
+        _warn_once(
+            model,
+            "another scale",
+            f"{role} samples ({len(sizes)} were looked at) have a root mean square of {np.median(sizes):.3g}, those "
+            f"of training {np.median(known):.3g}: give the model all samples in the scale that it was trained on",
+            stacklevel,
+        )
+
+
+def warn_of_samples(model: Sequential, x: Any, role: str, stacklevel: int) -> None:
+    """Warn of samples that are badly scaled for the model, or scaled otherwise than those that it was trained on.
+
+    x: the samples as they were given, an array of any backend. At most a few hundred are looked at.
+    role: "training", "validation" or "evaluation".
     stacklevel: how many calls lie between the user's line and this one.
+    """
+    given = _some(x)
+    _warn_of_another_scale(model, given, role, stacklevel + 1)
+    if role == "training":
+        _warn_of_scale(model, given, stacklevel + 1)
+
+
+def _warn_of_scale(model: Sequential, given: np.ndarray, stacklevel: int) -> None:
+    """Warn, once for each model, if its first weights get numbers that are far too large or were scaled twice.
 
     No warning if the model does not begin with a Dense or Conv2D that learns, if BatchNorm or LayerNorm stands
     before or after it, and for the integers of an Embedding.
     """
     flat = list(_flattened(model))
-    given = _some(x)
     values, scaled = given, False
     for layer, following in zip(flat, [*flat[1:], None], strict=True):
         if isinstance(layer, Rescale):
@@ -70,12 +141,27 @@ def warn_of_scale(model: Sequential, x: Any, stacklevel: int) -> None:
         elif isinstance(layer, (Dense, Conv2D)):
             learns = not layer.weight.frozen and not isinstance(following, (BatchNorm, LayerNorm))
             message = _fault(given, values, scaled, layer) if learns else ""
-            if message and model not in _warned:
-                _warned.add(model)
-                warnings.warn(message, ScaleWarning, stacklevel=stacklevel + 1)
+            _warn_once(model, "samples", message, stacklevel)
             return
         elif not isinstance(layer, _KEEP):
             return
+
+
+def as_scaled(model: Any, samples: np.ndarray) -> np.ndarray:
+    """What the layers with which a model begins make of these samples, if they only scale them; else the samples.
+
+    samples: on the host, (n, ...), of which the first layer takes each.
+    """
+    values = samples.astype(np.float64)
+    for layer in _flattened(model) if isinstance(model, Sequential) else ():
+        if isinstance(layer, Rescale):
+            scaled = _rescaled(values, layer)
+            if scaled is None:
+                break
+            values = scaled
+        elif not isinstance(layer, _KEEP):
+            break
+    return values
 
 
 def _flattened(model: Sequential) -> Iterator[Layer]:

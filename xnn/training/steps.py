@@ -84,6 +84,7 @@ class Stepper:
                     "runs it once: draw random numbers with a layers.Drawing, change numbers from step to step with "
                     "Layer.keep, or write forward and backward by hand"
                 )
+            self.loss.recognize(traced.outputs.array, *(given.array for given in traced.inputs[1:]))
             for metric in self.metrics:
                 try_out(self.lib, metric, traced.outputs.array, traced.inputs[1].array)
             self._counters = [metric.counter() for metric in self.metrics]

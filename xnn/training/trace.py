@@ -70,9 +70,9 @@ class Trace:
 def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
     """Run model and loss on a batch, in training, without changing anything that training counts.
 
-    Raises OptionError for a parameter that the loss does not depend on; for a parameter that is not the model's, a
-    buffer that is not and would be changed, and a layer that is not and draws random numbers; for a loss that does
-    not reduce its terms.
+    Raises OptionError for a parameter that the loss does not depend on; for a loss without a gradient, or one that
+    does not reduce its terms; for a parameter that is not the model's, a buffer that is not and would be changed, and
+    a layer that is not and draws random numbers.
     """
     check_reduces(loss)
     inputs = [Value(array) for array in arrays]
@@ -93,8 +93,26 @@ def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:
                 f"the loss does not depend on the model's {name} {parameter.shape}, so that training would never "
                 "change it: use it in `compute`, remove it, or set its frozen = True"
             )
+    _check_slope(cost, order, parameters)
     constants = [_copy(node.array) for node in order if type(node) is Constant]
     return Trace(inputs, outputs, cost, scope.kept, order, constants)
+
+
+def _check_slope(cost: Recorded, order: Sequence[Recorded], parameters: Sequence[Parameter]) -> None:
+    """Raise OptionError if no parameter gets a gradient, since comparisons, signs or constants stand in between."""
+    reached: set[Recorded] = {parameter for parameter in parameters if not parameter.frozen}
+    names = {}
+    for node in order:
+        if node.op is not None and not reached.isdisjoint(node.inbound_nodes):
+            if node.op.flat:
+                names[node.op.name] = node
+            else:
+                reached.add(node)
+    if cost not in reached:
+        raise OptionError(
+            f"the loss gives no parameter a gradient, since {', '.join(names)} has none, so that training would "
+            "change nothing: take a loss with slopes, such as losses.Hinge or a sigmoid in place of a step"
+        )
 
 
 def check_reduces(loss: Loss) -> None:

@@ -273,6 +273,7 @@ class Trainer(Habitual):
             for x, *rest in batches.epoch(0):
                 outputs = self.model.run(lib.to_device(x), training=False)
                 targets, *weights = map(lib.to_device, rest)
+                self.loss.recognize(outputs, targets, *weights)
                 value = self.loss.run(outputs, targets, *weights)
                 total = x.shape[0] if even else self.loss.total(outputs, targets, *weights)
                 mean.add(lib.to_host(value), lib.to_host(lib.number_on_device(total)))
