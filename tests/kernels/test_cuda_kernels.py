@@ -27,6 +27,8 @@ from xnn.backends import Purpose, Stream, available_backends, get_backend
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Cursor, Slot
 from xnn.backends.kernels.cuda import launch, update_kernels
+from xnn.backends.kernels.cuda.activation_kernels import CURVES
+from xnn.backends.kernels.cuda.activation_kernels import SHAPES as SHAPE_OPS
 from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, by_one_block
 from xnn.backends.random import Mask
 from xnn.layers import Parameter
@@ -128,6 +130,59 @@ def test_activations(both, dtype, shape, activation):
     close(*found["y"], 8, special=True)
     close(*found["dx"], 8, special=True)
     assert found["x"][0].tobytes() == found["x"][1].tobytes()
+
+
+CURVE_OPTIONS = {
+    ops.leaky_relu: [{}, {"negative_slope": 0.3}],
+    ops.elu: [{}, {"alpha": 1.7}],
+    ops.gelu: [{}, {"approximate": "none"}, {"approximate": "tanh"}],
+    ops.softplus: [{}, {"beta": 3.0}, {"beta": 0.01}],
+}
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e30])
+@pytest.mark.parametrize("op", CURVES, ids=lambda op: op.name)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_by_their_input(both, dtype, op, size):
+    """Also far from 0, and of NaN, infinities and -0."""
+    x = numbers((64, 33), dtype, 1) * np.dtype(dtype).type(size)
+    x[0, :4] = np.nan, np.inf, -np.inf, -0.0
+    both.slot("x", x)
+    both.slot("dy", numbers((64, 33), dtype, 2))
+    both.empty("y", (64, 33), dtype)
+    both.empty("dx", (64, 33), dtype)
+    for options in CURVE_OPTIONS.get(op, [{}]):
+
+        def make(s, options=options):
+            forward = Call("forward", op, (s["x"],), (s["y"],), dict(options))
+            return [forward, Call("backward", op, (s["dy"],), (s["dx"],), forward=forward)]
+
+        found = both.run(make)
+        close(*found["y"], 8, special=True)
+        close(*found["dx"], 16, special=True)
+
+
+@pytest.mark.parametrize("options", [{"beta": -1.0}, {"beta": np.ones(3)}, {"gamma": 1.0}])
+def test_options_that_only_the_op_can_judge_have_no_kernel(gpu, options):
+    x, y = (Slot(name, (3,), np.dtype("f4")) for name in "xy")
+    assert not gpu.kernels("cuda").accepts(Call("forward", ops.softplus, (x,), (y,), options))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize(("op", "options"), [(ops.flatten, {}), (ops.reshape, {"shape": (4, 3, 5)})], ids=str)
+def test_other_shapes(both, dtype, op, options):
+    both.slot("x", np.arange(60).astype(dtype).reshape(4, 5, 3))
+    both.empty("y", (4, 15) if op is ops.flatten else (4, 3, 5), dtype)
+    both.slot("dy", np.arange(60)[::-1].astype(dtype).reshape((4, 15) if op is ops.flatten else (4, 3, 5)))
+    both.empty("dx", (4, 5, 3), dtype)
+
+    def make(s):
+        forward = Call("forward", op, (s["x"],), (s["y"],), options)
+        return [forward, Call("backward", op, (s["dy"],), (s["dx"],), forward=forward)]
+
+    found = both.run(make)
+    for name in ("y", "dx"):
+        np.testing.assert_array_equal(*found[name])
 
 
 def batch_of(both, n, classes, dtype, labels="int64", size=1.0):
@@ -554,6 +609,7 @@ def test_every_kernel_is_tested_here(gpu):
         ("loss", ops.softmax_cross_entropy), ("keep", updates.moving_average), ("clip", updates.clip_by_norm),
         ("clip", updates.clip_by_value), *(("loss", op) for op in DISTANCES),
         *itertools.product(("forward", "backward"), (ops.dense, ops.dropout, ops.relu, ops.sigmoid, ops.tanh)),
+        *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS)),
         *(("update", type(make()).rule) for make in CUDA_RULES.values()),
     }  # fmt: skip
     assert math.isclose(len(CUDA_RULES), len(RULES) + 1)

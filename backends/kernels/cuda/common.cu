@@ -13,6 +13,10 @@ __device__ inline float logarithm(float x) { return logf(x); }
 __device__ inline double logarithm(double x) { return log(x); }
 __device__ inline float logarithm_of_one_more(float x) { return log1pf(x); }
 __device__ inline double logarithm_of_one_more(double x) { return log1p(x); }
+__device__ inline float exponential_less_one(float x) { return expm1f(x); }
+__device__ inline double exponential_less_one(double x) { return expm1(x); }
+__device__ inline float complementary_error(float x) { return erfcf(x); }
+__device__ inline double complementary_error(double x) { return erfc(x); }
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return sqrt(x); }
 __device__ inline float hyperbolic_tangent(float x) { return tanhf(x); }

@@ -7,6 +7,7 @@ from typing import Any
 
 from xnn import ops
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.kernels.cuda import activation_kernels as activations
 from xnn.backends.kernels.cuda import data_kernels as data
 from xnn.backends.kernels.cuda import dense_kernels as dense
 from xnn.backends.kernels.cuda import loss_kernels as loss
@@ -33,6 +34,13 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
         ("backward", op): (dense.activation_backward, dense.serves_elements)
         for op in dense.KINDS
         if op is not None
+    },
+    **{("forward", op): (activations.curve, activations.serves_curve) for op in activations.CURVES},
+    **{("backward", op): (activations.curve_backward, activations.serves_curve) for op in activations.CURVES},
+    **{
+        (kind, op): (activations.reshape, activations.serves_shape)
+        for kind in ("forward", "backward")
+        for op in activations.SHAPES
     },
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
