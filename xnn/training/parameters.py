@@ -205,7 +205,8 @@ class Store:
         if self.asks_optimizer:  # it keeps what it likes
             arrays += [a for p in self.parameters for _, a in self.optimizer.kept_for(p) if is_real(a)]
         others = [buffer.array for buffer in self.buffers if buffer not in self.moving]
-        return finite(self.lib, *arrays) and not any(has_nan(self.lib, array) for array in others)
+        fine = finite(self.lib, *others) or not any(has_nan(self.lib, array) for array in others)
+        return finite(self.lib, *arrays) and fine
 
     def take_values(self) -> None:
         """Take in the values that were assigned to parameters."""
