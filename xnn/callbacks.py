@@ -9,9 +9,11 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from difflib import get_close_matches
+from inspect import getattr_static
 from numbers import Real
 from pathlib import Path
-from typing import IO, Any, Never
+from typing import IO, Any
 
 try:
     import fcntl
@@ -21,14 +23,25 @@ except ImportError:  # Windows has no locks of this kind
 from xnn.backends import backend_of
 from xnn.errors import DataError, OptionError
 from xnn.files import StandardError, check_writable, notice, to_json
+from xnn.graph.habits import Habitual, hint_for
 from xnn.history import Bar, History, LiveLine, PrintedLines, epoch_line, numbers_line
 from xnn.layers import Sequential
-from xnn.options import attributes_of, check_count, check_real, is_one_of, refuse_unknown, shown, written
+from xnn.options import (
+    argument_names,
+    attributes_of,
+    check_count,
+    check_real,
+    explained_class,
+    is_one_of,
+    shown,
+    takes,
+    written,
+)
 
 __all__ = ["Callback", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar", "call_back"]
 
 
-class Callback:
+class Callback(Habitual):
     """Methods that `Trainer.fit` calls while it trains. Derive a class from it and override some of them.
 
     model: the model in training; `fit` sets it before on_fit_start.
@@ -51,8 +64,15 @@ class Callback:
         ('the loss is small enough', True)
     """
 
+    _habits = "callback"
     model: Sequential
     needs_gradients = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _check_hooks(cls)
+        if "__init__" in vars(cls) and cls.__module__ == __name__:
+            explained_class(cls)
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
         """Called before the first step; history.plan says how the run is executed."""
@@ -60,7 +80,8 @@ class Callback:
     def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
         """Called after every training step, with its loss; parameters and gradients are those after the step.
 
-        epoch: the epochs finished before this one. step: the step in this epoch, counted from 1.
+        epoch: the number of epochs that are finished, 0 in the first one.
+        step: the step in this epoch, counted from 1.
         Overriding it makes training wait for the device, and look for NaN and infinity, at every step. What it
         assigns, and what it writes to arrays, counts from the next step.
         """
@@ -79,6 +100,28 @@ class Callback:
 
     def __repr__(self) -> str:
         return written(self, attributes_of(self))
+
+
+#: The hooks, with the arguments that fit gives them.
+_HOOKS = {name: argument_names(hook) for name, hook in vars(Callback).items() if name.startswith("on_")}
+
+
+def _check_hooks(kind: type[Callback]) -> None:
+    """Raise OptionError for a hook that fit would not call, or that takes other arguments than fit gives it."""
+    for name in dir(kind):
+        method = getattr(kind, name)
+        if not name.startswith("on_") or not callable(method):
+            continue
+        bound = [] if isinstance(getattr_static(kind, name), (staticmethod, classmethod)) else [None]
+        if name not in _HOOKS:
+            near = [f"xnn calls {hook}" for hook in get_close_matches(name, _HOOKS, 1, 0.8)]
+            if instead := hint_for("callback", name) or "".join(near):
+                raise OptionError(f"{kind.__name__}.{name} would never be called: {instead}")
+        elif not takes(method, *bound, *_HOOKS[name]):
+            raise OptionError(
+                f"{kind.__name__}.{name} must take the arguments that fit gives it: write def {name}(self, "
+                f"{', '.join(_HOOKS[name])})"
+            )
 
 
 def call_back(method: Callable[..., Any], *arguments: Any) -> None:
@@ -278,9 +321,7 @@ class EarlyStopping(Callback):
         min_delta: float = 0.0,
         mode: str = "auto",
         restore_best: bool = True,
-        **unknown: Never,
     ) -> None:
-        refuse_unknown(EarlyStopping, unknown)
         if not isinstance(monitor, str):
             raise OptionError(f"monitor must be a name such as 'val_loss', got {shown(monitor)}")
         if isinstance(mode, str) and mode == "auto":

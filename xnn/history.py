@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
-from typing import IO, Any, cast
+from typing import IO, Any, Never, cast
 
 import numpy as np
 
 from xnn.errors import OptionError
 from xnn.files import StandardError, check_matplotlib, notice, save_figure
 from xnn.graph.habits import Habitual
+from xnn.options import explained_call, shown
 
 __all__ = ["Bar", "History", "LiveLine", "PrintedLines", "epoch_line", "numbers_line"]
 
@@ -56,9 +57,24 @@ class History(Habitual):
 
     def __getitem__(self, name: str) -> list[Any]:
         """One number of every epoch: history["val_loss"]. Raises KeyError if the epochs have none of this name."""
+        if not isinstance(name, str):
+            raise OptionError(
+                f"a history has no position {shown(name)}: history.epochs has a dict for each epoch, and "
+                'history["loss"] is the list of one number of all epochs'
+            )
         if self.epochs and name not in self.epochs[0]:
             raise KeyError(f"{name}: the history has {', '.join(self.epochs[0])}")
         return [entry[name] for entry in self.epochs]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the epochs have a number of this name."""
+        return bool(self.epochs) and name in self.epochs[0]
+
+    def __iter__(self) -> Never:
+        raise OptionError(
+            'a history is not a list: history.epochs has a dict for each epoch, and history["loss"] is the list of '
+            "one number of all epochs"
+        )
 
     def add(self, losses: np.ndarray, samples: int, seconds: float) -> None:
         """Count training steps.
@@ -104,6 +120,7 @@ class History(Habitual):
         lines += [how if why is True else f"{how}: {why[:200]}" for how, why in ends if why]
         return "\n ".join(lines) + ">"
 
+    @explained_call()
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw the learning curves: a panel for the loss and each metric, of training and validation.
 

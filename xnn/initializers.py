@@ -23,7 +23,7 @@ from xnn.backends.random import orthonormal
 from xnn.errors import OptionError
 from xnn.graph.habits import module_habits
 from xnn.ops.op import size_of
-from xnn.options import check_real, is_one_of, shown, written
+from xnn.options import check_real, explained_class, is_one_of, shown, written
 
 __all__ = [
     "Constant",
@@ -67,6 +67,7 @@ class _Drawn:
         return written(self, vars(self))
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class Zeros(_Drawn):
     """Zeros: for biases, and for logistic regression.
@@ -80,6 +81,7 @@ class Zeros(_Drawn):
         return np.zeros(shape, dtype)
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class Ones(_Drawn):
     """Ones: for the scale of a normalization.
@@ -93,6 +95,7 @@ class Ones(_Drawn):
         return np.ones(shape, dtype)
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class Constant(_Drawn):
     """One number everywhere, such as a bias of ln(p / (1 - p)) if a share p of the labels is 1.
@@ -115,6 +118,7 @@ class Constant(_Drawn):
         return np.full(shape, float(self.value), dtype)
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class Uniform(_Drawn):
     """The uniform distribution over (low, high).
@@ -141,6 +145,7 @@ class Uniform(_Drawn):
         return stream.uniform(shape, self.low, self.high, dtype)
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class Normal(_Drawn):
     """The normal distribution.
@@ -166,6 +171,7 @@ class Normal(_Drawn):
         return stream.normal(shape, self.std, self.mean, dtype)
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class TruncatedNormal(_Drawn):
     """The normal distribution between two standard deviations on each side: mean + std Z, Z normal given |Z| <= 2.
@@ -193,6 +199,7 @@ class TruncatedNormal(_Drawn):
         return stream.truncated_normal(shape, self.std, self.mean, dtype)
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class Glorot(_Drawn):
     """Variance 2 gain^2 / (inputs + outputs), also called Xavier: for tanh and sigmoid, and Dense's default.
@@ -223,6 +230,7 @@ class Glorot(_Drawn):
         )
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class He(_Drawn):
     """Variance 2 / ((1 + slope^2) inputs), also called Kaiming: for ReLU and LeakyReLU, and Conv2D's default.
@@ -256,6 +264,7 @@ class He(_Drawn):
         return _scaled(stream, shape, 2.0 / (1.0 + self.slope * self.slope) / fan, self.distribution, dtype)
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class LeCun(_Drawn):
     """Variance 1 / inputs: for SELU, and wherever outputs should have the variance of inputs.
@@ -279,6 +288,7 @@ class LeCun(_Drawn):
         return _scaled(stream, shape, 1.0 / _fans(shape)[0], self.distribution, dtype)
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class Orthogonal(_Drawn):
     """gain times a random matrix Q with orthonormal columns, or rows if it has fewer of them, uniformly distributed.
@@ -317,6 +327,7 @@ class Orthogonal(_Drawn):
         return (q if rows >= columns else q.T).reshape(shape).astype(dtype, copy=False)
 
 
+@explained_class
 @dataclass(frozen=True, repr=False)
 class Identity(_Drawn):
     """gain at (i, i), 0 elsewhere: a layer that begins as the identity.

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -27,13 +27,18 @@ __all__ = [
     "check_shape",
     "checked",
     "explained",
+    "explained_call",
+    "explained_class",
     "is_integer",
     "is_one_of",
     "refuse_unknown",
     "shown",
+    "takes",
     "written",
 ]
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Kind = TypeVar("_Kind")
 _SHOWN_ITEMS, _SHOWN_CHARACTERS = 6, 60
 _LONGEST_INTEGER = 150  # bits of an integer that is written out
 _PAST_INTEGERS = 2**63  # the first integer that is too large for an index, an axis or a size
@@ -156,6 +161,17 @@ _HABITS: dict[str, tuple[str, ...]] = {
     "callbacks": ("Trainer(..., callbacks=[...]) takes them",),
     "metrics": ("Trainer(..., metrics=[...]) takes them",),
     "criterion": ("loss",),
+    "params": ("parameters go to step: optimizer.step(model.parameters())",),
+    **dict.fromkeys(("step_size", "decay_steps", "T_max", "total_steps", "total_iters"), ("every", "steps")),
+    **dict.fromkeys(("gamma", "decay_rate"), ("factor",)),
+    **dict.fromkeys(("base_lr", "initial_learning_rate", "max_lr"), ("rate", "peak")),
+    **dict.fromkeys(("eta_min", "end_learning_rate"), ("end",)),
+    **dict.fromkeys(("strict", "by_name"), ("all weights must fit, or it raises",)),
+    **dict.fromkeys(("overwrite", "save_format"), ("it replaces a file, and writes safetensors",)),
+    **dict.fromkeys(("input_size",), ("input_shape",)),
+    "retain_graph": ("leave it out, since backward may be called again",),
+    **dict.fromkeys(("filename", "filepath"), ("path",)),
+    "num_classes": ("the classes are counted by the outputs",),
     "random_state": ("seed",),
     **dict.fromkeys(
         ("test_size", "train_size"), ("split=(0.8, 0.1, 0.1) are the shares of all three parts",)
@@ -270,6 +286,47 @@ def explained(init: Callable[..., None]) -> Callable[..., None]:
                 del vars(self)["_building"]
 
     return checked
+
+
+def explained_call(hint: str = "") -> Callable[[_Function], _Function]:
+    """A decorator of methods: wrong arguments raise an OptionError that lists the arguments there are.
+
+    hint: how the method is called, for the message. Default none.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def call(*values: Any, **options: Any) -> Any:
+            try:
+                return function(*values, **options)
+            except TypeError as error:
+                if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                    raise  # it comes from inside the function
+                check_known(function.__name__, options, argument_names(function))
+                takes = ", ".join(argument_names(function)) or "no arguments"
+                said = str(error).partition("() ")[2]
+                raise OptionError(
+                    f"{function.__name__} {said}; it takes {takes}{f': {hint}' if hint else ''}"
+                ) from None
+
+        return cast(_Function, call)
+
+    return decorate
+
+
+def explained_class(kind: type[_Kind]) -> type[_Kind]:
+    """A decorator of dataclasses: wrong arguments raise an OptionError that lists the arguments there are."""
+    setattr(kind, "__init__", explained(kind.__init__))  # noqa: B010 - a type checker takes no assignment
+    return kind
+
+
+def takes(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function can be called with these arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def written(thing: Any, options: Mapping[str, Any], *first: str, always: Collection[str] = ()) -> str:

@@ -8,10 +8,8 @@ by the steps of an epoch, math.ceil(samples / batch_size): Step(0.1, every=30 * 
 
 Any function of the step can be a schedule. The rate depends on the step's number only, so that a resumed run goes on
 as it was. The schedules below give the same bits on every machine, also in fast numerics, because they use xnn's own
-powers and cosines; those of C libraries differ.
-
-All of them raise OptionError for rates and factors that are not finite numbers >= 0, and for steps that are not
-positive integers.
+powers and cosines; those of C libraries differ. They raise OptionError for rates and factors that are not finite
+numbers >= 0, and for steps that are not positive integers.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from xnn.errors import OptionError
 from xnn.graph.habits import module_habits
-from xnn.options import check_count, check_real, is_one_of, shown
+from xnn.options import check_count, check_real, explained_class, is_one_of, shown
 
 __all__ = [
     "SCHEDULES", "Constant", "Cosine", "CosineRestarts", "Exponential", "MultiStep", "OneCycle", "Polynomial",
@@ -354,6 +352,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "onecycle": OneCycle,
     "warmup": Warmup,
 }
+for _kind in SCHEDULES.values():
+    explained_class(cast(type, _kind))
 
 
 def check_rate(learning_rate: float | Schedule) -> float | Schedule:

@@ -6,7 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import xnn
 
 pytestmark = pytest.mark.filterwarnings("error::xnn.errors.ScaleWarning")
 
@@ -46,6 +49,19 @@ def test_the_python_of_a_page_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "examples" / "mlp.toml", "network.toml")
     run(path)
+
+
+def test_the_adam_of_the_page_is_xnns():
+    names = run(ROOT / "docs" / "extending.md")
+    found = []
+    for rule in (names["OwnAdam"](0.01), xnn.optimizers.Adam(0.01)):
+        model = xnn.Sequential(xnn.layers.Dense(4, 2), seed=0)
+        xnn.Trainer(model, xnn.losses.MSE(), rule).fit((names["x"], names["y"]), epochs=5)
+        found.append(model[0].weight.value)
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    assert not np.allclose(
+        found[0], xnn.Sequential(xnn.layers.Dense(4, 2), seed=0)[0].weight.value, rtol=1e-2
+    )
 
 
 @pytest.mark.data

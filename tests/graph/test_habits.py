@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xnn
-from xnn import initializers, layers, losses, ops, optimizers, schedules
+from xnn import callbacks, initializers, layers, losses, metrics, ops, optimizers, schedules
 from xnn.errors import OptionError
 from xnn.graph.habits import HABITS, hint_for
 from xnn.graph.value import Value
@@ -37,6 +37,8 @@ OBJECTS = {
     "optimizer": (lambda: optimizers.SGD(0.1), optimizers.Adam, optimizers.LBFGS),
     "trainer": (trainer,),
     "history": (History,),
+    "callback": (callbacks.ProgressBar, callbacks.EarlyStopping),
+    "metric": (metrics.F1, metrics.R2),
     "value": (lambda: layers.Dense(3, 2).weight, lambda: layers.BatchNorm(3).running_mean, lambda: Value(np.ones(3))),
     "xnn": (lambda: xnn,),
     **{name: (lambda module=module: module,) for name, module in MODULES.items()},
@@ -240,6 +242,20 @@ WITHOUT_EFFECT = [
     (lambda: optimizers.LBFGS(), "max_iter", "takes tolerance, memory"),
     (trainer, "lr", "trainer.optimizer.learning_rate"),
     (History, "stop_training", "history.stopped"),
+    (History, "stoped", "did you mean stopped?"),
+    (net, "frozen", "parameter.frozen = True"),
+    (net, "requires_grad", "parameter.frozen = True"),
+    (lambda: layers.Dense(3, 2), "frozen", "parameter.frozen = True"),
+    (layers.Dropout, "rates", "did you mean rate?"),
+    (lambda: optimizers.SGD(0.1), "learningrate", "did you mean learning_rate?"),
+    (trainer, "callback", "did you mean callbacks?"),
+    (trainer, "metric", "did you mean metrics?"),
+    (trainer, "batch_size", "an argument of fit"),
+    (trainer, "stop_training", "history.stopped"),
+    (callbacks.EarlyStopping, "patiense", "did you mean patience?"),
+    (callbacks.EarlyStopping, "restore_best_weights", "did you mean restore_best?"),
+    (callbacks.ProgressBar, "stop_training", "history.stopped"),
+    (metrics.F1, "averages", "did you mean average?"),
 ]
 
 
@@ -251,6 +267,12 @@ def test_options_that_would_have_no_effect_are_not_assigned(make, name, hint):
         with pytest.raises(AttributeError, match=re.escape(hint)):
             setattr(given, name, 0.5)
         assert name not in vars(given)
+
+
+def test_what_users_hang_on_xnns_objects_is_theirs():
+    for thing in (net(), trainer(), History(), callbacks.EarlyStopping(), metrics.F1()):
+        thing.remark, thing._mine = "the third try", 1
+        assert (thing.remark, thing._mine) == ("the third try", 1)
 
 
 def test_users_classes_have_the_attributes_they_like():

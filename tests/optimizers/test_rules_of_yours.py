@@ -141,6 +141,81 @@ def test_a_rule_that_takes_more_than_the_optimizer_has():
         fit(xnn.Sequential(layers.Dense(4, 2), seed=0), rule_of(rule))
 
 
+def of(**attributes):
+    """An optimizer with these attributes of its class."""
+    return type("Mine", (optimizers.Optimizer,), {"rule": staticmethod(plain), **attributes})(0.1)
+
+
+def with_option(**attributes):
+    def rule(xp, w, g, *, learning_rate, step):
+        return (w - learning_rate * g,)
+
+    return of(rule=staticmethod(rule), **attributes)
+
+
+def with_mean(xp, w, g, mean, *, learning_rate):
+    return w - learning_rate * g, mean
+
+
+WRITTEN_WRONG = {
+    "names as arrays": (
+        lambda: of(arrays=("m", "s")),
+        r"Mine has arrays = \('m', 's'\), and .*: write array_names = \('m', 's'\)",
+    ),
+    "arrays of another kind": (lambda: of(arrays=1.5), r"arrays = 1.5, and .* an integer >= 0"),
+    "arrays below 0": (lambda: of(arrays=-1), "arrays = -1, and"),
+    "a name alone": (lambda: of(array_names="mean"), "array_names = 'mean': it must be a tuple of texts"),
+    "a number as names": (lambda: of(array_names=2), "array_names = 2: it must be a tuple of texts"),
+    "first alone": (lambda: of(first=1.0), r"Mine has first = 1.0: .* are a tuple, as in \(0,\)"),
+    "advance alone": (
+        lambda: of(first=(0,), advance=lambda self, numbers: numbers[0] + 1),
+        r"`advance` of Mine returned 1: .* are a tuple",
+    ),
+    "derived alone": (
+        lambda: of(derived=lambda self, numbers: 0.5),
+        "`derived` of Mine returned 0.5: it must return a dict",
+    ),
+    "an option that is a method": (with_option, "takes an option 'step', and Mine.step is a method"),
+    "an option that is a text": (
+        lambda: with_option(derived=lambda self, numbers: {"step": "third"}),
+        "takes a number as its option 'step', got 'third'",
+    ),
+    "an option that is missing": (
+        lambda: with_option(derived=lambda self, numbers: {"step": None}),
+        "takes a number as its option 'step', got None",
+    ),
+    "an array that is not kept": (
+        lambda: of(rule=staticmethod(with_mean)),
+        r"takes xp, w, g, mean by position, and is given .* and 0 arrays: array_names says",
+    ),
+    "an array too many": (lambda: of(array_names=("mean",)), "its gradient and 1 array: array_names"),
+    "options by position": (
+        lambda: of(rule=staticmethod(lambda xp, w, g, learning_rate: (w,))),
+        "takes xp, w, g, learning_rate by position, .* options come after a *",
+    ),
+    "a rule with self": (
+        lambda: of(rule=lambda self, xp, w, g, *, learning_rate: (w,)),
+        "write @staticmethod above it, and leave out self",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", [step_by_hand, fit])
+@pytest.mark.parametrize("kind", WRITTEN_WRONG)
+def test_an_optimizer_that_is_written_wrong_is_told_what_to_write(kind, way):
+    make, words = WRITTEN_WRONG[kind]
+    with pytest.raises(OptionError, match=words):
+        way(xnn.Sequential(layers.Dense(4, 2), seed=0), make())
+
+
+@pytest.mark.parametrize("way", [step_by_hand, fit])
+def test_a_number_may_stand_in_for_an_option_of_a_methods_name(way):
+    model, other = (xnn.Sequential(layers.Dense(4, 2), seed=0) for _ in range(2))
+    way(model, with_option(derived=lambda self, numbers: {"step": np.float32(0.5)}))
+    way(other, of())
+    np.testing.assert_array_equal(model[0].weight.value, other[0].weight.value)
+
+
 EVERY = [
     optimizers.SGD(momentum=0.9),
     optimizers.AdaGrad(),

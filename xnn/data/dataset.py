@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Never
 
 import numpy as np
 
@@ -98,6 +99,12 @@ class Dataset:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter((self.x_train, self.y_train, self.x_val, self.y_val, self.x_test, self.y_test))
+
+    def __getitem__(self, position: Any) -> Never:
+        raise OptionError(
+            f"a Dataset has no position {shown(position)}: dataset.x_train[0] and dataset.y_train[0] are the first "
+            "training sample, and x_train, y_train, x_val, y_val, x_test, y_test = dataset are its arrays"
+        )
 
     @property
     def classes(self) -> int:

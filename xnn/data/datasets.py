@@ -113,16 +113,17 @@ def load(
                 f"MNIST is neither in {homes} nor reachable: using synthetic digits. To get MNIST, run this again "
                 f"with a network, or put {', '.join(member + '.gz' for member in _MNIST)} in one of these folders"
             )
-    if name in dataset_names():
-        return _load_named(str(name), data_home, options)
+    if isinstance(name, str) and name in dataset_names():
+        return _load_named(name, data_home, options)
     if isinstance(name, (str, os.PathLike)):
         path = as_path(name)
         if path.suffix.lower() == ".csv":
             return from_csv(path, options)
         if path.suffix.lower() == ".npz":
             return from_npz(path, options)
+    hint = "" if isinstance(name, str) else ". A Trainer takes arrays as they are: fit((x, y))"
     raise OptionError(
-        f"there is no data set {shown(name)}; choose {', '.join(dataset_names())}, or give a .npz or .csv file"
+        f"there is no data set {shown(name)}; choose {', '.join(dataset_names())}, or give a .npz or .csv file{hint}"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xnn.options import argument_names
@@ -19,6 +20,10 @@ _LOOP = "a Trainer passes training=True itself; in a loop of your own call model
 _REPLACED = "leave it out, since each backward replaces the gradients"
 _STATE = "dict(model.named_state()) has the arrays; model.save(path) and model.load_weights(path) keep them in files"
 _MOVE = 'model.to("cupy") moves it to a GPU, model.to("numpy") back'
+_FIT = "it is an argument of fit: trainer.fit((x, y), epochs=10, batch_size=32)"
+_STOP = 'history.stopped = "the reason", in a callback, ends the training'
+_PARTS = "a callback has only the model: keep others yourself, as in MyCallback(optimizer)"
+_CALLED = "xnn calls"
 _FREEZE = "parameter.frozen = True keeps a parameter as it is"
 
 #: For each kind of object: the name that was tried, and what to do instead.
@@ -37,7 +42,10 @@ HABITS: dict[str, dict[str, str]] = {
         **dict.fromkeys(
             ("float", "double", "half"), "build its layers with dtype='float32' or dtype='float64'"
         ),
-        **dict.fromkeys(("trainable", "requires_grad_"), f"{_FREEZE}; model.parameters() lists them"),
+        **dict.fromkeys(
+            ("trainable", "requires_grad_", "requires_grad", "frozen", "freeze", "unfreeze"),
+            f"{_FREEZE}; model.parameters() lists them",
+        ),
         **dict.fromkeys(
             ("trainable_variables", "trainable_weights", "weights", "variables"),
             "model.parameters() and model.named_parameters()",
@@ -62,7 +70,7 @@ HABITS: dict[str, dict[str, str]] = {
         "register_forward_hook": "model.layers[:3] are the first three layers: xnn.Sequential(*model.layers[:3])",
         "count_params": "sum(p.size for p in model.parameters()); print(model.summary()) shows them",
         "get_layer": "model[0] is the first layer",
-        "stop_training": 'history.stopped = "the reason", in a callback, ends the training',
+        "stop_training": _STOP,
         "p": "it is called rate",
         "eps": "it is called epsilon",
         "input_shape": "print(model.summary()) shows the shapes",
@@ -93,6 +101,43 @@ HABITS: dict[str, dict[str, str]] = {
         "compile": "a Trainer is built with loss, optimizer and metrics",
         "lr": "trainer.optimizer.learning_rate",
         "learning_rate": "trainer.optimizer.learning_rate",
+        **dict.fromkeys(
+            ("epochs", "max_epochs", "batch_size", "validation", "seed", "progress", "shuffle"), _FIT
+        ),
+        **dict.fromkeys(("stop_training", "should_stop"), _STOP),
+    },
+    "callback": {
+        "stop_training": _STOP,
+        **dict.fromkeys(("trainer", "optimizer", "loss"), _PARTS),
+        "params": "history.plan says how the run was executed",
+        **dict.fromkeys(("on_train_begin", "on_train_start", "on_fit_begin"), f"{_CALLED} on_fit_start"),
+        "on_train_end": f"{_CALLED} on_fit_end",
+        **dict.fromkeys(
+            (
+                "on_batch_begin",
+                "on_batch_start",
+                "on_train_batch_begin",
+                "on_train_batch_start",
+                "on_step_begin",
+            ),
+            f"{_CALLED} on_step, after each step, and on_fit_start before the first",
+        ),
+        **dict.fromkeys(
+            ("on_batch_end", "on_train_batch_end", "on_step_end"), f"{_CALLED} on_step, after each step"
+        ),
+        **dict.fromkeys(
+            ("on_epoch_begin", "on_epoch_start", "on_train_epoch_start"),
+            f"{_CALLED} on_epoch_end, after each epoch, and on_fit_start before the first",
+        ),
+        **dict.fromkeys(
+            ("on_train_epoch_end", "on_validation_end", "on_validation_epoch_end", "on_test_end"),
+            f"{_CALLED} on_epoch_end, after an epoch and its validation",
+        ),
+    },
+    "metric": {
+        "eval": "metric.compute() is the result; metric(outputs, targets) that of these samples alone",
+        "reset_state": "metric.reset() forgets all updates",
+        "update_state": "metric.update(outputs, targets) counts a batch",
     },
     "history": {
         "history": 'history["loss"] is the list of all epochs; history.epochs has a dict for each',
@@ -111,7 +156,7 @@ HABITS: dict[str, dict[str, str]] = {
         "item": "float(v.value) is the number, where no gradient is needed",
         "detach": "use ops.stop_gradient(v)",
         "backward": "xnn.grad(f)(x) gives the gradients of a function f; model.backward(dout) those of a model",
-        **dict.fromkeys(("requires_grad", "requires_grad_", "trainable"), _FREEZE),
+        **dict.fromkeys(("requires_grad", "requires_grad_", "trainable", "freeze"), _FREEZE),
         **dict.fromkeys(("cuda", "to"), _MOVE),
         **dict.fromkeys(("assign", "copy_", "fill_", "zero_", "normal_", "uniform_"), "assign to its .value"),
         "view": "use ops.reshape",
@@ -231,8 +276,9 @@ def module_habits(module: str) -> Callable[[str], Any]:
 class Habitual:
     """Answers an attribute of another library with xnn's way. A subclass sets `_habits`, a key of HABITS.
 
-    An attribute that is assigned and would have no effect is refused: one of another library, and for `_closed`
-    classes any that neither the class nor its __init__ knows. Users' subclasses may have what attributes they like.
+    An attribute that is assigned and would have no effect is refused: one of another library, one that is nearly
+    called as an option, and for `_closed` classes any that neither the class nor its __init__ knows. Users'
+    subclasses may have what attributes they like.
     """
 
     _habits: ClassVar[str]
@@ -279,7 +325,9 @@ class RefusedName:
 
 
 #: Where the classes are whose options are their attributes.
-_OPTIONS_IN = "xnn.layers.", "xnn.losses.", "xnn.optimizers."
+_OPTIONS_IN = {"layers", "losses", "optimizers", "metrics", "callbacks", "history", "training"}
+#: How much two names must have in common to be taken for one and a misspelled one.
+_NEAR = 0.75
 
 
 def _check_new(thing: Habitual, name: str) -> None:
@@ -289,12 +337,21 @@ def _check_new(thing: Habitual, name: str) -> None:
         return
     if hint := hint_for(thing._habits, name):
         raise _refusal(kind, name, hint)
-    if not kind.__module__.startswith(_OPTIONS_IN):  # a class of xnn's own commands
+    if kind.__module__.split(".")[1] not in _OPTIONS_IN or thing._building:  # a class of xnn's own commands
         return
-    if not kind._closed or thing._building or any(name in inspect.get_annotations(c) for c in kind.__mro__):
+    there = {*dir(kind), *vars(thing), *(known for c in kind.__mro__ for known in inspect.get_annotations(c))}
+    takes = argument_names(kind)
+    if name in there or name in takes:
         return
-    takes = ", ".join(argument_names(kind)) or "no options"
-    raise _refusal(kind, name, f"it would have no effect; {kind.__name__} takes {takes}")
+    options = [option for option in dict.fromkeys((*takes, *sorted(there))) if not option.startswith("_")]
+    near = get_close_matches(name, options, 1, _NEAR)
+    if near or kind._closed:
+        nearest = f"did you mean {near[0]}? " if near else ""
+        raise _refusal(
+            kind,
+            name,
+            f"{nearest}it would have no effect; {kind.__name__} takes {', '.join(takes) or 'no options'}",
+        )
 
 
 def _refusal(owner: type, name: str, hint: str) -> AttributeError:

@@ -1,7 +1,7 @@
 """Augmentation: layers that change images at random in training, and are the identity in inference.
 
-How an image is changed is a function of (seed, layer, step, row), as a dropout mask is: the same for any number of
-workers and on every backend, to the bit in exact numerics, to rounding in fast ones.
+How an image is changed depends only on the seed, the layer's number, the step and the row, as a dropout mask does:
+the same for any number of workers and on every backend, to the bit in exact numerics, to rounding in fast ones.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, overload
+from typing import Any, Never, overload
 
 import numpy as np
 
@@ -67,6 +67,19 @@ class Container(Layer):
     def __getitem__(self, position: int | slice) -> Layer | list[Layer]:
         """The layer at a position, or the list of those in a slice: Sequential(*model[:-1]) is a model of them."""
         return self.layers[position]
+
+    def __setitem__(self, position: Any, layer: Any) -> Never:
+        self._refuse_change()
+
+    def __delitem__(self, position: Any) -> Never:
+        self._refuse_change()
+
+    def _refuse_change(self) -> Never:
+        kind = type(self).__name__
+        raise OptionError(
+            f"the layers of a {kind} are chosen when it is built: build another one, as in {kind}(*model[:1], "
+            "layers.ReLU(), *model[2:]), which keeps the layers with their weights"
+        )
 
     def _held(self) -> list[tuple[str, Any]]:
         """The layers by position, then what else a subclass assigned to attributes."""

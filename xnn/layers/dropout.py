@@ -25,9 +25,9 @@ class Drawing(Layer):
     A subclass sets `op`, whose second input is drawn; `purpose`, one of `xnn.backends.Purpose`; and overrides `draw`.
     Or it overrides `compute` and calls `self.drawn(x)` there.
 
-    What is drawn is a function of (seed, layer, step, row): the same bits on every backend and for any number of
-    workers. A Trainer sets seed and step with `set_stream`; by hand, each training forward takes the next step of the
-    layer's own seed.
+    What is drawn depends on nothing but the seed, the layer's number in the model, the number of the training step,
+    and the sample's row in the batch: the same bits on every backend and for any number of workers. A Trainer sets
+    seed and step with `set_stream`; by hand, each training forward takes the next step of the layer's own seed.
 
     seed: an integer, for use without a Trainer; 0 by default.
 
@@ -55,9 +55,9 @@ class Drawing(Layer):
     def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:
         """The op's second input for a batch like x; override it.
 
-        lib: the backend, which has functions for masks and noise. stream: the random numbers of this step. x: an
-        array, whose first row is row `self.row` of the whole batch. Only its shape and dtype may be used: a
-        Trainer refuses a `draw` that looks at its numbers.
+        lib: the backend; `lib.signed` and `lib.keep_mask` draw noise and masks. stream: the random numbers of this
+        step. x: an array, whose first row is row `self.row` of the whole batch. Only its shape and dtype may be
+        used: a Trainer refuses a `draw` that looks at its numbers.
         """
         raise NotImplementedError
 

@@ -23,7 +23,7 @@ from xnn.layers.by_hand import run_by_hand, written_by_hand
 from xnn.layers.parameter import Buffer, check_all_known
 from xnn.layers.state import Stateful
 from xnn.ops import Array, Namespace, Op
-from xnn.options import written
+from xnn.options import explained_call, written
 
 __all__ = ["Composite", "Layer", "check_input_dtype", "flatten_hint", "tried_shape"]
 
@@ -232,8 +232,6 @@ class Layer(Stateful, Habitual):
         else:
             scope.kept.append(change)
 
-    # By hand.
-
     def forward(self, x: Array, training: bool = False) -> Array:
         """The output for a batch x, an array that stays unchanged; keeps what `backward` needs."""
         given = Value(x)
@@ -243,6 +241,7 @@ class Layer(Stateful, Habitual):
             self.__dict__["_tape"] = _Tape(given, output, current_numerics())
         return output.array
 
+    @explained_call("model.backward(loss.backward()) passes the loss's gradient back")
     def backward(self, dout: Array, input_gradient: bool = True, accumulate: bool = False) -> Array | None:
         """Set the parameters' `grad`, and return the gradient for the input of the last `forward`.
 

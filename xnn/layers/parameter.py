@@ -17,11 +17,12 @@ from xnn.graph.node import Recorded, next_created
 from xnn.graph.scope import current_scope
 from xnn.initializers import Initializer, draw
 from xnn.ops import Array
-from xnn.options import check_dtype, check_shape, shown
+from xnn.options import check_dtype, check_shape, explained_class, shown
 
 __all__ = ["Buffer", "Parameter", "check_all_known"]
 
 
+@explained_class
 class Parameter(Recorded):
     """An array that training changes. In `compute` it stands for its array: `x @ self.weight + self.bias`.
 
@@ -243,6 +244,7 @@ class Parameter(Recorded):
         )
 
 
+@explained_class
 class Buffer(Parameter):
     """An array that has no gradient and belongs to a layer, such as a running mean. It is saved and moved with it.
 

@@ -31,7 +31,7 @@ from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.layer import Layer
 from xnn.ops import Op
 from xnn.ops.op import size_of
-from xnn.options import check_count, check_shape, refuse_unknown
+from xnn.options import check_count, check_shape, explained_call, refuse_unknown
 
 __all__ = ["Sequential", "classes_of", "first_of", "load"]
 
@@ -186,6 +186,7 @@ class Sequential(Container):
             return False
         return True
 
+    @explained_call()
     def predict_classes(self, x: Any, batch_size: int = 1024) -> np.ndarray:
         """The class of each sample, int64 (n,): the index of the largest output.
 
@@ -231,6 +232,7 @@ class Sequential(Container):
             shape = layer.output_shape(shape)
         return added(found)
 
+    @explained_call()
     def summary(self, input_shape: int | tuple[int, ...] | None = None) -> str:
         """A table of the layers: output shape, parameters, floating-point operations per sample.
 
@@ -267,6 +269,7 @@ class Sequential(Container):
     def config(self) -> dict[str, Any]:
         return {"seed": self.seed, **super().config()}
 
+    @explained_call()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write layers and weights to a .safetensors file, whole or not at all; `xnn.load` reads it.
 
@@ -276,6 +279,7 @@ class Sequential(Container):
         """
         files.save(self, path)
 
+    @explained_call()
     def load_weights(self, path: str | os.PathLike[str]) -> None:
         """Read the weights of a file into this model, which has the same names and shapes; all of them or none.
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from xnn.errors import OptionError
-from xnn.losses.loss import Loss, takes
-from xnn.options import shown
+from xnn.losses.loss import Loss
+from xnn.options import shown, takes
 
 __all__ = ["Lambda"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -29,18 +29,9 @@ from xnn.losses.recognition import check_broadcast, reduction_of
 from xnn.ops import Array, LossOp, Op
 from xnn.ops.apply import apply_rule, plain_number
 from xnn.ops.losses import check_reduction
-from xnn.options import attributes_of, check_known, explained, written
+from xnn.options import attributes_of, check_known, explained, explained_call, takes, written
 
-__all__ = ["Loss", "takes"]
-
-
-def takes(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a function can be called with these arguments."""
-    try:
-        inspect.signature(function).bind(*arguments)
-    except (TypeError, ValueError):
-        return False
-    return True
+__all__ = ["Loss"]
 
 
 @functools.cache
@@ -226,6 +217,7 @@ class Loss(Habitual):
             self.__dict__["_tape"] = given, cost, current_numerics()
         return array_of(cost)
 
+    @explained_call("model.backward(loss.backward()) passes the gradient on to the model")
     def backward(self) -> Array:
         """The gradient, with respect to the outputs, of the loss that `forward` computed last.
 

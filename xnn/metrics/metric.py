@@ -11,9 +11,10 @@ import numpy as np
 from xnn.backends import Backend, backend_of
 from xnn.backends.host_arrays import as_host_array
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError
+from xnn.graph.habits import Habitual
 from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
-from xnn.options import attributes_of, shown, written
+from xnn.options import attributes_of, explained_class, shown, takes, written
 
 __all__ = ["Count", "Metric", "Totals", "count_batch", "try_out"]
 
@@ -24,7 +25,8 @@ _ALONE = 64
 Count: TypeAlias = Callable[[Namespace, Array, Array], Array]
 
 
-class Metric:
+@explained_class
+class Metric(Habitual):
     """The base of all metrics. Derive a class from it and define `count`, and if need be `merge` and `result`.
 
     name: the key in the history. Default: the `name` of the class.
@@ -53,12 +55,23 @@ class Metric:
         3.0
     """
 
+    _habits = "metric"
     #: The key in the history.
     name: str = "metric"
     count: Count
     _totals: Totals | None = None
     _named = False
     _tried = False  # whether `count` was found to count, on numbers that are not zero
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" in vars(cls) and cls.__module__.startswith("xnn.metrics."):
+            explained_class(cls)
+        bound = [] if isinstance(vars(cls).get("count"), staticmethod) else [None]
+        if "count" in vars(cls) and not takes(cls.count, *bound, None, None, None):
+            raise OptionError(
+                f"{cls.__name__} must take three arguments: def count(self, xp, outputs, targets)"
+            )
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None and (not isinstance(name, str) or not name):

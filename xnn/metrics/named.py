@@ -11,7 +11,7 @@ from xnn.metrics.metric import Count, Metric
 from xnn.metrics.regression import MAE, MSE, R2, RMSE
 from xnn.ops import Array, Namespace
 from xnn.ops.metrics import accuracy
-from xnn.options import shown
+from xnn.options import shown, takes
 
 __all__ = ["get"]
 
@@ -68,7 +68,7 @@ def get(metric: str | Metric | Count, binary: bool = False, threshold: float = 0
     if isinstance(metric, type) and issubclass(metric, Metric):
         raise OptionError(f"got the class {metric.__name__} as a metric: pass an object, {metric.__name__}()")
     if callable(metric):
-        return Accuracy() if metric is accuracy else _OfFunction(metric)
+        return Accuracy() if metric is accuracy else _OfFunction(_checked(metric))
     if isinstance(metric, str) and metric in _NAMED:
         return _NAMED[metric](binary, threshold)
     if isinstance(metric, str) and re.fullmatch("top[1-9][0-9]*", metric):
@@ -77,3 +77,14 @@ def get(metric: str | Metric | Count, binary: bool = False, threshold: float = 0
         f"there is no metric {shown(metric)}; choose {', '.join(_NAMED)} (top and any number), an object of "
         "xnn.metrics or a function"
     )
+
+
+def _checked(function: Count) -> Count:
+    """A function, if it takes what a metric is given. Raises OptionError for one that takes something else."""
+    if not takes(function, None, None, None):
+        name = getattr(function, "__name__", "function")
+        raise OptionError(
+            f"the metric {name} must take three arguments: def {name}(xp, outputs, targets), where xp is the array "
+            "library, as in xp.sum"
+        )
+    return function

@@ -11,7 +11,7 @@ from xnn.errors import MissingExtraError, OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array
 from xnn.optimizers.optimizer import Optimizer, WeightDecay
-from xnn.options import check_count, check_real, checked
+from xnn.options import check_count, check_real, checked, explained_class
 from xnn.schedules import Schedule
 
 __all__ = ["LBFGS"]
@@ -27,6 +27,7 @@ def _check_none(name: str, value: Any) -> None:
         raise OptionError(f"LBFGS has no option {name!r}; it takes tolerance, memory, weight_decay")
 
 
+@explained_class
 class LBFGS(Optimizer):
     """L-BFGS: minimizes the loss over all the data at once; for small data and networks. Needs SciPy.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, ClassVar, TypeAlias, TypedDict
 
 import numpy as np
@@ -18,8 +16,26 @@ from xnn.layers import Parameter
 from xnn.layers.state import Stateful
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule, fresh_arrays
+from xnn.optimizers.rule import (
+    check_kept,
+    check_no_parameters,
+    check_rule,
+    check_tuple,
+    give,
+    in_order,
+    options_for,
+)
 from xnn.optimizers.state import State
-from xnn.options import argument_names, attributes_of, check_known, check_real, checked, shown, written
+from xnn.options import (
+    argument_names,
+    attributes_of,
+    check_known,
+    check_real,
+    checked,
+    explained_call,
+    shown,
+    written,
+)
 from xnn.schedules import Schedule, check_rate
 
 __all__ = ["Common", "Optimizer", "WeightDecay"]
@@ -63,10 +79,18 @@ class Optimizer(Habitual):
     PyTorch's clip_grad_norm_. `state` maps each parameter to its State, `averages` to its moving average, and `steps`
     counts the steps.
 
-    A subclass sets `rule`, a function of xnn.ops.updates or one like them, and has an attribute for each option of
-    the rule. It overrides `array_names` (or `arrays`) if the rule keeps arrays, and `first`, `advance` and `derived`
-    if it keeps numbers. The rule returns a tuple: the new parameter, then each of these arrays, of the parameter's
-    shape and dtype. A class that overrides `update` instead needs no rule, and runs slower.
+    **An optimizer of your own** sets `rule`, a function that computes one step for one parameter:
+
+        rule(xp, parameter, gradient, *arrays, **options) -> (new parameter, *new arrays)
+
+    arrays: what the rule remembers of earlier steps, such as a velocity, each of the parameter's shape and dtype.
+        `array_names` has a name for each, or `arrays` says how many there are. They begin as zeros.
+    options: numbers, each of which is the optimizer's attribute of that name, or in the dict that `derived` returns.
+
+    Numbers that change with each step, such as the step's number, are a tuple. `first` is this tuple before the first
+    step. `advance(numbers)` returns that of the next step. `derived(numbers)` returns the options that are computed
+    from them, by name. `docs/extending.md` writes Adam in this way. A class that overrides `update` instead needs no
+    rule, and runs slower.
 
     Raises OptionError for options outside these, when they are assigned, too; what a function returns is checked when
     it is used.
@@ -83,6 +107,19 @@ class Optimizer(Habitual):
         >>> rule.step(layer.parameters())
         >>> layer.weight.value.tolist()
         [[-0.25], [0.75]]
+
+    The gradients may also be those of `xnn.value_and_grad`:
+
+        >>> import numpy as np, xnn
+        >>> from xnn import layers, losses, optimizers
+        >>> model, loss = xnn.Sequential(layers.Dense(2, 1), seed=0), losses.MSE()
+        >>> x, y = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
+        >>> parameters, rule = model.parameters(), optimizers.SGD(0.1)
+        >>> for _ in range(50):
+        ...     cost, gradients = xnn.value_and_grad(lambda p: loss(model(x), y))(parameters)
+        ...     rule.step(parameters, gradients)
+        >>> float(cost) < 1e-6
+        True
     """
 
     _habits = "optimizer"
@@ -95,7 +132,7 @@ class Optimizer(Habitual):
     rule: ClassVar[Callable[..., Any]]
     #: Whether it minimizes a function of all weights and takes no steps by gradients (LBFGS).
     minimizes: ClassVar[bool] = False
-    #: The numbers of a State before the first step.
+    #: The numbers that change with each step, such as the step's number, before the first step.
     first: ClassVar[tuple[float, ...]] = ()
     clip_norm: float | None = checked(_check_limit)
     clip_value: float | None = checked(_check_limit)
@@ -128,6 +165,7 @@ class Optimizer(Habitual):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: float | Schedule) -> None:
+        check_no_parameters(type(self).__name__, learning_rate)
         self._learning_rate = check_rate(learning_rate)
         self._rate = -1.0  # what the schedule returned last
 
@@ -193,7 +231,13 @@ class Optimizer(Habitual):
         return [(rule, limit) for rule, limit in chosen if limit is not None]
 
     def check_parameters(self, parameters: Iterable[Parameter]) -> None:
-        """Raise OptionError if weight_decay names a parameter that is not among these, or inside `averaged`."""
+        """Raise OptionError if weight_decay names a parameter that is not among these, or inside `averaged`.
+
+        Also for a rule that takes other arrays than the optimizer keeps.
+        """
+        if not (self.state or self.minimizes or self.steps_itself):
+            check_kept(self)
+            check_rule(type(self).__name__, type(self).rule, self.arrays)
         if self._averaged:
             raise OptionError(
                 "training was started inside `with optimizer.averaged()`, at whose end the parameters get their old "
@@ -208,7 +252,7 @@ class Optimizer(Habitual):
                 raise OptionError(f"weight_decay names {unknown[0]!r}, and {called}: name one of these")
 
     def advance(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
-        """The numbers of a State after one more step."""
+        """The numbers of the next step, a tuple, from those of the last one; `first` stands before the first step."""
         return numbers
 
     def options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
@@ -217,33 +261,16 @@ class Optimizer(Habitual):
         numbers: those of the parameter's State after `advance`. decay: its weight decay.
         The learning rate is `rate`; other options are those of `derived`, or attributes of the same name.
         """
-        given = {"learning_rate": self.rate, "weight_decay": decay, **self.derived(numbers)}
-        try:
-            return {
-                name: given[name] if name in given else getattr(self, name)
-                for name in _options_of(type(self).rule)
-            }
-        except AttributeError as error:
-            raise OptionError(
-                f"the rule of {type(self).__name__} takes an option that the optimizer does not give it ({error}): "
-                "set an attribute of this name, or return it from `derived`"
-            ) from error
+        return options_for(self, numbers, decay)
 
     def ordered_options(self, numbers: tuple[float, ...], decay: float) -> dict[str, Any]:
         """`options` in the order of the rule's signature, in which kernels read them, with the rule's defaults."""
-        options, names = self.options(numbers, decay), _options_of(type(self).rule)
-        if tuple(options) == names:
-            return options
-        signature = inspect.signature(type(self).rule).parameters
-        missing = {name: signature[name].default for name in names if name not in options}
-        if unset := [name for name, default in missing.items() if default is inspect.Parameter.empty]:
-            raise OptionError(
-                f"`options` of {type(self).__name__} has no {unset[0]!r}, which its rule takes: add it"
-            )
-        return {name: (options | missing)[name] for name in dict.fromkeys((*names, *options))}
+        if type(numbers) is not tuple:
+            check_tuple(f"`advance` of {type(self).__name__} returned", numbers)
+        return in_order(self, self.options(numbers, decay))
 
     def derived(self, numbers: tuple[float, ...]) -> dict[str, float]:
-        """Options of the rule that are computed from the State's numbers, such as Adam's beta1^t."""
+        """Options of the rule that are computed from the step's numbers, such as Adam's beta1^t, by name."""
         return {}
 
     def state_of(self, parameter: Parameter) -> State:
@@ -252,12 +279,12 @@ class Optimizer(Habitual):
         if state is None or len(state.arrays) != self.arrays or state.names not in (names, ()):
             value = parameter.value
             xp = backend_of(value).xp
-            zeros = (
-                xp.zeros(value.shape, dtype=value.dtype, device=value.device) for _ in range(self.arrays)
-            )
-            state = State(tuple(zeros), self.first, names)
+            like = {"dtype": value.dtype, "device": value.device}
+            zeros = tuple(xp.zeros(value.shape, **like) for _ in range(self.arrays))
+            state = State(zeros, self.first, names)
         return state
 
+    @explained_call("optimizer.step(model.parameters())")
     def step(self, parameters: Iterable[Parameter], gradients: Iterable[Array] | None = None) -> None:
         """Update every parameter that has a gradient and is not frozen.
 
@@ -269,21 +296,17 @@ class Optimizer(Habitual):
 
             >>> import numpy as np, xnn
             >>> from xnn import layers, losses, optimizers
-            >>> model, loss = xnn.Sequential(layers.Dense(2, 1), seed=0), losses.MSE()
+            >>> model = xnn.Sequential(layers.Dense(2, 1), seed=0)
             >>> x, y = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
-            >>> parameters, rule = model.parameters(), optimizers.SGD(0.1)
-            >>> for _ in range(50):
-            ...     cost, gradients = xnn.value_and_grad(lambda p: loss(model(x), y))(parameters)
-            ...     rule.step(parameters, gradients)
-            >>> float(cost) < 1e-6
-            True
+            >>> cost, gradients = xnn.value_and_grad(lambda p: losses.MSE()(model(x), y))(model.parameters())
+            >>> optimizers.SGD(0.1).step(model.parameters(), gradients)
         """
         if isinstance(parameters, Stateful):
             raise OptionError(f"step takes parameters, got {shown(parameters)}: pass model.parameters()")
         parameters = list(parameters)
         self.check_parameters(parameters)
         if gradients is not None:
-            _give(parameters, list(gradients))
+            give(parameters, list(gradients))
         with pinned():
             self._step(parameters)
 
@@ -339,7 +362,7 @@ class Optimizer(Habitual):
         numbers = self.advance(state.numbers)
         value, gradient = parameter.value, parameter.grad
         changing, given = (value, *state.arrays), (value, gradient, *state.arrays)
-        options = self.options(numbers, self.decay_of(parameter))
+        options = self.ordered_options(numbers, self.decay_of(parameter))
         xp = backend_of(*given).math
         parameter.value, *arrays = fresh_arrays(type(self).rule, xp, given, options, changing)
         self.state[parameter] = State(tuple(arrays), numbers, state.names)
@@ -365,23 +388,6 @@ class Optimizer(Habitual):
 def _own_copy(value: Any) -> Any:
     """A copy of a dict, list or NumPy array; anything else as it is."""
     return value.copy() if isinstance(value, (dict, list, set, np.ndarray)) else value
-
-
-def _give(parameters: list[Parameter], gradients: list[Array]) -> None:
-    """Set the `grad` of each parameter to its gradient."""
-    if len(gradients) != len(parameters):
-        raise OptionError(
-            f"got {len(gradients)} gradients for {len(parameters)} parameters: give one for each, in the same order"
-        )
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-
-
-@cache
-def _options_of(rule: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of an update rule's options: its keyword-only parameters."""
-    parameters = inspect.signature(rule).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def _check_decay(weight_decay: Any) -> WeightDecay:

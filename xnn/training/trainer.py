@@ -152,11 +152,12 @@ class Trainer(Habitual):
             elsewhere a line after each epoch.
         shuffle: whether to take the samples in a new order in each epoch.
 
-        The loss of an epoch in the history is the mean of the batches' means, each weighted by its divisor; with
-        reduction="sum" it is the sum. In batches of one sample the weights of samples and classes cancel, unless the
-        loss has reduction="sum_over_batch_size"; a WeightWarning says so. Ctrl-C ends after the current step, on a
-        GPU after up to 100 steps that were handed over, and returns what was done, with `history.interrupted` set; a
-        second one ends at once.
+        The loss of an epoch in the history is the mean over all its samples, each batch with the weights from
+        before its step. (In general each batch's mean counts by what its sum was divided by, such as the sum of the
+        sample weights.) With reduction="sum" it is the sum. In batches of one sample the weights of samples and
+        classes cancel, unless the loss has reduction="sum_over_batch_size"; a WeightWarning says so. Ctrl-C ends
+        after the current step, on a GPU after up to 100 steps that were handed over, and returns what was done, with
+        `history.interrupted` set; a second one ends at once.
 
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that do not fit,
         or a model with nothing to train, or whose weights are not finite. Raises DivergenceError when a loss, a
