@@ -13,13 +13,14 @@ import pytest
 
 import xnn
 from xnn import layers, losses, ops, optimizers, schedules
-from xnn.backends import available_backends, get_backend
+from xnn.backends import available_backends, get_backend, numerics
 from xnn.backends.kernels.cuda import feed as feeds
+from xnn.backends.kernels.cuda import table as tables
 from xnn.backends.kernels.cuda.cublas import Product
 from xnn.backends.kernels.cuda.launch import Launch
 from xnn.callbacks import Callback
 from xnn.data import Batches
-from xnn.errors import DivergenceError, OptionError
+from xnn.errors import BackendUnavailableError, DivergenceError, OptionError
 from xnn.training import fit as fitting
 
 _REASON = available_backends()["cupy"]
@@ -506,6 +507,45 @@ def test_calls_without_a_kernel_are_named_once(capsys):
     assert said.count("no CUDA kernel") == 1
     assert "softmax" in said
     check_same(there, here)
+
+
+MIXED = {
+    "convolution": lambda: xnn.Sequential(
+        layers.Rescale(1 / 255), layers.Reshape((1, 4, 5)), layers.Conv2D(1, 3, 3, padding=1), layers.BatchNorm(3),
+        layers.ReLU(), layers.MaxPool2D(2), layers.Dropout(0.2), layers.Flatten(), layers.Dense(12, CLASSES), seed=1,
+    ),
+    "layer norm": lambda: network(layers.LayerNorm(33)),
+    "user's op": lambda: network(layers.Lambda(lambda x: ops.exp(-x * x))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_models_of_kernels_and_ops_have_the_numbers_of_the_cpu(name):
+    """Kernels and ops take turns on one stream; running statistics and averages are kept."""
+
+    def optimizer():
+        return optimizers.SGD(0.03, momentum=0.9, average=0.9, clip_norm=1.0)
+
+    here, there = (train(lib, MIXED[name], optimizer) for lib in ("numpy", "cupy"))
+    check_same(there, here, 5e-3)
+    for (_, a), (_, b) in zip(here[0].model.named_state(), there[0].model.named_state(), strict=True):
+        found = there[0].model.backend.to_host(b.value)
+        np.testing.assert_allclose(found, a.value, rtol=0.02, atol=2e-3)
+
+
+def test_without_cublas_the_ops_run(monkeypatch):
+    lib = get_backend("cupy")
+
+    def missing():
+        raise BackendUnavailableError("no cuBLAS")
+
+    monkeypatch.setattr(tables, "library", missing)
+    assert lib.kernels("auto").name == "ops"
+    with pytest.raises(BackendUnavailableError, match="no cuBLAS"):
+        lib.kernels("cuda")
+    monkeypatch.undo()
+    with numerics("exact"):
+        assert lib.kernels("auto").name == lib.kernels("cuda").name == "ops"
 
 
 def test_sample_weights_and_other_losses_have_the_numbers_of_the_cpu():
