@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,7 +146,7 @@ class Backend:
         if not is_one_of(name, ("auto", "ops")):
             raise OptionError(
                 f"kernels={shown(name)} is not a table of kernels of {self.name}: choose auto or ops, or on the "
-                "numpy backend also numpy or compiled"
+                "numpy backend also numpy or compiled, on cupy also cuda"
             )
         return KernelTable()
 
@@ -161,9 +161,21 @@ class Backend:
             raise DTypeError(f"a metric returned {type(value).__name__}: it must return a number or an array")
         return value
 
+    def finite(self, arrays: Sequence[Any]) -> bool:
+        """Whether every element of every array is finite. Waits for the device, once."""
+        if self.is_host:
+            return all(bool(self.xp.all(self.xp.isfinite(a))) for a in arrays)
+        each = [self.xp.all(self.xp.isfinite(a)) for a in arrays]
+        return not each or bool(self.to_host(self.xp.all(self.xp.stack(each))))
+
     def buffer(self, shape: tuple[int, ...], dtype: Any, like: Any = None) -> Any:
         """Allocate an array for kernels to write: a copy of `like`, or uninitialised."""
         raise NotImplementedError
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Run a block's work on a stream of its own, where a device has streams. Waits at both ends."""
+        yield
 
     @contextmanager
     def timer(self) -> Iterator[Timer]:

@@ -1,4 +1,7 @@
-"""The CuPy backend, on an NVIDIA GPU: ops run as they are written, each operation as one of CuPy's own kernels.
+"""The CuPy backend, on an NVIDIA GPU.
+
+Ops run as they are written, each operation as one of CuPy's own kernels. A Trainer's steps run by the CUDA kernels of
+`xnn.backends.kernels.cuda`.
 
 `import cupy` succeeds without a driver, and `cupy.show_config()` can name a cuBLAS that is missing. So the backend
 counts as available only after a matrix product and an elementwise kernel have run. Each way of failing has its own
@@ -11,14 +14,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import threading
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
 from xnn.backends.base import Backend
+from xnn.backends.communicator import communicator
+from xnn.backends.kernels.calls import KernelTable
 from xnn.backends.numerics import current_numerics
 from xnn.errors import BackendUnavailableError
+from xnn.options import is_one_of
 
 __all__ = ["CupyBackend", "quick_diagnosis"]
 
@@ -43,6 +52,9 @@ class CupyBackend(Backend):
         check_driver(self.cupy)
         self.probe()
         self.xp = importlib.import_module("array_api_compat.cupy")
+        self._own = (
+            threading.local()
+        )  # a stream of each thread: a capture takes all that is given to its stream
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
         with self.guard():
@@ -53,6 +65,55 @@ class CupyBackend(Backend):
 
     def bits(self, x: Any, dtype: str) -> Any:
         return x.view(dtype)
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any, like: Any = None) -> Any:
+        array = self.cupy.empty(shape, dtype)
+        if like is not None:
+            array[...] = like
+        return array
+
+    def finite(self, arrays: Sequence[Any]) -> bool:
+        """Whether every element is finite: counted by one kernel, where CuPy compiles several for half a minute."""
+        kernel = importlib.import_module("xnn.backends.kernels.cuda.finite")
+        with self.guard():
+            ours = [array for array in arrays if kernel.can_count(array)]
+            others = [array for array in arrays if not kernel.can_count(array)]
+            return bool(kernel.all_finite(ours)) and super().finite(others)
+
+    def kernels(self, name: str = "auto") -> KernelTable:
+        """Return the table of kernels of this name.
+
+        name: "cuda" (kernels in CUDA C++, captured in graphs); "ops" (no kernels); or "auto": "cuda" if cuBLAS can be
+            called, else "ops". In exact numerics, and with several workers, the answer is always "ops".
+
+        Raises OptionError for another name, and BackendUnavailableError if "cuda" is asked for and cannot run.
+        """
+        if current_numerics() == "exact" or communicator() is not None:
+            return super().kernels("ops" if is_one_of(name, ("auto", "cuda")) else name)
+        if not is_one_of(name, ("auto", "cuda")):
+            return super().kernels(name)
+        try:
+            return importlib.import_module("xnn.backends.kernels.cuda.table").CudaTable()  # type: ignore[no-any-return]
+        except BackendUnavailableError:
+            if name == "cuda":
+                raise
+            return KernelTable()
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Run a block's work on a stream of this thread, which can be captured. Waits at both ends."""
+        current, own = self.cupy.cuda.get_current_stream(), getattr(self._own, "stream", None)
+        if own is None:
+            own = self._own.stream = self.cupy.cuda.Stream(non_blocking=True)
+        if current == own:
+            yield
+            return
+        current.synchronize()  # this stream would not wait for work on the default one
+        with own:
+            try:
+                yield
+            finally:
+                own.synchronize()
 
     def synchronize(self) -> None:
         self.cupy.cuda.get_current_stream().synchronize()

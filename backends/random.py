@@ -30,7 +30,7 @@ from xnn.errors import OptionError
 from xnn.ops.special import rational
 from xnn.options import shown
 
-__all__ = ["Purpose", "Stream"]
+__all__ = ["Mask", "Purpose", "Stream", "mask_threshold"]
 
 #: Numbers that are made at a time: 256 KiB, which the cache of a processor holds a few times.
 _BLOCK = 2**15
@@ -151,7 +151,7 @@ class Stream:
 
     def keep(self, start: int, count: int, rate: float) -> np.ndarray:
         """Return booleans start .. start + count - 1 of the stream, each False with probability `rate`."""
-        return self._halves(start, count) >= np.uint32(_threshold(rate))
+        return self._halves(start, count) >= np.uint32(mask_threshold(rate))
 
     def signed(self, start: int, count: int) -> np.ndarray:
         """Return float32 numbers start .. start + count - 1 of the stream, uniform in (-1, 1).
@@ -185,7 +185,16 @@ def _scaled(z: np.ndarray, std: float, mean: float | None) -> np.ndarray:
     return z
 
 
-def _threshold(rate: float) -> int:
+@dataclass(frozen=True)
+class Mask:
+    """What a mask of dropout is drawn from, besides the seed and the step: its `Stream`'s numbers, and the rate."""
+
+    purpose: Purpose
+    index: int
+    rate: float
+
+
+def mask_threshold(rate: float) -> int:
     """Return the number below which a random 32-bit half word lies with probability `rate`, to 2^-32."""
     if not 0.0 <= rate < 1.0:
         raise OptionError(f"dropout rate={rate} is out of range: a rate must lie in [0, 1)")
@@ -205,7 +214,7 @@ def half_words(xp: Any, stream: Stream, start: int, count: int, device: Any = No
 
 def keep_halves(halves: Any, rate: float) -> Any:
     """Compute `Stream.keep` from half words, in any namespace."""
-    return halves >= _threshold(rate)
+    return halves >= mask_threshold(rate)
 
 
 def signed_halves(xp: Any, halves: Any) -> Any:

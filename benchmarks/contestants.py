@@ -122,13 +122,14 @@ class Xnn(Peer):
         )
         self.data = tuple(self.lib.to_device(part) for part in (images, labels))
         self.batches = _Given(self.data, batch)
-        self.stepper = self.trainer.stepper(self.batches)
+        with self.lib.stream():
+            self.stepper = self.trainer.stepper(self.batches)
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
         size = self.batches.batch_size
         self.batches.given = order[: len(order) // size * size]
         history = _Losses()
-        with self.lib.guard():
+        with self.lib.guard(), self.lib.stream():
             Fit(self.trainer, self.stepper, self.batches, None, (), lambda: False, dict, history).epoch()
         self.lib.synchronize()
         return np.concatenate(history.losses)

@@ -17,7 +17,7 @@ import os
 
 import numpy as np
 
-import xnn.backends.kernels.calls as calls
+import xnn.backends.kernels.binding as binding
 from xnn import ops
 from xnn.cli import train
 from xnn.runs import digests, replay_process, spec
@@ -33,7 +33,7 @@ def plant(fault, set_attribute=setattr):
     """Make a fault by replacing methods with `set_attribute`, such as monkeypatch.setattr, which undoes it."""
     what, where, number = fault.split()
     number, taken = int(number), [0]
-    build, on_step, backward_of = spec.RunSpec.build, digests.Recorder.on_step, calls.backward_of
+    build, on_step, backward_of = spec.RunSpec.build, digests.Recorder.on_step, binding.backward_of
 
     def built(self, data):
         model, loss, rule = build(self, data)
@@ -61,7 +61,7 @@ def plant(fault, set_attribute=setattr):
 
     set_attribute(spec.RunSpec, "build", built)
     set_attribute(digests.Recorder, "on_step", stepped)
-    set_attribute(calls, "backward_of", went_backward)
+    set_attribute(binding, "backward_of", went_backward)
     if what in ("pixel", "hidden"):
         load, record_header = train.load, spec.RunSpec.record_header
 

@@ -1,8 +1,8 @@
 """Kernels: a backend's fast replacements for the ops in a training step, in NumPy, BLAS and compiled loops.
 
-Read in this order: `calls.py` (what a training step is made of, and how a call without a kernel is run), `blas.py`,
+Read in this order: `calls.py` (what a training step is made of), `binding.py` (how a call is run), `blas.py`,
 `numpy_kernels.py` with `image_kernels.py` and `update_kernels.py`, then `compiled_loops.py` (loops that Numba
-compiles, `jit.py`) and `compiled_kernels.py` (which calls they serve).
+compiles, `jit.py`) and `compiled_kernels.py` (which calls they serve), then the folder `cuda`.
 """
 
 __all__ = []

@@ -1,13 +1,12 @@
-"""The calls of a training step: slots that hold arrays, calls that read and write slots, and how a call is run.
+"""The calls of a training step: slots that hold arrays, calls that read and write slots, and tables of kernels.
 
-`xnn.training.program` turns the graph of a model and its loss into a list of calls. `bind` turns each call into a
-function without arguments: a kernel if the backend's KernelTable has one, or else the op itself (`interpret`). The op
-is the specification: `tests/kernels/test_kernels.py` compares every kernel with it.
+`xnn.training.program` turns the graph of a model and its loss into a list of calls. `binding.bind` turns each call
+into a function without arguments: a kernel if the backend's KernelTable has one, or else the op itself.
 
 | kind | reads | writes | what it does |
 |---|---|---|---|
 | gather | - | batch | copies the step's rows of the data to the device; options: source, cursor, Rescale's numbers |
-| draw | - | mask | makes random numbers for this step; options: make |
+| draw | - | mask | makes random numbers for this step; options: make, and mask for dropout's |
 | forward | the op's inputs | output | runs op.forward; keeps `saved` for the backward call |
 | backward | gradient | gradient per input | runs op.backward of the call `forward` |
 | keep | arrays, a value | arrays | updates running statistics or averages of weights by a rule |
@@ -25,29 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from xnn.errors import DTypeError
-from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of, fresh_arrays
-
-__all__ = [
-    "TABLES",
-    "Call",
-    "Cursor",
-    "KernelTable",
-    "Runnable",
-    "Slot",
-    "bind",
-    "bind_each",
-    "chain",
-    "interpret",
-    "nothing",
-]
+__all__ = ["TABLES", "Call", "Cursor", "Feed", "KernelTable", "Runnable", "Slot", "chain", "nothing"]
 
 #: The names of tables of kernels; a backend may have only some of them.
-TABLES = ("auto", "ops", "numpy", "compiled")
+TABLES = ("auto", "ops", "numpy", "compiled", "cuda")
 
 Runnable = Callable[[], None]
 
@@ -146,6 +130,12 @@ class Call:
         """The key under which a KernelTable holds the kernel of the call."""
         return self.kind, self.op
 
+    @property
+    def name(self) -> str:
+        """The name of the op or rule, or else the kind."""
+        op = self.op
+        return self.kind if op is None else str(getattr(op, "name", getattr(op, "__name__", "?")))
+
     def columns(self) -> list[tuple[Slot, ...]]:
         """Return, for each parameter of an update call, the slots of its value, its gradient and its state."""
         count = len(self.reads) // self.rule.width
@@ -159,9 +149,34 @@ class Call:
     def __repr__(self) -> str:
         folded = self.rule is not None and self.kind == "backward"
         fused = (f" + {self.activation.name}" if self.activation else "") + (" + update" if folded else "")
-        name = "" if self.op is None else " " + getattr(self.op, "name", getattr(self.op, "__name__", "?"))
+        name = "" if self.op is None else f" {self.name}"
         written = ", ".join("-" if slot is None else slot.name for slot in self.writes)
         return f"{self.kind}{name}{fused} ({', '.join(s.name for s in self.reads)}) -> {written or 'a list'}"
+
+
+class Feed(Protocol):
+    """Brings what changes from step to step to a GPU, for several steps at once, and what they record back.
+
+    seed: of the masks. columns: the numbers of the lists of `collect` that kernels fill.
+    """
+
+    seed: int
+    columns: set[int]
+
+    def put(self, rows: np.ndarray) -> None:
+        """Note the rows of one more step, and the options of all groups of parameters for it."""
+
+    def send(self, number: int, rows: int) -> None:
+        """Copy what was put; `number` is that of the first step, `rows` the size of each batch."""
+
+    def loop(self, steps: Sequence[Runnable], captures: bool = True) -> Callable[[int], None]:
+        """Return a function that runs a program's steps a number of times, captured if `captures`."""
+
+    def take(self) -> dict[int, np.ndarray]:
+        """Return what was recorded since the last call, by column. Waits for the device."""
+
+    def forget(self) -> None:
+        """Forget what was recorded."""
 
 
 class KernelTable:
@@ -172,10 +187,12 @@ class KernelTable:
         function without arguments that runs it.
     other: a second table, for the calls that this one cannot run. A call that neither can run is run by its op.
     in_place: whether the kernels change parameters in place, in buffers that lie side by side in memory.
+    chunk: how many steps a program can take at once.
     """
 
     name = "ops"
     in_place = False
+    chunk = 1
 
     def __init__(
         self,
@@ -199,194 +216,13 @@ class KernelTable:
         assert self.other is not None
         return self.other.bind(call)
 
+    def feed(self, groups: Sequence[Any], rows: int, collected: Sequence[Any]) -> Feed | None:
+        """Return a feed for the programs of a fit, or None if the kernels read everything from the host.
+
+        groups: the groups of parameters. rows: of the largest batch. collected: the lists of `collect` calls.
+        """
+        return None
+
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Turn the results of `bind`, in order, into functions without arguments. A subclass may join several."""
         return list(bound)
-
-
-def bind(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Runnable]:
-    """Turn a list of calls into functions without arguments: kernels where the table has them, ops elsewhere."""
-    return table.assemble(bind_each(lib, table, calls))
-
-
-def bind_each(lib: Any, table: KernelTable, calls: Sequence[Call]) -> list[Any]:
-    """Return a function for each call: the table's kernel, or else one that runs the op.
-
-    A forward call and its backward call are run both by kernels or both by the op: an op's backward needs what the
-    op's forward has saved, and a kernel's what the kernel has.
-    """
-    chosen = {call: table.accepts(call) and not any(slot.replaced for slot in call.slots()) for call in calls}
-    for call in calls:
-        if call.forward is not None and call.forward in chosen:
-            chosen[call] = chosen[call.forward] = chosen[call] and chosen[call.forward]
-    for call in calls:
-        for slot in call.slots() if chosen[call] else ():
-            if slot.array is None or not slot.fixed:
-                slot.allocate(lib)
-    return [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
-
-
-def interpret(lib: Any, call: Call) -> Runnable:
-    """Return a function that runs a call by its op, the specification: the slots get new arrays."""
-    if call.parts:
-        steps = [interpret(lib, part) for part in call.parts]
-
-        def all_parts() -> None:
-            for step in steps:
-                step()
-
-        return all_parts
-    return _INTERPRETERS[call.kind](lib, call)
-
-
-def _gather(lib: Any, call: Call) -> Runnable:
-    source, cursor, target = call.options["source"], call.options["cursor"], call.writes[0]
-    assert target is not None
-
-    def run() -> None:
-        if isinstance(source, np.ndarray):
-            target.put(lib.to_device(source[cursor.rows]))
-        else:
-            target.put(lib.xp.take(source, lib.to_device(cursor.rows), axis=0))
-
-    return run
-
-
-def _draw(lib: Any, call: Call) -> Runnable:
-    make, target = call.options["make"], call.writes[0]
-    assert target is not None
-    return lambda: target.put(make())
-
-
-def _forward(lib: Any, call: Call) -> Runnable:
-    target, options = call.writes[0], call.options
-    assert target is not None
-    xp = lib.math
-
-    def run() -> None:
-        value, call.saved = forward_of(call.op, xp, [slot.array for slot in call.reads], options)
-        target.put(value)
-
-    return run
-
-
-def _by_rule(lib: Any, call: Call) -> Runnable:
-    """Apply the rule to everything that the call reads, and store the results in what it writes."""
-    xp = lib.math
-
-    def run() -> None:
-        fresh = fresh_arrays(call.op, xp, [slot.array for slot in call.reads], call.options, call.writes)
-        for slot, array in zip(call.writes, fresh, strict=True):
-            slot.put(array)  # type: ignore[union-attr]
-
-    return run
-
-
-def _backward(lib: Any, call: Call) -> Runnable:
-    forward = call.forward
-    assert forward is not None
-    xp = lib.math
-    first = True
-
-    def run() -> None:
-        nonlocal first
-        saved = forward.saved if call.writes[0] is not None else call.op.without_input_gradient(forward.saved)
-        gradients = backward_of(call.op, xp, call.reads[0].array, saved)
-        forward.saved = None
-        if first:  # once is enough: a program's shapes do not change
-            _check(call, gradients)
-            first = False
-        for slot, gradient in zip(call.writes, gradients, strict=True):
-            if slot is not None:
-                slot.put(
-                    xp.zeros(slot.shape, dtype=slot.dtype, device=lib.device)
-                    if gradient is None
-                    else gradient
-                )
-
-    return run
-
-
-def _check(call: Call, gradients: Sequence[Any]) -> None:
-    """Raise GraphError or DTypeError if gradients do not have the shapes and dtypes of the op's inputs."""
-    assert call.forward is not None
-    # A Python number is a slot of dtype object; its gradient may have any shape.
-    inputs = [None if slot.dtype is object else slot.shape for slot in call.forward.reads]
-    check_gradients(call.op, gradients, inputs)
-    for number, (slot, gradient) in enumerate(zip(call.writes, gradients, strict=True)):
-        if slot is not None and gradient is not None and gradient.dtype != slot.dtype:
-            raise DTypeError(
-                f"the backward of {call.op.name} returned a gradient of {gradient.dtype} for input {number} of "
-                f"{slot.dtype}: a gradient must have its input's dtype, so convert it, as by "
-                "xp.astype(gradient, grad.dtype)"
-            )
-
-
-def _add(lib: Any, call: Call) -> Runnable:
-    target = call.writes[0]
-    assert target is not None
-
-    def run() -> None:
-        total = call.reads[0].array
-        for slot in call.reads[1:]:
-            total = total + slot.array
-        target.put(total)
-
-    return run
-
-
-def _metric(lib: Any, call: Call) -> Runnable:
-    (outputs, targets), number = call.reads, call.writes[0]
-    assert number is not None
-    xp = lib.math
-
-    def run() -> None:
-        number.put(lib.number_on_device(apply_rule(call.op, xp, (outputs.array, targets.array), {})))
-
-    return run
-
-
-def _total(lib: Any, call: Call) -> Runnable:
-    number = call.writes[0]
-    assert number is not None
-    return lambda: number.put(lib.number_on_device(call.op(*(slot.array for slot in call.reads))))
-
-
-def _collect(lib: Any, call: Call) -> Runnable:
-    numbers, source = call.options["into"], call.reads[0]
-    # A fixed buffer is copied, since the next step overwrites it. An op's own array can stay, on the device.
-    return lambda: numbers.append(source.array.copy() if source.fixed else source.array)
-
-
-def _update(lib: Any, call: Call) -> Runnable:
-    group = call.rule
-    columns = call.columns()
-    xp = lib.math
-
-    def run() -> None:
-        options = group.options
-        for parameter, gradient, *state in columns:
-            given = parameter.array, gradient.array, *(slot.array for slot in state)
-            changing = parameter, *state
-            for slot, array in zip(
-                changing, fresh_arrays(call.op, xp, given, options, changing), strict=True
-            ):
-                slot.put(array)
-
-    return run
-
-
-_INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
-    "gather": _gather,
-    "draw": _draw,
-    "forward": _forward,
-    "keep": _by_rule,
-    "backward": _backward,
-    "add": _add,
-    "clip": _by_rule,
-    "metric": _metric,
-    "total": _total,
-    "collect": _collect,
-    "update": _update,
-    "optimizer": lambda lib, call: call.options["step"],
-}

@@ -2,7 +2,7 @@
 
 A group's parameters lie side by side in one buffer. The rules of `xnn.ops.updates` work element by element, so a
 rule without a kernel of its own is applied block by block, and a block may hold parts of several parameters. A user's
-rule may need whole parameters: it has no kernel, and `xnn.backends.kernels.calls` gives it one parameter at a time.
+rule may need whole parameters: it has no kernel, and `xnn.backends.kernels.binding` gives it one parameter at a time.
 """
 
 from __future__ import annotations

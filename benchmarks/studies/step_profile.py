@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.kernels.calls import Call, bind_each
+from xnn.backends.kernels.binding import bind_each
+from xnn.backends.kernels.calls import Call
 from xnn.backends.threads import limit_threads
 from xnn.benchmarks.contestants import Task, Xnn
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
@@ -56,7 +57,7 @@ def profile(kernels: str, batch: int, threads: int, steps: int) -> list[tuple[st
                 spent.append(_seconds(run))
             times[-2].append(_seconds(partial(program.begin, chosen)))
         for chosen in rows:
-            times[-1].append(_seconds(partial(program.step, chosen)))
+            times[-1].append(_seconds(partial(program.steps, [chosen], 0)))
         stepper.take()
         lines = [
             (repr(call), 1e6 * statistics.median(spent), _products(call, steps))

@@ -6,7 +6,8 @@ from test_kernels import LIB, close, numbers
 
 import xnn
 from xnn import layers, losses, ops, optimizers
-from xnn.backends.kernels.calls import Call, Slot, bind, interpret
+from xnn.backends.kernels.binding import bind, interpret
+from xnn.backends.kernels.calls import Call, Slot
 from xnn.layers.files import weights_sha256
 
 TABLE = LIB.kernels("numpy")

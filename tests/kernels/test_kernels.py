@@ -18,8 +18,9 @@ import pytest
 from xnn import ops, optimizers
 from xnn.backends import Purpose, Stream, get_backend
 from xnn.backends.kernels import blas as blas_module
+from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.blas import blas_routine, gemm
-from xnn.backends.kernels.calls import Call, Cursor, Slot, bind, interpret
+from xnn.backends.kernels.calls import Call, Cursor, Slot
 from xnn.errors import MissingExtraError, OptionError
 from xnn.layers import Parameter
 from xnn.ops import updates

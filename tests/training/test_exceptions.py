@@ -229,7 +229,7 @@ def test_an_interrupt_anywhere(kernels, number):
     """KeyboardInterrupt when a function of training or of the kernels is entered, whichever."""
     t, left = trainer(kernels), number
     places = {
-        fitting.Fit.step.__code__.co_filename.rpartition("fit.py")[0],
+        fitting.Fit.steps.__code__.co_filename.rpartition("fit.py")[0],
         calls.__file__.rpartition("calls.py")[0],
     }
 

@@ -6,7 +6,8 @@ import pytest
 import xnn
 from xnn import layers, losses, ops, optimizers
 from xnn.backends import get_backend
-from xnn.backends.kernels.calls import Cursor, bind
+from xnn.backends.kernels.binding import bind
+from xnn.backends.kernels.calls import Cursor
 from xnn.callbacks import Callback
 from xnn.data import synthetic_digits
 from xnn.errors import GraphError, OptionError

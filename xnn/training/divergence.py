@@ -42,7 +42,7 @@ def check_start(model: Sequential, optimizer: Optimizer) -> None:
     lib = model.backend
     for name, array in model.named_state():
         value = array.array
-        if has_nan(lib, value) or not (array.frozen or finite(lib, value)):
+        if not finite(lib, value) and (not array.frozen or has_nan(lib, value)):
             raise OptionError(
                 f"{name} of the model {_wrong(lib, value)}, before training: load or build a model whose weights are "
                 "finite"
@@ -105,7 +105,7 @@ def _fault_of_update(stepper: Stepper) -> str:
     lib, model, optimizer = stepper.lib, stepper.model, stepper.optimizer
     for name, array in model.named_state():
         changes = not array.frozen or array in stepper.store.moving
-        if has_nan(lib, array.value) or (changes and not finite(lib, array.value)):
+        if not finite(lib, array.value) and (changes or has_nan(lib, array.value)):
             return f"the update made {name} not finite"
     for found in _faults_of_state(lib, model, optimizer):
         return f"after the update {found}, so that these weights would never learn again"

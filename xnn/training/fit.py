@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,10 @@ class Fit:
         self.batch = self.since_check = 0
         self.refresh()
         self.looked_at = time.perf_counter()
-        for rows in self.batches.numbers(self.trainer.epoch):
+        for batches in self.chunks():
             if self.interrupted() and not self.unseen:
                 return None
-            self.step(rows)
+            self.steps(batches)
             if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
                 self.check()
             elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
@@ -97,13 +97,28 @@ class Fit:
             return None
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
 
-    def step(self, rows: np.ndarray) -> None:
-        """One step on these rows of the data; then the callbacks that want to see each step."""
-        self.unseen.append(rows)
-        self.stepper.step(rows, self.trainer.step)
-        self.trainer.step += 1
-        self.batch += 1
-        self.since_check += 1
+    def chunks(self) -> Iterator[list[np.ndarray]]:
+        """The batches of this epoch, as many at once as the kernels take: up to the next check, of one size."""
+        chunk: list[np.ndarray] = []
+        most = 1 if self.each_step else self.stepper.table.chunk
+        for rows in self.batches.numbers(self.trainer.epoch):
+            if chunk and len(rows) != len(chunk[0]):
+                yield chunk
+                chunk = []
+            chunk.append(rows)
+            if len(chunk) == most or self.since_check + len(chunk) == _CHECK_STEPS:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    def steps(self, batches: list[np.ndarray]) -> None:
+        """A step on each of these batches; then the callbacks that want to see each step."""
+        self.unseen.extend(batches)
+        self.stepper.steps(batches, self.trainer.step)
+        self.trainer.step += len(batches)
+        self.batch += len(batches)
+        self.since_check += len(batches)
         if self.each_step:
             # What they change counts from the next step, and must not hide where numbers diverged.
             loss = float(self.look()[-1])
@@ -120,7 +135,10 @@ class Fit:
         if any(not isinstance(watcher, ProgressBar) for watcher in self.watchers):
             self.stepper.store.hand_out()
         self.tell(self.watchers)
-        self.refresh()
+        if self.batch < len(self.batches):
+            self.refresh()
+        else:  # the next epoch begins with it
+            self.check_parts()
         self.since_check, self.looked_at = 0, time.perf_counter()
 
     def refresh(self) -> None:

@@ -45,6 +45,7 @@ class Group:
         #: Each parameter with the slots of its value, its gradient and its state.
         self.columns: list[tuple[Parameter, Slot, Slot, list[Slot]]] = []
         self.flat: list[Any] = []
+        self.memory: Any = None  # of all flat buffers, that of the gradients first
         self.offsets: dict[int, tuple[int, int]] = {}
         self.written = np.zeros(1, np.int64)  # the Store's counter
 
@@ -85,8 +86,8 @@ class Group:
         return [self.slots[0], *self.slots[2:]]
 
     def changing_flat(self) -> list[Any]:
-        """The flat buffers that a step changes."""
-        return [self.flat[0], *self.flat[2:]]
+        """The memory that a step changes, in one array: all flat buffers but that of the gradients."""
+        return [self.memory[1:]]
 
     def allocate(self, lib: Backend, in_place: bool) -> None:
         """Make the slots, and in place their buffers as views of flat ones."""
@@ -104,9 +105,11 @@ class Group:
             return
         padded = [-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters]
         ends = np.cumsum(padded)
-        self.flat = [lib.buffer((int(ends[-1]),), dtype) for _ in kinds]
+        self.memory = lib.buffer((len(kinds), int(ends[-1])), dtype)
+        self.memory[...] = 0
+        gradient, value, *state = self.memory
+        self.flat = [value, gradient, *state]
         for flat, slots in zip(self.flat, self.slots, strict=True):
-            flat[...] = 0
             for slot, parameter, end, extent in zip(slots, self.parameters, ends, padded, strict=True):
                 start = int(end) - extent
                 slot.array = flat[start : start + parameter.size].reshape(parameter.shape)

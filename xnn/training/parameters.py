@@ -18,10 +18,7 @@ __all__ = ["Store", "finite", "has_nan", "is_real"]
 
 def finite(lib: Backend, *arrays: Any) -> bool:
     """Whether every element of every array is finite. Waits for the device, once."""
-    if lib.is_host:
-        return all(bool(lib.xp.all(lib.xp.isfinite(a))) for a in arrays)
-    each = [lib.xp.all(lib.xp.isfinite(a)) for a in arrays]
-    return not each or bool(lib.to_host(lib.xp.all(lib.xp.stack(each))))
+    return lib.finite(arrays)
 
 
 def has_nan(lib: Backend, array: Any) -> bool:
@@ -92,7 +89,9 @@ class Store:
 
     def _frozen_slot(self, parameter: Parameter, array: Any) -> Slot:
         """Make the slot of a frozen parameter: its own array, or a contiguous copy for kernels."""
-        readable = np.ascontiguousarray(self.lib.clean(array)) if self.in_place else array
+        readable = self.lib.clean(array) if self.in_place else array
+        if self.in_place and not readable.flags.c_contiguous:
+            readable = self.lib.buffer(readable.shape, readable.dtype, readable)
         if readable is not array:
             self._copied.append((readable, array))
         return Slot(f"{parameter.name}'s value", parameter.shape, array.dtype, readable, fixed=self.in_place)
@@ -132,7 +131,7 @@ class Store:
         for p, slot in self.averages.items():
             known = self.optimizer.averages.get(p)
             # Buffers change in place: the first average is a copy.
-            slot.array = self.lib.xp.asarray(p.value, copy=True) if known is None else self.lib.clean(known)
+            self._take(slot, self.lib.xp.asarray(p.value, copy=True) if known is None else known)
         for group in () if self.asks_optimizer else self.groups:
             for parameter, _, _, slots in group.columns:
                 if self._has_state(parameter, slots, group):
@@ -206,7 +205,8 @@ class Store:
         if self.asks_optimizer:  # it keeps what it likes
             arrays += [a for p in self.parameters for _, a in self.optimizer.kept_for(p) if is_real(a)]
         others = [buffer.array for buffer in self.buffers if buffer not in self.moving]
-        return finite(self.lib, *arrays) and not any(has_nan(self.lib, array) for array in others)
+        fine = finite(self.lib, *others) or not any(has_nan(self.lib, array) for array in others)
+        return finite(self.lib, *arrays) and fine
 
     def take_values(self) -> None:
         """Take in the values that were assigned to parameters."""
@@ -218,7 +218,7 @@ class Store:
 
     def _own(self, slot: Slot) -> Any:
         """A slot's array, or a copy of one that kernels change in place."""
-        return self.lib.xp.asarray(slot.array, copy=True) if self.in_place else slot.array
+        return self.lib.xp.asarray(slot.array, copy=True) if slot.fixed else slot.array
 
     def go_live(self) -> None:
         """Give parameters the arrays that steps change: layers and optimizers written by hand read them."""
@@ -233,6 +233,8 @@ class Store:
         if not (self.in_place and self._live):
             return
         self._live = False
+        for p, slot in self.averages.items():
+            self.optimizer.averages[p] = self._own(slot)
         for group in self.groups:
             for parameter, value, gradient, state in group.columns:
                 parameter.value = self._own(value)
@@ -274,7 +276,8 @@ class Store:
             for copy, flat in zip(kept, flats, strict=True):
                 np.copyto(copy, flat)
         held = [self.kept[b].array if b in self.kept else b.value for b in self.buffers]
-        fresh = held, [slot.array for slot in self.averages.values()]
+        averages = [self._own(slot) for slot in self.averages.values()]
+        fresh = held, averages
         return kept, fresh, [group.steps for group in self.groups], self.optimizer.snapshot()
 
     def restore(self, snapshot: Any) -> None:
@@ -295,7 +298,7 @@ class Store:
             if buffer in self.kept:
                 self.kept[buffer].array = array
         for slot, array in zip(self.averages.values(), averages, strict=True):
-            slot.array = array
+            slot.put(array)
         for group, numbers in zip(self.groups, steps, strict=True):
             group.steps = numbers
         self.optimizer.restore(before)

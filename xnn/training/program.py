@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.backends.kernels.calls import Call, Cursor, KernelTable, Slot, bind
+from xnn.backends.kernels.binding import bind
+from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot
+from xnn.backends.random import Mask
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded
+from xnn.graph.scope import assignments
 from xnn.graph.value import Constant, Drawn
-from xnn.layers import Buffer, Parameter
+from xnn.layers import Buffer, Dropout, Parameter
 from xnn.ops import Op, updates
 from xnn.ops.apply import apply_rule
 from xnn.training.fusion import fuse
@@ -32,10 +35,13 @@ __all__ = ["Program", "flatten"]
 
 
 class Program:
-    """Training steps on batches of one size: step(rows).
+    """Training steps on batches of one size: `steps`.
 
     flat: the list from `flatten`. cursor: the row numbers of the step, which its gather calls read. keep_gradients:
-    whether callbacks read gradients, so that every gradient must be computed.
+    whether callbacks read gradients, so that every gradient must be computed. feed: what brings the numbers of steps
+    to a GPU, or None.
+
+    by_ops: the calls without a kernel, if the table is a GPU's. A program with some takes one step at a time.
     """
 
     def __init__(
@@ -46,8 +52,9 @@ class Program:
         flat: Sequence[Call],
         cursor: Cursor,
         keep_gradients: bool = False,
+        feed: Feed | None = None,
     ) -> None:
-        self.store, self.cursor = store, cursor
+        self.store, self.cursor, self.feed = store, cursor, feed
         self.calls = fuse(list(flat), table, keep_gradients)
         folded = {
             id(slot) for call in self.calls if call.kind == "backward" and call.rule for slot in call.writes
@@ -55,7 +62,11 @@ class Program:
         store.folded.update(p for p, slot in store.values.items() if id(slot) in folded)
         #: Whether a step draws random numbers, or runs a layer that may.
         self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
-        self._steps = tuple(bind(lib, table, self.calls))
+        by_ops: list[Call] = []
+        self._steps = tuple(bind(lib, table, self.calls, by_ops))
+        self.by_ops = by_ops if feed is not None else []
+        self._most = 1 if self.by_ops else table.chunk
+        self._loop = None if feed is None else feed.loop(self._steps, captures=not self.by_ops)
 
     def begin(self, rows: np.ndarray) -> None:
         """Set the rows of the data and the options of the optimizer for the next step."""
@@ -66,13 +77,28 @@ class Program:
         np.copyto(self.cursor.rows, rows)
         self.store.advance()
 
-    def step(self, rows: np.ndarray) -> None:
-        """Train on these rows of the data."""
-        self.begin(rows)
-        for run in self._steps:
-            run()
-        if not self.store.in_place:
-            self.store.publish()
+    def steps(self, batches: Sequence[np.ndarray], number: int) -> int:
+        """Train on the first of these batches, and return on how many: on several only on a GPU.
+
+        batches: rows of the data, equally many. number: of the first step, counted over all fits.
+        """
+        if self._loop is None or self.feed is None:
+            self.begin(batches[0])
+            for run in self._steps:
+                run()
+            if not self.store.in_place:
+                self.store.publish()
+            return 1
+        count, seen = 0, assignments[0]
+        for rows in batches[: self._most]:
+            self.begin(rows)
+            self.feed.put(rows)
+            count += 1
+            if assignments[0] != seen:  # a schedule has changed a layer: the next step needs another program
+                break
+        self.feed.send(number, len(batches[0]))
+        self._loop(count)
+        return count
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))
@@ -140,10 +166,17 @@ def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) 
         for node, source in zip(trace.inputs, sources, strict=True)
     ]
     return gather + [
-        Call("draw", None, (), (slots[node],), {"make": node.make})
+        Call("draw", None, (), (slots[node],), {"make": node.make, **_mask(node.layer)})
         for node in trace.order
         if isinstance(node, Drawn)
     ]
+
+
+def _mask(layer: Any) -> dict[str, Any]:
+    """For a layer of dropout, what its mask is drawn from, by which a kernel can draw it."""
+    if type(layer) is not Dropout:
+        return {}
+    return {"mask": Mask(layer.purpose, layer.index, layer.rate)}
 
 
 def _forward(trace: Trace, slots: Slots) -> dict[Recorded, Call]:

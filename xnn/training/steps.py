@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend
-from xnn.backends.kernels.calls import Cursor, KernelTable
+from xnn.backends.kernels.calls import Call, Cursor, KernelTable
 from xnn.data import Batches
 from xnn.errors import OptionError
+from xnn.files import notice
 from xnn.graph.scope import assignments
 from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
@@ -52,6 +53,7 @@ class Stepper:
         self.collected: list[list[Any]] = [[] for _ in range(1 + len(metrics) + (not even))]
         self._published = False  # whether parameters and optimizer have the arrays of the last step
         self._kept: Any = None
+        self._told = False  # about calls without a kernel
         self._begin()
 
     def _begin(self) -> None:
@@ -63,10 +65,14 @@ class Stepper:
         self._seen = assignments[0]
         buffers = self.model.buffers()
         self.store = Store(self.lib, self.optimizer, self._parameters, self.table.in_place, buffers)
+        rows = min(self.batches.batch_size, self.batches.rows)
+        self.feed = self.table.feed(self.store.groups, rows, self.collected)
+        if self.feed is not None:
+            self.feed.seed = self.batches.seed
         self.programs: dict[int, Program] = {}
         self._traces: dict[int, Trace] = {}
         self._kept = None
-        self.program(min(self.batches.batch_size, self.batches.rows))
+        self.program(rows)
 
     def program(self, size: int) -> Program:
         """The program for batches of this many rows. It is made by running the first rows through model and loss."""
@@ -92,11 +98,20 @@ class Stepper:
                 self.collected,
                 self.total,
             )
-            self.programs[size] = Program(self.lib, self.table, self.store, flat, cursor, self.keep_gradients)
+            parts = self.lib, self.table, self.store, flat, cursor
+            self.programs[size] = made = Program(*parts, self.keep_gradients, self.feed)
+            self._tell(made.by_ops)
             self._traces[size] = traced
             self._seen = assignments[0]
             self.model.forget()
         return self.programs[size]
+
+    def _tell(self, by_ops: Sequence[Call]) -> None:
+        """Say once which calls keep the steps from being captured, since that costs much on a GPU."""
+        names = dict.fromkeys(call.name for call in by_ops)
+        if names and not self._told:
+            notice(f"steps run call by call, since there is no CUDA kernel for: {', '.join(names)}")
+            self._told = True
 
     def _trace(self, size: int) -> Trace:
         """Record the first `size` rows going through model and loss."""
@@ -136,12 +151,20 @@ class Stepper:
 
     def step(self, rows: np.ndarray, number: int) -> None:
         """Take one step on these rows of the data. number: of the step, counted over all fits."""
-        self.look_again()
-        program = self.programs.get(len(rows)) or self.program(len(rows))
-        if program.draws:
-            self.model.set_stream(self.batches.seed, number)
-        program.step(rows)
-        self._published = False
+        self.steps([rows], number)
+
+    def steps(self, batches: Sequence[np.ndarray], number: int) -> None:
+        """Take a step on each of these batches of equally many rows. number: of the first step."""
+        size, done = len(batches[0]), 0
+        while done < len(batches):
+            self.look_again()
+            program = self.programs.get(size) or self.program(size)
+            if program.draws:
+                self.model.set_stream(self.batches.seed, number + done)
+            self._published = False
+            done += program.steps(batches[done:], number + done)
+            if program.draws and done > 1:  # as after single steps
+                self.model.set_stream(self.batches.seed, number + done - 1)
 
     def seconds_per_step(self, number: int) -> float:
         """The median time of a step on the first rows, in seconds. The measured steps are undone."""
@@ -157,8 +180,6 @@ class Stepper:
                 self.restore()
         finally:
             self.restore()
-            for numbers in self.collected:
-                numbers.clear()
         return float(np.median(times))
 
     def take(self) -> list[np.ndarray]:
@@ -168,11 +189,19 @@ class Stepper:
         device.
         """
         self._publish()
-        taken = []
-        for numbers in self.collected:
-            taken.append(self.lib.to_host(self.lib.xp.stack(numbers)).astype(np.float64))
+        taken = {} if self.feed is None else self.feed.take()
+        for column, numbers in enumerate(self.collected):
+            if column not in taken:
+                taken[column] = self.lib.to_host(self.lib.xp.stack(numbers)).astype(np.float64)
             numbers.clear()
-        return taken
+        return [taken[column] for column in range(len(self.collected))]
+
+    def forget(self) -> None:
+        """Forget the losses and metrics that were not taken."""
+        for numbers in self.collected:
+            numbers.clear()
+        if self.feed is not None:
+            self.feed.forget()
 
     def _publish(self) -> None:
         """Give parameters and optimizer the arrays of the last step; once, since callbacks may then assign others."""
@@ -188,5 +217,4 @@ class Stepper:
         """Go back to the last `refresh` or `keep`."""
         self.store.restore(self._kept)
         self._published = True
-        for numbers in self.collected:
-            numbers.clear()
+        self.forget()

@@ -48,7 +48,7 @@ class Trainer(Habitual):
         what OMP_NUM_THREADS or a similar variable says, or else follows a fixed rule from batch size and weights
         (`xnn.backends.threads.choose_threads`). "auto" measures, which may give other bits each time.
     kernels: "auto" takes the fastest kernels installed, "ops" runs the ops alone; on the CPU also "numpy" and
-        "compiled" (the extra `fast`).
+        "compiled" (the extra `fast`), on a GPU "cuda".
     numerics: "fast" or "exact" for this trainer's runs; by default those in force.
 
     Each fit goes on where the last one ended: two fits of one epoch give the bits of one fit of two epochs. An epoch
@@ -139,8 +139,9 @@ class Trainer(Habitual):
     ) -> History:
         """Train, and return the History of what was done.
 
-        data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host (moved batch by batch) or on the
-            model's backend.
+        data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host or on the model's backend. From
+            the host they are moved batch by batch; CUDA kernels copy them once, at the beginning, if they fit in the
+            GPU's memory.
         validation: a pair (x, y), or three with sample weights; evaluated after each epoch.
         epochs: passes over the data. For an optimizer that minimizes (LBFGS) its iterations, each over all the data
             in their given order.
@@ -156,7 +157,8 @@ class Trainer(Habitual):
         before its step. (In general each batch's mean counts by what its sum was divided by, such as the sum of the
         sample weights.) With reduction="sum" it is the sum. In batches of one sample the weights of samples and
         classes cancel, unless the loss has reduction="sum_over_batch_size"; a WeightWarning says so. Ctrl-C ends
-        after the current step and returns what was done, with `history.interrupted` set; a second one ends at once.
+        after the current step, on a GPU after up to 100 steps that were handed over, and returns what was done, with
+        `history.interrupted` set; a second one ends at once.
 
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that do not fit,
         for a model with nothing to train, or whose weights are not finite, and if another fit of this trainer, its
@@ -184,6 +186,7 @@ class Trainer(Habitual):
             held_out = None if validation is None else prepare_validation(*parts, validation)
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
+            stack.enter_context(lib.stream())
             # Making the first program raises for what does not fit, before anything has begun.
             stepper = self.stepper(batches, table)
             check_last_batch(stepper, batches)

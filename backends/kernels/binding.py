@@ -1,0 +1,214 @@
+"""How a call becomes a function without arguments: a kernel of the table, or the op itself (`interpret`).
+
+The op is the specification: `tests/kernels` compares every kernel with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.errors import DTypeError
+from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of, fresh_arrays
+
+__all__ = ["bind", "bind_each", "interpret"]
+
+
+def bind(
+    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: list[Call] | None = None
+) -> list[Runnable]:
+    """Turn a list of calls into functions without arguments: kernels where the table has them, ops elsewhere.
+
+    by_ops: a list to which the calls that ops run are added.
+    """
+    return table.assemble(bind_each(lib, table, calls, by_ops))
+
+
+def bind_each(
+    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: list[Call] | None = None
+) -> list[Any]:
+    """Return a function for each call: the table's kernel, or else one that runs the op; `by_ops` as for `bind`.
+
+    A forward call and its backward call are run both by kernels or both by the op: an op's backward needs what the
+    op's forward has saved, and a kernel's what the kernel has.
+    """
+    chosen = {call: table.accepts(call) and not any(slot.replaced for slot in call.slots()) for call in calls}
+    for call in calls:
+        if call.forward is not None and call.forward in chosen:
+            chosen[call] = chosen[call.forward] = chosen[call] and chosen[call.forward]
+    for call in calls:
+        for slot in call.slots() if chosen[call] else ():
+            if slot.array is None or not slot.fixed:
+                slot.allocate(lib)
+    if by_ops is not None:
+        by_ops.extend(call for call in calls if not chosen[call])
+    return [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
+
+
+def interpret(lib: Any, call: Call) -> Runnable:
+    """Return a function that runs a call by its op, the specification: the slots get new arrays."""
+    if call.parts:
+        steps = [interpret(lib, part) for part in call.parts]
+
+        def all_parts() -> None:
+            for step in steps:
+                step()
+
+        return all_parts
+    return _INTERPRETERS[call.kind](lib, call)
+
+
+def _gather(lib: Any, call: Call) -> Runnable:
+    source, cursor, target = call.options["source"], call.options["cursor"], call.writes[0]
+    assert target is not None
+
+    def run() -> None:
+        if isinstance(source, np.ndarray):
+            target.put(lib.to_device(source[cursor.rows]))
+        else:
+            target.put(lib.xp.take(source, lib.to_device(cursor.rows), axis=0))
+
+    return run
+
+
+def _draw(lib: Any, call: Call) -> Runnable:
+    make, target = call.options["make"], call.writes[0]
+    assert target is not None
+    return lambda: target.put(make())
+
+
+def _forward(lib: Any, call: Call) -> Runnable:
+    target, options = call.writes[0], call.options
+    assert target is not None
+    xp = lib.math
+
+    def run() -> None:
+        value, call.saved = forward_of(call.op, xp, [slot.array for slot in call.reads], options)
+        target.put(value)
+
+    return run
+
+
+def _by_rule(lib: Any, call: Call) -> Runnable:
+    """Apply the rule to everything that the call reads, and store the results in what it writes."""
+    xp = lib.math
+
+    def run() -> None:
+        fresh = fresh_arrays(call.op, xp, [slot.array for slot in call.reads], call.options, call.writes)
+        for slot, array in zip(call.writes, fresh, strict=True):
+            slot.put(array)  # type: ignore[union-attr]
+
+    return run
+
+
+def _backward(lib: Any, call: Call) -> Runnable:
+    forward = call.forward
+    assert forward is not None
+    xp = lib.math
+    first = True
+
+    def run() -> None:
+        nonlocal first
+        saved = forward.saved if call.writes[0] is not None else call.op.without_input_gradient(forward.saved)
+        gradients = backward_of(call.op, xp, call.reads[0].array, saved)
+        forward.saved = None
+        if first:  # once is enough: a program's shapes do not change
+            _check(call, gradients)
+            first = False
+        for slot, gradient in zip(call.writes, gradients, strict=True):
+            if slot is not None:
+                slot.put(
+                    xp.zeros(slot.shape, dtype=slot.dtype, device=lib.device)
+                    if gradient is None
+                    else gradient
+                )
+
+    return run
+
+
+def _check(call: Call, gradients: Sequence[Any]) -> None:
+    """Raise GraphError or DTypeError if gradients do not have the shapes and dtypes of the op's inputs."""
+    assert call.forward is not None
+    # A Python number is a slot of dtype object; its gradient may have any shape.
+    inputs = [None if slot.dtype is object else slot.shape for slot in call.forward.reads]
+    check_gradients(call.op, gradients, inputs)
+    for number, (slot, gradient) in enumerate(zip(call.writes, gradients, strict=True)):
+        if slot is not None and gradient is not None and gradient.dtype != slot.dtype:
+            raise DTypeError(
+                f"the backward of {call.op.name} returned a gradient of {gradient.dtype} for input {number} of "
+                f"{slot.dtype}: a gradient must have its input's dtype, so convert it, as by "
+                "xp.astype(gradient, grad.dtype)"
+            )
+
+
+def _add(lib: Any, call: Call) -> Runnable:
+    target = call.writes[0]
+    assert target is not None
+
+    def run() -> None:
+        total = call.reads[0].array
+        for slot in call.reads[1:]:
+            total = total + slot.array
+        target.put(total)
+
+    return run
+
+
+def _metric(lib: Any, call: Call) -> Runnable:
+    (outputs, targets), number = call.reads, call.writes[0]
+    assert number is not None
+    xp = lib.math
+
+    def run() -> None:
+        number.put(lib.number_on_device(apply_rule(call.op, xp, (outputs.array, targets.array), {})))
+
+    return run
+
+
+def _total(lib: Any, call: Call) -> Runnable:
+    number = call.writes[0]
+    assert number is not None
+    return lambda: number.put(lib.number_on_device(call.op(*(slot.array for slot in call.reads))))
+
+
+def _collect(lib: Any, call: Call) -> Runnable:
+    numbers, source = call.options["into"], call.reads[0]
+    # A fixed buffer is copied, since the next step overwrites it. An op's own array can stay, on the device.
+    return lambda: numbers.append(source.array.copy() if source.fixed else source.array)
+
+
+def _update(lib: Any, call: Call) -> Runnable:
+    group = call.rule
+    columns = call.columns()
+    xp = lib.math
+
+    def run() -> None:
+        options = group.options
+        for parameter, gradient, *state in columns:
+            given = parameter.array, gradient.array, *(slot.array for slot in state)
+            changing = parameter, *state
+            for slot, array in zip(
+                changing, fresh_arrays(call.op, xp, given, options, changing), strict=True
+            ):
+                slot.put(array)
+
+    return run
+
+
+_INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
+    "gather": _gather,
+    "draw": _draw,
+    "forward": _forward,
+    "keep": _by_rule,
+    "backward": _backward,
+    "add": _add,
+    "clip": _by_rule,
+    "metric": _metric,
+    "total": _total,
+    "collect": _collect,
+    "update": _update,
+    "optimizer": lambda lib, call: call.options["step"],
+}

@@ -1,0 +1,90 @@
+"""Kernels of activations whose derivative is computed from their input, and of ops that only change a shape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends.kernels.calls import Call, Runnable, nothing
+from xnn.backends.kernels.cuda.feed import DeviceFeed
+from xnn.backends.kernels.cuda.launch import address, by_element, compiled, cupy
+
+__all__ = ["CURVES", "SHAPES", "curve", "curve_backward", "reshape", "serves_curve", "serves_shape"]
+
+#: The numbers of the activations in activations.cu, the option of each, and its default.
+CURVES: dict[Any, tuple[int, str, float]] = {
+    ops.leaky_relu: (0, "negative_slope", 0.01),
+    ops.elu: (1, "alpha", 1.0),
+    ops.selu: (2, "", 0.0),
+    ops.gelu: (3, "approximate", 0.0),
+    ops.silu: (5, "", 0.0),
+    ops.softplus: (6, "beta", 1.0),
+}
+_GELU_BY_TANH = 4
+#: Ops whose result has the elements of their input in the same order.
+SHAPES = ops.flatten, ops.reshape
+_ON_DEVICE = 3  # cudaMemcpyDeviceToDevice
+
+
+def serves_curve(call: Call) -> bool:
+    """Whether the arrays have one dtype, float32 or float64, and the option is a number the op takes."""
+    options = (call.forward or call).options
+    dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
+    fits = len(dtypes) == 1 and dtypes <= {"float32", "float64"} and math.prod(call.reads[0].shape) < 2**31
+    return fits and set(options) <= {CURVES[call.op][1]} and _kind(call) is not None
+
+
+def _kind(call: Call) -> tuple[int, float] | None:
+    """The number of the activation, and its option as a number; None for an option that only the op can judge."""
+    (kind, name, default), options = CURVES[call.op], (call.forward or call).options
+    option = options.get(name, default)
+    if name == "approximate":
+        return {"none": (kind, 0.0), "tanh": (_GELU_BY_TANH, 0.0), 0.0: (kind, 0.0)}.get(option)
+    if not isinstance(option, (int, float)) or (name == "beta" and not option > 0.0):
+        return None
+    return kind, float(option)
+
+
+def curve(call: Call, feed: DeviceFeed) -> Any:
+    """Compute y = f(x)."""
+    return _launch("curve", call, feed, call.reads[0].array)
+
+
+def curve_backward(call: Call, feed: DeviceFeed) -> Any:
+    """Compute dx = dy f'(x) from x."""
+    assert call.forward is not None
+    return _launch("curve_gradient", call, feed, call.reads[0].array, call.forward.reads[0].array)
+
+
+def _launch(name: str, call: Call, feed: DeviceFeed, *arrays: Any) -> Any:
+    out, kind = call.writes[0], _kind(call)
+    assert out is not None
+    assert kind is not None
+    size = int(out.array.size)
+    module = compiled("activations", out.array.dtype)
+    return by_element(module, name, size, (*arrays, out.array, size, *kind), feed.stream)
+
+
+def serves_shape(call: Call) -> bool:
+    """Whether the result has the dtype and the size of the input."""
+    read, written = call.reads[0], call.writes[0]
+    same = written is not None and np.dtype(read.dtype) == np.dtype(written.dtype)
+    return same and math.prod(read.shape) == math.prod(written.shape)  # type: ignore[union-attr]
+
+
+def reshape(call: Call, feed: DeviceFeed) -> Runnable:
+    """Copy the elements of an array, or of a gradient, to one of another shape."""
+    source, target = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
+    if not source.nbytes:
+        return nothing
+    copy, stream = cupy().cuda.runtime.memcpyAsync, feed.stream
+    arguments = address(target), address(source), int(source.nbytes), _ON_DEVICE, stream.ptr
+
+    def run() -> None:
+        copy(*arguments)
+
+    run.held = source, target  # type: ignore[attr-defined] # keeps the memory behind the addresses alive
+    return run

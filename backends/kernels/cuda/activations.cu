@@ -1,0 +1,72 @@
+// Activations whose derivative is computed from their input x. Formulas and limits are those of xnn.ops.activations.
+enum { leaky_relu, elu, selu, gelu, gelu_tanh, silu, softplus };
+
+#define ROOT_HALF ((real)0.7071067811865476)
+#define ROOT_2_OVER_PI ((real)0.7978845608028654)
+#define FLAT ((real)40)  // for |x| > FLAT, e^(-x^2 / 2) is 0
+#define LOGISTIC_FLAT ((real)60)
+#define LOGISTIC_ZERO ((real)-800)
+#define SELU_SCALE ((real)1.0507009873554804934)
+#define SELU_ALPHA 1.6732632423543772848
+
+__device__ inline real smaller(real a, real b) { return a < b || is_nan(a) ? a : b; }
+
+__device__ inline real logistic(real x) {
+    real e = exponential(-size_of(x));
+    return (x >= 0 ? (real)1 : e) / ((real)1 + e);
+}
+
+// beta x, without an overflow where e^-|beta x| is 0.
+__device__ inline real times(real x, double beta) {
+    if (beta == 1.0) return x;
+    real end = (real)(800.0 / beta);
+    return larger(smaller(x, end), -end) * (real)beta;
+}
+
+// The normal distribution function for GELU, by its kind, at an x of at least -FLAT; rest is 1 minus it.
+__device__ inline real share_of(int64 kind, real low, real* rest) {
+    if (kind == gelu) return (real)0.5 * complementary_error(low * -ROOT_HALF);
+    real x = smaller(low, FLAT), u = ROOT_2_OVER_PI * (x + (real)0.044715 * (x * x * x));
+    real e = exponential(smaller((real)2 * u, LOGISTIC_FLAT));
+    *rest = (real)1 / ((real)1 + e);
+    return e / ((real)1 + e);
+}
+
+// y = f(x). option: the slope, alpha or beta.
+extern "C" __global__ void curve(const real* x, real* y, int64 size, int64 kind, double option) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    real v = x[i], below = smaller(v, 0), rest;
+    if (kind == leaky_relu) y[i] = larger(v, 0) + (real)option * below;
+    if (kind == elu) y[i] = v > 0 ? v : (real)option * exponential_less_one(below);
+    if (kind == selu) y[i] = SELU_SCALE * (v > 0 ? v : (real)SELU_ALPHA * exponential_less_one(below));
+    if (kind == gelu || kind == gelu_tanh) {
+        real low = larger(v, -FLAT);
+        y[i] = low * share_of(kind, low, &rest);
+    }
+    if (kind == silu) y[i] = larger(v, LOGISTIC_ZERO) * logistic(v);
+    if (kind == softplus)
+        y[i] = larger(v, 0) + logarithm_of_one_more(exponential(-size_of(times(v, option)))) / (real)option;
+}
+
+// dx = dy f'(x).
+extern "C" __global__ void curve_gradient(const real* dy, const real* x, real* dx, int64 size, int64 kind, double option) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    real v = x[i], d = dy[i], below = smaller(v, 0), rest;
+    if (kind == leaky_relu) dx[i] = v <= 0 ? d * (real)option : d;
+    if (kind == elu) dx[i] = v > 0 ? d : d * ((real)option * exponential(below));
+    if (kind == selu) dx[i] = v > 0 ? SELU_SCALE * d : SELU_SCALE * d * ((real)SELU_ALPHA * exponential(below));
+    if (kind == gelu || kind == gelu_tanh) {
+        real low = larger(v, -FLAT), share = share_of(kind, low, &rest), inside = smaller(low, FLAT), square = inside * inside;
+        real density = kind == gelu
+            ? (real)0.5 * ROOT_2_OVER_PI * exponential((real)-0.5 * square)
+            : (real)2 * share * rest * (ROOT_2_OVER_PI * ((real)1 + (real)0.134145 * square));
+        dx[i] = d * (share + inside * density);
+    }
+    if (kind == silu) {
+        real s = logistic(v), y = larger(v, LOGISTIC_ZERO) * s;
+        dx[i] = d * (s + smaller(y, LOGISTIC_FLAT) * ((real)1 - s));
+    }
+    if (kind == softplus) dx[i] = d * logistic(times(v, option));
+}

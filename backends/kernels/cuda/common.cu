@@ -1,0 +1,82 @@
+// What the kernels share. launch.py puts this file in front of each other source, and defines `real` as float or double.
+// NVRTC compiles without the C library's headers, so there are no INFINITY, NAN and int64_t.
+typedef long long int64;
+typedef unsigned long long uint64;
+
+#define INFINITE ((real)__int_as_float(0x7f800000))
+#define NOT_A_NUMBER ((real)__int_as_float(0x7fffffff))
+#define ALL_LANES 0xffffffffu
+
+__device__ inline float exponential(float x) { return expf(x); }
+__device__ inline double exponential(double x) { return exp(x); }
+__device__ inline float logarithm(float x) { return logf(x); }
+__device__ inline double logarithm(double x) { return log(x); }
+__device__ inline float logarithm_of_one_more(float x) { return log1pf(x); }
+__device__ inline double logarithm_of_one_more(double x) { return log1p(x); }
+__device__ inline float exponential_less_one(float x) { return expm1f(x); }
+__device__ inline double exponential_less_one(double x) { return expm1(x); }
+__device__ inline float complementary_error(float x) { return erfcf(x); }
+__device__ inline double complementary_error(double x) { return erfc(x); }
+__device__ inline float root(float x) { return sqrtf(x); }
+__device__ inline double root(double x) { return sqrt(x); }
+__device__ inline float hyperbolic_tangent(float x) { return tanhf(x); }
+__device__ inline double hyperbolic_tangent(double x) { return tanh(x); }
+__device__ inline float size_of(float x) { return fabsf(x); }
+__device__ inline double size_of(double x) { return fabs(x); }
+
+__device__ inline bool is_nan(real x) { return x != x; }
+__device__ inline bool is_finite(real x) { return x - x == 0; }
+
+// The larger of two numbers, or NaN if one of them is NaN, as the Array API's maximum.
+__device__ inline real larger(real a, real b) { return a > b || is_nan(a) ? a : b; }
+
+// The sum over the 32 threads of a warp, in each of them. The order is fixed, so every run has the same bits.
+template <class T> __device__ inline T warp_sum(T x) {
+    for (int distance = 16; distance; distance /= 2) x += __shfl_xor_sync(ALL_LANES, x, distance);
+    return x;
+}
+
+// The sum over a block of whole warps, in thread 0. Every thread of the block must call it.
+template <class T> static __device__ T block_sum(T x) {
+    __shared__ T of_warps[32];
+    int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
+    x = warp_sum(x);
+    __syncthreads();  // an earlier sum has been read
+    if (thread % 32 == 0) of_warps[thread / 32] = x;
+    __syncthreads();
+    return thread < 32 ? warp_sum(thread < warps ? of_warps[thread] : T(0)) : T(0);
+}
+
+// Where a step's loss and metrics are kept until the trainer reads them. numbers is null if they are not kept.
+//   state: the number of the first step, how many steps were recorded before it, the seed.
+struct Record {
+    double* numbers;
+    const int64* state;
+    int64 columns;
+};
+__device__ inline void keep(Record record, int64 step, int64 column, double value) {
+    if (column >= 0) record.numbers[(record.state[1] + step) * record.columns + column] = value;
+}
+
+// Stores the gradient of a bias, or takes the step of plain SGD: out = out - learning_rate * sum.
+//   minus_rates: for each step, a cell of 8 bytes with -learning_rate; null to store the sum.
+__device__ inline void store_sum(real* out, real sum, const double* minus_rates, int64 step, int64 stride) {
+    *out = minus_rates ? *out + *(const real*)(minus_rates + step * stride) * sum : sum;
+}
+
+// The last layer's bias, whose gradient is the sum of the rows of g: out is null if it is computed elsewhere.
+struct Bias {
+    real* out;
+    const double* minus_rates;
+    int64 stride;
+};
+// By one block, a warp for each of `width` columns.
+__device__ inline void add_rows(const real* g, int64 n, int64 width, Bias bias, int64 step) {
+    if (!bias.out) return;
+    for (int64 j = threadIdx.x / 32; j < width; j += blockDim.x / 32) {
+        real sum = 0;
+        for (int64 row = threadIdx.x % 32; row < n; row += 32) sum += g[row * width + j];
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) store_sum(bias.out + j, sum, bias.minus_rates, step, bias.stride);
+    }
+}

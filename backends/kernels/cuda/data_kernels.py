@@ -1,0 +1,162 @@
+"""Kernels for what comes into a step: the batch's rows of the data, and dropout's masks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xnn.backends.kernels.calls import Call, Runnable
+from xnn.backends.kernels.cuda.feed import DeviceFeed
+from xnn.backends.kernels.cuda.launch import (
+    THREADS,
+    TYPES,
+    Launch,
+    by_element,
+    compiled,
+    cupy,
+    structure,
+)
+from xnn.backends.random import mask_threshold
+
+__all__ = [
+    "Gather", "dropout", "dropout_backward", "gather", "keep_mask", "serves_dropout", "serves_gather", "serves_mask",
+]  # fmt: skip
+
+_PLAIN, _IN_REAL, _IN_DOUBLE = 0, 1, 2
+_MOST_BLOCKS = 65535  # in the second dimension of a grid
+_SIDES = 3
+
+
+def serves_gather(call: Call) -> bool:
+    """Whether the batch is floating-point, or a copy of the data's rows in words of 4 bytes."""
+    source, target = call.options["source"], call.writes[0]
+    if target is None or str(source.dtype) not in TYPES or not source.size:
+        return False
+    if tuple(target.shape[1:]) != source.shape[1:]:  # numbers of a Rescale may make a sample wider
+        return False
+    known = set(call.options) <= {"source", "cursor", "scale", "offset", "shift"}
+    return known and (np.dtype(target.dtype).name in ("float32", "float64") or _copies(call))
+
+
+def _copies(call: Call) -> bool:
+    """Whether the rows are copied as they are, and consist of words of 4 bytes."""
+    source, target = call.options["source"], call.writes[0]
+    assert target is not None
+    words = math.prod(source.shape[1:]) * source.dtype.itemsize % 4 == 0
+    return not {"scale", "offset", "shift"} & set(call.options) and source.dtype == target.dtype and words
+
+
+@dataclass(eq=False)
+class Gather:
+    """Copies the rows of a batch, and those of up to three other arrays whose rows are copied as they are."""
+
+    call: Call
+    feed: DeviceFeed
+    sides: list[Gather] = field(default_factory=list)
+
+    @property
+    def copies(self) -> bool:
+        return _copies(self.call)
+
+    def join(self, other: Gather) -> Gather | None:
+        """This gather and another one as one launch, or None if they cannot be."""
+        main, side = (self, other) if other.copies else (other, self)
+        if not side.copies or side.sides or self.call.options["cursor"] is not other.call.options["cursor"]:
+            return None
+        if len(main.sides) + 1 + main.copies > _SIDES:
+            return None
+        main.sides.append(side)
+        return main
+
+    def side(self) -> Any:
+        """The kernel's structure for rows that are copied as they are."""
+        source, target = self.feed.resident.there(self.call.options["source"]), self.call.writes[0]
+        assert target is not None
+        words = math.prod(source.shape[1:]) * source.dtype.itemsize // 4
+        return structure("Side", source=source, to=target.array, words=words)
+
+    def build(self) -> list[Runnable]:
+        sides = [side.side() for side in ([self] if self.copies else []) + self.sides]
+        nothing = structure("Side", source=None, to=None, words=0)
+        source, batch = self.feed.resident.there(self.call.options["source"]), self.call.writes[0]
+        assert batch is not None
+        n, width = batch.shape[0], 0 if self.copies else math.prod(batch.shape[1:])
+        real = batch.array.dtype if batch.array.dtype.kind == "f" else np.float32
+        module = compiled("gather", real, SOURCE=str(source.dtype))
+        most = max([width, *(side.words for side in sides)])
+        grid = -(-most // THREADS), min(n, _MOST_BLOCKS)
+        if not all(grid):
+            return []
+        arguments = [
+            None if self.copies else source, None if self.copies else batch.array, self.feed.rows, self.feed.position,
+            n, width, _rescale(self.call), *sides, *[nothing] * (_SIDES - len(sides)),
+        ]  # fmt: skip
+        return [Launch(module, "gather", grid, (THREADS,), arguments, self.feed.stream)]
+
+
+def gather(call: Call, feed: DeviceFeed) -> Gather:
+    """Copy the step's rows of one array."""
+    return Gather(call, feed)
+
+
+def _rescale(call: Call) -> Any:
+    """The kernel's structure with the numbers of a Rescale."""
+    options, target = call.options, call.writes[0]
+    assert target is not None
+    numbers = {
+        name: options.get(name, default)
+        for name, default in (("scale", 1.0), ("offset", 0.0), ("shift", 0.0))
+    }
+    each: dict[str, Any] = {f"{name}s": None for name in numbers}
+    for name, number in numbers.items():
+        if not isinstance(number, float):
+            wide = cupy().broadcast_to(cupy().asarray(number, "float64"), target.shape[1:])
+            numbers[name], each[f"{name}s"] = 0.0, cupy().ascontiguousarray(wide)
+    how = _IN_DOUBLE if "shift" in options else _IN_REAL if "scale" in options else _PLAIN
+    return structure("Rescale", how=how, **numbers, **each)
+
+
+def serves_mask(call: Call) -> bool:
+    """Whether the program says what the mask is drawn from."""
+    return "mask" in call.options
+
+
+def keep_mask(call: Call, feed: DeviceFeed) -> Any:
+    """Draw dropout's mask of this step."""
+    target, mask = call.writes[0], call.options["mask"]
+    assert target is not None
+    numbers = feed.state, feed.position, mask.index, int(mask.purpose), mask_threshold(mask.rate)
+    size, module = math.prod(target.shape), compiled("dropout", np.float32)
+    return by_element(module, "keep_mask", size, (target.array, size, *numbers), feed.stream, each=8)
+
+
+def serves_dropout(call: Call) -> bool:
+    """Whether the input is float32 or float64, and the mask is boolean and has the input's shape."""
+    x, keep = (call.forward or call).reads
+    return bool(
+        np.dtype(x.dtype) in (np.float32, np.float64)
+        and x.shape == keep.shape
+        and np.dtype(keep.dtype) == np.bool_
+        and math.prod(x.shape) < 2**31
+    )
+
+
+def dropout(call: Call, feed: DeviceFeed) -> Any:
+    """Compute x / (1 - rate), or 0 where the mask is false."""
+    return _masked(call.reads[0].array, call, call, feed)
+
+
+def dropout_backward(call: Call, feed: DeviceFeed) -> Any:
+    """Compute the gradient of dropout, which is dropout of dy by the same mask."""
+    assert call.forward is not None
+    return _masked(call.reads[0].array, call, call.forward, feed)
+
+
+def _masked(x: Any, call: Call, forward: Call, feed: DeviceFeed) -> Any:
+    target, scale = call.writes[0], 1.0 / (1.0 - forward.options["rate"])
+    assert target is not None
+    arguments = x, forward.reads[1].array, target.array, x.size, scale
+    return by_element(compiled("dropout", x.dtype), "dropout", x.size, arguments, feed.stream)

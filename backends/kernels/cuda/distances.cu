@@ -1,0 +1,75 @@
+// Losses whose terms belong to one output and one target each: the mean of the terms, and the gradient.
+enum { squared, absolute, huber, hinge, binary_cross_entropy };
+
+// delta: Huber's. The slope is the term's derivative by the output p.
+__device__ inline real term_of(int64 kind, real p, real t, real delta, real* slope) {
+    real d = p - t;
+    if (kind == squared) {
+        *slope = d * (real)2;
+        return d * d;
+    }
+    if (kind == absolute) {
+        *slope = is_nan(d) ? d : (real)((d > 0) - (d < 0));
+        return size_of(d);
+    }
+    if (kind == huber) {
+        real clipped = d > delta ? delta : d < -delta ? -delta : d;
+        *slope = clipped;
+        return clipped * (d - (real)0.5 * clipped);
+    }
+    if (kind == hinge) {
+        real shortage = (real)1 - p * t;
+        *slope = shortage <= 0 ? (real)0 : -t;
+        return larger(shortage, 0);
+    }
+    // Binary cross-entropy of a logit p; of an infinite one, the limit: 0 if the target agrees, else infinity.
+    bool far = p == INFINITE || p == -INFINITE;
+    real near = !far ? p : p > 0 ? (real)1 : (real)-1, e = exponential(-size_of(p));
+    *slope = (p >= 0 ? (real)1 : e) / ((real)1 + e) - t;
+    real doubt = larger(near, 0) - near * t;
+    if (far) return doubt > 0 ? INFINITE : doubt;
+    return doubt + logarithm_of_one_more(exponential(-size_of(near)));
+}
+
+struct Batch {
+    const real *p, *t;
+    real* g;
+    int64 n, width, kind;
+    double delta;
+};
+
+// The sum of the terms that this thread has, of `threads`.
+__device__ inline real terms_of(Batch b, int64 thread, int64 threads) {
+    int64 size = b.n * b.width;
+    real sum = 0, slope, share = (real)1 / (real)size;
+    for (int64 i = thread; i < size; i += threads) {
+        sum += term_of(b.kind, b.p[i], b.t[i], (real)b.delta, &slope);
+        b.g[i] = slope * share;
+    }
+    return sum;
+}
+
+__device__ inline void finish(Batch b, real sum, real* loss, int64 column, Bias bias, Record record, int64 step) {
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) {
+        *loss = sum / (real)(b.n * b.width);
+        keep(record, step, column, *loss);
+    }
+    add_rows(b.g, b.n, b.width, bias, step);
+}
+
+// A batch that one block can do. A block's barrier, in block_sum, is before the rows of g are added.
+extern "C" __global__ void __launch_bounds__(1024)
+distance(Batch b, real* sums, real* loss, int64 column, Bias bias, Record record, int64 step) {
+    finish(b, terms_of(b, threadIdx.x, blockDim.x), loss, column, bias, record, step);
+}
+
+// A larger batch: a sum for each block, then the sum of these by one block.
+extern "C" __global__ void distance_sums(Batch b, real* sums) {
+    real sum = block_sum(terms_of(b, (int64)blockIdx.x * blockDim.x + threadIdx.x, (int64)gridDim.x * blockDim.x));
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+extern "C" __global__ void __launch_bounds__(1024)
+distance_total(Batch b, const real* sums, int64 blocks, real* loss, int64 column, Bias bias, Record record, int64 step) {
+    finish(b, threadIdx.x < blocks ? sums[threadIdx.x] : (real)0, loss, column, bias, record, step);
+}

@@ -1,0 +1,233 @@
+"""What changes from step to step, in the GPU's memory, and the loop over the steps of a chunk.
+
+A chunk is a number of steps that the trainer hands over together. For each of them the host computes the options of
+the update rules, as it does for single steps, and knows the rows of the batch. All of this is copied to the GPU at
+once, and losses and counts stay there until the trainer asks for them. A kernel gets the number of its step within
+the chunk as an argument. So the steps of a chunk can be captured in one CUDA graph, which serves every chunk of that
+length.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn.backends.kernels.calls import Runnable
+from xnn.backends.kernels.cuda.cublas import Cublas, cublas_of
+from xnn.backends.kernels.cuda.launch import address, cupy, structure
+
+__all__ = ["LONGEST", "DeviceFeed", "Resident"]
+
+#: The most steps in a chunk. The trainer looks at the losses after this many.
+LONGEST = 100
+_STATE = 3  # cells: number of the first step, steps recorded before, seed
+_TO_DEVICE = 1  # cudaMemcpyHostToDevice
+
+
+class Resident:
+    """Data sets in the GPU's memory, copied there once."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[Any, Any]] = {}
+
+    def can_hold(self, source: Any) -> bool:
+        """Whether an array is on the GPU, or half of the free memory is enough for it."""
+        if not isinstance(source, np.ndarray) or id(source) in self._held:
+            return True
+        pool, (free, _) = cupy().get_default_memory_pool(), cupy().cuda.runtime.memGetInfo()
+        free += pool.free_bytes()
+        if pool.get_limit():
+            free = min(free, pool.get_limit() - pool.used_bytes())
+        return bool(2 * source.nbytes <= free)
+
+    def there(self, source: Any) -> Any:
+        """The array in the GPU's memory, contiguous."""
+        if id(source) not in self._held:
+            self._held[id(source)] = source, cupy().ascontiguousarray(cupy().asarray(source))
+        return self._held[id(source)][1]
+
+
+class _Staging:
+    """Pinned memory of the host from which a chunk's numbers are copied, in cells of 8 bytes."""
+
+    def __init__(self, cells: int, layout: Sequence[tuple[int, int]], steps: int) -> None:
+        self.memory = cupy().cuda.alloc_pinned_memory(8 * cells)
+        self.cells = np.frombuffer(self.memory, np.int64, cells)
+        self.cells[:] = 0
+        self.copied = cupy().cuda.Event(disable_timing=True)
+        self.started = False
+        reals = self.cells.view(np.float64)
+        self.options, self.rates = (
+            reals[start : start + steps * width].reshape(steps, width) for start, width in layout
+        )
+        self.rates_32 = self.rates.view(np.float32)
+
+    def wait(self) -> None:
+        """Wait until the last copy from here is done: it nearly always is."""
+        if self.started and not self.copied.done:
+            self.copied.synchronize()
+
+
+class DeviceFeed:
+    """Feeds the programs of one fit: `put` for each step of a chunk, then `send`, then the program's loop.
+
+    groups: the groups of parameters; `numbers` are the options of their next step. rows: of the largest batch.
+    collected: the lists for which `collect` calls have numbers; each has a column in the record. resident: the data.
+
+    stream: where everything runs: the current one. position: the number of the step within the chunk, an argument of
+    kernels. state: (first step, steps recorded, seed). options, rates, rows: for each step of the chunk. record: a
+    row for each step since the last `take`.
+    """
+
+    def __init__(
+        self, groups: Sequence[Any], rows: int, collected: Sequence[Any], resident: Resident | None = None
+    ) -> None:
+        self.stream = cupy().cuda.get_current_stream()
+        self.position, self.seed = ctypes.c_longlong(0), 0
+        self.resident = resident or Resident()
+        self.groups, self.collected, self.columns = list(groups), list(collected), set[int]()
+        lengths = [len(group.numbers) for group in self.groups]
+        self._spans = list(zip(np.cumsum([0, *lengths]).tolist(), lengths, strict=False))
+        self.width, self.count, self.recorded = sum(lengths), 0, 0
+        self._options = _STATE
+        self._rates = self._options + LONGEST * self.width
+        self._rows = self._rates + LONGEST * len(self.groups)
+        cells = self._rows + LONGEST * rows
+        layout = (self._options, self.width), (self._rates, len(self.groups))
+        self._staging = [_Staging(cells, layout, LONGEST) for _ in range(2)]
+        self._there = cupy().zeros(cells, "int64")
+        self.state = self._there[:_STATE]
+        self.options = self._there[self._options : self._rates]
+        self.rates = self._there[self._rates : self._rows]
+        self.rows = self._there[self._rows :]
+        self.record = cupy().zeros((LONGEST, max(1, len(self.collected))), "float64")
+        self._flushed: list[np.ndarray] = []
+
+    @property
+    def cublas(self) -> Cublas:
+        """The handle for matrix products on this stream."""
+        return cublas_of(self.stream)
+
+    def options_of(self, group: Any) -> Any:
+        """The argument of an update kernel that has the group's options: their address in the first step."""
+        start, _ = self._spans[self._number(group)]
+        return self.options[start:]
+
+    def rates_of(self, group: Any) -> Any:
+        """The cells with -learning_rate of a group, from the first step on."""
+        return self.rates[self._number(group) :]
+
+    def rate_address(self, group: Any) -> Callable[[], int]:
+        """A function that returns the address of the group's -learning_rate in the step at `position`."""
+        start, stride, position = address(self.rates_of(group)), 8 * len(self.groups), self.position
+        return lambda: start + stride * position.value
+
+    def _number(self, group: Any) -> int:
+        return next(number for number, known in enumerate(self.groups) if known is group)
+
+    def record_of(self) -> Any:
+        """The kernels' structure of the record."""
+        return structure("Record", numbers=self.record, state=self.state, columns=self.record.shape[1])
+
+    def column_of(self, into: Any) -> int:
+        """The column of the record that stands for a list of collected numbers; it is then filled by kernels."""
+        column = next(number for number, known in enumerate(self.collected) if known is into)
+        self.columns.add(column)
+        return column
+
+    def put(self, rows: np.ndarray) -> None:
+        """Note the rows of the next step of the chunk, and the options of all groups."""
+        host, at = self._staging[0], self.count
+        if not at:
+            host.wait()
+        for number, (group, (start, length)) in enumerate(zip(self.groups, self._spans, strict=True)):
+            if not length:
+                continue
+            host.options[at, start : start + length] = group.numbers
+            rate = -group.options.get("learning_rate", 0.0)
+            if group.flat[0].dtype == np.float32:
+                host.rates_32[at, 2 * number] = rate
+            else:
+                host.rates[at, number] = rate
+        first = self._rows + at * len(rows)
+        host.cells[first : first + len(rows)] = rows
+        self.count += 1
+
+    def send(self, number: int, rows: int) -> None:
+        """Copy the chunk's numbers to the GPU: one copy, and no wait.
+
+        number: of the first step, counted over all fits. rows: in each batch.
+        """
+        if self.recorded + self.count > LONGEST:
+            self._flush()
+        host = self._staging[0]
+        host.cells[:2] = number, self.recorded
+        host.cells[2:3].view(np.uint64)[0] = self.seed
+        used = 8 * (self._rows + self.count * rows)
+        copy = cupy().cuda.runtime.memcpyAsync
+        copy(address(self._there), host.memory.ptr, used, _TO_DEVICE, self.stream.ptr)
+        host.copied.record(self.stream)
+        host.started = True
+        self._staging.reverse()
+        self.recorded += self.count
+        self.count = 0
+
+    def forget(self) -> None:
+        """Forget what was recorded and what was put."""
+        self.recorded = self.count = 0
+        self._flushed.clear()
+
+    def _flush(self) -> None:
+        self._flushed.append(self.record[: self.recorded].get(stream=self.stream))
+        self.recorded = 0
+
+    def take(self) -> dict[int, np.ndarray]:
+        """The numbers recorded since the last call, float64, by column. Waits for the GPU."""
+        if self.columns and self.recorded:
+            self._flush()
+        rows = np.concatenate([np.empty((0, self.record.shape[1])), *self._flushed])
+        self.forget()
+        return {column: rows[:, column].copy() for column in self.columns}
+
+    def loop(self, steps: Sequence[Runnable], captures: bool = True) -> Callable[[int], None]:
+        """Return a function that runs these steps as often as it is told, with `position` 0, 1, 2, ...
+
+        captures: whether the loop may be captured. A number that comes for the second time is: a graph costs more
+        than it saves in a chunk that does not come again. On the default stream nothing can be captured.
+        """
+        position, stream = self.position, self.stream
+        graphs: dict[int, Any] = {}
+        captures = captures and stream.ptr not in (0, 1, 2)
+
+        def each(count: int) -> None:
+            for number in range(count):
+                position.value = number
+                for step in steps:
+                    step()
+
+        def run(count: int) -> None:
+            if captures and count in graphs:
+                if graphs[count] is None:
+                    graphs[count] = self._captured(lambda: each(count))
+                graphs[count].launch(stream)
+            else:
+                graphs[count] = None
+                each(count)
+
+        return run
+
+    def _captured(self, run: Runnable) -> Any:
+        """Return the CUDA graph of what a function launches."""
+        try:
+            self.stream.begin_capture()
+            run()
+        except BaseException:
+            if self.stream.is_capturing():
+                self.stream.end_capture()
+            raise
+        graph = self.stream.end_capture()
+        graph.upload(self.stream)
+        return graph

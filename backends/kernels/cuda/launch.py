@@ -1,0 +1,124 @@
+"""How a CUDA kernel is compiled and launched: its arguments are prepared once, and a launch allocates nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Launch", "address", "by_element", "compiled", "cupy", "driver", "structure"]
+
+_HERE = Path(__file__).parent
+#: C++'s names of the types that kernels are compiled for.
+TYPES = {
+    "float32": "float", "float64": "double", "bool": "bool", "int8": "signed char", "uint8": "unsigned char",
+    "int16": "short", "uint16": "unsigned short", "int32": "int", "uint32": "unsigned", "int64": "long long",
+    "uint64": "unsigned long long",
+}  # fmt: skip
+#: Threads of a block where each has one element.
+THREADS = 256
+
+
+def cupy() -> Any:
+    """CuPy, which the backend has imported before."""
+    return importlib.import_module("cupy")
+
+
+@cache
+def driver() -> Any:
+    """CuPy's functions of the CUDA driver."""
+    return importlib.import_module("cupy_backends.cuda.api.driver")
+
+
+@cache
+def compiled(file: str, dtype: Any, **types: str) -> Any:
+    """Compile a source of this folder, and return its module; once for each choice of types.
+
+    file: the source's name without ".cu". dtype: what `real` is, float32 or float64. types: further names of types in
+    the source, and the dtypes that they stand for.
+    """
+    chosen = {"real": str(np.dtype(dtype)), **types}
+    options = ("--std=c++17", "--fmad=false", *(f"-D{name}={TYPES[kind]}" for name, kind in chosen.items()))
+    code = "\n".join((_HERE / f"{name}.cu").read_text() for name in ("common", file))
+    return cupy().RawModule(code=code, options=options)
+
+
+def address(array: Any) -> int:
+    """The address of an array in the GPU's memory; 0 for None."""
+    return 0 if array is None else int(array.data.ptr)
+
+
+@cache
+def _structure(name: str, fields: tuple[tuple[str, Any], ...]) -> Any:
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+def structure(name: str, **fields: Any) -> Any:
+    """A C structure to pass to a kernel: arrays (or None) become pointers, integers int64, floats double.
+
+    A structure inside stays one. The arrays are kept alive by it.
+    """
+    values = [_argument(value) for value in fields.values()]
+    kind = _structure(name, tuple(zip(fields, map(type, values), strict=True)))
+    made = kind(*values)
+    made.held = list(fields.values())
+    return made
+
+
+def _argument(value: Any) -> Any:
+    """An argument of a kernel as a ctypes object."""
+    if isinstance(value, (ctypes.Structure, ctypes._SimpleCData)):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return ctypes.c_longlong(int(value))
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return ctypes.c_void_p(address(value))
+
+
+class Launch:
+    """A kernel, its grid and its arguments; calling it launches the kernel.
+
+    module: from `compiled`. name: of the kernel. grid, block: up to three numbers each. arguments: arrays and None
+    become pointers, integers int64, floats double; ctypes objects are passed as they are when the kernel is launched,
+    so that a c_longlong may be changed before. stream: where the kernel runs.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        name: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[Any],
+        stream: Any,
+    ) -> None:
+        function = module.get_function(name).kernel
+        self.name, self.held = name, (module, function, stream, arguments)
+        prepared = [_argument(argument) for argument in arguments]
+        pointers = (ctypes.c_void_p * len(prepared))(*map(ctypes.addressof, prepared))
+        self._prepared = prepared, pointers
+        sizes = (*grid, 1, 1)[:3] + (*block, 1, 1)[:3]
+        self._launch = driver().launchKernel
+        self._arguments = (function.ptr, *sizes, 0, stream.ptr, ctypes.addressof(pointers), 0)
+
+    def __call__(self) -> None:
+        self._launch(*self._arguments)
+
+    def __repr__(self) -> str:
+        return f"<launch of {self.name}>"
+
+
+def by_element(
+    module: Any, name: str, size: int, arguments: Sequence[Any], stream: Any, each: int = 1
+) -> Any:
+    """A launch with a thread for every `each` of `size` elements; None if there are no elements."""
+    threads = -(-size // each)
+    if not threads:
+        return None
+    return Launch(module, name, (-(-threads // THREADS),), (THREADS,), arguments, stream)

@@ -1,0 +1,15 @@
+// Numbers about arrays: what a step records, and how many elements are not finite.
+
+// Puts a number into the record of the step.
+extern "C" __global__ void collect(const real* number, Record record, int64 step, int64 column) {
+    keep(record, step, column, *number);
+}
+
+// For each block, how many of its elements are not finite.
+extern "C" __global__ void count_not_finite(const real* x, int64 size, int* counts) {
+    int count = 0;
+    for (int64 i = (int64)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += (int64)gridDim.x * blockDim.x)
+        count += !is_finite(x[i]);
+    count = block_sum(count);
+    if (threadIdx.x == 0) counts[blockIdx.x] = count;
+}

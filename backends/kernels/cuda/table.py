@@ -1,0 +1,118 @@
+"""The table of CUDA kernels, and the rules by which several of them become one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xnn import ops
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.kernels.cuda import activation_kernels as activations
+from xnn.backends.kernels.cuda import data_kernels as data
+from xnn.backends.kernels.cuda import dense_kernels as dense
+from xnn.backends.kernels.cuda import loss_kernels as loss
+from xnn.backends.kernels.cuda import update_kernels as changes
+from xnn.backends.kernels.cuda.cublas import library
+from xnn.backends.kernels.cuda.data_kernels import Gather
+from xnn.backends.kernels.cuda.feed import LONGEST, DeviceFeed, Resident
+from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Collect, Loss
+from xnn.backends.kernels.cuda.update_kernels import Segments
+from xnn.ops import updates
+from xnn.ops.metrics import accuracy
+
+__all__ = ["CudaTable"]
+
+_KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
+    ("gather", None): (data.gather, data.serves_gather),
+    ("draw", None): (data.keep_mask, data.serves_mask),
+    ("forward", ops.dropout): (data.dropout, data.serves_dropout),
+    ("backward", ops.dropout): (data.dropout_backward, data.serves_dropout),
+    ("forward", ops.dense): (dense.dense, dense.serves_dense),
+    ("backward", ops.dense): (dense.dense_backward, dense.serves_dense),
+    **{("forward", op): (dense.activation, dense.serves_elements) for op in dense.KINDS if op is not None},
+    **{
+        ("backward", op): (dense.activation_backward, dense.serves_elements)
+        for op in dense.KINDS
+        if op is not None
+    },
+    **{("forward", op): (activations.curve, activations.serves_curve) for op in activations.CURVES},
+    **{("backward", op): (activations.curve_backward, activations.serves_curve) for op in activations.CURVES},
+    **{
+        (kind, op): (activations.reshape, activations.serves_shape)
+        for kind in ("forward", "backward")
+        for op in activations.SHAPES
+    },
+    ("add", None): (dense.add, dense.serves_add),
+    ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
+    **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
+    ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
+    ("collect", None): (loss.collect, loss.serves_collect),
+    **{("update", rule): (changes.update, changes.serves_update) for rule in changes.RULES},
+    ("clip", updates.clip_by_norm): (changes.clip, changes.serves_changes),
+    ("clip", updates.clip_by_value): (changes.clip, changes.serves_changes),
+    ("keep", updates.moving_average): (changes.moving_average, changes.serves_changes),
+}
+
+
+class CudaTable(KernelTable):
+    """CUDA kernels, for one fit: what changes from step to step, and the data, are in the GPU's memory.
+
+    Raises BackendUnavailableError if cuBLAS cannot be loaded.
+    """
+
+    name = "cuda"
+    in_place = True
+    chunk = LONGEST
+
+    def __init__(self) -> None:
+        super().__init__(_KERNELS)
+        library()
+        self.resident = Resident()
+        self._feed: DeviceFeed | None = None
+
+    def feed(self, groups: Sequence[Any], rows: int, collected: Sequence[Any]) -> DeviceFeed:
+        """Make the feed of the programs that are bound from now on."""
+        self._feed = DeviceFeed(groups, rows, collected, self.resident)
+        return self._feed
+
+    def own(self, call: Call) -> bool:
+        """Whether there is a kernel for the call, and the memory for the data that it gathers."""
+        fits = call.kind != "gather" or self.resident.can_hold(call.options["source"])
+        return fits and super().own(call)
+
+    def bind(self, call: Call) -> Any:
+        """Return what the kernel launches: an item or a list of items for `assemble`."""
+        assert self._feed is not None, "a program's feed is made before its kernels"
+        return _KERNELS[call.key][0](call, self._feed)
+
+    def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
+        """Join items that can be one launch, and turn all into functions without arguments."""
+        flat = [part for item in bound for part in (item if isinstance(item, list) else [item])]
+        items = _join_losses(_join_neighbours([item for item in flat if item is not None]))
+        return [step for item in items for step in (item.build() if hasattr(item, "build") else [item])]
+
+
+def _join_neighbours(items: list[Any]) -> list[Any]:
+    """Join gathers that follow one another, and averages that do."""
+    joined: list[Any] = []
+    for item in items:
+        last = joined[-1] if joined else None
+        if isinstance(last, Gather) and isinstance(item, Gather) and (both := last.join(item)):
+            joined[-1] = both
+        elif not (isinstance(last, Segments) and last.join(item)):
+            joined.append(item)
+    return joined
+
+
+def _join_losses(items: list[Any]) -> list[Any]:
+    """Let the loss do what belongs to it: accuracy, the record of both, and the gradient of the last bias.
+
+    Accuracy is counted from the same logits, and nothing but the record reads the numbers. The bias's gradient comes
+    right after the loss.
+    """
+    for cost in [item for item in items if isinstance(item, Loss)]:
+        after = items.index(cost) + 1
+        others = [item for item in items if isinstance(item, (Accuracy, Collect))] + items[after : after + 1]
+        taken = [item for item in others if cost.join(item)]
+        items = [item for item in items if not any(item is one for one in taken)]
+    return items

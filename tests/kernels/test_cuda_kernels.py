@@ -1,0 +1,615 @@
+"""Every CUDA kernel compared with its op, which NumPy runs; on a GPU, or on the emulated one."""
+
+import inspect
+import itertools
+import math
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_kernels import (
+    ACTIVATIONS,
+    DTYPES,
+    EPSILON,
+    RULES,
+    SHAPES,
+    close,
+    dense_calls,
+    loss_calls,
+    numbers,
+)
+
+from xnn import ops, optimizers
+from xnn.backends import Purpose, Stream, available_backends, get_backend
+from xnn.backends.kernels.binding import bind, interpret
+from xnn.backends.kernels.calls import Call, Cursor, Slot
+from xnn.backends.kernels.cuda import launch, update_kernels
+from xnn.backends.kernels.cuda.activation_kernels import CURVES
+from xnn.backends.kernels.cuda.activation_kernels import SHAPES as SHAPE_OPS
+from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, by_one_block
+from xnn.backends.random import Mask
+from xnn.layers import Parameter
+from xnn.ops import updates
+from xnn.ops.metrics import accuracy
+from xnn.training.parameters import Store
+
+_REASON = available_backends()["cupy"]
+pytestmark = pytest.mark.skipif(bool(_REASON), reason=_REASON or "CuPy runs")
+HOST = get_backend("numpy")
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return get_backend("cupy")
+
+
+@pytest.fixture
+def both(gpu):
+    return Both(gpu)
+
+
+@dataclass
+class Both:
+    """The same calls twice: slots by name in the GPU's memory for the kernels, and on the host for the ops."""
+
+    gpu: object
+    there: dict = field(default_factory=dict)
+    here: dict = field(default_factory=dict)
+    collected: list = field(default_factory=list)
+
+    def slot(self, name, array):
+        self.there[name] = Slot(name, array.shape, array.dtype, self.gpu.to_device(array))
+        self.here[name] = Slot(name, array.shape, array.dtype, array.copy())
+
+    def empty(self, name, shape, dtype):
+        for slots in (self.there, self.here):
+            slots[name] = Slot(name, shape, np.dtype(dtype))
+
+    def run(self, make, number=0, seed=0):
+        """Run make(slots) by kernels and by ops. Return both arrays of each slot, and what was recorded."""
+        kernel, plain = make(self.there), make(self.here)
+        table = self.gpu.kernels("cuda")
+        feed = table.feed((), 1, self.collected)
+        for call in kernel:
+            assert table.accepts(call), f"{call} has no kernel"
+        steps = bind(self.gpu, table, kernel)
+        feed.seed = seed
+        feed.put(np.zeros(1, np.int64))
+        feed.send(number, 1)
+        feed.loop(steps)(1)
+        self.recorded = feed.take()
+        self.launches = len(steps)
+        with np.errstate(all="ignore"):
+            for step in [interpret(HOST, call) for call in plain]:
+                step()
+        return {n: (self.gpu.to_host(self.there[n].array), np.asarray(self.here[n].array)) for n in self.here}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a and a.name)
+@pytest.mark.parametrize("shape", [*SHAPES, (70, 3, 130), (600, 4, 40)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dense(both, dtype, shape, activation, bias):
+    n, k, m = shape
+    both.slot("x", numbers((n, k), dtype, 1))
+    both.slot("w", numbers((k, m), dtype, 2))
+    both.slot("b", numbers((m,), dtype, 3))
+    both.slot("dy", numbers((n, m), dtype, 4))
+    shapes = {"z": (n, m), "y": (n, m), "dz": (n, m), "dx": (n, k), "dw": (k, m), "db": (m,)}
+    for name, extent in shapes.items():
+        both.empty(name, extent, dtype)
+    # ReLU's gradient at an output that rounding brings to the other side of 0 is another
+    found = both.run(lambda s: dense_calls(s, activation, bias, True))
+    terms = 4 * (max(n, k, m) + 8)
+    for name in ("y" if activation else "z", "dx", "dw", *(["db"] if bias else [])):
+        close(*found[name], terms, size=4.0)
+    for name in ("x", "w", "b"):
+        assert found[name][0].tobytes() == found[name][1].tobytes(), f"{name} was written"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:], ids=lambda a: a.name)
+@pytest.mark.parametrize("shape", [(), (1,), (7, 3), (2, 3, 4), (0, 5), (64, 33)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations(both, dtype, shape, activation):
+    """Also of NaN, infinities and -0; the input is not written."""
+    x = numbers(shape, dtype, 1, special=True)
+    x[x == 1e-42] = 0.0  # CUDA's compiler flushes subnormal numbers
+    both.slot("x", x)
+    both.slot("dy", numbers(shape, dtype, 2))
+    both.empty("y", shape, dtype)
+    both.empty("dx", shape, dtype)
+
+    def make(s):
+        forward = Call("forward", activation, (s["x"],), (s["y"],))
+        return [forward, Call("backward", activation, (s["dy"],), (s["dx"],), forward=forward)]
+
+    found = both.run(make)
+    close(*found["y"], 8, special=True)
+    close(*found["dx"], 8, special=True)
+    assert found["x"][0].tobytes() == found["x"][1].tobytes()
+
+
+CURVE_OPTIONS = {
+    ops.leaky_relu: [{}, {"negative_slope": 0.3}],
+    ops.elu: [{}, {"alpha": 1.7}],
+    ops.gelu: [{}, {"approximate": "none"}, {"approximate": "tanh"}],
+    ops.softplus: [{}, {"beta": 3.0}, {"beta": 0.01}],
+}
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e30])
+@pytest.mark.parametrize("op", CURVES, ids=lambda op: op.name)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_by_their_input(both, dtype, op, size):
+    """Also far from 0, and of NaN, infinities and -0."""
+    x = numbers((64, 33), dtype, 1) * np.dtype(dtype).type(size)
+    x[0, :4] = np.nan, np.inf, -np.inf, -0.0
+    both.slot("x", x)
+    both.slot("dy", numbers((64, 33), dtype, 2))
+    both.empty("y", (64, 33), dtype)
+    both.empty("dx", (64, 33), dtype)
+    for options in CURVE_OPTIONS.get(op, [{}]):
+
+        def make(s, options=options):
+            forward = Call("forward", op, (s["x"],), (s["y"],), dict(options))
+            return [forward, Call("backward", op, (s["dy"],), (s["dx"],), forward=forward)]
+
+        found = both.run(make)
+        close(*found["y"], 8, special=True)
+        close(*found["dx"], 16, special=True)
+
+
+@pytest.mark.parametrize("options", [{"beta": -1.0}, {"beta": np.ones(3)}, {"gamma": 1.0}])
+def test_options_that_only_the_op_can_judge_have_no_kernel(gpu, options):
+    x, y = (Slot(name, (3,), np.dtype("f4")) for name in "xy")
+    assert not gpu.kernels("cuda").accepts(Call("forward", ops.softplus, (x,), (y,), options))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize(("op", "options"), [(ops.flatten, {}), (ops.reshape, {"shape": (4, 3, 5)})], ids=str)
+def test_other_shapes(both, dtype, op, options):
+    both.slot("x", np.arange(60).astype(dtype).reshape(4, 5, 3))
+    both.empty("y", (4, 15) if op is ops.flatten else (4, 3, 5), dtype)
+    both.slot("dy", np.arange(60)[::-1].astype(dtype).reshape((4, 15) if op is ops.flatten else (4, 3, 5)))
+    both.empty("dx", (4, 5, 3), dtype)
+
+    def make(s):
+        forward = Call("forward", op, (s["x"],), (s["y"],), options)
+        return [forward, Call("backward", op, (s["dy"],), (s["dx"],), forward=forward)]
+
+    found = both.run(make)
+    for name in ("y", "dx"):
+        np.testing.assert_array_equal(*found[name])
+
+
+def batch_of(both, n, classes, dtype, labels="int64", size=1.0):
+    both.slot("z", numbers((n, classes), dtype, 1) * np.dtype(dtype).type(size))
+    both.slot("t", (np.asarray(Stream(3, Purpose.DIRECTIONS).uniform((n,))) * classes).astype(labels))
+    both.slot("one", np.ones((), dtype))
+    both.empty("loss", (), dtype)
+    both.empty("g", (n, classes), dtype)
+
+
+@pytest.mark.parametrize("labels", ["int64", "int32"])
+@pytest.mark.parametrize(("n", "classes"), [(1, 1), (32, 10), (7, 300), (1100, 2), (2000, 10)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_softmax_cross_entropy(both, dtype, n, classes, labels, size):
+    """Batches that one block does, and larger ones."""
+    batch_of(both, n, classes, dtype, labels, size)
+    found = both.run(loss_calls)
+    close(*found["loss"], 8 + n)
+    kernel, op = found["g"]
+    assert np.max(np.abs(kernel - op)) <= 16 * classes**0.5 * EPSILON[dtype] / n
+    assert both.launches == (1 if by_one_block(n, classes) else 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_of_logits_that_are_not_finite_and_of_wrong_labels(both, dtype):
+    """As the op: an infinite logit has the whole probability, a wrong label makes its row NaN and no other."""
+    inf, nan = np.inf, np.nan
+    finite = [0, 1, 2]
+    z = [
+        [inf, 0, 1],
+        [-inf, 0, 1],
+        [inf, inf, 0],
+        [-inf, -inf, -inf],
+        [1, nan, 2],
+        finite,
+        finite,
+        [inf, 0, nan],
+    ]
+    both.slot("z", np.array(z, dtype))
+    both.slot("t", np.array([0, 1, 0, 0, 1, 3, -1, 0]))
+    both.slot("one", np.ones((), dtype))
+    both.empty("loss", (), dtype)
+    both.empty("g", (8, 3), dtype)
+    found = both.run(loss_calls)
+    close(*found["loss"], 8, special=True)
+    close(*found["g"], 8, special=True)
+
+
+@pytest.mark.parametrize("n", [9, 4000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_loss_counts_records_and_adds_the_gradient_of_the_last_bias(both, dtype, n):
+    """Five calls are one launch, or two for a large batch, with the numbers of each."""
+    classes = 5
+    batch_of(both, n, classes, dtype)
+    both.slot("x", numbers((n, 3), dtype, 5))
+    both.slot("w", numbers((3, classes), dtype, 6))
+    both.slot("b", numbers((classes,), dtype, 7))
+    both.empty("out", (n, classes), dtype)
+    both.empty("count", (), dtype)
+    both.empty("dw", (3, classes), dtype)
+    both.empty("db", (classes,), dtype)
+    both.collected = losses, counts = [], []
+
+    def make(s):
+        dense = Call("forward", ops.dense, (s["x"], s["w"], s["b"]), (s["out"],))
+        count = Call("metric", accuracy, (s["z"], s["t"]), (s["count"],))
+        (loss,) = loss_calls(s)
+        back = Call("backward", ops.dense, (s["g"],), (None, s["dw"], s["db"]), forward=dense)
+        records = [
+            Call("collect", None, (s[name],), (), {"into": into})
+            for name, into in (("loss", losses), ("count", counts))
+        ]
+        return [dense, count, loss, back, *records]
+
+    found = both.run(make)
+    assert both.launches == (4 if by_one_block(n, classes) else 7)
+    close(*found["loss"], 8 + n)
+    close(*found["db"], 8 + n)
+    assert found["count"][0] == found["count"][1]
+    assert both.recorded[0].tolist() == [found["loss"][0]]
+    assert both.recorded[1].tolist() == [found["count"][1]]
+    assert len(losses) == len(counts) == 1  # the op's
+
+
+@pytest.mark.parametrize("op", DISTANCES, ids=lambda op: op.name)
+@pytest.mark.parametrize("shape", [(1,), (33, 1), (7, 3, 5), (300, 70)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("special", [False, True])
+def test_losses_of_outputs_and_targets(both, op, shape, dtype, special):
+    """The loss and its gradient, also of NaN, infinities and outputs that equal their targets."""
+    p, t = numbers(shape, dtype, 1, special), numbers(shape, dtype, 2)
+    if op is ops.binary_cross_entropy:
+        t = (t > 0).astype(dtype)
+    p.reshape(-1)[-1] = t.reshape(-1)[-1]
+    both.slot("p", p)
+    both.slot("t", t)
+    both.slot("one", np.ones((), dtype))
+    both.empty("loss", (), dtype)
+    both.empty("g", shape, dtype)
+
+    def make(s):
+        options = {"delta": 0.7} if op is ops.huber else {}
+        forward = Call("forward", op, (s["p"], s["t"]), (s["loss"],), options)
+        back = Call("backward", op, (s["one"],), (s["g"], None), forward=forward)
+        return [Call("loss", op, forward.reads, (s["loss"], s["g"]), options, parts=(forward, back))]
+
+    found = both.run(make)
+    close(*found["loss"], 64, special=True)
+    close(*found["g"], 8, special=True)
+
+
+@pytest.mark.parametrize("classes", [1, 5, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("special", [False, True])
+def test_accuracy(both, dtype, special, classes):
+    outputs = np.round(numbers((60, classes), dtype, 1), 1)  # rounded, so that rows have ties
+    if special:
+        outputs[3, classes // 2] = outputs[4, 0] = outputs[4, -1] = np.nan
+        outputs[5, :], outputs[6, -1] = -np.inf, np.inf
+    both.slot("z", outputs)
+    both.slot("t", np.argmax(outputs + numbers((60, classes), dtype, 2), axis=1).astype(np.int64))
+    both.empty("count", (), dtype)
+    kernel, op = both.run(lambda s: [Call("metric", accuracy, (s["z"], s["t"]), (s["count"],))])["count"]
+    assert kernel == op
+    assert op > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reads", [2, 4])
+def test_adding_gradients(both, dtype, reads):
+    for n in range(reads):
+        both.slot(f"g{n}", numbers((9, 31), dtype, n, special=True))
+    both.empty("sum", (9, 31), dtype)
+    found = both.run(lambda s: [Call("add", None, tuple(s[f"g{n}"] for n in range(reads)), (s["sum"],))])
+    close(*found["sum"], 1, special=True)
+
+
+SOURCES = ["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
+RESCALES = {
+    "none": {},
+    "scale": {"scale": 1 / 255, "offset": 0.0},
+    "offset": {"scale": 1 / 255, "offset": -0.25},
+    "arrays": {"scale": np.array([0.5, 3.0, 1.0]), "offset": np.array([0.5, -0.25, 0.0])},
+    "shift": {"scale": 1 / 60, "offset": 0.25, "shift": 100.1},
+    "shifts": {
+        "scale": np.array([1 / 60, 3.0, 1e-3]),
+        "offset": np.zeros(3),
+        "shift": np.array([0.1, 1.7e9, -3.3]),
+    },
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("rescale", RESCALES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gather_has_the_bits_of_the_op(gpu, source, rescale, dtype):
+    """Rows of a step, in any order, scaled as the op does it; the data may be on the host or on the GPU."""
+    data = (np.arange(120).reshape(40, 3) * 37 % 120).astype(source)
+    given = RESCALES[rescale]
+    if "shift" in given and source in ("float64", "int64"):
+        data += 1_700_000_000
+    rows, wanted = np.array([3, 0, 39, 3, 17]), np.dtype(dtype if given else source)
+    cursor, results = Cursor(rows), []
+    for lib, there in ((HOST, data), (gpu, data), (gpu, gpu.to_device(data))):
+        raw, out = Slot("raw", (5, 3), np.dtype(source)), Slot("x", (5, 3), wanted)
+        options = {"source": there, "cursor": cursor}
+        move = {k: lib.to_device(v.astype(dtype if "shift" not in given else float)) if hasattr(v, "shape") else v
+                for k, v in given.items()}  # fmt: skip
+        parts = (Call("gather", None, (), (raw,), options),)
+        if given:
+            wide = {"wide": np.float64} if "shift" in given else {}
+            parts += (
+                Call("forward", ops.rescale, (raw,), (out,), {**move, **wide, "dtype": getattr(np, dtype)}),
+            )
+        call = Call("gather", None, (), (out,), {**options, **move}, parts=parts) if given else parts[0]
+        if not given:
+            call.writes = (out,)
+        if lib is HOST:
+            interpret(lib, call)()
+        else:
+            table = lib.kernels("cuda")
+            feed = table.feed((), 5, ())
+            if not table.accepts(call):
+                assert data.itemsize * 3 % 4  # rows that are not words of 4 bytes
+                return
+            steps = bind(lib, table, [call])
+            feed.put(rows)
+            feed.send(0, 5)
+            feed.loop(steps)(1)
+        results.append(lib.to_host(out.array))
+    for found in results[1:]:
+        assert found.dtype == wanted
+        assert found.tobytes() == results[0].tobytes()
+
+
+def test_gathers_of_samples_labels_and_weights_are_one_launch_and_follow_the_step(gpu):
+    """Each step of a chunk takes its own rows, also of samples of several axes."""
+    x = (np.arange(20 * 300) % 251).astype(np.uint8).reshape(20, 3, 100)
+    y, weights = np.arange(20) * 7, np.linspace(0, 1, 20).astype(np.float32)
+    slots = [Slot("x", (4, 3, 100), np.dtype("f4")), Slot("y", (4,), y.dtype), Slot("w", (4,), weights.dtype)]
+    cursor, table = Cursor(np.arange(4)), gpu.kernels("cuda")
+    calls = [
+        Call("gather", None, (), (slot,), {"source": source, "cursor": cursor} | more)
+        for slot, source, more in zip(
+            slots, (x, y, weights), ({"scale": 0.5, "offset": 0.0}, {}, {}), strict=True
+        )
+    ]
+    feed = table.feed((), 4, ())
+    (launch,) = bind(gpu, table, calls)
+    chunk = np.array([[3, 1, 19, 0], [5, 5, 2, 7], [0, 1, 2, 3]])
+    for rows in chunk:
+        feed.put(rows)
+    feed.send(0, 4)
+    for number, rows in enumerate(chunk):
+        feed.position.value = number
+        launch()
+        for slot, right in zip(slots, (x[rows] * np.float32(0.5), y[rows], weights[rows]), strict=True):
+            np.testing.assert_array_equal(gpu.to_host(slot.array), right)
+
+
+def test_gathers_that_have_no_kernel(gpu):
+    out, table = Slot("x", (1, 3), np.dtype("f4")), gpu.kernels("cuda")
+    for options in (
+        {"source": np.ones((2, 1)), "scale": 1.0, "offset": 0.0, "shift": np.ones(3)},  # makes a sample wider
+        {"source": np.ones((2, 3), np.float16), "scale": 1.0, "offset": 0.0},
+        {"source": np.ones((0, 3)), "scale": 1.0, "offset": 0.0},
+    ):
+        assert not table.accepts(
+            Call("gather", None, (), (out,), {**options, "cursor": Cursor(np.array([0]))})
+        )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (32, 100), (7, 3, 11)])
+@pytest.mark.parametrize(("seed", "step", "index"), [(0, 0, 0), (2**64 - 1, 12345678901, 7)])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.999])
+def test_dropouts_mask_has_the_bits_of_the_generator(both, shape, seed, step, index, rate):
+    both.empty("keep", shape, "bool")
+    stream = Stream(seed, Purpose.DROPOUT, index, step)
+
+    def make(s):
+        options = {
+            "make": lambda: HOST.keep_mask(stream, shape, rate),
+            "mask": Mask(Purpose.DROPOUT, index, rate),
+        }
+        return [Call("draw", None, (), (s["keep"],), options)]
+
+    kernel, right = both.run(make, number=step, seed=seed)["keep"]
+    np.testing.assert_array_equal(kernel, right)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout(both, dtype):
+    both.slot("x", numbers((9, 7), dtype, 1, special=True))
+    both.slot("keep", numbers((9, 7), dtype, 2) > 0)
+    both.slot("dy", numbers((9, 7), dtype, 3))
+    both.empty("y", (9, 7), dtype)
+    both.empty("dx", (9, 7), dtype)
+
+    def make(s):
+        forward = Call("forward", ops.dropout, (s["x"], s["keep"]), (s["y"],), {"rate": 0.3})
+        return [forward, Call("backward", ops.dropout, (s["dy"],), (s["dx"], None), forward=forward)]
+
+    found = both.run(make)
+    close(*found["y"], 1, special=True)
+    close(*found["dx"], 1)
+
+
+CUDA_RULES = {**RULES, "amsgrad": lambda: optimizers.Adam(0.01, amsgrad=True)}
+
+
+@pytest.mark.parametrize("rule", CUDA_RULES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("steps", [1, 7])
+def test_updates(gpu, dtype, rule, steps):
+    """Chunks of steps over three parameters equal the optimizer's own steps; gradients are not changed."""
+    shapes = [(5, 3), (3,), (40, 50)]
+    fresh = [numbers(shape, dtype, 100 + i) for i, shape in enumerate(shapes)]
+    results = []
+    for lib in (gpu, HOST):
+        optimizer = CUDA_RULES[rule]()
+        parameters = [
+            Parameter(f"p{i}", shape, lambda s, shape: np.zeros(shape), dtype)
+            for i, shape in enumerate(shapes)
+        ]
+        for i, parameter in enumerate(parameters):
+            parameter.value = lib.to_device(numbers(shapes[i], dtype, i))
+        if lib is gpu:
+            store = Store(gpu, optimizer, parameters, in_place=True)
+            (group,) = store.groups
+            values, gradients, *state = (tuple(column) for column in group.slots)
+            kept = sum(state, ())
+            call = Call("update", type(optimizer).rule, values + gradients + kept, values + kept, rule=group)
+            table = gpu.kernels("cuda")
+            assert table.accepts(call)
+            feed = table.feed(store.groups, 1, ())
+            (step,) = bind(gpu, table, [call])
+            for slot, gradient in zip(gradients, fresh, strict=True):
+                slot.put(gpu.to_device(gradient))
+            for _ in range(steps):
+                store.advance()
+                feed.put(np.zeros(1, np.int64))
+            feed.send(0, 1)
+            feed.loop([step])(steps)
+            for slot, gradient in zip(gradients, fresh, strict=True):
+                assert gpu.to_host(slot.array).tobytes() == gradient.tobytes()
+            store.publish()
+        for _ in range(0 if lib is gpu else steps):
+            for parameter, gradient in zip(parameters, fresh, strict=True):
+                parameter.grad = gradient
+            optimizer.step(parameters)
+        arrays = [
+            *(p.value for p in parameters),
+            *(a for p in parameters for a in optimizer.state_of(p).arrays),
+        ]
+        results.append([lib.to_host(array) for array in arrays])
+    for kernel, op in zip(*results, strict=True):
+        close(kernel, op, 10 * steps)
+
+
+def test_kernels_read_the_options_in_the_order_of_the_rules():
+    """updates.cu names the options of each rule in an enum."""
+    source = (Path(update_kernels.__file__).parent / "updates.cu").read_text()
+    enums = {
+        tuple(name.strip(" _") for name in text.split("}")[0].split(","))
+        for text in source.split("enum {")[1:]
+    }
+    for rule in update_kernels.RULES:
+        names = tuple(p.name for p in inspect.signature(rule).parameters.values() if p.kind is p.KEYWORD_ONLY)
+        assert names in enums, rule.__name__
+
+
+@pytest.mark.parametrize("case", ["large", "small", "infinite", "nan", "overflow"])
+@pytest.mark.parametrize("rule", [updates.clip_by_norm, updates.clip_by_value], ids=lambda r: r.__name__)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clipping(both, dtype, rule, case):
+    """Also of numbers that are not finite, and of a norm that is too large for the dtype."""
+    shapes = {"g0": (70, 30), "g1": (30,), "g2": (1,)}
+    for seed, (name, shape) in enumerate(shapes.items()):
+        both.slot(name, numbers(shape, dtype, seed) * np.dtype(dtype).type(1e-3 if case == "small" else 1))
+    bad = {"infinite": np.inf, "nan": np.nan, "overflow": np.finfo(dtype).max / 2}.get(case)
+    if bad is not None:
+        for slots in (both.there, both.here):
+            slots["g1"].array[3] = bad
+
+    def make(s):
+        slots = tuple(s[name] for name in shapes)
+        return [Call("clip", rule, slots, slots, {"limit": 0.75})]
+
+    found = both.run(make)
+    for name in shapes:
+        close(*found[name], 16, special=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_averages_of_weights_are_one_launch(both, dtype):
+    for n, shape in enumerate([(70, 30), (5,)]):
+        both.slot(f"w{n}", numbers(shape, dtype, n))
+        both.slot(f"a{n}", numbers(shape, dtype, n + 9))
+
+    def make(s):
+        return [
+            Call("keep", updates.moving_average, (s[f"a{n}"], s[f"w{n}"]), (s[f"a{n}"],), {"decay": 0.9})
+            for n in range(2)
+        ]
+
+    found = both.run(make)
+    assert both.launches == 1
+    for name in ("a0", "a1"):
+        close(*found[name], 2)
+
+
+@pytest.mark.parametrize("place", [None, 0, 4095, 4096, -1])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_finite(gpu, dtype, value, place):
+    arrays = [np.ones(shape, dtype) for shape in ((3,), (0, 2), (90, 100))]
+    if place is not None:
+        arrays[2].reshape(-1)[place] = value
+    arrays = [gpu.to_device(array) for array in arrays]
+    assert gpu.finite(arrays) == (place is None)
+    assert gpu.finite([*arrays, gpu.to_device(np.ones((3, 2))).T]) == (place is None)
+    assert gpu.finite([])
+
+
+NVRTC = r"""
+import sys
+from pathlib import Path
+from cupy.cuda import compiler
+from cupy_backends.cuda.libs import nvrtc
+try:
+    nvrtc.getVersion()
+except Exception as error:
+    print("no NVRTC:", error)
+    sys.exit()
+common, *sources = [Path(name).read_text() for name in sys.argv[1:]]
+for source in sources:
+    for arch, real in (("sm_80", "float"), ("sm_90", "double")):
+        options = f"-arch={arch}", "--std=c++17", "--fmad=false", "-ftz=true", f"-Dreal={real}"
+        types = "-DSOURCE=unsigned char", "-DLABEL=long long"
+        program = compiler._NVRTCProgram(common + source, "kernels.cu", method="cubin")
+        assert program.compile((*options, *types))[0][:4] == b"\x7fELF"
+print("compiled", len(sources))
+"""
+
+
+def test_nvrtc_compiles_every_source():
+    """For two generations of GPUs, in a process without the emulated one, which does not need a GPU."""
+    folder = Path(launch.__file__).parent
+    sources = sorted(path for path in folder.glob("*.cu") if path.name != "common.cu")
+    command = [sys.executable, "-c", NVRTC, folder / "common.cu", *sources]
+    attached = sys.modules.get("cuda_emulator.attach")
+    environment = None if attached is None else attached.environment(attached=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.stdout.startswith("no NVRTC"):
+        pytest.skip(done.stdout)
+    assert done.stdout == f"compiled {len(sources)}\n", done.stderr
+
+
+def test_every_kernel_is_tested_here(gpu):
+    """A new kernel needs a test above and an entry here."""
+    assert set(gpu.kernels("cuda").kernels) == {
+        ("gather", None), ("draw", None), ("add", None), ("collect", None), ("metric", accuracy),
+        ("loss", ops.softmax_cross_entropy), ("keep", updates.moving_average), ("clip", updates.clip_by_norm),
+        ("clip", updates.clip_by_value), *(("loss", op) for op in DISTANCES),
+        *itertools.product(("forward", "backward"), (ops.dense, ops.dropout, ops.relu, ops.sigmoid, ops.tanh)),
+        *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS)),
+        *(("update", type(make()).rule) for make in CUDA_RULES.values()),
+    }  # fmt: skip
+    assert math.isclose(len(CUDA_RULES), len(RULES) + 1)
