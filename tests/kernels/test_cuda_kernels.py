@@ -603,13 +603,14 @@ def test_nvrtc_compiles_every_source():
 
 
 def test_every_kernel_is_tested_here(gpu):
-    """A new kernel needs a test above and an entry here."""
+    """A new kernel needs a test, here or in test_cuda_image_kernels.py and the like, and an entry here."""
     assert set(gpu.kernels("cuda").kernels) == {
         ("gather", None), ("draw", None), ("add", None), ("collect", None), ("metric", accuracy),
         ("loss", ops.softmax_cross_entropy), ("keep", updates.moving_average), ("clip", updates.clip_by_norm),
         ("clip", updates.clip_by_value), *(("loss", op) for op in DISTANCES),
         *itertools.product(("forward", "backward"), (ops.dense, ops.dropout, ops.relu, ops.sigmoid, ops.tanh)),
         *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS)),
+        *itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d, ops.mean)),
         *(("update", type(make()).rule) for make in CUDA_RULES.values()),
     }  # fmt: skip
     assert math.isclose(len(CUDA_RULES), len(RULES) + 1)

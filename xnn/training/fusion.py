@@ -6,7 +6,7 @@ each with the list it replaces.
 | rule | what becomes one call |
 |---|---|
 | rescale_into_gather | the gathering of a batch, and the Rescale that is its only reader |
-| activation_into_dense | dense and the activation after it; backward, the gradients of both |
+| activation_into_dense | dense, conv2d or normalize and the activation after it; backward, the gradients of both |
 | loss_with_gradient | a loss's forward and its backward |
 | sgd_into_dense | the products that give a weight's gradient, and its update: W <- W - rate x^T dz |
 
@@ -26,6 +26,8 @@ Calls = list[Call]
 
 #: The numbers of a Rescale that a gather takes over.
 _NUMBERS = ("scale", "offset", "shift")
+#: Ops whose kernels may apply the activation that follows.
+_ACTIVATED = ops.dense, ops.conv2d, ops.normalize
 
 
 def fuse(calls: Calls, table: KernelTable, keep_gradients: bool = False) -> Calls:
@@ -70,17 +72,21 @@ def rescale_into_gather(calls: Calls, table: KernelTable) -> Calls:
 
 
 def activation_into_dense(calls: Calls, table: KernelTable) -> Calls:
-    """Forward, y = f(x W + b) in one call. Backward, dz = dy f'(z) from y, then dx, dW and db from dz."""
-    for dense in [call for call in calls if call.key == ("forward", ops.dense)]:
+    """Forward, y = f(x W + b) in one call. Backward, dz = dy f'(z) from y, then dx, dW and db from dz.
+
+    So too for the other ops in _ACTIVATED, where the table has kernels for it.
+    """
+    for dense in [call for call in calls if call.kind == "forward" and call.op in _ACTIVATED]:
         activation = _only_reader(calls, dense.writes[0])
         if activation is None or activation.kind != "forward":
             continue
         down, up = _backward_of(calls, dense), _backward_of(calls, activation)
         forward = Call(
             "forward",
-            ops.dense,
+            dense.op,
             dense.reads,
             activation.writes,
+            dense.options,
             activation=activation.op,
             parts=(dense, activation),
         )
@@ -88,7 +94,7 @@ def activation_into_dense(calls: Calls, table: KernelTable) -> Calls:
         if down is not None and up is not None:
             if _only_reader(calls, up.writes[0]) is not down:
                 continue
-            new.append(Call("backward", ops.dense, up.reads, down.writes, forward=forward, parts=(up, down)))
+            new.append(Call("backward", dense.op, up.reads, down.writes, forward=forward, parts=(up, down)))
             old += [up, down]
         elif up is not None or down is not None:
             continue

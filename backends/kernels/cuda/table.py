@@ -10,7 +10,9 @@ from xnn.backends.kernels.calls import Call, KernelTable, Runnable
 from xnn.backends.kernels.cuda import activation_kernels as activations
 from xnn.backends.kernels.cuda import data_kernels as data
 from xnn.backends.kernels.cuda import dense_kernels as dense
+from xnn.backends.kernels.cuda import image_kernels as images
 from xnn.backends.kernels.cuda import loss_kernels as loss
+from xnn.backends.kernels.cuda import pooling_kernels as pooling
 from xnn.backends.kernels.cuda import update_kernels as changes
 from xnn.backends.kernels.cuda.cublas import library
 from xnn.backends.kernels.cuda.data_kernels import Gather
@@ -42,6 +44,15 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
         for kind in ("forward", "backward")
         for op in activations.SHAPES
     },
+    ("forward", ops.conv2d): (images.conv2d, images.serves_conv2d),
+    ("backward", ops.conv2d): (images.conv2d_backward, images.serves_conv2d),
+    **{("forward", op): (pooling.pool, pooling.serves_pool) for op in (ops.max_pool2d, ops.avg_pool2d)},
+    **{
+        ("backward", op): (pooling.pool_backward, pooling.serves_pool)
+        for op in (ops.max_pool2d, ops.avg_pool2d)
+    },
+    ("forward", ops.mean): (pooling.mean, pooling.serves_mean),
+    ("backward", ops.mean): (pooling.mean_backward, pooling.serves_mean),
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
     **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
