@@ -34,6 +34,7 @@ from xnn.backends.random import Mask
 from xnn.layers import Parameter
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
+from xnn.ops.normalization import running_moments
 from xnn.training.parameters import Store
 
 _REASON = available_backends()["cupy"]
@@ -611,6 +612,8 @@ def test_every_kernel_is_tested_here(gpu):
         *itertools.product(("forward", "backward"), (ops.dense, ops.dropout, ops.relu, ops.sigmoid, ops.tanh)),
         *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS)),
         *itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d, ops.mean)),
+        *itertools.product(("forward", "backward"), (ops.normalize,)), ("forward", ops.moments),
+        ("keep", running_moments),
         *(("update", type(make()).rule) for make in CUDA_RULES.values()),
     }  # fmt: skip
     assert math.isclose(len(CUDA_RULES), len(RULES) + 1)

@@ -125,6 +125,7 @@ def flatten(
         if node.op is not None and node.op.opaque:
             node.op.trial = False  # type: ignore[attr-defined]
     _check_dtypes(trace.order)
+    store.moving.update(buffer for change in trace.kept for buffer in change.buffers)
     slots = {node: _slot(node, place, store) for place, node in enumerate(trace.order)}
     forward = _forward(trace, slots)
     counting, counts = _counting(lib, trace, slots, metrics, total)
@@ -199,7 +200,6 @@ def _keeping(trace: Trace, slots: Slots, store: Store) -> list[Call]:
     calls = []
     for change in trace.kept:
         buffers = tuple(store.keep(buffer) for buffer in change.buffers)
-        store.moving.update(change.buffers)
         source = change.source
         read = (
             slots[source]

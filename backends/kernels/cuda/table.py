@@ -12,15 +12,18 @@ from xnn.backends.kernels.cuda import data_kernels as data
 from xnn.backends.kernels.cuda import dense_kernels as dense
 from xnn.backends.kernels.cuda import image_kernels as images
 from xnn.backends.kernels.cuda import loss_kernels as loss
+from xnn.backends.kernels.cuda import normalization_kernels as norms
 from xnn.backends.kernels.cuda import pooling_kernels as pooling
 from xnn.backends.kernels.cuda import update_kernels as changes
 from xnn.backends.kernels.cuda.cublas import library
 from xnn.backends.kernels.cuda.data_kernels import Gather
 from xnn.backends.kernels.cuda.feed import LONGEST, DeviceFeed, Resident
 from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Collect, Loss
+from xnn.backends.kernels.cuda.normalization_kernels import Running
 from xnn.backends.kernels.cuda.update_kernels import Segments
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
+from xnn.ops.normalization import running_moments
 
 __all__ = ["CudaTable"]
 
@@ -53,6 +56,10 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     },
     ("forward", ops.mean): (pooling.mean, pooling.serves_mean),
     ("backward", ops.mean): (pooling.mean_backward, pooling.serves_mean),
+    ("forward", ops.moments): (norms.moments, norms.serves_moments),
+    ("forward", ops.normalize): (norms.normalize, norms.serves_normalize),
+    ("backward", ops.normalize): (norms.normalize_backward, norms.serves_normalize_backward),
+    ("keep", running_moments): (norms.running, norms.serves_running),
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
     **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
@@ -72,7 +79,7 @@ class CudaTable(KernelTable):
     """
 
     name = "cuda"
-    in_place = True
+    in_place = buffers_in_place = True
     chunk = LONGEST
 
     def __init__(self) -> None:
@@ -104,13 +111,13 @@ class CudaTable(KernelTable):
 
 
 def _join_neighbours(items: list[Any]) -> list[Any]:
-    """Join gathers that follow one another, and averages that do."""
+    """Join gathers that follow one another, averages that do, and running statistics that do."""
     joined: list[Any] = []
     for item in items:
         last = joined[-1] if joined else None
         if isinstance(last, Gather) and isinstance(item, Gather) and (both := last.join(item)):
             joined[-1] = both
-        elif not (isinstance(last, Segments) and last.join(item)):
+        elif not (isinstance(last, (Segments, Running)) and last.join(item)):
             joined.append(item)
     return joined
 
