@@ -132,7 +132,7 @@ def test_pooling(both, case, op, dtype, special):
     "options", [{"axis": (2, 3)}, {"axis": (3, 2), "keepdims": True}, {}, {"axis": -1}], ids=str
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_means_over_the_last_axes(both, shape, options, dtype):
+def test_means_over_neighbouring_axes(both, shape, options, dtype):
     x = numbers(shape, dtype, 1)
     y = np.asarray(ops.mean(x, **options))
     both.slot("x", x)

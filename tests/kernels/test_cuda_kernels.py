@@ -3,8 +3,6 @@
 import inspect
 import itertools
 import math
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -569,38 +567,13 @@ def test_finite(gpu, dtype, value, place):
     assert gpu.finite([])
 
 
-NVRTC = r"""
-import sys
-from pathlib import Path
-from cupy.cuda import compiler
-from cupy_backends.cuda.libs import nvrtc
-try:
-    nvrtc.getVersion()
-except Exception as error:
-    print("no NVRTC:", error)
-    sys.exit()
-common, *sources = [Path(name).read_text() for name in sys.argv[1:]]
-for source in sources:
-    for arch, real in (("sm_80", "float"), ("sm_90", "double")):
-        options = f"-arch={arch}", "--std=c++17", "--fmad=false", "-ftz=true", f"-Dreal={real}"
-        types = "-DSOURCE=unsigned char", "-DLABEL=long long"
-        program = compiler._NVRTCProgram(common + source, "kernels.cu", method="cubin")
-        assert program.compile((*options, *types))[0][:4] == b"\x7fELF"
-print("compiled", len(sources))
-"""
+def test_every_source_is_compiled_for_real_gpus():
+    """`test_emulated_cupy.py` has NVRTC compile them for two generations of GPUs."""
+    from cuda_emulator.nvrtc import project_sources
 
-
-def test_nvrtc_compiles_every_source():
-    """For two generations of GPUs, in a process without the emulated one, which does not need a GPU."""
-    folder = Path(launch.__file__).parent
-    sources = sorted(path for path in folder.glob("*.cu") if path.name != "common.cu")
-    command = [sys.executable, "-c", NVRTC, folder / "common.cu", *sources]
-    attached = sys.modules.get("cuda_emulator.attach")
-    environment = None if attached is None else attached.environment(attached=False)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.stdout.startswith("no NVRTC"):
-        pytest.skip(done.stdout)
-    assert done.stdout == f"compiled {len(sources)}\n", done.stderr
+    sources = {path.stem for path in Path(launch.__file__).parent.glob("*.cu")} - {"common"}
+    named = set(project_sources())
+    assert {f"{name} ({real})" for name in sources for real in ("float", "double")} <= named
 
 
 def test_every_kernel_is_tested_here(gpu):
@@ -613,7 +586,7 @@ def test_every_kernel_is_tested_here(gpu):
         *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS)),
         *itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d, ops.mean)),
         *itertools.product(("forward", "backward"), (ops.normalize,)), ("forward", ops.moments),
-        ("keep", running_moments),
+        ("keep", running_moments), *itertools.product(("forward", "backward"), (ops.embedding,)),
         *(("update", type(make()).rule) for make in CUDA_RULES.values()),
     }  # fmt: skip
     assert math.isclose(len(CUDA_RULES), len(RULES) + 1)

@@ -10,6 +10,7 @@ Read in this order: `launch.py` (how a kernel is compiled and launched), `cublas
 | activation_kernels.py | activations.cu |
 | image_kernels.py, pooling_kernels.py | images.cu |
 | normalization_kernels.py | normalization.cu |
+| embedding_kernels.py | embedding.cu |
 | loss_kernels.py | loss.cu, distances.cu, numbers.cu |
 | update_kernels.py | updates.cu |
 

@@ -161,8 +161,17 @@ extern "C" __global__ void row_means(const real* x, real* y, int64 width) {
     if (threadIdx.x == 0) y[blockIdx.x] = sum / (real)width;
 }
 
-// Its gradient.
-extern "C" __global__ void row_means_gradient(const real* dy, real* dx, int64 width, int64 size) {
+// The means of x (outer, width, inner) over its middle axis. A thread for each of them.
+extern "C" __global__ void middle_means(const real* x, real* y, int64 width, int64 inner, int64 size) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < size) dx[i] = dy[i / (unsigned)width] / (real)width;
+    if (i >= size) return;
+    double sum = 0;
+    for (int64 j = 0; j < width; ++j) sum += x[(i / (unsigned)inner * width + j) * inner + i % (unsigned)inner];
+    y[i] = (real)(sum / (double)width);
+}
+
+// The gradient of both.
+extern "C" __global__ void means_gradient(const real* dy, real* dx, int64 width, int64 inner, int64 size) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) dx[i] = dy[i / (unsigned)inner / (unsigned)width * inner + i % (unsigned)inner] / (real)width;
 }

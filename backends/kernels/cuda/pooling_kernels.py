@@ -1,4 +1,4 @@
-"""Kernels of max pooling, average pooling, and means over the last axes, such as global average pooling."""
+"""Kernels of max pooling, average pooling, and means over neighbouring axes, such as global average pooling."""
 
 from __future__ import annotations
 
@@ -47,32 +47,35 @@ def pool_backward(call: Call, feed: DeviceFeed) -> Any:
     return by_element(compiled("images", dx.dtype), "pool_gradient", dx.size, arguments, feed.stream)
 
 
-def _width(forward: Call) -> int:
-    """How many elements a mean is over, or 0 if they are not those of the last axes."""
+def _extents(forward: Call) -> tuple[int, int] | None:
+    """How many elements a mean is over, and how many lie between two of them; None for other axes than neighbours."""
     shape, options = forward.reads[0].shape, forward.options
-    if not set(options) <= {"axis", "keepdims"} or not shape:
-        return 0
     axes = sorted(reduced_axes(options.get("axis"), len(shape)))
-    last = list(range(len(shape) - len(axes), len(shape)))
-    return math.prod(shape[last[0] :]) if axes and axes == last else 0
+    if not axes or axes != list(range(axes[0], axes[-1] + 1)) or not set(options) <= {"axis", "keepdims"}:
+        return None
+    return math.prod(shape[axes[0] : axes[-1] + 1]), math.prod(shape[axes[-1] + 1 :])
 
 
 def serves_mean(call: Call) -> bool:
-    """Whether the mean is over the last axes."""
-    return serves_pool(call) and _width(call.forward or call) > 0
+    """Whether the mean is over neighbouring axes."""
+    return serves_pool(call) and _extents(call.forward or call) is not None
 
 
 def mean(call: Call, feed: DeviceFeed) -> Any:
     """Compute the mean of each row, where a row is what the mean is over."""
-    x, y = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
-    width = _width(call)
+    x, y, extents = call.reads[0].array, call.writes[0].array, _extents(call)  # type: ignore[union-attr]
+    assert extents is not None
+    (width, inner), module = extents, compiled("images", x.dtype)
+    if inner > 1:
+        return by_element(module, "middle_means", y.size, (x, y, width, inner, y.size), feed.stream)
     threads = min(THREADS, -(-width // 32) * 32)
-    return Launch(compiled("images", x.dtype), "row_means", (y.size,), (threads,), (x, y, width), feed.stream)
+    return Launch(module, "row_means", (y.size,), (threads,), (x, y, width), feed.stream)
 
 
 def mean_backward(call: Call, feed: DeviceFeed) -> Any:
     """Spread the gradient of each mean over its row."""
     forward, dy, dx = call.forward, call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
-    assert forward is not None
-    arguments = dy, dx, _width(forward), dx.size
-    return by_element(compiled("images", dx.dtype), "row_means_gradient", dx.size, arguments, feed.stream)
+    extents = None if forward is None else _extents(forward)
+    assert extents is not None
+    module = compiled("images", dx.dtype)
+    return by_element(module, "means_gradient", dx.size, (dy, dx, *extents, dx.size), feed.stream)

@@ -10,6 +10,7 @@ from xnn.backends.kernels.calls import Call, KernelTable, Runnable
 from xnn.backends.kernels.cuda import activation_kernels as activations
 from xnn.backends.kernels.cuda import data_kernels as data
 from xnn.backends.kernels.cuda import dense_kernels as dense
+from xnn.backends.kernels.cuda import embedding_kernels as embeddings
 from xnn.backends.kernels.cuda import image_kernels as images
 from xnn.backends.kernels.cuda import loss_kernels as loss
 from xnn.backends.kernels.cuda import normalization_kernels as norms
@@ -60,6 +61,8 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("forward", ops.normalize): (norms.normalize, norms.serves_normalize),
     ("backward", ops.normalize): (norms.normalize_backward, norms.serves_normalize_backward),
     ("keep", running_moments): (norms.running, norms.serves_running),
+    ("forward", ops.embedding): (embeddings.embedding, embeddings.serves_embedding),
+    ("backward", ops.embedding): (embeddings.embedding_backward, embeddings.serves_embedding),
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
     **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},

@@ -1,4 +1,4 @@
-"""Training of convolutions and normalizations by the CUDA kernels: captured, with the numbers of the CPU."""
+"""Training of convolutions, normalizations, embeddings by CUDA kernels: captured, with the numbers of the CPU."""
 
 import sys
 from pathlib import Path
@@ -81,6 +81,12 @@ MODELS = {
     "global mean": lambda: xnn.Sequential(
         layers.Rescale(1 / 255), layers.Reshape((1, 4, 5)), layers.Conv2D(1, CLASSES, 2, bias=False),
         layers.GlobalAvgPool(), seed=2,
+    ),
+    "embedding": lambda: xnn.Sequential(
+        layers.Embedding(256, 6), layers.Flatten(), layers.Dense(6 * FEATURES, CLASSES), seed=2
+    ),
+    "mean of an embedding": lambda: xnn.Sequential(
+        layers.Embedding(256, 6), layers.Lambda(lambda x: ops.mean(x, axis=1)), layers.Dense(6, CLASSES), seed=2
     ),
 }  # fmt: skip
 
