@@ -425,7 +425,7 @@ def test_dropouts_mask_has_the_bits_of_the_generator(both, shape, seed, step, in
     def make(s):
         options = {
             "make": lambda: HOST.keep_mask(stream, shape, rate),
-            "mask": Mask(Purpose.DROPOUT, index, rate),
+            "recipe": Mask(Purpose.DROPOUT, index, rate),
         }
         return [Call("draw", None, (), (s["keep"],), options)]
 
@@ -586,7 +586,8 @@ def test_every_kernel_is_tested_here(gpu):
         *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS)),
         *itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d, ops.mean)),
         *itertools.product(("forward", "backward"), (ops.normalize,)), ("forward", ops.moments),
-        ("keep", running_moments), *itertools.product(("forward", "backward"), (ops.embedding,)),
+        ("keep", running_moments), ("forward", ops.warp),
+        *itertools.product(("forward", "backward"), (ops.embedding,)),
         *(("update", type(make()).rule) for make in CUDA_RULES.values()),
     }  # fmt: skip
     assert math.isclose(len(CUDA_RULES), len(RULES) + 1)

@@ -82,6 +82,9 @@ MODELS = {
         layers.Rescale(1 / 255), layers.Reshape((1, 4, 5)), layers.Conv2D(1, CLASSES, 2, bias=False),
         layers.GlobalAvgPool(), seed=2,
     ),
+    "augmentation": lambda: xnn.Sequential(
+        layers.Rescale(1 / 255), *layers.augmentation((4, 5), 3.0), layers.Dense(FEATURES, CLASSES), seed=2
+    ),
     "embedding": lambda: xnn.Sequential(
         layers.Embedding(256, 6), layers.Flatten(), layers.Dense(6 * FEATURES, CLASSES), seed=2
     ),
@@ -193,6 +196,25 @@ def test_statistics_that_a_callback_assigns_take_effect():
             assert np.all(model.backend.to_host(callback.assigned) == 7.0)
     np.testing.assert_allclose(*found, rtol=1e-3)
     assert np.all(found[0] > 2.0)
+
+
+@pytest.mark.parametrize("change", [{"rotation": 90.0}, {"sigma": 0.3}], ids=str)
+def test_options_of_an_augmentation_that_a_callback_assigns_take_effect(change):
+    class Assigns(Callback):
+        def on_epoch_end(self, history, results):
+            for name, value in change.items():
+                setattr(self.model.layers[1 if name == "sigma" else 2], name, value)
+
+    found = []
+    for name in ("numpy", "cupy", "without"):
+        with xnn.backends.backend("cupy" if name == "without" else name):
+            model, callback = MODELS["augmentation"](), Assigns()
+            callback.model = model
+            calls = [] if name == "without" else [callback]
+            trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.05), callbacks=calls)
+            found.append(trainer.fit((X, Y), epochs=3, batch_size=50, progress=False)["loss"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+    assert abs(found[2][2] - found[1][2]) > 1e-4
 
 
 def test_measured_and_diverged_steps_leave_the_statistics_as_they_were():

@@ -6,6 +6,7 @@ Read in this order: `launch.py` (how a kernel is compiled and launched), `cublas
 | file | sources |
 |---|---|
 | data_kernels.py | gather.cu, dropout.cu |
+| augmentation_kernels.py | augmentation.cu |
 | dense_kernels.py | dense.cu |
 | activation_kernels.py | activations.cu |
 | image_kernels.py, pooling_kernels.py | images.cu |

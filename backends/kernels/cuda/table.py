@@ -8,6 +8,7 @@ from typing import Any
 from xnn import ops
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable
 from xnn.backends.kernels.cuda import activation_kernels as activations
+from xnn.backends.kernels.cuda import augmentation_kernels as augmentation
 from xnn.backends.kernels.cuda import data_kernels as data
 from xnn.backends.kernels.cuda import dense_kernels as dense
 from xnn.backends.kernels.cuda import embedding_kernels as embeddings
@@ -30,7 +31,8 @@ __all__ = ["CudaTable"]
 
 _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("gather", None): (data.gather, data.serves_gather),
-    ("draw", None): (data.keep_mask, data.serves_mask),
+    ("draw", None): (augmentation.draw, augmentation.serves_draw),
+    ("forward", ops.warp): (augmentation.warp, augmentation.serves_warp),
     ("forward", ops.dropout): (data.dropout, data.serves_dropout),
     ("backward", ops.dropout): (data.dropout_backward, data.serves_dropout),
     ("forward", ops.dense): (dense.dense, dense.serves_dense),
