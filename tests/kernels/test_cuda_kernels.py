@@ -320,6 +320,31 @@ def test_adding_gradients(both, dtype, reads):
     close(*found["sum"], 1, special=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_of_two_and_its_gradients(both, dtype):
+    """The same array twice has two gradients; terms of different shapes have no kernel."""
+    for n, name in enumerate(("a", "b", "dy")):
+        both.slot(name, numbers((9, 31), dtype, n, special=True))
+    for name in ("y", "da", "db", "twice", "first", "second"):
+        both.empty(name, (9, 31), dtype)
+
+    def make(s):
+        made = []
+        for reads, y, writes in ((("a", "b"), "y", ("da", "db")), (("a", "a"), "twice", ("first", "second"))):
+            forward = Call("forward", ops.add, tuple(s[name] for name in reads), (s[y],))
+            made += [
+                forward,
+                Call("backward", ops.add, (s["dy"],), tuple(s[w] for w in writes), forward=forward),
+            ]
+        return made
+
+    found = both.run(make)
+    for name in ("y", "twice", "da", "db", "first", "second"):
+        np.testing.assert_array_equal(*found[name])
+    row, whole = Slot("row", (31,), np.dtype(dtype)), Slot("y", (9, 31), np.dtype(dtype))
+    assert not both.gpu.kernels("cuda").accepts(Call("forward", ops.add, (whole, row), (whole,)))
+
+
 SOURCES = ["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
 RESCALES = {
     "none": {},
@@ -587,7 +612,7 @@ def test_every_kernel_is_tested_here(gpu):
         *itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d, ops.mean)),
         *itertools.product(("forward", "backward"), (ops.normalize,)), ("forward", ops.moments),
         ("keep", running_moments), ("forward", ops.warp),
-        *itertools.product(("forward", "backward"), (ops.embedding,)),
+        *itertools.product(("forward", "backward"), (ops.embedding, ops.add)),
         *(("update", type(make()).rule) for make in CUDA_RULES.values()),
     }  # fmt: skip
     assert math.isclose(len(CUDA_RULES), len(RULES) + 1)

@@ -108,7 +108,7 @@ def test_models_are_captured_with_the_numbers_of_the_cpu(name):
         train(lib, MODELS[name], lambda: optimizers.SGD(0.03, momentum=0.9), batch_size=50)
         for lib in ("numpy", "cupy")
     )
-    assert set(by_ops(there[0])) <= {"add"}, "x + f(x) of ops has no kernel"
+    assert not by_ops(there[0])
     check_same(there, here, 5e-3)
     for a, b in zip(state_of(here[0]), state_of(there[0]), strict=True):
         np.testing.assert_allclose(b, a, rtol=0.02, atol=2e-3)

@@ -65,6 +65,8 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("keep", running_moments): (norms.running, norms.serves_running),
     ("forward", ops.embedding): (embeddings.embedding, embeddings.serves_embedding),
     ("backward", ops.embedding): (embeddings.embedding_backward, embeddings.serves_embedding),
+    ("forward", ops.add): (dense.add, activations.serves_sum),
+    ("backward", ops.add): (activations.sum_backward, activations.serves_sum),
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
     **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
