@@ -24,12 +24,15 @@ from test_cuda_programs import (
 import xnn
 from xnn import layers, losses, ops, optimizers
 from xnn.backends import get_backend
-from xnn.callbacks import Callback
+from xnn.callbacks import Callback, EarlyStopping
 from xnn.data import Batches
 from xnn.errors import DivergenceError
 from xnn.training import fusion
 
 __all__ = ["pytestmark"]
+
+
+VALIDATION = X[:60], Y[:60]
 
 
 def images(*between, pool=layers.MaxPool2D):
@@ -105,13 +108,39 @@ def by_ops(trainer):
 @pytest.mark.parametrize("name", MODELS)
 def test_models_are_captured_with_the_numbers_of_the_cpu(name):
     here, there = (
-        train(lib, MODELS[name], lambda: optimizers.SGD(0.03, momentum=0.9), batch_size=50)
+        train(
+            lib,
+            MODELS[name],
+            lambda: optimizers.SGD(0.03, momentum=0.9),
+            batch_size=50,
+            validation=VALIDATION,
+        )
         for lib in ("numpy", "cupy")
     )
     assert not by_ops(there[0])
     check_same(there, here, 5e-3)
     for a, b in zip(state_of(here[0]), state_of(there[0]), strict=True):
         np.testing.assert_allclose(b, a, rtol=0.02, atol=2e-3)
+
+
+def test_lbfgs_and_restored_epochs_keep_the_statistics_of_the_cpu():
+    """Both go back to earlier numbers: after a line search, and to the best epoch."""
+    pytest.importorskip("scipy")
+
+    def make():  # without a bias, whose gradient is 0 but for rounding
+        return xnn.Sequential(
+            layers.Rescale(1 / 255), layers.Dense(FEATURES, 12, bias=False), layers.BatchNorm(12), layers.Tanh(),
+            layers.Dense(12, CLASSES), seed=1,
+        )  # fmt: skip
+
+    for optimizer, callbacks in (
+        (optimizers.LBFGS, ()),
+        (lambda: optimizers.Adam(0.05), (lambda: EarlyStopping(patience=1, monitor="loss"),)),
+    ):
+        here, there = (train(lib, make, optimizer, 4, callbacks, batch_size=250) for lib in ("numpy", "cupy"))
+        assert here[0].history["loss"] == pytest.approx(there[0].history["loss"], rel=1e-3)
+        for a, b in zip(state_of(here[0]), state_of(there[0]), strict=True):
+            np.testing.assert_allclose(b, a, rtol=0.02, atol=2e-3)
 
 
 def test_captured_normalization_has_the_bits_of_single_steps():
@@ -293,3 +322,15 @@ def test_what_the_host_asks_for_a_chunk_of_batch_normalization():
             kinds = [line.split()[0] for line in lines]
             assert kinds.count("GRAPH") + kinds.count("KERNEL") + kinds.count("CUBLAS") <= 4
             assert kinds.count("COPY") <= 4
+
+
+@pytest.mark.parametrize("name", ["batch norm", "layer norm", "mean of an embedding", "augmentation"])
+def test_results_do_not_depend_on_the_order_of_threads(name):
+    recorder()
+    from cuda_emulator.kernels import settings
+
+    found = []
+    for order in ("forward", "backward", "random"):
+        with settings(order=order):
+            found.append(bits(train("cupy", MODELS[name], epochs=1, batch_size=50)))
+    assert found[0] == found[1] == found[2]
