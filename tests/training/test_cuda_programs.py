@@ -328,6 +328,23 @@ def test_an_epoch_waits_only_where_it_looks(monkeypatch):
     assert last.count("COPY") <= 4
 
 
+def test_an_evaluation_reads_once():
+    """However many batches there are, and also where the divisor of the loss and a metric are arrays."""
+    recorded = recorder()
+    results = []
+    for name in ("numpy", "cupy"):
+        with xnn.backends.backend(name):
+            trainer = xnn.Trainer(
+                network(), losses.SoftmaxCrossEntropy(), optimizers.SGD(), metrics=["accuracy", "f1"]
+            )
+            weights = np.linspace(0.1, 2.0, ROWS).astype(np.float32)
+            trainer.evaluate((X, Y), 50, weights)  # compiles kernels
+            with recorded() as log:
+                results.append(trainer.evaluate((X, Y), 50, weights))
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
+    assert [line.split()[:2] for line in log].count(["SYNC", "stream"]) == 1
+
+
 def test_results_do_not_depend_on_the_order_of_threads():
     recorder()
     from cuda_emulator.kernels import settings
