@@ -587,6 +587,19 @@ def test_data_on_the_gpu_are_used_where_they_are():
     check_same(there, here)
 
 
+def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch():
+    results = []
+    for name in ("numpy", "cupy"):
+        x = X.copy()
+
+        class Inverts(Callback):
+            def on_epoch_end(self, history, results, x=x):
+                x[:] = 255 - x
+
+        results.append(train(name, data=(x, Y), callbacks=[Inverts]))
+    check_same(*results)
+
+
 def test_seconds_per_step_and_many_steps_without_a_look():
     """Steps are undone; the record is emptied to the host when it is full."""
     trainer = article(optimizers.SGD())
