@@ -106,9 +106,10 @@ def test_classes_that_are_text_and_look_like_numbers(tmp_path):
     assert result.stderr == f"accuracy {share:.4f} over 60 samples\n"
 
 
+@pytest.mark.parametrize("options", [(), ("--class-weight", "balanced"), ("--numerics", "exact")])
 @pytest.mark.parametrize("label", ["cat", "0", "7", "0.5"])
-def test_one_class(tmp_path, label):
-    model = trained(tmp_path, rows_of(lambda a: label, "a,b,kind"), "--task", "classification")
+def test_one_class(tmp_path, label, options):
+    model = trained(tmp_path, rows_of(lambda a: label, "a,b,kind"), "--task", "classification", *options)
     result = run("predict", model, tmp_path / "trained.csv")
     assert result.stdout.splitlines() == [label] * 60
     assert result.stderr == "accuracy 1.0000 over 60 samples\n"
@@ -186,3 +187,29 @@ def test_a_process_of_its_own_prints_the_same(tmp_path):
     model = trained(tmp_path, rows_of(lambda a: "np"[int(a > 0)], "a,b,kind"))
     result = command("predict", model, tmp_path / "trained.csv")
     assert (result.returncode, result.stdout) == (0, run("predict", model, tmp_path / "trained.csv").stdout)
+
+
+@pytest.fixture(scope="module")
+def of_classes(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("model"), rows_of(lambda a: int(a > 0), "a,b,y"))
+
+
+@pytest.mark.parametrize(
+    ("y", "known"),
+    [("1", True), ("01", True), ("1.0", True), ("9" * 25, False), ("0" * 90 + "1", True),
+     ("\u0661", False), ("\u00b2", False), ("-1", False), ("1e0", True), ("x", False)],
+)  # fmt: skip
+def test_targets_are_classes_that_are_known_or_not(of_classes, tmp_path, y, known):
+    table = tmp_path / "p.csv"
+    table.write_text(f"a,b,y\n1,2,{y}\n3,4,0\n", encoding="utf-8")
+    result = run("predict", of_classes, table)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 2
+    assert ("no accuracy: " in result.stderr) is not known
+    assert "accuracy" in result.stderr
+
+
+def test_an_infinite_target(of_classes, tmp_path):
+    table = tmp_path / "p.csv"
+    table.write_text(f"a,b,y\n1,2,{'1' * 900}\n")
+    refused(run("predict", of_classes, table), 1, "p.csv, line 2, field 3 ('y'): the value is infinite")

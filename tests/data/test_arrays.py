@@ -14,7 +14,7 @@ import pytest
 from xnn.backends import memory
 from xnn.data import load, read_idx
 from xnn.data.arrays import read_array, read_npz
-from xnn.errors import CorruptFileError, OptionError
+from xnn.errors import CorruptFileError, OptionError, XnnError
 
 
 def npy(header, body=b""):
@@ -306,3 +306,51 @@ def test_a_target_of_many_digits_is_refused(tmp_path, target):
     path.write_text("a,b,c\n" + "1,2,0\n2,3,1\n" * 9)
     with pytest.raises(OptionError, match="for the target"):
         load(path, target=target)
+
+
+def archive(**changed):
+    """The arrays of an archive that is split already, some of them changed, or left out if None."""
+    x = np.arange(60.0).reshape(30, 2)
+    arrays = {"x_train": x, "y_train": np.arange(30) % 2, "x_test": x[:6], "y_test": np.arange(6) % 2}
+    arrays |= {"x_val": x[:4], "y_val": np.arange(4) % 2} | changed
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"y_val": None},
+        {"x_val": None},
+        {"y_test": None},
+        {"x_train": None},
+        {"x": np.ones((9, 2)), "y": np.arange(9) % 2},
+        {"x": np.ones((9, 2))},
+        {"x_train": None, "y_train": None, "x": np.ones((9, 2)), "y": np.arange(9) % 2},
+    ],
+)
+def test_no_array_of_an_archive_is_passed_over(tmp_path, changed):
+    np.savez(tmp_path / "t.npz", **archive(**changed))
+    with pytest.raises(CorruptFileError, match=r"it must hold x and y, or x_train.*not some of both"):
+        load(tmp_path / "t.npz")
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_an_empty_part_is_refused_before_training(tmp_path, part):
+    np.savez(tmp_path / "t.npz", **archive(**{f"x_{part}": np.ones((0, 2)), f"y_{part}": np.ones(0, int)}))
+    with pytest.raises(CorruptFileError, match=f"no sample in x_{part}"):
+        load(tmp_path / "t.npz")
+
+
+def test_an_archive_may_hold_other_arrays(tmp_path):
+    np.savez(tmp_path / "t.npz", **archive(), names=np.array(["a", "b"]))
+    assert [len(y) for y in load(tmp_path / "t.npz")][1::2] == [30, 4, 6]
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, -(2**53) - 1, 2**62])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_targets_that_float64_cannot_hold_are_refused(tmp_path, number, part):
+    arrays = archive(y_train=np.arange(30) * 2, y_test=np.arange(6), y_val=np.arange(4))
+    arrays[f"y_{part}"][3] = number
+    np.savez(tmp_path / "t.npz", **arrays)
+    with pytest.raises(XnnError, match=r"up to 2\^53 only"):
+        load(tmp_path / "t.npz", task="regression")

@@ -403,3 +403,27 @@ def test_the_cases_of_the_issue(tmp_path):
     rows = "".join(f"{a},{b},{int(a > 0)}\n" for a, b in rng.normal(size=(60, 2)).tolist())
     data = load(written(tmp_path, "0,1,target\n" + rows))
     assert (whole(data), data.labels, data.classes) == (60, (), 2)
+
+
+# ---------------------------------------------------------------- very long numbers
+
+LONG = ("1" * 5000, "9" * 400, "9" * 30, "0" * 6000 + "9007199254740993", "-" + "9" * 30, "0" * 6000 + "1")
+
+
+@pytest.mark.parametrize("number", LONG)
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("task", [None, "classification", "regression"])
+def test_long_numbers_anywhere_are_read_or_refused(tmp_path, number, place, first, task):
+    rows = [[str(i), str(i / 4), str(i % 3)] for i in range(30)]
+    rows[0 if first else 10][place] = number
+    path = written(tmp_path, "\n".join(map(",".join, rows)))
+    try:
+        data = load(path, task=task)
+    except XnnError:
+        return
+    assert whole(data) == 30  # a row of numbers is no header
+    if place < 2:
+        x = np.concatenate([data.x_train, data.x_val, data.x_test])
+        assert np.sort(x[:, place])[-1 if float(number) > 29 else 0] == float(number) or float(number) == 1
+    table_for_model(path, None, 2)

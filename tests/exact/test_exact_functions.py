@@ -17,6 +17,8 @@ import array_api_strict
 import numpy as np
 import pytest
 
+import xnn
+from xnn import ops
 from xnn.backends.exact import functions as exact
 from xnn.ops import special
 
@@ -398,3 +400,19 @@ WRONG = (
 @pytest.mark.parametrize("line", WRONG.split("; "))
 def test_a_wrong_operation_is_seen(line):
     assert faults(line)
+
+
+@pytest.mark.parametrize(("op", "function"), [(ops.sin, np.sin), (ops.cos, np.cos)])
+def test_sine_and_cosine_beyond_their_range_are_nan_as_documented(op, function):
+    """Their gradients, too; up to the limit they are right."""
+    inside = np.array([2.0**25, -(2.0**25), 3.3e7], np.float32)
+    outside = np.nextafter(np.float32([2.0**25, -(2.0**25), 1e30]), np.float32([9e30, -9e30, 9e30]))
+    with xnn.numerics("exact"):
+        np.testing.assert_allclose(op(inside), function(inside.astype(np.float64)), rtol=1e-6)
+        assert np.isnan(op(outside)).all()
+        gradient = xnn.grad(lambda x: ops.sum(op(x)))
+        assert np.isfinite(gradient(inside)).all()
+        assert np.isnan(gradient(outside)).all()
+    pages = Path(__file__).parents[2] / "docs" / "numerics.md"
+    assert "beyond 2^25 = 33,554,432 in magnitude are NaN" in pages.read_text(encoding="utf-8")
+    assert "NaN for both if |x| > 2^25" in type(op).__doc__

@@ -139,6 +139,12 @@ class TestAssigned:
             (net, "trainable", r"parameter\.frozen = True"),
             (lambda: layers.Dense(3, 2).weight, "requires_grad", r"parameter\.frozen = True"),
             (lambda: layers.Dense(3, 2).weight, "trainable", r"parameter\.frozen = True"),
+            (lambda: layers.Dense(3, 2).weight, "freeze", r"parameter\.frozen = True"),
+            (lambda: layers.Dense(3, 2).weight, "learning_rate", "one learning_rate for all"),
+            (lambda: layers.Dense(3, 2).weight, "lr", "one learning_rate for all"),
+            (lambda: layers.Dense(3, 2).weight, "weight_decay", "optimizers take weight_decay="),
+            (net, "freeze", r"parameter\.frozen = True"),
+            (net, "frozen", r"parameter\.frozen = True"),
             (lambda: layers.Dense(3, 2).weight, "data", r"use \.value"),
         ],
     )  # fmt: skip

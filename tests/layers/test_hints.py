@@ -299,7 +299,7 @@ class TestData:
 
     def test_two_classes_for_a_single_output(self):
         with pytest.raises(
-            xnn.errors.LabelError, match="BinaryCrossEntropy takes one output, and targets 0 or 1"
+            xnn.errors.ShapeError, match="BinaryCrossEntropy takes one output, and targets 0 or 1"
         ):
             trainer(losses.SoftmaxCrossEntropy(), 1).fit((X, LABELS % 2))
         with pytest.raises(xnn.errors.LabelError, match="widen the last layer"):

@@ -7,7 +7,7 @@ import pytest
 
 import xnn
 from xnn import layers, losses, ops, optimizers
-from xnn.errors import DTypeError, LabelError, OptionError, UnknownBackendError
+from xnn.errors import DTypeError, OptionError, ShapeError, UnknownBackendError
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 Y = np.arange(40) % 2
@@ -37,7 +37,7 @@ def test_other_numbers_as_objects_are_told_to_become_floats(item):
 @pytest.mark.parametrize("dtype", ["int64", "float32"])
 def test_a_column_of_labels_for_one_output_is_for_another_loss(value, dtype):
     y = (Y if value is None else np.full(40, value)).astype(dtype)[:, None]
-    with pytest.raises(LabelError, match=r"the model has one output.*BinaryCrossEntropy takes one output"):
+    with pytest.raises(ShapeError, match=r"outputs \(n, 1\), one class.*BinaryCrossEntropy takes one output"):
         fit(y, outputs=1)
     assert fit(y, outputs=1, loss=losses.BinaryCrossEntropy()).epochs
 

@@ -91,12 +91,14 @@ def predict_command(
     accuracy, printed = None, outputs.tolist()
     if notes.task == "classification" and outputs.ndim == 2:
         classes = classes_of(outputs, net.threshold)
-        if labels and len(labels) not in {outputs.shape[1], 2 if outputs.shape[1] == 1 else 0}:
+        # One output tells two classes apart. A table of one class is trained with two outputs.
+        only = notes.classes == len(labels) == 1 and outputs.shape[1] == 2
+        if labels and not only and len(labels) not in {outputs.shape[1], 2 if outputs.shape[1] == 1 else 0}:
             raise CorruptFileError(
                 f"{model}: its notes name {len(labels)} classes, and the model has {outputs.shape[1]} outputs: train "
                 "again"
             )
-        if (notes.classes or len(labels)) == 1:  # the single output says nothing
+        if (notes.classes or len(labels)) == 1:  # the outputs say nothing
             classes = np.zeros_like(classes)
         y = samples.y
         if y is not None and y.ndim == 2 and labels in ((), tuple(range(len(labels)))):

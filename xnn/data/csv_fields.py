@@ -73,5 +73,6 @@ def loses_digits(field: str) -> bool:
     """Whether the field is an integer that float64 cannot hold: one beyond 2^53 whose last digits would change."""
     if not is_whole(field):
         return False
-    number = float(field)
-    return abs(number) >= _EXACT and math.isfinite(number) and int(number) != int(field)
+    number = abs(float(field))
+    digits = field.lstrip("+-").lstrip("0")  # Python reads no integer of more than 4300 digits
+    return number >= _EXACT and math.isfinite(number) and int(number) != int(digits)

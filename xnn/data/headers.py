@@ -15,6 +15,9 @@ __all__ = ["is_header"]
 #: The name of a column, and hardly a damaged number.
 _WORD = re.compile(r"[^\W\d][\w .()/%\u00b0-]*")
 
+#: The most digits of a number that names a column.
+_LONGEST_NUMBER = 18
+
 
 def is_header(path: object, first: Row, rows: Sequence[Row], wanted: Sequence[str] = ()) -> tuple[bool, str]:
     """Whether the first row of a table is its header, and what the user should be told about it, or "".
@@ -45,7 +48,8 @@ def is_header(path: object, first: Row, rows: Sequence[Row], wanted: Sequence[st
             )
         return True, ""
     values = [names[column] for column in numeric]
-    can_be_names = all(map(str.isdecimal, values)) and len(set(values)) == len(values)
+    short = all(value.isdecimal() and len(value) <= _LONGEST_NUMBER for value in values)
+    can_be_names = short and len(set(values)) == len(values)
     # pandas writes its index as a first column with the name ''.
     missing = any(is_missing(names[column]) and (names[column] or column) for column in texts)
     if again or missing or not can_be_names or not rows:

@@ -15,7 +15,7 @@ from xnn.data.csv_fields import is_number
 from xnn.data.dataset import Dataset
 from xnn.data.splits import split_rows, take_out
 from xnn.data.tables import Choose, Columns, Table, every_column, read_csv, samples_and_targets
-from xnn.data.targets import MOST_CLASSES, Targets, as_targets, label_numbers, one_hot_classes
+from xnn.data.targets import MOST_CLASSES, Targets, as_numbers, as_targets, label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.options import check_real, is_one_of, shown
 
@@ -270,18 +270,9 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
     """
     options.refuse(f"{path}: targets are its y", "target", "header")
     arrays = read_npz(path)
-    if {"x", "y"} <= arrays.keys():
+    parts = _parts_of(path, arrays)
+    if not parts:
         return from_arrays(path.name, arrays["x"], arrays["y"], options)
-    if not {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
-        raise CorruptFileError(
-            f"{path} holds {', '.join(arrays) or 'nothing'}; it must hold x and y, or x_train, y_train, x_test and "
-            "y_test (and x_val, y_val)"
-        )
-    parts = {
-        part: samples_and_targets(f"{path.name}, {part}", arrays[f"x_{part}"], arrays[f"y_{part}"])
-        for part in ("train", "val", "test")
-        if f"x_{part}" in arrays and f"y_{part}" in arrays
-    }
     x, y = parts["train"]
     if len(x) < 2:
         raise CorruptFileError(
@@ -311,12 +302,38 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
     )  # fmt: skip
 
 
+def _parts_of(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The samples and targets of each part of an archive that is split already; nothing for one of x and y.
+
+    Raises CorruptFileError if the arrays are not x and y alone, or pairs of parts alone, or if a part is empty.
+    """
+    whole, split = {"x", "y"}, ("train", "val", "test")
+    known = [name for name in arrays if name in whole or (name[:2] in ("x_", "y_") and name[2:] in split)]
+    if whole == set(known):
+        return {}
+    found = [part for part in split if f"x_{part}" in known and f"y_{part}" in known]
+    if len(known) != 2 * len(found) or not {"train", "test"} <= set(found):
+        raise CorruptFileError(
+            f"{path} holds {', '.join(arrays) or 'nothing'}; it must hold x and y, or x_train, y_train, x_test and "
+            "y_test (and x_val, y_val), and not some of both"
+        )
+    parts = {
+        part: samples_and_targets(f"{path.name}, {part}", arrays[f"x_{part}"], arrays[f"y_{part}"])
+        for part in found
+    }
+    if empty := [part for part, (x, _) in parts.items() if not len(x)]:
+        raise CorruptFileError(
+            f"{path} holds no sample in x_{empty[0]}: add samples, or omit x_val and y_val"
+        )
+    return parts
+
+
 def _alike(targets: Targets, y: np.ndarray) -> np.ndarray | None:
     """The targets of another part, in the form of the training part's; None if they do not fit."""
     if targets.task == "regression":
         width = targets.y.shape[1]
         fits = y.dtype.kind != "U" and y.size == len(y) * width
-        return y.reshape(len(y), width).astype(np.float64) if fits else None
+        return as_numbers("the archive", y) if fits else None
     hot = one_hot_classes(y)
     y = y if hot is None else hot
     if y.ndim != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ __all__ = [
     "MOST_CLASSES",
     "Label",
     "Targets",
+    "as_numbers",
     "as_targets",
     "label_numbers",
     "one_hot_classes",
@@ -25,6 +27,8 @@ __all__ = [
 Label: TypeAlias = str | int | float
 
 MOST_CLASSES = 1000
+#: The number of a class, as text.
+_NUMBER = re.compile("0{0,99}[0-9]{1,18}")
 _FEW = 20
 
 
@@ -91,9 +95,7 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
             raise OptionError(
                 f"{name}: the targets are text, and task='regression' needs numbers: omit it or change the target"
             )
-        check_exact(f"{name}: the targets", y)
-        columns = y.reshape(len(y), math.prod(y.shape[1:])).astype(np.float64)
-        return Targets(columns, chosen, note="" if task else _doubt(y))
+        return Targets(as_numbers(name, y), chosen, note="" if task else _doubt(y))
     doubt = "" if task else _doubt_of_classes(y)
     if y.ndim != 1:
         raise OptionError(
@@ -109,6 +111,12 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
         return Targets(y.astype(np.int64), chosen, note=doubt)
     names = tuple(map(_plain, found.tolist()))
     return Targets(np.searchsorted(found, y).astype(np.int64), chosen, names, doubt)
+
+
+def as_numbers(name: str, y: np.ndarray) -> np.ndarray:
+    """Targets of a regression, float64 (n, columns). Raises DTypeError for integers that float64 cannot hold."""
+    check_exact(f"{name}: the targets", y)
+    return y.reshape(len(y), math.prod(y.shape[1:])).astype(np.float64)
 
 
 def one_hot_classes(y: np.ndarray) -> np.ndarray | None:
@@ -155,9 +163,10 @@ def _plain(label: Label) -> Label:
 def label_numbers(y: np.ndarray, labels: tuple[Label, ...]) -> np.ndarray:
     """The number of each target's class, int64 (n,); -1 for targets that are not in `labels`.
 
-    Without labels numbers are used as they are.
+    Without labels numbers are used as they are, and text that has other fields than the digits of a number.
     """
     if not labels:
-        return y.astype(np.int64) if y.dtype.kind == "U" and np.char.isdecimal(y).all() else y
+        whole = y.dtype.kind == "U" and all(map(_NUMBER.fullmatch, y.tolist()))
+        return y.astype(np.int64) if whole else y
     numbers = {label: number for number, label in enumerate(labels)}
     return np.asarray([numbers.get(_plain(label), -1) for label in y.tolist()], dtype=np.int64)

@@ -157,6 +157,11 @@ HABITS: dict[str, dict[str, str]] = {
         "detach": "use ops.stop_gradient(v)",
         "backward": "xnn.grad(f)(x) gives the gradients of a function f; model.backward(dout) those of a model",
         **dict.fromkeys(("requires_grad", "requires_grad_", "trainable", "freeze"), _FREEZE),
+        **dict.fromkeys(
+            ("lr", "learning_rate"),
+            "the optimizer has one learning_rate for all parameters, a number or a schedule",
+        ),
+        "weight_decay": "optimizers take weight_decay={'weight': 1e-4}, by the parameters' names",
         **dict.fromkeys(("cuda", "to"), _MOVE),
         **dict.fromkeys(("assign", "copy_", "fill_", "zero_", "normal_", "uniform_"), "assign to its .value"),
         "view": "use ops.reshape",

@@ -41,16 +41,20 @@ class ByHand(Op):
         self.owner, self.training, self.trial = layer, training, trial
 
     def forward(self, xp: Namespace, x: Array, *weights: Array) -> tuple[Array, Any]:
-        """The layer's output. Saved for backward: whether the gradient for x is needed, and which pass this was."""
+        """The layer's output. Saved for backward: whether the gradient for x is needed, and which pass this was.
+
+        The layer gets a copy of x, which it may keep: a program writes the next step's numbers into the same buffer.
+        """
         with by_hand():
-            return self.owner.forward(x, self.training and not self.trial), (True, new_pass(self.owner))
+            y = self.owner.forward(xp.asarray(x, copy=True), self.training and not self.trial)
+        return y, (True, new_pass(self.owner))
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         """The layer's gradient for x, and the `grad` of its parameters, which its backward has set."""
         input_gradient, number = saved
         check_pass(self.owner, number)
         with by_hand():
-            dx = self.owner.backward(grad, input_gradient=input_gradient)
+            dx = self.owner.backward(xp.asarray(grad, copy=True), input_gradient=input_gradient)
         return (dx, *(parameter.grad for parameter in self.owner.parameters()))
 
     def without_input_gradient(self, saved: Any) -> Any:

@@ -49,7 +49,12 @@ class Parameter(Recorded):
 
     #: Lower than a recorded value's and a node's: an op of both gives one of those.
     rank: ClassVar[int] = 0
-    requires_grad, trainable, data = (RefusedName("value", n) for n in ("requires_grad", "trainable", "data"))
+    requires_grad, trainable, freeze, data, lr, learning_rate, weight_decay = (
+        RefusedName("value", name)
+        for name in (
+            "requires_grad", "trainable", "freeze", "data", "lr", "learning_rate", "weight_decay"
+        )
+    )  # fmt: skip
 
     def __init__(
         self, name: str, shape: int | tuple[int, ...], initializer: Initializer, dtype: str = "float32"

@@ -36,8 +36,10 @@ class LossByHand(Op):
     def forward(
         self, xp: Namespace, outputs: Array, targets: Array, *sample_weight: Array
     ) -> tuple[Array, Any]:
+        # Copies, which the loss may keep: a program writes the next step's numbers into the same buffers.
+        given = [xp.asarray(array, copy=True) for array in (outputs, targets, *sample_weight)]
         with by_hand():
-            cost = one_number(self.owner, self.owner.forward(outputs, targets, *sample_weight), outputs)
+            cost = one_number(self.owner, self.owner.forward(*given), outputs)
         return cost, (len(sample_weight), new_pass(self.owner))
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:

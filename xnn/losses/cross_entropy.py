@@ -79,7 +79,7 @@ class SoftmaxCrossEntropy(Loss):
         if output_shape[0] == 1:
             raise ShapeError(
                 f"SoftmaxCrossEntropy got outputs (n, {inside(output_shape)}), one class, whose probability is "
-                "always 1: take two outputs, or BinaryCrossEntropy with one output and targets 0 or 1 of shape (n, 1)"
+                "always 1: give it an output for each class; BinaryCrossEntropy takes one output, and targets 0 or 1"
             )
         if weights is not None and len(weights) != output_shape[0]:
             raise ShapeError(
@@ -91,11 +91,6 @@ class SoftmaxCrossEntropy(Loss):
                     "ignore_index is for integer labels, and the targets are probabilities: omit it, or give labels"
                 )
             super().check(targets, output_shape)
-            if output_shape[0] == 1:
-                raise LabelError(
-                    f"SoftmaxCrossEntropy compares classes, and the model has one output, with targets "
-                    f"{tuple(targets.shape)}: BinaryCrossEntropy takes one output, and targets 0 or 1 of shape (n, 1)"
-                )
             _check_probabilities("SoftmaxCrossEntropy", targets)
             return
         if targets.dtype.kind not in "iu":

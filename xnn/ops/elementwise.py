@@ -197,7 +197,7 @@ class Sqrt(Op):
 
 
 class Sin(Op):
-    """Sine of an angle in radians: y = sin x; dy/dx = cos x. Exact numerics give NaN for |x| > 2^25."""
+    """Sine of an angle in radians: y = sin x; dy/dx = cos x. Exact numerics give NaN for both if |x| > 2^25."""
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         return xp.sin(x), x
@@ -207,7 +207,7 @@ class Sin(Op):
 
 
 class Cos(Op):
-    """Cosine of an angle in radians: y = cos x; dy/dx = -sin x. Exact numerics give NaN for |x| > 2^25."""
+    """Cosine of an angle in radians: y = cos x; dy/dx = -sin x. Exact numerics give NaN for both if |x| > 2^25."""
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, Any]:
         return xp.cos(x), x

@@ -230,6 +230,8 @@ class RunSpec:
         """
         name = self._loss_name(data)
         outputs = 1 if name in LOSSES_OF_TWO_CLASSES else data.classes
+        if data.task == "classification" and data.classes == 1:
+            outputs = 2  # the second class never comes; of one alone, there is nothing to compute
         scaling: Any = data.scaling_layer() if self.standardize else data.rescaling()
         shape = tuple(data.x_train.shape[1:])
         moved: list[Layer] = []
@@ -274,7 +276,8 @@ class RunSpec:
     def _loss(self, name: str, data: Dataset) -> Loss:
         if name not in LOSSES_OF_CLASSES:
             return LOSSES[name]()
-        weights = balanced_weights(data.class_counts["training"]) if self.class_weight else None
+        counts = data.class_counts["training"]
+        weights = balanced_weights(np.pad(counts, (0, int(len(counts) == 1)))) if self.class_weight else None
         return losses.SoftmaxCrossEntropy(self.label_smoothing, weights)
 
     def _rate(self, steps: int, per_epoch: int) -> float | Schedule:

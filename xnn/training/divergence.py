@@ -161,7 +161,7 @@ def _advice(stepper: Stepper, step: TakenStep, batch: Sequence[Any], fault: str)
             )
         if is_real(x):
             where = _largest(stepper, step, stepper.lib.to_host(x))
-    smaller = f"try a smaller learning_rate (--lr) than {rate:g}, or " if 0.0 < rate < math.inf else ""
+    smaller = f"try a smaller learning_rate than {rate:g} (--lr), or " if 0.0 < rate < math.inf else ""
     return f"The weights are those from before this step: {first}{smaller}look at the data{where}"
 
 

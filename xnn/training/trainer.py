@@ -21,6 +21,7 @@ from xnn.metrics import Count, Metric, Totals, count_on_device
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count, check_flag, refuse_unknown, shown
+from xnn.training.alone import alone
 from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
@@ -162,7 +163,8 @@ class Trainer(Habitual):
         `history.interrupted` set; a second one ends at once.
 
         Raises ShapeError, DTypeError, LabelError or OptionError before training for data or options that do not fit,
-        or a model with nothing to train, or whose weights are not finite. Raises DivergenceError when a loss, a
+        for a model with nothing to train, or whose weights are not finite, and if another fit of this trainer, its
+        optimizer or, in another thread, its model has not ended. Raises DivergenceError when a loss, a
         weight or the optimizer's state is not finite any more: its `history` is what was done, and model and
         optimizer are as they were before the step that failed. Any other exception, such as a callback's, leaves them
         as they were after a step, at most 100 steps or half a second earlier, and `trainer.history` is what was done
@@ -176,6 +178,7 @@ class Trainer(Habitual):
         check_trainable(self.model)
         check_start(self.model, self.optimizer)
         with ExitStack() as stack:
+            stack.enter_context(alone(self))
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
             parts = self.model, self.loss, self.metrics
             minimizes = self.optimizer.minimizes
