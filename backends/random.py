@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -30,7 +30,7 @@ from xnn.errors import OptionError
 from xnn.ops.special import rational
 from xnn.options import shown
 
-__all__ = ["Mask", "Purpose", "Stream", "mask_threshold"]
+__all__ = ["AffineField", "ElasticField", "Mask", "Purpose", "Stream", "mask_threshold"]
 
 #: Numbers that are made at a time: 256 KiB, which the cache of a processor holds a few times.
 _BLOCK = 2**15
@@ -192,6 +192,34 @@ class Mask:
     purpose: Purpose
     index: int
     rate: float
+
+
+@dataclass(frozen=True)
+class AffineField:
+    """What the displacements of a RandomAffine are drawn from, besides the seed and the step.
+
+    rotation: degrees. scale: by which factors differ from 1. shift: pixels.
+    """
+
+    purpose: Purpose
+    index: int
+    rotation: float
+    scale: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class ElasticField:
+    """What the displacements of an ElasticDeformation are drawn from, besides the seed and the step.
+
+    smoothing: gives the matrix of the smoothing with `sigma` for an extent and a dtype, as a NumPy array.
+    """
+
+    purpose: Purpose
+    index: int
+    alpha: float
+    sigma: float
+    smoothing: Callable[[int, str], np.ndarray] = field(compare=False)
 
 
 def mask_threshold(rate: float) -> int:

@@ -36,9 +36,10 @@ def bind_each(
     op's forward has saved, and a kernel's what the kernel has.
     """
     chosen = {call: table.accepts(call) and not any(slot.replaced for slot in call.slots()) for call in calls}
-    for call in calls:
-        if call.forward is not None and call.forward in chosen:
-            chosen[call] = chosen[call.forward] = chosen[call] and chosen[call.forward]
+    pairs = [(call, part.forward) for call in calls for part in (call, *call.parts) if part.forward in chosen]
+    for call, forward in pairs * 2:  # twice, since a fused backward call can have two forward calls
+        if forward is not None:
+            chosen[call] = chosen[forward] = chosen[call] and chosen[forward]
     for call in calls:
         for slot in call.slots() if chosen[call] else ():
             if slot.array is None or not slot.fixed:

@@ -6,7 +6,7 @@ into a function without arguments: a kernel if the backend's KernelTable has one
 | kind | reads | writes | what it does |
 |---|---|---|---|
 | gather | - | batch | copies the step's rows of the data to the device; options: source, cursor, Rescale's numbers |
-| draw | - | mask | makes random numbers for this step; options: make, and mask for dropout's |
+| draw | - | mask | makes random numbers for this step; options: make, and recipe for kernels |
 | forward | the op's inputs | output | runs op.forward; keeps `saved` for the backward call |
 | backward | gradient | gradient per input | runs op.backward of the call `forward` |
 | keep | arrays, a value | arrays | updates running statistics or averages of weights by a rule |
@@ -146,6 +146,10 @@ class Call:
         own = [slot for slot in (*self.reads, *self.writes) if slot is not None]
         return own if self.forward is None else own + self.forward.slots()
 
+    def with_parts(self) -> list[Call]:
+        """Return the call and the calls that it replaces, and what those replace."""
+        return [self, *(inner for part in self.parts for inner in part.with_parts())]
+
     def __repr__(self) -> str:
         folded = self.rule is not None and self.kind == "backward"
         fused = (f" + {self.activation.name}" if self.activation else "") + (" + update" if folded else "")
@@ -190,11 +194,12 @@ class KernelTable:
         function without arguments that runs it.
     other: a second table, for the calls that this one cannot run. A call that neither can run is run by its op.
     in_place: whether the kernels change parameters in place, in buffers that lie side by side in memory.
+    buffers_in_place: whether the kernels change a layer's buffers in place too, such as running statistics.
     chunk: how many steps a program can take at once.
     """
 
     name = "ops"
-    in_place = False
+    in_place = buffers_in_place = False
     chunk = 1
 
     def __init__(

@@ -16,10 +16,10 @@ from xnn.backends.kernels.calls import Call, Runnable, nothing
 from xnn.ops.sums import pairwise_sum
 from xnn.ops.windows import Windows, windows_of
 
-__all__ = ["IMAGE_KERNELS"]
+__all__ = ["IMAGE_KERNELS", "conv_windows", "fits"]
 
 
-def _serves(call: Call) -> bool:
+def fits(call: Call) -> bool:
     """Whether all arrays have one dtype, float32 or float64, and none of them is empty."""
     forward = call.forward or call
     dtypes = {np.dtype(slot.dtype) for slot in call.slots()}
@@ -27,7 +27,12 @@ def _serves(call: Call) -> bool:
     return len(dtypes) == 1 and dtypes <= {np.dtype("f4"), np.dtype("f8")} and whole
 
 
-def _windows(call: Call) -> tuple[Windows, Windows]:
+def _serves(call: Call) -> bool:
+    return fits(call) and (call.forward or call).activation is None
+
+
+def conv_windows(call: Call) -> tuple[Windows, Windows]:
+    """The windows of a forward call of conv2d along H and W."""
     x, w = (slot.shape for slot in call.reads[:2])
     options = {"stride": 1, "padding": 0, "dilation": 1, **call.options}
     return windows_of("conv2d", x, w[2:], **options)
@@ -50,7 +55,7 @@ def _conv2d(call: Call) -> Runnable:
     x, w, *bias = (slot.array for slot in call.reads)
     y: Any = call.writes[0].array  # type: ignore[union-attr]
     (n, channels), (_, outputs, height, width) = x.shape[:2], y.shape
-    extents, inside, elements = _border(_windows(call))
+    extents, inside, elements = _border(conv_windows(call))
     padded = np.zeros((n, channels, *extents), x.dtype)
     columns = np.empty((n, channels, len(elements), height, width), x.dtype)
     call.saved = columns  # the backward kernel reads it, then uses it as scratch
@@ -101,7 +106,7 @@ def _images(call: Call, columns: np.ndarray, w: np.ndarray, flat: np.ndarray, dx
     assert call.forward is not None
     (n, outputs, places), channels = flat.shape, dx.shape[1]
     height, width = columns.shape[3:]
-    extents, inside, elements = _border(_windows(call.forward))
+    extents, inside, elements = _border(conv_windows(call.forward))
     turned, whole = np.empty((outputs, places, n), dx.dtype), np.empty((channels, *extents, n), dx.dtype)
     left, right = w.reshape(outputs, -1).T, turned.reshape(outputs, -1)
     product = columns.reshape(left.shape[0], -1)

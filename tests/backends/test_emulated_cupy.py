@@ -269,7 +269,7 @@ def test_nvrtc_compiles_for_real_gpus_where_the_device_is_not_attached():
     assert "without the emulated GPU" in python("", dict(os.environ), "-m", "cuda_emulator.nvrtc").stderr
     code = """
 from cuda_emulator import nvrtc
-sizes = nvrtc.compile_sources(nvrtc.project_sources())
+sizes = nvrtc.compile_sources(nvrtc.project_sources(), ("--fmad=false",))
 print({architecture for _, architecture in sizes} == set(nvrtc.ARCHITECTURES), min(sizes.values()) > 1000)
 nvrtc.compile_sources({"wrong": nvrtc.PROBE.replace("blockDim", "blockDimm")})
 """

@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from xnn.backends.kernels.cuda import launch
 
 __all__ = ["ARCHITECTURES", "compile_sources", "project_sources"]
 
@@ -28,9 +31,18 @@ extern "C" __global__ void probe(float* y, const float* x, int n) {
 """
 
 
+#: What `xnn.backends.kernels.cuda.launch.compiled` defines by options, beside `real`.
+TYPES = "#define SOURCE unsigned char\n#define LABEL long long\n#define INDEX long long\n"
+
+
 def project_sources() -> dict[str, str]:
-    """Each CUDA source of the project, by a name. Modules of kernels join their own here."""
-    return {"probe": PROBE}
+    """Each CUDA source of the project for float and for double, by a name; with common.cu in front of it."""
+    folder = Path(launch.__file__).parent
+    common, sources = (folder / "common.cu").read_text(), {"probe": PROBE}
+    for path in sorted(folder.glob("*.cu")):
+        for real in ("float", "double") if path.name != "common.cu" else ():
+            sources[f"{path.stem} ({real})"] = f"#define real {real}\n{TYPES}{common}\n{path.read_text()}"
+    return sources
 
 
 def compile_sources(
@@ -57,5 +69,5 @@ if __name__ == "__main__":
     attach = importlib.import_module("cuda_emulator.attach")
     if attach.attached():
         sys.exit("NVRTC needs a process without the emulated GPU")
-    for (name, architecture), size in compile_sources(project_sources()).items():
+    for (name, architecture), size in compile_sources(project_sources(), ("--fmad=false",)).items():
         print(f"{name}: sm_{architecture}, {size:,} bytes")

@@ -3,8 +3,6 @@
 import inspect
 import itertools
 import math
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from xnn.backends.random import Mask
 from xnn.layers import Parameter
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
+from xnn.ops.normalization import running_moments
 from xnn.training.parameters import Store
 
 _REASON = available_backends()["cupy"]
@@ -321,6 +320,31 @@ def test_adding_gradients(both, dtype, reads):
     close(*found["sum"], 1, special=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_of_two_and_its_gradients(both, dtype):
+    """The same array twice has two gradients; terms of different shapes have no kernel."""
+    for n, name in enumerate(("a", "b", "dy")):
+        both.slot(name, numbers((9, 31), dtype, n, special=True))
+    for name in ("y", "da", "db", "twice", "first", "second"):
+        both.empty(name, (9, 31), dtype)
+
+    def make(s):
+        made = []
+        for reads, y, writes in ((("a", "b"), "y", ("da", "db")), (("a", "a"), "twice", ("first", "second"))):
+            forward = Call("forward", ops.add, tuple(s[name] for name in reads), (s[y],))
+            made += [
+                forward,
+                Call("backward", ops.add, (s["dy"],), tuple(s[w] for w in writes), forward=forward),
+            ]
+        return made
+
+    found = both.run(make)
+    for name in ("y", "twice", "da", "db", "first", "second"):
+        np.testing.assert_array_equal(*found[name])
+    row, whole = Slot("row", (31,), np.dtype(dtype)), Slot("y", (9, 31), np.dtype(dtype))
+    assert not both.gpu.kernels("cuda").accepts(Call("forward", ops.add, (whole, row), (whole,)))
+
+
 SOURCES = ["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
 RESCALES = {
     "none": {},
@@ -426,7 +450,7 @@ def test_dropouts_mask_has_the_bits_of_the_generator(both, shape, seed, step, in
     def make(s):
         options = {
             "make": lambda: HOST.keep_mask(stream, shape, rate),
-            "mask": Mask(Purpose.DROPOUT, index, rate),
+            "recipe": Mask(Purpose.DROPOUT, index, rate),
         }
         return [Call("draw", None, (), (s["keep"],), options)]
 
@@ -568,48 +592,27 @@ def test_finite(gpu, dtype, value, place):
     assert gpu.finite([])
 
 
-NVRTC = r"""
-import sys
-from pathlib import Path
-from cupy.cuda import compiler
-from cupy_backends.cuda.libs import nvrtc
-try:
-    nvrtc.getVersion()
-except Exception as error:
-    print("no NVRTC:", error)
-    sys.exit()
-common, *sources = [Path(name).read_text() for name in sys.argv[1:]]
-for source in sources:
-    for arch, real in (("sm_80", "float"), ("sm_90", "double")):
-        options = f"-arch={arch}", "--std=c++17", "--fmad=false", "-ftz=true", f"-Dreal={real}"
-        types = "-DSOURCE=unsigned char", "-DLABEL=long long"
-        program = compiler._NVRTCProgram(common + source, "kernels.cu", method="cubin")
-        assert program.compile((*options, *types))[0][:4] == b"\x7fELF"
-print("compiled", len(sources))
-"""
+def test_every_source_is_compiled_for_real_gpus():
+    """`test_emulated_cupy.py` has NVRTC compile them for two generations of GPUs."""
+    from cuda_emulator.nvrtc import project_sources
 
-
-def test_nvrtc_compiles_every_source():
-    """For two generations of GPUs, in a process without the emulated one, which does not need a GPU."""
-    folder = Path(launch.__file__).parent
-    sources = sorted(path for path in folder.glob("*.cu") if path.name != "common.cu")
-    command = [sys.executable, "-c", NVRTC, folder / "common.cu", *sources]
-    attached = sys.modules.get("cuda_emulator.attach")
-    environment = None if attached is None else attached.environment(attached=False)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.stdout.startswith("no NVRTC"):
-        pytest.skip(done.stdout)
-    assert done.stdout == f"compiled {len(sources)}\n", done.stderr
+    sources = {path.stem for path in Path(launch.__file__).parent.glob("*.cu")} - {"common"}
+    named = set(project_sources())
+    assert {f"{name} ({real})" for name in sources for real in ("float", "double")} <= named
 
 
 def test_every_kernel_is_tested_here(gpu):
-    """A new kernel needs a test above and an entry here."""
+    """A new kernel needs a test, here or in test_cuda_image_kernels.py and the like, and an entry here."""
     assert set(gpu.kernels("cuda").kernels) == {
         ("gather", None), ("draw", None), ("add", None), ("collect", None), ("metric", accuracy),
         ("loss", ops.softmax_cross_entropy), ("keep", updates.moving_average), ("clip", updates.clip_by_norm),
         ("clip", updates.clip_by_value), *(("loss", op) for op in DISTANCES),
         *itertools.product(("forward", "backward"), (ops.dense, ops.dropout, ops.relu, ops.sigmoid, ops.tanh)),
         *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS)),
+        *itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d, ops.mean)),
+        *itertools.product(("forward", "backward"), (ops.normalize,)), ("forward", ops.moments),
+        ("keep", running_moments), ("forward", ops.warp),
+        *itertools.product(("forward", "backward"), (ops.embedding, ops.add)),
         *(("update", type(make()).rule) for make in CUDA_RULES.values()),
     }  # fmt: skip
     assert math.isclose(len(CUDA_RULES), len(RULES) + 1)

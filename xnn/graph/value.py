@@ -113,13 +113,14 @@ class Drawn(Value):
     """A random input, such as a dropout mask. `make` draws it, and a program calls `make` at each step.
 
     layer: the layer that draws, whose seed and step a Trainer sets.
+    recipe: what a kernel can draw it from instead; None if none can.
     """
 
     is_constant = True
 
     def __init__(self, make: Callable[[], Array], layer: Any) -> None:
         super().__init__(make())
-        self.make, self.layer = make, layer
+        self.make, self.layer, self.recipe = make, layer, layer.recipe
 
 
 def drawn(make: Callable[[], Array], layer: Any) -> Any:

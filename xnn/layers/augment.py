@@ -14,6 +14,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of, get_backend
+from xnn.backends.random import AffineField, ElasticField
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.layers.dropout import Drawing
 from xnn.layers.layer import Layer
@@ -44,6 +45,10 @@ class _Warping(Drawing):
     def draw(self, lib: Backend, stream: Stream, x: Array) -> Array:
         dtype = "float64" if x.dtype == lib.xp.float64 else "float32"
         return self.field(lib, stream, int(x.shape[0]), self._size(tuple(x.shape[1:])), dtype)
+
+    def _draws_by(self, kind: type[_Warping]) -> bool:
+        """Whether draw and field are those of a class, and not a subclass's own."""
+        return type(self).draw is _Warping.draw and type(self).field is kind.field
 
     def check(self, x: Array) -> None:
         if not backend_of(x).xp.isdtype(x.dtype, "real floating"):
@@ -132,6 +137,12 @@ class RandomAffine(_Warping):
         turn, grow = dice[:, 0] * self.rotation, 1.0 + dice[:, 1] * self.scale
         return affine_field(lib, turn, grow, dice[:, 2:] * self.shift, size, dtype)
 
+    @property
+    def recipe(self) -> AffineField | None:
+        if not self._draws_by(RandomAffine):
+            return None
+        return AffineField(self.purpose, self.index, self.rotation, self.scale, self.shift)
+
     def config(self) -> dict[str, Any]:
         shape = None if self.shape is None else list(self.shape)
         return {"shift": self.shift, "rotation": self.rotation, "scale": self.scale, "shape": shape}
@@ -199,7 +210,7 @@ class ElasticDeformation(_Warping):
     ) -> None:
         self.alpha, self.sigma = alpha, sigma
         super().__init__(shape, seed)
-        self._weights: dict[tuple[str, int, str], Array] = {}
+        self._weights: dict[tuple[str, int, str, float], Array] = {}
 
     @property
     def idle(self) -> bool:
@@ -214,16 +225,26 @@ class ElasticDeformation(_Warping):
         return apply_rule(_smoothed, lib.math, (noise, down, right), {"alpha": self.alpha})
 
     def _smoothing(self, lib: Backend, extent: int, dtype: str) -> Array:
-        """Return the Gaussian smoothing of a row as a symmetric matrix: the weight of pixel i in smoothed pixel j."""
-        key = lib.name, extent, dtype
+        """The matrix of `smoothing` on a backend, made once."""
+        key = lib.name, extent, dtype, self.sigma
         if key not in self._weights:
-            away = np.arange(max(extent, math.ceil(9 * self.sigma)), dtype=np.float64)
-            weight = _exact().exp(-(away * away) / (2.0 * self.sigma * self.sigma))
-            weight = weight / (2.0 * math.fsum(weight) - 1.0)
-            pixels = np.arange(extent)
-            matrix = weight[np.abs(pixels[:, None] - pixels)]
-            self._weights[key] = lib.to_device(matrix.astype(dtype))
+            self._weights[key] = lib.to_device(self.smoothing(extent, dtype))
         return self._weights[key]
+
+    def smoothing(self, extent: int, dtype: str) -> np.ndarray:
+        """The Gaussian smoothing of a row as a symmetric matrix: the weight of pixel i in smoothed pixel j."""
+        away = np.arange(max(extent, math.ceil(9 * self.sigma)), dtype=np.float64)
+        weight = _exact().exp(-(away * away) / (2.0 * self.sigma * self.sigma))
+        weight = weight / (2.0 * math.fsum(weight) - 1.0)
+        pixels = np.arange(extent)
+        matrix = weight[np.abs(pixels[:, None] - pixels)]
+        return np.asarray(matrix.astype(dtype))
+
+    @property
+    def recipe(self) -> ElasticField | None:
+        if not self._draws_by(ElasticDeformation) or type(self).smoothing is not ElasticDeformation.smoothing:
+            return None
+        return ElasticField(self.purpose, self.index, self.alpha, self.sigma, self.smoothing)
 
     def config(self) -> dict[str, Any]:
         shape = None if self.shape is None else list(self.shape)

@@ -8,6 +8,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, Purpose, Stream, backend_of
+from xnn.backends.random import Mask
 from xnn.errors import OptionError
 from xnn.graph.node import array_of
 from xnn.graph.scope import current_scope
@@ -65,6 +66,11 @@ class Drawing(Layer):
     def idle(self) -> bool:
         """Whether the layer is the identity in training too."""
         return False
+
+    @property
+    def recipe(self) -> Any:
+        """What `draw` draws from besides the seed and the step, by which a kernel can do it; None if none can."""
+        return None
 
     def set_stream(self, seed: int, step: int, row: int = 0) -> None:
         """Set seed and step of the next training forward; `row` is the first row's number in the whole batch."""
@@ -144,6 +150,10 @@ class Dropout(Drawing):
     @property
     def idle(self) -> bool:
         return self.rate == 0.0
+
+    @property
+    def recipe(self) -> Mask | None:
+        return Mask(self.purpose, self.index, self.rate) if type(self).draw is Dropout.draw else None
 
     def options(self, xp: Any) -> dict[str, Any]:
         return {"rate": self.rate}

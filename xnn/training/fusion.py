@@ -1,4 +1,4 @@
-"""Shortens a program's list of calls by four rules, each of which merges several calls into one.
+"""Shortens a program's list of calls by five rules, each of which merges several calls into one.
 
 Each is applied wherever the backend's table has a kernel for the result. `tests/training/test_program.py` compares
 each with the list it replaces.
@@ -6,7 +6,8 @@ each with the list it replaces.
 | rule | what becomes one call |
 |---|---|
 | rescale_into_gather | the gathering of a batch, and the Rescale that is its only reader |
-| activation_into_dense | dense and the activation after it; backward, the gradients of both |
+| moments_into_normalize | the gradients of normalize and of its moments, and their sum |
+| activation_into_dense | dense, conv2d or normalize and the activation after it; backward, the gradients of both |
 | loss_with_gradient | a loss's forward and its backward |
 | sgd_into_dense | the products that give a weight's gradient, and its update: W <- W - rate x^T dz |
 
@@ -26,6 +27,8 @@ Calls = list[Call]
 
 #: The numbers of a Rescale that a gather takes over.
 _NUMBERS = ("scale", "offset", "shift")
+#: Ops whose kernels may apply the activation that follows.
+_ACTIVATED = ops.dense, ops.conv2d, ops.normalize
 
 
 def fuse(calls: Calls, table: KernelTable, keep_gradients: bool = False) -> Calls:
@@ -69,18 +72,57 @@ def rescale_into_gather(calls: Calls, table: KernelTable) -> Calls:
     return calls
 
 
+def moments_into_normalize(calls: Calls, table: KernelTable) -> Calls:
+    """Backward through a normalization: dx by the numbers themselves and by their mean and variance, in one call."""
+    for plain in [call for call in calls if call.key == ("backward", ops.normalize)]:
+        direct, moved = plain.writes[:2]
+        through, adding = _only_reader(calls, moved), _only_reader(calls, direct)
+        if (
+            through is None
+            or through.key != ("backward", ops.moments)
+            or adding is None
+            or adding.kind != "add"
+        ):
+            continue
+        norm, moments, indirect = plain.forward, through.forward, through.writes[0]
+        if norm is None or moments is None or direct is None or indirect is None:
+            continue
+        if _only_reader(calls, indirect) is not adding or moments.reads[0] is not norm.reads[0]:
+            continue
+        ours = tuple(slot for slot in adding.reads if slot in (direct, indirect))
+        alone = len(adding.reads) == 2
+        total = adding.writes[0] if alone else Slot(f"{direct.name} in all", direct.shape, direct.dtype)
+        added = adding if alone else Call("add", None, ours, (total,))
+        fused = Call(
+            "backward", ops.normalize, plain.reads, (total, None, *plain.writes[2:]), {"moments": moments},
+            forward=norm, parts=(plain, through, added),
+        )  # fmt: skip
+        if not table.accepts(fused):
+            continue
+        new: dict[Call, Call | None] = {through: fused, plain: None, adding: None}
+        if not alone and total is not None:
+            reads = tuple(total if slot is ours[0] else slot for slot in adding.reads if slot is not ours[1])
+            new[adding] = Call("add", None, reads, adding.writes)
+        calls = [call for old in calls if (call := new.get(old, old)) is not None]
+    return calls
+
+
 def activation_into_dense(calls: Calls, table: KernelTable) -> Calls:
-    """Forward, y = f(x W + b) in one call. Backward, dz = dy f'(z) from y, then dx, dW and db from dz."""
-    for dense in [call for call in calls if call.key == ("forward", ops.dense)]:
+    """Forward, y = f(x W + b) in one call. Backward, dz = dy f'(z) from y, then dx, dW and db from dz.
+
+    So too for the other ops in _ACTIVATED, where the table has kernels for it.
+    """
+    for dense in [call for call in calls if call.kind == "forward" and call.op in _ACTIVATED]:
         activation = _only_reader(calls, dense.writes[0])
         if activation is None or activation.kind != "forward":
             continue
         down, up = _backward_of(calls, dense), _backward_of(calls, activation)
         forward = Call(
             "forward",
-            ops.dense,
+            dense.op,
             dense.reads,
             activation.writes,
+            dense.options,
             activation=activation.op,
             parts=(dense, activation),
         )
@@ -88,7 +130,17 @@ def activation_into_dense(calls: Calls, table: KernelTable) -> Calls:
         if down is not None and up is not None:
             if _only_reader(calls, up.writes[0]) is not down:
                 continue
-            new.append(Call("backward", ops.dense, up.reads, down.writes, forward=forward, parts=(up, down)))
+            new.append(
+                Call(
+                    "backward",
+                    dense.op,
+                    up.reads,
+                    down.writes,
+                    down.options,
+                    forward=forward,
+                    parts=(up, down),
+                )
+            )
             old += [up, down]
         elif up is not None or down is not None:
             continue
@@ -144,6 +196,7 @@ def _update_of(update: Call, columns: Sequence[tuple[Slot, ...]]) -> Call:
 
 RULES: tuple[Callable[[Calls, KernelTable], Calls], ...] = (
     rescale_into_gather,
+    moments_into_normalize,
     activation_into_dense,
     loss_with_gradient,
     sgd_into_dense,

@@ -7,7 +7,7 @@ make fresh arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ class Group:
         #: Each parameter with the slots of its value, its gradient and its state.
         self.columns: list[tuple[Parameter, Slot, Slot, list[Slot]]] = []
         self.flat: list[Any] = []
-        self.memory: Any = None  # of all flat buffers, that of the gradients first
+        self.changing_memory: Any = None  # of all flat buffers but that of the gradients
+        self.spare: Any = None  # its end, for arrays of others
         self.offsets: dict[int, tuple[int, int]] = {}
         self.written = np.zeros(1, np.int64)  # the Store's counter
 
@@ -87,10 +88,13 @@ class Group:
 
     def changing_flat(self) -> list[Any]:
         """The memory that a step changes, in one array: all flat buffers but that of the gradients."""
-        return [self.memory[1:]]
+        return [self.changing_memory]
 
-    def allocate(self, lib: Backend, in_place: bool) -> None:
-        """Make the slots, and in place their buffers as views of flat ones."""
+    def allocate(self, lib: Backend, in_place: bool, spare: int = 0) -> None:
+        """Make the slots, and in place their buffers as views of flat ones.
+
+        spare: how many numbers more `changing_flat` has room for, in `spare`.
+        """
         self.in_place = in_place
         kinds = ("value", "gradient", *(f"state {n}" for n in range(self.width - 2)))
         dtype = self.parameters[0].value.dtype
@@ -105,9 +109,11 @@ class Group:
             return
         padded = [-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters]
         ends = np.cumsum(padded)
-        self.memory = lib.buffer((len(kinds), int(ends[-1])), dtype)
-        self.memory[...] = 0
-        gradient, value, *state = self.memory
+        length = int(ends[-1])
+        memory = lib.buffer((len(kinds) * length + spare,), dtype)
+        memory[...] = 0
+        self.changing_memory, self.spare = memory[length:], memory[len(kinds) * length :]
+        gradient, value, *state = memory[: len(kinds) * length].reshape(len(kinds), length)
         self.flat = [value, gradient, *state]
         for flat, slots in zip(self.flat, self.slots, strict=True):
             for slot, parameter, end, extent in zip(slots, self.parameters, ends, padded, strict=True):
@@ -118,11 +124,17 @@ class Group:
 
 
 def grouped(
-    lib: Backend, optimizer: Optimizer, parameters: Sequence[Parameter], by_rule: bool, in_place: bool
+    lib: Backend,
+    optimizer: Optimizer,
+    parameters: Sequence[Parameter],
+    by_rule: bool,
+    in_place: bool,
+    spare: Mapping[str, int] | None = None,
 ) -> list[Group]:
     """The parameters that are not frozen, in groups with their slots.
 
-    by_rule: whether calls of the optimizer's rule update them, rather than its own `step`.
+    by_rule: whether calls of the optimizer's rule update them, rather than its own `step`. spare: for each dtype, how
+    many numbers more the memory of its first group has.
     """
     alike: dict[Any, list[Parameter]] = {}
     for p in parameters:
@@ -132,6 +144,7 @@ def grouped(
     groups = [
         Group(optimizer, members, own[0] if own else (), by_rule) for (_, own), members in alike.items()
     ]
+    rest = dict(spare or {})
     for group in groups:
-        group.allocate(lib, in_place)
+        group.allocate(lib, in_place, rest.pop(group.parameters[0].dtype, 0))
     return groups

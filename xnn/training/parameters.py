@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Store:
     Kernels change arrays in place, so that callbacks get copies (`hand_out`): what they keep does not change.
 
     parameters: all of the model's. in_place: whether kernels change parameters in place. buffers: the model's.
+    buffers_in_place: whether kernels change those in place too.
 
     values, gradients: the slot of each parameter, and of the gradient of each that is not frozen.
     asks_optimizer: whether the optimizer's own `step` or `update` takes the steps, since it does more than its rule
@@ -54,13 +56,17 @@ class Store:
         parameters: Sequence[Parameter],
         in_place: bool,
         buffers: Sequence[Buffer] = (),
+        buffers_in_place: bool = False,
     ) -> None:
         self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
         self.asks_optimizer = optimizer.steps_itself
         self.clipping = [] if self.asks_optimizer else optimizer.clipping
         self.average = None if self.asks_optimizer else optimizer.average
         optimizer.check_parameters(self.parameters)
-        self.groups = grouped(lib, optimizer, self.parameters, not self.asks_optimizer, in_place)
+        spare = Counter[str]()
+        for buffer in buffers if buffers_in_place else ():
+            spare[buffer.dtype] += buffer.size
+        self.groups = grouped(lib, optimizer, self.parameters, not self.asks_optimizer, in_place, spare)
         self._plain = self._is_plain()
         columns = [column for group in self.groups for column in group.columns]
         self.values = {p: value for p, value, _, _ in columns}
@@ -72,6 +78,9 @@ class Store:
         self.folded: set[Parameter] = set()
         self.buffers = list(buffers)
         self.kept: dict[Buffer, Slot] = {}  # those that programs read or change
+        self._stretches: dict[Buffer, Any] = {}  # of the memory where kernels change them
+        self._more_memory: list[Any] = []  # of buffers whose dtype no group has
+        self._lay_out_buffers(spare)
         self.moving: set[Buffer] = set()  # those that programs change
         self.outside: dict[Parameter, Slot] = {}
         self._live = not in_place  # whether parameters and optimizer have the arrays that steps change
@@ -95,6 +104,20 @@ class Store:
         if readable is not array:
             self._copied.append((readable, array))
         return Slot(f"{parameter.name}'s value", parameter.shape, array.dtype, readable, fixed=self.in_place)
+
+    def _lay_out_buffers(self, sizes: Mapping[str, int]) -> None:
+        """Give each buffer that kernels change a stretch of memory, beside that of parameters: one copy has both."""
+        for dtype, size in sizes.items():
+            spare = [g.spare for g in self.groups if g.spare is not None and g.spare.size == size]
+            spare = [flat for flat in spare if flat.dtype == dtype]
+            if not spare:
+                spare = [self.lib.buffer((size,), dtype)]
+                spare[0][...] = 0
+                self._more_memory += spare
+            start = 0
+            for buffer in [buffer for buffer in self.buffers if buffer.dtype == dtype]:
+                self._stretches[buffer] = spare[0][start : start + buffer.size].reshape(buffer.shape)
+                start += buffer.size
 
     def is_current(self, parameters: Sequence[Parameter]) -> bool:
         """Whether the groups still fit: parameters may have been frozen, the optimizer's options changed."""
@@ -125,7 +148,7 @@ class Store:
         self.touch()
         self.take_values()
         for buffer, slot in self.kept.items():
-            slot.array = self.lib.clean(buffer.value)
+            self._take(slot, buffer.value)
         for parameter, slot in self.outside.items():
             slot.array = self.lib.clean(parameter.value)
         for p, slot in self.averages.items():
@@ -159,7 +182,12 @@ class Store:
         """The slot in which programs keep a buffer's array; `publish` gives the array to the buffer."""
         if buffer not in self.kept:
             value = self.lib.clean(buffer.value)
-            self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value, replaced=True)
+            stretch = self._stretches.get(buffer) if buffer in self.moving else None
+            if stretch is None:
+                self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value, replaced=True)
+            else:
+                self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, stretch, fixed=True)
+                self._take(self.kept[buffer], value)
         return self.kept[buffer]
 
     def read(self, parameter: Parameter) -> Slot:
@@ -197,10 +225,10 @@ class Store:
         A buffer that no step changes may hold infinities, as a mask does, but not NaN.
         """
         if self.in_place:
-            arrays = [flat for group in self.groups for flat in group.changing_flat()]
+            arrays = self._flats()
         else:
             arrays = [slot.array for group in self.groups for slots in group.changing() for slot in slots]
-        arrays += [slot.array for buffer, slot in self.kept.items() if buffer in self.moving]
+        arrays += [slot.array for b, slot in self.kept.items() if b in self.moving and not slot.fixed]
         arrays += [slot.array for slot in self.averages.values()]
         if self.asks_optimizer:  # it keeps what it likes
             arrays += [a for p in self.parameters for _, a in self.optimizer.kept_for(p) if is_real(a)]
@@ -227,6 +255,8 @@ class Store:
             for group in self.groups:
                 for parameter, value, _, _ in group.columns:
                     parameter.value = value.array
+            for buffer, slot in self.kept.items():
+                buffer.value = slot.array
 
     def hand_out(self) -> None:
         """Give parameters and optimizer copies of the arrays that steps change in place, for callbacks to keep."""
@@ -235,6 +265,8 @@ class Store:
         self._live = False
         for p, slot in self.averages.items():
             self.optimizer.averages[p] = self._own(slot)
+        for buffer, slot in self.kept.items():
+            buffer.value = self._own(slot)
         for group in self.groups:
             for parameter, value, gradient, state in group.columns:
                 parameter.value = self._own(value)
@@ -263,6 +295,10 @@ class Store:
                         tuple(s.array for s in state), group.steps, group.names
                     )
 
+    def _flats(self) -> list[Any]:
+        """The memory that steps change in place."""
+        return [*(flat for g in self.groups for flat in g.changing_flat()), *self._more_memory]
+
     def snapshot(self, into: Any = None) -> Any:
         """Values, buffers, averages, state and the optimizer's numbers as they are now.
 
@@ -271,11 +307,14 @@ class Store:
         if not self.in_place:
             kept: Any = [[s.array for s in slots] for g in self.groups for slots in g.changing()]
         else:
-            flats = [flat for g in self.groups for flat in g.changing_flat()]
+            flats = self._flats()
             kept = [np.empty_like(flat) for flat in flats] if into is None else into[0]
             for copy, flat in zip(kept, flats, strict=True):
                 np.copyto(copy, flat)
-        held = [self.kept[b].array if b in self.kept else b.value for b in self.buffers]
+        held = [
+            b.value if b not in self.kept else None if self.kept[b].fixed else self.kept[b].array
+            for b in self.buffers
+        ]
         averages = [self._own(slot) for slot in self.averages.values()]
         fresh = held, averages
         return kept, fresh, [group.steps for group in self.groups], self.optimizer.snapshot()
@@ -285,7 +324,7 @@ class Store:
         kept, (held, averages), steps, before = snapshot
         self.touch()
         if self.in_place:
-            flats = [flat for g in self.groups for flat in g.changing_flat()]
+            flats = self._flats()
             for copy, flat in zip(kept, flats, strict=True):
                 np.copyto(flat, copy)
         else:
@@ -294,9 +333,10 @@ class Store:
                 for array, slot in zip(arrays, slots, strict=True):
                     slot.array = array
         for buffer, array in zip(self.buffers, held, strict=True):
-            buffer.value = array
-            if buffer in self.kept:
-                self.kept[buffer].array = array
+            place = self.kept.get(buffer)
+            if place is not None and array is not None:
+                place.put(array)
+            buffer.value = array if place is None else place.array
         for slot, array in zip(self.averages.values(), averages, strict=True):
             slot.put(array)
         for group, numbers in zip(self.groups, steps, strict=True):

@@ -18,13 +18,12 @@ import numpy as np
 from xnn.backends import Backend
 from xnn.backends.kernels.binding import bind
 from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot
-from xnn.backends.random import Mask
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded
 from xnn.graph.scope import assignments
 from xnn.graph.value import Constant, Drawn
-from xnn.layers import Buffer, Dropout, Parameter
+from xnn.layers import Buffer, Parameter
 from xnn.ops import Op, updates
 from xnn.ops.apply import apply_rule
 from xnn.training.fusion import fuse
@@ -125,6 +124,7 @@ def flatten(
         if node.op is not None and node.op.opaque:
             node.op.trial = False  # type: ignore[attr-defined]
     _check_dtypes(trace.order)
+    store.moving.update(buffer for change in trace.kept for buffer in change.buffers)
     slots = {node: _slot(node, place, store) for place, node in enumerate(trace.order)}
     forward = _forward(trace, slots)
     counting, counts = _counting(lib, trace, slots, metrics, total)
@@ -166,17 +166,10 @@ def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) 
         for node, source in zip(trace.inputs, sources, strict=True)
     ]
     return gather + [
-        Call("draw", None, (), (slots[node],), {"make": node.make, **_mask(node.layer)})
+        Call("draw", None, (), (slots[node],), {"make": node.make, "recipe": node.recipe})
         for node in trace.order
         if isinstance(node, Drawn)
     ]
-
-
-def _mask(layer: Any) -> dict[str, Any]:
-    """For a layer of dropout, what its mask is drawn from, by which a kernel can draw it."""
-    if type(layer) is not Dropout:
-        return {}
-    return {"mask": Mask(layer.purpose, layer.index, layer.rate)}
 
 
 def _forward(trace: Trace, slots: Slots) -> dict[Recorded, Call]:
@@ -199,7 +192,6 @@ def _keeping(trace: Trace, slots: Slots, store: Store) -> list[Call]:
     calls = []
     for change in trace.kept:
         buffers = tuple(store.keep(buffer) for buffer in change.buffers)
-        store.moving.update(change.buffers)
         source = change.source
         read = (
             slots[source]

@@ -64,7 +64,8 @@ class Stepper:
         self._code_of_the_users = runs_code_of_the_users(self.model, self.loss)
         self._seen = assignments[0]
         buffers = self.model.buffers()
-        self.store = Store(self.lib, self.optimizer, self._parameters, self.table.in_place, buffers)
+        ways = self.table.in_place, buffers, self.table.buffers_in_place
+        self.store = Store(self.lib, self.optimizer, self._parameters, *ways)
         rows = min(self.batches.batch_size, self.batches.rows)
         self.feed = self.table.feed(self.store.groups, rows, self.collected)
         if self.feed is not None:

@@ -48,7 +48,7 @@ class Trace:
                 type(a) is type(b)
                 and (a is b if isinstance(a, Parameter) else True)
                 and _same_op(a.op, b.op)
-                and (a.layer is b.layer if isinstance(a, Drawn) and isinstance(b, Drawn) else True)
+                and (_same_draw(a, b) if isinstance(a, Drawn) and isinstance(b, Drawn) else True)
                 and _same(a.options, b.options)
                 and [place[x] for x in a.inbound_nodes] == [other_place[x] for x in b.inbound_nodes]
                 for a, b in zip(self.order, other.order, strict=True)
@@ -65,6 +65,10 @@ class Trace:
                 for a, b in zip(self.kept, other.kept, strict=True)
             )
         )
+
+
+def _same_draw(a: Drawn, b: Drawn) -> bool:
+    return a.layer is b.layer and a.recipe == b.recipe
 
 
 def trace(model: Sequential, loss: Loss, arrays: Sequence[Any]) -> Trace:

@@ -1,11 +1,22 @@
 """Kernels in CUDA C++ for the CuPy backend, and programs of them that run as CUDA graphs.
 
 Read in this order: `launch.py` (how a kernel is compiled and launched), `cublas.py` (matrix products), `feed.py`
-(what changes from step to step, in the GPU's memory, and graphs), then the kernels of a subject beside their
-sources: `data_kernels.py` (gather.cu, dropout.cu), `dense_kernels.py` (dense.cu), `activation_kernels.py`
-(activations.cu), `loss_kernels.py` (loss.cu, distances.cu, numbers.cu), `update_kernels.py` (updates.cu).
-`table.py` has the table of all of them, and joins kernels that can be one launch. `finite.py` looks for numbers
-that are not finite. Importing these files does not import CuPy.
+(what changes from step to step, in the GPU's memory, and graphs), then the kernels of a subject beside their sources:
+
+| file | sources |
+|---|---|
+| data_kernels.py | gather.cu, dropout.cu |
+| augmentation_kernels.py | augmentation.cu |
+| dense_kernels.py | dense.cu |
+| activation_kernels.py | activations.cu |
+| image_kernels.py, pooling_kernels.py | images.cu |
+| normalization_kernels.py | normalization.cu |
+| embedding_kernels.py | embedding.cu |
+| loss_kernels.py | loss.cu, distances.cu, numbers.cu |
+| update_kernels.py | updates.cu |
+
+common.cu stands in front of each source. `table.py` has the table of all kernels, and joins kernels that can be one
+launch. `finite.py` looks for numbers that are not finite. Importing these files does not import CuPy.
 """
 
 __all__ = []

@@ -1,4 +1,4 @@
-"""Kernels of activations whose derivative is computed from their input, and of ops that only change a shape."""
+"""Kernels of activations whose derivative is computed from their input, of sums, and of ops that change a shape."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable, nothing
+from xnn.backends.kernels.cuda.dense_kernels import serves_add
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import address, by_element, compiled, cupy
 
-__all__ = ["CURVES", "SHAPES", "curve", "curve_backward", "reshape", "serves_curve", "serves_shape"]
+__all__ = [
+    "CURVES",
+    "SHAPES",
+    "curve",
+    "curve_backward",
+    "reshape",
+    "serves_curve",
+    "serves_shape",
+    "serves_sum",
+    "sum_backward",
+]
 
 #: The numbers of the activations in activations.cu, the option of each, and its default.
 CURVES: dict[Any, tuple[int, str, float]] = {
@@ -77,7 +88,21 @@ def serves_shape(call: Call) -> bool:
 
 def reshape(call: Call, feed: DeviceFeed) -> Runnable:
     """Copy the elements of an array, or of a gradient, to one of another shape."""
-    source, target = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
+    return _copy(call.reads[0].array, call.writes[0].array, feed)  # type: ignore[union-attr]
+
+
+def serves_sum(call: Call) -> bool:
+    """Whether the terms have one shape and one dtype."""
+    forward = call.forward or call
+    return serves_add(forward) and (call is forward or serves_add(call))
+
+
+def sum_backward(call: Call, feed: DeviceFeed) -> list[Runnable]:
+    """Copy the gradient of a sum to the gradient of each term."""
+    return [_copy(call.reads[0].array, slot.array, feed) for slot in call.writes if slot is not None]
+
+
+def _copy(source: Any, target: Any, feed: DeviceFeed) -> Runnable:
     if not source.nbytes:
         return nothing
     copy, stream = cupy().cuda.runtime.memcpyAsync, feed.stream

@@ -80,3 +80,49 @@ __device__ inline void add_rows(const real* g, int64 n, int64 width, Bias bias, 
         if (threadIdx.x % 32 == 0) store_sum(bias.out + j, sum, bias.minus_rates, step, bias.stride);
     }
 }
+
+// Activations that other kernels apply to their result, by their numbers in dense_kernels.py.
+enum { linear, relu, sigmoid, hyperbolic };
+
+__device__ inline real activated(int64 kind, real z) {
+    if (kind == relu) return z > 0 || is_nan(z) ? z : (real)0;
+    if (kind == sigmoid) {
+        real e = exponential(-size_of(z));
+        return (z >= 0 ? (real)1 : e) / (e + (real)1);
+    }
+    return kind == hyperbolic ? hyperbolic_tangent(z) : z;
+}
+
+// dz from dy and the output y.
+__device__ inline real slope(int64 kind, real y, real dy) {
+    if (kind == relu) return y <= 0 ? (real)0 : dy;
+    if (kind == sigmoid) return dy * (y * ((real)1 - y));
+    return kind == hyperbolic ? dy * ((real)1 - y * y) : dy;
+}
+
+// Whether this block is the last of `blocks` that come here; it then sees what the others have stored before. The counter
+// must be 0, and is 0 again afterwards. Every thread of the block must call it.
+static __device__ bool is_last(int* counter, int blocks) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+        last = atomicAdd(counter, 1) == blocks - 1;
+        if (last) *counter = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// The four words of one block of a stream of Philox4x64-10, with the bits of backends/random.py. Salmon et al., SC 2011, table 2 and section 3.
+__device__ inline void philox(uint64 block, uint64 step, uint64 index, uint64 purpose, uint64 seed, uint64* words) {
+    uint64 c0 = block, c1 = step, c2 = index, c3 = purpose, k0 = seed, k1 = 0;
+    for (int round = 0; round < 10; ++round) {
+        uint64 high0 = __umul64hi(c0, 0xD2E7470EE14C6C93ull), low0 = c0 * 0xD2E7470EE14C6C93ull;
+        uint64 high1 = __umul64hi(c2, 0xCA5A826395121157ull), low1 = c2 * 0xCA5A826395121157ull;
+        c0 = high1 ^ c1 ^ k0, c1 = low1, c2 = high0 ^ c3 ^ k1, c3 = low0;
+        k0 += 0x9E3779B97F4A7C15ull, k1 += 0xBB67AE8584CAA73Bull;
+    }
+    words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
+}

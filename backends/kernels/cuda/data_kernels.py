@@ -19,7 +19,7 @@ from xnn.backends.kernels.cuda.launch import (
     cupy,
     structure,
 )
-from xnn.backends.random import mask_threshold
+from xnn.backends.random import Mask, mask_threshold
 
 __all__ = [
     "Gather", "dropout", "dropout_backward", "gather", "keep_mask", "serves_dropout", "serves_gather", "serves_mask",
@@ -121,12 +121,12 @@ def _rescale(call: Call) -> Any:
 
 def serves_mask(call: Call) -> bool:
     """Whether the program says what the mask is drawn from."""
-    return "mask" in call.options
+    return isinstance(call.options.get("recipe"), Mask)
 
 
 def keep_mask(call: Call, feed: DeviceFeed) -> Any:
     """Draw dropout's mask of this step."""
-    target, mask = call.writes[0], call.options["mask"]
+    target, mask = call.writes[0], call.options["recipe"]
     assert target is not None
     numbers = feed.state, feed.position, mask.index, int(mask.purpose), mask_threshold(mask.rate)
     size, module = math.prod(target.shape), compiled("dropout", np.float32)

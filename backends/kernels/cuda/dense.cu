@@ -1,22 +1,4 @@
 // A dense layer's bias and activation, and their gradients. The products are cuBLAS's.
-enum { linear, relu, sigmoid, hyperbolic };
-
-__device__ inline real activated(int64 kind, real z) {
-    if (kind == relu) return z > 0 || is_nan(z) ? z : (real)0;
-    if (kind == sigmoid) {
-        real e = exponential(-size_of(z));
-        return (z >= 0 ? (real)1 : e) / (e + (real)1);
-    }
-    return kind == hyperbolic ? hyperbolic_tangent(z) : z;
-}
-
-// dz from dy and the output y.
-__device__ inline real slope(int64 kind, real y, real dy) {
-    if (kind == relu) return y <= 0 ? (real)0 : dy;
-    if (kind == sigmoid) return dy * (y * ((real)1 - y));
-    return kind == hyperbolic ? dy * ((real)1 - y * y) : dy;
-}
-
 // y = f(z + b). z may be y. b is null if there is no bias.
 extern "C" __global__ void activate(const real* z, real* y, const real* b, int64 size, int64 width, int64 kind) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;

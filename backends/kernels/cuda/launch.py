@@ -99,7 +99,8 @@ class Launch:
         stream: Any,
     ) -> None:
         function = module.get_function(name).kernel
-        self.name, self.held = name, (module, function, stream, arguments)
+        self.name = name
+        self.held: Any = (module, function, stream, arguments)
         prepared = [_argument(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(prepared))(*map(ctypes.addressof, prepared))
         self._prepared = prepared, pointers

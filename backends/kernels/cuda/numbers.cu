@@ -5,11 +5,18 @@ extern "C" __global__ void collect(const real* number, Record record, int64 step
     keep(record, step, column, *number);
 }
 
-// For each block, how many of its elements are not finite.
-extern "C" __global__ void count_not_finite(const real* x, int64 size, int* counts) {
+// Up to 16 arrays.
+struct Arrays {
+    const real* at[16];
+    int64 size[16];
+};
+
+// For each block, how many of its elements are not finite. Blocks: parts x arrays.
+extern "C" __global__ void count_not_finite(Arrays arrays, int* counts) {
+    const real* x = arrays.at[blockIdx.y];
     int count = 0;
-    for (int64 i = (int64)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += (int64)gridDim.x * blockDim.x)
+    for (int64 i = (int64)blockIdx.x * blockDim.x + threadIdx.x; i < arrays.size[blockIdx.y]; i += (int64)gridDim.x * blockDim.x)
         count += !is_finite(x[i]);
     count = block_sum(count);
-    if (threadIdx.x == 0) counts[blockIdx.x] = count;
+    if (threadIdx.x == 0) counts[blockIdx.y * gridDim.x + blockIdx.x] = count;
 }

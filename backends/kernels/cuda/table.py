@@ -8,23 +8,31 @@ from typing import Any
 from xnn import ops
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable
 from xnn.backends.kernels.cuda import activation_kernels as activations
+from xnn.backends.kernels.cuda import augmentation_kernels as augmentation
 from xnn.backends.kernels.cuda import data_kernels as data
 from xnn.backends.kernels.cuda import dense_kernels as dense
+from xnn.backends.kernels.cuda import embedding_kernels as embeddings
+from xnn.backends.kernels.cuda import image_kernels as images
 from xnn.backends.kernels.cuda import loss_kernels as loss
+from xnn.backends.kernels.cuda import normalization_kernels as norms
+from xnn.backends.kernels.cuda import pooling_kernels as pooling
 from xnn.backends.kernels.cuda import update_kernels as changes
 from xnn.backends.kernels.cuda.cublas import library
 from xnn.backends.kernels.cuda.data_kernels import Gather
 from xnn.backends.kernels.cuda.feed import LONGEST, DeviceFeed, Resident
 from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Collect, Loss
+from xnn.backends.kernels.cuda.normalization_kernels import Running
 from xnn.backends.kernels.cuda.update_kernels import Segments
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
+from xnn.ops.normalization import running_moments
 
 __all__ = ["CudaTable"]
 
 _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("gather", None): (data.gather, data.serves_gather),
-    ("draw", None): (data.keep_mask, data.serves_mask),
+    ("draw", None): (augmentation.draw, augmentation.serves_draw),
+    ("forward", ops.warp): (augmentation.warp, augmentation.serves_warp),
     ("forward", ops.dropout): (data.dropout, data.serves_dropout),
     ("backward", ops.dropout): (data.dropout_backward, data.serves_dropout),
     ("forward", ops.dense): (dense.dense, dense.serves_dense),
@@ -42,6 +50,23 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
         for kind in ("forward", "backward")
         for op in activations.SHAPES
     },
+    ("forward", ops.conv2d): (images.conv2d, images.serves_conv2d),
+    ("backward", ops.conv2d): (images.conv2d_backward, images.serves_conv2d),
+    **{("forward", op): (pooling.pool, pooling.serves_pool) for op in (ops.max_pool2d, ops.avg_pool2d)},
+    **{
+        ("backward", op): (pooling.pool_backward, pooling.serves_pool)
+        for op in (ops.max_pool2d, ops.avg_pool2d)
+    },
+    ("forward", ops.mean): (pooling.mean, pooling.serves_mean),
+    ("backward", ops.mean): (pooling.mean_backward, pooling.serves_mean),
+    ("forward", ops.moments): (norms.moments, norms.serves_moments),
+    ("forward", ops.normalize): (norms.normalize, norms.serves_normalize),
+    ("backward", ops.normalize): (norms.normalize_backward, norms.serves_normalize_backward),
+    ("keep", running_moments): (norms.running, norms.serves_running),
+    ("forward", ops.embedding): (embeddings.embedding, embeddings.serves_embedding),
+    ("backward", ops.embedding): (embeddings.embedding_backward, embeddings.serves_embedding),
+    ("forward", ops.add): (dense.add, activations.serves_sum),
+    ("backward", ops.add): (activations.sum_backward, activations.serves_sum),
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
     **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
@@ -61,7 +86,7 @@ class CudaTable(KernelTable):
     """
 
     name = "cuda"
-    in_place = True
+    in_place = buffers_in_place = True
     chunk = LONGEST
 
     def __init__(self) -> None:
@@ -93,13 +118,13 @@ class CudaTable(KernelTable):
 
 
 def _join_neighbours(items: list[Any]) -> list[Any]:
-    """Join gathers that follow one another, and averages that do."""
+    """Join gathers that follow one another, averages that do, and running statistics that do."""
     joined: list[Any] = []
     for item in items:
         last = joined[-1] if joined else None
         if isinstance(last, Gather) and isinstance(item, Gather) and (both := last.join(item)):
             joined[-1] = both
-        elif not (isinstance(last, Segments) and last.join(item)):
+        elif not (isinstance(last, (Segments, Running)) and last.join(item)):
             joined.append(item)
     return joined
 
