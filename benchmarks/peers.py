@@ -56,6 +56,14 @@ class Peer:
         """Copies of the parameters w0, b0, w1, b1, ...; weights are (inputs, outputs)."""
         raise NotImplementedError
 
+    def device_bytes(self) -> int | None:
+        """The most bytes that were taken from the GPU's memory, or None for a contestant on the CPU."""
+        return None
+
+    def plan(self) -> dict[str, Any]:
+        """How a step runs, for contestants of xnn."""
+        return {}
+
 
 def set_threads(name: str, threads: int) -> None:
     """Set the number of PyTorch's threads. Call it before the contestant is made; for others it does nothing."""

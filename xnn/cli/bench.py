@@ -278,6 +278,16 @@ class _Timing:
         )
 
     @property
+    def _backends(self) -> list[str]:
+        """The backends that are timed."""
+        return [name for name in ("numpy", "cupy") if f"xnn-{name}" in self.contestants]
+
+    @property
+    def _compares_bits(self) -> bool:
+        """Whether exact runs of a few steps are added, to compare the backends' bits."""
+        return len(self._backends) > 1 and self.conditions["numerics"] == "fast"
+
+    @property
     def _sweep_batches(self) -> Sequence[int]:
         return self.batch_sizes or sizes.BATCHES
 
@@ -295,10 +305,16 @@ class _Timing:
             entries = suite.run_task(
                 self.contestants, task, threads, self.conditions["repeat"], self.say, self._numerics
             )
+            exact = (
+                suite.exact_digests(self._backends, task, threads, self.say) if self._compares_bits else []
+            )
             self.say("")
             title = f"{'-'.join(map(str, task.widths))}, batch {batch}, {threads} threads, {dataset}"
             _print(report.table(entries, title))
-            yield {"network": network, "widths": task.widths, "batch": batch, "entries": entries}
+            if exact:
+                _print(report.exact_lines(exact))
+            about = {"network": network, "widths": task.widths, "batch": batch}
+            yield {**about, "entries": entries, "exact": exact}
 
     def _tasks(self) -> list[tuple[str, int, Task]]:
         """The networks by name, each with a batch size and the task."""
@@ -317,11 +333,14 @@ class _Timing:
 
 def _print_failures(results: list[dict[str, Any]]) -> bool:
     """Print what went wrong with the contestants of xnn. Returns True if nothing did."""
-    if any(not report.bits_agree(task["entries"]) for task in results):
+    exact = [e for task in results for e in task.get("exact", [])]
+    if any(
+        not report.bits_agree(task[key]) for task in results for key in ("entries", "exact") if key in task
+    ):
         notice("xnn: exact runs differ in their bits; xnn verify shows where")
         return False
     own = [e for task in results for e in task["entries"] if e["contestant"].startswith("xnn")]
-    if not all(e["valid"] for e in own):
+    if not all(e["valid"] for e in (*own, *exact)):
         notice("xnn: some runs of xnn have no figure, for the reasons above")
         return False
     return True
