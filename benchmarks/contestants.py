@@ -12,6 +12,7 @@ import numpy as np
 from xnn import losses, optimizers
 from xnn.backends import Purpose, Stream, current_numerics
 from xnn.backends import backend as use
+from xnn.benchmarks.gpu_peers import GPU_PEERS
 from xnn.benchmarks.peers import PEERS, Peer, set_threads
 from xnn.benchmarks.products import DeviceGemm, Gemm
 from xnn.data import Batches, load, synthetic_digits
@@ -165,7 +166,7 @@ _OWN = {
 
 def names() -> tuple[str, ...]:
     """The names of all contestants."""
-    return (*_OWN, "gemm", "gemm-cupy", *PEERS)
+    return (*_OWN, "gemm", "gemm-cupy", *PEERS, *GPU_PEERS)
 
 
 def make(name: str, task: Task, threads: int, data: tuple[np.ndarray, np.ndarray] | None = None) -> Peer:
@@ -184,7 +185,8 @@ def make(name: str, task: Task, threads: int, data: tuple[np.ndarray, np.ndarray
         return Gemm(*given)
     if name == "gemm-cupy":
         return DeviceGemm(*given)
-    if name not in PEERS:
+    others = PEERS | GPU_PEERS
+    if name not in others:
         raise OptionError(f"no contestant is called {name!r}; choose {', '.join(names())}")
     set_threads(name, threads)
-    return PEERS[name](*given)
+    return others[name](*given)

@@ -13,8 +13,10 @@ from test_bench import REFERENCE, TASK, entry, invented, judged
 from xnn.backends import available_backends, cupy_backend, get_backend
 from xnn.benchmarks import report, suite
 from xnn.benchmarks.contestants import Task, make
+from xnn.benchmarks.gpu_peers import GPU_PEERS
+from xnn.benchmarks.peers import PEERS
 from xnn.benchmarks.products import DeviceGemm, Gemm
-from xnn.cli import main
+from xnn.cli import bench, main
 
 _REASON = available_backends()["cupy"]
 needs_cupy = pytest.mark.skipif(bool(_REASON), reason=_REASON or "CuPy runs")
@@ -146,3 +148,32 @@ def test_bench_of_both_backends_compares_their_exact_bits(monkeypatch, bits, cod
     assert result.exit_code == code, result.output
     assert ("all bits agree" if code == 0 else "THEIR BITS DIFFER") in result.stdout
     assert f"xnn-cupy:exact: weights {bits[1] * 16}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "backends", "found"),
+    [
+        ("torch", ["numpy"], ["torch"]),
+        ("torch,jax", ["cupy"], [*GPU_PEERS]),
+        ("jax,sklearn", ["numpy", "cupy"], ["jax", "jax-gpu", "jax-gpu-scan", "sklearn"]),
+        ("torch-gpu", ["numpy"], ["torch-gpu"]),
+        ("torch,torch-gpu", ["cupy"], ["torch-gpu", "torch-gpu-graph", "torch-gpu-compile"]),
+        ("all", ["numpy"], [*PEERS]),
+        ("all", ["cupy"], [*GPU_PEERS]),
+        ("all", ["numpy", "cupy"], [*PEERS, *GPU_PEERS]),
+    ],
+)
+def test_which_peers_are_timed(asked, backends, found):
+    assert bench._others(asked.split(","), backends) == found
+
+
+@pytest.mark.parametrize(
+    "name", ["torch-gpu", "torch-gpu-graph", "torch-gpu-compile", "jax-gpu", "jax-gpu-scan"]
+)
+def test_a_library_that_sees_no_gpu_says_so(name):
+    """In a process of its own, as the bench runs it; or that it is not installed."""
+    (entry,) = suite.run_task([name], Task((784, 4, 10), 16, 64), 1, 1)
+    if entry["valid"]:
+        pytest.skip("there is a GPU")
+    assert "sees no GPU" in entry["reason"] or "is not installed" in entry["reason"]
+    assert f"no figure: {entry['reason']}" in report.table([entry], "title")
