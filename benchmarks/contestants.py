@@ -23,7 +23,7 @@ from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 from xnn.training.fit import Fit
 
-__all__ = ["Task", "make", "names", "network_flops"]
+__all__ = ["Task", "make", "names", "network_flops", "on_gpu"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class Xnn(Peer):
         learning_rate: float,
         backend: str = "numpy",
         kernels: str = "auto",
+        optimizer: optimizers.Optimizer | None = None,
     ) -> None:
         widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
         with use(backend):
@@ -118,10 +119,8 @@ class Xnn(Peer):
         arrays = [array for pair in zip(weights, biases, strict=True) for array in pair]
         for parameter, array in zip(self.model.parameters(), arrays, strict=True):
             parameter.value = self.lib.to_device(np.array(array))
-        optimizer = optimizers.SGD(learning_rate)
-        self.trainer = Trainer(
-            self.model, losses.SoftmaxCrossEntropy(), optimizer, metrics=[], kernels=kernels
-        )
+        rule = optimizer or optimizers.SGD(learning_rate)
+        self.trainer = Trainer(self.model, losses.SoftmaxCrossEntropy(), rule, metrics=[], kernels=kernels)
         self.data = tuple(self.lib.to_device(part) for part in (images, labels))
         self.batches = _Given(self.data, batch)
         with self.lib.stream():
@@ -167,6 +166,11 @@ _OWN = {
 def names() -> tuple[str, ...]:
     """The names of all contestants."""
     return (*_OWN, "gemm", "gemm-cupy", *PEERS, *GPU_PEERS)
+
+
+def on_gpu(name: str) -> bool:
+    """Whether a contestant computes on the GPU."""
+    return "-cupy" in name or "-gpu" in name
 
 
 def make(name: str, task: Task, threads: int, data: tuple[np.ndarray, np.ndarray] | None = None) -> Peer:

@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from xnn.benchmarks.contestants import on_gpu
 from xnn.errors import OptionError
 from xnn.files import save_figure
 
-__all__ = ["bits_agree", "check_comparable", "compare", "exact_lines", "on_gpu", "plot", "read", "table"]
+__all__ = ["bits_agree", "check_comparable", "compare", "exact_lines", "plot", "read", "table"]
 
 _CONDITIONS = ("threads", "dataset", "numerics")
 _UNSTABLE = 0.1  # a warning is printed if the quartiles differ by more than this share of the median
@@ -48,11 +49,6 @@ def table(entries: Sequence[dict[str, Any]], title: str) -> str:
 def _us(time: float) -> str:
     """Microseconds as text, with a digit behind the point if they are few."""
     return f"{time:.1f}" if time < 100 else f"{time:.0f}"
-
-
-def on_gpu(name: str) -> bool:
-    """Whether a contestant computes on the GPU."""
-    return "-cupy" in name or "-gpu" in name
 
 
 def _limit_of(name: str) -> str:

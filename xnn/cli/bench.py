@@ -377,7 +377,8 @@ def _time_to_accuracy(
         raise OptionError(
             f"--to-accuracy got {', '.join(sorted(others))}, and takes one peer: use --peers torch"
         )
-    contestants = ["xnn", *(["torch"] if peers else [])]
+    gpu = [] if available_backends()["cupy"] else ["xnn-cupy"]
+    contestants = ["xnn", *gpu, *(["torch"] if peers else [])]
     say = _progress()
     _print(environment_line(conditions["environment"]))
     results = time_to_accuracy.to_accuracy(
