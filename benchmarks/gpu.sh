@@ -11,13 +11,15 @@ set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd) || exit
 out=${1:-$root/benchmarks/results/gpu}
 [[ $out = /* ]] || out=$PWD/$out
+export WHEELS=${WHEELS:-$root/wheels}
+[[ $WHEELS = /* ]] || WHEELS=$PWD/$WHEELS
 cd "$root" || exit
 python=${PYTHON:-python3}
 mkdir -p "$out"
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 # A wheel is a zip file whose content is importable. It is unpacked if no package of its name is installed.
-"$python" - "${WHEELS:-wheels}" "$site" <<'END'
+"$python" - "$WHEELS" "$site" <<'END'
 import importlib.metadata, pathlib, sys, zipfile
 for wheel in sorted(pathlib.Path(sys.argv[1]).glob("*.whl")):
     try:
@@ -29,7 +31,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}:$site PYTHONUNBUFFERED=1 MPLBA
 export NVIDIA_TF32_OVERRIDE=0 XLA_PYTHON_CLIENT_PREALLOCATE=false CUBLAS_EMULATE_DOUBLE_PRECISION=0
 [[ -n ${XNN_DATA_HOME:-} || ! -d data ]] || export XNN_DATA_HOME=$PWD/data
 if ! reason=$("$python" -c "import xnn.cli, xnn.benchmarks.gpu.run" 2>&1); then
-    echo "xnn cannot be imported: ${reason##*$'\n'}. Put wheels of what is missing into ${WHEELS:-wheels}" | tee "$out/summary.txt"
+    echo "xnn cannot be imported: ${reason##*$'\n'}. Put wheels of what is missing into the folder WHEELS" | tee "$out/summary.txt"
     exit 1
 fi
 "$python" -m xnn.benchmarks.gpu.run "$out"

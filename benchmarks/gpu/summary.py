@@ -18,12 +18,8 @@ _PACKAGES = ("xnn-engine", "numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "ja
 _PEERS = ("torch-gpu", "torch-gpu-graph", "torch-gpu-compile", "jax-gpu", "jax-gpu-scan")
 _WIDE = 100  # the most characters of a part's last line
 
-#: A measured figure as text, and whether it meets the target.
+#: A measured figure as text, and whether it meets the target. A LookupError says why there is none.
 Figure = tuple[str, bool]
-
-
-class _NotMeasuredError(Exception):
-    """Why there is no figure for a target."""
 
 
 def collect(parts: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -74,11 +70,11 @@ def _entries(about: Any) -> Iterator[dict[str, Any]]:
 
 
 def _contestants(results: dict[str, Any], part: str, network: str, batch: int) -> dict[str, dict[str, Any]]:
-    """The contestants of a part with one network and batch size, by name. Raises _NotMeasuredError without any."""
+    """The contestants of a part with one network and batch size, by name. Raises LookupError without any."""
     for task in results["results"].get(part, {}).get("results", []):
         if (task.get("network"), task.get("batch")) == (network, batch):
             return {e["contestant"]: e for e in task["entries"]}
-    raise _NotMeasuredError(_why(results, part))
+    raise LookupError(_why(results, part))
 
 
 def _why(results: dict[str, Any], part: str) -> str:
@@ -94,11 +90,11 @@ def _why(results: dict[str, Any], part: str) -> str:
 
 
 def _median(found: dict[str, dict[str, Any]], name: str) -> float:
-    """The median time of a contestant in microseconds. Raises _NotMeasuredError if it has no figure."""
+    """The median time of a contestant in microseconds. Raises LookupError if it has no figure."""
     if name not in found:
-        raise _NotMeasuredError(f"{name} did not run")
+        raise LookupError(f"{name} did not run")
     if not found[name]["valid"]:
-        raise _NotMeasuredError(f"{name}: {found[name]['reason']}")
+        raise LookupError(f"{name}: {found[name]['reason']}")
     return float(found[name]["median"])
 
 
@@ -108,7 +104,7 @@ def _captured(results: dict[str, Any]) -> Figure:
 
 
 def _persistent(results: dict[str, Any]) -> Figure:
-    raise _NotMeasuredError("this version has no persistent kernel")
+    raise LookupError("this version has no persistent kernel")
 
 
 def _ahead(results: dict[str, Any]) -> Figure:
@@ -119,7 +115,7 @@ def _ahead(results: dict[str, Any]) -> Figure:
             ratio = _median(found, name) / own
             texts.append(f"{name} {ratio:.2f}")
             ahead = ahead and ratio > 1.0
-        except _NotMeasuredError as reason:
+        except LookupError as reason:
             texts.append(f"{name} not measured ({reason})")
             ahead = False
     return f"their time / xnn's: {', '.join(texts)}", ahead
@@ -136,9 +132,9 @@ def _accuracy(results: dict[str, Any]) -> Figure:
     ]
     reached = [e for e in for_gpu if e["reached"]]
     if not for_gpu:
-        raise _NotMeasuredError(_why(results, "accuracy"))
+        raise LookupError(_why(results, "accuracy"))
     if not reached:
-        raise _NotMeasuredError("; ".join(f"{e['recipe']}: {e['reason'] or 'not reached'}" for e in for_gpu))
+        raise LookupError("; ".join(f"{e['recipe']}: {e['reason'] or 'not reached'}" for e in for_gpu))
     best = min(reached, key=lambda e: float(e["median_seconds"]))
     return f"{best['median_seconds']:.2f} s by {best['recipe']}", best["median_seconds"] <= 0.3
 
@@ -177,7 +173,7 @@ def _target(results: dict[str, Any], figure: Callable[[dict[str, Any]], Figure])
         return "not measured: the GPU is an emulated one"
     try:
         text, met = figure(results)
-    except _NotMeasuredError as reason:
+    except LookupError as reason:
         return f"not measured: {reason}"
     return f"{text}: {'met' if met else 'NOT MET'}"
 

@@ -170,7 +170,7 @@ def test_a_process_that_dies_is_a_reason(dataset):
 
 
 def test_what_cannot_be_run(monkeypatch):
-    with pytest.raises(OptionError, match="'keras'; choose xnn, xnn-numpy, torch"):
+    with pytest.raises(OptionError, match="'keras'; choose xnn, xnn-numpy, xnn-cupy, torch"):
         to_accuracy(0.98, contestants=("xnn", "keras"))
     with pytest.raises(OptionError, match="target"):
         to_accuracy(98)
