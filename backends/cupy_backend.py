@@ -125,12 +125,11 @@ class CupyBackend(Backend):
         """Run a block, and say so once if CuPy is still compiling in it after a second."""
         done = threading.Event()
         watch = threading.Thread(target=_tell_of_compiling, args=(threading.get_ident(), done), daemon=True)
-        watch.start()
         try:
+            watch.start()
             yield
         finally:
             done.set()
-            watch.join()
 
     def synchronize(self) -> None:
         self.cupy.cuda.get_current_stream().synchronize()

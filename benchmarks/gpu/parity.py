@@ -1,11 +1,13 @@
 """Trains the same network on CPU and GPU in fast numerics, and shows how far the two runs drift apart.
 
-    python -m xnn.benchmarks.gpu.parity [--steps N] [--json FILE]
+    python -m xnn.benchmarks.gpu.parity [--steps N] [--json FILE] [--without-pool]
 
 784-100-200-10 with batches of 32, by SGD and by Adam, from the same weights and on the same batches. The two round
 differently, and that grows from step to step, most of all where a number within rounding of 0 goes into a ReLU: it is
 negative in one run and positive in the other. The exit code is 1 if one of the first 20 losses differs by more than
 1e-2, or the mean of the last tenth of the losses by more than 5 %: rounding does not explain that.
+
+--without-pool makes each array an allocation of its own, so that compute-sanitizer sees accesses beyond its end.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from xnn import optimizers
+from xnn.backends import get_backend
+from xnn.backends.kernels.cuda.launch import cupy
 from xnn.benchmarks.contestants import Task, Xnn
 from xnn.benchmarks.environment import dataset_here
 
@@ -62,7 +66,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--json")
+    parser.add_argument("--without-pool", action="store_true")
     options = parser.parse_args(arguments)
+    if options.without_pool:
+        get_backend("cupy")
+        cupy().cuda.set_allocator(None)
     task = Task((784, 100, 200, 10), _BATCH, _BATCH * options.steps, dataset_here())
     found = {
         make.__name__: compare(make, rate, task)

@@ -194,8 +194,8 @@ def test_an_emulated_gpu_measures_nothing(tmp_path):
 def test_no_path_and_no_name_of_the_machine_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr("platform.node", lambda: "the-host")
     monkeypatch.setenv("WHEELS", "/some/wheels")
-    text = f"{tmp_path}/a {os.getcwd()}/b {sys.prefix}/c the-host /some/wheels/d"
-    assert runner._scrub(text, tmp_path) == "OUT/a ./b PYTHON/c HOST WHEELS/d"
+    text = f"{tmp_path}/a {os.getcwd()}/b {sys.prefix}/c the-host. other-the-hosts /some/wheels/d"
+    assert runner._scrub(text, tmp_path) == "OUT/a ./b PYTHON/c HOST. other-the-hosts WHEELS/d"
 
 
 # The script.

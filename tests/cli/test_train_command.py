@@ -39,7 +39,9 @@ def test_train_json():
     first, last = report["history"]
     assert last["loss"] < first["loss"]
     assert 0.3 < report["test_accuracy"] <= 1.0  # far above chance
-    assert min(report[k] for k in ("ms_per_step", "samples_per_second", "peak_rss_mb", "first_step_seconds")) > 0
+    assert (
+        min(report[k] for k in ("ms_per_step", "samples_per_second", "peak_rss_mb", "first_step_seconds")) > 0
+    )
     assert all(len(report[k]) == 64 for k in ("weights_sha256", "losses_sha256"))
     assert result.stderr == ""
 
