@@ -99,6 +99,10 @@ class Backend:
         """Return an array of this backend as a NumPy array; waits for the device."""
         raise NotImplementedError
 
+    def read(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """Return several small arrays as NumPy arrays; waits for the device once, if it can."""
+        return [self.to_host(array) for array in arrays]
+
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it."""
 

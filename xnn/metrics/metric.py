@@ -16,7 +16,7 @@ from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
 from xnn.options import attributes_of, explained_class, shown, takes, written
 
-__all__ = ["Count", "Metric", "Totals", "count_batch", "try_out"]
+__all__ = ["Count", "Metric", "Totals", "count_batch", "count_on_device", "try_out"]
 
 #: How many samples are counted one by one, in a search for a broadcast.
 _ALONE = 64
@@ -204,17 +204,32 @@ def _plain(metric: Metric, result: Any) -> Any:
 
 def count_batch(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[np.ndarray]:
     """What each metric counts in a batch, as float64 arrays on the host."""
-    for metric in metrics:
-        try_out(lib, metric, outputs, targets)
+    _try_all(lib, metrics, outputs, targets)
     return [_counted(lib, metric, outputs, targets) for metric in metrics]
 
 
+def count_on_device(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[Array]:
+    """What each metric counts in a batch, as arrays on the device."""
+    _try_all(lib, metrics, outputs, targets)
+    return [_count(lib, metric, outputs, targets) for metric in metrics]
+
+
+def _try_all(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> None:
+    for metric in metrics:
+        try_out(lib, metric, outputs, targets)
+
+
 def _counted(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> np.ndarray:
-    """What a metric counts in a batch, as a float64 array on the host. Raises DTypeError for complex numbers."""
+    """What a metric counts in a batch, as a float64 array on the host."""
+    return np.asarray(lib.to_host(_count(lib, metric, outputs, targets))).astype(np.float64)
+
+
+def _count(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> Array:
+    """What a metric counts in a batch, as an array on the device. Raises DTypeError for complex numbers."""
     count = lib.number_on_device(apply_rule(metric.count, lib.math, (outputs, targets), {}))
     if not lib.xp.isdtype(count.dtype, ("bool", "integral", "real floating")):
         raise DTypeError(f"the metric {metric.name} counted {count.dtype}: it must count real numbers")
-    return np.asarray(lib.to_host(count)).astype(np.float64)
+    return count
 
 
 def try_out(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> None:

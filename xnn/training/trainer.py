@@ -18,7 +18,7 @@ from xnn.graph.scope import Scope
 from xnn.history import History
 from xnn.layers import Layer, Sequential
 from xnn.losses import Lambda, Loss, LossOverBatches
-from xnn.metrics import Count, Metric, Totals, count_batch
+from xnn.metrics import Count, Metric, Totals, count_on_device
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count, check_flag, refuse_unknown, shown
@@ -34,6 +34,8 @@ from xnn.training.trace import check_reduces
 __all__ = ["Trainer"]
 
 _EVALUATION_BATCH = 1024
+#: An evaluation reads what it counted from the device when there are more numbers than this, and at the end.
+_UNREAD = 2**17
 
 
 class Trainer(Habitual):
@@ -141,8 +143,8 @@ class Trainer(Habitual):
         """Train, and return the History of what was done.
 
         data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host or on the model's backend. From
-            the host they are moved batch by batch; CUDA kernels copy them once, at the beginning, if they fit in the
-            GPU's memory.
+            the host they are moved batch by batch. CUDA kernels copy all of them at the beginning, if they fit in
+            the GPU's memory, and before each epoch if there are callbacks of your own, which may write to them.
         validation: a pair (x, y), or three with sample weights; evaluated after each epoch.
         epochs: passes over the data. For an optimizer that minimizes (LBFGS) its iterations, each over all the data
             in their given order.
@@ -278,15 +280,28 @@ class Trainer(Habitual):
     def _evaluate(self, lib: Backend, batches: Batches) -> dict[str, Any]:
         mean, counts = LossOverBatches(self.loss), Totals(self.metrics)
         even = self.loss.counts_samples(weighted=len(batches.arrays) > 2)
+        waiting: list[tuple[int, list[Any]]] = []  # the rows of batches, and their numbers on the device
+
+        def read() -> None:
+            numbers = iter(lib.read([array for _, arrays in waiting for array in arrays]))
+            for rows, arrays in waiting:
+                value, *others = (next(numbers) for _ in arrays)
+                mean.add(value, rows if even else others.pop(0))
+                counts.add([count.astype("float64") for count in others], rows)
+            waiting.clear()
+
         with limit_threads(self._choose_threads(batches).count), Scope(records=False):
             for x, *rest in batches.epoch(0):
                 outputs = self.model.run(lib.to_device(x), training=False)
                 targets, *weights = map(lib.to_device, rest)
                 self.loss.recognize(outputs, targets, *weights)
                 value = self.loss.run(outputs, targets, *weights)
-                total = x.shape[0] if even else self.loss.total(outputs, targets, *weights)
-                mean.add(lib.to_host(value), lib.to_host(lib.number_on_device(total)))
-                counts.add(count_batch(lib, self.metrics, outputs, targets), x.shape[0])
+                total = [] if even else [lib.number_on_device(self.loss.total(outputs, targets, *weights))]
+                counted = count_on_device(lib, self.metrics, outputs, targets)
+                waiting.append((x.shape[0], [value, *total, *counted]))
+                if lib.is_host or sum(a.size for _, arrays in waiting for a in arrays) > _UNREAD:
+                    read()
+            read()
         return {"loss": mean.value, **counts.results()}
 
 
