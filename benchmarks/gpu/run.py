@@ -65,7 +65,7 @@ def _own(module: str, *words: str) -> tuple[str, ...]:
     return (*_PYTHON, f"xnn.benchmarks.gpu.{module}", "--json", "JSON", *words)
 
 
-_EVERY = "torch-gpu,torch-gpu-graph,torch-gpu-compile,jax-gpu,jax-gpu-scan"
+_PEERS = "torch-gpu,torch-gpu-graph,jax-gpu,jax-gpu-scan"
 _SMALL = ("--backend", "cupy", "--batch-sizes", "512", "--repeat", "1")
 _VERIFY = ("verify", "backend=numpy", "backend=cupy", "--dataset", "synthetic")
 _EXACT = {"XNN_NUMERICS": "exact"}
@@ -84,7 +84,7 @@ GROUPS: tuple[tuple[Part, ...], ...] = (
         Part("parity", 90, _own("parity", "--steps", "1000"), _own("parity", "--steps", "20")),
     ),
     (Part("chunks", 45, _own("chunks"), _own("chunks", "--rows", "128", "--repeat", "1", "--chunks", "1,2")),),
-    (Part("small", 110, _bench("--batch-sizes", "32", "--repeat", "5", "--peers", _EVERY), _bench(*_SMALL)),),
+    (Part("small", 120, _bench("--batch-sizes", "32", "--repeat", "5", "--peers", _PEERS), _bench(*_SMALL)),),
     (
         Part(
             "ciresan",
@@ -97,6 +97,17 @@ GROUPS: tuple[tuple[Part, ...], ...] = (
         ),
     ),
     (Part("large-batch", 25, _bench("--batch-sizes", "4096", "--repeat", "5", "--backend", "cupy"), ()),),
+    (
+        Part(
+            "compiled-peer",
+            75,
+            _bench(
+                *("--batch-sizes", "32", "--repeat", "5", "--backend", "cupy"),
+                *("--peers", "torch-gpu-compile"),
+            ),
+            (),
+        ),
+    ),
     (Part("accuracy", 40, _xnn("bench", "--json", "JSON", "--to-accuracy", "0.98"), ()),),
     (
         Part(

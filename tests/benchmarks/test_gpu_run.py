@@ -108,6 +108,7 @@ def measured(**changed):
     exact = entry("xnn-cupy", 100.0), entry("xnn-cupy:exact", 250.0)
     results = {
         "small": bench_of("article", 32, *small),
+        "compiled-peer": bench_of("article", 32, entry("xnn-cupy", 30.0), entry("torch-gpu-compile", 60.0)),
         "large-batch": bench_of("article", 4096, entry("xnn-cupy", 1000.0)),
         "ciresan": bench_of("ciresan", 1024, entry("gemm-cupy", 90.0), entry("xnn-cupy", 100.0)),
         "exact": bench_of("article", 32, *exact),
@@ -139,7 +140,7 @@ def test_a_summary_where_all_is_measured(tmp_path):
     assert list(found.values()) == [
         "28.0 us a step: met",
         "not measured: this version has no persistent kernel",
-        "their time / xnn's: torch-gpu 2.14, torch-gpu-graph 2.14, torch-gpu-compile 2.14, jax-gpu 2.14, "
+        "their time / xnn's: torch-gpu 2.14, torch-gpu-graph 2.14, torch-gpu-compile 2.00, jax-gpu 2.14, "
         "jax-gpu-scan 2.14: met",
         "4.10 M samples/s: met",
         "0.25 s by a: met",
@@ -173,7 +174,7 @@ def test_targets_that_are_missed_or_not_measured_say_so(tmp_path):
         "31.0 us a step: NOT MET",
         "not measured: this version has no persistent kernel",
         "their time / xnn's: torch-gpu 0.97, torch-gpu-graph not measured (torch-gpu-graph did not run), "
-        "torch-gpu-compile not measured (torch-gpu-compile did not run), jax-gpu not measured (jax-gpu: jax sees no "
+        "torch-gpu-compile not measured (it did not run), jax-gpu not measured (jax-gpu: jax sees no "
         "GPU), jax-gpu-scan not measured (jax-gpu-scan did not run): NOT MET",
         "not measured: xnn-cupy: its loss did not go down",
         "not measured: accuracy ended with exit code 1: xnn: mnist is not on disk",
