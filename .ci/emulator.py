@@ -2,7 +2,7 @@
 
     python .ci/emulator.py                 what .ci/run has
     python .ci/emulator.py --only checks   one part: nvrtc, tests, checks, verify, examples
-    python .ci/emulator.py --only long     the examples that take minutes, which .ci/full has
+    python .ci/emulator.py --only long     what .ci/full has: the examples that take minutes, benchmarks/gpu.sh
 
 The environment is .venv/cupy, with CuPy's wheel and the few packages that the emulator needs. The line of each
 command ends with its seconds. Where the emulator cannot run, for example without g++, a line says so, and nothing
@@ -49,7 +49,7 @@ def main() -> None:
         "checks": checks,
         "verify": verify,
         "examples": examples,
-        "long": long_examples,
+        "long": long,
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,8 +124,10 @@ def examples() -> None:
     run_examples(EXAMPLES)
 
 
-def long_examples() -> None:
+def long() -> None:
+    """The long examples, and a dry run of benchmarks/gpu.sh."""
     run_examples(LONG_EXAMPLES)
+    run("-m", "pytest", "-p", "no:cacheprovider", "-rs", "-m", "slow", "tests/benchmarks/test_gpu_run.py")
 
 
 def run_examples(table: dict[str, str | None]) -> None:

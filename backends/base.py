@@ -201,6 +201,11 @@ class Backend:
             result.seconds = time.perf_counter() - start
 
     @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Run a block that may compile kernels. A backend whose compiler is slow says so while it runs."""
+        yield
+
+    @contextmanager
     def guard(self) -> Iterator[None]:
         """Run a block without floating-point warnings, and turn MemoryError into DeviceMemoryError.
 

@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,12 +28,16 @@ from xnn.backends.communicator import communicator
 from xnn.backends.kernels.calls import KernelTable
 from xnn.backends.numerics import current_numerics
 from xnn.errors import BackendUnavailableError
+from xnn.files import notice
 from xnn.options import is_one_of
 
 __all__ = ["CupyBackend", "quick_diagnosis"]
 
 _INSTALL = 'pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]" for a CUDA 12 driver)'
 _CTK = 'reinstall with its libraries: pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]")'
+
+_LONG = 1.0  # seconds of compiling that are not worth a word
+_COMPILER = os.path.join("cupy", "cuda", "compiler.py")
 
 
 class CupyBackend(Backend):
@@ -124,6 +129,17 @@ class CupyBackend(Backend):
             finally:
                 own.synchronize()
 
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Run a block, and say so once if CuPy is still compiling in it after a second."""
+        done = threading.Event()
+        watch = threading.Thread(target=_tell_of_compiling, args=(threading.get_ident(), done), daemon=True)
+        try:
+            watch.start()
+            yield
+        finally:
+            done.set()
+
     def synchronize(self) -> None:
         self.cupy.cuda.get_current_stream().synchronize()
 
@@ -165,6 +181,25 @@ class CupyBackend(Backend):
                     f"cupy: the GPU computed {got} for {what}, which is {right}: "
                     "check the device (nvidia-smi) and reinstall CuPy"
                 )
+
+
+def _tell_of_compiling(thread: int, done: threading.Event) -> None:
+    """Print a line when a thread is in CuPy's compiler after a second. Stops when `done` is set."""
+    if done.wait(_LONG):
+        return
+    while not _is_compiling(thread):
+        if done.wait(0.1):
+            return
+    notice("xnn: kernels are compiled for this GPU; CuPy keeps them for the next run")
+
+
+def _is_compiling(thread: int) -> bool:
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(_COMPILER):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def import_cupy() -> Any:

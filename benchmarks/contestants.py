@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from xnn import losses, optimizers
-from xnn.backends import Purpose, Stream, get_backend
+from xnn.backends import Purpose, Stream, current_numerics
 from xnn.backends import backend as use
+from xnn.benchmarks.gpu_peers import GPU_PEERS
 from xnn.benchmarks.peers import PEERS, Peer, set_threads
+from xnn.benchmarks.products import DeviceGemm, Gemm
 from xnn.data import Batches, load, synthetic_digits
 from xnn.errors import OptionError
 from xnn.history import History
@@ -21,7 +23,7 @@ from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 from xnn.training.fit import Fit
 
-__all__ = ["Task", "make", "names", "network_flops"]
+__all__ = ["Task", "make", "names", "network_flops", "on_gpu"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Xnn(Peer):
         learning_rate: float,
         backend: str = "numpy",
         kernels: str = "auto",
+        optimizer: optimizers.Optimizer | None = None,
     ) -> None:
         widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
         with use(backend):
@@ -116,10 +119,8 @@ class Xnn(Peer):
         arrays = [array for pair in zip(weights, biases, strict=True) for array in pair]
         for parameter, array in zip(self.model.parameters(), arrays, strict=True):
             parameter.value = self.lib.to_device(np.array(array))
-        optimizer = optimizers.SGD(learning_rate)
-        self.trainer = Trainer(
-            self.model, losses.SoftmaxCrossEntropy(), optimizer, metrics=[], kernels=kernels
-        )
+        rule = optimizer or optimizers.SGD(learning_rate)
+        self.trainer = Trainer(self.model, losses.SoftmaxCrossEntropy(), rule, metrics=[], kernels=kernels)
         self.data = tuple(self.lib.to_device(part) for part in (images, labels))
         self.batches = _Given(self.data, batch)
         with self.lib.stream():
@@ -137,64 +138,20 @@ class Xnn(Peer):
     def parameters(self) -> list[np.ndarray]:
         return [np.array(self.lib.to_host(p.value)) for p in self.model.parameters()]
 
+    def device_bytes(self) -> int | None:
+        return None if self.lib.is_host else self.lib.memory()["peak"]
 
-class Gemm(Peer):
-    """The matrix products of a step alone, by NumPy's BLAS on random numbers: the lower limit of a step's time.
-
-    It learns nothing; its losses are 0.
-    """
-
-    def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
-        rng = np.random.default_rng(0)
-        self.first = [array.copy() for pair in zip(weights, biases, strict=True) for array in pair]
-        widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
-        self.w = [rng.standard_normal(w.shape, np.float32) for w in weights]
-        self.a, self.da = (
-            [rng.standard_normal((self.batch, n), np.float32) for n in widths] for _ in range(2)
-        )
-        self.dw, self.out = [np.empty_like(w) for w in self.w], [np.empty_like(a) for a in self.a]
-
-    def epoch(self, order: np.ndarray) -> np.ndarray:
-        w, a, da, out = self.w, self.a, self.da, self.out
-        steps = len(order) // self.batch
-        for _ in range(steps):
-            for i in range(len(w)):
-                np.matmul(a[i], w[i], out=out[i + 1])
-            for i in reversed(range(len(w))):
-                np.matmul(a[i].T, da[i + 1], out=self.dw[i])
-                if i:
-                    np.matmul(da[i + 1], w[i].T, out=out[i])
-        return np.zeros(steps)
-
-    def parameters(self) -> list[np.ndarray]:
-        return [a.copy() for a in self.first]
-
-
-class DeviceGemm(Peer):
-    """The products of a step alone, by a backend's matmul: the lower limit of a step's time on that backend."""
-
-    def __init__(self, weights: Sequence[np.ndarray], biases: Any, images: Any, labels: Any, batch: int,
-                 learning_rate: float, backend: str) -> None:  # fmt: skip
-        self.lib, self.batch = get_backend(backend), batch
-        widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
-        rng = np.random.default_rng(0)
-        self.w = [self.lib.to_device(np.asarray(w)) for w in weights]
-        self.a = [self.lib.to_device(rng.standard_normal((batch, n), np.float32)) for n in widths]
-
-    def epoch(self, order: np.ndarray) -> np.ndarray:
-        xp, steps = self.lib.xp, len(order) // self.batch
-        for _ in range(steps):
-            for i, w in enumerate(self.w):
-                xp.matmul(self.a[i], w)
-            for i in reversed(range(len(self.w))):
-                xp.matmul(xp.matrix_transpose(self.a[i]), self.a[i + 1])
-                if i:
-                    xp.matmul(self.a[i + 1], xp.matrix_transpose(self.w[i]))
-        self.lib.synchronize()
-        return np.zeros(steps)
-
-    def parameters(self) -> list[np.ndarray]:
-        return [self.lib.to_host(w) for w in self.w]
+    def plan(self) -> dict[str, Any]:
+        """Numerics, backend, kernels; the functions that a step calls; the steps that are handed over at once."""
+        program, table = self.stepper.program(self.batches.batch_size), self.stepper.table
+        return {
+            "numerics": current_numerics(),
+            "backend": self.lib.name,
+            **self.lib.describe(),
+            "kernels": table.name,
+            "calls_per_step": program.calls_per_step,
+            "steps_at_once": 1 if program.by_ops else table.chunk,
+        }
 
 
 #: xnn's contestants: backend and table of kernels.
@@ -208,7 +165,12 @@ _OWN = {
 
 def names() -> tuple[str, ...]:
     """The names of all contestants."""
-    return (*_OWN, "gemm", "gemm-cupy", *PEERS)
+    return (*_OWN, "gemm", "gemm-cupy", *PEERS, *GPU_PEERS)
+
+
+def on_gpu(name: str) -> bool:
+    """Whether a contestant computes on the GPU."""
+    return "-cupy" in name or "-gpu" in name
 
 
 def make(name: str, task: Task, threads: int, data: tuple[np.ndarray, np.ndarray] | None = None) -> Peer:
@@ -226,8 +188,9 @@ def make(name: str, task: Task, threads: int, data: tuple[np.ndarray, np.ndarray
     if name == "gemm":
         return Gemm(*given)
     if name == "gemm-cupy":
-        return DeviceGemm(*given, backend="cupy")
-    if name not in PEERS:
+        return DeviceGemm(*given)
+    others = PEERS | GPU_PEERS
+    if name not in others:
         raise OptionError(f"no contestant is called {name!r}; choose {', '.join(names())}")
     set_threads(name, threads)
-    return PEERS[name](*given)
+    return others[name](*given)

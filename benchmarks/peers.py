@@ -20,7 +20,7 @@ import numpy as np
 
 from xnn.errors import MissingExtraError
 
-__all__ = ["PEERS", "Peer", "need", "set_threads"]
+__all__ = ["PEERS", "Jax", "JaxScan", "Peer", "Torch", "batches_of", "interleaved", "need", "set_threads"]
 
 
 class Peer:
@@ -56,6 +56,14 @@ class Peer:
         """Copies of the parameters w0, b0, w1, b1, ...; weights are (inputs, outputs)."""
         raise NotImplementedError
 
+    def device_bytes(self) -> int | None:
+        """The most bytes that were taken from the GPU's memory, or None for a contestant on the CPU."""
+        return None
+
+    def plan(self) -> dict[str, Any]:
+        """How a step runs, for contestants of xnn."""
+        return {}
+
 
 def set_threads(name: str, threads: int) -> None:
     """Set the number of PyTorch's threads. Call it before the contestant is made; for others it does nothing."""
@@ -72,11 +80,12 @@ def need(module: str, package: str = "") -> Any:
         raise MissingExtraError(f"{package} is not installed: pip install {package}") from error
 
 
-def _interleaved(weights: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
+def interleaved(weights: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
+    """The parameters w0, b0, w1, b1, ..."""
     return [array for pair in zip(weights, biases, strict=True) for array in pair]
 
 
-def _batches(order: np.ndarray, batch: int) -> np.ndarray:
+def batches_of(order: np.ndarray, batch: int) -> np.ndarray:
     """The rows of all whole batches, (steps, batch)."""
     steps = len(order) // batch
     return order[: steps * batch].reshape(steps, batch)
@@ -84,6 +93,8 @@ def _batches(order: np.ndarray, batch: int) -> np.ndarray:
 
 class Torch(Peer):
     """PyTorch in eager mode: nn.Sequential and the fused SGD. Slower variants: foreach and the plain loop."""
+
+    place = "cpu"
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
         torch = self.torch = need("torch")
@@ -94,23 +105,25 @@ class Torch(Peer):
                 dense.weight.copy_(torch.from_numpy(w.T.copy()))
                 dense.bias.copy_(torch.from_numpy(b.copy()))
             stack += [dense, torch.nn.ReLU()]
-        self.net = torch.nn.Sequential(*stack[:-1])
+        self.net = torch.nn.Sequential(*stack[:-1]).to(self.place)
         self.loss = torch.nn.CrossEntropyLoss()
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=learning_rate, fused=True)
-        self.x, self.y = torch.from_numpy(self.x), torch.tensor(self.y)
+        self.x, self.y = torch.from_numpy(self.x).to(self.place), torch.tensor(self.y).to(self.place)
+
+    def _step(self, rows: Any) -> Any:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(self.net(self.x.index_select(0, rows)), self.y.index_select(0, rows))
+        loss.backward()
+        self.optimizer.step()
+        return loss
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
-        losses = []
-        for rows in self.torch.from_numpy(_batches(order, self.batch)):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(self.net(self.x.index_select(0, rows)), self.y.index_select(0, rows))
-            loss.backward()
-            self.optimizer.step()
-            losses.append(loss.item())
-        return np.array(losses)
+        return np.array(
+            [self._step(rows).item() for rows in self.torch.from_numpy(batches_of(order, self.batch))]
+        )
 
     def parameters(self) -> list[np.ndarray]:
-        return [p.detach().numpy().T.copy() for p in self.net.parameters()]
+        return [p.detach().cpu().numpy().T.copy() for p in self.net.parameters()]
 
 
 class TorchCompile(Peer):
@@ -124,7 +137,7 @@ class TorchCompile(Peer):
         torch = self.torch = need("torch")
         functional = torch.nn.functional
         self.x, self.y = torch.from_numpy(self.x), torch.tensor(self.y)
-        self.p = [torch.from_numpy(a.T.copy()) for a in _interleaved(weights, biases)]
+        self.p = [torch.from_numpy(a.T.copy()) for a in interleaved(weights, biases)]
 
         def loss(p: list[Any], x: Any, y: Any) -> Any:
             for i in range(0, len(p), 2):
@@ -140,7 +153,7 @@ class TorchCompile(Peer):
         self.step = torch.compile(step, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
-        rows = self.torch.from_numpy(_batches(order, self.batch))
+        rows = self.torch.from_numpy(batches_of(order, self.batch))
         return np.array([self.step(self.p, self.x, self.y, r).item() for r in rows])
 
     def parameters(self) -> list[np.ndarray]:
@@ -150,8 +163,15 @@ class TorchCompile(Peer):
 class Jax(Peer):
     """JAX: a jitted step with donated parameters in a Python loop. Losses are fetched at the end of an epoch."""
 
+    place = "cpu"
+
+    def _import(self) -> Any:
+        """Import JAX for one kind of device: by default it takes a GPU if there is one, with most of its memory."""
+        os.environ["JAX_PLATFORMS"] = self.place
+        return need("jax")
+
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
-        jax = self.jax = need("jax")
+        jax = self.jax = self._import()
         jnp = need("jax.numpy")
         self.p = [(jnp.array(w), jnp.array(b)) for w, b in zip(weights, biases, strict=True)]
         self.x, self.y = jnp.array(self.x), jnp.array(self.y, jnp.int32)
@@ -169,11 +189,12 @@ class Jax(Peer):
         def scan(p: Any, images: Any, labels: Any, batches: Any) -> Any:
             return jax.lax.scan(lambda p, rows: step(p, images, labels, rows), p, batches)
 
+        self.plain = step
         self.step, self.scan = jax.jit(step, donate_argnums=0), jax.jit(scan, donate_argnums=0)
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
         losses = []
-        for rows in _batches(order.astype(np.int32), self.batch):
+        for rows in batches_of(order.astype(np.int32), self.batch):
             self.p, loss = self.step(self.p, self.x, self.y, rows)
             losses.append(loss)
         return np.array(self.jax.device_get(losses), dtype=np.float64)
@@ -186,7 +207,7 @@ class JaxScan(Jax):
     """JAX: a jitted lax.scan over an epoch. It is compiled again for each new number of batches."""
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
-        batches = _batches(order.astype(np.int32), self.batch)
+        batches = batches_of(order.astype(np.int32), self.batch)
         self.p, losses = self.scan(self.p, self.x, self.y, batches)
         return np.array(losses, dtype=np.float64)
 
@@ -212,12 +233,12 @@ class Sklearn(Peer):
             made[...] = given
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
-        batches = _batches(order, self.batch)
+        batches = batches_of(order, self.batch)
         self.model.partial_fit(self.x[batches.ravel()], self.y[batches.ravel()])
         return np.full(len(batches), self.model.loss_)
 
     def parameters(self) -> list[np.ndarray]:
-        return [a.copy() for a in _interleaved(self.model.coefs_, self.model.intercepts_)]
+        return [a.copy() for a in interleaved(self.model.coefs_, self.model.intercepts_)]
 
 
 class Thinc(Peer):
@@ -239,7 +260,7 @@ class Thinc(Peer):
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
         losses, columns = [], np.arange(self.batch)
-        for rows in _batches(order, self.batch):
+        for rows in batches_of(order, self.batch):
             labels = self.y[rows]
             p, backprop = self.model.begin_update(self.x[rows])
             losses.append(-np.log(p[columns, labels]).mean())
@@ -292,7 +313,7 @@ class Tinygrad(Peer):
         self.step = tinygrad.TinyJit(step)
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
-        rows = _batches(order.astype(np.int32), self.batch)
+        rows = batches_of(order.astype(np.int32), self.batch)
         self.order.shrink(((0, rows.size),)).assign(self.tensor(rows.ravel())).realize()
         for k in range(len(rows)):
             self.step(self.number.bind(k))
@@ -311,7 +332,7 @@ class Numpy(Peer):
 
     def _build(self, weights: list[np.ndarray], biases: list[np.ndarray], learning_rate: float) -> None:
         batch, self.scale = self.batch, np.float32(learning_rate / self.batch)
-        first = _interleaved(weights, biases)
+        first = interleaved(weights, biases)
         self.flat = np.concatenate([a.ravel() for a in first])
         self.update, cuts = np.empty_like(self.flat), np.cumsum([a.size for a in first])[:-1]
         self.p, d = (
@@ -328,7 +349,7 @@ class Numpy(Peer):
         self.columns, self.labels = np.arange(batch), np.empty(batch, np.int64)
 
     def epoch(self, order: np.ndarray) -> np.ndarray:
-        return np.array([self._step(rows) for rows in _batches(order, self.batch)])
+        return np.array([self._step(rows) for rows in batches_of(order, self.batch)])
 
     def _step(self, rows: np.ndarray) -> float:
         w, a, wt, at, z, total = self.w, self.a, self.wt, self.at, self.z, self.total

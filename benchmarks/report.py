@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from xnn.benchmarks.contestants import on_gpu
 from xnn.errors import OptionError
 from xnn.files import save_figure
 
-__all__ = ["bits_agree", "check_comparable", "compare", "plot", "read", "table"]
+__all__ = ["bits_agree", "check_comparable", "compare", "exact_lines", "plot", "read", "table"]
 
 _CONDITIONS = ("threads", "dataset", "numerics")
 _UNSTABLE = 0.1  # a warning is printed if the quartiles differ by more than this share of the median
@@ -21,21 +22,22 @@ def table(entries: Sequence[dict[str, Any]], title: str) -> str:
     limits = {
         e["contestant"]: e["median"] for e in entries if e["valid"] and e["contestant"].startswith("gemm")
     }
+    wide = max(14, *(len(e["contestant"]) + 1 for e in entries))
     lines = [
         title,
-        f"  {'':<14}{'us/step':>9}{'quartiles':>17}{'samples/s':>11}{'GFLOP/s':>9}{'/ GEMM':>8}{'of limit':>9}"
+        f"  {'':<{wide}}{'us/step':>9}{'quartiles':>17}{'samples/s':>11}{'GFLOP/s':>9}{'/ GEMM':>8}{'of limit':>9}"
         f"{'peak MB':>9}{'first s':>9}  losses differ",
     ]
     for e in entries:
         if not e["valid"]:
-            lines.append(f"  {e['contestant']:<14}no figure: {e['reason']}")
+            lines.append(f"  {e['contestant']:<{wide}}no figure: {e['reason']}")
             continue
-        limit = limits.get("gemm-cupy" if e["contestant"] == "xnn-cupy" else "gemm")
+        limit = limits.get(_limit_of(e["contestant"]))
         ratio = e["median"] / limit if limit else None
         shares = f"{ratio:>8.2f}{1 / ratio:>9.0%}" if ratio else f"{'-':>8}{'-':>9}"
-        between = "{:.0f} - {:.0f}".format(*e["quartiles"])
+        between = " - ".join(map(_us, e["quartiles"]))
         lines.append(
-            f"  {e['contestant']:<14}{e['median']:>9.0f}{between:>17}{e['samples_per_second']:>11,.0f}"
+            f"  {e['contestant']:<{wide}}{_us(e['median']):>9}{between:>17}{e['samples_per_second']:>11,.0f}"
             f"{e['gflops']:>9.1f}{shares}{e['peak_bytes'] / 2**20:>9.0f}{e['first_step_seconds']:>9.2f}"
             f"  {e.get('loss_difference', 0.0):.0e}"
         )
@@ -44,15 +46,28 @@ def table(entries: Sequence[dict[str, Any]], title: str) -> str:
     return "\n".join([*lines, *_ratios(entries)])
 
 
+def _us(time: float) -> str:
+    """Microseconds as text, with a digit behind the point if they are few."""
+    return f"{time:.1f}" if time < 100 else f"{time:.0f}"
+
+
+def _limit_of(name: str) -> str:
+    """The contestant that runs the products alone on the same device."""
+    return "gemm-cupy" if on_gpu(name) else "gemm"
+
+
 def _ratios(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Lines that compare xnn with the fastest other library, and the GPU with the CPU."""
+    """Lines that compare xnn with the fastest other library on the same device, and the GPU with the CPU."""
     valid = {e["contestant"]: e for e in entries if e["valid"]}
     peers = [e for name, e in valid.items() if not name.startswith(("gemm", "xnn", "numpy"))]
     own = [valid[name] for name in ("xnn-fast", "xnn-numpy") if name in valid]
-    if own and peers:
-        rival = min(peers, key=lambda e: float(e["median"]))
-        ratio = own[0]["median"] / rival["median"]
-        yield f"  {own[0]['contestant']} / best other library ({rival['contestant']}): {ratio:.2f}"
+    for mine in (*own[:1], *([valid["xnn-cupy"]] if "xnn-cupy" in valid else [])):
+        name = mine["contestant"]
+        if rivals := [e for e in peers if on_gpu(e["contestant"]) == on_gpu(name)]:
+            rival = min(rivals, key=lambda e: float(e["median"]))
+            yield f"  {name} / best other library ({rival['contestant']}): {mine['median'] / rival['median']:.2f}"
+    if "xnn-cupy" in valid:
+        yield from _gpu(valid)
     if own and "xnn-cupy" in valid:
         gpu = valid["xnn-cupy"]
         yield (
@@ -62,6 +77,29 @@ def _ratios(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
         )
 
     yield from _exact(valid)
+
+
+def _gpu(valid: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Lines on the run on the GPU: the card's own rate, and the plan."""
+    gpu = valid["xnn-cupy"]
+    if limit := valid.get("gemm-cupy"):
+        yield (
+            f"  xnn-cupy runs at {limit['median'] / gpu['median']:.0%} of the card's own rate for its products "
+            f"({limit['gflops'] / 1e3:.2f} TFLOP/s, alone in a CUDA graph)"
+        )
+    if "emulated" in str(gpu.get("plan")):
+        yield "  the GPU is an emulated one, for tests: its times say nothing about a card"
+    if plan := gpu.get("plan"):
+        yield (
+            f"  xnn-cupy: {plan['device']}, kernels {plan['kernels']}, {plan['calls_per_step']} calls a step, "
+            f"{plan['steps_at_once']} step{'s'[: plan['steps_at_once'] > 1]} at once"
+        )
+
+
+def exact_lines(runs: Sequence[dict[str, Any]]) -> str:
+    """What `suite.exact_digests` found, as lines of text."""
+    lines = [f"  {e['contestant']}: no digest: {e['reason']}" for e in runs if not e["valid"]]
+    return "\n".join([*lines, *_exact({e["contestant"]: e for e in runs if e["valid"]})])
 
 
 def _exact(valid: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -124,7 +162,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
         if key not in before or name.startswith("gemm"):
             continue
         used, what = [(now[key], before[key])], "the time before"
-        limit = network, batch, "gemm-cupy" if name == "xnn-cupy" else "gemm"
+        limit = network, batch, _limit_of(name)
         if limit in now and limit in before:
             used.append((before[limit], now[limit]))
             what = "the time before, relative to the products alone"

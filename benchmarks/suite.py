@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from xnn.benchmarks.contestants import Task, network_flops
+from xnn.benchmarks.contestants import Task, network_flops, on_gpu
 from xnn.errors import OptionError
 from xnn.runs.process import Process
 
-__all__ = ["NETWORKS", "TARGETS", "expected_seconds", "own_contestants", "quartiles", "run_task"]
+__all__ = [
+    "NETWORKS", "TARGETS", "exact_digests", "expected_seconds", "own_contestants", "quartiles", "run_task",
+]  # fmt: skip
 
 NETWORKS = {
     "article": (784, 100, 200, 10),
@@ -34,10 +36,13 @@ TARGETS = (("article", 32), ("article", 128), ("medium", 128), ("large", 256), (
 
 _SECONDS = 0.25  # the approximate length of a turn
 # The largest allowed relative difference of losses, and for how many steps: rounding errors grow from step to step.
-_PARITY, _PARITY_STEPS = 1e-3, 20
+# On a GPU all products round differently, so that a number within rounding of 0 may go into a ReLU with another sign.
+_PARITY, _PARITY_GPU, _PARITY_STEPS = 1e-3, 1e-2, 20
 _LOSSES_KEPT = 100
 # For the expected time: the seconds in which a contestant starts, and the floating-point operations in a second.
 _START, _SPEED = 2.5, 5e10
+# Steps of a run of which only exact digests are wanted, and the most floating-point operations of its products.
+_EXACT_STEPS, _EXACT_FLOPS = 5, int(1e11)
 
 
 def run_task(
@@ -63,8 +68,11 @@ def run_task(
     us_per_step            all times, in microseconds a step
     median, quartiles      of these times
     spread                 the distance of the quartiles, divided by the median
-    samples_per_second, gflops, peak_bytes, threads
+    samples_per_second, gflops, threads
+    peak_bytes             the peak memory where it computes: of the GPU, or of the process
+    host_peak_bytes        the peak memory of the process
     first_step_seconds     the first step, with importing, building and compiling
+    plan                   how a step of xnn runs: numerics, backend, device, kernels, calls in a step
     losses                 the first losses
     loss_difference        the largest relative difference from the first contestant's losses
     weight_difference      the same of the weights after an epoch
@@ -74,9 +82,7 @@ def run_task(
     workers: list[Process] = []
     entries: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        data = os.path.join(scratch, "data.npz")
-        x, y = task.data()
-        np.savez(data, x=x, y=y)
+        data = _save_data(task, scratch)
         try:
             for number, name in enumerate(contestants):
                 say(f"{name} starts")
@@ -105,6 +111,46 @@ def run_task(
         weights = [_load(os.path.join(scratch, f"{n}.npy")) for n in range(len(workers))]
     _judge(entries, weights, task)
     return entries
+
+
+def exact_digests(
+    backends: Sequence[str], task: Task, threads: int, say: Callable[[str], None] = lambda line: None
+) -> list[dict[str, Any]]:
+    """Train a few steps in exact numerics on each backend: digests of the weights and of the losses.
+
+    Returns a dictionary for each backend: contestant, steps, weights_sha256 and losses_sha256, valid, reason.
+    """
+    steps = max(
+        1, min(_EXACT_STEPS, task.rows // task.batch, _EXACT_FLOPS // network_flops(task.widths, task.batch))
+    )
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        data = _save_data(task, scratch)
+        for backend in backends:
+            name = f"xnn-{backend}"
+            say(f"{name}: {steps} steps in exact numerics")
+            worker = Process(name, "xnn.benchmarks.worker", threads, {"XNN_NUMERICS": "exact"})
+            try:
+                worker.ask(name=name, threads=threads, task=asdict(task), data=data)
+                answer = worker.ask(do="digests", steps=steps)
+            finally:
+                worker.close()
+            about = {
+                "contestant": f"{name}:exact",
+                "steps": steps,
+                "valid": bool(answer),
+                "reason": worker.error,
+            }
+            found.append({**about, **answer})
+    return found
+
+
+def _save_data(task: Task, folder: str) -> str:
+    """Write the task's data to a file for the workers."""
+    path = os.path.join(folder, "data.npz")
+    x, y = task.data()
+    np.savez(path, x=x, y=y)
+    return path
 
 
 def expected_seconds(contestants: int, task: Task, repeat: int) -> float:
@@ -140,7 +186,7 @@ def _judge(entries: list[dict[str, Any]], weights: Sequence[np.ndarray | None], 
                 entry["weight_difference"] = float(np.max(np.abs(here - there)) / np.max(np.abs(there)))
             if not entry["last_loss"] < float(np.mean(own)):
                 entry["reason"] = "its loss did not go down"
-            elif not entry["loss_difference"] <= _PARITY:
+            elif not entry["loss_difference"] <= (_PARITY_GPU if on_gpu(entry["contestant"]) else _PARITY):
                 entry["reason"] = (
                     f"its losses differ by {entry['loss_difference']:.1e} from {entries[trained[0]]['contestant']}'s"
                 )

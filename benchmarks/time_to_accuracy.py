@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from xnn import data, losses, optimizers
+from xnn.backends import backend as use
 from xnn.benchmarks.peers import need
 from xnn.benchmarks.suite import quartiles
 from xnn.errors import DataNotFoundError, OptionError
@@ -120,11 +121,12 @@ class _Contestant:
 class _Xnn(_Contestant):
     """xnn's Trainer, called as a user calls it. Images stay bytes; each batch is scaled while it is gathered."""
 
-    kernels = "auto"
+    kernels, backend = "auto", "numpy"
 
     def train(self, recipe: Recipe, seed: int, rows: int) -> tuple[float, Callable[[], float]]:
         rescale = recipe.scale, recipe.offset
-        model = mlp(self.inputs, recipe.hidden, self.classes, rescale=rescale, seed=seed)
+        with use(self.backend):
+            model = mlp(self.inputs, recipe.hidden, self.classes, rescale=rescale, seed=seed)
         rate = recipe.schedule(rows)
         optimizer: optimizers.Optimizer
         if recipe.optimizer == "adam":
@@ -141,6 +143,10 @@ class _Xnn(_Contestant):
 
 class _XnnNumpy(_Xnn):
     kernels = "numpy"
+
+
+class _XnnCupy(_Xnn):
+    backend = "cupy"
 
 
 class _Torch(_Contestant):
@@ -216,7 +222,12 @@ class _Torch(_Contestant):
         return seconds, accuracy
 
 
-CONTESTANTS: dict[str, type[_Contestant]] = {"xnn": _Xnn, "xnn-numpy": _XnnNumpy, "torch": _Torch}
+CONTESTANTS: dict[str, type[_Contestant]] = {
+    "xnn": _Xnn,
+    "xnn-numpy": _XnnNumpy,
+    "xnn-cupy": _XnnCupy,
+    "torch": _Torch,
+}
 
 
 class _Server:
@@ -256,7 +267,7 @@ def to_accuracy(
 
     target: the accuracy to reach, in [0, 1].
     recipes: what to train; default: all of RECIPES.
-    contestants: of "xnn", "xnn-numpy", "torch"; default: ("xnn", "torch").
+    contestants: of "xnn", "xnn-numpy", "xnn-cupy", "torch"; default: ("xnn", "torch").
     seeds: how many; 5 by default. The seeds are 0, 1, ...
     threads: of each contestant; default: 1.
     say: called with a line of progress.

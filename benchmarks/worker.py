@@ -45,11 +45,11 @@ class _Server:
         losses = np.concatenate([first, self.contestant.epoch(self._order())])
         weights = np.concatenate([p.ravel() for p in self.contestant.parameters()])
         np.save(reference, weights)
-        digests = {"weights_sha256": _sha256(weights), "losses_sha256": _sha256(losses.astype(np.float64))}
         return {
             "first_step_seconds": self.build_seconds + seconds,
             "losses": [float(v) for v in losses],
-            **(digests if current_numerics() == "exact" else {}),
+            "plan": self.contestant.plan(),
+            **(_digests(weights, losses) if current_numerics() == "exact" else {}),
         }
 
     def run(self, epochs: int, warm_up: bool = True) -> dict[str, Any]:
@@ -65,9 +65,23 @@ class _Server:
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "steps": epochs * len(losses), "loss": float(np.mean(losses))}
 
+    def digests(self, steps: int) -> dict[str, Any]:
+        """Train some steps, and return digests of weights and losses."""
+        losses = self.contestant.epoch(self._order()[: steps * self.task.batch])
+        weights = np.concatenate([p.ravel() for p in self.contestant.parameters()])
+        return _digests(weights, losses)
+
     def memory(self) -> dict[str, Any]:
-        """The peak memory of this process in bytes, and the number of threads of NumPy's BLAS."""
-        return {"peak_bytes": peak_resident_bytes(), "threads": blas_threads()}
+        """The peak memory in bytes where the contestant computes, and of this process; NumPy's BLAS threads."""
+        host = peak_resident_bytes()
+        device = self.contestant.device_bytes()
+        return {
+            "peak_bytes": host if device is None else device, "host_peak_bytes": host, "threads": blas_threads()
+        }  # fmt: skip
+
+
+def _digests(weights: np.ndarray, losses: np.ndarray) -> dict[str, str]:
+    return {"weights_sha256": _sha256(weights), "losses_sha256": _sha256(losses.astype(np.float64))}
 
 
 def _sha256(x: np.ndarray) -> str:

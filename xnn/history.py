@@ -29,6 +29,8 @@ class History(Habitual):
     stopped: the reason why a callback ended it, "" if none did.
     error: the exception that ended it, "" if none did.
     plan: how the run was executed: backend, kernels, dtype, threads and so on.
+    first_step_seconds: the time until the first step was done, with compiling; on a GPU up to 100 steps, which are
+        handed over at once. For LBFGS it is the time of making the program alone.
 
     `history["val_loss"]` is the list of one number of all epochs. Copies and pickles of a history have all its
     numbers, but take no further steps.
@@ -53,6 +55,7 @@ class History(Habitual):
     stopped: str = ""
     error: str = ""
     plan: dict[str, Any] = field(default_factory=dict)
+    first_step_seconds: float = 0.0
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)
 
     def __getitem__(self, name: str) -> list[Any]:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from xnn.backends import available_backends
 from xnn.benchmarks import report, suite, sweep
 from xnn.benchmarks.contestants import Task, make, network_flops
+from xnn.benchmarks.gpu_peers import GPU_PEERS, TorchGpuGraph
 from xnn.benchmarks.peers import PEERS
 from xnn.benchmarks.studies import by_hand, scaling, step_profile
 from xnn.cli import main
@@ -27,9 +28,24 @@ def test_flops_of_a_step():
     assert network_flops((4, 3, 2), 5) == 2 * 5 * (2 * 12 + 3 * 6)
 
 
-@pytest.mark.parametrize("name", ["xnn-ops", "xnn-numpy", "xnn-fast", "numpy", "torch", "sklearn"])
-def test_contestants_compute_the_same_run(name):
-    """Two epochs of each contestant agree with a loop in float64 that starts from the same weights."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("xnn-ops", "xnn-numpy", "xnn-fast", "numpy", "torch", "sklearn", "jax", "jax-scan"),
+        *(pytest.param(n, marks=pytest.mark.slow if "compile" in n else ()) for n in GPU_PEERS),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+def test_contestants_compute_the_same_run(name, monkeypatch):
+    """Two epochs of each contestant agree with a loop in float64 that starts from the same weights.
+
+    The peers on a GPU run on the CPU here, and their graphs step by step.
+    """
+    if name in GPU_PEERS:
+        monkeypatch.setattr(GPU_PEERS[name], "place", "cpu")
+    monkeypatch.setattr(
+        TorchGpuGraph, "_captured", lambda self, count: lambda: [self.step() for _ in range(count)]
+    )
     try:
         contestant = make(name, TASK, 1)
     except MissingExtraError as error:

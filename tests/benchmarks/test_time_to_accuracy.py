@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from xnn.backends import available_backends
 from xnn.benchmarks import time_to_accuracy
 from xnn.benchmarks.time_to_accuracy import CONTESTANTS, RECIPES, Recipe, text, to_accuracy
 from xnn.cli import main
@@ -169,7 +170,7 @@ def test_a_process_that_dies_is_a_reason(dataset):
 
 
 def test_what_cannot_be_run(monkeypatch):
-    with pytest.raises(OptionError, match="'keras'; choose xnn, xnn-numpy, torch"):
+    with pytest.raises(OptionError, match="'keras'; choose xnn, xnn-numpy, xnn-cupy, torch"):
         to_accuracy(0.98, contestants=("xnn", "keras"))
     with pytest.raises(OptionError, match="target"):
         to_accuracy(98)
@@ -185,7 +186,8 @@ def test_the_command(monkeypatch, tmp_path, accuracies, code):
     """The exit code is 1 if a recipe of xnn does not reach the accuracy."""
 
     def invented(target, contestants, threads, say):
-        assert contestants == ["xnn", "torch"]
+        assert [name for name in contestants if name != "xnn-cupy"] == ["xnn", "torch"]
+        assert ("xnn-cupy" in contestants) == (not available_backends()["cupy"])
         say("a, seed 0: xnn")
         entries = (judged("a", "xnn", [1.0], [accuracies[0]]), judged("b", "xnn", [2.0], [accuracies[1]]))
         return [*entries, judged("a", "torch", [2.0], [0.98])]

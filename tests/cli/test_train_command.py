@@ -20,7 +20,7 @@ from xnn.runs.mlp import mlp
 
 KEYS = {
     "dataset", "backend", "numerics", "plan", "seed", "epochs", "history", "test_accuracy", "ms_per_step",
-    "samples_per_second", "peak_rss_mb", "weights_sha256", "losses_sha256",
+    "samples_per_second", "first_step_seconds", "peak_rss_mb", "weights_sha256", "losses_sha256",
 }  # fmt: skip
 
 TRAIN = ("--hidden", "16", "--epochs", 2, "--batch-size", 50)
@@ -39,7 +39,9 @@ def test_train_json():
     first, last = report["history"]
     assert last["loss"] < first["loss"]
     assert 0.3 < report["test_accuracy"] <= 1.0  # far above chance
-    assert min(report[k] for k in ("ms_per_step", "samples_per_second", "peak_rss_mb")) > 0
+    assert (
+        min(report[k] for k in ("ms_per_step", "samples_per_second", "peak_rss_mb", "first_step_seconds")) > 0
+    )
     assert all(len(report[k]) == 64 for k in ("weights_sha256", "losses_sha256"))
     assert result.stderr == ""
 

@@ -16,6 +16,7 @@ from xnn.benchmarks import report, suite, time_to_accuracy
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
+from xnn.benchmarks.gpu_peers import GPU_FORMS, GPU_PEERS
 from xnn.benchmarks.peers import PEERS
 from xnn.cli.options import FILE, widths
 from xnn.cli.outputs import check_apart
@@ -76,7 +77,8 @@ xnn bench --to-accuracy 0.98 --peers torch
     "--peers",
     default="",
     metavar="NAME,...",
-    help="Other libraries to time: torch, jax, sklearn and so on, or all. They must be installed.",
+    help="Other libraries to time: torch, jax, sklearn and so on, or all. They must be installed. Where a GPU is "
+    "timed, torch and jax stand for their forms on it.",
 )
 @click.option(
     "--threads",
@@ -159,8 +161,8 @@ def bench_command(
         backend_variable()  # raises for a wrong XNN_BACKEND, although it has no effect here
         return _time_to_accuracy(to_accuracy, asked, json_file, conditions)
     chosen = "both" if numerics == "both" else current_numerics(numerics)
-    others = PEERS if "all" in asked else asked
-    contestants = [*suite.own_contestants(_chosen_backends(backends), chosen), *others]
+    running = _chosen_backends(backends)
+    contestants = [*suite.own_contestants(running, chosen), *_others(asked, running)]
     conditions |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": chosen}
     if before is not None:
         report.check_comparable(before, conditions)
@@ -188,10 +190,22 @@ def _check_combination(given: dict[str, Any]) -> None:
 def _read_peers(text: str) -> list[str]:
     """The names given with --peers. One of them may be "all"."""
     asked = list(dict.fromkeys(name for name in text.split(",") if name))
-    unknown = [name for name in asked if name not in (*PEERS, "all")]
+    unknown = [name for name in asked if name not in (*PEERS, *GPU_PEERS, "all")]
     if unknown:
-        raise OptionError(f"there is no peer {unknown[0]!r}: choose {', '.join(PEERS)} or all")
+        raise OptionError(f"there is no peer {unknown[0]!r}: choose {', '.join((*PEERS, *GPU_PEERS))} or all")
     return asked
+
+
+def _others(asked: Sequence[str], backends: Sequence[str]) -> list[str]:
+    """The peers to time: on the CPU, on the GPU or on both, as the backends are."""
+    host, gpu = "numpy" in backends, "cupy" in backends
+    if "all" in asked:
+        return [*(PEERS if host else ()), *(GPU_PEERS if gpu else ())]
+    found: list[str] = []
+    for name in asked:
+        forms = GPU_FORMS.get(name, ()) if gpu else ()
+        found += [*([name] if host or not forms else []), *forms]
+    return list(dict.fromkeys(found))
 
 
 def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
@@ -271,11 +285,23 @@ class _Timing:
         repeat = self.conditions["repeat"]
         seconds = sum(suite.expected_seconds(len(self.contestants), task, repeat) for task in tasks)
         about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{10 * math.ceil(seconds / 10)} seconds"
-        others = ", longer with libraries that compile" if set(self.contestants) & set(PEERS) else ""
+        others = (
+            ", longer with libraries that compile" if set(self.contestants) & {*PEERS, *GPU_PEERS} else ""
+        )
         return (
             f"about {about}{others}: contestants {len(self.contestants)}, turns of each {repeat}, "
             f"pairs of network and batch size {len(tasks)}"
         )
+
+    @property
+    def _backends(self) -> list[str]:
+        """The backends that are timed."""
+        return [name for name in ("numpy", "cupy") if f"xnn-{name}" in self.contestants]
+
+    @property
+    def _compares_bits(self) -> bool:
+        """Whether exact runs of a few steps are added, to compare the backends' bits."""
+        return len(self._backends) > 1 and self.conditions["numerics"] == "fast"
 
     @property
     def _sweep_batches(self) -> Sequence[int]:
@@ -295,10 +321,16 @@ class _Timing:
             entries = suite.run_task(
                 self.contestants, task, threads, self.conditions["repeat"], self.say, self._numerics
             )
+            exact = (
+                suite.exact_digests(self._backends, task, threads, self.say) if self._compares_bits else []
+            )
             self.say("")
             title = f"{'-'.join(map(str, task.widths))}, batch {batch}, {threads} threads, {dataset}"
             _print(report.table(entries, title))
-            yield {"network": network, "widths": task.widths, "batch": batch, "entries": entries}
+            if exact:
+                _print(report.exact_lines(exact))
+            about = {"network": network, "widths": task.widths, "batch": batch}
+            yield {**about, "entries": entries, "exact": exact}
 
     def _tasks(self) -> list[tuple[str, int, Task]]:
         """The networks by name, each with a batch size and the task."""
@@ -317,11 +349,14 @@ class _Timing:
 
 def _print_failures(results: list[dict[str, Any]]) -> bool:
     """Print what went wrong with the contestants of xnn. Returns True if nothing did."""
-    if any(not report.bits_agree(task["entries"]) for task in results):
+    exact = [e for task in results for e in task.get("exact", [])]
+    if any(
+        not report.bits_agree(task[key]) for task in results for key in ("entries", "exact") if key in task
+    ):
         notice("xnn: exact runs differ in their bits; xnn verify shows where")
         return False
     own = [e for task in results for e in task["entries"] if e["contestant"].startswith("xnn")]
-    if not all(e["valid"] for e in own):
+    if not all(e["valid"] for e in (*own, *exact)):
         notice("xnn: some runs of xnn have no figure, for the reasons above")
         return False
     return True
@@ -342,7 +377,8 @@ def _time_to_accuracy(
         raise OptionError(
             f"--to-accuracy got {', '.join(sorted(others))}, and takes one peer: use --peers torch"
         )
-    contestants = ["xnn", *(["torch"] if peers else [])]
+    gpu = [] if available_backends()["cupy"] else ["xnn-cupy"]
+    contestants = ["xnn", *gpu, *(["torch"] if peers else [])]
     say = _progress()
     _print(environment_line(conditions["environment"]))
     results = time_to_accuracy.to_accuracy(

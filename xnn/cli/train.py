@@ -308,7 +308,7 @@ def _write_files(
 
 def _result(job: _Job, history: History, tested: dict[str, float]) -> dict[str, Any]:
     """The object that --json prints."""
-    keys = ["loss", "accuracy", "val_loss", "val_accuracy"]
+    keys, lib = ["loss", "accuracy", "val_loss", "val_accuracy"], job.model.backend
     keys += [name for name in ("val_mae", "val_rmse") if job.data.target_scaling is not None]
     return {
         "dataset": job.data.name,
@@ -329,7 +329,9 @@ def _result(job: _Job, history: History, tested: dict[str, float]) -> dict[str, 
         **{f"test_{name}": tested[name] for name in ("mae", "rmse") if name in tested},
         "ms_per_step": round(history.ms_per_step, 4),
         "samples_per_second": round(history.samples_per_second, 1),
+        "first_step_seconds": round(history.first_step_seconds, 4),
         "peak_rss_mb": round(peak_resident_bytes() / 2**20, 1),
+        **({} if lib.is_host else {"peak_device_mb": round(lib.memory()["peak"] / 2**20, 1)}),
         "weights_sha256": weights.weights_sha256(job.model),
         "losses_sha256": history.losses_sha256,
     }
@@ -362,6 +364,7 @@ def _print_summary(
     say(
         f"{result['ms_per_step']:.3f} ms/step, {result['samples_per_second']:,.0f} samples/s, "
         f"{result['peak_rss_mb']:.0f} MB"
+        + (f", {result['peak_device_mb']:.0f} MB of the GPU's" if "peak_device_mb" in result else "")
     )
     digits = None if result["numerics"] == "exact" else 16
     say(

@@ -60,6 +60,7 @@ class Fit:
         #: The rows of the steps that were not looked at yet, and the step before them.
         self.unseen, self.seen = list[np.ndarray](), trainer.step
         self.since_check = 0  # steps
+        self.begins = True  # no step was taken yet
 
     def run(self, epochs: int) -> None:
         """Train for this many epochs, or until Ctrl-C, or until a callback stops it.
@@ -118,7 +119,10 @@ class Fit:
     def steps(self, batches: list[np.ndarray]) -> None:
         """A step on each of these batches; then the callbacks that want to see each step."""
         self.unseen.extend(batches)
-        self.stepper.steps(batches, self.trainer.step)
+        if self.begins:
+            self.first_steps(batches)
+        else:
+            self.stepper.steps(batches, self.trainer.step)
         self.trainer.step += len(batches)
         self.batch += len(batches)
         self.since_check += len(batches)
@@ -130,6 +134,14 @@ class Fit:
                 call_back(watcher.on_step, self.history, self.trainer.epoch, self.batch, loss)
             self.refresh()
             self.looked_at = time.perf_counter()
+
+    def first_steps(self, batches: list[np.ndarray]) -> None:
+        """The first steps, in which kernels may be compiled; their time is added to the history."""
+        self.begins, start = False, time.perf_counter()
+        with self.stepper.lib.starting():
+            self.stepper.steps(batches, self.trainer.step)
+        self.stepper.lib.synchronize()
+        self.history.first_step_seconds += time.perf_counter() - start
 
     def check(self) -> None:
         """Look at the steps since the last look, tell the callbacks, and take in what they change."""

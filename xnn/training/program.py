@@ -99,6 +99,11 @@ class Program:
         self._loop(count)
         return count
 
+    @property
+    def calls_per_step(self) -> int:
+        """The number of functions that a step calls; with CUDA kernels, of launches and products."""
+        return len(self._steps)
+
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, Never, cast
@@ -186,11 +187,14 @@ class Trainer(Habitual):
             batches = Batches(prepared, batch_size, shuffle and not minimizes, seed)
             check_weights(self.loss, min(batches.batch_size, batches.rows), sample_weight is not None)
             held_out = None if validation is None else prepare_validation(*parts, validation)
+            begun = time.perf_counter()
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             stack.enter_context(lib.stream())
             # Making the first program raises for what does not fit, before anything has begun.
-            stepper = self.stepper(batches, table)
+            with lib.starting():
+                stepper = self.stepper(batches, table)
+            made = time.perf_counter() - begun
             check_last_batch(stepper, batches)
             threads = self._choose_threads(batches, stepper)
             interrupted = stack.enter_context(interruptible())
@@ -202,6 +206,7 @@ class Trainer(Habitual):
                 return self._evaluate(lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False))
 
             history = self.history = History()
+            history.first_step_seconds = made
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
