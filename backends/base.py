@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ import numpy as np
 from xnn.backends.kernels.calls import KernelTable
 from xnn.backends.numerics import current_numerics
 from xnn.backends.random import Stream, half_words, keep_halves, signed_halves
-from xnn.errors import DeviceMemoryError, DTypeError, OptionError
+from xnn.errors import DeviceMemoryError, DTypeError, OptionError, XnnError
 from xnn.options import is_one_of, shown
 
 __all__ = ["Backend", "Timer"]
@@ -54,6 +54,8 @@ class Backend:
 
     name: ClassVar[str]
     is_host: ClassVar[bool] = False
+    #: Whether its device can stop answering, so that arrays there are lost.
+    can_be_lost: ClassVar[bool] = False
     xp: Any
     device: Any = None
     #: The last sentence of a DeviceMemoryError.
@@ -98,6 +100,13 @@ class Backend:
     def to_host(self, x: Any) -> np.ndarray:
         """Return an array of this backend as a NumPy array; waits for the device."""
         raise NotImplementedError
+
+    def to_host_all(self, arrays: Iterable[Any]) -> list[np.ndarray]:
+        """Return arrays of this backend as NumPy arrays; a device is waited for once, not for each array.
+
+        arrays: may be computed while they are asked for, such as by a generator.
+        """
+        return [self.to_host(array) for array in arrays]
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it."""
@@ -198,19 +207,25 @@ class Backend:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Run a block without floating-point warnings, and turn MemoryError into DeviceMemoryError.
+        """Run a block without floating-point warnings, and explain the errors of memory and device.
 
-        No warnings, since the trainer itself looks for values that are not finite. The error says what to try.
+        No warnings, since the trainer itself looks for values that are not finite. A MemoryError becomes a
+        DeviceMemoryError, and what a device reports a DeviceError: they say what to do.
         """
         try:
             with np.errstate(all="ignore"):
                 yield
-        except DeviceMemoryError:
-            raise
-        except MemoryError as error:
-            raise DeviceMemoryError(
-                f"{self.name}: {str(error) or 'out of memory'}. {self.memory_advice}"
-            ) from error
+        except Exception as error:
+            explained = None if isinstance(error, XnnError) else self.explained(error)
+            if explained is None:
+                raise
+            raise explained from error
+
+    def explained(self, error: Exception) -> XnnError | None:
+        """The error to raise in the place of one of memory or the device; None for any other."""
+        if isinstance(error, MemoryError):
+            return DeviceMemoryError(f"{self.name}: {str(error) or 'out of memory'}. {self.memory_advice}")
+        return None
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from xnn.backends import Backend, Purpose, Stream, backend, backend_of, current_backend, registry, use_backend
-from xnn.backends.cupy_backend import CupyBackend, import_cupy, quick_diagnosis
+from xnn.backends.cupy_backend import CupyBackend
+from xnn.backends.cupy_failures import import_cupy, quick_diagnosis
 from xnn.errors import BackendUnavailableError, DeviceMemoryError, MixedArraysError
 
 INSTALL = 'pip install "cupy-cuda13x[ctk]"'

@@ -135,7 +135,9 @@ class Metric(Habitual):
             )
         if outputs.shape[0]:
             with lib.guard():
-                counts = count_batch(lib, [self], outputs, targets)
+                counts = [
+                    a.astype(np.float64) for a in lib.to_host_all(count_batch(lib, [self], outputs, targets))
+                ]
                 labels = targets.ndim == outputs.ndim - 1 and lib.xp.isdtype(targets.dtype, "integral")
                 if labels and targets.size:
                     low, high = (int(lib.to_host(f(targets))) for f in (lib.xp.min, lib.xp.max))
@@ -202,19 +204,23 @@ def _plain(metric: Metric, result: Any) -> Any:
     return plain
 
 
-def count_batch(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[np.ndarray]:
-    """What each metric counts in a batch, as float64 arrays on the host."""
+def count_batch(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[Array]:
+    """What each metric counts in a batch, as arrays on the device. Raises DTypeError for complex numbers."""
     for metric in metrics:
         try_out(lib, metric, outputs, targets)
-    return [_counted(lib, metric, outputs, targets) for metric in metrics]
+    return [_count(lib, metric, outputs, targets) for metric in metrics]
 
 
 def _counted(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> np.ndarray:
-    """What a metric counts in a batch, as a float64 array on the host. Raises DTypeError for complex numbers."""
+    """What a metric counts in a batch, as a float64 array on the host."""
+    return np.asarray(lib.to_host(_count(lib, metric, outputs, targets))).astype(np.float64)
+
+
+def _count(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> Array:
     count = lib.number_on_device(apply_rule(metric.count, lib.math, (outputs, targets), {}))
     if not lib.xp.isdtype(count.dtype, ("bool", "integral", "real floating")):
         raise DTypeError(f"the metric {metric.name} counted {count.dtype}: it must count real numbers")
-    return np.asarray(lib.to_host(count)).astype(np.float64)
+    return count
 
 
 def try_out(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> None:

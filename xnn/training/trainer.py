@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Never, cast
+
+import numpy as np
 
 from xnn.backends import Backend, current_numerics, numerics
 from xnn.backends.kernels.calls import TABLES, KernelTable
@@ -25,6 +27,7 @@ from xnn.training.alone import alone
 from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
+from xnn.training.host_copy import kept_on_host
 from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
 from xnn.training.steps import Stepper
@@ -187,6 +190,7 @@ class Trainer(Habitual):
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             stack.enter_context(lib.stream())
+            on_host = stack.enter_context(kept_on_host(lib, self))
             # Making the first program raises for what does not fit, before anything has begun.
             stepper = self.stepper(batches, table)
             check_last_batch(stepper, batches)
@@ -202,6 +206,7 @@ class Trainer(Habitual):
             history = self.history = History()
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
+            fit.on_host = on_host
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             history.plan = {**plan, "folded": bool(stepper.store.folded)}
@@ -211,7 +216,8 @@ class Trainer(Habitual):
                 call_back(watcher.on_fit_start, history, epochs, fit.steps_per_epoch)
                 stack.callback(call_back, watcher.on_fit_end, history)
             try:
-                fit.run(epochs)
+                with lib.guard():
+                    fit.run(epochs)
             except BaseException as error:
                 history.error = f"{type(error).__name__}: {error}"
                 raise
@@ -273,15 +279,25 @@ class Trainer(Habitual):
     def _evaluate(self, lib: Backend, batches: Batches) -> dict[str, Any]:
         mean, counts = LossOverBatches(self.loss), Totals(self.metrics)
         even = self.loss.counts_samples(weighted=len(batches.arrays) > 2)
-        with limit_threads(self._choose_threads(batches).count), Scope(records=False):
+        sizes: list[int] = []
+
+        def numbers() -> Iterator[Any]:
+            """Of each batch the loss, what it was divided by unless that is the number of rows, and the counts."""
             for x, *rest in batches.epoch(0):
+                sizes.append(x.shape[0])
                 outputs = self.model.run(lib.to_device(x), training=False)
                 targets, *weights = map(lib.to_device, rest)
                 self.loss.recognize(outputs, targets, *weights)
-                value = self.loss.run(outputs, targets, *weights)
-                total = x.shape[0] if even else self.loss.total(outputs, targets, *weights)
-                mean.add(lib.to_host(value), lib.to_host(lib.number_on_device(total)))
-                counts.add(count_batch(lib, self.metrics, outputs, targets), x.shape[0])
+                yield self.loss.run(outputs, targets, *weights)
+                if not even:
+                    yield lib.number_on_device(self.loss.total(outputs, targets, *weights))
+                yield from count_batch(lib, self.metrics, outputs, targets)
+
+        with limit_threads(self._choose_threads(batches).count), Scope(records=False):
+            found = iter(lib.to_host_all(numbers()))  # read once, at the end
+        for size in sizes:
+            mean.add(next(found), size if even else next(found))
+            counts.add([next(found).astype(np.float64) for _ in self.metrics], size)
         return {"loss": mean.value, **counts.results()}
 
 

@@ -16,12 +16,13 @@ from typing import Any
 from xnn.backends.kernels.cuda.launch import address, cupy
 from xnn.errors import BackendUnavailableError
 
-__all__ = ["Cublas", "Product", "cublas_of", "library"]
+__all__ = ["CUBLASError", "Cublas", "Product", "cublas_of", "library"]
 
 #: Bytes of scratch memory, NVIDIA's recommendation for Hopper. cuBLAS would allocate its own during a capture.
 _WORKSPACE = 32 << 20
 _HOST, _DEVICE = 0, 1  # cublasPointerMode_t
 _PLAIN, _TRANSPOSED = 0, 1  # cublasOperation_t
+_STATUS = {1: "NOT_INITIALIZED", 3: "ALLOC_FAILED", 7: "INVALID_VALUE", 13: "EXECUTION_FAILED", 14: "INTERNAL_ERROR"}
 
 
 @cache
@@ -44,6 +45,10 @@ def library() -> Any:
         ) from error
 
 
+class CUBLASError(RuntimeError):
+    """A function of cuBLAS failed: named like CuPy's own exception, so that the backend explains both."""
+
+
 class Cublas:
     """A handle of cuBLAS for one stream."""
 
@@ -64,10 +69,10 @@ class Cublas:
         }
 
     def check(self, name: str, *arguments: Any) -> None:
-        """Call a function. Raises RuntimeError with its name if it fails."""
+        """Call a function. Raises CUBLASError with its name if it fails."""
         status = getattr(self.library, name)(*arguments)
         if status:
-            raise RuntimeError(f"{name} failed with status {status}")
+            raise CUBLASError(f"{name} failed with status {_STATUS.get(status, status)}")
 
     def set_pointer_mode(self, mode: int) -> None:
         """Set where alpha and beta are read from."""
@@ -127,7 +132,8 @@ class Product:
             self._factor.value = self._alpha()
         status = self._call(*self._arguments)
         if status:
-            raise RuntimeError(f"the matrix product {self.name} failed with cuBLAS status {status}")
+            status = _STATUS.get(status, status)
+            raise CUBLASError(f"the matrix product {self.name} failed with cuBLAS status {status}")
 
     def __repr__(self) -> str:
         return f"<product {self.name}>"
