@@ -19,7 +19,7 @@ from xnn.backends.random import Stream, half_words, keep_halves, signed_halves
 from xnn.errors import DeviceMemoryError, DTypeError, OptionError, XnnError
 from xnn.options import is_one_of, shown
 
-__all__ = ["Backend", "Timer"]
+__all__ = ["Backend", "Measured", "Timer"]
 
 
 @dataclass
@@ -31,6 +31,13 @@ class Timer:
     """
 
     seconds: float = 0.0
+
+
+@dataclass
+class Measured:
+    """The result of `Backend.measured()`. peak: the most bytes that the block's arrays took together; 0: not known."""
+
+    peak: int = 0
 
 
 class Backend:
@@ -114,6 +121,15 @@ class Backend:
     def memory(self) -> dict[str, int]:
         """Return bytes of memory: `used` by arrays (or the process), `peak` so far, `total` on the device."""
         raise NotImplementedError
+
+    def free_memory(self) -> int | None:
+        """Return how many bytes arrays can still take; None where the device's memory is the host's."""
+        return None
+
+    @contextmanager
+    def measured(self) -> Iterator[Measured]:
+        """Measure how much memory of the device a block takes, where the backend can tell."""
+        yield Measured()
 
     def describe(self) -> dict[str, str]:
         """Return names and versions, such as library and device, for `xnn info`, records and benchmarks."""
@@ -224,7 +240,8 @@ class Backend:
     def explained(self, error: Exception) -> XnnError | None:
         """The error to raise in the place of one of memory or the device; None for any other."""
         if isinstance(error, MemoryError):
-            return DeviceMemoryError(f"{self.name}: {str(error) or 'out of memory'}. {self.memory_advice}")
+            what = str(error).rstrip(". ") or "out of memory"
+            return DeviceMemoryError(f"{self.name}: {what}. {self.memory_advice}")
         return None
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from xnn.backends.base import Backend
+from xnn.backends.base import Backend, Measured
 from xnn.backends.communicator import communicator
 from xnn.backends.cupy_failures import (
     check_driver,
@@ -167,6 +167,29 @@ class CupyBackend(Backend):
         pool = self.cupy.get_default_memory_pool()
         _, total = self.cupy.cuda.runtime.memGetInfo()
         return {"used": int(pool.used_bytes()), "peak": int(pool.total_bytes()), "total": int(total)}
+
+    def free_memory(self) -> int:
+        """Return how many bytes arrays can still take, on the GPU and in CuPy's pool, which is emptied."""
+        pool = self.cupy.get_default_memory_pool()
+        pool.free_all_blocks()
+        (free, _), limit = self.cupy.cuda.runtime.memGetInfo(), pool.get_limit()
+        free += pool.free_bytes()  # pieces of blocks of which the rest is used
+        return int(min(free, limit - pool.used_bytes()) if limit else free)
+
+    @contextmanager
+    def measured(self) -> Iterator[Measured]:
+        """Measure how much memory CuPy's pool hands out in a block; 0 if arrays do not come from a pool."""
+        pool = self.cupy.get_default_memory_pool()
+        before, result = pool.used_bytes(), Measured()
+
+        class Hook(self.cupy.cuda.MemoryHook):  # type: ignore[misc, name-defined]
+            name = "xnn"
+
+            def malloc_postprocess(self, **_: Any) -> None:
+                result.peak = max(result.peak, pool.used_bytes() - before)
+
+        with Hook():
+            yield result
 
     def describe(self) -> dict[str, str]:
         runtime = self.cupy.cuda.runtime

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from xnn.backends import Backend
@@ -22,6 +22,7 @@ class HostCopy:
     def __init__(self, lib: Backend, trainer: Any) -> None:
         self.lib, self.trainer = lib, trainer
         self._kept: Any = None
+        self._history = trainer.history  # of the fit before
 
     def take(self) -> None:
         """Copy the model's arrays and the optimizer's. Waits for the device, once.
@@ -58,7 +59,7 @@ class HostCopy:
             f"{error}. Model and optimizer are on the numpy backend, as after epoch {trainer.epoch}, step "
             f"{trainer.step}: model.save(path) keeps the weights"
         )
-        if trainer.history is not None and trainer.history.error:
+        if trainer.history is not self._history:
             trainer.history.error = f"{type(said).__name__}: {said}"
         return said
 
@@ -78,7 +79,7 @@ def kept_on_host(lib: Backend, trainer: Any) -> Iterator[HostCopy]:
     """
     copy = HostCopy(lib, trainer)
     try:
-        with lib.guard():
+        with lib.guard() if lib.can_be_lost else nullcontext():
             copy.take()
             yield copy
     except DeviceLostError as error:

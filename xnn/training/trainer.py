@@ -13,7 +13,7 @@ from xnn.backends.kernels.calls import TABLES, KernelTable
 from xnn.backends.threads import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
-from xnn.errors import OptionError
+from xnn.errors import DeviceMemoryError, OptionError
 from xnn.graph.habits import Habitual
 from xnn.graph.scope import Scope
 from xnn.history import History
@@ -30,6 +30,7 @@ from xnn.training.full_batch import FullBatchFit
 from xnn.training.host_copy import kept_on_host
 from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
+from xnn.training.room import with_batch_size
 from xnn.training.steps import Stepper
 from xnn.training.trace import check_reduces
 
@@ -169,17 +170,39 @@ class Trainer(Habitual):
         weight or the optimizer's state is not finite any more: its `history` is what was done, and model and
         optimizer are as they were before the step that failed. Any other exception, such as a callback's, leaves them
         as they were after a step, at most 100 steps or half a second earlier, and `trainer.history` is what was done
-        until then.
+        until then. Raises DeviceError when a GPU refuses a call, and DeviceMemoryError when its memory is full, with
+        a batch size that would fit. Raises DeviceLostError when a GPU does not answer any more: model and optimizer
+        are then on the host, as they were after the last whole epoch, and the history has every loss that was seen.
         """
         refuse_unknown(Trainer.fit, unknown)
         self._check_parts()
+        try:
+            return self._fit(
+                data, validation, epochs, batch_size, sample_weight, seed, progress=progress, shuffle=shuffle
+            )
+        except DeviceMemoryError as error:
+            raise with_batch_size(self, error, data, batch_size, sample_weight) from error.__cause__
+
+    def _fit(
+        self,
+        data: tuple[Any, Any],
+        validation: tuple[Any, ...] | None,
+        epochs: int,
+        batch_size: int,
+        sample_weight: Any,
+        seed: int,
+        *,
+        progress: bool,
+        shuffle: bool,
+    ) -> History:
         lib = self.model.backend
         epochs = check_count("epochs", epochs)
         progress, shuffle = check_flag("progress", progress), check_flag("shuffle", shuffle)
         check_trainable(self.model)
-        check_start(self.model, self.optimizer)
         with ExitStack() as stack:
             stack.enter_context(alone(self))
+            on_host = stack.enter_context(kept_on_host(lib, self))
+            check_start(self.model, self.optimizer)
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
             parts = self.model, self.loss, self.metrics
             minimizes = self.optimizer.minimizes
@@ -190,7 +213,6 @@ class Trainer(Habitual):
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             stack.enter_context(lib.stream())
-            on_host = stack.enter_context(kept_on_host(lib, self))
             # Making the first program raises for what does not fit, before anything has begun.
             stepper = self.stepper(batches, table)
             check_last_batch(stepper, batches)
@@ -217,12 +239,14 @@ class Trainer(Habitual):
                 stack.callback(call_back, watcher.on_fit_end, history)
             try:
                 with lib.guard():
-                    fit.run(epochs)
+                    try:
+                        fit.run(epochs)
+                    finally:
+                        stepper.store.hand_out()
             except BaseException as error:
                 history.error = f"{type(error).__name__}: {error}"
                 raise
             finally:
-                stepper.store.hand_out()
                 cut_short = len(history.epochs) < epochs and not history.stopped
                 history.interrupted = interrupted() and cut_short
         return history
