@@ -66,8 +66,8 @@ def _fitting(trainer: Any, given: Any, rows: int, room: int) -> int:
     each = (need - _need(trainer, given, size // 2)) / (size - size // 2)  # bytes a row
     if each <= 0:
         return 0
-    most = min(rows - 1, max(size, int(size + (_SHARE * room - need) / each)))
-    return int(2 ** (most.bit_length() - 1))
+    most = min(rows - 1, max(0, int(size + (_SHARE * room - need) / each)))
+    return int(2 ** (most.bit_length() - 1)) if most else 0
 
 
 def _need(trainer: Any, given: Any, rows: int) -> int:
