@@ -35,7 +35,10 @@ class Timer:
 
 @dataclass
 class Measured:
-    """The result of `Backend.measured()`. peak: the most bytes that the block's arrays took together; 0: not known."""
+    """The result of `Backend.measured()`.
+
+    peak: the most bytes that the arrays of the block took together; 0 if that is not known.
+    """
 
     peak: int = 0
 
@@ -59,7 +62,9 @@ class Backend:
     3.0
     """
 
-    name: ClassVar[str]
+    name: str
+    #: Whether there may be several devices of its kind; it is then made with the number of one.
+    has_numbers: ClassVar[bool] = False
     is_host: ClassVar[bool] = False
     #: Whether its device can stop answering, so that arrays there are lost.
     can_be_lost: ClassVar[bool] = False
@@ -67,6 +72,19 @@ class Backend:
     device: Any = None
     #: The last sentence of a DeviceMemoryError.
     memory_advice: ClassVar[str] = "Try a smaller batch_size."
+
+    @property
+    def address(self) -> str:
+        """The name by which `get_backend` gives this backend whatever XNN_DEVICE says, such as "cupy:0"."""
+        return self.name
+
+    def activate(self) -> None:
+        """Make the device the one on which this thread's work is done, where there are several."""
+
+    @staticmethod
+    def number_of(array: Any) -> int:
+        """The number of the device on which an array of this kind of backend lies."""
+        return 0
 
     @property
     def math(self) -> Any:

@@ -23,6 +23,7 @@ from xnn.backends.base import Backend, Measured
 from xnn.backends.communicator import communicator
 from xnn.backends.cupy_failures import (
     check_driver,
+    check_number,
     cuda_version,
     device_error,
     import_array_api,
@@ -40,29 +41,71 @@ _TOGETHER = 2**26  # bytes that are copied to the host with one wait
 
 
 class CupyBackend(Backend):
-    """Arrays in the GPU's memory; `xp` is array-api-compat's namespace for CuPy."""
+    """Arrays in a GPU's memory; `xp` is array-api-compat's namespace for CuPy.
 
-    name = "cupy"
+    number: of the GPU, from 0. CUDA has a current device in each thread, on which arrays are made and kernels run. It
+    becomes this GPU whenever something is asked of the backend or of its arrays; another one may follow at once.
+    """
+
+    has_numbers = True
     can_be_lost = True
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        self.number, self.name = number, f"cupy:{number}" if number else "cupy"
         # cuBLAS reads this variable when it is first used. Emulated float64 products are not rounded as IEEE 754
         # asks, which exact numerics need. A user who sets the variable to 1 has emulation in fast numerics; the
         # self-check of exact numerics then refuses this backend.
         if current_numerics() == "exact":
             os.environ["CUBLAS_EMULATE_DOUBLE_PRECISION"] = "0"
         os.environ.setdefault("CUBLAS_EMULATE_DOUBLE_PRECISION", "0")
-        self.cupy = import_cupy()
-        check_driver(self.cupy)
+        self._cupy = import_cupy()
+        check_driver(self._cupy)
+        self._several = check_number(self._cupy, number) > 1
         self.probe()
-        self.xp = import_array_api()
+        self._xp = import_array_api()
         self._own = (
             threading.local()
         )  # a stream of each thread: a capture takes all that is given to its stream
 
+    @property
+    def address(self) -> str:
+        return f"cupy:{self.number}"
+
+    @property
+    def cupy(self) -> Any:
+        """The module, with this GPU as the current device."""
+        self.activate()
+        return self._cupy
+
+    @property
+    def xp(self) -> Any:
+        self.activate()
+        return self._xp
+
+    @property
+    def math(self) -> Any:
+        self.activate()
+        return super().math
+
+    def activate(self) -> None:
+        if self._several and self._cupy.cuda.runtime.getDevice() != self.number:
+            self._cupy.cuda.runtime.setDevice(self.number)
+
+    @staticmethod
+    def number_of(array: Any) -> int:
+        return int(getattr(array.device, "id", 0))
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        self.activate()
+        with super().guard():
+            yield
+
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
         with self.guard():
+            if self._several and isinstance(x, self._cupy.ndarray) and self.number_of(x) != self.number:
+                x = self._cupy.asnumpy(x)
             return self.cupy.asarray(x, dtype=dtype)
 
     def to_host(self, x: Any) -> np.ndarray:
@@ -74,7 +117,9 @@ class CupyBackend(Backend):
         done, waiting, size = list[np.ndarray](), list[Any](), 0
         with self.guard():
             for array in arrays:
-                waiting.append(self.cupy.ascontiguousarray(array).reshape(array.shape))  # which makes () of one
+                waiting.append(
+                    self.cupy.ascontiguousarray(array).reshape(array.shape)
+                )  # which makes () of one
                 size += array.nbytes
                 if size >= _TOGETHER:
                     done += self._copies(waiting)
@@ -102,7 +147,7 @@ class CupyBackend(Backend):
 
     def explained(self, error: Exception) -> XnnError | None:
         """The error to raise in the place of one of memory, CUDA or cuBLAS."""
-        return super().explained(error) or device_error(self.cupy, error, self.name, self.memory_advice)
+        return super().explained(error) or device_error(self._cupy, error, self.name, self.memory_advice)
 
     def bits(self, x: Any, dtype: str) -> Any:
         return x.view(dtype)
@@ -193,7 +238,7 @@ class CupyBackend(Backend):
 
     def describe(self) -> dict[str, str]:
         runtime = self.cupy.cuda.runtime
-        properties = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
+        properties = runtime.getDeviceProperties(self.number)
         name = properties["name"]
         return {
             "library": f"cupy {self.cupy.__version__}",

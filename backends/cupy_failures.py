@@ -14,7 +14,8 @@ from typing import Any
 from xnn.errors import BackendUnavailableError, DeviceError, DeviceLostError, DeviceMemoryError, XnnError
 
 __all__ = [
-    "check_driver", "cuda_version", "device_error", "import_array_api", "import_cupy", "quick_diagnosis", "reason",
+    "check_driver", "check_number", "cuda_version", "device_error", "import_array_api", "import_cupy",
+    "quick_diagnosis", "reason",
 ]  # fmt: skip
 
 _INSTALL = 'pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]" for a CUDA 12 driver)'
@@ -100,6 +101,21 @@ def check_driver(cupy: Any) -> None:
             "cupy: there is a driver, but no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES, "
             "or use XNN_BACKEND=numpy"
         )
+
+
+def check_number(cupy: Any, number: int) -> int:
+    """Return how many GPUs there are. Raises BackendUnavailableError if none of them has this number."""
+    count = int(cupy.cuda.runtime.getDeviceCount())
+    if number >= count:
+        there = (
+            "there is one GPU, number 0"
+            if count == 1
+            else f"there are {count} GPUs, numbers 0 to {count - 1}"
+        )
+        raise BackendUnavailableError(
+            f"cupy: there is no GPU {number}: {there} (nvidia-smi lists them, CUDA_VISIBLE_DEVICES may hide some)"
+        )
+    return count
 
 
 def quick_diagnosis() -> str:

@@ -47,9 +47,10 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Remove cupy from sys.modules, and the loaded backends; restore both after the test."""
     for name in cupy_modules():
         monkeypatch.delitem(sys.modules, name)
-    known = {name: lib for name, lib in registry._instances.items() if name != "cupy"}
+    known = {name: lib for name, lib in registry._instances.items() if not name.startswith("cupy")}
     monkeypatch.setattr(registry, "_instances", known)
     monkeypatch.setattr(registry, "_owners", {})
+    monkeypatch.setattr(registry, "_numbered", {})
     yield
     for name in cupy_modules():  # the fakes; monkeypatch restores the real modules
         del sys.modules[name]
@@ -77,12 +78,12 @@ def fake_cupy(
         driverGetVersion=lambda: driver,
         runtimeGetVersion=lambda: needed,
         memGetInfo=lambda: (70, 100),
-        getDeviceProperties=lambda device: {"name": f"NVIDIA H{device}00".encode()},
+        getDeviceProperties=lambda device: {"name": f"NVIDIA H{2 + device}00".encode()},
+        getDeviceCount=lambda: 1,
     )
     module.cuda = SimpleNamespace(
         runtime=runtime,
         is_available=lambda: gpu,
-        Device=lambda: SimpleNamespace(id=2),
         get_current_stream=lambda: SimpleNamespace(synchronize=lambda: module.waits.append("waited")),
     )
     module.get_default_memory_pool = lambda: SimpleNamespace(used_bytes=lambda: 10, total_bytes=lambda: 30)
@@ -223,7 +224,7 @@ def test_each_failure_is_one_line_that_says_what_to_do(failure, monkeypatch, tmp
     assert "\n" not in message
     for part in FAILURES[failure][1]:
         assert part in message
-    assert "cupy" not in registry._instances  # so the next use tries again
+    assert not any(name.startswith("cupy") for name in registry._instances)  # so the next use tries again
     assert current_backend().name == "numpy"
 
 

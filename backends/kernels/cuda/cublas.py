@@ -22,7 +22,13 @@ __all__ = ["CUBLASError", "Cublas", "Product", "cublas_of", "library"]
 _WORKSPACE = 32 << 20
 _HOST, _DEVICE = 0, 1  # cublasPointerMode_t
 _PLAIN, _TRANSPOSED = 0, 1  # cublasOperation_t
-_STATUS = {1: "NOT_INITIALIZED", 3: "ALLOC_FAILED", 7: "INVALID_VALUE", 13: "EXECUTION_FAILED", 14: "INTERNAL_ERROR"}
+_STATUS = {
+    1: "NOT_INITIALIZED",
+    3: "ALLOC_FAILED",
+    7: "INVALID_VALUE",
+    13: "EXECUTION_FAILED",
+    14: "INTERNAL_ERROR",
+}
 
 
 @cache
