@@ -23,6 +23,8 @@ _CTK = 'reinstall with its libraries: pip install "cupy-cuda13x[ctk]" (or "cupy-
 
 #: The names of the exceptions by which CuPy and our own calls report that CUDA or cuBLAS refused something.
 _CUDA_ERRORS = {"CUDARuntimeError", "CUDADriverError", "CUBLASError"}
+#: And those by which it reports that a kernel was not compiled.
+_COMPILER_ERRORS = {"CompileException", "NVRTCError", "DynamicLibNotFoundError", "JitifyException"}
 #: What CUDA's errors mean, by their names without "cudaError" or "CUDA_ERROR_" and without underscores.
 _MEANINGS = {
     "illegaladdress": "a kernel read or wrote outside its arrays",
@@ -165,6 +167,8 @@ def device_error(cupy: Any, error: Exception, name: str, memory_advice: str) -> 
 
     cupy: the module. name: of the backend. memory_advice: what to do where memory is full.
     """
+    if type(error).__name__ in _COMPILER_ERRORS:
+        return DeviceError(f"{name}: compiling a kernel failed: {reason(error)}")
     if type(error).__name__ not in _CUDA_ERRORS:
         return None
     text = _original(error)

@@ -67,8 +67,10 @@ template <class T> void multiply(int m, int n, int k, T alpha, Matrix<T> a, Matr
 cublasStatus_t put(cublasHandle_t handle, const std::string& name, std::initializer_list<const void*> arrays,
                    const std::function<void()>& product) {
     if (handle->device != emulated_device()) return CUBLAS_STATUS_EXECUTION_FAILED;
-    for (const void* array : arrays)
-        if (emulated_device_of(array) != handle->device) return CUBLAS_STATUS_EXECUTION_FAILED;
+    for (const void* array : arrays) {
+        int owner = emulated_device_of(array);  // -1 for an array without elements
+        if (owner >= 0 && owner != handle->device) return CUBLAS_STATUS_EXECUTION_FAILED;
+    }
     auto work = new std::function<void()>(product);
     int error = emulated_enqueue(
         handle->stream, ("CUBLAS " + name).c_str(),
