@@ -74,7 +74,7 @@ def _set_device(ctx: click.Context, parameter: click.Parameter, value: int | Non
         return
     before = os.environ.get("XNN_DEVICE")
     os.environ["XNN_DEVICE"] = str(value)
-    ctx.meta["xnn.device"] = value
+    ctx.meta["number of the device"] = value
 
     def restore() -> None:
         if before is None:
@@ -101,7 +101,7 @@ def chosen_backend(name: str | None) -> str:
     Raises OptionError if --device is given and the backend has no numbered devices, or names another one.
     """
     lib = get_backend(name)
-    device = click.get_current_context().meta.get("xnn.device")
+    device = click.get_current_context().meta.get("number of the device")
     if device is not None and lib.address != f"{lib.name.partition(':')[0]}:{device}":
         raise OptionError(
             f"--device {device} is the number of a GPU, and the backend is {lib.address}: add --backend cupy, or "

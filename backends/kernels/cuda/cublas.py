@@ -16,19 +16,12 @@ from typing import Any
 from xnn.backends.kernels.cuda.launch import address, cupy
 from xnn.errors import BackendUnavailableError
 
-__all__ = ["CUBLASError", "Cublas", "Product", "cublas_of", "library"]
+__all__ = ["Cublas", "Product", "cublas_of", "library"]
 
 #: Bytes of scratch memory, NVIDIA's recommendation for Hopper. cuBLAS would allocate its own during a capture.
 _WORKSPACE = 32 << 20
 _HOST, _DEVICE = 0, 1  # cublasPointerMode_t
 _PLAIN, _TRANSPOSED = 0, 1  # cublasOperation_t
-_STATUS = {
-    1: "NOT_INITIALIZED",
-    3: "ALLOC_FAILED",
-    7: "INVALID_VALUE",
-    13: "EXECUTION_FAILED",
-    14: "INTERNAL_ERROR",
-}
 
 
 @cache
@@ -51,8 +44,11 @@ def library() -> Any:
         ) from error
 
 
-class CUBLASError(RuntimeError):
-    """A function of cuBLAS failed: named like CuPy's own exception, so that the backend explains both."""
+def _failure(what: str, status: int) -> Exception:
+    """CuPy's exception for a status of cuBLAS, with the name of what failed."""
+    error: Exception = importlib.import_module("cupy_backends.cuda.libs.cublas").CUBLASError(status)
+    error.args = (f"{what} failed: {error}",)
+    return error
 
 
 class Cublas:
@@ -75,10 +71,10 @@ class Cublas:
         }
 
     def check(self, name: str, *arguments: Any) -> None:
-        """Call a function. Raises CUBLASError with its name if it fails."""
+        """Call a function. Raises CuPy's CUBLASError with its name if it fails."""
         status = getattr(self.library, name)(*arguments)
         if status:
-            raise CUBLASError(f"{name} failed with status {_STATUS.get(status, status)}")
+            raise _failure(name, status)
 
     def set_pointer_mode(self, mode: int) -> None:
         """Set where alpha and beta are read from."""
@@ -138,8 +134,7 @@ class Product:
             self._factor.value = self._alpha()
         status = self._call(*self._arguments)
         if status:
-            status = _STATUS.get(status, status)
-            raise CUBLASError(f"the matrix product {self.name} failed with cuBLAS status {status}")
+            raise _failure(f"the matrix product {self.name}", status)
 
     def __repr__(self) -> str:
         return f"<product {self.name}>"
