@@ -242,3 +242,39 @@ def _broken(make):
         self._call = lambda *_: 7
 
     return init
+
+
+def test_lbfgs_and_a_lost_device(cupy_chosen):
+    """Model and optimizer are as after an iteration."""
+    pytest.importorskip("scipy")
+
+    def run(epochs, number=0):
+        trainer = made(optimizers.LBFGS())
+        with failing(number, "device lost") as failure:
+            try:
+                fit(trainer, epochs)
+            except DeviceLostError as error:
+                return trainer, failure, error
+        return trainer, failure, None
+
+    run(1)
+    _, failure, _ = run(EPOCHS)
+    found = {0: state(made())} | {epochs: state(run(epochs)[0]) for epochs in range(1, EPOCHS + 1)}
+    seen = set()
+    for number in range(failure.asked // 10, failure.asked, failure.asked // 8):
+        trainer, _, error = run(EPOCHS, number)
+        assert error is not None
+        assert trainer.model.backend.name == "numpy"
+        assert [a[:100] for a in state(trainer)[:4]] == [a[:100] for a in found[trainer.epoch][:4]], number
+        seen.add(trainer.epoch)
+    assert len(seen) > 2
+
+
+def test_evaluation_and_prediction_explain_a_failure(cupy_chosen):
+    trainer = made()
+    fit(trainer, 1)
+    for call in (lambda: trainer.evaluate((X, Y)), lambda: trainer.model.predict(X)):
+        for error, kind in (("invalid value", DeviceError), ("illegal address", DeviceLostError)):
+            with failing(5, error), pytest.raises(kind, match=r"^cupy: "):
+                call()
+        call()
