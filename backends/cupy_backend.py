@@ -38,6 +38,7 @@ from xnn.options import is_one_of
 __all__ = ["CupyBackend"]
 
 _TOGETHER = 2**26  # bytes that are copied to the host with one wait
+_SMALL = 2**16  # bytes that are put side by side on the GPU, to be one copy
 
 
 class CupyBackend(Backend):
@@ -128,6 +129,8 @@ class CupyBackend(Backend):
 
     def _copies(self, arrays: Sequence[Any]) -> list[np.ndarray]:
         """Copies of contiguous arrays on the host: all are begun, by way of pinned memory, before the one wait."""
+        if 0 < sum(array.nbytes for array in arrays) <= _SMALL:
+            return self._joined(arrays)
         starts = np.cumsum([0, *(-(-array.nbytes // 16) * 16 for array in arrays)])
         if not starts[-1]:
             return [np.empty(array.shape, array.dtype) for array in arrays]
@@ -144,6 +147,13 @@ class CupyBackend(Backend):
             copies.append(there)
         stream.synchronize()
         return [there.copy() for there in copies]
+
+    def _joined(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """Copies of small contiguous arrays on the host, by one copy of their bytes."""
+        flat = [array.reshape(-1).view("uint8") for array in arrays]
+        raw, ends = self._cupy.concatenate(flat).get(), np.cumsum([part.size for part in flat])
+        parts = zip(np.split(raw, ends[:-1]), arrays, strict=True)
+        return [part.copy().view(array.dtype).reshape(array.shape) for part, array in parts]
 
     def explained(self, error: Exception) -> XnnError | None:
         """The error to raise in the place of one of memory, CUDA or cuBLAS."""

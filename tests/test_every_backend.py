@@ -26,6 +26,7 @@ NOT_RUN_ON = {
     "backends/test_backends.py": "the registry's own list, and which backend a `with` block chose",
     "cli/test_cli.py": "words of an error message",
     "test_every_backend.py": "this file",
+    "training/test_cuda_programs.py": "a run on the CPU and the same run on the GPU, which are compared",
     "fuzz/test_random_commands.py": "words for command lines; a backend that is missing is one of the cases",
 }
 

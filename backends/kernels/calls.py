@@ -178,6 +178,9 @@ class Feed(Protocol):
     def forget(self) -> None:
         """Forget what was recorded."""
 
+    def reload(self) -> None:
+        """Copy the data of the host again, since they may have changed."""
+
 
 class KernelTable:
     """A backend's kernels: for some kinds of calls, a function that is faster than the op and equivalent to it.

@@ -204,7 +204,7 @@ def test_memory_of_the_device_is_measured(cupy_chosen):
 
 
 def test_what_is_kept_on_the_host_costs_one_wait_an_epoch(cupy_chosen, monkeypatch):
-    """A copy of each array without a wait of its own; one at the beginning, and one after each epoch."""
+    """And at most four copies for a small model, three of addresses. At the beginning, and after each epoch."""
     from cuda_emulator import attach
 
     logs, take = [], HostCopy.take
@@ -217,7 +217,10 @@ def test_what_is_kept_on_the_host_costs_one_wait_an_epoch(cupy_chosen, monkeypat
     monkeypatch.setattr(HostCopy, "take", logged)
     fit(made(), 3)
     assert len(logs) == 4
-    assert [[line.split()[0] for line in lines] for lines in logs[1:]] == [["COPY"] * 16 + ["SYNC"]] * 3
+    for lines in logs:
+        kinds = [line.split()[0] for line in lines]
+        assert kinds.count("COPY") <= 4
+        assert (kinds.count("SYNC"), kinds[-1]) == (1, "SYNC")
 
 
 def test_without_a_copy_the_error_says_so(cupy_chosen):

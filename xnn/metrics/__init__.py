@@ -21,12 +21,12 @@ Their total is divided by the number of samples. Or it is a class:
 """
 
 from xnn.metrics.classes import F1, Accuracy, ConfusionMatrix, Precision, Recall, TopK
-from xnn.metrics.metric import Count, Metric, Totals, count_batch, try_out
+from xnn.metrics.metric import Count, Metric, Totals, count_batch, count_on_device, try_out
 from xnn.metrics.named import get
 from xnn.metrics.regression import MAE, MSE, R2, RMSE
 from xnn.ops.metrics import accuracy
 
 __all__ = [
     "F1", "MAE", "MSE", "R2", "RMSE", "Accuracy", "ConfusionMatrix", "Count", "Metric", "Precision", "Recall", "TopK",
-    "Totals", "accuracy", "count_batch", "get", "try_out",
+    "Totals", "accuracy", "count_batch", "count_on_device", "get", "try_out",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from xnn.ops import Array, Namespace
 from xnn.ops.apply import apply_rule
 from xnn.options import attributes_of, explained_class, shown, takes, written
 
-__all__ = ["Count", "Metric", "Totals", "count_batch", "try_out"]
+__all__ = ["Count", "Metric", "Totals", "count_batch", "count_on_device", "try_out"]
 
 #: How many samples are counted one by one, in a search for a broadcast.
 _ALONE = 64
@@ -135,9 +135,7 @@ class Metric(Habitual):
             )
         if outputs.shape[0]:
             with lib.guard():
-                counts = [
-                    a.astype(np.float64) for a in lib.to_host_all(count_batch(lib, [self], outputs, targets))
-                ]
+                counts = count_batch(lib, [self], outputs, targets)
                 labels = targets.ndim == outputs.ndim - 1 and lib.xp.isdtype(targets.dtype, "integral")
                 if labels and targets.size:
                     low, high = (int(lib.to_host(f(targets))) for f in (lib.xp.min, lib.xp.max))
@@ -204,11 +202,21 @@ def _plain(metric: Metric, result: Any) -> Any:
     return plain
 
 
-def count_batch(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[Array]:
-    """What each metric counts in a batch, as arrays on the device. Raises DTypeError for complex numbers."""
+def count_batch(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[np.ndarray]:
+    """What each metric counts in a batch, as float64 arrays on the host."""
+    _try_all(lib, metrics, outputs, targets)
+    return [_counted(lib, metric, outputs, targets) for metric in metrics]
+
+
+def count_on_device(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> list[Array]:
+    """What each metric counts in a batch, as arrays on the device."""
+    _try_all(lib, metrics, outputs, targets)
+    return [_count(lib, metric, outputs, targets) for metric in metrics]
+
+
+def _try_all(lib: Backend, metrics: Sequence[Metric], outputs: Array, targets: Array) -> None:
     for metric in metrics:
         try_out(lib, metric, outputs, targets)
-    return [_count(lib, metric, outputs, targets) for metric in metrics]
 
 
 def _counted(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> np.ndarray:
@@ -217,6 +225,7 @@ def _counted(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> np
 
 
 def _count(lib: Backend, metric: Metric, outputs: Array, targets: Array) -> Array:
+    """What a metric counts in a batch, as an array on the device. Raises DTypeError for complex numbers."""
     count = lib.number_on_device(apply_rule(metric.count, lib.math, (outputs, targets), {}))
     if not lib.xp.isdtype(count.dtype, ("bool", "integral", "real floating")):
         raise DTypeError(f"the metric {metric.name} counted {count.dtype}: it must count real numbers")

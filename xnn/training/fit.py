@@ -53,6 +53,7 @@ class Fit:
             history,
         )
         self.parts = _parts(trainer)
+        self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
@@ -86,6 +87,8 @@ class Fit:
         self.loss, self.counts = LossOverBatches(self.trainer.loss), Totals(self.trainer.metrics)
         self.batch = self.since_check = 0
         self.refresh()
+        if self.of_users:
+            self.stepper.reload()
         self.looked_at = time.perf_counter()
         for batches in self.chunks():
             if self.interrupted() and not self.unseen:

@@ -150,6 +150,11 @@ class Stepper:
             self._begin()
         self.keep()
 
+    def reload(self) -> None:
+        """Take in what callbacks have written to the data, of which a GPU has a copy."""
+        if self.feed is not None:
+            self.feed.reload()
+
     def step(self, rows: np.ndarray, number: int) -> None:
         """Take one step on these rows of the data. number: of the step, counted over all fits."""
         self.steps([rows], number)

@@ -19,7 +19,7 @@ from xnn.graph.scope import Scope
 from xnn.history import History
 from xnn.layers import Layer, Sequential
 from xnn.losses import Lambda, Loss, LossOverBatches
-from xnn.metrics import Count, Metric, Totals, count_batch
+from xnn.metrics import Count, Metric, Totals, count_on_device
 from xnn.metrics import get as get_metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count, check_flag, refuse_unknown, shown
@@ -144,8 +144,8 @@ class Trainer(Habitual):
         """Train, and return the History of what was done.
 
         data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host or on the model's backend. From
-            the host they are moved batch by batch; CUDA kernels copy them once, at the beginning, if they fit in the
-            GPU's memory.
+            the host they are moved batch by batch. CUDA kernels copy all of them at the beginning, if they fit in
+            the GPU's memory, and before each epoch if there are callbacks of your own, which may write to them.
         validation: a pair (x, y), or three with sample weights; evaluated after each epoch.
         epochs: passes over the data. For an optimizer that minimizes (LBFGS) its iterations, each over all the data
             in their given order.
@@ -315,7 +315,7 @@ class Trainer(Habitual):
                 yield self.loss.run(outputs, targets, *weights)
                 if not even:
                     yield lib.number_on_device(self.loss.total(outputs, targets, *weights))
-                yield from count_batch(lib, self.metrics, outputs, targets)
+                yield from count_on_device(lib, self.metrics, outputs, targets)
 
         with limit_threads(self._choose_threads(batches).count), Scope(records=False):
             found = iter(lib.to_host_all(numbers()))  # read once, at the end

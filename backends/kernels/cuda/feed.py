@@ -43,6 +43,12 @@ class Resident:
             free = min(free, pool.get_limit() - pool.used_bytes())
         return bool(2 * source.nbytes <= free)
 
+    def reload(self) -> None:
+        """Copy the arrays of the host again: their owner may have written to them."""
+        for source, array in self._held.values():
+            if isinstance(source, np.ndarray):
+                array.set(np.ascontiguousarray(source), stream=cupy().cuda.get_current_stream())
+
     def there(self, source: Any) -> Any:
         """The array in the GPU's memory, contiguous."""
         if id(source) not in self._held:
@@ -174,6 +180,10 @@ class DeviceFeed:
         self._staging.reverse()
         self.recorded += self.count
         self.count = 0
+
+    def reload(self) -> None:
+        """Copy the data of the host again."""
+        self.resident.reload()
 
     def forget(self) -> None:
         """Forget what was recorded and what was put."""
