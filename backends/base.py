@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +16,10 @@ import numpy as np
 from xnn.backends.kernels.calls import KernelTable
 from xnn.backends.numerics import current_numerics
 from xnn.backends.random import Stream, half_words, keep_halves, signed_halves
-from xnn.errors import DeviceMemoryError, DTypeError, OptionError
+from xnn.errors import DeviceMemoryError, DTypeError, OptionError, XnnError
 from xnn.options import is_one_of, shown
 
-__all__ = ["Backend", "Timer"]
+__all__ = ["Backend", "Measured", "Timer"]
 
 
 @dataclass
@@ -31,6 +31,16 @@ class Timer:
     """
 
     seconds: float = 0.0
+
+
+@dataclass
+class Measured:
+    """The result of `Backend.measured()`.
+
+    peak: the most bytes that the arrays of the block took together; 0 if that is not known.
+    """
+
+    peak: int = 0
 
 
 class Backend:
@@ -52,12 +62,29 @@ class Backend:
     3.0
     """
 
-    name: ClassVar[str]
+    name: str
+    #: Whether there may be several devices of its kind; it is then made with the number of one.
+    has_numbers: ClassVar[bool] = False
     is_host: ClassVar[bool] = False
+    #: Whether its device can stop answering, so that arrays there are lost.
+    can_be_lost: ClassVar[bool] = False
     xp: Any
     device: Any = None
     #: The last sentence of a DeviceMemoryError.
     memory_advice: ClassVar[str] = "Try a smaller batch_size."
+
+    @property
+    def address(self) -> str:
+        """The name by which `get_backend` gives this backend whatever XNN_DEVICE says, such as "cupy:0"."""
+        return self.name
+
+    def activate(self) -> None:
+        """Make the device the one on which this thread's work is done, where there are several."""
+
+    @staticmethod
+    def number_of(array: Any) -> int:
+        """The number of the device on which an array of this kind of backend lies."""
+        return 0
 
     @property
     def math(self) -> Any:
@@ -99,8 +126,11 @@ class Backend:
         """Return an array of this backend as a NumPy array; waits for the device."""
         raise NotImplementedError
 
-    def read(self, arrays: Sequence[Any]) -> list[np.ndarray]:
-        """Return several small arrays as NumPy arrays; waits for the device once, if it can."""
+    def to_host_all(self, arrays: Iterable[Any]) -> list[np.ndarray]:
+        """Return arrays of this backend as NumPy arrays; a device is waited for once, not for each array.
+
+        arrays: may be computed while they are asked for, such as by a generator.
+        """
         return [self.to_host(array) for array in arrays]
 
     def synchronize(self) -> None:
@@ -109,6 +139,15 @@ class Backend:
     def memory(self) -> dict[str, int]:
         """Return bytes of memory: `used` by arrays (or the process), `peak` so far, `total` on the device."""
         raise NotImplementedError
+
+    def free_memory(self) -> int | None:
+        """Return how many bytes arrays can still take; None where the device's memory is the host's."""
+        return None
+
+    @contextmanager
+    def measured(self) -> Iterator[Measured]:
+        """Measure how much memory of the device a block takes, where the backend can tell."""
+        yield Measured()
 
     def describe(self) -> dict[str, str]:
         """Return names and versions, such as library and device, for `xnn info`, records and benchmarks."""
@@ -207,19 +246,26 @@ class Backend:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Run a block without floating-point warnings, and turn MemoryError into DeviceMemoryError.
+        """Run a block without floating-point warnings, and explain the errors of memory and device.
 
-        No warnings, since the trainer itself looks for values that are not finite. The error says what to try.
+        No warnings, since the trainer itself looks for values that are not finite. A MemoryError becomes a
+        DeviceMemoryError, and what a device reports a DeviceError: they say what to do.
         """
         try:
             with np.errstate(all="ignore"):
                 yield
-        except DeviceMemoryError:
-            raise
-        except MemoryError as error:
-            raise DeviceMemoryError(
-                f"{self.name}: {str(error) or 'out of memory'}. {self.memory_advice}"
-            ) from error
+        except Exception as error:
+            explained = None if isinstance(error, XnnError) else self.explained(error)
+            if explained is None:
+                raise
+            raise explained from error
+
+    def explained(self, error: Exception) -> XnnError | None:
+        """The error to raise in the place of one of memory or the device; None for any other."""
+        if isinstance(error, MemoryError):
+            what = str(error).rstrip(". ") or "out of memory"
+            return DeviceMemoryError(f"{self.name}: {what}. {self.memory_advice}")
+        return None
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"

@@ -5,77 +5,164 @@ Ops run as they are written, each operation as one of CuPy's own kernels. A Trai
 
 `import cupy` succeeds without a driver, and `cupy.show_config()` can name a cuBLAS that is missing. So the backend
 counts as available only after a matrix product and an elementwise kernel have run. Each way of failing has its own
-message.
+message: `cupy_failures.py`.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
 import os
 import sys
 import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 import numpy as np
 
-from xnn.backends.base import Backend
+from xnn.backends.base import Backend, Measured
 from xnn.backends.communicator import communicator
+from xnn.backends.cupy_failures import (
+    check_driver,
+    check_number,
+    cuda_version,
+    device_error,
+    import_array_api,
+    import_cupy,
+    reason,
+)
 from xnn.backends.kernels.calls import KernelTable
 from xnn.backends.numerics import current_numerics
-from xnn.errors import BackendUnavailableError
+from xnn.errors import BackendUnavailableError, XnnError
 from xnn.files import notice
 from xnn.options import is_one_of
 
-__all__ = ["CupyBackend", "quick_diagnosis"]
+__all__ = ["CupyBackend"]
 
-_INSTALL = 'pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]" for a CUDA 12 driver)'
-_CTK = 'reinstall with its libraries: pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]")'
+_TOGETHER = 2**26  # bytes that are copied to the host with one wait
+_SMALL = 2**16  # bytes that are put side by side on the GPU, to be one copy
 
 _LONG = 1.0  # seconds of compiling that are not worth a word
 _COMPILER = os.path.join("cupy", "cuda", "compiler.py")
 
 
 class CupyBackend(Backend):
-    """Arrays in the GPU's memory; `xp` is array-api-compat's namespace for CuPy."""
+    """Arrays in a GPU's memory; `xp` is array-api-compat's namespace for CuPy.
 
-    name = "cupy"
+    number: of the GPU, from 0. CUDA has a current device in each thread, on which arrays are made and kernels run. It
+    becomes this GPU whenever something is asked of the backend or of its arrays; another one may follow at once.
+    """
+
+    has_numbers = True
+    can_be_lost = True
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        self.number, self.name = number, f"cupy:{number}" if number else "cupy"
         # cuBLAS reads this variable when it is first used. Emulated float64 products are not rounded as IEEE 754
         # asks, which exact numerics need. A user who sets the variable to 1 has emulation in fast numerics; the
         # self-check of exact numerics then refuses this backend.
         if current_numerics() == "exact":
             os.environ["CUBLAS_EMULATE_DOUBLE_PRECISION"] = "0"
         os.environ.setdefault("CUBLAS_EMULATE_DOUBLE_PRECISION", "0")
-        self.cupy = import_cupy()
-        check_driver(self.cupy)
+        self._cupy = import_cupy()
+        check_driver(self._cupy)
+        self._several = check_number(self._cupy, number) > 1
         self.probe()
-        self.xp = importlib.import_module("array_api_compat.cupy")
+        self._xp = import_array_api()
         self._own = (
             threading.local()
         )  # a stream of each thread: a capture takes all that is given to its stream
 
+    @property
+    def address(self) -> str:
+        return f"cupy:{self.number}"
+
+    @property
+    def cupy(self) -> Any:
+        """The module, with this GPU as the current device."""
+        self.activate()
+        return self._cupy
+
+    @property
+    def xp(self) -> Any:
+        self.activate()
+        return self._xp
+
+    @property
+    def math(self) -> Any:
+        self.activate()
+        return super().math
+
+    def activate(self) -> None:
+        if self._several and self._cupy.cuda.runtime.getDevice() != self.number:
+            self._cupy.cuda.runtime.setDevice(self.number)
+
+    @staticmethod
+    def number_of(array: Any) -> int:
+        return int(getattr(array.device, "id", 0))
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        self.activate()
+        with super().guard():
+            yield
+
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
         with self.guard():
+            if self._several and isinstance(x, self._cupy.ndarray) and self.number_of(x) != self.number:
+                x = self._cupy.asnumpy(x)
             return self.cupy.asarray(x, dtype=dtype)
 
     def to_host(self, x: Any) -> np.ndarray:
-        return np.asarray(self.cupy.asnumpy(x))
+        with self.guard():
+            return np.asarray(self.cupy.asnumpy(x))
 
-    def read(self, arrays: Sequence[Any]) -> list[np.ndarray]:
-        """Return several small arrays as NumPy arrays, by one copy of their bytes."""
-        if not arrays:
-            return []
-        flat = [self.cupy.ascontiguousarray(array).reshape(-1).view("uint8") for array in arrays]
-        raw, ends = self.to_host(self.cupy.concatenate(flat)), np.cumsum([part.size for part in flat])
+    def to_host_all(self, arrays: Iterable[Any]) -> list[np.ndarray]:
+        """Return arrays as NumPy arrays. Waits for the GPU once, and again after each 64 MiB."""
+        done, waiting, size = list[np.ndarray](), list[Any](), 0
+        with self.guard():
+            for array in arrays:
+                waiting.append(
+                    self.cupy.ascontiguousarray(array).reshape(array.shape)
+                )  # which makes () of one
+                size += array.nbytes
+                if size >= _TOGETHER:
+                    done += self._copies(waiting)
+                    waiting, size = [], 0
+            return done + self._copies(waiting)
+
+    def _copies(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """Copies of contiguous arrays on the host: all are begun, by way of pinned memory, before the one wait."""
+        if 0 < sum(array.nbytes for array in arrays) <= _SMALL:
+            return self._joined(arrays)
+        starts = np.cumsum([0, *(-(-array.nbytes // 16) * 16 for array in arrays)])
+        if not starts[-1]:
+            return [np.empty(array.shape, array.dtype) for array in arrays]
+        memory, stream = (
+            self.cupy.cuda.alloc_pinned_memory(int(starts[-1])),
+            self.cupy.cuda.get_current_stream(),
+        )
+        pinned = np.frombuffer(memory, np.uint8, int(starts[-1]))
+        copies = []
+        for array, start in zip(arrays, starts, strict=False):
+            there = pinned[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            if array.size:
+                array.get(stream=stream, out=there, blocking=False)
+            copies.append(there)
+        stream.synchronize()
+        return [there.copy() for there in copies]
+
+    def _joined(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """Copies of small contiguous arrays on the host, by one copy of their bytes."""
+        flat = [array.reshape(-1).view("uint8") for array in arrays]
+        raw, ends = self._cupy.concatenate(flat).get(), np.cumsum([part.size for part in flat])
         parts = zip(np.split(raw, ends[:-1]), arrays, strict=True)
-        return [part.view(array.dtype).reshape(array.shape) for part, array in parts]
+        return [part.copy().view(array.dtype).reshape(array.shape) for part, array in parts]
+
+    def explained(self, error: Exception) -> XnnError | None:
+        """The error to raise in the place of one of memory, CUDA or cuBLAS."""
+        return super().explained(error) or device_error(self._cupy, error, self.name, self.memory_advice)
 
     def bits(self, x: Any, dtype: str) -> Any:
         return x.view(dtype)
@@ -126,8 +213,11 @@ class CupyBackend(Backend):
         with own:
             try:
                 yield
-            finally:
-                own.synchronize()
+            except BaseException:
+                with suppress(Exception):  # the first error says more
+                    own.synchronize()
+                raise
+            own.synchronize()
 
     @contextmanager
     def starting(self) -> Iterator[None]:
@@ -149,15 +239,38 @@ class CupyBackend(Backend):
         _, total = self.cupy.cuda.runtime.memGetInfo()
         return {"used": int(pool.used_bytes()), "peak": int(pool.total_bytes()), "total": int(total)}
 
+    def free_memory(self) -> int:
+        """Return how many bytes arrays can still take, on the GPU and in CuPy's pool, which is emptied."""
+        pool = self.cupy.get_default_memory_pool()
+        pool.free_all_blocks()
+        (free, _), limit = self.cupy.cuda.runtime.memGetInfo(), pool.get_limit()
+        free += pool.free_bytes()  # pieces of blocks of which the rest is used
+        return int(min(free, limit - pool.used_bytes()) if limit else free)
+
+    @contextmanager
+    def measured(self) -> Iterator[Measured]:
+        """Measure how much memory CuPy's pool hands out in a block; 0 if arrays do not come from a pool."""
+        pool = self.cupy.get_default_memory_pool()
+        before, result = pool.used_bytes(), Measured()
+
+        class Hook(self.cupy.cuda.MemoryHook):  # type: ignore[misc, name-defined]
+            name = "xnn"
+
+            def malloc_postprocess(self, **_: Any) -> None:
+                result.peak = max(result.peak, pool.used_bytes() - before)
+
+        with Hook():
+            yield result
+
     def describe(self) -> dict[str, str]:
         runtime = self.cupy.cuda.runtime
-        properties = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
+        properties = runtime.getDeviceProperties(self.number)
         name = properties["name"]
         return {
             "library": f"cupy {self.cupy.__version__}",
             "device": name.decode() if isinstance(name, bytes) else str(name),
-            "cuda": _cuda_version(runtime.runtimeGetVersion()),
-            "driver": _cuda_version(runtime.driverGetVersion()),
+            "cuda": cuda_version(runtime.runtimeGetVersion()),
+            "driver": cuda_version(runtime.driverGetVersion()),
         }
 
     def probe(self) -> None:
@@ -167,11 +280,11 @@ class CupyBackend(Backend):
             a = cupy.asarray([[1.0, 2.0], [3.0, 4.0]], dtype=cupy.float32)
             product = cupy.asnumpy(cupy.matmul(a, a))
         except Exception as error:
-            raise BackendUnavailableError(f"cupy: the matrix product failed: {_reason(error)}") from error
+            raise BackendUnavailableError(f"cupy: the matrix product failed: {reason(error)}") from error
         try:
             values = cupy.asnumpy(cupy.maximum(a, 2.5) + 1.0)
         except Exception as error:
-            raise BackendUnavailableError(f"cupy: compiling a kernel failed: {_reason(error)}") from error
+            raise BackendUnavailableError(f"cupy: compiling a kernel failed: {reason(error)}") from error
         for what, got, right in (
             ("a product", product.tolist(), [[7.0, 10.0], [15.0, 22.0]]),
             ("max(a, 2.5) + 1", values.tolist(), [[3.5, 3.5], [4.0, 5.0]]),
@@ -200,99 +313,3 @@ def _is_compiling(thread: int) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def import_cupy() -> Any:
-    """Import CuPy; raises BackendUnavailableError, which says what is wrong, if that fails."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            cupy = importlib.import_module("cupy")
-        except ModuleNotFoundError as error:
-            if error.name != "cupy":
-                raise BackendUnavailableError(
-                    f"cupy: CuPy needs the package {error.name}, which is not installed: {_INSTALL}"
-                ) from error
-            raise BackendUnavailableError(f"cupy: CuPy is not installed: {_INSTALL}") from error
-        except ImportError as error:
-            raise BackendUnavailableError(
-                f"cupy: CuPy cannot be imported: {_original(error)}. Uninstall it and {_INSTALL}"
-            ) from error
-        except Exception as error:  # such as "numpy.dtype size changed": a package built for another NumPy
-            raise BackendUnavailableError(
-                f"cupy: importing CuPy fails ({type(error).__name__}: {_original(error)}). "
-                f"Uninstall it and {_INSTALL}"
-            ) from error
-    if any("multiple CuPy packages" in str(w.message) for w in caught):
-        raise BackendUnavailableError(
-            "cupy: several CuPy packages are installed and overwrite one another: "
-            f"pip uninstall every cupy package, then {_INSTALL}"
-        )
-    return cupy
-
-
-def check_driver(cupy: Any) -> None:
-    """Raise BackendUnavailableError if there is no driver, if it is too old, or if no GPU is visible."""
-    runtime = cupy.cuda.runtime
-    try:
-        driver, needed = int(runtime.driverGetVersion()), int(runtime.runtimeGetVersion())
-    except Exception as error:
-        raise BackendUnavailableError(f"cupy: the CUDA runtime does not answer: {_reason(error)}") from error
-    if driver == 0:
-        raise BackendUnavailableError(
-            "cupy: no NVIDIA driver found: install the GPU's driver (nvidia-smi shows it), "
-            "or use XNN_BACKEND=numpy"
-        )
-    if driver // 1000 < needed // 1000:
-        older = ', or pip install "cupy-cuda12x[ctk]"' if driver // 1000 == 12 else ""
-        raise BackendUnavailableError(
-            f"cupy: the NVIDIA driver supports CUDA {_cuda_version(driver)} and this CuPy needs "
-            f"{_cuda_version(needed)}: update the driver{older}"
-        )
-    if not cupy.cuda.is_available():
-        raise BackendUnavailableError(
-            "cupy: there is a driver, but no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES, "
-            "or use XNN_BACKEND=numpy"
-        )
-
-
-def quick_diagnosis() -> str:
-    """Return why CuPy cannot run here, as far as it shows without importing CuPy; "" if no reason is found."""
-    if importlib.util.find_spec("cupy") is None:
-        return f"cupy: CuPy is not installed: {_INSTALL}"
-    import ctypes
-
-    for library in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            ctypes.CDLL(library)
-            return ""
-        except OSError:
-            continue
-    return "cupy: no NVIDIA driver found: install the GPU's driver, or use XNN_BACKEND=numpy"
-
-
-def _cuda_version(number: int) -> str:
-    """Decode a version number of CUDA: 12080 is "12.8"."""
-    return f"{number // 1000}.{number % 1000 // 10}"
-
-
-def _original(error: BaseException) -> str:
-    """Return the line of CuPy's import error that names the cause; the rest of it is a banner."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for here, line in enumerate(lines):
-        if line.startswith("Original error"):
-            rest = line.partition(":")[2].strip()
-            return rest or (lines[here + 1] if here + 1 < len(lines) else line)
-    return lines[0] if lines else type(error).__name__
-
-
-def _reason(error: BaseException) -> str:
-    """Return CuPy's own error message, and what to do about it."""
-    text = f"{type(error).__name__}: {_original(error)}"
-    if isinstance(error, MemoryError):
-        return f"{text}; the GPU's memory is full: nvidia-smi shows which processes use it"
-    if "headers" in str(error):
-        return f"{text}; CUDA's headers are missing: {_CTK}"
-    if isinstance(error, ImportError) or "DynamicLib" in type(error).__name__:
-        return f"{text}; CUDA's libraries are missing: {_CTK}"
-    return f"{text}; see xnn info --probe and nvidia-smi"

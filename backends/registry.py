@@ -2,11 +2,15 @@
 
 The first of these that is set counts: an argument, a `with backend(...)` block, `use_backend`, the environment
 variable XNN_BACKEND; the default is "numpy". The variable is read when it is needed, not at import.
+
+Where there are several GPUs, "cupy:1" is the second one, and "cupy" the one with the number in XNN_DEVICE, by default
+0.
 """
 
 from __future__ import annotations
 
 import copyreg
+import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -42,11 +46,15 @@ _REGISTRY = {
     "cupy": ("xnn.backends.cupy_backend", "CupyBackend", "cupy"),
     "array-api-strict": ("xnn.backends.strict_backend", "StrictBackend", "array_api_strict"),
 }
+#: Those of which there may be several devices.
+_WITH_NUMBERS = {"cupy"}
 _NAME_OF_MODULE = {module: name for name, (_, _, module) in _REGISTRY.items()}
 
 _instances: dict[str, Backend] = {}
 #: The backend of each type of arrays that was met; None for types of numbers.
 _owners: dict[type, Backend | None] = {}
+#: The backend's name of each type of arrays that may lie on one of several devices.
+_numbered: dict[type, str] = {}
 #: The names of the dtypes that ops compute with.
 _COMPUTED_NAMES = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _COMPUTED_NAMES |= {"bool", "float32", "float64"}
@@ -62,7 +70,7 @@ def backend_names() -> tuple[str, ...]:
 def get_backend(name: str | None = None) -> Backend:
     """Return a backend; it is loaded and checked at the first use.
 
-    name: "numpy", "cupy" or "array-api-strict"; None for the current backend.
+    name: "numpy", "cupy", "cupy:1" (the GPU of this number) or "array-api-strict"; None for the current backend.
 
     Raises UnknownBackendError for any other name, and BackendUnavailableError, with the reason and a command that
     helps, if the backend does not run here.
@@ -76,14 +84,44 @@ def get_backend(name: str | None = None) -> Backend:
     return _load(name, "backend")
 
 
+@functools.cache
+def _class(kind: str) -> type[Backend]:
+    module, name, _ = _REGISTRY[kind]
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _of_number(kind: str, x: Any) -> Backend:
+    """The backend of the device on which an array lies. It becomes the one that this thread works with."""
+    name = f"{kind}:{_class(kind).number_of(x)}"
+    lib = _instances[name] if name in _instances else _load(name, "backend")
+    lib.activate()
+    return lib
+
+
 def _load(name: str, source: str) -> Backend:
-    if name not in _instances:
+    if name not in _instances or name in _WITH_NUMBERS:
         _check_name(name, source)
-        module, cls, _ = _REGISTRY[name]
-        _instances[name] = getattr(importlib.import_module(module), cls)()
-        # There is one instance of each backend: copying or unpickling it gives that instance.
-        copyreg.pickle(type(_instances[name]), lambda lib: (get_backend, (lib.name,)))
+        kind, _, digits = name.partition(":")
+        given: tuple[int, ...] = ()
+        if kind in _WITH_NUMBERS:
+            given = (int(digits) if digits else _device_variable(),)
+            name = f"{kind}:{given[0]}"
+        if name not in _instances:
+            _instances[name] = _class(kind)(*given)
+            # There is one instance of each backend: copying or unpickling it gives that instance.
+            copyreg.pickle(type(_instances[name]), lambda lib: (get_backend, (lib.address,)))
     return _instances[name]
+
+
+def _device_variable() -> int:
+    """The number in XNN_DEVICE, 0 if it is not set. Raises BackendUnavailableError for something else."""
+    text = os.environ.get("XNN_DEVICE", "").strip() or "0"
+    if not (text.isascii() and text.isdecimal()):
+        raise BackendUnavailableError(
+            f"cupy: XNN_DEVICE={shown(text)} is not the number of a GPU: give 0 for the first one (nvidia-smi lists "
+            "them)"
+        )
+    return int(text)
 
 
 #: What other libraries call a device, and the backend that computes there.
@@ -91,6 +129,9 @@ _DEVICES = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}
 
 
 def _check_name(name: str, source: str) -> None:
+    kind, colon, digits = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if colon and kind in _WITH_NUMBERS and digits.isascii() and digits.isdecimal():
+        return
     if name not in _REGISTRY:
         device = name.strip().lower().partition(":")[0] if isinstance(name, str) else ""
         meant = f"; for {device} write {_DEVICES[device]!r}" if device in _DEVICES else ""
@@ -127,8 +168,8 @@ def current_backend() -> Backend:
 def use_backend(name: str | None) -> None:
     """Choose the backend for the whole process.
 
-    name: "numpy" (the CPU), "cupy" (an NVIDIA GPU), "array-api-strict" (for tests), or None to go back to
-        XNN_BACKEND, or "numpy" if it is not set.
+    name: "numpy" (the CPU), "cupy" (an NVIDIA GPU), "cupy:1" (the GPU of this number), "array-api-strict" (for
+        tests), or None to go back to XNN_BACKEND, or "numpy" if it is not set.
 
     Raises UnknownBackendError for any other name, and BackendUnavailableError if the backend does not run here.
 
@@ -148,7 +189,7 @@ def use_backend(name: str | None) -> None:
 def backend(name: str) -> Iterator[Backend]:
     """Choose the backend for a `with` block, in this thread or task only. The block's value is the backend.
 
-    name: "numpy" (the CPU), "cupy" (an NVIDIA GPU) or "array-api-strict" (for tests).
+    name: "numpy" (the CPU), "cupy" (an NVIDIA GPU), "cupy:1" (that of this number) or "array-api-strict" (for tests).
 
     Raises UnknownBackendError for any other name, and BackendUnavailableError if the backend does not run here.
 
@@ -213,7 +254,7 @@ def backend_of(*arrays: Any) -> Backend:
 
 
 def mixed_arrays(one: Backend, other: Backend) -> MixedArraysError:
-    """Make the error for arrays of two backends in one operation."""
+    """Make the error for arrays of two backends, or of two GPUs, in one operation."""
     return MixedArraysError(
         f"one operation got arrays of {one.name} and of {other.name}: operations never move arrays. Move them with "
         "model.to(...), or with a backend's to_device and to_host"
@@ -230,7 +271,7 @@ def admit(lib: Backend, x: Any) -> Any:
         if owner is not None and owner is not lib:
             raise MixedArraysError(
                 f"a model on {lib.name} got an array of {owner.name}: give it an array of numpy or of {lib.name}, or "
-                f"move the model with model.to({owner.name!r})"
+                f"move the model with model.to({owner.address!r})"
             )
     return x
 
@@ -283,6 +324,8 @@ def _checked_dtype(dtype: Any) -> Any:
 
 def _owner(x: Any) -> Backend | None:
     """Return the backend to which an array belongs, None for a number and None; and remember it for its type."""
+    if type(x) in _numbered:
+        return _of_number(_numbered[type(x)], x)
     if x is None or type(x) in (bool, int, float):
         _owners[type(x)] = None
         return None
@@ -294,6 +337,9 @@ def _owner(x: Any) -> Backend | None:
             "with x.filled(...) or numpy.asarray(x)"
         )
     name = _module_name(type(x))
+    if name in _WITH_NUMBERS:
+        _numbered[type(x)] = name
+        return _of_number(name, x)
     if name is None:
         raise DTypeError(
             f"got {type(x).__name__} in place of an array of {', '.join(_REGISTRY)} or a number: convert lists with "

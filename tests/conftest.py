@@ -21,6 +21,7 @@ from xnn.backends.threads import limit_threads, use_threads
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
+os.environ.setdefault("XNN_EMULATOR_DEVICES", "2")  # CuPy counts them when it is imported
 _NOT_EMULATED = attach_without_gpu()
 #: Each backend, and why its tests are skipped here; "" if they run.
 _REASONS = available_backends()

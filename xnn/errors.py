@@ -15,7 +15,9 @@
     │   ├── UnknownBackendError(ValueError)   XNN_BACKEND, --backend or use_backend names no backend
     │   ├── BackendUnavailableError           the backend cannot run on this machine; says why
     │   ├── MixedArraysError(TypeError)       arrays of two backends in one operation
-    │   └── DeviceMemoryError(MemoryError)    the device has no memory left
+    │   ├── DeviceMemoryError(MemoryError)    the device has no memory left
+    │   └── DeviceError(RuntimeError)         the device refused a call, or a kernel failed
+    │       └── DeviceLostError               the device does not answer this process any more
     ├── WeightWarning(UserWarning)            weights of samples or classes that have no effect; a warning
     └── DataError
         ├── DataNotFoundError(LookupError)    a data set or file is not there and cannot be fetched
@@ -40,6 +42,8 @@ __all__ = [
     "DTypeError",
     "DataError",
     "DataNotFoundError",
+    "DeviceError",
+    "DeviceLostError",
     "DeviceMemoryError",
     "DivergenceError",
     "GraphError",
@@ -120,6 +124,14 @@ class MixedArraysError(BackendError, TypeError):
 
 class DeviceMemoryError(BackendError, MemoryError):
     """The device has no memory left for an array."""
+
+
+class DeviceError(BackendError, RuntimeError):
+    """The device refused a call, or a kernel failed."""
+
+
+class DeviceLostError(DeviceError):
+    """The device does not answer this process any more. Arrays there are lost; a new process may use it again."""
 
 
 class DataError(XnnError):

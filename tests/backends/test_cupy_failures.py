@@ -16,8 +16,16 @@ import numpy as np
 import pytest
 
 from xnn.backends import Backend, Purpose, Stream, backend, backend_of, current_backend, registry, use_backend
-from xnn.backends.cupy_backend import CupyBackend, import_cupy, quick_diagnosis
-from xnn.errors import BackendUnavailableError, DeviceMemoryError, MixedArraysError
+from xnn.backends.cupy_backend import CupyBackend
+from xnn.backends.cupy_failures import import_cupy, quick_diagnosis
+from xnn.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    DeviceLostError,
+    DeviceMemoryError,
+    MixedArraysError,
+    XnnError,
+)
 
 INSTALL = 'pip install "cupy-cuda13x[ctk]"'
 
@@ -46,9 +54,10 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Remove cupy from sys.modules, and the loaded backends; restore both after the test."""
     for name in cupy_modules():
         monkeypatch.delitem(sys.modules, name)
-    known = {name: lib for name, lib in registry._instances.items() if name != "cupy"}
+    known = {name: lib for name, lib in registry._instances.items() if not name.startswith("cupy")}
     monkeypatch.setattr(registry, "_instances", known)
     monkeypatch.setattr(registry, "_owners", {})
+    monkeypatch.setattr(registry, "_numbered", {})
     yield
     for name in cupy_modules():  # the fakes; monkeypatch restores the real modules
         del sys.modules[name]
@@ -76,12 +85,12 @@ def fake_cupy(
         driverGetVersion=lambda: driver,
         runtimeGetVersion=lambda: needed,
         memGetInfo=lambda: (70, 100),
-        getDeviceProperties=lambda device: {"name": f"NVIDIA H{device}00".encode()},
+        getDeviceProperties=lambda device: {"name": f"NVIDIA H{2 + device}00".encode()},
+        getDeviceCount=lambda: 1,
     )
     module.cuda = SimpleNamespace(
         runtime=runtime,
         is_available=lambda: gpu,
-        Device=lambda: SimpleNamespace(id=2),
         get_current_stream=lambda: SimpleNamespace(synchronize=lambda: module.waits.append("waited")),
     )
     module.get_default_memory_pool = lambda: SimpleNamespace(used_bytes=lambda: 10, total_bytes=lambda: 30)
@@ -119,6 +128,18 @@ def silent_runtime(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     cupy = fake_cupy()
     cupy.cuda.runtime.driverGetVersion = raising(CUDARuntimeError("cudaErrorSystemDriverMismatch: mismatch"))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+
+def no_namespace(*, package: bool) -> Installer:
+    """A CuPy that works, without array-api-compat, or with one that does not fit it."""
+
+    def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        having()(monkeypatch, folder)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "array_api_compat"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "array_api_compat" if package else "array_api_compat.cupy", None)
+
+    return install
 
 
 RULE = "=" * 64
@@ -201,6 +222,25 @@ FAILURES: dict[str, tuple[Installer, tuple[str, ...]]] = {
         having(maximum=np.minimum),
         ("[[2.0, 3.0], [3.5, 3.5]]", "[[3.5, 3.5], [4.0, 5.0]]", "nvidia-smi", "reinstall CuPy"),
     ),
+    "no array-api-compat": (
+        no_namespace(package=True),
+        ("array-api-compat is missing", "pip install --upgrade array-api-compat"),
+    ),
+    "an array-api-compat without CuPy": (
+        no_namespace(package=False),
+        ("array-api-compat is missing or does not fit", "array_api_compat.cupy", "pip install --upgrade"),
+    ),
+    "a GPU of a number that is not there": (
+        lambda monkeypatch, folder: (
+            having()(monkeypatch, folder),
+            monkeypatch.setenv("XNN_DEVICE", "3"),
+        )[0],
+        ("there is no GPU 3", "there is one GPU, number 0", "CUDA_VISIBLE_DEVICES"),
+    ),
+    "a number that is none": (
+        lambda monkeypatch, folder: monkeypatch.setenv("XNN_DEVICE", "first"),
+        ("XNN_DEVICE='first' is not the number of a GPU", "nvidia-smi"),
+    ),
     "GPU full": (
         having(asarray=raising(OutOfMemoryError("Out of memory allocating 512 bytes"))),
         ("Out of memory allocating 512 bytes", "memory is full", "nvidia-smi"),
@@ -222,7 +262,7 @@ def test_each_failure_is_one_line_that_says_what_to_do(failure, monkeypatch, tmp
     assert "\n" not in message
     for part in FAILURES[failure][1]:
         assert part in message
-    assert "cupy" not in registry._instances  # so the next use tries again
+    assert not any(name.startswith("cupy") for name in registry._instances)  # so the next use tries again
     assert current_backend().name == "numpy"
 
 
@@ -349,6 +389,96 @@ def test_out_of_memory_names_what_to_try(working):
     assert "smaller batch_size" in str(caught.value)
     assert "CUPY_GPU_MEMORY_LIMIT" in str(caught.value)
     assert isinstance(caught.value.__cause__, OutOfMemoryError)
+
+
+class CUDADriverError(RuntimeError):
+    """As CuPy's."""
+
+
+class CUBLASError(RuntimeError):
+    """As CuPy's."""
+
+
+class CompileException(Exception):  # noqa: N818 - CuPy's name
+    """As CuPy's."""
+
+
+REPORTED = {
+    "a refused call": (
+        CUDARuntimeError("cudaErrorInvalidValue: invalid argument"),
+        None,
+        DeviceError,
+        ("the GPU refused a call (cudaErrorInvalidValue: invalid argument)", "kernels='ops'"),
+    ),
+    "a refused product": (
+        CUBLASError("CUBLAS_STATUS_NOT_SUPPORTED"),
+        None,
+        DeviceError,
+        ("the GPU refused a call (CUBLAS_STATUS_NOT_SUPPORTED)", "kernels='ops'"),
+    ),
+    "an illegal address": (
+        CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered"),
+        CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered"),
+        DeviceLostError,
+        (
+            "a kernel read or wrote outside its arrays (cudaErrorIllegalAddress",
+            "Start a new process",
+            "nvidia-smi",
+        ),
+    ),
+    "an illegal address that a product finds": (
+        CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED"),
+        CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered"),
+        DeviceLostError,
+        ("a kernel read or wrote outside its arrays (cudaErrorIllegalAddress", "Start a new process"),
+    ),
+    "a lost GPU": (
+        CUDADriverError("CUDA_ERROR_UNKNOWN: unknown error"),
+        CUDARuntimeError("cudaErrorUnknown: unknown error"),
+        DeviceLostError,
+        ("the GPU does not answer (cudaErrorUnknown: unknown error)", "Start a new process"),
+    ),
+    "a kernel that does not compile": (
+        CompileException("kern.cu(3): error: no such type\nand what follows"),
+        None,
+        DeviceError,
+        ("compiling a kernel failed: CompileException: kern.cu(3): error: no such type", "xnn info --probe"),
+    ),
+    "a compiler that is gone": (
+        DynamicLibNotFoundError(NVRTC),
+        None,
+        DeviceError,
+        ("compiling a kernel failed", "libnvrtc.so", "libraries are missing", INSTALL),
+    ),
+    "a full GPU": (
+        CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"),
+        None,
+        DeviceMemoryError,
+        ("cudaErrorMemoryAllocation: out of memory. Try a smaller batch_size",),
+    ),
+    "no memory for a handle": (
+        CUBLASError("CUBLAS_STATUS_ALLOC_FAILED"),
+        None,
+        DeviceMemoryError,
+        ("CUBLAS_STATUS_ALLOC_FAILED. Try a smaller batch_size",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_what_cuda_reports_is_explained(working, name):
+    """In one line, by the guard of every fit, evaluation and prediction. `last`: what CUDA answers afterwards."""
+    error, last, kind, parts = REPORTED[name]
+    lib = CupyBackend()
+    working.cuda.runtime.deviceSynchronize = (lambda: None) if last is None else raising(last)
+    with pytest.raises(XnnError) as caught, lib.guard():
+        raise error
+    assert type(caught.value) is kind
+    assert caught.value.__cause__ is error
+    text = str(caught.value)
+    assert text.startswith("cupy: ")
+    assert "\n" not in text
+    assert all(part in text for part in parts), text
 
 
 def test_other_errors_of_to_device_are_not_about_memory(working):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulator import attach, build
-from cuda_emulator.attach import recorded
+from cuda_emulator.attach import failing, recorded
 
 from xnn.backends import available_backends
 
@@ -215,6 +215,86 @@ def test_copies_and_waits_are_recorded(cp):
     copies = [line for line in lines if line.startswith("COPY")]
     assert [line.split()[1] for line in copies] == ["H2D", "D2H"]
     assert all(line.endswith(" 400") for line in copies)
+
+
+# Errors on demand, and several devices.
+
+
+def ask(cp, x):
+    """Ask three things of the device: an allocation, a kernel, a copy with a wait."""
+    with cp.cuda.using_allocator(None):
+        (x + 1).get()
+
+
+@pytest.mark.parametrize("error", attach.ERRORS)
+def test_each_thing_asked_of_the_device_fails_on_demand(cp, error):
+    x = cp.zeros(3)
+    ask(cp, x)
+    with failing() as failure:
+        ask(cp, x)
+    assert failure.asked >= 4
+    lasts = attach.ERRORS[error][1]
+    for number in range(1, failure.asked + 1):
+        with failing(number, error) as failed:
+            with pytest.raises((RuntimeError, MemoryError)):
+                ask(cp, x)
+            if lasts:
+                with pytest.raises((RuntimeError, MemoryError)):
+                    ask(cp, x)
+            else:
+                ask(cp, x)
+        assert failed.asked > number
+    ask(cp, x)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_capture_can_fail_at_its_begin_in_its_middle_and_at_its_end(cp, stream, number):
+    x = cp.zeros(3)
+    x += 1
+
+    def capture():
+        stream.begin_capture()
+        x.__iadd__(1)
+        stream.end_capture()
+
+    with failing(number, "invalid value"), pytest.raises(RuntimeError):
+        capture()
+    if number == 2:
+        stream.end_capture()
+    assert not stream.is_capturing()
+    capture()
+
+
+TWO_DEVICES = """
+import cupy
+assert cupy.cuda.runtime.getDeviceCount() == 2
+here = cupy.ones((2, 2), "float32")
+module = cupy.RawModule(code='extern "C" __global__ void f(float* x) { x[0] += 1; }')
+with cupy.cuda.Device(1):
+    there, stream = cupy.ones((2, 2), "float32"), cupy.cuda.Stream()
+    assert there.device.id == 1
+    assert (there @ there + there).get().tolist() == [[3, 3], [3, 3]]
+    module.get_function("f")((1,), (1,), (there,))
+    free = cupy.cuda.runtime.memGetInfo()[0]
+    there_too = cupy.ones(1 << 20)
+    assert cupy.cuda.runtime.memGetInfo()[0] < free
+assert there[0, 0].get() == 2
+module.get_function("f")((1,), (1,), (here,))
+for fails in (
+    lambda: here + there, lambda: here @ there, lambda: module.get_function("f")((1,), (1,), (there,)),
+    lambda: module.get_function("f").kernel((1,), (1,), (here,), stream=stream), lambda: cupy.cuda.Device(2).use(),
+):
+    try:
+        fails()
+    except (ValueError, RuntimeError):
+        continue
+    raise SystemExit("it ran")
+"""
+
+
+def test_two_devices_have_their_own_memory_streams_and_modules():
+    done = python(TWO_DEVICES, attach.environment() | {"XNN_EMULATOR_DEVICES": "2"})
+    assert done.returncode == 0, done.stderr
 
 
 # Checks, in a process of their own: XNN_EMULATOR_CHECK is read when CuPy is imported.

@@ -20,6 +20,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +29,18 @@ from cuda_emulator import build, elf
 from cuda_emulator.cuda_source import compile_source, entry_name
 from cuda_emulator.engine_library import Settings, engine
 
-__all__ = ["attach", "attach_without_gpu", "attached", "environment", "memory_limit", "obstacle", "recorded"]
+__all__ = [
+    "ERRORS",
+    "Failure",
+    "attach",
+    "attach_without_gpu",
+    "attached",
+    "environment",
+    "failing",
+    "memory_limit",
+    "obstacle",
+    "recorded",
+]
 
 #: The folder on PYTHONPATH by which child processes attach the device, too.
 SITE = Path(__file__).parent / "site"
@@ -125,8 +137,46 @@ def recorded() -> Iterator[list[str]]:
 
 
 def memory_limit(size: int) -> None:
-    """Say how many bytes the device has. At the start it is 8 GiB."""
+    """Say how many bytes each device has. At the start it is 8 GiB."""
     driver().emulated_memory_limit(ctypes.c_size_t(size))
+
+
+#: The errors that `failing` knows: CUDA's number, and whether the process can use the device no more.
+ERRORS = {
+    "out of memory": (2, False),
+    "invalid value": (1, False),
+    "illegal address": (700, True),
+    "device lost": (46, True),
+    "memory defect": (214, True),
+}
+
+
+@dataclass
+class Failure:
+    """What `failing` gives. asked: how many things the block has asked of the device, known when it ends."""
+
+    asked: int = 0
+
+
+@contextmanager
+def failing(number: int = 0, error: str = "device lost") -> Iterator[Failure]:
+    """Let one thing that a `with` block asks of the device fail.
+
+    Asked are launches, products, copies, allocations, waits, the begin and the end of a capture, graphs. After an
+    error that ends the use of the device everything fails, until the block ends.
+
+    number: which of them fails, counted from 1. 0: none, they are only counted.
+    error: a name in ERRORS.
+    """
+    code, lasts = ERRORS[error]
+    driver().emulated_fail(ctypes.c_long(number), code, lasts)
+    driver().emulated_asked.restype = ctypes.c_long
+    failure = Failure()
+    try:
+        yield failure
+    finally:
+        failure.asked = driver().emulated_asked()
+        driver().emulated_fail(ctypes.c_long(0), 0, 0)
 
 
 # Jumps over the functions of the run-time.

@@ -13,7 +13,7 @@ import pytest
 
 import xnn
 from xnn import layers, losses, ops, optimizers, schedules
-from xnn.backends import available_backends, get_backend, numerics
+from xnn.backends import available_backends, cupy_backend, get_backend, numerics
 from xnn.backends.kernels.cuda import feed as feeds
 from xnn.backends.kernels.cuda import table as tables
 from xnn.backends.kernels.cuda.cublas import Product
@@ -615,3 +615,37 @@ def test_seconds_per_step_and_many_steps_without_a_look():
         values, counts = stepper.take()
         assert len(values) == len(counts) == 135
         assert np.all(np.diff(values) <= 0)
+
+
+def test_evaluation_and_prediction_wait_once():
+    """Losses and counts of all batches are read at the end, weighted or not; so are the outputs."""
+    recorded = recorder()
+    trainer = train("cupy", epochs=1)[0]
+    given = {"batch_size": 30}, {"batch_size": 30, "sample_weight": np.linspace(0.1, 2.0, ROWS)}
+    for options in given:
+        trainer.evaluate((X, Y), **options)
+        with recorded() as lines:
+            trainer.evaluate((X, Y), **options)
+        assert [line for line in lines if line.startswith("SYNC")] == ["SYNC stream"]
+        assert len([line for line in lines if line.startswith("COPY D2H")]) == 1
+    with recorded() as lines:
+        outputs = trainer.model.predict(X, batch_size=30)
+    assert [line for line in lines if line.startswith("SYNC")] == ["SYNC stream"]
+    np.testing.assert_array_equal(outputs, trainer.model.predict(X, batch_size=ROWS))
+
+
+def test_arrays_come_to_the_host_together(lib, monkeypatch):
+    """Of any shape and dtype, those without elements too; large ones in several goes."""
+    monkeypatch.setattr(cupy_backend, "_TOGETHER", 100)
+    host = [
+        np.arange(6.0).reshape(2, 3), np.float32(3).reshape(()), np.zeros((0, 4)), np.arange(50), np.array([True]),
+        np.zeros(3, np.uint8),
+    ]  # fmt: skip
+    found = lib.to_host_all(lib.to_device(x) for x in host)
+    for a, b in zip(host, found, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        np.testing.assert_array_equal(a, b)
+    assert lib.to_host_all([]) == []
+    if not lib.is_host:
+        turned = lib.xp.permute_dims(lib.to_device(host[0]), (1, 0))
+        np.testing.assert_array_equal(lib.to_host_all([turned])[0], host[0].T)

@@ -18,7 +18,7 @@ from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.gpu_peers import GPU_FORMS, GPU_PEERS
 from xnn.benchmarks.peers import PEERS
-from xnn.cli.options import FILE, widths
+from xnn.cli.options import FILE, device_option, widths
 from xnn.cli.outputs import check_apart
 from xnn.cli.surroundings import say as print_line
 from xnn.errors import BackendUnavailableError, OptionError
@@ -54,6 +54,7 @@ xnn bench --to-accuracy 0.98 --peers torch
 
 
 @click.command("bench", help=_HELP)
+@device_option
 @click.option(
     "--backend",
     "backends",

@@ -25,6 +25,7 @@ from xnn.backends import (
     current_numerics,
     get_backend,
 )
+from xnn.cli.options import device_option
 from xnn.cli.surroundings import say
 from xnn.data import synthetic_digits
 from xnn.errors import BackendUnavailableError
@@ -59,6 +60,7 @@ xnn check --backend cupy --verbose
 
 
 @click.command("check", help=_HELP)
+@device_option
 @click.option(
     "--backend",
     "backends",

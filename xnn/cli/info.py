@@ -14,7 +14,7 @@ import click
 
 import xnn
 from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
-from xnn.backends.cupy_backend import quick_diagnosis
+from xnn.backends.cupy_failures import quick_diagnosis
 from xnn.backends.threads import blas_libraries, choose_threads, execution_plan
 from xnn.cli.surroundings import say
 from xnn.data import on_disk

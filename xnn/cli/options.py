@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from xnn.backends import get_backend
 from xnn.errors import OptionError
 from xnn.runs.names import ACTIVATIONS, LOSSES, OPTIMIZERS
 
@@ -15,6 +16,8 @@ __all__ = [
     "FILE",
     "FOLDER",
     "backend_option",
+    "chosen_backend",
+    "device_option",
     "given_options",
     "numerics_option",
     "run_options",
@@ -59,8 +62,54 @@ def widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 
 
 backend_option = click.option(
-    "--backend", metavar="NAME", help="numpy or cupy. Default: XNN_BACKEND, else numpy."
+    "--backend",
+    metavar="NAME",
+    help="numpy, cupy, or cupy:1 for the second GPU. Default: XNN_BACKEND, else numpy.",
 )
+
+
+def _set_device(ctx: click.Context, parameter: click.Parameter, value: int | None) -> None:
+    """Set XNN_DEVICE for this command and the processes that it starts."""
+    if value is None:
+        return
+    before = os.environ.get("XNN_DEVICE")
+    os.environ["XNN_DEVICE"] = str(value)
+    ctx.meta["number of the device"] = value
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop("XNN_DEVICE", None)
+        else:
+            os.environ["XNN_DEVICE"] = before
+
+    ctx.call_on_close(restore)
+
+
+device_option = click.option(
+    "--device",
+    type=click.IntRange(0),
+    callback=_set_device,
+    expose_value=False,
+    metavar="N",
+    help="The number of the GPU, from 0, for the backend cupy. Default: XNN_DEVICE, else 0.",
+)
+
+
+def chosen_backend(name: str | None) -> str:
+    """The address of the backend that --backend and --device choose.
+
+    Raises OptionError if --device is given and the backend has no numbered devices, or names another one.
+    """
+    lib = get_backend(name)
+    device = click.get_current_context().meta.get("number of the device")
+    if device is not None and lib.address != f"{lib.name.partition(':')[0]}:{device}":
+        raise OptionError(
+            f"--device {device} is the number of a GPU, and the backend is {lib.address}: add --backend cupy, or "
+            "omit --device"
+        )
+    return lib.address
+
+
 numerics_option = click.option(
     "--numerics",
     metavar="NAME",

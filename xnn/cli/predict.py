@@ -15,10 +15,9 @@ import click
 import numpy as np
 
 from xnn.backends import backend as use_backend
-from xnn.backends import get_backend
 from xnn.backends import numerics as use_numerics
 from xnn.cli.model_notes import Notes, read_notes
-from xnn.cli.options import FILE, FOLDER, backend_option, numerics_option
+from xnn.cli.options import FILE, FOLDER, backend_option, chosen_backend, device_option, numerics_option
 from xnn.cli.outputs import check_apart
 from xnn.data import dataset_names, load, read_idx
 from xnn.data.arrays import read_array, read_npz
@@ -56,6 +55,7 @@ xnn predict digits.safetensors images.npy --output logits.npy
 @click.argument("data")
 @click.option("--data-home", type=FOLDER, metavar="DIR", help="The folder of a named data set's files.")
 @backend_option
+@device_option
 @numerics_option
 @click.option(
     "--header/--no-header",
@@ -67,7 +67,7 @@ xnn predict digits.safetensors images.npy --output logits.npy
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
     """The command `xnn predict`; its help is _HELP."""
-    with use_numerics(numerics), use_backend(get_backend(backend).name):
+    with use_numerics(numerics), use_backend(chosen_backend(backend)):
         predict_command(model, data, **options)
 
 

@@ -12,13 +12,15 @@ from typing import Any
 import click
 
 from xnn.backends import backend as use_backend
-from xnn.backends import current_numerics, get_backend
+from xnn.backends import current_numerics
 from xnn.backends import numerics as use_numerics
 from xnn.backends.memory import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.cli.options import (
     FILE,
     backend_option,
+    chosen_backend,
+    device_option,
     given_options,
     numerics_option,
     run_options,
@@ -90,6 +92,7 @@ XNN_BACKEND=cupy xnn train                      the same run on a GPU
     help="Stop after N epochs without a lower validation loss, and keep the weights of the best epoch.",
 )
 @backend_option
+@device_option
 @numerics_option
 @click.option(
     "--threads",
@@ -119,7 +122,7 @@ XNN_BACKEND=cupy xnn train                      the same run on a GPU
 def command(context: click.Context, /, backend: str | None, numerics: str | None, **options: Any) -> None:
     """The command `xnn train`; its help is _HELP."""
     given_options(context)  # raises if two options describe the network
-    with use_numerics(numerics), use_backend(get_backend(backend).name):
+    with use_numerics(numerics), use_backend(chosen_backend(backend)):
         interrupted = train_command(**with_table(options))
     if interrupted:
         sys.exit(130)

@@ -159,12 +159,11 @@ class Sequential(Container):
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self._check_samples(tuple(x.shape))  # before any work
-        parts = []
+        starts = range(0, max(1, x.shape[0]), batch_size)
+        batches = (x[start : min(start + batch_size, x.shape[0]), ...] for start in starts)
         with lib.guard(), Scope(records=False):
-            for start in range(0, max(1, x.shape[0]), batch_size):
-                batch: Any = lib.to_device(x[start : min(start + batch_size, x.shape[0]), ...])
-                parts.append(lib.to_host(self.run(batch, training=False)))
-        return np.concatenate(parts)
+            outputs = (self.run(lib.to_device(batch), training=False) for batch in batches)
+            return np.concatenate(lib.to_host_all(outputs))
 
     def _check_samples(self, shape: tuple[int, ...]) -> None:
         """Raise ShapeError unless this is the shape of a batch of samples that fit."""

@@ -156,7 +156,7 @@ def parse_settings(text: str) -> dict[str, str]:
         if key not in ("backend", "threads", "kernels", "blas") or key in settings:
             problem = "is given twice" if key in settings else "is not a setting"
             raise OptionError(f"{text!r}: {key} {problem}: give {_SETTINGS}")
-        if key == "backend" and value not in backend_names():
+        if key == "backend" and value.partition(":")[0] not in backend_names():
             raise UnknownBackendError(
                 f"{text!r}: there is no backend {value!r}: choose {', '.join(backend_names())}"
             )

@@ -49,7 +49,7 @@ def _serve(
     backend: str | None = None,
     kernels: str = "auto",
 ) -> None:
-    with numerics(mode), use(get_backend(backend).name):
+    with numerics(mode), use(get_backend(backend).address):
         spec = RunSpec.from_json(run, version)
         data = spec.with_targets(load(dataset, data_home, **table))
         if not resolved:  # a recorded run is, and may be longer than these steps

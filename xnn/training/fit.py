@@ -16,6 +16,7 @@ from xnn.history import History
 from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
 from xnn.training.divergence import TakenStep, diagnose
+from xnn.training.host_copy import HostCopy
 from xnn.training.steps import Stepper
 
 __all__ = ["Fit"]
@@ -61,6 +62,7 @@ class Fit:
         self.unseen, self.seen = list[np.ndarray](), trainer.step
         self.since_check = 0  # steps
         self.begins = True  # no step was taken yet
+        self.on_host: HostCopy | None = None
 
     def run(self, epochs: int) -> None:
         """Train for this many epochs, or until Ctrl-C, or until a callback stops it.
@@ -214,6 +216,8 @@ class Fit:
         """Add the epoch to the history, validate, and tell the callbacks."""
         self.history.epochs.append(results)
         self.trainer.epoch += 1
+        if self.on_host is not None:
+            self.on_host.take()
         results.update({f"val_{name}": value for name, value in self.validate().items()})
         for watcher in self.watchers:
             call_back(watcher.on_epoch_end, self.history, results)

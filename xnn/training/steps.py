@@ -143,6 +143,7 @@ class Stepper:
 
     def refresh(self) -> None:
         """After callbacks: take in what they changed, and keep a copy of everything to go back to."""
+        self.lib.activate()  # callbacks may have worked with another device
         if not self._has_other_parts() and self.store.is_current(self._parameters):
             self.look_again(called_back=True)
             self.store.attach()
@@ -162,6 +163,7 @@ class Stepper:
     def steps(self, batches: Sequence[np.ndarray], number: int) -> None:
         """Take a step on each of these batches of equally many rows. number: of the first step."""
         size, done = len(batches[0]), 0
+        self.lib.activate()
         while done < len(batches):
             self.look_again()
             program = self.programs.get(size) or self.program(size)
@@ -194,6 +196,7 @@ class Stepper:
         If losses are divided by something else than the number of rows, these divisors come last. Waits for the
         device.
         """
+        self.lib.activate()
         self._publish()
         taken = {} if self.feed is None else self.feed.take()
         for column, numbers in enumerate(self.collected):
@@ -217,10 +220,12 @@ class Stepper:
 
     def keep(self) -> None:
         """Keep a copy of everything that steps change, for `restore`."""
+        self.lib.activate()
         self._kept = self.store.snapshot(self._kept)
 
     def restore(self) -> None:
         """Go back to the last `refresh` or `keep`."""
+        self.lib.activate()
         self.store.restore(self._kept)
         self._published = True
         self.forget()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Never, cast
+
+import numpy as np
 
 from xnn.backends import Backend, current_numerics, numerics
 from xnn.backends.kernels.calls import TABLES, KernelTable
 from xnn.backends.threads import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
-from xnn.errors import OptionError
+from xnn.errors import DeviceMemoryError, OptionError
 from xnn.graph.habits import Habitual
 from xnn.graph.scope import Scope
 from xnn.history import History
@@ -26,16 +28,16 @@ from xnn.training.alone import alone
 from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
+from xnn.training.host_copy import kept_on_host
 from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
+from xnn.training.room import with_batch_size
 from xnn.training.steps import Stepper
 from xnn.training.trace import check_reduces
 
 __all__ = ["Trainer"]
 
 _EVALUATION_BATCH = 1024
-#: An evaluation reads what it counted from the device when there are more numbers than this, and at the end.
-_UNREAD = 2**17
 
 
 class Trainer(Habitual):
@@ -169,17 +171,39 @@ class Trainer(Habitual):
         weight or the optimizer's state is not finite any more: its `history` is what was done, and model and
         optimizer are as they were before the step that failed. Any other exception, such as a callback's, leaves them
         as they were after a step, at most 100 steps or half a second earlier, and `trainer.history` is what was done
-        until then.
+        until then. Raises DeviceError when a GPU refuses a call, and DeviceMemoryError when its memory is full, with
+        a batch size that would fit. Raises DeviceLostError when a GPU does not answer any more: model and optimizer
+        are then on the host, as they were after the last whole epoch, and the history has every loss that was seen.
         """
         refuse_unknown(Trainer.fit, unknown)
         self._check_parts()
+        try:
+            return self._fit(
+                data, validation, epochs, batch_size, sample_weight, seed, progress=progress, shuffle=shuffle
+            )
+        except DeviceMemoryError as error:
+            raise with_batch_size(self, error, data, batch_size, sample_weight) from error.__cause__
+
+    def _fit(
+        self,
+        data: tuple[Any, Any],
+        validation: tuple[Any, ...] | None,
+        epochs: int,
+        batch_size: int,
+        sample_weight: Any,
+        seed: int,
+        *,
+        progress: bool,
+        shuffle: bool,
+    ) -> History:
         lib = self.model.backend
         epochs = check_count("epochs", epochs)
         progress, shuffle = check_flag("progress", progress), check_flag("shuffle", shuffle)
         check_trainable(self.model)
-        check_start(self.model, self.optimizer)
         with ExitStack() as stack:
             stack.enter_context(alone(self))
+            on_host = stack.enter_context(kept_on_host(lib, self))
+            check_start(self.model, self.optimizer)
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
             parts = self.model, self.loss, self.metrics
             minimizes = self.optimizer.minimizes
@@ -209,6 +233,7 @@ class Trainer(Habitual):
             history.first_step_seconds = made
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
+            fit.on_host = on_host
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             history.plan = {**plan, "folded": bool(stepper.store.folded)}
@@ -218,12 +243,15 @@ class Trainer(Habitual):
                 call_back(watcher.on_fit_start, history, epochs, fit.steps_per_epoch)
                 stack.callback(call_back, watcher.on_fit_end, history)
             try:
-                fit.run(epochs)
+                with lib.guard():
+                    try:
+                        fit.run(epochs)
+                    finally:
+                        stepper.store.hand_out()
             except BaseException as error:
                 history.error = f"{type(error).__name__}: {error}"
                 raise
             finally:
-                stepper.store.hand_out()
                 cut_short = len(history.epochs) < epochs and not history.stopped
                 history.interrupted = interrupted() and cut_short
         return history
@@ -280,28 +308,25 @@ class Trainer(Habitual):
     def _evaluate(self, lib: Backend, batches: Batches) -> dict[str, Any]:
         mean, counts = LossOverBatches(self.loss), Totals(self.metrics)
         even = self.loss.counts_samples(weighted=len(batches.arrays) > 2)
-        waiting: list[tuple[int, list[Any]]] = []  # the rows of batches, and their numbers on the device
+        sizes: list[int] = []
 
-        def read() -> None:
-            numbers = iter(lib.read([array for _, arrays in waiting for array in arrays]))
-            for rows, arrays in waiting:
-                value, *others = (next(numbers) for _ in arrays)
-                mean.add(value, rows if even else others.pop(0))
-                counts.add([count.astype("float64") for count in others], rows)
-            waiting.clear()
-
-        with limit_threads(self._choose_threads(batches).count), Scope(records=False):
+        def numbers() -> Iterator[Any]:
+            """Of each batch the loss, what it was divided by unless that is the number of rows, and the counts."""
             for x, *rest in batches.epoch(0):
+                sizes.append(x.shape[0])
                 outputs = self.model.run(lib.to_device(x), training=False)
                 targets, *weights = map(lib.to_device, rest)
                 self.loss.recognize(outputs, targets, *weights)
-                value = self.loss.run(outputs, targets, *weights)
-                total = [] if even else [lib.number_on_device(self.loss.total(outputs, targets, *weights))]
-                counted = count_on_device(lib, self.metrics, outputs, targets)
-                waiting.append((x.shape[0], [value, *total, *counted]))
-                if lib.is_host or sum(a.size for _, arrays in waiting for a in arrays) > _UNREAD:
-                    read()
-            read()
+                yield self.loss.run(outputs, targets, *weights)
+                if not even:
+                    yield lib.number_on_device(self.loss.total(outputs, targets, *weights))
+                yield from count_on_device(lib, self.metrics, outputs, targets)
+
+        with limit_threads(self._choose_threads(batches).count), Scope(records=False):
+            found = iter(lib.to_host_all(numbers()))  # read once, at the end
+        for size in sizes:
+            mean.add(next(found), size if even else next(found))
+            counts.add([next(found).astype(np.float64) for _ in self.metrics], size)
         return {"loss": mean.value, **counts.results()}
 
 

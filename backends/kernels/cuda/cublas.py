@@ -44,6 +44,13 @@ def library() -> Any:
         ) from error
 
 
+def _failure(what: str, status: int) -> Exception:
+    """CuPy's exception for a status of cuBLAS, with the name of what failed."""
+    error: Exception = importlib.import_module("cupy_backends.cuda.libs.cublas").CUBLASError(status)
+    error.args = (f"{what} failed: {error}",)
+    return error
+
+
 class Cublas:
     """A handle of cuBLAS for one stream."""
 
@@ -64,10 +71,10 @@ class Cublas:
         }
 
     def check(self, name: str, *arguments: Any) -> None:
-        """Call a function. Raises RuntimeError with its name if it fails."""
+        """Call a function. Raises CuPy's CUBLASError with its name if it fails."""
         status = getattr(self.library, name)(*arguments)
         if status:
-            raise RuntimeError(f"{name} failed with status {status}")
+            raise _failure(name, status)
 
     def set_pointer_mode(self, mode: int) -> None:
         """Set where alpha and beta are read from."""
@@ -127,7 +134,7 @@ class Product:
             self._factor.value = self._alpha()
         status = self._call(*self._arguments)
         if status:
-            raise RuntimeError(f"the matrix product {self.name} failed with cuBLAS status {status}")
+            raise _failure(f"the matrix product {self.name}", status)
 
     def __repr__(self) -> str:
         return f"<product {self.name}>"

@@ -3,6 +3,7 @@
 #include <library_types.h>
 #include <algorithm>
 #include <functional>
+#include <initializer_list>
 #include "device.h"
 
 // Of cuBLAS's own header: its package has 400 MB.
@@ -15,6 +16,7 @@ struct cublasContext {
     void* stream = nullptr;
     cublasPointerMode_t pointers = CUBLAS_POINTER_MODE_HOST;
     cublasMath_t math = 0;
+    int device = emulated_device();
 };
 typedef cublasContext* cublasHandle_t;
 
@@ -61,7 +63,14 @@ template <class T> void multiply(int m, int n, int k, T alpha, Matrix<T> a, Matr
     }
 }
 
-cublasStatus_t put(cublasHandle_t handle, const std::string& name, const std::function<void()>& product) {
+// `arrays` are the operands and the result, or where their addresses lie.
+cublasStatus_t put(cublasHandle_t handle, const std::string& name, std::initializer_list<const void*> arrays,
+                   const std::function<void()>& product) {
+    if (handle->device != emulated_device()) return CUBLAS_STATUS_EXECUTION_FAILED;
+    for (const void* array : arrays) {
+        int owner = emulated_device_of(array);  // -1 for an array without elements
+        if (owner >= 0 && owner != handle->device) return CUBLAS_STATUS_EXECUTION_FAILED;
+    }
     auto work = new std::function<void()>(product);
     int error = emulated_enqueue(
         handle->stream, ("CUBLAS " + name).c_str(),
@@ -91,7 +100,7 @@ cublasStatus_t strided(cublasHandle_t handle, const char* name, const Product& p
                        long long step_a, const void* b, long long step_b, const void* beta, void* c, long long step_c,
                        int count) {
     Scalar<T> scale(handle, alpha), keep(handle, beta);
-    return put(handle, name + p.sizes(), [=]() {
+    return put(handle, name + p.sizes(), {a, b, c}, [=]() {
         for (int i = 0; i < count; ++i)
             run<T>(p, scale.value(), (const T*)a + i * step_a, (const T*)b + i * step_b, keep.value(), (T*)c + i * step_c);
     });
@@ -102,7 +111,7 @@ template <class T>
 cublasStatus_t batched(cublasHandle_t handle, const char* name, const Product& p, const T* alpha, const T* const* a,
                        const T* const* b, const T* beta, T* const* c, int count) {
     Scalar<T> scale(handle, alpha), keep(handle, beta);
-    return put(handle, name + p.sizes(), [=]() {
+    return put(handle, name + p.sizes(), {a, b, c}, [=]() {
         for (int i = 0; i < count; ++i) run<T>(p, scale.value(), a[i], b[i], keep.value(), c[i]);
     });
 }

@@ -15,6 +15,7 @@ struct Graph {
 
 struct Stream {
     unsigned flags = 0;
+    int device = 0;
     bool capturing = false, broken = false;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
     Graph* graph = nullptr;
@@ -24,6 +25,11 @@ struct Stream {
 extern std::recursive_mutex device_mutex;
 #define ONE_AT_A_TIME std::lock_guard<std::recursive_mutex> one_at_a_time(device_mutex)
 
+extern thread_local int current_device;  // cudaSetDevice holds for the thread
+int device_count();                      // XNN_EMULATOR_DEVICES, 1 by default
+int device_of(const void* p);            // where memory lies, -1 if it is none of a device
+int asked();                             // counts one more thing asked of the device; the error that it shall have, or 0
+
 Stream* stream_of(void* handle);
 void note(const std::string& line);                                     // in the log, if it is on
 int enqueue(void* stream, const std::string& name, const Work& work);   // runs work now, or records it in a capture
@@ -32,4 +38,6 @@ int refuse_in_strict_capture(const char* what);                         // the e
 cudaError_t remember(int error);                                        // for cudaGetLastError
 
 // For the stand-ins of libraries, which are other shared objects.
+extern "C" int emulated_device_of(const void* p);
+extern "C" int emulated_device();
 extern "C" int emulated_enqueue(void* stream, const char* name, int (*work)(void*), void* data, void (*drop)(void*));

@@ -9,13 +9,15 @@
 typedef int CUresult;
 
 namespace {
-constexpr CUresult not_supported = 801, invalid_value = 1, invalid_image = 200, not_found = 500, launch_failed = 719;
+constexpr CUresult not_supported = 801, invalid_value = 1, invalid_image = 200, not_found = 500, launch_failed = 719,
+                   invalid_handle = 400, illegal_address = 700, out_of_memory = 2;
 constexpr int attribute_max_threads = 0, attribute_dynamic_shared = 8;
 const char image_prefix[] = "EMULATED:";
 
 struct Function {
     const EmuKernel* kernel;
     std::string name;
+    int device;  // where its module was loaded
     size_t shared_limit = 49152;  // until cuFuncSetAttribute raises it
 };
 
@@ -23,18 +25,43 @@ struct Shape {
     unsigned grid[3], block[3];
 };
 
+// Whether a kernel may be launched in a stream now: a stream belongs to a device, that of address 0 to each.
+bool fits(void* stream) {
+    return !stream || stream == cudaStreamLegacy || stream == cudaStreamPerThread ||
+           ((Stream*)stream)->device == current_device;
+}
+
+// 1 + the number of another device if an argument, or a part of it, points into that one's memory; else 0.
+int foreign_memory(const std::vector<char>& argument, int device) {
+    for (size_t i = 0; i + sizeof(void*) <= argument.size(); i += sizeof(void*)) {
+        void* p;
+        memcpy(&p, argument.data() + i, sizeof p);
+        int owner = device_of(p);
+        if (owner >= 0 && owner != device) return 1 + owner;
+    }
+    return 0;
+}
+
 CUresult launch(void* handle, const Shape& shape, size_t shared, void* stream, void** values, int cooperative) {
     auto function = (Function*)handle;
     const EmuKernel* kernel = function->kernel;
     if (shared > function->shared_limit || shape.block[2] > 64 || shape.grid[1] > 65535 || shape.grid[2] > 65535)
         return invalid_value;
+    if (function->device != current_device || !fits(stream)) return invalid_handle;
     // The arguments are copied now: the caller may reuse their memory, and a graph is launched later.
     auto copies = std::make_shared<std::vector<std::vector<char>>>();
     for (unsigned i = 0; i < kernel->count; ++i)
         copies->emplace_back((char*)values[i], (char*)values[i] + kernel->sizes[i]);
+    int device = current_device;
     return enqueue(stream, "KERNEL " + function->name, [=]() -> int {
         std::vector<void*> pointers;
-        for (auto& bytes : *copies) pointers.push_back(bytes.data());
+        for (auto& bytes : *copies) {
+            pointers.push_back(bytes.data());
+            if (int other = foreign_memory(bytes, device)) {
+                note("FAULT " + function->name + ": memory of device " + std::to_string(other - 1));
+                return illegal_address;
+            }
+        }
         if (!emu_launch(kernel, pointers.data(), shape.grid, shape.block, shared, cooperative)) return 0;
         note("FAULT " + function->name + ": " + emu_error());
         fprintf(stderr, "cuda_emulator: %s: %s\n", function->name.c_str(), emu_error());
@@ -54,6 +81,11 @@ CUresult cuGetErrorName(CUresult error, const char** name) {
             : error == cudaErrorStreamCaptureUnsupported ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
             : error == cudaErrorStreamCaptureInvalidated ? "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
             : error == invalid_value                       ? "CUDA_ERROR_INVALID_VALUE"
+            : error == invalid_handle                      ? "CUDA_ERROR_INVALID_HANDLE"
+            : error == illegal_address                     ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+            : error == out_of_memory                       ? "CUDA_ERROR_OUT_OF_MEMORY"
+            : error == cudaErrorDevicesUnavailable         ? "CUDA_ERROR_DEVICE_UNAVAILABLE"
+            : error == cudaErrorECCUncorrectable           ? "CUDA_ERROR_ECC_UNCORRECTABLE"
                                                            : "CUDA_ERROR_UNKNOWN";
     return 0;
 }
@@ -62,16 +94,19 @@ CUresult cuGetErrorString(CUresult, const char** text) {
     return 0;
 }
 
-// Contexts: there is one.
+// Contexts: each device has one, which is 1 + the device's number.
 CUresult cuCtxGetCurrent(void** context) {
-    *context = (void*)1;
+    *context = (void*)(1 + size_t(current_device));
     return 0;
 }
-CUresult cuCtxSetCurrent(void*) { return 0; }
+CUresult cuCtxSetCurrent(void* context) {
+    if (context) current_device = int((size_t)context - 1);
+    return 0;
+}
 CUresult cuCtxCreate_v2(void** context, unsigned, int) { return cuCtxGetCurrent(context); }
 CUresult cuCtxDestroy_v2(void*) { return 0; }
 CUresult cuCtxGetDevice(int* device) {
-    *device = 0;
+    *device = current_device;
     return 0;
 }
 CUresult cuDevicePrimaryCtxRelease_v2(int) { return 0; }
@@ -94,7 +129,7 @@ CUresult cuModuleUnload(void*) { return 0; }  // a captured graph may still hold
 CUresult cuModuleGetFunction(void** function, void* module, const char* name) {
     auto kernel = (const EmuKernel*)dlsym(module, (std::string("emu_entry_") + name).c_str());
     if (!kernel) return not_found;
-    *function = new Function{kernel, name};
+    *function = new Function{kernel, name, current_device};
     return 0;
 }
 CUresult cuModuleGetGlobal_v2(void**, size_t*, void*, const char*) { return not_supported; }

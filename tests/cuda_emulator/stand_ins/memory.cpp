@@ -6,17 +6,22 @@
 #include "device.h"
 
 namespace {
-std::map<char*, size_t> device_memory, pinned_memory;
-size_t used = 0, limit = size_t(8) << 30;
+struct Buffer {
+    size_t size;
+    int device;  // -1: pinned memory of the host
+};
+std::map<char*, Buffer> device_memory, pinned_memory;
+std::map<int, size_t> used;  // by device
+size_t limit = size_t(8) << 30;
 
-bool lies_in(const std::map<char*, size_t>& buffers, const void* p) {
+const Buffer* found_in(const std::map<char*, Buffer>& buffers, const void* p) {
     auto next = buffers.upper_bound((char*)p);
-    if (next == buffers.begin()) return false;
+    if (next == buffers.begin()) return nullptr;
     --next;
-    return (char*)p < next->first + next->second;
+    return (char*)p < next->first + next->second.size ? &next->second : nullptr;
 }
-bool on_device(const void* p) { return lies_in(device_memory, p); }
-bool pinned(const void* p) { return lies_in(pinned_memory, p); }
+bool on_device(const void* p) { return found_in(device_memory, p); }
+bool pinned(const void* p) { return found_in(pinned_memory, p); }
 
 const char* direction(const void* to, const void* from) {
     ONE_AT_A_TIME;
@@ -26,25 +31,35 @@ const char* direction(const void* to, const void* from) {
 }
 }  // namespace
 
+int device_of(const void* p) {
+    ONE_AT_A_TIME;
+    const Buffer* buffer = found_in(device_memory, p);
+    return buffer ? buffer->device : -1;
+}
+
 extern "C" {
-// For Python: how many bytes the device has.
+int emulated_device_of(const void* p) { return device_of(p); }
+
+// For Python: how many bytes each device has.
 void emulated_memory_limit(size_t bytes) { limit = bytes; }
 size_t emulated_memory_total() { return limit; }
 
 cudaError_t emulated_cudaMemGetInfo(size_t* free, size_t* total) {
-    *free = limit > used ? limit - used : 0;
+    ONE_AT_A_TIME;
+    size_t held = used[current_device];
+    *free = limit > held ? limit - held : 0;
     *total = limit;
     return cudaSuccess;
 }
 cudaError_t emulated_cudaMalloc(void** p, size_t size) {
     ONE_AT_A_TIME;
     *p = nullptr;
-    if (int error = refuse_in_strict_capture("cudaMalloc")) return remember(error);
+    if (int error = asked() ?: refuse_in_strict_capture("cudaMalloc")) return remember(error);
     size_t rounded = size ? (size + 511) & ~size_t(511) : 512;
-    if (used + size > limit || posix_memalign(p, 512, rounded)) return remember(cudaErrorMemoryAllocation);
+    if (used[current_device] + size > limit || posix_memalign(p, 512, rounded)) return remember(cudaErrorMemoryAllocation);
     memset(*p, 0xFF, rounded);  // NaN: nobody may count on zeros
-    device_memory[(char*)*p] = size;
-    used += size;
+    device_memory[(char*)*p] = {size, current_device};
+    used[current_device] += size;
     emu_known(*p, size, 1);
     note("MALLOC " + std::to_string(size));
     return cudaSuccess;
@@ -54,8 +69,8 @@ cudaError_t emulated_cudaFree(void* p) {
     auto buffer = device_memory.find((char*)p);
     if (buffer == device_memory.end()) return remember(p ? cudaErrorInvalidValue : cudaSuccess);
     if (int error = refuse_in_strict_capture("cudaFree")) return remember(error);
-    used -= buffer->second;
-    emu_known(p, buffer->second, 0);
+    used[buffer->second.device] -= buffer->second.size;
+    emu_known(p, buffer->second.size, 0);
     device_memory.erase(buffer);
     free(p);
     note("FREE");
@@ -63,9 +78,9 @@ cudaError_t emulated_cudaFree(void* p) {
 }
 cudaError_t emulated_cudaHostAlloc(void** p, size_t size, unsigned) {
     ONE_AT_A_TIME;
-    if (int error = refuse_in_strict_capture("cudaHostAlloc")) return remember(error);
+    if (int error = asked() ?: refuse_in_strict_capture("cudaHostAlloc")) return remember(error);
     if (posix_memalign(p, 4096, size ? size : 1)) return remember(cudaErrorMemoryAllocation);
-    pinned_memory[(char*)*p] = size;
+    pinned_memory[(char*)*p] = {size, -1};
     return cudaSuccess;
 }
 cudaError_t emulated_cudaFreeHost(void* p) {
@@ -87,7 +102,7 @@ cudaError_t emulated_cudaMemcpyAsync(void* to, const void* from, size_t size, cu
 }
 cudaError_t emulated_cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
     std::string name = std::string("COPY and wait ") + direction(to, from) + " " + std::to_string(size);
-    if (int error = refuse_in_strict_capture(name.c_str()) ?: refuse_in_capture(nullptr, name.c_str()))
+    if (int error = asked() ?: refuse_in_strict_capture(name.c_str()) ?: refuse_in_capture(nullptr, name.c_str()))
         return remember(error);
     note(name);
     memmove(to, from, size);
@@ -106,6 +121,7 @@ cudaError_t emulated_cudaPointerGetAttributes(cudaPointerAttributes* out, const 
     ONE_AT_A_TIME;
     memset(out, 0, sizeof *out);
     out->type = on_device(p) ? cudaMemoryTypeDevice : pinned(p) ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
+    if (out->type == cudaMemoryTypeDevice) out->device = device_of(p);
     if (out->type != cudaMemoryTypeUnregistered) out->devicePointer = (void*)p;
     if (out->type == cudaMemoryTypeHost) out->hostPointer = (void*)p;
     return cudaSuccess;

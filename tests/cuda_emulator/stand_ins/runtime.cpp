@@ -1,10 +1,20 @@
-// CUDA's run-time: versions, the one device, errors. attach.py puts these functions in the place of those in CuPy.
+// CUDA's run-time: versions, devices, errors. attach.py puts these functions in the place of those in CuPy.
+#include <cstdlib>
 #include <cstring>
 #include "device.h"
+
+thread_local int current_device = 0;
+
+int device_count() {
+    const char* given = getenv("XNN_EMULATOR_DEVICES");
+    return given && atoi(given) > 1 ? atoi(given) : 1;
+}
 
 extern "C" size_t emulated_memory_total();
 
 extern "C" {
+int emulated_device() { return current_device; }
+
 cudaError_t emulated_cudaDriverGetVersion(int* version) {
     *version = 13000;
     return cudaSuccess;
@@ -14,12 +24,16 @@ cudaError_t emulated_cudaRuntimeGetVersion(int* version) {
     return cudaSuccess;
 }
 cudaError_t emulated_cudaGetDevice(int* device) {
-    *device = 0;
+    *device = current_device;
     return cudaSuccess;
 }
-cudaError_t emulated_cudaSetDevice(int device) { return remember(device ? cudaErrorInvalidDevice : cudaSuccess); }
+cudaError_t emulated_cudaSetDevice(int device) {
+    if (device < 0 || device >= device_count()) return remember(cudaErrorInvalidDevice);
+    current_device = device;
+    return cudaSuccess;
+}
 cudaError_t emulated_cudaGetDeviceCount(int* count) {
-    *count = 1;
+    *count = device_count();
     return cudaSuccess;
 }
 cudaError_t emulated_cudaDeviceCanAccessPeer(int* can, int, int) {
@@ -37,6 +51,10 @@ const char* emulated_cudaGetErrorName(cudaError_t error) {
         case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
         case cudaErrorIllegalState: return "cudaErrorIllegalState";
         case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
+        case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
+        case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
+        case cudaErrorDevicesUnavailable: return "cudaErrorDevicesUnavailable";
+        case cudaErrorECCUncorrectable: return "cudaErrorECCUncorrectable";
         case cudaErrorNotSupported: return "cudaErrorNotSupported";
         case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
         case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
@@ -50,6 +68,10 @@ const char* emulated_cudaGetErrorString(cudaError_t error) {
         case cudaErrorMemoryAllocation: return "out of memory";
         case cudaErrorInvalidDevice: return "invalid device ordinal";
         case cudaErrorLaunchFailure: return "unspecified launch failure";
+        case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
+        case cudaErrorInvalidResourceHandle: return "invalid resource handle";
+        case cudaErrorDevicesUnavailable: return "CUDA-capable device(s) is/are busy or unavailable";
+        case cudaErrorECCUncorrectable: return "uncorrectable ECC error encountered";
         case cudaErrorNotSupported: return "operation not supported";
         case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
         case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";

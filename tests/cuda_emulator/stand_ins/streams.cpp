@@ -40,6 +40,7 @@ void note(const std::string& line) {
 
 int enqueue(void* handle, const std::string& name, const Work& work) {
     ONE_AT_A_TIME;
+    if (int error = asked()) return error;
     Stream* stream = stream_of(handle);
     if (stream == &legacy_stream && blocking_captures) {
         note("REFUSED " + name);
@@ -115,8 +116,10 @@ cudaError_t emulated_cudaPeekAtLastError() { return last_error; }
 
 // Streams.
 cudaError_t emulated_cudaStreamCreateWithFlags(cudaStream_t* out, unsigned flags) {
+    if (int error = asked()) return remember(error);
     auto stream = new Stream;
     stream->flags = flags;
+    stream->device = current_device;
     *out = (cudaStream_t)stream;
     return cudaSuccess;
 }
@@ -140,12 +143,14 @@ cudaError_t emulated_cudaStreamGetPriority(cudaStream_t, int* priority) {
 }
 cudaError_t emulated_cudaStreamSynchronize(cudaStream_t stream) {
     note("SYNC stream");
+    if (int error = asked()) return remember(error);
     return remember(refuse_in_capture(stream, "cudaStreamSynchronize"));
 }
 cudaError_t emulated_cudaStreamQuery(cudaStream_t stream) { return remember(refuse_in_capture(stream, "cudaStreamQuery")); }
 cudaError_t emulated_cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t emulated_cudaDeviceSynchronize() {
     note("SYNC device");
+    if (int error = asked()) return remember(error);
     return remember(refuse_in_strict_capture("cudaDeviceSynchronize") ?: refuse_in_capture(nullptr, "cudaDeviceSynchronize"));
 }
 
@@ -159,12 +164,12 @@ cudaError_t emulated_cudaEventDestroy(cudaEvent_t event) {
     delete (char*)event;
     return cudaSuccess;
 }
-cudaError_t emulated_cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t emulated_cudaEventRecord(cudaEvent_t, cudaStream_t) { return remember(asked()); }
 cudaError_t emulated_cudaEventSynchronize(cudaEvent_t) {
     note("SYNC event");
-    return cudaSuccess;
+    return remember(asked());
 }
-cudaError_t emulated_cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+cudaError_t emulated_cudaEventQuery(cudaEvent_t) { return remember(asked()); }
 cudaError_t emulated_cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
     *milliseconds = 0;
     return cudaSuccess;
@@ -185,6 +190,7 @@ cudaError_t emulated_cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptu
     Stream* stream = stream_of(handle);
     if (stream == &legacy_stream) return remember(cudaErrorStreamCaptureUnsupported);
     if (stream->capturing) return remember(cudaErrorIllegalState);
+    if (int error = asked()) return remember(error);
     stream->capturing = true;
     stream->mode = mode;
     stream->graph = new Graph;
@@ -198,15 +204,17 @@ cudaError_t emulated_cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* out)
     Stream* stream = stream_of(handle);
     *out = nullptr;
     if (!stream->capturing) return remember(cudaErrorIllegalState);
-    bool broken = stream->broken;
+    int failed = asked();
+    bool broken = stream->broken || failed;
     end_of_capture(stream);
     note("END CAPTURE");
     if (broken) delete stream->graph;
     else *out = (cudaGraph_t)stream->graph;
     stream->graph = nullptr;
-    return remember(broken ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
+    return remember(failed ?: broken ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
 }
 cudaError_t emulated_cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long) {
+    if (int error = asked()) return remember(error);
     *out = (cudaGraphExec_t) new Graph(*(Graph*)graph);
     return cudaSuccess;
 }
@@ -214,7 +222,7 @@ cudaError_t emulated_cudaGraphLaunch(cudaGraphExec_t handle, cudaStream_t stream
     auto graph = (Graph*)handle;
     return remember(enqueue(stream, "GRAPH " + std::to_string(graph->nodes.size()), [=]() { return run(*graph); }));
 }
-cudaError_t emulated_cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t emulated_cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return remember(asked()); }
 cudaError_t emulated_cudaGraphDestroy(cudaGraph_t graph) {
     delete (Graph*)graph;
     return cudaSuccess;
