@@ -123,7 +123,8 @@ def prepare(
             metric.check(targets)
         prepared = loss.prepare(targets, model.dtype)
         _check_finite(role, "target", targets, prepared)
-    above = 4 if role == "validation" else 3
+    # The calls between the user's line and this one, for warnings.
+    above = {"training": 4, "validation": 5, "evaluation": 3}[role]
     warn_of_samples(model, given, role, above)
     if role == "training":
         warn_of_targets(model, loss, targets, above)
@@ -165,7 +166,7 @@ def check_weights(loss: Loss, batch_size: int, weighted: bool) -> None:
             f"{loss!r} divides the sum of a batch by its weights, so that in batches of one sample they cancel: take "
             "a larger batch_size, or reduction='sum_over_batch_size'",
             WeightWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, Never, cast
 
 import numpy as np
@@ -243,7 +243,7 @@ class Trainer(Habitual):
                 call_back(watcher.on_fit_start, history, epochs, fit.steps_per_epoch)
                 stack.callback(call_back, watcher.on_fit_end, history)
             try:
-                with lib.guard():
+                with lib.guard() if lib.can_be_lost else nullcontext():
                     try:
                         fit.run(epochs)
                     finally:
