@@ -27,6 +27,8 @@ NOT_RUN_ON = {
     "cli/test_cli.py": "words of an error message",
     "test_every_backend.py": "this file",
     "training/test_cuda_programs.py": "a run on the CPU and the same run on the GPU, which are compared",
+    "training/test_cuda_models.py": "a run on the CPU and the same run on the GPU, which are compared",
+    "benchmarks/test_gpu_bench.py": "the bench compares the CPU and the GPU",
     "fuzz/test_random_commands.py": "words for command lines; a backend that is missing is one of the cases",
 }
 
