@@ -52,9 +52,8 @@ class CupyBackend(Backend):
         check_driver(self.cupy)
         self.probe()
         self.xp = importlib.import_module("array_api_compat.cupy")
-        self._own = (
-            threading.local()
-        )  # a stream of each thread: a capture takes all that is given to its stream
+        # A stream for each thread, since a capture takes all that is given to its stream.
+        self._own = threading.local()
 
     def to_device(self, x: Any, dtype: str | None = None) -> Any:
         with self.guard():
