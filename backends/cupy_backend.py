@@ -70,9 +70,8 @@ class CupyBackend(Backend):
         self._several = check_number(self._cupy, number) > 1
         self.probe()
         self._xp = import_array_api()
-        self._own = (
-            threading.local()
-        )  # a stream of each thread: a capture takes all that is given to its stream
+        # A stream for each thread, since a capture takes all that is given to its stream.
+        self._own = threading.local()
 
     @property
     def address(self) -> str:

@@ -206,7 +206,7 @@ class LiveLine(PrintedLines):
 
 
 class Bar(PrintedLines):
-    """Progress on a terminal: a bar, and a line for each epoch above it."""
+    """Shows progress on a terminal: a bar that moves, and above it a line for each epoch that is done."""
 
     def __init__(self, steps: int) -> None:
         from rich.console import Console

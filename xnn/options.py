@@ -315,7 +315,7 @@ def explained_call(hint: str = "") -> Callable[[_Function], _Function]:
 
 
 def explained_class(kind: type[_Kind]) -> type[_Kind]:
-    """A decorator of dataclasses: wrong arguments raise an OptionError that lists the arguments there are."""
+    """Decorate a dataclass: wrong arguments then raise an OptionError that lists the arguments it takes."""
     setattr(kind, "__init__", explained(kind.__init__))  # noqa: B010 - a type checker takes no assignment
     return kind
 

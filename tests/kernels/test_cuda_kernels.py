@@ -14,6 +14,7 @@ from test_kernels import (
     EPSILON,
     RULES,
     SHAPES,
+    check_dropout,
     close,
     dense_calls,
     loss_calls,
@@ -460,19 +461,7 @@ def test_dropouts_mask_has_the_bits_of_the_generator(both, shape, seed, step, in
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dropout(both, dtype):
-    both.slot("x", numbers((9, 7), dtype, 1, special=True))
-    both.slot("keep", numbers((9, 7), dtype, 2) > 0)
-    both.slot("dy", numbers((9, 7), dtype, 3))
-    both.empty("y", (9, 7), dtype)
-    both.empty("dx", (9, 7), dtype)
-
-    def make(s):
-        forward = Call("forward", ops.dropout, (s["x"], s["keep"]), (s["y"],), {"rate": 0.3})
-        return [forward, Call("backward", ops.dropout, (s["dy"],), (s["dx"], None), forward=forward)]
-
-    found = both.run(make)
-    close(*found["y"], 1, special=True)
-    close(*found["dx"], 1)
+    check_dropout(both, dtype)
 
 
 CUDA_RULES = {**RULES, "amsgrad": lambda: optimizers.Adam(0.01, amsgrad=True)}

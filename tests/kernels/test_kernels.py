@@ -421,10 +421,8 @@ def test_accuracy(table, dtype, special):
     assert 0 < op < 60
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_dropout(dtype):
-    pytest.importorskip("numba")
-    both = Both(LIB.kernels("compiled"))
+def check_dropout(both, dtype):
+    """Compare a table's kernels of dropout with the op."""
     both.slot("x", numbers((9, 7), dtype, 1, special=True))
     both.slot("keep", numbers((9, 7), dtype, 2) > 0)
     both.slot("dy", numbers((9, 7), dtype, 3))
@@ -438,6 +436,12 @@ def test_dropout(dtype):
     found = both.run(make)
     close(*found["y"], 1, special=True)
     close(*found["dx"], 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout(dtype):
+    pytest.importorskip("numba")
+    check_dropout(Both(LIB.kernels("compiled")), dtype)
 
 
 RULES = {

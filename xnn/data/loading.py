@@ -264,7 +264,9 @@ def _as_trained(path: Path, trained: Columns) -> Choose:
 
 
 def from_npz(path: Path, options: TableOptions) -> Dataset:
-    """A data set of an .npz archive: x and y; or x_train, y_train, x_test, y_test and perhaps x_val, y_val.
+    """Read a data set from an .npz archive.
+
+    The archive has the arrays x and y; or x_train, y_train, x_test and y_test, with or without x_val and y_val.
 
     Raises CorruptFileError, DataNotFoundError or OptionError.
     """

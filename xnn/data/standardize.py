@@ -64,7 +64,7 @@ def standardize(x: Any, dtype: str = "float32") -> Rescale:
 
 
 def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
-    """The layer of `standardize`, and the numbers of the constant columns, counted over a flattened sample."""
+    """The layer that `standardize` returns, and which columns are constant: their indices in a flattened sample."""
     check_dtype(dtype)
     given = as_host_array(x, "standardize: the data")
     array = backend_of(given).to_host(given)

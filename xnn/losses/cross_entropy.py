@@ -79,7 +79,7 @@ class SoftmaxCrossEntropy(Loss):
         if output_shape[0] == 1:
             raise ShapeError(
                 f"SoftmaxCrossEntropy got outputs (n, {inside(output_shape)}), one class, whose probability is "
-                "always 1: give it an output for each class; BinaryCrossEntropy takes one output, and targets 0 or 1"
+                "always 1: a model needs one for each class; BinaryCrossEntropy takes one output, and targets 0 or 1"
             )
         if weights is not None and len(weights) != output_shape[0]:
             raise ShapeError(

@@ -106,7 +106,7 @@ class Metric(Habitual):
         return self.count
 
     def __call__(self, outputs: Any, targets: Any) -> Any:
-        """The result on these samples alone; what `update` has counted does not change. Arguments are `update`'s."""
+        """The metric of these samples alone; what `update` counted stays as it is. The arguments are the same."""
         alone = Totals([self])
         self._add(alone, outputs, targets)
         if not alone.samples:

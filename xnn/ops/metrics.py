@@ -64,7 +64,7 @@ def confusion(
         if said.shape[1] > 1:
             raise ShapeError(
                 f"a confusion matrix got outputs of shape {outputs.shape}, which say yes or no {said.shape[1]} "
-                "times: give it one column"
+                "times for each sample: give it outputs and targets of a single column"
             )
         said, true = (xp.concat([xp.logical_not(which), which], axis=1) for which in (said, true))
     said, true = xp.astype(said, outputs.dtype), xp.astype(true, outputs.dtype)

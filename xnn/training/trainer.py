@@ -41,7 +41,7 @@ _EVALUATION_BATCH = 1024
 
 
 class Trainer(Habitual):
-    """Trains a model: `fit`, `evaluate`.
+    """Trains a model by a loss and an optimizer (`fit`), and measures it on other data (`evaluate`).
 
     model: a Sequential.
     loss: a Loss, or a function of outputs and targets that returns one number (`losses.Lambda`).
