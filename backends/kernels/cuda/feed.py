@@ -83,7 +83,7 @@ class DeviceFeed:
     groups: the groups of parameters; `numbers` are the options of their next step. rows: of the largest batch.
     collected: the lists for which `collect` calls have numbers; each has a column in the record. resident: the data.
 
-    stream: where everything runs: the current one. position: the number of the step within the chunk, an argument of
+    largest: `rows`. stream: where everything runs: the current one. position: the number of the step within the chunk, an argument of
     kernels. state: (first step, steps recorded, seed). options, rates, rows: for each step of the chunk. record: a
     row for each step since the last `take`.
     """
@@ -92,7 +92,7 @@ class DeviceFeed:
         self, groups: Sequence[Any], rows: int, collected: Sequence[Any], resident: Resident | None = None
     ) -> None:
         self.stream = cupy().cuda.get_current_stream()
-        self.position, self.seed = ctypes.c_longlong(0), 0
+        self.position, self.seed, self.largest = ctypes.c_longlong(0), 0, rows
         self.resident = resident or Resident()
         self.groups, self.collected, self.columns = list(groups), list(collected), set[int]()
         lengths = [len(group.numbers) for group in self.groups]

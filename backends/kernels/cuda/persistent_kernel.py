@@ -1,0 +1,245 @@
+"""Runs all steps of a chunk in one launch, where the program is that of a multilayer perceptron: `Perceptron`.
+
+`read` looks at a program's calls. It finds the layers, the loss, what is recorded and the rule of the optimizer, or says
+why the kernel cannot run them. `persistent_rule.choose` then looks at the sizes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends.kernels.calls import Call, Slot, Whole
+from xnn.backends.kernels.cuda.activation_kernels import CURVES, number_of_curve
+from xnn.backends.kernels.cuda.data_kernels import rescale
+from xnn.backends.kernels.cuda.dense_kernels import KINDS
+from xnn.backends.kernels.cuda.feed import DeviceFeed
+from xnn.backends.kernels.cuda.launch import Launch, compiled, cupy, driver, structure
+from xnn.backends.kernels.cuda.persistent_rule import Cluster, choose, is_on
+from xnn.backends.kernels.cuda.update_kernels import RULES
+from xnn.ops import updates
+from xnn.ops.metrics import accuracy
+
+__all__ = ["Perceptron", "cluster_of", "launch", "read", "whole"]
+
+_FIRST_CURVE = 16  # persistent.cu has it too
+_PLACES = 4  # of a parameter: the value, and up to three arrays of state
+_NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14  # of CUfunction_attribute
+
+
+class _NoPerceptron(Exception):
+    """Why the calls are not those of a perceptron that the kernel can train."""
+
+
+@dataclass(eq=False)
+class Perceptron:
+    """What the calls of a program train.
+
+    x, labels: the calls that gather the batch. layers: the slots of W and b, the number of the activation and its
+    option. groups, state: of each parameter, by the id of its slot. rule: of the optimizer. loss, right: the lists for
+    which numbers are collected, or None.
+    """
+
+    x: Call
+    labels: Call
+    layers: list[tuple[Slot, Slot, int, float]] = field(default_factory=list)
+    groups: dict[int, Any] = field(default_factory=dict)
+    state: dict[int, tuple[Slot, ...]] = field(default_factory=dict)
+    rule: Any = None
+    loss: Any = None
+    right: Any = None
+
+    @property
+    def widths(self) -> list[int]:
+        """The number of inputs, then that of the outputs of each layer."""
+        return [self.layers[0][0].shape[0], *(w.shape[1] for w, *_ in self.layers)]
+
+    @property
+    def parameters(self) -> list[Slot]:
+        """W and b of each layer."""
+        return [slot for w, b, *_ in self.layers for slot in (w, b)]
+
+    @property
+    def states(self) -> int:
+        """The number of arrays of the optimizer's state."""
+        return len(self.state[id(self.parameters[0])])
+
+
+def read(calls: Sequence[Call]) -> Perceptron | str:
+    """What a program's calls train, or why the kernel cannot do it. Each call must have a CUDA kernel."""
+    try:
+        return _read(calls)
+    except _NoPerceptron as reason:
+        return str(reason)
+
+
+def _check(fine: Any, reason: str) -> None:
+    if not fine:
+        raise _NoPerceptron(reason)
+
+
+_KINDS = {"gather", "forward", "backward", "loss", "metric", "collect", "update"}
+
+
+def _read(calls: Sequence[Call]) -> Perceptron:
+    of = {kind: [call for call in calls if call.kind == kind] for kind in _KINDS}
+    others = [call.name for call in calls if call.kind not in _KINDS]
+    _check(not others, f"the kernel has no {', '.join(dict.fromkeys(others))}")
+    _check(
+        len(of["loss"]) == 1 and len(of["gather"]) == 2, "there are sample weights, or another kind of loss"
+    )
+    cost, gathers = of["loss"][0], {id(call.writes[0]): call for call in of["gather"]}
+    _check(cost.op is ops.softmax_cross_entropy, f"the loss is {cost.name}")
+    logits, labels = cost.reads
+    _check(id(labels) in gathers, "the labels are computed")
+    target = gathers.pop(id(labels))
+    (samples,) = gathers.values()
+    found = Perceptron(samples, target)
+    _read_layers(found, of["forward"], samples.writes[0], logits)
+    _check(len(of["backward"]) == len(of["forward"]), "a gradient is not computed, or is by several calls")
+    _read_updates(found, of["backward"], of["update"])
+    _read_record(found, cost, of["metric"], of["collect"])
+    return found
+
+
+def _read_layers(found: Perceptron, calls: list[Call], x: Slot | None, logits: Slot) -> None:
+    """The chain of layers from the samples to the logits."""
+    assert x is not None
+    _check(len(x.shape) == 2, "samples have more than one axis")
+    for call in calls:
+        _check(call.reads[0] is x, "the layers are not one behind the other")
+        written = call.writes[0]
+        assert written is not None
+        x = written
+        if call.op is ops.dense:
+            _check(len(call.reads) == 3, "a layer has no bias")
+            found.layers.append((*call.reads[1:3], KINDS[call.activation], 0.0))  # type: ignore[arg-type]
+            continue
+        _check(found.layers and found.layers[-1][2] == 0, f"a layer is {call.name}")
+        if call.op in KINDS:
+            number = KINDS[call.op], 0.0
+        else:
+            _check(call.op in CURVES, f"a layer is {call.name}")
+            kind, option = number_of_curve(call)
+            number = _FIRST_CURVE + kind, option
+        found.layers[-1] = (*found.layers[-1][:2], *number)
+    _check(found.layers and x is logits, "the layers are not one behind the other")
+    _check(found.layers[-1][2] == 0, "the last layer has an activation")
+    slots = [x, *found.parameters]
+    _check(all(np.dtype(slot.dtype) == np.float32 for slot in slots), "the dtype is not float32")
+
+
+def _read_updates(found: Perceptron, backward: list[Call], update: list[Call]) -> None:
+    """The rule, and the group and the state of each parameter."""
+    columns: dict[int, tuple[Slot, ...]] = {}  # by the id of the parameter, or of its gradient
+    for call in update:
+        for value, gradient, *state in call.columns():
+            columns[id(gradient)] = value, *state
+            found.groups[id(value)] = call.rule
+    rules = {call.op for call in update}
+    for call in backward:
+        for slot in call.writes[1:]:
+            if slot is None:
+                continue
+            if call.rule is not None:
+                rules.add(updates.sgd)
+                found.groups[id(slot)], found.state[id(slot)] = call.rule, ()
+            elif id(slot) in columns:
+                value, *state = columns[id(slot)]
+                found.state[id(value)] = tuple(state)
+    parameters = {id(slot) for slot in found.parameters}
+    _check(parameters == found.state.keys(), "a parameter is frozen, or used twice")
+    _check(len({len(state) for state in found.state.values()}) == 1, "the parameters have different rules")
+    _check(len(rules) == 1 and rules <= set(RULES), "the optimizer has a rule of its own, or several")
+    (found.rule,) = rules
+
+
+def _read_record(found: Perceptron, cost: Call, metrics: list[Call], collects: list[Call]) -> None:
+    """What is recorded of a step: the loss, and the number of right predictions."""
+    _check(len(metrics) <= 1, "there are several metrics")
+    counted = None
+    for metric in metrics:
+        same = all(a is b for a, b in zip(metric.reads, cost.reads, strict=True))
+        _check(same and metric.op is accuracy, f"the metric is {metric.name}")
+        counted = metric.writes[0]
+    for call in collects:
+        if call.reads[0] is cost.writes[0]:
+            found.loss = call.options["into"]
+        else:
+            _check(call.reads[0] is counted, "something else is recorded")
+            found.right = call.options["into"]
+
+
+def whole(calls: Sequence[Call], feed: DeviceFeed) -> Whole:
+    """What runs a program's chunks in one launch each, or why nothing does. Each call must have a CUDA kernel."""
+    if not is_on():
+        return Whole(None, "XNN_PERSISTENT=1 turns it on")
+    found = read(calls)
+    cluster = found if isinstance(found, str) else cluster_of(found, feed.largest)
+    if isinstance(found, str) or isinstance(cluster, str):
+        return Whole(None, str(cluster))
+    return Whole(
+        launch(found, cluster, feed), f"{cluster.blocks} blocks, {cluster.shared} bytes of shared memory each"
+    )
+
+
+def cluster_of(found: Perceptron, rows: int) -> Cluster | str:
+    """The cluster of blocks for a network on the current GPU, or why there is none. rows: of the largest batch."""
+    text = str(cupy().cuda.Device().compute_capability)
+    return choose(found.widths, rows, found.states, (int(text[:-1]), int(text[-1])))
+
+
+def launch(found: Perceptron, cluster: Cluster, feed: DeviceFeed) -> Callable[[int], None]:
+    """Return a function that takes the steps of a chunk, of which it gets the number, in one launch."""
+    data, labels = (feed.resident.there(call.options["source"]) for call in (found.x, found.labels))
+    kinds, options = zip(*((kind, option) for _, _, kind, option in found.layers), strict=True)
+    numbers = {
+        "BLOCKS": cluster.blocks, "THREADS": cluster.threads, "ROWS": cluster.rows, "BYTES": cluster.shared,
+        "STATES": found.states, "WIDTHS": found.widths, "KINDS": kinds, "OPTIONS": options,
+    }  # fmt: skip
+    defined = {name: _text(value) for name, value in numbers.items()} | {
+        "RULE": f"{found.rule.__name__}_step"
+    }
+    types = {"SOURCE": str(data.dtype), "LABEL": str(labels.dtype)}
+    module = compiled("persistent", np.float32, tuple(defined.items()), **types)
+    driver().funcSetAttribute(module.get_function("train").kernel.ptr, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
+    steps = ctypes.c_longlong(0)
+    target = found.x.writes[0]
+    assert target is not None
+    columns = (-1 if into is None else feed.column_of(into) for into in (found.loss, found.right))
+    arguments = (
+        data, labels, feed.rows, target.shape[0], steps, rescale(found.x), _network(found, feed), feed.record_of(),
+        *columns,
+    )  # fmt: skip
+    run = Launch(
+        module, "train", (cluster.blocks,), (cluster.threads,), arguments, feed.stream, cluster.shared
+    )
+
+    def take(count: int) -> None:
+        steps.value = count
+        run()
+
+    return take
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _network(found: Perceptron, feed: DeviceFeed) -> Any:
+    """The kernel's structure with the addresses of all parameters, their state and their options."""
+    places = {}
+    for number, slot in enumerate(found.parameters):
+        arrays = [slot.array, *(state.array for state in found.state[id(slot)])]
+        padded = [*arrays, *[None] * (_PLACES - len(arrays))]
+        places[f"place{number}"] = structure(
+            "Place",
+            **{f"at{n}": array for n, array in enumerate(padded)},
+            options=feed.options_of(found.groups[id(slot)]),
+        )
+    return structure("Network", **places, stride=feed.width)
