@@ -117,8 +117,11 @@ class Program:
 
     @property
     def calls_per_step(self) -> int:
-        """The number of functions that a step calls; with CUDA kernels, of launches and products."""
-        return len(self._steps)
+        """The number of functions that a step calls; with CUDA kernels, of launches and products.
+
+        It is 0 where one kernel runs all steps of a chunk.
+        """
+        return len(self._steps) if self.whole is None or self.whole.run is None else 0
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))

@@ -22,7 +22,8 @@ from xnn.backends.kernels.cuda.launch import (
 from xnn.backends.random import Mask, mask_threshold
 
 __all__ = [
-    "Gather", "dropout", "dropout_backward", "gather", "keep_mask", "rescale", "serves_dropout", "serves_gather", "serves_mask",
+    "Gather", "dropout", "dropout_backward", "gather", "keep_mask", "rescale", "serves_dropout", "serves_gather",
+    "serves_mask",
 ]  # fmt: skip
 
 _PLAIN, _IN_REAL, _IN_DOUBLE = 0, 1, 2

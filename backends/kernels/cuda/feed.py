@@ -83,9 +83,9 @@ class DeviceFeed:
     groups: the groups of parameters; `numbers` are the options of their next step. rows: of the largest batch.
     collected: the lists for which `collect` calls have numbers; each has a column in the record. resident: the data.
 
-    largest: `rows`. stream: where everything runs: the current one. position: the number of the step within the chunk, an argument of
-    kernels. state: (first step, steps recorded, seed). options, rates, rows: for each step of the chunk. record: a
-    row for each step since the last `take`.
+    stream: where everything runs: the current one. position: the number of the step within the chunk, an argument of
+    kernels. largest: rows of the largest batch. state: (first step, steps recorded, seed). options, rates, rows: for
+    each step of the chunk. record: a row for each step since the last `take`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Runs all steps of a chunk in one launch, where the program is that of a multilayer perceptron: `Perceptron`.
 
-`read` looks at a program's calls. It finds the layers, the loss, what is recorded and the rule of the optimizer, or says
-why the kernel cannot run them. `persistent_rule.choose` then looks at the sizes.
+`read` looks at a program's calls. It finds the layers, the loss, what is recorded and the rule of the optimizer, or
+says why the kernel cannot run them. `persistent_rule.choose` then looks at the sizes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from xnn.backends.kernels.cuda.update_kernels import RULES
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 
-__all__ = ["Perceptron", "cluster_of", "launch", "read", "whole"]
+__all__ = ["Perceptron", "cluster_of", "definitions", "launch", "read", "whole"]
 
 _FIRST_CURVE = 16  # persistent.cu has it too
 _PLACES = 4  # of a parameter: the value, and up to three arrays of state
 _NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14  # of CUfunction_attribute
 
 
-class _NoPerceptron(Exception):
+class _OtherProgramError(Exception):
     """Why the calls are not those of a perceptron that the kernel can train."""
 
 
@@ -41,8 +41,8 @@ class Perceptron:
     """What the calls of a program train.
 
     x, labels: the calls that gather the batch. layers: the slots of W and b, the number of the activation and its
-    option. groups, state: of each parameter, by the id of its slot. rule: of the optimizer. loss, right: the lists for
-    which numbers are collected, or None.
+    option. groups, state: of each parameter, by the id of its slot. rule: of the optimizer. loss, right: the lists
+    for which numbers are collected, or None.
     """
 
     x: Call
@@ -74,13 +74,13 @@ def read(calls: Sequence[Call]) -> Perceptron | str:
     """What a program's calls train, or why the kernel cannot do it. Each call must have a CUDA kernel."""
     try:
         return _read(calls)
-    except _NoPerceptron as reason:
+    except _OtherProgramError as reason:
         return str(reason)
 
 
 def _check(fine: Any, reason: str) -> None:
     if not fine:
-        raise _NoPerceptron(reason)
+        raise _OtherProgramError(reason)
 
 
 _KINDS = {"gather", "forward", "backward", "loss", "metric", "collect", "update"}
@@ -194,17 +194,32 @@ def cluster_of(found: Perceptron, rows: int) -> Cluster | str:
     return choose(found.widths, rows, found.states, (int(text[:-1]), int(text[-1])))
 
 
+def definitions(
+    cluster: Cluster,
+    widths: Sequence[int],
+    kinds: Sequence[int],
+    options: Sequence[float],
+    rule: str,
+    states: int,
+) -> dict[str, str]:
+    """What the source is compiled with, by name.
+
+    kinds, options: the number of each layer's activation, and its option. rule: the name of the optimizer's rule.
+    states: arrays of its state.
+    """
+    numbers = {
+        "BLOCKS": [cluster.blocks], "THREADS": [cluster.threads], "ROWS": [cluster.rows], "BYTES": [cluster.shared],
+        "STATES": [states], "WIDTHS": widths, "KINDS": kinds, "OPTIONS": options,
+    }  # fmt: skip
+    texts = {name: ",".join(map(str, values)) for name, values in numbers.items()}
+    return {**texts, "RULE": f"{rule}_step"}
+
+
 def launch(found: Perceptron, cluster: Cluster, feed: DeviceFeed) -> Callable[[int], None]:
     """Return a function that takes the steps of a chunk, of which it gets the number, in one launch."""
     data, labels = (feed.resident.there(call.options["source"]) for call in (found.x, found.labels))
     kinds, options = zip(*((kind, option) for _, _, kind, option in found.layers), strict=True)
-    numbers = {
-        "BLOCKS": cluster.blocks, "THREADS": cluster.threads, "ROWS": cluster.rows, "BYTES": cluster.shared,
-        "STATES": found.states, "WIDTHS": found.widths, "KINDS": kinds, "OPTIONS": options,
-    }  # fmt: skip
-    defined = {name: _text(value) for name, value in numbers.items()} | {
-        "RULE": f"{found.rule.__name__}_step"
-    }
+    defined = definitions(cluster, found.widths, kinds, options, found.rule.__name__, found.states)
     types = {"SOURCE": str(data.dtype), "LABEL": str(labels.dtype)}
     module = compiled("persistent", np.float32, tuple(defined.items()), **types)
     driver().funcSetAttribute(module.get_function("train").kernel.ptr, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
@@ -225,10 +240,6 @@ def launch(found: Perceptron, cluster: Cluster, feed: DeviceFeed) -> Callable[[i
         run()
 
     return take
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _network(found: Perceptron, feed: DeviceFeed) -> Any:

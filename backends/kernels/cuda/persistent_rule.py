@@ -6,6 +6,7 @@ yet, so it is off unless the environment variable XNN_PERSISTENT is 1.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,14 +51,15 @@ class Cluster:
 def shared_bytes(widths: Sequence[int], rows: int, states: int, blocks: int) -> int:
     """The size of `Shared` in persistent.cu.
 
-    widths: inputs, then the outputs of each layer. rows: of the largest batch. states: arrays of the optimizer's state.
+    widths: inputs, then the outputs of each layer. rows: of the largest batch. states: arrays of the optimizer's
+    state.
     """
 
     def share(n: int) -> int:
         return -(-n // blocks)
 
     last, numbers = len(widths) - 1, 0
-    for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), 1):
+    for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths), 1):
         by_inputs = layer % 2 == 1
         columns = outputs if by_inputs else share(outputs)
         weights = columns * (share(inputs) if by_inputs else inputs) + columns
@@ -70,8 +72,8 @@ def shared_bytes(widths: Sequence[int], rows: int, states: int, blocks: int) -> 
 def choose(widths: Sequence[int], rows: int, states: int, capability: tuple[int, int]) -> Cluster | str:
     """The rule: the cluster for a network, or why there is none.
 
-    widths: inputs, then the outputs of each layer. rows: of the largest batch. states: arrays of the optimizer's state.
-    capability: the GPU's compute capability, such as (9, 0).
+    widths: inputs, then the outputs of each layer. rows: of the largest batch. states: arrays of the optimizer's
+    state. capability: the GPU's compute capability, such as (9, 0).
 
         >>> choose([784, 100, 200, 10], 32, 0, (9, 0)).blocks
         16
