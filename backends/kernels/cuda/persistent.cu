@@ -30,15 +30,18 @@ constexpr int widest_sum() {
 }
 
 // What a block has of layer L = 1 .. LAYERS: W (rows x columns) and b, each followed by the optimizer's state; the output
-// y, and its gradient, (ROWS x width). Until the gradient is known, g keeps the activation's input where f' needs it.
+// y, and its gradient g, (ROWS x width). Where blocks add up the output, g takes the place of y: for each number one
+// block needs y until it has g. Where f' needs the activation's input z, z is kept where g will be, or by that block.
 template <int L> struct Layer {
-    static constexpr bool by_inputs = L % 2 == 1, last = L == LAYERS;
+    static constexpr bool by_inputs = L % 2 == 1, last = L == LAYERS, in_place = by_inputs && !last;
     static constexpr int in = WIDTH[L - 1], out = WIDTH[L];
     static constexpr int rows = by_inputs ? share_of_block(in) : in, columns = by_inputs ? out : share_of_block(out);
     static constexpr int width = last ? out : columns, kind = KIND[L - 1];
     static constexpr bool is_curve = kind >= FIRST_CURVE;
     static constexpr double option = OPTION[L - 1];
-    real w[1 + STATES][rows * columns], b[1 + STATES][columns], y[ROWS * width], g[ROWS * width];
+    real w[1 + STATES][rows * columns], b[1 + STATES][columns], y[ROWS * width];
+    real other[in_place ? share_of_block(ROWS * width) : ROWS * width];
+    __device__ real* g() { return in_place ? y : other; }
 };
 template <int L> struct Layers : Layers<L - 1> {
     Layer<L> layer;
@@ -157,17 +160,21 @@ struct Block {
         for (int e = begin_of(rank, n * width) + threadIdx.x; e < begin_of(rank + 1, n * width); e += THREADS) f(e);
     }
 
+    // Where z of layer L is kept, at e.
+    template <int L> __device__ real& kept(int e) {
+        return layer<L>().other[Layer<L>::in_place ? e - begin_of(rank, n * Layer<L>::width) : e];
+    }
     // y of layer L from z, at e.
     template <int L> __device__ real output(real z, int e) {
         using Y = Layer<L>;
         if constexpr (!Y::is_curve) return activated(Y::kind, z);
-        else return layer<L>().g[e] = z, curve_at(z, Y::kind - FIRST_CURVE, Y::option);
+        else return kept<L>(e) = z, curve_at(z, Y::kind - FIRST_CURVE, Y::option);
     }
     // The gradient of z from that of y, at e.
     template <int L> __device__ real gradient(real dy, int e) {
         using Y = Layer<L>;
         if constexpr (!Y::is_curve) return slope(Y::kind, layer<L>().y[e], dy);
-        else return curve_slope(layer<L>().g[e], dy, Y::kind - FIRST_CURVE, Y::option);
+        else return curve_slope(kept<L>(e), dy, Y::kind - FIRST_CURVE, Y::option);
     }
 
     // Copies the block's columns of the batch.
@@ -220,7 +227,7 @@ struct Block {
         Layer<LAYERS>& me = layer<LAYERS>();
         for (int row = threadIdx.x / 32; row < n; row += THREADS / 32) {
             const real* z = me.y + row * CLASSES;
-            real term = cross_entropy_of(z, s.labels[row], me.g + row * CLASSES, CLASSES, (real)1 / (real)n);
+            real term = cross_entropy_of(z, s.labels[row], me.g() + row * CLASSES, CLASSES, (real)1 / (real)n);
             int best = right_column >= 0 ? predicted(z, CLASSES) : 0;
             if (threadIdx.x % 32 == 0) s.terms[row] = term, s.rights[row] = best == s.labels[row] ? (real)1 : (real)0;
         }
@@ -240,14 +247,14 @@ struct Block {
         Y& me = layer<L>();
         Own<L> own(rank);
         const real* x = input<L>();
-        int shift = Y::last ? own.column : 0;
-        auto dz = [&](int i, int j) { return me.g[i * Y::width + shift + j]; };
+        const real* g = me.g() + (Y::last ? own.column : 0);
+        auto dz = [&](int i, int j) { return g[i * Y::width + j]; };
         auto turned = [&](int l, int j) { return me.w[0][j * Y::columns + l]; };
         if constexpr (L > 1) {
             if constexpr (Y::by_inputs)
                 product<ROWS, Y::rows>(n, own.rows, Y::out, dz, turned, [&](int i, int j, real v) {
                     int e = i * stride<L> + j;
-                    layer<L - 1>().g[e] = gradient<L - 1>(v, e);
+                    layer<L - 1>().g()[e] = gradient<L - 1>(v, e);
                 });
             else
                 product<ROWS, Y::in>(n, Y::in, own.columns, dz, turned, [&](int i, int j, real v) { s.part[i * Y::in + j] = v; });
@@ -266,7 +273,7 @@ struct Block {
         if constexpr (L > 1) {
             if constexpr (!Y::by_inputs) {
                 cluster.sync();
-                each_of_share(Y::in, [&](int e) { give_to_all(layer<L - 1>().g, e, gradient<L - 1>(sum(s.part, e), e)); });
+                each_of_share(Y::in, [&](int e) { give_to_all(layer<L - 1>().g(), e, gradient<L - 1>(sum(s.part, e), e)); });
                 cluster.sync();
             }
             backward<L - 1>(step);
@@ -300,15 +307,13 @@ train(const SOURCE* data, const LABEL* labels, const int64* rows, int64 n, int64
     cg::cluster_group cluster = cg::this_cluster();
     Block block = {*reinterpret_cast<Shared*>(memory), cluster, (int)cluster.block_rank(), (int)n, network};
     block.copy<LAYERS>(false);
-    cluster.sync();
     for (int64 step = 0; step < steps; ++step) {
         block.gather(data, labels, rows + step * n, rescale);
         block.forward<LAYERS>();
         block.loss(record, step, loss_column, right_column);
         block.backward<LAYERS>(step);
-        if (LAYERS == 1) cluster.sync();  // no other barrier of the cluster comes after the sums of the logits
-        else __syncthreads();
+        if (LAYERS == 1) cluster.sync();  // the sums of the logits have been read; else other barriers came after them
     }
-    cluster.sync();
+    __syncthreads();
     block.copy<LAYERS>(true);
 }

@@ -63,7 +63,9 @@ def shared_bytes(widths: Sequence[int], rows: int, states: int, blocks: int) -> 
         by_inputs = layer % 2 == 1
         columns = outputs if by_inputs else share(outputs)
         weights = columns * (share(inputs) if by_inputs else inputs) + columns
-        numbers += (1 + states) * weights + 2 * rows * (outputs if layer == last else columns)
+        width = outputs if layer == last else columns
+        in_place = by_inputs and layer != last
+        numbers += (1 + states) * weights + rows * width + (share(rows * width) if in_place else rows * width)
     sums = max([1, *(widths[layer] for layer in range(1, last, 2))])
     numbers += rows * (share(widths[0]) + 2 + sums + widths[-1])
     return -(-(2 * rows * _INT + numbers * _REAL) // _INT) * _INT
@@ -78,7 +80,7 @@ def choose(widths: Sequence[int], rows: int, states: int, capability: tuple[int,
         >>> choose([784, 100, 200, 10], 32, 0, (9, 0)).blocks
         16
         >>> choose([784, 1000, 500, 10], 32, 0, (9, 0))
-        'it needs 370 KB of shared memory a block, and there are 227 KB'
+        'it needs 599 KB of shared memory a block, and there are 227 KB'
     """
     if capability < (9, 0):
         return f"the compute capability is {capability[0]}.{capability[1]}, and clusters need 9.0"
