@@ -84,6 +84,14 @@ GROUPS: tuple[tuple[Part, ...], ...] = (
         Part("parity", 90, _own("parity", "--steps", "1000"), _own("parity", "--steps", "20")),
     ),
     (Part("chunks", 45, _own("chunks"), _own("chunks", "--rows", "128", "--repeat", "1", "--chunks", "1,2")),),
+    (
+        Part(
+            "persistent",
+            45,
+            _own("persistent"),
+            _own("persistent", "--rows", "64", "--repeat", "1", "--batches", "32"),
+        ),
+    ),
     (Part("small", 120, _bench("--batch-sizes", "32", "--repeat", "5", "--peers", _PEERS), _bench(*_SMALL)),),
     (
         Part(

@@ -104,7 +104,17 @@ def _captured(results: dict[str, Any]) -> Figure:
 
 
 def _persistent(results: dict[str, Any]) -> Figure:
-    raise LookupError("this version has no persistent kernel")
+    races = results["results"].get("persistent", {}).get("races", [])
+    chosen = [race for race in races if (race["optimizer"], race["batch"]) == ("SGD", 32)]
+    if not chosen:
+        raise LookupError(_why(results, "persistent"))
+    (race,) = chosen
+    if "same" not in race:
+        raise LookupError(race["plan"]["persistent_because"])
+    if not race["same"]:
+        raise LookupError("its losses differ from those of the graph")
+    us, ratio = race["persistent_us"], race["graph_us"] / race["persistent_us"]
+    return f"{us:.1f} us a step, the graph's time / its own {ratio:.2f}", us <= 15.0 and ratio > 1.0
 
 
 def _ahead(results: dict[str, Any]) -> Figure:

@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,14 +29,15 @@ from test_cuda_programs import (
 import xnn
 from xnn import layers, losses, optimizers, schedules
 from xnn.backends import available_backends, get_backend
-from xnn.backends.kernels.cuda import persistent_rule
+from xnn.backends.kernels.cuda import launch, persistent_rule
 from xnn.callbacks import Callback
 from xnn.data import Batches
-from xnn.errors import DivergenceError, OptionError
+from xnn.errors import DivergenceError, OptionError, XnnError
 from xnn.training import fit as fitting
 
 _REASON = available_backends()["cupy"]
 pytestmark = pytest.mark.skipif(bool(_REASON), reason=_REASON or "CuPy runs")
+ROOT = Path(launch.__file__).parent
 _CHECK = "XNN_EMULATOR_CHECK"
 CHECKED = _CHECK in os.environ  # so that each step takes long
 
@@ -296,7 +298,7 @@ def test_a_divergence_is_found_and_named(optimizer, fault):
 
 
 def test_callbacks_schedules_and_changes_take_effect():
-    """A callback assigns weights. A schedule changes the loss in the middle of a chunk, which ends the kernel's part."""
+    """A callback assigns weights. A schedule changes the loss within a chunk, which ends the kernel's part."""
 
     class Assigns(Callback):
         def on_epoch_end(self, history, results):
@@ -333,6 +335,32 @@ def test_fits_go_on_where_the_last_one_ended():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+BARRIERS = (ROOT / "persistent.cu").read_text().count("cluster.sync();")
+
+
+@pytest.mark.parametrize("number", range(BARRIERS))
+@pytest.mark.skipif(not CHECKED, reason="in the process that checks")
+def test_planted_races_are_found(monkeypatch, number):
+    """Without any one of the cluster's barriers there is a race, and it is found."""
+    source = launch.source
+
+    def without(file):
+        parts = source(file).split("cluster.sync();")
+        left, right = parts[: number + 1], parts[number + 1 :]
+        return "cluster.sync();".join(left) + ";" + "cluster.sync();".join(right)
+
+    launch.compiled.cache_clear()
+    monkeypatch.setattr(launch, "source", without)
+    found = []
+    for make, optimizer in (NETWORKS[name] for name in ("1 layer", "2 layers", "3 layers")):
+        try:
+            train("cupy", make, optimizer, data=(X[:18], Y[:18]), epochs=1)
+        except XnnError as error:
+            found.append(str(error))
+    launch.compiled.cache_clear()
+    assert found
+
+
 def test_there_are_no_races_and_no_accesses_out_of_bounds():
     """The networks once more in a process that checks every access; only the emulated GPU can."""
     recorder()
@@ -347,7 +375,7 @@ def test_there_are_no_races_and_no_accesses_out_of_bounds():
         "-p",
         "no:cacheprovider",
         "-k",
-        "networks",
+        "networks or planted",
         __file__,
     ]
     done = subprocess.run(
