@@ -2,10 +2,10 @@
 
     python -m xnn.benchmarks.gpu.persistent [--rows N] [--repeat N] [--batches N,N,...] [--json FILE]
 
-784-100-200-10 by SGD and by Adam, on one GPU. An epoch has `rows` samples (default: 12800), at least one batch, and its
-losses are read. The two take turns, and the times are medians of `repeat` epochs (default: 15) in microseconds a step.
-The exit code is 1 if one of the first 20 losses of the two differs by more than 1e-2, which rounding does not explain.
-What does not fit the kernel is named and not timed.
+784-100-200-10 by SGD and by Adam, on one GPU. An epoch has `rows` samples (default: 12800), at least one batch, and
+its losses are read. The two take turns, and the times are medians of `repeat` epochs (default: 15) in microseconds a
+step. The exit code is 1 if one of the first 20 losses of the two differs by more than 1e-2, which rounding does not
+explain. What does not fit the kernel is named and not timed.
 """
 
 from __future__ import annotations

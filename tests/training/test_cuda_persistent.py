@@ -252,6 +252,16 @@ def test_what_the_kernel_cannot_run_is_run_by_the_program(name):
     np.testing.assert_allclose(there[1], here[1], rtol=1e-3)
 
 
+def test_a_cluster_that_the_gpu_does_not_launch_is_none(monkeypatch):
+    """Here since its shared memory is above the limit, which is not raised."""
+    recorder()
+    monkeypatch.setattr(launch, "_MAX_DYNAMIC_SHARED_SIZE", 9)
+    options = {"make": lambda: perceptron(FEATURES, 401, CLASSES), "batch_size": 32, "epochs": 1}
+    here, there = (train(lib, **options) for lib in ("numpy", "cupy"))
+    assert "the GPU cannot launch it: CUDA_ERROR" in there[0].history.plan["persistent_because"]
+    check_same(there, here)
+
+
 def test_it_is_off_by_default(monkeypatch):
     monkeypatch.delenv("XNN_PERSISTENT")
     plan = train("cupy", epochs=1)[0].history.plan

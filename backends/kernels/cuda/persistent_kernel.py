@@ -183,9 +183,12 @@ def whole(calls: Sequence[Call], feed: DeviceFeed) -> Whole:
     cluster = found if isinstance(found, str) else cluster_of(found, feed.largest)
     if isinstance(found, str) or isinstance(cluster, str):
         return Whole(None, str(cluster))
-    return Whole(
-        launch(found, cluster, feed), f"{cluster.blocks} blocks, {cluster.shared} bytes of shared memory each"
-    )
+    take = launch(found, cluster, feed)
+    try:
+        take(0)  # whether this GPU, or the part of it that we have, can run so large a cluster
+    except driver().CUDADriverError as error:
+        return Whole(None, f"the GPU cannot launch it: {error}")
+    return Whole(take, f"{cluster.blocks} blocks, {cluster.shared} bytes of shared memory each")
 
 
 def cluster_of(found: Perceptron, rows: int) -> Cluster | str:
