@@ -125,8 +125,9 @@ def _read_layers(found: Perceptron, calls: list[Call], x: Slot | None, logits: S
             number = KINDS[call.op], 0.0
         else:
             _check(call.op in CURVES, f"a layer is {call.name}")
-            kind, option = number_of_curve(call)
-            number = _FIRST_CURVE + kind, option
+            curve = number_of_curve(call)
+            assert curve is not None  # the call has a kernel
+            number = _FIRST_CURVE + curve[0], curve[1]
         found.layers[-1] = (*found.layers[-1][:2], *number)
     _check(found.layers and x is logits, "the layers are not one behind the other")
     _check(found.layers[-1][2] == 0, "the last layer has an activation")
