@@ -32,10 +32,6 @@ _PLACES = 4  # of a parameter: the value, and up to three arrays of state
 _NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14  # of CUfunction_attribute
 
 
-class _OtherProgramError(Exception):
-    """Why the calls are not those of a perceptron that the kernel can train."""
-
-
 @dataclass(eq=False)
 class Perceptron:
     """What the calls of a program train.
@@ -70,74 +66,71 @@ class Perceptron:
         return len(self.state[id(self.parameters[0])])
 
 
-def read(calls: Sequence[Call]) -> Perceptron | str:
-    """What a program's calls train, or why the kernel cannot do it. Each call must have a CUDA kernel."""
-    try:
-        return _read(calls)
-    except _OtherProgramError as reason:
-        return str(reason)
-
-
-def _check(fine: Any, reason: str) -> None:
-    if not fine:
-        raise _OtherProgramError(reason)
-
-
 _KINDS = {"gather", "forward", "backward", "loss", "metric", "collect", "update"}
 
 
-def _read(calls: Sequence[Call]) -> Perceptron:
+def read(calls: Sequence[Call]) -> Perceptron | str:
+    """What a program's calls train, or why the kernel cannot do it. Each call must have a CUDA kernel."""
     of = {kind: [call for call in calls if call.kind == kind] for kind in _KINDS}
-    others = [call.name for call in calls if call.kind not in _KINDS]
-    _check(not others, f"the kernel has no {', '.join(dict.fromkeys(others))}")
-    _check(
-        len(of["loss"]) == 1 and len(of["gather"]) == 2, "there are sample weights, or another kind of loss"
-    )
-    cost, gathers = of["loss"][0], {id(call.writes[0]): call for call in of["gather"]}
-    _check(cost.op is ops.softmax_cross_entropy, f"the loss is {cost.name}")
+    if others := dict.fromkeys(call.name for call in calls if call.kind not in _KINDS):
+        return f"the kernel has no {', '.join(others)}"
+    gathers = {id(call.writes[0]): call for call in of["gather"]}
+    if len(of["loss"]) != 1 or len(gathers) != 2:
+        return "there are sample weights, or another kind of loss"
+    (cost,) = of["loss"]
+    if cost.op is not ops.softmax_cross_entropy:
+        return f"the loss is {cost.name}"
     logits, labels = cost.reads
-    _check(id(labels) in gathers, "the labels are computed")
+    if id(labels) not in gathers:
+        return "the labels are computed"
     target = gathers.pop(id(labels))
     (samples,) = gathers.values()
     found = Perceptron(samples, target)
-    _read_layers(found, of["forward"], samples.writes[0], logits)
-    _check(len(of["backward"]) == len(of["forward"]), "a gradient is not computed, or is by several calls")
-    _read_updates(found, of["backward"], of["update"])
-    _read_record(found, cost, of["metric"], of["collect"])
-    return found
+    reason = _read_layers(found, of["forward"], logits)
+    if not reason and len(of["backward"]) != len(of["forward"]):
+        reason = "a gradient is not computed, or is by several calls"
+    reason = reason or _read_updates(found, of["backward"], of["update"])
+    return reason or _read_record(found, cost, of["metric"], of["collect"]) or found
 
 
-def _read_layers(found: Perceptron, calls: list[Call], x: Slot | None, logits: Slot) -> None:
-    """The chain of layers from the samples to the logits."""
-    assert x is not None
-    _check(len(x.shape) == 2, "samples have more than one axis")
+def _read_layers(found: Perceptron, calls: list[Call], logits: Slot) -> str:
+    """Follow the chain of layers from the samples to the logits. Returns why it is another one, or ""."""
+    x = found.x.writes[0]
+    if x is None or len(x.shape) != 2:
+        return "samples have more than one axis"
     for call in calls:
-        _check(call.reads[0] is x, "the layers are not one behind the other")
-        written = call.writes[0]
-        assert written is not None
-        x = written
+        if call.reads[0] is not x or call.writes[0] is None:
+            return "the layers are not one behind the other"
+        x = call.writes[0]
         if call.op is ops.dense:
-            _check(len(call.reads) == 3, "a layer has no bias")
-            found.layers.append((*call.reads[1:3], KINDS[call.activation], 0.0))  # type: ignore[arg-type]
-            continue
-        _check(found.layers and found.layers[-1][2] == 0, f"a layer is {call.name}")
-        if call.op in KINDS:
-            number = KINDS[call.op], 0.0
+            if len(call.reads) != 3:
+                return "a layer has no bias"
+            w, b = call.reads[1:]
+            found.layers.append((w, b, KINDS[call.activation], 0.0))
+        elif not found.layers or found.layers[-1][2] != KINDS[None] or call.op not in {*KINDS, *CURVES}:
+            return f"a layer is {call.name}"
         else:
-            _check(call.op in CURVES, f"a layer is {call.name}")
-            curve = number_of_curve(call)
-            assert curve is not None  # the call has a kernel
-            number = _FIRST_CURVE + curve[0], curve[1]
-        found.layers[-1] = (*found.layers[-1][:2], *number)
-    _check(found.layers and x is logits, "the layers are not one behind the other")
-    _check(found.layers[-1][2] == 0, "the last layer has an activation")
-    slots = [x, *found.parameters]
-    _check(all(np.dtype(slot.dtype) == np.float32 for slot in slots), "the dtype is not float32")
+            found.layers[-1] = (*found.layers[-1][:2], *_number_of(call))
+    if not found.layers or x is not logits:
+        return "the layers are not one behind the other"
+    if found.layers[-1][2] != KINDS[None]:
+        return "the last layer has an activation"
+    alike = all(np.dtype(slot.dtype) == np.float32 for slot in [x, *found.parameters])
+    return "" if alike else "the dtype is not float32"
 
 
-def _read_updates(found: Perceptron, backward: list[Call], update: list[Call]) -> None:
-    """The rule, and the group and the state of each parameter."""
-    columns: dict[int, tuple[Slot, ...]] = {}  # by the id of the parameter, or of its gradient
+def _number_of(call: Call) -> tuple[int, float]:
+    """The number of an activation in persistent.cu, and its option."""
+    if call.op in KINDS:
+        return KINDS[call.op], 0.0
+    curve = number_of_curve(call)
+    assert curve is not None  # the call has a kernel
+    return _FIRST_CURVE + curve[0], curve[1]
+
+
+def _read_updates(found: Perceptron, backward: list[Call], update: list[Call]) -> str:
+    """Find the rule, and the group and the state of each parameter. Returns why the kernel cannot use them, or ""."""
+    columns: dict[int, tuple[Slot, ...]] = {}  # value and state, by the id of the gradient
     for call in update:
         for value, gradient, *state in call.columns():
             columns[id(gradient)] = value, *state
@@ -145,35 +138,35 @@ def _read_updates(found: Perceptron, backward: list[Call], update: list[Call]) -
     rules = {call.op for call in update}
     for call in backward:
         for slot in call.writes[1:]:
-            if slot is None:
-                continue
-            if call.rule is not None:
+            if slot is not None and call.rule is not None:
                 rules.add(updates.sgd)
                 found.groups[id(slot)], found.state[id(slot)] = call.rule, ()
-            elif id(slot) in columns:
+            elif slot is not None and id(slot) in columns:
                 value, *state = columns[id(slot)]
                 found.state[id(value)] = tuple(state)
-    parameters = {id(slot) for slot in found.parameters}
-    _check(parameters == found.state.keys(), "a parameter is frozen, or used twice")
-    _check(len({len(state) for state in found.state.values()}) == 1, "the parameters have different rules")
-    _check(len(rules) == 1 and rules <= set(RULES), "the optimizer has a rule of its own, or several")
+    if {id(slot) for slot in found.parameters} != found.state.keys():
+        return "a parameter is frozen, or used twice"
+    if len(rules) != 1 or not rules <= set(RULES) or len({len(state) for state in found.state.values()}) != 1:
+        return "the optimizer has a rule of its own, or several"
     (found.rule,) = rules
+    return ""
 
 
-def _read_record(found: Perceptron, cost: Call, metrics: list[Call], collects: list[Call]) -> None:
-    """What is recorded of a step: the loss, and the number of right predictions."""
-    _check(len(metrics) <= 1, "there are several metrics")
-    counted = None
+def _read_record(found: Perceptron, cost: Call, metrics: list[Call], collects: list[Call]) -> str:
+    """Find what is recorded of a step. Returns why the kernel does not count it, or ""."""
+    counted = [metric.writes[0] for metric in metrics]
     for metric in metrics:
         same = all(a is b for a, b in zip(metric.reads, cost.reads, strict=True))
-        _check(same and metric.op is accuracy, f"the metric is {metric.name}")
-        counted = metric.writes[0]
+        if len(metrics) > 1 or not same or metric.op is not accuracy:
+            return f"there are metrics: {', '.join(call.name for call in metrics)}"
     for call in collects:
         if call.reads[0] is cost.writes[0]:
             found.loss = call.options["into"]
-        else:
-            _check(call.reads[0] is counted, "something else is recorded")
+        elif call.reads[0] in counted:
             found.right = call.options["into"]
+        else:
+            return "something else is recorded"
+    return ""
 
 
 def whole(calls: Sequence[Call], feed: DeviceFeed) -> Whole:
