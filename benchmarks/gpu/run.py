@@ -82,13 +82,7 @@ GROUPS: tuple[tuple[Part, ...], ...] = (
         Part("check", 75, _xnn("check", "--backend", "cupy")),
         Part("check-exact", 90, _xnn("check", "--backend", "cupy"), (), _EXACT),
         Part("parity", 90, _own("parity", "--steps", "1000"), _own("parity", "--steps", "20")),
-        Part(
-            "parity-persistent",
-            90,
-            _own("parity", "--steps", "1000"),
-            _own("parity", "--steps", "5"),
-            _PERSISTENT,
-        ),
+        Part("parity-persistent", 90, _own("parity", "--steps", "1000"), (), _PERSISTENT),
     ),
     (Part("chunks", 45, _own("chunks"), _own("chunks", "--rows", "128", "--repeat", "1", "--chunks", "1,2")),),
     (

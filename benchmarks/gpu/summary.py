@@ -201,13 +201,13 @@ def summary(results: dict[str, Any]) -> str:
     ]
     for name, figure in TARGETS.items():
         lines += [f"  {name}", f"      {_target(results, figure)}"]
-    lines += ["", f"{'Parts':<16}{'exit':>5}{'s':>7}"]
+    lines += ["", f"{'Parts':<22}{'exit':>5}{'s':>7}"]
     for part in results["parts"]:
         if part["left_out"]:
-            lines.append(f"  {part['name']:<14}left out: {part['left_out']}")
+            lines.append(f"  {part['name']:<20}left out: {part['left_out']}")
             continue
         end = "late" if part["late"] else str(part["exit"])
-        lines.append(f"  {part['name']:<14}{end:>5}{part['seconds']:>7.1f}  {part['last']}")
+        lines.append(f"  {part['name']:<20}{end:>5}{part['seconds']:>7.1f}  {part['last']}")
     chunks = results["results"].get("chunks", {}).get("times", [])
     if chunks:
         lines += ["", "Steps handed over at once: us a step in CUDA graphs, and launch by launch"]

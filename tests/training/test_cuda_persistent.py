@@ -252,6 +252,15 @@ def test_what_the_kernel_cannot_run_is_run_by_the_program(name):
     np.testing.assert_allclose(there[1], here[1], rtol=1e-3)
 
 
+@pytest.mark.parametrize("metrics", [["f1"], ["accuracy", "f1"]])
+def test_other_metrics_are_counted_by_the_program(metrics):
+    with xnn.backends.backend("cupy"):
+        trainer = xnn.Trainer(network(), losses.SoftmaxCrossEntropy(), optimizers.SGD(), metrics=metrics)
+        history = trainer.fit((X, Y), batch_size=BATCH, progress=False)
+    assert history.plan["persistent"] is False
+    assert set(history.epochs[0]) == {"epoch", "loss", *metrics}
+
+
 def test_a_cluster_that_the_gpu_does_not_launch_is_none(monkeypatch):
     """Here since its shared memory is above the limit, which is not raised."""
     recorder()
