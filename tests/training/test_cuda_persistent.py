@@ -261,13 +261,21 @@ def test_other_metrics_are_counted_by_the_program(metrics):
     assert set(history.epochs[0]) == {"epoch", "loss", *metrics}
 
 
-def test_a_cluster_that_the_gpu_does_not_launch_is_none(monkeypatch):
-    """Here since its shared memory is above the limit, which is not raised."""
+@pytest.mark.parametrize(
+    ("attribute", "error"),
+    [
+        ("_MAX_DYNAMIC_SHARED_SIZE", "CUDA_ERROR_INVALID_VALUE"),
+        ("_NON_PORTABLE_CLUSTER_SIZE_ALLOWED", "CUDA_ERROR_INVALID_CLUSTER_SIZE"),
+    ],
+)
+def test_a_cluster_that_the_gpu_does_not_launch_is_none(monkeypatch, attribute, error):
+    """Here since an attribute of the kernel is not set: the program runs."""
     recorder()
-    monkeypatch.setattr(launch, "_MAX_DYNAMIC_SHARED_SIZE", 9)
+    monkeypatch.setitem(persistent_rule._LIMITS, 9, (16, 227 * 1024))
+    monkeypatch.setattr(launch, attribute, 9)
     options = {"make": lambda: perceptron(FEATURES, 401, CLASSES), "batch_size": 32, "epochs": 1}
     here, there = (train(lib, **options) for lib in ("numpy", "cupy"))
-    assert "the GPU cannot launch it: CUDA_ERROR" in there[0].history.plan["persistent_because"]
+    assert f"the GPU cannot launch it: {error}" in there[0].history.plan["persistent_because"]
     check_same(there, here)
 
 

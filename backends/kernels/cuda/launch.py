@@ -24,7 +24,8 @@ TYPES = {
 CALLED = {"persistent": ("gather", "loss", "activations", "updates")}
 #: Threads of a block where each has one element.
 THREADS = 256
-_MAX_DYNAMIC_SHARED_SIZE = 8  # of CUfunction_attribute
+_MAX_DYNAMIC_SHARED_SIZE, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 8, 14  # of CUfunction_attribute
+_PORTABLE_CLUSTER = 8  # blocks, which every GPU with clusters can run together
 
 
 def cupy() -> Any:
@@ -95,6 +96,7 @@ class Launch:
     module: from `compiled`. name: of the kernel. grid, block: up to three numbers each. arguments: arrays and None
     become pointers, integers int64, floats double; ctypes objects are passed as they are when the kernel is launched,
     so that a c_longlong may be changed before. stream: where the kernel runs. shared: bytes of dynamic shared memory.
+    cluster: blocks of a cluster, as the source says.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Launch:
         arguments: Sequence[Any],
         stream: Any,
         shared: int = 0,
+        cluster: int = 1,
     ) -> None:
         function = module.get_function(name).kernel
         self.name = name
@@ -115,6 +118,8 @@ class Launch:
         self._prepared = prepared, pointers
         sizes = (*grid, 1, 1)[:3] + (*block, 1, 1)[:3]
         self._launch = driver().launchKernel
+        if cluster > _PORTABLE_CLUSTER:
+            driver().funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
         if shared:  # the limit is 48 KB until it is raised
             driver().funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED_SIZE, shared)
         self._arguments = (function.ptr, *sizes, shared, stream.ptr, ctypes.addressof(pointers), 0)

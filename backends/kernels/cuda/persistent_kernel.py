@@ -29,7 +29,6 @@ __all__ = ["Perceptron", "cluster_of", "definitions", "launch", "read", "whole"]
 
 _FIRST_CURVE = 16  # persistent.cu has it too
 _PLACES = 4  # of a parameter: the value, and up to three arrays of state
-_NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14  # of CUfunction_attribute
 
 
 @dataclass(eq=False)
@@ -219,7 +218,6 @@ def launch(found: Perceptron, cluster: Cluster, feed: DeviceFeed) -> Callable[[i
     defined = definitions(cluster, found.widths, kinds, options, found.rule.__name__, found.states)
     types = {"SOURCE": str(data.dtype), "LABEL": str(labels.dtype)}
     module = compiled("persistent", np.float32, tuple(defined.items()), **types)
-    driver().funcSetAttribute(module.get_function("train").kernel.ptr, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
     steps = ctypes.c_longlong(0)
     target = found.x.writes[0]
     assert target is not None
@@ -228,9 +226,8 @@ def launch(found: Perceptron, cluster: Cluster, feed: DeviceFeed) -> Callable[[i
         data, labels, feed.rows, target.shape[0], steps, rescale(found.x), _network(found, feed), feed.record_of(),
         *columns,
     )  # fmt: skip
-    run = Launch(
-        module, "train", (cluster.blocks,), (cluster.threads,), arguments, feed.stream, cluster.shared
-    )
+    sizes = {"shared": cluster.shared, "cluster": cluster.blocks}
+    run = Launch(module, "train", (cluster.blocks,), (cluster.threads,), arguments, feed.stream, **sizes)
 
     def take(count: int) -> None:
         steps.value = count
