@@ -64,7 +64,7 @@ class Program:
         by_ops: list[Call] = []
         self._steps = tuple(bind(lib, table, self.calls, by_ops))
         self.by_ops = by_ops if feed is not None else []
-        self._most = 1 if self.by_ops else table.chunk
+        self._most = 1 if feed is None or self.by_ops else feed.most
         self._loop = None if feed is None else feed.loop(self._steps, captures=not self.by_ops)
 
     def begin(self, rows: np.ndarray) -> None:

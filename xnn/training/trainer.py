@@ -219,6 +219,8 @@ class Trainer(Habitual):
             with lib.starting():
                 stepper = self.stepper(batches, table)
             made = time.perf_counter() - begun
+            if streaming := stepper.streaming:
+                notice(f"xnn: {streaming}")
             check_last_batch(stepper, batches)
             threads = self._choose_threads(batches, stepper)
             interrupted = stack.enter_context(interruptible())
@@ -237,6 +239,8 @@ class Trainer(Habitual):
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             history.plan = {**plan, "folded": bool(stepper.store.folded)}
+            if stepper.feed is not None:
+                history.plan["data"] = "streamed from the host" if streaming else "on the GPU"
             stack.callback(self.model.forget)
             for watcher in watchers:
                 watcher.model = self.model
