@@ -15,6 +15,7 @@ from xnn.backends.threads import Threads, check_threads, choose_threads, executi
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, OptionError
+from xnn.files import notice
 from xnn.graph.habits import Habitual
 from xnn.graph.scope import Scope
 from xnn.history import History

@@ -14,8 +14,8 @@ from xnn.backends.kernels.cuda.launch import address, cupy
 __all__ = ["TO_DEVICE", "DataSet", "Resident", "Streamed"]
 
 TO_DEVICE = 1  # cudaMemcpyHostToDevice
-#: The most steps whose rows are copied together, and about how many bytes.
-_STEPS, _BYTES = 20, 2**25
+#: The most steps whose rows are copied together, and about how many bytes: also at most an eighth of the free memory.
+_STEPS, _BYTES, _EIGHTH = 20, 2**25, 8
 _SHARE = 0.5  # of the free memory: what data may take
 
 
@@ -62,7 +62,8 @@ class DataSet:
             free, self._free_memory = self._free_memory(), None
             if free is not None and self.size > _SHARE * free:
                 batch = self.rows * sum(_row_bytes(array) for array in self._on_host.values())
-                self.steps = min(self.steps, _STEPS, max(1, _BYTES // max(1, batch)))
+                size = min(_BYTES, free // _EIGHTH)
+                self.steps = min(self.steps, _STEPS, max(1, size // max(1, batch)))
                 self.streamed = Streamed(self.steps * self.rows)
                 self.reason = (
                     f"the data ({_mebibytes(self.size)}) take more than half of the memory that is free on the GPU "
@@ -72,9 +73,9 @@ class DataSet:
 
     def there(self, source: Any) -> Any:
         """The array in the GPU's memory, contiguous: all of it, or the buffer that its rows are streamed to."""
-        if self.streamed is not None and self.streams(source):
-            return self.streamed.there(source)
-        return self.resident.there(source)
+        held = self.streamed if self.streams(source) else self.resident
+        assert held is not None
+        return held.there(source)
 
     def send(self, rows: np.ndarray, stream: Any) -> int:
         """Begin to copy these rows of the streamed arrays; work given to the stream from now on waits for them.

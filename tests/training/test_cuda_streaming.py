@@ -1,0 +1,298 @@
+"""Data larger than half of the GPU's free memory: they are streamed, with the bits of data that lie on the GPU.
+
+On a GPU, or on the emulated one. The counts of copies and the orders of streams need the emulated one.
+"""
+
+import inspect
+import json
+import sys
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+from test_cuda_programs import BATCH, CLASSES, FEATURES, OPTIMIZERS, ROWS, X, Y, bits, check_same, network, pytestmark
+from test_cuda_programs import recorder, stepper_of, train
+
+import xnn
+from xnn import layers, losses, ops, optimizers
+from xnn.backends import cupy_backend, get_backend
+from xnn.backends.kernels.cuda import data_set
+from xnn.callbacks import Callback
+from xnn.cli import main
+from xnn.data import Batches
+from xnn.errors import DivergenceError
+
+__all__ = ["pytestmark"]
+
+FREE = 8000
+WEIGHTS = np.linspace(0.1, 2.0, ROWS).astype(np.float32)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A GPU on which it seems that 8000 bytes are free: X and Y, of 7000, take more than half."""
+    monkeypatch.setattr(cupy_backend.CupyBackend, "free_memory", lambda self: FREE)
+    monkeypatch.setattr(data_set, "_EIGHTH", 1)
+
+
+def streamed(trainer):
+    return trainer.history.plan["data"] == "streamed from the host"
+
+
+def both(monkeypatch, *args, **options):
+    """The results of `train` with data on the GPU and with streamed data."""
+    found = []
+    for free in (10**9, FREE):
+        with monkeypatch.context() as patch:
+            patch.setattr(cupy_backend.CupyBackend, "free_memory", lambda self, free=free: free)
+            patch.setattr(data_set, "_EIGHTH", 1)
+            found.append(train("cupy", *args, **options))
+    assert [streamed(trainer) for trainer, *_ in found] == [False, True]
+    return found
+
+
+def images(*between):
+    return xnn.Sequential(
+        layers.Rescale(1 / 255), layers.Reshape((1, 4, 5)), *between, layers.Conv2D(1, 3, 3, padding=1),
+        layers.BatchNorm(3), layers.ReLU(), layers.Flatten(), layers.Dense(60, CLASSES), seed=1,
+    )  # fmt: skip
+
+
+MODELS = {
+    "dense": network,
+    "dropout": lambda: network(layers.Dropout(0.3)),
+    "augmentation": lambda: images(layers.RandomAffine(1.0, 10.0, 0.1), layers.ElasticDeformation(2.0, 1.0)),
+    "user's op": lambda: network(layers.Lambda(lambda x: ops.exp(-x * x))),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [(name, steps) for name in MODELS for steps in (1, 3, 20) if name == "dense" or steps == 3]
+)
+def test_streamed_data_have_the_bits_of_resident_data(monkeypatch, name, steps):
+    """In chunks of any length, captured or step by step, and for the last, shorter batch."""
+    monkeypatch.setattr(data_set, "_STEPS", steps)
+    here, there = both(monkeypatch, MODELS[name], OPTIMIZERS["everything"])
+    assert bits(here) == bits(there)
+    assert here[0].history.epochs == there[0].history.epochs
+
+
+DATA = {
+    "weights": {"sample_weight": WEIGHTS},
+    "targets": {"data": (X, X[:, :CLASSES] / np.float32(255)), "loss": losses.MSE()},
+    "not shuffled": {"shuffle": False},
+    "one batch": {"batch_size": ROWS},
+    "batches of one": {"batch_size": 1, "epochs": 1},
+    "columns of a larger array": {"data": (np.repeat(X, 2, axis=1)[:, ::2], Y)},
+    "in Fortran's order": {"data": (np.asfortranarray(X), np.repeat(Y, 2)[::2])},
+    "one array twice": {
+        "data": (X / np.float32(255),) * 2,
+        "loss": losses.MSE(),
+        "make": lambda: xnn.Sequential(layers.Dense(FEATURES, FEATURES), seed=2),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_of_any_kind(monkeypatch, name):
+    here, there = both(monkeypatch, **DATA[name])
+    assert bits(here) == bits(there)
+
+
+def test_arrays_of_host_and_gpu_together(small):
+    """Those on the GPU stay there, and the others are streamed."""
+    lib = get_backend("cupy")
+    for data in ((X, lib.to_device(Y)), (lib.to_device(X), np.repeat(Y[:, None], 100, axis=1)[:, 0])):
+        found = train("cupy", data=data, sample_weight=np.repeat(WEIGHTS, 10)[::10])
+        check_same(found, train("numpy", sample_weight=WEIGHTS))
+
+
+def test_callbacks_that_see_each_step_or_write_to_the_data(monkeypatch):
+    """What a callback writes to the data at the end of an epoch counts from the next one."""
+
+    class EachStep(Callback):
+        def on_step(self, history, epoch, step, loss):
+            pass
+
+    here, there = both(monkeypatch, callbacks=[EachStep])
+    assert bits(here) == bits(there)
+    results = []
+    for free in (10**9, FREE):
+        x = X.copy()
+
+        class Inverts(Callback):
+            def on_epoch_end(self, history, results, x=x):
+                x[:] = 255 - x
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cupy_backend.CupyBackend, "free_memory", lambda self, free=free: free)
+            results.append(bits(train("cupy", data=(x, Y), callbacks=[Inverts])))
+    assert results[0] == results[1] != bits(here)
+
+
+def test_a_divergence_is_named_as_with_resident_data(monkeypatch):
+    messages = []
+    for free in (10**9, FREE):
+        monkeypatch.setattr(cupy_backend.CupyBackend, "free_memory", lambda self, free=free: free)
+
+        def schedule(number):
+            return 1e30 if number == 40 else 0.1
+
+        with pytest.raises(DivergenceError) as raised:
+            train("cupy", optimizer=lambda s=schedule: optimizers.SGD(s))
+        messages.append((str(raised.value), raised.value.history.steps))
+    assert messages[0] == messages[1]
+
+
+def test_lbfgs_takes_streamed_data(monkeypatch):
+    pytest.importorskip("scipy")
+    here, there = both(monkeypatch, optimizer=lambda: optimizers.LBFGS(weight_decay=0.01), epochs=3)
+    assert bits(here)[1:] == bits(there)[1:]
+
+
+ONE, TWO = np.zeros((10, 100), np.uint8), np.zeros(10)  # 1000 and 80 bytes
+
+
+@pytest.mark.parametrize(
+    ("arrays", "free", "streams"),
+    [
+        ((ONE, TWO), 2160, False),
+        ((ONE, TWO), 2159, True),
+        ((ONE,), 2159, False),
+        ((ONE, ONE), 2000, False),  # one array counts once
+        ((ONE, TWO, TWO + 1), 2160, True),
+        ((ONE, TWO), 0, True),
+        ((ONE, TWO), None, False),  # no limit is known
+    ],
+)
+def test_the_rule(arrays, free, streams):
+    """All arrays together may take half of what is free, and the first question decides."""
+    answers = iter([free])
+    data = data_set.DataSet(arrays, 5, 100, lambda: next(answers))
+    assert [data.streams(array) for array in arrays] == [streams] * len(arrays)
+    assert not data.streams(np.zeros(3))
+    assert bool(data.reason) == streams
+    assert (data.streamed is not None) == streams
+    assert data.steps == 100 or streams
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "steps"),
+    [(1, 6, 1), (100, 2**17, 20), (2**18, 2**30, 16), (2**18, 2**26, 4), (2**25, 2**30, 1), (2**27, 2**20, 1)],
+)
+def test_how_many_steps_rows_are_copied_together(size, free, steps):
+    """At most 20, and about 32 MiB or an eighth of what is free; at least those of one step."""
+    array = np.broadcast_to(np.zeros(1, np.uint8), (2**30 // size, size))
+    data = data_set.DataSet([array], 8, 100, lambda: free)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_set, "Streamed", lambda rows: rows)
+        assert data.streams(array)
+    assert data.steps == steps
+    assert data.streamed == 8 * steps
+
+
+def test_the_memory_that_a_pool_may_take_counts(monkeypatch):
+    """CUPY_GPU_MEMORY_LIMIT is the pool's limit."""
+    pool = get_backend("cupy").cupy.get_default_memory_pool()
+    train("cupy", epochs=1)
+    before = pool.get_limit()
+    data = np.repeat(X, 400, axis=1), Y  # 2 MB
+    found = []
+    try:
+        for limited in (False, True):
+            get_backend("cupy").free_memory()  # empties the pool
+            pool.set_limit(size=pool.used_bytes() + 3 * 2**20 if limited else before)
+
+            def model():
+                return xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(FEATURES * 400, CLASSES), seed=1)
+
+            found.append(train("cupy", model, data=data, epochs=1))
+    finally:
+        pool.set_limit(size=before)
+    assert [streamed(trainer) for trainer, *_ in found] == [False, True]
+    assert bits(found[0]) == bits(found[1])
+
+
+def test_training_evaluation_and_prediction_on_data_larger_than_the_memory():
+    """They never put more than some batches on the GPU."""
+    recorder()
+    from cuda_emulator import attach
+
+    def model():
+        return xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(20_000, CLASSES), seed=1)
+
+    data = np.resize(X, (400, 20_000)), np.resize(Y, 400)  # 8 MB
+    lib = get_backend("cupy")
+    options = {"make": model, "data": data, "epochs": 1, "optimizer": lambda: optimizers.SGD(1e-5)}
+    train("cupy", **options)  # what is made once, such as cuBLAS's workspace
+    here, results = train("numpy", **options), []
+    lib.free_memory()
+    free, total = lib.cupy.cuda.runtime.memGetInfo()
+    attach.memory_limit(total - free + 4 * 2**20)
+    try:
+        there = train("cupy", **options)
+        assert streamed(there[0])
+        for trainer in (here[0], there[0]):
+            results.append(
+                (trainer.evaluate(data, batch_size=BATCH), trainer.model.predict(data[0], batch_size=BATCH))
+            )
+    finally:
+        attach.memory_limit(8 * 2**30)
+    check_same(there, here)
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-3)
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_file_that_is_mapped_is_never_read_into_memory_whole(small, tmp_path, dtype):
+    """With an order of rows of its own in each epoch."""
+    shape, path = (4000, 2000), tmp_path / "x.npy"
+    x = np.resize(X, shape).astype(dtype)
+    np.save(path, x if dtype == "uint8" else x / np.float32(255))
+    size, y = x.nbytes, np.resize(Y, 4000)
+    del x
+    first = [layers.Rescale(1 / 255)] if dtype == "uint8" else []
+    with xnn.backends.backend("cupy"):
+        model = xnn.Sequential(*first, layers.Dense(2000, CLASSES), seed=1)
+        trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.01))
+        tracemalloc.start()
+        try:
+            mapped = np.load(path, mmap_mode="r")
+            trainer.fit((mapped, y), epochs=1, batch_size=40, progress=False)
+            trainer.evaluate((mapped, y), batch_size=40)
+            model.predict(mapped, batch_size=40)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert streamed(trainer)
+    assert peak < size / 3, f"{peak:,} bytes"
+
+
+def test_it_is_said_once_and_stands_in_the_plan(small, capsys):
+    command = "train --dataset synthetic --hidden 20 --batch-size 200 --epochs 2 --backend cupy --json --quiet"
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert not ended.value.code
+    found = capsys.readouterr()
+    assert json.loads(found.out)["plan"]["data"] == "streamed from the host"
+    assert found.err.count("streamed from the host") == 1
+    assert "take more than half of the memory that is free on the GPU (0.0 MiB)" in found.err
+
+
+def test_copies_of_a_chunk(small):
+    """For the rows of some steps: one copy of the numbers, one of each array and one graph, without a wait."""
+    recorded = recorder()
+    with get_backend("cupy").stream():
+        trainer = train("cupy", epochs=1)[0]
+        stepper = stepper_of(trainer)
+        stepper.refresh()
+        chunk = [np.arange(n, n + BATCH) for n in range(40)]
+        stepper.steps(chunk, 0)
+        with recorded() as lines:
+            stepper.steps(chunk, 40)
+        stepper.take()
+    kinds = [line.split()[0] for line in lines]
+    assert kinds == 2 * ["COPY", "COPY", "COPY", "GRAPH"], lines
+    assert all("H2D pinned" in line for line in lines if line.startswith("COPY"))
+    assert {int(line.split()[-1]) for line in lines[:2]} == {20 * BATCH * FEATURES, 20 * BATCH * 8}
