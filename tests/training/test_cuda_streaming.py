@@ -5,9 +5,8 @@ On a GPU, or on the emulated one. The counts of copies and the orders of streams
 
 import inspect
 import json
-import sys
+import textwrap
 import tracemalloc
-import warnings
 
 import numpy as np
 import pytest
@@ -296,3 +295,87 @@ def test_copies_of_a_chunk(small):
     assert kinds == 2 * ["COPY", "COPY", "COPY", "GRAPH"], lines
     assert all("H2D pinned" in line for line in lines if line.startswith("COPY"))
     assert {int(line.split()[-1]) for line in lines[:2]} == {20 * BATCH * FEATURES, 20 * BATCH * 8}
+
+
+FAULTS = {
+    "copies wait for the steps that read": "self.copying.wait_event(half.read)",
+    "those steps are marked": "other.read.record(stream)",
+    "steps wait for their copy": "stream.wait_event(half.copied)",
+    "the host waits for the copy from where it writes": "half.copied.synchronize()",
+}
+
+
+@pytest.fixture(params=["oldest first", "newest first"])
+def late(request):
+    """Streams of the emulated GPU that run their work as late as a GPU may: the steps, or the copies, run first."""
+    recorder()
+    from cuda_emulator import attach
+
+    return lambda: attach.late(request.param)
+
+
+def test_a_fit_has_its_bits_in_every_order_of_streams(monkeypatch, late):
+    """With streamed data and with data on the GPU."""
+
+    def model():
+        return network(layers.Dropout(0.3))
+
+    right = bits(train("cupy", model))
+    monkeypatch.setattr(data_set, "_STEPS", 3)
+    with late():
+        assert [bits(found) for found in both(monkeypatch, model)] == [right, right]
+
+
+def rows_that_were_read():
+    """Whether the rows that a stream reads of ten parts are those that were sent, in each order of streams."""
+    from cuda_emulator import attach
+
+    cupy, answers = get_backend("cupy").cupy, []
+    for order in attach.LATE:
+        with attach.late(order), cupy.cuda.Stream(non_blocking=True) as stream:
+            streamed, parts = data_set.Streamed(8), [np.arange(n, n + 6) * 7 % ROWS for n in range(10)]
+            places, found = [streamed.there(X), streamed.there(Y)], []
+            for rows in parts:
+                first = streamed.send(rows, stream)
+                found.append([there[first : first + 6].copy() for there in places])
+            same = [
+                np.array_equal(array.get(), source[rows])
+                for rows, arrays in zip(parts, found, strict=True)
+                for source, array in zip((X, Y), arrays, strict=True)
+            ]
+            answers.append(all(same))
+    return answers
+
+
+def test_a_missing_wait_is_found(monkeypatch):
+    """Each line of `Streamed.send` that keeps an order: without it, one of the two orders reads other rows."""
+    recorder()
+    assert rows_that_were_read() == [True, True]
+    source = textwrap.dedent(inspect.getsource(data_set.Streamed.send))
+    for fault, line in FAULTS.items():
+        assert source.count(line) == 1
+        scope = vars(data_set).copy()
+        exec(source.replace(line, "pass"), scope)
+        monkeypatch.setattr(data_set.Streamed, "send", scope["send"])
+        assert rows_that_were_read() != [True, True], fault
+
+
+def test_rows_are_copied_while_the_steps_before_run(small):
+    """The copies for the second 20 steps can be done before the first 20 steps have begun."""
+    recorder()
+    from cuda_emulator.attach import late
+
+    trainer = train("cupy", epochs=1)[0]
+    with get_backend("cupy").stream():
+        stepper = stepper_of(trainer)
+        stepper.refresh()
+        chunk = [np.arange(n, n + BATCH) for n in range(40)]
+        stepper.steps(chunk, 0)
+        stepper.take()
+        feed = stepper.feed
+        with late("newest first"):
+            stepper.steps(chunk, 40)
+            feed.data.streamed.copying.synchronize()
+            assert not feed.stream.done
+            stepper.take()
+            assert feed.stream.done
