@@ -4,22 +4,33 @@ On a GPU, or on the emulated one. The counts of copies and the orders of streams
 """
 
 import inspect
-import json
 import textwrap
 import tracemalloc
 
 import numpy as np
 import pytest
-from test_cuda_programs import BATCH, CLASSES, FEATURES, OPTIMIZERS, ROWS, X, Y, bits, check_same, network, pytestmark
-from test_cuda_programs import recorder, stepper_of, train
+from test_cuda_programs import (
+    BATCH,
+    CLASSES,
+    FEATURES,
+    OPTIMIZERS,
+    ROWS,
+    X,
+    Y,
+    bits,
+    check_same,
+    network,
+    pytestmark,
+    recorder,
+    stepper_of,
+    train,
+)
 
 import xnn
 from xnn import layers, losses, ops, optimizers
-from xnn.backends import cupy_backend, get_backend
+from xnn.backends import cupy_backend, get_backend, host_arrays
 from xnn.backends.kernels.cuda import data_set
 from xnn.callbacks import Callback
-from xnn.cli import main
-from xnn.data import Batches
 from xnn.errors import DivergenceError
 
 __all__ = ["pytestmark"]
@@ -67,7 +78,8 @@ MODELS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [(name, steps) for name in MODELS for steps in (1, 3, 20) if name == "dense" or steps == 3]
+    ("name", "steps"),
+    [(name, steps) for name in MODELS for steps in (1, 3, 20) if name == "dense" or steps == 3],
 )
 def test_streamed_data_have_the_bits_of_resident_data(monkeypatch, name, steps):
     """In chunks of any length, captured or step by step, and for the last, shorter batch."""
@@ -178,7 +190,14 @@ def test_the_rule(arrays, free, streams):
 
 @pytest.mark.parametrize(
     ("size", "free", "steps"),
-    [(1, 6, 1), (100, 2**17, 20), (2**18, 2**30, 16), (2**18, 2**26, 4), (2**25, 2**30, 1), (2**27, 2**20, 1)],
+    [
+        (1, 6, 1),
+        (100, 2**17, 20),
+        (2**18, 2**30, 16),
+        (2**18, 2**26, 4),
+        (2**25, 2**30, 1),
+        (2**27, 2**20, 1),
+    ],
 )
 def test_how_many_steps_rows_are_copied_together(size, free, steps):
     """At most 20, and about 32 MiB or an eighth of what is free; at least those of one step."""
@@ -243,24 +262,29 @@ def test_training_evaluation_and_prediction_on_data_larger_than_the_memory():
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_a_file_that_is_mapped_is_never_read_into_memory_whole(small, tmp_path, dtype):
+@pytest.mark.parametrize("kind", ["pixels", "numbers", "numbers as targets, too"])
+def test_a_file_that_is_mapped_is_never_read_into_memory_whole(monkeypatch, small, tmp_path, kind):
     """With an order of rows of its own in each epoch."""
-    shape, path = (4000, 2000), tmp_path / "x.npy"
-    x = np.resize(X, shape).astype(dtype)
-    np.save(path, x if dtype == "uint8" else x / np.float32(255))
-    size, y = x.nbytes, np.resize(Y, 4000)
+    monkeypatch.setattr(host_arrays, "_BLOCK", 2**17)
+    shape, path = (1000 if "targets" in kind else 4000, 2000), tmp_path / "x.npy"
+    x = np.resize(X, shape)
+    np.save(path, x if kind == "pixels" else x / np.float32(255))
+    size, y = x.nbytes * (1 if kind == "pixels" else 4), np.resize(Y, len(x))
     del x
-    first = [layers.Rescale(1 / 255)] if dtype == "uint8" else []
+    first = [layers.Rescale(1 / 255)] if kind == "pixels" else []
+    last = [layers.Dense(CLASSES, 2000)] if "targets" in kind else []
+    loss = losses.MSE() if last else losses.SoftmaxCrossEntropy()
     with xnn.backends.backend("cupy"):
-        model = xnn.Sequential(*first, layers.Dense(2000, CLASSES), seed=1)
-        trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.01))
+        model = xnn.Sequential(*first, layers.Dense(2000, CLASSES), *last, seed=1)
+        trainer = xnn.Trainer(model, loss, optimizers.SGD(0.01))
         tracemalloc.start()
         try:
             mapped = np.load(path, mmap_mode="r")
-            trainer.fit((mapped, y), epochs=1, batch_size=40, progress=False)
-            trainer.evaluate((mapped, y), batch_size=40)
-            model.predict(mapped, batch_size=40)
+            y = mapped if last else y
+            trainer.fit((mapped, y), epochs=1, batch_size=100, progress=False)
+            trainer.evaluate((mapped, y), batch_size=100)
+            if not last:  # outputs would be as large as the data
+                model.predict(mapped, batch_size=100)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -269,14 +293,12 @@ def test_a_file_that_is_mapped_is_never_read_into_memory_whole(small, tmp_path, 
 
 
 def test_it_is_said_once_and_stands_in_the_plan(small, capsys):
-    command = "train --dataset synthetic --hidden 20 --batch-size 200 --epochs 2 --backend cupy --json --quiet"
-    with pytest.raises(SystemExit) as ended:
-        main(command.split())
-    assert not ended.value.code
-    found = capsys.readouterr()
-    assert json.loads(found.out)["plan"]["data"] == "streamed from the host"
-    assert found.err.count("streamed from the host") == 1
-    assert "take more than half of the memory that is free on the GPU (0.0 MiB)" in found.err
+    """`xnn train --json` prints the plan."""
+    trainer = train("cupy", epochs=2)[0]
+    assert trainer.history.plan["data"] == "streamed from the host"
+    said = capsys.readouterr().err
+    assert said.count("streamed from the host") == 1
+    assert "take more than half of the memory that is free on the GPU (0.0 MiB)" in said
 
 
 def test_copies_of_a_chunk(small):

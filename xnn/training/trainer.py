@@ -146,8 +146,9 @@ class Trainer(Habitual):
         """Train, and return the History of what was done.
 
         data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host or on the model's backend. From
-            the host they are moved batch by batch. CUDA kernels copy all of them at the beginning, if they fit in
-            the GPU's memory, and before each epoch if there are callbacks of your own, which may write to them.
+            the host they are moved batch by batch. CUDA kernels copy all of them at the beginning, if half of the
+            GPU's free memory is enough, and before each epoch if there are callbacks of your own, which may write
+            to them. Larger data are streamed: the rows of some steps at a time are copied, as they are then.
         validation: a pair (x, y), or three with sample weights; evaluated after each epoch.
         epochs: passes over the data. For an optimizer that minimizes (LBFGS) its iterations, each over all the data
             in their given order.

@@ -97,9 +97,10 @@ class Gather:
         grid = -(-most // THREADS), min(n, _MOST_BLOCKS)
         if not all(grid):
             return []
+        first = self.feed.state[3:] if self.streamed else None
         arguments = [
-            None if self.copies else source, None if self.copies else batch.array, self.feed.rows,
-            self.feed.state[3:] if self.streamed else None, self.feed.position, n, width, _rescale(self.call), *sides, *[nothing] * (_SIDES - len(sides)),
+            None if self.copies else source, None if self.copies else batch.array, self.feed.rows, first,
+            self.feed.position, n, width, _rescale(self.call), *sides, *[nothing] * (_SIDES - len(sides)),
         ]  # fmt: skip
         return [Launch(module, "gather", grid, (THREADS,), arguments, self.feed.stream)]
 

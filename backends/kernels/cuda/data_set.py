@@ -131,7 +131,7 @@ class Streamed:
         self.rows = rows
         self.copying = cupy().cuda.Stream(non_blocking=True)
         self._halves = [_Half(), _Half()]
-        self._begins = 0  # the row where the next half begins
+        self._begins: int = 0  # the row where the next half begins
         self._held: dict[int, tuple[Any, Any]] = {}
 
     def __del__(self) -> None:
@@ -177,7 +177,7 @@ class Streamed:
 
 
 def _row_bytes(array: Any) -> int:
-    return math.prod(array.shape[1:]) * int(array.dtype.itemsize)
+    return int(math.prod(array.shape[1:]) * array.dtype.itemsize)
 
 
 def _take(source: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
