@@ -289,7 +289,7 @@ def test_a_file_that_is_mapped_is_never_read_into_memory_whole(monkeypatch, smal
         finally:
             tracemalloc.stop()
     assert streamed(trainer)
-    assert peak < size / 3, f"{peak:,} bytes"
+    assert size >= 2 * 4e6 > 2 * peak, f"{peak:,} bytes"
 
 
 def test_it_is_said_once_and_stands_in_the_plan(small, capsys):
