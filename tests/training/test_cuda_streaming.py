@@ -119,6 +119,15 @@ def test_arrays_of_host_and_gpu_together(small):
         check_same(found, train("numpy", sample_weight=WEIGHTS))
 
 
+def test_a_second_gpu(small):
+    if get_backend("cupy").cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one GPU")
+    one, two = train("cupy"), train("cupy:1")
+    assert streamed(one[0])
+    assert streamed(two[0])
+    assert bits(one) == bits(two)
+
+
 def test_callbacks_that_see_each_step_or_write_to_the_data(monkeypatch):
     """What a callback writes to the data at the end of an epoch counts from the next one."""
 
