@@ -241,8 +241,8 @@ class Trainer(Habitual):
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             history.plan = {**plan, "folded": bool(stepper.store.folded)}
-            if stepper.feed is not None:
-                history.plan["data"] = "streamed from the host" if streaming else "on the GPU"
+            if streaming:
+                history.plan["data"] = "streamed from the host"
             stack.callback(self.model.forget)
             for watcher in watchers:
                 watcher.model = self.model
