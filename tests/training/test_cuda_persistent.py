@@ -28,7 +28,7 @@ from test_cuda_programs import (
 
 import xnn
 from xnn import layers, losses, optimizers, schedules
-from xnn.backends import available_backends, get_backend
+from xnn.backends import available_backends, cupy_backend, get_backend
 from xnn.backends.kernels.cuda import launch, persistent_rule
 from xnn.callbacks import Callback
 from xnn.data import Batches
@@ -250,6 +250,14 @@ def test_what_the_kernel_cannot_run_is_run_by_the_program(name):
     assert plan["persistent"] is False
     assert why in plan["persistent_because"]
     np.testing.assert_allclose(there[1], here[1], rtol=1e-3)
+
+
+def test_streamed_data_are_read_by_the_program(monkeypatch):
+    monkeypatch.setattr(cupy_backend.CupyBackend, "free_memory", lambda self: 1000)
+    here, there = (train(lib, epochs=1) for lib in ("numpy", "cupy"))
+    plan = there[0].history.plan
+    assert (plan["persistent"], plan["persistent_because"]) == (False, "the data are streamed from the host")
+    check_same(there, here)
 
 
 @pytest.mark.parametrize("metrics", [["f1"], ["accuracy", "f1"]])

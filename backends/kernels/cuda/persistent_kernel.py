@@ -172,6 +172,8 @@ def whole(calls: Sequence[Call], feed: DeviceFeed) -> Whole:
     """What runs a program's chunks in one launch each, or why nothing does. Each call must have a CUDA kernel."""
     if not is_on():
         return Whole(None, "XNN_PERSISTENT=1 turns it on")
+    if any(feed.data.streams(call.options["source"]) for call in calls if call.kind == "gather"):
+        return Whole(None, "the data are streamed from the host")
     found = read(calls)
     cluster = found if isinstance(found, str) else cluster_of(found, feed.largest)
     if isinstance(found, str) or isinstance(cluster, str):
@@ -213,7 +215,7 @@ def definitions(
 
 def launch(found: Perceptron, cluster: Cluster, feed: DeviceFeed) -> Callable[[int], None]:
     """Return a function that takes the steps of a chunk, of which it gets the number, in one launch."""
-    data, labels = (feed.resident.there(call.options["source"]) for call in (found.x, found.labels))
+    data, labels = (feed.data.there(call.options["source"]) for call in (found.x, found.labels))
     kinds, options = zip(*((kind, option) for _, _, kind, option in found.layers), strict=True)
     defined = definitions(cluster, found.widths, kinds, options, found.rule.__name__, found.states)
     types = {"SOURCE": str(data.dtype), "LABEL": str(labels.dtype)}
