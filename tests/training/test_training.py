@@ -519,7 +519,7 @@ def test_a_measurement_that_fails_leaves_no_trace():
         stepper.lib.synchronize = kept
     assert weights_sha256(t.model) == before
     assert t.optimizer.steps == 0
-    assert stepper.collected == [[], []]
+    assert not any(stepper.collected)
 
 
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])

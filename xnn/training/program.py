@@ -17,7 +17,7 @@ import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.binding import bind
-from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot
+from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot, chain
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded
@@ -60,21 +60,39 @@ class Program:
         }
         store.folded.update(p for p, slot in store.values.items() if id(slot) in folded)
         #: Whether a step draws random numbers, or runs a layer that may.
-        self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
+        self.draws = any(call.kind == "draw" or _is_opaque(call) for call in flat)
+        self._options_first = not self._compute_options_late(table)
         by_ops: list[Call] = []
         self._steps = tuple(bind(lib, table, self.calls, by_ops))
-        self.by_ops = by_ops if feed is not None else []
+        self.by_ops = [call for call in by_ops if call.kind != "options"] if feed is not None else []
         self._most = 1 if self.by_ops else table.chunk
         self._loop = None if feed is None else feed.loop(self._steps, captures=not self.by_ops)
 
+    def _compute_options_late(self, table: KernelTable) -> bool:
+        """Add a call that computes the options of the update, behind the calls that read attributes as they are.
+
+        Computing the options calls a schedule, which may assign a layer's or the loss's attributes. By hand it is
+        called by `optimizer.step`, so that what it assigns counts from the next step. Kernels, and ops with the options
+        of the trace, see it then anyway. Returns whether there are calls that would see it at once.
+        """
+        live = [n for n, call in enumerate(self.calls) if _reads_attributes(call) and not table.accepts(call)]
+        if not live or self.store.asks_optimizer:
+            return False
+        updates = [n for n, call in enumerate(self.calls) if call.kind == "update" or call.rule is not None]
+        place = min([live[-1] + 1, *updates])
+        compute = self.store.advance if self.feed is None else chain(self.store.advance, self.feed.renew)
+        self.calls.insert(place, Call("options", None, (), (), {"compute": compute}))
+        return True
+
     def begin(self, rows: np.ndarray) -> None:
-        """Set the rows of the data and the options of the optimizer for the next step."""
+        """Set the rows of the data, and as a rule the options of the optimizer, for the next step."""
         if self.store.running is not self:
             self.store.running = self
             self.store.touch()
         self.store.go_live()
         np.copyto(self.cursor.rows, rows)
-        self.store.advance()
+        if self._options_first:
+            self.store.advance()
 
     def steps(self, batches: Sequence[np.ndarray], number: int) -> int:
         """Train on the first of these batches, and return on how many: on several only on a GPU.
@@ -106,6 +124,15 @@ class Program:
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))
+
+
+def _is_opaque(call: Call) -> bool:
+    return isinstance(call.op, Op) and call.op.opaque
+
+
+def _reads_attributes(call: Call) -> bool:
+    """Whether a call, if no kernel runs it, reads attributes of layers, losses or metrics as they are at that moment."""
+    return call.kind in ("draw", "metric", "total") or _is_opaque(call)
 
 
 def flatten(
