@@ -71,9 +71,9 @@ class Program:
     def _compute_options_late(self, table: KernelTable) -> bool:
         """Add a call that computes the options of the update, behind the calls that read attributes as they are.
 
-        Computing the options calls a schedule, which may assign a layer's or the loss's attributes. By hand it is
-        called by `optimizer.step`, so that what it assigns counts from the next step. Kernels, and ops with the options
-        of the trace, see it then anyway. Returns whether there are calls that would see it at once.
+        Computing the options calls a schedule, which may assign attributes of a layer or of the loss. By hand it is
+        called by `optimizer.step`, so that what it assigns counts from the next step. Kernels have the options of the
+        trace, and see it then anyway. Returns whether there are calls that would see it at once.
         """
         live = [n for n, call in enumerate(self.calls) if _reads_attributes(call) and not table.accepts(call)]
         if not live or self.store.asks_optimizer:
@@ -131,7 +131,7 @@ def _is_opaque(call: Call) -> bool:
 
 
 def _reads_attributes(call: Call) -> bool:
-    """Whether a call, if no kernel runs it, reads attributes of layers, losses or metrics as they are at that moment."""
+    """Whether a call that no kernel runs reads attributes of layers, losses or metrics when it runs."""
     return call.kind in ("draw", "metric", "total") or _is_opaque(call)
 
 
