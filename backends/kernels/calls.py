@@ -168,6 +168,9 @@ class Feed(Protocol):
     seed: int
     columns: set[int]
 
+    def room(self, rows: int) -> int:
+        """How many steps on batches of this many rows can be put before they are sent; 0 if a batch is too large."""
+
     def put(self, rows: np.ndarray) -> None:
         """Note the rows of one more step, and the options of all groups of parameters for it."""
 

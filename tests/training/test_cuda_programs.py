@@ -617,6 +617,28 @@ def test_seconds_per_step_and_many_steps_without_a_look():
         assert np.all(np.diff(values) <= 0)
 
 
+def test_batches_by_hand_may_be_larger_than_those_of_the_fit():
+    """As on the CPU; those for which the memory of the feed is too small are one clear error."""
+    found = []
+    for name in ("numpy", "cupy"):
+        with xnn.backends.backend(name), get_backend(name).stream():
+            trainer = xnn.Trainer(network(), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+            stepper = trainer.stepper(Batches((X, Y), 2))
+            stepper.refresh()
+            for rows, count in ((2, 3), (150, 3), (7, 60), (200, 1)):
+                stepper.steps([np.arange(rows)] * count, 0)
+            found.append(stepper.take())
+    assert len(found[1][0]) == 67
+    for here, there in zip(*found, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-4)
+    with pytest.raises(
+        OptionError, match=r"a batch of 201 rows, .* for batches of 2: make the Stepper with .*=201"
+    ):
+        stepper.step(np.arange(201), 0)
+    stepper.step(np.arange(2), 0)
+    assert len(stepper.take()[0]) == 1
+
+
 def test_evaluation_and_prediction_wait_once():
     """Losses and counts of all batches are read at the end, weighted or not; so are the outputs."""
     recorded = recorder()

@@ -107,7 +107,7 @@ class Program:
                 self.store.publish()
             return 1
         count, seen = 0, assignments[0]
-        for rows in batches[: self._most]:
+        for rows in batches[: min(self._most, self.feed.room(len(batches[0])))]:
             self.begin(rows)
             self.feed.put(rows)
             count += 1

@@ -83,6 +83,11 @@ class Stepper:
     def program(self, size: int) -> Program:
         """The program for batches of this many rows. It is made by running the first rows through model and loss."""
         if size not in self.programs:
+            if self.feed is not None and not self.feed.room(size):
+                raise OptionError(
+                    f"a step got a batch of {size:,} rows, and the memory on the GPU was made for batches of "
+                    f"{self.batches.batch_size}: make the Stepper with Batches of batch_size={size}"
+                )
             traced, cursor = self._trace(size), Cursor(np.arange(size))
             if self._code_of_the_users and not traced.is_like(self._trace(size)):
                 raise OptionError(

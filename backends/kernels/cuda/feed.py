@@ -144,6 +144,10 @@ class DeviceFeed:
         self.columns.add(column)
         return column
 
+    def room(self, rows: int) -> int:
+        """How many steps on batches of this many rows fit in a chunk."""
+        return min(LONGEST, self.rows.size // max(1, rows))
+
     def put(self, rows: np.ndarray) -> None:
         """Note the rows of the next step of the chunk, and the options of all groups."""
         host, at = self._staging[0], self.count
