@@ -587,10 +587,16 @@ def test_data_on_the_gpu_are_used_where_they_are():
     check_same(there, here)
 
 
-def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch():
+@pytest.mark.parametrize("where", ["host", "device", "turned on the device"])
+def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch(where):
+    """Also to an array on the GPU that the kernels have a contiguous copy of."""
     results = []
     for name in ("numpy", "cupy"):
         x = X.copy()
+        if where != "host":
+            x = get_backend(name).to_device(x)
+        if "turned" in where:
+            x = x.T.copy().T
 
         class Inverts(Callback):
             def on_epoch_end(self, history, results, x=x):
