@@ -22,10 +22,10 @@ import numpy as np
 
 from xnn.backends.base import Backend, Measured
 from xnn.backends.communicator import communicator
+from xnn.backends.cupy_devices import name_of, versions
 from xnn.backends.cupy_failures import (
     check_driver,
     check_number,
-    cuda_version,
     device_error,
     import_array_api,
     import_cupy,
@@ -262,14 +262,12 @@ class CupyBackend(Backend):
             yield result
 
     def describe(self) -> dict[str, str]:
-        runtime = self.cupy.cuda.runtime
-        properties = runtime.getDeviceProperties(self.number)
-        name = properties["name"]
+        known = versions(self.cupy)
         return {
             "library": f"cupy {self.cupy.__version__}",
-            "device": name.decode() if isinstance(name, bytes) else str(name),
-            "cuda": cuda_version(runtime.runtimeGetVersion()),
-            "driver": cuda_version(runtime.driverGetVersion()),
+            "device": name_of(self.cupy.cuda.runtime.getDeviceProperties(self.number)),
+            "cuda": known["runtime"],
+            "driver": known["driver"],
         }
 
     def probe(self) -> None:

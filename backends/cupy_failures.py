@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
+import weakref
 from typing import Any
 
 from xnn.errors import BackendUnavailableError, DeviceError, DeviceLostError, DeviceMemoryError, XnnError
@@ -38,6 +39,8 @@ _MEANINGS = {
     "deviceunavailable": "another program has the GPU for itself, or the GPU is gone",
     "devicenotavailable": "the GPU is gone",
 }
+#: The module, if several packages have written their files over one another. CuPy says so at its first import only.
+_overwritten: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def import_cupy() -> Any:
@@ -62,6 +65,8 @@ def import_cupy() -> Any:
                 f"Uninstall it and {_INSTALL}"
             ) from error
     if any("multiple CuPy packages" in str(w.message) for w in caught):
+        _overwritten.add(cupy)
+    if cupy in _overwritten:
         raise BackendUnavailableError(
             "cupy: several CuPy packages are installed and overwrite one another: "
             f"pip uninstall every cupy package, then {_INSTALL}"

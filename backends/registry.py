@@ -34,6 +34,7 @@ __all__ = [
     "backend_variable",
     "current_backend",
     "get_backend",
+    "gpu_number",
     "is_device_array",
     "mixed_arrays",
     "use_backend",
@@ -122,6 +123,15 @@ def _device_variable() -> int:
             "them)"
         )
     return int(text)
+
+
+def gpu_number() -> int:
+    """Return the number of the GPU that "cupy" means: that of XNN_BACKEND="cupy:1", or else XNN_DEVICE, or else 0.
+
+    Raises UnknownBackendError or BackendUnavailableError if one of the two variables is wrong.
+    """
+    digits = backend_variable().partition(":")[2]
+    return int(digits) if digits else _device_variable()
 
 
 #: What other libraries call a device, and the backend that computes there.

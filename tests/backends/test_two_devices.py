@@ -229,6 +229,19 @@ def test_a_command_runs_on_the_second_device():
     assert result["backend"] == result["plan"]["backend"] == "cupy:1"
 
 
+def test_info_lists_both_devices():
+    done = command("info", "--json", XNN_BACKEND="cupy", XNN_DEVICE="1")
+    assert done.returncode == 0, done.stderr
+    listed = json.loads(done.stdout)["gpus"]
+    assert [(gpu["number"], gpu["used"]) for gpu in listed] == [(0, False), (1, True)]
+    assert all(
+        gpu["name"] and gpu["memory_mb"] > 1000 and float(gpu["compute_capability"]) >= 7 for gpu in listed
+    )
+    said = command("info", XNN_BACKEND="cupy").stdout
+    assert f"  cupy:1: {listed[1]['name']}, {listed[1]['memory_mb']:,} MB, compute capability" in said
+    assert said.count("the backend cupy is this one") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
