@@ -166,7 +166,7 @@ def test_both_devices_train_to_the_same_bits(kernels):
     assert [t.epoch for t in trainers] == [5, 5]
     assert weights(trainers[0]) == weights(trainers[1])
     assert [device_of(t) for t in trainers] == [{0}, {1}]
-    assert [t.history.plan["backend"] for t in trainers if t.history] == ["cupy", "cupy:1"]
+    assert [t.history.plan["backend"] for t in trainers if t.history] == ["cupy:0", "cupy:1"]
     assert trainers[0].evaluate((X, Y)) == trainers[1].evaluate((X, Y))
     np.testing.assert_array_equal(trainers[0].model.predict(X), trainers[1].model.predict(X))
 

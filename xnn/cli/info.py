@@ -162,7 +162,7 @@ def _numerics(probe: bool) -> dict[str, str]:
 
 
 def _plan(probe: bool) -> dict[str, Any] | str:
-    if not probe and os.environ.get("XNN_BACKEND", "").strip() == "cupy":
+    if not probe and os.environ.get("XNN_BACKEND", "").strip().partition(":")[0] == "cupy":
         return "--probe shows the plan on a GPU"
     try:
         lib = current_backend()

@@ -284,7 +284,7 @@ class Layer(Stateful, Habitual):
         """Move parameters and buffers to the backend of this name, such as "cupy"; returns the layer itself."""
         target = get_backend(backend)
         for _, array in self.named_state():
-            array.move(backend_of(array.array), target)
+            array.move(target)
         self.forget()
         return self
 

@@ -222,11 +222,11 @@ class Parameter(Recorded):
         if not self._assigned:
             self._value = None
 
-    def move(self, source: Backend, target: Backend) -> None:
+    def move(self, target: Backend) -> None:
         """Move value and gradient to another backend. The value is not drawn again from then on."""
-        self._value, self._assigned = target.to_device(source.to_host(self.array)), True
+        self._value, self._assigned = target.to_device(backend_of(self.array).to_host(self.array)), True
         if self._grad is not None:
-            self._grad = target.to_device(source.to_host(self._grad))
+            self._grad = target.to_device(backend_of(self._grad).to_host(self._grad))
 
     __hash__ = object.__hash__
 

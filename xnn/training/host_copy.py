@@ -8,7 +8,7 @@ from typing import Any
 
 from xnn.backends import Backend
 from xnn.errors import DeviceLostError
-from xnn.optimizers import State
+from xnn.training.placement import with_arrays
 
 __all__ = ["HostCopy", "kept_on_host"]
 
@@ -38,8 +38,8 @@ class HostCopy:
         values = dict(zip(arrays, found, strict=False))
         there = {id(array): copy for (_, _, array), copy in zip(optimized, found[len(arrays) :], strict=True)}
         numbers = optimizer.snapshot() | {
-            "state": {p: _on_host(state, there) for p, state in optimizer.state.items()},
-            "averages": {p: there.get(id(array), array) for p, array in optimizer.averages.items()},
+            "state": {p: with_arrays(state, there) for p, state in optimizer.state.items()},
+            "averages": {p: with_arrays(array, there) for p, array in optimizer.averages.items()},
         }
         self._kept = self.trainer.epoch, self.trainer.step, values, numbers
 
@@ -62,13 +62,6 @@ class HostCopy:
         if trainer.history is not self._history:
             trainer.history.error = f"{type(said).__name__}: {said}"
         return said
-
-
-def _on_host(state: Any, there: dict[int, Any]) -> Any:
-    """A parameter's state of the optimizer with copies in the place of its arrays."""
-    if isinstance(state, State):
-        return State(tuple(there.get(id(a), a) for a in state.arrays), state.numbers, state.names)
-    return there.get(id(state), state)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from xnn.training.full_batch import FullBatchFit
 from xnn.training.host_copy import kept_on_host
 from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
+from xnn.training.placement import put_together
 from xnn.training.room import with_batch_size
 from xnn.training.steps import Stepper
 from xnn.training.trace import check_reduces
@@ -202,6 +203,7 @@ class Trainer(Habitual):
         check_trainable(self.model)
         with ExitStack() as stack:
             stack.enter_context(alone(self))
+            put_together(lib, self.model, self.optimizer)
             on_host = stack.enter_context(kept_on_host(lib, self))
             check_start(self.model, self.optimizer)
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
