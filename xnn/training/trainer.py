@@ -178,12 +178,21 @@ class Trainer(Habitual):
         """
         refuse_unknown(Trainer.fit, unknown)
         self._check_parts()
+        before, on_host = self.history, self.model.backend.is_host
         try:
             return self._fit(
                 data, validation, epochs, batch_size, sample_weight, seed, progress=progress, shuffle=shuffle
             )
-        except DeviceMemoryError as error:
-            raise with_batch_size(self, error, data, batch_size, sample_weight) from error.__cause__
+        except BaseException as error:
+            said = error
+            if isinstance(error, DeviceMemoryError):
+                said = with_batch_size(self, error, data, batch_size, sample_weight)
+            history = self.history
+            if history is not None and history is not before and not (on_host and history.error):
+                history.error = _named(said)
+            if said is error:
+                raise
+            raise said from error.__cause__
 
     def _fit(
         self,
@@ -251,7 +260,7 @@ class Trainer(Habitual):
                     finally:
                         stepper.store.hand_out()
             except BaseException as error:
-                history.error = f"{type(error).__name__}: {error}"
+                history.error = _named(error)  # which callbacks may read when the fit ends
                 raise
             finally:
                 cut_short = len(history.epochs) < epochs and not history.stopped
@@ -330,6 +339,10 @@ class Trainer(Habitual):
             mean.add(next(found), size if even else next(found))
             counts.add([next(found).astype(np.float64) for _ in self.metrics], size)
         return {"loss": mean.value, **counts.results()}
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _metrics(loss: Loss, model: Sequential, metrics: Any) -> list[Metric]:
