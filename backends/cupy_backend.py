@@ -56,6 +56,10 @@ class CupyBackend(Backend):
     has_numbers = True
     can_be_lost = True
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
+    lost_advice: ClassVar[str] = (
+        "Start a new process and load the model's last file; if it happens again, see nvidia-smi and run with "
+        "kernels='ops'"
+    )
 
     def __init__(self, number: int = 0) -> None:
         self.number, self.name = number, f"cupy:{number}" if number else "cupy"
@@ -161,7 +165,8 @@ class CupyBackend(Backend):
 
     def explained(self, error: Exception) -> XnnError | None:
         """The error to raise in the place of one of memory, CUDA or cuBLAS."""
-        return super().explained(error) or device_error(self._cupy, error, self.name, self.memory_advice)
+        advice = self.memory_advice, self.lost_advice
+        return super().explained(error) or device_error(self._cupy, error, self.name, *advice)
 
     def bits(self, x: Any, dtype: str) -> Any:
         return x.view(dtype)
@@ -230,7 +235,8 @@ class CupyBackend(Backend):
             done.set()
 
     def synchronize(self) -> None:
-        self.cupy.cuda.get_current_stream().synchronize()
+        with self.guard():
+            self.cupy.cuda.get_current_stream().synchronize()
 
     def memory(self) -> dict[str, int]:
         """Return bytes: `used` by arrays, `peak` taken from the device by CuPy's pool, `total` on the device."""

@@ -12,27 +12,26 @@ from xnn.backends.cupy_failures import (
     quick_diagnosis,
     reason,
 )
-from xnn.backends.registry import gpu_number
 from xnn.errors import BackendUnavailableError, XnnError
 
 __all__ = ["gpus", "name_of", "versions"]
 
 
-def gpus() -> list[dict[str, Any]]:
+def gpus(used: int) -> list[dict[str, Any]]:
     """Describe each GPU by JSON values, for `xnn info`. Nothing runs on them.
 
-    The entries: number; name; memory_mb, in 2^20 bytes; compute_capability; driver and runtime, the versions of CUDA;
-    used, whether XNN_BACKEND and XNN_DEVICE make the backend cupy mean this one.
+    used: the number of the GPU that the backend cupy means (`registry.gpu_number`).
 
-    Raises BackendUnavailableError, which says why, without CuPy, a driver or a GPU, and for a wrong XNN_DEVICE;
-    UnknownBackendError for a wrong XNN_BACKEND.
+    The entries: number; name; memory_mb, in 2^20 bytes; compute_capability; driver and runtime, the versions of CUDA;
+    used, whether it is the one of that number.
+
+    Raises BackendUnavailableError, which says why, without CuPy, a driver or a GPU, and where none has that number.
     """
     if missing := quick_diagnosis():
         raise BackendUnavailableError(missing)
     cupy = import_cupy()
     check_driver(cupy)
     try:
-        used = gpu_number()
         count = check_number(cupy, used)
         return [_described(cupy, number, number == used) for number in range(count)]
     except XnnError:

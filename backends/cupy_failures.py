@@ -167,10 +167,13 @@ def reason(error: BaseException) -> str:
     return f"{text}; see xnn info --probe and nvidia-smi"
 
 
-def device_error(cupy: Any, error: Exception, name: str, memory_advice: str) -> XnnError | None:
+def device_error(
+    cupy: Any, error: Exception, name: str, memory_advice: str, lost_advice: str
+) -> XnnError | None:
     """Explain what CUDA or cuBLAS reported; None for an error of something else.
 
-    cupy: the module. name: of the backend. memory_advice: what to do where memory is full.
+    cupy: the module. name: of the backend. memory_advice, lost_advice: what to do where memory is full, and where the
+    GPU does not answer any more.
     """
     if type(error).__name__ in _COMPILER_ERRORS:
         return DeviceError(f"{name}: compiling a kernel failed: {reason(error)}")
@@ -178,15 +181,14 @@ def device_error(cupy: Any, error: Exception, name: str, memory_advice: str) -> 
         return None
     text = _original(error)
     if any(word in text for word in ("MemoryAllocation", "OUT_OF_MEMORY", "ALLOC_FAILED")):
-        return DeviceMemoryError(f"{name}: {text}. {memory_advice}")
+        return DeviceMemoryError(f"{name}: {text.rstrip('. ')}. {memory_advice}")
     try:  # after some errors CUDA answers nothing more in this process
         cupy.cuda.runtime.deviceSynchronize()
     except Exception as last:
         text = text if _meaning(text) else _original(last)
         meaning = _meaning(text) or "the GPU does not answer"
         return DeviceLostError(
-            f"{name}: {meaning} ({text}), and this process cannot use the GPU any more. Start a new process; if it "
-            "happens again, see nvidia-smi and run with kernels='ops'"
+            f"{name}: {meaning} ({text}), and this process cannot use the GPU any more. {lost_advice}"
         )
     return DeviceError(
         f"{name}: the GPU refused a call ({text}). Try again with kernels='ops', and see xnn info --probe"

@@ -399,7 +399,7 @@ def test_gpus_are_described(working, driver_found, monkeypatch, variables, used)
     working.cuda.runtime.getDeviceCount = lambda: 3
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = gpus()
+    found = gpus(registry.gpu_number())
     assert found[1] == {
         "number": 1,
         "name": "NVIDIA H300",
@@ -418,7 +418,7 @@ def test_gpus_are_described(working, driver_found, monkeypatch, variables, used)
 def test_why_no_gpus_are_described(driver_found, failure, monkeypatch, tmp_path):
     message = diagnosis(failure, monkeypatch, tmp_path)
     with pytest.raises(BackendUnavailableError) as caught:
-        gpus()
+        gpus(registry.gpu_number())
     assert str(caught.value) == message
 
 
@@ -433,7 +433,7 @@ def test_why_no_gpus_are_described(driver_found, failure, monkeypatch, tmp_path)
 def test_gpus_that_wrong_variables_name(working, driver_found, monkeypatch, name, value, text):
     monkeypatch.setenv(name, value)
     with pytest.raises(XnnError, match=text):
-        gpus()
+        gpus(registry.gpu_number())
 
 
 def test_gpus_that_cuda_does_not_describe(working, driver_found):
@@ -441,7 +441,7 @@ def test_gpus_that_cuda_does_not_describe(working, driver_found):
     with pytest.raises(
         BackendUnavailableError, match=r"^cupy: CUDA does not describe .* cudaErrorUnknown"
     ) as caught:
-        gpus()
+        gpus(registry.gpu_number())
     assert "\n" not in str(caught.value)
 
 

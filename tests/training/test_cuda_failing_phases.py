@@ -66,7 +66,7 @@ def ends():
 
 @contextmanager
 def watched(phase, begins, ends):
-    """Call these functions when a phase begins and ends; for the last phase, which ends with the fit, only `begins`."""
+    """Call these functions when a phase begins and ends; for the last one, which ends with the fit, only `begins`."""
     owner, name, which = PHASES[phase]
     function, count = getattr(owner, name), 0
 
@@ -139,7 +139,7 @@ def test_an_error_in_a_phase_is_in_the_history(phase, error):
         else:
             assert trainer.history.error == f"{type(raised).__name__}: {text}"
             assert len(trainer.history.epochs) >= trainer.epoch
-        lost = ERRORS[error] is DeviceLostError and "no copy" not in text
+        lost = ERRORS[error] is DeviceLostError and "last file" not in text
         assert trainer.model.backend.name == ("numpy" if lost else "cupy")
         assert (f"as after epoch {trainer.epoch}, step {trainer.step}" in text) == lost
         assert state(trainer) == ends()[trainer.step]

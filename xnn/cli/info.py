@@ -16,6 +16,7 @@ import xnn
 from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
 from xnn.backends.cupy_devices import gpus
 from xnn.backends.cupy_failures import quick_diagnosis
+from xnn.backends.registry import gpu_number
 from xnn.backends.threads import blas_libraries, choose_threads, execution_plan
 from xnn.cli.surroundings import say
 from xnn.data import on_disk
@@ -141,7 +142,7 @@ def _backend(name: str, probe: bool) -> str:
 def _gpus() -> list[dict[str, Any]] | str:
     """What CUDA says about each GPU, or why there is none to be used."""
     try:
-        return gpus()
+        return gpus(gpu_number())
     except XnnError as error:
         return str(error)
 

@@ -45,7 +45,7 @@ class HostCopy:
     def put_back(self, error: DeviceLostError) -> DeviceLostError:
         """Move model and optimizer to the host as they were at the last `take`. Returns the error that says so."""
         if self._kept is None:
-            return DeviceLostError(f"{error}. There is no copy of the model on the host: load its last file")
+            return error  # which advises to load the model's last file
         trainer = self.trainer
         trainer.epoch, trainer.step, values, numbers = self._kept
         for array, value in values.items():
@@ -54,9 +54,11 @@ class HostCopy:
             parameter.grad = None
         trainer.model.forget()
         trainer.optimizer.restore(numbers)
+        what = str(error).removesuffix(self.lib.lost_advice)
         return DeviceLostError(
-            f"{error}. Model and optimizer are on the numpy backend, as after epoch {trainer.epoch}, step "
-            f"{trainer.step}: model.save(path) keeps the weights"
+            f"{what}Model and optimizer are on the numpy backend, as after epoch {trainer.epoch}, step "
+            f"{trainer.step}: model.save(path) keeps the weights. Start a new process for the GPU; if it happens "
+            "again, see nvidia-smi and run with kernels='ops'"
         )
 
 
