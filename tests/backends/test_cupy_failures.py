@@ -276,6 +276,7 @@ def test_each_failure_is_one_line_that_says_what_to_do(failure, monkeypatch, tmp
     message = diagnosis(failure, monkeypatch, tmp_path)
     assert message.startswith("cupy: ")
     assert "\n" not in message
+    assert ".." not in message
     for part in FAILURES[failure][1]:
         assert part in message
     assert not any(name.startswith("cupy") for name in registry._instances)  # so the next use tries again
@@ -565,6 +566,25 @@ def test_what_cuda_reports_is_explained(working, name):
     assert text.startswith("cupy: ")
     assert "\n" not in text
     assert all(part in text for part in parts), text
+
+
+def ended(error: Exception) -> Exception:
+    """The error with a full stop at the end of its message's lines, as some of CuPy's have."""
+    return type(error)(str(error).replace("\n", ".\n") + ".")
+
+
+@pytest.mark.parametrize("name", [*REPORTED, "out of memory"])
+def test_no_message_has_two_full_stops(working, name):
+    error, last, *_ = REPORTED.get(
+        name, (OutOfMemoryError("allocating 8 bytes (allocated so far: 4 bytes)"), None)
+    )
+    lib = CupyBackend()
+    working.cuda.runtime.deviceSynchronize = (lambda: None) if last is None else raising(ended(last))
+    with pytest.raises(XnnError) as caught, lib.guard():
+        raise ended(error)
+    assert ".." not in str(caught.value)
+    assert ".)" not in str(caught.value)
+    assert ".;" not in str(caught.value)
 
 
 def test_other_errors_of_to_device_are_not_about_memory(working):

@@ -184,4 +184,4 @@ class FullBatchFit(Fit):
 
 def _checksum(lib: Backend, array: Any) -> int:
     there = array if isinstance(array, np.ndarray) else lib.to_host(array)
-    return zlib.crc32(np.ascontiguousarray(there).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(there).reshape(-1).view(np.uint8).data)

@@ -150,7 +150,7 @@ class DeviceFeed:
 
     def room(self, rows: int) -> int:
         """How many steps on batches of this many rows fit in a chunk."""
-        return min(LONGEST, self.rows.size // max(1, rows))
+        return int(min(LONGEST, self.rows.size // max(1, rows)))
 
     def put(self, rows: np.ndarray) -> None:
         """Note the rows of the next step of the chunk, and the options of all groups."""
