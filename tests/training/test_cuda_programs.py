@@ -5,6 +5,7 @@ On a GPU, or on the emulated one. The counts of what is asked of the device need
 
 import inspect
 import os
+import signal
 import sys
 import threading
 
@@ -22,6 +23,7 @@ from xnn.callbacks import Callback
 from xnn.data import Batches
 from xnn.errors import BackendUnavailableError, DivergenceError, OptionError
 from xnn.training import fit as fitting
+from xnn.training import program as programs
 
 _REASON = available_backends()["cupy"]
 pytestmark = pytest.mark.skipif(bool(_REASON), reason=_REASON or "CuPy runs")
@@ -515,6 +517,27 @@ def test_an_interrupt_anywhere(monkeypatch):
             assert trainer.optimizer.steps == trainer.step
             assert fit(trainer) == end
         assert stopped > 2
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_ctrl_c_ends_after_the_steps_that_were_handed_over(before, monkeypatch):
+    """At most 100 steps later, however long the epoch is; the numbers are those of the steps that were taken."""
+    rows = np.arange(2 * 250) % ROWS
+    chunks, steps = [], programs.Program.steps
+
+    def counted(program, batches, number):
+        if len(chunks) == before:
+            signal.raise_signal(signal.SIGINT)
+        chunks.append(steps(program, batches, number))
+        return chunks[-1]
+
+    monkeypatch.setattr(programs.Program, "steps", counted)
+    with xnn.backends.backend("cupy"):
+        trainer = xnn.Trainer(network(), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.01))
+        history = trainer.fit((X[rows], Y[rows]), epochs=3, batch_size=2, progress=False)
+    assert history.interrupted
+    assert trainer.step == history.steps == trainer.optimizer.steps == 100 * (before + 1)
+    assert max(chunks) <= feeds.LONGEST == 100
 
 
 def test_calls_without_a_kernel_are_named_once(capsys):
