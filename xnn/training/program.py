@@ -65,7 +65,8 @@ class Program:
         by_ops: list[Call] = []
         self._steps = tuple(bind(lib, table, self.calls, by_ops))
         self.by_ops = [call for call in by_ops if call.kind != "options"] if feed is not None else []
-        self._most = 1 if self.by_ops else table.chunk
+        #: How many steps it takes at once, at most.
+        self.most = 1 if feed is None or self.by_ops else feed.most
         self._loop = None if feed is None else feed.loop(self._steps, captures=not self.by_ops)
 
     def _compute_options_late(self, table: KernelTable) -> bool:
@@ -107,7 +108,7 @@ class Program:
                 self.store.publish()
             return 1
         count, seen = 0, assignments[0]
-        for rows in batches[: min(self._most, self.feed.room(len(batches[0])))]:
+        for rows in batches[: min(self.most, self.feed.room(len(batches[0])))]:
             self.begin(rows)
             self.feed.put(rows)
             count += 1
