@@ -22,10 +22,10 @@ import numpy as np
 
 from xnn.backends.base import Backend, Measured
 from xnn.backends.communicator import communicator
+from xnn.backends.cupy_devices import name_of, versions
 from xnn.backends.cupy_failures import (
     check_driver,
     check_number,
-    cuda_version,
     device_error,
     import_array_api,
     import_cupy,
@@ -56,6 +56,10 @@ class CupyBackend(Backend):
     has_numbers = True
     can_be_lost = True
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
+    lost_advice: ClassVar[str] = (
+        "Start a new process and load the model's last file; if it happens again, see nvidia-smi and run with "
+        "kernels='ops'"
+    )
 
     def __init__(self, number: int = 0) -> None:
         self.number, self.name = number, f"cupy:{number}" if number else "cupy"
@@ -161,7 +165,8 @@ class CupyBackend(Backend):
 
     def explained(self, error: Exception) -> XnnError | None:
         """The error to raise in the place of one of memory, CUDA or cuBLAS."""
-        return super().explained(error) or device_error(self._cupy, error, self.name, self.memory_advice)
+        advice = self.memory_advice, self.lost_advice
+        return super().explained(error) or device_error(self._cupy, error, self.name, *advice)
 
     def bits(self, x: Any, dtype: str) -> Any:
         return x.view(dtype)
@@ -230,7 +235,8 @@ class CupyBackend(Backend):
             done.set()
 
     def synchronize(self) -> None:
-        self.cupy.cuda.get_current_stream().synchronize()
+        with self.guard():
+            self.cupy.cuda.get_current_stream().synchronize()
 
     def memory(self) -> dict[str, int]:
         """Return bytes: `used` by arrays, `peak` taken from the device by CuPy's pool, `total` on the device."""
@@ -262,14 +268,12 @@ class CupyBackend(Backend):
             yield result
 
     def describe(self) -> dict[str, str]:
-        runtime = self.cupy.cuda.runtime
-        properties = runtime.getDeviceProperties(self.number)
-        name = properties["name"]
+        known = versions(self.cupy)
         return {
             "library": f"cupy {self.cupy.__version__}",
-            "device": name.decode() if isinstance(name, bytes) else str(name),
-            "cuda": cuda_version(runtime.runtimeGetVersion()),
-            "driver": cuda_version(runtime.driverGetVersion()),
+            "device": name_of(self.cupy.cuda.runtime.getDeviceProperties(self.number)),
+            "cuda": known["runtime"],
+            "driver": known["driver"],
         }
 
     def probe(self) -> None:

@@ -211,5 +211,6 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "total": _total,
     "collect": _collect,
     "update": _update,
+    "options": lambda lib, call: call.options["compute"],
     "optimizer": lambda lib, call: call.options["step"],
 }

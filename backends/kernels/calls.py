@@ -16,6 +16,7 @@ into a function without arguments: a kernel if the backend's KernelTable has one
 | metric | outputs, targets | count | counts for a metric, such as the right answers in the batch |
 | total | outputs, targets, sample weights if any | number | the number that the loss's sum was divided by |
 | collect | number | - | appends the number to a list that the trainer reads; options: into |
+| options | - | - | computes the update's options in the middle of a step (`program.py` says when); options: compute |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
 | optimizer | gradients | parameters | one step of an optimizer with its own `step` or `update`; options: step |
 """
@@ -186,11 +187,17 @@ class Feed(Protocol):
     def streaming(self) -> str:
         """A sentence that says why the data are streamed from the host, or "" if they are on the device."""
 
+    def room(self, rows: int) -> int:
+        """How many steps on batches of this many rows can be put before they are sent; 0 if a batch is too large."""
+
     def put(self, rows: np.ndarray) -> None:
         """Note the rows of one more step, and the options of all groups of parameters for it."""
 
     def send(self, number: int, rows: int) -> None:
         """Copy what was put; `number` is that of the first step, `rows` the size of each batch."""
+
+    def renew(self) -> None:
+        """Copy the options of all groups again, for the step that was sent last: they were computed since."""
 
     def loop(self, steps: Sequence[Runnable], captures: bool = True) -> Callable[[int], None]:
         """Return a function that runs a program's steps a number of times, captured if `captures`."""

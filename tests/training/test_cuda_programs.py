@@ -5,6 +5,7 @@ On a GPU, or on the emulated one. The counts of what is asked of the device need
 
 import inspect
 import os
+import signal
 import sys
 import threading
 
@@ -22,6 +23,7 @@ from xnn.callbacks import Callback
 from xnn.data import Batches
 from xnn.errors import BackendUnavailableError, DivergenceError, OptionError
 from xnn.training import fit as fitting
+from xnn.training import program as programs
 
 _REASON = available_backends()["cupy"]
 pytestmark = pytest.mark.skipif(bool(_REASON), reason=_REASON or "CuPy runs")
@@ -517,6 +519,27 @@ def test_an_interrupt_anywhere(monkeypatch):
         assert stopped > 2
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_ctrl_c_ends_after_the_steps_that_were_handed_over(before, monkeypatch):
+    """At most 100 steps later, however long the epoch is; the numbers are those of the steps that were taken."""
+    rows = np.arange(2 * 250) % ROWS
+    chunks, steps = [], programs.Program.steps
+
+    def counted(program, batches, number):
+        if len(chunks) == before:
+            signal.raise_signal(signal.SIGINT)
+        chunks.append(steps(program, batches, number))
+        return chunks[-1]
+
+    monkeypatch.setattr(programs.Program, "steps", counted)
+    with xnn.backends.backend("cupy"):
+        trainer = xnn.Trainer(network(), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.01))
+        history = trainer.fit((X[rows], Y[rows]), epochs=3, batch_size=2, progress=False)
+    assert history.interrupted
+    assert trainer.step == history.steps == trainer.optimizer.steps == 100 * (before + 1)
+    assert max(chunks) <= feeds.LONGEST == 100
+
+
 def test_calls_without_a_kernel_are_named_once(capsys):
     """They run by their ops, step by step, with the same numbers."""
     here, there = (train(name, lambda: network(layers.Softmax())) for name in ("numpy", "cupy"))
@@ -587,10 +610,16 @@ def test_data_on_the_gpu_are_used_where_they_are():
     check_same(there, here)
 
 
-def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch():
+@pytest.mark.parametrize("where", ["host", "device", "turned on the device"])
+def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch(where):
+    """Also to an array on the GPU that the kernels have a contiguous copy of."""
     results = []
     for name in ("numpy", "cupy"):
         x = X.copy()
+        if where != "host":
+            x = get_backend(name).to_device(x)
+        if "turned" in where:
+            x = x.T.copy().T
 
         class Inverts(Callback):
             def on_epoch_end(self, history, results, x=x):
@@ -615,6 +644,28 @@ def test_seconds_per_step_and_many_steps_without_a_look():
         values, counts = stepper.take()
         assert len(values) == len(counts) == 135
         assert np.all(np.diff(values) <= 0)
+
+
+def test_batches_by_hand_may_be_larger_than_those_of_the_fit():
+    """As on the CPU; those for which the memory of the feed is too small are one clear error."""
+    found = []
+    for name in ("numpy", "cupy"):
+        with xnn.backends.backend(name), get_backend(name).stream():
+            trainer = xnn.Trainer(network(), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+            stepper = trainer.stepper(Batches((X, Y), 2))
+            stepper.refresh()
+            for rows, count in ((2, 3), (150, 3), (7, 60), (200, 1)):
+                stepper.steps([np.arange(rows)] * count, 0)
+            found.append(stepper.take())
+    assert len(found[1][0]) == 67
+    for here, there in zip(*found, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-4)
+    with pytest.raises(
+        OptionError, match=r"a batch of 201 rows, .* for batches of 2: make the Stepper with .*=201"
+    ):
+        stepper.step(np.arange(201), 0)
+    stepper.step(np.arange(2), 0)
+    assert len(stepper.take()[0]) == 1
 
 
 def test_evaluation_and_prediction_wait_once():

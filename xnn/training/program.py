@@ -17,7 +17,7 @@ import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.binding import bind
-from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot, Whole
+from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot, Whole, chain
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded
@@ -61,10 +61,11 @@ class Program:
         }
         store.folded.update(p for p, slot in store.values.items() if id(slot) in folded)
         #: Whether a step draws random numbers, or runs a layer that may.
-        self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
+        self.draws = any(call.kind == "draw" or _is_opaque(call) for call in flat)
+        self._options_first = not self._compute_options_late(table)
         by_ops: list[Call] = []
         self._steps = tuple(bind(lib, table, self.calls, by_ops))
-        self.by_ops = by_ops if feed is not None else []
+        self.by_ops = [call for call in by_ops if call.kind != "options"] if feed is not None else []
         #: How many steps it takes at once, at most.
         self.most = 1 if feed is None or self.by_ops else feed.most
         self.whole = self._whole(table, keep_gradients)
@@ -84,14 +85,31 @@ class Program:
             return Whole(None, "some calls have no CUDA kernel")
         return table.whole(self.calls)
 
+    def _compute_options_late(self, table: KernelTable) -> bool:
+        """Add a call that computes the options of the update, behind the calls that read attributes as they are.
+
+        Computing the options calls a schedule, which may assign attributes of a layer or of the loss. By hand it is
+        called by `optimizer.step`, so that what it assigns counts from the next step. Kernels have the options of the
+        trace, and see it then anyway. Returns whether there are calls that would see it at once.
+        """
+        live = [n for n, call in enumerate(self.calls) if _reads_attributes(call) and not table.accepts(call)]
+        if not live or self.store.asks_optimizer:
+            return False
+        updates = [n for n, call in enumerate(self.calls) if call.kind == "update" or call.rule is not None]
+        place = min([live[-1] + 1, *updates])
+        compute = self.store.advance if self.feed is None else chain(self.store.advance, self.feed.renew)
+        self.calls.insert(place, Call("options", None, (), (), {"compute": compute}))
+        return True
+
     def begin(self, rows: np.ndarray) -> None:
-        """Set the rows of the data and the options of the optimizer for the next step."""
+        """Set the rows of the data, and as a rule the options of the optimizer, for the next step."""
         if self.store.running is not self:
             self.store.running = self
             self.store.touch()
         self.store.go_live()
         np.copyto(self.cursor.rows, rows)
-        self.store.advance()
+        if self._options_first:
+            self.store.advance()
 
     def steps(self, batches: Sequence[np.ndarray], number: int) -> int:
         """Train on the first of these batches, and return on how many: on several only on a GPU.
@@ -106,7 +124,7 @@ class Program:
                 self.store.publish()
             return 1
         count, seen = 0, assignments[0]
-        for rows in batches[: self.most]:
+        for rows in batches[: min(self.most, self.feed.room(len(batches[0])))]:
             self.begin(rows)
             self.feed.put(rows)
             count += 1
@@ -126,6 +144,15 @@ class Program:
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))
+
+
+def _is_opaque(call: Call) -> bool:
+    return isinstance(call.op, Op) and call.op.opaque
+
+
+def _reads_attributes(call: Call) -> bool:
+    """Whether a call that no kernel runs reads attributes of layers, losses or metrics when it runs."""
+    return call.kind in ("draw", "metric", "total") or _is_opaque(call)
 
 
 def flatten(

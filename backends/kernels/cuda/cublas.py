@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from xnn.backends.cupy_failures import first_line
 from xnn.backends.kernels.cuda.launch import address, cupy
 from xnn.errors import BackendUnavailableError
 
@@ -39,8 +40,8 @@ def library() -> Any:
         return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
     except Exception as error:
         raise BackendUnavailableError(
-            f"cupy: cuBLAS ({', '.join(found)}) cannot be loaded for kernels: {error}. Use kernels='ops', or "
-            'reinstall CuPy with its libraries: pip install "cupy-cuda13x[ctk]"'
+            f"cupy: cuBLAS ({', '.join(found)}) cannot be loaded for kernels: {first_line(error)}. "
+            'Use kernels="ops", or reinstall CuPy with its libraries: pip install "cupy-cuda13x[ctk]"'
         ) from error
 
 

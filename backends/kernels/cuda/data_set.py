@@ -92,9 +92,13 @@ class Resident:
         self._held: dict[int, tuple[Any, Any]] = {}
 
     def reload(self) -> None:
-        """Copy the arrays of the host again: their owner may have written to them."""
+        """Copy again what was copied: the owner of an array may have written to it."""
         for source, array in self._held.values():
-            if isinstance(source, np.ndarray):
+            if array is source:
+                continue
+            if not isinstance(source, np.ndarray):
+                array[...] = source  # which is not contiguous
+            else:
                 array.set(np.ascontiguousarray(source), stream=cupy().cuda.get_current_stream())
 
     def there(self, source: Any) -> Any:

@@ -126,11 +126,24 @@ class DeviceFeed:
         self.columns.add(column)
         return column
 
+    def room(self, rows: int) -> int:
+        """How many steps on batches of this many rows fit in a chunk."""
+        streamed = self.data.streamed
+        most = self.rows.size if streamed is None else min(self.rows.size, streamed.rows)
+        return int(min(LONGEST, most // max(1, rows)))
+
     def put(self, rows: np.ndarray) -> None:
         """Note the rows of the next step of the chunk, and the options of all groups."""
         host, at = self._staging[0], self.count
         if not at:
             host.wait()
+        self._note_options(host, at)
+        first = self._rows + at * len(rows)
+        host.cells[first : first + len(rows)] = rows
+        self.count += 1
+
+    def _note_options(self, host: _Staging, at: int) -> None:
+        """Write the options of all groups as those of step `at` of the chunk."""
         for number, (group, (start, length)) in enumerate(zip(self.groups, self._spans, strict=True)):
             if not length:
                 continue
@@ -140,9 +153,6 @@ class DeviceFeed:
                 host.rates_32[at, 2 * number] = rate
             else:
                 host.rates[at, number] = rate
-        first = self._rows + at * len(rows)
-        host.cells[first : first + len(rows)] = rows
-        self.count += 1
 
     def send(self, number: int, rows: int) -> None:
         """Copy the chunk's numbers to the GPU: one copy, and no wait. Streamed data have copies of their own.
@@ -156,13 +166,24 @@ class DeviceFeed:
         host.cells[:2] = number, self.recorded
         host.cells[2:3].view(np.uint64)[0] = self.seed
         host.cells[3] = self.data.send(host.cells[self._rows : end], self.stream)
-        copy = cupy().cuda.runtime.memcpyAsync
-        copy(address(self._there), host.memory.ptr, 8 * end, TO_DEVICE, self.stream.ptr)
+        self._copy(0, end)
+        self.recorded += self.count
+        self.count = 0
+
+    def renew(self) -> None:
+        """Copy the options of all groups again, for a chunk of one step that was sent."""
+        self._staging[0].wait()
+        self._note_options(self._staging[0], 0)
+        self._copy(self._options, self._rows)
+
+    def _copy(self, start: int, end: int) -> None:
+        """Copy these cells of the staging memory to the GPU, and take the other staging memory from now on."""
+        host = self._staging[0]
+        there, here, size = address(self._there) + 8 * start, host.memory.ptr + 8 * start, 8 * (end - start)
+        cupy().cuda.runtime.memcpyAsync(there, here, size, TO_DEVICE, self.stream.ptr)
         host.copied.record(self.stream)
         host.started = True
         self._staging.reverse()
-        self.recorded += self.count
-        self.count = 0
 
     def reload(self) -> None:
         """Copy the data of the host again."""
