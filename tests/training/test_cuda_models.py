@@ -97,6 +97,27 @@ MODELS = {
 }  # fmt: skip
 
 
+def norm_of_another_model(axis):
+    """A normalization whose weights belong to another model, so that ops run it, and the activation after it."""
+    other = xnn.Sequential(layers.BatchNorm(33))
+    for parameter in other.parameters():
+        parameter.frozen = True
+
+    class Norm(layers.Layer):
+        def compute(self, x):
+            return ops.relu(ops.normalize(x, ops.moments(x, axis=axis), *other.parameters(), axis=axis))
+
+    return Norm()
+
+
+@pytest.mark.parametrize("axis", [(0,), (1,)])
+def test_what_a_fused_gradient_replaces_runs_as_its_forward_calls_do(axis):
+    """The ops run the gradient of normalize, and with it of moments, whose forward call then is the op's too."""
+    here, there = (train(lib, lambda: network(norm_of_another_model(axis))) for lib in ("numpy", "cupy"))
+    assert {"moments", "normalize"} <= set(by_ops(there[0]))
+    check_same(there, here, 5e-3)
+
+
 def state_of(trainer):
     return [trainer.model.backend.to_host(value.value) for _, value in trainer.model.named_state()]
 

@@ -81,7 +81,8 @@ def serves_normalize(call: Call) -> bool:
     if not _small(call) or shape is None or call.activation not in KINDS:
         return False
     first, wanted = (axes[0], x[axes[0] :]) if _by_samples(call) else (1, x[1:2])
-    plain = m[0] in (2, 3) and math.prod(m[1:]) == shape[1]
+    kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(x))
+    plain = m[0] in (2, 3) and m[1:] == kept
     return plain and all(p == wanted and call.options.get("along", 1) == first for p in affine)
 
 
