@@ -361,6 +361,25 @@ RESCALES = {
 }
 
 
+def test_rows_that_are_copied_by_words_begin_at_a_word(gpu):
+    """A GPU refuses to read a word elsewhere, and a user's array may be a part of another one."""
+    data = gpu.to_device(np.arange(41, dtype=np.uint8))[1:].reshape(10, 4)
+    x = Slot("x", (3, 4), np.dtype(np.uint8))
+    table = gpu.kernels("cuda")
+    feed = table.feed((), 3, ())
+    rows = np.array([9, 0, 3])
+    (launch,) = steps = bind(
+        gpu, table, [Call("gather", None, (), (x,), {"source": data, "cursor": Cursor(rows)})]
+    )
+    feed.put(rows)
+    feed.send(0, 3)
+    feed.loop(steps)(1)
+    np.testing.assert_array_equal(gpu.to_host(x.array), gpu.to_host(data)[rows])
+    sides = [a for a in launch._prepared[0] if type(a).__name__ == "Side"]
+    assert any(side.source for side in sides)
+    assert all((side.source or 0) % 4 == 0 for side in sides)
+
+
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("rescale", RESCALES)
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -587,10 +587,17 @@ def test_data_on_the_gpu_are_used_where_they_are():
     check_same(there, here)
 
 
-def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch():
-    results = []
+@pytest.mark.parametrize("where", ["host", "gpu", "gpu, by columns", "gpu, every second column"])
+def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch(where):
+    lib, results = get_backend("cupy"), []
+    there = {
+        "host": np.copy,
+        "gpu": lib.to_device,
+        "gpu, by columns": lambda x: lib.to_device(np.ascontiguousarray(x.T)).T,
+        "gpu, every second column": lambda x: lib.to_device(np.repeat(x, 2, axis=1))[:, ::2],
+    }
     for name in ("numpy", "cupy"):
-        x = X.copy()
+        x = X.copy() if name == "numpy" else there[where](X)
 
         class Inverts(Callback):
             def on_epoch_end(self, history, results, x=x):
