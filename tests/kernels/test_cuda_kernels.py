@@ -25,7 +25,7 @@ from xnn import ops, optimizers
 from xnn.backends import Purpose, Stream, available_backends, get_backend
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Cursor, Slot
-from xnn.backends.kernels.cuda import launch, update_kernels
+from xnn.backends.kernels.cuda import dense_kernels, launch, update_kernels
 from xnn.backends.kernels.cuda.activation_kernels import CURVES
 from xnn.backends.kernels.cuda.activation_kernels import SHAPES as SHAPE_OPS
 from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, by_one_block
@@ -108,6 +108,12 @@ def test_dense(both, dtype, shape, activation, bias):
         close(*found[name], terms, size=4.0)
     for name in ("x", "w", "b"):
         assert found[name][0].tobytes() == found[name][1].tobytes(), f"{name} was written"
+
+
+def test_more_rows_than_a_grid_has_blocks(both, monkeypatch):
+    """A block then adds up more rows."""
+    monkeypatch.setattr(dense_kernels, "_MOST_BLOCKS", 2)
+    test_dense(both, "float32", (1100, 4, 40), ops.relu, True)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:], ids=lambda a: a.name)

@@ -22,7 +22,8 @@ __all__ = [
 
 #: The numbers of the activations in dense.cu.
 KINDS: dict[Any, int] = {None: 0, ops.relu: 1, ops.sigmoid: 2, ops.tanh: 3}
-_COLUMNS, _ROWS = 32, 256  # of a block that adds rows
+_COLUMNS, _ROWS = 32, 256  # of a block that adds rows; more rows where there would be more than _MOST_BLOCKS
+_MOST_BLOCKS = 65535  # in the second dimension of a grid
 
 
 def countable(call: Call) -> bool:
@@ -84,9 +85,10 @@ class Sums:
         if not width:
             return []
         module, step = compiled("dense", self.dy.dtype), (self.bias, feed.position)
-        blocks = max(1, -(-n // _ROWS))
+        each = max(_ROWS, -(-n // _MOST_BLOCKS))
+        blocks = max(1, -(-n // each))
         parts = None if blocks == 1 else cupy().empty((blocks, width), self.dy.dtype)
-        arguments = self.dy, self.y, n, width, self.kind, _ROWS, parts, *step
+        arguments = self.dy, self.y, n, width, self.kind, each, parts, *step
         grid = -(-width // _COLUMNS), blocks
         steps: list[Any] = [Launch(module, "gradient_and_sums", grid, (32, 32), arguments, feed.stream)]
         if blocks > 1:
