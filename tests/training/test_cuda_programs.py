@@ -3,6 +3,7 @@
 On a GPU, or on the emulated one. The counts of what is asked of the device need the emulated one, which records it.
 """
 
+import gc
 import inspect
 import os
 import sys
@@ -14,6 +15,7 @@ import pytest
 import xnn
 from xnn import layers, losses, ops, optimizers, schedules
 from xnn.backends import available_backends, cupy_backend, get_backend, numerics
+from xnn.backends.kernels.cuda import cublas
 from xnn.backends.kernels.cuda import feed as feeds
 from xnn.backends.kernels.cuda import table as tables
 from xnn.backends.kernels.cuda.cublas import Product
@@ -208,6 +210,23 @@ def test_threads_have_streams_of_their_own():
         thread.join()
     assert look is fitting.Fit.look
     assert results == [alone[1:7]] * 2
+
+
+def test_threads_that_follow_one_another_share_a_handle():
+    """A handle of cuBLAS has 32 MiB of scratch memory."""
+
+    def used():
+        gc.collect()
+        return get_backend("cupy").memory()["used"]
+
+    found = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: found.append(bits(train("cupy", epochs=1))))
+        thread.start()
+        thread.join()
+        found.append(used())
+    assert found[0] == found[2] == found[4]
+    assert found[5] < found[1] + cublas._WORKSPACE
 
 
 def stepper_of(trainer, batch=BATCH, data=(X, Y)):
