@@ -167,6 +167,10 @@ class Feed(Protocol):
     seed: int
     columns: set[int]
 
+    @property
+    def most(self) -> int:
+        """How many steps may be put before `send`; known when a program is bound."""
+
     def put(self, rows: np.ndarray) -> None:
         """Note the rows of one more step, and the options of all groups of parameters for it."""
 

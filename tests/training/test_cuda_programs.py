@@ -643,6 +643,18 @@ def test_seconds_per_step_and_many_steps_without_a_look():
         assert np.all(np.diff(values) <= 0)
 
 
+@pytest.mark.parametrize(("limit", "most"), [(100 * BATCH, 100), (7 * BATCH + 1, 7), (BATCH - 1, 1)])
+def test_chunks_of_large_batches_have_fewer_steps(monkeypatch, limit, most):
+    """The numbers of their rows are kept in pinned memory of the host."""
+    whole = bits(train("cupy"))
+    monkeypatch.setattr(feeds, "_ROW_NUMBERS", limit)
+    trained = train("cupy")
+    stepper = stepper_of(trained[0])
+    assert stepper.programs[BATCH].most == most
+    assert stepper.feed._staging[0].memory.mem.size < 8 * (max(limit, BATCH) + 2000)
+    assert bits(trained) == whole
+
+
 def test_evaluation_and_prediction_wait_once():
     """Losses and counts of all batches are read at the end, weighted or not; so are the outputs."""
     recorded = recorder()

@@ -23,6 +23,7 @@ __all__ = ["LONGEST", "DeviceFeed", "Resident"]
 
 #: The most steps in a chunk. The trainer looks at the losses after this many.
 LONGEST = 100
+_ROW_NUMBERS = 2**20  # of a chunk, at most, unless one step has more: 8 MiB
 _STATE = 3  # cells: number of the first step, steps recorded before, seed
 _TO_DEVICE = 1  # cudaMemcpyHostToDevice
 
@@ -101,12 +102,13 @@ class DeviceFeed:
         lengths = [len(group.numbers) for group in self.groups]
         self._spans = list(zip(np.cumsum([0, *lengths]).tolist(), lengths, strict=False))
         self.width, self.count, self.recorded = sum(lengths), 0, 0
+        self._longest = max(1, min(LONGEST, _ROW_NUMBERS // max(1, rows)))
         self._options = _STATE
-        self._rates = self._options + LONGEST * self.width
-        self._rows = self._rates + LONGEST * len(self.groups)
-        cells = self._rows + LONGEST * rows
+        self._rates = self._options + self._longest * self.width
+        self._rows = self._rates + self._longest * len(self.groups)
+        cells = self._rows + self._longest * rows
         layout = (self._options, self.width), (self._rates, len(self.groups))
-        self._staging = [_Staging(cells, layout, LONGEST) for _ in range(2)]
+        self._staging = [_Staging(cells, layout, self._longest) for _ in range(2)]
         self._there = cupy().zeros(cells, "int64")
         self.state = self._there[:_STATE]
         self.options = self._there[self._options : self._rates]
@@ -114,6 +116,11 @@ class DeviceFeed:
         self.rows = self._there[self._rows :]
         self.record = cupy().zeros((LONGEST, max(1, len(self.collected))), "float64")
         self._flushed: list[np.ndarray] = []
+
+    @property
+    def most(self) -> int:
+        """How many steps a chunk may have; known when a program is bound."""
+        return self._longest
 
     @property
     def cublas(self) -> Cublas:
