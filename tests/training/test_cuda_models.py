@@ -64,6 +64,23 @@ class Twice(layers.Layer):
         return self.norm(ops.relu(self.norm(x)))
 
 
+class DrawsTwice(layers.Layer):
+    """Layers that draw random numbers, each applied twice: it draws others the second time."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = (
+            layers.Dropout(0.3),
+            layers.RandomAffine(1.0, 20.0, shape=(4, 5)),
+            layers.ElasticDeformation(5.0, 1.0, (4, 5)),
+        )
+
+    def compute(self, x, training):
+        for layer in (*self.layers, *self.layers):
+            x = layer(x)
+        return x
+
+
 def frozen_norm():
     norm = layers.BatchNorm(3)
     norm.weight.frozen = True
@@ -87,6 +104,9 @@ MODELS = {
     ),
     "augmentation": lambda: xnn.Sequential(
         layers.Rescale(1 / 255), *layers.augmentation((4, 5), 3.0), layers.Dense(FEATURES, CLASSES), seed=2
+    ),
+    "layers that draw twice": lambda: xnn.Sequential(
+        layers.Rescale(1 / 255), DrawsTwice(), layers.Dense(FEATURES, CLASSES), seed=2
     ),
     "embedding": lambda: xnn.Sequential(
         layers.Embedding(256, 6), layers.Flatten(), layers.Dense(6 * FEATURES, CLASSES), seed=2

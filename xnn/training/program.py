@@ -171,11 +171,14 @@ def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) 
         Call("gather", None, (), (slots[node],), {"source": source, "cursor": cursor})
         for node, source in zip(trace.inputs, sources, strict=True)
     ]
-    return gather + [
-        Call("draw", None, (), (slots[node],), {"make": node.make, "recipe": node.recipe})
-        for node in trace.order
-        if isinstance(node, Drawn)
-    ]
+    draws, before = [], Counter[Any]()
+    for node in trace.order:
+        if isinstance(node, Drawn):
+            # A layer that draws several times in a step takes the numbers of the next steps, as `make` does.
+            options = {"make": node.make, "recipe": node.recipe, "again": before[node.layer]}
+            draws.append(Call("draw", None, (), (slots[node],), options))
+            before[node.layer] += 1
+    return gather + draws
 
 
 def _forward(trace: Trace, slots: Slots) -> dict[Recorded, Call]:
