@@ -112,7 +112,7 @@ def test_dense(both, dtype, shape, activation, bias):
 
 def test_more_rows_than_a_grid_has_blocks(both, monkeypatch):
     """A block then adds up more rows."""
-    monkeypatch.setattr(dense_kernels, "_MOST_BLOCKS", 2)
+    monkeypatch.setattr(dense_kernels, "MOST_BLOCKS", 2)
     test_dense(both, "float32", (1100, 4, 40), ops.relu, True)
 
 

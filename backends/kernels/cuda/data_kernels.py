@@ -11,6 +11,7 @@ import numpy as np
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import (
+    MOST_BLOCKS,
     THREADS,
     TYPES,
     Launch,
@@ -27,7 +28,6 @@ __all__ = [
 ]  # fmt: skip
 
 _PLAIN, _IN_REAL, _IN_DOUBLE = 0, 1, 2
-_MOST_BLOCKS = 65535  # in the second dimension of a grid
 _SIDES = 3
 
 
@@ -88,7 +88,7 @@ class Gather:
         real = batch.array.dtype if batch.array.dtype.kind == "f" else np.float32
         module = compiled("gather", real, SOURCE=str(source.dtype))
         most = max([width, *(side.words for side in sides)])
-        grid = -(-most // THREADS), min(n, _MOST_BLOCKS)
+        grid = -(-most // THREADS), min(n, MOST_BLOCKS)
         if not all(grid):
             return []
         arguments = [

@@ -11,7 +11,7 @@ from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.cublas import Product
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import Launch, by_element, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import MOST_BLOCKS, Launch, by_element, compiled, cupy, structure
 from xnn.backends.kernels.numpy_kernels import serves_dense as fits_dense
 from xnn.backends.kernels.numpy_kernels import serves_elements as have_one_dtype
 
@@ -22,8 +22,7 @@ __all__ = [
 
 #: The numbers of the activations in dense.cu.
 KINDS: dict[Any, int] = {None: 0, ops.relu: 1, ops.sigmoid: 2, ops.tanh: 3}
-_COLUMNS, _ROWS = 32, 256  # of a block that adds rows; more rows where there would be more than _MOST_BLOCKS
-_MOST_BLOCKS = 65535  # in the second dimension of a grid
+_COLUMNS, _ROWS = 32, 256  # of a block that adds rows; more rows where a grid would be too large
 
 
 def countable(call: Call) -> bool:
@@ -85,7 +84,7 @@ class Sums:
         if not width:
             return []
         module, step = compiled("dense", self.dy.dtype), (self.bias, feed.position)
-        each = max(_ROWS, -(-n // _MOST_BLOCKS))
+        each = max(_ROWS, -(-n // MOST_BLOCKS))
         blocks = max(1, -(-n // each))
         parts = None if blocks == 1 else cupy().empty((blocks, width), self.dy.dtype)
         arguments = self.dy, self.y, n, width, self.kind, each, parts, *step

@@ -22,6 +22,8 @@ TYPES = {
 }  # fmt: skip
 #: Threads of a block where each has one element.
 THREADS = 256
+#: The most blocks in the second dimension of a grid.
+MOST_BLOCKS = 65535
 
 
 def cupy() -> Any:
