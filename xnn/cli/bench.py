@@ -164,6 +164,7 @@ def bench_command(
     chosen = "both" if numerics == "both" else current_numerics(numerics)
     running = _chosen_backends(backends)
     contestants = [*suite.own_contestants(running, chosen), *_others(asked, running)]
+    check_device([get_backend(name).address for name in running])
     conditions |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": chosen}
     if before is not None:
         report.check_comparable(before, conditions)
@@ -215,10 +216,9 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
     for name in backends:
         if reasons.get(name):
             raise BackendUnavailableError(reasons[name])
-    running = list(dict.fromkeys(backends)) or [name for name in ("numpy", "cupy") if not reasons[name]]
-    check_device([get_backend(name).address for name in running])
     if backends:
-        return running
+        return list(dict.fromkeys(backends))
+    running = [name for name in ("numpy", "cupy") if not reasons[name]]
     if chosen := backend_variable():
         notice(
             f"xnn: XNN_BACKEND={chosen} has no effect on xnn bench, which times {' and '.join(running)} here; "
