@@ -138,6 +138,29 @@ def test_what_a_fused_gradient_replaces_runs_as_its_forward_calls_do(axis):
     check_same(there, here, 5e-3)
 
 
+@pytest.mark.parametrize("batch_size", [125, 50, 60])
+def test_layers_draw_after_a_fit_what_they_draw_after_one_on_the_cpu(batch_size):
+    """A forward pass in training by hand takes the next numbers of each layer."""
+
+    def make():
+        return xnn.Sequential(
+            layers.Rescale(1 / 255),
+            layers.Dropout(0.3),
+            DrawsTwice(),
+            layers.Dense(FEATURES, CLASSES),
+            seed=2,
+        )
+
+    outputs = []
+    for name in ("numpy", "cupy"):
+        trainer = train(name, make, batch_size=batch_size)[0]
+        lib, parts = trainer.model.backend, trainer.model.layers[1:3]
+        ones = lib.to_device(np.ones((3, FEATURES), np.float32))
+        outputs.append([lib.to_host(part.forward(ones, training=True)) for part in parts])
+    for here, there in zip(*outputs, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
+
+
 def state_of(trainer):
     return [trainer.model.backend.to_host(value.value) for _, value in trainer.model.named_state()]
 

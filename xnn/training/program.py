@@ -63,6 +63,10 @@ class Program:
         self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
         by_ops: list[Call] = []
         self._steps = tuple(bind(lib, table, self.calls, by_ops))
+        #: The layers whose random numbers kernels draw, and how often in a step.
+        self._drawn = Counter(
+            call.options["layer"] for call in self.calls if call.kind == "draw" and call not in by_ops
+        )
         self.by_ops = by_ops if feed is not None else []
         #: How many steps it takes at once, at most.
         self.most = 1 if feed is None or self.by_ops else feed.most
@@ -99,6 +103,11 @@ class Program:
         self.feed.send(number, len(batches[0]))
         self._loop(count)
         return count
+
+    def leave_streams(self, seed: int, step: int) -> None:
+        """Let layers go on as if they had drawn themselves what kernels drew in this step, the last."""
+        for layer, times in self._drawn.items():
+            layer.set_stream(seed, step + times)
 
     @property
     def calls_per_step(self) -> int:
@@ -175,7 +184,8 @@ def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) 
     for node in trace.order:
         if isinstance(node, Drawn):
             # A layer that draws several times in a step takes the numbers of the next steps, as `make` does.
-            options = {"make": node.make, "recipe": node.recipe, "again": before[node.layer]}
+            options = {"make": node.make, "recipe": node.recipe, "layer": node.layer}
+            options["again"] = before[node.layer]
             draws.append(Call("draw", None, (), (slots[node],), options))
             before[node.layer] += 1
     return gather + draws
