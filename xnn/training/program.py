@@ -62,7 +62,9 @@ class Program:
         #: Whether a step draws random numbers, or runs a layer that may.
         self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
         by_ops: list[Call] = []
-        self._steps = tuple(bind(lib, table, self.calls, by_ops))
+        draws = [call for call in self.calls if call.kind == "draw" and not table.accepts(call)]
+        self._draws = tuple(bind(lib, table, draws, by_ops))
+        self._steps = tuple(bind(lib, table, [call for call in self.calls if call not in draws], by_ops))
         #: The layers whose random numbers kernels draw, and how often in a step.
         self._drawn = Counter(
             call.options["layer"] for call in self.calls if call.kind == "draw" and call not in by_ops
@@ -73,12 +75,17 @@ class Program:
         self._loop = None if feed is None else feed.loop(self._steps, captures=not self.by_ops)
 
     def begin(self, rows: np.ndarray) -> None:
-        """Set the rows of the data and the options of the optimizer for the next step."""
+        """Set the rows of the data, what ops draw, and the options of the optimizer for the next step.
+
+        The options come last: what a schedule assigns to a layer then counts from the step after.
+        """
         if self.store.running is not self:
             self.store.running = self
             self.store.touch()
         self.store.go_live()
         np.copyto(self.cursor.rows, rows)
+        for draw in self._draws:
+            draw()
         self.store.advance()
 
     def steps(self, batches: Sequence[np.ndarray], number: int) -> int:
@@ -112,7 +119,7 @@ class Program:
     @property
     def calls_per_step(self) -> int:
         """The number of functions that a step calls; with CUDA kernels, of launches and products."""
-        return len(self._steps)
+        return len(self._draws) + len(self._steps)
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))
