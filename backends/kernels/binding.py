@@ -36,7 +36,7 @@ def bind_each(
     op's forward has saved, and a kernel's what the kernel has.
     """
     chosen = {call: table.accepts(call) and not any(slot.replaced for slot in call.slots()) for call in calls}
-    pairs = [(call, part.forward) for call in calls for part in (call, *call.parts) if part.forward in chosen]
+    pairs = [(call, part.forward) for call in calls for part in call.with_parts() if part.forward in chosen]
     for call, forward in pairs * 2:  # twice, since a fused backward call can have two forward calls
         if forward is not None:
             chosen[call] = chosen[forward] = chosen[call] and chosen[forward]

@@ -6,7 +6,7 @@ into a function without arguments: a kernel if the backend's KernelTable has one
 | kind | reads | writes | what it does |
 |---|---|---|---|
 | gather | - | batch | copies the step's rows of the data to the device; options: source, cursor, Rescale's numbers |
-| draw | - | mask | makes random numbers for this step; options: make, and recipe for kernels |
+| draw | - | mask | makes random numbers for this step; options: make and layer; for kernels recipe and again |
 | forward | the op's inputs | output | runs op.forward; keeps `saved` for the backward call |
 | backward | gradient | gradient per input | runs op.backward of the call `forward` |
 | keep | arrays, a value | arrays | updates running statistics or averages of weights by a rule |

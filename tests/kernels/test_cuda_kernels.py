@@ -25,7 +25,7 @@ from xnn import ops, optimizers
 from xnn.backends import Purpose, Stream, available_backends, get_backend
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Cursor, Slot
-from xnn.backends.kernels.cuda import data_set, launch, update_kernels
+from xnn.backends.kernels.cuda import data_set, dense_kernels, launch, update_kernels
 from xnn.backends.kernels.cuda.activation_kernels import CURVES
 from xnn.backends.kernels.cuda.activation_kernels import SHAPES as SHAPE_OPS
 from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, by_one_block
@@ -108,6 +108,12 @@ def test_dense(both, dtype, shape, activation, bias):
         close(*found[name], terms, size=4.0)
     for name in ("x", "w", "b"):
         assert found[name][0].tobytes() == found[name][1].tobytes(), f"{name} was written"
+
+
+def test_more_rows_than_a_grid_has_blocks(both, monkeypatch):
+    """A block then adds up more rows."""
+    monkeypatch.setattr(dense_kernels, "MOST_BLOCKS", 2)
+    test_dense(both, "float32", (1100, 4, 40), ops.relu, True)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:], ids=lambda a: a.name)
@@ -359,6 +365,25 @@ RESCALES = {
         "shift": np.array([0.1, 1.7e9, -3.3]),
     },
 }
+
+
+def test_rows_that_are_copied_by_words_begin_at_a_word(gpu):
+    """A GPU refuses to read a word elsewhere, and a user's array may be a part of another one."""
+    data = gpu.to_device(np.arange(41, dtype=np.uint8))[1:].reshape(10, 4)
+    x = Slot("x", (3, 4), np.dtype(np.uint8))
+    table = gpu.kernels("cuda")
+    feed = table.feed((), 3, ())
+    rows = np.array([9, 0, 3])
+    (launch,) = steps = bind(
+        gpu, table, [Call("gather", None, (), (x,), {"source": data, "cursor": Cursor(rows)})]
+    )
+    feed.put(rows)
+    feed.send(0, 3)
+    feed.loop(steps)(1)
+    np.testing.assert_array_equal(gpu.to_host(x.array), gpu.to_host(data)[rows])
+    sides = [a for a in launch._prepared[0] if type(a).__name__ == "Side"]
+    assert any(side.source for side in sides)
+    assert all((side.source or 0) % 4 == 0 for side in sides)
 
 
 @pytest.mark.parametrize("source", SOURCES)

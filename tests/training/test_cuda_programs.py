@@ -3,6 +3,7 @@
 On a GPU, or on the emulated one. The counts of what is asked of the device need the emulated one, which records it.
 """
 
+import gc
 import inspect
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 import xnn
 from xnn import layers, losses, ops, optimizers, schedules
 from xnn.backends import available_backends, cupy_backend, get_backend, numerics
+from xnn.backends.kernels.cuda import cublas
 from xnn.backends.kernels.cuda import feed as feeds
 from xnn.backends.kernels.cuda import table as tables
 from xnn.backends.kernels.cuda.cublas import Product
@@ -210,6 +212,23 @@ def test_threads_have_streams_of_their_own():
         thread.join()
     assert look is fitting.Fit.look
     assert results == [alone[1:7]] * 2
+
+
+def test_threads_that_follow_one_another_share_a_handle():
+    """A handle of cuBLAS has 32 MiB of scratch memory."""
+
+    def used():
+        gc.collect()
+        return get_backend("cupy").memory()["used"]
+
+    found = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: found.append(bits(train("cupy", epochs=1))))
+        thread.start()
+        thread.join()
+        found.append(used())
+    assert found[0] == found[2] == found[4]
+    assert found[5] < found[1] + cublas._WORKSPACE
 
 
 def stepper_of(trainer, batch=BATCH, data=(X, Y)):
@@ -610,16 +629,17 @@ def test_data_on_the_gpu_are_used_where_they_are():
     check_same(there, here)
 
 
-@pytest.mark.parametrize("where", ["host", "device", "turned on the device"])
+@pytest.mark.parametrize("where", ["host", "gpu", "gpu, by columns", "gpu, every second column"])
 def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch(where):
-    """Also to an array on the GPU that the kernels have a contiguous copy of."""
-    results = []
+    lib, results = get_backend("cupy"), []
+    there = {
+        "host": np.copy,
+        "gpu": lib.to_device,
+        "gpu, by columns": lambda x: lib.to_device(np.ascontiguousarray(x.T)).T,
+        "gpu, every second column": lambda x: lib.to_device(np.repeat(x, 2, axis=1))[:, ::2],
+    }
     for name in ("numpy", "cupy"):
-        x = X.copy()
-        if where != "host":
-            x = get_backend(name).to_device(x)
-        if "turned" in where:
-            x = x.T.copy().T
+        x = X.copy() if name == "numpy" else there[where](X)
 
         class Inverts(Callback):
             def on_epoch_end(self, history, results, x=x):
@@ -666,6 +686,18 @@ def test_batches_by_hand_may_be_larger_than_those_of_the_fit():
         stepper.step(np.arange(201), 0)
     stepper.step(np.arange(2), 0)
     assert len(stepper.take()[0]) == 1
+
+
+@pytest.mark.parametrize(("limit", "most"), [(100 * BATCH, 100), (7 * BATCH + 1, 7), (BATCH - 1, 1)])
+def test_chunks_of_large_batches_have_fewer_steps(monkeypatch, limit, most):
+    """The numbers of their rows are kept in pinned memory of the host."""
+    whole = bits(train("cupy"))
+    monkeypatch.setattr(feeds, "_ROW_NUMBERS", limit)
+    trained = train("cupy")
+    stepper = stepper_of(trained[0])
+    assert stepper.programs[BATCH].most == most
+    assert stepper.feed._staging[0].memory.mem.size < 8 * (max(limit, BATCH) + 2000)
+    assert bits(trained) == whole
 
 
 def test_evaluation_and_prediction_wait_once():

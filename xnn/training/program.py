@@ -66,6 +66,10 @@ class Program:
         by_ops: list[Call] = []
         self._steps = tuple(bind(lib, table, self.calls, by_ops))
         self.by_ops = [call for call in by_ops if call.kind != "options"] if feed is not None else []
+        #: The layers whose random numbers kernels draw, and how often in a step.
+        self._drawn = Counter(
+            call.options["layer"] for call in self.calls if call.kind == "draw" and call not in by_ops
+        )
         #: How many steps it takes at once, at most.
         self.most = 1 if feed is None or self.by_ops else feed.most
         self.whole = self._whole(table, keep_gradients)
@@ -134,13 +138,19 @@ class Program:
         self._loop(count)
         return count
 
+    def leave_streams(self, seed: int, step: int) -> None:
+        """Let layers go on as if they had drawn themselves what kernels drew in this step, the last."""
+        for layer, times in self._drawn.items():
+            layer.set_stream(seed, step + times)
+
     @property
     def calls_per_step(self) -> int:
         """The number of functions that a step calls; with CUDA kernels, of launches and products.
 
         It is 0 where one kernel runs all steps of a chunk.
         """
-        return len(self._steps) if self.whole is None or self.whole.run is None else 0
+        whole = self.whole is not None and self.whole.run is not None
+        return 0 if whole else len(self._steps)
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))
@@ -217,11 +227,15 @@ def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) 
         Call("gather", None, (), (slots[node],), {"source": source, "cursor": cursor})
         for node, source in zip(trace.inputs, sources, strict=True)
     ]
-    return gather + [
-        Call("draw", None, (), (slots[node],), {"make": node.make, "recipe": node.recipe})
-        for node in trace.order
-        if isinstance(node, Drawn)
-    ]
+    draws, before = [], Counter[Any]()
+    for node in trace.order:
+        if isinstance(node, Drawn):
+            # A layer that draws several times in a step takes the numbers of the next steps, as `make` does.
+            options = {"make": node.make, "recipe": node.recipe, "layer": node.layer}
+            options["again"] = before[node.layer]
+            draws.append(Call("draw", None, (), (slots[node],), options))
+            before[node.layer] += 1
+    return gather + draws
 
 
 def _forward(trace: Trace, slots: Slots) -> dict[Recorded, Call]:

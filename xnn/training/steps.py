@@ -208,6 +208,7 @@ class Stepper:
             done += program.steps(batches[done:], number + done)
             if program.draws and done > 1:  # as after single steps
                 self.model.set_stream(self.batches.seed, number + done - 1)
+            program.leave_streams(self.batches.seed, number + done - 1)
 
     def seconds_per_step(self, number: int) -> float:
         """The median time of a step on the first rows, in seconds. The measured steps are undone."""

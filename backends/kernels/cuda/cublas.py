@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary, finalize
 
 from xnn.backends.cupy_failures import first_line
 from xnn.backends.kernels.cuda.launch import address, cupy
@@ -53,16 +55,12 @@ def _failure(what: str, status: int) -> Exception:
 
 
 class Cublas:
-    """A handle of cuBLAS for one stream."""
+    """A handle of cuBLAS, for one stream at a time."""
 
-    def __init__(self, stream: Any) -> None:
-        self.library, self.handle, self.stream = library(), ctypes.c_void_p(), stream
+    def __init__(self) -> None:
+        self.library, self.handle = library(), ctypes.c_void_p()
         self.check("cublasCreate_v2", ctypes.byref(self.handle))
-        self.check("cublasSetStream_v2", self.handle, ctypes.c_void_p(stream.ptr))
-        # After the stream: setting the stream takes the workspace away.
         self.workspace = cupy().empty(_WORKSPACE, "uint8")
-        place, size = ctypes.c_void_p(address(self.workspace)), ctypes.c_size_t(_WORKSPACE)
-        self.check("cublasSetWorkspace_v2", self.handle, place, size)
         self.check("cublasSetMathMode", self.handle, 0)
         self._mode = _HOST
         #: The numbers 0 and 1 on the host, and 1 on the GPU, of both dtypes.
@@ -70,6 +68,13 @@ class Cublas:
             "float32": (ctypes.c_float(0), ctypes.c_float(1), cupy().ones(1, "float32")),
             "float64": (ctypes.c_double(0), ctypes.c_double(1), cupy().ones(1, "float64")),
         }
+
+    def use(self, stream: Any) -> None:
+        """Compute on this stream from now on."""
+        self.check("cublasSetStream_v2", self.handle, ctypes.c_void_p(stream.ptr))
+        # After the stream: setting the stream takes the workspace away.
+        place, size = ctypes.c_void_p(address(self.workspace)), ctypes.c_size_t(_WORKSPACE)
+        self.check("cublasSetWorkspace_v2", self.handle, place, size)
 
     def check(self, name: str, *arguments: Any) -> None:
         """Call a function. Raises CuPy's CUBLASError with its name if it fails."""
@@ -84,15 +89,22 @@ class Cublas:
             self._mode = mode
 
 
-_handles: dict[tuple[int, int], Cublas] = {}
+#: By stream, and by number of the device, since all devices have the default stream.
+_handles: WeakKeyDictionary[Any, dict[int, Cublas]] = WeakKeyDictionary()
+#: By number of the device, the handles of streams that ended: a thread's stream ends with it.
+_spare: defaultdict[int, list[Cublas]] = defaultdict(list)
 
 
 def cublas_of(stream: Any) -> Cublas:
-    """The handle for a stream, made at the first use."""
-    key = int(cupy().cuda.Device().id), int(stream.ptr)
-    if key not in _handles:
-        _handles[key] = Cublas(stream)
-    return _handles[key]
+    """The handle for a stream: that of a stream that ended, or a new one."""
+    handles, number = _handles.setdefault(stream, {}), int(cupy().cuda.Device().id)
+    if number not in handles:
+        spare = _spare[number]
+        found = spare.pop() if spare else Cublas()
+        found.use(stream)
+        handles[number] = found
+        finalize(stream, spare.append, found)
+    return handles[number]
 
 
 class Product:

@@ -11,6 +11,7 @@ import numpy as np
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import (
+    MOST_BLOCKS,
     THREADS,
     TYPES,
     Launch,
@@ -22,12 +23,11 @@ from xnn.backends.kernels.cuda.launch import (
 from xnn.backends.random import Mask, mask_threshold
 
 __all__ = [
-    "Gather", "dropout", "dropout_backward", "gather", "keep_mask", "rescale", "serves_dropout", "serves_gather",
-    "serves_mask",
+    "Gather", "drawn_from", "dropout", "dropout_backward", "gather", "keep_mask", "rescale", "serves_dropout",
+    "serves_gather", "serves_mask",
 ]  # fmt: skip
 
 _PLAIN, _IN_REAL, _IN_DOUBLE = 0, 1, 2
-_MOST_BLOCKS = 65535  # in the second dimension of a grid
 _SIDES = 3
 
 
@@ -95,7 +95,7 @@ class Gather:
         real = batch.array.dtype if batch.array.dtype.kind == "f" else np.float32
         module = compiled("gather", real, SOURCE=str(source.dtype))
         most = max([width, *(side.words for side in sides)])
-        grid = -(-most // THREADS), min(n, _MOST_BLOCKS)
+        grid = -(-most // THREADS), min(n, MOST_BLOCKS)
         if not all(grid):
             return []
         first = self.feed.state[3:] if self.streamed else None
@@ -133,11 +133,17 @@ def serves_mask(call: Call) -> bool:
     return isinstance(call.options.get("recipe"), Mask)
 
 
+def drawn_from(call: Call, feed: DeviceFeed) -> tuple[Any, ...]:
+    """The arguments of a kernel that say which random numbers a draw call takes."""
+    recipe = call.options["recipe"]
+    return feed.state, feed.position, call.options.get("again", 0), recipe.index, int(recipe.purpose)
+
+
 def keep_mask(call: Call, feed: DeviceFeed) -> Any:
     """Draw dropout's mask of this step."""
     target, mask = call.writes[0], call.options["recipe"]
     assert target is not None
-    numbers = feed.state, feed.position, mask.index, int(mask.purpose), mask_threshold(mask.rate)
+    numbers = *drawn_from(call, feed), mask_threshold(mask.rate)
     size, module = math.prod(target.shape), compiled("dropout", np.float32)
     return by_element(module, "keep_mask", size, (target.array, size, *numbers), feed.stream, each=8)
 

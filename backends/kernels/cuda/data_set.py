@@ -94,17 +94,16 @@ class Resident:
     def reload(self) -> None:
         """Copy again what was copied: the owner of an array may have written to it."""
         for source, array in self._held.values():
-            if array is source:
-                continue
-            if not isinstance(source, np.ndarray):
-                array[...] = source  # which is not contiguous
-            else:
+            if isinstance(source, np.ndarray):
                 array.set(np.ascontiguousarray(source), stream=cupy().cuda.get_current_stream())
+            elif source is not array:  # its contiguous copy
+                array[...] = source
 
     def there(self, source: Any) -> Any:
-        """The array in the GPU's memory, contiguous."""
+        """The array in the GPU's memory, contiguous, and at an address where words of 4 bytes can be read."""
         if id(source) not in self._held:
-            self._held[id(source)] = source, cupy().ascontiguousarray(cupy().asarray(source))
+            array = cupy().ascontiguousarray(cupy().asarray(source))
+            self._held[id(source)] = source, array.copy() if address(array) % 4 else array
         return self._held[id(source)][1]
 
 

@@ -24,6 +24,7 @@ __all__ = ["LONGEST", "DeviceFeed"]
 
 #: The most steps in a chunk. The trainer looks at the losses after this many.
 LONGEST = 100
+_ROW_NUMBERS = 2**20  # of a chunk, at most, unless one step has more: 8 MiB
 _STATE = 4  # cells: number of the first step, steps recorded before, seed, where streamed rows begin
 
 
@@ -70,12 +71,13 @@ class DeviceFeed:
         lengths = [len(group.numbers) for group in self.groups]
         self._spans = list(zip(np.cumsum([0, *lengths]).tolist(), lengths, strict=False))
         self.width, self.count, self.recorded = sum(lengths), 0, 0
+        self._longest = max(1, min(LONGEST, _ROW_NUMBERS // max(1, rows)))
         self._options = _STATE
-        self._rates = self._options + LONGEST * self.width
-        self._rows = self._rates + LONGEST * len(self.groups)
-        cells = self._rows + LONGEST * rows
+        self._rates = self._options + self._longest * self.width
+        self._rows = self._rates + self._longest * len(self.groups)
+        cells = self._rows + self._longest * rows
         layout = (self._options, self.width), (self._rates, len(self.groups))
-        self._staging = [_Staging(cells, layout, LONGEST) for _ in range(2)]
+        self._staging = [_Staging(cells, layout, self._longest) for _ in range(2)]
         self._there = cupy().zeros(cells, "int64")
         self.state = self._there[:_STATE]
         self.options = self._there[self._options : self._rates]
@@ -87,7 +89,7 @@ class DeviceFeed:
     @property
     def most(self) -> int:
         """How many steps a chunk may have; known when a program is bound."""
-        return min(LONGEST, self.data.steps)
+        return min(self._longest, self.data.steps)
 
     @property
     def streaming(self) -> str:

@@ -24,6 +24,8 @@ TYPES = {
 CALLED = {"persistent": ("gather", "loss", "activations", "updates")}
 #: Threads of a block where each has one element.
 THREADS = 256
+#: The most blocks in the second dimension of a grid.
+MOST_BLOCKS = 65535
 _MAX_DYNAMIC_SHARED_SIZE, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 8, 14  # of CUfunction_attribute
 _PORTABLE_CLUSTER = 8  # blocks, which every GPU with clusters can run together
 

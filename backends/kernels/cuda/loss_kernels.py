@@ -10,7 +10,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
-from xnn.backends.kernels.cuda.dense_kernels import KINDS, Sums, serves_elements
+from xnn.backends.kernels.cuda.dense_kernels import KINDS, Sums, countable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import THREADS, Launch, compiled, cupy, structure
 from xnn.backends.kernels.numpy_kernels import serves_labels as has_labels
@@ -39,12 +39,12 @@ def _whole(dtype: Any) -> bool:
 
 def serves_cross_entropy(call: Call) -> bool:
     """Whether the call is the plain loss with integer labels."""
-    return is_plain(call) and serves_elements(call) and _whole(call.reads[1].dtype)
+    return is_plain(call) and countable(call) and _whole(call.reads[1].dtype)
 
 
 def serves_accuracy(call: Call) -> bool:
     """Whether there are outputs (n, classes) and integer labels (n,)."""
-    return has_labels(call) and serves_elements(call) and _whole(call.reads[1].dtype)
+    return has_labels(call) and countable(call) and _whole(call.reads[1].dtype)
 
 
 def serves_collect(call: Call) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from xnn import ops
 from xnn.backends.kernels.calls import Call
+from xnn.backends.kernels.cuda.dense_kernels import countable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.image_kernels import windows
 from xnn.backends.kernels.cuda.launch import THREADS, Launch, by_element, compiled, cupy
@@ -19,7 +20,7 @@ __all__ = ["mean", "mean_backward", "pool", "pool_backward", "serves_mean", "ser
 
 def serves_pool(call: Call) -> bool:
     """Whether no array is empty, all have one dtype, and 31 bits can count the elements of each."""
-    return fits(call) and all(math.prod(slot.shape) < 2**31 for slot in call.slots())
+    return fits(call) and countable(call)
 
 
 def _windows(forward: Call) -> tuple[Any, Any]:
