@@ -18,17 +18,17 @@ __all__ = ["bind", "bind_each", "interpret"]
 
 
 def bind(
-    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: list[Call] | None = None
+    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: dict[Any, Call] | None = None
 ) -> list[Runnable]:
     """Turn a list of calls into functions without arguments: kernels where the table has them, ops elsewhere.
 
-    by_ops: a list to which the calls that ops run are added.
+    by_ops: a dictionary to which the functions that run ops are added, with their calls.
     """
     return table.assemble(bind_each(lib, table, calls, by_ops))
 
 
 def bind_each(
-    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: list[Call] | None = None
+    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: dict[Any, Call] | None = None
 ) -> list[Any]:
     """Return a function for each call: the table's kernel, or else one that runs the op; `by_ops` as for `bind`.
 
@@ -44,9 +44,10 @@ def bind_each(
         for slot in call.slots() if chosen[call] else ():
             if slot.array is None or not slot.fixed:
                 slot.allocate(lib)
+    bound = [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
     if by_ops is not None:
-        by_ops.extend(call for call in calls if not chosen[call])
-    return [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
+        by_ops.update({run: call for run, call in zip(bound, calls, strict=True) if not chosen[call]})
+    return bound
 
 
 def interpret(lib: Any, call: Call) -> Runnable:

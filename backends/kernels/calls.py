@@ -173,8 +173,16 @@ class Feed(Protocol):
     def send(self, number: int, rows: int) -> None:
         """Copy what was put; `number` is that of the first step, `rows` the size of each batch."""
 
-    def loop(self, steps: Sequence[Runnable], captures: bool = True) -> Callable[[int], None]:
-        """Return a function that runs a program's steps a number of times, captured if `captures`."""
+    def loop(
+        self,
+        steps: Sequence[Runnable],
+        captures: bool = True,
+        refused: Callable[[Runnable], None] | None = None,
+    ) -> Callable[[int], None]:
+        """Return a function that runs a program's steps a number of times, captured if `captures`.
+
+        refused: for steps among which are ops: called with the one that could not be captured, if there is one.
+        """
 
     def take(self) -> dict[int, np.ndarray]:
         """Return what was recorded since the last call, by column. Waits for the device."""

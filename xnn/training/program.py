@@ -9,15 +9,17 @@ it by a few named rules. The backend binds each call to a kernel over fixed buff
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.binding import bind
-from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot
+from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Runnable, Slot
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded
@@ -38,9 +40,10 @@ class Program:
 
     flat: the list from `flatten`. cursor: the row numbers of the step, which its gather calls read. keep_gradients:
     whether callbacks read gradients, so that every gradient must be computed. feed: what brings the numbers of steps
-    to a GPU, or None.
+    to a GPU, or None. tell: called with the calls that turn out to keep the steps from being captured.
 
-    by_ops: the calls without a kernel, if the table is a GPU's. A program with some takes one step at a time.
+    by_ops: the calls without a kernel, if the table is a GPU's; a graph records the operations on arrays that their
+    ops ask for. eager: those of them for which no graph can be made. Such a program takes one step at a time.
     """
 
     def __init__(
@@ -52,8 +55,9 @@ class Program:
         cursor: Cursor,
         keep_gradients: bool = False,
         feed: Feed | None = None,
+        tell: Callable[[Sequence[Call]], None] = lambda calls: None,
     ) -> None:
-        self.store, self.cursor, self.feed = store, cursor, feed
+        self.store, self.cursor, self.feed, self._tell = store, cursor, feed, tell
         self.calls = fuse(list(flat), table, keep_gradients)
         folded = {
             id(slot) for call in self.calls if call.kind == "backward" and call.rule for slot in call.writes
@@ -61,11 +65,21 @@ class Program:
         store.folded.update(p for p, slot in store.values.items() if id(slot) in folded)
         #: Whether a step draws random numbers, or runs a layer that may.
         self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
-        by_ops: list[Call] = []
-        self._steps = tuple(bind(lib, table, self.calls, by_ops))
-        self.by_ops = by_ops if feed is not None else []
-        self._most = 1 if self.by_ops else table.chunk
-        self._loop = None if feed is None else feed.loop(self._steps, captures=not self.by_ops)
+        found: dict[Any, Call] = {}
+        self._steps = tuple(bind(lib, table, self.calls, found))
+        self._ops = found if feed is not None else {}
+        self.by_ops = list(self._ops.values())
+        self.eager = [call for call in self.by_ops if _needs_host(call)]
+        self._refused = None if self.eager or not self.by_ops else self._refuse
+        self._most = 1 if self.eager else table.chunk
+        #: What the ops read that is not made in the step: a graph has the addresses of arrays, and the numbers.
+        written = {id(slot) for call in self.calls for slot in call.writes}
+        read = {id(slot): slot for call in self.by_ops for part in call.with_parts() for slot in part.slots()}
+        self._from_outside = [slot for key, slot in read.items() if key not in written and not slot.fixed]
+        self._seen: list[Any] = []
+        self._loop: Callable[[int], None] | None = None
+        if self.eager:
+            tell(self.eager)
 
     def begin(self, rows: np.ndarray) -> None:
         """Set the rows of the data and the options of the optimizer for the next step."""
@@ -81,7 +95,7 @@ class Program:
 
         batches: rows of the data, equally many. number: of the first step, counted over all fits.
         """
-        if self._loop is None or self.feed is None:
+        if self.feed is None:
             self.begin(batches[0])
             for run in self._steps:
                 run()
@@ -96,8 +110,21 @@ class Program:
             if assignments[0] != seen:  # a schedule has changed a layer: the next step needs another program
                 break
         self.feed.send(number, len(batches[0]))
-        self._loop(count)
+        self._looped(self.feed)(count)
         return count
+
+    def _looped(self, feed: Feed) -> Callable[[int], None]:
+        """The loop over the steps of a chunk; a new one, without graphs, if ops would now read something else."""
+        seen = [slot.array for slot in self._from_outside]
+        seen += [part for call in self.by_ops for part in _held_by(call.op)]
+        if self._loop is None or len(seen) != len(self._seen) or any(map(operator.is_not, seen, self._seen)):
+            self._loop, self._seen = feed.loop(self._steps, not self.eager, self._refused), seen
+        return self._loop
+
+    def _refuse(self, step: Runnable) -> None:
+        """Note which call cannot be captured."""
+        self.eager = [self._ops[step]] if step in self._ops else self.by_ops
+        self._tell(self.eager)
 
     @property
     def calls_per_step(self) -> int:
@@ -106,6 +133,24 @@ class Program:
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))
+
+
+def _needs_host(call: Call) -> bool:
+    """Whether a call that an op runs does something else than operations on arrays, which is new in each step."""
+    parts = call.with_parts()
+    if any(part.kind in ("gather", "draw", "collect", "update", "optimizer") for part in parts):
+        return True
+    return any(isinstance(part.op, Op) and (part.op.opaque or hasattr(part.op, "owner")) for part in parts)
+
+
+def _held_by(op: Any) -> Iterator[Any]:
+    """What an op, a metric or a function of the user's computes with besides its arguments."""
+    for part in (op, getattr(op, "__self__", None)):
+        for value in (*getattr(part, "__dict__", {}).values(), *(getattr(part, "__defaults__", None) or ())):
+            yield value
+            if isinstance(value, FunctionType):
+                yield from _held_by(value)
+        yield from (cell.cell_contents for cell in getattr(part, "__closure__", None) or ())
 
 
 def flatten(

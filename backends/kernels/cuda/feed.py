@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
 
-from xnn.backends.kernels.calls import Runnable
+from xnn.backends.kernels.calls import Runnable, nothing
+from xnn.backends.kernels.cuda.array_ops import GraphMemory, products_on
 from xnn.backends.kernels.cuda.cublas import Cublas, cublas_of
 from xnn.backends.kernels.cuda.launch import address, cupy, structure
 
@@ -111,6 +113,7 @@ class DeviceFeed:
         self.rows = self._there[self._rows :]
         self.record = cupy().zeros((LONGEST, max(1, len(self.collected))), "float64")
         self._flushed: list[np.ndarray] = []
+        self._memory: GraphMemory | None = None  # of arrays that ops make in graphs
 
     @property
     def cublas(self) -> Cublas:
@@ -202,42 +205,69 @@ class DeviceFeed:
         self.forget()
         return {column: rows[:, column].copy() for column in self.columns}
 
-    def loop(self, steps: Sequence[Runnable], captures: bool = True) -> Callable[[int], None]:
+    def loop(
+        self,
+        steps: Sequence[Runnable],
+        captures: bool = True,
+        refused: Callable[[Runnable], None] | None = None,
+    ) -> Callable[[int], None]:
         """Return a function that runs these steps as often as it is told, with `position` 0, 1, 2, ...
 
         captures: whether the loop may be captured. A number that comes for the second time is: a graph costs more
         than it saves in a chunk that does not come again. On the default stream nothing can be captured.
+
+        refused: for steps among which are ops. If one of them cannot be captured, it is called with that step, and
+        the steps run one by one from then on.
         """
         position, stream = self.position, self.stream
         graphs: dict[int, Any] = {}
         captures = captures and stream.ptr not in (0, 1, 2)
+        step: Runnable = nothing
 
         def each(count: int) -> None:
+            nonlocal step
             for number in range(count):
                 position.value = number
-                for step in steps:
+                for step in steps:  # noqa: B007 # the last one is asked for if it fails
                     step()
 
         def run(count: int) -> None:
+            nonlocal captures
+            if captures and graphs.get(count, self) is None:
+                try:
+                    graphs[count] = self._captured(lambda: each(count), with_ops=refused is not None)
+                except RuntimeError:  # another error than that of the capture comes again in the steps below
+                    if refused is None:
+                        raise
+                    captures = False
+                    refused(step)
             if captures and count in graphs:
-                if graphs[count] is None:
-                    graphs[count] = self._captured(lambda: each(count))
                 graphs[count].launch(stream)
             else:
                 graphs[count] = None
                 each(count)
 
-        return run
+        if refused is None:
+            return run
 
-    def _captured(self, run: Runnable) -> Any:
-        """Return the CUDA graph of what a function launches."""
+        def with_ops(count: int) -> None:
+            with products_on(self.cublas):
+                run(count)
+
+        return with_ops
+
+    def _captured(self, run: Runnable, with_ops: bool = False) -> Any:
+        """Return the CUDA graph of what a function launches. with_ops: whether it makes arrays."""
+        if with_ops and self._memory is None:
+            self._memory = GraphMemory()
         try:
-            self.stream.begin_capture()
-            run()
+            with nullcontext() if self._memory is None else self._memory.used():
+                self.stream.begin_capture()
+                run()
+                graph = self.stream.end_capture()
         except BaseException:
-            if self.stream.is_capturing():
+            with suppress(Exception):  # a capture that has failed ends with an error of its own
                 self.stream.end_capture()
             raise
-        graph = self.stream.end_capture()
         graph.upload(self.stream)
         return graph
