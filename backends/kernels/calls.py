@@ -185,7 +185,7 @@ class Feed(Protocol):
         """
 
     def take(self) -> dict[int, np.ndarray]:
-        """Return what was recorded since the last call, by column. Waits for the device."""
+        """Return what was recorded since the last call, by the number of its list. Waits for the device."""
 
     def forget(self) -> None:
         """Forget what was recorded."""

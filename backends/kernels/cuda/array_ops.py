@@ -73,7 +73,10 @@ def products_on(cublas: Cublas) -> Iterator[None]:
 
 
 class OpsNamespace:
-    """The namespace in which ops compute: the Array API's, with products that can be captured within `products_on`."""
+    """The namespace in which ops compute: the Array API's, where some functions are written so that a graph can hold them.
+
+    array-api-compat's clip and sign choose elements by masks, for which the host must wait.
+    """
 
     def __init__(self, xp: Any) -> None:
         self._xp = xp
@@ -82,6 +85,19 @@ class OpsNamespace:
         found = getattr(self._xp, name)
         setattr(self, name, found)  # the next time, Python finds it without a call
         return found
+
+    def clip(self, x: Any, min: Any = None, max: Any = None) -> Any:
+        """x between two bounds, as the Array API's clip."""
+        numbers = all(bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in (min, max))
+        if not numbers or not self.isdtype(x.dtype, "real floating"):
+            return self._xp.clip(x, min, max)
+        x = x if min is None else self.where(x < min, min, x)
+        return x if max is None else self.where(x > max, max, x)
+
+    def sign(self, x: Any) -> Any:
+        """-1, 0 or 1 for each element, and NaN for NaN."""
+        real = self.isdtype(x.dtype, "real floating")
+        return self.where(x == x, cupy().sign(x), x) if real else self._xp.sign(x)
 
     def matmul(self, a: Any, b: Any) -> Any:
         """The matrix product of arrays of any number of axes, as the Array API's matmul."""

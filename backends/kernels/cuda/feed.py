@@ -10,6 +10,7 @@ length.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -25,6 +26,8 @@ __all__ = ["LONGEST", "DeviceFeed", "Resident"]
 
 #: The most steps in a chunk. The trainer looks at the losses after this many.
 LONGEST = 100
+#: The most numbers in an array that a step records.
+_WIDEST = 2**14
 _STATE = 3  # cells: number of the first step, steps recorded before, seed
 _TO_DEVICE = 1  # cudaMemcpyHostToDevice
 
@@ -111,7 +114,8 @@ class DeviceFeed:
         self.options = self._there[self._options : self._rates]
         self.rates = self._there[self._rates : self._rows]
         self.rows = self._there[self._rows :]
-        self.record = cupy().zeros((LONGEST, max(1, len(self.collected))), "float64")
+        self._places: dict[int, tuple[int, tuple[int, ...]]] = {}  # of lists: first column of the record, shape
+        self._record: Any = None
         self._flushed: list[np.ndarray] = []
         self._memory: GraphMemory | None = None  # of arrays that ops make in graphs
 
@@ -137,15 +141,35 @@ class DeviceFeed:
     def _number(self, group: Any) -> int:
         return next(number for number, known in enumerate(self.groups) if known is group)
 
+    @property
+    def record(self) -> Any:
+        """The record; made when the programs' first kernel needs it, with the columns that it then has."""
+        if self._record is None:
+            width = sum(math.prod(shape) for _, shape in self._places.values())
+            self._record = cupy().zeros((LONGEST, max(1, width)), "float64")
+        return self._record
+
     def record_of(self) -> Any:
         """The kernels' structure of the record."""
         return structure("Record", numbers=self.record, state=self.state, columns=self.record.shape[1])
 
-    def column_of(self, into: Any) -> int:
-        """The column of the record that stands for a list of collected numbers; it is then filled by kernels."""
-        column = next(number for number, known in enumerate(self.collected) if known is into)
-        self.columns.add(column)
-        return column
+    def can_collect(self, into: Any, shape: tuple[int, ...]) -> bool:
+        """Whether the record has, or can get, columns for arrays of this shape that are collected in a list."""
+        place = self._places.get(self._list(into))
+        return self._record is None and math.prod(shape) <= _WIDEST if place is None else place[1] == shape
+
+    def column_of(self, into: Any, shape: tuple[int, ...] = ()) -> int:
+        """The first column of the record that stands for a list of collected numbers or arrays.
+
+        It is then filled by kernels.
+        """
+        number = self._list(into)
+        self.columns.add(number)
+        start = sum(math.prod(shape) for _, shape in self._places.values())
+        return self._places.setdefault(number, (start, shape))[0]
+
+    def _list(self, into: Any) -> int:
+        return next(number for number, known in enumerate(self.collected) if known is into)
 
     def put(self, rows: np.ndarray) -> None:
         """Note the rows of the next step of the chunk, and the options of all groups."""
@@ -198,12 +222,15 @@ class DeviceFeed:
         self.recorded = 0
 
     def take(self) -> dict[int, np.ndarray]:
-        """The numbers recorded since the last call, float64, by column. Waits for the GPU."""
+        """What was recorded since the last call, float64, by the number of its list. Waits for the GPU."""
         if self.columns and self.recorded:
             self._flush()
         rows = np.concatenate([np.empty((0, self.record.shape[1])), *self._flushed])
         self.forget()
-        return {column: rows[:, column].copy() for column in self.columns}
+        return {
+            number: rows[:, start : start + math.prod(shape)].reshape(-1, *shape)
+            for number, (start, shape) in self._places.items()
+        }
 
     def loop(
         self,
@@ -235,7 +262,7 @@ class DeviceFeed:
             nonlocal captures
             if captures and graphs.get(count, self) is None:
                 try:
-                    graphs[count] = self._captured(lambda: each(count), with_ops=refused is not None)
+                    graphs[count] = self._captured(lambda: each(count))
                 except RuntimeError:  # another error than that of the capture comes again in the steps below
                     if refused is None:
                         raise
@@ -249,6 +276,7 @@ class DeviceFeed:
 
         if refused is None:
             return run
+        self._memory = self._memory or GraphMemory()
 
         def with_ops(count: int) -> None:
             with products_on(self.cublas):
@@ -256,10 +284,8 @@ class DeviceFeed:
 
         return with_ops
 
-    def _captured(self, run: Runnable, with_ops: bool = False) -> Any:
-        """Return the CUDA graph of what a function launches. with_ops: whether it makes arrays."""
-        if with_ops and self._memory is None:
-            self._memory = GraphMemory()
+    def _captured(self, run: Runnable) -> Any:
+        """Return the CUDA graph of what a function launches."""
         try:
             with nullcontext() if self._memory is None else self._memory.used():
                 self.stream.begin_capture()

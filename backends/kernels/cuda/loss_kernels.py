@@ -12,7 +12,7 @@ from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.dense_kernels import KINDS, Sums, serves_elements
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import THREADS, Launch, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import THREADS, TYPES, Launch, by_element, compiled, cupy, structure
 from xnn.backends.kernels.numpy_kernels import serves_labels as has_labels
 from xnn.backends.kernels.numpy_kernels import serves_loss as is_plain
 
@@ -48,8 +48,8 @@ def serves_accuracy(call: Call) -> bool:
 
 
 def serves_collect(call: Call) -> bool:
-    """Whether the number is one float32 or float64."""
-    return call.reads[0].shape == () and np.dtype(call.reads[0].dtype).name in ("float32", "float64")
+    """Whether the kernel can read the number or the array."""
+    return str(call.reads[0].dtype) in TYPES
 
 
 @dataclass(eq=False)
@@ -68,19 +68,21 @@ class Accuracy:
 
 @dataclass(eq=False)
 class Collect:
-    """Keeps a number in the record of the step."""
+    """Keeps a number or an array in the record of the step."""
 
     call: Call
     feed: DeviceFeed
 
-    @property
-    def column(self) -> int:
-        return self.feed.column_of(self.call.options["into"])
+    def place(self) -> int:
+        """Give the number its columns of the record, and return the first of them."""
+        return self.feed.column_of(self.call.options["into"], self.call.reads[0].shape)
 
     def build(self) -> list[Runnable]:
-        number, feed = self.call.reads[0].array, self.feed
-        arguments = number, feed.record_of(), feed.position, self.column
-        return [Launch(compiled("numbers", number.dtype), "collect", (1,), (1,), arguments, feed.stream)]
+        numbers, feed = self.call.reads[0].array, self.feed
+        module = compiled("numbers", np.float32, VALUE=str(numbers.dtype))
+        arguments = numbers, feed.record_of(), feed.position, self.place(), numbers.size
+        launch = by_element(module, "collect", numbers.size, arguments, feed.stream)
+        return [] if launch is None else [launch]
 
 
 @dataclass(eq=False)
@@ -113,10 +115,10 @@ class Loss:
         elif isinstance(other, Collect):
             counted = None if self.accuracy is None else self.accuracy.call.writes[0]
             if other.call.reads[0] is loss and self.loss_column < 0:
-                self.loss_column = other.column
+                self.loss_column = other.place()
                 return True
             if other.call.reads[0] is counted and self.right_column < 0:
-                self.right_column = other.column
+                self.right_column = other.place()
                 return True
         return other is self.accuracy or other is self.sums
 

@@ -101,9 +101,12 @@ class CudaTable(KernelTable):
         return self._feed
 
     def own(self, call: Call) -> bool:
-        """Whether there is a kernel for the call, and the memory for the data that it gathers."""
-        fits = call.kind != "gather" or self.resident.can_hold(call.options["source"])
-        return fits and super().own(call)
+        """Whether there is a kernel for the call, and memory for the data that it gathers or the record that it fills."""
+        if call.kind == "gather" and not self.resident.can_hold(call.options["source"]):
+            return False
+        if call.kind == "collect" and self._feed is not None:
+            return super().own(call) and self._feed.can_collect(call.options["into"], call.reads[0].shape)
+        return super().own(call)
 
     def bind(self, call: Call) -> Any:
         """Return what the kernel launches: an item or a list of items for `assemble`."""
@@ -113,6 +116,9 @@ class CudaTable(KernelTable):
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join items that can be one launch, and turn all into functions without arguments."""
         flat = [part for item in bound for part in (item if isinstance(item, list) else [item])]
+        for item in flat:
+            if isinstance(item, Collect):
+                item.place()
         items = _join_losses(_join_neighbours([item for item in flat if item is not None]))
         return [step for item in items for step in (item.build() if hasattr(item, "build") else [item])]
 
