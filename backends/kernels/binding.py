@@ -171,9 +171,17 @@ def _metric(lib: Any, call: Call) -> Runnable:
 
 
 def _total(lib: Any, call: Call) -> Runnable:
-    number = call.writes[0]
+    number, xp, rule = call.writes[0], lib.math, call.op
     assert number is not None
-    return lambda: number.put(lib.number_on_device(call.op(*(slot.array for slot in call.reads))))
+
+    def run() -> None:
+        arrays = [slot.array for slot in call.reads]
+        if hasattr(rule, "total"):
+            number.put(lib.number_on_device(apply_rule(rule.total, xp, arrays, call.options)))
+        else:
+            number.put(lib.number_on_device(rule(*arrays)))
+
+    return run
 
 
 def _collect(lib: Any, call: Call) -> Runnable:

@@ -247,7 +247,9 @@ def test_captured_steps_have_the_bits_of_single_ones(monkeypatch, optimizer):
     assert bits(train("cupy", model, optimizer, callbacks=[EachStep])) == graphs
     loop = feeds.DeviceFeed.loop
     captured.clear()
-    monkeypatch.setattr(feeds.DeviceFeed, "loop", lambda self, steps, captures: loop(self, steps, False))
+    monkeypatch.setattr(
+        feeds.DeviceFeed, "loop", lambda self, steps, captures, *refused: loop(self, steps, False, *refused)
+    )
     assert bits(train("cupy", model, optimizer)) == graphs
     assert not captured
     monkeypatch.setattr(fitting, "_CHECK_STEPS", 7)

@@ -10,7 +10,7 @@ from test_cuda_programs import CLASSES, FEATURES, ROWS, X, Y, check_same, pytest
 
 import xnn
 from xnn import layers, losses, metrics, ops, optimizers, schedules
-from xnn.backends import Purpose
+from xnn.backends import Purpose, get_backend
 from xnn.training import program as programs
 from xnn.training import steps
 

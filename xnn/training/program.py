@@ -26,6 +26,7 @@ from xnn.graph.node import Recorded
 from xnn.graph.scope import assignments
 from xnn.graph.value import Constant, Drawn
 from xnn.layers import Buffer, Parameter
+from xnn.losses import Loss
 from xnn.ops import Op, updates
 from xnn.ops.apply import apply_rule
 from xnn.training.fusion import fuse
@@ -269,8 +270,11 @@ def _counting(
         calls.append(Call("metric", metric, (slots[outputs], slots[targets]), (counts[-1],)))
     if total is not None:
         counts.append(Slot("total", (), outputs.array.dtype))
-        reads = tuple(slots[node] for node in (outputs, targets, *weights))
-        calls.append(Call("total", total, reads, (counts[-1],)))
+        reads, cost = tuple(slots[node] for node in (outputs, targets, *weights)), trace.cost
+        plain = getattr(total, "__func__", None) is Loss.total and cost.op is getattr(total.__self__, "op", None)
+        plain = plain and reads == tuple(slots[node] for node in cost.inbound_nodes)
+        rule, options = (cost.op, dict(cost.options)) if plain else (total, {})
+        calls.append(Call("total", rule, reads, (counts[-1],), options))
     return calls, counts
 
 

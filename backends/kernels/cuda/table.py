@@ -14,13 +14,15 @@ from xnn.backends.kernels.cuda import dense_kernels as dense
 from xnn.backends.kernels.cuda import embedding_kernels as embeddings
 from xnn.backends.kernels.cuda import image_kernels as images
 from xnn.backends.kernels.cuda import loss_kernels as loss
+from xnn.backends.kernels.cuda import loss_weights as weights
 from xnn.backends.kernels.cuda import normalization_kernels as norms
 from xnn.backends.kernels.cuda import pooling_kernels as pooling
 from xnn.backends.kernels.cuda import update_kernels as changes
 from xnn.backends.kernels.cuda.cublas import library
 from xnn.backends.kernels.cuda.data_kernels import Gather
 from xnn.backends.kernels.cuda.feed import LONGEST, DeviceFeed, Resident
-from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Collect, Loss
+from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Loss
+from xnn.backends.kernels.cuda.loss_weights import Collect, Divisor
 from xnn.backends.kernels.cuda.normalization_kernels import Running
 from xnn.backends.kernels.cuda.update_kernels import Segments
 from xnn.ops import updates
@@ -70,6 +72,7 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
     **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
+    **{("total", op): (weights.divisor, loss.serves_divisor) for op in (ops.softmax_cross_entropy, *loss.DISTANCES)},
     ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
     ("collect", None): (loss.collect, loss.serves_collect),
     **{("update", rule): (changes.update, changes.serves_update) for rule in changes.RULES},
@@ -141,9 +144,9 @@ def _join_losses(items: list[Any]) -> list[Any]:
     Accuracy is counted from the same logits, and nothing but the record reads the numbers. The bias's gradient comes
     right after the loss.
     """
-    for cost in [item for item in items if isinstance(item, Loss)]:
+    for cost in [item for item in items if isinstance(item, (Divisor, Loss))]:
         after = items.index(cost) + 1
-        others = [item for item in items if isinstance(item, (Accuracy, Collect))] + items[after : after + 1]
+        others = [item for item in items if isinstance(item, (Accuracy, Collect, Divisor))] + items[after : after + 1]
         taken = [item for item in others if cost.join(item)]
         items = [item for item in items if not any(item is one for one in taken)]
     return items
