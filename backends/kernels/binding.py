@@ -41,6 +41,9 @@ def bind_each(
         if forward is not None:
             chosen[call] = chosen[forward] = chosen[call] and chosen[forward]
     for call in calls:
+        if chosen[call] and call.op in table.views:
+            _share(lib, call)
+    for call in calls:
         for slot in call.slots() if chosen[call] else ():
             if slot.array is None or not slot.fixed:
                 slot.allocate(lib)
@@ -48,6 +51,15 @@ def bind_each(
     if by_ops is not None:
         by_ops.update({run: call for run, call in zip(bound, calls, strict=True) if not chosen[call]})
     return bound
+
+
+def _share(lib: Any, call: Call) -> None:
+    """Let the result of a call have the memory of what it reads, unless it has its own."""
+    source, target = call.reads[0], call.writes[0]
+    if not source.fixed:
+        source.allocate(lib)
+    if target is not None and not target.fixed:
+        target.array, target.fixed = source.array.reshape(target.shape), True
 
 
 def interpret(lib: Any, call: Call) -> Runnable:

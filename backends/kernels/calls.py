@@ -204,11 +204,13 @@ class KernelTable:
     in_place: whether the kernels change parameters in place, in buffers that lie side by side in memory.
     buffers_in_place: whether the kernels change a layer's buffers in place too, such as running statistics.
     chunk: how many steps a program can take at once.
+    views: the ops whose result, and whose gradient, gets the memory of what it is made of, in another shape.
     """
 
     name = "ops"
     in_place = buffers_in_place = False
     chunk = 1
+    views: frozenset[Any] = frozenset()
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xnn import ops
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable, nothing
 from xnn.backends.kernels.cuda import activation_kernels as activations
 from xnn.backends.kernels.cuda import augmentation_kernels as augmentation
 from xnn.backends.kernels.cuda import data_kernels as data
@@ -52,6 +52,8 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
         for kind in ("forward", "backward")
         for op in activations.SHAPES
     },
+    **{("forward", op): (activations.softmax, activations.serves_softmax) for op in activations.SOFTMAXES},
+    **{("backward", op): (activations.softmax_backward, activations.serves_softmax) for op in activations.SOFTMAXES},
     ("forward", ops.conv2d): (images.conv2d, images.serves_conv2d),
     ("backward", ops.conv2d): (images.conv2d_backward, images.serves_conv2d),
     **{("forward", op): (pooling.pool, pooling.serves_pool) for op in (ops.max_pool2d, ops.avg_pool2d)},
@@ -91,6 +93,7 @@ class CudaTable(KernelTable):
     name = "cuda"
     in_place = buffers_in_place = True
     chunk = LONGEST
+    views = frozenset(activations.SHAPES)
 
     def __init__(self) -> None:
         super().__init__(_KERNELS)
@@ -118,7 +121,7 @@ class CudaTable(KernelTable):
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join items that can be one launch, and turn all into functions without arguments."""
-        flat = [part for item in bound for part in (item if isinstance(item, list) else [item])]
+        flat = [part for item in bound for part in (item if isinstance(item, list) else [item]) if part is not nothing]
         for item in flat:
             if isinstance(item, Collect):
                 item.place()
