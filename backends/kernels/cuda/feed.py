@@ -228,7 +228,7 @@ class DeviceFeed:
         rows = np.concatenate([np.empty((0, self.record.shape[1])), *self._flushed])
         self.forget()
         return {
-            number: rows[:, start : start + math.prod(shape)].reshape(-1, *shape)
+            number: rows[:, start : start + math.prod(shape)].reshape(len(rows), *shape)
             for number, (start, shape) in self._places.items()
         }
 
