@@ -6,17 +6,20 @@ reason.
 
 import numpy as np
 import pytest
-from test_cuda_programs import CLASSES, FEATURES, ROWS, X, Y, check_same, pytestmark, stepper_of, train
+from test_cuda_programs import CLASSES, FEATURES, check_same, pytestmark, train
+from test_cuda_programs import X as ALL_X
+from test_cuda_programs import Y as ALL_Y
 
 import xnn
 from xnn import layers, losses, metrics, ops, optimizers, schedules
-from xnn.backends import Purpose, get_backend
+from xnn.backends import Purpose, backend_of
 from xnn.training import program as programs
 from xnn.training import steps
 
 __all__ = ["pytestmark"]
 
-BATCH = 50
+BATCH, ROWS = 30, 60
+X, Y = ALL_X[:ROWS], ALL_Y[:ROWS]
 REAL = (X / 255.0).astype(np.float32)
 TARGETS = np.cos(np.arange(ROWS * CLASSES)).astype(np.float32).reshape(ROWS, CLASSES)
 SHARES = np.abs(TARGETS) / np.abs(TARGETS).sum(axis=1, keepdims=True)
@@ -173,8 +176,7 @@ CASES = {
         }
         | ({"sample_weight": WEIGHTS} if weighted else {})
         for name, (loss, targets) in LOSSES.items()
-        for reduction in ("mean", "sum", "sum_over_batch_size")
-        for weighted in (False, True)
+        for reduction, weighted in [("mean", False), ("mean", True), ("sum", False), ("sum_over_batch_size", True)]
         if name != "Lambda" or (reduction, weighted) == ("mean", False)
     },
     **{f"optimizer {name}": {"optimizer": optimizer} for name, optimizer in OPTIMIZERS.items()},
@@ -187,7 +189,74 @@ CASES = {
 
 
 
-class Recorded(programs.Program):
+def unary(name):
+    """A case with this op, of an input x (n, 12) with positive numbers y of the same shape."""
+    calls = {
+        "where": lambda x, y: ops.where(ops.less(x, y), x, y), "clip": lambda x, y: ops.clip(x, -0.5, 0.5),
+        "concat": lambda x, y: ops.concat((x, y), 1)[:, 6:18], "stack": lambda x, y: ops.mean(ops.stack((x, y)), axis=0),
+        "reshape": lambda x, y: ops.reshape(ops.reshape(x, (-1, 3, 4)), (-1, 12)),
+        "transpose": lambda x, y: ops.transpose(ops.transpose(x)), "getitem": lambda x, y: ops.concat((x[:, 3:], x[:, :3]), 1),
+        "matmul": lambda x, y: ops.matmul(ops.matmul(x, ops.transpose(y)), y) / 100.0, "pow": lambda x, y: ops.pow(y, x),
+        "sum": lambda x, y: x / ops.sum(y, axis=1, keepdims=True), "mean": lambda x, y: x - ops.mean(x, axis=0),
+        "var": lambda x, y: x * ops.var(y, axis=1, keepdims=True), "max": lambda x, y: x - ops.max(x, axis=1, keepdims=True),
+        "min": lambda x, y: x - ops.min(x, axis=0), "stop_gradient": lambda x, y: x * ops.stop_gradient(y),
+        "rescale": lambda x, y: ops.rescale(x, scale=0.5, offset=1.0),
+        "sqrt": lambda x, y: ops.sqrt(y), "log": lambda x, y: ops.log(y), "log1p": lambda x, y: ops.log1p(y),
+    }  # fmt: skip
+    if name in calls:
+        return calls[name]
+    op = getattr(ops, name)
+    if name in ("add", "sub", "mul", "div", "maximum", "minimum"):
+        return op
+    if name in FLAT:
+        return lambda x, y: ops.where(op(x, y), x, y)
+    return lambda x, y: op(x)
+
+
+FLAT = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
+#: Ops that are in cases above, or are not for a layer in the middle of a network.
+NO_OPS = {
+    "Array", "LossOp", "Namespace", "Op", "updates", "avg_pool2d", "max_pool2d", "conv2d", "dense", "dropout", "warp",
+    "embedding", "moments", "normalize", "binary_cross_entropy", "column_mse", "focal", "hinge", "huber", "kl_divergence",
+    "l1", "mse", "softmax_cross_entropy",
+}  # fmt: skip
+
+
+def with_op(call):
+    return lambda: layers.Lambda(lambda x: call(x, ops.sigmoid(x) + 0.5))
+
+
+class Turned(layers.Layer):
+    """Takes the columns in another order."""
+
+    def compute(self, x):
+        return ops.take(x, backend_of(x.array).to_device(np.arange(12)[::-1].copy()), axis=1)
+
+
+MODELS["take"] = dense(Turned)
+CASES["op take"] = {"make": MODELS["take"]}
+CASES |= {f"op {name}": {"make": dense(with_op(unary(name)))} for name in ops.__all__ if name not in (*NO_OPS, "take")}
+#: Calls that no graph can hold, with the reason. Steps with them run call by call.
+EAGER = {
+    "layer Drawing": ("draw", "a `draw` of the user's may use the host's counters"),
+    "layer Layer by hand": ("ByHand", "a forward and a backward written by hand may do anything"),
+    "op take": ("take", "its gradient asks the GPU how often an index comes"),
+}
+#: Ops and rules that have no kernel in some case. Graphs record what they ask of CuPy: more launches, the same numbers.
+BY_ARRAYS = {
+    "abs", "cos", "clip", "erf", "exp", "expm1", "log", "log1p", "sin", "sign", "sqrt", "sub", "mul", "div", "pow",
+    "maximum", "minimum", "where", "less", "lessequal", "greater", "greaterequal", "equal", "notequal", "stopgradient",
+    "rescale", "concat", "stack", "getitem", "transpose", "matmul", "sum", "max", "min", "var", "take",
+    "add",  # of a number, or of arrays of two shapes
+    "softmaxcrossentropy",  # of probabilities
+    "focal", "kldivergence", "confusion", "moments", "absolute_error", "squared_error",
+    "count",  # accuracy of yes or no, precision, recall, f1, top-k
+    "accuracy",  # of probabilities
+    "draw", "ByHand",
+}  # fmt: skip
+
+
+class Made(programs.Program):
     """Programs that are kept."""
 
     made: list = []
@@ -199,27 +268,39 @@ class Recorded(programs.Program):
 
 def fit(monkeypatch, name, case):
     """Train the case on a backend. Returns the result of `train` and the programs."""
-    monkeypatch.setattr(steps, "Program", Recorded)
-    Recorded.made = []
+    monkeypatch.setattr(steps, "Program", Made)
+    Made.made = []
     data = (X if "Embedding" in name else REAL), Y
     options = {"make": dense(layers.ReLU), "data": data, "optimizer": lambda: optimizers.SGD(1e-3 if "sum," in f"{name}," else 0.03)} | case
     options["loss"] = options["loss"]() if "loss" in options else None
     here = train("numpy", batch_size=BATCH, **options)
-    Recorded.made = []
-    return here, train("cupy", batch_size=BATCH, **options), Recorded.made
+    Made.made = []
+    return here, train("cupy", batch_size=BATCH, **options), Made.made
 
 
-if __name__ == "__main__":
-    import time
-    mp = pytest.MonkeyPatch()
-    import sys
-    for name, case in CASES.items():
-        if not any(a in name for a in sys.argv[1:] or [""]): continue
-        s = time.time()
-        try:
-            here, there, made = fit(mp, name, case)
-            check_same(there, here)
-        except Exception as e:
-            if len(sys.argv) > 1: raise
-            print(name, "FAILED", type(e), str(e)[:300], flush=True); continue
-        print(f"{name}: {time.time() - s:.2f}", len(made[0]._steps), sorted(c.name for c in made[0].by_ops), sorted(c.name for c in made[0].eager), flush=True)
+
+
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_captured_with_the_numbers_of_the_cpu_or_listed(monkeypatch, capsys, name):
+    """The second and third epoch are one graph, launched twice: on other batches than those that it was captured with."""
+    here, there, (program,) = fit(monkeypatch, name, CASES[name])
+    check_same(there, here)
+    call, _ = EAGER.get(name, (None, ""))
+    assert {found.name for found in program.eager} == ({call} - {None})
+    assert {found.name for found in program.by_ops} <= BY_ARRAYS
+    assert ("no CUDA graph can hold" in capsys.readouterr().err) == (call is not None)
+
+
+def test_every_name_has_a_case():
+    kinds = {
+        "layer": (layers, NO_LAYERS), "loss": (losses, NO_LOSSES), "optimizer": (optimizers, NO_OPTIMIZERS),
+        "op": (ops, NO_OPS),
+    }  # fmt: skip
+    for kind, (module, left_out) in kinds.items():
+        named = {name.removeprefix(f"{kind} ").partition(",")[0] for name in CASES if name.startswith(f"{kind} ")}
+        assert set(module.__all__) <= named | left_out, kind
+        assert left_out <= set(module.__all__), kind
+    assert set(metrics.named._NAMED) <= {name.removeprefix("metric ").replace("top2", "top5") for name in CASES}
+    assert set(EAGER) <= set(CASES)
