@@ -21,7 +21,9 @@ ORDERS = ("backward", "random") if not available_backends()["cupy"] else ("backw
 @pytest.fixture(params=ORDERS)
 def both(request, gpu):
     """Slots for kernels and ops; on the emulated GPU in several orders of threads."""
-    attached = importlib.util.find_spec("cuda_emulator.attach") and importlib.import_module("cuda_emulator.attach")
+    attached = importlib.util.find_spec("cuda_emulator.attach") and importlib.import_module(
+        "cuda_emulator.attach"
+    )
     if not attached or attached._driver is None:
         yield Both(gpu)
         return
@@ -108,14 +110,24 @@ OPTIONS = [
 def test_cross_entropy_with_options(both, n, dtype, options, reduction, weighted):
     labels = labels_of(n, 5)
     weights = weights_of(n) if weighted else None
-    run(both, ops.softmax_cross_entropy, numbers((n, 5), dtype, 1), labels, weights, reduction=reduction, **options)
+    run(
+        both,
+        ops.softmax_cross_entropy,
+        numbers((n, 5), dtype, 1),
+        labels,
+        weights,
+        reduction=reduction,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_are_left_out_may_be_anything(both, dtype):
     """An ignored label, or a weight of 0, for logits that are not finite; and wrong labels, which are NaN."""
     z = np.array([[np.nan, 1, 2], [np.inf, -np.inf, 0], [0, 1, 2], [1, 1, 1]], dtype)
-    found = run(both, ops.softmax_cross_entropy, z, np.array([7, 0, 1, 2]), np.array([1, 0, 1, 2.0]), ignore_index=7)
+    found = run(
+        both, ops.softmax_cross_entropy, z, np.array([7, 0, 1, 2]), np.array([1, 0, 1, 2.0]), ignore_index=7
+    )
     assert np.isfinite(found["loss"][0])
     assert np.isfinite(found["g"][0]).all()
     found = run(both, ops.softmax_cross_entropy, z[2:], np.array([3, 1]), class_weight=np.ones(3))
@@ -130,7 +142,8 @@ def test_rows_that_are_left_out_may_be_anything(both, dtype):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("op", DISTANCES, ids=lambda op: op.name)
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((1, 1), "float32"), ((33, 4), "float64"), ((7, 3, 5), "float32"), ((300, 70), "float32")]
+    ("shape", "dtype"),
+    [((1, 1), "float32"), ((33, 4), "float64"), ((7, 3, 5), "float32"), ((300, 70), "float32")],
 )
 def test_weighted_losses_of_outputs_and_targets(both, shape, dtype, op, reduction):
     p, t = numbers(shape, dtype, 1), numbers(shape, dtype, 2)
@@ -180,7 +193,12 @@ def test_what_these_kernels_leave_to_the_ops(gpu):
     table = gpu.kernels("cuda")
     z, t, loss, g = (
         Slot(name, shape, np.dtype(dtype))
-        for name, shape, dtype in [("z", (4, 3), "f4"), ("t", (4,), "i8"), ("loss", (), "f4"), ("g", (4, 3), "f4")]
+        for name, shape, dtype in [
+            ("z", (4, 3), "f4"),
+            ("t", (4,), "i8"),
+            ("loss", (), "f4"),
+            ("g", (4, 3), "f4"),
+        ]
     )
     assert not table.accepts(Call("forward", ops.softmax, (z,), (g,), {"axis": 0}))
     cost = ops.softmax_cross_entropy
@@ -202,7 +220,8 @@ def test_arrays_are_recorded(both, shape, dtype):
 
     def make(s):
         return [
-            Call("collect", None, (s[name],), (), {"into": into}) for name, into in (("a", ones), ("b", others))
+            Call("collect", None, (s[name],), (), {"into": into})
+            for name, into in (("a", ones), ("b", others))
         ]
 
     found = both.run(make)

@@ -1,11 +1,24 @@
 """Ops without CUDA kernels in captured steps: graphs record the array operations that they ask for."""
 
 import gc
+import random
 import threading
 
 import numpy as np
 import pytest
-from test_cuda_programs import BATCH, CLASSES, FEATURES, X, Y, bits, check_same, network, pytestmark, recorder, train
+from test_cuda_programs import (
+    BATCH,
+    CLASSES,
+    FEATURES,
+    X,
+    Y,
+    bits,
+    check_same,
+    network,
+    pytestmark,
+    recorder,
+    train,
+)
 
 import xnn
 from xnn import layers, losses, ops, optimizers
@@ -29,7 +42,9 @@ def captured(monkeypatch):
     """How many graphs were made."""
     made = []
     capture = feeds.DeviceFeed._captured
-    monkeypatch.setattr(feeds.DeviceFeed, "_captured", lambda self, run: made.append(self) or capture(self, run))
+    monkeypatch.setattr(
+        feeds.DeviceFeed, "_captured", lambda self, run: made.append(self) or capture(self, run)
+    )
     return made
 
 
@@ -65,12 +80,16 @@ def test_functions_of_the_namespace_are_those_of_numpy(gpu, dtype):
         x = np.concatenate([x, np.array([np.nan, np.inf, -np.inf, -0.0], dtype)])
     there, zeros = gpu.to_device(x), np.zeros_like(x)
     with np.errstate(invalid="ignore"):
-        for bounds in [(-1, 2), (None, 0), (0, None), (None, None), (2, -1), (np.nan, 1.0)][: 6 if dtype != "int64" else 5]:
+        for bounds in [(-1, 2), (None, 0), (0, None), (None, None), (2, -1), (np.nan, 1.0)][
+            : 6 if dtype != "int64" else 5
+        ]:
             if bounds != (None, None):
                 np.testing.assert_array_equal(gpu.to_host(gpu.math.clip(there, *bounds)), np.clip(x, *bounds))
             assert gpu.math.clip(there, *bounds).dtype == dtype
         np.testing.assert_array_equal(gpu.to_host(gpu.math.sign(there)), np.sign(x))
-    np.testing.assert_array_equal(gpu.to_host(gpu.math.clip(there, gpu.to_device(zeros), 1)), np.clip(x, zeros, 1))
+    np.testing.assert_array_equal(
+        gpu.to_host(gpu.math.clip(there, gpu.to_device(zeros), 1)), np.clip(x, zeros, 1)
+    )
 
 
 class Gated(layers.Layer):
@@ -159,7 +178,9 @@ def test_memory_that_is_short_is_taken_from_the_default_pool(gpu, monkeypatch):
     monkeypatch.setattr(gpu.cupy.cuda, "Memory", Short)
     monkeypatch.setattr(gpu.cupy.cuda, "MemoryPointer", lambda block, offset: block)
     monkeypatch.setattr(
-        gpu.cupy, "get_default_memory_pool", lambda: type("P", (), {"free_all_blocks": lambda s: freed.append(1)})()
+        gpu.cupy,
+        "get_default_memory_pool",
+        lambda: type("P", (), {"free_all_blocks": lambda s: freed.append(1)})(),
     )
     pools = []
     monkeypatch.setattr(gpu.cupy.cuda, "MemoryPool", pools.append)
@@ -176,7 +197,9 @@ def test_threads_can_train_at_the_same_time():
     def fit():
         with xnn.backends.backend("cupy"):
             model, optimizer = gated(), adam()
-            xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer).fit((X, Y), epochs=3, batch_size=BATCH, progress=False)
+            xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer).fit(
+                (X, Y), epochs=3, batch_size=BATCH, progress=False
+            )
             results.append([model.backend.to_host(p.value).tobytes() for p in model.parameters()])
 
     threads = [threading.Thread(target=fit) for _ in range(2)]
@@ -213,6 +236,31 @@ def test_an_op_that_calls_the_host_is_named_once_and_runs_call_by_call(op, capsy
     check_same(there, here)
 
 
+class Noisy(xnn.Op):
+    def forward(self, xp, x):
+        return x * (1.0 + 0.1 * random.random()), None
+
+    def backward(self, xp, grad, saved):
+        return (grad,)
+
+
+class NoisyMetric(xnn.metrics.Metric):
+    name = "noisy"
+
+    def count(self, xp, outputs, targets):
+        return xp.sum(outputs * (1.0 + 0.1 * random.random()), axis=0)
+
+
+def test_an_op_or_metric_that_does_not_repeat_its_numbers_runs_in_every_step(capsys, captured):
+    """An op should draw no random numbers; a graph would draw the same ones again and again."""
+    for make, metrics in ((lambda: network(layers.Function(Noisy())), None), (network, [NoisyMetric()])):
+        train("cupy", make, epochs=3, metrics=metrics)
+        said = capsys.readouterr().err
+        assert said.count("no CUDA graph can hold") == 1
+        assert "noisy" in said or "count" in said
+    assert not captured
+
+
 class Scaled(xnn.Op):
     """An op whose attribute somebody changes."""
 
@@ -240,7 +288,10 @@ def test_attributes_of_an_op_that_change_take_effect(each_time, captured):
 
         if each_time:
             forward = op.forward
-            op.forward = lambda xp, x, op=op, forward=forward: (setattr(op, "factor", op.factor * 0.999), forward(xp, x))[1]
+            op.forward = lambda xp, x, op=op, forward=forward: (
+                setattr(op, "factor", op.factor * 0.999),
+                forward(xp, x),
+            )[1]
         results.append(train(name, lambda op=op: network(layers.Function(op)), epochs=6, callbacks=[Assigns]))
     check_same(*results[::-1])
     assert len(captured) == (0 if each_time else 4)

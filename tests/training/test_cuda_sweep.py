@@ -6,7 +6,7 @@ reason.
 
 import numpy as np
 import pytest
-from test_cuda_programs import CLASSES, FEATURES, check_same, pytestmark, train
+from test_cuda_programs import CLASSES, FEATURES, ByHand, check_same, pytestmark, train
 from test_cuda_programs import X as ALL_X
 from test_cuda_programs import Y as ALL_Y
 
@@ -60,14 +60,6 @@ class Noise(layers.Drawing):
 
     def draw(self, lib, stream, x):
         return lib.xp.zeros(x.shape, dtype=x.dtype)
-
-
-class ByHand(layers.Layer):
-    def forward(self, x, training=False):
-        return 2.0 * x
-
-    def backward(self, dout, input_gradient=True):
-        return 2.0 * dout
 
 
 def frozen():
@@ -176,7 +168,12 @@ CASES = {
         }
         | ({"sample_weight": WEIGHTS} if weighted else {})
         for name, (loss, targets) in LOSSES.items()
-        for reduction, weighted in [("mean", False), ("mean", True), ("sum", False), ("sum_over_batch_size", True)]
+        for reduction, weighted in [
+            ("mean", False),
+            ("mean", True),
+            ("sum", False),
+            ("sum_over_batch_size", True),
+        ]
         if name != "Lambda" or (reduction, weighted) == ("mean", False)
     },
     **{f"optimizer {name}": {"optimizer": optimizer} for name, optimizer in OPTIMIZERS.items()},
@@ -186,7 +183,6 @@ CASES = {
         for name, targets in METRICS.items()
     },
 }
-
 
 
 def unary(name):
@@ -235,7 +231,11 @@ class Turned(layers.Layer):
 
 MODELS["take"] = dense(Turned)
 CASES["op take"] = {"make": MODELS["take"]}
-CASES |= {f"op {name}": {"make": dense(with_op(unary(name)))} for name in ops.__all__ if name not in (*NO_OPS, "take")}
+CASES |= {
+    f"op {name}": {"make": dense(with_op(unary(name)))}
+    for name in ops.__all__
+    if name not in (*NO_OPS, "take")
+}
 #: Calls that no graph can hold, with the reason. Steps with them run call by call.
 EAGER = {
     "layer Drawing": ("draw", "a `draw` of the user's may use the host's counters"),
@@ -271,15 +271,15 @@ def fit(monkeypatch, name, case):
     monkeypatch.setattr(steps, "Program", Made)
     Made.made = []
     data = (X if "Embedding" in name else REAL), Y
-    options = {"make": dense(layers.ReLU), "data": data, "optimizer": lambda: optimizers.SGD(1e-3 if "sum," in f"{name}," else 0.03)} | case
+    options = {
+        "make": dense(layers.ReLU),
+        "data": data,
+        "optimizer": lambda: optimizers.SGD(1e-3 if "sum," in f"{name}," else 0.03),
+    } | case
     options["loss"] = options["loss"]() if "loss" in options else None
     here = train("numpy", batch_size=BATCH, **options)
     Made.made = []
     return here, train("cupy", batch_size=BATCH, **options), Made.made
-
-
-
-
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -299,8 +299,12 @@ def test_every_name_has_a_case():
         "op": (ops, NO_OPS),
     }  # fmt: skip
     for kind, (module, left_out) in kinds.items():
-        named = {name.removeprefix(f"{kind} ").partition(",")[0] for name in CASES if name.startswith(f"{kind} ")}
+        named = {
+            name.removeprefix(f"{kind} ").partition(",")[0] for name in CASES if name.startswith(f"{kind} ")
+        }
         assert set(module.__all__) <= named | left_out, kind
         assert left_out <= set(module.__all__), kind
-    assert set(metrics.named._NAMED) <= {name.removeprefix("metric ").replace("top2", "top5") for name in CASES}
+    assert set(metrics.named._NAMED) <= {
+        name.removeprefix("metric ").replace("top2", "top5") for name in CASES
+    }
     assert set(EAGER) <= set(CASES)

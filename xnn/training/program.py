@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from types import FunctionType
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from xnn.layers import Buffer, Parameter
 from xnn.losses import Loss
 from xnn.ops import Op, updates
 from xnn.ops.apply import apply_rule
+from xnn.training.captured import held_by, needs_host, unrepeatable
 from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
 from xnn.training.trace import Trace
@@ -58,7 +58,7 @@ class Program:
         feed: Feed | None = None,
         tell: Callable[[Sequence[Call]], None] = lambda calls: None,
     ) -> None:
-        self.store, self.cursor, self.feed, self._tell = store, cursor, feed, tell
+        self.lib, self.store, self.cursor, self.feed, self._tell = lib, store, cursor, feed, tell
         self.calls = fuse(list(flat), table, keep_gradients)
         folded = {
             id(slot) for call in self.calls if call.kind == "backward" and call.rule for slot in call.writes
@@ -70,14 +70,16 @@ class Program:
         self._steps = tuple(bind(lib, table, self.calls, found))
         self._ops = found if feed is not None else {}
         self.by_ops = list(self._ops.values())
-        self.eager = [call for call in self.by_ops if _needs_host(call)]
+        self.eager = [call for call in self.by_ops if needs_host(call)]
         self._refused = None if self.eager or not self.by_ops else self._refuse
         self._most = 1 if self.eager else table.chunk
         #: What the ops read that is not made in the step: a graph has the addresses of arrays, and the numbers.
         written = {id(slot) for call in self.calls for slot in call.writes}
         read = {id(slot): slot for call in self.by_ops for part in call.with_parts() for slot in part.slots()}
         self._from_outside = [slot for key, slot in read.items() if key not in written and not slot.fixed]
-        self._seen: list[Any] = []
+        self._arrays: list[Any] = []
+        self._held: list[list[Any]] = []
+        self._ran = False
         self._loop: Callable[[int], None] | None = None
         if self.eager:
             tell(self.eager)
@@ -112,19 +114,31 @@ class Program:
                 break
         self.feed.send(number, len(batches[0]))
         self._looped(self.feed)(count)
+        if self._refused is not None and not self._ran:
+            self._ran = True
+            if changing := self._changed() or unrepeatable(self.lib, self.by_ops):
+                self._stop_capturing(changing)
         return count
 
     def _looped(self, feed: Feed) -> Callable[[int], None]:
         """The loop over the steps of a chunk; a new one, without graphs, if ops would now read something else."""
-        seen = [slot.array for slot in self._from_outside]
-        seen += [part for call in self.by_ops for part in _held_by(call.op)]
-        if self._loop is None or len(seen) != len(self._seen) or any(map(operator.is_not, seen, self._seen)):
-            self._loop, self._seen = feed.loop(self._steps, not self.eager, self._refused), seen
+        arrays = [slot.array for slot in self._from_outside]
+        if self._loop is None or _differ(arrays, self._arrays) or self._changed():
+            self._loop = feed.loop(self._steps, not self.eager, self._refused)
+            self._arrays, self._held = arrays, [[*held_by(call.op)] for call in self.by_ops]
         return self._loop
 
+    def _changed(self) -> list[Call]:
+        """The calls whose op has got other attributes since the loop was made."""
+        pairs = zip(self.by_ops, self._held, strict=True)
+        return [call for call, held in pairs if _differ([*held_by(call.op)], held)]
+
     def _refuse(self, step: Runnable) -> None:
-        """Note which call cannot be captured."""
-        self.eager = [self._ops[step]] if step in self._ops else self.by_ops
+        """Note which step cannot be captured."""
+        self._stop_capturing([self._ops[step]] if step in self._ops else self.by_ops)
+
+    def _stop_capturing(self, calls: Sequence[Call]) -> None:
+        self.eager, self._loop = list(calls), None
         self._tell(self.eager)
 
     @property
@@ -136,22 +150,9 @@ class Program:
         return "\n".join(map(repr, self.calls))
 
 
-def _needs_host(call: Call) -> bool:
-    """Whether a call that an op runs does something else than operations on arrays, which is new in each step."""
-    parts = call.with_parts()
-    if any(part.kind in ("gather", "draw", "collect", "update", "optimizer") for part in parts):
-        return True
-    return any(isinstance(part.op, Op) and (part.op.opaque or hasattr(part.op, "owner")) for part in parts)
-
-
-def _held_by(op: Any) -> Iterator[Any]:
-    """What an op, a metric or a function of the user's computes with besides its arguments."""
-    for part in (op, getattr(op, "__self__", None)):
-        for value in (*getattr(part, "__dict__", {}).values(), *(getattr(part, "__defaults__", None) or ())):
-            yield value
-            if isinstance(value, FunctionType):
-                yield from _held_by(value)
-        yield from (cell.cell_contents for cell in getattr(part, "__closure__", None) or ())
+def _differ(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether they are not the same objects."""
+    return len(some) != len(others) or any(map(operator.is_not, some, others))
 
 
 def flatten(
@@ -271,7 +272,9 @@ def _counting(
     if total is not None:
         counts.append(Slot("total", (), outputs.array.dtype))
         reads, cost = tuple(slots[node] for node in (outputs, targets, *weights)), trace.cost
-        plain = getattr(total, "__func__", None) is Loss.total and cost.op is getattr(total.__self__, "op", None)
+        plain = getattr(total, "__func__", None) is Loss.total and cost.op is getattr(
+            total.__self__, "op", None
+        )
         plain = plain and reads == tuple(slots[node] for node in cost.inbound_nodes)
         rule, options = (cost.op, dict(cost.options)) if plain else (total, {})
         calls.append(Call("total", rule, reads, (counts[-1],), options))

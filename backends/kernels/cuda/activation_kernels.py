@@ -91,7 +91,12 @@ def serves_softmax(call: Call) -> bool:
     forward = call.forward or call
     shape, axis = forward.reads[0].shape, forward.options.get("axis", -1)
     dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
-    return bool(shape) and math.prod(shape) > 0 and axis in (-1, len(shape) - 1) and dtypes <= {"float32", "float64"}
+    return (
+        bool(shape)
+        and math.prod(shape) > 0
+        and axis in (-1, len(shape) - 1)
+        and dtypes <= {"float32", "float64"}
+    )
 
 
 def softmax(call: Call, feed: DeviceFeed) -> Any:

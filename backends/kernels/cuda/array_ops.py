@@ -88,7 +88,9 @@ class OpsNamespace:
 
     def clip(self, x: Any, min: Any = None, max: Any = None) -> Any:
         """x between two bounds, as the Array API's clip."""
-        numbers = all(bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in (min, max))
+        numbers = all(
+            bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in (min, max)
+        )
         if not numbers or not self.isdtype(x.dtype, "real floating"):
             return self._xp.clip(x, min, max)
         x = x if min is None else self.where(x < min, min, x)
@@ -137,7 +139,8 @@ def _multiply(cublas: Cublas, a: Any, b: Any, c: Any) -> None:
     kind, compute = _TYPES[str(c.dtype)]
     zero, one, _ = cublas.numbers[str(c.dtype)]
     operands = [
-        (ctypes.c_void_p(address(x)), kind, x.shape[-1], ctypes.c_longlong(_step(x))) for x in (right, left, c)
+        (ctypes.c_void_p(address(x)), kind, x.shape[-1], ctypes.c_longlong(_step(x)))
+        for x in (right, left, c)
     ]
     cublas.set_pointer_mode(0)
     cublas.check(

@@ -235,7 +235,10 @@ def _threads(rows: int) -> int:
     return min(_MOST_THREADS, _WARP * max(1, rows))
 
 
-_SERVES: dict[Any, Any] = {ops.softmax_cross_entropy: serves_cross_entropy, **dict.fromkeys(DISTANCES, serves_distance)}
+_SERVES: dict[Any, Any] = {
+    ops.softmax_cross_entropy: serves_cross_entropy,
+    **dict.fromkeys(DISTANCES, serves_distance),
+}
 
 
 def cross_entropy(call: Call, feed: DeviceFeed) -> CrossEntropy:

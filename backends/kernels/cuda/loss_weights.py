@@ -54,7 +54,9 @@ def options(call: Call) -> Any:
     """The kernels' structure of the options of a cross-entropy."""
     ignored = call.options.get("ignore_index")
     smoothing = float(call.options.get("label_smoothing") or 0.0)
-    return structure("Options", smoothing=smoothing, ignores=int(ignored is not None), ignored=int(ignored or 0))
+    return structure(
+        "Options", smoothing=smoothing, ignores=int(ignored is not None), ignored=int(ignored or 0)
+    )
 
 
 @dataclass(eq=False)
@@ -127,4 +129,8 @@ def divisor(call: Call, feed: DeviceFeed) -> Divisor:
 
 def is_on_gpu(array: Any, dtype: Any, shape: tuple[int, ...]) -> bool:
     """Whether it is an array of the GPU with this dtype and shape."""
-    return getattr(array, "shape", None) == shape and np.dtype(array.dtype) == np.dtype(dtype) and hasattr(array, "data")
+    return (
+        getattr(array, "shape", None) == shape
+        and np.dtype(array.dtype) == np.dtype(dtype)
+        and hasattr(array, "data")
+    )

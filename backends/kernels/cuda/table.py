@@ -53,7 +53,10 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
         for op in activations.SHAPES
     },
     **{("forward", op): (activations.softmax, activations.serves_softmax) for op in activations.SOFTMAXES},
-    **{("backward", op): (activations.softmax_backward, activations.serves_softmax) for op in activations.SOFTMAXES},
+    **{
+        ("backward", op): (activations.softmax_backward, activations.serves_softmax)
+        for op in activations.SOFTMAXES
+    },
     ("forward", ops.conv2d): (images.conv2d, images.serves_conv2d),
     ("backward", ops.conv2d): (images.conv2d_backward, images.serves_conv2d),
     **{("forward", op): (pooling.pool, pooling.serves_pool) for op in (ops.max_pool2d, ops.avg_pool2d)},
@@ -74,7 +77,10 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
     **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
-    **{("total", op): (weights.divisor, loss.serves_divisor) for op in (ops.softmax_cross_entropy, *loss.DISTANCES)},
+    **{
+        ("total", op): (weights.divisor, loss.serves_divisor)
+        for op in (ops.softmax_cross_entropy, *loss.DISTANCES)
+    },
     ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
     ("collect", None): (loss.collect, loss.serves_collect),
     **{("update", rule): (changes.update, changes.serves_update) for rule in changes.RULES},
@@ -121,7 +127,12 @@ class CudaTable(KernelTable):
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join items that can be one launch, and turn all into functions without arguments."""
-        flat = [part for item in bound for part in (item if isinstance(item, list) else [item]) if part is not nothing]
+        flat = [
+            part
+            for item in bound
+            for part in (item if isinstance(item, list) else [item])
+            if part is not nothing
+        ]
         for item in flat:
             if isinstance(item, Collect):
                 item.place()
@@ -149,7 +160,9 @@ def _join_losses(items: list[Any]) -> list[Any]:
     """
     for cost in [item for item in items if isinstance(item, (Divisor, Loss))]:
         after = items.index(cost) + 1
-        others = [item for item in items if isinstance(item, (Accuracy, Collect, Divisor))] + items[after : after + 1]
+        others = [item for item in items if isinstance(item, (Accuracy, Collect, Divisor))] + items[
+            after : after + 1
+        ]
         taken = [item for item in others if cost.join(item)]
         items = [item for item in items if not any(item is one for one in taken)]
     return items
