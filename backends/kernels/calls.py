@@ -14,7 +14,7 @@ into a function without arguments: a kernel if the backend's KernelTable has one
 | add | gradients | gradient | adds them from left to right |
 | clip | gradients | gradients | clips all gradients together by a rule; options: the rule's |
 | metric | outputs, targets | count | counts for a metric, such as the right answers in the batch |
-| total | outputs, targets, sample weights if any | number | what the loss's sum was divided by: by a LossOp, or a function |
+| total | outputs, targets, sample weights if any | number | the divisor of the loss, by a LossOp or a function |
 | collect | number | - | appends the number to a list that the trainer reads; options: into |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
 | optimizer | gradients | parameters | one step of an optimizer with its own `step` or `update`; options: step |

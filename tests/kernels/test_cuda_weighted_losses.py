@@ -204,7 +204,8 @@ def test_what_these_kernels_leave_to_the_ops(gpu):
     cost = ops.softmax_cross_entropy
     for reads, options in [
         ((z, g), {}), ((z, t), {"class_weight": (1.0, 2.0, 3.0)}), ((z, t, t), {}), ((z, t), {"reduction": "none"}),
-        ((z, t), {"class_weight": gpu.to_device(np.ones(3))}), ((z, t), {"class_weight": gpu.to_device(np.ones(4, "f4"))}),
+        ((z, t), {"class_weight": gpu.to_device(np.ones(3))}),
+        ((z, t), {"class_weight": gpu.to_device(np.ones(4, "f4"))}),
     ]:  # fmt: skip
         assert not table.accepts(Call("loss", cost, reads, (loss, g), options)), options
     assert not table.accepts(Call("total", cost, (z, t), (loss,), {"label_smoothing": 0.1}))

@@ -4,6 +4,8 @@ A new name must be given a case here. A case that runs call by call, or without 
 reason.
 """
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from test_cuda_programs import CLASSES, FEATURES, ByHand, check_same, pytestmark, train
@@ -119,12 +121,15 @@ MODELS = {
 }  # fmt: skip
 #: Layers that are the base of others, or hold others, and layers' parts.
 NO_LAYERS = {
-    "Buffer", "Composite", "Container", "Layer", "Parameter", "Sequential", "augmentation", "Dense", "Flatten", "Reshape"
+    "Buffer", "Composite", "Container", "Layer", "Parameter", "Sequential", "augmentation", "Dense", "Flatten",
+    "Reshape",
 }  # fmt: skip
 
 LOSSES = {
     "SoftmaxCrossEntropy": (losses.SoftmaxCrossEntropy, Y),
-    "SoftmaxCrossEntropy, class weights": (lambda **o: losses.SoftmaxCrossEntropy(class_weight=[1, 2, 3, 4, 0.5], **o), Y),
+    "SoftmaxCrossEntropy, class weights": (
+        lambda **o: losses.SoftmaxCrossEntropy(class_weight=[1, 2, 3, 4, 0.5], **o), Y
+    ),
     "SoftmaxCrossEntropy, smoothing": (lambda **o: losses.SoftmaxCrossEntropy(label_smoothing=0.1, **o), Y),
     "SoftmaxCrossEntropy, all": (
         lambda **o: losses.SoftmaxCrossEntropy(0.1, class_weight=[1, 2, 3, 4, 0.5], ignore_index=2, **o), Y
@@ -189,12 +194,16 @@ def unary(name):
     """A case with this op, of an input x (n, 12) with positive numbers y of the same shape."""
     calls = {
         "where": lambda x, y: ops.where(ops.less(x, y), x, y), "clip": lambda x, y: ops.clip(x, -0.5, 0.5),
-        "concat": lambda x, y: ops.concat((x, y), 1)[:, 6:18], "stack": lambda x, y: ops.mean(ops.stack((x, y)), axis=0),
+        "concat": lambda x, y: ops.concat((x, y), 1)[:, 6:18],
+        "stack": lambda x, y: ops.mean(ops.stack((x, y)), axis=0),
         "reshape": lambda x, y: ops.reshape(ops.reshape(x, (-1, 3, 4)), (-1, 12)),
-        "transpose": lambda x, y: ops.transpose(ops.transpose(x)), "getitem": lambda x, y: ops.concat((x[:, 3:], x[:, :3]), 1),
-        "matmul": lambda x, y: ops.matmul(ops.matmul(x, ops.transpose(y)), y) / 100.0, "pow": lambda x, y: ops.pow(y, x),
+        "transpose": lambda x, y: ops.transpose(ops.transpose(x)),
+        "getitem": lambda x, y: ops.concat((x[:, 3:], x[:, :3]), 1),
+        "matmul": lambda x, y: ops.matmul(ops.matmul(x, ops.transpose(y)), y) / 100.0,
+        "pow": lambda x, y: ops.pow(y, x),
         "sum": lambda x, y: x / ops.sum(y, axis=1, keepdims=True), "mean": lambda x, y: x - ops.mean(x, axis=0),
-        "var": lambda x, y: x * ops.var(y, axis=1, keepdims=True), "max": lambda x, y: x - ops.max(x, axis=1, keepdims=True),
+        "var": lambda x, y: x * ops.var(y, axis=1, keepdims=True),
+        "max": lambda x, y: x - ops.max(x, axis=1, keepdims=True),
         "min": lambda x, y: x - ops.min(x, axis=0), "stop_gradient": lambda x, y: x * ops.stop_gradient(y),
         "rescale": lambda x, y: ops.rescale(x, scale=0.5, offset=1.0),
         "sqrt": lambda x, y: ops.sqrt(y), "log": lambda x, y: ops.log(y), "log1p": lambda x, y: ops.log1p(y),
@@ -213,8 +222,8 @@ FLAT = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
 #: Ops that are in cases above, or are not for a layer in the middle of a network.
 NO_OPS = {
     "Array", "LossOp", "Namespace", "Op", "updates", "avg_pool2d", "max_pool2d", "conv2d", "dense", "dropout", "warp",
-    "embedding", "moments", "normalize", "binary_cross_entropy", "column_mse", "focal", "hinge", "huber", "kl_divergence",
-    "l1", "mse", "softmax_cross_entropy",
+    "embedding", "moments", "normalize", "binary_cross_entropy", "column_mse", "focal", "hinge", "huber",
+    "kl_divergence", "l1", "mse", "softmax_cross_entropy",
 }  # fmt: skip
 
 
@@ -242,7 +251,7 @@ EAGER = {
     "layer Layer by hand": ("ByHand", "a forward and a backward written by hand may do anything"),
     "op take": ("take", "its gradient asks the GPU how often an index comes"),
 }
-#: Ops and rules that have no kernel in some case. Graphs record what they ask of CuPy: more launches, the same numbers.
+#: Ops and rules without a kernel in some case. Graphs record what they ask of CuPy: more launches, equal numbers.
 BY_ARRAYS = {
     "abs", "cos", "clip", "erf", "exp", "expm1", "log", "log1p", "sin", "sign", "sqrt", "sub", "mul", "div", "pow",
     "maximum", "minimum", "where", "less", "lessequal", "greater", "greaterequal", "equal", "notequal", "stopgradient",
@@ -259,7 +268,7 @@ BY_ARRAYS = {
 class Made(programs.Program):
     """Programs that are kept."""
 
-    made: list = []
+    made: ClassVar[list] = []
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -284,7 +293,7 @@ def fit(monkeypatch, name, case):
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_captured_with_the_numbers_of_the_cpu_or_listed(monkeypatch, capsys, name):
-    """The second and third epoch are one graph, launched twice: on other batches than those that it was captured with."""
+    """The second and third epoch are one graph, launched twice, on other batches than those of its capture."""
     here, there, (program,) = fit(monkeypatch, name, CASES[name])
     check_same(there, here)
     call, _ = EAGER.get(name, (None, ""))

@@ -18,7 +18,7 @@ _ON_HOST = "gather", "draw", "collect", "update", "optimizer"
 
 
 def needs_host(call: Call) -> bool:
-    """Whether a call without a kernel does something else than operations on arrays that are the same in each step."""
+    """Whether a call without a kernel does something else than the same operations on arrays in each step."""
     parts = call.with_parts()
     by_hand = any(isinstance(part.op, Op) and (part.op.opaque or hasattr(part.op, "owner")) for part in parts)
     return by_hand or any(part.kind in _ON_HOST for part in parts)

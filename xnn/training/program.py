@@ -12,6 +12,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -272,12 +273,12 @@ def _counting(
     if total is not None:
         counts.append(Slot("total", (), outputs.array.dtype))
         reads, cost = tuple(slots[node] for node in (outputs, targets, *weights)), trace.cost
-        plain = getattr(total, "__func__", None) is Loss.total and cost.op is getattr(
-            total.__self__, "op", None
-        )
-        plain = plain and reads == tuple(slots[node] for node in cost.inbound_nodes)
-        rule, options = (cost.op, dict(cost.options)) if plain else (total, {})
-        calls.append(Call("total", rule, reads, (counts[-1],), options))
+        plain = isinstance(total, MethodType) and total.__func__ is Loss.total
+        plain = plain and cost.op is getattr(total.__self__, "op", None)  # type: ignore[attr-defined]
+        if plain and reads == tuple(slots[node] for node in cost.inbound_nodes):
+            calls.append(Call("total", cost.op, reads, (counts[-1],), dict(cost.options)))
+        else:
+            calls.append(Call("total", total, reads, (counts[-1],)))
     return calls, counts
 
 

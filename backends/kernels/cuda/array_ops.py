@@ -73,9 +73,10 @@ def products_on(cublas: Cublas) -> Iterator[None]:
 
 
 class OpsNamespace:
-    """The namespace in which ops compute: the Array API's, where some functions are written so that a graph can hold them.
+    """The namespace in which ops compute: array-api-compat's, where graphs can hold some functions more.
 
-    array-api-compat's clip and sign choose elements by masks, for which the host must wait.
+    Its clip and sign choose elements by masks, for which the host must wait; these do not. Products run by a handle
+    of our own within `products_on`.
     """
 
     def __init__(self, xp: Any) -> None:
@@ -122,8 +123,8 @@ def matmul(cublas: Cublas, a: Any, b: Any) -> Any:
     if not left.shape[-1]:
         out[...] = 0
     elif out.size:
-        _multiply(cublas, *(_with_leading(x, lead) for x in (left, right)), out)
-    return out.reshape(lead + a.shape[-2:-1] * (a.ndim > 1) + b.shape[-1:] * (b.ndim > 1))
+        _multiply(cublas, _with_leading(left, lead), _with_leading(right, lead), out)
+    return out.reshape(lead + a.shape[-2:-1] + b.shape[1:][-1:])
 
 
 def _with_leading(x: Any, lead: tuple[int, ...]) -> Any:

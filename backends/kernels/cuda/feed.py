@@ -257,7 +257,7 @@ class DeviceFeed:
             nonlocal step
             for number in range(count):
                 position.value = number
-                for step in steps:  # noqa: B007 # the last one is asked for if it fails
+                for step in steps:  # the last one is asked for if it fails
                     step()
 
         def run(count: int) -> None:

@@ -211,9 +211,9 @@ def serves_distance(call: Call) -> bool:
     if not serves_weights(call) or not set(call.options) <= {"delta", "reduction", "pos_weight"}:
         return False
     positive = call.options.get("pos_weight")
-    if not (positive is None or isinstance(positive, (int, float))):
-        if not is_on_gpu(positive, outputs.dtype, outputs.shape[-1:]):
-            return False
+    number = positive is None or isinstance(positive, (int, float))
+    if not (number or is_on_gpu(positive, outputs.dtype, outputs.shape[-1:])):
+        return False
     same = outputs.shape == targets.shape and np.dtype(outputs.dtype) == np.dtype(targets.dtype)
     size = math.prod(outputs.shape)
     return (

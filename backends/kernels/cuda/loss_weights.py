@@ -1,4 +1,4 @@
-"""How loss kernels weigh and reduce terms: sample weights, weights of classes, reductions, and the divisor of a mean."""
+"""How kernels of losses weigh and reduce the terms: by weights of samples and classes, and the divisor of a mean."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_given(call: Call, name: str) -> bool:
 
 
 def serves_weights(call: Call) -> bool:
-    """Whether sample weights, if any, are one number a sample in the outputs' dtype, and the loss becomes one number."""
+    """Whether the loss is one number, and sample weights, if any, are one number a sample in the outputs' dtype."""
     outputs, _, *weights = call.reads
     fits = all(w.shape == outputs.shape[:1] and w.dtype == outputs.dtype for w in weights)
     return fits and call.options.get("reduction", "mean") in ("mean", "sum", "sum_over_batch_size")
@@ -114,7 +114,7 @@ class Divisor:
         end = self.out, feed.record_of(), feed.position, self.column
         if call.op is _LABELS:
             module, name = compiled("loss", outputs.dtype, LABEL=str(targets.dtype)), "divisor_of_labels"
-            arguments = targets, n, width, weighing(call), options(call), *end
+            arguments: tuple[Any, ...] = targets, n, width, weighing(call), options(call), *end
         else:
             module, name = compiled("distances", outputs.dtype), "divisor_of_weights"
             arguments = weights[0], n, width, *end

@@ -113,7 +113,7 @@ class CudaTable(KernelTable):
         return self._feed
 
     def own(self, call: Call) -> bool:
-        """Whether there is a kernel for the call, and memory for the data that it gathers or the record that it fills."""
+        """Whether there is a kernel for the call, and memory for the data that it gathers or what it records."""
         if call.kind == "gather" and not self.resident.can_hold(call.options["source"]):
             return False
         if call.kind == "collect" and self._feed is not None:
