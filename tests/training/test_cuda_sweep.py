@@ -254,7 +254,8 @@ EAGER = {
 #: Ops and rules without a kernel in some case. Graphs record what they ask of CuPy: more launches, equal numbers.
 BY_ARRAYS = {
     "abs", "cos", "clip", "erf", "exp", "expm1", "log", "log1p", "sin", "sign", "sqrt", "sub", "mul", "div", "pow",
-    "maximum", "minimum", "where", "less", "lessequal", "greater", "greaterequal", "equal", "notequal", "stopgradient",
+    "maximum", "minimum", "where", "less", "lessequal", "greater", "greaterequal", "equal", "notequal",
+    "stopgradient",
     "rescale", "concat", "stack", "getitem", "transpose", "matmul", "sum", "max", "min", "var", "take",
     "add",  # of a number, or of arrays of two shapes
     "softmaxcrossentropy",  # of probabilities
