@@ -32,7 +32,7 @@ from xnn.backends.cupy_failures import (
     reason,
 )
 from xnn.backends.kernels.calls import KernelTable
-from xnn.backends.kernels.cuda.array_ops import MEMORIES, OpsNamespace
+from xnn.backends.kernels.cuda.array_ops import MEMORIES, PEAKS, OpsNamespace
 from xnn.backends.numerics import current_numerics
 from xnn.errors import BackendUnavailableError, XnnError
 from xnn.files import notice
@@ -236,10 +236,11 @@ class CupyBackend(Backend):
 
     def memory(self) -> dict[str, int]:
         """Return bytes: `used` by arrays, `peak` taken from the device by CuPy's pools, `total` on the device."""
-        pools = [self.cupy.get_default_memory_pool(), *(memory.pool for memory in MEMORIES)]
+        pool = self.cupy.get_default_memory_pool()
+        used = pool.used_bytes() + sum(memory.pool.used_bytes() for memory in MEMORIES)
         _, total = self.cupy.cuda.runtime.memGetInfo()
-        used, taken = sum(pool.used_bytes() for pool in pools), sum(pool.total_bytes() for pool in pools)
-        return {"used": int(used), "peak": int(taken), "total": int(total)}
+        peak = pool.total_bytes() + PEAKS.get(self.number, 0)
+        return {"used": int(used), "peak": int(peak), "total": int(total)}
 
     def free_memory(self) -> int:
         """Return how many bytes arrays can still take, on the GPU and in CuPy's pool, which is emptied."""

@@ -15,7 +15,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from xnn.backends import Backend, Purpose, Stream, backend, backend_of, current_backend, registry, use_backend
+from xnn.backends import (
+    Backend,
+    Purpose,
+    Stream,
+    backend,
+    backend_of,
+    cupy_backend,
+    current_backend,
+    registry,
+    use_backend,
+)
 from xnn.backends.cupy_backend import CupyBackend
 from xnn.backends.cupy_failures import import_cupy, quick_diagnosis
 from xnn.errors import (
@@ -322,6 +332,8 @@ def working(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     cupy = fake_cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", np)
+    monkeypatch.setattr(cupy_backend, "MEMORIES", ())  # of a real one, in other tests
+    monkeypatch.setattr(cupy_backend, "PEAKS", {})
     return cupy
 
 

@@ -162,6 +162,7 @@ def test_the_memory_of_graphs_is_counted_and_goes_back(gpu):
     assert measured.peak >= used[-1][1] // 2
     del trainer
     gc.collect()
+    assert gpu.memory()["peak"] >= used[-1][1]
     assert len(array_ops.MEMORIES) == before
 
 
@@ -171,7 +172,10 @@ def test_memory_that_is_short_is_taken_from_the_default_pool(gpu, monkeypatch):
     class Short:
         """The runtime's error for the first piece of memory."""
 
+        device_id = 0
+
         def __init__(self, size):
+            self.size = size
             if not freed:
                 raise gpu.cupy.cuda.runtime.CUDARuntimeError(2)
 

@@ -17,10 +17,11 @@ from weakref import WeakSet
 from xnn.backends.kernels.cuda.cublas import Cublas
 from xnn.backends.kernels.cuda.launch import address, cupy
 
-__all__ = ["MEMORIES", "GraphMemory", "OpsNamespace", "matmul", "products_on"]
+__all__ = ["MEMORIES", "PEAKS", "GraphMemory", "OpsNamespace", "matmul", "products_on"]
 
-#: The memory of all graphs that are in use.
+#: The memory of all graphs that are in use; and for each GPU, how many bytes all graphs had at most.
 MEMORIES: WeakSet[GraphMemory] = WeakSet()
+PEAKS: dict[int, int] = {}
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 #: For each dtype of a product, cudaDataType and cublasComputeType_t, with sums in that dtype and without TF32.
 _TYPES = {"float32": (0, 68), "float64": (1, 70)}
@@ -49,6 +50,8 @@ class GraphMemory:
                 cupy().get_default_memory_pool().free_all_blocks()
                 block = cuda.Memory(size)
             held.append(block)  # the pool may give its blocks back when memory is short
+            gpu, others = block.device_id, [each for memory in MEMORIES for each in memory._held]
+            PEAKS[gpu] = max(PEAKS.get(gpu, 0), sum(each.size for each in others if each.device_id == gpu))
             return cuda.MemoryPointer(block, 0)
 
         self.pool = cuda.MemoryPool(allocate)
