@@ -303,6 +303,22 @@ def test_it_is_captured_with_the_numbers_of_the_cpu_or_listed(monkeypatch, capsy
     assert ("no CUDA graph can hold" in capsys.readouterr().err) == (call is not None)
 
 
+OF_LABELS = [
+    name for name in LOSSES if name.startswith("SoftmaxCrossEntropy") and "probabilities" not in name
+]
+OF_NUMBERS = ["BinaryCrossEntropy", "BinaryCrossEntropy, pos_weight", "MSE", "L1", "Huber", "Hinge"]
+
+
+@pytest.mark.parametrize("loss", [*OF_LABELS, *OF_NUMBERS])
+def test_weights_and_reductions_have_kernels(monkeypatch, loss):
+    """One launch more than the plain loss where the divisor depends on the batch."""
+    for ending in (", mean", ", mean, weighted", ", sum", ", sum_over_batch_size, weighted"):
+        name = f"loss {loss}{ending}"
+        _, _, (program,) = fit(monkeypatch, name, CASES[name] | {"epochs": 1, "metrics": []})
+        assert not program.by_ops
+        assert len(program._steps) <= 11
+
+
 def test_every_name_has_a_case():
     kinds = {
         "layer": (layers, NO_LAYERS), "loss": (losses, NO_LOSSES), "optimizer": (optimizers, NO_OPTIMIZERS),
