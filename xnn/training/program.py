@@ -73,7 +73,8 @@ class Program:
         self.by_ops = list(self._ops.values())
         self.eager = [call for call in self.by_ops if needs_host(call)]
         self._refused = None if self.eager or not self.by_ops else self._refuse
-        self._most = 1 if self.eager else table.chunk
+        #: How many steps it takes at once, at most.
+        self.most = 1 if feed is None or self.eager else feed.most
         #: What the ops read that is not made in the step: a graph has the addresses of arrays, and the numbers.
         written = {id(slot) for call in self.calls for slot in call.writes}
         read = {id(slot): slot for call in self.by_ops for part in call.with_parts() for slot in part.slots()}
@@ -107,7 +108,7 @@ class Program:
                 self.store.publish()
             return 1
         count, seen = 0, assignments[0]
-        for rows in batches[: self._most]:
+        for rows in batches[: self.most]:
             self.begin(rows)
             self.feed.put(rows)
             count += 1

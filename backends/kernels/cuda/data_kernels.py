@@ -61,9 +61,16 @@ class Gather:
     def copies(self) -> bool:
         return _copies(self.call)
 
+    @property
+    def streamed(self) -> bool:
+        """Whether only the rows of the chunk are on the GPU."""
+        return self.feed.data.streams(self.call.options["source"])
+
     def join(self, other: Gather) -> Gather | None:
         """This gather and another one as one launch, or None if they cannot be."""
         main, side = (self, other) if other.copies else (other, self)
+        if self.streamed != other.streamed:
+            return None
         if not side.copies or side.sides or self.call.options["cursor"] is not other.call.options["cursor"]:
             return None
         if len(main.sides) + 1 + main.copies > _SIDES:
@@ -73,7 +80,7 @@ class Gather:
 
     def side(self) -> Any:
         """The kernel's structure for rows that are copied as they are."""
-        source, target = self.feed.resident.there(self.call.options["source"]), self.call.writes[0]
+        source, target = self.feed.data.there(self.call.options["source"]), self.call.writes[0]
         assert target is not None
         words = math.prod(source.shape[1:]) * source.dtype.itemsize // 4
         return structure("Side", source=source, to=target.array, words=words)
@@ -81,7 +88,7 @@ class Gather:
     def build(self) -> list[Runnable]:
         sides = [side.side() for side in ([self] if self.copies else []) + self.sides]
         nothing = structure("Side", source=None, to=None, words=0)
-        source, batch = self.feed.resident.there(self.call.options["source"]), self.call.writes[0]
+        source, batch = self.feed.data.there(self.call.options["source"]), self.call.writes[0]
         assert batch is not None
         n, width = batch.shape[0], 0 if self.copies else math.prod(batch.shape[1:])
         real = batch.array.dtype if batch.array.dtype.kind == "f" else np.float32
@@ -90,9 +97,10 @@ class Gather:
         grid = -(-most // THREADS), min(n, _MOST_BLOCKS)
         if not all(grid):
             return []
+        first = self.feed.state[3:] if self.streamed else None
         arguments = [
-            None if self.copies else source, None if self.copies else batch.array, self.feed.rows, self.feed.position,
-            n, width, _rescale(self.call), *sides, *[nothing] * (_SIDES - len(sides)),
+            None if self.copies else source, None if self.copies else batch.array, self.feed.rows, first,
+            self.feed.position, n, width, _rescale(self.call), *sides, *[nothing] * (_SIDES - len(sides)),
         ]  # fmt: skip
         return [Launch(module, "gather", grid, (THREADS,), arguments, self.feed.stream)]
 
