@@ -19,7 +19,7 @@ import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.binding import bind
-from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Runnable, Slot
+from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Runnable, Slot, Whole
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded
@@ -46,6 +46,7 @@ class Program:
 
     by_ops: the calls without a kernel, if the table is a GPU's; a graph records the operations on arrays that their
     ops ask for. eager: those of them for which no graph can be made. Such a program takes one step at a time.
+    whole: whether one kernel runs all steps of a chunk, and why; None if the table has no such kernel.
     """
 
     def __init__(
@@ -82,9 +83,22 @@ class Program:
         self._arrays: list[Any] = []
         self._held: list[list[Any]] = []
         self._ran = False
+        self.whole = self._whole(table, keep_gradients)
         self._loop: Callable[[int], None] | None = None
+        if self.whole is not None and self.whole.run is not None:
+            self._loop = self.whole.run
+            store.folded.update(store.gradients)
         if self.eager:
             tell(self.eager)
+
+    def _whole(self, table: KernelTable, keep_gradients: bool) -> Whole | None:
+        if self.feed is None:
+            return None
+        if keep_gradients:
+            return Whole(None, "callbacks read gradients")
+        if self.by_ops:
+            return Whole(None, "some calls have no CUDA kernel")
+        return table.whole(self.calls)
 
     def begin(self, rows: np.ndarray) -> None:
         """Set the rows of the data and the options of the optimizer for the next step."""
@@ -145,8 +159,11 @@ class Program:
 
     @property
     def calls_per_step(self) -> int:
-        """The number of functions that a step calls; with CUDA kernels, of launches and products."""
-        return len(self._steps)
+        """The number of functions that a step calls; with CUDA kernels, of launches and products.
+
+        It is 0 where one kernel runs all steps of a chunk.
+        """
+        return len(self._steps) if self.whole is None or self.whole.run is None else 0
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))

@@ -14,6 +14,7 @@ Read in this order: `launch.py` (how a kernel is compiled and launched), `cublas
 | embedding_kernels.py | embedding.cu |
 | loss_kernels.py | loss.cu, distances.cu, numbers.cu |
 | update_kernels.py | updates.cu |
+| persistent_kernel.py, persistent_rule.py | persistent.cu: a chunk of steps of a small perceptron in one launch |
 
 common.cu stands in front of each source. `table.py` has the table of all kernels, and joins kernels that can be one
 launch. `finite.py` looks for numbers that are not finite. Importing these files does not import CuPy.

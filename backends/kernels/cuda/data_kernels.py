@@ -22,7 +22,8 @@ from xnn.backends.kernels.cuda.launch import (
 from xnn.backends.random import Mask, mask_threshold
 
 __all__ = [
-    "Gather", "dropout", "dropout_backward", "gather", "keep_mask", "serves_dropout", "serves_gather", "serves_mask",
+    "Gather", "dropout", "dropout_backward", "gather", "keep_mask", "rescale", "serves_dropout", "serves_gather",
+    "serves_mask",
 ]  # fmt: skip
 
 _PLAIN, _IN_REAL, _IN_DOUBLE = 0, 1, 2
@@ -100,7 +101,7 @@ class Gather:
         first = self.feed.state[3:] if self.streamed else None
         arguments = [
             None if self.copies else source, None if self.copies else batch.array, self.feed.rows, first,
-            self.feed.position, n, width, _rescale(self.call), *sides, *[nothing] * (_SIDES - len(sides)),
+            self.feed.position, n, width, rescale(self.call), *sides, *[nothing] * (_SIDES - len(sides)),
         ]  # fmt: skip
         return [Launch(module, "gather", grid, (THREADS,), arguments, self.feed.stream)]
 
@@ -110,7 +111,7 @@ def gather(call: Call, feed: DeviceFeed) -> Gather:
     return Gather(call, feed)
 
 
-def _rescale(call: Call) -> Any:
+def rescale(call: Call) -> Any:
     """The kernel's structure with the numbers of a Rescale."""
     options, target = call.options, call.writes[0]
     assert target is not None

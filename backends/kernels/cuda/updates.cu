@@ -1,7 +1,105 @@
 // One step of each rule of xnn.ops.updates over all parameters of a group, clipping, and averages of weights.
-// Formulas and names are those of that file. A block changes one segment: neighbouring numbers of one parameter.
-// The options of a rule are in the order of its signature.
+// Formulas and names are those of that file. The options of a rule are in the order of its signature.
 
+__device__ inline real decayed(real g, real w, double weight_decay) {
+    return weight_decay ? g + (real)weight_decay * w : g;
+}
+
+// The exponential moving average after one more value.
+__device__ inline real average(real old, real fresh, double rate) { return (real)rate * old + (real)(1.0 - rate) * fresh; }
+
+// The rules for one number: w after the step, from its gradient g. s has the places of its state; null if there is none.
+struct State {
+    real* at[3];
+};
+
+__device__ inline real sgd_step(real w, real g, State s, const double* o) {
+    enum { learning_rate, momentum, nesterov, weight_decay };
+    real direction = decayed(g, w, o[weight_decay]);
+    if (real* velocity = s.at[0]) {
+        *velocity = (real)o[momentum] * *velocity + direction;
+        direction = o[nesterov] ? direction + (real)o[momentum] * *velocity : *velocity;
+    }
+    return w - (real)o[learning_rate] * direction;
+}
+
+__device__ inline real adagrad_step(real w, real g, State s, const double* o) {
+    enum { learning_rate, epsilon, weight_decay };
+    g = decayed(g, w, o[weight_decay]);
+    real total = *s.at[0] + g * g;
+    *s.at[0] = total;
+    return w - (real)o[learning_rate] * (g / (root(total) + (real)o[epsilon]));
+}
+
+// State: square, mean if centered, velocity if there is a momentum.
+__device__ inline real rmsprop_step(real w, real g, State s, const double* o) {
+    enum { learning_rate, alpha, epsilon, momentum, centered, weight_decay };
+    g = decayed(g, w, o[weight_decay]);
+    real square = *s.at[0] = average(*s.at[0], g * g, o[alpha]), variance = square;
+    if (o[centered]) {
+        real mean = *s.at[1] = average(*s.at[1], g, o[alpha]);
+        variance = larger(square - mean * mean, 0);
+    }
+    real direction = g / (root(variance) + (real)o[epsilon]);
+    if (o[momentum]) {
+        real* velocity = o[centered] ? s.at[2] : s.at[1];
+        direction = *velocity = (real)o[momentum] * *velocity + direction;
+    }
+    return w - (real)o[learning_rate] * direction;
+}
+
+// State: mean square of the gradients, mean square of the steps.
+__device__ inline real adadelta_step(real w, real g, State s, const double* o) {
+    enum { learning_rate, rho, epsilon, weight_decay };
+    real epsilon_ = (real)o[epsilon];
+    g = decayed(g, w, o[weight_decay]);
+    real square = *s.at[0] = average(*s.at[0], g * g, o[rho]);
+    real direction = root(*s.at[1] + epsilon_) / root(square + epsilon_) * g;
+    *s.at[1] = average(*s.at[1], direction * direction, o[rho]);
+    return w - (real)o[learning_rate] * direction;
+}
+
+enum { learning_rate_, beta1_, beta2_, beta1_power_, beta2_power_, epsilon_, weight_decay_ };  // of adam and adamw
+
+// What Adam subtracts. State: mean, square, and for AMSGrad the largest square.
+__device__ inline real adam_change(real g, State s, const double* o) {
+    real mean = *s.at[0] = average(*s.at[0], g, o[beta1_]);
+    real square = *s.at[1] = average(*s.at[1], g * g, o[beta2_]);
+    if (s.at[2]) square = *s.at[2] = larger(*s.at[2], square);
+    real unbiased = mean / (real)(1.0 - o[beta1_power_]);
+    real scale = root(square / (real)(1.0 - o[beta2_power_])) + (real)o[epsilon_];
+    return (real)o[learning_rate_] * (unbiased / scale);
+}
+
+__device__ inline real adam_step(real w, real g, State s, const double* o) {
+    return w - adam_change(decayed(g, w, o[weight_decay_]), s, o);
+}
+
+__device__ inline real adamw_step(real w, real g, State s, const double* o) {
+    real shrunk = w * (real)(1.0 - o[learning_rate_] * o[weight_decay_]);
+    return shrunk - adam_change(g, s, o);
+}
+
+__device__ inline real nadam_step(real w, real g, State s, const double* o) {
+    enum { learning_rate, beta1, beta2, mu, next_mu, mu_product, beta2_power, epsilon, weight_decay };
+    g = decayed(g, w, o[weight_decay]);
+    real mean = *s.at[0] = average(*s.at[0], g, o[beta1]);
+    real square = *s.at[1] = average(*s.at[1], g * g, o[beta2]);
+    real now = (real)((1.0 - o[mu]) / (1.0 - o[mu_product]));
+    real ahead = (real)(o[next_mu] / (1.0 - o[mu_product] * o[next_mu]));
+    real scale = root(square / (real)(1.0 - o[beta2_power])) + (real)o[epsilon];
+    return w - (real)o[learning_rate] * ((now * g + ahead * mean) / scale);
+}
+
+__device__ inline real lion_step(real w, real g, State s, const double* o) {
+    enum { learning_rate, beta1, beta2, weight_decay };
+    real mean = *s.at[0], ahead = average(mean, g, o[beta1]);
+    real direction = is_finite(ahead) ? (real)((ahead > 0) - (ahead < 0)) : ahead;
+    *s.at[0] = average(mean, g, o[beta2]);
+    return w - (real)o[learning_rate] * decayed(direction, w, o[weight_decay]);
+}
+
+// A block changes one segment: neighbouring numbers of one parameter.
 struct Segment {
     real* w;
     const real* g;
@@ -17,115 +115,25 @@ struct Group {
     int64 stride;
 };
 
-#define FOR_EACH_NUMBER \
+__device__ inline State state_of(const Segment& s, int64 i) {
+    State state;
+    for (int kind = 0; kind < 3; ++kind) state.at[kind] = s.state[kind] ? s.state[kind] + i : nullptr;
+    return state;
+}
+
+#define CHANGE_EACH_NUMBER_BY(rule_step) \
     Segment s = group.segments[blockIdx.x]; \
     const double* o = group.options + step * group.stride; \
-    for (int64 i = threadIdx.x; i < s.count; i += blockDim.x)
+    for (int64 i = threadIdx.x; i < s.count; i += blockDim.x) s.w[i] = rule_step(s.w[i], s.g[i], state_of(s, i), o)
 
-__device__ inline real decayed(real g, real w, double weight_decay) {
-    return weight_decay ? g + (real)weight_decay * w : g;
-}
-
-// The exponential moving average after one more value.
-__device__ inline real average(real old, real fresh, double rate) { return (real)rate * old + (real)(1.0 - rate) * fresh; }
-
-extern "C" __global__ void sgd(Group group, int64 step) {
-    enum { learning_rate, momentum, nesterov, weight_decay };
-    FOR_EACH_NUMBER {
-        real direction = decayed(s.g[i], s.w[i], o[weight_decay]);
-        if (real* velocity = s.state[0]) {
-            velocity[i] = (real)o[momentum] * velocity[i] + direction;
-            direction = o[nesterov] ? direction + (real)o[momentum] * velocity[i] : velocity[i];
-        }
-        s.w[i] -= (real)o[learning_rate] * direction;
-    }
-}
-
-extern "C" __global__ void adagrad(Group group, int64 step) {
-    enum { learning_rate, epsilon, weight_decay };
-    FOR_EACH_NUMBER {
-        real g = decayed(s.g[i], s.w[i], o[weight_decay]), total = s.state[0][i] + g * g;
-        s.state[0][i] = total;
-        s.w[i] -= (real)o[learning_rate] * (g / (root(total) + (real)o[epsilon]));
-    }
-}
-
-// State: square, mean if centered, velocity if there is a momentum.
-extern "C" __global__ void rmsprop(Group group, int64 step) {
-    enum { learning_rate, alpha, epsilon, momentum, centered, weight_decay };
-    FOR_EACH_NUMBER {
-        real g = decayed(s.g[i], s.w[i], o[weight_decay]);
-        real square = s.state[0][i] = average(s.state[0][i], g * g, o[alpha]), variance = square;
-        if (o[centered]) {
-            real mean = s.state[1][i] = average(s.state[1][i], g, o[alpha]);
-            variance = larger(square - mean * mean, 0);
-        }
-        real direction = g / (root(variance) + (real)o[epsilon]);
-        if (o[momentum]) {
-            real* velocity = o[centered] ? s.state[2] : s.state[1];
-            direction = velocity[i] = (real)o[momentum] * velocity[i] + direction;
-        }
-        s.w[i] -= (real)o[learning_rate] * direction;
-    }
-}
-
-// State: mean square of the gradients, mean square of the steps.
-extern "C" __global__ void adadelta(Group group, int64 step) {
-    enum { learning_rate, rho, epsilon, weight_decay };
-    FOR_EACH_NUMBER {
-        real g = decayed(s.g[i], s.w[i], o[weight_decay]), epsilon_ = (real)o[epsilon];
-        real square = s.state[0][i] = average(s.state[0][i], g * g, o[rho]);
-        real direction = root(s.state[1][i] + epsilon_) / root(square + epsilon_) * g;
-        s.state[1][i] = average(s.state[1][i], direction * direction, o[rho]);
-        s.w[i] -= (real)o[learning_rate] * direction;
-    }
-}
-
-enum { learning_rate_, beta1_, beta2_, beta1_power_, beta2_power_, epsilon_, weight_decay_ };  // of adam and adamw
-
-// State: mean, square, and for AMSGrad the largest square.
-__device__ inline real adam_step(Segment s, int64 i, real g, const double* o) {
-    real mean = s.state[0][i] = average(s.state[0][i], g, o[beta1_]);
-    real square = s.state[1][i] = average(s.state[1][i], g * g, o[beta2_]);
-    if (s.state[2]) square = s.state[2][i] = larger(s.state[2][i], square);
-    real unbiased = mean / (real)(1.0 - o[beta1_power_]);
-    real scale = root(square / (real)(1.0 - o[beta2_power_])) + (real)o[epsilon_];
-    return (real)o[learning_rate_] * (unbiased / scale);
-}
-
-extern "C" __global__ void adam(Group group, int64 step) {
-    FOR_EACH_NUMBER s.w[i] -= adam_step(s, i, decayed(s.g[i], s.w[i], o[weight_decay_]), o);
-}
-
-extern "C" __global__ void adamw(Group group, int64 step) {
-    FOR_EACH_NUMBER {
-        real shrunk = s.w[i] * (real)(1.0 - o[learning_rate_] * o[weight_decay_]);
-        s.w[i] = shrunk - adam_step(s, i, s.g[i], o);
-    }
-}
-
-extern "C" __global__ void nadam(Group group, int64 step) {
-    enum { learning_rate, beta1, beta2, mu, next_mu, mu_product, beta2_power, epsilon, weight_decay };
-    FOR_EACH_NUMBER {
-        real g = decayed(s.g[i], s.w[i], o[weight_decay]);
-        real mean = s.state[0][i] = average(s.state[0][i], g, o[beta1]);
-        real square = s.state[1][i] = average(s.state[1][i], g * g, o[beta2]);
-        real now = (real)((1.0 - o[mu]) / (1.0 - o[mu_product]));
-        real ahead = (real)(o[next_mu] / (1.0 - o[mu_product] * o[next_mu]));
-        real scale = root(square / (real)(1.0 - o[beta2_power])) + (real)o[epsilon];
-        s.w[i] -= (real)o[learning_rate] * ((now * g + ahead * mean) / scale);
-    }
-}
-
-extern "C" __global__ void lion(Group group, int64 step) {
-    enum { learning_rate, beta1, beta2, weight_decay };
-    FOR_EACH_NUMBER {
-        real g = s.g[i], mean = s.state[0][i], ahead = average(mean, g, o[beta1]);
-        real direction = is_finite(ahead) ? (real)((ahead > 0) - (ahead < 0)) : ahead;
-        s.state[0][i] = average(mean, g, o[beta2]);
-        s.w[i] -= (real)o[learning_rate] * decayed(direction, s.w[i], o[weight_decay]);
-    }
-}
+extern "C" __global__ void sgd(Group group, int64 step) { CHANGE_EACH_NUMBER_BY(sgd_step); }
+extern "C" __global__ void adagrad(Group group, int64 step) { CHANGE_EACH_NUMBER_BY(adagrad_step); }
+extern "C" __global__ void rmsprop(Group group, int64 step) { CHANGE_EACH_NUMBER_BY(rmsprop_step); }
+extern "C" __global__ void adadelta(Group group, int64 step) { CHANGE_EACH_NUMBER_BY(adadelta_step); }
+extern "C" __global__ void adam(Group group, int64 step) { CHANGE_EACH_NUMBER_BY(adam_step); }
+extern "C" __global__ void adamw(Group group, int64 step) { CHANGE_EACH_NUMBER_BY(adamw_step); }
+extern "C" __global__ void nadam(Group group, int64 step) { CHANGE_EACH_NUMBER_BY(nadam_step); }
+extern "C" __global__ void lion(Group group, int64 step) { CHANGE_EACH_NUMBER_BY(lion_step); }
 
 // average = decay * average + (1 - decay) * value. w is the average, g the value.
 extern "C" __global__ void moving_average(const Segment* segments, double decay) {
