@@ -32,6 +32,7 @@ from xnn.backends.cupy_failures import (
     reason,
 )
 from xnn.backends.kernels.calls import KernelTable
+from xnn.backends.kernels.cuda.array_ops import MEMORIES, PEAKS, OpsNamespace
 from xnn.backends.numerics import current_numerics
 from xnn.errors import BackendUnavailableError, XnnError
 from xnn.files import notice
@@ -74,6 +75,7 @@ class CupyBackend(Backend):
         self._several = check_number(self._cupy, number) > 1
         self.probe()
         self._xp = import_array_api()
+        self._ops = OpsNamespace(self._xp)
         # A stream for each thread, since a capture takes all that is given to its stream.
         self._own = threading.local()
 
@@ -95,7 +97,7 @@ class CupyBackend(Backend):
     @property
     def math(self) -> Any:
         self.activate()
-        return super().math
+        return self._ops if current_numerics() == "fast" else self.exact
 
     def activate(self) -> None:
         if self._several and self._cupy.cuda.runtime.getDevice() != self.number:
@@ -239,10 +241,12 @@ class CupyBackend(Backend):
             self.cupy.cuda.get_current_stream().synchronize()
 
     def memory(self) -> dict[str, int]:
-        """Return bytes: `used` by arrays, `peak` taken from the device by CuPy's pool, `total` on the device."""
+        """Return bytes: `used` by arrays, `peak` taken from the device by CuPy's pools, `total` on the device."""
         pool = self.cupy.get_default_memory_pool()
+        used = pool.used_bytes() + sum(memory.pool.used_bytes() for memory in MEMORIES)
         _, total = self.cupy.cuda.runtime.memGetInfo()
-        return {"used": int(pool.used_bytes()), "peak": int(pool.total_bytes()), "total": int(total)}
+        peak = pool.total_bytes() + PEAKS.get(self.number, 0)
+        return {"used": int(used), "peak": int(peak), "total": int(total)}
 
     def free_memory(self) -> int:
         """Return how many bytes arrays can still take, on the GPU and in CuPy's pool, which is emptied."""
@@ -254,15 +258,20 @@ class CupyBackend(Backend):
 
     @contextmanager
     def measured(self) -> Iterator[Measured]:
-        """Measure how much memory CuPy's pool hands out in a block; 0 if arrays do not come from a pool."""
-        pool = self.cupy.get_default_memory_pool()
-        before, result = pool.used_bytes(), Measured()
+        """Measure how much memory CuPy's pools hand out in a block; 0 if arrays do not come from a pool."""
+        result, there = Measured(), 0
 
         class Hook(self.cupy.cuda.MemoryHook):  # type: ignore[misc, name-defined]
             name = "xnn"
 
-            def malloc_postprocess(self, **_: Any) -> None:
-                result.peak = max(result.peak, pool.used_bytes() - before)
+            def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
+                nonlocal there
+                there += mem_size
+                result.peak = max(result.peak, there)
+
+            def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
+                nonlocal there
+                there -= mem_size
 
         with Hook():
             yield result

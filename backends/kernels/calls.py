@@ -14,7 +14,7 @@ into a function without arguments: a kernel if the backend's KernelTable has one
 | add | gradients | gradient | adds them from left to right |
 | clip | gradients | gradients | clips all gradients together by a rule; options: the rule's |
 | metric | outputs, targets | count | counts for a metric, such as the right answers in the batch |
-| total | outputs, targets, sample weights if any | number | the number that the loss's sum was divided by |
+| total | outputs, targets, sample weights if any | number | the divisor of the loss, by a LossOp or a function |
 | collect | number | - | appends the number to a list that the trainer reads; options: into |
 | options | - | - | computes the update's options in the middle of a step (`program.py` says when); options: compute |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
@@ -199,11 +199,19 @@ class Feed(Protocol):
     def renew(self) -> None:
         """Copy the options of all groups again, for the step that was sent last: they were computed since."""
 
-    def loop(self, steps: Sequence[Runnable], captures: bool = True) -> Callable[[int], None]:
-        """Return a function that runs a program's steps a number of times, captured if `captures`."""
+    def loop(
+        self,
+        steps: Sequence[Runnable],
+        captures: bool = True,
+        refused: Callable[[Runnable], None] | None = None,
+    ) -> Callable[[int], None]:
+        """Return a function that runs a program's steps a number of times, captured if `captures`.
+
+        refused: for steps among which are ops: called with the one that could not be captured, if there is one.
+        """
 
     def take(self) -> dict[int, np.ndarray]:
-        """Return what was recorded since the last call, by column. Waits for the device."""
+        """Return what was recorded since the last call, by the number of its list. Waits for the device."""
 
     def forget(self) -> None:
         """Forget what was recorded."""
@@ -222,11 +230,13 @@ class KernelTable:
     in_place: whether the kernels change parameters in place, in buffers that lie side by side in memory.
     buffers_in_place: whether the kernels change a layer's buffers in place too, such as running statistics.
     chunk: how many steps a program can take at once.
+    views: the ops whose result, and whose gradient, gets the memory of what it is made of, in another shape.
     """
 
     name = "ops"
     in_place = buffers_in_place = False
     chunk = 1
+    views: frozenset[Any] = frozenset()
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from xnn.backends import (
     Stream,
     backend,
     backend_of,
+    cupy_backend,
     cupy_devices,
     current_backend,
     registry,
@@ -348,6 +349,8 @@ def working(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     cupy = fake_cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", np)
+    monkeypatch.setattr(cupy_backend, "MEMORIES", ())  # of a real one, in other tests
+    monkeypatch.setattr(cupy_backend, "PEAKS", {})
     return cupy
 
 

@@ -26,7 +26,7 @@ from xnn.backends import Purpose, Stream, available_backends, get_backend
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Cursor, Slot
 from xnn.backends.kernels.cuda import data_set, dense_kernels, launch, update_kernels
-from xnn.backends.kernels.cuda.activation_kernels import CURVES
+from xnn.backends.kernels.cuda.activation_kernels import CURVES, SOFTMAXES
 from xnn.backends.kernels.cuda.activation_kernels import SHAPES as SHAPE_OPS
 from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, by_one_block
 from xnn.backends.random import Mask
@@ -175,11 +175,21 @@ def test_options_that_only_the_op_can_judge_have_no_kernel(gpu, options):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-@pytest.mark.parametrize(("op", "options"), [(ops.flatten, {}), (ops.reshape, {"shape": (4, 3, 5)})], ids=str)
-def test_other_shapes(both, dtype, op, options):
+@pytest.mark.parametrize(
+    ("op", "options", "shape"),
+    [
+        (ops.flatten, {}, (4, 15)),
+        (ops.reshape, {"shape": (4, 3, 5)}, (4, 3, 5)),
+        (ops.reshape, {"shape": (-1,)}, (60,)),
+        (ops.identity, {}, (4, 5, 3)),
+    ],
+    ids=str,
+)
+def test_other_shapes(both, dtype, op, options, shape):
+    """The result has the memory of the input, and the gradient that of the result's gradient: nothing is copied."""
     both.slot("x", np.arange(60).astype(dtype).reshape(4, 5, 3))
-    both.empty("y", (4, 15) if op is ops.flatten else (4, 3, 5), dtype)
-    both.slot("dy", np.arange(60)[::-1].astype(dtype).reshape((4, 15) if op is ops.flatten else (4, 3, 5)))
+    both.empty("y", shape, dtype)
+    both.slot("dy", np.arange(60)[::-1].astype(dtype).reshape(shape))
     both.empty("dx", (4, 5, 3), dtype)
 
     def make(s):
@@ -187,8 +197,28 @@ def test_other_shapes(both, dtype, op, options):
         return [forward, Call("backward", op, (s["dy"],), (s["dx"],), forward=forward)]
 
     found = both.run(make)
+    assert both.launches == 0
     for name in ("y", "dx"):
         np.testing.assert_array_equal(*found[name])
+
+
+def test_a_result_with_memory_of_its_own_is_copied(both):
+    """Such as the gradient of a parameter that is reshaped."""
+    both.slot("x", numbers((4, 3), "float32", 1))
+    both.empty("y", (12,), "float32")
+    both.empty("dx", (4, 3), "float32")
+    both.slot("dy", numbers((12,), "float32", 2))
+    both.there["dx"].allocate(both.gpu)
+    place = both.there["dx"].array
+
+    def make(s):
+        forward = Call("forward", ops.flatten, (s["x"],), (s["y"],))
+        return [forward, Call("backward", ops.flatten, (s["dy"],), (s["dx"],), forward=forward)]
+
+    found = both.run(make)
+    assert both.launches == 1
+    assert both.there["dx"].array is place
+    np.testing.assert_array_equal(*found["dx"])
 
 
 def batch_of(both, n, classes, dtype, labels="int64", size=1.0):
@@ -632,7 +662,8 @@ def test_every_kernel_is_tested_here(gpu):
         ("loss", ops.softmax_cross_entropy), ("keep", updates.moving_average), ("clip", updates.clip_by_norm),
         ("clip", updates.clip_by_value), *(("loss", op) for op in DISTANCES),
         *itertools.product(("forward", "backward"), (ops.dense, ops.dropout, ops.relu, ops.sigmoid, ops.tanh)),
-        *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS)),
+        *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS, *SOFTMAXES)),
+        *(("total", op) for op in (ops.softmax_cross_entropy, *DISTANCES)),
         *itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d, ops.mean)),
         *itertools.product(("forward", "backward"), (ops.normalize,)), ("forward", ops.moments),
         ("keep", running_moments), ("forward", ops.warp),

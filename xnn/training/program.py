@@ -9,23 +9,27 @@ it by a few named rules. The backend binds each call to a kernel over fixed buff
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from types import MethodType
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.binding import bind
-from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot, Whole, chain
+from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Runnable, Slot, Whole, chain
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded
 from xnn.graph.scope import assignments
 from xnn.graph.value import Constant, Drawn
 from xnn.layers import Buffer, Parameter
+from xnn.losses import Loss
 from xnn.ops import Op, updates
 from xnn.ops.apply import apply_rule
+from xnn.training.captured import held_by, needs_host, unrepeatable
 from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
 from xnn.training.trace import Trace
@@ -38,9 +42,10 @@ class Program:
 
     flat: the list from `flatten`. cursor: the row numbers of the step, which its gather calls read. keep_gradients:
     whether callbacks read gradients, so that every gradient must be computed. feed: what brings the numbers of steps
-    to a GPU, or None.
+    to a GPU, or None. tell: called with the calls that turn out to keep the steps from being captured.
 
-    by_ops: the calls without a kernel, if the table is a GPU's. A program with some takes one step at a time.
+    by_ops: the calls without a kernel, if the table is a GPU's; a graph records the operations on arrays that their
+    ops ask for. eager: those of them for which no graph can be made. Such a program takes one step at a time.
     whole: whether one kernel runs all steps of a chunk, and why; None if the table has no such kernel.
     """
 
@@ -53,8 +58,9 @@ class Program:
         cursor: Cursor,
         keep_gradients: bool = False,
         feed: Feed | None = None,
+        tell: Callable[[Sequence[Call]], None] = lambda calls: None,
     ) -> None:
-        self.store, self.cursor, self.feed = store, cursor, feed
+        self.lib, self.store, self.cursor, self.feed, self._tell = lib, store, cursor, feed, tell
         self.calls = fuse(list(flat), table, keep_gradients)
         folded = {
             id(slot) for call in self.calls if call.kind == "backward" and call.rule for slot in call.writes
@@ -63,22 +69,33 @@ class Program:
         #: Whether a step draws random numbers, or runs a layer that may.
         self.draws = any(call.kind == "draw" or _is_opaque(call) for call in flat)
         self._options_first = not self._compute_options_late(table)
-        by_ops: list[Call] = []
-        self._steps = tuple(bind(lib, table, self.calls, by_ops))
-        self.by_ops = [call for call in by_ops if call.kind != "options"] if feed is not None else []
+        found: dict[Any, Call] = {}
+        self._steps = tuple(bind(lib, table, self.calls, found))
         #: The layers whose random numbers kernels draw, and how often in a step.
+        by_ops = [*found.values()]
         self._drawn = Counter(
             call.options["layer"] for call in self.calls if call.kind == "draw" and call not in by_ops
         )
+        self._ops = found if feed is not None else {}
+        self.by_ops = [call for call in self._ops.values() if call.kind != "options"]
+        self.eager = [call for call in self.by_ops if needs_host(call)]
+        self._refused = None if self.eager or not self.by_ops else self._refuse
         #: How many steps it takes at once, at most.
-        self.most = 1 if feed is None or self.by_ops else feed.most
+        self.most = 1 if feed is None or self.eager else feed.most
+        #: What the ops read that is not made in the step: a graph has the addresses of arrays, and the numbers.
+        written = {id(slot) for call in self.calls for slot in call.writes}
+        read = {id(slot): slot for call in self.by_ops for part in call.with_parts() for slot in part.slots()}
+        self._from_outside = [slot for key, slot in read.items() if key not in written and not slot.fixed]
+        self._arrays: list[Any] = []
+        self._held: list[list[Any]] = []
+        self._ran = False
         self.whole = self._whole(table, keep_gradients)
         self._loop: Callable[[int], None] | None = None
         if self.whole is not None and self.whole.run is not None:
             self._loop = self.whole.run
             store.folded.update(store.gradients)
-        elif feed is not None:
-            self._loop = feed.loop(self._steps, captures=not self.by_ops)
+        if self.eager:
+            tell(self.eager)
 
     def _whole(self, table: KernelTable, keep_gradients: bool) -> Whole | None:
         if self.feed is None:
@@ -93,10 +110,14 @@ class Program:
         """Add a call that computes the options of the update, behind the calls that read attributes as they are.
 
         Computing the options calls a schedule, which may assign attributes of a layer or of the loss. By hand it is
-        called by `optimizer.step`, so that what it assigns counts from the next step. Kernels have the options of the
-        trace, and see it then anyway. Returns whether there are calls that would see it at once.
+        called by `optimizer.step`, so that what it assigns counts from the next step. Kernels and graphs have the options
+        of the trace, and see it then anyway. Returns whether there are calls that would see it at once.
         """
-        live = [n for n, call in enumerate(self.calls) if _reads_attributes(call) and not table.accepts(call)]
+        live = [
+            n
+            for n, call in enumerate(self.calls)
+            if _reads_attributes(call) and not table.accepts(call) and (self.feed is None or needs_host(call))
+        ]
         if not live or self.store.asks_optimizer:
             return False
         updates = [n for n, call in enumerate(self.calls) if call.kind == "update" or call.rule is not None]
@@ -120,7 +141,7 @@ class Program:
 
         batches: rows of the data, equally many. number: of the first step, counted over all fits.
         """
-        if self._loop is None or self.feed is None:
+        if self.feed is None:
             self.begin(batches[0])
             for run in self._steps:
                 run()
@@ -135,13 +156,38 @@ class Program:
             if assignments[0] != seen:  # a schedule has changed a layer: the next step needs another program
                 break
         self.feed.send(number, len(batches[0]))
-        self._loop(count)
+        self._looped(self.feed)(count)
+        if self._refused is not None and not self._ran:
+            self._ran = True
+            if changing := self._changed() or unrepeatable(self.lib, self.by_ops):
+                self._stop_capturing(changing)
         return count
 
     def leave_streams(self, seed: int, step: int) -> None:
         """Let layers go on as if they had drawn themselves what kernels drew in this step, the last."""
         for layer, times in self._drawn.items():
             layer.set_stream(seed, step + times)
+
+    def _looped(self, feed: Feed) -> Callable[[int], None]:
+        """The loop over the steps of a chunk; a new one, without graphs, if ops would now read something else."""
+        arrays = [slot.array for slot in self._from_outside]
+        if self._loop is None or _differ(arrays, self._arrays) or self._changed():
+            self._loop = feed.loop(self._steps, not self.eager, self._refused)
+            self._arrays, self._held = arrays, [[*held_by(call.op)] for call in self.by_ops]
+        return self._loop
+
+    def _changed(self) -> list[Call]:
+        """The calls whose op has got other attributes since the loop was made."""
+        pairs = zip(self.by_ops, self._held, strict=True)
+        return [call for call, held in pairs if _differ([*held_by(call.op)], held)]
+
+    def _refuse(self, step: Runnable) -> None:
+        """Note which step cannot be captured."""
+        self._stop_capturing([self._ops[step]] if step in self._ops else self.by_ops)
+
+    def _stop_capturing(self, calls: Sequence[Call]) -> None:
+        self.eager, self._loop = list(calls), None
+        self._tell(self.eager)
 
     @property
     def calls_per_step(self) -> int:
@@ -163,6 +209,11 @@ def _is_opaque(call: Call) -> bool:
 def _reads_attributes(call: Call) -> bool:
     """Whether a call that no kernel runs reads attributes of layers, losses or metrics when it runs."""
     return call.kind in ("draw", "metric", "total") or _is_opaque(call)
+
+
+def _differ(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether they are not the same objects."""
+    return len(some) != len(others) or any(map(operator.is_not, some, others))
 
 
 def flatten(
@@ -285,8 +336,13 @@ def _counting(
         calls.append(Call("metric", metric, (slots[outputs], slots[targets]), (counts[-1],)))
     if total is not None:
         counts.append(Slot("total", (), outputs.array.dtype))
-        reads = tuple(slots[node] for node in (outputs, targets, *weights))
-        calls.append(Call("total", total, reads, (counts[-1],)))
+        reads, cost = tuple(slots[node] for node in (outputs, targets, *weights)), trace.cost
+        plain = isinstance(total, MethodType) and total.__func__ is Loss.total
+        plain = plain and cost.op is getattr(total.__self__, "op", None)  # type: ignore[attr-defined]
+        if plain and reads == tuple(slots[node] for node in cost.inbound_nodes):
+            calls.append(Call("total", cost.op, reads, (counts[-1],), dict(cost.options)))
+        else:
+            calls.append(Call("total", total, reads, (counts[-1],)))
     return calls, counts
 
 

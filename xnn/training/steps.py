@@ -111,8 +111,7 @@ class Stepper:
                 self.total,
             )
             parts = self.lib, self.table, self.store, flat, cursor
-            self.programs[size] = made = Program(*parts, self.keep_gradients, self.feed)
-            self._tell(made.by_ops)
+            self.programs[size] = Program(*parts, self.keep_gradients, self.feed, self._tell)
             self._traces[size] = traced
             self._seen = assignments[0]
             self.model.forget()
@@ -133,11 +132,11 @@ class Stepper:
         )
         return {"folded": bool(self.store.folded), **about}
 
-    def _tell(self, by_ops: Sequence[Call]) -> None:
+    def _tell(self, calls: Sequence[Call]) -> None:
         """Say once which calls keep the steps from being captured, since that costs much on a GPU."""
-        names = dict.fromkeys(call.name for call in by_ops)
+        names = dict.fromkeys(call.name for call in calls)
         if names and not self._told:
-            notice(f"steps run call by call, since there is no CUDA kernel for: {', '.join(names)}")
+            notice(f"steps run call by call, since no CUDA graph can hold: {', '.join(names)}")
             self._told = True
 
     def _trace(self, size: int) -> Trace:

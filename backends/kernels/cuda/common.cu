@@ -81,6 +81,19 @@ __device__ inline void add_rows(const real* g, int64 n, int64 width, Bias bias, 
     }
 }
 
+// How the terms of a loss are weighed and reduced.
+//   weights: of the samples; of_classes: of each class, for the mean and the terms. Null for weights of 1.
+//   total: where a kernel has put the divisor; null for the fixed number `divisor`.
+struct Weighing {
+    const real *weights, *of_classes, *total;
+    double divisor;
+    __device__ real weight(int64 row) const { return weights ? weights[row] : (real)1; }
+    __device__ real over() const { return total ? *total : (real)divisor; }
+    // 1 / the divisor; 0 if nothing counts.
+    __device__ real share() const { return over() == 0 ? (real)0 : (real)1 / over(); }
+    __device__ real divided(real sum) const { return over() == 0 ? (real)0 : sum / over(); }
+};
+
 // Activations that other kernels apply to their result, by their numbers in dense_kernels.py.
 enum { linear, relu, sigmoid, hyperbolic };
 

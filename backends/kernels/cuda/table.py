@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn import ops
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable, Whole
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable, Whole, nothing
 from xnn.backends.kernels.cuda import activation_kernels as activations
 from xnn.backends.kernels.cuda import augmentation_kernels as augmentation
 from xnn.backends.kernels.cuda import data_kernels as data
@@ -14,6 +14,7 @@ from xnn.backends.kernels.cuda import dense_kernels as dense
 from xnn.backends.kernels.cuda import embedding_kernels as embeddings
 from xnn.backends.kernels.cuda import image_kernels as images
 from xnn.backends.kernels.cuda import loss_kernels as loss
+from xnn.backends.kernels.cuda import loss_weights as weights
 from xnn.backends.kernels.cuda import normalization_kernels as norms
 from xnn.backends.kernels.cuda import persistent_kernel as persistent
 from xnn.backends.kernels.cuda import pooling_kernels as pooling
@@ -22,7 +23,8 @@ from xnn.backends.kernels.cuda.cublas import library
 from xnn.backends.kernels.cuda.data_kernels import Gather
 from xnn.backends.kernels.cuda.data_set import DataSet
 from xnn.backends.kernels.cuda.feed import LONGEST, DeviceFeed
-from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Collect, Loss
+from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Loss
+from xnn.backends.kernels.cuda.loss_weights import Collect, Divisor
 from xnn.backends.kernels.cuda.normalization_kernels import Running
 from xnn.backends.kernels.cuda.update_kernels import Segments
 from xnn.ops import updates
@@ -52,6 +54,11 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
         for kind in ("forward", "backward")
         for op in activations.SHAPES
     },
+    **{("forward", op): (activations.softmax, activations.serves_softmax) for op in activations.SOFTMAXES},
+    **{
+        ("backward", op): (activations.softmax_backward, activations.serves_softmax)
+        for op in activations.SOFTMAXES
+    },
     ("forward", ops.conv2d): (images.conv2d, images.serves_conv2d),
     ("backward", ops.conv2d): (images.conv2d_backward, images.serves_conv2d),
     **{("forward", op): (pooling.pool, pooling.serves_pool) for op in (ops.max_pool2d, ops.avg_pool2d)},
@@ -72,6 +79,10 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
     **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
+    **{
+        ("total", op): (weights.divisor, loss.serves_divisor)
+        for op in (ops.softmax_cross_entropy, *loss.DISTANCES)
+    },
     ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
     ("collect", None): (loss.collect, loss.serves_collect),
     **{("update", rule): (changes.update, changes.serves_update) for rule in changes.RULES},
@@ -90,6 +101,7 @@ class CudaTable(KernelTable):
     name = "cuda"
     in_place = buffers_in_place = True
     chunk = LONGEST
+    views = frozenset(activations.SHAPES)
 
     def __init__(self) -> None:
         super().__init__(_KERNELS)
@@ -111,6 +123,12 @@ class CudaTable(KernelTable):
         self._feed = DeviceFeed(groups, rows, collected, self._data)
         return self._feed
 
+    def own(self, call: Call) -> bool:
+        """Whether there is a kernel for the call, and place for what it records."""
+        if call.kind == "collect" and self._feed is not None:
+            return super().own(call) and self._feed.can_collect(call.options["into"], call.reads[0].shape)
+        return super().own(call)
+
     def bind(self, call: Call) -> Any:
         """Return what the kernel launches: an item or a list of items for `assemble`."""
         assert self._feed is not None, "a program's feed is made before its kernels"
@@ -123,7 +141,15 @@ class CudaTable(KernelTable):
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join items that can be one launch, and turn all into functions without arguments."""
-        flat = [part for item in bound for part in (item if isinstance(item, list) else [item])]
+        flat = [
+            part
+            for item in bound
+            for part in (item if isinstance(item, list) else [item])
+            if part is not nothing
+        ]
+        for item in flat:
+            if isinstance(item, Collect):
+                item.place()
         items = _join_losses(_join_neighbours([item for item in flat if item is not None]))
         return [step for item in items for step in (item.build() if hasattr(item, "build") else [item])]
 
@@ -146,9 +172,11 @@ def _join_losses(items: list[Any]) -> list[Any]:
     Accuracy is counted from the same logits, and nothing but the record reads the numbers. The bias's gradient comes
     right after the loss.
     """
-    for cost in [item for item in items if isinstance(item, Loss)]:
+    for cost in [item for item in items if isinstance(item, (Divisor, Loss))]:
         after = items.index(cost) + 1
-        others = [item for item in items if isinstance(item, (Accuracy, Collect))] + items[after : after + 1]
+        others = [item for item in items if isinstance(item, (Accuracy, Collect, Divisor))] + items[
+            after : after + 1
+        ]
         taken = [item for item in others if cost.join(item)]
         items = [item for item in items if not any(item is one for one in taken)]
     return items
