@@ -35,13 +35,24 @@ extern "C" __global__ void probe(float* y, const float* x, int n) {
 TYPES = "#define SOURCE unsigned char\n#define LABEL long long\n#define INDEX long long\n"
 
 
+#: What stands in front of other sources.
+SHARED = ("common", "exact_numbers")
+#: The sources that exact numerics use; those with "exact" in their names are for them only.
+EXACT = ("exact", "exact_loss", "updates")
+
+
 def project_sources() -> dict[str, str]:
-    """Each CUDA source of the project for float and for double, by a name; with common.cu in front of it."""
-    folder = Path(launch.__file__).parent
-    common, sources = (folder / "common.cu").read_text(), {"probe": PROBE}
-    for path in sorted(folder.glob("*.cu")):
-        for real in ("float", "double") if path.name != "common.cu" else ():
-            sources[f"{path.stem} ({real})"] = f"#define real {real}\n{TYPES}{common}\n{path.read_text()}"
+    """Each CUDA source of the project, with what stands in front of it: for float, double and exact numerics."""
+    sources = {"probe": PROBE}
+    for path in sorted(Path(launch.__file__).parent.glob("*.cu")):
+        name = path.stem
+        if name in SHARED:
+            continue
+        for real in ("float", "double") if not name.startswith("exact") else ():
+            sources[f"{name} ({real})"] = f"#define real {real}\n{TYPES}{launch.source_of(name)}"
+        if name in EXACT:
+            exact = f"#define real double\n#define EXACT\n{TYPES}"
+            sources[f"{name} (exact)"] = exact + launch.source_of(name, exact=True)
     return sources
 
 

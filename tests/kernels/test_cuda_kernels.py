@@ -583,11 +583,14 @@ def test_finite(gpu, dtype, value, place):
 
 def test_every_source_is_compiled_for_real_gpus():
     """`test_emulated_cupy.py` has NVRTC compile them for two generations of GPUs."""
-    from cuda_emulator.nvrtc import project_sources
+    from cuda_emulator.nvrtc import EXACT, SHARED, project_sources
 
-    sources = {path.stem for path in Path(launch.__file__).parent.glob("*.cu")} - {"common"}
+    sources = {path.stem for path in Path(launch.__file__).parent.glob("*.cu")} - set(SHARED)
+    exact = {name for name in sources if name.startswith("exact")}
     named = set(project_sources())
-    assert {f"{name} ({real})" for name in sources for real in ("float", "double")} <= named
+    assert {f"{name} ({real})" for name in sources - exact for real in ("float", "double")} <= named
+    assert exact <= set(EXACT)
+    assert {f"{name} (exact)" for name in EXACT} <= named
 
 
 def test_every_kernel_is_tested_here(gpu):

@@ -1,4 +1,5 @@
 // What the kernels share. launch.py puts this file in front of each other source, and defines `real` as float or double.
+// In exact numerics it defines EXACT, and puts exact_numbers.cu in front of this file.
 // NVRTC compiles without the C library's headers, so there are no INFINITY, NAN and int64_t.
 typedef long long int64;
 typedef unsigned long long uint64;
@@ -6,6 +7,12 @@ typedef unsigned long long uint64;
 #define INFINITE ((real)__int_as_float(0x7f800000))
 #define NOT_A_NUMBER ((real)__int_as_float(0x7fffffff))
 #define ALL_LANES 0xffffffffu
+
+// How numbers lie in memory, and what kernels compute with: the same type, unless numerics are exact.
+#ifndef EXACT
+typedef real stored;
+__device__ inline real entered(stored x) { return x; }
+__device__ inline stored left(real y) { return y; }
 
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
@@ -21,6 +28,7 @@ __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return sqrt(x); }
 __device__ inline float hyperbolic_tangent(float x) { return tanhf(x); }
 __device__ inline double hyperbolic_tangent(double x) { return tanh(x); }
+#endif
 __device__ inline float size_of(float x) { return fabsf(x); }
 __device__ inline double size_of(double x) { return fabs(x); }
 
@@ -98,6 +106,26 @@ __device__ inline real slope(int64 kind, real y, real dy) {
     if (kind == relu) return y <= 0 ? (real)0 : dy;
     if (kind == sigmoid) return dy * (y * ((real)1 - y));
     return kind == hyperbolic ? dy * ((real)1 - y * y) : dy;
+}
+
+// Whether output a of class i comes before output b of class j: NaN first, then the larger, then the first class.
+__device__ inline bool before(stored a, int i, stored b, int j) {
+    if ((a != a) != (b != b)) return a != a;
+    return a > b || (!(a < b) && i < j);
+}
+
+// The class with the largest output of a row. Every lane of a warp gets it.
+__device__ inline int predicted(const stored* z, int classes) {
+    int lane = threadIdx.x % 32, best = lane;
+    stored top = lane < classes ? z[lane] : -(stored)INFINITE;
+    for (int j = lane + 32; j < classes; j += 32)
+        if (before(z[j], j, top, best)) { top = z[j]; best = j; }
+    for (int distance = 16; distance; distance /= 2) {
+        stored other = __shfl_xor_sync(ALL_LANES, top, distance);
+        int its = __shfl_xor_sync(ALL_LANES, best, distance);
+        if (before(other, its, top, best)) { top = other; best = its; }
+    }
+    return best;
 }
 
 // Whether this block is the last of `blocks` that come here; it then sees what the others have stored before. The counter

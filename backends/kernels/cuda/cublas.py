@@ -22,6 +22,7 @@ __all__ = ["Cublas", "Product", "cublas_of", "library"]
 _WORKSPACE = 32 << 20
 _HOST, _DEVICE = 0, 1  # cublasPointerMode_t
 _PLAIN, _TRANSPOSED = 0, 1  # cublasOperation_t
+_DEFAULT, _PEDANTIC = 0, 2  # cublasMath_t
 
 
 @cache
@@ -52,9 +53,12 @@ def _failure(what: str, status: int) -> Exception:
 
 
 class Cublas:
-    """A handle of cuBLAS for one stream."""
+    """A handle of cuBLAS for one stream.
 
-    def __init__(self, stream: Any) -> None:
+    exact: whether products are rounded as IEEE 754 says (CUBLAS_PEDANTIC_MATH), whatever the environment asks for.
+    """
+
+    def __init__(self, stream: Any, exact: bool = False) -> None:
         self.library, self.handle, self.stream = library(), ctypes.c_void_p(), stream
         self.check("cublasCreate_v2", ctypes.byref(self.handle))
         self.check("cublasSetStream_v2", self.handle, ctypes.c_void_p(stream.ptr))
@@ -62,7 +66,7 @@ class Cublas:
         self.workspace = cupy().empty(_WORKSPACE, "uint8")
         place, size = ctypes.c_void_p(address(self.workspace)), ctypes.c_size_t(_WORKSPACE)
         self.check("cublasSetWorkspace_v2", self.handle, place, size)
-        self.check("cublasSetMathMode", self.handle, 0)
+        self.check("cublasSetMathMode", self.handle, _PEDANTIC if exact else _DEFAULT)
         self._mode = _HOST
         #: The numbers 0 and 1 on the host, and 1 on the GPU, of both dtypes.
         self.numbers = {
@@ -83,14 +87,14 @@ class Cublas:
             self._mode = mode
 
 
-_handles: dict[tuple[int, int], Cublas] = {}
+_handles: dict[tuple[int, int, bool], Cublas] = {}
 
 
-def cublas_of(stream: Any) -> Cublas:
-    """The handle for a stream, made at the first use."""
-    key = int(cupy().cuda.Device().id), int(stream.ptr)
+def cublas_of(stream: Any, exact: bool = False) -> Cublas:
+    """The handle for a stream, made at the first use; another one for exact numerics."""
+    key = int(cupy().cuda.Device().id), int(stream.ptr), exact
     if key not in _handles:
-        _handles[key] = Cublas(stream)
+        _handles[key] = Cublas(stream, exact)
     return _handles[key]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +23,12 @@ from xnn.backends.kernels.cuda.launch import (
 from xnn.backends.random import Mask, mask_threshold
 
 __all__ = [
-    "Gather", "dropout", "dropout_backward", "gather", "keep_mask", "serves_dropout", "serves_gather", "serves_mask",
+    "MOST_BLOCKS", "Gather", "copies", "dropout", "dropout_backward", "gather", "keep_mask", "serves_dropout",
+    "serves_gather", "serves_mask",
 ]  # fmt: skip
 
 _PLAIN, _IN_REAL, _IN_DOUBLE = 0, 1, 2
-_MOST_BLOCKS = 65535  # in the second dimension of a grid
+MOST_BLOCKS = 65535  # in the second dimension of a grid
 _SIDES = 3
 
 
@@ -38,10 +40,10 @@ def serves_gather(call: Call) -> bool:
     if tuple(target.shape[1:]) != source.shape[1:]:  # numbers of a Rescale may make a sample wider
         return False
     known = set(call.options) <= {"source", "cursor", "scale", "offset", "shift"}
-    return known and (np.dtype(target.dtype).name in ("float32", "float64") or _copies(call))
+    return known and (np.dtype(target.dtype).name in ("float32", "float64") or copies(call))
 
 
-def _copies(call: Call) -> bool:
+def copies(call: Call) -> bool:
     """Whether the rows are copied as they are, and consist of words of 4 bytes."""
     source, target = call.options["source"], call.writes[0]
     assert target is not None
@@ -59,7 +61,7 @@ class Gather:
 
     @property
     def copies(self) -> bool:
-        return _copies(self.call)
+        return copies(self.call)
 
     def join(self, other: Gather) -> Gather | None:
         """This gather and another one as one launch, or None if they cannot be."""
@@ -79,22 +81,27 @@ class Gather:
         return structure("Side", source=source, to=target.array, words=words)
 
     def build(self) -> list[Runnable]:
-        sides = [side.side() for side in ([self] if self.copies else []) + self.sides]
-        nothing = structure("Side", source=None, to=None, words=0)
         source, batch = self.feed.resident.there(self.call.options["source"]), self.call.writes[0]
         assert batch is not None
         n, width = batch.shape[0], 0 if self.copies else math.prod(batch.shape[1:])
         real = batch.array.dtype if batch.array.dtype.kind == "f" else np.float32
         module = compiled("gather", real, SOURCE=str(source.dtype))
-        most = max([width, *(side.words for side in sides)])
-        grid = -(-most // THREADS), min(n, _MOST_BLOCKS)
+        there = None if self.copies else source, None if self.copies else batch.array
+        return self.launches(module, "gather", (n, width), there, (_rescale(self.call),))
+
+    def launches(
+        self, module: Any, name: str, shape: tuple[int, int], arrays: Sequence[Any], last: Sequence[Any] = ()
+    ) -> list[Runnable]:
+        """The launch of a kernel that copies the rows, with those of the other arrays. shape: of the batch."""
+        sides = [side.side() for side in ([self] if self.copies else []) + self.sides]
+        nothing = structure("Side", source=None, to=None, words=0)
+        most = max([shape[1], *(side.words for side in sides)])
+        grid = -(-most // THREADS), min(shape[0], MOST_BLOCKS)
         if not all(grid):
             return []
-        arguments = [
-            None if self.copies else source, None if self.copies else batch.array, self.feed.rows, self.feed.position,
-            n, width, _rescale(self.call), *sides, *[nothing] * (_SIDES - len(sides)),
-        ]  # fmt: skip
-        return [Launch(module, "gather", grid, (THREADS,), arguments, self.feed.stream)]
+        feed = self.feed
+        given = *arrays, feed.rows, feed.position, *shape, *last, *sides, *[nothing] * (_SIDES - len(sides))
+        return [Launch(module, name, grid, (THREADS,), given, feed.stream)]
 
 
 def gather(call: Call, feed: DeviceFeed) -> Gather:

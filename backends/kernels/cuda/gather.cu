@@ -44,3 +44,25 @@ extern "C" __global__ void gather(const SOURCE* data, real* batch, const int64* 
         copy_row(third, row, i);
     }
 }
+
+// Rows of integers as they are, and as double too if wide is not null: for exact numerics. Blocks as above.
+extern "C" __global__ void gather_integers(const SOURCE* data, SOURCE* batch, double* wide, const int64* rows, int64 step,
+                                           int64 n, int64 width, Side first, Side second, Side third) {
+    for (int64 i = blockIdx.y; i < n; i += gridDim.y) {
+        int64 row = rows[step * n + i];
+        for (int64 j = blockIdx.x * blockDim.x + threadIdx.x; j < width; j += gridDim.x * blockDim.x) {
+            SOURCE x = data[row * width + j];
+            batch[i * width + j] = x;
+            if (wide) wide[i * width + j] = (double)x;
+        }
+        copy_row(first, row, i);
+        copy_row(second, row, i);
+        copy_row(third, row, i);
+    }
+}
+
+// Integers as double.
+extern "C" __global__ void widen(const SOURCE* integers, double* wide, int64 size) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) wide[i] = (double)integers[i];
+}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Launch", "address", "by_element", "compiled", "cupy", "driver", "structure"]
+__all__ = ["Launch", "address", "by_element", "compiled", "cupy", "driver", "source_of", "structure"]
 
 _HERE = Path(__file__).parent
 #: C++'s names of the types that kernels are compiled for.
@@ -35,17 +35,27 @@ def driver() -> Any:
     return importlib.import_module("cupy_backends.cuda.api.driver")
 
 
+def source_of(file: str, exact: bool = False) -> str:
+    """A source of this folder, with what the kernels share in front of it.
+
+    file: its name without ".cu". exact: whether it is for exact numerics.
+    """
+    names = ("exact_numbers", "common", file) if exact else ("common", file)
+    return "\n".join((_HERE / f"{name}.cu").read_text() for name in names)
+
+
 @cache
-def compiled(file: str, dtype: Any, **types: str) -> Any:
+def compiled(file: str, dtype: Any, exact: bool = False, **types: str) -> Any:
     """Compile a source of this folder, and return its module; once for each choice of types.
 
-    file: the source's name without ".cu". dtype: what `real` is, float32 or float64. types: further names of types in
-    the source, and the dtypes that they stand for.
+    file: the source's name without ".cu". dtype: what `real` is, float32 or float64. exact: whether numbers are
+    stored as float32 and computed with as in exact numerics; `real` must then be float64. types: further names of
+    types in the source, and the dtypes that they stand for.
     """
     chosen = {"real": str(np.dtype(dtype)), **types}
-    options = ("--std=c++17", "--fmad=false", *(f"-D{name}={TYPES[kind]}" for name, kind in chosen.items()))
-    code = "\n".join((_HERE / f"{name}.cu").read_text() for name in ("common", file))
-    return cupy().RawModule(code=code, options=options)
+    options = ["--std=c++17", "--fmad=false", *(f"-D{name}={TYPES[kind]}" for name, kind in chosen.items())]
+    options += ["-DEXACT"] * exact
+    return cupy().RawModule(code=source_of(file, exact), options=tuple(options))
 
 
 def address(array: Any) -> int:

@@ -1,0 +1,122 @@
+"""Training in exact numerics by CUDA kernels: NumPy's bits in captured steps; on a GPU, or on the emulated one."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_cuda_exact import exact, pytestmark
+from test_exact_kernels import RUNS, X, Y
+
+import xnn
+from xnn import layers, losses, optimizers
+from xnn.backends import get_backend
+from xnn.data import Batches
+from xnn.layers.files import weights_sha256
+from xnn.runs.mlp import mlp
+
+__all__ = ["exact", "pytestmark"]
+
+
+def recorder():
+    """The recorder of the emulated GPU; skips on a real one."""
+    attached = sys.modules.get("cuda_emulator.attach")
+    if attached is None or attached._driver is None:
+        pytest.skip("only the emulated GPU records what is asked of it")
+    return attached.recorded
+
+
+def run(name, options, optimizer, floats=False, kernels="auto", **more):
+    with xnn.backends.backend(name):
+        model = mlp(40, (33, 20), 10, rescale=None if floats else (1 / 255, 0.0), seed=3, **options)
+        x = (X / 255.0).astype(np.float32) if floats else X
+        trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer(), kernels=kernels, **more)
+        history = trainer.fit((x, Y), epochs=3, batch_size=32, progress=False)
+        return history.losses_sha256, weights_sha256(model), history.epochs, history.plan["kernels"]
+
+
+@pytest.mark.parametrize("floats", [False, True], ids=["pixels", "floats"])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_has_the_bits_of_numpy(name, floats):
+    here, there = (run(lib, *RUNS[name], floats=floats) for lib in ("numpy", "cupy"))
+    assert there[:3] == here[:3]
+    assert there[3] == "cuda"
+
+
+def article(optimizer):
+    with xnn.backends.backend("cupy"):
+        model = xnn.Sequential(
+            layers.Rescale(1 / 255), layers.Dense(784, 100), layers.ReLU(), layers.Dense(100, 200), layers.ReLU(),
+            layers.Dense(200, 10), seed=1,
+        )  # fmt: skip
+        return xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer, metrics=["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "most"),
+    [(optimizers.SGD(0.1), 21), (optimizers.SGD(0.1, momentum=0.9), 22), (optimizers.Adam(0.01), 22)],
+    ids=["sgd", "momentum", "adam"],
+)
+def test_kernels_and_products_in_a_step(optimizer, most):
+    """784-100-200-10 in exact numerics; by the ops a step is 656 kernels and 14 products."""
+    recorded = recorder()
+    trainer = article(optimizer)
+    data = np.zeros((64, 784), np.uint8), np.arange(64) % 10
+    rows = np.arange(32)
+    with get_backend("cupy").stream():
+        stepper = trainer.stepper(Batches(data, 32))
+        stepper.refresh()
+        for count in (2, 20):
+            for _ in range(2):  # the second time captures
+                stepper.steps([rows] * count, 0)
+                stepper.take()
+            with recorded() as chunk:
+                stepper.steps([rows] * count, 0)
+            copy, graph = chunk
+            assert copy.startswith("COPY H2D pinned")
+            assert int(graph.removeprefix("GRAPH").split()[0]) <= most * count
+        assert len(stepper.program(32).by_ops) == 0
+
+
+def test_results_do_not_depend_on_the_order_of_threads():
+    recorder()
+    from cuda_emulator.kernels import settings
+
+    found = []
+    everything = {"momentum": 0.9, "nesterov": True, "clip_norm": 1.0, "clip_value": 0.1, "average": 0.9}
+    for order in ("forward", "backward", "random"):
+        with settings(order=order, seed=5):
+            found.append(run("cupy", {"activation": "tanh"}, lambda: optimizers.SGD(0.05, **everything)))
+    assert (
+        found[0]
+        == found[1]
+        == found[2]
+        == (*run("numpy", {"activation": "tanh"}, lambda: optimizers.SGD(0.05, **everything))[:3], "cuda")
+    )
+
+
+CHECKED = """
+import numpy as np, xnn
+from xnn import layers, losses, optimizers
+x = (np.arange(40 * 36) * 7919 % 251).astype(np.uint8).reshape(40, 36)
+with xnn.numerics("exact"), xnn.backends.backend("cupy"):
+    for data in (x, (x / 255).astype("f4")):
+        first = [layers.Rescale(1 / 255)] if data.dtype == "u1" else []
+        model = xnn.Sequential(*first, layers.Dense(36, 35), layers.Tanh(), layers.Dense(35, 5), seed=1)
+        for optimizer in (optimizers.SGD(0.1), optimizers.Adam(0.01, clip_norm=0.1)):
+            trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer, metrics=["accuracy"])
+            history = trainer.fit((data, np.arange(40) % 5), epochs=1, batch_size=33, progress=False)
+            assert history.plan["kernels"] == "cuda"
+print("no races")
+"""
+
+
+def test_no_race_and_no_access_out_of_bounds():
+    """Every kernel of a step, in a process in which all kernels are checked."""
+    recorder()
+    environment = dict(os.environ) | {"XNN_EMULATOR_CHECK": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "no races\n", done.stderr
