@@ -38,7 +38,7 @@ TYPES = "#define SOURCE unsigned char\n#define LABEL long long\n#define INDEX lo
 #: What stands in front of other sources.
 SHARED = ("common", "exact_numbers")
 #: The sources that exact numerics use; those with "exact" in their names are for them only.
-EXACT = ("exact", "exact_loss", "updates")
+EXACT = ("activations", "dense", "dropout", "exact", "exact_loss", "updates")
 
 
 def project_sources() -> dict[str, str]:

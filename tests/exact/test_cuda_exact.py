@@ -157,23 +157,6 @@ def test_two_layers_of_which_one_reads_what_the_other_writes():
     both.check(found, "w2", "y")
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS[1:], ids=lambda a: a.name)
-@pytest.mark.parametrize("shape", [(), (1,), (7, 3), (2, 3, 4), (64, 33)], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_activations(activation, shape, kind):
-    both = Both()
-    both.slot("x", raw(shape, 1, kind))
-    both.slot("dy", raw(shape, 2, kind))
-    both.empty("y", shape)
-    both.empty("dx", shape)
-
-    def make(s):
-        forward = Call("forward", activation, (s["x"],), (s["y"],))
-        return [forward, Call("backward", activation, (s["dy"],), (s["dx"],), forward=forward)]
-
-    both.check(both.run(make), "y", "dx", "x", "dy")
-
-
 @pytest.mark.parametrize(("n", "classes"), [(1, 1), (32, 10), (7, 300), (1100, 2)])
 @pytest.mark.parametrize("size", [1.0, 300.0, 1e6])
 @pytest.mark.parametrize("special", [(), (np.nan,), (np.inf,), (-np.inf,), (-3e38, 3e38), (np.inf, np.inf)])

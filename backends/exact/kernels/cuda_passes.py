@@ -53,7 +53,7 @@ def product(feed: DeviceFeed, a: Any, b: Any, turned: tuple[bool, bool], out: An
 
 def overlap(a: Any, b: Any) -> bool:
     """Whether two contiguous arrays share memory."""
-    return address(a) < address(b) + b.nbytes and address(b) < address(a) + a.nbytes
+    return address(a) < address(b) + int(b.nbytes) and address(b) < address(a) + int(a.nbytes)
 
 
 def touched(item: Any) -> list[Any] | None:
@@ -240,8 +240,8 @@ class RowsPass:
         two = self.products is not None and len(self.products) > n
         rows = structure(
             "Rows", products=self.products, b=self.b, x=self.y if self.x is None else self.x, y=self.y,
-            full=self.full, out=self.out, of=self.of, wide=self.wide, n=n, width=width, two=int(two), kind=self.kind, back=self.back, bits=self.bits,
-            scale=self.scale,
+            full=self.full, out=self.out, of=self.of, wide=self.wide, n=n, width=width, two=int(two),
+            kind=self.kind, back=self.back, bits=self.bits, scale=self.scale,
         )  # fmt: skip
         threads = min(_WIDEST if width > THREADS * 4 else THREADS, -(-width // _WARP) * _WARP)
         return [kernel("rows", (min(n, _MOST_BLOCKS),), (threads,), (rows,), self.feed)]

@@ -5,12 +5,12 @@ A step consists of products of slices by cuBLAS, in float64, and of the passes o
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from xnn import ops
+from xnn.backends.exact.kernels.cuda_elements import ELEMENTS, all_stored
 from xnn.backends.exact.kernels.cuda_passes import (
     Changes,
     ClipByNorm,
@@ -42,16 +42,6 @@ from xnn.ops.metrics import accuracy
 
 __all__ = ["ExactCudaTable"]
 
-_MOST = 2**31  # elements of an array
-
-
-def _all_stored(call: Call) -> bool:
-    """Whether floating-point arrays are float32, none is empty, and none has 2^31 elements."""
-    slots = call.slots()
-    sizes = [math.prod(slot.shape) for slot in slots]
-    floats = [np.dtype(slot.dtype) for slot in slots if np.dtype(slot.dtype).kind not in "iub"]
-    return all(0 < size < _MOST // 2 for size in sizes) and set(floats) <= {np.dtype(np.float32)}
-
 
 def _serves_dense(call: Call) -> bool:
     """Whether x is a batch of rows, W a matrix, b fits, and the activation is one of KINDS."""
@@ -60,7 +50,7 @@ def _serves_dense(call: Call) -> bool:
     fits = len(x.shape) == len(w.shape) == 2 and all(b.shape == w.shape[1:] for b in bias)
     wanted = call is not forward and call.writes[0] is not None
     pixels = x.scaled is not None
-    return fits and forward.activation in KINDS and _all_stored(call) and not (wanted and pixels)
+    return fits and forward.activation in KINDS and all_stored(call) and not (wanted and pixels)
 
 
 def _wide(rows: int, columns: int) -> Any:
@@ -145,7 +135,7 @@ def _gather(call: Call, feed: DeviceFeed) -> data.Gather:
 
 
 def _serves_loss(call: Call) -> bool:
-    return loss.serves_cross_entropy(call) and _all_stored(call)
+    return loss.serves_cross_entropy(call) and all_stored(call)
 
 
 def _update(call: Call, feed: DeviceFeed) -> Step:
@@ -171,26 +161,7 @@ def _moving_average(call: Call, feed: DeviceFeed) -> Changes:
 
 
 def _serves_update(call: Call) -> bool:
-    return changes.serves_update(call) and _all_stored(call)
-
-
-def _activation(call: Call, feed: DeviceFeed) -> RowsPass:
-    """y = f(x) for an activation without a dense layer before it."""
-    x, y, kind = call.reads[0].array, call.writes[0].array, KINDS[call.op]  # type: ignore[union-attr]
-    call.saved = cupy().empty(y.shape, np.float64) if kind > KINDS[ops.relu] else None
-    return RowsPass(feed, y, x, kind=kind, full=call.saved)
-
-
-def _activation_backward(call: Call, feed: DeviceFeed) -> RowsPass:
-    """dx = dy f'(x), from y."""
-    forward = call.forward
-    assert forward is not None
-    y, dx = forward.writes[0].array, call.writes[0].array  # type: ignore[union-attr]
-    return RowsPass(feed, dx, call.reads[0].array, back=KINDS[call.op], out=y, of=forward.saved)
-
-
-def _serves_activation(call: Call) -> bool:
-    return _all_stored(call) and not call.options and all(slot.scaled is None for slot in call.slots())
+    return changes.serves_update(call) and all_stored(call)
 
 
 class ExactCudaTable(CudaTable):
@@ -242,10 +213,9 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("loss", ops.softmax_cross_entropy): (CrossEntropy, _serves_loss),
     ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
     ("collect", None): (loss.collect, loss.serves_collect),
-    **{("forward", op): (_activation, _serves_activation) for op in KINDS if op is not None},
-    **{("backward", op): (_activation_backward, _serves_activation) for op in KINDS if op is not None},
+    **ELEMENTS,
     **{("update", rule): (_update, _serves_update) for rule in changes.RULES},
-    ("clip", updates.clip_by_norm): (_clip_by_norm, _all_stored),
-    ("clip", updates.clip_by_value): (_clip_by_value, _all_stored),
-    ("keep", updates.moving_average): (_moving_average, _all_stored),
+    ("clip", updates.clip_by_norm): (_clip_by_norm, all_stored),
+    ("clip", updates.clip_by_value): (_clip_by_value, all_stored),
+    ("keep", updates.moving_average): (_moving_average, all_stored),
 }

@@ -16,9 +16,12 @@ from xnn.backends.kernels.cuda.launch import address, by_element, compiled, cupy
 __all__ = [
     "CURVES",
     "SHAPES",
+    "copy",
     "curve",
     "curve_backward",
+    "kind_of",
     "reshape",
+    "serves_add",
     "serves_curve",
     "serves_shape",
     "serves_sum",
@@ -45,10 +48,10 @@ def serves_curve(call: Call) -> bool:
     options = (call.forward or call).options
     dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
     fits = len(dtypes) == 1 and dtypes <= {"float32", "float64"} and math.prod(call.reads[0].shape) < 2**31
-    return fits and set(options) <= {CURVES[call.op][1]} and _kind(call) is not None
+    return fits and set(options) <= {CURVES[call.op][1]} and kind_of(call) is not None
 
 
-def _kind(call: Call) -> tuple[int, float] | None:
+def kind_of(call: Call) -> tuple[int, float] | None:
     """The number of the activation, and its option as a number; None for an option that only the op can judge."""
     (kind, name, default), options = CURVES[call.op], (call.forward or call).options
     option = options.get(name, default)
@@ -71,7 +74,7 @@ def curve_backward(call: Call, feed: DeviceFeed) -> Any:
 
 
 def _launch(name: str, call: Call, feed: DeviceFeed, *arrays: Any) -> Any:
-    out, kind = call.writes[0], _kind(call)
+    out, kind = call.writes[0], kind_of(call)
     assert out is not None
     assert kind is not None
     size = int(out.array.size)
@@ -88,7 +91,7 @@ def serves_shape(call: Call) -> bool:
 
 def reshape(call: Call, feed: DeviceFeed) -> Runnable:
     """Copy the elements of an array, or of a gradient, to one of another shape."""
-    return _copy(call.reads[0].array, call.writes[0].array, feed)  # type: ignore[union-attr]
+    return copy(call.reads[0].array, call.writes[0].array, feed)  # type: ignore[union-attr]
 
 
 def serves_sum(call: Call) -> bool:
@@ -99,17 +102,18 @@ def serves_sum(call: Call) -> bool:
 
 def sum_backward(call: Call, feed: DeviceFeed) -> list[Runnable]:
     """Copy the gradient of a sum to the gradient of each term."""
-    return [_copy(call.reads[0].array, slot.array, feed) for slot in call.writes if slot is not None]
+    return [copy(call.reads[0].array, slot.array, feed) for slot in call.writes if slot is not None]
 
 
-def _copy(source: Any, target: Any, feed: DeviceFeed) -> Runnable:
+def copy(source: Any, target: Any, feed: DeviceFeed) -> Runnable:
+    """A copy of an array to another one of the same size."""
     if not source.nbytes:
         return nothing
-    copy, stream = cupy().cuda.runtime.memcpyAsync, feed.stream
+    start, stream = cupy().cuda.runtime.memcpyAsync, feed.stream
     arguments = address(target), address(source), int(source.nbytes), _ON_DEVICE, stream.ptr
 
     def run() -> None:
-        copy(*arguments)
+        start(*arguments)
 
     run.held = source, target  # type: ignore[attr-defined] # keeps the memory behind the addresses alive
     return run

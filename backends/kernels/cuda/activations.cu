@@ -33,40 +33,42 @@ __device__ inline real share_of(int64 kind, real low, real* rest) {
 }
 
 // y = f(x). option: the slope, alpha or beta.
-extern "C" __global__ void curve(const real* x, real* y, int64 size, int64 kind, double option) {
+extern "C" __global__ void curve(const stored* x, stored* y, int64 size, int64 kind, double option) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
-    real v = x[i], below = smaller(v, 0), rest;
-    if (kind == leaky_relu) y[i] = larger(v, 0) + (real)option * below;
-    if (kind == elu) y[i] = v > 0 ? v : (real)option * exponential_less_one(below);
-    if (kind == selu) y[i] = SELU_SCALE * (v > 0 ? v : (real)SELU_ALPHA * exponential_less_one(below));
+    real v = entered(x[i]), below = smaller(v, 0), rest, value = 0;
+    if (kind == leaky_relu) value = larger(v, 0) + (real)option * below;
+    if (kind == elu) value = v > 0 ? v : (real)option * exponential_less_one(below);
+    if (kind == selu) value = SELU_SCALE * (v > 0 ? v : (real)SELU_ALPHA * exponential_less_one(below));
     if (kind == gelu || kind == gelu_tanh) {
         real low = larger(v, -FLAT);
-        y[i] = low * share_of(kind, low, &rest);
+        value = low * share_of(kind, low, &rest);
     }
-    if (kind == silu) y[i] = larger(v, LOGISTIC_ZERO) * logistic(v);
+    if (kind == silu) value = larger(v, LOGISTIC_ZERO) * logistic(v);
     if (kind == softplus)
-        y[i] = larger(v, 0) + logarithm_of_one_more(exponential(-size_of(times(v, option)))) / (real)option;
+        value = larger(v, 0) + logarithm_of_one_more(exponential(-size_of(times(v, option)))) / (real)option;
+    y[i] = left(value);
 }
 
 // dx = dy f'(x).
-extern "C" __global__ void curve_gradient(const real* dy, const real* x, real* dx, int64 size, int64 kind, double option) {
+extern "C" __global__ void curve_gradient(const stored* dy, const stored* x, stored* dx, int64 size, int64 kind, double option) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
-    real v = x[i], d = dy[i], below = smaller(v, 0), rest;
-    if (kind == leaky_relu) dx[i] = v <= 0 ? d * (real)option : d;
-    if (kind == elu) dx[i] = v > 0 ? d : d * ((real)option * exponential(below));
-    if (kind == selu) dx[i] = v > 0 ? SELU_SCALE * d : SELU_SCALE * d * ((real)SELU_ALPHA * exponential(below));
+    real v = entered(x[i]), d = entered(dy[i]), below = smaller(v, 0), rest, value = 0;
+    if (kind == leaky_relu) value = v <= 0 ? d * (real)option : d;
+    if (kind == elu) value = v > 0 ? d : d * ((real)option * exponential(below));
+    if (kind == selu) value = v > 0 ? SELU_SCALE * d : SELU_SCALE * d * ((real)SELU_ALPHA * exponential(below));
     if (kind == gelu || kind == gelu_tanh) {
         real low = larger(v, -FLAT), share = share_of(kind, low, &rest), inside = smaller(low, FLAT), square = inside * inside;
         real density = kind == gelu
             ? (real)0.5 * ROOT_2_OVER_PI * exponential((real)-0.5 * square)
             : (real)2 * share * rest * (ROOT_2_OVER_PI * ((real)1 + (real)0.134145 * square));
-        dx[i] = d * (share + inside * density);
+        value = d * (share + inside * density);
     }
     if (kind == silu) {
         real s = logistic(v), y = larger(v, LOGISTIC_ZERO) * s;
-        dx[i] = d * (s + smaller(y, LOGISTIC_FLAT) * ((real)1 - s));
+        value = d * (s + smaller(y, LOGISTIC_FLAT) * ((real)1 - s));
     }
-    if (kind == softplus) dx[i] = d * logistic(times(v, option));
+    if (kind == softplus) value = d * logistic(times(v, option));
+    dx[i] = left(value);
 }

@@ -106,3 +106,40 @@ __device__ inline double hyperbolic_tangent(double x) {
 }
 
 __device__ inline double root(double x) { return sqrt(x); }
+
+// c_0 r^k + c_1 r^(k - 1) + ... + c_k
+template <int count> __device__ inline double polynomial(const double (&c)[count], double r) {
+    double y = (c[0] == 1.0 ? r : r * c[0]) + c[1];
+#pragma unroll
+    for (int k = 2; k < count; ++k) y = y * r + c[k];
+    return y;
+}
+
+// 1 - erf(x), with the formula and the coefficients of xnn.ops.special.
+__device__ inline double complementary_error(double x) {
+    const double centre[] = {1.85777706184603153e-1, 3.16112374387056560, 1.13864154151050156e2, 3.77485237685302021e2,
+                             3.20937758913846947e3};
+    const double below_centre[] = {1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3,
+                                   2.84423683343917062e3};
+    const double shoulder[] = {2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594, 6.61191906371416295e1,
+                               2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3,
+                               1.23033935479799725e3};
+    const double below_shoulder[] = {1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2,
+                                     1.62138957456669019e3, 3.29079923573345963e3, 4.36261909014324716e3,
+                                     3.43936767414372164e3, 1.23033935480374942e3};
+    const double tail[] = {1.63153871373020978e-2, 3.05326634961232344e-1, 3.60344899949804439e-1, 1.25781726111229246e-1,
+                           1.60837851487422766e-2, 6.58749161529837803e-4};
+    const double below_tail[] = {1.0, 2.56852019228982242, 1.87295284992346725, 5.27905102951428412e-1,
+                                 6.05183413124413191e-2, 2.33520497626869185e-3};
+    if (x != x) return QUIET_NAN;
+    double size = fabs(x);
+    if (size <= 0.46875) return 1.0 - x * (polynomial(centre, size * size) / polynomial(below_centre, size * size));
+    if (size > 28.0) size = 28.0;
+    double scaled = polynomial(shoulder, size) / polynomial(below_shoulder, size);
+    if (size > 4.0) {
+        double inverse = 1.0 / (size * size);
+        scaled = (5.6418958354775628695e-1 - inverse * (polynomial(tail, inverse) / polynomial(below_tail, inverse))) / size;
+    }
+    double outside = scaled * exponential(-(size * size));
+    return x < 0.0 ? 1.0 + (1.0 - outside) : outside;
+}
