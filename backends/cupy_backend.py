@@ -194,14 +194,18 @@ class CupyBackend(Backend):
             return super().kernels(name)
         try:
             if current_numerics() == "exact":
-                table = importlib.import_module("xnn.backends.exact.kernels.cuda_table").ExactCudaTable()
-            else:
-                table = importlib.import_module("xnn.backends.kernels.cuda.table").CudaTable()
-            return table  # type: ignore[no-any-return]
+                return self._exact_table()
+            return importlib.import_module("xnn.backends.kernels.cuda.table").CudaTable()  # type: ignore[no-any-return]
         except BackendUnavailableError:
             if name == "cuda":
                 raise
             return KernelTable()
+
+    def _exact_table(self) -> KernelTable:
+        package = "xnn.backends.exact.kernels"
+        table = importlib.import_module(f"{package}.cuda_table").ExactCudaTable()
+        importlib.import_module(f"{package}.cuda_check").check(self)
+        return table  # type: ignore[no-any-return]
 
     @contextmanager
     def stream(self) -> Iterator[None]:

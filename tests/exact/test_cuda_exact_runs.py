@@ -12,7 +12,11 @@ from test_exact_kernels import RUNS, X, Y
 import xnn
 from xnn import layers, losses, optimizers
 from xnn.backends import get_backend
+from xnn.backends.exact.kernels import cuda_check
+from xnn.backends.kernels.calls import KernelTable
+from xnn.backends.kernels.cuda import launch
 from xnn.data import Batches
+from xnn.errors import BackendUnavailableError
 from xnn.layers.files import weights_sha256
 from xnn.runs.mlp import mlp
 
@@ -142,7 +146,8 @@ x = (np.arange(40 * 36) * 7919 % 251).astype(np.uint8).reshape(40, 36)
 with xnn.numerics("exact"), xnn.backends.backend("cupy"):
     for data in (x, (x / 255).astype("f4")):
         first = [layers.Rescale(1 / 255)] if data.dtype == "u1" else []
-        model = xnn.Sequential(*first, layers.Dense(36, 35), layers.Tanh(), layers.Dropout(0.2), layers.Dense(35, 5), seed=1)
+        between = layers.Tanh(), layers.Dropout(0.2)
+        model = xnn.Sequential(*first, layers.Dense(36, 35), *between, layers.Dense(35, 5), seed=1)
         for optimizer in (optimizers.SGD(0.1), optimizers.Adam(0.01, clip_norm=0.1)):
             trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer, metrics=["accuracy"])
             history = trainer.fit((data, np.arange(40) % 5), epochs=1, batch_size=33, progress=False)
@@ -159,3 +164,40 @@ def test_no_race_and_no_access_out_of_bounds():
         [sys.executable, "-c", CHECKED], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.stdout == "no races\n", done.stderr
+
+
+def test_kernels_that_fuse_or_products_that_round_are_found(monkeypatch):
+    """The check of a GPU's kernels: what is wrong is named, and "auto" then means the ops."""
+    lib = get_backend("cupy")
+    with lib.stream():
+        assert not list(cuda_check.differences(lib))
+    monkeypatch.setattr(cuda_check, "_passed", set())
+
+    def rounds(feed, a, b, turned, out):
+        right = product(feed, a, b, turned, out)
+        return lambda: (right(), out.__setitem__(..., out.astype(np.float32)))
+
+    product = cuda_check.product
+    monkeypatch.setattr(cuda_check, "product", rounds)
+    with pytest.raises(BackendUnavailableError, match=r"a product of 784 terms.*kernels='ops'"):
+        lib.kernels("cuda")
+    assert type(lib.kernels()) is KernelTable
+    monkeypatch.setattr(cuda_check, "product", product)
+    source = launch.source_of
+
+    def fused(*names, **given):
+        text = source(*names, **given)
+        return text.replace(
+            "    return r.b ? z +",
+            "    return r.b && !r.two ? fma(r.products[i], r.scale, entered(r.b[j])) : r.b ? z +",
+        )
+
+    monkeypatch.setattr(launch, "source_of", fused)
+    launch.compiled.cache_clear()
+    try:
+        with pytest.raises(BackendUnavailableError, match="a multiplication and an addition"):
+            lib.kernels("cuda")
+    finally:
+        launch.compiled.cache_clear()
+    monkeypatch.undo()
+    assert lib.kernels().name == "cuda"
