@@ -37,8 +37,10 @@ TYPES = "#define SOURCE unsigned char\n#define LABEL long long\n#define INDEX lo
 
 #: What stands in front of other sources.
 SHARED = ("common", "exact_numbers")
-#: The sources that exact numerics use; those with "exact" in their names are for them only.
-EXACT = ("activations", "dense", "dropout", "exact", "exact_loss", "updates")
+#: The sources that exact numerics use, alone or one behind the other; "exact" in a name: they are for them only.
+EXACT = (
+    "activations", "dense", "distances exact_distances", "dropout", "exact", "exact_loss", "gather", "updates",
+)  # fmt: skip
 
 
 def project_sources() -> dict[str, str]:
@@ -50,9 +52,9 @@ def project_sources() -> dict[str, str]:
             continue
         for real in ("float", "double") if not name.startswith("exact") else ():
             sources[f"{name} ({real})"] = f"#define real {real}\n{TYPES}{launch.source_of(name)}"
-        if name in EXACT:
-            exact = f"#define real double\n#define EXACT\n{TYPES}"
-            sources[f"{name} (exact)"] = exact + launch.source_of(name, exact=True)
+    for names in EXACT:
+        exact = f"#define real double\n#define EXACT\n{TYPES}"
+        sources[f"{names} (exact)"] = exact + launch.source_of(names, exact=True)
     return sources
 
 

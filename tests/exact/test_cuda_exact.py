@@ -13,6 +13,7 @@ from xnn.backends import Purpose, Stream, available_backends, get_backend
 from xnn.backends.exact import ScaledIntegers
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Cursor, Slot
+from xnn.backends.kernels.cuda.loss_kernels import DISTANCES
 from xnn.layers import Parameter
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
@@ -186,6 +187,35 @@ def test_softmax_cross_entropy(n, classes, size, special):
     np.testing.assert_array_equal(both.recorded[1], found["count"][1])
 
 
+@pytest.mark.parametrize("op", DISTANCES, ids=lambda op: op.name)
+@pytest.mark.parametrize("shape", [(1,), (33, 1), (7, 3, 5), (300, 70)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_of_outputs_and_targets(op, shape, kind):
+    """The loss and its gradient, also of NaN, infinities and outputs that equal their targets."""
+    p, t = raw(shape, 1, kind).copy(), raw(shape, 2, "foreign" if kind == "foreign" else "plain")
+    if op is ops.binary_cross_entropy:
+        t = (t > 0).astype(np.float32)
+    p.reshape(-1)[-1] = t.reshape(-1)[-1]
+    both = Both(collected=([],))
+    both.slot("p", p)
+    both.slot("t", t)
+    both.slot("one", np.ones((), np.float32))
+    both.empty("loss", ())
+    both.empty("g", shape)
+
+    def make(s):
+        options = {"delta": 0.7} if op is ops.huber else {}
+        forward = Call("forward", op, (s["p"], s["t"]), (s["loss"],), options)
+        back = Call("backward", op, (s["one"],), (s["g"], None), forward=forward)
+        fused = Call("loss", op, forward.reads, (s["loss"], s["g"]), options, parts=(forward, back))
+        return [fused, Call("collect", None, (s["loss"],), (), {"into": both.collected[0]})]
+
+    found = both.run(make)
+    both.check(found, "loss", "g", "p")
+    assert both.launches == 1
+    np.testing.assert_array_equal(both.recorded[0], found["loss"][1])
+
+
 def test_cross_entropy_of_wrong_labels_and_all_infinite_rows():
     inf = np.inf
     rows = [[0, 1, 2], [0, 1, 2], [-inf, -inf, -inf], [inf, -inf, 0], [1e-42, -0.0, 0.0]]
@@ -226,6 +256,40 @@ def test_gather_copies_pixels_and_labels_in_one_launch(dtype, width):
     found = both.run(make, rows)
     both.check(found, "x", "t")
     assert both.launches == 1
+
+
+RESCALES = {
+    "scale": {"scale": 1 / 3, "offset": 0.25},
+    "shift": {"scale": 1 / 60, "offset": 0.25, "shift": 100.1},
+    "no shift": {"scale": 1e38, "offset": 0.0, "shift": 0.0},
+    "shifts": {
+        "scale": np.array([1 / 60, 3.0, 1e-3]),
+        "offset": np.zeros(3),
+        "shift": np.array([0.1, 1.7e9, -3.3]),
+    },
+}
+
+
+@pytest.mark.parametrize("rescale", RESCALES)
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "float64"])
+def test_gather_rescales_as_the_op(dtype, rescale):
+    """Subnormal samples count as they are where Rescale computes in float64, and as 0 elsewhere."""
+    source, rows, options = (raw((20, 3), 1, "foreign") * 70).astype(dtype), (7, 0, 19, 7), RESCALES[rescale]
+    if dtype == "float64" and "shift" not in options:
+        return  # refused by the op
+    both, cursor = Both(), Cursor(np.array(rows))
+    both.empty("x", (4, 3))
+
+    def make(s):
+        given = {"source": source, "cursor": cursor}
+        plain = Call("gather", None, (), (Slot("p", (4, 3), source.dtype),), given)
+        double = {"wide": np.float64} if "shift" in options else {}
+        rescale = Call(
+            "forward", ops.rescale, plain.writes, (s["x"],), {**options, "dtype": np.dtype("f4"), **double}
+        )
+        return [Call("gather", None, (), (s["x"],), {**given, **options}, parts=(plain, rescale))]
+
+    both.check(both.run(make, rows), "x")
 
 
 CUDA_RULES = {

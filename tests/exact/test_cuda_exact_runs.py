@@ -88,6 +88,22 @@ def test_random_networks_have_the_bits_of_numpy(seed, capsys):
     assert "no CUDA kernel" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("loss", [losses.MSE, losses.Huber, losses.BinaryCrossEntropy])
+def test_losses_of_numbers_have_the_bits_of_numpy(loss, capsys):
+    """On samples that a Rescale standardizes in float64."""
+    x, found = X.astype(np.float32) * 3, []
+    t = (Y[:, None] > 4).astype(np.float32)
+    for name in ("numpy", "cupy"):
+        with xnn.backends.backend(name):
+            standardize = layers.Rescale(1 / x.std(axis=0).astype(float), shift=x.mean(axis=0).astype(float))
+            model = xnn.Sequential(standardize, layers.Dense(40, 7), layers.SELU(), layers.Dense(7, 1), seed=1)
+            trainer = xnn.Trainer(model, loss(), optimizers.SGD(0.01), metrics=[])
+            history = trainer.fit((x, t), epochs=2, progress=False)
+            found.append((history.losses_sha256, weights_sha256(model)))
+    assert found[0] == found[1]
+    assert "no CUDA kernel" not in capsys.readouterr().err
+
+
 def article(optimizer):
     with xnn.backends.backend("cupy"):
         model = xnn.Sequential(

@@ -5,7 +5,8 @@ The passes exist twice, with the same names: in plain NumPy (`numpy_passes.py`) 
 (`compiled_passes.py`, which calls `compiled_loops.py`).
 
 On a GPU, `cuda_table.py` does the same with `cuda_passes.py` and `cuda_elements.py`, whose CUDA sources are in
-`backends/kernels/cuda/`: exact_numbers.cu (numbers and functions), exact.cu, exact_loss.cu, and some of fast numerics.
+`backends/kernels/cuda/`: exact_numbers.cu (numbers and functions), exact.cu, exact_loss.cu, and some that fast
+numerics use as well.
 Passes that follow one another become one launch. `cuda_check.py` compares them with the ops before they are used.
 """
 

@@ -1,7 +1,7 @@
 """The passes of exact numerics on a GPU, as items that the table joins before they are launched.
 
 An item has `build`, which returns its launches, and `arrays`, what it reads and writes. The kernels are in
-`backends/kernels/cuda/exact.cu` and `exact_loss.cu`. Where `join` can make one launch of two items, it does.
+`backends/kernels/cuda/exact.cu`. Where `join` can make one launch of two items, it does.
 """
 
 from __future__ import annotations
@@ -26,15 +26,30 @@ from xnn.backends.kernels.cuda.launch import (
     cupy,
     structure,
 )
-from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Loss
 from xnn.backends.kernels.cuda.update_kernels import Segments, Update
 
 __all__ = [
-    "Changes", "ClipByNorm", "Columns", "ColumnsPass", "CrossEntropy", "IntegerGather", "RowsPass", "Step",
-    "WeightGradients", "WeightSlices", "Widen", "overlap", "product", "touched",
+    "WARP",
+    "WIDEST",
+    "Changes",
+    "ClipByNorm",
+    "Columns",
+    "ColumnsPass",
+    "FloatGather",
+    "IntegerGather",
+    "RowsPass",
+    "Step",
+    "WeightGradients",
+    "WeightSlices",
+    "Widen",
+    "overlap",
+    "product",
+    "touched",
 ]  # fmt: skip
 
-_WARP, _WIDEST, _MOST_BLOCKS = 32, 1024, 65535
+#: Threads of a warp, and the most of a block.
+WARP, WIDEST = 32, 1024
+_MOST_BLOCKS = 65535
 _SHORTEST = 1024  # numbers in a part of a tensor, unless there would be more than _PARTS
 _PARTS = 1024
 
@@ -99,6 +114,13 @@ class Widen:
         module = compiled("gather", np.float32, SOURCE=str(self.integers.dtype))
         arguments = self.integers, self.wide, self.wide.size
         return [by_element(module, "widen", self.wide.size, arguments, self.feed.stream)]
+
+
+class FloatGather(Gather):
+    """Copies the rows of a batch, and applies a Rescale to them as exact numerics do."""
+
+    def module(self, real: Any, source: str) -> Any:
+        return compiled("gather", np.float64, exact=True, SOURCE=source)
 
 
 class IntegerGather(Gather):
@@ -243,7 +265,7 @@ class RowsPass:
             full=self.full, out=self.out, of=self.of, wide=self.wide, n=n, width=width, two=int(two),
             kind=self.kind, back=self.back, bits=self.bits, scale=self.scale,
         )  # fmt: skip
-        threads = min(_WIDEST if width > THREADS * 4 else THREADS, -(-width // _WARP) * _WARP)
+        threads = min(WIDEST if width > THREADS * 4 else THREADS, -(-width // WARP) * WARP)
         return [kernel("rows", (min(n, _MOST_BLOCKS),), (threads,), (rows,), self.feed)]
 
 
@@ -268,7 +290,7 @@ class Columns:
         two = self.wide is not None and self.wide.shape[1] > width
         return structure(
             "Columns", x=self.x, wide=self.wide, sums=self.sums, options=options, width=width, two=int(two),
-            bits=self.bits, sum_bits=sum_bits(n), stride=feed.width, blocks=-(-width // _WARP),
+            bits=self.bits, sum_bits=sum_bits(n), stride=feed.width, blocks=-(-width // WARP),
         )  # fmt: skip
 
 
@@ -285,9 +307,9 @@ class ColumnsPass:
 
     def build(self) -> list[Runnable]:
         sides = [side.structure(self.feed) for side in self.sides]
-        blocks = sum(-(-side.x.shape[1] // _WARP) for side in self.sides)
+        blocks = sum(-(-side.x.shape[1] // WARP) for side in self.sides)
         arguments = *(sides * 2)[:2], len(self.sides[0].x), self.feed.position
-        return [kernel("columns", (blocks,), (_WARP, _WARP), arguments, self.feed)]
+        return [kernel("columns", (blocks,), (WARP, WARP), arguments, self.feed)]
 
 
 @dataclass(eq=False)
@@ -339,44 +361,3 @@ class Changes(_Exact, Segments):
 
 class Step(_Exact, Update):
     """A kernel of an optimizer's rule."""
-
-
-class CrossEntropy(Loss):
-    """Softmax and cross-entropy with integer labels, and the slices of the gradient's rows if they joined it."""
-
-    rows: RowsPass | None = None
-    alone = False
-
-    def counts(self, accuracy: Accuracy) -> bool:
-        return all(a is b for a, b in zip(accuracy.call.reads, self.call.reads, strict=True))
-
-    def join(self, other: Any) -> bool:
-        g = self.call.writes[1]
-        assert g is not None
-        if isinstance(other, RowsPass):
-            slices_only = other.follows(g.array) and not other.kind and not other.back
-            if self.rows is None and slices_only:
-                self.rows = other
-            return other is self.rows
-        return super().join(other)
-
-    def build(self) -> list[Runnable]:
-        feed, (z, labels) = self.feed, (slot.array for slot in self.call.reads)
-        loss, g = (slot.array for slot in self.call.writes)  # type: ignore[union-attr]
-        right = None if self.accuracy is None else self.accuracy.call.writes[0].array  # type: ignore[union-attr]
-        n, classes = z.shape
-        batch = structure(
-            "Batch", z=z, labels=labels, g=g, wide=None if self.rows is None else self.rows.wide, n=n,
-            classes=classes, bits=0 if self.rows is None else self.rows.bits, class_bits=sum_bits(classes),
-            row_bits=sum_bits(n),
-        )  # fmt: skip
-        columns = {"loss_column": self.loss_column, "right_column": self.right_column}
-        numbers = structure("Numbers", loss=loss, right=right, **columns)
-        blocks = min(-(-n // (_WIDEST // _WARP)), _WIDEST)
-        threads = _WIDEST if blocks > 1 else _WARP * n
-        arguments = (
-            batch, cupy().empty(n, np.float64), cupy().empty(n, np.int32), numbers, feed.record_of(), feed.position,
-            cupy().zeros(1, np.int32),
-        )  # fmt: skip
-        module = compiled("exact_loss", np.float64, exact=True, LABEL=str(labels.dtype))
-        return [Launch(module, "exact_cross_entropy", (blocks,), (threads,), arguments, feed.stream)]

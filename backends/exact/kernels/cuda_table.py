@@ -11,12 +11,18 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.exact.kernels.cuda_elements import ELEMENTS, all_stored
+from xnn.backends.exact.kernels.cuda_losses import (
+    CrossEntropy,
+    Distance,
+    serves_cross_entropy,
+    serves_distance,
+)
 from xnn.backends.exact.kernels.cuda_passes import (
     Changes,
     ClipByNorm,
     Columns,
     ColumnsPass,
-    CrossEntropy,
+    FloatGather,
     IntegerGather,
     RowsPass,
     Step,
@@ -119,23 +125,26 @@ def _dense_backward(call: Call, feed: DeviceFeed) -> list[Any]:
 
 
 def _serves_gather(call: Call) -> bool:
-    """Whether rows are copied unchanged: pixels with a scale, labels, or floats."""
-    source, target = call.options["source"], call.writes[0]
+    """Whether rows are copied unchanged (pixels with a scale, labels, floats), or rescaled by numbers.
+
+    With a shift these may be arrays: Rescale then computes in float64.
+    """
+    source, target, options = call.options["source"], call.writes[0], call.options
     assert target is not None
-    if target.scaled is None:
-        return data.serves_gather(call) and set(call.options) <= {"source", "cursor"} and data.copies(call)
-    same = source.dtype == target.scaled.integers.dtype and tuple(target.shape[1:]) == source.shape[1:]
-    return same and set(call.options) <= {"source", "cursor", "scale", "offset"} and source.size > 0
+    if target.scaled is not None:
+        same = source.dtype == target.scaled.integers.dtype and tuple(target.shape[1:]) == source.shape[1:]
+        return same and set(options) <= {"source", "cursor", "scale", "offset"} and source.size > 0
+    if not data.serves_gather(call) or data.copies(call):
+        return data.serves_gather(call)
+    plain = all(isinstance(options.get(name, 0.0), float) for name in ("scale", "offset"))
+    single = source.dtype != np.float64 and target.dtype == np.float32 and "scale" in options
+    return target.dtype == np.float32 and ("shift" in options or (plain and single))
 
 
 def _gather(call: Call, feed: DeviceFeed) -> data.Gather:
     slot = call.writes[0]
     assert slot is not None
-    return data.Gather(call, feed) if slot.scaled is None else IntegerGather(call, feed)
-
-
-def _serves_loss(call: Call) -> bool:
-    return loss.serves_cross_entropy(call) and all_stored(call)
+    return FloatGather(call, feed) if slot.scaled is None else IntegerGather(call, feed)
 
 
 def _update(call: Call, feed: DeviceFeed) -> Step:
@@ -210,7 +219,8 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("gather", None): (_gather, _serves_gather),
     ("forward", ops.dense): (_dense, _serves_dense),
     ("backward", ops.dense): (_dense_backward, _serves_dense),
-    ("loss", ops.softmax_cross_entropy): (CrossEntropy, _serves_loss),
+    ("loss", ops.softmax_cross_entropy): (CrossEntropy, serves_cross_entropy),
+    **{("loss", op): (Distance, serves_distance) for op in loss.DISTANCES},
     ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
     ("collect", None): (loss.collect, loss.serves_collect),
     **ELEMENTS,

@@ -13,6 +13,9 @@ typedef unsigned long long uint64;
 typedef real stored;
 __device__ inline real entered(stored x) { return x; }
 __device__ inline stored left(real y) { return y; }
+// Data of any type as numbers to compute with; the second keeps subnormal numbers in exact numerics.
+template <class T> __device__ inline real number_of(T x) { return (real)x; }
+template <class T> __device__ inline double unflushed(T x) { return (double)x; }
 
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
@@ -68,22 +71,22 @@ __device__ inline void keep(Record record, int64 step, int64 column, double valu
 
 // Stores the gradient of a bias, or takes the step of plain SGD: out = out - learning_rate * sum.
 //   minus_rates: for each step, a cell of 8 bytes with -learning_rate; null to store the sum.
-__device__ inline void store_sum(real* out, real sum, const double* minus_rates, int64 step, int64 stride) {
-    *out = minus_rates ? *out + *(const real*)(minus_rates + step * stride) * sum : sum;
+__device__ inline void store_sum(stored* out, real sum, const double* minus_rates, int64 step, int64 stride) {
+    *out = left(minus_rates ? entered(*out) + *(const real*)(minus_rates + step * stride) * sum : sum);
 }
 
 // The last layer's bias, whose gradient is the sum of the rows of g: out is null if it is computed elsewhere.
 struct Bias {
-    real* out;
+    stored* out;
     const double* minus_rates;
     int64 stride;
 };
 // By one block, a warp for each of `width` columns.
-__device__ inline void add_rows(const real* g, int64 n, int64 width, Bias bias, int64 step) {
+__device__ inline void add_rows(const stored* g, int64 n, int64 width, Bias bias, int64 step) {
     if (!bias.out) return;
     for (int64 j = threadIdx.x / 32; j < width; j += blockDim.x / 32) {
         real sum = 0;
-        for (int64 row = threadIdx.x % 32; row < n; row += 32) sum += g[row * width + j];
+        for (int64 row = threadIdx.x % 32; row < n; row += 32) sum += entered(g[row * width + j]);
         sum = warp_sum(sum);
         if (threadIdx.x % 32 == 0) store_sum(bias.out + j, sum, bias.minus_rates, step, bias.stride);
     }

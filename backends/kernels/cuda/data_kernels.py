@@ -85,9 +85,13 @@ class Gather:
         assert batch is not None
         n, width = batch.shape[0], 0 if self.copies else math.prod(batch.shape[1:])
         real = batch.array.dtype if batch.array.dtype.kind == "f" else np.float32
-        module = compiled("gather", real, SOURCE=str(source.dtype))
+        module = self.module(real, str(source.dtype))
         there = None if self.copies else source, None if self.copies else batch.array
         return self.launches(module, "gather", (n, width), there, (_rescale(self.call),))
+
+    def module(self, real: Any, source: str) -> Any:
+        """The module of the kernels, for these types of the batch and of the data."""
+        return compiled("gather", real, SOURCE=source)
 
     def launches(
         self, module: Any, name: str, shape: tuple[int, int], arrays: Sequence[Any], last: Sequence[Any] = ()

@@ -32,8 +32,8 @@ __device__ inline real term_of(int64 kind, real p, real t, real delta, real* slo
 }
 
 struct Batch {
-    const real *p, *t;
-    real* g;
+    const stored *p, *t;
+    stored* g;
     int64 n, width, kind;
     double delta;
 };
@@ -43,16 +43,16 @@ __device__ inline real terms_of(Batch b, int64 thread, int64 threads) {
     int64 size = b.n * b.width;
     real sum = 0, slope, share = (real)1 / (real)size;
     for (int64 i = thread; i < size; i += threads) {
-        sum += term_of(b.kind, b.p[i], b.t[i], (real)b.delta, &slope);
-        b.g[i] = slope * share;
+        sum += term_of(b.kind, entered(b.p[i]), entered(b.t[i]), (real)b.delta, &slope);
+        b.g[i] = left(slope * share);
     }
     return sum;
 }
 
-__device__ inline void finish(Batch b, real sum, real* loss, int64 column, Bias bias, Record record, int64 step) {
+__device__ inline void finish(Batch b, real sum, stored* loss, int64 column, Bias bias, Record record, int64 step) {
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
-        *loss = sum / (real)(b.n * b.width);
+        *loss = left(sum / (real)(b.n * b.width));
         keep(record, step, column, *loss);
     }
     add_rows(b.g, b.n, b.width, bias, step);
@@ -60,7 +60,7 @@ __device__ inline void finish(Batch b, real sum, real* loss, int64 column, Bias 
 
 // A batch that one block can do. A block's barrier, in block_sum, is before the rows of g are added.
 extern "C" __global__ void __launch_bounds__(1024)
-distance(Batch b, real* sums, real* loss, int64 column, Bias bias, Record record, int64 step) {
+distance(Batch b, real* sums, stored* loss, int64 column, Bias bias, Record record, int64 step) {
     finish(b, terms_of(b, threadIdx.x, blockDim.x), loss, column, bias, record, step);
 }
 
@@ -70,6 +70,6 @@ extern "C" __global__ void distance_sums(Batch b, real* sums) {
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 extern "C" __global__ void __launch_bounds__(1024)
-distance_total(Batch b, const real* sums, int64 blocks, real* loss, int64 column, Bias bias, Record record, int64 step) {
+distance_total(Batch b, const real* sums, int64 blocks, stored* loss, int64 column, Bias bias, Record record, int64 step) {
     finish(b, threadIdx.x < blocks ? sums[threadIdx.x] : (real)0, loss, column, bias, record, step);
 }

@@ -66,16 +66,18 @@ exact_cross_entropy(Batch b, double* terms, int* rights, Numbers to, Record reco
     }
     if (!is_last(counter, gridDim.x)) return;
     __shared__ int of_warps[32];
+    const volatile double* every = terms;
+    const volatile int* hits = rights;
     int field = 0, right = 0;
-    for (int64 row = threadIdx.x; row < b.n; row += blockDim.x) field = max(field, exponent_of(terms[row]));
+    for (int64 row = threadIdx.x; row < b.n; row += blockDim.x) field = max(field, exponent_of(every[row]));
     for (int distance = 16; distance; distance /= 2) field = max(field, __shfl_xor_sync(ALL_LANES, field, distance));
     if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = field;
     __syncthreads();
     for (int warp = 0; warp < warps; ++warp) field = max(field, of_warps[warp]);
     double s = splitter(field, b.row_bits), total = 0.0;
     for (int64 row = threadIdx.x; row < b.n; row += blockDim.x) {
-        total += slice(terms[row], s);
-        if (to.right) right += rights[row];
+        total += slice(every[row], s);
+        if (to.right) right += hits[row];
     }
     total = block_sum(total);
     if (to.right) right = block_sum(right);

@@ -30,6 +30,15 @@ typedef float stored;
 __device__ inline double entered(float x) { return ((double)x + FLUSH) - FLUSH; }
 __device__ inline float left(double y) { return (float)((y + FLUSH) - FLUSH); }
 
+// Data of any type as numbers to compute with. The second keeps subnormal floats, which a conversion could flush.
+template <class T> __device__ inline double number_of(T x) { return (double)x; }
+__device__ inline double number_of(float x) { return entered(x); }
+template <class T> __device__ inline double unflushed(T x) { return (double)x; }
+__device__ inline double unflushed(float x) {
+    int bits = __float_as_int(x), fraction = bits & 0x7fffff;
+    return bits & 0x7f800000 ? (double)x : (bits < 0 ? -fraction : fraction) * 0x1p-149;
+}
+
 // The exponent field of a number: |x| < 2^(field - 1022).
 __device__ inline int exponent_of(double x) { return (int)(__double_as_longlong(x) >> 52) & 0x7FF; }
 

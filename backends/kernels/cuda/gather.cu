@@ -10,14 +10,14 @@ struct Rescale {
 enum { plain, in_real, in_double };
 
 __device__ inline real rescaled(SOURCE x, int64 feature, Rescale r) {
-    if (r.how == plain) return (real)x;
+    if (r.how == plain) return number_of(x);
     double scale = r.scales ? r.scales[feature] : r.scale, offset = r.offsets ? r.offsets[feature] : r.offset;
     bool moved = r.offsets || r.offset != 0.0;
     if (r.how == in_real) {
-        real y = (real)x * (real)scale;
+        real y = number_of(x) * (real)scale;
         return moved ? y + (real)offset : y;
     }
-    double y = ((double)x - (r.shifts ? r.shifts[feature] : r.shift)) * scale;
+    double y = (unflushed(x) - (r.shifts ? r.shifts[feature] : r.shift)) * scale;
     return (real)(moved ? y + offset : y);
 }
 
@@ -33,12 +33,12 @@ __device__ inline void copy_row(Side side, int64 from, int64 to) {
 }
 
 // Blocks: features x rows.
-extern "C" __global__ void gather(const SOURCE* data, real* batch, const int64* rows, int64 step, int64 n, int64 width,
+extern "C" __global__ void gather(const SOURCE* data, stored* batch, const int64* rows, int64 step, int64 n, int64 width,
                                   Rescale rescale, Side first, Side second, Side third) {
     for (int64 i = blockIdx.y; i < n; i += gridDim.y) {
         int64 row = rows[step * n + i];
         for (int64 j = blockIdx.x * blockDim.x + threadIdx.x; j < width; j += gridDim.x * blockDim.x)
-            batch[i * width + j] = rescaled(data[row * width + j], j, rescale);
+            batch[i * width + j] = left(rescaled(data[row * width + j], j, rescale));
         copy_row(first, row, i);
         copy_row(second, row, i);
         copy_row(third, row, i);

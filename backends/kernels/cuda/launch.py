@@ -38,9 +38,9 @@ def driver() -> Any:
 def source_of(file: str, exact: bool = False) -> str:
     """A source of this folder, with what the kernels share in front of it.
 
-    file: its name without ".cu". exact: whether it is for exact numerics.
+    file: its name without ".cu", or several with blanks between them. exact: whether it is for exact numerics.
     """
-    names = ("exact_numbers", "common", file) if exact else ("common", file)
+    names = [*["exact_numbers"] * exact, "common", *file.split()]
     return "\n".join((_HERE / f"{name}.cu").read_text() for name in names)
 
 
@@ -48,7 +48,7 @@ def source_of(file: str, exact: bool = False) -> str:
 def compiled(file: str, dtype: Any, exact: bool = False, **types: str) -> Any:
     """Compile a source of this folder, and return its module; once for each choice of types.
 
-    file: the source's name without ".cu". dtype: what `real` is, float32 or float64. exact: whether numbers are
+    file: as for `source_of`. dtype: what `real` is, float32 or float64. exact: whether numbers are
     stored as float32 and computed with as in exact numerics; `real` must then be float64. types: further names of
     types in the source, and the dtypes that they stand for.
     """
