@@ -73,7 +73,7 @@ def random_network(seed):
     return model, chosen[draw.integers(len(chosen))](), floats, int(draw.integers(1, 60))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_networks_have_the_bits_of_numpy(seed, capsys):
     """Every call of them has a kernel: nothing is said of calls without one."""
     found = []
@@ -168,6 +168,10 @@ with xnn.numerics("exact"), xnn.backends.backend("cupy"):
             trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer, metrics=["accuracy"])
             history = trainer.fit((data, np.arange(40) % 5), epochs=1, batch_size=33, progress=False)
             assert history.plan["kernels"] == "cuda"
+    model = xnn.Sequential(layers.Dense(36, 40), layers.GELU(), layers.Dense(40, 36), seed=1)
+    optimizer = optimizers.SGD(0.1, clip_value=0.1, average=0.9)
+    trainer = xnn.Trainer(model, losses.MSE(), optimizer)
+    trainer.fit((data, data), epochs=1, batch_size=33, progress=False)
 print("no races")
 """
 
