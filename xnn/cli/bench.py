@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 
 import click
 
-from xnn.backends import available_backends, backend_variable, current_numerics
+from xnn.backends import available_backends, backend_variable, current_numerics, get_backend
 from xnn.benchmarks import report, suite, time_to_accuracy
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.gpu_peers import GPU_FORMS, GPU_PEERS
 from xnn.benchmarks.peers import PEERS
-from xnn.cli.options import FILE, device_option, widths
+from xnn.cli.options import FILE, check_device, device_option, widths
 from xnn.cli.outputs import check_apart
 from xnn.cli.surroundings import say as print_line
 from xnn.errors import BackendUnavailableError, OptionError
@@ -215,9 +215,10 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
     for name in backends:
         if reasons.get(name):
             raise BackendUnavailableError(reasons[name])
+    running = list(dict.fromkeys(backends)) or [name for name in ("numpy", "cupy") if not reasons[name]]
+    check_device([get_backend(name).address for name in running])
     if backends:
-        return list(dict.fromkeys(backends))
-    running = [name for name in ("numpy", "cupy") if not reasons[name]]
+        return running
     if chosen := backend_variable():
         notice(
             f"xnn: XNN_BACKEND={chosen} has no effect on xnn bench, which times {' and '.join(running)} here; "
@@ -379,6 +380,7 @@ def _time_to_accuracy(
             f"--to-accuracy got {', '.join(sorted(others))}, and takes one peer: use --peers torch"
         )
     gpu = [] if available_backends()["cupy"] else ["xnn-cupy"]
+    check_device([get_backend("cupy" if gpu else "numpy").address])
     contestants = ["xnn", *gpu, *(["torch"] if peers else [])]
     say = _progress()
     _print(environment_line(conditions["environment"]))

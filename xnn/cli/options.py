@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -16,6 +16,7 @@ __all__ = [
     "FILE",
     "FOLDER",
     "backend_option",
+    "check_device",
     "chosen_backend",
     "device_option",
     "given_options",
@@ -100,14 +101,19 @@ def chosen_backend(name: str | None) -> str:
 
     Raises OptionError if --device is given and the backend has no numbered devices, or names another one.
     """
-    lib = get_backend(name)
+    address = get_backend(name).address
+    check_device([address])
+    return address
+
+
+def check_device(addresses: Sequence[str]) -> None:
+    """Raise OptionError if --device is given and none of these backends is a GPU of this number."""
     device = click.get_current_context().meta.get("number of the device")
-    if device is not None and lib.address != f"{lib.name.partition(':')[0]}:{device}":
+    if device is not None and f"cupy:{device}" not in addresses:
         raise OptionError(
-            f"--device {device} is the number of a GPU, and the backend is {lib.address}: add --backend cupy, or "
-            "omit --device"
+            f"--device {device} is the number of a GPU, and the backend is {' and '.join(addresses)}: add "
+            "--backend cupy, or omit --device"
         )
-    return lib.address
 
 
 numerics_option = click.option(
