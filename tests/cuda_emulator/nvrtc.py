@@ -32,14 +32,17 @@ extern "C" __global__ void probe(float* y, const float* x, int n) {
 
 
 #: What `xnn.backends.kernels.cuda.launch.compiled` defines by options, beside `real`.
-TYPES = "#define SOURCE unsigned char\n#define LABEL long long\n#define INDEX long long\n"
+TYPES = (
+    "#define SOURCE unsigned char\n#define LABEL long long\n#define INDEX long long\n#define TARGET double\n"
+)
 
 
 #: What stands in front of other sources.
 SHARED = ("common", "exact_numbers")
 #: The sources that exact numerics use, alone or one behind the other; "exact" in a name: they are for them only.
 EXACT = (
-    "activations", "dense", "distances exact_distances", "dropout", "exact", "exact_loss", "gather", "updates",
+    "activations", "dense", "distances exact_distances", "dropout", "exact", "exact_loss", "gather",
+    "images exact_images", "updates",
 )  # fmt: skip
 
 

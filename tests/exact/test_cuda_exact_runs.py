@@ -96,7 +96,9 @@ def test_losses_of_numbers_have_the_bits_of_numpy(loss, capsys):
     for name in ("numpy", "cupy"):
         with xnn.backends.backend(name):
             standardize = layers.Rescale(1 / x.std(axis=0).astype(float), shift=x.mean(axis=0).astype(float))
-            model = xnn.Sequential(standardize, layers.Dense(40, 7), layers.SELU(), layers.Dense(7, 1), seed=1)
+            model = xnn.Sequential(
+                standardize, layers.Dense(40, 7), layers.SELU(), layers.Dense(7, 1), seed=1
+            )
             trainer = xnn.Trainer(model, loss(), optimizers.SGD(0.01), metrics=[])
             history = trainer.fit((x, t), epochs=2, progress=False)
             found.append((history.losses_sha256, weights_sha256(model)))
@@ -172,6 +174,11 @@ with xnn.numerics("exact"), xnn.backends.backend("cupy"):
     optimizer = optimizers.SGD(0.1, clip_value=0.1, average=0.9)
     trainer = xnn.Trainer(model, losses.MSE(), optimizer)
     trainer.fit((data, data), epochs=1, batch_size=33, progress=False)
+    images = x.reshape(40, 1, 6, 6)
+    first = layers.Conv2D(1, 3, 3), layers.ReLU(), layers.MaxPool2D(2), layers.Conv2D(3, 2, 1), layers.AvgPool2D(2)
+    model = xnn.Sequential(layers.Rescale(1 / 255), *first, layers.Flatten(), layers.Dense(2, 5), seed=1)
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+    trainer.fit((images, np.arange(40) % 5), epochs=1, batch_size=33, progress=False)
 print("no races")
 """
 

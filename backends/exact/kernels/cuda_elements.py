@@ -20,7 +20,7 @@ from xnn.backends.kernels.cuda.dense_kernels import KINDS
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import by_element, compiled, cupy
 
-__all__ = ["ELEMENTS", "all_stored"]
+__all__ = ["ELEMENTS", "all_stored", "plain"]
 
 _MOST = 2**30  # elements of an array
 
@@ -32,7 +32,7 @@ def all_stored(call: Call) -> bool:
     return all(0 < math.prod(slot.shape) < _MOST for slot in slots) and floats <= {np.dtype(np.float32)}
 
 
-def _plain(call: Call) -> bool:
+def plain(call: Call) -> bool:
     """`all_stored`, and no array is one of scaled integers."""
     return all_stored(call) and all(slot.scaled is None for slot in call.slots())
 
@@ -59,7 +59,7 @@ def _activation_backward(call: Call, feed: DeviceFeed) -> RowsPass:
 
 
 def _serves_activation(call: Call) -> bool:
-    return _plain(call) and not call.options
+    return plain(call) and not call.options
 
 
 def _curve(call: Call, feed: DeviceFeed) -> Any:
@@ -97,7 +97,7 @@ def _of_integers(call: Call) -> bool:
 
 
 def _serves_shape(call: Call) -> bool:
-    return activations.serves_shape(call) and (_plain(call) or (all_stored(call) and _of_integers(call)))
+    return activations.serves_shape(call) and (plain(call) or (all_stored(call) and _of_integers(call)))
 
 
 def _reshape(call: Call, feed: DeviceFeed) -> Any:
@@ -114,18 +114,18 @@ def _both(op: Any, forward: Any, backward: Any, serves: Any) -> dict[tuple[str, 
 
 ELEMENTS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("draw", None): (data.keep_mask, data.serves_mask),
-    ("add", None): (_add, lambda call: _plain(call) and activations.serves_add(call)),
-    ("forward", ops.add): (_add, lambda call: _plain(call) and activations.serves_sum(call)),
+    ("add", None): (_add, lambda call: plain(call) and activations.serves_add(call)),
+    ("forward", ops.add): (_add, lambda call: plain(call) and activations.serves_sum(call)),
     ("backward", ops.add): (
         activations.sum_backward,
-        lambda call: _plain(call) and activations.serves_sum(call),
+        lambda call: plain(call) and activations.serves_sum(call),
     ),
-    **_both(ops.dropout, _dropout, _dropout, lambda call: _plain(call) and data.serves_dropout(call)),
+    **_both(ops.dropout, _dropout, _dropout, lambda call: plain(call) and data.serves_dropout(call)),
 }
 for _op in KINDS:
     if _op is not None:
         ELEMENTS |= _both(_op, _activation, _activation_backward, _serves_activation)
 for _op in activations.CURVES:
-    ELEMENTS |= _both(_op, _curve, _curve, lambda call: _plain(call) and activations.serves_curve(call))
+    ELEMENTS |= _both(_op, _curve, _curve, lambda call: plain(call) and activations.serves_curve(call))
 for _op in activations.SHAPES:
     ELEMENTS |= _both(_op, _reshape, _reshape, _serves_shape)

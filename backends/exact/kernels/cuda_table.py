@@ -11,6 +11,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.exact.kernels.cuda_elements import ELEMENTS, all_stored
+from xnn.backends.exact.kernels.cuda_images import IMAGES
 from xnn.backends.exact.kernels.cuda_losses import (
     CrossEntropy,
     Distance,
@@ -224,6 +225,7 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
     ("collect", None): (loss.collect, loss.serves_collect),
     **ELEMENTS,
+    **IMAGES,
     **{("update", rule): (_update, _serves_update) for rule in changes.RULES},
     ("clip", updates.clip_by_norm): (_clip_by_norm, all_stored),
     ("clip", updates.clip_by_value): (_clip_by_value, all_stored),
