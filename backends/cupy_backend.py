@@ -122,9 +122,9 @@ class CupyBackend(Backend):
         done, waiting, size = list[np.ndarray](), list[Any](), 0
         with self.guard():
             for array in arrays:
-                waiting.append(
-                    self.cupy.ascontiguousarray(array).reshape(array.shape)
-                )  # which makes () of one
+                given = self.cupy.asarray(array)  # scaled integers become float32
+                # A single number gets the shape (1,) from ascontiguousarray.
+                waiting.append(self.cupy.ascontiguousarray(given).reshape(given.shape))
                 size += array.nbytes
                 if size >= _TOGETHER:
                     done += self._copies(waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Set
 from numbers import Integral, Real
 from typing import Any
@@ -12,7 +13,9 @@ from xnn.backends.registry import is_device_array, widened
 from xnn.errors import DTypeError, ShapeError
 from xnn.options import shown
 
-__all__ = ["as_host_array"]
+__all__ = ["as_host_array", "row_blocks"]
+
+_BLOCK = 2**22  # numbers in a block of rows
 
 # What `numpy.asarray` and the `__array__` of other libraries raise. PyTorch's is a RuntimeError for a tensor with a
 # gradient, and a TypeError for one on a GPU.
@@ -58,6 +61,16 @@ def as_host_array(value: Any, what: str) -> Any:
     raise DTypeError(
         f"{what} holds {shown(array.dtype)}, which are no numbers that xnn computes with: x.astype('float32')"
     )
+
+
+def row_blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of an array in blocks of about four million numbers, each with the number of its first row.
+
+    What looks at all of a mapped file that is larger than the memory goes through it by blocks.
+    """
+    rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]
 
 
 def _converted(value: Any, what: str) -> np.ndarray:

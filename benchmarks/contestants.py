@@ -150,7 +150,7 @@ class Xnn(Peer):
             **self.lib.describe(),
             "kernels": table.name,
             "calls_per_step": program.calls_per_step,
-            "steps_at_once": 1 if program.by_ops else table.chunk,
+            "steps_at_once": program.most,
         }
 
 

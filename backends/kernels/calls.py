@@ -167,6 +167,14 @@ class Feed(Protocol):
     seed: int
     columns: set[int]
 
+    @property
+    def most(self) -> int:
+        """How many steps may be put before `send`; known when a program is bound."""
+
+    @property
+    def streaming(self) -> str:
+        """A sentence that says why the data are streamed from the host, or "" if they are on the device."""
+
     def put(self, rows: np.ndarray) -> None:
         """Note the rows of one more step, and the options of all groups of parameters for it."""
 
@@ -224,10 +232,18 @@ class KernelTable:
         assert self.other is not None
         return self.other.bind(call)
 
-    def feed(self, groups: Sequence[Any], rows: int, collected: Sequence[Any]) -> Feed | None:
+    def feed(
+        self,
+        groups: Sequence[Any],
+        rows: int,
+        collected: Sequence[Any],
+        arrays: Sequence[Any] = (),
+        free_memory: Callable[[], int | None] | None = None,
+    ) -> Feed | None:
         """Return a feed for the programs of a fit, or None if the kernels read everything from the host.
 
         groups: the groups of parameters. rows: of the largest batch. collected: the lists of `collect` calls.
+        arrays: the data. free_memory: gives the bytes that arrays can still take on the device; None: no limit.
         """
         return None
 

@@ -217,6 +217,75 @@ def test_copies_and_waits_are_recorded(cp):
     assert all(line.endswith(" 400") for line in copies)
 
 
+# Late work.
+
+
+def two_streams(cp, events):
+    """x + 1 on one stream, and twice that on another one, which waits for the first if there are events."""
+    one, two = (cp.cuda.Stream(non_blocking=True) for _ in range(2))
+    event = cp.cuda.Event(disable_timing=True)
+    with one:
+        x = cp.zeros(10)
+    one.synchronize()
+    with one:
+        x += 1
+        event.record()
+        assert not event.done
+        assert not one.done
+    if events:
+        two.wait_event(event)
+    with two:
+        y = x + x
+        found = float(y.get()[0])
+    assert two.done
+    one.synchronize()
+    assert one.done
+    assert event.done
+    return found
+
+
+def test_a_missing_event_between_two_streams_is_found(cp):
+    """Work runs when something waits for it: that of the oldest stream first, or that of the newest."""
+    found = {}
+    for order in attach.LATE:
+        for events in (True, False):
+            with attach.late(order):
+                found[order, events] = two_streams(cp, events)
+    assert found.pop(("newest first", False)) == 0
+    assert set(found.values()) == {2}
+
+
+@pytest.mark.parametrize("order", attach.LATE)
+def test_late_work_runs_before_its_results_are_used(cp, order):
+    """Copies to pageable memory, events, all of the device, memory that is freed, graphs, and the end of the mode."""
+    stream = cp.cuda.Stream(non_blocking=True)
+    with attach.late(order), stream:
+        x = cp.arange(5.0)
+        assert (x * 2).get().tolist() == [0, 2, 4, 6, 8]
+        x += 1
+        event = stream.record()
+        event.synchronize()
+        assert event.done
+        x += 1
+        assert not stream.done
+        cp.cuda.Device().synchronize()
+        assert stream.done
+        with cp.cuda.using_allocator(None):
+            y = x + 1
+            del y
+        assert stream.done
+        stream.begin_capture()
+        x += 1
+        graph = stream.end_capture()
+        graph.launch()
+        del graph
+        assert stream.done
+        x += 1
+        assert not stream.done
+    assert stream.done
+    assert x.get().tolist() == [4, 5, 6, 7, 8]
+
+
 # Errors on demand, and several devices.
 
 

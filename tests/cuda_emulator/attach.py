@@ -31,12 +31,14 @@ from cuda_emulator.engine_library import Settings, engine
 
 __all__ = [
     "ERRORS",
+    "LATE",
     "Failure",
     "attach",
     "attach_without_gpu",
     "attached",
     "environment",
     "failing",
+    "late",
     "memory_limit",
     "obstacle",
     "recorded",
@@ -139,6 +141,26 @@ def recorded() -> Iterator[list[str]]:
 def memory_limit(size: int) -> None:
     """Say how many bytes each device has. At the start it is 8 GiB."""
     driver().emulated_memory_limit(ctypes.c_size_t(size))
+
+
+#: The orders of `late`.
+LATE = ("oldest first", "newest first")
+
+
+@contextmanager
+def late(order: str) -> Iterator[None]:
+    """Let the work of streams run in a `with` block only when something waits for it, and then in this order.
+
+    Two streams without an event between them, where one is needed, give other numbers in one of the orders. The
+    streams that are always there (the default ones) run their work at once.
+
+    order: "oldest first": what may run of the oldest stream runs before that of the others; or "newest first".
+    """
+    driver().emulated_late(1 + LATE.index(order))
+    try:
+        yield
+    finally:
+        driver().emulated_late(0)
 
 
 #: The errors that `failing` knows: CUDA's number, and whether the process can use the device no more.

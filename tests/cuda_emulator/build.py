@@ -157,7 +157,7 @@ def stand_ins() -> tuple[Path, ...]:
 
     Each has the name by which CuPy asks for it. The libraries of a folder are those of one version of the emulator.
     """
-    parts = ("driver", "faults", "memory", "runtime", "streams")
+    parts = ("driver", "faults", "late", "memory", "runtime", "streams")
     driver = _own("libcuda.so.1", "stand_ins", parts, "cu*; emulated_*", "-Wl,-soname,libcuda.so.1")
     # CuPy looks for this library before cuBLAS, and for this function in it.
     light = 'extern "C" int cublasLtGetVersion() { return 130000; }\n'

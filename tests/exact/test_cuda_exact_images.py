@@ -40,11 +40,11 @@ def slots(both, x, w, options, kind):
         both.empty(name, shape)
 
 
-@pytest.mark.parametrize("case", [*CASES, *LARGER], ids=str)
+@pytest.mark.parametrize("case", [*CASES, LARGER[0]], ids=str)
 @pytest.mark.parametrize(("activation", "bias"), [(None, True), (ops.relu, True), (ops.tanh, False)], ids=str)
 def test_conv2d(case, activation, bias):
     x, w, options = case
-    for kind in ("wide", "hostile", "foreign"):
+    for kind in ("hostile", "foreign" if activation is None else "wide"):
         both = Both()
         both.slot("x", raw(x, 1, kind))
         slots(both, x, w, options, kind)

@@ -25,7 +25,7 @@ from xnn import ops, optimizers
 from xnn.backends import Purpose, Stream, available_backends, get_backend
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Cursor, Slot
-from xnn.backends.kernels.cuda import launch, update_kernels
+from xnn.backends.kernels.cuda import data_set, launch, update_kernels
 from xnn.backends.kernels.cuda.activation_kernels import CURVES
 from xnn.backends.kernels.cuda.activation_kernels import SHAPES as SHAPE_OPS
 from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, by_one_block
@@ -365,14 +365,19 @@ RESCALES = {
 @pytest.mark.parametrize("rescale", RESCALES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gather_has_the_bits_of_the_op(gpu, source, rescale, dtype):
-    """Rows of a step, in any order, scaled as the op does it; the data may be on the host or on the GPU."""
+    """Rows of a step, in any order, scaled as the op does it; the data are on the host, on the GPU, or streamed."""
     data = (np.arange(120).reshape(40, 3) * 37 % 120).astype(source)
     given = RESCALES[rescale]
     if "shift" in given and source in ("float64", "int64"):
         data += 1_700_000_000
     rows, wanted = np.array([3, 0, 39, 3, 17]), np.dtype(dtype if given else source)
     cursor, results = Cursor(rows), []
-    for lib, there in ((HOST, data), (gpu, data), (gpu, gpu.to_device(data))):
+    for lib, there, free in (
+        (HOST, data, 0),
+        (gpu, data, 10**9),
+        (gpu, gpu.to_device(data), 0),
+        (gpu, data, 0),
+    ):
         raw, out = Slot("raw", (5, 3), np.dtype(source)), Slot("x", (5, 3), wanted)
         options = {"source": there, "cursor": cursor}
         move = {k: lib.to_device(v.astype(dtype if "shift" not in given else float)) if hasattr(v, "shape") else v
@@ -390,7 +395,7 @@ def test_gather_has_the_bits_of_the_op(gpu, source, rescale, dtype):
             interpret(lib, call)()
         else:
             table = lib.kernels("cuda")
-            feed = table.feed((), 5, ())
+            feed = table.feed((), 5, (), [there], lambda free=free: free)
             if not table.accepts(call):
                 assert data.itemsize * 3 % 4  # rows that are not words of 4 bytes
                 return
@@ -404,8 +409,10 @@ def test_gather_has_the_bits_of_the_op(gpu, source, rescale, dtype):
         assert found.tobytes() == results[0].tobytes()
 
 
-def test_gathers_of_samples_labels_and_weights_are_one_launch_and_follow_the_step(gpu):
+@pytest.mark.parametrize("free", [10**6, 10**4], ids=["resident", "streamed"])
+def test_gathers_of_samples_labels_and_weights_are_one_launch_and_follow_the_step(gpu, monkeypatch, free):
     """Each step of a chunk takes its own rows, also of samples of several axes."""
+    monkeypatch.setattr(data_set, "_EIGHTH", 1)
     x = (np.arange(20 * 300) % 251).astype(np.uint8).reshape(20, 3, 100)
     y, weights = np.arange(20) * 7, np.linspace(0, 1, 20).astype(np.float32)
     slots = [Slot("x", (4, 3, 100), np.dtype("f4")), Slot("y", (4,), y.dtype), Slot("w", (4,), weights.dtype)]
@@ -416,8 +423,9 @@ def test_gathers_of_samples_labels_and_weights_are_one_launch_and_follow_the_ste
             slots, (x, y, weights), ({"scale": 0.5, "offset": 0.0}, {}, {}), strict=True
         )
     ]
-    feed = table.feed((), 4, ())
+    feed = table.feed((), 4, (), (x, y, weights), lambda: free)
     (launch,) = bind(gpu, table, calls)
+    assert bool(feed.streaming) == (free < 10**6)
     chunk = np.array([[3, 1, 19, 0], [5, 5, 2, 7], [0, 1, 2, 3]])
     for rows in chunk:
         feed.put(rows)

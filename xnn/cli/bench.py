@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from xnn.backends import available_backends, backend_variable, current_numerics, get_backend
+from xnn.backends import available_backends, backend_variable, current_numerics
 from xnn.benchmarks import report, suite, time_to_accuracy
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
@@ -164,6 +164,7 @@ def bench_command(
     chosen = "both" if numerics == "both" else current_numerics(numerics)
     running = _chosen_backends(backends)
     contestants = [*suite.own_contestants(running, chosen), *_others(asked, running)]
+    check_device(running)
     conditions |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": chosen}
     if before is not None:
         report.check_comparable(before, conditions)
@@ -215,10 +216,9 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
     for name in backends:
         if reasons.get(name):
             raise BackendUnavailableError(reasons[name])
-    running = list(dict.fromkeys(backends)) or [name for name in ("numpy", "cupy") if not reasons[name]]
-    check_device([get_backend(name).address for name in running])
     if backends:
-        return running
+        return list(dict.fromkeys(backends))
+    running = [name for name in ("numpy", "cupy") if not reasons[name]]
     if chosen := backend_variable():
         notice(
             f"xnn: XNN_BACKEND={chosen} has no effect on xnn bench, which times {' and '.join(running)} here; "
@@ -380,7 +380,7 @@ def _time_to_accuracy(
             f"--to-accuracy got {', '.join(sorted(others))}, and takes one peer: use --peers torch"
         )
     gpu = [] if available_backends()["cupy"] else ["xnn-cupy"]
-    check_device([get_backend("cupy" if gpu else "numpy").address])
+    check_device(["cupy" if gpu else "numpy"])
     contestants = ["xnn", *gpu, *(["torch"] if peers else [])]
     say = _progress()
     _print(environment_line(conditions["environment"]))

@@ -101,15 +101,20 @@ def chosen_backend(name: str | None) -> str:
 
     Raises OptionError if --device is given and the backend has no numbered devices, or names another one.
     """
-    address = get_backend(name).address
-    check_device([address])
-    return address
+    check_device([name])
+    return get_backend(name).address
 
 
-def check_device(addresses: Sequence[str]) -> None:
-    """Raise OptionError if --device is given and none of these backends is a GPU of this number."""
+def check_device(names: Sequence[str | None]) -> None:
+    """Raise OptionError if --device is given and none of these backends is a GPU of this number.
+
+    names: of backends; None stands for the current one.
+    """
     device = click.get_current_context().meta.get("number of the device")
-    if device is not None and f"cupy:{device}" not in addresses:
+    if device is None:
+        return
+    addresses = [get_backend(name).address for name in names]
+    if f"cupy:{device}" not in addresses:
         raise OptionError(
             f"--device {device} is the number of a GPU, and the backend is {' and '.join(addresses)}: add "
             "--backend cupy, or omit --device"

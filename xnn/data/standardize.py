@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import backend_of, get_backend
-from xnn.backends.host_arrays import as_host_array
+from xnn.backends.host_arrays import as_host_array, row_blocks
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.files import notice
 from xnn.layers import Rescale
@@ -93,10 +93,11 @@ def far_from_unit(y: np.ndarray) -> float | None:
 
     Such targets are hard to learn.
     """
-    columns = y.reshape(len(y), -1).astype(np.float64)
-    if not columns.size:
+    if not y.size:
         return None
-    column = columns[:, np.argmax(np.abs(columns).max(axis=0))]
+    columns = y.reshape(len(y), -1)
+    each = [np.abs(block.astype(np.float64)).max(axis=0) for _, block in row_blocks(columns)]
+    column = columns[:, np.argmax(np.max(each, axis=0))].astype(np.float64)
     largest = max(float(np.abs(column).max()), 1e-300)
     size = float(np.sqrt(np.mean(np.square(column / largest)))) * largest
     return size if size and not _NEAR[0] <= size <= _NEAR[1] else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import admit
-from xnn.backends.host_arrays import as_host_array
+from xnn.backends.host_arrays import as_host_array, row_blocks
 from xnn.data import Batches
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError, WeightWarning
 from xnn.files import notice
@@ -145,15 +145,26 @@ def prepare(
 
 def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
     """Raise DTypeError for NaN or infinity in a host array, given or made by the conversion to its dtype."""
-    if not isinstance(prepared, np.ndarray) or prepared.dtype.kind != "f" or np.isfinite(prepared).all():
+    row = _first_not_finite(prepared)
+    if row is None:
         return
-    row = int(np.flatnonzero(~np.isfinite(prepared).reshape(len(prepared), -1).all(axis=1))[0])
     if np.isfinite(given[row]).all():
         raise DTypeError(
             f"{role} data: {what} {row} holds a number too large for {prepared.dtype}: scale them, or build the "
             "layers with dtype='float64'"
         )
     raise DTypeError(f"{role} data: {what} {row} holds NaN or infinity; fill or drop such samples first")
+
+
+def _first_not_finite(array: Any) -> int | None:
+    """The first row of a host array with NaN or infinity; None if there is none."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        return None
+    for start, block in row_blocks(array):
+        finite = np.isfinite(block)
+        if not finite.all():
+            return start + int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
+    return None
 
 
 def check_weights(loss: Loss, batch_size: int, weighted: bool) -> None:

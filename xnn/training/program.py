@@ -64,7 +64,8 @@ class Program:
         by_ops: list[Call] = []
         self._steps = tuple(bind(lib, table, self.calls, by_ops))
         self.by_ops = by_ops if feed is not None else []
-        self._most = 1 if self.by_ops else table.chunk
+        #: How many steps it takes at once, at most.
+        self.most = 1 if feed is None or self.by_ops else feed.most
         self._loop = None if feed is None else feed.loop(self._steps, captures=not self.by_ops)
 
     def begin(self, rows: np.ndarray) -> None:
@@ -89,7 +90,7 @@ class Program:
                 self.store.publish()
             return 1
         count, seen = 0, assignments[0]
-        for rows in batches[: self._most]:
+        for rows in batches[: self.most]:
             self.begin(rows)
             self.feed.put(rows)
             count += 1

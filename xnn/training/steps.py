@@ -67,7 +67,8 @@ class Stepper:
         ways = self.table.in_place, buffers, self.table.buffers_in_place
         self.store = Store(self.lib, self.optimizer, self._parameters, *ways)
         rows = min(self.batches.batch_size, self.batches.rows)
-        self.feed = self.table.feed(self.store.groups, rows, self.collected)
+        data = self.batches.arrays, self.lib.free_memory
+        self.feed = self.table.feed(self.store.groups, rows, self.collected, *data)
         if self.feed is not None:
             self.feed.seed = self.batches.seed
         self.programs: dict[int, Program] = {}
@@ -150,6 +151,11 @@ class Stepper:
         else:
             self._begin()
         self.keep()
+
+    @property
+    def streaming(self) -> str:
+        """Why a GPU's kernels get the data in parts, in a sentence; "" if they do not."""
+        return "" if self.feed is None else self.feed.streaming
 
     def reload(self) -> None:
         """Take in what callbacks have written to the data, of which a GPU has a copy."""

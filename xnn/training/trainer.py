@@ -15,6 +15,7 @@ from xnn.backends.threads import Threads, check_threads, choose_threads, executi
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, OptionError
+from xnn.files import notice
 from xnn.graph.habits import Habitual
 from xnn.graph.scope import Scope
 from xnn.history import History
@@ -145,8 +146,9 @@ class Trainer(Habitual):
         """Train, and return the History of what was done.
 
         data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host or on the model's backend. From
-            the host they are moved batch by batch. CUDA kernels copy all of them at the beginning, if they fit in
-            the GPU's memory, and before each epoch if there are callbacks of your own, which may write to them.
+            the host they are moved batch by batch. CUDA kernels copy all of them at the beginning, if half of the
+            GPU's free memory is enough, and before each epoch if there are callbacks of your own, which may write
+            to them. Larger data are streamed: the rows of some steps at a time are copied, as they are then.
         validation: a pair (x, y), or three with sample weights; evaluated after each epoch.
         epochs: passes over the data. For an optimizer that minimizes (LBFGS) its iterations, each over all the data
             in their given order.
@@ -219,6 +221,8 @@ class Trainer(Habitual):
             with lib.starting():
                 stepper = self.stepper(batches, table)
             made = time.perf_counter() - begun
+            if streaming := stepper.streaming:
+                notice(f"xnn: {streaming}")
             check_last_batch(stepper, batches)
             threads = self._choose_threads(batches, stepper)
             interrupted = stack.enter_context(interruptible())
@@ -237,6 +241,8 @@ class Trainer(Habitual):
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             history.plan = {**plan, "folded": bool(stepper.store.folded)}
+            if streaming:
+                history.plan["data"] = "streamed from the host"
             stack.callback(self.model.forget)
             for watcher in watchers:
                 watcher.model = self.model

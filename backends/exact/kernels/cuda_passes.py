@@ -146,7 +146,7 @@ class IntegerGather(Gather):
         return super().join(other) if isinstance(other, Gather) else None
 
     def build(self) -> list[Runnable]:
-        source, n = self.feed.resident.there(self.call.options["source"]), len(self.integers)
+        source, n = self.feed.data.there(self.call.options["source"]), len(self.integers)
         module = compiled("gather", np.float32, SOURCE=str(source.dtype))
         arrays = source, self.integers, self.wide
         return self.launches(module, "gather_integers", (n, self.integers.size // n), arrays)

@@ -63,9 +63,16 @@ class Gather:
     def copies(self) -> bool:
         return copies(self.call)
 
+    @property
+    def streamed(self) -> bool:
+        """Whether only the rows of the chunk are on the GPU."""
+        return self.feed.data.streams(self.call.options["source"])
+
     def join(self, other: Gather) -> Gather | None:
         """This gather and another one as one launch, or None if they cannot be."""
         main, side = (self, other) if other.copies else (other, self)
+        if self.streamed != other.streamed:
+            return None
         if not side.copies or side.sides or self.call.options["cursor"] is not other.call.options["cursor"]:
             return None
         if len(main.sides) + 1 + main.copies > _SIDES:
@@ -75,13 +82,13 @@ class Gather:
 
     def side(self) -> Any:
         """The kernel's structure for rows that are copied as they are."""
-        source, target = self.feed.resident.there(self.call.options["source"]), self.call.writes[0]
+        source, target = self.feed.data.there(self.call.options["source"]), self.call.writes[0]
         assert target is not None
         words = math.prod(source.shape[1:]) * source.dtype.itemsize // 4
         return structure("Side", source=source, to=target.array, words=words)
 
     def build(self) -> list[Runnable]:
-        source, batch = self.feed.resident.there(self.call.options["source"]), self.call.writes[0]
+        source, batch = self.feed.data.there(self.call.options["source"]), self.call.writes[0]
         assert batch is not None
         n, width = batch.shape[0], 0 if self.copies else math.prod(batch.shape[1:])
         real = batch.array.dtype if batch.array.dtype.kind == "f" else np.float32
@@ -104,7 +111,9 @@ class Gather:
         if not all(grid):
             return []
         feed = self.feed
-        given = *arrays, feed.rows, feed.position, *shape, *last, *sides, *[nothing] * (_SIDES - len(sides))
+        first = feed.state[3:] if self.streamed else None
+        where = feed.rows, first, feed.position, *shape
+        given = *arrays, *where, *last, *sides, *[nothing] * (_SIDES - len(sides))
         return [Launch(module, name, grid, (THREADS,), given, feed.stream)]
 
 

@@ -17,43 +17,14 @@ import numpy as np
 
 from xnn.backends.kernels.calls import Runnable
 from xnn.backends.kernels.cuda.cublas import Cublas, cublas_of
+from xnn.backends.kernels.cuda.data_set import TO_DEVICE, DataSet
 from xnn.backends.kernels.cuda.launch import address, cupy, structure
 
-__all__ = ["LONGEST", "DeviceFeed", "Resident"]
+__all__ = ["LONGEST", "DeviceFeed"]
 
 #: The most steps in a chunk. The trainer looks at the losses after this many.
 LONGEST = 100
-_STATE = 3  # cells: number of the first step, steps recorded before, seed
-_TO_DEVICE = 1  # cudaMemcpyHostToDevice
-
-
-class Resident:
-    """Data sets in the GPU's memory, copied there once."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, tuple[Any, Any]] = {}
-
-    def can_hold(self, source: Any) -> bool:
-        """Whether an array is on the GPU, or half of the free memory is enough for it."""
-        if not isinstance(source, np.ndarray) or id(source) in self._held:
-            return True
-        pool, (free, _) = cupy().get_default_memory_pool(), cupy().cuda.runtime.memGetInfo()
-        free += pool.free_bytes()
-        if pool.get_limit():
-            free = min(free, pool.get_limit() - pool.used_bytes())
-        return bool(2 * source.nbytes <= free)
-
-    def reload(self) -> None:
-        """Copy the arrays of the host again: their owner may have written to them."""
-        for source, array in self._held.values():
-            if isinstance(source, np.ndarray):
-                array.set(np.ascontiguousarray(source), stream=cupy().cuda.get_current_stream())
-
-    def there(self, source: Any) -> Any:
-        """The array in the GPU's memory, contiguous."""
-        if id(source) not in self._held:
-            self._held[id(source)] = source, cupy().ascontiguousarray(cupy().asarray(source))
-        return self._held[id(source)][1]
+_STATE = 4  # cells: number of the first step, steps recorded before, seed, where streamed rows begin
 
 
 class _Staging:
@@ -81,19 +52,20 @@ class DeviceFeed:
     """Feeds the programs of one fit: `put` for each step of a chunk, then `send`, then the program's loop.
 
     groups: the groups of parameters; `numbers` are the options of their next step. rows: of the largest batch.
-    collected: the lists for which `collect` calls have numbers; each has a column in the record. resident: the data.
+    collected: the lists for which `collect` calls have numbers; each has a column in the record. data: what batches
+    are gathered from.
 
     stream: where everything runs: the current one. position: the number of the step within the chunk, an argument of
-    kernels. state: (first step, steps recorded, seed). options, rates, rows: for each step of the chunk. record: a
-    row for each step since the last `take`.
+    kernels. state: (first step, steps recorded, seed, first streamed row). options, rates, rows: for each step of the
+    chunk. record: a row for each step since the last `take`.
     """
 
     def __init__(
-        self, groups: Sequence[Any], rows: int, collected: Sequence[Any], resident: Resident | None = None
+        self, groups: Sequence[Any], rows: int, collected: Sequence[Any], data: DataSet | None = None
     ) -> None:
         self.stream = cupy().cuda.get_current_stream()
         self.position, self.seed = ctypes.c_longlong(0), 0
-        self.resident = resident or Resident()
+        self.data = data or DataSet()
         self.groups, self.collected, self.columns = list(groups), list(collected), set[int]()
         lengths = [len(group.numbers) for group in self.groups]
         self._spans = list(zip(np.cumsum([0, *lengths]).tolist(), lengths, strict=False))
@@ -111,6 +83,16 @@ class DeviceFeed:
         self.rows = self._there[self._rows :]
         self.record = cupy().zeros((LONGEST, max(1, len(self.collected))), "float64")
         self._flushed: list[np.ndarray] = []
+
+    @property
+    def most(self) -> int:
+        """How many steps a chunk may have; known when a program is bound."""
+        return min(LONGEST, self.data.steps)
+
+    @property
+    def streaming(self) -> str:
+        """Why the data are streamed from the host, in a sentence; "" if they are on the GPU."""
+        return self.data.reason
 
     @property
     def cublas(self) -> Cublas:
@@ -163,18 +145,19 @@ class DeviceFeed:
         self.count += 1
 
     def send(self, number: int, rows: int) -> None:
-        """Copy the chunk's numbers to the GPU: one copy, and no wait.
+        """Copy the chunk's numbers to the GPU: one copy, and no wait. Streamed data have copies of their own.
 
         number: of the first step, counted over all fits. rows: in each batch.
         """
         if self.recorded + self.count > LONGEST:
             self._flush()
         host = self._staging[0]
+        end = self._rows + self.count * rows
         host.cells[:2] = number, self.recorded
         host.cells[2:3].view(np.uint64)[0] = self.seed
-        used = 8 * (self._rows + self.count * rows)
+        host.cells[3] = self.data.send(host.cells[self._rows : end], self.stream)
         copy = cupy().cuda.runtime.memcpyAsync
-        copy(address(self._there), host.memory.ptr, used, _TO_DEVICE, self.stream.ptr)
+        copy(address(self._there), host.memory.ptr, 8 * end, TO_DEVICE, self.stream.ptr)
         host.copied.record(self.stream)
         host.started = True
         self._staging.reverse()
@@ -183,7 +166,7 @@ class DeviceFeed:
 
     def reload(self) -> None:
         """Copy the data of the host again."""
-        self.resident.reload()
+        self.data.resident.reload()
 
     def forget(self) -> None:
         """Forget what was recorded and what was put."""

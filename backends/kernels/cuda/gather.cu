@@ -1,5 +1,6 @@
 // Copies the rows of a step's batch out of the data. SOURCE is the type of the data.
 //   rows: the row numbers of the chunk's batches, n for each step.
+//   first: null, or, for streamed data, where the chunk's first row lies; the others follow it in their order.
 //   in_real: x * scale + offset in the batch's type;  in_double: (x - shift) * scale + offset in float64.
 //   scales, offsets, shifts: numbers for each feature, or null where one number serves all.
 struct Rescale {
@@ -33,31 +34,32 @@ __device__ inline void copy_row(Side side, int64 from, int64 to) {
 }
 
 // Blocks: features x rows.
-extern "C" __global__ void gather(const SOURCE* data, stored* batch, const int64* rows, int64 step, int64 n, int64 width,
-                                  Rescale rescale, Side first, Side second, Side third) {
+extern "C" __global__ void gather(const SOURCE* data, stored* batch, const int64* rows, const int64* first, int64 step,
+                                  int64 n, int64 width, Rescale rescale, Side one, Side two, Side three) {
     for (int64 i = blockIdx.y; i < n; i += gridDim.y) {
-        int64 row = rows[step * n + i];
+        int64 row = first ? *first + step * n + i : rows[step * n + i];
         for (int64 j = blockIdx.x * blockDim.x + threadIdx.x; j < width; j += gridDim.x * blockDim.x)
             batch[i * width + j] = left(rescaled(data[row * width + j], j, rescale));
-        copy_row(first, row, i);
-        copy_row(second, row, i);
-        copy_row(third, row, i);
+        copy_row(one, row, i);
+        copy_row(two, row, i);
+        copy_row(three, row, i);
     }
 }
 
 // Rows of integers as they are, and as double too if wide is not null: for exact numerics. Blocks as above.
-extern "C" __global__ void gather_integers(const SOURCE* data, SOURCE* batch, double* wide, const int64* rows, int64 step,
-                                           int64 n, int64 width, Side first, Side second, Side third) {
+extern "C" __global__ void gather_integers(const SOURCE* data, SOURCE* batch, double* wide, const int64* rows,
+                                           const int64* first, int64 step, int64 n, int64 width, Side one, Side two,
+                                           Side three) {
     for (int64 i = blockIdx.y; i < n; i += gridDim.y) {
-        int64 row = rows[step * n + i];
+        int64 row = first ? *first + step * n + i : rows[step * n + i];
         for (int64 j = blockIdx.x * blockDim.x + threadIdx.x; j < width; j += gridDim.x * blockDim.x) {
             SOURCE x = data[row * width + j];
             batch[i * width + j] = x;
             if (wide) wide[i * width + j] = (double)x;
         }
-        copy_row(first, row, i);
-        copy_row(second, row, i);
-        copy_row(third, row, i);
+        copy_row(one, row, i);
+        copy_row(two, row, i);
+        copy_row(three, row, i);
     }
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn import ops
@@ -19,7 +19,8 @@ from xnn.backends.kernels.cuda import pooling_kernels as pooling
 from xnn.backends.kernels.cuda import update_kernels as changes
 from xnn.backends.kernels.cuda.cublas import library
 from xnn.backends.kernels.cuda.data_kernels import Gather
-from xnn.backends.kernels.cuda.feed import LONGEST, DeviceFeed, Resident
+from xnn.backends.kernels.cuda.data_set import DataSet
+from xnn.backends.kernels.cuda.feed import LONGEST, DeviceFeed
 from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Collect, Loss
 from xnn.backends.kernels.cuda.normalization_kernels import Running
 from xnn.backends.kernels.cuda.update_kernels import Segments
@@ -94,18 +95,22 @@ class CudaTable(KernelTable):
     def __init__(self, kernels: Any = None) -> None:
         super().__init__(_KERNELS if kernels is None else kernels)
         library()
-        self.resident = Resident()
+        self._data: DataSet | None = None
         self._feed: DeviceFeed | None = None
 
-    def feed(self, groups: Sequence[Any], rows: int, collected: Sequence[Any]) -> DeviceFeed:
+    def feed(
+        self,
+        groups: Sequence[Any],
+        rows: int,
+        collected: Sequence[Any],
+        arrays: Sequence[Any] = (),
+        free_memory: Callable[[], int | None] | None = None,
+    ) -> DeviceFeed:
         """Make the feed of the programs that are bound from now on."""
-        self._feed = DeviceFeed(groups, rows, collected, self.resident)
+        if self._data is None or not self._data.is_of(arrays, rows):
+            self._data = DataSet(arrays, rows, LONGEST, free_memory)
+        self._feed = DeviceFeed(groups, rows, collected, self._data)
         return self._feed
-
-    def own(self, call: Call) -> bool:
-        """Whether there is a kernel for the call, and the memory for the data that it gathers."""
-        fits = call.kind != "gather" or self.resident.can_hold(call.options["source"])
-        return fits and super().own(call)
 
     def bind(self, call: Call) -> Any:
         """Return what the kernel launches: an item or a list of items for `assemble`."""

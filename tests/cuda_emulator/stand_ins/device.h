@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -14,11 +15,17 @@ struct Graph {
 };
 
 struct Stream {
+    int number = 0;  // in the order in which streams were made, from 1; 0 for those that are always there
     unsigned flags = 0;
     int device = 0;
     bool capturing = false, broken = false;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
     Graph* graph = nullptr;
+};
+
+typedef std::shared_ptr<bool> Moment;  // a place among the work of a stream, and whether all before it has run
+struct Event {
+    Moment last;  // where it was recorded
 };
 
 // One thread of the host at a time asks something of the device.
@@ -36,6 +43,15 @@ int enqueue(void* stream, const std::string& name, const Work& work);   // runs 
 int refuse_in_capture(void* stream, const char* what);                  // the error of what would wait for the stream
 int refuse_in_strict_capture(const char* what);                         // the error of what may not run beside a capture
 cudaError_t remember(int error);                                        // for cudaGetLastError
+
+// late.cpp. The functions run what is waited for, and return the first error of it.
+int run(Stream* stream, const Work& work);  // at once, or late
+bool has_run(Stream* stream);               // all of its work
+int catch_up(Stream* stream);
+int catch_up(Moment moment);
+int catch_up();                             // with the work of all streams
+Moment record(Stream* stream);
+int wait_for(Stream* stream, Moment moment);  // the work that the stream is given from now on
 
 // For the stand-ins of libraries, which are other shared objects.
 extern "C" int emulated_device_of(const void* p);

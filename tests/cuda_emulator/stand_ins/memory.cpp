@@ -68,7 +68,7 @@ cudaError_t emulated_cudaFree(void* p) {
     ONE_AT_A_TIME;
     auto buffer = device_memory.find((char*)p);
     if (buffer == device_memory.end()) return remember(p ? cudaErrorInvalidValue : cudaSuccess);
-    if (int error = refuse_in_strict_capture("cudaFree")) return remember(error);
+    if (int error = refuse_in_strict_capture("cudaFree") ?: catch_up()) return remember(error);
     used[buffer->second.device] -= buffer->second.size;
     emu_known(p, buffer->second.size, 0);
     device_memory.erase(buffer);
@@ -85,6 +85,7 @@ cudaError_t emulated_cudaHostAlloc(void** p, size_t size, unsigned) {
 }
 cudaError_t emulated_cudaFreeHost(void* p) {
     ONE_AT_A_TIME;
+    catch_up();
     pinned_memory.erase((char*)p);
     free(p);
     return cudaSuccess;
@@ -93,20 +94,24 @@ cudaError_t emulated_cudaFreeHost(void* p) {
 // A copy from or to pageable memory waits, so it cannot be captured.
 cudaError_t emulated_cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t stream) {
     std::string name = std::string("COPY ") + direction(to, from) + " " + std::to_string(size);
-    if (name.find("pageable") != std::string::npos)
+    bool waits = name.find("pageable") != std::string::npos;
+    if (waits)
         if (int error = refuse_in_capture(stream, name.c_str())) return remember(error);
-    return remember(enqueue(stream, name, [=]() {
+    int error = enqueue(stream, name, [=]() {
         memmove(to, from, size);
         return 0;
-    }));
+    });
+    return remember(error ?: waits ? catch_up(stream_of(stream)) : 0);
 }
 cudaError_t emulated_cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
     std::string name = std::string("COPY and wait ") + direction(to, from) + " " + std::to_string(size);
     if (int error = asked() ?: refuse_in_strict_capture(name.c_str()) ?: refuse_in_capture(nullptr, name.c_str()))
         return remember(error);
     note(name);
-    memmove(to, from, size);
-    return cudaSuccess;
+    return remember(run(stream_of(nullptr), [=]() {
+        memmove(to, from, size);
+        return 0;
+    }));
 }
 cudaError_t emulated_cudaMemsetAsync(void* p, int value, size_t size, cudaStream_t stream) {
     return remember(enqueue(stream, "MEMSET " + std::to_string(size), [=]() {

@@ -1,4 +1,4 @@
-// Streams, events, stream capture and graphs. Work runs when it is enqueued; where a stream captures, it is recorded.
+// Streams, events, stream capture and graphs. Where a stream captures, work is recorded; else `run` in late.cpp has it.
 #include <cstdio>
 #include <memory>
 #include "device.h"
@@ -12,8 +12,9 @@ std::vector<Stream*> strict_captures;  // those not in relaxed mode
 cudaError_t last_error = cudaSuccess;
 std::vector<std::string> log_lines;
 bool logging = false;
+int streams_made = 0;
 
-int run(const Graph& graph) {
+int launch_all(const Graph& graph) {
     for (const auto& node : graph.nodes)
         if (int error = node.second()) return error;
     return 0;
@@ -53,7 +54,7 @@ int enqueue(void* handle, const std::string& name, const Work& work) {
         return 0;
     }
     note(name);
-    return work();
+    return run(stream, work);
 }
 
 int refuse_in_capture(void* handle, const char* what) {
@@ -92,8 +93,9 @@ const char* emulated_log_line(size_t i) { return log_lines[i].c_str(); }
 // For Python: the error of a library call that waits for the stream, 0 if it may run.
 int emulated_waits(void* stream, const char* name) {
     int error = refuse_in_capture(stream, name);
-    if (!error) note(name);
-    return error;
+    if (error) return error;
+    note(name);
+    return catch_up(stream_of(stream));
 }
 
 // What attach.py puts in the place of every function of the run-time that is not emulated.
@@ -117,7 +119,9 @@ cudaError_t emulated_cudaPeekAtLastError() { return last_error; }
 // Streams.
 cudaError_t emulated_cudaStreamCreateWithFlags(cudaStream_t* out, unsigned flags) {
     if (int error = asked()) return remember(error);
+    ONE_AT_A_TIME;
     auto stream = new Stream;
+    stream->number = ++streams_made;
     stream->flags = flags;
     stream->device = current_device;
     *out = (cudaStream_t)stream;
@@ -130,8 +134,9 @@ cudaError_t emulated_cudaStreamCreate(cudaStream_t* out) { return emulated_cudaS
 cudaError_t emulated_cudaStreamDestroy(cudaStream_t stream) {
     ONE_AT_A_TIME;
     end_of_capture((Stream*)stream);
+    int error = catch_up((Stream*)stream);
     delete (Stream*)stream;
-    return cudaSuccess;
+    return remember(error);
 }
 cudaError_t emulated_cudaStreamGetFlags(cudaStream_t stream, unsigned* flags) {
     *flags = stream_of(stream)->flags;
@@ -144,32 +149,49 @@ cudaError_t emulated_cudaStreamGetPriority(cudaStream_t, int* priority) {
 cudaError_t emulated_cudaStreamSynchronize(cudaStream_t stream) {
     note("SYNC stream");
     if (int error = asked()) return remember(error);
-    return remember(refuse_in_capture(stream, "cudaStreamSynchronize"));
+    return remember(refuse_in_capture(stream, "cudaStreamSynchronize") ?: catch_up(stream_of(stream)));
 }
-cudaError_t emulated_cudaStreamQuery(cudaStream_t stream) { return remember(refuse_in_capture(stream, "cudaStreamQuery")); }
-cudaError_t emulated_cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t emulated_cudaStreamQuery(cudaStream_t handle) {
+    ONE_AT_A_TIME;
+    if (int error = refuse_in_capture(handle, "cudaStreamQuery")) return remember(error);
+    return has_run(stream_of(handle)) ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t emulated_cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    return remember(wait_for(stream_of(stream), ((Event*)event)->last));
+}
 cudaError_t emulated_cudaDeviceSynchronize() {
     note("SYNC device");
     if (int error = asked()) return remember(error);
-    return remember(refuse_in_strict_capture("cudaDeviceSynchronize") ?: refuse_in_capture(nullptr, "cudaDeviceSynchronize"));
+    return remember(refuse_in_strict_capture("cudaDeviceSynchronize") ?: refuse_in_capture(nullptr, "cudaDeviceSynchronize")
+                    ?: catch_up());
 }
 
-// Events. Work is done when it is enqueued, so an event has nothing to remember.
+// Events.
 cudaError_t emulated_cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-    *event = (cudaEvent_t) new char;
+    *event = (cudaEvent_t) new Event;
     return cudaSuccess;
 }
 cudaError_t emulated_cudaEventCreate(cudaEvent_t* event) { return emulated_cudaEventCreateWithFlags(event, 0); }
 cudaError_t emulated_cudaEventDestroy(cudaEvent_t event) {
-    delete (char*)event;
+    delete (Event*)event;
     return cudaSuccess;
 }
-cudaError_t emulated_cudaEventRecord(cudaEvent_t, cudaStream_t) { return remember(asked()); }
-cudaError_t emulated_cudaEventSynchronize(cudaEvent_t) {
-    note("SYNC event");
-    return remember(asked());
+cudaError_t emulated_cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    if (int error = asked()) return remember(error);
+    ((Event*)event)->last = record(stream_of(stream));
+    return cudaSuccess;
 }
-cudaError_t emulated_cudaEventQuery(cudaEvent_t) { return remember(asked()); }
+cudaError_t emulated_cudaEventSynchronize(cudaEvent_t event) {
+    note("SYNC event");
+    if (int error = asked()) return remember(error);
+    return remember(catch_up(((Event*)event)->last));
+}
+cudaError_t emulated_cudaEventQuery(cudaEvent_t event) {
+    if (int error = asked()) return remember(error);
+    ONE_AT_A_TIME;
+    const Moment& last = ((Event*)event)->last;
+    return !last || *last ? cudaSuccess : cudaErrorNotReady;
+}
 cudaError_t emulated_cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
     *milliseconds = 0;
     return cudaSuccess;
@@ -220,14 +242,16 @@ cudaError_t emulated_cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t grap
 }
 cudaError_t emulated_cudaGraphLaunch(cudaGraphExec_t handle, cudaStream_t stream) {
     auto graph = (Graph*)handle;
-    return remember(enqueue(stream, "GRAPH " + std::to_string(graph->nodes.size()), [=]() { return run(*graph); }));
+    return remember(enqueue(stream, "GRAPH " + std::to_string(graph->nodes.size()), [=]() { return launch_all(*graph); }));
 }
 cudaError_t emulated_cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return remember(asked()); }
 cudaError_t emulated_cudaGraphDestroy(cudaGraph_t graph) {
+    catch_up();
     delete (Graph*)graph;
     return cudaSuccess;
 }
 cudaError_t emulated_cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    catch_up();
     delete (Graph*)graph;
     return cudaSuccess;
 }
