@@ -11,10 +11,10 @@ from test_exact_kernels import RUNS, X, Y
 
 import xnn
 from xnn import layers, losses, optimizers
-from xnn.backends import get_backend
+from xnn.backends import cupy_backend, get_backend
 from xnn.backends.exact.kernels import cuda_check
 from xnn.backends.kernels.calls import KernelTable
-from xnn.backends.kernels.cuda import launch
+from xnn.backends.kernels.cuda import data_set, launch
 from xnn.data import Batches
 from xnn.errors import BackendUnavailableError
 from xnn.layers.files import weights_sha256
@@ -46,6 +46,16 @@ def test_a_run_has_the_bits_of_numpy(name, floats):
     here, there = (run(lib, *RUNS[name], floats=floats) for lib in ("numpy", "cupy"))
     assert there[:3] == here[:3]
     assert there[3] == "cuda"
+
+
+@pytest.mark.parametrize("floats", [False, True], ids=["pixels", "floats"])
+def test_streamed_data_have_the_bits_of_numpy(monkeypatch, capsys, floats):
+    """On a GPU on which it seems that there is no room for the data."""
+    monkeypatch.setattr(cupy_backend.CupyBackend, "free_memory", lambda self: 8000)
+    monkeypatch.setattr(data_set, "_EIGHTH", 1)
+    here, there = (run(lib, *RUNS["relu, sgd"], floats=floats) for lib in ("numpy", "cupy"))
+    assert there[:3] == here[:3]
+    assert "streamed" in capsys.readouterr().err
 
 
 def random_network(seed):
