@@ -151,6 +151,7 @@ class Xnn(Peer):
             "kernels": table.name,
             "calls_per_step": program.calls_per_step,
             "steps_at_once": program.most,
+            **self.stepper.plan,
         }
 
 

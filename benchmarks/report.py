@@ -90,8 +90,10 @@ def _gpu(valid: dict[str, dict[str, Any]]) -> Iterator[str]:
     if "emulated" in str(gpu.get("plan")):
         yield "  the GPU is an emulated one, for tests: its times say nothing about a card"
     if plan := gpu.get("plan"):
+        calls = plan["calls_per_step"]
         yield (
-            f"  xnn-cupy: {plan['device']}, kernels {plan['kernels']}, {plan['calls_per_step']} calls a step, "
+            f"  xnn-cupy: {plan['device']}, kernels {plan['kernels']}, "
+            f"{'the persistent kernel' if plan.get('persistent') else f'{calls} calls a step'}, "
             f"{plan['steps_at_once']} step{'s'[: plan['steps_at_once'] > 1]} at once"
         )
 

@@ -66,8 +66,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Removes XNN_BACKEND and XNN_NUMERICS from the environment, and undoes `use_...`."""
-    for name in ("XNN_BACKEND", "XNN_NUMERICS"):
+    """Removes XNN_BACKEND, XNN_NUMERICS and XNN_PERSISTENT from the environment, and undoes `use_...`."""
+    for name in ("XNN_BACKEND", "XNN_NUMERICS", "XNN_PERSISTENT"):
         monkeypatch.delenv(name, raising=False)
     yield
     use_backend(None)

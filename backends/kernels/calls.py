@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["TABLES", "Call", "Cursor", "Feed", "KernelTable", "Runnable", "Slot", "chain", "nothing"]
+__all__ = ["TABLES", "Call", "Cursor", "Feed", "KernelTable", "Runnable", "Slot", "Whole", "chain", "nothing"]
 
 #: The names of tables of kernels; a backend may have only some of them.
 TABLES = ("auto", "ops", "numpy", "compiled", "cuda")
@@ -158,6 +158,17 @@ class Call:
         return f"{self.kind}{name}{fused} ({', '.join(s.name for s in self.reads)}) -> {written or 'a list'}"
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Whether one kernel runs all steps of a chunk.
+
+    run: takes as many steps as it is told; None: the program's calls run one after the other. because: why.
+    """
+
+    run: Callable[[int], None] | None
+    because: str
+
+
 class Feed(Protocol):
     """Brings what changes from step to step to a GPU, for several steps at once, and what they record back.
 
@@ -245,6 +256,10 @@ class KernelTable:
         groups: the groups of parameters. rows: of the largest batch. collected: the lists of `collect` calls.
         arrays: the data. free_memory: gives the bytes that arrays can still take on the device; None: no limit.
         """
+        return None
+
+    def whole(self, calls: Sequence[Call]) -> Whole | None:
+        """What runs all bound calls of a program for several steps at once; None if this table never does."""
         return None
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:

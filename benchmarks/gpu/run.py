@@ -68,7 +68,7 @@ def _own(module: str, *words: str) -> tuple[str, ...]:
 _PEERS = "torch-gpu,torch-gpu-graph,jax-gpu,jax-gpu-scan"
 _SMALL = ("--backend", "cupy", "--batch-sizes", "512", "--repeat", "1")
 _VERIFY = ("verify", "backend=numpy", "backend=cupy", "--dataset", "synthetic")
-_EXACT = {"XNN_NUMERICS": "exact"}
+_EXACT, _PERSISTENT = {"XNN_NUMERICS": "exact"}, {"XNN_PERSISTENT": "1"}
 _SIDE_BY_SIDE = ("-n", "4") if find_spec("xdist") else ()
 _TESTS = (*_PYTHON, "pytest", "-q", "-p", "no:cacheprovider", *_SIDE_BY_SIDE, "-k", "cupy")
 _SANITIZER = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
@@ -82,8 +82,17 @@ GROUPS: tuple[tuple[Part, ...], ...] = (
         Part("check", 75, _xnn("check", "--backend", "cupy")),
         Part("check-exact", 90, _xnn("check", "--backend", "cupy"), (), _EXACT),
         Part("parity", 90, _own("parity", "--steps", "1000"), _own("parity", "--steps", "20")),
+        Part("parity-persistent", 90, _own("parity", "--steps", "1000"), (), _PERSISTENT),
     ),
     (Part("chunks", 45, _own("chunks"), _own("chunks", "--rows", "128", "--repeat", "1", "--chunks", "1,2")),),
+    (
+        Part(
+            "persistent",
+            45,
+            _own("persistent"),
+            _own("persistent", "--rows", "64", "--repeat", "1", "--batches", "32"),
+        ),
+    ),
     (Part("small", 120, _bench("--batch-sizes", "32", "--repeat", "5", "--peers", _PEERS), _bench(*_SMALL)),),
     (
         Part(
@@ -155,6 +164,7 @@ GROUPS: tuple[tuple[Part, ...], ...] = (
         Part("tests", 300, (*_TESTS, "tests"), (*_TESTS, "tests/backends/test_random.py")),
         Part("memcheck", 90, (*_SANITIZER, "memcheck", *_FEW_STEPS)),
         Part("racecheck", 90, (*_SANITIZER, "racecheck", *_FEW_STEPS)),
+        Part("memcheck-persistent", 90, (*_SANITIZER, "memcheck", *_FEW_STEPS), None, _PERSISTENT),
     ),
 )  # fmt: skip
 

@@ -104,7 +104,17 @@ def _captured(results: dict[str, Any]) -> Figure:
 
 
 def _persistent(results: dict[str, Any]) -> Figure:
-    raise LookupError("this version has no persistent kernel")
+    races = results["results"].get("persistent", {}).get("races", [])
+    chosen = [race for race in races if (race["optimizer"], race["batch"]) == ("SGD", 32)]
+    if not chosen:
+        raise LookupError(_why(results, "persistent"))
+    (race,) = chosen
+    if "same" not in race:
+        raise LookupError(race["plan"]["persistent_because"])
+    if not race["same"]:
+        raise LookupError("its losses differ from those of the graph")
+    us, ratio = race["persistent_us"], race["graph_us"] / race["persistent_us"]
+    return f"{us:.1f} us a step, the graph's time / its own {ratio:.2f}", us <= 15.0 and ratio > 1.0
 
 
 def _ahead(results: dict[str, Any]) -> Figure:
@@ -191,13 +201,13 @@ def summary(results: dict[str, Any]) -> str:
     ]
     for name, figure in TARGETS.items():
         lines += [f"  {name}", f"      {_target(results, figure)}"]
-    lines += ["", f"{'Parts':<16}{'exit':>5}{'s':>7}"]
+    lines += ["", f"{'Parts':<22}{'exit':>5}{'s':>7}"]
     for part in results["parts"]:
         if part["left_out"]:
-            lines.append(f"  {part['name']:<14}left out: {part['left_out']}")
+            lines.append(f"  {part['name']:<20}left out: {part['left_out']}")
             continue
         end = "late" if part["late"] else str(part["exit"])
-        lines.append(f"  {part['name']:<14}{end:>5}{part['seconds']:>7.1f}  {part['last']}")
+        lines.append(f"  {part['name']:<20}{end:>5}{part['seconds']:>7.1f}  {part['last']}")
     chunks = results["results"].get("chunks", {}).get("times", [])
     if chunks:
         lines += ["", "Steps handed over at once: us a step in CUDA graphs, and launch by launch"]

@@ -198,6 +198,13 @@ RUNS = {
 }
 
 
+def test_the_size_of_a_cluster_may_be_a_name_that_is_defined_by_an_option() -> None:
+    source = CLUSTER.replace("__cluster_dims__(4, 1, 1)", "__cluster_dims__(BLOCKS, 1, 1)")
+    run_exchange(Module(source, ("-DBLOCKS=4",)))
+    with pytest.raises(AssertionError):
+        run_exchange(Module(source, ("-DBLOCKS=2",)))
+
+
 def module(name: str, check: bool, *change: str) -> Module:
     """The source of a kernel, with `change[0]` replaced by `change[1]`."""
     source = RUNS[name][0]

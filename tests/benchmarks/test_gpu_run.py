@@ -52,7 +52,9 @@ def test_each_part_is_a_command_that_there_is(part):
 def test_the_names_of_parts_differ_and_timed_parts_run_alone():
     assert len({part.name for part in PARTS}) == len(PARTS)
     for group in GROUPS:
-        timed = [part.name for part in group if "bench" in part.command or "chunks" in part.name]
+        timed = [
+            part.name for part in group if "bench" in part.command or part.name in ("chunks", "persistent")
+        ]
         assert not timed or len(group) == 1
 
 
@@ -111,6 +113,7 @@ def measured(**changed):
         "compiled-peer": bench_of("article", 32, entry("xnn-cupy", 30.0), entry("torch-gpu-compile", 60.0)),
         "large-batch": bench_of("article", 4096, entry("xnn-cupy", 1000.0)),
         "ciresan": bench_of("ciresan", 1024, entry("gemm-cupy", 90.0), entry("xnn-cupy", 100.0)),
+        "persistent": {"races": [raced()]},
         "exact": bench_of("article", 32, *exact),
         "exact-ciresan": bench_of("ciresan", 1024, *exact),
         "accuracy": {"results": [
@@ -120,6 +123,37 @@ def measured(**changed):
         ]},
     }  # fmt: skip
     return results | changed
+
+
+def raced(**changed):
+    """A race of the persistent kernel that it has won."""
+    race = {"optimizer": "SGD", "batch": 32, "plan": {"persistent": True, "persistent_because": "16 blocks"}}
+    return race | {"graph_us": 30.0, "persistent_us": 12.0, "same": True} | changed
+
+
+@pytest.mark.parametrize(
+    ("race", "expected"),
+    [
+        (
+            raced(persistent_us=14.0, graph_us=13.0),
+            "14.0 us a step, the graph's time / its own 0.93: NOT MET",
+        ),
+        (raced(persistent_us=16.0), "16.0 us a step, the graph's time / its own 1.88: NOT MET"),
+        (raced(same=False), "not measured: its losses differ from those of the graph"),
+        (
+            {
+                "optimizer": "SGD",
+                "batch": 32,
+                "plan": {"persistent": False, "persistent_because": "no cluster"},
+            },
+            "not measured: no cluster",
+        ),
+        (raced(optimizer="Adam"), "not measured: persistent ended with exit code 0:"),
+    ],
+)
+def test_the_persistent_kernel_must_be_ahead_of_the_graph(tmp_path, race, expected):
+    found, _ = summarized(tmp_path, measured(persistent={"races": [race]}))
+    assert next(text for name, text in found.items() if "persistent" in name) == expected
 
 
 def summarized(tmp_path, results, parts=()):
@@ -139,7 +173,7 @@ def test_a_summary_where_all_is_measured(tmp_path):
     found, text = summarized(tmp_path, measured())
     assert list(found.values()) == [
         "28.0 us a step: met",
-        "not measured: this version has no persistent kernel",
+        "12.0 us a step, the graph's time / its own 2.50: met",
         "their time / xnn's: torch-gpu 2.14, torch-gpu-graph 2.14, torch-gpu-compile 2.00, jax-gpu 2.14, "
         "jax-gpu-scan 2.14: met",
         "4.10 M samples/s: met",
@@ -172,7 +206,7 @@ def test_targets_that_are_missed_or_not_measured_say_so(tmp_path):
     found, text = summarized(tmp_path, results, parts)
     assert list(found.values()) == [
         "31.0 us a step: NOT MET",
-        "not measured: this version has no persistent kernel",
+        "not measured: it did not run",
         "their time / xnn's: torch-gpu 0.97, torch-gpu-graph not measured (torch-gpu-graph did not run), "
         "torch-gpu-compile not measured (it did not run), jax-gpu not measured (jax-gpu: jax sees no "
         "GPU), jax-gpu-scan not measured (jax-gpu-scan did not run): NOT MET",
@@ -246,7 +280,17 @@ def test_a_dry_run_on_cupy(tmp_path):
     assert files.keys() == {"summary.txt", "results.json", "logs.txt"}
     parts = {part["name"]: part for part in json.loads(files["results.json"])["parts"]}
     ran = {name: part["exit"] for name, part in parts.items() if not part["left_out"]}
-    assert ran.keys() >= {"info", "failures", "check", "parity", "chunks", "small", "verify", "tests"}
+    assert ran.keys() >= {
+        "info",
+        "failures",
+        "check",
+        "parity",
+        "chunks",
+        "persistent",
+        "small",
+        "verify",
+        "tests",
+    }
     assert set(ran.values()) == {0}, files["logs.txt"]
     assert "xnn on a GPU, a dry run" in files["summary.txt"]
     for text in files.values():

@@ -50,6 +50,7 @@ def test_info_probe():
     [
         ("XNN_BACKEND", "nosuch", "plan"),
         ("XNN_NUMERICS", "half", "plan"),
+        ("XNN_PERSISTENT", "yes", "plan"),
         ("XNN_DATA_HOME", "nowhere", "data"),
     ],
 )

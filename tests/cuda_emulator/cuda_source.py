@@ -13,7 +13,7 @@ __all__ = ["compile_source", "entry_name"]
 _BOUNDS = r"(?:__(?:launch_bounds|cluster_dims)__\s*\([^)]*\)\s*)*"
 _KERNEL = re.compile(rf"__global__\s+(?:static\s+)?{_BOUNDS}void\s*{_BOUNDS}(\w+)\s*\(")
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\s*\([^)]*\)\s*)?([\w\s:]+?)\s+(\w+)\s*\[\s*\]\s*;")
-_CLUSTER = re.compile(r"__cluster_dims__\s*\(\s*(\d+)")
+_CLUSTER = re.compile(r"__cluster_dims__\s*\(\s*(\w+)")
 #: What a thread may wait at, or end a launch by. A kernel without any of these needs no fibers and is faster.
 _WAITS = re.compile(
     r"__sync|__shfl|__ballot|__any_sync|__all_sync|__reduce_\w+_sync|__activemask|cooperative_groups|__trap|assert"

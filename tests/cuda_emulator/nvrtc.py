@@ -11,7 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xnn.backends.kernels.cuda import launch
+from cuda_emulator import build
+from xnn.backends.kernels.cuda import launch, persistent_kernel
+from xnn.backends.kernels.cuda.persistent_rule import Cluster, choose
 
 __all__ = ["ARCHITECTURES", "compile_sources", "project_sources"]
 
@@ -44,20 +46,38 @@ EXACT = (
     "activations", "dense", "distances exact_distances", "dropout", "exact", "exact_loss", "gather",
     "images exact_images", "updates",
 )  # fmt: skip
+#: Networks for the persistent kernel: widths, activations with their options, rule, arrays of its state, rows.
+NETWORKS: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], str, int, int], ...] = (
+    ((784, 100, 200, 10), (1, 1, 0), (0.0, 0.0, 0.0), "sgd", 0, 32),
+    ((784, 33, 64, 50, 10), (2, 19, 3, 0), (0.0, 0.0, 0.0, 0.0), "adamw", 2, 128),
+    ((784, 10), (0,), (0.0,), "rmsprop", 3, 100),
+)
 
 
 def project_sources() -> dict[str, str]:
-    """Each CUDA source of the project, with what stands in front of it: for float, double and exact numerics."""
+    """Each CUDA source of the project for float and double, and for exact numerics, with what it calls in front of it.
+
+    The persistent kernel comes once for each of NETWORKS, for float.
+    """
     sources = {"probe": PROBE}
     for path in sorted(Path(launch.__file__).parent.glob("*.cu")):
         name = path.stem
-        if name in SHARED:
+        if name in (*SHARED, "persistent"):
             continue
         for real in ("float", "double") if not name.startswith("exact") else ():
-            sources[f"{name} ({real})"] = f"#define real {real}\n{TYPES}{launch.source_of(name)}"
-    for names in EXACT:
+            sources[f"{name} ({real})"] = f"#define real {real}\n{TYPES}{launch.source(name)}"
+    for files in EXACT:
         exact = f"#define real double\n#define EXACT\n{TYPES}"
-        sources[f"{names} (exact)"] = exact + launch.source_of(names, exact=True)
+        sources[f"{files} (exact)"] = exact + launch.source(files, exact=True)
+    for widths, kinds, options, rule, states, rows in NETWORKS:
+        cluster = choose(widths, rows, states, (9, 0))
+        assert isinstance(cluster, Cluster)
+        names = persistent_kernel.definitions(cluster, widths, kinds, options, rule, states)
+        defined = "".join(f"#define {name} {text}\n" for name, text in names.items())
+        name = "-".join(map(str, widths))
+        sources[f"persistent ({name}, {rule})"] = (
+            f"#define real float\n{TYPES}{defined}{launch.source('persistent')}"
+        )
     return sources
 
 
@@ -66,16 +86,21 @@ def compile_sources(
 ) -> dict[tuple[str, str], int]:
     """Compile each source for each architecture. Return the sizes of the machine code by (name, architecture).
 
-    options: beside those with which CuPy compiles: C++17 and subnormals flushed to zero.
+    options: beside those with which CuPy compiles: C++17 and subnormals flushed to zero. Sources with clusters of
+    blocks are compiled for 90 and up only.
 
     Raises CuPy's CompileException, with NVRTC's message, for a source that does not compile.
     """
     compiler = importlib.import_module("cupy.cuda.compiler")
+    bundled = build.cupy_folder() / "cupy" / "_core" / "include" / "cupy" / "_cccl" / "libcudacxx"
+    includes = f"-I{bundled}", f"-I{build.headers()}"  # CuPy gives them, too
     sizes = {}
     for name, source in sources.items():
         for architecture in architectures:
+            if "__cluster_dims__" in source and int(architecture) < 90:
+                continue
             program = compiler._NVRTCProgram(source, f"{name}.cu", method="cubin")
-            flags = (f"-arch=sm_{architecture}", "--std=c++17", "-ftz=true", *options)
+            flags = (f"-arch=sm_{architecture}", "--std=c++17", "-ftz=true", *includes, *options)
             code, _ = program.compile((*flags, "--device-as-default-execution-space"))
             sizes[name, architecture] = len(code)
     return sizes

@@ -48,6 +48,12 @@ def test_a_run_has_the_bits_of_numpy(name, floats):
     assert there[3] == "cuda"
 
 
+def test_the_persistent_kernel_of_fast_numerics_is_not_used(monkeypatch):
+    monkeypatch.setenv("XNN_PERSISTENT", "1")
+    here, there = (run(lib, *RUNS["relu, sgd"]) for lib in ("numpy", "cupy"))
+    assert there[:3] == here[:3]
+
+
 @pytest.mark.parametrize("floats", [False, True], ids=["pixels", "floats"])
 def test_streamed_data_have_the_bits_of_numpy(monkeypatch, capsys, floats):
     """On a GPU on which it seems that there is no room for the data."""
@@ -220,7 +226,7 @@ def test_kernels_that_fuse_or_products_that_round_are_found(monkeypatch):
         lib.kernels("cuda")
     assert type(lib.kernels()) is KernelTable
     monkeypatch.setattr(cuda_check, "product", product)
-    source = launch.source_of
+    source = launch.source
 
     def fused(*names, **given):
         text = source(*names, **given)
@@ -229,7 +235,7 @@ def test_kernels_that_fuse_or_products_that_round_are_found(monkeypatch):
             "    return r.b && !r.two ? fma(r.products[i], r.scale, entered(r.b[j])) : r.b ? z +",
         )
 
-    monkeypatch.setattr(launch, "source_of", fused)
+    monkeypatch.setattr(launch, "source", fused)
     launch.compiled.cache_clear()
     try:
         with pytest.raises(BackendUnavailableError, match="a multiplication and an addition"):

@@ -15,6 +15,7 @@ import click
 import xnn
 from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
 from xnn.backends.cupy_failures import quick_diagnosis
+from xnn.backends.kernels.cuda import persistent_rule
 from xnn.backends.threads import blas_libraries, choose_threads, execution_plan
 from xnn.cli.surroundings import say
 from xnn.data import on_disk
@@ -98,6 +99,7 @@ def _check_variables() -> None:
     """Raise the error of a wrong environment variable, so that the exit code is 2 after everything is shown."""
     backend_variable()
     current_numerics()
+    persistent_rule.is_on()
     on_disk()
 
 
@@ -142,9 +144,10 @@ def _numerics(probe: bool) -> dict[str, str]:
 
 
 def _plan(probe: bool) -> dict[str, Any] | str:
-    if not probe and os.environ.get("XNN_BACKEND", "").strip() == "cupy":
-        return "--probe shows the plan on a GPU"
     try:
+        persistent_rule.is_on()
+        if not probe and os.environ.get("XNN_BACKEND", "").strip() == "cupy":
+            return "--probe shows the plan on a GPU"
         lib = current_backend()
         threads = choose_threads(None, 32 * _ARTICLE_WEIGHTS, on_host=lib.is_host)
         return {"of": "xnn train"} | execution_plan(lib, "float32", 32, threads, lib.kernels().name)

@@ -17,7 +17,7 @@ import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.binding import bind
-from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot
+from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot, Whole
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
 from xnn.graph.node import Recorded
@@ -41,6 +41,7 @@ class Program:
     to a GPU, or None.
 
     by_ops: the calls without a kernel, if the table is a GPU's. A program with some takes one step at a time.
+    whole: whether one kernel runs all steps of a chunk, and why; None if the table has no such kernel.
     """
 
     def __init__(
@@ -66,7 +67,22 @@ class Program:
         self.by_ops = by_ops if feed is not None else []
         #: How many steps it takes at once, at most.
         self.most = 1 if feed is None or self.by_ops else feed.most
-        self._loop = None if feed is None else feed.loop(self._steps, captures=not self.by_ops)
+        self.whole = self._whole(table, keep_gradients)
+        self._loop: Callable[[int], None] | None = None
+        if self.whole is not None and self.whole.run is not None:
+            self._loop = self.whole.run
+            store.folded.update(store.gradients)
+        elif feed is not None:
+            self._loop = feed.loop(self._steps, captures=not self.by_ops)
+
+    def _whole(self, table: KernelTable, keep_gradients: bool) -> Whole | None:
+        if self.feed is None:
+            return None
+        if keep_gradients:
+            return Whole(None, "callbacks read gradients")
+        if self.by_ops:
+            return Whole(None, "some calls have no CUDA kernel")
+        return table.whole(self.calls)
 
     def begin(self, rows: np.ndarray) -> None:
         """Set the rows of the data and the options of the optimizer for the next step."""
@@ -102,8 +118,11 @@ class Program:
 
     @property
     def calls_per_step(self) -> int:
-        """The number of functions that a step calls; with CUDA kernels, of launches and products."""
-        return len(self._steps)
+        """The number of functions that a step calls; with CUDA kernels, of launches and products.
+
+        It is 0 where one kernel runs all steps of a chunk.
+        """
+        return len(self._steps) if self.whole is None or self.whole.run is None else 0
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))

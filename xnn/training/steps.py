@@ -108,6 +108,21 @@ class Stepper:
             self.model.forget()
         return self.programs[size]
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the execution plan says of the steps.
+
+        folded: whether gradients are not kept. On a GPU, persistent: whether the steps of a chunk are one launch of
+        one kernel; persistent_because: why.
+        """
+        whole = self.program(min(self.batches.batch_size, self.batches.rows)).whole
+        about = (
+            {}
+            if whole is None
+            else {"persistent": whole.run is not None, "persistent_because": whole.because}
+        )
+        return {"folded": bool(self.store.folded), **about}
+
     def _tell(self, by_ops: Sequence[Call]) -> None:
         """Say once which calls keep the steps from being captured, since that costs much on a GPU."""
         names = dict.fromkeys(call.name for call in by_ops)

@@ -240,7 +240,7 @@ class Trainer(Habitual):
             fit.on_host = on_host
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
-            history.plan = {**plan, "folded": bool(stepper.store.folded)}
+            history.plan = {**plan, **stepper.plan}
             if streaming:
                 history.plan["data"] = "streamed from the host"
             stack.callback(self.model.forget)

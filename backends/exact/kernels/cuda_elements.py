@@ -65,7 +65,7 @@ def _serves_activation(call: Call) -> bool:
 def _curve(call: Call, feed: DeviceFeed) -> Any:
     """y = f(x), or dx = dy f'(x), for an activation whose derivative is computed from x."""
     arrays = [call.reads[0].array] + ([] if call.forward is None else [call.forward.reads[0].array])
-    out, kind = call.writes[0].array, activations.kind_of(call)  # type: ignore[union-attr]
+    out, kind = call.writes[0].array, activations.number_of_curve(call)  # type: ignore[union-attr]
     assert kind is not None
     name = "curve" if call.forward is None else "curve_gradient"
     return _launch("activations", name, call, feed, *arrays, out, out.size, *kind)

@@ -5,6 +5,7 @@ A step consists of products of slices by cuBLAS, in float64, and of the passes o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from xnn.backends.exact.kernels.cuda_passes import (
 )
 from xnn.backends.exact.ops import DenseBits
 from xnn.backends.exact.slices import sum_bits
-from xnn.backends.kernels.calls import Call
+from xnn.backends.kernels.calls import Call, Whole
 from xnn.backends.kernels.cuda import data_kernels as data
 from xnn.backends.kernels.cuda import loss_kernels as loss
 from xnn.backends.kernels.cuda import update_kernels as changes
@@ -182,6 +183,10 @@ class ExactCudaTable(CudaTable):
 
     def __init__(self) -> None:
         super().__init__(_KERNELS)
+
+    def whole(self, calls: Sequence[Call]) -> Whole:
+        """No kernel runs all steps of a chunk: the persistent one has fast numerics."""
+        return Whole(None, "it computes in fast numerics")
 
     def join(self, items: list[Any]) -> list[Any]:
         """Join items that can be one launch."""

@@ -14,6 +14,7 @@ Read in this order: `launch.py` (how a kernel is compiled and launched), `cublas
 | embedding_kernels.py | embedding.cu |
 | loss_kernels.py | loss.cu, distances.cu, numbers.cu |
 | update_kernels.py | updates.cu |
+| persistent_kernel.py, persistent_rule.py | persistent.cu: a chunk of steps of a small perceptron in one launch |
 
 exact_numbers.cu, exact.cu and exact_loss.cu are for exact numerics: `backends/exact/kernels/cuda_table.py`.
 

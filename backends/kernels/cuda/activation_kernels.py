@@ -19,7 +19,7 @@ __all__ = [
     "copy",
     "curve",
     "curve_backward",
-    "kind_of",
+    "number_of_curve",
     "reshape",
     "serves_add",
     "serves_curve",
@@ -48,10 +48,10 @@ def serves_curve(call: Call) -> bool:
     options = (call.forward or call).options
     dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
     fits = len(dtypes) == 1 and dtypes <= {"float32", "float64"} and math.prod(call.reads[0].shape) < 2**31
-    return fits and set(options) <= {CURVES[call.op][1]} and kind_of(call) is not None
+    return fits and set(options) <= {CURVES[call.op][1]} and number_of_curve(call) is not None
 
 
-def kind_of(call: Call) -> tuple[int, float] | None:
+def number_of_curve(call: Call) -> tuple[int, float] | None:
     """The number of the activation, and its option as a number; None for an option that only the op can judge."""
     (kind, name, default), options = CURVES[call.op], (call.forward or call).options
     option = options.get(name, default)
@@ -74,7 +74,7 @@ def curve_backward(call: Call, feed: DeviceFeed) -> Any:
 
 
 def _launch(name: str, call: Call, feed: DeviceFeed, *arrays: Any) -> Any:
-    out, kind = call.writes[0], kind_of(call)
+    out, kind = call.writes[0], number_of_curve(call)
     assert out is not None
     assert kind is not None
     size = int(out.array.size)

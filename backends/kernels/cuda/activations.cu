@@ -32,43 +32,48 @@ __device__ inline real share_of(int64 kind, real low, real* rest) {
     return e / ((real)1 + e);
 }
 
-// y = f(x). option: the slope, alpha or beta.
-extern "C" __global__ void curve(const stored* x, stored* y, int64 size, int64 kind, double option) {
-    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= size) return;
-    real v = entered(x[i]), below = smaller(v, 0), rest, value = 0;
-    if (kind == leaky_relu) value = larger(v, 0) + (real)option * below;
-    if (kind == elu) value = v > 0 ? v : (real)option * exponential_less_one(below);
-    if (kind == selu) value = SELU_SCALE * (v > 0 ? v : (real)SELU_ALPHA * exponential_less_one(below));
+// f(v). option: the slope, alpha or beta.
+__device__ inline real curve_at(real v, int64 kind, double option) {
+    real below_0 = smaller(v, 0), rest;
+    if (kind == leaky_relu) return larger(v, 0) + (real)option * below_0;
+    if (kind == elu) return v > 0 ? v : (real)option * exponential_less_one(below_0);
+    if (kind == selu) return SELU_SCALE * (v > 0 ? v : (real)SELU_ALPHA * exponential_less_one(below_0));
     if (kind == gelu || kind == gelu_tanh) {
         real low = larger(v, -FLAT);
-        value = low * share_of(kind, low, &rest);
+        return low * share_of(kind, low, &rest);
     }
-    if (kind == silu) value = larger(v, LOGISTIC_ZERO) * logistic(v);
-    if (kind == softplus)
-        value = larger(v, 0) + logarithm_of_one_more(exponential(-size_of(times(v, option)))) / (real)option;
-    y[i] = left(value);
+    if (kind == silu) return larger(v, LOGISTIC_ZERO) * logistic(v);
+    return larger(v, 0) + logarithm_of_one_more(exponential(-size_of(times(v, option)))) / (real)option;
 }
 
-// dx = dy f'(x).
-extern "C" __global__ void curve_gradient(const stored* dy, const stored* x, stored* dx, int64 size, int64 kind, double option) {
-    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= size) return;
-    real v = entered(x[i]), d = entered(dy[i]), below = smaller(v, 0), rest, value = 0;
-    if (kind == leaky_relu) value = v <= 0 ? d * (real)option : d;
-    if (kind == elu) value = v > 0 ? d : d * ((real)option * exponential(below));
-    if (kind == selu) value = v > 0 ? SELU_SCALE * d : SELU_SCALE * d * ((real)SELU_ALPHA * exponential(below));
+// d f'(v), of the same options.
+__device__ inline real curve_slope(real v, real d, int64 kind, double option) {
+    real below_0 = smaller(v, 0), rest;
+    if (kind == leaky_relu) return v <= 0 ? d * (real)option : d;
+    if (kind == elu) return v > 0 ? d : d * ((real)option * exponential(below_0));
+    if (kind == selu) return v > 0 ? SELU_SCALE * d : SELU_SCALE * d * ((real)SELU_ALPHA * exponential(below_0));
     if (kind == gelu || kind == gelu_tanh) {
         real low = larger(v, -FLAT), share = share_of(kind, low, &rest), inside = smaller(low, FLAT), square = inside * inside;
         real density = kind == gelu
             ? (real)0.5 * ROOT_2_OVER_PI * exponential((real)-0.5 * square)
             : (real)2 * share * rest * (ROOT_2_OVER_PI * ((real)1 + (real)0.134145 * square));
-        value = d * (share + inside * density);
+        return d * (share + inside * density);
     }
     if (kind == silu) {
         real s = logistic(v), y = larger(v, LOGISTIC_ZERO) * s;
-        value = d * (s + smaller(y, LOGISTIC_FLAT) * ((real)1 - s));
+        return d * (s + smaller(y, LOGISTIC_FLAT) * ((real)1 - s));
     }
-    if (kind == softplus) value = d * logistic(times(v, option));
-    dx[i] = left(value);
+    return d * logistic(times(v, option));
+}
+
+// y = f(x).
+extern "C" __global__ void curve(const stored* x, stored* y, int64 size, int64 kind, double option) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) y[i] = left(curve_at(entered(x[i]), kind, option));
+}
+
+// dx = dy f'(x).
+extern "C" __global__ void curve_gradient(const stored* dy, const stored* x, stored* dx, int64 size, int64 kind, double option) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) dx[i] = left(curve_slope(entered(x[i]), entered(dy[i]), kind, option));
 }

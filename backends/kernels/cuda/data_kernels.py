@@ -23,8 +23,8 @@ from xnn.backends.kernels.cuda.launch import (
 from xnn.backends.random import Mask, mask_threshold
 
 __all__ = [
-    "MOST_BLOCKS", "Gather", "copies", "dropout", "dropout_backward", "gather", "keep_mask", "serves_dropout",
-    "serves_gather", "serves_mask",
+    "MOST_BLOCKS", "Gather", "copies", "dropout", "dropout_backward", "gather", "keep_mask", "rescale",
+    "serves_dropout", "serves_gather", "serves_mask",
 ]  # fmt: skip
 
 _PLAIN, _IN_REAL, _IN_DOUBLE = 0, 1, 2
@@ -94,7 +94,7 @@ class Gather:
         real = batch.array.dtype if batch.array.dtype.kind == "f" else np.float32
         module = self.module(real, str(source.dtype))
         there = None if self.copies else source, None if self.copies else batch.array
-        return self.launches(module, "gather", (n, width), there, (_rescale(self.call),))
+        return self.launches(module, "gather", (n, width), there, (rescale(self.call),))
 
     def module(self, real: Any, source: str) -> Any:
         """The module of the kernels, for these types of the batch and of the data."""
@@ -122,7 +122,7 @@ def gather(call: Call, feed: DeviceFeed) -> Gather:
     return Gather(call, feed)
 
 
-def _rescale(call: Call) -> Any:
+def rescale(call: Call) -> Any:
     """The kernel's structure with the numbers of a Rescale."""
     options, target = call.options, call.writes[0]
     assert target is not None

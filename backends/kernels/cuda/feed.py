@@ -56,15 +56,15 @@ class DeviceFeed:
     are gathered from.
 
     stream: where everything runs: the current one. position: the number of the step within the chunk, an argument of
-    kernels. state: (first step, steps recorded, seed, first streamed row). options, rates, rows: for each step of the
-    chunk. record: a row for each step since the last `take`.
+    kernels. largest: rows of the largest batch. state: (first step, steps recorded, seed, first streamed row).
+    options, rates, rows: for each step of the chunk. record: a row for each step since the last `take`.
     """
 
     def __init__(
         self, groups: Sequence[Any], rows: int, collected: Sequence[Any], data: DataSet | None = None
     ) -> None:
         self.stream = cupy().cuda.get_current_stream()
-        self.position, self.seed = ctypes.c_longlong(0), 0
+        self.position, self.seed, self.largest = ctypes.c_longlong(0), 0, rows
         self.data = data or DataSet()
         self.groups, self.collected, self.columns = list(groups), list(collected), set[int]()
         lengths = [len(group.numbers) for group in self.groups]

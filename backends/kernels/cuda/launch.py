@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Launch", "address", "by_element", "compiled", "cupy", "driver", "source_of", "structure"]
+__all__ = ["Launch", "address", "by_element", "compiled", "cupy", "driver", "source", "structure"]
 
 _HERE = Path(__file__).parent
 #: C++'s names of the types that kernels are compiled for.
@@ -20,8 +20,12 @@ TYPES = {
     "int16": "short", "uint16": "unsigned short", "int32": "int", "uint32": "unsigned", "int64": "long long",
     "uint64": "unsigned long long",
 }  # fmt: skip
+#: The sources whose functions another source calls, beside common.cu.
+CALLED = {"persistent": ("gather", "loss", "activations", "updates")}
 #: Threads of a block where each has one element.
 THREADS = 256
+_MAX_DYNAMIC_SHARED_SIZE, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 8, 14  # of CUfunction_attribute
+_PORTABLE_CLUSTER = 8  # blocks, which every GPU with clusters can run together
 
 
 def cupy() -> Any:
@@ -35,27 +39,30 @@ def driver() -> Any:
     return importlib.import_module("cupy_backends.cuda.api.driver")
 
 
-def source_of(file: str, exact: bool = False) -> str:
-    """A source of this folder, with what the kernels share in front of it.
+def source(file: str, exact: bool = False) -> str:
+    """The CUDA C++ of a file of this folder, with what it calls in front of it.
 
     file: its name without ".cu", or several with blanks between them. exact: whether it is for exact numerics.
     """
-    names = [*["exact_numbers"] * exact, "common", *file.split()]
+    names = [*["exact_numbers"] * exact, "common", *CALLED.get(file, ()), *file.split()]
     return "\n".join((_HERE / f"{name}.cu").read_text() for name in names)
 
 
 @cache
-def compiled(file: str, dtype: Any, exact: bool = False, **types: str) -> Any:
+def compiled(
+    file: str, dtype: Any, exact: bool = False, defined: tuple[tuple[str, str], ...] = (), **types: str
+) -> Any:
     """Compile a source of this folder, and return its module; once for each choice of types.
 
-    file: as for `source_of`. dtype: what `real` is, float32 or float64. exact: whether numbers are
-    stored as float32 and computed with as in exact numerics; `real` must then be float64. types: further names of
-    types in the source, and the dtypes that they stand for.
+    file: as for `source`. dtype: what `real` is, float32 or float64. exact: whether numbers are stored as float32 and
+    computed with as in exact numerics; `real` must then be float64. types: further names of types in the source, and
+    the dtypes that they stand for. defined: other names, and the text that they stand for.
     """
     chosen = {"real": str(np.dtype(dtype)), **types}
-    options = ["--std=c++17", "--fmad=false", *(f"-D{name}={TYPES[kind]}" for name, kind in chosen.items())]
+    names = {name: TYPES[kind] for name, kind in chosen.items()} | dict(defined)
+    options = ["--std=c++17", "--fmad=false", *(f"-D{name}={text}" for name, text in names.items())]
     options += ["-DEXACT"] * exact
-    return cupy().RawModule(code=source_of(file, exact), options=tuple(options))
+    return cupy().RawModule(code=source(file, exact), options=tuple(options))
 
 
 def address(array: Any) -> int:
@@ -96,7 +103,8 @@ class Launch:
 
     module: from `compiled`. name: of the kernel. grid, block: up to three numbers each. arguments: arrays and None
     become pointers, integers int64, floats double; ctypes objects are passed as they are when the kernel is launched,
-    so that a c_longlong may be changed before. stream: where the kernel runs.
+    so that a c_longlong may be changed before. stream: where the kernel runs. shared: bytes of dynamic shared memory.
+    cluster: blocks of a cluster, as the source says.
     """
 
     def __init__(
@@ -107,6 +115,8 @@ class Launch:
         block: Sequence[int],
         arguments: Sequence[Any],
         stream: Any,
+        shared: int = 0,
+        cluster: int = 1,
     ) -> None:
         function = module.get_function(name).kernel
         self.name = name
@@ -116,7 +126,11 @@ class Launch:
         self._prepared = prepared, pointers
         sizes = (*grid, 1, 1)[:3] + (*block, 1, 1)[:3]
         self._launch = driver().launchKernel
-        self._arguments = (function.ptr, *sizes, 0, stream.ptr, ctypes.addressof(pointers), 0)
+        if cluster > _PORTABLE_CLUSTER:
+            driver().funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
+        if shared:  # the limit is 48 KB until it is raised
+            driver().funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED_SIZE, shared)
+        self._arguments = (function.ptr, *sizes, shared, stream.ptr, ctypes.addressof(pointers), 0)
 
     def __call__(self) -> None:
         self._launch(*self._arguments)

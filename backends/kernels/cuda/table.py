@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn import ops
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable, Whole
 from xnn.backends.kernels.cuda import activation_kernels as activations
 from xnn.backends.kernels.cuda import augmentation_kernels as augmentation
 from xnn.backends.kernels.cuda import data_kernels as data
@@ -15,6 +15,7 @@ from xnn.backends.kernels.cuda import embedding_kernels as embeddings
 from xnn.backends.kernels.cuda import image_kernels as images
 from xnn.backends.kernels.cuda import loss_kernels as loss
 from xnn.backends.kernels.cuda import normalization_kernels as norms
+from xnn.backends.kernels.cuda import persistent_kernel as persistent
 from xnn.backends.kernels.cuda import pooling_kernels as pooling
 from xnn.backends.kernels.cuda import update_kernels as changes
 from xnn.backends.kernels.cuda.cublas import library
@@ -116,6 +117,11 @@ class CudaTable(KernelTable):
         """Return what the kernel launches: an item or a list of items for `assemble`."""
         assert self._feed is not None, "a program's feed is made before its kernels"
         return self.kernels[call.key][0](call, self._feed)  # type: ignore[call-arg]
+
+    def whole(self, calls: Sequence[Call]) -> Whole:
+        """The persistent kernel for these calls, or why they run one after the other."""
+        assert self._feed is not None, "a program's feed is made before its kernels"
+        return persistent.whole(calls, self._feed)
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join items that can be one launch, and turn all into functions without arguments."""

@@ -10,8 +10,10 @@ typedef int CUresult;
 
 namespace {
 constexpr CUresult not_supported = 801, invalid_value = 1, invalid_image = 200, not_found = 500, launch_failed = 719,
-                   invalid_handle = 400, illegal_address = 700, out_of_memory = 2;
-constexpr int attribute_max_threads = 0, attribute_dynamic_shared = 8;
+                   invalid_handle = 400, illegal_address = 700, out_of_memory = 2, invalid_cluster_size = 912;
+constexpr int attribute_max_threads = 0, attribute_dynamic_shared = 8, attribute_large_clusters = 14;
+constexpr int most_shared = 227 * 1024, portable_cluster = 8;  // bytes of a block, blocks of a cluster: as an H100
+constexpr unsigned most_blocks_of_cluster = 16;
 const char image_prefix[] = "EMULATED:";
 
 struct Function {
@@ -19,6 +21,7 @@ struct Function {
     std::string name;
     int device;  // where its module was loaded
     size_t shared_limit = 49152;  // until cuFuncSetAttribute raises it
+    unsigned cluster_limit = portable_cluster;  // until cuFuncSetAttribute allows larger ones
 };
 
 struct Shape {
@@ -47,6 +50,7 @@ CUresult launch(void* handle, const Shape& shape, size_t shared, void* stream, v
     const EmuKernel* kernel = function->kernel;
     if (shared > function->shared_limit || shape.block[2] > 64 || shape.grid[1] > 65535 || shape.grid[2] > 65535)
         return invalid_value;
+    if (kernel->cluster > function->cluster_limit) return invalid_cluster_size;
     if (function->device != current_device || !fits(stream)) return invalid_handle;
     // The arguments are copied now: the caller may reuse their memory, and a graph is launched later.
     auto copies = std::make_shared<std::vector<std::vector<char>>>();
@@ -84,6 +88,7 @@ CUresult cuGetErrorName(CUresult error, const char** name) {
             : error == invalid_handle                      ? "CUDA_ERROR_INVALID_HANDLE"
             : error == illegal_address                     ? "CUDA_ERROR_ILLEGAL_ADDRESS"
             : error == out_of_memory                       ? "CUDA_ERROR_OUT_OF_MEMORY"
+            : error == invalid_cluster_size                ? "CUDA_ERROR_INVALID_CLUSTER_SIZE"
             : error == cudaErrorDevicesUnavailable         ? "CUDA_ERROR_DEVICE_UNAVAILABLE"
             : error == cudaErrorECCUncorrectable           ? "CUDA_ERROR_ECC_UNCORRECTABLE"
                                                            : "CUDA_ERROR_UNKNOWN";
@@ -150,7 +155,12 @@ CUresult cuFuncGetAttribute(int* value, int attribute, void* function) {
     return 0;
 }
 CUresult cuFuncSetAttribute(void* function, int attribute, int value) {
-    if (attribute == attribute_dynamic_shared) ((Function*)function)->shared_limit = value;
+    if (attribute == attribute_dynamic_shared) {
+        if (value > most_shared) return invalid_value;
+        ((Function*)function)->shared_limit = value;
+    }
+    if (attribute == attribute_large_clusters)
+        ((Function*)function)->cluster_limit = value ? most_blocks_of_cluster : portable_cluster;
     return 0;
 }
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* count, void*, int, size_t) {
