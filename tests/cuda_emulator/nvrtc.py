@@ -55,7 +55,7 @@ NETWORKS: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], str, 
 
 
 def project_sources() -> dict[str, str]:
-    """Each CUDA source of the project for float and double, and for exact numerics, with what it calls in front of it.
+    """Each CUDA source of the project, for float, double and exact numerics, with what it calls in front of it.
 
     The persistent kernel comes once for each of NETWORKS, for float.
     """

@@ -50,7 +50,7 @@ def source(file: str, exact: bool = False) -> str:
 
 @cache
 def compiled(
-    file: str, dtype: Any, exact: bool = False, defined: tuple[tuple[str, str], ...] = (), **types: str
+    file: str, dtype: Any, defined: tuple[tuple[str, str], ...] = (), exact: bool = False, **types: str
 ) -> Any:
     """Compile a source of this folder, and return its module; once for each choice of types.
 
