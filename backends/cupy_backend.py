@@ -191,20 +191,28 @@ class CupyBackend(Backend):
         """Return the table of kernels of this name.
 
         name: "cuda" (kernels in CUDA C++, captured in graphs); "ops" (no kernels); or "auto": "cuda" if cuBLAS can be
-            called, else "ops". In exact numerics, and with several workers, the answer is always "ops".
+            called, else "ops". With several workers the answer is always "ops".
 
         Raises OptionError for another name, and BackendUnavailableError if "cuda" is asked for and cannot run.
         """
-        if current_numerics() == "exact" or communicator() is not None:
+        if communicator() is not None:
             return super().kernels("ops" if is_one_of(name, ("auto", "cuda")) else name)
         if not is_one_of(name, ("auto", "cuda")):
             return super().kernels(name)
         try:
+            if current_numerics() == "exact":
+                return self._exact_table()
             return importlib.import_module("xnn.backends.kernels.cuda.table").CudaTable()  # type: ignore[no-any-return]
         except BackendUnavailableError:
             if name == "cuda":
                 raise
             return KernelTable()
+
+    def _exact_table(self) -> KernelTable:
+        package = "xnn.backends.exact.kernels"
+        table = importlib.import_module(f"{package}.cuda_table").ExactCudaTable()
+        importlib.import_module(f"{package}.cuda_check").check(self)
+        return table  # type: ignore[no-any-return]
 
     @contextmanager
     def stream(self) -> Iterator[None]:

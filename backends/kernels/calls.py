@@ -1,6 +1,6 @@
 """The calls of a training step: slots that hold arrays, calls that read and write slots, and tables of kernels.
 
-`xnn.training.program` turns the graph of a model and its loss into a list of calls. `binding.bind` turns each call
+`xnn.training.flatten` turns the graph of a model and its loss into a list of calls. `binding.bind` turns each call
 into a function without arguments: a kernel if the backend's KernelTable has one, or else the op itself.
 
 | kind | reads | writes | what it does |

@@ -646,13 +646,15 @@ def test_finite(gpu, dtype, value, place):
 
 def test_every_source_is_compiled_for_real_gpus():
     """`test_emulated_cupy.py` has NVRTC compile them for two generations of GPUs."""
-    from cuda_emulator.nvrtc import project_sources
+    from cuda_emulator.nvrtc import EXACT, SHARED, project_sources
 
-    sources = {path.stem for path in Path(launch.__file__).parent.glob("*.cu")}
-    sources -= {"common", "persistent"}  # the second one is compiled for networks
+    sources = {path.stem for path in Path(launch.__file__).parent.glob("*.cu")} - {*SHARED, "persistent"}
+    exact = {name for name in sources if name.startswith("exact")}
     named = set(project_sources())
-    assert sum(name.startswith("persistent ") for name in named) > 2
-    assert {f"{name} ({real})" for name in sources for real in ("float", "double")} <= named
+    assert sum(name.startswith("persistent ") for name in named) > 2  # it is compiled for networks
+    assert {f"{name} ({real})" for name in sources - exact for real in ("float", "double")} <= named
+    assert exact <= set(" ".join(EXACT).split())
+    assert {f"{name} (exact)" for name in EXACT} <= named
 
 
 def test_every_kernel_is_tested_here(gpu):

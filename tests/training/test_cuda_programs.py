@@ -618,7 +618,7 @@ def test_without_cublas_the_ops_run(monkeypatch):
         lib.kernels("cuda")
     monkeypatch.undo()
     with numerics("exact"):
-        assert lib.kernels("auto").name == lib.kernels("cuda").name == "ops"
+        assert lib.kernels("auto").name == lib.kernels("cuda").name == "cuda"
 
 
 def test_sample_weights_and_other_losses_have_the_numbers_of_the_cpu():

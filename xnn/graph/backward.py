@@ -1,7 +1,7 @@
 """The backward pass: how gradients flow from a value to all values that it was computed from.
 
 `reverse` is the only one. `backpropagate` computes with it, for layers by hand, autograd and static graphs;
-`xnn.training.program` uses it to list the calls of a training step.
+`xnn.training.flatten` uses it to list the calls of a training step.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.metrics import Metric, try_out
 from xnn.optimizers import Optimizer
+from xnn.training.flatten import flatten
 from xnn.training.parameters import Store
-from xnn.training.program import Program, flatten
+from xnn.training.program import Program
 from xnn.training.trace import Trace, runs_code_of_the_users, trace
 
 __all__ = ["Stepper"]

@@ -17,10 +17,12 @@ __all__ = [
     "CURVES",
     "SHAPES",
     "SOFTMAXES",
+    "copy",
     "curve",
     "curve_backward",
     "number_of_curve",
     "reshape",
+    "serves_add",
     "serves_curve",
     "serves_shape",
     "serves_softmax",
@@ -128,7 +130,7 @@ def serves_shape(call: Call) -> bool:
 
 def reshape(call: Call, feed: DeviceFeed) -> Runnable:
     """Copy the elements of an array, or of a gradient, to one of another shape, unless both have the same memory."""
-    return _copy(call.reads[0].array, call.writes[0].array, feed)  # type: ignore[union-attr]
+    return copy(call.reads[0].array, call.writes[0].array, feed)  # type: ignore[union-attr]
 
 
 def serves_sum(call: Call) -> bool:
@@ -139,17 +141,18 @@ def serves_sum(call: Call) -> bool:
 
 def sum_backward(call: Call, feed: DeviceFeed) -> list[Runnable]:
     """Copy the gradient of a sum to the gradient of each term."""
-    return [_copy(call.reads[0].array, slot.array, feed) for slot in call.writes if slot is not None]
+    return [copy(call.reads[0].array, slot.array, feed) for slot in call.writes if slot is not None]
 
 
-def _copy(source: Any, target: Any, feed: DeviceFeed) -> Runnable:
+def copy(source: Any, target: Any, feed: DeviceFeed) -> Runnable:
+    """A copy of an array to another one of the same size; nothing if both have the same memory."""
     if not source.nbytes or address(source) == address(target):
         return nothing
-    copy, stream = cupy().cuda.runtime.memcpyAsync, feed.stream
+    start, stream = cupy().cuda.runtime.memcpyAsync, feed.stream
     arguments = address(target), address(source), int(source.nbytes), _ON_DEVICE, stream.ptr
 
     def run() -> None:
-        copy(*arguments)
+        start(*arguments)
 
     run.held = source, target  # type: ignore[attr-defined] # keeps the memory behind the addresses alive
     return run

@@ -25,6 +25,7 @@ __all__ = ["Cublas", "Product", "cublas_of", "library"]
 _WORKSPACE = 32 << 20
 _HOST, _DEVICE = 0, 1  # cublasPointerMode_t
 _PLAIN, _TRANSPOSED = 0, 1  # cublasOperation_t
+_DEFAULT, _PEDANTIC = 0, 2  # cublasMath_t
 
 
 @cache
@@ -55,13 +56,16 @@ def _failure(what: str, status: int) -> Exception:
 
 
 class Cublas:
-    """A handle of cuBLAS, for one stream at a time."""
+    """A handle of cuBLAS, for one stream at a time.
 
-    def __init__(self) -> None:
+    exact: whether products are rounded as IEEE 754 says (CUBLAS_PEDANTIC_MATH), whatever the environment asks for.
+    """
+
+    def __init__(self, exact: bool = False) -> None:
         self.library, self.handle = library(), ctypes.c_void_p()
         self.check("cublasCreate_v2", ctypes.byref(self.handle))
         self.workspace = cupy().empty(_WORKSPACE, "uint8")
-        self.check("cublasSetMathMode", self.handle, 0)
+        self.check("cublasSetMathMode", self.handle, _PEDANTIC if exact else _DEFAULT)
         self._mode = _HOST
         #: The numbers 0 and 1 on the host, and 1 on the GPU, of both dtypes.
         self.numbers = {
@@ -89,22 +93,22 @@ class Cublas:
             self._mode = mode
 
 
-#: By stream, and by number of the device, since all devices have the default stream.
-_handles: WeakKeyDictionary[Any, dict[int, Cublas]] = WeakKeyDictionary()
-#: By number of the device, the handles of streams that ended: a thread's stream ends with it.
-_spare: defaultdict[int, list[Cublas]] = defaultdict(list)
+#: By stream, and by number of the device, since all devices have the default stream, and numerics.
+_handles: WeakKeyDictionary[Any, dict[tuple[int, bool], Cublas]] = WeakKeyDictionary()
+#: By number of the device and numerics, the handles of streams that ended: a thread's stream ends with it.
+_spare: defaultdict[tuple[int, bool], list[Cublas]] = defaultdict(list)
 
 
-def cublas_of(stream: Any) -> Cublas:
-    """The handle for a stream: that of a stream that ended, or a new one."""
-    handles, number = _handles.setdefault(stream, {}), int(cupy().cuda.Device().id)
-    if number not in handles:
-        spare = _spare[number]
-        found = spare.pop() if spare else Cublas()
+def cublas_of(stream: Any, exact: bool = False) -> Cublas:
+    """The handle for a stream: that of a stream that ended, or a new one; another one for exact numerics."""
+    handles, key = _handles.setdefault(stream, {}), (int(cupy().cuda.Device().id), exact)
+    if key not in handles:
+        spare = _spare[key]
+        found = spare.pop() if spare else Cublas(exact)
         found.use(stream)
-        handles[number] = found
+        handles[key] = found
         finalize(stream, spare.append, found)
-    return handles[number]
+    return handles[key]
 
 
 class Product:

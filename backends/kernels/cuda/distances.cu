@@ -39,8 +39,8 @@ __device__ inline real term_of(int64 kind, real p, real t, real delta, real more
 
 // positive: the weight of targets of 1, for each of `positives` outputs, or null.
 struct Batch {
-    const real *p, *t;
-    real* g;
+    const stored *p, *t;
+    stored* g;
     int64 n, width, kind;
     double delta;
     Weighing by;
@@ -54,17 +54,17 @@ __device__ inline real terms_of(Batch b, int64 thread, int64 threads) {
     real sum = 0, slope, share = b.by.share();
     for (int64 i = thread; i < size; i += threads) {
         real more = b.positive ? b.positive[i % b.positives] - (real)1 : (real)0, weight = b.by.weight(i / b.width);
-        real term = term_of(b.kind, b.p[i], b.t[i], (real)b.delta, more, &slope);
-        b.g[i] = weight == 0 ? (real)0 : slope * (share * weight);
+        real term = term_of(b.kind, entered(b.p[i]), entered(b.t[i]), (real)b.delta, more, &slope);
+        b.g[i] = left(weight == 0 ? (real)0 : slope * (share * weight));
         if (weight != 0) sum += term * weight;
     }
     return sum;
 }
 
-__device__ inline void finish(Batch b, real sum, real* loss, int64 column, Bias bias, Record record, int64 step) {
+__device__ inline void finish(Batch b, real sum, stored* loss, int64 column, Bias bias, Record record, int64 step) {
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
-        *loss = b.by.divided(sum);
+        *loss = left(b.by.divided(sum));
         keep(record, step, column, *loss);
     }
     add_rows(b.g, b.n, b.width, bias, step);
@@ -72,7 +72,7 @@ __device__ inline void finish(Batch b, real sum, real* loss, int64 column, Bias 
 
 // A batch that one block can do. A block's barrier, in block_sum, is before the rows of g are added.
 extern "C" __global__ void __launch_bounds__(1024)
-distance(Batch b, real* sums, real* loss, int64 column, Bias bias, Record record, int64 step) {
+distance(Batch b, real* sums, stored* loss, int64 column, Bias bias, Record record, int64 step) {
     finish(b, terms_of(b, threadIdx.x, blockDim.x), loss, column, bias, record, step);
 }
 
@@ -82,7 +82,7 @@ extern "C" __global__ void distance_sums(Batch b, real* sums) {
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 extern "C" __global__ void __launch_bounds__(1024)
-distance_total(Batch b, const real* sums, int64 blocks, real* loss, int64 column, Bias bias, Record record, int64 step) {
+distance_total(Batch b, const real* sums, int64 blocks, stored* loss, int64 column, Bias bias, Record record, int64 step) {
     finish(b, threadIdx.x < blocks ? sums[threadIdx.x] : (real)0, loss, column, bias, record, step);
 }
 

@@ -13,7 +13,7 @@ extern "C" __global__ void keep_mask(bool* keep, int64 size, const int64* state,
 }
 
 // y = x / (1 - rate) where keep is true, else 0; its gradient is the same function.
-extern "C" __global__ void dropout(const real* x, const bool* keep, real* y, int64 size, double scale) {
+extern "C" __global__ void dropout(const stored* x, const bool* keep, stored* y, int64 size, double scale) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < size) y[i] = keep[i] ? x[i] * (real)scale : (real)0;
+    if (i < size) y[i] = keep[i] ? left(entered(x[i]) * (real)scale) : (stored)0;
 }

@@ -25,7 +25,7 @@ from xnn.backends.kernels.cuda.launch import (
 from xnn.backends.kernels.image_kernels import conv_windows, fits
 from xnn.ops.windows import Windows
 
-__all__ = ["conv2d", "conv2d_backward", "serves_conv2d", "windows"]
+__all__ = ["conv2d", "conv2d_backward", "images_of", "serves_conv2d", "windows"]
 
 _EACH = 4096  # columns of the product whose sum one block computes
 
@@ -40,7 +40,7 @@ def windows(w: Windows) -> Any:
     return structure("Windows", **w._asdict())
 
 
-def _images(forward: Call) -> Any:
+def images_of(forward: Call) -> Any:
     """The kernels' structure of the images and windows of a forward call."""
     (n, channels, *_), (rows, columns) = forward.reads[0].shape, map(windows, conv_windows(forward))
     return structure("Images", n=n, channels=channels, rows=rows, columns=columns)
@@ -59,7 +59,7 @@ def conv2d(call: Call, feed: DeviceFeed) -> list[Any]:
     grid = -(-n * places // THREADS), min(len(matrix), MOST_BLOCKS)
     numbers = n, outputs, places, KINDS[call.activation]
     return [
-        Launch(module, "unfold", grid, (THREADS,), (x, matrix, _images(call)), feed.stream),
+        Launch(module, "unfold", grid, (THREADS,), (x, matrix, images_of(call)), feed.stream),
         Product(feed.cublas, weights, matrix, product),
         by_element(
             module, "to_images", y.size, (product, bias[0] if bias else None, y, *numbers), feed.stream
@@ -88,6 +88,6 @@ def conv2d_backward(call: Call, feed: DeviceFeed) -> list[Any]:
     if dx is not None:
         steps.append(Product(feed.cublas, w.reshape(outputs, -1), dz, matrix, (True, False)))
         steps.append(
-            by_element(module, "fold", dx.size, (matrix, dx, _images(forward), dx.size), feed.stream)
+            by_element(module, "fold", dx.size, (matrix, dx, images_of(forward), dx.size), feed.stream)
         )
     return steps

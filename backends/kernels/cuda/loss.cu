@@ -1,26 +1,6 @@
 // Softmax and cross-entropy of logits z (n, classes) and integer labels, with the gradient, the number of right
 // predictions, and the gradient of the last bias. LABEL is the type of the labels.
 
-// Whether output a of class i comes before output b of class j: NaN first, then the larger, then the first class.
-__device__ inline bool before(real a, int i, real b, int j) {
-    if (is_nan(a) != is_nan(b)) return is_nan(a);
-    return a > b || (!(a < b) && i < j);
-}
-
-// The class with the largest output of a row. Every lane of a warp gets it.
-__device__ inline int predicted(const real* z, int classes) {
-    int lane = threadIdx.x % 32, best = lane;
-    real top = lane < classes ? z[lane] : -INFINITE;
-    for (int j = lane + 32; j < classes; j += 32)
-        if (before(z[j], j, top, best)) { top = z[j]; best = j; }
-    for (int distance = 16; distance; distance /= 2) {
-        real other = __shfl_xor_sync(ALL_LANES, top, distance);
-        int its = __shfl_xor_sync(ALL_LANES, best, distance);
-        if (before(other, its, top, best)) { top = other; best = its; }
-    }
-    return best;
-}
-
 // A logit minus the largest of its row. Infinity minus infinity is 0 here, so that an infinite logit has probability 1.
 __device__ inline real below(real z, real largest) { return z == INFINITE ? (real)0 : z - largest; }
 

@@ -31,7 +31,7 @@ from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 from xnn.ops.normalization import running_moments
 
-__all__ = ["CudaTable"]
+__all__ = ["CudaTable", "join_losses", "join_neighbours"]
 
 _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("gather", None): (data.gather, data.serves_gather),
@@ -95,6 +95,8 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
 class CudaTable(KernelTable):
     """CUDA kernels, for one fit: what changes from step to step, and the data, are in the GPU's memory.
 
+    kernels: as for KernelTable, where bind(call, feed) returns an item or a list of items for `assemble`.
+
     Raises BackendUnavailableError if cuBLAS cannot be loaded.
     """
 
@@ -103,8 +105,8 @@ class CudaTable(KernelTable):
     chunk = LONGEST
     views = frozenset(activations.SHAPES)
 
-    def __init__(self) -> None:
-        super().__init__(_KERNELS)
+    def __init__(self, kernels: Any = None) -> None:
+        super().__init__(_KERNELS if kernels is None else kernels)
         library()
         self._data: DataSet | None = None
         self._feed: DeviceFeed | None = None
@@ -132,7 +134,7 @@ class CudaTable(KernelTable):
     def bind(self, call: Call) -> Any:
         """Return what the kernel launches: an item or a list of items for `assemble`."""
         assert self._feed is not None, "a program's feed is made before its kernels"
-        return _KERNELS[call.key][0](call, self._feed)
+        return self.kernels[call.key][0](call, self._feed)  # type: ignore[call-arg]
 
     def whole(self, calls: Sequence[Call]) -> Whole:
         """The persistent kernel for these calls, or why they run one after the other."""
@@ -150,11 +152,15 @@ class CudaTable(KernelTable):
         for item in flat:
             if isinstance(item, Collect):
                 item.place()
-        items = _join_losses(_join_neighbours([item for item in flat if item is not None]))
+        items = self.join([item for item in flat if item is not None])
         return [step for item in items for step in (item.build() if hasattr(item, "build") else [item])]
 
+    def join(self, items: list[Any]) -> list[Any]:
+        """Join items that can be one launch."""
+        return join_losses(join_neighbours(items))
 
-def _join_neighbours(items: list[Any]) -> list[Any]:
+
+def join_neighbours(items: list[Any]) -> list[Any]:
     """Join gathers that follow one another, averages that do, and running statistics that do."""
     joined: list[Any] = []
     for item in items:
@@ -166,7 +172,7 @@ def _join_neighbours(items: list[Any]) -> list[Any]:
     return joined
 
 
-def _join_losses(items: list[Any]) -> list[Any]:
+def join_losses(items: list[Any]) -> list[Any]:
     """Let the loss do what belongs to it: accuracy, the record of both, and the gradient of the last bias.
 
     Accuracy is counted from the same logits, and nothing but the record reads the numbers. The bias's gradient comes
