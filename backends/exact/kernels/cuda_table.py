@@ -180,6 +180,7 @@ class ExactCudaTable(CudaTable):
 
     name = "cuda"
     buffers_in_place = False
+    views = frozenset()  # a slot of scaled integers has no memory that a view could share
 
     def __init__(self) -> None:
         super().__init__(_KERNELS)
