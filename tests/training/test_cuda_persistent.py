@@ -380,8 +380,8 @@ def test_planted_races_are_found(monkeypatch, number):
     """Without any one of the cluster's barriers there is a race, and it is found."""
     source = launch.source
 
-    def without(file):
-        parts = source(file).split("cluster.sync();")
+    def without(file, exact):
+        parts = source(file, exact).split("cluster.sync();")
         left, right = parts[: number + 1], parts[number + 1 :]
         return "cluster.sync();".join(left) + ";" + "cluster.sync();".join(right)
 
