@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from test_cuda_exact import HOST, Both, exact, pytestmark, raw
-from test_cuda_image_kernels import LARGER, POOLS
+from test_cuda_image_kernels import LARGER, POOLS, conv_calls
 from test_exact_kernels import Y, numbers
 from test_image_kernels import CASES
 
@@ -13,23 +13,6 @@ from xnn.backends.kernels.calls import Call
 from xnn.layers.files import weights_sha256
 
 __all__ = ["exact", "pytestmark"]
-
-
-def conv_calls(s, options, activation, bias, unwanted=()):
-    """A convolution with its gradients, of which some may be unwanted."""
-    names = ["dx", "dw", *["db"] * bias]
-    reads, writes = (s["x"], s["w"]), tuple(None if name in unwanted else s[name] for name in names)
-    reads = (*reads, s["b"]) if bias else reads
-    forward = Call("forward", ops.conv2d, reads, (s["z"],), options)
-    if activation is None:
-        return [forward, Call("backward", ops.conv2d, (s["dy"],), writes, forward=forward)]
-    act = Call("forward", activation, (s["z"],), (s["y"],))
-    back = Call("backward", activation, (s["dy"],), (s["dz"],), forward=act)
-    plain = Call("backward", ops.conv2d, (s["dz"],), writes, forward=forward)
-    fused = Call(
-        "forward", ops.conv2d, reads, (s["y"],), options, activation=activation, parts=(forward, act)
-    )
-    return [fused, Call("backward", ops.conv2d, (s["dy"],), writes, forward=fused, parts=(back, plain))]
 
 
 def slots(both, x, w, options, kind):

@@ -25,9 +25,9 @@ from xnn.backends.exact.ops import DenseBits
 from xnn.backends.kernels.calls import Call
 from xnn.backends.kernels.cuda.dense_kernels import KINDS
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.image_kernels import images_of, windows
+from xnn.backends.kernels.cuda.image_kernels import images_of
 from xnn.backends.kernels.cuda.launch import by_element, compiled, cupy
-from xnn.ops.pooling import pool_windows
+from xnn.backends.kernels.cuda.pooling_kernels import windows_of
 
 __all__ = ["IMAGES"]
 
@@ -130,19 +130,13 @@ def _conv2d_backward(call: Call, feed: DeviceFeed) -> list[Any]:
     return steps
 
 
-def _pool_windows(forward: Call) -> tuple[Any, Any]:
-    options = {"stride": None, "padding": 0, "dilation": 1, **forward.options}
-    rows, columns = pool_windows(forward.name, forward.reads[0].shape, **options)
-    return windows(rows), windows(columns)
-
-
 def _pool(call: Call, feed: DeviceFeed) -> Any:
     """The largest element or the mean of each window; the places of the largest are kept."""
     x, y = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
     if call.op is ops.avg_pool2d:
-        return _kernel("mean", y.size, (x, y, *_pool_windows(call), y.size), feed)
+        return _kernel("mean", y.size, (x, y, *windows_of(call), y.size), feed)
     call.saved = cupy().empty(y.shape, "int32")
-    return _kernel("largest", y.size, (x, y, call.saved, *_pool_windows(call), y.size), feed)
+    return _kernel("largest", y.size, (x, y, call.saved, *windows_of(call), y.size), feed)
 
 
 def _pool_backward(call: Call, feed: DeviceFeed) -> Any:
@@ -150,7 +144,7 @@ def _pool_backward(call: Call, feed: DeviceFeed) -> Any:
     forward, dy, dx = call.forward, call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
     assert forward is not None
     chosen = None if forward.op is ops.avg_pool2d else forward.saved
-    return _kernel("pool_gradient", dx.size, (dy, chosen, dx, *_pool_windows(forward), dx.size), feed)
+    return _kernel("pool_gradient", dx.size, (dy, chosen, dx, *windows_of(forward), dx.size), feed)
 
 
 IMAGES: dict[tuple[str, Any], tuple[Any, Any]] = {

@@ -15,7 +15,7 @@ from xnn.backends.kernels.image_kernels import fits
 from xnn.ops.axes import reduced_axes
 from xnn.ops.pooling import pool_windows
 
-__all__ = ["mean", "mean_backward", "pool", "pool_backward", "serves_mean", "serves_pool"]
+__all__ = ["mean", "mean_backward", "pool", "pool_backward", "serves_mean", "serves_pool", "windows_of"]
 
 
 def serves_pool(call: Call) -> bool:
@@ -23,7 +23,8 @@ def serves_pool(call: Call) -> bool:
     return fits(call) and countable(call)
 
 
-def _windows(forward: Call) -> tuple[Any, Any]:
+def windows_of(forward: Call) -> tuple[Any, Any]:
+    """The kernels' structures of the windows' rows and columns."""
     options = {"stride": None, "padding": 0, "dilation": 1, **forward.options}
     rows, columns = pool_windows(forward.name, forward.reads[0].shape, **options)
     return windows(rows), windows(columns)
@@ -34,9 +35,9 @@ def pool(call: Call, feed: DeviceFeed) -> Any:
     x, y = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
     module = compiled("images", x.dtype)
     if call.op is ops.avg_pool2d:
-        return by_element(module, "mean", y.size, (x, y, *_windows(call), y.size), feed.stream)
+        return by_element(module, "mean", y.size, (x, y, *windows_of(call), y.size), feed.stream)
     call.saved = cupy().empty(y.shape, "int32")
-    return by_element(module, "largest", y.size, (x, y, call.saved, *_windows(call), y.size), feed.stream)
+    return by_element(module, "largest", y.size, (x, y, call.saved, *windows_of(call), y.size), feed.stream)
 
 
 def pool_backward(call: Call, feed: DeviceFeed) -> Any:
@@ -44,7 +45,7 @@ def pool_backward(call: Call, feed: DeviceFeed) -> Any:
     forward, dy, dx = call.forward, call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
     assert forward is not None
     chosen = None if forward.op is ops.avg_pool2d else forward.saved
-    arguments = dy, chosen, dx, *_windows(forward), dx.size
+    arguments = dy, chosen, dx, *windows_of(forward), dx.size
     return by_element(compiled("images", dx.dtype), "pool_gradient", dx.size, arguments, feed.stream)
 
 
