@@ -72,6 +72,8 @@ class Backend:
     device: Any = None
     #: The last sentence of a DeviceMemoryError.
     memory_advice: ClassVar[str] = "Try a smaller batch_size."
+    #: The same where samples already go through the model one at a time.
+    memory_advice_for_one: ClassVar[str] = "There is no room for one sample: use a smaller model."
     #: The last sentence of a DeviceLostError.
     lost_advice: ClassVar[str] = ""
 

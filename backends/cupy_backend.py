@@ -41,6 +41,7 @@ from xnn.options import is_one_of
 __all__ = ["CupyBackend"]
 
 _TOGETHER = 2**26  # bytes that are copied to the host with one wait
+_SHARE = 64  # and at most this part of the limit that CUPY_GPU_MEMORY_LIMIT sets
 _SMALL = 2**16  # bytes that are put side by side on the GPU, to be one copy
 
 _LONG = 1.0  # seconds of compiling that are not worth a word
@@ -57,6 +58,10 @@ class CupyBackend(Backend):
     has_numbers = True
     can_be_lost = True
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
+    memory_advice_for_one: ClassVar[str] = (
+        "There is no room for one sample: raise CUPY_GPU_MEMORY_LIMIT if it is set, end other programs on the GPU, "
+        "or use XNN_BACKEND=numpy"
+    )
     lost_advice: ClassVar[str] = (
         "Start a new process and load the model's last file; if it happens again, see nvidia-smi and run with "
         "kernels='ops'"
@@ -124,15 +129,20 @@ class CupyBackend(Backend):
             return np.asarray(self.cupy.asnumpy(x))
 
     def to_host_all(self, arrays: Iterable[Any]) -> list[np.ndarray]:
-        """Return arrays as NumPy arrays. Waits for the GPU once, and again after each 64 MiB."""
+        """Return arrays as NumPy arrays. Waits for the GPU once, and again after each 64 MiB.
+
+        Where CuPy's memory has a limit, it waits after smaller parts.
+        """
         done, waiting, size = list[np.ndarray](), list[Any](), 0
+        limit = self.cupy.get_default_memory_pool().get_limit()
+        together = min(_TOGETHER, limit // _SHARE) if limit else _TOGETHER
         with self.guard():
             for array in arrays:
                 given = self.cupy.asarray(array)  # scaled integers become float32
                 # A single number gets the shape (1,) from ascontiguousarray.
                 waiting.append(self.cupy.ascontiguousarray(given).reshape(given.shape))
                 size += array.nbytes
-                if size >= _TOGETHER:
+                if size >= together:
                     done += self._copies(waiting)
                     waiting, size = [], 0
             return done + self._copies(waiting)

@@ -29,6 +29,7 @@ from xnn.layers.dense import Dense, Rescale
 from xnn.layers.flops import added, flops_of
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.layer import Layer
+from xnn.layers.parts import Parts
 from xnn.ops import Op
 from xnn.ops.op import size_of
 from xnn.options import check_count, check_shape, explained_call, refuse_unknown
@@ -138,7 +139,8 @@ class Sequential(Container):
         """The outputs for samples, as a NumPy array (n, ...), with the layers' inference behaviour.
 
         x: samples (n, ...), a host array, a list or an array of the model's backend.
-        batch_size: how many samples go through the model at a time; 1024 by default.
+        batch_size: how many samples go through the model at a time; 1024 by default. Where a GPU's memory is not
+            enough for them, fewer do.
 
         It computes in the numerics that were chosen; if none were, in those that the model was trained in. Raises
         ShapeError, DTypeError or LabelError for samples that do not fit, such as numbers too large for the model's
@@ -162,7 +164,8 @@ class Sequential(Container):
         starts = range(0, max(1, x.shape[0]), batch_size)
         batches = (x[start : min(start + batch_size, x.shape[0]), ...] for start in starts)
         with lib.guard(), Scope(records=False):
-            outputs = (self.run(lib.to_device(batch), training=False) for batch in batches)
+            parts = Parts(self)
+            outputs = (part for batch in batches for part in parts(batch))
             return np.concatenate(lib.to_host_all(outputs))
 
     def _check_samples(self, shape: tuple[int, ...]) -> None:

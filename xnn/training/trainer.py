@@ -20,6 +20,7 @@ from xnn.graph.habits import Habitual
 from xnn.graph.scope import Scope
 from xnn.history import History
 from xnn.layers import Layer, Sequential
+from xnn.layers.parts import Parts
 from xnn.losses import Lambda, Loss, LossOverBatches
 from xnn.metrics import Count, Metric, Totals, count_on_device
 from xnn.metrics import get as get_metric
@@ -283,7 +284,8 @@ class Trainer(Habitual):
         """The loss and the metrics over all the data, by name; dropout and augmentation are off.
 
         data: a pair (x, y), as `fit` takes it. batch_size: samples at a time. sample_weight: (n,), how much each
-        sample counts in the loss. Raises as `fit` does.
+        sample counts in the loss. Where a GPU's memory is short, fewer samples go through the model at a time, and
+        loss and metrics are still those of batches of this size. Raises as `fit` does.
         """
         refuse_unknown(Trainer.evaluate, unknown)
         self._check_parts()
@@ -326,12 +328,13 @@ class Trainer(Habitual):
         mean, counts = LossOverBatches(self.loss), Totals(self.metrics)
         even = self.loss.counts_samples(weighted=len(batches.arrays) > 2)
         sizes: list[int] = []
+        parts = Parts(self.model)
 
         def numbers() -> Iterator[Any]:
             """Of each batch the loss, what it was divided by unless that is the number of rows, and the counts."""
             for x, *rest in batches.epoch(0):
                 sizes.append(x.shape[0])
-                outputs = self.model.run(lib.to_device(x), training=False)
+                outputs = parts.together(x)
                 targets, *weights = map(lib.to_device, rest)
                 self.loss.recognize(outputs, targets, *weights)
                 yield self.loss.run(outputs, targets, *weights)

@@ -1,0 +1,50 @@
+"""Runs a model on a batch in parts, where a GPU's memory is short."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xnn.errors import DeviceMemoryError
+
+__all__ = ["Parts"]
+
+
+class Parts:
+    """Runs a model for its outputs alone; calling it with a batch returns the outputs, a list of arrays.
+
+    model: a Sequential.
+
+    Usually the list holds one array. Where a GPU's memory is not enough for all rows at once, they go through the
+    model in parts of half as many, and half again, down to one. The next batches begin with what was enough. In exact
+    numerics the outputs keep their bits; in fast numerics the last bits of products depend on the number of rows.
+
+    Raises DeviceMemoryError if there is no room for one row. On the host nothing is tried again.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.most = 0  # rows at a time; 0 is all of the batch
+
+    def __call__(self, x: Any) -> list[Any]:
+        lib = self.model.backend
+        while True:
+            rows = min(self.most, int(x.shape[0])) or max(1, int(x.shape[0]))
+            try:
+                with lib.guard():
+                    starts = range(0, max(1, int(x.shape[0])), rows)
+                    return [self._run(x[start : start + rows, ...]) for start in starts]
+            except DeviceMemoryError as error:
+                if lib.is_host:
+                    raise
+                if rows == 1:
+                    what = str(error).removesuffix(lib.memory_advice)
+                    raise DeviceMemoryError(f"{what}{lib.memory_advice_for_one}") from error.__cause__
+            self.most = rows // 2  # here, where the error and the arrays that it holds are gone
+
+    def together(self, x: Any) -> Any:
+        """The outputs for a batch as one array."""
+        outputs = self(x)
+        return outputs[0] if len(outputs) == 1 else self.model.backend.xp.concat(outputs)
+
+    def _run(self, x: Any) -> Any:
+        return self.model.run(self.model.backend.to_device(x), training=False)
