@@ -72,8 +72,8 @@ class Backend:
     device: Any = None
     #: The last sentence of a DeviceMemoryError.
     memory_advice: ClassVar[str] = "Try a smaller batch_size."
-    #: The same where samples already go through the model one at a time.
-    memory_advice_for_one: ClassVar[str] = "There is no room for one sample: use a smaller model."
+    #: The end of its last sentence where no batch would be small enough.
+    room_advice: ClassVar[str] = "use a smaller model"
     #: The last sentence of a DeviceLostError.
     lost_advice: ClassVar[str] = ""
 
@@ -270,6 +270,14 @@ class Backend:
             what = str(error).rstrip(". ") or "out of memory"
             return DeviceMemoryError(f"{self.name}: {what}. {self.memory_advice}")
         return None
+
+    def without_room(self, error: DeviceMemoryError, what: str) -> DeviceMemoryError:
+        """The error to raise in the place of one that advises a smaller batch, where no batch would be small enough.
+
+        what: that for which there is no room, such as "one sample".
+        """
+        said = str(error).removesuffix(self.memory_advice)
+        return DeviceMemoryError(f"{said}There is no room for {what}: {self.room_advice}")
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"

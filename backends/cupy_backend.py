@@ -58,9 +58,8 @@ class CupyBackend(Backend):
     has_numbers = True
     can_be_lost = True
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
-    memory_advice_for_one: ClassVar[str] = (
-        "There is no room for one sample: raise CUPY_GPU_MEMORY_LIMIT if it is set, end other programs on the GPU, "
-        "or use XNN_BACKEND=numpy"
+    room_advice: ClassVar[str] = (
+        "raise CUPY_GPU_MEMORY_LIMIT if it is set, end other programs on the GPU, or use XNN_BACKEND=numpy"
     )
     lost_advice: ClassVar[str] = (
         "Start a new process and load the model's last file; if it happens again, see nvidia-smi and run with "

@@ -28,6 +28,7 @@ class NumpyBackend(Backend):
     name = "numpy"
     is_host = True
     memory_advice = "Try a smaller batch_size, or close other programs."
+    room_advice = "close other programs, or use a smaller model"
 
     def __init__(self) -> None:
         self.xp = np

@@ -14,7 +14,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import backend_of, current_backend, current_numerics
-from xnn.errors import CorruptFileError, OptionError
+from xnn.errors import CorruptFileError, DeviceMemoryError, OptionError
 from xnn.files import write_atomically
 from xnn.layers.containers import Container, Parallel
 from xnn.layers.functions import Function, Lambda
@@ -78,6 +78,8 @@ def load(path: str | os.PathLike[str]) -> Container:
         model: Any = _build(
             {"type": "Sequential", "seed": header["seed"], "layers": header["layers"]}, "", saved.tensors
         )
+    except DeviceMemoryError as error:  # the file is right
+        raise current_backend().without_room(error, f"the weights in {path}") from error.__cause__
     except _WRONG as error:
         raise CorruptFileError(
             f"{path} does not describe a model that can be built: {str(error)[:300]}"
@@ -97,8 +99,12 @@ def load_weights(model: Container, path: str | os.PathLike[str]) -> None:
     saved = read_file(path)
     wanted, lib = dict(model.named_state()), model.backend
     _check(wanted, saved)
+    try:
+        arrays = {name: lib.to_device(saved.tensors[name]) for name in wanted}
+    except DeviceMemoryError as error:
+        raise lib.without_room(error, f"the weights in {path}") from error.__cause__
     for name, parameter in wanted.items():
-        parameter.value = lib.to_device(saved.tensors[name])
+        parameter.value = arrays[name]
     model.numerics = saved.header.get("numerics")
 
 

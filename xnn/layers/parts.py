@@ -37,8 +37,7 @@ class Parts:
                 if lib.is_host:
                     raise
                 if rows == 1:
-                    what = str(error).removesuffix(lib.memory_advice)
-                    raise DeviceMemoryError(f"{what}{lib.memory_advice_for_one}") from error.__cause__
+                    raise lib.without_room(error, "one sample") from error.__cause__
             self.most = rows // 2  # here, where the error and the arrays that it holds are gone
 
     def together(self, x: Any) -> Any:

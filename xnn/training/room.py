@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import current_numerics, numerics
+from xnn.backends import Backend, current_numerics, numerics
 from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, XnnError
 from xnn.training.inputs import prepare
@@ -23,10 +23,11 @@ def with_batch_size(
 ) -> DeviceMemoryError:
     """The error of a fit whose memory was not enough, with a batch size that would fit if one is found.
 
-    Steps on a few rows are taken and undone, and the memory that they needed is measured. Without such a batch size
-    the error is returned as it is. error: what the fit raised. data, batch_size, sample_weight: what it was given.
+    Steps on a few rows are taken and undone, and the memory that they needed is measured. If not even one row has
+    room, the error says so. If nothing is found out, it is returned as it is. error: what the fit raised. data,
+    batch_size, sample_weight: what it was given.
     """
-    lib = trainer.model.backend
+    lib: Backend = trainer.model.backend
     if lib.is_host or trainer.optimizer.steps_itself:
         return error
     chain: list[BaseException | None] = [error]
@@ -45,6 +46,8 @@ def with_batch_size(
             fits = _fitting(trainer, given, min(batch_size, len(given[0])), room)
     except XnnError:
         return error
+    if fits is None:
+        return lib.without_room(error, "training with batches of one sample")
     if not fits:
         return error
     what = str(error).removesuffix(lib.memory_advice)
@@ -54,10 +57,10 @@ def with_batch_size(
     )
 
 
-def _fitting(trainer: Any, given: Any, rows: int, room: int) -> int:
-    """The largest power of two below `rows` for which the memory is enough.
+def _fitting(trainer: Any, given: Any, rows: int, room: int) -> int | None:
+    """The largest power of two below `rows` for which the memory is enough; None if there is none.
 
-    0 if there is none, if it is unknown, or if half of the memory should be enough for `rows`: then what was full
+    0 if it is unknown, or if half of the memory should be enough for `rows`: then what was full
     was not full because of the batch.
     """
     size, need = rows // 2, 0
@@ -67,7 +70,7 @@ def _fitting(trainer: Any, given: Any, rows: int, room: int) -> int:
         except MemoryError:
             size //= 2
     if size < 2:
-        return size
+        return size or None
     each = (need - _need(trainer, given, size // 2)) / (size - size // 2)  # bytes a row
     if each <= 0 or need + (rows - size) * each < _PLENTY * room:
         return 0

@@ -23,6 +23,8 @@ __all__ = ["Cublas", "Product", "cublas_of", "library"]
 
 #: Bytes of scratch memory, NVIDIA's recommendation for Hopper. cuBLAS would allocate its own during a capture.
 _WORKSPACE = 32 << 20
+#: Where the GPU's memory is small: at most this part of it, but as many bytes as cuBLAS needs to run at all.
+_PART, _LEAST = 16, 64 << 10
 _HOST, _DEVICE = 0, 1  # cublasPointerMode_t
 _PLAIN, _TRANSPOSED = 0, 1  # cublasOperation_t
 _DEFAULT, _PEDANTIC = 0, 2  # cublasMath_t
@@ -55,6 +57,20 @@ def _failure(what: str, status: int) -> Exception:
     return error
 
 
+def _workspace() -> Any:
+    """Scratch memory for cuBLAS: as much as is recommended, or less where the memory is small or full."""
+    pool = cupy().get_default_memory_pool()
+    most = pool.get_limit() or cupy().cuda.runtime.memGetInfo()[1]
+    size = min(_WORKSPACE, max(_LEAST, most // _PART))
+    while True:
+        try:
+            return cupy().empty(size, "uint8")
+        except MemoryError:
+            if size == _LEAST:
+                raise
+            size = max(_LEAST, size // 4)
+
+
 class Cublas:
     """A handle of cuBLAS, for one stream at a time.
 
@@ -64,7 +80,7 @@ class Cublas:
     def __init__(self, exact: bool = False) -> None:
         self.library, self.handle = library(), ctypes.c_void_p()
         self.check("cublasCreate_v2", ctypes.byref(self.handle))
-        self.workspace = cupy().empty(_WORKSPACE, "uint8")
+        self.workspace = _workspace()
         self.check("cublasSetMathMode", self.handle, _PEDANTIC if exact else _DEFAULT)
         self._mode = _HOST
         #: The numbers 0 and 1 on the host, and 1 on the GPU, of both dtypes.
@@ -77,7 +93,7 @@ class Cublas:
         """Compute on this stream from now on."""
         self.check("cublasSetStream_v2", self.handle, ctypes.c_void_p(stream.ptr))
         # After the stream: setting the stream takes the workspace away.
-        place, size = ctypes.c_void_p(address(self.workspace)), ctypes.c_size_t(_WORKSPACE)
+        place, size = ctypes.c_void_p(address(self.workspace)), ctypes.c_size_t(self.workspace.nbytes)
         self.check("cublasSetWorkspace_v2", self.handle, place, size)
 
     def check(self, name: str, *arguments: Any) -> None:
