@@ -3,6 +3,7 @@
 import gc
 import re
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -51,17 +52,19 @@ def validated(trainer):
 @pytest.fixture
 def room():
     """A function that sets how many bytes arrays can still take."""
-    with xnn.backends.backend("cupy"):
-        pool = xnn.backends.get_backend("cupy").cupy.get_default_memory_pool()
+    with xnn.backends.backend("cupy"), ExitStack() as stack:
+        cupy = xnn.backends.get_backend("cupy").cupy
 
         def limit(size):
             gc.collect()
-            pool.free_all_blocks()
-            _ATTACHED.memory_limit(size + pool.total_bytes())
+            cupy.get_default_memory_pool().free_all_blocks()
+            free, total = cupy.cuda.runtime.memGetInfo()
+            _ATTACHED.memory_limit(total - free + size)
+            # A new pool, which has no free pieces in it.
+            stack.enter_context(cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc))
 
         yield limit
         _ATTACHED.memory_limit(8 << 30)
-        pool.free_all_blocks()
 
 
 @pytest.fixture
