@@ -29,6 +29,7 @@ from xnn.backends.cupy_failures import (
     device_error,
     import_array_api,
     import_cupy,
+    limit_fault,
     reason,
 )
 from xnn.backends.kernels.calls import KernelTable
@@ -75,6 +76,8 @@ class CupyBackend(Backend):
             os.environ["CUBLAS_EMULATE_DOUBLE_PRECISION"] = "0"
         os.environ.setdefault("CUBLAS_EMULATE_DOUBLE_PRECISION", "0")
         self._cupy = import_cupy()
+        if fault := limit_fault():
+            raise BackendUnavailableError(fault)
         check_driver(self._cupy)
         self._several = check_number(self._cupy, number) > 1
         self.probe()

@@ -9,33 +9,49 @@ from xnn.backends.cupy_failures import (
     check_number,
     cuda_version,
     import_cupy,
+    limit_fault,
     quick_diagnosis,
     reason,
 )
 from xnn.errors import BackendUnavailableError, XnnError
 
-__all__ = ["gpus", "name_of", "versions"]
+__all__ = ["gpu_fault", "gpus", "name_of", "versions"]
 
 
-def gpus(used: int) -> list[dict[str, Any]]:
+def gpu_fault(number: int) -> str:
+    """Return why the backend cupy cannot run on the GPU of this number; "" if no reason is found.
+
+    Nothing runs on a GPU.
+    """
+    if fault := quick_diagnosis() or limit_fault():
+        return fault
+    try:
+        cupy = import_cupy()
+        check_driver(cupy)
+        check_number(cupy, number)
+    except XnnError as error:
+        return str(error)
+    return ""
+
+
+def gpus(used: int | None) -> list[dict[str, Any]]:
     """Describe each GPU by JSON values, for `xnn info`. Nothing runs on them.
 
-    used: the number of the GPU that the backend cupy means (`registry.gpu_number`).
+    used: the number of the GPU that the backend cupy means (`registry.gpu_number`); None if that is not known. There
+        need not be one of this number.
 
     The entries: number; name; memory_mb, in 2^20 bytes; compute_capability; driver and runtime, the versions of CUDA;
     used, whether it is the one of that number.
 
-    Raises BackendUnavailableError, which says why, without CuPy, a driver or a GPU, and where none has that number.
+    Raises BackendUnavailableError, which says why, without CuPy, a driver or a GPU.
     """
     if missing := quick_diagnosis():
         raise BackendUnavailableError(missing)
     cupy = import_cupy()
     check_driver(cupy)
     try:
-        count = check_number(cupy, used)
+        count = int(cupy.cuda.runtime.getDeviceCount())
         return [_described(cupy, number, number == used) for number in range(count)]
-    except XnnError:
-        raise
     except Exception as error:
         raise BackendUnavailableError(f"cupy: CUDA does not describe the GPUs: {reason(error)}") from error
 

@@ -1,13 +1,14 @@
 """What can go wrong with CuPy and the GPU, and what the user should do: each failure is one line.
 
-`import_cupy`, `import_array_api` and `check_driver` look before the first use. `device_error` explains what CUDA and
-cuBLAS report later.
+`import_cupy`, `limit_fault`, `import_array_api` and `check_driver` look before the first use. `device_error` explains
+what CUDA and cuBLAS report later.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import warnings
 import weakref
@@ -17,7 +18,7 @@ from xnn.errors import BackendUnavailableError, DeviceError, DeviceLostError, De
 
 __all__ = [
     "check_driver", "check_number", "cuda_version", "device_error", "first_line", "import_array_api", "import_cupy",
-    "quick_diagnosis", "reason",
+    "limit_fault", "quick_diagnosis", "reason",
 ]  # fmt: skip
 
 _INSTALL = 'pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]" for a CUDA 12 driver)'
@@ -73,6 +74,24 @@ def import_cupy() -> Any:
             f"pip uninstall every cupy package, then {_INSTALL}"
         )
     return cupy
+
+
+def limit_fault() -> str:
+    """Return what is wrong with CUPY_GPU_MEMORY_LIMIT; "" if nothing is. CuPy reads it at its first array."""
+    given = os.environ.get("CUPY_GPU_MEMORY_LIMIT")
+    if given is None:
+        return ""
+    try:
+        share = given.endswith("%")
+        right = 0.0 <= float(given[:-1]) <= 100.0 if share else 0 <= int(given) < 2**63
+    except ValueError:
+        right = False
+    if right:
+        return ""
+    return (
+        f"cupy: CUPY_GPU_MEMORY_LIMIT={given!r} is not a limit that CuPy reads: give bytes, such as 20000000, or a "
+        "share of the GPU's memory, such as 50%"
+    )
 
 
 def import_array_api() -> Any:

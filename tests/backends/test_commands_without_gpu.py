@@ -50,6 +50,8 @@ def test_info_says_why_beside_everything_else(failure, monkeypatch, tmp_path):
         assert result.exit_code == 0
         assert result.stdout.count("\ngpus: cupy: ") + result.stdout.count("\n  cupy:0: ") == 1
     assert f"  cupy: {message}\n" in result.stdout
+    about_gpus = f"\ngpus: {message}\n" in result.stdout
+    assert result.stdout.count(message) == 1 + about_gpus  # numerics and plan do not repeat it
 
 
 #: What a package `cupy` of this code makes of every command in a process of its own.

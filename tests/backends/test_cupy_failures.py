@@ -29,7 +29,8 @@ from xnn.backends import (
 )
 from xnn.backends.cupy_backend import CupyBackend
 from xnn.backends.cupy_devices import gpus
-from xnn.backends.cupy_failures import import_cupy, quick_diagnosis
+from xnn.backends.cupy_failures import import_cupy, limit_fault, quick_diagnosis
+from xnn.cli import info
 from xnn.errors import (
     BackendUnavailableError,
     DeviceError,
@@ -254,6 +255,13 @@ FAILURES: dict[str, tuple[Installer, tuple[str, ...]]] = {
         )[0],
         ("there is no GPU 3", "there is one GPU, number 0", "CUDA_VISIBLE_DEVICES"),
     ),
+    "a limit that is none": (
+        lambda monkeypatch, folder: (
+            having()(monkeypatch, folder),
+            monkeypatch.setenv("CUPY_GPU_MEMORY_LIMIT", "20M"),
+        )[0],
+        ("CUPY_GPU_MEMORY_LIMIT='20M'", "such as 20000000", "such as 50%"),
+    ),
     "a number that is none": (
         lambda monkeypatch, folder: monkeypatch.setenv("XNN_DEVICE", "first"),
         ("XNN_DEVICE='first' is not the number of a GPU", "nvidia-smi"),
@@ -427,17 +435,53 @@ def test_why_no_gpus_are_described(driver_found, failure, monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [("XNN_DEVICE", "4"), ("XNN_DEVICE", "x"), ("XNN_BACKEND", "nosuch")]
+)
+def test_gpus_are_listed_when_a_variable_names_none_of_them(working, driver_found, monkeypatch, name, value):
+    """By `xnn info`, which says what is wrong in other lines."""
+    monkeypatch.setenv(name, value)
+    listed = info.collect()["gpus"]
+    assert [gpu["number"] for gpu in listed] == [0]
+    assert not any(gpu["used"] for gpu in listed)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("XNN_DEVICE", "4", "there is no GPU 4: there is one GPU, number 0"),
-        ("XNN_DEVICE", "x", "XNN_DEVICE='x' is not the number of a GPU"),
-        ("XNN_BACKEND", "nosuch", "XNN_BACKEND='nosuch' is not a backend"),
+        ("XNN_DEVICE", "4", "cupy: there is no GPU 4: there is one GPU, number 0"),
+        ("XNN_DEVICE", "x", "cupy: XNN_DEVICE='x' is not the number of a GPU"),
+        ("XNN_BACKEND", "cupy:4", "cupy: there is no GPU 4: there is one GPU, number 0"),
+        ("XNN_BACKEND", "nosuch", "installed, with a driver"),
+        ("CUPY_GPU_MEMORY_LIMIT", "20M", "cupy: CUPY_GPU_MEMORY_LIMIT='20M' is not a limit"),
     ],
 )
-def test_gpus_that_wrong_variables_name(working, driver_found, monkeypatch, name, value, text):
+def test_info_says_what_is_wrong_with_the_gpu_s_variables(
+    working, driver_found, monkeypatch, name, value, text
+):
+    """Without --probe, in the backend's line."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(XnnError, match=text):
-        gpus(registry.gpu_number())
+    assert info.collect()["backends"]["cupy"].startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("limit", "right"),
+    [
+        ("0", True), ("20000000", True), ("50%", True), ("12.5%", True), ("100%", True),
+        ("", False), ("20M", False), ("1e6", False), ("-5", False), ("101%", False), ("%", False), ("nan%", False),
+    ],
+)  # fmt: skip
+def test_limits_of_memory(monkeypatch, limit, right):
+    """What CuPy reads, and refuses at its first array."""
+    monkeypatch.setenv("CUPY_GPU_MEMORY_LIMIT", limit)
+    assert (limit_fault() == "") == right
+    if cupy := sys.modules.get("cupy"):
+        refused = not right
+        try:
+            cupy.cuda.MemoryPool().get_limit()
+        except ValueError:
+            assert refused
+        else:
+            assert not refused
 
 
 def test_gpus_that_cuda_does_not_describe(working, driver_found):

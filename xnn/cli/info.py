@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -14,14 +15,13 @@ import click
 
 import xnn
 from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
-from xnn.backends.cupy_devices import gpus
-from xnn.backends.cupy_failures import quick_diagnosis
+from xnn.backends.cupy_devices import gpu_fault, gpus
 from xnn.backends.kernels.cuda import persistent_rule
 from xnn.backends.registry import gpu_number
 from xnn.backends.threads import blas_libraries, choose_threads, execution_plan
 from xnn.cli.surroundings import say
 from xnn.data import on_disk
-from xnn.errors import XnnError
+from xnn.errors import BackendUnavailableError, UnknownBackendError, XnnError
 
 __all__ = ["collect", "command"]
 
@@ -89,6 +89,13 @@ def collect(probe: bool = False) -> dict[str, Any]:
 
     An error, such as that of a wrong environment variable, stands in place of the fact.
     """
+    backends = {name: _backend(name, probe) for name in backend_names()}
+
+    def explained(error: XnnError) -> str:
+        """What an error says, or which backend said it already."""
+        name = next((name for name, text in backends.items() if text == str(error)), "")
+        return f"the backend {name} cannot run" if name else str(error)
+
     return {
         "xnn": xnn.__version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -99,11 +106,11 @@ def collect(probe: bool = False) -> dict[str, Any]:
             for k, v in os.environ.items()
             if k.startswith(("XNN_", "OMP_", "OPENBLAS_", "CUDA_", "CUPY_"))
         },
-        "backends": {name: _backend(name, probe) for name in backend_names()},
+        "backends": backends,
         "gpus": _gpus(),
-        "numerics": _numerics(probe),
+        "numerics": _numerics(probe, explained),
         "blas": blas_libraries(),
-        "plan": _plan(probe),
+        "plan": _plan(probe, explained),
         "data": _data(),
     }
 
@@ -126,7 +133,7 @@ def _version(package: str) -> str | None:
 def _backend(name: str, probe: bool) -> str:
     """One line: that the backend works, why it does not, or that it was not tried."""
     if name == "cupy" and not probe:
-        return quick_diagnosis() or "installed, with a driver; --probe runs something on the GPU"
+        return _fault() or "installed, with a driver; --probe runs something on the GPU"
     if name == "array-api-strict" and not probe and (version := _version(name)):
         return f"installed: {name} {version}, for tests"
     try:
@@ -141,15 +148,29 @@ def _backend(name: str, probe: bool) -> str:
         return str(error)
 
 
-def _gpus() -> list[dict[str, Any]] | str:
-    """What CUDA says about each GPU, or why there is none to be used."""
+def _fault() -> str:
+    """Why the backend cupy cannot run, as far as it shows without a GPU's work; "" if no reason is found."""
     try:
-        return gpus(gpu_number())
+        return gpu_fault(gpu_number())
+    except UnknownBackendError:  # XNN_BACKEND is wrong, and says nothing about cupy
+        return gpu_fault(0)
+    except BackendUnavailableError as error:
+        return str(error)
+
+
+def _gpus() -> list[dict[str, Any]] | str:
+    """What CUDA says about each GPU, or why it says nothing. Where variables are wrong, the list is needed most."""
+    try:
+        number = gpu_number()
+    except XnnError:
+        number = None
+    try:
+        return gpus(number)
     except XnnError as error:
         return str(error)
 
 
-def _numerics(probe: bool) -> dict[str, str]:
+def _numerics(probe: bool, explained: Callable[[XnnError], str]) -> dict[str, str]:
     """The numerics in force, and whether this machine can compute in exact numerics."""
     try:
         found = {"in force": current_numerics()}
@@ -160,11 +181,11 @@ def _numerics(probe: bool) -> dict[str, str]:
         else:
             found["exact"] = "--probe checks whether this machine can compute in them"
     except XnnError as error:
-        found = {"in force": "none", "exact": str(error)}
+        found = {"in force": "none", "exact": explained(error)}
     return found
 
 
-def _plan(probe: bool) -> dict[str, Any] | str:
+def _plan(probe: bool, explained: Callable[[XnnError], str]) -> dict[str, Any] | str:
     try:
         persistent_rule.is_on()
         if not probe and os.environ.get("XNN_BACKEND", "").strip().partition(":")[0] == "cupy":
@@ -173,7 +194,7 @@ def _plan(probe: bool) -> dict[str, Any] | str:
         threads = choose_threads(None, 32 * _ARTICLE_WEIGHTS, on_host=lib.is_host)
         return {"of": "xnn train"} | execution_plan(lib, "float32", 32, threads, lib.kernels().name)
     except XnnError as error:
-        return str(error)
+        return explained(error)
 
 
 def _data() -> dict[str, str]:
