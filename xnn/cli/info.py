@@ -94,7 +94,8 @@ def collect(probe: bool = False) -> dict[str, Any]:
     def explained(error: XnnError) -> str:
         """What an error says, or which backend said it already."""
         name = next((name for name, text in backends.items() if text == str(error)), "")
-        return f"the backend {name} cannot run" if name else str(error)
+        said = name and isinstance(error, BackendUnavailableError)
+        return f"the backend {name} cannot run" if said else str(error)
 
     return {
         "xnn": xnn.__version__,
