@@ -153,6 +153,10 @@ class Backend:
         """Measure how much memory of the device a block takes, where the backend can tell."""
         yield Measured()
 
+    def blas(self) -> str:
+        """Return the name and version of what computes matrix products; "" where that is NumPy's BLAS."""
+        return ""
+
     def describe(self) -> dict[str, str]:
         """Return names and versions, such as library and device, for `xnn info`, records and benchmarks."""
         raise NotImplementedError

@@ -296,6 +296,9 @@ class CupyBackend(Backend):
         with Hook():
             yield result
 
+    def blas(self) -> str:
+        return str(importlib.import_module("xnn.backends.kernels.cuda.cublas").description())
+
     def describe(self) -> dict[str, str]:
         known = versions(self.cupy)
         return {

@@ -232,12 +232,12 @@ def execution_plan(
     lib: the backend. dtype: the model's, such as "float32". threads: from `choose_threads`. kernels: the name of the
     table of kernels.
     """
-    blas = [f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas_libraries()]
+    host = [f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas_libraries()]
     return {
         "numerics": current_numerics(),
         "backend": lib.address,
         **lib.describe(),
-        "blas": ", ".join(blas),
+        "blas": lib.blas() or ", ".join(host),
         "threads": threads.count,
         "threads_because": threads.reason,
         "kernels": kernels,

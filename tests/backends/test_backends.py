@@ -515,7 +515,7 @@ def test_the_execution_plan_has_everything_that_a_run_depends_on(lib):
     found = plan.execution_plan(lib, "float32", 32, threads, "ops")
     assert {
         "numerics": "fast",
-        "backend": lib.name,
+        "backend": lib.address,
         "threads": 1,
         "threads_because": "asked for",
         "kernels": "ops",
@@ -537,3 +537,10 @@ def test_the_execution_plan_names_the_blas():
     lib = get_backend("numpy")
     text = plan.execution_plan(lib, "float32", 32, plan.Threads(1, "asked for"), "ops")["blas"]
     assert all(str(library["internal_api"]) in text and str(library["version"]) in text for library in found)
+
+
+def test_the_execution_plan_of_a_gpu_names_what_computes_its_products(lib):
+    """cuBLAS on a GPU, and NumPy's BLAS nowhere but on the host."""
+    text = plan.execution_plan(lib, "float32", 32, plan.Threads(None, "the device's"), "ops")["blas"]
+    assert text.startswith("cuBLAS") == (lib.name == "cupy")
+    assert ("openblas" in text) <= (lib.name != "cupy")

@@ -30,6 +30,7 @@ from xnn.backends import (
 from xnn.backends.cupy_backend import CupyBackend
 from xnn.backends.cupy_devices import gpus
 from xnn.backends.cupy_failures import import_cupy, limit_fault, quick_diagnosis
+from xnn.backends.kernels.cuda import cublas
 from xnn.cli import info
 from xnn.errors import (
     BackendUnavailableError,
@@ -482,6 +483,21 @@ def test_limits_of_memory(monkeypatch, limit, right):
             assert refused
         else:
             assert not refused
+
+
+@pytest.mark.parametrize(
+    ("library", "text"),
+    [
+        (lambda part, number: setattr(number._obj, "value", (13, 1, 2)[part]), "cuBLAS 13.1.2"),
+        (lambda part, number: 1, "cuBLAS"),
+        (None, "cuBLAS"),
+    ],
+)
+def test_the_version_of_cublas(working, monkeypatch, library, text):
+    """Asked for without a handle; an error or an old library costs no more than the number."""
+    found = SimpleNamespace(cublasGetProperty=library) if library else SimpleNamespace()
+    monkeypatch.setattr(cublas, "library", lambda: found)
+    assert CupyBackend().blas() == text
 
 
 def test_gpus_that_cuda_does_not_describe(working, driver_found):

@@ -151,6 +151,27 @@ def test_bench_of_both_backends_compares_their_exact_bits(monkeypatch, bits, cod
 
 
 @pytest.mark.parametrize(
+    ("backends", "title"),
+    [(("cupy",), "batch 32, on the GPU, "), (("numpy",), "3 threads, "), (("numpy", "cupy"), "3 threads, ")],
+)
+def test_the_title_names_threads_where_the_cpu_is_timed(monkeypatch, backends, title):
+    measured = invented(lambda name, task: 1.0)
+
+    def run_task(*given, **options):
+        return [found | {"weight_difference": 0.0} for found in measured(*given, **options)]
+
+    monkeypatch.setattr(suite, "run_task", run_task)
+    monkeypatch.setattr(suite, "exact_digests", lambda *given: [])
+    monkeypatch.setattr("xnn.cli.bench.available_backends", lambda: dict.fromkeys(("numpy", "cupy"), ""))
+    monkeypatch.setattr(bench, "check_device", lambda running: None)
+    chosen = [word for name in backends for word in ("--backend", name)]
+    result = CliRunner().invoke(main, ["bench", "--batch-sizes", "32", "--threads", "3", *chosen])
+    assert result.exit_code == 0, result.output
+    assert title in result.stdout
+    assert ("threads" in result.stdout.partition("batch 32")[2]) == ("numpy" in backends)
+
+
+@pytest.mark.parametrize(
     ("asked", "backends", "found"),
     [
         ("torch", ["numpy"], ["torch"]),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from xnn.errors import OptionError
+from xnn.runs import replay
 from xnn.runs.digests import Digests
 from xnn.runs.replay import compare, distance
 
@@ -71,3 +75,16 @@ def test_arguments_at_their_defaults_make_no_other_run():
     ]
     assert _without_defaults(full) == _without_defaults(short) == short
     assert _without_defaults([{"type": "Dense", "bias": False}]) != _without_defaults([{"type": "Dense"}])
+
+
+@pytest.mark.parametrize(
+    ("blas", "named"),
+    [("cuBLAS 13.1.0", "cuBLAS 13.1.0"), ("mkl 2024", "mkl 2024"), ("", "a BLAS that is unknown")],
+)
+def test_blas_is_refused_where_openblas_does_not_compute_the_products(monkeypatch, blas, named):
+    monkeypatch.setattr(replay, "Process", lambda *given: SimpleNamespace(settle=0.0))
+    side = replay.LiveSide("blas=Haswell", {})
+    answer = {"note": "", "about": {"plan": {"blas": blas}}, "tensors": {}, "initial": ("", "", "")}
+    monkeypatch.setattr(side, "_ask", lambda **command: answer)
+    with pytest.raises(OptionError, match=f"for OpenBLAS, and products are computed by {named}.*: omit it"):
+        side.begin()

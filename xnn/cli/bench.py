@@ -329,7 +329,9 @@ class _Timing:
                 suite.exact_digests(self._backends, task, threads, self.say) if self._compares_bits else []
             )
             self.say("")
-            title = f"{'-'.join(map(str, task.widths))}, batch {batch}, {threads} threads, {dataset}"
+            on_gpu = all("cupy" in name or name in GPU_PEERS for name in self.contestants)
+            where = "on the GPU" if on_gpu else f"{threads} threads"
+            title = f"{'-'.join(map(str, task.widths))}, batch {batch}, {where}, {dataset}"
             _print(report.table(entries, title))
             if exact:
                 _print(report.exact_lines(exact))

@@ -113,7 +113,8 @@ class LiveSide:
         blas = self.record.about["plan"]["blas"]
         if self._core and "openblas" not in blas:
             raise OptionError(
-                f"{self.name}: blas= is for OpenBLAS, and NumPy uses {blas or 'a BLAS that is unknown here'}: omit it"
+                f"{self.name}: blas= is for OpenBLAS, and products are computed by "
+                f"{blas or 'a BLAS that is unknown here'}: omit it"
             )
         if self._core and self._core.lower() not in blas.lower().split():
             # OpenBLAS has several names for one set of kernels, and takes its usual ones for a name it does not know.

@@ -19,7 +19,7 @@ from xnn.backends.cupy_failures import first_line
 from xnn.backends.kernels.cuda.launch import address, cupy
 from xnn.errors import BackendUnavailableError
 
-__all__ = ["Cublas", "Product", "cublas_of", "library"]
+__all__ = ["Cublas", "Product", "cublas_of", "description", "library"]
 
 #: Bytes of scratch memory, NVIDIA's recommendation for Hopper. cuBLAS would allocate its own during a capture.
 _WORKSPACE = 32 << 20
@@ -48,6 +48,20 @@ def library() -> Any:
             f"cupy: cuBLAS ({', '.join(found)}) cannot be loaded for kernels: {first_line(error)}. "
             'Use kernels="ops", or reinstall CuPy with its libraries: pip install "cupy-cuda13x[ctk]"'
         ) from error
+
+
+def description() -> str:
+    """The name and version of cuBLAS, such as "cuBLAS 13.1.0"; the name alone if the version is not known."""
+    numbers = []
+    try:
+        for part in range(3):  # libraryPropertyType_t: major, minor, patch
+            number = ctypes.c_int()
+            if library().cublasGetProperty(part, ctypes.byref(number)):
+                return "cuBLAS"
+            numbers.append(str(number.value))
+    except (BackendUnavailableError, AttributeError):
+        return "cuBLAS"
+    return f"cuBLAS {'.'.join(numbers)}"
 
 
 def _failure(what: str, status: int) -> Exception:
