@@ -265,6 +265,77 @@ def test_an_op_or_metric_that_does_not_repeat_its_numbers_runs_in_every_step(cap
     assert not captured
 
 
+BOX = {"factor": 1.0}  # that ops, a metric and a rule read
+
+
+class Boxed(xnn.Op):
+    def forward(self, xp, x):
+        return x * BOX["factor"], BOX["factor"]
+
+    def backward(self, xp, grad, factor):
+        return (grad * factor,)
+
+
+class Reversal(xnn.Op):
+    def forward(self, xp, x):
+        return x * 1.0, None
+
+    def backward(self, xp, grad, saved):
+        return (grad * -BOX["factor"],)
+
+
+class NoisySlope(Reversal):
+    def backward(self, xp, grad, saved):
+        return (grad * random.random(),)
+
+
+class BoxedMetric(xnn.metrics.Metric):
+    name = "boxed"
+
+    def count(self, xp, outputs, targets):
+        return xp.sum(outputs * BOX["factor"], axis=0)
+
+
+class BoxedMean(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.mean = layers.Buffer("mean", (33,), xnn.initializers.Zeros())
+
+    def compute(self, x):
+        def rule(xp, old, y):
+            return (old + (xp.mean(y, axis=0) - old) * (0.5 * BOX["factor"]),)
+
+        self.keep([self.mean], rule, x)
+        return x - self.mean
+
+
+@pytest.mark.parametrize(
+    "part", [Boxed(), Reversal(), BoxedMean(), BoxedMetric()], ids=lambda x: type(x).__name__
+)
+def test_what_ops_read_elsewhere_takes_effect_when_a_callback_changes_it(part, captured):
+    """A dictionary, a global name, whatever it is: no attribute of the op changes."""
+    results = []
+
+    class Writes(Callback):
+        def on_epoch_end(self, history, results):
+            BOX["factor"] = 0.5 if results["epoch"] >= 3 else 1.0
+
+    for name in ("numpy", "cupy"):
+        BOX["factor"] = 1.0
+        metric = isinstance(part, BoxedMetric)
+        layer = layers.Function(part) if isinstance(part, xnn.Op) else type(part)()
+        make = network if metric else lambda layer=layer: network(layer)
+        results.append(train(name, make, epochs=6, callbacks=[Writes], metrics=[part] if metric else None))
+    check_same(*results[::-1])
+    assert len(captured) == 4  # of the two lengths of chunks, before and after the change
+
+
+def test_a_backward_that_does_not_repeat_its_numbers_runs_in_every_step(capsys, captured):
+    train("cupy", lambda: network(layers.Function(NoisySlope())), epochs=3)
+    assert "no CUDA graph can hold: noisyslope" in capsys.readouterr().err
+    assert not captured
+
+
 class Scaled(xnn.Op):
     """An op whose attribute somebody changes."""
 
