@@ -26,6 +26,7 @@ from xnn.backends import get_backend
 from xnn.backends.kernels.cuda import array_ops
 from xnn.backends.kernels.cuda import feed as feeds
 from xnn.backends.kernels.cuda.cublas import cublas_of
+from xnn.backends.kernels.cuda.table import CudaTable
 from xnn.callbacks import Callback
 from xnn.errors import DivergenceError
 
@@ -328,6 +329,33 @@ def test_what_ops_read_elsewhere_takes_effect_when_a_callback_changes_it(part, c
         results.append(train(name, make, epochs=6, callbacks=[Writes], metrics=[part] if metric else None))
     check_same(*results[::-1])
     assert len(captured) == 4  # of the two lengths of chunks, before and after the change
+
+
+class LateMean(BoxedMean):
+    """Its buffer is read from the beginning, and changes only once a callback says so."""
+
+    moves = False
+
+    def compute(self, x):
+        return super().compute(x) if self.moves else x - self.mean
+
+
+@pytest.mark.parametrize("places", [True, False])
+def test_buffers_that_begin_to_change_go_on_from_step_to_step(places, monkeypatch):
+    """places: whether buffers have memory where kernels change them; without it no graph can hold the change."""
+    monkeypatch.setattr(CudaTable, "buffers_in_place", places)
+    BOX["factor"], results = 1.0, []
+    for name in ("numpy", "cupy"):
+        layer = LateMean()
+
+        class Begins(Callback):
+            def on_epoch_end(self, history, results, layer=layer):
+                layer.moves = results["epoch"] >= 2
+
+        results.append(train(name, lambda layer=layer: network(layer), epochs=6, callbacks=[Begins]))
+        mean = layer.mean.value
+        results[-1][2].append(np.asarray(mean if name == "numpy" else get_backend(name).to_host(mean)))
+    check_same(*results[::-1])
 
 
 def test_a_backward_that_does_not_repeat_its_numbers_runs_in_every_step(capsys, captured):

@@ -11,7 +11,7 @@ from xnn.backends.kernels.calls import Call
 from xnn.ops import Op
 from xnn.ops.apply import apply_rule, backward_of, forward_of, fresh_arrays
 
-__all__ = ["Sample", "held_by", "needs_host", "samples"]
+__all__ = ["Sample", "carrying", "held_by", "needs_host", "samples"]
 
 #: Kinds of calls that, without a kernel, read numbers of the step on the host, or store some there.
 _ON_HOST = "gather", "draw", "collect", "update", "optimizer"
@@ -22,6 +22,18 @@ def needs_host(call: Call) -> bool:
     parts = call.with_parts()
     by_hand = any(isinstance(part.op, Op) and (part.op.opaque or hasattr(part.op, "owner")) for part in parts)
     return by_hand or any(part.kind in _ON_HOST for part in parts)
+
+
+def carrying(calls: Sequence[Call]) -> set[Call]:
+    """The calls that hand an array on to the next step in a slot without a place of its own.
+
+    A graph reads the array of the first step again and again, since it has the addresses of arrays.
+    """
+    written, carried = set[int](), set[int]()
+    for call in calls:
+        carried |= {id(slot) for slot in call.reads if not slot.fixed} - written
+        written |= {id(slot) for slot in call.writes}
+    return {call for call in calls if any(id(slot) in carried for slot in call.writes)}
 
 
 def held_by(op: Any) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from xnn.backends.kernels.binding import bind
 from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Runnable, Whole, chain
 from xnn.graph.scope import assignments
 from xnn.ops import Op
-from xnn.training.captured import Sample, held_by, needs_host, samples
+from xnn.training.captured import Sample, carrying, held_by, needs_host, samples
 from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
 
@@ -70,7 +70,8 @@ class Program:
         )
         self._ops = found if feed is not None else {}
         self.by_ops = [call for call in self._ops.values() if call.kind != "options"]
-        self.eager = [call for call in self.by_ops if needs_host(call)]
+        carries = carrying(self.calls) if self.by_ops else set()
+        self.eager = [call for call in self.by_ops if call in carries or needs_host(call)]
         self._refused = None if self.eager or not self.by_ops else self._refuse
         #: How many steps it takes at once, at most.
         self.most = 1 if feed is None or self.eager else feed.most
@@ -150,9 +151,9 @@ class Program:
                 break
         self.feed.send(number, len(batches[0]))
         self._looped(self.feed)(count)
-        if self._refused is not None and not self.eager and self._samples is None:
-            if changing := self._changed() or self._unrepeatable():
-                self._stop_capturing(changing)
+        new = self._refused is not None and not self.eager and self._samples is None
+        if new and (changing := self._changed() or self._unrepeatable()):
+            self._stop_capturing(changing)
         return count
 
     def look_again(self) -> None:
