@@ -358,6 +358,25 @@ def test_buffers_that_begin_to_change_go_on_from_step_to_step(places, monkeypatc
     check_same(*results[::-1])
 
 
+@pytest.mark.parametrize("loss", [losses.SoftmaxCrossEntropy, losses.MSE])
+def test_data_on_the_gpu_that_a_callback_writes_to_take_effect(loss):
+    """As on the CPU, samples and targets, if they need no conversion."""
+    targets = Y if loss is losses.SoftmaxCrossEntropy else np.eye(CLASSES, dtype=np.float32)[Y]
+    found = []
+    for name in ("numpy", "cupy"):
+        lib = get_backend(name)
+        x, y = (lib.to_device(part.copy()) for part in ((X / 255).astype(np.float32), targets))
+
+        class Writes(Callback):
+            def on_epoch_end(self, history, results, x=x, y=y):
+                x[...] = x * 0.9
+                y[...] = y[::-1] + 0
+
+        make = lambda: xnn.Sequential(layers.Dense(FEATURES, CLASSES), seed=1)  # noqa: E731
+        found.append(train(name, make, epochs=3, callbacks=[Writes], data=(x, y), loss=loss()))
+    check_same(*found[::-1])
+
+
 def test_a_backward_that_does_not_repeat_its_numbers_runs_in_every_step(capsys, captured):
     train("cupy", lambda: network(layers.Function(NoisySlope())), epochs=3)
     assert "no CUDA graph can hold: noisyslope" in capsys.readouterr().err
