@@ -515,7 +515,7 @@ def test_the_execution_plan_has_everything_that_a_run_depends_on(lib):
     found = plan.execution_plan(lib, "float32", 32, threads, "ops")
     assert {
         "numerics": "fast",
-        "backend": lib.name,
+        "backend": lib.address,
         "threads": 1,
         "threads_because": "asked for",
         "kernels": "ops",
