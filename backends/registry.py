@@ -33,6 +33,7 @@ __all__ = [
     "backend_names",
     "backend_of",
     "backend_variable",
+    "backend_wanted",
     "current_backend",
     "explaining",
     "get_backend",
@@ -161,6 +162,17 @@ def backend_variable() -> str:
     name = os.environ.get("XNN_BACKEND", "").strip()
     if name:
         _check_name(name, "XNN_BACKEND")
+    return name
+
+
+def backend_wanted() -> str:
+    """Return the backend's name in XNN_BACKEND, or "" if it is not set, after loading and checking the backend.
+
+    Raises UnknownBackendError as `backend_variable` does, and BackendUnavailableError if it does not run here.
+    """
+    name = backend_variable()
+    if name:
+        _load(name, "XNN_BACKEND")
     return name
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from xnn.backends import available_backends, backend_variable, current_numerics
+from xnn.backends import available_backends, backend_wanted, current_numerics
 from xnn.benchmarks import report, suite, time_to_accuracy
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
@@ -159,7 +159,7 @@ def bench_command(
         "threads": threads or os.cpu_count() or 1,
     }
     if to_accuracy is not None:
-        backend_variable()  # raises for a wrong XNN_BACKEND, although it has no effect here
+        backend_wanted()  # must run here, although all backends that do are timed
         return _time_to_accuracy(to_accuracy, asked, json_file, conditions)
     chosen = "both" if numerics == "both" else current_numerics(numerics)
     running = _chosen_backends(backends)
@@ -219,7 +219,7 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
     if backends:
         return list(dict.fromkeys(backends))
     running = [name for name in ("numpy", "cupy") if not reasons[name]]
-    if chosen := backend_variable():
+    if chosen := backend_wanted():
         kind, _, number = chosen.partition(":")
         alone = f"--backend {kind} --device {number}" if number else f"--backend {kind}"
         notice(

@@ -21,7 +21,7 @@ from xnn.backends import (
     Stream,
     available_backends,
     backend,
-    backend_variable,
+    backend_wanted,
     current_numerics,
     get_backend,
 )
@@ -106,7 +106,7 @@ def _chosen_backends(names: list[str]) -> list[str]:
     """The backends to check. Raises BackendUnavailableError for a chosen one that does not run here."""
     reasons = available_backends()
     if not names:
-        backend_variable()  # raises for a wrong XNN_BACKEND, although all backends are checked
+        backend_wanted()  # must run here, although all backends that do are checked
         names = [name for name, reason in reasons.items() if not reason]
         for reason in filter(None, reasons.values()):
             notice(f"not checked: {reason}")

@@ -13,7 +13,14 @@ from typing import Any
 import click
 
 import xnn
-from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
+from xnn.backends import (
+    backend_names,
+    backend_variable,
+    backend_wanted,
+    current_backend,
+    current_numerics,
+    get_backend,
+)
 from xnn.backends.cupy_devices import gpus
 from xnn.backends.cupy_failures import quick_diagnosis
 from xnn.backends.kernels.cuda import persistent_rule
@@ -57,7 +64,7 @@ def command(as_json: bool, probe: bool) -> None:
     else:
         for key, value in facts.items():
             _print_fact(key, _lines(value) if key == "gpus" and isinstance(value, list) else value)
-    _check_variables()
+    _check_variables(probe)
 
 
 def _print_fact(key: str, value: Any) -> None:
@@ -108,12 +115,20 @@ def collect(probe: bool = False) -> dict[str, Any]:
     }
 
 
-def _check_variables() -> None:
-    """Raise the error of a wrong environment variable, so that the exit code is 2 after everything is shown."""
-    backend_variable()
+def _check_variables(probe: bool) -> None:
+    """Raise the error of a wrong environment variable, after everything is shown.
+
+    The exit code is then 2, and 1 if XNN_BACKEND names a backend that does not run here. Without `probe` a GPU is
+    only looked for.
+    """
+    name = backend_variable()
     current_numerics()
     persistent_rule.is_on()
     on_disk()
+    if name.startswith("cupy") and not probe:
+        gpus(gpu_number())
+    else:
+        backend_wanted()
 
 
 def _version(package: str) -> str | None:

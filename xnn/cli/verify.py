@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from xnn import __version__
-from xnn.backends import current_numerics
+from xnn.backends import backend_wanted, current_numerics
 from xnn.cli.options import given_options, run_options, with_table
 from xnn.cli.surroundings import say
 from xnn.errors import DataError, OptionError
@@ -114,6 +114,8 @@ def verify_command(
         spec.check_numerics(numerics)
         task = {"run": spec.as_json(), "version": __version__, "dataset": dataset, "table": table}
         task |= {"mode": numerics, "steps": steps or _STEPS, "resolved": False}
+    if len(records) == len({a, b}):
+        backend_wanted()  # must run here, although two records need no backend
     task["data_home"] = data_home
     sides: list[Side] = []
     try:
