@@ -84,7 +84,9 @@ def test_info_says_why_beside_everything_else(failure, monkeypatch, tmp_path):
         reason = message if "--probe" in arguments else listed.removeprefix("gpus:").strip()
         assert (result.exit_code, result.stderr) == ((1, f"xnn: {reason}\n") if reason else (0, ""))
         assert result.stdout.count("\ngpus: cupy: ") + result.stdout.count("\n  cupy:0: ") == 1
-    assert f"  cupy: {message}\n" in result.stdout
+        assert "\n  in force: fast\n" in result.stdout
+    assert f"\n  {message}\n" in result.stdout  # which begins with the backend's name
+    assert "cupy: cupy:" not in result.stdout.replace("gpus: cupy: ", "")
 
 
 #: What a package `cupy` of this code makes of every command in a process of its own.

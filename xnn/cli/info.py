@@ -141,7 +141,8 @@ def _version(package: str) -> str | None:
 def _backend(name: str, probe: bool) -> str:
     """One line: that the backend works, why it does not, or that it was not tried."""
     if name == "cupy" and not probe:
-        return quick_diagnosis() or "installed, with a driver; --probe runs something on the GPU"
+        missing = quick_diagnosis().removeprefix("cupy: ")
+        return missing or "installed, with a driver; --probe runs something on the GPU"
     if name == "array-api-strict" and not probe and (version := _version(name)):
         return f"installed: {name} {version}, for tests"
     try:
@@ -153,7 +154,7 @@ def _backend(name: str, probe: bool) -> str:
         )
         return f"works: {about}" if probe else f"available: {about}"
     except XnnError as error:
-        return str(error)
+        return str(error).removeprefix(f"{name}: ")  # the name stands before it already
 
 
 def _gpus() -> list[dict[str, Any]] | str:
@@ -165,17 +166,21 @@ def _gpus() -> list[dict[str, Any]] | str:
 
 
 def _numerics(probe: bool) -> dict[str, str]:
-    """The numerics in force, and whether this machine can compute in exact numerics."""
+    """The numerics in force, and whether this machine can compute in exact numerics on the chosen backend."""
     try:
-        found = {"in force": current_numerics()}
-        if probe:
+        found = {
+            "in force": current_numerics(),
+            "exact": "--probe checks whether this machine can compute in them",
+        }
+    except XnnError as error:
+        return {"in force": "none", "exact": str(error)}
+    if probe:
+        try:
             start = time.perf_counter()
             current_backend().exact  # noqa: B018 - the property checks the machine
             found["exact"] = f"works: checked in {1e3 * (time.perf_counter() - start):.0f} ms"
-        else:
-            found["exact"] = "--probe checks whether this machine can compute in them"
-    except XnnError as error:
-        found = {"in force": "none", "exact": str(error)}
+        except XnnError as error:
+            found["exact"] = str(error)
     return found
 
 
