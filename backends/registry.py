@@ -149,8 +149,8 @@ def _check_name(name: str, source: str) -> None:
         device = name.strip().lower().partition(":")[0] if isinstance(name, str) else ""
         meant = f"; for {device} write {_DEVICES[device]!r}" if device in _DEVICES else ""
         raise UnknownBackendError(
-            f"{source}={shown(name)} is not a backend: choose numpy (the CPU), cupy (a GPU) or, for tests, "
-            f"array-api-strict{meant}"
+            f"{source}={shown(name)} is not a backend: choose numpy (the CPU), cupy (a GPU), cupy:1 (the second GPU) "
+            f"or, for tests, array-api-strict{meant}"
         )
 
 
@@ -305,8 +305,8 @@ def explaining(*arrays: Any) -> Iterator[None]:
 def mixed_arrays(one: Backend, other: Backend) -> MixedArraysError:
     """Make the error for arrays of two backends, or of two GPUs, in one operation."""
     return MixedArraysError(
-        f"one operation got arrays of {one.name} and of {other.name}: operations never move arrays. Move them with "
-        "model.to(...), or with a backend's to_device and to_host"
+        f"one operation got arrays of {one.address} and of {other.address}: operations never move arrays. Move them "
+        "with model.to(...), or with a backend's to_device and to_host"
     )
 
 
@@ -319,8 +319,8 @@ def admit(lib: Backend, x: Any) -> Any:
         owner = _owner(x)
         if owner is not None and owner is not lib:
             raise MixedArraysError(
-                f"a model on {lib.name} got an array of {owner.name}: give it an array of numpy or of {lib.name}, or "
-                f"move the model with model.to({owner.address!r})"
+                f"a model on {lib.address} got an array of {owner.address}: give it an array of numpy or of "
+                f"{lib.address}, or move the model with model.to({owner.address!r})"
             )
     return x
 
