@@ -37,7 +37,8 @@ _PACKAGES = (
     "cupy-cuda12x", "cupy-cuda13x", "matplotlib", "scikit-learn", "array-api-strict",
 )  # fmt: skip
 
-# The number of weights of xnn train's default network, 784-100-200-10. Its batch size is 32.
+# The sizes of xnn train's default network, and the number of its weights. Its batch size is 32.
+_ARTICLE_WIDTHS = 784, 100, 200, 10
 _ARTICLE_WEIGHTS = 784 * 100 + 100 * 200 + 200 * 10
 
 
@@ -191,9 +192,25 @@ def _plan(probe: bool) -> dict[str, Any] | str:
             return "--probe shows the plan on a GPU"
         lib = current_backend()
         threads = choose_threads(None, 32 * _ARTICLE_WEIGHTS, on_host=lib.is_host)
-        return {"of": "xnn train"} | execution_plan(lib, "float32", 32, threads, lib.kernels().name)
+        plan = {"of": "xnn train"} | execution_plan(lib, "float32", 32, threads, lib.kernels().name)
+        return plan | (_persistent(lib.address) if plan["kernels"] == "cuda" else {})
     except XnnError as error:
         return str(error)
+
+
+def _persistent(address: str) -> dict[str, Any]:
+    """What the plan of xnn train says of the persistent kernel on a GPU."""
+    if not persistent_rule.is_on():
+        return {"persistent": False, "persistent_because": "XNN_PERSISTENT=1 turns it on"}
+    if current_numerics() == "exact":
+        return {"persistent": False, "persistent_because": "it computes in fast numerics"}
+    number = int(address.partition(":")[2])
+    major, minor = map(int, gpus(number)[number]["compute_capability"].split("."))
+    found = persistent_rule.choose(_ARTICLE_WIDTHS, 32, 0, (major, minor))
+    return {
+        "persistent": not isinstance(found, str),
+        "persistent_because": found if isinstance(found, str) else f"{found.blocks} blocks",
+    }
 
 
 def _data() -> dict[str, str]:
