@@ -20,9 +20,10 @@ from xnn.benchmarks.gpu_peers import GPU_FORMS, GPU_PEERS
 from xnn.benchmarks.peers import PEERS
 from xnn.cli.options import FILE, check_device, device_option, widths
 from xnn.cli.outputs import check_apart
+from xnn.cli.surroundings import progress
 from xnn.cli.surroundings import say as print_line
 from xnn.errors import BackendUnavailableError, OptionError
-from xnn.files import StandardError, check_plot, check_writable, notice, to_json, write_atomically
+from xnn.files import check_plot, check_writable, notice, to_json, write_atomically
 from xnn.options import check_real
 from xnn.runs.names import MOST_THREADS
 
@@ -169,7 +170,7 @@ def bench_command(
     if before is not None:
         report.check_comparable(before, conditions)
     _print(environment_line(conditions["environment"]))
-    timing = _Timing(contestants, conditions, preset or "article", batch_sizes, sweep, _progress())
+    timing = _Timing(contestants, conditions, preset or "article", batch_sizes, sweep, progress())
     written = timing.run(json_file)
     if plot:
         report.plot(written, plot)
@@ -227,21 +228,6 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
             f"{alone} times that one alone"
         )
     return running
-
-
-def _progress() -> Say:
-    """A function that shows a line of progress: on a terminal in place of the one before."""
-    stderr = StandardError()
-
-    def replace(line: str) -> None:
-        stderr.write(f"\r\x1b[K{line}")
-        stderr.flush()
-
-    def add(line: str) -> None:
-        if line:
-            notice(f"  {line}")
-
-    return replace if stderr.isatty() else add
 
 
 def _print(text: str) -> None:
@@ -384,7 +370,7 @@ def _time_to_accuracy(
     gpu = [] if available_backends()["cupy"] else ["xnn-cupy"]
     check_device(["cupy" if gpu else "numpy"])
     contestants = ["xnn", *gpu, *(["torch"] if peers else [])]
-    say = _progress()
+    say = progress()
     _print(environment_line(conditions["environment"]))
     results = time_to_accuracy.to_accuracy(
         target, contestants=contestants, threads=conditions["threads"], say=say
