@@ -449,11 +449,11 @@ def test_gpus_are_listed_when_a_variable_names_none_of_them(working, driver_foun
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("XNN_DEVICE", "4", "cupy: there is no GPU 4: there is one GPU, number 0"),
-        ("XNN_DEVICE", "x", "cupy: XNN_DEVICE='x' is not the number of a GPU"),
-        ("XNN_BACKEND", "cupy:4", "cupy: there is no GPU 4: there is one GPU, number 0"),
+        ("XNN_DEVICE", "4", "there is no GPU 4: there is one GPU, number 0"),
+        ("XNN_DEVICE", "x", "XNN_DEVICE='x' is not the number of a GPU"),
+        ("XNN_BACKEND", "cupy:4", "there is no GPU 4: there is one GPU, number 0"),
         ("XNN_BACKEND", "nosuch", "installed, with a driver"),
-        ("CUPY_GPU_MEMORY_LIMIT", "20M", "cupy: CUPY_GPU_MEMORY_LIMIT='20M' is not a limit"),
+        ("CUPY_GPU_MEMORY_LIMIT", "20M", "CUPY_GPU_MEMORY_LIMIT='20M' is not a limit"),
     ],
 )
 def test_info_says_what_is_wrong_with_the_gpu_s_variables(

@@ -179,16 +179,16 @@ class Store:
         if slot.array is not array:
             if backend_of(array) is not self.lib:
                 raise MixedArraysError(
-                    f"{slot.name} was replaced by an array of {backend_of(array).name}, and the fit runs on "
-                    f"{self.lib.name}: assign an array of {self.lib.name}, or move the model between two fits"
+                    f"{slot.name} was replaced by an array of {backend_of(array).address}, and the fit runs on "
+                    f"{self.lib.address}: assign an array of {self.lib.address}, or move the model between two fits"
                 )
             slot.put(self.lib.clean(array))
 
     def keep(self, buffer: Buffer) -> Slot:
         """The slot in which programs keep a buffer's array; `publish` gives the array to the buffer."""
-        if buffer not in self.kept:
-            value = self.lib.clean(buffer.value)
-            stretch = self._stretches.get(buffer) if buffer in self.moving else None
+        known, stretch = self.kept.get(buffer), self._stretches.get(buffer) if buffer in self.moving else None
+        if known is None or (stretch is not None and not known.fixed):  # programs may begin to change it
+            value = self.lib.clean(buffer.value if known is None else known.array)
             if stretch is None:
                 self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value, replaced=True)
             else:
