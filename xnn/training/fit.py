@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Fit:
         self.unseen, self.seen = list[np.ndarray](), trainer.step
         self.since_check = 0  # steps
         self.begins = True  # no step was taken yet
+        self.goes_on = False  # in the middle of an epoch, from a checkpoint
         self.on_host: HostCopy | None = None
 
     def run(self, epochs: int) -> None:
@@ -70,14 +72,14 @@ class Fit:
         An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
         """
         try:
-            for _ in range(epochs):
+            self.save_if_asked()
+            while len(self.history.epochs) < epochs and not self.history.stopped:
                 with limit_threads(self.threads):
                     results = self.epoch()
                 if results is None:
                     return
                 self.end_epoch(results)
-                if self.history.stopped:
-                    return
+                self.save_if_asked()
         except BaseException:
             if self.unseen:
                 self.go_back()
@@ -85,8 +87,10 @@ class Fit:
 
     def epoch(self) -> dict[str, Any] | None:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
-        self.loss, self.counts = LossOverBatches(self.trainer.loss), Totals(self.trainer.metrics)
-        self.batch = self.since_check = 0
+        if not self.goes_on:
+            self.loss, self.counts = LossOverBatches(self.trainer.loss), Totals(self.trainer.metrics)
+            self.batch = self.since_check = 0
+        self.goes_on = False
         self.refresh()
         if self.of_users:
             self.stepper.reload()
@@ -99,6 +103,8 @@ class Fit:
                 self.check()
             elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
                 self.show()
+            if self.batch < len(self.batches):
+                self.save_if_asked()
         if self.batch < len(self.batches):
             return None
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
@@ -107,7 +113,7 @@ class Fit:
         """The batches of this epoch, as many at once as the kernels take: up to the next check, of one size."""
         chunk: list[np.ndarray] = []
         most = 1 if self.each_step else self.stepper.table.chunk
-        for rows in self.batches.numbers(self.trainer.epoch):
+        for rows in islice(self.batches.numbers(self.trainer.epoch), self.batch, None):
             if chunk and len(rows) != len(chunk[0]):
                 yield chunk
                 chunk = []
@@ -200,6 +206,22 @@ class Fit:
         self.seen = self.trainer.step
         return losses
 
+    def save_if_asked(self) -> None:
+        """Write the checkpoints that callbacks have asked for, now that all of them were called."""
+        if not self.trainer.asked:
+            return
+        if self.unseen:
+            self.look()
+            self.stepper.keep()
+        self.trainer.save_asked(self)
+
+    def state(self) -> Any:
+        """What a checkpoint keeps of the way of training itself."""
+        return None
+
+    def restore(self, state: Any) -> None:
+        """Take in what `state` returned."""
+
     def tell(self, watchers: Sequence[Callback]) -> None:
         """Call on_check of these callbacks."""
         for watcher in watchers:
@@ -221,6 +243,7 @@ class Fit:
         results.update({f"val_{name}": value for name, value in self.validate().items()})
         for watcher in self.watchers:
             call_back(watcher.on_epoch_end, self.history, results)
+        self.batch = self.since_check = 0
 
     def diagnosis(self, losses: np.ndarray) -> DivergenceError:
         """Go back to the last look, take the steps again, and name step, layer and tensor."""
