@@ -8,14 +8,9 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-try:
-    import fcntl
-except ImportError:  # Windows has no locks of this kind
-    fcntl = None  # type: ignore[assignment]
-
 from xnn.callbacks.callback import Callback
 from xnn.errors import DataError, OptionError
-from xnn.files import check_writable, notice, to_json
+from xnn.files import check_writable, lock_file, notice, to_json
 from xnn.history import History
 
 __all__ = ["JsonLines"]
@@ -45,14 +40,16 @@ class JsonLines(Callback):
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
         check_writable(self.path, replaced=False, begins=_LOG_BEGINS)  # it may have changed since __init__
         try:
-            self._file = _opened_log(self.path)
+            self._file = _opened_log(self.path, history.resumed)
         except BlockingIOError:
             raise OptionError(
                 f"cannot write the log {self.path}: another run is writing it; choose another name"
             ) from None
         except OSError as error:
             raise DataError(f"cannot write the log {self.path}: {error.strerror or error}") from error
-        self._write({"event": "start", **(self.about or {}), "epochs": epochs, "plan": history.plan})
+        self._begins = {"event": "start", **(self.about or {}), "epochs": epochs, "plan": history.plan}
+        if not history.resumed:  # else `restore` finds out where the log goes on
+            self._write(self._begins)
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         self._write({"event": "epoch", **entry, "samples_per_second": history.samples_per_second})
@@ -74,6 +71,27 @@ class JsonLines(Callback):
             notice(f"xnn: the log {self.path} ends here ({error.strerror}); training goes on")
             self._close()
 
+    def state(self) -> dict[str, Any]:
+        """How long the log is, so that a resumed training has no line twice."""
+        there = self._file is not None and self.path.is_file()
+        return {
+            "bytes": self.path.stat().st_size if there else -1,
+            "seconds": time.perf_counter() - self._start,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._start = time.perf_counter() - float(state["seconds"])
+        size = int(state["bytes"])
+        if self._file is None or not self.path.is_file():
+            return
+        if 0 <= size <= self.path.stat().st_size:
+            self._file.truncate(size)
+        else:
+            notice(f"xnn: the log {self.path} is not the one of the checkpoint, and begins anew")
+            self._file.truncate(0)
+        if not self.path.stat().st_size:
+            self._write(self._begins)
+
     def _close(self) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):  # a line that could not be written is tried again
@@ -84,24 +102,15 @@ class JsonLines(Callback):
 _LOG_BEGINS = '{"event": "start"'
 
 
-def _opened_log(path: Path) -> IO[str]:
-    """Open a log and empty it. Raises BlockingIOError if another run has it open."""
+def _opened_log(path: Path, goes_on: bool) -> IO[str]:
+    """Open a log, and empty it unless it goes on. Raises BlockingIOError if another run has it open."""
     file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed when the training ends
     try:
         if path.is_file():  # and not a pipe or device
-            _lock(file)
-            file.truncate(0)
+            lock_file(file)
+            if not goes_on:
+                file.truncate(0)
     except BaseException:
         file.close()
         raise
     return file
-
-
-def _lock(file: IO[str]) -> None:
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # this file system has no locks
-            return

@@ -71,6 +71,8 @@ class EpochLines(Callback):
         EpochLines()
     """
 
+    bystander = True
+
     def __init__(self) -> None:
         self._silent = StandardError().isatty()
 
@@ -80,6 +82,3 @@ class EpochLines(Callback):
                 print(epoch_line(entry), flush=True)
             except (OSError, ValueError):  # ValueError: standard output was closed
                 self._silent = True
-
-    def state(self) -> None:
-        return None

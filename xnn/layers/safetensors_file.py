@@ -161,7 +161,7 @@ def read_signed(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str], dic
     with reading(path):
         if not path.is_file():
             raise FileNotFoundError
-        signed = _check_signature(path)
+        signed = check_signature(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 about = file.metadata() or {}
@@ -173,7 +173,7 @@ def read_signed(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str], dic
     return path, about, tensors, signed
 
 
-def _check_signature(path: Path) -> bool:
+def check_signature(path: Path) -> bool:
     """Whether the file has a digest of all its bytes. Raises CorruptFileError if it is wrong."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

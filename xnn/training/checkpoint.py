@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from xnn import __version__
-from xnn.callbacks import Callback
-from xnn.errors import CorruptFileError, OptionError
-from xnn.files import write_atomically
+from xnn.callbacks import Callback, checkpoints_in
+from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
+from xnn.files import notice, write_atomically
 from xnn.layers.safetensors_file import CHECKPOINT, read_signed, signed_bytes
 from xnn.options import attributes_of, shown, takes
 from xnn.training.state_tree import Packer, Unpacker, difference, sample_sha256
@@ -72,8 +72,13 @@ def _parts(trainer: Any) -> dict[str, Any]:
     parts |= {f"layers.{n}": layer for n, layer in enumerate(_layers(trainer))}
     parts |= {f"arrays.{name}": array for name, array in trainer.model.named_state()}
     parts |= {f"metrics.{n}": metric for n, metric in enumerate(trainer.metrics)}
-    parts |= {f"callbacks.{n}": callback for n, callback in enumerate(trainer.callbacks)}
+    parts |= {f"callbacks.{n}": callback for n, callback in enumerate(_callbacks(trainer))}
     return parts if trainer.history is None else {**parts, "history": trainer.history}
+
+
+def _callbacks(trainer: Any) -> list[Any]:
+    """The callbacks that a checkpoint names."""
+    return [callback for callback in trainer.callbacks if not callback.bystander]
 
 
 def _layers(trainer: Any) -> list[Any]:
@@ -104,7 +109,7 @@ def built(trainer: Any) -> tuple[dict[str, Any], dict[str, str]]:
         }
         found[name] = {"class": type(thing).__qualname__, **packer.named(given, name)}
         packer.named({key: value for key, value in attributes.items() if key not in given}, name)
-    for n, callback in enumerate(trainer.callbacks):
+    for n, callback in enumerate(_callbacks(trainer)):
         given = {"class": type(callback).__qualname__}
         if (
             _hook(callback, "state") is Callback.state
@@ -177,7 +182,7 @@ def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
     }
     about["callbacks"] = [
         packer.pack(hooks(callback)[0](callback), f"callbacks.{n}.state")
-        for n, callback in enumerate(trainer.callbacks)
+        for n, callback in enumerate(_callbacks(trainer))
     ]
     for place, kind in packer.objects.items():
         if not place.startswith("fit.") and objects.get(place) != kind:
@@ -234,6 +239,29 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(path, about, tensors)
 
 
+def newest(trainer: Any, path: Path) -> Checkpoint | None:
+    """Put back a checkpoint (`restore`): that of a file, or the newest one of a folder that is whole.
+
+    Returns it, or None for a folder that has none. A checkpoint that is damaged is reported, and the one before it is
+    taken. Raises CorruptFileError if all are damaged.
+    """
+    if path.suffix == ".safetensors" and not path.is_dir():
+        restore(trainer, checkpoint := read(path))
+        return checkpoint
+    found = checkpoints_in(path)
+    for number, name in enumerate(found):
+        try:
+            restore(trainer, checkpoint := read(name))
+        except (CorruptFileError, DataNotFoundError) as error:
+            before = f"{found[number + 1].name} is used" if name != found[-1] else "there is none before it"
+            notice(f"xnn: {error}; {before}")
+        else:
+            return checkpoint
+    if found:
+        raise CorruptFileError(f"no checkpoint in {path} can be read: remove them to begin afresh")
+    return None
+
+
 def restore(trainer: Any, checkpoint: Checkpoint) -> None:
     """Put everything back but the fit and the callbacks' state, which `go_on` puts back. All of it or nothing.
 
@@ -243,6 +271,13 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
     about, tensors = checkpoint.about, checkpoint.tensors
     try:
         now, then = trainer.built[0], about["built"]
+        kinds = [
+            [part["class"] for name, part in all_.items() if name.startswith("callbacks.")]
+            for all_ in (now, then)
+        ]
+        if kinds[0] != kinds[1]:
+            here, there = (", ".join(names) or "none" for names in kinds)
+            raise _built_otherwise(checkpoint, f"the callbacks are {here}, and {there} in the checkpoint")
         for name in dict.fromkeys((*then, *now)):
             if name not in then or name not in now:
                 there = "only in the trainer" if name in now else "only in the checkpoint"
@@ -273,7 +308,7 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
     unpacker.commit()
     trainer.epoch, trainer.step = epoch, step
     if states:
-        for callback in trainer.callbacks:
+        for callback in _callbacks(trainer):
             callback.model = trainer.model  # as fit does
         _give_back(trainer, states)
 
@@ -352,7 +387,7 @@ def history_state(checkpoint: Checkpoint, trainer: Any) -> Any:
 
 def _callback_states(trainer: Any, checkpoint: Checkpoint, unpacker: Unpacker) -> list[Any]:
     """What each callback's `state` returned."""
-    pairs = zip(trainer.callbacks, checkpoint.about["callbacks"], strict=True)
+    pairs = zip(_callbacks(trainer), checkpoint.about["callbacks"], strict=True)
     return [
         unpacker.unpack(packed, hooks(callback)[0](callback), f"callbacks.{n}.state")
         for n, (callback, packed) in enumerate(pairs)
@@ -360,6 +395,6 @@ def _callback_states(trainer: Any, checkpoint: Checkpoint, unpacker: Unpacker) -
 
 
 def _give_back(trainer: Any, states: list[Any]) -> None:
-    for callback, state in zip(trainer.callbacks, states, strict=True):
+    for callback, state in zip(_callbacks(trainer), states, strict=True):
         if state is not None:
             hooks(callback)[1](callback, state)

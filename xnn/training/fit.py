@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.threads import limit_threads
-from xnn.callbacks import Callback, ProgressBar, call_back
+from xnn.callbacks import Callback, Checkpoint, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import DivergenceError, OptionError
 from xnn.history import History
 from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
+from xnn.training.checkpoint import checkpoint_bytes
 from xnn.training.divergence import TakenStep, diagnose
 from xnn.training.host_copy import HostCopy
 from xnn.training.steps import Stepper
@@ -56,6 +58,7 @@ class Fit:
         self.parts = _parts(trainer)
         self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
+        self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
         self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
         self.loss, self.counts, self.batch = LossOverBatches(trainer.loss), Totals(trainer.metrics), 0
@@ -72,14 +75,15 @@ class Fit:
         An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
         """
         try:
-            self.save_if_asked()
+            self.begin()
             while len(self.history.epochs) < epochs and not self.history.stopped:
                 with limit_threads(self.threads):
                     results = self.epoch()
                 if results is None:
-                    return
+                    break
                 self.end_epoch(results)
-                self.save_if_asked()
+                self.save_if_asked(ends_epoch=True)
+            self.save_if_asked(ends_fit=True)
         except BaseException:
             if self.unseen:
                 self.go_back()
@@ -118,7 +122,12 @@ class Fit:
                 yield chunk
                 chunk = []
             chunk.append(rows)
-            if len(chunk) == most or self.since_check + len(chunk) == _CHECK_STEPS:
+            done = self.trainer.step + len(chunk)
+            if (
+                len(chunk) == most
+                or self.since_check + len(chunk) == _CHECK_STEPS
+                or any(checkpoint.falls_on(done) for checkpoint in self.checkpoints)
+            ):
                 yield chunk
                 chunk = []
         if chunk:
@@ -206,14 +215,33 @@ class Fit:
         self.seen = self.trainer.step
         return losses
 
-    def save_if_asked(self) -> None:
-        """Write the checkpoints that callbacks have asked for, now that all of them were called."""
-        if not self.trainer.asked:
+    def begin(self) -> None:
+        """Refuse now what a checkpoint cannot hold, rather than after the first epoch."""
+        if self.checkpoints:
+            checkpoint_bytes(self.trainer, self)
+        self.save_if_asked()
+
+    def save_if_asked(self, ends_epoch: bool = False, ends_fit: bool = False) -> None:
+        """Write the checkpoints that are due or that callbacks have asked for, now that all of them were called."""
+        if not (self.checkpoints or self.trainer.asked):
+            return
+        step = self.trainer.step
+        due = [c for c in self.checkpoints if c.is_due(step, ends_epoch) or (ends_fit and c.is_new(step))]
+        if not (due or self.trainer.asked):
             return
         if self.unseen:
             self.look()
             self.stepper.keep()
         self.trainer.save_asked(self)
+        content = checkpoint_bytes(self.trainer, self) if due else b""
+        for checkpoint in due:
+            checkpoint.write(step, content, ends_epoch and self.is_best())
+
+    def is_best(self) -> bool:
+        """Whether the last epoch is the best one by the validation loss, or by the loss if there is no other."""
+        name = "val_loss" if "val_loss" in self.history.epochs[-1] else "loss"
+        values = [entry.get(name, math.inf) for entry in self.history.epochs]
+        return bool(values[-1] <= min(values))
 
     def state(self) -> Any:
         """What a checkpoint keeps of the way of training itself."""

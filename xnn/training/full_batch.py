@@ -159,7 +159,7 @@ class FullBatchFit(Fit):
         Where a callback changes weights or options, the search begins anew, as in another fit.
         """
         self.check_parts()
-        self.save_if_asked()
+        self.begin()
         try:
             with limit_threads(self.threads):
                 self.anew = True
@@ -194,7 +194,9 @@ class FullBatchFit(Fit):
         if before != self.what_callbacks_may_change():
             self.stepper.refresh()
             self.anew = not ended
-        self.save_if_asked()
+        self.save_if_asked(ends_epoch=True)
+        if ended:
+            self.save_if_asked(ends_fit=True)
         return ended or self.anew
 
     def state(self) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any, Never, cast
 
 from xnn.backends import current_numerics, numerics
@@ -14,7 +15,7 @@ from xnn.backends.threads import Threads, check_threads, choose_threads, executi
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, OptionError
-from xnn.files import check_writable, notice
+from xnn.files import as_path, check_writable, notice
 from xnn.graph.habits import Habitual
 from xnn.history import History
 from xnn.layers import Sequential
@@ -23,7 +24,7 @@ from xnn.metrics import Count, Metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count, check_flag, refuse_unknown
 from xnn.training.alone import alone
-from xnn.training.checkpoint import Checkpoint, built, check_fit, go_on, history_state, read, restore, save
+from xnn.training.checkpoint import Checkpoint, built, check_fit, go_on, history_state, newest, save
 from xnn.training.divergence import check_start
 from xnn.training.evaluation import EVALUATION_BATCH, evaluated
 from xnn.training.fit import Fit
@@ -228,6 +229,9 @@ class Trainer(Habitual):
                 self._resumed = None
             stack.callback(self.model.forget)
             self._running = fit
+            for writer in fit.checkpoints:
+                writer.open(self.step, resumed is not None)
+                stack.callback(writer.close)
             stack.callback(setattr, self, "_running", None)
             for watcher in watchers:
                 watcher.model = self.model
@@ -279,12 +283,14 @@ class Trainer(Habitual):
         for path in asked:
             save(self, path, fit)
 
-    def resume(self, path: str | os.PathLike[str], allow_different_plan: bool = False) -> None:
+    def resume(self, path: str | os.PathLike[str], allow_different_plan: bool = False) -> Path | None:
         """Put everything back as it was when `save` wrote a checkpoint. The next `fit` goes on from there.
 
-        path: the file.
+        path: the file; or a folder of `callbacks.Checkpoint`, of which the newest checkpoint that is whole is taken.
         allow_different_plan: whether in fast numerics the fit may run in another way than before, such as with other
             threads, and then with other bits. Default False.
+
+        Returns the file. In a folder without checkpoints nothing is done, and None is returned.
 
         Build the trainer as the run did that wrote the file, and call `fit` with the same arguments. If the
         checkpoint was written during a fit, this fit goes on at the very step, until it has `epochs` epochs in all;
@@ -305,7 +311,7 @@ class Trainer(Habitual):
             >>> first, second, whole = build(), build(), build()
             >>> _ = first.fit((x, x * x), epochs=5, progress=False)
             >>> first.save(path)
-            >>> second.resume(path)
+            >>> _ = second.resume(path)
             >>> second
             <Trainer of Sequential, MSE(), Adam(learning_rate=0.03): 5 epochs, 10 steps>
             >>> _ = second.fit((x, x * x), epochs=5, progress=False)
@@ -314,15 +320,16 @@ class Trainer(Habitual):
             True
         """
         check_parts(self)
+        check_flag("allow_different_plan", allow_different_plan)
         if self._running is not None:
             raise OptionError("resume was called during a fit: call it before, and fit goes on from there")
-        checkpoint = read(path)
-        restore(self, checkpoint)
+        checkpoint = newest(self, as_path(path))
+        if checkpoint is None:
+            return None
         self._built = checkpoint.about["built"], self.built[1]
         fit = checkpoint.about["fit"]
-        self._resumed = (
-            None if fit is None else (checkpoint, check_flag("allow_different_plan", allow_different_plan))
-        )
+        self._resumed = None if fit is None else (checkpoint, allow_different_plan)
+        return checkpoint.path
 
     def evaluate(
         self,
