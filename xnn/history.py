@@ -114,6 +114,11 @@ class History(Habitual):
     def restore(self, state: dict[str, Any]) -> None:
         """Take in the numbers of a checkpoint."""
         digest = ResumableSHA256.from_state(state.pop("digest"))
+        kinds = {"epochs": list, "steps": int, "samples": int, "stopped": str}
+        kinds |= dict.fromkeys(("seconds", "first_step_seconds"), float)
+        wrong = [name for name, kind in kinds.items() if type(state[name]) is not kind]
+        if wrong or state.keys() != kinds.keys() or not all(type(entry) is dict for entry in state["epochs"]):
+            raise ValueError(f"the history has {', '.join(wrong) or 'epochs'} of another kind")
         vars(self).update(state, _digest=digest, resumed=True)
 
     @property

@@ -3,8 +3,9 @@
 Read in this order: `trainer.py` (fit and evaluate), `inputs.py` (checks of the data), `fit.py` (the loop over epochs
 and batches), `trace.py` (records one batch), `program.py` (turns the record into a list of calls), `fusion.py`
 (shortens the list), `steps.py` (runs it), `parameters.py` and `groups.py` (the arrays that a step changes). Then
-`full_batch.py` (the loop of L-BFGS), `divergence.py` (finds what became NaN), `interrupt.py` (Ctrl-C), and
-`checkpoint.py` (what a checkpoint holds) with `state_tree.py` (how values become JSON and arrays).
+`full_batch.py` (the loop of L-BFGS), `divergence.py` (finds what became NaN), `interrupt.py` (Ctrl-C),
+`checkpoint.py` (what a checkpoint holds), `resuming.py` (reads one) and `state_tree.py` (how values become JSON and
+arrays).
 """
 
 from xnn.training.trainer import Trainer

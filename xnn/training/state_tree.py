@@ -298,8 +298,8 @@ class Unpacker:
             value = self.unpack(item, known.get(name), f"{where}.{name}")
             if name not in known or known[name] is not value:
                 self._changes.append(partial(put, thing, name, value))
-        for name in known.keys() - packed.keys():
-            self._changes.append(partial(object.__delattr__, thing, name))
+        if missing := known.keys() - packed.keys():
+            raise ValueError(f"{where} lacks {sorted(missing)[0]}")
 
     def _in_place(self, value: Any, now: Any) -> Any:
         """The program's own list, dict, set or deque, which gets the items of `value`, or else `value`."""

@@ -24,7 +24,7 @@ from xnn.metrics import Count, Metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count, check_flag, refuse_unknown
 from xnn.training.alone import alone
-from xnn.training.checkpoint import Checkpoint, built, check_fit, go_on, history_state, newest, save
+from xnn.training.checkpoint import built, save
 from xnn.training.divergence import check_start
 from xnn.training.evaluation import EVALUATION_BATCH, evaluated
 from xnn.training.fit import Fit
@@ -33,6 +33,7 @@ from xnn.training.host_copy import kept_on_host
 from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
 from xnn.training.parts import check_parts
+from xnn.training.resuming import Checkpoint, check_fit, go_on, newest, restore_history
 from xnn.training.room import with_batch_size
 from xnn.training.steps import Stepper
 
@@ -215,7 +216,7 @@ class Trainer(Habitual):
             history = self.history = History()
             history.first_step_seconds = made
             if resumed is not None:
-                history.restore(history_state(resumed, self))
+                restore_history(self, resumed)
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
             fit.on_host = on_host
