@@ -227,6 +227,7 @@ class Breaks(callbacks.Callback):
         self.folder, self.how = folder, how
 
     def on_epoch_end(self, history, entry):
+        self.checkpoint.wait()
         broken, mended = entry["epoch"] == 2, entry["epoch"] == 4
         if self.how == "removed":
             shutil.rmtree(self.folder) if broken else self.folder.mkdir(exist_ok=True) if mended else None
@@ -247,7 +248,9 @@ class Breaks(callbacks.Callback):
 def test_training_goes_on_where_checkpoints_cannot_be_written(how, why, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "fsync", os.fsync)  # put back at the end
     folder = tmp_path / "checkpoints"
-    trainer = trainer_of(Breaks(folder, how), callbacks.Checkpoint(folder, keep=2))
+    breaks = Breaks(folder, how)
+    breaks.checkpoint = callbacks.Checkpoint(folder, keep=2)
+    trainer = trainer_of(breaks, breaks.checkpoint)
     assert fit(trainer) == WANTED
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2

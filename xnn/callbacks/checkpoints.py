@@ -92,6 +92,7 @@ class Checkpoint(Callback):
         self._many, self._unit = int(found[1]), found[2].rstrip("s") or "s"
         self._lock: IO[str] | None = None
         self._asked = False
+        self._writer: threading.Thread | None = None
         self._before: Any = None
         _make(self.folder)
 
@@ -134,7 +135,8 @@ class Checkpoint(Callback):
             self._before = signal.signal(number, lambda *_: setattr(self, "_asked", True))
 
     def close(self) -> None:
-        """Unlock the folder. `fit` calls it at the end."""
+        """Wait for the last checkpoint, and unlock the folder. `fit` calls it at the end."""
+        self.wait()
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
             self._before = None
@@ -160,18 +162,31 @@ class Checkpoint(Callback):
         return time.monotonic() - self._when >= self._many * _SECONDS[self._unit]
 
     def is_new(self, step: int) -> bool:
-        """Whether the last checkpoint is of another step."""
+        """Whether the last checkpoint is of another step, or was not written."""
+        self.wait()
         return self._step != step or not (self.folder / self._name(step)).exists()
 
     def _name(self, step: int) -> str:
         return f"step-{step:09d}.safetensors"
 
     def write(self, step: int, content: bytes, best: bool) -> None:
-        """Write a checkpoint. A file that cannot be written is reported, and training goes on.
+        """Write a checkpoint, in a thread of its own while training goes on: disks take long to flush a file.
 
         best: whether this is the end of the best epoch so far.
         """
+        self.wait()
         self._epochs, self._step, self._when, self._asked = 0, step, time.monotonic(), False
+        self._writer = threading.Thread(target=self._write, args=(step, content, best), name="xnn checkpoint")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def _write(self, step: int, content: bytes, best: bool) -> None:
+        """Write a checkpoint now. A file that cannot be written is reported, and training goes on."""
         path = self.folder / self._name(step)
         try:
             replace_file(path, content, check_signature)
