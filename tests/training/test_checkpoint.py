@@ -122,6 +122,7 @@ CASES = {
         {"sample_weight": np.linspace(0.5, 1.5, ROWS)},
     ),
     "adamw": (network, CE, lambda: optimizers.AdamW(0.01, weight_decay={"weight": 0.1}), {}),
+    "averages": (network, CE, lambda: optimizers.AdamW(0.01, average=0.8, clip_value=0.2), {}),
     "nadam": (network, CE, lambda: optimizers.Nadam(0.01), {}),
     "lion": (network, CE, lambda: optimizers.Lion(0.003), {}),
     "adagrad": (network, CE, lambda: optimizers.AdaGrad(0.05, clip_value=0.1), {}),
@@ -505,3 +506,55 @@ def test_the_digest_of_many_losses_goes_on():
         digest = ResumableSHA256.from_state(digest.state())
         assert digest.hexdigest() == whole.hexdigest()
         assert len(digest.state()["rest"]) <= 2**18
+
+
+@pytest.mark.parametrize("case", ["momentum, clipped", "adam, averages, cosine"])
+def test_every_backend_resumes_in_fast_numerics(case, lib, folder):
+    path = folder / "backend.safetensors"
+    with xnn.backends.backend(lib.name):
+        whole = trainer_of(case, Saver())
+        wanted = outcome_without_arrays(whole, fit(whole, case))
+        for at in (3, 8):
+            interrupted(path, case, at)
+            trainer = trainer_of(case, Saver())
+            trainer.resume(path)
+            assert outcome_without_arrays(trainer, fit(trainer, case)) == wanted
+
+
+@pytest.mark.parametrize("every", ["4steps", "1epoch"])
+def test_every_backend_writes_checkpoints_at_the_steps_asked_for(every, lib, tmp_path):
+    x, y = data()
+
+    def run(*watchers):
+        trainer = xnn.Trainer(network(), CE(), optimizers.Adam(0.01), callbacks=[*watchers])
+        return trainer, lambda: trainer.fit((x, y), epochs=3, batch_size=BATCH, progress=False)
+
+    with xnn.backends.backend(lib.name):
+        whole, fit_whole = run()
+        history = fit_whole()
+        written, fit_written = run(callbacks.Checkpoint(tmp_path, every=every, keep=9))
+        fit_written()
+        steps = sorted(int(path.stem[5:]) for path in tmp_path.glob("step-*"))
+        assert steps == ([4, 8, 12, 15] if every == "4steps" else [5, 10, 15])
+        for step in steps:
+            trainer, fit_again = run()
+            trainer.resume(tmp_path / f"step-{step:09d}.safetensors")
+            assert trainer.step == step
+            assert fit_again().losses_sha256 == history.losses_sha256
+            assert weights_sha256(trainer.model) == weights_sha256(whole.model)
+
+
+def test_a_checkpoint_of_one_backend_is_resumed_on_another_in_exact_numerics(other, folder):
+    case, path = "averages", folder / "moved.safetensors"
+    whole = trainer_of(case, Saver(), numerics="exact")
+    wanted = outcome_without_arrays(whole, fit(whole, case))
+    interrupted(path, case, 8, numerics="exact")
+    with xnn.backends.backend(other.name):
+        trainer = trainer_of(case, Saver(), numerics="exact")
+        trainer.resume(path)
+        assert outcome_without_arrays(trainer, fit(trainer, case)) == wanted
+        again = folder / "back.safetensors"
+        interrupted(again, case, 8, numerics="exact")
+    trainer = trainer_of(case, Saver(), numerics="exact")
+    trainer.resume(again)
+    assert outcome_without_arrays(trainer, fit(trainer, case)) == wanted

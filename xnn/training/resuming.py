@@ -105,7 +105,9 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
                 raise _built_otherwise(checkpoint, found)
         unpacker = Unpacker(parts_of(trainer), tensors, trainer.model.backend)
         for name, (thing, attributes) in attributes_of_parts(trainer).items():
+            unpacker.on_device = name == "optimizer"
             unpacker.attributes(thing, about["state"][name], attributes, name)
+        unpacker.on_device = False
         named = dict(trainer.model.named_state())
         frozen = set(about["frozen"])
         for name, array in named.items():

@@ -195,6 +195,8 @@ class Unpacker:
 
     def __init__(self, parts: Mapping[str, Any], tensors: Mapping[str, np.ndarray], lib: Backend) -> None:
         self.parts, self.tensors, self.lib = parts, tensors, lib
+        #: Whether all arrays go to the model's backend, as those of an optimizer do.
+        self.on_device = False
         self._changes: list[Callable[[], Any]] = []
         self._found: dict[str, Any] = {}
 
@@ -228,7 +230,7 @@ class Unpacker:
     def _special(self, tag: str, content: Any, packed: dict[str, Any], now: Any, where: str) -> Any:
         if tag == "$array":
             array = self.tensors[content]
-            return self.lib.to_device(array) if packed["device"] is True else array.copy()
+            return self.lib.to_device(array) if self.on_device or packed["device"] is True else array.copy()
         if tag == "$scalar":
             return self.tensors[content][()]
         if tag == "$numbers":
