@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -17,9 +16,9 @@ from xnn.errors import DivergenceError, OptionError
 from xnn.history import History
 from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
-from xnn.training.checkpoint import checkpoint_bytes
 from xnn.training.divergence import TakenStep, diagnose
 from xnn.training.host_copy import HostCopy
+from xnn.training.saving import begin, save_if_asked
 from xnn.training.steps import Stepper
 
 __all__ = ["Fit"]
@@ -75,15 +74,15 @@ class Fit:
         An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
         """
         try:
-            self.begin()
+            begin(self)
             while len(self.history.epochs) < epochs and not self.history.stopped:
                 with limit_threads(self.threads):
                     results = self.epoch()
                 if results is None:
                     break
                 self.end_epoch(results)
-                self.save_if_asked(ends_epoch=True)
-            self.save_if_asked(ends_fit=True)
+                save_if_asked(self, ends_epoch=True)
+            save_if_asked(self, ends_fit=True)
         except BaseException:
             if self.unseen:
                 self.go_back()
@@ -108,7 +107,7 @@ class Fit:
             elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
                 self.show()
             if self.batch < len(self.batches):
-                self.save_if_asked()
+                save_if_asked(self)
         if self.batch < len(self.batches):
             return None
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
@@ -217,34 +216,6 @@ class Fit:
         self.unseen.clear()
         self.seen = self.trainer.step
         return losses
-
-    def begin(self) -> None:
-        """Refuse now what a checkpoint cannot hold, rather than after the first epoch."""
-        if self.checkpoints:
-            checkpoint_bytes(self.trainer, self)
-        self.save_if_asked()
-
-    def save_if_asked(self, ends_epoch: bool = False, ends_fit: bool = False) -> None:
-        """Write the checkpoints that are due or that callbacks have asked for, now that all of them were called."""
-        if not (self.checkpoints or self.trainer.asked):
-            return
-        step = self.trainer.step
-        due = [c for c in self.checkpoints if c.is_due(step, ends_epoch) or (ends_fit and c.is_new(step))]
-        if not (due or self.trainer.asked):
-            return
-        if self.unseen:
-            self.look()
-            self.stepper.keep()
-        self.trainer.save_asked(self)
-        content = checkpoint_bytes(self.trainer, self) if due else b""
-        for checkpoint in due:
-            checkpoint.write(step, content, ends_epoch and self.is_best())
-
-    def is_best(self) -> bool:
-        """Whether the last epoch is the best one by the validation loss, or by the loss if there is no other."""
-        name = "val_loss" if "val_loss" in self.history.epochs[-1] else "loss"
-        values = [entry.get(name, math.inf) for entry in self.history.epochs]
-        return bool(values[-1] <= min(values))
 
     def state(self) -> Any:
         """What a checkpoint keeps of the way of training itself."""

@@ -18,6 +18,7 @@ from xnn.graph.scope import assignments
 from xnn.losses import LossOverBatches
 from xnn.metrics import Metric, Totals
 from xnn.training.fit import Fit
+from xnn.training.saving import begin, save_if_asked
 from xnn.training.steps import Stepper
 
 __all__ = ["FullBatchFit"]
@@ -160,7 +161,7 @@ class FullBatchFit(Fit):
         Where a callback changes weights, options or data, the search begins anew, as in another fit.
         """
         self.check_parts()
-        self.begin()
+        begin(self)
         try:
             with limit_threads(self.threads):
                 self.anew = True
@@ -197,9 +198,9 @@ class FullBatchFit(Fit):
         if before != self.what_callbacks_may_change():
             self.stepper.refresh()
             self.anew = not ended
-        self.save_if_asked(ends_epoch=True)
+        save_if_asked(self, ends_epoch=True)
         if ended:
-            self.save_if_asked(ends_fit=True)
+            save_if_asked(self, ends_fit=True)
         return ended or self.anew
 
     def state(self) -> dict[str, Any] | None:
