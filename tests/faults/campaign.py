@@ -1,5 +1,6 @@
 """Kills real `xnn train` processes at random moments, resumes them, and compares the end with a run never killed."""
 
+import contextlib
 import json
 import os
 import random
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["CONFIGURATIONS", "command", "killed", "outcome", "run"]
+__all__ = ["CONFIGURATIONS", "SIGNALS", "Forker", "command", "killed", "outcome", "run"]
 
 _BASE = "--dataset {folder}/images.npz --json --quiet --threads 1 --seed 3"
 
@@ -82,6 +83,43 @@ def killed(line: list[str], chance: random.Random, number: int, after: float) ->
     process.send_signal(number)
     _, complaints = process.communicate(timeout=120)
     return process.returncode, complaints
+
+
+class Forker:
+    """Runs commands in forks of one process that has imported everything (`forker.py`)."""
+
+    def __init__(self) -> None:
+        line = [sys.executable, str(Path(__file__).with_name("forker.py"))]
+        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def _begin(self, line: list[str], folder: Path) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([str(folder), *line[3:]]) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def run(self, line: list[str], folder: Path) -> dict[str, object]:
+        """Run a command to its end. Returns what it printed."""
+        self._begin(line, folder)
+        code, complaints = self._answer(), (folder / "complaints.txt").read_text()
+        assert code == 0, complaints
+        return {**json.loads((folder / "out.txt").read_text()), "complaints": complaints}
+
+    def killed(self, line: list[str], folder: Path, number: int, after: float) -> tuple[int, str]:
+        """Run a command and send it a signal after some seconds. Returns its exit code and complaints."""
+        pid = self._begin(line, folder)
+        time.sleep(after)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        return self._answer(), (folder / "complaints.txt").read_text()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate(timeout=60)
 
 
 def outcome(result: dict[str, object], folder: Path) -> dict[str, object]:

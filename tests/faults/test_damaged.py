@@ -266,6 +266,24 @@ def test_training_goes_on_where_checkpoints_cannot_be_written(how, why, tmp_path
     assert fit(again) == WANTED
 
 
+def test_two_trainings_in_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    first = callbacks.Checkpoint(tmp_path)
+    first.open(0, resumed=False)
+    with pytest.raises(OptionError, match="another training writes checkpoints into"):
+        fit(trainer_of(callbacks.Checkpoint(tmp_path)))
+    first.close()
+    assert fit(trainer_of(callbacks.Checkpoint(tmp_path))) == WANTED
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OptionError, match="no permission; choose another folder"):
+        callbacks.Checkpoint(tmp_path)
+    tmp_path.chmod(0o700)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

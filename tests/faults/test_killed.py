@@ -2,11 +2,13 @@
 
 import random
 import signal
+import time
 
 import pytest
-from campaign import CONFIGURATIONS, SIGNALS, command, killed, outcome, run
+from campaign import CONFIGURATIONS, SIGNALS, Forker, command, killed, outcome, run
 
 pytest.importorskip("fcntl")
+pytest.importorskip("scipy")
 
 
 def campaign(name, folder, kills, seed):
@@ -28,9 +30,30 @@ def campaign(name, folder, kills, seed):
     return came
 
 
-@pytest.mark.parametrize("name", ["logged, recorded", "dropout, patience"])
-def test_a_killed_run_ends_as_if_it_was_not(name, tmp_path):
-    campaign(name, tmp_path, kills=3, seed=0)
+@pytest.fixture(scope="module")
+def forker():
+    made = Forker()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["logged, recorded", "dropout, patience", "augmented, weighted", "lbfgs", "normalized"]
+)
+def test_twenty_kills(name, forker, tmp_path):
+    """Four kills of each of five configurations, in the first half and the second half of what is left."""
+    chance, whole, broken = random.Random(name), tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    began = time.perf_counter()
+    wanted = outcome(forker.run(command(name, whole, checkpoints=False), whole), whole)
+    seconds, line = time.perf_counter() - began, command(name, broken)
+    for kill in range(4):
+        number = chance.choice(SIGNALS)
+        code, complaints = forker.killed(line, broken, number, after=seconds * chance.uniform(0.1, 0.8))
+        assert code in (0, -number, 128 + number), (kill, code, complaints)
+        assert "damaged" not in complaints
+    assert outcome(forker.run(line, broken), broken) == wanted
 
 
 @pytest.mark.slow

@@ -34,7 +34,12 @@ def checkpoints(folder):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143 - 14), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_a_training_with_a_checkpoint_and_its_exit_code(number, code, tmp_path):
     name = "logged, recorded"
@@ -50,21 +55,8 @@ def test_a_signal_ends_a_training_with_a_checkpoint_and_its_exit_code(number, co
     process.send_signal(number)
     _, complaints = process.communicate(timeout=60)
     assert process.returncode == code, complaints
-    assert checkpoints(broken)[-1] > first[-1] or process.returncode == code
+    assert checkpoints(broken)[-1] >= first[-1]
     wanted = outcome(run(command(name, whole, checkpoints=False)), whole)
     found = run([*command(name, broken)])
     assert "resumed from" in found["complaints"]
     assert outcome(found, broken) == wanted
-
-
-def test_two_trainings_in_one_folder(tmp_path):
-    process = started("sgd", tmp_path, "--epochs", "2000", "--quiet")
-    try:
-        wait_until(lambda: (tmp_path / "checkpoints" / "lock").exists(), process)
-        other = subprocess.run(command("sgd", tmp_path), capture_output=True, text=True, timeout=60)
-        assert other.returncode == 2
-        assert "another training writes checkpoints into" in other.stderr
-    finally:
-        process.kill()
-        process.communicate()
-    run(command("sgd", tmp_path))  # the killed one has left no lock

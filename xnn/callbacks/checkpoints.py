@@ -54,6 +54,7 @@ class Checkpoint(Callback):
         "10min" or "2h". Default "1epoch".
     keep: how many of the last checkpoints are kept, besides the one of the best epoch by the validation loss, or by
         the loss where there is no validation. Default 3.
+    about: JSON values to keep in each file, such as the name of the data set. Default none.
 
     A checkpoint is also written when Ctrl-C or a callback ends the training, at the end of the last epoch, and when
     the signal SIGUSR1 comes. Each is a file of its own, `step-000001563.safetensors`, which is written under another
@@ -84,11 +85,18 @@ class Checkpoint(Callback):
     #: It changes nothing in the training, so that a checkpoint does not name it.
     bystander = True
 
-    def __init__(self, folder: str | os.PathLike[str], every: str = "1epoch", keep: int = 3) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        every: str = "1epoch",
+        keep: int = 3,
+        about: dict[str, Any] | None = None,
+    ) -> None:
         found = _EVERY.fullmatch(every) if isinstance(every, str) else None
         if found is None or not int(found[1]):
             raise OptionError(f"every must be such as '1epoch', '500steps' or '10min', got {shown(every)}")
         self.folder, self.every, self.keep = as_path(folder), every, check_count("keep", keep)
+        self.about = about
         self._many, self._unit = int(found[1]), found[2].rstrip("s") or "s"
         self._lock: IO[str] | None = None
         self._asked = False

@@ -187,8 +187,10 @@ def train_command(
     outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log}
     _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
     logger = JsonLines(log) if log else None
-    if resume and not checkpoint:
-        raise OptionError("--resume needs --checkpoint DIR, the folder of the checkpoints")
+    if not checkpoint and (resume or allow_different_plan or (every, keep) != ("1epoch", 3)):
+        raise OptionError(
+            "--resume, --every, --keep and --allow-different-plan need --checkpoint DIR, a folder for checkpoints"
+        )
     saver = Checkpoint(checkpoint, every, keep) if checkpoint else None
     spec = RunSpec.from_options(**options)
     spec.check_numerics(current_numerics())
@@ -203,9 +205,11 @@ def train_command(
     model, loss, optimizer = spec.build(data)
     recorder = Recorder(model, {**spec.record_header(data), "table": table}) if record else None
     stopper = EarlyStopping(patience=patience) if patience else None
-    if logger is not None:
-        logger.about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
-        logger.about["model"] = [weights.full_text(layer) for layer in model.layers]
+    about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
+    about["model"] = [weights.full_text(layer) for layer in model.layers]
+    for writer in (logger, saver):
+        if writer is not None:
+            writer.about = about
     printer = None if quiet or as_json else EpochLines()
     callbacks: list[Callback] = [c for c in (logger, printer, recorder, stopper, saver) if c is not None]
     metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)

@@ -4,6 +4,7 @@ It is a .safetensors file. Its tensors are the model's arrays (`model.0.weight`)
 callbacks. One entry of its metadata, `xnn_checkpoint`, is JSON:
 
     format, xnn     the format of this description, and the version of xnn
+    about           what callbacks.Checkpoint was given; for `xnn train` the data set, the options and the layers
     built           the model, loss, optimizer, metrics and callbacks as the first fit found them
     state           the attributes of all of them now, as `state_tree.py` packs them
     fit             of a fit that goes on: where it is, its options, history, plan, and the identity of its data
@@ -151,6 +152,7 @@ def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
     about = {
         "format": FORMAT,
         "xnn": __version__,
+        "about": [checkpoint.about for checkpoint in fit.checkpoints] if fit is not None else [],
         "built": described,
         "state": state,
         "epoch": trainer.epoch,

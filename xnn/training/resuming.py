@@ -187,7 +187,8 @@ def _check_fit(checkpoint: Checkpoint, batches: Any, plan: Mapping[str, Any], an
     if differs:
         raise OptionError(
             f"in fast numerics the bits follow from the execution plan, which is not that of {checkpoint.path}: "
-            f"{'; '.join(differs)}. Run it in the same way, or allow_different_plan=True goes on with other bits"
+            f"{'; '.join(differs)}. Run it in the same way, or allow_different_plan=True (--allow-different-plan) "
+            "goes on with other bits"
         )
 
 
