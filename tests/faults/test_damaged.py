@@ -300,5 +300,5 @@ def test_options_are_checked(options, message, tmp_path):
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="there is a file of that name; choose another place"):
+    with pytest.raises(OptionError, match=r"file is a file; choose another folder"):
         callbacks.Checkpoint(tmp_path / "file")

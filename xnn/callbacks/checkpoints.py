@@ -49,7 +49,7 @@ def _step_of(path: Path) -> int:
 class Checkpoint(Callback):
     """Writes checkpoints into a folder, from which `Trainer.resume` goes on as if the training had never stopped.
 
-    folder: is made if it is missing. It is for one training at a time.
+    folder: is made when training starts, if it is missing. It is for one training at a time.
     every: how often: a number of epochs, steps, seconds, minutes or hours, such as "1epoch", "500steps", "30s",
         "10min" or "2h". Default "1epoch".
     keep: how many of the last checkpoints are kept, besides the one of the best epoch by the validation loss, or by
@@ -102,12 +102,13 @@ class Checkpoint(Callback):
         self._asked = False
         self._writer: threading.Thread | None = None
         self._before: Any = None
-        _make(self.folder)
+        _check_folder(self.folder)
 
     def open(self, step: int, resumed: bool) -> None:
         """Lock the folder, and remove what a killed process has left. `fit` calls it before the first step."""
-        _make(self.folder)
+        _check_folder(self.folder)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / _LOCK, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it
             lock_file(self._lock)
         except BlockingIOError:
@@ -231,18 +232,16 @@ def _silently(function: Callable[[Path], list[Path]], folder: Path) -> Iterator[
         yield from function(folder)
 
 
-def _make(folder: Path) -> None:
-    """Make a folder. Raises OptionError if it cannot be made, or be written to."""
+def _check_folder(folder: Path) -> None:
+    """Raise OptionError if a folder cannot be made, or be written to."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        place = folder.absolute()
+        while not place.exists():
+            place = place.parent
+        fault = "" if place.is_dir() else f"{place} is a file"
     except (OSError, ValueError) as error:
-        why = (
-            "there is a file of that name"
-            if isinstance(error, FileExistsError)
-            else getattr(error, "strerror", error)
-        )
-        raise OptionError(
-            f"cannot make the folder {folder} for checkpoints: {why}; choose another place"
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OptionError(f"cannot write into {folder}: no permission; choose another folder")
+        fault = getattr(error, "strerror", None) or str(error)
+    if not fault and not os.access(place, os.W_OK | os.X_OK):
+        fault = "no permission"
+    if fault:
+        raise OptionError(f"cannot write checkpoints into {folder}: {fault}; choose another folder")

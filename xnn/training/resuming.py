@@ -122,9 +122,14 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
         raise
     except _WRONG as error:
         raise _not_written(checkpoint, error) from error
+    things = [thing for thing, _ in attributes_of_parts(trainer).values() if thing is not trainer.optimizer]
+    before, attributes_before = trainer.optimizer.snapshot(), [dict(vars(thing)) for thing in things]
     try:
         unpacker.commit()
-    except _WRONG as error:
+    except _WRONG as error:  # an attribute refused a value that no run had
+        trainer.optimizer.restore(before)
+        for thing, attributes in zip(things, attributes_before, strict=True):
+            vars(thing).update(attributes)
         raise _not_written(checkpoint, error) from error
     for name, array in named.items():
         array.value = trainer.model.backend.to_device(tensors[f"model.{name}"])
