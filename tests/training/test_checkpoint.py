@@ -106,6 +106,26 @@ def squares(outputs, targets):
     return ops.mean((outputs - 0.5) * (outputs - 0.5))
 
 
+class Perceptual(losses.Loss):
+    """A loss that compares outputs as a frozen network sees them."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = xnn.Sequential(layers.Dense(3, 6), layers.Tanh(), seed=8)
+        for parameter in self.network.parameters():
+            parameter.frozen = True
+
+    def check(self, targets, shape):
+        """Any targets will do."""
+
+    def prepare(self, targets, dtype):
+        return targets
+
+    def compute(self, outputs, targets):
+        seen = self.network(outputs) - 0.1
+        return ops.mean(seen * seen)
+
+
 def network(*extra, seed=0):
     first = layers.Dense(4, 8), *extra
     return xnn.Sequential(*first, layers.Tanh(), layers.Dense(8, 3), seed=seed)
@@ -143,6 +163,7 @@ CASES = {
         lambda: optimizers.SGD(0.01),
         {},
     ),
+    "own loss with a network": (network, Perceptual, lambda: optimizers.Adam(0.01), {}),
     "frozen": (lambda: _frozen(network(layers.Dropout(0.5))), CE, lambda: optimizers.Adam(0.01), {}),
 }
 
@@ -322,9 +343,7 @@ def test_other_callbacks_and_metrics_are_named(folder):
     interrupted(path, "sgd", 3)
     with pytest.raises(OptionError, match=r"callbacks\.1\.patience is 7, and 2 in the checkpoint"):
         trainer_of("sgd", Saver(), patience=7).resume(path)
-    with pytest.raises(
-        OptionError, match="EarlyStopping, and Halving, EarlyStopping, Saver in"
-    ):
+    with pytest.raises(OptionError, match="EarlyStopping, and Halving, EarlyStopping, Saver in"):
         trainer_of("sgd").resume(path)
 
 
@@ -558,3 +577,30 @@ def test_a_checkpoint_of_one_backend_is_resumed_on_another_in_exact_numerics(oth
     trainer = trainer_of(case, Saver(), numerics="exact")
     trainer.resume(again)
     assert outcome_without_arrays(trainer, fit(trainer, case)) == wanted
+
+
+class Target(callbacks.Callback):
+    """Keeps a second network, which follows the first one, and the history."""
+
+    def __init__(self):
+        self.second = network(seed=5)
+
+    def on_epoch_end(self, history, entry):
+        self.history = history
+        for mine, other in zip(self.second.parameters(), self.model.parameters(), strict=True):
+            mine.value = 0.5 * mine.value + 0.5 * other.value
+        entry["distance"] = float(np.abs(np.asarray(self.second[0].weight.value)).sum())
+
+
+@pytest.mark.parametrize("at", [7, 10])
+def test_networks_of_callbacks_go_on(at, folder):
+    path = folder / "target.safetensors"
+    whole = trainer_of("sgd", Saver(), Target())
+    wanted = outcome(whole, fit(whole, "sgd"))
+    with pytest.raises(KilledError):
+        fit(trainer_of("sgd", Saver(path, at), Target()), "sgd")
+    trainer = trainer_of("sgd", Saver(), Target())
+    trainer.resume(path)
+    history = fit(trainer, "sgd")
+    assert outcome(trainer, history) == wanted
+    assert trainer.callbacks[3].history is history

@@ -27,13 +27,15 @@ from xnn import __version__
 from xnn.callbacks import Callback
 from xnn.errors import OptionError
 from xnn.files import write_atomically
+from xnn.layers import Parameter
 from xnn.layers.safetensors_file import CHECKPOINT, signed_bytes
+from xnn.layers.state import Stateful
 from xnn.options import attributes_of, takes
 from xnn.training.state_tree import Packer, sample_sha256
 
 __all__ = [
-    "FORMAT", "attributes_of_parts", "built", "callbacks_of", "checkpoint_bytes", "hooks", "identity", "parts_of",
-    "save",
+    "FORMAT", "arrays_of", "attributes_of_parts", "built", "callbacks_of", "checkpoint_bytes", "hooks", "identity",
+    "parts_of", "save",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -49,7 +51,7 @@ def parts_of(trainer: Any) -> dict[str, Any]:
     """The parts of a training by the names that stand for them in a file."""
     parts: dict[str, Any] = {"trainer": trainer, "loss": trainer.loss, "optimizer": trainer.optimizer}
     parts |= {f"layers.{n}": layer for n, layer in enumerate(_layers(trainer))}
-    parts |= {f"arrays.{name}": array for name, array in trainer.model.named_state()}
+    parts |= arrays_of(trainer)
     parts |= {f"metrics.{n}": metric for n, metric in enumerate(trainer.metrics)}
     parts |= {f"callbacks.{n}": callback for n, callback in enumerate(callbacks_of(trainer))}
     return parts if trainer.history is None else {**parts, "history": trainer.history}
@@ -60,8 +62,28 @@ def callbacks_of(trainer: Any) -> list[Any]:
     return [callback for callback in trainer.callbacks if not callback.bystander]
 
 
+def _models(trainer: Any) -> dict[str, Stateful]:
+    """The model, and other layers that the loss or a callback has as attributes, such as a target network."""
+    found: dict[str, Stateful] = {"model": trainer.model}
+    owners = {"loss": trainer.loss} | {f"callbacks.{n}": c for n, c in enumerate(callbacks_of(trainer))}
+    for owner, thing in owners.items():
+        found |= {
+            f"{owner}.{key}": value for key, value in vars(thing).items() if isinstance(value, Stateful)
+        }
+    return found
+
+
 def _layers(trainer: Any) -> list[Any]:
-    return [*dict.fromkeys(trainer.model.all_layers())]
+    return [*dict.fromkeys(layer for model in _models(trainer).values() for layer in model.all_layers())]
+
+
+def arrays_of(trainer: Any) -> dict[str, Parameter]:
+    """The parameters and buffers that are saved, by their names in a file, such as model.0.weight."""
+    found: dict[int, tuple[str, Parameter]] = {}
+    for owner, model in _models(trainer).items():
+        for name, array in model.named_state():
+            found.setdefault(id(array), (f"{owner}.{name}", array))
+    return dict(found.values())
 
 
 def attributes_of_parts(trainer: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -96,8 +118,8 @@ def built(trainer: Any) -> tuple[dict[str, Any], dict[str, str]]:
             given |= attributes_of(callback)
             packer.named(Callback.state(callback), f"callbacks.{n}.state")
         found[f"callbacks.{n}"] = packer.named(given, f"callbacks.{n}")
-    for name, array in trainer.model.named_state():
-        found[f"model.{name}"] = f"{type(array).__name__} {array.dtype}{list(array.shape)}"
+    for name, array in arrays_of(trainer).items():
+        found[f"arrays.{name}"] = f"{type(array).__name__} {array.dtype}{list(array.shape)}"
     return found, packer.objects
 
 
@@ -142,10 +164,10 @@ def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
 
     Raises OptionError for something that a checkpoint cannot hold.
     """
-    lib, model = trainer.model.backend, trainer.model
+    lib = trainer.model.backend
     described, objects = trainer.built
     packer = Packer(parts_of(trainer))
-    packer.tensors = {f"model.{name}": array.array for name, array in model.named_state()}
+    packer.tensors = {name: array.array for name, array in arrays_of(trainer).items()}
     state: dict[str, Any] = {
         name: packer.named(attributes, name) for name, (_, attributes) in attributes_of_parts(trainer).items()
     }
@@ -157,7 +179,7 @@ def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
         "state": state,
         "epoch": trainer.epoch,
         "step": trainer.step,
-        "frozen": [name for name, array in model.named_state() if array.frozen],
+        "frozen": [name for name, array in arrays_of(trainer).items() if array.frozen],
         "fit": None if fit is None else _of_fit(fit, packer),
     }
     about["callbacks"] = [

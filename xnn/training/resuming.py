@@ -19,7 +19,15 @@ from xnn.errors import CorruptFileError, DataNotFoundError, OptionError
 from xnn.files import notice
 from xnn.layers.safetensors_file import CHECKPOINT, read_signed
 from xnn.options import shown
-from xnn.training.checkpoint import FORMAT, attributes_of_parts, callbacks_of, hooks, identity, parts_of
+from xnn.training.checkpoint import (
+    FORMAT,
+    arrays_of,
+    attributes_of_parts,
+    callbacks_of,
+    hooks,
+    identity,
+    parts_of,
+)
 from xnn.training.state_tree import Unpacker, difference
 
 __all__ = ["Checkpoint", "check_fit", "go_on", "newest", "read", "restore", "restore_history"]
@@ -108,10 +116,10 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
             unpacker.on_device = name == "optimizer"
             unpacker.attributes(thing, about["state"][name], attributes, name)
         unpacker.on_device = False
-        named = dict(trainer.model.named_state())
+        named = arrays_of(trainer)
         frozen = set(about["frozen"])
         for name, array in named.items():
-            value = tensors[f"model.{name}"]
+            value = tensors[name]
             if value.shape != array.shape or value.dtype != array.dtype:
                 raise ValueError(f"model.{name} is {value.dtype}{list(value.shape)}")
         epoch, step = about["epoch"], about["step"]
@@ -132,7 +140,7 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
             vars(thing).update(attributes)
         raise _not_written(checkpoint, error) from error
     for name, array in named.items():
-        array.value = trainer.model.backend.to_device(tensors[f"model.{name}"])
+        array.value = trainer.model.backend.to_device(tensors[name])
         array.grad = None
         array.frozen = name in frozen
     trainer.epoch, trainer.step = epoch, step

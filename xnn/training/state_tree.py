@@ -236,7 +236,7 @@ class Unpacker:
         if tag == "$numbers":
             return self.tensors[content].tolist()
         if tag == "$ref":
-            return self.parts[content]
+            return self.parts.get(content) if content == "history" else self.parts[content]
         if tag == "$same":
             return self._found[content]
         if tag == "$bytes":
