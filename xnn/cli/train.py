@@ -227,7 +227,7 @@ def train_command(
         if as_json:
             click.echo(to_json(result))
         elif not quiet:
-            print_summary(result, history, written.get("save"), tested)
+            print_summary(result, history, written.get("save"), tested, checkpoint)
             print_files(result, written, recorder)
     finally:  # a file that could not be written must not hide the results, nor the results what became of the file
         if failure is not None:  # after the training no option is wrong any more

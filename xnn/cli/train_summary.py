@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from xnn.backends.kernels.cuda import persistent_rule
 from xnn.cli.surroundings import say
 from xnn.history import History
 from xnn.runs.digests import Recorder
@@ -12,13 +13,21 @@ __all__ = ["print_files", "print_summary"]
 
 
 def print_summary(
-    result: dict[str, Any], history: History, save: str | None, tested: dict[str, float]
+    result: dict[str, Any],
+    history: History,
+    save: str | None,
+    tested: dict[str, float],
+    checkpoint: str | None = None,
 ) -> None:
-    """Print the results of a training in a few lines. save: the file of the model, if there is one."""
+    """Print the results of a training in a few lines. save: the file of the model.
+
+    checkpoint: the folder of checkpoints. Both are None if there is none.
+    """
     if history.interrupted:
         say(
             f"interrupted after {history.steps:,} steps, {len(history.epochs)} whole epochs; "
             + (f"{save} holds the model as it is" if save else "the model is not saved (--save FILE saves)")
+            + (f"; --checkpoint {checkpoint} --resume goes on" if checkpoint else "")
         )
     kept = result["kept_epoch"]
     if history.stopped:
@@ -41,6 +50,8 @@ def print_summary(
         f"{result['peak_rss_mb']:.0f} MB"
         + (f", {result['peak_device_mb']:.0f} MB of the GPU's" if "peak_device_mb" in result else "")
     )
+    if note := persistent_rule.said_of(history.plan):
+        say(note)
     digits = None if result["numerics"] == "exact" else 16
     say(
         f"{result['numerics']} numerics; SHA-256 of the weights {result['weights_sha256'][:digits]}, of the losses "
