@@ -563,8 +563,9 @@ def test_every_backend_writes_checkpoints_at_the_steps_asked_for(every, lib, tmp
             assert weights_sha256(trainer.model) == weights_sha256(whole.model)
 
 
-def test_a_checkpoint_of_one_backend_is_resumed_on_another_in_exact_numerics(other, folder):
-    case, path = "averages", folder / "moved.safetensors"
+@pytest.mark.parametrize("case", ["averages", "adam, averages, cosine"])
+def test_a_checkpoint_of_one_backend_is_resumed_on_another_in_exact_numerics(case, other, folder):
+    path = folder / "moved.safetensors"
     whole = trainer_of(case, Saver(), numerics="exact")
     wanted = outcome_without_arrays(whole, fit(whole, case))
     interrupted(path, case, 8, numerics="exact")
