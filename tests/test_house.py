@@ -51,7 +51,7 @@ FLOORS = {
 }
 
 #: The files at the root of xnn/, as DESIGN names them: what a user imports, and what every part stands on.
-ROOT_FILES = "__init__ __main__ errors options files history callbacks initializers schedules"
+ROOT_FILES = "__init__ __main__ errors options files history initializers schedules"
 
 
 def test_the_modules_were_found():

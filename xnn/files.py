@@ -10,10 +10,15 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has no locks of this kind
+    fcntl = None  # type: ignore[assignment]
 
 from xnn.errors import DataError, DataNotFoundError, MissingExtraError, OptionError
 from xnn.options import shown
@@ -24,9 +29,12 @@ __all__ = [
     "check_matplotlib",
     "check_plot",
     "check_writable",
+    "flush_folder",
+    "lock_file",
     "notice",
     "printable",
     "reading",
+    "replace_file",
     "save_figure",
     "to_json",
     "write_atomically",
@@ -171,7 +179,7 @@ def write_atomically(
     """
     asked = _named(path, suffixes)
     try:
-        _replace(
+        replace_file(
             check_writable(asked, suffixes, begins=begins).resolve(), content
         )  # resolved, so that a link stays a link
     except OptionError as error:
@@ -183,7 +191,13 @@ def write_atomically(
         ) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
+    """Write a file under another name in the same folder, flush it to the disk, rename it, and flush the folder.
+
+    check: is called with the new file before it gets its name, and may raise. Default none.
+
+    After a crash the old file or the new one is there, and whole. Raises the system's OSError.
+    """
     mode = path.stat().st_mode & 0o7777 if path.exists() else None
     temporary, descriptor = _temporary(path, 0o666 if mode is None else 0o600)
     try:
@@ -193,10 +207,37 @@ def _replace(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         if mode is not None:
             os.chmod(temporary, mode)
+        if check is not None:
+            check(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Write a folder's list of files to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def lock_file(file: IO[Any]) -> None:
+    """Lock an open file for this process until it is closed; a process that is killed leaves no lock behind.
+
+    Raises BlockingIOError if another process has locked it. Where there are no locks, nothing is locked.
+    """
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # this file system has no locks
+            return
 
 
 def _temporary(path: Path, mode: int) -> tuple[Path, int]:
@@ -213,7 +254,7 @@ def _rescued(path: Path, content: bytes) -> str:
     """Save content that cannot be written to `path` in the folder for temporary files. Returns words that say so."""
     try:
         place = Path(tempfile.mkdtemp(prefix="xnn-")) / f"{path.stem[:40] or 'file'}{path.suffix[:20]}"
-        _replace(place, content)
+        replace_file(place, content)
     except (OSError, ValueError):
         return ""
     return f"; it was saved as {place} instead"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from typing import IO, Any, Never, cast
@@ -12,6 +11,7 @@ import numpy as np
 from xnn.errors import OptionError
 from xnn.files import StandardError, check_matplotlib, notice, save_figure
 from xnn.graph.habits import Habitual
+from xnn.layers.resumable_sha256 import ResumableSHA256
 from xnn.options import explained_call, shown
 
 __all__ = ["Bar", "History", "LiveLine", "PrintedLines", "epoch_line", "numbers_line"]
@@ -31,6 +31,7 @@ class History(Habitual):
     plan: how the run was executed: backend, kernels, dtype, threads and so on.
     first_step_seconds: the time until the first step was done, with compiling; on a GPU up to 100 steps, which are
         handed over at once. For LBFGS it is the time of making the program alone.
+    resumed: whether the fit went on from a checkpoint. All numbers are then those of the whole run.
 
     `history["val_loss"]` is the list of one number of all epochs. Copies and pickles of a history have all its
     numbers, but take no further steps.
@@ -56,7 +57,8 @@ class History(Habitual):
     error: str = ""
     plan: dict[str, Any] = field(default_factory=dict)
     first_step_seconds: float = 0.0
-    _digest: Any = field(default_factory=hashlib.sha256, repr=False)
+    resumed: bool = False
+    _digest: Any = field(default_factory=ResumableSHA256, repr=False)
 
     def __getitem__(self, name: str) -> list[Any]:
         """One number of every epoch: history["val_loss"]. Raises KeyError if the epochs have none of this name."""
@@ -103,6 +105,21 @@ class History(Habitual):
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles keep. The state of hashlib's digest cannot be kept, so its result so far is."""
         return {**self.__dict__, "_digest": self.losses_sha256}
+
+    def state(self) -> dict[str, Any]:
+        """The numbers of a fit that goes on, for a checkpoint."""
+        kept = ("epochs", "steps", "samples", "seconds", "stopped", "first_step_seconds")
+        return {**{name: getattr(self, name) for name in kept}, "digest": self._digest.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take in the numbers of a checkpoint."""
+        digest = ResumableSHA256.from_state(state.pop("digest"))
+        kinds = {"epochs": list, "steps": int, "samples": int, "stopped": str}
+        kinds |= dict.fromkeys(("seconds", "first_step_seconds"), float)
+        wrong = [name for name, kind in kinds.items() if type(state[name]) is not kind]
+        if wrong or state.keys() != kinds.keys() or not all(type(entry) is dict for entry in state["epochs"]):
+            raise ValueError(f"the history has {', '.join(wrong) or 'epochs'} of another kind")
+        vars(self).update(state, _digest=digest, resumed=True)
 
     @property
     def ms_per_step(self) -> float:

@@ -328,7 +328,7 @@ def test_a_file_that_cannot_be_written_is_named_although_the_results_cannot_be_p
     program = (
         "import os, sys, xnn.files\n"
         "def refuse(path, content): raise OSError(28, 'No space left on device')\n"
-        "xnn.files._replace = refuse\n"
+        "xnn.files.replace_file = refuse\n"
         "from xnn.cli import main\n"
         "main(sys.argv[1:])"
     )

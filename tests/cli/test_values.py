@@ -10,7 +10,16 @@ from xnn.cli import main
 EMPTY = [
     *(
         ("train", option)
-        for option in ("--dataset", "--model", "--data-home", "--save", "--plot", "--log", "--record")
+        for option in (
+            "--dataset",
+            "--model",
+            "--data-home",
+            "--save",
+            "--plot",
+            "--log",
+            "--record",
+            "--checkpoint",
+        )
     ),
     *(("predict", option) for option in ("--data-home", "--output")),
     *(("bench", option) for option in ("--json", "--plot", "--compare")),

@@ -14,8 +14,8 @@ import xnn
 from xnn.backends.cupy_backend import CupyBackend
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.errors import DeviceError, DeviceLostError, DeviceMemoryError
-from xnn.training import Trainer
 from xnn.training import fit as fitting
+from xnn.training import trainer as trainers
 from xnn.training.program import Program
 from xnn.training.steps import Stepper
 
@@ -36,7 +36,7 @@ PHASES = {
     "capture": (DeviceFeed, "_captured", 1),
     "replay": (Program, "steps", 5),
     "the look at the losses": (Stepper, "take", 2),
-    "evaluation": (Trainer, "_evaluate", 2),
+    "evaluation": (trainers, "evaluated", 2),
     "the copy of the model after an epoch": (CupyBackend, "to_host_all", 4),
     "after the last epoch": (fitting.Fit, "run", 0),
 }

@@ -14,9 +14,8 @@ import click
 from xnn.backends import backend as use_backend
 from xnn.backends import current_numerics
 from xnn.backends import numerics as use_numerics
-from xnn.backends.kernels.cuda import persistent_rule
 from xnn.backends.memory import peak_resident_bytes
-from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
+from xnn.callbacks import Callback, Checkpoint, EarlyStopping, EpochLines, JsonLines
 from xnn.cli.options import (
     FILE,
     backend_option,
@@ -28,7 +27,7 @@ from xnn.cli.options import (
     with_table,
 )
 from xnn.cli.outputs import check_apart
-from xnn.cli.surroundings import say
+from xnn.cli.train_summary import print_files, print_summary
 from xnn.data import Dataset, load
 from xnn.errors import DataError, DivergenceError, OptionError, ScaleWarning
 from xnn.files import StandardError, check_plot, check_writable, notice, to_json
@@ -117,6 +116,35 @@ XNN_BACKEND=cupy xnn train                      the same run on a GPU
     "--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch; an older log is replaced."
 )
 @click.option("--record", type=FILE, metavar="FILE", help="Write digests of every step, for xnn verify.")
+@click.option(
+    "--checkpoint",
+    type=FILE,
+    metavar="DIR",
+    help="Write checkpoints into the folder DIR, from which --resume goes on after a crash.",
+)
+@click.option(
+    "--every",
+    default="1epoch",
+    show_default=True,
+    metavar="N",
+    help="How often: a number of epochs, steps, s, min or h, such as 500steps or 10min.",
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="How many are kept, and the best.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on from the newest checkpoint in DIR; begin afresh if there is none."
+)
+@click.option(
+    "--allow-different-plan",
+    is_flag=True,
+    help="Resume also where fast numerics would give other bits, as with other threads.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the result, as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print neither progress nor summary.")
 @click.pass_context
@@ -142,6 +170,11 @@ def train_command(
     plot: str | None,
     log: str | None,
     record: str | None,
+    checkpoint: str | None,
+    every: str,
+    keep: int,
+    resume: bool,
+    allow_different_plan: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -154,6 +187,11 @@ def train_command(
     outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log}
     _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
     logger = JsonLines(log) if log else None
+    if not checkpoint and (resume or allow_different_plan or (every, keep) != ("1epoch", 3)):
+        raise OptionError(
+            "--resume, --every, --keep and --allow-different-plan need --checkpoint DIR, a folder for checkpoints"
+        )
+    saver = Checkpoint(checkpoint, every, keep) if checkpoint else None
     spec = RunSpec.from_options(**options)
     spec.check_numerics(current_numerics())
     if patience and spec.average is not None:
@@ -167,13 +205,17 @@ def train_command(
     model, loss, optimizer = spec.build(data)
     recorder = Recorder(model, {**spec.record_header(data), "table": table}) if record else None
     stopper = EarlyStopping(patience=patience) if patience else None
-    if logger is not None:
-        logger.about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
-        logger.about["model"] = [weights.full_text(layer) for layer in model.layers]
+    about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
+    about["model"] = [weights.full_text(layer) for layer in model.layers]
+    for writer in (logger, saver):
+        if writer is not None:
+            writer.about = about
     printer = None if quiet or as_json else EpochLines()
-    callbacks: list[Callback] = [c for c in (logger, printer, recorder, stopper) if c is not None]
+    callbacks: list[Callback] = [c for c in (logger, printer, recorder, stopper, saver) if c is not None]
     metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)
     trainer = Trainer(model, loss, optimizer, metrics, callbacks=callbacks, threads=threads, kernels=kernels)
+    if resume and checkpoint and (found := trainer.resume(checkpoint, allow_different_plan)):
+        notice(f"xnn: resumed from {found}, step {trainer.step:,}")
     job = _Job(spec, data, model, optimizer, trainer, recorder, stopper)
     history = _fit(job, epochs, save, record, progress=not quiet)
     # Files are written before anything else can fail, such as Ctrl-C now.
@@ -185,8 +227,8 @@ def train_command(
         if as_json:
             click.echo(to_json(result))
         elif not quiet:
-            _print_summary(result, history, written.get("save"), tested)
-            _print_files(result, written, recorder)
+            print_summary(result, history, written.get("save"), tested, checkpoint)
+            print_files(result, written, recorder)
     finally:  # a file that could not be written must not hide the results, nor the results what became of the file
         if failure is not None:  # after the training no option is wrong any more
             raise DataError(str(failure)) if isinstance(failure, OptionError) else failure
@@ -339,53 +381,3 @@ def _result(job: _Job, history: History, tested: dict[str, float]) -> dict[str, 
         "weights_sha256": weights.weights_sha256(job.model),
         "losses_sha256": history.losses_sha256,
     }
-
-
-def _print_summary(
-    result: dict[str, Any], history: History, save: str | None, tested: dict[str, float]
-) -> None:
-    if history.interrupted:
-        say(
-            f"interrupted after {history.steps:,} steps, {len(history.epochs)} whole epochs; "
-            + (f"{save} holds the model as it is" if save else "the model is not saved (--save FILE saves)")
-        )
-    kept = result["kept_epoch"]
-    if history.stopped:
-        say(f"stopped: {history.stopped}")
-    if kept < len(history.epochs):
-        say(f"the model is as it was after epoch {kept}, the best of {len(history.epochs)}")
-    if "average" in result["run"]:
-        say(
-            "tested and saved: the moving average of the weights; the numbers of each epoch are those of the weights"
-        )
-    entry = history.epochs[kept - 1] if kept else {}
-    shown = {f"validation {k[4:]}": v for k, v in entry.items() if k.startswith("val_")}
-    shown |= {f"test {k}": v for k, v in tested.items()}
-    say(
-        f"{result['dataset']} ({result['task']}) on {result['backend']}: "
-        + ", ".join(f"{k} {v:.4f}" for k, v in shown.items())
-    )
-    say(
-        f"{result['ms_per_step']:.3f} ms/step, {result['samples_per_second']:,.0f} samples/s, "
-        f"{result['peak_rss_mb']:.0f} MB"
-        + (f", {result['peak_device_mb']:.0f} MB of the GPU's" if "peak_device_mb" in result else "")
-    )
-    if note := persistent_rule.said_of(history.plan):
-        say(note)
-    digits = None if result["numerics"] == "exact" else 16
-    say(
-        f"{result['numerics']} numerics; SHA-256 of the weights {result['weights_sha256'][:digits]}, of the losses "
-        f"{result['losses_sha256'][:digits]}: the same run gives the same digests"
-    )
-
-
-def _print_files(result: dict[str, Any], written: dict[str, str], recorder: Recorder | None) -> None:
-    if "save" in written:
-        say(f"model: {written['save']}")
-    if "plot" in written:
-        say(f"learning curves: {written['plot']}")
-    if "record" in written and recorder:
-        fast = (
-            "; in fast numerics it verifies only under the same plan" if result["numerics"] == "fast" else ""
-        )
-        say(f"record of {len(recorder.record.steps):,} steps: {written['record']}{fast}")

@@ -7,6 +7,7 @@ It is a .safetensors file. Its metadata has three entries:
     file_sha256     the SHA-256 of the whole file, computed with 64 zeros in the place of these 64 digits
 
 Files of version 0.1 have no file_sha256. Their tensors are checked by weights_sha256, their description by nothing.
+`signed_bytes` and `read_signed` write and read any tensors and texts in this way; checkpoints use them too.
 
 Source: the safetensors format, https://github.com/huggingface/safetensors.
 """
@@ -29,11 +30,27 @@ from xnn.backends.numerics import NUMERICS
 from xnn.errors import CorruptFileError, OptionError
 from xnn.files import as_path, reading
 
-__all__ = ["FORMAT", "SavedModel", "read_file", "tensors_sha256", "to_bytes"]
+__all__ = [
+    "CHECKPOINT",
+    "FORMAT",
+    "SavedModel",
+    "read_file",
+    "read_signed",
+    "signed_bytes",
+    "storable",
+    "tensors_sha256",
+    "to_bytes",
+]
 
 FORMAT = 2
+#: The entry of the metadata that only checkpoints have.
+CHECKPOINT = "xnn_checkpoint"
 _FORMAT_OF_0_1 = 1
-_CODES = {"float32": "F32", "float64": "F64"}
+_CODES = {
+    "float32": "F32", "float64": "F64", "float16": "F16", "bool": "BOOL",
+    "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
+}  # fmt: skip
 _UNSIGNED = "0" * 64
 # Inside the JSON text of another entry the quotes have backslashes, so only the entry itself matches.
 _SIGNATURE = re.compile(rb'(?<="file_sha256":")[0-9a-f]{64}(?=")')
@@ -79,8 +96,20 @@ def to_bytes(arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> byt
         text = json.dumps(header)
     except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(f"the notes of a model file must be JSON values: {error}") from None
-    about = {"xnn": text, "weights_sha256": tensors_sha256(arrays.values()), "file_sha256": _UNSIGNED}
-    table: dict[str, Any] = {"__metadata__": about}
+    return signed_bytes(arrays, {"xnn": text, "weights_sha256": tensors_sha256(arrays.values())})
+
+
+def storable(dtype: np.dtype[Any]) -> bool:
+    """Whether a file can hold arrays of this dtype."""
+    return dtype.name in _CODES
+
+
+def signed_bytes(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> bytes:
+    """The bytes of a .safetensors file with a digest that covers every byte.
+
+    arrays: by name, of dtypes that are `storable`. texts: the entries of its metadata.
+    """
+    table: dict[str, Any] = {"__metadata__": {**texts, "file_sha256": _UNSIGNED}}
     place, bodies = 0, []
     # The widest come first, so that each tensor begins at a multiple of its width.
     for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
@@ -107,13 +136,32 @@ def read_file(path: str | os.PathLike[str]) -> SavedModel:
     Raises DataNotFoundError for a file that cannot be read, CorruptFileError for one that is damaged or has no model,
     and OptionError for one that is larger than the memory that is free.
     """
+    path, about, tensors, signed = read_signed(path)
+    try:
+        header = json.loads(about.get("xnn", ""))
+    except (ValueError, RecursionError) as error:
+        instead = (
+            "it is a checkpoint, which Trainer.resume reads"
+            if CHECKPOINT in about
+            else "only files that xnn saved can be loaded"
+        )
+        raise CorruptFileError(f"{path} does not describe an xnn model: {instead}") from error
+    _check_header(path, header, signed)
+    return SavedModel(path, tensors, header, about.get("weights_sha256", ""))
+
+
+def read_signed(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str], dict[str, np.ndarray], bool]:
+    """The path of a .safetensors file, its metadata, its tensors, and whether a digest covers every byte.
+
+    Raises as `read_file` does, also where the digest is wrong.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = as_path(path)
     with reading(path):
         if not path.is_file():
             raise FileNotFoundError
-        signed = _check_signature(path)
+        signed = check_signature(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 about = file.metadata() or {}
@@ -122,17 +170,10 @@ def read_file(path: str | os.PathLike[str]) -> SavedModel:
             raise CorruptFileError(
                 f"{path} is not a readable .safetensors file ({str(error)[:200]}): fetch it again, or train again"
             ) from error
-    try:
-        header = json.loads(about.get("xnn", ""))
-    except (ValueError, RecursionError) as error:
-        raise CorruptFileError(
-            f"{path} does not describe an xnn model: only files that xnn saved can be loaded"
-        ) from error
-    _check_header(path, header, signed)
-    return SavedModel(path, tensors, header, about.get("weights_sha256", ""))
+    return path, about, tensors, signed
 
 
-def _check_signature(path: Path) -> bool:
+def check_signature(path: Path) -> bool:
     """Whether the file has a digest of all its bytes. Raises CorruptFileError if it is wrong."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -233,6 +233,21 @@ class Recorder(Callback):
         """Remove the steps that the trainer undid when it found that the run had diverged."""
         del self.record.steps[history.steps :]
 
+    def state(self) -> dict[str, Any]:
+        """The record so far: all digits in one array of bytes."""
+        record = self.record
+        digits = bytes.fromhex("".join(map("".join, record.steps)))
+        widths = [len(text) for text in (record.steps[0] if record.steps else record.initial)]
+        return {"initial": record.initial.weights, "widths": widths, "steps": np.frombuffer(digits, np.uint8)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.record.initial = Digests("", "", str(state["initial"]))
+        loss, gradients, weights = map(int, state["widths"])
+        width, digits = loss + gradients + weights, state["steps"].tobytes().hex()
+        rows = [digits[start : start + width] for start in range(0, len(digits), width)] if width else []
+        cut = loss, loss + gradients
+        self.record.steps[:] = [Digests(row[: cut[0]], row[cut[0] : cut[1]], row[cut[1] :]) for row in rows]
+
     def _digests(self, kind: TensorKind) -> str:
         return "".join(_digest(self.tensor(kind, p)) for _, p in self.model.named_state())
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from xnn.backends.threads import limit_threads
-from xnn.callbacks import Callback, ProgressBar, call_back
+from xnn.callbacks import Callback, Checkpoint, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import DivergenceError, OptionError
 from xnn.history import History
@@ -17,6 +18,7 @@ from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
 from xnn.training.divergence import TakenStep, diagnose
 from xnn.training.host_copy import HostCopy
+from xnn.training.saving import begin, save_if_asked
 from xnn.training.steps import Stepper
 
 __all__ = ["Fit"]
@@ -55,6 +57,7 @@ class Fit:
         self.parts = _parts(trainer)
         self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
+        self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
         self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
         self.loss, self.counts, self.batch = LossOverBatches(trainer.loss), Totals(trainer.metrics), 0
@@ -62,6 +65,7 @@ class Fit:
         self.unseen, self.seen = list[np.ndarray](), trainer.step
         self.since_check = 0  # steps
         self.begins = True  # no step was taken yet
+        self.goes_on = False  # in the middle of an epoch, from a checkpoint
         self.on_host: HostCopy | None = None
 
     def run(self, epochs: int) -> None:
@@ -70,14 +74,15 @@ class Fit:
         An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
         """
         try:
-            for _ in range(epochs):
+            begin(self)
+            while len(self.history.epochs) < epochs and not self.history.stopped:
                 with limit_threads(self.threads):
                     results = self.epoch()
                 if results is None:
-                    return
+                    break
                 self.end_epoch(results)
-                if self.history.stopped:
-                    return
+                save_if_asked(self, ends_epoch=True)
+            save_if_asked(self, ends_fit=True)
         except BaseException:
             if self.unseen:
                 self.go_back()
@@ -85,8 +90,10 @@ class Fit:
 
     def epoch(self) -> dict[str, Any] | None:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
-        self.loss, self.counts = LossOverBatches(self.trainer.loss), Totals(self.trainer.metrics)
-        self.batch = self.since_check = 0
+        if not self.goes_on:
+            self.loss, self.counts = LossOverBatches(self.trainer.loss), Totals(self.trainer.metrics)
+            self.batch = self.since_check = 0
+        self.goes_on = False
         self.refresh()
         if self.of_users:
             self.stepper.reload()
@@ -99,6 +106,8 @@ class Fit:
                 self.check()
             elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
                 self.show()
+            if self.batch < len(self.batches):
+                save_if_asked(self)
         if self.batch < len(self.batches):
             return None
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
@@ -107,12 +116,17 @@ class Fit:
         """The batches of this epoch, as many at once as the kernels take: up to the next check, of one size."""
         chunk: list[np.ndarray] = []
         most = 1 if self.each_step else self.stepper.table.chunk
-        for rows in self.batches.numbers(self.trainer.epoch):
+        for rows in islice(self.batches.numbers(self.trainer.epoch), self.batch, None):
             if chunk and len(rows) != len(chunk[0]):
                 yield chunk
                 chunk = []
             chunk.append(rows)
-            if len(chunk) == most or self.since_check + len(chunk) == _CHECK_STEPS:
+            done = self.trainer.step + len(chunk)
+            if (
+                len(chunk) == most
+                or self.since_check + len(chunk) == _CHECK_STEPS
+                or any(checkpoint.falls_on(done) for checkpoint in self.checkpoints)
+            ):
                 yield chunk
                 chunk = []
         if chunk:
@@ -203,6 +217,13 @@ class Fit:
         self.seen = self.trainer.step
         return losses
 
+    def state(self) -> Any:
+        """What a checkpoint keeps of the way of training itself."""
+        return None
+
+    def restore(self, state: Any) -> None:
+        """Take in what `state` returned."""
+
     def tell(self, watchers: Sequence[Callback]) -> None:
         """Call on_check of these callbacks."""
         for watcher in watchers:
@@ -224,6 +245,7 @@ class Fit:
         results.update({f"val_{name}": value for name, value in self.validate().items()})
         for watcher in self.watchers:
             call_back(watcher.on_epoch_end, self.history, results)
+        self.batch = self.since_check = 0
 
     def diagnosis(self, losses: np.ndarray) -> DivergenceError:
         """Go back to the last look, take the steps again, and name step, layer and tensor."""

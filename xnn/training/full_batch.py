@@ -18,9 +18,13 @@ from xnn.graph.scope import assignments
 from xnn.losses import LossOverBatches
 from xnn.metrics import Metric, Totals
 from xnn.training.fit import Fit
+from xnn.training.saving import begin, save_if_asked
 from xnn.training.steps import Stepper
 
 __all__ = ["FullBatchFit"]
+
+
+_MOST_SEEN = 2**28  # bytes of gradients that are kept for a checkpoint
 
 
 class _FullBatch:
@@ -42,6 +46,11 @@ class _FullBatch:
             raise OptionError(
                 "LBFGS needs the same loss from the same weights: remove the layers that draw random numbers"
             )
+        #: Where the search began, the values and gradients that it was given since, and the iterations done. It
+        #: repeats itself from these numbers, since SciPy's own state cannot be saved.
+        self.start: np.ndarray | None = None
+        self.values, self.gradients = list[float](), list[np.ndarray]()
+        self.iterations = 0
         #: The loss and the metrics over all rows, at the weights evaluated last.
         self.mean, self.counts = LossOverBatches(stepper.loss), Totals(metrics)
 
@@ -60,8 +69,20 @@ class _FullBatch:
         """
         self.stepper.refresh()
         decays = np.concatenate([np.full(p.size, optimizer.decay_of(p)) for p in self.parameters])
+        self.start = self._weights() if self.start is None else self.start
+        known = zip(self.values[:], self.gradients[:], strict=True)
+        done, repeated = self.iterations, 0
 
         def function(x: np.ndarray) -> tuple[float, np.ndarray]:
+            for value, gradient in known:
+                return value, gradient.copy()
+            value, gradient = evaluate(x)
+            if len(self.values) * x.nbytes < _MOST_SEEN:
+                self.gradients.append(gradient.copy())
+            self.values.append(value)
+            return value, gradient
+
+        def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
             start = time.perf_counter()
             self._put(x)
             loss, gradient = self._loss_and_gradient()
@@ -76,13 +97,18 @@ class _FullBatch:
             return loss + 0.5 * float(np.sum(decays * w * w)), gradient + decays * w
 
         def after_each(x: np.ndarray) -> None:
+            nonlocal repeated
+            repeated += 1
+            if repeated <= done:
+                return
+            self.iterations += 1
             self._put(x)
             self.stepper.keep()
             if iterated():
                 raise StopIteration  # how SciPy is told to stop
 
         try:
-            optimizer.minimize(function, self._weights(), iterations, after_each)
+            optimizer.minimize(function, self.start, iterations, after_each)
         finally:
             self.stepper.restore()
 
@@ -126,8 +152,8 @@ class FullBatchFit(Fit):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.steps_per_epoch = 1
-        self.whole = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
+        self.steps_per_epoch, self.anew = 1, False
+        self.whole: _FullBatch | None = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
 
     def run(self, epochs: int) -> None:
         """Take this many iterations, or fewer if the optimizer, Ctrl-C or a callback ends the training.
@@ -135,16 +161,19 @@ class FullBatchFit(Fit):
         Where a callback changes weights, options or data, the search begins anew, as in another fit.
         """
         self.check_parts()
+        begin(self)
         try:
             with limit_threads(self.threads):
                 self.anew = True
-                while self.anew and len(self.history.epochs) < epochs:
+                while self.anew and len(self.history.epochs) < epochs and not self.history.stopped:
                     self.anew = False
                     if self.of_users:
                         self.stepper.reload()
-                    left = epochs - len(self.history.epochs)
-                    self.whole = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
+                    if self.whole is None:
+                        self.whole = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
+                    left = epochs - len(self.history.epochs) + self.whole.iterations
                     self.whole.minimize(self.trainer.optimizer, left, self.evaluated, self.iterated)
+                    self.whole = None
         except DivergenceError as error:
             error.history = self.history
             raise
@@ -156,6 +185,7 @@ class FullBatchFit(Fit):
 
     def iterated(self) -> bool:
         """Validate and run the callbacks after an iteration. Returns whether to end."""
+        assert self.whole is not None
         loss, metrics = self.whole.mean.value, self.whole.counts.results()
         self.stepper.store.hand_out()
         before = self.what_callbacks_may_change()
@@ -168,7 +198,28 @@ class FullBatchFit(Fit):
         if before != self.what_callbacks_may_change():
             self.stepper.refresh()
             self.anew = not ended
+        save_if_asked(self, ends_epoch=True)
+        if ended:
+            save_if_asked(self, ends_fit=True)
         return ended or self.anew
+
+    def state(self) -> dict[str, Any] | None:
+        """What the search has seen, so that it can repeat itself up to here; None if it begins anew."""
+        whole = self.whole
+        if self.anew or whole is None or whole.start is None:
+            return None
+        if len(whole.gradients) < len(whole.values):
+            raise OptionError(
+                f"the search of LBFGS has seen {len(whole.values):,} gradients, more than a checkpoint can hold: "
+                "save between fits of fewer epochs, or choose another optimizer"
+            )
+        seen = {"values": np.array(whole.values), "gradients": np.array(whole.gradients)}
+        return {"start": whole.start, "iterations": whole.iterations, **seen}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        if state is not None and self.whole is not None:
+            self.whole.start, self.whole.iterations = state["start"], int(state["iterations"])
+            self.whole.values, self.whole.gradients = state["values"].tolist(), [*state["gradients"]]
 
     def what_callbacks_may_change(self) -> tuple[Any, ...]:
         """The function that is minimized and the point where it is: weights, buffers, options, programs, data."""

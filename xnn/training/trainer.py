@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any, Never, cast
 
-import numpy as np
-
-from xnn.backends import Backend, current_numerics, numerics
+from xnn.backends import current_numerics, numerics
 from xnn.backends.kernels.calls import TABLES, KernelTable
 from xnn.backends.threads import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, OptionError
-from xnn.files import notice
+from xnn.files import as_path, check_writable, notice
 from xnn.graph.habits import Habitual
-from xnn.graph.scope import Scope
 from xnn.history import History
-from xnn.layers import Layer, Sequential
-from xnn.layers.parts import Parts
-from xnn.losses import Lambda, Loss, LossOverBatches
-from xnn.metrics import Count, Metric, Totals, count_on_device
-from xnn.metrics import get as get_metric
+from xnn.layers import Sequential
+from xnn.losses import Loss
+from xnn.metrics import Count, Metric
 from xnn.optimizers import Optimizer
-from xnn.options import check_count, check_flag, refuse_unknown, shown
+from xnn.options import check_count, check_flag, refuse_unknown
 from xnn.training.alone import alone
+from xnn.training.checkpoint import built, save
 from xnn.training.divergence import check_start
+from xnn.training.evaluation import EVALUATION_BATCH, evaluated
 from xnn.training.fit import Fit
 from xnn.training.full_batch import FullBatchFit
 from xnn.training.host_copy import kept_on_host
 from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
+from xnn.training.parts import check_parts
 from xnn.training.placement import put_together
+from xnn.training.resuming import Checkpoint, check_fit, go_on, newest, restore_history
 from xnn.training.room import with_batch_size
 from xnn.training.steps import Stepper
-from xnn.training.trace import check_reduces
 
 __all__ = ["Trainer"]
-
-_EVALUATION_BATCH = 1024
 
 
 class Trainer(Habitual):
@@ -90,7 +88,11 @@ class Trainer(Habitual):
         refuse_unknown(Trainer, unknown)
         self.model, self.loss, self.optimizer = model, cast(Loss, loss), optimizer
         self.metrics, self.callbacks = cast(list[Metric], metrics), cast(list[Callback], callbacks)
-        self._check_parts()
+        self.asked: list[str | os.PathLike[str]] = []  # checkpoints to write
+        self._running: Fit | None = None
+        self._built: Any = None
+        self._resumed: tuple[Checkpoint, bool] | None = None  # the next fit goes on from it
+        check_parts(self)
         if kernels not in TABLES:
             model.backend.kernels(kernels)  # raises, now rather than in fit
         self.threads, self.kernels = check_threads(threads), kernels
@@ -98,34 +100,6 @@ class Trainer(Habitual):
         self.epoch = self.step = 0  # done so far, over all fits
         #: The History of the last fit, also of one that an exception ended.
         self.history: History | None = None
-
-    def _check_parts(self) -> None:
-        """Raise OptionError for parts that do not go together: when they are given, and before each use of them."""
-        given: Any = self.loss
-        if callable(given) and not isinstance(given, (Loss, type)):
-            self.loss = Lambda(given)
-        model, loss = self.model, self.loss
-        for name, value, kind, example in (
-            ("model", model, Sequential, "a Sequential, such as xnn.Sequential(layers.Dense(784, 10))"),
-            ("loss", loss, Loss, "a Loss, such as losses.MSE(), or a function of outputs and targets"),
-            (
-                "optimizer",
-                self.optimizer,
-                Optimizer,
-                "an Optimizer, such as optimizers.SGD(learning_rate=0.1)",
-            ),
-        ):
-            if not isinstance(value, kind):
-                hint = ": wrap it, as in xnn.Sequential(Net())" if isinstance(value, Layer) else ""
-                raise OptionError(f"Trainer needs {example}, as {name}, got {shown(value)}{hint}")
-        check_reduces(loss)
-        if loss.already_includes is not None and model.last_op is loss.already_includes:
-            raise OptionError(
-                f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
-                "remove that layer"
-            )
-        self.metrics = _metrics(loss, model, self.metrics)
-        self.callbacks = _callbacks(self.callbacks)
 
     def __repr__(self) -> str:
         return (
@@ -180,7 +154,7 @@ class Trainer(Habitual):
         are then on the host, as they were after the last whole epoch, and the history has every loss that was seen.
         """
         refuse_unknown(Trainer.fit, unknown)
-        self._check_parts()
+        check_parts(self)
         before, on_host = self.history, self.model.backend.is_host
         try:
             return self._fit(
@@ -188,6 +162,7 @@ class Trainer(Habitual):
             )
         except BaseException as error:
             said = error
+            self.asked.clear()
             if isinstance(error, DeviceMemoryError):
                 said = with_batch_size(self, error, data, batch_size, sample_weight)
             history = self.history
@@ -218,6 +193,9 @@ class Trainer(Habitual):
             put_together(lib, self.model, self.optimizer)
             on_host = stack.enter_context(kept_on_host(lib, self))
             check_start(self.model, self.optimizer)
+            self._built = self.built
+            resumed, any_plan = self._resumed or (None, False)
+            buffers = [(buffer, buffer.value) for buffer in self.model.buffers() if resumed is not None]
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
             parts = self.model, self.loss, self.metrics
             minimizes = self.optimizer.minimizes
@@ -236,17 +214,21 @@ class Trainer(Habitual):
             if streaming := stepper.streaming:
                 notice(f"xnn: {streaming}")
             check_last_batch(stepper, batches)
-            threads = self._choose_threads(batches, stepper)
+            threads = self.choose_threads_for(batches, stepper)
+            if resumed is not None and self.threads == "auto":
+                threads = Threads(resumed.about["fit"]["plan"]["threads"], "as in the checkpoint")
             interrupted = stack.enter_context(interruptible())
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
 
             def validate() -> dict[str, Any]:
                 if held_out is None:
                     return {}
-                return self._evaluate(lib, Batches(held_out, _EVALUATION_BATCH, shuffle=False))
+                return evaluated(self, Batches(held_out, EVALUATION_BATCH, shuffle=False))
 
             history = self.history = History()
             history.first_step_seconds = made
+            if resumed is not None:
+                restore_history(self, resumed)
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
             fit.on_host = on_host
@@ -255,11 +237,23 @@ class Trainer(Habitual):
             history.plan = {**plan, **stepper.plan}
             if streaming:
                 history.plan["data"] = "streamed from the host"
+            if resumed is not None:
+                check_fit(self, resumed, batches, history.plan, any_plan)
+                self._resumed = None
             stack.callback(self.model.forget)
+            self._running = fit
+            for writer in fit.checkpoints:
+                writer.open(self.step, resumed is not None)
+                stack.callback(writer.close)
+            stack.callback(setattr, self, "_running", None)
             for watcher in watchers:
                 watcher.model = self.model
                 call_back(watcher.on_fit_start, history, epochs, fit.steps_per_epoch)
                 stack.callback(call_back, watcher.on_fit_end, history)
+            if resumed is not None:
+                for buffer, value in buffers:  # a layer may have changed it when the program was made
+                    buffer.value = value
+                go_on(fit, resumed)
             try:
                 with lib.guard() if lib.can_be_lost else nullcontext():
                     try:
@@ -272,12 +266,88 @@ class Trainer(Habitual):
             finally:
                 cut_short = len(history.epochs) < epochs and not history.stopped
                 history.interrupted = interrupted() and cut_short
+        self.save_asked()
         return history
+
+    @property
+    def built(self) -> Any:
+        """How the parts were built, for checkpoints: as the first fit finds them."""
+        return built(self) if self._built is None else self._built
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint: everything that a training needs to go on as if it had never stopped.
+
+        path: the .safetensors file; an older one is replaced, whole or not at all.
+
+        Called by a callback, it writes the file once all callbacks were called, and at the end of an epoch after its
+        validation. `resume` goes on from it. `model.save` writes the model alone.
+
+        Raises OptionError for a place that cannot be written and for what a checkpoint cannot hold, such as an open
+        file that a callback keeps, and DataError when the disk is full.
+        """
+        if self._running is None:
+            save(self, path)
+        else:
+            self.asked.append(check_writable(path, (".safetensors",)))
+
+    def save_asked(self, fit: Fit | None = None) -> None:
+        """Write the checkpoints that callbacks asked for. fit: the one that goes on."""
+        asked, self.asked = self.asked, []
+        for path in asked:
+            save(self, path, fit)
+
+    def resume(self, path: str | os.PathLike[str], allow_different_plan: bool = False) -> Path | None:
+        """Put everything back as it was when `save` wrote a checkpoint. The next `fit` goes on from there.
+
+        path: the file; or a folder of `callbacks.Checkpoint`, of which the newest checkpoint that is whole is taken.
+        allow_different_plan: whether in fast numerics the fit may run in another way than before, such as with other
+            threads, and then with other bits. Default False.
+
+        Returns the file. In a folder without checkpoints nothing is done, and None is returned.
+
+        Build the trainer as the run did that wrote the file, and call `fit` with the same arguments. If the
+        checkpoint was written during a fit, this fit goes on at the very step, until it has `epochs` epochs in all;
+        its history is that of the whole run. Weights, losses, history and the best model are then the same bits as
+        those of a run that never stopped. In exact numerics this holds on another backend and with other threads.
+
+        Raises DataNotFoundError or CorruptFileError for a file that cannot be read, and OptionError for a trainer
+        that was built differently; `fit` raises it for other data, options, or another plan. Nothing is changed then.
+
+            >>> import pathlib, tempfile
+            >>> import numpy as np, xnn
+            >>> from xnn import layers, losses, optimizers
+            >>> x = np.linspace(-1.0, 1.0, 64).reshape(-1, 1)
+            >>> def build():
+            ...     model = xnn.Sequential(layers.Dense(1, 8), layers.Tanh(), layers.Dense(8, 1), seed=0)
+            ...     return xnn.Trainer(model, losses.MSE(), optimizers.Adam(0.03))
+            >>> path = pathlib.Path(tempfile.mkdtemp(), "run.safetensors")
+            >>> first, second, whole = build(), build(), build()
+            >>> _ = first.fit((x, x * x), epochs=5, progress=False)
+            >>> first.save(path)
+            >>> _ = second.resume(path)
+            >>> second
+            <Trainer of Sequential, MSE(), Adam(learning_rate=0.03): 5 epochs, 10 steps>
+            >>> _ = second.fit((x, x * x), epochs=5, progress=False)
+            >>> _ = whole.fit((x, x * x), epochs=10, progress=False)
+            >>> second.evaluate((x, x * x)) == whole.evaluate((x, x * x))
+            True
+        """
+        check_parts(self)
+        check_flag("allow_different_plan", allow_different_plan)
+        if self._running is not None:
+            raise OptionError("resume was called during a fit: call it before, and fit goes on from there")
+        checkpoint = newest(self, as_path(path))
+        if checkpoint is None:
+            return None
+        self._built = checkpoint.about["built"], self.built[1]
+        fit = checkpoint.about["fit"]
+        self._resumed = None if fit is None else (checkpoint, allow_different_plan)
+        return checkpoint.path
 
     def evaluate(
         self,
         data: tuple[Any, Any],
-        batch_size: int = _EVALUATION_BATCH,
+        batch_size: int = EVALUATION_BATCH,
         sample_weight: Any = None,
         **unknown: Never,
     ) -> dict[str, Any]:
@@ -288,12 +358,12 @@ class Trainer(Habitual):
         loss and metrics are still those of batches of this size. Raises as `fit` does.
         """
         refuse_unknown(Trainer.evaluate, unknown)
-        self._check_parts()
+        check_parts(self)
         lib = self.model.backend
         with numerics(self.numerics), lib.guard():
             prepared = prepare(self.model, self.loss, self.metrics, data, "evaluation", sample_weight)
             batches = Batches(prepared, batch_size, shuffle=False)
-            return self._evaluate(lib, batches)
+            return evaluated(self, batches)
 
     def stepper(self, batches: Batches, table: KernelTable | None = None) -> Stepper:
         """The Stepper that takes the steps of a fit over these batches. table: by default that of `kernels`."""
@@ -309,7 +379,7 @@ class Trainer(Habitual):
             any(callback.needs_gradients for callback in self.callbacks),
         )
 
-    def _choose_threads(self, batches: Batches, stepper: Stepper | None = None) -> Threads:
+    def choose_threads_for(self, batches: Batches, stepper: Stepper | None = None) -> Threads:
         """How many threads for batches of this size. Only training is measured, where its steps can be undone."""
         weights = sum(p.size for p in self.model.parameters() if len(p.shape) > 1)
         work = min(batches.batch_size, batches.rows) * weights
@@ -324,59 +394,6 @@ class Trainer(Habitual):
             self.threads, work, measure if can_measure else None, self.model.backend.is_host
         )
 
-    def _evaluate(self, lib: Backend, batches: Batches) -> dict[str, Any]:
-        mean, counts = LossOverBatches(self.loss), Totals(self.metrics)
-        even = self.loss.counts_samples(weighted=len(batches.arrays) > 2)
-        sizes: list[int] = []
-        parts = Parts(self.model)
-
-        def numbers() -> Iterator[Any]:
-            """Of each batch the loss, what it was divided by unless that is the number of rows, and the counts."""
-            for x, *rest in batches.epoch(0):
-                sizes.append(x.shape[0])
-                outputs = parts.together(x)
-                targets, *weights = map(lib.to_device, rest)
-                self.loss.recognize(outputs, targets, *weights)
-                yield self.loss.run(outputs, targets, *weights)
-                if not even:
-                    yield lib.number_on_device(self.loss.total(outputs, targets, *weights))
-                yield from count_on_device(lib, self.metrics, outputs, targets)
-
-        with limit_threads(self._choose_threads(batches).count), Scope(records=False):
-            found = iter(lib.to_host_all(numbers()))  # read once, at the end
-        for size in sizes:
-            mean.add(next(found), size if even else next(found))
-            counts.add([next(found).astype(np.float64) for _ in self.metrics], size)
-        return {"loss": mean.value, **counts.results()}
-
 
 def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _metrics(loss: Loss, model: Sequential, metrics: Any) -> list[Metric]:
-    """Turn names, functions and objects into Metric objects. Raises OptionError if two have the same name."""
-    chosen = loss.usual_metrics if metrics is None else metrics
-    given = chosen if isinstance(chosen, Iterable) and not isinstance(chosen, str) else (chosen,)
-    found = [get_metric(m, loss.binary, model.threshold) for m in given]
-    names = [metric.name for metric in found]
-    if len({*names, "loss", "epoch"}) < len(names) + 2:
-        raise OptionError(
-            f"metrics must have different names, got {', '.join(names)}: give an object name=..., or define "
-            "the function with def"
-        )
-    if taken := [name for name in names if name.startswith("val_")]:
-        raise OptionError(
-            f"the metric's name {taken[0]!r} begins with val_, as results on validation data do: rename it"
-        )
-    return found
-
-
-def _callbacks(callbacks: Any) -> list[Callback]:
-    """The callbacks as a list. Raises OptionError for anything else."""
-    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
-        if not isinstance(callbacks, (list, tuple)) or not isinstance(callback, Callback):
-            raise OptionError(
-                f"callbacks must be a list of xnn.callbacks.Callback objects, got {shown(callback)}"
-            )
-    return list(callbacks)

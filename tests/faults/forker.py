@@ -1,0 +1,44 @@
+"""A process that has imported xnn and runs `xnn train` in forks of itself, since importing takes longer than a run.
+
+It reads a JSON list of arguments a line, and prints a line with the fork's process id when it begins and one with its
+exit code when it has ended: below 0 the signal that killed it. The fork's output is in out.txt and complaints.txt.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import scipy.optimize
+
+import xnn.cli.train
+from xnn.cli import main
+
+__all__ = ["serve"]
+
+PREPARED = xnn.cli.train, scipy.optimize
+
+
+def serve() -> None:
+    """Answer until input ends."""
+    for line in sys.stdin:
+        folder, *arguments = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            for number, name in ((1, "out.txt"), (2, "complaints.txt")):
+                os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            code = 1
+            try:
+                main(arguments, prog_name="xnn")
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 0
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,47 @@
+"""Measures a model: the loss and the metrics over batches, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from xnn.backends.threads import limit_threads
+from xnn.data import Batches
+from xnn.graph.scope import Scope
+from xnn.layers.parts import Parts
+from xnn.losses import LossOverBatches
+from xnn.metrics import Totals, count_on_device
+
+__all__ = ["EVALUATION_BATCH", "evaluated"]
+
+EVALUATION_BATCH = 1024
+
+
+def evaluated(trainer: Any, batches: Batches) -> dict[str, Any]:
+    """The loss and the metrics of a trainer over these batches, by name."""
+    lib = trainer.model.backend
+    mean, counts = LossOverBatches(trainer.loss), Totals(trainer.metrics)
+    even = trainer.loss.counts_samples(weighted=len(batches.arrays) > 2)
+    sizes: list[int] = []
+    parts = Parts(trainer.model)
+
+    def numbers() -> Iterator[Any]:
+        """Of each batch the loss, what it was divided by unless that is the number of rows, and the counts."""
+        for x, *rest in batches.epoch(0):
+            sizes.append(x.shape[0])
+            outputs = parts.together(x)
+            targets, *weights = map(lib.to_device, rest)
+            trainer.loss.recognize(outputs, targets, *weights)
+            yield trainer.loss.run(outputs, targets, *weights)
+            if not even:
+                yield lib.number_on_device(trainer.loss.total(outputs, targets, *weights))
+            yield from count_on_device(lib, trainer.metrics, outputs, targets)
+
+    with limit_threads(trainer.choose_threads_for(batches).count), Scope(records=False):
+        found = iter(lib.to_host_all(numbers()))  # read once, at the end
+    for size in sizes:
+        mean.add(next(found), size if even else next(found))
+        counts.add([next(found).astype(np.float64) for _ in trainer.metrics], size)
+    return {"loss": mean.value, **counts.results()}

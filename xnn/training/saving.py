@@ -1,0 +1,45 @@
+"""When a fit writes checkpoints: at the steps that callbacks.Checkpoint names, and where callbacks asked for one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xnn.training.checkpoint import checkpoint_bytes
+
+__all__ = ["begin", "save_if_asked"]
+
+
+def begin(fit: Any) -> None:
+    """Refuse what a checkpoint cannot hold before the first step, rather than after the first epoch."""
+    if fit.checkpoints:
+        checkpoint_bytes(fit.trainer, fit)
+    save_if_asked(fit)
+
+
+def save_if_asked(fit: Any, ends_epoch: bool = False, ends_fit: bool = False) -> None:
+    """Write the checkpoints of a fit that are due or that callbacks have asked for, now that all of them were called.
+
+    ends_epoch, ends_fit: whether an epoch, or the whole fit, has just ended.
+    """
+    trainer = fit.trainer
+    if not (fit.checkpoints or trainer.asked):
+        return
+    step = trainer.step
+    due = [c for c in fit.checkpoints if c.is_due(step, ends_epoch) or (ends_fit and c.is_new(step))]
+    if not (due or trainer.asked):
+        return
+    if fit.unseen:
+        fit.look()
+        fit.stepper.keep()
+    trainer.save_asked(fit)
+    content = checkpoint_bytes(trainer, fit) if due else b""
+    for checkpoint in due:
+        checkpoint.write(step, content, ends_epoch and _is_best(fit.history.epochs))
+
+
+def _is_best(epochs: list[dict[str, Any]]) -> bool:
+    """Whether the last epoch is the best one by the validation loss, or by the loss if there is no other."""
+    name = "val_loss" if "val_loss" in epochs[-1] else "loss"
+    values = [entry.get(name, math.inf) for entry in epochs]
+    return bool(values[-1] <= min(values))
