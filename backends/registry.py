@@ -22,6 +22,7 @@ import numpy as np
 
 from xnn.backends.base import Backend
 from xnn.backends.numerics import current_numerics
+from xnn.backends.row_sources import is_on_host
 from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, UnknownBackendError
 from xnn.options import shown
 
@@ -266,7 +267,7 @@ def admit(lib: Backend, x: Any) -> Any:
 
     Raises MixedArraysError for an array of another backend.
     """
-    if not isinstance(x, np.ndarray):
+    if not is_on_host(x):
         owner = _owner(x)
         if owner is not None and owner is not lib:
             raise MixedArraysError(

@@ -9,6 +9,8 @@ import numpy as np
 
 from xnn.backends import Purpose, Stream, backend_of
 from xnn.backends.host_arrays import as_host_array
+from xnn.backends.row_sources import is_on_host
+from xnn.data.orders import permutation_pieces, range_pieces
 from xnn.errors import ShapeError
 from xnn.options import check_count
 
@@ -44,7 +46,9 @@ class Batches:
     ) -> None:
         batch_size = check_count("batch_size", batch_size)
         Stream(seed, Purpose.SHUFFLE)  # raises for another seed
-        arrays = tuple(as_host_array(array, f"array {number}") for number, array in enumerate(arrays))
+        arrays = tuple(
+            as_host_array(array, f"array {number}", by_rows=True) for number, array in enumerate(arrays)
+        )
         lengths = {int(a.shape[0]) for a in arrays if a.ndim}
         if len(lengths) != 1 or any(not a.ndim for a in arrays):
             rows = " and ".join(str(a.shape[0] if a.ndim else "no") for a in arrays)
@@ -66,17 +70,34 @@ class Batches:
         return Stream(self.seed, Purpose.SHUFFLE, 0, epoch).permutation(self.rows)
 
     def numbers(self, epoch: int) -> Iterator[np.ndarray]:
-        """The row numbers of each batch of an epoch."""
-        order = self.order(epoch)
-        for start in range(0, self.rows, self.batch_size):
-            yield order[start : start + self.batch_size]
+        """The row numbers of each batch of an epoch, int64. The order of many rows is made piece by piece."""
+        left = np.empty(0, np.int64)
+        for piece in self._pieces(epoch):
+            order = np.concatenate([left, piece]) if left.size else piece
+            whole = len(order) - len(order) % self.batch_size
+            for start in range(0, whole, self.batch_size):
+                yield order[start : start + self.batch_size]
+            left = order[whole:]
+        if left.size:
+            yield left
+
+    def _pieces(self, epoch: int) -> Iterator[np.ndarray]:
+        """The pieces of `order`, one after the other."""
+        if not self.shuffle:
+            return range_pieces(self.rows)
+        return permutation_pieces(Stream(self.seed, Purpose.SHUFFLE, 0, epoch), self.rows)
 
     def gather(self, rows: np.ndarray) -> tuple[Any, ...]:
         """These rows of every array, on the host or the device as the array is."""
         gathered = []
         for array in self.arrays:
-            lib = backend_of(array)
-            gathered.append(array[rows] if lib.is_host else lib.xp.take(array, lib.to_device(rows), axis=0))
+            if is_on_host(array):
+                gathered.append(array[rows])
+            else:
+                lib = backend_of(array)
+                gathered.append(
+                    array[rows] if lib.is_host else lib.xp.take(array, lib.to_device(rows), axis=0)
+                )
         return tuple(gathered)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Any, ...]]:

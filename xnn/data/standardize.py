@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import backend_of, get_backend
-from xnn.backends.host_arrays import as_host_array, row_blocks
+from xnn.backends.host_arrays import as_host_array
+from xnn.backends.row_sources import row_blocks
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.files import notice
 from xnn.layers import Rescale
@@ -88,18 +90,22 @@ def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
     return Rescale(scale, dtype=dtype, shift=mean), np.flatnonzero(constant)
 
 
-def far_from_unit(y: np.ndarray) -> float | None:
+def far_from_unit(y: Any) -> float | None:
     """The root mean square of the largest column of targets y (n, ...), if it is far from 1; else None.
 
     Such targets are hard to learn.
     """
     if not y.size:
         return None
-    columns = y.reshape(len(y), -1)
-    each = [np.abs(block.astype(np.float64)).max(axis=0) for _, block in row_blocks(columns)]
-    column = columns[:, np.argmax(np.max(each, axis=0))].astype(np.float64)
-    largest = max(float(np.abs(column).max()), 1e-300)
-    size = float(np.sqrt(np.mean(np.square(column / largest)))) * largest
+
+    def columns() -> Iterator[np.ndarray]:
+        for _, block in row_blocks(y):
+            yield block.reshape(len(block), -1).astype(np.float64)
+
+    each = np.max([np.abs(block).max(axis=0) for block in columns()], axis=0)
+    column, largest = int(np.argmax(each)), max(float(each.max()), 1e-300)
+    squares = sum(float(np.sum(np.square(block[:, column] / largest))) for block in columns())
+    size = float(np.sqrt(squares / len(y))) * largest
     return size if size and not _NEAR[0] <= size <= _NEAR[1] else None
 
 

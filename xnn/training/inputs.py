@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import admit
-from xnn.backends.host_arrays import as_host_array, row_blocks
+from xnn.backends.host_arrays import as_host_array
+from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks
 from xnn.data import Batches
-from xnn.errors import DTypeError, LabelError, OptionError, ShapeError, WeightWarning
+from xnn.errors import DTypeError, LabelError, OptionError, ShapeError, WeightWarning, XnnError
 from xnn.files import notice
 from xnn.layers import Rescale, Sequential
 from xnn.layers.hidden import check_nothing_hidden
@@ -102,7 +103,8 @@ def prepare(
         raise OptionError(f"{role} data must be a pair (x, y) of samples and targets, got {what}{hint}")
     lib = model.backend
     x, y = (
-        admit(lib, as_host_array(part, f"{role} data: {name}")) for name, part in zip("xy", data, strict=True)
+        admit(lib, as_host_array(part, f"{role} data: {name}", by_rows=True))
+        for name, part in zip("xy", data, strict=True)
     )
     if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
         raise ShapeError(
@@ -112,23 +114,22 @@ def prepare(
     with np.errstate(over="ignore"):  # found by _check_finite, which says where
         given, x = x, model.prepare(x)
         _check_finite(role, "sample", given, x)
-        targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
+        targets = y if is_on_host(y) else lib.to_host(y)
         if targets.dtype.kind in "USO":
             raise LabelError(
                 f"{role} targets are {targets.dtype}, not numbers: names, y = numpy.unique(names, "
                 "return_inverse=True) numbers the classes from 0"
             )
-        loss.check(targets, model.output_shape(tuple(x.shape[1:])))
-        for metric in metrics:
-            metric.check(targets)
-        prepared = loss.prepare(targets, model.dtype)
+        prepared = _checked_targets(
+            loss, metrics, targets, model.output_shape(tuple(x.shape[1:])), model.dtype
+        )
         _check_finite(role, "target", targets, prepared)
     # The calls between the user's line and this one, for warnings.
     above = {"training": 4, "validation": 5, "evaluation": 3}[role]
     warn_of_samples(model, given, role, above)
     if role == "training":
         warn_of_targets(model, loss, targets, above)
-    arrays = x, prepared if isinstance(y, np.ndarray) else lib.to_device(prepared)
+    arrays = x, prepared if is_on_host(y) else lib.to_device(prepared)
     if sample_weight is None:
         return arrays
     given = admit(lib, as_host_array(sample_weight, f"{role} data: sample_weight"))
@@ -141,6 +142,28 @@ def prepare(
     if not weights.any():
         raise OptionError(f"{role} data: every sample_weight is 0 in {model.dtype}, so that no sample counts")
     return *arrays, weights if isinstance(given, np.ndarray) else lib.to_device(weights)
+
+
+def _checked_targets(
+    loss: Loss, metrics: Sequence[Metric], targets: Any, output_shape: tuple[int, ...], dtype: str
+) -> Any:
+    """The targets as the loss takes them, checked. Those read from files are converted when they are read."""
+    by_rows = reads_rows(targets)
+    for start, block in row_blocks(targets) if by_rows else [(0, targets)]:
+        try:
+            loss.check(block, output_shape)
+            for metric in metrics:
+                metric.check(block)
+        except XnnError as error:
+            if not start:
+                raise
+            raise type(error)(f"in rows {start:,} to {start + len(block) - 1:,}: {error}") from error
+    if not by_rows:
+        return loss.prepare(targets, dtype)
+    sample = np.asarray(targets[:1])
+    if loss.prepare(sample, dtype) is sample:  # nothing is converted
+        return targets
+    return Converted(targets, lambda rows: loss.prepare(rows, dtype))
 
 
 def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
@@ -158,7 +181,7 @@ def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
 
 def _first_not_finite(array: Any) -> int | None:
     """The first row of a host array with NaN or infinity; None if there is none."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+    if not is_on_host(array) or array.dtype.kind != "f":
         return None
     for start, block in row_blocks(array):
         finite = np.isfinite(block)

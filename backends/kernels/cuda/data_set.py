@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.kernels.cuda.launch import address, cupy
+from xnn.backends.row_sources import is_mapped, is_on_host, reads_rows, row_blocks
 
 __all__ = ["TO_DEVICE", "DataSet", "Resident", "Streamed"]
 
@@ -41,7 +42,7 @@ class DataSet:
         free_memory: Callable[[], int | None] | None = None,
     ) -> None:
         self.arrays, self.rows, self._free_memory = list(arrays), rows, free_memory
-        self._on_host = {id(array): array for array in arrays if isinstance(array, np.ndarray)}
+        self._on_host = {id(array): array for array in arrays if is_on_host(array)}
         self.size = sum(array.nbytes for array in self._on_host.values())
         #: The most steps in a chunk.
         self.steps = longest
@@ -94,13 +95,19 @@ class Resident:
     def reload(self) -> None:
         """Copy the arrays of the host again: their owner may have written to them."""
         for source, array in self._held.values():
-            if isinstance(source, np.ndarray):
+            if isinstance(source, np.ndarray) and not is_mapped(source):
                 array.set(np.ascontiguousarray(source), stream=cupy().cuda.get_current_stream())
+            elif is_on_host(source):
+                _copy_by_blocks(source, array)
 
     def there(self, source: Any) -> Any:
         """The array in the GPU's memory, contiguous."""
         if id(source) not in self._held:
-            self._held[id(source)] = source, cupy().ascontiguousarray(cupy().asarray(source))
+            if reads_rows(source):
+                array = _copy_by_blocks(source, cupy().empty(source.shape, source.dtype))
+            else:
+                array = cupy().ascontiguousarray(cupy().asarray(source))
+            self._held[id(source)] = source, array
         return self._held[id(source)][1]
 
 
@@ -180,9 +187,16 @@ def _row_bytes(array: Any) -> int:
     return int(math.prod(array.shape[1:]) * array.dtype.itemsize)
 
 
-def _take(source: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+def _copy_by_blocks(source: Any, array: Any) -> Any:
+    """Copy an array that is read from files to the GPU, without holding all of it on the host. Returns the copy."""
+    for start, block in row_blocks(source):
+        array[start : start + len(block)] = cupy().asarray(np.ascontiguousarray(block))
+    return array
+
+
+def _take(source: Any, rows: np.ndarray, out: np.ndarray) -> None:
     """Copy rows of an array, and read nothing else of it: it may be a file's (numpy.memmap), larger than memory."""
-    if source.flags.c_contiguous and source.flags.aligned:
+    if isinstance(source, np.ndarray) and source.flags.c_contiguous and source.flags.aligned:
         np.take(source, rows, axis=0, out=out, mode="clip")  # "raise" would go by way of a copy
     else:
         out[...] = source[rows]  # numpy.take would copy the whole array
