@@ -9,7 +9,7 @@ import xnn
 from xnn import layers, losses, optimizers
 from xnn.backends import Purpose, Stream, row_sources
 from xnn.backends.row_sources import Joined, Selected, is_mapped
-from xnn.data import Batches, orders
+from xnn.data import Batches, orders, reader
 from xnn.errors import DTypeError, LabelError, ShapeError
 
 ROWS, FEATURES, CLASSES = 300, 5, 3
@@ -178,6 +178,7 @@ def test_an_order_in_pieces_is_the_permutation(monkeypatch, rows):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_memory_of_a_fit_does_not_grow_with_the_rows(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(row_sources, "_BLOCK", 2**14)
+    monkeypatch.setattr(reader, "_BYTES", 2**14)
     monkeypatch.setattr(orders, "_MOST", 2**12)
     monkeypatch.setattr(orders, "_WORDS", 2**10)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from xnn.data.orders import permutation_pieces, range_pieces
 from xnn.errors import ShapeError
 from xnn.options import check_count
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Rows"]
+
+#: The row numbers of one batch after the other.
+Rows: TypeAlias = Generator[np.ndarray, None, None]
 
 
 class Batches:
@@ -69,7 +72,7 @@ class Batches:
             return np.arange(self.rows)
         return Stream(self.seed, Purpose.SHUFFLE, 0, epoch).permutation(self.rows)
 
-    def numbers(self, epoch: int) -> Iterator[np.ndarray]:
+    def numbers(self, epoch: int) -> Rows:
         """The row numbers of each batch of an epoch, int64. The order of many rows is made piece by piece."""
         left = np.empty(0, np.int64)
         for piece in self._pieces(epoch):
@@ -100,7 +103,7 @@ class Batches:
                 )
         return tuple(gathered)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Any, ...]]:
+    def epoch(self, epoch: int) -> Generator[tuple[Any, ...], None, None]:
         """The batches of an epoch, counted from 0; each is a tuple of arrays."""
         for rows in self.numbers(epoch):
             yield self.gather(rows)

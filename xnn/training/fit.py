@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -91,23 +92,24 @@ class Fit:
         if self.of_users:
             self.stepper.reload()
         self.looked_at = time.perf_counter()
-        for batches in self.chunks():
-            if self.interrupted() and not self.unseen:
-                return None
-            self.steps(batches)
-            if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
-                self.check()
-            elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
-                self.show()
+        with closing(self.stepper.numbers(self.trainer.epoch)) as numbers:
+            for batches in self.chunks(numbers):
+                if self.interrupted() and not self.unseen:
+                    return None
+                self.steps(batches)
+                if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
+                    self.check()
+                elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
+                    self.show()
         if self.batch < len(self.batches):
             return None
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
 
-    def chunks(self) -> Iterator[list[np.ndarray]]:
-        """The batches of this epoch, as many at once as the kernels take: up to the next check, of one size."""
+    def chunks(self, numbers: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """These batches, as many at once as the kernels take: up to the next check, of one size."""
         chunk: list[np.ndarray] = []
         most = 1 if self.each_step else self.stepper.table.chunk
-        for rows in self.batches.numbers(self.trainer.epoch):
+        for rows in numbers:
             if chunk and len(rows) != len(chunk[0]):
                 yield chunk
                 chunk = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from typing import Any, Never, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from xnn.backends.kernels.calls import TABLES, KernelTable
 from xnn.backends.threads import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
+from xnn.data.reader import read_batches
 from xnn.errors import DeviceMemoryError, OptionError
 from xnn.files import notice
 from xnn.graph.habits import Habitual
@@ -318,15 +319,16 @@ class Trainer(Habitual):
 
         def numbers() -> Iterator[Any]:
             """Of each batch the loss, what it was divided by unless that is the number of rows, and the counts."""
-            for x, *rest in batches.epoch(0):
-                sizes.append(x.shape[0])
-                outputs = self.model.run(lib.to_device(x), training=False)
-                targets, *weights = map(lib.to_device, rest)
-                self.loss.recognize(outputs, targets, *weights)
-                yield self.loss.run(outputs, targets, *weights)
-                if not even:
-                    yield lib.number_on_device(self.loss.total(outputs, targets, *weights))
-                yield from count_on_device(lib, self.metrics, outputs, targets)
+            with closing(read_batches(batches, 0)) as read:
+                for x, *rest in read:
+                    sizes.append(x.shape[0])
+                    outputs = self.model.run(lib.to_device(x), training=False)
+                    targets, *weights = map(lib.to_device, rest)
+                    self.loss.recognize(outputs, targets, *weights)
+                    yield self.loss.run(outputs, targets, *weights)
+                    if not even:
+                        yield lib.number_on_device(self.loss.total(outputs, targets, *weights))
+                    yield from count_on_device(lib, self.metrics, outputs, targets)
 
         with limit_threads(self._choose_threads(batches).count), Scope(records=False):
             found = iter(lib.to_host_all(numbers()))  # read once, at the end
