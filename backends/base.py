@@ -72,6 +72,8 @@ class Backend:
     device: Any = None
     #: The last sentence of a DeviceMemoryError.
     memory_advice: ClassVar[str] = "Try a smaller batch_size."
+    #: The last sentence of a DeviceLostError.
+    lost_advice: ClassVar[str] = ""
 
     @property
     def address(self) -> str:

@@ -22,16 +22,17 @@ import numpy as np
 
 from xnn.backends.base import Backend, Measured
 from xnn.backends.communicator import communicator
+from xnn.backends.cupy_devices import name_of, versions
 from xnn.backends.cupy_failures import (
     check_driver,
     check_number,
-    cuda_version,
     device_error,
     import_array_api,
     import_cupy,
     reason,
 )
 from xnn.backends.kernels.calls import KernelTable
+from xnn.backends.kernels.cuda.array_ops import MEMORIES, PEAKS, OpsNamespace
 from xnn.backends.numerics import current_numerics
 from xnn.errors import BackendUnavailableError, XnnError
 from xnn.files import notice
@@ -56,6 +57,10 @@ class CupyBackend(Backend):
     has_numbers = True
     can_be_lost = True
     memory_advice: ClassVar[str] = "Try a smaller batch_size, or raise CUPY_GPU_MEMORY_LIMIT if it is set."
+    lost_advice: ClassVar[str] = (
+        "Start a new process and load the model's last file; if it happens again, see nvidia-smi and run with "
+        "kernels='ops'"
+    )
 
     def __init__(self, number: int = 0) -> None:
         self.number, self.name = number, f"cupy:{number}" if number else "cupy"
@@ -70,6 +75,7 @@ class CupyBackend(Backend):
         self._several = check_number(self._cupy, number) > 1
         self.probe()
         self._xp = import_array_api()
+        self._ops = OpsNamespace(self._xp)
         # A stream for each thread, since a capture takes all that is given to its stream.
         self._own = threading.local()
 
@@ -91,7 +97,7 @@ class CupyBackend(Backend):
     @property
     def math(self) -> Any:
         self.activate()
-        return super().math
+        return self._ops if current_numerics() == "fast" else self.exact
 
     def activate(self) -> None:
         if self._several and self._cupy.cuda.runtime.getDevice() != self.number:
@@ -161,7 +167,8 @@ class CupyBackend(Backend):
 
     def explained(self, error: Exception) -> XnnError | None:
         """The error to raise in the place of one of memory, CUDA or cuBLAS."""
-        return super().explained(error) or device_error(self._cupy, error, self.name, self.memory_advice)
+        advice = self.memory_advice, self.lost_advice
+        return super().explained(error) or device_error(self._cupy, error, self.name, *advice)
 
     def bits(self, x: Any, dtype: str) -> Any:
         return x.view(dtype)
@@ -184,20 +191,28 @@ class CupyBackend(Backend):
         """Return the table of kernels of this name.
 
         name: "cuda" (kernels in CUDA C++, captured in graphs); "ops" (no kernels); or "auto": "cuda" if cuBLAS can be
-            called, else "ops". In exact numerics, and with several workers, the answer is always "ops".
+            called, else "ops". With several workers the answer is always "ops".
 
         Raises OptionError for another name, and BackendUnavailableError if "cuda" is asked for and cannot run.
         """
-        if current_numerics() == "exact" or communicator() is not None:
+        if communicator() is not None:
             return super().kernels("ops" if is_one_of(name, ("auto", "cuda")) else name)
         if not is_one_of(name, ("auto", "cuda")):
             return super().kernels(name)
         try:
+            if current_numerics() == "exact":
+                return self._exact_table()
             return importlib.import_module("xnn.backends.kernels.cuda.table").CudaTable()  # type: ignore[no-any-return]
         except BackendUnavailableError:
             if name == "cuda":
                 raise
             return KernelTable()
+
+    def _exact_table(self) -> KernelTable:
+        package = "xnn.backends.exact.kernels"
+        table = importlib.import_module(f"{package}.cuda_table").ExactCudaTable()
+        importlib.import_module(f"{package}.cuda_check").check(self)
+        return table  # type: ignore[no-any-return]
 
     @contextmanager
     def stream(self) -> Iterator[None]:
@@ -230,13 +245,16 @@ class CupyBackend(Backend):
             done.set()
 
     def synchronize(self) -> None:
-        self.cupy.cuda.get_current_stream().synchronize()
+        with self.guard():
+            self.cupy.cuda.get_current_stream().synchronize()
 
     def memory(self) -> dict[str, int]:
-        """Return bytes: `used` by arrays, `peak` taken from the device by CuPy's pool, `total` on the device."""
+        """Return bytes: `used` by arrays, `peak` taken from the device by CuPy's pools, `total` on the device."""
         pool = self.cupy.get_default_memory_pool()
+        used = pool.used_bytes() + sum(memory.pool.used_bytes() for memory in MEMORIES)
         _, total = self.cupy.cuda.runtime.memGetInfo()
-        return {"used": int(pool.used_bytes()), "peak": int(pool.total_bytes()), "total": int(total)}
+        peak = pool.total_bytes() + PEAKS.get(self.number, 0)
+        return {"used": int(used), "peak": int(peak), "total": int(total)}
 
     def free_memory(self) -> int:
         """Return how many bytes arrays can still take, on the GPU and in CuPy's pool, which is emptied."""
@@ -248,28 +266,31 @@ class CupyBackend(Backend):
 
     @contextmanager
     def measured(self) -> Iterator[Measured]:
-        """Measure how much memory CuPy's pool hands out in a block; 0 if arrays do not come from a pool."""
-        pool = self.cupy.get_default_memory_pool()
-        before, result = pool.used_bytes(), Measured()
+        """Measure how much memory CuPy's pools hand out in a block; 0 if arrays do not come from a pool."""
+        result, there = Measured(), 0
 
         class Hook(self.cupy.cuda.MemoryHook):  # type: ignore[misc, name-defined]
             name = "xnn"
 
-            def malloc_postprocess(self, **_: Any) -> None:
-                result.peak = max(result.peak, pool.used_bytes() - before)
+            def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
+                nonlocal there
+                there += mem_size
+                result.peak = max(result.peak, there)
+
+            def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
+                nonlocal there
+                there -= mem_size
 
         with Hook():
             yield result
 
     def describe(self) -> dict[str, str]:
-        runtime = self.cupy.cuda.runtime
-        properties = runtime.getDeviceProperties(self.number)
-        name = properties["name"]
+        known = versions(self.cupy)
         return {
             "library": f"cupy {self.cupy.__version__}",
-            "device": name.decode() if isinstance(name, bytes) else str(name),
-            "cuda": cuda_version(runtime.runtimeGetVersion()),
-            "driver": cuda_version(runtime.driverGetVersion()),
+            "device": name_of(self.cupy.cuda.runtime.getDeviceProperties(self.number)),
+            "cuda": known["runtime"],
+            "driver": known["driver"],
         }
 
     def probe(self) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import warnings
+import weakref
 from typing import Any
 
 from xnn.errors import BackendUnavailableError, DeviceError, DeviceLostError, DeviceMemoryError, XnnError
 
 __all__ = [
-    "check_driver", "check_number", "cuda_version", "device_error", "import_array_api", "import_cupy",
+    "check_driver", "check_number", "cuda_version", "device_error", "first_line", "import_array_api", "import_cupy",
     "quick_diagnosis", "reason",
 ]  # fmt: skip
 
@@ -38,6 +40,8 @@ _MEANINGS = {
     "deviceunavailable": "another program has the GPU for itself, or the GPU is gone",
     "devicenotavailable": "the GPU is gone",
 }
+#: The module, if several packages have written their files over one another. CuPy says so at its first import only.
+_overwritten: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def import_cupy() -> Any:
@@ -54,14 +58,16 @@ def import_cupy() -> Any:
             raise BackendUnavailableError(f"cupy: CuPy is not installed: {_INSTALL}") from error
         except ImportError as error:
             raise BackendUnavailableError(
-                f"cupy: CuPy cannot be imported: {_original(error)}. Uninstall it and {_INSTALL}"
+                f"cupy: CuPy cannot be imported: {first_line(error)}. Uninstall it and {_INSTALL}"
             ) from error
         except Exception as error:  # such as "numpy.dtype size changed": a package built for another NumPy
             raise BackendUnavailableError(
-                f"cupy: importing CuPy fails ({type(error).__name__}: {_original(error)}). "
+                f"cupy: importing CuPy fails ({type(error).__name__}: {first_line(error)}). "
                 f"Uninstall it and {_INSTALL}"
             ) from error
     if any("multiple CuPy packages" in str(w.message) for w in caught):
+        _overwritten.add(cupy)
+    if cupy in _overwritten:
         raise BackendUnavailableError(
             "cupy: several CuPy packages are installed and overwrite one another: "
             f"pip uninstall every cupy package, then {_INSTALL}"
@@ -75,7 +81,7 @@ def import_array_api() -> Any:
         return importlib.import_module("array_api_compat.cupy")
     except ImportError as error:
         raise BackendUnavailableError(
-            f"cupy: the package array-api-compat is missing or does not fit this CuPy ({_original(error)}): "
+            f"cupy: the package array-api-compat is missing or does not fit this CuPy ({first_line(error)}): "
             "pip install --upgrade array-api-compat"
         ) from error
 
@@ -122,7 +128,7 @@ def check_number(cupy: Any, number: int) -> int:
 
 def quick_diagnosis() -> str:
     """Return why CuPy cannot run here, as far as it shows without importing CuPy; "" if no reason is found."""
-    if importlib.util.find_spec("cupy") is None:
+    if sys.modules.get("cupy") is None and importlib.util.find_spec("cupy") is None:
         return f"cupy: CuPy is not installed: {_INSTALL}"
     import ctypes
 
@@ -140,9 +146,9 @@ def cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _original(error: BaseException) -> str:
-    """Return the line of CuPy's import error that names the cause; the rest of it is a banner."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def first_line(error: BaseException) -> str:
+    """Return the line of an error's message that names the cause, without a full stop; the rest may be a banner."""
+    lines = [line.strip(" .") for line in str(error).splitlines() if line.strip(" .")]
     for here, line in enumerate(lines):
         if line.startswith("Original error"):
             rest = line.partition(":")[2].strip()
@@ -152,7 +158,7 @@ def _original(error: BaseException) -> str:
 
 def reason(error: BaseException) -> str:
     """Return CuPy's own error message, and what to do about it."""
-    text = f"{type(error).__name__}: {_original(error)}"
+    text = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, MemoryError):
         return f"{text}; the GPU's memory is full: nvidia-smi shows which processes use it"
     if "headers" in str(error):
@@ -162,26 +168,28 @@ def reason(error: BaseException) -> str:
     return f"{text}; see xnn info --probe and nvidia-smi"
 
 
-def device_error(cupy: Any, error: Exception, name: str, memory_advice: str) -> XnnError | None:
+def device_error(
+    cupy: Any, error: Exception, name: str, memory_advice: str, lost_advice: str
+) -> XnnError | None:
     """Explain what CUDA or cuBLAS reported; None for an error of something else.
 
-    cupy: the module. name: of the backend. memory_advice: what to do where memory is full.
+    cupy: the module. name: of the backend. memory_advice, lost_advice: what to do where memory is full, and where the
+    GPU does not answer any more.
     """
     if type(error).__name__ in _COMPILER_ERRORS:
         return DeviceError(f"{name}: compiling a kernel failed: {reason(error)}")
     if type(error).__name__ not in _CUDA_ERRORS:
         return None
-    text = _original(error)
+    text = first_line(error)
     if any(word in text for word in ("MemoryAllocation", "OUT_OF_MEMORY", "ALLOC_FAILED")):
         return DeviceMemoryError(f"{name}: {text}. {memory_advice}")
     try:  # after some errors CUDA answers nothing more in this process
         cupy.cuda.runtime.deviceSynchronize()
     except Exception as last:
-        text = text if _meaning(text) else _original(last)
+        text = text if _meaning(text) else first_line(last)
         meaning = _meaning(text) or "the GPU does not answer"
         return DeviceLostError(
-            f"{name}: {meaning} ({text}), and this process cannot use the GPU any more. Start a new process; if it "
-            "happens again, see nvidia-smi and run with kernels='ops'"
+            f"{name}: {meaning} ({text}), and this process cannot use the GPU any more. {lost_advice}"
         )
     return DeviceError(
         f"{name}: the GPU refused a call ({text}). Try again with kernels='ops', and see xnn info --probe"

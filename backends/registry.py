@@ -13,7 +13,7 @@ import copyreg
 import functools
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,7 +23,8 @@ import numpy as np
 from xnn.backends.base import Backend
 from xnn.backends.numerics import current_numerics
 from xnn.backends.row_sources import is_on_host
-from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, UnknownBackendError
+from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, UnknownBackendError, XnnError
+from xnn.ops.apply import explain_failures_by
 from xnn.options import shown
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "backend_of",
     "backend_variable",
     "current_backend",
+    "explaining",
     "get_backend",
+    "gpu_number",
     "is_device_array",
     "mixed_arrays",
     "use_backend",
@@ -123,6 +126,15 @@ def _device_variable() -> int:
             "them)"
         )
     return int(text)
+
+
+def gpu_number() -> int:
+    """Return the number of the GPU that "cupy" means: that of XNN_BACKEND="cupy:1", or else XNN_DEVICE, or else 0.
+
+    Raises UnknownBackendError or BackendUnavailableError if one of the two variables is wrong.
+    """
+    digits = backend_variable().partition(":")[2]
+    return int(digits) if digits else _device_variable()
 
 
 #: What other libraries call a device, and the backend that computes there.
@@ -252,6 +264,31 @@ def backend_of(*arrays: Any) -> Backend:
             raise mixed_arrays(found, owner)
         found = owner
     return found if found is not None else current_backend()
+
+
+def _device_failure(error: Exception, arrays: Iterable[Any]) -> XnnError | None:
+    """Explain what a GPU reported while something was computed from these arrays; None for any other error."""
+    if not type(error).__module__.startswith("cupy"):
+        return None
+    try:
+        return backend_of(*(x for x in arrays if hasattr(x, "dtype"))).explained(error)
+    except Exception:  # the device does not even say which one it is
+        return None
+
+
+explain_failures_by(_device_failure)
+
+
+@contextmanager
+def explaining(*arrays: Any) -> Iterator[None]:
+    """Run a block that computes from these arrays, and explain what a GPU reports meanwhile."""
+    try:
+        yield
+    except Exception as error:
+        said = _device_failure(error, arrays)
+        if said is None:
+            raise
+        raise said from error
 
 
 def mixed_arrays(one: Backend, other: Backend) -> MixedArraysError:

@@ -235,7 +235,7 @@ def execution_plan(
     blas = [f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas_libraries()]
     return {
         "numerics": current_numerics(),
-        "backend": lib.name,
+        "backend": lib.address,
         **lib.describe(),
         "blas": ", ".join(blas),
         "threads": threads.count,

@@ -147,7 +147,7 @@ class Xnn(Peer):
         program, table = self.stepper.program(self.batches.batch_size), self.stepper.table
         return {
             "numerics": current_numerics(),
-            "backend": self.lib.name,
+            "backend": self.lib.address,
             **self.lib.describe(),
             "kernels": table.name,
             "calls_per_step": program.calls_per_step,

@@ -226,7 +226,9 @@ def own_contestants(backends: Sequence[str], numerics: str = "fast") -> list[str
         elif name == "cupy":
             found += ["gemm-cupy", "xnn-cupy"]
         else:
-            raise OptionError(f"got the backend {name!r}; the benchmark runs on numpy and cupy")
+            raise OptionError(
+                f"got the backend {name!r}; the benchmark runs on numpy and cupy, and --device chooses the GPU"
+            )
     if numerics == "both":
         twice = ((name,) if name.startswith("gemm") else (name, f"{name}:exact") for name in found)
         return [name for names in twice for name in names]

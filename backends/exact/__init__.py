@@ -10,7 +10,7 @@ promised and why it works. Read in this order:
     scaled.py     pixels that are kept as integers
     ops.py        ops that split weights and activations differently: Dense, Conv2D and others
     selfcheck.py  tests of the machine's arithmetic, against the exact results of reference.py
-    kernels/      the same computations as fast kernels on the CPU
+    kernels/      the same computations as fast kernels, on the CPU and on a GPU
 """
 
 from typing import Any

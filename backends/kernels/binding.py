@@ -19,17 +19,17 @@ __all__ = ["bind", "bind_each", "interpret"]
 
 
 def bind(
-    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: list[Call] | None = None
+    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: dict[Any, Call] | None = None
 ) -> list[Runnable]:
     """Turn a list of calls into functions without arguments: kernels where the table has them, ops elsewhere.
 
-    by_ops: a list to which the calls that ops run are added.
+    by_ops: a dictionary to which the functions that run ops are added, with their calls.
     """
     return table.assemble(bind_each(lib, table, calls, by_ops))
 
 
 def bind_each(
-    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: list[Call] | None = None
+    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: dict[Any, Call] | None = None
 ) -> list[Any]:
     """Return a function for each call: the table's kernel, or else one that runs the op; `by_ops` as for `bind`.
 
@@ -37,17 +37,30 @@ def bind_each(
     op's forward has saved, and a kernel's what the kernel has.
     """
     chosen = {call: table.accepts(call) and not any(slot.replaced for slot in call.slots()) for call in calls}
-    pairs = [(call, part.forward) for call in calls for part in (call, *call.parts) if part.forward in chosen]
+    pairs = [(call, part.forward) for call in calls for part in call.with_parts() if part.forward in chosen]
     for call, forward in pairs * 2:  # twice, since a fused backward call can have two forward calls
         if forward is not None:
             chosen[call] = chosen[forward] = chosen[call] and chosen[forward]
     for call in calls:
+        if chosen[call] and call.op in table.views:
+            _share(lib, call)
+    for call in calls:
         for slot in call.slots() if chosen[call] else ():
             if slot.array is None or not slot.fixed:
                 slot.allocate(lib)
+    bound = [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
     if by_ops is not None:
-        by_ops.extend(call for call in calls if not chosen[call])
-    return [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
+        by_ops.update({run: call for run, call in zip(bound, calls, strict=True) if not chosen[call]})
+    return bound
+
+
+def _share(lib: Any, call: Call) -> None:
+    """Let the result of a call have the memory of what it reads, unless it has its own."""
+    source, target = call.reads[0], call.writes[0]
+    if not source.fixed:
+        source.allocate(lib)
+    if target is not None and not target.fixed:
+        target.array, target.fixed = source.array.reshape(target.shape), True
 
 
 def interpret(lib: Any, call: Call) -> Runnable:
@@ -171,9 +184,17 @@ def _metric(lib: Any, call: Call) -> Runnable:
 
 
 def _total(lib: Any, call: Call) -> Runnable:
-    number = call.writes[0]
+    number, xp, rule = call.writes[0], lib.math, call.op
     assert number is not None
-    return lambda: number.put(lib.number_on_device(call.op(*(slot.array for slot in call.reads))))
+
+    def run() -> None:
+        arrays = [slot.array for slot in call.reads]
+        if hasattr(rule, "total"):
+            number.put(lib.number_on_device(apply_rule(rule.total, xp, arrays, call.options)))
+        else:
+            number.put(lib.number_on_device(rule(*arrays)))
+
+    return run
 
 
 def _collect(lib: Any, call: Call) -> Runnable:
@@ -212,5 +233,6 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "total": _total,
     "collect": _collect,
     "update": _update,
+    "options": lambda lib, call: call.options["compute"],
     "optimizer": lambda lib, call: call.options["step"],
 }

@@ -1,12 +1,12 @@
 """The calls of a training step: slots that hold arrays, calls that read and write slots, and tables of kernels.
 
-`xnn.training.program` turns the graph of a model and its loss into a list of calls. `binding.bind` turns each call
+`xnn.training.flatten` turns the graph of a model and its loss into a list of calls. `binding.bind` turns each call
 into a function without arguments: a kernel if the backend's KernelTable has one, or else the op itself.
 
 | kind | reads | writes | what it does |
 |---|---|---|---|
 | gather | - | batch | copies the step's rows of the data to the device; options: source, cursor, Rescale's numbers |
-| draw | - | mask | makes random numbers for this step; options: make, and recipe for kernels |
+| draw | - | mask | makes random numbers for this step; options: make and layer; for kernels recipe and again |
 | forward | the op's inputs | output | runs op.forward; keeps `saved` for the backward call |
 | backward | gradient | gradient per input | runs op.backward of the call `forward` |
 | keep | arrays, a value | arrays | updates running statistics or averages of weights by a rule |
@@ -14,8 +14,9 @@ into a function without arguments: a kernel if the backend's KernelTable has one
 | add | gradients | gradient | adds them from left to right |
 | clip | gradients | gradients | clips all gradients together by a rule; options: the rule's |
 | metric | outputs, targets | count | counts for a metric, such as the right answers in the batch |
-| total | outputs, targets, sample weights if any | number | the number that the loss's sum was divided by |
+| total | outputs, targets, sample weights if any | number | the divisor of the loss, by a LossOp or a function |
 | collect | number | - | appends the number to a list that the trainer reads; options: into |
+| options | - | - | computes the update's options in the middle of a step (`program.py` says when); options: compute |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
 | optimizer | gradients | parameters | one step of an optimizer with its own `step` or `update`; options: step |
 """
@@ -186,17 +187,31 @@ class Feed(Protocol):
     def streaming(self) -> str:
         """A sentence that says why the data are streamed from the host, or "" if they are on the device."""
 
+    def room(self, rows: int) -> int:
+        """How many steps on batches of this many rows can be put before they are sent; 0 if a batch is too large."""
+
     def put(self, rows: np.ndarray) -> None:
         """Note the rows of one more step, and the options of all groups of parameters for it."""
 
     def send(self, number: int, rows: int) -> None:
         """Copy what was put; `number` is that of the first step, `rows` the size of each batch."""
 
-    def loop(self, steps: Sequence[Runnable], captures: bool = True) -> Callable[[int], None]:
-        """Return a function that runs a program's steps a number of times, captured if `captures`."""
+    def renew(self) -> None:
+        """Copy the options of all groups again, for the step that was sent last: they were computed since."""
+
+    def loop(
+        self,
+        steps: Sequence[Runnable],
+        captures: bool = True,
+        refused: Callable[[Runnable], None] | None = None,
+    ) -> Callable[[int], None]:
+        """Return a function that runs a program's steps a number of times, captured if `captures`.
+
+        refused: for steps among which are ops: called with the one that could not be captured, if there is one.
+        """
 
     def take(self) -> dict[int, np.ndarray]:
-        """Return what was recorded since the last call, by column. Waits for the device."""
+        """Return what was recorded since the last call, by the number of its list. Waits for the device."""
 
     def forget(self) -> None:
         """Forget what was recorded."""
@@ -215,11 +230,13 @@ class KernelTable:
     in_place: whether the kernels change parameters in place, in buffers that lie side by side in memory.
     buffers_in_place: whether the kernels change a layer's buffers in place too, such as running statistics.
     chunk: how many steps a program can take at once.
+    views: the ops whose result, and whose gradient, gets the memory of what it is made of, in another shape.
     """
 
     name = "ops"
     in_place = buffers_in_place = False
     chunk = 1
+    views: frozenset[Any] = frozenset()
 
     def __init__(
         self,

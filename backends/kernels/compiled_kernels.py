@@ -21,8 +21,8 @@ from xnn.backends.kernels.compiled_loops import LINEAR, RELU, SIGMOID, TANH, WID
 from xnn.backends.kernels.jit import load
 from xnn.backends.kernels.numpy_kernels import (
     NUMPY_KERNELS,
-    serves,
     serves_dense,
+    serves_elements,
     serves_gather,
     serves_labels,
     serves_loss,
@@ -248,8 +248,12 @@ class CompiledTable(KernelTable):
                 ("backward", ops.dropout): (_dropout_backward, _serves_dropout),
                 ("update", updates.sgd): (_sgd, serves_update),
                 ("update", updates.adam): (_adam, serves_adam),
-                **{("forward", op): (_activation, serves) for op in _KINDS if op is not None},
-                **{("backward", op): (_activation_backward, serves) for op in _KINDS if op is not None},
+                **{("forward", op): (_activation, serves_elements) for op in _KINDS if op is not None},
+                **{
+                    ("backward", op): (_activation_backward, serves_elements)
+                    for op in _KINDS
+                    if op is not None
+                },
             },
             NUMPY_KERNELS,
         )

@@ -24,8 +24,8 @@ from xnn.ops.metrics import accuracy
 from xnn.ops.sums import LONG, PIECE, SHORT, pairwise_sum, product_over_rows
 
 __all__ = [
-    "ACTIVATIONS", "NUMPY_KERNELS", "count_right", "is_plain_loss", "serves", "serves_dense", "serves_gather",
-    "serves_labels", "serves_loss",
+    "ACTIVATIONS", "NUMPY_KERNELS", "count_right", "is_plain_loss", "serves", "serves_dense", "serves_elements",
+    "serves_gather", "serves_labels", "serves_loss",
 ]  # fmt: skip
 
 _SIGNED = {4: np.int32, 8: np.int64}
@@ -112,12 +112,22 @@ def serves(call: Call) -> bool:
     return len(dtypes) == 1 and dtypes <= {np.dtype("f4"), np.dtype("f8")} and not call.options
 
 
+def serves_elements(call: Call) -> bool:
+    """Whether all slots have one dtype, float32 or float64, and the call has no option.
+
+    Kernels in machine code would read the bytes of a mask or of integers as numbers.
+    """
+    return serves(call) and len({np.dtype(slot.dtype) for slot in call.slots()}) == 1
+
+
 def serves_dense(call: Call) -> bool:
     """Whether x is a batch of rows, the weights are a matrix, and there is one bias for each output or none."""
     forward = call.forward or call
     x, w, *bias = (slot.shape for slot in forward.reads)
     fits = len(x) == len(w) == 2 and all(b == w[1:] for b in bias)
-    return serves(call) and fits and (forward.activation is None or forward.activation in ACTIVATIONS)
+    return (
+        serves_elements(call) and fits and (forward.activation is None or forward.activation in ACTIVATIONS)
+    )
 
 
 def _dense(call: Call) -> Runnable:
@@ -363,8 +373,8 @@ NUMPY_KERNELS = KernelTable(
         ("update", updates.adam): (adam, serves_adam),
         **IMAGE_KERNELS,
         **{("update", rule): (update_by_rule(np), serves_update) for rule in RULES},
-        **{("forward", op): (_activation, serves) for op in ACTIVATIONS},
-        **{("backward", op): (_activation_backward, serves) for op in ACTIVATIONS},
+        **{("forward", op): (_activation, serves_elements) for op in ACTIVATIONS},
+        **{("backward", op): (_activation_backward, serves_elements) for op in ACTIVATIONS},
     }
 )
 NUMPY_KERNELS.name, NUMPY_KERNELS.in_place = "numpy", True

@@ -38,7 +38,7 @@ def collect(parts: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
 def _machine(results: dict[str, Any]) -> dict[str, Any]:
     """The device as CuPy and nvidia-smi name it, Python, and versions of packages."""
     plans = (e["plan"] for about in results.values() for e in _entries(about) if e.get("plan"))
-    plan: dict[str, Any] = next((plan for plan in plans if plan["backend"] == "cupy"), {})
+    plan: dict[str, Any] = next((plan for plan in plans if plan["backend"].startswith("cupy")), {})
     packages = {}
     for name in _PACKAGES:
         try:

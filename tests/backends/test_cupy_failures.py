@@ -15,8 +15,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from xnn.backends import Backend, Purpose, Stream, backend, backend_of, current_backend, registry, use_backend
+from xnn.backends import (
+    Backend,
+    Purpose,
+    Stream,
+    backend,
+    backend_of,
+    cupy_backend,
+    cupy_devices,
+    current_backend,
+    registry,
+    use_backend,
+)
 from xnn.backends.cupy_backend import CupyBackend
+from xnn.backends.cupy_devices import gpus
 from xnn.backends.cupy_failures import import_cupy, quick_diagnosis
 from xnn.errors import (
     BackendUnavailableError,
@@ -85,7 +97,12 @@ def fake_cupy(
         driverGetVersion=lambda: driver,
         runtimeGetVersion=lambda: needed,
         memGetInfo=lambda: (70, 100),
-        getDeviceProperties=lambda device: {"name": f"NVIDIA H{2 + device}00".encode()},
+        getDeviceProperties=lambda device: {
+            "name": f"NVIDIA H{2 + device}00".encode(),
+            "totalGlobalMem": 150_000 << 20,
+            "major": 9,
+            "minor": 0,
+        },
         getDeviceCount=lambda: 1,
     )
     module.cuda = SimpleNamespace(
@@ -260,10 +277,20 @@ def test_each_failure_is_one_line_that_says_what_to_do(failure, monkeypatch, tmp
     message = diagnosis(failure, monkeypatch, tmp_path)
     assert message.startswith("cupy: ")
     assert "\n" not in message
+    assert ".." not in message
     for part in FAILURES[failure][1]:
         assert part in message
     assert not any(name.startswith("cupy") for name in registry._instances)  # so the next use tries again
     assert current_backend().name == "numpy"
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_the_second_use_says_the_same(failure, monkeypatch, tmp_path):
+    """Also where CuPy warns at its first import only."""
+    message = diagnosis(failure, monkeypatch, tmp_path)
+    with pytest.raises(BackendUnavailableError) as caught:
+        use_backend("cupy")
+    assert str(caught.value) == message
 
 
 def test_no_two_failures_say_the_same(monkeypatch, tmp_path):
@@ -322,6 +349,8 @@ def working(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     cupy = fake_cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", np)
+    monkeypatch.setattr(cupy_backend, "MEMORIES", ())  # of a real one, in other tests
+    monkeypatch.setattr(cupy_backend, "PEAKS", {})
     return cupy
 
 
@@ -357,6 +386,67 @@ def test_a_working_cupy_is_a_backend(working):
     }
     working.cuda.runtime.getDeviceProperties = lambda device: {"name": "NVIDIA A100"}  # text in some versions
     assert lib.describe()["device"] == "NVIDIA A100"
+
+
+@pytest.fixture
+def driver_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks for the driver before CuPy is imported finds it."""
+    monkeypatch.setattr(cupy_devices, "quick_diagnosis", str)
+
+
+@pytest.mark.parametrize(
+    ("variables", "used"),
+    [({}, 0), ({"XNN_DEVICE": "1"}, 1), ({"XNN_BACKEND": "cupy:2"}, 2), ({"XNN_BACKEND": "cupy"}, 0)],
+    ids=str,
+)
+def test_gpus_are_described(working, driver_found, monkeypatch, variables, used):
+    working.cuda.runtime.getDeviceCount = lambda: 3
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = gpus(registry.gpu_number())
+    assert found[1] == {
+        "number": 1,
+        "name": "NVIDIA H300",
+        "memory_mb": 150_000,
+        "compute_capability": "9.0",
+        "driver": "13.0",
+        "runtime": "13.0",
+        "used": used == 1,
+    }
+    assert [gpu["number"] for gpu in found if gpu["used"]] == [used]
+
+
+@pytest.mark.parametrize(
+    "failure", ["two wheels", "no driver", "driver too old", "runtime does not answer", "no GPU"]
+)
+def test_why_no_gpus_are_described(driver_found, failure, monkeypatch, tmp_path):
+    message = diagnosis(failure, monkeypatch, tmp_path)
+    with pytest.raises(BackendUnavailableError) as caught:
+        gpus(registry.gpu_number())
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("XNN_DEVICE", "4", "there is no GPU 4: there is one GPU, number 0"),
+        ("XNN_DEVICE", "x", "XNN_DEVICE='x' is not the number of a GPU"),
+        ("XNN_BACKEND", "nosuch", "XNN_BACKEND='nosuch' is not a backend"),
+    ],
+)
+def test_gpus_that_wrong_variables_name(working, driver_found, monkeypatch, name, value, text):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(XnnError, match=text):
+        gpus(registry.gpu_number())
+
+
+def test_gpus_that_cuda_does_not_describe(working, driver_found):
+    working.cuda.runtime.getDeviceProperties = raising(CUDARuntimeError("cudaErrorUnknown: unknown error"))
+    with pytest.raises(
+        BackendUnavailableError, match=r"^cupy: CUDA does not describe .* cudaErrorUnknown"
+    ) as caught:
+        gpus(registry.gpu_number())
+    assert "\n" not in str(caught.value)
 
 
 def test_a_working_cupy_moves_arrays(working):
@@ -479,6 +569,25 @@ def test_what_cuda_reports_is_explained(working, name):
     assert text.startswith("cupy: ")
     assert "\n" not in text
     assert all(part in text for part in parts), text
+
+
+def ended(error: Exception) -> Exception:
+    """The error with a full stop at the end of its message's lines, as some of CuPy's have."""
+    return type(error)(str(error).replace("\n", ".\n") + ".")
+
+
+@pytest.mark.parametrize("name", [*REPORTED, "out of memory"])
+def test_no_message_has_two_full_stops(working, name):
+    error, last, *_ = REPORTED.get(
+        name, (OutOfMemoryError("allocating 8 bytes (allocated so far: 4 bytes)"), None)
+    )
+    lib = CupyBackend()
+    working.cuda.runtime.deviceSynchronize = (lambda: None) if last is None else raising(ended(last))
+    with pytest.raises(XnnError) as caught, lib.guard():
+        raise ended(error)
+    assert ".." not in str(caught.value)
+    assert ".)" not in str(caught.value)
+    assert ".;" not in str(caught.value)
 
 
 def test_other_errors_of_to_device_are_not_about_memory(working):

@@ -166,7 +166,7 @@ def test_both_devices_train_to_the_same_bits(kernels):
     assert [t.epoch for t in trainers] == [5, 5]
     assert weights(trainers[0]) == weights(trainers[1])
     assert [device_of(t) for t in trainers] == [{0}, {1}]
-    assert [t.history.plan["backend"] for t in trainers if t.history] == ["cupy", "cupy:1"]
+    assert [t.history.plan["backend"] for t in trainers if t.history] == ["cupy:0", "cupy:1"]
     assert trainers[0].evaluate((X, Y)) == trainers[1].evaluate((X, Y))
     np.testing.assert_array_equal(trainers[0].model.predict(X), trainers[1].model.predict(X))
 
@@ -227,6 +227,19 @@ def test_a_command_runs_on_the_second_device():
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["backend"] == result["plan"]["backend"] == "cupy:1"
+
+
+def test_info_lists_both_devices():
+    done = command("info", "--json", XNN_BACKEND="cupy", XNN_DEVICE="1")
+    assert done.returncode == 0, done.stderr
+    listed = json.loads(done.stdout)["gpus"]
+    assert [(gpu["number"], gpu["used"]) for gpu in listed] == [(0, False), (1, True)]
+    assert all(
+        gpu["name"] and gpu["memory_mb"] > 1000 and float(gpu["compute_capability"]) >= 7 for gpu in listed
+    )
+    said = command("info", XNN_BACKEND="cupy").stdout
+    assert f"  cupy:1: {listed[1]['name']}, {listed[1]['memory_mb']:,} MB, compute capability" in said
+    assert said.count("the backend cupy is this one") == 1
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def entry(name, us, reason="", **more):
 
 def measured(**changed):
     """Results of a card on which every target is met; `changed` replaces the results of parts."""
-    plan = {"backend": "cupy", "device": "NVIDIA H200", "cuda": "13.0"}
+    plan = {"backend": "cupy:0", "device": "NVIDIA H200", "cuda": "13.0"}
     peers = [
         entry(name, 60.0)
         for name in ("torch-gpu", "torch-gpu-graph", "torch-gpu-compile", "jax-gpu", "jax-gpu-scan")

@@ -32,6 +32,11 @@ def test_info_json(monkeypatch, tmp_path):
     assert facts["plan"]["fused"]
     assert facts["environment"]["XNN_DATA_HOME"] == str(tmp_path)
     assert "synthetic" in facts["data"]
+    if isinstance(facts["gpus"], str):  # why there is none
+        assert facts["gpus"].startswith("cupy: ")
+        assert "\n" not in facts["gpus"]
+    else:
+        assert [gpu["number"] for gpu in facts["gpus"] if gpu["used"]] == [0]
 
 
 def test_info_probe():

@@ -280,7 +280,7 @@ def test_train_on_another_backend(digits, other):
     """The command works with arrays that cannot be mixed with NumPy's, and its result is close to NumPy's."""
     args = ("train", "--dataset", digits, *TRAIN, "--dropout", 0.2, "--json")
     here, there = one_json(run(*args)), one_json(run(*args, "--backend", other.name))
-    assert there["backend"] == there["plan"]["backend"] == other.name
+    assert there["backend"] == there["plan"]["backend"] == other.address
     assert there["test_loss"] == pytest.approx(here["test_loss"], rel=1e-4)
 
 

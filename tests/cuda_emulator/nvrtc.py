@@ -34,7 +34,18 @@ extern "C" __global__ void probe(float* y, const float* x, int n) {
 
 
 #: What `xnn.backends.kernels.cuda.launch.compiled` defines by options, beside `real`.
-TYPES = "#define SOURCE unsigned char\n#define LABEL long long\n#define INDEX long long\n"
+TYPES = (
+    "#define SOURCE unsigned char\n#define LABEL long long\n#define INDEX long long\n#define TARGET double\n"
+)
+
+
+#: What stands in front of other sources.
+SHARED = ("common", "exact_numbers")
+#: The sources that exact numerics use, alone or one behind the other; "exact" in a name: they are for them only.
+EXACT = (
+    "activations", "dense", "distances exact_distances", "dropout", "exact", "exact_loss", "gather",
+    "images exact_images", "updates",
+)  # fmt: skip
 #: Networks for the persistent kernel: widths, activations with their options, rule, arrays of its state, rows.
 NETWORKS: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], str, int, int], ...] = (
     ((784, 100, 200, 10), (1, 1, 0), (0.0, 0.0, 0.0), "sgd", 0, 32),
@@ -44,14 +55,20 @@ NETWORKS: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], str, 
 
 
 def project_sources() -> dict[str, str]:
-    """Each CUDA source of the project for float and for double, by a name, with what it calls in front of it.
+    """Each CUDA source of the project, for float, double and exact numerics, with what it calls in front of it.
 
     The persistent kernel comes once for each of NETWORKS, for float.
     """
     sources = {"probe": PROBE}
     for path in sorted(Path(launch.__file__).parent.glob("*.cu")):
-        for real in ("float", "double") if path.stem not in ("common", "persistent") else ():
-            sources[f"{path.stem} ({real})"] = f"#define real {real}\n{TYPES}{launch.source(path.stem)}"
+        name = path.stem
+        if name in (*SHARED, "persistent"):
+            continue
+        for real in ("float", "double") if not name.startswith("exact") else ():
+            sources[f"{name} ({real})"] = f"#define real {real}\n{TYPES}{launch.source(name)}"
+    for files in EXACT:
+        exact = f"#define real double\n#define EXACT\n{TYPES}"
+        sources[f"{files} (exact)"] = exact + launch.source(files, exact=True)
     for widths, kinds, options, rule, states, rows in NETWORKS:
         cluster = choose(widths, rows, states, (9, 0))
         assert isinstance(cluster, Cluster)

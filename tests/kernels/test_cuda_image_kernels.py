@@ -35,6 +35,23 @@ def both(request):
 LARGER = [((3, 2, 33, 31), (5, 2, 3, 3), {"padding": 1}), ((9, 3, 24, 24), (4, 3, 3, 3), {})]
 
 
+def conv_calls(s, options, activation, bias, unwanted=()):
+    """A convolution with its gradients, of which some may be unwanted."""
+    names = ["dx", "dw", *["db"] * bias]
+    reads, writes = (s["x"], s["w"]), tuple(None if name in unwanted else s[name] for name in names)
+    reads = (*reads, s["b"]) if bias else reads
+    forward = Call("forward", ops.conv2d, reads, (s["z"],), options)
+    if activation is None:
+        return [forward, Call("backward", ops.conv2d, (s["dy"],), writes, forward=forward)]
+    act = Call("forward", activation, (s["z"],), (s["y"],))
+    back = Call("backward", activation, (s["dy"],), (s["dz"],), forward=act)
+    plain = Call("backward", ops.conv2d, (s["dz"],), writes, forward=forward)
+    fused = Call(
+        "forward", ops.conv2d, reads, (s["y"],), options, activation=activation, parts=(forward, act)
+    )
+    return [fused, Call("backward", ops.conv2d, (s["dy"],), writes, forward=fused, parts=(back, plain))]
+
+
 @pytest.mark.parametrize("case", [*CASES, *LARGER], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("activation", "bias"), [(None, True), (ops.relu, True), (ops.tanh, False)], ids=str)
@@ -46,22 +63,7 @@ def test_conv2d(both, case, dtype, activation, bias):
     for name, shape in {"z": y, "y": y, "dz": y, "dx": x, "dw": w, "db": w[:1]}.items():
         both.empty(name, shape, dtype)
 
-    def make(s):
-        reads, writes = (s["x"], s["w"]), (s["dx"], s["dw"])
-        if bias:
-            reads, writes = (*reads, s["b"]), (*writes, s["db"])
-        forward = Call("forward", ops.conv2d, reads, (s["z"],), options)
-        if activation is None:
-            return [forward, Call("backward", ops.conv2d, (s["dy"],), writes, forward=forward)]
-        act = Call("forward", activation, (s["z"],), (s["y"],))
-        back = Call("backward", activation, (s["dy"],), (s["dz"],), forward=act)
-        plain = Call("backward", ops.conv2d, (s["dz"],), writes, forward=forward)
-        fused = Call(
-            "forward", ops.conv2d, reads, (s["y"],), options, activation=activation, parts=(forward, act)
-        )
-        return [fused, Call("backward", ops.conv2d, (s["dy"],), writes, forward=fused, parts=(back, plain))]
-
-    found = both.run(make)
+    found = both.run(lambda s: conv_calls(s, options, activation, bias))
     terms = 4.0 * max(np.prod(w[1:]), y[0] * y[2] * y[3])
     for name in ("y" if activation else "z", "dx", "dw", *(["db"] if bias else [])):
         close(*found[name], terms, size=4.0)

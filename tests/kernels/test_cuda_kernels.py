@@ -25,8 +25,8 @@ from xnn import ops, optimizers
 from xnn.backends import Purpose, Stream, available_backends, get_backend
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Cursor, Slot
-from xnn.backends.kernels.cuda import data_set, launch, update_kernels
-from xnn.backends.kernels.cuda.activation_kernels import CURVES
+from xnn.backends.kernels.cuda import data_set, dense_kernels, launch, update_kernels
+from xnn.backends.kernels.cuda.activation_kernels import CURVES, SOFTMAXES
 from xnn.backends.kernels.cuda.activation_kernels import SHAPES as SHAPE_OPS
 from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, by_one_block
 from xnn.backends.random import Mask
@@ -110,6 +110,12 @@ def test_dense(both, dtype, shape, activation, bias):
         assert found[name][0].tobytes() == found[name][1].tobytes(), f"{name} was written"
 
 
+def test_more_rows_than_a_grid_has_blocks(both, monkeypatch):
+    """A block then adds up more rows."""
+    monkeypatch.setattr(dense_kernels, "MOST_BLOCKS", 2)
+    test_dense(both, "float32", (1100, 4, 40), ops.relu, True)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:], ids=lambda a: a.name)
 @pytest.mark.parametrize("shape", [(), (1,), (7, 3), (2, 3, 4), (0, 5), (64, 33)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -169,11 +175,21 @@ def test_options_that_only_the_op_can_judge_have_no_kernel(gpu, options):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-@pytest.mark.parametrize(("op", "options"), [(ops.flatten, {}), (ops.reshape, {"shape": (4, 3, 5)})], ids=str)
-def test_other_shapes(both, dtype, op, options):
+@pytest.mark.parametrize(
+    ("op", "options", "shape"),
+    [
+        (ops.flatten, {}, (4, 15)),
+        (ops.reshape, {"shape": (4, 3, 5)}, (4, 3, 5)),
+        (ops.reshape, {"shape": (-1,)}, (60,)),
+        (ops.identity, {}, (4, 5, 3)),
+    ],
+    ids=str,
+)
+def test_other_shapes(both, dtype, op, options, shape):
+    """The result has the memory of the input, and the gradient that of the result's gradient: nothing is copied."""
     both.slot("x", np.arange(60).astype(dtype).reshape(4, 5, 3))
-    both.empty("y", (4, 15) if op is ops.flatten else (4, 3, 5), dtype)
-    both.slot("dy", np.arange(60)[::-1].astype(dtype).reshape((4, 15) if op is ops.flatten else (4, 3, 5)))
+    both.empty("y", shape, dtype)
+    both.slot("dy", np.arange(60)[::-1].astype(dtype).reshape(shape))
     both.empty("dx", (4, 5, 3), dtype)
 
     def make(s):
@@ -181,8 +197,28 @@ def test_other_shapes(both, dtype, op, options):
         return [forward, Call("backward", op, (s["dy"],), (s["dx"],), forward=forward)]
 
     found = both.run(make)
+    assert both.launches == 0
     for name in ("y", "dx"):
         np.testing.assert_array_equal(*found[name])
+
+
+def test_a_result_with_memory_of_its_own_is_copied(both):
+    """Such as the gradient of a parameter that is reshaped."""
+    both.slot("x", numbers((4, 3), "float32", 1))
+    both.empty("y", (12,), "float32")
+    both.empty("dx", (4, 3), "float32")
+    both.slot("dy", numbers((12,), "float32", 2))
+    both.there["dx"].allocate(both.gpu)
+    place = both.there["dx"].array
+
+    def make(s):
+        forward = Call("forward", ops.flatten, (s["x"],), (s["y"],))
+        return [forward, Call("backward", ops.flatten, (s["dy"],), (s["dx"],), forward=forward)]
+
+    found = both.run(make)
+    assert both.launches == 1
+    assert both.there["dx"].array is place
+    np.testing.assert_array_equal(*found["dx"])
 
 
 def batch_of(both, n, classes, dtype, labels="int64", size=1.0):
@@ -359,6 +395,25 @@ RESCALES = {
         "shift": np.array([0.1, 1.7e9, -3.3]),
     },
 }
+
+
+def test_rows_that_are_copied_by_words_begin_at_a_word(gpu):
+    """A GPU refuses to read a word elsewhere, and a user's array may be a part of another one."""
+    data = gpu.to_device(np.arange(41, dtype=np.uint8))[1:].reshape(10, 4)
+    x = Slot("x", (3, 4), np.dtype(np.uint8))
+    table = gpu.kernels("cuda")
+    feed = table.feed((), 3, ())
+    rows = np.array([9, 0, 3])
+    (launch,) = steps = bind(
+        gpu, table, [Call("gather", None, (), (x,), {"source": data, "cursor": Cursor(rows)})]
+    )
+    feed.put(rows)
+    feed.send(0, 3)
+    feed.loop(steps)(1)
+    np.testing.assert_array_equal(gpu.to_host(x.array), gpu.to_host(data)[rows])
+    sides = [a for a in launch._prepared[0] if type(a).__name__ == "Side"]
+    assert any(side.source for side in sides)
+    assert all((side.source or 0) % 4 == 0 for side in sides)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -591,13 +646,15 @@ def test_finite(gpu, dtype, value, place):
 
 def test_every_source_is_compiled_for_real_gpus():
     """`test_emulated_cupy.py` has NVRTC compile them for two generations of GPUs."""
-    from cuda_emulator.nvrtc import project_sources
+    from cuda_emulator.nvrtc import EXACT, SHARED, project_sources
 
-    sources = {path.stem for path in Path(launch.__file__).parent.glob("*.cu")}
-    sources -= {"common", "persistent"}  # the second one is compiled for networks
+    sources = {path.stem for path in Path(launch.__file__).parent.glob("*.cu")} - {*SHARED, "persistent"}
+    exact = {name for name in sources if name.startswith("exact")}
     named = set(project_sources())
-    assert sum(name.startswith("persistent ") for name in named) > 2
-    assert {f"{name} ({real})" for name in sources for real in ("float", "double")} <= named
+    assert sum(name.startswith("persistent ") for name in named) > 2  # it is compiled for networks
+    assert {f"{name} ({real})" for name in sources - exact for real in ("float", "double")} <= named
+    assert exact <= set(" ".join(EXACT).split())
+    assert {f"{name} (exact)" for name in EXACT} <= named
 
 
 def test_every_kernel_is_tested_here(gpu):
@@ -607,7 +664,8 @@ def test_every_kernel_is_tested_here(gpu):
         ("loss", ops.softmax_cross_entropy), ("keep", updates.moving_average), ("clip", updates.clip_by_norm),
         ("clip", updates.clip_by_value), *(("loss", op) for op in DISTANCES),
         *itertools.product(("forward", "backward"), (ops.dense, ops.dropout, ops.relu, ops.sigmoid, ops.tanh)),
-        *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS)),
+        *itertools.product(("forward", "backward"), (*CURVES, *SHAPE_OPS, *SOFTMAXES)),
+        *(("total", op) for op in (ops.softmax_cross_entropy, *DISTANCES)),
         *itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d, ops.mean)),
         *itertools.product(("forward", "backward"), (ops.normalize,)), ("forward", ops.moments),
         ("keep", running_moments), ("forward", ops.warp),

@@ -6,7 +6,7 @@ from test_cuda_image_kernels import both
 from test_cuda_kernels import DTYPES, close, numbers, pytestmark
 
 from xnn import ops
-from xnn.backends.kernels.calls import Call
+from xnn.backends.kernels.calls import Call, Slot
 from xnn.ops.normalization import running_moments
 
 __all__ = ["both", "pytestmark"]
@@ -180,3 +180,12 @@ def test_other_axes_have_no_kernel(both, axis, along):
     slots(both, (shape, axis, along), "float32", 3, values(shape, "float32", 1.0))
     table = both.gpu.kernels("cuda")
     assert not table.accepts(calls(both.there, axis, along, False, None, 3)[0])
+
+
+def test_moments_without_the_axes_they_are_over_have_no_kernel(both):
+    """The op broadcasts them along the features of a square array, not along its samples."""
+    x, y = (Slot(name, (4, 4), np.dtype("f4")) for name in "xy")
+    for shape, accepted in (((2, 4, 1), True), ((2, 4), False), ((2, 1, 4), False)):
+        moments = Slot("m", shape, np.dtype("f4"))
+        call = Call("forward", ops.normalize, (x, moments), (y,), {"axis": (1,)})
+        assert both.gpu.kernels("cuda").accepts(call) == accepted

@@ -327,3 +327,23 @@ def test_a_frozen_array_in_another_order_that_on_step_writes_to(kernels):
         return model, optimizers.SGD(0.1), change
 
     same(kernels, build)
+
+
+@pytest.mark.parametrize("table", ["ops", "numpy", "compiled"])
+def test_what_a_schedule_assigns_to_a_layer_counts_from_the_next_step(table):
+    """Also the numbers that the layer draws: a mask of one rate and the scale of another would be wrong."""
+    if table == "compiled":
+        pytest.importorskip("numba")
+
+    def build():
+        dropout = layers.Dropout(0.2)
+        model = xnn.Sequential(layers.Dense(4, 32, seed=1), dropout, layers.Dense(32, 2, seed=2))
+
+        def schedule(step):
+            if step == 1:
+                dropout.rate = 0.8
+            return 0.1
+
+        return model, optimizers.SGD(schedule), lambda step: None
+
+    same(table, build)

@@ -64,6 +64,23 @@ class Twice(layers.Layer):
         return self.norm(ops.relu(self.norm(x)))
 
 
+class DrawsTwice(layers.Layer):
+    """Layers that draw random numbers, each applied twice: it draws others the second time."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = (
+            layers.Dropout(0.3),
+            layers.RandomAffine(1.0, 20.0, shape=(4, 5)),
+            layers.ElasticDeformation(5.0, 1.0, (4, 5)),
+        )
+
+    def compute(self, x, training):
+        for layer in (*self.layers, *self.layers):
+            x = layer(x)
+        return x
+
+
 def frozen_norm():
     norm = layers.BatchNorm(3)
     norm.weight.frozen = True
@@ -88,6 +105,9 @@ MODELS = {
     "augmentation": lambda: xnn.Sequential(
         layers.Rescale(1 / 255), *layers.augmentation((4, 5), 3.0), layers.Dense(FEATURES, CLASSES), seed=2
     ),
+    "layers that draw twice": lambda: xnn.Sequential(
+        layers.Rescale(1 / 255), DrawsTwice(), layers.Dense(FEATURES, CLASSES), seed=2
+    ),
     "embedding": lambda: xnn.Sequential(
         layers.Embedding(256, 6), layers.Flatten(), layers.Dense(6 * FEATURES, CLASSES), seed=2
     ),
@@ -95,6 +115,50 @@ MODELS = {
         layers.Embedding(256, 6), layers.Lambda(lambda x: ops.mean(x, axis=1)), layers.Dense(6, CLASSES), seed=2
     ),
 }  # fmt: skip
+
+
+def norm_of_another_model(axis):
+    """A normalization whose weights belong to another model, so that ops run it, and the activation after it."""
+    other = xnn.Sequential(layers.BatchNorm(33))
+    for parameter in other.parameters():
+        parameter.frozen = True
+
+    class Norm(layers.Layer):
+        def compute(self, x):
+            return ops.relu(ops.normalize(x, ops.moments(x, axis=axis), *other.parameters(), axis=axis))
+
+    return Norm()
+
+
+@pytest.mark.parametrize("axis", [(0,), (1,)])
+def test_what_a_fused_gradient_replaces_runs_as_its_forward_calls_do(axis):
+    """The ops run the gradient of normalize, and with it of moments, whose forward call then is the op's too."""
+    here, there = (train(lib, lambda: network(norm_of_another_model(axis))) for lib in ("numpy", "cupy"))
+    assert {"moments", "normalize"} <= set(by_ops(there[0]))
+    check_same(there, here, 5e-3)
+
+
+@pytest.mark.parametrize("batch_size", [125, 50, 60])
+def test_layers_draw_after_a_fit_what_they_draw_after_one_on_the_cpu(batch_size):
+    """A forward pass in training by hand takes the next numbers of each layer."""
+
+    def make():
+        return xnn.Sequential(
+            layers.Rescale(1 / 255),
+            layers.Dropout(0.3),
+            DrawsTwice(),
+            layers.Dense(FEATURES, CLASSES),
+            seed=2,
+        )
+
+    outputs = []
+    for name in ("numpy", "cupy"):
+        trainer = train(name, make, batch_size=batch_size)[0]
+        lib, parts = trainer.model.backend, trainer.model.layers[1:3]
+        ones = lib.to_device(np.ones((3, FEATURES), np.float32))
+        outputs.append([lib.to_host(part.forward(ones, training=True)) for part in parts])
+    for here, there in zip(*outputs, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
 
 
 def state_of(trainer):

@@ -27,7 +27,7 @@ from test_cuda_programs import (
 )
 
 import xnn
-from xnn import layers, losses, optimizers, schedules
+from xnn import layers, losses, ops, optimizers, schedules
 from xnn.backends import available_backends, cupy_backend, get_backend
 from xnn.backends.kernels.cuda import launch, persistent_rule
 from xnn.callbacks import Callback
@@ -216,10 +216,11 @@ def needs(gradients):
 OTHERS = {
     "dropout": ({"make": lambda: network(layers.Dropout(0.3))}, "no draw"),
     "normalization": ({"make": lambda: network(layers.LayerNorm(33))}, "a layer is "),
-    "an op without a kernel": ({"make": lambda: network(layers.Softmax())}, "no CUDA kernel"),
+    "an op without a kernel": ({"make": lambda: network(layers.Lambda(ops.sin))}, "no CUDA kernel"),
+    "a softmax": ({"make": lambda: network(layers.Softmax())}, "a layer is softmax"),
     "another loss": ({"loss": losses.MSE(), "data": (X, X[:, :CLASSES] / 255)}, "the loss is mse"),
-    "label smoothing": ({"loss": losses.SoftmaxCrossEntropy(label_smoothing=0.1)}, "no CUDA kernel"),
-    "sample weights": ({"sample_weight": np.ones(ROWS)}, "no CUDA kernel"),
+    "label smoothing": ({"loss": losses.SoftmaxCrossEntropy(label_smoothing=0.1)}, "options: label_smoothing"),
+    "sample weights": ({"sample_weight": np.ones(ROWS)}, "sample weights"),
     "frozen": ({"make": frozen}, "frozen"),
     "no bias": (
         {"make": lambda: xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(FEATURES, CLASSES, bias=False))},
@@ -379,8 +380,8 @@ def test_planted_races_are_found(monkeypatch, number):
     """Without any one of the cluster's barriers there is a race, and it is found."""
     source = launch.source
 
-    def without(file):
-        parts = source(file).split("cluster.sync();")
+    def without(file, exact):
+        parts = source(file, exact).split("cluster.sync();")
         left, right = parts[: number + 1], parts[number + 1 :]
         return "cluster.sync();".join(left) + ";" + "cluster.sync();".join(right)
 

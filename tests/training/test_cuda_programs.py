@@ -3,8 +3,10 @@
 On a GPU, or on the emulated one. The counts of what is asked of the device need the emulated one, which records it.
 """
 
+import gc
 import inspect
 import os
+import signal
 import sys
 import threading
 
@@ -14,6 +16,7 @@ import pytest
 import xnn
 from xnn import layers, losses, ops, optimizers, schedules
 from xnn.backends import available_backends, cupy_backend, get_backend, numerics
+from xnn.backends.kernels.cuda import cublas
 from xnn.backends.kernels.cuda import feed as feeds
 from xnn.backends.kernels.cuda import table as tables
 from xnn.backends.kernels.cuda.cublas import Product
@@ -22,6 +25,7 @@ from xnn.callbacks import Callback
 from xnn.data import Batches
 from xnn.errors import BackendUnavailableError, DivergenceError, OptionError
 from xnn.training import fit as fitting
+from xnn.training import program as programs
 
 _REASON = available_backends()["cupy"]
 pytestmark = pytest.mark.skipif(bool(_REASON), reason=_REASON or "CuPy runs")
@@ -66,7 +70,7 @@ class Losses(Callback):
 
 def train(
     name, make=network, optimizer=optimizers.SGD, epochs=3, callbacks=(), data=(X, Y), loss=None, kernels="auto",
-    **options,
+    metrics=None, **options,
 ):  # fmt: skip
     """Train on a backend. Returns the trainer, the loss of each step, and the weights with the optimizer's arrays."""
     with xnn.backends.backend(name):
@@ -75,6 +79,7 @@ def train(
             model,
             loss or losses.SoftmaxCrossEntropy(),
             optimizer(),
+            metrics=metrics,
             callbacks=[c() for c in callbacks],
             kernels=kernels,
         )
@@ -90,7 +95,10 @@ def check_same(one, other, rounding=2e-4):
     np.testing.assert_allclose(one[1], other[1], rtol=rounding)
     for a, b in zip(one[2], other[2], strict=True):
         assert np.max(np.abs(a - b), initial=0.0) <= rounding * max(1e-3, np.max(np.abs(b), initial=0.0))
-    assert one[0].history.epochs == [pytest.approx(numbers, rel=2e-3) for numbers in other[0].history.epochs]
+    for found, wanted in zip(one[0].history.epochs, other[0].history.epochs, strict=True):
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=2e-3)
 
 
 OPTIMIZERS = {
@@ -210,6 +218,23 @@ def test_threads_have_streams_of_their_own():
     assert results == [alone[1:7]] * 2
 
 
+def test_threads_that_follow_one_another_share_a_handle():
+    """A handle of cuBLAS has 32 MiB of scratch memory."""
+
+    def used():
+        gc.collect()
+        return get_backend("cupy").memory()["used"]
+
+    found = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: found.append(bits(train("cupy", epochs=1))))
+        thread.start()
+        thread.join()
+        found.append(used())
+    assert found[0] == found[2] == found[4]
+    assert found[5] < found[1] + cublas._WORKSPACE
+
+
 def stepper_of(trainer, batch=BATCH, data=(X, Y)):
     with get_backend("cupy").stream():
         return trainer.stepper(Batches(data, batch))
@@ -243,7 +268,9 @@ def test_captured_steps_have_the_bits_of_single_ones(monkeypatch, optimizer):
     assert bits(train("cupy", model, optimizer, callbacks=[EachStep])) == graphs
     loop = feeds.DeviceFeed.loop
     captured.clear()
-    monkeypatch.setattr(feeds.DeviceFeed, "loop", lambda self, steps, captures: loop(self, steps, False))
+    monkeypatch.setattr(
+        feeds.DeviceFeed, "loop", lambda self, steps, captures, *refused: loop(self, steps, False, *refused)
+    )
     assert bits(train("cupy", model, optimizer)) == graphs
     assert not captured
     monkeypatch.setattr(fitting, "_CHECK_STEPS", 7)
@@ -517,12 +544,41 @@ def test_an_interrupt_anywhere(monkeypatch):
         assert stopped > 2
 
 
-def test_calls_without_a_kernel_are_named_once(capsys):
-    """They run by their ops, step by step, with the same numbers."""
-    here, there = (train(name, lambda: network(layers.Softmax())) for name in ("numpy", "cupy"))
+@pytest.mark.parametrize("before", [0, 1])
+def test_ctrl_c_ends_after_the_steps_that_were_handed_over(before, monkeypatch):
+    """At most 100 steps later, however long the epoch is; the numbers are those of the steps that were taken."""
+    rows = np.arange(2 * 250) % ROWS
+    chunks, steps = [], programs.Program.steps
+
+    def counted(program, batches, number):
+        if len(chunks) == before:
+            signal.raise_signal(signal.SIGINT)
+        chunks.append(steps(program, batches, number))
+        return chunks[-1]
+
+    monkeypatch.setattr(programs.Program, "steps", counted)
+    with xnn.backends.backend("cupy"):
+        trainer = xnn.Trainer(network(), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.01))
+        history = trainer.fit((X[rows], Y[rows]), epochs=3, batch_size=2, progress=False)
+    assert history.interrupted
+    assert trainer.step == history.steps == trainer.optimizer.steps == 100 * (before + 1)
+    assert max(chunks) <= feeds.LONGEST == 100
+
+
+class ByHand(layers.Layer):
+    def forward(self, x, training=False):
+        return 2.0 * x
+
+    def backward(self, dout, input_gradient=True):
+        return 2.0 * dout
+
+
+def test_calls_that_no_graph_can_hold_are_named_once(capsys):
+    """Their steps run call by call, with the same numbers."""
+    here, there = (train(name, lambda: network(ByHand())) for name in ("numpy", "cupy"))
     said = capsys.readouterr().err
-    assert said.count("no CUDA kernel") == 1
-    assert "softmax" in said
+    assert said.count("no CUDA graph can hold") == 1
+    assert "ByHand" in said
     check_same(there, here)
 
 
@@ -562,7 +618,7 @@ def test_without_cublas_the_ops_run(monkeypatch):
         lib.kernels("cuda")
     monkeypatch.undo()
     with numerics("exact"):
-        assert lib.kernels("auto").name == lib.kernels("cuda").name == "ops"
+        assert lib.kernels("auto").name == lib.kernels("cuda").name == "cuda"
 
 
 def test_sample_weights_and_other_losses_have_the_numbers_of_the_cpu():
@@ -587,10 +643,17 @@ def test_data_on_the_gpu_are_used_where_they_are():
     check_same(there, here)
 
 
-def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch():
-    results = []
+@pytest.mark.parametrize("where", ["host", "gpu", "gpu, by columns", "gpu, every second column"])
+def test_what_a_callback_writes_to_the_data_counts_from_the_next_epoch(where):
+    lib, results = get_backend("cupy"), []
+    there = {
+        "host": np.copy,
+        "gpu": lib.to_device,
+        "gpu, by columns": lambda x: lib.to_device(np.ascontiguousarray(x.T)).T,
+        "gpu, every second column": lambda x: lib.to_device(np.repeat(x, 2, axis=1))[:, ::2],
+    }
     for name in ("numpy", "cupy"):
-        x = X.copy()
+        x = X.copy() if name == "numpy" else there[where](X)
 
         class Inverts(Callback):
             def on_epoch_end(self, history, results, x=x):
@@ -615,6 +678,40 @@ def test_seconds_per_step_and_many_steps_without_a_look():
         values, counts = stepper.take()
         assert len(values) == len(counts) == 135
         assert np.all(np.diff(values) <= 0)
+
+
+def test_batches_by_hand_may_be_larger_than_those_of_the_fit():
+    """As on the CPU; those for which the memory of the feed is too small are one clear error."""
+    found = []
+    for name in ("numpy", "cupy"):
+        with xnn.backends.backend(name), get_backend(name).stream():
+            trainer = xnn.Trainer(network(), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+            stepper = trainer.stepper(Batches((X, Y), 2))
+            stepper.refresh()
+            for rows, count in ((2, 3), (150, 3), (7, 60), (200, 1)):
+                stepper.steps([np.arange(rows)] * count, 0)
+            found.append(stepper.take())
+    assert len(found[1][0]) == 67
+    for here, there in zip(*found, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-4)
+    with pytest.raises(
+        OptionError, match=r"a batch of 201 rows, .* for batches of 2: make the Stepper with .*=201"
+    ):
+        stepper.step(np.arange(201), 0)
+    stepper.step(np.arange(2), 0)
+    assert len(stepper.take()[0]) == 1
+
+
+@pytest.mark.parametrize(("limit", "most"), [(100 * BATCH, 100), (7 * BATCH + 1, 7), (BATCH - 1, 1)])
+def test_chunks_of_large_batches_have_fewer_steps(monkeypatch, limit, most):
+    """The numbers of their rows are kept in pinned memory of the host."""
+    whole = bits(train("cupy"))
+    monkeypatch.setattr(feeds, "_ROW_NUMBERS", limit)
+    trained = train("cupy")
+    stepper = stepper_of(trained[0])
+    assert stepper.programs[BATCH].most == most
+    assert stepper.feed._staging[0].memory.mem.size < 8 * (max(limit, BATCH) + 2000)
+    assert bits(trained) == whole
 
 
 def test_evaluation_and_prediction_wait_once():

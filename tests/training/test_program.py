@@ -19,10 +19,10 @@ from xnn.layers import Parameter
 from xnn.runs.mlp import mlp
 from xnn.schedules import OneCycle
 from xnn.training import fusion
+from xnn.training.flatten import flatten
 from xnn.training.fusion import RULES, fuse
 from xnn.training.inputs import prepare
 from xnn.training.parameters import Store
-from xnn.training.program import flatten
 from xnn.training.steps import Stepper
 from xnn.training.trace import Trace
 

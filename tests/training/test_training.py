@@ -46,7 +46,7 @@ def test_learns_and_reports(lib):
     assert history["val_accuracy"][2] > 0.9
     assert history.steps == 3 * 22
     assert history.samples == 3 * 700
-    assert history.plan["backend"] == lib.name
+    assert history.plan["backend"] == lib.address
     assert history.plan["batch_size"] == 32
     result = t.evaluate((X, Y))
     assert result["accuracy"] == np.mean(t.model.predict_classes(X) == Y)
@@ -519,7 +519,7 @@ def test_a_measurement_that_fails_leaves_no_trace():
         stepper.lib.synchronize = kept
     assert weights_sha256(t.model) == before
     assert t.optimizer.steps == 0
-    assert stepper.collected == [[], []]
+    assert not any(stepper.collected)
 
 
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])

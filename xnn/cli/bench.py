@@ -220,9 +220,11 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
         return list(dict.fromkeys(backends))
     running = [name for name in ("numpy", "cupy") if not reasons[name]]
     if chosen := backend_variable():
+        kind, _, number = chosen.partition(":")
+        alone = f"--backend {kind} --device {number}" if number else f"--backend {kind}"
         notice(
             f"xnn: XNN_BACKEND={chosen} has no effect on xnn bench, which times {' and '.join(running)} here; "
-            f"--backend {chosen} times that one alone"
+            f"{alone} times that one alone"
         )
     return running
 

@@ -83,11 +83,12 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
     verbose: whether to print passed checks too.
     table: whether to print the error of each gradient; default False.
     """
-    names = _chosen_backends(names)
+    chosen = list(dict.fromkeys(get_backend(name) for name in _chosen_backends(names)))
+    names = [lib.name for lib in chosen]
     passed: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     errors: dict[str, dict[str, float]] = {}
-    for result in run_checks(names):
+    for result in run_checks([lib.address for lib in chosen]):
         (passed if result.ok else failed)[result.backend] += 1
         if result.error is not None:
             errors.setdefault(result.case, {})[result.backend] = result.error
@@ -292,7 +293,7 @@ def _training(lib: Backend, _: Case | None) -> tuple[bool, str]:
     """
     x, y = synthetic_digits(640)
     runs = []
-    for name in ("numpy", lib.name):
+    for name in ("numpy", lib.address):
         with backend(name):
             model = mlp(784, (32,), 10, dropout=0.2, rescale=(1 / 255, 0.0), seed=3)
             start = [model.backend.to_host(p.value) for p in model.parameters()]

@@ -1,4 +1,4 @@
-"""`xnn info`: what a bug report needs: versions, backends, BLAS, threads and data sets."""
+"""`xnn info`: what a bug report needs: versions, backends, GPUs, BLAS, threads and data sets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import click
 
 import xnn
 from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
+from xnn.backends.cupy_devices import gpus
 from xnn.backends.cupy_failures import quick_diagnosis
 from xnn.backends.kernels.cuda import persistent_rule
+from xnn.backends.registry import gpu_number
 from xnn.backends.threads import blas_libraries, choose_threads, execution_plan
 from xnn.cli.surroundings import say
 from xnn.data import on_disk
@@ -34,7 +36,7 @@ _ARTICLE_WEIGHTS = 784 * 100 + 100 * 200 + 200 * 10
 
 # Not a docstring: `python -OO` removes those.
 _HELP = """\
-Show versions, backends, BLAS, threads and data sets.
+Show versions, backends, GPUs, BLAS, threads and data sets.
 
 For a backend that is not available, it says why, and what to do. "plan" is how xnn train would run here.
 
@@ -54,7 +56,7 @@ def command(as_json: bool, probe: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
     else:
         for key, value in facts.items():
-            _print_fact(key, value)
+            _print_fact(key, _lines(value) if key == "gpus" and isinstance(value, list) else value)
     _check_variables()
 
 
@@ -70,10 +72,20 @@ def _print_fact(key: str, value: Any) -> None:
         say(f"{key}: {value}")
 
 
+def _lines(gpus: list[dict[str, Any]]) -> dict[str, str]:
+    """A line for each GPU, by its name in XNN_BACKEND."""
+    return {
+        f"cupy:{gpu['number']}": f"{gpu['name']}, {gpu['memory_mb']:,} MB, compute capability "
+        f"{gpu['compute_capability']}, CUDA {gpu['driver']} (driver), {gpu['runtime']} (CuPy)"
+        + ("; the backend cupy is this one" if gpu["used"] else "")
+        for gpu in gpus
+    }
+
+
 def collect(probe: bool = False) -> dict[str, Any]:
     """All facts as JSON values.
 
-    probe: whether to run a small computation on each backend; default False. Without it CuPy is not imported.
+    probe: whether to run a small computation on each backend; default False. Without it nothing runs on a GPU.
 
     An error, such as that of a wrong environment variable, stands in place of the fact.
     """
@@ -88,6 +100,7 @@ def collect(probe: bool = False) -> dict[str, Any]:
             if k.startswith(("XNN_", "OMP_", "OPENBLAS_", "CUDA_", "CUPY_"))
         },
         "backends": {name: _backend(name, probe) for name in backend_names()},
+        "gpus": _gpus(),
         "numerics": _numerics(probe),
         "blas": blas_libraries(),
         "plan": _plan(probe),
@@ -128,6 +141,14 @@ def _backend(name: str, probe: bool) -> str:
         return str(error)
 
 
+def _gpus() -> list[dict[str, Any]] | str:
+    """What CUDA says about each GPU, or why there is none to be used."""
+    try:
+        return gpus(gpu_number())
+    except XnnError as error:
+        return str(error)
+
+
 def _numerics(probe: bool) -> dict[str, str]:
     """The numerics in force, and whether this machine can compute in exact numerics."""
     try:
@@ -146,7 +167,7 @@ def _numerics(probe: bool) -> dict[str, str]:
 def _plan(probe: bool) -> dict[str, Any] | str:
     try:
         persistent_rule.is_on()
-        if not probe and os.environ.get("XNN_BACKEND", "").strip() == "cupy":
+        if not probe and os.environ.get("XNN_BACKEND", "").strip().partition(":")[0] == "cupy":
             return "--probe shows the plan on a GPU"
         lib = current_backend()
         threads = choose_threads(None, 32 * _ARTICLE_WEIGHTS, on_host=lib.is_host)

@@ -24,6 +24,7 @@ from numbers import Real
 from typing import Any
 
 from xnn.backends import backend_of
+from xnn.backends.registry import explaining
 from xnn.errors import DTypeError, GraphError, OptionError
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.node import Recorded
@@ -106,16 +107,17 @@ def gradients_of(output: Value, dout: Array | None, inputs: list[Any]) -> list[A
                 "the function uses a value of another grad; gradients cannot be nested: pass its .value"
             )
     xp = backend_of(output.array).xp
-    if dout is None:
-        dout = xp.ones(output.shape, dtype=output.dtype, device=output.array.device)
-    handed = backpropagate(order, {output: dout}, wanted)
-    gradients = []
-    for x in inputs:
-        own = handed[x][0] if x in handed else None
-        if own is None:
-            gradients.append(xp.zeros(x.shape, dtype=x.array.dtype, device=x.array.device))
-        else:
-            gradients.append(xp.astype(own, x.array.dtype, copy=True))
+    with explaining(output.array):
+        if dout is None:
+            dout = xp.ones(output.shape, dtype=output.dtype, device=output.array.device)
+        handed = backpropagate(order, {output: dout}, wanted)
+        gradients = []
+        for x in inputs:
+            own = handed[x][0] if x in handed else None
+            if own is None:
+                gradients.append(xp.zeros(x.shape, dtype=x.array.dtype, device=x.array.device))
+            else:
+                gradients.append(xp.astype(own, x.array.dtype, copy=True))
     return gradients
 
 

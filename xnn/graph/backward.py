@@ -1,7 +1,7 @@
 """The backward pass: how gradients flow from a value to all values that it was computed from.
 
 `reverse` is the only one. `backpropagate` computes with it, for layers by hand, autograd and static graphs;
-`xnn.training.program` uses it to list the calls of a training step.
+`xnn.training.flatten` uses it to list the calls of a training step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from operator import attrgetter, itemgetter
 from typing import TypeVar
 
 from xnn.backends import backend_of
+from xnn.backends.registry import explaining
 from xnn.graph.node import Recorded
 from xnn.ops import Array
 from xnn.ops.apply import backward_of, check_gradients
@@ -78,7 +79,8 @@ def backpropagate(
     """
     if wanted is None:
         wanted = {node for node in order if node.op is None and not node.is_constant}
-    return reverse(order, outputs, wanted, _sum, _pull)
+    with explaining(*outputs.values()):
+        return reverse(order, outputs, wanted, _sum, _pull)
 
 
 def _sum(node: Recorded, gradients: list[Array]) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
-from xnn.backends import current_backend, current_numerics
+from xnn.backends import backend_of, current_backend, current_numerics
 from xnn.errors import CorruptFileError, OptionError
 from xnn.files import write_atomically
 from xnn.layers.containers import Container, Parallel
@@ -108,8 +108,9 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _host_weights(model: Container) -> dict[str, np.ndarray]:
-    lib = model.backend
-    return {name: np.ascontiguousarray(lib.to_host(p.value)) for name, p in model.named_state()}
+    return {
+        name: np.ascontiguousarray(backend_of(p.value).to_host(p.value)) for name, p in model.named_state()
+    }
 
 
 def _own_op(name: str) -> Op | None:

@@ -283,8 +283,9 @@ class Layer(Stateful, Habitual):
     def to(self, backend: str) -> Self:
         """Move parameters and buffers to the backend of this name, such as "cupy"; returns the layer itself."""
         target = get_backend(backend)
-        for _, array in self.named_state():
-            array.move(backend_of(array.array), target)
+        # All are copied first: a full or lost GPU leaves the layer where it was.
+        for array, copies in [(array, array.copies(target)) for _, array in self.named_state()]:
+            array.replace(*copies)
         self.forget()
         return self
 

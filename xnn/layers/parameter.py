@@ -222,11 +222,14 @@ class Parameter(Recorded):
         if not self._assigned:
             self._value = None
 
-    def move(self, source: Backend, target: Backend) -> None:
-        """Move value and gradient to another backend. The value is not drawn again from then on."""
-        self._value, self._assigned = target.to_device(source.to_host(self.array)), True
-        if self._grad is not None:
-            self._grad = target.to_device(source.to_host(self._grad))
+    def copies(self, target: Backend) -> tuple[Array, Array | None]:
+        """Value and gradient on another backend, for `replace`."""
+        arrays = self.array, self._grad
+        return tuple(a if a is None else target.to_device(backend_of(a).to_host(a)) for a in arrays)  # type: ignore[return-value]
+
+    def replace(self, value: Array, grad: Array | None) -> None:
+        """Take these arrays. The value is not drawn again from then on."""
+        self._value, self._assigned, self._grad = value, True, grad
 
     __hash__ = object.__hash__
 

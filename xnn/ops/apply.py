@@ -8,7 +8,7 @@ In exact numerics, ops compute in float64 with functions of their own, and array
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError, XnnError
@@ -19,8 +19,24 @@ from xnn.options import shown
 
 __all__ = [
     "Boundary", "apply_rule", "backward_of", "batch_count", "batch_largest", "batch_mean", "batch_sum",
-    "check_gradients", "forward_of", "fresh_arrays", "may_look", "plain_number",
+    "check_gradients", "explain_failures_by", "forward_of", "fresh_arrays", "may_look", "plain_number",
 ]  # fmt: skip
+
+
+def _no_device(error: Exception, arrays: Iterable[Any]) -> XnnError | None:
+    return None
+
+
+_explain: Callable[[Exception, Iterable[Any]], XnnError | None] = _no_device
+
+
+def explain_failures_by(function: Callable[[Exception, Iterable[Any]], XnnError | None]) -> None:
+    """Set the function that makes the error to raise of one that a device reported; None for any other error.
+
+    `xnn.backends` calls this: which devices there are is not known here.
+    """
+    global _explain
+    _explain = function
 
 
 def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[Array, Any]:
@@ -60,6 +76,11 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
             f"{op.name} got {len(inputs)} inputs{_with(options)}: {error}. Give inputs by position and options by "
             "name, as in ops.sum(x, axis=0)"
         ) from error
+    except Exception as error:
+        said = _explain(error, inputs)
+        if said is None:
+            raise
+        raise said from error
     if type(result) is not tuple or len(result) != 2:
         raise GraphError(
             f"the forward of {op.name} returned {shown(result)}: it must return a pair (output, saved)"
@@ -91,7 +112,13 @@ def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array |
             f"{op.name} has no backward, so that there is no gradient: write backward(xp, grad, saved), or take its "
             "result as a constant with ops.stop_gradient"
         )
-    gradients = op.backward(xp, grad, saved)
+    try:
+        gradients = op.backward(xp, grad, saved)
+    except Exception as error:
+        said = _explain(error, (grad,))
+        if said is None:
+            raise
+        raise said from error
     if type(gradients) is not tuple:  # a bare array would be taken for one gradient per row
         raise GraphError(
             f"the backward of {op.name} returned {shown(gradients)}: it must return a tuple with one gradient "
@@ -129,7 +156,13 @@ def apply_rule(
 ) -> Any:
     """Run rule(xp, *arrays, **options), for functions that are not ops: an optimizer's update, a metric."""
     if not isinstance(xp, Boundary):
-        return rule(xp, *arrays, **options)
+        try:
+            return rule(xp, *arrays, **options)
+        except Exception as error:
+            said = _explain(error, arrays)
+            if said is None:
+                raise
+            raise said from error
     options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
     result = rule(xp, *map(xp.enter, arrays), **options)
     return tuple(map(xp.leave, result)) if isinstance(result, tuple) else xp.leave(result)

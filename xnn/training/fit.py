@@ -192,7 +192,10 @@ class Fit:
         if not (np.isfinite(losses).all() and self.stepper.store.is_finite()):
             raise self.diagnosis(losses)
         sizes = [len(rows) for rows in self.unseen]
-        totals, samples = columns.pop() if self.stepper.total else sizes, sum(sizes)
+        totals, samples = np.array(sizes, float), sum(sizes)
+        if len(columns) > len(self.counts.metrics):
+            divisors = columns.pop()
+            totals = np.where(np.isnan(divisors), totals, divisors)
         # One step after the other: how many are looked at together must not change the last bit.
         for size, total, value, *counted in zip(sizes, totals, losses, *columns, strict=True):
             self.loss.add(value, total)

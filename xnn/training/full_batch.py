@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 
-from xnn.backends import current_numerics
+from xnn.backends import Backend, current_numerics
 from xnn.backends.threads import limit_threads
 from xnn.callbacks import call_back
 from xnn.data import Batches
@@ -133,7 +134,7 @@ class FullBatchFit(Fit):
     def run(self, epochs: int) -> None:
         """Take this many iterations, or fewer if the optimizer, Ctrl-C or a callback ends the training.
 
-        Where a callback changes weights or options, the search begins anew, as in another fit.
+        Where a callback changes weights, options or data, the search begins anew, as in another fit.
         """
         self.check_parts()
         try:
@@ -141,6 +142,8 @@ class FullBatchFit(Fit):
                 self.anew = True
                 while self.anew and len(self.history.epochs) < epochs:
                     self.anew = False
+                    if self.of_users:
+                        self.stepper.reload()
                     left = epochs - len(self.history.epochs)
                     self.whole = _FullBatch(self.stepper, self.batches, self.trainer.metrics)
                     self.whole.minimize(self.trainer.optimizer, left, self.evaluated, self.iterated)
@@ -170,11 +173,17 @@ class FullBatchFit(Fit):
         return ended or self.anew
 
     def what_callbacks_may_change(self) -> tuple[Any, ...]:
-        """The function that is minimized and the point where it is: weights, buffers, options, programs."""
+        """The function that is minimized and the point where it is: weights, buffers, options, programs, data."""
         self.stepper.look_again(called_back=True)
         model, lib = self.stepper.model, self.stepper.lib
         state = [
             (id(array), lib.to_host(array.array).tobytes(), array.frozen) for _, array in model.named_state()
         ]
         options = {name: value for name, value in vars(self.trainer.optimizer).items() if name != "state"}
-        return state, options, assignments[0], dict(self.stepper.programs)
+        data = [_checksum(lib, array) for array in self.batches.arrays] if self.of_users else []
+        return state, options, assignments[0], dict(self.stepper.programs), data
+
+
+def _checksum(lib: Backend, array: Any) -> int:
+    there = array if isinstance(array, np.ndarray) else lib.to_host(array)
+    return zlib.crc32(np.ascontiguousarray(there).reshape(-1).view(np.uint8).data)

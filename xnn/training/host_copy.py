@@ -8,7 +8,7 @@ from typing import Any
 
 from xnn.backends import Backend
 from xnn.errors import DeviceLostError
-from xnn.optimizers import State
+from xnn.training.placement import with_arrays
 
 __all__ = ["HostCopy", "kept_on_host"]
 
@@ -22,7 +22,6 @@ class HostCopy:
     def __init__(self, lib: Backend, trainer: Any) -> None:
         self.lib, self.trainer = lib, trainer
         self._kept: Any = None
-        self._history = trainer.history  # of the fit before
 
     def take(self) -> None:
         """Copy the model's arrays and the optimizer's. Waits for the device, once.
@@ -38,15 +37,15 @@ class HostCopy:
         values = dict(zip(arrays, found, strict=False))
         there = {id(array): copy for (_, _, array), copy in zip(optimized, found[len(arrays) :], strict=True)}
         numbers = optimizer.snapshot() | {
-            "state": {p: _on_host(state, there) for p, state in optimizer.state.items()},
-            "averages": {p: there.get(id(array), array) for p, array in optimizer.averages.items()},
+            "state": {p: with_arrays(state, there) for p, state in optimizer.state.items()},
+            "averages": {p: with_arrays(array, there) for p, array in optimizer.averages.items()},
         }
         self._kept = self.trainer.epoch, self.trainer.step, values, numbers
 
     def put_back(self, error: DeviceLostError) -> DeviceLostError:
         """Move model and optimizer to the host as they were at the last `take`. Returns the error that says so."""
         if self._kept is None:
-            return DeviceLostError(f"{error}. There is no copy of the model on the host: load its last file")
+            return error  # which advises to load the model's last file
         trainer = self.trainer
         trainer.epoch, trainer.step, values, numbers = self._kept
         for array, value in values.items():
@@ -55,20 +54,12 @@ class HostCopy:
             parameter.grad = None
         trainer.model.forget()
         trainer.optimizer.restore(numbers)
-        said = DeviceLostError(
-            f"{error}. Model and optimizer are on the numpy backend, as after epoch {trainer.epoch}, step "
-            f"{trainer.step}: model.save(path) keeps the weights"
+        what = str(error).removesuffix(self.lib.lost_advice)
+        return DeviceLostError(
+            f"{what}Model and optimizer are on the numpy backend, as after epoch {trainer.epoch}, step "
+            f"{trainer.step}: model.save(path) keeps the weights. Start a new process for the GPU; if it happens "
+            "again, see nvidia-smi and run with kernels='ops'"
         )
-        if trainer.history is not self._history:
-            trainer.history.error = f"{type(said).__name__}: {said}"
-        return said
-
-
-def _on_host(state: Any, there: dict[int, Any]) -> Any:
-    """A parameter's state of the optimizer with copies in the place of its arrays."""
-    if isinstance(state, State):
-        return State(tuple(there.get(id(a), a) for a in state.arrays), state.numbers, state.names)
-    return there.get(id(state), state)
 
 
 @contextmanager

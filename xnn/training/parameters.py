@@ -10,6 +10,7 @@ import numpy as np
 
 from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import Slot
+from xnn.errors import MixedArraysError
 from xnn.layers import Buffer, Parameter
 from xnn.optimizers import Optimizer, State
 from xnn.training.groups import Group, grouped
@@ -176,6 +177,11 @@ class Store:
 
     def _take(self, slot: Slot, array: Any) -> None:
         if slot.array is not array:
+            if backend_of(array) is not self.lib:
+                raise MixedArraysError(
+                    f"{slot.name} was replaced by an array of {backend_of(array).name}, and the fit runs on "
+                    f"{self.lib.name}: assign an array of {self.lib.name}, or move the model between two fits"
+                )
             slot.put(self.lib.clean(array))
 
     def keep(self, buffer: Buffer) -> Slot:

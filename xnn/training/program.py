@@ -3,34 +3,30 @@
     gather the batch, draw masks -> forward, in the order of the trace -> keep running statistics
         -> backward, in the reverse order -> clip -> update -> average
 
-The list is made once, of what `xnn.training.trace` recorded, and run for every step. `xnn.training.fusion` shortens
-it by a few named rules. The backend binds each call to a kernel over fixed buffers, or to the op itself.
+The list is made once by `xnn.training.flatten`, of what `xnn.training.trace` recorded, and run for every step.
+`xnn.training.fusion` shortens it by a few named rules. The backend binds each call to a kernel over fixed buffers, or
+to the op itself.
 """
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.binding import bind
-from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Slot, Whole
-from xnn.errors import DTypeError
-from xnn.graph.backward import reverse
-from xnn.graph.node import Recorded
+from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Runnable, Whole, chain
 from xnn.graph.scope import assignments
-from xnn.graph.value import Constant, Drawn
-from xnn.layers import Buffer, Parameter
-from xnn.ops import Op, updates
-from xnn.ops.apply import apply_rule
+from xnn.ops import Op
+from xnn.training.captured import held_by, needs_host, unrepeatable
 from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
-from xnn.training.trace import Trace
 
-__all__ = ["Program", "flatten"]
+__all__ = ["Program"]
 
 
 class Program:
@@ -38,9 +34,10 @@ class Program:
 
     flat: the list from `flatten`. cursor: the row numbers of the step, which its gather calls read. keep_gradients:
     whether callbacks read gradients, so that every gradient must be computed. feed: what brings the numbers of steps
-    to a GPU, or None.
+    to a GPU, or None. tell: called with the calls that turn out to keep the steps from being captured.
 
-    by_ops: the calls without a kernel, if the table is a GPU's. A program with some takes one step at a time.
+    by_ops: the calls without a kernel, if the table is a GPU's; a graph records the operations on arrays that their
+    ops ask for. eager: those of them for which no graph can be made. Such a program takes one step at a time.
     whole: whether one kernel runs all steps of a chunk, and why; None if the table has no such kernel.
     """
 
@@ -53,27 +50,44 @@ class Program:
         cursor: Cursor,
         keep_gradients: bool = False,
         feed: Feed | None = None,
+        tell: Callable[[Sequence[Call]], None] = lambda calls: None,
     ) -> None:
-        self.store, self.cursor, self.feed = store, cursor, feed
+        self.lib, self.store, self.cursor, self.feed, self._tell = lib, store, cursor, feed, tell
         self.calls = fuse(list(flat), table, keep_gradients)
         folded = {
             id(slot) for call in self.calls if call.kind == "backward" and call.rule for slot in call.writes
         }
         store.folded.update(p for p, slot in store.values.items() if id(slot) in folded)
         #: Whether a step draws random numbers, or runs a layer that may.
-        self.draws = any(call.kind == "draw" or (isinstance(call.op, Op) and call.op.opaque) for call in flat)
-        by_ops: list[Call] = []
-        self._steps = tuple(bind(lib, table, self.calls, by_ops))
-        self.by_ops = by_ops if feed is not None else []
+        self.draws = any(call.kind == "draw" or _is_opaque(call) for call in flat)
+        self._options_first = not self._compute_options_late(table)
+        found: dict[Any, Call] = {}
+        self._steps = tuple(bind(lib, table, self.calls, found))
+        #: The layers whose random numbers kernels draw, and how often in a step.
+        by_ops = [*found.values()]
+        self._drawn = Counter(
+            call.options["layer"] for call in self.calls if call.kind == "draw" and call not in by_ops
+        )
+        self._ops = found if feed is not None else {}
+        self.by_ops = [call for call in self._ops.values() if call.kind != "options"]
+        self.eager = [call for call in self.by_ops if needs_host(call)]
+        self._refused = None if self.eager or not self.by_ops else self._refuse
         #: How many steps it takes at once, at most.
-        self.most = 1 if feed is None or self.by_ops else feed.most
+        self.most = 1 if feed is None or self.eager else feed.most
+        #: What the ops read that is not made in the step: a graph has the addresses of arrays, and the numbers.
+        written = {id(slot) for call in self.calls for slot in call.writes}
+        read = {id(slot): slot for call in self.by_ops for part in call.with_parts() for slot in part.slots()}
+        self._from_outside = [slot for key, slot in read.items() if key not in written and not slot.fixed]
+        self._arrays: list[Any] = []
+        self._held: list[list[Any]] = []
+        self._ran = False
         self.whole = self._whole(table, keep_gradients)
         self._loop: Callable[[int], None] | None = None
         if self.whole is not None and self.whole.run is not None:
             self._loop = self.whole.run
             store.folded.update(store.gradients)
-        elif feed is not None:
-            self._loop = feed.loop(self._steps, captures=not self.by_ops)
+        if self.eager:
+            tell(self.eager)
 
     def _whole(self, table: KernelTable, keep_gradients: bool) -> Whole | None:
         if self.feed is None:
@@ -84,21 +98,42 @@ class Program:
             return Whole(None, "some calls have no CUDA kernel")
         return table.whole(self.calls)
 
+    def _compute_options_late(self, table: KernelTable) -> bool:
+        """Add a call that computes the options of the update, behind the calls that read attributes as they are.
+
+        Computing the options calls a schedule, which may assign attributes of a layer or of the loss. By hand it is
+        called by `optimizer.step`, so that what it assigns counts from the next step. Kernels and graphs have the
+        options of the trace, and see it then anyway. Returns whether there are calls that would see it at once.
+        """
+        live = [
+            n
+            for n, call in enumerate(self.calls)
+            if _reads_attributes(call) and not table.accepts(call) and (self.feed is None or needs_host(call))
+        ]
+        if not live or self.store.asks_optimizer:
+            return False
+        updates = [n for n, call in enumerate(self.calls) if call.kind == "update" or call.rule is not None]
+        place = min([live[-1] + 1, *updates])
+        compute = self.store.advance if self.feed is None else chain(self.store.advance, self.feed.renew)
+        self.calls.insert(place, Call("options", None, (), (), {"compute": compute}))
+        return True
+
     def begin(self, rows: np.ndarray) -> None:
-        """Set the rows of the data and the options of the optimizer for the next step."""
+        """Set the rows of the data, and as a rule the options of the optimizer, for the next step."""
         if self.store.running is not self:
             self.store.running = self
             self.store.touch()
         self.store.go_live()
         np.copyto(self.cursor.rows, rows)
-        self.store.advance()
+        if self._options_first:
+            self.store.advance()
 
     def steps(self, batches: Sequence[np.ndarray], number: int) -> int:
         """Train on the first of these batches, and return on how many: on several only on a GPU.
 
         batches: rows of the data, equally many. number: of the first step, counted over all fits.
         """
-        if self._loop is None or self.feed is None:
+        if self.feed is None:
             self.begin(batches[0])
             for run in self._steps:
                 run()
@@ -106,15 +141,45 @@ class Program:
                 self.store.publish()
             return 1
         count, seen = 0, assignments[0]
-        for rows in batches[: self.most]:
+        for rows in batches[: min(self.most, self.feed.room(len(batches[0])))]:
             self.begin(rows)
             self.feed.put(rows)
             count += 1
             if assignments[0] != seen:  # a schedule has changed a layer: the next step needs another program
                 break
         self.feed.send(number, len(batches[0]))
-        self._loop(count)
+        self._looped(self.feed)(count)
+        if self._refused is not None and not self._ran:
+            self._ran = True
+            if changing := self._changed() or unrepeatable(self.lib, self.by_ops):
+                self._stop_capturing(changing)
         return count
+
+    def leave_streams(self, seed: int, step: int) -> None:
+        """Let layers go on as if they had drawn themselves what kernels drew in this step, the last."""
+        for layer, times in self._drawn.items():
+            layer.set_stream(seed, step + times)
+
+    def _looped(self, feed: Feed) -> Callable[[int], None]:
+        """The loop over the steps of a chunk; a new one, without graphs, if ops would now read something else."""
+        arrays = [slot.array for slot in self._from_outside]
+        if self._loop is None or _differ(arrays, self._arrays) or self._changed():
+            self._loop = feed.loop(self._steps, not self.eager, self._refused)
+            self._arrays, self._held = arrays, [[*held_by(call.op)] for call in self.by_ops]
+        return self._loop
+
+    def _changed(self) -> list[Call]:
+        """The calls whose op has got other attributes since the loop was made."""
+        pairs = zip(self.by_ops, self._held, strict=True)
+        return [call for call, held in pairs if _differ([*held_by(call.op)], held)]
+
+    def _refuse(self, step: Runnable) -> None:
+        """Note which step cannot be captured."""
+        self._stop_capturing([self._ops[step]] if step in self._ops else self.by_ops)
+
+    def _stop_capturing(self, calls: Sequence[Call]) -> None:
+        self.eager, self._loop = list(calls), None
+        self._tell(self.eager)
 
     @property
     def calls_per_step(self) -> int:
@@ -122,204 +187,22 @@ class Program:
 
         It is 0 where one kernel runs all steps of a chunk.
         """
-        return len(self._steps) if self.whole is None or self.whole.run is None else 0
+        whole = self.whole is not None and self.whole.run is not None
+        return 0 if whole else len(self._steps)
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.calls))
 
 
-def flatten(
-    lib: Backend,
-    store: Store,
-    trace: Trace,
-    sources: Sequence[Any],
-    cursor: Cursor,
-    metrics: Sequence[Callable[..., Any]],
-    collected: Sequence[list[Any]],
-    total: Callable[..., Any] | None = None,
-) -> list[Call]:
-    """The unfused list of calls of one training step.
-
-    trace: a batch of the right size through model and loss. sources: the arrays whose rows are samples, targets and
-    perhaps sample weights. cursor: where the step's row numbers will be. metrics: functions of outputs and targets,
-    tried here. total: gives, from outputs, targets and weights, what the loss was divided by, where that is needed.
-    collected: the lists to which the loss, each metric and the total of every step are added.
-    """
-    for node in trace.order:
-        if node.op is not None and node.op.opaque:
-            node.op.trial = False  # type: ignore[attr-defined]
-    _check_dtypes(trace.order)
-    store.moving.update(buffer for change in trace.kept for buffer in change.buffers)
-    slots = {node: _slot(node, place, store) for place, node in enumerate(trace.order)}
-    forward = _forward(trace, slots)
-    counting, counts = _counting(lib, trace, slots, metrics, total)
-    return [
-        *_inputs(trace, slots, sources, cursor),
-        *forward.values(),
-        *_keeping(trace, slots, store),
-        *counting,
-        *_backward(lib, store, trace, slots, forward),
-        *_updating(store),
-        *(
-            Call("collect", None, (slot,), (), {"into": numbers})
-            for slot, numbers in zip((slots[trace.cost], *counts), collected, strict=True)
-        ),
-    ]
+def _is_opaque(call: Call) -> bool:
+    return isinstance(call.op, Op) and call.op.opaque
 
 
-Slots = dict[Recorded, Slot]
+def _reads_attributes(call: Call) -> bool:
+    """Whether a call that no kernel runs reads attributes of layers, losses or metrics when it runs."""
+    return call.kind in ("draw", "metric", "total") or _is_opaque(call)
 
 
-def _slot(node: Recorded, place: int, store: Store) -> Slot:
-    """Make the slot of a value of the trace; `place` is its number there."""
-    if isinstance(node, Buffer):
-        return store.keep(node)
-    if isinstance(node, Parameter):
-        return store.read(node)
-    value = node.array
-    shape, dtype = tuple(getattr(value, "shape", ())), getattr(value, "dtype", object)
-    name = type(node).__name__.lower() if node.op is None else node.op.name
-    scaled = value if hasattr(value, "integers") else None
-    kept = value if isinstance(node, Constant) else None
-    return Slot(f"{name} {place}", shape, dtype, kept, scaled=scaled)
-
-
-def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) -> list[Call]:
-    """The calls that gather the batch and draw its random inputs."""
-    gather = [
-        Call("gather", None, (), (slots[node],), {"source": source, "cursor": cursor})
-        for node, source in zip(trace.inputs, sources, strict=True)
-    ]
-    return gather + [
-        Call("draw", None, (), (slots[node],), {"make": node.make, "recipe": node.recipe})
-        for node in trace.order
-        if isinstance(node, Drawn)
-    ]
-
-
-def _forward(trace: Trace, slots: Slots) -> dict[Recorded, Call]:
-    """The forward call of each op in the trace."""
-    return {
-        node: Call(
-            "forward",
-            node.op,
-            tuple(slots[source] for source in node.inbound_nodes),
-            (slots[node],),
-            dict(node.options),
-        )
-        for node in trace.order
-        if node.op is not None
-    }
-
-
-def _keeping(trace: Trace, slots: Slots, store: Store) -> list[Call]:
-    """The calls that update buffers from the batch, such as running statistics."""
-    calls = []
-    for change in trace.kept:
-        buffers = tuple(store.keep(buffer) for buffer in change.buffers)
-        source = change.source
-        read = (
-            slots[source]
-            if isinstance(source, Recorded)
-            else Slot("kept", source.shape, source.dtype, source)
-        )
-        calls.append(Call("keep", change.rule, (*buffers, read), buffers, dict(change.options)))
-    return calls
-
-
-def _counting(
-    lib: Backend,
-    trace: Trace,
-    slots: Slots,
-    metrics: Sequence[Callable[..., Any]],
-    total: Callable[..., Any] | None,
-) -> tuple[list[Call], list[Slot]]:
-    """The calls that count for metrics and compute the loss's divisor, and the slots of their numbers."""
-    outputs, (_, targets, *weights) = trace.outputs, trace.inputs
-    calls, counts = [], []
-    for number, metric in enumerate(metrics):
-        value = apply_rule(metric, lib.math, (outputs.array, targets.array), {})
-        shape, dtype = lib.number_on_device(value).shape, getattr(value, "dtype", outputs.array.dtype)
-        counts.append(Slot(f"metric {number}", tuple(shape), dtype))
-        calls.append(Call("metric", metric, (slots[outputs], slots[targets]), (counts[-1],)))
-    if total is not None:
-        counts.append(Slot("total", (), outputs.array.dtype))
-        reads = tuple(slots[node] for node in (outputs, targets, *weights))
-        calls.append(Call("total", total, reads, (counts[-1],)))
-    return calls, counts
-
-
-def _backward(
-    lib: Backend, store: Store, trace: Trace, slots: Slots, forward: dict[Recorded, Call]
-) -> list[Call]:
-    """The calls of the backward pass."""
-    calls: list[Call] = []
-    read = Counter(source for node in trace.order for source in node.inbound_nodes)
-
-    def total(node: Recorded, gradients: list[Slot]) -> Slot:
-        own = store.gradients.get(node) if isinstance(node, Parameter) else None
-        if len(gradients) == 1 and (own is None or gradients[0] is own):
-            return gradients[0]
-        added = own or Slot(f"d {slots[node].name}", gradients[0].shape, gradients[0].dtype)
-        calls.append(Call("add", None, tuple(gradients), (added,)))
-        return added
-
-    def pull(node: Recorded, gradient: Slot, needed: Collection[Recorded]) -> list[Slot | None]:
-        writes: list[Slot | None] = []
-        for source in node.inbound_nodes:
-            slot, wanted = None, source in needed
-            if wanted and isinstance(source, Parameter) and read[source] == 1:
-                slot = store.gradients[source]
-            elif wanted:
-                slot = Slot(f"d {slots[source].name}", slots[source].shape, slots[source].dtype)
-            writes.append(slot)
-        calls.append(Call("backward", node.op, (gradient,), tuple(writes), forward=forward[node]))
-        return writes
-
-    dtype = trace.cost.array.dtype
-    one = Slot("one", (), dtype, lib.xp.ones((), dtype=dtype, device=lib.device))
-    reverse(trace.order, {trace.cost: one}, store.gradients, total, pull)
-    return calls
-
-
-def _updating(store: Store) -> list[Call]:
-    """The calls that clip gradients, take the optimizer's step, and average the weights."""
-    calls = []
-    gradients = tuple(store.gradients[p] for p in store.parameters if p in store.gradients)
-    for rule, limit in store.clipping if gradients else ():
-        calls.append(Call("clip", rule, gradients, gradients, {"limit": limit}))
-    if store.asks_optimizer:
-        if not store.optimizer.minimizes:
-            reads, writes = tuple(store.gradients.values()), tuple(store.values.values())
-            calls.append(Call("optimizer", None, reads, writes, {"step": store.ask_optimizer}))
-    else:
-        for group in store.groups:
-            values, slopes, *state = (tuple(column) for column in group.slots)
-            kept = sum(state, ())
-            calls.append(
-                Call("update", type(group.optimizer).rule, values + slopes + kept, values + kept, rule=group)
-            )
-    for p, slot in store.averages.items():
-        options = {"decay": store.optimizer.average}
-        calls.append(Call("keep", updates.moving_average, (slot, store.values[p]), (slot,), options))
-    return calls
-
-
-def _check_dtypes(order: Sequence[Recorded]) -> None:
-    """Raise DTypeError for an op that widens float32 to float64: nobody else would notice."""
-    for node in order:
-        given = {_dtype_name(source) for source in node.inbound_nodes}
-        if (
-            node.op is not None
-            and _dtype_name(node) == "float64"
-            and "float32" in given
-            and "float64" not in given
-        ):
-            raise DTypeError(
-                f"{node.op.name} makes float64 of float32: a NumPy float64 array or number in its forward widens it; "
-                "use Python numbers, or xp.astype(y, x.dtype)"
-            )
-
-
-def _dtype_name(node: Recorded) -> str:
-    return str(getattr(node.array, "dtype", "")).split(".")[-1]
+def _differ(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether they are not the same objects."""
+    return len(some) != len(others) or any(map(operator.is_not, some, others))

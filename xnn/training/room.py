@@ -15,6 +15,7 @@ from xnn.training.inputs import prepare
 __all__ = ["with_batch_size"]
 
 _SHARE = 0.9  # of the free memory: captured graphs need some, and not every gap between arrays can be used
+_PLENTY = 0.5  # of the free memory
 
 
 def with_batch_size(
@@ -22,8 +23,8 @@ def with_batch_size(
 ) -> DeviceMemoryError:
     """The error of a fit whose memory was not enough, with a batch size that would fit if one is found.
 
-    Steps on a few rows are taken and undone, and the memory that they needed is measured. error: what the fit
-    raised. data, batch_size, sample_weight: what it was given.
+    Steps on a few rows are taken and undone, and the memory that they needed is measured. Without such a batch size
+    the error is returned as it is. error: what the fit raised. data, batch_size, sample_weight: what it was given.
     """
     lib = trainer.model.backend
     if lib.is_host or trainer.optimizer.steps_itself:
@@ -35,11 +36,11 @@ def with_batch_size(
             chain += [one.__cause__, one.__context__]
     trainer.model.forget()
     gc.collect()
-    room = lib.free_memory()
-    if room is None:
-        return error
     try:
         with numerics(trainer.numerics or current_numerics()), lib.guard(), lib.stream():
+            room = lib.free_memory()
+            if room is None:
+                return error
             given = prepare(trainer.model, trainer.loss, trainer.metrics, data, "training", sample_weight)
             fits = _fitting(trainer, given, min(batch_size, len(given[0])), room)
     except XnnError:
@@ -54,7 +55,11 @@ def with_batch_size(
 
 
 def _fitting(trainer: Any, given: Any, rows: int, room: int) -> int:
-    """The largest power of two below `rows` for which the memory is enough; 0 if there is none or it is unknown."""
+    """The largest power of two below `rows` for which the memory is enough.
+
+    0 if there is none, if it is unknown, or if half of the memory should be enough for `rows`: then what was full
+    was not full because of the batch.
+    """
     size, need = rows // 2, 0
     while size and not need:
         try:
@@ -64,7 +69,7 @@ def _fitting(trainer: Any, given: Any, rows: int, room: int) -> int:
     if size < 2:
         return size
     each = (need - _need(trainer, given, size // 2)) / (size - size // 2)  # bytes a row
-    if each <= 0:
+    if each <= 0 or need + (rows - size) * each < _PLENTY * room:
         return 0
     most = min(rows - 1, max(0, int(size + (_SHARE * room - need) / each)))
     return int(2 ** (most.bit_length() - 1)) if most else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.metrics import Metric, try_out
 from xnn.optimizers import Optimizer
+from xnn.training.flatten import flatten
 from xnn.training.parameters import Store
-from xnn.training.program import Program, flatten
+from xnn.training.program import Program
 from xnn.training.trace import Trace, runs_code_of_the_users, trace
 
 __all__ = ["Stepper"]
@@ -51,9 +52,8 @@ class Stepper:
         self.lib, self.table, self.batches, self.keep_gradients = lib, table, batches, keep_gradients
         self.model, self.loss, self.optimizer, self.metrics = model, loss, optimizer, metrics
         # What the loss of a step is divided by, where that is not the number of rows, is recorded after the metrics.
-        even = loss.counts_samples(weighted=len(batches.arrays) > 2)
-        self.total = None if even else loss.total
-        self.collected: list[list[Any]] = [[] for _ in range(1 + len(metrics) + (not even))]
+        self.collected: list[list[Any]] = [[] for _ in range(1 + len(metrics) + 1)]
+        self._earlier: list[list[np.ndarray]] = []  # taken when the loss was no longer divided as before
         self._published = False  # whether parameters and optimizer have the arrays of the last step
         self._kept: Any = None
         self._told = False  # about calls without a kernel
@@ -67,6 +67,7 @@ class Stepper:
         self._parameters, self._layers = self.model.parameters(), [*self.model.all_layers()]
         self._code_of_the_users = runs_code_of_the_users(self.model, self.loss)
         self._seen = assignments[0]
+        self.total = self._divisor()
         buffers = self.model.buffers()
         ways = self.table.in_place, buffers, self.table.buffers_in_place
         self.store = Store(self.lib, self.optimizer, self._parameters, *ways)
@@ -82,9 +83,19 @@ class Stepper:
         self._kept = None
         self.program(rows)
 
+    def _divisor(self) -> Callable[..., Any] | None:
+        """The loss's `total`, or None if the loss is divided by the number of rows."""
+        even = self.loss.counts_samples(weighted=len(self.batches.arrays) > 2)
+        return None if even else self.loss.total
+
     def program(self, size: int) -> Program:
         """The program for batches of this many rows. It is made by running the first rows through model and loss."""
         if size not in self.programs:
+            if self.feed is not None and not self.feed.room(size):
+                raise OptionError(
+                    f"a step got a batch of {size:,} rows, and the memory on the GPU was made for batches of "
+                    f"{self.batches.batch_size}: make the Stepper with Batches of batch_size={size}"
+                )
             traced, cursor = self._trace(size), Cursor(np.arange(size))
             if self._code_of_the_users and not traced.is_like(self._trace(size)):
                 raise OptionError(
@@ -103,12 +114,11 @@ class Stepper:
                 self.batches.arrays if self.reader is None else self.reader.buffers,
                 cursor,
                 self._counters,
-                self.collected,
+                self.collected if self.total else self.collected[:-1],
                 self.total,
             )
             parts = self.lib, self.table, self.store, flat, cursor
-            self.programs[size] = made = Program(*parts, self.keep_gradients, self.feed)
-            self._tell(made.by_ops)
+            self.programs[size] = Program(*parts, self.keep_gradients, self.feed, self._tell)
             self._traces[size] = traced
             self._seen = assignments[0]
             self.model.forget()
@@ -129,11 +139,11 @@ class Stepper:
         )
         return {"folded": bool(self.store.folded), **about}
 
-    def _tell(self, by_ops: Sequence[Call]) -> None:
+    def _tell(self, calls: Sequence[Call]) -> None:
         """Say once which calls keep the steps from being captured, since that costs much on a GPU."""
-        names = dict.fromkeys(call.name for call in by_ops)
+        names = dict.fromkeys(call.name for call in calls)
         if names and not self._told:
-            notice(f"steps run call by call, since there is no CUDA kernel for: {', '.join(names)}")
+            notice(f"steps run call by call, since no CUDA graph can hold: {', '.join(names)}")
             self._told = True
 
     def _trace(self, size: int) -> Trace:
@@ -156,6 +166,10 @@ class Stepper:
         others = counters != self._counters  # a callback may have changed a metric's options
         if self._seen == assignments[0] and not others and not (called_back and self._code_of_the_users):
             return
+        total = self._divisor()
+        if (total is None) != (self.total is None):
+            self._earlier.append(self._take())
+            self.total, others = total, True
         if others or not all(traced.is_like(self._trace(size)) for size, traced in self._traces.items()):
             self.programs.clear()
             self._traces.clear()
@@ -207,6 +221,7 @@ class Stepper:
                 done += program.steps([self.reader.places(batches[done])], number + done)
             if program.draws and done > 1:  # as after single steps
                 self.model.set_stream(self.batches.seed, number + done - 1)
+            program.leave_streams(self.batches.seed, number + done - 1)
 
     def seconds_per_step(self, number: int) -> float:
         """The median time of a step on the first rows, in seconds. The measured steps are undone."""
@@ -227,22 +242,33 @@ class Stepper:
     def take(self) -> list[np.ndarray]:
         """The losses and the metrics of all steps since the last call, each as a float64 array on the host.
 
-        If losses are divided by something else than the number of rows, these divisors come last. Waits for the
-        device.
+        If losses are divided by something else than the number of rows, these divisors come last; NaN where it was
+        the number of rows. Waits for the device.
         """
         self.lib.activate()
         self._publish()
+        parts = [part for part in self._earlier if len(part[0])] + [self._take()]
+        self._earlier.clear()
+        if len(parts) == 1:
+            return parts[0]
+        for part in parts:
+            part += [np.full(len(part[0]), np.nan)] * (max(map(len, parts)) - len(part))
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def _take(self) -> list[np.ndarray]:
         taken = {} if self.feed is None else self.feed.take()
-        for column, numbers in enumerate(self.collected):
-            if column not in taken:
+        columns = self.collected if self.total else self.collected[:-1]
+        for column, numbers in enumerate(columns):
+            if numbers:
                 taken[column] = self.lib.to_host(self.lib.xp.stack(numbers)).astype(np.float64)
             numbers.clear()
-        return [taken[column] for column in range(len(self.collected))]
+        return [taken.get(column, np.empty(0)) for column in range(len(columns))]
 
     def forget(self) -> None:
         """Forget the losses and metrics that were not taken."""
         for numbers in self.collected:
             numbers.clear()
+        self._earlier.clear()
         if self.feed is not None:
             self.feed.forget()
 

@@ -33,6 +33,7 @@ from xnn.training.full_batch import FullBatchFit
 from xnn.training.host_copy import kept_on_host
 from xnn.training.inputs import check_last_batch, check_trainable, check_weights, prepare, prepare_validation
 from xnn.training.interrupt import interruptible
+from xnn.training.placement import put_together
 from xnn.training.room import with_batch_size
 from xnn.training.steps import Stepper
 from xnn.training.trace import check_reduces
@@ -180,12 +181,21 @@ class Trainer(Habitual):
         """
         refuse_unknown(Trainer.fit, unknown)
         self._check_parts()
+        before, on_host = self.history, self.model.backend.is_host
         try:
             return self._fit(
                 data, validation, epochs, batch_size, sample_weight, seed, progress=progress, shuffle=shuffle
             )
-        except DeviceMemoryError as error:
-            raise with_batch_size(self, error, data, batch_size, sample_weight) from error.__cause__
+        except BaseException as error:
+            said = error
+            if isinstance(error, DeviceMemoryError):
+                said = with_batch_size(self, error, data, batch_size, sample_weight)
+            history = self.history
+            if history is not None and history is not before and not (on_host and history.error):
+                history.error = _named(said)
+            if said is error:
+                raise
+            raise said from error.__cause__
 
     def _fit(
         self,
@@ -205,6 +215,7 @@ class Trainer(Habitual):
         check_trainable(self.model)
         with ExitStack() as stack:
             stack.enter_context(alone(self))
+            put_together(lib, self.model, self.optimizer)
             on_host = stack.enter_context(kept_on_host(lib, self))
             check_start(self.model, self.optimizer)
             chosen = stack.enter_context(numerics(self.numerics or current_numerics()))
@@ -256,7 +267,7 @@ class Trainer(Habitual):
                     finally:
                         stepper.store.hand_out()
             except BaseException as error:
-                history.error = f"{type(error).__name__}: {error}"
+                history.error = _named(error)  # which callbacks may read when the fit ends
                 raise
             finally:
                 cut_short = len(history.epochs) < epochs and not history.stopped
@@ -336,6 +347,10 @@ class Trainer(Habitual):
             mean.add(next(found), size if even else next(found))
             counts.add([next(found).astype(np.float64) for _ in self.metrics], size)
         return {"loss": mean.value, **counts.results()}
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _metrics(loss: Loss, model: Sequential, metrics: Any) -> list[Metric]:

@@ -1,8 +1,13 @@
-"""Kernels of exact numerics on the CPU.
+"""Kernels of exact numerics, on the CPU and on a GPU.
 
-Read `exact_kernels.py` first: which calls have kernels, and of which passes over arrays a kernel consists. The
-passes exist twice, with the same names: in plain NumPy (`numpy_passes.py`) and as compiled loops
+Read `exact_kernels.py` first: which calls have kernels on the CPU, and of which passes over arrays a kernel consists.
+The passes exist twice, with the same names: in plain NumPy (`numpy_passes.py`) and as compiled loops
 (`compiled_passes.py`, which calls `compiled_loops.py`).
+
+On a GPU, `cuda_table.py` does the same with `cuda_passes.py` and `cuda_elements.py`, whose CUDA sources are in
+`backends/kernels/cuda/`: exact_numbers.cu (numbers and functions), exact.cu, exact_loss.cu, and some that fast
+numerics use as well.
+Passes that follow one another become one launch. `cuda_check.py` compares them with the ops before they are used.
 """
 
 __all__ = []

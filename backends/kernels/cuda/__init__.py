@@ -16,6 +16,8 @@ Read in this order: `launch.py` (how a kernel is compiled and launched), `cublas
 | update_kernels.py | updates.cu |
 | persistent_kernel.py, persistent_rule.py | persistent.cu: a chunk of steps of a small perceptron in one launch |
 
+exact_numbers.cu, exact.cu and exact_loss.cu are for exact numerics: `backends/exact/kernels/cuda_table.py`.
+
 common.cu stands in front of each source. `table.py` has the table of all kernels, and joins kernels that can be one
 launch. `finite.py` looks for numbers that are not finite. Importing these files does not import CuPy.
 """

@@ -1,4 +1,4 @@
-"""Kernels of activations whose derivative is computed from their input, of sums, and of ops that change a shape."""
+"""Kernels of activations that dense layers do not apply, of sums, and of ops that change nothing but a shape."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from xnn.backends.kernels.cuda.launch import address, by_element, compiled, cupy
 __all__ = [
     "CURVES",
     "SHAPES",
+    "SOFTMAXES",
+    "copy",
     "curve",
     "curve_backward",
     "number_of_curve",
     "reshape",
+    "serves_add",
     "serves_curve",
     "serves_shape",
+    "serves_softmax",
     "serves_sum",
+    "softmax",
+    "softmax_backward",
     "sum_backward",
 ]
 
@@ -37,7 +43,10 @@ CURVES: dict[Any, tuple[int, str, float]] = {
 }
 _GELU_BY_TANH = 4
 #: Ops whose result has the elements of their input in the same order.
-SHAPES = ops.flatten, ops.reshape
+SHAPES = ops.flatten, ops.reshape, ops.identity
+#: Whether the result is the logarithm.
+SOFTMAXES: dict[Any, int] = {ops.softmax: 0, ops.log_softmax: 1}
+_WARP = 32
 _ON_DEVICE = 3  # cudaMemcpyDeviceToDevice
 
 
@@ -80,6 +89,38 @@ def _launch(name: str, call: Call, feed: DeviceFeed, *arrays: Any) -> Any:
     return by_element(module, name, size, (*arrays, out.array, size, *kind), feed.stream)
 
 
+def serves_softmax(call: Call) -> bool:
+    """Whether the arrays have one dtype, float32 or float64, and the axis is the last one."""
+    forward = call.forward or call
+    shape, axis = forward.reads[0].shape, forward.options.get("axis", -1)
+    dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
+    return (
+        bool(shape)
+        and math.prod(shape) > 0
+        and axis in (-1, len(shape) - 1)
+        and dtypes <= {"float32", "float64"}
+    )
+
+
+def softmax(call: Call, feed: DeviceFeed) -> Any:
+    """Compute softmax or its logarithm."""
+    return _by_rows("softmax", call, feed, call.reads[0].array)
+
+
+def softmax_backward(call: Call, feed: DeviceFeed) -> Any:
+    """Compute the gradient of softmax or its logarithm from y."""
+    assert call.forward is not None
+    return _by_rows("softmax_gradient", call, feed, call.reads[0].array, call.forward.writes[0].array)  # type: ignore[union-attr]
+
+
+def _by_rows(name: str, call: Call, feed: DeviceFeed, *arrays: Any) -> Any:
+    out = call.writes[0].array  # type: ignore[union-attr]
+    width = out.shape[-1]
+    rows = out.size // width
+    arguments = *arrays, out, rows, width, SOFTMAXES[call.op]
+    return by_element(compiled("softmax", out.dtype), name, rows * _WARP, arguments, feed.stream)
+
+
 def serves_shape(call: Call) -> bool:
     """Whether the result has the dtype and the size of the input."""
     read, written = call.reads[0], call.writes[0]
@@ -88,8 +129,8 @@ def serves_shape(call: Call) -> bool:
 
 
 def reshape(call: Call, feed: DeviceFeed) -> Runnable:
-    """Copy the elements of an array, or of a gradient, to one of another shape."""
-    return _copy(call.reads[0].array, call.writes[0].array, feed)  # type: ignore[union-attr]
+    """Copy the elements of an array, or of a gradient, to one of another shape, unless both have the same memory."""
+    return copy(call.reads[0].array, call.writes[0].array, feed)  # type: ignore[union-attr]
 
 
 def serves_sum(call: Call) -> bool:
@@ -100,17 +141,18 @@ def serves_sum(call: Call) -> bool:
 
 def sum_backward(call: Call, feed: DeviceFeed) -> list[Runnable]:
     """Copy the gradient of a sum to the gradient of each term."""
-    return [_copy(call.reads[0].array, slot.array, feed) for slot in call.writes if slot is not None]
+    return [copy(call.reads[0].array, slot.array, feed) for slot in call.writes if slot is not None]
 
 
-def _copy(source: Any, target: Any, feed: DeviceFeed) -> Runnable:
-    if not source.nbytes:
+def copy(source: Any, target: Any, feed: DeviceFeed) -> Runnable:
+    """A copy of an array to another one of the same size; nothing if both have the same memory."""
+    if not source.nbytes or address(source) == address(target):
         return nothing
-    copy, stream = cupy().cuda.runtime.memcpyAsync, feed.stream
+    start, stream = cupy().cuda.runtime.memcpyAsync, feed.stream
     arguments = address(target), address(source), int(source.nbytes), _ON_DEVICE, stream.ptr
 
     def run() -> None:
-        copy(*arguments)
+        start(*arguments)
 
     run.held = source, target  # type: ignore[attr-defined] # keeps the memory behind the addresses alive
     return run

@@ -67,13 +67,13 @@ __device__ inline real curve_slope(real v, real d, int64 kind, double option) {
 }
 
 // y = f(x).
-extern "C" __global__ void curve(const real* x, real* y, int64 size, int64 kind, double option) {
+extern "C" __global__ void curve(const stored* x, stored* y, int64 size, int64 kind, double option) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < size) y[i] = curve_at(x[i], kind, option);
+    if (i < size) y[i] = left(curve_at(entered(x[i]), kind, option));
 }
 
 // dx = dy f'(x).
-extern "C" __global__ void curve_gradient(const real* dy, const real* x, real* dx, int64 size, int64 kind, double option) {
+extern "C" __global__ void curve_gradient(const stored* dy, const stored* x, stored* dx, int64 size, int64 kind, double option) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < size) dx[i] = curve_slope(x[i], dy[i], kind, option);
+    if (i < size) dx[i] = left(curve_slope(entered(x[i]), entered(dy[i]), kind, option));
 }

@@ -5,12 +5,13 @@
 __device__ inline float signed_number(uint64 half) { return (2.0f * (float)(half >> 9) + 1.0f) * 1.1920928955078125e-07f - 1.0f; }
 
 // noise = numbers in (-1, 1). A thread makes the eight numbers of one block; NumPy's first block has number 1.
-//   state: the number of the chunk's first step, -, the seed.
-extern "C" __global__ void signed_noise(real* noise, int64 size, const int64* state, int64 step, int64 index, int64 purpose) {
+//   state: the number of the chunk's first step, -, the seed. again: how often the layer has drawn before in this step.
+extern "C" __global__ void signed_noise(real* noise, int64 size, const int64* state, int64 step, int64 again, int64 index,
+                                        int64 purpose) {
     int64 block = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (block * 8 >= size) return;
     uint64 words[4];
-    philox(block + 1, state[0] + step, index, purpose, state[2], words);
+    philox(block + 1, state[0] + step + again, index, purpose, state[2], words);
     for (int j = 0; j < 8 && block * 8 + j < size; ++j)
         noise[block * 8 + j] = signed_number(words[j / 2] >> (j % 2 * 32) & 0xffffffffu);
 }
@@ -29,13 +30,13 @@ extern "C" __global__ void smooth(const real* x, const real* matrix, real* y, in
 // field (n, 2, height, width) that turns, scales and shifts each image. A block for each image; its four numbers are
 // half words 4 image to 4 image + 3.
 //   rotation: degrees; grow: by which factors differ from 1; shift: pixels.
-extern "C" __global__ void affine_field(real* field, int64 height, int64 width, const int64* state, int64 step, int64 index,
-                                        int64 purpose, double rotation, double grow, double shift) {
+extern "C" __global__ void affine_field(real* field, int64 height, int64 width, const int64* state, int64 step, int64 again,
+                                        int64 index, int64 purpose, double rotation, double grow, double shift) {
     __shared__ real map[6];
     int64 image = blockIdx.x;
     if (threadIdx.x == 0) {
         uint64 words[4];
-        philox(image / 2 + 1, state[0] + step, index, purpose, state[2], words);
+        philox(image / 2 + 1, state[0] + step + again, index, purpose, state[2], words);
         const uint64* own = words + image % 2 * 2;
         double turn = signed_number(own[0] & 0xffffffffu), size = signed_number(own[0] >> 32);
         double down = signed_number(own[1] & 0xffffffffu), right = signed_number(own[1] >> 32);

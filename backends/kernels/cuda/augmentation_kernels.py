@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.kernels.calls import Call
-from xnn.backends.kernels.cuda.data_kernels import keep_mask, serves_mask
+from xnn.backends.kernels.cuda.data_kernels import drawn_from, keep_mask, serves_mask
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import THREADS, Launch, by_element, compiled, cupy
 from xnn.backends.random import AffineField, ElasticField
@@ -31,7 +31,7 @@ def draw(call: Call, feed: DeviceFeed) -> Any:
     if not isinstance(recipe, (AffineField, ElasticField)):
         return keep_mask(call, feed)
     field: Any = call.writes[0].array  # type: ignore[union-attr]
-    numbers = feed.state, feed.position, recipe.index, int(recipe.purpose)
+    numbers = drawn_from(call, feed)
     n, _, height, width = field.shape
     module = compiled("augmentation", field.dtype)
     if isinstance(recipe, AffineField):

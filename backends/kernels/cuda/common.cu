@@ -1,4 +1,5 @@
 // What the kernels share. launch.py puts this file in front of each other source, and defines `real` as float or double.
+// In exact numerics it defines EXACT, and puts exact_numbers.cu in front of this file.
 // NVRTC compiles without the C library's headers, so there are no INFINITY, NAN and int64_t.
 typedef long long int64;
 typedef unsigned long long uint64;
@@ -6,6 +7,15 @@ typedef unsigned long long uint64;
 #define INFINITE ((real)__int_as_float(0x7f800000))
 #define NOT_A_NUMBER ((real)__int_as_float(0x7fffffff))
 #define ALL_LANES 0xffffffffu
+
+// How numbers lie in memory, and what kernels compute with: the same type, unless numerics are exact.
+#ifndef EXACT
+typedef real stored;
+__device__ inline real entered(stored x) { return x; }
+__device__ inline stored left(real y) { return y; }
+// Data of any type as numbers to compute with; the second keeps subnormal numbers in exact numerics.
+template <class T> __device__ inline real number_of(T x) { return (real)x; }
+template <class T> __device__ inline double unflushed(T x) { return (double)x; }
 
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
@@ -21,6 +31,7 @@ __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return sqrt(x); }
 __device__ inline float hyperbolic_tangent(float x) { return tanhf(x); }
 __device__ inline double hyperbolic_tangent(double x) { return tanh(x); }
+#endif
 __device__ inline float size_of(float x) { return fabsf(x); }
 __device__ inline double size_of(double x) { return fabs(x); }
 
@@ -60,26 +71,39 @@ __device__ inline void keep(Record record, int64 step, int64 column, double valu
 
 // Stores the gradient of a bias, or takes the step of plain SGD: out = out - learning_rate * sum.
 //   minus_rates: for each step, a cell of 8 bytes with -learning_rate; null to store the sum.
-__device__ inline void store_sum(real* out, real sum, const double* minus_rates, int64 step, int64 stride) {
-    *out = minus_rates ? *out + *(const real*)(minus_rates + step * stride) * sum : sum;
+__device__ inline void store_sum(stored* out, real sum, const double* minus_rates, int64 step, int64 stride) {
+    *out = left(minus_rates ? entered(*out) + *(const real*)(minus_rates + step * stride) * sum : sum);
 }
 
 // The last layer's bias, whose gradient is the sum of the rows of g: out is null if it is computed elsewhere.
 struct Bias {
-    real* out;
+    stored* out;
     const double* minus_rates;
     int64 stride;
 };
 // By one block, a warp for each of `width` columns.
-__device__ inline void add_rows(const real* g, int64 n, int64 width, Bias bias, int64 step) {
+__device__ inline void add_rows(const stored* g, int64 n, int64 width, Bias bias, int64 step) {
     if (!bias.out) return;
     for (int64 j = threadIdx.x / 32; j < width; j += blockDim.x / 32) {
         real sum = 0;
-        for (int64 row = threadIdx.x % 32; row < n; row += 32) sum += g[row * width + j];
+        for (int64 row = threadIdx.x % 32; row < n; row += 32) sum += entered(g[row * width + j]);
         sum = warp_sum(sum);
         if (threadIdx.x % 32 == 0) store_sum(bias.out + j, sum, bias.minus_rates, step, bias.stride);
     }
 }
+
+// How the terms of a loss are weighed and reduced.
+//   weights: of the samples; of_classes: of each class, for the mean and the terms. Null for weights of 1.
+//   total: where a kernel has put the divisor; null for the fixed number `divisor`.
+struct Weighing {
+    const real *weights, *of_classes, *total;
+    double divisor;
+    __device__ real weight(int64 row) const { return weights ? weights[row] : (real)1; }
+    __device__ real over() const { return total ? *total : (real)divisor; }
+    // 1 / the divisor; 0 if nothing counts.
+    __device__ real share() const { return over() == 0 ? (real)0 : (real)1 / over(); }
+    __device__ real divided(real sum) const { return over() == 0 ? (real)0 : sum / over(); }
+};
 
 // Activations that other kernels apply to their result, by their numbers in dense_kernels.py.
 enum { linear, relu, sigmoid, hyperbolic };
@@ -98,6 +122,26 @@ __device__ inline real slope(int64 kind, real y, real dy) {
     if (kind == relu) return y <= 0 ? (real)0 : dy;
     if (kind == sigmoid) return dy * (y * ((real)1 - y));
     return kind == hyperbolic ? dy * ((real)1 - y * y) : dy;
+}
+
+// Whether output a of class i comes before output b of class j: NaN first, then the larger, then the first class.
+__device__ inline bool before(stored a, int i, stored b, int j) {
+    if ((a != a) != (b != b)) return a != a;
+    return a > b || (!(a < b) && i < j);
+}
+
+// The class with the largest output of a row. Every lane of a warp gets it.
+__device__ inline int predicted(const stored* z, int classes) {
+    int lane = threadIdx.x % 32, best = lane;
+    stored top = lane < classes ? z[lane] : -(stored)INFINITE;
+    for (int j = lane + 32; j < classes; j += 32)
+        if (before(z[j], j, top, best)) { top = z[j]; best = j; }
+    for (int distance = 16; distance; distance /= 2) {
+        stored other = __shfl_xor_sync(ALL_LANES, top, distance);
+        int its = __shfl_xor_sync(ALL_LANES, best, distance);
+        if (before(other, its, top, best)) { top = other; best = its; }
+    }
+    return best;
 }
 
 // Whether this block is the last of `blocks` that come here; it then sees what the others have stored before. The counter

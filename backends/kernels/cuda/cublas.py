@@ -9,10 +9,13 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary, finalize
 
+from xnn.backends.cupy_failures import first_line
 from xnn.backends.kernels.cuda.launch import address, cupy
 from xnn.errors import BackendUnavailableError
 
@@ -22,6 +25,7 @@ __all__ = ["Cublas", "Product", "cublas_of", "library"]
 _WORKSPACE = 32 << 20
 _HOST, _DEVICE = 0, 1  # cublasPointerMode_t
 _PLAIN, _TRANSPOSED = 0, 1  # cublasOperation_t
+_DEFAULT, _PEDANTIC = 0, 2  # cublasMath_t
 
 
 @cache
@@ -39,8 +43,8 @@ def library() -> Any:
         return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
     except Exception as error:
         raise BackendUnavailableError(
-            f"cupy: cuBLAS ({', '.join(found)}) cannot be loaded for kernels: {error}. Use kernels='ops', or "
-            'reinstall CuPy with its libraries: pip install "cupy-cuda13x[ctk]"'
+            f"cupy: cuBLAS ({', '.join(found)}) cannot be loaded for kernels: {first_line(error)}. "
+            'Use kernels="ops", or reinstall CuPy with its libraries: pip install "cupy-cuda13x[ctk]"'
         ) from error
 
 
@@ -52,23 +56,29 @@ def _failure(what: str, status: int) -> Exception:
 
 
 class Cublas:
-    """A handle of cuBLAS for one stream."""
+    """A handle of cuBLAS, for one stream at a time.
 
-    def __init__(self, stream: Any) -> None:
-        self.library, self.handle, self.stream = library(), ctypes.c_void_p(), stream
+    exact: whether products are rounded as IEEE 754 says (CUBLAS_PEDANTIC_MATH), whatever the environment asks for.
+    """
+
+    def __init__(self, exact: bool = False) -> None:
+        self.library, self.handle = library(), ctypes.c_void_p()
         self.check("cublasCreate_v2", ctypes.byref(self.handle))
-        self.check("cublasSetStream_v2", self.handle, ctypes.c_void_p(stream.ptr))
-        # After the stream: setting the stream takes the workspace away.
         self.workspace = cupy().empty(_WORKSPACE, "uint8")
-        place, size = ctypes.c_void_p(address(self.workspace)), ctypes.c_size_t(_WORKSPACE)
-        self.check("cublasSetWorkspace_v2", self.handle, place, size)
-        self.check("cublasSetMathMode", self.handle, 0)
+        self.check("cublasSetMathMode", self.handle, _PEDANTIC if exact else _DEFAULT)
         self._mode = _HOST
         #: The numbers 0 and 1 on the host, and 1 on the GPU, of both dtypes.
         self.numbers = {
             "float32": (ctypes.c_float(0), ctypes.c_float(1), cupy().ones(1, "float32")),
             "float64": (ctypes.c_double(0), ctypes.c_double(1), cupy().ones(1, "float64")),
         }
+
+    def use(self, stream: Any) -> None:
+        """Compute on this stream from now on."""
+        self.check("cublasSetStream_v2", self.handle, ctypes.c_void_p(stream.ptr))
+        # After the stream: setting the stream takes the workspace away.
+        place, size = ctypes.c_void_p(address(self.workspace)), ctypes.c_size_t(_WORKSPACE)
+        self.check("cublasSetWorkspace_v2", self.handle, place, size)
 
     def check(self, name: str, *arguments: Any) -> None:
         """Call a function. Raises CuPy's CUBLASError with its name if it fails."""
@@ -83,15 +93,22 @@ class Cublas:
             self._mode = mode
 
 
-_handles: dict[tuple[int, int], Cublas] = {}
+#: By stream, and by number of the device, since all devices have the default stream, and numerics.
+_handles: WeakKeyDictionary[Any, dict[tuple[int, bool], Cublas]] = WeakKeyDictionary()
+#: By number of the device and numerics, the handles of streams that ended: a thread's stream ends with it.
+_spare: defaultdict[tuple[int, bool], list[Cublas]] = defaultdict(list)
 
 
-def cublas_of(stream: Any) -> Cublas:
-    """The handle for a stream, made at the first use."""
-    key = int(cupy().cuda.Device().id), int(stream.ptr)
-    if key not in _handles:
-        _handles[key] = Cublas(stream)
-    return _handles[key]
+def cublas_of(stream: Any, exact: bool = False) -> Cublas:
+    """The handle for a stream: that of a stream that ended, or a new one; another one for exact numerics."""
+    handles, key = _handles.setdefault(stream, {}), (int(cupy().cuda.Device().id), exact)
+    if key not in handles:
+        spare = _spare[key]
+        found = spare.pop() if spare else Cublas(exact)
+        found.use(stream)
+        handles[key] = found
+        finalize(stream, spare.append, found)
+    return handles[key]
 
 
 class Product:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import (
+    MOST_BLOCKS,
     THREADS,
     TYPES,
     Launch,
@@ -22,12 +24,11 @@ from xnn.backends.kernels.cuda.launch import (
 from xnn.backends.random import Mask, mask_threshold
 
 __all__ = [
-    "Gather", "dropout", "dropout_backward", "gather", "keep_mask", "rescale", "serves_dropout", "serves_gather",
-    "serves_mask",
+    "Gather", "copies", "drawn_from", "dropout", "dropout_backward", "gather", "keep_mask", "rescale",
+    "serves_dropout", "serves_gather", "serves_mask",
 ]  # fmt: skip
 
 _PLAIN, _IN_REAL, _IN_DOUBLE = 0, 1, 2
-_MOST_BLOCKS = 65535  # in the second dimension of a grid
 _SIDES = 3
 
 
@@ -39,10 +40,10 @@ def serves_gather(call: Call) -> bool:
     if tuple(target.shape[1:]) != source.shape[1:]:  # numbers of a Rescale may make a sample wider
         return False
     known = set(call.options) <= {"source", "cursor", "scale", "offset", "shift"}
-    return known and (np.dtype(target.dtype).name in ("float32", "float64") or _copies(call))
+    return known and (np.dtype(target.dtype).name in ("float32", "float64") or copies(call))
 
 
-def _copies(call: Call) -> bool:
+def copies(call: Call) -> bool:
     """Whether the rows are copied as they are, and consist of words of 4 bytes."""
     source, target = call.options["source"], call.writes[0]
     assert target is not None
@@ -60,7 +61,7 @@ class Gather:
 
     @property
     def copies(self) -> bool:
-        return _copies(self.call)
+        return copies(self.call)
 
     @property
     def streamed(self) -> bool:
@@ -87,23 +88,33 @@ class Gather:
         return structure("Side", source=source, to=target.array, words=words)
 
     def build(self) -> list[Runnable]:
-        sides = [side.side() for side in ([self] if self.copies else []) + self.sides]
-        nothing = structure("Side", source=None, to=None, words=0)
         source, batch = self.feed.data.there(self.call.options["source"]), self.call.writes[0]
         assert batch is not None
         n, width = batch.shape[0], 0 if self.copies else math.prod(batch.shape[1:])
         real = batch.array.dtype if batch.array.dtype.kind == "f" else np.float32
-        module = compiled("gather", real, SOURCE=str(source.dtype))
-        most = max([width, *(side.words for side in sides)])
-        grid = -(-most // THREADS), min(n, _MOST_BLOCKS)
+        module = self.module(real, str(source.dtype))
+        there = None if self.copies else source, None if self.copies else batch.array
+        return self.launches(module, "gather", (n, width), there, (rescale(self.call),))
+
+    def module(self, real: Any, source: str) -> Any:
+        """The module of the kernels, for these types of the batch and of the data."""
+        return compiled("gather", real, SOURCE=source)
+
+    def launches(
+        self, module: Any, name: str, shape: tuple[int, int], arrays: Sequence[Any], last: Sequence[Any] = ()
+    ) -> list[Runnable]:
+        """The launch of a kernel that copies the rows, with those of the other arrays. shape: of the batch."""
+        sides = [side.side() for side in ([self] if self.copies else []) + self.sides]
+        nothing = structure("Side", source=None, to=None, words=0)
+        most = max([shape[1], *(side.words for side in sides)])
+        grid = -(-most // THREADS), min(shape[0], MOST_BLOCKS)
         if not all(grid):
             return []
-        first = self.feed.state[3:] if self.streamed else None
-        arguments = [
-            None if self.copies else source, None if self.copies else batch.array, self.feed.rows, first,
-            self.feed.position, n, width, rescale(self.call), *sides, *[nothing] * (_SIDES - len(sides)),
-        ]  # fmt: skip
-        return [Launch(module, "gather", grid, (THREADS,), arguments, self.feed.stream)]
+        feed = self.feed
+        first = feed.state[3:] if self.streamed else None
+        where = feed.rows, first, feed.position, *shape
+        given = *arrays, *where, *last, *sides, *[nothing] * (_SIDES - len(sides))
+        return [Launch(module, name, grid, (THREADS,), given, feed.stream)]
 
 
 def gather(call: Call, feed: DeviceFeed) -> Gather:
@@ -133,11 +144,17 @@ def serves_mask(call: Call) -> bool:
     return isinstance(call.options.get("recipe"), Mask)
 
 
+def drawn_from(call: Call, feed: DeviceFeed) -> tuple[Any, ...]:
+    """The arguments of a kernel that say which random numbers a draw call takes."""
+    recipe = call.options["recipe"]
+    return feed.state, feed.position, call.options.get("again", 0), recipe.index, int(recipe.purpose)
+
+
 def keep_mask(call: Call, feed: DeviceFeed) -> Any:
     """Draw dropout's mask of this step."""
     target, mask = call.writes[0], call.options["recipe"]
     assert target is not None
-    numbers = feed.state, feed.position, mask.index, int(mask.purpose), mask_threshold(mask.rate)
+    numbers = *drawn_from(call, feed), mask_threshold(mask.rate)
     size, module = math.prod(target.shape), compiled("dropout", np.float32)
     return by_element(module, "keep_mask", size, (target.array, size, *numbers), feed.stream, each=8)
 

@@ -93,21 +93,23 @@ class Resident:
         self._held: dict[int, tuple[Any, Any]] = {}
 
     def reload(self) -> None:
-        """Copy the arrays of the host again: their owner may have written to them."""
+        """Copy again what was copied: the owner of an array may have written to it."""
         for source, array in self._held.values():
             if isinstance(source, np.ndarray) and not is_mapped(source):
                 array.set(np.ascontiguousarray(source), stream=cupy().cuda.get_current_stream())
             elif is_on_host(source):
                 _copy_by_blocks(source, array)
+            elif source is not array:  # its contiguous copy
+                array[...] = source
 
     def there(self, source: Any) -> Any:
-        """The array in the GPU's memory, contiguous."""
+        """The array in the GPU's memory, contiguous, and at an address where words of 4 bytes can be read."""
         if id(source) not in self._held:
             if reads_rows(source):
                 array = _copy_by_blocks(source, cupy().empty(source.shape, source.dtype))
             else:
                 array = cupy().ascontiguousarray(cupy().asarray(source))
-            self._held[id(source)] = source, array
+            self._held[id(source)] = source, array.copy() if address(array) % 4 else array
         return self._held[id(source)][1]
 
 

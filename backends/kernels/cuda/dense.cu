@@ -45,7 +45,7 @@ extern "C" __global__ void add_parts(const real* parts, int64 blocks, int64 widt
 }
 
 // The sum of two gradients.
-extern "C" __global__ void add(const real* a, const real* b, real* out, int64 size) {
+extern "C" __global__ void add(const stored* a, const stored* b, stored* out, int64 size) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < size) out[i] = a[i] + b[i];
+    if (i < size) out[i] = left(entered(a[i]) + entered(b[i]));
 }

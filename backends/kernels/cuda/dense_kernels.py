@@ -11,23 +11,28 @@ from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.cublas import Product
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import Launch, by_element, compiled, cupy, structure
-from xnn.backends.kernels.numpy_kernels import serves
+from xnn.backends.kernels.cuda.launch import MOST_BLOCKS, Launch, by_element, compiled, cupy, structure
 from xnn.backends.kernels.numpy_kernels import serves_dense as fits_dense
+from xnn.backends.kernels.numpy_kernels import serves_elements as have_one_dtype
 
 __all__ = [
-    "KINDS", "Sums", "activation", "activation_backward", "add", "dense", "dense_backward", "serves_add",
-    "serves_dense", "serves_elements",
+    "KINDS", "Sums", "activation", "activation_backward", "add", "countable", "dense", "dense_backward",
+    "serves_add", "serves_dense", "serves_elements",
 ]  # fmt: skip
 
 #: The numbers of the activations in dense.cu.
 KINDS: dict[Any, int] = {None: 0, ops.relu: 1, ops.sigmoid: 2, ops.tanh: 3}
-_COLUMNS, _ROWS = 32, 256  # of a block that adds rows
+_COLUMNS, _ROWS = 32, 256  # of a block that adds rows; more rows where a grid would be too large
+
+
+def countable(call: Call) -> bool:
+    """Whether 31 bits can count the elements of each array."""
+    return all(math.prod(slot.shape) < 2**31 for slot in call.slots())
 
 
 def serves_elements(call: Call) -> bool:
     """Whether all arrays have one dtype, float32 or float64, and elements that 31 bits can count."""
-    return serves(call) and all(math.prod(slot.shape) < 2**31 for slot in call.slots())
+    return have_one_dtype(call) and countable(call)
 
 
 def serves_dense(call: Call) -> bool:
@@ -79,9 +84,10 @@ class Sums:
         if not width:
             return []
         module, step = compiled("dense", self.dy.dtype), (self.bias, feed.position)
-        blocks = max(1, -(-n // _ROWS))
+        each = max(_ROWS, -(-n // MOST_BLOCKS))
+        blocks = max(1, -(-n // each))
         parts = None if blocks == 1 else cupy().empty((blocks, width), self.dy.dtype)
-        arguments = self.dy, self.y, n, width, self.kind, _ROWS, parts, *step
+        arguments = self.dy, self.y, n, width, self.kind, each, parts, *step
         grid = -(-width // _COLUMNS), blocks
         steps: list[Any] = [Launch(module, "gradient_and_sums", grid, (32, 32), arguments, feed.stream)]
         if blocks > 1:

@@ -11,14 +11,14 @@ struct Rescale {
 enum { plain, in_real, in_double };
 
 __device__ inline real rescaled(SOURCE x, int64 feature, Rescale r) {
-    if (r.how == plain) return (real)x;
+    if (r.how == plain) return number_of(x);
     double scale = r.scales ? r.scales[feature] : r.scale, offset = r.offsets ? r.offsets[feature] : r.offset;
     bool moved = r.offsets || r.offset != 0.0;
     if (r.how == in_real) {
-        real y = (real)x * (real)scale;
+        real y = number_of(x) * (real)scale;
         return moved ? y + (real)offset : y;
     }
-    double y = ((double)x - (r.shifts ? r.shifts[feature] : r.shift)) * scale;
+    double y = (unflushed(x) - (r.shifts ? r.shifts[feature] : r.shift)) * scale;
     return (real)(moved ? y + offset : y);
 }
 
@@ -34,14 +34,37 @@ __device__ inline void copy_row(Side side, int64 from, int64 to) {
 }
 
 // Blocks: features x rows.
-extern "C" __global__ void gather(const SOURCE* data, real* batch, const int64* rows, const int64* first, int64 step,
+extern "C" __global__ void gather(const SOURCE* data, stored* batch, const int64* rows, const int64* first, int64 step,
                                   int64 n, int64 width, Rescale rescale, Side one, Side two, Side three) {
     for (int64 i = blockIdx.y; i < n; i += gridDim.y) {
         int64 row = first ? *first + step * n + i : rows[step * n + i];
         for (int64 j = blockIdx.x * blockDim.x + threadIdx.x; j < width; j += gridDim.x * blockDim.x)
-            batch[i * width + j] = rescaled(data[row * width + j], j, rescale);
+            batch[i * width + j] = left(rescaled(data[row * width + j], j, rescale));
         copy_row(one, row, i);
         copy_row(two, row, i);
         copy_row(three, row, i);
     }
+}
+
+// Rows of integers as they are, and as double too if wide is not null: for exact numerics. Blocks as above.
+extern "C" __global__ void gather_integers(const SOURCE* data, SOURCE* batch, double* wide, const int64* rows,
+                                           const int64* first, int64 step, int64 n, int64 width, Side one, Side two,
+                                           Side three) {
+    for (int64 i = blockIdx.y; i < n; i += gridDim.y) {
+        int64 row = first ? *first + step * n + i : rows[step * n + i];
+        for (int64 j = blockIdx.x * blockDim.x + threadIdx.x; j < width; j += gridDim.x * blockDim.x) {
+            SOURCE x = data[row * width + j];
+            batch[i * width + j] = x;
+            if (wide) wide[i * width + j] = (double)x;
+        }
+        copy_row(one, row, i);
+        copy_row(two, row, i);
+        copy_row(three, row, i);
+    }
+}
+
+// Integers as double.
+extern "C" __global__ void widen(const SOURCE* integers, double* wide, int64 size) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) wide[i] = (double)integers[i];
 }

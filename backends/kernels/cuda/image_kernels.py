@@ -11,27 +11,28 @@ from typing import Any
 
 from xnn.backends.kernels.calls import Call
 from xnn.backends.kernels.cuda.cublas import Product
-from xnn.backends.kernels.cuda.dense_kernels import KINDS
+from xnn.backends.kernels.cuda.dense_kernels import KINDS, countable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import THREADS, Launch, by_element, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import (
+    MOST_BLOCKS,
+    THREADS,
+    Launch,
+    by_element,
+    compiled,
+    cupy,
+    structure,
+)
 from xnn.backends.kernels.image_kernels import conv_windows, fits
 from xnn.ops.windows import Windows
 
-__all__ = ["conv2d", "conv2d_backward", "serves_conv2d", "windows"]
+__all__ = ["conv2d", "conv2d_backward", "images_of", "serves_conv2d", "windows"]
 
-_MOST_BLOCKS = 65535  # in the second dimension of a grid
 _EACH = 4096  # columns of the product whose sum one block computes
 
 
 def serves_conv2d(call: Call) -> bool:
     """Whether no array is empty, all have one dtype, and 31 bits can count the elements of each."""
-    forward = call.forward or call
-    y = forward.writes[0]
-    return (
-        fits(call)
-        and forward.activation in KINDS
-        and all(math.prod(s.shape) < 2**31 for s in (*call.slots(), y) if s)
-    )
+    return fits(call) and (call.forward or call).activation in KINDS and countable(call)
 
 
 def windows(w: Windows) -> Any:
@@ -39,7 +40,7 @@ def windows(w: Windows) -> Any:
     return structure("Windows", **w._asdict())
 
 
-def _images(forward: Call) -> Any:
+def images_of(forward: Call) -> Any:
     """The kernels' structure of the images and windows of a forward call."""
     (n, channels, *_), (rows, columns) = forward.reads[0].shape, map(windows, conv_windows(forward))
     return structure("Images", n=n, channels=channels, rows=rows, columns=columns)
@@ -55,10 +56,10 @@ def conv2d(call: Call, feed: DeviceFeed) -> list[Any]:
     product = cupy().empty((outputs, n * places), x.dtype)
     call.saved = matrix, product  # the backward kernels read the first, then use both as scratch
     module = compiled("images", x.dtype)
-    grid = -(-n * places // THREADS), min(len(matrix), _MOST_BLOCKS)
+    grid = -(-n * places // THREADS), min(len(matrix), MOST_BLOCKS)
     numbers = n, outputs, places, KINDS[call.activation]
     return [
-        Launch(module, "unfold", grid, (THREADS,), (x, matrix, _images(call)), feed.stream),
+        Launch(module, "unfold", grid, (THREADS,), (x, matrix, images_of(call)), feed.stream),
         Product(feed.cublas, weights, matrix, product),
         by_element(
             module, "to_images", y.size, (product, bias[0] if bias else None, y, *numbers), feed.stream
@@ -75,8 +76,8 @@ def conv2d_backward(call: Call, feed: DeviceFeed) -> list[Any]:
     dx, dw, *rest = (None if slot is None else slot.array for slot in call.writes)
     n, outputs, places = dy.shape[0], dy.shape[1], math.prod(dy.shape[2:])
     module, parts = compiled("images", dy.dtype), -(-n * places // _EACH)
-    if parts > _MOST_BLOCKS:
-        parts = _MOST_BLOCKS
+    if parts > MOST_BLOCKS:
+        parts = MOST_BLOCKS
     each = -(-n * places // parts)
     numbers = n, outputs, places, KINDS[forward.activation], each
     scratch = cupy().empty((outputs, parts), dy.dtype), cupy().zeros(outputs, "int32")
@@ -87,6 +88,6 @@ def conv2d_backward(call: Call, feed: DeviceFeed) -> list[Any]:
     if dx is not None:
         steps.append(Product(feed.cublas, w.reshape(outputs, -1), dz, matrix, (True, False)))
         steps.append(
-            by_element(module, "fold", dx.size, (matrix, dx, _images(forward), dx.size), feed.stream)
+            by_element(module, "fold", dx.size, (matrix, dx, images_of(forward), dx.size), feed.stream)
         )
     return steps

@@ -91,12 +91,12 @@ extern "C" __global__ void from_images(const real* dy, const real* y, real* dz, 
 }
 
 // The largest element of each window, or its first NaN, and the element's place in its plane. A thread for each window.
-extern "C" __global__ void largest(const real* x, real* y, int* chosen, Windows rows, Windows columns, int64 size) {
+extern "C" __global__ void largest(const stored* x, stored* y, int* chosen, Windows rows, Windows columns, int64 size) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
     unsigned v = i % (unsigned)columns.number, u = i / (unsigned)columns.number % (unsigned)rows.number;
     int64 plane = i / (unsigned)columns.number / (unsigned)rows.number;
-    const real* image = x + plane * rows.extent * columns.extent;
+    const stored* image = x + plane * rows.extent * columns.extent;
     real best = 0;
     int place = -1;
     for (int64 e = 0; e < rows.kernel; ++e)
@@ -104,17 +104,17 @@ extern "C" __global__ void largest(const real* x, real* y, int* chosen, Windows 
             int64 row = u * rows.stride + e * rows.dilation - rows.before;
             int64 column = v * columns.stride + f * columns.dilation - columns.before;
             if (row < 0 || row >= rows.extent || column < 0 || column >= columns.extent) continue;
-            real value = image[row * columns.extent + column];
+            real value = entered(image[row * columns.extent + column]);
             if (place >= 0 && !(value > best || (is_nan(value) && !is_nan(best)))) continue;
             best = value;
             place = row * columns.extent + column;
         }
-    y[i] = best;
+    y[i] = left(best);
     chosen[i] = place;
 }
 
 // The mean of each window, where elements outside the image count as 0.
-extern "C" __global__ void mean(const real* x, real* y, Windows rows, Windows columns, int64 size) {
+extern "C" __global__ void mean(const stored* x, stored* y, Windows rows, Windows columns, int64 size) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
     unsigned v = i % (unsigned)columns.number, u = i / (unsigned)columns.number % (unsigned)rows.number;
@@ -124,14 +124,14 @@ extern "C" __global__ void mean(const real* x, real* y, Windows rows, Windows co
         for (int64 f = 0; f < columns.kernel; ++f) {
             int64 row = u * rows.stride + e - rows.before, column = v * columns.stride + f - columns.before;
             bool inside = row >= 0 && row < rows.extent && column >= 0 && column < columns.extent;
-            if (inside) sum += x[(plane * rows.extent + row) * columns.extent + column];
+            if (inside) sum += entered(x[(plane * rows.extent + row) * columns.extent + column]);
         }
-    y[i] = sum / (real)(rows.kernel * columns.kernel);
+    y[i] = left(sum / (real)(rows.kernel * columns.kernel));
 }
 
 // dx: for each element of the images the sum over the windows that contain it, first within a window's row: of dy where
 // it was chosen, or, if `chosen` is null, of dy divided by the number of elements.
-extern "C" __global__ void pool_gradient(const real* dy, const int* chosen, real* dx, Windows rows, Windows columns,
+extern "C" __global__ void pool_gradient(const stored* dy, const int* chosen, stored* dx, Windows rows, Windows columns,
                                          int64 size) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
@@ -145,12 +145,12 @@ extern "C" __global__ void pool_gradient(const real* dy, const int* chosen, real
         for (int64 f = 0; u >= 0 && f < columns.kernel; ++f) {
             int64 v = window_at(column, f, columns), at = (plane * rows.number + u) * columns.number + v;
             if (v < 0) continue;
-            if (!chosen) sum += dy[at] / (real)(rows.kernel * columns.kernel);
-            else if (chosen[at] == place) sum += dy[at];
+            if (!chosen) sum += entered(dy[at]) / (real)(rows.kernel * columns.kernel);
+            else if (chosen[at] == place) sum += entered(dy[at]);
         }
         total += sum;
     }
-    dx[i] = total;
+    dx[i] = left(total);
 }
 
 // The mean of each of the rows of x (rows, width). A block for each row.

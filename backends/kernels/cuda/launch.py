@@ -24,6 +24,8 @@ TYPES = {
 CALLED = {"persistent": ("gather", "loss", "activations", "updates")}
 #: Threads of a block where each has one element.
 THREADS = 256
+#: The most blocks in the second dimension of a grid.
+MOST_BLOCKS = 65535
 _MAX_DYNAMIC_SHARED_SIZE, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 8, 14  # of CUfunction_attribute
 _PORTABLE_CLUSTER = 8  # blocks, which every GPU with clusters can run together
 
@@ -39,22 +41,30 @@ def driver() -> Any:
     return importlib.import_module("cupy_backends.cuda.api.driver")
 
 
-def source(file: str) -> str:
-    """The CUDA C++ of a file of this folder, by its name without ".cu", with what it calls in front of it."""
-    return "\n".join((_HERE / f"{name}.cu").read_text() for name in ("common", *CALLED.get(file, ()), file))
+def source(file: str, exact: bool = False) -> str:
+    """The CUDA C++ of a file of this folder, with what it calls in front of it.
+
+    file: its name without ".cu", or several with blanks between them. exact: whether it is for exact numerics.
+    """
+    names = [*["exact_numbers"] * exact, "common", *CALLED.get(file, ()), *file.split()]
+    return "\n".join((_HERE / f"{name}.cu").read_text() for name in names)
 
 
 @cache
-def compiled(file: str, dtype: Any, defined: tuple[tuple[str, str], ...] = (), **types: str) -> Any:
+def compiled(
+    file: str, dtype: Any, defined: tuple[tuple[str, str], ...] = (), exact: bool = False, **types: str
+) -> Any:
     """Compile a source of this folder, and return its module; once for each choice of types.
 
-    file: the source's name without ".cu". dtype: what `real` is, float32 or float64. types: further names of types in
-    the source, and the dtypes that they stand for. defined: other names, and the text that they stand for.
+    file: as for `source`. dtype: what `real` is, float32 or float64. exact: whether numbers are stored as float32 and
+    computed with as in exact numerics; `real` must then be float64. types: further names of types in the source, and
+    the dtypes that they stand for. defined: other names, and the text that they stand for.
     """
     chosen = {"real": str(np.dtype(dtype)), **types}
     names = {name: TYPES[kind] for name, kind in chosen.items()} | dict(defined)
-    options = ("--std=c++17", "--fmad=false", *(f"-D{name}={text}" for name, text in names.items()))
-    return cupy().RawModule(code=source(file), options=options)
+    options = ["--std=c++17", "--fmad=false", *(f"-D{name}={text}" for name, text in names.items())]
+    options += ["-DEXACT"] * exact
+    return cupy().RawModule(code=source(file, exact), options=tuple(options))
 
 
 def address(array: Any) -> int:

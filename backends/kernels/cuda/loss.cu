@@ -1,32 +1,25 @@
 // Softmax and cross-entropy of logits z (n, classes) and integer labels, with the gradient, the number of right
 // predictions, and the gradient of the last bias. LABEL is the type of the labels.
 
-// Whether output a of class i comes before output b of class j: NaN first, then the larger, then the first class.
-__device__ inline bool before(real a, int i, real b, int j) {
-    if (is_nan(a) != is_nan(b)) return is_nan(a);
-    return a > b || (!(a < b) && i < j);
-}
-
-// The class with the largest output of a row. Every lane of a warp gets it.
-__device__ inline int predicted(const real* z, int classes) {
-    int lane = threadIdx.x % 32, best = lane;
-    real top = lane < classes ? z[lane] : -INFINITE;
-    for (int j = lane + 32; j < classes; j += 32)
-        if (before(z[j], j, top, best)) { top = z[j]; best = j; }
-    for (int distance = 16; distance; distance /= 2) {
-        real other = __shfl_xor_sync(ALL_LANES, top, distance);
-        int its = __shfl_xor_sync(ALL_LANES, best, distance);
-        if (before(other, its, top, best)) { top = other; best = its; }
-    }
-    return best;
-}
-
 // A logit minus the largest of its row. Infinity minus infinity is 0 here, so that an infinite logit has probability 1.
 __device__ inline real below(real z, real largest) { return z == INFINITE ? (real)0 : z - largest; }
 
-// One row by one warp: the term of the loss, log sum_k e^(z_k) - z_label, and g = (softmax - onehot) share.
-__device__ inline real cross_entropy_of(const real* z, int64 label, real* g, int classes, real share) {
+// The options of the loss. ignored: a label that is left out, if `ignores`.
+struct Options {
+    double smoothing;
+    int64 ignores, ignored;
+};
+
+// One row by one warp: the term of the loss and its gradient, for aims a_j of the classes whose sum is `mass`:
+//   mass log sum_k e^(z_k) - sum_j a_j z_j,  g_j = (mass softmax_j - a_j) share
+// The aims are 1 at the label and 0 elsewhere, unless there are options or weights of classes.
+__device__ inline real cross_entropy_of(const real* z, int64 label, real* g, int classes, real share, Options options,
+                                        const real* of_classes) {
     int lane = threadIdx.x % 32;
+    if (options.ignores && label == options.ignored) {
+        for (int j = lane; j < classes; j += 32) g[j] = 0;
+        return 0;
+    }
     real largest = -INFINITE, sum = 0;
     for (int j = lane; j < classes; j += 32) largest = larger(largest, z[j]);
     for (int distance = 16; distance; distance /= 2)
@@ -35,9 +28,26 @@ __device__ inline real cross_entropy_of(const real* z, int64 label, real* g, int
     sum = warp_sum(sum);
     bool valid = label >= 0 && label < classes;
     if (!valid) sum = NOT_A_NUMBER;  // a wrong label must not train unnoticed
+    real whole = (real)(1.0 - options.smoothing), part = (real)(options.smoothing / classes), mass = 1, picked = 0;
+    auto aim = [&](int j) {
+        real a = j == label ? (real)1 : (real)0;
+        if (options.smoothing) a = a * whole + part;
+        return of_classes ? a * of_classes[j] : a;
+    };
+    if (options.smoothing || of_classes) {
+        mass = 0;
+        for (int j = lane; j < classes; j += 32) {
+            real a = aim(j);
+            mass += a;
+            if (a != 0) picked += a * below(z[j], largest);
+        }
+        mass = warp_sum(mass), picked = warp_sum(picked);
+    } else if (valid) {
+        picked = below(z[label], largest);
+    }
     for (int j = lane; j < classes; j += 32)
-        g[j] = (exponential(below(z[j], largest)) / sum - (j == label ? (real)1 : (real)0)) * share;
-    return logarithm(sum) - (valid ? below(z[label], largest) : (real)0);
+        g[j] = (exponential(below(z[j], largest)) / sum * mass - aim(j)) * share;
+    return logarithm(sum) * mass - picked;
 }
 
 struct Batch {
@@ -45,6 +55,8 @@ struct Batch {
     const LABEL* labels;
     real* g;
     int64 n, classes;
+    Weighing by;
+    Options options;
 };
 // loss, right: where the numbers go, with the columns of the record, or -1. right is null if nothing counts.
 struct Numbers {
@@ -56,7 +68,12 @@ __device__ inline void rows_of(Batch b, real* terms, real* rights, int64 warp, i
     for (int64 row = warp; row < b.n; row += warps) {
         const real* z = b.z + row * b.classes;
         int64 label = b.labels[row];
-        real term = cross_entropy_of(z, label, b.g + row * b.classes, b.classes, (real)1 / (real)b.n);
+        real *g = b.g + row * b.classes, weight = b.by.weight(row);
+        real term = cross_entropy_of(z, label, g, b.classes, b.by.share() * weight, b.options, b.by.of_classes) * weight;
+        if (weight == 0) {  // whatever its logits are
+            term = 0;
+            for (int j = threadIdx.x % 32; j < b.classes; j += 32) g[j] = 0;
+        }
         int best = rights ? predicted(z, b.classes) : 0;
         if (threadIdx.x % 32 == 0) {
             terms[row] = term;
@@ -76,7 +93,7 @@ __device__ inline void totals_of(Batch b, const real* terms, const real* rights,
     term = block_sum(term);
     if (rights) right = block_sum(right);
     if (threadIdx.x == 0) {
-        *to.loss = term / (real)b.n;
+        *to.loss = b.by.divided(term);
         keep(record, step, to.loss_column, *to.loss);
         if (rights) {
             *to.right = right;
@@ -114,4 +131,22 @@ count_right(const real* z, const LABEL* labels, real* right, int64 n, int64 clas
     }
     count = block_sum(count);
     if (threadIdx.x == 0) *right = count;
+}
+
+// The divisor of the mean, by one block: the sum of the weights of all samples that count, times those of their classes.
+extern "C" __global__ void __launch_bounds__(1024)
+divisor_of_labels(const LABEL* labels, int64 n, int64 classes, Weighing by, Options options, real* total, Record record,
+                  int64 step, int64 column) {
+    real sum = 0;
+    for (int64 row = threadIdx.x; row < n; row += blockDim.x) {
+        int64 label = labels[row];
+        bool counts = !(options.ignores && label == options.ignored);
+        if ((by.of_classes || options.ignores) && !(label >= 0 && label < classes)) counts = false;
+        if (counts) sum += (by.of_classes ? by.of_classes[label] : (real)1) * by.weight(row);
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) {
+        *total = sum;
+        keep(record, step, column, sum);
+    }
 }

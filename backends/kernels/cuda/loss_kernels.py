@@ -10,15 +10,25 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
-from xnn.backends.kernels.cuda.dense_kernels import KINDS, Sums, serves_elements
+from xnn.backends.kernels.cuda.dense_kernels import KINDS, Sums, countable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import THREADS, Launch, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import THREADS, TYPES, Launch, compiled, cupy, structure
+from xnn.backends.kernels.cuda.loss_weights import (
+    Collect,
+    Divisor,
+    divisor,
+    is_on_gpu,
+    needs_divisor,
+    options,
+    serves_weights,
+    weighing,
+)
 from xnn.backends.kernels.numpy_kernels import serves_labels as has_labels
-from xnn.backends.kernels.numpy_kernels import serves_loss as is_plain
 
 __all__ = [
     "DISTANCES", "Accuracy", "Collect", "CrossEntropy", "Distance", "Loss", "accuracy", "by_one_block", "collect",
     "cross_entropy", "distance", "serves_accuracy", "serves_collect", "serves_cross_entropy", "serves_distance",
+    "serves_divisor",
 ]  # fmt: skip
 
 #: One block does a batch of up to this many rows and outputs; more are done by many blocks, and a second kernel.
@@ -38,18 +48,33 @@ def _whole(dtype: Any) -> bool:
 
 
 def serves_cross_entropy(call: Call) -> bool:
-    """Whether the call is the plain loss with integer labels."""
-    return is_plain(call) and serves_elements(call) and _whole(call.reads[1].dtype)
+    """Whether there are logits (n, classes) and integer labels (n,), and weights of classes are on the GPU."""
+    z, labels = call.reads[:2]
+    if len(z.shape) != 2 or 0 in z.shape or labels.shape != z.shape[:1] or not _whole(labels.dtype):
+        return False
+    weights = call.options.get("class_weight")
+    return (
+        np.dtype(z.dtype).name in ("float32", "float64")
+        and math.prod(z.shape) < 2**31
+        and serves_weights(call)
+        and set(call.options) <= {"reduction", "label_smoothing", "class_weight", "ignore_index"}
+        and (weights is None or is_on_gpu(weights, z.dtype, z.shape[1:]))
+    )
+
+
+def serves_divisor(call: Call) -> bool:
+    """Whether a kernel computes the divisor of this loss."""
+    return needs_divisor(call) and _SERVES[call.op](call)
 
 
 def serves_accuracy(call: Call) -> bool:
     """Whether there are outputs (n, classes) and integer labels (n,)."""
-    return has_labels(call) and serves_elements(call) and _whole(call.reads[1].dtype)
+    return has_labels(call) and countable(call) and _whole(call.reads[1].dtype)
 
 
 def serves_collect(call: Call) -> bool:
-    """Whether the number is one float32 or float64."""
-    return call.reads[0].shape == () and np.dtype(call.reads[0].dtype).name in ("float32", "float64")
+    """Whether the kernel can read the number or the array."""
+    return str(call.reads[0].dtype) in TYPES
 
 
 @dataclass(eq=False)
@@ -67,23 +92,6 @@ class Accuracy:
 
 
 @dataclass(eq=False)
-class Collect:
-    """Keeps a number in the record of the step."""
-
-    call: Call
-    feed: DeviceFeed
-
-    @property
-    def column(self) -> int:
-        return self.feed.column_of(self.call.options["into"])
-
-    def build(self) -> list[Runnable]:
-        number, feed = self.call.reads[0].array, self.feed
-        arguments = number, feed.record_of(), feed.position, self.column
-        return [Launch(compiled("numbers", number.dtype), "collect", (1,), (1,), arguments, feed.stream)]
-
-
-@dataclass(eq=False)
 class Loss:
     """A loss with its gradient; also accuracy, the record and the last bias's gradient, if they joined it."""
 
@@ -93,6 +101,7 @@ class Loss:
     loss_column: int = -1
     right_column: int = -1
     sums: Sums | None = None
+    divisor: Divisor | None = None
 
     @property
     def alone(self) -> bool:
@@ -104,7 +113,9 @@ class Loss:
         """Take over another item. Returns whether it is one that this launch can do."""
         loss, g = self.call.writes
         assert g is not None
-        if isinstance(other, Accuracy):
+        if isinstance(other, Divisor):  # which stays where it is
+            self.divisor = other if other.is_of(self.call) else self.divisor
+        elif isinstance(other, Accuracy):
             if self.accuracy is None and self.counts(other):
                 self.accuracy = other
         elif isinstance(other, Sums):
@@ -113,10 +124,10 @@ class Loss:
         elif isinstance(other, Collect):
             counted = None if self.accuracy is None else self.accuracy.call.writes[0]
             if other.call.reads[0] is loss and self.loss_column < 0:
-                self.loss_column = other.column
+                self.loss_column = other.place()
                 return True
             if other.call.reads[0] is counted and self.right_column < 0:
-                self.right_column = other.column
+                self.right_column = other.place()
                 return True
         return other is self.accuracy or other is self.sums
 
@@ -132,6 +143,15 @@ class Loss:
         )
 
     def build(self) -> list[Runnable]:
+        """The launches: of the divisor if none joined, and of the loss."""
+        first: list[Runnable] = []
+        if self.divisor is None and needs_divisor(self.call):
+            self.divisor = divisor(self.call, self.feed)
+            first = self.divisor.build()
+        return first + self.launches(weighing(self.call, None if self.divisor is None else self.divisor.out))
+
+    def launches(self, by: Any) -> list[Runnable]:
+        """The launches of the loss, with the kernels' structure of weights and divisor."""
         raise NotImplementedError
 
 
@@ -139,14 +159,16 @@ class CrossEntropy(Loss):
     """Softmax and cross-entropy with integer labels."""
 
     def counts(self, accuracy: Accuracy) -> bool:
-        return all(a is b for a, b in zip(accuracy.call.reads, self.call.reads, strict=True))
+        return all(a is b for a, b in zip(accuracy.call.reads, self.call.reads, strict=False))
 
-    def build(self) -> list[Runnable]:
-        feed, (z, labels) = self.feed, (slot.array for slot in self.call.reads)
+    def launches(self, by: Any) -> list[Runnable]:
+        feed, (z, labels) = self.feed, (slot.array for slot in self.call.reads[:2])
         loss, g = (slot.array for slot in self.call.writes)  # type: ignore[union-attr]
         right = None if self.accuracy is None else self.accuracy.call.writes[0].array  # type: ignore[union-attr]
         n, classes = z.shape
-        batch = structure("Batch", z=z, labels=labels, g=g, n=n, classes=classes)
+        batch = structure(
+            "Batch", z=z, labels=labels, g=g, n=n, classes=classes, by=by, options=options(self.call)
+        )
         terms, rights = cupy().empty(n, z.dtype), None if right is None else cupy().empty(n, z.dtype)
         columns = {"loss_column": self.loss_column, "right_column": self.right_column}
         numbers = structure("Numbers", loss=loss, right=right, **columns)
@@ -163,11 +185,15 @@ class CrossEntropy(Loss):
 class Distance(Loss):
     """A loss whose terms belong to one output and one target each."""
 
-    def build(self) -> list[Runnable]:
-        feed, (p, t) = self.feed, (slot.array for slot in self.call.reads)
+    def launches(self, by: Any) -> list[Runnable]:
+        feed, (p, t) = self.feed, (slot.array for slot in self.call.reads[:2])
         loss, g = (slot.array for slot in self.call.writes)  # type: ignore[union-attr]
         n, width, delta = len(p), p.size // len(p), float(self.call.options.get("delta", 1.0))
-        batch = structure("Batch", p=p, t=t, g=g, n=n, width=width, kind=DISTANCES[self.call.op], delta=delta)
+        positive = _positive(self.call, p)
+        batch = structure(
+            "Batch", p=p, t=t, g=g, n=n, width=width, kind=DISTANCES[self.call.op], delta=delta, by=by,
+            positive=positive, positives=0 if positive is None else positive.size,
+        )  # fmt: skip
         module, blocks = compiled("distances", p.dtype), min(-(-p.size // THREADS), _MOST_THREADS)
         sums = cupy().empty(blocks, p.dtype)
         rest = loss, self.loss_column, self.bias, feed.record_of(), feed.position
@@ -180,10 +206,14 @@ class Distance(Loss):
 
 
 def serves_distance(call: Call) -> bool:
-    """Whether outputs and targets have one shape and one dtype, and there are no weights and no other option."""
-    if len(call.reads) != 2 or not set(call.options) <= {"delta"}:
+    """Whether outputs and targets have one shape and one dtype, and weights of positive targets are on the GPU."""
+    outputs, targets = call.reads[:2]
+    if not serves_weights(call) or not set(call.options) <= {"delta", "reduction", "pos_weight"}:
         return False
-    outputs, targets = call.reads
+    positive = call.options.get("pos_weight")
+    number = positive is None or isinstance(positive, (int, float))
+    if not (number or is_on_gpu(positive, outputs.dtype, outputs.shape[-1:])):
+        return False
     same = outputs.shape == targets.shape and np.dtype(outputs.dtype) == np.dtype(targets.dtype)
     size = math.prod(outputs.shape)
     return (
@@ -194,9 +224,21 @@ def serves_distance(call: Call) -> bool:
     )
 
 
+def _positive(call: Call, like: Any) -> Any:
+    """The weight of targets of 1, as an array of one number or one for each output; None if there is none."""
+    positive = call.options.get("pos_weight")
+    return cupy().full(1, positive, like.dtype) if isinstance(positive, (int, float)) else positive
+
+
 def _threads(rows: int) -> int:
     """The threads of a block with a warp for each row, as far as they go."""
     return min(_MOST_THREADS, _WARP * max(1, rows))
+
+
+_SERVES: dict[Any, Any] = {
+    ops.softmax_cross_entropy: serves_cross_entropy,
+    **dict.fromkeys(DISTANCES, serves_distance),
+}
 
 
 def cross_entropy(call: Call, feed: DeviceFeed) -> CrossEntropy:

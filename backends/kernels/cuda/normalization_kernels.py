@@ -13,9 +13,18 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.kernels.calls import Call, Runnable, Slot
-from xnn.backends.kernels.cuda.dense_kernels import KINDS
+from xnn.backends.kernels.cuda.dense_kernels import KINDS, countable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import THREADS, Launch, address, by_element, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import (
+    MOST_BLOCKS,
+    THREADS,
+    Launch,
+    address,
+    by_element,
+    compiled,
+    cupy,
+    structure,
+)
 from xnn.backends.kernels.image_kernels import fits
 from xnn.ops.axes import reduced_axes
 
@@ -26,7 +35,6 @@ __all__ = [
 
 _EACH = 4096  # elements of a group that one block reads
 _SAMPLES = 256  # that one block adds up
-_MOST_BLOCKS = 65535  # in the second dimension of a grid
 
 
 def _groups(shape: tuple[int, ...], axis: Any) -> tuple[int, int, int] | None:
@@ -40,7 +48,8 @@ def _groups(shape: tuple[int, ...], axis: Any) -> tuple[int, int, int] | None:
 
 
 def _small(call: Call) -> bool:
-    return fits(call) and all(math.prod(slot.shape) < 2**31 for slot in call.slots())
+    """Whether no array is empty, all have one dtype, and 31 bits can count the elements of each."""
+    return fits(call) and countable(call)
 
 
 def serves_moments(call: Call) -> bool:
@@ -66,7 +75,7 @@ def _parts(shape: tuple[int, int, int], dtype: Any, numbers: int) -> tuple[Any, 
     """Grid, threads and elements for each part of a group, and memory for the numbers of the parts and counters."""
     outer, groups, inner = shape
     size = outer * inner
-    parts = min(-(-size // _EACH), _MOST_BLOCKS)
+    parts = min(-(-size // _EACH), MOST_BLOCKS)
     each = -(-size // parts)
     parts = -(-size // each)
     threads = min(THREADS, -(-each // 32) * 32)
@@ -81,7 +90,8 @@ def serves_normalize(call: Call) -> bool:
     if not _small(call) or shape is None or call.activation not in KINDS:
         return False
     first, wanted = (axes[0], x[axes[0] :]) if _by_samples(call) else (1, x[1:2])
-    plain = m[0] in (2, 3) and math.prod(m[1:]) == shape[1]
+    kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(x))
+    plain = m[0] in (2, 3) and m[1:] == kept
     return plain and all(p == wanted and call.options.get("along", 1) == first for p in affine)
 
 
@@ -155,7 +165,7 @@ def _feature_sums(
     n: _Normalize, inputs: tuple[Any, ...], dweight: Any, dbias: Any, feed: DeviceFeed
 ) -> Launch:
     _, samples, width = n.shape
-    blocks = min(-(-samples // _SAMPLES), _MOST_BLOCKS)
+    blocks = min(-(-samples // _SAMPLES), MOST_BLOCKS)
     each, across = -(-samples // blocks), -(-width // 32)
     blocks = -(-samples // each)
     scratch = cupy().empty((blocks, 2, width), n.x.dtype), cupy().zeros(across, "int32")

@@ -1,8 +1,12 @@
 // Numbers about arrays: what a step records, and how many elements are not finite.
 
-// Puts a number into the record of the step.
-extern "C" __global__ void collect(const real* number, Record record, int64 step, int64 column) {
-    keep(record, step, column, *number);
+// Puts numbers into the record of the step. VALUE is their type.
+#ifndef VALUE
+#define VALUE real
+#endif
+extern "C" __global__ void collect(const VALUE* numbers, Record record, int64 step, int64 column, int64 size) {
+    int64 i = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) keep(record, step, column + i, (double)numbers[i]);
 }
 
 // Up to 16 arrays.

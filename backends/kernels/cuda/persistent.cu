@@ -227,7 +227,7 @@ struct Block {
         Layer<LAYERS>& me = layer<LAYERS>();
         for (int row = threadIdx.x / 32; row < n; row += THREADS / 32) {
             const real* z = me.y + row * CLASSES;
-            real term = cross_entropy_of(z, s.labels[row], me.g() + row * CLASSES, CLASSES, (real)1 / (real)n);
+            real term = cross_entropy_of(z, s.labels[row], me.g() + row * CLASSES, CLASSES, (real)1 / (real)n, Options{}, 0);
             int best = right_column >= 0 ? predicted(z, CLASSES) : 0;
             if (threadIdx.x % 32 == 0) s.terms[row] = term, s.rights[row] = best == s.labels[row] ? (real)1 : (real)0;
         }

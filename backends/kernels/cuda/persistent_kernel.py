@@ -71,6 +71,8 @@ _KINDS = {"gather", "forward", "backward", "loss", "metric", "collect", "update"
 def read(calls: Sequence[Call]) -> Perceptron | str:
     """What a program's calls train, or why the kernel cannot do it. Each call must have a CUDA kernel."""
     of = {kind: [call for call in calls if call.kind == kind] for kind in _KINDS}
+    if any(call.kind == "total" for call in calls):
+        return "there are sample weights, or weights of classes"
     if others := dict.fromkeys(call.name for call in calls if call.kind not in _KINDS):
         return f"the kernel has no {', '.join(others)}"
     gathers = {id(call.writes[0]): call for call in of["gather"]}
@@ -79,6 +81,8 @@ def read(calls: Sequence[Call]) -> Perceptron | str:
     (cost,) = of["loss"]
     if cost.op is not ops.softmax_cross_entropy:
         return f"the loss is {cost.name}"
+    if cost.options:
+        return f"the loss has options: {', '.join(cost.options)}"
     logits, labels = cost.reads
     if id(labels) not in gathers:
         return "the labels are computed"

@@ -7,6 +7,7 @@ from typing import Any
 
 from xnn import ops
 from xnn.backends.kernels.calls import Call
+from xnn.backends.kernels.cuda.dense_kernels import countable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.image_kernels import windows
 from xnn.backends.kernels.cuda.launch import THREADS, Launch, by_element, compiled, cupy
@@ -14,15 +15,16 @@ from xnn.backends.kernels.image_kernels import fits
 from xnn.ops.axes import reduced_axes
 from xnn.ops.pooling import pool_windows
 
-__all__ = ["mean", "mean_backward", "pool", "pool_backward", "serves_mean", "serves_pool"]
+__all__ = ["mean", "mean_backward", "pool", "pool_backward", "serves_mean", "serves_pool", "windows_of"]
 
 
 def serves_pool(call: Call) -> bool:
     """Whether no array is empty, all have one dtype, and 31 bits can count the elements of each."""
-    return fits(call) and all(math.prod(slot.shape) < 2**31 for slot in call.slots())
+    return fits(call) and countable(call)
 
 
-def _windows(forward: Call) -> tuple[Any, Any]:
+def windows_of(forward: Call) -> tuple[Any, Any]:
+    """The kernels' structures of the windows' rows and columns."""
     options = {"stride": None, "padding": 0, "dilation": 1, **forward.options}
     rows, columns = pool_windows(forward.name, forward.reads[0].shape, **options)
     return windows(rows), windows(columns)
@@ -33,9 +35,9 @@ def pool(call: Call, feed: DeviceFeed) -> Any:
     x, y = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
     module = compiled("images", x.dtype)
     if call.op is ops.avg_pool2d:
-        return by_element(module, "mean", y.size, (x, y, *_windows(call), y.size), feed.stream)
+        return by_element(module, "mean", y.size, (x, y, *windows_of(call), y.size), feed.stream)
     call.saved = cupy().empty(y.shape, "int32")
-    return by_element(module, "largest", y.size, (x, y, call.saved, *_windows(call), y.size), feed.stream)
+    return by_element(module, "largest", y.size, (x, y, call.saved, *windows_of(call), y.size), feed.stream)
 
 
 def pool_backward(call: Call, feed: DeviceFeed) -> Any:
@@ -43,7 +45,7 @@ def pool_backward(call: Call, feed: DeviceFeed) -> Any:
     forward, dy, dx = call.forward, call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
     assert forward is not None
     chosen = None if forward.op is ops.avg_pool2d else forward.saved
-    arguments = dy, chosen, dx, *_windows(forward), dx.size
+    arguments = dy, chosen, dx, *windows_of(forward), dx.size
     return by_element(compiled("images", dx.dtype), "pool_gradient", dx.size, arguments, feed.stream)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn import ops
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable, Whole
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable, Whole, nothing
 from xnn.backends.kernels.cuda import activation_kernels as activations
 from xnn.backends.kernels.cuda import augmentation_kernels as augmentation
 from xnn.backends.kernels.cuda import data_kernels as data
@@ -14,6 +14,7 @@ from xnn.backends.kernels.cuda import dense_kernels as dense
 from xnn.backends.kernels.cuda import embedding_kernels as embeddings
 from xnn.backends.kernels.cuda import image_kernels as images
 from xnn.backends.kernels.cuda import loss_kernels as loss
+from xnn.backends.kernels.cuda import loss_weights as weights
 from xnn.backends.kernels.cuda import normalization_kernels as norms
 from xnn.backends.kernels.cuda import persistent_kernel as persistent
 from xnn.backends.kernels.cuda import pooling_kernels as pooling
@@ -22,14 +23,15 @@ from xnn.backends.kernels.cuda.cublas import library
 from xnn.backends.kernels.cuda.data_kernels import Gather
 from xnn.backends.kernels.cuda.data_set import DataSet
 from xnn.backends.kernels.cuda.feed import LONGEST, DeviceFeed
-from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Collect, Loss
+from xnn.backends.kernels.cuda.loss_kernels import Accuracy, Loss
+from xnn.backends.kernels.cuda.loss_weights import Collect, Divisor
 from xnn.backends.kernels.cuda.normalization_kernels import Running
 from xnn.backends.kernels.cuda.update_kernels import Segments
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 from xnn.ops.normalization import running_moments
 
-__all__ = ["CudaTable"]
+__all__ = ["CudaTable", "join_losses", "join_neighbours"]
 
 _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("gather", None): (data.gather, data.serves_gather),
@@ -52,6 +54,11 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
         for kind in ("forward", "backward")
         for op in activations.SHAPES
     },
+    **{("forward", op): (activations.softmax, activations.serves_softmax) for op in activations.SOFTMAXES},
+    **{
+        ("backward", op): (activations.softmax_backward, activations.serves_softmax)
+        for op in activations.SOFTMAXES
+    },
     ("forward", ops.conv2d): (images.conv2d, images.serves_conv2d),
     ("backward", ops.conv2d): (images.conv2d_backward, images.serves_conv2d),
     **{("forward", op): (pooling.pool, pooling.serves_pool) for op in (ops.max_pool2d, ops.avg_pool2d)},
@@ -72,6 +79,10 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("add", None): (dense.add, dense.serves_add),
     ("loss", ops.softmax_cross_entropy): (loss.cross_entropy, loss.serves_cross_entropy),
     **{("loss", op): (loss.distance, loss.serves_distance) for op in loss.DISTANCES},
+    **{
+        ("total", op): (weights.divisor, loss.serves_divisor)
+        for op in (ops.softmax_cross_entropy, *loss.DISTANCES)
+    },
     ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
     ("collect", None): (loss.collect, loss.serves_collect),
     **{("update", rule): (changes.update, changes.serves_update) for rule in changes.RULES},
@@ -84,15 +95,18 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
 class CudaTable(KernelTable):
     """CUDA kernels, for one fit: what changes from step to step, and the data, are in the GPU's memory.
 
+    kernels: as for KernelTable, where bind(call, feed) returns an item or a list of items for `assemble`.
+
     Raises BackendUnavailableError if cuBLAS cannot be loaded.
     """
 
     name = "cuda"
     in_place = buffers_in_place = True
     chunk = LONGEST
+    views = frozenset(activations.SHAPES)
 
-    def __init__(self) -> None:
-        super().__init__(_KERNELS)
+    def __init__(self, kernels: Any = None) -> None:
+        super().__init__(_KERNELS if kernels is None else kernels)
         library()
         self._data: DataSet | None = None
         self._feed: DeviceFeed | None = None
@@ -111,10 +125,16 @@ class CudaTable(KernelTable):
         self._feed = DeviceFeed(groups, rows, collected, self._data)
         return self._feed
 
+    def own(self, call: Call) -> bool:
+        """Whether there is a kernel for the call, and place for what it records."""
+        if call.kind == "collect" and self._feed is not None:
+            return super().own(call) and self._feed.can_collect(call.options["into"], call.reads[0].shape)
+        return super().own(call)
+
     def bind(self, call: Call) -> Any:
         """Return what the kernel launches: an item or a list of items for `assemble`."""
         assert self._feed is not None, "a program's feed is made before its kernels"
-        return _KERNELS[call.key][0](call, self._feed)
+        return self.kernels[call.key][0](call, self._feed)  # type: ignore[call-arg]
 
     def whole(self, calls: Sequence[Call]) -> Whole:
         """The persistent kernel for these calls, or why they run one after the other."""
@@ -123,12 +143,24 @@ class CudaTable(KernelTable):
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join items that can be one launch, and turn all into functions without arguments."""
-        flat = [part for item in bound for part in (item if isinstance(item, list) else [item])]
-        items = _join_losses(_join_neighbours([item for item in flat if item is not None]))
+        flat = [
+            part
+            for item in bound
+            for part in (item if isinstance(item, list) else [item])
+            if part is not nothing
+        ]
+        for item in flat:
+            if isinstance(item, Collect):
+                item.place()
+        items = self.join([item for item in flat if item is not None])
         return [step for item in items for step in (item.build() if hasattr(item, "build") else [item])]
 
+    def join(self, items: list[Any]) -> list[Any]:
+        """Join items that can be one launch."""
+        return join_losses(join_neighbours(items))
 
-def _join_neighbours(items: list[Any]) -> list[Any]:
+
+def join_neighbours(items: list[Any]) -> list[Any]:
     """Join gathers that follow one another, averages that do, and running statistics that do."""
     joined: list[Any] = []
     for item in items:
@@ -140,15 +172,17 @@ def _join_neighbours(items: list[Any]) -> list[Any]:
     return joined
 
 
-def _join_losses(items: list[Any]) -> list[Any]:
+def join_losses(items: list[Any]) -> list[Any]:
     """Let the loss do what belongs to it: accuracy, the record of both, and the gradient of the last bias.
 
     Accuracy is counted from the same logits, and nothing but the record reads the numbers. The bias's gradient comes
     right after the loss.
     """
-    for cost in [item for item in items if isinstance(item, Loss)]:
+    for cost in [item for item in items if isinstance(item, (Divisor, Loss))]:
         after = items.index(cost) + 1
-        others = [item for item in items if isinstance(item, (Accuracy, Collect))] + items[after : after + 1]
+        others = [item for item in items if isinstance(item, (Accuracy, Collect, Divisor))] + items[
+            after : after + 1
+        ]
         taken = [item for item in others if cost.join(item)]
         items = [item for item in items if not any(item is one for one in taken)]
     return items

@@ -20,6 +20,7 @@ from xnn.ops import updates
 __all__ = [
     "RULES",
     "Segments",
+    "Update",
     "clip",
     "moving_average",
     "segments",
@@ -98,9 +99,13 @@ class Segments:
             ]
         return [self._launch(self.kernel, table, *self.numbers)]
 
+    @property
+    def module(self) -> Any:
+        """The module of the kernels."""
+        return compiled("updates", self.arrays[0][0].dtype)
+
     def _launch(self, name: str, table: Any, *arguments: Any) -> Launch:
-        module = compiled("updates", self.arrays[0][0].dtype)
-        return Launch(module, name, (len(table),), (THREADS,), (table, *arguments), self.feed.stream)
+        return Launch(self.module, name, (len(table),), (THREADS,), (table, *arguments), self.feed.stream)
 
 
 @dataclass(eq=False)
@@ -112,8 +117,7 @@ class Update(Segments):
     def _launch(self, name: str, table: Any, *arguments: Any) -> Launch:
         feed = self.feed
         group = structure("Group", segments=table, options=feed.options_of(self.group), stride=feed.width)
-        module = compiled("updates", self.arrays[0][0].dtype)
-        return Launch(module, name, (len(table),), (THREADS,), (group, feed.position), feed.stream)
+        return Launch(self.module, name, (len(table),), (THREADS,), (group, feed.position), feed.stream)
 
 
 def update(call: Call, feed: DeviceFeed) -> Update:
