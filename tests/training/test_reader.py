@@ -196,4 +196,4 @@ def test_read_ahead_stops_when_it_is_closed():
     ahead.close()
     assert not threads()
     assert made[-1] == "closed"
-    assert len(made) <= 6
+    assert made[:-1] in ([0, 1], [0, 1, 2])

@@ -20,35 +20,29 @@ _PATIENCE = 5.0
 def read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
     """The items of an iterator, which runs in a thread of its own: the next item is made while one is used.
 
-    When an item is yielded, the next one may be ready, and the one after it begun. An error of the iterator is raised
-    here, in its place. The thread ends when this iterator ends or is closed; who may stop early must close it. The
-    iterator runs with the numerics and the backend of who reads it.
+    No more than one item is made ahead. An error of the iterator is raised here, in its place. The thread ends when
+    this iterator ends or is closed; who may stop early must close it. The given iterator runs with the numerics and
+    the backend of who reads it.
 
         >>> from xnn.data.ahead import read_ahead
         >>> list(read_ahead(iter([1, 2, 3])))
         [1, 2, 3]
     """
-    made: queue.Queue[Any] = queue.Queue(maxsize=1)
-    ended = threading.Event()
-
-    def put(item: Any, error: BaseException | None = None) -> bool:
-        while not ended.is_set():
-            try:
-                made.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    made: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    wanted, ended = threading.Semaphore(1), threading.Event()
 
     def run() -> None:
         try:
-            for item in items:
-                if not put(item):
-                    break
-            else:
-                put(_END)
+            while True:
+                wanted.acquire()
+                if ended.is_set():
+                    return
+                item = next(items, _END)
+                made.put((item, None))
+                if item is _END:
+                    return
         except BaseException as error:
-            put(_END, error)
+            made.put((_END, error))
         finally:
             if hasattr(items, "close"):
                 items.close()
@@ -63,7 +57,9 @@ def read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
                 raise error
             if item is _END:
                 return
+            wanted.release()
             yield item
     finally:
         ended.set()
+        wanted.release()
         thread.join(_PATIENCE)

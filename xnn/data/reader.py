@@ -16,7 +16,7 @@ from xnn.data.batches import Batches, Rows
 __all__ = ["Reader", "read_batches"]
 
 _BYTES = 2**22  # that are read together, about
-_PARTS = 3  # one that steps read, one that is ready, one that is being filled
+_PARTS = 2  # one that steps read, and one that is being filled
 
 
 class Reader:
@@ -25,7 +25,7 @@ class Reader:
     batches: the data, of which at least one array is read from files.
 
     `numbers` gives the row numbers of each batch, and `places` where the rows of that batch lie in the buffers, one
-    for each array. A buffer has three parts, which are filled in turn, and room for a batch besides: `places` reads
+    for each array. A buffer has two parts, which are filled in turn, and room for a batch besides: `places` reads
     the rows of any other batch there, such as one that is taken again.
     """
 
