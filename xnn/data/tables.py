@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from xnn.backends.row_sources import Converted, RowSource, row_blocks
 from xnn.data.csv_fields import as_number, is_date, is_missing, is_number, is_whole, like_number, loses_digits
 from xnn.data.csv_rows import Row, read_rows
 from xnn.data.headers import is_header
@@ -333,15 +334,16 @@ def _check_features(path: Path, row: Row, columns: Columns, rows: int) -> None:
         raise _error(path, row, columns, column, fault)
 
 
-def samples_and_targets(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def samples_and_targets(name: str, x: Any, y: Any) -> tuple[Any, np.ndarray]:
     """Arrays as samples (n, features) and targets (n,) or (n, columns).
 
     name: the name of the data, for messages.
-    x: (n, ...), finite numbers.
+    x: (n, ...), finite numbers; also a RowSource.
     y: (n, ...), finite numbers; or (n,) or (n, 1), names of classes.
 
     Raises CorruptFileError for other arrays.
     """
+    y = y[:] if isinstance(y, RowSource) else y
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     numbers = x.dtype.kind in "iubf" and (y.dtype.kind in "iubf" or (y.dtype.kind == "U" and y.ndim == 1))
@@ -351,9 +353,13 @@ def samples_and_targets(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.nda
             "numbers, equally many (or targets (n,) the names of classes)"
         )
     for what, array in (("features", x), ("targets", y)):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
-            raise CorruptFileError(
-                f"{name}: the {what} of sample {row} hold NaN or infinity: fill or drop it"
-            )
-    return x.reshape(len(x), int(np.prod(x.shape[1:]))), y
+        for start, block in row_blocks(array) if array.dtype.kind == "f" else ():
+            if not np.isfinite(block).all():
+                row = int(np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))[0])
+                raise CorruptFileError(
+                    f"{name}: the {what} of sample {start + row} hold NaN or infinity: fill or drop it"
+                )
+    width = int(np.prod(x.shape[1:]))
+    if isinstance(x, RowSource):
+        return x if x.ndim == 2 else Converted(x, lambda rows: rows.reshape(len(rows), width)), np.asarray(y)
+    return x.reshape(len(x), width), np.asarray(y)
