@@ -38,6 +38,9 @@ class RowSource:
     `numpy.asarray(source)` reads all of them into memory.
     """
 
+    #: Whether rows can only be read in a given order, and not twice.
+    sequential = False
+
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
         self.shape, self.dtype = tuple(int(extent) for extent in shape), np.dtype(dtype)
 

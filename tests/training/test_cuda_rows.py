@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from test_cuda_programs import X, Y, bits, pytestmark, train
 
+from xnn import data
 from xnn.backends import cupy_backend
 from xnn.backends.kernels.cuda import data_set
 from xnn.backends.row_sources import Converted, Joined
+from xnn.data.orders import window_pieces
 
 __all__ = ["pytestmark"]
 
@@ -25,3 +27,16 @@ def test_the_bits_are_those_of_arrays_in_memory(tmp_path, monkeypatch, free, ker
         assert bits(found) == bits(wanted)
         assert found[0].history.epochs == wanted[0].history.epochs
         assert found[0].history.plan == wanted[0].history.plan
+
+
+@pytest.mark.parametrize("kernels", ["auto", "ops"])
+@pytest.mark.parametrize("window", [len(X), 60])
+def test_a_stream_has_the_bits_that_it_has_on_arrays_in_its_order(kernels, window):
+    stream = data.Stream(
+        [(X[start : start + 33], Y[start : start + 33]) for start in range(0, len(X), 33)], window=window
+    )
+    order = np.concatenate(list(window_pieces(len(X), window, 0, 0)))
+    found = train("cupy", data=stream, epochs=1, kernels=kernels)
+    wanted = train("cupy", data=(X[order], Y[order]), epochs=1, kernels=kernels, shuffle=False)
+    assert bits(found) == bits(wanted)
+    assert found[0].history.epochs == wanted[0].history.epochs

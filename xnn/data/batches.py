@@ -10,8 +10,9 @@ import numpy as np
 from xnn.backends import Purpose, Stream, backend_of
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.row_sources import is_on_host
-from xnn.data.orders import permutation_pieces, range_pieces
-from xnn.errors import ShapeError
+from xnn.data.orders import permutation_pieces, range_pieces, window_pieces
+from xnn.data.stream import StreamRows
+from xnn.errors import OptionError, ShapeError
 from xnn.options import check_count
 
 __all__ = ["Batches", "Rows"]
@@ -58,6 +59,12 @@ class Batches:
             raise ShapeError(f"got arrays of {rows} rows; they must have equally many")
         self.arrays, self.batch_size, self.shuffle, self.seed = arrays, batch_size, shuffle, seed
         self.rows = lengths.pop()
+        self._windows = next((a.windows for a in arrays if isinstance(a, StreamRows)), None)
+
+    @property
+    def window(self) -> int | None:
+        """How many samples are shuffled together, if the arrays are those of a stream."""
+        return None if self._windows is None else self._windows.stream.window
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
@@ -68,12 +75,12 @@ class Batches:
 
     def order(self, epoch: int) -> np.ndarray:
         """The numbers of all rows, int64 (rows,), in the order of this epoch."""
-        if not self.shuffle:
-            return np.arange(self.rows)
-        return Stream(self.seed, Purpose.SHUFFLE, 0, epoch).permutation(self.rows)
+        return np.concatenate(list(self._pieces(epoch)))
 
     def numbers(self, epoch: int) -> Rows:
         """The row numbers of each batch of an epoch, int64. The order of many rows is made piece by piece."""
+        if self._windows is not None:
+            self._windows.begin(epoch)
         left = np.empty(0, np.int64)
         for piece in self._pieces(epoch):
             order = np.concatenate([left, piece]) if left.size else piece
@@ -88,7 +95,19 @@ class Batches:
         """The pieces of `order`, one after the other."""
         if not self.shuffle:
             return range_pieces(self.rows)
+        if self._windows is not None:
+            return window_pieces(self.rows, self._windows.stream.window, self.seed, epoch)
         return permutation_pieces(Stream(self.seed, Purpose.SHUFFLE, 0, epoch), self.rows)
+
+    def sample(self, size: int) -> tuple[Any, ...]:
+        """The first rows of every array, to try out a batch of this size. Raises OptionError for a small window."""
+        if self._windows is None:
+            return self.gather(np.arange(size))
+        if size > self._windows.stream.window:
+            raise OptionError(
+                f"a batch of {size} is larger than the window of {self._windows.stream!r}: give a larger window"
+            )
+        return tuple(array[:size] for array in self._windows.first)
 
     def gather(self, rows: np.ndarray) -> tuple[Any, ...]:
         """These rows of every array, on the host or the device as the array is."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from xnn.backends import Stream
+from xnn.backends import Purpose, Stream
 
-__all__ = ["permutation_pieces", "range_pieces"]
+__all__ = ["permutation_pieces", "range_pieces", "window_pieces"]
 
 #: About how many numbers a piece has, at most.
 _MOST = 2**20
@@ -43,3 +43,9 @@ def range_pieces(n: int) -> Iterator[np.ndarray]:
     """The numbers 0 .. n - 1 in order, int64, in pieces."""
     for start in range(0, n, _MOST):
         yield np.arange(start, min(start + _MOST, n))
+
+
+def window_pieces(n: int, window: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """The numbers 0 .. n - 1, int64, in windows of this size, each in a random order of its own."""
+    for number, start in enumerate(range(0, n, window)):
+        yield start + Stream(seed, Purpose.SHUFFLE, number, epoch).permutation(min(window, n - start))

@@ -35,6 +35,8 @@ class Reader:
         each = size * sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in batches.arrays)
         #: How many batches are read together.
         self.together = min(len(batches), max(1, _BYTES // max(1, each)))
+        if batches.window is not None:  # a chunk lies in two windows at most
+            self.together = min(self.together, max(1, batches.window // size))
         self.capacity = self.together * size
         rows = _PARTS * self.capacity + size
         self.buffers = [np.empty((rows, *a.shape[1:]), a.dtype) for a in batches.arrays]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import backend_of, get_backend
 from xnn.backends.host_arrays import as_host_array
-from xnn.backends.row_sources import is_on_host, row_blocks
+from xnn.backends.row_sources import Selected, is_on_host, row_blocks
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.files import notice
 from xnn.layers import Rescale
@@ -74,13 +74,15 @@ def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
         raise DTypeError(f"standardize takes numbers, got an array of {array.dtype}: convert it")
     if array.ndim < 1 or not array.size:
         raise ShapeError(f"standardize needs samples (n, ...), at least one, got shape {array.shape}")
-    for start, block in row_blocks(array):
-        check_exact("samples", block)
-        if not np.isfinite(block).all():
-            row = int(np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))[0])
-            raise DTypeError(f"standardize got NaN or infinity in sample {start + row}: fill or drop it")
+    low, high = extremes(array)
+    for numbers in (low, high):
+        check_exact("samples", numbers)
+    if not np.isfinite([low, high]).all():
+        for start, block in row_blocks(array):
+            for row in np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1)).tolist():
+                raise DTypeError(f"standardize got NaN or infinity in sample {start + row}: fill or drop it")
     mean, std = moments(array)
-    constant = constant_columns(array)
+    constant = low == high
     mean = np.where(constant, np.asarray(array[0], np.float64), mean)  # without a rounding
     with np.errstate(over="ignore", divide="ignore"):
         scale = np.where(constant, 1.0, 1.0 / std)
@@ -111,9 +113,16 @@ def far_from_unit(y: Any) -> float | None:
 
 def extremes(x: Any) -> tuple[np.ndarray, np.ndarray]:
     """The smallest and the largest number of each column of x (n, ...), which may be read from files."""
-    found = [(block.min(axis=0), block.max(axis=0)) for _, block in row_blocks(x)]
+    found = [(block.min(axis=0), block.max(axis=0)) for block in _blocks(x)]
     lows, highs = zip(*found, strict=True)
     return np.min(lows, axis=0), np.max(highs, axis=0)
+
+
+def _blocks(x: Any) -> Iterator[np.ndarray]:
+    """The samples, block by block, in the order in which they lie in a file."""
+    if isinstance(x, Selected):
+        x = Selected(x.source, np.sort(x.rows))
+    return (block for _, block in row_blocks(x))
 
 
 def constant_columns(x: Any) -> np.ndarray:
@@ -128,41 +137,37 @@ def moments(x: Any) -> tuple[np.ndarray, np.ndarray]:
     Each column is first divided by the power of two above its largest number, so that no square overflows or is 0.
     The mean is then corrected by the mean of what is left, in a second pass. The samples are read block by block.
     """
-    low, high = (np.abs(numbers.astype(np.float64)) for numbers in extremes(x))
-    _, exponent = np.frexp(np.maximum(low, high))
+    ends = [numbers.astype(np.float64) for numbers in extremes(x)]
+    _, exponent = np.frexp(np.max(np.abs(ends), axis=0))
 
     def near(block: np.ndarray) -> np.ndarray:
         return np.asarray(np.ldexp(block, -exponent))
 
-    mean = _mean(x, near)
-    mean = mean + _mean(x, lambda block: near(block) - mean)
-    _, spread = np.frexp(_largest(x, lambda block: near(block) - mean))
+    mean = _mean(x, near, ends)
+    mean = mean + _mean(x, lambda block: near(block) - mean, ends)
+    _, spread = np.frexp(np.max([np.abs(near(end) - mean) for end in ends], axis=0))
 
     def away(block: np.ndarray) -> np.ndarray:
         return np.asarray(np.ldexp(near(block) - mean, -spread))
 
-    centre = _mean(x, away)
-    std = np.ldexp(np.sqrt(_mean(x, lambda block: np.square(away(block) - centre))), spread)
-    return np.ldexp(mean, exponent), np.ldexp(std, exponent)
+    centre = _mean(x, away, ends)
+    variance = _mean(x, lambda block: np.square(away(block) - centre), ends)
+    return np.ldexp(mean, exponent), np.ldexp(np.ldexp(np.sqrt(variance), spread), exponent)
 
 
-def _largest(x: Any, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The largest magnitude of each column of a function of the samples."""
-    return np.asarray(
-        np.max([np.abs(of(block.astype(np.float64))).max(axis=0) for _, block in row_blocks(x)], axis=0)
-    )
-
-
-def _mean(x: Any, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _mean(x: Any, of: Callable[[np.ndarray], np.ndarray], ends: Sequence[np.ndarray]) -> np.ndarray:
     """The mean of each column of a function of the samples, as exact numerics compute it.
+
+    of: a function that is monotonic in each number, or the square of one.
+    ends: the smallest and the largest number of each column, where such a function is largest.
 
     Each number is cut to a slice, relative to the largest of its column. Sums of slices are exact in any order.
     """
     from xnn.backends.exact.slices import exponent, slice_one, sum_bits
 
     lib = get_backend("numpy")  # the sums of NumPy depend on the processor
-    exponents = exponent(lib, _largest(x, of)[None], 0)
+    exponents = exponent(lib, np.max([np.abs(of(end)) for end in ends], axis=0)[None], 0)
     total, bits = 0.0, sum_bits(len(x))
-    for _, block in row_blocks(x):
+    for block in _blocks(x):
         total = total + slice_one(lib, of(block.astype(np.float64)), exponents, bits).sum(axis=0)
     return np.asarray((total + 0.0) / float(len(x)))

@@ -12,7 +12,7 @@ import numpy as np
 from xnn.backends.threads import limit_threads
 from xnn.callbacks import Callback, ProgressBar, call_back
 from xnn.data import Batches
-from xnn.errors import DivergenceError, OptionError
+from xnn.errors import DataError, DivergenceError, OptionError
 from xnn.history import History
 from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
@@ -234,12 +234,25 @@ class Fit:
             for n, rows in enumerate(self.unseen)
         ]
         self.stepper.restore()
-        error, good = diagnose(self.stepper, steps, losses)
+        try:
+            error, good = diagnose(self.stepper, steps, losses)
+        except DataError as gone:  # a stream cannot be read again
+            error, good = (
+                DivergenceError(
+                    f"a number became NaN or infinite in steps {_between(steps)}. {gone}, so that the layer is not known"
+                ),
+                0,
+            )
+            self.stepper.restore()
         self.trainer.step = self.seen + good
         self.unseen.clear()
         self.history.add(losses[:good], sum(len(step.rows) for step in steps[:good]), 0.0)
         error.history = self.history
         return error
+
+
+def _between(steps: Sequence[TakenStep]) -> str:
+    return f"{steps[0].number + 1} to {steps[-1].number + 1} (epoch {steps[0].epoch})"
 
 
 def _parts(trainer: Any) -> dict[str, list[Any]]:

@@ -11,7 +11,8 @@ import numpy as np
 from xnn.backends import admit
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks
-from xnn.data import Batches
+from xnn.data import Batches, Stream
+from xnn.data.stream import opened
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError, WeightWarning, XnnError
 from xnn.files import notice
 from xnn.layers import Rescale, Sequential
@@ -84,7 +85,7 @@ def prepare(
     model: Sequential,
     loss: Loss,
     metrics: Sequence[Metric],
-    data: tuple[Any, ...],
+    data: tuple[Any, ...] | Stream,
     role: str,
     sample_weight: Any = None,
 ) -> tuple[Any, ...]:
@@ -94,6 +95,8 @@ def prepare(
     silently.
     Raises OptionError, ShapeError, DTypeError or LabelError.
     """
+    if isinstance(data, Stream):
+        return _opened(model, loss, metrics, data, role, sample_weight)
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         what, hint = type(data).__name__, f": give both in parentheses of their own, as in {_PAIRS[role]}"
         if isinstance(data, (tuple, list)):
@@ -142,6 +145,19 @@ def prepare(
     if not weights.any():
         raise OptionError(f"{role} data: every sample_weight is 0 in {model.dtype}, so that no sample counts")
     return *arrays, weights if isinstance(given, np.ndarray) else lib.to_device(weights)
+
+
+def _opened(
+    model: Sequential, loss: Loss, metrics: Sequence[Metric], stream: Stream, role: str, sample_weight: Any
+) -> tuple[Any, ...]:
+    """The arrays of a stream, of which each window is checked and converted when it is read."""
+    if sample_weight is not None:
+        raise OptionError("a stream gives sample weights as the third of each batch: omit sample_weight=")
+
+    def prepared(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> tuple[Any, ...]:
+        return prepare(model, loss, metrics, (x, y), role, weight)
+
+    return opened(stream, prepared)
 
 
 def _checked_targets(

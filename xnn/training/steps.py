@@ -148,8 +148,7 @@ class Stepper:
 
     def _trace(self, size: int) -> Trace:
         """Record the first `size` rows going through model and loss."""
-        rows = np.arange(size)
-        return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.gather(rows)])
+        return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.sample(size)])
 
     def _has_other_parts(self) -> bool:
         """Whether the model has other layers or parameters than those that the programs were made of."""

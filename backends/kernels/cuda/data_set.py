@@ -61,14 +61,19 @@ class DataSet:
             return False
         if self._free_memory is not None:
             free, self._free_memory = self._free_memory(), None
-            if free is not None and self.size > _SHARE * free:
+            sequential = any(getattr(array, "sequential", False) for array in self._on_host.values())
+            if sequential or (free is not None and self.size > _SHARE * free):
                 batch = self.rows * sum(_row_bytes(array) for array in self._on_host.values())
-                size = min(_BYTES, free // _EIGHTH)
+                size = _BYTES if free is None else min(_BYTES, free // _EIGHTH)
                 self.steps = min(self.steps, _STEPS, max(1, size // max(1, batch)))
                 self.streamed = Streamed(self.steps * self.rows)
                 self.reason = (
-                    f"the data ({_mebibytes(self.size)}) take more than half of the memory that is free on the GPU "
-                    f"({_mebibytes(free)}): they are streamed from the host"
+                    "the data are a stream, which is not kept on the GPU"
+                    if sequential
+                    else (
+                        f"the data ({_mebibytes(self.size)}) take more than half of the memory that is free on the GPU "
+                        f"({_mebibytes(free or 0)}): they are streamed from the host"
+                    )
                 )
         return self.streamed is not None
 
