@@ -11,6 +11,8 @@ import numpy as np
 
 from xnn.backends import Purpose, Stream
 from xnn.backends.row_sources import Selected, reads_rows
+from xnn.data.arrays import LARGE
+from xnn.data.csv_cache import read_large_csv
 from xnn.data.csv_fields import is_number
 from xnn.data.dataset import Dataset
 from xnn.data.shards import open_arrays
@@ -18,6 +20,7 @@ from xnn.data.splits import random_order, split_rows, take_out
 from xnn.data.tables import Choose, Columns, Table, every_column, read_csv, samples_and_targets
 from xnn.data.targets import MOST_CLASSES, Targets, as_numbers, as_targets, label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, OptionError, ShapeError
+from xnn.files import reading
 from xnn.options import check_real, is_one_of, shown
 
 __all__ = ["TableOptions", "from_arrays", "from_csv", "from_npz", "samples_from_csv", "table_for_model"]
@@ -69,7 +72,9 @@ def from_csv(path: Path, options: TableOptions, name: str = "") -> Dataset:
     """A data set of the rows of a CSV file. Raises CorruptFileError, DataNotFoundError or OptionError."""
     given = options.target if isinstance(options.target, (list, tuple)) else [options.target]
     names = [name for name in given if isinstance(name, str) and not is_number(name)]
-    table = read_csv(path, _by_target(path, options.target), options.header, names)
+    with reading(path):
+        read = read_large_csv if path.is_file() and path.stat().st_size >= LARGE else read_csv
+    table = read(path, _by_target(path, options.target), options.header, names)
     notes = (*table.notes, *_about_names(table), *table.target_notes(options.task))
     y = table.targets(options.task)
     return from_arrays(name or path.name, table.x, y, options, columns=table.columns, notes=notes)
@@ -85,8 +90,9 @@ def _about_names(table: Table) -> Iterator[str]:
             "not by their names"
         )
     for column, numbers in zip(table.columns.features, table.x.T, strict=True):
-        counts = len(numbers) > 1 and np.array_equal(numbers, np.arange(len(numbers)) + numbers[0])
-        if names and not names[column] and counts and numbers[0] in (0, 1):
+        if not names or names[column] or len(numbers) < 2 or numbers[0] not in (0, 1):
+            continue
+        if np.array_equal(numbers, np.arange(len(numbers)) + numbers[0]):
             yield (
                 f"column {column + 1} has no name and counts the rows, as an index does: it is used as a feature; "
                 "remove it if it means nothing (pandas: to_csv(..., index=False))"

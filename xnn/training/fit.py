@@ -237,12 +237,11 @@ class Fit:
         try:
             error, good = diagnose(self.stepper, steps, losses)
         except DataError as gone:  # a stream cannot be read again
-            error, good = (
-                DivergenceError(
-                    f"a number became NaN or infinite in steps {_between(steps)}. {gone}, so that the layer is not known"
-                ),
-                0,
+            where = f"steps {_between(steps)}"
+            error = DivergenceError(
+                f"a number became NaN or infinite in {where}. {gone}: the layer is unknown"
             )
+            good = 0
             self.stepper.restore()
         self.trainer.step = self.seen + good
         self.unseen.clear()
