@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -124,5 +125,11 @@ class Batches:
 
     def epoch(self, epoch: int) -> Generator[tuple[Any, ...], None, None]:
         """The batches of an epoch, counted from 0; each is a tuple of arrays."""
-        for rows in self.numbers(epoch):
-            yield self.gather(rows)
+        with closing(self):
+            for rows in self.numbers(epoch):
+                yield self.gather(rows)
+
+    def close(self) -> None:
+        """End the thread that reads the windows of a stream, after an epoch or in the middle of one."""
+        if self._windows is not None:
+            self._windows.end()

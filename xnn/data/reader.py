@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
@@ -22,7 +22,8 @@ _PARTS = 2  # one that steps read, and one that is being filled
 class Reader:
     """The rows of some coming batches, read by a thread ahead of the steps. They lie in `buffers`.
 
-    batches: the data, of which at least one array is read from files.
+    batches: the data, of which at least one array is read from files; or those of a stream, whose windows a thread
+        reads already.
 
     `numbers` gives the row numbers of each batch, and `places` where the rows of that batch lie in the buffers, one
     for each array. A buffer has two parts, which are filled in turn, and room for a batch besides: `places` reads
@@ -46,7 +47,8 @@ class Reader:
     def numbers(self, epoch: int) -> Rows:
         """The row numbers of each batch of an epoch. Close the iterator if it is not read to its end."""
         try:
-            with closing(read_ahead(self._chunks(epoch))) as chunks:
+            given = self._chunks(epoch)  # of a stream, whose windows are read ahead already
+            with closing(given if self.batches.window else read_ahead(given)) as chunks:
                 for start, chunk in chunks:
                     for rows in chunk:
                         self._current = rows, start
@@ -63,7 +65,7 @@ class Reader:
             self._read(rows, start)
         return self._all[start : start + len(rows)]
 
-    def _chunks(self, epoch: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+    def _chunks(self, epoch: int) -> Generator[tuple[int, list[np.ndarray]], None, None]:
         """Reads the batches of an epoch, some at a time; gives the place of the first row, and their row numbers."""
         chunk, part = list[np.ndarray](), 0
         for rows in self.batches.numbers(epoch):
@@ -94,4 +96,4 @@ def _take(array: Any, rows: np.ndarray, out: np.ndarray) -> None:
 def read_batches(batches: Batches, epoch: int) -> Generator[tuple[Any, ...], None, None]:
     """The batches of an epoch, as `Batches.epoch` gives them; those that come from files are read ahead."""
     given = batches.epoch(epoch)
-    return read_ahead(given) if any(map(reads_rows, batches.arrays)) else given
+    return read_ahead(given) if any(map(reads_rows, batches.arrays)) and not batches.window else given

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.row_sources import RowSource
+from xnn.data.ahead import read_ahead
 from xnn.errors import DataError, OptionError, ShapeError, XnnError
 from xnn.files import notice
 from xnn.options import check_count, shown
@@ -33,9 +34,9 @@ class Stream:
 
     The order: the samples are read in windows of `window` samples, and each is shuffled in itself, by the seed, the
     number of the epoch and the number of the window. With a window of all samples, the order and all results are
-    those of the same samples as arrays. Two or three windows are in memory.
+    those of the same samples as arrays. Three or four windows are in memory.
 
-    The next batch is read by a thread while one is trained on. Samples are checked when they are read, as arrays are
+    The next window is read by a thread while one is trained on. Samples are checked when they are read, as arrays are
     before training. A training that goes on in the middle, as after a checkpoint, is given the same source from its
     beginning: samples before that place are read and left out.
 
@@ -190,7 +191,7 @@ class _Windows:
         self._lock = threading.RLock()
         self._held: dict[int, Arrays] = {}
         self._begun, self._epoch = False, 0
-        self._windows: Iterator[Arrays] = iter(())
+        self._windows: Generator[Arrays, None, None] = self._all(0)
         if stream.once:  # the first window is not read again
             done = stream._taken // stream.samples
             self._start(done)
@@ -203,12 +204,22 @@ class _Windows:
         with self._lock:
             if not (self.stream.once and self._epoch == epoch and not self._begun):
                 self._start(epoch)
-            self._begun = True
+            self._windows, self._begun = read_ahead(self._windows), True
+
+    def end(self) -> None:
+        """End the thread that reads."""
+        with self._lock:
+            self._windows.close()
 
     def _start(self, epoch: int) -> None:
+        self._windows.close()
         self._epoch, self._begun = epoch, False
         self._held.clear()
-        self._windows, self._read = self.stream.windows(epoch), 0
+        self._windows, self._read = self._all(epoch), 0
+
+    def _all(self, epoch: int) -> Generator[Arrays, None, None]:
+        for number, window in enumerate(self.stream.windows(epoch)):
+            yield self._prepared(window, number)
 
     def take(self, rows: np.ndarray, place: int) -> np.ndarray:
         """These rows of one of the arrays."""
@@ -231,8 +242,7 @@ class _Windows:
         if number < self._read:  # a batch is taken again
             return self._again(number)
         while self._read <= number:
-            window = self._prepared(next(self._windows), self._read)
-            self._held[self._read] = window
+            self._held[self._read] = next(self._windows)
             self._read += 1
         return self._held[number]
 

@@ -92,7 +92,7 @@ class Fit:
         if self.of_users:
             self.stepper.reload()
         self.looked_at = time.perf_counter()
-        with closing(self.stepper.numbers(self.trainer.epoch)) as numbers:
+        with closing(self.batches), closing(self.stepper.numbers(self.trainer.epoch)) as numbers:
             for batches in self.chunks(numbers):
                 if self.interrupted() and not self.unseen:
                     return None

@@ -104,7 +104,7 @@ class _FullBatch:
         lib, loss = self.stepper.lib, self.stepper.loss
         self.mean, self.counts = LossOverBatches(loss), Totals(self.counts.metrics)
         gradients, divisor = [np.zeros(p.shape) for p in self.parameters], 0.0
-        with closing(self.stepper.numbers(0)) as batches:
+        with closing(self.batches), closing(self.stepper.numbers(0)) as batches:
             for numbers in batches:
                 self.stepper.step(numbers, 0)
                 (value,), *columns = self.stepper.take()
