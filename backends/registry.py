@@ -294,8 +294,8 @@ def explaining(*arrays: Any) -> Iterator[None]:
 def mixed_arrays(one: Backend, other: Backend) -> MixedArraysError:
     """Make the error for arrays of two backends, or of two GPUs, in one operation."""
     return MixedArraysError(
-        f"one operation got arrays of {one.name} and of {other.name}: operations never move arrays. Move them with "
-        "model.to(...), or with a backend's to_device and to_host"
+        f"one operation got arrays of {one.name} and of {other.name}: operations never move arrays. Move "
+        "the array with model.backend.to_device(x), or the model with model.to(...)"
     )
 
 
@@ -307,8 +307,9 @@ def admit(lib: Backend, x: Any) -> Any:
     if not is_on_host(x):
         owner = _owner(x)
         if owner is not None and owner is not lib:
+            host = "a NumPy array" if lib.is_host else f"a NumPy array or one of {lib.name}"
             raise MixedArraysError(
-                f"a model on {lib.name} got an array of {owner.name}: give it an array of numpy or of {lib.name}, or "
+                f"a model on {lib.name} got an array of {owner.name}: give it {host}, or "
                 f"move the model with model.to({owner.address!r})"
             )
     return x

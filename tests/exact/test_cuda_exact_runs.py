@@ -48,6 +48,19 @@ def test_a_run_has_the_bits_of_numpy(name, floats):
     assert there[3] == "cuda"
 
 
+def test_running_statistics_have_the_bits_of_numpy_over_several_epochs():
+    """In graphs too, which come from the second epoch on: each begins with what the one before has left."""
+    found = []
+    for lib in ("numpy", "cupy"):
+        with xnn.backends.backend(lib):
+            between = layers.Dense(40, 12), layers.BatchNorm(12), layers.ReLU()
+            model = xnn.Sequential(layers.Rescale(1 / 255), *between, layers.Dense(12, 10), seed=3)
+            trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+            trainer.fit((X, Y), epochs=4, batch_size=32, progress=False)
+            found.append([model.backend.to_host(buffer.value).tobytes() for buffer in model.buffers()])
+    assert found[0] == found[1]
+
+
 def test_the_persistent_kernel_of_fast_numerics_is_not_used(monkeypatch):
     monkeypatch.setenv("XNN_PERSISTENT", "1")
     here, there = (run(lib, *RUNS["relu, sgd"]) for lib in ("numpy", "cupy"))

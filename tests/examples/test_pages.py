@@ -74,6 +74,18 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("gradients agree") == 2
 
 
+def test_the_readmes_python_runs_on_every_backend(lib, tmp_path, monkeypatch):
+    """On a few synthetic digits in the place of MNIST; nothing but the backend is changed."""
+    if lib.name == "array-api-strict":
+        pytest.skip("its arrays have no methods such as NumPy's and CuPy's")
+    monkeypatch.chdir(tmp_path)
+    parts = [part[:256] for part in xnn.data.load("synthetic")]
+    monkeypatch.setattr(xnn.data, "load", lambda name: parts)
+    names = run(ROOT / "README.md")
+    assert names["model"].backend is lib
+    assert xnn.backends.backend_of(names["slope"]) is lib
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_the_files_that_a_page_links_to_exist(path):
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))

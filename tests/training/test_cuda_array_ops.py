@@ -26,6 +26,7 @@ from xnn.backends import get_backend
 from xnn.backends.kernels.cuda import array_ops
 from xnn.backends.kernels.cuda import feed as feeds
 from xnn.backends.kernels.cuda.cublas import cublas_of
+from xnn.backends.kernels.cuda.table import CudaTable
 from xnn.callbacks import Callback
 from xnn.errors import DivergenceError
 
@@ -262,6 +263,123 @@ def test_an_op_or_metric_that_does_not_repeat_its_numbers_runs_in_every_step(cap
         said = capsys.readouterr().err
         assert said.count("no CUDA graph can hold") == 1
         assert "noisy" in said or "count" in said
+    assert not captured
+
+
+BOX = {"factor": 1.0}  # that ops, a metric and a rule read
+
+
+class Boxed(xnn.Op):
+    def forward(self, xp, x):
+        return x * BOX["factor"], BOX["factor"]
+
+    def backward(self, xp, grad, factor):
+        return (grad * factor,)
+
+
+class Reversal(xnn.Op):
+    def forward(self, xp, x):
+        return x * 1.0, None
+
+    def backward(self, xp, grad, saved):
+        return (grad * -BOX["factor"],)
+
+
+class NoisySlope(Reversal):
+    def backward(self, xp, grad, saved):
+        return (grad * random.random(),)
+
+
+class BoxedMetric(xnn.metrics.Metric):
+    name = "boxed"
+
+    def count(self, xp, outputs, targets):
+        return xp.sum(outputs * BOX["factor"], axis=0)
+
+
+class BoxedMean(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.mean = layers.Buffer("mean", (33,), xnn.initializers.Zeros())
+
+    def compute(self, x):
+        def rule(xp, old, y):
+            return (old + (xp.mean(y, axis=0) - old) * (0.5 * BOX["factor"]),)
+
+        self.keep([self.mean], rule, x)
+        return x - self.mean
+
+
+@pytest.mark.parametrize(
+    "part", [Boxed(), Reversal(), BoxedMean(), BoxedMetric()], ids=lambda x: type(x).__name__
+)
+def test_what_ops_read_elsewhere_takes_effect_when_a_callback_changes_it(part, captured):
+    """A dictionary, a global name, whatever it is: no attribute of the op changes."""
+    results = []
+
+    class Writes(Callback):
+        def on_epoch_end(self, history, results):
+            BOX["factor"] = 0.5 if results["epoch"] >= 3 else 1.0
+
+    for name in ("numpy", "cupy"):
+        BOX["factor"] = 1.0
+        metric = isinstance(part, BoxedMetric)
+        layer = layers.Function(part) if isinstance(part, xnn.Op) else type(part)()
+        make = network if metric else lambda layer=layer: network(layer)
+        results.append(train(name, make, epochs=6, callbacks=[Writes], metrics=[part] if metric else None))
+    check_same(*results[::-1])
+    assert len(captured) == 4  # of the two lengths of chunks, before and after the change
+
+
+class LateMean(BoxedMean):
+    """Its buffer is read from the beginning, and changes only once a callback says so."""
+
+    moves = False
+
+    def compute(self, x):
+        return super().compute(x) if self.moves else x - self.mean
+
+
+@pytest.mark.parametrize("places", [True, False])
+def test_buffers_that_begin_to_change_go_on_from_step_to_step(places, monkeypatch):
+    """places: whether buffers have memory where kernels change them; without it no graph can hold the change."""
+    monkeypatch.setattr(CudaTable, "buffers_in_place", places)
+    BOX["factor"], results = 1.0, []
+    for name in ("numpy", "cupy"):
+        layer = LateMean()
+
+        class Begins(Callback):
+            def on_epoch_end(self, history, results, layer=layer):
+                layer.moves = results["epoch"] >= 2
+
+        results.append(train(name, lambda layer=layer: network(layer), epochs=6, callbacks=[Begins]))
+        mean = layer.mean.value
+        results[-1][2].append(np.asarray(mean if name == "numpy" else get_backend(name).to_host(mean)))
+    check_same(*results[::-1])
+
+
+@pytest.mark.parametrize("loss", [losses.SoftmaxCrossEntropy, losses.MSE])
+def test_data_on_the_gpu_that_a_callback_writes_to_take_effect(loss):
+    """As on the CPU, samples and targets, if they need no conversion."""
+    targets = Y if loss is losses.SoftmaxCrossEntropy else np.eye(CLASSES, dtype=np.float32)[Y]
+    found = []
+    for name in ("numpy", "cupy"):
+        lib = get_backend(name)
+        x, y = (lib.to_device(part.copy()) for part in ((X / 255).astype(np.float32), targets))
+
+        class Writes(Callback):
+            def on_epoch_end(self, history, results, x=x, y=y):
+                x[...] = x * 0.9
+                y[...] = y[::-1] + 0
+
+        make = lambda: xnn.Sequential(layers.Dense(FEATURES, CLASSES), seed=1)  # noqa: E731
+        found.append(train(name, make, epochs=3, callbacks=[Writes], data=(x, y), loss=loss()))
+    check_same(*found[::-1])
+
+
+def test_a_backward_that_does_not_repeat_its_numbers_runs_in_every_step(capsys, captured):
+    train("cupy", lambda: network(layers.Function(NoisySlope())), epochs=3)
+    assert "no CUDA graph can hold: noisyslope" in capsys.readouterr().err
     assert not captured
 
 

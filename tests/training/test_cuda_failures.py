@@ -283,7 +283,7 @@ USES = {
     "the optimizer's step": lambda t, x, y: t.optimizer.step(t.model.parameters()),
     "autograd": lambda t, x, y: xnn.grad(lambda z: ops.sum(z * z))(x),
     "a metric": lambda t, x, y: xnn.metrics.get("accuracy")(x, y),
-    "save": lambda t, x, y: t.model.save("not written.safetensors"),
+    "save": lambda t, x, y: t.model.save("model.safetensors"),
     "to": lambda t, x, y: t.model.to("numpy"),
     "to_host": lambda t, x, y: t.model.backend.to_host(x),
     "to_device": lambda t, x, y: t.model.backend.to_device(X),
@@ -331,11 +331,12 @@ def test_every_use_explains_a_failure(cupy_chosen, use, tmp_path, monkeypatch):
     assert "\n" not in refused[0] + str(lost.value)
     assert trainer.model.backend is lib
     call(trainer, x, y)
-    assert list(tmp_path.iterdir()) == [tmp_path / "not written.safetensors"] * (use == "save")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.safetensors"] * (use == "save")
 
 
 @pytest.mark.parametrize("use", [use for use in USES if use not in ("synchronize", "the optimizer's step")])
-def test_full_memory_is_explained_by_hand_too(cupy_chosen, use, monkeypatch):
+def test_full_memory_is_explained_by_hand_too(cupy_chosen, use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     trainer = made(optimizers.SGD(0.1))
     fit(trainer, 1)
     lib = trainer.model.backend

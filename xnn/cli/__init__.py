@@ -24,7 +24,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "train": "Train a network and report its accuracy on the test set.",
     "predict": "Print a trained model's prediction for each sample.",
-    "info": "Show versions, backends, BLAS, threads and data sets.",
+    "info": "Show versions, backends, GPUs, BLAS, threads and data sets.",
     "bench": "Time a training step of xnn and of other libraries.",
     "check": "Check the gradients of all ops, and whether the backends agree.",
     "verify": "Compare two runs step by step and bit by bit.",

@@ -132,7 +132,8 @@ def prepare(
     warn_of_samples(model, given, role, above)
     if role == "training":
         warn_of_targets(model, loss, targets, above)
-    arrays = x, prepared if is_on_host(y) else lib.to_device(prepared)
+    # As they are if they can stay so, on a GPU too: callbacks may write to them, and a copy would not see it.
+    arrays = x, y if prepared is targets else prepared if is_on_host(y) else lib.to_device(prepared)
     if sample_weight is None:
         return arrays
     given = admit(lib, as_host_array(sample_weight, f"{role} data: sample_weight"))

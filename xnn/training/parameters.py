@@ -186,9 +186,9 @@ class Store:
 
     def keep(self, buffer: Buffer) -> Slot:
         """The slot in which programs keep a buffer's array; `publish` gives the array to the buffer."""
-        if buffer not in self.kept:
-            value = self.lib.clean(buffer.value)
-            stretch = self._stretches.get(buffer) if buffer in self.moving else None
+        known, stretch = self.kept.get(buffer), self._stretches.get(buffer) if buffer in self.moving else None
+        if known is None or (stretch is not None and not known.fixed):  # programs may begin to change it
+            value = self.lib.clean(buffer.value if known is None else known.array)
             if stretch is None:
                 self.kept[buffer] = Slot(buffer.name, buffer.shape, value.dtype, value, replaced=True)
             else:

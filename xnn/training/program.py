@@ -22,7 +22,7 @@ from xnn.backends.kernels.binding import bind
 from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Runnable, Whole, chain
 from xnn.graph.scope import assignments
 from xnn.ops import Op
-from xnn.training.captured import held_by, needs_host, unrepeatable
+from xnn.training.captured import Sample, carrying, held_by, needs_host, samples
 from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
 
@@ -70,7 +70,8 @@ class Program:
         )
         self._ops = found if feed is not None else {}
         self.by_ops = [call for call in self._ops.values() if call.kind != "options"]
-        self.eager = [call for call in self.by_ops if needs_host(call)]
+        carries = carrying(self.calls) if self.by_ops else set()
+        self.eager = [call for call in self.by_ops if call in carries or needs_host(call)]
         self._refused = None if self.eager or not self.by_ops else self._refuse
         #: How many steps it takes at once, at most.
         self.most = 1 if feed is None or self.eager else feed.most
@@ -80,7 +81,8 @@ class Program:
         self._from_outside = [slot for key, slot in read.items() if key not in written and not slot.fixed]
         self._arrays: list[Any] = []
         self._held: list[list[Any]] = []
-        self._ran = False
+        #: Of the users' ops, since the loop was made; None if it did not run yet.
+        self._samples: list[Sample] | None = None
         self.whole = self._whole(table, keep_gradients)
         self._loop: Callable[[int], None] | None = None
         if self.whole is not None and self.whole.run is not None:
@@ -149,11 +151,15 @@ class Program:
                 break
         self.feed.send(number, len(batches[0]))
         self._looped(self.feed)(count)
-        if self._refused is not None and not self._ran:
-            self._ran = True
-            if changing := self._changed() or unrepeatable(self.lib, self.by_ops):
-                self._stop_capturing(changing)
+        new = self._refused is not None and not self.eager and self._samples is None
+        if new and (changing := self._changed() or self._unrepeatable()):
+            self._stop_capturing(changing)
         return count
+
+    def look_again(self) -> None:
+        """Drop the graphs if ops of the users would now make something else of the same arrays."""
+        if not self.eager and self._samples and not all(sample.again() for sample in self._samples):
+            self._loop = None
 
     def leave_streams(self, seed: int, step: int) -> None:
         """Let layers go on as if they had drawn themselves what kernels drew in this step, the last."""
@@ -164,7 +170,7 @@ class Program:
         """The loop over the steps of a chunk; a new one, without graphs, if ops would now read something else."""
         arrays = [slot.array for slot in self._from_outside]
         if self._loop is None or _differ(arrays, self._arrays) or self._changed():
-            self._loop = feed.loop(self._steps, not self.eager, self._refused)
+            self._loop, self._samples = feed.loop(self._steps, not self.eager, self._refused), None
             self._arrays, self._held = arrays, [[*held_by(call.op)] for call in self.by_ops]
         return self._loop
 
@@ -173,12 +179,17 @@ class Program:
         pairs = zip(self.by_ops, self._held, strict=True)
         return [call for call, held in pairs if _differ([*held_by(call.op)], held)]
 
+    def _unrepeatable(self) -> list[Call]:
+        """The calls of users' ops that make something else when they run a second time on the same arrays."""
+        self._samples = samples(self.lib, self.by_ops)
+        return [sample.call for sample in self._samples if not sample.again()]
+
     def _refuse(self, step: Runnable) -> None:
         """Note which step cannot be captured."""
         self._stop_capturing([self._ops[step]] if step in self._ops else self.by_ops)
 
     def _stop_capturing(self, calls: Sequence[Call]) -> None:
-        self.eager, self._loop = list(calls), None
+        self.eager, self._loop, self._samples = list(calls), None, None
         self._tell(self.eager)
 
     @property

@@ -182,6 +182,8 @@ class Stepper:
         if not self._has_other_parts() and self.store.is_current(self._parameters):
             self.look_again(called_back=True)
             self.store.attach()
+            for program in self.programs.values():
+                program.look_again()
         else:
             self._begin()
         self.keep()

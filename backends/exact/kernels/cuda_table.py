@@ -179,7 +179,6 @@ class ExactCudaTable(CudaTable):
     """CUDA kernels of exact numerics; calls that they cannot run are run by the exact op."""
 
     name = "cuda"
-    buffers_in_place = False
     views = frozenset()  # a slot of scaled integers has no memory that a view could share
 
     def __init__(self) -> None:
