@@ -23,6 +23,8 @@ WITHOUT = {
     "Node",
     "Dataset",
     "Batches",
+    "Shards",
+    "Stream",
     "Backend",
     "Totals",
     "Optimizer",

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable
 from xnn.backends.row_sources import is_on_host
 from xnn.errors import DTypeError

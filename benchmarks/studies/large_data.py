@@ -30,8 +30,9 @@ from typing import Any
 
 import numpy as np
 
-import xnn
 from xnn import data, layers, losses, optimizers
+from xnn.layers import Sequential
+from xnn.training import Trainer
 
 __all__ = ["main"]
 
@@ -85,8 +86,8 @@ def measure(folder: Path, way: str, batch: int) -> dict[str, Any]:
             peak[0] = max(peak[0], _anonymous())
 
     threading.Thread(target=watch, daemon=True).start()
-    model = xnn.Sequential(layers.Dense(_FEATURES, 64), layers.ReLU(), layers.Dense(64, _CLASSES), seed=1)
-    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.05))
+    model = Sequential(layers.Dense(_FEATURES, 64), layers.ReLU(), layers.Dense(64, _CLASSES), seed=1)
+    trainer = Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.05))
     begun = time.perf_counter()
     history = trainer.fit(_given(folder, way), batch_size=batch, seed=1, progress=False)
     seconds = time.perf_counter() - begun

@@ -51,9 +51,9 @@ class Stream:
         ...         yield x, 3.0 * x
         >>> model = xnn.Sequential(layers.Dense(1, 1), seed=0)
         >>> trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.1))
-        >>> history = trainer.fit(data.Stream(batches, samples=200), epochs=20, progress=False)
+        >>> history = trainer.fit(data.Stream(batches, samples=200), epochs=50, progress=False)
         >>> history["loss"][-1] < 0.01, history.samples
-        (True, 4000)
+        (True, 10000)
     """
 
     def __init__(self, source: Any, samples: int | None = None, window: int = 10_000) -> None:

@@ -68,13 +68,11 @@ class DataSet:
                 self.steps = min(self.steps, _STEPS, max(1, size // max(1, batch)))
                 self.streamed = Streamed(self.steps * self.rows)
                 self.reason = (
-                    "the data are a stream, which is not kept on the GPU"
-                    if sequential
-                    else (
-                        f"the data ({_mebibytes(self.size)}) take more than half of the memory that is free on the GPU "
-                        f"({_mebibytes(free or 0)}): they are streamed from the host"
-                    )
+                    f"the data ({_mebibytes(self.size)}) take more than half of the memory that is free on the GPU "
+                    f"({_mebibytes(free or 0)}): they are streamed from the host"
                 )
+                if sequential:
+                    self.reason = "the data are a stream: some steps' rows at a time are copied to the GPU"
         return self.streamed is not None
 
     def there(self, source: Any) -> Any:
