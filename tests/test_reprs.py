@@ -23,8 +23,8 @@ WITHOUT = {
     "Node",
     "Dataset",
     "Batches",
-    "Shards",
-    "Stream",
+    "Shards",  # a doctest
+    "Stream",  # tests of its messages
     "Backend",
     "Totals",
     "Optimizer",

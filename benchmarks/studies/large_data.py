@@ -8,7 +8,7 @@ not there. Then it trains 100-64-10 for an epoch, in a process for each way and 
     memory   the arrays are read into memory first, which needs it
     mapped   the arrays are memory maps
     shards   the same rows as ten shards
-    stream   the same rows from a function that gives them in batches of 1,000, shuffled in windows of 100,000
+    stream   the same rows from a function that gives them in batches of 1,000, shuffled in windows of 20,000
 
 A line has the samples a second of the steps, the seconds of all, and two peaks: RssAnon, the memory of the process
 without pages of files; maxrss, with them, which the system takes back when it needs them; and the digest of the
@@ -64,7 +64,7 @@ def _given(folder: Path, way: str) -> Any:
             for start in range(0, len(x), 1000):
                 yield np.array(x[start : start + 1000]), np.array(y[start : start + 1000])
 
-        return data.Stream(batches, samples=len(x), window=_BLOCK)
+        return data.Stream(batches, samples=len(x), window=20_000)
     return x, y
 
 
