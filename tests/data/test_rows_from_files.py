@@ -1,5 +1,8 @@
 """Arrays that are read from files by their rows: the bits of the same arrays in memory, and little memory."""
 
+import json
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -196,3 +199,21 @@ def test_the_memory_of_a_fit_does_not_grow_with_the_rows(tmp_path, monkeypatch, 
     peak(2**12)  # what is imported
     small, large = peak(2**14), peak(2**17)  # 128 and 1024 steps
     assert large < small + 2**18  # and the data have 2.6 or 5.2 MB
+
+
+@pytest.mark.slow
+def test_ten_million_rows_train_in_300_megabytes(tmp_path):
+    """4 GB of samples, in a file without blocks on the disk."""
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (10_000_000, 100))
+    np.lib.format.open_memmap(tmp_path / "y.npy", "w+", np.int64, (10_000_000,))
+    command = [
+        sys.executable,
+        "-m",
+        "xnn.benchmarks.studies.large_data",
+        "--child",
+        "mapped",
+        tmp_path,
+        "4096",
+    ]
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+    assert 30 < json.loads(done.stdout)["anonymous_mb"] < 300
