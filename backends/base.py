@@ -46,7 +46,7 @@ class Measured:
 class Backend:
     """One array library on one device; `xnn.backends.get_backend(name)` gives one.
 
-    name: what XNN_BACKEND, --backend and error messages call it, such as "numpy".
+    name: its short name in XNN_BACKEND and --backend, such as "numpy". `address` also has the number of a GPU.
     xp: the Array API namespace that ops compute with.
     is_host: whether its arrays are NumPy arrays in host memory.
     device: the device that arrays are created on, as `xp.zeros(..., device=)` takes it; None for the default one.
@@ -270,4 +270,4 @@ class Backend:
         return None
 
     def __repr__(self) -> str:
-        return f"<backend {self.name}>"
+        return f"<backend {self.address}>"

@@ -45,6 +45,7 @@ _SMALL = 2**16  # bytes that are put side by side on the GPU, to be one copy
 
 _LONG = 1.0  # seconds of compiling that are not worth a word
 _COMPILER = os.path.join("cupy", "cuda", "compiler.py")
+_told = threading.Event()  # that kernels are compiled
 
 
 class CupyBackend(Backend):
@@ -317,13 +318,21 @@ class CupyBackend(Backend):
 
 
 def _tell_of_compiling(thread: int, done: threading.Event) -> None:
-    """Print a line when a thread is in CuPy's compiler after a second. Stops when `done` is set."""
+    """Print a line when a thread is in CuPy's compiler after a second, once a process. Stops when `done` is set."""
     if done.wait(_LONG):
         return
     while not _is_compiling(thread):
         if done.wait(0.1):
             return
-    notice("xnn: kernels are compiled for this GPU; CuPy keeps them for the next run")
+    if not _told.is_set():
+        _told.set()
+        in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY", "").strip() == "1"
+        kept = (
+            "only this run has them, since CUPY_CACHE_IN_MEMORY is 1"
+            if in_memory
+            else "CuPy keeps them for the next run"
+        )
+        notice(f"xnn: kernels are compiled for this GPU; {kept}")
 
 
 def _is_compiling(thread: int) -> bool:

@@ -34,6 +34,7 @@ __all__ = [
     "backend_names",
     "backend_of",
     "backend_variable",
+    "backend_wanted",
     "current_backend",
     "explaining",
     "get_backend",
@@ -149,8 +150,8 @@ def _check_name(name: str, source: str) -> None:
         device = name.strip().lower().partition(":")[0] if isinstance(name, str) else ""
         meant = f"; for {device} write {_DEVICES[device]!r}" if device in _DEVICES else ""
         raise UnknownBackendError(
-            f"{source}={shown(name)} is not a backend: choose numpy (the CPU), cupy (a GPU) or, for tests, "
-            f"array-api-strict{meant}"
+            f"{source}={shown(name)} is not a backend: choose numpy (the CPU), cupy (a GPU), cupy:1 (the second GPU) "
+            f"or, for tests, array-api-strict{meant}"
         )
 
 
@@ -162,6 +163,17 @@ def backend_variable() -> str:
     name = os.environ.get("XNN_BACKEND", "").strip()
     if name:
         _check_name(name, "XNN_BACKEND")
+    return name
+
+
+def backend_wanted() -> str:
+    """Return the backend's name in XNN_BACKEND, or "" if it is not set, after loading and checking the backend.
+
+    Raises UnknownBackendError as `backend_variable` does, and BackendUnavailableError if it does not run here.
+    """
+    name = backend_variable()
+    if name:
+        _load(name, "XNN_BACKEND")
     return name
 
 
@@ -294,7 +306,7 @@ def explaining(*arrays: Any) -> Iterator[None]:
 def mixed_arrays(one: Backend, other: Backend) -> MixedArraysError:
     """Make the error for arrays of two backends, or of two GPUs, in one operation."""
     return MixedArraysError(
-        f"one operation got arrays of {one.name} and of {other.name}: operations never move arrays. Move "
+        f"one operation got arrays of {one.address} and of {other.address}: operations never move arrays. Move "
         "the array with model.backend.to_device(x), or the model with model.to(...)"
     )
 
@@ -307,9 +319,9 @@ def admit(lib: Backend, x: Any) -> Any:
     if not is_on_host(x):
         owner = _owner(x)
         if owner is not None and owner is not lib:
-            host = "a NumPy array" if lib.is_host else f"a NumPy array or one of {lib.name}"
+            host = "a NumPy array" if lib.is_host else f"a NumPy array or one of {lib.address}"
             raise MixedArraysError(
-                f"a model on {lib.name} got an array of {owner.name}: give it {host}, or "
+                f"a model on {lib.address} got an array of {owner.address}: give it {host}, or "
                 f"move the model with model.to({owner.address!r})"
             )
     return x

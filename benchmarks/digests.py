@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import available_backends
+from xnn.backends import available_backends, backend_wanted
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.exactness.digest_run import BATCH
 from xnn.benchmarks.exactness.networks import SMALL
 from xnn.data import load
-from xnn.errors import OptionError, XnnError
+from xnn.errors import BackendUnavailableError, OptionError, XnnError
 from xnn.files import check_writable, notice, write_atomically
 from xnn.options import check_count
 from xnn.runs.process import Process
@@ -277,7 +277,10 @@ def _choose(only: str, quick: bool) -> list[Row]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table and the result. Returns 0 if all is well, 1 if not, 2 for wrong options."""
+    """Print the table and the result. Returns 0 if all is well, 1 if not, 2 for wrong options.
+
+    The backend that XNN_BACKEND names must run here.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m xnn.benchmarks.digests",
         description=__doc__,
@@ -293,6 +296,7 @@ def main(arguments: Sequence[str]) -> int:
         steps = check_count(
             "--steps", options.steps if options.steps is not None else 20 if options.quick else 500
         )
+        backend_wanted()  # must run here, although the rows name their backends
         path = check_writable(options.json, (".json",)) if options.json else None
         chosen = _choose(options.only, options.quick)
         about = environment()
@@ -300,7 +304,7 @@ def main(arguments: Sequence[str]) -> int:
         entries = compare(chosen, steps, lambda line: notice(f"  {line}"))
     except XnnError as error:
         notice(str(error))
-        return 2
+        return 1 if isinstance(error, BackendUnavailableError) else 2
     lines, well = verdict(entries)
     if path is not None:  # written first: printing may fail
         written = {"environment": about, "steps": steps, "rows": entries, "well": well}

@@ -25,7 +25,7 @@ def table(entries: Sequence[dict[str, Any]], title: str) -> str:
     wide = max(14, *(len(e["contestant"]) + 1 for e in entries))
     lines = [
         title,
-        f"  {'':<{wide}}{'us/step':>9}{'quartiles':>17}{'samples/s':>11}{'GFLOP/s':>9}{'/ GEMM':>8}{'of limit':>9}"
+        f"  {'':<{wide}}{'us/step':>9}{'quartiles':>17}{'samples/s':>11}{'GFLOP/s':>9}{'x GEMM':>8}{'of limit':>10}"
         f"{'peak MB':>9}{'first s':>9}  losses differ",
     ]
     for e in entries:
@@ -34,7 +34,7 @@ def table(entries: Sequence[dict[str, Any]], title: str) -> str:
             continue
         limit = limits.get(_limit_of(e["contestant"]))
         ratio = e["median"] / limit if limit else None
-        shares = f"{ratio:>8.2f}{1 / ratio:>9.0%}" if ratio else f"{'-':>8}{'-':>9}"
+        shares = f"{ratio:>8.2f}{1 / ratio:>10.0%}" if ratio else f"{'-':>8}{'-':>10}"
         between = " - ".join(map(_us, e["quartiles"]))
         lines.append(
             f"  {e['contestant']:<{wide}}{_us(e['median']):>9}{between:>17}{e['samples_per_second']:>11,.0f}"
@@ -43,6 +43,8 @@ def table(entries: Sequence[dict[str, Any]], title: str) -> str:
         )
         if e["spread"] > _UNSTABLE:
             lines[-1] += "  unstable: is something else running?"
+        if ratio and round(1 / ratio, 2) > 1:
+            lines[-1] += "  faster than its products alone: those were disturbed; repeat, or raise --repeat"
     return "\n".join([*lines, *_ratios(entries)])
 
 

@@ -12,6 +12,7 @@ from command_line import refused, run
 from test_cupy_failures import FAILURES, _fresh
 
 from xnn.backends import use_backend
+from xnn.benchmarks import digests
 from xnn.errors import BackendUnavailableError
 
 __all__ = ["_fresh"]
@@ -23,6 +24,10 @@ COMMANDS = {
     "predict": ("predict", "model.safetensors", "x.npy"),
     "check": ("check", "--backend", "cupy"),
     "bench": ("bench", "--backend", "cupy"),
+    "check all": ("check",),
+    "bench all": ("bench",),
+    "bench to an accuracy": ("bench", "--to-accuracy", "0.9"),
+    "verify two records": ("verify", "run.jsonl", "run.jsonl"),
 }
 
 
@@ -33,12 +38,40 @@ def said_by(failure: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     return str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the record run.jsonl."""
+    folder = tmp_path_factory.mktemp("recorded")
+    done = run(
+        "train",
+        *SYNTHETIC,
+        "--epochs",
+        "1",
+        "--batch-size",
+        "2000",
+        "--quiet",
+        "--record",
+        folder / "run.jsonl",
+    )
+    assert done.exit_code == 0, done.output
+    return folder
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_command_says_why_in_one_line(failure, command, monkeypatch, tmp_path):
+def test_a_command_says_why_in_one_line(failure, command, monkeypatch, tmp_path, recorded):
     message = said_by(failure, monkeypatch, tmp_path)
     monkeypatch.setenv("XNN_BACKEND", "cupy")
+    monkeypatch.chdir(recorded)
     refused(run(*COMMANDS[command]), 1, message)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_the_digest_matrix_says_why_in_one_line(failure, monkeypatch, tmp_path, capsys):
+    message = said_by(failure, monkeypatch, tmp_path)
+    monkeypatch.setenv("XNN_BACKEND", "cupy")
+    assert digests.main(["--quick"]) == 1
+    assert capsys.readouterr() == ("", f"{message}\n")
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -47,9 +80,13 @@ def test_info_says_why_beside_everything_else(failure, monkeypatch, tmp_path):
     monkeypatch.setenv("XNN_BACKEND", "cupy")
     for arguments in (("info",), ("info", "--probe")):
         result = run(*arguments)
-        assert result.exit_code == 0
+        listed = next(line for line in result.stdout.splitlines() if line.startswith("gpus:"))
+        reason = message if "--probe" in arguments else listed.removeprefix("gpus:").strip()
+        assert (result.exit_code, result.stderr) == ((1, f"xnn: {reason}\n") if reason else (0, ""))
         assert result.stdout.count("\ngpus: cupy: ") + result.stdout.count("\n  cupy:0: ") == 1
-    assert f"  cupy: {message}\n" in result.stdout
+        assert "\n  in force: fast\n" in result.stdout
+    assert f"\n  {message}\n" in result.stdout  # which begins with the backend's name
+    assert "cupy: cupy:" not in result.stdout.replace("gpus: cupy: ", "")
 
 
 #: What a package `cupy` of this code makes of every command in a process of its own.

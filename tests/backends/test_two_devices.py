@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -148,7 +149,20 @@ def test_arrays_of_two_devices_do_not_mix(name):
     a, b = get_backend("cupy").to_device(X), get_backend("cupy:1").to_device(X)
     with pytest.raises(MixedArraysError, match="cupy:1") as raised:
         MIXING[name](a, b)
-    assert "of cupy" in str(raised.value).replace("cupy:1", "") or "on cupy" in str(raised.value)
+    assert "cupy:0" in str(raised.value)
+    assert not re.search(r"cupy(?!:\d)", str(raised.value).partition(": ")[0])
+
+
+@pytest.mark.parametrize("name", ["cupy:0", "cupy:1"])
+def test_a_device_has_its_number_wherever_it_is_named(name):
+    """In the model's backend, the plan and messages, so that the first of the GPUs has one name."""
+    trainer = made(name)
+    assert repr(trainer.model.backend) == f"<backend {name}>"
+    assert trainer.fit((X, Y), progress=False).plan["backend"] == name
+    with pytest.raises(MixedArraysError, match=f"is an array of {name},"):
+        np.asarray(next(iter(trainer.model.parameters())))
+    with pytest.raises(MixedArraysError, match=f"arrays of {name} and of numpy:"):
+        ops.add(get_backend(name).to_device(X), X)
 
 
 @pytest.mark.parametrize("kernels", ["cuda", "ops"])

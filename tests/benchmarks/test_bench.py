@@ -117,7 +117,7 @@ def test_no_figure_without_learning_or_agreement():
     assert entries[1]["gflops"] == pytest.approx(network_flops(TASK.widths, 32) / 110.0 / 1e3)
     text = report.table(entries, "a title")
     assert "no figure: its losses differ" in text
-    assert "1.00     100%" in text
+    assert "1.00      100%" in text
     assert "best other library" not in text  # neither of the two is valid
 
 
@@ -191,6 +191,29 @@ def test_ratios_between_contestants():
     assert "xnn-cupy is 2.00 times as fast as xnn-fast" in text
     assert "its losses differ by 1e-04, its weights by 2e-06" in text
     assert text.count("unstable") == 1
+
+
+@pytest.mark.parametrize(
+    ("median", "said"), [(24.4, True), (49.0, True), (49.9, False), (50.0, False), (80.0, False)]
+)
+def test_a_step_faster_than_its_products_is_remarked(median, said):
+    """The limit was disturbed then: a step has those products and more."""
+    entries = judged(entry("gemm", [0.0] * 4, 0.0, (50.0,)), entry("xnn-numpy", REFERENCE, 0.5, (median,)))
+    (line,) = (line for line in report.table(entries, "a title").splitlines() if "xnn-numpy" in line)
+    assert ("faster than its products alone" in line) is said
+
+
+def test_headings_of_the_table_stand_apart():
+    """Two spaces at least are between two headings, and each number ends where its heading does."""
+    entries = judged(entry("gemm", [0.0] * 4, 0.0, (50.0,)), entry("xnn-numpy", REFERENCE, 0.5, (80.0,)))
+    _, heads, _, row = report.table(entries, "a title").splitlines()[:4]
+    assert re.split(" {2,}", heads.strip()) == [
+        "us/step", "quartiles", "samples/s", "GFLOP/s", "x GEMM", "of limit", "peak MB", "first s", "losses differ",
+    ]  # fmt: skip
+    for head in ("us/step", "quartiles", "samples/s", "GFLOP/s", "x GEMM", "of limit", "peak MB", "first s"):
+        end = heads.index(head) + len(head)
+        assert row[end - 1] != " "
+        assert row[end : end + 1] == " "
 
 
 def written(**medians):

@@ -97,10 +97,8 @@ def test_a_contestant_is_compared_with_others_on_its_device():
     assert "emulated" not in text
 
 
-@pytest.mark.parametrize(("seconds", "compiles"), [(0.3, True), (0.0, True), (0.3, False)])
-def test_compiling_that_takes_long_is_said(monkeypatch, capsys, seconds, compiles):
-    """The line comes while the thread is in CuPy's compiler, and only if that lasts."""
-    monkeypatch.setattr(cupy_backend, "_LONG", 0.05)
+def compile_for(seconds, compiles=True):
+    """Watch a block of so many seconds, which is in CuPy's compiler or not."""
     code = compile("def run(sleep, seconds): sleep(seconds)", f"/x/{cupy_backend._COMPILER}", "exec")
     names = {}
     exec(code, names)
@@ -111,7 +109,32 @@ def test_compiling_that_takes_long_is_said(monkeypatch, capsys, seconds, compile
     run(time.sleep, seconds)
     done.set()
     watch.join()
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """A line of compiling comes soon, and was not shown yet."""
+    monkeypatch.setattr(cupy_backend, "_LONG", 0.05)
+    monkeypatch.setattr(cupy_backend, "_told", threading.Event())
+
+
+@pytest.mark.parametrize(("seconds", "compiles"), [(0.3, True), (0.0, True), (0.3, False)])
+def test_compiling_that_takes_long_is_said(soon, capsys, seconds, compiles):
+    """The line comes while the thread is in CuPy's compiler, and only if that lasts."""
+    compile_for(seconds, compiles)
     assert ("kernels are compiled for this GPU" in capsys.readouterr().err) == bool(seconds and compiles)
+
+
+@pytest.mark.parametrize(
+    ("variable", "kept"), [("", "CuPy keeps them"), ("0", "CuPy keeps them"), ("1", "only this run")]
+)
+def test_compiling_is_said_once(soon, monkeypatch, capsys, variable, kept):
+    """With what becomes of the kernels."""
+    monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", variable)
+    for _ in range(2):
+        compile_for(0.2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"xnn: kernels are compiled for this GPU; {kept}")
 
 
 @needs_cupy

@@ -6,6 +6,8 @@ import numpy as np
 from command_line import run
 
 from xnn import ops
+from xnn.cli import check
+from xnn.files import StandardError
 from xnn.ops.cases import CASES
 
 
@@ -14,10 +16,21 @@ def test_check_is_green(other):
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == ["numpy", other.name]
-    for line, least in zip(lines, (2 * len(CASES), 3 * len(CASES) + 1), strict=True):
+    told = [line for line in result.stderr.splitlines() if " checks: " in line]
+    for line, before, least in zip(lines, told, (2 * len(CASES), 3 * len(CASES) + 1), strict=True):
         passed, failed = (int(word) for word in line.split() if word.isdigit())
         assert passed >= least
         assert failed == 0
+        name = line.partition(":")[0]
+        assert before.startswith(f"xnn: {name}: {passed} checks: ")  # so that nobody thinks that it hangs
+        assert ("numpy does" in before) is (name != "numpy")  # why there are more of them
+
+
+def test_check_counts_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(StandardError, "isatty", lambda self: True)
+    monkeypatch.setattr(check, "CASES", CASES[:2])
+    shown = run("check", "--backend", "numpy").stderr.split("\r\x1b[K")
+    assert shown[1:] == [f"numpy: {n} of 4" for n in range(1, 5)] + [""]
 
 
 def test_check_verbose_lists_every_op():

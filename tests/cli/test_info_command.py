@@ -12,6 +12,8 @@ from command_line import refused, run
 
 import xnn
 from xnn.backends import backend_names, get_backend
+from xnn.cli import info
+from xnn.errors import BackendUnavailableError
 
 
 def test_info():
@@ -48,6 +50,17 @@ def test_info_probe():
         assert "pip install" in facts["backends"]["cupy"]
     assert facts["numerics"]["in force"] == "fast"
     assert facts["numerics"]["exact"].startswith("works")
+
+
+@pytest.mark.parametrize("name", ["cupy", "array-api-strict"])
+def test_info_names_a_backend_that_does_not_run_once(monkeypatch, name):
+    def missing(wanted):
+        if wanted == name:
+            raise BackendUnavailableError(f"{name}: not here")
+        return get_backend("numpy")
+
+    monkeypatch.setattr(info, "get_backend", missing)
+    assert f"\n  {name}: not here\n" in run("info", "--probe").stdout
 
 
 @pytest.mark.parametrize(

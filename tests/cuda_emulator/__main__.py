@@ -7,8 +7,13 @@ import sys
 
 from cuda_emulator import attach
 
-if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-    sys.exit(f"{__doc__}\nWhat follows is given to {sys.executable}.")
+usage = f"{__doc__}\nWhat follows is given to {sys.executable}."
+if len(sys.argv) < 2:
+    sys.stderr.write(f"{usage}\n")
+    sys.exit(2)
+if sys.argv[1] in ("-h", "--help"):
+    print(usage)
+    sys.exit(0)
 if reason := attach.obstacle():
     sys.exit(reason)
 attach.attach()  # builds the libraries if they are not there yet

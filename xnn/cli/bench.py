@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from xnn.backends import available_backends, backend_variable, current_numerics
+from xnn.backends import available_backends, backend_wanted, current_numerics
 from xnn.benchmarks import report, suite, time_to_accuracy
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
@@ -20,9 +20,10 @@ from xnn.benchmarks.gpu_peers import GPU_FORMS, GPU_PEERS
 from xnn.benchmarks.peers import PEERS
 from xnn.cli.options import FILE, check_device, device_option, widths
 from xnn.cli.outputs import check_apart
+from xnn.cli.surroundings import progress
 from xnn.cli.surroundings import say as print_line
 from xnn.errors import BackendUnavailableError, OptionError
-from xnn.files import StandardError, check_plot, check_writable, notice, to_json, write_atomically
+from xnn.files import check_plot, check_writable, notice, to_json, write_atomically
 from xnn.options import check_real
 from xnn.runs.names import MOST_THREADS
 
@@ -159,7 +160,7 @@ def bench_command(
         "threads": threads or os.cpu_count() or 1,
     }
     if to_accuracy is not None:
-        backend_variable()  # raises for a wrong XNN_BACKEND, although it has no effect here
+        backend_wanted()  # must run here, although all backends that do are timed
         return _time_to_accuracy(to_accuracy, asked, json_file, conditions)
     chosen = "both" if numerics == "both" else current_numerics(numerics)
     running = _chosen_backends(backends)
@@ -169,7 +170,7 @@ def bench_command(
     if before is not None:
         report.check_comparable(before, conditions)
     _print(environment_line(conditions["environment"]))
-    timing = _Timing(contestants, conditions, preset or "article", batch_sizes, sweep, _progress())
+    timing = _Timing(contestants, conditions, preset or "article", batch_sizes, sweep, progress())
     written = timing.run(json_file)
     if plot:
         report.plot(written, plot)
@@ -219,7 +220,7 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
     if backends:
         return list(dict.fromkeys(backends))
     running = [name for name in ("numpy", "cupy") if not reasons[name]]
-    if chosen := backend_variable():
+    if chosen := backend_wanted():
         kind, _, number = chosen.partition(":")
         alone = f"--backend {kind} --device {number}" if number else f"--backend {kind}"
         notice(
@@ -227,21 +228,6 @@ def _chosen_backends(backends: tuple[str, ...]) -> list[str]:
             f"{alone} times that one alone"
         )
     return running
-
-
-def _progress() -> Say:
-    """A function that shows a line of progress: on a terminal in place of the one before."""
-    stderr = StandardError()
-
-    def replace(line: str) -> None:
-        stderr.write(f"\r\x1b[K{line}")
-        stderr.flush()
-
-    def add(line: str) -> None:
-        if line:
-            notice(f"  {line}")
-
-    return replace if stderr.isatty() else add
 
 
 def _print(text: str) -> None:
@@ -384,7 +370,7 @@ def _time_to_accuracy(
     gpu = [] if available_backends()["cupy"] else ["xnn-cupy"]
     check_device(["cupy" if gpu else "numpy"])
     contestants = ["xnn", *gpu, *(["torch"] if peers else [])]
-    say = _progress()
+    say = progress()
     _print(environment_line(conditions["environment"]))
     results = time_to_accuracy.to_accuracy(
         target, contestants=contestants, threads=conditions["threads"], say=say

@@ -21,12 +21,12 @@ from xnn.backends import (
     Stream,
     available_backends,
     backend,
-    backend_variable,
+    backend_wanted,
     current_numerics,
     get_backend,
 )
 from xnn.cli.options import device_option
-from xnn.cli.surroundings import say
+from xnn.cli.surroundings import progress, say
 from xnn.data import synthetic_digits
 from xnn.errors import BackendUnavailableError
 from xnn.files import notice
@@ -83,18 +83,25 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
     verbose: whether to print passed checks too.
     table: whether to print the error of each gradient; default False.
     """
+    progressing = progress(everywhere=False)
     chosen = list(dict.fromkeys(get_backend(name) for name in _chosen_backends(names)))
     names = [lib.name for lib in chosen]
     passed: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     errors: dict[str, dict[str, float]] = {}
-    for result in run_checks([lib.address for lib in chosen]):
-        (passed if result.ok else failed)[result.backend] += 1
-        if result.error is not None:
-            errors.setdefault(result.case, {})[result.backend] = result.error
-        if verbose or not result.ok:
-            say(f"{'ok  ' if result.ok else 'FAIL'} {result.backend}: {result.check}: {result.detail}")
-        sys.stdout.flush()
+    for lib in chosen:
+        count, what = _count(lib)
+        notice(f"xnn: {lib.name}: {count} checks: {what}")
+        for number, result in enumerate(run_checks([lib.address]), 1):
+            (passed if result.ok else failed)[result.backend] += 1
+            if result.error is not None:
+                errors.setdefault(result.case, {})[result.backend] = result.error
+            if verbose or not result.ok:
+                progressing("")
+                say(f"{'ok  ' if result.ok else 'FAIL'} {result.backend}: {result.check}: {result.detail}")
+            sys.stdout.flush()
+            progressing(f"{lib.name}: {number} of {count}")
+        progressing("")
     if table:
         _print_table(names, errors)
     for name in names:
@@ -102,11 +109,20 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
     return not failed
 
 
+def _count(lib: Backend) -> tuple[int, str]:
+    """How many checks `run_checks` makes on a backend, and of what, in words."""
+    each = f"for each of {len(CASES)} uses of the ops, the gradient"
+    if lib.name == "numpy":
+        return 2 * len(CASES), f"{each}, and whether layer, graph and autograd agree"
+    more = "whether layer, graph and autograd agree, and whether numpy does; and a training on both"
+    return 3 * len(CASES) + 1, f"{each}, {more}"
+
+
 def _chosen_backends(names: list[str]) -> list[str]:
     """The backends to check. Raises BackendUnavailableError for a chosen one that does not run here."""
     reasons = available_backends()
     if not names:
-        backend_variable()  # raises for a wrong XNN_BACKEND, although all backends are checked
+        backend_wanted()  # must run here, although all backends that do are checked
         names = [name for name, reason in reasons.items() if not reason]
         for reason in filter(None, reasons.values()):
             notice(f"not checked: {reason}")

@@ -13,7 +13,14 @@ from typing import Any
 import click
 
 import xnn
-from xnn.backends import backend_names, backend_variable, current_backend, current_numerics, get_backend
+from xnn.backends import (
+    backend_names,
+    backend_variable,
+    backend_wanted,
+    current_backend,
+    current_numerics,
+    get_backend,
+)
 from xnn.backends.cupy_devices import gpus
 from xnn.backends.cupy_failures import quick_diagnosis
 from xnn.backends.kernels.cuda import persistent_rule
@@ -30,7 +37,8 @@ _PACKAGES = (
     "cupy-cuda12x", "cupy-cuda13x", "matplotlib", "scikit-learn", "array-api-strict",
 )  # fmt: skip
 
-# The number of weights of xnn train's default network, 784-100-200-10. Its batch size is 32.
+# The sizes of xnn train's default network, and the number of its weights. Its batch size is 32.
+_ARTICLE_WIDTHS = 784, 100, 200, 10
 _ARTICLE_WEIGHTS = 784 * 100 + 100 * 200 + 200 * 10
 
 
@@ -57,7 +65,7 @@ def command(as_json: bool, probe: bool) -> None:
     else:
         for key, value in facts.items():
             _print_fact(key, _lines(value) if key == "gpus" and isinstance(value, list) else value)
-    _check_variables()
+    _check_variables(probe)
 
 
 def _print_fact(key: str, value: Any) -> None:
@@ -108,12 +116,20 @@ def collect(probe: bool = False) -> dict[str, Any]:
     }
 
 
-def _check_variables() -> None:
-    """Raise the error of a wrong environment variable, so that the exit code is 2 after everything is shown."""
-    backend_variable()
+def _check_variables(probe: bool) -> None:
+    """Raise the error of a wrong environment variable, after everything is shown.
+
+    The exit code is then 2, and 1 if XNN_BACKEND names a backend that does not run here. Without `probe` a GPU is
+    only looked for.
+    """
+    name = backend_variable()
     current_numerics()
     persistent_rule.is_on()
     on_disk()
+    if name.startswith("cupy") and not probe:
+        gpus(gpu_number())
+    else:
+        backend_wanted()
 
 
 def _version(package: str) -> str | None:
@@ -126,7 +142,8 @@ def _version(package: str) -> str | None:
 def _backend(name: str, probe: bool) -> str:
     """One line: that the backend works, why it does not, or that it was not tried."""
     if name == "cupy" and not probe:
-        return quick_diagnosis() or "installed, with a driver; --probe runs something on the GPU"
+        missing = quick_diagnosis().removeprefix("cupy: ")
+        return missing or "installed, with a driver; --probe runs something on the GPU"
     if name == "array-api-strict" and not probe and (version := _version(name)):
         return f"installed: {name} {version}, for tests"
     try:
@@ -138,7 +155,7 @@ def _backend(name: str, probe: bool) -> str:
         )
         return f"works: {about}" if probe else f"available: {about}"
     except XnnError as error:
-        return str(error)
+        return str(error).removeprefix(f"{name}: ")  # the name stands before it already
 
 
 def _gpus() -> list[dict[str, Any]] | str:
@@ -150,17 +167,21 @@ def _gpus() -> list[dict[str, Any]] | str:
 
 
 def _numerics(probe: bool) -> dict[str, str]:
-    """The numerics in force, and whether this machine can compute in exact numerics."""
+    """The numerics in force, and whether this machine can compute in exact numerics on the chosen backend."""
     try:
-        found = {"in force": current_numerics()}
-        if probe:
+        found = {
+            "in force": current_numerics(),
+            "exact": "--probe checks whether this machine can compute in them",
+        }
+    except XnnError as error:
+        return {"in force": "none", "exact": str(error)}
+    if probe:
+        try:
             start = time.perf_counter()
             current_backend().exact  # noqa: B018 - the property checks the machine
             found["exact"] = f"works: checked in {1e3 * (time.perf_counter() - start):.0f} ms"
-        else:
-            found["exact"] = "--probe checks whether this machine can compute in them"
-    except XnnError as error:
-        found = {"in force": "none", "exact": str(error)}
+        except XnnError as error:
+            found["exact"] = str(error)
     return found
 
 
@@ -171,9 +192,25 @@ def _plan(probe: bool) -> dict[str, Any] | str:
             return "--probe shows the plan on a GPU"
         lib = current_backend()
         threads = choose_threads(None, 32 * _ARTICLE_WEIGHTS, on_host=lib.is_host)
-        return {"of": "xnn train"} | execution_plan(lib, "float32", 32, threads, lib.kernels().name)
+        plan = {"of": "xnn train"} | execution_plan(lib, "float32", 32, threads, lib.kernels().name)
+        return plan | (_persistent(lib.address) if plan["kernels"] == "cuda" else {})
     except XnnError as error:
         return str(error)
+
+
+def _persistent(address: str) -> dict[str, Any]:
+    """What the plan of xnn train says of the persistent kernel on a GPU."""
+    if not persistent_rule.is_on():
+        return {"persistent": False, "persistent_because": "XNN_PERSISTENT=1 turns it on"}
+    if current_numerics() == "exact":
+        return {"persistent": False, "persistent_because": "it computes in fast numerics"}
+    number = int(address.partition(":")[2])
+    major, minor = map(int, gpus(number)[number]["compute_capability"].split("."))
+    found = persistent_rule.choose(_ARTICLE_WIDTHS, 32, 0, (major, minor))
+    return {
+        "persistent": not isinstance(found, str),
+        "persistent_because": found if isinstance(found, str) else f"{found.blocks} blocks",
+    }
 
 
 def _data() -> dict[str, str]:

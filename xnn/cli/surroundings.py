@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-from xnn.files import printable
+from xnn.files import StandardError, notice, printable
 
-__all__ = ["forget_output", "say", "surroundings"]
+__all__ = ["forget_output", "progress", "say", "surroundings"]
 
 # The signals that ask a process to end: `kill`, a batch system at its time limit, a terminal that is closed.
 _ENDING = ("SIGTERM", "SIGHUP")
@@ -73,6 +73,24 @@ def _open_streams() -> None:
 def say(line: str) -> None:
     """Print a line on standard output. Control characters, which a file's name or a label may have, are escaped."""
     click.echo(printable(line))
+
+
+def progress(everywhere: bool = True) -> Callable[[str], None]:
+    """A function that shows a line of progress on standard error: on a terminal in place of the one before.
+
+    everywhere: whether lines are shown where there is no terminal, too; default True.
+    """
+    stderr = StandardError()
+
+    def replace(line: str) -> None:
+        stderr.write(f"\r\x1b[K{line}")
+        stderr.flush()
+
+    def add(line: str) -> None:
+        if line and everywhere:
+            notice(f"  {line}")
+
+    return replace if stderr.isatty() else add
 
 
 def forget_output() -> None:

@@ -14,6 +14,7 @@ import click
 from xnn.backends import backend as use_backend
 from xnn.backends import current_numerics
 from xnn.backends import numerics as use_numerics
+from xnn.backends.kernels.cuda import persistent_rule
 from xnn.backends.memory import peak_resident_bytes
 from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines
 from xnn.cli.options import (
@@ -369,6 +370,8 @@ def _print_summary(
         f"{result['peak_rss_mb']:.0f} MB"
         + (f", {result['peak_device_mb']:.0f} MB of the GPU's" if "peak_device_mb" in result else "")
     )
+    if note := persistent_rule.said_of(history.plan):
+        say(note)
     digits = None if result["numerics"] == "exact" else 16
     say(
         f"{result['numerics']} numerics; SHA-256 of the weights {result['weights_sha256'][:digits]}, of the losses "

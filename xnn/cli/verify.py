@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from xnn import __version__
-from xnn.backends import current_numerics
+from xnn.backends import backend_wanted, current_numerics
 from xnn.cli.options import given_options, run_options, with_table
 from xnn.cli.surroundings import say
 from xnn.errors import DataError, OptionError
@@ -44,9 +44,9 @@ Compare two runs step by step and bit by bit.
 Shows the first step, layer and tensor that differ, or says that all bits agree. Exits with 1 if they differ.
 
 A and B are each a file of `xnn train --record`, or settings of a run that is trained now, in a process of its
-own. Settings are separated by commas: backend=NAME, threads=N, kernels=NAME, blas=CORE (kernels of OpenBLAS, such
-as Haswell). If A or B is a record, its options are those of the run; otherwise they are given here, and a
-schedule is as long as --steps.
+own. Settings are separated by commas: backend=NAME (such as cupy:1, the second GPU), threads=N, kernels=NAME,
+blas=CORE (kernels of OpenBLAS, such as Haswell). If A or B is a record, its options are those of the run;
+otherwise they are given here, and a schedule is as long as --steps.
 
 \b
 xnn verify threads=1 threads=2
@@ -114,6 +114,8 @@ def verify_command(
         spec.check_numerics(numerics)
         task = {"run": spec.as_json(), "version": __version__, "dataset": dataset, "table": table}
         task |= {"mode": numerics, "steps": steps or _STEPS, "resolved": False}
+    if len(records) == len({a, b}):
+        backend_wanted()  # must run here, although two records need no backend
     task["data_home"] = data_home
     sides: list[Side] = []
     try:

@@ -160,7 +160,7 @@ class Parameter(Recorded):
         lib = backend_of(self.array)
         if not lib.is_host:
             raise MixedArraysError(
-                f"{self.name} is an array of {lib.name}, and arrays are never moved without being asked: "
+                f"{self.name} is an array of {lib.address}, and arrays are never moved without being asked: "
                 "xnn.backends.backend_of(parameter.value).to_host(parameter.value) moves it"
             )
         if copy is False:

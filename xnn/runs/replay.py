@@ -36,7 +36,9 @@ __all__ = [
 #: The distance from a number to NaN, as `distance` gives it.
 NO_DISTANCE = np.iinfo(np.uint64).max
 
-_SETTINGS = "backend=NAME, threads=N, kernels=NAME or blas=CORE, separated by commas"
+_SETTINGS = (
+    "backend=NAME, threads=N, kernels=NAME or blas=CORE, separated by commas; cupy:1 is the second GPU"
+)
 
 
 # The two sides.
@@ -158,7 +160,8 @@ def parse_settings(text: str) -> dict[str, str]:
             raise OptionError(f"{text!r}: {key} {problem}: give {_SETTINGS}")
         if key == "backend" and value.partition(":")[0] not in backend_names():
             raise UnknownBackendError(
-                f"{text!r}: there is no backend {value!r}: choose {', '.join(backend_names())}"
+                f"{text!r}: there is no backend {value!r}: choose {', '.join(backend_names())}, or cupy:1 for the "
+                "second GPU"
             )
         if key == "threads" and thread_count(value) is None:
             raise OptionError(f"{text!r}: threads must be a positive integer up to {MOST_THREADS}")

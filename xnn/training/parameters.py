@@ -179,8 +179,8 @@ class Store:
         if slot.array is not array:
             if backend_of(array) is not self.lib:
                 raise MixedArraysError(
-                    f"{slot.name} was replaced by an array of {backend_of(array).name}, and the fit runs on "
-                    f"{self.lib.name}: assign an array of {self.lib.name}, or move the model between two fits"
+                    f"{slot.name} was replaced by an array of {backend_of(array).address}, and the fit runs on "
+                    f"{self.lib.address}: assign an array of {self.lib.address}, or move the model between two fits"
                 )
             slot.put(self.lib.clean(array))
 

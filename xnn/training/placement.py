@@ -20,8 +20,8 @@ def put_together(lib: Backend, model: Sequential, optimizer: Optimizer) -> None:
     for name, array in model.named_state():
         if backend_of(array.array) is not lib:
             raise MixedArraysError(
-                f"{name} of the model is an array of {backend_of(array.array).name}, and the first parameter one of "
-                f"{lib.name}: model.to({lib.address!r}) moves all of them there"
+                f"{name} of the model is an array of {backend_of(array.array).address}, and the first parameter one "
+                f"of {lib.address}: model.to({lib.address!r}) moves all of them there"
             )
     for p in model.parameters():
         kept = [array for _, array in optimizer.kept_for(p)]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from xnn.errors import OptionError
 from xnn.options import shown
 
-__all__ = ["Cluster", "choose", "is_on", "shared_bytes"]
+__all__ = ["Cluster", "choose", "is_on", "said_of", "shared_bytes"]
 
 _THREADS = 512  # of a block
 _MOST_ROWS, _MOST_LAYERS = 128, 8
@@ -33,6 +34,16 @@ def is_on() -> bool:
             "not measured yet; 0, the default, does not"
         )
     return text == "1"
+
+
+def said_of(plan: Mapping[str, Any]) -> str:
+    """Say what XNN_PERSISTENT=1 does in a run of this execution plan; "" if the variable is not 1."""
+    if not is_on():
+        return ""
+    because = plan.get("persistent_because", "it is for the kernels cuda on a GPU")
+    if plan.get("persistent"):
+        return f"XNN_PERSISTENT=1: one kernel ran all steps of a chunk, with {because}"
+    return f"XNN_PERSISTENT=1 had no effect: {because}"
 
 
 @dataclass(frozen=True)
