@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Set
 from numbers import Integral, Real
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.registry import is_device_array, widened
+from xnn.backends.row_sources import Converted, RowSource, reads_rows
 from xnn.errors import DTypeError, ShapeError
 from xnn.options import shown
 
-__all__ = ["as_host_array", "row_blocks"]
-
-_BLOCK = 2**22  # numbers in a block of rows
+__all__ = ["as_host_array"]
 
 # What `numpy.asarray` and the `__array__` of other libraries raise. PyTorch's is a RuntimeError for a tensor with a
 # gradient, and a TypeError for one on a GPU.
@@ -23,12 +21,14 @@ _NO_ARRAYS = str, bytes, bytearray, Mapping, Set, Iterator
 _FAILURES = (TypeError, ValueError, RuntimeError, OverflowError, AttributeError, MemoryError, RecursionError)
 
 
-def as_host_array(value: Any, what: str) -> Any:
+def as_host_array(value: Any, what: str, by_rows: bool = False) -> Any:
     """The value as a NumPy array of numbers or text. An array of another backend stays where it is.
 
     value: an array, a list, a number, or anything that NumPy can read, such as a pandas table or a PyTorch tensor.
         float16, bfloat16 and the like become float32, and long double becomes float64.
     what: the data, in the singular, for messages, such as "x".
+    by_rows: whether a RowSource may be returned: a RowSource as it is, and one for a memory map that must be
+        converted. Default False: they are read into memory.
 
     Raises DTypeError for masked values, sparse matrices, complex numbers, dates, records and Python objects, and for
     what is no array at all: text, None, a set, a dict, a generator. Raises ShapeError for rows of different lengths.
@@ -38,7 +38,10 @@ def as_host_array(value: Any, what: str) -> Any:
     """
     if type(value) is not np.ndarray and is_device_array(value):
         return widened(value)
-    array = widened(_converted(value, what))
+    array = value if by_rows and isinstance(value, RowSource) else _converted(value, what)
+    if by_rows and reads_rows(array) and array.ndim and len(array) and array.dtype.kind not in "cmMOT":
+        return _read_by_rows(array, what)
+    array = widened(array)
     kind = array.dtype.kind
     if kind in "biuf":
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
@@ -63,14 +66,11 @@ def as_host_array(value: Any, what: str) -> Any:
     )
 
 
-def row_blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows of an array in blocks of about four million numbers, each with the number of its first row.
-
-    What looks at all of a mapped file that is larger than the memory goes through it by blocks.
-    """
-    rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
-    for start in range(0, len(array), rows):
-        yield start, array[start : start + rows]
+def _read_by_rows(array: Any, what: str) -> Any:
+    """A memory map or RowSource whose rows have a dtype that is computed with; converted when they are read."""
+    if as_host_array(np.array(array[:1]), what).dtype == array.dtype:
+        return array
+    return Converted(array, lambda rows: as_host_array(np.array(rows), what))
 
 
 def _converted(value: Any, what: str) -> np.ndarray:

@@ -22,6 +22,7 @@ import numpy as np
 
 from xnn.backends.base import Backend
 from xnn.backends.numerics import current_numerics
+from xnn.backends.row_sources import is_on_host
 from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, UnknownBackendError, XnnError
 from xnn.ops.apply import explain_failures_by
 from xnn.options import shown
@@ -315,7 +316,7 @@ def admit(lib: Backend, x: Any) -> Any:
 
     Raises MixedArraysError for an array of another backend.
     """
-    if not isinstance(x, np.ndarray):
+    if not is_on_host(x):
         owner = _owner(x)
         if owner is not None and owner is not lib:
             host = "a NumPy array" if lib.is_host else f"a NumPy array or one of {lib.address}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from xnn.benchmarks.gpu_peers import GPU_PEERS
 from xnn.benchmarks.peers import PEERS, Peer, set_threads
 from xnn.benchmarks.products import DeviceGemm, Gemm
 from xnn.data import Batches, load, synthetic_digits
+from xnn.data.batches import Rows
 from xnn.errors import OptionError
 from xnn.history import History
 from xnn.initializers import Glorot
@@ -80,7 +81,7 @@ class _Given(Batches):
     def order(self, epoch: int) -> np.ndarray:
         return self.given
 
-    def numbers(self, epoch: int) -> Iterator[np.ndarray]:
+    def numbers(self, epoch: int) -> Rows:
         yield from self.given.reshape(-1, self.batch_size)
 
     def __len__(self) -> int:

@@ -23,6 +23,8 @@ WITHOUT = {
     "Node",
     "Dataset",
     "Batches",
+    "Shards",  # a doctest
+    "Stream",  # tests of its messages
     "Backend",
     "Totals",
     "Optimizer",

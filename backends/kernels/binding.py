@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.row_sources import is_on_host
 from xnn.errors import DTypeError
 from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of, fresh_arrays
 
@@ -80,7 +79,7 @@ def _gather(lib: Any, call: Call) -> Runnable:
     assert target is not None
 
     def run() -> None:
-        if isinstance(source, np.ndarray):
+        if is_on_host(source):
             target.put(lib.to_device(source[cursor.rows]))
         else:
             target.put(lib.xp.take(source, lib.to_device(cursor.rows), axis=0))

@@ -8,7 +8,8 @@ from command_line import one_json, refused, run
 
 import xnn
 from xnn import layers
-from xnn.data import load, synthetic_digits
+from xnn.cli import predict
+from xnn.data import idx, load, shards, synthetic_digits
 from xnn.layers import files
 
 
@@ -32,8 +33,12 @@ FORMS = {
 }
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_predict_forms(model, tmp_path, form):
+def test_predict_forms(model, tmp_path, monkeypatch, form, large):
+    if large:  # as files of 1 GiB are, which are mapped
+        for module in (predict, shards, idx):
+            monkeypatch.setattr(module, "LARGE", 1)
     write, known = FORMS[form]
     x, y = synthetic_digits(40, seed=9)
     write(tmp_path / form, x, y)

@@ -29,7 +29,7 @@ from test_cuda_programs import (
 
 import xnn
 from xnn import layers, losses, ops, optimizers
-from xnn.backends import cupy_backend, get_backend, host_arrays
+from xnn.backends import cupy_backend, get_backend, row_sources
 from xnn.backends.kernels.cuda import data_set
 from xnn.callbacks import Callback
 from xnn.errors import DivergenceError
@@ -279,7 +279,7 @@ def test_training_evaluation_and_prediction_on_data_larger_than_the_memory():
 @pytest.mark.parametrize("kind", ["pixels", "numbers", "numbers as targets, too"])
 def test_a_file_that_is_mapped_is_never_read_into_memory_whole(monkeypatch, small, tmp_path, kind):
     """With an order of rows of its own in each epoch."""
-    monkeypatch.setattr(host_arrays, "_BLOCK", 2**17)
+    monkeypatch.setattr(row_sources, "_BLOCK", 2**17)
     shape, path = (1000 if "targets" in kind else 4000, 2000), tmp_path / "x.npy"
     x = np.resize(X, shape)
     np.save(path, x if kind == "pixels" else x / np.float32(255))

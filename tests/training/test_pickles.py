@@ -34,7 +34,11 @@ ARGUMENTS = (
     ((X, Y),), ("mine", X, Y, X, Y, X, Y),
 )  # fmt: skip
 #: Arguments of classes that take others.
-OWN_ARGUMENTS = {"xnn.metrics.Totals": ([xnn.metrics.Accuracy()],)}
+OWN_ARGUMENTS = {
+    "xnn.metrics.Totals": ([xnn.metrics.Accuracy()],),
+    "xnn.data.Shards": ([X, X],),
+    "xnn.data.Stream": ([(X, Y), (X, Y)],),
+}
 #: Names that are only there to be derived from, or to be written in types.
 ABSTRACT = {"Optimizer", "Initializer"}
 

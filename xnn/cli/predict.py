@@ -19,8 +19,8 @@ from xnn.backends import numerics as use_numerics
 from xnn.cli.model_notes import Notes, read_notes
 from xnn.cli.options import FILE, FOLDER, backend_option, chosen_backend, device_option, numerics_option
 from xnn.cli.outputs import check_apart
-from xnn.data import dataset_names, load, read_idx
-from xnn.data.arrays import read_array, read_npz
+from xnn.data import dataset_names, load, open_arrays, read_idx
+from xnn.data.arrays import LARGE, read_array
 from xnn.data.loading import table_for_model
 from xnn.data.tables import samples_and_targets
 from xnn.data.targets import label_numbers, one_hot_classes
@@ -198,13 +198,15 @@ def _read_samples(
         return _from_table(path, header, notes, width)
     y: np.ndarray | None = None
     if path.suffix.lower() == ".npz":
-        arrays = read_npz(path)
+        arrays = open_arrays(path)
         x_name = next((name for name in ("x", "x_test") if name in arrays), None)
         if x_name is None:
             raise OptionError(f"{data} holds {', '.join(arrays) or 'nothing'}; predict needs x (or x_test)")
         x, y = arrays[x_name], arrays.get(x_name.replace("x", "y"))
     elif path.suffix.lower() == ".npy":
-        x = read_array(path)
+        with reading(path):
+            large = path.stat().st_size >= LARGE
+        x = read_array(path, mapped=large)
     else:
         x = read_idx(path)
     if x.ndim < 2:

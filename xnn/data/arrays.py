@@ -19,7 +19,10 @@ from xnn.backends.memory import check_memory
 from xnn.errors import CorruptFileError
 from xnn.files import reading
 
-__all__ = ["read_array", "read_npz"]
+__all__ = ["LARGE", "read_array", "read_npz"]
+
+#: Bytes from which data in files are mapped, and not read into memory. The results are the same.
+LARGE = 2**30
 
 _LONGEST_HEADER = 10_000  # bytes: NumPy's own limit. Python's parser is asked to read no more than this
 _CHUNK = 2**20  # bytes
@@ -32,8 +35,11 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path, mapped: bool = False) -> dict[str, np.ndarray]:
     """The arrays of an .npz archive by name.
+
+    mapped: whether arrays that are not compressed become memory maps, as numpy.savez writes them. Their checksums are
+        not compared then. Default False.
 
     Raises CorruptFileError for a file that is damaged, holds Python objects or anything but arrays, or unpacks to
     more bytes than memory has; DataNotFoundError for one that cannot be read.
@@ -43,7 +49,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             raise CorruptFileError(f"{path} has the content of an .npy file: give it that ending")
         try:
             with zipfile.ZipFile(file) as archive:
-                return _members(path, archive)
+                return _members(path, archive, mapped)
         except CorruptFileError:
             raise
         except (*_DAMAGE, MemoryError) as error:
@@ -54,10 +60,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             raise _unreadable(path, ".npz", error) from error
 
 
-def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+def _members(path: Path, archive: zipfile.ZipFile, mapped: bool) -> dict[str, np.ndarray]:
     members = archive.infolist()
     advice = "the archive is damaged, or meant for a larger machine"
-    check_memory(f"unpacked, {path}", sum(member.file_size for member in members), advice, CorruptFileError)
+    maps = {m.filename for m in members if mapped and m.compress_type == zipfile.ZIP_STORED and m.file_size}
+    size = sum(member.file_size for member in members if member.filename not in maps)
+    check_memory(f"unpacked, {path}", size, advice, CorruptFileError)
     arrays: dict[str, np.ndarray] = {}
     for member in members:
         name = member.filename.removesuffix(".npy")
@@ -66,13 +74,24 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
             raise CorruptFileError(
                 f"{path} holds {member.filename[:60]!r}, {fault}: numpy.savez makes an archive of arrays"
             )
-        with archive.open(member) as file:
-            arrays[name] = _parse(path, file, member.file_size, f" in {name[:60]}")
+        with archive.open(member) as file:  # checks the header that stands before the member's bytes
+            begins = _first_byte(path, member.header_offset) if member.filename in maps else None
+            arrays[name] = _parse(path, file, member.file_size, f" in {name[:60]}", begins)
     return arrays
 
 
-def read_array(path: Path) -> np.ndarray:
+def _first_byte(path: Path, header: int) -> int:
+    """Where the bytes of an archive's member begin, after its header. header: where that begins."""
+    with open(path, "rb") as file:
+        file.seek(header + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    return header + 30 + name + extra
+
+
+def read_array(path: Path, mapped: bool = False) -> np.ndarray:
     """The array of an .npy file.
+
+    mapped: whether it is a memory map of the file, and not read into memory. Default False.
 
     Raises CorruptFileError for a file that is damaged, holds Python objects, or is shorter or longer than its header
     says; DataNotFoundError for one that cannot be read.
@@ -82,7 +101,7 @@ def read_array(path: Path) -> np.ndarray:
             raise CorruptFileError(f"{path} has the content of an .npz file: give it that ending")
         file.seek(0)
         try:
-            return _parse(path, file, os.fstat(file.fileno()).st_size)
+            return _parse(path, file, os.fstat(file.fileno()).st_size, begins=0 if mapped else None)
         except CorruptFileError:
             raise
         except (*_DAMAGE, MemoryError) as error:
@@ -94,11 +113,12 @@ def _unreadable(path: Path, kind: str, error: BaseException) -> CorruptFileError
     return CorruptFileError(f"{path} is not a readable {kind} file: {why}")
 
 
-def _parse(path: Path, file: IO[bytes], size: int, where: str = "") -> np.ndarray:
-    """The array of an .npy file, in the machine's byte order.
+def _parse(path: Path, file: IO[bytes], size: int, where: str = "", begins: int | None = None) -> np.ndarray:
+    """The array of an .npy file, in the machine's byte order unless it is mapped.
 
     size: the bytes that the file has.
     where: the member of an archive, as " in x". Default "".
+    begins: where its bytes begin in the file at `path`, if it is to be a memory map. Default None: it is read.
     """
     shape, fortran_order, dtype = _header(path, file, where)
     if dtype.hasobject:
@@ -116,6 +136,11 @@ def _parse(path: Path, file: IO[bytes], size: int, where: str = "") -> np.ndarra
         raise CorruptFileError(
             f"{path} is damaged: its header{where} announces {dtype.name}{list(shape)}, {announced:,} bytes, and "
             f"{follow:,} follow"
+        )
+    if begins is not None and announced:
+        order: Any = "F" if fortran_order else "C"
+        return np.asarray(np.memmap(path, dtype, "r", begins + file.tell(), shape or (1,), order)).reshape(
+            shape
         )
     content = np.empty(announced, np.uint8)  # memory that is not written yet costs nothing
     place = 0

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xnn.backends import Purpose, Stream, backend_of
 from xnn.backends.host_arrays import as_host_array
-from xnn.errors import ShapeError
+from xnn.backends.row_sources import is_on_host
+from xnn.data.orders import permutation_pieces, range_pieces, window_pieces
+from xnn.data.stream import StreamRows
+from xnn.errors import OptionError, ShapeError
 from xnn.options import check_count
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Rows"]
+
+#: The row numbers of one batch after the other.
+Rows: TypeAlias = Generator[np.ndarray, None, None]
 
 
 class Batches:
@@ -44,13 +51,21 @@ class Batches:
     ) -> None:
         batch_size = check_count("batch_size", batch_size)
         Stream(seed, Purpose.SHUFFLE)  # raises for another seed
-        arrays = tuple(as_host_array(array, f"array {number}") for number, array in enumerate(arrays))
+        arrays = tuple(
+            as_host_array(array, f"array {number}", by_rows=True) for number, array in enumerate(arrays)
+        )
         lengths = {int(a.shape[0]) for a in arrays if a.ndim}
         if len(lengths) != 1 or any(not a.ndim for a in arrays):
             rows = " and ".join(str(a.shape[0] if a.ndim else "no") for a in arrays)
             raise ShapeError(f"got arrays of {rows} rows; they must have equally many")
         self.arrays, self.batch_size, self.shuffle, self.seed = arrays, batch_size, shuffle, seed
         self.rows = lengths.pop()
+        self._windows = next((a.windows for a in arrays if isinstance(a, StreamRows)), None)
+
+    @property
+    def window(self) -> int | None:
+        """How many samples are shuffled together, if the arrays are those of a stream."""
+        return None if self._windows is None else self._windows.stream.window
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
@@ -61,25 +76,60 @@ class Batches:
 
     def order(self, epoch: int) -> np.ndarray:
         """The numbers of all rows, int64 (rows,), in the order of this epoch."""
-        if not self.shuffle:
-            return np.arange(self.rows)
-        return Stream(self.seed, Purpose.SHUFFLE, 0, epoch).permutation(self.rows)
+        return np.concatenate(list(self._pieces(epoch)))
 
-    def numbers(self, epoch: int) -> Iterator[np.ndarray]:
-        """The row numbers of each batch of an epoch."""
-        order = self.order(epoch)
-        for start in range(0, self.rows, self.batch_size):
-            yield order[start : start + self.batch_size]
+    def numbers(self, epoch: int) -> Rows:
+        """The row numbers of each batch of an epoch, int64. The order of many rows is made piece by piece."""
+        if self._windows is not None:
+            self._windows.begin(epoch)
+        left = np.empty(0, np.int64)
+        for piece in self._pieces(epoch):
+            order = np.concatenate([left, piece]) if left.size else piece
+            whole = len(order) - len(order) % self.batch_size
+            for start in range(0, whole, self.batch_size):
+                yield order[start : start + self.batch_size]
+            left = order[whole:]
+        if left.size:
+            yield left
+
+    def _pieces(self, epoch: int) -> Iterator[np.ndarray]:
+        """The pieces of `order`, one after the other."""
+        if not self.shuffle:
+            return range_pieces(self.rows)
+        if self._windows is not None:
+            return window_pieces(self.rows, self._windows.stream.window, self.seed, epoch)
+        return permutation_pieces(Stream(self.seed, Purpose.SHUFFLE, 0, epoch), self.rows)
+
+    def sample(self, size: int) -> tuple[Any, ...]:
+        """The first rows of every array, to try out a batch of this size. Raises OptionError for a small window."""
+        if self._windows is None:
+            return self.gather(np.arange(size))
+        if size > self._windows.stream.window:
+            raise OptionError(
+                f"a batch of {size} is larger than the window of {self._windows.stream!r}: give a larger window"
+            )
+        return tuple(array[:size] for array in self._windows.first)
 
     def gather(self, rows: np.ndarray) -> tuple[Any, ...]:
         """These rows of every array, on the host or the device as the array is."""
         gathered = []
         for array in self.arrays:
-            lib = backend_of(array)
-            gathered.append(array[rows] if lib.is_host else lib.xp.take(array, lib.to_device(rows), axis=0))
+            if is_on_host(array):
+                gathered.append(array[rows])
+            else:
+                lib = backend_of(array)
+                gathered.append(
+                    array[rows] if lib.is_host else lib.xp.take(array, lib.to_device(rows), axis=0)
+                )
         return tuple(gathered)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Any, ...]]:
+    def epoch(self, epoch: int) -> Generator[tuple[Any, ...], None, None]:
         """The batches of an epoch, counted from 0; each is a tuple of arrays."""
-        for rows in self.numbers(epoch):
-            yield self.gather(rows)
+        with closing(self):
+            for rows in self.numbers(epoch):
+                yield self.gather(rows)
+
+    def close(self) -> None:
+        """End the thread that reads the windows of a stream, after an epoch or in the middle of one."""
+        if self._windows is not None:
+            self._windows.end()

@@ -15,7 +15,7 @@ from typing import TextIO
 from xnn.errors import CorruptFileError
 from xnn.files import reading
 
-__all__ = ["Row", "read_rows"]
+__all__ = ["Place", "Row", "read_rows"]
 
 #: The most characters of a field and of a line: a file that is no table may have no line end at all.
 _LONGEST_FIELD = 2**17
@@ -43,8 +43,25 @@ class Row:
         return self.lines[column] if self.lines else self.line
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a CSV file in UTF-8.
+class Place:
+    """A place between two rows of a CSV file, from which reading can go on: `read_rows` keeps it up to date.
+
+    byte: where the next row begins, as the text file tells it. line: the number of the last line before. Default: 0,
+    the beginning.
+    """
+
+    def __init__(self, byte: int = 0, line: int = 0) -> None:
+        self.byte, self.line = byte, line
+        self.lines: _Lines | None = None
+
+    def now(self) -> tuple[int, int]:
+        """Byte and line after the last row that was read."""
+        assert self.lines is not None
+        return self.lines.file.tell(), self.lines.number
+
+
+def read_rows(path: Path, place: Place | None = None) -> Iterator[Row]:
+    """The rows of a CSV file in UTF-8. place: where to begin. Default: at the beginning.
 
     Raises DataNotFoundError without the file; CorruptFileError, naming the line, for bytes that are not UTF-8 or are
     0, for quotation marks that are not closed or stand inside a field, and for a line or field without end.
@@ -52,6 +69,11 @@ def read_rows(path: Path) -> Iterator[Row]:
     # Bytes that are not UTF-8 become surrogates, so that the line they are in is known.
     with reading(path), open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = _Lines(path, file)
+        if place is not None:
+            place.lines = lines
+            if place.byte:
+                file.seek(place.byte)
+                lines.number = place.line
         for line in lines:
             if '"' in line:
                 yield _Quoted(lines, line).row()

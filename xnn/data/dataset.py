@@ -10,7 +10,8 @@ from typing import Any, Never
 import numpy as np
 
 from xnn.backends import get_backend
-from xnn.data.standardize import constant_columns, far_from_unit, standard_layer
+from xnn.backends.row_sources import is_on_host, row_blocks
+from xnn.data.standardize import constant_columns, extremes, far_from_unit, standard_layer
 from xnn.data.tables import Columns
 from xnn.data.targets import Label
 from xnn.errors import CorruptFileError, OptionError, ShapeError
@@ -30,7 +31,8 @@ class Dataset:
     """Arrays for training, validation and test, and what they mean. It unpacks to its six arrays.
 
     name: the name of the data set, or of the file.
-    x_train, x_val, x_test: samples (n, features), uint8 pixels or float64.
+    x_train, x_val, x_test: samples (n, features), uint8 pixels or float64; of a large file, they are read from it
+        where they are needed.
     y_train, y_val, y_test: int64 labels (n,), from 0; or float64 targets (n, columns) of a regression.
     task: "classification" or "regression". Default "classification".
     scale: the factor for the features in a model, such as 1/255 for pixels; None if they should be standardized.
@@ -76,7 +78,7 @@ class Dataset:
         }
         for name, (x, y) in parts.items():
             for letter, array in (("x", x), ("y", y)):
-                if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+                if not (is_on_host(array) and array.dtype.kind in "biuf"):
                     raise OptionError(f"{letter}_{name} must be a NumPy array of numbers, got {shown(array)}")
             if x.ndim != 2 or not len(x) == len(y) or x.shape[1:] != self.x_train.shape[1:]:
                 raise ShapeError(
@@ -141,7 +143,7 @@ class Dataset:
         from xnn.backends.exact import ExactNamespace
 
         exact = ExactNamespace(get_backend("numpy"))  # the sums of NumPy depend on the processor
-        x = self.x_train.astype(np.float64)
+        x = np.asarray(self.x_train, np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             mean, std = exact.mean(x, axis=0), exact.std(x, axis=0)
         wrong = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std)))
@@ -184,15 +186,15 @@ class Dataset:
         checked = [False] * samples + [True] * (self.task == "regression")
         for targets in checked:
             for array in y if targets else x:
-                if array.dtype.kind == "f":
-                    wrong = np.flatnonzero(np.abs(array).max(axis=0, initial=0.0) > np.finfo(dtype).max)
+                if array.dtype.kind == "f" and len(array):
+                    wrong = np.flatnonzero(np.abs(extremes(array)).max(axis=0) > np.finfo(dtype).max)
                     if wrong.size:
                         raise self._too_large(array, int(wrong[0]), f"too large for {dtype}", targets)
 
     def _too_large(self, array: np.ndarray, column: int, why: str, targets: bool = False) -> CorruptFileError:
         """The error for a column that holds a number that is too large."""
         place = self._column(column, targets) + ("," if self.columns is None else "")
-        largest = array[np.argmax(np.abs(array[:, column])), column]
+        largest = max((numbers[column] for numbers in extremes(array)), key=abs)
         return CorruptFileError(
             f"{self.name}: {place} holds {largest:g}, {why}: correct it, drop the row, or change the unit"
         )
@@ -260,7 +262,11 @@ class Dataset:
                 )
         if self.scale is None and self.x_train.dtype.kind == "f" and len(self.x_train):
             there = constant_columns(self.x_train)
-            others = [(x == self.x_train[0]).all(axis=0) for x in (self.x_val, self.x_test)]
+            first = self.x_train[0]
+            others = [
+                np.all([(block == first).all(axis=0) for _, block in row_blocks(x)], axis=0) | (len(x) == 0)
+                for x in (self.x_val, self.x_test)
+            ]
             everywhere = there & others[0] & others[1]
             few = f" in the {len(self.x_train)} training samples"
             if len(self.x_train) == 1:

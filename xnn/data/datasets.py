@@ -15,7 +15,7 @@ from xnn.data.loading import Column, TableOptions, from_arrays, from_csv, from_n
 from xnn.data.sources import data_homes, fetch, find, reachable
 from xnn.data.synthetic import synthetic_digits
 from xnn.errors import CorruptFileError, DataNotFoundError, MissingExtraError, OptionError
-from xnn.files import as_path
+from xnn.files import as_path, reading
 from xnn.options import refuse_unknown, shown
 
 __all__ = ["dataset_names", "load", "on_disk"]
@@ -66,9 +66,11 @@ def load(
     seed: int = 0,
     **unknown: Never,
 ) -> Dataset:
-    """A data set by its name, or from a .npz or .csv file, split into training, validation and test.
+    """A data set by its name, or from a .npz or .csv file or a folder, split into training, validation and test.
 
-    name: mnist, fashion-mnist, digits, boston, synthetic, or the path of a .npz or .csv file. Default: mnist; or
+    name: mnist, fashion-mnist, digits, boston, synthetic, or the path of a .npz or .csv file, or of a folder of .npy
+        or .npz files (`open_arrays`). Samples of an .npz file or a folder that has 1 GiB or more are not read into
+        memory, but from the file where they are needed, with the same results. Default: mnist; or
         synthetic if MNIST is neither on disk nor reachable, which `note` then says.
     data_home: a folder to look in first; then come XNN_DATA_HOME and the user's cache. What is not found is fetched
         into the cache. Default None.
@@ -119,11 +121,14 @@ def load(
         path = as_path(name)
         if path.suffix.lower() == ".csv":
             return from_csv(path, options)
-        if path.suffix.lower() == ".npz":
+        with reading(path):
+            folder = bool(str(name)) and path.is_dir()
+        if folder or path.suffix.lower() == ".npz":
             return from_npz(path, options)
     hint = "" if isinstance(name, str) else ". A Trainer takes arrays as they are: fit((x, y))"
     raise OptionError(
-        f"there is no data set {shown(name)}; choose {', '.join(dataset_names())}, or give a .npz or .csv file{hint}"
+        f"there is no data set {shown(name)}; choose {', '.join(dataset_names())}, or give a .npz or .csv file, or "
+        f"a folder of .npy or .npz files{hint}"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import os
 import zlib
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.memory import check_memory
+from xnn.data.arrays import LARGE
 from xnn.errors import CorruptFileError, DataNotFoundError
 from xnn.files import as_path, reading
 
@@ -40,8 +42,9 @@ def read_idx(
     shape: the shape that it must have; None in it stands for any extent. Default: any.
     dtype: the type that it must have, such as "u1". Default: any.
 
-    No more is read or decompressed than the header announces, and at most 2 GiB. A header that announces more than
-    the file can hold is refused before memory is asked for.
+    A file of 1 GiB or more that is not compressed becomes a memory map, in the byte order of the file: its numbers
+    are read where they are needed. Of others, no more is read or decompressed than the header announces, and at most
+    2 GiB. A header that announces more than the file can hold is refused before memory is asked for.
     Raises CorruptFileError for a file that cannot be read, is not an idx file, is too short or too long, or has
     another type, shape or checksum.
 
@@ -97,6 +100,9 @@ def _parse(
             f"{path} holds {kind.name}{list(extents)}; {dtype or 'any type'}"
             f"{['any' if n is None else n for n in shape or ()]} was expected: fetch it again"
         )
+    begins = 4 + len(header)
+    if isinstance(file, io.BufferedReader) and LARGE <= size == most - begins:
+        return _mapped(path, kind, begins, extents, sha256)
     if math.prod(extent or 1 for extent in extents) * kind.itemsize > _LIMIT:
         raise CorruptFileError(
             f"{path} announces the shape {list(extents)} of {kind.name}; at most {_LIMIT:,} bytes are read"
@@ -109,7 +115,22 @@ def _parse(
         which = "shorter" if len(body) < size else "longer"
         raise CorruptFileError(f"{path} is {which} than the {size:,} bytes that it announces: fetch it again")
     if sha256 is not None and hashlib.sha256(magic + header + body).hexdigest() != sha256:
-        raise CorruptFileError(
-            f"{path} has another checksum than the published file: delete it and fetch it again"
-        )
+        raise _other_checksum(path)
     return np.frombuffer(body, dtype=kind).astype(kind.newbyteorder("="), copy=False).reshape(extents)
+
+
+def _mapped(
+    path: Path, kind: np.dtype[Any], begins: int, extents: tuple[int, ...], sha256: str | None
+) -> np.ndarray:
+    """The array as a memory map. begins: the byte of the file where its numbers begin."""
+    if sha256 is not None:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise _other_checksum(path)
+    return np.asarray(np.memmap(path, kind, "r", begins, extents))
+
+
+def _other_checksum(path: Path) -> CorruptFileError:
+    return CorruptFileError(
+        f"{path} has another checksum than the published file: delete it and fetch it again"
+    )

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Purpose, Stream
-from xnn.data.arrays import read_npz
+from xnn.backends.row_sources import Selected, reads_rows
+from xnn.data.arrays import LARGE
+from xnn.data.csv_cache import read_large_csv
 from xnn.data.csv_fields import is_number
 from xnn.data.dataset import Dataset
-from xnn.data.splits import split_rows, take_out
+from xnn.data.shards import open_arrays
+from xnn.data.splits import random_order, split_rows, take_out
 from xnn.data.tables import Choose, Columns, Table, every_column, read_csv, samples_and_targets
 from xnn.data.targets import MOST_CLASSES, Targets, as_numbers, as_targets, label_numbers, one_hot_classes
 from xnn.errors import CorruptFileError, OptionError, ShapeError
+from xnn.files import reading
 from xnn.options import check_real, is_one_of, shown
 
 __all__ = ["TableOptions", "from_arrays", "from_csv", "from_npz", "samples_from_csv", "table_for_model"]
@@ -68,7 +72,9 @@ def from_csv(path: Path, options: TableOptions, name: str = "") -> Dataset:
     """A data set of the rows of a CSV file. Raises CorruptFileError, DataNotFoundError or OptionError."""
     given = options.target if isinstance(options.target, (list, tuple)) else [options.target]
     names = [name for name in given if isinstance(name, str) and not is_number(name)]
-    table = read_csv(path, _by_target(path, options.target), options.header, names)
+    with reading(path):
+        read = read_large_csv if path.is_file() and path.stat().st_size >= LARGE else read_csv
+    table = read(path, _by_target(path, options.target), options.header, names)
     notes = (*table.notes, *_about_names(table), *table.target_notes(options.task))
     y = table.targets(options.task)
     return from_arrays(name or path.name, table.x, y, options, columns=table.columns, notes=notes)
@@ -84,8 +90,9 @@ def _about_names(table: Table) -> Iterator[str]:
             "not by their names"
         )
     for column, numbers in zip(table.columns.features, table.x.T, strict=True):
-        counts = len(numbers) > 1 and np.array_equal(numbers, np.arange(len(numbers)) + numbers[0])
-        if names and not names[column] and counts and numbers[0] in (0, 1):
+        if not names or names[column] or len(numbers) < 2 or numbers[0] not in (0, 1):
+            continue
+        if np.array_equal(numbers, np.arange(len(numbers)) + numbers[0]):
             yield (
                 f"column {column + 1} has no name and counts the rows, as an index does: it is used as a feature; "
                 "remove it if it means nothing (pandas: to_csv(..., index=False))"
@@ -107,12 +114,19 @@ def from_arrays(
     targets = as_targets(name, y, options.task)
     classes = _stratified(name, targets, options)
     rows = split_rows(name, len(x), options.split, options.seed, classes)
-    train, validation, test = ((x[part], targets.y[part]) for part in rows)
+    train, validation, test = ((rows_of(x, part), targets.y[part]) for part in rows)
     return Dataset(
         name, *train, *validation, *test, task=targets.task, scale=_pixel_scale(x) if scale is None else scale,
         note="; ".join(filter(None, (*notes, targets.note))), labels=targets.labels, columns=columns,
         sample_shape=shape,
     )  # fmt: skip
+
+
+def rows_of(x: Any, rows: np.ndarray) -> Any:
+    """These rows of an array: a copy, or for an array in a file a RowSource that reads them where they are needed."""
+    if not reads_rows(x):
+        return x[rows]
+    return Selected(x, rows.astype(np.uint32) if len(x) < 2**32 else rows)
 
 
 def _stratified(name: str, targets: Targets, options: TableOptions) -> np.ndarray | None:
@@ -264,14 +278,14 @@ def _as_trained(path: Path, trained: Columns) -> Choose:
 
 
 def from_npz(path: Path, options: TableOptions) -> Dataset:
-    """Read a data set from an .npz archive.
+    """Read a data set from an .npz archive, or a folder of .npy or .npz files (`open_arrays`).
 
-    The archive has the arrays x and y; or x_train, y_train, x_test and y_test, with or without x_val and y_val.
+    It has the arrays x and y; or x_train, y_train, x_test and y_test, with or without x_val and y_val.
 
     Raises CorruptFileError, DataNotFoundError or OptionError.
     """
     options.refuse(f"{path}: targets are its y", "target", "header")
-    arrays = read_npz(path)
+    arrays = open_arrays(path)
     parts = _parts_of(path, arrays)
     if not parts:
         return from_arrays(path.name, arrays["x"], arrays["y"], options)
@@ -294,10 +308,11 @@ def from_npz(path: Path, options: TableOptions) -> Dataset:
         parts[part] = xs, numbers
     if "val" not in parts:
         x, y = parts["train"]
-        order = Stream(options.seed, Purpose.SPLIT).permutation(len(x))
+        order = random_order(options.seed, len(x))
         classes = _stratified(path.name, targets, options)
         train, validation = take_out(order, max(1, int(len(x) * options.split[1] + 1e-9)), classes)
-        parts["val"], parts["train"] = (x[validation], y[validation]), (x[train], y[train])
+        parts["val"] = rows_of(x, validation), y[validation]
+        parts["train"] = rows_of(x, train), y[train]
     return Dataset(
         path.name, *parts["train"], *parts["val"], *parts["test"], task=targets.task, scale=_pixel_scale(x),
         note=targets.note, labels=targets.labels, sample_shape=arrays["x_train"].shape[1:],

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from xnn.backends import Purpose, Stream
+from xnn.data.orders import permutation_pieces
 from xnn.errors import CorruptFileError
 
-__all__ = ["split_rows", "take_out"]
+__all__ = ["random_order", "split_rows", "take_out"]
+
+_MANY = 2**20  # rows
+_BLOCK = 2**18  # rows that are looked at together
 
 
 def split_rows(
@@ -31,9 +36,21 @@ def split_rows(
             f"{name} holds {n} sample{'s' * (n != 1)}, too few to train, validate and test by a split of {split}: "
             "add samples"
         )
-    rest, tested = take_out(Stream(seed, Purpose.SPLIT).permutation(n), test, labels)
+    rest, tested = take_out(random_order(seed, n), test, labels)
     trained, validated = take_out(rest, validation, labels)
     return trained, validated, tested
+
+
+def random_order(seed: int, n: int) -> np.ndarray:
+    """The numbers of n rows in the random order of a split. Those of many rows are uint32, to take less memory."""
+    pieces = permutation_pieces(Stream(seed, Purpose.SPLIT), n)
+    if not _MANY < n < 2**32:
+        return np.concatenate(list(pieces))
+    order, start = np.empty(n, np.uint32), 0
+    for piece in pieces:
+        order[start : start + len(piece)] = piece
+        start += len(piece)
+    return order
 
 
 def _part(n: int, share: float) -> int:
@@ -53,13 +70,23 @@ def take_out(
     """
     if labels is None:
         return order[count:], order[:count]
-    own = labels[order]
-    counts = np.bincount(own)
+    counts = np.zeros(int(labels.max()) + 1, np.int64)
+    for part in _blocks(order):
+        counts += np.bincount(labels[part], minlength=len(counts))
     given, remainder = np.divmod(counts * count, len(order))
     first = np.lexsort((np.arange(len(counts)), -remainder, counts - given <= 1))
     given[first[: count - int(given.sum())]] += 1
-    grouped = np.argsort(own, kind="stable")
-    place = np.empty(len(order), np.int64)  # of each row within its class
-    place[grouped] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    taken = place < given[own]
+    taken, seen = np.empty(len(order), bool), np.zeros_like(counts)
+    for number, part in enumerate(_blocks(order)):
+        own = labels[part]
+        here = np.bincount(own, minlength=len(counts))
+        grouped = np.argsort(own, kind="stable")
+        place = np.empty(len(own), np.int64)  # of each row within its class
+        place[grouped] = np.arange(len(own)) - np.repeat(np.cumsum(here) - here, here)
+        taken[number * _BLOCK : number * _BLOCK + len(own)] = place + seen[own] < given[own]
+        seen += here
     return order[~taken], order[taken]
+
+
+def _blocks(order: np.ndarray) -> Iterator[np.ndarray]:
+    return (order[start : start + _BLOCK] for start in range(0, len(order), _BLOCK))

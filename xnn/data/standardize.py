@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import backend_of, get_backend
-from xnn.backends.host_arrays import as_host_array, row_blocks
+from xnn.backends.host_arrays import as_host_array
+from xnn.backends.row_sources import Selected, is_on_host, row_blocks
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.files import notice
 from xnn.layers import Rescale
 from xnn.layers.dense import check_exact
 from xnn.options import check_dtype
 
-__all__ = ["constant_columns", "far_from_unit", "moments", "standard_layer", "standardize"]
+__all__ = ["constant_columns", "extremes", "far_from_unit", "moments", "standard_layer", "standardize"]
 
 #: Targets of a regression with a root mean square outside of these are far from unit size. With the options that
 #: `xnn train` has by default, training is stable up to about 15; it diverges for some tables at 20, for most at 40.
@@ -66,20 +68,22 @@ def standardize(x: Any, dtype: str = "float32") -> Rescale:
 def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
     """The layer that `standardize` returns, and which columns are constant: their indices in a flattened sample."""
     check_dtype(dtype)
-    given = as_host_array(x, "standardize: the data")
-    array = backend_of(given).to_host(given)
+    given = as_host_array(x, "standardize: the data", by_rows=True)
+    array = given if is_on_host(given) else backend_of(given).to_host(given)
     if array.dtype.kind not in "iubf":
         raise DTypeError(f"standardize takes numbers, got an array of {array.dtype}: convert it")
     if array.ndim < 1 or not array.size:
         raise ShapeError(f"standardize needs samples (n, ...), at least one, got shape {array.shape}")
-    check_exact("samples", array)
-    wide = array.astype(np.float64)
-    if not np.isfinite(wide).all():
-        row = int(np.flatnonzero(~np.isfinite(wide).reshape(len(wide), -1).all(axis=1))[0])
-        raise DTypeError(f"standardize got NaN or infinity in sample {row}: fill or drop it")
-    mean, std = moments(wide)
-    constant = constant_columns(wide)
-    mean = np.where(constant, wide[0], mean)  # without a rounding
+    low, high = extremes(array)
+    for numbers in (low, high):
+        check_exact("samples", numbers)
+    if not np.isfinite([low, high]).all():
+        for start, block in row_blocks(array):
+            for row in np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1)).tolist():
+                raise DTypeError(f"standardize got NaN or infinity in sample {start + row}: fill or drop it")
+    mean, std = moments(array)
+    constant = low == high
+    mean = np.where(constant, np.asarray(array[0], np.float64), mean)  # without a rounding
     with np.errstate(over="ignore", divide="ignore"):
         scale = np.where(constant, 1.0, 1.0 / std)
     if not np.isfinite(scale).all():
@@ -88,40 +92,82 @@ def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
     return Rescale(scale, dtype=dtype, shift=mean), np.flatnonzero(constant)
 
 
-def far_from_unit(y: np.ndarray) -> float | None:
+def far_from_unit(y: Any) -> float | None:
     """The root mean square of the largest column of targets y (n, ...), if it is far from 1; else None.
 
     Such targets are hard to learn.
     """
     if not y.size:
         return None
-    columns = y.reshape(len(y), -1)
-    each = [np.abs(block.astype(np.float64)).max(axis=0) for _, block in row_blocks(columns)]
-    column = columns[:, np.argmax(np.max(each, axis=0))].astype(np.float64)
-    largest = max(float(np.abs(column).max()), 1e-300)
-    size = float(np.sqrt(np.mean(np.square(column / largest)))) * largest
+
+    def columns() -> Iterator[np.ndarray]:
+        for _, block in row_blocks(y):
+            yield block.reshape(len(block), -1).astype(np.float64)
+
+    each = np.max([np.abs(block).max(axis=0) for block in columns()], axis=0)
+    column, largest = int(np.argmax(each)), max(float(each.max()), 1e-300)
+    squares = sum(float(np.sum(np.square(block[:, column] / largest))) for block in columns())
+    size = float(np.sqrt(squares / len(y))) * largest
     return size if size and not _NEAR[0] <= size <= _NEAR[1] else None
 
 
-def constant_columns(x: np.ndarray) -> np.ndarray:
+def extremes(x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest number of each column of x (n, ...), which may be read from files."""
+    found = [(block.min(axis=0), block.max(axis=0)) for block in _blocks(x)]
+    lows, highs = zip(*found, strict=True)
+    return np.min(lows, axis=0), np.max(highs, axis=0)
+
+
+def _blocks(x: Any) -> Iterator[np.ndarray]:
+    """The samples, block by block, in the order in which they lie in a file."""
+    if isinstance(x, Selected):
+        x = Selected(x.source, np.sort(x.rows))
+    return (block for _, block in row_blocks(x))
+
+
+def constant_columns(x: Any) -> np.ndarray:
     """Whether all samples have the same number, for each column of x (n, ...)."""
-    return np.asarray(x.min(axis=0) == x.max(axis=0))
+    low, high = extremes(x)
+    return np.asarray(low == high)
 
 
-def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(x: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column of x (n, ...), float64, the same bits on every machine.
 
     Each column is first divided by the power of two above its largest number, so that no square overflows or is 0.
-    The mean is then corrected by the mean of what is left, in a second pass.
+    The mean is then corrected by the mean of what is left, in a second pass. The samples are read block by block.
     """
-    from xnn.backends.exact import ExactNamespace
+    ends = [numbers.astype(np.float64) for numbers in extremes(x)]
+    _, exponent = np.frexp(np.max(np.abs(ends), axis=0))
 
-    exact = ExactNamespace(get_backend("numpy"))  # the sums of NumPy depend on the processor
-    _, exponent = np.frexp(np.abs(x).max(axis=0))
-    near = np.ldexp(x, -exponent)
-    mean = exact.mean(near, axis=0)
-    mean = mean + exact.mean(near - mean, axis=0)
-    away = near - mean
-    _, spread = np.frexp(np.abs(away).max(axis=0))
-    std = np.ldexp(exact.std(np.ldexp(away, -spread), axis=0), spread)
-    return np.ldexp(mean, exponent), np.ldexp(std, exponent)
+    def near(block: np.ndarray) -> np.ndarray:
+        return np.asarray(np.ldexp(block, -exponent))
+
+    mean = _mean(x, near, ends)
+    mean = mean + _mean(x, lambda block: near(block) - mean, ends)
+    _, spread = np.frexp(np.max([np.abs(near(end) - mean) for end in ends], axis=0))
+
+    def away(block: np.ndarray) -> np.ndarray:
+        return np.asarray(np.ldexp(near(block) - mean, -spread))
+
+    centre = _mean(x, away, ends)
+    variance = _mean(x, lambda block: np.square(away(block) - centre), ends)
+    return np.ldexp(mean, exponent), np.ldexp(np.ldexp(np.sqrt(variance), spread), exponent)
+
+
+def _mean(x: Any, of: Callable[[np.ndarray], np.ndarray], ends: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of each column of a function of the samples, as exact numerics compute it.
+
+    of: a function that is monotonic in each number, or the square of one.
+    ends: the smallest and the largest number of each column, where such a function is largest.
+
+    Each number is cut to a slice, relative to the largest of its column. Sums of slices are exact in any order.
+    """
+    from xnn.backends.exact.slices import exponent, slice_one, sum_bits
+
+    lib = get_backend("numpy")  # the sums of NumPy depend on the processor
+    exponents = exponent(lib, np.max([np.abs(of(end)) for end in ends], axis=0)[None], 0)
+    total, bits = 0.0, sum_bits(len(x))
+    for block in _blocks(x):
+        total = total + slice_one(lib, of(block.astype(np.float64)), exponents, bits).sum(axis=0)
+    return np.asarray((total + 0.0) / float(len(x)))

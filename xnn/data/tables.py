@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from array import array as packed
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from xnn.backends.row_sources import Converted, RowSource, row_blocks
 from xnn.data.csv_fields import as_number, is_date, is_missing, is_number, is_whole, like_number, loses_digits
 from xnn.data.csv_rows import Row, read_rows
+from xnn.data.csv_targets import NumberFields, first_rows, mapped_fields
 from xnn.data.headers import is_header
 from xnn.errors import CorruptFileError
 
@@ -71,7 +73,7 @@ class Table:
     path: Path
     columns: Columns
     x: np.ndarray
-    fields: tuple[list[str], ...]
+    fields: tuple[Sequence[str], ...]
     lines: Sequence[int]
     unlabelled: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
@@ -90,7 +92,10 @@ class Table:
             return self._names()
         numbers: list[np.ndarray] = []
         for column, fields in zip(self.columns.targets, self.fields, strict=True):
-            for row, field in enumerate(fields):
+            if isinstance(fields, NumberFields):
+                numbers.append(np.asarray(fields.numbers))
+                continue
+            for field, row in first_rows(fields).items():
                 if not is_number(field):
                     several = "; several targets must all be numbers" if len(self.fields) > 1 else ""
                     raise self._error(row, column, f"{field!r} is not a number{several}")
@@ -98,7 +103,7 @@ class Table:
                     raise self._error(
                         row, column, f"{field} is {_TOO_LONG}: write it as 1.5e16 if digits may go"
                     )
-            numbers.append(np.asarray([float(field) for field in fields]))
+            numbers.append(mapped_fields(fields, float))
         y = np.stack(numbers, axis=1)
         if not np.isfinite(y).all():
             row, place = np.argwhere(~np.isfinite(y))[0].tolist()
@@ -110,35 +115,38 @@ class Table:
         if len(self.fields) != 1 or task is not None or not self._are_names(None):
             return ()
         (fields,) = self.fields
-        numbers = [field for field in fields if is_number(field)]
+        found = first_rows(fields)
         column = self.columns.describe(self.columns.targets[0])
-        if not numbers:
-            like = next(filter(like_number, fields), None)
+        if not any(map(is_number, found)):
+            like = next(filter(like_number, found), None)
             if like is None:
                 return ()
             return (
-                f"the target, {column}, is text such as {like[:40]!r}: taken as {len(set(fields))} classes; for a "
+                f"the target, {column}, is text such as {like[:40]!r}: taken as {len(found)} classes; for a "
                 "regression write it as numbers, 1234.5",
             )
-        other = next((row for row, field in enumerate(fields) if not is_number(field)), None)
+        other = next((field for field in found if not is_number(field)), None)
         if other is not None:
-            why = f"mixes numbers with text ({fields[other][:40]!r} in line {self.lines[other]})"
+            why = f"mixes numbers with text ({other[:40]!r} in line {self.lines[found[other]]})"
         else:
-            why = f"holds {next(filter(_is_code, fields))}, which as a number would lose digits"
+            why = f"holds {next(filter(_is_code, found))}, which as a number would lose digits"
         return (f"the target, {column}, {why}: its values are names of classes",)
 
     def _are_names(self, task: str | None) -> bool:
         """Whether a single target column is text: names of classes."""
         (fields,), (column,) = self.fields, self.columns.targets
-        texts = [row for row, field in enumerate(fields) if not is_number(field)]
-        like = [row for row in texts if like_number(fields[row])]
+        if isinstance(fields, NumberFields):
+            return False
+        found = first_rows(fields)
+        texts = [field for field in found if not is_number(field)]
+        like = [field for field in texts if like_number(field)]
         if task == "regression":
             if like:
-                raise self._damaged(like[0], column, "")
-            return bool(fields) and len(texts) == len(fields)  # as_targets says that this is no regression
+                raise self._damaged(found[like[0]], column, "")
+            return bool(found) and len(texts) == len(found)  # as_targets says that this is no regression
         if not texts:
-            return any(map(_is_code, fields))
-        mark = next((mark for mark in ";\t|" if all(mark in field for field in fields)), None)
+            return any(map(_is_code, found))
+        mark = next((mark for mark in ";\t|" if all(mark in field for field in found)), None)
         if task is None and mark:
             raise self._error(
                 0,
@@ -146,11 +154,11 @@ class Table:
                 f"{fields[0][:40]!r} is a single field: fields have commas between them, not {mark!r}",
             )
         if task is None:
-            damaged, different = texts if len(texts) < len(fields) else like, len(set(fields))
+            damaged, different = texts if len(texts) < len(found) else like, len(found)
             rare = bool(like) and different > 2 and 4 * different > 3 * len(fields)
             if damaged and (different > _FEW or rare):
                 hint = "; task='classification' (--task) takes all targets as names of classes"
-                raise self._damaged(damaged[0], column, hint)
+                raise self._damaged(found[damaged[0]], column, hint)
         return True
 
     def _damaged(self, row: int, column: int, hint: str) -> CorruptFileError:
@@ -164,10 +172,10 @@ class Table:
 
     def _names(self) -> np.ndarray:
         (fields,), (column,) = self.fields, self.columns.targets
-        long = next((row for row, field in enumerate(fields) if len(field) > _LONGEST_NAME), None)
-        if long is not None:
-            raise self._error(long, column, f"a name of a class has up to {_LONGEST_NAME} characters")
-        return np.asarray(fields, dtype=np.str_)
+        for field, row in first_rows(fields).items():
+            if len(field) > _LONGEST_NAME:
+                raise self._error(row, column, f"a name of a class has up to {_LONGEST_NAME} characters")
+        return mapped_fields(fields, str)
 
     def _error(self, row: int, column: int, fault: str) -> CorruptFileError:
         return CorruptFileError(
@@ -208,7 +216,35 @@ def read_csv(
     null or NaN; in quotation marks, NA is text) or a row of another length; DataNotFoundError without the file;
     OptionError if the first line may be a header or a row; and what `choose` raises.
     """
-    rows = read_rows(path)
+    columns, width, notes, everything = begin_table(path, read_rows(path), choose, header, names)
+    x, lines, unlabelled = packed("d"), packed("q"), []
+    texts: list[list[str]] = [[] for _ in columns.targets]
+    classes: set[str] = set()
+    for row in everything:
+        x.extend(numbers_of(path, row, columns, width, len(lines)))
+        for column, fields in zip(columns.targets, texts, strict=True):
+            field = row.fields[column]
+            if is_missing(field) and not is_class(path, row, column, columns, training):
+                unlabelled.append(row.line_of(column))
+            elif is_missing(field):
+                classes.add(field)
+            fields.append(field)
+        lines.append(row.line)
+    if training and not lines:
+        raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
+    notes += note_of_classes(classes)
+    samples = np.frombuffer(x, dtype=np.float64) if len(x) else np.zeros(0)
+    shape = len(lines), len(columns.features)
+    return Table(path, columns, samples.reshape(shape), tuple(texts), lines, tuple(unlabelled), tuple(notes))
+
+
+def begin_table(
+    path: Path, rows: Iterator[Row], choose: Choose, header: bool | None, names: Sequence[str]
+) -> tuple[Columns, int, list[str], Iterator[Row]]:
+    """The columns of a table, how many there are, what the user should be told, and the rows behind the header.
+
+    rows: all rows. The other arguments, and what is raised, are those of `read_csv`.
+    """
     first = next(rows, None)
     if first is None:
         raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
@@ -218,44 +254,44 @@ def read_csv(
     if named is None:
         named, note = is_header(path, first, ahead, names)
         notes += [note] if note else []
-    width = len(first.fields)
     labels = tuple(first.fields) if named else ()
-    features, targets = map(tuple, choose(labels, width))
-    columns = Columns(labels, features, targets, header)
-    everything = chain(ahead, rows) if named else chain([first], ahead, rows)
-    x, lines, unlabelled = packed("d"), packed("q"), []
-    texts: list[list[str]] = [[] for _ in columns.targets]
-    classes: set[str] = set()
-    for row in everything:
-        if len(row.fields) != width:
-            raise _wrong_length(path, row, width)
-        if row.lines:
-            _check_lines(path, row, width)
-        numbers = [as_number(row.fields[column]) for column in columns.features]
-        if not all(-(2.0**53) < number < 2.0**53 for number in numbers):  # NaN fails, too
-            _check_features(path, row, columns, len(lines))
-        for column, fields in zip(columns.targets, texts, strict=True):
-            field = row.fields[column]
-            named_so = bool(field) and column in row.quoted
-            if is_missing(field) and named_so:
-                classes.add(field)
-            elif is_missing(field):
-                if training:
-                    raise _error(path, row, columns, column, _missing(row, column, columns))
-                unlabelled.append(row.line_of(column))
-            fields.append(field)
-        x.extend(numbers)
-        lines.append(row.line)
-    if training and not lines:
-        raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
-    if classes:
-        shown = ", ".join(f'"{name}"' for name in sorted(classes))
-        notes.append(
-            f"took {shown} among the targets as a class, because of the quotation marks; NA alone is missing"
-        )
-    samples = np.frombuffer(x, dtype=np.float64) if len(x) else np.zeros(0)
-    shape = len(lines), len(columns.features)
-    return Table(path, columns, samples.reshape(shape), tuple(texts), lines, tuple(unlabelled), tuple(notes))
+    features, targets = map(tuple, choose(labels, len(first.fields)))
+    behind = chain(ahead, rows) if named else chain([first], ahead, rows)
+    return Columns(labels, features, targets, header), len(first.fields), notes, behind
+
+
+def numbers_of(path: Path, row: Row, columns: Columns, width: int, rows: int) -> list[float]:
+    """The features of a row. Raises CorruptFileError if the row is damaged.
+
+    width: the fields that it must have. rows: how many rows came before.
+    """
+    if len(row.fields) != width:
+        raise _wrong_length(path, row, width)
+    if row.lines:
+        _check_lines(path, row, width)
+    numbers = [as_number(row.fields[column]) for column in columns.features]
+    if not all(-(2.0**53) < number < 2.0**53 for number in numbers):  # NaN fails, too
+        _check_features(path, row, columns, rows)
+    return numbers
+
+
+def is_class(path: Path, row: Row, column: int, columns: Columns, needed: bool) -> bool:
+    """Whether a target that stands for a missing value is a class of this name, in quotation marks.
+
+    needed: whether a missing target is an error: CorruptFileError.
+    """
+    if row.fields[column] and column in row.quoted:
+        return True
+    if needed:
+        raise _error(path, row, columns, column, _missing(row, column, columns))
+    return False
+
+
+def note_of_classes(classes: Set[str]) -> list[str]:
+    """What the user should be told of classes whose names stand for a missing value elsewhere."""
+    shown = ", ".join(f'"{name}"' for name in sorted(classes))
+    because = "because of the quotation marks; NA alone is missing"
+    return [f"took {shown} among the targets as a class, {because}"] if classes else []
 
 
 def _wrong_length(path: Path, row: Row, width: int) -> CorruptFileError:
@@ -333,15 +369,16 @@ def _check_features(path: Path, row: Row, columns: Columns, rows: int) -> None:
         raise _error(path, row, columns, column, fault)
 
 
-def samples_and_targets(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def samples_and_targets(name: str, x: Any, y: Any) -> tuple[Any, np.ndarray]:
     """Arrays as samples (n, features) and targets (n,) or (n, columns).
 
     name: the name of the data, for messages.
-    x: (n, ...), finite numbers.
+    x: (n, ...), finite numbers; also a RowSource.
     y: (n, ...), finite numbers; or (n,) or (n, 1), names of classes.
 
     Raises CorruptFileError for other arrays.
     """
+    y = y[:] if isinstance(y, RowSource) else y
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     numbers = x.dtype.kind in "iubf" and (y.dtype.kind in "iubf" or (y.dtype.kind == "U" and y.ndim == 1))
@@ -351,9 +388,13 @@ def samples_and_targets(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.nda
             "numbers, equally many (or targets (n,) the names of classes)"
         )
     for what, array in (("features", x), ("targets", y)):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
-            raise CorruptFileError(
-                f"{name}: the {what} of sample {row} hold NaN or infinity: fill or drop it"
-            )
-    return x.reshape(len(x), int(np.prod(x.shape[1:]))), y
+        for start, block in row_blocks(array) if array.dtype.kind == "f" else ():
+            if not np.isfinite(block).all():
+                row = int(np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))[0])
+                raise CorruptFileError(
+                    f"{name}: the {what} of sample {start + row} hold NaN or infinity: fill or drop it"
+                )
+    width = int(np.prod(x.shape[1:]))
+    if isinstance(x, RowSource):
+        return x if x.ndim == 2 else Converted(x, lambda rows: rows.reshape(len(rows), width)), np.asarray(y)
+    return x.reshape(len(x), width), np.asarray(y)

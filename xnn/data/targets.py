@@ -30,6 +30,7 @@ MOST_CLASSES = 1000
 #: The number of a class, as text.
 _NUMBER = re.compile("0{0,99}[0-9]{1,18}")
 _FEW = 20
+_TOGETHER = 2**18  # targets that are sorted together
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class Targets:
     note: str = ""
 
 
+def distinct(y: np.ndarray) -> np.ndarray:
+    """The different values of targets, sorted, as numpy.unique gives them, in less memory."""
+    if y.size <= _TOGETHER:
+        return np.unique(y)
+    flat = y.reshape(-1)
+    parts = [np.unique(flat[start : start + _TOGETHER]) for start in range(0, flat.size, _TOGETHER)]
+    return np.unique(np.concatenate(parts))
+
+
 def usual_task(y: np.ndarray) -> str:
     """The task that targets (n,) or (n, columns) suggest, "classification" or "regression".
 
@@ -58,7 +68,7 @@ def usual_task(y: np.ndarray) -> str:
         return "regression"
     if y.dtype.kind == "U":
         return "classification"
-    labels = np.unique(y).astype(np.float64)
+    labels = distinct(y).astype(np.float64)
     first, last = labels[0], labels[-1]
     whole = bool(np.all(labels == np.floor(labels)))
     counted = (
@@ -101,14 +111,14 @@ def as_targets(name: str, y: np.ndarray, task: str | None = None) -> Targets:
         raise OptionError(
             f"{name}: the targets are {y.shape}, and a classification has one target a sample: choose one column"
         )
-    found = np.unique(y)
+    found = distinct(y)
     if found.size > MOST_CLASSES:
         raise OptionError(
             f"{name}: the target has {found.size} different values; a classification takes up to {MOST_CLASSES} "
             "classes: choose another target or task='regression'"
         )
     if found.dtype.kind != "U" and np.array_equal(found, np.arange(found.size)):
-        return Targets(y.astype(np.int64), chosen, note=doubt)
+        return Targets(y.astype(np.int64, copy=False), chosen, note=doubt)
     names = tuple(map(_plain, found.tolist()))
     return Targets(np.searchsorted(found, y).astype(np.int64), chosen, names, doubt)
 
@@ -132,7 +142,7 @@ def _doubt(y: np.ndarray) -> str:
     """A note for targets of a regression that could be classes."""
     if y.ndim != 1 or not y.size or not bool(np.all(y == np.floor(y))):
         return ""
-    found = np.unique(y)
+    found = distinct(y)
     many = found.size > _FEW
     if many and not (found[0] in (0, 1) and found[-1] - found[0] + 1 == found.size < MOST_CLASSES):
         return ""
@@ -147,7 +157,7 @@ def _doubt_of_classes(y: np.ndarray) -> str:
     """A note for targets of a classification that could be numbers: three or more, in floats or more than 20."""
     if y.dtype.kind == "U":
         return ""
-    found = np.unique(y)
+    found = distinct(y)
     if found.size < 3 or (found.size <= _FEW and y.dtype.kind != "f"):
         return ""
     return (

@@ -15,10 +15,12 @@ from xnn.backends import (
     admit,
     backend_of,
     chosen_numerics,
+    current_numerics,
     numerics,
 )
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.numerics import NUMERICS
+from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.scope import Scope
@@ -118,20 +120,35 @@ class Sequential(Container):
 
         Raises DTypeError for an array that does not hold numbers.
         """
-        x = admit(self.backend, as_host_array(x, "x"))
+        x = admit(self.backend, as_host_array(x, "x", by_rows=True))
+        if not reads_rows(x):
+            if isinstance(x, np.ndarray):
+                self._check_numbers(x)
+            return self._as_taken(x)
+        sample = self._as_taken(np.asarray(x[:1]))  # raises for what is no number
+        for _, block in row_blocks(x):
+            self._check_numbers(block)
+        unchanged = sample.dtype == x.dtype and current_numerics() == "fast"
+        return x if unchanged else Converted(x, self._as_taken)
+
+    def _check_numbers(self, x: np.ndarray) -> None:
+        """Raise for samples of the host that the first layer takes as they are, and that are out of its range."""
+        if x.dtype == np.float64 and self.takes_float64:
+            self.check_wide(x)
+        elif x.dtype.kind in "iub" and self.takes_integers:
+            self.check_integers(x)
+
+    def _as_taken(self, x: Any) -> Any:
+        """An array of samples in the dtype in which the first layer takes them."""
         lib = backend_of(x)
         xp = lib.xp
         if x.dtype == xp.float64 and self.takes_float64:
-            if isinstance(x, np.ndarray):
-                self.check_wide(x)
             return x
         if x.dtype == getattr(xp, self.dtype):
             return lib.clean(x)
         if not xp.isdtype(x.dtype, ("real floating", "integral", "bool")):
             raise DTypeError(f"samples must be numbers, got an array of {x.dtype}")
         if not xp.isdtype(x.dtype, "real floating") and self.takes_integers:
-            if isinstance(x, np.ndarray):
-                self.check_integers(x)
             return x
         return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
@@ -154,10 +171,10 @@ class Sequential(Container):
 
     def _predict(self, x: Any, batch_size: int) -> np.ndarray:
         lib = self.backend
-        given = as_host_array(x, "x")
+        given = as_host_array(x, "x", by_rows=True)
         with np.errstate(over="ignore"):
             x = self.prepare(given)
-        _check_converted(given, x)
+            _check_converted(given, x)
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self._check_samples(tuple(x.shape))  # before any work
@@ -318,14 +335,15 @@ def first_of(layers: Sequence[Layer]) -> Layer | None:
 
 def _check_converted(given: Any, x: Any) -> None:
     """Raise DTypeError for a finite number that became infinite when samples were converted to the model's dtype."""
-    if given is x or not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+    if given is x or not is_on_host(x) or x.dtype.kind != "f" or not x.ndim:
         return
-    wrong = np.isinf(x)
-    if wrong.any() and (wrong := wrong & np.isfinite(given)).any():
-        raise DTypeError(
-            f"a sample holds {given[wrong].flat[0]:g}, which is too large for {x.dtype}: scale the samples, or build "
-            "the layers with dtype='float64'"
-        )
+    for start, block in row_blocks(x):
+        wrong = np.isinf(block)
+        if wrong.any() and (wrong := wrong & np.isfinite(here := given[start : start + len(block)])).any():
+            raise DTypeError(
+                f"a sample holds {here[wrong].flat[0]:g}, which is too large for {x.dtype}: scale the samples, or "
+                "build the layers with dtype='float64'"
+            )
 
 
 def classes_of(outputs: np.ndarray, threshold: float) -> np.ndarray:

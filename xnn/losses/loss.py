@@ -12,8 +12,8 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends import Backend, backend_of, current_numerics
-from xnn.backends.host_arrays import row_blocks
 from xnn.backends.numerics import check_same_numerics, pinned
+from xnn.backends.row_sources import row_blocks
 from xnn.errors import DTypeError, GraphError, LabelError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from

@@ -31,6 +31,7 @@ import numpy as np
 
 from xnn.backends.memory import check_memory
 from xnn.backends.numerics import NUMERICS
+from xnn.backends.row_sources import row_blocks
 from xnn.callbacks import Callback
 from xnn.errors import CorruptFileError, OptionError
 from xnn.files import as_path, reading, to_json, write_atomically
@@ -83,9 +84,10 @@ def little_endian(array: np.ndarray) -> np.ndarray:
 def data_sha256(*arrays: np.ndarray) -> str:
     """The SHA-256 of the arrays' dtypes, shapes and little-endian bytes."""
     digest = hashlib.sha256()
-    for array in map(little_endian, arrays):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(array.tobytes())
+    for array in arrays:
+        digest.update(f"{array.dtype.newbyteorder('<').str}{array.shape}".encode())
+        for _, block in row_blocks(array):
+            digest.update(little_endian(block).tobytes())
     return digest.hexdigest()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from xnn.backends.threads import limit_threads
 from xnn.data import Batches
+from xnn.data.reader import read_batches
 from xnn.graph.scope import Scope
 from xnn.layers.parts import Parts
 from xnn.losses import LossOverBatches
@@ -29,15 +31,16 @@ def evaluated(trainer: Any, batches: Batches) -> dict[str, Any]:
 
     def numbers() -> Iterator[Any]:
         """Of each batch the loss, what it was divided by unless that is the number of rows, and the counts."""
-        for x, *rest in batches.epoch(0):
-            sizes.append(x.shape[0])
-            outputs = parts.together(x)
-            targets, *weights = map(lib.to_device, rest)
-            trainer.loss.recognize(outputs, targets, *weights)
-            yield trainer.loss.run(outputs, targets, *weights)
-            if not even:
-                yield lib.number_on_device(trainer.loss.total(outputs, targets, *weights))
-            yield from count_on_device(lib, trainer.metrics, outputs, targets)
+        with closing(read_batches(batches, 0)) as read:
+            for x, *rest in read:
+                sizes.append(x.shape[0])
+                outputs = parts.together(x)
+                targets, *weights = map(lib.to_device, rest)
+                trainer.loss.recognize(outputs, targets, *weights)
+                yield trainer.loss.run(outputs, targets, *weights)
+                if not even:
+                    yield lib.number_on_device(trainer.loss.total(outputs, targets, *weights))
+                yield from count_on_device(lib, trainer.metrics, outputs, targets)
 
     with limit_threads(trainer.choose_threads_for(batches).count), Scope(records=False):
         found = iter(lib.to_host_all(numbers()))  # read once, at the end

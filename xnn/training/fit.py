@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from xnn.backends.threads import limit_threads
 from xnn.callbacks import Callback, Checkpoint, ProgressBar, call_back
 from xnn.data import Batches
-from xnn.errors import DivergenceError, OptionError
+from xnn.errors import DataError, DivergenceError, OptionError
 from xnn.history import History
 from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
@@ -98,25 +99,26 @@ class Fit:
         if self.of_users:
             self.stepper.reload()
         self.looked_at = time.perf_counter()
-        for batches in self.chunks():
-            if self.interrupted() and not self.unseen:
-                return None
-            self.steps(batches)
-            if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
-                self.check()
-            elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
-                self.show()
-            if self.batch < len(self.batches):
-                save_if_asked(self)
+        with closing(self.batches), closing(self.stepper.numbers(self.trainer.epoch)) as numbers:
+            for batches in self.chunks(islice(numbers, self.batch, None)):
+                if self.interrupted() and not self.unseen:
+                    return None
+                self.steps(batches)
+                if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
+                    self.check()
+                elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
+                    self.show()
+                if self.batch < len(self.batches):
+                    save_if_asked(self)
         if self.batch < len(self.batches):
             return None
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
 
-    def chunks(self) -> Iterator[list[np.ndarray]]:
-        """The batches of this epoch, as many at once as the kernels take: up to the next check, of one size."""
+    def chunks(self, numbers: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """These batches, as many at once as the kernels take: up to the next check, of one size."""
         chunk: list[np.ndarray] = []
         most = 1 if self.each_step else self.stepper.table.chunk
-        for rows in islice(self.batches.numbers(self.trainer.epoch), self.batch, None):
+        for rows in numbers:
             if chunk and len(rows) != len(chunk[0]):
                 yield chunk
                 chunk = []
@@ -254,12 +256,24 @@ class Fit:
             for n, rows in enumerate(self.unseen)
         ]
         self.stepper.restore()
-        error, good = diagnose(self.stepper, steps, losses)
+        try:
+            error, good = diagnose(self.stepper, steps, losses)
+        except DataError as gone:  # a stream cannot be read again
+            where = f"steps {_between(steps)}"
+            error = DivergenceError(
+                f"a number became NaN or infinite in {where}. {gone}: the layer is unknown"
+            )
+            good = 0
+            self.stepper.restore()
         self.trainer.step = self.seen + good
         self.unseen.clear()
         self.history.add(losses[:good], sum(len(step.rows) for step in steps[:good]), 0.0)
         error.history = self.history
         return error
+
+
+def _between(steps: Sequence[TakenStep]) -> str:
+    return f"{steps[0].number + 1} to {steps[-1].number + 1} (epoch {steps[0].epoch})"
 
 
 def _parts(trainer: Any) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -129,15 +130,16 @@ class _FullBatch:
         lib, loss = self.stepper.lib, self.stepper.loss
         self.mean, self.counts = LossOverBatches(loss), Totals(self.counts.metrics)
         gradients, divisor = [np.zeros(p.shape) for p in self.parameters], 0.0
-        for numbers in self.batches.numbers(0):
-            self.stepper.step(numbers, 0)
-            (value,), *columns = self.stepper.take()
-            total = float(columns.pop()[0]) if self.stepper.total else len(numbers)
-            self.mean.add(value, total)
-            self.counts.add([column[0] for column in columns], len(numbers))
-            divisor += total
-            for gradient, p in zip(gradients, self.parameters, strict=True):
-                gradient += lib.to_host(p.grad) * (total if loss.over_batches != "sum" else 1.0)
+        with closing(self.batches), closing(self.stepper.numbers(0)) as batches:
+            for numbers in batches:
+                self.stepper.step(numbers, 0)
+                (value,), *columns = self.stepper.take()
+                total = float(columns.pop()[0]) if self.stepper.total else len(numbers)
+                self.mean.add(value, total)
+                self.counts.add([column[0] for column in columns], len(numbers))
+                divisor += total
+                for gradient, p in zip(gradients, self.parameters, strict=True):
+                    gradient += lib.to_host(p.grad) * (total if loss.over_batches != "sum" else 1.0)
         for gradient, p in zip(gradients, self.parameters, strict=True):
             gradient /= (divisor or 1.0) if loss.over_batches != "sum" else 1.0  # 0 where nothing counted
             p.grad = lib.to_device(gradient.astype(p.dtype))

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import admit
-from xnn.backends.host_arrays import as_host_array, row_blocks
-from xnn.data import Batches
-from xnn.errors import DTypeError, LabelError, OptionError, ShapeError, WeightWarning
+from xnn.backends.host_arrays import as_host_array
+from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks
+from xnn.data import Batches, Stream
+from xnn.data.stream import opened
+from xnn.errors import DTypeError, LabelError, OptionError, ShapeError, WeightWarning, XnnError
 from xnn.files import notice
 from xnn.layers import Rescale, Sequential
 from xnn.layers.hidden import check_nothing_hidden
@@ -83,7 +85,7 @@ def prepare(
     model: Sequential,
     loss: Loss,
     metrics: Sequence[Metric],
-    data: tuple[Any, ...],
+    data: tuple[Any, ...] | Stream,
     role: str,
     sample_weight: Any = None,
 ) -> tuple[Any, ...]:
@@ -93,6 +95,8 @@ def prepare(
     silently.
     Raises OptionError, ShapeError, DTypeError or LabelError.
     """
+    if isinstance(data, Stream):
+        return _opened(model, loss, metrics, data, role, sample_weight)
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         what, hint = type(data).__name__, f": give both in parentheses of their own, as in {_PAIRS[role]}"
         if isinstance(data, (tuple, list)):
@@ -102,7 +106,8 @@ def prepare(
         raise OptionError(f"{role} data must be a pair (x, y) of samples and targets, got {what}{hint}")
     lib = model.backend
     x, y = (
-        admit(lib, as_host_array(part, f"{role} data: {name}")) for name, part in zip("xy", data, strict=True)
+        admit(lib, as_host_array(part, f"{role} data: {name}", by_rows=True))
+        for name, part in zip("xy", data, strict=True)
     )
     if x.ndim < 1 or not x.shape[0] or y.ndim < 1 or x.shape[0] != y.shape[0]:
         raise ShapeError(
@@ -112,16 +117,15 @@ def prepare(
     with np.errstate(over="ignore"):  # found by _check_finite, which says where
         given, x = x, model.prepare(x)
         _check_finite(role, "sample", given, x)
-        targets = y if isinstance(y, np.ndarray) else lib.to_host(y)
+        targets = y if is_on_host(y) else lib.to_host(y)
         if targets.dtype.kind in "USO":
             raise LabelError(
                 f"{role} targets are {targets.dtype}, not numbers: names, y = numpy.unique(names, "
                 "return_inverse=True) numbers the classes from 0"
             )
-        loss.check(targets, model.output_shape(tuple(x.shape[1:])))
-        for metric in metrics:
-            metric.check(targets)
-        prepared = loss.prepare(targets, model.dtype)
+        prepared = _checked_targets(
+            loss, metrics, targets, model.output_shape(tuple(x.shape[1:])), model.dtype
+        )
         _check_finite(role, "target", targets, prepared)
     # The calls between the user's line and this one, for warnings.
     above = {"training": 4, "validation": 5, "evaluation": 3}[role]
@@ -129,10 +133,7 @@ def prepare(
     if role == "training":
         warn_of_targets(model, loss, targets, above)
     # As they are if they can stay so, on a GPU too: callbacks may write to them, and a copy would not see it.
-    arrays = (
-        x,
-        y if prepared is targets else prepared if isinstance(y, np.ndarray) else lib.to_device(prepared),
-    )
+    arrays = x, y if prepared is targets else prepared if is_on_host(y) else lib.to_device(prepared)
     if sample_weight is None:
         return arrays
     given = admit(lib, as_host_array(sample_weight, f"{role} data: sample_weight"))
@@ -145,6 +146,41 @@ def prepare(
     if not weights.any():
         raise OptionError(f"{role} data: every sample_weight is 0 in {model.dtype}, so that no sample counts")
     return *arrays, weights if isinstance(given, np.ndarray) else lib.to_device(weights)
+
+
+def _opened(
+    model: Sequential, loss: Loss, metrics: Sequence[Metric], stream: Stream, role: str, sample_weight: Any
+) -> tuple[Any, ...]:
+    """The arrays of a stream, of which each window is checked and converted when it is read."""
+    if sample_weight is not None:
+        raise OptionError("a stream gives sample weights as the third of each batch: omit sample_weight=")
+
+    def prepared(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> tuple[Any, ...]:
+        return prepare(model, loss, metrics, (x, y), role, weight)
+
+    return opened(stream, prepared)
+
+
+def _checked_targets(
+    loss: Loss, metrics: Sequence[Metric], targets: Any, output_shape: tuple[int, ...], dtype: str
+) -> Any:
+    """The targets as the loss takes them, checked. Those read from files are converted when they are read."""
+    by_rows = reads_rows(targets)
+    for start, block in row_blocks(targets) if by_rows else [(0, targets)]:
+        try:
+            loss.check(block, output_shape)
+            for metric in metrics:
+                metric.check(block)
+        except XnnError as error:
+            if not start:
+                raise
+            raise type(error)(f"in rows {start:,} to {start + len(block) - 1:,}: {error}") from error
+    if not by_rows:
+        return loss.prepare(targets, dtype)
+    sample = np.asarray(targets[:1])
+    if loss.prepare(sample, dtype) is sample:  # nothing is converted
+        return targets
+    return Converted(targets, lambda rows: loss.prepare(rows, dtype))
 
 
 def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
@@ -162,7 +198,7 @@ def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
 
 def _first_not_finite(array: Any) -> int | None:
     """The first row of a host array with NaN or infinity; None if there is none."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+    if not is_on_host(array) or array.dtype.kind != "f":
         return None
     for start, block in row_blocks(array):
         finite = np.isfinite(block)

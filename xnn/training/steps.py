@@ -10,7 +10,10 @@ import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.calls import Call, Cursor, KernelTable
+from xnn.backends.row_sources import reads_rows
 from xnn.data import Batches
+from xnn.data.batches import Rows
+from xnn.data.reader import Reader
 from xnn.errors import OptionError
 from xnn.files import notice
 from xnn.graph.scope import assignments
@@ -54,6 +57,7 @@ class Stepper:
         self._published = False  # whether parameters and optimizer have the arrays of the last step
         self._kept: Any = None
         self._told = False  # about calls without a kernel
+        self.reader: Reader | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -72,6 +76,8 @@ class Stepper:
         self.feed = self.table.feed(self.store.groups, rows, self.collected, *data)
         if self.feed is not None:
             self.feed.seed = self.batches.seed
+        if self.feed is None and self.reader is None and any(map(reads_rows, self.batches.arrays)):
+            self.reader = Reader(self.batches)
         self.programs: dict[int, Program] = {}
         self._traces: dict[int, Trace] = {}
         self._kept = None
@@ -105,7 +111,7 @@ class Stepper:
                 self.lib,
                 self.store,
                 traced,
-                self.batches.arrays,
+                self.batches.arrays if self.reader is None else self.reader.buffers,
                 cursor,
                 self._counters,
                 self.collected if self.total else self.collected[:-1],
@@ -142,8 +148,7 @@ class Stepper:
 
     def _trace(self, size: int) -> Trace:
         """Record the first `size` rows going through model and loss."""
-        rows = np.arange(size)
-        return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.gather(rows)])
+        return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.sample(size)])
 
     def _has_other_parts(self) -> bool:
         """Whether the model has other layers or parameters than those that the programs were made of."""
@@ -193,6 +198,10 @@ class Stepper:
         if self.feed is not None:
             self.feed.reload()
 
+    def numbers(self, epoch: int) -> Rows:
+        """The rows of each batch of an epoch. Close the iterator if it is not read to its end: a thread may read."""
+        return self.batches.numbers(epoch) if self.reader is None else self.reader.numbers(epoch)
+
     def step(self, rows: np.ndarray, number: int) -> None:
         """Take one step on these rows of the data. number: of the step, counted over all fits."""
         self.steps([rows], number)
@@ -207,7 +216,10 @@ class Stepper:
             if program.draws:
                 self.model.set_stream(self.batches.seed, number + done)
             self._published = False
-            done += program.steps(batches[done:], number + done)
+            if self.reader is None:
+                done += program.steps(batches[done:], number + done)
+            else:
+                done += program.steps([self.reader.places(batches[done])], number + done)
             if program.draws and done > 1:  # as after single steps
                 self.model.set_stream(self.batches.seed, number + done - 1)
             program.leave_streams(self.batches.seed, number + done - 1)

@@ -13,7 +13,7 @@ from xnn.backends import current_numerics, numerics
 from xnn.backends.kernels.calls import TABLES, KernelTable
 from xnn.backends.threads import Threads, check_threads, choose_threads, execution_plan, limit_threads
 from xnn.callbacks import Callback, ProgressBar, call_back
-from xnn.data import Batches
+from xnn.data import Batches, Stream
 from xnn.errors import DeviceMemoryError, OptionError
 from xnn.files import as_path, check_writable, notice
 from xnn.graph.habits import Habitual
@@ -109,8 +109,8 @@ class Trainer(Habitual):
 
     def fit(
         self,
-        data: tuple[Any, Any],
-        validation: tuple[Any, ...] | None = None,
+        data: tuple[Any, Any] | Stream,
+        validation: tuple[Any, ...] | Stream | None = None,
         epochs: int = 1,
         batch_size: int = 32,
         sample_weight: Any = None,
@@ -121,11 +121,12 @@ class Trainer(Habitual):
     ) -> History:
         """Train, and return the History of what was done.
 
-        data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host or on the model's backend. From
+        data: a pair (x, y) of samples (n, ...) and what the loss needs, on the host or on the model's backend; or a
+            `data.Stream`. Memory maps and `data.Shards` are read from disk batch by batch, ahead of the steps. From
             the host they are moved batch by batch. CUDA kernels copy all of them at the beginning, if half of the
             GPU's free memory is enough, and before each epoch if there are callbacks of your own, which may write
             to them. Larger data are streamed: the rows of some steps at a time are copied, as they are then.
-        validation: a pair (x, y), or three with sample weights; evaluated after each epoch.
+        validation: a pair (x, y), or three with sample weights, or a `data.Stream`; evaluated after each epoch.
         epochs: passes over the data. For an optimizer that minimizes (LBFGS) its iterations, each over all the data
             in their given order.
         batch_size: samples in a step; the last batch of an epoch may be smaller.
@@ -174,8 +175,8 @@ class Trainer(Habitual):
 
     def _fit(
         self,
-        data: tuple[Any, Any],
-        validation: tuple[Any, ...] | None,
+        data: tuple[Any, Any] | Stream,
+        validation: tuple[Any, ...] | Stream | None,
         epochs: int,
         batch_size: int,
         sample_weight: Any,
@@ -346,7 +347,7 @@ class Trainer(Habitual):
 
     def evaluate(
         self,
-        data: tuple[Any, Any],
+        data: tuple[Any, Any] | Stream,
         batch_size: int = EVALUATION_BATCH,
         sample_weight: Any = None,
         **unknown: Never,

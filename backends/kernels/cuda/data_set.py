@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.kernels.cuda.launch import address, cupy
+from xnn.backends.row_sources import is_mapped, is_on_host, reads_rows, row_blocks
 
 __all__ = ["TO_DEVICE", "DataSet", "Resident", "Streamed"]
 
@@ -41,7 +42,7 @@ class DataSet:
         free_memory: Callable[[], int | None] | None = None,
     ) -> None:
         self.arrays, self.rows, self._free_memory = list(arrays), rows, free_memory
-        self._on_host = {id(array): array for array in arrays if isinstance(array, np.ndarray)}
+        self._on_host = {id(array): array for array in arrays if is_on_host(array)}
         self.size = sum(array.nbytes for array in self._on_host.values())
         #: The most steps in a chunk.
         self.steps = longest
@@ -60,15 +61,18 @@ class DataSet:
             return False
         if self._free_memory is not None:
             free, self._free_memory = self._free_memory(), None
-            if free is not None and self.size > _SHARE * free:
+            sequential = any(getattr(array, "sequential", False) for array in self._on_host.values())
+            if sequential or (free is not None and self.size > _SHARE * free):
                 batch = self.rows * sum(_row_bytes(array) for array in self._on_host.values())
-                size = min(_BYTES, free // _EIGHTH)
+                size = _BYTES if free is None else min(_BYTES, free // _EIGHTH)
                 self.steps = min(self.steps, _STEPS, max(1, size // max(1, batch)))
                 self.streamed = Streamed(self.steps * self.rows)
                 self.reason = (
                     f"the data ({_mebibytes(self.size)}) take more than half of the memory that is free on the GPU "
-                    f"({_mebibytes(free)}): they are streamed from the host"
+                    f"({_mebibytes(free or 0)}): they are streamed from the host"
                 )
+                if sequential:
+                    self.reason = "the data are a stream: some steps' rows at a time are copied to the GPU"
         return self.streamed is not None
 
     def there(self, source: Any) -> Any:
@@ -94,15 +98,20 @@ class Resident:
     def reload(self) -> None:
         """Copy again what was copied: the owner of an array may have written to it."""
         for source, array in self._held.values():
-            if isinstance(source, np.ndarray):
+            if isinstance(source, np.ndarray) and not is_mapped(source):
                 array.set(np.ascontiguousarray(source), stream=cupy().cuda.get_current_stream())
+            elif is_on_host(source):
+                _copy_by_blocks(source, array)
             elif source is not array:  # its contiguous copy
                 array[...] = source
 
     def there(self, source: Any) -> Any:
         """The array in the GPU's memory, contiguous, and at an address where words of 4 bytes can be read."""
         if id(source) not in self._held:
-            array = cupy().ascontiguousarray(cupy().asarray(source))
+            if reads_rows(source):
+                array = _copy_by_blocks(source, cupy().empty(source.shape, source.dtype))
+            else:
+                array = cupy().ascontiguousarray(cupy().asarray(source))
             self._held[id(source)] = source, array.copy() if address(array) % 4 else array
         return self._held[id(source)][1]
 
@@ -183,9 +192,16 @@ def _row_bytes(array: Any) -> int:
     return int(math.prod(array.shape[1:]) * array.dtype.itemsize)
 
 
-def _take(source: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+def _copy_by_blocks(source: Any, array: Any) -> Any:
+    """Copy an array that is read from files to the GPU, without holding all of it on the host. Returns the copy."""
+    for start, block in row_blocks(source):
+        array[start : start + len(block)] = cupy().asarray(np.ascontiguousarray(block))
+    return array
+
+
+def _take(source: Any, rows: np.ndarray, out: np.ndarray) -> None:
     """Copy rows of an array, and read nothing else of it: it may be a file's (numpy.memmap), larger than memory."""
-    if source.flags.c_contiguous and source.flags.aligned:
+    if isinstance(source, np.ndarray) and source.flags.c_contiguous and source.flags.aligned:
         np.take(source, rows, axis=0, out=out, mode="clip")  # "raise" would go by way of a copy
     else:
         out[...] = source[rows]  # numpy.take would copy the whole array

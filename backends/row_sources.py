@@ -1,0 +1,190 @@
+"""Arrays whose rows are read where they are needed, and which are never in memory as a whole.
+
+A NumPy memory map is one already, and stays a NumPy array. A `RowSource` is for rows that lie in several files, for a
+selection of rows, and for rows that are converted when they are read.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn.errors import ShapeError
+
+__all__ = [
+    "Converted",
+    "Joined",
+    "RowSource",
+    "Selected",
+    "is_mapped",
+    "is_on_host",
+    "reads_rows",
+    "row_blocks",
+]
+
+_BLOCK = 2**19  # numbers in a block of rows: what is computed of a block stays in a processor's cache, nearly
+
+
+class RowSource:
+    """An array of the host whose rows are read on demand; the base class.
+
+    shape: of the whole array, (n, ...). dtype: of the rows.
+
+    `source[rows]`, with an array of row numbers, a slice or a number, reads these rows as a NumPy array.
+    `numpy.asarray(source)` reads all of them into memory.
+    """
+
+    #: Whether rows can only be read in a given order, and not twice.
+    sequential = False
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape, self.dtype = tuple(int(extent) for extent in shape), np.dtype(dtype)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of these numbers, which lie in 0 .. n - 1."""
+        raise NotImplementedError
+
+    def part(self, start: int, stop: int) -> np.ndarray:
+        """The rows from `start` up to `stop`, without `stop`."""
+        return self.take(np.arange(start, stop))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.size * self.dtype.itemsize)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        if isinstance(key, tuple) and len(key) == 2 and key[1] is Ellipsis:
+            key = key[0]
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            return (
+                self.part(start, max(start, stop)) if step == 1 else self.take(np.arange(start, stop, step))
+            )
+        if isinstance(key, tuple):
+            raise IndexError("only rows can be chosen of an array that is read from files: x[rows]")
+        rows = np.asarray(key)
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        if rows.size and not (-len(self) <= rows.min() and rows.max() < len(self)):
+            raise IndexError(f"row {rows.min()} .. {rows.max()} is out of range for {len(self)} rows")
+        rows = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+        return self.take(rows) if rows.ndim else self.take(rows[None])[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.part(0, len(self)), dtype)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.shape} {self.dtype}>"
+
+
+class Joined(RowSource):
+    """Several arrays as one, the rows of the first before those of the second.
+
+    parts: NumPy arrays, memory maps or RowSources, of one dtype and one shape of a row.
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        if not parts:
+            raise ShapeError("no arrays to join: give at least one")
+        first = parts[0]
+        for number, part in enumerate(parts):
+            if tuple(part.shape[1:]) != tuple(first.shape[1:]) or part.dtype != first.dtype:
+                raise ShapeError(
+                    f"part {number} holds {part.dtype}{list(part.shape)} and part 0 "
+                    f"{first.dtype}{list(first.shape)}: rows of one shape and dtype can be joined"
+                )
+        self.parts = list(parts)
+        self.starts = np.cumsum([0, *map(len, parts)])
+        super().__init__((int(self.starts[-1]), *first.shape[1:]), first.dtype)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        owners = np.searchsorted(self.starts, rows, side="right") - 1
+        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for owner in np.unique(owners).tolist():
+            here = np.flatnonzero(owners == owner)
+            taken[here] = self.parts[owner][rows[here] - self.starts[owner]]
+        return taken
+
+    def part(self, start: int, stop: int) -> np.ndarray:
+        taken = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for begins, part in zip(self.starts.tolist(), self.parts, strict=False):
+            low, high = max(start, begins), min(stop, begins + len(part))
+            if low < high:
+                taken[low - start : high - start] = part[low - begins : high - begins]
+        return taken
+
+
+class Selected(RowSource):
+    """Rows of an array in an order of their own. source: any array of the host. rows: the numbers of its rows."""
+
+    def __init__(self, source: Any, rows: np.ndarray) -> None:
+        super().__init__((len(rows), *source.shape[1:]), source.dtype)
+        self.source, self.rows = source, rows
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self.source[self.rows[rows]])
+
+    def part(self, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self.source[self.rows[start:stop]])
+
+
+class Converted(RowSource):
+    """Rows that a function converts each time they are read, such as from float64 to float32.
+
+    source: any array of the host. convert: a function of an array of rows, which returns as many rows.
+    """
+
+    def __init__(self, source: Any, convert: Callable[[np.ndarray], np.ndarray]) -> None:
+        sample = convert(np.asarray(source[:1]))
+        super().__init__((len(source), *sample.shape[1:]), sample.dtype)
+        self.source, self.convert = source, convert
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self.convert(np.asarray(self.source[rows]))
+
+    def part(self, start: int, stop: int) -> np.ndarray:
+        return self.convert(np.asarray(self.source[start:stop]))
+
+
+def is_mapped(array: Any) -> bool:
+    """Whether an array is a memory map of a file, or a view of one."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return True
+        array = array.base
+    return isinstance(array.obj if isinstance(array, memoryview) else array, mmap.mmap)
+
+
+def reads_rows(array: Any) -> bool:
+    """Whether an array should not be read into memory as a whole: a RowSource or a memory map."""
+    return isinstance(array, RowSource) or is_mapped(array)
+
+
+def is_on_host(array: Any) -> bool:
+    """Whether it is an array of the host: of NumPy, or a RowSource."""
+    return isinstance(array, (np.ndarray, RowSource))
+
+
+def row_blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of an array in blocks of about half a million numbers, each with the number of its first row.
+
+    What looks at all of a mapped file that is larger than the memory goes through it by blocks.
+    """
+    rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]

@@ -1,0 +1,148 @@
+"""Large CSV files: read once into files in the cache, with the results of reading them into memory."""
+
+import numpy as np
+import pytest
+
+from xnn import data
+from xnn.backends.row_sources import is_mapped, reads_rows
+from xnn.data import csv_cache, loading
+from xnn.errors import CorruptFileError, DataError, XnnError
+
+RANDOM = np.random.default_rng(0)
+NUMBERS = RANDOM.standard_normal((120, 3)).round(3)
+
+
+def table(targets, names="a,b,c,kind", end="\n"):
+    rows = (",".join([*map(str, row), str(target)]) for row, target in zip(NUMBERS, targets, strict=True))
+    return end.join([*([names] if names else []), *rows, ""])
+
+
+CLASSES = RANDOM.integers(0, 3, 120)
+TABLES = {
+    "names of classes": table(np.array(["setosa", "Malmö", "x y"])[CLASSES]),
+    "numbers of classes": table(CLASSES),
+    "no header": table(CLASSES, ""),
+    "CRLF": table(CLASSES, end="\r\n"),
+    "regression": table(RANDOM.standard_normal(120)),
+    "codes": table(np.array(["007", "010", "100"])[CLASSES]),
+    "quoted": table(np.array(['"NA"', '"a, b"', '"say ""so"""'])[CLASSES]),
+    "over two lines": table(np.array(['"a\nb"', "c"])[CLASSES % 2]),
+    "no name": table(CLASSES, ",b,b,kind"),
+}
+WRONG = {
+    "missing": table(CLASSES).replace("\n", ",\n", 1) + "1,2,,0\n",
+    "text": table(CLASSES) + "1,2,big,0\n",
+    "short": table(CLASSES) + "1,2,3\n",
+    "no target": table(CLASSES) + "1,2,3,\n",
+    "damaged target": table(RANDOM.standard_normal(120)) + "1,2,3,4.5 kg\n",
+    "nothing": "a,b,c\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(csv_cache, "_NUMBERS", 30)  # 10 rows at a time
+
+
+def load(path, monkeypatch, large=True, **options):
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "LARGE", 1 if large else 2**30)
+        return data.load(path, **options)
+
+
+def equal(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        assert np.array_equal(np.asarray(one), other)
+        assert one.dtype == other.dtype
+    for attribute in ("task", "labels", "columns", "advice", "note"):
+        assert getattr(found, attribute) == getattr(wanted, attribute)
+    assert found.scaling_layer().config() == wanted.scaling_layer().config()
+
+
+@pytest.mark.parametrize("most", [2**16, 4])
+@pytest.mark.parametrize("text", TABLES.values(), ids=TABLES)
+def test_the_data_are_those_in_memory(tmp_path, monkeypatch, capsys, text, most):
+    monkeypatch.setattr(csv_cache, "_MOST_CODES", most)
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    wanted = load(path, monkeypatch, large=False)
+    for told in (1, 0):  # the second time, from the cache
+        found = load(path, monkeypatch)
+        assert reads_rows(found.x_train)
+        equal(found, wanted)
+        assert capsys.readouterr().err.count("xnn: reading") == told
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
+def test_faults_are_those_in_memory(tmp_path, monkeypatch, text):
+    path, said = tmp_path / "t.csv", []
+    path.write_text(text, encoding="utf-8")
+    for large in (False, True, True):
+        with pytest.raises(XnnError) as caught:
+            load(path, monkeypatch, large)
+        said.append(str(caught.value))
+    assert said[0] == said[1] == said[2]
+
+
+@pytest.mark.parametrize("name", ["names of classes", "regression", "over two lines", "no header", "CRLF"])
+@pytest.mark.parametrize("most", [2**16, 4])
+def test_reading_that_was_ended_goes_on_where_it_ended(tmp_path, monkeypatch, capsys, name, most):
+    monkeypatch.setattr(csv_cache, "_MOST_CODES", most)
+    path, rows = tmp_path / "t.csv", []
+    path.write_text(TABLES[name], encoding="utf-8", newline="")
+    wanted = load(path, monkeypatch, large=False)
+    read = csv_cache.numbers_of
+
+    def ended(path, row, *rest):
+        rows.append(row.line)
+        if len(rows) in (37, 80):
+            raise KeyboardInterrupt
+        return read(path, row, *rest)
+
+    monkeypatch.setattr(csv_cache, "numbers_of", ended)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            load(path, monkeypatch)
+    equal(load(path, monkeypatch), wanted)
+    assert len(rows) < 120 + 2 * 10 + 2  # at most ten rows are read again each time
+    assert capsys.readouterr().err.count("reading on") == 2
+
+
+def test_a_file_that_changed_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    for text in (table(CLASSES), table(CLASSES[::-1]), table(CLASSES) + "1,2,3,0\n"):
+        path.write_text(text, encoding="utf-8")
+        equal(load(path, monkeypatch), load(path, monkeypatch, large=False))
+
+
+def test_other_columns_have_a_cache_of_their_own(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    path.write_text(table(CLASSES), encoding="utf-8")
+    for options in ({"target": "a"}, {"target": ["a", "b"]}, {"task": "regression"}, {"seed": 3}):
+        equal(load(path, monkeypatch, **options), load(path, monkeypatch, large=False, **options))
+
+
+def test_a_cache_that_is_cut_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    path.write_text(table(CLASSES), encoding="utf-8")
+    load(path, monkeypatch)
+    (file,) = (tmp_path / "cache").rglob("x")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CorruptFileError, match="is damaged: delete it"):
+        load(path, monkeypatch)
+
+
+def test_a_cache_that_cannot_be_written_is_told_of(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    path.write_text(table(CLASSES), encoding="utf-8")
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(DataError, match="XDG_CACHE_HOME names another place"):
+        load(path, monkeypatch)
+
+
+def test_the_samples_are_mapped(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    path.write_text(table(CLASSES), encoding="utf-8")
+    found = load(path, monkeypatch)
+    assert is_mapped(found.x_train.source)
