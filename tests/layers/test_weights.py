@@ -611,7 +611,8 @@ def test_training_goes_on_when_the_disk_fills_up(tmp_path, monkeypatch, capsys):
                 raise FULL
             return super().write(text)
 
-    monkeypatch.setattr("xnn.callbacks.json_lines.open", lambda p, *_, **__: FillsUp(io.FileIO(p, "a")), raising=False)
+    full = lambda p, *_, **__: FillsUp(io.FileIO(p, "a"))  # noqa: E731
+    monkeypatch.setattr("xnn.callbacks.json_lines.open", full, raising=False)
     model, history = train(JsonLines(path))
     assert values(model) == values(train()[0])
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", "epoch"]
