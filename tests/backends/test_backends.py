@@ -364,7 +364,7 @@ def test_memory_synchronize_describe_probe(lib):
     assert about["library"].split()[0] == lib.name
     assert all(type(value) is str and value and "\n" not in value for value in about.values())
     assert lib.probe() is None
-    assert repr(lib) == f"<backend {lib.name}>"
+    assert repr(lib) == f"<backend {lib.address}>"
 
 
 def test_numpys_memory_is_that_of_the_process():

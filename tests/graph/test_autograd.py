@@ -189,5 +189,5 @@ def test_what_cannot_be_recorded_is_refused():
 
 
 def test_host_and_device_arrays_do_not_mix(other):
-    with pytest.raises(MixedArraysError, match=f"{other.name} and of numpy"):
+    with pytest.raises(MixedArraysError, match=f"{other.address} and of numpy"):
         xnn.grad(lambda a: ops.sum(a * X))(other.to_device(np.ones((2, 2))))

@@ -73,7 +73,7 @@ def test_only_numpys_arrays_are_given_to_numpy(other):
         layer = layers.Dense(1, 1, seed=0)
         assert float(layer.bias) == 0.0
         with pytest.raises(
-            MixedArraysError, match=f"weight is an array of {other.name}, and arrays are never"
+            MixedArraysError, match=f"weight is an array of {other.address}, and arrays are never"
         ):
             np.asarray(layer.weight)
 
