@@ -101,7 +101,7 @@ def nvrtc() -> None:
 
 def tests() -> None:
     """Every test that takes a backend, and the emulator's own. They attach the device themselves."""
-    run("-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", "cupy or cuda or emulated")
+    run("-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", "cupy or cuda or emulated or gpu or devices or persistent or dtypes")
 
 
 def checks() -> None:
