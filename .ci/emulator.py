@@ -100,8 +100,9 @@ def nvrtc() -> None:
 
 
 def tests() -> None:
-    """Every test that takes a backend, and the emulator's own. They attach the device themselves."""
-    run("-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", "cupy or cuda or emulated")
+    """Every test that takes a backend or needs CuPy, and the emulator's own. They attach the device themselves."""
+    words = " or ".join(("cupy", "cuda", "emulated", "gpu", "devices", "persistent", "dtypes"))
+    run("-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", words)
 
 
 def checks() -> None:

@@ -32,8 +32,10 @@ def _handed_over(chunk: int, captured: bool) -> Iterator[None]:
     """Let the CUDA kernels of a block take this number of steps at once, in graphs or without."""
     most, loop = CudaTable.chunk, DeviceFeed.loop
 
-    def uncaptured(feed: DeviceFeed, steps: Sequence[Any], captures: bool = True) -> Callable[[int], None]:
-        return loop(feed, steps, captures=captures and captured)
+    def uncaptured(
+        feed: DeviceFeed, steps: Sequence[Any], captures: bool = True, refused: Any = None
+    ) -> Callable[[int], None]:
+        return loop(feed, steps, captures and captured, refused)
 
     CudaTable.chunk, DeviceFeed.loop = chunk, uncaptured  # type: ignore[method-assign,assignment]
     try:

@@ -13,6 +13,7 @@ from test_bench import REFERENCE, TASK, entry, invented, judged
 from xnn.backends import available_backends, cupy_backend, get_backend
 from xnn.benchmarks import report, suite
 from xnn.benchmarks.contestants import Task, make
+from xnn.benchmarks.gpu import chunks, parity, persistent
 from xnn.benchmarks.gpu_peers import GPU_PEERS
 from xnn.benchmarks.peers import PEERS
 from xnn.benchmarks.products import DeviceGemm, Gemm
@@ -135,6 +136,20 @@ def test_compiling_is_said_once(soon, monkeypatch, capsys, variable, kept):
         compile_for(0.2)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"xnn: kernels are compiled for this GPU; {kept}")
+
+
+@needs_cupy
+@pytest.mark.parametrize(
+    "part", [chunks, parity, persistent], ids=lambda part: part.__name__.rpartition(".")[2]
+)
+def test_parts_of_the_measurements_run_on_cupy(part, capsys):
+    """Each compares losses of two ways to run the same steps, and returns 0 if they agree."""
+    sizes = {
+        chunks: ["--rows", "320", "--repeat", "1", "--chunks", "1,8"],
+        parity: ["--steps", "20"],
+        persistent: ["--rows", "320", "--repeat", "1", "--batches", "32"],
+    }
+    assert part.main(sizes[part]) == 0, capsys.readouterr().out
 
 
 @needs_cupy
