@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from test_cuda_kernels import update_by_kernels
 from test_exact_kernels import ACTIVATIONS, numbers, same
 from test_kernels import RULES, dense_calls, loss_calls
 
@@ -17,7 +18,6 @@ from xnn.backends.kernels.cuda.loss_kernels import DISTANCES
 from xnn.layers import Parameter
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
-from xnn.training.parameters import Store
 
 _REASON = available_backends()["cupy"]
 pytestmark = pytest.mark.skipif(bool(_REASON), reason=_REASON or "CuPy runs")
@@ -312,23 +312,7 @@ def test_updates(rule, kind):
         for i, parameter in enumerate(parameters):
             parameter.value = lib.to_device(numbers(shapes[i], i))
         if name == "cupy":
-            store = Store(lib, optimizer, parameters, in_place=True)
-            (group,) = store.groups
-            values, gradients, *state = (tuple(column) for column in group.slots)
-            kept = sum(state, ())
-            call = Call("update", type(optimizer).rule, values + gradients + kept, values + kept, rule=group)
-            table = lib.kernels("cuda")
-            assert table.accepts(call)
-            feed = table.feed(store.groups, 1, ())
-            (step,) = bind(lib, table, [call])
-            for slot, gradient in zip(gradients, fresh, strict=True):
-                slot.put(lib.to_device(gradient))
-            for _ in range(steps):
-                store.advance()
-                feed.put(np.zeros(1, np.int64))
-            feed.send(0, 1)
-            feed.loop([step])(steps)
-            store.publish()
+            update_by_kernels(lib, optimizer, parameters, fresh, steps)
         for _ in range(0 if name == "cupy" else steps):
             for parameter, gradient in zip(parameters, fresh, strict=True):
                 parameter.grad = gradient

@@ -1,13 +1,12 @@
 """The CUDA kernels of convolution and pooling compared with their ops, which NumPy runs."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cuda_kernels import DTYPES, Both, close, numbers, pytestmark
+from test_cuda_kernels import DTYPES, Both, close, numbers, pytestmark, run_with_checks
 from test_image_kernels import CASES
 
 from xnn import ops
@@ -152,30 +151,8 @@ def test_means_over_neighbouring_axes(both, shape, options, dtype):
 
 
 def test_there_are_no_races_and_no_accesses_out_of_bounds():
-    """The tests of this file once more in a process that checks every access; only the emulated GPU can."""
+    """The tests of kernels once more in a process that checks every access; only the emulated GPU can."""
     attached = sys.modules.get("cuda_emulator.attach")
     if attached is None or attached._driver is None or attached.CHECK in os.environ:
         pytest.skip("the checks of the emulated GPU")
-    tests = Path(__file__).parent
-    files = [str(path) for path in sorted(tests.glob("test_cuda_*_kernels.py"))]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "random and float32",
-        *files,
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {attached.CHECK: "1"},
-        cwd=tests,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
+    run_with_checks("random and float32", *sorted(Path(__file__).parent.glob("test_cuda_*_kernels.py")))

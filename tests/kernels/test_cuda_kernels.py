@@ -3,6 +3,9 @@
 import inspect
 import itertools
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -527,7 +530,43 @@ def test_dropout(both, dtype):
     check_dropout(both, dtype)
 
 
+def run_with_checks(words, *files):
+    """Run the tests of these names once more, in a process of the emulated GPU that checks every access to memory."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", words]
+    done = subprocess.run(
+        [*command, *map(str, files)],
+        env=os.environ | {"XNN_EMULATOR_CHECK": "1"},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
 CUDA_RULES = {**RULES, "amsgrad": lambda: optimizers.Adam(0.01, amsgrad=True)}
+
+
+def update_by_kernels(gpu, optimizer, parameters, fresh, steps):
+    """Take a chunk of steps with these gradients by an optimizer's CUDA kernel. Returns the gradients' slots."""
+    store = Store(gpu, optimizer, parameters, in_place=True)
+    (group,) = store.groups
+    values, gradients, *state = (tuple(column) for column in group.slots)
+    kept = sum(state, ())
+    call = Call("update", type(optimizer).rule, values + gradients + kept, values + kept, rule=group)
+    table = gpu.kernels("cuda")
+    assert table.accepts(call)
+    feed = table.feed(store.groups, 1, ())
+    (step,) = bind(gpu, table, [call])
+    for slot, gradient in zip(gradients, fresh, strict=True):
+        slot.put(gpu.to_device(gradient))
+    for _ in range(steps):
+        store.advance()
+        feed.put(np.zeros(1, np.int64))
+    feed.send(0, 1)
+    feed.loop([step])(steps)
+    store.publish()
+    return gradients
 
 
 @pytest.mark.parametrize("rule", CUDA_RULES)
@@ -547,25 +586,10 @@ def test_updates(gpu, dtype, rule, steps):
         for i, parameter in enumerate(parameters):
             parameter.value = lib.to_device(numbers(shapes[i], dtype, i))
         if lib is gpu:
-            store = Store(gpu, optimizer, parameters, in_place=True)
-            (group,) = store.groups
-            values, gradients, *state = (tuple(column) for column in group.slots)
-            kept = sum(state, ())
-            call = Call("update", type(optimizer).rule, values + gradients + kept, values + kept, rule=group)
-            table = gpu.kernels("cuda")
-            assert table.accepts(call)
-            feed = table.feed(store.groups, 1, ())
-            (step,) = bind(gpu, table, [call])
-            for slot, gradient in zip(gradients, fresh, strict=True):
-                slot.put(gpu.to_device(gradient))
-            for _ in range(steps):
-                store.advance()
-                feed.put(np.zeros(1, np.int64))
-            feed.send(0, 1)
-            feed.loop([step])(steps)
-            for slot, gradient in zip(gradients, fresh, strict=True):
+            for slot, gradient in zip(
+                update_by_kernels(gpu, optimizer, parameters, fresh, steps), fresh, strict=True
+            ):
                 assert gpu.to_host(slot.array).tobytes() == gradient.tobytes()
-            store.publish()
         for _ in range(0 if lib is gpu else steps):
             for parameter, gradient in zip(parameters, fresh, strict=True):
                 parameter.grad = gradient

@@ -2,7 +2,6 @@
 
 import gc
 import random
-import threading
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from test_cuda_programs import (
     Y,
     bits,
     check_same,
+    in_two_threads,
     network,
     pytestmark,
     recorder,
@@ -207,11 +207,7 @@ def test_threads_can_train_at_the_same_time():
             )
             results.append([model.backend.to_host(p.value).tobytes() for p in model.parameters()])
 
-    threads = [threading.Thread(target=fit) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(fit)
     assert results == [alone[: len(results[0])]] * 2
 
 

@@ -5,12 +5,11 @@ On a GPU of compute capability 9.0, or on the emulated one, there mostly with sm
 
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_cuda_kernels import run_with_checks
 from test_cuda_programs import (
     BATCH,
     CLASSES,
@@ -402,19 +401,4 @@ def test_there_are_no_races_and_no_accesses_out_of_bounds():
     recorder()
     if CHECKED:
         pytest.skip("this is the process that checks")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "networks or planted",
-        __file__,
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {_CHECK: "1"}, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
+    run_with_checks("networks or planted", __file__)

@@ -196,6 +196,15 @@ def test_tables_by_name():
         train("numpy", kernels="cuda")
 
 
+def in_two_threads(run):
+    """Call a function in two threads at the same time."""
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_threads_have_streams_of_their_own():
     """Fits at the same time do not capture one another's steps."""
     alone = bits(train("cupy", optimizer=OPTIMIZERS["adam"]))
@@ -209,11 +218,7 @@ def test_threads_have_streams_of_their_own():
             trainer.fit((X, Y), epochs=3, batch_size=BATCH, progress=False)
             results.append([model.backend.to_host(p.value).tobytes() for p in model.parameters()])
 
-    threads = [threading.Thread(target=fit) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(fit)
     assert look is fitting.Fit.look
     assert results == [alone[1:7]] * 2
 
