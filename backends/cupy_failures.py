@@ -190,7 +190,7 @@ def reason(error: BaseException) -> str:
 def device_error(
     cupy: Any, error: Exception, name: str, memory_advice: str, lost_advice: str
 ) -> XnnError | None:
-    """Explain what CUDA or cuBLAS reported; None for an error of something else.
+    """Return xnn's error for an exception of CUDA, cuBLAS or the compiler of kernels; None for any other exception.
 
     cupy: the module. name: of the backend. memory_advice, lost_advice: what to do where memory is full, and where the
     GPU does not answer any more.

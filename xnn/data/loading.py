@@ -346,7 +346,10 @@ def _parts_of(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, tuple[np.n
 
 
 def _alike(targets: Targets, y: np.ndarray) -> np.ndarray | None:
-    """The targets of another part, in the form of the training part's; None if they do not fit."""
+    """Bring the targets of the validation or test part into the form of the training part's.
+
+    Returns None if that is not possible, as with a label that the training part does not have.
+    """
     if targets.task == "regression":
         width = targets.y.shape[1]
         fits = y.dtype.kind != "U" and y.size == len(y) * width

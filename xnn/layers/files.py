@@ -39,7 +39,7 @@ _WRONG = (
 
 
 def weights_sha256(model: Container) -> str:
-    """SHA-256 over the raw little-endian bytes of all parameters and buffers, in order."""
+    """SHA-256 over the bytes (little-endian) of all parameters and buffers of a model, in order."""
     return tensors_sha256(_host_weights(model).values())
 
 

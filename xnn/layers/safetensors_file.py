@@ -58,7 +58,7 @@ _SIGNATURE = re.compile(rb'(?<="file_sha256":")[0-9a-f]{64}(?=")')
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a model file holds.
+    """The content of a model file, as `read_file` returns it.
 
     path: the file.
     tensors: the arrays by name.

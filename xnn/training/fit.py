@@ -115,7 +115,11 @@ class Fit:
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
 
     def chunks(self, numbers: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        """These batches, as many at once as the kernels take: up to the next check, of one size."""
+        """Group batches into chunks, which the kernels get in one piece.
+
+        All batches of a chunk have one size. A chunk ends at the next check, at a checkpoint, or when it has as many
+        batches as the kernels take at once.
+        """
         chunk: list[np.ndarray] = []
         most = 1 if self.each_step else self.stepper.table.chunk
         for rows in numbers:

@@ -131,7 +131,7 @@ def matmul(cublas: Cublas, a: Any, b: Any) -> Any:
 
 
 def _with_leading(x: Any, lead: tuple[int, ...]) -> Any:
-    """A matrix as it is; several of them with all leading axes."""
+    """Matrices broadcast to the leading axes of their product; a single matrix stays as it is, for all products."""
     return x if x.ndim == 2 else cupy().broadcast_to(x, lead + x.shape[-2:])
 
 

@@ -54,7 +54,7 @@ def source(file: str, exact: bool = False) -> str:
 def compiled(
     file: str, dtype: Any, defined: tuple[tuple[str, str], ...] = (), exact: bool = False, **types: str
 ) -> Any:
-    """Compile a source of this folder, and return its module; once for each choice of types.
+    """Compile a CUDA source of this folder for some types, and return CuPy's module, which is kept for the next call.
 
     file: as for `source`. dtype: what `real` is, float32 or float64. exact: whether numbers are stored as float32 and
     computed with as in exact numerics; `real` must then be float64. types: further names of types in the source, and
