@@ -75,13 +75,19 @@ class RowSource:
             return (
                 self.part(start, max(start, stop)) if step == 1 else self.take(np.arange(start, stop, step))
             )
-        if isinstance(key, tuple):
-            raise IndexError("only rows can be chosen of an array that is read from files: x[rows]")
-        rows = np.asarray(key)
-        if rows.dtype == bool:
+        rows = np.asarray(None if isinstance(key, tuple) else key)
+        if rows.dtype == bool and rows.shape == self.shape[:1]:
             rows = np.flatnonzero(rows)
+        if rows.ndim > 1 or (rows.dtype.kind not in "iu" and rows.size):  # an empty list is float64
+            raise IndexError(
+                "of an array that is read from files only rows can be chosen: x[rows], where rows is a number, a "
+                f"slice, a list of numbers, or a bool for each of the {len(self)} rows"
+            )
         if rows.size and not (-len(self) <= rows.min() and rows.max() < len(self)):
-            raise IndexError(f"row {rows.min()} .. {rows.max()} is out of range for {len(self)} rows")
+            raise IndexError(
+                f"rows {rows.min()} to {rows.max()} were asked for, of an array of {len(self)} rows: they are "
+                "numbered from 0"
+            )
         rows = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
         return self.take(rows) if rows.ndim else self.take(rows[None])[0]
 
@@ -103,6 +109,8 @@ class Joined(RowSource):
             raise ShapeError("no arrays to join: give at least one")
         first = parts[0]
         for number, part in enumerate(parts):
+            if not part.ndim:
+                raise ShapeError(f"part {number} is a single number: arrays of rows can be joined")
             if tuple(part.shape[1:]) != tuple(first.shape[1:]) or part.dtype != first.dtype:
                 raise ShapeError(
                     f"part {number} holds {part.dtype}{list(part.shape)} and part 0 "

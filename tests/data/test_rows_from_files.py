@@ -128,6 +128,7 @@ def test_rows_are_read_as_of_an_array(tmp_path, source):
     given = source(tmp_path, x)
     for key in (slice(3, 140), slice(None, None, 7), [1, 299, 6, 7, 7], -1, 12, np.arange(ROWS) % 5 == 0):
         assert np.array_equal(given[key], x[key]), key
+    assert given[[]].shape == (0, FEATURES)
     assert np.array_equal(np.asarray(given), x)
     assert (given.shape, given.ndim, given.size, given.nbytes, len(given)) == (
         x.shape,
@@ -137,7 +138,7 @@ def test_rows_are_read_as_of_an_array(tmp_path, source):
         ROWS,
     )
     if not isinstance(given, np.ndarray):
-        for key in ([300], -301, (0, 0)):
+        for key in ([300], -301, (0, 0), 1.5, [0.5], None, "a", [True, False], True, [[0, 1], [1, 0]]):
             with pytest.raises(IndexError):
                 given[key]
 
