@@ -203,6 +203,24 @@ def test_wrong_options(make, said):
         make()
 
 
+@pytest.mark.parametrize("window", [10, 20])
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (np.full((10, 1), 300), np.ones(10, np.uint8)),
+        (np.ones((10, 2), np.uint8), np.ones(10, np.uint8)),
+        (np.ones((10, 1), np.uint8), np.ones(10)),
+    ],
+)
+def test_a_later_batch_of_another_dtype_or_shape_ends_the_fit(x, y, window):
+    """Rows of all windows come into one array: 300 must not become 44 in one of uint8."""
+    given = [(np.arange(10, dtype=np.uint8)[:, None], np.zeros(10, np.uint8)), (x, y)]
+    model = xnn.Sequential(layers.Embedding(400, 4), layers.Flatten(), layers.Dense(4, 2), seed=0)
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+    with pytest.raises(ShapeError, match=r"gave .* after uint8\[10, 1\] and uint8\[10\]"):
+        trainer.fit(data.Stream(given, window=window), batch_size=5, progress=False)
+
+
 def test_a_generator_is_not_read_twice():
     given = data.Stream(generator(X, Y), samples=ROWS, window=50)
     trained(given)

@@ -77,6 +77,8 @@ class Stream:
         self._left: list[Arrays] = []  # what it gave beyond the last window
         self._iterator: Iterator[Any] | None = iter(source) if self.once else None
         self._told = False
+        #: Shapes and dtypes of the rows of the first batch, which all others have, and that batch in words.
+        self._first: tuple[list[Any], str] | None = None
 
     def __repr__(self) -> str:
         name = getattr(self.source, "__name__", type(self.source).__name__)
@@ -124,14 +126,15 @@ class Stream:
                 )
             parts.append(_as_arrays(batch))
             rows += len(parts[-1][0])
-        first = parts[0]
         for part in parts:
-            if [(a.shape[1:], a.dtype) for a in part] != [(a.shape[1:], a.dtype) for a in first]:
+            rows_of_part = [(array.shape[1:], array.dtype) for array in part]
+            self._first = self._first or (rows_of_part, _described(part))
+            if rows_of_part != self._first[0]:
                 raise ShapeError(
-                    f"{self!r} gave {_described(part)} after {_described(first)}: all batches must have rows of one "
+                    f"{self!r} gave {_described(part)} after {self._first[1]}: all batches must have rows of one "
                     "shape and dtype"
                 )
-        whole = first if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
+        whole = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
         if rows > size:
             left.append(tuple(array[size:] for array in whole))
         return tuple(array[:size] for array in whole)
