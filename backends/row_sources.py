@@ -20,13 +20,14 @@ __all__ = [
     "Joined",
     "RowSource",
     "Selected",
+    "first_not_finite",
     "is_mapped",
     "is_on_host",
     "reads_rows",
     "row_blocks",
 ]
 
-_BLOCK = 2**19  # numbers in a block of rows: what is computed of a block stays in a processor's cache, nearly
+_BLOCK = 2**19  # numbers in a block of rows: about as much as a processor's cache holds
 
 
 class RowSource:
@@ -38,7 +39,7 @@ class RowSource:
     `numpy.asarray(source)` reads all of them into memory.
     """
 
-    #: Whether rows can only be read in a given order, and not twice.
+    #: Whether rows can only be read in the order of `Batches.numbers`, and not twice.
     sequential = False
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
@@ -191,8 +192,17 @@ def is_on_host(array: Any) -> bool:
 def row_blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of an array in blocks of about half a million numbers, each with the number of its first row.
 
-    What looks at all of a mapped file that is larger than the memory goes through it by blocks.
+    Code that needs all numbers of an array, such as a check, reads blocks: the array may be larger than the memory.
     """
     rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
     for start in range(0, len(array), rows):
         yield start, array[start : start + rows]
+
+
+def first_not_finite(array: Any) -> int | None:
+    """The first row of an array of the host that holds NaN or infinity; None if there is none."""
+    for start, block in row_blocks(array) if array.dtype.kind == "f" else ():
+        finite = np.isfinite(block)
+        if not finite.all():
+            return start + int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
+    return None

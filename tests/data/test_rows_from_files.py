@@ -119,6 +119,24 @@ def test_a_sample_too_large_for_the_model_is_named_by_predict(tmp_path):
         model.predict(joined(tmp_path, x))
 
 
+def test_rows_are_not_read_for_a_check_that_there_is_not():
+    class Counts(row_sources.RowSource):
+        read = 0
+
+        def take(self, rows):
+            self.read += len(rows)
+            return np.zeros((len(rows), FEATURES), self.dtype)
+
+    for first, rows in (
+        (layers.Dense(FEATURES, FEATURES), 0),
+        (layers.Embedding(3, 1), ROWS),
+        (layers.Rescale(1 / 255), ROWS),
+    ):
+        given = Counts((ROWS, FEATURES), np.uint8)
+        xnn.Sequential(first, seed=0).prepare(given)
+        assert rows <= given.read < rows + 10
+
+
 # What a RowSource gives.
 
 

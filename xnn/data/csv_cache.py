@@ -1,8 +1,8 @@
 """Reads a large CSV file once, into arrays in files, and reads those afterwards.
 
-A folder in the user's cache has the features as float64, the line of each row, and each target as codes of its
-different fields, or as float64. `state.json` says how many rows are done, and where the next one begins: reading that
-was ended goes on there.
+A folder in the user's cache has the features as float64, and the number of the line of each row. It has each target
+as codes, which number its different fields, or as float64 if there are more than 65,536 of them. `state.json` says
+how many rows are written, and where the next one begins in the CSV file. Reading that was interrupted goes on there.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_large_csv(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """A `with` block that one process at a time is in; others wait. The system ends it with the process."""
+    """A `with` block that one process at a time enters, and others wait for its end or the process's."""
     try:
         import fcntl
     except ImportError:  # pragma: no cover - Windows
@@ -118,9 +118,9 @@ class _Cache:
         if (
             not self.rows
         ):  # files are not cut: a training on an earlier state of the table may have them mapped
-            for file in self.folder.iterdir():
-                if file.name != "lock":
-                    file.unlink()
+            for old in self.folder.iterdir():
+                if old.name != "lock":
+                    old.unlink()
         for name, size in self.sizes.items():
             with open(self.folder / name, "ab") as file:
                 file.truncate(self.rows * size)

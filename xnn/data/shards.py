@@ -34,8 +34,8 @@ class Shards(Joined):
     A Trainer takes it as samples, targets or both: its rows are shuffled as those of one array, and read where they
     are needed. `shards[rows]` reads rows, and `numpy.asarray(shards)` all of them.
     Raises OptionError for anything but a list, and for arrays of a GPU; ShapeError for arrays that do not fit
-    together; DTypeError for what is no array of numbers or text, such as masked values; CorruptFileError or DataNotFoundError
-    for files.
+    together; DTypeError for what is no array of numbers or text, such as masked values; CorruptFileError or
+    DataNotFoundError for files.
 
         >>> import numpy as np
         >>> from xnn import data

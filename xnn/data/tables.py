@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xnn.backends.row_sources import Converted, RowSource, row_blocks
+from xnn.backends.row_sources import Converted, RowSource, first_not_finite
 from xnn.data.csv_fields import as_number, is_code, is_date, is_missing, is_number, like_number, loses_digits
 from xnn.data.csv_rows import Row, read_rows
 from xnn.data.csv_targets import NumberFields, first_rows, mapped_fields
@@ -382,12 +382,11 @@ def samples_and_targets(name: str, x: Any, y: Any) -> tuple[Any, np.ndarray]:
             "numbers, equally many (or targets (n,) the names of classes)"
         )
     for what, array in (("features", x), ("targets", y)):
-        for start, block in row_blocks(array) if array.dtype.kind == "f" else ():
-            if not np.isfinite(block).all():
-                row = int(np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))[0])
-                raise CorruptFileError(
-                    f"{name}: the {what} of sample {start + row} hold NaN or infinity: fill or drop it"
-                )
+        row = first_not_finite(array)
+        if row is not None:
+            raise CorruptFileError(
+                f"{name}: the {what} of sample {row} hold NaN or infinity: fill or drop it"
+            )
     width = int(np.prod(x.shape[1:]))
     if isinstance(x, RowSource):
         return x if x.ndim == 2 else Converted(x, lambda rows: rows.reshape(len(rows), width)), np.asarray(y)
