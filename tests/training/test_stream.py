@@ -173,6 +173,7 @@ def changed(array, row, value):
         ),
         (lambda: [*batches(X, Y)[:3], (X[:9], Y[:8])] * 9, ShapeError, "as many samples as targets"),
         (lambda: [*batches(X, Y)[:3], X] * 9, OptionError, r"must give batches \(x, y\)"),
+        (lambda: [*batches(X, Y)[:3], None] * 9, OptionError, r"must give batches \(x, y\).*None"),
         (
             lambda: batches(changed(X, 190, np.nan), Y),
             DTypeError,

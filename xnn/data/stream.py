@@ -19,6 +19,8 @@ __all__ = ["Stream", "StreamRows", "opened"]
 
 Arrays = tuple[np.ndarray, ...]
 
+_END = object()
+
 
 class Stream:
     """Samples and targets that an iterable gives batch by batch: `trainer.fit(data.Stream(...))`.
@@ -102,7 +104,7 @@ class Stream:
             found = self._next(iterator, left, min(self.window, self.samples - start), start)
             self._taken += len(found[0]) if self.once else 0
             if start + self.window >= self.samples and not (self.once or self._told):
-                self._told = bool(left) or next(iterator, None) is not None
+                self._told = bool(left) or next(iterator, _END) is not _END
                 if self._told:
                     notice(
                         f"xnn: {self!r} has more samples than {self.samples:,}: those after them are left out"
@@ -115,12 +117,12 @@ class Stream:
         left.clear()
         while rows < size:
             try:
-                batch = next(iterator, None)
+                batch = next(iterator, _END)
             except Exception as error:
                 raise DataError(
                     f"{self!r} failed after {start + rows:,} samples: {type(error).__name__}: {error}"
                 ) from error
-            if batch is None:
+            if batch is _END:
                 raise DataError(
                     f"{self!r} ended after {start + rows:,} samples: give the samples of an epoch as samples="
                 )
