@@ -20,13 +20,14 @@ __all__ = [
     "Joined",
     "RowSource",
     "Selected",
+    "first_not_finite",
     "is_mapped",
     "is_on_host",
     "reads_rows",
     "row_blocks",
 ]
 
-_BLOCK = 2**19  # numbers in a block of rows: what is computed of a block stays in a processor's cache, nearly
+_BLOCK = 2**19  # numbers in a block of rows: about as much as a processor's cache holds
 
 
 class RowSource:
@@ -38,7 +39,7 @@ class RowSource:
     `numpy.asarray(source)` reads all of them into memory.
     """
 
-    #: Whether rows can only be read in a given order, and not twice.
+    #: Whether rows can only be read in the order of `Batches.numbers`, and not twice.
     sequential = False
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
@@ -75,13 +76,19 @@ class RowSource:
             return (
                 self.part(start, max(start, stop)) if step == 1 else self.take(np.arange(start, stop, step))
             )
-        if isinstance(key, tuple):
-            raise IndexError("only rows can be chosen of an array that is read from files: x[rows]")
-        rows = np.asarray(key)
-        if rows.dtype == bool:
+        rows = np.asarray(None if isinstance(key, tuple) else key)
+        if rows.dtype == bool and rows.shape == self.shape[:1]:
             rows = np.flatnonzero(rows)
+        if rows.ndim > 1 or (rows.dtype.kind not in "iu" and rows.size):  # an empty list is float64
+            raise IndexError(
+                "of an array that is read from files only rows can be chosen: x[rows], where rows is a number, a "
+                f"slice, a list of numbers, or a bool for each of the {len(self)} rows"
+            )
         if rows.size and not (-len(self) <= rows.min() and rows.max() < len(self)):
-            raise IndexError(f"row {rows.min()} .. {rows.max()} is out of range for {len(self)} rows")
+            raise IndexError(
+                f"rows {rows.min()} to {rows.max()} were asked for, of an array of {len(self)} rows: they are "
+                "numbered from 0"
+            )
         rows = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
         return self.take(rows) if rows.ndim else self.take(rows[None])[0]
 
@@ -103,6 +110,8 @@ class Joined(RowSource):
             raise ShapeError("no arrays to join: give at least one")
         first = parts[0]
         for number, part in enumerate(parts):
+            if not part.ndim:
+                raise ShapeError(f"part {number} is a single number: arrays of rows can be joined")
             if tuple(part.shape[1:]) != tuple(first.shape[1:]) or part.dtype != first.dtype:
                 raise ShapeError(
                     f"part {number} holds {part.dtype}{list(part.shape)} and part 0 "
@@ -183,8 +192,17 @@ def is_on_host(array: Any) -> bool:
 def row_blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of an array in blocks of about half a million numbers, each with the number of its first row.
 
-    What looks at all of a mapped file that is larger than the memory goes through it by blocks.
+    Code that needs all numbers of an array, such as a check, reads blocks: the array may be larger than the memory.
     """
     rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
     for start in range(0, len(array), rows):
         yield start, array[start : start + rows]
+
+
+def first_not_finite(array: Any) -> int | None:
+    """The first row of an array of the host that holds NaN or infinity; None if there is none."""
+    for start, block in row_blocks(array) if array.dtype.kind == "f" else ():
+        finite = np.isfinite(block)
+        if not finite.all():
+            return start + int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
+    return None

@@ -146,3 +146,42 @@ def test_the_samples_are_mapped(tmp_path, monkeypatch):
     path.write_text(table(CLASSES), encoding="utf-8")
     found = load(path, monkeypatch)
     assert is_mapped(found.x_train.source)
+
+
+@pytest.mark.parametrize("first", ["007", "0x7", "12345678901234567891"])
+@pytest.mark.parametrize("place", [0, 119])
+def test_codes_of_many_classes_become_no_numbers(tmp_path, monkeypatch, first, place):
+    monkeypatch.setattr(csv_cache, "_MOST_CODES", 4)
+    path, targets = tmp_path / "t.csv", [str(number + 0.5) for number in range(120)]
+    targets[place] = first
+    path.write_text(table(targets), encoding="utf-8")
+    with pytest.raises(CorruptFileError, match=f"'{first}',?( which)? is not a number"):
+        load(path, monkeypatch)
+
+
+def test_a_table_that_is_in_use_keeps_its_numbers_when_its_file_changes(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    path.write_text(table(CLASSES), encoding="utf-8")
+    found = load(path, monkeypatch)
+    wanted = np.array(found.x_train)
+    lines = table(CLASSES).splitlines()
+    path.write_text("\n".join([lines[0], *lines[:50:-1], ""]), encoding="utf-8")
+    assert len(load(path, monkeypatch).x_train) < len(wanted)
+    assert np.array_equal(found.x_train, wanted)
+
+
+def test_reading_goes_on_behind_a_byte_order_mark(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    path.write_text(TABLES["names of classes"], encoding="utf-8-sig")
+    wanted, read, rows = load(path, monkeypatch, large=False), csv_cache.numbers_of, []
+
+    def ended(path, row, *rest):
+        rows.append(row.line)
+        if len(rows) == 37:
+            raise KeyboardInterrupt
+        return read(path, row, *rest)
+
+    monkeypatch.setattr(csv_cache, "numbers_of", ended)
+    with pytest.raises(KeyboardInterrupt):
+        load(path, monkeypatch)
+    equal(load(path, monkeypatch), wanted)

@@ -11,7 +11,7 @@ from xnn.backends.row_sources import RowSource, is_mapped, reads_rows, row_block
 from xnn.data import arrays, idx, shards, splits
 from xnn.data.splits import random_order, take_out
 from xnn.data.targets import distinct
-from xnn.errors import CorruptFileError, DataNotFoundError, ShapeError
+from xnn.errors import CorruptFileError, DataNotFoundError, DTypeError, OptionError, ShapeError
 
 ROWS, FEATURES = 240, 6
 RANDOM = np.random.default_rng(0)
@@ -136,6 +136,16 @@ def test_shards_that_would_pair_wrong_rows_are_refused(tmp_path):
         data.load(tmp_path)
 
 
+def test_shards_of_other_numbers_are_not_paired(tmp_path):
+    for name, numbers in (("x", (0, 1, 3)), ("y", (0, 2, 3))):
+        for number, part in zip(numbers, np.array_split(WHOLE[name], 3), strict=True):
+            np.save(tmp_path / f"{name}-{number}.npy", part)
+    with pytest.raises(CorruptFileError, match=r"of x is x-1\.npy, and of y it is y-2\.npy"):
+        data.load(tmp_path)
+    (tmp_path / "x-1.npy").rename(tmp_path / "x-0002.npy")
+    equal(data.load(tmp_path), data.load(one_archive(tmp_path.parent, WHOLE)))
+
+
 @pytest.mark.parametrize(
     ("second", "said"),
     [
@@ -218,6 +228,30 @@ def test_shards_of_paths_and_arrays(tmp_path):
     )
     with pytest.raises(ShapeError):
         data.Shards([tmp_path / "x.npy", X[:, :2]])
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        ("x.npy", OptionError, "list of arrays or paths"),
+        (np.zeros((2, 3)), OptionError, "list of arrays or paths"),
+        ([np.ma.array([1.0, 2.0], mask=[False, True])], DTypeError, "part 0 has 1 masked values"),
+        ([X, 3.0], ShapeError, "part 1 is a single number"),
+        ([np.float64(3)], ShapeError, "part 0 is a single number"),
+        ([[[1, 2], [3]]], ShapeError, "part 0 has rows of different lengths"),
+        ([None], DTypeError, "part 0 must be an array"),
+    ],
+)
+def test_what_is_no_shard_is_refused(given, kind, said):
+    with pytest.raises(kind, match=said):
+        data.Shards(given)
+
+
+def test_shards_of_both_byte_orders_are_joined(tmp_path):
+    np.save(tmp_path / "x.npy", X.astype(">f8"))
+    found = data.Shards([tmp_path / "x.npy", X])
+    assert found.dtype == np.float64
+    assert np.array_equal(found, np.concatenate([X, X]))
 
 
 def test_blocks_change_no_split(monkeypatch):

@@ -119,6 +119,24 @@ def test_a_sample_too_large_for_the_model_is_named_by_predict(tmp_path):
         model.predict(joined(tmp_path, x))
 
 
+def test_rows_are_not_read_for_a_check_that_there_is_not():
+    class Counts(row_sources.RowSource):
+        read = 0
+
+        def take(self, rows):
+            self.read += len(rows)
+            return np.zeros((len(rows), FEATURES), self.dtype)
+
+    for first, rows in (
+        (layers.Dense(FEATURES, FEATURES), 0),
+        (layers.Embedding(3, 1), ROWS),
+        (layers.Rescale(1 / 255), ROWS),
+    ):
+        given = Counts((ROWS, FEATURES), np.uint8)
+        xnn.Sequential(first, seed=0).prepare(given)
+        assert rows <= given.read < rows + 10
+
+
 # What a RowSource gives.
 
 
@@ -128,6 +146,7 @@ def test_rows_are_read_as_of_an_array(tmp_path, source):
     given = source(tmp_path, x)
     for key in (slice(3, 140), slice(None, None, 7), [1, 299, 6, 7, 7], -1, 12, np.arange(ROWS) % 5 == 0):
         assert np.array_equal(given[key], x[key]), key
+    assert given[[]].shape == (0, FEATURES)
     assert np.array_equal(np.asarray(given), x)
     assert (given.shape, given.ndim, given.size, given.nbytes, len(given)) == (
         x.shape,
@@ -137,7 +156,7 @@ def test_rows_are_read_as_of_an_array(tmp_path, source):
         ROWS,
     )
     if not isinstance(given, np.ndarray):
-        for key in ([300], -301, (0, 0)):
+        for key in ([300], -301, (0, 0), 1.5, [0.5], None, "a", [True, False], True, [[0, 1], [1, 0]]):
             with pytest.raises(IndexError):
                 given[key]
 

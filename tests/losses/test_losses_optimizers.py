@@ -54,6 +54,7 @@ class TestLosses:
             (losses.BinaryCrossEntropy(), (2, 1), [[0.5], [1.5]], LabelError, r"\[0, 1\]"),
             (losses.BinaryCrossEntropy(), (2, 1), [0, 1], ShapeError, "nothing is broadcast"),
             (losses.MSE(), (2, 1), [0.0, 1.0], ShapeError, "nothing is broadcast"),
+            (losses.MSE(), (2,), 3.0, ShapeError, "nothing is broadcast"),
             (losses.MSE(), (2, 1), [["a"], ["b"]], DTypeError, "numbers"),
             (losses.MSE(), (2, 1), [[np.nan], [1.0]], LabelError, "NaN"),
         ],

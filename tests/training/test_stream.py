@@ -173,6 +173,7 @@ def changed(array, row, value):
         ),
         (lambda: [*batches(X, Y)[:3], (X[:9], Y[:8])] * 9, ShapeError, "as many samples as targets"),
         (lambda: [*batches(X, Y)[:3], X] * 9, OptionError, r"must give batches \(x, y\)"),
+        (lambda: [*batches(X, Y)[:3], None] * 9, OptionError, r"must give batches \(x, y\).*None"),
         (
             lambda: batches(changed(X, 190, np.nan), Y),
             DTypeError,
@@ -201,6 +202,24 @@ def test_a_fault_of_the_source_ends_the_fit(source, kind, said):
 def test_wrong_options(make, said):
     with pytest.raises(OptionError, match=said):
         make()
+
+
+@pytest.mark.parametrize("window", [10, 20])
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (np.full((10, 1), 300), np.ones(10, np.uint8)),
+        (np.ones((10, 2), np.uint8), np.ones(10, np.uint8)),
+        (np.ones((10, 1), np.uint8), np.ones(10)),
+    ],
+)
+def test_a_later_batch_of_another_dtype_or_shape_ends_the_fit(x, y, window):
+    """Rows of all windows come into one array: 300 must not become 44 in one of uint8."""
+    given = [(np.arange(10, dtype=np.uint8)[:, None], np.zeros(10, np.uint8)), (x, y)]
+    model = xnn.Sequential(layers.Embedding(400, 4), layers.Flatten(), layers.Dense(4, 2), seed=0)
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+    with pytest.raises(ShapeError, match=r"gave .* after uint8\[10, 1\] and uint8\[10\]"):
+        trainer.fit(data.Stream(given, window=window), batch_size=5, progress=False)
 
 
 def test_a_generator_is_not_read_twice():

@@ -1,4 +1,4 @@
-"""Runs an iterator in a thread of its own, a little ahead of who reads it."""
+"""Runs an iterator in a thread of its own, one item ahead of the code that uses its items."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PATIENCE = 5.0
 def read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
     """The items of an iterator, which runs in a thread of its own: the next item is made while one is used.
 
-    No more than one item is made ahead. An error of the iterator is raised here, in its place. The thread ends when
-    this iterator ends or is closed; who may stop early must close it. The given iterator runs with the numerics and
-    the backend of who reads it.
+    No more than one item is made ahead. An error of the iterator is raised by `next`, in place of an item. The thread
+    ends when this iterator ends or is closed: close it where reading may stop early. The given iterator runs with the
+    numerics and the backend that were chosen where the first item was asked for.
 
         >>> from xnn.data.ahead import read_ahead
         >>> list(read_ahead(iter([1, 2, 3])))

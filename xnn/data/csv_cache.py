@@ -1,8 +1,8 @@
 """Reads a large CSV file once, into arrays in files, and reads those afterwards.
 
-A folder in the user's cache has the features as float64, the line of each row, and each target as codes of its
-different fields, or as float64. `state.json` says how many rows are done, and where the next one begins: reading that
-was ended goes on there.
+A folder in the user's cache has the features as float64, and the number of the line of each row. It has each target
+as codes, which number its different fields, or as float64 if there are more than 65,536 of them. `state.json` says
+how many rows are written, and where the next one begins in the CSV file. Reading that was interrupted goes on there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.data.csv_fields import is_missing, is_number, loses_digits
+from xnn.data.csv_fields import is_code, is_missing, is_number
 from xnn.data.csv_rows import Place, read_rows
 from xnn.data.csv_targets import CodedFields, NumberFields
 from xnn.data.sources import cache_home
@@ -71,7 +71,7 @@ def read_large_csv(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """A `with` block that one process at a time is in; others wait. The system ends it with the process."""
+    """A `with` block that one process at a time enters, and others wait for its end or the process's."""
     try:
         import fcntl
     except ImportError:  # pragma: no cover - Windows
@@ -115,6 +115,12 @@ class _Cache:
         """Read the rows that are missing, and write them."""
         told = time.monotonic()
         notice(f"xnn: {'reading on' if self.rows else 'reading'} {self.path} once, into {self.folder}")
+        if (
+            not self.rows
+        ):  # files are not cut: a training on an earlier state of the table may have them mapped
+            for old in self.folder.iterdir():
+                if old.name != "lock":
+                    old.unlink()
         for name, size in self.sizes.items():
             with open(self.folder / name, "ab") as file:
                 file.truncate(self.rows * size)
@@ -169,21 +175,21 @@ class _Cache:
             self._make_numbers(target, found)
         column = self.columns.describe(self.columns.targets[target])
         for text, line in zip(texts, lines, strict=True):
-            if not is_number(text) or loses_digits(text):
+            if not _is_plain_number(text):
                 raise CorruptFileError(
-                    f"{self.path}, line {line}, {column}: the target {text[:40]!r} is no number as the others are; "
-                    f"a table of this size has up to {_MOST_CODES:,} classes"
+                    f"{self.path}, line {line}, {column}: the target {text[:40]!r} is not a number without leading "
+                    f"zeros, as the others are; a table of this size has up to {_MOST_CODES:,} classes"
                 )
         return np.asarray([float(text) for text in texts], np.float64)
 
     def _make_numbers(self, target: int, found: dict[str, int]) -> None:
         """Write the numbers of the rows so far, of which there were codes."""
         codes = np.fromfile(self.folder / self._name(target), np.uint16)
-        wrong = [text for text in list(found) if not is_number(text) or loses_digits(text)]
-        if wrong:
+        wrong = next((text for text in found if not _is_plain_number(text)), None)
+        if wrong is not None:
             raise CorruptFileError(
-                f"{self.path}: the target has over {_MOST_CODES:,} different values, and one is {wrong[0][:40]!r}, "
-                "which is not a number: choose another target, or correct it"
+                f"{self.path}: the target has over {_MOST_CODES:,} different values, and one is {wrong[:40]!r}, "
+                "which is not a number without leading zeros: choose another target, or correct it"
             )
         numbers = np.asarray([float(text) for text in found])
         self.found[target] = None
@@ -202,3 +208,8 @@ class _Cache:
         said = (*notes, *note_of_classes(self.classes))
         numbers: Any = np.asarray(lines)
         return Table(self.path, self.columns, np.asarray(x), tuple(fields), numbers, (), said)
+
+
+def _is_plain_number(text: str) -> bool:
+    """Whether a target is a number, and no code such as 007, which a smaller table would take as a name."""
+    return is_number(text) and not is_code(text)

@@ -8,6 +8,7 @@ import re
 __all__ = [
     "MISSING",
     "as_number",
+    "is_code",
     "is_date",
     "is_missing",
     "is_number",
@@ -76,3 +77,9 @@ def loses_digits(field: str) -> bool:
     number = abs(float(field))
     digits = field.lstrip("+-").lstrip("0")  # Python reads no integer of more than 4300 digits
     return number >= _EXACT and math.isfinite(number) and int(number) != int(digits)
+
+
+def is_code(field: str) -> bool:
+    """Whether an integer is a name and no number: it has leading zeros, or digits that float64 cannot hold."""
+    digits = field.lstrip("+-")
+    return is_whole(field) and ((len(digits) > 1 and digits[0] == "0") or loses_digits(field))

@@ -10,7 +10,7 @@ from typing import Any, Never
 import numpy as np
 
 from xnn.backends import get_backend
-from xnn.backends.row_sources import is_on_host, row_blocks
+from xnn.backends.row_sources import is_on_host
 from xnn.data.standardize import constant_columns, extremes, far_from_unit, standard_layer
 from xnn.data.tables import Columns
 from xnn.data.targets import Label
@@ -262,12 +262,10 @@ class Dataset:
                 )
         if self.scale is None and self.x_train.dtype.kind == "f" and len(self.x_train):
             there = constant_columns(self.x_train)
-            first = self.x_train[0]
-            others = [
-                np.all([(block == first).all(axis=0) for _, block in row_blocks(x)], axis=0) | (len(x) == 0)
-                for x in (self.x_val, self.x_test)
-            ]
-            everywhere = there & others[0] & others[1]
+            everywhere = there.copy()
+            for x in (self.x_val, self.x_test) if there.any() else ():
+                if len(x):
+                    everywhere &= np.all([end == self.x_train[0] for end in extremes(x)], axis=0)
             few = f" in the {len(self.x_train)} training samples"
             if len(self.x_train) == 1:
                 said.append("there is one training sample, from which nothing can be learned: add samples")

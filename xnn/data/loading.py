@@ -126,7 +126,7 @@ def rows_of(x: Any, rows: np.ndarray) -> Any:
     """These rows of an array: a copy, or for an array in a file a RowSource that reads them where they are needed."""
     if not reads_rows(x):
         return x[rows]
-    return Selected(x, rows.astype(np.uint32) if len(x) < 2**32 else rows)
+    return Selected(x, rows.astype(np.uint32, copy=False) if len(x) < 2**32 else rows)
 
 
 def _stratified(name: str, targets: Targets, options: TableOptions) -> np.ndarray | None:

@@ -6,30 +6,36 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-
-from xnn.backends.row_sources import Joined, RowSource
+from xnn.backends.host_arrays import as_host_array
+from xnn.backends.row_sources import Joined, is_on_host
 from xnn.data.arrays import LARGE, read_array, read_npz
 from xnn.data.idx import read_idx
-from xnn.errors import CorruptFileError, ShapeError
+from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.files import as_path, reading
+from xnn.options import shown
 
 __all__ = ["Shards", "open_arrays"]
 
 #: The number at the end of a shard's name: 0007 of x-0007.
 _NUMBER = re.compile(r"[-_.]?\d+$")
 
+#: The name of a file, and an array in it.
+_Shard: TypeAlias = tuple[str, Any]
+
 
 class Shards(Joined):
     """Several arrays as one, the rows of the first before those of the second. None is read as a whole.
 
-    parts: the arrays, or paths of .npy files, which are mapped, or IDX files; of one dtype and one shape of a row.
+    parts: a list of arrays, of paths of .npy files, which are mapped, or of IDX files. All have rows of one dtype and
+        shape. float16 and the like become float32, as in `fit`.
 
     A Trainer takes it as samples, targets or both: its rows are shuffled as those of one array, and read where they
     are needed. `shards[rows]` reads rows, and `numpy.asarray(shards)` all of them.
-    Raises ShapeError for arrays that do not fit together, CorruptFileError or DataNotFoundError for files.
+    Raises OptionError for anything but a list, and for arrays of a GPU; ShapeError for arrays that do not fit
+    together; DTypeError for what is no array of numbers or text, such as masked values; CorruptFileError or
+    DataNotFoundError for files.
 
         >>> import numpy as np
         >>> from xnn import data
@@ -41,14 +47,20 @@ class Shards(Joined):
     """
 
     def __init__(self, parts: Sequence[Any]) -> None:
-        super().__init__([_opened(part) for part in parts])
+        if not isinstance(parts, (list, tuple)):
+            raise OptionError(f"Shards takes a list of arrays or paths, got {shown(parts)}: put it in a list")
+        super().__init__([_opened(part, number) for number, part in enumerate(parts)])
 
 
-def _opened(part: Any) -> Any:
+def _opened(part: Any, number: int) -> Any:
+    """An array of the host, of which rows can be read."""
     if isinstance(part, (str, os.PathLike)):
         path = as_path(part)
-        return read_array(path, mapped=True) if path.suffix.lower() == ".npy" else read_idx(path)
-    return part if isinstance(part, RowSource) else np.asarray(part)
+        part = read_array(path, mapped=True) if path.suffix.lower() == ".npy" else read_idx(path)
+    array = as_host_array(part, f"part {number}", by_rows=True)
+    if not is_on_host(array):
+        raise OptionError(f"part {number} of Shards is on a device, got {shown(array)}: give arrays of NumPy")
+    return array
 
 
 def open_arrays(path: str | os.PathLike[str], mapped: bool | None = None) -> dict[str, Any]:
@@ -80,17 +92,18 @@ def open_arrays(path: str | os.PathLike[str], mapped: bool | None = None) -> dic
     by_rows = size >= LARGE if mapped is None else mapped
     if not path.is_dir():
         return dict(read_npz(path, by_rows))
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[_Shard]] = {}
     for file in files:
         if file.suffix.lower() == ".npz":
             arrays = read_npz(file, by_rows)
         else:
             arrays = {_NUMBER.sub("", file.stem) or file.stem: read_array(file, by_rows)}
         for name, array in arrays.items():
-            found.setdefault(name, []).append(array)
+            found.setdefault(name, []).append((file.name, array))
     _check_alike(path, found)
+    whole = {name: [array for _, array in parts] for name, parts in found.items()}
     try:
-        return {name: parts[0] if len(parts) == 1 else Shards(parts) for name, parts in found.items()}
+        return {name: arrays[0] if len(arrays) == 1 else Shards(arrays) for name, arrays in whole.items()}
     except ShapeError as error:
         raise CorruptFileError(f"{path}: the shards do not fit together: {error}") from error
 
@@ -107,16 +120,31 @@ def _files_of(folder: Path) -> list[Path]:
     )
 
 
-def _check_alike(folder: Path, found: dict[str, list[Any]]) -> None:
-    """Raise CorruptFileError if a shard has more samples than targets, or less: rows would be paired wrongly."""
+def _check_alike(folder: Path, found: dict[str, list[_Shard]]) -> None:
+    """Raise CorruptFileError if shards of samples and of their targets differ in number or rows.
+
+    Samples would be paired with targets of others. found: the shards of each array.
+    """
     for name, parts in found.items():
-        others = found.get("y" + name[1:]) if name[:1] == "x" else None
-        if others is not None and len(others) == len(parts) > 1:
-            for number, (x, y) in enumerate(zip(parts, others, strict=True)):
+        target = "y" + name[1:]
+        others = found.get(target, []) if name[:1] == "x" else []
+        if len(others) == len(parts) > 1:
+            for place, ((file, x), (other, y)) in enumerate(zip(parts, others, strict=True)):
+                if file != other and _number_of(file) != _number_of(other):
+                    raise CorruptFileError(
+                        f"{folder}: shard {place}, counted from 0, of {name} is {file}, and of {target} it is "
+                        f"{other}: give their files the same numbers, or add those that are missing"
+                    )
                 if x.shape[:1] != y.shape[:1]:
                     raise CorruptFileError(
-                        f"{folder}: shard {number}, counted from 0, has {name} {list(x.shape)} and y{name[1:]} "
+                        f"{folder}: shard {place}, counted from 0, has {name} {list(x.shape)} and {target} "
                         f"{list(y.shape)}: give as many targets as samples in each"
                     )
-        if any(not part.ndim for part in parts):
+        if any(not part.ndim for _, part in parts):
             raise CorruptFileError(f"{folder}: a shard of {name} is a single number: shards hold rows")
+
+
+def _number_of(file: str) -> int | None:
+    """The number at the end of the name of a shard's file."""
+    found = _NUMBER.search(Path(file).stem)
+    return int(found.group().lstrip("-_.")) if found else None

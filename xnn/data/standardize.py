@@ -9,7 +9,7 @@ import numpy as np
 
 from xnn.backends import backend_of, get_backend
 from xnn.backends.host_arrays import as_host_array
-from xnn.backends.row_sources import Selected, is_on_host, row_blocks
+from xnn.backends.row_sources import Selected, first_not_finite, is_on_host, row_blocks
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.files import notice
 from xnn.layers import Rescale
@@ -78,9 +78,8 @@ def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
     for numbers in (low, high):
         check_exact("samples", numbers)
     if not np.isfinite([low, high]).all():
-        for start, block in row_blocks(array):
-            for row in np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1)).tolist():
-                raise DTypeError(f"standardize got NaN or infinity in sample {start + row}: fill or drop it")
+        row = first_not_finite(array)
+        raise DTypeError(f"standardize got NaN or infinity in sample {row}: fill or drop it")
     mean, std = moments(array)
     constant = low == high
     mean = np.where(constant, np.asarray(array[0], np.float64), mean)  # without a rounding

@@ -19,6 +19,8 @@ __all__ = ["Stream", "StreamRows", "opened"]
 
 Arrays = tuple[np.ndarray, ...]
 
+_END = object()
+
 
 class Stream:
     """Samples and targets that an iterable gives batch by batch: `trainer.fit(data.Stream(...))`.
@@ -77,6 +79,8 @@ class Stream:
         self._left: list[Arrays] = []  # what it gave beyond the last window
         self._iterator: Iterator[Any] | None = iter(source) if self.once else None
         self._told = False
+        #: Shapes and dtypes of the rows of the first batch, which all others have, and that batch in words.
+        self._first: tuple[list[Any], str] | None = None
 
     def __repr__(self) -> str:
         name = getattr(self.source, "__name__", type(self.source).__name__)
@@ -100,7 +104,7 @@ class Stream:
             found = self._next(iterator, left, min(self.window, self.samples - start), start)
             self._taken += len(found[0]) if self.once else 0
             if start + self.window >= self.samples and not (self.once or self._told):
-                self._told = bool(left) or next(iterator, None) is not None
+                self._told = bool(left) or next(iterator, _END) is not _END
                 if self._told:
                     notice(
                         f"xnn: {self!r} has more samples than {self.samples:,}: those after them are left out"
@@ -113,25 +117,26 @@ class Stream:
         left.clear()
         while rows < size:
             try:
-                batch = next(iterator, None)
+                batch = next(iterator, _END)
             except Exception as error:
                 raise DataError(
                     f"{self!r} failed after {start + rows:,} samples: {type(error).__name__}: {error}"
                 ) from error
-            if batch is None:
+            if batch is _END:
                 raise DataError(
                     f"{self!r} ended after {start + rows:,} samples: give the samples of an epoch as samples="
                 )
             parts.append(_as_arrays(batch))
             rows += len(parts[-1][0])
-        first = parts[0]
         for part in parts:
-            if [(a.shape[1:], a.dtype) for a in part] != [(a.shape[1:], a.dtype) for a in first]:
+            rows_of_part = [(array.shape[1:], array.dtype) for array in part]
+            self._first = self._first or (rows_of_part, _described(part))
+            if rows_of_part != self._first[0]:
                 raise ShapeError(
-                    f"{self!r} gave {_described(part)} after {_described(first)}: all batches must have rows of one "
+                    f"{self!r} gave {_described(part)} after {self._first[1]}: all batches must have rows of one "
                     "shape and dtype"
                 )
-        whole = first if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
+        whole = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
         if rows > size:
             left.append(tuple(array[size:] for array in whole))
         return tuple(array[:size] for array in whole)

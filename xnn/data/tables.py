@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xnn.backends.row_sources import Converted, RowSource, row_blocks
-from xnn.data.csv_fields import as_number, is_date, is_missing, is_number, is_whole, like_number, loses_digits
+from xnn.backends.row_sources import Converted, RowSource, first_not_finite
+from xnn.data.csv_fields import as_number, is_code, is_date, is_missing, is_number, like_number, loses_digits
 from xnn.data.csv_rows import Row, read_rows
 from xnn.data.csv_targets import NumberFields, first_rows, mapped_fields
 from xnn.data.headers import is_header
@@ -129,7 +129,7 @@ class Table:
         if other is not None:
             why = f"mixes numbers with text ({other[:40]!r} in line {self.lines[found[other]]})"
         else:
-            why = f"holds {next(filter(_is_code, found))}, which as a number would lose digits"
+            why = f"holds {next(filter(is_code, found))}, which as a number would lose digits"
         return (f"the target, {column}, {why}: its values are names of classes",)
 
     def _are_names(self, task: str | None) -> bool:
@@ -145,7 +145,7 @@ class Table:
                 raise self._damaged(found[like[0]], column, "")
             return bool(found) and len(texts) == len(found)  # as_targets says that this is no regression
         if not texts:
-            return any(map(_is_code, found))
+            return any(map(is_code, found))
         mark = next((mark for mark in ";\t|" if all(mark in field for field in found)), None)
         if task is None and mark:
             raise self._error(
@@ -189,12 +189,6 @@ _FEW = 20
 _LONGEST_NAME = 1000
 #: How many rows are looked at to decide whether the first line is a header.
 _AHEAD = 1000
-
-
-def _is_code(field: str) -> bool:
-    """Whether an integer is a name and no number: it has leading zeros, or digits that float64 cannot hold."""
-    digits = field.lstrip("+-")
-    return is_whole(field) and ((len(digits) > 1 and digits[0] == "0") or loses_digits(field))
 
 
 def read_csv(
@@ -388,12 +382,11 @@ def samples_and_targets(name: str, x: Any, y: Any) -> tuple[Any, np.ndarray]:
             "numbers, equally many (or targets (n,) the names of classes)"
         )
     for what, array in (("features", x), ("targets", y)):
-        for start, block in row_blocks(array) if array.dtype.kind == "f" else ():
-            if not np.isfinite(block).all():
-                row = int(np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))[0])
-                raise CorruptFileError(
-                    f"{name}: the {what} of sample {start + row} hold NaN or infinity: fill or drop it"
-                )
+        row = first_not_finite(array)
+        if row is not None:
+            raise CorruptFileError(
+                f"{name}: the {what} of sample {row} hold NaN or infinity: fill or drop it"
+            )
     width = int(np.prod(x.shape[1:]))
     if isinstance(x, RowSource):
         return x if x.ndim == 2 else Converted(x, lambda rows: rows.reshape(len(rows), width)), np.asarray(y)

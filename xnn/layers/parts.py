@@ -27,12 +27,12 @@ class Parts:
 
     def __call__(self, x: Any) -> list[Any]:
         lib = self.model.backend
+        n = max(1, int(x.shape[0]))  # a batch without rows gives outputs without rows
         while True:
-            rows = min(self.most, int(x.shape[0])) or max(1, int(x.shape[0]))
+            rows = min(self.most or n, n)
             try:
                 with lib.guard():
-                    starts = range(0, max(1, int(x.shape[0])), rows)
-                    return [self._run(x[start : start + rows, ...]) for start in starts]
+                    return [self._run(x[start : start + rows, ...]) for start in range(0, n, rows)]
             except DeviceMemoryError as error:
                 if lib.is_host:
                     raise

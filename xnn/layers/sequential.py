@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Never
 
 import numpy as np
@@ -121,22 +121,23 @@ class Sequential(Container):
         Raises DTypeError for an array that does not hold numbers.
         """
         x = admit(self.backend, as_host_array(x, "x", by_rows=True))
+        check = self._check_of(x.dtype) if is_on_host(x) else None
         if not reads_rows(x):
-            if isinstance(x, np.ndarray):
-                self._check_numbers(x)
+            if check is not None:
+                check(x)
             return self._as_taken(x)
         sample = self._as_taken(np.asarray(x[:1]))  # raises for what is no number
-        for _, block in row_blocks(x):
-            self._check_numbers(block)
+        if check is not None:
+            for _, block in row_blocks(x):
+                check(block)
         unchanged = sample.dtype == x.dtype and current_numerics() == "fast"
         return x if unchanged else Converted(x, self._as_taken)
 
-    def _check_numbers(self, x: np.ndarray) -> None:
-        """Raise for samples of the host that the first layer takes as they are, and that are out of its range."""
-        if x.dtype == np.float64 and self.takes_float64:
-            self.check_wide(x)
-        elif x.dtype.kind in "iub" and self.takes_integers:
-            self.check_integers(x)
+    def _check_of(self, dtype: np.dtype[Any]) -> Callable[[np.ndarray], None] | None:
+        """The check for numbers out of the first layer's range, if it takes samples of this dtype as they are."""
+        if dtype == np.float64 and self.takes_float64:
+            return self.check_wide
+        return self.check_integers if dtype.kind in "iub" and self.takes_integers else None
 
     def _as_taken(self, x: Any) -> Any:
         """An array of samples in the dtype in which the first layer takes them."""

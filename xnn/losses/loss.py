@@ -13,7 +13,6 @@ import numpy as np
 from xnn import ops
 from xnn.backends import Backend, backend_of, current_numerics
 from xnn.backends.numerics import check_same_numerics, pinned
-from xnn.backends.row_sources import row_blocks
 from xnn.errors import DTypeError, GraphError, LabelError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
@@ -373,9 +372,7 @@ class Loss(Habitual):
             )
         if targets.dtype.kind not in "fiub":
             raise DTypeError(f"{self!r} needs numbers as targets, got {targets.dtype}")
-        if targets.dtype.kind == "f" and not all(
-            np.isfinite(block).all() for _, block in row_blocks(targets)
-        ):
+        if targets.dtype.kind == "f" and not np.isfinite(targets).all():
             raise LabelError(f"{self!r}: the targets hold NaN or infinities; clean them first")
 
 

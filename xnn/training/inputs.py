@@ -10,7 +10,7 @@ import numpy as np
 
 from xnn.backends import admit
 from xnn.backends.host_arrays import as_host_array
-from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks
+from xnn.backends.row_sources import Converted, first_not_finite, is_on_host, reads_rows, row_blocks
 from xnn.data import Batches, Stream
 from xnn.data.stream import opened
 from xnn.errors import DTypeError, LabelError, OptionError, ShapeError, WeightWarning, XnnError
@@ -185,7 +185,7 @@ def _checked_targets(
 
 def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
     """Raise DTypeError for NaN or infinity in a host array, given or made by the conversion to its dtype."""
-    row = _first_not_finite(prepared)
+    row = first_not_finite(prepared) if is_on_host(prepared) else None
     if row is None:
         return
     if np.isfinite(given[row]).all():
@@ -194,17 +194,6 @@ def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
             "layers with dtype='float64'"
         )
     raise DTypeError(f"{role} data: {what} {row} holds NaN or infinity; fill or drop such samples first")
-
-
-def _first_not_finite(array: Any) -> int | None:
-    """The first row of a host array with NaN or infinity; None if there is none."""
-    if not is_on_host(array) or array.dtype.kind != "f":
-        return None
-    for start, block in row_blocks(array):
-        finite = np.isfinite(block)
-        if not finite.all():
-            return start + int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
-    return None
 
 
 def check_weights(loss: Loss, batch_size: int, weighted: bool) -> None:
