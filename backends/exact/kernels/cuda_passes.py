@@ -18,6 +18,7 @@ from xnn.backends.kernels.cuda.cublas import Product, cublas_of
 from xnn.backends.kernels.cuda.data_kernels import Gather
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import (
+    MOST_BLOCKS,
     THREADS,
     Launch,
     address,
@@ -49,7 +50,6 @@ __all__ = [
 
 #: Threads of a warp, and the most of a block.
 WARP, WIDEST = 32, 1024
-_MOST_BLOCKS = 65535
 _SHORTEST = 1024  # numbers in a part of a tensor, unless there would be more than _PARTS
 _PARTS = 1024
 
@@ -266,7 +266,7 @@ class RowsPass:
             kind=self.kind, back=self.back, bits=self.bits, scale=self.scale,
         )  # fmt: skip
         threads = min(WIDEST if width > THREADS * 4 else THREADS, -(-width // WARP) * WARP)
-        return [kernel("rows", (min(n, _MOST_BLOCKS),), (threads,), (rows,), self.feed)]
+        return [kernel("rows", (min(n, MOST_BLOCKS),), (threads,), (rows,), self.feed)]
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ __all__ = [
     "serves_add", "serves_dense", "serves_elements",
 ]  # fmt: skip
 
-#: The numbers of the activations in dense.cu.
+#: The numbers of the activations in common.cu.
 KINDS: dict[Any, int] = {None: 0, ops.relu: 1, ops.sigmoid: 2, ops.tanh: 3}
 _COLUMNS, _ROWS = 32, 256  # of a block that adds rows; more rows where a grid would be too large
 

@@ -161,19 +161,28 @@ class CrossEntropy(Loss):
     def counts(self, accuracy: Accuracy) -> bool:
         return all(a is b for a, b in zip(accuracy.call.reads, self.call.reads, strict=False))
 
+    @property
+    def right(self) -> Any:
+        """The array for the number of right predictions, or None if they are not counted."""
+        return None if self.accuracy is None else self.accuracy.call.writes[0].array  # type: ignore[union-attr]
+
+    @property
+    def numbers(self) -> Any:
+        """The kernels' structure of where loss and right predictions go."""
+        loss = self.call.writes[0].array  # type: ignore[union-attr]
+        columns = {"loss_column": self.loss_column, "right_column": self.right_column}
+        return structure("Numbers", loss=loss, right=self.right, **columns)
+
     def launches(self, by: Any) -> list[Runnable]:
         feed, (z, labels) = self.feed, (slot.array for slot in self.call.reads[:2])
-        loss, g = (slot.array for slot in self.call.writes)  # type: ignore[union-attr]
-        right = None if self.accuracy is None else self.accuracy.call.writes[0].array  # type: ignore[union-attr]
+        g = self.call.writes[1].array  # type: ignore[union-attr]
         n, classes = z.shape
         batch = structure(
             "Batch", z=z, labels=labels, g=g, n=n, classes=classes, by=by, options=options(self.call)
         )
-        terms, rights = cupy().empty(n, z.dtype), None if right is None else cupy().empty(n, z.dtype)
-        columns = {"loss_column": self.loss_column, "right_column": self.right_column}
-        numbers = structure("Numbers", loss=loss, right=right, **columns)
+        terms, rights = cupy().empty(n, z.dtype), None if self.right is None else cupy().empty(n, z.dtype)
         module = compiled("loss", z.dtype, LABEL=str(labels.dtype))
-        arguments = batch, terms, rights, numbers, self.bias, feed.record_of(), feed.position
+        arguments = batch, terms, rights, self.numbers, self.bias, feed.record_of(), feed.position
         if self.alone:
             return [Launch(module, "cross_entropy", (1,), (_threads(n),), arguments, feed.stream)]
         rows = Launch(

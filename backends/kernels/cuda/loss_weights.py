@@ -129,8 +129,4 @@ def divisor(call: Call, feed: DeviceFeed) -> Divisor:
 
 def is_on_gpu(array: Any, dtype: Any, shape: tuple[int, ...]) -> bool:
     """Whether it is an array of the GPU with this dtype and shape."""
-    return (
-        getattr(array, "shape", None) == shape
-        and np.dtype(array.dtype) == np.dtype(dtype)
-        and hasattr(array, "data")
-    )
+    return isinstance(array, cupy().ndarray) and array.shape == shape and array.dtype == np.dtype(dtype)
