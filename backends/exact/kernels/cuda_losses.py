@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.exact.kernels.cuda_elements import all_stored
-from xnn.backends.exact.kernels.cuda_passes import WARP, WIDEST, RowsPass
+from xnn.backends.exact.kernels.cuda_passes import RowsPass
 from xnn.backends.exact.slices import sum_bits
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda import loss_kernels as loss
-from xnn.backends.kernels.cuda.launch import Launch, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import MOST_THREADS, WARP, Launch, compiled, cupy, structure
 from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, Loss
 from xnn.backends.kernels.numpy_kernels import is_plain_loss
 
@@ -46,9 +46,9 @@ class Distance(Loss):
             batch, cupy().empty(p.size, np.float64), sum_bits(p.size), loss, self.loss_column, feed.record_of(),
             feed.position, cupy().zeros(1, np.int32),
         )  # fmt: skip
-        blocks = min(-(-p.size // WIDEST), WIDEST)
+        blocks = min(-(-p.size // MOST_THREADS), MOST_THREADS)
         module = compiled("distances exact_distances", np.float64, exact=True)
-        return [Launch(module, "exact_distance", (blocks,), (WIDEST,), arguments, feed.stream)]
+        return [Launch(module, "exact_distance", (blocks,), (MOST_THREADS,), arguments, feed.stream)]
 
 
 class CrossEntropy(loss.CrossEntropy):
@@ -76,8 +76,8 @@ class CrossEntropy(loss.CrossEntropy):
             classes=classes, bits=0 if self.rows is None else self.rows.bits, class_bits=sum_bits(classes),
             row_bits=sum_bits(n),
         )  # fmt: skip
-        blocks = min(-(-n // (WIDEST // WARP)), WIDEST)
-        threads = WIDEST if blocks > 1 else WARP * n
+        blocks = min(-(-n // (MOST_THREADS // WARP)), MOST_THREADS)
+        threads = MOST_THREADS if blocks > 1 else WARP * n
         arguments = (
             batch, cupy().empty(n, np.float64), cupy().empty(n, np.int32), self.numbers, feed.record_of(),
             feed.position, cupy().zeros(1, np.int32),

@@ -22,8 +22,8 @@ TYPES = {
 }  # fmt: skip
 #: The sources whose functions another source calls, beside common.cu.
 CALLED = {"persistent": ("gather", "loss", "activations", "updates")}
-#: Threads of a block where each has one element.
-THREADS = 256
+#: Threads of a block where each has one element; of a warp; and the most of a block.
+THREADS, WARP, MOST_THREADS = 256, 32, 1024
 #: The most blocks in the second dimension of a grid.
 MOST_BLOCKS = 65535
 _MAX_DYNAMIC_SHARED_SIZE, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 8, 14  # of CUfunction_attribute

@@ -12,7 +12,16 @@ from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.dense_kernels import KINDS, Sums, countable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import THREADS, TYPES, Launch, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import (
+    MOST_THREADS,
+    THREADS,
+    TYPES,
+    WARP,
+    Launch,
+    compiled,
+    cupy,
+    structure,
+)
 from xnn.backends.kernels.cuda.loss_weights import (
     Collect,
     Divisor,
@@ -33,7 +42,6 @@ __all__ = [
 
 #: One block does a batch of up to this many rows and outputs; more are done by many blocks, and a second kernel.
 _ONE_BLOCKS_ROWS, _ONE_BLOCKS_SIZE = 256, 16384
-_WARP, _MOST_THREADS = 32, 1024
 #: The numbers of the losses in distances.cu.
 DISTANCES: dict[Any, int] = {ops.mse: 0, ops.l1: 1, ops.huber: 2, ops.hinge: 3, ops.binary_cross_entropy: 4}
 
@@ -188,7 +196,7 @@ class CrossEntropy(Loss):
         rows = Launch(
             module, "cross_entropy_rows", (min(-(-n // 8), 1024),), (256,), arguments[:3], feed.stream
         )
-        return [rows, Launch(module, "cross_entropy_totals", (1,), (_MOST_THREADS,), arguments, feed.stream)]
+        return [rows, Launch(module, "cross_entropy_totals", (1,), (MOST_THREADS,), arguments, feed.stream)]
 
 
 class Distance(Loss):
@@ -203,15 +211,15 @@ class Distance(Loss):
             "Batch", p=p, t=t, g=g, n=n, width=width, kind=DISTANCES[self.call.op], delta=delta, by=by,
             positive=positive, positives=0 if positive is None else positive.size,
         )  # fmt: skip
-        module, blocks = compiled("distances", p.dtype), min(-(-p.size // THREADS), _MOST_THREADS)
+        module, blocks = compiled("distances", p.dtype), min(-(-p.size // THREADS), MOST_THREADS)
         sums = cupy().empty(blocks, p.dtype)
         rest = loss, self.loss_column, self.bias, feed.record_of(), feed.position
         if self.alone:
-            threads = min(_MOST_THREADS, -(-p.size // _WARP) * _WARP)
+            threads = min(MOST_THREADS, -(-p.size // WARP) * WARP)
             return [Launch(module, "distance", (1,), (threads,), (batch, sums, *rest), feed.stream)]
         each = Launch(module, "distance_sums", (blocks,), (THREADS,), (batch, sums), feed.stream)
         total = batch, sums, blocks, *rest
-        return [each, Launch(module, "distance_total", (1,), (_MOST_THREADS,), total, feed.stream)]
+        return [each, Launch(module, "distance_total", (1,), (MOST_THREADS,), total, feed.stream)]
 
 
 def serves_distance(call: Call) -> bool:
@@ -241,7 +249,7 @@ def _positive(call: Call, like: Any) -> Any:
 
 def _threads(rows: int) -> int:
     """The threads of a block with a warp for each row, as far as they go."""
-    return min(_MOST_THREADS, _WARP * max(1, rows))
+    return min(MOST_THREADS, WARP * max(1, rows))
 
 
 _SERVES: dict[Any, Any] = {

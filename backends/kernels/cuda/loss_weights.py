@@ -11,13 +11,12 @@ import numpy as np
 from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable, Slot
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import Launch, by_element, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import MOST_THREADS, Launch, by_element, compiled, cupy, structure
 
 __all__ = [
     "Collect", "Divisor", "divisor", "is_on_gpu", "needs_divisor", "options", "serves_weights", "weighing"
 ]  # fmt: skip
 
-_THREADS = 1024
 _LABELS = ops.softmax_cross_entropy
 #: Options that change how much a label counts.
 _COUNTING = "class_weight", "ignore_index"
@@ -118,7 +117,7 @@ class Divisor:
         else:
             module, name = compiled("distances", outputs.dtype), "divisor_of_weights"
             arguments = weights[0], n, width, *end
-        return [Launch(module, name, (1,), (_THREADS,), arguments, feed.stream)]
+        return [Launch(module, name, (1,), (MOST_THREADS,), arguments, feed.stream)]
 
 
 def divisor(call: Call, feed: DeviceFeed) -> Divisor:
