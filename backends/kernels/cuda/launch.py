@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Launch", "address", "by_element", "compiled", "cupy", "driver", "source", "structure"]
+__all__ = [
+    "MOST_BLOCKS", "MOST_THREADS", "THREADS", "TYPES", "WARP", "Launch", "address", "by_element", "compiled", "cupy",
+    "driver", "source", "structure",
+]  # fmt: skip
 
 _HERE = Path(__file__).parent
 #: C++'s names of the types that kernels are compiled for.
