@@ -13,7 +13,7 @@ from xnn.backends.row_sources import is_on_host
 from xnn.errors import DTypeError
 from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of, fresh_arrays
 
-__all__ = ["bind", "bind_each", "interpret"]
+__all__ = ["bind", "bind_each", "counted", "interpret"]
 
 
 def bind(
@@ -170,29 +170,19 @@ def _add(lib: Any, call: Call) -> Runnable:
     return run
 
 
-def _metric(lib: Any, call: Call) -> Runnable:
-    (outputs, targets), number = call.reads, call.writes[0]
+def counted(lib: Any, xp: Any, call: Call, arrays: Sequence[Any]) -> Any:
+    """What a metric or total call makes of these arrays, as an array on the device. xp: the namespace of the ops."""
+    if call.kind == "metric":
+        return lib.number_on_device(apply_rule(call.op, xp, arrays, {}))
+    if hasattr(call.op, "total"):
+        return lib.number_on_device(apply_rule(call.op.total, xp, arrays, call.options))
+    return lib.number_on_device(call.op(*arrays))
+
+
+def _count(lib: Any, call: Call) -> Runnable:
+    number, xp = call.writes[0], lib.math
     assert number is not None
-    xp = lib.math
-
-    def run() -> None:
-        number.put(lib.number_on_device(apply_rule(call.op, xp, (outputs.array, targets.array), {})))
-
-    return run
-
-
-def _total(lib: Any, call: Call) -> Runnable:
-    number, xp, rule = call.writes[0], lib.math, call.op
-    assert number is not None
-
-    def run() -> None:
-        arrays = [slot.array for slot in call.reads]
-        if hasattr(rule, "total"):
-            number.put(lib.number_on_device(apply_rule(rule.total, xp, arrays, call.options)))
-        else:
-            number.put(lib.number_on_device(rule(*arrays)))
-
-    return run
+    return lambda: number.put(counted(lib, xp, call, [slot.array for slot in call.reads]))
 
 
 def _collect(lib: Any, call: Call) -> Runnable:
@@ -227,8 +217,8 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "backward": _backward,
     "add": _add,
     "clip": _by_rule,
-    "metric": _metric,
-    "total": _total,
+    "metric": _count,
+    "total": _count,
     "collect": _collect,
     "update": _update,
     "options": lambda lib, call: call.options["compute"],

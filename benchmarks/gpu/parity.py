@@ -26,10 +26,16 @@ from xnn.backends.kernels.cuda.launch import cupy
 from xnn.benchmarks.contestants import Task, Xnn
 from xnn.benchmarks.environment import dataset_here
 
-__all__ = ["compare", "main"]
+__all__ = ["AT_FIRST", "FIRST", "compare", "differences", "main"]
 
-_BATCH, _MARKS = 32, (1, 10, 100, 1000)
-_FIRST, _AT_FIRST, _AT_LAST = 20, 1e-2, 0.05
+#: By how much the first losses of two runs may differ, in parts of themselves, and how many these are.
+AT_FIRST, FIRST = 1e-2, 20
+_BATCH, _MARKS, _AT_LAST = 32, (1, 10, 100, 1000), 0.05
+
+
+def differences(losses: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """By how much the losses of a run differ from those of another one, in parts of the latter or of 0.01."""
+    return np.asarray(np.abs(losses - others) / np.maximum(np.abs(others), 1e-2))
 
 
 def compare(make: type[optimizers.Optimizer], rate: float, task: Task) -> dict[str, Any]:
@@ -41,13 +47,13 @@ def compare(make: type[optimizers.Optimizer], rate: float, task: Task) -> dict[s
         losses.append(contestant.epoch(np.random.default_rng(0).permutation(task.rows)))
         weights.append(contestant.parameters())
     here, there = losses
-    apart = np.abs(there - here) / np.maximum(np.abs(here), 1e-2)
+    apart = differences(there, here)
     last = max(1, len(here) // 10)
     means = [float(np.mean(values[-last:])) for values in losses]
     drift = max(
         float(np.max(np.abs(b - a)) / np.max(np.abs(a))) for a, b in zip(*weights, strict=True) if a.any()
     )
-    same = bool(apart[:_FIRST].max() <= _AT_FIRST) and abs(means[1] - means[0]) <= _AT_LAST * abs(means[0])
+    same = bool(apart[:FIRST].max() <= AT_FIRST) and abs(means[1] - means[0]) <= _AT_LAST * abs(means[0])
     return {
         "steps": len(here),
         "losses_differ_until": {str(m): float(apart[:m].max()) for m in _MARKS if m <= len(here)},

@@ -25,10 +25,10 @@ import numpy as np
 from xnn import optimizers
 from xnn.benchmarks.contestants import Task, Xnn
 from xnn.benchmarks.environment import dataset_here
+from xnn.benchmarks.gpu.parity import AT_FIRST, FIRST, differences
 
 __all__ = ["main", "race"]
 
-_FIRST, _APART = 20, 1e-2
 _RULES = ((optimizers.SGD, 0.1), (optimizers.Adam, 0.001))
 
 
@@ -70,10 +70,10 @@ def race(task: Task, make: type[optimizers.Optimizer], rate: float, repeat: int)
             if number > 1:
                 times[name].append(1e6 * seconds / len(losses[-1]))
         if not number:
-            graph, ours = (values[:_FIRST] for values in losses)
-            apart = float(np.max(np.abs(ours - graph) / np.maximum(np.abs(graph), 1e-2)))
+            graph, ours = (values[:FIRST] for values in losses)
+            apart = float(np.max(differences(ours, graph)))
     medians = {f"{name}_us": statistics.median(values) for name, values in times.items()}
-    return {**found, **medians, "losses_differ": apart, "same": apart <= _APART}
+    return {**found, **medians, "losses_differ": apart, "same": apart <= AT_FIRST}
 
 
 def main(arguments: Sequence[str]) -> int:

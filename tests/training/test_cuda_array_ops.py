@@ -22,7 +22,7 @@ from test_cuda_programs import (
 
 import xnn
 from xnn import layers, losses, ops, optimizers
-from xnn.backends import get_backend
+from xnn.backends import backend_of, get_backend
 from xnn.backends.kernels.cuda import array_ops
 from xnn.backends.kernels.cuda import feed as feeds
 from xnn.backends.kernels.cuda.cublas import cublas_of
@@ -371,6 +371,31 @@ def test_data_on_the_gpu_that_a_callback_writes_to_take_effect(loss):
         make = lambda: xnn.Sequential(layers.Dense(FEATURES, CLASSES), seed=1)  # noqa: E731
         found.append(train(name, make, epochs=3, callbacks=[Writes], data=(x, y), loss=loss()))
     check_same(*found[::-1])
+
+
+class CountedByHand(losses.Loss):
+    """The weighted mean of squares, whose divisor is a Python number or an array."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def compute(self, outputs, targets, weight):
+        return ops.sum(ops.mean((outputs - targets) ** 2, axis=1) * weight) / ops.sum(weight)
+
+    def total(self, outputs, targets, weight):
+        return float(len(outputs)) if self.number else backend_of(weight).xp.sum(weight)
+
+
+@pytest.mark.parametrize("number", [True, False])
+def test_the_divisor_of_a_loss_of_the_users_may_be_a_python_number(number):
+    data = (X / 255.0).astype("float32"), np.cos(np.arange(len(X) * CLASSES)).reshape(-1, CLASSES)
+    weights = np.linspace(0.1, 2.0, len(X))
+    here, there = (
+        train(name, data=data, loss=CountedByHand(number), sample_weight=weights)
+        for name in ("numpy", "cupy")
+    )
+    check_same(there, here)
 
 
 def test_a_backward_that_does_not_repeat_its_numbers_runs_in_every_step(capsys, captured):

@@ -224,17 +224,16 @@ def _plan(probe: bool, explained: Callable[[XnnError], str]) -> dict[str, Any] |
 
 def _persistent(address: str) -> dict[str, Any]:
     """What the plan of xnn train says of the persistent kernel on a GPU."""
-    if not persistent_rule.is_on():
-        return {"persistent": False, "persistent_because": "XNN_PERSISTENT=1 turns it on"}
+    found: persistent_rule.Cluster | str
     if current_numerics() == "exact":
-        return {"persistent": False, "persistent_because": "it computes in fast numerics"}
-    number = int(address.partition(":")[2])
-    major, minor = map(int, gpus(number)[number]["compute_capability"].split("."))
-    found = persistent_rule.choose(_ARTICLE_WIDTHS, 32, 0, (major, minor))
-    return {
-        "persistent": not isinstance(found, str),
-        "persistent_because": found if isinstance(found, str) else f"{found.blocks} blocks",
-    }
+        found = persistent_rule.FAST_ONLY
+    elif not persistent_rule.is_on():
+        found = persistent_rule.OFF
+    else:
+        number = int(address.partition(":")[2])
+        major, minor = map(int, gpus(number)[number]["compute_capability"].split("."))
+        found = persistent_rule.choose(_ARTICLE_WIDTHS, 32, 0, (major, minor))
+    return {"persistent": not isinstance(found, str), "persistent_because": str(found)}
 
 
 def _data() -> dict[str, str]:

@@ -7,9 +7,10 @@ from types import FunctionType
 from typing import Any
 
 from xnn.backends import Backend
+from xnn.backends.kernels.binding import counted
 from xnn.backends.kernels.calls import Call
 from xnn.ops import Op
-from xnn.ops.apply import apply_rule, backward_of, forward_of, fresh_arrays
+from xnn.ops.apply import backward_of, forward_of, fresh_arrays
 
 __all__ = ["Sample", "carrying", "held_by", "needs_host", "samples"]
 
@@ -74,14 +75,7 @@ class Sample:
             return [value, *(gradient for gradient in gradients if gradient is not None)]
         if call.kind == "keep":
             return [*fresh_arrays(call.op, math, self.arrays, call.options, call.writes)]
-        if call.kind == "total":
-            rule = call.op
-            return [
-                apply_rule(rule.total, math, self.arrays, call.options)
-                if hasattr(rule, "total")
-                else rule(*self.arrays)
-            ]
-        return [self.lib.number_on_device(apply_rule(call.op, math, self.arrays, {}))]
+        return [counted(self.lib, math, call, self.arrays)]
 
     def _same(self, a: Any, b: Any) -> bool:
         xp = self.lib.xp

@@ -37,7 +37,8 @@ class Program:
     to a GPU, or None. tell: called with the calls that turn out to keep the steps from being captured.
 
     by_ops: the calls without a kernel, if the table is a GPU's; a graph records the operations on arrays that their
-    ops ask for. eager: those of them for which no graph can be made. Such a program takes one step at a time.
+    ops ask for. eager: those of them for which no graph can be made. Their steps run call by call; and one at a time,
+    if that is known when the program is made.
     whole: whether one kernel runs all steps of a chunk, and why; None if the table has no such kernel.
     """
 
@@ -63,8 +64,8 @@ class Program:
         self._options_first = not self._compute_options_late(table)
         found: dict[Any, Call] = {}
         self._steps = tuple(bind(lib, table, self.calls, found))
-        #: The layers whose random numbers kernels draw, and how often in a step.
         by_ops = [*found.values()]
+        #: The layers whose random numbers kernels draw, and how often in a step.
         self._drawn = Counter(
             call.options["layer"] for call in self.calls if call.kind == "draw" and call not in by_ops
         )

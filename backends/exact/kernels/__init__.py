@@ -4,9 +4,9 @@ Read `exact_kernels.py` first: which calls have kernels on the CPU, and of which
 The passes exist twice, with the same names: in plain NumPy (`numpy_passes.py`) and as compiled loops
 (`compiled_passes.py`, which calls `compiled_loops.py`).
 
-On a GPU, `cuda_table.py` does the same with `cuda_passes.py` and `cuda_elements.py`, whose CUDA sources are in
-`backends/kernels/cuda/`: exact_numbers.cu (numbers and functions), exact.cu, exact_loss.cu, and some that fast
-numerics use as well.
+On a GPU, `cuda_table.py` does the same with `cuda_passes.py`, `cuda_elements.py`, `cuda_images.py` and
+`cuda_losses.py`. Their CUDA sources are in `backends/kernels/cuda/`: exact_numbers.cu (numbers and functions), the
+other sources whose names begin with exact, and some that fast numerics use as well.
 Passes that follow one another become one launch. `cuda_check.py` compares them with the ops before they are used.
 """
 

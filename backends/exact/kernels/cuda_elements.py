@@ -20,16 +20,19 @@ from xnn.backends.kernels.cuda.dense_kernels import KINDS
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import by_element, compiled, cupy
 
-__all__ = ["ELEMENTS", "all_stored", "plain"]
+__all__ = ["ELEMENTS", "MOST_ELEMENTS", "all_stored", "plain"]
 
-_MOST = 2**30  # elements of an array
+#: The most elements of an array.
+MOST_ELEMENTS = 2**30
 
 
 def all_stored(call: Call) -> bool:
     """Whether floating-point arrays are float32, none is empty, and none is too large for the kernels."""
     slots = call.slots()
     floats = {np.dtype(slot.dtype) for slot in slots if np.dtype(slot.dtype).kind not in "iub"}
-    return all(0 < math.prod(slot.shape) < _MOST for slot in slots) and floats <= {np.dtype(np.float32)}
+    return all(0 < math.prod(slot.shape) < MOST_ELEMENTS for slot in slots) and floats <= {
+        np.dtype(np.float32)
+    }
 
 
 def plain(call: Call) -> bool:

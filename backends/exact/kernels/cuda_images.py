@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
-from xnn.backends.exact.kernels.cuda_elements import all_stored, plain
+from xnn.backends.exact.kernels.cuda_elements import MOST_ELEMENTS, all_stored, plain
 from xnn.backends.exact.kernels.cuda_passes import (
     Columns,
     ColumnsPass,
@@ -30,8 +30,6 @@ from xnn.backends.kernels.cuda.launch import by_element, compiled, cupy
 from xnn.backends.kernels.cuda.pooling_kernels import windows_of
 
 __all__ = ["IMAGES"]
-
-_MOST = 2**30
 
 
 def _kernel(name: str, size: int, arguments: Any, feed: DeviceFeed, source: Any = np.float32) -> Any:
@@ -53,7 +51,7 @@ def _serves_conv2d(call: Call) -> bool:
     if not all_stored(call) or forward.activation not in KINDS or (wanted and x.scaled is not None):
         return False
     size = 2 * y.shape[0] * math.prod(y.shape[2:]) * max(math.prod(w.shape[1:]), y.shape[1])
-    return size < _MOST
+    return size < MOST_ELEMENTS
 
 
 def _conv2d(call: Call, feed: DeviceFeed) -> list[Any]:

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.exact.kernels.cuda_elements import all_stored
-from xnn.backends.exact.kernels.cuda_passes import WARP, WIDEST, RowsPass
+from xnn.backends.exact.kernels.cuda_passes import RowsPass
 from xnn.backends.exact.slices import sum_bits
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda import loss_kernels as loss
-from xnn.backends.kernels.cuda.launch import Launch, compiled, cupy, structure
-from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, Accuracy, Loss
-from xnn.backends.kernels.cuda.loss_weights import weighing
+from xnn.backends.kernels.cuda.launch import MOST_THREADS, WARP, Launch, compiled, cupy, structure
+from xnn.backends.kernels.cuda.loss_kernels import DISTANCES, Loss
 from xnn.backends.kernels.numpy_kernels import is_plain_loss
 
 __all__ = ["CrossEntropy", "Distance", "serves_cross_entropy", "serves_distance"]
@@ -35,31 +34,28 @@ class Distance(Loss):
 
     alone = False
 
-    def build(self) -> list[Runnable]:
+    def launches(self, by: Any) -> list[Runnable]:
         feed, (p, t) = self.feed, (slot.array for slot in self.call.reads)
         loss, g = (slot.array for slot in self.call.writes)  # type: ignore[union-attr]
         kind, delta = DISTANCES[self.call.op], float(self.call.options.get("delta", 1.0))
         batch = structure(
             "Batch", p=p, t=t, g=g, n=len(p), width=p.size // len(p), kind=kind, delta=delta,
-            by=weighing(self.call), positive=None, positives=0,
+            by=by, positive=None, positives=0,
         )  # fmt: skip
         arguments = (
             batch, cupy().empty(p.size, np.float64), sum_bits(p.size), loss, self.loss_column, feed.record_of(),
             feed.position, cupy().zeros(1, np.int32),
         )  # fmt: skip
-        blocks = min(-(-p.size // WIDEST), WIDEST)
+        blocks = min(-(-p.size // MOST_THREADS), MOST_THREADS)
         module = compiled("distances exact_distances", np.float64, exact=True)
-        return [Launch(module, "exact_distance", (blocks,), (WIDEST,), arguments, feed.stream)]
+        return [Launch(module, "exact_distance", (blocks,), (MOST_THREADS,), arguments, feed.stream)]
 
 
-class CrossEntropy(Loss):
+class CrossEntropy(loss.CrossEntropy):
     """Softmax and cross-entropy with integer labels, and the slices of the gradient's rows if they joined it."""
 
     rows: RowsPass | None = None
     alone = False
-
-    def counts(self, accuracy: Accuracy) -> bool:
-        return all(a is b for a, b in zip(accuracy.call.reads, self.call.reads, strict=True))
 
     def join(self, other: Any) -> bool:
         g = self.call.writes[1]
@@ -71,23 +67,20 @@ class CrossEntropy(Loss):
             return other is self.rows
         return super().join(other)
 
-    def build(self) -> list[Runnable]:
+    def launches(self, by: Any) -> list[Runnable]:
         feed, (z, labels) = self.feed, (slot.array for slot in self.call.reads)
-        loss, g = (slot.array for slot in self.call.writes)  # type: ignore[union-attr]
-        right = None if self.accuracy is None else self.accuracy.call.writes[0].array  # type: ignore[union-attr]
+        g = self.call.writes[1].array  # type: ignore[union-attr]
         n, classes = z.shape
         batch = structure(
             "Batch", z=z, labels=labels, g=g, wide=None if self.rows is None else self.rows.wide, n=n,
             classes=classes, bits=0 if self.rows is None else self.rows.bits, class_bits=sum_bits(classes),
             row_bits=sum_bits(n),
         )  # fmt: skip
-        columns = {"loss_column": self.loss_column, "right_column": self.right_column}
-        numbers = structure("Numbers", loss=loss, right=right, **columns)
-        blocks = min(-(-n // (WIDEST // WARP)), WIDEST)
-        threads = WIDEST if blocks > 1 else WARP * n
+        blocks = min(-(-n // (MOST_THREADS // WARP)), MOST_THREADS)
+        threads = MOST_THREADS if blocks > 1 else WARP * n
         arguments = (
-            batch, cupy().empty(n, np.float64), cupy().empty(n, np.int32), numbers, feed.record_of(), feed.position,
-            cupy().zeros(1, np.int32),
+            batch, cupy().empty(n, np.float64), cupy().empty(n, np.int32), self.numbers, feed.record_of(),
+            feed.position, cupy().zeros(1, np.int32),
         )  # fmt: skip
         module = compiled("exact_loss", np.float64, exact=True, LABEL=str(labels.dtype))
         return [Launch(module, "exact_cross_entropy", (blocks,), (threads,), arguments, feed.stream)]

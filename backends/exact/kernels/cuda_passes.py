@@ -18,7 +18,10 @@ from xnn.backends.kernels.cuda.cublas import Product, cublas_of
 from xnn.backends.kernels.cuda.data_kernels import Gather
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import (
+    MOST_BLOCKS,
+    MOST_THREADS,
     THREADS,
+    WARP,
     Launch,
     address,
     by_element,
@@ -29,8 +32,6 @@ from xnn.backends.kernels.cuda.launch import (
 from xnn.backends.kernels.cuda.update_kernels import Segments, Update
 
 __all__ = [
-    "WARP",
-    "WIDEST",
     "Changes",
     "ClipByNorm",
     "Columns",
@@ -47,9 +48,6 @@ __all__ = [
     "touched",
 ]  # fmt: skip
 
-#: Threads of a warp, and the most of a block.
-WARP, WIDEST = 32, 1024
-_MOST_BLOCKS = 65535
 _SHORTEST = 1024  # numbers in a part of a tensor, unless there would be more than _PARTS
 _PARTS = 1024
 
@@ -265,8 +263,8 @@ class RowsPass:
             full=self.full, out=self.out, of=self.of, wide=self.wide, n=n, width=width, two=int(two),
             kind=self.kind, back=self.back, bits=self.bits, scale=self.scale,
         )  # fmt: skip
-        threads = min(WIDEST if width > THREADS * 4 else THREADS, -(-width // WARP) * WARP)
-        return [kernel("rows", (min(n, _MOST_BLOCKS),), (threads,), (rows,), self.feed)]
+        threads = min(MOST_THREADS if width > THREADS * 4 else THREADS, -(-width // WARP) * WARP)
+        return [kernel("rows", (min(n, MOST_BLOCKS),), (threads,), (rows,), self.feed)]
 
 
 @dataclass(eq=False)

@@ -44,6 +44,7 @@ from xnn.backends.kernels.cuda import update_kernels as changes
 from xnn.backends.kernels.cuda.dense_kernels import KINDS
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import cupy
+from xnn.backends.kernels.cuda.persistent_rule import FAST_ONLY
 from xnn.backends.kernels.cuda.table import CudaTable, join_losses, join_neighbours
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
@@ -186,7 +187,7 @@ class ExactCudaTable(CudaTable):
 
     def whole(self, calls: Sequence[Call]) -> Whole:
         """No kernel runs all steps of a chunk: the persistent one has fast numerics."""
-        return Whole(None, "it computes in fast numerics")
+        return Whole(None, FAST_ONLY)
 
     def join(self, items: list[Any]) -> list[Any]:
         """Join items that can be one launch."""

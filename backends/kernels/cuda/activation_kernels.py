@@ -9,9 +9,9 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable, nothing
-from xnn.backends.kernels.cuda.dense_kernels import serves_add
+from xnn.backends.kernels.cuda.dense_kernels import has_one_dtype, serves_add
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import address, by_element, compiled, cupy
+from xnn.backends.kernels.cuda.launch import WARP, address, by_element, compiled, cupy
 
 __all__ = [
     "CURVES",
@@ -46,15 +46,13 @@ _GELU_BY_TANH = 4
 SHAPES = ops.flatten, ops.reshape, ops.identity
 #: Whether the result is the logarithm.
 SOFTMAXES: dict[Any, int] = {ops.softmax: 0, ops.log_softmax: 1}
-_WARP = 32
 _ON_DEVICE = 3  # cudaMemcpyDeviceToDevice
 
 
 def serves_curve(call: Call) -> bool:
     """Whether the arrays have one dtype, float32 or float64, and the option is a number the op takes."""
     options = (call.forward or call).options
-    dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
-    fits = len(dtypes) == 1 and dtypes <= {"float32", "float64"} and math.prod(call.reads[0].shape) < 2**31
+    fits = has_one_dtype(call) and math.prod(call.reads[0].shape) < 2**31
     return fits and set(options) <= {CURVES[call.op][1]} and number_of_curve(call) is not None
 
 
@@ -93,13 +91,7 @@ def serves_softmax(call: Call) -> bool:
     """Whether the arrays have one dtype, float32 or float64, and the axis is the last one."""
     forward = call.forward or call
     shape, axis = forward.reads[0].shape, forward.options.get("axis", -1)
-    dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
-    return (
-        bool(shape)
-        and math.prod(shape) > 0
-        and axis in (-1, len(shape) - 1)
-        and dtypes <= {"float32", "float64"}
-    )
+    return bool(shape) and math.prod(shape) > 0 and axis in (-1, len(shape) - 1) and has_one_dtype(call)
 
 
 def softmax(call: Call, feed: DeviceFeed) -> Any:
@@ -118,7 +110,7 @@ def _by_rows(name: str, call: Call, feed: DeviceFeed, *arrays: Any) -> Any:
     width = out.shape[-1]
     rows = out.size // width
     arguments = *arrays, out, rows, width, SOFTMAXES[call.op]
-    return by_element(compiled("softmax", out.dtype), name, rows * _WARP, arguments, feed.stream)
+    return by_element(compiled("softmax", out.dtype), name, rows * WARP, arguments, feed.stream)
 
 
 def serves_shape(call: Call) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from xnn.backends.kernels.calls import Call
 from xnn.backends.kernels.cuda.data_kernels import drawn_from, keep_mask, serves_mask
+from xnn.backends.kernels.cuda.dense_kernels import has_one_dtype
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import THREADS, Launch, by_element, compiled, cupy
 from xnn.backends.random import AffineField, ElasticField
@@ -52,8 +53,7 @@ def draw(call: Call, feed: DeviceFeed) -> Any:
 def serves_warp(call: Call) -> bool:
     """Whether images and displacements have one dtype and belong together."""
     (x, field), sizes = (slot.shape for slot in call.reads), [math.prod(slot.shape) for slot in call.slots()]
-    dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
-    known = len(dtypes) == 1 and dtypes <= {"float32", "float64"} and all(0 < size < 2**31 for size in sizes)
+    known = has_one_dtype(call) and all(0 < size < 2**31 for size in sizes)
     fields = len(field) == 4 and field[1] == 2 and field[0] == x[0]
     return known and fields and math.prod(x[1:]) % math.prod(field[2:]) == 0
 

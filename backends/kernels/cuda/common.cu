@@ -47,6 +47,16 @@ template <class T> __device__ inline T warp_sum(T x) {
     return x;
 }
 
+// The largest number of a warp, in each of its threads; of `real` numbers NaN if one of them is NaN.
+__device__ inline real warp_max(real x) {
+    for (int distance = 16; distance; distance /= 2) x = larger(x, __shfl_xor_sync(ALL_LANES, x, distance));
+    return x;
+}
+__device__ inline int warp_max(int x) {
+    for (int distance = 16; distance; distance /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, distance));
+    return x;
+}
+
 // The sum over a block of whole warps, in thread 0. Every thread of the block must call it.
 template <class T> static __device__ T block_sum(T x) {
     __shared__ T of_warps[32];
@@ -57,6 +67,19 @@ template <class T> static __device__ T block_sum(T x) {
     __syncthreads();
     return thread < 32 ? warp_sum(thread < warps ? of_warps[thread] : T(0)) : T(0);
 }
+
+#ifdef EXACT
+// The largest of a block's numbers of at least 0, in each of its threads. For whole warps; every thread must call it.
+static __device__ int block_max(int x) {
+    __shared__ int of_warps[32];
+    int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
+    x = warp_max(x);
+    __syncthreads();  // an earlier result has been read
+    if (thread % 32 == 0) of_warps[thread / 32] = x;
+    __syncthreads();
+    return warp_max(thread % 32 < warps ? of_warps[thread % 32] : 0);
+}
+#endif
 
 // Where a step's loss and metrics are kept until the trainer reads them. numbers is null if they are not kept.
 //   state: the number of the first step, how many steps were recorded before it, the seed.
@@ -123,6 +146,16 @@ __device__ inline real slope(int64 kind, real y, real dy) {
     if (kind == sigmoid) return dy * (y * ((real)1 - y));
     return kind == hyperbolic ? dy * ((real)1 - y * y) : dy;
 }
+
+#ifdef EXACT
+// f(z) as it is stored. Its value is kept as double in *full, unless full is null or f is `linear`.
+__device__ inline stored stored_activation(int64 kind, stored z, double* full) {
+    if (kind == linear) return z;
+    double value = activated(kind, entered(z));
+    if (full) *full = value;
+    return left(value);
+}
+#endif
 
 // Whether output a of class i comes before output b of class j: NaN first, then the larger, then the first class.
 __device__ inline bool before(stored a, int i, stored b, int j) {

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.cublas import Product
@@ -17,12 +19,18 @@ from xnn.backends.kernels.numpy_kernels import serves_elements as have_one_dtype
 
 __all__ = [
     "KINDS", "Sums", "activation", "activation_backward", "add", "countable", "dense", "dense_backward",
-    "serves_add", "serves_dense", "serves_elements",
+    "has_one_dtype", "serves_add", "serves_dense", "serves_elements",
 ]  # fmt: skip
 
-#: The numbers of the activations in dense.cu.
+#: The numbers of the activations in common.cu.
 KINDS: dict[Any, int] = {None: 0, ops.relu: 1, ops.sigmoid: 2, ops.tanh: 3}
 _COLUMNS, _ROWS = 32, 256  # of a block that adds rows; more rows where a grid would be too large
+
+
+def has_one_dtype(call: Call) -> bool:
+    """Whether all arrays have one dtype, float32 or float64."""
+    dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
+    return len(dtypes) == 1 and dtypes <= {"float32", "float64"}
 
 
 def countable(call: Call) -> bool:

@@ -1,19 +1,6 @@
 // The passes of exact numerics between two products: slicing by rows, by columns and of whole tensors, rounding, and the
 // steps of weights. Slices and their bits: backends/exact/slices.py. The products of slices are cuBLAS's, in double.
 
-// The largest of a block's numbers of at least 0, in each of its threads. For whole warps; every thread must call it.
-static __device__ int block_max(int x) {
-    __shared__ int of_warps[32];
-    int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
-    for (int distance = 16; distance; distance /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, distance));
-    __syncthreads();  // an earlier result has been read
-    if (thread % 32 == 0) of_warps[thread / 32] = x;
-    __syncthreads();
-    x = thread % 32 < warps ? of_warps[thread % 32] : 0;
-    for (int distance = 16; distance; distance /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, distance));
-    return x;
-}
-
 // What happens to the rows of y (n, width). Each part may be absent, as a null pointer or a kind of `linear`:
 //   products: y = f(products of first slices + those of second slices + b), or f(products of integers * scale + b). The
 //             n rows of second slices lie behind those of the first, if `two`. Without products, y = f(x); x may be y.
@@ -32,7 +19,7 @@ struct Rows {
     double scale;
 };
 __device__ inline double product_of(const Rows& r, int64 i, int64 j) {
-    double z = r.two ? r.products[i] + r.products[i + r.n * r.width] : r.products[i] * r.scale;
+    double z = joined(r.products, i, r.n * r.width, r.two, r.scale);
     return r.b ? z + entered(r.b[j]) : z;
 }
 // A block for each row, or for several.
@@ -41,12 +28,8 @@ extern "C" __global__ void __launch_bounds__(1024) rows(Rows r) {
         int field = 0;
         for (int64 j = threadIdx.x; j < r.width; j += blockDim.x) {
             int64 i = row * r.width + j;
-            float y = r.products ? left(product_of(r, i, j)) : r.x[i];
-            if (r.kind != linear) {
-                double value = activated(r.kind, entered(y));
-                if (r.full) r.full[i] = value;
-                y = left(value);
-            }
+            float z = r.products ? left(product_of(r, i, j)) : r.x[i];
+            float y = stored_activation(r.kind, z, r.full ? r.full + i : nullptr);
             if (r.back != linear) y = left(slope(r.back, r.of ? r.of[i] : entered(r.out[i]), entered(y)));
             r.y[i] = y;
             field = max(field, exponent_of(entered(y)));
@@ -142,8 +125,8 @@ struct Gradient {
 extern "C" __global__ void weight_gradients(const Gradient* gradients, int64 stride, int64 step) {
     Gradient g = gradients[blockIdx.x];
     for (int64 i = g.start + threadIdx.x; i < g.start + g.count; i += blockDim.x) {
-        int64 row = i / g.width, at = row * g.width + i;
-        float sum = left(g.two ? g.products[at] + g.products[at + g.width] : g.products[i] * g.scale);
+        int64 at = g.two ? i / g.width * g.width + i : i;
+        float sum = left(joined(g.products, at, g.width, g.two, g.scale));
         g.w[i] = g.options ? left(entered(g.w[i]) - g.options[step * stride] * (double)sum) : sum;
     }
 }

@@ -9,15 +9,10 @@ exact_distance(Batch b, double* terms, int64 bits, float* loss, int64 column, Re
         b.g[i] = left(slope * share);
     }
     if (!is_last(counter, gridDim.x)) return;
-    __shared__ int of_warps[32];
     const volatile double* every = terms;
     int field = 0;
     for (int64 i = threadIdx.x; i < size; i += blockDim.x) field = max(field, exponent_of(every[i]));
-    for (int distance = 16; distance; distance /= 2) field = max(field, __shfl_xor_sync(ALL_LANES, field, distance));
-    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = field;
-    __syncthreads();
-    for (int warp = 0; warp < blockDim.x / 32; ++warp) field = max(field, of_warps[warp]);
-    double s = splitter(field, bits), total = 0.0;
+    double s = splitter(block_max(field), bits), total = 0.0;
     for (int64 i = threadIdx.x; i < size; i += blockDim.x) total += slice(every[i], s);
     total = block_sum(total);
     if (threadIdx.x) return;

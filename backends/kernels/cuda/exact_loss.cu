@@ -16,10 +16,6 @@ struct Numbers {
     float *loss, *right;
     int64 loss_column, right_column;
 };
-__device__ inline double warp_top(double x) {
-    for (int distance = 16; distance; distance /= 2) x = larger(x, __shfl_xor_sync(ALL_LANES, x, distance));
-    return x;
-}
 
 // One row by one warp. Returns its term of the loss.
 __device__ inline double row_of(const Batch& b, int64 row) {
@@ -28,7 +24,7 @@ __device__ inline double row_of(const Batch& b, int64 row) {
     float* g = b.g + row * classes;
     double top = -UNBOUNDED, total = 0.0, share = 1.0 / (double)b.n;
     for (int j = lane; j < classes; j += 32) top = larger(top, entered(z[j]));
-    top = warp_top(top);
+    top = warp_max(top);
     double s = top > -UNBOUNDED ? splitter(exponent_of(1.0), b.class_bits) : QUIET_NAN;  // the largest e^(z - top) is 1
     for (int j = lane; j < classes; j += 32) total += slice(exponential(below(entered(z[j]), top)), s);
     total = warp_sum(total);
@@ -42,7 +38,7 @@ __device__ inline double row_of(const Batch& b, int64 row) {
         field = max(field, exponent_of(entered(g[j])));
     }
     if (b.wide) {
-        for (int distance = 16; distance; distance /= 2) field = max(field, __shfl_xor_sync(ALL_LANES, field, distance));
+        field = warp_max(field);
         double first = splitter(field, b.bits), second = splitter(field, 2 * b.bits + 1);
         for (int j = lane; j < classes; j += 32) {
             double x = entered(g[j]), high = slice(x, first);
@@ -65,16 +61,11 @@ exact_cross_entropy(Batch b, double* terms, int* rights, Numbers to, Record reco
         if (to.right) rights[row] = best == b.labels[row];
     }
     if (!is_last(counter, gridDim.x)) return;
-    __shared__ int of_warps[32];
     const volatile double* every = terms;
     const volatile int* hits = rights;
     int field = 0, right = 0;
     for (int64 row = threadIdx.x; row < b.n; row += blockDim.x) field = max(field, exponent_of(every[row]));
-    for (int distance = 16; distance; distance /= 2) field = max(field, __shfl_xor_sync(ALL_LANES, field, distance));
-    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = field;
-    __syncthreads();
-    for (int warp = 0; warp < warps; ++warp) field = max(field, of_warps[warp]);
-    double s = splitter(field, b.row_bits), total = 0.0;
+    double s = splitter(block_max(field), b.row_bits), total = 0.0;
     for (int64 row = threadIdx.x; row < b.n; row += blockDim.x) {
         total += slice(every[row], s);
         if (to.right) right += hits[row];

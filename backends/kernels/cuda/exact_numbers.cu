@@ -49,6 +49,12 @@ __device__ inline double splitter(int field, int bits) {
 }
 __device__ inline double slice(double x, double splitter) { return (x + splitter) - splitter; }
 
+// Number i of a product: that of the first slices plus that of the second ones, which lies `second` numbers behind, if
+// `two`; or that of integers times scale.
+__device__ inline double joined(const double* products, long long i, long long second, long long two, double scale) {
+    return two ? products[i] + products[i + second] : products[i] * scale;
+}
+
 // x = n ln 2 + r, for |x| <= EXP_LIMIT. Returns r and 2^n.
 __device__ inline double reduced(double x, double* scale) {
     double shifted = x * INVERSE_LN2 + ROUND, n = shifted - ROUND;

@@ -88,9 +88,8 @@ class DeviceFeed:
         self.options = self._there[self._options : self._rates]
         self.rates = self._there[self._rates : self._rows]
         self.rows = self._there[self._rows :]
-        self._places: dict[
-            int, tuple[int, tuple[int, ...]]
-        ] = {}  # of lists: first column of the record, shape
+        #: By the number of a list: its first column of the record, and the shape of what it collects.
+        self._places: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._record: Any = None
         self._flushed: list[np.ndarray] = []
         self._memory: GraphMemory | None = None  # of arrays that ops make in graphs

@@ -75,9 +75,7 @@ def conv2d_backward(call: Call, feed: DeviceFeed) -> list[Any]:
     y: Any = forward.writes[0].array  # type: ignore[union-attr]
     dx, dw, *rest = (None if slot is None else slot.array for slot in call.writes)
     n, outputs, places = dy.shape[0], dy.shape[1], math.prod(dy.shape[2:])
-    module, parts = compiled("images", dy.dtype), -(-n * places // _EACH)
-    if parts > MOST_BLOCKS:
-        parts = MOST_BLOCKS
+    module, parts = compiled("images", dy.dtype), min(-(-n * places // _EACH), MOST_BLOCKS)
     each = -(-n * places // parts)
     numbers = n, outputs, places, KINDS[forward.activation], each
     scratch = cupy().empty((outputs, parts), dy.dtype), cupy().zeros(outputs, "int32")

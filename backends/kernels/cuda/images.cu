@@ -18,23 +18,47 @@ __device__ inline int64 window_at(int64 position, int64 e, Windows w) {
     return begin < 0 || begin % w.stride || begin / w.stride >= w.number ? -1 : begin / w.stride;
 }
 
+// The place in the images of a number of the matrix: of channel and element `line` of window (u, v); -1 outside the image.
+__device__ inline int64 pixel_of(const Images& s, int64 image, unsigned u, unsigned v, unsigned line) {
+    unsigned height = s.rows.kernel, across = s.columns.kernel;
+    int64 row = u * s.rows.stride + line / across % height * s.rows.dilation - s.rows.before;
+    int64 column = v * s.columns.stride + line % across * s.columns.dilation - s.columns.before;
+    bool inside = row >= 0 && row < s.rows.extent && column >= 0 && column < s.columns.extent;
+    int64 plane = image * s.channels + line / across / height;
+    return inside ? (plane * s.rows.extent + row) * s.columns.extent + column : -1;
+}
+
+// The sum over all windows that contain the element (row, column) of an image, first within a window's row:
+// term(e, f, u, v) of element (e, f) of window (u, v).
+template <class F>
+__device__ inline real sum_over_windows(unsigned row, unsigned column, const Windows& rows, const Windows& columns, F term) {
+    real total = 0;
+    for (int64 e = 0; e < rows.kernel; ++e) {
+        int64 u = window_at(row, e, rows);
+        real sum = 0;
+        for (int64 f = 0; u >= 0 && f < columns.kernel; ++f) {
+            int64 v = window_at(column, f, columns);
+            if (v >= 0) sum += term(e, f, u, v);
+        }
+        total += sum;
+    }
+    return total;
+}
+
 // matrix[channel and element][image and window] = x, or 0 outside the image. Blocks: columns x rows of the matrix.
 extern "C" __global__ void unfold(const real* x, real* matrix, Images s) {
     unsigned places = s.n * s.rows.number * s.columns.number, place = blockIdx.x * blockDim.x + threadIdx.x;
     if (place >= places) return;
     unsigned width = s.columns.number, v = place % width, u = place / width % (unsigned)s.rows.number;
     int64 image = place / width / (unsigned)s.rows.number;
-    unsigned height = s.rows.kernel, across = s.columns.kernel, lines = s.channels * height * across;
+    unsigned lines = s.channels * s.rows.kernel * s.columns.kernel;
     for (unsigned line = blockIdx.y; line < lines; line += gridDim.y) {
-        int64 row = u * s.rows.stride + line / across % height * s.rows.dilation - s.rows.before;
-        int64 column = v * s.columns.stride + line % across * s.columns.dilation - s.columns.before;
-        bool inside = row >= 0 && row < s.rows.extent && column >= 0 && column < s.columns.extent;
-        int64 plane = image * s.channels + line / across / height;
-        matrix[(int64)line * places + place] = inside ? x[(plane * s.rows.extent + row) * s.columns.extent + column] : (real)0;
+        int64 pixel = pixel_of(s, image, u, v, line);
+        matrix[(int64)line * places + place] = pixel < 0 ? (real)0 : x[pixel];
     }
 }
 
-// The adjoint: for each element of the images the sum over all windows that contain it, first within a window's row.
+// The adjoint: for each element of the images the sum over all windows that contain it.
 extern "C" __global__ void fold(const real* matrix, real* dx, Images s, int64 size) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
@@ -42,17 +66,10 @@ extern "C" __global__ void fold(const real* matrix, real* dx, Images s, int64 si
     unsigned plane = i / (unsigned)s.columns.extent / (unsigned)s.rows.extent;
     int64 image = plane / (unsigned)s.channels, channel = plane % (unsigned)s.channels;
     int64 places = s.n * s.rows.number * s.columns.number;
-    real total = 0;
-    for (int64 e = 0; e < s.rows.kernel; ++e) {
-        int64 u = window_at(row, e, s.rows);
-        real sum = 0;
-        for (int64 f = 0; u >= 0 && f < s.columns.kernel; ++f) {
-            int64 v = window_at(column, f, s.columns), line = (channel * s.rows.kernel + e) * s.columns.kernel + f;
-            if (v >= 0) sum += matrix[line * places + (image * s.rows.number + u) * s.columns.number + v];
-        }
-        total += sum;
-    }
-    dx[i] = total;
+    dx[i] = sum_over_windows(row, column, s.rows, s.columns, [&](int64 e, int64 f, int64 u, int64 v) {
+        int64 line = (channel * s.rows.kernel + e) * s.columns.kernel + f;
+        return matrix[line * places + (image * s.rows.number + u) * s.columns.number + v];
+    });
 }
 
 // y (n, outputs, places) = f(z + b) from the product z (outputs, n places). b may be null.
@@ -129,8 +146,8 @@ extern "C" __global__ void mean(const stored* x, stored* y, Windows rows, Window
     y[i] = left(sum / (real)(rows.kernel * columns.kernel));
 }
 
-// dx: for each element of the images the sum over the windows that contain it, first within a window's row: of dy where
-// it was chosen, or, if `chosen` is null, of dy divided by the number of elements.
+// dx: for each element of the images the sum over the windows that contain it: of dy where it was chosen, or, if `chosen`
+// is null, of dy divided by the number of elements.
 extern "C" __global__ void pool_gradient(const stored* dy, const int* chosen, stored* dx, Windows rows, Windows columns,
                                          int64 size) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -138,19 +155,11 @@ extern "C" __global__ void pool_gradient(const stored* dy, const int* chosen, st
     unsigned column = i % (unsigned)columns.extent, row = i / (unsigned)columns.extent % (unsigned)rows.extent;
     int64 plane = i / (unsigned)columns.extent / (unsigned)rows.extent;
     int place = row * columns.extent + column;
-    real total = 0;
-    for (int64 e = 0; e < rows.kernel; ++e) {
-        int64 u = window_at(row, e, rows);
-        real sum = 0;
-        for (int64 f = 0; u >= 0 && f < columns.kernel; ++f) {
-            int64 v = window_at(column, f, columns), at = (plane * rows.number + u) * columns.number + v;
-            if (v < 0) continue;
-            if (!chosen) sum += entered(dy[at]) / (real)(rows.kernel * columns.kernel);
-            else if (chosen[at] == place) sum += entered(dy[at]);
-        }
-        total += sum;
-    }
-    dx[i] = left(total);
+    dx[i] = left(sum_over_windows(row, column, rows, columns, [&](int64, int64, int64 u, int64 v) {
+        int64 at = (plane * rows.number + u) * columns.number + v;
+        if (!chosen) return entered(dy[at]) / (real)(rows.kernel * columns.kernel);
+        return chosen[at] == place ? entered(dy[at]) : (real)0;
+    }));
 }
 
 // The mean of each of the rows of x (rows, width). A block for each row.

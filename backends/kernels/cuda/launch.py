@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Launch", "address", "by_element", "compiled", "cupy", "driver", "source", "structure"]
+__all__ = [
+    "MOST_BLOCKS", "MOST_THREADS", "THREADS", "TYPES", "WARP", "Launch", "address", "by_element", "compiled", "cupy",
+    "driver", "source", "structure",
+]  # fmt: skip
 
 _HERE = Path(__file__).parent
 #: C++'s names of the types that kernels are compiled for.
@@ -22,8 +25,8 @@ TYPES = {
 }  # fmt: skip
 #: The sources whose functions another source calls, beside common.cu.
 CALLED = {"persistent": ("gather", "loss", "activations", "updates")}
-#: Threads of a block where each has one element.
-THREADS = 256
+#: Threads of a block where each has one element; of a warp; and the most of a block.
+THREADS, WARP, MOST_THREADS = 256, 32, 1024
 #: The most blocks in the second dimension of a grid.
 MOST_BLOCKS = 65535
 _MAX_DYNAMIC_SHARED_SIZE, _NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 8, 14  # of CUfunction_attribute

@@ -22,8 +22,7 @@ __device__ inline real cross_entropy_of(const real* z, int64 label, real* g, int
     }
     real largest = -INFINITE, sum = 0;
     for (int j = lane; j < classes; j += 32) largest = larger(largest, z[j]);
-    for (int distance = 16; distance; distance /= 2)
-        largest = larger(largest, __shfl_xor_sync(ALL_LANES, largest, distance));
+    largest = warp_max(largest);
     for (int j = lane; j < classes; j += 32) sum += exponential(below(z[j], largest));
     sum = warp_sum(sum);
     bool valid = label >= 0 && label < classes;

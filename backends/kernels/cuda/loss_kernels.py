@@ -12,7 +12,16 @@ from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.cuda.dense_kernels import KINDS, Sums, countable
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import THREADS, TYPES, Launch, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import (
+    MOST_THREADS,
+    THREADS,
+    TYPES,
+    WARP,
+    Launch,
+    compiled,
+    cupy,
+    structure,
+)
 from xnn.backends.kernels.cuda.loss_weights import (
     Collect,
     Divisor,
@@ -33,7 +42,6 @@ __all__ = [
 
 #: One block does a batch of up to this many rows and outputs; more are done by many blocks, and a second kernel.
 _ONE_BLOCKS_ROWS, _ONE_BLOCKS_SIZE = 256, 16384
-_WARP, _MOST_THREADS = 32, 1024
 #: The numbers of the losses in distances.cu.
 DISTANCES: dict[Any, int] = {ops.mse: 0, ops.l1: 1, ops.huber: 2, ops.hinge: 3, ops.binary_cross_entropy: 4}
 
@@ -161,25 +169,34 @@ class CrossEntropy(Loss):
     def counts(self, accuracy: Accuracy) -> bool:
         return all(a is b for a, b in zip(accuracy.call.reads, self.call.reads, strict=False))
 
+    @property
+    def right(self) -> Any:
+        """The array for the number of right predictions, or None if they are not counted."""
+        return None if self.accuracy is None else self.accuracy.call.writes[0].array  # type: ignore[union-attr]
+
+    @property
+    def numbers(self) -> Any:
+        """The kernels' structure of where loss and right predictions go."""
+        loss = self.call.writes[0].array  # type: ignore[union-attr]
+        columns = {"loss_column": self.loss_column, "right_column": self.right_column}
+        return structure("Numbers", loss=loss, right=self.right, **columns)
+
     def launches(self, by: Any) -> list[Runnable]:
         feed, (z, labels) = self.feed, (slot.array for slot in self.call.reads[:2])
-        loss, g = (slot.array for slot in self.call.writes)  # type: ignore[union-attr]
-        right = None if self.accuracy is None else self.accuracy.call.writes[0].array  # type: ignore[union-attr]
+        g = self.call.writes[1].array  # type: ignore[union-attr]
         n, classes = z.shape
         batch = structure(
             "Batch", z=z, labels=labels, g=g, n=n, classes=classes, by=by, options=options(self.call)
         )
-        terms, rights = cupy().empty(n, z.dtype), None if right is None else cupy().empty(n, z.dtype)
-        columns = {"loss_column": self.loss_column, "right_column": self.right_column}
-        numbers = structure("Numbers", loss=loss, right=right, **columns)
+        terms, rights = cupy().empty(n, z.dtype), None if self.right is None else cupy().empty(n, z.dtype)
         module = compiled("loss", z.dtype, LABEL=str(labels.dtype))
-        arguments = batch, terms, rights, numbers, self.bias, feed.record_of(), feed.position
+        arguments = batch, terms, rights, self.numbers, self.bias, feed.record_of(), feed.position
         if self.alone:
             return [Launch(module, "cross_entropy", (1,), (_threads(n),), arguments, feed.stream)]
         rows = Launch(
             module, "cross_entropy_rows", (min(-(-n // 8), 1024),), (256,), arguments[:3], feed.stream
         )
-        return [rows, Launch(module, "cross_entropy_totals", (1,), (_MOST_THREADS,), arguments, feed.stream)]
+        return [rows, Launch(module, "cross_entropy_totals", (1,), (MOST_THREADS,), arguments, feed.stream)]
 
 
 class Distance(Loss):
@@ -194,15 +211,15 @@ class Distance(Loss):
             "Batch", p=p, t=t, g=g, n=n, width=width, kind=DISTANCES[self.call.op], delta=delta, by=by,
             positive=positive, positives=0 if positive is None else positive.size,
         )  # fmt: skip
-        module, blocks = compiled("distances", p.dtype), min(-(-p.size // THREADS), _MOST_THREADS)
+        module, blocks = compiled("distances", p.dtype), min(-(-p.size // THREADS), MOST_THREADS)
         sums = cupy().empty(blocks, p.dtype)
         rest = loss, self.loss_column, self.bias, feed.record_of(), feed.position
         if self.alone:
-            threads = min(_MOST_THREADS, -(-p.size // _WARP) * _WARP)
+            threads = min(MOST_THREADS, -(-p.size // WARP) * WARP)
             return [Launch(module, "distance", (1,), (threads,), (batch, sums, *rest), feed.stream)]
         each = Launch(module, "distance_sums", (blocks,), (THREADS,), (batch, sums), feed.stream)
         total = batch, sums, blocks, *rest
-        return [each, Launch(module, "distance_total", (1,), (_MOST_THREADS,), total, feed.stream)]
+        return [each, Launch(module, "distance_total", (1,), (MOST_THREADS,), total, feed.stream)]
 
 
 def serves_distance(call: Call) -> bool:
@@ -232,7 +249,7 @@ def _positive(call: Call, like: Any) -> Any:
 
 def _threads(rows: int) -> int:
     """The threads of a block with a warp for each row, as far as they go."""
-    return min(_MOST_THREADS, _WARP * max(1, rows))
+    return min(MOST_THREADS, WARP * max(1, rows))
 
 
 _SERVES: dict[Any, Any] = {

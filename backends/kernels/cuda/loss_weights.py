@@ -11,13 +11,12 @@ import numpy as np
 from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable, Slot
 from xnn.backends.kernels.cuda.feed import DeviceFeed
-from xnn.backends.kernels.cuda.launch import Launch, by_element, compiled, cupy, structure
+from xnn.backends.kernels.cuda.launch import MOST_THREADS, Launch, by_element, compiled, cupy, structure
 
 __all__ = [
     "Collect", "Divisor", "divisor", "is_on_gpu", "needs_divisor", "options", "serves_weights", "weighing"
 ]  # fmt: skip
 
-_THREADS = 1024
 _LABELS = ops.softmax_cross_entropy
 #: Options that change how much a label counts.
 _COUNTING = "class_weight", "ignore_index"
@@ -118,7 +117,7 @@ class Divisor:
         else:
             module, name = compiled("distances", outputs.dtype), "divisor_of_weights"
             arguments = weights[0], n, width, *end
-        return [Launch(module, name, (1,), (_THREADS,), arguments, feed.stream)]
+        return [Launch(module, name, (1,), (MOST_THREADS,), arguments, feed.stream)]
 
 
 def divisor(call: Call, feed: DeviceFeed) -> Divisor:
@@ -129,8 +128,4 @@ def divisor(call: Call, feed: DeviceFeed) -> Divisor:
 
 def is_on_gpu(array: Any, dtype: Any, shape: tuple[int, ...]) -> bool:
     """Whether it is an array of the GPU with this dtype and shape."""
-    return (
-        getattr(array, "shape", None) == shape
-        and np.dtype(array.dtype) == np.dtype(dtype)
-        and hasattr(array, "data")
-    )
+    return isinstance(array, cupy().ndarray) and array.shape == shape and array.dtype == np.dtype(dtype)

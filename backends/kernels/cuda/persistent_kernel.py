@@ -20,7 +20,7 @@ from xnn.backends.kernels.cuda.data_kernels import rescale
 from xnn.backends.kernels.cuda.dense_kernels import KINDS
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import Launch, compiled, cupy, driver, structure
-from xnn.backends.kernels.cuda.persistent_rule import Cluster, choose, is_on
+from xnn.backends.kernels.cuda.persistent_rule import OFF, Cluster, choose, is_on
 from xnn.backends.kernels.cuda.update_kernels import RULES
 from xnn.ops import updates
 from xnn.ops.metrics import accuracy
@@ -175,7 +175,7 @@ def _read_record(found: Perceptron, cost: Call, metrics: list[Call], collects: l
 def whole(calls: Sequence[Call], feed: DeviceFeed) -> Whole:
     """What runs a program's chunks in one launch each, or why nothing does. Each call must have a CUDA kernel."""
     if not is_on():
-        return Whole(None, "XNN_PERSISTENT=1 turns it on")
+        return Whole(None, OFF)
     if any(feed.data.streams(call.options["source"]) for call in calls if call.kind == "gather"):
         return Whole(None, "the data are streamed from the host")
     found = read(calls)
@@ -187,7 +187,7 @@ def whole(calls: Sequence[Call], feed: DeviceFeed) -> Whole:
         take(0)  # whether this GPU, or the part of it that we have, can run so large a cluster
     except driver().CUDADriverError as error:
         return Whole(None, f"the GPU cannot launch it: {error}")
-    return Whole(take, f"{cluster.blocks} blocks, {cluster.shared} bytes of shared memory each")
+    return Whole(take, str(cluster))
 
 
 def cluster_of(found: Perceptron, rows: int) -> Cluster | str:

@@ -15,8 +15,10 @@ from typing import Any
 from xnn.errors import OptionError
 from xnn.options import shown
 
-__all__ = ["Cluster", "choose", "is_on", "said_of", "shared_bytes"]
+__all__ = ["FAST_ONLY", "OFF", "Cluster", "choose", "is_on", "said_of", "shared_bytes"]
 
+#: Why the kernel does not run: by default, and in exact numerics.
+OFF, FAST_ONLY = "XNN_PERSISTENT=1 turns it on", "it computes in fast numerics"
 _THREADS = 512  # of a block
 _MOST_ROWS, _MOST_LAYERS = 128, 8
 _REAL, _INT = 4, 8  # bytes
@@ -57,6 +59,9 @@ class Cluster:
     threads: int
     rows: int
     shared: int
+
+    def __str__(self) -> str:
+        return f"{self.blocks} blocks, {self.shared} bytes of shared memory each"
 
 
 def shared_bytes(widths: Sequence[int], rows: int, states: int, blocks: int) -> int:

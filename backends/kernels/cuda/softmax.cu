@@ -9,8 +9,7 @@ extern "C" __global__ void softmax(const real* x, real* y, int64 rows, int64 wid
     x += row * width, y += row * width;
     real largest = -INFINITE, sum = 0;
     for (int64 j = lane; j < width; j += 32) largest = larger(largest, x[j]);
-    for (int distance = 16; distance; distance /= 2)
-        largest = larger(largest, __shfl_xor_sync(ALL_LANES, largest, distance));
+    largest = warp_max(largest);
     for (int64 j = lane; j < width; j += 32) sum += exponential(x[j] - largest);
     sum = warp_sum(sum);
     real below = logarithm(sum);

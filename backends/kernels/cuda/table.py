@@ -86,9 +86,9 @@ _KERNELS: dict[tuple[str, Any], tuple[Any, Any]] = {
     ("metric", accuracy): (loss.accuracy, loss.serves_accuracy),
     ("collect", None): (loss.collect, loss.serves_collect),
     **{("update", rule): (changes.update, changes.serves_update) for rule in changes.RULES},
-    ("clip", updates.clip_by_norm): (changes.clip, changes.serves_changes),
-    ("clip", updates.clip_by_value): (changes.clip, changes.serves_changes),
-    ("keep", updates.moving_average): (changes.moving_average, changes.serves_changes),
+    ("clip", updates.clip_by_norm): (changes.clip, dense.has_one_dtype),
+    ("clip", updates.clip_by_value): (changes.clip, dense.has_one_dtype),
+    ("keep", updates.moving_average): (changes.moving_average, dense.has_one_dtype),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.kernels.calls import Call, Runnable
+from xnn.backends.kernels.cuda.dense_kernels import has_one_dtype
 from xnn.backends.kernels.cuda.feed import DeviceFeed
 from xnn.backends.kernels.cuda.launch import THREADS, Launch, address, compiled, cupy, structure
 from xnn.backends.kernels.update_kernels import serves_update as is_in_place
@@ -24,7 +25,6 @@ __all__ = [
     "clip",
     "moving_average",
     "segments",
-    "serves_changes",
     "serves_update",
     "update",
 ]
@@ -54,19 +54,9 @@ def segments(arrays: Sequence[tuple[Any, ...]]) -> Any:
     return cupy().asarray(np.array(rows, np.int64).reshape(-1, _COLUMNS))
 
 
-def _one_dtype(call: Call) -> bool:
-    dtypes = {np.dtype(slot.dtype).name for slot in call.slots()}
-    return len(dtypes) == 1 and dtypes <= {"float32", "float64"}
-
-
 def serves_update(call: Call) -> bool:
     """Whether the parameters may be changed in place, and their state has at most three arrays."""
-    return is_in_place(call) and call.rule.width <= _COLUMNS - 1 and _one_dtype(call)
-
-
-def serves_changes(call: Call) -> bool:
-    """Whether all arrays have one dtype, float32 or float64."""
-    return _one_dtype(call)
+    return is_in_place(call) and call.rule.width <= _COLUMNS - 1 and has_one_dtype(call)
 
 
 @dataclass(eq=False)
