@@ -7,7 +7,8 @@ callbacks. One entry of its metadata, `xnn_checkpoint`, is JSON:
     about           what callbacks.Checkpoint was given; for `xnn train` the data set, the options and the layers
     built           the model, loss, optimizer, metrics and callbacks as the first fit found them
     state           the attributes of all of them now, as `state_tree.py` packs them
-    fit             of a fit that goes on: where it is, its options, history, plan, and the identity of its data
+    fit             of a fit that goes on: where it is, its options, history, plan, and the identities of its training
+                    and validation data
     callbacks       what each callback's `state` returned
 
 A digest covers every byte of the file (`layers/safetensors_file.py`). No pickle is written or read.
@@ -25,6 +26,7 @@ import numpy as np
 
 from xnn import __version__
 from xnn.callbacks import Callback
+from xnn.data.stream import StreamRows
 from xnn.errors import OptionError
 from xnn.files import write_atomically
 from xnn.layers import Parameter
@@ -147,16 +149,25 @@ def hooks(callback: Any) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-def identity(batches: Any) -> list[dict[str, Any]]:
-    """What tells the data of a fit from others: the shape and dtype of each array, and the digest of a sample."""
-    return [
-        {
+def identity(arrays: Any) -> list[dict[str, Any]]:
+    """What tells data from others: the shape and dtype of each array, and the digest of a sample of its rows.
+
+    arrays: samples, targets and perhaps sample weights. Of a data.Stream the first window is the sample. A Stream
+    that is read once has no sample, since its first window may be that of a later epoch.
+    """
+    found = []
+    for array in arrays:
+        about: dict[str, Any] = {
             "shape": list(map(int, array.shape)),
             "dtype": str(array.dtype).rpartition(".")[2],
-            "sha256": sample_sha256(array),
         }
-        for array in batches.arrays
-    ]
+        if isinstance(array, StreamRows):
+            stream, first = array.windows.stream, array.windows.first[array.place]
+            about |= {"window": stream.window, "sha256": "" if stream.once else sample_sha256(first)}
+        else:
+            about |= {"sha256": sample_sha256(array)}
+        found.append(about)
+    return found
 
 
 def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
@@ -195,7 +206,11 @@ def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
     there = {name: array for name, array in packer.tensors.items() if not isinstance(array, np.ndarray)}
     there = dict(zip(there, lib.to_host_all(there.values()), strict=True))
     arrays = {name: np.asarray(there.get(name, array)) for name, array in packer.tensors.items()}
-    return signed_bytes(arrays, {CHECKPOINT: json.dumps(about)})
+    try:
+        text = json.dumps(about)
+    except (TypeError, ValueError, RecursionError) as error:  # all else was packed
+        raise OptionError(f"about of callbacks.Checkpoint must be JSON values: {error}") from None
+    return signed_bytes(arrays, {CHECKPOINT: text})
 
 
 def save(trainer: Any, path: str | os.PathLike[str], fit: Any = None) -> None:
@@ -213,7 +228,8 @@ def _of_fit(fit: Any, packer: Packer) -> dict[str, Any]:
         "batch": fit.batch,
         "since_check": fit.since_check,
         "plan": history.plan,
-        "data": identity(batches),
+        "data": identity(batches.arrays),
+        "validation": identity(fit.held_out or ()),
         "loss": packer.pack(fit.loss, "fit.loss"),
         "counts": packer.pack(fit.counts, "fit.counts"),
         "history": packer.pack(history.state(), "fit.history"),
