@@ -129,7 +129,7 @@ class ResumableSHA256:
         """The digest that had this state. Raises ValueError or TypeError for another state."""
         digest = cls()
         digest._state, digest._folded = tuple(int(n) & _MASK for n in state["numbers"]), int(state["folded"])
-        if len(digest._state) != 8 or digest._folded % 64:
+        if len(digest._state) != 8 or digest._folded % 64 or not 0 <= digest._folded < 2**60:
             raise ValueError("this is no state of SHA-256")
         if digest._folded:
             digest._whole = None

@@ -134,7 +134,11 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
     before, attributes_before = trainer.optimizer.snapshot(), [dict(vars(thing)) for thing in things]
     try:
         unpacker.commit()
-    except _WRONG as error:  # an attribute refused a value that no run had
+        now_there = arrays_of(trainer)
+        if list(map(id, now_there.values())) != list(map(id, named.values())):
+            raise ValueError(f"the model has the parameters {', '.join(now_there)[:200]}")
+    except _WRONG as error:  # an attribute got or refused a value that no run had
+        unpacker.undo()
         trainer.optimizer.restore(before)
         for thing, attributes in zip(things, attributes_before, strict=True):
             vars(thing).update(attributes)

@@ -217,6 +217,7 @@ class Unpacker:
         #: Whether all arrays go to the model's backend, as those of an optimizer do.
         self.on_device = False
         self._changes: list[Callable[[], Any]] = []
+        self._before: list[tuple[Any, Any]] = []  # the containers that change, and copies of them
         self._found: dict[str, Any] = {}
 
     def commit(self) -> None:
@@ -224,6 +225,11 @@ class Unpacker:
         for change in self._changes:
             change()
         self._changes.clear()
+
+    def undo(self) -> None:
+        """Give the lists, dicts, sets and deques that `commit` changed their items back."""
+        for container, items in self._before:
+            _fill(container, items)
 
     def unpack(self, packed: Any, now: Any, where: str) -> Any:
         """The value that was packed. now: the value in its place in what the program has built."""
@@ -328,12 +334,15 @@ class Unpacker:
         if value is now or type(now) is not type(value) or type(value) not in (list, dict, set, deque):
             return value
 
-        def fill() -> None:
-            now.clear()
-            now.update(value) if isinstance(now, (dict, set)) else now.extend(value)
-
-        self._changes.append(fill)
+        self._before.append((now, now.copy()))
+        self._changes.append(partial(_fill, now, value))
         return now
+
+
+def _fill(container: Any, items: Any) -> None:
+    """Give a list, dict, set or deque these items in place of its own."""
+    container.clear()
+    container.update(items) if isinstance(container, (dict, set)) else container.extend(items)
 
 
 def _built_otherwise(where: str, expected: str, now: Any) -> OptionError:
