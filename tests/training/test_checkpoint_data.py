@@ -1,6 +1,7 @@
 """Checkpoints of a fit on any kind of data; and what would make the resumed run another run is refused."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -198,6 +199,25 @@ def test_a_function_with_other_numbers_is_refused(make, tmp_path):
     assert fit(resumed(tmp_path / "run.safetensors", learning_rate=make(0.1))) == wanted
     with pytest.raises(OptionError, match=r"learning_rate\.with\.\w+ is 0\.2, and 0\.1 in the checkpoint"):
         resumed(tmp_path / "run.safetensors", learning_rate=make(0.2))
+
+
+def test_a_log_of_another_run_begins_anew(tmp_path, capsys):
+    def trainer_with_log(*watchers):
+        return trainer_of(callbacks.JsonLines(tmp_path / "log"), *watchers)
+
+    with pytest.raises(KilledError):
+        fit(trainer_with_log(Saver(tmp_path / "run.safetensors", 8)))
+    own = (tmp_path / "log").read_text()
+    for other in (None, fit):
+        (tmp_path / "log").write_text(own)
+        if other:
+            other(trainer_with_log(), epochs=9)
+        trainer = trainer_with_log()
+        trainer.resume(tmp_path / "run.safetensors")
+        fit(trainer)
+        events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+        assert events == ["start", *["epoch"] * (3 if other else 4), "end"]
+        assert ("is not the one of the checkpoint, and begins anew" in capsys.readouterr().err) is bool(other)
 
 
 def test_about_must_be_json(tmp_path):
