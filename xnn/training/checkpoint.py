@@ -36,8 +36,8 @@ from xnn.options import attributes_of, takes
 from xnn.training.state_tree import Packer, sample_sha256
 
 __all__ = [
-    "FORMAT", "arrays_of", "attributes_of_parts", "built", "callbacks_of", "checkpoint_bytes", "hooks", "identity",
-    "parts_of", "save",
+    "FORMAT", "arrays_of", "attributes_of_parts", "built", "callbacks_of", "checkpoint_bytes", "described", "hooks",
+    "identity", "parts_of", "save",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -170,13 +170,13 @@ def identity(arrays: Any) -> list[dict[str, Any]]:
     return found
 
 
-def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
-    """The file of a checkpoint. fit: the Fit that is going on; None between two fits.
+def described(trainer: Any, fit: Any = None) -> tuple[str, dict[str, Any]]:
+    """The description of a checkpoint as JSON, and the arrays that it names, where they are.
 
-    Raises OptionError for something that a checkpoint cannot hold.
+    fit: the Fit that is going on; None between two fits. Raises OptionError for something that a checkpoint cannot
+    hold.
     """
-    lib = trainer.model.backend
-    described, objects = trainer.built
+    parts, objects = trainer.built
     packer = Packer(parts_of(trainer))
     packer.tensors = {name: array.array for name, array in arrays_of(trainer).items()}
     state: dict[str, Any] = {
@@ -186,7 +186,7 @@ def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
         "format": FORMAT,
         "xnn": __version__,
         "about": [checkpoint.about for checkpoint in fit.checkpoints] if fit is not None else [],
-        "built": described,
+        "built": parts,
         "state": state,
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -203,13 +203,18 @@ def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
                 f"{place} is a {kind} that came during the training, and a checkpoint cannot make it again: keep "
                 "numbers, texts, arrays and lists or dicts of them there"
             )
-    there = {name: array for name, array in packer.tensors.items() if not isinstance(array, np.ndarray)}
-    there = dict(zip(there, lib.to_host_all(there.values()), strict=True))
-    arrays = {name: np.asarray(there.get(name, array)) for name, array in packer.tensors.items()}
     try:
-        text = json.dumps(about)
+        return json.dumps(about), packer.tensors
     except (TypeError, ValueError, RecursionError) as error:  # all else was packed
         raise OptionError(f"about of callbacks.Checkpoint must be JSON values: {error}") from None
+
+
+def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
+    """The file of a checkpoint. The arguments, and what it raises, are those of `described`."""
+    text, tensors = described(trainer, fit)
+    there = {name: array for name, array in tensors.items() if not isinstance(array, np.ndarray)}
+    there = dict(zip(there, trainer.model.backend.to_host_all(there.values()), strict=True))
+    arrays = {name: np.asarray(there.get(name, array)) for name, array in tensors.items()}
     return signed_bytes(arrays, {CHECKPOINT: text})
 
 

@@ -161,7 +161,7 @@ def _not_written(checkpoint: Checkpoint, error: Exception) -> CorruptFileError:
 def _built_otherwise(checkpoint: Checkpoint, found: str) -> OptionError:
     return OptionError(
         f"{checkpoint.path} is a checkpoint of another training: {found}. Build model, loss, optimizer and callbacks "
-        "as that run did; options may be assigned after resume"
+        "as that run did, or give xnn train the same options; other options may be assigned after resume"
     )
 
 
