@@ -149,6 +149,23 @@ def test_hostile_descriptions_never_crash(good, tmp_path):
         check(path, resigned(content, change), True, place[0] == "fit")
 
 
+@pytest.mark.parametrize("odd", [[], 5, {}, [{"$ref": "layers.1"}]], ids=str)
+def test_a_model_without_its_layers_is_refused(odd, good, tmp_path):
+    def change(head, about):
+        (model,) = [part for part in about["state"].values() if "layers" in part]
+        model["layers"] = odd
+
+    assert check(tmp_path / "hostile.safetensors", resigned(good[1], change), True)
+
+
+@pytest.mark.parametrize("folded", [2**70, -64, 63])
+def test_a_digest_of_an_impossible_length_is_refused(folded, good, tmp_path):
+    def change(head, about):
+        about["fit"]["history"]["digest"]["folded"] = folded
+
+    assert check(tmp_path / "hostile.safetensors", resigned(good[1], change), True, True)
+
+
 def test_a_newer_version_is_named(good, tmp_path):
     path = tmp_path / "newer.safetensors"
     path.write_bytes(resigned(good[1], lambda head, about: about.update(format=7)))

@@ -59,8 +59,9 @@ class Checkpoint(Callback):
     A checkpoint is also written when Ctrl-C or a callback ends the training, at the end of the last epoch, and when
     the signal SIGUSR1 comes. Each is a file of its own, `step-000001563.safetensors`, which is written under another
     name, checked, flushed to the disk and renamed: a process that is killed leaves whole files. `best.safetensors` is
-    the one of the best epoch. If a file cannot be written, as on a full disk, a message says so, training goes on,
-    and the last checkpoint stays.
+    the one of the best epoch. If none was written at the end of that epoch, as with every="2epochs",
+    it stays that of an earlier epoch, or is missing. If a file cannot be written, as on a full disk, a message says
+    so, training goes on, and the last checkpoint stays.
 
     `trainer.resume(folder)` goes on from the newest checkpoint that is whole; in an empty folder it begins afresh, so
     that one program serves a job that is started again and again.

@@ -72,10 +72,11 @@ class JsonLines(Callback):
             self._close()
 
     def state(self) -> dict[str, Any]:
-        """How long the log is, so that a resumed training has no line twice."""
-        there = self._file is not None and self.path.is_file()
+        """How long the log is and how it ends, so that a resumed training has no line twice."""
+        size = self.path.stat().st_size if self._file is not None and self.path.is_file() else -1
         return {
-            "bytes": self.path.stat().st_size if there else -1,
+            "bytes": size,
+            "end": _end_of(self.path, size),
             "seconds": time.perf_counter() - self._start,
         }
 
@@ -84,7 +85,7 @@ class JsonLines(Callback):
         size = int(state["bytes"])
         if self._file is None or not self.path.is_file():
             return
-        if 0 <= size <= self.path.stat().st_size:
+        if 0 <= size <= self.path.stat().st_size and _end_of(self.path, size) == state["end"]:
             self._file.truncate(size)
         else:
             notice(f"xnn: the log {self.path} is not the one of the checkpoint, and begins anew")
@@ -100,6 +101,16 @@ class JsonLines(Callback):
 
 
 _LOG_BEGINS = '{"event": "start"'
+_END = 200  # bytes: a line's seconds are among them, which no two runs have alike
+
+
+def _end_of(path: Path, size: int) -> bytes:
+    """The last bytes of the first `size` ones of a file."""
+    if size <= 0:
+        return b""
+    with open(path, "rb") as file:
+        file.seek(max(0, size - _END))
+        return file.read(min(size, _END))
 
 
 def _opened_log(path: Path, goes_on: bool) -> IO[str]:

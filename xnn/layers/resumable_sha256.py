@@ -19,6 +19,7 @@ __all__ = ["ResumableSHA256"]
 
 _KEPT = 2**18  # bytes that a state holds as they are
 _MOST = 2**24  # bytes that memory holds
+_PIECE = 2**16  # bytes that are folded at once, so that folding many takes little memory
 _MASK = 0xFFFFFFFF
 
 
@@ -94,19 +95,21 @@ class ResumableSHA256:
         if self._whole is not None:
             self._whole.update(content)
         self._rest += content
-        if len(self._rest) > _MOST:
-            self._fold(_KEPT)
+        if len(self._rest) > _MOST:  # a little each time: folding all of it would take many seconds
+            self._fold(_MOST - _PIECE)
 
     def _fold(self, kept: int) -> None:
-        size = max(0, len(self._rest) - kept) // 64 * 64
-        self._state = _fold(self._state, bytes(self._rest[:size]))
-        self._folded += size
-        del self._rest[:size]
+        """Fold the oldest bytes, in whole blocks, until only about `kept` are left as they are."""
+        while (size := min(_PIECE, max(0, len(self._rest) - kept)) // 64 * 64) > 0:
+            self._state = _fold(self._state, bytes(self._rest[:size]))
+            self._folded += size
+            del self._rest[:size]
 
     def hexdigest(self) -> str:
         """The digest in 64 hexadecimal digits."""
         if self._whole is not None:
             return str(self._whole.hexdigest())
+        self._fold(0)  # once, and not each time that the digest is asked for
         length = self._folded + len(self._rest)
         padding = b"\x80" + bytes(-(length + 9) % 64) + (8 * length).to_bytes(8, "big")
         return b"".join(n.to_bytes(4, "big") for n in _fold(self._state, bytes(self._rest) + padding)).hex()
@@ -126,7 +129,7 @@ class ResumableSHA256:
         """The digest that had this state. Raises ValueError or TypeError for another state."""
         digest = cls()
         digest._state, digest._folded = tuple(int(n) & _MASK for n in state["numbers"]), int(state["folded"])
-        if len(digest._state) != 8 or digest._folded % 64:
+        if len(digest._state) != 8 or digest._folded % 64 or not 0 <= digest._folded < 2**60:
             raise ValueError("this is no state of SHA-256")
         if digest._folded:
             digest._whole = None

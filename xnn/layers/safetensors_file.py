@@ -161,6 +161,7 @@ def read_signed(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str], dic
     with reading(path):
         if not path.is_file():
             raise FileNotFoundError
+        check_memory(str(path), path.stat().st_size, "load it on a larger machine")
         signed = check_signature(path)
         try:
             with safe_open(path, framework="numpy") as file:
@@ -177,7 +178,6 @@ def check_signature(path: Path) -> bool:
     """Whether the file has a digest of all its bytes. Raises CorruptFileError if it is wrong."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        check_memory(str(path), size, "load it on a larger machine")
         start = file.read(8)
         head = file.read(min(int.from_bytes(start, "little"), size))
         found = _SIGNATURE.findall(head)

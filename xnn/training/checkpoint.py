@@ -7,7 +7,8 @@ callbacks. One entry of its metadata, `xnn_checkpoint`, is JSON:
     about           what callbacks.Checkpoint was given; for `xnn train` the data set, the options and the layers
     built           the model, loss, optimizer, metrics and callbacks as the first fit found them
     state           the attributes of all of them now, as `state_tree.py` packs them
-    fit             of a fit that goes on: where it is, its options, history, plan, and the identity of its data
+    fit             of a fit that goes on: where it is, its options, history, plan, and the identities of its training
+                    and validation data
     callbacks       what each callback's `state` returned
 
 A digest covers every byte of the file (`layers/safetensors_file.py`). No pickle is written or read.
@@ -25,6 +26,7 @@ import numpy as np
 
 from xnn import __version__
 from xnn.callbacks import Callback
+from xnn.data.stream import StreamRows
 from xnn.errors import OptionError
 from xnn.files import write_atomically
 from xnn.layers import Parameter
@@ -34,8 +36,8 @@ from xnn.options import attributes_of, takes
 from xnn.training.state_tree import Packer, sample_sha256
 
 __all__ = [
-    "FORMAT", "arrays_of", "attributes_of_parts", "built", "callbacks_of", "checkpoint_bytes", "hooks", "identity",
-    "parts_of", "save",
+    "FORMAT", "arrays_of", "attributes_of_parts", "built", "callbacks_of", "checkpoint_bytes", "described", "hooks",
+    "identity", "parts_of", "save",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -147,25 +149,34 @@ def hooks(callback: Any) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-def identity(batches: Any) -> list[dict[str, Any]]:
-    """What tells the data of a fit from others: the shape and dtype of each array, and the digest of a sample."""
-    return [
-        {
+def identity(arrays: Any) -> list[dict[str, Any]]:
+    """What tells data from others: the shape and dtype of each array, and the digest of a sample of its rows.
+
+    arrays: samples, targets and perhaps sample weights. Of a data.Stream the first window is the sample. A Stream
+    that is read once has no sample, since its first window may be that of a later epoch.
+    """
+    found = []
+    for array in arrays:
+        about: dict[str, Any] = {
             "shape": list(map(int, array.shape)),
             "dtype": str(array.dtype).rpartition(".")[2],
-            "sha256": sample_sha256(array),
         }
-        for array in batches.arrays
-    ]
+        if isinstance(array, StreamRows):
+            stream, first = array.windows.stream, array.windows.first[array.place]
+            about |= {"window": stream.window, "sha256": "" if stream.once else sample_sha256(first)}
+        else:
+            about |= {"sha256": sample_sha256(array)}
+        found.append(about)
+    return found
 
 
-def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
-    """The file of a checkpoint. fit: the Fit that is going on; None between two fits.
+def described(trainer: Any, fit: Any = None) -> tuple[str, dict[str, Any]]:
+    """The description of a checkpoint as JSON, and the arrays that it names, where they are.
 
-    Raises OptionError for something that a checkpoint cannot hold.
+    fit: the Fit that is going on; None between two fits. Raises OptionError for something that a checkpoint cannot
+    hold.
     """
-    lib = trainer.model.backend
-    described, objects = trainer.built
+    parts, objects = trainer.built
     packer = Packer(parts_of(trainer))
     packer.tensors = {name: array.array for name, array in arrays_of(trainer).items()}
     state: dict[str, Any] = {
@@ -175,7 +186,7 @@ def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
         "format": FORMAT,
         "xnn": __version__,
         "about": [checkpoint.about for checkpoint in fit.checkpoints] if fit is not None else [],
-        "built": described,
+        "built": parts,
         "state": state,
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -192,10 +203,19 @@ def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
                 f"{place} is a {kind} that came during the training, and a checkpoint cannot make it again: keep "
                 "numbers, texts, arrays and lists or dicts of them there"
             )
-    there = {name: array for name, array in packer.tensors.items() if not isinstance(array, np.ndarray)}
-    there = dict(zip(there, lib.to_host_all(there.values()), strict=True))
-    arrays = {name: np.asarray(there.get(name, array)) for name, array in packer.tensors.items()}
-    return signed_bytes(arrays, {CHECKPOINT: json.dumps(about)})
+    try:
+        return json.dumps(about), packer.tensors
+    except (TypeError, ValueError, RecursionError) as error:  # all else was packed
+        raise OptionError(f"about of callbacks.Checkpoint must be JSON values: {error}") from None
+
+
+def checkpoint_bytes(trainer: Any, fit: Any = None) -> bytes:
+    """The file of a checkpoint. The arguments, and what it raises, are those of `described`."""
+    text, tensors = described(trainer, fit)
+    there = {name: array for name, array in tensors.items() if not isinstance(array, np.ndarray)}
+    there = dict(zip(there, trainer.model.backend.to_host_all(there.values()), strict=True))
+    arrays = {name: np.asarray(there.get(name, array)) for name, array in tensors.items()}
+    return signed_bytes(arrays, {CHECKPOINT: text})
 
 
 def save(trainer: Any, path: str | os.PathLike[str], fit: Any = None) -> None:
@@ -213,7 +233,8 @@ def _of_fit(fit: Any, packer: Packer) -> dict[str, Any]:
         "batch": fit.batch,
         "since_check": fit.since_check,
         "plan": history.plan,
-        "data": identity(batches),
+        "data": identity(batches.arrays),
+        "validation": identity(fit.held_out or ()),
         "loss": packer.pack(fit.loss, "fit.loss"),
         "counts": packer.pack(fit.counts, "fit.counts"),
         "history": packer.pack(history.state(), "fit.history"),

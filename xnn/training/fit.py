@@ -68,6 +68,7 @@ class Fit:
         self.begins = True  # no step was taken yet
         self.goes_on = False  # in the middle of an epoch, from a checkpoint
         self.on_host: HostCopy | None = None
+        self.held_out: tuple[Any, ...] | None = None  # the validation data
 
     def run(self, epochs: int) -> None:
         """Train for this many epochs, or until Ctrl-C, or until a callback stops it.

@@ -40,7 +40,7 @@ def check_parts(trainer: Any) -> None:
     check_reduces(loss)
     if loss.already_includes is not None and model.last_op is loss.already_includes:
         raise OptionError(
-            f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes ittrainer from logits: "
+            f"the model ends in {model.last_op.name}, which {type(loss).__name__} computes itself from logits: "
             "remove that layer"
         )
     trainer.metrics = _metrics(loss, model, trainer.metrics)

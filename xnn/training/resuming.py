@@ -121,7 +121,7 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
         for name, array in named.items():
             value = tensors[name]
             if value.shape != array.shape or value.dtype != array.dtype:
-                raise ValueError(f"model.{name} is {value.dtype}{list(value.shape)}")
+                raise ValueError(f"{name} is {value.dtype}{list(value.shape)}")
         epoch, step = about["epoch"], about["step"]
         if type(epoch) is not int or type(step) is not int or not frozen <= named.keys():
             raise ValueError("epoch and step must be integers, and frozen parameters must be there")
@@ -134,7 +134,11 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
     before, attributes_before = trainer.optimizer.snapshot(), [dict(vars(thing)) for thing in things]
     try:
         unpacker.commit()
-    except _WRONG as error:  # an attribute refused a value that no run had
+        now_there = arrays_of(trainer)
+        if list(map(id, now_there.values())) != list(map(id, named.values())):
+            raise ValueError(f"the model has the parameters {', '.join(now_there)[:200]}")
+    except _WRONG as error:  # an attribute got or refused a value that no run had
+        unpacker.undo()
         trainer.optimizer.restore(before)
         for thing, attributes in zip(things, attributes_before, strict=True):
             vars(thing).update(attributes)
@@ -157,37 +161,45 @@ def _not_written(checkpoint: Checkpoint, error: Exception) -> CorruptFileError:
 def _built_otherwise(checkpoint: Checkpoint, found: str) -> OptionError:
     return OptionError(
         f"{checkpoint.path} is a checkpoint of another training: {found}. Build model, loss, optimizer and callbacks "
-        "as that run did; options may be assigned after resume"
+        "as that run did, or give xnn train the same options; other options may be assigned after resume"
     )
 
 
 def check_fit(
-    trainer: Any, checkpoint: Checkpoint, batches: Any, plan: Mapping[str, Any], any_plan: bool
+    trainer: Any, checkpoint: Checkpoint, fit: Any, plan: Mapping[str, Any], any_plan: bool
 ) -> None:
     """Raise OptionError unless a fit is the one that the checkpoint interrupted: its options, data and plan."""
     try:
-        _check_fit(checkpoint, batches, plan, any_plan)
+        _check_fit(checkpoint, fit, plan, any_plan)
     except OptionError:
         raise
     except _WRONG as error:
         raise _not_written(checkpoint, error) from error
 
 
-def _check_fit(checkpoint: Checkpoint, batches: Any, plan: Mapping[str, Any], any_plan: bool) -> None:
+def _check_fit(checkpoint: Checkpoint, fit: Any, plan: Mapping[str, Any], any_plan: bool) -> None:
     then = checkpoint.about["fit"]
     for name in ("seed", "batch_size", "shuffle"):
-        if then[name] != (now := getattr(batches, name)):
+        if then[name] != (now := getattr(fit.batches, name)):
             raise OptionError(
                 f"fit got {name}={now!r}, and the fit that {checkpoint.path} interrupted had {then[name]!r}: give "
                 "fit the same arguments to go on"
             )
-    if difference(then["data"], data := identity(batches), "data"):
-        shapes = [[tuple(array["shape"]) for array in arrays] for arrays in (data, then["data"])]
-        raise OptionError(
-            f"the training data are not those of {checkpoint.path}: arrays of {shapes[0]}, there {shapes[1]}"
-            + ("" if shapes[0] != shapes[1] else ", with other numbers in them")
-            + "; give fit the same data to go on"
-        )
+    for key, role, arrays in (
+        ("data", "training", fit.batches.arrays),
+        ("validation", "validation", fit.held_out or ()),
+    ):
+        if difference(then[key], now := identity(arrays), key):
+            shapes = [[tuple(array["shape"]) for array in known] for known in (now, then[key])]
+            raise OptionError(
+                f"the {role} data are not those of {checkpoint.path}: arrays of {shapes[0]}, there {shapes[1]}"
+                + (
+                    ""
+                    if shapes[0] != shapes[1]
+                    else ", with other numbers in them, of another dtype, or in other windows"
+                )
+                + "; give fit the same data to go on"
+            )
     before = then["plan"]
     if before["numerics"] == plan["numerics"] == "exact" or any_plan:
         return

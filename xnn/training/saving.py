@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xnn.training.checkpoint import checkpoint_bytes
+from xnn.training.checkpoint import checkpoint_bytes, described
 
 __all__ = ["begin", "save_if_asked"]
 
@@ -13,7 +13,7 @@ __all__ = ["begin", "save_if_asked"]
 def begin(fit: Any) -> None:
     """Refuse what a checkpoint cannot hold before the first step, rather than after the first epoch."""
     if fit.checkpoints:
-        checkpoint_bytes(fit.trainer, fit)
+        described(fit.trainer, fit)
     save_if_asked(fit)
 
 

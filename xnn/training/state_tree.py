@@ -11,7 +11,8 @@ for what JSON does not have:
     {"$same": "callbacks.0.losses"}        an object that came before, in this place
     {"$state": [[arrays], [numbers], [names]]}   the State of an optimizer
     {"$random": ...}                       the state of a NumPy Generator or of Python's random.Random
-    {"$code": "function relu"}             a function, class, op or path; compared, never changed
+    {"$code": "function relu"}             a function, class, op or path; compared, never changed. With "with":
+                                           the numbers in a function's closure and of its default arguments
     {"$object": "Cosine", "vars": {...}}   any other object, by its class and attributes
 """
 
@@ -21,6 +22,7 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
@@ -29,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend, backend_of
+from xnn.backends.row_sources import RowSource
 from xnn.errors import OptionError
 from xnn.layers.safetensors_file import storable
 from xnn.ops import Op
@@ -46,11 +49,11 @@ _LARGE = 2**18  # numbers
 
 def sample_sha256(array: Any) -> str:
     """SHA-256 over an array's bytes; of a large one over 256 rows, the first and the last among them."""
-    lib = backend_of(array)
+    lib = None if isinstance(array, RowSource) else backend_of(array)
     if array.ndim and array.size > _LARGE and array.shape[0] > _ROWS:
         rows = np.linspace(0, array.shape[0] - 1, _ROWS).astype(np.int64)
-        array = array[rows] if lib.is_host else lib.xp.take(array, lib.to_device(rows), axis=0)
-    host = lib.to_host(array)
+        array = array[rows] if lib is None or lib.is_host else lib.xp.take(array, lib.to_device(rows), axis=0)
+    host = np.asarray(array) if lib is None else lib.to_host(array)
     return hashlib.sha256(np.ascontiguousarray(host, host.dtype.newbyteorder("<")).tobytes()).hexdigest()
 
 
@@ -82,6 +85,21 @@ def _code(value: Any) -> str:
     return f"{'class' if isinstance(value, type) else 'function'} {name}"
 
 
+def _numbers_of(function: Any) -> dict[str, Any]:
+    """The numbers that a function computes with besides its arguments, by name: of its closure, and defaults."""
+    if not isinstance(function, FunctionType):
+        return {}
+    code, defaults = function.__code__, function.__defaults__ or ()
+    pairs = [
+        *zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True)
+    ]
+    pairs += (function.__kwdefaults__ or {}).items()
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # the variable has no value yet
+            pairs.append((name, cell.cell_contents))
+    return {name: value for name, value in pairs if type(value) in (bool, int, float) and value == value}
+
+
 class Packer:
     """Packs values: `pack` returns JSON values, and `tensors` holds the arrays that they name.
 
@@ -108,7 +126,8 @@ class Packer:
         if isinstance(value, np.generic) or (hasattr(value, "dtype") and hasattr(value, "shape")):
             return self._array(value, where)
         if isinstance(value, _CODE):
-            return {"$code": _code(value)}
+            numbers = _numbers_of(value)
+            return {"$code": _code(value)} | ({"with": numbers} if numbers else {})
         if kind is bytes:
             return {"$bytes": value.hex()}
         if id(value) in self._places:
@@ -198,6 +217,7 @@ class Unpacker:
         #: Whether all arrays go to the model's backend, as those of an optimizer do.
         self.on_device = False
         self._changes: list[Callable[[], Any]] = []
+        self._before: list[tuple[Any, Any]] = []  # the containers that change, and copies of them
         self._found: dict[str, Any] = {}
 
     def commit(self) -> None:
@@ -205,6 +225,11 @@ class Unpacker:
         for change in self._changes:
             change()
         self._changes.clear()
+
+    def undo(self) -> None:
+        """Give the lists, dicts, sets and deques that `commit` changed their items back."""
+        for container, items in self._before:
+            _fill(container, items)
 
     def unpack(self, packed: Any, now: Any, where: str) -> Any:
         """The value that was packed. now: the value in its place in what the program has built."""
@@ -268,8 +293,9 @@ class Unpacker:
                 raise _built_otherwise(where, "a random generator", now)
             return now
         if tag == "$code":
-            if not isinstance(now, _CODE) or _code(now) != content:
-                raise _built_otherwise(where, content, now)
+            numbers = packed.get("with", {})
+            if not isinstance(now, _CODE) or (_code(now), _numbers_of(now)) != (content, numbers):
+                raise _built_otherwise(where, f"{content} {numbers or ''}".strip(), now)
             return now
         if tag == "$object":
             self._object(content, packed["vars"], now, where)
@@ -308,12 +334,15 @@ class Unpacker:
         if value is now or type(now) is not type(value) or type(value) not in (list, dict, set, deque):
             return value
 
-        def fill() -> None:
-            now.clear()
-            now.update(value) if isinstance(now, (dict, set)) else now.extend(value)
-
-        self._changes.append(fill)
+        self._before.append((now, now.copy()))
+        self._changes.append(partial(_fill, now, value))
         return now
+
+
+def _fill(container: Any, items: Any) -> None:
+    """Give a list, dict, set or deque these items in place of its own."""
+    container.clear()
+    container.update(items) if isinstance(container, (dict, set)) else container.extend(items)
 
 
 def _built_otherwise(where: str, expected: str, now: Any) -> OptionError:

@@ -215,8 +215,9 @@ class Trainer(Habitual):
             if streaming := stepper.streaming:
                 notice(f"xnn: {streaming}")
             check_last_batch(stepper, batches)
-            threads = self.choose_threads_for(batches, stepper)
-            if resumed is not None and self.threads == "auto":
+            if resumed is None or self.threads != "auto":
+                threads = self.choose_threads_for(batches, stepper)
+            else:
                 threads = Threads(resumed.about["fit"]["plan"]["threads"], "as in the checkpoint")
             interrupted = stack.enter_context(interruptible())
             watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
@@ -226,21 +227,18 @@ class Trainer(Habitual):
                     return {}
                 return evaluated(self, Batches(held_out, EVALUATION_BATCH, shuffle=False))
 
-            history = self.history = History()
-            history.first_step_seconds = made
+            history = self.history = History(first_step_seconds=made)
             if resumed is not None:
                 restore_history(self, resumed)
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
-            fit.on_host = on_host
+            fit.on_host, fit.held_out = on_host, held_out
             self.model.numerics = chosen if self.model.numerics in (None, chosen) else "mixed"
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
-            history.plan = {**plan, **stepper.plan}
-            if streaming:
-                history.plan["data"] = "streamed from the host"
+            streamed = {"data": "streamed from the host"} if streaming else {}
+            history.plan = {**plan, **stepper.plan, **streamed}
             if resumed is not None:
-                check_fit(self, resumed, batches, history.plan, any_plan)
-                self._resumed = None
+                check_fit(self, resumed, fit, history.plan, any_plan)
             stack.callback(self.model.forget)
             self._running = fit
             for writer in fit.checkpoints:
@@ -255,6 +253,7 @@ class Trainer(Habitual):
                 for buffer, value in buffers:  # a layer may have changed it when the program was made
                     buffer.value = value
                 go_on(fit, resumed)
+                self._resumed = None
             try:
                 with lib.guard() if lib.can_be_lost else nullcontext():
                     try:
@@ -283,13 +282,18 @@ class Trainer(Habitual):
         Called by a callback, it writes the file once all callbacks were called, and at the end of an epoch after its
         validation. `resume` goes on from it. `model.save` writes the model alone.
 
-        Raises OptionError for a place that cannot be written and for what a checkpoint cannot hold, such as an open
-        file that a callback keeps, and DataError when the disk is full.
+        Raises OptionError for a place that cannot be written, for what a checkpoint cannot hold, such as an open file
+        that a callback keeps, and between `resume` and the fit that goes on. Raises DataError when the disk is full.
         """
-        if self._running is None:
+        if self._running is not None:
+            self.asked.append(check_writable(path, (".safetensors",)))
+        elif self._resumed is None:
             save(self, path)
         else:
-            self.asked.append(check_writable(path, (".safetensors",)))
+            raise OptionError(
+                f"{self._resumed[0].path} is a checkpoint in the middle of a fit, which has not gone on yet: call "
+                "fit before save, or copy the file"
+            )
 
     def save_asked(self, fit: Fit | None = None) -> None:
         """Write the checkpoints that callbacks asked for. fit: the one that goes on."""
@@ -369,16 +373,9 @@ class Trainer(Habitual):
     def stepper(self, batches: Batches, table: KernelTable | None = None) -> Stepper:
         """The Stepper that takes the steps of a fit over these batches. table: by default that of `kernels`."""
         lib = self.model.backend
-        return Stepper(
-            lib,
-            table or lib.kernels(self.kernels),
-            self.model,
-            self.loss,
-            self.optimizer,
-            self.metrics,
-            batches,
-            any(callback.needs_gradients for callback in self.callbacks),
-        )
+        parts = self.model, self.loss, self.optimizer, self.metrics
+        keep_gradients = any(callback.needs_gradients for callback in self.callbacks)
+        return Stepper(lib, table or lib.kernels(self.kernels), *parts, batches, keep_gradients)
 
     def choose_threads_for(self, batches: Batches, stepper: Stepper | None = None) -> Threads:
         """How many threads for batches of this size. Only training is measured, where its steps can be undone."""
