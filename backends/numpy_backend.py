@@ -91,6 +91,7 @@ class NumpyBackend(Backend):
                 return self._exact_table("compiled_passes", f"compiled (numba {numba.__version__})")
             return importlib.import_module("xnn.backends.kernels.compiled_kernels").CompiledTable()  # type: ignore[no-any-return]
         except (ImportError, BackendUnavailableError) as error:
+            _raise_interrupt(error)
             # For example a Numba that does not support this NumPy yet. The execution plan names the table in use.
             if name == "auto":
                 return self.kernels("numpy")
@@ -115,3 +116,12 @@ class NumpyBackend(Backend):
     def signed(self, stream: Stream, shape: tuple[int, ...], row: int = 0) -> Any:
         width = math.prod(shape[1:])
         return stream.signed(row * width, shape[0] * width).reshape(shape)
+
+
+def _raise_interrupt(error: BaseException) -> None:
+    """Raise the KeyboardInterrupt that an error came of: extension modules turn Ctrl-C into an ImportError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause
+        cause = cause.__cause__ or cause.__context__

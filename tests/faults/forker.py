@@ -12,11 +12,13 @@ import sys
 import scipy.optimize
 
 import xnn.cli.train
+from xnn.backends import get_backend
 from xnn.cli import main
 
 __all__ = ["serve"]
 
-PREPARED = xnn.cli.train, scipy.optimize
+#: What forks have imported: a signal in the middle of an import can be lost.
+PREPARED = xnn.cli.train, scipy.optimize, get_backend("numpy").kernels("auto")
 
 
 def serve() -> None:

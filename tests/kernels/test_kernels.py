@@ -17,6 +17,7 @@ import pytest
 
 from xnn import ops, optimizers
 from xnn.backends import Purpose, Stream, get_backend
+from xnn.backends import numerics as choose
 from xnn.backends.kernels import blas as blas_module
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.blas import blas_routine, gemm
@@ -628,6 +629,22 @@ def test_tables_by_name(monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert LIB.kernels("auto").name == "numpy"
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_ctrl_c_while_numba_is_imported_does_not_choose_other_kernels(monkeypatch, numerics):
+    """Extension modules make an ImportError of it."""
+
+    def interrupted(name):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("numpy.core.multiarray failed to import") from error
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with choose(numerics), pytest.raises(KeyboardInterrupt):
+        LIB.kernels("auto")
 
 
 def test_compiled_without_numba_says_what_to_install(monkeypatch):
