@@ -641,8 +641,8 @@ def test_ctrl_c_while_numba_is_imported_does_not_choose_other_kernels(monkeypatc
         except KeyboardInterrupt as error:
             raise ImportError("numpy.core.multiarray failed to import") from error
 
-    monkeypatch.setattr("importlib.import_module", interrupted)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.import_module", interrupted)
     with choose(numerics), pytest.raises(KeyboardInterrupt):
         LIB.kernels("auto")
 
