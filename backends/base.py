@@ -269,14 +269,14 @@ class Backend:
             raise explained from error
 
     def explained(self, error: Exception) -> XnnError | None:
-        """The error to raise in the place of one of memory or the device; None for any other."""
+        """Return xnn's error for an exception of full memory or a failed device; None for any other exception."""
         if isinstance(error, MemoryError):
             what = str(error).rstrip(". ") or "out of memory"
             return DeviceMemoryError(f"{self.name}: {what}. {self.memory_advice}")
         return None
 
     def without_room(self, error: DeviceMemoryError, what: str) -> DeviceMemoryError:
-        """The error to raise in the place of one that advises a smaller batch, where no batch would be small enough.
+        """Return the error for full memory where one sample has no room: it does not advise a smaller batch.
 
         what: that for which there is no room, such as "one sample".
         """

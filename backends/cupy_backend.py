@@ -179,7 +179,7 @@ class CupyBackend(Backend):
         return [part.copy().view(array.dtype).reshape(array.shape) for part, array in parts]
 
     def explained(self, error: Exception) -> XnnError | None:
-        """The error to raise in the place of one of memory, CUDA or cuBLAS."""
+        """Return xnn's error for an exception of memory, CUDA or cuBLAS; None for any other exception."""
         advice = self.memory_advice, self.lost_advice
         return super().explained(error) or device_error(self._cupy, error, self.name, *advice)
 

@@ -31,7 +31,7 @@ _explain: Callable[[Exception, Iterable[Any]], XnnError | None] = _no_device
 
 
 def explain_failures_by(function: Callable[[Exception, Iterable[Any]], XnnError | None]) -> None:
-    """Set the function that makes the error to raise of one that a device reported; None for any other error.
+    """Set the function that turns a device's exception into xnn's error; for any other exception it returns None.
 
     `xnn.backends` calls this: which devices there are is not known here.
     """

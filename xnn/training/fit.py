@@ -225,7 +225,7 @@ class Fit:
         return losses
 
     def state(self) -> Any:
-        """What a checkpoint keeps of the way of training itself."""
+        """The state of the loop itself for a checkpoint, such as what L-BFGS has seen; here there is none."""
         return None
 
     def restore(self, state: Any) -> None:

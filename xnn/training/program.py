@@ -163,7 +163,7 @@ class Program:
             self._loop = None
 
     def leave_streams(self, seed: int, step: int) -> None:
-        """Let layers go on as if they had drawn themselves what kernels drew in this step, the last."""
+        """Set the layers' random streams to where they would be if the layers had drawn, and not kernels."""
         for layer, times in self._drawn.items():
             layer.set_stream(seed, step + times)
 

@@ -67,7 +67,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def newest(trainer: Any, path: Path) -> Checkpoint | None:
-    """Put back a checkpoint (`restore`): that of a file, or the newest one of a folder that is whole.
+    """Restore the checkpoint in a file, or the newest undamaged one in a folder.
 
     Returns it, or None for a folder that has none. A checkpoint that is damaged is reported, and the one before it is
     taken. Raises CorruptFileError if all are damaged.

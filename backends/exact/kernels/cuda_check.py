@@ -31,7 +31,7 @@ _passed = set[int]()
 
 @dataclass
 class _Feed:
-    """What a launch needs to know of a feed."""
+    """The part of a feed that the launches here read: the stream."""
 
     stream: Any
 

@@ -36,7 +36,7 @@ def all_stored(call: Call) -> bool:
 
 
 def plain(call: Call) -> bool:
-    """`all_stored`, and no array is one of scaled integers."""
+    """Whether `all_stored` is true and no array is one of scaled integers."""
     return all_stored(call) and all(slot.scaled is None for slot in call.slots())
 
 
