@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, TypeAlias
 
@@ -28,7 +28,8 @@ class Batches:
     arrays: arrays of any backend with equally many rows, such as (x, y). A batch has the same dtypes, and is on the
         host or the device as its arrays are.
     batch_size: the number of rows of a batch; the last one may be smaller. Default 32.
-    shuffle: whether each epoch has an order of its own. Default True.
+    shuffle: whether each epoch has an order of its own. Default True. Or a function that gives the order of an epoch:
+        from the epoch's number, counted from 0, it returns the numbers of all rows as an integer array (rows,).
     seed: determines the orders, the same on every backend. Default 0.
 
     Raises ShapeError for arrays of different lengths, OptionError for another batch_size or seed.
@@ -47,7 +48,11 @@ class Batches:
     """
 
     def __init__(
-        self, arrays: tuple[Any, ...], batch_size: int = 32, shuffle: bool = True, seed: int = 0
+        self,
+        arrays: tuple[Any, ...],
+        batch_size: int = 32,
+        shuffle: bool | Callable[[int], Any] = True,
+        seed: int = 0,
     ) -> None:
         batch_size = check_count("batch_size", batch_size)
         Stream(seed, Purpose.SHUFFLE)  # raises for another seed
@@ -61,6 +66,8 @@ class Batches:
         self.arrays, self.batch_size, self.shuffle, self.seed = arrays, batch_size, shuffle, seed
         self.rows = lengths.pop()
         self._windows = next((a.windows for a in arrays if isinstance(a, StreamRows)), None)
+        if callable(shuffle) and self._windows is not None:
+            raise OptionError("a stream is shuffled in its windows: give shuffle=True or False, not a function")
 
     @property
     def window(self) -> int | None:
@@ -96,6 +103,8 @@ class Batches:
         """The pieces of `order`, one after the other."""
         if not self.shuffle:
             return range_pieces(self.rows)
+        if callable(self.shuffle):
+            return iter([_checked(self.shuffle(epoch), self.rows)])
         if self._windows is not None:
             return window_pieces(self.rows, self._windows.stream.window, self.seed, epoch)
         return permutation_pieces(Stream(self.seed, Purpose.SHUFFLE, 0, epoch), self.rows)
@@ -133,3 +142,15 @@ class Batches:
         """End the thread that reads the windows of a stream, after an epoch or in the middle of one."""
         if self._windows is not None:
             self._windows.end()
+
+
+def _checked(order: Any, rows: int) -> np.ndarray:
+    """The order that a function gave, int64. Raises OptionError unless it has each row's number once."""
+    found = np.asarray(order)
+    fits = found.shape == (rows,) and found.dtype.kind in "iu" and found.min() >= 0 and found.max() < rows
+    if not fits or (np.bincount(found, minlength=rows) != 1).any():
+        raise OptionError(
+            f"the function `shuffle` returned {found.dtype}{list(found.shape)}: it must return each of the row numbers "
+            f"0 .. {rows - 1} once, as numpy.random.default_rng(epoch).permutation({rows}) does"
+        )
+    return found.astype(np.int64)

@@ -229,7 +229,7 @@ def _of_fit(fit: Any, packer: Packer) -> dict[str, Any]:
     return {
         "seed": batches.seed,
         "batch_size": batches.batch_size,
-        "shuffle": batches.shuffle,
+        "shuffle": bool(batches.shuffle),  # whether, not the function
         "batch": fit.batch,
         "since_check": fit.since_check,
         "plan": history.plan,

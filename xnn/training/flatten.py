@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from types import MethodType
 from typing import Any
 
+from xnn import ops
 from xnn.backends import Backend
 from xnn.backends.kernels.calls import Call, Cursor, Slot
 from xnn.errors import DTypeError
@@ -169,6 +170,8 @@ def _backward(
         return added
 
     def pull(node: Recorded, gradient: Slot, needed: Collection[Recorded]) -> list[Slot | None]:
+        if gradient is one and node.op is ops.add and not any(slots[n].shape for n in node.inbound_nodes):
+            return [one if source in needed else None for source in node.inbound_nodes]
         writes: list[Slot | None] = []
         for source in node.inbound_nodes:
             slot, wanted = None, source in needed

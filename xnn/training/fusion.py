@@ -150,16 +150,23 @@ def activation_into_dense(calls: Calls, table: KernelTable) -> Calls:
 
 
 def loss_with_gradient(calls: Calls, table: KernelTable) -> Calls:
-    """Compute the loss and its gradient in one call: softmax and cross-entropy share an exponential."""
-    last = next((call for call in calls if call.kind == "backward"), None)
-    if last is None or last.forward is None or last.forward not in calls or last.reads[0].name != "one":
-        return calls
-    forward = last.forward
-    fused = Call("loss", forward.op, forward.reads, (*forward.writes, *last.writes[:1]), forward.options,
-                 parts=(forward, last))  # fmt: skip
-    if any(slot is not None for slot in last.writes[1:]) or not table.accepts(fused):
-        return calls
-    return _replace(calls, (forward, last), (fused,))
+    """Compute the loss and its gradient in one call: softmax and cross-entropy share an exponential.
+
+    Where other numbers are added to the loss, such as a penalty, the call stands before their sum.
+    """
+    for last in [call for call in calls if call.kind == "backward" and call.reads[0].name == "one"]:
+        forward = last.forward
+        if forward is None or forward not in calls:
+            continue
+        fused = Call("loss", forward.op, forward.reads, (*forward.writes, *last.writes[:1]), forward.options,
+                     parts=(forward, last))  # fmt: skip
+        if any(slot is not None for slot in last.writes[1:]) or not table.accepts(fused):
+            continue
+        if any(call.kind == "forward" for call in _readers(calls, forward.writes[0])):
+            calls = [fused if call is forward else call for call in calls if call is not last]
+        else:
+            calls = _replace(calls, (forward, last), (fused,))
+    return calls
 
 
 def sgd_into_dense(calls: Calls, table: KernelTable) -> Calls:

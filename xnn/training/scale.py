@@ -34,7 +34,7 @@ from xnn.layers import (
 )
 from xnn.losses import Loss
 
-__all__ = ["as_scaled", "warn_of_samples", "warn_of_targets"]
+__all__ = ["as_scaled", "never_warn", "warn_of_samples", "warn_of_targets"]
 
 # Layers that leave the size of the numbers as it is, more or less.
 _KEEP = (
@@ -55,6 +55,11 @@ _FACTOR, _ENOUGH = 20.0, 8
 _warned: weakref.WeakKeyDictionary[Sequential, set[str]] = weakref.WeakKeyDictionary()
 #: The root mean squares of some of the samples that each model was trained on last.
 _trained_on: weakref.WeakKeyDictionary[Sequential, np.ndarray] = weakref.WeakKeyDictionary()
+
+
+def never_warn(model: Sequential) -> None:
+    """Give no ScaleWarning about this model's data, for callers with warnings of their own."""
+    _warned[model] = {"samples", "targets", "another scale"}
 
 
 def _warn_once(model: Sequential, subject: str, message: str, stacklevel: int) -> None:

@@ -116,7 +116,7 @@ class Trainer(Habitual):
         sample_weight: Any = None,
         seed: int = 0,
         progress: bool = True,
-        shuffle: bool = True,
+        shuffle: bool | Callable[[int], Any] = True,
         **unknown: Never,
     ) -> History:
         """Train, and return the History of what was done.
@@ -135,7 +135,7 @@ class Trainer(Habitual):
         seed: draws the shuffles and the layers' random numbers.
         progress: whether to show progress on standard error: a bar on a terminal, in Jupyter a line that changes,
             elsewhere a line after each epoch.
-        shuffle: whether to take the samples in a new order in each epoch.
+        shuffle: whether to take the samples in a new order in each epoch; or a function that gives it (`data.Batches`).
 
         The loss of an epoch in the history is the mean over all its samples, each batch with the weights from
         before its step. (In general each batch's mean counts by what its sum was divided by, such as the sum of the
@@ -183,11 +183,12 @@ class Trainer(Habitual):
         seed: int,
         *,
         progress: bool,
-        shuffle: bool,
+        shuffle: bool | Callable[[int], Any],
     ) -> History:
         lib = self.model.backend
         epochs = check_count("epochs", epochs)
-        progress, shuffle = check_flag("progress", progress), check_flag("shuffle", shuffle)
+        progress = check_flag("progress", progress)
+        shuffle = shuffle if callable(shuffle) else check_flag("shuffle", shuffle)
         check_trainable(self.model)
         with ExitStack() as stack:
             stack.enter_context(alone(self))
@@ -201,7 +202,7 @@ class Trainer(Habitual):
             parts = self.model, self.loss, self.metrics
             minimizes = self.optimizer.minimizes
             prepared = prepare(*parts, data, "training", sample_weight)
-            batches = Batches(prepared, batch_size, shuffle and not minimizes, seed)
+            batches = Batches(prepared, batch_size, False if minimizes else shuffle, seed)
             check_weights(self.loss, min(batches.batch_size, batches.rows), sample_weight is not None)
             held_out = None if validation is None else prepare_validation(*parts, validation)
             begun = time.perf_counter()

@@ -1,0 +1,18 @@
+"""Estimators for scikit-learn: MLPClassifier and MLPRegressor, its own two classes with xnn as their engine.
+
+    from xnn.sklearn import MLPClassifier  # instead of: from sklearn.neural_network import MLPClassifier
+
+Parameters, attributes, warnings and errors are scikit-learn's; docs/sklearn.md says what more there is. The extra
+`sklearn` installs scikit-learn. `import xnn` does not import this package.
+"""
+
+from xnn.errors import MissingExtraError
+
+try:
+    import sklearn.neural_network  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError('xnn.sklearn needs scikit-learn: pip install ".[sklearn]"') from error
+
+from xnn.sklearn.estimators import MLPClassifier, MLPRegressor
+
+__all__ = ["MLPClassifier", "MLPRegressor"]

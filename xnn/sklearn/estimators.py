@@ -1,0 +1,188 @@
+"""MLPClassifier and MLPRegressor: scikit-learn's estimators, trained by xnn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from sklearn import neural_network
+from sklearn.base import _fit_context
+from sklearn.preprocessing import LabelBinarizer
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target
+
+from xnn.callbacks import Callback
+from xnn.layers import Sequential
+from xnn.optimizers import Optimizer
+from xnn.schedules import Schedule
+from xnn.sklearn.engine import Engine
+from xnn.sklearn.network import ACTIVATION_NAMES
+
+__all__ = ["MLPClassifier", "MLPRegressor"]
+
+#: What the parameters may be that scikit-learn's estimators have differently, or do not have.
+_CONSTRAINTS: dict[str, list[Any]] = {
+    "activation": [StrOptions(ACTIVATION_NAMES)],
+    "backend": [str, None],
+    "numerics": [StrOptions({"fast", "exact"}), None],
+    "threads": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
+    "dtype": [StrOptions({"float32", "float64"}), None],
+    "dropout": [Interval(Real, 0, 1, closed="left")],
+    "batch_norm": ["boolean"],
+    "optimizer": [str, Optimizer, None],
+    "schedule": [str, callable, None],
+    "callbacks": ["array-like", None],
+    "validation_set": [tuple, list, None],
+    "model": [callable, None],
+}
+
+
+def _takes_batches(estimator: Any) -> bool:
+    """Whether there is a partial_fit. Raises scikit-learn's AttributeError if not."""
+    return bool(estimator._check_solver())
+
+
+class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
+    """scikit-learn's multilayer perceptron for classes, trained by xnn.
+
+        >>> from sklearn.datasets import load_iris
+        >>> from xnn.sklearn import MLPClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> MLPClassifier(max_iter=500, random_state=0).fit(X, y).score(X, y) > 0.95
+        True
+    """
+
+    _parameter_constraints = {
+        **neural_network.MLPClassifier._parameter_constraints,
+        **_CONSTRAINTS,
+        "class_weight": [StrOptions({"balanced"}), dict, list, None],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        backend: str | None = None,
+        numerics: str | None = None,
+        threads: int | str | None = None,
+        dtype: str | None = None,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        class_weight: Any = None,
+        optimizer: Optimizer | str | None = None,
+        schedule: Schedule | str | None = None,
+        callbacks: Sequence[Callback] | None = None,
+        validation_set: tuple[Any, ...] | None = None,
+        model: Callable[..., Sequential] | None = None,
+    ) -> None:
+        vars(self).update({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        self.loss = "log_loss"
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPClassifier:
+        """Train on samples (n, features) and their labels, and return the estimator; `sample_weight` has shape (n,)."""
+        return self._fit(X, y, sample_weight)
+
+    @available_if(_takes_batches)
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
+        """Train for one epoch more. classes: all labels, which the first call needs."""
+        if _check_partial_fit_first_call(self, classes):
+            self._label_binarizer = LabelBinarizer()
+            self._label_binarizer.fit(y if type_of_target(y).startswith("multilabel") else classes)
+        return self._fit(X, y, sample_weight, incremental=True)
+
+
+class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
+    """scikit-learn's multilayer perceptron for numbers, trained by xnn.
+
+        >>> from sklearn.datasets import load_diabetes
+        >>> from xnn.sklearn import MLPRegressor
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> MLPRegressor(target_scaling=True, random_state=0).fit(X, y).score(X, y) > 0.5
+        True
+    """
+
+    _parameter_constraints = {
+        **neural_network.MLPRegressor._parameter_constraints,
+        **_CONSTRAINTS,
+        "loss": [StrOptions({"squared_error", "poisson"})],
+        "target_scaling": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        loss: str = "squared_error",
+        hidden_layer_sizes: Any = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        backend: str | None = None,
+        numerics: str | None = None,
+        threads: int | str | None = None,
+        dtype: str | None = None,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        optimizer: Optimizer | str | None = None,
+        schedule: Schedule | str | None = None,
+        callbacks: Sequence[Callback] | None = None,
+        validation_set: tuple[Any, ...] | None = None,
+        target_scaling: bool = False,
+        model: Callable[..., Sequential] | None = None,
+    ) -> None:
+        vars(self).update({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
+        """Train on samples (n, features) and targets (n,) or (n, outputs), and return the estimator."""
+        return self._fit(X, y, sample_weight)
+
+    @available_if(_takes_batches)
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
+        """Train for one epoch more."""
+        return self._fit(X, y, sample_weight, incremental=True)

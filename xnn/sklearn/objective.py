@@ -1,0 +1,128 @@
+"""What scikit-learn's MLP minimizes, as a loss: the mean over a batch, and a penalty on the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xnn import losses, ops
+from xnn.layers import Parameter
+from xnn.losses import Loss
+from xnn.ops import Array, LossOp, Op
+from xnn.ops.op import Namespace
+from xnn.options import explained_class
+
+__all__ = ["Objective", "data_loss"]
+
+
+class HalfSquares(Op):
+    """Half the sum of the squares of several arrays: y = sum a^2 / 2; da = grad a."""
+
+    def forward(self, xp: Namespace, *arrays: Array) -> tuple[Array, Any]:
+        flat = [xp.reshape(a, (-1,)) for a in arrays]
+        return sum((xp.matmul(a, a) for a in flat[1:]), xp.matmul(flat[0], flat[0])) * 0.5, arrays
+
+    def backward(self, xp: Namespace, grad: Array, arrays: Any) -> tuple[Array | None, ...]:
+        return tuple(grad * a for a in arrays)
+
+
+class HalfSquaredError(LossOp):
+    """Half the squared error: terms (p - t)^2 / 2; d/dp = k (p - t) for k outputs.
+
+    The factor k is scikit-learn's: it reports the mean over the outputs, and descends on their sum.
+    """
+
+    def terms(self, xp: Namespace, predicted: Array, target: Array) -> tuple[Array, Any]:
+        difference = predicted - target
+        return 0.5 * (difference * difference), difference
+
+    def slopes(self, xp: Namespace, share: Array, difference: Any) -> tuple[Array, Array | None]:
+        dp = difference * (share * float(difference.shape[1]))
+        return dp, None
+
+
+class HalfPoissonDeviance(LossOp):
+    """Half the Poisson deviance, for outputs z that are logarithms of the predictions.
+
+    For k outputs, whose mean is taken, the terms are k (t ln t - t z - t + e^z) and d/dz = k (e^z - t).
+    """
+
+    def terms(self, xp: Namespace, outputs: Array, target: Array) -> tuple[Array, Any]:
+        rate, k = xp.exp(outputs), float(outputs.shape[1])
+        entropy = target * xp.log(xp.where(target > 0.0, target, 1.0))
+        return k * (entropy - target * outputs - target + rate), (rate - target, k)
+
+    def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
+        difference, k = saved
+        return difference * (share * k), None
+
+
+half_squares = HalfSquares()
+half_squared_error = HalfSquaredError()
+half_poisson_deviance = HalfPoissonDeviance()
+
+
+class SquaredError(Loss):
+    """scikit-learn's loss "squared_error"."""
+
+    op = half_squared_error
+
+
+class PoissonDeviance(Loss):
+    """scikit-learn's loss "poisson", of outputs before the exponential."""
+
+    op = half_poisson_deviance
+
+
+class LabelsCrossEntropy(losses.BinaryCrossEntropy):
+    """Binary cross-entropy, summed over the outputs and averaged over the samples."""
+
+    def compute(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
+        mean = super().compute(outputs, targets, *sample_weight)
+        return mean if outputs.shape[1] == 1 else mean * float(outputs.shape[1])
+
+
+def data_loss(loss: str, out_activation: str) -> Loss:
+    """The loss of the data alone, by the estimator's `loss` and `out_activation_`."""
+    if loss == "log_loss":
+        return losses.SoftmaxCrossEntropy() if out_activation == "softmax" else LabelsCrossEntropy()
+    return PoissonDeviance() if loss == "poisson" else SquaredError()
+
+
+@explained_class
+class Objective(Loss):
+    """The loss of a batch's data, plus alpha / 2 times the sum of the squared weights, divided by the batch's size.
+
+    data: the loss of the data. weights: the parameters that are penalized. alpha: the penalty's strength.
+
+    The size of a batch is the number of its samples, or the sum of their weights. The batches of an epoch count by
+    their samples, also where these have weights.
+    """
+
+    def __init__(self, data: Loss, weights: Sequence[Parameter], alpha: float) -> None:
+        super().__init__()
+        self.data, self.alpha = data, alpha
+        self._weights = tuple(weights)
+
+    def compute(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
+        loss = self.data(outputs, targets, *sample_weight)
+        if not (self.alpha and self._weights):
+            return loss
+        penalty = half_squares(*self._weights)
+        if sample_weight:
+            return loss + penalty * self.alpha / ops.sum(sample_weight[0])
+        return loss + penalty * (self.alpha / outputs.shape[0])
+
+    def recognize(self, outputs: Array, targets: Array, *sample_weight: Array) -> None:
+        """The loss is a mean, whatever its penalty is divided by."""
+
+    def counts_samples(self, weighted: bool) -> bool:
+        return True
+
+    def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
+        self.data.check(targets, output_shape)
+
+    def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
+        return self.data.prepare(targets, dtype)

@@ -1,0 +1,143 @@
+"""What scikit-learn does after each epoch: curves, scores, early stopping, its callbacks; as callbacks of a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xnn.callbacks import Callback
+from xnn.history import History
+from xnn.optimizers import Optimizer
+from xnn.sklearn import network
+from xnn.sklearn.solvers import set_rate
+
+__all__ = ["Convergence", "Iterations"]
+
+#: scikit-learn's learning rate, at which "adaptive" ends.
+_SMALLEST_RATE = 1e-6
+
+
+class Iterations(Callback):
+    """Tells scikit-learn's callbacks (SLEP023) about each epoch, and ends the training when one asks for it.
+
+    estimator: in training. dtype: of its coefs_. data: X and y, as callbacks get them. context: scikit-learn's
+    CallbackContext of the fit; None where scikit-learn has none, or for no callbacks.
+    """
+
+    def __init__(self, estimator: Any, dtype: Any, data: dict[str, Any], context: Any) -> None:
+        self.estimator, self.dtype, self.data, self.context = estimator, dtype, data, context
+        self._open: Any = None
+
+    def _state(self) -> dict[str, Any]:
+        """The attributes with which the estimator predicts as if training had ended here."""
+        coefs, intercepts, others = network.taken(self.model, self.dtype)
+        known = {name: value for name, value in vars(self.estimator).items() if name.endswith("_")}
+        return {**known, "coefs_": coefs, "intercepts_": intercepts, "_others": others, "_model": None}
+
+    def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        if self.context is not None:
+            self._open = self.context.subcontext(task_name="iteration")
+            self._open.call_on_fit_task_begin(
+                estimator=self.estimator, **self.data, reconstruction_attributes=self._state
+            )
+
+    def _end(self) -> bool:
+        """Whether a callback asks to stop."""
+        task, self._open = self._open, None
+        return task is not None and task.call_on_fit_task_end(
+            estimator=self.estimator, **self.data, reconstruction_attributes=self._state
+        )
+
+    def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
+        if self._end():
+            history.stopped = "a callback asked for it"
+        elif not history.stopped and entry["epoch"] < self.estimator.max_iter:
+            self._begin()
+
+    def on_fit_end(self, history: History) -> None:
+        self._end()
+
+
+class Convergence(Iterations):
+    """Keeps the curves of a fit by sgd or adam, and decides after each epoch whether it has converged.
+
+    optimizer: whose learning rate it changes for the schedules "invscaling" and "adaptive". rows: of the training
+    data. score: score(model) -> (score, loss) on the validation data; None if there are none.
+    once: whether this is a partial_fit.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        dtype: Any,
+        data: dict[str, Any],
+        context: Any,
+        optimizer: Optimizer,
+        rows: int,
+        score: Callable[[Any], tuple[float, float]] | None,
+        once: bool,
+    ) -> None:
+        super().__init__(estimator, dtype, data, context)
+        self._optimizer, self.rows, self.score, self.once = optimizer, rows, score, once
+
+    def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
+        self.add(entry["loss"], *((None, None) if self.score is None else self.score(self.model)))
+        e = self.estimator
+        if e.solver == "sgd" and e.optimizer is None and e.learning_rate == "invscaling":
+            set_rate(self._optimizer, e.learning_rate_init / (e.t_ + 1) ** e.power_t)
+        if e._no_improvement_count > e.n_iter_no_change:
+            if self._stops():
+                history.stopped = "converged"
+            else:
+                e._no_improvement_count = 0
+        super().on_epoch_end(history, entry)
+
+    def add(self, loss: float, score: float | None, validation_loss: float | None) -> None:
+        """Add an epoch to the curves, and count those without improvement."""
+        e = self.estimator
+        e.n_iter_ += 1
+        e.loss_ = loss
+        e.t_ += self.rows
+        e.loss_curve_.append(loss)
+        if e.verbose:
+            print(f"Iteration {e.n_iter_}, loss = {loss:.8f}")
+        if validation_loss is not None:
+            e.validation_loss_curve_.append(validation_loss)
+        if not e.early_stopping:
+            e._no_improvement_count = e._no_improvement_count + 1 if loss > e.best_loss_ - e.tol else 0
+            e.best_loss_ = min(loss, e.best_loss_)
+            return
+        assert score is not None
+        e.validation_scores_.append(score)
+        if e.verbose:
+            print(f"Validation score: {score:f}")
+        e._no_improvement_count = e._no_improvement_count + 1 if score < e.best_validation_score_ + e.tol else 0
+        if score > e.best_validation_score_:
+            e.best_validation_score_ = score
+            e._best = network.taken(self.model, self.dtype)
+
+    def _stops(self) -> bool:
+        """Whether to end the training; otherwise the learning rate is divided by 5."""
+        e = self.estimator
+        what = "Validation score" if e.early_stopping else "Training loss"
+        message = f"{what} did not improve more than tol={e.tol:f} for {e.n_iter_no_change} consecutive epochs."
+        adaptive = e.solver == "sgd" and e.optimizer is None and e.learning_rate == "adaptive"
+        if not adaptive:
+            ending, stops = "Stopping.", True
+        elif self._optimizer.rate <= _SMALLEST_RATE:
+            ending, stops = "Learning rate too small. Stopping.", True
+        else:
+            set_rate(self._optimizer, self._optimizer.rate / 5.0)
+            ending, stops = f"Setting learning rate to {self._optimizer.rate:f}", False
+        if e.verbose:
+            print(f"{message} {ending}")
+        return stops
+
+    def diverged(self, history: History) -> None:
+        """Add an epoch whose numbers are NaN."""
+        self.add(np.nan, np.nan, np.nan if self.score is not None else None)
