@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,8 @@ __all__ = ["Engine"]
 _NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be preprocessed."
 )
+#: More numbers than this in the samples are trained on in float32, where nothing else is asked for.
+_MANY_NUMBERS = 2**20
 #: How many samples a solver that takes all of them at once computes at a time.
 _ROWS_AT_A_TIME = 10_000
 
@@ -53,8 +57,15 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     outputs into classes.
 
     coefs_, intercepts_: the weights, of which predictions are made, as NumPy arrays in the dtype of the samples of the
-    fit. _others: the network's other arrays, by name. _solver: what the optimizer needs to go on.
+    fit. _others: the network's other arrays, by name. _solver: what the optimizer needs to go on. _model: the network;
+    None after unpickling, until it is needed. _trained_in: its dtype. _target_units: mean and deviation of the
+    targets, if they are scaled.
     """
+
+    _others: Mapping[str, np.ndarray] = MappingProxyType({})
+    _model: Sequential | None = None
+    _trained_in = "float64"
+    _target_units: tuple[np.ndarray, np.ndarray] | None = None
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
         network.widths(self.hidden_layer_sizes)  # raises
@@ -66,10 +77,10 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         sample_weight = self._with_class_weight(sample_weight, y, incremental)
         self.n_outputs_ = y.shape[1]
         self._random_state = check_random_state(self.random_state)
-        with nullcontext() if self.backend is None else backend(self.backend):
+        with self._on_backend():
             if first:
                 self._begin(y)
-            self._model = self._first_model(X) if first else self._network(X.dtype)
+                self._first_network(X)
             self._train(X, y, sample_weight, incremental)
         if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_)):
             raise ValueError(_NOT_FINITE)
@@ -108,39 +119,34 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         self.validation_scores_ = [] if early else None
         self.validation_loss_curve_ = [] if early or self.validation_set is not None else None
 
-    def _training_dtype(self, given: Any) -> str:
-        """The dtype to train in. L-BFGS follows that of the samples, since rounding hides its last steps."""
-        return str(self.dtype or (given if self.solver == "lbfgs" else "float32"))
-
-    def _first_model(self, X: Any) -> Sequential:
-        """A network with its first weights."""
+    def _first_network(self, X: Any) -> None:
+        """Build the network, with its first weights, and set the attributes that hold them."""
+        plenty = X.shape[0] * X.shape[1] > _MANY_NUMBERS and self.solver != "lbfgs"
+        self._trained_in = str(self.dtype or ("float32" if plenty else X.dtype))
         seed = 0 if self.model is None else int(self._random_state.randint(2**31))
-        dtype = self._training_dtype(X.dtype)
-        model = network.build(self, X.shape[1], self.n_outputs_, dtype, seed)
+        model = self._model = network.build(self, X.shape[1], self.n_outputs_, self._trained_in, seed)
         if self.model is None:
             network.first_weights(self, model, self._random_state)
-        self.coefs_, self.intercepts_, self._others = network.taken(model, X.dtype)
+        self.coefs_, self.intercepts_, self._others = self._best = network.taken(model, X.dtype)
         self.n_layers_ = len(self.coefs_) + 1
-        self._best = self.coefs_, self.intercepts_, self._others
-        return model
 
-    def _network(self, given: Any) -> Sequential:
-        """The network, with the weights that the attributes hold now. given: the dtype of samples."""
-        model = self.__dict__.get("_model")
-        if model is None:
-            dtype = self._training_dtype(self.coefs_[0].dtype)
-            with nullcontext() if self.backend is None else backend(self.backend):
-                model = network.build(self, self.n_features_in_, self.n_outputs_, dtype, 0)
-            self._model = model
-        network.put(model, self.coefs_, self.intercepts_, self.__dict__.get("_others", {}))
-        return model
+    def _network(self) -> Sequential:
+        """The network, with the weights that the attributes hold now."""
+        if self._model is None:
+            with self._on_backend():
+                self._model = network.build(self, self.n_features_in_, self.n_outputs_, self._trained_in, 0)
+        network.put(self._model, self.coefs_, self.intercepts_, self._others)
+        return self._model
+
+    def _on_backend(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.backend is None else backend(self.backend)
 
     # Training.
 
     def _train(self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool) -> None:
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        model, steps_by_batches, dtype = self._model, self.solver != "lbfgs", self.coefs_[0].dtype
+        model, steps_by_batches, dtype = self._network(), self.solver != "lbfgs", self.coefs_[0].dtype
         given = {"X": X, "y": y}
         held_out = self._held_out() if steps_by_batches else None
         if steps_by_batches and self.early_stopping and held_out is None:
@@ -148,7 +154,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         rows = X.shape[0]
         penalized = [layer.weight for layer in network.dense_layers(model)]
         loss = data_loss(self.loss, self.out_activation_)
-        objective = Objective(loss, penalized, self.alpha if steps_by_batches else 0.0)
+        objective = Objective(loss, penalized, float(self.alpha) if steps_by_batches else 0.0)
         batch_size = self._batch_size(rows) if steps_by_batches else min(rows, _ROWS_AT_A_TIME)
         size = rows if sample_weight is None else float(np.sum(sample_weight))
         searches = list[Any]()
@@ -182,7 +188,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         weights = None if sample_weight is None else in_dtype(sample_weight, model.dtype)
         try:
             history = trainer.fit(
-                data, None, epochs, batch_size, weights, seed, progress=False, shuffle=next_order if self.shuffle else False
+                data, None, epochs, batch_size, weights, seed, progress=False, shuffle=next_order if self.shuffle and batch_size < rows else False
             )
         except DivergenceError as error:
             if not (steps_by_batches and self.early_stopping and np.isfinite(self.best_validation_score_)):
@@ -210,7 +216,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
             self._solver = kept(optimizer, model.parameters(), model.backend.to_host)
             if self.early_stopping:
                 self.coefs_, self.intercepts_, self._others = self._best
-        network.put(model, self.coefs_, self.intercepts_, self._others)
+        self._network()
 
     def _batch_size(self, rows: int) -> int:
         if self.batch_size == "auto":
@@ -291,14 +297,14 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
             X = validate(self, X)
         dtype = X.dtype if X.dtype.kind == "f" else self.coefs_[0].dtype
         with nullcontext() if self.numerics is None else numerics(self.numerics):
-            model = self._network(dtype)
+            model = self._network()
             return self._activated(model.predict(samples_of(X, model.dtype, whole=False)), dtype)
 
     def _activated(self, raw: np.ndarray, dtype: Any) -> np.ndarray:
         """The last activation of the network's outputs."""
         activation = _OUTPUTS.get(self.out_activation_)
         outputs = (raw if activation is None else activation(raw)).astype(dtype, copy=False)
-        if self.__dict__.get("_target_units") is not None:
+        if self._target_units is not None:
             mean, spread = self._target_units
             outputs = (outputs * spread + mean).astype(dtype, copy=False)
         return outputs
@@ -308,11 +314,18 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         outputs = outputs.ravel() if outputs.shape[1] == 1 else outputs
         return self._label_binarizer.inverse_transform(outputs) if is_classifier(self) else outputs
 
+    def _unpack(self, packed_parameters: np.ndarray) -> None:
+        """Set the weights from one vector, for scikit-learn's private methods: first coefs_, then intercepts_."""
+        arrays = [*self.coefs_, *self.intercepts_]
+        parts = np.split(packed_parameters, np.cumsum([a.size for a in arrays])[:-1])
+        shaped = [part.reshape(a.shape) for part, a in zip(parts, arrays, strict=True)]
+        self.coefs_, self.intercepts_ = shaped[: len(self.coefs_)], shaped[len(self.coefs_) :]
+
     @property
     def model_(self) -> Sequential:
         """The trained network, an xnn.Sequential without the last activation. It holds the weights of coefs_."""
         check_is_fitted(self)
-        return self._network(self.coefs_[0].dtype)
+        return self._network()
 
     @property
     def _optimizer(self) -> Any:

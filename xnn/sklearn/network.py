@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,12 @@ def taken(model: Sequential, dtype: Any) -> Weights:
     return [copied(d.weight, dtype) for d in dense], biases, {name: copied(p) for name, p in _others(model)}
 
 
-def put(model: Sequential, coefs: Sequence[np.ndarray], intercepts: Sequence[np.ndarray], others: dict[str, Any]) -> None:
+def put(
+    model: Sequential,
+    coefs: Sequence[np.ndarray],
+    intercepts: Sequence[np.ndarray],
+    others: Mapping[str, np.ndarray],
+) -> None:
     """Assign weights to a network. NumPy arrays of its dtype are shared with it."""
     to_device = model.backend.to_device
     for layer, weight, bias in zip(dense_layers(model), coefs, intercepts, strict=True):
