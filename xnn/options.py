@@ -252,6 +252,7 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+@functools.cache
 def argument_names(kind: Callable[..., Any]) -> list[str]:
     """The names of the arguments that a class or function takes. self, *args and **kwargs are left out."""
     found = inspect.signature(kind).parameters.values()

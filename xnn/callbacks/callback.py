@@ -42,7 +42,8 @@ class Callback(Habitual):
     _habits = "callback"
     model: Sequential
     needs_gradients = False
-    #: Whether it changes nothing in a training, so that a checkpoint goes on with or without it.
+    #: Whether it changes nothing in a training, and keeps none of its arrays, so that a checkpoint goes on with or
+    #: without it.
     bystander = False
 
     def __init_subclass__(cls) -> None:

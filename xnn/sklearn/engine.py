@@ -19,7 +19,7 @@ from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from xnn import ops
-from xnn.backends import backend, numerics
+from xnn.backends import backend, current_backend, current_numerics, numerics
 from xnn.errors import DivergenceError
 from xnn.layers import Dense, Drawing, Sequential
 from xnn.sklearn import network
@@ -44,6 +44,9 @@ _NOT_FINITE = (
 )
 #: More numbers than this in the samples are trained on in float32, where nothing else is asked for.
 _MANY_NUMBERS = 2**20
+#: For fewer multiplications than this the calls into the network would take longer than the products.
+_FEW_PRODUCTS = 2**20
+_THEIR_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
 #: How many samples a solver that takes all of them at once computes at a time.
 _ROWS_AT_A_TIME = 10_000
 
@@ -168,7 +171,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         told = dtype, given, context
         if steps_by_batches:
             score = None if held_out is None else self._scorer(loss, *held_out)
-            watcher = Convergence(self, *told, optimizer, rows, score, incremental)
+            watcher = Convergence(self, *told, optimizer, rows, score)
             self.n_iter_ = 0
         else:
             watcher = Iterations(self, *told)
@@ -296,9 +299,18 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         if check_input:
             X = validate(self, X)
         dtype = X.dtype if X.dtype.kind == "f" else self.coefs_[0].dtype
+        if X.shape[0] * sum(coef.size for coef in self.coefs_) < _FEW_PRODUCTS and self._is_plain():
+            return super()._forward_pass_fast(X, check_input=False).astype(dtype, copy=False)
         with nullcontext() if self.numerics is None else numerics(self.numerics):
             model = self._network()
             return self._activated(model.predict(samples_of(X, model.dtype, whole=False)), dtype)
+
+    def _is_plain(self) -> bool:
+        """Whether scikit-learn's own forward pass computes the network, so that a few samples need not go through it."""
+        on_host = (current_backend().name if self.backend is None else self.backend) == "numpy"
+        fast = (self.numerics or current_numerics()) == "fast"
+        theirs = self.activation in _THEIR_ACTIVATIONS and self.out_activation_ != "exp"
+        return on_host and fast and theirs and self.model is None and not self._others and self._target_units is None
 
     def _activated(self, raw: np.ndarray, dtype: Any) -> np.ndarray:
         """The last activation of the network's outputs."""
@@ -309,8 +321,13 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
             outputs = (outputs * spread + mean).astype(dtype, copy=False)
         return outputs
 
+    def _predict(self, X: Any, check_input: bool = True) -> np.ndarray:
+        return self._decided(self._forward_pass_fast(X, check_input))
+
     def _decided(self, outputs: np.ndarray) -> np.ndarray:
         """Classes, or numbers, from outputs after the last activation."""
+        if self.out_activation_ == "softmax":
+            return self.classes_[outputs.argmax(axis=1)]
         outputs = outputs.ravel() if outputs.shape[1] == 1 else outputs
         return self._label_binarizer.inverse_transform(outputs) if is_classifier(self) else outputs
 

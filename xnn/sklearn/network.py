@@ -125,6 +125,6 @@ def put(
         layer.weight.value = to_device(np.asarray(weight))
         if layer.bias is not None:
             layer.bias.value = to_device(np.asarray(bias))
-    for name, parameter in _others(model):
+    for name, parameter in _others(model) if others else ():
         if name in others:
             parameter.value = to_device(np.array(others[name]))

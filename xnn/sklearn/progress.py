@@ -26,6 +26,8 @@ class Iterations(Callback):
     CallbackContext of the fit; None where scikit-learn has none, or for no callbacks.
     """
 
+    bystander = True
+
     def __init__(self, estimator: Any, dtype: Any, data: dict[str, Any], context: Any) -> None:
         self.estimator, self.dtype, self.data, self.context = estimator, dtype, data, context
         self._open: Any = None
@@ -68,7 +70,6 @@ class Convergence(Iterations):
 
     optimizer: whose learning rate it changes for the schedules "invscaling" and "adaptive". rows: of the training
     data. score: score(model) -> (score, loss) on the validation data; None if there are none.
-    once: whether this is a partial_fit.
     """
 
     def __init__(
@@ -80,15 +81,17 @@ class Convergence(Iterations):
         optimizer: Optimizer,
         rows: int,
         score: Callable[[Any], tuple[float, float]] | None,
-        once: bool,
     ) -> None:
         super().__init__(estimator, dtype, data, context)
-        self._optimizer, self.rows, self.score, self.once = optimizer, rows, score, once
+        sgd = estimator.solver == "sgd" and estimator.optimizer is None
+        self._schedule = estimator.learning_rate if sgd else "constant"
+        self.bystander = self._schedule == "constant"
+        self._optimizer, self.rows, self.score = optimizer, rows, score
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         self.add(entry["loss"], *((None, None) if self.score is None else self.score(self.model)))
         e = self.estimator
-        if e.solver == "sgd" and e.optimizer is None and e.learning_rate == "invscaling":
+        if self._schedule == "invscaling":
             set_rate(self._optimizer, e.learning_rate_init / (e.t_ + 1) ** e.power_t)
         if e._no_improvement_count > e.n_iter_no_change:
             if self._stops():
@@ -126,8 +129,7 @@ class Convergence(Iterations):
         e = self.estimator
         what = "Validation score" if e.early_stopping else "Training loss"
         message = f"{what} did not improve more than tol={e.tol:f} for {e.n_iter_no_change} consecutive epochs."
-        adaptive = e.solver == "sgd" and e.optimizer is None and e.learning_rate == "adaptive"
-        if not adaptive:
+        if self._schedule != "adaptive":
             ending, stops = "Stopping.", True
         elif self._optimizer.rate <= _SMALLEST_RATE:
             ending, stops = "Learning rate too small. Stopping.", True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -59,6 +59,10 @@ class Fit:
         self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
+        #: Whether nothing but steps changes the training: no other code runs between them that could.
+        self.undisturbed = not (self.of_users or self.checkpoints) and all(
+            [_is_ours(trainer.optimizer.learning_rate), *(watcher.bystander for watcher in watchers)]
+        )
         self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
         self.loss, self.counts, self.batch = LossOverBatches(trainer.loss), Totals(trainer.metrics), 0
@@ -75,15 +79,18 @@ class Fit:
 
         An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
         """
+        # The limit is not changed for each epoch if no code comes between them that would want the threads.
+        throughout = self.undisturbed and self.held_out is None
         try:
             begin(self)
-            while len(self.history.epochs) < epochs and not self.history.stopped:
-                with limit_threads(self.threads):
-                    results = self.epoch()
-                if results is None:
-                    break
-                self.end_epoch(results)
-                save_if_asked(self, ends_epoch=True)
+            with limit_threads(self.threads) if throughout else nullcontext():
+                while len(self.history.epochs) < epochs and not self.history.stopped:
+                    with nullcontext() if throughout else limit_threads(self.threads):
+                        results = self.epoch()
+                    if results is None:
+                        break
+                    self.end_epoch(results)
+                    save_if_asked(self, ends_epoch=True)
             save_if_asked(self, ends_fit=True)
         except BaseException:
             if self.unseen:
@@ -170,19 +177,22 @@ class Fit:
         """Look at the steps since the last look, tell the callbacks, and take in what they change."""
         if self.unseen:
             self.look()
-        if any(not isinstance(watcher, ProgressBar) for watcher in self.watchers):
+        if not self.undisturbed:
             self.stepper.store.hand_out()
         self.tell(self.watchers)
         if self.batch < len(self.batches):
             self.refresh()
-        else:  # the next epoch begins with it
+        elif not self.undisturbed:  # the next epoch begins with it
             self.check_parts()
         self.since_check, self.looked_at = 0, time.perf_counter()
 
     def refresh(self) -> None:
-        """Take in what callbacks changed."""
-        self.check_parts()
-        self.stepper.refresh()
+        """Take in what callbacks changed, and keep a copy of everything to go back to."""
+        if self.undisturbed and not self.begins:
+            self.stepper.keep()
+        else:
+            self.check_parts()
+            self.stepper.refresh()
 
     def check_parts(self) -> None:
         """Raise OptionError if a callback replaced a part of the trainer."""
@@ -279,6 +289,11 @@ class Fit:
 
 def _between(steps: Sequence[TakenStep]) -> str:
     return f"{steps[0].number + 1} to {steps[-1].number + 1} (epoch {steps[0].epoch})"
+
+
+def _is_ours(rate: Any) -> bool:
+    """Whether a learning rate is a number or a schedule of xnn's."""
+    return not callable(rate) or type(rate).__module__ == "xnn.schedules"
 
 
 def _parts(trainer: Any) -> dict[str, list[Any]]:
