@@ -252,11 +252,17 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-@functools.cache
 def argument_names(kind: Callable[..., Any]) -> list[str]:
     """The names of the arguments that a class or function takes. self, *args and **kwargs are left out."""
+    return list(_argument_names(cast(Any, kind)))
+
+
+@functools.cache
+def _argument_names(kind: Any) -> tuple[str, ...]:
     found = inspect.signature(kind).parameters.values()
-    return [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"]
+    return tuple(
+        p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"
+    )
 
 
 def explained(init: Callable[..., None]) -> Callable[..., None]:

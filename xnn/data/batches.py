@@ -67,7 +67,9 @@ class Batches:
         self.rows = lengths.pop()
         self._windows = next((a.windows for a in arrays if isinstance(a, StreamRows)), None)
         if callable(shuffle) and self._windows is not None:
-            raise OptionError("a stream is shuffled in its windows: give shuffle=True or False, not a function")
+            raise OptionError(
+                "a stream is shuffled in its windows: give shuffle=True or False, not a function"
+            )
 
     @property
     def window(self) -> int | None:
@@ -150,7 +152,7 @@ def _checked(order: Any, rows: int) -> np.ndarray:
     fits = found.shape == (rows,) and found.dtype.kind in "iu" and found.min() >= 0 and found.max() < rows
     if not fits or (np.bincount(found, minlength=rows) != 1).any():
         raise OptionError(
-            f"the function `shuffle` returned {found.dtype}{list(found.shape)}: it must return each of the row numbers "
-            f"0 .. {rows - 1} once, as numpy.random.default_rng(epoch).permutation({rows}) does"
+            f"the function `shuffle` returned {found.dtype}{list(found.shape)}: it must return each row number "
+            f"from 0 to {rows - 1} once, as numpy.random.default_rng(epoch).permutation({rows}) does"
         )
     return found.astype(np.int64)

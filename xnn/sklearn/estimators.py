@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar, TypeVar, cast
 
 from sklearn import neural_network
 from sklearn.base import _fit_context
@@ -39,22 +39,24 @@ _CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
-def _takes_batches(estimator: Any) -> bool:
-    """Whether there is a partial_fit. Raises scikit-learn's AttributeError if not."""
-    return bool(estimator._check_solver())
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+#: scikit-learn's check of the parameters, around fit and partial_fit.
+_checked = cast(Callable[[_Method], _Method], _fit_context(prefer_skip_nested_validation=True))
+#: There is a partial_fit for solvers that take batches.
+_if_batches = cast(Callable[[_Method], _Method], available_if(lambda estimator: estimator._check_solver()))
 
 
 class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     """scikit-learn's multilayer perceptron for classes, trained by xnn.
 
-        >>> from sklearn.datasets import load_iris
-        >>> from xnn.sklearn import MLPClassifier
-        >>> X, y = load_iris(return_X_y=True)
-        >>> MLPClassifier(max_iter=500, random_state=0).fit(X, y).score(X, y) > 0.95
-        True
+    >>> from sklearn.datasets import load_iris
+    >>> from xnn.sklearn import MLPClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> MLPClassifier(max_iter=500, random_state=0).fit(X, y).score(X, y) > 0.95
+    True
     """
 
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **neural_network.MLPClassifier._parameter_constraints,
         **_CONSTRAINTS,
         "class_weight": [StrOptions({"balanced"}), dict, list, None],
@@ -99,35 +101,38 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
         validation_set: tuple[Any, ...] | None = None,
         model: Callable[..., Sequential] | None = None,
     ) -> None:
-        vars(self).update({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        parameters = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.__dict__.update(parameters)
         self.loss = "log_loss"
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @_checked
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPClassifier:
-        """Train on samples (n, features) and their labels, and return the estimator; `sample_weight` has shape (n,)."""
-        return self._fit(X, y, sample_weight)
+        """Train on samples (n, features) and their labels, and return the estimator."""
+        self._fit(X, y, sample_weight)
+        return self
 
-    @available_if(_takes_batches)
-    @_fit_context(prefer_skip_nested_validation=True)
+    @_if_batches
+    @_checked
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
         """Train for one epoch more. classes: all labels, which the first call needs."""
         if _check_partial_fit_first_call(self, classes):
             self._label_binarizer = LabelBinarizer()
             self._label_binarizer.fit(y if type_of_target(y).startswith("multilabel") else classes)
-        return self._fit(X, y, sample_weight, incremental=True)
+        self._fit(X, y, sample_weight, incremental=True)
+        return self
 
 
 class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
     """scikit-learn's multilayer perceptron for numbers, trained by xnn.
 
-        >>> from sklearn.datasets import load_diabetes
-        >>> from xnn.sklearn import MLPRegressor
-        >>> X, y = load_diabetes(return_X_y=True)
-        >>> MLPRegressor(target_scaling=True, random_state=0).fit(X, y).score(X, y) > 0.5
-        True
+    >>> from sklearn.datasets import load_diabetes
+    >>> from xnn.sklearn import MLPRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> MLPRegressor(target_scaling=True, random_state=0).fit(X, y).score(X, y) > 0.5
+    True
     """
 
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **neural_network.MLPRegressor._parameter_constraints,
         **_CONSTRAINTS,
         "loss": [StrOptions({"squared_error", "poisson"})],
@@ -174,15 +179,18 @@ class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
         target_scaling: bool = False,
         model: Callable[..., Sequential] | None = None,
     ) -> None:
-        vars(self).update({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        parameters = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.__dict__.update(parameters)
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @_checked
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
         """Train on samples (n, features) and targets (n,) or (n, outputs), and return the estimator."""
-        return self._fit(X, y, sample_weight)
+        self._fit(X, y, sample_weight)
+        return self
 
-    @available_if(_takes_batches)
-    @_fit_context(prefer_skip_nested_validation=True)
+    @_if_batches
+    @_checked
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
         """Train for one epoch more."""
-        return self._fit(X, y, sample_weight, incremental=True)
+        self._fit(X, y, sample_weight, incremental=True)
+        return self

@@ -34,25 +34,27 @@ def widths(hidden_layer_sizes: Any) -> list[int]:
     return [int(size) for size in sizes]
 
 
-def build(estimator: Any, features: int, outputs: int, dtype: str, seed: int) -> Sequential:
+def build(
+    estimator: Any, features: int, hidden: Sequence[int], outputs: int, dtype: str, seed: int = 0
+) -> Sequential:
     """The network that an estimator's parameters describe, on the current backend.
 
-    seed: of the initial weights of a network that the parameter `model` builds.
+    hidden: the widths of the hidden layers. seed: of the initial weights of a network that the parameter `model` builds.
     Raises OptionError or ShapeError if that function returns no network of this many outputs.
     """
     if estimator.model is not None:
         model = _of_users(estimator.model, features, outputs, seed)
     else:
-        model = Sequential(*_layers(estimator, features, outputs, dtype))
+        model = Sequential(*_layers(estimator, features, hidden, outputs, dtype))
     never_warn(model)
     return model
 
 
-def _layers(estimator: Any, features: int, outputs: int, dtype: str) -> list[Layer]:
+def _layers(estimator: Any, features: int, hidden: Sequence[int], outputs: int, dtype: str) -> list[Layer]:
     """The layers of a multilayer perceptron; its weights are 0."""
     name = _NAMES.get(estimator.activation, estimator.activation).replace("_", "-")
     stack: list[Layer] = []
-    for width in widths(estimator.hidden_layer_sizes):
+    for width in hidden:
         stack.append(Dense(features, width, weight_init=Zeros(), dtype=dtype))
         stack += [layers.BatchNorm(width, dtype=dtype)] if estimator.batch_norm else []
         stack += [ACTIVATIONS[name]()] if name else []
@@ -125,6 +127,10 @@ def put(
         layer.weight.value = to_device(np.asarray(weight))
         if layer.bias is not None:
             layer.bias.value = to_device(np.asarray(bias))
-    for name, parameter in _others(model) if others else ():
-        if name in others:
-            parameter.value = to_device(np.array(others[name]))
+    there = dict(_others(model)) if others or model.buffers() else {}
+    if there.keys() != others.keys():
+        raise OptionError(
+            "the parameters batch_norm or model were changed after the fit, and describe another network: fit again"
+        )
+    for name, parameter in there.items():
+        parameter.value = to_device(np.array(others[name]))

@@ -1,4 +1,4 @@
-"""What scikit-learn does after each epoch: curves, scores, early stopping, its callbacks; as callbacks of a Trainer."""
+"""Callbacks that do what scikit-learn does after an epoch: curves, scores, early stopping, and its own callbacks."""
 
 from __future__ import annotations
 
@@ -22,47 +22,50 @@ _SMALLEST_RATE = 1e-6
 class Iterations(Callback):
     """Tells scikit-learn's callbacks (SLEP023) about each epoch, and ends the training when one asks for it.
 
-    estimator: in training. dtype: of its coefs_. data: X and y, as callbacks get them. context: scikit-learn's
-    CallbackContext of the fit; None where scikit-learn has none, or for no callbacks.
+    estimator: in training. dtype: of its coefs_. told: X, y and metadata, as callbacks get them. context:
+    scikit-learn's CallbackContext of the fit; None if there are no callbacks.
     """
 
     bystander = True
 
-    def __init__(self, estimator: Any, dtype: Any, data: dict[str, Any], context: Any) -> None:
-        self.estimator, self.dtype, self.data, self.context = estimator, dtype, data, context
+    def __init__(self, estimator: Any, dtype: Any, told: dict[str, Any], context: Any) -> None:
+        self.estimator, self.dtype, self.told, self.context = estimator, dtype, told, context
         self._open: Any = None
 
     def _state(self) -> dict[str, Any]:
         """The attributes with which the estimator predicts as if training had ended here."""
         coefs, intercepts, others = network.taken(self.model, self.dtype)
-        known = {name: value for name, value in vars(self.estimator).items() if name.endswith("_")}
-        return {**known, "coefs_": coefs, "intercepts_": intercepts, "_others": others, "_model": None}
+        return {"coefs_": coefs, "intercepts_": intercepts, "_others": others, "_model": None}
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
+        self._epochs = epochs
         self._begin()
 
     def _begin(self) -> None:
         if self.context is not None:
             self._open = self.context.subcontext(task_name="iteration")
             self._open.call_on_fit_task_begin(
-                estimator=self.estimator, **self.data, reconstruction_attributes=self._state
+                estimator=self.estimator, **self.told, reconstruction_attributes=self._state
             )
 
-    def _end(self) -> bool:
-        """Whether a callback asks to stop."""
-        task, self._open = self._open, None
-        return task is not None and task.call_on_fit_task_end(
-            estimator=self.estimator, **self.data, reconstruction_attributes=self._state
+    def _end(self, task: Any) -> bool:
+        """Tell callbacks that a task has ended. Returns whether one asks to stop."""
+        return task is not None and bool(
+            task.call_on_fit_task_end(
+                estimator=self.estimator, **self.told, reconstruction_attributes=self._state
+            )
         )
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        if self._end():
+        task, self._open = self._open, None
+        if self._end(task):
             history.stopped = "a callback asked for it"
-        elif not history.stopped and entry["epoch"] < self.estimator.max_iter:
+        elif not history.stopped and len(history.epochs) < self._epochs:
             self._begin()
 
     def on_fit_end(self, history: History) -> None:
-        self._end()
+        self._end(self._open)
+        self._end(self.context)
 
 
 class Convergence(Iterations):
@@ -76,13 +79,13 @@ class Convergence(Iterations):
         self,
         estimator: Any,
         dtype: Any,
-        data: dict[str, Any],
+        told: dict[str, Any],
         context: Any,
         optimizer: Optimizer,
         rows: int,
         score: Callable[[Any], tuple[float, float]] | None,
     ) -> None:
-        super().__init__(estimator, dtype, data, context)
+        super().__init__(estimator, dtype, told, context)
         sgd = estimator.solver == "sgd" and estimator.optimizer is None
         self._schedule = estimator.learning_rate if sgd else "constant"
         self.bystander = self._schedule == "constant"
@@ -119,7 +122,9 @@ class Convergence(Iterations):
         e.validation_scores_.append(score)
         if e.verbose:
             print(f"Validation score: {score:f}")
-        e._no_improvement_count = e._no_improvement_count + 1 if score < e.best_validation_score_ + e.tol else 0
+        e._no_improvement_count = (
+            e._no_improvement_count + 1 if score < e.best_validation_score_ + e.tol else 0
+        )
         if score > e.best_validation_score_:
             e.best_validation_score_ = score
             e._best = network.taken(self.model, self.dtype)
@@ -128,7 +133,9 @@ class Convergence(Iterations):
         """Whether to end the training; otherwise the learning rate is divided by 5."""
         e = self.estimator
         what = "Validation score" if e.early_stopping else "Training loss"
-        message = f"{what} did not improve more than tol={e.tol:f} for {e.n_iter_no_change} consecutive epochs."
+        message = (
+            f"{what} did not improve more than tol={e.tol:f} for {e.n_iter_no_change} consecutive epochs."
+        )
         if self._schedule != "adaptive":
             ending, stops = "Stopping.", True
         elif self._optimizer.rate <= _SMALLEST_RATE:
@@ -140,6 +147,6 @@ class Convergence(Iterations):
             print(f"{message} {ending}")
         return stops
 
-    def diverged(self, history: History) -> None:
+    def diverged(self) -> None:
         """Add an epoch whose numbers are NaN."""
         self.add(np.nan, np.nan, np.nan if self.score is not None else None)

@@ -17,7 +17,7 @@ from xnn.options import check_real, checked, explained_class
 from xnn.runs.names import OPTIMIZERS
 from xnn.runs.schedule_text import read_schedule
 
-__all__ = ["LBFGSOfSciPy", "continued", "kept", "new_optimizer", "set_rate"]
+__all__ = ["continued", "kept", "new_optimizer", "set_rate"]
 
 
 class SGDOfSklearn(SGD):
@@ -69,52 +69,52 @@ class LBFGSOfSciPy(LBFGS):
 
 
 def new_optimizer(
-    estimator: Any,
+    e: Any,
     penalized: Sequence[Parameter],
     size: float,
     steps: int,
-    found: Callable[[Any], None],
+    found: Callable[[Any], None] = lambda result: None,
 ) -> Optimizer:
-    """The optimizer that an estimator's parameters ask for.
+    """The optimizer that the parameters of an estimator ask for.
 
-    penalized: the parameters on which alpha is a penalty. size: the number of samples, or the sum of their weights.
-    steps: in an epoch. found: is called with what SciPy returns to L-BFGS.
+    e: the estimator. penalized: the parameters on which alpha is a penalty. size: the number of samples, or the sum
+    of their weights. steps: in an epoch. found: is called with what SciPy returns to L-BFGS.
     """
-    e = estimator
-    if e.optimizer is not None:
-        return _scheduled(e, _of_users(e), steps)
     if e.solver == "lbfgs":
+        if e.optimizer is not None or e.schedule is not None:
+            raise OptionError(
+                "solver='lbfgs' has no other optimizer or schedule: set them to None, or the solver to sgd"
+            )
         decayed = {id(parameter) for parameter in penalized}
         return LBFGSOfSciPy(e.tol, lambda p: e.alpha / size if id(p) in decayed else 0.0, e.max_fun, found)
-    if e.solver == "sgd":
+    if e.optimizer is not None:
+        optimizer = _of_users(e)
+    elif e.solver == "sgd":
         momentum = float(e.momentum)
         nesterov = bool(e.nesterovs_momentum) and momentum > 0.0
-        return _scheduled(e, SGDOfSklearn(e.learning_rate_init, momentum, nesterov), steps)
-    return _scheduled(e, AdamOfSklearn(e.learning_rate_init, (e.beta_1, e.beta_2), e.epsilon), steps)
-
-
-def _of_users(estimator: Any) -> Optimizer:
-    """A copy of the optimizer that was given, or the one that a name stands for."""
-    given = estimator.optimizer
-    if isinstance(given, Optimizer):
-        return copy.deepcopy(given)
-    if given not in OPTIMIZERS:
-        raise OptionError(
-            f"optimizer={given!r} is not an optimizer of xnn.optimizers, nor one of {', '.join(OPTIMIZERS)}"
-        )
-    if given == "lbfgs":
-        raise OptionError("optimizer='lbfgs' is the parameter solver='lbfgs': set that instead")
-    return OPTIMIZERS[given](estimator.learning_rate_init)
-
-
-def _scheduled(estimator: Any, optimizer: Optimizer, steps: int) -> Optimizer:
-    """The optimizer with the estimator's schedule, if it has one."""
-    schedule = estimator.schedule
+        optimizer = SGDOfSklearn(e.learning_rate_init, momentum, nesterov)
+    else:
+        optimizer = AdamOfSklearn(e.learning_rate_init, (e.beta_1, e.beta_2), e.epsilon)
+    schedule = e.schedule
     if isinstance(schedule, str):
-        schedule = read_schedule(schedule, optimizer.rate, estimator.max_iter * steps, steps)
+        schedule = read_schedule(schedule, optimizer.rate, e.max_iter * steps, steps)
     if schedule is not None:
         optimizer.learning_rate = schedule
     return optimizer
+
+
+def _of_users(e: Any) -> Optimizer:
+    """A copy of the optimizer that was given, or the one that a name stands for."""
+    given = e.optimizer
+    if isinstance(given, str) and given in OPTIMIZERS and given != "lbfgs":
+        return OPTIMIZERS[given](e.learning_rate_init)
+    if not isinstance(given, Optimizer) or given.minimizes:
+        names = ", ".join(name for name in OPTIMIZERS if name != "lbfgs")
+        raise OptionError(
+            f"optimizer={given!r} must be an optimizer of xnn.optimizers that takes steps, or one of the names "
+            f"{names}; solver='lbfgs' trains by L-BFGS"
+        )
+    return copy.deepcopy(given)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -130,7 +130,9 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
     optimizer.learning_rate = rate
 
 
-def kept(optimizer: Optimizer, parameters: Sequence[Parameter], to_host: Callable[[Any], np.ndarray]) -> dict[str, Any]:
+def kept(
+    optimizer: Optimizer, parameters: Sequence[Parameter], to_host: Callable[[Any], np.ndarray]
+) -> dict[str, Any]:
     """What an optimizer needs to go on: numbers and NumPy arrays, in the order of the parameters."""
     states = [optimizer.state.get(parameter) for parameter in parameters]
     return {
@@ -142,7 +144,10 @@ def kept(optimizer: Optimizer, parameters: Sequence[Parameter], to_host: Callabl
 
 
 def continued(
-    optimizer: Optimizer, known: dict[str, Any], parameters: Sequence[Parameter], to_device: Callable[[Any], Any]
+    optimizer: Optimizer,
+    known: dict[str, Any],
+    parameters: Sequence[Parameter],
+    to_device: Callable[[Any], Any],
 ) -> None:
     """Let a new optimizer go on from what `kept` returned."""
     optimizer.steps = known["steps"]

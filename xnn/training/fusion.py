@@ -162,7 +162,8 @@ def loss_with_gradient(calls: Calls, table: KernelTable) -> Calls:
                      parts=(forward, last))  # fmt: skip
         if any(slot is not None for slot in last.writes[1:]) or not table.accepts(fused):
             continue
-        if any(call.kind == "forward" for call in _readers(calls, forward.writes[0])):
+        value = forward.writes[0]
+        if value is not None and any(call.kind == "forward" for call in _readers(calls, value)):
             calls = [fused if call is forward else call for call in calls if call is not last]
         else:
             calls = _replace(calls, (forward, last), (fused,))

@@ -155,9 +155,7 @@ def runs_code_of_the_users(model: Sequential, loss: Loss) -> bool:
     functions: list[Callable[..., Any]] = [
         part.function for part in (*model.all_layers(), loss) if hasattr(part, "function")
     ]
-    return bool(functions) or any(
-        not cls.__module__.startswith("xnn.") for cls in (*classes, type(loss))
-    )
+    return bool(functions) or any(not cls.__module__.startswith("xnn.") for cls in (*classes, type(loss)))
 
 
 def _same_op(a: Any, b: Any) -> bool:

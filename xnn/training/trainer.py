@@ -135,7 +135,7 @@ class Trainer(Habitual):
         seed: draws the shuffles and the layers' random numbers.
         progress: whether to show progress on standard error: a bar on a terminal, in Jupyter a line that changes,
             elsewhere a line after each epoch.
-        shuffle: whether to take the samples in a new order in each epoch; or a function that gives it (`data.Batches`).
+        shuffle: whether to take the samples in a new order in each epoch; or a function that gives it, see `Batches`.
 
         The loss of an epoch in the history is the mean over all its samples, each batch with the weights from
         before its step. (In general each batch's mean counts by what its sum was divided by, such as the sum of the

@@ -1,0 +1,258 @@
+"""One fit or partial_fit of an estimator: its data, its Trainer, and scikit-learn's warnings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import train_test_split
+from sklearn.utils import shuffle
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.optimize import _check_optimize_result
+
+from xnn.errors import DivergenceError
+from xnn.history import History
+from xnn.layers import Drawing, Sequential
+from xnn.losses import Loss
+from xnn.sklearn import network
+from xnn.sklearn.inputs import in_dtype, samples_of, validate
+from xnn.sklearn.objective import Objective, data_loss
+from xnn.sklearn.progress import Convergence, Iterations
+from xnn.sklearn.solvers import continued, kept, new_optimizer
+from xnn.training import Trainer
+
+__all__ = ["NOT_FINITE", "train", "with_class_weight"]
+
+#: scikit-learn's message for weights that are NaN or infinite.
+NOT_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
+    "preprocessed."
+)
+#: How many samples a solver that takes all of them at once computes at a time.
+_ROWS_AT_A_TIME = 10_000
+
+
+def with_class_weight(estimator: Any, y: np.ndarray, sample_weight: Any, incremental: bool) -> Any:
+    """The sample weights, multiplied by those of the classes. y: the targets, made binary."""
+    given = getattr(estimator, "class_weight", None)
+    if given is None:
+        return sample_weight
+    if incremental and given == "balanced":
+        raise ValueError(
+            "class_weight='balanced' cannot be used with partial_fit, which does not see all samples: give it a dict "
+            "of the weights, as sklearn.utils.class_weight.compute_class_weight returns them"
+        )
+    weights = compute_sample_weight(given, estimator._label_binarizer.inverse_transform(y))
+    return weights if sample_weight is None else sample_weight * weights
+
+
+def train(e: Any, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, told: dict[str, Any]) -> None:
+    """Train the network of an estimator, and set its attributes.
+
+    e: the estimator, whose network exists. X, y, sample_weight: checked; y has shape (n, outputs).
+    incremental: whether to train for one epoch, and go on with the optimizer of the last fit. told: what scikit-learn's
+    callbacks are told: samples, targets and metadata as they were given.
+    """
+    if e.early_stopping and incremental:
+        raise ValueError("partial_fit does not support early_stopping=True")
+    if e.solver == "lbfgs":
+        _minimize(e, X, y, sample_weight, told)
+    else:
+        _descend(e, X, y, sample_weight, incremental, told)
+
+
+def _minimize(e: Any, X: Any, y: np.ndarray, sample_weight: Any, told: dict[str, Any]) -> None:
+    """Train by L-BFGS."""
+    model, rows, searches = e._network(), X.shape[0], list[Any]()
+    penalized = [layer.weight for layer in network.dense_layers(model)]
+    size = rows if sample_weight is None else float(np.sum(sample_weight))
+    optimizer = new_optimizer(e, penalized, size, 1, searches.append)
+    watcher = Iterations(e, e.coefs_[0].dtype, told, _callback_context(e, told, e.max_iter))
+    loss = Objective(data_loss(e.loss, e.out_activation_), (), 0.0)
+    trainer = _trainer(e, model, loss, optimizer, watcher)
+    with _divergence_as_value_error():
+        history = trainer.fit(
+            _data(e, model, X, y),
+            epochs=e.max_iter,
+            batch_size=min(rows, _ROWS_AT_A_TIME),
+            sample_weight=_weights(model, sample_weight),
+            progress=False,
+        )
+    e.coefs_, e.intercepts_, e._others = network.taken(model, e.coefs_[0].dtype)
+    if history.interrupted:
+        _warn("Training interrupted by user.")
+    if searches:
+        e.loss_ = float(searches[-1].fun)
+        e.n_iter_ = int(_check_optimize_result("lbfgs", searches[-1], e.max_iter))
+
+
+def _descend(
+    e: Any, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, told: dict[str, Any]
+) -> None:
+    """Train by steps on batches."""
+    model, dtype = e._network(), e.coefs_[0].dtype
+    held_out = _validation_set(e)
+    if e.early_stopping and held_out is None:
+        X, y, sample_weight, held_out = _split(e, X, y, sample_weight)
+    rows = X.shape[0]
+    batch_size, epochs = _batch_size(e, rows), 1 if incremental else e.max_iter
+    penalized = [layer.weight for layer in network.dense_layers(model)]
+    loss = data_loss(e.loss, e.out_activation_)
+    optimizer = new_optimizer(e, penalized, rows, -(-rows // batch_size))
+    if incremental and e._solver is not None:
+        continued(optimizer, e._solver, model.parameters(), model.backend.to_device)
+    score = None if held_out is None else _scorer(e, loss, *held_out)
+    watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, rows, score)
+    trainer = _trainer(e, model, Objective(loss, penalized, float(e.alpha)), optimizer, watcher)
+    draws = any(isinstance(layer, Drawing) for layer in model.all_layers())
+    seed = int(e._random_state.randint(2**31)) if draws else 0
+    e.n_iter_ = 0
+    data, weights = _data(e, model, X, y), _weights(model, sample_weight)
+    # The order of the samples has no effect on a single batch.
+    orders = _orders(e, rows) if e.shuffle and batch_size < rows else False
+    with _divergence_as_value_error():
+        try:
+            trainer.fit(data, None, epochs, batch_size, weights, seed, progress=False, shuffle=orders)
+        except DivergenceError:
+            if not (e.early_stopping and np.isfinite(e.best_validation_score_)):
+                raise
+            watcher.diverged()
+    assert isinstance(trainer.history, History)
+    e._solver = kept(optimizer, model.parameters(), model.backend.to_host)
+    e.coefs_, e.intercepts_, e._others = e._best if e.early_stopping else network.taken(model, dtype)
+    if trainer.history.interrupted:
+        _warn("Training interrupted by user.")
+    elif e.n_iter_ == e.max_iter and not (trainer.history.stopped or incremental):
+        _warn(
+            f"Stochastic Optimizer: Maximum iterations ({e.max_iter}) reached and the optimization hasn't converged "
+            "yet.",
+            ConvergenceWarning,
+        )
+
+
+def _trainer(e: Any, model: Sequential, loss: Loss, optimizer: Any, watcher: Iterations) -> Trainer:
+    watchers = [watcher, *(e.callbacks or ())]
+    return Trainer(model, loss, optimizer, [], watchers, threads=e.threads, numerics=e.numerics)
+
+
+@contextmanager
+def _divergence_as_value_error() -> Iterator[None]:
+    """Raise scikit-learn's ValueError for weights that are not finite, with what xnn knows about it."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise ValueError(f"{NOT_FINITE} ({error})") from error
+
+
+def _warn(message: str, category: type[Warning] = UserWarning) -> None:
+    warnings.warn(message, category, stacklevel=7)  # the user's call of fit
+
+
+def _orders(e: Any, rows: int) -> Callable[[int], np.ndarray]:
+    """The order of the samples in each epoch: scikit-learn's, which shuffles the last one."""
+    order = np.arange(rows)
+
+    def next_order(epoch: int) -> np.ndarray:
+        nonlocal order
+        order = np.asarray(shuffle(order, random_state=e._random_state))
+        return order
+
+    return next_order
+
+
+def _batch_size(e: Any, rows: int) -> int:
+    if e.batch_size == "auto":
+        return min(200, rows)
+    if e.batch_size > rows:
+        _warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
+    return int(min(e.batch_size, rows))
+
+
+def _data(e: Any, model: Sequential, X: Any, y: np.ndarray) -> tuple[Any, np.ndarray]:
+    return samples_of(X, model.dtype, whole=True), _targets(e, y, model.dtype)
+
+
+def _weights(model: Sequential, sample_weight: Any) -> np.ndarray | None:
+    return None if sample_weight is None else in_dtype(sample_weight, model.dtype)
+
+
+def _targets(e: Any, y: np.ndarray, dtype: str) -> np.ndarray:
+    """Targets (n, outputs) as the loss takes them: labels from 0, or numbers, which may be scaled."""
+    if e.out_activation_ == "softmax":
+        return np.asarray(y.argmax(axis=1))
+    if getattr(e, "target_scaling", False):
+        if e._target_units is None:
+            spread = y.std(axis=0)
+            e._target_units = y.mean(axis=0), np.where(spread > 0.0, spread, 1.0)
+        mean, spread = e._target_units
+        y = (y - mean) / spread
+    return in_dtype(y, dtype)
+
+
+def _split(e: Any, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[Any, ...]:
+    """Set a part of the data aside for early stopping: samples, targets and weights that are left, and that part."""
+    stratify = y if is_classifier(e) and e.n_outputs_ == 1 else None
+    parts = (X, y) if sample_weight is None else (X, y, sample_weight)
+    split = train_test_split(
+        *parts, random_state=e._random_state, test_size=e.validation_fraction, stratify=stratify
+    )
+    left, aside = split[::2], split[1::2]
+    if aside[0].shape[0] < 2:
+        raise ValueError(
+            "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+        )
+    none = [] if len(left) == 3 else [None]
+    return *left, *none, (*aside, *none)
+
+
+def _validation_set(e: Any) -> tuple[Any, ...] | None:
+    """The validation set that was given: samples, targets (n, outputs) and perhaps weights of samples."""
+    if e.validation_set is None:
+        return None
+    if len(e.validation_set) not in (2, 3):
+        raise ValueError(
+            f"validation_set has {len(e.validation_set)} parts: it must be (X, y) or (X, y, sample_weight)"
+        )
+    X, y, *weights = e.validation_set
+    X, y = validate(e, X), np.asarray(y)
+    if X.shape[0] != y.shape[0]:
+        raise ValueError(f"validation_set has {X.shape[0]} samples and {y.shape[0]} targets")
+    if is_classifier(e):
+        if unknown := {*np.unique(y)} - {*e.classes_} if y.ndim == 1 else ():
+            raise ValueError(
+                f"validation_set has labels that the training data do not have: {sorted(unknown)}"
+            )
+        y = e._label_binarizer.transform(y).astype(bool)
+    return X, y.reshape(-1, 1) if y.ndim == 1 else y, *(weights or [None])
+
+
+def _scorer(e: Any, loss: Loss, X: Any, y: np.ndarray, sample_weight: Any) -> Callable[[Sequential], Any]:
+    """A function of the model in training: the score and the loss of the data on validation samples."""
+    truth = e._label_binarizer.inverse_transform(y) if is_classifier(e) else y
+    metric = accuracy_score if is_classifier(e) else r2_score
+
+    def score(model: Sequential) -> tuple[float, float]:
+        raw = model.predict(samples_of(X, model.dtype, whole=False))
+        weights = () if sample_weight is None else (np.asarray(sample_weight, raw.dtype),)
+        data = float(loss(raw, _targets(e, y, str(raw.dtype)), *weights))
+        predicted = e._decided(e._activated(raw, e.coefs_[0].dtype))
+        if predicted.dtype.kind == "f" and not np.isfinite(predicted).all():
+            return np.nan, data
+        return float(metric(truth, predicted, sample_weight=sample_weight)), data
+
+    return score
+
+
+def _callback_context(e: Any, told: dict[str, Any], epochs: int) -> Any:
+    """The context for scikit-learn's callbacks; None if there are none."""
+    if not getattr(e, "_skl_callbacks", None) and not hasattr(e, "_parent_callback_ctx"):
+        return None
+    context = e._init_callback_context(max_subtasks=epochs)
+    context.call_on_fit_task_begin(estimator=e, **told)
+    return context
