@@ -20,6 +20,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ROOT",
     "cycles",
     "dotted_names",
+    "extra_missing",
     "files_imported",
     "modules",
     "relative_imports",
@@ -60,6 +62,11 @@ def tree(name: str) -> ast.Module:
 
 
 MODULES = list(modules())
+
+
+def extra_missing(name: str) -> bool:
+    """Whether a module cannot be imported here, since it needs a package that is not installed."""
+    return name.startswith("xnn.sklearn") and find_spec("sklearn") is None
 
 
 def relative_imports(module: ast.Module) -> list[str]:

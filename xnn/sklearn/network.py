@@ -39,7 +39,7 @@ def build(
 ) -> Sequential:
     """The network that an estimator's parameters describe, on the current backend.
 
-    hidden: the widths of the hidden layers. seed: of the initial weights of a network that the parameter `model` builds.
+    hidden: the widths of the hidden layers. seed: of the initial weights, where the parameter `model` builds it.
     Raises OptionError or ShapeError if that function returns no network of this many outputs.
     """
     if estimator.model is not None:

@@ -56,8 +56,8 @@ def train(e: Any, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, 
     """Train the network of an estimator, and set its attributes.
 
     e: the estimator, whose network exists. X, y, sample_weight: checked; y has shape (n, outputs).
-    incremental: whether to train for one epoch, and go on with the optimizer of the last fit. told: what scikit-learn's
-    callbacks are told: samples, targets and metadata as they were given.
+    incremental: whether to train for one epoch, and go on with the optimizer of the last fit.
+    told: samples, targets and metadata as they were given, for scikit-learn's callbacks.
     """
     if e.early_stopping and incremental:
         raise ValueError("partial_fit does not support early_stopping=True")
