@@ -207,6 +207,8 @@ def error_of(module, case):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.filterwarnings("ignore")
 def test_errors_are_scikit_learns(case):
+    if case == "small" and not WEIGHTED:
+        pytest.skip("scikit-learn's own takes a validation set of one sample")
     # Where weights are not finite, ours says more.
     assert error_of(ours, case).startswith(error_of(theirs, case))
 
