@@ -27,6 +27,8 @@ def test_an_estimator_passes(estimator, check):
 def test_scikit_learns_own_tests_pass_with_another_import(tmp_path, pytester_of):
     text = OWN.read_text(encoding="utf-8")
     assert text.count(IMPORT) == 1
-    passed, failed = pytester_of(text.replace(IMPORT, IMPORT.replace("sklearn.neural_network", "xnn.sklearn")))
+    passed, failed = pytester_of(
+        text.replace(IMPORT, IMPORT.replace("sklearn.neural_network", "xnn.sklearn"))
+    )
     assert failed == CLOSE
     assert passed > 50

@@ -1,4 +1,4 @@
-"""What xnn.sklearn's estimators take: arrays of every kind, tables, sparse matrices; and the dtype of what they give."""
+"""What xnn.sklearn's estimators take: arrays, tables, sparse matrices; and the dtype of what they give."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,9 @@ def fitted(samples, kind=MLPClassifier, targets=LABELS, **options):
 
 @pytest.mark.parametrize("form", ["csr", "csc", "coo"])
 @pytest.mark.parametrize("container", ["array", "matrix"])
-@pytest.mark.parametrize("options", [{}, {"solver": "lbfgs"}, {"early_stopping": True}, {"batch_size": 7}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"solver": "lbfgs"}, {"early_stopping": True}, {"batch_size": 7}], ids=str
+)
 def test_sparse_samples_give_the_numbers_of_dense_ones(form, container, options):
     sparse = getattr(scipy.sparse, f"{form}_{container}")(X)
     dense, other = fitted(X, **options), fitted(sparse, **options)
@@ -66,7 +68,10 @@ def test_weights_and_predictions_have_the_dtype_of_the_samples(kind, given):
 def test_many_samples_are_trained_on_in_float32_unless_asked_otherwise():
     many = np.tile(X, (60, 1))  # more than a million numbers
     targets = np.tile(LABELS, 60)
-    names = {dtype: fitted(many, targets=targets, max_iter=1, dtype=dtype) for dtype in (None, "float32", "float64")}
+    names = {
+        dtype: fitted(many, targets=targets, max_iter=1, dtype=dtype)
+        for dtype in (None, "float32", "float64")
+    }
     assert {dtype: e.model_.dtype for dtype, e in names.items()} == {
         None: "float32",
         "float32": "float32",
@@ -94,7 +99,9 @@ def test_tables_are_samples_with_names(library):
 
 
 def test_lists_are_samples_and_text_is_labels():
-    estimator = fitted(X.tolist(), targets=[f"digit {n}" for n in LABELS], max_iter=30, learning_rate_init=0.01)
+    estimator = fitted(
+        X.tolist(), targets=[f"digit {n}" for n in LABELS], max_iter=30, learning_rate_init=0.01
+    )
     assert estimator.classes_.tolist() == [f"digit {n}" for n in range(10)]
     assert np.mean(estimator.predict(X) == [f"digit {n}" for n in LABELS]) > 0.9
 

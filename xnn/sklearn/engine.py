@@ -100,31 +100,33 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
             self.out_activation_ = "softmax" if several else "logistic"
         else:
             self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
+            if self.loss == "poisson" and self.target_scaling:
+                raise ValueError(
+                    "target_scaling=True is for loss='squared_error': Poisson's counts have their own scale"
+                )
         self._target_units = self._solver = None
         if self.solver == "lbfgs":
             return
         self.loss_curve_ = []
         self._no_improvement_count = 0
-        early = self.early_stopping
-        self.best_loss_, self.best_validation_score_ = (None, -np.inf) if early else (np.inf, None)
-        self.validation_scores_ = [] if early else None
-        self.validation_loss_curve_ = [] if early or self.validation_set is not None else None
+        self.best_loss_ = self.best_validation_score_ = None
+        self.validation_scores_ = self.validation_loss_curve_ = None
 
     def _first_network(self, X: Any, hidden: Sequence[int]) -> None:
         """Build the network, with its first weights, and set the attributes that hold them."""
         plenty = X.shape[0] * X.shape[1] > _MANY_NUMBERS and self.solver != "lbfgs"
-        self._trained_in = str(self.dtype or ("float32" if plenty else X.dtype))
+        exact = (self.numerics or current_numerics()) == "exact"  # which has no float64
+        self._trained_in = str(self.dtype or ("float32" if plenty or exact else X.dtype))
         seed = 0 if self.model is None else int(self._random_state.randint(2**31))
         model = self._model = network.build(self, X.shape[1], hidden, self.n_outputs_, self._trained_in, seed)
         if self.model is None:
             network.first_weights(self, model, self._random_state)
         self._made_of = self._makings()
-        self.coefs_, self.intercepts_, self._others = weights = network.taken(model, X.dtype)
-        self._best = weights if self.early_stopping else None
+        self.coefs_, self.intercepts_, self._others = network.taken(model, X.dtype)
         self.n_layers_ = len(self.coefs_) + 1
 
     def _network(self) -> Sequential:
-        """The network, with the weights that the attributes hold now. It is built again if parameters were changed."""
+        """The network, with the weights that the attributes hold now; a new one if parameters were changed."""
         if self._model is None or self._made_of != self._makings():
             with self._on_backend(training=False):
                 sizes = self.n_features_in_, [coef.shape[1] for coef in self.coefs_[:-1]], self.n_outputs_

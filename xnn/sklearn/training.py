@@ -100,6 +100,7 @@ def _descend(
     held_out = _validation_set(e)
     if e.early_stopping and held_out is None:
         X, y, sample_weight, held_out = _split(e, X, y, sample_weight)
+    _begin_curves(e, held_out is not None)
     rows = X.shape[0]
     batch_size, epochs = _batch_size(e, rows), 1 if incremental else e.max_iter
     penalized = [layer.weight for layer in network.dense_layers(model)]
@@ -134,6 +135,17 @@ def _descend(
             "yet.",
             ConvergenceWarning,
         )
+
+
+def _begin_curves(e: Any, validates: bool) -> None:
+    """Begin what this fit adds to, where no earlier one has."""
+    if not e.early_stopping:
+        e.best_loss_ = np.inf if e.best_loss_ is None else e.best_loss_
+    elif e.validation_scores_ is None:
+        e.validation_scores_, e.best_validation_score_ = [], -np.inf
+        e._best = e.coefs_, e.intercepts_, e._others
+    if validates and e.validation_loss_curve_ is None:
+        e.validation_loss_curve_ = []
 
 
 def _trainer(e: Any, model: Sequential, loss: Loss, optimizer: Any, watcher: Iterations) -> Trainer:

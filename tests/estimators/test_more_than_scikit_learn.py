@@ -1,0 +1,214 @@
+"""What xnn.sklearn's estimators can do beyond scikit-learn's."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+from sklearn.datasets import load_diabetes, load_digits
+
+import xnn
+from xnn import callbacks, layers, optimizers, schedules
+from xnn.errors import BackendUnavailableError, OptionError, ShapeError
+from xnn.sklearn import MLPClassifier, MLPRegressor
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+X, LABELS = load_digits(return_X_y=True)
+X, LABELS = X[:600] / 16.0, LABELS[:600]
+OPTIONS = {"max_iter": 20, "random_state": 0, "learning_rate_init": 0.01, "hidden_layer_sizes": 30}
+
+
+def convolutional(features, outputs, seed):
+    assert features == 64
+    stack = (
+        layers.Reshape((1, 8, 8)),
+        layers.Conv2D(1, 8, 3),
+        layers.ReLU(),
+        layers.MaxPool2D(2),
+        layers.Flatten(),
+    )
+    return xnn.Sequential(*stack, layers.Dense(72, outputs), seed=seed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            {"activation": name}
+            for name in ("gelu", "silu", "elu", "selu", "leaky_relu", "softplus", "sigmoid")
+        ),
+        {"dropout": 0.2},
+        {"batch_norm": True},
+        {"batch_norm": True, "dropout": 0.1, "activation": "gelu", "early_stopping": True},
+        {"optimizer": "adamw"},
+        {"optimizer": "rmsprop", "schedule": "cosine"},
+        {"optimizer": optimizers.Nadam(0.01, clip_norm=1.0)},
+        {"schedule": "step:factor=0.5"},
+        {"schedule": schedules.Cosine(0.2, steps=60), "solver": "sgd"},
+        {"model": convolutional, "max_iter": 60},
+        {"class_weight": "balanced"},
+        {"numerics": "exact", "max_iter": 6, "learning_rate_init": 0.03},
+        {"backend": "numpy", "threads": 1},
+    ],
+    ids=str,
+)
+def test_each_option_learns_and_is_the_same_again(options):
+    one, other = (MLPClassifier(**(OPTIONS | options)).fit(X, LABELS) for _ in range(2))
+    assert one.score(X, LABELS) > 0.9
+    np.testing.assert_array_equal(one.predict_proba(X), other.predict_proba(X))
+    other.set_params(class_weight=None, early_stopping=False).partial_fit(X, LABELS)
+    assert np.isfinite(other.predict_proba(X)).all()
+    assert one.schedule or not np.array_equal(one.predict_proba(X), other.predict_proba(X))
+
+
+def test_a_given_optimizer_or_schedule_is_not_changed_by_a_fit():
+    rule = optimizers.Adam(0.01)
+    MLPClassifier(**(OPTIONS | {"optimizer": rule, "schedule": "cosine", "max_iter": 2})).fit(X, LABELS)
+    assert rule.state == {}
+    assert rule.learning_rate == 0.01
+
+
+def test_class_weights_are_sample_weights():
+    weights = {n: float(n) for n in range(10)}
+    one = MLPClassifier(class_weight=weights, **OPTIONS).fit(X, LABELS, sample_weight=np.full(600, 2.0))
+    other = MLPClassifier(**OPTIONS).fit(X, LABELS, sample_weight=2.0 * LABELS)
+    np.testing.assert_array_equal(one.coefs_[0], other.coefs_[0])
+    balanced = MLPClassifier(class_weight="balanced", **OPTIONS)
+    rare = (LABELS == 8).astype(int)
+    assert balanced.fit(X, rare).predict(X).sum() >= MLPClassifier(**OPTIONS).fit(X, rare).predict(X).sum()
+    with pytest.raises(ValueError, match="cannot be used with partial_fit"):
+        balanced.partial_fit(X, rare)
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+def test_a_validation_set_gives_curves(kind, early):
+    held = X[500:], LABELS[500:]
+    estimator = kind(validation_set=held, early_stopping=early, **OPTIONS).fit(X[:500], LABELS[:500])
+    curve = estimator.validation_loss_curve_
+    assert len(curve) == estimator.n_iter_
+    assert curve[-1] < curve[0]
+    if not early:
+        assert estimator.validation_scores_ is None
+        if kind is MLPClassifier:
+            chances = estimator.predict_proba(held[0])[np.arange(100), held[1]]
+            assert curve[-1] == pytest.approx(-np.log(chances).mean(), rel=1e-6)
+        else:
+            assert curve[-1] == pytest.approx(
+                0.5 * np.mean((estimator.predict(held[0]) - held[1]) ** 2), rel=1e-6
+            )
+        return
+    assert estimator.best_validation_score_ == max(estimator.validation_scores_)
+    assert estimator.score(*held) == pytest.approx(estimator.best_validation_score_)
+    split = kind(early_stopping=True, **OPTIONS).fit(X, LABELS)
+    assert len(split.validation_loss_curve_) == split.n_iter_
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((X,), r"1 parts: it must be"),
+        ((X, LABELS[:-1]), "600 samples and 599 targets"),
+        ((X, LABELS + 5), "labels that the training data do not have"),
+        ((X[:, :5], LABELS), "5 features"),
+    ],
+)
+def test_a_validation_set_that_does_not_fit_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        MLPClassifier(validation_set=given, max_iter=1).fit(X, LABELS)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+def test_scaled_targets_of_any_size_are_learned_alike(scale, solver):
+    samples, targets = load_diabetes(return_X_y=True)
+    samples, targets = 20.0 * samples, np.stack([targets, 500.0 - 2.0 * targets], axis=1)
+    options = {"solver": solver, "target_scaling": True, "random_state": 0, "max_iter": 30}
+    plain, scaled = (MLPRegressor(**options).fit(samples, s * targets) for s in (1.0, scale))
+    np.testing.assert_allclose(scaled.predict(samples), scale * plain.predict(samples), rtol=1e-5)
+    assert plain.score(samples, targets) > 0.4
+    if solver != "lbfgs":
+        scaled.partial_fit(samples[:10], scale * targets[:10])  # keeps the scale
+        assert scaled.score(samples, scale * targets) > 0.4
+
+
+def test_targets_of_a_poisson_loss_are_not_scaled():
+    with pytest.raises(ValueError, match="target_scaling"):
+        MLPRegressor(loss="poisson", target_scaling=True).fit(X, LABELS)
+
+
+def test_callbacks_of_xnn_see_the_training():
+    seen = []
+
+    class Watch(callbacks.Callback):
+        def on_epoch_end(self, history, entry):
+            seen.append(entry["loss"])
+            if len(seen) == 4:
+                history.stopped = "enough"
+
+    estimator = MLPClassifier(callbacks=[Watch()], **OPTIONS).fit(X, LABELS)
+    assert seen == estimator.loss_curve_
+    assert estimator.n_iter_ == 4
+
+
+def test_the_model_is_an_xnn_model_with_the_weights_of_the_attributes(tmp_path):
+    estimator = MLPClassifier(dropout=0.1, batch_norm=True, **OPTIONS).fit(X, LABELS)
+    estimator.model_.save(tmp_path / "digits.safetensors")
+    loaded = xnn.load(tmp_path / "digits.safetensors")
+    assert [type(layer).__name__ for layer in loaded.layers] == [
+        "Dense",
+        "BatchNorm",
+        "ReLU",
+        "Dropout",
+        "Dense",
+    ]
+    np.testing.assert_array_equal(loaded.predict_classes(X), estimator.predict(X))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"optimizer": "adamx"}, OptionError, "one of the names sgd, adam"),
+        ({"optimizer": optimizers.SGD}, ValueError, "optimizer"),
+        ({"optimizer": "lbfgs"}, OptionError, "solver='lbfgs'"),
+        ({"optimizer": "adam", "solver": "lbfgs"}, OptionError, "solver='lbfgs' has no other optimizer"),
+        ({"schedule": "cosinus"}, OptionError, "there is no schedule 'cosinus'"),
+        ({"activation": "swish"}, ValueError, "'activation' parameter of MLPClassifier"),
+        ({"dropout": 1.0}, ValueError, "'dropout' parameter of MLPClassifier"),
+        ({"threads": 0}, ValueError, "'threads' parameter of MLPClassifier"),
+        ({"numerics": "slow"}, ValueError, "'numerics' parameter of MLPClassifier"),
+        ({"dtype": "float16"}, ValueError, "'dtype' parameter of MLPClassifier"),
+        ({"model": lambda features, outputs: None}, OptionError, "returned NoneType"),
+        (
+            {"model": lambda features, outputs: xnn.Sequential(layers.Dense(features, 2))},
+            ShapeError,
+            "must have 10 outputs",
+        ),
+        ({"backend": "cupy"}, BackendUnavailableError, "cupy"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_are_refused(options, kind, message):
+    if options.get("backend") == "cupy" and not xnn.backends.available_backends()["cupy"]:
+        pytest.skip("CuPy works here")
+    with pytest.raises(kind, match=message):
+        MLPClassifier(**options).fit(X, LABELS)
+
+
+def test_parameters_that_are_changed_after_a_fit_count_or_are_refused():
+    estimator = MLPClassifier(**OPTIONS).fit(X, LABELS)
+    many = np.tile(X, (20, 1))
+    before = estimator.predict_proba(many)
+    estimator.set_params(hidden_layer_sizes=7)
+    np.testing.assert_array_equal(estimator.predict_proba(many), before)
+    estimator.set_params(activation="tanh")
+    np.testing.assert_allclose(estimator.predict_proba(many)[:600], estimator.predict_proba(X), rtol=1e-6)
+    estimator.set_params(batch_norm=True)
+    with pytest.raises(OptionError, match="fit again"):
+        estimator.predict(X)
+
+
+def test_a_divergence_is_scikit_learns_error_with_what_xnn_knows():
+    with pytest.raises(ValueError, match=r"Solver produced non-finite.*step"):
+        MLPRegressor(activation="identity", solver="sgd", learning_rate_init=1e3).fit(X, LABELS)
