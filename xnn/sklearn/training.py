@@ -34,6 +34,8 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
     "preprocessed."
 )
+#: The multiplications of a forward pass in all epochs, below which a fit takes a few seconds at most.
+_FEW_PRODUCTS = 3e10
 #: How many samples a solver that takes all of them at once computes at a time.
 _ROWS_AT_A_TIME = 10_000
 
@@ -75,7 +77,7 @@ def _minimize(e: Any, X: Any, y: np.ndarray, sample_weight: Any, told: dict[str,
     optimizer = new_optimizer(e, penalized, size, 1, searches.append)
     watcher = Iterations(e, e.coefs_[0].dtype, told, _callback_context(e, told, e.max_iter))
     loss = Objective(data_loss(e.loss, e.out_activation_), (), 0.0)
-    trainer = _trainer(e, model, loss, optimizer, watcher)
+    trainer = _trainer(e, model, loss, optimizer, watcher, rows)
     with _divergence_as_value_error():
         history = trainer.fit(
             _data(e, model, X, y),
@@ -110,7 +112,7 @@ def _descend(
         continued(optimizer, e._solver, model.parameters(), model.backend.to_device)
     score = None if held_out is None else _scorer(e, loss, *held_out)
     watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, rows, score)
-    trainer = _trainer(e, model, Objective(loss, penalized, float(e.alpha)), optimizer, watcher)
+    trainer = _trainer(e, model, Objective(loss, penalized, float(e.alpha)), optimizer, watcher, rows)
     draws = any(isinstance(layer, Drawing) for layer in model.all_layers())
     seed = int(e._random_state.randint(2**31)) if draws else 0
     e.n_iter_ = 0
@@ -148,9 +150,26 @@ def _begin_curves(e: Any, validates: bool) -> None:
         e.validation_loss_curve_ = []
 
 
-def _trainer(e: Any, model: Sequential, loss: Loss, optimizer: Any, watcher: Iterations) -> Trainer:
+def _trainer(
+    e: Any, model: Sequential, loss: Loss, optimizer: Any, watcher: Iterations, rows: int
+) -> Trainer:
     watchers = [watcher, *(e.callbacks or ())]
-    return Trainer(model, loss, optimizer, [], watchers, threads=e.threads, numerics=e.numerics)
+    return Trainer(
+        model,
+        loss,
+        optimizer,
+        [],
+        watchers,
+        threads=e.threads,
+        kernels=_kernels(e, model, rows),
+        numerics=e.numerics,
+    )
+
+
+def _kernels(e: Any, model: Sequential, rows: int) -> str:
+    """The kernels of a fit: NumPy's for a short one, in which Numba's would be loaded longer than they save."""
+    products = rows * e.max_iter * sum(parameter.size for parameter in model.parameters())
+    return "numpy" if model.backend.name == "numpy" and products < _FEW_PRODUCTS else "auto"
 
 
 @contextmanager
