@@ -49,6 +49,33 @@ _if_batches = cast(Callable[[_Method], _Method], available_if(lambda estimator: 
 class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     """scikit-learn's multilayer perceptron for classes, trained by xnn.
 
+    It has the parameters of sklearn.neural_network.MLPClassifier; `activation` may also be "gelu", "silu", "elu",
+    "selu", "leaky_relu" or "softplus". From the same random_state come the same weights, within rounding. These
+    parameters are new, and given by name:
+
+    backend: "numpy", "cupy", "cupy:1" and so on; by default the one in force. Attributes are NumPy arrays on each.
+    numerics: "fast" or "exact"; by default those in force. Exact numerics have sgd and adam, in float32.
+    threads: how many threads BLAS may use in training; see `xnn.Trainer`. Default None.
+    dtype: "float32" or "float64", of the training. Default None: that of the samples, but float32 for more than a
+        million numbers (rows times features). L-BFGS always follows the samples.
+    dropout: the rate of a Dropout layer after each hidden layer, in [0, 1). Default 0.
+    batch_norm: whether a BatchNorm layer stands before each activation. Default False.
+    class_weight: "balanced", or a dict of the weight of each class. Default None, all alike.
+    optimizer: an object or a name of xnn.optimizers ("adamw", "nadam", "rmsprop", ...), in place of the solver. A
+        name gets learning_rate_init. Default None.
+    schedule: of the learning rate: one of xnn.schedules, or its text, such as "cosine" or "step:factor=0.5", which
+        begins with the optimizer's rate. Default None.
+    callbacks: a list of xnn.callbacks. scikit-learn's own callbacks (1.9) are set by `set_callbacks`.
+    validation_set: (X, y) or (X, y, sample_weight). early_stopping takes it in place of a part of the data.
+    model: a function of the numbers of features and outputs, and perhaps a seed, that returns the network, an
+        xnn.Sequential. It ends without softmax or sigmoid. Default None.
+
+    Attributes are scikit-learn's, and validation_loss_curve_: the loss of the data on the validation samples after
+    each epoch; None without any. model_: the network, an xnn.Sequential.
+
+    Raises scikit-learn's errors, and those of xnn for the parameters that it adds: OptionError, ShapeError,
+    BackendUnavailableError, NumericsError. docs/sklearn.md says where the two libraries differ.
+
     >>> from sklearn.datasets import load_iris
     >>> from xnn.sklearn import MLPClassifier
     >>> X, y = load_iris(return_X_y=True)
@@ -125,10 +152,38 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
 class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
     """scikit-learn's multilayer perceptron for numbers, trained by xnn.
 
+    It has the parameters of sklearn.neural_network.MLPRegressor 1.9, `loss` first; `activation` may also be "gelu",
+    "silu", "elu", "selu", "leaky_relu" or "softplus". From the same random_state come the same weights, within
+    rounding. These parameters are new, and given by name:
+
+    backend: "numpy", "cupy", "cupy:1" and so on; by default the one in force. Attributes are NumPy arrays on each.
+    numerics: "fast" or "exact"; by default those in force. Exact numerics have sgd and adam, in float32.
+    threads: how many threads BLAS may use in training; see `xnn.Trainer`. Default None.
+    dtype: "float32" or "float64", of the training. Default None: that of the samples, but float32 for more than a
+        million numbers (rows times features). L-BFGS always follows the samples.
+    dropout: the rate of a Dropout layer after each hidden layer, in [0, 1). Default 0.
+    batch_norm: whether a BatchNorm layer stands before each activation. Default False.
+    optimizer: an object or a name of xnn.optimizers ("adamw", "nadam", "rmsprop", ...), in place of the solver. A
+        name gets learning_rate_init. Default None.
+    schedule: of the learning rate: one of xnn.schedules, or its text, such as "cosine" or "step:factor=0.5", which
+        begins with the optimizer's rate. Default None.
+    callbacks: a list of xnn.callbacks. scikit-learn's own callbacks (1.9) are set by `set_callbacks`.
+    validation_set: (X, y) or (X, y, sample_weight). early_stopping takes it in place of a part of the data.
+    target_scaling: whether to train on targets of mean 0 and deviation 1; predictions are in the units of the
+        targets, losses and coefs_ in those of the scaled ones. Large targets need it. Default False.
+    model: a function of the numbers of features and outputs, and perhaps a seed, that returns the network, an
+        xnn.Sequential. It ends without softmax or sigmoid. Default None.
+
+    Attributes are scikit-learn's, and validation_loss_curve_: the loss of the data on the validation samples after
+    each epoch; None without any. model_: the network, an xnn.Sequential.
+
+    Raises scikit-learn's errors, and those of xnn for the parameters that it adds: OptionError, ShapeError,
+    BackendUnavailableError, NumericsError. docs/sklearn.md says where the two libraries differ.
+
     >>> from sklearn.datasets import load_diabetes
     >>> from xnn.sklearn import MLPRegressor
     >>> X, y = load_diabetes(return_X_y=True)
-    >>> MLPRegressor(target_scaling=True, random_state=0).fit(X, y).score(X, y) > 0.5
+    >>> MLPRegressor(target_scaling=True, early_stopping=True, learning_rate_init=0.01).fit(X, y).score(X, y) > 0.4
     True
     """
 

@@ -34,8 +34,8 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
     "preprocessed."
 )
-#: The multiplications of a forward pass in all epochs, below which a fit takes a few seconds at most.
-_FEW_PRODUCTS = 3e10
+#: The multiplications of a forward pass in all epochs, below which a fit takes a tenth of a second.
+_FEW_PRODUCTS = 1e9
 #: How many samples a solver that takes all of them at once computes at a time.
 _ROWS_AT_A_TIME = 10_000
 
