@@ -1,4 +1,7 @@
-"""Runs a test file of another project in a process of its own."""
+"""Runs a test file of another project in a process of its own.
+
+This folder is not called sklearn, as the one it tests: Python would take it for scikit-learn where that is missing.
+"""
 
 import re
 import subprocess

@@ -40,6 +40,10 @@ def test_a_gpu_gives_the_numbers_of_the_cpu_and_pickles_hold_numpy_arrays(kind, 
         np.ndarray
     }
     np.testing.assert_allclose(there.coefs_[0], here.coefs_[0], rtol=1e-3, atol=1e-4)
+    samples = xnn.backends.get_backend("cupy").to_device(X)
+    on_device = kind(backend="cupy", **options).fit(samples, LABELS)
+    np.testing.assert_array_equal(on_device.coefs_[0], there.coefs_[0])
+    np.testing.assert_array_equal(on_device.predict(samples), there.predict(X))
     text = pickle.dumps(there)
     assert b"cupy." not in text
     loaded = pickle.loads(text).set_params(backend="numpy")

@@ -9,6 +9,8 @@ import scipy.sparse
 import sklearn
 from sklearn.datasets import load_digits
 
+import xnn
+from xnn.errors import MixedArraysError
 from xnn.sklearn import MLPClassifier, MLPRegressor
 from xnn.sklearn.inputs import SparseRows
 
@@ -116,3 +118,45 @@ def test_fit_leaves_samples_targets_and_weights_as_they_are():
         array.flags.writeable = False
     MLPClassifier(max_iter=2).fit(given[0], given[1], given[2]).predict(given[0])
     assert all(np.array_equal(a, b) for a, b in zip(given, (X, LABELS, weights), strict=True))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"early_stopping": True}, {"solver": "lbfgs"}, {"batch_norm": True}], ids=str
+)
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+@pytest.mark.parametrize("given", ["float32", "float64", "int64"])
+def test_arrays_of_a_device_stay_there(kind, options, given, monkeypatch):
+    """The backend array-api-strict stands for a GPU: its arrays are not NumPy's, and lie on a device of their own."""
+    pytest.importorskip("array_api_strict")
+    lib = xnn.backends.get_backend("array-api-strict")
+    samples, labels = np.tile((X * 16).astype(given), (3, 1)), np.tile(LABELS, 3)
+    there, weights = lib.to_device(samples), np.linspace(0.5, 2.0, 900)
+    options = {"max_iter": 3, "random_state": 0, "hidden_layer_sizes": 9} | options
+    here = kind(**options).fit(samples, labels, sample_weight=weights)
+    moved, original = [], type(lib).to_host
+
+    def to_host(self, array):
+        moved.append(tuple(array.shape))
+        return original(self, array)
+
+    monkeypatch.setattr(type(lib), "to_host", to_host)
+    device = kind(backend="array-api-strict", **options)
+    device.fit(there, lib.to_device(labels), sample_weight=lib.to_device(weights))
+    predicted = device.predict(there)
+    assert samples.shape not in moved  # some rows are looked at
+    assert type(predicted) is np.ndarray
+    assert device.n_features_in_ == 64
+    assert predicted.dtype == here.predict(samples).dtype
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if given == "float32" else {"rtol": 1e-9}
+    np.testing.assert_allclose(device.coefs_[0], here.coefs_[0], **tolerance)
+    with pytest.raises(ValueError, match="X has 63 features"):
+        device.predict(there[:, 1:])
+
+
+def test_arrays_of_a_device_that_hold_nan_or_belong_to_another_backend_are_refused():
+    pytest.importorskip("array_api_strict")
+    lib = xnn.backends.get_backend("array-api-strict")
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        MLPClassifier(backend="array-api-strict").fit(lib.to_device(np.full((9, 2), np.nan)), [0, 1, 2] * 3)
+    with pytest.raises(MixedArraysError, match="array-api-strict"):
+        MLPClassifier().fit(lib.to_device(X), LABELS)

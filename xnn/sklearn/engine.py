@@ -16,7 +16,16 @@ from xnn import ops
 from xnn.backends import available_backends, backend, current_backend, current_numerics, numerics
 from xnn.layers import Sequential
 from xnn.sklearn import network
-from xnn.sklearn.inputs import samples_of, validate
+from xnn.sklearn.inputs import (
+    checked_there,
+    floating,
+    is_on_device,
+    on_host,
+    received,
+    samples_of,
+    stand_in,
+    validate,
+)
 from xnn.sklearn.training import NOT_FINITE, train, with_class_weight
 
 try:
@@ -75,9 +84,12 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         hidden = network.widths(self.hidden_layer_sizes)
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         told = {"X": X, "y": y, "metadata": {} if sample_weight is None else {"sample_weight": sample_weight}}
-        X, y = self._validate_input(X, y, incremental, reset=first)
+        X, y, sample_weight = received(X), on_host(y), on_host(sample_weight)
+        there = is_on_device(X)
+        checked, y = self._validate_input(stand_in(X) if there else X, y, incremental, reset=first)
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X)
+            sample_weight = _check_sample_weight(sample_weight, checked)
+        X = checked_there(X, checked.dtype) if there else checked
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         sample_weight = with_class_weight(self, y, sample_weight, incremental)
         self.n_outputs_ = y.shape[1]
@@ -114,15 +126,16 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     def _first_network(self, X: Any, hidden: Sequence[int]) -> None:
         """Build the network, with its first weights, and set the attributes that hold them."""
+        given = floating(X)
         plenty = X.shape[0] * X.shape[1] > _MANY_NUMBERS and self.solver != "lbfgs"
         exact = (self.numerics or current_numerics()) == "exact"  # which has no float64
-        self._trained_in = str(self.dtype or ("float32" if plenty or exact else X.dtype))
+        self._trained_in = str(self.dtype or ("float32" if plenty or exact else given))
         seed = 0 if self.model is None else int(self._random_state.randint(2**31))
         model = self._model = network.build(self, X.shape[1], hidden, self.n_outputs_, self._trained_in, seed)
         if self.model is None:
             network.first_weights(self, model, self._random_state)
         self._made_of = self._makings()
-        self.coefs_, self.intercepts_, self._others = network.taken(model, X.dtype)
+        self.coefs_, self.intercepts_, self._others = network.taken(model, given)
         self.n_layers_ = len(self.coefs_) + 1
 
     def _network(self) -> Sequential:
@@ -152,9 +165,10 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         """The network's outputs after the last activation, in the dtype of the samples."""
         if check_input:
             X = validate(self, X)
-        dtype = X.dtype if X.dtype.kind == "f" else self.coefs_[0].dtype
+        dtype = floating(X) or self.coefs_[0].dtype
         if X.shape[0] * sum(coef.size for coef in self.coefs_) < _FEW_PRODUCTS and self._is_plain():
-            return np.asarray(super()._forward_pass_fast(X, check_input=False), dtype)
+            outputs = super()._forward_pass_fast(on_host(X), check_input=False)
+            return np.asarray(outputs, dtype)
         with nullcontext() if self.numerics is None else numerics(self.numerics):
             model = self._network()
             return self._activated(model.predict(samples_of(X, model.dtype, whole=False)), dtype)

@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from xnn.backends import backend_of
 from xnn.backends.row_sources import Converted, RowSource
+from xnn.errors import XnnError
 
-__all__ = ["SparseRows", "in_dtype", "samples_of", "validate"]
+__all__ = [
+    "SparseRows", "checked_there", "floating", "in_dtype", "is_on_device", "on_host", "received", "rows_of",
+    "samples_of", "stand_in", "validate",
+]  # fmt: skip
 
 try:
     from sklearn.utils.validation import validate_data
@@ -32,9 +37,67 @@ class SparseRows(RowSource):
         return np.asarray(self.matrix[rows].toarray(), self.dtype)
 
 
+def received(array: Any) -> Any:
+    """Samples as they were given; arrays of PyTorch and the like on the host become NumPy's, those on a GPU stay."""
+    if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack__"):
+        return array
+    try:
+        backend_of(array)
+    except XnnError:  # of a library that is no backend, or of a dtype that is not computed with
+        return np.asarray(array)
+    return array
+
+
+def on_host(array: Any) -> Any:
+    """Targets or weights as they were given; those on a GPU as a copy on the host."""
+    array = received(array)
+    return backend_of(array).to_host(array) if is_on_device(array) else array
+
+
+def is_on_device(array: Any) -> bool:
+    """Whether it is an array of a backend that is not NumPy."""
+    return not isinstance(array, (np.ndarray, RowSource)) and hasattr(array, "__dlpack__")
+
+
+def _dtype_of(X: Any) -> np.dtype[Any]:
+    return np.dtype(str(X.dtype).rpartition(".")[2])
+
+
+def floating(X: Any) -> np.dtype[Any] | None:
+    """The dtype of samples of any backend; None if it is not one of floating-point numbers."""
+    return dtype if (dtype := _dtype_of(X)).kind == "f" else None
+
+
+def stand_in(X: Any) -> np.ndarray:
+    """A NumPy array of the same shape and dtype, which takes no memory, for scikit-learn's checks."""
+    return np.broadcast_to(np.zeros((), _dtype_of(X)), tuple(X.shape))
+
+
+def checked_there(X: Any, dtype: np.dtype[Any]) -> Any:
+    """Samples on a GPU in this dtype. Raises scikit-learn's ValueError for NaN and infinity."""
+    lib = backend_of(X)
+    X = lib.xp.astype(X, getattr(lib.xp, dtype.name), copy=False)
+    if not lib.finite([X]):
+        raise ValueError("Input X contains NaN or infinity.")
+    return X
+
+
 def validate(estimator: Any, X: Any) -> Any:
     """Samples to predict from, checked by scikit-learn against those of the fit."""
-    return validate_data(estimator, X, accept_sparse=["csr", "csc"], reset=False)
+    X = received(X)
+    given = stand_in(X) if is_on_device(X) else X
+    checked = validate_data(estimator, given, accept_sparse=["csr", "csc"], reset=False)
+    if not is_on_device(X):
+        return checked
+    return checked_there(X, checked.dtype if checked.dtype.kind == "f" else estimator.coefs_[0].dtype)
+
+
+def rows_of(X: Any, rows: np.ndarray) -> Any:
+    """These rows of samples, where the samples are."""
+    if not is_on_device(X):
+        return X[rows]
+    lib = backend_of(X)
+    return lib.xp.take(X, lib.to_device(rows), axis=0)
 
 
 def in_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -54,11 +117,14 @@ def in_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
 def samples_of(X: Any, dtype: str, whole: bool) -> Any:
     """Samples as a network takes them.
 
-    X: a NumPy array or a sparse matrix. dtype: the network's. whole: whether to convert an array at once, for many
-    passes over it; otherwise its rows are converted when they are read.
+    X: a NumPy array, an array on a GPU or a sparse matrix. dtype: the network's. whole: whether to convert an array
+    at once, for many passes over it; otherwise its rows are converted when they are read.
     """
     if hasattr(X, "toarray"):
         return SparseRows(X, dtype)
+    if is_on_device(X):
+        xp = backend_of(X).xp
+        return xp.astype(X, getattr(xp, dtype), copy=False)
     if X.dtype == dtype or whole:
         return in_dtype(X, dtype)
     return Converted(X, lambda rows: in_dtype(rows, dtype))

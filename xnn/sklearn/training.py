@@ -21,7 +21,7 @@ from xnn.history import History
 from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.sklearn import network
-from xnn.sklearn.inputs import in_dtype, samples_of, validate
+from xnn.sklearn.inputs import in_dtype, on_host, rows_of, samples_of, validate
 from xnn.sklearn.objective import Objective, data_loss
 from xnn.sklearn.progress import Convergence, Iterations
 from xnn.sklearn.solvers import continued, kept, new_optimizer
@@ -229,17 +229,18 @@ def _targets(e: Any, y: np.ndarray, dtype: str) -> np.ndarray:
 def _split(e: Any, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[Any, ...]:
     """Set a part of the data aside for early stopping: samples, targets and weights that are left, and that part."""
     stratify = y if is_classifier(e) and e.n_outputs_ == 1 else None
-    parts = (X, y) if sample_weight is None else (X, y, sample_weight)
-    split = train_test_split(
-        *parts, random_state=e._random_state, test_size=e.validation_fraction, stratify=stratify
+    left, aside = train_test_split(
+        np.arange(len(y)), random_state=e._random_state, test_size=e.validation_fraction, stratify=stratify
     )
-    left, aside = split[::2], split[1::2]
-    if aside[0].shape[0] < 2:
+    if len(aside) < 2:
         raise ValueError(
             "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
         )
-    none = [] if len(left) == 3 else [None]
-    return *left, *none, (*aside, *none)
+    kept, out = (
+        (rows_of(X, rows), y[rows], None if sample_weight is None else sample_weight[rows])
+        for rows in (left, aside)
+    )
+    return *kept, out
 
 
 def _validation_set(e: Any) -> tuple[Any, ...] | None:
@@ -251,7 +252,7 @@ def _validation_set(e: Any) -> tuple[Any, ...] | None:
             f"validation_set has {len(e.validation_set)} parts: it must be (X, y) or (X, y, sample_weight)"
         )
     X, y, *weights = e.validation_set
-    X, y = validate(e, X), np.asarray(y)
+    X, y = validate(e, X), np.asarray(on_host(y))
     if X.shape[0] != y.shape[0]:
         raise ValueError(f"validation_set has {X.shape[0]} samples and {y.shape[0]} targets")
     if is_classifier(e):
