@@ -344,9 +344,11 @@ def _check_new(thing: Habitual, name: str) -> None:
         raise _refusal(kind, name, hint)
     if kind.__module__.split(".")[1] not in _OPTIONS_IN or thing._building:  # a class of xnn's own commands
         return
-    there = {*dir(kind), *vars(thing), *(known for c in kind.__mro__ for known in inspect.get_annotations(c))}
     takes = argument_names(kind)
-    if name in there or name in takes:
+    if name in takes:
+        return
+    there = {*dir(kind), *vars(thing), *(known for c in kind.__mro__ for known in inspect.get_annotations(c))}
+    if name in there:
         return
     options = [option for option in dict.fromkeys((*takes, *sorted(there))) if not option.startswith("_")]
     near = get_close_matches(name, options, 1, _NEAR)

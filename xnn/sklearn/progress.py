@@ -37,6 +37,12 @@ class Iterations(Callback):
         coefs, intercepts, others = network.taken(self.model, self.dtype)
         return {"coefs_": coefs, "intercepts_": intercepts, "_others": others, "_model": None}
 
+    def state(self) -> None:
+        """Nothing: the estimator keeps what an epoch leaves, and a checkpoint of its training is of no use alone."""
+
+    def restore(self, state: Any) -> None:
+        """Take in what `state` returned."""
+
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
         self._epochs = epochs
         self._begin()
