@@ -60,8 +60,10 @@ class Fit:
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
         #: Whether nothing but steps changes the training: no other code runs between them that could.
-        self.undisturbed = not (self.of_users or self.checkpoints) and all(
-            [_is_ours(trainer.optimizer.learning_rate), *(watcher.bystander for watcher in watchers)]
+        self.undisturbed = (
+            not (self.of_users or self.checkpoints or callable(trainer.optimizer.weight_decay))
+            and _is_ours(trainer.optimizer.learning_rate)
+            and all(watcher.bystander for watcher in watchers)
         )
         self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
