@@ -30,7 +30,7 @@ __all__ = ["main", "paired"]
 
 _SETTLE = 0.15  # seconds between two turns: OpenBLAS's threads spin for 0.11 s after a product
 #: Epochs of a fit on MNIST: few, since an epoch takes as long as another.
-_EPOCHS = 2
+_EPOCHS = 8
 
 
 def paired(
