@@ -60,11 +60,7 @@ class Fit:
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
         #: Whether nothing but steps changes the training: no other code runs between them that could.
-        self.undisturbed = (
-            not (self.of_users or self.checkpoints or callable(trainer.optimizer.weight_decay))
-            and _is_ours(trainer.optimizer.learning_rate)
-            and all(watcher.bystander for watcher in watchers)
-        )
+        self.undisturbed = _undisturbed(self)
         self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
         self.loss, self.counts, self.batch = LossOverBatches(trainer.loss), Totals(trainer.metrics), 0
@@ -293,9 +289,12 @@ def _between(steps: Sequence[TakenStep]) -> str:
     return f"{steps[0].number + 1} to {steps[-1].number + 1} (epoch {steps[0].epoch})"
 
 
-def _is_ours(rate: Any) -> bool:
-    """Whether a learning rate is a number or a schedule of xnn's."""
-    return not callable(rate) or type(rate).__module__ == "xnn.schedules"
+def _undisturbed(fit: Any) -> bool:
+    """Whether no code runs between the steps that could change the training: of callbacks or of the user."""
+    rate, decay = fit.trainer.optimizer.learning_rate, fit.trainer.optimizer.weight_decay
+    theirs = (callable(rate) and type(rate).__module__ != "xnn.schedules") or callable(decay)
+    bystanders = all(watcher.bystander for watcher in fit.watchers)
+    return bystanders and not (theirs or fit.of_users or fit.checkpoints)
 
 
 def _parts(trainer: Any) -> dict[str, list[Any]]:
