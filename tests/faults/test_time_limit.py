@@ -84,7 +84,7 @@ def test_a_chain_of_limited_jobs_is_one_run(clock, tmp_path, optimizer, limit):
             break
         assert history.stopped == f"the time limit of {limit}"
         assert trainer.step < whole.steps
-    assert len(ends) > 2
+    assert len(ends) > 1
     assert ends == sorted(set(ends))
     if optimizer is optimizers.Adam:
         assert any(step % 6 for step in ends)  # in the middle of an epoch
