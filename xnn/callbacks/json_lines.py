@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from xnn.callbacks.callback import Callback
-from xnn.errors import DataError, OptionError
+from xnn.errors import DiskError, OptionError
 from xnn.files import check_writable, lock_file, notice, to_json
 from xnn.history import History
 
@@ -46,7 +46,7 @@ class JsonLines(Callback):
                 f"cannot write the log {self.path}: another run is writing it; choose another name"
             ) from None
         except OSError as error:
-            raise DataError(f"cannot write the log {self.path}: {error.strerror or error}") from error
+            raise DiskError(f"cannot write the log {self.path}: {error.strerror or error}") from error
         self._begins = {"event": "start", **(self.about or {}), "epochs": epochs, "plan": history.plan}
         if not history.resumed:  # else `restore` finds out where the log goes on
             self._write(self._begins)

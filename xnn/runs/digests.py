@@ -107,7 +107,7 @@ class Record:
     steps: list[Digests]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all. Raises OptionError or DataError if it cannot be written."""
+        """Write the file, whole or not at all. Raises OptionError or DiskError if it cannot be written."""
         lines = [{"format": _FORMAT, **self.about, "tensors": self.tensors}, self.initial, *self.steps]
         content = "".join(to_json(line) + "\n" for line in lines)
         end = {"end": len(self.steps), "sha256": hashlib.sha256(content.encode()).hexdigest()}
