@@ -46,7 +46,7 @@ _PASSING = {"_tape", "_there", "_at", "_pass", "_parameters", "_others", "_given
 #: Attributes that say what a layer, loss or metric was used for, and not how it was built.
 _USED = {"numerics", "_recognized", "_in_a_graph", "_state", "_totals", "_samples"}
 #: What an optimizer remembers of its steps. All else was given when it was built.
-_REMEMBERED = {"state", "averages", "steps", "_rate", "_decays", "_averaged"}
+_REMEMBERED = {"state", "averages", "steps", "rate_factor", "_rate", "_decays", "_averaged"}
 
 
 def parts_of(trainer: Any) -> dict[str, Any]:

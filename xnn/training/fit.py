@@ -19,6 +19,7 @@ from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
 from xnn.training.divergence import TakenStep, diagnose
 from xnn.training.host_copy import HostCopy
+from xnn.training.lowering import goes_on_slower
 from xnn.training.saving import begin, save_if_asked
 from xnn.training.steps import Stepper
 
@@ -79,18 +80,29 @@ class Fit:
         """
         try:
             begin(self)
-            while len(self.history.epochs) < epochs and not self.history.stopped:
-                with limit_threads(self.threads):
-                    results = self.epoch()
-                if results is None:
-                    break
-                self.end_epoch(results)
-                save_if_asked(self, ends_epoch=True)
-            save_if_asked(self, ends_fit=True)
+            done = False
+            while not done:
+                try:
+                    self.epochs(epochs)
+                    done = True
+                except DivergenceError as error:
+                    if not goes_on_slower(self, error):
+                        raise
         except BaseException:
             if self.unseen:
                 self.go_back()
             raise
+
+    def epochs(self, epochs: int) -> None:
+        """Train until there are this many epochs in the history, or less if something ends the training."""
+        while len(self.history.epochs) < epochs and not self.history.stopped:
+            with limit_threads(self.threads):
+                results = self.epoch()
+            if results is None:
+                break
+            self.end_epoch(results)
+            save_if_asked(self, ends_epoch=True)
+        save_if_asked(self, ends_fit=True)
 
     def epoch(self) -> dict[str, Any] | None:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C or a time limit cut it short."""

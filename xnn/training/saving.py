@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from xnn.training.checkpoint import checkpoint_bytes, described
+from xnn.training.lowering import begin_lowering
 
 __all__ = ["begin", "save_if_asked"]
 
@@ -14,6 +15,7 @@ def begin(fit: Any) -> None:
     """Refuse what a checkpoint cannot hold before the first step, rather than after the first epoch."""
     if fit.checkpoints:
         described(fit.trainer, fit)
+        begin_lowering(fit)
     save_if_asked(fit)
 
 
