@@ -152,7 +152,7 @@ def _modules_to_layers(
     # What all names begin with, such as the "module." of DataParallel, says nothing.
     parts = [module.split(".") for module in modules]
     shared = 0
-    while parts and all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+    while parts and all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
         shared += 1
     short = dict(zip((".".join(part[shared:]) for part in parts), modules, strict=True))
     if short.keys() == layers.keys():
@@ -188,12 +188,14 @@ def _check_names(names: Any, modules: dict[str, list[str]], layers: dict[str, li
     """Raise OptionError unless each module with arrays has a layer of its own, and each layer a module."""
     if not isinstance(names, Mapping):
         raise OptionError(f"names must be a dict such as {{'encoder.fc': '0'}}, got {shown(names)}")
-    for what, named, there in (("module", names.keys(), modules), ("layer", names.values(), layers)):
+    for what, named, there in (("module", names.keys(), [*modules]), ("layer", names.values(), [*layers])):
         listed = list(named)
         wrong = [name for name in listed if name not in there or listed.count(name) > 1]
         missing = [name for name in there if name not in listed]
         if wrong or missing:
-            fault = f"has {shown(wrong[0])} wrongly or twice" if wrong else f"lacks {shown(missing[0])}"
+            fault = f"lacks {shown(missing[0])}"
+            if wrong:
+                fault = f"has {shown(wrong[0])}, which is no {what} with arrays or stands there twice"
             raise OptionError(f"names {fault}: give each {what} once, {_listed(there)}")
 
 
