@@ -200,14 +200,24 @@ def test_new_memory_is_nan(cp):
 
 
 def test_a_full_device_says_how_much_was_asked_for(cp):
-    attach.memory_limit(1 << 20)
-    try:
-        pool = cp.cuda.MemoryPool()  # the usual one may have room in a block of which a part is used
-        full = pytest.raises(cp.cuda.memory.OutOfMemoryError, match="allocating 8,000,512 bytes")
-        with cp.cuda.using_allocator(pool.malloc), full:
+    with attach.free_memory(1 << 20):
+        cp.empty(2**20 // 4, np.float32)  # and goes back
+        with pytest.raises(cp.cuda.memory.OutOfMemoryError, match="allocating 8,000,512 bytes"):
             cp.empty(1_000_001)
-    finally:
-        attach.memory_limit(8 << 30)
+
+
+def test_free_memory_fills_pieces_of_blocks(cp):
+    """A block of which an array holds a part has room for others."""
+    whole = cp.empty(4_000_000, np.uint8)
+    del whole
+    part = cp.empty(2_000_000, np.uint8)
+    pool = cp.get_default_memory_pool()
+    pool.free_all_blocks()
+    assert pool.free_bytes() > 1_000_000
+    with attach.free_memory(0), pytest.raises(cp.cuda.memory.OutOfMemoryError):
+        cp.empty(1)
+    assert pool.free_bytes() > 1_000_000
+    assert len(part) == 2_000_000
 
 
 def test_copies_and_waits_are_recorded(cp):
