@@ -138,7 +138,7 @@ def _fault(path: Path, replaced: bool, begins: bytes) -> str:
 
 
 def check_folder(folder: Path, what: str) -> None:
-    """Raise OptionError if a folder cannot be made, or be written to. what: what is to be written, for the message."""
+    """Raise OptionError if a folder cannot be made, or be written to. what: what is to be written there."""
     try:
         place = folder.absolute()
         while not place.exists():

@@ -1,7 +1,7 @@
 """TensorBoard: the numbers of each epoch as event files, which TensorBoard draws as curves.
 
-The records are written by `tensorboard.summary.writer.record_writer`, the part of the package tensorboard that writes.
-It needs neither TensorFlow nor a thread, so that a full disk is seen where it happens.
+The records are written by `tensorboard.summary.writer.record_writer`, the part of the package tensorboard that
+writes. It needs neither TensorFlow nor a thread, so that a full disk is seen where it happens.
 """
 
 from __future__ import annotations
@@ -44,15 +44,17 @@ class TensorBoard(Callback):
     has event files of another program or of a run that has not ended. If writing fails later, as on a full disk, a
     message on standard error says so once and training goes on.
 
-        >>> from xnn import callbacks, optimizers
+        >>> from xnn import callbacks, errors, optimizers
         >>> optimizer = optimizers.Adam(0.01)
         >>> try:
-        ...     watcher = callbacks.TensorBoard("logs/first", optimizer)
-        ... except ImportError as error:  # it needs an extra
-        ...     print(error)
+        ...     watchers = [callbacks.TensorBoard("logs/first", optimizer)]
+        ... except errors.MissingExtraError:
+        ...     watchers = []
 
     Source: the format of event files, https://github.com/tensorflow/tensorboard.
     """
+
+    optimizer: Optimizer | None = None
 
     def __init__(self, folder: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
         if not (optimizer is None or isinstance(optimizer, Optimizer)):
@@ -121,7 +123,7 @@ class TensorBoard(Callback):
             ) from error
 
     def _write_anew(self) -> None:
-        """Write a new event file, then remove the older ones. Raises BlockingIOError if another run has one open."""
+        """Write a new event file, then empty the older ones. Raises BlockingIOError if another run has one open."""
         self._close()
         path = self.folder / f"{_BEGINS}{time.time_ns()}{_ENDS}"
         try:
@@ -142,8 +144,11 @@ class TensorBoard(Callback):
             path.unlink(missing_ok=True)
             raise
         for other in older:
-            with contextlib.suppress(OSError):  # Windows keeps files that are open
-                other.unlink()
+            with contextlib.suppress(OSError):
+                if other.stat().st_size:  # a TensorBoard that is reading it would stay at a file that is gone
+                    os.truncate(other, 0)
+                else:
+                    other.unlink()
 
     def _check_others(self) -> None:
         """Raise OptionError if the folder has event files of another program: curves of two runs would be one."""
@@ -159,7 +164,9 @@ class TensorBoard(Callback):
                 "step": epoch["step"],
                 "wall_time": epoch["wall_time"],
                 "summary": {
-                    "value": [{"tag": tag, "simple_value": number} for tag, number in epoch["numbers"].items()]
+                    "value": [
+                        {"tag": tag, "simple_value": number} for tag, number in epoch["numbers"].items()
+                    ]
                 },
             }
             for epoch in epochs
@@ -184,4 +191,6 @@ def _proto(name: str) -> Any:
     try:
         return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
     except ImportError as error:
-        raise MissingExtraError('TensorBoard needs the package tensorboard: pip install ".[tensorboard]"') from error
+        raise MissingExtraError(
+            'TensorBoard needs the package tensorboard: pip install ".[tensorboard]"'
+        ) from error
