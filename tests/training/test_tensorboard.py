@@ -258,6 +258,12 @@ class TestFolder:
         )
         assert [step for step, _ in curves(tmp_path)["loss"]] == [1]
 
+    def test_its_repr(self, tmp_path):
+        board = callbacks.TensorBoard(tmp_path, optimizers.SGD(0.1))
+        assert repr(board) == f"TensorBoard({str(tmp_path)!r}, optimizer=SGD(learning_rate=0.1))"
+        plain = callbacks.TensorBoard("logs/first")
+        assert repr(plain) == "TensorBoard('logs/first')"
+
     def test_a_wrong_optimizer(self, tmp_path):
         with pytest.raises(OptionError, match=r"takes an optimizer or None, got 'adam'"):
             callbacks.TensorBoard(tmp_path, "adam")

@@ -76,7 +76,7 @@ class TensorBoard(Callback):
         numbers = {
             name: float(value)
             for name, value in entry.items()
-            if name != "epoch" and isinstance(value, Real) and not isinstance(value, bool)
+            if name != "epoch" and not isinstance(value, bool) and isinstance(value, Real)
         }
         if self.optimizer is not None:
             numbers["learning_rate"] = self.optimizer.rate
