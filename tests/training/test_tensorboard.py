@@ -164,6 +164,16 @@ class TestResuming:
         assert curves(tmp_path / "second") == expected(history, *[0.1] * 4)
         assert [step for step, _ in curves(tmp_path / "first")["loss"]] == [1, 2]
 
+    def test_killed_while_the_files_are_replaced(self, tmp_path):
+        """The new file is written before the older one is emptied: then both have the epochs."""
+        fit(build(tmp_path / "logs", callbacks.Checkpoint(tmp_path / "run")), 2)
+        (older,) = (tmp_path / "logs").iterdir()
+        (tmp_path / "logs" / "events.out.tfevents.1.xnn").write_bytes(older.read_bytes())
+        again = build(tmp_path / "logs", callbacks.Checkpoint(tmp_path / "run"))
+        again.resume(tmp_path / "run")
+        history = fit(again, 3)
+        assert Shown(tmp_path / "logs")() == curves(tmp_path / "logs") == expected(history, *[0.1] * 3)
+
     def test_from_a_checkpoint_between_two_fits(self, tmp_path):
         trainer = build(tmp_path / "logs")
         fit(trainer, 2)
