@@ -17,6 +17,7 @@ from cuda_emulator import attach, build
 from cuda_emulator.attach import failing, recorded
 
 from xnn.backends import available_backends
+from xnn.backends.cupy_failures import limit_fault
 
 TESTS = Path(__file__).parents[1]
 WHY_NOT = build.obstacle() or ("" if attach.attached() else "there is a GPU") or available_backends()["cupy"]
@@ -218,6 +219,24 @@ def test_free_memory_fills_pieces_of_blocks(cp):
         cp.empty(1)
     assert pool.free_bytes() > 1_000_000
     assert len(part) == 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "right"),
+    [
+        ("0", True), ("20000000", True), ("50%", True), ("12.5%", True), ("100%", True),
+        ("", False), ("20M", False), ("1e6", False), ("-5", False), ("101%", False), ("%", False), ("nan%", False),
+    ],
+)  # fmt: skip
+def test_limits_of_memory(cp, monkeypatch, limit, right):
+    """What CuPy reads at its first array, and what it refuses."""
+    monkeypatch.setenv("CUPY_GPU_MEMORY_LIMIT", limit)
+    assert (limit_fault() == "") == right
+    if right:
+        cp.cuda.MemoryPool().get_limit()
+    else:
+        with pytest.raises(ValueError, match=r"."):
+            cp.cuda.MemoryPool().get_limit()
 
 
 def test_copies_and_waits_are_recorded(cp):
