@@ -265,7 +265,7 @@ class Trainer(Habitual):
                 history.error = _named(error)  # which callbacks may read when the fit ends
                 raise
             finally:
-                fit.ended(epochs)
+                fit.ending.note(history, epochs)
         self.save_asked()
         return history
 
