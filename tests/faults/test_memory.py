@@ -109,7 +109,7 @@ def test_a_network_that_is_too_large_for_one_sample(monkeypatch):
     monkeypatch.setattr(NumpyBackend, "free_memory", lambda self: MIB // 20)
     trainer, data = trainer_of()
     with pytest.raises(DeviceMemoryError, match=r"needs about \d+ MiB, and 0 MiB are free"):
-        trainer.fit(data, batch_size=1, progress=False)
+        trainer.fit(data, batch_size=3000, progress=False)
 
 
 def test_evaluation_takes_fewer_rows_at_a_time(monkeypatch):
