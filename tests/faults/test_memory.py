@@ -31,7 +31,21 @@ def forker():
     made.close()
 
 
-LINE = ["python", "-m", "xnn", "train", "--hidden", "200,200", "--epochs", "1", "--threads", "1", "--quiet"]
+LINE = [
+    "python",
+    "-m",
+    "xnn",
+    "train",
+    "--hidden",
+    "200,200",
+    "--epochs",
+    "1",
+    "--kernels",
+    "numpy",
+    "--threads",
+    "1",
+    "--quiet",
+]
 
 
 def test_a_batch_that_is_too_large(forker, tmp_path):
