@@ -10,7 +10,7 @@ import numpy as np
 
 from xnn.backends import Purpose, Stream, backend_of
 from xnn.backends.host_arrays import as_host_array
-from xnn.backends.row_sources import is_on_host
+from xnn.backends.row_sources import check_file, is_on_host
 from xnn.data.orders import permutation_pieces, range_pieces, window_pieces
 from xnn.data.stream import StreamRows
 from xnn.errors import OptionError, ShapeError
@@ -115,6 +115,7 @@ class Batches:
         gathered = []
         for array in self.arrays:
             if is_on_host(array):
+                check_file(array)
                 gathered.append(array[rows])
             else:
                 lib = backend_of(array)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.row_sources import reads_rows
+from xnn.backends.row_sources import read_rows, reads_rows
 from xnn.data.ahead import read_ahead
 from xnn.data.batches import Batches, Rows
 
@@ -82,15 +82,7 @@ class Reader:
 
     def _read(self, rows: np.ndarray, start: int) -> None:
         for array, buffer in zip(self.batches.arrays, self.buffers, strict=True):
-            _take(array, rows, buffer[start : start + len(rows)])
-
-
-def _take(array: Any, rows: np.ndarray, out: np.ndarray) -> None:
-    """Copy rows of an array."""
-    if isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.aligned:
-        array.take(rows, 0, out, "clip")  # "raise" would go by way of a copy
-    else:
-        out[...] = array[rows]
+            read_rows(array, rows, buffer[start : start + len(rows)])
 
 
 def read_batches(batches: Batches, epoch: int) -> Generator[tuple[Any, ...], None, None]:

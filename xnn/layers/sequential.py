@@ -20,7 +20,7 @@ from xnn.backends import (
 )
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.numerics import NUMERICS
-from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks
+from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks, row_range
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.scope import Scope
@@ -180,7 +180,7 @@ class Sequential(Container):
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self._check_samples(tuple(x.shape))  # before any work
         starts = range(0, max(1, x.shape[0]), batch_size)
-        batches = (x[start : min(start + batch_size, x.shape[0]), ...] for start in starts)
+        batches = (_range(x, start, min(start + batch_size, x.shape[0])) for start in starts)
         with lib.guard(), Scope(records=False):
             parts = Parts(self)
             outputs = (part for batch in batches for part in parts(batch))
@@ -332,6 +332,11 @@ def first_of(layers: Sequence[Layer]) -> Layer | None:
         if found is not None and getattr(found, "op", None) not in (ops.flatten, ops.reshape, ops.identity):
             return found
     return None
+
+
+def _range(x: Any, start: int, stop: int) -> Any:
+    """These samples of an array of the host or of a device."""
+    return row_range(x, start, stop) if is_on_host(x) else x[start:stop, ...]
 
 
 def _check_converted(given: Any, x: Any) -> None:
