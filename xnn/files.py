@@ -38,6 +38,7 @@ __all__ = [
     "save_figure",
     "to_json",
     "write_atomically",
+    "written_by_parts",
 ]
 
 
@@ -198,11 +199,36 @@ def replace_file(path: Path, content: bytes, check: Callable[[Path], object] | N
 
     After a crash the old file or the new one is there, and whole. Raises the system's OSError.
     """
+    with _replacing(path, check) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_by_parts(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> Iterator[IO[bytes]]:
+    """A `with` block that writes a file part by part. The file gets its name at the end, and not after an error.
+
+    suffixes: as in `check_writable`, which is called first.
+
+    Raises the OptionError of `check_writable`, or DataError with the system's reason.
+    """
+    asked = _named(path, suffixes)
+    try:
+        with _replacing(check_writable(asked, suffixes).resolve()) as file:
+            yield file
+    except OSError as error:
+        raise DataError(
+            f"cannot write {asked}: {_reason(error)}; what was there before is untouched"
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path, check: Callable[[Path], object] | None = None) -> Iterator[IO[bytes]]:
+    """A `with` block that writes a new file; at its end the file is flushed, checked and renamed to `path`."""
     mode = path.stat().st_mode & 0o7777 if path.exists() else None
     temporary, descriptor = _temporary(path, 0o666 if mode is None else 0o600)
     try:
         with open(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if mode is not None:

@@ -352,13 +352,17 @@ def _check_converted(given: Any, x: Any) -> None:
             )
 
 
-def classes_of(outputs: np.ndarray, threshold: float) -> np.ndarray:
-    """The class that each row of outputs (n, classes) stands for. Raises DTypeError for NaN."""
+def classes_of(outputs: np.ndarray, threshold: float, before: int = 0) -> np.ndarray:
+    """The class that each row of outputs (n, classes) stands for. Raises DTypeError for NaN.
+
+    before: how many samples came before, for the message. Default 0.
+    """
     if outputs.ndim != 2:
         raise ShapeError(f"predict_classes needs outputs (n, classes), the model gives {outputs.shape}")
     wrong = np.flatnonzero(np.isnan(outputs).any(axis=1))
     if wrong.size:
         raise DTypeError(
-            f"the outputs for sample {int(wrong[0])} are NaN: look for NaN or infinity in the sample or the weights"
+            f"the outputs for sample {before + int(wrong[0])} are NaN: look for NaN or infinity in the sample or the "
+            "weights"
         )
     return (outputs[:, 0] > threshold).astype(np.int64) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
