@@ -114,6 +114,28 @@ def test_without_shuffling_and_with_sample_weights():
         trainer.fit(stream, sample_weight=W, progress=False)
 
 
+@pytest.mark.parametrize("weights", [np.arange(ROWS) >= 100, np.arange(ROWS) < 90, np.arange(ROWS) == 202])
+def test_windows_whose_weights_are_all_0(weights):
+    """They count for nothing, as batches of arrays do; the check is one of the whole epoch."""
+    found = []
+    for given, options in (
+        ((X, Y), {"sample_weight": weights}),
+        (data.Stream(batches(X, Y, weights), window=40), {}),
+    ):
+        trainer = trainer_of()
+        history = trainer.fit(given, shuffle=False, batch_size=8, epochs=2, progress=False, **options)
+        found.append((state(trainer, history), trainer.evaluate(given, batch_size=8, **options)))
+    assert found[0] == found[1]
+    assert np.isfinite(found[0][1]["loss"])
+
+
+def test_an_epoch_whose_weights_are_all_0_is_refused():
+    with pytest.raises(OptionError, match=r"Stream\(list.*every sample_weight is 0"):
+        trainer_of().fit(data.Stream(batches(X, Y, 0 * W), window=40), progress=False)
+    with pytest.raises(OptionError, match="every sample_weight is 0"):
+        trainer_of().evaluate(data.Stream(batches(X, Y, W * 1e-300), window=40))
+
+
 def test_validation_and_evaluation():
     found = []
     for given in ((X, Y), data.Stream(batches(X, Y), window=64)):

@@ -223,8 +223,13 @@ class _Windows:
         self._windows, self._read = self._all(epoch), 0
 
     def _all(self, epoch: int) -> Generator[Arrays, None, None]:
+        left, count = self.stream.samples, False
         for number, window in enumerate(self.stream.windows(epoch)):
-            yield self._prepared(window, number)
+            prepared = self._prepared(window, number)
+            left, count = left - len(prepared[0]), count or len(prepared) < 3 or bool(prepared[2].any())
+            if not (left or count):
+                raise OptionError(f"{self.stream!r}: every sample_weight is 0, so that no sample counts")
+            yield prepared
 
     def take(self, rows: np.ndarray, place: int) -> np.ndarray:
         """These rows of one of the arrays."""
