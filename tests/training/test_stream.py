@@ -145,6 +145,46 @@ def test_validation_and_evaluation():
     assert found[0] == found[1]
 
 
+STREAM = data.Stream(batches(X, Y), window=64)
+SHARDS = data.Shards([X[:100], X[100:]])
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda trainer: trainer.model.predict(STREAM),
+        lambda trainer: trainer.model.predict_classes(STREAM),
+        lambda trainer: trainer.fit((STREAM, Y), progress=False),
+        lambda trainer: trainer.evaluate((X, STREAM)),
+        lambda trainer: data.standardize(STREAM),
+        lambda trainer: data.Shards([STREAM]),
+        lambda trainer: np.asarray(STREAM),
+    ],
+)
+def test_what_takes_no_stream_says_what_does(take):
+    with pytest.raises(DataError, match=r"Stream\(list.* is no array: fit, evaluate and validation= take a stream"):
+        take(trainer_of())
+
+
+def test_what_takes_shards_and_what_needs_an_array():
+    trainer = trainer_of()
+    assert trainer.model.predict(SHARDS).tobytes() == trainer.model.predict(X).tobytes()
+    assert np.array_equal(trainer.model.predict_classes(SHARDS), trainer.model.predict_classes(X))
+    for take in (trainer.model, trainer.model[0], trainer.model.forward, xnn.ops.relu):
+        with pytest.raises(DTypeError, match=r"got Shards in place .* predict\(x\) takes it, and numpy.asarray"):
+            take(SHARDS)
+    assert trainer.model(np.asarray(SHARDS)).shape == (ROWS, CLASSES)
+
+
+def test_validation_data_that_can_be_read_once_are_refused_before_training():
+    trainer = trainer_of()
+    with pytest.raises(OptionError, match="can be read once: give it a function or an iterable"):
+        trainer.fit((X, Y), validation=data.Stream(generator(X, Y), samples=ROWS), progress=False)
+    assert trainer.step == 0
+    wanted = trainer.evaluate((X, Y))
+    assert trainer.evaluate(data.Stream(generator(X, Y), samples=ROWS)) == wanted
+
+
 def test_a_training_that_goes_on_reads_and_leaves_out_what_was_trained_on():
     wanted = trained(data.Stream(generator(X, Y), samples=ROWS, window=50), epochs=3)
     trainer = trainer_of()

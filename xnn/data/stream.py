@@ -86,6 +86,12 @@ class Stream:
         name = getattr(self.source, "__name__", type(self.source).__name__)
         return f"Stream({name}, samples={self.samples}, window={self.window})"
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise DataError(
+            f"{self!r} is no array: fit, evaluate and validation= take a stream of samples and targets in place of "
+            "(x, y). Everything else takes arrays: give it those of each batch"
+        )
+
     def windows(self, epoch: int) -> Iterator[Arrays]:
         """The arrays of each window of an epoch, not shuffled. Raises DataError or ShapeError."""
         left: list[Arrays] = []

@@ -218,4 +218,9 @@ def prepare_validation(
     """Check and convert validation data: a pair (x, y), or three arrays with the sample weights."""
     if isinstance(data, (tuple, list)) and len(data) == 3:
         return prepare(model, loss, metrics, tuple(data[:2]), "validation", data[2])
+    if isinstance(data, Stream) and data.once:
+        raise OptionError(
+            f"validation data are read after each epoch, and {data!r} can be read once: give it a function or an "
+            "iterable in place of an iterator"
+        )
     return prepare(model, loss, metrics, data, "validation")
