@@ -11,7 +11,7 @@ import xnn
 from xnn import layers, losses, optimizers
 from xnn.backends.row_sources import Converted
 from xnn.callbacks import Callback
-from xnn.data import Batches, reader
+from xnn.data import Batches, ahead, reader
 from xnn.data.ahead import read_ahead
 from xnn.data.reader import Reader
 from xnn.errors import DivergenceError
@@ -191,9 +191,28 @@ def test_read_ahead_stops_when_it_is_closed():
         finally:
             made.append("closed")
 
-    ahead = read_ahead(numbers())
-    assert [next(ahead), next(ahead)] == [0, 1]
-    ahead.close()
+    given = read_ahead(numbers())
+    assert [next(given), next(given)] == [0, 1]
+    given.close()
     assert not threads()
     assert made[-1] == "closed"
     assert made[:-1] in ([0, 1], [0, 1, 2])
+
+
+def test_a_read_that_does_not_return_is_told_of(monkeypatch, capsys):
+    monkeypatch.setattr(ahead, "_PATIENCE", 0.01)
+    answered = threading.Event()
+
+    def numbers():
+        yield 0
+        answered.wait(60)
+
+    given = read_ahead(numbers())
+    assert next(given) == 0
+    time.sleep(0.01)
+    given.close()
+    (thread,) = threads()
+    assert "a thread still reads data, since a read has not returned for 0.01 s" in capsys.readouterr().err
+    answered.set()
+    thread.join(60)
+    assert not threads()

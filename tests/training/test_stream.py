@@ -162,7 +162,9 @@ SHARDS = data.Shards([X[:100], X[100:]])
     ],
 )
 def test_what_takes_no_stream_says_what_does(take):
-    with pytest.raises(DataError, match=r"Stream\(list.* is no array: fit, evaluate and validation= take a stream"):
+    with pytest.raises(
+        DataError, match=r"Stream\(list.* is no array: fit, evaluate and validation= take a stream"
+    ):
         take(trainer_of())
 
 
@@ -171,7 +173,9 @@ def test_what_takes_shards_and_what_needs_an_array():
     assert trainer.model.predict(SHARDS).tobytes() == trainer.model.predict(X).tobytes()
     assert np.array_equal(trainer.model.predict_classes(SHARDS), trainer.model.predict_classes(X))
     for take in (trainer.model, trainer.model[0], trainer.model.forward, xnn.ops.relu):
-        with pytest.raises(DTypeError, match=r"got Shards in place .* predict\(x\) takes it, and numpy.asarray"):
+        with pytest.raises(
+            DTypeError, match=r"got Shards in place .*predict\(x\) takes it, and numpy.asarray"
+        ):
             take(SHARDS)
     assert trainer.model(np.asarray(SHARDS)).shape == (ROWS, CLASSES)
 
