@@ -252,18 +252,23 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def lock_file(file: IO[Any]) -> None:
+def lock_file(file: IO[Any], shared: bool = False, waits: bool = False) -> bool:
     """Lock an open file for this process until it is closed; a process that is killed leaves no lock behind.
 
-    Raises BlockingIOError if another process has locked it. Where there are no locks, nothing is locked.
+    shared: whether others may have such a lock, too. Default False.
+    waits: whether to wait until other processes have ended theirs. Default False.
+
+    Returns whether it is locked; where there are no locks it is not. Raises BlockingIOError if another has a lock.
     """
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # this file system has no locks
-            return
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:  # this file system has no locks
+        return False
+    return True
 
 
 def _temporary(path: Path, mode: int) -> tuple[Path, int]:

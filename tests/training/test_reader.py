@@ -212,7 +212,7 @@ def test_a_read_that_does_not_return_is_told_of(monkeypatch, capsys):
     time.sleep(0.01)
     given.close()
     (thread,) = threads()
-    assert "a thread still reads data, since a read has not returned for 0.01 s" in capsys.readouterr().err
+    assert "a read of data has not returned for 0.01 s: its thread is left" in capsys.readouterr().err
     answered.set()
     thread.join(60)
     assert not threads()

@@ -23,10 +23,11 @@ def read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
     """The items of an iterator, which runs in a thread of its own: the next item is made while one is used.
 
     No more than one item is made ahead. An error of the iterator is raised by `next`, in place of an item. The thread
-    ends when this iterator ends or is closed: close it where reading may stop early. A read that does not return, such
-    as of a disk that does not answer, cannot be ended: after five seconds a line says so, and the program goes on. The
-    thread then ends with the read, or with the program. The given iterator runs with the
+    ends when this iterator ends or is closed: close it where reading may stop early. The given iterator runs with the
     numerics and the backend that were chosen where the first item was asked for.
+
+    A read that does not return, as of a disk that does not answer, cannot be ended. Closing waits five seconds; then
+    a line says so, and the thread ends with the read or with the program.
 
         >>> from xnn.data.ahead import read_ahead
         >>> list(read_ahead(iter([1, 2, 3])))
@@ -68,4 +69,4 @@ def read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
         wanted.release()
         thread.join(_PATIENCE)
         if thread.is_alive():
-            notice(f"xnn: a thread still reads data, since a read has not returned for {_PATIENCE:g} s: it goes on alone")
+            notice(f"xnn: a read of data has not returned for {_PATIENCE:g} s: its thread is left to itself")
