@@ -260,15 +260,15 @@ def lock_file(file: IO[Any], shared: bool = False, waits: bool = False) -> bool:
 
     Returns whether it is locked; where there are no locks it is not. Raises BlockingIOError if another has a lock.
     """
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
-    except OSError:  # this file system has no locks
-        return False
-    return True
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
+            return True
+        except BlockingIOError:
+            raise
+        except OSError:  # this file system has no locks
+            pass
+    return False
 
 
 def _temporary(path: Path, mode: int) -> tuple[Path, int]:
