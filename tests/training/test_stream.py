@@ -189,6 +189,25 @@ def test_validation_data_that_can_be_read_once_are_refused_before_training():
     assert trainer.evaluate(data.Stream(generator(X, Y), samples=ROWS)) == wanted
 
 
+@pytest.mark.parametrize("size", [7, 40, 150])
+@pytest.mark.parametrize("window", [20, 40, 203])
+def test_a_source_may_use_its_arrays_again(size, window):
+    """As one that reads a file into the same array: each batch is copied before the next one is asked for."""
+
+    def again(epoch):
+        x, y = np.empty((size, FEATURES), np.float32), np.empty(size, np.int64)
+        for one, other in batches(X, Y, size=size):
+            x[: len(one)], y[: len(one)] = one, other
+            yield x[: len(one)], y[: len(one)]
+            x[:], y[:] = np.nan, -1
+
+    found = [
+        trained(data.Stream(source, samples=ROWS, window=window), epochs=2)
+        for source in (again, lambda epoch: batches(X, Y))
+    ]
+    assert found[0] == found[1]
+
+
 def test_a_training_that_goes_on_reads_and_leaves_out_what_was_trained_on():
     wanted = trained(data.Stream(generator(X, Y), samples=ROWS, window=50), epochs=3)
     trainer = trainer_of()

@@ -118,34 +118,44 @@ class Stream:
             yield found
 
     def _next(self, iterator: Iterator[Any], left: list[Arrays], size: int, start: int) -> Arrays:
-        """The next `size` samples; what the last batch has beyond them is put into `left`. start: samples before."""
-        parts, rows = list(left), sum(len(part[0]) for part in left)
-        left.clear()
+        """The next `size` samples; what the last batch has beyond them is put into `left`. start: samples before.
+
+        The iterator goes on only when nothing is left.
+        """
+        found: list[np.ndarray] = []
+        rows = 0
         while rows < size:
-            try:
-                batch = next(iterator, _END)
-            except Exception as error:
-                raise DataError(
-                    f"{self!r} failed after {start + rows:,} samples: {type(error).__name__}: {error}"
-                ) from error
-            if batch is _END:
-                raise DataError(
-                    f"{self!r} ended after {start + rows:,} samples: give the samples of an epoch as samples="
-                )
-            parts.append(_as_arrays(batch))
-            rows += len(parts[-1][0])
-        for part in parts:
-            rows_of_part = [(array.shape[1:], array.dtype) for array in part]
-            self._first = self._first or (rows_of_part, _described(part))
-            if rows_of_part != self._first[0]:
-                raise ShapeError(
-                    f"{self!r} gave {_described(part)} after {self._first[1]}: all batches must have rows of one "
-                    "shape and dtype"
-                )
-        whole = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
-        if rows > size:
-            left.append(tuple(array[size:] for array in whole))
-        return tuple(array[:size] for array in whole)
+            arrays = left.pop() if left else self._batch(iterator, start + rows)
+            found = found or [np.empty((size, *array.shape[1:]), array.dtype) for array in arrays]
+            count = min(size - rows, len(arrays[0]))
+            for whole, array in zip(found, arrays, strict=True):
+                whole[rows : rows + count] = array[:count]  # a copy: the source may use its arrays again
+            if count < len(arrays[0]):
+                left.append(tuple(array[count:] for array in arrays))
+            rows += count
+        return tuple(found)
+
+    def _batch(self, iterator: Iterator[Any], rows: int) -> Arrays:
+        """The next batch of the source. rows: samples before."""
+        try:
+            batch = next(iterator, _END)
+        except Exception as error:
+            raise DataError(
+                f"{self!r} failed after {rows:,} samples: {type(error).__name__}: {error}"
+            ) from error
+        if batch is _END:
+            raise DataError(
+                f"{self!r} ended after {rows:,} samples: give the samples of an epoch as samples="
+            )
+        arrays = _as_arrays(batch)
+        kind = [(array.shape[1:], array.dtype) for array in arrays]
+        self._first = self._first or (kind, _described(arrays))
+        if kind != self._first[0]:
+            raise ShapeError(
+                f"{self!r} gave {_described(arrays)} after {self._first[1]}: all batches must have rows of one shape "
+                "and dtype"
+            )
+        return arrays
 
 
 def _as_arrays(batch: Any) -> Arrays:
