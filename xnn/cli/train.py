@@ -15,7 +15,7 @@ from xnn.backends import backend as use_backend
 from xnn.backends import current_numerics
 from xnn.backends import numerics as use_numerics
 from xnn.backends.memory import peak_resident_bytes
-from xnn.callbacks import Callback, Checkpoint, EarlyStopping, EpochLines, JsonLines
+from xnn.callbacks import Callback, Checkpoint, EarlyStopping, EpochLines, JsonLines, TensorBoard
 from xnn.cli.options import (
     FILE,
     backend_option,
@@ -115,6 +115,12 @@ XNN_BACKEND=cupy xnn train                      the same run on a GPU
 @click.option(
     "--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch; an older log is replaced."
 )
+@click.option(
+    "--tensorboard",
+    type=FILE,
+    metavar="DIR",
+    help="Write the numbers of each epoch into DIR, for TensorBoard.",
+)
 @click.option("--record", type=FILE, metavar="FILE", help="Write digests of every step, for xnn verify.")
 @click.option(
     "--checkpoint",
@@ -169,6 +175,7 @@ def train_command(
     save: str | None,
     plot: str | None,
     log: str | None,
+    tensorboard: str | None,
     record: str | None,
     checkpoint: str | None,
     every: str,
@@ -187,6 +194,7 @@ def train_command(
     outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log}
     _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
     logger = JsonLines(log) if log else None
+    board = TensorBoard(tensorboard) if tensorboard else None
     if not checkpoint and (resume or allow_different_plan or (every, keep) != ("1epoch", 3)):
         raise OptionError(
             "--resume, --every, --keep and --allow-different-plan need --checkpoint DIR, a folder for checkpoints"
@@ -210,8 +218,12 @@ def train_command(
     for writer in (logger, saver):
         if writer is not None:
             writer.about = about
+    if board is not None:
+        board.optimizer = optimizer
     printer = None if quiet or as_json else EpochLines()
-    callbacks: list[Callback] = [c for c in (logger, printer, recorder, stopper, saver) if c is not None]
+    callbacks: list[Callback] = [
+        c for c in (logger, board, printer, recorder, stopper, saver) if c is not None
+    ]
     metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)
     trainer = Trainer(model, loss, optimizer, metrics, callbacks=callbacks, threads=threads, kernels=kernels)
     if resume and checkpoint and (found := trainer.resume(checkpoint, allow_different_plan)):
