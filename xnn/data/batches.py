@@ -78,13 +78,17 @@ class Batches:
         """The numbers of all rows, int64 (rows,), in the order of this epoch."""
         return np.concatenate(list(self._pieces(epoch)))
 
-    def numbers(self, epoch: int) -> Rows:
-        """The row numbers of each batch of an epoch, int64. The order of many rows is made piece by piece."""
+    def numbers(self, epoch: int, done: int = 0) -> Rows:
+        """The row numbers of each batch of an epoch, int64. The order of many rows is made piece by piece.
+
+        done: how many batches at the beginning are left out. Default 0.
+        """
         if self._windows is not None:
             self._windows.begin(epoch)
-        left = np.empty(0, np.int64)
+        left, out = np.empty(0, np.int64), done * self.batch_size
         for piece in self._pieces(epoch):
             order = np.concatenate([left, piece]) if left.size else piece
+            order, out = order[out:], max(0, out - len(order))
             whole = len(order) - len(order) % self.batch_size
             for start in range(0, whole, self.batch_size):
                 yield order[start : start + self.batch_size]

@@ -268,7 +268,9 @@ class _Windows:
         if number < self._read:  # a batch is taken again
             return self._again(number)
         while self._read <= number:
-            self._held[self._read] = next(self._windows)
+            window = next(self._windows)
+            if self._read >= number - 1:  # others are left out, when a training goes on in the middle
+                self._held[self._read] = window
             self._read += 1
         return self._held[number]
 
