@@ -24,7 +24,7 @@ __all__ = ["BATCH", "Samples", "read_samples"]
 #: Samples that go through the model at a time. Parts have whole batches, so that outputs are those of all at once.
 BATCH = 1024
 
-_NUMBERS, _MOST_ROWS = 2**20, 2**16  # of a part, at most; but a batch at least
+_NUMBERS, _MOST_ROWS = 2**22, 2**16  # of a part, at most; but a batch at least
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def _parts(x: Any, y: np.ndarray | None) -> Iterator[Samples]:
     rows = _together(width)
     for start in range(0, max(1, len(x)), rows):
         part = np.array(row_range(x, start, start + rows))
-        yield Samples(part.reshape(len(part), width), None if y is None else y[start : start + rows])
+        yield Samples(
+            part.reshape(len(part), width), None if y is None else row_range(y, start, start + rows)
+        )
 
 
 def _together(width: int) -> int:
