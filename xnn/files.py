@@ -317,6 +317,8 @@ def printable(text: str) -> str:
     >>> len("\\n"), len(printable("\\n"))
     (1, 2)
     """
+    if text.isprintable():  # usually, and much faster
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -36,8 +36,8 @@ class Stream:
 
     The order: the samples are read in windows of `window` samples, and each is shuffled in itself, by the seed, the
     number of the epoch and the number of the window. With a window of all samples, the order and all results are
-    those of the same samples as arrays. Three or four windows are in memory. Batches are copied into them, so that the
-    source may use its arrays again.
+    those of the same samples as arrays. Three or four windows are in memory. Batches are copied into them: the source
+    may use its arrays again.
 
     The next window is read by a thread while one is trained on. Samples are checked when they are read, as arrays are
     before training. A training that goes on in the middle, as after a checkpoint, is given the same source from its
