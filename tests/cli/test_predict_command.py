@@ -8,7 +8,6 @@ from command_line import one_json, refused, run
 
 import xnn
 from xnn import layers
-from xnn.cli import predict
 from xnn.data import idx, load, shards, synthetic_digits
 from xnn.layers import files
 
@@ -37,7 +36,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_predict_forms(model, tmp_path, monkeypatch, form, large):
     if large:  # as files of 1 GiB are, which are mapped
-        for module in (predict, shards, idx):
+        for module in (shards, idx):
             monkeypatch.setattr(module, "LARGE", 1)
     write, known = FORMS[form]
     x, y = synthetic_digits(40, seed=9)

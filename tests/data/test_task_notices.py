@@ -9,7 +9,7 @@ import pytest
 from command_line import run
 
 from xnn import data
-from xnn.data.loading import table_for_model
+from xnn.data.loading import tables_for_model
 from xnn.data.tables import Columns
 from xnn.data.targets import as_targets
 from xnn.errors import CorruptFileError, DTypeError
@@ -142,9 +142,9 @@ PLAIN = Columns((), (0, 1, 3), (2,))
 def test_columns_that_were_taken_by_their_places_are_said(tmp_path, trained, rows, note):
     path = tmp_path / "p.csv"
     path.write_text(rows)
-    notes = table_for_model(path, trained, 3).notes
-    assert len(notes) == bool(note)
-    assert not note or notes[0].endswith(note)
+    (table,) = tables_for_model(path, trained, 3)
+    assert len(table.notes) == bool(note)
+    assert not note or table.notes[0].endswith(note)
 
 
 def house(tmp_path, typical):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -108,8 +107,9 @@ class Fit:
         if self.of_users:
             self.stepper.reload()
         self.looked_at = time.perf_counter()
-        with closing(self.batches), closing(self.stepper.numbers(self.trainer.epoch)) as numbers:
-            for batches in self.chunks(islice(numbers, self.batch, None)):
+        numbers = self.stepper.numbers(self.trainer.epoch, self.batch)
+        with closing(self.batches), closing(numbers):
+            for batches in self.chunks(numbers):
                 if not self.unseen and self.ending.has_come():
                     return None
                 self.steps(batches)

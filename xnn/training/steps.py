@@ -199,9 +199,12 @@ class Stepper:
         if self.feed is not None:
             self.feed.reload()
 
-    def numbers(self, epoch: int) -> Rows:
-        """The rows of each batch of an epoch. Close the iterator if it is not read to its end: a thread may read."""
-        return self.batches.numbers(epoch) if self.reader is None else self.reader.numbers(epoch)
+    def numbers(self, epoch: int, done: int = 0) -> Rows:
+        """The rows of each batch of an epoch, without the first `done` batches.
+
+        Close the iterator if it is not read to its end: a thread may read.
+        """
+        return (self.batches if self.reader is None else self.reader).numbers(epoch, done)
 
     def step(self, rows: np.ndarray, number: int) -> None:
         """Take one step on these rows of the data. number: of the step, counted over all fits."""
