@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows has no locks of this kind
     fcntl = None  # type: ignore[assignment]
 
-from xnn.errors import DataNotFoundError, DiskError, MissingExtraError, OptionError
+from xnn.errors import DataNotFoundError, DiskError, MissingExtraError, OptionError, XnnError
 from xnn.options import shown
 
 __all__ = [
@@ -225,14 +225,16 @@ def written_by_parts(path: str | os.PathLike[str], suffixes: tuple[str, ...] = (
 
     suffixes: as in `check_writable`, which is called first.
 
-    Raises the OptionError of `check_writable`, or DataError with the system's reason.
+    Raises the OptionError of `check_writable`, or DiskError with the system's reason.
     """
     asked = _named(path, suffixes)
     try:
         with _replacing(check_writable(asked, suffixes).resolve()) as file:
             yield file
+    except XnnError:  # of the block
+        raise
     except OSError as error:
-        raise DataError(
+        raise DiskError(
             f"cannot write {asked}: {_reason(error)}; what was there before is untouched"
         ) from error
 
