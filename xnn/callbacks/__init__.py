@@ -4,9 +4,10 @@ from xnn.callbacks.callback import Callback, call_back
 from xnn.callbacks.checkpoints import Checkpoint, checkpoints_in
 from xnn.callbacks.early_stopping import EarlyStopping
 from xnn.callbacks.json_lines import JsonLines
+from xnn.callbacks.line_file import LineFile
 from xnn.callbacks.progress import EpochLines, ProgressBar
 
 __all__ = [
-    "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar", "call_back",
-    "checkpoints_in",
+    "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "JsonLines", "LineFile", "ProgressBar",
+    "call_back", "checkpoints_in",
 ]  # fmt: skip

@@ -113,7 +113,7 @@ def train_command(
         notice(f"xnn: {message}")
     spec = spec.resolved(data, epochs * spec.steps_per_epoch(data))
     model, loss, optimizer = spec.build(data)
-    recorder = Recorder(model, {**spec.record_header(data), "table": table}) if record else None
+    recorder = Recorder(model, {**spec.record_header(data), "table": table}, record) if record else None
     stopper = EarlyStopping(patience=patience) if patience else None
     about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
     about["model"] = [weights.full_text(layer) for layer in model.layers]

@@ -106,13 +106,13 @@ def write_files(
     error: what ended the training.
     """
 
-    def save_record(path: str) -> None:
-        if job.recorder is not None:
-            job.recorder.record.save(path)
+    def check_record(path: str) -> None:
+        if job.recorder and job.recorder.file and job.recorder.file.failure:
+            raise job.recorder.file.failure
 
     files: list[tuple[str, str | None, Callable[[str], None]]] = [
         ("save", save, lambda path: job.save(path, history, error)),
-        ("record", record, save_record),
+        ("record", record, check_record),
         ("plot", plot, history.plot),
     ]
     written: dict[str, str] = {}
