@@ -114,7 +114,11 @@ def test_the_best_weights_are_in_a_file_while_training_runs(disk, monkeypatch, t
     if disk == "without a folder":
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     elif disk == "full":
-        monkeypatch.setattr("tempfile.TemporaryFile", lambda **options: open("/dev/full", "r+b", 0))
+
+        def full(**options):
+            return open("/dev/full", "r+b", 0)
+
+        monkeypatch.setattr("tempfile.TemporaryFile", full)
 
     def look(epoch):
         mapped = {isinstance(array, np.memmap) for array in stopper._kept.values()}

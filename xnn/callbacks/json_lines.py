@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from xnn.callbacks.callback import Callback
@@ -39,6 +40,9 @@ class JsonLines(Callback):
         self._begins = {"event": "start", **(self.about or {}), "epochs": epochs, "plan": history.plan}
         if not history.resumed:  # else `restore` finds out where the log goes on
             self._write(self._begins)
+
+    def disk_use(self, epochs: int, steps_per_epoch: int) -> dict[Path, int]:
+        return {self.path: len(to_json(self._begins)) + 400 * epochs}
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         self._write({"event": "epoch", **entry, "samples_per_second": history.samples_per_second})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
@@ -40,7 +40,8 @@ class LineFile:
         check_writable(self.path, replaced=False, begins=self.begins)  # it may have changed since __init__
         self._regular = self.path.is_file() or not self.path.exists()  # and not a pipe or device
         try:
-            self._file = open(self.path, "a+b" if self._regular else "ab", buffering=0)
+            mode = "a+b" if self._regular else "ab"
+            self._file = open(self.path, mode, buffering=0)  # noqa: SIM115 - `close` closes it
             if self._regular:
                 lock_file(self._file)
                 if not goes_on:
@@ -53,9 +54,7 @@ class LineFile:
             ) from None
         except OSError as error:
             self.close()
-            raise DataError(
-                f"cannot write the {self.what} {self.path}: {error.strerror or error}"
-            ) from error
+            raise DataError(f"cannot write the {self.what} {self.path}: {error.strerror or error}") from error
 
     @property
     def is_open(self) -> bool:
@@ -103,7 +102,7 @@ class LineFile:
                 os.fsync(self._file.fileno())
         return {"bytes": self.size, "end": self._end(self.size)}
 
-    def go_back(self, mark: dict[str, Any]) -> bool:
+    def go_back(self, mark: Mapping[str, Any]) -> bool:
         """Remove the lines after a mark. Returns whether the file is the one that has the mark; else it stays."""
         size = int(mark["bytes"])
         if not 0 <= size <= self.size or self._end(size) != mark["end"]:

@@ -245,6 +245,10 @@ class Recorder(Callback):
         if self.file is not None:
             self.file.begin(self.record.header, self.record.initial, history.resumed)
 
+    def disk_use(self, epochs: int, steps_per_epoch: int) -> dict[Path, int]:
+        row = Digests("0" * 16, self.record.initial.weights, self.record.initial.weights)
+        return {} if self.file is None else {self.file.path: len(to_json(row)) * epochs * steps_per_epoch}
+
     def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
         digits = np.asarray(loss, dtype=np.dtype(self.model.dtype).newbyteorder(">")).tobytes().hex()
         row = Digests(digits, self._digests("gradient"), self._digests("weight"))

@@ -76,7 +76,7 @@ class Fit:
         An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
         """
         try:
-            begin(self)
+            begin(self, epochs)
             while len(self.history.epochs) < epochs and not self.history.stopped:
                 with limit_threads(self.threads):
                     results = self.epoch()

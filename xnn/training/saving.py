@@ -6,14 +6,17 @@ import math
 from typing import Any
 
 from xnn.training.checkpoint import checkpoint_bytes, described
+from xnn.training.disk import say_if_short
 
 __all__ = ["begin", "save_if_asked"]
 
 
-def begin(fit: Any) -> None:
-    """Refuse what a checkpoint cannot hold before the first step, rather than after the first epoch."""
-    if fit.checkpoints:
-        described(fit.trainer, fit)
+def begin(fit: Any, epochs: int) -> None:
+    """Refuse what a checkpoint cannot hold before the first step, rather than after the first epoch.
+
+    Compare the room on the disk with what the fit will write in so many epochs.
+    """
+    say_if_short(fit, epochs, *(described(fit.trainer, fit) if fit.checkpoints else ("", {})))
     save_if_asked(fit)
 
 
