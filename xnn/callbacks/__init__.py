@@ -6,8 +6,9 @@ from xnn.callbacks.early_stopping import EarlyStopping
 from xnn.callbacks.json_lines import JsonLines
 from xnn.callbacks.line_file import LineFile
 from xnn.callbacks.progress import EpochLines, ProgressBar
+from xnn.callbacks.time_limit import TimeLimit
 
 __all__ = [
-    "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "JsonLines", "LineFile", "ProgressBar",
+    "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "JsonLines", "LineFile", "ProgressBar", "TimeLimit",
     "call_back", "checkpoints_in",
 ]  # fmt: skip

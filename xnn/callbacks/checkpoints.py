@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from xnn.callbacks.callback import Callback
+from xnn.callbacks.durations import seconds_of
 from xnn.errors import CorruptFileError, DataError, OptionError
 from xnn.files import as_path, flush_folder, lock_file, notice, replace_file
 from xnn.history import History
@@ -22,8 +23,7 @@ from xnn.options import check_count, shown
 __all__ = ["Checkpoint", "checkpoints_in"]
 
 _NAME, _BEST, _LOCK = re.compile(r"step-(\d{9,18})\.safetensors"), "best.safetensors", "lock"
-_EVERY = re.compile(r"(\d{1,9})\s*(epochs?|steps?|s|min|h)")
-_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_EVERY = re.compile(r"(\d{1,9})\s*(epoch|step)s?")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -50,8 +50,8 @@ class Checkpoint(Callback):
     """Writes checkpoints into a folder, from which `Trainer.resume` goes on as if the training had never stopped.
 
     folder: is made when training starts, if it is missing. It is for one training at a time.
-    every: how often: a number of epochs, steps, seconds, minutes or hours, such as "1epoch", "500steps", "30s",
-        "10min" or "2h". Default "1epoch".
+    every: how often: a number of epochs or steps, such as "1epoch" or "500steps", or a duration such as "30s",
+        "10min", "2h" or "3h50m". Default "1epoch".
     keep: how many of the last checkpoints are kept, besides the one of the best epoch by the validation loss, or by
         the loss where there is no validation. Default 3.
     about: JSON values to keep in each file, such as the name of the data set. Default none.
@@ -94,11 +94,13 @@ class Checkpoint(Callback):
         about: dict[str, Any] | None = None,
     ) -> None:
         found = _EVERY.fullmatch(every) if isinstance(every, str) else None
-        if found is None or not int(found[1]):
+        many = int(found[1]) if found else seconds_of(every)
+        if not many:
             raise OptionError(f"every must be such as '1epoch', '500steps' or '10min', got {shown(every)}")
         self.folder, self.every, self.keep = as_path(folder), every, check_count("keep", keep)
         self.about = about
-        self._many, self._unit = int(found[1]), found[2].rstrip("s") or "s"
+        self._many, self._unit = many, found[2] if found else "s"
+        self.slowest = 0.0  # the longest time that a file took to write, in seconds
         self._lock: IO[str] | None = None
         self._asked = False
         self._writer: threading.Thread | None = None
@@ -169,7 +171,7 @@ class Checkpoint(Callback):
             return self.falls_on(step)
         if self._unit == "epoch":
             return ends_epoch and self._epochs >= self._many
-        return time.monotonic() - self._when >= self._many * _SECONDS[self._unit]
+        return time.monotonic() - self._when >= self._many
 
     def is_new(self, step: int) -> bool:
         """Whether the last checkpoint is of another step, or was not written."""
@@ -197,7 +199,7 @@ class Checkpoint(Callback):
 
     def _write(self, step: int, content: bytes, best: bool) -> None:
         """Write a checkpoint now. A file that cannot be written is reported, and training goes on."""
-        path = self.folder / self._name(step)
+        path, start = self.folder / self._name(step), time.monotonic()
         try:
             replace_file(path, content, check_signature)
             if best:
@@ -212,6 +214,7 @@ class Checkpoint(Callback):
                 f"xnn: no checkpoint of step {step:,} in {self.folder} ({why}): make room, or make the folder "
                 f"writable again; training goes on, {last}"
             )
+        self.slowest = max(self.slowest, time.monotonic() - start)
 
     def _link(self, path: Path) -> None:
         """Give a checkpoint the second name best.safetensors."""

@@ -10,7 +10,7 @@ import click
 from xnn.backends import backend as use_backend
 from xnn.backends import current_numerics
 from xnn.backends import numerics as use_numerics
-from xnn.callbacks import Callback, Checkpoint, EarlyStopping, EpochLines, JsonLines
+from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines, TimeLimit
 from xnn.cli.options import (
     chosen_backend,
     given_options,
@@ -21,6 +21,7 @@ from xnn.cli.outputs import check_apart
 from xnn.cli.train_job import Job, fit, result_of, write_files
 from xnn.cli.train_options import train_options
 from xnn.cli.train_summary import print_files, print_summary
+from xnn.cli.unwatched import checkpoints, say_if_stopped
 from xnn.data import load
 from xnn.errors import DataError, OptionError
 from xnn.files import check_plot, check_writable, notice, to_json
@@ -85,6 +86,7 @@ def train_command(
     keep: int,
     resume: bool,
     allow_different_plan: bool,
+    time_limit: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -94,14 +96,11 @@ def train_command(
     table: arguments of `load` for reading a table.
     options: those of RunSpec.from_options. All others are the command's own.
     """
+    limit = TimeLimit(time_limit) if time_limit is not None else None  # it counts from here
     outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log}
     _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
     logger = JsonLines(log) if log else None
-    if not checkpoint and (resume or allow_different_plan or (every, keep) != ("1epoch", 3)):
-        raise OptionError(
-            "--resume, --every, --keep and --allow-different-plan need --checkpoint DIR, a folder for checkpoints"
-        )
-    saver = Checkpoint(checkpoint, every, keep) if checkpoint else None
+    saver = checkpoints(checkpoint, every, keep, resume, allow_different_plan)
     spec = RunSpec.from_options(**options)
     spec.check_numerics(current_numerics())
     if patience and spec.average is not None:
@@ -121,13 +120,17 @@ def train_command(
         if writer is not None:
             writer.about = about
     printer = None if quiet or as_json else EpochLines()
-    callbacks: list[Callback] = [c for c in (logger, printer, recorder, stopper, saver) if c is not None]
+    callbacks: list[Callback] = [
+        c for c in (logger, printer, recorder, stopper, saver, limit) if c is not None
+    ]
     metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)
     trainer = Trainer(model, loss, optimizer, metrics, callbacks=callbacks, threads=threads, kernels=kernels)
     if resume and checkpoint and (found := trainer.resume(checkpoint, allow_different_plan)):
         notice(f"xnn: resumed from {found}, step {trainer.step:,}")
     job = Job(spec, data, model, optimizer, trainer, recorder, stopper)
+    begun = trainer.step
     history = fit(job, epochs, save, record, progress=not quiet)
+    say_if_stopped(trainer, time_limit, begun, checkpoint)
     # Files are written before anything else can fail, such as Ctrl-C now.
     with job.averaged(), interruptible() as interrupted:
         written, failure = write_files(job, history, save, record, plot)

@@ -82,7 +82,7 @@ _UNWATCHED = (
         default="1epoch",
         show_default=True,
         metavar="N",
-        help="How often: a number of epochs, steps, s, min or h, such as 500steps or 10min.",
+        help="How often: a number of epochs or steps, such as 500steps, or a time such as 10min or 3h50m.",
     ),
     click.option(
         "--keep",
@@ -101,6 +101,12 @@ _UNWATCHED = (
         "--allow-different-plan",
         is_flag=True,
         help="Resume also where fast numerics would give other bits, as with other threads.",
+    ),
+    click.option(
+        "--time-limit",
+        metavar="TIME",
+        help="End so early that the last checkpoint, test and --save are done within this time from the start of the "
+        "command, such as 3h50m; the exit code is 0.",
     ),
 )
 

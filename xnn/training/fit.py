@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.threads import limit_threads
-from xnn.callbacks import Callback, Checkpoint, ProgressBar, call_back
+from xnn.callbacks import Callback, Checkpoint, ProgressBar, TimeLimit, call_back
 from xnn.data import Batches
 from xnn.errors import DataError, DivergenceError, OptionError
 from xnn.history import History
@@ -59,6 +59,8 @@ class Fit:
         self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
+        self.limits = [w for w in watchers if isinstance(w, TimeLimit)]
+        self.reached: TimeLimit | None = None
         self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
         self.loss, self.counts, self.batch = LossOverBatches(trainer.loss), Totals(trainer.metrics), 0
@@ -71,7 +73,7 @@ class Fit:
         self.held_out: tuple[Any, ...] | None = None  # the validation data
 
     def run(self, epochs: int) -> None:
-        """Train for this many epochs, or until Ctrl-C, or until a callback stops it.
+        """Train for this many epochs, or until Ctrl-C, a time limit or a callback stops it.
 
         An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
         """
@@ -91,7 +93,7 @@ class Fit:
             raise
 
     def epoch(self) -> dict[str, Any] | None:
-        """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
+        """One pass over the data: its mean loss and metrics, or None if Ctrl-C or a time limit cut it short."""
         if not self.goes_on:
             self.loss, self.counts = LossOverBatches(self.trainer.loss), Totals(self.trainer.metrics)
             self.batch = self.since_check = 0
@@ -102,18 +104,33 @@ class Fit:
         self.looked_at = time.perf_counter()
         with closing(self.batches), closing(self.stepper.numbers(self.trainer.epoch)) as numbers:
             for batches in self.chunks(islice(numbers, self.batch, None)):
-                if self.interrupted() and not self.unseen:
+                if not self.unseen and self.ends():
                     return None
                 self.steps(batches)
                 if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
                     self.check()
-                elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
+                elif self.ends() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
                     self.show()
                 if self.batch < len(self.batches):
                     save_if_asked(self)
         if self.batch < len(self.batches):
             return None
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
+
+    def ends(self) -> bool:
+        """Whether Ctrl-C or a time limit ends the training after the current step."""
+        if self.reached is None and self.limits:
+            writing = max((checkpoint.slowest for checkpoint in self.checkpoints), default=0.0)
+            self.reached = next((limit for limit in self.limits if limit.is_over(writing)), None)
+        return self.reached is not None or self.interrupted()
+
+    def ended(self, epochs: int) -> None:
+        """Note in the history what cut the fit short, after its last checkpoint: Ctrl-C, or a time limit."""
+        history = self.history
+        cut_short = len(history.epochs) < epochs and not history.stopped
+        history.interrupted = cut_short and self.interrupted()
+        if cut_short and self.reached is not None and not (history.interrupted or history.error):
+            history.stopped = f"the time limit of {self.reached.limit}"
 
     def chunks(self, numbers: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Group batches into chunks, which the kernels get in one piece.

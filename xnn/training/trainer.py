@@ -264,8 +264,7 @@ class Trainer(Habitual):
                 history.error = _named(error)  # which callbacks may read when the fit ends
                 raise
             finally:
-                cut_short = len(history.epochs) < epochs and not history.stopped
-                history.interrupted = interrupted() and cut_short
+                fit.ended(epochs)
         self.save_asked()
         return history
 
