@@ -179,7 +179,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_the_run_is_the_run(good
     newest, second, *_ = callbacks.checkpoints_in(folder)
     newest.write_bytes(newest.read_bytes()[:-9])
     for _ in range(2):
-        trainer = trainer_of(callbacks.Checkpoint(folder, every="4steps"))
+        trainer = trainer_of(callbacks.Checkpoint(folder, every="4steps", keep=9))
         found = trainer.resume(folder)
         said = capsys.readouterr().err
     assert found == second
@@ -188,6 +188,29 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_the_run_is_the_run(good
     assert f"{second.name} is used" in said
     assert fit(trainer) == WANTED
     assert newest.with_name(f"{newest.name}.old").exists()
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_files_that_were_given_up_go_when_there_are_as_many_new_ones(keep, good, tmp_path):
+    """A training that went back to an older checkpoint renames the later ones."""
+    folder, there = tmp_path / "checkpoints", []
+    shutil.copytree(good[0], folder)
+    given_up = [f"{path.name}.old" for path in callbacks.checkpoints_in(folder) if "step" in path.name]
+    oldest = shutil.copy(folder / given_up[-1].removesuffix(".old"), tmp_path / "back.safetensors")
+    assert len(given_up) == 3
+
+    class Look(callbacks.Callback):
+        bystander = True
+
+        def on_step(self, history, epoch, step, loss):
+            saver.wait()
+            there.append(len([name for name in given_up if (folder / name).exists()]))
+
+    saver = callbacks.Checkpoint(folder, every="1steps", keep=keep)
+    trainer = trainer_of(saver, Look())
+    trainer.resume(oldest)
+    assert fit(trainer) == WANTED
+    assert there[: keep + 2] == [2] * keep + [0, 0]  # the oldest one is not later than the training
 
 
 def test_where_all_are_damaged_nothing_is_begun_afresh(good, tmp_path, capsys):

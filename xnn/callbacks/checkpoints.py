@@ -23,6 +23,7 @@ from xnn.options import check_count, shown
 __all__ = ["Checkpoint", "checkpoints_in"]
 
 _NAME, _BEST, _LOCK = re.compile(r"step-(\d{9,18})\.safetensors"), "best.safetensors", "lock"
+_OLD = ".old"  # follows the names of checkpoints that are not used any more
 _EVERY = re.compile(r"(\d{1,9})\s*(epoch|step)s?")
 
 
@@ -132,10 +133,10 @@ class Checkpoint(Callback):
             )
         with contextlib.suppress(OSError):
             for path in later:  # damaged, or of a training from which resume went back
-                path.rename(path.with_name(f"{path.name}.old"))
+                path.rename(path.with_name(f"{path.name}{_OLD}"))
             for path in self.folder.glob(".xnn-*"):
                 path.unlink()
-        self._epochs, self._step, self._when = 0, step, time.monotonic()
+        self._epochs, self._step, self._when, self._written = 0, step, time.monotonic(), 0
         self._listen()
 
     def _listen(self) -> None:
@@ -178,6 +179,11 @@ class Checkpoint(Callback):
         self.wait()
         return self._step != step or not (self.folder / self._name(step)).exists()
 
+    @staticmethod
+    def writes(name: str) -> bool:
+        """Whether a file of this name may be one of those that are written into the folder."""
+        return name in (_BEST, _LOCK) or _NAME.fullmatch(name.removesuffix(_OLD)) is not None
+
     def _name(self, step: int) -> str:
         return f"step-{step:09d}.safetensors"
 
@@ -204,7 +210,12 @@ class Checkpoint(Callback):
             replace_file(path, content, check_signature)
             if best:
                 self._link(path)
-            for old in [p for p in checkpoints_in(self.folder) if _step_of(p) >= 0][self.keep :]:
+            self._written += 1
+            given_up = self.folder.glob(f"step-*{_OLD}") if self._written >= self.keep else ()
+            for old in [
+                *[p for p in checkpoints_in(self.folder) if _step_of(p) >= 0][self.keep :],
+                *given_up,
+            ]:
                 old.unlink(missing_ok=True)
         except (OSError, CorruptFileError, DataError) as error:
             there = next((p.name for p in _silently(checkpoints_in, self.folder)), "")

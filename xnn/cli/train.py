@@ -97,7 +97,7 @@ def train_command(
     options: those of RunSpec.from_options. All others are the command's own.
     """
     limit = TimeLimit(time_limit) if time_limit is not None else None  # it counts from here
-    outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log}
+    outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log, "--checkpoint": checkpoint}
     _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
     logger = JsonLines(log) if log else None
     saver = checkpoints(checkpoint, every, keep, resume, allow_different_plan)
@@ -150,7 +150,7 @@ def train_command(
 
 def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) -> None:
     """Raise now if a file could not be written after hours of training, or would overwrite another one."""
-    save, record, plot, log = outputs.values()
+    save, record, plot, log, _ = outputs.values()
     if save:
         check_writable(save, (".safetensors",))
     if plot:

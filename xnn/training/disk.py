@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xnn.callbacks import EarlyStopping
 from xnn.errors import OptionError
 from xnn.files import as_path, notice
@@ -63,7 +65,8 @@ def checkpoint_size(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]
 
 def bytes_of(array: Any) -> int:
     """The bytes of an array's elements, on whatever device they are."""
-    return math.prod(map(int, array.shape)) * int(array.dtype.itemsize)
+    kind = str(array.dtype).rpartition(".")[2]  # array-api-strict has dtypes of its own
+    return math.prod(map(int, array.shape)) * int(np.dtype(kind).itemsize)
 
 
 def compare_room(needs: Mapping[Path, int], advice: str) -> None:

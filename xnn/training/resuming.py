@@ -34,6 +34,8 @@ __all__ = ["Checkpoint", "check_fit", "go_on", "newest", "read", "restore", "res
 
 #: What the plan of a run says beside the things that its bits follow from.
 _REASONS = {"threads_because", "persistent_because", "data"}
+#: The options of `xnn train` that add callbacks.
+_OPTIONS = {"JsonLines": "--log", "Recorder": "--record", "EarlyStopping": "--patience"}
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError)
 
 
@@ -104,7 +106,11 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
         ]
         if kinds[0] != kinds[1]:
             here, there = (", ".join(names) or "none" for names in kinds)
-            raise _built_otherwise(checkpoint, f"the callbacks are {here}, and {there} in the checkpoint")
+            options = [o for kind, o in _OPTIONS.items() if kinds[0].count(kind) != kinds[1].count(kind)]
+            named = f" (of xnn train: {', '.join(options)})" if options else ""
+            raise _built_otherwise(
+                checkpoint, f"the callbacks are {here}, and {there} in the checkpoint{named}"
+            )
         for name in dict.fromkeys((*then, *now)):
             if name not in then or name not in now:
                 there = "only in the trainer" if name in now else "only in the checkpoint"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from xnn.files import notice
 from xnn.training.checkpoint import checkpoint_bytes, described
 from xnn.training.disk import say_if_short
 
@@ -17,6 +18,11 @@ def begin(fit: Any, epochs: int) -> None:
     Compare the room on the disk with what the fit will write in so many epochs.
     """
     say_if_short(fit, epochs, *(described(fit.trainer, fit) if fit.checkpoints else ("", {})))
+    done = len(fit.history.epochs)
+    if fit.history.resumed and done >= epochs:
+        notice(
+            f"xnn: the checkpoint has {done:,} epochs already, so that nothing is left to do: give more (--epochs)"
+        )
     save_if_asked(fit)
 
 
