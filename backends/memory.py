@@ -44,7 +44,7 @@ def check_memory(what: str, size: int, advice: str, kind: type[XnnError] = Optio
         raise kind(
             f"{what} is too large for memory, of which {_gigabytes(free)} are free and {_gigabytes(size)} are "
             f"needed: {advice}"
-        )
+        ) from MemoryError(size)  # which gives commands their exit code
 
 
 def _gigabytes(size: int) -> str:

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows has no locks of this kind
     fcntl = None  # type: ignore[assignment]
 
-from xnn.errors import DataError, DataNotFoundError, MissingExtraError, OptionError
+from xnn.errors import DataNotFoundError, DiskError, MissingExtraError, OptionError
 from xnn.options import shown
 
 __all__ = [
@@ -175,7 +175,7 @@ def write_atomically(
 
     After a full disk, a crash or Ctrl-C the old file is still there. If the file cannot be written, the content is
     saved in the folder for temporary files instead, and the error says where. For a name with another ending nothing
-    is written. Raises the OptionError of `check_writable`, or DataError with the system's reason.
+    is written. Raises the OptionError of `check_writable`, or DiskError with the system's reason.
     """
     asked = _named(path, suffixes)
     try:
@@ -185,7 +185,7 @@ def write_atomically(
     except OptionError as error:
         raise OptionError(f"{error}{_rescued(asked, content)}") from error
     except OSError as error:
-        raise DataError(
+        raise DiskError(
             f"cannot write {asked}: {_reason(error)}; what was there before is untouched"
             f"{_rescued(asked, content)}"
         ) from error

@@ -181,7 +181,7 @@ def test_targets_far_from_unit_size(tmp_path, typical, said):
 def test_a_training_that_diverges_by_its_rate_blames_no_target(tmp_path):
     path = house(tmp_path, 1.0)
     result = run("train", "--dataset", path, "--epochs", 3, "--lr", 50, "--quiet")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "smaller learning_rate than 50 (--lr)" in result.stderr
     assert "--scale-target" not in result.stderr
     assert "largest number" not in result.stderr

@@ -15,9 +15,17 @@ def on_small_disk(folder, size, program, *words):
 
     Returns what it printed. Skips the test where this user may not mount.
     """
-    mount = f"mount -t tmpfs -o size={size} none {folder} && exec \"$@\""
+    mount = f'mount -t tmpfs -o size={size} none {folder} && exec "$@"'
     words = [sys.executable, str(program), str(folder), *map(str, words)]
-    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount, "sh"]
+    unshare = [
+        "unshare",
+        "--mount",
+        *([] if os.geteuid() == 0 else ["--map-root-user"]),
+        "sh",
+        "-c",
+        mount,
+        "sh",
+    ]
     paths = [str(Path(program).parent), str(Path(program).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
-from xnn.errors import DataError, OptionError
+from xnn.errors import DiskError, OptionError
 from xnn.files import check_writable, lock_file, notice
 
 __all__ = ["LineFile"]
@@ -36,7 +36,7 @@ class LineFile:
         self._regular = True
 
     def open(self, goes_on: bool) -> None:
-        """Lock the file, and empty it unless it goes on. Raises OptionError or DataError if it cannot be written."""
+        """Lock the file, and empty it unless it goes on. Raises OptionError or DiskError if it cannot be written."""
         check_writable(self.path, replaced=False, begins=self.begins)  # it may have changed since __init__
         self._regular = self.path.is_file() or not self.path.exists()  # and not a pipe or device
         try:
@@ -54,7 +54,7 @@ class LineFile:
             ) from None
         except OSError as error:
             self.close()
-            raise DataError(f"cannot write the {self.what} {self.path}: {error.strerror or error}") from error
+            raise DiskError(f"cannot write the {self.what} {self.path}: {error.strerror or error}") from error
 
     @property
     def is_open(self) -> bool:

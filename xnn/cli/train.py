@@ -23,7 +23,7 @@ from xnn.cli.train_options import train_options
 from xnn.cli.train_summary import print_files, print_summary
 from xnn.cli.unwatched import checkpoints, say_if_stopped
 from xnn.data import load
-from xnn.errors import DataError, OptionError
+from xnn.errors import DiskError, OptionError
 from xnn.files import check_plot, check_writable, notice, to_json
 from xnn.layers import files as weights
 from xnn.runs.digests import RECORD_BEGINS, Recorder
@@ -144,7 +144,7 @@ def train_command(
             print_files(result, written, recorder)
     finally:  # a file that could not be written must not hide the results, nor the results what became of the file
         if failure is not None:  # after the training no option is wrong any more
-            raise DataError(str(failure)) if isinstance(failure, OptionError) else failure
+            raise DiskError(str(failure)) if isinstance(failure, OptionError) else failure
     return history.interrupted or interrupted()
 
 

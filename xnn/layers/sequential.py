@@ -294,7 +294,7 @@ class Sequential(Container):
         """Write layers and weights to a .safetensors file, whole or not at all; `xnn.load` reads it.
 
         A file holds no code: of a model with layers or ops of your own it holds the weights, which `load_weights`
-        puts into a model that your code builds. Raises OptionError for a place that cannot be written, DataError when
+        puts into a model that your code builds. Raises OptionError for a place that cannot be written, DiskError when
         the disk is full.
         """
         files.save(self, path)

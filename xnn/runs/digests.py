@@ -106,7 +106,7 @@ class Record:
     steps: list[Digests]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all. Raises OptionError or DataError if it cannot be written."""
+        """Write the file, whole or not at all. Raises OptionError or DiskError if it cannot be written."""
         content = "".join(to_json(line) + "\n" for line in (self.header, self.initial, *self.steps))
         end = last_line(len(self.steps), hashlib.sha256(content.encode()).hexdigest())
         write_atomically(path, f"{content}{end}\n".encode(), begins=RECORD_BEGINS)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xnn.callbacks import LineFile
-from xnn.errors import DataError, OptionError
+from xnn.errors import DataError, DiskError, OptionError
 from xnn.files import notice, to_json, write_atomically
 
 __all__ = ["RECORD_BEGINS", "RecordFile", "last_line"]
@@ -61,7 +61,7 @@ class RecordFile:
         """Write the last line, after this many steps; those that came later were undone."""
         lines = self._lines
         if lines.fault:
-            self.failure = DataError(
+            self.failure = DiskError(
                 f"the record {self.path} has {self.steps:,} of {steps:,} steps ({lines.fault}): make room, or choose "
                 "another place, and record the run again"
             )
@@ -76,8 +76,8 @@ class RecordFile:
             if not lines.is_there:  # it was removed, perhaps with its folder
                 try:
                     write_atomically(self.path, b"".join(lines.blocks()), begins=RECORD_BEGINS)
-                except (OptionError, DataError) as error:
-                    self.failure = DataError(str(error))
+                except (OptionError, DiskError) as error:
+                    self.failure = DiskError(str(error))
         lines.close()
 
     def state(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xnn.callbacks import EarlyStopping
-from xnn.errors import OptionError
+from xnn.errors import DiskError
 from xnn.files import as_path, notice
 
 __all__ = ["bytes_of", "checkpoint_size", "compare_room", "say_if_short"]
@@ -23,7 +23,7 @@ _TEXT = 20_000  # bytes that descriptions grow by, at least
 def say_if_short(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]) -> None:
     """Say in a line if checkpoints, the log and the record of a fit will need more room than there is.
 
-    text, tensors: what a checkpoint would hold now. Raises OptionError if not even one checkpoint has room.
+    text, tensors: what a checkpoint would hold now. Raises DiskError if not even one checkpoint has room.
     """
     size = checkpoint_size(fit, epochs, text, tensors)
     needs: dict[Path, int] = {}
@@ -33,7 +33,7 @@ def say_if_short(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]) -
     for checkpoint in fit.checkpoints:
         place = _place(checkpoint.folder)
         if size > (free := shutil.disk_usage(place).free):
-            raise OptionError(
+            raise DiskError(
                 f"cannot write checkpoints into {checkpoint.folder}: one has about {_shown(size)}, and "
                 f"{_shown(free)} are free there; make room, or choose another folder"
             )

@@ -282,7 +282,7 @@ class Trainer(Habitual):
         validation. `resume` goes on from it. `model.save` writes the model alone.
 
         Raises OptionError for a place that cannot be written, for what a checkpoint cannot hold, such as an open file
-        that a callback keeps, and between `resume` and the fit that goes on. Raises DataError when the disk is full.
+        that a callback keeps, and between `resume` and the fit that goes on. Raises DiskError when the disk is full.
         """
         if self._running is not None:
             self.asked.append(check_writable(path, (".safetensors",)))
