@@ -10,7 +10,7 @@ import pytest
 
 import xnn
 from xnn import callbacks, layers, losses, optimizers
-from xnn.errors import DataError, OptionError
+from xnn.errors import DiskError, OptionError
 from xnn.runs.digests import Digests, Recorder, read_record
 from xnn.runs.record_file import RecordFile
 
@@ -160,7 +160,7 @@ def test_a_run_that_goes_on_after_a_full_disk_does_not_leave_out_steps(whole, tm
         trainer, recorder = killed(path, checkpoint)
     fit(trainer)
     assert read_record(path).steps == read_record_of(whole, tmp_path)[:3]
-    assert isinstance(recorder.file.failure, DataError)
+    assert isinstance(recorder.file.failure, DiskError)
 
 
 def read_record_of(content, folder):

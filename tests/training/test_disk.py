@@ -8,7 +8,7 @@ import pytest
 
 import xnn
 from xnn import callbacks, layers, losses, optimizers
-from xnn.errors import OptionError
+from xnn.errors import DiskError
 from xnn.runs.digests import Recorder
 from xnn.training import disk
 
@@ -104,7 +104,7 @@ def test_all_files_on_one_disk_are_added_up(free, tmp_path, capsys):
 
     free(10_000)
     with pytest.raises(
-        OptionError, match=r"one has about \d+ kB, and 10 kB are free there; make room, or choose"
+        DiskError, match=r"one has about \d+ kB, and 10 kB are free there; make room, or choose"
     ):
         xnn.Trainer(model, losses.MSE(), optimizers.Adam(), callbacks=watchers()).fit((X, Y), progress=False)
     assert callbacks.checkpoints_in(names["run"]) == []

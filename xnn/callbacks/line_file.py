@@ -71,8 +71,8 @@ class LineFile:
         except OSError:
             return False
 
-    def write(self, line: str) -> None:
-        """Append a line."""
+    def write(self, line: str, last: bool = False) -> None:
+        """Append a line. last: whether it is the last one, so that no training goes on."""
         if self._file is None or self.fault:
             return
         content = rest = f"{line}\n".encode()
@@ -81,7 +81,8 @@ class LineFile:
                 rest = rest[os.write(self._file.fileno(), rest) :]
         except OSError as error:
             self.fault = error.strerror or str(error)
-            notice(f"xnn: the {self.what} {self.path} ends here ({self.fault}); training goes on")
+            if not last:
+                notice(f"xnn: the {self.what} {self.path} ends here ({self.fault}); training goes on")
             self.cut(self.size)
         else:
             self.size += len(content)

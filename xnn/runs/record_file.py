@@ -72,7 +72,11 @@ class RecordFile:
             digest = hashlib.sha256()
             for block in lines.blocks():
                 digest.update(block)
-            lines.write(last_line(self.steps, digest.hexdigest()))
+            lines.write(last_line(self.steps, digest.hexdigest()), last=True)
+            if lines.fault and self.failure is None:
+                self.failure = DiskError(
+                    f"the record {self.path} lacks its last line ({lines.fault}): make room, and record the run again"
+                )
             if not lines.is_there:  # it was removed, perhaps with its folder
                 try:
                     write_atomically(self.path, b"".join(lines.blocks()), begins=RECORD_BEGINS)

@@ -107,9 +107,9 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
         if kinds[0] != kinds[1]:
             here, there = (", ".join(names) or "none" for names in kinds)
             options = [o for kind, o in _OPTIONS.items() if kinds[0].count(kind) != kinds[1].count(kind)]
-            named = f" (of xnn train: {', '.join(options)})" if options else ""
+            of_xnn_train = f" (of xnn train: {', '.join(options)})" if options else ""
             raise _built_otherwise(
-                checkpoint, f"the callbacks are {here}, and {there} in the checkpoint{named}"
+                checkpoint, f"the callbacks are {here}, and {there} in the checkpoint{of_xnn_train}"
             )
         for name in dict.fromkeys((*then, *now)):
             if name not in then or name not in now:
