@@ -1,5 +1,6 @@
 """Damaged, hostile and foreign checkpoints: each is refused in one line, and the one before it is used."""
 
+import errno
 import hashlib
 import json
 import os
@@ -258,6 +259,17 @@ def test_the_last_ones_and_the_best_are_kept(keep, tmp_path):
     assert best.epoch == 4
 
 
+#: A call that fails on the way of a checkpoint to the disk, and the error.
+FAILS = {
+    "full": ("fsync", errno.ENOSPC),
+    "over its quota": ("fsync", errno.EDQUOT),
+    "broken": ("fsync", errno.EIO),
+    "read-only": ("open", errno.EROFS),
+    "forbidden": ("open", errno.EACCES),
+    "busy": ("replace", errno.EBUSY),
+}
+
+
 class Breaks(callbacks.Callback):
     """Makes a folder unwritable, or removes it, after the second epoch, and mends it after the fourth."""
 
@@ -271,22 +283,27 @@ class Breaks(callbacks.Callback):
         broken, mended = entry["epoch"] == 2, entry["epoch"] == 4
         if self.how == "removed":
             shutil.rmtree(self.folder) if broken else self.folder.mkdir(exist_ok=True) if mended else None
-        else:
-            import xnn.files
+            return
+        name, number = FAILS[self.how]
+        if broken:
+            self.before = getattr(os, name)
 
-            if broken:
-                self.before, xnn.files.os.fsync = os.fsync, self.full
-            elif mended:
-                xnn.files.os.fsync = self.before
+            def fails(first, *others, **options):
+                path = getattr(first, "name", "") if name != "fsync" else ".xnn-"
+                if path.startswith(".xnn-") and (name != "fsync" or stat.S_ISREG(os.fstat(first).st_mode)):
+                    raise OSError(number, os.strerror(number))
+                return self.before(first, *others, **options)
 
-    def full(self, descriptor):
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(28, "No space left on device")
+            setattr(os, name, fails)
+        elif mended:
+            setattr(os, name, self.before)
 
 
-@pytest.mark.parametrize(("how", "why"), [("removed", "No such file"), ("full", "No space left on device")])
-def test_training_goes_on_where_checkpoints_cannot_be_written(how, why, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(os, "fsync", os.fsync)  # put back at the end
+@pytest.mark.parametrize("how", ["removed", *FAILS])
+def test_training_goes_on_where_checkpoints_cannot_be_written(how, tmp_path, capsys, monkeypatch):
+    for name in ("fsync", "open", "replace"):
+        monkeypatch.setattr(os, name, getattr(os, name))  # put back at the end
+    why = os.strerror(errno.ENOENT if how == "removed" else FAILS[how][1])
     folder = tmp_path / "checkpoints"
     breaks = Breaks(folder, how)
     breaks.checkpoint = callbacks.Checkpoint(folder, keep=2)
