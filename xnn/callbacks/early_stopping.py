@@ -114,8 +114,10 @@ class EarlyStopping(Callback):
         self._kept = {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        self._kept = _in_a_file(getattr(self, "_kept", {}))
+        self.best, self.best_epoch = float(state["best"]), int(state["best_epoch"])
+        if "_kept" in state:  # a fit had begun
+            self._waited, self._last = int(state["_waited"]), float(state["_last"])
+            self._kept = _in_a_file(state["_kept"])
 
 
 def _in_a_file(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -317,6 +317,8 @@ class Unpacker:
             if name in same and same[name] == item:
                 continue
             value = self.unpack(item, known.get(name), f"{where}.{name}")
+            if type(thing).__module__.startswith("xnn.") and not _alike(value, known.get(name)):
+                raise ValueError(f"{where}.{name} is {shown(value)}")
             if name not in known or known[name] is not value:
                 self._changes.append(partial(put, thing, name, value))
         if missing := known.keys() - packed.keys():
@@ -330,6 +332,12 @@ class Unpacker:
         self._before.append((now, now.copy()))
         self._changes.append(partial(_fill, now, value))
         return now
+
+
+def _alike(value: Any, now: Any) -> bool:
+    """Whether an attribute of xnn's own classes may have this value in the place of what it has now."""
+    kinds, numbers = {type(value), type(now)}, {bool, int, float}
+    return len(kinds) == 1 or kinds <= numbers or not kinds <= {*numbers, str, dict, list, tuple}
 
 
 def _fill(container: Any, items: Any) -> None:
