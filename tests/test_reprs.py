@@ -25,6 +25,7 @@ WITHOUT = {
     "Batches",
     "Shards",  # a doctest
     "Stream",  # tests of its messages
+    "TensorBoard",  # tests/training/test_tensorboard.py, where its package is installed
     "Backend",
     "Totals",
     "Optimizer",

@@ -26,6 +26,7 @@ from xnn.options import shown
 __all__ = [
     "StandardError",
     "as_path",
+    "check_folder",
     "check_matplotlib",
     "check_plot",
     "check_writable",
@@ -134,6 +135,21 @@ def _fault(path: Path, replaced: bool, begins: bytes) -> str:
         os.close(descriptor)
         os.unlink(name)
     return ""
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Raise OptionError if a folder cannot be made, or be written to. what: what is to be written there."""
+    try:
+        place = folder.absolute()
+        while not place.exists():
+            place = place.parent
+        fault = "" if place.is_dir() else f"{place} is a file"
+    except (OSError, ValueError) as error:
+        fault = _reason(error)
+    if not fault and not os.access(place, os.W_OK | os.X_OK):
+        fault = "no permission"
+    if fault:
+        raise OptionError(f"cannot write {what} into {folder}: {fault}; choose another folder")
 
 
 def _is_mount(path: Path) -> bool:

@@ -9,7 +9,9 @@ NumPy is imported only with CuPy, so that a child process without CuPy starts as
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -38,6 +40,7 @@ __all__ = [
     "attached",
     "environment",
     "failing",
+    "free_memory",
     "late",
     "memory_limit",
     "obstacle",
@@ -141,6 +144,31 @@ def recorded() -> Iterator[list[str]]:
 def memory_limit(size: int) -> None:
     """Say how many bytes each device has. At the start it is 8 GiB."""
     driver().emulated_memory_limit(ctypes.c_size_t(size))
+
+
+@contextmanager
+def free_memory(size: int) -> Iterator[None]:
+    """Leave arrays so many bytes of the current device in a `with` block, whatever ran before.
+
+    CuPy's pool keeps blocks of which a part is used. Their other parts would serve arrays, too, so they are filled.
+    """
+    import cupy
+
+    gc.collect()
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    free, total = cupy.cuda.runtime.memGetInfo()
+    memory_limit(total - free)
+    fillings = []
+    for power in range(pool.free_bytes().bit_length(), 8, -1):  # pieces are multiples of 512 bytes
+        with contextlib.suppress(cupy.cuda.memory.OutOfMemoryError):
+            while True:
+                fillings.append(pool.malloc(2**power))
+    memory_limit(total - free + size)
+    try:
+        yield
+    finally:
+        memory_limit(total)
 
 
 #: The orders of `late`.

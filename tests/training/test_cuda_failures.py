@@ -3,7 +3,6 @@
 The emulated GPU fails on demand, at each thing that is asked of it.
 """
 
-import gc
 import re
 import sys
 
@@ -151,17 +150,9 @@ def test_a_lost_device_leaves_the_model_on_the_host(states, error):
 @pytest.fixture
 def ten_mebibytes(cupy_chosen):
     """A device with so much free memory."""
-    from cuda_emulator import attach
-
     fit(made())  # cuBLAS has its memory
-    lib = xnn.backends.get_backend("cupy")
-    pool = lib.cupy.get_default_memory_pool()
-    gc.collect()
-    pool.free_all_blocks()
-    attach.memory_limit((10 << 20) + pool.total_bytes())
-    yield
-    attach.memory_limit(8 << 30)
-    pool.free_all_blocks()
+    with _ATTACHED.free_memory(10 << 20):
+        yield
 
 
 @pytest.mark.parametrize("kernels", ["cuda", "ops"])

@@ -15,7 +15,7 @@ from typing import IO, Any
 from xnn.callbacks.callback import Callback
 from xnn.callbacks.durations import seconds_of
 from xnn.errors import CorruptFileError, DataError, OptionError
-from xnn.files import as_path, flush_folder, lock_file, notice, replace_file
+from xnn.files import as_path, check_folder, flush_folder, lock_file, notice, replace_file
 from xnn.history import History
 from xnn.layers.safetensors_file import check_signature
 from xnn.options import check_count, shown
@@ -106,11 +106,11 @@ class Checkpoint(Callback):
         self._asked = False
         self._writer: threading.Thread | None = None
         self._before: Any = None
-        _check_folder(self.folder)
+        check_folder(self.folder, "checkpoints")
 
     def open(self, step: int, resumed: bool) -> None:
         """Lock the folder, and remove what a killed process has left. `fit` calls it before the first step."""
-        _check_folder(self.folder)
+        check_folder(self.folder, "checkpoints")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / _LOCK, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it
@@ -245,18 +245,3 @@ class Checkpoint(Callback):
 def _silently(function: Callable[[Path], list[Path]], folder: Path) -> Iterator[Path]:
     with contextlib.suppress(Exception):
         yield from function(folder)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise OptionError if a folder cannot be made, or be written to."""
-    try:
-        place = folder.absolute()
-        while not place.exists():
-            place = place.parent
-        fault = "" if place.is_dir() else f"{place} is a file"
-    except (OSError, ValueError) as error:
-        fault = getattr(error, "strerror", None) or str(error)
-    if not fault and not os.access(place, os.W_OK | os.X_OK):
-        fault = "no permission"
-    if fault:
-        raise OptionError(f"cannot write checkpoints into {folder}: {fault}; choose another folder")

@@ -10,7 +10,7 @@ import click
 from xnn.backends import backend as use_backend
 from xnn.backends import current_numerics
 from xnn.backends import numerics as use_numerics
-from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines, TimeLimit
+from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines, TensorBoard, TimeLimit
 from xnn.cli.options import (
     chosen_backend,
     given_options,
@@ -80,6 +80,7 @@ def train_command(
     save: str | None,
     plot: str | None,
     log: str | None,
+    tensorboard: str | None,
     record: str | None,
     checkpoint: str | None,
     every: str,
@@ -100,6 +101,7 @@ def train_command(
     outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log, "--checkpoint": checkpoint}
     _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
     logger = JsonLines(log) if log else None
+    board = TensorBoard(tensorboard) if tensorboard else None
     saver = checkpoints(checkpoint, every, keep, resume, allow_different_plan)
     spec = RunSpec.from_options(**options)
     spec.check_numerics(current_numerics())
@@ -119,9 +121,11 @@ def train_command(
     for writer in (logger, saver):
         if writer is not None:
             writer.about = about
+    if board is not None:
+        board.optimizer = optimizer
     printer = None if quiet or as_json else EpochLines()
     callbacks: list[Callback] = [
-        c for c in (logger, printer, recorder, stopper, saver, limit) if c is not None
+        c for c in (logger, board, printer, recorder, stopper, saver, limit) if c is not None
     ]
     metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)
     trainer = Trainer(model, loss, optimizer, metrics, callbacks=callbacks, threads=threads, kernels=kernels)

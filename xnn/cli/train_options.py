@@ -66,6 +66,12 @@ _FILES = (
     click.option(
         "--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch; an older log is replaced."
     ),
+    click.option(
+        "--tensorboard",
+        type=FILE,
+        metavar="DIR",
+        help="Write the numbers of each epoch into DIR, for TensorBoard.",
+    ),
     click.option("--record", type=FILE, metavar="FILE", help="Write digests of every step, for xnn verify."),
 )
 

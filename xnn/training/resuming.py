@@ -35,7 +35,12 @@ __all__ = ["Checkpoint", "check_fit", "go_on", "newest", "read", "restore", "res
 #: What the plan of a run says beside the things that its bits follow from.
 _REASONS = {"threads_because", "persistent_because", "data"}
 #: The options of `xnn train` that add callbacks.
-_OPTIONS = {"JsonLines": "--log", "Recorder": "--record", "EarlyStopping": "--patience"}
+_OPTIONS = {
+    "JsonLines": "--log",
+    "TensorBoard": "--tensorboard",
+    "Recorder": "--record",
+    "EarlyStopping": "--patience",
+}
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError)
 
 
