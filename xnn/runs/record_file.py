@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from xnn.callbacks import LineFile
+from xnn.callbacks.line_file import LineFile
 from xnn.errors import DataError, DiskError, OptionError
 from xnn.files import notice, to_json, write_atomically
 
