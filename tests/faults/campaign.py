@@ -112,6 +112,11 @@ class Forker:
         assert code == 0, complaints
         return {**json.loads((folder / "out.txt").read_text()), "complaints": complaints}
 
+    def ended(self, line: list[str], folder: Path, memory: int) -> tuple[int, str]:
+        """Run a command with so many MiB of memory. Returns its exit code and complaints."""
+        self._begin([*line[:3], f"memory={memory}", *line[3:]], folder)
+        return self._answer(), (folder / "complaints.txt").read_text()
+
     def killed(self, line: list[str], folder: Path, number: int, after: float) -> tuple[int, str]:
         """Run a command and send it a signal after some seconds. Returns its exit code and complaints."""
         pid = self._begin(line, folder)

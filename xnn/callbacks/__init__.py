@@ -9,6 +9,6 @@ from xnn.callbacks.tensorboard import TensorBoard
 from xnn.callbacks.time_limit import TimeLimit
 
 __all__ = [
-    "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar",
-    "TensorBoard", "TimeLimit", "call_back", "checkpoints_in",
+    "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar", "TensorBoard",
+    "TimeLimit", "call_back", "checkpoints_in",
 ]  # fmt: skip

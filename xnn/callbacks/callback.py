@@ -73,6 +73,9 @@ class Callback(Habitual):
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         """Called after an epoch and its validation; `entry` is the last of history.epochs, and may be added to."""
 
+    def on_lower_rate(self, history: History, entry: dict[str, Any]) -> None:
+        """Called when a training that diverged went back to a checkpoint; `entry` is of history.lowered."""
+
     def on_fit_end(self, history: History) -> None:
         """Called after the last step, also when Ctrl-C or an error ended the run."""
 

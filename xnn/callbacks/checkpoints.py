@@ -18,7 +18,7 @@ from xnn.errors import CorruptFileError, DataError, OptionError
 from xnn.files import as_path, check_folder, flush_folder, lock_file, notice, replace_file
 from xnn.history import History
 from xnn.layers.safetensors_file import check_signature
-from xnn.options import check_count, shown
+from xnn.options import check_count, is_one_of, shown
 
 __all__ = ["Checkpoint", "checkpoints_in"]
 
@@ -55,6 +55,11 @@ class Checkpoint(Callback):
         "10min", "2h" or "3h50m". Default "1epoch".
     keep: how many of the last checkpoints are kept, besides the one of the best epoch by the validation loss, or by
         the loss where there is no validation. Default 3.
+    on_nan: what happens when a number becomes NaN or infinite. Default "stop": DivergenceError is raised. With
+        "lower-lr" training goes back to the last checkpoint and on with half the learning rate
+        (`optimizer.rate_factor`), at most three times in a fit; `history.lowered` says when. If it diverges again
+        before another checkpoint, that one was too late: it is renamed to `.old`, and the one before it is taken. A
+        checkpoint is then written at the beginning, too.
     about: JSON values to keep in each file, such as the name of the data set. Default none.
 
     A checkpoint is also written when Ctrl-C or a callback ends the training, at the end of the last epoch, and when
@@ -93,11 +98,15 @@ class Checkpoint(Callback):
         every: str = "1epoch",
         keep: int = 3,
         about: dict[str, Any] | None = None,
+        on_nan: str = "stop",
     ) -> None:
         found = _EVERY.fullmatch(every) if isinstance(every, str) else None
         many = int(found[1]) if found else seconds_of(every)
         if not many:
             raise OptionError(f"every must be such as '1epoch', '500steps' or '10min', got {shown(every)}")
+        if not is_one_of(on_nan, ("stop", "lower-lr")):
+            raise OptionError(f"on_nan must be 'stop' or 'lower-lr', got {shown(on_nan)}")
+        self.on_nan = on_nan
         self.folder, self.every, self.keep = as_path(folder), every, check_count("keep", keep)
         self.about = about
         self._many, self._unit = many, found[2] if found else "s"
@@ -197,11 +206,23 @@ class Checkpoint(Callback):
         self._writer = threading.Thread(target=self._write, args=(step, content, best), name="xnn checkpoint")
         self._writer.start()
 
-    def wait(self) -> None:
-        """Wait until the last checkpoint is written."""
+    def wait(self) -> Checkpoint:
+        """Wait until the last checkpoint is written. Returns the callback itself."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
+        return self
+
+    def set_aside(self, step: int) -> None:
+        """Rename the checkpoint of this step if it is the newest one and there is another."""
+        newest, *others = checkpoints_in(self.folder) or [self.folder]
+        if others and newest.name == self._name(step):
+            with contextlib.suppress(OSError):
+                newest.rename(newest.with_name(f"{newest.name}.old"))
+
+    def went_back(self, step: int) -> None:
+        """Count from this step again, to which the training went back."""
+        self._epochs, self._step, self._when = 0, step, time.monotonic()
 
     def _write(self, step: int, content: bytes, best: bool) -> None:
         """Write a checkpoint now. A file that cannot be written is reported, and training goes on."""

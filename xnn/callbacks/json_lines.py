@@ -47,6 +47,9 @@ class JsonLines(Callback):
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         self._write({"event": "epoch", **entry, "samples_per_second": history.samples_per_second})
 
+    def on_lower_rate(self, history: History, entry: dict[str, Any]) -> None:
+        self._write({"event": "lower-lr", **entry})
+
     def on_fit_end(self, history: History) -> None:
         end = {"event": "end", "steps": history.steps, "interrupted": history.interrupted}
         reasons = {"stopped": history.stopped, "error": history.error}

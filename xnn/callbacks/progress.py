@@ -48,6 +48,9 @@ class ProgressBar(Callback):
         if self._shown is not None:
             self._shown.print(epoch_line(entry))
 
+    def on_lower_rate(self, history: History, entry: dict[str, Any]) -> None:
+        self._done = len(history.epochs)
+
     def on_fit_end(self, history: History) -> None:
         if self._shown is not None:
             self._shown.stop()

@@ -15,7 +15,7 @@ from numbers import Real
 from typing import IO, Any
 
 from xnn.callbacks.callback import Callback
-from xnn.errors import DataError, MissingExtraError, OptionError
+from xnn.errors import DiskError, MissingExtraError, OptionError
 from xnn.files import as_path, check_folder, lock_file, notice
 from xnn.history import History
 from xnn.optimizers import Optimizer
@@ -118,7 +118,7 @@ class TensorBoard(Callback):
                 f"cannot write event files into {self.folder}: another run is writing there; choose another folder"
             ) from None
         except OSError as error:
-            raise DataError(
+            raise DiskError(
                 f"cannot write event files into {self.folder}: {error.strerror or error}"
             ) from error
 

@@ -88,6 +88,7 @@ def train_command(
     resume: bool,
     allow_different_plan: bool,
     time_limit: str | None,
+    on_nan: str,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -102,7 +103,7 @@ def train_command(
     _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
     logger = JsonLines(log) if log else None
     board = TensorBoard(tensorboard) if tensorboard else None
-    saver = checkpoints(checkpoint, every, keep, resume, allow_different_plan)
+    saver = checkpoints(checkpoint, every, keep, on_nan, resume, allow_different_plan, bool(record))
     spec = RunSpec.from_options(**options)
     spec.check_numerics(current_numerics())
     if patience and spec.average is not None:

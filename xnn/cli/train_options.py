@@ -109,6 +109,14 @@ _UNWATCHED = (
         help="Resume also where fast numerics would give other bits, as with other threads.",
     ),
     click.option(
+        "--on-nan",
+        type=click.Choice(["stop", "lower-lr"]),
+        default="stop",
+        show_default=True,
+        help="What to do when a number becomes NaN: stop, or go back to the last checkpoint and on with half the "
+        "learning rate, at most three times.",
+    ),
+    click.option(
         "--time-limit",
         metavar="TIME",
         help="End so early that the last checkpoint, test and --save are done within this time from the start of the "

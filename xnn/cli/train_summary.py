@@ -29,6 +29,9 @@ def print_summary(
             + (f"{save} holds the model as it is" if save else "the model is not saved (--save FILE saves)")
             + (f"; --checkpoint {checkpoint} --resume goes on" if checkpoint else "")
         )
+    for entry in history.lowered:
+        rate = f"{entry['learning_rate']:g}, halved"
+        say(f"from step {entry['step']:,} on the learning rate is {rate}: {entry['because']}")
     kept = result["kept_epoch"]
     if history.stopped:
         say(f"stopped: {history.stopped}")

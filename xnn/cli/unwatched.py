@@ -11,14 +11,28 @@ __all__ = ["checkpoints", "say_if_stopped"]
 
 
 def checkpoints(
-    folder: str | None, every: str, keep: int, resume: bool, allow_different_plan: bool
+    folder: str | None,
+    every: str,
+    keep: int,
+    on_nan: str,
+    resume: bool,
+    allow_different_plan: bool,
+    recorded: bool,
 ) -> Checkpoint | None:
-    """The callback that writes checkpoints, or None. Raises OptionError for options that need --checkpoint."""
-    if folder:
-        return Checkpoint(folder, every, keep)
-    if resume or allow_different_plan or (every, keep) != ("1epoch", 3):
+    """The callback that writes checkpoints, or None. Raises OptionError for options that do not go together.
+
+    recorded: whether there is a --record.
+    """
+    if recorded and on_nan == "lower-lr":
         raise OptionError(
-            "--resume, --every, --keep and --allow-different-plan need --checkpoint DIR, a folder for checkpoints"
+            "--record says what a run with one learning rate did, and --on-nan lower-lr changes it: omit one of them"
+        )
+    if folder:
+        return Checkpoint(folder, every, keep, on_nan=on_nan)
+    if resume or allow_different_plan or (every, keep, on_nan) != ("1epoch", 3, "stop"):
+        raise OptionError(
+            "--resume, --every, --keep, --on-nan lower-lr and --allow-different-plan need --checkpoint DIR, a folder "
+            "for checkpoints"
         )
     return None
 

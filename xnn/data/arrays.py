@@ -52,7 +52,7 @@ def read_npz(path: Path, mapped: bool = False) -> dict[str, np.ndarray]:
                 return _members(path, archive, mapped)
         except CorruptFileError:
             raise
-        except (*_DAMAGE, MemoryError) as error:
+        except _DAMAGE as error:
             raise _unreadable(path, ".npz", error) from error
         except OSError as error:
             if error.errno != errno.EINVAL:  # zipfile seeks to where a damaged directory says
@@ -104,7 +104,7 @@ def read_array(path: Path, mapped: bool = False) -> np.ndarray:
             return _parse(path, file, os.fstat(file.fileno()).st_size, begins=0 if mapped else None)
         except CorruptFileError:
             raise
-        except (*_DAMAGE, MemoryError) as error:
+        except _DAMAGE as error:
             raise _unreadable(path, ".npy", error) from error
 
 

@@ -47,7 +47,8 @@ _NOT_BUILT = {
     **dict.fromkeys(("_tape", "_there", "_at", "_pass", "_parameters", "_others", "_given"), False),
     "_without_buffers": False,
     **dict.fromkeys(("numerics", "_recognized", "_in_a_graph", "_state", "_totals", "_samples"), True),
-    **{f"optimizer.{name}": True for name in ("state", "averages", "steps", "_rate", "_decays", "_averaged")},
+    **{f"optimizer.{name}": True for name in ("state", "averages", "steps", "rate_factor")},
+    **{f"optimizer.{name}": True for name in ("_rate", "_decays", "_averaged")},
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.threads import limit_threads
-from xnn.callbacks import Callback, Checkpoint, ProgressBar, TimeLimit, call_back
+from xnn.callbacks import Callback, Checkpoint, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import DataError, DivergenceError, OptionError
 from xnn.history import History
@@ -19,6 +19,8 @@ from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
 from xnn.training.divergence import TakenStep, diagnose
 from xnn.training.host_copy import HostCopy
+from xnn.training.interrupt import Ending
+from xnn.training.lowering import goes_on_slower
 from xnn.training.saving import begin, save_if_asked
 from xnn.training.steps import Stepper
 
@@ -49,18 +51,12 @@ class Fit:
         history: History,
     ) -> None:
         self.trainer, self.stepper, self.batches, self.threads = trainer, stepper, batches, threads
-        self.watchers, self.interrupted, self.validate, self.history = (
-            watchers,
-            interrupted,
-            validate,
-            history,
-        )
+        self.watchers, self.validate, self.history = watchers, validate, history
         self.parts = _parts(trainer)
         self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
-        self.limits = [w for w in watchers if isinstance(w, TimeLimit)]
-        self.reached: TimeLimit | None = None
+        self.ending = Ending(interrupted, watchers)
         self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
         self.loss, self.counts, self.batch = LossOverBatches(trainer.loss), Totals(trainer.metrics), 0
@@ -79,18 +75,28 @@ class Fit:
         """
         try:
             begin(self, epochs)
-            while len(self.history.epochs) < epochs and not self.history.stopped:
-                with limit_threads(self.threads):
-                    results = self.epoch()
-                if results is None:
-                    break
-                self.end_epoch(results)
-                save_if_asked(self, ends_epoch=True)
-            save_if_asked(self, ends_fit=True)
+            while True:
+                try:
+                    self.epochs(epochs)
+                    return
+                except DivergenceError as error:
+                    if not goes_on_slower(self, error):
+                        raise
         except BaseException:
             if self.unseen:
                 self.go_back()
             raise
+
+    def epochs(self, epochs: int) -> None:
+        """Train until there are this many epochs in the history, or less if something ends the training."""
+        while len(self.history.epochs) < epochs and not self.history.stopped:
+            with limit_threads(self.threads):
+                results = self.epoch()
+            if results is None:
+                break
+            self.end_epoch(results)
+            save_if_asked(self, ends_epoch=True)
+        save_if_asked(self, ends_fit=True)
 
     def epoch(self) -> dict[str, Any] | None:
         """One pass over the data: its mean loss and metrics, or None if Ctrl-C or a time limit cut it short."""
@@ -104,33 +110,18 @@ class Fit:
         self.looked_at = time.perf_counter()
         with closing(self.batches), closing(self.stepper.numbers(self.trainer.epoch)) as numbers:
             for batches in self.chunks(islice(numbers, self.batch, None)):
-                if not self.unseen and self.ends():
+                if not self.unseen and self.ending.has_come():
                     return None
                 self.steps(batches)
                 if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
                     self.check()
-                elif self.ends() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
+                elif self.ending.has_come() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
                     self.show()
                 if self.batch < len(self.batches):
                     save_if_asked(self)
         if self.batch < len(self.batches):
             return None
         return {"epoch": self.trainer.epoch + 1, "loss": self.loss.value, **self.counts.results()}
-
-    def ends(self) -> bool:
-        """Whether Ctrl-C or a time limit ends the training after the current step."""
-        if self.reached is None and self.limits:
-            writing = max((checkpoint.slowest for checkpoint in self.checkpoints), default=0.0)
-            self.reached = next((limit for limit in self.limits if limit.is_over(writing)), None)
-        return self.reached is not None or self.interrupted()
-
-    def ended(self, epochs: int) -> None:
-        """Note in the history what cut the fit short, after its last checkpoint: Ctrl-C, or a time limit."""
-        history = self.history
-        cut_short = len(history.epochs) < epochs and not history.stopped
-        history.interrupted = cut_short and self.interrupted()
-        if cut_short and self.reached is not None and not (history.interrupted or history.error):
-            history.stopped = f"the time limit of {self.reached.limit}"
 
     def chunks(self, numbers: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Group batches into chunks, which the kernels get in one piece.

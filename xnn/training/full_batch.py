@@ -196,7 +196,7 @@ class FullBatchFit(Fit):
             call_back(watcher.on_check, self.history, self.trainer.epoch, 1, loss, metrics)
         self.end_epoch({"epoch": self.trainer.epoch + 1, "loss": loss, **metrics})
         self.check_parts()
-        ended = self.ends() or bool(self.history.stopped)
+        ended = self.ending.has_come() or bool(self.history.stopped)
         if before != self.what_callbacks_may_change():
             self.stepper.refresh()
             self.anew = not ended

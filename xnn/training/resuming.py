@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,19 +73,24 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(path, about, tensors)
 
 
-def newest(trainer: Any, path: Path) -> Checkpoint | None:
+def newest(
+    trainer: Any, path: Path, put_back: Callable[[Any, Checkpoint], None] | None = None
+) -> Checkpoint | None:
     """Restore the checkpoint in a file, or the newest undamaged one in a folder.
+
+    put_back: restores one. Default `restore`.
 
     Returns it, or None for a folder that has none. A checkpoint that is damaged is reported, and the one before it is
     taken. Raises CorruptFileError if all are damaged.
     """
+    put_back = put_back or restore
     if path.suffix == ".safetensors" and not path.is_dir():
-        restore(trainer, checkpoint := read(path))
+        put_back(trainer, checkpoint := read(path))
         return checkpoint
     found = checkpoints_in(path)
     for number, name in enumerate(found):
         try:
-            restore(trainer, checkpoint := read(name))
+            put_back(trainer, checkpoint := read(name))
         except (CorruptFileError, DataNotFoundError) as error:
             before = f"{found[number + 1].name} is used" if name != found[-1] else "there is none before it"
             notice(f"xnn: {error}; {before}")

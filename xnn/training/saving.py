@@ -8,6 +8,7 @@ from typing import Any
 from xnn.files import notice
 from xnn.training.checkpoint import checkpoint_bytes, described
 from xnn.training.disk import say_if_short
+from xnn.training.lowering import begin_lowering
 
 __all__ = ["begin", "save_if_asked"]
 
@@ -18,6 +19,8 @@ def begin(fit: Any, epochs: int) -> None:
     Compare the room on the disk with what the fit will write in so many epochs.
     """
     say_if_short(fit, epochs, *(described(fit.trainer, fit) if fit.checkpoints else ("", {})))
+    if fit.checkpoints:
+        begin_lowering(fit)
     done = len(fit.history.epochs)
     if fit.history.resumed and done >= epochs:
         notice(

@@ -58,9 +58,10 @@ class Stepper:
         self._kept: Any = None
         self._told = False  # about calls without a kernel
         self.reader: Reader | None = None
-        self._begin()
+        self.begin_anew()
 
-    def _begin(self) -> None:
+    def begin_anew(self) -> None:
+        """Make the programs and their memory, from the model and the optimizer as they are now."""
         drawing = [layer.index for layer in self.model.all_layers() if isinstance(layer, Drawing)]
         if len(set(drawing)) < len(drawing):  # a layer was added after the model was built
             self.model.number_from(0)
@@ -185,7 +186,7 @@ class Stepper:
             for program in self.programs.values():
                 program.look_again()
         else:
-            self._begin()
+            self.begin_anew()
         self.keep()
 
     @property

@@ -35,7 +35,7 @@ from xnn.training.interrupt import interruptible
 from xnn.training.parts import check_parts
 from xnn.training.placement import put_together
 from xnn.training.resuming import Checkpoint, check_fit, go_on, newest, restore_history
-from xnn.training.room import with_batch_size
+from xnn.training.room import check_room, with_batch_size
 from xnn.training.steps import Stepper
 
 __all__ = ["Trainer"]
@@ -208,6 +208,7 @@ class Trainer(Habitual):
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             stack.enter_context(lib.stream())
+            check_room(self, batches)
             # Making the first program raises for what does not fit, before anything has begun.
             with lib.starting():
                 stepper = self.stepper(batches, table)
@@ -264,7 +265,7 @@ class Trainer(Habitual):
                 history.error = _named(error)  # which callbacks may read when the fit ends
                 raise
             finally:
-                fit.ended(epochs)
+                fit.ending.note(history, epochs)
         self.save_asked()
         return history
 
