@@ -157,13 +157,30 @@ def test_a_folder_with_later_checkpoints_is_not_overwritten(good, tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+class Worsens(callbacks.Callback):
+    """Makes the fourth epoch the best one."""
+
+    def on_epoch_end(self, history, entry):
+        if entry["epoch"] == 4:
+            self.model[3].weight.value = self.model[3].weight.value * 50.0
+
+
+@pytest.mark.parametrize(("slowest", "kept"), [(0.0, 4), (1e9, None)])
+def test_the_best_epoch_is_kept_whatever_every_says_if_there_is_time(slowest, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        callbacks.Checkpoint, "slowest", property(lambda self: slowest, lambda *_: None), raising=False
+    )
+    fit(trainer_of(Worsens(), callbacks.Checkpoint(tmp_path, every="9h")))
+    names = ["best.safetensors", "lock", "step-000000018.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == names[0 if kept else 1 :]
+    if kept:
+        best = trainer_of(Worsens())
+        best.resume(tmp_path / "best.safetensors")
+        assert best.epoch == kept
+
+
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_last_ones_and_the_best_are_kept(keep, tmp_path):
-    class Worsens(callbacks.Callback):
-        def on_epoch_end(self, history, entry):
-            if entry["epoch"] == 4:
-                self.model[3].weight.value = self.model[3].weight.value * 50.0
-
     fit(trainer_of(Worsens(), callbacks.Checkpoint(tmp_path, keep=keep)))
     steps = [f"step-{3 * epoch:09d}.safetensors" for epoch in range(7 - keep, 7)]
     assert sorted(os.listdir(tmp_path)) == ["best.safetensors", "lock", *steps]

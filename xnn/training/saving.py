@@ -39,15 +39,17 @@ def save_if_asked(fit: Any, ends_epoch: bool = False, ends_fit: bool = False) ->
         return
     step = trainer.step
     due = [c for c in fit.checkpoints if c.is_due(step, ends_epoch) or (ends_fit and c.is_new(step))]
-    if not (due or trainer.asked):
+    best = bool(fit.checkpoints) and ends_epoch and _is_best(fit.history.epochs)
+    only_best = [c for c in fit.checkpoints if best and c not in due and c.has_time()]
+    if not (due or only_best or trainer.asked):
         return
     if fit.unseen:
         fit.look()
         fit.stepper.keep()
     trainer.save_asked(fit)
-    content = checkpoint_bytes(trainer, fit) if due else b""
-    for checkpoint in due:
-        checkpoint.write(step, content, ends_epoch and _is_best(fit.history.epochs))
+    content = checkpoint_bytes(trainer, fit) if due or only_best else b""
+    for checkpoint in (*due, *only_best):
+        checkpoint.write(step, content, best, last=checkpoint in due)
 
 
 def _is_best(epochs: list[dict[str, Any]]) -> bool:
