@@ -67,8 +67,8 @@ class Checkpoint(Callback):
     the signal SIGUSR1 comes. Each is a file of its own, `step-000001563.safetensors`, which is written under another
     name, checked, flushed to the disk and renamed: a process that is killed leaves whole files. `best.safetensors` is
     the one of the best epoch, whatever `every` says. Only where writing it after each epoch would take more than 3 %
-    of the time, as with epochs of milliseconds, may it be that of an earlier epoch. If a file cannot be written, as on
-    a full disk, a message says so, training goes on, and the last checkpoint stays.
+    of the time, as with epochs of milliseconds, may it be that of an earlier epoch. If a file cannot be written, as
+    on a full disk, a message says so, training goes on, and the last checkpoint stays.
 
     `trainer.resume(folder)` goes on from the newest checkpoint that is whole; in an empty folder it begins afresh, so
     that one program serves a job that is started again and again.
