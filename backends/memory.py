@@ -43,7 +43,13 @@ def _available() -> list[int]:
 #: Where the limit, what is used, and the name of the part of it that can be dropped stand in a cgroup, by version.
 _CGROUPS = (
     ("", "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    ("memory", "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    (
+        "memory",
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
 )
 
 

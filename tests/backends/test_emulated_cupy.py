@@ -207,18 +207,24 @@ def test_a_full_device_says_how_much_was_asked_for(cp):
             cp.empty(1_000_001)
 
 
-def test_free_memory_fills_pieces_of_blocks(cp):
-    """A block of which an array holds a part has room for others."""
-    whole = cp.empty(4_000_000, np.uint8)
-    del whole
-    part = cp.empty(2_000_000, np.uint8)
+def test_free_memory_has_no_pieces_of_blocks(cp):
+    """A block of which an array holds a part has room for others, on each stream."""
+    parts = []
+    for stream in (cp.cuda.Stream.null, cp.cuda.Stream()):
+        with stream:
+            whole = cp.empty(4_000_000, np.uint8)
+            del whole
+            parts.append(cp.empty(2_000_000, np.uint8))
     pool = cp.get_default_memory_pool()
     pool.free_all_blocks()
-    assert pool.free_bytes() > 1_000_000
-    with attach.free_memory(0), pytest.raises(cp.cuda.memory.OutOfMemoryError):
-        cp.empty(1)
-    assert pool.free_bytes() > 1_000_000
-    assert len(part) == 2_000_000
+    assert pool.free_bytes() > 3_000_000
+    with attach.free_memory(0):
+        assert cp.get_default_memory_pool().free_bytes() == 0
+        for stream in (cp.cuda.Stream.null, cp.cuda.Stream()):
+            with stream, pytest.raises(cp.cuda.memory.OutOfMemoryError):
+                cp.empty(1)
+    assert cp.get_default_memory_pool() is pool
+    assert len(parts) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ NumPy is imported only with CuPy, so that a child process without CuPy starts as
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import importlib
@@ -150,25 +149,23 @@ def memory_limit(size: int) -> None:
 def free_memory(size: int) -> Iterator[None]:
     """Leave arrays so many bytes of the current device in a `with` block, whatever ran before.
 
-    CuPy's pool keeps blocks of which a part is used. Their other parts would serve arrays, too, so they are filled.
+    CuPy has a new pool there. The usual one may have room in blocks of which a part is used.
     """
     import cupy
 
     gc.collect()
-    pool = cupy.get_default_memory_pool()
-    pool.free_all_blocks()
+    before, pool = cupy.get_default_memory_pool(), cupy.cuda.MemoryPool()
+    before.free_all_blocks()
     free, total = cupy.cuda.runtime.memGetInfo()
-    memory_limit(total - free)
-    fillings = []
-    for power in range(pool.free_bytes().bit_length(), 8, -1):  # pieces are multiples of 512 bytes
-        with contextlib.suppress(cupy.cuda.memory.OutOfMemoryError):
-            while True:
-                fillings.append(pool.malloc(2**power))
-    memory_limit(total - free + size)
     try:
+        cupy._default_memory_pool = pool
+        cupy.cuda.set_allocator(pool.malloc)
+        memory_limit(total - free + size)
         yield
     finally:
         memory_limit(total)
+        cupy._default_memory_pool = before
+        cupy.cuda.set_allocator(before.malloc)
 
 
 #: The orders of `late`.

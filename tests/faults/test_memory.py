@@ -31,7 +31,21 @@ def forker():
     made.close()
 
 
-LINE = ["python", "-m", "xnn", "train", "--hidden", "200,200", "--epochs", "1", "--threads", "1", "--quiet"]
+LINE = [
+    "python",
+    "-m",
+    "xnn",
+    "train",
+    "--hidden",
+    "200,200",
+    "--epochs",
+    "1",
+    "--kernels",
+    "numpy",
+    "--threads",
+    "1",
+    "--quiet",
+]
 
 
 def test_a_batch_that_is_too_large(forker, tmp_path):
@@ -109,7 +123,7 @@ def test_a_network_that_is_too_large_for_one_sample(monkeypatch):
     monkeypatch.setattr(NumpyBackend, "free_memory", lambda self: MIB // 20)
     trainer, data = trainer_of()
     with pytest.raises(DeviceMemoryError, match=r"needs about \d+ MiB, and 0 MiB are free"):
-        trainer.fit(data, batch_size=1, progress=False)
+        trainer.fit(data, batch_size=3000, progress=False)
 
 
 def test_evaluation_takes_fewer_rows_at_a_time(monkeypatch):

@@ -30,8 +30,8 @@ def double(x):
 #: Arguments of which the first that a class takes build an object of it.
 ARGUMENTS = (
     (), (3,), (3, 2), (0.1,), (0.1, 100), (0.1, 100, 0.5), (0.1, (3, 5)), (layers.ReLU(),), (1, 2, 3), (4, 2, 2),
-    ("w", (2,), initializers.Zeros()), (ops.exp,), (double,), ("log.jsonl",), ("val_loss",), ((28, 28),), (0, 1),
-    ((X, Y),), ("mine", X, Y, X, Y, X, Y),
+    ("w", (2,), initializers.Zeros()), (ops.exp,), (double,), ("log.jsonl",), ("3h50m",), ("val_loss",), ((28, 28),),
+    (0, 1), ((X, Y),), ("mine", X, Y, X, Y, X, Y),
 )  # fmt: skip
 #: Arguments of classes that take others.
 OWN_ARGUMENTS = {

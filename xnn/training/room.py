@@ -20,6 +20,7 @@ _PLENTY = 0.5  # of the free memory
 _FEW = 1 / 16  # of the free memory: what is measured on the host takes no more
 #: A step rarely takes more than this many times the bytes of its samples and of the numbers that layers put out.
 _MOST_COPIES = 128
+_LITTLE = 2**26  # bytes: for less, nobody asks the system
 
 
 def check_room(trainer: Any, batches: Batches) -> None:
@@ -33,11 +34,12 @@ def check_room(trainer: Any, batches: Batches) -> None:
     arrays = batches.arrays
     if not lib.is_host or optimizer.steps_itself or not all(isinstance(part, np.ndarray) for part in arrays):
         return
-    room, rows = lib.free_memory(), min(batches.batch_size, batches.rows)
+    rows = min(batches.batch_size, batches.rows)
     weights = trainer.model.parameters()
     fixed = (3 + 2 * optimizer.arrays) * _bytes(weights)  # also gradients, and the copies to go back to
     each = sum(part[:1].nbytes for part in arrays) + 8 * sum(p.shape[-1] for p in weights if p.shape)
-    if fixed + rows * _MOST_COPIES * each < room:
+    most = fixed + rows * _MOST_COPIES * each
+    if most < _LITTLE or most < (room := lib.free_memory()):
         return
     needed = float(fixed)
     if fixed < room and rows > 8:
