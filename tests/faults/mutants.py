@@ -10,7 +10,6 @@ import hashlib
 import json
 import random
 import re
-import resource
 import sys
 import tempfile
 from collections import Counter
@@ -158,6 +157,8 @@ def memory(name):
 
 def main(number):
     """Make so many mutants and print what came of them, and the memory that the worst of them took."""
+    import resource  # which Windows does not have
+
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(callbacks.Checkpoint(folder, every="4steps"))
         fit(trainer, epochs=4)
