@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -309,7 +310,7 @@ def test_a_folder_that_goes_while_training(digits, tmp_path, spare, monkeypatch,
     folder = tmp_path / "folder"
     folder.mkdir()
     others = {o: tmp_path / name for o, name in OUTPUTS.items() if o not in (option, "--log")}
-    monkeypatch.setattr(callbacks.EarlyStopping, "on_fit_end", lambda self, history: folder.rmdir())
+    monkeypatch.setattr(callbacks.EarlyStopping, "on_fit_end", lambda self, history: shutil.rmtree(folder))
     words = [word for pair in others.items() for word in pair]
     path = folder / OUTPUTS[option]
     result = run("train", "--dataset", digits, *TRAIN, "--patience", 9, option, path, *words, "--json")

@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_what_was_recorded(folder, clean, monkeypatch):
 
     def interrupted(self, *arguments):
         on_step(self, *arguments)
-        if len(self.record.steps) == 3:
+        if self.steps == 3:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Recorder, "on_step", interrupted)

@@ -23,6 +23,8 @@ from xnn.options import check_count, is_one_of, shown
 __all__ = ["Checkpoint", "checkpoints_in"]
 
 _NAME, _BEST, _LOCK = re.compile(r"step-(\d{9,18})\.safetensors"), "best.safetensors", "lock"
+_SHARE = 0.03  # of the time
+_OLD = ".old"  # follows the names of checkpoints that are not used any more
 _EVERY = re.compile(r"(\d{1,9})\s*(epoch|step)s?")
 
 
@@ -64,9 +66,9 @@ class Checkpoint(Callback):
     A checkpoint is also written when Ctrl-C or a callback ends the training, at the end of the last epoch, and when
     the signal SIGUSR1 comes. Each is a file of its own, `step-000001563.safetensors`, which is written under another
     name, checked, flushed to the disk and renamed: a process that is killed leaves whole files. `best.safetensors` is
-    the one of the best epoch. If none was written at the end of that epoch, as with every="2epochs",
-    it stays that of an earlier epoch, or is missing. If a file cannot be written, as on a full disk, a message says
-    so, training goes on, and the last checkpoint stays.
+    the one of the best epoch, whatever `every` says. Only where writing it after each epoch would take more than 3 %
+    of the time, as with epochs of milliseconds, may it be that of an earlier epoch. If a file cannot be written, as
+    on a full disk, a message says so, training goes on, and the last checkpoint stays.
 
     `trainer.resume(folder)` goes on from the newest checkpoint that is whole; in an empty folder it begins afresh, so
     that one program serves a job that is started again and again.
@@ -141,10 +143,11 @@ class Checkpoint(Callback):
             )
         with contextlib.suppress(OSError):
             for path in later:  # damaged, or of a training from which resume went back
-                path.rename(path.with_name(f"{path.name}.old"))
+                path.rename(path.with_name(f"{path.name}{_OLD}"))
             for path in self.folder.glob(".xnn-*"):
                 path.unlink()
-        self._epochs, self._step, self._when = 0, step, time.monotonic()
+        self._epochs, self._step, self._when, self._written = 0, step, time.monotonic(), 0
+        self._best_when = self._when
         self._listen()
 
     def _listen(self) -> None:
@@ -187,17 +190,31 @@ class Checkpoint(Callback):
         self.wait()
         return self._step != step or not (self.folder / self._name(step)).exists()
 
+    @staticmethod
+    def writes(name: str) -> bool:
+        """Whether a file of this name may be one of those that are written into the folder."""
+        return name in (_BEST, _LOCK) or _NAME.fullmatch(name.removesuffix(_OLD)) is not None
+
     def _name(self, step: int) -> str:
         return f"step-{step:09d}.safetensors"
 
-    def write(self, step: int, content: bytes, best: bool) -> None:
+    def has_time(self) -> bool:
+        """Whether the best epoch may be written although no checkpoint is due: at most 3 % of the time goes there."""
+        return time.monotonic() - self._best_when >= self.slowest / _SHARE
+
+    def write(self, step: int, content: bytes, best: bool, last: bool = True) -> None:
         """Write a checkpoint, in a thread of its own while training goes on: disks take long to flush a file.
 
-        best: whether this is the end of the best epoch so far.
+        best: whether this is the end of the best epoch so far. last: whether it is one of those that `every` asks
+        for, or else only the best one.
         """
         self.wait()
-        self._epochs, self._step, self._when, self._asked = 0, step, time.monotonic(), False
-        self._writer = threading.Thread(target=self._write, args=(step, content, best), name="xnn checkpoint")
+        if last:
+            self._epochs, self._step, self._when, self._asked = 0, step, time.monotonic(), False
+        if best:
+            self._best_when = time.monotonic()
+        arguments = step, content, best, last
+        self._writer = threading.Thread(target=self._write, args=arguments, name="xnn checkpoint")
         self._writer.start()
 
     def wait(self) -> Checkpoint:
@@ -218,22 +235,27 @@ class Checkpoint(Callback):
         """Count from this step again, to which the training went back."""
         self._epochs, self._step, self._when = 0, step, time.monotonic()
 
-    def _write(self, step: int, content: bytes, best: bool) -> None:
+    def _write(self, step: int, content: bytes, best: bool, last: bool) -> None:
         """Write a checkpoint now. A file that cannot be written is reported, and training goes on."""
-        path, start = self.folder / self._name(step), time.monotonic()
+        path, start = self.folder / (self._name(step) if last else _BEST), time.monotonic()
         try:
             replace_file(path, content, check_signature)
-            if best:
+            if best and last:
                 self._link(path)
-            for old in [p for p in checkpoints_in(self.folder) if _step_of(p) >= 0][self.keep :]:
+            self._written += last
+            given_up = self.folder.glob(f"step-*{_OLD}") if self._written >= self.keep else ()
+            for old in [
+                *[p for p in checkpoints_in(self.folder) if _step_of(p) >= 0][self.keep :],
+                *given_up,
+            ]:
                 old.unlink(missing_ok=True)
         except (OSError, CorruptFileError, DataError) as error:
             there = next((p.name for p in _silently(checkpoints_in, self.folder)), "")
-            last = f"the last one, {there}, stays" if there else "there is no other one"
+            stays = f"the last one, {there}, stays" if there else "there is no other one"
             why = getattr(error, "strerror", None) or str(error)
             notice(
                 f"xnn: no checkpoint of step {step:,} in {self.folder} ({why}): make room, or make the folder "
-                f"writable again; training goes on, {last}"
+                f"writable again; training goes on, {stays}"
             )
         self.slowest = max(self.slowest, time.monotonic() - start)
 

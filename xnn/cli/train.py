@@ -99,7 +99,7 @@ def train_command(
     options: those of RunSpec.from_options. All others are the command's own.
     """
     limit = TimeLimit(time_limit) if time_limit is not None else None  # it counts from here
-    outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log}
+    outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log, "--checkpoint": checkpoint}
     _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
     logger = JsonLines(log) if log else None
     board = TensorBoard(tensorboard) if tensorboard else None
@@ -115,7 +115,7 @@ def train_command(
         notice(f"xnn: {message}")
     spec = spec.resolved(data, epochs * spec.steps_per_epoch(data))
     model, loss, optimizer = spec.build(data)
-    recorder = Recorder(model, {**spec.record_header(data), "table": table}) if record else None
+    recorder = Recorder(model, {**spec.record_header(data), "table": table}, record) if record else None
     stopper = EarlyStopping(patience=patience) if patience else None
     about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
     about["model"] = [weights.full_text(layer) for layer in model.layers]
@@ -155,7 +155,7 @@ def train_command(
 
 def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) -> None:
     """Raise now if a file could not be written after hours of training, or would overwrite another one."""
-    save, record, plot, log = outputs.values()
+    save, record, plot, log, _ = outputs.values()
     if save:
         check_writable(save, (".safetensors",))
     if plot:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from xnn.backends.memory import peak_resident_bytes
@@ -20,6 +21,7 @@ from xnn.optimizers import Optimizer
 from xnn.runs.digests import Recorder
 from xnn.runs.spec import RunSpec
 from xnn.training import Trainer
+from xnn.training.disk import bytes_of, compare_room
 
 __all__ = ["Job", "fit", "result_of", "write_files"]
 
@@ -66,6 +68,9 @@ def fit(job: Job, epochs: int, save: str | None, record: str | None, progress: b
     """Train. If an error ends the training, save the last good weights and the record, and raise the error."""
     spec, data = job.spec, job.data
     shown = progress and StandardError().isatty()  # elsewhere EpochLines writes to standard output
+    if save:
+        size = sum(bytes_of(array.array) for _, array in job.model.named_state())
+        compare_room({Path(save): size}, "make room, or choose another place for --save")
     try:
         with warnings.catch_warnings():  # restores showwarning
             warnings.filterwarnings("ignore", "training targets", ScaleWarning)  # data.advice said it
@@ -106,13 +111,13 @@ def write_files(
     error: what ended the training.
     """
 
-    def save_record(path: str) -> None:
-        if job.recorder is not None:
-            job.recorder.record.save(path)
+    def check_record(path: str) -> None:
+        if job.recorder and job.recorder.file and job.recorder.file.failure:
+            raise job.recorder.file.failure
 
     files: list[tuple[str, str | None, Callable[[str], None]]] = [
         ("save", save, lambda path: job.save(path, history, error)),
-        ("record", record, save_record),
+        ("record", record, check_record),
         ("plot", plot, history.plot),
     ]
     written: dict[str, str] = {}

@@ -72,4 +72,4 @@ def print_files(result: dict[str, Any], written: dict[str, str], recorder: Recor
         fast = (
             "; in fast numerics it verifies only under the same plan" if result["numerics"] == "fast" else ""
         )
-        say(f"record of {len(recorder.record.steps):,} steps: {written['record']}{fast}")
+        say(f"record of {recorder.steps:,} steps: {written['record']}{fast}")

@@ -73,7 +73,7 @@ class Fit:
         An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
         """
         try:
-            begin(self)
+            begin(self, epochs)
             while True:
                 try:
                     self.epochs(epochs)

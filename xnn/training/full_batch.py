@@ -163,7 +163,7 @@ class FullBatchFit(Fit):
         Where a callback changes weights, options or data, the search begins anew, as in another fit.
         """
         self.check_parts()
-        begin(self)
+        begin(self, epochs)
         try:
             with limit_threads(self.threads):
                 self.anew = True
