@@ -145,7 +145,7 @@ class Backend:
         raise NotImplementedError
 
     def free_memory(self) -> int | None:
-        """Return how many bytes arrays can still take; None where the device's memory is the host's."""
+        """Return how many bytes arrays can still take; None where that is not known."""
         return None
 
     @contextmanager

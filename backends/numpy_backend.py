@@ -6,14 +6,17 @@ import importlib
 import importlib.util
 import math
 import platform
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from xnn.backends.base import Backend
+from xnn.backends.base import Backend, Measured
 from xnn.backends.communicator import communicator
 from xnn.backends.kernels.calls import KernelTable
-from xnn.backends.memory import peak_resident_bytes
+from xnn.backends.memory import free_memory, peak_resident_bytes
 from xnn.backends.numerics import current_numerics
 from xnn.backends.random import Stream
 from xnn.errors import BackendUnavailableError, MissingExtraError
@@ -46,6 +49,24 @@ class NumpyBackend(Backend):
         """Return the peak resident memory of the process: NumPy does not count its own."""
         peak = peak_resident_bytes()
         return {"used": peak, "peak": peak, "total": 0}
+
+    def free_memory(self) -> int:
+        return free_memory()
+
+    @contextmanager
+    def measured(self) -> Iterator[Measured]:
+        """Measure how much memory Python and NumPy take in a block, which runs slower meanwhile."""
+        result, began = Measured(), not tracemalloc.is_tracing()
+        if began:
+            tracemalloc.start()
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        try:
+            yield result
+        finally:
+            result.peak = tracemalloc.get_traced_memory()[1] - before
+            if began:
+                tracemalloc.stop()
 
     def describe(self) -> dict[str, str]:
         return {"library": f"numpy {np.__version__}", "device": platform.processor() or platform.machine()}

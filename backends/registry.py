@@ -392,9 +392,9 @@ def _owner(x: Any) -> Backend | None:
         _numbered[type(x)] = name
         return _of_number(name, x)
     if name is None:
-        raise DTypeError(
-            f"got {type(x).__name__} in place of an array of {', '.join(_REGISTRY)} or a number: convert lists with "
-            "numpy.asarray(...)"
-        )
+        by_rows = "model.predict(x) takes it, and numpy.asarray(x) reads it into memory"
+        how = by_rows if is_on_host(x) else "convert lists with numpy.asarray(...)"
+        allowed = f"an array of {', '.join(_REGISTRY)} or a number"
+        raise DTypeError(f"got {type(x).__name__} in place of {allowed}: {how}")
     _owners[type(x)] = _load(name, "backend")
     return _owners[type(x)]

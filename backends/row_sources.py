@@ -13,18 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from xnn.errors import ShapeError
+from xnn.errors import DataError, ShapeError
 
 __all__ = [
     "Converted",
     "Joined",
     "RowSource",
     "Selected",
+    "check_file",
     "first_not_finite",
     "is_mapped",
     "is_on_host",
+    "read_rows",
     "reads_rows",
     "row_blocks",
+    "row_range",
+    "take_rows",
 ]
 
 _BLOCK = 2**19  # numbers in a block of rows: about as much as a processor's cache holds
@@ -48,6 +52,10 @@ class RowSource:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The rows of these numbers, which lie in 0 .. n - 1."""
         raise NotImplementedError
+
+    def read(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Write the rows of these numbers into `out`."""
+        out[...] = self.take(rows)
 
     def part(self, start: int, stop: int) -> np.ndarray:
         """The rows from `start` up to `stop`, without `stop`."""
@@ -122,19 +130,22 @@ class Joined(RowSource):
         super().__init__((int(self.starts[-1]), *first.shape[1:]), first.dtype)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
+        return take_rows(self, rows)
+
+    def read(self, rows: np.ndarray, out: np.ndarray) -> None:
         owners = np.searchsorted(self.starts, rows, side="right") - 1
-        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        found = np.empty(out.shape, self.dtype)  # its beginning is used by each part, and stays in the cache
         for owner in np.unique(owners).tolist():
             here = np.flatnonzero(owners == owner)
-            taken[here] = self.parts[owner][rows[here] - self.starts[owner]]
-        return taken
+            read_rows(self.parts[owner], rows[here] - self.starts[owner], found[: len(here)])
+            out[here] = found[: len(here)]
 
     def part(self, start: int, stop: int) -> np.ndarray:
         taken = np.empty((stop - start, *self.shape[1:]), self.dtype)
         for begins, part in zip(self.starts.tolist(), self.parts, strict=False):
             low, high = max(start, begins), min(stop, begins + len(part))
             if low < high:
-                taken[low - start : high - start] = part[low - begins : high - begins]
+                taken[low - start : high - start] = row_range(part, low - begins, high - begins)
         return taken
 
 
@@ -146,10 +157,13 @@ class Selected(RowSource):
         self.source, self.rows = source, rows
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        return np.asarray(self.source[self.rows[rows]])
+        return take_rows(self.source, self.rows[rows])
+
+    def read(self, rows: np.ndarray, out: np.ndarray) -> None:
+        read_rows(self.source, self.rows[rows], out)
 
     def part(self, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self.source[self.rows[start:stop]])
+        return take_rows(self.source, self.rows[start:stop])
 
 
 class Converted(RowSource):
@@ -164,19 +178,70 @@ class Converted(RowSource):
         self.source, self.convert = source, convert
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        return self.convert(np.asarray(self.source[rows]))
+        return self.convert(take_rows(self.source, rows))
 
     def part(self, start: int, stop: int) -> np.ndarray:
-        return self.convert(np.asarray(self.source[start:stop]))
+        return self.convert(row_range(self.source, start, stop))
 
 
 def is_mapped(array: Any) -> bool:
     """Whether an array is a memory map of a file, or a view of one."""
+    return _map_of(array) is not None
+
+
+def _map_of(array: Any) -> Any:
+    """The numpy.memmap or mmap.mmap that an array is a view of; None if it is none."""
     while isinstance(array, np.ndarray):
         if isinstance(array, np.memmap):
-            return True
+            return array
         array = array.base
-    return isinstance(array.obj if isinstance(array, memoryview) else array, mmap.mmap)
+    array = array.obj if isinstance(array, memoryview) else array
+    return array if isinstance(array, mmap.mmap) else None
+
+
+def check_file(array: Any) -> None:
+    """Raise DataError if an array is a map of a file that is shorter now than when it was mapped.
+
+    The system ends a process that reads behind the end of a file (SIGBUS).
+    """
+    found = _map_of(array)
+    pages = getattr(found, "_mmap", found)
+    if pages is None:
+        return
+    begins = getattr(found, "offset", 0) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    if pages.size() < begins + len(pages):
+        name = getattr(found, "filename", None) or "a file of the data"
+        raise DataError(
+            f"{name} was cut short while it was in use: it has {pages.size():,} bytes and had "
+            f"{begins + len(pages):,} or more; write a new file and rename it, and start again"
+        )
+
+
+def row_range(array: Any, start: int, stop: int) -> np.ndarray:
+    """The rows from `start` up to `stop`, without `stop`, of an array of the host; a view, if they are in memory."""
+    if isinstance(array, RowSource):
+        return array.part(start, max(start, min(stop, len(array))))
+    check_file(array)
+    return np.asarray(array[start:stop])
+
+
+def read_rows(array: Any, rows: np.ndarray, out: np.ndarray) -> None:
+    """Copy rows of an array of the host. rows: their numbers, which lie in 0 .. n - 1. out: takes as many rows."""
+    if isinstance(array, RowSource):
+        array.read(rows, out)
+        return
+    check_file(array)
+    if array.flags.c_contiguous and array.flags.aligned and array.dtype == out.dtype:
+        array.take(rows, 0, out, "clip")  # "raise" would go by way of a copy
+    else:
+        out[...] = array[rows]
+
+
+def take_rows(array: Any, rows: np.ndarray) -> np.ndarray:
+    """A copy of these rows of an array of the host. rows: their numbers, which lie in 0 .. n - 1."""
+    taken = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    read_rows(array, rows, taken)
+    return taken
 
 
 def reads_rows(array: Any) -> bool:
@@ -196,7 +261,7 @@ def row_blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
     """
     rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
     for start in range(0, len(array), rows):
-        yield start, array[start : start + rows]
+        yield start, row_range(array, start, start + rows)
 
 
 def first_not_finite(array: Any) -> int | None:

@@ -81,8 +81,8 @@ class _Given(Batches):
     def order(self, epoch: int) -> np.ndarray:
         return self.given
 
-    def numbers(self, epoch: int) -> Rows:
-        yield from self.given.reshape(-1, self.batch_size)
+    def numbers(self, epoch: int, done: int = 0) -> Rows:
+        yield from self.given.reshape(-1, self.batch_size)[done:]
 
     def __len__(self) -> int:
         return len(self.given) // self.batch_size

@@ -13,7 +13,7 @@ from xnn.layers import Dense
 # Arguments to try, in this order, until a class takes them.
 ARGUMENTS = (
     (), (3, 2), (3,), (0.1,), (1, 2, 3), ((2, 3),), (0.1, (1, 2)), (0, 1), (ops.relu,), (lambda x: x,),
-    ("run.jsonl",), (Dense(3, 3),), ("w", (3,), initializers.Ones()), (losses.MSE(),),
+    ("run.jsonl",), ("3h50m",), (Dense(3, 3),), ("w", (3,), initializers.Ones()), (losses.MSE(),),
 )  # fmt: skip
 # Names for types, classes that only others derive from, and those of `test_objects_in_use`.
 WITHOUT = {
@@ -25,6 +25,7 @@ WITHOUT = {
     "Batches",
     "Shards",  # a doctest
     "Stream",  # tests of its messages
+    "TensorBoard",  # tests/training/test_tensorboard.py, where its package is installed
     "Backend",
     "Totals",
     "Optimizer",

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from xnn.graph.check import gradient_check
     from xnn.layers import Sequential
+    from xnn.layers.from_torch import from_torch
     from xnn.layers.sequential import load
     from xnn.training import Trainer
 
@@ -60,6 +61,7 @@ __all__ = [
     "callbacks",
     "data",
     "errors",
+    "from_torch",
     "grad",
     "gradient_check",
     "graph",
@@ -83,6 +85,7 @@ __all__ = [
 _LAZY = {
     "Sequential": "xnn.layers",
     "Trainer": "xnn.training",
+    "from_torch": "xnn.layers.from_torch",
     "gradient_check": "xnn.graph.check",
     "load": "xnn.layers.sequential",
 }

@@ -21,7 +21,8 @@
     ├── WeightWarning(UserWarning)            weights of samples or classes that have no effect; a warning
     └── DataError
         ├── DataNotFoundError(LookupError)    a data set or file is not there and cannot be fetched
-        └── CorruptFileError(ValueError)      a file is damaged, or not of the expected kind
+        ├── CorruptFileError(ValueError)      a file is damaged, or not of the expected kind
+        └── DiskError(OSError)                a file cannot be written: the disk is full, or there is no permission
 
 `except XnnError` catches all of them. Each is also the built-in exception that a Python user expects. A message says
 what was received, what is allowed and what to do. ScaleWarning is a warning, not an error:
@@ -45,6 +46,7 @@ __all__ = [
     "DeviceError",
     "DeviceLostError",
     "DeviceMemoryError",
+    "DiskError",
     "DivergenceError",
     "GraphError",
     "LabelError",
@@ -144,6 +146,10 @@ class DataNotFoundError(DataError, LookupError):
 
 class CorruptFileError(DataError, ValueError):
     """A file is damaged, or not of the expected kind."""
+
+
+class DiskError(DataError, OSError):
+    """A file cannot be written: the disk is full or read-only, or there is no permission."""
 
 
 class ScaleWarning(XnnError, UserWarning):  # noqa: N818 - a warning

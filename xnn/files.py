@@ -20,12 +20,13 @@ try:
 except ImportError:  # Windows has no locks of this kind
     fcntl = None  # type: ignore[assignment]
 
-from xnn.errors import DataError, DataNotFoundError, MissingExtraError, OptionError
+from xnn.errors import DataNotFoundError, DiskError, MissingExtraError, OptionError, XnnError
 from xnn.options import shown
 
 __all__ = [
     "StandardError",
     "as_path",
+    "check_folder",
     "check_matplotlib",
     "check_plot",
     "check_writable",
@@ -38,6 +39,7 @@ __all__ = [
     "save_figure",
     "to_json",
     "write_atomically",
+    "written_by_parts",
 ]
 
 
@@ -136,6 +138,21 @@ def _fault(path: Path, replaced: bool, begins: bytes) -> str:
     return ""
 
 
+def check_folder(folder: Path, what: str) -> None:
+    """Raise OptionError if a folder cannot be made, or be written to. what: what is to be written there."""
+    try:
+        place = folder.absolute()
+        while not place.exists():
+            place = place.parent
+        fault = "" if place.is_dir() else f"{place} is a file"
+    except (OSError, ValueError) as error:
+        fault = _reason(error)
+    if not fault and not os.access(place, os.W_OK | os.X_OK):
+        fault = "no permission"
+    if fault:
+        raise OptionError(f"cannot write {what} into {folder}: {fault}; choose another folder")
+
+
 def _is_mount(path: Path) -> bool:
     """Whether a file is mounted by itself, as with a container's `--volume FILE:FILE`. Only Linux can tell."""
     if not hasattr(os, "O_PATH"):
@@ -175,7 +192,7 @@ def write_atomically(
 
     After a full disk, a crash or Ctrl-C the old file is still there. If the file cannot be written, the content is
     saved in the folder for temporary files instead, and the error says where. For a name with another ending nothing
-    is written. Raises the OptionError of `check_writable`, or DataError with the system's reason.
+    is written. Raises the OptionError of `check_writable`, or DiskError with the system's reason.
     """
     asked = _named(path, suffixes)
     try:
@@ -185,7 +202,7 @@ def write_atomically(
     except OptionError as error:
         raise OptionError(f"{error}{_rescued(asked, content)}") from error
     except OSError as error:
-        raise DataError(
+        raise DiskError(
             f"cannot write {asked}: {_reason(error)}; what was there before is untouched"
             f"{_rescued(asked, content)}"
         ) from error
@@ -198,11 +215,38 @@ def replace_file(path: Path, content: bytes, check: Callable[[Path], object] | N
 
     After a crash the old file or the new one is there, and whole. Raises the system's OSError.
     """
+    with _replacing(path, check) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_by_parts(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> Iterator[IO[bytes]]:
+    """A `with` block that writes a file part by part. The file gets its name at the end, and not after an error.
+
+    suffixes: as in `check_writable`, which is called first.
+
+    Raises the OptionError of `check_writable`, or DiskError with the system's reason.
+    """
+    asked = _named(path, suffixes)
+    try:
+        with _replacing(check_writable(asked, suffixes).resolve()) as file:
+            yield file
+    except XnnError:  # of the block
+        raise
+    except OSError as error:
+        raise DiskError(
+            f"cannot write {asked}: {_reason(error)}; what was there before is untouched"
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path, check: Callable[[Path], object] | None = None) -> Iterator[IO[bytes]]:
+    """A `with` block that writes a new file; at its end the file is flushed, checked and renamed to `path`."""
     mode = path.stat().st_mode & 0o7777 if path.exists() else None
     temporary, descriptor = _temporary(path, 0o666 if mode is None else 0o600)
     try:
         with open(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if mode is not None:
@@ -226,18 +270,23 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def lock_file(file: IO[Any]) -> None:
+def lock_file(file: IO[Any], shared: bool = False, waits: bool = False) -> bool:
     """Lock an open file for this process until it is closed; a process that is killed leaves no lock behind.
 
-    Raises BlockingIOError if another process has locked it. Where there are no locks, nothing is locked.
+    shared: whether others may have such a lock, too. Default False.
+    waits: whether to wait until other processes have ended theirs. Default False.
+
+    Returns whether it is locked; where there are no locks it is not. Raises BlockingIOError if another has a lock.
     """
     if fcntl is not None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
+            return True
         except BlockingIOError:
             raise
         except OSError:  # this file system has no locks
-            return
+            pass
+    return False
 
 
 def _temporary(path: Path, mode: int) -> tuple[Path, int]:
@@ -270,6 +319,8 @@ def printable(text: str) -> str:
     >>> len("\\n"), len(printable("\\n"))
     (1, 2)
     """
+    if text.isprintable():  # usually, and much faster
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

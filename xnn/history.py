@@ -28,6 +28,9 @@ class History(Habitual):
     interrupted: whether Ctrl-C ended the run.
     stopped: the reason why a callback ended it, "" if none did.
     error: the exception that ended it, "" if none did.
+    lowered: a dict for each time that the learning rate was halved after a divergence
+        (`callbacks.Checkpoint(on_nan="lower-lr")`): the "step" from which it went on, "rate_factor" and
+        "learning_rate" from there on, and "because", the fault.
     plan: how the run was executed: backend, kernels, dtype, threads and so on.
     first_step_seconds: the time until the first step was done, with compiling; on a GPU up to 100 steps, which are
         handed over at once. For LBFGS it is the time of making the program alone.
@@ -58,6 +61,7 @@ class History(Habitual):
     plan: dict[str, Any] = field(default_factory=dict)
     first_step_seconds: float = 0.0
     resumed: bool = False
+    lowered: list[dict[str, Any]] = field(default_factory=list)
     _digest: Any = field(default_factory=ResumableSHA256, repr=False)
 
     def __getitem__(self, name: str) -> list[Any]:
@@ -108,16 +112,20 @@ class History(Habitual):
 
     def state(self) -> dict[str, Any]:
         """The numbers of a fit that goes on, for a checkpoint."""
-        kept = ("epochs", "steps", "samples", "seconds", "stopped", "first_step_seconds")
+        kept = ("epochs", "steps", "samples", "seconds", "stopped", "first_step_seconds", "lowered")
         return {**{name: getattr(self, name) for name in kept}, "digest": self._digest.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take in the numbers of a checkpoint."""
         digest = ResumableSHA256.from_state(state.pop("digest"))
-        kinds = {"epochs": list, "steps": int, "samples": int, "stopped": str}
+        kinds = {"epochs": list, "steps": int, "samples": int, "stopped": str, "lowered": list}
         kinds |= dict.fromkeys(("seconds", "first_step_seconds"), float)
         wrong = [name for name, kind in kinds.items() if type(state[name]) is not kind]
-        if wrong or state.keys() != kinds.keys() or not all(type(entry) is dict for entry in state["epochs"]):
+        if (
+            wrong
+            or state.keys() != kinds.keys()
+            or not all(type(entry) is dict for entry in (*state["epochs"], *state["lowered"]))
+        ):
             raise ValueError(f"the history has {', '.join(wrong) or 'epochs'} of another kind")
         vars(self).update(state, _digest=digest, resumed=True)
 

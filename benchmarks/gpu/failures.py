@@ -2,8 +2,8 @@
 
     python -m xnn.benchmarks.gpu.failures [--json FILE]
 
-Each must end with exit code 1 or 2 and say why in one line, without a traceback. A failure that cannot be provoked on
-this machine is reported, and is no fault. The exit code is 1 if a traceback was shown.
+Each must end with an exit code of 1 to 6 and say why in one line, without a traceback. A failure that cannot be
+provoked on this machine is reported, and is no fault. The exit code is 1 if a traceback was shown.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from cuda_emulator import attach, build
 from cuda_emulator.attach import failing, recorded
 
 from xnn.backends import available_backends
+from xnn.backends.cupy_failures import limit_fault
 
 TESTS = Path(__file__).parents[1]
 WHY_NOT = build.obstacle() or ("" if attach.attached() else "there is a GPU") or available_backends()["cupy"]
@@ -200,14 +201,48 @@ def test_new_memory_is_nan(cp):
 
 
 def test_a_full_device_says_how_much_was_asked_for(cp):
-    attach.memory_limit(1 << 20)
-    try:
-        pool = cp.cuda.MemoryPool()  # the usual one may have room in a block of which a part is used
-        full = pytest.raises(cp.cuda.memory.OutOfMemoryError, match="allocating 8,000,512 bytes")
-        with cp.cuda.using_allocator(pool.malloc), full:
+    with attach.free_memory(1 << 20):
+        cp.empty(2**20 // 4, np.float32)  # and goes back
+        with pytest.raises(cp.cuda.memory.OutOfMemoryError, match="allocating 8,000,512 bytes"):
             cp.empty(1_000_001)
-    finally:
-        attach.memory_limit(8 << 30)
+
+
+def test_free_memory_has_no_pieces_of_blocks(cp):
+    """A block of which an array holds a part has room for others, on each stream."""
+    parts = []
+    for stream in (cp.cuda.Stream.null, cp.cuda.Stream()):
+        with stream:
+            whole = cp.empty(4_000_000, np.uint8)
+            del whole
+            parts.append(cp.empty(2_000_000, np.uint8))
+    pool = cp.get_default_memory_pool()
+    pool.free_all_blocks()
+    assert pool.free_bytes() > 3_000_000
+    with attach.free_memory(0):
+        assert cp.get_default_memory_pool().free_bytes() == 0
+        for stream in (cp.cuda.Stream.null, cp.cuda.Stream()):
+            with stream, pytest.raises(cp.cuda.memory.OutOfMemoryError):
+                cp.empty(1)
+    assert cp.get_default_memory_pool() is pool
+    assert len(parts) == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "right"),
+    [
+        ("0", True), ("20000000", True), ("50%", True), ("12.5%", True), ("100%", True),
+        ("", False), ("20M", False), ("1e6", False), ("-5", False), ("101%", False), ("%", False), ("nan%", False),
+    ],
+)  # fmt: skip
+def test_limits_of_memory(cp, monkeypatch, limit, right):
+    """What CuPy reads at its first array, and what it refuses."""
+    monkeypatch.setenv("CUPY_GPU_MEMORY_LIMIT", limit)
+    assert (limit_fault() == "") == right
+    if right:
+        cp.cuda.MemoryPool().get_limit()
+    else:
+        with pytest.raises(ValueError, match=r"."):
+            cp.cuda.MemoryPool().get_limit()
 
 
 def test_copies_and_waits_are_recorded(cp):

@@ -5,6 +5,8 @@ import json
 import pytest
 from command_line import refused, run
 
+from xnn.cli.outputs import check_apart
+from xnn.errors import OptionError
 from xnn.layers.safetensors_file import CHECKPOINT, read_signed
 
 TRAIN = [
@@ -49,6 +51,7 @@ def test_a_finished_run_is_resumed_to_its_end_and_beyond(tmp_path):
     once, longer = trained("--checkpoint", folder), trained("--epochs", "3")
     again = run(*TRAIN, "--checkpoint", folder, "--resume")
     assert f"resumed from {folder}" in again.stderr
+    assert "the checkpoint has 2 epochs already, so that nothing is left to do" in again.stderr
     assert {key: json.loads(again.stdout)[key] for key in KEPT} == {key: once[key] for key in KEPT}
     further = trained("--epochs", "3", "--checkpoint", folder, "--resume")
     assert {key: further[key] for key in KEPT} == {key: longer[key] for key in KEPT}
@@ -70,15 +73,42 @@ def test_begun_afresh_in_a_folder_with_checkpoints_it_is_refused(tmp_path):
         ("--hidden 9", "is 9, and 8 in the checkpoint"),
         ("--seed 4", "seed is 4, and"),
         ("--batch-size 16", "batch_size=16"),
-        ("--patience 3", "callbacks are EarlyStopping, and none in the checkpoint"),
+        (
+            "--patience 3",
+            "callbacks are EarlyStopping, and none in the checkpoint (of xnn train: --patience)",
+        ),
+        (
+            "--log {tmp_path}/l --record {tmp_path}/r",
+            "none in the checkpoint (of xnn train: --log, --record)",
+        ),
         ("--kernels ops", "kernels 'ops'"),
         ("--numerics exact", "numerics 'exact', there 'fast'"),
     ],
 )
-def test_another_run_is_refused_with_what_differs(words, message, finished):
-    result = run(*TRAIN, "--epochs", "3", *words.split(), "--checkpoint", finished, "--resume")
+def test_another_run_is_refused_with_what_differs(words, message, finished, tmp_path):
+    words = words.format(tmp_path=tmp_path).split()
+    result = run(*TRAIN, "--epochs", "3", *words, "--checkpoint", finished, "--resume")
     assert result.exit_code == 2
     assert message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("option", ["--save", "--record", "--log", "--dataset"])
+@pytest.mark.parametrize(
+    "place", ["run", "run/lock", "run/best.safetensors", "run/step-000000001.safetensors"]
+)
+def test_no_other_file_is_the_folder_or_one_of_its_files(option, place, tmp_path):
+    outputs = {"--checkpoint": str(tmp_path / "run")}
+    other = {option: str(tmp_path / place)}
+    (tmp_path / "run").mkdir()
+    if option == "--dataset":
+        if place != "run":
+            (tmp_path / place).touch()
+        with pytest.raises(OptionError, match=r"--checkpoint would overwrite .* which --dataset reads"):
+            check_apart(outputs, other)
+        return
+    with pytest.raises(OptionError, match=f"--checkpoint would overwrite .* which {option} writes"):
+        check_apart(other | outputs, {})
+    check_apart({option: str(tmp_path / "run" / "best.jsonl")} | outputs, {})
 
 
 @pytest.fixture

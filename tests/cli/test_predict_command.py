@@ -8,7 +8,6 @@ from command_line import one_json, refused, run
 
 import xnn
 from xnn import layers
-from xnn.cli import predict
 from xnn.data import idx, load, shards, synthetic_digits
 from xnn.layers import files
 
@@ -37,7 +36,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_predict_forms(model, tmp_path, monkeypatch, form, large):
     if large:  # as files of 1 GiB are, which are mapped
-        for module in (predict, shards, idx):
+        for module in (shards, idx):
             monkeypatch.setattr(module, "LARGE", 1)
     write, known = FORMS[form]
     x, y = synthetic_digits(40, seed=9)
@@ -70,17 +69,17 @@ def test_predict_on_another_backend(model, tmp_path, other):
 @pytest.mark.parametrize(
     ("data", "code", "message"),
     [
-        ("nothing.npy", 1, "nothing.npy"),
-        ("narrow.npy", 1, "784"),
-        ("flat.npy", 1, "shape"),
-        ("object.npy", 1, "object.npy"),
-        ("text.npz", 1, "text.npz"),
+        ("nothing.npy", 4, "nothing.npy"),
+        ("narrow.npy", 4, "784"),
+        ("flat.npy", 4, "shape"),
+        ("object.npy", 4, "object.npy"),
+        ("text.npz", 4, "text.npz"),
         ("other.npz", 2, "a, b"),
-        ("lengths.npz", 1, "39"),
-        ("names.npz", 1, "number"),
-        ("text.csv", 1, "text.csv"),
-        ("text", 1, "idx"),
-        ("model.safetensors", 1, "idx"),
+        ("lengths.npz", 4, "39"),
+        ("names.npz", 4, "number"),
+        ("text.csv", 4, "text.csv"),
+        ("text", 4, "idx"),
+        ("model.safetensors", 4, "idx"),
     ],
 )
 def test_predict_refuses(model, tmp_path, monkeypatch, data, code, message):
@@ -101,8 +100,8 @@ def test_predict_refuses(model, tmp_path, monkeypatch, data, code, message):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("nosuch.safetensors", "synthetic"), 1, "nosuch"),
-        ((__file__, "synthetic"), 1, "safetensors"),
+        (("nosuch.safetensors", "synthetic"), 4, "nosuch"),
+        ((__file__, "synthetic"), 4, "safetensors"),
         (("MODEL", "synthetic", "--output", "o.csv"), 2, "npy"),
         (("MODEL", "synthetic", "--output", "no/o.npy"), 2, "no folder"),
         (("MODEL", "synthetic", "--backend", "nosuch"), 2, "nosuch"),
@@ -168,7 +167,7 @@ def test_notes_of_other_types_are_refused(tmp_path, notes):
     data.write_text("1,2,3\n4,5,6\n")
     right = {"labels": ["no", "yes"], "columns": None, "features": 3, "task": "classification"}
     files.save(xnn.Sequential(layers.Dense(3, 2)), model, right | notes)
-    refused(run("predict", model, data), 1, "m.safetensors: its notes")
+    refused(run("predict", model, data), 4, "m.safetensors: its notes")
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [1.5, 2], ["no", "yes"], ["no", 2]])

@@ -48,7 +48,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     model = trained(tmp_path, rows_of(lambda a: "np"[int(a > 0)], "a,b,kind"))
     table = tmp_path / "p.csv"
     table.write_text("a,b,a\n" + "".join(f"{a},{b},{-a}\n" for a, b in ROWS[:5]))
-    refused(run("predict", model, table), 1, "has 2 columns 'a', and the model was trained on one")
+    refused(run("predict", model, table), 4, "has 2 columns 'a', and the model was trained on one")
 
 
 @pytest.mark.parametrize("last", ["x,1", "1", "1,2,3,4", "NA,1", '1,"2', "inf,0", "9007199254740993,1"])
@@ -56,7 +56,7 @@ def test_a_row_that_cannot_be_read_is_an_error_before_the_first_line(tmp_path, l
     model = trained(tmp_path, rows_of(lambda a: "np"[int(a > 0)], "a,b,kind"))
     table = tmp_path / "p.csv"
     table.write_text("a,b\n1,2\n3,4\n" + last)
-    refused(run("predict", model, table), 1, "p.csv, line 4")
+    refused(run("predict", model, table), 4, "p.csv, line 4")
 
 
 @pytest.mark.parametrize("text", ["a,b\n", "a,b,kind\n", "a,b\n\n\n"])
@@ -212,4 +212,4 @@ def test_targets_are_classes_that_are_known_or_not(of_classes, tmp_path, y, know
 def test_an_infinite_target(of_classes, tmp_path):
     table = tmp_path / "p.csv"
     table.write_text(f"a,b,y\n1,2,{'1' * 900}\n")
-    refused(run("predict", of_classes, table), 1, "p.csv, line 2, field 3 ('y'): the value is infinite")
+    refused(run("predict", of_classes, table), 4, "p.csv, line 2, field 3 ('y'): the value is infinite")

@@ -19,6 +19,7 @@ EMPTY = [
             "--log",
             "--record",
             "--checkpoint",
+            "--tensorboard",
         )
     ),
     *(("predict", option) for option in ("--data-home", "--output")),

@@ -10,6 +10,7 @@ NumPy is imported only with CuPy, so that a child process without CuPy starts as
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -38,6 +39,7 @@ __all__ = [
     "attached",
     "environment",
     "failing",
+    "free_memory",
     "late",
     "memory_limit",
     "obstacle",
@@ -141,6 +143,29 @@ def recorded() -> Iterator[list[str]]:
 def memory_limit(size: int) -> None:
     """Say how many bytes each device has. At the start it is 8 GiB."""
     driver().emulated_memory_limit(ctypes.c_size_t(size))
+
+
+@contextmanager
+def free_memory(size: int) -> Iterator[None]:
+    """Leave arrays so many bytes of the current device in a `with` block, whatever ran before.
+
+    CuPy has a new pool there. The usual one may have room in blocks of which a part is used.
+    """
+    import cupy
+
+    gc.collect()
+    before, pool = cupy.get_default_memory_pool(), cupy.cuda.MemoryPool()
+    before.free_all_blocks()
+    free, total = cupy.cuda.runtime.memGetInfo()
+    try:
+        cupy._default_memory_pool = pool
+        cupy.cuda.set_allocator(pool.malloc)
+        memory_limit(total - free + size)
+        yield
+    finally:
+        memory_limit(total)
+        cupy._default_memory_pool = before
+        cupy.cuda.set_allocator(before.malloc)
 
 
 #: The orders of `late`.

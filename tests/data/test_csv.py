@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xnn.data import load
-from xnn.data.loading import samples_from_csv, table_for_model
+from xnn.data.loading import samples_from_csv, tables_for_model
 from xnn.data.tables import Columns, read_csv
 from xnn.errors import CorruptFileError, OptionError, XnnError
 
@@ -393,7 +393,7 @@ def test_tables_that_do_not_fit_a_model(tmp_path, columns, text, message):
 
 
 def test_rows_without_a_target_are_predicted(tmp_path):
-    table = table_for_model(written(tmp_path, "a,b,kind\n1,2,x\n3,4,\n5,6,NA\n"), COLUMNS, 2)
+    (table,) = tables_for_model(written(tmp_path, "a,b,kind\n1,2,x\n3,4,\n5,6,NA\n"), COLUMNS, 2)
     assert (table.x.tolist(), table.unlabelled) == ([[1, 2], [3, 4], [5, 6]], (3, 4))
 
 
@@ -426,4 +426,4 @@ def test_long_numbers_anywhere_are_read_or_refused(tmp_path, number, place, firs
     if place < 2:
         x = np.concatenate([data.x_train, data.x_val, data.x_test])
         assert np.sort(x[:, place])[-1 if float(number) > 29 else 0] == float(number) or float(number) == 1
-    table_for_model(path, None, 2)
+    list(tables_for_model(path, None, 2))

@@ -1,5 +1,10 @@
 """Large CSV files: read once into files in the cache, with the results of reading them into memory."""
 
+import os
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
@@ -43,6 +48,14 @@ WRONG = {
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(csv_cache, "_NUMBERS", 30)  # 10 rows at a time
+    yield
+    end_use()
+
+
+def end_use():
+    """Unlock all tables, as when the process has ended."""
+    while csv_cache._used:
+        csv_cache._used.popitem()[1].close()
 
 
 def load(path, monkeypatch, large=True, **options):
@@ -185,3 +198,94 @@ def test_reading_goes_on_behind_a_byte_order_mark(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         load(path, monkeypatch)
     equal(load(path, monkeypatch), wanted)
+
+
+def several(folder, monkeypatch, days):
+    """Tables that are in the cache and were last used so many days ago, and their folders."""
+    folders = []
+    for number in range(len(days)):
+        path = folder / f"{number}.csv"
+        path.write_text(table(CLASSES), encoding="utf-8")
+        load(path, monkeypatch)
+        (new,) = {found.parent for found in (folder / "cache").rglob("state.json")} - {*folders}
+        folders.append(new)
+    end_use()
+    for new, ago in zip(folders, days, strict=True):
+        os.utime(new / "used", (time.time() - ago * 86400,) * 2)
+    return folders
+
+
+@pytest.fixture
+def new_table(tmp_path):
+    (tmp_path / "new.csv").write_text(table(CLASSES[::-1]), encoding="utf-8")
+    return tmp_path / "new.csv"
+
+
+def test_tables_that_were_not_used_for_long_are_removed_when_another_is_read(
+    tmp_path, monkeypatch, capsys, new_table
+):
+    folders = several(tmp_path, monkeypatch, [29, 31, 400])
+    load(tmp_path / "1.csv", monkeypatch)  # uses it
+    assert all(folder.exists() for folder in folders)
+    end_use()
+    found = load(new_table, monkeypatch)
+    assert [folder.exists() for folder in folders] == [True, True, False]
+    assert (
+        f"xnn: removed {folders[2]}, the numbers of a table that was last used on " in capsys.readouterr().err
+    )
+    equal(found, load(new_table, monkeypatch, large=False))
+    equal(load(tmp_path / "2.csv", monkeypatch), load(tmp_path / "0.csv", monkeypatch, large=False))
+
+
+def test_beyond_a_size_those_that_were_not_used_for_longest_are_removed(tmp_path, monkeypatch, new_table):
+    folders = several(tmp_path, monkeypatch, [3, 1, 2])
+    size = sum(os.path.getsize(file) for file in folders[0].iterdir())
+    monkeypatch.setattr(csv_cache, "_KEPT_BYTES", 2.5 * size)
+    load(new_table, monkeypatch)
+    assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no locks, and removes no file in use")
+@pytest.mark.parametrize("here", [True, False], ids=["this process", "another"])
+def test_a_table_in_use_is_not_removed(tmp_path, monkeypatch, new_table, here):
+    folders = several(tmp_path, monkeypatch, [100, 100])
+    code = f"""
+        from pathlib import Path
+        from xnn.data import csv_cache
+        csv_cache._use(Path({str(folders[0])!r}))
+        print("used", flush=True)
+        input()
+    """
+    words = [sys.executable, "-c", "\n".join(map(str.strip, code.splitlines()))]
+    if here:
+        kept = load(tmp_path / "0.csv", monkeypatch)
+    else:
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "used\n"
+    os.utime(folders[0] / "used", (0, 0))
+    load(new_table, monkeypatch)
+    assert [folder.exists() for folder in folders] == [True, False]
+    if here:
+        assert np.asarray(kept.x_train).shape == (96, 3)
+    else:
+        process.communicate("\n", timeout=60)
+        new_table.write_text(table(CLASSES), encoding="utf-8")
+        load(new_table, monkeypatch)
+        assert not folders[0].exists()
+
+
+def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path, read = tmp_path / "t.csv", csv_cache.numbers_of
+    path.write_text(table(CLASSES), encoding="utf-8")
+
+    def changes(given, row, *rest):
+        if row.line == 50:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("1,2,3,0\n")
+        return read(given, row, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv_cache, "numbers_of", changes)
+        with pytest.raises(CorruptFileError, match="was changed while it was read"):
+            load(path, monkeypatch)
+    equal(load(path, monkeypatch), load(path, monkeypatch, large=False))

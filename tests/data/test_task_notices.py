@@ -9,7 +9,7 @@ import pytest
 from command_line import run
 
 from xnn import data
-from xnn.data.loading import table_for_model
+from xnn.data.loading import tables_for_model
 from xnn.data.tables import Columns
 from xnn.data.targets import as_targets
 from xnn.errors import CorruptFileError, DTypeError
@@ -142,9 +142,9 @@ PLAIN = Columns((), (0, 1, 3), (2,))
 def test_columns_that_were_taken_by_their_places_are_said(tmp_path, trained, rows, note):
     path = tmp_path / "p.csv"
     path.write_text(rows)
-    notes = table_for_model(path, trained, 3).notes
-    assert len(notes) == bool(note)
-    assert not note or notes[0].endswith(note)
+    (table,) = tables_for_model(path, trained, 3)
+    assert len(table.notes) == bool(note)
+    assert not note or table.notes[0].endswith(note)
 
 
 def house(tmp_path, typical):
@@ -181,7 +181,7 @@ def test_targets_far_from_unit_size(tmp_path, typical, said):
 def test_a_training_that_diverges_by_its_rate_blames_no_target(tmp_path):
     path = house(tmp_path, 1.0)
     result = run("train", "--dataset", path, "--epochs", 3, "--lr", 50, "--quiet")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "smaller learning_rate than 50 (--lr)" in result.stderr
     assert "--scale-target" not in result.stderr
     assert "largest number" not in result.stderr

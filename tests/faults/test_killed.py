@@ -1,33 +1,13 @@
-"""A run that was killed at random moments and resumed ends as the run that never was."""
+"""A run that was killed at random moments and resumed ends as the run that never was; campaign.py has a hundred."""
 
 import random
-import signal
 import time
 
 import pytest
-from campaign import CONFIGURATIONS, SIGNALS, Forker, command, killed, outcome, run
+from campaign import SIGNALS, Forker, command, outcome
 
 pytest.importorskip("fcntl")
 pytest.importorskip("scipy")
-
-
-def campaign(name, folder, kills, seed):
-    """Kill a run some times, let it end, and compare. Returns how many kills came before its end."""
-    chance, whole, broken = random.Random(f"{name} {seed}"), folder / "whole", folder / "broken"
-    whole.mkdir()
-    broken.mkdir()
-    line = command(name, broken)
-    wanted = outcome(run(command(name, whole, checkpoints=False)), whole)
-    came = 0
-    for _ in range(kills):
-        number = chance.choice(SIGNALS)
-        code, complaints = killed(line, chance, number, after=3.0)
-        # CPython ends by SIGINT if the signal came while an import executed a string of code.
-        assert code in (0, -number, 128 + number, -signal.SIGINT), (code, number, complaints)
-        assert "damaged" not in complaints
-        came += code != 0
-    assert outcome(run(line), broken) == wanted
-    return came
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +34,3 @@ def test_twenty_kills(name, forker, tmp_path):
         assert code in (0, -number, 128 + number), (kill, code, complaints)
         assert "damaged" not in complaints
     assert outcome(forker.run(line, broken), broken) == wanted
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_a_hundred_kills(name, tmp_path):
-    assert campaign(name, tmp_path, kills=10, seed=1) > 0

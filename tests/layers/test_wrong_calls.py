@@ -29,7 +29,10 @@ KINDS = [
     for module in (layers, losses, optimizers, schedules, initializers, metrics)
     for kind in public(module)
     if kind.__module__.partition(".")[0] == "xnn" and kind.__init__ is not object.__init__
-] + [callbacks.EarlyStopping, callbacks.JsonLines, callbacks.ProgressBar, callbacks.EpochLines]
+] + [
+    getattr(callbacks, name)
+    for name in ("EarlyStopping", "JsonLines", "ProgressBar", "EpochLines", "TensorBoard")
+]
 #: Classes that users do not build, and one that takes the options of any op.
 NOT_BUILT = (
     layers.Layer, layers.Composite, layers.Function, losses.Loss, losses.LossOverBatches, optimizers.Optimizer,

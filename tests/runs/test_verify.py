@@ -66,7 +66,7 @@ def test_a_fault_after_the_last_compared_step_is_not_seen(folder, clean):
 
 
 def test_a_fault_in_the_data(folder, clean):
-    refused(run("verify", clean, faulty(folder, "pixel 17 0")), 1, "training data differ")
+    refused(run("verify", clean, faulty(folder, "pixel 17 0")), 4, "training data differ")
 
 
 def first_step_with(folder, row):
@@ -181,7 +181,7 @@ def test_a_side_that_dies(folder, planted):
         ((SIDE, SIDE), ("--lr", "nan", "--dataset", "synthetic"), 2, "nan"),
         (("CLEAN", SIDE), ("--batch-size", 20), 2, "--batch-size is set by the record"),
         (("CLEAN", "CLEAN"), ("--numerics", "exact"), 2, "--numerics is set by the record"),
-        (("CLEAN", SIDE), ("--dataset", "synthetic"), 1, "training data differ"),
+        (("CLEAN", SIDE), ("--dataset", "synthetic"), 4, "training data differ"),
     ],
 )
 def test_verify_refuses(clean, monkeypatch, sides, options, code, message):

@@ -53,18 +53,7 @@ def validated(trainer):
 def room():
     """A function that sets how many bytes arrays can still take."""
     with xnn.backends.backend("cupy"), ExitStack() as stack:
-        cupy = xnn.backends.get_backend("cupy").cupy
-
-        def limit(size):
-            gc.collect()
-            cupy.get_default_memory_pool().free_all_blocks()
-            free, total = cupy.cuda.runtime.memGetInfo()
-            _ATTACHED.memory_limit(total - free + size)
-            # A new pool, which has no free pieces in it.
-            stack.enter_context(cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc))
-
-        yield limit
-        _ATTACHED.memory_limit(8 << 30)
+        yield lambda size: stack.enter_context(_ATTACHED.free_memory(size))
 
 
 @pytest.fixture

@@ -254,23 +254,16 @@ def test_training_evaluation_and_prediction_on_data_larger_than_the_memory():
         return xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(20_000, CLASSES), seed=1)
 
     data = np.resize(X, (400, 20_000)), np.resize(Y, 400)  # 8 MB
-    lib = get_backend("cupy")
     options = {"make": model, "data": data, "epochs": 1, "optimizer": lambda: optimizers.SGD(1e-5)}
     train("cupy", **options)  # what is made once, such as cuBLAS's workspace
     here, results = train("numpy", **options), []
-    gc.collect()
-    lib.free_memory()  # empties the pool
-    free, total = lib.cupy.cuda.runtime.memGetInfo()
-    attach.memory_limit(total - free + 6 * 2**20)
-    try:
+    with attach.free_memory(6 * 2**20):
         there = train("cupy", **options)
         assert streamed(there[0])
         for trainer in (here[0], there[0]):
             results.append(
                 (trainer.evaluate(data, batch_size=BATCH), trainer.model.predict(data[0], batch_size=BATCH))
             )
-    finally:
-        attach.memory_limit(8 * 2**30)
     check_same(there, here)
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-3)
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)

@@ -106,6 +106,32 @@ def test_epochs_that_run_out(restore):
     assert weights_sha256(t.model) == scripted.digests[1 if restore else 3]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("disk", ["roomy", "full", "without a folder"])
+def test_the_best_weights_are_in_a_file_while_training_runs(disk, monkeypatch, tmp_path):
+    """And in memory where that file cannot be written."""
+    found, stopper = [], EarlyStopping(patience=9)
+    if disk == "without a folder":
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    elif disk == "full":
+
+        def full(**options):
+            return open("/dev/full", "r+b", 0)
+
+        monkeypatch.setattr("tempfile.TemporaryFile", full)
+
+    def look(epoch):
+        mapped = {isinstance(array, np.memmap) for array in stopper._kept.values()}
+        found.append(mapped)
+
+    scripted = Scripted([2.0, 1.0, 3.0, 4.0], at=look)
+    t = trainer(stopper, scripted)
+    stopper.monitor = "loss"
+    fit(t, epochs=1)
+    assert found == [{disk == "roomy"}]
+    assert all(type(p.value) is np.ndarray for p in t.model.parameters())
+
+
 def test_a_second_fit_begins_anew():
     """With what the first one kept and counted forgotten; epochs are counted on, as history does."""
     scripted, stopper = Scripted([1.0, 5.0, 5.0]), EarlyStopping(patience=2)

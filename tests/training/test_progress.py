@@ -8,9 +8,9 @@ import pytest
 from command_line import run
 
 import xnn
-from xnn import layers, losses, optimizers
+from xnn import callbacks, layers, losses, optimizers
 from xnn.errors import DivergenceError
-from xnn.history import History
+from xnn.history import Bar, History, LiveLine
 
 X = np.linspace(-1.0, 1.0, 64, dtype=np.float32).reshape(-1, 1)
 
@@ -88,6 +88,21 @@ def test_a_bar_on_a_terminal(monkeypatch):
     text = shown(monkeypatch, Stream(terminal=True))
     assert "epoch 3/3" in text
     assert "val_loss" in text
+
+
+@pytest.mark.parametrize("stream", [Jupyters, lambda: Stream(terminal=True)])
+def test_a_resumed_training_shows_its_own_epochs(monkeypatch, tmp_path, stream):
+    saver, seen = callbacks.Checkpoint(tmp_path), []
+    first = trainer()
+    first.callbacks = [saver]
+    first.fit((X, X), epochs=2, progress=False)
+    for shows in (Bar, LiveLine):
+        monkeypatch.setattr(shows, "update", lambda self, epoch, steps, numbers: seen.append((epoch, steps)))
+    monkeypatch.setattr(sys, "stderr", stream())
+    again = trainer()
+    again.resume(tmp_path)
+    again.fit((X, X), epochs=4)
+    assert seen == [("3/4", 6), ("4/4", 8)]
 
 
 @pytest.mark.parametrize("stream", [Stream, Jupyters, lambda: Stream(terminal=True)])

@@ -11,9 +11,10 @@ import xnn
 from xnn import layers, losses, optimizers
 from xnn.backends.row_sources import Converted
 from xnn.callbacks import Callback
-from xnn.data import Batches, reader
+from xnn.data import Batches, Stream, ahead, orders, reader
 from xnn.data.ahead import read_ahead
 from xnn.data.reader import Reader
+from xnn.data.stream import opened
 from xnn.errors import DivergenceError
 
 ROWS, FEATURES, CLASSES = 203, 4, 3
@@ -191,9 +192,55 @@ def test_read_ahead_stops_when_it_is_closed():
         finally:
             made.append("closed")
 
-    ahead = read_ahead(numbers())
-    assert [next(ahead), next(ahead)] == [0, 1]
-    ahead.close()
+    given = read_ahead(numbers())
+    assert [next(given), next(given)] == [0, 1]
+    given.close()
     assert not threads()
     assert made[-1] == "closed"
     assert made[:-1] in ([0, 1], [0, 1, 2])
+
+
+def test_a_read_that_does_not_return_is_told_of(monkeypatch, capsys):
+    monkeypatch.setattr(ahead, "_PATIENCE", 0.01)
+    answered = threading.Event()
+
+    def numbers():
+        yield 0
+        answered.wait(60)
+
+    given = read_ahead(numbers())
+    assert next(given) == 0
+    time.sleep(0.01)
+    given.close()
+    (thread,) = threads()
+    assert "a read of data has not returned for 0.01 s: its thread is left" in capsys.readouterr().err
+    answered.set()
+    thread.join(60)
+    assert not threads()
+
+
+@pytest.mark.parametrize("done", [0, 1, 7, 25, 26])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_that_are_done_are_left_out_and_not_read(monkeypatch, done, shuffle):
+    monkeypatch.setattr(reader, "_BYTES", 1)
+    monkeypatch.setattr(orders, "_MOST", 64)
+    monkeypatch.setattr(orders, "_WORDS", 32)
+    read = []
+    batches = Batches((of_files(X, read.append), Y), 8, shuffle, seed=5)
+    wanted = [*batches.numbers(1)][done:]
+    read.clear()
+    found = [*Reader(batches).numbers(1, done)]
+    assert [rows.tolist() for rows in found] == [rows.tolist() for rows in wanted]
+    assert sum(map(len, read)) == sum(map(len, wanted))
+
+
+@pytest.mark.parametrize("done", [0, 3, 20, 25])
+def test_of_a_stream_no_more_windows_are_kept_when_batches_are_left_out(done):
+    parts = [(X[start : start + 40], Y[start : start + 40]) for start in range(0, ROWS, 40)]
+    batches = Batches(opened(Stream(parts, window=20), lambda *arrays: arrays), 8, seed=5)
+    wanted = [*batches.numbers(0)][done:]
+    for rows, expected in zip(Reader(batches).numbers(0, done), wanted, strict=True):
+        assert np.array_equal(rows, expected)
+        assert np.array_equal(batches.gather(rows)[0], X[rows])
+        assert len(batches._windows._held) <= 3
+    batches.close()

@@ -114,12 +114,97 @@ def test_without_shuffling_and_with_sample_weights():
         trainer.fit(stream, sample_weight=W, progress=False)
 
 
+@pytest.mark.parametrize("weights", [np.arange(ROWS) >= 100, np.arange(ROWS) < 90, np.arange(ROWS) == 202])
+def test_windows_whose_weights_are_all_0(weights):
+    """They count for nothing, as batches of arrays do; the check is one of the whole epoch."""
+    found = []
+    for given, options in (
+        ((X, Y), {"sample_weight": weights}),
+        (data.Stream(batches(X, Y, weights), window=40), {}),
+    ):
+        trainer = trainer_of()
+        history = trainer.fit(given, shuffle=False, batch_size=8, epochs=2, progress=False, **options)
+        found.append((state(trainer, history), trainer.evaluate(given, batch_size=8, **options)))
+    assert found[0] == found[1]
+    assert np.isfinite(found[0][1]["loss"])
+
+
+def test_an_epoch_whose_weights_are_all_0_is_refused():
+    with pytest.raises(OptionError, match=r"Stream\(list.*every sample_weight is 0"):
+        trainer_of().fit(data.Stream(batches(X, Y, 0 * W), window=40), progress=False)
+    with pytest.raises(OptionError, match="every sample_weight is 0"):
+        trainer_of().evaluate(data.Stream(batches(X, Y, W * 1e-300), window=40))
+
+
 def test_validation_and_evaluation():
     found = []
     for given in ((X, Y), data.Stream(batches(X, Y), window=64)):
         trainer = trainer_of()
         history = trainer.fit((X, Y), validation=given, epochs=2, progress=False)
         found.append((history.epochs, trainer.evaluate(given, batch_size=50)))
+    assert found[0] == found[1]
+
+
+STREAM = data.Stream(batches(X, Y), window=64)
+SHARDS = data.Shards([X[:100], X[100:]])
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda trainer: trainer.model.predict(STREAM),
+        lambda trainer: trainer.model.predict_classes(STREAM),
+        lambda trainer: trainer.fit((STREAM, Y), progress=False),
+        lambda trainer: trainer.evaluate((X, STREAM)),
+        lambda trainer: data.standardize(STREAM),
+        lambda trainer: data.Shards([STREAM]),
+        lambda trainer: np.asarray(STREAM),
+    ],
+)
+def test_what_takes_no_stream_says_what_does(take):
+    with pytest.raises(
+        DataError, match=r"Stream\(list.* is no array: fit, evaluate and validation= take a stream"
+    ):
+        take(trainer_of())
+
+
+def test_what_takes_shards_and_what_needs_an_array():
+    trainer = trainer_of()
+    assert trainer.model.predict(SHARDS).tobytes() == trainer.model.predict(X).tobytes()
+    assert np.array_equal(trainer.model.predict_classes(SHARDS), trainer.model.predict_classes(X))
+    for take in (trainer.model, trainer.model[0], trainer.model.forward, xnn.ops.relu):
+        with pytest.raises(
+            DTypeError, match=r"got Shards in place .*predict\(x\) takes it, and numpy.asarray"
+        ):
+            take(SHARDS)
+    assert trainer.model(np.asarray(SHARDS)).shape == (ROWS, CLASSES)
+
+
+def test_validation_data_that_can_be_read_once_are_refused_before_training():
+    trainer = trainer_of()
+    with pytest.raises(OptionError, match="can be read once: give it a function or an iterable"):
+        trainer.fit((X, Y), validation=data.Stream(generator(X, Y), samples=ROWS), progress=False)
+    assert trainer.step == 0
+    wanted = trainer.evaluate((X, Y))
+    assert trainer.evaluate(data.Stream(generator(X, Y), samples=ROWS)) == wanted
+
+
+@pytest.mark.parametrize("size", [7, 40, 150])
+@pytest.mark.parametrize("window", [20, 40, 203])
+def test_a_source_may_use_its_arrays_again(size, window):
+    """As one that reads a file into the same array: each batch is copied before the next one is asked for."""
+
+    def again(epoch):
+        x, y = np.empty((size, FEATURES), np.float32), np.empty(size, np.int64)
+        for one, other in batches(X, Y, size=size):
+            x[: len(one)], y[: len(one)] = one, other
+            yield x[: len(one)], y[: len(one)]
+            x[:], y[:] = np.nan, -1
+
+    found = [
+        trained(data.Stream(source, samples=ROWS, window=window), epochs=2)
+        for source in (again, lambda epoch: batches(X, Y))
+    ]
     assert found[0] == found[1]
 
 

@@ -5,8 +5,10 @@ from xnn.callbacks.checkpoints import Checkpoint, checkpoints_in
 from xnn.callbacks.early_stopping import EarlyStopping
 from xnn.callbacks.json_lines import JsonLines
 from xnn.callbacks.progress import EpochLines, ProgressBar
+from xnn.callbacks.tensorboard import TensorBoard
+from xnn.callbacks.time_limit import TimeLimit
 
 __all__ = [
-    "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar", "call_back",
-    "checkpoints_in",
+    "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "JsonLines", "ProgressBar", "TensorBoard",
+    "TimeLimit", "call_back", "checkpoints_in",
 ]  # fmt: skip

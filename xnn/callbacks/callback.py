@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from inspect import getattr_static
+from pathlib import Path
 from typing import Any
 
 from xnn.errors import OptionError
@@ -73,8 +74,18 @@ class Callback(Habitual):
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         """Called after an epoch and its validation; `entry` is the last of history.epochs, and may be added to."""
 
+    def on_lower_rate(self, history: History, entry: dict[str, Any]) -> None:
+        """Called when a training that diverged went back to a checkpoint; `entry` is of history.lowered."""
+
     def on_fit_end(self, history: History) -> None:
         """Called after the last step, also when Ctrl-C or an error ended the run."""
+
+    def disk_use(self, epochs: int, steps_per_epoch: int) -> Mapping[Path, int]:
+        """The files that it will write, each with about its bytes at the end. Called before the first step.
+
+        A line is printed if their disk has less room. Default: none.
+        """
+        return {}
 
     def state(self) -> Any:
         """What a checkpoint keeps of the callback; by default all its attributes but the model.

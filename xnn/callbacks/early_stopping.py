@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from xnn.backends import backend_of
+import numpy as np
+
 from xnn.callbacks.callback import Callback
 from xnn.errors import OptionError
 from xnn.history import History
@@ -32,7 +35,8 @@ class EarlyStopping(Callback):
     mode: "min" or "max", the direction in which `monitor` improves. Default "auto": by the name, which works for
         losses, errors and xnn's own metrics.
     restore_best: whether the model gets the weights of its best epoch back when training ends, however it ends. The
-        optimizer's state stays the last one. Default True.
+        optimizer's state stays the last one. They are kept in a temporary file (TMPDIR says where), and in memory
+        only if it cannot be written. Default True.
 
     After each epoch `best_epoch` is the number of the best epoch (0 before there is one) and `best` its value. NaN
     does not count as an improvement. Each fit starts without a best epoch.
@@ -88,10 +92,9 @@ class EarlyStopping(Callback):
         if gain > self.min_delta or (not self.best_epoch and not math.isnan(self._last)):
             self.best, self.best_epoch, self._waited = self._last, entry["epoch"], 0
             if self.restore_best:
-                self._kept = {
-                    name: backend_of(p.value).xp.asarray(p.value, copy=True)  # a step may change it in place
-                    for name, p in self.model.named_state()
-                }
+                names, arrays = zip(*((name, p.value) for name, p in self.model.named_state()), strict=True)
+                host = self.model.backend.to_host_all(arrays)
+                self._kept = _in_a_file(dict(zip(names, host, strict=True)))
             return
         self._waited += 1
         if self._waited >= self.patience:
@@ -107,10 +110,28 @@ class EarlyStopping(Callback):
     def on_fit_end(self, history: History) -> None:
         parameters = dict(self.model.named_state())
         for name, array in self._kept.items():
-            parameters[name].value = array
+            parameters[name].value = self.model.backend.to_device(np.array(array))
         self._kept = {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        lib = self.model.backend  # perhaps another than the checkpoint's
-        self._kept = {name: lib.to_device(array) for name, array in getattr(self, "_kept", {}).items()}
+        self.best, self.best_epoch = float(state["best"]), int(state["best_epoch"])
+        if "_kept" in state:  # a fit had begun
+            self._waited, self._last = int(state["_waited"]), float(state["_last"])
+            self._kept = _in_a_file(state["_kept"])
+
+
+def _in_a_file(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Copies of arrays, in a temporary file without a name; in memory if it cannot be written."""
+    try:
+        with tempfile.TemporaryFile(prefix="xnn-") as file:
+            places = []
+            for array in arrays.values():
+                places.append(file.tell())
+                file.write(np.ascontiguousarray(array).data)
+            file.flush()  # or a full disk would be found out when the file is read
+            return {
+                name: np.memmap(file, array.dtype, "r", place, array.shape) if array.size else array.copy()
+                for (name, array), place in zip(arrays.items(), places, strict=True)
+            }
+    except OSError:
+        return {name: array.copy() for name, array in arrays.items()}

@@ -23,11 +23,14 @@ class ProgressBar(Callback):
         ProgressBar()
     """
 
+    #: It changes nothing in the training: a checkpoint needs nothing of it.
+    bystander = True
+
     def __init__(self) -> None:
         self._shown: PrintedLines | None = None
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
-        self._epochs, self._steps, self._done = epochs, steps_per_epoch, 0
+        self._epochs, self._steps = epochs, steps_per_epoch
         if StandardError().isatty():
             self._shown = Bar(epochs * steps_per_epoch)
         else:  # Jupyter's standard error is an object of ipykernel
@@ -36,15 +39,14 @@ class ProgressBar(Callback):
 
     def on_check(self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, Any]) -> None:
         if self._shown is not None:
-            numbers = numbers_line({"loss": loss, **metrics})
+            numbers, done = numbers_line({"loss": loss, **metrics}), len(history.epochs)
             self._shown.update(
-                f"{self._done + 1}/{self._epochs}",
-                self._done * self._steps + step,
+                f"{done + 1}/{self._epochs}",
+                done * self._steps + step,
                 f"{numbers}  {history.samples_per_second:,.0f} samples/s",
             )
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        self._done += 1
         if self._shown is not None:
             self._shown.print(epoch_line(entry))
 
@@ -52,12 +54,6 @@ class ProgressBar(Callback):
         if self._shown is not None:
             self._shown.stop()
             self._shown = None
-
-    def state(self) -> int:
-        return self._done
-
-    def restore(self, state: int) -> None:
-        self._done = state
 
 
 class EpochLines(Callback):

@@ -14,8 +14,9 @@ from typing import IO, Any, cast
 import click
 
 from xnn import __version__
+from xnn.cli.exit_codes import EXIT_CODES, exit_code
 from xnn.cli.surroundings import forget_output, surroundings
-from xnn.errors import OptionError, UnknownBackendError, XnnError
+from xnn.errors import XnnError
 from xnn.files import StandardError, notice, printable
 
 __all__ = ["main"]
@@ -43,11 +44,6 @@ xnn bench                         time per step, beside the matrix products alon
 xnn check                         check gradients and backends
 xnn verify threads=1 threads=2    compare two runs bit by bit
 """
-
-_EXIT_CODES = """\b
-Exit codes: 0 success; 1 failure, with the reason on standard error; 2 a wrong
-option or environment variable; 130 ended by Ctrl-C, 143 by SIGTERM, after a
-report."""
 
 
 class _Commands(click.Group):
@@ -92,15 +88,15 @@ def _exit_code(run: Callable[[], Any], ended_by: list[int]) -> int:
         return _refuse(error)
     except XnnError as error:
         _show(error, str(error))
-        return 2 if isinstance(error, (OptionError, UnknownBackendError)) else 1
+        return exit_code(error)
     except OSError as error:
         if error.errno != errno.EPIPE:  # else the reader has gone, as in `xnn train | head`
             _show(error, f"{_what_failed(error)}: {error.strerror or error}")
         forget_output()
-        return 1
+        return exit_code(error)
     except MemoryError as error:
         _show(error, f"out of memory ({error}): try a smaller network (--hidden, --model) or --batch-size")
-        return 1
+        return exit_code(error)
     except (KeyboardInterrupt, click.Abort):
         notice("xnn: interrupted")
         code = 130
@@ -129,7 +125,7 @@ def _refuse(error: click.ClickException) -> int:
 
 
 @click.group(
-    cls=_Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES
+    cls=_Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES
 )
 @click.version_option(__version__, prog_name="xnn")
 def main() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import io
-import math
 import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import tempfile
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import IO, Any
 
 import click
 import numpy as np
@@ -19,18 +18,21 @@ from xnn.backends import numerics as use_numerics
 from xnn.cli.model_notes import Notes, read_notes
 from xnn.cli.options import FILE, FOLDER, backend_option, chosen_backend, device_option, numerics_option
 from xnn.cli.outputs import check_apart
-from xnn.data import dataset_names, load, open_arrays, read_idx
-from xnn.data.arrays import LARGE, read_array
-from xnn.data.loading import table_for_model
-from xnn.data.tables import samples_and_targets
-from xnn.data.targets import label_numbers, one_hot_classes
-from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, ShapeError
-from xnn.files import check_writable, notice, printable, reading, to_json, write_atomically
+from xnn.cli.samples import BATCH, Samples, read_samples
+from xnn.data.targets import Label, label_numbers, one_hot_classes
+from xnn.errors import CorruptFileError, DataError
+from xnn.files import check_writable, notice, printable, to_json, written_by_parts
 from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
 from xnn.layers.sequential import load as load_model
 
 __all__ = ["command", "predict_command"]
+
+#: Characters of what is printed that are kept in memory; more are kept in a temporary file.
+_KEPT = 2**20
+_PRINTED = (
+    2**12
+)  # characters printed at a time: a pipe takes so few whole or, when its reader is gone, not at all
 
 
 # Not a docstring: `python -OO` removes those.
@@ -85,71 +87,171 @@ def predict_command(
         check_apart({"--output": output}, {"MODEL": model, "DATA": data})
     net = load_model(model)
     notes = read_notes(model)
-    labels = notes.labels
-    samples = _read_samples(data, data_home, header, notes, notes.features or _width(net))
-    outputs = net.predict(samples.x)
-    accuracy, printed = None, outputs.tolist()
-    if notes.task == "classification" and outputs.ndim == 2:
-        classes = classes_of(outputs, net.threshold)
-        # One output tells two classes apart. A table of one class is trained with two outputs.
-        only = notes.classes == len(labels) == 1 and outputs.shape[1] == 2
-        if labels and not only and len(labels) not in {outputs.shape[1], 2 if outputs.shape[1] == 1 else 0}:
-            raise CorruptFileError(
-                f"{model}: its notes name {len(labels)} classes, and the model has {outputs.shape[1]} outputs: train "
-                "again"
-            )
-        if (notes.classes or len(labels)) == 1:  # the outputs say nothing
+    parts = read_samples(data, data_home, header, notes, notes.features or _width(net))
+    with _Lines(as_json) as lines:
+        with written_by_parts(output, (".npy",)) if output else nullcontext() as file:
+            score, said = _predict(model, net, notes, parts, lines, None if file is None else _Rows(file))
+            accuracy = score.accuracy()
+        empty = () if lines.count else (f"{data} holds no samples, so there is nothing to predict",)
+        for note in (*said, *empty):
+            notice(f"xnn: {note}")
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # `xnn predict ... >&-`
+        try:
+            lines.show(accuracy)
+            if accuracy is not None and not as_json:
+                notice(f"accuracy {accuracy:.4f} over {lines.count} samples")
+            sys.stdout.flush()
+        except BrokenPipeError:  # `xnn predict ... | head` has read enough
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # Python flushes once more at its end
+            sys.exit(128 + 13)  # what a shell reports of a program that SIGPIPE ended
+
+
+def _predict(
+    model: str, net: Sequential, notes: Notes, parts: Iterable[Samples], lines: _Lines, rows: _Rows | None
+) -> tuple[_Score, tuple[str, ...]]:
+    """Predict part by part. Returns the score, and what the user should be told of the data.
+
+    lines: what is printed is added to it. rows: the outputs are added to it. model: the file, for messages.
+    """
+    score, said = _Score(notes.labels), tuple[str, ...]()
+    for samples in parts:
+        outputs, before = net.predict(samples.x, BATCH), lines.count
+        said = samples.notes
+        if rows is not None:
+            rows.add(outputs)
+        if notes.task != "classification" or outputs.ndim != 2:
+            lines.add(outputs.tolist())
+            continue
+        _check_labels(model, notes, outputs.shape[1])
+        classes = classes_of(outputs, net.threshold, before)
+        if (notes.classes or len(notes.labels)) == 1:  # the outputs say nothing
             classes = np.zeros_like(classes)
-        y = samples.y
-        if y is not None and y.ndim == 2 and labels in ((), tuple(range(len(labels)))):
+        score.add(classes, samples.y, outputs.shape[1])
+        lines.add([notes.labels[n] for n in classes.tolist()] if notes.labels else classes.tolist())
+    if rows is not None:
+        rows.end()
+    return score, said
+
+
+def _check_labels(model: str, notes: Notes, outputs: int) -> None:
+    """Raise CorruptFileError if a model has other outputs than its notes name classes."""
+    named = len(notes.labels)
+    # One output tells two classes apart. A table of one class is trained with two outputs.
+    only = notes.classes == named == 1 and outputs == 2
+    if named and not only and named not in {outputs, 2 if outputs == 1 else 0}:
+        raise CorruptFileError(
+            f"{model}: its notes name {named} classes, and the model has {outputs} outputs: train again"
+        )
+
+
+class _Lines:
+    """What is printed for each sample, kept until all samples are predicted: after an error nothing is printed."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json, self.count = as_json, 0
+        self.file = tempfile.SpooledTemporaryFile(_KEPT, "w+", encoding="utf-8", newline="\n")  # noqa: SIM115
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def add(self, printed: list[Any]) -> None:
+        """Add the predictions of the next samples."""
+        if self.as_json:
+            text = (", " if self.count and printed else "") + to_json(printed)[1:-1]
+        else:
+            rows = (
+                ",".join(map(str, row)) if isinstance(row, list) else printable(str(row)) for row in printed
+            )
+            text = "".join(f"{row}\n" for row in rows)
+        try:
+            self.file.write(text)
+        except OSError as error:
+            raise DataError(
+                f"cannot keep the predictions in {tempfile.gettempdir()} until all are there: {error.strerror}; "
+                "TMPDIR names another folder"
+            ) from error
+        self.count += len(printed)
+
+    def show(self, accuracy: float | None) -> None:
+        """Print the lines, or a JSON object."""
+        self.file.seek(0)
+        if self.as_json:
+            click.echo('{"predictions": [', nl=False)
+        while text := self.file.read(_PRINTED):
+            click.echo(text, nl=False)
+        if self.as_json:
+            click.echo(f'], "accuracy": {to_json(accuracy)}}}')
+
+
+class _Rows:
+    """Writes an array into an .npy file, some rows at a time, with the bytes that numpy.save would write."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.count = file, 0
+        self.like: np.ndarray | None = None
+
+    def add(self, rows: np.ndarray) -> None:
+        if self.like is None:
+            self.like = rows[:0]
+            self._header()
+        self.file.write(rows.tobytes())
+        self.count += len(rows)
+
+    def end(self) -> None:
+        """Write the header again, with the number of rows. NumPy leaves room in it for any number."""
+        self.file.seek(0)
+        self._header()
+
+    def _header(self) -> None:
+        assert self.like is not None
+        about = np.lib.format.header_data_from_array_1_0(self.like)
+        np.lib.format.write_array_header_1_0(
+            self.file, {**about, "shape": (self.count, *self.like.shape[1:])}
+        )
+
+
+class _Score:
+    """Counts right predictions. labels: the names of the classes."""
+
+    def __init__(self, labels: tuple[Label, ...]) -> None:
+        self.labels, self.samples, self.right, self.unknown = labels, 0, 0, 0
+        self.known = True  # whether the data hold the class of each sample
+        self.few: dict[Any, None] = {}  # some of the classes that the model does not know
+
+    def add(self, classes: np.ndarray, y: np.ndarray | None, outputs: int) -> None:
+        """Compare predicted classes with the targets of the data. outputs: how many the model has."""
+        self.samples += len(classes)
+        if y is not None and y.ndim == 2 and self.labels in ((), tuple(range(len(self.labels)))):
             y = one_hot_classes(y)
-        if y is not None and y.ndim == 1 and len(y):
-            accuracy = _accuracy(classes, y, labels, outputs.shape[1])
-        printed = [labels[number] for number in classes.tolist()] if labels else classes.tolist()
-    if output:
-        _save_array(output, outputs)
-    empty = () if printed else (f"{data} holds no samples, so there is nothing to predict",)
-    for note in (*samples.notes, *empty):
-        notice(f"xnn: {note}")
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # `xnn predict ... >&-`
-    try:
-        _print(printed, accuracy, as_json)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `xnn predict ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        sys.exit(128 + 13)  # what a shell reports of a program that SIGPIPE ended
+        if y is None or y.ndim != 1:
+            self.known = False
+            return
+        unknown = _unknown_classes(y, self.labels, outputs)
+        if unknown.any():
+            self.unknown += int(unknown.sum())
+            self.few = dict.fromkeys(list(self.few | dict.fromkeys(y[unknown].tolist()))[:6])
+        else:
+            self.right += int(np.count_nonzero(classes == label_numbers(y, self.labels)))
 
-
-def _print(printed: list[Any], accuracy: float | None, as_json: bool) -> None:
-    """Print a line for each sample, or a JSON object."""
-    if as_json:
-        click.echo(to_json({"predictions": printed, "accuracy": accuracy}))
-        return
-    for row in printed:
-        click.echo(",".join(map(str, row)) if isinstance(row, list) else printable(str(row)))
-    if accuracy is not None:
-        notice(f"accuracy {accuracy:.4f} over {len(printed)} samples")
-
-
-def _save_array(path: str, array: np.ndarray) -> None:
-    content = io.BytesIO()
-    np.save(content, array)
-    write_atomically(path, content.getvalue())
-
-
-def _accuracy(classes: np.ndarray, y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> float | None:
-    """The share of right predictions. None, with a message, if the model does not know some of the classes in y."""
-    unknown = _unknown_classes(y, labels, outputs)
-    if not unknown.any():
-        return float(np.mean(classes == label_numbers(y, labels)))
-    few = list(dict.fromkeys(y[unknown].tolist()))
-    named = ", ".join(map(str, few[:5])) + (", ..." if len(few) > 5 else "")
-    notice(
-        f"xnn: no accuracy: {int(unknown.sum())} of {len(y)} samples are of a class that the model does not "
-        f"know ({named})"
-    )
-    return None
+    def accuracy(self) -> float | None:
+        """The share of right predictions. None, with a message, if the model does not know some of the classes."""
+        if not self.known or not self.samples:
+            return None
+        if not self.unknown:
+            return self.right / self.samples
+        few = [str(name) for name in self.few]
+        named = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
+        notice(
+            f"xnn: no accuracy: {self.unknown} of {self.samples} samples are of a class that the model does not "
+            f"know ({named})"
+        )
+        return None
 
 
 def _unknown_classes(y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> np.ndarray:
@@ -163,68 +265,3 @@ def _unknown_classes(y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> np
 def _width(net: Sequential) -> int:
     """The number of features that the first Dense layer takes; 0 if there is none. Older files do not say it."""
     return next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Samples (n, features), their targets if the data hold them, and what the user should be told."""
-
-    x: np.ndarray
-    y: np.ndarray | None = None
-    notes: tuple[str, ...] = ()
-
-
-def _read_samples(
-    data: str, data_home: str | None, header: bool | None, notes: Notes, width: int
-) -> _Samples:
-    """The samples that DATA names.
-
-    header: whether the first line of a table holds names; None if that was not said.
-    notes: those of the model's file: the columns of the table that it was trained on, the task and the classes.
-    width: the number of features that the model takes; 0 if unknown.
-    """
-    path = Path(data)
-    table = path.suffix.lower() == ".csv"
-    if header is not None and not table:
-        raise OptionError(f"--header and --no-header are for .csv files, and {data} is none: omit them")
-    if data in dataset_names():
-        named = load(data, data_home)
-        return _Samples(named.x_test, named.y_test)
-    with reading(path):
-        there = path.is_file()
-    if not there:
-        raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
-    if table:
-        return _from_table(path, header, notes, width)
-    y: np.ndarray | None = None
-    if path.suffix.lower() == ".npz":
-        arrays = open_arrays(path)
-        x_name = next((name for name in ("x", "x_test") if name in arrays), None)
-        if x_name is None:
-            raise OptionError(f"{data} holds {', '.join(arrays) or 'nothing'}; predict needs x (or x_test)")
-        x, y = arrays[x_name], arrays.get(x_name.replace("x", "y"))
-    elif path.suffix.lower() == ".npy":
-        with reading(path):
-            large = path.stat().st_size >= LARGE
-        x = read_array(path, mapped=large)
-    else:
-        x = read_idx(path)
-    if x.ndim < 2:
-        raise ShapeError(f"{data} holds an array of shape {x.shape}; predict needs one row for each sample")
-    if y is None:
-        return _Samples(x.reshape(len(x), math.prod(x.shape[1:])))
-    return _Samples(*samples_and_targets(data, x, y))
-
-
-def _from_table(path: Path, header: bool | None, notes: Notes, width: int) -> _Samples:
-    """The samples of a CSV file. Its targets are read if the model is a classifier, for the accuracy."""
-    table = table_for_model(path, notes.columns, width, header)
-    if not table.columns.targets or notes.task != "classification":
-        return _Samples(table.x, None, table.notes)
-    if table.unlabelled:
-        empty = len(table.unlabelled) == len(table.x)  # a column to be filled, of which nothing need be said
-        count = f"{len(table.unlabelled)} of {len(table.x)}"
-        said = f"no accuracy: {count} rows have no target, the first in line {table.unlabelled[0]}"
-        return _Samples(table.x, None, table.notes if empty else (*table.notes, said))
-    names = any(isinstance(label, str) for label in notes.labels)
-    return _Samples(table.x, table.targets("classification", text=names), table.notes)

@@ -29,6 +29,9 @@ def print_summary(
             + (f"{save} holds the model as it is" if save else "the model is not saved (--save FILE saves)")
             + (f"; --checkpoint {checkpoint} --resume goes on" if checkpoint else "")
         )
+    for entry in history.lowered:
+        rate = f"{entry['learning_rate']:g}, halved"
+        say(f"from step {entry['step']:,} on the learning rate is {rate}: {entry['because']}")
     kept = result["kept_epoch"]
     if history.stopped:
         say(f"stopped: {history.stopped}")
@@ -69,4 +72,4 @@ def print_files(result: dict[str, Any], written: dict[str, str], recorder: Recor
         fast = (
             "; in fast numerics it verifies only under the same plan" if result["numerics"] == "fast" else ""
         )
-        say(f"record of {len(recorder.record.steps):,} steps: {written['record']}{fast}")
+        say(f"record of {recorder.steps:,} steps: {written['record']}{fast}")

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
+from xnn.files import notice
+
 __all__ = ["read_ahead"]
 
 T = TypeVar("T")
@@ -23,6 +25,9 @@ def read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
     No more than one item is made ahead. An error of the iterator is raised by `next`, in place of an item. The thread
     ends when this iterator ends or is closed: close it where reading may stop early. The given iterator runs with the
     numerics and the backend that were chosen where the first item was asked for.
+
+    A read that does not return, as of a disk that does not answer, cannot be ended. Closing waits five seconds; then
+    a line says so, and the thread ends with the read or with the program.
 
         >>> from xnn.data.ahead import read_ahead
         >>> list(read_ahead(iter([1, 2, 3])))
@@ -63,3 +68,5 @@ def read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
         ended.set()
         wanted.release()
         thread.join(_PATIENCE)
+        if thread.is_alive():
+            notice(f"xnn: a read of data has not returned for {_PATIENCE:g} s: its thread is left to itself")

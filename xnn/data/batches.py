@@ -10,7 +10,7 @@ import numpy as np
 
 from xnn.backends import Purpose, Stream, backend_of
 from xnn.backends.host_arrays import as_host_array
-from xnn.backends.row_sources import is_on_host
+from xnn.backends.row_sources import check_file, is_on_host
 from xnn.data.orders import permutation_pieces, range_pieces, window_pieces
 from xnn.data.stream import StreamRows
 from xnn.errors import OptionError, ShapeError
@@ -87,13 +87,17 @@ class Batches:
         """The numbers of all rows, int64 (rows,), in the order of this epoch."""
         return np.concatenate(list(self._pieces(epoch)))
 
-    def numbers(self, epoch: int) -> Rows:
-        """The row numbers of each batch of an epoch, int64. The order of many rows is made piece by piece."""
+    def numbers(self, epoch: int, done: int = 0) -> Rows:
+        """The row numbers of each batch of an epoch, int64. The order of many rows is made piece by piece.
+
+        done: how many batches at the beginning are left out. Default 0.
+        """
         if self._windows is not None:
             self._windows.begin(epoch)
-        left = np.empty(0, np.int64)
+        left, out = np.empty(0, np.int64), done * self.batch_size
         for piece in self._pieces(epoch):
             order = np.concatenate([left, piece]) if left.size else piece
+            order, out = order[out:], max(0, out - len(order))
             whole = len(order) - len(order) % self.batch_size
             for start in range(0, whole, self.batch_size):
                 yield order[start : start + self.batch_size]
@@ -126,6 +130,7 @@ class Batches:
         gathered = []
         for array in self.arrays:
             if is_on_host(array):
+                check_file(array)
                 gathered.append(array[rows])
             else:
                 lib = backend_of(array)

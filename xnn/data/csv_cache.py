@@ -3,6 +3,9 @@
 A folder in the user's cache has the features as float64, and the number of the line of each row. It has each target
 as codes, which number its different fields, or as float64 if there are more than 65,536 of them. `state.json` says
 how many rows are written, and where the next one begins in the CSV file. Reading that was interrupted goes on there.
+
+When a new table is read, those that were not used for 30 days are removed, and, beyond 100 GiB, those that were not
+used for longest. A table that a running process uses stays: the process has a lock on the file `used` in its folder.
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from array import array as packed
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,7 +29,7 @@ from xnn.data.csv_targets import CodedFields, NumberFields
 from xnn.data.sources import cache_home
 from xnn.data.tables import Choose, Columns, Table, begin_table, is_class, note_of_classes, numbers_of
 from xnn.errors import CorruptFileError, DataError
-from xnn.files import notice, reading, write_atomically
+from xnn.files import lock_file, notice, reading, write_atomically
 
 __all__ = ["read_large_csv"]
 
@@ -33,6 +37,11 @@ _VERSION = 1
 _NUMBERS = 2**21  # features that are written together
 _MOST_CODES = 2**16  # different fields of a target; more are numbers
 _SECONDS = 10.0  # between two lines of progress
+_KEPT_SECONDS = 30 * 24 * 3600.0  # that a table is kept without being used
+_KEPT_BYTES = 100 * 2**30  # that all tables have together, at most
+
+#: The files `used` of the tables that this process uses, which it locks until it ends.
+_used: dict[Path, IO[str]] = {}
 
 
 def read_large_csv(
@@ -53,14 +62,21 @@ def read_large_csv(
     key = json.dumps([about[name] for name in ("path", "features", "targets", "names")])
     folder = cache_home() / "tables" / hashlib.sha256(key.encode()).hexdigest()[:16]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _use(folder)
         with _alone(folder):
             cache = _Cache(folder, path, columns, width, about)
             if not cache.done:
+                _remove_unused(folder.parent)
                 rows = read_rows(path, cache.place)
                 if columns.names and not cache.rows:
                     next(rows)  # the header
                 cache.fill(rows)
+                with reading(path):
+                    now = os.stat(path)
+                if (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+                    raise CorruptFileError(
+                        f"{path} was changed while it was read: start again when it is whole"
+                    )
             return cache.table(notes)
     except OSError as error:
         raise DataError(
@@ -72,14 +88,48 @@ def read_large_csv(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """A `with` block that one process at a time enters, and others wait for its end or the process's."""
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover - Windows
-        yield
-        return
     with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file, waits=True)
         yield
+
+
+def _use(folder: Path) -> None:
+    """Keep other processes from removing a table until this process ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.parent):
+        folder.mkdir(exist_ok=True)
+        file = open(folder / "used", "w")  # noqa: SIM115 - stays open
+        os.utime(folder / "used")
+        lock_file(file, shared=True)
+        if folder in _used:
+            _used[folder].close()
+        _used[folder] = file
+
+
+def _remove_unused(tables: Path) -> None:
+    """Remove the tables that were not used for long, but none in use; see the head of this file."""
+    with _alone(tables):
+        found = sorted(filter(None, map(_last_use, tables.iterdir())), reverse=True)
+        together = 0
+        for used, size, folder in found:
+            together += size
+            if time.time() - used < _KEPT_SECONDS and together <= _KEPT_BYTES:
+                continue
+            with suppress(OSError), open(folder / "used", "a") as file:
+                if lock_file(file):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    day = time.strftime("%Y-%m-%d", time.localtime(used))
+                    notice(f"xnn: removed {folder}, the numbers of a table that was last used on {day}")
+
+
+def _last_use(folder: Path) -> tuple[float, int, Path] | None:
+    """When a table was last used, how many bytes it has, and its folder; None for a folder of something else."""
+    with suppress(OSError):
+        if (folder / "lock").is_file() and folder.is_dir():
+            used = folder / "used"
+            last = os.stat(used if used.exists() else folder / "lock").st_mtime
+            return last, sum(os.stat(file).st_size for file in folder.iterdir()), folder
+    return None
 
 
 class _Cache:
@@ -119,7 +169,7 @@ class _Cache:
             not self.rows
         ):  # files are not cut: a training on an earlier state of the table may have them mapped
             for old in self.folder.iterdir():
-                if old.name != "lock":
+                if old.name not in ("lock", "used"):
                     old.unlink()
         for name, size in self.sizes.items():
             with open(self.folder / name, "ab") as file:

@@ -9,12 +9,13 @@ from typing import Never
 
 import numpy as np
 
+from xnn.backends.memory import explained
 from xnn.data.dataset import Dataset
 from xnn.data.idx import read_idx
 from xnn.data.loading import Column, TableOptions, from_arrays, from_csv, from_npz
 from xnn.data.sources import data_homes, fetch, find, reachable
 from xnn.data.synthetic import synthetic_digits
-from xnn.errors import CorruptFileError, DataNotFoundError, MissingExtraError, OptionError
+from xnn.errors import CorruptFileError, DataError, DataNotFoundError, MissingExtraError, OptionError
 from xnn.files import as_path, reading
 from xnn.options import refuse_unknown, shown
 
@@ -88,7 +89,8 @@ def load(
     stratify: whether each part gets its share of each class. Default: in a classification.
     seed: it and the number of rows determine the split. Default 0.
 
-    Raises DataNotFoundError, CorruptFileError, OptionError, or MissingExtraError (digits without scikit-learn).
+    Raises DataNotFoundError, CorruptFileError, OptionError, MissingExtraError (digits without scikit-learn), or
+    DataError for data that do not fit into memory.
 
         x_train, y_train, x_val, y_val, x_test, y_test = xnn.data.load("mnist")
         iris = xnn.data.load("iris.csv", target="species", split=(0.6, 0.2, 0.2))
@@ -100,6 +102,17 @@ def load(
     """
     refuse_unknown(load, unknown)
     options = TableOptions(target, header, task, split, stratify, seed)
+    with explained(
+        f"the data set {'mnist' if name is None else name}",
+        "close other programs, or keep the samples in .npy files in a folder, which are read piece by piece",
+        DataError,
+    ):
+        return _load(name, data_home, options)
+
+
+def _load(
+    name: str | os.PathLike[str] | None, data_home: str | os.PathLike[str] | None, options: TableOptions
+) -> Dataset:
     if name is None:
         here = [member for member in _MNIST if find("mnist", (member + ".gz", member), data_home)]
         try:

@@ -17,13 +17,21 @@ from xnn.data.csv_fields import is_number
 from xnn.data.dataset import Dataset
 from xnn.data.shards import open_arrays
 from xnn.data.splits import random_order, split_rows, take_out
-from xnn.data.tables import Choose, Columns, Table, every_column, read_csv, samples_and_targets
-from xnn.data.targets import MOST_CLASSES, Targets, as_numbers, as_targets, label_numbers, one_hot_classes
+from xnn.data.tables import Choose, Columns, Table, csv_parts, every_column, read_csv
+from xnn.data.targets import (
+    MOST_CLASSES,
+    Targets,
+    as_numbers,
+    as_targets,
+    label_numbers,
+    one_hot_classes,
+    samples_and_targets,
+)
 from xnn.errors import CorruptFileError, OptionError, ShapeError
 from xnn.files import reading
 from xnn.options import check_real, is_one_of, shown
 
-__all__ = ["TableOptions", "from_arrays", "from_csv", "from_npz", "samples_from_csv", "table_for_model"]
+__all__ = ["TableOptions", "from_arrays", "from_csv", "from_npz", "samples_from_csv", "tables_for_model"]
 
 #: A column by its name, or by its number: from 0, or from -1 for the last.
 Column = str | int
@@ -190,15 +198,19 @@ def _position(path: Path, column: Any, names: tuple[str, ...], width: int) -> in
 def samples_from_csv(path: Path, columns: Columns | None, width: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The samples of a CSV file for a trained model, and their targets if the file has them, else None.
 
-    The arguments and errors are those of `table_for_model`.
+    The arguments and errors are those of `tables_for_model`.
     """
-    table = table_for_model(path, columns, width)
+    (table,) = tables_for_model(path, columns, width)
     known = table.columns.targets and not table.unlabelled
     return table.x, table.targets() if known else None
 
 
-def table_for_model(path: Path, columns: Columns | None, width: int, header: bool | None = None) -> Table:
-    """A CSV file as the table that a trained model takes. It may have no rows, and rows without a target.
+def tables_for_model(
+    path: Path, columns: Columns | None, width: int, header: bool | None = None, rows: int | None = None
+) -> Iterator[Table]:
+    """The rows of a CSV file as tables that a trained model takes, as of `csv_parts`.
+
+    The file may have no rows, and rows without a target.
 
     path: the file.
     columns: those of the file that the model was trained on. If both files have names, columns are found by name, and
@@ -207,6 +219,7 @@ def table_for_model(path: Path, columns: Columns | None, width: int, header: boo
     width: the number of features of the model, for columns=None.
     header: whether the first line holds the names of the columns. Default None: it does if it has the names of the
         features that the model was trained on, and otherwise headers.py decides.
+    rows: how many rows a table has. Default None: all.
 
     Raises CorruptFileError, DataNotFoundError, OptionError or ShapeError.
     """
@@ -215,9 +228,10 @@ def table_for_model(path: Path, columns: Columns | None, width: int, header: boo
     if header is None and columns.header is False:
         header = False
     names = [columns.names[column] for column in columns.features] if columns.names else []
-    table = read_csv(path, _as_trained(path, columns), header, names if any(names) else (), training=False)
-    note = _taken_by_place(table, columns)
-    return replace(table, notes=(*table.notes, note)) if note else table
+    choose = _as_trained(path, columns)
+    for table in csv_parts(path, choose, header, names if any(names) else (), training=False, rows=rows):
+        note = _taken_by_place(table, columns)
+        yield replace(table, notes=(*table.notes, note)) if note else table
 
 
 def _taken_by_place(table: Table, trained: Columns) -> str:

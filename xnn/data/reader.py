@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.row_sources import reads_rows
+from xnn.backends.row_sources import read_rows, reads_rows
 from xnn.data.ahead import read_ahead
 from xnn.data.batches import Batches, Rows
 
@@ -44,10 +44,13 @@ class Reader:
         self._all = np.arange(rows)
         self._current: tuple[np.ndarray | None, int] = None, 0
 
-    def numbers(self, epoch: int) -> Rows:
-        """The row numbers of each batch of an epoch. Close the iterator if it is not read to its end."""
+    def numbers(self, epoch: int, done: int = 0) -> Rows:
+        """The row numbers of each batch of an epoch. Close the iterator if it is not read to its end.
+
+        done: how many batches at the beginning are left out, and not read. Default 0.
+        """
         try:
-            given = self._chunks(epoch)  # of a stream, whose windows are read ahead already
+            given = self._chunks(epoch, done)  # of a stream, whose windows are read ahead already
             with closing(given if self.batches.window else read_ahead(given)) as chunks:
                 for start, chunk in chunks:
                     for rows in chunk:
@@ -65,10 +68,10 @@ class Reader:
             self._read(rows, start)
         return self._all[start : start + len(rows)]
 
-    def _chunks(self, epoch: int) -> Generator[tuple[int, list[np.ndarray]], None, None]:
+    def _chunks(self, epoch: int, done: int) -> Generator[tuple[int, list[np.ndarray]], None, None]:
         """Reads the batches of an epoch, some at a time; gives the place of the first row, and their row numbers."""
         chunk, part = list[np.ndarray](), 0
-        for rows in self.batches.numbers(epoch):
+        for rows in self.batches.numbers(epoch, done):
             chunk.append(rows)
             if len(chunk) == self.together:
                 yield self._filled(chunk, part)
@@ -82,15 +85,7 @@ class Reader:
 
     def _read(self, rows: np.ndarray, start: int) -> None:
         for array, buffer in zip(self.batches.arrays, self.buffers, strict=True):
-            _take(array, rows, buffer[start : start + len(rows)])
-
-
-def _take(array: Any, rows: np.ndarray, out: np.ndarray) -> None:
-    """Copy rows of an array."""
-    if isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.aligned:
-        array.take(rows, 0, out, "clip")  # "raise" would go by way of a copy
-    else:
-        out[...] = array[rows]
+            read_rows(array, rows, buffer[start : start + len(rows)])
 
 
 def read_batches(batches: Batches, epoch: int) -> Generator[tuple[Any, ...], None, None]:

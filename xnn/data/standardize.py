@@ -80,7 +80,7 @@ def standard_layer(x: Any, dtype: str) -> tuple[Rescale, np.ndarray]:
     if not np.isfinite([low, high]).all():
         row = first_not_finite(array)
         raise DTypeError(f"standardize got NaN or infinity in sample {row}: fill or drop it")
-    mean, std = moments(array)
+    mean, std = moments(array, (low, high))
     constant = low == high
     mean = np.where(constant, np.asarray(array[0], np.float64), mean)  # without a rounding
     with np.errstate(over="ignore", divide="ignore"):
@@ -130,13 +130,15 @@ def constant_columns(x: Any) -> np.ndarray:
     return np.asarray(low == high)
 
 
-def moments(x: Any) -> tuple[np.ndarray, np.ndarray]:
+def moments(x: Any, limits: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column of x (n, ...), float64, the same bits on every machine.
+
+    limits: what `extremes` returns for x.
 
     Each column is first divided by the power of two above its largest number, so that no square overflows or is 0.
     The mean is then corrected by the mean of what is left, in a second pass. The samples are read block by block.
     """
-    ends = [numbers.astype(np.float64) for numbers in extremes(x)]
+    ends = [numbers.astype(np.float64) for numbers in limits]
     _, exponent = np.frexp(np.max(np.abs(ends), axis=0))
 
     def near(block: np.ndarray) -> np.ndarray:

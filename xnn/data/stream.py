@@ -36,7 +36,8 @@ class Stream:
 
     The order: the samples are read in windows of `window` samples, and each is shuffled in itself, by the seed, the
     number of the epoch and the number of the window. With a window of all samples, the order and all results are
-    those of the same samples as arrays. Three or four windows are in memory.
+    those of the same samples as arrays. Three or four windows are in memory. Batches are copied into them: the source
+    may use its arrays again.
 
     The next window is read by a thread while one is trained on. Samples are checked when they are read, as arrays are
     before training. A training that goes on in the middle, as after a checkpoint, is given the same source from its
@@ -86,6 +87,12 @@ class Stream:
         name = getattr(self.source, "__name__", type(self.source).__name__)
         return f"Stream({name}, samples={self.samples}, window={self.window})"
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise DataError(
+            f"{self!r} is no array: fit, evaluate and validation= take a stream of samples and targets in place of "
+            "(x, y). Everything else takes arrays: give it those of each batch"
+        )
+
     def windows(self, epoch: int) -> Iterator[Arrays]:
         """The arrays of each window of an epoch, not shuffled. Raises DataError or ShapeError."""
         left: list[Arrays] = []
@@ -112,34 +119,44 @@ class Stream:
             yield found
 
     def _next(self, iterator: Iterator[Any], left: list[Arrays], size: int, start: int) -> Arrays:
-        """The next `size` samples; what the last batch has beyond them is put into `left`. start: samples before."""
-        parts, rows = list(left), sum(len(part[0]) for part in left)
-        left.clear()
+        """The next `size` samples; what the last batch has beyond them is put into `left`. start: samples before.
+
+        The iterator goes on only when nothing is left.
+        """
+        found: list[np.ndarray] = []
+        rows = 0
         while rows < size:
-            try:
-                batch = next(iterator, _END)
-            except Exception as error:
-                raise DataError(
-                    f"{self!r} failed after {start + rows:,} samples: {type(error).__name__}: {error}"
-                ) from error
-            if batch is _END:
-                raise DataError(
-                    f"{self!r} ended after {start + rows:,} samples: give the samples of an epoch as samples="
-                )
-            parts.append(_as_arrays(batch))
-            rows += len(parts[-1][0])
-        for part in parts:
-            rows_of_part = [(array.shape[1:], array.dtype) for array in part]
-            self._first = self._first or (rows_of_part, _described(part))
-            if rows_of_part != self._first[0]:
-                raise ShapeError(
-                    f"{self!r} gave {_described(part)} after {self._first[1]}: all batches must have rows of one "
-                    "shape and dtype"
-                )
-        whole = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
-        if rows > size:
-            left.append(tuple(array[size:] for array in whole))
-        return tuple(array[:size] for array in whole)
+            arrays = left.pop() if left else self._batch(iterator, start + rows)
+            found = found or [np.empty((size, *array.shape[1:]), array.dtype) for array in arrays]
+            count = min(size - rows, len(arrays[0]))
+            for whole, array in zip(found, arrays, strict=True):
+                whole[rows : rows + count] = array[:count]  # a copy: the source may use its arrays again
+            if count < len(arrays[0]):
+                left.append(tuple(array[count:] for array in arrays))
+            rows += count
+        return tuple(found)
+
+    def _batch(self, iterator: Iterator[Any], rows: int) -> Arrays:
+        """The next batch of the source. rows: samples before."""
+        try:
+            batch = next(iterator, _END)
+        except Exception as error:
+            raise DataError(
+                f"{self!r} failed after {rows:,} samples: {type(error).__name__}: {error}"
+            ) from error
+        if batch is _END:
+            raise DataError(
+                f"{self!r} ended after {rows:,} samples: give the samples of an epoch as samples="
+            )
+        arrays = _as_arrays(batch)
+        kind = [(array.shape[1:], array.dtype) for array in arrays]
+        self._first = self._first or (kind, _described(arrays))
+        if kind != self._first[0]:
+            raise ShapeError(
+                f"{self!r} gave {_described(arrays)} after {self._first[1]}: all batches must have rows of one shape "
+                "and dtype"
+            )
+        return arrays
 
 
 def _as_arrays(batch: Any) -> Arrays:
@@ -223,8 +240,13 @@ class _Windows:
         self._windows, self._read = self._all(epoch), 0
 
     def _all(self, epoch: int) -> Generator[Arrays, None, None]:
+        left, count = self.stream.samples, False
         for number, window in enumerate(self.stream.windows(epoch)):
-            yield self._prepared(window, number)
+            prepared = self._prepared(window, number)
+            left, count = left - len(prepared[0]), count or len(prepared) < 3 or bool(prepared[2].any())
+            if not (left or count):
+                raise OptionError(f"{self.stream!r}: every sample_weight is 0, so that no sample counts")
+            yield prepared
 
     def take(self, rows: np.ndarray, place: int) -> np.ndarray:
         """These rows of one of the arrays."""
@@ -247,7 +269,9 @@ class _Windows:
         if number < self._read:  # a batch is taken again
             return self._again(number)
         while self._read <= number:
-            self._held[self._read] = next(self._windows)
+            window = next(self._windows)
+            if self._read >= number - 1:  # others are left out, when a training goes on in the middle
+                self._held[self._read] = window
             self._read += 1
         return self._held[number]
 

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from xnn.backends.row_sources import Converted, RowSource, first_not_finite
 from xnn.data.csv_fields import as_number, is_code, is_date, is_missing, is_number, like_number, loses_digits
 from xnn.data.csv_rows import Row, read_rows
 from xnn.data.csv_targets import NumberFields, first_rows, mapped_fields
@@ -23,9 +22,9 @@ __all__ = [
     "Choose",
     "Columns",
     "Table",
+    "csv_parts",
     "every_column",
     "read_csv",
-    "samples_and_targets",
 ]
 
 
@@ -210,26 +209,48 @@ def read_csv(
     null or NaN; in quotation marks, NA is text) or a row of another length; DataNotFoundError without the file;
     OptionError if the first line may be a header or a row; and what `choose` raises.
     """
+    (table,) = csv_parts(path, choose, header, names, training)
+    return table
+
+
+def csv_parts(
+    path: Path,
+    choose: Choose = every_column,
+    header: bool | None = None,
+    names: Sequence[str] = (),
+    training: bool = True,
+    rows: int | None = None,
+) -> Iterator[Table]:
+    """The rows of a CSV file as tables of `rows` rows each, read one after the other; the last one may have fewer.
+
+    rows: default None: all. The notes of the last table are those of all rows. The other arguments, and what is
+    raised, are those of `read_csv`.
+    """
     columns, width, notes, everything = begin_table(path, read_rows(path), choose, header, names)
-    x, lines, unlabelled = packed("d"), packed("q"), []
-    texts: list[list[str]] = [[] for _ in columns.targets]
-    classes: set[str] = set()
-    for row in everything:
-        x.extend(numbers_of(path, row, columns, width, len(lines)))
-        for column, fields in zip(columns.targets, texts, strict=True):
-            field = row.fields[column]
-            if is_missing(field) and not is_class(path, row, column, columns, training):
-                unlabelled.append(row.line_of(column))
-            elif is_missing(field):
-                classes.add(field)
-            fields.append(field)
-        lines.append(row.line)
-    if training and not lines:
-        raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
-    notes += note_of_classes(classes)
-    samples = np.frombuffer(x, dtype=np.float64) if len(x) else np.zeros(0)
-    shape = len(lines), len(columns.features)
-    return Table(path, columns, samples.reshape(shape), tuple(texts), lines, tuple(unlabelled), tuple(notes))
+    classes, before = set[str](), 0
+    while True:
+        x, lines, unlabelled = packed("d"), packed("q"), []
+        texts: list[list[str]] = [[] for _ in columns.targets]
+        for row in islice(everything, rows):
+            x.extend(numbers_of(path, row, columns, width, before + len(lines)))
+            for column, fields in zip(columns.targets, texts, strict=True):
+                field = row.fields[column]
+                if is_missing(field) and not is_class(path, row, column, columns, training):
+                    unlabelled.append(row.line_of(column))
+                elif is_missing(field):
+                    classes.add(field)
+                fields.append(field)
+            lines.append(row.line)
+        if training and not lines and not before:
+            raise CorruptFileError(f"{path} holds no rows of numbers: give another file")
+        if before and not lines:
+            return
+        before += len(lines)
+        samples = np.frombuffer(x, dtype=np.float64) if len(x) else np.zeros(0)
+        shape, said = (len(lines), len(columns.features)), (*notes, *note_of_classes(classes))
+        yield Table(path, columns, samples.reshape(shape), tuple(texts), lines, tuple(unlabelled), said)
+        if rows is None or len(lines) < rows:
+            return
 
 
 def begin_table(
@@ -361,33 +382,3 @@ def _check_features(path: Path, row: Row, columns: Columns, rows: int) -> None:
                 how = "write numbers as 1234.5, without a unit"
             fault = f"{field[:60]!r} is not a number; a feature must be one: {how}"
         raise _error(path, row, columns, column, fault)
-
-
-def samples_and_targets(name: str, x: Any, y: Any) -> tuple[Any, np.ndarray]:
-    """Arrays as samples (n, features) and targets (n,) or (n, columns).
-
-    name: the name of the data, for messages.
-    x: (n, ...), finite numbers; also a RowSource.
-    y: (n, ...), finite numbers; or (n,) or (n, 1), names of classes.
-
-    Raises CorruptFileError for other arrays.
-    """
-    y = y[:] if isinstance(y, RowSource) else y
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    numbers = x.dtype.kind in "iubf" and (y.dtype.kind in "iubf" or (y.dtype.kind == "U" and y.ndim == 1))
-    if not numbers or 0 in (x.ndim, y.ndim) or len(x) != len(y):
-        raise CorruptFileError(
-            f"{name}: got features {x.dtype}{list(x.shape)} and targets {y.dtype}{list(y.shape)}; both must be "
-            "numbers, equally many (or targets (n,) the names of classes)"
-        )
-    for what, array in (("features", x), ("targets", y)):
-        row = first_not_finite(array)
-        if row is not None:
-            raise CorruptFileError(
-                f"{name}: the {what} of sample {row} hold NaN or infinity: fill or drop it"
-            )
-    width = int(np.prod(x.shape[1:]))
-    if isinstance(x, RowSource):
-        return x if x.ndim == 2 else Converted(x, lambda rows: rows.reshape(len(rows), width)), np.asarray(y)
-    return x.reshape(len(x), width), np.asarray(y)

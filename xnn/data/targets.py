@@ -1,15 +1,16 @@
-"""Targets: tells classes from numbers, and numbers the classes 0 .. k - 1."""
+"""Targets: checks them with their samples, tells classes from numbers, and numbers the classes 0 .. k - 1."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from xnn.errors import OptionError
+from xnn.backends.row_sources import Converted, RowSource, first_not_finite, reads_rows
+from xnn.errors import CorruptFileError, OptionError
 from xnn.layers.dense import check_exact
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "as_targets",
     "label_numbers",
     "one_hot_classes",
+    "samples_and_targets",
     "usual_task",
 ]
 
@@ -47,6 +49,36 @@ class Targets:
     task: str
     labels: tuple[Label, ...] = ()
     note: str = ""
+
+
+def samples_and_targets(name: str, x: Any, y: Any) -> tuple[Any, np.ndarray]:
+    """Arrays as samples (n, features) and targets (n,) or (n, columns).
+
+    name: the name of the data, for messages.
+    x: (n, ...), finite numbers; also a RowSource.
+    y: (n, ...), finite numbers; or (n,) or (n, 1), names of classes.
+
+    Raises CorruptFileError for other arrays.
+    """
+    y = y[:] if isinstance(y, RowSource) else y
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    numbers = x.dtype.kind in "iubf" and (y.dtype.kind in "iubf" or (y.dtype.kind == "U" and y.ndim == 1))
+    if not numbers or 0 in (x.ndim, y.ndim) or len(x) != len(y):
+        raise CorruptFileError(
+            f"{name}: got features {x.dtype}{list(x.shape)} and targets {y.dtype}{list(y.shape)}; both must be "
+            "numbers, equally many (or targets (n,) the names of classes)"
+        )
+    for what, array in (("features", x), ("targets", y)):
+        row = first_not_finite(array)
+        if row is not None:
+            raise CorruptFileError(
+                f"{name}: the {what} of sample {row} hold NaN or infinity: fill or drop it"
+            )
+    width = int(np.prod(x.shape[1:]))
+    if reads_rows(x) and x.ndim != 2 and not (isinstance(x, np.ndarray) and x.flags.c_contiguous):
+        return Converted(x, lambda rows: rows.reshape(len(rows), width)), np.asarray(y)
+    return x if x.ndim == 2 else x.reshape(len(x), width), np.asarray(y)
 
 
 def distinct(y: np.ndarray) -> np.ndarray:

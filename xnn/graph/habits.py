@@ -35,9 +35,8 @@ HABITS: dict[str, dict[str, str]] = {
             ("evaluate", "score"), "xnn.Trainer(model, loss, optimizer).evaluate((x, y)) does that"
         ),
         **dict.fromkeys(("state_dict", "get_weights"), _STATE),
-        **dict.fromkeys(
-            ("load_state_dict", "set_weights"), "model.load_weights(path), or layer.weight.value = array"
-        ),
+        "load_state_dict": "xnn.from_torch(state_dict, model) takes PyTorch's, model.load_weights(path) xnn's file",
+        "set_weights": "model.load_weights(path), or layer.weight.value = array",
         **dict.fromkeys(("cuda", "cpu", "gpu"), _MOVE),
         **dict.fromkeys(
             ("float", "double", "half"), "build its layers with dtype='float32' or dtype='float64'"

@@ -49,7 +49,7 @@ def save(model: Container, path: str | os.PathLike[str], notes: dict[str, Any] |
     path: the .safetensors file. notes: JSON values that are kept in its metadata.
 
     A file holds no code: of a model with layers or ops of the user's it holds the weights alone. Raises OptionError
-    for a place that cannot be written and for notes that JSON does not have, DataError when the disk is full.
+    for a place that cannot be written and for notes that JSON does not have, DiskError when the disk is full.
     """
     try:
         described = _describe(model)

@@ -1,4 +1,4 @@
-"""Runs a model on a batch in parts, where a GPU's memory is short."""
+"""Runs a model on a batch in parts, where memory is short."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Parts:
 
     model: a Sequential.
 
-    Usually the list holds one array. Where a GPU's memory is not enough for all rows at once, they go through the
+    Usually the list holds one array. Where memory is not enough for all rows at once, they go through the
     model in parts of half as many, and half again, down to one. The next batches begin with what was enough. In exact
     numerics the outputs keep their bits; in fast numerics the last bits of products depend on the number of rows.
 
-    Raises DeviceMemoryError if there is no room for one row. On the host nothing is tried again.
+    Raises DeviceMemoryError if there is no room for one row.
     """
 
     def __init__(self, model: Any) -> None:
@@ -34,8 +34,6 @@ class Parts:
                 with lib.guard():
                     return [self._run(x[start : start + rows, ...]) for start in range(0, n, rows)]
             except DeviceMemoryError as error:
-                if lib.is_host:
-                    raise
                 if rows == 1:
                     raise lib.without_room(error, "one sample") from error.__cause__
             self.most = rows // 2  # here, where the error and the arrays that it holds are gone

@@ -52,6 +52,7 @@ _CODES = {
     "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
 }  # fmt: skip
 _UNSIGNED = "0" * 64
+_LONGEST_HEAD = 100_000_000  # bytes that the format allows for the names, shapes and metadata of a file
 # Inside the JSON text of another entry the quotes have backslashes, so only the entry itself matches.
 _SIGNATURE = re.compile(rb'(?<="file_sha256":")[0-9a-f]{64}(?=")')
 
@@ -179,7 +180,10 @@ def check_signature(path: Path) -> bool:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
-        head = file.read(min(int.from_bytes(start, "little"), size))
+        length = int.from_bytes(start, "little")
+        if length > min(size, _LONGEST_HEAD):
+            return False
+        head = file.read(length)
         found = _SIGNATURE.findall(head)
         if len(found) != 1:
             return False

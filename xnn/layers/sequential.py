@@ -20,7 +20,7 @@ from xnn.backends import (
 )
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.numerics import NUMERICS
-from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks
+from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks, row_range
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
 from xnn.graph.scope import Scope
@@ -180,7 +180,7 @@ class Sequential(Container):
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         self._check_samples(tuple(x.shape))  # before any work
         starts = range(0, max(1, x.shape[0]), batch_size)
-        batches = (x[start : min(start + batch_size, x.shape[0]), ...] for start in starts)
+        batches = (_range(x, start, min(start + batch_size, x.shape[0])) for start in starts)
         with lib.guard(), Scope(records=False):
             parts = Parts(self)
             outputs = (part for batch in batches for part in parts(batch))
@@ -294,7 +294,7 @@ class Sequential(Container):
         """Write layers and weights to a .safetensors file, whole or not at all; `xnn.load` reads it.
 
         A file holds no code: of a model with layers or ops of your own it holds the weights, which `load_weights`
-        puts into a model that your code builds. Raises OptionError for a place that cannot be written, DataError when
+        puts into a model that your code builds. Raises OptionError for a place that cannot be written, DiskError when
         the disk is full.
         """
         files.save(self, path)
@@ -334,6 +334,11 @@ def first_of(layers: Sequence[Layer]) -> Layer | None:
     return None
 
 
+def _range(x: Any, start: int, stop: int) -> Any:
+    """These samples of an array of the host or of a device."""
+    return row_range(x, start, stop) if is_on_host(x) else x[start:stop, ...]
+
+
 def _check_converted(given: Any, x: Any) -> None:
     """Raise DTypeError for a finite number that became infinite when samples were converted to the model's dtype."""
     if given is x or not is_on_host(x) or x.dtype.kind != "f" or not x.ndim:
@@ -347,13 +352,17 @@ def _check_converted(given: Any, x: Any) -> None:
             )
 
 
-def classes_of(outputs: np.ndarray, threshold: float) -> np.ndarray:
-    """The class that each row of outputs (n, classes) stands for. Raises DTypeError for NaN."""
+def classes_of(outputs: np.ndarray, threshold: float, before: int = 0) -> np.ndarray:
+    """The class that each row of outputs (n, classes) stands for. Raises DTypeError for NaN.
+
+    before: how many samples came before, for the message. Default 0.
+    """
     if outputs.ndim != 2:
         raise ShapeError(f"predict_classes needs outputs (n, classes), the model gives {outputs.shape}")
     wrong = np.flatnonzero(np.isnan(outputs).any(axis=1))
     if wrong.size:
         raise DTypeError(
-            f"the outputs for sample {int(wrong[0])} are NaN: look for NaN or infinity in the sample or the weights"
+            f"the outputs for sample {before + int(wrong[0])} are NaN: look for NaN or infinity in the sample or the "
+            "weights"
         )
     return (outputs[:, 0] > threshold).astype(np.int64) if outputs.shape[1] == 1 else outputs.argmax(axis=1)

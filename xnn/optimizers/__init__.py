@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from xnn.graph.habits import module_habits
 from xnn.optimizers.adaptive import AdaDelta, AdaGrad, Adam, AdamW, Nadam, RMSProp
+from xnn.optimizers.common import WeightDecay
 from xnn.optimizers.descent import SGD, Lion
 from xnn.optimizers.lbfgs import LBFGS
-from xnn.optimizers.optimizer import Optimizer, WeightDecay
+from xnn.optimizers.optimizer import Optimizer
 from xnn.optimizers.state import State
 
 __all__ = [

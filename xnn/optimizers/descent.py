@@ -6,8 +6,9 @@ from typing import Unpack
 
 from xnn.errors import OptionError
 from xnn.ops import updates
+from xnn.optimizers.common import Common, WeightDecay
 from xnn.optimizers.moments import OfMoments
-from xnn.optimizers.optimizer import Common, Optimizer, WeightDecay
+from xnn.optimizers.optimizer import Optimizer
 from xnn.options import check_flag, check_real, checked
 from xnn.schedules import Schedule
 

@@ -10,7 +10,8 @@ import numpy as np
 from xnn.errors import MissingExtraError, OptionError
 from xnn.layers import Parameter
 from xnn.ops import Array
-from xnn.optimizers.optimizer import Optimizer, WeightDecay
+from xnn.optimizers.common import WeightDecay
+from xnn.optimizers.optimizer import Optimizer
 from xnn.options import check_count, check_real, checked, explained_class
 from xnn.schedules import Schedule
 

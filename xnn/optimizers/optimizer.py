@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeAlias, TypedDict
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from xnn.layers import Parameter
 from xnn.layers.state import Stateful
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule, fresh_arrays
+from xnn.optimizers.common import Common, WeightDecay, check_average, check_decay, check_limit
 from xnn.optimizers.rule import (
     check_kept,
     check_no_parameters,
@@ -38,29 +39,7 @@ from xnn.options import (
 )
 from xnn.schedules import Schedule, check_rate
 
-__all__ = ["Common", "Optimizer", "WeightDecay"]
-
-#: One number for all parameters; or numbers by the parameters' names, where {"weight": 1e-4} means 0 for all others;
-#: or a function of the parameter, such as lambda p: 1e-4 if len(p.shape) > 1 else 0.0 (no decay of biases).
-WeightDecay: TypeAlias = float | Mapping[str, float] | Callable[[Parameter], float]
-
-
-class Common(TypedDict, total=False):
-    """The options that every optimizer but LBFGS takes besides its own; `Optimizer` describes them."""
-
-    clip_norm: float | None
-    clip_value: float | None
-    average: float | None
-
-
-def _check_limit(name: str, limit: Any) -> float | None:
-    if limit is not None and not check_real(name, limit, 0.0):
-        raise OptionError(f"{name} must be above 0, or None for no clipping, got {shown(limit)}")
-    return None if limit is None else float(limit)
-
-
-def _check_average(name: str, average: Any) -> float | None:
-    return None if average is None else check_real(name, average, 0.0, 1.0)
+__all__ = ["Optimizer"]
 
 
 class Optimizer(Habitual):
@@ -75,9 +54,10 @@ class Optimizer(Habitual):
         step, starting from the weights before the first. `with optimizer.averaged(): ...` evaluates or saves the
         model with these averages. Default None.
 
-    All of them can be assigned between steps. After a step `parameter.grad` is the clipped gradient, as it is after
-    PyTorch's clip_grad_norm_. `state` maps each parameter to its State, `averages` to its moving average, and `steps`
-    counts the steps.
+    All of them can be assigned between steps, and `rate_factor`, a number >= 0. Every learning rate, a schedule's
+    too, is multiplied by it; it begins as 1, and `callbacks.Checkpoint(on_nan="lower-lr")` halves it. After a step
+    `parameter.grad` is the clipped gradient, as it is after PyTorch's clip_grad_norm_. `state` maps each parameter to
+    its State, `averages` to its moving average, and `steps` counts the steps.
 
     **An optimizer of your own** sets `rule`, a function that computes one step for one parameter:
 
@@ -134,9 +114,10 @@ class Optimizer(Habitual):
     minimizes: ClassVar[bool] = False
     #: The numbers that change with each step, such as the step's number, before the first step.
     first: ClassVar[tuple[float, ...]] = ()
-    clip_norm: float | None = checked(_check_limit)
-    clip_value: float | None = checked(_check_limit)
-    average: float | None = checked(_check_average)
+    clip_norm: float | None = checked(check_limit)
+    clip_value: float | None = checked(check_limit)
+    average: float | None = checked(check_average)
+    rate_factor: float = checked(check_real, 0.0)
 
     def __init__(
         self,
@@ -156,6 +137,7 @@ class Optimizer(Habitual):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.clip_norm, self.clip_value, self.average = clip_norm, clip_value, average
         self.state, self.averages, self.steps = {}, {}, 0
+        self.rate_factor = 1.0
         self._averaged = False  # inside `averaged`
 
     @property
@@ -171,13 +153,16 @@ class Optimizer(Habitual):
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step. Raises OptionError if a schedule returns anything but a number >= 0."""
+        """The learning rate of the next step, times `rate_factor`.
+
+        Raises OptionError if a schedule returns anything but a number >= 0.
+        """
         if not callable(self._learning_rate):
-            return self._learning_rate
+            return self._learning_rate * self.rate_factor
         rate = self._learning_rate(self.steps)
         if type(rate) is not float or rate != self._rate:
             self._rate = check_real(f"learning_rate({self.steps})", rate, 0.0)
-        return self._rate
+        return self._rate * self.rate_factor
 
     @property
     def weight_decay(self) -> WeightDecay:
@@ -186,7 +171,7 @@ class Optimizer(Habitual):
 
     @weight_decay.setter
     def weight_decay(self, weight_decay: WeightDecay) -> None:
-        self._weight_decay = _check_decay(weight_decay)
+        self._weight_decay = check_decay(weight_decay)
         self._decays: dict[Parameter, float] = {}  # what a function or mapping said last
 
     def decay_of(self, parameter: Parameter) -> float:
@@ -388,13 +373,3 @@ class Optimizer(Habitual):
 def _own_copy(value: Any) -> Any:
     """A copy of a dict, list or NumPy array; anything else as it is."""
     return value.copy() if isinstance(value, (dict, list, set, np.ndarray)) else value
-
-
-def _check_decay(weight_decay: Any) -> WeightDecay:
-    if isinstance(weight_decay, Mapping):
-        return {
-            name: check_real(f"weight_decay[{name!r}]", value, 0.0) for name, value in weight_decay.items()
-        }
-    if callable(weight_decay):
-        return weight_decay  # type: ignore[no-any-return]
-    return check_real("weight_decay", weight_decay, 0.0)

@@ -38,6 +38,7 @@ from xnn.files import as_path, reading, to_json, write_atomically
 from xnn.history import History
 from xnn.layers import Container, Layer, Parameter, Sequential
 from xnn.options import shown
+from xnn.runs.record_file import RECORD_BEGINS, RecordFile, last_line
 
 __all__ = [
     "RECORD_BEGINS",
@@ -51,8 +52,6 @@ __all__ = [
 ]
 
 _FORMAT = "xnn record 1"
-#: How the file of a record begins, in every format.
-RECORD_BEGINS = '{"format": "xnn record'
 _PLANNED = ("blas", "backend", "library", "device", "kernels")  # what `xnn verify` prints of a plan
 _WIDTH = 16  # hexadecimal digits of a tensor's digest
 
@@ -107,11 +106,15 @@ class Record:
     steps: list[Digests]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all. Raises OptionError or DataError if it cannot be written."""
-        lines = [{"format": _FORMAT, **self.about, "tensors": self.tensors}, self.initial, *self.steps]
-        content = "".join(to_json(line) + "\n" for line in lines)
-        end = {"end": len(self.steps), "sha256": hashlib.sha256(content.encode()).hexdigest()}
-        write_atomically(path, (content + to_json(end) + "\n").encode(), begins=RECORD_BEGINS)
+        """Write the file, whole or not at all. Raises OptionError or DiskError if it cannot be written."""
+        content = "".join(to_json(line) + "\n" for line in (self.header, self.initial, *self.steps))
+        end = last_line(len(self.steps), hashlib.sha256(content.encode()).hexdigest())
+        write_atomically(path, f"{content}{end}\n".encode(), begins=RECORD_BEGINS)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The first line of the file."""
+        return {"format": _FORMAT, **self.about, "tensors": self.tensors}
 
     def __repr__(self) -> str:
         return f"Record({len(self.steps):,} steps of {len(self.tensors)} tensors)"
@@ -193,12 +196,14 @@ class Recorder(Callback):
 
     model: the Sequential that is trained.
     about: JSON values to keep in the first line of the file; default None.
+    path: the file to which each step is written when it was taken, so that long runs need no memory. Default None:
+        the digests are kept in `record`, and `record.save(path)` writes them.
 
-    `record` holds the digests; `record.save(path)` writes them. `xnn verify` compares two records. It can also run a
-    training again beside its record, if `xnn train --record` made it; a record made in Python does not say what to
-    run. If Ctrl-C or an error ends the training, the steps before it are recorded.
+    `xnn verify` compares two records. It can also run a training again beside its record, if `xnn train --record`
+    made it; a record made in Python does not say what to run. If Ctrl-C or an error ends the training, the steps
+    before it are recorded. `steps` is how many were.
 
-    Raises OptionError if `model` is not a Sequential.
+    Raises OptionError if `model` is not a Sequential, and if the file cannot be written.
 
     >>> import xnn
     >>> from xnn import layers, losses, optimizers
@@ -212,7 +217,12 @@ class Recorder(Callback):
 
     needs_gradients = True
 
-    def __init__(self, model: Sequential, about: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: Sequential,
+        about: dict[str, Any] | None = None,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
         if not isinstance(model, Sequential):
             raise OptionError(
                 f"Recorder needs the model that is trained, a Sequential, got {shown(model)}: the file's name is "
@@ -221,28 +231,49 @@ class Recorder(Callback):
         self.model = model
         tensors = {name: type(_layer(model, name)).__name__ for name, _ in model.named_state()}
         self.record = Record(dict(about or {}), tensors, Digests("", "", ""), [])
+        self.file = None if path is None else RecordFile(path)
+
+    @property
+    def steps(self) -> int:
+        """How many steps are recorded."""
+        return len(self.record.steps) if self.file is None else self.file.steps
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
         self.record.about.update(plan=history.plan, steps_per_epoch=steps_per_epoch)
         self.record.initial = Digests("", "", self._digests("weight"))
         self.record.steps.clear()
+        if self.file is not None:
+            self.file.begin(self.record.header, self.record.initial, history.resumed)
+
+    def disk_use(self, epochs: int, steps_per_epoch: int) -> dict[Path, int]:
+        row = Digests("0" * 16, self.record.initial.weights, self.record.initial.weights)
+        return {} if self.file is None else {self.file.path: len(to_json(row)) * epochs * steps_per_epoch}
 
     def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
         digits = np.asarray(loss, dtype=np.dtype(self.model.dtype).newbyteorder(">")).tobytes().hex()
-        self.record.steps.append(Digests(digits, self._digests("gradient"), self._digests("weight")))
+        row = Digests(digits, self._digests("gradient"), self._digests("weight"))
+        (self.record.steps.append if self.file is None else self.file.add)(row)
 
     def on_fit_end(self, history: History) -> None:
         """Remove the steps that the trainer undid when it found that the run had diverged."""
-        del self.record.steps[history.steps :]
+        if self.file is None:
+            del self.record.steps[history.steps :]
+        else:
+            self.file.end(history.steps)
 
     def state(self) -> dict[str, Any]:
-        """The record so far: all digits in one array of bytes."""
+        """The record so far, all digits in one array of bytes; or how long its file is."""
+        if self.file is not None:
+            return self.file.state()
         record = self.record
         digits = bytes.fromhex("".join(map("".join, record.steps)))
         widths = [len(text) for text in (record.steps[0] if record.steps else record.initial)]
         return {"initial": record.initial.weights, "widths": widths, "steps": np.frombuffer(digits, np.uint8)}
 
     def restore(self, state: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.restore(state)
+            return
         self.record.initial = Digests("", "", str(state["initial"]))
         loss, gradients, weights = map(int, state["widths"])
         width, digits = loss + gradients + weights, state["steps"].tobytes().hex()

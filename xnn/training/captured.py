@@ -11,6 +11,7 @@ from xnn.backends.kernels.binding import counted
 from xnn.backends.kernels.calls import Call
 from xnn.ops import Op
 from xnn.ops.apply import backward_of, forward_of, fresh_arrays
+from xnn.training.closures import enclosed
 
 __all__ = ["Sample", "carrying", "held_by", "needs_host", "samples"]
 
@@ -37,14 +38,18 @@ def carrying(calls: Sequence[Call]) -> set[Call]:
     return {call for call in calls if any(id(slot) in carried for slot in call.writes)}
 
 
-def held_by(op: Any) -> Iterator[Any]:
-    """What an op, a metric or a function computes with besides its arguments: attributes, defaults and closure."""
+def held_by(op: Any, known: set[Any] | None = None) -> Iterator[Any]:
+    """What an op, a metric or a function computes with besides its arguments: attributes, defaults and closure.
+
+    known: functions whose own ones were given already.
+    """
+    known = set() if known is None else known
     for part in (op, getattr(op, "__self__", None)):
-        for value in (*getattr(part, "__dict__", {}).values(), *(getattr(part, "__defaults__", None) or ())):
+        for value in (*getattr(part, "__dict__", {}).values(), *enclosed(part).values()):
             yield value
-            if isinstance(value, FunctionType):
-                yield from held_by(value)
-        yield from (cell.cell_contents for cell in getattr(part, "__closure__", None) or ())
+            if isinstance(value, FunctionType) and value not in known:
+                known.add(value)
+                yield from held_by(value, known)
 
 
 class Sample:

@@ -41,12 +41,15 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = 1
-#: Attributes that a forward pass sets, or that name the arrays and layers which are saved by themselves.
-_PASSING = {"_tape", "_there", "_at", "_pass", "_parameters", "_others", "_given", "_without_buffers"}
-#: Attributes that say what a layer, loss or metric was used for, and not how it was built.
-_USED = {"numerics", "_recognized", "_in_a_graph", "_state", "_totals", "_samples"}
-#: What an optimizer remembers of its steps. All else was given when it was built.
-_REMEMBERED = {"state", "averages", "steps", "_rate", "_decays", "_averaged"}
+#: The attributes of parts that do not say how they were built, and whether a checkpoint has them. It has neither
+#: those of a forward pass, nor those that name arrays and layers: these are saved by themselves.
+_NOT_BUILT = {
+    **dict.fromkeys(("_tape", "_there", "_at", "_pass", "_parameters", "_others", "_given"), False),
+    "_without_buffers": False,
+    **dict.fromkeys(("numerics", "_recognized", "_in_a_graph", "_state", "_totals", "_samples"), True),
+    **{f"optimizer.{name}": True for name in ("state", "averages", "steps", "rate_factor")},
+    **{f"optimizer.{name}": True for name in ("_rate", "_decays", "_averaged")},
+}
 
 
 def parts_of(trainer: Any) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def attributes_of_parts(trainer: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
     }
     things |= {"loss": trainer.loss, "optimizer": trainer.optimizer}
     return {
-        name: (thing, {key: value for key, value in vars(thing).items() if key not in _PASSING})
+        name: (thing, {key: value for key, value in vars(thing).items() if _NOT_BUILT.get(key, True)})
         for name, thing in things.items()
     }
 
@@ -108,7 +111,7 @@ def built(trainer: Any) -> tuple[dict[str, Any], dict[str, str]]:
         given = {
             key: value
             for key, value in attributes.items()
-            if key not in (_REMEMBERED if name == "optimizer" else _USED)
+            if key not in _NOT_BUILT and f"{name}.{key}" not in _NOT_BUILT
         }
         found[name] = {"class": type(thing).__qualname__, **packer.named(given, name)}
         packer.named({key: value for key, value in attributes.items() if key not in given}, name)

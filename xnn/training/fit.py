@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from xnn.losses import LossOverBatches
 from xnn.metrics import Totals
 from xnn.training.divergence import TakenStep, diagnose
 from xnn.training.host_copy import HostCopy
+from xnn.training.interrupt import Ending
+from xnn.training.lowering import goes_on_slower
 from xnn.training.saving import begin, save_if_asked
 from xnn.training.steps import Stepper
 
@@ -49,16 +50,12 @@ class Fit:
         history: History,
     ) -> None:
         self.trainer, self.stepper, self.batches, self.threads = trainer, stepper, batches, threads
-        self.watchers, self.interrupted, self.validate, self.history = (
-            watchers,
-            interrupted,
-            validate,
-            history,
-        )
+        self.watchers, self.validate, self.history = watchers, validate, history
         self.parts = _parts(trainer)
         self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
+        self.ending = Ending(interrupted, watchers)
         #: Whether nothing but steps changes the training: no other code runs between them that could.
         self.undisturbed = _undisturbed(self)
         self.steps_per_epoch = len(batches)
@@ -73,30 +70,43 @@ class Fit:
         self.held_out: tuple[Any, ...] | None = None  # the validation data
 
     def run(self, epochs: int) -> None:
-        """Train for this many epochs, or until Ctrl-C, or until a callback stops it.
+        """Train for this many epochs, or until Ctrl-C, a time limit or a callback stops it.
 
         An exception leaves model and optimizer as they were when the losses were last looked at, after a whole step.
         """
-        # The limit is not changed for each epoch if no code comes between them that would want the threads.
-        throughout = self.undisturbed and self.held_out is None
         try:
-            begin(self)
-            with limit_threads(self.threads) if throughout else nullcontext():
-                while len(self.history.epochs) < epochs and not self.history.stopped:
-                    with nullcontext() if throughout else limit_threads(self.threads):
-                        results = self.epoch()
-                    if results is None:
-                        break
-                    self.end_epoch(results)
-                    save_if_asked(self, ends_epoch=True)
-            save_if_asked(self, ends_fit=True)
+            begin(self, epochs)
+            with limit_threads(self.threads) if self.throughout else nullcontext():
+                while True:
+                    try:
+                        self.epochs(epochs)
+                        return
+                    except DivergenceError as error:
+                        if not goes_on_slower(self, error):
+                            raise
         except BaseException:
             if self.unseen:
                 self.go_back()
             raise
 
+    @property
+    def throughout(self) -> bool:
+        """Whether threads are limited for all epochs at once, since no code between them would want more."""
+        return self.undisturbed and self.held_out is None
+
+    def epochs(self, epochs: int) -> None:
+        """Train until there are this many epochs in the history, or less if something ends the training."""
+        while len(self.history.epochs) < epochs and not self.history.stopped:
+            with nullcontext() if self.throughout else limit_threads(self.threads):
+                results = self.epoch()
+            if results is None:
+                break
+            self.end_epoch(results)
+            save_if_asked(self, ends_epoch=True)
+        save_if_asked(self, ends_fit=True)
+
     def epoch(self) -> dict[str, Any] | None:
-        """One pass over the data: its mean loss and metrics, or None if Ctrl-C cut it short."""
+        """One pass over the data: its mean loss and metrics, or None if Ctrl-C or a time limit cut it short."""
         if not self.goes_on:
             self.loss, self.counts = LossOverBatches(self.trainer.loss), Totals(self.trainer.metrics)
             self.batch = self.since_check = 0
@@ -105,14 +115,15 @@ class Fit:
         if self.of_users:
             self.stepper.reload()
         self.looked_at = time.perf_counter()
-        with closing(self.batches), closing(self.stepper.numbers(self.trainer.epoch)) as numbers:
-            for batches in self.chunks(islice(numbers, self.batch, None)):
-                if self.interrupted() and not self.unseen:
+        numbers = self.stepper.numbers(self.trainer.epoch, self.batch)
+        with closing(self.batches), closing(numbers):
+            for batches in self.chunks(numbers):
+                if not self.unseen and self.ending.has_come():
                     return None
                 self.steps(batches)
                 if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
                     self.check()
-                elif self.interrupted() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
+                elif self.ending.has_come() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
                     self.show()
                 if self.batch < len(self.batches):
                     save_if_asked(self)

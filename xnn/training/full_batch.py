@@ -163,7 +163,7 @@ class FullBatchFit(Fit):
         Where a callback changes weights, options or data, the search begins anew, as in another fit.
         """
         self.check_parts()
-        begin(self)
+        begin(self, epochs)
         try:
             with limit_threads(self.threads):
                 self.anew = True
@@ -196,7 +196,7 @@ class FullBatchFit(Fit):
             call_back(watcher.on_check, self.history, self.trainer.epoch, 1, loss, metrics)
         self.end_epoch({"epoch": self.trainer.epoch + 1, "loss": loss, **metrics})
         self.check_parts()
-        ended = self.interrupted() or bool(self.history.stopped)
+        ended = self.ending.has_come() or bool(self.history.stopped)
         if before != self.what_callbacks_may_change():
             self.stepper.refresh()
             self.anew = not ended

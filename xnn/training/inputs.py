@@ -88,11 +88,13 @@ def prepare(
     data: tuple[Any, ...] | Stream,
     role: str,
     sample_weight: Any = None,
+    whole: bool = True,
 ) -> tuple[Any, ...]:
     """The arrays of a pair (x, y), and of sample weights, as programs take them; checked on the host.
 
     role: what the data are for, in messages. Targets are checked here, since on a GPU labels out of range wrap
     silently.
+    whole: whether these are all samples, and not a window of a stream, whose weights may all be 0. Default True.
     Raises OptionError, ShapeError, DTypeError or LabelError.
     """
     if isinstance(data, Stream):
@@ -143,7 +145,7 @@ def prepare(
     with np.errstate(over="ignore"):
         weights = wide.astype(model.dtype)
     _check_finite(role, "sample_weight", wide, weights)
-    if not weights.any():
+    if whole and not weights.any():
         raise OptionError(f"{role} data: every sample_weight is 0 in {model.dtype}, so that no sample counts")
     return *arrays, weights if isinstance(given, np.ndarray) else lib.to_device(weights)
 
@@ -156,7 +158,7 @@ def _opened(
         raise OptionError("a stream gives sample weights as the third of each batch: omit sample_weight=")
 
     def prepared(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> tuple[Any, ...]:
-        return prepare(model, loss, metrics, (x, y), role, weight)
+        return prepare(model, loss, metrics, (x, y), role, weight, whole=False)
 
     return opened(stream, prepared)
 
@@ -216,4 +218,9 @@ def prepare_validation(
     """Check and convert validation data: a pair (x, y), or three arrays with the sample weights."""
     if isinstance(data, (tuple, list)) and len(data) == 3:
         return prepare(model, loss, metrics, tuple(data[:2]), "validation", data[2])
+    if isinstance(data, Stream) and data.once:
+        raise OptionError(
+            f"validation data are read after each epoch, and {data!r} can be read once: give it a function or an "
+            "iterable in place of an iterator"
+        )
     return prepare(model, loss, metrics, data, "validation")

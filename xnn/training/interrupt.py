@@ -1,14 +1,17 @@
-"""Lets Ctrl-C end training after the current step."""
+"""What ends a training after the current step: Ctrl-C, and a time limit."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["interruptible"]
+from xnn.callbacks import Callback, Checkpoint, TimeLimit
+from xnn.history import History
+
+__all__ = ["Ending", "interruptible"]
 
 
 @contextmanager
@@ -33,3 +36,30 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield flag.is_set
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Ending:
+    """Whether a fit ends before its last epoch, and why.
+
+    interrupted: tells whether Ctrl-C was pressed. watchers: the callbacks, among which may be time limits.
+    """
+
+    def __init__(self, interrupted: Callable[[], bool], watchers: Sequence[Callback]) -> None:
+        self._interrupted = interrupted
+        self._checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
+        self._limits = [w for w in watchers if isinstance(w, TimeLimit)]
+        self._reached: TimeLimit | None = None
+
+    def has_come(self) -> bool:
+        """Whether the training ends after the current step."""
+        if self._limits and self._reached is None:
+            writing = max((checkpoint.slowest for checkpoint in self._checkpoints), default=0.0)
+            self._reached = next((limit for limit in self._limits if limit.is_over(writing)), None)
+        return self._reached is not None or self._interrupted()
+
+    def note(self, history: History, epochs: int) -> None:
+        """Say in the history of a fit why it has fewer epochs. Its last checkpoint, which goes on, does not."""
+        if len(history.epochs) < epochs and not history.stopped:
+            history.interrupted = self._interrupted()
+            if self._reached is not None and not (history.interrupted or history.error):
+                history.stopped = f"the time limit of {self._reached.limit}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,13 @@ __all__ = ["Checkpoint", "check_fit", "go_on", "newest", "read", "restore", "res
 
 #: What the plan of a run says beside the things that its bits follow from.
 _REASONS = {"threads_because", "persistent_because", "data"}
+#: The options of `xnn train` that add callbacks.
+_OPTIONS = {
+    "JsonLines": "--log",
+    "TensorBoard": "--tensorboard",
+    "Recorder": "--record",
+    "EarlyStopping": "--patience",
+}
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError)
 
 
@@ -66,19 +73,24 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(path, about, tensors)
 
 
-def newest(trainer: Any, path: Path) -> Checkpoint | None:
+def newest(
+    trainer: Any, path: Path, put_back: Callable[[Any, Checkpoint], None] | None = None
+) -> Checkpoint | None:
     """Restore the checkpoint in a file, or the newest undamaged one in a folder.
+
+    put_back: restores one. Default `restore`.
 
     Returns it, or None for a folder that has none. A checkpoint that is damaged is reported, and the one before it is
     taken. Raises CorruptFileError if all are damaged.
     """
+    put_back = put_back or restore
     if path.suffix == ".safetensors" and not path.is_dir():
-        restore(trainer, checkpoint := read(path))
+        put_back(trainer, checkpoint := read(path))
         return checkpoint
     found = checkpoints_in(path)
     for number, name in enumerate(found):
         try:
-            restore(trainer, checkpoint := read(name))
+            put_back(trainer, checkpoint := read(name))
         except (CorruptFileError, DataNotFoundError) as error:
             before = f"{found[number + 1].name} is used" if name != found[-1] else "there is none before it"
             notice(f"xnn: {error}; {before}")
@@ -104,7 +116,11 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
         ]
         if kinds[0] != kinds[1]:
             here, there = (", ".join(names) or "none" for names in kinds)
-            raise _built_otherwise(checkpoint, f"the callbacks are {here}, and {there} in the checkpoint")
+            options = [o for kind, o in _OPTIONS.items() if kinds[0].count(kind) != kinds[1].count(kind)]
+            of_xnn_train = f" (of xnn train: {', '.join(options)})" if options else ""
+            raise _built_otherwise(
+                checkpoint, f"the callbacks are {here}, and {there} in the checkpoint{of_xnn_train}"
+            )
         for name in dict.fromkeys((*then, *now)):
             if name not in then or name not in now:
                 there = "only in the trainer" if name in now else "only in the checkpoint"
@@ -131,12 +147,16 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
     except _WRONG as error:
         raise _not_written(checkpoint, error) from error
     things = [thing for thing, _ in attributes_of_parts(trainer).values() if thing is not trainer.optimizer]
+    layers = list(map(id, trainer.model.all_layers()))
     before, attributes_before = trainer.optimizer.snapshot(), [dict(vars(thing)) for thing in things]
     try:
         unpacker.commit()
         now_there = arrays_of(trainer)
         if list(map(id, now_there.values())) != list(map(id, named.values())):
             raise ValueError(f"the model has the parameters {', '.join(now_there)[:200]}")
+        if list(map(id, trainer.model.all_layers())) != layers:
+            raise ValueError("the model has other layers")
+        _check_optimizer(trainer.optimizer)
     except _WRONG as error:  # an attribute got or refused a value that no run had
         unpacker.undo()
         trainer.optimizer.restore(before)
@@ -151,7 +171,17 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
     if states:
         for callback in callbacks_of(trainer):
             callback.model = trainer.model  # as fit does
-        _give_back(trainer, states)
+        _give_back(trainer, checkpoint, states)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    """Raise ValueError for states that the optimizer's rule cannot go on with."""
+    for parameter, state in optimizer.state.items():
+        if not optimizer.steps_itself:
+            shapes = {tuple(array.shape) for array in state.arrays}
+            numbers = [type(number) in (int, float) for number in state.numbers]
+            if shapes - {parameter.shape} or len(numbers) != len(optimizer.first) or not all(numbers):
+                raise ValueError(f"the optimizer's state of {parameter.name} is {shown(state)}")
 
 
 def _not_written(checkpoint: Checkpoint, error: Exception) -> CorruptFileError:
@@ -235,7 +265,7 @@ def go_on(fit: Any, checkpoint: Checkpoint) -> None:
     except _WRONG as error:
         raise _not_written(checkpoint, error) from error
     unpacker.commit()
-    _give_back(trainer, states)
+    _give_back(trainer, checkpoint, states)
 
 
 def restore_history(trainer: Any, checkpoint: Checkpoint) -> None:
@@ -256,7 +286,13 @@ def _callback_states(trainer: Any, checkpoint: Checkpoint, unpacker: Unpacker) -
     ]
 
 
-def _give_back(trainer: Any, states: list[Any]) -> None:
+def _give_back(trainer: Any, checkpoint: Checkpoint, states: list[Any]) -> None:
     for callback, state in zip(callbacks_of(trainer), states, strict=True):
-        if state is not None:
+        if state is None:
+            continue
+        try:
             hooks(callback)[1](callback, state)
+        except _WRONG as error:
+            if not type(callback).__module__.startswith("xnn."):
+                raise
+            raise _not_written(checkpoint, error) from error

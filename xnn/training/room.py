@@ -1,4 +1,4 @@
-"""Finds a batch size for which a GPU's memory is enough, after one for which it was not."""
+"""Memory for training: says before the first step when it will not do, and finds a batch size for which it will."""
 
 from __future__ import annotations
 
@@ -12,10 +12,49 @@ from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, XnnError
 from xnn.training.inputs import prepare
 
-__all__ = ["with_batch_size"]
+__all__ = ["check_room", "with_batch_size"]
 
 _SHARE = 0.9  # of the free memory: captured graphs need some, and not every gap between arrays can be used
+_SHARE_OF_HOST = 0.75  # where other things of the process need memory, too
 _PLENTY = 0.5  # of the free memory
+_FEW = 1 / 16  # of the free memory: what is measured on the host takes no more
+#: A step rarely takes more than this many times the bytes of its samples and of the numbers that layers put out.
+_MOST_COPIES = 128
+_LITTLE = 2**26  # bytes: for less, nobody asks the system
+
+
+def check_room(trainer: Any, batches: Batches) -> None:
+    """Raise DeviceMemoryError if the host's memory will not do for the steps of a fit.
+
+    An allocation of more memory than there is may succeed, and the system then ends the process at some later step.
+    If the batch is so large that it may be too much, steps on fewer rows are measured and undone. Otherwise,
+    and for data of which the first rows cannot be read beforehand, nothing is done.
+    """
+    lib, optimizer = trainer.model.backend, trainer.optimizer
+    arrays = batches.arrays
+    if not lib.is_host or optimizer.steps_itself or not all(isinstance(part, np.ndarray) for part in arrays):
+        return
+    rows = min(batches.batch_size, batches.rows)
+    weights = trainer.model.parameters()
+    fixed = (3 + 2 * optimizer.arrays) * _bytes(weights)  # also gradients, and the copies to go back to
+    each = sum(part[:1].nbytes for part in arrays) + 8 * sum(p.shape[-1] for p in weights if p.shape)
+    most = fixed + rows * _MOST_COPIES * each
+    if most < _LITTLE or most < (room := lib.free_memory()):
+        return
+    needed = float(fixed)
+    if fixed < room and rows > 8:
+        try:
+            size, need, each_row = _measured_small(trainer, arrays, rows, room)
+        except DeviceMemoryError:
+            raise
+        except XnnError:  # the fit itself says what does not fit together
+            return
+        needed = need + (rows + _last(batches.rows, rows) - size) * each_row
+    if needed > room:
+        raise DeviceMemoryError(
+            f"{lib.name}: training in batches of {rows} needs about {_mebibytes(needed)}, and {_mebibytes(room)} are "
+            f"free. {lib.memory_advice}"
+        )
 
 
 def with_batch_size(
@@ -28,7 +67,7 @@ def with_batch_size(
     batch_size, sample_weight: what it was given.
     """
     lib: Backend = trainer.model.backend
-    if lib.is_host or trainer.optimizer.steps_itself:
+    if trainer.optimizer.steps_itself:
         return error
     chain: list[BaseException | None] = [error]
     for one in chain:  # grows
@@ -43,8 +82,8 @@ def with_batch_size(
             if room is None:
                 return error
             given = prepare(trainer.model, trainer.loss, trainer.metrics, data, "training", sample_weight)
-            fits = _fitting(trainer, given, min(batch_size, len(given[0])), room)
-    except XnnError:
+            fits, batch = _fitting(trainer, given, min(batch_size, len(given[0])), room)
+    except (XnnError, MemoryError):
         return error
     if fits is None:
         return lib.without_room(error, "training with batches of one sample")
@@ -52,30 +91,69 @@ def with_batch_size(
         return error
     what = str(error).removesuffix(lib.memory_advice)
     return DeviceMemoryError(
-        f"{what}Of the {_mebibytes(room)} that are free, a batch of {batch_size} is too much: batch_size={fits} "
-        f"(--batch-size {fits}) would fit"
+        f"{what}{_held(trainer, given)}, and a batch needs {_mebibytes(batch)}. Of the {_mebibytes(room)} that are "
+        f"free, a batch of {batch_size} is too much: batch_size={fits} (--batch-size {fits}) would fit"
     )
 
 
-def _fitting(trainer: Any, given: Any, rows: int, room: int) -> int | None:
+def _fitting(trainer: Any, given: Any, rows: int, room: int) -> tuple[int | None, float]:
     """The largest power of two below `rows` for which the memory is enough; None if there is none.
 
     0 if it is unknown, or if half of the memory should be enough for `rows`: then what was full
-    was not full because of the batch.
+    was not full because of the batch. Also returns the bytes that a batch of `rows` needs.
     """
-    size, need = rows // 2, 0
+    size, need, each = rows // 2, 0, 0.0
     while size and not need:
         try:
-            need = _need(trainer, given, size)
+            if trainer.model.backend.is_host and rows > 8:
+                size, need, each = _measured_small(trainer, given, rows, room)
+            else:
+                need = _need(trainer, given, size)
         except MemoryError:
-            size //= 2
+            rows, size = (8, 4) if trainer.model.backend.is_host and rows > 8 else (rows, size // 2)
     if size < 2:
-        return size or None
-    each = (need - _need(trainer, given, size // 2)) / (size - size // 2)  # bytes a row
+        return size or None, 0.0
+    each = each or (need - _need(trainer, given, size // 2)) / (size - size // 2)  # bytes a row
     if each <= 0 or need + (rows - size) * each < _PLENTY * room:
-        return 0
-    most = min(rows - 1, max(0, int(size + (_SHARE * room - need) / each)))
-    return int(2 ** (most.bit_length() - 1)) if most else 0
+        return 0, 0.0
+    room = int(room * (_SHARE_OF_HOST if trainer.model.backend.is_host else _SHARE))
+    most = min(rows - 1, max(0, int(size + (room - need) / each)))
+    fits = int(2 ** (most.bit_length() - 1)) if most else 0
+    while fits and need + (fits + _last(len(given[0]), fits) - size) * each > room:
+        fits //= 2
+    return fits, rows * each
+
+
+def _last(samples: int, rows: int) -> int:
+    """The rows of a last batch that is smaller than the others. Its steps have memory of their own."""
+    return samples % rows if samples > rows else 0
+
+
+def _measured_small(trainer: Any, given: Any, rows: int, room: int) -> tuple[int, int, float]:
+    """Some number of rows whose step takes a small part of the memory, the bytes that it needs, and those a row."""
+    first = before = _need(trainer, given, 2)
+    size, need = 8, _need(trainer, given, 8)
+    while 8 * size <= rows and need - first < _FEW * room:
+        size, before, need = 4 * size, need, _need(trainer, given, 4 * size)
+    return size, need, (need - before) / (size - size // 4)
+
+
+def _held(trainer: Any, given: Any) -> str:
+    """What already holds memory, in words."""
+    optimizer, weights = trainer.optimizer, _bytes(trainer.model.parameters())
+    data = sum(
+        part.nbytes for part in given if isinstance(part, np.ndarray) and not isinstance(part, np.memmap)
+    )
+    held = {
+        "The data hold": data,
+        "the weights": weights,
+        "the optimizer's state": optimizer.arrays * weights,
+    }
+    return ", ".join(f"{name} {_mebibytes(size)}" for name, size in held.items())
+
+
+def _bytes(parameters: Any) -> int:
+    return sum(p.size * np.dtype(p.dtype).itemsize for p in parameters)
 
 
 def _need(trainer: Any, given: Any, rows: int) -> int:
@@ -97,5 +175,5 @@ def _need(trainer: Any, given: Any, rows: int) -> int:
     return int(measured.peak)
 
 
-def _mebibytes(size: int) -> str:
+def _mebibytes(size: float) -> str:
     return f"{size / 2**20:,.0f} MiB"

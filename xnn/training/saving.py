@@ -5,15 +5,27 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from xnn.files import notice
 from xnn.training.checkpoint import checkpoint_bytes, described
+from xnn.training.disk import say_if_short
+from xnn.training.lowering import begin_lowering
 
 __all__ = ["begin", "save_if_asked"]
 
 
-def begin(fit: Any) -> None:
-    """Refuse what a checkpoint cannot hold before the first step, rather than after the first epoch."""
+def begin(fit: Any, epochs: int) -> None:
+    """Refuse what a checkpoint cannot hold before the first step, rather than after the first epoch.
+
+    Compare the room on the disk with what the fit will write in so many epochs.
+    """
+    say_if_short(fit, epochs, *(described(fit.trainer, fit) if fit.checkpoints else ("", {})))
     if fit.checkpoints:
-        described(fit.trainer, fit)
+        begin_lowering(fit)
+    done = len(fit.history.epochs)
+    if fit.history.resumed and done >= epochs:
+        notice(
+            f"xnn: the checkpoint has {done:,} epochs already, so that nothing is left to do: give more (--epochs)"
+        )
     save_if_asked(fit)
 
 
@@ -27,15 +39,17 @@ def save_if_asked(fit: Any, ends_epoch: bool = False, ends_fit: bool = False) ->
         return
     step = trainer.step
     due = [c for c in fit.checkpoints if c.is_due(step, ends_epoch) or (ends_fit and c.is_new(step))]
-    if not (due or trainer.asked):
+    best = bool(fit.checkpoints) and ends_epoch and _is_best(fit.history.epochs)
+    only_best = [c for c in fit.checkpoints if best and c not in due and c.has_time()]
+    if not (due or only_best or trainer.asked):
         return
     if fit.unseen:
         fit.look()
         fit.stepper.keep()
     trainer.save_asked(fit)
-    content = checkpoint_bytes(trainer, fit) if due else b""
-    for checkpoint in due:
-        checkpoint.write(step, content, ends_epoch and _is_best(fit.history.epochs))
+    content = checkpoint_bytes(trainer, fit) if due or only_best else b""
+    for checkpoint in (*due, *only_best):
+        checkpoint.write(step, content, best, last=checkpoint in due)
 
 
 def _is_best(epochs: list[dict[str, Any]]) -> bool:

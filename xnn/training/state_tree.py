@@ -22,7 +22,6 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
@@ -37,6 +36,7 @@ from xnn.layers.safetensors_file import storable
 from xnn.ops import Op
 from xnn.optimizers import State
 from xnn.options import shown
+from xnn.training.closures import enclosed
 
 __all__ = ["Packer", "Unpacker", "difference", "sample_sha256"]
 
@@ -87,17 +87,10 @@ def _code(value: Any) -> str:
 
 def _numbers_of(function: Any) -> dict[str, Any]:
     """The numbers that a function computes with besides its arguments, by name: of its closure, and defaults."""
-    if not isinstance(function, FunctionType):
-        return {}
-    code, defaults = function.__code__, function.__defaults__ or ()
-    pairs = [
-        *zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True)
-    ]
-    pairs += (function.__kwdefaults__ or {}).items()
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # the variable has no value yet
-            pairs.append((name, cell.cell_contents))
-    return {name: value for name, value in pairs if type(value) in (bool, int, float) and value == value}
+    own = enclosed(function) if isinstance(function, FunctionType) else {}
+    return {
+        name: value for name, value in own.items() if type(value) in (bool, int, float) and value == value
+    }
 
 
 class Packer:
@@ -324,6 +317,8 @@ class Unpacker:
             if name in same and same[name] == item:
                 continue
             value = self.unpack(item, known.get(name), f"{where}.{name}")
+            if type(thing).__module__.startswith("xnn.") and not _alike(value, known.get(name)):
+                raise ValueError(f"{where}.{name} is {shown(value)}")
             if name not in known or known[name] is not value:
                 self._changes.append(partial(put, thing, name, value))
         if missing := known.keys() - packed.keys():
@@ -337,6 +332,12 @@ class Unpacker:
         self._before.append((now, now.copy()))
         self._changes.append(partial(_fill, now, value))
         return now
+
+
+def _alike(value: Any, now: Any) -> bool:
+    """Whether an attribute of xnn's own classes may have this value in the place of what it has now."""
+    kinds, numbers = {type(value), type(now)}, {bool, int, float}
+    return len(kinds) == 1 or kinds <= numbers or not kinds <= {*numbers, str, dict, list, tuple}
 
 
 def _fill(container: Any, items: Any) -> None:

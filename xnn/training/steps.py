@@ -58,9 +58,10 @@ class Stepper:
         self._kept: Any = None
         self._told = False  # about calls without a kernel
         self.reader: Reader | None = None
-        self._begin()
+        self.begin_anew()
 
-    def _begin(self) -> None:
+    def begin_anew(self) -> None:
+        """Make the programs and their memory, from the model and the optimizer as they are now."""
         drawing = [layer.index for layer in self.model.all_layers() if isinstance(layer, Drawing)]
         if len(set(drawing)) < len(drawing):  # a layer was added after the model was built
             self.model.number_from(0)
@@ -185,7 +186,7 @@ class Stepper:
             for program in self.programs.values():
                 program.look_again()
         else:
-            self._begin()
+            self.begin_anew()
         self.keep()
 
     @property
@@ -198,9 +199,12 @@ class Stepper:
         if self.feed is not None:
             self.feed.reload()
 
-    def numbers(self, epoch: int) -> Rows:
-        """The rows of each batch of an epoch. Close the iterator if it is not read to its end: a thread may read."""
-        return self.batches.numbers(epoch) if self.reader is None else self.reader.numbers(epoch)
+    def numbers(self, epoch: int, done: int = 0) -> Rows:
+        """The rows of each batch of an epoch, without the first `done` batches.
+
+        Close the iterator if it is not read to its end: a thread may read.
+        """
+        return (self.batches if self.reader is None else self.reader).numbers(epoch, done)
 
     def step(self, rows: np.ndarray, number: int) -> None:
         """Take one step on these rows of the data. number: of the step, counted over all fits."""

@@ -19,6 +19,7 @@ from xnn.graph.value import Constant, Drawn, Kept, Value
 from xnn.layers import Parameter, Sequential
 from xnn.layers.parameter import check_all_known
 from xnn.losses import Loss
+from xnn.training.closures import enclosed
 
 __all__ = ["Trace", "check_reduces", "runs_code_of_the_users", "trace"]
 
@@ -167,14 +168,9 @@ def _same_rule(a: Any, b: Any) -> bool:
     """Whether two functions are the same, or have the same code and equal closures."""
     if a is b:
         return True
-    return getattr(a, "__code__", a) is getattr(b, "__code__", b) and all(map(_same, _around(a), _around(b)))
-
-
-def _around(rule: Any) -> tuple[Any, ...]:
-    """What a function or bound method computes with besides its arguments: closure, default values, its object."""
-    closure = [cell.cell_contents for cell in getattr(rule, "__closure__", None) or ()]
-    defaults, named = getattr(rule, "__defaults__", None), getattr(rule, "__kwdefaults__", None)
-    return closure, defaults, named, getattr(rule, "__self__", None)
+    return getattr(a, "__code__", a) is getattr(b, "__code__", b) and all(
+        map(_same, (enclosed(a), getattr(a, "__self__", None)), (enclosed(b), getattr(b, "__self__", None)))
+    )
 
 
 def _place_or_array(source: Any, place: dict[Recorded, int]) -> Any:

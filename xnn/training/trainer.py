@@ -35,7 +35,7 @@ from xnn.training.interrupt import interruptible
 from xnn.training.parts import check_parts
 from xnn.training.placement import put_together
 from xnn.training.resuming import Checkpoint, check_fit, go_on, newest, restore_history
-from xnn.training.room import with_batch_size
+from xnn.training.room import check_room, with_batch_size
 from xnn.training.steps import Stepper
 
 __all__ = ["Trainer"]
@@ -209,6 +209,7 @@ class Trainer(Habitual):
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             stack.enter_context(lib.stream())
+            check_room(self, batches)
             # Making the first program raises for what does not fit, before anything has begun.
             with lib.starting():
                 stepper = self.stepper(batches, table)
@@ -266,8 +267,7 @@ class Trainer(Habitual):
                 history.error = _named(error)  # which callbacks may read when the fit ends
                 raise
             finally:
-                cut_short = len(history.epochs) < epochs and not history.stopped
-                history.interrupted = interrupted() and cut_short
+                fit.ending.note(history, epochs)
         self.save_asked()
         return history
 
@@ -285,7 +285,7 @@ class Trainer(Habitual):
         validation. `resume` goes on from it. `model.save` writes the model alone.
 
         Raises OptionError for a place that cannot be written, for what a checkpoint cannot hold, such as an open file
-        that a callback keeps, and between `resume` and the fit that goes on. Raises DataError when the disk is full.
+        that a callback keeps, and between `resume` and the fit that goes on. Raises DiskError when the disk is full.
         """
         if self._running is not None:
             self.asked.append(check_writable(path, (".safetensors",)))
