@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -55,15 +55,12 @@ class Fit:
         self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
-        self.ending = Ending(interrupted, watchers)
-        #: Whether nothing but steps changes the training: no other code runs between them that could.
+        self.ending, self.steps_per_epoch = Ending(interrupted, watchers), len(batches)
         self.undisturbed = _undisturbed(self)
-        self.steps_per_epoch = len(batches)
         #: Over the epoch so far: the loss, the metrics, and the batches done.
         self.loss, self.counts, self.batch = LossOverBatches(trainer.loss), Totals(trainer.metrics), 0
-        #: The rows of the steps that were not looked at yet, and the step before them.
-        self.unseen, self.seen = list[np.ndarray](), trainer.step
-        self.since_check = 0  # steps
+        #: The rows of steps that were not looked at yet, the step before them, and the steps since the last check.
+        self.unseen, self.seen, self.since_check = list[np.ndarray](), trainer.step, 0
         self.begins = True  # no step was taken yet
         self.goes_on = False  # in the middle of an epoch, from a checkpoint
         self.on_host: HostCopy | None = None
@@ -76,28 +73,22 @@ class Fit:
         """
         try:
             begin(self, epochs)
-            with limit_threads(self.threads) if self.throughout else nullcontext():
-                while True:
-                    try:
-                        self.epochs(epochs)
-                        return
-                    except DivergenceError as error:
-                        if not goes_on_slower(self, error):
-                            raise
+            while True:
+                try:
+                    self.epochs(epochs)
+                    return
+                except DivergenceError as error:
+                    if not goes_on_slower(self, error):
+                        raise
         except BaseException:
             if self.unseen:
                 self.go_back()
             raise
 
-    @property
-    def throughout(self) -> bool:
-        """Whether threads are limited for all epochs at once, since no code between them would want more."""
-        return self.undisturbed and self.held_out is None
-
     def epochs(self, epochs: int) -> None:
         """Train until there are this many epochs in the history, or less if something ends the training."""
         while len(self.history.epochs) < epochs and not self.history.stopped:
-            with nullcontext() if self.throughout else limit_threads(self.threads):
+            with limit_threads(self.threads):
                 results = self.epoch()
             if results is None:
                 break
