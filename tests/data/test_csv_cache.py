@@ -1,5 +1,6 @@
 """Large CSV files: read once into files in the cache, with the results of reading them into memory."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -152,6 +153,20 @@ def test_a_cache_that_cannot_be_written_is_told_of(tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(DataError, match="XDG_CACHE_HOME names another place"):
         load(path, monkeypatch)
+
+
+def test_a_limit_of_memory_is_told_from_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    """Mapping a large file fails so where the process has a limit."""
+
+    def refuses(*arguments, **options):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    (tmp_path / "table.csv").write_text(TABLES["regression"])
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "memmap", refuses)
+        with pytest.raises(DataError, match="cannot map .*Cannot allocate memory; raise the limit"):
+            load(tmp_path / "table.csv", monkeypatch)
+    load(tmp_path / "table.csv", monkeypatch)
 
 
 def test_the_samples_are_mapped(tmp_path, monkeypatch):
