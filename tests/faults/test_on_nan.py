@@ -173,7 +173,7 @@ def test_after_three_times_it_ends(tmp_path):
     trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(1e30), callbacks=[saver, log])
     with pytest.raises(DivergenceError, match=r"smaller learning_rate than 1\.25e") as ended:
         trainer.fit((X, Y), epochs=2, progress=False)
-    assert ended.value.__notes__[-1] == "the learning rate was halved 3 times before"
+    assert ended.value.__notes__[-1] == "the learning rate was halved before: 3 of at most 3 times"
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["start", "lower-lr", "lower-lr", "lower-lr", "end"]
     assert [line["rate_factor"] for line in lines[1:4]] == [0.5, 0.25, 0.125]

@@ -187,6 +187,12 @@ def test_two_runs_do_not_write_one_record(tmp_path):
     first.end(0)
 
 
+def test_what_cannot_be_read_again_is_no_place_for_a_record(tmp_path):
+    for path in (os.devnull, tmp_path):
+        with pytest.raises(OptionError, match=r"it is not a regular file|it is a folder"):
+            trainer_of(path)
+
+
 def test_a_long_record_takes_no_memory(tmp_path):
     file = RecordFile(tmp_path / "r.jsonl")
     file.begin({"format": "xnn record 1"}, Digests("", "", "0" * 960), False)

@@ -217,19 +217,18 @@ class Checkpoint(Callback):
         self._writer = threading.Thread(target=self._write, args=arguments, name="xnn checkpoint")
         self._writer.start()
 
-    def wait(self) -> Checkpoint:
-        """Wait until the last checkpoint is written. Returns the callback itself."""
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
-        return self
 
     def set_aside(self, step: int) -> None:
         """Rename the checkpoint of this step if it is the newest one and there is another."""
         newest, *others = checkpoints_in(self.folder) or [self.folder]
         if others and newest.name == self._name(step):
             with contextlib.suppress(OSError):
-                newest.rename(newest.with_name(f"{newest.name}.old"))
+                newest.rename(newest.with_name(f"{newest.name}{_OLD}"))
 
     def went_back(self, step: int) -> None:
         """Count from this step again, to which the training went back."""

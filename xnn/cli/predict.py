@@ -20,7 +20,7 @@ from xnn.cli.options import FILE, FOLDER, backend_option, chosen_backend, device
 from xnn.cli.outputs import check_apart
 from xnn.cli.samples import BATCH, Samples, read_samples
 from xnn.data.targets import Label, label_numbers, one_hot_classes
-from xnn.errors import CorruptFileError, DataError
+from xnn.errors import CorruptFileError, DiskError
 from xnn.files import check_writable, notice, printable, to_json, written_by_parts
 from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
@@ -30,9 +30,8 @@ __all__ = ["command", "predict_command"]
 
 #: Characters of what is printed that are kept in memory; more are kept in a temporary file.
 _KEPT = 2**20
-_PRINTED = (
-    2**12
-)  # characters printed at a time: a pipe takes so few whole or, when its reader is gone, not at all
+#: Characters that are printed at a time. Of a longer text a pipe whose reader ends may take only the beginning.
+_PRINTED = 2**12
 
 
 # Not a docstring: `python -OO` removes those.
@@ -103,9 +102,8 @@ def predict_command(
                 notice(f"accuracy {accuracy:.4f} over {lines.count} samples")
             sys.stdout.flush()
         except BrokenPipeError:  # `xnn predict ... | head` has read enough
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # Python flushes once more at its end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # Python flushes once more at its end
             sys.exit(128 + 13)  # what a shell reports of a program that SIGPIPE ended
 
 
@@ -172,7 +170,7 @@ class _Lines:
         try:
             self.file.write(text)
         except OSError as error:
-            raise DataError(
+            raise DiskError(
                 f"cannot keep the predictions in {tempfile.gettempdir()} until all are there: {error.strerror}; "
                 "TMPDIR names another folder"
             ) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from xnn.callbacks.line_file import LineFile
 from xnn.errors import DataError, DiskError, OptionError
-from xnn.files import notice, to_json, write_atomically
+from xnn.files import check_writable, notice, to_json, write_atomically
 
 __all__ = ["RECORD_BEGINS", "RecordFile", "last_line"]
 
@@ -34,6 +34,7 @@ class RecordFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_writable(path, begins=RECORD_BEGINS)  # it is read again, which pipes and devices are not
         self._lines = LineFile(path, "record", RECORD_BEGINS)
         self.path = self._lines.path
         #: How many steps the file has.
