@@ -122,6 +122,8 @@ class EarlyStopping(Callback):
 
 def _in_a_file(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Copies of arrays, in a temporary file without a name; in memory if it cannot be written."""
+    if not arrays:
+        return {}
     try:
         with tempfile.TemporaryFile(prefix="xnn-") as file:
             for array in arrays.values():

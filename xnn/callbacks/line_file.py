@@ -12,7 +12,7 @@ from xnn.files import check_writable, lock_file, notice
 
 __all__ = ["LineFile"]
 
-_END = 200  # bytes: no two runs have them alike
+_END = 200  # bytes at the end of a file, which tell it from the file of another run
 _BLOCK = 2**20  # bytes
 
 

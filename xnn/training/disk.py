@@ -17,7 +17,7 @@ from xnn.files import as_path, notice
 
 __all__ = ["checkpoint_size", "compare_room", "say_if_short"]
 
-_TEXT = 20_000  # bytes that descriptions grow by, at least
+_TEXT = 20_000  # bytes by which the texts of a checkpoint, such as its history, may grow
 
 
 def say_if_short(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]) -> None:

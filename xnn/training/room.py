@@ -155,7 +155,7 @@ def _held(trainer: Any, given: Any) -> str:
 
 
 def _need(trainer: Any, given: Any, rows: int) -> int:
-    """The bytes that a fit in batches of this size needs at most, measured at its first step, which is undone."""
+    """The bytes that a fit in batches of this size needs at most, measured at two steps, which are undone."""
     lib = trainer.model.backend
     gc.collect()  # programs refer to themselves
     with lib.measured() as measured:
