@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -204,6 +205,15 @@ def test_free_memory_is_what_the_system_and_the_container_leave(monkeypatch, fil
     monkeypatch.setattr(memory, "_left_by_limits", list)
     monkeypatch.setattr(memory, "_words", lambda path: files.get(path, []))
     assert memory.free_memory() == free
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count as getrusage does")
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    held = np.ones(2**25)  # 256 MiB
+    program = "from xnn.backends.memory import peak_resident_bytes; print(peak_resident_bytes())"
+    words = [sys.executable, "-c", program]
+    child = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    assert 10 * MIB < child < held.nbytes <= memory.peak_resident_bytes()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says what a process has")

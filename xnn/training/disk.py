@@ -14,6 +14,7 @@ import numpy as np
 from xnn.callbacks import EarlyStopping
 from xnn.errors import DiskError
 from xnn.files import as_path, notice
+from xnn.layers import Parameter
 
 __all__ = ["checkpoint_size", "compare_room", "say_if_short"]
 
@@ -49,7 +50,7 @@ def say_if_short(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]) -
 def checkpoint_size(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]) -> int:
     """About how many bytes a checkpoint will have once all that comes with the first steps is there."""
     trainer, optimizer = fit.trainer, fit.trainer.optimizer
-    weights = {p: p.nbytes for p in trainer.model.parameters()}
+    weights: dict[Parameter, int] = {p: p.nbytes for p in trainer.model.parameters()}
     # L-BFGS keeps the gradients of about one evaluation in each iteration, in float64.
     arrays = 2 * (epochs + 2) if optimizer.minimizes else optimizer.arrays
     coming = sum(
