@@ -66,7 +66,6 @@ class RecordFile:
                 f"the record {self.path} has {self.steps:,} of {steps:,} steps ({lines.fault}): make room, or choose "
                 "another place, and record the run again"
             )
-            lines.fault = ""  # there may be room for the last line
         if self.failure is None or self.steps:
             self.steps = min(self.steps, steps)
             lines.cut(self._start + self.steps * self._width)
@@ -95,7 +94,6 @@ class RecordFile:
         steps, start, width = (int(state[name]) for name in ("steps", "start", "width"))
         if self._lines.go_back(state):
             self.steps, self._start, self._width = steps, start, width
-            self._lines.fault = str(state["fault"])
         else:
             self.failure = DataError(
                 f"the record {self.path} is not the one of the checkpoint, and was left as it is: put that record "
