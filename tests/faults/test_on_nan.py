@@ -167,6 +167,27 @@ def test_a_rate_that_is_too_high_is_halved_until_it_is_not(tmp_path, kernels, nu
     assert note == f"{last} is the last checkpoint before that"
 
 
+def test_the_best_epoch_is_one_of_the_training(tmp_path):
+    """And none of those that were given up, however good it was."""
+
+    class Lucky(callbacks.Callback):
+        bystander = True
+
+        def on_epoch_end(self, history, entry):
+            if entry["epoch"] == 3 and trainer.optimizer.rate_factor == 1.0:
+                entry["val_loss"] = 0.0
+
+    trainer = build(tmp_path, "adam", every="1epoch")
+    trainer.callbacks = [*trainer.callbacks, Lucky()]
+    epochs = trained(trainer)[2]
+    assert [entry["step"] for entry in trainer.history.lowered] == [18, 12]
+    assert (tmp_path / "best.safetensors.old").exists()
+    best = min(entry["val_loss"] for entry in epochs)
+    again = build(tmp_path, "adam", every="1epoch")
+    again.resume(tmp_path / "best.safetensors")
+    assert epochs[again.epoch - 1]["val_loss"] == best
+
+
 def test_after_three_times_it_ends(tmp_path):
     folder, model = tmp_path / "run", xnn.Sequential(layers.Dense(3, 1), seed=0)
     saver = callbacks.Checkpoint(folder, on_nan="lower-lr")

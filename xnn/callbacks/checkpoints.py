@@ -141,9 +141,9 @@ class Checkpoint(Callback):
                 f"{self.folder} holds {later[0].name}, later than this training's step {step:,}: resume from the "
                 "folder (--resume), or choose an empty one"
             )
+        for path in later:  # damaged, or of a training from which resume went back
+            _give_up(path)
         with contextlib.suppress(OSError):
-            for path in later:  # damaged, or of a training from which resume went back
-                path.rename(path.with_name(f"{path.name}{_OLD}"))
             for path in self.folder.glob(".xnn-*"):
                 path.unlink()
         self._epochs, self._step, self._when, self._written = 0, step, time.monotonic(), 0
@@ -227,8 +227,16 @@ class Checkpoint(Callback):
         """Rename the checkpoint of this step if it is the newest one and there is another."""
         newest, *others = checkpoints_in(self.folder) or [self.folder]
         if others and newest.name == self._name(step):
-            with contextlib.suppress(OSError):
-                newest.rename(newest.with_name(f"{newest.name}{_OLD}"))
+            _give_up(newest)
+
+    @property
+    def best(self) -> Path:
+        """The file of the best epoch."""
+        return self.folder / _BEST
+
+    def give_up_best(self) -> None:
+        """Rename the file of the best epoch: that epoch is not one of the training any more."""
+        _give_up(self.best)
 
     def went_back(self, step: int) -> None:
         """Count from this step again, to which the training went back."""
@@ -236,7 +244,7 @@ class Checkpoint(Callback):
 
     def _write(self, step: int, content: bytes, best: bool, last: bool) -> None:
         """Write a checkpoint now. A file that cannot be written is reported, and training goes on."""
-        path, start = self.folder / (self._name(step) if last else _BEST), time.monotonic()
+        path, start = self.folder / self._name(step) if last else self.best, time.monotonic()
         try:
             replace_file(path, content, check_signature)
             if best and last:
@@ -260,7 +268,7 @@ class Checkpoint(Callback):
 
     def _link(self, path: Path) -> None:
         """Give a checkpoint the second name best.safetensors."""
-        best, temporary = self.folder / _BEST, self.folder / f".xnn-{path.stem}"
+        best, temporary = self.best, self.folder / f".xnn-{path.stem}"
         try:
             temporary.unlink(missing_ok=True)
             os.link(path, temporary)
@@ -271,6 +279,11 @@ class Checkpoint(Callback):
 
     def state(self) -> None:
         return None
+
+
+def _give_up(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.replace(path.with_name(f"{path.name}{_OLD}"))
 
 
 def _silently(function: Callable[[Path], list[Path]], folder: Path) -> Iterator[Path]:
