@@ -110,6 +110,16 @@ def test_it_is_said_before_the_first_step(monkeypatch, kernels):
     assert trainer.step >= 1
 
 
+@pytest.mark.parametrize(("mapped", "held"), [(False, 4), (True, 0)])
+def test_data_in_files_hold_no_memory(monkeypatch, tmp_path, mapped, held):
+    monkeypatch.setattr(NumpyBackend, "free_memory", lambda self: 16 * MIB)
+    trainer, (_, y) = trainer_of(rows=50_000)
+    np.save(tmp_path / "x.npy", np.ones((50_000, 20), np.float32))
+    x = np.load(tmp_path / "x.npy", mmap_mode="r" if mapped else None)
+    with pytest.raises(DeviceMemoryError, match=f"The data hold {held} MiB"):
+        trainer.fit((np.asarray(x), y.astype(np.int8)), batch_size=3000, progress=False)
+
+
 def test_looking_at_the_memory_changes_no_bit(monkeypatch):
     found = []
     for free in (8, 2**20):

@@ -23,7 +23,9 @@ from xnn.options import check_count, is_one_of, shown
 __all__ = ["Checkpoint", "checkpoints_in"]
 
 _NAME, _BEST, _LOCK = re.compile(r"step-(\d{9,18})\.safetensors"), "best.safetensors", "lock"
-_SHARE = 0.03  # of the time: what the best epochs may take to write beside the checkpoints that `every` asks for
+_SHARE = (
+    0.03  # of the time: what the best epochs may take to write beside the checkpoints that `every` asks for
+)
 _OLD = ".old"  # follows the names of checkpoints that are not used any more
 _EVERY = re.compile(r"(\d{1,9})\s*(epoch|step)s?")
 
@@ -193,7 +195,8 @@ class Checkpoint(Callback):
     @staticmethod
     def writes(name: str) -> bool:
         """Whether a file of this name may be one of those that are written into the folder."""
-        return name in (_BEST, _LOCK) or _NAME.fullmatch(name.removesuffix(_OLD)) is not None
+        name = name.removesuffix(_OLD)
+        return name in (_BEST, _LOCK) or _NAME.fullmatch(name) is not None
 
     def _name(self, step: int) -> str:
         return f"step-{step:09d}.safetensors"
@@ -250,7 +253,7 @@ class Checkpoint(Callback):
             if best and last:
                 self._link(path)
             self._written += last
-            given_up = self.folder.glob(f"step-*{_OLD}") if self._written >= self.keep else ()
+            given_up = self.folder.glob(f"*.safetensors{_OLD}") if self._written >= self.keep else ()
             for old in [
                 *[p for p in checkpoints_in(self.folder) if _step_of(p) >= 0][self.keep :],
                 *given_up,

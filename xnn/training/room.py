@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend, current_numerics, numerics
+from xnn.backends.row_sources import is_mapped
 from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, XnnError
 from xnn.training.inputs import prepare
@@ -143,9 +144,7 @@ def _measured_small(trainer: Any, given: Any, rows: int, room: int) -> tuple[int
 def _held(trainer: Any, given: Any) -> str:
     """What already holds memory, in words."""
     optimizer, weights = trainer.optimizer, sum(p.nbytes for p in trainer.model.parameters())
-    data = sum(
-        part.nbytes for part in given if isinstance(part, np.ndarray) and not isinstance(part, np.memmap)
-    )
+    data = sum(part.nbytes for part in given if isinstance(part, np.ndarray) and not is_mapped(part))
     held = {
         "The data hold": data,
         "the weights": weights,
