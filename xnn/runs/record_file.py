@@ -40,12 +40,13 @@ class RecordFile:
         #: How many steps the file has.
         self.steps = 0
         self.failure: DataError | None = None
-        self._start = self._width = 0  # bytes: of the lines before the first step, and of a step
+        #: Bytes: of the lines before the first step, 0 while they are not known, and of a step.
+        self._start = self._width = 0
 
     def begin(self, header: Any, initial: Any, goes_on: bool) -> None:
         """Open the file, and write the lines before the first step unless the record goes on."""
         self._lines.open(goes_on)
-        self.steps, self.failure = 0, None
+        self.steps, self._start, self.failure = 0, 0, None
         if not goes_on:
             self._lines.write(to_json(header))
             self._lines.write(to_json(initial))
@@ -66,7 +67,7 @@ class RecordFile:
                 f"the record {self.path} has {self.steps:,} of {steps:,} steps ({lines.fault}): make room, or choose "
                 "another place, and record the run again"
             )
-        if self.failure is None or self.steps:
+        if self._start and (self.failure is None or self.steps):  # else it stays as it was found
             self.steps = min(self.steps, steps)
             lines.cut(self._start + self.steps * self._width)
             digest = hashlib.sha256()
