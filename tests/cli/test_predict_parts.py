@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -135,6 +136,21 @@ def test_an_error_in_any_part_comes_before_the_first_line_and_leaves_the_old_fil
     refused(result, 4, f"the outputs for sample {row} are NaN")
     assert (tmp_path / "o.npy").read_bytes() == b"old"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".xnn")]
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("rows", [3, ROWS])
+def test_a_full_disk_for_what_is_printed_is_told_of(tmp_path, monkeypatch, rows):
+    model, _ = saved(tmp_path)
+    np.save(tmp_path / "x.npy", X[:rows])
+    monkeypatch.setattr(predict, "_KEPT", 1)
+
+    def full(**options):
+        return open("/dev/full", "w", encoding="utf-8")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    refused(run("predict", model, tmp_path / "x.npy"), 5, "TMPDIR names another folder")
 
 
 def test_a_damaged_archive_is_refused(tmp_path):

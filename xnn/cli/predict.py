@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import IO, Any
 
 import click
@@ -156,7 +156,8 @@ class _Lines:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.file.close()
+        with suppress(OSError):  # what could not be written is tried again
+            self.file.close()
 
     def add(self, printed: list[Any]) -> None:
         """Add the predictions of the next samples."""
@@ -169,6 +170,7 @@ class _Lines:
             text = "".join(f"{row}\n" for row in rows)
         try:
             self.file.write(text)
+            self.file.flush()
         except OSError as error:
             raise DiskError(
                 f"cannot keep the predictions in {tempfile.gettempdir()} until all are there: {error.strerror}; "
