@@ -37,6 +37,8 @@ def caused(error, cause):
         (caused(errors.DataNotFoundError("cannot write"), OSError(errno.ENOSPC, "full")), 5),
         (caused(errors.DataNotFoundError("cannot read"), OSError(errno.EACCES, "no permission")), 4),
         (MemoryError("no"), 6),
+        (OSError(errno.ENOMEM, "memory"), 6),
+        (caused(errors.DataError("cannot map"), OSError(errno.ENOMEM, "memory")), 6),
         (errors.DeviceMemoryError("no"), 6),
         (caused(errors.CorruptFileError("too large"), MemoryError()), 6),
         (errors.BackendUnavailableError("no"), 1),

@@ -95,7 +95,10 @@ class Callback(Habitual):
         return {name: value for name, value in vars(self).items() if name != "model"}
 
     def restore(self, state: Any) -> None:
-        """Take in what `state` returned. A fit that goes on from a checkpoint calls it after on_fit_start."""
+        """Take in what `state` returned. A fit that goes on from a checkpoint calls it after on_fit_start.
+
+        By default they are attributes.
+        """
         vars(self).update(state)
 
     def __repr__(self) -> str:

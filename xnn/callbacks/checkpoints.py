@@ -123,6 +123,7 @@ class Checkpoint(Callback):
     def open(self, step: int, resumed: bool) -> None:
         """Lock the folder, and remove what a killed process has left. `fit` calls it before the first step."""
         check_folder(self.folder, "checkpoints")
+        self.folder = self.folder.absolute()  # the same one after os.chdir
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / _LOCK, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it

@@ -38,6 +38,7 @@ class LineFile:
     def open(self, goes_on: bool) -> None:
         """Lock the file, and empty it unless it goes on. Raises OptionError or DiskError if it cannot be written."""
         check_writable(self.path, replaced=False, begins=self.begins)  # it may have changed since __init__
+        self.path = self.path.absolute()  # the same one after os.chdir
         self._regular = self.path.is_file() or not self.path.exists()  # and not a pipe or device
         try:
             mode = "a+b" if self._regular else "ab"

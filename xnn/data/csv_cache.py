@@ -10,6 +10,7 @@ used for longest. A table that a running process uses stays: the process has a l
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -79,6 +80,10 @@ def read_large_csv(
                     )
             return cache.table(notes)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise DataError(
+                f"cannot map the numbers of {path}: {error.strerror}; raise the limit of this process (ulimit -v)"
+            ) from error
         raise DiskError(
             f"cannot keep the numbers of {path} in {folder}: {error.strerror or error}; XDG_CACHE_HOME names another "
             "place for the cache"

@@ -85,7 +85,8 @@ def with_batch_size(
             if room is None:
                 return error
             given = prepare(trainer.model, trainer.loss, trainer.metrics, data, "training", sample_weight)
-            fits, batch = _fitting(trainer, given, min(batch_size, len(given[0])), room)
+            rows = min(batch_size, len(given[0]))
+            fits, batch = _fitting(trainer, given, rows, room)
     except (XnnError, MemoryError):
         return error
     if fits is None:
@@ -94,8 +95,8 @@ def with_batch_size(
         return error
     what = str(error).removesuffix(lib.memory_advice)
     return DeviceMemoryError(
-        f"{what}{_held(trainer, given)}, and a batch needs {_mebibytes(batch)}. Of the {_mebibytes(room)} that are "
-        f"free, a batch of {batch_size} is too much: batch_size={fits} (--batch-size {fits}) would fit"
+        f"{what}{_held(trainer, given)}, and a batch needs {_mebibytes(batch)}. Now {_mebibytes(room)} are free, "
+        f"and a batch of {rows} is too much: batch_size={fits} (--batch-size {fits}) would fit"
     )
 
 
