@@ -29,7 +29,7 @@ from xnn.data.csv_rows import Place, read_rows
 from xnn.data.csv_targets import CodedFields, NumberFields
 from xnn.data.sources import cache_home
 from xnn.data.tables import Choose, Columns, Table, begin_table, is_class, note_of_classes, numbers_of
-from xnn.errors import CorruptFileError, DiskError
+from xnn.errors import CorruptFileError, DataError, DiskError
 from xnn.files import lock_file, notice, reading, write_atomically
 
 __all__ = ["read_large_csv"]
