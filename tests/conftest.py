@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -55,6 +56,18 @@ def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         for name in ("TMPDIR", "TEMP", "TMP"):  # TEMP and TMP on Windows
             patch.setitem(os.environ, name, place)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_reach_children() -> Iterator[None]:
+    """Catches the signals that pytest was started to ignore, as by `nohup`: its children would ignore them, too."""
+    names = [name for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    ignored = [n for n in (getattr(signal, name) for name in names) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture

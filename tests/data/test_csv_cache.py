@@ -12,7 +12,7 @@ import pytest
 from xnn import data
 from xnn.backends.row_sources import is_mapped, reads_rows
 from xnn.data import csv_cache, loading
-from xnn.errors import CorruptFileError, DataError, XnnError
+from xnn.errors import CorruptFileError, DiskError, XnnError
 
 RANDOM = np.random.default_rng(0)
 NUMBERS = RANDOM.standard_normal((120, 3)).round(3)
@@ -151,7 +151,7 @@ def test_a_cache_that_cannot_be_written_is_told_of(tmp_path, monkeypatch):
     path = tmp_path / "t.csv"
     path.write_text(table(CLASSES), encoding="utf-8")
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(DataError, match="XDG_CACHE_HOME names another place"):
+    with pytest.raises(DiskError, match="XDG_CACHE_HOME names another place"):
         load(path, monkeypatch)
 
 

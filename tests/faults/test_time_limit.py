@@ -141,10 +141,10 @@ def test_a_real_process_ends_by_its_limit(tmp_path):
     pytest.importorskip("fcntl")
     forker = Forker()
     try:
-        line = [*command("sgd", tmp_path), "--epochs", "1000000", "--time-limit", "1s"]
+        line = [*command("sgd", tmp_path), "--epochs", "1000000", "--time-limit", "2s"]
         first, second = forker.run(line, tmp_path), forker.run(line, tmp_path)
     finally:
         forker.close()
-    assert first["stopped"] == second["stopped"] == "the time limit of 1s"
+    assert first["stopped"] == second["stopped"] == "the time limit of 2s"
     assert 0 < first["steps"] < second["steps"]
-    assert "stopped by --time-limit 1s after step" in second["complaints"]
+    assert "stopped by --time-limit 2s after step" in second["complaints"]

@@ -121,14 +121,15 @@ def test_the_best_weights_are_in_a_file_while_training_runs(disk, monkeypatch, t
         monkeypatch.setattr("tempfile.TemporaryFile", full)
 
     def look(epoch):
+        maps = {id(getattr(array, "_mmap", None)) for array in stopper._kept.values()}
         mapped = {isinstance(array, np.memmap) for array in stopper._kept.values()}
-        found.append(mapped)
+        found.append((mapped, len(maps)))
 
     scripted = Scripted([2.0, 1.0, 3.0, 4.0], at=look)
-    t = trainer(stopper, scripted)
-    stopper.monitor = "loss"
-    fit(t, epochs=1)
-    assert found == [{disk == "roomy"}]
+    t = trainer(scripted, stopper)
+    fit(t, epochs=4)
+    assert found == [(set(), 0), *[({disk == "roomy"}, 1)] * 3]  # each map keeps a file open
+    assert weights_sha256(t.model) == scripted.digests[1]
     assert all(type(p.value) is np.ndarray for p in t.model.parameters())
 
 

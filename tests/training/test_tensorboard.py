@@ -156,6 +156,38 @@ class TestResuming:
         later = {event.step: event.wall_time for event in found if event.step}
         assert later[1] == first[1]
 
+    @pytest.mark.parametrize("every", ["3steps", "1epoch", "99epochs"])
+    def test_a_run_that_diverged_and_went_back_has_no_step_twice(self, tmp_path, every):
+        class Poison(callbacks.Callback):
+            def on_step(self, history, epoch, step, loss):
+                if history.steps == 7 and trainer.optimizer.rate_factor == 1.0:
+                    self.model[0].weight.value = self.model[0].weight.value * np.float32(np.nan)
+
+            def state(self):
+                return None
+
+        saver = callbacks.Checkpoint(tmp_path / "run", every=every, on_nan="lower-lr")
+        trainer = build(tmp_path / "logs", saver, Poison())
+        shown = Shown(tmp_path / "logs")
+        history = fit(trainer, 5)
+        rates = [0.1 if 2 * epoch <= history.lowered[0]["step"] else 0.05 for epoch in range(1, 6)]
+        assert curves(tmp_path / "logs") == expected(history, *rates) == shown()
+
+    def test_the_disk_is_full_when_it_goes_back(self, tmp_path, capsys):
+        trainer = build(tmp_path)
+        board = trainer.callbacks[0]
+
+        class Back(callbacks.Callback):
+            def on_epoch_end(self, history, entry):
+                if entry["epoch"] == 2:
+                    board.folder = tmp_path / "removed"
+                    board.restore(board.state()[:1])
+
+        trainer.callbacks = [*trainer.callbacks, Back()]
+        assert len(fit(trainer, 4).epochs) == 4
+        said = capsys.readouterr().err
+        assert said.count("removed end here (No such file or directory); training goes on") == 1
+
     def test_the_files_may_be_gone(self, tmp_path):
         fit(build(tmp_path / "first", callbacks.Checkpoint(tmp_path / "run")), 2)
         again = build(tmp_path / "second", callbacks.Checkpoint(tmp_path / "run"))
@@ -264,7 +296,7 @@ class TestFolder:
         assert len(fit(trainer, 4).epochs) == 4
         said = capsys.readouterr().err
         assert (
-            said.count("the event file /dev/full ends here (No space left on device); training goes on") == 1
+            said.count(f"the curves in {tmp_path} end here (No space left on device); training goes on") == 1
         )
         assert [step for step, _ in curves(tmp_path)["loss"]] == [1]
 

@@ -23,7 +23,9 @@ from xnn.options import check_count, is_one_of, shown
 __all__ = ["Checkpoint", "checkpoints_in"]
 
 _NAME, _BEST, _LOCK = re.compile(r"step-(\d{9,18})\.safetensors"), "best.safetensors", "lock"
-_SHARE = 0.03  # of the time
+_SHARE = (
+    0.03  # of the time: what the best epochs may take to write beside the checkpoints that `every` asks for
+)
 _OLD = ".old"  # follows the names of checkpoints that are not used any more
 _EVERY = re.compile(r"(\d{1,9})\s*(epoch|step)s?")
 
@@ -142,9 +144,9 @@ class Checkpoint(Callback):
                 f"{self.folder} holds {later[0].name}, later than this training's step {step:,}: resume from the "
                 "folder (--resume), or choose an empty one"
             )
+        for path in later:  # damaged, or of a training from which resume went back
+            _give_up(path)
         with contextlib.suppress(OSError):
-            for path in later:  # damaged, or of a training from which resume went back
-                path.rename(path.with_name(f"{path.name}{_OLD}"))
             for path in self.folder.glob(".xnn-*"):
                 path.unlink()
         self._epochs, self._step, self._when, self._written = 0, step, time.monotonic(), 0
@@ -194,7 +196,8 @@ class Checkpoint(Callback):
     @staticmethod
     def writes(name: str) -> bool:
         """Whether a file of this name may be one of those that are written into the folder."""
-        return name in (_BEST, _LOCK) or _NAME.fullmatch(name.removesuffix(_OLD)) is not None
+        name = name.removesuffix(_OLD)
+        return name in (_BEST, _LOCK) or _NAME.fullmatch(name) is not None
 
     def _name(self, step: int) -> str:
         return f"step-{step:09d}.safetensors"
@@ -218,19 +221,26 @@ class Checkpoint(Callback):
         self._writer = threading.Thread(target=self._write, args=arguments, name="xnn checkpoint")
         self._writer.start()
 
-    def wait(self) -> Checkpoint:
-        """Wait until the last checkpoint is written. Returns the callback itself."""
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
-        return self
 
     def set_aside(self, step: int) -> None:
         """Rename the checkpoint of this step if it is the newest one and there is another."""
         newest, *others = checkpoints_in(self.folder) or [self.folder]
         if others and newest.name == self._name(step):
-            with contextlib.suppress(OSError):
-                newest.rename(newest.with_name(f"{newest.name}.old"))
+            _give_up(newest)
+
+    @property
+    def best(self) -> Path:
+        """The file of the best epoch."""
+        return self.folder / _BEST
+
+    def give_up_best(self) -> None:
+        """Rename the file of the best epoch: that epoch is not one of the training any more."""
+        _give_up(self.best)
 
     def went_back(self, step: int) -> None:
         """Count from this step again, to which the training went back."""
@@ -238,13 +248,13 @@ class Checkpoint(Callback):
 
     def _write(self, step: int, content: bytes, best: bool, last: bool) -> None:
         """Write a checkpoint now. A file that cannot be written is reported, and training goes on."""
-        path, start = self.folder / (self._name(step) if last else _BEST), time.monotonic()
+        path, start = self.folder / self._name(step) if last else self.best, time.monotonic()
         try:
             replace_file(path, content, check_signature)
             if best and last:
                 self._link(path)
             self._written += last
-            given_up = self.folder.glob(f"step-*{_OLD}") if self._written >= self.keep else ()
+            given_up = self.folder.glob(f"*.safetensors{_OLD}") if self._written >= self.keep else ()
             for old in [
                 *[p for p in checkpoints_in(self.folder) if _step_of(p) >= 0][self.keep :],
                 *given_up,
@@ -262,7 +272,7 @@ class Checkpoint(Callback):
 
     def _link(self, path: Path) -> None:
         """Give a checkpoint the second name best.safetensors."""
-        best, temporary = self.folder / _BEST, self.folder / f".xnn-{path.stem}"
+        best, temporary = self.best, self.folder / f".xnn-{path.stem}"
         try:
             temporary.unlink(missing_ok=True)
             os.link(path, temporary)
@@ -273,6 +283,11 @@ class Checkpoint(Callback):
 
     def state(self) -> None:
         return None
+
+
+def _give_up(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.replace(path.with_name(f"{path.name}{_OLD}"))
 
 
 def _silently(function: Callable[[Path], list[Path]], folder: Path) -> Iterator[Path]:

@@ -29,7 +29,7 @@ from xnn.data.csv_rows import Place, read_rows
 from xnn.data.csv_targets import CodedFields, NumberFields
 from xnn.data.sources import cache_home
 from xnn.data.tables import Choose, Columns, Table, begin_table, is_class, note_of_classes, numbers_of
-from xnn.errors import CorruptFileError, DataError
+from xnn.errors import CorruptFileError, DataError, DiskError
 from xnn.files import lock_file, notice, reading, write_atomically
 
 __all__ = ["read_large_csv"]
@@ -51,7 +51,7 @@ def read_large_csv(
     """The rows of a CSV file for training, as `read_csv` gives them, in memory maps of files in the user's cache.
 
     The file is read when it is new, or other columns are chosen. The arguments are those of `read_csv`.
-    Raises as `read_csv` does, and DataError if the cache cannot be written.
+    Raises as `read_csv` does, and DiskError if the cache cannot be written.
     """
     columns, width, notes, _ = begin_table(path, read_rows(path), choose, header, names)
     with reading(path):
@@ -84,7 +84,7 @@ def read_large_csv(
             raise DataError(
                 f"cannot map the numbers of {path}: {error.strerror}; raise the limit of this process (ulimit -v)"
             ) from error
-        raise DataError(
+        raise DiskError(
             f"cannot keep the numbers of {path} in {folder}: {error.strerror or error}; XDG_CACHE_HOME names another "
             "place for the cache"
         ) from error

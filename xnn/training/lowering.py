@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from xnn.callbacks import Checkpoint, call_back, checkpoints_in
 from xnn.data.stream import StreamRows
-from xnn.errors import DivergenceError, OptionError
+from xnn.errors import DivergenceError, OptionError, XnnError
 from xnn.files import notice
 from xnn.training.checkpoint import attributes_of_parts, checkpoint_bytes
 from xnn.training.resuming import Checkpoint as Content
-from xnn.training.resuming import go_on, newest, restore, restore_history
+from xnn.training.resuming import go_on, newest, read, restore, restore_history
 
 __all__ = ["begin_lowering", "goes_on_slower"]
 
@@ -63,6 +64,9 @@ def goes_on_slower(fit: Any, error: DivergenceError) -> bool:
     if fit.on_host is not None:
         fit.on_host.take()
     checkpoint.went_back(trainer.step)
+    with contextlib.suppress(XnnError):  # it is missing or damaged
+        if read(checkpoint.best).about["step"] > trainer.step:
+            checkpoint.give_up_best()
     lowered = {
         "step": trainer.step,
         "rate_factor": factor,
@@ -88,10 +92,11 @@ def _lowering(fit: Any) -> Checkpoint | None:
 def _note(fit: Any, error: DivergenceError, halved: int) -> None:
     """Add to an error which checkpoint is from before, and that the rate was halved already."""
     for checkpoint in fit.checkpoints:
-        if there := checkpoints_in(checkpoint.wait().folder):
+        checkpoint.wait()
+        if there := checkpoints_in(checkpoint.folder):
             error.add_note(f"{there[0]} is the last checkpoint before that")
     if halved:
-        error.add_note(f"the learning rate was halved {halved} times before")
+        error.add_note(f"the learning rate was halved before: {halved} of at most {_MOST} times")
 
 
 def _put_back(trainer: Any, checkpoint: Content) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend, current_numerics, numerics
+from xnn.backends.row_sources import is_mapped
 from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, XnnError
 from xnn.training.inputs import prepare
@@ -20,7 +21,7 @@ _PLENTY = 0.5  # of the free memory
 _FEW = 1 / 16  # of the free memory: what is measured on the host takes no more
 #: A step rarely takes more than this many times the bytes of its samples and of the numbers that layers put out.
 _MOST_COPIES = 128
-_LITTLE = 2**26  # bytes: for less, nobody asks the system
+_LITTLE = 2**26  # bytes: of less it is not asked whether they are free
 
 
 def check_room(trainer: Any, batches: Batches) -> None:
@@ -36,7 +37,9 @@ def check_room(trainer: Any, batches: Batches) -> None:
         return
     rows = min(batches.batch_size, batches.rows)
     weights = trainer.model.parameters()
-    fixed = (3 + 2 * optimizer.arrays) * _bytes(weights)  # also gradients, and the copies to go back to
+    fixed = (3 + 2 * optimizer.arrays) * sum(
+        p.nbytes for p in weights
+    )  # also gradients, and the copies to go back to
     each = sum(part[:1].nbytes for part in arrays) + 8 * sum(p.shape[-1] for p in weights if p.shape)
     most = fixed + rows * _MOST_COPIES * each
     if most < _LITTLE or most < (room := lib.free_memory()):
@@ -141,10 +144,8 @@ def _measured_small(trainer: Any, given: Any, rows: int, room: int) -> tuple[int
 
 def _held(trainer: Any, given: Any) -> str:
     """What already holds memory, in words."""
-    optimizer, weights = trainer.optimizer, _bytes(trainer.model.parameters())
-    data = sum(
-        part.nbytes for part in given if isinstance(part, np.ndarray) and not isinstance(part, np.memmap)
-    )
+    optimizer, weights = trainer.optimizer, sum(p.nbytes for p in trainer.model.parameters())
+    data = sum(part.nbytes for part in given if isinstance(part, np.ndarray) and not is_mapped(part))
     held = {
         "The data hold": data,
         "the weights": weights,
@@ -153,12 +154,8 @@ def _held(trainer: Any, given: Any) -> str:
     return ", ".join(f"{name} {_mebibytes(size)}" for name, size in held.items())
 
 
-def _bytes(parameters: Any) -> int:
-    return sum(p.size * np.dtype(p.dtype).itemsize for p in parameters)
-
-
 def _need(trainer: Any, given: Any, rows: int) -> int:
-    """The bytes that a fit in batches of this size needs at most, measured at its first step, which is undone."""
+    """The bytes that a fit in batches of this size needs at most, measured at two steps, which are undone."""
     lib = trainer.model.backend
     gc.collect()  # programs refer to themselves
     with lib.measured() as measured:
