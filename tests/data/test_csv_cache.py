@@ -12,7 +12,7 @@ import pytest
 from xnn import data
 from xnn.backends.row_sources import is_mapped, reads_rows
 from xnn.data import csv_cache, loading
-from xnn.errors import CorruptFileError, DiskError, XnnError
+from xnn.errors import CorruptFileError, DataError, DiskError, XnnError
 
 RANDOM = np.random.default_rng(0)
 NUMBERS = RANDOM.standard_normal((120, 3)).round(3)
@@ -164,7 +164,7 @@ def test_a_limit_of_memory_is_told_from_a_cache_that_cannot_be_written(tmp_path,
     (tmp_path / "table.csv").write_text(TABLES["regression"])
     with monkeypatch.context() as patch:
         patch.setattr(np, "memmap", refuses)
-        with pytest.raises(DataError, match="cannot map .*Cannot allocate memory; raise the limit"):
+        with pytest.raises(DataError, match=r"cannot map .*Cannot allocate memory; raise the limit"):
             load(tmp_path / "table.csv", monkeypatch)
     load(tmp_path / "table.csv", monkeypatch)
 
