@@ -11,6 +11,7 @@ from xnn.backends import Backend, current_numerics, numerics
 from xnn.backends.row_sources import is_mapped
 from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, XnnError
+from xnn.optimizers.rule import check_kept
 from xnn.training.inputs import prepare
 
 __all__ = ["check_room", "with_batch_size"]
@@ -35,11 +36,11 @@ def check_room(trainer: Any, batches: Batches) -> None:
     arrays = batches.arrays
     if not lib.is_host or optimizer.steps_itself or not all(isinstance(part, np.ndarray) for part in arrays):
         return
+    check_kept(optimizer)
     rows = min(batches.batch_size, batches.rows)
     weights = trainer.model.parameters()
-    fixed = (3 + 2 * optimizer.arrays) * sum(
-        p.nbytes for p in weights
-    )  # also gradients, and the copies to go back to
+    copies = 3 + 2 * optimizer.arrays  # also gradients, and what to go back to
+    fixed = copies * sum(p.nbytes for p in weights)
     each = sum(part[:1].nbytes for part in arrays) + 8 * sum(p.shape[-1] for p in weights if p.shape)
     most = fixed + rows * _MOST_COPIES * each
     if most < _LITTLE or most < (room := lib.free_memory()):
