@@ -38,11 +38,7 @@ def check_room(trainer: Any, batches: Batches) -> None:
         return
     check_kept(optimizer)
     rows = min(batches.batch_size, batches.rows)
-    weights = trainer.model.parameters()
-    copies = 3 + 2 * optimizer.arrays  # also gradients, and what to go back to
-    fixed = copies * sum(p.nbytes for p in weights)
-    each = sum(part[:1].nbytes for part in arrays) + 8 * sum(p.shape[-1] for p in weights if p.shape)
-    most = fixed + rows * _MOST_COPIES * each
+    fixed, most = _bounds(trainer, arrays, rows)
     if most < _LITTLE or most < (room := lib.free_memory()):
         return
     needed = float(fixed)
@@ -59,6 +55,15 @@ def check_room(trainer: Any, batches: Batches) -> None:
             f"{lib.name}: training in batches of {rows} needs about {_mebibytes(needed)}, and {_mebibytes(room)} are "
             f"free. {lib.memory_advice}"
         )
+
+
+def _bounds(trainer: Any, arrays: Any, rows: int) -> tuple[int, int]:
+    """The bytes that training needs whatever the batch is, and how many it takes at most with this many rows."""
+    weights = trainer.model.parameters()
+    copies = 3 + 2 * trainer.optimizer.arrays  # also gradients, and what to go back to
+    fixed = copies * sum(p.nbytes for p in weights)
+    each = sum(part[:1].nbytes for part in arrays) + 8 * sum(p.shape[-1] for p in weights if p.shape)
+    return fixed, fixed + rows * _MOST_COPIES * each
 
 
 def with_batch_size(
@@ -87,6 +92,8 @@ def with_batch_size(
                 return error
             given = prepare(trainer.model, trainer.loss, trainer.metrics, data, "training", sample_weight)
             rows = min(batch_size, len(given[0]))
+            if lib.is_host and _bounds(trainer, given, rows)[1] < _PLENTY * room:
+                return error  # it was not the batch
             fits, batch = _fitting(trainer, given, rows, room)
     except (XnnError, MemoryError):
         return error
