@@ -260,6 +260,13 @@ def test_beyond_a_size_those_that_were_not_used_for_longest_are_removed(tmp_path
     assert [folder.exists() for folder in folders] == [False, True, True]
 
 
+def remove_others(folders, new_table, monkeypatch):
+    """Read a new table, when the first folder is old and in use, and the second one is not in use."""
+    os.utime(folders[0] / "used", (0, 0))
+    load(new_table, monkeypatch)
+    assert [folder.exists() for folder in folders] == [True, False]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no locks, and removes no file in use")
 @pytest.mark.parametrize("here", [True, False], ids=["this process", "another"])
 def test_a_table_in_use_is_not_removed(tmp_path, monkeypatch, new_table, here):
@@ -274,16 +281,14 @@ def test_a_table_in_use_is_not_removed(tmp_path, monkeypatch, new_table, here):
     words = [sys.executable, "-c", "\n".join(map(str.strip, code.splitlines()))]
     if here:
         kept = load(tmp_path / "0.csv", monkeypatch)
-    else:
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "used\n"
-    os.utime(folders[0] / "used", (0, 0))
-    load(new_table, monkeypatch)
-    assert [folder.exists() for folder in folders] == [True, False]
-    if here:
+        remove_others(folders, new_table, monkeypatch)
         assert np.asarray(kept.x_train).shape == (96, 3)
     else:
-        process.communicate("\n", timeout=60)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(words, cwd=tmp_path, **pipes) as process:
+            assert process.stdout.readline() == "used\n"
+            remove_others(folders, new_table, monkeypatch)
+            process.communicate("\n", timeout=60)
         new_table.write_text(table(CLASSES), encoding="utf-8")
         load(new_table, monkeypatch)
         assert not folders[0].exists()
