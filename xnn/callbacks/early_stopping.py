@@ -114,10 +114,11 @@ class EarlyStopping(Callback):
         self._kept = {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.best, self.best_epoch = float(state["best"]), int(state["best_epoch"])
+        found: dict[str, Any] = {"best": float(state["best"]), "best_epoch": int(state["best_epoch"])}
         if "_kept" in state:  # a fit had begun
-            self._waited, self._last = int(state["_waited"]), float(state["_last"])
-            self._kept = _in_a_file(state["_kept"])
+            found |= {"_waited": int(state["_waited"]), "_last": float(state["_last"])}
+            found["_kept"] = _in_a_file(state["_kept"])
+        super().restore({**state, **found})  # also what a subclass has
 
 
 def _in_a_file(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
