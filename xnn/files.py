@@ -326,7 +326,7 @@ def _reason(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with its control characters, such as newlines and escapes, written as Python writes them in a string.
+    """Return a text in which control characters are escaped, so that it stays on one line of a terminal.
 
     >>> len("\\n"), len(printable("\\n"))
     (1, 2)

@@ -128,7 +128,10 @@ def _check_hooks(kind: type[Callback]) -> None:
 
 
 def call_back(method: Callable[..., Any], *arguments: Any) -> None:
-    """Call a method of a callback. Raises OptionError if it returns something, which would be lost."""
+    """Call a method of a callback.
+
+    Raises OptionError if it returns a value: nothing would be done with it.
+    """
     returned = method(*arguments)
     if returned is not None:
         raise OptionError(

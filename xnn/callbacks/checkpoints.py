@@ -23,9 +23,7 @@ from xnn.options import check_count, is_one_of, shown
 __all__ = ["Checkpoint", "checkpoints_in"]
 
 _NAME, _BEST, _LOCK = re.compile(r"step-(\d{9,18})\.safetensors"), "best.safetensors", "lock"
-_SHARE = (
-    0.03  # of the time: what the best epochs may take to write beside the checkpoints that `every` asks for
-)
+_SHARE = 0.03  # of the time may go into writing best epochs besides the checkpoints that `every` asks for
 _OLD = ".old"  # follows the names of checkpoints that are not used any more
 _EVERY = re.compile(r"(\d{1,9})\s*(epoch|step)s?")
 

@@ -170,9 +170,8 @@ class _Cache:
         """Read the rows that are missing, and write them."""
         told = time.monotonic()
         notice(f"xnn: {'reading on' if self.rows else 'reading'} {self.path} once, into {self.folder}")
-        if (
-            not self.rows
-        ):  # files are not cut: a training on an earlier state of the table may have them mapped
+        # New files, and not the old ones cut: a training on an earlier state of the table may have mapped those.
+        if not self.rows:
             for old in self.folder.iterdir():
                 if old.name not in ("lock", "used"):
                     old.unlink()
@@ -201,7 +200,7 @@ class _Cache:
         self._write(x, lines, fields, 0, 0)
 
     def _write(self, x: Any, lines: Any, fields: list[list[str]], byte: int, line: int) -> None:
-        """Append rows to the files, and say in state.json that they are there."""
+        """Append rows to the files of the cache, and then write into state.json how many rows they have."""
         parts: dict[str, Any] = {"x": x, "lines": lines}
         for target, texts in enumerate(fields):
             made = self._codes(target, texts, lines)
