@@ -37,7 +37,7 @@ def _words(path: str) -> list[list[str]]:
 
 
 def _available() -> list[int]:
-    return [int(line[1]) * 1024 for line in _words("/proc/meminfo") if line[0] == "MemAvailable:"]
+    return [int(line[1]) * 1024 for line in _words("/proc/meminfo") if line[:1] == ["MemAvailable:"]]
 
 
 #: Where the limit, what is used, and the name of the part of it that can be dropped stand in a cgroup, by version.
