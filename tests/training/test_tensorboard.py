@@ -72,6 +72,24 @@ class Shown:
         return {tag: [(event.step, event.value) for event in found] for tag, found in scalars.items()}
 
 
+@needs_tensorboard
+def test_the_folder_is_the_same_after_a_change_of_the_working_directory(tmp_path, monkeypatch):
+    """Also where the events are written anew, as after a divergence."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    class Moves(callbacks.Callback):
+        def on_epoch_end(self, history, entry):
+            os.chdir(tmp_path / "elsewhere")
+            board.restore(board.state())
+
+    trainer = build("logs", Moves())
+    board = trainer.callbacks[0]
+    history = fit(trainer, 2)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert curves(tmp_path / "logs") == expected(history, 0.1, 0.1)
+
+
 class KilledError(Exception):
     """Ends a fit as a killed process does."""
 

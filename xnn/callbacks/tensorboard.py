@@ -105,6 +105,7 @@ class TensorBoard(Callback):
     def _begin(self) -> None:
         """Begin a new event file, with the epochs so far, in the place of the older ones."""
         check_folder(self.folder, "event files")
+        self.folder = self.folder.absolute()  # the same one after os.chdir
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_anew()
