@@ -37,7 +37,7 @@ def _words(path: str) -> list[list[str]]:
 
 
 def _available() -> list[int]:
-    return [int(line[1]) * 1024 for line in _words("/proc/meminfo") if line[0] == "MemAvailable:"]
+    return [int(line[1]) * 1024 for line in _words("/proc/meminfo") if line[:1] == ["MemAvailable:"]]
 
 
 #: Where the limit, what is used, and the name of the part of it that can be dropped stand in a cgroup, by version.
@@ -120,6 +120,10 @@ def _gigabytes(size: int) -> str:
 
 def peak_resident_bytes() -> int:
     """Return the largest resident memory of this process so far, in bytes; 0 on Windows, which does not report it."""
+    # On Linux getrusage begins with the memory of the process that started this one.
+    for line in _words("/proc/self/status"):
+        if line[:1] == ["VmHWM:"]:
+            return int(line[1]) * 1024
     try:
         import resource
     except ImportError:  # pragma: no cover - Windows

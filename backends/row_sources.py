@@ -206,13 +206,17 @@ def check_file(array: Any) -> None:
     """
     found = _map_of(array)
     pages = getattr(found, "_mmap", found)
-    if pages is None:
+    try:
+        size = None if pages is None else pages.size()
+    except OSError:  # a map without a file, as mmap.mmap(-1, 4096) makes
+        return
+    if size is None:
         return
     begins = getattr(found, "offset", 0) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    if pages.size() < begins + len(pages):
+    if size < begins + len(pages):
         name = getattr(found, "filename", None) or "a file of the data"
         raise DataError(
-            f"{name} was cut short while it was in use: it has {pages.size():,} bytes and had "
+            f"{name} was cut short while it was in use: it has {size:,} bytes and had "
             f"{begins + len(pages):,} or more; write a new file and rename it, and start again"
         )
 

@@ -7,6 +7,7 @@ Where CuPy is installed and there is no GPU, CuPy runs on an emulated one: tests
 
 from __future__ import annotations
 
+import gc
 import http.server
 import os
 import signal
@@ -99,6 +100,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("data"):  # item.keywords would match the folder tests/data too
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the thousands of tests out of all later garbage collections, each of which would take a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

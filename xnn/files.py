@@ -10,6 +10,7 @@ import os
 import secrets
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,11 +89,7 @@ def check_writable(
     path = _named(path, suffixes)
     try:
         fault = _fault(path, replaced, begins.encode())
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # ValueError: NUL in the name; RuntimeError: a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # also NUL in the name, and a loop of links
         fault = f"{_reason(error)}; choose another place"
     if fault:
         raise OptionError(f"cannot write {path}: {fault}")
@@ -196,9 +193,8 @@ def write_atomically(
     """
     asked = _named(path, suffixes)
     try:
-        replace_file(
-            check_writable(asked, suffixes, begins=begins).resolve(), content
-        )  # resolved, so that a link stays a link
+        place = check_writable(asked, suffixes, begins=begins).resolve()  # a link stays a link
+        replace_file(place, content)
     except OptionError as error:
         raise OptionError(f"{error}{_rescued(asked, content)}") from error
     except OSError as error:
@@ -270,6 +266,21 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+_locked: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    """Let locked files lead nowhere in a forked process, which may outlive its parent and would keep the lock."""
+    with open(os.devnull, "r+b") as nowhere:
+        for file in _locked:
+            if not file.closed:
+                os.dup2(nowhere.fileno(), file.fileno(), inheritable=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
 def lock_file(file: IO[Any], shared: bool = False, waits: bool = False) -> bool:
     """Lock an open file for this process until it is closed; a process that is killed leaves no lock behind.
 
@@ -281,6 +292,7 @@ def lock_file(file: IO[Any], shared: bool = False, waits: bool = False) -> bool:
     if fcntl is not None:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
+            _locked.add(file)
             return True
         except BlockingIOError:
             raise
@@ -314,7 +326,7 @@ def _reason(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with its control characters, such as newlines and escapes, written as Python writes them in a string.
+    """Return a text in which control characters are escaped, so that it stays on one line of a terminal.
 
     >>> len("\\n"), len(printable("\\n"))
     (1, 2)

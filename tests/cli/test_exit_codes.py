@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from command_line import command, run
+from command_line import run
 
 from xnn import errors
 from xnn.cli.exit_codes import EXIT_CODES, exit_code
@@ -37,6 +37,8 @@ def caused(error, cause):
         (caused(errors.DataNotFoundError("cannot write"), OSError(errno.ENOSPC, "full")), 5),
         (caused(errors.DataNotFoundError("cannot read"), OSError(errno.EACCES, "no permission")), 4),
         (MemoryError("no"), 6),
+        (OSError(errno.ENOMEM, "memory"), 6),
+        (caused(errors.DataError("cannot map"), OSError(errno.ENOMEM, "memory")), 6),
         (errors.DeviceMemoryError("no"), 6),
         (caused(errors.CorruptFileError("too large"), MemoryError()), 6),
         (errors.BackendUnavailableError("no"), 1),
@@ -111,4 +113,4 @@ def test_a_process_ends_with_them(table, tmp_path):
     )
     assert done.returncode == 5, done.stderr
     assert "there is no folder" in done.stderr
-    assert command("predict", saved, table).returncode == 4
+    assert run("predict", saved, table).exit_code == 4

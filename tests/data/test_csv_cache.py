@@ -1,5 +1,6 @@
 """Large CSV files: read once into files in the cache, with the results of reading them into memory."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from xnn import data
 from xnn.backends.row_sources import is_mapped, reads_rows
 from xnn.data import csv_cache, loading
-from xnn.errors import CorruptFileError, DataError, XnnError
+from xnn.errors import CorruptFileError, DataError, DiskError, XnnError
 
 RANDOM = np.random.default_rng(0)
 NUMBERS = RANDOM.standard_normal((120, 3)).round(3)
@@ -150,8 +151,22 @@ def test_a_cache_that_cannot_be_written_is_told_of(tmp_path, monkeypatch):
     path = tmp_path / "t.csv"
     path.write_text(table(CLASSES), encoding="utf-8")
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(DataError, match="XDG_CACHE_HOME names another place"):
+    with pytest.raises(DiskError, match="XDG_CACHE_HOME names another place"):
         load(path, monkeypatch)
+
+
+def test_a_limit_of_memory_is_told_from_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    """Mapping a large file fails so where the process has a limit."""
+
+    def refuses(*arguments, **options):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    (tmp_path / "table.csv").write_text(TABLES["regression"])
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "memmap", refuses)
+        with pytest.raises(DataError, match=r"cannot map .*Cannot allocate memory; raise the limit"):
+            load(tmp_path / "table.csv", monkeypatch)
+    load(tmp_path / "table.csv", monkeypatch)
 
 
 def test_the_samples_are_mapped(tmp_path, monkeypatch):
@@ -245,6 +260,13 @@ def test_beyond_a_size_those_that_were_not_used_for_longest_are_removed(tmp_path
     assert [folder.exists() for folder in folders] == [False, True, True]
 
 
+def remove_others(folders, new_table, monkeypatch):
+    """Read a new table, when the first folder is old and in use, and the second one is not in use."""
+    os.utime(folders[0] / "used", (0, 0))
+    load(new_table, monkeypatch)
+    assert [folder.exists() for folder in folders] == [True, False]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no locks, and removes no file in use")
 @pytest.mark.parametrize("here", [True, False], ids=["this process", "another"])
 def test_a_table_in_use_is_not_removed(tmp_path, monkeypatch, new_table, here):
@@ -259,16 +281,14 @@ def test_a_table_in_use_is_not_removed(tmp_path, monkeypatch, new_table, here):
     words = [sys.executable, "-c", "\n".join(map(str.strip, code.splitlines()))]
     if here:
         kept = load(tmp_path / "0.csv", monkeypatch)
-    else:
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "used\n"
-    os.utime(folders[0] / "used", (0, 0))
-    load(new_table, monkeypatch)
-    assert [folder.exists() for folder in folders] == [True, False]
-    if here:
+        remove_others(folders, new_table, monkeypatch)
         assert np.asarray(kept.x_train).shape == (96, 3)
     else:
-        process.communicate("\n", timeout=60)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(words, cwd=tmp_path, **pipes) as process:
+            assert process.stdout.readline() == "used\n"
+            remove_others(folders, new_table, monkeypatch)
+            process.communicate("\n", timeout=60)
         new_table.write_text(table(CLASSES), encoding="utf-8")
         load(new_table, monkeypatch)
         assert not folders[0].exists()

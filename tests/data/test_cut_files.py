@@ -3,6 +3,7 @@
 The files here are smaller than a page: without the check, zeros would be read.
 """
 
+import mmap
 import os
 
 import numpy as np
@@ -95,7 +96,8 @@ def test_a_file_that_is_cut_while_it_is_used_ends_the_work(monkeypatch, x, use):
 def test_files_that_grow_and_arrays_in_memory_pass(x, tmp_path):
     with open(x.filename, "ab") as file:
         file.write(b"more")
-    for array in (x, np.asarray(x)[5:], X, X[3:], np.frombuffer(b"1234", np.uint8)):
+    without_file = np.frombuffer(mmap.mmap(-1, 4096), np.uint8)
+    for array in (x, np.asarray(x)[5:], X, X[3:], np.frombuffer(b"1234", np.uint8), without_file):
         check_file(array)
     with open(tmp_path / "bytes", "wb") as file:
         file.write(bytes(9000))

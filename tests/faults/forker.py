@@ -5,13 +5,14 @@ exit code when it has ended: below 0 the signal that killed it. The fork's outpu
 argument memory=N before the others limits the fork's memory (RLIMIT_AS) to N MiB more than it has.
 """
 
+import contextlib
 import json
 import os
 import resource
 import signal
 import sys
 
-import scipy.optimize
+import numpy as np
 
 import xnn.cli.train
 from xnn.backends import get_backend
@@ -20,7 +21,10 @@ from xnn.cli import main
 __all__ = ["serve"]
 
 #: What forks have imported: a signal in the middle of an import can be lost.
-PREPARED = xnn.cli.train, scipy.optimize, get_backend("numpy").kernels("auto")
+PREPARED = xnn.cli.train, get_backend("numpy").kernels("auto")
+with contextlib.suppress(ImportError):  # only L-BFGS needs it
+    import scipy.optimize  # noqa: F401
+np.ones((99, 99)) @ np.ones((99, 99))  # OpenBLAS ends a process in which its first product finds no memory
 
 
 def limit_memory(more: int) -> None:

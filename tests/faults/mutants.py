@@ -177,6 +177,7 @@ def main(number):
     found["the right run"] -= 1  # of the file as it was written
     told = ", ".join(f"{many:,} {what}" for what, many in found.most_common())
     print(f"{number:,} mutated checkpoints: {told}; {most:,} kB of memory at most")
+    assert not found["ended by an error"]
 
 
 if __name__ == "__main__":

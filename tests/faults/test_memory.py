@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -109,6 +110,16 @@ def test_it_is_said_before_the_first_step(monkeypatch, kernels):
     assert trainer.step >= 1
 
 
+@pytest.mark.parametrize(("mapped", "held"), [(False, 4), (True, 0)])
+def test_data_in_files_hold_no_memory(monkeypatch, tmp_path, mapped, held):
+    monkeypatch.setattr(NumpyBackend, "free_memory", lambda self: 16 * MIB)
+    trainer, (_, y) = trainer_of(rows=50_000)
+    np.save(tmp_path / "x.npy", np.ones((50_000, 20), np.float32))
+    x = np.load(tmp_path / "x.npy", mmap_mode="r" if mapped else None)
+    with pytest.raises(DeviceMemoryError, match=f"The data hold {held} MiB"):
+        trainer.fit((np.asarray(x), y.astype(np.int8)), batch_size=3000, progress=False)
+
+
 def test_looking_at_the_memory_changes_no_bit(monkeypatch):
     found = []
     for free in (8, 2**20):
@@ -204,6 +215,15 @@ def test_free_memory_is_what_the_system_and_the_container_leave(monkeypatch, fil
     monkeypatch.setattr(memory, "_left_by_limits", list)
     monkeypatch.setattr(memory, "_words", lambda path: files.get(path, []))
     assert memory.free_memory() == free
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count as getrusage does")
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    held = np.ones(2**25)  # 256 MiB
+    program = "from xnn.backends.memory import peak_resident_bytes; print(peak_resident_bytes())"
+    words = [sys.executable, "-c", program]
+    child = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    assert 10 * MIB < child < held.nbytes <= memory.peak_resident_bytes()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says what a process has")

@@ -1,5 +1,6 @@
 """on_nan="lower-lr": a training that diverges goes on from its last checkpoint with half the learning rate."""
 
+import importlib.util
 import json
 import random
 import shutil
@@ -194,7 +195,7 @@ def test_after_three_times_it_ends(tmp_path):
     trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(1e30), callbacks=[saver, log])
     with pytest.raises(DivergenceError, match=r"smaller learning_rate than 1\.25e") as ended:
         trainer.fit((X, Y), epochs=2, progress=False)
-    assert ended.value.__notes__[-1] == "the learning rate was halved 3 times before"
+    assert ended.value.__notes__[-1] == "the learning rate was halved before: 3 of at most 3 times"
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["start", "lower-lr", "lower-lr", "lower-lr", "end"]
     assert [line["rate_factor"] for line in lines[1:4]] == [0.5, 0.25, 0.125]
@@ -263,8 +264,9 @@ def test_the_command(tmp_path, table):
     refused = {
         ("--on-nan", "lower-lr"): "need --checkpoint DIR",
         ("--on-nan", "lower-lr", "--checkpoint", "c", "--record", "r.jsonl"): "--record says what",
-        ("--on-nan", "lower-lr", "--checkpoint", "c", "--optimizer", "lbfgs"): "LBFGS has none",
     }
+    if importlib.util.find_spec("scipy"):
+        refused["--on-nan", "lower-lr", "--checkpoint", "c", "--optimizer", "lbfgs"] = "LBFGS has none"
     for words, message in refused.items():
         words = [str(tmp_path / word) if word in ("c", "r.jsonl") else word for word in words]
         result = xnn_run("train", "--dataset", table, *words)

@@ -117,6 +117,47 @@ def test_a_record_of_another_run_is_left_as_it_is_and_named(there, whole, tmp_pa
     assert "put that record there and resume again" in str(recorder.file.failure)
 
 
+@pytest.mark.parametrize("fails", ["on_fit_start", "restore", "on_step"])
+def test_a_training_that_cannot_go_on_leaves_the_record_as_it_is(fails, whole, tmp_path):
+    """With an error before the record is restored; after it, the record goes on up to the error."""
+
+    class Fails(callbacks.Callback):
+        def state(self):
+            return 1
+
+        def restore(self, state):
+            pass
+
+    def build():
+        trainer, recorder = trainer_of(tmp_path / "r.jsonl")
+        trainer.callbacks = [Fails(), recorder] if fails == "restore" else [recorder, Fails()]
+        return trainer, recorder
+
+    trainer, recorder = build()
+    trainer.callbacks.append(Killer(trainer, tmp_path / "c.safetensors", 5, 8))
+    recorder.on_fit_end = lambda history: None
+    with pytest.raises(KilledError):
+        fit(trainer)
+    recorder.file._lines.close()
+    before = (tmp_path / "r.jsonl").read_bytes()
+
+    def broken(*arguments):
+        raise KilledError
+
+    trainer, _ = build()
+    trainer.resume(tmp_path / "c.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fails, fails, broken)
+        with pytest.raises(KilledError):
+            fit(trainer)
+    if fails != "on_step":
+        assert (tmp_path / "r.jsonl").read_bytes() == before
+    trainer, _ = build()
+    trainer.resume(tmp_path / "c.safetensors")
+    fit(trainer)
+    assert (tmp_path / "r.jsonl").read_bytes() == whole
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize("ends_full", [True, False])
 def test_on_a_full_disk_the_record_ends_and_the_training_goes_on(
@@ -185,6 +226,12 @@ def test_two_runs_do_not_write_one_record(tmp_path):
     with pytest.raises(OptionError, match="another run is writing it; choose another name"):
         fit(trainer_of(tmp_path / "r.jsonl")[0])
     first.end(0)
+
+
+def test_what_cannot_be_read_again_is_no_place_for_a_record(tmp_path):
+    for path in (os.devnull, tmp_path):
+        with pytest.raises(OptionError, match=r"it is not a regular file|it is a folder"):
+            trainer_of(path)
 
 
 def test_a_long_record_takes_no_memory(tmp_path):

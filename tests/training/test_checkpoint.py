@@ -312,7 +312,13 @@ OTHERS = {
     "learning_rate": (network, CE, lambda: optimizers.SGD(0.2), "learning_rate is 0.2, and 0.1"),
     "schedule": (network, CE, lambda: optimizers.SGD(schedules.Cosine(0.1, steps=9)), "learning_rate"),
     "optimizer": (network, CE, lambda: optimizers.Adam(0.1), "optimizer.class is 'Adam', and 'SGD'"),
-    "layer": (lambda: network(layers.ReLU()), CE, lambda: optimizers.SGD(0.1), "layers"),
+    "layer": (lambda: network(layers.ReLU()), CE, lambda: optimizers.SGD(0.1), "ReLU.*, and Sequential, "),
+    "fewer layers": (
+        lambda: xnn.Sequential(layers.Dense(4, 3), seed=0),
+        CE,
+        lambda: optimizers.SGD(0.1),
+        "the layers are Sequential, Dense, and Sequential, Dense, ",
+    ),
     "rate": (lambda: network(seed=4), CE, lambda: optimizers.SGD(0.1), "seed is 4, and 0"),
     "loss": (network, lambda: CE(label_smoothing=0.1), lambda: optimizers.SGD(0.1), "label_smoothing"),
     "reduction": (network, lambda: CE(reduction="sum"), lambda: optimizers.SGD(0.1), "reduction is 'sum'"),
@@ -389,6 +395,11 @@ class MakesObjects(callbacks.Callback):
         self.made = Decay(1.0)
 
 
+class NoRestore(callbacks.Callback):
+    def state(self):
+        return 3
+
+
 class OddState(callbacks.Callback):
     def restore(self):
         """A method of the user's with the name of a hook."""
@@ -399,6 +410,10 @@ class OddState(callbacks.Callback):
     [
         (lambda path: KeepsAFile(path / "log"), r"callbacks\.3\.state\._file is <_io.*define state\(self\)"),
         (lambda path: MakesObjects(), r"callbacks\.3\.state\.made is a Decay that came during the training"),
+        (
+            lambda path: NoRestore(),
+            "NoRestore.state returned 3, and it has no method restore: write def restore",
+        ),
         (
             lambda path: OddState(),
             r"OddState\.restore is what a checkpoint calls.*write def restore\(self, state\)",

@@ -1,5 +1,6 @@
 """The room on the disk is compared before the first step with what checkpoints, the log and the record will need."""
 
+import os
 import shutil
 from collections import namedtuple
 
@@ -67,6 +68,12 @@ def test_the_size_of_a_checkpoint_is_known_before_the_first_step(optimizer, pati
 
 def test_nothing_is_said_where_there_is_room(tmp_path, capsys):
     fit(trainer_of(callbacks.Checkpoint(tmp_path / "run"), callbacks.JsonLines(tmp_path / "log")))
+    assert capsys.readouterr().err == ""
+
+
+def test_pipes_and_devices_need_no_room(free, capsys):
+    free(0)
+    fit(trainer_of(callbacks.JsonLines(os.devnull)))
     assert capsys.readouterr().err == ""
 
 

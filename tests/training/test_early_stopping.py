@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import xnn
 from xnn import data, layers, losses, optimizers
-from xnn.callbacks import Callback, EarlyStopping, JsonLines
+from xnn.callbacks import Callback, Checkpoint, EarlyStopping, JsonLines
 from xnn.errors import DivergenceError, OptionError
 from xnn.layers.files import weights_sha256
 from xnn.runs.mlp import mlp
@@ -121,15 +121,39 @@ def test_the_best_weights_are_in_a_file_while_training_runs(disk, monkeypatch, t
         monkeypatch.setattr("tempfile.TemporaryFile", full)
 
     def look(epoch):
+        maps = {id(getattr(array, "_mmap", None)) for array in stopper._kept.values()}
         mapped = {isinstance(array, np.memmap) for array in stopper._kept.values()}
-        found.append(mapped)
+        found.append((mapped, len(maps)))
 
     scripted = Scripted([2.0, 1.0, 3.0, 4.0], at=look)
-    t = trainer(stopper, scripted)
-    stopper.monitor = "loss"
-    fit(t, epochs=1)
-    assert found == [{disk == "roomy"}]
+    t = trainer(scripted, stopper)
+    fit(t, epochs=4)
+    assert found == [(set(), 0), *[({disk == "roomy"}, 1)] * 3]  # each map keeps a file open
+    assert weights_sha256(t.model) == scripted.digests[1]
     assert all(type(p.value) is np.ndarray for p in t.model.parameters())
+
+
+def test_a_checkpoint_has_what_a_subclass_keeps(tmp_path):
+    class Counts(EarlyStopping):
+        def __init__(self):
+            super().__init__("loss", patience=9)
+            self.seen = 0
+
+        def on_epoch_end(self, history, entry):
+            super().on_epoch_end(history, entry)
+            self.seen += 1
+
+    def build():
+        model = xnn.Sequential(layers.Dense(1, 1), seed=0)
+        watchers = [Counts(), Checkpoint(tmp_path)]
+        return xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.01), callbacks=watchers)
+
+    x = np.linspace(-1.0, 1.0, 32).reshape(-1, 1)
+    build().fit((x, x), epochs=2, progress=False)
+    trainer = build()
+    trainer.resume(tmp_path)
+    trainer.fit((x, x), epochs=3, progress=False)
+    assert (trainer.callbacks[0].seen, trainer.callbacks[0].best_epoch) == (3, 3)
 
 
 def test_a_second_fit_begins_anew():

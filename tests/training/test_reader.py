@@ -202,15 +202,16 @@ def test_read_ahead_stops_when_it_is_closed():
 
 def test_a_read_that_does_not_return_is_told_of(monkeypatch, capsys):
     monkeypatch.setattr(ahead, "_PATIENCE", 0.01)
-    answered = threading.Event()
+    asked, answered = threading.Event(), threading.Event()
 
     def numbers():
         yield 0
+        asked.set()
         answered.wait(60)
 
     given = read_ahead(numbers())
     assert next(given) == 0
-    time.sleep(0.01)
+    assert asked.wait(60)
     given.close()
     (thread,) = threads()
     assert "a read of data has not returned for 0.01 s: its thread is left" in capsys.readouterr().err

@@ -273,6 +273,16 @@ def test_a_fault_of_the_source_ends_the_fit(source, kind, said):
     assert not [thread for thread in threading.enumerate() if thread.name == "xnn reader"]
 
 
+def test_a_generator_that_has_one_epoch_is_told_from_one_that_is_too_short():
+    stream = data.Stream(generator(X, Y, epochs=1), samples=ROWS, window=40)
+    with pytest.raises(
+        DataError, match=r"ended after 0 samples of a later epoch: an iterator goes on .* give a function"
+    ):
+        trained(stream)
+    with pytest.raises(DataError, match=r"ended after 203 samples: give the samples of an epoch as samples="):
+        trained(data.Stream(generator(X, Y, epochs=1), samples=ROWS + 1, window=40))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

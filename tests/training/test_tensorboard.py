@@ -72,6 +72,24 @@ class Shown:
         return {tag: [(event.step, event.value) for event in found] for tag, found in scalars.items()}
 
 
+@needs_tensorboard
+def test_the_folder_is_the_same_after_a_change_of_the_working_directory(tmp_path, monkeypatch):
+    """Also where the events are written anew, as after a divergence."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    class Moves(callbacks.Callback):
+        def on_epoch_end(self, history, entry):
+            os.chdir(tmp_path / "elsewhere")
+            board.restore(board.state())
+
+    trainer = build("logs", Moves())
+    board = trainer.callbacks[0]
+    history = fit(trainer, 2)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert curves(tmp_path / "logs") == expected(history, 0.1, 0.1)
+
+
 class KilledError(Exception):
     """Ends a fit as a killed process does."""
 
@@ -155,6 +173,38 @@ class TestResuming:
         assert files == 1
         later = {event.step: event.wall_time for event in found if event.step}
         assert later[1] == first[1]
+
+    @pytest.mark.parametrize("every", ["3steps", "1epoch", "99epochs"])
+    def test_a_run_that_diverged_and_went_back_has_no_step_twice(self, tmp_path, every):
+        class Poison(callbacks.Callback):
+            def on_step(self, history, epoch, step, loss):
+                if history.steps == 7 and trainer.optimizer.rate_factor == 1.0:
+                    self.model[0].weight.value = self.model[0].weight.value * np.float32(np.nan)
+
+            def state(self):
+                return None
+
+        saver = callbacks.Checkpoint(tmp_path / "run", every=every, on_nan="lower-lr")
+        trainer = build(tmp_path / "logs", saver, Poison())
+        shown = Shown(tmp_path / "logs")
+        history = fit(trainer, 5)
+        rates = [0.1 if 2 * epoch <= history.lowered[0]["step"] else 0.05 for epoch in range(1, 6)]
+        assert curves(tmp_path / "logs") == expected(history, *rates) == shown()
+
+    def test_the_disk_is_full_when_it_goes_back(self, tmp_path, capsys):
+        trainer = build(tmp_path)
+        board = trainer.callbacks[0]
+
+        class Back(callbacks.Callback):
+            def on_epoch_end(self, history, entry):
+                if entry["epoch"] == 2:
+                    board.folder = tmp_path / "removed"
+                    board.restore(board.state()[:1])
+
+        trainer.callbacks = [*trainer.callbacks, Back()]
+        assert len(fit(trainer, 4).epochs) == 4
+        said = capsys.readouterr().err
+        assert said.count("removed end here (No such file or directory); training goes on") == 1
 
     def test_the_files_may_be_gone(self, tmp_path):
         fit(build(tmp_path / "first", callbacks.Checkpoint(tmp_path / "run")), 2)
@@ -264,7 +314,7 @@ class TestFolder:
         assert len(fit(trainer, 4).epochs) == 4
         said = capsys.readouterr().err
         assert (
-            said.count("the event file /dev/full ends here (No space left on device); training goes on") == 1
+            said.count(f"the curves in {tmp_path} end here (No space left on device); training goes on") == 1
         )
         assert [step for step, _ in curves(tmp_path)["loss"]] == [1]
 

@@ -96,7 +96,10 @@ class Callback(Habitual):
         return {name: value for name, value in vars(self).items() if name != "model"}
 
     def restore(self, state: Any) -> None:
-        """Take in what `state` returned. A fit that goes on from a checkpoint calls it after on_fit_start."""
+        """Take in what `state` returned. A fit that goes on from a checkpoint calls it after on_fit_start.
+
+        By default they are attributes.
+        """
         vars(self).update(state)
 
     def __repr__(self) -> str:
@@ -126,7 +129,10 @@ def _check_hooks(kind: type[Callback]) -> None:
 
 
 def call_back(method: Callable[..., Any], *arguments: Any) -> None:
-    """Call a method of a callback. Raises OptionError if it returns something, which would be lost."""
+    """Call a method of a callback.
+
+    Raises OptionError if it returns a value: nothing would be done with it.
+    """
     returned = method(*arguments)
     if returned is not None:
         raise OptionError(

@@ -23,7 +23,7 @@ from xnn.options import check_count, is_one_of, shown
 __all__ = ["Checkpoint", "checkpoints_in"]
 
 _NAME, _BEST, _LOCK = re.compile(r"step-(\d{9,18})\.safetensors"), "best.safetensors", "lock"
-_SHARE = 0.03  # of the time
+_SHARE = 0.03  # of the time may go into writing best epochs besides the checkpoints that `every` asks for
 _OLD = ".old"  # follows the names of checkpoints that are not used any more
 _EVERY = re.compile(r"(\d{1,9})\s*(epoch|step)s?")
 
@@ -121,6 +121,7 @@ class Checkpoint(Callback):
     def open(self, step: int, resumed: bool) -> None:
         """Lock the folder, and remove what a killed process has left. `fit` calls it before the first step."""
         check_folder(self.folder, "checkpoints")
+        self.folder = self.folder.absolute()  # the same one after os.chdir
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / _LOCK, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it
@@ -193,7 +194,8 @@ class Checkpoint(Callback):
     @staticmethod
     def writes(name: str) -> bool:
         """Whether a file of this name may be one of those that are written into the folder."""
-        return name in (_BEST, _LOCK) or _NAME.fullmatch(name.removesuffix(_OLD)) is not None
+        name = name.removesuffix(_OLD)
+        return name in (_BEST, _LOCK) or _NAME.fullmatch(name) is not None
 
     def _name(self, step: int) -> str:
         return f"step-{step:09d}.safetensors"
@@ -217,12 +219,11 @@ class Checkpoint(Callback):
         self._writer = threading.Thread(target=self._write, args=arguments, name="xnn checkpoint")
         self._writer.start()
 
-    def wait(self) -> Checkpoint:
-        """Wait until the last checkpoint is written. Returns the callback itself."""
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
-        return self
 
     def set_aside(self, step: int) -> None:
         """Rename the checkpoint of this step if it is the newest one and there is another."""
@@ -251,7 +252,7 @@ class Checkpoint(Callback):
             if best and last:
                 self._link(path)
             self._written += last
-            given_up = self.folder.glob(f"step-*{_OLD}") if self._written >= self.keep else ()
+            given_up = self.folder.glob(f"*.safetensors{_OLD}") if self._written >= self.keep else ()
             for old in [
                 *[p for p in checkpoints_in(self.folder) if _step_of(p) >= 0][self.keep :],
                 *given_up,

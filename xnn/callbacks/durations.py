@@ -6,9 +6,9 @@ import re
 
 __all__ = ["seconds_of"]
 
-#: The units with their lengths in seconds, in the order in which they are written.
-_UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
-_DURATION = re.compile("".join(rf"(?:(\d{{1,9}})\s*{unit})?\s*" for unit in ("d", "h", "m(?:in)?", "s")))
+#: The units as regular expressions, in the order in which they are written, with their lengths in seconds.
+_UNITS = {"d": 86400, "h": 3600, "m(?:in)?": 60, "s": 1}
+_DURATION = re.compile("".join(rf"(?:(\d{{1,9}})\s*{unit})?\s*" for unit in _UNITS))
 
 
 def seconds_of(text: object) -> int | None:
@@ -22,6 +22,5 @@ def seconds_of(text: object) -> int | None:
     found = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
     if found is None:
         return None
-    return (
-        sum(int(many or 0) * each for many, each in zip(found.groups(), _UNITS.values(), strict=True)) or None
-    )
+    seconds = sum(int(many or 0) * each for many, each in zip(found.groups(), _UNITS.values(), strict=True))
+    return seconds or None

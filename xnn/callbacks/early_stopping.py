@@ -114,24 +114,27 @@ class EarlyStopping(Callback):
         self._kept = {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.best, self.best_epoch = float(state["best"]), int(state["best_epoch"])
+        found: dict[str, Any] = {"best": float(state["best"]), "best_epoch": int(state["best_epoch"])}
         if "_kept" in state:  # a fit had begun
-            self._waited, self._last = int(state["_waited"]), float(state["_last"])
-            self._kept = _in_a_file(state["_kept"])
+            found |= {"_waited": int(state["_waited"]), "_last": float(state["_last"])}
+            found["_kept"] = _in_a_file(state["_kept"])
+        super().restore({**state, **found})  # also what a subclass has
 
 
 def _in_a_file(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Copies of arrays, in a temporary file without a name; in memory if it cannot be written."""
+    if not arrays:
+        return {}
     try:
         with tempfile.TemporaryFile(prefix="xnn-") as file:
-            places = []
             for array in arrays.values():
-                places.append(file.tell())
                 file.write(np.ascontiguousarray(array).data)
             file.flush()  # or a full disk would be found out when the file is read
-            return {
-                name: np.memmap(file, array.dtype, "r", place, array.shape) if array.size else array.copy()
-                for (name, array), place in zip(arrays.items(), places, strict=True)
-            }
+            whole = np.memmap(file, np.uint8, "r")  # one map for all: each map keeps a file open
     except OSError:
         return {name: array.copy() for name, array in arrays.items()}
+    kept, place = dict[str, np.ndarray](), 0
+    for name, array in arrays.items():
+        kept[name] = whole[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
+        place += array.nbytes
+    return kept

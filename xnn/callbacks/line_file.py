@@ -12,7 +12,7 @@ from xnn.files import check_writable, lock_file, notice
 
 __all__ = ["LineFile"]
 
-_END = 200  # bytes: no two runs have them alike
+_END = 200  # bytes at the end of a file, which tell it from the file of another run
 _BLOCK = 2**20  # bytes
 
 
@@ -38,6 +38,7 @@ class LineFile:
     def open(self, goes_on: bool) -> None:
         """Lock the file, and empty it unless it goes on. Raises OptionError or DiskError if it cannot be written."""
         check_writable(self.path, replaced=False, begins=self.begins)  # it may have changed since __init__
+        self.path = self.path.absolute()  # the same one after os.chdir
         self._regular = self.path.is_file() or not self.path.exists()  # and not a pipe or device
         try:
             mode = "a+b" if self._regular else "ab"
@@ -72,8 +73,11 @@ class LineFile:
             return False
 
     def write(self, line: str, last: bool = False) -> None:
-        """Append a line. last: whether it is the last one, so that no training goes on."""
-        if self._file is None or self.fault:
+        """Append a line.
+
+        last: whether it is the last one. It is tried after a fault, too, since there may be room again.
+        """
+        if self._file is None or (self.fault and not last):
             return
         content = rest = f"{line}\n".encode()
         try:
@@ -104,11 +108,15 @@ class LineFile:
         return {"bytes": self.size, "end": self._end(self.size)}
 
     def go_back(self, mark: Mapping[str, Any]) -> bool:
-        """Remove the lines after a mark. Returns whether the file is the one that has the mark; else it stays."""
+        """Remove the lines after a mark. Returns whether the file is the one that has the mark; else it stays.
+
+        With a "fault" in the mark no more lines are written; without one, they are tried again.
+        """
         size = int(mark["bytes"])
         if not 0 <= size <= self.size or self._end(size) != mark["end"]:
             return False
         self.cut(size)
+        self.fault = str(mark.get("fault", ""))
         return True
 
     def blocks(self) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import IO, Any
 
@@ -38,7 +38,7 @@ class TensorBoard(Callback):
     epoch. Event files hold float32. Matrices, and lists of a number for each class, are left out.
 
     The event files of an older run in the folder are replaced when training starts. A training that is resumed from a
-    checkpoint writes its epochs before the checkpoint again, so that none is there twice.
+    checkpoint, or goes back to one, writes its epochs before the checkpoint again, so that none is there twice.
 
     Raises MissingExtraError without the package tensorboard; OptionError for a folder that cannot be written, or that
     has event files of another program or of a run that has not ended. If writing fails later, as on a full disk, a
@@ -83,16 +83,8 @@ class TensorBoard(Callback):
         before = [epoch for epoch in self._epochs if epoch["step"] < entry["epoch"]]
         anew = len(before) < len(self._epochs)  # another trainer's, which begins with the first epoch
         self._epochs = [*before, {"step": entry["epoch"], "wall_time": time.time(), "numbers": numbers}]
-        if self._file is None:
-            return
-        try:
-            if anew:
-                self._write_anew()
-            else:
-                self._write(self._epochs[-1:])
-        except OSError as error:
-            notice(f"xnn: the event file {self._file.name} ends here ({error.strerror}); training goes on")
-            self._close()
+        if self._file is not None:
+            self._or_say(self._write_anew if anew else lambda: self._write(self._epochs[-1:]))
 
     def on_fit_end(self, history: History) -> None:
         self._close()
@@ -106,10 +98,14 @@ class TensorBoard(Callback):
         self._epochs = list(state)
         if self._resumes:
             self._begin()
+            self._resumes = False
+        elif self._file is not None:  # a training that diverged went back to a checkpoint
+            self._or_say(self._write_anew)
 
     def _begin(self) -> None:
         """Begin a new event file, with the epochs so far, in the place of the older ones."""
         check_folder(self.folder, "event files")
+        self.folder = self.folder.absolute()  # the same one after os.chdir
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_anew()
@@ -121,6 +117,14 @@ class TensorBoard(Callback):
             raise DiskError(
                 f"cannot write event files into {self.folder}: {error.strerror or error}"
             ) from error
+
+    def _or_say(self, write: Callable[[], None]) -> None:
+        """Write, or say that it failed, and write nothing more."""
+        try:
+            write()
+        except OSError as error:
+            notice(f"xnn: the curves in {self.folder} end here ({error.strerror or error}); training goes on")
+            self._close()
 
     def _write_anew(self) -> None:
         """Write a new event file, then empty the older ones. Raises BlockingIOError if another run has one open."""

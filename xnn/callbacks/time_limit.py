@@ -12,7 +12,8 @@ from xnn.options import shown
 
 __all__ = ["TimeLimit"]
 
-_SHARE, _MOST = 0.05, 60.0  # what is left for the end: of the limit, and at most so many seconds
+#: The time for what follows the training: this share of the limit, and at most this many seconds.
+_SHARE, _MOST = 0.05, 60.0
 
 
 class TimeLimit(Callback):
@@ -53,6 +54,11 @@ class TimeLimit(Callback):
             raise OptionError(f"a time limit must be such as '30s', '10min' or '3h50m', got {shown(limit)}")
         self.limit, self._seconds, self._began = limit, seconds, time.monotonic()
         self._looks, self._last, self._longest = 0, self._began, 0.0
+
+    @property
+    def reason(self) -> str:
+        """What `history.stopped` says when it has ended a training."""
+        return f"the time limit of {self.limit}"
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
         self._looks = 0

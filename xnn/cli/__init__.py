@@ -95,7 +95,8 @@ def _exit_code(run: Callable[[], Any], ended_by: list[int]) -> int:
         forget_output()
         return exit_code(error)
     except MemoryError as error:
-        _show(error, f"out of memory ({error}): try a smaller network (--hidden, --model) or --batch-size")
+        what = f"out of memory ({error})" if str(error) else "out of memory"
+        _show(error, f"{what}: try a smaller network (--hidden, --model) or --batch-size")
         return exit_code(error)
     except (KeyboardInterrupt, click.Abort):
         notice("xnn: interrupted")

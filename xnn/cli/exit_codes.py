@@ -16,9 +16,8 @@ from xnn.errors import (
     UnknownBackendError,
 )
 
-__all__ = ["EXIT_CODES", "FAILURE", "exit_code"]
+__all__ = ["EXIT_CODES", "exit_code"]
 
-FAILURE = 1
 #: The exit codes of failures with their errors. The first row that has the error counts.
 _CODES: tuple[tuple[int, tuple[type[BaseException], ...]], ...] = (
     (6, (MemoryError,)),
@@ -44,6 +43,8 @@ def exit_code(error: BaseException) -> int:
     cause = error.__cause__
     if any(isinstance(one, OSError) and one.errno in _DISK for one in (error, cause)):
         return 5
+    if any(isinstance(one, OSError) and one.errno == errno.ENOMEM for one in (error, cause)):
+        return 6
     if isinstance(cause, MemoryError) and not isinstance(error, BackendUnavailableError):
         return 6
-    return next((code for code, kinds in _CODES if isinstance(error, kinds)), FAILURE)
+    return next((code for code, kinds in _CODES if isinstance(error, kinds)), 1)

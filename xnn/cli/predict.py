@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import IO, Any
 
 import click
@@ -20,7 +20,7 @@ from xnn.cli.options import FILE, FOLDER, backend_option, chosen_backend, device
 from xnn.cli.outputs import check_apart
 from xnn.cli.samples import BATCH, Samples, read_samples
 from xnn.data.targets import Label, label_numbers, one_hot_classes
-from xnn.errors import CorruptFileError, DataError
+from xnn.errors import CorruptFileError, DiskError
 from xnn.files import check_writable, notice, printable, to_json, written_by_parts
 from xnn.layers import Dense, Sequential
 from xnn.layers.sequential import classes_of
@@ -30,9 +30,8 @@ __all__ = ["command", "predict_command"]
 
 #: Characters of what is printed that are kept in memory; more are kept in a temporary file.
 _KEPT = 2**20
-_PRINTED = (
-    2**12
-)  # characters printed at a time: a pipe takes so few whole or, when its reader is gone, not at all
+#: Characters that are printed at a time. Of a longer text a pipe whose reader ends may take only the beginning.
+_PRINTED = 2**12
 
 
 # Not a docstring: `python -OO` removes those.
@@ -103,9 +102,8 @@ def predict_command(
                 notice(f"accuracy {accuracy:.4f} over {lines.count} samples")
             sys.stdout.flush()
         except BrokenPipeError:  # `xnn predict ... | head` has read enough
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # Python flushes once more at its end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # Python flushes once more at its end
             sys.exit(128 + 13)  # what a shell reports of a program that SIGPIPE ended
 
 
@@ -158,7 +156,8 @@ class _Lines:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.file.close()
+        with suppress(OSError):  # what could not be written is tried again
+            self.file.close()
 
     def add(self, printed: list[Any]) -> None:
         """Add the predictions of the next samples."""
@@ -171,8 +170,9 @@ class _Lines:
             text = "".join(f"{row}\n" for row in rows)
         try:
             self.file.write(text)
+            self.file.flush()
         except OSError as error:
-            raise DataError(
+            raise DiskError(
                 f"cannot keep the predictions in {tempfile.gettempdir()} until all are there: {error.strerror}; "
                 "TMPDIR names another folder"
             ) from error

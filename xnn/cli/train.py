@@ -135,7 +135,7 @@ def train_command(
     job = Job(spec, data, model, optimizer, trainer, recorder, stopper)
     begun = trainer.step
     history = fit(job, epochs, save, record, progress=not quiet)
-    say_if_stopped(trainer, time_limit, begun, checkpoint)
+    say_if_stopped(trainer, limit, begun, checkpoint)
     # Files are written before anything else can fail, such as Ctrl-C now.
     with job.averaged(), interruptible() as interrupted:
         written, failure = write_files(job, history, save, record, plot)

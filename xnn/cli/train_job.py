@@ -21,7 +21,7 @@ from xnn.optimizers import Optimizer
 from xnn.runs.digests import Recorder
 from xnn.runs.spec import RunSpec
 from xnn.training import Trainer
-from xnn.training.disk import bytes_of, compare_room
+from xnn.training.disk import compare_room
 
 __all__ = ["Job", "fit", "result_of", "write_files"]
 
@@ -69,7 +69,7 @@ def fit(job: Job, epochs: int, save: str | None, record: str | None, progress: b
     spec, data = job.spec, job.data
     shown = progress and StandardError().isatty()  # elsewhere EpochLines writes to standard output
     if save:
-        size = sum(bytes_of(array.array) for _, array in job.model.named_state())
+        size = sum(array.nbytes for _, array in job.model.named_state())
         compare_room({Path(save): size}, "make room, or choose another place for --save")
     try:
         with warnings.catch_warnings():  # restores showwarning

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xnn.callbacks import Checkpoint
+from xnn.callbacks import Checkpoint, TimeLimit
 from xnn.errors import OptionError
 from xnn.files import notice
 from xnn.training import Trainer
@@ -37,17 +37,22 @@ def checkpoints(
     return None
 
 
-def say_if_stopped(trainer: Trainer, limit: str | None, begun: int, checkpoint: str | None) -> None:
+def say_if_stopped(trainer: Trainer, limit: TimeLimit | None, begun: int, checkpoint: str | None) -> None:
     """Say on standard error that the time limit ended a training, and how it goes on.
 
     limit: that of --time-limit. begun: the step at which this command began. checkpoint: the folder.
+
+    Raises OptionError if no step was taken: a chain of jobs would never end.
     """
     history = trainer.history
-    if limit is None or history is None or history.stopped != f"the time limit of {limit}":
+    if limit is None or history is None or history.stopped != limit.reason:
         return
-    done = f"after step {trainer.step:,}, {len(history.epochs)} whole epochs"
     if trainer.step == begun:
-        done = "before a step was taken, so that the next job would not get any further: allow more time"
-    elif checkpoint:
+        raise OptionError(
+            f"stopped by --time-limit {limit.limit} before a step was taken, so that the next job would not get any "
+            "further: allow more time"
+        )
+    done = f"after step {trainer.step:,}, {len(history.epochs)} whole epochs"
+    if checkpoint:
         done += f"; --checkpoint {checkpoint} --resume goes on"
-    notice(f"xnn: stopped by --time-limit {limit} {done}")
+    notice(f"xnn: stopped by --time-limit {limit.limit} {done}")

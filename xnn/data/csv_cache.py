@@ -10,6 +10,7 @@ used for longest. A table that a running process uses stays: the process has a l
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from xnn.data.csv_rows import Place, read_rows
 from xnn.data.csv_targets import CodedFields, NumberFields
 from xnn.data.sources import cache_home
 from xnn.data.tables import Choose, Columns, Table, begin_table, is_class, note_of_classes, numbers_of
-from xnn.errors import CorruptFileError, DataError
+from xnn.errors import CorruptFileError, DataError, DiskError
 from xnn.files import lock_file, notice, reading, write_atomically
 
 __all__ = ["read_large_csv"]
@@ -50,7 +51,7 @@ def read_large_csv(
     """The rows of a CSV file for training, as `read_csv` gives them, in memory maps of files in the user's cache.
 
     The file is read when it is new, or other columns are chosen. The arguments are those of `read_csv`.
-    Raises as `read_csv` does, and DataError if the cache cannot be written.
+    Raises as `read_csv` does, and DiskError if the cache cannot be written.
     """
     columns, width, notes, _ = begin_table(path, read_rows(path), choose, header, names)
     with reading(path):
@@ -79,7 +80,11 @@ def read_large_csv(
                     )
             return cache.table(notes)
     except OSError as error:
-        raise DataError(
+        if error.errno == errno.ENOMEM:
+            raise DataError(
+                f"cannot map the numbers of {path}: {error.strerror}; raise the limit of this process (ulimit -v)"
+            ) from error
+        raise DiskError(
             f"cannot keep the numbers of {path} in {folder}: {error.strerror or error}; XDG_CACHE_HOME names another "
             "place for the cache"
         ) from error
@@ -165,9 +170,8 @@ class _Cache:
         """Read the rows that are missing, and write them."""
         told = time.monotonic()
         notice(f"xnn: {'reading on' if self.rows else 'reading'} {self.path} once, into {self.folder}")
-        if (
-            not self.rows
-        ):  # files are not cut: a training on an earlier state of the table may have them mapped
+        # New files, and not the old ones cut: a training on an earlier state of the table may have mapped those.
+        if not self.rows:
             for old in self.folder.iterdir():
                 if old.name not in ("lock", "used"):
                     old.unlink()
@@ -196,7 +200,7 @@ class _Cache:
         self._write(x, lines, fields, 0, 0)
 
     def _write(self, x: Any, lines: Any, fields: list[list[str]], byte: int, line: int) -> None:
-        """Append rows to the files, and say in state.json that they are there."""
+        """Append rows to the files of the cache, and then write into state.json how many rows they have."""
         parts: dict[str, Any] = {"x": x, "lines": lines}
         for target, texts in enumerate(fields):
             made = self._codes(target, texts, lines)

@@ -175,7 +175,7 @@ def _by_target(path: Path, target: Any) -> Choose:
 
 
 def _position(path: Path, column: Any, names: tuple[str, ...], width: int) -> int:
-    """The number of a column, from its name or number.
+    """Return the position of a column, counted from 0. It is given by its name or its position.
 
     Text that is not a column's name may be a number, because the command line has only text.
     """

@@ -145,6 +145,11 @@ class Stream:
                 f"{self!r} failed after {rows:,} samples: {type(error).__name__}: {error}"
             ) from error
         if batch is _END:
+            if self.once and self._taken >= self.samples:
+                raise DataError(
+                    f"{self!r} ended after {rows:,} samples of a later epoch: an iterator goes on from one epoch to "
+                    "the next; give a function or an iterable, which begins anew"
+                )
             raise DataError(
                 f"{self!r} ended after {rows:,} samples: give the samples of an epoch as samples="
             )

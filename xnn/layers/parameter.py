@@ -87,11 +87,15 @@ class Parameter(Recorded):
         return self._dtype
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of the array, which need not be there yet."""
+        return self.size * np.dtype(self._dtype).itemsize
+
+    @property
     def array(self) -> Array:
         """The array, drawn if this is its first use. `value` is the same, but raises inside `compute`."""
         if self._value is None:
-            size = self.size * np.dtype(self._dtype).itemsize
-            check_memory(f"{self.name} of shape {self.shape}", size, "build a smaller layer")
+            check_memory(f"{self.name} of shape {self.shape}", self.nbytes, "build a smaller layer")
             drawn = draw(self.initializer, self._stream, self.shape, self._dtype)
             if not isinstance(drawn, (np.ndarray, np.generic)) or drawn.shape != self.shape:
                 kind, shape = type(drawn).__name__, getattr(drawn, "shape", None)

@@ -25,19 +25,28 @@ class Common(TypedDict, total=False):
 
 
 def check_limit(name: str, limit: Any) -> float | None:
-    """A limit of clipping, or None. Raises OptionError for anything but a number above 0."""
+    """Check a limit of clipping and return it as a float; None means no clipping.
+
+    Raises OptionError for anything but None or a number above 0.
+    """
     if limit is not None and not check_real(name, limit, 0.0):
         raise OptionError(f"{name} must be above 0, or None for no clipping, got {shown(limit)}")
     return None if limit is None else float(limit)
 
 
 def check_average(name: str, average: Any) -> float | None:
-    """The decay of an average, or None. Raises OptionError for anything but a number in [0, 1)."""
+    """Check the decay of a moving average and return it as a float; None means no average.
+
+    Raises OptionError for anything but None or a number in [0, 1).
+    """
     return None if average is None else check_real(name, average, 0.0, 1.0)
 
 
 def check_decay(weight_decay: Any) -> WeightDecay:
-    """A weight decay, whose numbers are floats. Raises OptionError for numbers below 0, and for other things."""
+    """Check a weight decay and return it, with its numbers as floats.
+
+    Raises OptionError for a number below 0, and for anything but a number, a mapping or a function.
+    """
     if isinstance(weight_decay, Mapping):
         return {
             name: check_real(f"weight_decay[{name!r}]", value, 0.0) for name, value in weight_decay.items()

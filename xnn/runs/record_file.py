@@ -9,7 +9,7 @@ from typing import Any
 
 from xnn.callbacks.line_file import LineFile
 from xnn.errors import DataError, DiskError, OptionError
-from xnn.files import notice, to_json, write_atomically
+from xnn.files import check_writable, notice, to_json, write_atomically
 
 __all__ = ["RECORD_BEGINS", "RecordFile", "last_line"]
 
@@ -34,17 +34,19 @@ class RecordFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_writable(path, begins=RECORD_BEGINS)  # it is read again, which pipes and devices are not
         self._lines = LineFile(path, "record", RECORD_BEGINS)
         self.path = self._lines.path
         #: How many steps the file has.
         self.steps = 0
         self.failure: DataError | None = None
-        self._start = self._width = 0  # bytes: of the lines before the first step, and of a step
+        #: Bytes: of the lines before the first step, 0 while they are not known, and of a step.
+        self._start = self._width = 0
 
     def begin(self, header: Any, initial: Any, goes_on: bool) -> None:
         """Open the file, and write the lines before the first step unless the record goes on."""
         self._lines.open(goes_on)
-        self.steps, self.failure = 0, None
+        self.steps, self._start, self.failure = 0, 0, None
         if not goes_on:
             self._lines.write(to_json(header))
             self._lines.write(to_json(initial))
@@ -65,8 +67,7 @@ class RecordFile:
                 f"the record {self.path} has {self.steps:,} of {steps:,} steps ({lines.fault}): make room, or choose "
                 "another place, and record the run again"
             )
-            lines.fault = ""  # there may be room for the last line
-        if self.failure is None or self.steps:
+        if self._start and (self.failure is None or self.steps):  # else it stays as it was found
             self.steps = min(self.steps, steps)
             lines.cut(self._start + self.steps * self._width)
             digest = hashlib.sha256()
@@ -94,7 +95,6 @@ class RecordFile:
         steps, start, width = (int(state[name]) for name in ("steps", "start", "width"))
         if self._lines.go_back(state):
             self.steps, self._start, self._width = steps, start, width
-            self._lines.fault = str(state["fault"])
         else:
             self.failure = DataError(
                 f"the record {self.path} is not the one of the checkpoint, and was left as it is: put that record "

@@ -41,7 +41,7 @@ def carrying(calls: Sequence[Call]) -> set[Call]:
 def held_by(op: Any, known: set[Any] | None = None) -> Iterator[Any]:
     """What an op, a metric or a function computes with besides its arguments: attributes, defaults and closure.
 
-    known: functions whose own ones were given already.
+    known: functions that were looked into already. Default none.
     """
     known = set() if known is None else known
     for part in (op, getattr(op, "__self__", None)):

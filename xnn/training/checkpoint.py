@@ -32,7 +32,7 @@ from xnn.files import write_atomically
 from xnn.layers import Parameter
 from xnn.layers.safetensors_file import CHECKPOINT, signed_bytes
 from xnn.layers.state import Stateful
-from xnn.options import attributes_of, takes
+from xnn.options import attributes_of, shown, takes
 from xnn.training.state_tree import Packer, sample_sha256
 
 __all__ = [
@@ -152,6 +152,19 @@ def hooks(callback: Any) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
+def _state(callback: Any) -> Any:
+    """What a callback keeps. Raises OptionError for what it could not take back."""
+    state, restore = hooks(callback)
+    kept = state(callback)
+    attributes = isinstance(kept, dict) and all(isinstance(name, str) for name in kept)
+    if restore is Callback.restore and kept is not None and not attributes:
+        raise OptionError(
+            f"{type(callback).__name__}.state returned {shown(kept)}, and it has no method restore: write def "
+            "restore(self, state), or return a dict of attributes"
+        )
+    return kept
+
+
 def identity(arrays: Any) -> list[dict[str, Any]]:
     """What tells data from others: the shape and dtype of each array, and the digest of a sample of its rows.
 
@@ -197,7 +210,7 @@ def described(trainer: Any, fit: Any = None) -> tuple[str, dict[str, Any]]:
         "fit": None if fit is None else _of_fit(fit, packer),
     }
     about["callbacks"] = [
-        packer.pack(hooks(callback)[0](callback), f"callbacks.{n}.state")
+        packer.pack(_state(callback), f"callbacks.{n}.state")
         for n, callback in enumerate(callbacks_of(trainer))
     ]
     for place, kind in packer.objects.items():

@@ -14,10 +14,11 @@ import numpy as np
 from xnn.callbacks import EarlyStopping
 from xnn.errors import DiskError
 from xnn.files import as_path, notice
+from xnn.layers import Parameter
 
-__all__ = ["bytes_of", "checkpoint_size", "compare_room", "say_if_short"]
+__all__ = ["checkpoint_size", "compare_room", "say_if_short"]
 
-_TEXT = 20_000  # bytes that descriptions grow by, at least
+_TEXT = 20_000  # bytes by which the texts of a checkpoint, such as its history, may grow
 
 
 def say_if_short(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]) -> None:
@@ -49,7 +50,7 @@ def say_if_short(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]) -
 def checkpoint_size(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]) -> int:
     """About how many bytes a checkpoint will have once all that comes with the first steps is there."""
     trainer, optimizer = fit.trainer, fit.trainer.optimizer
-    weights = {p: bytes_of(p.array) for p in trainer.model.parameters()}
+    weights: dict[Parameter, int] = {p: p.nbytes for p in trainer.model.parameters()}
     # L-BFGS keeps the gradients of about one evaluation in each iteration, in float64.
     arrays = 2 * (epochs + 2) if optimizer.minimizes else optimizer.arrays
     coming = sum(
@@ -60,10 +61,10 @@ def checkpoint_size(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]
     for watcher in fit.watchers:
         if isinstance(watcher, EarlyStopping) and watcher.restore_best and not watcher.best_epoch:
             coming += sum(weights.values())
-    return len(text) + _TEXT + coming + sum(map(bytes_of, tensors.values()))
+    return len(text) + _TEXT + coming + sum(map(_bytes_of, tensors.values()))
 
 
-def bytes_of(array: Any) -> int:
+def _bytes_of(array: Any) -> int:
     """The bytes of an array's elements, on whatever device they are."""
     kind = str(array.dtype).rpartition(".")[2]  # array-api-strict has dtypes of its own
     return math.prod(map(int, array.shape)) * int(np.dtype(kind).itemsize)
@@ -72,11 +73,13 @@ def bytes_of(array: Any) -> int:
 def compare_room(needs: Mapping[Path, int], advice: str) -> None:
     """Print a line for each disk that has less room than files will need. Files that are there already count.
 
-    needs: the bytes that each file, or all files in a folder, will have. advice: what to do.
+    needs: the bytes that each file, or all files in a folder, will have. Pipes and devices are passed over. advice:
+        what to do.
     """
     disks: dict[int, list[Path]] = {}
     for path in needs:
-        disks.setdefault(os.stat(_place(path)).st_dev, []).append(path)
+        if path.is_file() or path.is_dir() or not path.exists():
+            disks.setdefault(os.stat(_place(path)).st_dev, []).append(path)
     for paths in disks.values():
         free = shutil.disk_usage(_place(paths[0])).free
         missing = {path: needs[path] - _size_of(path) for path in paths}

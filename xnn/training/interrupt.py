@@ -62,4 +62,4 @@ class Ending:
         if len(history.epochs) < epochs and not history.stopped:
             history.interrupted = self._interrupted()
             if self._reached is not None and not (history.interrupted or history.error):
-                history.stopped = f"the time limit of {self._reached.limit}"
+                history.stopped = self._reached.reason

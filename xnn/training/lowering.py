@@ -92,10 +92,11 @@ def _lowering(fit: Any) -> Checkpoint | None:
 def _note(fit: Any, error: DivergenceError, halved: int) -> None:
     """Add to an error which checkpoint is from before, and that the rate was halved already."""
     for checkpoint in fit.checkpoints:
-        if there := checkpoints_in(checkpoint.wait().folder):
+        checkpoint.wait()
+        if there := checkpoints_in(checkpoint.folder):
             error.add_note(f"{there[0]} is the last checkpoint before that")
     if halved:
-        error.add_note(f"the learning rate was halved {halved} times before")
+        error.add_note(f"the learning rate was halved before: {halved} of at most {_MOST} times")
 
 
 def _put_back(trainer: Any, checkpoint: Content) -> None:

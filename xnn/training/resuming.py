@@ -110,10 +110,11 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
     about, tensors = checkpoint.about, checkpoint.tensors
     try:
         now, then = trainer.built[0], about["built"]
-        kinds = [
-            [part["class"] for name, part in all_.items() if name.startswith("callbacks.")]
-            for all_ in (now, then)
-        ]
+        kinds = [_classes(all_, "layers.") for all_ in (now, then)]
+        if len(kinds[0]) != len(kinds[1]):
+            here, there = map(", ".join, kinds)
+            raise _built_otherwise(checkpoint, f"the layers are {here}, and {there} in the checkpoint")
+        kinds = [_classes(all_, "callbacks.") for all_ in (now, then)]
         if kinds[0] != kinds[1]:
             here, there = (", ".join(names) or "none" for names in kinds)
             options = [o for kind, o in _OPTIONS.items() if kinds[0].count(kind) != kinds[1].count(kind)]
@@ -172,6 +173,10 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
         for callback in callbacks_of(trainer):
             callback.model = trainer.model  # as fit does
         _give_back(trainer, checkpoint, states)
+
+
+def _classes(built: Mapping[str, Any], begins: str) -> list[str]:
+    return [part["class"] for name, part in built.items() if name.startswith(begins)]
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from xnn.backends import Backend, current_numerics, numerics
+from xnn.backends.row_sources import is_mapped
 from xnn.data import Batches
 from xnn.errors import DeviceMemoryError, XnnError
+from xnn.optimizers.rule import check_kept
 from xnn.training.inputs import prepare
 
 __all__ = ["check_room", "with_batch_size"]
@@ -20,7 +22,7 @@ _PLENTY = 0.5  # of the free memory
 _FEW = 1 / 16  # of the free memory: what is measured on the host takes no more
 #: A step rarely takes more than this many times the bytes of its samples and of the numbers that layers put out.
 _MOST_COPIES = 128
-_LITTLE = 2**26  # bytes: for less, nobody asks the system
+_LITTLE = 2**26  # bytes: of less it is not asked whether they are free
 
 
 def check_room(trainer: Any, batches: Batches) -> None:
@@ -34,11 +36,9 @@ def check_room(trainer: Any, batches: Batches) -> None:
     arrays = batches.arrays
     if not lib.is_host or optimizer.steps_itself or not all(isinstance(part, np.ndarray) for part in arrays):
         return
+    check_kept(optimizer)
     rows = min(batches.batch_size, batches.rows)
-    weights = trainer.model.parameters()
-    fixed = (3 + 2 * optimizer.arrays) * _bytes(weights)  # also gradients, and the copies to go back to
-    each = sum(part[:1].nbytes for part in arrays) + 8 * sum(p.shape[-1] for p in weights if p.shape)
-    most = fixed + rows * _MOST_COPIES * each
+    fixed, most = _bounds(trainer, arrays, rows)
     if most < _LITTLE or most < (room := lib.free_memory()):
         return
     needed = float(fixed)
@@ -55,6 +55,15 @@ def check_room(trainer: Any, batches: Batches) -> None:
             f"{lib.name}: training in batches of {rows} needs about {_mebibytes(needed)}, and {_mebibytes(room)} are "
             f"free. {lib.memory_advice}"
         )
+
+
+def _bounds(trainer: Any, arrays: Any, rows: int) -> tuple[int, int]:
+    """The bytes that training needs whatever the batch is, and how many it takes at most with this many rows."""
+    weights = trainer.model.parameters()
+    copies = 3 + 2 * trainer.optimizer.arrays  # also gradients, and what to go back to
+    fixed = copies * sum(p.nbytes for p in weights)
+    each = sum(part[:1].nbytes for part in arrays) + 8 * sum(p.shape[-1] for p in weights if p.shape)
+    return fixed, fixed + rows * _MOST_COPIES * each
 
 
 def with_batch_size(
@@ -82,7 +91,10 @@ def with_batch_size(
             if room is None:
                 return error
             given = prepare(trainer.model, trainer.loss, trainer.metrics, data, "training", sample_weight)
-            fits, batch = _fitting(trainer, given, min(batch_size, len(given[0])), room)
+            rows = min(batch_size, len(given[0]))
+            if lib.is_host and _bounds(trainer, given, rows)[1] < _PLENTY * room:
+                return error  # it was not the batch
+            fits, batch = _fitting(trainer, given, rows, room)
     except (XnnError, MemoryError):
         return error
     if fits is None:
@@ -91,8 +103,8 @@ def with_batch_size(
         return error
     what = str(error).removesuffix(lib.memory_advice)
     return DeviceMemoryError(
-        f"{what}{_held(trainer, given)}, and a batch needs {_mebibytes(batch)}. Of the {_mebibytes(room)} that are "
-        f"free, a batch of {batch_size} is too much: batch_size={fits} (--batch-size {fits}) would fit"
+        f"{what}{_held(trainer, given)}, and a batch needs {_mebibytes(batch)}. Now {_mebibytes(room)} are free, "
+        f"and a batch of {rows} is too much: batch_size={fits} (--batch-size {fits}) would fit"
     )
 
 
@@ -140,10 +152,8 @@ def _measured_small(trainer: Any, given: Any, rows: int, room: int) -> tuple[int
 
 def _held(trainer: Any, given: Any) -> str:
     """What already holds memory, in words."""
-    optimizer, weights = trainer.optimizer, _bytes(trainer.model.parameters())
-    data = sum(
-        part.nbytes for part in given if isinstance(part, np.ndarray) and not isinstance(part, np.memmap)
-    )
+    optimizer, weights = trainer.optimizer, sum(p.nbytes for p in trainer.model.parameters())
+    data = sum(part.nbytes for part in given if isinstance(part, np.ndarray) and not is_mapped(part))
     held = {
         "The data hold": data,
         "the weights": weights,
@@ -152,12 +162,8 @@ def _held(trainer: Any, given: Any) -> str:
     return ", ".join(f"{name} {_mebibytes(size)}" for name, size in held.items())
 
 
-def _bytes(parameters: Any) -> int:
-    return sum(p.size * np.dtype(p.dtype).itemsize for p in parameters)
-
-
 def _need(trainer: Any, given: Any, rows: int) -> int:
-    """The bytes that a fit in batches of this size needs at most, measured at its first step, which is undone."""
+    """The bytes that a fit in batches of this size needs at most, measured at two steps, which are undone."""
     lib = trainer.model.backend
     gc.collect()  # programs refer to themselves
     with lib.measured() as measured:

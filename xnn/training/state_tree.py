@@ -317,8 +317,11 @@ class Unpacker:
             if name in same and same[name] == item:
                 continue
             value = self.unpack(item, known.get(name), f"{where}.{name}")
-            if type(thing).__module__.startswith("xnn.") and not _alike(value, known.get(name)):
-                raise ValueError(f"{where}.{name} is {shown(value)}")
+            if type(thing).__module__.startswith("xnn."):
+                if not _alike(value, known.get(name)):
+                    raise ValueError(f"{where}.{name} is {shown(value)}")
+                if type(known.get(name)) is float and type(value) in (bool, int):
+                    value = float(value)
             if name not in known or known[name] is not value:
                 self._changes.append(partial(put, thing, name, value))
         if missing := known.keys() - packed.keys():

@@ -179,7 +179,10 @@ def _place_or_array(source: Any, place: dict[Recorded, int]) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal, arrays element by element, on their device. Only users' code makes arrays that must be compared."""
+    """Whether two values are equal; arrays are if all elements are, compared on their device.
+
+    Only functions that users wrote hold arrays, so that a comparison is made for them alone.
+    """
     if a is b:
         return True
     if isinstance(a, dict) and isinstance(b, dict):

@@ -122,7 +122,10 @@ class FloatGather(Gather):
 
 
 class IntegerGather(Gather):
-    """Copies the rows of a batch of integers, and converts them to float64 for the product if `Widen` joined it."""
+    """Copies the rows of a batch of integers.
+
+    If `Widen` joined it, the same launch also writes them as float64, as the matrix product takes them.
+    """
 
     wide: Any = None
 

@@ -57,28 +57,23 @@ __device__ inline int warp_max(int x) {
     return x;
 }
 
-// The sum over a block of whole warps, in thread 0. Every thread of the block must call it.
-template <class T> static __device__ T block_sum(T x) {
+// One number of each warp of a block, x of its first thread: that of warp i, in thread i of every warp, and 0 behind the
+// last warp. For blocks of whole warps; every thread of the block must call it.
+template <class T> static __device__ T of_each_warp(T x) {
     __shared__ T of_warps[32];
     int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
-    x = warp_sum(x);
-    __syncthreads();  // an earlier sum has been read
+    __syncthreads();  // earlier numbers have been read
     if (thread % 32 == 0) of_warps[thread / 32] = x;
     __syncthreads();
-    return thread < 32 ? warp_sum(thread < warps ? of_warps[thread] : T(0)) : T(0);
+    return thread % 32 < warps ? of_warps[thread % 32] : T(0);
 }
+
+// The sum over a block of whole warps, in each of its threads. Every thread of the block must call it.
+template <class T> __device__ inline T block_sum(T x) { return warp_sum(of_each_warp(warp_sum(x))); }
 
 #ifdef EXACT
 // The largest of a block's numbers of at least 0, in each of its threads. For whole warps; every thread must call it.
-static __device__ int block_max(int x) {
-    __shared__ int of_warps[32];
-    int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
-    x = warp_max(x);
-    __syncthreads();  // an earlier result has been read
-    if (thread % 32 == 0) of_warps[thread / 32] = x;
-    __syncthreads();
-    return warp_max(thread % 32 < warps ? of_warps[thread % 32] : 0);
-}
+__device__ inline int block_max(int x) { return warp_max(of_each_warp(warp_max(x))); }
 #endif
 
 // Where a step's loss and metrics are kept until the trainer reads them. numbers is null if they are not kept.

@@ -51,7 +51,7 @@ class Perceptron:
 
     @property
     def widths(self) -> list[int]:
-        """The number of inputs, then that of the outputs of each layer."""
+        """The number of inputs, followed by the number of outputs of each layer."""
         return [self.layers[0][0].shape[0], *(w.shape[1] for w, *_ in self.layers)]
 
     @property
@@ -191,7 +191,10 @@ def whole(calls: Sequence[Call], feed: DeviceFeed) -> Whole:
 
 
 def cluster_of(found: Perceptron, rows: int) -> Cluster | str:
-    """The cluster of blocks for a network on the current GPU, or why there is none. rows: of the largest batch."""
+    """Choose the cluster of blocks that trains a network on the current GPU, or say why none can.
+
+    rows: how many samples the largest batch has.
+    """
     text = str(cupy().cuda.Device().compute_capability)
     return choose(found.widths, rows, found.states, (int(text[:-1]), int(text[-1])))
 

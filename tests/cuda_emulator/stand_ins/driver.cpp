@@ -34,15 +34,14 @@ bool fits(void* stream) {
            ((Stream*)stream)->device == current_device;
 }
 
-// 1 + the number of another device if an argument, or a part of it, points into that one's memory; else 0.
+// 1 + the number of another device if an argument begins with a pointer into that one's memory; else 0. CuPy's arrays
+// begin with it. What comes later may be memory that CuPy never wrote, such as the index in its CIndexer.
 int foreign_memory(const std::vector<char>& argument, int device) {
-    for (size_t i = 0; i + sizeof(void*) <= argument.size(); i += sizeof(void*)) {
-        void* p;
-        memcpy(&p, argument.data() + i, sizeof p);
-        int owner = device_of(p);
-        if (owner >= 0 && owner != device) return 1 + owner;
-    }
-    return 0;
+    void* p;
+    if (argument.size() < sizeof p) return 0;
+    memcpy(&p, argument.data(), sizeof p);
+    int owner = device_of(p);
+    return owner >= 0 && owner != device ? 1 + owner : 0;
 }
 
 CUresult launch(void* handle, const Shape& shape, size_t shared, void* stream, void** values, int cooperative) {
