@@ -124,6 +124,8 @@ def _set_num_threads(library: Any, threads: int) -> None:
     From 3.8 on, threadpoolctl lets only the first Python thread that sets a number set it again, and does nothing
     in all others. `_Limits` has a lock and a rule of its own, so each setting begins and ends without that thread.
     """
+    if library.get_num_threads() == threads:
+        return
     release = getattr(library, "clear_controlling_thread", lambda force: None)
     release(force=True)
     library.set_num_threads(threads)
