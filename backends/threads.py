@@ -124,8 +124,6 @@ def _set_num_threads(library: Any, threads: int) -> None:
     From 3.8 on, threadpoolctl lets only the first Python thread that sets a number set it again, and does nothing
     in all others. `_Limits` has a lock and a rule of its own, so each setting begins and ends without that thread.
     """
-    if library.get_num_threads() == threads:
-        return
     release = getattr(library, "clear_controlling_thread", lambda force: None)
     release(force=True)
     library.set_num_threads(threads)
@@ -174,7 +172,9 @@ class _Limits:
 
     def _apply(self) -> int:
         for library, before in zip(_blas(), self.before, strict=True):
-            _set_num_threads(library, min([before, *self.asked]))
+            threads = min([before, *self.asked])
+            if library.get_num_threads() != threads:
+                _set_num_threads(library, threads)
         return min([*self.before, *self.asked], default=1)
 
 
