@@ -340,19 +340,20 @@ def _check_new(thing: Habitual, name: str) -> None:
     kind = type(thing)
     if not kind.__module__.startswith("xnn.") or hasattr(kind, name):
         return
-    if said := _fault(kind, name, (*vars(thing),), thing._building):
+    checked = kind.__module__.split(".")[1] in _OPTIONS_IN and not thing._building
+    if said := _fault(kind, name, (*vars(thing),) if checked else None):
         raise _refusal(kind, name, said)
 
 
 @functools.lru_cache(maxsize=4096)
-def _fault(kind: type[Habitual], name: str, present: tuple[str, ...], building: bool) -> str:
+def _fault(kind: type[Habitual], name: str, present: tuple[str, ...] | None) -> str:
     """What is wrong with a new attribute of an object of this class; "" if nothing is.
 
-    present: the attributes that the object has.
+    present: the attributes that the object has; None if it may have any that other libraries do not know.
     """
     if hint := hint_for(kind._habits, name):
         return hint
-    if kind.__module__.split(".")[1] not in _OPTIONS_IN or building:  # a class of xnn's own commands
+    if present is None:  # while it is built, or of a class of xnn's own commands
         return ""
     takes = argument_names(kind)
     if name in takes:

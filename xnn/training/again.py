@@ -17,7 +17,6 @@ from xnn.training.divergence import check_start
 from xnn.training.fit import Fit
 from xnn.training.inputs import prepare
 from xnn.training.interrupt import interruptible
-from xnn.training.parts import check_parts
 from xnn.training.steps import Stepper
 
 __all__ = ["Programs", "fit_again", "named_error", "run"]
@@ -76,10 +75,8 @@ def fit_again(
     what it raises, are those of `Trainer.fit`.
     """
     stepper, batches, plan = trainer.programs
-    check_parts(trainer)
     with ExitStack() as stack:
         stack.enter_context(alone(trainer))
-        check_start(trainer.model, trainer.optimizer)
         stack.enter_context(numerics(trainer.numerics or current_numerics()))
         given = prepare(trainer.model, trainer.loss, trainer.metrics, data, "training", sample_weight)
         for ours, theirs in zip(batches.arrays, given, strict=True):
@@ -89,12 +86,17 @@ def fit_again(
         trainer.epoch = trainer.step = 0
         stack.enter_context(stepper.lib.guard())
         stack.enter_context(stepper.lib.stream())
+        stepper.take_in()
+        if not stepper.store.is_finite():
+            check_start(trainer.model, trainer.optimizer)
         threads = trainer.choose_threads_for(batches, stepper)
         interrupted = stack.enter_context(interruptible())
         history = trainer.history = History()
         history.plan = {**plan, "threads": threads.count, "threads_because": threads.reason}
         parts = trainer, stepper, batches, threads.count, trainer.callbacks, interrupted, dict, history
-        run(Fit(*parts), 1, stack)
+        fit = Fit(*parts)
+        fit.begins = False  # what was changed is taken in, and nothing is compiled
+        run(fit, 1, stack)
 
 
 def named_error(error: BaseException) -> str:

@@ -185,13 +185,17 @@ class Stepper:
         """After callbacks: take in what they changed, and keep a copy of everything to go back to."""
         self.lib.activate()  # callbacks may have worked with another device
         if self.fits():
-            self.look_again(called_back=True)
-            self.store.attach()
-            for program in self.programs.values():
-                program.look_again()
+            self.take_in()
         else:
             self.begin_anew()
         self.keep()
+
+    def take_in(self) -> None:
+        """Take in what was changed between steps in the parts that the programs were made of."""
+        self.look_again(called_back=True)
+        self.store.attach()
+        for program in self.programs.values():
+            program.look_again()
 
     @property
     def streaming(self) -> str:
