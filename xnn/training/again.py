@@ -22,10 +22,17 @@ from xnn.training.steps import Stepper
 __all__ = ["Programs", "fit_again", "named_error", "run"]
 
 
-def run(fit: Fit, epochs: int, stack: ExitStack, resume: Callable[[], None] | None = None) -> None:
+def run(
+    fit: Fit,
+    epochs: int,
+    stack: ExitStack,
+    resume: Callable[[], None] | None = None,
+    leave: Callable[[], None] | None = None,
+) -> None:
     """Run a fit, and tell the callbacks when it begins and ends.
 
     stack: what is to be undone after the fit. resume: puts the state of a checkpoint back, after on_fit_start.
+    leave: is called at the end. By default model and optimizer get arrays of their own (`Store.hand_out`).
     """
     trainer, history, model, lib = fit.trainer, fit.history, fit.trainer.model, fit.stepper.lib
     stack.callback(model.forget)
@@ -45,7 +52,7 @@ def run(fit: Fit, epochs: int, stack: ExitStack, resume: Callable[[], None] | No
             try:
                 fit.run(epochs)
             finally:
-                fit.stepper.store.hand_out()
+                (leave or fit.stepper.store.hand_out)()
     except BaseException as error:
         history.error = named_error(error)  # which callbacks may read when the fit ends
         raise
@@ -70,6 +77,7 @@ def fit_again(
 ) -> None:
     """Train for one epoch on other data, on the host, by the trainer's `programs`. Steps and epochs begin at 0.
 
+    Afterwards the model has the arrays that the next such fit changes: assign others to its parameters.
     The data have the shapes and dtypes of those of the last fit. They are copied into the arrays that it was given,
     which nobody else may use. The parts of the trainer are those of the last fit (`Stepper.fits`). The arguments, and
     what it raises, are those of `Trainer.fit`.
@@ -96,7 +104,7 @@ def fit_again(
         parts = trainer, stepper, batches, threads.count, trainer.callbacks, interrupted, dict, history
         fit = Fit(*parts)
         fit.begins = False  # what was changed is taken in, and nothing is compiled
-        run(fit, 1, stack)
+        run(fit, 1, stack, leave=stepper.store.release)
 
 
 def named_error(error: BaseException) -> str:
