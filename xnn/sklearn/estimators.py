@@ -12,12 +12,15 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target
+from sklearn.utils.validation import check_is_fitted
 
+from xnn.backends import backend_of
 from xnn.callbacks import Callback
 from xnn.layers import Sequential
 from xnn.optimizers import Optimizer
 from xnn.schedules import Schedule
 from xnn.sklearn.engine import Engine
+from xnn.sklearn.inputs import handed_back, on_host
 from xnn.sklearn.network import ACTIVATION_NAMES
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -142,11 +145,28 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     @_checked
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
         """Train for one epoch more. classes: all labels, which the first call needs."""
-        if _check_partial_fit_first_call(self, classes):
+        y = on_host(y)
+        if _check_partial_fit_first_call(self, on_host(classes)):
             self._label_binarizer = LabelBinarizer()
-            self._label_binarizer.fit(y if type_of_target(y).startswith("multilabel") else classes)
+            self._label_binarizer.fit(y if type_of_target(y).startswith("multilabel") else on_host(classes))
         self._fit(X, y, sample_weight, incremental=True)
         return self
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probability of each class, (n, classes), in the dtype of the samples."""
+        return handed_back(self._chances(X), X)
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """The logarithm of `predict_proba`."""
+        chances = self._chances(X)
+        return handed_back(backend_of(chances).xp.log(chances), X)
+
+    def _chances(self, X: Any) -> Any:
+        check_is_fitted(self)
+        outputs = self._forward_pass_fast(X)
+        if outputs.shape[1] > 1:
+            return outputs
+        return backend_of(outputs).xp.concat([1 - outputs, outputs], axis=1)
 
 
 class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
