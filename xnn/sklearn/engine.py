@@ -102,6 +102,8 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
                 self._begin(y)
                 self._first_network(X, hidden)
             train(self, X, y, sample_weight, incremental, told)
+            for callback in self.callbacks or ():  # which would keep the network in pickles
+                vars(callback).pop("model", None)
             self._network()
         if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_)):
             raise ValueError(NOT_FINITE)
@@ -247,4 +249,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """What pickles and copies keep: NumPy arrays, and not the network, which is built again when it is needed."""
         dropped = "_model", "_made_of"
-        return {name: value for name, value in super().__getstate__().items() if name not in dropped}
+        kept = {name: value for name, value in super().__getstate__().items() if name not in dropped}
+        if isinstance(self.validation_set, (tuple, list)):
+            kept["validation_set"] = tuple(map(on_host, self.validation_set))
+        return kept

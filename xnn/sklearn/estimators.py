@@ -36,7 +36,7 @@ _CONSTRAINTS: dict[str, list[Any]] = {
     "batch_norm": ["boolean"],
     "optimizer": [str, Optimizer, None],
     "schedule": [str, callable, None],
-    "callbacks": ["array-like", None],
+    "callbacks": [list, tuple, None],
     "validation_set": [tuple, list, None],
     "model": [callable, None],
 }
@@ -71,7 +71,8 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     callbacks: a list of xnn.callbacks. scikit-learn's own callbacks (1.9) are set by `set_callbacks`.
     validation_set: (X, y) or (X, y, sample_weight). early_stopping takes it in place of a part of the data.
     model: a function of the numbers of features and outputs, and perhaps a seed, that returns the network, an
-        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. Default None.
+        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. hidden_layer_sizes and
+        activation then have no effect. Default None.
 
     Attributes are scikit-learn's, and validation_loss_curve_: the loss of the data on the validation samples after
     each epoch; None without any. model_: the network, an xnn.Sequential.
@@ -192,7 +193,8 @@ class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
     target_scaling: whether to train on targets of mean 0 and deviation 1; predictions are in the units of the
         targets, losses and coefs_ in those of the scaled ones. Large targets need it. Default False.
     model: a function of the numbers of features and outputs, and perhaps a seed, that returns the network, an
-        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. Default None.
+        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. hidden_layer_sizes and
+        activation then have no effect. Default None.
 
     Attributes are scikit-learn's, and validation_loss_curve_: the loss of the data on the validation samples after
     each epoch; None without any. model_: the network, an xnn.Sequential.
