@@ -17,7 +17,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends.kernels.blas import blas_routine, operand
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable
-from xnn.backends.kernels.compiled_loops import LINEAR, RELU, SIGMOID, TANH, WIDTH, Code, run
+from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH, WIDTH, Code, run
 from xnn.backends.kernels.jit import load
 from xnn.backends.kernels.numpy_kernels import (
     NUMPY_KERNELS,
@@ -36,6 +36,8 @@ from xnn.ops.sums import LONG
 __all__ = ["CompiledTable"]
 
 _KINDS = {None: LINEAR, ops.relu: RELU, ops.sigmoid: SIGMOID, ops.tanh: TANH}
+_REALS = {np.dtype(np.float32), np.dtype(np.float64)}
+_NO_MOVES = np.empty((0, 3), np.int64)
 
 
 @dataclass
@@ -154,18 +156,21 @@ def _gather(call: Call) -> Rows:
         numbers = np.asarray([call.options.get("scale", 1.0), call.options.get("offset", 0.0)])
         out.row(Code.GATHER, source, rows, target, n, width, numbers, len(source))
     else:
-        out.row(Code.TAKE, source, rows, target, n, width, source.itemsize, len(source))
+        stride = source.strides[0]
+        out.row(Code.TAKE, source, rows, target, n, width, source.itemsize, len(source), stride)
     return out.made
 
 
 def _can_gather(call: Call) -> bool:
     source, target = call.options["source"], call.writes[0]
     assert target is not None
-    if not serves_gather(call) or not len(source) or "shift" in call.options:
+    if not isinstance(source, np.ndarray) or not len(source) or "shift" in call.options:
         return False
     if source.dtype == np.uint8:
-        return bool(np.dtype(target.dtype).kind == "f")
-    return bool(source.dtype == target.dtype) and source.itemsize in (4, 8) and "scale" not in call.options
+        return serves_gather(call) and np.dtype(target.dtype).kind == "f"
+    whole_rows = source[:1].flags.c_contiguous and source.strides[0] % 4 == 0
+    return bool(whole_rows and source.dtype == target.dtype and source.itemsize in (4, 8)
+                and "scale" not in call.options)  # fmt: skip
 
 
 def _accuracy(call: Call) -> Rows:
@@ -198,6 +203,48 @@ def _serves_dropout(call: Call) -> bool:
 def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
     out = _Writer(y.dtype)
     out.row(Code.DROPOUT, x, y, keep.view(np.uint8), y.size, np.asarray([1.0 / (1.0 - rate)]))
+    return out.made
+
+
+def _is_sum(call: Call) -> bool:
+    """Whether two arrays of one shape and dtype are added."""
+    slots = [slot for slot in (*call.reads, *call.writes) if slot is not None]
+    alike = {(slot.shape, np.dtype(slot.dtype)) for slot in slots}
+    return len(slots) == 3 and len(alike) == 1 and slots[0].dtype in _REALS
+
+
+def _sum(call: Call) -> Rows:
+    (a, b), y = (slot.array for slot in call.reads), _written(call)[0]
+    out = _Writer(y.dtype)
+    out.row(Code.ADD, y, a, b, y.size, np.ones(1), None)
+    return out.made
+
+
+def _serves_penalty(call: Call) -> bool:
+    """Whether all arrays are of one floating-point dtype; a backward call may add to other gradients."""
+    slots = [slot for slot in (*(call.forward or call).reads, *call.reads, *call.writes) if slot is not None]
+    dtypes = {np.dtype(slot.dtype) for slot in slots}
+    return len(dtypes) == 1 and dtypes <= _REALS
+
+
+def _penalty(call: Call) -> Rows:
+    y, strength = _written(call)[0], np.asarray([call.options.get("strength", 1.0)], float)
+    out, lanes = _Writer(y.dtype), np.empty(LANES, y.dtype)
+    for number, slot in enumerate(call.reads):
+        out.row(Code.SQUARES, y, slot.array, slot.array.size, strength, number == 0, lanes)
+    return out.made
+
+
+def _penalty_backward(call: Call) -> Rows:
+    assert call.forward is not None
+    strength = np.asarray([call.forward.options.get("strength", 1.0)], float)
+    grad, *others = (slot.array for slot in call.reads)
+    out = _Writer(grad.dtype)
+    for y, w, other in zip(
+        _written(call), call.forward.reads, others or [None] * len(call.writes), strict=True
+    ):
+        if y is not None:
+            out.row(Code.ADD, y, other, w.array, y.size, strength, grad)
     return out.made
 
 
@@ -246,6 +293,10 @@ class CompiledTable(KernelTable):
                 ("metric", accuracy): (_accuracy, _has_labels(serves_labels)),
                 ("forward", ops.dropout): (_dropout, _serves_dropout),
                 ("backward", ops.dropout): (_dropout_backward, _serves_dropout),
+                ("forward", ops.l2_penalty): (_penalty, _serves_penalty),
+                ("backward", ops.l2_penalty): (_penalty_backward, _serves_penalty),
+                ("forward", ops.add): (_sum, _is_sum),
+                ("add", None): (_sum, _is_sum),
                 ("update", updates.sgd): (_sgd, serves_update),
                 ("update", updates.adam): (_adam, serves_adam),
                 **{("forward", op): (_activation, serves_elements) for op in _KINDS if op is not None},
@@ -258,6 +309,12 @@ class CompiledTable(KernelTable):
             NUMPY_KERNELS,
         )
 
+    def several(
+        self, steps: Sequence[Runnable], moving: Sequence[tuple[Any, Any]]
+    ) -> Callable[[int], None] | None:
+        only = steps[0] if len(steps) == 1 else None
+        return only.several(moving) if isinstance(only, Stretch) else None
+
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join rows that follow one another, and compute in one dtype, into one table that a single call runs."""
         steps: list[Runnable] = []
@@ -265,26 +322,46 @@ class CompiledTable(KernelTable):
         for item in (*bound, None):
             if isinstance(item, Rows):
                 if len({part.dtype for part in (*together, item)} - {None}) > 1:
-                    steps.append(_stretch(together))
+                    steps.append(Stretch(together))
                     together = []
                 together.append(item)
                 continue
             if together:
-                steps.append(_stretch(together))
+                steps.append(Stretch(together))
                 together = []
             if item is not None:
                 steps.append(item)
         return steps
 
 
-def _stretch(parts: list[Rows]) -> Runnable:
-    table = np.asarray([row for part in parts for row in part.numbers], np.int64).reshape(-1, WIDTH)
-    reals = np.zeros(10, next((part.dtype for part in parts if part.dtype is not None), np.float32))
-    reals[9] = 1
-    load(lambda: run(table[:0], reals), run)
+class Stretch:
+    """Rows that one call runs, in order: a step of a program, or a part of one."""
 
-    def step() -> None:
-        run(table, reals)
+    def __init__(self, parts: list[Rows]) -> None:
+        rows = [row for part in parts for row in part.numbers]
+        self.table = np.asarray(rows, np.int64).reshape(-1, WIDTH)
+        self.arrays = [array for part in parts for array in part.arrays]  # keeps them alive
+        dtype = next((part.dtype for part in parts if part.dtype is not None), np.float32)
+        self.reals = np.asarray([*[0] * 9, 1], dtype)
+        load(lambda: run(self.table[:0], _NO_MOVES, 1, self.reals), run)
 
-    step.arrays = [array for part in parts for array in part.arrays]  # type: ignore[attr-defined] # keeps them alive
-    return step
+    def __call__(self) -> None:
+        run(self.table, _NO_MOVES, 1, self.reals)
+
+    def several(self, moving: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callable[[int], None] | None:
+        """See `KernelTable.several`."""
+        table, moves = self.table.copy(), list[tuple[int, int, int]]()
+        for array, parts in moving:
+            places = np.argwhere(self.table[:, 1:] == _address(array))
+            if not len(places):
+                return None
+            for row, column in places:
+                table[row, 1 + column] = _address(parts)
+                moves.append((row, 1 + column, parts.strides[0]))
+        steps, reals, arrays = np.asarray(moves, np.int64), self.reals, (self.arrays, moving)
+
+        def run_several(count: int) -> None:
+            assert arrays
+            run(table, steps, count, reals)
+
+        return run_several

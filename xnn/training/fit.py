@@ -129,7 +129,7 @@ class Fit:
         batches as the kernels take at once.
         """
         chunk: list[np.ndarray] = []
-        most = 1 if self.each_step else self.stepper.table.chunk
+        most = 1 if self.each_step else self.stepper.most
         for rows in numbers:
             if chunk and len(rows) != len(chunk[0]):
                 yield chunk

@@ -190,6 +190,14 @@ class Stepper:
         self.keep()
 
     @property
+    def most(self) -> int:
+        """How many steps to take at once, at most."""
+        if self.feed is not None:
+            return self.table.chunk
+        rows = min(self.batches.batch_size, self.batches.rows)
+        return self.program(rows).most if self.reader is None else 1
+
+    @property
     def streaming(self) -> str:
         """Why a GPU's kernels get the data in parts, in a sentence; "" if they do not."""
         return "" if self.feed is None else self.feed.streaming
