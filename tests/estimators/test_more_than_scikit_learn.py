@@ -22,8 +22,8 @@ X, LABELS = X[:600] / 16.0, LABELS[:600]
 OPTIONS = {"max_iter": 20, "random_state": 0, "learning_rate_init": 0.01, "hidden_layer_sizes": 30}
 
 
-def logistic(features, outputs, *more):
-    return xnn.Sequential(layers.Dense(features, outputs), *more)
+def logistic(features, outputs):
+    return xnn.Sequential(layers.Dense(features, outputs))
 
 
 def convolutional(features, outputs, seed):
@@ -259,7 +259,7 @@ def test_the_model_is_an_xnn_model_with_the_weights_of_the_attributes(tmp_path):
         ({"model": logistic, "dropout": 0.1}, OptionError, "batch_norm and dropout have no effect"),
         ({"model": logistic, "dtype": "float64"}, OptionError, "has layers of float32, and dtype='float64'"),
         (
-            {"model": lambda n, k: logistic(n, k, layers.Softmax())},
+            {"model": lambda n, k: xnn.Sequential(logistic(n, k), layers.Softmax())},
             OptionError,
             "ends in softmax",
         ),

@@ -90,8 +90,8 @@ def _of_users(estimator: Any, features: int, outputs: int, seed: int) -> Sequent
         )
     if estimator.dtype not in (None, model.dtype):
         raise OptionError(
-            f"the network of model={function!r} has layers of {model.dtype}, and dtype={estimator.dtype!r}: make them "
-            "the same"
+            f"the network of model={function!r} has layers of {model.dtype}, and dtype={estimator.dtype!r}: make "
+            "them the same"
         )
     return model
 

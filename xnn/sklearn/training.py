@@ -55,15 +55,15 @@ def with_class_weight(estimator: Any, y: np.ndarray, sample_weight: Any, increme
     parts = [] if given == "balanced" else given if isinstance(given, list) else [given]
     if not all(isinstance(part, dict) and all(map(_is_weight, part.values())) for part in parts):
         raise ValueError(
-            f"class_weight={given!r} must be 'balanced', a dict of the weights of classes, which are at least 0, or a "
-            "list of such dicts for several labels"
+            f"class_weight={given!r} must be 'balanced', a dict of the weights of classes, which are at least 0, or "
+            "a list of such dicts for several labels"
         )
     weights = compute_sample_weight(given, estimator._label_binarizer.inverse_transform(y))
     return weights if sample_weight is None else sample_weight * weights
 
 
 def _is_weight(number: Any) -> bool:
-    return isinstance(number, Real) and bool(0.0 <= number < np.inf)
+    return isinstance(number, Real) and 0.0 <= float(number) < np.inf
 
 
 def train(e: Any, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, told: dict[str, Any]) -> None:
