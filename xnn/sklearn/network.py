@@ -43,7 +43,7 @@ def build(
     Raises OptionError or ShapeError if that function returns no network of this many outputs.
     """
     if estimator.model is not None:
-        model = _of_users(estimator.model, features, outputs, seed)
+        model = _of_users(estimator, features, outputs, seed)
     else:
         model = Sequential(*_layers(estimator, features, hidden, outputs, dtype))
     never_warn(model)
@@ -63,8 +63,20 @@ def _layers(estimator: Any, features: int, hidden: Sequence[int], outputs: int, 
     return [*stack, Dense(features, outputs, weight_init=Zeros(), dtype=dtype)]
 
 
-def _of_users(function: Any, features: int, outputs: int, seed: int) -> Sequential:
-    model = function(features, outputs, seed) if takes(function, 0, 0, 0) else function(features, outputs)
+def _of_users(estimator: Any, features: int, outputs: int, seed: int) -> Sequential:
+    """The network that the user's function builds."""
+    function = estimator.model
+    if estimator.batch_norm or estimator.dropout:
+        raise OptionError(
+            "batch_norm and dropout have no effect on the network of model=: put BatchNorm and Dropout layers into it"
+        )
+    seeds = (seed,) if takes(function, 0, 0, 0) else ()
+    if isinstance(function, Layer) or not takes(function, 0, 0, *seeds):
+        raise OptionError(
+            f"model={function!r} must be a function of the numbers of features and outputs, and perhaps a seed, that "
+            "returns an xnn.Sequential"
+        )
+    model = function(features, outputs, *seeds)
     if not isinstance(model, Sequential):
         raise OptionError(
             f"model={function!r} returned {type(model).__name__}: it must return an xnn.Sequential, built from the "
@@ -75,6 +87,11 @@ def _of_users(function: Any, features: int, outputs: int, seed: int) -> Sequenti
         raise ShapeError(
             f"the network of model={function!r} has outputs of shape {shape} for {features} features: the last layer "
             f"must have {outputs} outputs, without a softmax or sigmoid"
+        )
+    if estimator.dtype not in (None, model.dtype):
+        raise OptionError(
+            f"the network of model={function!r} has layers of {model.dtype}, and dtype={estimator.dtype!r}: make "
+            "them the same"
         )
     return model
 

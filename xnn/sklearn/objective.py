@@ -93,6 +93,7 @@ class Objective(Loss):
         super().__init__()
         self.data, self.alpha = data, alpha
         self._weights = tuple(weights)
+        self.already_includes = data.already_includes
 
     def compute(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
         loss = self.data(outputs, targets, *sample_weight)

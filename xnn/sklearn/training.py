@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import shuffle
+from sklearn.utils import check_array, check_consistent_length, shuffle
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.optimize import _check_optimize_result
+from sklearn.utils.validation import _check_sample_weight
 
 from xnn.errors import DivergenceError
 from xnn.history import History
@@ -52,8 +54,18 @@ def with_class_weight(estimator: Any, y: np.ndarray, sample_weight: Any, increme
             "class_weight='balanced' cannot be used with partial_fit, which does not see all samples: give it a dict "
             "of the weights, as sklearn.utils.class_weight.compute_class_weight returns them"
         )
+    parts = [] if given == "balanced" else given if isinstance(given, list) else [given]
+    if not all(isinstance(part, dict) and all(map(_is_weight, part.values())) for part in parts):
+        raise ValueError(
+            f"class_weight={given!r} must be 'balanced', a dict of the weights of classes, which are at least 0, or "
+            "a list of such dicts for several labels"
+        )
     weights = compute_sample_weight(given, estimator._label_binarizer.inverse_transform(y))
     return weights if sample_weight is None else sample_weight * weights
+
+
+def _is_weight(number: Any) -> bool:
+    return isinstance(number, Real) and 0.0 <= float(number) < np.inf
 
 
 def train(e: Any, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, told: dict[str, Any]) -> None:
@@ -267,17 +279,31 @@ def _validation_set(e: Any) -> tuple[Any, ...] | None:
         raise ValueError(
             f"validation_set has {len(e.validation_set)} parts: it must be (X, y) or (X, y, sample_weight)"
         )
-    X, y, *weights = e.validation_set
-    X, y = validate(e, X), np.asarray(on_host(y))
-    if X.shape[0] != y.shape[0]:
-        raise ValueError(f"validation_set has {X.shape[0]} samples and {y.shape[0]} targets")
+    try:
+        return _checked_set(e, *e.validation_set)
+    except ValueError as error:
+        raise ValueError(f"validation_set: {error}") from error
+
+
+def _checked_set(e: Any, X: Any, y: Any, sample_weight: Any = None) -> tuple[Any, ...]:
+    X, y = (
+        validate(e, X),
+        check_array(on_host(y), ensure_2d=False, dtype=None if is_classifier(e) else "numeric"),
+    )
+    check_consistent_length(X, y)
+    y = y.ravel() if y.shape[1:] == (1,) else y
+    if sample_weight is not None:
+        sample_weight = _check_sample_weight(on_host(sample_weight), y, dtype=np.float64)
+        if (sample_weight < 0.0).any():
+            raise ValueError("sample_weight must be at least 0")
     if is_classifier(e):
-        if unknown := {*np.unique(y)} - {*e.classes_} if y.ndim == 1 else ():
-            raise ValueError(
-                f"validation_set has labels that the training data do not have: {sorted(unknown)}"
-            )
+        if unknown := {*y.tolist()} - {*e.classes_.tolist()} if y.ndim == 1 else ():
+            raise ValueError(f"labels that the training data do not have: {sorted(unknown)}")
         y = e._label_binarizer.transform(y).astype(bool)
-    return X, y.reshape(-1, 1) if y.ndim == 1 else y, *(weights or [None])
+    y = y.reshape(-1, 1) if y.ndim == 1 else y
+    if y.shape[1] != e.n_outputs_:
+        raise ValueError(f"{y.shape[1]} targets a sample, and the training data have {e.n_outputs_}")
+    return X, y, sample_weight
 
 
 def _scorer(e: Any, loss: Loss, X: Any, y: np.ndarray, sample_weight: Any) -> Callable[[Sequential], Any]:
