@@ -25,6 +25,7 @@ from xnn.backends.kernels.numpy_kernels import (
     serves_loss,
 )  # fmt: skip
 from xnn.backends.kernels.rows import Rows, Stretch, Writer
+from xnn.backends.kernels.sum_kernels import is_sum, serves_penalty
 from xnn.backends.kernels.update_kernels import serves_adam, serves_update
 from xnn.errors import BackendUnavailableError
 from xnn.ops import updates
@@ -34,7 +35,6 @@ from xnn.ops.sums import LONG
 __all__ = ["CompiledTable"]
 
 _KINDS = {None: LINEAR, ops.relu: RELU, ops.sigmoid: SIGMOID, ops.tanh: TANH}
-_REALS = {np.dtype(np.float32), np.dtype(np.float64)}
 
 
 def _dense(call: Call) -> Rows:
@@ -160,25 +160,11 @@ def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
     return out.made
 
 
-def _is_sum(call: Call) -> bool:
-    """Whether two arrays of one shape and dtype are added."""
-    slots = [slot for slot in (*call.reads, *call.writes) if slot is not None]
-    alike = {(slot.shape, np.dtype(slot.dtype)) for slot in slots}
-    return len(slots) == 3 and len(alike) == 1 and slots[0].dtype in _REALS
-
-
 def _sum(call: Call) -> Rows:
     (a, b), y = (slot.array for slot in call.reads), _written(call)[0]
     out = Writer(y.dtype)
     out.row(Code.ADD, y, a, b, y.size, np.ones(1), None)
     return out.made
-
-
-def _serves_penalty(call: Call) -> bool:
-    """Whether all arrays are of one floating-point dtype; a backward call may add to other gradients."""
-    slots = [slot for slot in (*(call.forward or call).reads, *call.reads, *call.writes) if slot is not None]
-    dtypes = {np.dtype(slot.dtype) for slot in slots}
-    return len(dtypes) == 1 and dtypes <= _REALS
 
 
 def _penalty(call: Call) -> Rows:
@@ -247,10 +233,10 @@ class CompiledTable(KernelTable):
                 ("metric", accuracy): (_accuracy, _has_labels(serves_labels)),
                 ("forward", ops.dropout): (_dropout, _serves_dropout),
                 ("backward", ops.dropout): (_dropout_backward, _serves_dropout),
-                ("forward", ops.l2_penalty): (_penalty, _serves_penalty),
-                ("backward", ops.l2_penalty): (_penalty_backward, _serves_penalty),
-                ("forward", ops.add): (_sum, _is_sum),
-                ("add", None): (_sum, _is_sum),
+                ("forward", ops.l2_penalty): (_penalty, serves_penalty),
+                ("backward", ops.l2_penalty): (_penalty_backward, serves_penalty),
+                ("forward", ops.add): (_sum, is_sum),
+                ("add", None): (_sum, is_sum),
                 ("update", updates.sgd): (_sgd, serves_update),
                 ("update", updates.adam): (_adam, serves_adam),
                 **{("forward", op): (_activation, serves_elements) for op in _KINDS if op is not None},

@@ -17,6 +17,7 @@ from xnn import ops
 from xnn.backends.kernels.blas import gemm
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable, chain, nothing
 from xnn.backends.kernels.image_kernels import IMAGE_KERNELS
+from xnn.backends.kernels.sum_kernels import SUM_KERNELS
 from xnn.backends.kernels.update_kernels import RULES, adam, serves_adam, serves_update, sgd, update_by_rule
 from xnn.ops import updates
 from xnn.ops.apply import backward_of, forward_of
@@ -372,6 +373,7 @@ NUMPY_KERNELS = KernelTable(
         ("update", updates.sgd): (sgd, serves_update),
         ("update", updates.adam): (adam, serves_adam),
         **IMAGE_KERNELS,
+        **SUM_KERNELS,
         **{("update", rule): (update_by_rule(np), serves_update) for rule in RULES},
         **{("forward", op): (_activation, serves_elements) for op in ACTIVATIONS},
         **{("backward", op): (_activation_backward, serves_elements) for op in ACTIVATIONS},

@@ -448,9 +448,8 @@ def test_dropout(dtype):
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "added to gradients"])
 @pytest.mark.parametrize("sizes", [(1,), (31, 1), (33,), (7, 5000)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_l2_penalty(dtype, sizes, beside):
-    pytest.importorskip("numba")
-    both = Both(LIB.kernels("compiled"))
+def test_l2_penalty(table, dtype, sizes, beside):
+    both = Both(table)
     both.slot("grad", np.asarray(0.5, dtype))
     both.empty("y", (), dtype)
     for number, size in enumerate(sizes):
@@ -488,9 +487,8 @@ def test_l2_penalty(dtype, sizes, beside):
 @pytest.mark.parametrize("kind", ["forward", "add"])
 @pytest.mark.parametrize("shape", [(), (3, 7), (0, 2)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sums_of_two_arrays_have_the_ops_bits(dtype, shape, kind):
-    pytest.importorskip("numba")
-    both = Both(LIB.kernels("compiled"))
+def test_sums_of_two_arrays_have_the_ops_bits(table, dtype, shape, kind):
+    both = Both(table)
     for number, name in enumerate("ab"):
         both.slot(name, numbers(shape, dtype, number, special=True))
     both.empty("y", shape, dtype)
@@ -634,7 +632,8 @@ def test_every_kernel_of_every_table_is_tested_here():
     tested = {
         ("gather", None), ("forward", ops.dense), ("backward", ops.dense), ("loss", ops.softmax_cross_entropy),
         ("metric", accuracy), ("update", updates.sgd), ("update", updates.adam),
-        *itertools.product(("forward", "backward"), (ops.relu, ops.sigmoid, ops.tanh)),
+        *itertools.product(("forward", "backward"), (ops.relu, ops.sigmoid, ops.tanh, ops.l2_penalty)),
+        ("forward", ops.add), ("add", None),
     }  # fmt: skip
     by_rule = {
         ("update", updates.adadelta), ("update", updates.adagrad), ("update", updates.adamw),
@@ -643,8 +642,7 @@ def test_every_kernel_of_every_table_is_tested_here():
     images = set(itertools.product(("forward", "backward"), (ops.conv2d,)))  # tested in test_image_kernels.py
     assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images
     pytest.importorskip("numba")
-    more = set(itertools.product(("forward", "backward"), (ops.dropout, ops.l2_penalty)))
-    more |= {("forward", ops.add), ("add", None)}
+    more = set(itertools.product(("forward", "backward"), (ops.dropout,)))
     assert set(LIB.kernels("compiled").kernels) == tested | more
 
 

@@ -1,0 +1,76 @@
+"""Kernels in plain NumPy for sums of two arrays, and for the L2 penalty of weights and its gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xnn import ops
+from xnn.backends.kernels.calls import Call, Runnable, chain
+
+__all__ = ["SUM_KERNELS", "is_sum", "serves_penalty"]
+
+_REALS = {np.dtype("float32"), np.dtype("float64")}
+
+
+def is_sum(call: Call) -> bool:
+    """Whether two arrays of one shape and dtype are added."""
+    slots = [slot for slot in (*call.reads, *call.writes) if slot is not None]
+    alike = {(slot.shape, np.dtype(slot.dtype)) for slot in slots}
+    return len(slots) == 3 and len(alike) == 1 and slots[0].dtype in _REALS
+
+
+def serves_penalty(call: Call) -> bool:
+    """Whether all arrays are of one floating-point dtype; a backward call may add to other gradients."""
+    slots = [slot for slot in (*(call.forward or call).reads, *call.reads, *call.writes) if slot is not None]
+    dtypes = {np.dtype(slot.dtype) for slot in slots}
+    return len(dtypes) == 1 and dtypes <= _REALS
+
+
+def _sum(call: Call) -> Runnable:
+    (a, b), y = (slot.array for slot in call.reads), call.writes[0].array  # type: ignore[union-attr]
+
+    def run() -> None:
+        np.add(a, b, out=y)
+
+    return run
+
+
+def _penalty(call: Call) -> Runnable:
+    flat = [slot.array.reshape(-1) for slot in call.reads]
+    y, half = call.writes[0].array, 0.5 * call.options.get("strength", 1.0)  # type: ignore[union-attr]
+
+    def run() -> None:
+        total = np.matmul(flat[0], flat[0])
+        for a in flat[1:]:
+            total = total + np.matmul(a, a)
+        y[()] = total * half
+
+    return run
+
+
+def _penalty_backward(call: Call) -> Runnable:
+    """Compute dy/da = strength a for each array, and add the gradients that the call reads, if it reads any."""
+    assert call.forward is not None
+    strength, (grad, *others) = call.forward.options.get("strength", 1.0), (s.array for s in call.reads)
+
+    def slope(y: np.ndarray, w: np.ndarray, other: np.ndarray | None) -> Runnable:
+        product = y if other is None else np.empty_like(y)
+
+        def run() -> None:
+            np.multiply(w, grad * strength, out=product)
+            if other is not None:
+                np.add(other, product, out=y)
+
+        return run
+
+    beside = others or [None] * len(call.writes)
+    each = zip(call.writes, call.forward.reads, beside, strict=True)
+    return chain(*(slope(y.array, w.array, other) for y, w, other in each if y is not None))
+
+
+SUM_KERNELS = {
+    ("forward", ops.l2_penalty): (_penalty, serves_penalty),
+    ("backward", ops.l2_penalty): (_penalty_backward, serves_penalty),
+    ("forward", ops.add): (_sum, is_sum),
+    ("add", None): (_sum, is_sum),
+}
