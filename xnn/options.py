@@ -272,8 +272,7 @@ def explained(init: Callable[..., None]) -> Callable[..., None]:
         f"*{p.name}" if p.kind is p.VAR_POSITIONAL else name for name, p in signature.parameters.items()
     ][1:]
 
-    @functools.wraps(init)
-    def checked(self: Any, *values: Any, **options: Any) -> None:
+    def check(self: Any, values: tuple[Any, ...], options: dict[str, Any]) -> None:
         try:
             signature.bind(self, *values, **options)
         except TypeError as error:
@@ -284,10 +283,16 @@ def explained(init: Callable[..., None]) -> Callable[..., None]:
                 check_known(name, options, [option.lstrip("*") for option in takes])
             allowed = ", ".join(takes) if takes else "no options"
             raise OptionError(f"{name}: {error}; it takes {allowed}") from None
+
+    @functools.wraps(init)
+    def checked(self: Any, *values: Any, **options: Any) -> None:
         inner = "_building" in vars(self)  # a base class's
         vars(self)["_building"] = True
         try:
             init(self, *values, **options)
+        except TypeError:  # of the arguments, or from inside
+            check(self, values, options)
+            raise
         finally:
             if not inner:
                 del vars(self)["_building"]

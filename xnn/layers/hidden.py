@@ -19,6 +19,7 @@ __all__ = ["check_nothing_hidden", "hidden_in"]
 
 # How many objects inside one another are looked into, and how many in all, for each attribute of a layer.
 _DEEPEST, _MOST = 6, 10_000
+_PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
 def check_nothing_hidden(model: Stateful) -> None:
@@ -37,7 +38,7 @@ def check_nothing_hidden(model: Stateful) -> None:
     known = {id(item) for layer in model.all_layers() for item in (layer, *(p for _, p in layer.own_state()))}
     for layer in model.all_layers():
         for name, value in vars(layer).items():
-            if name in ("_given", "_tape"):
+            if type(value) in _PLAIN or name in ("_given", "_tape"):
                 continue
             for path, item in hidden_in(value, name, known):
                 owner = type(layer).__name__

@@ -239,8 +239,8 @@ class Trainer(Habitual):
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
             fit.on_host, fit.held_out = on_host, held_out
-            if self.model.numerics != chosen:  # to assign it is to have the model looked at again
-                self.model.numerics = chosen if self.model.numerics is None else "mixed"
+            if self.model.numerics != chosen:  # not by assignment: the model would be looked at again
+                vars(self.model)["numerics"] = chosen if self.model.numerics is None else "mixed"
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             streamed = {"data": "streamed from the host"} if streaming else {}
             history.plan = {**plan, **stepper.plan, **streamed}
