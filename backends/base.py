@@ -219,6 +219,10 @@ class Backend:
         each = [self.xp.all(self.xp.isfinite(a)) for a in arrays]
         return not each or bool(self.to_host(self.xp.all(self.xp.stack(each))))
 
+    def stacked(self, numbers: Sequence[Any]) -> np.ndarray:
+        """Arrays of one shape as one array on the host, in float64. Waits for the device, once."""
+        return self.to_host(self.xp.stack(numbers)).astype(np.float64)
+
     def buffer(self, shape: tuple[int, ...], dtype: Any, like: Any = None) -> Any:
         """Allocate an array for kernels to write: a copy of `like`, or uninitialised."""
         raise NotImplementedError

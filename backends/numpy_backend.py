@@ -7,7 +7,7 @@ import importlib.util
 import math
 import platform
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,12 @@ class NumpyBackend(Backend):
 
     def to_host(self, x: Any) -> np.ndarray:
         return np.asarray(x)
+
+    def finite(self, arrays: Sequence[Any]) -> bool:
+        return all(bool(np.isfinite(a).all()) for a in arrays)
+
+    def stacked(self, numbers: Sequence[Any]) -> np.ndarray:
+        return np.array(numbers, np.float64)
 
     def bits(self, x: Any, dtype: str) -> Any:
         return np.asarray(x).view(dtype)

@@ -145,7 +145,10 @@ class _Limits:
 
     def enter(self, threads: int) -> int:
         with self.lock:
+            first = not self.asked
             self._add(threads)
+            if first and all(before <= threads for before in self.before):  # nothing changes
+                return min([*self.before, threads])
             return self._apply()
 
     def choose(self, threads: int | None) -> None:

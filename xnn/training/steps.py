@@ -281,7 +281,7 @@ class Stepper:
         columns = self.collected if self.total else self.collected[:-1]
         for column, numbers in enumerate(columns):
             if numbers:
-                taken[column] = self.lib.to_host(self.lib.xp.stack(numbers)).astype(np.float64)
+                taken[column] = self.lib.stacked(numbers)
             numbers.clear()
         return [taken.get(column, np.empty(0)) for column in range(len(columns))]
 
