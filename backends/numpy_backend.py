@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import math
 import platform
+import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +76,9 @@ class NumpyBackend(Backend):
                 tracemalloc.stop()
 
     def describe(self) -> dict[str, str]:
-        return {"library": f"numpy {np.__version__}", "device": platform.processor() or platform.machine()}
+        # On Linux `platform.processor` starts a program, which says the same.
+        processor = "" if sys.platform == "linux" else platform.processor()
+        return {"library": f"numpy {np.__version__}", "device": processor or platform.machine()}
 
     def probe(self) -> None:
         a = np.asarray([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)

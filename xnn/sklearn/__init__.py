@@ -13,6 +13,12 @@ try:
 except ImportError as error:
     raise MissingExtraError('xnn.sklearn needs scikit-learn: pip install ".[sklearn]"') from error
 
+# Loaded now, and not in the first fit, which would take longer.
+from xnn.backends import numpy_backend  # noqa: F401
+from xnn.backends.kernels import numpy_kernels  # noqa: F401
+from xnn.backends.threads import blas_threads
 from xnn.sklearn.estimators import MLPClassifier, MLPRegressor
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
+
+blas_threads()  # The search for BLAS libraries takes 10 ms, once in a process.
