@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.registry import is_computed, is_device_array, widened
+from xnn.backends.registry import is_device_array, widened
 from xnn.backends.row_sources import Converted, RowSource, reads_rows
 from xnn.errors import DTypeError, ShapeError
 from xnn.options import shown
 
 __all__ = ["as_host_array"]
 
+#: Dtypes of plain arrays that stay as they are.
+_COMPUTED = frozenset(map(np.dtype, ("float32", "float64", "int64", "uint8")))
 # What `numpy.asarray` and the `__array__` of other libraries raise. PyTorch's is a RuntimeError for a tensor with a
 # gradient, and a TypeError for one on a GPU.
 _NO_ARRAYS = str, bytes, bytearray, Mapping, Set, Iterator
@@ -36,8 +38,7 @@ def as_host_array(value: Any, what: str, by_rows: bool = False) -> Any:
         >>> as_host_array([[1, 2], [3, 4]], "x").shape
         (2, 2)
     """
-    plain = type(value) is np.ndarray and is_computed(value.dtype)
-    if plain and (not by_rows or value.base is None):
+    if type(value) is np.ndarray and value.dtype in _COMPUTED and (value.base is None or not by_rows):
         return value
     if type(value) is not np.ndarray and is_device_array(value):
         return widened(value)

@@ -276,8 +276,7 @@ class Layer(Stateful, Habitual):
 
     def forget(self) -> None:
         """Free the memory of what `backward` would need."""
-        if self._tape is not None:
-            self._tape = None
+        self.__dict__["_tape"] = None
         for _, layer in self._layers():
             layer.forget()
 
