@@ -13,6 +13,8 @@ pytest.importorskip("sklearn")
 
 from sklearn.base import clone
 
+import xnn
+from xnn import initializers, layers
 from xnn.sklearn import MLPClassifier, MLPRegressor
 from xnn.training import steps
 
@@ -44,6 +46,27 @@ def assert_same(a, b):
     assert (a.loss_curve_, a.t_, a.n_iter_) == (b.loss_curve_, b.t_, b.n_iter_)
 
 
+class Scale(layers.Layer):
+    """y = a x for each feature, written by hand: it reads the parameter's array in each step."""
+
+    def __init__(self, features):
+        self.a = layers.Parameter("a", (features,), initializers.Ones(), "float64")
+        super().__init__()
+
+    def forward(self, x, training=False):
+        self.x = x
+        return x * self.a.value
+
+    def backward(self, dout, input_gradient=True):
+        self.a.grad = (dout * self.x).sum(axis=0)
+        return dout * self.a.value
+
+
+def by_hand(features, outputs):
+    stack = Scale(features), layers.Dense(features, outputs, dtype="float64")
+    return xnn.Sequential(*stack, seed=0)
+
+
 @pytest.fixture
 def prepared(monkeypatch):
     """A list that gets an entry for each time that programs are made."""
@@ -65,6 +88,7 @@ def prepared(monkeypatch):
         {"dropout": 0.3, "batch_norm": True, "dtype": "float32"},
         {"optimizer": "adamw", "schedule": "cosine"},
         {"numerics": "exact"},
+        {"model": by_hand, "batch_size": 25},
         {"hidden_layer_sizes": (), "alpha": 0.0, "threads": 1},
     ],
     ids=str,
