@@ -337,7 +337,7 @@ _NEAR = 0.75
 
 def _check_new(thing: Habitual, name: str) -> None:
     """Raise AttributeError for a new attribute of xnn's own object that would have no effect."""
-    kind = type(thing)
+    kind: Any = type(thing)
     if not kind.__module__.startswith("xnn.") or hasattr(kind, name):
         return
     checked = kind.__module__.split(".")[1] in _OPTIONS_IN and not thing._building
@@ -346,7 +346,7 @@ def _check_new(thing: Habitual, name: str) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _fault(kind: type[Habitual], name: str, present: tuple[str, ...] | None) -> str:
+def _fault(kind: Any, name: str, present: tuple[str, ...] | None) -> str:
     """What is wrong with a new attribute of an object of this class; "" if nothing is.
 
     present: the attributes that the object has; None if it may have any that other libraries do not know.

@@ -121,8 +121,9 @@ def _descend(
     rows = X.shape[0]
     batch_size, epochs = _batch_size(e, rows), 1 if incremental else e.max_iter
     last, e._prepared = e._prepared if incremental else None, None
-    again = last is not None and last.fits(e, model, X, sample_weight is not None)
-    trainer = last.trainer if again else _descending(e, model, rows, batch_size, incremental)
+    if last is not None and not last.fits(e, model, X, sample_weight is not None):
+        last = None
+    trainer = _descending(e, model, rows, batch_size, incremental) if last is None else last.trainer
     optimizer = trainer.optimizer
     score = None if held_out is None else _scorer(e, data_loss(e.loss, e.out_activation_), *held_out)
     watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, rows, score)
@@ -133,15 +134,15 @@ def _descend(
     data, weights = _data(e, model, X, y), _weights(model, sample_weight)
     # The order of the samples has no effect on a single batch.
     orders = _orders(e, rows) if e.shuffle and batch_size < rows else False
-    if incremental and not again and is_stream(e, model, X):
+    if incremental and last is None and is_stream(e, model, X):
         trainer.keeps_programs = True
         data = data[0].copy(), data[1].copy()
     with _divergence_as_value_error():
         try:
-            if again:
-                fit_again(trainer, data, weights, seed, orders)
-            else:
+            if last is None:
                 trainer.fit(data, None, epochs, batch_size, weights, seed, progress=False, shuffle=orders)
+            else:
+                fit_again(trainer, data, weights, seed, orders)
         except DivergenceError:
             if not (e.early_stopping and np.isfinite(e.best_validation_score_)):
                 raise

@@ -65,7 +65,7 @@ def never_warn(model: Sequential) -> None:
 
 
 def _is_warned_of_all(model: Sequential) -> bool:
-    return _warned.get(model) == _SUBJECTS
+    return _warned.get(model, frozenset()) >= _SUBJECTS
 
 
 def _warn_once(model: Sequential, subject: str, message: str, stacklevel: int) -> None:
