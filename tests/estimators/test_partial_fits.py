@@ -139,6 +139,27 @@ def test_what_changes_between_parts_counts(between):
     assert_same(one, other)
 
 
+@pytest.mark.parametrize("state", [None, np.random.RandomState(3), np.int64(3)], ids=str)
+def test_the_random_state_may_change_between_parts(state):
+    options = {"hidden_layer_sizes": (7,), "batch_size": 25, "dropout": 0.5}
+    several = []
+    for prepares in (False, True):
+        np.random.seed(5)  # noqa: NPY002
+        given = copy.deepcopy(state)
+        states = [3, 4, given, 3]
+        several.append(
+            train(
+                MLPClassifier(**options, random_state=3),
+                parts(4),
+                prepares,
+                lambda estimator, n: estimator.set_params(random_state=states[n]),  # noqa: B023
+            )
+        )
+        if given is not state:
+            assert given.rand() != np.random.RandomState(3).rand()
+    assert_same(*several)
+
+
 def test_parts_of_another_size_or_with_weights_prepare_anew(prepared):
     stream = [*parts(2), *parts(2, rows=9), *parts(2, weighted=True), *parts(1)]
     estimators = [train(MLPClassifier((7,), random_state=0), stream, prepares) for prepares in (False, True)]

@@ -99,7 +99,8 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         sample_weight = with_class_weight(self, y, sample_weight, incremental)
         self.n_outputs_ = y.shape[1]
-        self._random_state = check_random_state(self.random_state)
+        again = None if self._prepared is None else self._prepared.random_state(self)
+        self._random_state = check_random_state(self.random_state) if again is None else again
         with self._on_backend():
             if first:
                 self._begin(y)
