@@ -133,7 +133,7 @@ class Stateful:
         return [pair for pair in self._held() if type(pair[1]) is Parameter]
 
     def _layers(self) -> list[tuple[str, Any]]:
-        return [pair for pair in self._held() if isinstance(pair[1], Stateful)]
+        return [pair for pair in self._held() if isinstance(pair[1], Stateful)] if self._others else []
 
     def all_layers(self) -> Iterator[Any]:
         """The layer itself and every layer inside it."""
@@ -141,9 +141,8 @@ class Stateful:
 
     def _all_layers(self) -> list[Any]:
         found = [self]
-        for _, item in self._held():
-            if isinstance(item, Stateful):
-                found += item._all_layers()
+        for _, layer in self._layers():
+            found += layer._all_layers()
         return found
 
     @property
