@@ -38,8 +38,9 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
     "preprocessed."
 )
-#: The multiplications of a forward pass in all epochs, below which a fit takes a tenth of a second.
-_FEW_PRODUCTS = 1e9
+#: The multiplications of a forward pass in all epochs, below which a fit takes at most about half a second: Numba's
+#: kernels save half of that, and take as long to be loaded. What ran before must not count: it would change the bits.
+_FEW_PRODUCTS = 4e9
 #: How many samples a solver that takes all of them at once computes at a time.
 _ROWS_AT_A_TIME = 10_000
 
