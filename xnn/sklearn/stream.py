@@ -34,7 +34,8 @@ class Prepared:
         self.trainer, self.programs = trainer, trainer.programs
         self._shape, self._weighted, self._solver = self.programs.batches.arrays[0].shape, weighted, e._solver
         self._parameters, self._surroundings = _parameters(e), _surroundings()
-        self._random = e._random_state if isinstance(e.random_state, int) else None
+        own = isinstance(e.random_state, int)
+        self._random: np.random.RandomState | None = e._random_state if own else None
         trainer.callbacks, self.programs.batches.shuffle = [], False  # which know the estimator, and the data
 
     def random_state(self, e: Any) -> np.random.RandomState | None:
