@@ -17,12 +17,12 @@ from xnn.backends import available_backends, backend, current_backend, current_n
 from xnn.layers import Sequential
 from xnn.sklearn import network
 from xnn.sklearn.inputs import (
+    checked_samples,
     checked_there,
     floating,
     is_on_device,
     on_host,
     received,
-    samples_of,
     stand_in,
     validate,
 )
@@ -164,14 +164,14 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
         """The network's outputs after the last activation, in the dtype of the samples."""
         if check_input:
-            X = validate(self, X)
+            X = validate(self, X, finite=False)
         dtype = floating(X) or self.coefs_[0].dtype
         if X.shape[0] * sum(coef.size for coef in self.coefs_) < _FEW_PRODUCTS and self._is_plain():
             outputs = super()._forward_pass_fast(on_host(X), check_input=False)
             return np.asarray(outputs, dtype)
         with nullcontext() if self.numerics is None else numerics(self.numerics):
             model = self._network()
-            return self._activated(model.predict(samples_of(X, model.dtype, whole=False)), dtype)
+            return self._activated(model.predict(checked_samples(self, X, model.dtype)), dtype)
 
     def _is_plain(self) -> bool:
         """Whether scikit-learn's own forward pass computes the same as the network."""
