@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from sklearn import get_config
+from sklearn.utils._array_api import device, get_namespace
 
 from xnn.backends import backend_of, current_backend, get_backend
 from xnn.backends.row_sources import Converted, RowSource
@@ -74,9 +75,7 @@ def handed_back(outputs: Any, X: Any) -> Any:
     """
     if not dispatches(X):
         return outputs
-    from array_api_compat import array_namespace, device
-
-    xp = array_namespace(X)
+    xp = get_namespace(X)[0]
     if is_on_device(outputs):
         return outputs if type(outputs) is type(X) else xp.from_dlpack(outputs)
     return xp.asarray(outputs, device=device(X)) if outputs.dtype.kind in "biuf" else outputs
