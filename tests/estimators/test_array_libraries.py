@@ -46,6 +46,8 @@ def library(request):
 
 @pytest.fixture
 def dispatch(monkeypatch):
+    if sklearn.__version__.startswith("1.6."):
+        pytest.skip("this scikit-learn sets array-api-strict back to an older standard")
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")  # scikit-learn asks for it
     with sklearn.config_context(array_api_dispatch=True):
         yield

@@ -30,6 +30,9 @@ from xnn.sklearn import MLPClassifier, MLPRegressor
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:Metadata routing:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:scipy.optimize. The `disp`:DeprecationWarning"
+    ),  # scikit-learn before 1.7
 ]
 
 X, LABELS = load_digits(return_X_y=True)

@@ -15,7 +15,12 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from xnn import sklearn as ours
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:scipy.optimize. The `disp`:DeprecationWarning"
+    ),  # scikit-learn before 1.7
+]
 NEWEST = tuple(map(int, sklearn.__version__.split(".")[:2]))
 WEIGHTED = NEWEST >= (1, 7)  # scikit-learn's own MLP takes sample_weight, and has loss="poisson"
 
