@@ -1,24 +1,21 @@
 """The table of compiled kernels: each call becomes one or more rows of numbers, which `compiled_loops.run` executes.
 
-A row is an operation code, then addresses of buffers, sizes and flags. Calls without rows, such as a user's op or the
-drawing of dropout's mask, are run by a NumPy kernel or by the op, between two stretches of rows. Importing this file
-imports Numba.
+Calls without rows, such as a user's op or the drawing of dropout's mask, are run by a NumPy kernel or by the op,
+between two stretches of rows. Importing this file imports Numba.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
 
 from xnn import ops
-from xnn.backends.kernels.blas import blas_routine, operand
+from xnn.backends.kernels.blas import blas_routine
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable
-from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH, WIDTH, Code, run
-from xnn.backends.kernels.jit import load
+from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH, Code
 from xnn.backends.kernels.numpy_kernels import (
     NUMPY_KERNELS,
     serves_dense,
@@ -27,6 +24,7 @@ from xnn.backends.kernels.numpy_kernels import (
     serves_labels,
     serves_loss,
 )  # fmt: skip
+from xnn.backends.kernels.rows import Rows, Stretch, Writer
 from xnn.backends.kernels.update_kernels import serves_adam, serves_update
 from xnn.errors import BackendUnavailableError
 from xnn.ops import updates
@@ -37,56 +35,12 @@ __all__ = ["CompiledTable"]
 
 _KINDS = {None: LINEAR, ops.relu: RELU, ops.sigmoid: SIGMOID, ops.tanh: TANH}
 _REALS = {np.dtype(np.float32), np.dtype(np.float64)}
-_NO_MOVES = np.empty((0, 3), np.int64)
-
-
-@dataclass
-class Rows:
-    """The rows of one call.
-
-    numbers: the rows. arrays: the arrays whose addresses are in the rows. dtype: the dtype that the rows compute in,
-    or None if they serve any dtype.
-    """
-
-    numbers: list[tuple[int, ...]]
-    arrays: list[Any]
-    dtype: Any
-
-
-class _Writer:
-    """Collects the rows of one call. An array given as a column becomes its address, None becomes 0."""
-
-    def __init__(self, dtype: Any) -> None:
-        self.made = Rows([], [], None if dtype is None else np.dtype(dtype))
-
-    def row(self, code: Code, *columns: Any) -> None:
-        self.made.arrays.extend(c for c in columns if isinstance(c, np.ndarray))
-        numbers = [_address(c) if c is None or isinstance(c, np.ndarray) else int(c) for c in columns]
-        self.made.numbers.append((int(code), *numbers, *(0,) * (WIDTH - 1 - len(numbers))))
-
-    def gemm(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, rate: np.ndarray | None = None) -> None:
-        """Add the row of c <- a b, or of c <- c - rate a b if `rate` is given: an array with the learning rate."""
-        routine = blas_routine(str(c.dtype))
-        named = operand(a), operand(b)
-        assert routine is not None
-        assert named[0] is not None
-        assert named[1] is not None
-        (flag_a, lead_a), (flag_b, lead_b) = named[0], named[1]
-        (m, k), n = a.shape, b.shape[1]
-        self.row(
-            Code.GEMM, routine.address, routine.wide, flag_a, flag_b, m, n, k, a, lead_a, b, lead_b, c, rate,
-            rate is not None,
-        )  # fmt: skip
-
-
-def _address(array: Any) -> int:
-    return 0 if array is None else int(array.ctypes.data)
 
 
 def _dense(call: Call) -> Rows:
     x, w, *bias = (slot.array for slot in call.reads)
     y = _written(call)[0]
-    out = _Writer(y.dtype)
+    out = Writer(y.dtype)
     out.gemm(x, w, y)
     if bias or call.activation is not None:
         out.row(Code.ACTIVATE, _KINDS[call.activation], y, bias[0] if bias else None, *y.shape)
@@ -105,7 +59,7 @@ def _dense_backward(call: Call) -> Rows:
     y, dz = _written(forward)[0], call.reads[0].array
     dx, dw, *rest = _written(call)
     db = rest[0] if rest else None
-    out = _Writer(dz.dtype)
+    out = Writer(dz.dtype)
     rate = None if call.rule is None else call.rule.numbers
     sums = db if rate is None or db is None else np.empty_like(db)  # a folded update's db is b
     if sums is not None or forward.activation is not None:
@@ -126,7 +80,7 @@ def _written(call: Call) -> list[Any]:
 
 def _activation(call: Call) -> Rows:
     x, y = call.reads[0].array, _written(call)[0]
-    out = _Writer(y.dtype)
+    out = Writer(y.dtype)
     out.row(Code.COPY, y, x, y.size)
     out.row(Code.ACTIVATE, _KINDS[call.op], y, None, 1, y.size)
     return out.made
@@ -135,7 +89,7 @@ def _activation(call: Call) -> Rows:
 def _activation_backward(call: Call) -> Rows:
     assert call.forward is not None
     y, dy, dx = _written(call.forward)[0], call.reads[0].array, _written(call)[0]
-    out = _Writer(y.dtype)
+    out = Writer(y.dtype)
     out.row(Code.COPY, dx, dy, dx.size)
     out.row(Code.GRADIENT, _KINDS[call.op], dx, y, None, 1, dx.size)
     return out.made
@@ -143,7 +97,7 @@ def _activation_backward(call: Call) -> Rows:
 
 def _cross_entropy(call: Call) -> Rows:
     z, labels = (slot.array for slot in call.reads)
-    out = _Writer(z.dtype)
+    out = Writer(z.dtype)
     out.row(Code.CROSS_ENTROPY, z, labels, *_written(call), *z.shape)
     return out.made
 
@@ -151,7 +105,7 @@ def _cross_entropy(call: Call) -> Rows:
 def _gather(call: Call) -> Rows:
     source, rows, target = call.options["source"], call.options["cursor"].rows, _written(call)[0]
     n, width = len(rows), source.size // max(1, len(source))
-    out = _Writer(target.dtype if source.dtype == np.uint8 else None)  # other dtypes are only copied
+    out = Writer(target.dtype if source.dtype == np.uint8 else None)  # other dtypes are only copied
     if source.dtype == np.uint8:
         numbers = np.asarray([call.options.get("scale", 1.0), call.options.get("offset", 0.0)])
         out.row(Code.GATHER, source, rows, target, n, width, numbers, len(source))
@@ -175,7 +129,7 @@ def _can_gather(call: Call) -> bool:
 
 def _accuracy(call: Call) -> Rows:
     outputs, labels = (slot.array for slot in call.reads)
-    out = _Writer(outputs.dtype)
+    out = Writer(outputs.dtype)
     out.row(Code.COUNT_RIGHT, outputs, labels, _written(call)[0], *outputs.shape)
     return out.made
 
@@ -201,7 +155,7 @@ def _serves_dropout(call: Call) -> bool:
 
 
 def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
-    out = _Writer(y.dtype)
+    out = Writer(y.dtype)
     out.row(Code.DROPOUT, x, y, keep.view(np.uint8), y.size, np.asarray([1.0 / (1.0 - rate)]))
     return out.made
 
@@ -215,7 +169,7 @@ def _is_sum(call: Call) -> bool:
 
 def _sum(call: Call) -> Rows:
     (a, b), y = (slot.array for slot in call.reads), _written(call)[0]
-    out = _Writer(y.dtype)
+    out = Writer(y.dtype)
     out.row(Code.ADD, y, a, b, y.size, np.ones(1), None)
     return out.made
 
@@ -229,7 +183,7 @@ def _serves_penalty(call: Call) -> bool:
 
 def _penalty(call: Call) -> Rows:
     y, strength = _written(call)[0], np.asarray([call.options.get("strength", 1.0)], float)
-    out, lanes = _Writer(y.dtype), np.empty(LANES, y.dtype)
+    out, lanes = Writer(y.dtype), np.empty(LANES, y.dtype)
     for number, slot in enumerate(call.reads):
         out.row(Code.SQUARES, y, slot.array, slot.array.size, strength, number == 0, lanes)
     return out.made
@@ -239,7 +193,7 @@ def _penalty_backward(call: Call) -> Rows:
     assert call.forward is not None
     strength = np.asarray([call.forward.options.get("strength", 1.0)], float)
     grad, *others = (slot.array for slot in call.reads)
-    out = _Writer(grad.dtype)
+    out = Writer(grad.dtype)
     for y, w, other in zip(
         _written(call), call.forward.reads, others or [None] * len(call.writes), strict=True
     ):
@@ -250,7 +204,7 @@ def _penalty_backward(call: Call) -> Rows:
 
 def _sgd(call: Call) -> Rows:
     group = call.rule
-    out = _Writer(call.reads[0].dtype)
+    out = Writer(call.reads[0].dtype)
     for w, g, *velocity in group.stretches(call):
         out.row(Code.SGD, w, g, velocity[0] if velocity else None, w.size, group.numbers)
     return out.made
@@ -258,7 +212,7 @@ def _sgd(call: Call) -> Rows:
 
 def _adam(call: Call) -> Rows:
     group = call.rule
-    out = _Writer(call.reads[0].dtype)
+    out = Writer(call.reads[0].dtype)
     for w, g, mean, square in group.stretches(call):
         out.row(Code.ADAM, w, g, mean, square, w.size, group.numbers)
     return out.made
@@ -332,36 +286,3 @@ class CompiledTable(KernelTable):
             if item is not None:
                 steps.append(item)
         return steps
-
-
-class Stretch:
-    """Rows that one call runs, in order: a step of a program, or a part of one."""
-
-    def __init__(self, parts: list[Rows]) -> None:
-        rows = [row for part in parts for row in part.numbers]
-        self.table = np.asarray(rows, np.int64).reshape(-1, WIDTH)
-        self.arrays = [array for part in parts for array in part.arrays]  # keeps them alive
-        dtype = next((part.dtype for part in parts if part.dtype is not None), np.float32)
-        self.reals = np.asarray([*[0] * 9, 1], dtype)
-        load(lambda: run(self.table[:0], _NO_MOVES, 1, self.reals), run)
-
-    def __call__(self) -> None:
-        run(self.table, _NO_MOVES, 1, self.reals)
-
-    def several(self, moving: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callable[[int], None] | None:
-        """See `KernelTable.several`."""
-        table, moves = self.table.copy(), list[tuple[int, int, int]]()
-        for array, parts in moving:
-            places = np.argwhere(self.table[:, 1:] == _address(array))
-            if not len(places):
-                return None
-            for row, column in places:
-                table[row, 1 + column] = _address(parts)
-                moves.append((row, 1 + column, parts.strides[0]))
-        steps, reals, arrays = np.asarray(moves, np.int64), self.reals, (self.arrays, moving)
-
-        def run_several(count: int) -> None:
-            assert arrays
-            run(table, steps, count, reals)
-
-        return run_several

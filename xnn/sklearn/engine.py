@@ -30,6 +30,7 @@ from xnn.sklearn.inputs import (
     stand_in,
     validate,
 )
+from xnn.sklearn.stream import Prepared
 from xnn.sklearn.training import NOT_FINITE, train, with_class_weight
 
 try:
@@ -65,7 +66,8 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     coefs_, intercepts_: the weights, of which predictions are made, as NumPy arrays in the dtype of the samples.
     _others: the network's other arrays, by name. _solver: what the optimizer needs to go on. _best: the best weights
     of early stopping. _target_units: mean and deviation of the targets, if they are scaled. _model: the network; None
-    after unpickling, until it is needed. _trained_in: its dtype. _made_of: the parameters it was built by.
+    after unpickling, until it is needed. _trained_in: its dtype. _made_of: the parameters it was built by. _prepared:
+    the Trainer for the next partial_fit.
     """
 
     classes_: np.ndarray
@@ -83,6 +85,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     _solver: dict[str, Any] | None = None
     _best: network.Weights | None = None
     _made_of: tuple[Any, ...] = ()
+    _prepared: Prepared | None = None
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
         hidden = network.widths(self.hidden_layer_sizes)
@@ -264,7 +267,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickles and copies keep: NumPy arrays, and not the network, which is built again when it is needed."""
-        dropped = "_model", "_made_of"
+        dropped = "_model", "_made_of", "_prepared"
         kept = {name: value for name, value in super().__getstate__().items() if name not in dropped}
         if isinstance(self.validation_set, (tuple, list)):
             kept["validation_set"] = tuple(map(on_host, self.validation_set))

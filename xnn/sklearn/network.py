@@ -115,9 +115,11 @@ def dense_layers(model: Sequential) -> list[Dense]:
     return [layer for layer in model.all_layers() if isinstance(layer, Dense)]
 
 
-def _others(model: Sequential) -> list[tuple[str, Any]]:
-    """The parameters and buffers that are not those of Dense layers, by name."""
-    ours = {id(p) for layer in dense_layers(model) for p in (layer.weight, layer.bias)}
+def _beside(model: Sequential, dense: Sequence[Dense]) -> list[tuple[str, Any]]:
+    """The parameters and buffers that are not those of these layers, by name."""
+    ours = {id(p) for layer in dense for p in (layer.weight, layer.bias) if p is not None}
+    if len(model.parameters()) == len(ours) and not model.buffers():
+        return []
     return [(name, array) for name, array in model.named_state() if id(array) not in ours]
 
 
@@ -129,7 +131,11 @@ def taken(model: Sequential, dtype: Any) -> Weights:
         return np.array(lib.to_host(parameter.value), dtype=dtype)
 
     biases = [copied(d.bias, dtype) if d.bias is not None else np.zeros(d.outputs, dtype) for d in dense]
-    return [copied(d.weight, dtype) for d in dense], biases, {name: copied(p) for name, p in _others(model)}
+    return (
+        [copied(d.weight, dtype) for d in dense],
+        biases,
+        {name: copied(p) for name, p in _beside(model, dense)},
+    )
 
 
 def put(
@@ -139,12 +145,12 @@ def put(
     others: Mapping[str, np.ndarray],
 ) -> None:
     """Assign weights to a network. NumPy arrays of its dtype are shared with it."""
-    to_device = model.backend.to_device
-    for layer, weight, bias in zip(dense_layers(model), coefs, intercepts, strict=True):
+    to_device, dense = model.backend.to_device, dense_layers(model)
+    for layer, weight, bias in zip(dense, coefs, intercepts, strict=True):
         layer.weight.value = to_device(np.asarray(weight))
         if layer.bias is not None:
             layer.bias.value = to_device(np.asarray(bias))
-    there = dict(_others(model)) if others or model.buffers() else {}
+    there = dict(_beside(model, dense))
     if there.keys() != others.keys():
         raise OptionError(
             "the parameters batch_norm or model were changed after the fit, and describe another network: fit again"

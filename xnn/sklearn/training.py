@@ -27,7 +27,9 @@ from xnn.sklearn.inputs import in_dtype, on_host, rows_of, samples_of, validate
 from xnn.sklearn.objective import Objective, data_loss
 from xnn.sklearn.progress import Convergence, Iterations
 from xnn.sklearn.solvers import continued, kept, new_optimizer
+from xnn.sklearn.stream import Prepared, is_stream
 from xnn.training import Trainer
+from xnn.training.again import fit_again
 
 __all__ = ["NOT_FINITE", "train", "with_class_weight"]
 
@@ -89,7 +91,8 @@ def _minimize(e: Any, X: Any, y: np.ndarray, sample_weight: Any, told: dict[str,
     optimizer = new_optimizer(e, penalized, size, 1, searches.append)
     watcher = Iterations(e, e.coefs_[0].dtype, told, _callback_context(e, told, e.max_iter))
     loss = Objective(data_loss(e.loss, e.out_activation_), (), 0.0)
-    trainer = _trainer(e, model, loss, optimizer, watcher, rows)
+    trainer = _trainer(e, model, loss, optimizer, rows)
+    trainer.callbacks = [watcher, *(e.callbacks or ())]
     with _divergence_as_value_error():
         history = trainer.fit(
             _data(e, model, X, y),
@@ -117,23 +120,28 @@ def _descend(
     _begin_curves(e, held_out is not None)
     rows = X.shape[0]
     batch_size, epochs = _batch_size(e, rows), 1 if incremental else e.max_iter
-    penalized = [layer.weight for layer in network.dense_layers(model)]
-    loss = data_loss(e.loss, e.out_activation_)
-    optimizer = new_optimizer(e, penalized, rows, -(-rows // batch_size))
-    if incremental and e._solver is not None and e._solver["kind"] == type(optimizer).__name__:
-        continued(optimizer, e._solver, model.parameters(), model.backend.to_device)
-    score = None if held_out is None else _scorer(e, loss, *held_out)
+    last, e._prepared = e._prepared if incremental else None, None
+    again = last is not None and last.fits(e, model, X, sample_weight is not None)
+    trainer = last.trainer if again else _descending(e, model, rows, batch_size, incremental)
+    optimizer = trainer.optimizer
+    score = None if held_out is None else _scorer(e, data_loss(e.loss, e.out_activation_), *held_out)
     watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, rows, score)
-    trainer = _trainer(e, model, Objective(loss, penalized, float(e.alpha)), optimizer, watcher, rows)
+    trainer.callbacks = [watcher, *(e.callbacks or ())]
     draws = any(isinstance(layer, Drawing) for layer in model.all_layers())
     seed = int(e._random_state.randint(2**31)) if draws else 0
     e.n_iter_ = 0
     data, weights = _data(e, model, X, y), _weights(model, sample_weight)
     # The order of the samples has no effect on a single batch.
     orders = _orders(e, rows) if e.shuffle and batch_size < rows else False
+    if incremental and not again and is_stream(e, model, X):
+        trainer.keeps_programs = True
+        data = data[0].copy(), data[1].copy()
     with _divergence_as_value_error():
         try:
-            trainer.fit(data, None, epochs, batch_size, weights, seed, progress=False, shuffle=orders)
+            if again:
+                fit_again(trainer, data, weights, seed, orders)
+            else:
+                trainer.fit(data, None, epochs, batch_size, weights, seed, progress=False, shuffle=orders)
         except DivergenceError:
             if not (e.early_stopping and np.isfinite(e.best_validation_score_)):
                 raise
@@ -141,6 +149,8 @@ def _descend(
     assert isinstance(trainer.history, History)
     e._solver = kept(optimizer, model.parameters(), model.backend.to_host)
     e.coefs_, e.intercepts_, e._others = e._best if e.early_stopping else network.taken(model, dtype)
+    if trainer.keeps_programs:
+        e._prepared = Prepared(e, trainer, sample_weight is not None)
     if trainer.history.interrupted:
         _warn("Training interrupted by user.")
     elif e.n_iter_ == e.max_iter and not (trainer.history.stopped or incremental):
@@ -164,16 +174,22 @@ def _begin_curves(e: Any, validates: bool) -> None:
         e.validation_loss_curve_ = []
 
 
-def _trainer(
-    e: Any, model: Sequential, loss: Loss, optimizer: Any, watcher: Iterations, rows: int
-) -> Trainer:
-    watchers = [watcher, *(e.callbacks or ())]
+def _descending(e: Any, model: Sequential, rows: int, batch_size: int, incremental: bool) -> Trainer:
+    """The Trainer of a fit by steps on batches, whose optimizer goes on from the last one in a partial_fit."""
+    penalized = [layer.weight for layer in network.dense_layers(model)]
+    loss = Objective(data_loss(e.loss, e.out_activation_), penalized, float(e.alpha))
+    optimizer = new_optimizer(e, penalized, rows, -(-rows // batch_size))
+    if incremental and e._solver is not None and e._solver["kind"] == type(optimizer).__name__:
+        continued(optimizer, e._solver, model.parameters(), model.backend.to_device)
+    return _trainer(e, model, loss, optimizer, rows)
+
+
+def _trainer(e: Any, model: Sequential, loss: Loss, optimizer: Any, rows: int) -> Trainer:
     return Trainer(
         model,
         loss,
         optimizer,
         [],
-        watchers,
         threads=e.threads,
         kernels=_kernels(e, model, rows),
         numerics=e.numerics,

@@ -1,6 +1,6 @@
 """Several steps by one call of native code: for small networks, Python would take longer than the numbers.
 
-A table of rows can run several times in one call (`compiled_kernels.Stretch.several`). What changes from step to step
+A table of rows can run several times in one call (`rows.Stretch.several`). What changes from step to step
 then lies in arrays with a part for each step: the rows of the data, the optimizer's options, losses and metrics.
 """
 
