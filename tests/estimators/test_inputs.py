@@ -57,7 +57,7 @@ def test_only_the_rows_of_a_batch_become_dense(monkeypatch):
     assert max(most) * 500 * 8 <= max(2**22, dense // 4)
 
 
-@pytest.mark.parametrize("given", ["float32", "float64", "float16", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("given", ["float32", "float64", "float16", "longdouble", "int64", "uint8", "bool"])
 @pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
 def test_weights_and_predictions_have_the_dtype_of_the_samples(kind, given):
     samples = (X * 16).astype(given)
@@ -65,7 +65,12 @@ def test_weights_and_predictions_have_the_dtype_of_the_samples(kind, given):
     wanted = given if given in ("float32", "float64") else "float64"
     assert {a.dtype.name for a in (*estimator.coefs_, *estimator.intercepts_)} == {wanted}
     outputs = estimator.predict(samples) if kind is MLPRegressor else estimator.predict_proba(samples)
-    assert outputs.dtype == (given if given.startswith("float") else wanted)
+    assert outputs.dtype == (given if np.dtype(given).kind == "f" else wanted)
+    if kind is MLPClassifier:
+        two = fitted(samples, targets=LABELS % 2)
+        with np.errstate(divide="ignore"):  # float16 has no such small probabilities
+            assert {two.predict_proba(samples).dtype, two.predict_log_proba(samples).dtype} == {outputs.dtype}
+        assert estimator.predict(samples).dtype == two.predict(samples).dtype == LABELS.dtype
     assert estimator.model_.dtype == wanted
 
 
@@ -110,6 +115,12 @@ def test_lists_are_samples_and_text_is_labels():
     )
     assert estimator.classes_.tolist() == [f"digit {n}" for n in range(10)]
     assert np.mean(estimator.predict(X) == [f"digit {n}" for n in LABELS]) > 0.9
+
+
+@pytest.mark.parametrize("targets", [LABELS.astype(str), LABELS.astype("S"), LABELS.astype(str).tolist()])
+def test_a_regressor_refuses_text(targets):
+    with pytest.raises(ValueError, match="the targets of a MLPRegressor must be numbers"):
+        fitted(X, MLPRegressor, targets)
 
 
 def test_fit_leaves_samples_targets_and_weights_as_they_are():

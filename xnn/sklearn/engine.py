@@ -24,6 +24,7 @@ from xnn.sklearn.inputs import (
     floating,
     handed_back,
     is_on_device,
+    namespace,
     on_host,
     received,
     samples_of,
@@ -97,6 +98,10 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, checked)
         X = checked_there(self, X, checked.dtype) if there else checked
+        if not is_classifier(self) and y.dtype.kind not in "fiub":
+            raise ValueError(
+                f"y holds {y.dtype.name}: the targets of a {type(self).__name__} must be numbers"
+            )
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         sample_weight = with_class_weight(self, y, sample_weight, incremental)
         self.n_outputs_ = y.shape[1]
@@ -242,7 +247,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     def _decided(self, outputs: Any) -> Any:
         """Classes, or numbers, from outputs after the last activation."""
         if self.out_activation_ == "softmax":
-            return np.asarray(self.classes_[on_host(backend_of(outputs).xp.argmax(outputs, axis=1))])
+            return np.asarray(self.classes_[on_host(namespace(outputs).argmax(outputs, axis=1))])
         if outputs.shape[1] == 1:
             outputs = outputs[:, 0]
         return self._label_binarizer.inverse_transform(on_host(outputs)) if is_classifier(self) else outputs

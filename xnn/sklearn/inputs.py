@@ -13,8 +13,8 @@ from xnn.backends.row_sources import Converted, RowSource
 from xnn.errors import MixedArraysError, XnnError
 
 __all__ = [
-    "SparseRows", "checked_there", "dispatches", "floating", "handed_back", "in_dtype", "is_on_device", "on_host",
-    "received", "rows_of", "samples_of", "stand_in", "validate",
+    "SparseRows", "checked_there", "dispatches", "floating", "handed_back", "in_dtype", "is_on_device", "namespace",
+    "on_host", "received", "rows_of", "samples_of", "stand_in", "validate",
 ]  # fmt: skip
 
 #: How DLPack numbers the devices: a CPU, and a GPU of NVIDIA's.
@@ -56,6 +56,11 @@ def received(array: Any) -> Any:
             raise
         return get_backend("cupy").xp.from_dlpack(array)
     return array
+
+
+def namespace(array: Any) -> Any:
+    """NumPy, or the functions of the backend that an array belongs to. NumPy's arrays may be of any dtype."""
+    return np if isinstance(array, np.ndarray) else backend_of(array).xp
 
 
 def _is_foreign(array: Any) -> bool:
