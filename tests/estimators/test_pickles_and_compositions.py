@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.ensemble import BaggingClassifier, BaggingRegressor, StackingClassifier, VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - as scikit-learn asks
 from sklearn.inspection import permutation_importance
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, learning_curve
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import ClassifierChain, MultiOutputClassifier, MultiOutputRegressor
@@ -208,8 +209,10 @@ def test_sample_weights_are_routed():
         scaler = StandardScaler().set_fit_request(sample_weight=False)
         weights = (LABELS < 5).astype(float)
         pipeline = make_pipeline(scaler, mlp).fit(X, LABELS, sample_weight=weights)
-        mlp.set_score_request(sample_weight=True)
-        search = GridSearchCV(make_pipeline(scaler, mlp), {"mlpclassifier__alpha": [1e-4]}, cv=2)
+        scorer = get_scorer("accuracy").set_score_request(sample_weight=True)
+        search = GridSearchCV(
+            make_pipeline(scaler, mlp), {"mlpclassifier__alpha": [1e-4]}, cv=2, scoring=scorer
+        )
         search.fit(X, LABELS, sample_weight=weights)
     assert set(pipeline.predict(X)) <= {0, 1, 2, 3, 4}
     assert set(search.predict(X)) <= {0, 1, 2, 3, 4}
