@@ -267,7 +267,7 @@ make_pipeline(StandardScaler(), mlp).set_callbacks(ProgressBar()).fit(X, y)
 """
 
 
-@pytest.mark.slow  # a process of its own: a ScoringMonitor listens until the process ends
+# In a process of its own, since a ScoringMonitor listens until the process ends.
 def test_the_callbacks_that_scikit_learn_has():
     pytest.importorskip("sklearn.callback", reason="scikit-learn before 1.9 has no callbacks")
     command = [sys.executable, "-W", "ignore", "-c", WITH_CALLBACKS]
