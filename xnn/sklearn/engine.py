@@ -19,6 +19,7 @@ from xnn.errors import OptionError
 from xnn.layers import Sequential
 from xnn.sklearn import network
 from xnn.sklearn.inputs import (
+    checked_samples,
     checked_there,
     dispatches,
     floating,
@@ -27,7 +28,6 @@ from xnn.sklearn.inputs import (
     namespace,
     on_host,
     received,
-    samples_of,
     stand_in,
     validate,
 )
@@ -207,7 +207,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         """
         stays = dispatches(X)
         if check_input:
-            X = validate(self, X)
+            X = validate(self, X, finite=False)
         stays = stays and is_on_device(X)
         dtype = floating(X) or self.coefs_[0].dtype
         if X.shape[0] * sum(coef.size for coef in self.coefs_) < _FEW_PRODUCTS and self._is_plain():
@@ -215,7 +215,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
             return np.asarray(outputs, dtype)
         with nullcontext() if self.numerics is None else numerics(self.numerics):
             model = self._network()
-            raw = model.predict(samples_of(X, model.dtype, whole=False), on_host=not stays)
+            raw = model.predict(checked_samples(self, X, model.dtype), on_host=not stays)
             return self._activated(raw, dtype)
 
     def _is_plain(self) -> bool:
