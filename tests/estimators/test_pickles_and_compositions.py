@@ -270,6 +270,7 @@ make_pipeline(StandardScaler(), mlp).set_callbacks(ProgressBar()).fit(X, y)
 # In a process of its own, since a ScoringMonitor listens until the process ends.
 def test_the_callbacks_that_scikit_learn_has():
     pytest.importorskip("sklearn.callback", reason="scikit-learn before 1.9 has no callbacks")
+    pytest.importorskip("rich", reason="scikit-learn draws its progress bar with it")
     command = [sys.executable, "-W", "ignore", "-c", WITH_CALLBACKS]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
