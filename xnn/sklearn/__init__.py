@@ -14,5 +14,7 @@ except ImportError as error:
     raise MissingExtraError('xnn.sklearn needs scikit-learn: pip install ".[sklearn]"') from error
 
 from xnn.sklearn.estimators import MLPClassifier, MLPRegressor
+from xnn.sklearn.many import fit_many
+from xnn.sklearn.search import MLPSearchCV
 
-__all__ = ["MLPClassifier", "MLPRegressor"]
+__all__ = ["MLPClassifier", "MLPRegressor", "MLPSearchCV", "fit_many"]
