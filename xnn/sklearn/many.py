@@ -43,6 +43,8 @@ class _Threads(ThreadingBackend):  # type: ignore[misc]
     alone: whether the fits are computed one after another, in the calling thread.
     """
 
+    _pool: ThreadPool | None
+
     def __init__(self, alone: bool) -> None:
         super().__init__()
         self._alone = alone
@@ -122,8 +124,8 @@ def fit_many(
     estimators: MLPClassifiers, MLPRegressors, or others of scikit-learn's kind, such as Pipelines. They may differ in
         anything.
     X, y, sample_weight: as `fit` takes them.
-    rows: for each estimator, the rows of X, y and sample_weight that it is fitted on: an array of numbers or booleans.
-        Default None, all.
+    rows: for each estimator the rows of X, y and sample_weight that it is fitted on, as an array of numbers or of
+        booleans. Default None, all.
     threads: how many fits at a time. Default None: as many as there are cores.
 
     Each fit gives the same bits as `fit` with threads=1: threads share cores, not numbers. Fits on a GPU go one after
@@ -199,5 +201,5 @@ def _collecting() -> Iterator[None]:
             else:
                 into.append(warnings.WarningMessage(message, category, filename, lineno))
 
-        warnings.showwarning = collect  # type: ignore[assignment]
+        warnings.showwarning = collect
         yield

@@ -15,7 +15,7 @@ __all__ = ["MLPSearchCV"]
 class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
     """scikit-learn's GridSearchCV, whose fits run in threads of this process and not in processes of their own.
 
-    It has GridSearchCV's parameters, attributes and numbers. The estimator is xnn's, or holds one, as a Pipeline does.
+    It has GridSearchCV's parameters, attributes and results. The estimator is xnn's, or holds one, as Pipelines do.
 
     n_jobs: how many threads. Default None: as many as there are cores. Each fit has one BLAS thread. Fits on a GPU go
         one after another, whatever n_jobs is.
@@ -36,9 +36,6 @@ class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
         """Fit all candidates, then the best one on all samples; see GridSearchCV.fit."""
         grids = [self.param_grid] if isinstance(self.param_grid, Mapping) else self.param_grid
-        given = [
-            *self.estimator.get_params().items(),
-            *((k, v) for grid in grids for k, vs in grid.items() for v in vs),
-        ]
-        with in_threads(alone=not is_on_host(given)):
+        tried = [(name, value) for grid in grids for name, values in grid.items() for value in values]
+        with in_threads(alone=not is_on_host([*self.estimator.get_params().items(), *tried])):
             return super().fit(X, y, **params)
