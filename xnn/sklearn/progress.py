@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from sklearn.base import is_classifier
 
 from xnn.callbacks import Callback
 from xnn.history import History
@@ -98,8 +99,13 @@ class Convergence(Iterations):
         self._optimizer, self.rows, self.score = optimizer, rows, score
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        self.add(entry["loss"], *((None, None) if self.score is None else self.score(self.model)))
         e = self.estimator
+        if self.score is None:
+            self.add(entry["loss"], None, None)
+        else:
+            score, loss = self.score(self.model)
+            entry |= {"val_loss": loss, "val_accuracy" if is_classifier(e) else "val_r2": score}
+            self.add(entry["loss"], score, loss)
         if self._schedule == "invscaling":
             set_rate(self._optimizer, e.learning_rate_init / (e.t_ + 1) ** e.power_t)
         if e._no_improvement_count > e.n_iter_no_change:
