@@ -82,6 +82,28 @@ def test_fits_in_threads_have_the_bits_of_fits_one_after_another(monkeypatch, ke
     assert_same(together, alone)
 
 
+class Kernels(Callback):
+    def on_fit_start(self, history, epochs, steps_per_epoch):
+        self.name = history.plan["kernels"]
+
+
+def test_many_short_fits_take_the_kernels_of_a_long_one(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(training, "_FEW_PRODUCTS", 10 * len(X) * 6 * (64 * 8 + 8 + 8 * 10 + 10))
+
+    def kernels(estimator):
+        return estimator.callbacks[0].name.partition(" ")[0]
+
+    def build():
+        return MLPClassifier(random_state=0, callbacks=[Kernels()], **OPTIONS)
+
+    assert kernels(build().fit(X, LABELS)) == "numpy"
+    assert {kernels(e) for e in fit_many([build() for _ in range(9)], X, LABELS)} == {"numpy"}
+    assert {kernels(e) for e in fit_many([build() for _ in range(10)], X, LABELS, threads=1)} == {"compiled"}
+    search = MLPSearchCV(build(), {"alpha": np.logspace(-5, -4, 10)}, cv=2).fit(X, LABELS)
+    assert kernels(search.best_estimator_) == "compiled"
+
+
 def test_rows_and_weights_of_samples():
     rows = [np.arange(0, 80), np.arange(len(X)) % 3 != 0, [*range(40, 120)], np.arange(100)]
     estimators = fit_many(networks()[:4], X, LABELS, WEIGHTS, rows=rows, threads=2)
@@ -245,7 +267,6 @@ def test_progress_and_warnings_of_a_search(capsys):
     counts = []
     for kind in (GridSearchCV, MLPSearchCV):
         with pytest.warns(ConvergenceWarning) as told:
-            warnings.simplefilter("always")
             kind(estimator, grid, cv=3, verbose=3, n_jobs=None).fit(X, LABELS)
         counts.append(
             (len(told), sorted(line.split(";")[0] for line in capsys.readouterr().out.splitlines()))

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import count
 from typing import Any, Self
 
 from xnn.backends.numerics import pinned
 from xnn.errors import GraphError
 
-__all__ = ["Scope", "assignments", "by_hand", "check_assignment", "current_scope"]
+__all__ = ["Scope", "assignments", "by_hand", "check_assignment", "current_scope", "note_assignment"]
 
 #: Counts the assignments to attributes of layers and losses. A Trainer sees by it that something changed.
 assignments = [0]
+_numbers = count(1)
 
 #: Attributes that xnn's own layers and losses assign in a forward pass.
 _OF_A_PASS = frozenset({"_tape", "_at", "_there"})
+
+
+def note_assignment() -> None:
+    """Count an assignment. No two have the same number, also in threads."""
+    assignments[0] = next(_numbers)
 
 
 class Scope:

@@ -22,6 +22,7 @@ from xnn.backends import current_backend
 from xnn.backends.threads import limit_threads
 from xnn.callbacks import Callback
 from xnn.errors import OptionError
+from xnn.sklearn.training import fits_together
 from xnn.training.interrupt import ending_of_thread
 
 __all__ = ["fit_many", "in_threads", "is_on_host"]
@@ -95,13 +96,17 @@ class _Threads(ThreadingBackend):  # type: ignore[misc]
 
 
 @contextmanager
-def in_threads(alone: bool) -> Iterator[None]:
+def in_threads(fits: int, alone: bool) -> Iterator[None]:
     """Inside the block joblib's tasks run in threads, each with one BLAS thread; by default as many as cores.
 
-    alone: whether they run one after another instead.
+    fits: how many there are at least. alone: whether they run one after another instead.
     """
-    with parallel_config(backend=_Threads(alone), n_jobs=-1):
-        yield
+    token = fits_together.set(fits)
+    try:
+        with parallel_config(backend=_Threads(alone), n_jobs=-1):
+            yield
+    finally:
+        fits_together.reset(token)
 
 
 def is_on_host(parameters: Iterable[tuple[str, Any]]) -> bool:
@@ -128,8 +133,10 @@ def fit_many(
         booleans. Default None, all.
     threads: how many fits at a time. Default None: as many as there are cores.
 
-    Each fit gives the same bits as `fit` with threads=1: threads share cores, not numbers. Fits on a GPU go one after
-    another; so do those of estimators that share an object which a fit changes, such as a RandomState or a callback.
+    Each fit gives what `fit` gives: the same bits in exact numerics, and in fast numerics with the same kernels and
+    one BLAS thread. (Many short fits take Numba's kernels, where one alone would take NumPy's; they differ in
+    rounding.) Fits on a GPU go one after another; so do those of estimators that share an object which a fit
+    changes, such as a RandomState or a callback.
 
     Warnings are given when all is done, in the order of the estimators. When a fit raises an exception, those that
     are not done end after their step, and the exception is raised; after Ctrl-C it is KeyboardInterrupt. Raises
@@ -149,7 +156,7 @@ def fit_many(
             f"rows has {len(parts)} entries for {len(estimators)} estimators: give one for each"
         )
     told: list[list[warnings.WarningMessage]] = [[] for _ in estimators]
-    with in_threads(alone=not _are_apart(estimators)), _collecting():
+    with in_threads(len(estimators), alone=not _are_apart(estimators)), _collecting():
         Parallel(n_jobs=threads)(
             delayed(_fit)(estimator, X, y, sample_weight, part, into)
             for estimator, part, into in zip(estimators, parts, told, strict=True)

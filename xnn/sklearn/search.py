@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, ParameterGrid
 
 from xnn.sklearn.many import in_threads, is_on_host
 
@@ -35,7 +34,8 @@ class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
         """Fit all candidates, then the best one on all samples; see GridSearchCV.fit."""
-        grids = [self.param_grid] if isinstance(self.param_grid, Mapping) else self.param_grid
-        tried = [(name, value) for grid in grids for name, values in grid.items() for value in values]
-        with in_threads(alone=not is_on_host([*self.estimator.get_params().items(), *tried])):
+        grid = ParameterGrid(self.param_grid)
+        tried = [(name, value) for part in grid.param_grid for name in part for value in part[name]]
+        on_host = is_on_host([*self.estimator.get_params().items(), *tried])
+        with in_threads(len(grid), alone=not on_host):
             return super().fit(X, y, **params)
