@@ -139,7 +139,9 @@ def _search(repeat: int) -> None:
             for which, turn in enumerate(("first", "second")):
                 ours, theirs = zip(*((a[which], b[which]) for a, b in pairs), strict=True)
                 ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-                _show(f"({hidden},), {name}, {turn}", statistics.median(ours), statistics.median(theirs), ratios)
+                _show(
+                    f"({hidden},), {name}, {turn}", statistics.median(ours), statistics.median(theirs), ratios
+                )
 
 
 def _show(name: str, ours: float, theirs: float, ratios: list[float]) -> None:
