@@ -126,16 +126,30 @@ class Told(BaseEstimator):
 
 
 def test_threads_have_the_context_of_the_caller():
-    pytest.importorskip("array_api_strict")
     told = [Told() for _ in range(4)]
     with xnn.numerics("exact"), sklearn.config_context(assume_finite=True), np.errstate(divide="raise"):
         fit_many(told, X, LABELS, threads=2)
     assert {e.found_ for e in told} == {("exact", "numpy", 1, True, "raise")}
     assert threading.get_ident() not in {e.thread_ for e in told}
+
+
+class Thread(Callback):
+    def on_fit_start(self, history, epochs, steps_per_epoch):
+        self.backend, self.number = self.model.backend.name, threading.get_ident()
+
+
+def test_a_device_has_one_fit_at_a_time():
+    pytest.importorskip("array_api_strict")
+
+    def build(**options):
+        options = OPTIONS | {"max_iter": 1} | options
+        return [MLPClassifier(callbacks=[Thread()], random_state=n, **options) for n in range(2)]
+
     with xnn.backend("array-api-strict"):
-        fit_many(told, X, LABELS, threads=2)
-    assert {e.found_[1] for e in told} == {"array-api-strict"}
-    assert {e.thread_ for e in told} == {threading.get_ident()}  # a device has one fit at a time
+        current = fit_many(build(), X, LABELS, threads=2)
+    asked = fit_many(build(backend="array-api-strict"), X, LABELS, threads=2)
+    for watcher in (e.callbacks[0] for e in (*current, *asked)):
+        assert (watcher.backend, watcher.number) == ("array-api-strict", threading.get_ident())
 
 
 class Counts(Callback):
