@@ -145,7 +145,7 @@ def fit_many(
         >>> import numpy as np
         >>> from xnn.sklearn import MLPRegressor, fit_many
         >>> X = np.linspace(-1.0, 1.0, 40).reshape(-1, 1)
-        >>> seeds = [MLPRegressor(8, solver="lbfgs", random_state=seed) for seed in range(3)]
+        >>> seeds = [MLPRegressor(hidden_layer_sizes=8, solver="lbfgs", random_state=seed) for seed in range(3)]
         >>> [regressor.n_layers_ for regressor in fit_many(seeds, X, X[:, 0] ** 2)]
         [3, 3, 3]
     """

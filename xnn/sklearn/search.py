@@ -27,7 +27,7 @@ class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
         >>> import numpy as np
         >>> from xnn.sklearn import MLPRegressor, MLPSearchCV
         >>> X = np.linspace(-1.0, 1.0, 60).reshape(-1, 1)
-        >>> regressor = MLPRegressor(8, solver="lbfgs", random_state=0)
+        >>> regressor = MLPRegressor(hidden_layer_sizes=8, solver="lbfgs", random_state=0)
         >>> MLPSearchCV(regressor, {"alpha": [1e-4, 1e3]}, cv=2).fit(X, X[:, 0]).best_params_
         {'alpha': 0.0001}
     """
