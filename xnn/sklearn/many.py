@@ -37,9 +37,9 @@ _warnings: ContextVar[list[warnings.WarningMessage] | None] = ContextVar("xnn_wa
 class _Threads(ThreadingBackend):  # type: ignore[misc]
     """joblib's threads, made for fits.
 
-    Each thread has the context variables and scikit-learn's configuration of the thread that made this object, so
-    the backend and the numerics. BLAS has one thread for each fit. When the threads are to end, as after Ctrl-C or
-    an exception, the fits that are not done end after their step with KeyboardInterrupt, and are waited for.
+    Each thread has the context variables of the thread that made this object, such as the backend and the numerics,
+    and its configuration of scikit-learn. BLAS has one thread for each fit. After Ctrl-C or an exception, the fits
+    that are not done end after their step with KeyboardInterrupt, and are waited for.
 
     alone: whether the fits are computed one after another, in the calling thread.
     """
@@ -89,10 +89,12 @@ class _Threads(ThreadingBackend):  # type: ignore[misc]
     def terminate(self) -> None:
         pool = self._pool
         self._ended.set()
-        super().terminate()
-        if pool is not None:
-            pool.join()
-        self._limits.close()
+        try:
+            super().terminate()
+            if pool is not None:
+                pool.join()
+        finally:
+            self._limits.close()
 
 
 @contextmanager

@@ -19,10 +19,10 @@ class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
     n_jobs: how many threads. Default None: as many as there are cores. Each fit has one BLAS thread. Fits on a GPU go
         one after another, whatever n_jobs is.
 
-    Threads share the samples and what is compiled, and begin at once: searches of seconds take less time than with
-    GridSearchCV(n_jobs=...), whose processes import everything first. They also share Python's lock, which a fit
-    holds while it is prepared and between its steps: searches of minutes are faster in processes. The backend and
-    the numerics that are in force count in each thread. After Ctrl-C all fits end after their step.
+    Threads share the samples and what is compiled, and begin at once, where the processes of GridSearchCV import
+    everything first. They also share Python's lock, which a fit holds while it is prepared and between its calls of
+    kernels: with many cores, long searches over small networks are faster in processes. The backend and the
+    numerics that are in force count in each thread. After Ctrl-C all fits end after their step.
 
         >>> import numpy as np
         >>> from xnn.sklearn import MLPRegressor, MLPSearchCV
@@ -37,5 +37,8 @@ class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
         grid = ParameterGrid(self.param_grid)
         tried = [(name, value) for part in grid.param_grid for name in part for value in part[name]]
         on_host = is_on_host([*self.estimator.get_params().items(), *tried])
-        with in_threads(len(grid), alone=not on_host):
+        folds = (
+            5 if self.cv is None else self.cv if isinstance(self.cv, int) else 1
+        )  # a splitter needs the groups
+        with in_threads(len(grid) * folds, alone=not on_host):
             return super().fit(X, y, **params)
