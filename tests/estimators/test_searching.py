@@ -82,6 +82,24 @@ def test_fits_in_threads_have_the_bits_of_fits_one_after_another(monkeypatch, ke
     assert_same(together, alone)
 
 
+class Assigns(Callback):
+    """Builds a layer in another thread, as fits in other threads do: its attributes are assigned."""
+
+    def on_epoch_end(self, history, entry):
+        thread = threading.Thread(target=xnn.layers.Dropout, args=(0.1,))
+        thread.start()
+        thread.join()
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_assignments_in_other_threads_change_nothing(solver):
+    pair = [
+        MLPClassifier(random_state=0, solver=solver, callbacks=callbacks, **OPTIONS)
+        for callbacks in (None, [Assigns()])
+    ]
+    assert_same([pair[0].fit(X, LABELS)], [pair[1].fit(X, LABELS)])
+
+
 class Kernels(Callback):
     def on_fit_start(self, history, epochs, steps_per_epoch):
         self.name = history.plan["kernels"]
