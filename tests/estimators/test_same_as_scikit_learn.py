@@ -14,8 +14,14 @@ from sklearn.datasets import load_diabetes, load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from xnn import sklearn as ours
+from xnn.benchmarks.studies.scikit_learn_scores import compared
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:scipy.optimize. The `disp`:DeprecationWarning"
+    ),  # scikit-learn before 1.7
+]
 NEWEST = tuple(map(int, sklearn.__version__.split(".")[:2]))
 WEIGHTED = NEWEST >= (1, 7)  # scikit-learn's own MLP takes sample_weight, and has loss="poisson"
 
@@ -149,6 +155,15 @@ def test_partial_fit_and_warm_start_go_on_the_same(name, solver):
         estimator.partial_fit(X[:100], LABELS[:100], **classes)
         estimator.partial_fit(X[100:], LABELS[100:])
     assert_same(*fresh, X)
+
+
+@pytest.mark.parametrize("name", ["wine", "diabetes"])
+def test_scores_are_within_noise_of_scikit_learns_over_ten_seeds(name):
+    scores = compared(name, seeds=10, max_iter=60, learning_rate_init=0.02)
+    theirs = scores.pop("scikit-learn")
+    assert theirs.mean() > {"wine": 0.9, "diabetes": 0.3}[name]
+    for found in scores.values():
+        assert abs(found.mean() - theirs.mean()) < theirs.std() / np.sqrt(10)
 
 
 def test_weights_that_were_assigned_are_those_that_predict_and_train():

@@ -140,6 +140,7 @@ def kept(
     """What an optimizer needs to go on: numbers and NumPy arrays, in the order of the parameters."""
     states = [optimizer.state.get(parameter) for parameter in parameters]
     return {
+        "kind": type(optimizer).__name__,
         "learning_rate": float(optimizer.rate),
         "steps": optimizer.steps,
         "arrays": [[] if state is None else [np.array(to_host(a)) for a in state.arrays] for state in states],

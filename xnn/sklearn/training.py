@@ -166,6 +166,8 @@ def _descend(
 
 def _begin_curves(e: Any, validates: bool) -> None:
     """Begin what this fit adds to, where no earlier one has."""
+    if not hasattr(e, "loss_curve_"):  # after a fit by L-BFGS
+        e._begin_curves()
     if not e.early_stopping:
         e.best_loss_ = np.inf if e.best_loss_ is None else e.best_loss_
     elif e.validation_scores_ is None:
@@ -180,7 +182,7 @@ def _descending(e: Any, model: Sequential, rows: int, batch_size: int, increment
     penalized = [layer.weight for layer in network.dense_layers(model)]
     loss = Objective(data_loss(e.loss, e.out_activation_), penalized, float(e.alpha))
     optimizer = new_optimizer(e, penalized, rows, -(-rows // batch_size))
-    if incremental and e._solver is not None:
+    if incremental and e._solver is not None and e._solver["kind"] == type(optimizer).__name__:
         continued(optimizer, e._solver, model.parameters(), model.backend.to_device)
     return _trainer(e, model, loss, optimizer, rows)
 
