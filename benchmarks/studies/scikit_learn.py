@@ -1,12 +1,16 @@
 """Times fits and predictions of xnn.sklearn's classifier beside those of scikit-learn's own.
 
-    python -m xnn.benchmarks.studies.scikit_learn [--repeat 9] [--small]
+    python -m xnn.benchmarks.studies.scikit_learn [--repeat 9] [--small] [--search]
 
 Both get the same data, parameters and random state, and so the same initial weights and orders of samples. They take
 turns; a line shows the median of each in milliseconds, and the median of the ratios of paired turns with its
 quartiles. Fits are whole calls of `fit`, with the checks of scikit-learn and all that xnn prepares; the line
 `first fit` is the first in a new process. MNIST is used if it is on disk (XNN_DATA_HOME), else random images of its
 size.
+
+--search times grid searches on the digits instead: 64 candidates, 5 folds, 20 epochs. MLPSearchCV with two threads is
+paired with GridSearchCV, over xnn's estimator and over scikit-learn's, with one and with two processes. Each runs in
+a new process, twice: the first search starts workers and loads kernels.
 """
 
 from __future__ import annotations
@@ -96,6 +100,50 @@ def _first_fit() -> None:
     _show("iris, first fit", mine, other, [a / b for a, b in pairs])
 
 
+#: What --search pairs MLPSearchCV with: the search, the module of the estimator, and n_jobs.
+_SEARCHES = {
+    "xnn, n_jobs=1": ("GridSearchCV", "xnn.sklearn", 1),
+    "xnn, n_jobs=2": ("GridSearchCV", "xnn.sklearn", 2),
+    "scikit-learn, n_jobs=1": ("GridSearchCV", "sklearn.neural_network", 1),
+    "scikit-learn, n_jobs=2": ("GridSearchCV", "sklearn.neural_network", 2),
+}
+_SEARCH = """
+import os, time, warnings
+os.environ["PYTHONWARNINGS"] = "ignore"; warnings.simplefilter("ignore")
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV
+from xnn.sklearn import MLPSearchCV
+from {module} import MLPClassifier
+X, y = load_digits(return_X_y=True)
+grid = {{"alpha": np.logspace(-5, 1, 8), "learning_rate_init": np.logspace(-3.5, -1.5, 8)}}
+for _ in range(2):
+    search = {search}(MLPClassifier({hidden}, max_iter=20, random_state=0), grid, cv=5, n_jobs={jobs}, refit=False)
+    start = time.perf_counter(); search.fit(X / 16.0, y); print(time.perf_counter() - start)
+"""
+
+
+def _search(repeat: int) -> None:
+    """Print the milliseconds of searches, the first and the second of a process."""
+
+    def times(search: str, module: str, jobs: int, hidden: int) -> list[float]:
+        code = _SEARCH.format(search=search, module=module, jobs=jobs, hidden=hidden)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return [float(line) for line in done.stdout.split()]
+
+    for hidden in (16, 100):
+        for name, other in _SEARCHES.items():
+            pairs = [
+                (times("MLPSearchCV", "xnn.sklearn", 2, hidden), times(*other, hidden)) for _ in range(repeat)
+            ]
+            for which, turn in enumerate(("first", "second")):
+                ours, theirs = zip(*((a[which], b[which]) for a, b in pairs), strict=True)
+                ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+                _show(
+                    f"({hidden},), {name}, {turn}", statistics.median(ours), statistics.median(theirs), ratios
+                )
+
+
 def _show(name: str, ours: float, theirs: float, ratios: list[float]) -> None:
     low, middle, high = quartiles(ratios)
     print(
@@ -114,8 +162,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--small", action="store_true", help="without MNIST")
+    parser.add_argument("--search", action="store_true", help="times grid searches instead")
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
+    if given.search:
+        print(f"{'ms':38}{'MLPSearchCV':>12}{'GridSearchCV':>12}{'ratio':>8}  quartiles")
+        _search(given.repeat)
+        return
     kinds = sklearn.MLPClassifier, neural_network.MLPClassifier
     print(f"{'ms':38}{'xnn':>12}{'scikit-learn':>12}{'ratio':>8}  quartiles")
     _first_fit()

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import count
 from typing import Any, Self
 
 from xnn.backends.numerics import pinned
 from xnn.errors import GraphError
 
-__all__ = ["Scope", "assignments", "by_hand", "check_assignment", "current_scope"]
+__all__ = [
+    "Scope", "assignments", "by_hand", "check_assignment", "current_scope", "last_assignment", "note_assignment",
+]  # fmt: skip
 
 #: Counts the assignments to attributes of layers and losses. A Trainer sees by it that something changed.
 assignments = [0]
+_numbers = count(1)
+_of_thread = threading.local()
 
 #: Attributes that xnn's own layers and losses assign in a forward pass.
 _OF_A_PASS = frozenset({"_tape", "_at", "_there"})
+
+
+def note_assignment() -> None:
+    """Count an assignment. No two have the same number, also in threads."""
+    assignments[0] = _of_thread.last = next(_numbers)
+
+
+def last_assignment() -> int:
+    """The number of the last assignment that this thread has made; 0 if there is none."""
+    return getattr(_of_thread, "last", 0)
 
 
 class Scope:

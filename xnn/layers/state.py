@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from xnn.backends import Purpose, Stream
 from xnn.errors import OptionError
-from xnn.graph.scope import assignments, check_assignment
+from xnn.graph.scope import check_assignment, note_assignment
 from xnn.layers.parameter import Buffer, Parameter
 from xnn.options import explained, shown
 
@@ -88,7 +88,7 @@ class Stateful:
         if empty or any(True for _ in _inside(name, value)):
             others[name] = None
         if not name.startswith("_") and not self.by_hand:
-            assignments[0] += 1
+            note_assignment()
 
     def _check_size(self, name: str, value: Any) -> None:
         """Raise OptionError if an option that gave the arrays their sizes is changed: files would not fit them."""

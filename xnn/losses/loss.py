@@ -18,7 +18,7 @@ from xnn.graph import Node
 from xnn.graph.backward import backpropagate, made_from
 from xnn.graph.habits import Habitual
 from xnn.graph.node import Recorded, array_of
-from xnn.graph.scope import Scope, assignments, by_hand, check_assignment, current_scope
+from xnn.graph.scope import Scope, by_hand, check_assignment, current_scope, note_assignment
 from xnn.graph.taped import Taped
 from xnn.graph.value import Constant, Value
 from xnn.layers.by_hand import new_pass, written_by_hand
@@ -156,7 +156,7 @@ class Loss(Habitual):
         if not name.startswith("_"):
             if not self.by_hand:  # whose `forward` assigns what it keeps
                 self.__dict__.pop("_recognized", None)
-            assignments[0] += 1
+            note_assignment()
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays, recorded values or graph nodes.

@@ -18,7 +18,9 @@ from xnn.backends import numpy_backend  # noqa: F401
 from xnn.backends.kernels import numpy_kernels  # noqa: F401
 from xnn.backends.threads import blas_threads
 from xnn.sklearn.estimators import MLPClassifier, MLPRegressor
+from xnn.sklearn.many import fit_many
+from xnn.sklearn.search import MLPSearchCV
 
-__all__ = ["MLPClassifier", "MLPRegressor"]
+__all__ = ["MLPClassifier", "MLPRegressor", "MLPSearchCV", "fit_many"]
 
 blas_threads()  # The search for BLAS libraries takes 10 ms, once in a process.

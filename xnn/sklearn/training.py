@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Real
 from typing import Any
 
@@ -13,7 +14,7 @@ from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_array, check_consistent_length, shuffle
+from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight
@@ -31,7 +32,7 @@ from xnn.sklearn.stream import Prepared, is_stream
 from xnn.training import Trainer
 from xnn.training.again import fit_again
 
-__all__ = ["NOT_FINITE", "train", "with_class_weight"]
+__all__ = ["NOT_FINITE", "fits_together", "train", "with_class_weight"]
 
 #: scikit-learn's message for weights that are NaN or infinite.
 NOT_FINITE = (
@@ -41,6 +42,8 @@ NOT_FINITE = (
 #: The multiplications of a forward pass in all epochs, below which a fit takes at most about half a second: Numba's
 #: kernels save half of that, and take as long to be loaded. What ran before must not count: it would change the bits.
 _FEW_PRODUCTS = 4e9
+#: How many fits like this one are computed together, and so load Numba's kernels once.
+fits_together: ContextVar[int] = ContextVar("xnn_fits_together", default=1)
 #: How many samples a solver that takes all of them at once computes at a time.
 _ROWS_AT_A_TIME = 10_000
 
@@ -200,7 +203,9 @@ def _trainer(e: Any, model: Sequential, loss: Loss, optimizer: Any, rows: int) -
 
 def _kernels(e: Any, model: Sequential, rows: int) -> str:
     """The kernels of a fit: NumPy's for a short one, in which Numba's would be loaded longer than they save."""
-    products = rows * e.max_iter * sum(parameter.size for parameter in model.parameters())
+    products = (
+        rows * e.max_iter * sum(parameter.size for parameter in model.parameters()) * fits_together.get()
+    )
     return "numpy" if model.backend.name == "numpy" and products < _FEW_PRODUCTS else "auto"
 
 
@@ -218,12 +223,14 @@ def _warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def _orders(e: Any, rows: int) -> Callable[[int], np.ndarray]:
-    """The order of the samples in each epoch: scikit-learn's, which shuffles the last one."""
+    """The order of the samples in each epoch: that of scikit-learn's `shuffle` of the last one."""
     order = np.arange(rows)
 
     def next_order(epoch: int) -> np.ndarray:
         nonlocal order
-        order = np.asarray(shuffle(order, random_state=e._random_state))
+        indices = np.arange(rows)
+        e._random_state.shuffle(indices)
+        order = order[indices]
         return order
 
     return next_order

@@ -15,7 +15,7 @@ from xnn.backends.threads import limit_threads
 from xnn.callbacks import call_back
 from xnn.data import Batches
 from xnn.errors import DivergenceError, NumericsError, OptionError
-from xnn.graph.scope import assignments
+from xnn.graph.scope import last_assignment
 from xnn.losses import LossOverBatches
 from xnn.metrics import Metric, Totals
 from xnn.training.fit import Fit
@@ -232,7 +232,7 @@ class FullBatchFit(Fit):
         ]
         options = {name: value for name, value in vars(self.trainer.optimizer).items() if name != "state"}
         data = [_checksum(lib, array) for array in self.batches.arrays] if self.of_users else []
-        return state, options, assignments[0], dict(self.stepper.programs), data
+        return state, options, last_assignment(), dict(self.stepper.programs), data
 
 
 def _checksum(lib: Backend, array: Any) -> int:

@@ -6,23 +6,28 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from xnn.callbacks import Callback, Checkpoint, TimeLimit
 from xnn.history import History
 
-__all__ = ["Ending", "interruptible"]
+__all__ = ["Ending", "ending_of_thread", "interruptible"]
+
+#: In a thread other than the main one: tells whether a training is to end. Who starts the thread may set it there.
+ending_of_thread: ContextVar[Callable[[], bool]] = ContextVar("xnn_ending", default=lambda: False)
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Inside the block Ctrl-C sets a flag, so that the current step can be finished; a second one interrupts.
 
-    Yields a function that tells whether the flag is set. Only the main thread can do so; in another nothing changes.
+    Yields a function that tells whether the flag is set. Only the main thread can do so; in another one
+    `ending_of_thread` tells it.
     """
     pressed = False
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield ending_of_thread.get()
         return
 
     def remember(signum: int, frame: Any) -> None:
