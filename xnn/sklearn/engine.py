@@ -18,6 +18,7 @@ from xnn.layers import Sequential
 from xnn.sklearn import network
 from xnn.sklearn.inputs import (
     checked_there,
+    dtype_of_predictions,
     floating,
     is_on_device,
     on_host,
@@ -162,10 +163,10 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     # Predicting.
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
-        """The network's outputs after the last activation, in the dtype of the samples."""
+        """The network's outputs after the last activation."""
         if check_input:
             X = validate(self, X)
-        dtype = floating(X) or self.coefs_[0].dtype
+        dtype = dtype_of_predictions(X, self.coefs_[0])
         if X.shape[0] * sum(coef.size for coef in self.coefs_) < _FEW_PRODUCTS and self._is_plain():
             outputs = super()._forward_pass_fast(on_host(X), check_input=False)
             return np.asarray(outputs, dtype)

@@ -11,7 +11,7 @@ from xnn.backends.row_sources import Converted, RowSource
 from xnn.errors import XnnError
 
 __all__ = [
-    "SparseRows", "checked_there", "floating", "in_dtype", "is_on_device", "on_host", "received", "rows_of",
+    "SparseRows", "checked_there", "dtype_of_predictions", "floating", "in_dtype", "is_on_device", "on_host", "received", "rows_of",
     "samples_of", "stand_in", "validate",
 ]  # fmt: skip
 
@@ -66,6 +66,11 @@ def _dtype_of(X: Any) -> np.dtype[Any]:
 def floating(X: Any) -> np.dtype[Any] | None:
     """The dtype of samples of any backend; None if it is not one of floating-point numbers."""
     return dtype if (dtype := _dtype_of(X)).kind == "f" else None
+
+
+def dtype_of_predictions(X: Any, coef: np.ndarray) -> np.dtype[Any]:
+    """The dtype of predictions: that of the product of samples and weights in NumPy, as in scikit-learn."""
+    return np.result_type(_dtype_of(X), coef.dtype)
 
 
 def stand_in(X: Any) -> np.ndarray:

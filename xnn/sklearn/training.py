@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from xnn.sklearn import network
 from xnn.sklearn.inputs import in_dtype, on_host, rows_of, samples_of, validate
 from xnn.sklearn.objective import Objective, data_loss
 from xnn.sklearn.progress import Convergence, Iterations
-from xnn.sklearn.solvers import continued, kept, new_optimizer
+from xnn.sklearn.solvers import begun_with, continued, kept, new_optimizer
 from xnn.training import Trainer
 
 __all__ = ["NOT_FINITE", "train", "with_class_weight"]
@@ -34,6 +35,8 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
     "preprocessed."
 )
+#: NumPy's message for a mean of samples of which none counts.
+NO_WEIGHT = "Weights sum to zero, can't be normalized"
 #: The multiplications of a forward pass in all epochs, below which a fit takes a tenth of a second.
 _FEW_PRODUCTS = 1e9
 #: How many samples a solver that takes all of them at once computes at a time.
@@ -74,6 +77,8 @@ def _minimize(e: Any, X: Any, y: np.ndarray, sample_weight: Any, told: dict[str,
     model, rows, searches = e._network(), X.shape[0], list[Any]()
     penalized = [layer.weight for layer in network.dense_layers(model)]
     size = rows if sample_weight is None else float(np.sum(sample_weight))
+    if not size:
+        raise ZeroDivisionError(NO_WEIGHT)
     optimizer = new_optimizer(e, penalized, size, 1, searches.append)
     watcher = Iterations(e, e.coefs_[0].dtype, told, _callback_context(e, told, e.max_iter))
     loss = Objective(data_loss(e.loss, e.out_activation_), (), 0.0)
@@ -100,25 +105,25 @@ def _descend(
     """Train by steps on batches."""
     model, dtype = e._network(), e.coefs_[0].dtype
     held_out = _validation_set(e)
+    _begin_curves(e, e.early_stopping or held_out is not None)
     if e.early_stopping and held_out is None:
         X, y, sample_weight, held_out = _split(e, X, y, sample_weight)
-    _begin_curves(e, held_out is not None)
     rows = X.shape[0]
     batch_size, epochs = _batch_size(e, rows), 1 if incremental else e.max_iter
     penalized = [layer.weight for layer in network.dense_layers(model)]
     loss = data_loss(e.loss, e.out_activation_)
-    optimizer = new_optimizer(e, penalized, rows, -(-rows // batch_size))
+    asked = begun_with(e) if incremental else e
+    optimizer = new_optimizer(asked, penalized, rows, -(-rows // batch_size))
     if incremental and e._solver is not None:
         continued(optimizer, e._solver, model.parameters(), model.backend.to_device)
     score = None if held_out is None else _scorer(e, loss, *held_out)
-    watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, rows, score)
+    watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, asked, rows, score)
     trainer = _trainer(e, model, Objective(loss, penalized, float(e.alpha)), optimizer, watcher, rows)
     draws = any(isinstance(layer, Drawing) for layer in model.all_layers())
     seed = int(e._random_state.randint(2**31)) if draws else 0
     e.n_iter_ = 0
     data, weights = _data(e, model, X, y), _weights(model, sample_weight)
-    # The order of the samples has no effect on a single batch.
-    orders = _orders(e, rows) if e.shuffle and batch_size < rows else False
+    orders = _orders(e, rows, batch_size, sample_weight)
     with _divergence_as_value_error():
         try:
             trainer.fit(data, None, epochs, batch_size, weights, seed, progress=False, shuffle=orders)
@@ -127,7 +132,7 @@ def _descend(
                 raise
             watcher.diverged()
     assert isinstance(trainer.history, History)
-    e._solver = kept(optimizer, model.parameters(), model.backend.to_host)
+    e._solver = kept(asked, optimizer, model.parameters(), model.backend.to_host)
     e.coefs_, e.intercepts_, e._others = e._best if e.early_stopping else network.taken(model, dtype)
     if trainer.history.interrupted:
         _warn("Training interrupted by user.")
@@ -185,16 +190,20 @@ def _warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=7)  # the user's call of fit
 
 
-def _orders(e: Any, rows: int) -> Callable[[int], np.ndarray]:
-    """The order of the samples in each epoch: scikit-learn's, which shuffles the last one."""
-    order = np.arange(rows)
+def _orders(e: Any, rows: int, batch_size: int, sample_weight: Any) -> Callable[[int], np.ndarray] | bool:
+    """The order of the samples in each epoch: scikit-learn's, which shuffles the last one. False: as they are."""
+    order, weighs = np.arange(rows), sample_weight is not None and not np.all(sample_weight)
+    # A single batch needs no order, but takes numbers from a generator that others use too.
+    shuffles = e.shuffle and (batch_size < rows or not isinstance(e.random_state, Integral))
 
     def next_order(epoch: int) -> np.ndarray:
         nonlocal order
-        order = np.asarray(shuffle(order, random_state=e._random_state))
+        order = np.asarray(shuffle(order, random_state=e._random_state)) if shuffles else order
+        if weighs and not np.add.reduceat(sample_weight[order], np.arange(0, rows, batch_size)).all():
+            raise ZeroDivisionError(NO_WEIGHT)
         return order
 
-    return next_order
+    return next_order if shuffles or weighs else False
 
 
 def _batch_size(e: Any, rows: int) -> int:
