@@ -127,7 +127,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     def _first_network(self, X: Any, hidden: Sequence[int]) -> None:
         """Build the network, with its first weights, and set the attributes that hold them."""
-        given = floating(X)
+        given = np.dtype(float) if self.solver == "lbfgs" else floating(X)  # SciPy's L-BFGS has float64 alone
         plenty = X.shape[0] * X.shape[1] > _MANY_NUMBERS and self.solver != "lbfgs"
         exact = (self.numerics or current_numerics()) == "exact"  # which has no float64
         self._trained_in = str(self.dtype or ("float32" if plenty or exact else given))
