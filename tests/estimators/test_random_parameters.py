@@ -182,13 +182,13 @@ def scenario(seed):
             steps.append((what, float(random.normal())))
         elif what == "copy":
             steps.append((what, ("pickle", "deepcopy", "clone")[random.integers(3)]))
-        elif what == "fit" or name == "MLPClassifier" or options.get("solver") != "lbfgs":  # theirs trains by mistake
+        else:
             part = slice(None) if random.random() < 0.6 else slice(0, int(random.integers(1, rows + 1)))
             steps.append((what, part))
-    if not steps or steps[0][0] in ("set", "assign", "copy"):
+    if steps[0][0] in ("set", "assign", "copy"):
         steps.insert(0, ("fit", slice(None)))
     dtype, container = (random.choice(values) for values in (DTYPES, CONTAINERS))
-    X = (np.abs(X) if dtype == "uint8" else X).astype(dtype)
+    X = (np.abs(X) if dtype == "uint8" else X).astype("float64" if kind == "large" else dtype)
     return name, options, (X, y, weight), container, steps
 
 
@@ -225,6 +225,8 @@ def told(kind, drawn_scenario, folder):
     options = {**options, "random_state": shared if options["random_state"] == "shared" else 3}
     estimator, record = kind(**options), []
     for number, (what, how) in enumerate(steps):
+        if (name, what, estimator.solver) == ("MLPRegressor", "partial_fit", "lbfgs"):  # trains by mistake
+            continue
         out, said, error = io.StringIO(), [], None
         with warnings.catch_warnings(record=True) as said, contextlib.redirect_stdout(out), np.errstate(all="ignore"):
             warnings.simplefilter("always")
@@ -238,7 +240,7 @@ def told(kind, drawn_scenario, folder):
                 elif what == "copy":
                     copies = {"pickle": lambda e: pickle.loads(pickle.dumps(e)), "deepcopy": copy.deepcopy}  # noqa: S301
                     estimator = copies.get(how, clone)(estimator)
-                    shared = getattr(estimator, "random_state", None)
+                    shared = estimator.random_state
                 else:
                     extra = {} if weight is None else {"sample_weight": shortened(weight, how)}
                     if what == "partial_fit" and name == "MLPClassifier" and not hasattr(estimator, "classes_"):
@@ -375,6 +377,8 @@ def differences(seed, folder):
             continue
         shaken = shaken or told(kind_of(name, Shaken), drawn_scenario, folder)
         if number >= len(shaken) or shaken[number][:2] != (step, key):
+            break
+        if not WEIGHTED and ("set is too small" in str(other) or "contains NaN" in str(one)):
             break
         limit = difference(one, shaken[number][2], 1e-3 * tolerance)
         if limit and limit[0] == what[0]:
