@@ -188,7 +188,9 @@ def scenario(seed):
     if steps[0][0] in ("set", "assign", "copy"):
         steps.insert(0, ("fit", slice(None)))
     dtype, container = (random.choice(values) for values in (DTYPES, CONTAINERS))
-    X = (np.abs(X) if dtype == "uint8" else X).astype("float64" if kind == "large" else dtype)
+    X = (np.abs(X) if dtype == "uint8" else X).astype(dtype)
+    if X.dtype == np.float32 and getattr(y, "dtype", None) == float:
+        y = y.astype(np.float32)
     return name, options, (X, y, weight), container, steps
 
 

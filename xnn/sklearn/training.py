@@ -208,7 +208,10 @@ def _orders(e: Any, rows: int, batch_size: int, sample_weight: Any) -> Callable[
 
 def _batch_size(e: Any, rows: int) -> int:
     if e.batch_size == "auto":
-        return min(200, rows)
+        size = min(200, rows)
+        while e.batch_norm and rows % size == 1 < size:  # BatchNorm takes no batch of one sample
+            size -= 1
+        return size
     if e.batch_size > rows:
         _warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
     return int(min(e.batch_size, rows))
