@@ -210,7 +210,8 @@ def seen(estimator, X, y, weight):
     for method in ("predict", "predict_proba", "predict_log_proba"):
         if hasattr(estimator, method):
             for of, data in X.items():
-                known[f"{method} {of}"] = getattr(estimator, method)(data)
+                found = getattr(estimator, method)(data)
+                known[f"{method} {of}"] = np.exp(found) if "log" in method else found
     for key, extra in {"score": (), "weighted score": () if weight is None else (weight,)}.items():
         try:
             known[key] = estimator.score(X["samples"], y, *extra)
@@ -325,6 +326,8 @@ class Compared:
 
     def _backprop(self, X, y, *others):
         result = super()._backprop(X, y, *others)
+        if np.isnan(result[0]) and self.solver == "lbfgs":
+            raise Unlikely
         p = others[-4][-1]  # the last activations
         if self.loss == "log_loss":
             p = np.where(y, p, 1.0) if self.out_activation_ == "softmax" else np.where(y, p, 1.0 - p)

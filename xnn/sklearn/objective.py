@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xnn import losses, ops
+from xnn.errors import LabelError
 from xnn.layers import Parameter
 from xnn.losses import Loss
 from xnn.ops import Array, LossOp, Op
@@ -74,6 +75,11 @@ class PoissonDeviance(Loss):
     """scikit-learn's loss "poisson", of outputs before the exponential."""
 
     op = half_poisson_deviance
+
+    def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
+        super().check(targets, output_shape)
+        if targets.size and targets.min() < 0.0:
+            raise LabelError(f"loss='poisson' has a target of {targets.min():g}: counts and rates are at least 0")
 
 
 class LabelsCrossEntropy(losses.BinaryCrossEntropy):

@@ -55,6 +55,8 @@ class LBFGSOfSciPy(LBFGS):
     SciPy returns. (An attribute would not stay: a Trainer sets all of them back to those of the last iteration.)
     """
 
+    passes_infinity = True
+
     def __init__(
         self, tolerance: float, weight_decay: Any, max_fun: int, found: Callable[[Any], None]
     ) -> None:
