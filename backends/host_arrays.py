@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.registry import is_device_array, widened
+from xnn.backends.registry import is_computed, is_device_array, widened
 from xnn.backends.row_sources import Converted, RowSource, reads_rows
 from xnn.errors import DTypeError, ShapeError
 from xnn.options import shown
@@ -36,6 +36,9 @@ def as_host_array(value: Any, what: str, by_rows: bool = False) -> Any:
         >>> as_host_array([[1, 2], [3, 4]], "x").shape
         (2, 2)
     """
+    plain = type(value) is np.ndarray and is_computed(value.dtype)
+    if plain and (not by_rows or value.base is None):
+        return value
     if type(value) is not np.ndarray and is_device_array(value):
         return widened(value)
     array = value if by_rows and isinstance(value, RowSource) else _converted(value, what)

@@ -335,7 +335,7 @@ def widened(x: Any) -> Any:
     Raises DTypeError for finite numbers that are too large for float64.
     """
     dtype = getattr(x, "dtype", None)
-    if not isinstance(dtype, np.dtype) or dtype.name in _COMPUTED_NAMES:
+    if not isinstance(dtype, np.dtype) or is_computed(dtype) or dtype.name in _COMPUTED_NAMES:
         return x
     if dtype.kind == "f" and dtype.itemsize > 8:
         with np.errstate(over="ignore"):
@@ -349,6 +349,11 @@ def widened(x: Any) -> Any:
     if dtype.kind == "f" or (dtype.isbuiltin == 2 and np.can_cast(dtype, np.float32)):
         return x.astype("float32")
     return x
+
+
+def is_computed(dtype: np.dtype[Any]) -> bool:
+    """Whether ops compute with numbers of this dtype of NumPy's as they are, in the machine's byte order."""
+    return dtype.isbuiltin == 1 and dtype.char in "?bBhHiIlLqQfd"
 
 
 def is_device_array(x: Any) -> bool:

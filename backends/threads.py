@@ -172,7 +172,9 @@ class _Limits:
 
     def _apply(self) -> int:
         for library, before in zip(_blas(), self.before, strict=True):
-            _set_num_threads(library, min([before, *self.asked]))
+            threads = min([before, *self.asked])
+            if library.get_num_threads() != threads:
+                _set_num_threads(library, threads)
         return min([*self.before, *self.asked], default=1)
 
 

@@ -2,7 +2,8 @@
 
 Read in this order: `calls.py` (what a training step is made of), `binding.py` (how a call is run), `blas.py`,
 `numpy_kernels.py` with `image_kernels.py` and `update_kernels.py`, then `compiled_loops.py` (loops that Numba
-compiles, `jit.py`) and `compiled_kernels.py` (which calls they serve), then the folder `cuda`.
+compiles, `jit.py`, of `intrinsics.py`), `rows.py` (how they are told what to do) and `compiled_kernels.py` (which calls
+they serve), then the folder `cuda`.
 """
 
 __all__ = []

@@ -279,6 +279,16 @@ class KernelTable:
         """What runs all bound calls of a program for several steps at once; None if this table never does."""
         return None
 
+    def several(
+        self, steps: Sequence[Runnable], moving: Sequence[tuple[Any, Any]]
+    ) -> Callable[[int], None] | None:
+        """A function that runs a program's functions a number of times, in one call; None if the table has none.
+
+        moving: pairs of an array that the steps read or write, and an array with one more axis, in front: in step n
+        its n-th part takes the place of the first.
+        """
+        return None
+
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Turn the results of `bind`, in order, into functions without arguments. A subclass may join several."""
         return list(bound)

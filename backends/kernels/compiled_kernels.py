@@ -1,24 +1,21 @@
 """The table of compiled kernels: each call becomes one or more rows of numbers, which `compiled_loops.run` executes.
 
-A row is an operation code, then addresses of buffers, sizes and flags. Calls without rows, such as a user's op or the
-drawing of dropout's mask, are run by a NumPy kernel or by the op, between two stretches of rows. Importing this file
-imports Numba.
+Calls without rows, such as a user's op or the drawing of dropout's mask, are run by a NumPy kernel or by the op,
+between two stretches of rows. Importing this file imports Numba.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
 
 from xnn import ops
-from xnn.backends.kernels.blas import blas_routine, operand
+from xnn.backends.kernels.blas import blas_routine
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable
-from xnn.backends.kernels.compiled_loops import LINEAR, RELU, SIGMOID, TANH, WIDTH, Code, run
-from xnn.backends.kernels.jit import load
+from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH, Code
 from xnn.backends.kernels.numpy_kernels import (
     NUMPY_KERNELS,
     serves_dense,
@@ -27,6 +24,7 @@ from xnn.backends.kernels.numpy_kernels import (
     serves_labels,
     serves_loss,
 )  # fmt: skip
+from xnn.backends.kernels.rows import Rows, Stretch, Writer
 from xnn.backends.kernels.update_kernels import serves_adam, serves_update
 from xnn.errors import BackendUnavailableError
 from xnn.ops import updates
@@ -36,55 +34,13 @@ from xnn.ops.sums import LONG
 __all__ = ["CompiledTable"]
 
 _KINDS = {None: LINEAR, ops.relu: RELU, ops.sigmoid: SIGMOID, ops.tanh: TANH}
-
-
-@dataclass
-class Rows:
-    """The rows of one call.
-
-    numbers: the rows. arrays: the arrays whose addresses are in the rows. dtype: the dtype that the rows compute in,
-    or None if they serve any dtype.
-    """
-
-    numbers: list[tuple[int, ...]]
-    arrays: list[Any]
-    dtype: Any
-
-
-class _Writer:
-    """Collects the rows of one call. An array given as a column becomes its address, None becomes 0."""
-
-    def __init__(self, dtype: Any) -> None:
-        self.made = Rows([], [], None if dtype is None else np.dtype(dtype))
-
-    def row(self, code: Code, *columns: Any) -> None:
-        self.made.arrays.extend(c for c in columns if isinstance(c, np.ndarray))
-        numbers = [_address(c) if c is None or isinstance(c, np.ndarray) else int(c) for c in columns]
-        self.made.numbers.append((int(code), *numbers, *(0,) * (WIDTH - 1 - len(numbers))))
-
-    def gemm(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, rate: np.ndarray | None = None) -> None:
-        """Add the row of c <- a b, or of c <- c - rate a b if `rate` is given: an array with the learning rate."""
-        routine = blas_routine(str(c.dtype))
-        named = operand(a), operand(b)
-        assert routine is not None
-        assert named[0] is not None
-        assert named[1] is not None
-        (flag_a, lead_a), (flag_b, lead_b) = named[0], named[1]
-        (m, k), n = a.shape, b.shape[1]
-        self.row(
-            Code.GEMM, routine.address, routine.wide, flag_a, flag_b, m, n, k, a, lead_a, b, lead_b, c, rate,
-            rate is not None,
-        )  # fmt: skip
-
-
-def _address(array: Any) -> int:
-    return 0 if array is None else int(array.ctypes.data)
+_REALS = {np.dtype(np.float32), np.dtype(np.float64)}
 
 
 def _dense(call: Call) -> Rows:
     x, w, *bias = (slot.array for slot in call.reads)
     y = _written(call)[0]
-    out = _Writer(y.dtype)
+    out = Writer(y.dtype)
     out.gemm(x, w, y)
     if bias or call.activation is not None:
         out.row(Code.ACTIVATE, _KINDS[call.activation], y, bias[0] if bias else None, *y.shape)
@@ -103,7 +59,7 @@ def _dense_backward(call: Call) -> Rows:
     y, dz = _written(forward)[0], call.reads[0].array
     dx, dw, *rest = _written(call)
     db = rest[0] if rest else None
-    out = _Writer(dz.dtype)
+    out = Writer(dz.dtype)
     rate = None if call.rule is None else call.rule.numbers
     sums = db if rate is None or db is None else np.empty_like(db)  # a folded update's db is b
     if sums is not None or forward.activation is not None:
@@ -124,7 +80,7 @@ def _written(call: Call) -> list[Any]:
 
 def _activation(call: Call) -> Rows:
     x, y = call.reads[0].array, _written(call)[0]
-    out = _Writer(y.dtype)
+    out = Writer(y.dtype)
     out.row(Code.COPY, y, x, y.size)
     out.row(Code.ACTIVATE, _KINDS[call.op], y, None, 1, y.size)
     return out.made
@@ -133,7 +89,7 @@ def _activation(call: Call) -> Rows:
 def _activation_backward(call: Call) -> Rows:
     assert call.forward is not None
     y, dy, dx = _written(call.forward)[0], call.reads[0].array, _written(call)[0]
-    out = _Writer(y.dtype)
+    out = Writer(y.dtype)
     out.row(Code.COPY, dx, dy, dx.size)
     out.row(Code.GRADIENT, _KINDS[call.op], dx, y, None, 1, dx.size)
     return out.made
@@ -141,7 +97,7 @@ def _activation_backward(call: Call) -> Rows:
 
 def _cross_entropy(call: Call) -> Rows:
     z, labels = (slot.array for slot in call.reads)
-    out = _Writer(z.dtype)
+    out = Writer(z.dtype)
     out.row(Code.CROSS_ENTROPY, z, labels, *_written(call), *z.shape)
     return out.made
 
@@ -149,28 +105,31 @@ def _cross_entropy(call: Call) -> Rows:
 def _gather(call: Call) -> Rows:
     source, rows, target = call.options["source"], call.options["cursor"].rows, _written(call)[0]
     n, width = len(rows), source.size // max(1, len(source))
-    out = _Writer(target.dtype if source.dtype == np.uint8 else None)  # other dtypes are only copied
+    out = Writer(target.dtype if source.dtype == np.uint8 else None)  # other dtypes are only copied
     if source.dtype == np.uint8:
         numbers = np.asarray([call.options.get("scale", 1.0), call.options.get("offset", 0.0)])
         out.row(Code.GATHER, source, rows, target, n, width, numbers, len(source))
     else:
-        out.row(Code.TAKE, source, rows, target, n, width, source.itemsize, len(source))
+        stride = source.strides[0]
+        out.row(Code.TAKE, source, rows, target, n, width, source.itemsize, len(source), stride)
     return out.made
 
 
 def _can_gather(call: Call) -> bool:
     source, target = call.options["source"], call.writes[0]
     assert target is not None
-    if not serves_gather(call) or not len(source) or "shift" in call.options:
+    if not isinstance(source, np.ndarray) or not len(source) or "shift" in call.options:
         return False
     if source.dtype == np.uint8:
-        return bool(np.dtype(target.dtype).kind == "f")
-    return bool(source.dtype == target.dtype) and source.itemsize in (4, 8) and "scale" not in call.options
+        return serves_gather(call) and np.dtype(target.dtype).kind == "f"
+    whole_rows = source[:1].flags.c_contiguous and source.strides[0] % 4 == 0
+    return bool(whole_rows and source.dtype == target.dtype and source.itemsize in (4, 8)
+                and "scale" not in call.options)  # fmt: skip
 
 
 def _accuracy(call: Call) -> Rows:
     outputs, labels = (slot.array for slot in call.reads)
-    out = _Writer(outputs.dtype)
+    out = Writer(outputs.dtype)
     out.row(Code.COUNT_RIGHT, outputs, labels, _written(call)[0], *outputs.shape)
     return out.made
 
@@ -196,14 +155,56 @@ def _serves_dropout(call: Call) -> bool:
 
 
 def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
-    out = _Writer(y.dtype)
+    out = Writer(y.dtype)
     out.row(Code.DROPOUT, x, y, keep.view(np.uint8), y.size, np.asarray([1.0 / (1.0 - rate)]))
+    return out.made
+
+
+def _is_sum(call: Call) -> bool:
+    """Whether two arrays of one shape and dtype are added."""
+    slots = [slot for slot in (*call.reads, *call.writes) if slot is not None]
+    alike = {(slot.shape, np.dtype(slot.dtype)) for slot in slots}
+    return len(slots) == 3 and len(alike) == 1 and slots[0].dtype in _REALS
+
+
+def _sum(call: Call) -> Rows:
+    (a, b), y = (slot.array for slot in call.reads), _written(call)[0]
+    out = Writer(y.dtype)
+    out.row(Code.ADD, y, a, b, y.size, np.ones(1), None)
+    return out.made
+
+
+def _serves_penalty(call: Call) -> bool:
+    """Whether all arrays are of one floating-point dtype; a backward call may add to other gradients."""
+    slots = [slot for slot in (*(call.forward or call).reads, *call.reads, *call.writes) if slot is not None]
+    dtypes = {np.dtype(slot.dtype) for slot in slots}
+    return len(dtypes) == 1 and dtypes <= _REALS
+
+
+def _penalty(call: Call) -> Rows:
+    y, strength = _written(call)[0], np.asarray([call.options.get("strength", 1.0)], float)
+    out, lanes = Writer(y.dtype), np.empty(LANES, y.dtype)
+    for number, slot in enumerate(call.reads):
+        out.row(Code.SQUARES, y, slot.array, slot.array.size, strength, number == 0, lanes)
+    return out.made
+
+
+def _penalty_backward(call: Call) -> Rows:
+    assert call.forward is not None
+    strength = np.asarray([call.forward.options.get("strength", 1.0)], float)
+    grad, *others = (slot.array for slot in call.reads)
+    out = Writer(grad.dtype)
+    for y, w, other in zip(
+        _written(call), call.forward.reads, others or [None] * len(call.writes), strict=True
+    ):
+        if y is not None:
+            out.row(Code.ADD, y, other, w.array, y.size, strength, grad)
     return out.made
 
 
 def _sgd(call: Call) -> Rows:
     group = call.rule
-    out = _Writer(call.reads[0].dtype)
+    out = Writer(call.reads[0].dtype)
     for w, g, *velocity in group.stretches(call):
         out.row(Code.SGD, w, g, velocity[0] if velocity else None, w.size, group.numbers)
     return out.made
@@ -211,7 +212,7 @@ def _sgd(call: Call) -> Rows:
 
 def _adam(call: Call) -> Rows:
     group = call.rule
-    out = _Writer(call.reads[0].dtype)
+    out = Writer(call.reads[0].dtype)
     for w, g, mean, square in group.stretches(call):
         out.row(Code.ADAM, w, g, mean, square, w.size, group.numbers)
     return out.made
@@ -246,6 +247,10 @@ class CompiledTable(KernelTable):
                 ("metric", accuracy): (_accuracy, _has_labels(serves_labels)),
                 ("forward", ops.dropout): (_dropout, _serves_dropout),
                 ("backward", ops.dropout): (_dropout_backward, _serves_dropout),
+                ("forward", ops.l2_penalty): (_penalty, _serves_penalty),
+                ("backward", ops.l2_penalty): (_penalty_backward, _serves_penalty),
+                ("forward", ops.add): (_sum, _is_sum),
+                ("add", None): (_sum, _is_sum),
                 ("update", updates.sgd): (_sgd, serves_update),
                 ("update", updates.adam): (_adam, serves_adam),
                 **{("forward", op): (_activation, serves_elements) for op in _KINDS if op is not None},
@@ -258,6 +263,12 @@ class CompiledTable(KernelTable):
             NUMPY_KERNELS,
         )
 
+    def several(
+        self, steps: Sequence[Runnable], moving: Sequence[tuple[Any, Any]]
+    ) -> Callable[[int], None] | None:
+        only = steps[0] if len(steps) == 1 else None
+        return only.several(moving) if isinstance(only, Stretch) else None
+
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join rows that follow one another, and compute in one dtype, into one table that a single call runs."""
         steps: list[Runnable] = []
@@ -265,26 +276,13 @@ class CompiledTable(KernelTable):
         for item in (*bound, None):
             if isinstance(item, Rows):
                 if len({part.dtype for part in (*together, item)} - {None}) > 1:
-                    steps.append(_stretch(together))
+                    steps.append(Stretch(together))
                     together = []
                 together.append(item)
                 continue
             if together:
-                steps.append(_stretch(together))
+                steps.append(Stretch(together))
                 together = []
             if item is not None:
                 steps.append(item)
         return steps
-
-
-def _stretch(parts: list[Rows]) -> Runnable:
-    table = np.asarray([row for part in parts for row in part.numbers], np.int64).reshape(-1, WIDTH)
-    reals = np.zeros(10, next((part.dtype for part in parts if part.dtype is not None), np.float32))
-    reals[9] = 1
-    load(lambda: run(table[:0], reals), run)
-
-    def step() -> None:
-        run(table, reals)
-
-    step.arrays = [array for part in parts for array in part.arrays]  # type: ignore[attr-defined] # keeps them alive
-    return step

@@ -3,6 +3,7 @@
 This folder is not called sklearn, as the one it tests: Python would take it for scikit-learn where that is missing.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,8 @@ def pytester_of(tmp_path):
         (tmp_path / "conftest.py").write_text(fixture, encoding="utf-8")
         (tmp_path / "test_theirs.py").write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "-q", "-rf", "-W", "ignore", "-p", "no:cacheprovider", "."]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        variables = os.environ | {"SCIPY_ARRAY_API": "1"}  # scikit-learn 1.6 cannot be tested without it
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
         failed = set(re.findall(r"^FAILED \S*::(\w+)", done.stdout, re.M))
         assert done.returncode in (0, 1), done.stdout + done.stderr
         return int(re.search(r"(\d+) passed", done.stdout)[1]), failed

@@ -7,7 +7,6 @@ import pytest
 pytest.importorskip("sklearn")
 
 import sklearn
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from xnn.sklearn import MLPClassifier, MLPRegressor
 
@@ -15,16 +14,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 OWN = Path(sklearn.__file__).parent / "neural_network" / "tests" / "test_mlp.py"
 IMPORT = "from sklearn.neural_network import MLPClassifier, MLPRegressor"
-#: float32 rounding: a prediction near 0 is 1.04e-4 off, and the limit 1e-4 there was raised later.
+#: float32 rounding: with some BLAS a prediction near 0 is 1.04e-4 off, and the limit 1e-4 there was raised later.
 CLOSE = {"test_mlp_regressor_dtypes_casting"} if sklearn.__version__ < "1.5" else set()
 
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("SCIPY_ARRAY_API", "1")  # scikit-learn 1.6 cannot be imported without it
+    from sklearn.utils.estimator_checks import parametrize_with_checks
 
 # scikit-learn 1.4 gives a generator, of which pytest warns.
 CHECKS = parametrize_with_checks([MLPClassifier(), MLPRegressor()])
 
 
 @pytest.mark.parametrize(CHECKS.args[0], [*CHECKS.args[1]], **CHECKS.kwargs)
-def test_an_estimator_passes(estimator, check):
+def test_an_estimator_passes(estimator, check, monkeypatch):
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")  # scikit-learn 1.9 has a check more with it
     check(estimator)
 
 
@@ -34,5 +38,5 @@ def test_scikit_learns_own_tests_pass_with_another_import(tmp_path, pytester_of)
     passed, failed = pytester_of(
         text.replace(IMPORT, IMPORT.replace("sklearn.neural_network", "xnn.sklearn"))
     )
-    assert failed == CLOSE
+    assert failed <= CLOSE
     assert passed > 50

@@ -1,11 +1,14 @@
 """What xnn.sklearn's estimators can do beyond scikit-learn's."""
 
+import json
+
 import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
 
 from sklearn.datasets import load_diabetes, load_digits
+from sklearn.model_selection import GridSearchCV
 
 import xnn
 from xnn import callbacks, layers, optimizers, schedules
@@ -17,6 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 X, LABELS = load_digits(return_X_y=True)
 X, LABELS = X[:600] / 16.0, LABELS[:600]
 OPTIONS = {"max_iter": 20, "random_state": 0, "learning_rate_init": 0.01, "hidden_layer_sizes": 30}
+
+
+def logistic(features, outputs):
+    return xnn.Sequential(layers.Dense(features, outputs))
 
 
 def convolutional(features, outputs, seed):
@@ -79,6 +86,17 @@ def test_class_weights_are_sample_weights():
     assert balanced.fit(X, rare).predict(X).sum() >= MLPClassifier(**OPTIONS).fit(X, rare).predict(X).sum()
     with pytest.raises(ValueError, match="cannot be used with partial_fit"):
         balanced.partial_fit(X, rare)
+    several = np.stack([LABELS > 4, LABELS % 2 == 0], axis=1).astype(int)
+    two = MLPClassifier(class_weight=[{0: 1.0, 1: 3.0}, {0: 2.0}], **OPTIONS).fit(X, several)
+    other = MLPClassifier(**OPTIONS)
+    other.fit(X, several, sample_weight=np.where(LABELS > 4, 3.0, 1.0) * np.where(LABELS % 2 == 0, 1.0, 2.0))
+    np.testing.assert_array_equal(two.coefs_[0], other.coefs_[0])
+
+
+@pytest.mark.parametrize("given", [[1.0, 2.0], {0: -1.0}, {0: "2"}, {0: np.nan}, [{0: 1.0}, 2.0]], ids=str)
+def test_class_weights_that_are_no_weights_are_refused(given):
+    with pytest.raises(ValueError, match=r"class_weight=.* must be 'balanced'"):
+        MLPClassifier(class_weight=given).fit(X, LABELS)
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -108,15 +126,36 @@ def test_a_validation_set_gives_curves(kind, early):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((X,), r"1 parts: it must be"),
-        ((X, LABELS[:-1]), "600 samples and 599 targets"),
-        ((X, LABELS + 5), "labels that the training data do not have"),
-        ((X[:, :5], LABELS), "5 features"),
+        ((X,), "validation_set has 1 parts: it must be"),
+        ((X, LABELS[:-1]), r"validation_set: .*inconsistent numbers of samples: \[600, 599\]"),
+        ((X, LABELS + 5), "validation_set: labels that the training data do not have"),
+        ((X, LABELS[:, None] + 5), "validation_set: labels that the training data do not have"),
+        ((X, LABELS.astype(str)), "validation_set: labels that the training data do not have: \\['0', '1'"),
+        ((X[:, :5], LABELS), "validation_set: X has 5 features"),
+        ((X * np.nan, LABELS), "validation_set: Input X contains NaN"),
+        ((X, LABELS, np.ones(3)), r"validation_set: sample_weight.shape == \(3,\)"),
+        ((X, LABELS, -np.ones(600)), "validation_set: sample_weight must be at least 0"),
     ],
 )
 def test_a_validation_set_that_does_not_fit_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         MLPClassifier(validation_set=given, max_iter=1).fit(X, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (LABELS * np.nan, "validation_set: Input contains NaN"),
+        (LABELS.astype(str), "validation_set: .*strings"),
+        (
+            np.stack([LABELS, LABELS], axis=1),
+            "validation_set: 2 targets a sample, and the training data have 1",
+        ),
+    ],
+)
+def test_targets_of_a_validation_set_that_do_not_fit_are_refused(targets, message):
+    with pytest.raises(ValueError, match=message):
+        MLPRegressor(validation_set=(X, targets), max_iter=1).fit(X, LABELS)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -147,9 +186,43 @@ def test_callbacks_of_xnn_see_the_training():
             if len(seen) == 4:
                 history.stopped = "enough"
 
-    estimator = MLPClassifier(callbacks=[Watch()], **OPTIONS).fit(X, LABELS)
+    watch = Watch()
+    estimator = MLPClassifier(callbacks=[watch], **OPTIONS).fit(X, LABELS)
     assert seen == estimator.loss_curve_
     assert estimator.n_iter_ == 4
+    assert vars(watch) == {}  # and so no network in pickles of the estimator
+
+
+@pytest.mark.parametrize(("kind", "score"), [(MLPClassifier, "val_accuracy"), (MLPRegressor, "val_r2")])
+def test_callbacks_of_xnn_see_the_numbers_of_a_validation_set(kind, score, tmp_path):
+    given = [callbacks.EarlyStopping(patience=2, restore_best=True), callbacks.JsonLines(tmp_path / "log")]
+    options = OPTIONS | {"max_iter": 100, "tol": 0.0, "learning_rate_init": 0.05}
+    estimator = kind(callbacks=given, validation_set=(X[500:], LABELS[500:]), **options)
+    estimator.fit(X[:500], LABELS[:500])
+    assert estimator.n_iter_ < 100
+    assert given[0].best == min(estimator.validation_loss_curve_)
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    logged = [line["val_loss"] for line in lines if "val_loss" in line]
+    np.testing.assert_allclose(logged, estimator.validation_loss_curve_)
+    best = next(line for line in lines if line.get("val_loss") == given[0].best)
+    assert estimator.score(X[500:], LABELS[500:]) == pytest.approx(best[score])
+    with pytest.raises(OptionError, match="val_ numbers need validation data"):
+        kind(callbacks=[callbacks.EarlyStopping()], max_iter=2).fit(X, LABELS)
+
+
+def test_clones_have_callbacks_of_their_own():
+    class Count(callbacks.Callback):
+        epochs = 0
+
+        def on_epoch_end(self, history, entry):
+            self.epochs += 1
+
+    count = Count()
+    search = GridSearchCV(MLPClassifier(callbacks=[count], **OPTIONS), {"alpha": [0.1, 1.0]}, cv=2)
+    search.fit(X[:100], LABELS[:100])
+    assert count.epochs == 0
+    (own,) = search.best_estimator_.callbacks
+    assert own.epochs == search.best_estimator_.n_iter_
 
 
 def test_the_model_is_an_xnn_model_with_the_weights_of_the_attributes(tmp_path):
@@ -180,6 +253,27 @@ def test_the_model_is_an_xnn_model_with_the_weights_of_the_attributes(tmp_path):
         ({"numerics": "slow"}, ValueError, "'numerics' parameter of MLPClassifier"),
         ({"dtype": "float16"}, ValueError, "'dtype' parameter of MLPClassifier"),
         ({"model": lambda features, outputs: None}, OptionError, "returned NoneType"),
+        ({"model": lambda: None}, OptionError, "must be a function of the numbers of features and outputs"),
+        ({"model": xnn.Sequential(layers.Dense(64, 10))}, OptionError, "must be a function of the numbers"),
+        ({"model": logistic, "batch_norm": True}, OptionError, "batch_norm and dropout have no effect"),
+        ({"model": logistic, "dropout": 0.1}, OptionError, "batch_norm and dropout have no effect"),
+        ({"model": logistic, "dtype": "float64"}, OptionError, "has layers of float32, and dtype='float64'"),
+        (
+            {"model": lambda n, k: xnn.Sequential(logistic(n, k), layers.Softmax())},
+            OptionError,
+            "ends in softmax",
+        ),
+        (
+            {"schedule": "cosine", "solver": "sgd", "learning_rate": "adaptive"},
+            OptionError,
+            "schedule='cosine' and learning_rate='adaptive' both change the learning rate",
+        ),
+        ({"callbacks": callbacks.TimeLimit("1h")}, ValueError, "'callbacks' parameter of MLPClassifier"),
+        (
+            {"callbacks": [callbacks.EarlyStopping]},
+            OptionError,
+            "must be a list of xnn.callbacks.Callback objects",
+        ),
         (
             {"model": lambda features, outputs: xnn.Sequential(layers.Dense(features, 2))},
             ShapeError,

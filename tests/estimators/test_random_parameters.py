@@ -1,7 +1,7 @@
 """Random parameters, data and sequences of calls: xnn.sklearn's estimators beside scikit-learn's own.
 
-`python tests/estimators/test_random_parameters.py FIRST LAST` runs the seeds from FIRST to before LAST and prints what
-differs; `--compiled` with Numba's kernels also for short fits, and without scikit-learn's own forward pass.
+`python tests/estimators/test_random_parameters.py FIRST LAST` runs the seeds from FIRST to before LAST, and prints what
+differs. `--compiled`: with Numba's kernels also for short fits, and without scikit-learn's own forward pass.
 """
 
 import contextlib
@@ -57,7 +57,9 @@ CONTAINERS = [
     "array", "array", "fortran", "strided", "reversed", "read-only", "memmap", "list", "frame", "csr", "csc", "coo",
     "csr_array", "object",
 ]  # fmt: skip
-DTYPES = ["float64"] * 8 + ["float32"] * 4 + ["float16", "int64", "int8", "uint8", "bool", ">f8", "longdouble"]
+DTYPES = (
+    ["float64"] * 8 + ["float32"] * 4 + ["float16", "int64", "int8", "uint8", "bool", ">f8", "longdouble"]
+)
 TARGETS = {
     "MLPClassifier": [
         "two", "three", "text", "bool", "float", "signs", "gaps", "one", "column", "labels", "label", "sparse labels",
@@ -184,12 +186,12 @@ def scenario(seed):
             steps.append((what, ("pickle", "deepcopy", "clone")[random.integers(3)]))
         else:
             part = slice(None) if random.random() < 0.6 else slice(0, int(random.integers(1, rows + 1)))
-            steps.append((what, part))
+            steps += [(what, part)] * (1 if random.random() < 0.6 else 2)
     if steps[0][0] in ("set", "assign", "copy"):
         steps.insert(0, ("fit", slice(None)))
     dtype, container = (random.choice(values) for values in (DTYPES, CONTAINERS))
     X = (np.abs(X) if dtype == "uint8" else X).astype(dtype)
-    if X.dtype == np.float32 and getattr(y, "dtype", None) == float:
+    if X.dtype == np.float32 and isinstance(y, np.ndarray) and y.dtype.kind == "f":
         y = y.astype(np.float32)
     return name, options, (X, y, weight), container, steps
 
@@ -230,8 +232,12 @@ def told(kind, drawn_scenario, folder):
     for number, (what, how) in enumerate(steps):
         if (name, what, estimator.solver) == ("MLPRegressor", "partial_fit", "lbfgs"):  # trains by mistake
             continue
-        out, said, error = io.StringIO(), [], None
-        with warnings.catch_warnings(record=True) as said, contextlib.redirect_stdout(out), np.errstate(all="ignore"):
+        out, error = io.StringIO(), None
+        with (
+            warnings.catch_warnings(record=True) as said,
+            contextlib.redirect_stdout(out),
+            np.errstate(all="ignore"),
+        ):
             warnings.simplefilter("always")
             try:
                 if what == "set":
@@ -241,18 +247,22 @@ def told(kind, drawn_scenario, folder):
                         arrays[-1] *= how
                         arrays[0] = np.asarray(arrays[0] + 0.1, arrays[0].dtype)
                 elif what == "copy":
-                    copies = {"pickle": lambda e: pickle.loads(pickle.dumps(e)), "deepcopy": copy.deepcopy}  # noqa: S301
+                    copies = {"pickle": lambda e: pickle.loads(pickle.dumps(e)), "deepcopy": copy.deepcopy}
                     estimator = copies.get(how, clone)(estimator)
                     shared = estimator.random_state
                 else:
                     extra = {} if weight is None else {"sample_weight": shortened(weight, how)}
-                    if what == "partial_fit" and name == "MLPClassifier" and not hasattr(estimator, "classes_"):
+                    if (
+                        what == "partial_fit"
+                        and name == "MLPClassifier"
+                        and not hasattr(estimator, "classes_")
+                    ):
                         extra["classes"] = np.unique(y) if not sparse.issparse(y) else np.arange(y.shape[1])
                     samples = contained(shortened(X, how), container, folder)
                     getattr(estimator, what)(samples, shortened(y, how), **extra)
-            except Exception as raised:  # noqa: BLE001
+            except Exception as raised:
                 error = raised
-        if isinstance(error, Unlikely):
+        if isinstance(error, UnlikelyError):
             break
         record.append((number, "error", error))
         if any(text in str(error) for text in ("non-finite", "sum to zero", "early_stopping=True")):
@@ -298,7 +308,9 @@ def difference(one, other, tolerance):
     if isinstance(one, str) and isinstance(other, str):  # printed numbers have 8 places
         words, others = (re.split(r"([-+\d.]+(?:e[-+]?\d+)?)", text) for text in (one, other))
         if words[::2] == others[::2]:
-            one, other = ([float(word) for word in text[1::2] if word.strip(".-+")] for text in (words, others))
+            one, other = (
+                [float(word) for word in text[1::2] if word.strip(".-+")] for text in (words, others)
+            )
             tolerance = max(tolerance, 1e-7)
     if forms(one) != forms(other):
         return "types", f"{forms(one)} is {forms(other)}: {one!r} is {other!r}"
@@ -313,36 +325,38 @@ def difference(one, other, tolerance):
         return "numbers", f"{a[:6]} is {b[:6]}, by {np.max(np.abs(a - b)):.1e}"
 
 
-class Unlikely(Exception):
-    """scikit-learn's loss has few digits or is cut off, since a probability is so small, or training goes on with NaN."""
+class UnlikelyError(Exception):
+    """scikit-learn's loss has few digits or is cut off, since a probability is small, or is NaN while it goes on."""
 
 
 class Compared:
     """scikit-learn's estimator, where it does what its documentation says.
 
     The best weights of an earlier fit are not those that are trained on: a fit with warm_start and early_stopping
-    would change them, and could not return to them. Raises Unlikely.
+    would change them, and could not return to them. Raises UnlikelyError.
     """
 
     def _backprop(self, X, y, *others):
         result = super()._backprop(X, y, *others)
         if np.isnan(result[0]) and self.solver == "lbfgs":
-            raise Unlikely
+            raise UnlikelyError
         p = others[-4][-1]  # the last activations
         if self.loss == "log_loss":
             p = np.where(y, p, 1.0) if self.out_activation_ == "softmax" else np.where(y, p, 1.0 - p)
             if p.min() < 1e3 * np.sqrt(np.finfo(p.dtype).eps) ** 1.5:
-                raise Unlikely
+                raise UnlikelyError
         return result
 
     def _update_no_improvement_count(self, early_stopping, *validation):
         super()._update_no_improvement_count(early_stopping, *validation)
         finite = all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_))
         if not np.isfinite(self.loss_) and (early_stopping or finite):
-            raise Unlikely
+            raise UnlikelyError
 
     def _fit_stochastic(self, *arguments):
-        self.coefs_, self.intercepts_ = ([a.copy() for a in arrays] for arrays in (self.coefs_, self.intercepts_))
+        self.coefs_, self.intercepts_ = (
+            [a.copy() for a in arrays] for arrays in (self.coefs_, self.intercepts_)
+        )
         super()._fit_stochastic(*arguments)
 
 
@@ -389,7 +403,9 @@ def differences(seed, folder):
         if limit and limit[0] == what[0]:
             if what[0] != "numbers":  # which rounding errors decide
                 break
-            if np.max(np.abs(flat(one) - flat(other))) <= 1e3 * np.max(np.abs(flat(one) - flat(shaken[number][2]))):
+            if np.max(np.abs(flat(one) - flat(other))) <= 1e3 * np.max(
+                np.abs(flat(one) - flat(shaken[number][2]))
+            ):
                 continue
         found.append(f"step {step} {drawn_scenario[4][step]}: {key}: {': '.join(what)}")
         if what[0] == "errors":
@@ -412,6 +428,8 @@ if __name__ == "__main__":
         for seed in range(first, last):
             if found := differences(seed, folder):
                 name, options, (X, y, weight), container, steps = scenario(seed)
-                print(f"SEED {seed} {name} {options} {X.dtype} {X.shape} {container} {steps} weighted {weight is not None}")
+                print(
+                    f"SEED {seed} {name} {options} {X.dtype} {X.shape} {container} {steps} weighted {weight is not None}"
+                )
                 for text in found[:4]:
                     print("   ", text[:300])

@@ -204,12 +204,12 @@ def compiled_curve(function, x):
         call = Call("forward", getattr(ops, function), (Slot("x", x.shape, x.dtype, x),), (out,))
         bind(LIB, LIB.kernels("compiled"), [call])[0]()
         return out.array
-    from xnn.backends.kernels.compiled_loops import _exp_parts
+    from xnn.backends.kernels.intrinsics import exp_parts
 
     @numba.njit
     def exp(x, y):
         for i in range(x.size):
-            power, rest = _exp_parts(x[i])
+            power, rest = exp_parts(x[i])
             y[i] = power + power * rest
 
     y = np.empty_like(x)
@@ -445,6 +445,73 @@ def test_dropout(dtype):
     check_dropout(Both(LIB.kernels("compiled")), dtype)
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "added to gradients"])
+@pytest.mark.parametrize("sizes", [(1,), (31, 1), (33,), (7, 5000)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_l2_penalty(dtype, sizes, beside):
+    pytest.importorskip("numba")
+    both = Both(LIB.kernels("compiled"))
+    both.slot("grad", np.asarray(0.5, dtype))
+    both.empty("y", (), dtype)
+    for number, size in enumerate(sizes):
+        both.slot(f"w{number}", numbers((size,), dtype, number))
+        both.slot(f"g{number}", numbers((size,), dtype, 10 + number))
+        both.empty(f"d{number}", (size,), dtype)
+        both.empty(f"sum{number}", (size,), dtype)
+
+    def calls(s):
+        names = range(len(sizes))
+        forward = Call(
+            "forward", ops.l2_penalty, tuple(s[f"w{n}"] for n in names), (s["y"],), {"strength": 0.3}
+        )
+        slopes = tuple(s[f"d{n}"] for n in names)
+        back = Call("backward", ops.l2_penalty, (s["grad"],), slopes, forward=forward)
+        if not beside:
+            return [forward, back]
+        others, sums = tuple(s[f"g{n}"] for n in names), tuple(s[f"sum{n}"] for n in names)
+        added = [
+            Call("add", None, (g, d), (total,)) for g, d, total in zip(others, slopes, sums, strict=True)
+        ]
+        fused = (back, *added)
+        return [
+            forward,
+            Call("backward", ops.l2_penalty, (s["grad"], *others), sums, forward=forward, parts=fused),
+        ]
+
+    found = both.run(calls)
+    close(*found["y"], 40)
+    for number in range(len(sizes)):
+        close(*found[f"{'sum' if beside else 'd'}{number}"], 2)
+        assert found[f"w{number}"][0].tobytes() == found[f"w{number}"][1].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["forward", "add"])
+@pytest.mark.parametrize("shape", [(), (3, 7), (0, 2)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_of_two_arrays_have_the_ops_bits(dtype, shape, kind):
+    pytest.importorskip("numba")
+    both = Both(LIB.kernels("compiled"))
+    for number, name in enumerate("ab"):
+        both.slot(name, numbers(shape, dtype, number, special=True))
+    both.empty("y", shape, dtype)
+    op = ops.add if kind == "forward" else None
+    found = both.run(lambda s: [Call(kind, op, (s["a"], s["b"]), (s["y"],))])
+    np.testing.assert_array_equal(*found["y"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_rows_of_an_array_that_is_a_part_of_another(dtype):
+    pytest.importorskip("numba")
+    source = np.arange(60).reshape(6, 10).astype(dtype)[::2, 1:8]
+    target = Slot("x", (4, 7), np.dtype(dtype))
+    call = Call("gather", None, (), (target,), {"source": source, "cursor": Cursor(np.array([2, 0, 2, 1]))})
+    table = LIB.kernels("compiled")
+    assert table.own(call)
+    for step in bind(LIB, table, [call]):
+        step()
+    np.testing.assert_array_equal(target.array, source[[2, 0, 2, 1]])
+
+
 RULES = {
     "sgd": lambda: optimizers.SGD(0.1),
     "momentum": lambda: optimizers.SGD(0.1, momentum=0.9),
@@ -576,8 +643,9 @@ def test_every_kernel_of_every_table_is_tested_here():
     images = set(itertools.product(("forward", "backward"), (ops.conv2d,)))  # tested in test_image_kernels.py
     assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images
     pytest.importorskip("numba")
-    dropout = set(itertools.product(("forward", "backward"), (ops.dropout,)))
-    assert set(LIB.kernels("compiled").kernels) == tested | dropout
+    more = set(itertools.product(("forward", "backward"), (ops.dropout, ops.l2_penalty)))
+    more |= {("forward", ops.add), ("add", None)}
+    assert set(LIB.kernels("compiled").kernels) == tested | more
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -415,6 +415,9 @@ class TestSequential:
         assert isinstance(outputs, np.ndarray)
         assert outputs.shape == (10, 10)
         np.testing.assert_allclose(outputs, model.predict(lib.to_device(x)), rtol=1e-5, atol=1e-7)
+        there = model.predict(x, batch_size=3, on_host=False)
+        assert backend_of(there) is lib
+        np.testing.assert_array_equal(lib.to_host(there), outputs)
         assert model.predict_classes(x).tolist() == outputs.argmax(1).tolist()
         assert model.predict(x[:0]).shape == (0, 10)
         assert all(layer._tape is None for layer in model.layers)

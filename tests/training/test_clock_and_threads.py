@@ -94,7 +94,7 @@ def test_the_clock_shows_numbers(monkeypatch):
 
     monkeypatch.setattr(fitting, "time", Clock(0.2))
     model = xnn.Sequential(layers.Dense(12, 4), seed=1)
-    t = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), callbacks=[Shows()])
+    t = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), [], [Shows()], kernels="numpy")
     t.fit((X, Y), batch_size=8, progress=False)
     assert len(shown) > 10
     assert shown[-1] == 80

@@ -262,7 +262,7 @@ def test_any_callback_may_end_a_fit(tmp_path):
 @pytest.mark.parametrize(
     ("stopper", "validation", "messages"),
     [
-        (EarlyStopping(), None, ("val_loss", "choose loss, accuracy", "fit(validation=...)")),
+        (EarlyStopping(), None, ("val_loss", "choose loss, accuracy", "need validation data")),
         (EarlyStopping("val_f1", mode="max"), (X, Y), ("val_f1", "loss, accuracy, val_loss, val_accuracy")),
         (EarlyStopping("train_loss"), (X, Y), ("train_loss", "loss, accuracy")),
     ],

@@ -82,7 +82,7 @@ class EarlyStopping(Callback):
         value = entry.get(self.monitor)
         if isinstance(value, bool) or not isinstance(value, Real):
             there = [name for name, number in entry.items() if isinstance(number, Real) and name != "epoch"]
-            hint = "; val_ numbers need fit(validation=...)" if self.monitor.startswith("val_") else ""
+            hint = "; val_ numbers need validation data" if self.monitor.startswith("val_") else ""
             found = f"which is {value!r}" if self.monitor in entry else "which the epochs do not have"
             raise OptionError(
                 f"EarlyStopping got monitor={self.monitor!r}, {found}: choose {', '.join(there)}{hint}"

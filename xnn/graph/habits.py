@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -339,25 +340,33 @@ def _check_new(thing: Habitual, name: str) -> None:
     kind = type(thing)
     if not kind.__module__.startswith("xnn.") or hasattr(kind, name):
         return
-    if hint := hint_for(thing._habits, name):
-        raise _refusal(kind, name, hint)
-    if kind.__module__.split(".")[1] not in _OPTIONS_IN or thing._building:  # a class of xnn's own commands
-        return
+    checked = kind.__module__.split(".")[1] in _OPTIONS_IN and not thing._building
+    if said := _fault(kind, name, (*vars(thing),) if checked else None):
+        raise _refusal(kind, name, said)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fault(kind: type[Habitual], name: str, present: tuple[str, ...] | None) -> str:
+    """What is wrong with a new attribute of an object of this class; "" if nothing is.
+
+    present: the attributes that the object has; None if it may have any that other libraries do not know.
+    """
+    if hint := hint_for(kind._habits, name):
+        return hint
+    if present is None:  # while it is built, or of a class of xnn's own commands
+        return ""
     takes = argument_names(kind)
     if name in takes:
-        return
-    there = {*dir(kind), *vars(thing), *(known for c in kind.__mro__ for known in inspect.get_annotations(c))}
+        return ""
+    there = {*dir(kind), *present, *(known for c in kind.__mro__ for known in inspect.get_annotations(c))}
     if name in there:
-        return
+        return ""
     options = [option for option in dict.fromkeys((*takes, *sorted(there))) if not option.startswith("_")]
     near = get_close_matches(name, options, 1, _NEAR)
-    if near or kind._closed:
-        nearest = f"did you mean {near[0]}? " if near else ""
-        raise _refusal(
-            kind,
-            name,
-            f"{nearest}it would have no effect; {kind.__name__} takes {', '.join(takes) or 'no options'}",
-        )
+    if not (near or kind._closed):
+        return ""
+    nearest = f"did you mean {near[0]}? " if near else ""
+    return f"{nearest}it would have no effect; {kind.__name__} takes {', '.join(takes) or 'no options'}"
 
 
 def _refusal(owner: type, name: str, hint: str) -> AttributeError:

@@ -12,7 +12,7 @@ from xnn.backends import Purpose, Stream
 from xnn.errors import OptionError, ShapeError
 from xnn.layers.flops import added, flops_of
 from xnn.layers.layer import Layer
-from xnn.layers.parameter import Parameter
+from xnn.layers.parameter import Buffer, Parameter
 from xnn.ops import Namespace
 from xnn.options import check_integer, shown, written
 
@@ -123,6 +123,12 @@ class Container(Layer):
                     "from equal weights, or call one layer twice in the `compute` of a Layer to share them"
                 )
         return found
+
+    def buffers(self) -> list[Buffer]:
+        """The arrays that training keeps without a gradient, in order."""
+        if self._parameters or len(self._others) > 1:
+            return super().buffers()
+        return [buffer for layer in self.layers for buffer in layer.buffers()]
 
     def config(self) -> dict[str, Any]:
         return {"layers": self.layers}

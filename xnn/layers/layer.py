@@ -276,7 +276,8 @@ class Layer(Stateful, Habitual):
 
     def forget(self) -> None:
         """Free the memory of what `backward` would need."""
-        self._tape = None
+        if self._tape is not None:
+            self._tape = None
         for _, layer in self._layers():
             layer.forget()
 

@@ -125,11 +125,11 @@ class Parameter(Recorded):
 
     @value.setter
     def value(self, value: Any) -> None:
-        # As after each step of training: there is nothing to check.
-        fits = type(value) is np.ndarray and value.dtype == self._dtype and value.shape == self._shape
-        if not fits and (value is None or value is not self._value):
-            value = self._fitting(value)
-        self._value, self._assigned = value, True
+        if value is None or value is not self._value:  # as after each step of training in place
+            if not (type(value) is np.ndarray and value.dtype == self._dtype and value.shape == self._shape):
+                value = self._fitting(value)
+            self._value = value
+        self._assigned = True
 
     def _fitting(self, value: Any) -> Array:
         """What was assigned, as an array of the parameter's dtype. Raises for text, another shape and overflow."""
@@ -198,6 +198,9 @@ class Parameter(Recorded):
 
     @grad.setter
     def grad(self, gradient: Array | None) -> None:
+        if gradient is self._grad:
+            self._grad_folded = False
+            return
         if gradient is not None and tuple(getattr(gradient, "shape", ())) != self.shape:
             raise GraphError(
                 f"{self.name} has shape {self.shape}, and its gradient shape {getattr(gradient, 'shape', '()')}: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Never
+from typing import Any, Literal, Never, overload
 
 import numpy as np
 
@@ -153,12 +153,19 @@ class Sequential(Container):
             return x
         return lib.clean(xp.astype(x, getattr(xp, self.dtype)))
 
-    def predict(self, x: Any, batch_size: int = 1024, **unknown: Never) -> np.ndarray:
+    @overload
+    def predict(self, x: Any, batch_size: int = ..., *, on_host: Literal[True] = ...) -> np.ndarray: ...
+
+    @overload
+    def predict(self, x: Any, batch_size: int = ..., *, on_host: bool) -> Any: ...
+
+    def predict(self, x: Any, batch_size: int = 1024, *, on_host: bool = True, **unknown: Never) -> Any:
         """The outputs for samples, as a NumPy array (n, ...), with the layers' inference behaviour.
 
         x: samples (n, ...), a host array, a list or an array of the model's backend.
         batch_size: how many samples go through the model at a time; 1024 by default. Where a GPU's memory is not
             enough for them, fewer do.
+        on_host: whether to return a NumPy array; False leaves the outputs where the model is. Default True.
 
         It computes in the numerics that were chosen; if none were, in those that the model was trained in. Raises
         ShapeError, DTypeError or LabelError for samples that do not fit, such as numbers too large for the model's
@@ -168,9 +175,9 @@ class Sequential(Container):
         check_count("batch_size", batch_size)
         trained = self.numerics if self.numerics in NUMERICS else None
         with numerics(chosen_numerics() or trained):
-            return self._predict(x, batch_size)
+            return self._predict(x, batch_size, on_host)
 
-    def _predict(self, x: Any, batch_size: int) -> np.ndarray:
+    def _predict(self, x: Any, batch_size: int, on_host: bool) -> Any:
         lib = self.backend
         given = as_host_array(x, "x", by_rows=True)
         with np.errstate(over="ignore"):
@@ -184,7 +191,7 @@ class Sequential(Container):
         with lib.guard(), Scope(records=False):
             parts = Parts(self)
             outputs = (part for batch in batches for part in parts(batch))
-            return np.concatenate(lib.to_host_all(outputs))
+            return np.concatenate(lib.to_host_all(outputs)) if on_host else lib.xp.concat([*outputs], axis=0)
 
     def _check_samples(self, shape: tuple[int, ...]) -> None:
         """Raise ShapeError unless this is the shape of a batch of samples that fit."""

@@ -113,6 +113,8 @@ class Stateful:
         """Name and object of each parameter, buffer and layer of its own, in order."""
         found: list[tuple[str, Any]] = [(p.name, p) for p in self._given]
         found += self._parameters.items()
+        if not (self._others or self._given) and len(set(map(id, self._parameters.values()))) == len(found):
+            return found
         for name in self._others:
             if self.__dict__[name]:
                 found += _inside(name, self.__dict__[name])
@@ -135,9 +137,14 @@ class Stateful:
 
     def all_layers(self) -> Iterator[Any]:
         """The layer itself and every layer inside it."""
-        yield self
-        for _, layer in self._layers():
-            yield from layer.all_layers()
+        return iter(self._all_layers())
+
+    def _all_layers(self) -> list[Any]:
+        found = [self]
+        for _, item in self._held():
+            if isinstance(item, Stateful):
+                found += item._all_layers()
+        return found
 
     @property
     def own_parameters(self) -> list[Parameter]:
@@ -170,26 +177,33 @@ class Stateful:
 
     def buffers(self) -> list[Buffer]:
         """The arrays that training keeps without a gradient, in order."""
+        if not (self._given or self._others) and len(self._parameters) == len(self._without_buffers):
+            return []
         return [array for _, array in self.named_state() if isinstance(array, Buffer)]
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Name and parameter, in order: `weight`, `bias`; of inner layers `blocks.0.weight`, ..."""
-        yield from self._own_parameters()
-        yield from self._of_layers("named_parameters")
+        return iter(self._named(buffers=False))
 
     def named_state(self) -> Iterator[tuple[str, Parameter]]:
         """All that a weight file holds: parameters, then buffers, layer by layer."""
-        yield from self._own_parameters()
-        yield from ((name, item) for name, item in self.own_state() if isinstance(item, Buffer))
-        yield from self._of_layers("named_state")
+        return iter(self._named(buffers=True))
 
-    def _of_layers(self, method: str) -> Iterator[tuple[str, Parameter]]:
-        """Names and arrays that a method of the inner layers returns, without the arrays passed to __init__."""
-        own = {id(array) for array in self._given}
-        for name, layer in self._layers():
-            for inner, array in getattr(layer, method)():
-                if id(array) not in own:
-                    yield f"{name}.{inner}", array
+    def _named(self, buffers: bool) -> list[tuple[str, Parameter]]:
+        """Names and parameters, layer by layer, and buffers if asked for. Arrays passed to __init__ are not again
+        those of the inner layers that have them.
+        """
+        held = self._held()
+        found = [pair for pair in held if type(pair[1]) is Parameter]
+        if buffers and len(found) < len(held):
+            found += [pair for pair in held if isinstance(pair[1], Buffer)]
+        if len(found) < len(held):
+            own = {id(array) for array in self._given}
+            for name, layer in held:
+                if isinstance(layer, Stateful):
+                    inner = layer._named(buffers)
+                    found += [(f"{name}.{key}", array) for key, array in inner if id(array) not in own]
+        return found
 
     def draw_from(self, seed: int, number: int) -> int:
         """Draw weights that were not assigned, as layer `number` of a model of this seed; returns the next number.

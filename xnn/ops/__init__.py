@@ -6,7 +6,7 @@ recorded value, graph nodes give a node. `xnn/ops/op.py` says what an op is and 
 elementwise     add, sub, mul, div, pow, exp, expm1, log, log1p, sqrt, sin, cos, erf, abs, sign, maximum, minimum,
                 clip, where, stop_gradient
 comparisons     less, less_equal, greater, greater_equal, equal, not_equal
-reductions      sum, mean, var, max, min
+reductions      sum, mean, var, max, min, l2_penalty
 shaping         reshape, flatten, transpose, concat, stack, identity
 indexing        getitem, take, embedding
 linear          matmul, dense
@@ -67,7 +67,7 @@ from xnn.ops.losses import LossOp, column_mse, hinge, huber, l1, mse
 from xnn.ops.normalization import moments, normalize
 from xnn.ops.op import Array, Namespace, Op
 from xnn.ops.pooling import avg_pool2d, max_pool2d
-from xnn.ops.reductions import max, mean, min, sum, var
+from xnn.ops.reductions import l2_penalty, max, mean, min, sum, var
 from xnn.ops.shaping import concat, flatten, identity, reshape, stack, transpose
 
 __all__ = [
@@ -104,6 +104,7 @@ __all__ = [
     "identity",
     "kl_divergence",
     "l1",
+    "l2_penalty",
     "leaky_relu",
     "less",
     "less_equal",

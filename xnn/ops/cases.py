@@ -90,6 +90,8 @@ CASES: tuple[Case, ...] = (
     Case(ops.max, ((3, 4),)),
     Case(ops.min, ((3, 4),), {"axis": 0}),
     Case(ops.min, ((3, 4),)),
+    Case(ops.l2_penalty, ((3, 4),)),
+    Case(ops.l2_penalty, ((3, 4), (2,), ()), {"strength": 0.3}),
     Case(ops.identity, ((3, 4),)),
     Case(ops.reshape, ((3, 4),), {"shape": (2, -1)}),
     Case(ops.flatten, ((2, 3, 4),)),

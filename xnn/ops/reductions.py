@@ -1,6 +1,6 @@
-"""Reductions: sum, mean, variance, maximum and minimum over one axis, several, or all.
+"""Reductions: sum, mean, variance, maximum and minimum over one axis, several, or all; and the L2 penalty.
 
-All take the same options:
+All but the penalty take the same options:
 
 axis: an integer, a tuple of integers, or None (default) for all axes. A single number may be reduced over axis 0 or
     -1, which changes nothing.
@@ -21,7 +21,7 @@ from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.sums import pairwise_mean, pairwise_sum
 from xnn.options import check_real
 
-__all__ = ["max", "mean", "min", "sum", "var"]
+__all__ = ["l2_penalty", "max", "mean", "min", "sum", "var"]
 
 Axis: TypeAlias = int | tuple[int, ...] | None
 
@@ -163,8 +163,36 @@ class Min(Max):
         return self.extreme(xp, xp.min, x, axis, keepdims)
 
 
+class L2Penalty(Op):
+    """Half the sum of the squares of one or several arrays, times a strength.
+
+    y = strength / 2 (sum a^2 + sum b^2 + ...); dy/da = strength a. strength: a finite number, default 1.
+
+    >>> import numpy as np
+    >>> float(l2_penalty(np.array([[3.0, 4.0]]), np.array([1.0]), strength=0.1))
+    1.3
+    """
+
+    name = "l2_penalty"
+
+    def forward(self, xp: Namespace, *arrays: Array, strength: float = 1.0) -> tuple[Array, Any]:
+        if not arrays:
+            raise ShapeError("l2_penalty of no arrays: give it at least one, such as a layer's weight")
+        check_real("strength", strength)
+        flat = [xp.reshape(a, (-1,)) for a in arrays]
+        total = xp.matmul(flat[0], flat[0])
+        for a in flat[1:]:
+            total = total + xp.matmul(a, a)
+        return total * (0.5 * strength), (arrays, strength)
+
+    def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
+        arrays, strength = saved
+        return tuple((grad * strength) * a for a in arrays)
+
+
 sum = Sum()
 mean = Mean()
 var = Var()
 max = Max()
 min = Min()
+l2_penalty = L2Penalty()

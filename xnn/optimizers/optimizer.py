@@ -354,7 +354,9 @@ class Optimizer(Habitual):
 
     def snapshot(self) -> Any:
         """All attributes as they are now, for `restore`. Arrays in `state` are not copied: updates make new ones."""
-        return {key: _own_copy(value) for key, value in vars(self).items()}
+        return {
+            key: value if type(value) in _CONSTANT else _own_copy(value) for key, value in vars(self).items()
+        }
 
     def restore(self, snapshot: Any) -> None:
         """Set all attributes to those of a snapshot."""
@@ -368,6 +370,10 @@ class Optimizer(Habitual):
             name: value for name in Common.__annotations__ if (value := getattr(self, name)) is not None
         }
         return written(self, {**attributes_of(self), **common}, always=("learning_rate",))
+
+
+#: Types of attributes that need no copy.
+_CONSTANT = frozenset({bool, int, float, str, tuple, type(None)})
 
 
 def _own_copy(value: Any) -> Any:

@@ -8,18 +8,21 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+from sklearn import config_context
 from sklearn.base import is_classifier
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from xnn import ops
-from xnn.backends import available_backends, backend, current_backend, current_numerics, numerics
+from xnn.backends import available_backends, backend, backend_of, current_backend, current_numerics, numerics
 from xnn.layers import Sequential
 from xnn.sklearn import network
 from xnn.sklearn.inputs import (
     checked_there,
+    dispatches,
     dtype_of_predictions,
     floating,
+    handed_back,
     is_on_device,
     on_host,
     received,
@@ -27,6 +30,7 @@ from xnn.sklearn.inputs import (
     stand_in,
     validate,
 )
+from xnn.sklearn.stream import Prepared
 from xnn.sklearn.training import NOT_FINITE, train, with_class_weight
 
 try:
@@ -62,7 +66,8 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     coefs_, intercepts_: the weights, of which predictions are made, as NumPy arrays in the dtype of the samples.
     _others: the network's other arrays, by name. _solver: what the optimizer needs to go on. _best: the best weights
     of early stopping. _target_units: mean and deviation of the targets, if they are scaled. _model: the network; None
-    after unpickling, until it is needed. _trained_in: its dtype. _made_of: the parameters it was built by.
+    after unpickling, until it is needed. _trained_in: its dtype. _made_of: the parameters it was built by. _prepared:
+    the Trainer for the next partial_fit.
     """
 
     classes_: np.ndarray
@@ -80,6 +85,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     _solver: dict[str, Any] | None = None
     _best: network.Weights | None = None
     _made_of: tuple[Any, ...] = ()
+    _prepared: Prepared | None = None
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
         hidden = network.widths(self.hidden_layer_sizes)
@@ -90,7 +96,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         checked, y = self._validate_input(stand_in(X) if there else X, y, incremental, reset=first)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, checked)
-        X = checked_there(X, checked.dtype) if there else checked
+        X = checked_there(self, X, checked.dtype) if there else checked
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         sample_weight = with_class_weight(self, y, sample_weight, incremental)
         self.n_outputs_ = y.shape[1]
@@ -100,6 +106,8 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
                 self._begin(y)
                 self._first_network(X, hidden)
             train(self, X, y, sample_weight, incremental, told)
+            for callback in self.callbacks or ():  # which would keep the network in pickles
+                vars(callback).pop("model", None)
             self._network()
         if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_)):
             raise ValueError(NOT_FINITE)
@@ -162,17 +170,33 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     # Predicting.
 
-    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
-        """The network's outputs after the last activation."""
+    def predict(self, X: Any) -> Any:
+        """The class of each sample (n,), or the numbers; (n, outputs) if there are several for each."""
+        check_is_fitted(self)
+        return handed_back(self._predict(X), X)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The accuracy, or R2, of predictions from the samples X; y: what is true."""
+        with config_context(array_api_dispatch=False):
+            return float(super().score(X, on_host(y), on_host(sample_weight)))
+
+    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
+        """The network's outputs after the last activation.
+
+        They are on the host, or where the samples are if predictions stay there.
+        """
+        stays = dispatches(X)
         if check_input:
             X = validate(self, X)
+        stays = stays and is_on_device(X)
         dtype = dtype_of_predictions(X, self.coefs_[0])
         if X.shape[0] * sum(coef.size for coef in self.coefs_) < _FEW_PRODUCTS and self._is_plain():
             outputs = super()._forward_pass_fast(on_host(X), check_input=False)
             return np.asarray(outputs, dtype)
         with nullcontext() if self.numerics is None else numerics(self.numerics):
             model = self._network()
-            return self._activated(model.predict(samples_of(X, model.dtype, whole=False)), dtype)
+            raw = model.predict(samples_of(X, model.dtype, whole=False), on_host=not stays)
+            return self._activated(raw, dtype)
 
     def _is_plain(self) -> bool:
         """Whether scikit-learn's own forward pass computes the same as the network."""
@@ -188,24 +212,25 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
             and self._target_units is None
         )
 
-    def _activated(self, raw: np.ndarray, dtype: Any) -> np.ndarray:
+    def _activated(self, raw: Any, dtype: Any) -> Any:
         """The last activation of the network's outputs."""
-        activation = _OUTPUTS.get(self.out_activation_)
-        outputs = (raw if activation is None else activation(raw)).astype(dtype, copy=False)
+        lib, activation = backend_of(raw), _OUTPUTS.get(self.out_activation_)
+        outputs = raw if activation is None else activation(raw)
         if self._target_units is not None:
-            mean, spread = self._target_units
-            outputs = (outputs * spread + mean).astype(dtype, copy=False)
-        return outputs
+            mean, spread = map(lib.to_device, self._target_units)
+            outputs = lib.xp.astype(outputs, mean.dtype) * spread + mean
+        return lib.xp.astype(outputs, getattr(lib.xp, np.dtype(dtype).name), copy=False)
 
     def _predict(self, X: Any, check_input: bool = True) -> Any:
         return self._decided(self._forward_pass_fast(X, check_input))
 
-    def _decided(self, outputs: np.ndarray) -> Any:
+    def _decided(self, outputs: Any) -> Any:
         """Classes, or numbers, from outputs after the last activation."""
         if self.out_activation_ == "softmax":
-            return np.asarray(self.classes_[outputs.argmax(axis=1)])
-        outputs = outputs.ravel() if outputs.shape[1] == 1 else outputs
-        return self._label_binarizer.inverse_transform(outputs) if is_classifier(self) else outputs
+            return np.asarray(self.classes_[on_host(backend_of(outputs).xp.argmax(outputs, axis=1))])
+        if outputs.shape[1] == 1:
+            outputs = outputs[:, 0]
+        return self._label_binarizer.inverse_transform(on_host(outputs)) if is_classifier(self) else outputs
 
     def _unpack(self, packed_parameters: np.ndarray) -> None:
         """Set the weights from one vector, for scikit-learn's private methods: first coefs_, then intercepts_."""
@@ -227,5 +252,8 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickles and copies keep: NumPy arrays, and not the network, which is built again when it is needed."""
-        dropped = "_model", "_made_of"
-        return {name: value for name, value in super().__getstate__().items() if name not in dropped}
+        dropped = "_model", "_made_of", "_prepared"
+        kept = {name: value for name, value in super().__getstate__().items() if name not in dropped}
+        if isinstance(self.validation_set, (tuple, list)):
+            kept["validation_set"] = tuple(map(on_host, self.validation_set))
+        return kept

@@ -12,12 +12,15 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target
+from sklearn.utils.validation import check_is_fitted
 
+from xnn.backends import backend_of
 from xnn.callbacks import Callback
 from xnn.layers import Sequential
 from xnn.optimizers import Optimizer
 from xnn.schedules import Schedule
 from xnn.sklearn.engine import Engine
+from xnn.sklearn.inputs import handed_back, on_host
 from xnn.sklearn.network import ACTIVATION_NAMES
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -33,7 +36,7 @@ _CONSTRAINTS: dict[str, list[Any]] = {
     "batch_norm": ["boolean"],
     "optimizer": [str, Optimizer, None],
     "schedule": [str, callable, None],
-    "callbacks": ["array-like", None],
+    "callbacks": [list, tuple, None],
     "validation_set": [tuple, list, None],
     "model": [callable, None],
 }
@@ -68,7 +71,8 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     callbacks: a list of xnn.callbacks. scikit-learn's own callbacks (1.9) are set by `set_callbacks`.
     validation_set: (X, y) or (X, y, sample_weight). early_stopping takes it in place of a part of the data.
     model: a function of the numbers of features and outputs, and perhaps a seed, that returns the network, an
-        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. Default None.
+        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. hidden_layer_sizes and
+        activation then have no effect. Default None.
 
     Attributes are scikit-learn's, and validation_loss_curve_: the loss of the data on the validation samples after
     each epoch; None without any. model_: the network, an xnn.Sequential.
@@ -142,11 +146,28 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     @_checked
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
         """Train for one epoch more. classes: all labels, which the first call needs."""
-        if _check_partial_fit_first_call(self, classes):
+        y = on_host(y)
+        if _check_partial_fit_first_call(self, on_host(classes)):
             self._label_binarizer = LabelBinarizer()
-            self._label_binarizer.fit(y if type_of_target(y).startswith("multilabel") else classes)
+            self._label_binarizer.fit(y if type_of_target(y).startswith("multilabel") else on_host(classes))
         self._fit(X, y, sample_weight, incremental=True)
         return self
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probability of each class, (n, classes), in the dtype of the samples."""
+        return handed_back(self._chances(X), X)
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """The logarithm of `predict_proba`."""
+        chances = self._chances(X)
+        return handed_back(backend_of(chances).xp.log(chances), X)
+
+    def _chances(self, X: Any) -> Any:
+        check_is_fitted(self)
+        outputs = self._forward_pass_fast(X)
+        if outputs.shape[1] > 1:
+            return outputs
+        return backend_of(outputs).xp.concat([1 - outputs, outputs], axis=1)
 
 
 class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
@@ -172,7 +193,8 @@ class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
     target_scaling: whether to train on targets of mean 0 and deviation 1; predictions are in the units of the
         targets, losses and coefs_ in those of the scaled ones. Large targets need it. Default False.
     model: a function of the numbers of features and outputs, and perhaps a seed, that returns the network, an
-        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. Default None.
+        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. hidden_layer_sizes and
+        activation then have no effect. Default None.
 
     Attributes are scikit-learn's, and validation_loss_curve_: the loss of the data on the validation samples after
     each epoch; None without any. model_: the network, an xnn.Sequential.

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn import get_config
 
-from xnn.backends import backend_of
+from xnn.backends import backend_of, current_backend, get_backend
 from xnn.backends.row_sources import Converted, RowSource
-from xnn.errors import XnnError
+from xnn.errors import MixedArraysError, XnnError
 
 __all__ = [
-    "SparseRows", "checked_there", "dtype_of_predictions", "floating", "in_dtype", "is_on_device", "on_host", "received", "rows_of",
-    "samples_of", "stand_in", "validate",
+    "SparseRows", "checked_there", "dispatches", "dtype_of_predictions", "floating", "handed_back", "in_dtype",
+    "is_on_device", "on_host", "received", "rows_of", "samples_of", "stand_in", "validate",
 ]  # fmt: skip
+
+#: How DLPack numbers the devices: a CPU, and a GPU of NVIDIA's.
+_CPU, _CUDA = 1, 2
 
 try:
     from sklearn.utils.validation import validate_data
@@ -38,14 +42,44 @@ class SparseRows(RowSource):
 
 
 def received(array: Any) -> Any:
-    """Samples as they were given; arrays of PyTorch and the like on the host become NumPy's, those on a GPU stay."""
-    if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack__"):
+    """Samples as they were given; arrays of PyTorch and the like become NumPy's, those on a GPU CuPy's, uncopied."""
+    if not _is_foreign(array):
         return array
     try:
         backend_of(array)
     except XnnError:  # of a library that is no backend, or of a dtype that is not computed with
-        return np.asarray(array)
+        where = array.__dlpack_device__()[0]
+        if where == _CPU:
+            return np.asarray(array)
+        if where != _CUDA or type(array).__module__.startswith("cupy"):
+            raise
+        return get_backend("cupy").xp.from_dlpack(array)
     return array
+
+
+def _is_foreign(array: Any) -> bool:
+    """Whether it is an array of another library than NumPy."""
+    return not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__")
+
+
+def dispatches(X: Any) -> bool:
+    """Whether predictions belong to the library of these samples, by scikit-learn's `array_api_dispatch`."""
+    return _is_foreign(X) and bool(get_config()["array_api_dispatch"])
+
+
+def handed_back(outputs: Any, X: Any) -> Any:
+    """Predictions in the library and on the device of the samples, where scikit-learn dispatches; else NumPy arrays.
+
+    Labels that are text are NumPy arrays in any case.
+    """
+    if not dispatches(X):
+        return outputs
+    from array_api_compat import array_namespace, device
+
+    xp = array_namespace(X)
+    if is_on_device(outputs):
+        return outputs if type(outputs) is type(X) else xp.from_dlpack(outputs)
+    return xp.asarray(outputs, device=device(X)) if outputs.dtype.kind in "biuf" else outputs
 
 
 def on_host(array: Any) -> Any:
@@ -78,9 +112,17 @@ def stand_in(X: Any) -> np.ndarray:
     return np.broadcast_to(np.zeros((), _dtype_of(X)), tuple(X.shape))
 
 
-def checked_there(X: Any, dtype: np.dtype[Any]) -> Any:
-    """Samples on a GPU in this dtype. Raises scikit-learn's ValueError for NaN and infinity."""
-    lib = backend_of(X)
+def checked_there(estimator: Any, X: Any, dtype: np.dtype[Any]) -> Any:
+    """Samples on a GPU in this dtype. Raises scikit-learn's ValueError for NaN and infinity.
+
+    Raises MixedArraysError if the estimator computes elsewhere.
+    """
+    lib, there = backend_of(X), estimator.backend or current_backend().address
+    if lib.name != there.partition(":")[0]:
+        raise MixedArraysError(
+            f"X is an array of {lib.name}, and the {type(estimator).__name__} computes on {there}: set "
+            f"backend={lib.name!r}, or give a NumPy array"
+        )
     X = lib.xp.astype(X, getattr(lib.xp, dtype.name), copy=False)
     if not lib.finite([X]):
         raise ValueError("Input X contains NaN or infinity.")
@@ -94,7 +136,9 @@ def validate(estimator: Any, X: Any) -> Any:
     checked = validate_data(estimator, given, accept_sparse=["csr", "csc"], reset=False)
     if not is_on_device(X):
         return checked
-    return checked_there(X, checked.dtype if checked.dtype.kind == "f" else estimator.coefs_[0].dtype)
+    return checked_there(
+        estimator, X, checked.dtype if checked.dtype.kind == "f" else estimator.coefs_[0].dtype
+    )
 
 
 def rows_of(X: Any, rows: np.ndarray) -> Any:

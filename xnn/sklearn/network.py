@@ -44,7 +44,7 @@ def build(
     Raises OptionError or ShapeError if that function returns no network of this many outputs.
     """
     if estimator.model is not None:
-        model = _of_users(estimator.model, features, outputs, seed)
+        model = _of_users(estimator, features, outputs, seed)
     else:
         model = Sequential(*_layers(estimator, features, hidden, outputs, dtype))
     never_warn(model)
@@ -64,8 +64,20 @@ def _layers(estimator: Any, features: int, hidden: Sequence[int], outputs: int, 
     return [*stack, Dense(features, outputs, weight_init=Zeros(), dtype=dtype)]
 
 
-def _of_users(function: Any, features: int, outputs: int, seed: int) -> Sequential:
-    model = function(features, outputs, seed) if takes(function, 0, 0, 0) else function(features, outputs)
+def _of_users(estimator: Any, features: int, outputs: int, seed: int) -> Sequential:
+    """The network that the user's function builds."""
+    function = estimator.model
+    if estimator.batch_norm or estimator.dropout:
+        raise OptionError(
+            "batch_norm and dropout have no effect on the network of model=: put BatchNorm and Dropout layers into it"
+        )
+    seeds = (seed,) if takes(function, 0, 0, 0) else ()
+    if isinstance(function, Layer) or not takes(function, 0, 0, *seeds):
+        raise OptionError(
+            f"model={function!r} must be a function of the numbers of features and outputs, and perhaps a seed, that "
+            "returns an xnn.Sequential"
+        )
+    model = function(features, outputs, *seeds)
     if not isinstance(model, Sequential):
         raise OptionError(
             f"model={function!r} returned {type(model).__name__}: it must return an xnn.Sequential, built from the "
@@ -76,6 +88,11 @@ def _of_users(function: Any, features: int, outputs: int, seed: int) -> Sequenti
         raise ShapeError(
             f"the network of model={function!r} has outputs of shape {shape} for {features} features: the last layer "
             f"must have {outputs} outputs, without a softmax or sigmoid"
+        )
+    if estimator.dtype not in (None, model.dtype):
+        raise OptionError(
+            f"the network of model={function!r} has layers of {model.dtype}, and dtype={estimator.dtype!r}: make "
+            "them the same"
         )
     return model
 
@@ -99,9 +116,11 @@ def dense_layers(model: Sequential) -> list[Dense]:
     return [layer for layer in model.all_layers() if isinstance(layer, Dense)]
 
 
-def _others(model: Sequential) -> list[tuple[str, Any]]:
-    """The parameters and buffers that are not those of Dense layers, by name."""
-    ours = {id(p) for layer in dense_layers(model) for p in (layer.weight, layer.bias)}
+def _beside(model: Sequential, dense: Sequence[Dense]) -> list[tuple[str, Any]]:
+    """The parameters and buffers that are not those of these layers, by name."""
+    ours = {id(p) for layer in dense for p in (layer.weight, layer.bias) if p is not None}
+    if len(model.parameters()) == len(ours) and not model.buffers():
+        return []
     return [(name, array) for name, array in model.named_state() if id(array) not in ours]
 
 
@@ -113,7 +132,11 @@ def taken(model: Sequential, dtype: Any) -> Weights:
         return np.array(lib.to_host(parameter.value), dtype=dtype)
 
     biases = [copied(d.bias, dtype) if d.bias is not None else np.zeros(d.outputs, dtype) for d in dense]
-    return [copied(d.weight, dtype) for d in dense], biases, {name: copied(p) for name, p in _others(model)}
+    return (
+        [copied(d.weight, dtype) for d in dense],
+        biases,
+        {name: copied(p) for name, p in _beside(model, dense)},
+    )
 
 
 def put(
@@ -123,12 +146,12 @@ def put(
     others: Mapping[str, np.ndarray],
 ) -> None:
     """Assign weights to a network. NumPy arrays of its dtype are shared with it."""
-    to_device = model.backend.to_device
-    for layer, weight, bias in zip(dense_layers(model), coefs, intercepts, strict=True):
+    to_device, dense = model.backend.to_device, dense_layers(model)
+    for layer, weight, bias in zip(dense, coefs, intercepts, strict=True):
         layer.weight.value = to_device(np.asarray(weight))
         if layer.bias is not None:
             layer.bias.value = to_device(np.asarray(bias))
-    there = dict(_others(model)) if others or model.buffers() else {}
+    there = dict(_beside(model, dense))
     if there.keys() != others.keys():
         raise OptionError(
             "the parameters batch_norm or model were changed after the fit, and describe another network: fit again"

@@ -11,22 +11,11 @@ from xnn import losses, ops
 from xnn.errors import LabelError
 from xnn.layers import Parameter
 from xnn.losses import Loss
-from xnn.ops import Array, LossOp, Op
+from xnn.ops import Array, LossOp
 from xnn.ops.op import Namespace
 from xnn.options import explained_class
 
 __all__ = ["Objective", "data_loss"]
-
-
-class HalfSquares(Op):
-    """Half the sum of the squares of several arrays: y = sum a^2 / 2; da = grad a."""
-
-    def forward(self, xp: Namespace, *arrays: Array) -> tuple[Array, Any]:
-        flat = [xp.reshape(a, (-1,)) for a in arrays]
-        return sum((xp.matmul(a, a) for a in flat[1:]), xp.matmul(flat[0], flat[0])) * 0.5, arrays
-
-    def backward(self, xp: Namespace, grad: Array, arrays: Any) -> tuple[Array | None, ...]:
-        return tuple(grad * a for a in arrays)
 
 
 class HalfSquaredError(LossOp):
@@ -60,7 +49,6 @@ class HalfPoissonDeviance(LossOp):
         return difference * (share * k), None
 
 
-half_squares = HalfSquares()
 half_squared_error = HalfSquaredError()
 half_poisson_deviance = HalfPoissonDeviance()
 
@@ -79,7 +67,9 @@ class PoissonDeviance(Loss):
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
         super().check(targets, output_shape)
         if targets.size and targets.min() < 0.0:
-            raise LabelError(f"loss='poisson' has a target of {targets.min():g}: counts and rates are at least 0")
+            raise LabelError(
+                f"loss='poisson' has a target of {targets.min():g}: counts and rates are at least 0"
+            )
 
 
 class LabelsCrossEntropy(losses.BinaryCrossEntropy):
@@ -111,15 +101,15 @@ class Objective(Loss):
         super().__init__()
         self.data, self.alpha = data, alpha
         self._weights = tuple(weights)
+        self.already_includes = data.already_includes
 
     def compute(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
         loss = self.data(outputs, targets, *sample_weight)
         if not (self.alpha and self._weights):
             return loss
-        penalty = half_squares(*self._weights)
         if sample_weight:
-            return loss + penalty * self.alpha / ops.sum(sample_weight[0])
-        return loss + penalty * (self.alpha / outputs.shape[0])
+            return loss + ops.l2_penalty(*self._weights) * self.alpha / ops.sum(sample_weight[0])
+        return loss + ops.l2_penalty(*self._weights, strength=self.alpha / outputs.shape[0])
 
     def recognize(self, outputs: Array, targets: Array, *sample_weight: Array) -> None:
         """The loss is a mean, whatever its penalty is divided by."""

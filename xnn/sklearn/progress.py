@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from sklearn.base import is_classifier
 
 from xnn.callbacks import Callback
 from xnn.history import History
@@ -78,7 +79,8 @@ class Convergence(Iterations):
     """Keeps the curves of a fit by sgd or adam, and decides after each epoch whether it has converged.
 
     optimizer: whose learning rate it changes for the schedules "invscaling" and "adaptive". asked: the parameters of
-    the optimizer, as attributes. rows: of the training data. score: score(model) -> (score, loss) on the validation data; None if there are none.
+    the optimizer, as attributes. rows: of the training data. score: score(model) -> (score, loss) on the validation
+    data; None if there are none.
     """
 
     def __init__(
@@ -99,8 +101,13 @@ class Convergence(Iterations):
         self._optimizer, self._asked, self.rows, self.score = optimizer, asked, rows, score
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        self.add(entry["loss"], *((None, None) if self.score is None else self.score(self.model)))
         e = self.estimator
+        if self.score is None:
+            self.add(entry["loss"], None, None)
+        else:
+            score, loss = self.score(self.model)
+            entry |= {"val_loss": loss, "val_accuracy" if is_classifier(e) else "val_r2": score}
+            self.add(entry["loss"], score, loss)
         if self._schedule == "invscaling":
             set_rate(self._optimizer, self._asked.learning_rate_init / (e.t_ + 1) ** self._asked.power_t)
         if e._no_improvement_count > e.n_iter_no_change:

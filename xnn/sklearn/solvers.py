@@ -106,6 +106,10 @@ def new_optimizer(
     else:
         optimizer = AdamOfSklearn(e.learning_rate_init, (e.beta_1, e.beta_2), e.epsilon)
     schedule = e.schedule
+    if schedule is not None and isinstance(optimizer, SGDOfSklearn) and e.learning_rate != "constant":
+        raise OptionError(
+            f"schedule={schedule!r} and learning_rate={e.learning_rate!r} both change the learning rate: give one"
+        )
     if isinstance(schedule, str):
         schedule = read_schedule(schedule, optimizer.rate, e.max_iter * steps, steps)
     if schedule is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import shuffle
+from sklearn.utils import check_array, check_consistent_length, shuffle
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.optimize import _check_optimize_result
+from sklearn.utils.validation import _check_sample_weight
 
 from xnn.errors import DivergenceError
 from xnn.history import History
@@ -26,7 +27,9 @@ from xnn.sklearn.inputs import in_dtype, on_host, rows_of, samples_of, validate
 from xnn.sklearn.objective import Objective, data_loss
 from xnn.sklearn.progress import Convergence, Iterations
 from xnn.sklearn.solvers import begun_with, continued, kept, new_optimizer
+from xnn.sklearn.stream import Prepared, is_stream
 from xnn.training import Trainer
+from xnn.training.again import fit_again
 
 __all__ = ["NOT_FINITE", "train", "with_class_weight"]
 
@@ -53,8 +56,18 @@ def with_class_weight(estimator: Any, y: np.ndarray, sample_weight: Any, increme
             "class_weight='balanced' cannot be used with partial_fit, which does not see all samples: give it a dict "
             "of the weights, as sklearn.utils.class_weight.compute_class_weight returns them"
         )
+    parts = [] if given == "balanced" else given if isinstance(given, list) else [given]
+    if not all(isinstance(part, dict) and all(map(_is_weight, part.values())) for part in parts):
+        raise ValueError(
+            f"class_weight={given!r} must be 'balanced', a dict of the weights of classes, which are at least 0, or "
+            "a list of such dicts for several labels"
+        )
     weights = compute_sample_weight(given, estimator._label_binarizer.inverse_transform(y))
     return weights if sample_weight is None else sample_weight * weights
+
+
+def _is_weight(number: Any) -> bool:
+    return isinstance(number, Real) and 0.0 <= float(number) < np.inf
 
 
 def train(e: Any, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, told: dict[str, Any]) -> None:
@@ -82,7 +95,8 @@ def _minimize(e: Any, X: Any, y: np.ndarray, sample_weight: Any, told: dict[str,
     optimizer = new_optimizer(e, penalized, size, 1, searches.append)
     watcher = Iterations(e, e.coefs_[0].dtype, told, _callback_context(e, told, e.max_iter))
     loss = Objective(data_loss(e.loss, e.out_activation_), (), 0.0)
-    trainer = _trainer(e, model, loss, optimizer, watcher, rows)
+    trainer = _trainer(e, model, loss, optimizer, rows)
+    trainer.callbacks = [watcher, *(e.callbacks or ())]
     with _divergence_as_value_error():
         history = trainer.fit(
             _data(e, model, X, y),
@@ -110,23 +124,28 @@ def _descend(
         X, y, sample_weight, held_out = _split(e, X, y, sample_weight)
     rows = X.shape[0]
     batch_size, epochs = _batch_size(e, rows), 1 if incremental else e.max_iter
-    penalized = [layer.weight for layer in network.dense_layers(model)]
-    loss = data_loss(e.loss, e.out_activation_)
     asked = begun_with(e) if incremental else e
-    optimizer = new_optimizer(asked, penalized, rows, -(-rows // batch_size))
-    if incremental and e._solver is not None:
-        continued(optimizer, e._solver, model.parameters(), model.backend.to_device)
-    score = None if held_out is None else _scorer(e, loss, *held_out)
+    last, e._prepared = e._prepared if incremental else None, None
+    again = last is not None and last.fits(e, model, X, sample_weight is not None)
+    trainer = last.trainer if again else _descending(e, asked, model, rows, batch_size, incremental)
+    optimizer = trainer.optimizer
+    score = None if held_out is None else _scorer(e, data_loss(e.loss, e.out_activation_), *held_out)
     watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, asked, rows, score)
-    trainer = _trainer(e, model, Objective(loss, penalized, float(e.alpha)), optimizer, watcher, rows)
+    trainer.callbacks = [watcher, *(e.callbacks or ())]
     draws = any(isinstance(layer, Drawing) for layer in model.all_layers())
     seed = int(e._random_state.randint(2**31)) if draws else 0
     e.n_iter_ = 0
     data, weights = _data(e, model, X, y), _weights(model, sample_weight)
     orders = _orders(e, rows, batch_size, sample_weight)
+    if incremental and not again and is_stream(e, model, X):
+        trainer.keeps_programs = True
+        data = data[0].copy(), data[1].copy()
     with _divergence_as_value_error():
         try:
-            trainer.fit(data, None, epochs, batch_size, weights, seed, progress=False, shuffle=orders)
+            if again:
+                fit_again(trainer, data, weights, seed, orders)
+            else:
+                trainer.fit(data, None, epochs, batch_size, weights, seed, progress=False, shuffle=orders)
         except DivergenceError:
             if not (e.early_stopping and np.isfinite(e.best_validation_score_)):
                 raise
@@ -134,6 +153,8 @@ def _descend(
     assert isinstance(trainer.history, History)
     e._solver = kept(asked, optimizer, model.parameters(), model.backend.to_host)
     e.coefs_, e.intercepts_, e._others = e._best if e.early_stopping else network.taken(model, dtype)
+    if trainer.keeps_programs:
+        e._prepared = Prepared(e, trainer, sample_weight is not None)
     if trainer.history.interrupted:
         _warn("Training interrupted by user.")
     elif e.n_iter_ == e.max_iter and not (trainer.history.stopped or incremental):
@@ -155,16 +176,27 @@ def _begin_curves(e: Any, validates: bool) -> None:
         e.validation_loss_curve_ = []
 
 
-def _trainer(
-    e: Any, model: Sequential, loss: Loss, optimizer: Any, watcher: Iterations, rows: int
+def _descending(
+    e: Any, asked: Any, model: Sequential, rows: int, batch_size: int, incremental: bool
 ) -> Trainer:
-    watchers = [watcher, *(e.callbacks or ())]
+    """The Trainer of a fit by steps on batches, whose optimizer goes on from the last one in a partial_fit.
+
+    asked: the parameters of the optimizer, as attributes.
+    """
+    penalized = [layer.weight for layer in network.dense_layers(model)]
+    loss = Objective(data_loss(e.loss, e.out_activation_), penalized, float(e.alpha))
+    optimizer = new_optimizer(asked, penalized, rows, -(-rows // batch_size))
+    if incremental and e._solver is not None:
+        continued(optimizer, e._solver, model.parameters(), model.backend.to_device)
+    return _trainer(e, model, loss, optimizer, rows)
+
+
+def _trainer(e: Any, model: Sequential, loss: Loss, optimizer: Any, rows: int) -> Trainer:
     return Trainer(
         model,
         loss,
         optimizer,
         [],
-        watchers,
         threads=e.threads,
         kernels=_kernels(e, model, rows),
         numerics=e.numerics,
@@ -263,17 +295,31 @@ def _validation_set(e: Any) -> tuple[Any, ...] | None:
         raise ValueError(
             f"validation_set has {len(e.validation_set)} parts: it must be (X, y) or (X, y, sample_weight)"
         )
-    X, y, *weights = e.validation_set
-    X, y = validate(e, X), np.asarray(on_host(y))
-    if X.shape[0] != y.shape[0]:
-        raise ValueError(f"validation_set has {X.shape[0]} samples and {y.shape[0]} targets")
+    try:
+        return _checked_set(e, *e.validation_set)
+    except ValueError as error:
+        raise ValueError(f"validation_set: {error}") from error
+
+
+def _checked_set(e: Any, X: Any, y: Any, sample_weight: Any = None) -> tuple[Any, ...]:
+    X, y = (
+        validate(e, X),
+        check_array(on_host(y), ensure_2d=False, dtype=None if is_classifier(e) else "numeric"),
+    )
+    check_consistent_length(X, y)
+    y = y.ravel() if y.shape[1:] == (1,) else y
+    if sample_weight is not None:
+        sample_weight = _check_sample_weight(on_host(sample_weight), y, dtype=np.float64)
+        if (sample_weight < 0.0).any():
+            raise ValueError("sample_weight must be at least 0")
     if is_classifier(e):
-        if unknown := {*np.unique(y)} - {*e.classes_} if y.ndim == 1 else ():
-            raise ValueError(
-                f"validation_set has labels that the training data do not have: {sorted(unknown)}"
-            )
+        if unknown := {*y.tolist()} - {*e.classes_.tolist()} if y.ndim == 1 else ():
+            raise ValueError(f"labels that the training data do not have: {sorted(unknown)}")
         y = e._label_binarizer.transform(y).astype(bool)
-    return X, y.reshape(-1, 1) if y.ndim == 1 else y, *(weights or [None])
+    y = y.reshape(-1, 1) if y.ndim == 1 else y
+    if y.shape[1] != e.n_outputs_:
+        raise ValueError(f"{y.shape[1]} targets a sample, and the training data have {e.n_outputs_}")
+    return X, y, sample_weight
 
 
 def _scorer(e: Any, loss: Loss, X: Any, y: np.ndarray, sample_weight: Any) -> Callable[[Sequential], Any]:

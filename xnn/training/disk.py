@@ -26,7 +26,7 @@ def say_if_short(fit: Any, epochs: int, text: str, tensors: Mapping[str, Any]) -
 
     text, tensors: what a checkpoint would hold now. Raises DiskError if not even one checkpoint has room.
     """
-    size = checkpoint_size(fit, epochs, text, tensors)
+    size = checkpoint_size(fit, epochs, text, tensors) if fit.checkpoints else 0
     needs: dict[Path, int] = {}
     for watcher in fit.watchers:
         needs |= {as_path(p): n for p, n in watcher.disk_use(epochs, fit.steps_per_epoch).items()}

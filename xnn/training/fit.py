@@ -54,6 +54,7 @@ class Fit:
         self.parts = _parts(trainer)
         self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
+        self.each_check = [w for w in watchers if getattr(w.on_check, "__func__", 0) is not Callback.on_check]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
         self.ending, self.steps_per_epoch = Ending(interrupted, watchers), len(batches)
         self.undisturbed = _undisturbed(self)
@@ -129,7 +130,7 @@ class Fit:
         batches as the kernels take at once.
         """
         chunk: list[np.ndarray] = []
-        most = 1 if self.each_step else self.stepper.table.chunk
+        most = 1 if self.each_step else self.stepper.most
         for rows in numbers:
             if chunk and len(rows) != len(chunk[0]):
                 yield chunk
@@ -179,7 +180,7 @@ class Fit:
             self.look()
         if not self.undisturbed:
             self.stepper.store.hand_out()
-        self.tell(self.watchers)
+        self.tell(self.each_check)
         if self.batch < len(self.batches):
             self.refresh()
         elif not self.undisturbed:  # the next epoch begins with it

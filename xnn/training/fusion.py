@@ -1,4 +1,4 @@
-"""Shortens a program's list of calls by five rules, each of which merges several calls into one.
+"""Shortens a program's list of calls by six rules, each of which merges several calls into one.
 
 Each is applied wherever the backend's table has a kernel for the result. `tests/training/test_program.py` compares
 each with the list it replaces.
@@ -9,6 +9,7 @@ each with the list it replaces.
 | moments_into_normalize | the gradients of normalize and of its moments, and their sum |
 | activation_into_dense | dense, conv2d or normalize and the activation after it; backward, the gradients of both |
 | loss_with_gradient | a loss's forward and its backward |
+| penalty_into_sum | the gradient of an L2 penalty, and its sum with the gradient of the data |
 | sgd_into_dense | the products that give a weight's gradient, and its update: W <- W - rate x^T dz |
 
 No list computes the gradient for the data, since nothing reads it.
@@ -170,6 +171,26 @@ def loss_with_gradient(calls: Calls, table: KernelTable) -> Calls:
     return calls
 
 
+def penalty_into_sum(calls: Calls, table: KernelTable) -> Calls:
+    """Add the gradient of an L2 penalty to the gradients of the data in one pass: dw <- dw + strength w."""
+    for penalty in [call for call in calls if call.key == ("backward", ops.l2_penalty)]:
+        sums = [_only_reader(calls, slot) for slot in penalty.writes]
+        adding = [call for call in sums if call is not None and call.kind == "add" and len(call.reads) == 2]
+        if len(adding) < len(penalty.writes) or len({*adding}) < len(adding):
+            continue
+        ours = {id(slot) for slot in penalty.writes}
+        others = [slot for call in adding for slot in call.reads if id(slot) not in ours]
+        if len(others) < len(adding):
+            continue
+        fused = Call(
+            "backward", ops.l2_penalty, (*penalty.reads, *others), tuple(call.writes[0] for call in adding),
+            forward=penalty.forward, parts=(penalty, *sorted(adding, key=calls.index)),
+        )  # fmt: skip
+        if table.accepts(fused):
+            calls = _replace(calls, (penalty, *adding), (fused,))
+    return calls
+
+
 def sgd_into_dense(calls: Calls, table: KernelTable) -> Calls:
     """Do the update of plain SGD in the product that gives the gradient, if nothing else reads the gradient."""
     for update in [call for call in calls if call.kind == "update" and call.rule.plain]:
@@ -207,5 +228,6 @@ RULES: tuple[Callable[[Calls, KernelTable], Calls], ...] = (
     moments_into_normalize,
     activation_into_dense,
     loss_with_gradient,
+    penalty_into_sum,
     sgd_into_dense,
 )

@@ -20,20 +20,20 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     Yields a function that tells whether the flag is set. Only the main thread can do so; in another nothing changes.
     """
-    flag = threading.Event()
+    pressed = False
     if threading.current_thread() is not threading.main_thread():
-        yield flag.is_set
+        yield lambda: False
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def remember(signum: int, frame: Any) -> None:
-        if flag.is_set():
+        nonlocal pressed
+        if pressed:
             raise KeyboardInterrupt
-        flag.set()
+        pressed = True
 
-    signal.signal(signal.SIGINT, remember)
+    before = signal.signal(signal.SIGINT, remember)
     try:
-        yield flag.is_set
+        yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -282,6 +282,10 @@ class Store:
                     arrays = tuple(self._own(slot) for slot in state)
                     self.optimizer.state[parameter] = State(arrays, group.steps, group.names)
 
+    def release(self) -> None:
+        """Note that others may assign arrays to parameters before the next step, which need no copies."""
+        self._live = not self.in_place
+
     def publish(self) -> None:
         """Give parameters, buffers and the optimizer the arrays that the steps so far have made."""
         self._live = True

@@ -25,6 +25,7 @@ from xnn.ops import Op
 from xnn.training.captured import Sample, carrying, held_by, needs_host, samples
 from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
+from xnn.training.several import Several, steps_at_once
 
 __all__ = ["Program"]
 
@@ -64,6 +65,7 @@ class Program:
         self._options_first = not self._compute_options_late(table)
         found: dict[Any, Call] = {}
         self._steps = tuple(bind(lib, table, self.calls, found))
+        self._several = self._in_native_code(table) if feed is None else None
         by_ops = [*found.values()]
         #: The layers whose random numbers kernels draw, and how often in a step.
         self._drawn = Counter(
@@ -76,6 +78,8 @@ class Program:
         self._refused = None if self.eager or not self.by_ops else self._refuse
         #: How many steps it takes at once, at most.
         self.most = 1 if feed is None or self.eager else feed.most
+        if self._several is not None:
+            self.most = self._several.most
         #: What the ops read that is not made in the step: a graph has the addresses of arrays, and the numbers.
         written = {id(slot) for call in self.calls for slot in call.writes}
         read = {id(slot): slot for call in self.by_ops for part in call.with_parts() for slot in part.slots()}
@@ -91,6 +95,17 @@ class Program:
             store.folded.update(store.gradients)
         if self.eager:
             tell(self.eager)
+
+    def _in_native_code(self, table: KernelTable) -> Several | None:
+        """What takes several steps by one call; None if code in Python runs within a step."""
+        store, most = self.store, steps_at_once(len(self.cursor.rows), self.store.parameters)
+        collecting = [call for call in self.calls if call.kind == "collect"]
+        by_kernels = all(call.reads[0].fixed for call in collecting) and table.in_place
+        if most == 1 or store.asks_optimizer or not (self._options_first and by_kernels):
+            return None
+        several = Several(self.cursor, store.groups, collecting, most)
+        several.run = table.several(self._steps[: len(self._steps) - len(collecting)], several.moving)
+        return None if several.run is None else several
 
     def _whole(self, table: KernelTable, keep_gradients: bool) -> Whole | None:
         if self.feed is None:
@@ -132,10 +147,12 @@ class Program:
             self.store.advance()
 
     def steps(self, batches: Sequence[np.ndarray], number: int) -> int:
-        """Train on the first of these batches, and return on how many: on several only on a GPU.
+        """Train on the first of these batches, and return on how many: on several at most `most`.
 
         batches: rows of the data, equally many. number: of the first step, counted over all fits.
         """
+        if self._several is not None and len(batches) > 1:
+            return self._several.steps(batches, self.begin)
         if self.feed is None:
             self.begin(batches[0])
             for run in self._steps:

@@ -51,7 +51,9 @@ _SMALL, _SCALED = 0.02, 10.0
 # How many times larger than those of training samples of validation may be, and from how many samples one can tell.
 _FACTOR, _ENOUGH = 20.0, 8
 
-#: What each model was warned about: samples, targets, or samples in another scale than those of training.
+#: Of what there are warnings: samples, targets, and samples in another scale than those of training.
+_SUBJECTS = frozenset({"samples", "targets", "another scale"})
+#: What each model was warned about.
 _warned: weakref.WeakKeyDictionary[Sequential, set[str]] = weakref.WeakKeyDictionary()
 #: The root mean squares of some of the samples that each model was trained on last.
 _trained_on: weakref.WeakKeyDictionary[Sequential, np.ndarray] = weakref.WeakKeyDictionary()
@@ -59,7 +61,11 @@ _trained_on: weakref.WeakKeyDictionary[Sequential, np.ndarray] = weakref.WeakKey
 
 def never_warn(model: Sequential) -> None:
     """Give no ScaleWarning about this model's data, for callers with warnings of their own."""
-    _warned[model] = {"samples", "targets", "another scale"}
+    _warned[model] = {*_SUBJECTS}
+
+
+def _is_warned_of_all(model: Sequential) -> bool:
+    return _warned.get(model) == _SUBJECTS
 
 
 def _warn_once(model: Sequential, subject: str, message: str, stacklevel: int) -> None:
@@ -76,6 +82,8 @@ def warn_of_targets(model: Sequential, loss: Loss, y: np.ndarray, stacklevel: in
     No warning for losses of classes and probabilities, nor for a model that ends in a Rescale. y: the targets, on the
     host. stacklevel: as in `warn_of_samples`.
     """
+    if _is_warned_of_all(model):
+        return
     last = [*_flattened(model)][-1]
     classes = loss.binary or loss.usual_metrics or getattr(getattr(loss, "op", None), "over_classes", False)
     if classes or y.ndim < 2 or isinstance(last, Rescale):
@@ -123,6 +131,8 @@ def warn_of_samples(model: Sequential, x: Any, role: str, stacklevel: int) -> No
     role: "training", "validation" or "evaluation".
     stacklevel: how many calls lie between the user's line and this one.
     """
+    if _is_warned_of_all(model):
+        return
     given = _some(x)
     _warn_of_another_scale(model, given, role, stacklevel + 1)
     if role == "training":

@@ -156,6 +156,10 @@ class Stepper:
         known, now = (*self._layers, *self._parameters), (*self.model.all_layers(), *self.model.parameters())
         return len(known) != len(now) or any(a is not b for a, b in zip(known, now, strict=True))
 
+    def fits(self) -> bool:
+        """Whether model and optimizer still have the parts that the programs and their memory were made of."""
+        return not self._has_other_parts() and self.store.is_current(self._parameters)
+
     def look_again(self, called_back: bool = False) -> None:
         """Drop the programs if model or loss would now compute something else.
 
@@ -180,14 +184,26 @@ class Stepper:
     def refresh(self) -> None:
         """After callbacks: take in what they changed, and keep a copy of everything to go back to."""
         self.lib.activate()  # callbacks may have worked with another device
-        if not self._has_other_parts() and self.store.is_current(self._parameters):
-            self.look_again(called_back=True)
-            self.store.attach()
-            for program in self.programs.values():
-                program.look_again()
+        if self.fits():
+            self.take_in()
         else:
             self.begin_anew()
         self.keep()
+
+    def take_in(self) -> None:
+        """Take in what was changed between steps in the parts that the programs were made of."""
+        self.look_again(called_back=True)
+        self.store.attach()
+        for program in self.programs.values():
+            program.look_again()
+
+    @property
+    def most(self) -> int:
+        """How many steps to take at once, at most."""
+        if self.feed is not None:
+            return self.table.chunk
+        rows = min(self.batches.batch_size, self.batches.rows)
+        return self.program(rows).most if self.reader is None else 1
 
     @property
     def streaming(self) -> str:

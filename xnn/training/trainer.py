@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Never, cast
 
 from xnn.backends import current_numerics, numerics
 from xnn.backends.kernels.calls import TABLES, KernelTable
 from xnn.backends.threads import Threads, check_threads, choose_threads, execution_plan, limit_threads
-from xnn.callbacks import Callback, ProgressBar, call_back
+from xnn.callbacks import Callback, ProgressBar
 from xnn.data import Batches, Stream
 from xnn.errors import DeviceMemoryError, OptionError
 from xnn.files import as_path, check_writable, notice
@@ -23,6 +23,7 @@ from xnn.losses import Loss
 from xnn.metrics import Count, Metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count, check_flag, refuse_unknown
+from xnn.training.again import Programs, named_error, run
 from xnn.training.alone import alone
 from xnn.training.checkpoint import built, save
 from xnn.training.divergence import check_start
@@ -72,6 +73,9 @@ class Trainer(Habitual):
     """
 
     _habits = "trainer"
+    #: Whether `programs` has those of the last fit, for `again.fit_again`.
+    keeps_programs = False
+    programs: Programs | None = None
 
     def __init__(
         self,
@@ -168,7 +172,7 @@ class Trainer(Habitual):
                 said = with_batch_size(self, error, data, batch_size, sample_weight)
             history = self.history
             if history is not None and history is not before and not (on_host and history.error):
-                history.error = _named(said)
+                history.error = named_error(said)
             if said is error:
                 raise
             raise said from error.__cause__
@@ -242,32 +246,17 @@ class Trainer(Habitual):
             history.plan = {**plan, **stepper.plan, **streamed}
             if resumed is not None:
                 check_fit(self, resumed, fit, history.plan, any_plan)
-            stack.callback(self.model.forget)
-            self._running = fit
-            for writer in fit.checkpoints:
-                writer.open(self.step, resumed is not None)
-                stack.callback(writer.close)
-            stack.callback(setattr, self, "_running", None)
-            for watcher in watchers:
-                watcher.model = self.model
-                call_back(watcher.on_fit_start, history, epochs, fit.steps_per_epoch)
-                stack.callback(call_back, watcher.on_fit_end, history)
-            if resumed is not None:
+
+            def resume() -> None:
+                assert resumed is not None
                 for buffer, value in buffers:  # a layer may have changed it when the program was made
                     buffer.value = value
                 go_on(fit, resumed)
                 self._resumed = None
-            try:
-                with lib.guard() if lib.can_be_lost else nullcontext():
-                    try:
-                        fit.run(epochs)
-                    finally:
-                        stepper.store.hand_out()
-            except BaseException as error:
-                history.error = _named(error)  # which callbacks may read when the fit ends
-                raise
-            finally:
-                fit.ending.note(history, epochs)
+
+            run(fit, epochs, stack, None if resumed is None else resume)
+        if self.keeps_programs:
+            self.programs = Programs(stepper, batches, history.plan)
         self.save_asked()
         return history
 
@@ -393,7 +382,3 @@ class Trainer(Habitual):
         return choose_threads(
             self.threads, work, measure if can_measure else None, self.model.backend.is_host
         )
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

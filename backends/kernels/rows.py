@@ -1,0 +1,96 @@
+"""Rows of numbers that `compiled_loops.run` executes: how they are written, and what runs them.
+
+A row is an operation code, then addresses of buffers, sizes and flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xnn.backends.kernels.blas import blas_routine, operand
+from xnn.backends.kernels.compiled_loops import WIDTH, Code, run
+from xnn.backends.kernels.jit import load
+
+__all__ = ["Rows", "Stretch", "Writer"]
+
+_NO_MOVES = np.empty((0, 3), np.int64)
+
+
+@dataclass
+class Rows:
+    """The rows of one call.
+
+    numbers: the rows. arrays: the arrays whose addresses are in the rows. dtype: the dtype that the rows compute in,
+    or None if they serve any dtype.
+    """
+
+    numbers: list[tuple[int, ...]]
+    arrays: list[Any]
+    dtype: Any
+
+
+class Writer:
+    """Collects the rows of one call. An array given as a column becomes its address, None becomes 0."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.made = Rows([], [], None if dtype is None else np.dtype(dtype))
+
+    def row(self, code: Code, *columns: Any) -> None:
+        self.made.arrays.extend(c for c in columns if isinstance(c, np.ndarray))
+        numbers = [_address(c) if c is None or isinstance(c, np.ndarray) else int(c) for c in columns]
+        self.made.numbers.append((int(code), *numbers, *(0,) * (WIDTH - 1 - len(numbers))))
+
+    def gemm(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, rate: np.ndarray | None = None) -> None:
+        """Add the row of c <- a b, or of c <- c - rate a b if `rate` is given: an array with the learning rate."""
+        routine = blas_routine(str(c.dtype))
+        named = operand(a), operand(b)
+        assert routine is not None
+        assert named[0] is not None
+        assert named[1] is not None
+        (flag_a, lead_a), (flag_b, lead_b) = named[0], named[1]
+        (m, k), n = a.shape, b.shape[1]
+        self.row(
+            Code.GEMM, routine.address, routine.wide, flag_a, flag_b, m, n, k, a, lead_a, b, lead_b, c, rate,
+            rate is not None,
+        )  # fmt: skip
+
+
+def _address(array: Any) -> int:
+    return 0 if array is None else int(array.ctypes.data)
+
+
+class Stretch:
+    """Rows that one call runs, in order: a step of a program, or a part of one."""
+
+    def __init__(self, parts: list[Rows]) -> None:
+        rows = [row for part in parts for row in part.numbers]
+        self.table = np.asarray(rows, np.int64).reshape(-1, WIDTH)
+        self.arrays = [array for part in parts for array in part.arrays]  # keeps them alive
+        dtype = next((part.dtype for part in parts if part.dtype is not None), np.float32)
+        self.reals = np.asarray([*[0] * 9, 1], dtype)
+        load(lambda: run(self.table[:0], _NO_MOVES, 1, self.reals), run)
+
+    def __call__(self) -> None:
+        run(self.table, _NO_MOVES, 1, self.reals)
+
+    def several(self, moving: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callable[[int], None] | None:
+        """See `KernelTable.several`."""
+        table, moves = self.table.copy(), list[tuple[int, int, int]]()
+        for array, parts in moving:
+            places = np.argwhere(self.table[:, 1:] == _address(array))
+            if not len(places):
+                return None
+            for row, column in places:
+                table[row, 1 + column] = _address(parts)
+                moves.append((row, 1 + column, parts.strides[0]))
+        steps, reals, arrays = np.asarray(moves, np.int64), self.reals, (self.arrays, moving)
+
+        def run_several(count: int) -> None:
+            assert arrays
+            run(table, steps, count, reals)
+
+        return run_several

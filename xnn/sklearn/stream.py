@@ -1,0 +1,57 @@
+"""partial_fit on one part of a stream after the other: the Trainer and its programs stay for parts of one size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import current_backend, current_numerics
+from xnn.layers import Sequential
+from xnn.training import Trainer
+
+__all__ = ["Prepared", "is_stream"]
+
+#: More bytes of samples than this take so many steps that preparing them again does not count, and are not copied.
+_MOST_BYTES = 2**22
+
+
+def is_stream(e: Any, model: Sequential, X: Any) -> bool:
+    """Whether the Trainer of this partial_fit is kept for the next: if nothing in it is the user's to change."""
+    alone = not e.callbacks and all(isinstance(part, (str, type(None))) for part in (e.optimizer, e.schedule))
+    on_host = isinstance(X, np.ndarray) and X.nbytes <= _MOST_BYTES and model.backend.is_host
+    return alone and on_host and e.threads != "auto"
+
+
+class Prepared:
+    """A Trainer with its programs, for the next partial_fit of an estimator. It has nothing of the user's data.
+
+    weighted: whether the samples had weights.
+    """
+
+    def __init__(self, e: Any, trainer: Trainer, weighted: bool) -> None:
+        assert trainer.programs is not None
+        self.trainer, self.programs = trainer, trainer.programs
+        self._shape, self._weighted, self._solver = self.programs.batches.arrays[0].shape, weighted, e._solver
+        self._parameters, self._surroundings = _parameters(e), _surroundings()
+        trainer.callbacks, self.programs.batches.shuffle = [], False  # which know the estimator, and the data
+
+    def fits(self, e: Any, model: Sequential, X: Any, weighted: bool) -> bool:
+        """Whether it is what a new Trainer for these samples would be."""
+        return (
+            is_stream(e, model, X)
+            and (X.shape, weighted) == (self._shape, self._weighted)
+            and model is self.trainer.model
+            and e._solver is self._solver
+            and all(a is b for a, b in zip(_parameters(e), self._parameters, strict=True))
+            and _surroundings() == self._surroundings
+            and self.programs.stepper.fits()
+        )
+
+
+def _parameters(e: Any) -> list[Any]:
+    return [getattr(e, name, None) for name in e._parameter_constraints]
+
+
+def _surroundings() -> tuple[Any, ...]:
+    return current_backend().address, current_numerics()
