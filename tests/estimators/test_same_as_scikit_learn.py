@@ -108,6 +108,7 @@ def test_sample_weights_and_a_large_penalty_count_the_same(name, data, options, 
     [
         *({"activation": name} for name in ("identity", "logistic", "tanh", "relu")),
         {"learning_rate_init": 0.02, "beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-3},
+        {"beta_1": 0.0, "beta_2": 0.0, "epsilon": 1e-3},
         {"solver": "sgd", "nesterovs_momentum": False},
         {"solver": "sgd", "momentum": 0.0},
         {"solver": "sgd", "momentum": 1.0, "learning_rate_init": 1e-4},

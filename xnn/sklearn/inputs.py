@@ -94,7 +94,7 @@ def is_on_device(array: Any) -> bool:
 
 
 def _dtype_of(X: Any) -> np.dtype[Any]:
-    return np.dtype(str(X.dtype).rpartition(".")[2])
+    return np.dtype(str(X.dtype).rpartition(".")[2]).newbyteorder("=")
 
 
 def floating(X: Any) -> np.dtype[Any] | None:
@@ -103,8 +103,8 @@ def floating(X: Any) -> np.dtype[Any] | None:
 
 
 def dtype_of_predictions(X: Any, coef: np.ndarray) -> np.dtype[Any]:
-    """The dtype of predictions: that of the product of samples and weights in NumPy, as in scikit-learn."""
-    return np.result_type(_dtype_of(X), coef.dtype)
+    """The dtype of predictions: that of a product of samples and weights in NumPy, but at most float64."""
+    return min(np.result_type(_dtype_of(X), coef.dtype), np.dtype(float), key=lambda dtype: dtype.itemsize)
 
 
 def stand_in(X: Any) -> np.ndarray:
