@@ -54,9 +54,13 @@ TARGETS = {
 }  # fmt: skip
 
 
+def one_of(random, *choices):
+    return choices[int(random.integers(len(choices)))]
+
+
 def drawn(values, random):
     """One of the values; the first in half of the cases."""
-    return values[0] if random.random() < 0.5 else values[random.integers(len(values))]
+    return values[0] if random.random() < 0.5 else one_of(random, *values)
 
 
 def numbers(rows, features, largest, random):

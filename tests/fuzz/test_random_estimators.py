@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import pickle
 import re
 import warnings
 
@@ -12,9 +13,10 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("pandas")
 
-from random_estimators import CHOICES, WEIGHTED, called, contained, scenario
+from random_estimators import CHOICES, WEIGHTED, called, contained, one_of, scenario
 from scipy import sparse
 from sklearn import neural_network as theirs
+from sklearn.utils.class_weight import compute_sample_weight
 
 from xnn import sklearn as ours
 from xnn.sklearn import engine, training
@@ -234,3 +236,72 @@ def test_random_parameters_and_data_give_the_same(rng, tmp_path, monkeypatch):
         monkeypatch.setattr(training, "_FEW_PRODUCTS", 0)
         monkeypatch.setattr(engine, "_FEW_PRODUCTS", 0)
     assert not differences(rng, tmp_path)
+
+
+def options_of_xnn(rng):
+    """Parameters of which some are xnn's own. Batches of BatchNorm have more than one sample."""
+    batch_norm, schedule = rng.random() < 0.4, one_of(rng, None, None, "cosine", "step:factor=0.5")
+    return {
+        "hidden_layer_sizes": one_of(rng, (6,), (5, 4), ()),
+        "activation": one_of(rng, "relu", "gelu", "silu", "elu", "selu", "leaky_relu", "softplus", "tanh"),
+        "solver": one_of(rng, "adam", "sgd"),
+        "learning_rate": one_of(rng, "constant", "adaptive", "invscaling")
+        if schedule is None
+        else "constant",
+        "batch_size": "auto" if batch_norm else one_of(rng, "auto", 7, 16, 1),
+        "max_iter": int(rng.integers(1, 6)),
+        "random_state": int(rng.integers(9)),
+        "early_stopping": bool(rng.random() < 0.3),
+        "validation_fraction": 0.3,
+        "warm_start": bool(rng.random() < 0.5),
+        "dropout": one_of(rng, 0.0, 0.3),
+        "batch_norm": bool(batch_norm),
+        "numerics": one_of(rng, None, "exact", "fast"),
+        "threads": one_of(rng, None, 1, 2),
+        "optimizer": one_of(rng, None, None, "adamw", "nadam", "rmsprop", "lion"),
+        "schedule": schedule,
+    }
+
+
+def assert_equal(one, other, tolerance=0.0):
+    """The weights and curves of two estimators are the same bits, or the same within rounding."""
+    for name in ("coefs_", "intercepts_", "loss_curve_", "validation_scores_"):
+        assert difference(getattr(one, name), getattr(other, name), tolerance, tolerance) is None
+    assert difference([*one._others.values()], [*other._others.values()], tolerance, tolerance) is None
+
+
+@pytest.mark.fuzz(30)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_options_of_xnn_mean_what_they_say(rng):
+    """The same fit has the same bits, also after pickling; a weight of a class is that of its samples; and so on."""
+    kind, options, rows = one_of(rng, ours.MLPClassifier, ours.MLPRegressor), options_of_xnn(rng), 60
+    X = rng.normal(size=(rows, int(rng.integers(1, 6)))).astype(one_of(rng, "float32", "float64"))
+    y, weight = X.sum(axis=1) + 0.2 * rng.normal(size=rows), one_of(rng, None, rng.random(rows))
+    own = {"target_scaling": bool(rng.random() < 0.5)}
+    if kind is ours.MLPClassifier:
+        y, own = (
+            np.digitize(y, [-0.5, 0.5][: rng.integers(1, 3)]),
+            {"class_weight": one_of(rng, None, "balanced")},
+        )
+
+    def fitted(**others):
+        return kind(**{**options, **own, **others}).fit(X, y, weight)
+
+    one = fitted()
+    assert_equal(one, fitted())
+    copied = pickle.loads(pickle.dumps(one))
+    np.testing.assert_array_equal(copied.predict(X), one.predict(X))
+    assert_equal(copied.fit(X, y, weight), one.fit(X, y, weight))
+    threaded = fitted(threads=1), fitted(threads=2)
+    assert_equal(*threaded, 0.0 if options["numerics"] == "exact" else 1e-4)
+    if own.get("class_weight"):
+        weights = compute_sample_weight("balanced", y) * (1.0 if weight is None else weight)
+        assert_equal(fitted(), kind(**options).fit(X, y, weights), 1e-4)
+    elif not options["early_stopping"]:
+        extra = {} if kind is ours.MLPRegressor else {"classes": np.unique(y)}
+        first = kind(**{**options, **own}).partial_fit(X, y, weight, **extra)
+        if options["schedule"] is None:  # which ends with the last epoch
+            assert_equal(first, fitted(max_iter=1))
+        copied = pickle.loads(pickle.dumps(first))
+        for _ in range(2):
+            assert_equal(first.partial_fit(X, y, weight), copied.partial_fit(X, y, weight))
