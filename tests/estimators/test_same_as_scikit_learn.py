@@ -14,6 +14,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from xnn import sklearn as ours
+from xnn.sklearn import training
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 NEWEST = tuple(map(int, sklearn.__version__.split(".")[:2]))
@@ -202,6 +203,14 @@ def test_a_poisson_loss_that_is_infinite_on_the_way_does_not_end_l_bfgs():
         with np.errstate(all="ignore"):
             ends.append(np.isfinite(model.fit(100.0 * X, counts).predict(100.0 * X)).all())
     assert ends[0] == ends[1]
+
+
+@pytest.mark.skipif(not WEIGHTED, reason="scikit-learn's own has no sample_weight")
+@pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
+def test_l_bfgs_weighs_samples_alike_that_it_computes_in_parts(name, monkeypatch):
+    monkeypatch.setattr(training, "_ROWS_AT_A_TIME", 90)
+    weights = np.repeat([0.0, 0.1, 3.0, 1.0], 100)
+    assert_same(*both(name, (X, LABELS), {"sample_weight": weights}, solver="lbfgs"), X, 1e-6)
 
 
 @pytest.mark.skipif(not WEIGHTED, reason="scikit-learn's own has no sample_weight")

@@ -235,6 +235,7 @@ def test_random_parameters_and_data_give_the_same(rng, tmp_path, monkeypatch):
     if rng.random() < 0.3:  # with Numba's kernels also for short fits, and not by scikit-learn's forward pass
         monkeypatch.setattr(training, "_FEW_PRODUCTS", 0)
         monkeypatch.setattr(engine, "_FEW_PRODUCTS", 0)
+        monkeypatch.setattr(training, "_ROWS_AT_A_TIME", 7)
     assert not differences(rng, tmp_path)
 
 

@@ -94,8 +94,7 @@ def _minimize(e: Any, X: Any, y: np.ndarray, sample_weight: Any, told: dict[str,
         raise ZeroDivisionError(NO_WEIGHT)
     optimizer = new_optimizer(e, penalized, size, 1, searches.append)
     watcher = Iterations(e, e.coefs_[0].dtype, told, _callback_context(e, told, e.max_iter))
-    loss = Objective(data_loss(e.loss, e.out_activation_), (), 0.0)
-    trainer = _trainer(e, model, loss, optimizer, rows)
+    trainer = _trainer(e, model, data_loss(e.loss, e.out_activation_), optimizer, rows)
     trainer.callbacks = [watcher, *(e.callbacks or ())]
     with _divergence_as_value_error():
         history = trainer.fit(
