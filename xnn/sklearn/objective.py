@@ -15,7 +15,7 @@ from xnn.ops import Array, LossOp
 from xnn.ops.op import Namespace
 from xnn.options import explained_class
 
-__all__ = ["Objective", "data_loss"]
+__all__ = ["Objective", "WholeObjective", "data_loss"]
 
 
 class HalfSquaredError(LossOp):
@@ -122,3 +122,10 @@ class Objective(Loss):
 
     def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
         return self.data.prepare(targets, dtype)
+
+
+class WholeObjective(Objective):
+    """The loss of all the data, which is computed in parts: they count by the weights of their samples."""
+
+    def counts_samples(self, weighted: bool) -> bool:
+        return not weighted

@@ -24,7 +24,7 @@ from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.sklearn import network
 from xnn.sklearn.inputs import in_dtype, on_host, rows_of, samples_of, validate
-from xnn.sklearn.objective import Objective, data_loss
+from xnn.sklearn.objective import Objective, WholeObjective, data_loss
 from xnn.sklearn.progress import Convergence, Iterations
 from xnn.sklearn.solvers import begun_with, continued, kept, new_optimizer
 from xnn.sklearn.stream import Prepared, is_stream
@@ -90,11 +90,10 @@ def _minimize(e: Any, X: Any, y: np.ndarray, sample_weight: Any, told: dict[str,
     model, rows, searches = e._network(), X.shape[0], list[Any]()
     penalized = [layer.weight for layer in network.dense_layers(model)]
     size = rows if sample_weight is None else float(np.sum(sample_weight))
-    if not size:
-        raise ZeroDivisionError(NO_WEIGHT)
     optimizer = new_optimizer(e, penalized, size, 1, searches.append)
     watcher = Iterations(e, e.coefs_[0].dtype, told, _callback_context(e, told, e.max_iter))
-    trainer = _trainer(e, model, data_loss(e.loss, e.out_activation_), optimizer, rows)
+    loss = WholeObjective(data_loss(e.loss, e.out_activation_), (), 0.0)
+    trainer = _trainer(e, model, loss, optimizer, rows)
     trainer.callbacks = [watcher, *(e.callbacks or ())]
     with _divergence_as_value_error():
         history = trainer.fit(
@@ -253,7 +252,11 @@ def _data(e: Any, model: Sequential, X: Any, y: np.ndarray) -> tuple[Any, np.nda
 
 
 def _weights(model: Sequential, sample_weight: Any) -> np.ndarray | None:
-    return None if sample_weight is None else in_dtype(sample_weight, model.dtype)
+    if sample_weight is None:
+        return None
+    if not np.any(sample_weight):
+        raise ZeroDivisionError(NO_WEIGHT)
+    return in_dtype(sample_weight, model.dtype)
 
 
 def _targets(e: Any, y: np.ndarray, dtype: str) -> np.ndarray:
