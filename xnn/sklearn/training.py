@@ -228,7 +228,10 @@ def _orders(e: Any, rows: int, batch_size: int, sample_weight: Any) -> Callable[
 
     def next_order(epoch: int) -> np.ndarray:
         nonlocal order
-        order = np.asarray(shuffle(order, random_state=e._random_state)) if shuffles else order
+        if shuffles:  # as sklearn.utils.shuffle does, whose checks take longer than this
+            drawn = np.arange(rows)
+            e._random_state.shuffle(drawn)
+            order = order[drawn]
         if weighs and not np.add.reduceat(sample_weight[order], np.arange(0, rows, batch_size)).all():
             raise ZeroDivisionError(NO_WEIGHT)
         return order
