@@ -1,4 +1,4 @@
-"""What compiled loops are made of that Python does not have: pointers, calls of BLAS, and an exp that vectorizes."""
+"""What compiled loops are made of that Python does not have: pointers, prefetching, BLAS, an exp that vectorizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-__all__ = ["exp_parts", "gemm32", "gemm64", "pointer"]
+__all__ = ["exp_parts", "gemm32", "gemm64", "pointer", "prefetch"]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -22,6 +22,21 @@ def pointer(context: Any, address: Any, like: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(kind))
 
     return kind(address, like), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(context: Any, address: Any) -> Any:
+    """Ask the processor to bring the memory at an address into its cache, for a read that comes soon."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        flag, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
+        read, keep, data = flag(0), flag(3), flag(1)
+        builder.call(function, [builder.inttoptr(arguments[0], byte), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(address), generate
 
 
 def _gemm_with(bits: int) -> Any:

@@ -1,5 +1,7 @@
 """What xnn.sklearn's estimators take: arrays, tables, sparse matrices; and the dtype of what they give."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ pytest.importorskip("sklearn")
 
 import scipy.sparse
 import sklearn
+from sklearn import neural_network
 from sklearn.datasets import load_digits
 
 import xnn
@@ -85,6 +88,29 @@ def test_many_samples_are_trained_on_in_float32_unless_asked_otherwise():
     np.testing.assert_allclose(names[None].loss_, names["float64"].loss_, rtol=1e-4)
     assert fitted(X, dtype="float32").model_.dtype == "float32"
     assert fitted(many, targets=targets, max_iter=1, solver="lbfgs").model_.dtype == "float64"
+
+
+@pytest.mark.parametrize("given", ["float32", "float64"])
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+def test_many_samples_with_nan_or_infinity_are_refused_as_by_scikit_learn(kind, given):
+    """They are checked batch by batch, and not all of them before the first."""
+    estimator = fitted(X.astype(given), kind, dtype="float32")
+    theirs = getattr(neural_network, kind.__name__)(max_iter=1).fit(X.astype(given), LABELS)
+    many = np.tile(X, (60, 1)).astype(given)
+    for row, number in ((0, np.nan), (9000, -np.inf), (len(many) - 1, np.nan), (0, np.inf)):
+        wrong = many.copy()
+        wrong[row, 1] = number
+        with pytest.raises(ValueError, match="Input X contains") as theirs_raised:
+            theirs.predict(wrong)
+        with pytest.raises(ValueError, match=re.escape(str(theirs_raised.value))):
+            estimator.predict(wrong)
+    with sklearn.config_context(assume_finite=True):
+        assert len(estimator.predict(np.where(many > 0.9, np.nan, many))) == len(many)
+    large = np.full_like(many, np.finfo("float32").max / 4096)  # their sum is infinite
+    assert len(estimator.predict(large)) == len(many)
+    if given == "float64":
+        with pytest.raises(ValueError, match="too large for float32; dtype='float64' takes them"):
+            estimator.predict(large * 1e4)
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])

@@ -18,6 +18,7 @@ from xnn.backends import available_backends, backend, backend_of, current_backen
 from xnn.layers import Sequential
 from xnn.sklearn import network
 from xnn.sklearn.inputs import (
+    checked_samples,
     checked_there,
     dispatches,
     dtype_of_predictions,
@@ -26,7 +27,6 @@ from xnn.sklearn.inputs import (
     is_on_device,
     on_host,
     received,
-    samples_of,
     stand_in,
     validate,
 )
@@ -187,7 +187,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         """
         stays = dispatches(X)
         if check_input:
-            X = validate(self, X)
+            X = validate(self, X, finite=False)
         stays = stays and is_on_device(X)
         dtype = dtype_of_predictions(X, self.coefs_[0])
         if X.shape[0] * sum(coef.size for coef in self.coefs_) < _FEW_PRODUCTS and self._is_plain():
@@ -195,7 +195,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
             return np.asarray(outputs, dtype)
         with nullcontext() if self.numerics is None else numerics(self.numerics):
             model = self._network()
-            raw = model.predict(samples_of(X, model.dtype, whole=False), on_host=not stays)
+            raw = model.predict(checked_samples(self, X, model.dtype), on_host=not stays)
             return self._activated(raw, dtype)
 
     def _is_plain(self) -> bool:

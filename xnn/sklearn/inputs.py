@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from sklearn import get_config
+from sklearn import config_context, get_config
+from sklearn.utils import assert_all_finite
 
 from xnn.backends import backend_of, current_backend, get_backend
 from xnn.backends.row_sources import Converted, RowSource
 from xnn.errors import MixedArraysError, XnnError
 
 __all__ = [
-    "SparseRows", "checked_there", "dispatches", "dtype_of_predictions", "floating", "handed_back", "in_dtype",
-    "is_on_device", "on_host", "received", "rows_of", "samples_of", "stand_in", "validate",
+    "SparseRows", "checked_samples", "checked_there", "dispatches", "dtype_of_predictions", "floating", "handed_back",
+    "in_dtype", "is_on_device", "on_host", "received", "rows_of", "samples_of", "stand_in", "validate",
 ]  # fmt: skip
 
 #: How DLPack numbers the devices: a CPU, and a GPU of NVIDIA's.
@@ -25,6 +27,10 @@ except ImportError:  # before scikit-learn 1.6 it is a method
 
     def validate_data(estimator: Any, *data: Any, **options: Any) -> Any:
         return estimator._validate_data(*data, **options)
+
+
+#: Of more samples than this, rows times features, a prediction checks each batch when it reads it.
+_MANY_NUMBERS = 2**20
 
 
 class SparseRows(RowSource):
@@ -129,16 +135,48 @@ def checked_there(estimator: Any, X: Any, dtype: np.dtype[Any]) -> Any:
     return X
 
 
-def validate(estimator: Any, X: Any) -> Any:
-    """Samples to predict from, checked by scikit-learn against those of the fit."""
+def validate(estimator: Any, X: Any, finite: bool = True) -> Any:
+    """Samples to predict from, checked by scikit-learn against those of the fit.
+
+    finite: whether to look for NaN and infinity in any case. If not, `checked_samples` does so in large arrays.
+    """
     X = received(X)
     given = stand_in(X) if is_on_device(X) else X
-    checked = validate_data(estimator, given, accept_sparse=["csr", "csc"], reset=False)
+    with nullcontext() if finite or not _is_large(X) else config_context(assume_finite=True):
+        checked = validate_data(estimator, given, accept_sparse=["csr", "csc"], reset=False)
     if not is_on_device(X):
         return checked
     return checked_there(
         estimator, X, checked.dtype if checked.dtype.kind == "f" else estimator.coefs_[0].dtype
     )
+
+
+def _is_large(X: Any) -> bool:
+    return isinstance(X, np.ndarray) and X.dtype.kind == "f" and X.size > _MANY_NUMBERS
+
+
+def checked_samples(estimator: Any, X: Any, dtype: str) -> Any:
+    """Samples as a network takes them, from `validate(..., finite=False)`.
+
+    Large arrays are converted and checked batch by batch: each is read from memory once, and then lies in the
+    processor's cache. Reading a batch raises scikit-learn's ValueError for NaN and infinity.
+    """
+
+    def checked(rows: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            cast = rows.astype(dtype, copy=False)
+        if _sum_is_finite(cast):
+            return cast
+        assert_all_finite(rows, estimator_name=type(estimator).__name__, input_name="X")
+        return in_dtype(rows, dtype)
+
+    return Converted(X, checked) if _is_large(X) else samples_of(X, dtype, whole=False)
+
+
+def _sum_is_finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite, in one pass without memory. A sum that overflows gives False, too."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum()))
 
 
 def rows_of(X: Any, rows: np.ndarray) -> Any:
@@ -155,7 +193,7 @@ def in_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
         return array
     with np.errstate(over="ignore"):
         cast = array.astype(dtype)
-    if array.dtype.kind == "f" and np.isinf(cast).any():
+    if array.dtype.kind == "f" and not _sum_is_finite(cast) and np.isinf(cast).any():
         raise ValueError(
             "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
             f"preprocessed. (They hold numbers that are too large for {dtype}; dtype='float64' takes them.)"
