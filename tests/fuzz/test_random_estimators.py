@@ -278,7 +278,7 @@ def assert_equal(one, other, tolerance=0.0):
     assert difference([*one._others.values()], [*other._others.values()], tolerance, tolerance) is None
 
 
-@pytest.mark.fuzz(30)
+@pytest.mark.fuzz(20)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_options_of_xnn_mean_what_they_say(rng):
     """The same fit has the same bits, also after pickling; a weight of a class is that of its samples; and so on."""
