@@ -1,5 +1,6 @@
 """Arrays of other libraries in xnn.sklearn's estimators, with scikit-learn's array API dispatch and without it."""
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 pytest.importorskip("sklearn")
 
 import sklearn
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -46,6 +48,8 @@ def library(request):
 
 @pytest.fixture
 def dispatch(monkeypatch):
+    if sklearn.__version__.startswith("1.6."):
+        pytest.skip("this scikit-learn sets array-api-strict back to an older standard")
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")  # scikit-learn asks for it
     with sklearn.config_context(array_api_dispatch=True):
         yield
@@ -106,6 +110,17 @@ def test_with_dispatch_samples_and_predictions_of_a_device_never_come_to_the_hos
     )
     assert type(estimator.predict(samples)) is type(samples)
     assert all(array.size == 1 for array in moved)  # whether all numbers are finite
+
+
+def test_a_validation_set_of_another_library_is_pickled_as_numpy_arrays(library):
+    held_out = tuple(map(library.make, (X, LABELS, np.ones(300))))
+    estimator = MLPClassifier(validation_set=held_out, early_stopping=True, **library.options)
+    estimator.fit(library.make(X), library.make(LABELS))
+    plain = clone(estimator).set_params(validation_set=(X, LABELS)).fit(X, LABELS)
+    np.testing.assert_allclose(estimator.validation_loss_curve_, plain.validation_loss_curve_, rtol=1e-6)
+    loaded = pickle.loads(pickle.dumps(estimator))
+    assert {type(array) for array in loaded.validation_set} == {np.ndarray}
+    assert estimator.validation_set is held_out
 
 
 def test_labels_that_are_text_are_numpy_arrays_with_dispatch_too(library, dispatch):

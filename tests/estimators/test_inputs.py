@@ -19,6 +19,7 @@ from xnn.sklearn.inputs import SparseRows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
+NEWEST = tuple(map(int, sklearn.__version__.split(".")[:2]))
 X, LABELS = load_digits(return_X_y=True)
 X, LABELS = X[:300] / 16.0, LABELS[:300]
 
@@ -59,7 +60,7 @@ def test_only_the_rows_of_a_batch_become_dense(monkeypatch):
     assert max(most) * 500 * 8 <= max(2**22, dense // 4)
 
 
-@pytest.mark.parametrize("given", ["float32", "float64", "float16", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("given", ["float32", "float64", "float16", "longdouble", "int64", "uint8", "bool"])
 @pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
 def test_weights_and_predictions_have_the_dtype_of_the_samples(kind, given):
     samples = (X * 16).astype(given)
@@ -68,6 +69,10 @@ def test_weights_and_predictions_have_the_dtype_of_the_samples(kind, given):
     assert {a.dtype.name for a in (*estimator.coefs_, *estimator.intercepts_)} == {wanted}
     outputs = estimator.predict(samples) if kind is MLPRegressor else estimator.predict_proba(samples)
     assert outputs.dtype == wanted
+    if kind is MLPClassifier:
+        two = fitted(samples, targets=LABELS % 2)
+        assert {two.predict_proba(samples).dtype, two.predict_log_proba(samples).dtype} == {outputs.dtype}
+        assert estimator.predict(samples).dtype == two.predict(samples).dtype == LABELS.dtype
     assert estimator.model_.dtype == wanted
 
 
@@ -116,8 +121,8 @@ def test_many_samples_with_nan_or_infinity_are_refused_as_by_scikit_learn(kind, 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_tables_are_samples_with_names(library):
     frames = pytest.importorskip(library)
-    if library == "polars" and sklearn.__version__ < "1.6":
-        pytest.skip("this scikit-learn does not see the names of a newer polars")
+    if library == "polars" and not (NEWEST >= (1, 9) or hasattr(frames.DataFrame, "__dataframe__")):
+        pytest.skip("this scikit-learn does not see the names of this polars")
     names = [f"pixel {n}" for n in range(64)]
     table = frames.DataFrame(dict(zip(names, X.T, strict=True)))
     estimator = fitted(table, early_stopping=True)
@@ -135,6 +140,12 @@ def test_lists_are_samples_and_text_is_labels():
     )
     assert estimator.classes_.tolist() == [f"digit {n}" for n in range(10)]
     assert np.mean(estimator.predict(X) == [f"digit {n}" for n in LABELS]) > 0.9
+
+
+@pytest.mark.parametrize("targets", [LABELS.astype(str), LABELS.astype("S"), LABELS.astype(str).tolist()])
+def test_a_regressor_refuses_text(targets):
+    with pytest.raises(ValueError, match="the targets of a MLPRegressor must be numbers"):
+        fitted(X, MLPRegressor, targets)
 
 
 def test_fit_leaves_samples_targets_and_weights_as_they_are():

@@ -1,5 +1,6 @@
 """What xnn.sklearn's estimators can do beyond scikit-learn's."""
 
+import copy
 import json
 
 import numpy as np
@@ -301,6 +302,32 @@ def test_parameters_that_are_changed_after_a_fit_count_or_are_refused():
     estimator.set_params(batch_norm=True)
     with pytest.raises(OptionError, match="fit again"):
         estimator.predict(X)
+
+
+@pytest.mark.parametrize("solvers", [("lbfgs", "adam"), ("lbfgs", "sgd"), ("adam", "sgd"), ("sgd", "adam")])
+def test_another_solver_goes_on_from_the_weights_and_with_a_state_of_its_own(solvers):
+    first, then = solvers
+    samples, labels = X[:200], LABELS[:200]  # a single batch
+    estimator = MLPClassifier(**(OPTIONS | {"solver": first, "max_iter": 5})).fit(samples, labels)
+    estimator.set_params(solver=then)
+    fresh = copy.deepcopy(estimator)
+    fresh._solver = None
+    for one in (estimator, fresh):
+        one.partial_fit(samples, labels)
+        assert np.isfinite(one.loss_curve_[-1])
+    np.testing.assert_array_equal(estimator.coefs_[0], fresh.coefs_[0])
+    assert (
+        estimator.set_params(warm_start=True, early_stopping=True).fit(samples, labels).score(samples, labels)
+        > 0.3
+    )
+
+
+@pytest.mark.parametrize("changed", [{"target_scaling": True}, {"loss": "poisson"}], ids=str)
+def test_targets_of_another_scale_are_refused_until_a_new_fit(changed):
+    estimator = MLPRegressor(**OPTIONS).fit(X, LABELS).set_params(**changed)
+    with pytest.raises(OptionError, match="loss or target_scaling were changed after the fit"):
+        estimator.partial_fit(X, LABELS)
+    assert estimator.fit(X, LABELS).score(X, LABELS) > 0.5
 
 
 def test_a_divergence_is_scikit_learns_error_with_what_xnn_knows():

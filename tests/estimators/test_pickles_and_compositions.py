@@ -16,20 +16,31 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.datasets import load_digits
-from sklearn.ensemble import BaggingClassifier, StackingClassifier
+from sklearn.ensemble import BaggingClassifier, BaggingRegressor, StackingClassifier, VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - as scikit-learn asks
 from sklearn.inspection import permutation_importance
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, learning_curve
-from sklearn.multioutput import MultiOutputRegressor
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import ClassifierChain, MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.semi_supervised import SelfTrainingClassifier
 
 import xnn
 from xnn.sklearn import MLPClassifier, MLPRegressor
 
+try:
+    import cloudpickle
+except ImportError:  # joblib before 1.6 holds its own
+    from joblib.externals import cloudpickle
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:Metadata routing:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:scipy.optimize. The `disp`:DeprecationWarning"
+    ),  # scikit-learn before 1.7
 ]
 
 X, LABELS = load_digits(return_X_y=True)
@@ -71,7 +82,7 @@ def test_pickles_hold_numpy_arrays_and_predict_and_train_the_same(kind, options)
         name for name in modules_in(text) if name.split(".")[0] not in ("numpy", "sklearn", "builtins")
     }
     assert foreign == {"xnn.sklearn.estimators"}
-    for other in (pickle.loads(text), copy.deepcopy(estimator)):
+    for other in (pickle.loads(text), pickle.loads(cloudpickle.dumps(estimator)), copy.deepcopy(estimator)):
         np.testing.assert_array_equal(other.predict(MANY), estimator.predict(MANY))
         np.testing.assert_array_equal(other.model_.predict(X), estimator.model_.predict(X))
         if estimator.solver != "lbfgs" and not estimator.early_stopping:
@@ -119,15 +130,6 @@ def test_a_clone_has_the_parameters_and_nothing_else(kind):
     assert "<style" in estimator._repr_html_() or "<div" in estimator._repr_html_()
 
 
-@pytest.mark.slow  # starts processes, which import everything
-def test_a_search_in_processes_finds_what_one_process_finds():
-    pipeline = make_pipeline(StandardScaler(), MLPClassifier(**OPTIONS))
-    grid = {"mlpclassifier__alpha": [1e-4, 1.0], "mlpclassifier__solver": ["adam", "sgd"]}
-    alone, two = (GridSearchCV(pipeline, grid, cv=2, n_jobs=n).fit(X, LABELS) for n in (1, 2))
-    assert alone.best_score_ > 0.7
-    np.testing.assert_array_equal(alone.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
-
-
 def test_searches_and_validation():
     halving = HalvingGridSearchCV(MLPClassifier(**OPTIONS), {"alpha": [1e-4, 1.0]}, cv=2, random_state=0)
     assert halving.fit(X, LABELS).best_score_ > 0.5
@@ -136,33 +138,85 @@ def test_searches_and_validation():
     assert scores.mean() > 0.5
 
 
-def test_meta_estimators():
-    mlp = MLPClassifier(**OPTIONS)
-    for built in (
-        CalibratedClassifierCV(mlp, cv=2),
-        BaggingClassifier(mlp, n_estimators=2, random_state=0),
-        StackingClassifier([("a", mlp), ("b", MLPClassifier(solver="lbfgs", **OPTIONS))], cv=2),
-        ColumnTransformer([("first", StandardScaler(), slice(0, 64))]),
-    ):
-        fitted = built.fit(X, LABELS)
-        assert not hasattr(fitted, "predict") or fitted.score(X, LABELS) > 0.8
-    importance = permutation_importance(mlp.fit(X, LABELS), X, LABELS, n_repeats=1, random_state=0)
-    assert importance.importances_mean.shape == (64,)
-    regressor = MLPRegressor(**OPTIONS)
-    targets = np.stack([LABELS, LABELS**2], axis=1)
-    for built in (
-        MultiOutputRegressor(regressor),
-        TransformedTargetRegressor(regressor, transformer=StandardScaler()),
-    ):
-        assert built.fit(X, targets).predict(X).shape == (300, 2)
+MLP = MLPClassifier(**OPTIONS)
+REGRESSOR = MLPRegressor(**(OPTIONS | {"max_iter": 60}))
+PAIRED = np.stack([LABELS, LABELS // 5], axis=1)
+UNKNOWN = np.where(np.arange(300) % 3, LABELS, -1)
+
+
+@pytest.mark.parametrize(
+    ("built", "targets"),
+    [
+        (make_pipeline(StandardScaler(), MLP), LABELS),
+        (
+            make_pipeline(
+                ColumnTransformer([("some", StandardScaler(), slice(0, 40))], remainder="passthrough"), MLP
+            ),
+            LABELS,
+        ),
+        (CalibratedClassifierCV(MLP, cv=2), LABELS),
+        (BaggingClassifier(MLP, n_estimators=2, random_state=0), LABELS),
+        (VotingClassifier([("a", MLP), ("b", clone(MLP).set_params(solver="sgd"))], voting="soft"), LABELS),
+        (StackingClassifier([("a", MLP), ("b", clone(MLP).set_params(solver="lbfgs"))], cv=2), LABELS),
+        (SelfTrainingClassifier(MLP), UNKNOWN),
+        (OneVsRestClassifier(MLP), LABELS),
+        (MultiOutputClassifier(MLP), PAIRED),
+        (ClassifierChain(MLP), PAIRED),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_composition_learns(built, targets):
+    built.fit(X, targets)
+    predicted, truth = built.predict(X), PAIRED if targets is PAIRED else LABELS
+    assert predicted.shape == truth.shape
+    assert np.mean(predicted == truth) > 0.8
+    assert "MLPClassifier" in built._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("built", "targets"),
+    [
+        (MultiOutputRegressor(REGRESSOR), PAIRED),
+        (TransformedTargetRegressor(REGRESSOR, transformer=StandardScaler()), PAIRED),
+        (TransformedTargetRegressor(REGRESSOR, func=np.sqrt, inverse_func=np.square), LABELS),
+        (BaggingRegressor(REGRESSOR, n_estimators=2, random_state=0), LABELS),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_composition_of_regressors_learns(built, targets):
+    assert built.fit(X, targets).predict(X).shape == targets.shape
+    assert built.score(X, targets) > 0.6
+
+
+def test_permutation_importance_finds_the_pixels_that_count():
+    found = permutation_importance(clone(MLP).fit(X, LABELS), X, LABELS, n_repeats=1, random_state=0)
+    assert found.importances_mean.shape == (64,)
+    assert found.importances_mean[X.std(axis=0) == 0.0].tolist() == [0.0] * int((X.std(axis=0) == 0.0).sum())
+    assert found.importances_mean.max() > 0.01
+
+
+def test_a_pipeline_that_gives_tables_trains_on_tables():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X, columns=[f"pixel {n}" for n in range(64)])
+    pipeline = make_pipeline(StandardScaler(), clone(MLP)).set_output(transform="pandas").fit(table, LABELS)
+    assert list(pipeline[-1].feature_names_in_) == list(table.columns)
+    assert pipeline.score(table, LABELS) > 0.9
 
 
 def test_sample_weights_are_routed():
     with sklearn.config_context(enable_metadata_routing=True):
         mlp = MLPClassifier(**OPTIONS).set_fit_request(sample_weight=True)
         scaler = StandardScaler().set_fit_request(sample_weight=False)
-        pipeline = make_pipeline(scaler, mlp).fit(X, LABELS, sample_weight=(LABELS < 5).astype(float))
+        weights = (LABELS < 5).astype(float)
+        pipeline = make_pipeline(scaler, mlp).fit(X, LABELS, sample_weight=weights)
+        scorer = get_scorer("accuracy").set_score_request(sample_weight=True)
+        search = GridSearchCV(
+            make_pipeline(scaler, mlp), {"mlpclassifier__alpha": [1e-4]}, cv=2, scoring=scorer
+        )
+        search.fit(X, LABELS, sample_weight=weights)
     assert set(pipeline.predict(X)) <= {0, 1, 2, 3, 4}
+    assert set(search.predict(X)) <= {0, 1, 2, 3, 4}
+    assert search.best_score_ > 0.7  # of those that count
 
 
 def test_callbacks_of_scikit_learn():
@@ -213,9 +267,10 @@ make_pipeline(StandardScaler(), mlp).set_callbacks(ProgressBar()).fit(X, y)
 """
 
 
-@pytest.mark.slow  # a process of its own: a ScoringMonitor listens until the process ends
+# In a process of its own, since a ScoringMonitor listens until the process ends.
 def test_the_callbacks_that_scikit_learn_has():
     pytest.importorskip("sklearn.callback", reason="scikit-learn before 1.9 has no callbacks")
+    pytest.importorskip("rich", reason="scikit-learn draws its progress bar with it")
     command = [sys.executable, "-W", "ignore", "-c", WITH_CALLBACKS]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from xnn import ops
 from xnn.backends import available_backends, backend, backend_of, current_backend, current_numerics, numerics
+from xnn.errors import OptionError
 from xnn.layers import Sequential
 from xnn.sklearn import network
 from xnn.sklearn.inputs import (
@@ -25,6 +26,7 @@ from xnn.sklearn.inputs import (
     floating,
     handed_back,
     is_on_device,
+    namespace,
     on_host,
     received,
     stand_in,
@@ -97,6 +99,10 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, checked)
         X = checked_there(self, X, checked.dtype) if there else checked
+        if not is_classifier(self) and y.dtype.kind not in "fiub":
+            raise ValueError(
+                f"y holds {y.dtype.name}: the targets of a {type(self).__name__} must be numbers"
+            )
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         sample_weight = with_class_weight(self, y, sample_weight, incremental)
         self.n_outputs_ = y.shape[1]
@@ -105,6 +111,8 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
             if first:
                 self._begin(y)
                 self._first_network(X, hidden)
+            else:
+                self._check_goes_on()
             train(self, X, y, sample_weight, incremental, told)
             for callback in self.callbacks or ():  # which would keep the network in pickles
                 vars(callback).pop("model", None)
@@ -126,12 +134,25 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
                     "target_scaling=True is for loss='squared_error': Poisson's counts have their own scale"
                 )
         self._target_units = self._solver = None
-        if self.solver == "lbfgs":
-            return
+        if self.solver != "lbfgs":
+            self._begin_curves()
+
+    def _begin_curves(self) -> None:
+        """Set the attributes that sgd and adam add to."""
         self.loss_curve_ = []
         self._no_improvement_count = 0
         self.best_loss_ = self.best_validation_score_ = None
         self.validation_scores_ = self.validation_loss_curve_ = None
+
+    def _check_goes_on(self) -> None:
+        """Raise OptionError where the weights of the last fit are of no use for this one's targets."""
+        scales = getattr(self, "target_scaling", False) and self.loss == "squared_error"
+        if scales != (self._target_units is not None) or (self.loss == "poisson") != (
+            self.out_activation_ == "exp"
+        ):
+            raise OptionError(
+                "loss or target_scaling were changed after the fit: fit again, with warm_start=False"
+            )
 
     def _first_network(self, X: Any, hidden: Sequence[int]) -> None:
         """Build the network, with its first weights, and set the attributes that hold them."""
@@ -227,7 +248,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     def _decided(self, outputs: Any) -> Any:
         """Classes, or numbers, from outputs after the last activation."""
         if self.out_activation_ == "softmax":
-            return np.asarray(self.classes_[on_host(backend_of(outputs).xp.argmax(outputs, axis=1))])
+            return np.asarray(self.classes_[on_host(namespace(outputs).argmax(outputs, axis=1))])
         if outputs.shape[1] == 1:
             outputs = outputs[:, 0]
         return self._label_binarizer.inverse_transform(on_host(outputs)) if is_classifier(self) else outputs

@@ -14,13 +14,12 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target
 from sklearn.utils.validation import check_is_fitted
 
-from xnn.backends import backend_of
 from xnn.callbacks import Callback
 from xnn.layers import Sequential
 from xnn.optimizers import Optimizer
 from xnn.schedules import Schedule
 from xnn.sklearn.engine import Engine
-from xnn.sklearn.inputs import handed_back, on_host
+from xnn.sklearn.inputs import handed_back, namespace, on_host
 from xnn.sklearn.network import ACTIVATION_NAMES
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -160,14 +159,14 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`."""
         chances = self._chances(X)
-        return handed_back(backend_of(chances).xp.log(chances), X)
+        return handed_back(namespace(chances).log(chances), X)
 
     def _chances(self, X: Any) -> Any:
         check_is_fitted(self)
         outputs = self._forward_pass_fast(X)
         if outputs.shape[1] > 1:
             return outputs
-        return backend_of(outputs).xp.concat([1 - outputs, outputs], axis=1)
+        return namespace(outputs).concat([1 - outputs, outputs], axis=1)
 
 
 class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn import config_context, get_config
 from sklearn.utils import assert_all_finite
+from sklearn.utils._array_api import device, get_namespace
 
 from xnn.backends import backend_of, current_backend, get_backend
 from xnn.backends.row_sources import Converted, RowSource
@@ -15,7 +16,7 @@ from xnn.errors import MixedArraysError, XnnError
 
 __all__ = [
     "SparseRows", "checked_samples", "checked_there", "dispatches", "dtype_of_predictions", "floating", "handed_back",
-    "in_dtype", "is_on_device", "on_host", "received", "rows_of", "samples_of", "stand_in", "validate",
+    "in_dtype", "is_on_device", "namespace", "on_host", "received", "rows_of", "samples_of", "stand_in", "validate",
 ]  # fmt: skip
 
 #: How DLPack numbers the devices: a CPU, and a GPU of NVIDIA's.
@@ -63,6 +64,11 @@ def received(array: Any) -> Any:
     return array
 
 
+def namespace(array: Any) -> Any:
+    """NumPy, or the functions of the backend that an array belongs to. NumPy's arrays may be of any dtype."""
+    return np if isinstance(array, np.ndarray) else backend_of(array).xp
+
+
 def _is_foreign(array: Any) -> bool:
     """Whether it is an array of another library than NumPy."""
     return not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__")
@@ -80,9 +86,7 @@ def handed_back(outputs: Any, X: Any) -> Any:
     """
     if not dispatches(X):
         return outputs
-    from array_api_compat import array_namespace, device
-
-    xp = array_namespace(X)
+    xp = get_namespace(X)[0]
     if is_on_device(outputs):
         return outputs if type(outputs) is type(X) else xp.from_dlpack(outputs)
     return xp.asarray(outputs, device=device(X)) if outputs.dtype.kind in "biuf" else outputs

@@ -145,8 +145,10 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def begun_with(e: Any) -> Any:
-    """The parameters of an estimator, of which those of the optimizer are as they were when it began."""
-    return e if e._solver is None else SimpleNamespace(**{**vars(e), **e._solver["parameters"]})
+    """The parameters of an estimator, of which those of its optimizer are as they were when this solver began."""
+    if e._solver is None or e._solver["parameters"]["solver"] != e.solver:
+        return e
+    return SimpleNamespace(**{**vars(e), **e._solver["parameters"]})
 
 
 def kept(

@@ -165,6 +165,8 @@ def _descend(
 
 def _begin_curves(e: Any, validates: bool) -> None:
     """Begin what this fit adds to, where no earlier one has."""
+    if not hasattr(e, "loss_curve_"):  # after a fit by L-BFGS
+        e._begin_curves()
     if not e.early_stopping:
         e.best_loss_ = np.inf if e.best_loss_ is None else e.best_loss_
     elif e.validation_scores_ is None:
