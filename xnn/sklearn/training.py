@@ -125,7 +125,11 @@ def _descend(
     asked = begun_with(e) if incremental else e
     last, e._prepared = e._prepared if incremental else None, None
     again = last is not None and last.fits(e, model, X, sample_weight is not None)
-    trainer = last.trainer if again else _descending(e, asked, model, rows, batch_size, incremental)
+    trainer = (
+        last.trainer
+        if last is not None and again
+        else _descending(e, asked, model, rows, batch_size, incremental)
+    )
     optimizer = trainer.optimizer
     score = None if held_out is None else _scorer(e, data_loss(e.loss, e.out_activation_), *held_out)
     watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, asked, rows, score)
