@@ -333,3 +333,23 @@ def test_targets_of_another_scale_are_refused_until_a_new_fit(changed):
 def test_a_divergence_is_scikit_learns_error_with_what_xnn_knows():
     with pytest.raises(ValueError, match=r"Solver produced non-finite.*step"):
         MLPRegressor(activation="identity", solver="sgd", learning_rate_init=1e3).fit(X, LABELS)
+
+
+def test_negative_targets_of_a_poisson_loss_are_refused():
+    with pytest.raises(ValueError, match="has a target of -1"):
+        MLPRegressor("poisson").fit(X[:3], [0.0, 2.0, -1.0])
+
+
+@pytest.mark.parametrize("rows", [2, 201, 401])
+def test_automatic_batches_of_batch_norm_have_more_than_one_sample(rows):
+    samples = np.resize(X, (rows, X.shape[1]))
+    assert MLPClassifier((3,), batch_norm=True, max_iter=2).fit(samples, np.arange(rows) % 2).n_iter_ == 2
+
+
+def test_partial_fit_with_another_optimizer_begins_it_anew():
+    one, other = (MLPClassifier((3,), optimizer="adamw", random_state=0) for _ in range(2))
+    for estimator in (one, other):
+        estimator.partial_fit(X, LABELS, classes=np.unique(LABELS)).set_params(optimizer="nadam")
+    other._solver = None
+    assert one.partial_fit(X, LABELS).loss_ == other.partial_fit(X, LABELS).loss_
+    np.testing.assert_array_equal(one.coefs_[0], other.coefs_[0])

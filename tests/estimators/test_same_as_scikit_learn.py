@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from xnn import sklearn as ours
 from xnn.benchmarks.studies.scikit_learn_scores import compared
+from xnn.sklearn import training
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
@@ -114,6 +115,7 @@ def test_sample_weights_and_a_large_penalty_count_the_same(name, data, options, 
     [
         *({"activation": name} for name in ("identity", "logistic", "tanh", "relu")),
         {"learning_rate_init": 0.02, "beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-3},
+        {"beta_1": 0.0, "beta_2": 0.0, "epsilon": 1e-3},
         {"solver": "sgd", "nesterovs_momentum": False},
         {"solver": "sgd", "momentum": 0.0},
         {"solver": "sgd", "momentum": 1.0, "learning_rate_init": 1e-4},
@@ -155,6 +157,86 @@ def test_partial_fit_and_warm_start_go_on_the_same(name, solver):
         estimator.partial_fit(X[:100], LABELS[:100], **classes)
         estimator.partial_fit(X[100:], LABELS[100:])
     assert_same(*fresh, X)
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 100])
+def test_fits_that_share_a_random_state_take_the_same_numbers_from_it(batch_size):
+    shared, drawn = [np.random.RandomState(5), np.random.RandomState(5)], []
+    for module, state in zip((theirs, ours), shared, strict=True):
+        model = module.MLPClassifier((4,), batch_size=batch_size, max_iter=3, random_state=state)
+        drawn.append([model.fit(X[:150], LABELS[:150]).loss_ for _ in range(2)])
+    np.testing.assert_allclose(drawn[1], drawn[0])
+    assert shared[0].uniform() == shared[1].uniform()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"beta_1": 0.1, "beta_2": 0.5, "epsilon": 1.0, "learning_rate_init": 0.5}),
+        ({"solver": "sgd"}, {"momentum": 0.1, "nesterovs_momentum": False, "learning_rate_init": 0.5}),
+        ({"solver": "sgd", "learning_rate": "invscaling"}, {"power_t": 2.0, "learning_rate_init": 0.5}),
+        ({}, {"alpha": 5.0, "batch_size": 50, "shuffle": False}),
+    ],
+    ids=str,
+)
+def test_partial_fit_goes_on_with_the_optimizer_that_it_began_with(before, after):
+    pair = [module.MLPClassifier((5,), random_state=0, **before) for module in (theirs, ours)]
+    for estimator in pair:
+        estimator.partial_fit(X, LABELS, classes=np.arange(10)).set_params(**after)
+        estimator.partial_fit(X, LABELS).partial_fit(X, LABELS)
+    assert_same(*pair, X)
+
+
+@pytest.mark.parametrize("trained", ["float32", "float64", "int8", ">f8"])
+@pytest.mark.parametrize("given", ["float16", "float32", "float64", "int8", "bool", ">f8"])
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_predictions_have_scikit_learns_dtype(trained, given, solver):
+    pair = both("MLPRegressor", ((16 * X).astype(trained), LABELS), solver=solver, max_iter=1)
+    one, other = (estimator.predict(X.astype(given)) for estimator in pair)
+    assert one.dtype == other.dtype
+    assert pair[0].coefs_[0].dtype == pair[1].coefs_[0].dtype
+    np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-3)
+
+
+def test_a_poisson_loss_that_is_infinite_on_the_way_does_not_end_l_bfgs():
+    if not WEIGHTED:
+        pytest.skip("scikit-learn's own has no such loss")
+    counts, ends = np.random.RandomState(0).poisson(2.0 * np.exp(X[:, 20])), []
+    for module in (theirs, ours):
+        model = module.MLPRegressor("poisson", (), solver="lbfgs", random_state=0, max_iter=20)
+        with np.errstate(all="ignore"):
+            ends.append(np.isfinite(model.fit(100.0 * X, counts).predict(100.0 * X)).all())
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.skipif(not WEIGHTED, reason="scikit-learn's own has no sample_weight")
+@pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
+def test_l_bfgs_weighs_samples_alike_that_it_computes_in_parts(name, monkeypatch):
+    monkeypatch.setattr(training, "_ROWS_AT_A_TIME", 90)
+    weights = np.repeat([0.0, 0.1, 3.0, 1.0], 100)
+    assert_same(*both(name, (X, LABELS), {"sample_weight": weights}, solver="lbfgs"), X, 1e-6)
+
+
+@pytest.mark.skipif(not WEIGHTED, reason="scikit-learn's own has no sample_weight")
+@pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"alpha": 0.0}, {"solver": "lbfgs"}], ids=str)
+@pytest.mark.parametrize("zeros", [slice(None), slice(100, 200)], ids=["all", "a batch"])
+def test_a_batch_of_samples_without_weight_is_scikit_learns_error(zeros, options):
+    weight, errors = np.ones(len(X)), []
+    weight[zeros] = 0.0
+    for module in (theirs, ours):
+        model = module.MLPClassifier((3,), batch_size=1, max_iter=2, random_state=0).set_params(**options)
+        try:
+            errors.append(model.fit(X, LABELS, weight).n_iter_)
+        except (ValueError, ZeroDivisionError) as error:
+            errors.append((type(error), str(error)))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("hidden", [2.5, (5, 2.0), ((3,),)])
+def test_widths_that_are_no_integers_are_refused(hidden):
+    for module in (theirs, ours):
+        with pytest.raises((TypeError, ValueError)):
+            module.MLPClassifier(hidden).fit(X, LABELS)
 
 
 @pytest.mark.parametrize("name", ["wine", "diabetes"])

@@ -59,6 +59,8 @@ class LBFGS(Optimizer):
     """
 
     minimizes = True
+    #: Whether the search is told of a loss that is not finite, and may go on from there. False: that is an error.
+    passes_infinity = False
     tolerance: float = checked(check_real, 0.0)
     memory: int = checked(check_count)
     clip_norm: float | None = checked(_check_none)

@@ -22,6 +22,7 @@ from xnn.sklearn.inputs import (
     checked_samples,
     checked_there,
     dispatches,
+    dtype_of_predictions,
     floating,
     handed_back,
     is_on_device,
@@ -156,7 +157,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     def _first_network(self, X: Any, hidden: Sequence[int]) -> None:
         """Build the network, with its first weights, and set the attributes that hold them."""
-        given = floating(X)
+        given = np.dtype(float) if self.solver == "lbfgs" else floating(X)  # SciPy's L-BFGS has float64 alone
         plenty = X.shape[0] * X.shape[1] > _MANY_NUMBERS and self.solver != "lbfgs"
         exact = (self.numerics or current_numerics()) == "exact"  # which has no float64
         self._trained_in = str(self.dtype or ("float32" if plenty or exact else given))
@@ -202,7 +203,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
             return float(super().score(X, on_host(y), on_host(sample_weight)))
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
-        """The network's outputs after the last activation, in the dtype of the samples.
+        """The network's outputs after the last activation.
 
         They are on the host, or where the samples are if predictions stay there.
         """
@@ -210,7 +211,7 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         if check_input:
             X = validate(self, X, finite=False)
         stays = stays and is_on_device(X)
-        dtype = floating(X) or self.coefs_[0].dtype
+        dtype = dtype_of_predictions(X, self.coefs_[0])
         if X.shape[0] * sum(coef.size for coef in self.coefs_) < _FEW_PRODUCTS and self._is_plain():
             outputs = super()._forward_pass_fast(on_host(X), check_input=False)
             return np.asarray(outputs, dtype)

@@ -59,7 +59,7 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     numerics: "fast" or "exact"; by default those in force. Exact numerics have sgd and adam, in float32.
     threads: how many threads BLAS may use in training; see `xnn.Trainer`. Default None.
     dtype: "float32" or "float64", of the training. Default None: that of the samples, but float32 for more than a
-        million numbers (rows times features). L-BFGS always follows the samples.
+        million numbers (rows times features), and float64 for L-BFGS.
     dropout: the rate of a Dropout layer after each hidden layer, in [0, 1). Default 0.
     batch_norm: whether a BatchNorm layer stands before each activation. Default False.
     class_weight: "balanced", or a dict of the weight of each class. Default None, all alike.
@@ -153,7 +153,7 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
         return self
 
     def predict_proba(self, X: Any) -> Any:
-        """The probability of each class, (n, classes), in the dtype of the samples."""
+        """The probability of each class, (n, classes)."""
         return handed_back(self._chances(X), X)
 
     def predict_log_proba(self, X: Any) -> Any:
@@ -180,7 +180,7 @@ class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
     numerics: "fast" or "exact"; by default those in force. Exact numerics have sgd and adam, in float32.
     threads: how many threads BLAS may use in training; see `xnn.Trainer`. Default None.
     dtype: "float32" or "float64", of the training. Default None: that of the samples, but float32 for more than a
-        million numbers (rows times features). L-BFGS always follows the samples.
+        million numbers (rows times features), and float64 for L-BFGS.
     dropout: the rate of a Dropout layer after each hidden layer, in [0, 1). Default 0.
     batch_norm: whether a BatchNorm layer stands before each activation. Default False.
     optimizer: an object or a name of xnn.optimizers ("adamw", "nadam", "rmsprop", ...), in place of the solver. A

@@ -15,8 +15,8 @@ from xnn.backends.row_sources import Converted, RowSource
 from xnn.errors import MixedArraysError, XnnError
 
 __all__ = [
-    "SparseRows", "checked_samples", "checked_there", "dispatches", "floating", "handed_back", "in_dtype",
-    "is_on_device", "namespace", "on_host", "received", "rows_of", "samples_of", "stand_in", "validate",
+    "SparseRows", "checked_samples", "checked_there", "dispatches", "dtype_of_predictions", "floating", "handed_back",
+    "in_dtype", "is_on_device", "namespace", "on_host", "received", "rows_of", "samples_of", "stand_in", "validate",
 ]  # fmt: skip
 
 #: How DLPack numbers the devices: a CPU, and a GPU of NVIDIA's.
@@ -104,12 +104,17 @@ def is_on_device(array: Any) -> bool:
 
 
 def _dtype_of(X: Any) -> np.dtype[Any]:
-    return np.dtype(str(X.dtype).rpartition(".")[2])
+    return np.dtype(str(X.dtype).rpartition(".")[2]).newbyteorder("=")
 
 
 def floating(X: Any) -> np.dtype[Any] | None:
     """The dtype of samples of any backend; None if it is not one of floating-point numbers."""
     return dtype if (dtype := _dtype_of(X)).kind == "f" else None
+
+
+def dtype_of_predictions(X: Any, coef: np.ndarray) -> np.dtype[Any]:
+    """The dtype of predictions: that of a product of samples and weights in NumPy, but at most float64."""
+    return min(np.result_type(_dtype_of(X), coef.dtype), np.dtype(float), key=lambda dtype: dtype.itemsize)
 
 
 def stand_in(X: Any) -> np.ndarray:

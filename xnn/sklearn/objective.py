@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from xnn import losses, ops
+from xnn.errors import LabelError
 from xnn.layers import Parameter
 from xnn.losses import Loss
 from xnn.ops import Array, LossOp
 from xnn.ops.op import Namespace
 from xnn.options import explained_class
 
-__all__ = ["Objective", "data_loss"]
+__all__ = ["Objective", "WholeObjective", "data_loss"]
 
 
 class HalfSquaredError(LossOp):
@@ -62,6 +63,13 @@ class PoissonDeviance(Loss):
     """scikit-learn's loss "poisson", of outputs before the exponential."""
 
     op = half_poisson_deviance
+
+    def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
+        super().check(targets, output_shape)
+        if targets.size and targets.min() < 0.0:
+            raise LabelError(
+                f"loss='poisson' has a target of {targets.min():g}: counts and rates are at least 0"
+            )
 
 
 class LabelsCrossEntropy(losses.BinaryCrossEntropy):
@@ -114,3 +122,10 @@ class Objective(Loss):
 
     def prepare(self, targets: np.ndarray, dtype: str) -> np.ndarray:
         return self.data.prepare(targets, dtype)
+
+
+class WholeObjective(Objective):
+    """The loss of all the data, which is computed in parts: they count by the weights of their samples."""
+
+    def counts_samples(self, weighted: bool) -> bool:
+        return not weighted

@@ -78,8 +78,9 @@ class Iterations(Callback):
 class Convergence(Iterations):
     """Keeps the curves of a fit by sgd or adam, and decides after each epoch whether it has converged.
 
-    optimizer: whose learning rate it changes for the schedules "invscaling" and "adaptive". rows: of the training
-    data. score: score(model) -> (score, loss) on the validation data; None if there are none.
+    optimizer: whose learning rate it changes for the schedules "invscaling" and "adaptive". asked: the parameters of
+    the optimizer, as attributes. rows: of the training data. score: score(model) -> (score, loss) on the validation
+    data; None if there are none.
     """
 
     def __init__(
@@ -89,14 +90,15 @@ class Convergence(Iterations):
         told: dict[str, Any],
         context: Any,
         optimizer: Optimizer,
+        asked: Any,
         rows: int,
         score: Callable[[Any], tuple[float, float]] | None,
     ) -> None:
         super().__init__(estimator, dtype, told, context)
-        sgd = estimator.solver == "sgd" and estimator.optimizer is None
-        self._schedule = estimator.learning_rate if sgd else "constant"
+        sgd = asked.solver == "sgd" and asked.optimizer is None
+        self._schedule = asked.learning_rate if sgd else "constant"
         self.bystander = self._schedule == "constant"
-        self._optimizer, self.rows, self.score = optimizer, rows, score
+        self._optimizer, self._asked, self.rows, self.score = optimizer, asked, rows, score
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         e = self.estimator
@@ -107,7 +109,7 @@ class Convergence(Iterations):
             entry |= {"val_loss": loss, "val_accuracy" if is_classifier(e) else "val_r2": score}
             self.add(entry["loss"], score, loss)
         if self._schedule == "invscaling":
-            set_rate(self._optimizer, e.learning_rate_init / (e.t_ + 1) ** e.power_t)
+            set_rate(self._optimizer, self._asked.learning_rate_init / (e.t_ + 1) ** self._asked.power_t)
         if e._no_improvement_count > e.n_iter_no_change:
             if self._stops():
                 history.stopped = "converged"

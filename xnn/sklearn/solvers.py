@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,14 @@ from xnn.options import check_real, checked, explained_class
 from xnn.runs.names import OPTIMIZERS
 from xnn.runs.schedule_text import read_schedule
 
-__all__ = ["continued", "kept", "new_optimizer", "set_rate"]
+__all__ = ["begun_with", "continued", "kept", "new_optimizer", "set_rate"]
+
+
+#: The parameters that partial_fit takes from the call that began the optimizer, as scikit-learn's does.
+_LASTING = (
+    "solver", "learning_rate", "learning_rate_init", "power_t", "momentum", "nesterovs_momentum", "beta_1", "beta_2",
+    "epsilon",
+)  # fmt: skip
 
 
 class SGDOfSklearn(SGD):
@@ -46,6 +54,8 @@ class LBFGSOfSciPy(LBFGS):
     tolerance, weight_decay: as for LBFGS. max_fun: how often the loss may be evaluated. found: is called with what
     SciPy returns. (An attribute would not stay: a Trainer sets all of them back to those of the last iteration.)
     """
+
+    passes_infinity = True
 
     def __init__(
         self, tolerance: float, weight_decay: Any, max_fun: int, found: Callable[[Any], None]
@@ -134,13 +144,21 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
     optimizer.learning_rate = rate
 
 
+def begun_with(e: Any) -> Any:
+    """The parameters of an estimator, of which those of its optimizer are as they were when this solver began."""
+    if e._solver is None or e._solver["parameters"]["solver"] != e.solver:
+        return e
+    return SimpleNamespace(**{**vars(e), **e._solver["parameters"]})
+
+
 def kept(
-    optimizer: Optimizer, parameters: Sequence[Parameter], to_host: Callable[[Any], np.ndarray]
+    asked: Any, optimizer: Optimizer, parameters: Sequence[Parameter], to_host: Callable[[Any], np.ndarray]
 ) -> dict[str, Any]:
-    """What an optimizer needs to go on: numbers and NumPy arrays, in the order of the parameters."""
+    """What an optimizer needs to go on: its parameters, numbers and NumPy arrays, in the order of the parameters."""
     states = [optimizer.state.get(parameter) for parameter in parameters]
     return {
         "kind": type(optimizer).__name__,
+        "parameters": {name: getattr(asked, name) for name in _LASTING},
         "learning_rate": float(optimizer.rate),
         "steps": optimizer.steps,
         "arrays": [[] if state is None else [np.array(to_host(a)) for a in state.arrays] for state in states],
@@ -154,7 +172,9 @@ def continued(
     parameters: Sequence[Parameter],
     to_device: Callable[[Any], Any],
 ) -> None:
-    """Let a new optimizer go on from what `kept` returned."""
+    """Let a new optimizer go on from what `kept` returned; one of another kind begins anew."""
+    if known["kind"] != type(optimizer).__name__:
+        return
     optimizer.steps = known["steps"]
     if not callable(optimizer.learning_rate):
         optimizer.learning_rate = known["learning_rate"]

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,9 @@ from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.sklearn import network
 from xnn.sklearn.inputs import in_dtype, on_host, rows_of, samples_of, validate
-from xnn.sklearn.objective import Objective, data_loss
+from xnn.sklearn.objective import Objective, WholeObjective, data_loss
 from xnn.sklearn.progress import Convergence, Iterations
-from xnn.sklearn.solvers import continued, kept, new_optimizer
+from xnn.sklearn.solvers import begun_with, continued, kept, new_optimizer
 from xnn.sklearn.stream import Prepared, is_stream
 from xnn.training import Trainer
 from xnn.training.again import fit_again
@@ -39,6 +39,8 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
     "preprocessed."
 )
+#: NumPy's message for a mean of samples of which none counts.
+NO_WEIGHT = "Weights sum to zero, can't be normalized"
 #: The multiplications of a forward pass in all epochs, below which a fit takes at most about half a second: Numba's
 #: kernels save half of that, and take as long to be loaded. What ran before must not count: it would change the bits.
 _FEW_PRODUCTS = 4e9
@@ -94,7 +96,7 @@ def _minimize(e: Any, X: Any, y: np.ndarray, sample_weight: Any, told: dict[str,
     size = rows if sample_weight is None else float(np.sum(sample_weight))
     optimizer = new_optimizer(e, penalized, size, 1, searches.append)
     watcher = Iterations(e, e.coefs_[0].dtype, told, _callback_context(e, told, e.max_iter))
-    loss = Objective(data_loss(e.loss, e.out_activation_), (), 0.0)
+    loss = WholeObjective(data_loss(e.loss, e.out_activation_), (), 0.0)
     trainer = _trainer(e, model, loss, optimizer, rows)
     trainer.callbacks = [watcher, *(e.callbacks or ())]
     with _divergence_as_value_error():
@@ -119,25 +121,25 @@ def _descend(
     """Train by steps on batches."""
     model, dtype = e._network(), e.coefs_[0].dtype
     held_out = _validation_set(e)
+    _begin_curves(e, e.early_stopping or held_out is not None)
     if e.early_stopping and held_out is None:
         X, y, sample_weight, held_out = _split(e, X, y, sample_weight)
-    _begin_curves(e, held_out is not None)
     rows = X.shape[0]
     batch_size, epochs = _batch_size(e, rows), 1 if incremental else e.max_iter
+    asked = begun_with(e) if incremental else e
     last, e._prepared = e._prepared if incremental else None, None
     if last is not None and not last.fits(e, model, X, sample_weight is not None):
         last = None
-    trainer = _descending(e, model, rows, batch_size, incremental) if last is None else last.trainer
+    trainer = _descending(e, asked, model, rows, batch_size, incremental) if last is None else last.trainer
     optimizer = trainer.optimizer
     score = None if held_out is None else _scorer(e, data_loss(e.loss, e.out_activation_), *held_out)
-    watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, rows, score)
+    watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, asked, rows, score)
     trainer.callbacks = [watcher, *(e.callbacks or ())]
     draws = any(isinstance(layer, Drawing) for layer in model.all_layers())
     seed = int(e._random_state.randint(2**31)) if draws else 0
     e.n_iter_ = 0
     data, weights = _data(e, model, X, y), _weights(model, sample_weight)
-    # The order of the samples has no effect on a single batch.
-    orders = _orders(e, rows) if e.shuffle and batch_size < rows else False
+    orders = _orders(e, rows, batch_size, sample_weight)
     if incremental and last is None and is_stream(e, model, X):
         trainer.keeps_programs = True
         data = data[0].copy(), data[1].copy()
@@ -152,7 +154,7 @@ def _descend(
                 raise
             watcher.diverged()
     assert isinstance(trainer.history, History)
-    e._solver = kept(optimizer, model.parameters(), model.backend.to_host)
+    e._solver = kept(asked, optimizer, model.parameters(), model.backend.to_host)
     e.coefs_, e.intercepts_, e._others = e._best if e.early_stopping else network.taken(model, dtype)
     if trainer.keeps_programs:
         e._prepared = Prepared(e, trainer, sample_weight is not None)
@@ -179,12 +181,17 @@ def _begin_curves(e: Any, validates: bool) -> None:
         e.validation_loss_curve_ = []
 
 
-def _descending(e: Any, model: Sequential, rows: int, batch_size: int, incremental: bool) -> Trainer:
-    """The Trainer of a fit by steps on batches, whose optimizer goes on from the last one in a partial_fit."""
+def _descending(
+    e: Any, asked: Any, model: Sequential, rows: int, batch_size: int, incremental: bool
+) -> Trainer:
+    """The Trainer of a fit by steps on batches, whose optimizer goes on from the last one in a partial_fit.
+
+    asked: the parameters of the optimizer, as attributes.
+    """
     penalized = [layer.weight for layer in network.dense_layers(model)]
     loss = Objective(data_loss(e.loss, e.out_activation_), penalized, float(e.alpha))
-    optimizer = new_optimizer(e, penalized, rows, -(-rows // batch_size))
-    if incremental and e._solver is not None and e._solver["kind"] == type(optimizer).__name__:
+    optimizer = new_optimizer(asked, penalized, rows, -(-rows // batch_size))
+    if incremental and e._solver is not None:
         continued(optimizer, e._solver, model.parameters(), model.backend.to_device)
     return _trainer(e, model, loss, optimizer, rows)
 
@@ -222,23 +229,31 @@ def _warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=7)  # the user's call of fit
 
 
-def _orders(e: Any, rows: int) -> Callable[[int], np.ndarray]:
-    """The order of the samples in each epoch: that of scikit-learn's `shuffle` of the last one."""
-    order = np.arange(rows)
+def _orders(e: Any, rows: int, batch_size: int, sample_weight: Any) -> Callable[[int], np.ndarray] | bool:
+    """The order of the samples in each epoch: scikit-learn's, which shuffles the last one. False: as they are."""
+    order, weighs = np.arange(rows), sample_weight is not None and not np.all(sample_weight)
+    # A single batch needs no order, but takes numbers from a generator that others use too.
+    shuffles = e.shuffle and (batch_size < rows or not isinstance(e.random_state, Integral))
 
     def next_order(epoch: int) -> np.ndarray:
         nonlocal order
-        indices = np.arange(rows)
-        e._random_state.shuffle(indices)
-        order = order[indices]
+        if shuffles:  # as sklearn.utils.shuffle does, whose checks take longer than this
+            drawn = np.arange(rows)
+            e._random_state.shuffle(drawn)
+            order = order[drawn]
+        if weighs and not np.add.reduceat(sample_weight[order], np.arange(0, rows, batch_size)).all():
+            raise ZeroDivisionError(NO_WEIGHT)
         return order
 
-    return next_order
+    return next_order if shuffles or weighs else False
 
 
 def _batch_size(e: Any, rows: int) -> int:
     if e.batch_size == "auto":
-        return min(200, rows)
+        size = min(200, rows)
+        while e.batch_norm and rows % size == 1 < size:  # BatchNorm takes no batch of one sample
+            size -= 1
+        return size
     if e.batch_size > rows:
         _warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
     return int(min(e.batch_size, rows))
@@ -249,7 +264,11 @@ def _data(e: Any, model: Sequential, X: Any, y: np.ndarray) -> tuple[Any, np.nda
 
 
 def _weights(model: Sequential, sample_weight: Any) -> np.ndarray | None:
-    return None if sample_weight is None else in_dtype(sample_weight, model.dtype)
+    if sample_weight is None:
+        return None
+    if not np.any(sample_weight):
+        raise ZeroDivisionError(NO_WEIGHT)
+    return in_dtype(sample_weight, model.dtype)
 
 
 def _targets(e: Any, y: np.ndarray, dtype: str) -> np.ndarray:

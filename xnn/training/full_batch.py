@@ -66,7 +66,7 @@ class _FullBatch:
 
         evaluated(loss, seconds): called after each evaluation. iterated(): called after each iteration, and may
         change the model if it returns True, which stops the search.
-        Raises DivergenceError where the loss or its gradient is not finite.
+        Raises DivergenceError where the loss or its gradient is not finite, unless the optimizer takes it.
         """
         self.stepper.refresh()
         decays = np.concatenate([np.full(p.size, optimizer.decay_of(p)) for p in self.parameters])
@@ -89,7 +89,7 @@ class _FullBatch:
             loss, gradient = self._loss_and_gradient()
             evaluated(loss, time.perf_counter() - start)
             w = self._weights()  # x in the model's dtype
-            if not (np.isfinite(loss) and np.isfinite(gradient).all()):
+            if not (optimizer.passes_infinity or (np.isfinite(loss) and np.isfinite(gradient).all())):
                 raise DivergenceError(
                     f"the loss is {loss:g}, or its gradient not finite, at weights that LBFGS tried; the model has "
                     "those of the iteration before. Look at the scale of samples and targets "
