@@ -169,6 +169,7 @@ def _sum(call: Call) -> Rows:
 
 def _penalty(call: Call) -> Rows:
     y, strength = _written(call)[0], np.asarray([call.options.get("strength", 1.0)], float)
+    call.saved = strength
     out, lanes = Writer(y.dtype), np.empty(LANES, y.dtype)
     for number, slot in enumerate(call.reads):
         out.row(Code.SQUARES, y, slot.array, slot.array.size, strength, number == 0, lanes)
@@ -177,7 +178,7 @@ def _penalty(call: Call) -> Rows:
 
 def _penalty_backward(call: Call) -> Rows:
     assert call.forward is not None
-    strength = np.asarray([call.forward.options.get("strength", 1.0)], float)
+    strength = call.forward.saved
     grad, *others = (slot.array for slot in call.reads)
     out = Writer(grad.dtype)
     for y, w, other in zip(

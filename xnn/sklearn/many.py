@@ -22,6 +22,7 @@ from xnn.backends import current_backend
 from xnn.backends.threads import limit_threads
 from xnn.callbacks import Callback
 from xnn.errors import OptionError
+from xnn.sklearn.together import Workplace, workplace
 from xnn.sklearn.training import fits_together
 from xnn.training.interrupt import ending_of_thread
 
@@ -71,6 +72,7 @@ class _Threads(ThreadingBackend):  # type: ignore[misc]
             variable.set(value)
         set_config(**self._config)
         ending_of_thread.set(self._ends)
+        workplace.set(Workplace())
 
     def _ends(self) -> bool:
         if self._ended.is_set():
@@ -103,12 +105,13 @@ def in_threads(fits: int, alone: bool) -> Iterator[None]:
 
     fits: how many there are at least. alone: whether they run one after another instead.
     """
-    token = fits_together.set(fits)
+    token, here = fits_together.set(fits), workplace.set(Workplace())
     try:
         with parallel_config(backend=_Threads(alone), n_jobs=-1):
             yield
     finally:
         fits_together.reset(token)
+        workplace.reset(here)
 
 
 def is_on_host(parameters: Iterable[tuple[str, Any]]) -> bool:

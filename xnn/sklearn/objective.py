@@ -109,7 +109,11 @@ class Objective(Loss):
             return loss
         if sample_weight:
             return loss + ops.l2_penalty(*self._weights) * self.alpha / ops.sum(sample_weight[0])
-        return loss + ops.l2_penalty(*self._weights, strength=self.alpha / outputs.shape[0])
+        return loss + ops.l2_penalty(*self._weights, strength=self.strength(outputs.shape[0]))
+
+    def strength(self, rows: int) -> float:
+        """The strength of the penalty, half of which multiplies the squares, for a batch of this many rows."""
+        return self.alpha / rows
 
     def recognize(self, outputs: Array, targets: Array, *sample_weight: Array) -> None:
         """The loss is a mean, whatever its penalty is divided by."""

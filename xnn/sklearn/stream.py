@@ -10,17 +10,21 @@ from xnn.backends import current_backend, current_numerics
 from xnn.layers import Sequential
 from xnn.training import Trainer
 
-__all__ = ["Prepared", "is_stream"]
+__all__ = ["Prepared", "is_small", "is_stream"]
 
 #: More bytes of samples than this take so many steps that preparing them again does not count, and are not copied.
 _MOST_BYTES = 2**22
 
 
+def is_small(X: Any) -> bool:
+    """Whether samples are an array on the host that may be copied."""
+    return isinstance(X, np.ndarray) and X.nbytes <= _MOST_BYTES
+
+
 def is_stream(e: Any, model: Sequential, X: Any) -> bool:
     """Whether the Trainer of this partial_fit is kept for the next: if nothing in it is the user's to change."""
     alone = not e.callbacks and all(isinstance(part, (str, type(None))) for part in (e.optimizer, e.schedule))
-    on_host = isinstance(X, np.ndarray) and X.nbytes <= _MOST_BYTES and model.backend.is_host
-    return alone and on_host and e.threads != "auto"
+    return alone and is_small(X) and model.backend.is_host and e.threads != "auto"
 
 
 class Prepared:

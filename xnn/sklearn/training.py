@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -29,6 +30,7 @@ from xnn.sklearn.objective import Objective, WholeObjective, data_loss
 from xnn.sklearn.progress import Convergence, Iterations
 from xnn.sklearn.solvers import begun_with, continued, kept, new_optimizer
 from xnn.sklearn.stream import Prepared, is_stream
+from xnn.sklearn.together import workplace
 from xnn.training import Trainer
 from xnn.training.again import fit_again
 
@@ -139,16 +141,20 @@ def _descend(
     seed = int(e._random_state.randint(2**31)) if draws else 0
     e.n_iter_ = 0
     data, weights = _data(e, model, X, y), _weights(model, sample_weight)
-    orders = _orders(e, rows, batch_size, sample_weight)
+    orders = partial(_orders, e, rows, batch_size, sample_weight)
+    plain = not (incremental or e.callbacks or watcher.context) and weights is held_out is None
+    shared = workplace.get() if plain else None
     if incremental and last is None and is_stream(e, model, X):
         trainer.keeps_programs = True
         data = data[0].copy(), data[1].copy()
     with _divergence_as_value_error():
         try:
-            if last is None:
-                trainer.fit(data, None, epochs, batch_size, weights, seed, progress=False, shuffle=orders)
+            if shared is not None:
+                shared.fit(e, trainer, data, epochs, batch_size, orders, watcher)
+            elif last is None:
+                trainer.fit(data, None, epochs, batch_size, weights, seed, progress=False, shuffle=orders())
             else:
-                fit_again(trainer, data, weights, seed, orders)
+                fit_again(trainer, data, weights, seed, orders())
         except DivergenceError:
             if not (e.early_stopping and np.isfinite(e.best_validation_score_)):
                 raise
@@ -156,7 +162,7 @@ def _descend(
     assert isinstance(trainer.history, History)
     e._solver = kept(asked, optimizer, model.parameters(), model.backend.to_host)
     e.coefs_, e.intercepts_, e._others = e._best if e.early_stopping else network.taken(model, dtype)
-    if trainer.keeps_programs:
+    if incremental and trainer.keeps_programs:
         e._prepared = Prepared(e, trainer, sample_weight is not None)
     if trainer.history.interrupted:
         _warn("Training interrupted by user.")

@@ -19,7 +19,7 @@ from xnn.training.inputs import prepare
 from xnn.training.interrupt import interruptible
 from xnn.training.steps import Stepper
 
-__all__ = ["Programs", "fit_again", "named_error", "run"]
+__all__ = ["Programs", "fit_again", "named_error", "note_numerics", "run"]
 
 
 def run(
@@ -105,6 +105,12 @@ def fit_again(
         fit = Fit(*parts)
         fit.begins = False  # what was changed is taken in, and nothing is compiled
         run(fit, 1, stack, leave=stepper.store.release)
+
+
+def note_numerics(model: Any, numerics: str) -> None:
+    """Note in a model by which numerics it was trained; not by assignment: the model would be looked at again."""
+    if model.numerics != numerics:
+        vars(model)["numerics"] = numerics if model.numerics is None else "mixed"
 
 
 def named_error(error: BaseException) -> str:

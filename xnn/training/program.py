@@ -41,6 +41,7 @@ class Program:
     ops ask for. eager: those of them for which no graph can be made. Their steps run call by call; and one at a time,
     if that is known when the program is made.
     whole: whether one kernel runs all steps of a chunk, and why; None if the table has no such kernel.
+    several: what takes several steps by one call of native code, or None.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Program:
         self._options_first = not self._compute_options_late(table)
         found: dict[Any, Call] = {}
         self._steps = tuple(bind(lib, table, self.calls, found))
-        self._several = self._in_native_code(table) if feed is None else None
+        self.several = self._in_native_code(table) if feed is None else None
         by_ops = [*found.values()]
         #: The layers whose random numbers kernels draw, and how often in a step.
         self._drawn = Counter(
@@ -78,8 +79,8 @@ class Program:
         self._refused = None if self.eager or not self.by_ops else self._refuse
         #: How many steps it takes at once, at most.
         self.most = 1 if feed is None or self.eager else feed.most
-        if self._several is not None:
-            self.most = self._several.most
+        if self.several is not None:
+            self.most = self.several.most
         #: What the ops read that is not made in the step: a graph has the addresses of arrays, and the numbers.
         written = {id(slot) for call in self.calls for slot in call.writes}
         read = {id(slot): slot for call in self.by_ops for part in call.with_parts() for slot in part.slots()}
@@ -151,8 +152,8 @@ class Program:
 
         batches: rows of the data, equally many. number: of the first step, counted over all fits.
         """
-        if self._several is not None and len(batches) > 1:
-            return self._several.steps(batches, self.begin)
+        if self.several is not None and len(batches) > 1:
+            return self.several.steps(batches, self.begin)
         if self.feed is None:
             self.begin(batches[0])
             for run in self._steps:

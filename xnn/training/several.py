@@ -66,3 +66,14 @@ class Several:
         for numbers, parts in zip(self._lists, self._counted, strict=True):
             numbers.extend(parts[:count].copy())
         return count
+
+    def given(self, batches: np.ndarray, options: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Train on these batches, and return what was collected in each step: views, which the next steps change.
+
+        batches: (steps, rows), rows of the data; at most `most` steps. options: (steps, numbers) for each group.
+        """
+        for (_, parts), numbers in zip(self._given, (batches, *options), strict=True):
+            parts[: len(batches)] = numbers
+        assert self.run is not None
+        self.run(len(batches))
+        return [parts[: len(batches)] for parts in self._counted]

@@ -23,7 +23,7 @@ from xnn.losses import Loss
 from xnn.metrics import Count, Metric
 from xnn.optimizers import Optimizer
 from xnn.options import check_count, check_flag, refuse_unknown
-from xnn.training.again import Programs, named_error, run
+from xnn.training.again import Programs, named_error, note_numerics, run
 from xnn.training.alone import alone
 from xnn.training.checkpoint import built, save
 from xnn.training.divergence import check_start
@@ -239,8 +239,7 @@ class Trainer(Habitual):
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
             fit.on_host, fit.held_out = on_host, held_out
-            if self.model.numerics != chosen:  # not by assignment: the model would be looked at again
-                vars(self.model)["numerics"] = chosen if self.model.numerics is None else "mixed"
+            note_numerics(self.model, chosen)
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
             streamed = {"data": "streamed from the host"} if streaming else {}
             history.plan = {**plan, **stepper.plan, **streamed}

@@ -1,0 +1,99 @@
+"""What alike fits share that one thread computes one after the other: the programs of the first of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from xnn.backends import current_numerics
+from xnn.sklearn.objective import Objective
+from xnn.sklearn.progress import Convergence
+from xnn.sklearn.stream import is_small
+from xnn.training import Trainer
+from xnn.training.repeated import Repeated
+
+__all__ = ["Workplace", "workplace"]
+
+#: How many kinds of fits a thread remembers, and of how many steps a fit may be.
+_KINDS, _STEPS = 8, 20_000
+
+_Data = tuple[np.ndarray, np.ndarray]
+
+
+class Workplace:
+    """Where one thread computes fits: it keeps the programs of the last kinds of them. repeated: counts their use."""
+
+    def __init__(self) -> None:
+        self._kept = OrderedDict[Hashable, Repeated | None]()
+        self.repeated = 0
+
+    def fit(
+        self,
+        e: Any,
+        trainer: Trainer,
+        data: tuple[Any, np.ndarray],
+        epochs: int,
+        batch_size: int,
+        orders: Callable[[], Callable[[int], np.ndarray] | bool],
+        watcher: Convergence,
+    ) -> None:
+        """Train as `trainer.fit` does, by programs of an earlier fit of this kind if there are some.
+
+        e: an estimator without weights of samples, data to validate on, and callbacks. orders: makes the order of
+        the samples in each epoch.
+        """
+        kind, loss = _kind(e, trainer, *data, batch_size), trainer.loss
+        assert isinstance(loss, Objective)
+        repeated = self._kept.get(kind)
+        if repeated is not None:
+            self._kept.move_to_end(kind)
+            before = {**vars(e), "loss_curve_": [*e.loss_curve_]}
+            random = e._random_state.get_state()
+            if repeated.fit(trainer, data, loss.strength, orders(), epochs, watcher):
+                self.repeated += 1
+                return
+            vars(e).clear()  # and a fit of its own says what diverged
+            vars(e).update(before)
+            e._random_state.set_state(random)
+        elif kind is not None and kind not in self._kept:
+            trainer.keeps_programs = True
+            data = data[0].copy(), data[1].copy()
+        trainer.fit(data, None, epochs, batch_size, progress=False, shuffle=orders())
+        assert trainer.history is not None
+        if trainer.keeps_programs and not trainer.history.interrupted:
+            self._kept[kind] = Repeated.of(trainer)
+            trainer.callbacks = []  # which know the estimator
+            if len(self._kept) > _KINDS:
+                self._kept.popitem(last=False)
+
+
+#: That of this thread; None where fits share nothing.
+workplace: ContextVar[Workplace | None] = ContextVar("xnn_workplace", default=None)
+
+
+def _kind(e: Any, trainer: Trainer, X: Any, y: np.ndarray, batch_size: int) -> Hashable | None:
+    """What two fits have in common if one can take the programs of the other; None if this one cannot.
+
+    They may differ in their samples, random states, penalties, learning rates, numbers of epochs, and rules for
+    convergence.
+    """
+    model = trainer.model
+    plain = (
+        is_small(X)
+        and isinstance(e.random_state, int | np.integer | None)
+        and (model.backend.name, trainer.numerics or current_numerics()) == ("numpy", "fast")
+        and (e.solver == "adam" or e.learning_rate == "constant")
+        and all(part is None for part in (e.optimizer, e.schedule, e.model))
+        and not (e.dropout or e.batch_norm or e.verbose or e.threads == "auto")
+        and e.max_iter * -(-len(y) // batch_size) <= _STEPS
+    )
+    if not plain:
+        return None
+    optimizer = e.solver, e.momentum, bool(e.nesterovs_momentum), e.beta_1, e.beta_2, e.epsilon
+    network = e.activation, model.dtype, tuple(parameter.shape for parameter in model.parameters())
+    targets = e.loss, e.out_activation_, y.shape, y.dtype
+    return X.shape, targets, network, optimizer, batch_size, e.alpha > 0.0, trainer.kernels, trainer.threads
