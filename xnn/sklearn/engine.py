@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,7 @@ from xnn.sklearn.inputs import (
     validate,
 )
 from xnn.sklearn.stream import Prepared
+from xnn.sklearn.together import workplace
 from xnn.sklearn.training import NOT_FINITE, train, with_class_weight
 
 try:
@@ -89,13 +91,23 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
     _made_of: tuple[Any, ...] = ()
     _prepared: Prepared | None = None
 
+    @classmethod
+    @cache
+    def _get_param_names(cls) -> list[str]:
+        """The names of the parameters, which scikit-learn would look for again in each copy of an estimator."""
+        return list(super()._get_param_names())
+
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
         hidden = network.widths(self.hidden_layer_sizes)
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         told = {"X": X, "y": y, "metadata": {} if sample_weight is None else {"sample_weight": sample_weight}}
         X, y, sample_weight = received(X), on_host(y), on_host(sample_weight)
         there = is_on_device(X)
-        checked, y = self._validate_input(stand_in(X) if there else X, y, incremental, reset=first)
+        place = workplace.get()
+        if place is not None and place.can_check(self, X, y, incremental):
+            checked, y = place.checked(self, X, y)
+        else:
+            checked, y = self._validate_input(stand_in(X) if there else X, y, incremental, reset=first)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, checked)
         X = checked_there(self, X, checked.dtype) if there else checked

@@ -360,8 +360,11 @@ def _scorer(e: Any, loss: Loss, X: Any, y: np.ndarray, sample_weight: Any) -> Ca
 
 
 def _callback_context(e: Any, told: dict[str, Any], epochs: int) -> Any:
-    """The context for scikit-learn's callbacks; None if there are none."""
-    if not getattr(e, "_skl_callbacks", None) and not hasattr(e, "_parent_callback_ctx"):
+    """The context for scikit-learn's callbacks; None if neither the estimator has any nor those that contain it."""
+    callbacks, around = getattr(e, "_skl_callbacks", None), getattr(e, "_parent_callback_ctx", None)
+    while not callbacks and around is not None:
+        callbacks, around = getattr(around, "_callbacks", True), getattr(around, "parent", None)
+    if not callbacks:
         return None
     context = e._init_callback_context(max_subtasks=epochs)
     context.call_on_fit_task_begin(estimator=e, **told)
