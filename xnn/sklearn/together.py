@@ -86,8 +86,8 @@ class Workplace:
     ) -> None:
         """Train as `trainer.fit` does, by programs of an earlier fit of this kind if there are some.
 
-        e: an estimator without weights of samples, data to validate on, and callbacks. orders: makes the order of
-        the samples in each epoch.
+        e: an estimator without dropout, weights of samples, data to validate on, and callbacks. orders: makes the
+        order of the samples in each epoch.
         """
         kind, loss = _kind(e, trainer, *data, batch_size), trainer.loss
         assert isinstance(loss, Objective)
