@@ -292,11 +292,21 @@ def _between(steps: Sequence[TakenStep]) -> str:
 
 
 def _undisturbed(fit: Any) -> bool:
-    """Whether no code runs between the steps that could change the training: of callbacks or of the user."""
-    rate, decay = fit.trainer.optimizer.learning_rate, fit.trainer.optimizer.weight_decay
-    theirs = (callable(rate) and type(rate).__module__ != "xnn.schedules") or callable(decay)
+    """Whether no code of callbacks or of the user runs in the fit that could change the training."""
+    optimizer = fit.trainer.optimizer
+    theirs = (
+        _is_users(optimizer.learning_rate)
+        or callable(optimizer.weight_decay)
+        or _is_users(fit.batches.shuffle)
+    )
     bystanders = all(watcher.bystander for watcher in fit.watchers)
-    return bystanders and not (theirs or fit.of_users or fit.checkpoints)
+    return bystanders and not (theirs or fit.stepper.code_of_users or fit.of_users or fit.checkpoints)
+
+
+def _is_users(function: Any) -> bool:
+    """Whether it is a function of the user's, or a schedule that calls one."""
+    ours = str(getattr(function, "__module__", None)).startswith("xnn.")
+    return callable(function) and (not ours or _is_users(getattr(function, "schedule", None)))
 
 
 def _parts(trainer: Any) -> dict[str, list[Any]]:
