@@ -24,7 +24,9 @@ def is_stream(e: Any, model: Sequential, X: Any) -> bool:
 
 
 class Prepared:
-    """A Trainer with its programs, for the next partial_fit of an estimator. It has nothing of the user's data.
+    """A Trainer with its programs, for the next partial_fit of an estimator.
+
+    It keeps a copy of the last samples, and none of the user's arrays.
 
     weighted: whether the samples had weights.
     """
