@@ -12,7 +12,7 @@ from xnn.training import Trainer
 
 __all__ = ["Prepared", "is_stream"]
 
-#: More bytes of samples than this take so many steps that preparing them again does not count, and are not copied.
+#: Samples of more bytes than this are not copied: the steps on them take much longer than preparing a fit again.
 _MOST_BYTES = 2**22
 
 
