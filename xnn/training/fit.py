@@ -21,7 +21,7 @@ from xnn.training.host_copy import HostCopy
 from xnn.training.interrupt import Ending
 from xnn.training.lowering import goes_on_slower
 from xnn.training.saving import begin, save_if_asked
-from xnn.training.steps import Stepper
+from xnn.training.steps import Stepper, runs_code_between_steps
 
 __all__ = ["Fit"]
 
@@ -143,6 +143,8 @@ class Fit:
             ):
                 yield chunk
                 chunk = []
+                if not self.since_check and not self.each_step:  # a callback may have assigned a schedule
+                    most = self.stepper.most
         if chunk:
             yield chunk
 
@@ -293,8 +295,8 @@ def _between(steps: Sequence[TakenStep]) -> str:
 
 def _undisturbed(fit: Any) -> bool:
     """Whether no code runs between the steps that could change the training: of callbacks or of the user."""
-    rate, decay = fit.trainer.optimizer.learning_rate, fit.trainer.optimizer.weight_decay
-    theirs = (callable(rate) and type(rate).__module__ != "xnn.schedules") or callable(decay)
+    optimizer = fit.trainer.optimizer
+    theirs = runs_code_between_steps(optimizer) or callable(optimizer.weight_decay)
     bystanders = all(watcher.bystander for watcher in fit.watchers)
     return bystanders and not (theirs or fit.of_users or fit.checkpoints)
 

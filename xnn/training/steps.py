@@ -21,12 +21,13 @@ from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.metrics import Metric, try_out
 from xnn.optimizers import Optimizer
+from xnn.schedules import Warmup
 from xnn.training.flatten import flatten
 from xnn.training.parameters import Store
 from xnn.training.program import Program
 from xnn.training.trace import Trace, runs_code_of_the_users, trace
 
-__all__ = ["Stepper"]
+__all__ = ["Stepper", "runs_code_between_steps"]
 
 _MEASURED_STEPS = 30
 
@@ -199,11 +200,12 @@ class Stepper:
 
     @property
     def most(self) -> int:
-        """How many steps to take at once, at most."""
+        """How many steps to take at once, at most. On the host a schedule of the user's sees each step done."""
         if self.feed is not None:
             return self.table.chunk
-        rows = min(self.batches.batch_size, self.batches.rows)
-        return self.program(rows).most if self.reader is None else 1
+        if self.reader is not None or runs_code_between_steps(self.optimizer):
+            return 1
+        return self.program(min(self.batches.batch_size, self.batches.rows)).most
 
     @property
     def streaming(self) -> str:
@@ -310,3 +312,12 @@ class Stepper:
         self.store.restore(self._kept)
         self._published = True
         self.forget()
+
+
+def runs_code_between_steps(optimizer: Optimizer) -> bool:
+    """Whether a schedule or an optimizer of the user's runs before each step: it may read and change anything."""
+    rate = optimizer.learning_rate
+    while isinstance(rate, Warmup):
+        rate = rate.schedule
+    parts = [optimizer, rate] if callable(rate) else [optimizer]
+    return any(not type(part).__module__.startswith("xnn.") for part in parts)
