@@ -57,7 +57,7 @@ class Stepper:
         self._earlier: list[list[np.ndarray]] = []  # taken when the loss was no longer divided as before
         self._published = False  # whether parameters and optimizer have the arrays of the last step
         self._kept: Any = None
-        self._told = False  # about calls without a kernel
+        self._tell = _tell_once()
         self.reader: Reader | None = None
         self.begin_anew()
 
@@ -140,13 +140,6 @@ class Stepper:
             else {"persistent": whole.run is not None, "persistent_because": whole.because}
         )
         return {"folded": bool(self.store.folded), **about}
-
-    def _tell(self, calls: Sequence[Call]) -> None:
-        """Say once which calls keep the steps from being captured, since that costs much on a GPU."""
-        names = dict.fromkeys(call.name for call in calls)
-        if names and not self._told:
-            notice(f"steps run call by call, since no CUDA graph can hold: {', '.join(names)}")
-            self._told = True
 
     def _trace(self, size: int) -> Trace:
         """Record the first `size` rows going through model and loss."""
@@ -312,6 +305,20 @@ class Stepper:
         self.store.restore(self._kept)
         self._published = True
         self.forget()
+
+
+def _tell_once() -> Callable[[Sequence[Call]], None]:
+    """A function that says once which calls keep the steps from being captured, since that costs much on a GPU."""
+    told = False
+
+    def tell(calls: Sequence[Call]) -> None:
+        nonlocal told
+        names = dict.fromkeys(call.name for call in calls)
+        if names and not told:
+            notice(f"steps run call by call, since no CUDA graph can hold: {', '.join(names)}")
+            told = True
+
+    return tell
 
 
 def runs_code_between_steps(optimizer: Optimizer) -> bool:
