@@ -21,7 +21,7 @@ from xnn.training.host_copy import HostCopy
 from xnn.training.interrupt import Ending
 from xnn.training.lowering import goes_on_slower
 from xnn.training.saving import begin, save_if_asked
-from xnn.training.steps import Stepper
+from xnn.training.steps import Stepper, runs_code_between_steps
 
 __all__ = ["Fit"]
 
@@ -143,6 +143,8 @@ class Fit:
             ):
                 yield chunk
                 chunk = []
+                if not self.since_check and not self.each_step:  # a callback may have assigned a schedule
+                    most = self.stepper.most
         if chunk:
             yield chunk
 
@@ -293,20 +295,12 @@ def _between(steps: Sequence[TakenStep]) -> str:
 
 def _undisturbed(fit: Any) -> bool:
     """Whether no code of callbacks or of the user runs in the fit that could change the training."""
-    optimizer = fit.trainer.optimizer
-    theirs = (
-        _is_users(optimizer.learning_rate)
-        or callable(optimizer.weight_decay)
-        or _is_users(fit.batches.shuffle)
-    )
+    optimizer, order = fit.trainer.optimizer, fit.batches.shuffle
+    theirs = runs_code_between_steps(optimizer) or callable(optimizer.weight_decay)
+    orders = callable(order) and not str(getattr(order, "__module__", "")).startswith("xnn.")
     bystanders = all(watcher.bystander for watcher in fit.watchers)
-    return bystanders and not (theirs or fit.stepper.code_of_users or fit.of_users or fit.checkpoints)
-
-
-def _is_users(function: Any) -> bool:
-    """Whether it is a function of the user's, or a schedule that calls one."""
-    ours = str(getattr(function, "__module__", None)).startswith("xnn.")
-    return callable(function) and (not ours or _is_users(getattr(function, "schedule", None)))
+    users = theirs or orders or fit.stepper.code_of_users or fit.of_users
+    return bystanders and not (users or fit.checkpoints)
 
 
 def _parts(trainer: Any) -> dict[str, list[Any]]:
