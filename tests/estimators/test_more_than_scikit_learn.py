@@ -248,7 +248,7 @@ def test_the_model_is_an_xnn_model_with_the_weights_of_the_attributes(tmp_path):
         ({"optimizer": "adamx"}, OptionError, "one of the names sgd, adam"),
         ({"optimizer": optimizers.SGD}, ValueError, "optimizer"),
         ({"optimizer": "lbfgs"}, OptionError, "solver='lbfgs'"),
-        ({"optimizer": "adam", "solver": "lbfgs"}, OptionError, "solver='lbfgs' has no other optimizer"),
+        ({"optimizer": "adam", "solver": "lbfgs"}, OptionError, "solver='lbfgs' has no optimizer"),
         ({"schedule": "cosinus"}, OptionError, "there is no schedule 'cosinus'"),
         ({"activation": "swish"}, ValueError, "'activation' parameter of MLPClassifier"),
         ({"dropout": 1.0}, ValueError, "'dropout' parameter of MLPClassifier"),
@@ -275,7 +275,7 @@ def test_the_model_is_an_xnn_model_with_the_weights_of_the_attributes(tmp_path):
         (
             {"callbacks": [callbacks.EarlyStopping]},
             OptionError,
-            "must be a list of xnn.callbacks.Callback objects",
+            "callbacks takes objects of xnn.callbacks",
         ),
         (
             {"model": lambda features, outputs: xnn.Sequential(layers.Dense(features, 2))},

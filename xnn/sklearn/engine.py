@@ -15,8 +15,10 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from xnn import ops
 from xnn.backends import available_backends, backend, backend_of, current_backend, current_numerics, numerics
+from xnn.callbacks import Callback
 from xnn.errors import OptionError
 from xnn.layers import Sequential
+from xnn.options import shown
 from xnn.sklearn import network
 from xnn.sklearn.inputs import (
     checked_samples,
@@ -107,6 +109,12 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         sample_weight = with_class_weight(self, y, sample_weight, incremental)
         self.n_outputs_ = y.shape[1]
+        for callback in self.callbacks or ():
+            if not isinstance(callback, Callback):
+                raise OptionError(
+                    f"callbacks takes objects of xnn.callbacks, got {shown(callback)}: scikit-learn's own are set by "
+                    "set_callbacks"
+                )
         again = None if self._prepared is None else self._prepared.random_state(self)
         self._random_state = check_random_state(self.random_state) if again is None else again
         with self._on_backend():
@@ -161,6 +169,8 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         given = np.dtype(float) if self.solver == "lbfgs" else floating(X)  # SciPy's L-BFGS has float64 alone
         plenty = X.shape[0] * X.shape[1] > _MANY_NUMBERS and self.solver != "lbfgs"
         exact = (self.numerics or current_numerics()) == "exact"  # which has no float64
+        if exact and self.dtype == "float64":
+            raise OptionError("numerics='exact' computes in float32: leave out dtype='float64'")
         self._trained_in = str(self.dtype or ("float32" if plenty or exact else given))
         seed = 0 if self.model is None else int(self._random_state.randint(2**31))
         model = self._model = network.build(self, X.shape[1], hidden, self.n_outputs_, self._trained_in, seed)
