@@ -107,6 +107,24 @@ def test_a_callback_of_each_step_sees_each_step(monkeypatch):
     assert taken == []
 
 
+def test_a_checkpoint_between_steps_taken_at_once_goes_on_with_their_bits(monkeypatch, tmp_path):
+    *whole, _ = fitted(monkeypatch, 100)
+    checkpoint = callbacks.Checkpoint(tmp_path, every="7 steps", keep=9)
+    *_, taken = fitted(monkeypatch, 100, callbacks=[checkpoint])
+    assert taken == [4, 2, 2, 4, 4, 3]  # none goes on over step 7, 14 or 21; single steps are not counted
+    steps = [path for path in sorted(tmp_path.iterdir()) if path.name.startswith("step-")]
+    assert [int(path.stem.removeprefix("step-")) for path in steps] == [7, 14, 21, 25]
+    for later in steps[2:]:
+        later.unlink()
+    monkeypatch.setattr(several, "_STEPS", 100)
+    trainer = built()
+    trainer.resume(tmp_path)
+    history = trainer.fit((X, LABELS), (X, LABELS), epochs=5, batch_size=32, seed=4, progress=False)
+    assert trainer.step == 25
+    assert history.losses_sha256 == whole[1]
+    assert [p.value.tobytes() for p in trainer.model.parameters()] == whole[0][:4]
+
+
 @pytest.mark.parametrize("most", [1, 100])
 def test_a_schedule_that_changes_the_loss_ends_the_steps_taken_at_once(monkeypatch, most):
     def rate(step):

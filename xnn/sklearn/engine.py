@@ -47,7 +47,8 @@ __all__ = ["Engine"]
 
 #: More numbers than this in the samples are trained on in float32, where nothing else is asked for.
 _MANY_NUMBERS = 2**20
-#: For fewer multiplications than this the calls into the network would take longer than the products.
+#: For fewer multiplications than this the calls into the network would take longer than the products. Each number is
+#: multiplied at least once: samples that are checked batch by batch (`checked_samples`) have more.
 _FEW_PRODUCTS = 2**20
 _THEIR_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
 

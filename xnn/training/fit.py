@@ -294,11 +294,13 @@ def _between(steps: Sequence[TakenStep]) -> str:
 
 
 def _undisturbed(fit: Any) -> bool:
-    """Whether no code runs between the steps that could change the training: of callbacks or of the user."""
-    optimizer = fit.trainer.optimizer
+    """Whether no code of callbacks or of the user runs in the fit that could change the training."""
+    optimizer, order = fit.trainer.optimizer, fit.batches.shuffle
     theirs = runs_code_between_steps(optimizer) or callable(optimizer.weight_decay)
+    orders = callable(order) and not str(getattr(order, "__module__", "")).startswith("xnn.")
     bystanders = all(watcher.bystander for watcher in fit.watchers)
-    return bystanders and not (theirs or fit.of_users or fit.checkpoints)
+    users = theirs or orders or fit.stepper.code_of_users or fit.of_users
+    return bystanders and not (users or fit.checkpoints)
 
 
 def _parts(trainer: Any) -> dict[str, list[Any]]:

@@ -67,7 +67,7 @@ class Stepper:
         if len(set(drawing)) < len(drawing):  # a layer was added after the model was built
             self.model.number_from(0)
         self._parameters, self._layers = self.model.parameters(), [*self.model.all_layers()]
-        self._code_of_the_users = runs_code_of_the_users(self.model, self.loss)
+        self.code_of_users = runs_code_of_the_users(self.model, self.loss)
         self._seen = assignments[0]
         self.total = self._divisor()
         buffers = self.model.buffers()
@@ -99,7 +99,7 @@ class Stepper:
                     f"{self.batches.batch_size}: make the Stepper with Batches of batch_size={size}"
                 )
             traced, cursor = self._trace(size), Cursor(np.arange(size))
-            if self._code_of_the_users and not traced.is_like(self._trace(size)):
+            if self.code_of_users and not traced.is_like(self._trace(size)):
                 raise OptionError(
                     "a compute of the model or the loss did something else when it ran a second time, and a program "
                     "runs it once: draw random numbers with a layers.Drawing, change numbers from step to step with "
@@ -162,7 +162,7 @@ class Stepper:
         """
         counters = self._counters if not called_back else [metric.counter() for metric in self.metrics]
         others = counters != self._counters  # a callback may have changed a metric's options
-        if self._seen == assignments[0] and not others and not (called_back and self._code_of_the_users):
+        if self._seen == assignments[0] and not others and not (called_back and self.code_of_users):
             return
         total = self._divisor()
         if (total is None) != (self.total is None):
