@@ -288,7 +288,8 @@ def test_threads_predict_with_a_loaded_estimator(monkeypatch):
         plain(model, *weights)
         if not others:
             others.append(None)
-            loaded._model = network.build(loaded, X.shape[1], [4], 10, loaded._trained_in)  # and puts no weights yet
+            # And has not put the weights into it yet.
+            loaded._model = network.build(loaded, X.shape[1], [4], 10, loaded._trained_in)
 
     monkeypatch.setattr(network, "put", put_while_another_thread_builds)
     np.testing.assert_array_equal(loaded.predict_proba(X), expected)
