@@ -182,13 +182,14 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     def _network(self) -> Sequential:
         """The network, with the weights that the attributes hold now; a new one if parameters were changed."""
-        if self._model is None or self._made_of != self._makings():
+        model = self._model  # of this thread, while another may build one as well
+        if model is None or self._made_of != self._makings():
             with self._on_backend(training=False):
                 sizes = self.n_features_in_, [coef.shape[1] for coef in self.coefs_[:-1]], self.n_outputs_
-                self._model = network.build(self, *sizes, self._trained_in)
+                model = self._model = network.build(self, *sizes, self._trained_in)
             self._made_of = self._makings()
-        network.put(self._model, self.coefs_, self.intercepts_, self._others)
-        return self._model
+        network.put(model, self.coefs_, self.intercepts_, self._others)
+        return model
 
     def _makings(self) -> tuple[Any, ...]:
         """The parameters that decide how the network is built, and that may be changed after a fit."""
@@ -207,6 +208,10 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         """The class of each sample (n,), or the numbers; (n, outputs) if there are several for each."""
         check_is_fitted(self)
         return handed_back(self._predict(X), X)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether there are weights. (scikit-learn would read all attributes, which another thread may add to.)"""
+        return hasattr(self, "coefs_")
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The accuracy, or R2, of predictions from the samples X; y: what is true."""
