@@ -198,13 +198,7 @@ class Fit:
 
     def check_parts(self) -> None:
         """Raise OptionError if a callback replaced a part of the trainer."""
-        now = _parts(self.trainer)
-        for name, parts in self.parts.items():
-            if len(parts) != len(now[name]) or any(a is not b for a, b in zip(parts, now[name], strict=True)):
-                raise OptionError(
-                    f"a callback replaced the trainer's {name}, and a fit keeps those that it began with: change the "
-                    "options of what is there, or replace it between two fits"
-                )
+        _check_parts(self.parts, _parts(self.trainer))
 
     def show(self) -> None:
         """Look at the steps since the last look, and show the numbers. It changes nothing else."""
@@ -308,3 +302,12 @@ def _parts(trainer: Any) -> dict[str, list[Any]]:
     names = "model", "loss", "optimizer", "threads", "kernels", "numerics"
     lists = {"metrics": [*trainer.metrics], "callbacks": [*trainer.callbacks]}
     return {name: [getattr(trainer, name)] for name in names} | lists
+
+
+def _check_parts(before: dict[str, list[Any]], now: dict[str, list[Any]]) -> None:
+    for name, parts in before.items():
+        if len(parts) != len(now[name]) or any(a is not b for a, b in zip(parts, now[name], strict=True)):
+            raise OptionError(
+                f"a callback replaced the trainer's {name}, and a fit keeps those that it began with: change the "
+                "options of what is there, or replace it between two fits"
+            )
