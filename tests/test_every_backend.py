@@ -27,6 +27,7 @@ NOT_RUN_ON = {
     "cli/test_cli.py": "words of an error message",
     "cli/test_info_command.py": "the backends that may be missing, as xnn info names them",
     "test_every_backend.py": "this file",
+    "estimators/test_array_libraries.py": "from which library samples come, and to which predictions go",
     "training/test_checkpoint.py": "from which backend a run moves, and to which",
     "training/test_placement.py": "from which backend a model moves, and to which",
     "benchmarks/test_gpu_bench.py": "the bench compares the CPU and the GPU",

@@ -94,9 +94,7 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if (
-        name in __all__ or name == "sklearn"
-    ):  # which needs an extra, so that `from xnn import *` leaves it out
+    if name in __all__ or name == "sklearn":  # that needs an extra, and so `from xnn import *` omits it
         return importlib.import_module(f"xnn.{name}")
     return module_habits("xnn")(name)
 

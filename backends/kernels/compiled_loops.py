@@ -35,7 +35,7 @@ class Code(IntEnum):
 GEMM, ACTIVATE, GRADIENT, FOLD_BIAS, COPY, GATHER, TAKE = range(7)
 CROSS_ENTROPY, COUNT_RIGHT, DROPOUT, SGD, ADAM, SQUARES, ADD = range(7, 14)
 LINEAR, RELU, SIGMOID, TANH = range(4)
-LANES = 32  #: sums side by side
+LANES = 32  #: how many sums `_squares` adds up side by side
 
 
 @jit
@@ -140,7 +140,7 @@ def _copy(r: Any, reals: Any) -> None:
 
 @jit
 def _fetch(address: Any, size: Any) -> None:
-    """Fetch the beginning of the next row into the cache, while one is copied. The processor goes on by itself."""
+    """Fetch the beginning of the next row into the cache. The processor does so while the row before is copied."""
     for k in range(0, min(size, 1024) - 63, 64):
         prefetch(address + k)
 
@@ -282,7 +282,10 @@ def _adam(r: Any, reals: Any) -> None:
 
 @jit
 def _squares(r: Any, reals: Any) -> None:
-    """Add to y the squares of an array's numbers, times half the strength: several sums side by side, for SIMD."""
+    """Add half the strength times the sum of an array's squares to y; the first array of a penalty sets y.
+
+    LANES sums are added up side by side, so that the compiler can use SIMD instructions.
+    """
     y, a = carray(pointer(r[1], reals[0]), 1), carray(pointer(r[2], reals[0]), r[3])
     reals[0] = carray(pointer(r[4], np.float64(0)), 1)[0]
     half, lanes = reals[0] / (reals[9] + reals[9]), carray(pointer(r[6], reals[0]), LANES)
@@ -301,7 +304,10 @@ def _squares(r: Any, reals: Any) -> None:
 
 @jit
 def _add(r: Any, reals: Any) -> None:
-    """Add two arrays: y <- a + c b. c is the number at an address, times that at another, unless it is 0."""
+    """Add two arrays: y <- a + c b, without a if its address is 0. c is a number, or the product of two.
+
+    The numbers are read from addresses; that of the second is 0 if there is only one.
+    """
     n, y, b = r[4], carray(pointer(r[1], reals[0]), r[4]), carray(pointer(r[3], reals[0]), r[4])
     reals[0] = carray(pointer(r[5], np.float64(0)), 1)[0]
     c = reals[0] * carray(pointer(r[6], reals[0]), 1)[0] if r[6] else reals[0]
@@ -351,10 +357,10 @@ def _run_once(table: Any, reals: Any) -> None:
 
 @jit
 def run(table: Any, moves: Any, steps: int, reals: Any) -> None:
-    """Execute the rows of a table, int64 (rows, WIDTH), in order; so many times as there are steps.
+    """Execute the rows of a table, int64 (rows, WIDTH), in order, and do that `steps` times.
 
-    moves: int64 (n, 3), row, column and bytes: addresses that are further on in each step, such as that of its rows
-        of the data. Afterwards they are as before.
+    moves: int64 (n, 3): row and column of an address, and how many bytes are added to it after each step. In this way
+        each step reads row numbers of its own, for example. At the end the addresses are as before.
     reals: ten numbers of the program's dtype: eight of scratch, 0 and 1. A literal 0.0 would widen float32 loops.
     """
     for _ in range(steps):

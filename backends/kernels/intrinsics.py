@@ -1,4 +1,4 @@
-"""What compiled loops are made of that Python does not have: pointers, prefetching, BLAS, an exp that vectorizes."""
+"""Functions for compiled loops that Python does not have: pointers, prefetching, BLAS, an exp that vectorizes."""
 
 from __future__ import annotations
 

@@ -28,7 +28,11 @@ def jit(function: Any) -> Any:
     try:
         compiled = numba.njit(cache=True, **_OPTIONS)(function)
         _add_stamp(compiled)
-    except (RuntimeError, OSError):  # there is no folder that Numba can write to
+    except (
+        RuntimeError,
+        OSError,
+        AttributeError,
+    ):  # no folder can be written to, or Numba's cache has changed
         return numba.njit(**_OPTIONS)(function)
     if not _is_safe(compiled.stats.cache_path, os.stat(function.__code__.co_filename).st_uid):
         return numba.njit(**_OPTIONS)(function)
@@ -68,16 +72,17 @@ def _fault(folder: str, author: int) -> str:
 
 
 def _add_stamp(compiled: Any) -> None:
-    """Let cached machine code be compiled again when a file with compiled loops has changed.
+    """Let cached machine code be compiled again when a file of this folder has changed.
 
     Numba looks at the file of the function only, and a loop contains functions of other files.
     """
-    compiled._cache._cache_file._source_stamp = compiled._cache._cache_file._source_stamp, _stamp()
+    index = compiled._cache._cache_file
+    index._source_stamp = index._source_stamp, _stamp()
 
 
 @cache
 def _stamp() -> tuple[tuple[float, int], ...]:
-    """When the files of this folder were changed, and how long they are."""
+    """When each Python file of this folder was changed, and how many bytes it has."""
     found = (os.stat(path) for path in sorted(Path(__file__).parent.glob("*.py")))
     return tuple((about.st_mtime, about.st_size) for about in found)
 

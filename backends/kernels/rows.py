@@ -87,10 +87,11 @@ class Stretch:
             for row, column in places:
                 table[row, 1 + column] = _address(parts)
                 moves.append((row, 1 + column, parts.strides[0]))
-        steps, reals, arrays = np.asarray(moves, np.int64), self.reals, (self.arrays, moving)
+        steps, reals = np.asarray(moves, np.int64), self.reals
 
-        def run_several(count: int) -> None:
-            assert arrays
+        def run_several(
+            count: int, kept: Any = (self.arrays, moving)
+        ) -> None:  # whose addresses are in the table
             run(table, steps, count, reals)
 
         return run_several

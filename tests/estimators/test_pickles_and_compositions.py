@@ -26,9 +26,10 @@ from sklearn.multioutput import ClassifierChain, MultiOutputClassifier, MultiOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import SelfTrainingClassifier
+from sklearn.utils.validation import check_is_fitted
 
 import xnn
-from xnn.sklearn import MLPClassifier, MLPRegressor
+from xnn.sklearn import MLPClassifier, MLPRegressor, network
 
 try:
     import cloudpickle
@@ -275,3 +276,31 @@ def test_the_callbacks_that_scikit_learn_has():
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "MLPClassifier" in done.stdout + done.stderr
+
+
+def test_threads_predict_with_a_loaded_estimator(monkeypatch):
+    """Two threads build its network at the same time: each predicts with the weights."""
+    fitted = MLPClassifier(hidden_layer_sizes=4, activation="gelu", max_iter=2, random_state=0).fit(X, LABELS)
+    expected, loaded = fitted.predict_proba(X), pickle.loads(pickle.dumps(fitted))
+    plain, others = network.put, []
+
+    def put_while_another_thread_builds(model, *weights):
+        plain(model, *weights)
+        if not others:
+            others.append(None)
+            # And has not put the weights into it yet.
+            loaded._model = network.build(loaded, X.shape[1], [4], 10, loaded._trained_in)
+
+    monkeypatch.setattr(network, "put", put_while_another_thread_builds)
+    np.testing.assert_array_equal(loaded.predict_proba(X), expected)
+
+
+def test_whether_it_is_fitted_is_seen_while_another_thread_predicts():
+    fitted = MLPClassifier(hidden_layer_sizes=4, max_iter=2).fit(X, LABELS)
+
+    class Attributes(dict):
+        def __iter__(self):
+            raise RuntimeError("dictionary changed size during iteration")
+
+    fitted.__dict__ = Attributes(vars(fitted))
+    check_is_fitted(fitted)

@@ -1,9 +1,11 @@
 """Memory that is not enough: said before the first step or when it happens, with what would fit; nothing is lost."""
 
+import gc
 import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +236,22 @@ def test_free_memory_is_at_most_what_limits_leave(monkeypatch):
     limits = {resource.RLIMIT_AS: there + 64 * MIB, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], limits[kind]))
     assert 0 < memory.free_memory() <= 65 * MIB
+
+
+@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
+def test_a_fit_keeps_no_data_until_garbage_is_collected(kernels):
+    if kernels == "compiled":
+        pytest.importorskip("numba")
+    x, y = np.ones((10, 3), "float32"), np.zeros(10, "int64")
+    trainer = xnn.Trainer(
+        xnn.Sequential(layers.Dense(3, 2)), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels=kernels
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        trainer.fit((x, y), epochs=2, batch_size=4, progress=False)  # by two programs: for 4 rows, and for 2
+        data = weakref.ref(x)
+        del x
+        assert data() is None
+    finally:
+        gc.enable()

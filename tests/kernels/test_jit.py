@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,10 @@ import sys
 import pytest
 
 pytest.importorskip("numba")
+
+import numba
+
+from xnn.backends.kernels import jit
 
 MODULE = """
 from xnn.backends.kernels.jit import jit
@@ -88,3 +93,30 @@ def test_a_cache_that_others_can_write_is_not_loaded(tmp_path, fault):
     assert said.count("\n") == 1
     assert said.startswith(f"xnn: Numba's cache {file.parent} ")
     assert ("every" if "open" in fault else "another") + " user" in said
+
+
+@pytest.fixture
+def square(tmp_path, monkeypatch):
+    """A function in a file of its own, whose machine code is cached beside it."""
+    (tmp_path / "squares.py").write_text("def square(x):\n    return x * x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(jit, "_cached", [])
+    yield importlib.import_module("squares").square
+    del sys.modules["squares"]
+
+
+def test_machine_code_is_compiled_again_when_a_file_with_loops_has_changed(square, monkeypatch):
+    hits = []
+    for stamp in ("now", "now", "later"):
+        monkeypatch.setattr(jit, "_stamp", lambda stamp=stamp: stamp)
+        compiled = jit.jit(square)
+        assert compiled(3.0) == 9.0
+        hits.append(sum(compiled.stats.cache_hits.values()))
+    assert hits == [0, 1, 0]
+
+
+def test_a_numba_with_another_cache_compiles_without_one(square, monkeypatch):
+    monkeypatch.setattr(jit, "_add_stamp", lambda compiled: compiled._cache._none_of_this_name)
+    compiled = jit.jit(square)
+    assert (compiled(3.0), compiled.stats.cache_path) == (9.0, None)

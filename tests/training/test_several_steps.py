@@ -7,7 +7,7 @@ import xnn
 from xnn import callbacks, layers, losses, ops, optimizers
 from xnn.data import Batches
 from xnn.errors import DivergenceError
-from xnn.schedules import OneCycle
+from xnn.schedules import OneCycle, Warmup
 from xnn.training import fusion, several
 
 pytest.importorskip("numba")
@@ -107,6 +107,24 @@ def test_a_callback_of_each_step_sees_each_step(monkeypatch):
     assert taken == []
 
 
+def test_a_checkpoint_between_steps_taken_at_once_goes_on_with_their_bits(monkeypatch, tmp_path):
+    *whole, _ = fitted(monkeypatch, 100)
+    checkpoint = callbacks.Checkpoint(tmp_path, every="7 steps", keep=9)
+    *_, taken = fitted(monkeypatch, 100, callbacks=[checkpoint])
+    assert taken == [4, 2, 2, 4, 4, 3]  # none goes on over step 7, 14 or 21; single steps are not counted
+    steps = [path for path in sorted(tmp_path.iterdir()) if path.name.startswith("step-")]
+    assert [int(path.stem.removeprefix("step-")) for path in steps] == [7, 14, 21, 25]
+    for later in steps[2:]:
+        later.unlink()
+    monkeypatch.setattr(several, "_STEPS", 100)
+    trainer = built()
+    trainer.resume(tmp_path)
+    history = trainer.fit((X, LABELS), (X, LABELS), epochs=5, batch_size=32, seed=4, progress=False)
+    assert trainer.step == 25
+    assert history.losses_sha256 == whole[1]
+    assert [p.value.tobytes() for p in trainer.model.parameters()] == whole[0][:4]
+
+
 @pytest.mark.parametrize("most", [1, 100])
 def test_a_schedule_that_changes_the_loss_ends_the_steps_taken_at_once(monkeypatch, most):
     def rate(step):
@@ -126,6 +144,39 @@ def test_a_schedule_that_changes_the_loss_ends_the_steps_taken_at_once(monkeypat
         seen.append(stepper.take()[0][0])
     assert history["loss"][2] == pytest.approx(np.average(seen[10:], weights=[32] * 4 + [22]), rel=1e-12)
     assert trainer.model.layers[0].weight.value.tobytes() == plain.model.layers[0].weight.value.tobytes()
+
+
+class AssignsSchedule(callbacks.Callback):
+    """Assigns the learning rate a schedule at the first check."""
+
+    def __init__(self, optimizer, schedule):
+        self.optimizer, self.schedule = optimizer, schedule
+
+    def on_check(self, history, epoch, batch, loss, metrics):
+        self.optimizer.learning_rate = self.schedule
+
+
+@pytest.mark.parametrize("given", ["function", "warmed up", "by a callback"])
+def test_a_schedule_of_the_users_sees_each_step_done(monkeypatch, given):
+    def fitted(most):
+        def rate(step):
+            weight.value[0] *= 0.9
+            seen.append((weight.value.tobytes(), trainer.step if trainer else 0))
+            return 0.02
+
+        monkeypatch.setattr(several, "_STEPS", most)
+        trainer = None
+        optimizer = optimizers.SGD(0.02, momentum=0.9)
+        trainer, seen = built(optimizer=optimizer), []
+        weight = trainer.model.layers[0].weight
+        if given == "by a callback":
+            trainer.callbacks.append(AssignsSchedule(optimizer, rate))
+        else:
+            optimizer.learning_rate = Warmup(rate, 2) if given == "warmed up" else rate
+        history = trainer.fit((X, LABELS), epochs=2, batch_size=1, progress=False)
+        return seen, history.losses_sha256, weight.value.tobytes()
+
+    assert fitted(1) == fitted(100)
 
 
 def test_a_divergence_is_told_as_in_single_steps(monkeypatch):

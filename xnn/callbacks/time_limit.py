@@ -64,7 +64,7 @@ class TimeLimit(Callback):
         self._looks = 0
 
     def is_over(self, writing: float = 0.0) -> bool:
-        """Whether training must end now. `fit` asks before each step.
+        """Whether training must end now. `fit` asks before each step, or before the next steps that it takes at once.
 
         writing: the longest time that a checkpoint took to write, in seconds.
         """

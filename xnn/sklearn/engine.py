@@ -16,8 +16,10 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from xnn import ops
 from xnn.backends import available_backends, backend, backend_of, current_backend, current_numerics, numerics
+from xnn.callbacks import Callback
 from xnn.errors import OptionError
 from xnn.layers import Sequential
+from xnn.options import shown
 from xnn.sklearn import network
 from xnn.sklearn.inputs import (
     checked_samples,
@@ -49,7 +51,8 @@ __all__ = ["Engine"]
 
 #: More numbers than this in the samples are trained on in float32, where nothing else is asked for.
 _MANY_NUMBERS = 2**20
-#: For fewer multiplications than this the calls into the network would take longer than the products.
+#: For fewer multiplications than this the calls into the network would take longer than the products. Each number is
+#: multiplied at least once: samples that are checked batch by batch (`checked_samples`) have more.
 _FEW_PRODUCTS = 2**20
 _THEIR_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
 
@@ -118,6 +121,12 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         sample_weight = with_class_weight(self, y, sample_weight, incremental)
         self.n_outputs_ = y.shape[1]
+        for callback in self.callbacks or ():
+            if not isinstance(callback, Callback):
+                raise OptionError(
+                    f"callbacks takes objects of xnn.callbacks, got {shown(callback)}: scikit-learn's own are set by "
+                    "set_callbacks"
+                )
         again = None if self._prepared is None else self._prepared.random_state(self)
         self._random_state = check_random_state(self.random_state) if again is None else again
         with self._on_backend():
@@ -172,6 +181,8 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         given = np.dtype(float) if self.solver == "lbfgs" else floating(X)  # SciPy's L-BFGS has float64 alone
         plenty = X.shape[0] * X.shape[1] > _MANY_NUMBERS and self.solver != "lbfgs"
         exact = (self.numerics or current_numerics()) == "exact"  # which has no float64
+        if exact and self.dtype == "float64":
+            raise OptionError("numerics='exact' computes in float32: leave out dtype='float64'")
         self._trained_in = str(self.dtype or ("float32" if plenty or exact else given))
         seed = 0 if self.model is None else int(self._random_state.randint(2**31))
         model = self._model = network.build(self, X.shape[1], hidden, self.n_outputs_, self._trained_in, seed)
@@ -183,13 +194,14 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     def _network(self) -> Sequential:
         """The network, with the weights that the attributes hold now; a new one if parameters were changed."""
-        if self._model is None or self._made_of != self._makings():
+        model = self._model  # of this thread, while another may build one as well
+        if model is None or self._made_of != self._makings():
             with self._on_backend(training=False):
                 sizes = self.n_features_in_, [coef.shape[1] for coef in self.coefs_[:-1]], self.n_outputs_
-                self._model = network.build(self, *sizes, self._trained_in)
+                model = self._model = network.build(self, *sizes, self._trained_in)
             self._made_of = self._makings()
-        network.put(self._model, self.coefs_, self.intercepts_, self._others)
-        return self._model
+        network.put(model, self.coefs_, self.intercepts_, self._others)
+        return model
 
     def _makings(self) -> tuple[Any, ...]:
         """The parameters that decide how the network is built, and that may be changed after a fit."""
@@ -208,6 +220,10 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
         """The class of each sample (n,), or the numbers; (n, outputs) if there are several for each."""
         check_is_fitted(self)
         return handed_back(self._predict(X), X)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether there are weights. (scikit-learn would read all attributes, which another thread may add to.)"""
+        return hasattr(self, "coefs_")
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The accuracy, or R2, of predictions from the samples X; y: what is true."""

@@ -64,17 +64,22 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     batch_norm: whether a BatchNorm layer stands before each activation. Default False.
     class_weight: "balanced", or a dict of the weight of each class. Default None, all alike.
     optimizer: an object or a name of xnn.optimizers ("adamw", "nadam", "rmsprop", ...), in place of the solver. A
-        name gets learning_rate_init. Default None.
-    schedule: of the learning rate: one of xnn.schedules, or its text, such as "cosine" or "step:factor=0.5", which
-        begins with the optimizer's rate. Default None.
+        name gets learning_rate_init, and else its defaults: momentum, beta_1, epsilon and learning_rate have no
+        effect then. alpha counts beside a weight decay of the optimizer's. Default None.
+    schedule: of the learning rate: one of xnn.schedules, or its text, such as "cosine" or "step:factor=0.5". A text
+        begins with the optimizer's rate, and lasts max_iter epochs: in partial_fit give steps, as in
+        "cosine:steps=10000". Default None.
     callbacks: a list of xnn.callbacks. scikit-learn's own callbacks (1.9) are set by `set_callbacks`.
-    validation_set: (X, y) or (X, y, sample_weight). early_stopping takes it in place of a part of the data.
+    validation_set: (X, y) or (X, y, sample_weight). early_stopping takes it in place of a part of the data. It is
+        not transformed by a Pipeline.
     model: a function of the numbers of features and outputs, and perhaps a seed, that returns the network, an
-        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. hidden_layer_sizes and
-        activation then have no effect. Default None.
+        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype of the training. A function
+        of two arguments draws the same weights for every random_state. hidden_layer_sizes and activation then have
+        no effect. Default None.
 
-    Attributes are scikit-learn's, and validation_loss_curve_: the loss of the data on the validation samples after
-    each epoch; None without any. model_: the network, an xnn.Sequential.
+    Attributes are scikit-learn's, and validation_loss_curve_: the loss on the validation samples after each epoch,
+    without the penalty of alpha; None without such samples, and missing after lbfgs. model_: the network, an
+    xnn.Sequential.
 
     Raises scikit-learn's errors, and those of xnn for the parameters that it adds: OptionError, ShapeError,
     BackendUnavailableError, NumericsError. docs/sklearn.md says where the two libraries differ.
@@ -184,19 +189,25 @@ class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
     dropout: the rate of a Dropout layer after each hidden layer, in [0, 1). Default 0.
     batch_norm: whether a BatchNorm layer stands before each activation. Default False.
     optimizer: an object or a name of xnn.optimizers ("adamw", "nadam", "rmsprop", ...), in place of the solver. A
-        name gets learning_rate_init. Default None.
-    schedule: of the learning rate: one of xnn.schedules, or its text, such as "cosine" or "step:factor=0.5", which
-        begins with the optimizer's rate. Default None.
+        name gets learning_rate_init, and else its defaults: momentum, beta_1, epsilon and learning_rate have no
+        effect then. alpha counts beside a weight decay of the optimizer's. Default None.
+    schedule: of the learning rate: one of xnn.schedules, or its text, such as "cosine" or "step:factor=0.5". A text
+        begins with the optimizer's rate, and lasts max_iter epochs: in partial_fit give steps, as in
+        "cosine:steps=10000". Default None.
     callbacks: a list of xnn.callbacks. scikit-learn's own callbacks (1.9) are set by `set_callbacks`.
-    validation_set: (X, y) or (X, y, sample_weight). early_stopping takes it in place of a part of the data.
+    validation_set: (X, y) or (X, y, sample_weight). early_stopping takes it in place of a part of the data. It is
+        not transformed by a Pipeline.
     target_scaling: whether to train on targets of mean 0 and deviation 1; predictions are in the units of the
-        targets, losses and coefs_ in those of the scaled ones. Large targets need it. Default False.
+        targets, losses and coefs_ in those of the scaled ones. Large targets need it. In partial_fit mean and
+        deviation are those of the first call. Default False.
     model: a function of the numbers of features and outputs, and perhaps a seed, that returns the network, an
-        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype. hidden_layer_sizes and
-        activation then have no effect. Default None.
+        xnn.Sequential. It ends without softmax or sigmoid, and its layers have the dtype of the training. A function
+        of two arguments draws the same weights for every random_state. hidden_layer_sizes and activation then have
+        no effect. Default None.
 
-    Attributes are scikit-learn's, and validation_loss_curve_: the loss of the data on the validation samples after
-    each epoch; None without any. model_: the network, an xnn.Sequential.
+    Attributes are scikit-learn's, and validation_loss_curve_: the loss on the validation samples after each epoch,
+    without the penalty of alpha; None without such samples, and missing after lbfgs. model_: the network, an
+    xnn.Sequential.
 
     Raises scikit-learn's errors, and those of xnn for the parameters that it adds: OptionError, ShapeError,
     BackendUnavailableError, NumericsError. docs/sklearn.md says where the two libraries differ.

@@ -22,6 +22,7 @@ from xnn.backends import current_backend
 from xnn.backends.threads import limit_threads
 from xnn.callbacks import Callback
 from xnn.errors import OptionError
+from xnn.options import check_count
 from xnn.sklearn.together import Workplace, workplace
 from xnn.sklearn.training import fits_together
 from xnn.training.interrupt import ending_of_thread
@@ -154,7 +155,12 @@ def fit_many(
         >>> [regressor.n_layers_ for regressor in fit_many(seeds, X, X[:, 0] ** 2)]
         [3, 3, 3]
     """
-    estimators = list(estimators)
+    estimators = list(estimators) if isinstance(estimators, Iterable) else [type(estimators)]
+    if any(isinstance(estimator, type) for estimator in estimators):
+        raise OptionError(
+            "fit_many takes a list of estimators, as in fit_many([MLPClassifier(), MLPClassifier()], X, y)"
+        )
+    threads = None if threads is None else check_count("threads", threads)
     parts = [None] * len(estimators) if rows is None else list(rows)
     if len(parts) != len(estimators):
         raise OptionError(

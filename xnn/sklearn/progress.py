@@ -103,11 +103,11 @@ class Convergence(Iterations):
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         e = self.estimator
         if self.score is None:
-            self.add(entry["loss"], None, None)
+            self.add(np.float64(entry["loss"]), None, None)
         else:
             score, loss = self.score(self.model)
             entry |= {"val_loss": loss, "val_accuracy" if is_classifier(e) else "val_r2": score}
-            self.add(entry["loss"], score, loss)
+            self.add(np.float64(entry["loss"]), score, loss)
         if self._schedule == "invscaling":
             set_rate(self._optimizer, self._asked.learning_rate_init / (e.t_ + 1) ** self._asked.power_t)
         if e._no_improvement_count > e.n_iter_no_change:

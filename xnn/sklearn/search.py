@@ -37,8 +37,7 @@ class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
         grid = ParameterGrid(self.param_grid)
         tried = [(name, value) for part in grid.param_grid for name in part for value in part[name]]
         on_host = is_on_host([*self.estimator.get_params().items(), *tried])
-        folds = (
-            5 if self.cv is None else self.cv if isinstance(self.cv, int) else 1
-        )  # a splitter needs the groups
+        cv = 5 if self.cv is None else self.cv
+        folds = cv if isinstance(cv, int) else 1  # a splitter would need the groups to tell how many
         with in_threads(len(grid) * folds, alone=not on_host):
             return super().fit(X, y, **params)

@@ -91,9 +91,13 @@ def new_optimizer(
     of their weights. steps: in an epoch. found: is called with what SciPy returns to L-BFGS.
     """
     if e.solver == "lbfgs":
-        if e.optimizer is not None or e.schedule is not None:
+        others = {name: getattr(e, name) for name in ("optimizer", "schedule", "validation_set")}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise OptionError(f"solver='lbfgs' has no {given[0]}: set it to None, or the solver to 'adam'")
+        if e.dropout:
             raise OptionError(
-                "solver='lbfgs' has no other optimizer or schedule: set them to None, or the solver to sgd"
+                f"solver='lbfgs' needs the same loss for the same weights, and dropout={e.dropout} draws random "
+                "numbers: set it to 0, or the solver to 'adam'"
             )
         decayed = {id(parameter) for parameter in penalized}
         return LBFGSOfSciPy(e.tol, lambda p: e.alpha / size if id(p) in decayed else 0.0, e.max_fun, found)

@@ -12,7 +12,7 @@ from xnn.training import Trainer
 
 __all__ = ["Prepared", "is_small", "is_stream"]
 
-#: More bytes of samples than this take so many steps that preparing them again does not count, and are not copied.
+#: Samples of more bytes than this are not copied: the steps on them take much longer than preparing a fit again.
 _MOST_BYTES = 2**22
 
 
@@ -28,7 +28,9 @@ def is_stream(e: Any, model: Sequential, X: Any) -> bool:
 
 
 class Prepared:
-    """A Trainer with its programs, for the next partial_fit of an estimator. It has nothing of the user's data.
+    """A Trainer with its programs, for the next partial_fit of an estimator.
+
+    It keeps a copy of the last samples, and none of the user's arrays.
 
     weighted: whether the samples had weights.
     """

@@ -41,6 +41,7 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
     "preprocessed."
 )
+_ADVICE = "Scale the samples, take a smaller learning_rate_init, or for large targets target_scaling=True."
 #: NumPy's message for a mean of samples of which none counts.
 NO_WEIGHT = "Weights sum to zero, can't be normalized"
 #: The multiplications of a forward pass in all epochs, below which a fit takes at most about half a second: Numba's
@@ -138,7 +139,8 @@ def _descend(
     watcher = Convergence(e, dtype, told, _callback_context(e, told, epochs), optimizer, asked, rows, score)
     trainer.callbacks = [watcher, *(e.callbacks or ())]
     draws = any(isinstance(layer, Drawing) for layer in model.all_layers())
-    seed = int(e._random_state.randint(2**31)) if draws else 0
+    # Other masks in each partial_fit, which begins with the same random numbers.
+    seed = (int(e._random_state.randint(2**31)) + e.t_) % 2**31 if draws else 0
     e.n_iter_ = 0
     data, weights = _data(e, model, X, y), _weights(model, sample_weight)
     orders = partial(_orders, e, rows, batch_size, sample_weight)
@@ -228,7 +230,8 @@ def _divergence_as_value_error() -> Iterator[None]:
     try:
         yield
     except DivergenceError as error:
-        raise ValueError(f"{NOT_FINITE} ({error})") from error
+        found = str(error).partition(" The weights are those")[0]
+        raise ValueError(f"{NOT_FINITE} ({found}) {_ADVICE}") from error
 
 
 def _warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -88,8 +88,7 @@ def fit_again(
         stack.enter_context(numerics(trainer.numerics or current_numerics()))
         given = prepare(trainer.model, trainer.loss, trainer.metrics, data, "training", sample_weight)
         for ours, theirs in zip(batches.arrays, given, strict=True):
-            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-            np.copyto(ours, theirs)
+            np.copyto(ours, theirs, casting="no")
         batches.shuffle, batches.seed = shuffle, seed
         trainer.epoch = trainer.step = 0
         stack.enter_context(stepper.lib.guard())

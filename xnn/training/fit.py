@@ -21,7 +21,7 @@ from xnn.training.host_copy import HostCopy
 from xnn.training.interrupt import Ending
 from xnn.training.lowering import goes_on_slower
 from xnn.training.saving import begin, save_if_asked
-from xnn.training.steps import Stepper
+from xnn.training.steps import Stepper, runs_code_between_steps
 
 __all__ = ["Fit"]
 
@@ -143,6 +143,8 @@ class Fit:
             ):
                 yield chunk
                 chunk = []
+                if not self.since_check and not self.each_step:  # a callback may have assigned a schedule
+                    most = self.stepper.most
         if chunk:
             yield chunk
 
@@ -196,13 +198,7 @@ class Fit:
 
     def check_parts(self) -> None:
         """Raise OptionError if a callback replaced a part of the trainer."""
-        now = _parts(self.trainer)
-        for name, parts in self.parts.items():
-            if len(parts) != len(now[name]) or any(a is not b for a, b in zip(parts, now[name], strict=True)):
-                raise OptionError(
-                    f"a callback replaced the trainer's {name}, and a fit keeps those that it began with: change the "
-                    "options of what is there, or replace it between two fits"
-                )
+        _check_parts(self.parts, _parts(self.trainer))
 
     def show(self) -> None:
         """Look at the steps since the last look, and show the numbers. It changes nothing else."""
@@ -292,11 +288,13 @@ def _between(steps: Sequence[TakenStep]) -> str:
 
 
 def _undisturbed(fit: Any) -> bool:
-    """Whether no code runs between the steps that could change the training: of callbacks or of the user."""
-    rate, decay = fit.trainer.optimizer.learning_rate, fit.trainer.optimizer.weight_decay
-    theirs = (callable(rate) and type(rate).__module__ != "xnn.schedules") or callable(decay)
+    """Whether no code of callbacks or of the user runs in the fit that could change the training."""
+    optimizer, order = fit.trainer.optimizer, fit.batches.shuffle
+    theirs = runs_code_between_steps(optimizer) or callable(optimizer.weight_decay)
+    orders = callable(order) and not str(getattr(order, "__module__", "")).startswith("xnn.")
     bystanders = all(watcher.bystander for watcher in fit.watchers)
-    return bystanders and not (theirs or fit.of_users or fit.checkpoints)
+    users = theirs or orders or fit.stepper.code_of_users or fit.of_users
+    return bystanders and not (users or fit.checkpoints)
 
 
 def _parts(trainer: Any) -> dict[str, list[Any]]:
@@ -304,3 +302,12 @@ def _parts(trainer: Any) -> dict[str, list[Any]]:
     names = "model", "loss", "optimizer", "threads", "kernels", "numerics"
     lists = {"metrics": [*trainer.metrics], "callbacks": [*trainer.callbacks]}
     return {name: [getattr(trainer, name)] for name in names} | lists
+
+
+def _check_parts(before: dict[str, list[Any]], now: dict[str, list[Any]]) -> None:
+    for name, parts in before.items():
+        if len(parts) != len(now[name]) or any(a is not b for a, b in zip(parts, now[name], strict=True)):
+            raise OptionError(
+                f"a callback replaced the trainer's {name}, and a fit keeps those that it began with: change the "
+                "options of what is there, or replace it between two fits"
+            )

@@ -182,11 +182,15 @@ def penalty_into_sum(calls: Calls, table: KernelTable) -> Calls:
         others = [slot for call in adding for slot in call.reads if id(slot) not in ours]
         if len(others) < len(adding):
             continue
+        parts = penalty, *sorted(adding, key=calls.index)
         fused = Call(
             "backward", ops.l2_penalty, (*penalty.reads, *others), tuple(call.writes[0] for call in adding),
-            forward=penalty.forward, parts=(penalty, *sorted(adding, key=calls.index)),
+            forward=penalty.forward, parts=parts,
         )  # fmt: skip
-        if table.accepts(fused):
+        # A sum may lead to another: where outputs are penalized, their gradient leads to that of the weights.
+        before = calls[: calls.index(parts[-1])]
+        early = any(slot is not None and _readers(before, slot) for slot in fused.writes)
+        if table.accepts(fused) and not early:
             calls = _replace(calls, (penalty, *adding), (fused,))
     return calls
 

@@ -75,7 +75,7 @@ class Store:
         self.written = np.zeros(1, np.int64)
         for group in self.groups:
             group.written = self.written
-        self.running: Any = None  # the program that stepped last
+        self.running: Any = None  # the cursor of the program that stepped last
         self.folded: set[Parameter] = set()
         self.buffers = list(buffers)
         self.kept: dict[Buffer, Slot] = {}  # those that programs read or change

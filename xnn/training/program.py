@@ -139,8 +139,8 @@ class Program:
 
     def begin(self, rows: np.ndarray) -> None:
         """Set the rows of the data, and as a rule the options of the optimizer, for the next step."""
-        if self.store.running is not self:
-            self.store.running = self
+        if self.store.running is not self.cursor:
+            self.store.running = self.cursor
             self.store.touch()
         self.store.go_live()
         np.copyto(self.cursor.rows, rows)

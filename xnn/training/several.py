@@ -1,7 +1,7 @@
-"""Several steps by one call of native code: for small networks, Python would take longer than the numbers.
+"""Several steps by one call of native code: in small networks, Python would take longer than the arithmetic.
 
-A table of rows can run several times in one call (`rows.Stretch.several`). What changes from step to step
-then lies in arrays with a part for each step: the rows of the data, the optimizer's options, losses and metrics.
+A table of rows can run several times in one call (`rows.Stretch.several`). Arrays with a part for each step then hold
+what differs from step to step: the rows of the data, the optimizer's options, losses and metrics.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xnn.layers import Parameter
 
 __all__ = ["Several", "steps_at_once"]
 
-#: So many steps at once at most, and so many multiplications: between them Ctrl-C and time limits are looked at.
+#: The most steps at once, and the most multiplications. Ctrl-C and time limits count after them.
 _STEPS, _PRODUCTS = 100, 2e8
 
 

@@ -21,12 +21,13 @@ from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.metrics import Metric, try_out
 from xnn.optimizers import Optimizer
+from xnn.schedules import Warmup
 from xnn.training.flatten import flatten
 from xnn.training.parameters import Store
 from xnn.training.program import Program
 from xnn.training.trace import Trace, runs_code_of_the_users, trace
 
-__all__ = ["Stepper"]
+__all__ = ["Stepper", "runs_code_between_steps"]
 
 _MEASURED_STEPS = 30
 
@@ -56,7 +57,7 @@ class Stepper:
         self._earlier: list[list[np.ndarray]] = []  # taken when the loss was no longer divided as before
         self._published = False  # whether parameters and optimizer have the arrays of the last step
         self._kept: Any = None
-        self._told = False  # about calls without a kernel
+        self._tell = _tell_once()
         self.reader: Reader | None = None
         self.begin_anew()
 
@@ -66,7 +67,7 @@ class Stepper:
         if len(set(drawing)) < len(drawing):  # a layer was added after the model was built
             self.model.number_from(0)
         self._parameters, self._layers = self.model.parameters(), [*self.model.all_layers()]
-        self._code_of_the_users = runs_code_of_the_users(self.model, self.loss)
+        self.code_of_users = runs_code_of_the_users(self.model, self.loss)
         self._seen = assignments[0]
         self.total = self._divisor()
         buffers = self.model.buffers()
@@ -98,7 +99,7 @@ class Stepper:
                     f"{self.batches.batch_size}: make the Stepper with Batches of batch_size={size}"
                 )
             traced, cursor = self._trace(size), Cursor(np.arange(size))
-            if self._code_of_the_users and not traced.is_like(self._trace(size)):
+            if self.code_of_users and not traced.is_like(self._trace(size)):
                 raise OptionError(
                     "a compute of the model or the loss did something else when it ran a second time, and a program "
                     "runs it once: draw random numbers with a layers.Drawing, change numbers from step to step with "
@@ -140,13 +141,6 @@ class Stepper:
         )
         return {"folded": bool(self.store.folded), **about}
 
-    def _tell(self, calls: Sequence[Call]) -> None:
-        """Say once which calls keep the steps from being captured, since that costs much on a GPU."""
-        names = dict.fromkeys(call.name for call in calls)
-        if names and not self._told:
-            notice(f"steps run call by call, since no CUDA graph can hold: {', '.join(names)}")
-            self._told = True
-
     def _trace(self, size: int) -> Trace:
         """Record the first `size` rows going through model and loss."""
         return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.sample(size)])
@@ -168,7 +162,7 @@ class Stepper:
         """
         counters = self._counters if not called_back else [metric.counter() for metric in self.metrics]
         others = counters != self._counters  # a callback may have changed a metric's options
-        if self._seen == assignments[0] and not others and not (called_back and self._code_of_the_users):
+        if self._seen == assignments[0] and not others and not (called_back and self.code_of_users):
             return
         total = self._divisor()
         if (total is None) != (self.total is None):
@@ -199,11 +193,12 @@ class Stepper:
 
     @property
     def most(self) -> int:
-        """How many steps to take at once, at most."""
+        """How many steps to take at once, at most. On the host a schedule of the user's sees each step done."""
         if self.feed is not None:
             return self.table.chunk
-        rows = min(self.batches.batch_size, self.batches.rows)
-        return self.program(rows).most if self.reader is None else 1
+        if self.reader is not None or runs_code_between_steps(self.optimizer):
+            return 1
+        return self.program(min(self.batches.batch_size, self.batches.rows)).most
 
     @property
     def streaming(self) -> str:
@@ -310,3 +305,26 @@ class Stepper:
         self.store.restore(self._kept)
         self._published = True
         self.forget()
+
+
+def _tell_once() -> Callable[[Sequence[Call]], None]:
+    """A function that says once which calls keep the steps from being captured, since that costs much on a GPU."""
+    told = False
+
+    def tell(calls: Sequence[Call]) -> None:
+        nonlocal told
+        names = dict.fromkeys(call.name for call in calls)
+        if names and not told:
+            notice(f"steps run call by call, since no CUDA graph can hold: {', '.join(names)}")
+            told = True
+
+    return tell
+
+
+def runs_code_between_steps(optimizer: Optimizer) -> bool:
+    """Whether a schedule or an optimizer of the user's runs before each step: it may read and change anything."""
+    rate = optimizer.learning_rate
+    while isinstance(rate, Warmup):
+        rate = rate.schedule
+    parts = [optimizer, rate] if callable(rate) else [optimizer]
+    return any(not type(part).__module__.startswith("xnn.") for part in parts)
