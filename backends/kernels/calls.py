@@ -280,12 +280,12 @@ class KernelTable:
         return None
 
     def several(
-        self, steps: Sequence[Runnable], moving: Sequence[tuple[Any, Any]]
+        self, turns: Sequence[tuple[Sequence[Runnable], Sequence[tuple[Any, Any]]]]
     ) -> Callable[[int], None] | None:
-        """A function that runs a program's functions a number of times, in one call; None if the table has none.
+        """A function that runs the functions of programs in turn, a number of times, in one call; or None.
 
-        moving: pairs of an array that the steps read or write, and an array with one more axis, in front: in step n
-        its n-th part takes the place of the first.
+        turns: for each turn a program's functions, and pairs of an array that they read or write, and an array with
+        one more axis, in front: at the n-th time its n-th part takes the place of the first.
         """
         return None
 

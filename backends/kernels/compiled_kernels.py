@@ -24,7 +24,7 @@ from xnn.backends.kernels.numpy_kernels import (
     serves_labels,
     serves_loss,
 )  # fmt: skip
-from xnn.backends.kernels.rows import Rows, Stretch, Writer
+from xnn.backends.kernels.rows import Rows, Stretch, Writer, several
 from xnn.backends.kernels.sum_kernels import is_sum, serves_penalty
 from xnn.backends.kernels.update_kernels import serves_adam, serves_update
 from xnn.errors import BackendUnavailableError
@@ -251,10 +251,11 @@ class CompiledTable(KernelTable):
         )
 
     def several(
-        self, steps: Sequence[Runnable], moving: Sequence[tuple[Any, Any]]
+        self, turns: Sequence[tuple[Sequence[Runnable], Sequence[tuple[Any, Any]]]]
     ) -> Callable[[int], None] | None:
-        only = steps[0] if len(steps) == 1 else None
-        return only.several(moving) if isinstance(only, Stretch) else None
+        found = [(steps[0], moving) for steps, moving in turns if len(steps) == 1]
+        whole = [(step, moving) for step, moving in found if isinstance(step, Stretch)]
+        return several(whole) if len(whole) == len(turns) else None
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
         """Join rows that follow one another, and compute in one dtype, into one table that a single call runs."""

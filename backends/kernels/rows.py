@@ -15,7 +15,7 @@ from xnn.backends.kernels.blas import blas_routine, operand
 from xnn.backends.kernels.compiled_loops import WIDTH, Code, run
 from xnn.backends.kernels.jit import load
 
-__all__ = ["Rows", "Stretch", "Writer"]
+__all__ = ["Rows", "Stretch", "Writer", "several"]
 
 _NO_MOVES = np.empty((0, 3), np.int64)
 
@@ -77,21 +77,27 @@ class Stretch:
     def __call__(self) -> None:
         run(self.table, _NO_MOVES, 1, self.reals)
 
-    def several(self, moving: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callable[[int], None] | None:
-        """See `KernelTable.several`."""
-        table, moves = self.table.copy(), list[tuple[int, int, int]]()
+
+def several(
+    turns: Sequence[tuple[Stretch, Sequence[tuple[np.ndarray, np.ndarray]]]],
+) -> Callable[[int], None] | None:
+    """See `KernelTable.several`."""
+    tables, moves, above = list[np.ndarray](), list[tuple[int, int, int]](), 0
+    for stretch, moving in turns:
+        table = stretch.table.copy()
         for array, parts in moving:
-            places = np.argwhere(self.table[:, 1:] == _address(array))
+            places = np.argwhere(stretch.table[:, 1:] == _address(array))
             if not len(places):
                 return None
             for row, column in places:
                 table[row, 1 + column] = _address(parts)
-                moves.append((row, 1 + column, parts.strides[0]))
-        steps, reals = np.asarray(moves, np.int64), self.reals
+                moves.append((above + row, 1 + column, parts.strides[0]))
+        tables.append(table)
+        above += len(table)
+    whole, steps, reals = np.concatenate(tables), np.asarray(moves, np.int64), turns[0][0].reals
+    arrays = [(stretch.arrays, moving) for stretch, moving in turns]
 
-        def run_several(
-            count: int, kept: Any = (self.arrays, moving)
-        ) -> None:  # whose addresses are in the table
-            run(table, steps, count, reals)
+    def run_several(count: int, kept: Any = arrays) -> None:  # whose addresses are in the table
+        run(whole, steps, count, reals)
 
-        return run_several
+    return run_several

@@ -100,6 +100,12 @@ class Convergence(Iterations):
         self.bystander = self._schedule == "constant"
         self._optimizer, self._asked, self.rows, self.score = optimizer, asked, rows, score
 
+    @property
+    def at_least(self) -> int:
+        """For how many epochs more the training goes on in any case, at least 1."""
+        e = self.estimator
+        return max(1, int(min(e.n_iter_no_change + 1 - e._no_improvement_count, e.max_iter)))
+
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
         e = self.estimator
         if self.score is None:

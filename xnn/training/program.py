@@ -104,8 +104,9 @@ class Program:
         by_kernels = all(call.reads[0].fixed for call in collecting) and table.in_place
         if most == 1 or store.asks_optimizer or not (self._options_first and by_kernels):
             return None
-        several = Several(self.cursor, store.groups, collecting, most)
-        several.run = table.several(self._steps[: len(self._steps) - len(collecting)], several.moving)
+        steps = self._steps[: len(self._steps) - len(collecting)]
+        several = Several(steps, self.cursor, store.groups, collecting, most)
+        several.run = table.several([(steps, several.moving)])
         return None if several.run is None else several
 
     def _whole(self, table: KernelTable, keep_gradients: bool) -> Whole | None:

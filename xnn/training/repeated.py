@@ -1,7 +1,7 @@
 """Trains networks of one shape one after the other, by the programs of a fit that has ended.
 
 A fit of a small network takes longer in Python than in its kernels: its parts are checked, programs are made, and
-callbacks are told. Here the programs and their memory stay, and an epoch is a few calls of native code.
+callbacks are told. Here the programs and their memory stay, and some epochs are one call of native code.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from xnn.training.trainer import Trainer
 
 __all__ = ["Repeated"]
 
+#: An epoch has at most so many steps, and so many are taken at once: between them Ctrl-C is looked at.
+_STEPS = 100
+
 
 class Repeated:
     """Fits of networks of one shape, on data of one shape: `fit`.
@@ -37,21 +40,23 @@ class Repeated:
         self._store = stepper.store
         (self._group,) = self._store.groups
         self._rate = list(self._group.options).index("learning_rate")
-        #: The options of each step, and the optimizer's numbers before the first step and after each.
-        self._options, self._numbers = list[tuple[float, ...]](), [self._optimizer.first]
+        #: The options of every step so far, and the optimizer's numbers before the first step and after each.
+        self._known, self._numbers = list[tuple[float, ...]](), [self._optimizer.first]
         size, rows = self._batches.batch_size, self._batches.rows
-        several = [
-            (stepper.program(n).several, n, start, stop)
-            for n, start, stop in ((size, 0, rows - rows % size), (rows % size, rows - rows % size, rows))
-            if start < stop
-        ]
-        #: The calls of native code in an epoch: what runs them, and their first and last row.
-        self._calls = [
-            (native, n, first, min(first + n * native.most, stop))
-            for native, n, start, stop in several
-            if native is not None
-            for first in range(start, stop, n * native.most)
-        ]
+        self._sizes = [min(size, rows - start) for start in range(0, rows, size)]
+        several = [stepper.program(n).several for n in self._sizes]
+        at_once = max(1, _STEPS // len(several))
+        #: For each epoch of a call the order of the rows, each step's options, and what each step's loss was.
+        self._in_order, self._orders = np.arange(rows), np.empty((at_once, rows), np.int64)
+        self._options = np.empty((at_once, len(several), len(self._group.numbers)))
+        self._losses = np.empty((at_once, len(several)), self._batches.arrays[0].dtype)
+        turns = list[Any]()
+        for number, (steps, n) in enumerate(zip(several, self._sizes, strict=True)):
+            assert steps is not None
+            places = self._orders[:, number * size :][:, :n], self._options[:, number], self._losses[:, number]
+            changing = steps.cursor.rows, self._group.numbers, *steps.counted
+            turns.append((steps.native, list(zip(changing, places, strict=True))))
+        self._run = stepper.table.several(turns)
         #: The strengths of penalties on weights, which kernels read, and the rows of their batches.
         self._strengths = [
             (call.saved, n)
@@ -67,7 +72,8 @@ class Repeated:
         stepper, batches, _ = trainer.programs
         store, sizes = stepper.store, {batches.batch_size, batches.rows % batches.batch_size} - {0}
         plain = stepper.total is None and not (trainer.metrics or store.buffers or store.averages)
-        native = all(stepper.program(n).several is not None for n in sizes) and len(store.groups) == 1
+        short = len(batches) <= _STEPS and len(store.groups) == 1
+        native = short and all(stepper.program(n).several is not None for n in sizes)
         return Repeated(trainer) if plain and native else None
 
     def fit(
@@ -86,27 +92,33 @@ class Repeated:
         trainer: like the first one, but for its network's weights and its optimizer's learning rate. It gets a
         history of the epochs. data: arrays of the shapes and dtypes of the first fit's. strength: of the penalties,
         from the rows of a batch. order: of the samples in each epoch, or False. watcher: a callback, which is told
-        when the fit begins and of each epoch.
+        when the fit begins and of each epoch; its `at_least` says for how many epochs more the fit goes on.
         """
         model, optimizer = trainer.model, trainer.optimizer
         self._begin(model, data, strength)
-        history, whole, steps = History(), np.arange(self._batches.rows), 0
+        history, done = History(), 0
         watcher.model = model
-        watcher.on_fit_start(history, epochs, len(self._batches))
+        watcher.on_fit_start(history, epochs, len(self._sizes))
         with interruptible() as interrupted, limit_threads(self._threads):
             while len(history.epochs) < epochs and not history.stopped:
-                rows = order(len(history.epochs)) if callable(order) else whole
-                loss = LossOverBatches(self._loss)
-                steps, stopped = self._epoch(rows, steps, optimizer.rate, loss, interrupted)
-                if not (np.isfinite(loss.value) and self._store.is_finite()):
-                    return False
-                if stopped:
-                    history.interrupted = True
+                history.interrupted = interrupted()
+                if history.interrupted:
                     break
-                history.epochs.append({"epoch": len(history.epochs) + 1, "loss": loss.value})
-                watcher.on_epoch_end(history, history.epochs[-1])
+                count = min(len(self._orders), epochs - len(history.epochs), watcher.at_least)
+                for row in range(count):
+                    self._orders[row] = order(len(history.epochs) + row) if callable(order) else self._in_order
+                losses = self._epochs(count, done, optimizer.rate)
+                if not (np.isfinite(losses).all() and self._store.is_finite()):
+                    return False
+                done += losses.size
+                for values in losses.tolist():
+                    loss = LossOverBatches(self._loss)
+                    for value, n in zip(values, self._sizes, strict=True):
+                        loss.add(value, n)
+                    history.epochs.append({"epoch": len(history.epochs) + 1, "loss": loss.value})
+                    watcher.on_epoch_end(history, history.epochs[-1])
         trainer.history = history
-        self._end(model, optimizer, steps)
+        self._end(model, optimizer, done)
         return True
 
     def _begin(self, model: Sequential, data: Sequence[np.ndarray], strength: Callable[[int], float]) -> None:
@@ -120,29 +132,19 @@ class Repeated:
         for numbers, rows in self._strengths:
             numbers[...] = strength(rows)
 
-    def _epoch(
-        self, rows: np.ndarray, done: int, rate: float, loss: LossOverBatches, interrupted: Callable[[], bool]
-    ) -> tuple[int, bool]:
-        """Take the steps of an epoch; return how many were taken in all, and whether they were interrupted."""
-        for native, n, first, last in self._calls:
-            if interrupted():
-                return done, True
-            batches = rows[first:last].reshape(-1, n)
-            options = np.array(self._options_of(done, len(batches)))
-            options[:, self._rate] = rate
-            (values,) = native.given(batches, [options])
-            for value in values.tolist():
-                loss.add(value, n)
-            done += len(batches)
-        return done, False
-
-    def _options_of(self, done: int, steps: int) -> list[tuple[float, ...]]:
-        """The options of the steps that follow those done, which are the same for all networks but for the rate."""
-        while len(self._options) < done + steps:
+    def _epochs(self, count: int, done: int, rate: float) -> np.ndarray:
+        """Train for some epochs at once, after so many steps; return the loss of each step (epochs, steps)."""
+        steps = count * len(self._sizes)
+        while len(self._known) < done + steps:
             self._numbers.append(self._optimizer.advance(self._numbers[-1]))
             options = self._optimizer.ordered_options(self._numbers[-1], self._group.decay)
-            self._options.append(tuple(options.values()))
-        return self._options[done : done + steps]
+            self._known.append(tuple(options.values()))
+        given = self._options[:count]
+        given.reshape(steps, -1)[...] = self._known[done : done + steps]
+        given[..., self._rate] = rate
+        assert self._run is not None
+        self._run(count)
+        return self._losses[:count]
 
     def _end(self, model: Sequential, optimizer: Optimizer, steps: int) -> None:
         """Give the network and its optimizer copies of what the steps have made."""

@@ -1,6 +1,6 @@
 """Several steps by one call of native code: in small networks, Python would take longer than the arithmetic.
 
-A table of rows can run several times in one call (`rows.Stretch.several`). Arrays with a part for each step then hold
+A table of rows can run several times in one call (`rows.several`). Arrays with a part for each step then hold
 what differs from step to step: the rows of the data, the optimizer's options, losses and metrics.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.kernels.calls import Call, Cursor
+from xnn.backends.kernels.calls import Call, Cursor, Runnable
 from xnn.graph.scope import assignments
 from xnn.layers import Parameter
 
@@ -30,21 +30,29 @@ def steps_at_once(rows: int, parameters: Sequence[Parameter]) -> int:
 class Several:
     """Takes several steps of one program by one call: `steps`.
 
-    cursor: has the rows of the next step. groups: of parameters, with the options of the next step. collecting: the
-    calls that collect the loss and the metrics. most: how many steps it takes at once.
+    native: the functions of a step, in native code. cursor: has the rows of the next step. groups: of parameters,
+    with the options of the next step. collecting: the calls that collect the loss and the metrics. most: how many
+    steps it takes at once. counted: the arrays that are collected.
     moving: for `KernelTable.several`: what the kernels read and write, and its parts for each step.
     run: what `KernelTable.several` returned.
     """
 
     run: Callable[[int], None] | None
 
-    def __init__(self, cursor: Cursor, groups: Sequence[Any], collecting: Sequence[Call], most: int) -> None:
-        self.cursor, self.groups, self.most = cursor, groups, most
+    def __init__(
+        self,
+        native: Sequence[Runnable],
+        cursor: Cursor,
+        groups: Sequence[Any],
+        collecting: Sequence[Call],
+        most: int,
+    ) -> None:
+        self.native, self.cursor, self.groups, self.most = native, cursor, groups, most
         self._lists = [call.options["into"] for call in collecting]
         changing = [cursor.rows, *(group.numbers for group in groups)]
-        counted = [call.reads[0].array for call in collecting]
-        parts = [np.empty((most, *array.shape), array.dtype) for array in (*changing, *counted)]
-        self.moving = list(zip((*changing, *counted), parts, strict=True))
+        self.counted = [call.reads[0].array for call in collecting]
+        parts = [np.empty((most, *array.shape), array.dtype) for array in (*changing, *self.counted)]
+        self.moving = list(zip((*changing, *self.counted), parts, strict=True))
         self._given, self._counted = self.moving[: len(changing)], parts[len(changing) :]
 
     def steps(self, batches: Sequence[np.ndarray], begin: Callable[[np.ndarray], None]) -> int:
@@ -66,14 +74,3 @@ class Several:
         for numbers, parts in zip(self._lists, self._counted, strict=True):
             numbers.extend(parts[:count].copy())
         return count
-
-    def given(self, batches: np.ndarray, options: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Train on these batches, and return what was collected in each step: views, which the next steps change.
-
-        batches: (steps, rows), rows of the data; at most `most` steps. options: (steps, numbers) for each group.
-        """
-        for (_, parts), numbers in zip(self._given, (batches, *options), strict=True):
-            parts[: len(batches)] = numbers
-        assert self.run is not None
-        self.run(len(batches))
-        return [parts[: len(batches)] for parts in self._counted]
