@@ -75,7 +75,12 @@ GROUPS = {
     "a batch": {"batch_size": 150},
     "a step": {"batch_size": 149},
     "as they are": {"shuffle": False},
-    "tanh": {"activation": "tanh", "hidden_layer_sizes": (6, 5), "solver": "sgd", "nesterovs_momentum": False},
+    "tanh": {
+        "activation": "tanh",
+        "hidden_layer_sizes": (6, 5),
+        "solver": "sgd",
+        "nesterovs_momentum": False,
+    },
     "float32": {"dtype": "float32", "activation": "logistic"},
 }
 
@@ -127,11 +132,42 @@ def test_text_labels_and_a_second_fit(repeated):
     assert len(repeated) == 8
 
 
+def test_warm_starts_go_on(repeated):
+    alone, many = (list(drawn({"warm_start": True})) for _ in range(2))
+    for rates in (0.02, 0.01):
+        for e in (*alone, *many):
+            e.set_params(learning_rate_init=rates)
+        for e in alone:
+            e.fit(X, LABELS)
+        assert_same(fit_many(many, X, LABELS, threads=1), alone)
+    assert repeated == [True] * 8
+
+
+class Reuses(BaseEstimator):
+    """Fits two classifiers on arrays whose numbers it changes in between."""
+
+    def fit(self, X, y):
+        X, y = X.copy(), y.copy()
+        self.fits = []
+        for _ in range(2):
+            self.fits.append(next(drawn({})).fit(X, y))
+            X[:], y[:] = X[::-1].copy(), (y + 3) % 10
+        return self
+
+
+def test_arrays_may_be_changed_between_fits(repeated):
+    alone, many = Reuses().fit(X, LABELS), fit_many([Reuses()], X, LABELS, threads=1)[0]
+    assert repeated == [True]
+    assert_same(many.fits, alone.fits)
+
+
 def test_estimators_share_nothing_that_a_user_may_change():
     first, second = fit_many(drawn({}, 2), X, LABELS, threads=1)
     assert first.classes_ is not second.classes_
     assert first._label_binarizer is not second._label_binarizer
-    arrays = [e.coefs_ + e.intercepts_ + [a for some in e._solver["arrays"] for a in some] for e in (first, second)]
+    arrays = [
+        e.coefs_ + e.intercepts_ + [a for some in e._solver["arrays"] for a in some] for e in (first, second)
+    ]
     assert not any(np.shares_memory(a, b) for a in arrays[0] for b in arrays[1])
 
 
@@ -232,9 +268,7 @@ def _fit_until(estimator, asked, place):
 def test_a_search_has_the_results_of_grid_search(repeated):
     grid = {"alpha": [1e-4, 1.0], "learning_rate_init": [0.01, 0.05]}
     options = {"cv": 4, "return_train_score": True}
-    searches = [
-        kind(next(drawn({})), grid, **options).fit(X, LABELS) for kind in (GridSearchCV, MLPSearchCV)
-    ]
+    searches = [kind(next(drawn({})), grid, **options).fit(X, LABELS) for kind in (GridSearchCV, MLPSearchCV)]
     assert len(repeated) >= 10
     results = [search.cv_results_ for search in searches]
     for name in results[0]:

@@ -227,9 +227,11 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The accuracy, or R2, of predictions from the samples X; y: what is true."""
-        known = is_classifier(self) and sample_weight is None and hasattr(self, "classes_")
-        if known and type(X) is type(y) is np.ndarray and y.shape == X.shape[:1] != (0,):
-            if y.dtype == self.classes_.dtype and y.dtype.kind in "iu":  # in which nothing is to be checked
+        if is_classifier(self) and type(X) is type(y) is np.ndarray and sample_weight is None:
+            known = y.dtype.kind in "iu" and y.dtype == getattr(
+                getattr(self, "classes_", None), "dtype", None
+            )
+            if known and y.shape == X.shape[:1] != (0,):  # there is nothing to be checked in y
                 return float(np.mean(self.predict(X) == y))
         with config_context(array_api_dispatch=False):
             return float(super().score(X, on_host(y), on_host(sample_weight)))

@@ -52,15 +52,11 @@ class Workplace:
         self.repeated = 0
 
     def can_check(self, e: Any, X: Any, y: Any, incremental: bool) -> bool:
-        """Whether `checked` serves this fit: the first of an estimator, on small arrays that need no warning."""
-        arrays = type(X) is type(y) is np.ndarray and X.ndim == 2 and y.ndim == 1
-        return (
-            arrays
-            and is_small(X)
-            and not incremental
-            and X.dtype.kind + y.dtype.kind in ("ff", "fi", "fU")
-            and not hasattr(e, "n_features_in_")
-        )
+        """Whether `checked` serves this fit: the first of an estimator, on small arrays of the usual kind."""
+        if incremental or hasattr(e, "n_features_in_") or not (type(X) is type(y) is np.ndarray):
+            return False
+        usual = X.ndim == 2 and y.ndim == 1 and X.dtype.kind + y.dtype.kind in ("ff", "fi", "fU")
+        return usual and bool(X.flags.c_contiguous) and is_small(X)
 
     def checked(self, e: Any, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What scikit-learn makes of samples and targets: its checks are done once for equal arrays."""
@@ -68,7 +64,7 @@ class Workplace:
             if known.kind is type(e) and _are_equal(known.y, y) and _are_equal(known.X, X):
                 vars(e).update(copy.deepcopy(known.attributes))
                 return known.made
-        before = {**vars(e)}
+        X, y, before = X.copy(), y.copy(), {**vars(e)}  # whoever gave the arrays may change them
         made = e._validate_input(X, y, False, reset=True)
         found = {name: value for name, value in vars(e).items() if name not in before}
         self._checked.appendleft(_Checked(type(e), X, y, made, copy.deepcopy(found)))

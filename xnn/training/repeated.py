@@ -25,6 +25,8 @@ __all__ = ["Repeated"]
 
 #: An epoch has at most so many steps, and so many are taken at once: between them Ctrl-C is looked at.
 _STEPS = 100
+#: The orders of the epochs of a call have so many numbers at most.
+_NUMBERS = 2**20
 
 
 class Repeated:
@@ -45,7 +47,8 @@ class Repeated:
         size, rows = self._batches.batch_size, self._batches.rows
         self._sizes = [min(size, rows - start) for start in range(0, rows, size)]
         several = [stepper.program(n).several for n in self._sizes]
-        at_once = max(1, _STEPS // len(several))
+        most = min([_STEPS, *(steps.most for steps in several if steps is not None)])
+        at_once = max(1, min(most // len(several), _NUMBERS // rows))
         #: For each epoch of a call the order of the rows, each step's options, and what each step's loss was.
         self._in_order, self._orders = np.arange(rows), np.empty((at_once, rows), np.int64)
         self._options = np.empty((at_once, len(several), len(self._group.numbers)))
@@ -53,7 +56,11 @@ class Repeated:
         turns = list[Any]()
         for number, (steps, n) in enumerate(zip(several, self._sizes, strict=True)):
             assert steps is not None
-            places = self._orders[:, number * size :][:, :n], self._options[:, number], self._losses[:, number]
+            places = (
+                self._orders[:, number * size :][:, :n],
+                self._options[:, number],
+                self._losses[:, number],
+            )
             changing = steps.cursor.rows, self._group.numbers, *steps.counted
             turns.append((steps.native, list(zip(changing, places, strict=True))))
         self._run = stepper.table.several(turns)
@@ -105,8 +112,8 @@ class Repeated:
                 if history.interrupted:
                     break
                 count = min(len(self._orders), epochs - len(history.epochs), watcher.at_least)
-                for row in range(count):
-                    self._orders[row] = order(len(history.epochs) + row) if callable(order) else self._in_order
+                for row, numbers in enumerate(self._orders[:count]):
+                    numbers[:] = order(len(history.epochs) + row) if callable(order) else self._in_order
                 losses = self._epochs(count, done, optimizer.rate)
                 if not (np.isfinite(losses).all() and self._store.is_finite()):
                     return False
