@@ -65,7 +65,7 @@ class Workplace:
                 vars(e).update(copy.deepcopy(known.attributes))
                 return known.made
         X, y, before = X.copy(), y.copy(), {**vars(e)}  # whoever gave the arrays may change them
-        made = e._validate_input(X, y, False, reset=True)
+        made: tuple[np.ndarray, np.ndarray] = e._validate_input(X, y, False, reset=True)
         found = {name: value for name, value in vars(e).items() if name not in before}
         self._checked.appendleft(_Checked(type(e), X, y, made, copy.deepcopy(found)))
         return made

@@ -144,7 +144,9 @@ def _descend(
     e.n_iter_ = 0
     data, weights = _data(e, model, X, y), _weights(model, sample_weight)
     orders = partial(_orders, e, rows, batch_size, sample_weight)
-    plain = not (incremental or draws or e.callbacks or watcher.context) and weights is held_out is None
+    plain = (
+        not (incremental or draws or e.callbacks or watcher.context) and weights is None and held_out is None
+    )
     shared = workplace.get() if plain else None
     if incremental and last is None and is_stream(e, model, X):
         trainer.keeps_programs = True
