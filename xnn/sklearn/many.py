@@ -141,8 +141,8 @@ def fit_many(
 
     Each fit gives what `fit` gives: the same bits in exact numerics, and in fast numerics with the same kernels and
     one BLAS thread. (Many short fits take Numba's kernels, where one alone would take NumPy's; they differ in
-    rounding.) Alike fits of small networks take the programs of the first. Fits on a GPU go one after another; so do those of estimators that share an object which a fit
-    changes, such as a RandomState or a callback.
+    rounding.) Alike fits of small networks take the programs of the first. Fits on a GPU go one after another; so do
+    those of estimators that share an object which a fit changes, such as a RandomState or a callback.
 
     Warnings are given when all is done, in the order of the estimators. When a fit raises an exception, those that
     are not done end after their step, and the exception is raised; after Ctrl-C it is KeyboardInterrupt. Raises

@@ -21,8 +21,8 @@ class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
 
     Threads share the samples and what is compiled, and begin at once, where the processes of GridSearchCV import
     everything first. Alike fits also share their programs, as docs/sklearn.md says. Threads share Python's lock too,
-    which a fit holds while it is prepared: with many cores, long searches are faster in processes. The backend and the
-    numerics that are in force count in each thread. After Ctrl-C all fits end after their step.
+    which a fit holds while it is prepared: with many cores, long searches are faster in processes. The backend and
+    the numerics that are in force count in each thread. After Ctrl-C all fits end after their step.
 
         >>> import numpy as np
         >>> from xnn.sklearn import MLPRegressor, MLPSearchCV
