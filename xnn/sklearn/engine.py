@@ -227,12 +227,12 @@ class Engine(CallbackSupportMixin):  # type: ignore[misc]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The accuracy, or R2, of predictions from the samples X; y: what is true."""
-        if is_classifier(self) and type(X) is type(y) is np.ndarray and sample_weight is None:
-            known = y.dtype.kind in "iu" and y.dtype == getattr(
-                getattr(self, "classes_", None), "dtype", None
-            )
-            if known and y.shape == X.shape[:1] != (0,):  # there is nothing to be checked in y
-                return float(np.mean(self.predict(X) == y))
+        plain = type(X) is type(y) is np.ndarray and y.shape == X.shape[:1] != (0,) and sample_weight is None
+        if plain and is_classifier(self) and hasattr(self, "classes_"):
+            known = y.dtype.kind in "iu" and y.dtype == self.classes_.dtype
+            predicted = self.predict(X) if known else None
+            if predicted is not None and predicted.shape == y.shape:  # there is nothing to be checked in y
+                return float(np.mean(predicted == y))
         with config_context(array_api_dispatch=False):
             return float(super().score(X, on_host(y), on_host(sample_weight)))
 

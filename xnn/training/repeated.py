@@ -130,8 +130,7 @@ class Repeated:
 
     def _begin(self, model: Sequential, data: Sequence[np.ndarray], strength: Callable[[int], float]) -> None:
         for ours, theirs in zip(self._batches.arrays, data, strict=True):
-            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-            np.copyto(ours, theirs)
+            np.copyto(ours, theirs, casting="no")
         for (_, value, _, state), parameter in zip(self._group.columns, model.parameters(), strict=True):
             np.copyto(value.array, parameter.value)
             for slot in state:
