@@ -1,6 +1,7 @@
 """fit_many and MLPSearchCV: in threads, the same as one fit after another and as GridSearchCV."""
 
 import _thread
+import signal
 import threading
 import warnings
 
@@ -226,7 +227,15 @@ class Interrupts(Callback):
             _thread.interrupt_main()
 
 
-def test_ctrl_c_ends_all_fits():
+@pytest.fixture
+def ctrl_c():
+    """Python's handler, also where pytest was started in the background of a shell, which ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_all_fits(ctrl_c):
     fits = [MLPClassifier(callbacks=[Interrupts()], **ENDLESS), MLPClassifier(**ENDLESS)]
     with pytest.raises(KeyboardInterrupt):
         fit_many(fits, X, LABELS, threads=2)
