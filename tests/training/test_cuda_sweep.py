@@ -203,6 +203,7 @@ def unary(name):
         "pow": lambda x, y: ops.pow(y, x),
         "sum": lambda x, y: x / ops.sum(y, axis=1, keepdims=True), "mean": lambda x, y: x - ops.mean(x, axis=0),
         "var": lambda x, y: x * ops.var(y, axis=1, keepdims=True),
+        "l2_penalty": lambda x, y: x / ops.l2_penalty(y, strength=0.1),
         "max": lambda x, y: x - ops.max(x, axis=1, keepdims=True),
         "min": lambda x, y: x - ops.min(x, axis=0), "stop_gradient": lambda x, y: x * ops.stop_gradient(y),
         "rescale": lambda x, y: ops.rescale(x, scale=0.5, offset=1.0),
@@ -255,7 +256,7 @@ EAGER = {
 BY_ARRAYS = {
     "abs", "cos", "clip", "erf", "exp", "expm1", "log", "log1p", "sin", "sign", "sqrt", "sub", "mul", "div", "pow",
     "maximum", "minimum", "where", "less", "lessequal", "greater", "greaterequal", "equal", "notequal",
-    "stopgradient",
+    "stopgradient", "l2_penalty",
     "rescale", "concat", "stack", "getitem", "transpose", "matmul", "sum", "max", "min", "var", "take",
     "add",  # of a number, or of arrays of two shapes
     "softmaxcrossentropy",  # of probabilities

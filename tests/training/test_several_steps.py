@@ -143,7 +143,8 @@ def test_a_schedule_that_changes_the_loss_ends_the_steps_taken_at_once(monkeypat
         stepper.step(batch, step)
         seen.append(stepper.take()[0][0])
     assert history["loss"][2] == pytest.approx(np.average(seen[10:], weights=[32] * 4 + [22]), rel=1e-12)
-    assert trainer.model.layers[0].weight.value.tobytes() == plain.model.layers[0].weight.value.tobytes()
+    ends = (t.model.layers[0].weight.value for t in (trainer, plain))
+    np.testing.assert_allclose(*ends, rtol=1e-12)  # a stepper may have other threads of BLAS than a fit
 
 
 class AssignsSchedule(callbacks.Callback):
