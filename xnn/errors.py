@@ -91,9 +91,11 @@ class DivergenceError(XnnError, ArithmeticError):
     """A loss, gradient or weight became NaN or infinite during training.
 
     history: the xnn.history.History of the training before that.
+    fault: the part of the message that says what became NaN or infinite, and in which step; "" if that is not known.
     """
 
     history: object = None
+    fault = ""
 
 
 class MissingExtraError(XnnError, ImportError):

@@ -173,6 +173,7 @@ def test_state_that_overflows_is_named(kernels, rule, numerics):
     assert f"step {step} (epoch 1, batch {step}): after the update the {kind} of 0.weight in" in message
     assert "numbers infinite, so that these weights would never learn again" in message
     assert "whose largest number in this step is 1e+12, in row 123" in message
+    assert message.startswith(f"{raised.value.fault}. The weights are those from before this step")
     assert all(np.isfinite(array).all() for array in arrays_of(model, optimizer).values())
     x[123, 2] = 0.0
     assert trainer.fit((x, y), epochs=3, progress=False)["loss"][-1] < 30.0

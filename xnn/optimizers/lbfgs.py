@@ -103,15 +103,17 @@ class LBFGS(Optimizer):
         """
         from scipy.optimize import minimize
 
-        options = {
-            "maxiter": iterations,
-            "maxfun": _NO_LIMIT,
-            "maxcor": self.memory,
-            "gtol": self.tolerance,
-            "ftol": _SMALLEST_DECREASE,
-        }
+        options = {"maxiter": iterations, "gtol": self.tolerance, **self.search_options()}
         found = minimize(function, start, jac=True, method="L-BFGS-B", callback=after_each, options=options)
+        self.searched(found)
         return np.asarray(found.x)
+
+    def search_options(self) -> dict[str, Any]:
+        """Further options of SciPy's search, by its names."""
+        return {"maxfun": _NO_LIMIT, "maxcor": self.memory, "ftol": _SMALLEST_DECREASE}
+
+    def searched(self, found: Any) -> None:
+        """Is called with what SciPy's search returned."""
 
     def step(self, parameters: Iterable[Parameter], gradients: Iterable[Array] | None = None) -> None:
         """Raise OptionError: L-BFGS needs the loss over all the data, not only a gradient."""

@@ -22,6 +22,7 @@ from xnn.layers import Sequential
 from xnn.options import shown
 from xnn.sklearn import network
 from xnn.sklearn.inputs import (
+    NOT_FINITE,
     checked_samples,
     checked_there,
     dispatches,
@@ -37,7 +38,7 @@ from xnn.sklearn.inputs import (
 )
 from xnn.sklearn.stream import Prepared
 from xnn.sklearn.together import workplace
-from xnn.sklearn.training import NOT_FINITE, train, with_class_weight
+from xnn.sklearn.training import train, with_class_weight
 
 try:
     from sklearn.callback import CallbackSupportMixin

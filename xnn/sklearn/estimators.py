@@ -150,10 +150,10 @@ class MLPClassifier(Engine, neural_network.MLPClassifier):  # type: ignore[misc]
     @_checked
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
         """Train for one epoch more. classes: all labels, which the first call needs."""
-        y = on_host(y)
-        if _check_partial_fit_first_call(self, on_host(classes)):
+        y, classes = on_host(y), on_host(classes)
+        if _check_partial_fit_first_call(self, classes):
             self._label_binarizer = LabelBinarizer()
-            self._label_binarizer.fit(y if type_of_target(y).startswith("multilabel") else on_host(classes))
+            self._label_binarizer.fit(y if type_of_target(y).startswith("multilabel") else classes)
         self._fit(X, y, sample_weight, incremental=True)
         return self
 

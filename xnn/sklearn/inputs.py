@@ -15,10 +15,16 @@ from xnn.backends.row_sources import Converted, RowSource
 from xnn.errors import MixedArraysError, XnnError
 
 __all__ = [
-    "SparseRows", "checked_samples", "checked_there", "dispatches", "dtype_of_predictions", "floating", "handed_back",
-    "in_dtype", "is_on_device", "namespace", "on_host", "received", "rows_of", "samples_of", "stand_in", "validate",
+    "NOT_FINITE", "SparseRows", "checked_samples", "checked_there", "dispatches", "dtype_of_predictions", "floating",
+    "handed_back", "in_dtype", "is_on_device", "namespace", "on_host", "received", "rows_of", "samples_of",
+    "stand_in", "validate",
 ]  # fmt: skip
 
+#: scikit-learn's message for weights that are NaN or infinite.
+NOT_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
+    "preprocessed."
+)
 #: How DLPack numbers the devices: a CPU, and a GPU of NVIDIA's.
 _CPU, _CUDA = 1, 2
 
@@ -199,8 +205,7 @@ def in_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
         cast = array.astype(dtype)
     if array.dtype.kind == "f" and not _sum_is_finite(cast) and np.isinf(cast).any():
         raise ValueError(
-            "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
-            f"preprocessed. (They hold numbers that are too large for {dtype}; dtype='float64' takes them.)"
+            f"{NOT_FINITE} (They hold numbers that are too large for {dtype}; dtype='float64' takes them.)"
         )
     return cast
 

@@ -63,19 +63,11 @@ class LBFGSOfSciPy(LBFGS):
         super().__init__(tolerance, weight_decay=weight_decay)
         self.max_fun, self.found = max_fun, found
 
-    def minimize(
-        self,
-        function: Callable[[np.ndarray], tuple[float, np.ndarray]],
-        start: np.ndarray,
-        iterations: int,
-        after_each: Callable[[np.ndarray], None],
-    ) -> np.ndarray:
-        from scipy.optimize import minimize
+    def search_options(self) -> dict[str, Any]:
+        return {"maxfun": self.max_fun}
 
-        options = {"maxiter": iterations, "maxfun": self.max_fun, "gtol": self.tolerance}
-        result = minimize(function, start, jac=True, method="L-BFGS-B", callback=after_each, options=options)
-        self.found(result)
-        return np.asarray(result.x)
+    def searched(self, found: Any) -> None:
+        self.found(found)
 
 
 def new_optimizer(

@@ -25,7 +25,7 @@ from xnn.history import History
 from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.sklearn import network
-from xnn.sklearn.inputs import in_dtype, on_host, rows_of, samples_of, validate
+from xnn.sklearn.inputs import NOT_FINITE, in_dtype, on_host, rows_of, samples_of, validate
 from xnn.sklearn.objective import Objective, WholeObjective, data_loss
 from xnn.sklearn.progress import Convergence, Iterations
 from xnn.sklearn.solvers import begun_with, continued, kept, new_optimizer
@@ -34,13 +34,8 @@ from xnn.sklearn.together import workplace
 from xnn.training import Trainer
 from xnn.training.again import fit_again
 
-__all__ = ["NOT_FINITE", "fits_together", "train", "with_class_weight"]
+__all__ = ["fits_together", "train", "with_class_weight"]
 
-#: scikit-learn's message for weights that are NaN or infinite.
-NOT_FINITE = (
-    "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
-    "preprocessed."
-)
 _ADVICE = "Scale the samples, take a smaller learning_rate_init, or for large targets target_scaling=True."
 #: NumPy's message for a mean of samples of which none counts.
 NO_WEIGHT = "Weights sum to zero, can't be normalized"
@@ -232,8 +227,7 @@ def _divergence_as_value_error() -> Iterator[None]:
     try:
         yield
     except DivergenceError as error:
-        found = str(error).partition(" The weights are those")[0]
-        raise ValueError(f"{NOT_FINITE} ({found}) {_ADVICE}") from error
+        raise ValueError(f"{NOT_FINITE} ({error.fault or error}) {_ADVICE}") from error
 
 
 def _warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -77,8 +77,10 @@ def diagnose(stepper: Stepper, steps: Sequence[TakenStep], losses: np.ndarray) -
         by_ops = _first_fault(stepper, step, batch)
         store.restore(kept)
         model.forget()
-        text = f"{where}: {_explained(stepper, found, by_ops, math.isfinite(again))}. "
-        return DivergenceError(text + _advice(stepper, step, batch, by_ops)), good
+        fault = f"{where}: {_explained(stepper, found, by_ops, math.isfinite(again))}"
+        error = DivergenceError(f"{fault}. {_advice(stepper, step, batch, by_ops)}")
+        error.fault = fault
+        return error, good
     return _unrepeatable("the steps before the last look", math.nan, math.nan), len(steps)
 
 
