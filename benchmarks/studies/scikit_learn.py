@@ -22,6 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,8 @@ def main(arguments: list[str] | None = None) -> None:
             rows,
             labels,
         )
+        if name == "MNIST float32":
+            _show_products(given.repeat, theirs, samples, labels)
         if times > 1:
             _compare(
                 f"partial_fit, {name.partition(',')[0]}",
@@ -197,6 +200,28 @@ def main(arguments: list[str] | None = None) -> None:
                 samples,
                 labels,
             )
+
+
+def _show_products(repeat: int, theirs: Any, samples: np.ndarray, labels: np.ndarray) -> None:
+    """Show the matrix products of a fit and of a prediction alone, beside the whole call of scikit-learn."""
+    size, widths = theirs.batch_size, [samples.shape[1], *theirs.hidden_layer_sizes, 10]
+    weights = [np.ones(shape, samples.dtype) for shape in pairwise(widths)]
+    outputs = [np.ones((size, width), samples.dtype) for width in widths]
+
+    def train() -> None:
+        for start in list(range(0, len(samples), size)) * theirs.max_iter:
+            outputs[0] = samples[start : start + size]
+            for x, w, y in zip(outputs, weights, outputs[1:], strict=False):
+                _ = x @ w, x.T @ y
+            for w, y in zip(weights[1:], outputs[2:], strict=True):
+                _ = y @ w.T
+
+    def predict() -> None:
+        _ = samples @ weights[0] @ weights[1]
+
+    print("The products alone, in the column of xnn:")
+    _show("products of the fit", *paired(train, lambda: theirs.fit(samples, labels), repeat))
+    _show("products of the prediction", *paired(predict, lambda: theirs.predict(samples), repeat))
 
 
 def _compare(
