@@ -154,7 +154,7 @@ class Backend:
         yield Measured()
 
     def blas(self) -> str:
-        """Return the name and version of what computes matrix products; "" where that is NumPy's BLAS."""
+        """Return the name and version of the library that computes matrix products; "" if it is the BLAS of NumPy."""
         return ""
 
     def describe(self) -> dict[str, str]:

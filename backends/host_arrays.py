@@ -105,8 +105,8 @@ def _converted(value: Any, what: str) -> np.ndarray:
                 f"{what} has rows of different lengths{_lengths(value)}: pad or cut them to one length"
             ) from None
         raise DTypeError(
-            f"{what}, a {type(value).__name__}, cannot be made a NumPy array: "
-            f"{str(error)[:200] or type(error).__name__}"
+            f"{what} is a {type(value).__name__} that NumPy cannot convert to an array "
+            f"({str(error)[:200] or type(error).__name__}): give an array or a list of numbers"
         ) from error
 
 

@@ -13,7 +13,7 @@ _REALS = {np.dtype("float32"), np.dtype("float64")}
 
 
 def is_sum(call: Call) -> bool:
-    """Whether two arrays of one shape and dtype are added."""
+    """Whether the call adds two arrays of the same shape and the same dtype, float32 or float64."""
     slots = [slot for slot in (*call.reads, *call.writes) if slot is not None]
     alike = {(slot.shape, np.dtype(slot.dtype)) for slot in slots}
     return len(slots) == 3 and len(alike) == 1 and slots[0].dtype in _REALS

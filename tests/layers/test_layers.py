@@ -446,6 +446,15 @@ class TestSequential:
         x[1, 0] = np.inf
         assert np.isfinite(model.predict(x)).tolist() == [[True], [False]]
 
+    @pytest.mark.parametrize("number", [1e300, -1e39])
+    def test_a_weight_too_large_for_its_dtype(self, number):
+        layer = Dense(2, 1, seed=0)
+        said = (
+            rf"weight was assigned numbers up to {abs(number):g}, and float32 has none above 3.4e\+38: scale"
+        )
+        with pytest.raises(DTypeError, match=said.replace("e+300", r"e\+300").replace("e+39", r"e\+39")):
+            layer.weight.value = np.array([[np.inf], [number]])
+
     def test_a_single_output_is_a_yes_or_no(self):
         layer = Dense(1, 1, seed=0)
         layer.weight.value = [[1.0]]

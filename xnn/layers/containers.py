@@ -24,7 +24,10 @@ _SHOWN, _LONGEST = (8, 4, 3), 200
 
 
 class Container(Layer):
-    """A list of layers, named by position: `1.weight`, `2.0.weight`. Base class of Sequential, Add and Parallel.
+    """A list of layers, the base class of Sequential, Add and Parallel.
+
+    Parameters are named by the positions of their layers, from 0: `1.weight` is that of the second layer, and
+    `2.0.weight` that of the first layer inside the third.
 
     layers: Layer objects, each of them once.
     seed: an integer, from which the weights of all layers are drawn; None by default.

@@ -379,7 +379,7 @@ def check_input_dtype(layer: Any, x: Array, lib: Backend) -> None:
 
 
 def tried_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one sample's output, found by running the layer on two samples of ones (of integer zeros).
+    """Run the layer on two samples of ones, or of integer zeros, and return the shape of one sample's output.
 
     Raises ShapeError if the layer does not return an output for each of them.
     """

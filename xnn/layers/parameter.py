@@ -150,8 +150,10 @@ class Parameter(Recorded):
         with np.errstate(over="ignore"):
             cast = xp.astype(array, dtype)
         if isinstance(array, np.ndarray) and (np.isinf(cast) & np.isfinite(array)).any():
+            largest = np.abs(array[np.isfinite(array)]).max()
             raise DTypeError(
-                f"{self.name} was assigned numbers that are too large for {self._dtype}: scale them first"
+                f"{self.name} was assigned numbers up to {largest:.3g}, and {self._dtype} has none above "
+                f"{np.finfo(self._dtype).max:.3g}: scale them first"
             )
         return cast
 

@@ -360,7 +360,9 @@ def _check_converted(given: Any, x: Any) -> None:
 
 
 def classes_of(outputs: np.ndarray, threshold: float, before: int = 0) -> np.ndarray:
-    """The class that each row of outputs (n, classes) stands for. Raises DTypeError for NaN.
+    """Return the predicted class of each sample, from the outputs (n, classes). Raises DTypeError for NaN.
+
+    With several outputs it is the number of the largest one; with one output it is 1 above the threshold, else 0.
 
     before: how many samples came before, for the message. Default 0.
     """

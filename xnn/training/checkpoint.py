@@ -53,7 +53,7 @@ _NOT_BUILT = {
 
 
 def parts_of(trainer: Any) -> dict[str, Any]:
-    """The parts of a training by the names that stand for them in a file."""
+    """Return the objects of a training whose state a checkpoint holds, by their names in the checkpoint file."""
     parts: dict[str, Any] = {"trainer": trainer, "loss": trainer.loss, "optimizer": trainer.optimizer}
     parts |= {f"layers.{n}": layer for n, layer in enumerate(_layers(trainer))}
     parts |= arrays_of(trainer)

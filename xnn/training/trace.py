@@ -40,7 +40,7 @@ class Trace:
     constants: Sequence[Any]
 
     def is_like(self, other: Trace) -> bool:
-        """Whether two traces have equal ops, options, constants and changes of buffers, whatever their inputs."""
+        """Whether another trace has the same ops, options, constants and changes of buffers. Inputs may differ."""
         place = {node: n for n, node in enumerate(self.order)}
         other_place = {node: n for n, node in enumerate(other.order)}
         return (

@@ -1,7 +1,7 @@
-"""The passes of exact numerics on a GPU, as items that the table joins before they are launched.
+"""The parts of exact kernels on a GPU, each a pass over some arrays; the table of kernels may join two of them.
 
-An item has `build`, which returns its launches, and `arrays`, what it reads and writes. The kernels are in
-`backends/kernels/cuda/exact.cu`. Where `join` can make one launch of two items, it does.
+Each is an object, an item: `build` returns its kernel launches, and `arrays` are those that it reads and writes. The
+kernels are in `backends/kernels/cuda/exact.cu`. Where `join` can make one launch of two items, it does.
 """
 
 from __future__ import annotations
