@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: test matrix lint types bench wheel full clean
+.PHONY: test matrix lint types docs bench wheel full clean
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv && $(BIN)/pip install -q -e ".[dev]" && touch $@
 
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 matrix: .venv/dev
 	$(BIN)/python .ci/matrix.py
@@ -17,6 +17,9 @@ lint: .venv/dev
 
 types: .venv/dev
 	$(BIN)/mypy
+
+docs: .venv/dev
+	$(BIN)/pip install -q -e ".[docs]" && $(BIN)/python -m sphinx -W --keep-going -n -q -j auto -c docs . docs/_build/html && $(BIN)/python docs/check.py docs/_build/html
 
 bench: .venv/dev
 	$(BIN)/xnn bench
@@ -28,4 +31,4 @@ full:
 	bash .ci/full
 
 clean:
-	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist docs/_build docs/api *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -102,7 +102,7 @@ def nvrtc() -> None:
 def tests() -> None:
     """Every test that takes a backend or needs CuPy, and the emulator's own. They attach the device themselves."""
     words = " or ".join(("cupy", "cuda", "emulated", "gpu", "devices", "persistent", "dtypes"))
-    run("-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", words)
+    run("-m", "pytest", "-n", "auto", "--dist", "loadfile", "-p", "no:cacheprovider", "-rs", "-k", words)
 
 
 def checks() -> None:

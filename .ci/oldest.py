@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The extras whose packages the tests use.
-EXTRAS = ("fast", "plot", "scipy", "sklearn", "tensorboard", "test")
+EXTRAS = ("fast", "image", "keras", "onnx", "plot", "scipy", "sklearn", "tensorboard", "test")
 #: pyparsing 3.3 warns about what matplotlib 3.8 calls, and the tests take warnings for errors.
 OTHERS = ("pyparsing<3.3",)
 

@@ -2,8 +2,8 @@
 
 Nothing here knows a layer, a loss or an optimizer. Read in this order: `base.py` (what every backend can do),
 `numpy_backend.py` (the default one), `registry.py` and `numerics.py` (how a backend and a kind of arithmetic are
-chosen), `random.py`, `threads.py`, `communicator.py`. Then the two rooms: `kernels/` (fast replacements of ops in a
-training step) and `exact/` (the same bits on every machine).
+chosen), `random.py`, `threads.py`, `communicator.py`. Then the three rooms: `kernels/` (fast replacements of ops in a
+training step), `exact/` (the same bits on every machine) and `ranks/` (processes that train together).
 
 A new backend is one file beside `cupy_backend.py` and one line in `registry.py`.
 """

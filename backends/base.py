@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from xnn.backends.communicator import communicator
 from xnn.backends.kernels.calls import KernelTable
 from xnn.backends.numerics import current_numerics
 from xnn.backends.random import Stream, half_words, keep_halves, signed_halves
+from xnn.backends.ranks.rows import SharedRows
 from xnn.errors import DeviceMemoryError, DTypeError, OptionError, XnnError
 from xnn.options import is_one_of, shown
 
@@ -92,8 +94,18 @@ class Backend:
 
     @property
     def math(self) -> Any:
-        """The namespace that ops compute in: `xp` in fast numerics, `exact` in exact numerics."""
-        return self.xp if current_numerics() == "fast" else self.exact
+        """The namespace that ops compute in: `xp` in fast numerics, `exact` in exact numerics.
+
+        In fast numerics, while workers share a batch, it is `shared`.
+        """
+        if current_numerics() != "fast":
+            return self.exact
+        return self.xp if communicator() is None else self.shared
+
+    @cached_property
+    def shared(self) -> Any:
+        """The namespace in which sums over the batch are those of all workers (`backends/ranks/rows.py`)."""
+        return SharedRows(self)
 
     @cached_property
     def computed(self) -> set[Any]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-__all__ = ["Communicator", "communicator", "with_communicator"]
+__all__ = ["Communicator", "communicator", "over_rows", "with_communicator"]
 
 
 class Communicator(Protocol):
@@ -33,6 +33,8 @@ class Communicator(Protocol):
         """Return the sum of the workers' integers, such as the rows of the whole batch from those of each shard."""
 
 
+#: See `Boundary.over_rows`. A program sets it for the backward calls that it names.
+over_rows: ContextVar[bool] = ContextVar("xnn_over_rows", default=False)
 _current: ContextVar[Communicator | None] = ContextVar("xnn_communicator", default=None)
 
 

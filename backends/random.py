@@ -30,7 +30,16 @@ from xnn.errors import OptionError
 from xnn.ops.special import rational
 from xnn.options import shown
 
-__all__ = ["AffineField", "ElasticField", "Mask", "Purpose", "Stream", "mask_threshold"]
+__all__ = [
+    "MULTIPLIERS",
+    "WEYL",
+    "AffineField",
+    "ElasticField",
+    "Mask",
+    "Purpose",
+    "Stream",
+    "mask_threshold",
+]
 
 #: Numbers that are made at a time: 256 KiB, which the cache of a processor holds a few times.
 _BLOCK = 2**15
@@ -251,8 +260,8 @@ def signed_halves(xp: Any, halves: Any) -> Any:
 
 
 # Multipliers and key increments of Philox4x64 (Salmon et al. 2011, table 2 and section 3).
-_MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
-_WEYL = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
+MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
+WEYL = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
 _MASK = 2**64 - 1
 
 
@@ -269,10 +278,10 @@ def philox(xp: Any, blocks: Any, stream: Stream) -> Any:
     c0, c1, c2, c3 = blocks, *(blocks * 0 + int(n) for n in (stream.step, stream.index, stream.purpose))
     k0, k1 = stream.seed, 0
     for _ in range(10):
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        high0, low0 = _multiply(c0, MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        k0, k1 = (k0 + WEYL[0]) & _MASK, (k1 + WEYL[1]) & _MASK
     return xp.reshape(xp.stack((c0, c1, c2, c3), axis=1), (-1,))
 
 

@@ -1,11 +1,16 @@
-"""The number of BLAS threads of a run: how it is chosen, how it is limited for a while, and the execution plan."""
+"""The number of threads of a run: how it is chosen, how it is limited for a while, and the execution plan.
+
+There are threads of BLAS, which share a matrix product, and threads of xnn's own, which share the images of a batch
+(`kernels/workers.py`). A limit holds for both. Where xnn's own share most of a step, BLAS is limited to one thread,
+since its idle threads keep cores busy.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,8 +21,8 @@ from xnn.errors import OptionError
 from xnn.options import check_count, shown
 
 __all__ = [
-    "THREAD_VARIABLES", "Threads", "blas_libraries", "blas_threads", "check_threads", "choose_threads",
-    "execution_plan", "limit_threads", "use_threads",
+    "THREAD_VARIABLES", "HeldLimits", "Threads", "blas_libraries", "blas_threads", "check_threads", "choose_threads",
+    "execution_plan", "limit_threads", "own_threads", "threads_of_rank", "use_threads",
 ]  # fmt: skip
 
 # How many multiplications make one more thread worth while; the products of one forward pass are counted, batch
@@ -68,6 +73,11 @@ def blas_threads() -> int | None:
     None if threadpoolctl knows none of them.
     """
     return min((int(library.get_num_threads()) for library in _blas()), default=None)
+
+
+def own_threads() -> int:
+    """Return how many threads of xnn's own may run now: the limit of `limit_threads`, or else that of BLAS."""
+    return _limits.own()
 
 
 def check_threads(threads: Any) -> int | str | None:
@@ -133,22 +143,28 @@ def _set_num_threads(library: Any, threads: int) -> None:
 class _Limits:
     """The limits now in force in the process. BLAS has one number for all Python threads, so they share this object.
 
-    asked: the limits of all open `limit_threads` blocks, and that of `use_threads`. before: each library's number
-    before the first of them. chosen: the limit of `use_threads`, None if there is none.
+    asked: the limits of all open `limit_threads` blocks, and that of `use_threads`. products: the lower ones of these
+    blocks for matrix products alone. before: each BLAS library's number before the first of them. changed: whether a
+    library has another number now. chosen: the limit of `use_threads`, None if there is none.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.asked: list[int] = []
+        self.products: list[int] = []
         self.before: list[int] = []
+        self.changed = False
         self.chosen: int | None = None
 
-    def enter(self, threads: int) -> int:
+    def own(self) -> int:
         with self.lock:
-            first = not self.asked
-            self._add(threads)
-            if first and all(before <= threads for before in self.before):  # nothing changes
-                return min([*self.before, threads])
+            before = self.before if self.asked or self.products else [blas_threads() or 1]
+            return min([*before, *self.asked], default=1)
+
+    def enter(self, threads: int | None, products: int | None) -> int:
+        """Add limits. Returns how many threads BLAS has now."""
+        with self.lock:
+            self._add(threads, products)
             return self._apply()
 
     def choose(self, threads: int | None) -> None:
@@ -156,40 +172,48 @@ class _Limits:
         with self.lock:
             if threads == self.chosen:
                 return
-            if threads is not None:
-                self._add(threads)
+            self._add(threads)
             if self.chosen is not None:
                 self.asked.remove(self.chosen)
             self.chosen = threads
             self._apply()
 
-    def _add(self, threads: int) -> None:
-        if not self.asked:
+    def _add(self, threads: int | None, products: int | None = None) -> None:
+        if not self.asked and not self.products:
             self.before = [library.get_num_threads() for library in _blas()]
-        self.asked.append(threads)
+        self.asked += [] if threads is None else [threads]
+        self.products += [] if products is None else [products]
 
-    def leave(self, threads: int) -> None:
+    def leave(self, threads: int | None, products: int | None) -> None:
+        """Remove limits."""
         with self.lock:
-            self.asked.remove(threads)
+            if threads is not None:
+                self.asked.remove(threads)
+            if products is not None:
+                self.products.remove(products)
             self._apply()
 
     def _apply(self) -> int:
-        for library, before in zip(_blas(), self.before, strict=True):
-            threads = min([before, *self.asked])
-            if library.get_num_threads() != threads:
-                _set_num_threads(library, threads)
-        return min([*self.before, *self.asked], default=1)
+        least = min([*self.asked, *self.products], default=None)
+        wanted = [before if least is None else min(before, least) for before in self.before]
+        if self.changed or wanted != self.before:
+            for library, threads in zip(_blas(), wanted, strict=True):
+                if library.get_num_threads() != threads:
+                    _set_num_threads(library, threads)
+            self.changed = wanted != self.before
+        return min(wanted, default=1 if least is None else least)
 
 
 _limits = _Limits()
 
 
 @contextmanager
-def limit_threads(threads: int | None) -> Iterator[int | None]:
+def limit_threads(threads: int | None, products: int | None = None) -> Iterator[int | None]:
     """Limit the threads of matrix products (BLAS) inside a `with` block. It is also called `xnn.threads`.
 
     threads: a positive integer, or None to change nothing. The block's value is the limit in force, which is never
         above the limit that was in force before; None if no BLAS is known.
+    products: a lower limit for matrix products alone, where threads of xnn's own share other work; default None.
 
     For a loop that you write yourself. A Trainer chooses its own number. Small networks are fastest with one thread,
     above all while other programs are busy: a second thread pays from about five million multiplications of a
@@ -203,15 +227,40 @@ def limit_threads(threads: int | None) -> Iterator[int | None]:
         ...     print(limit)
         1
     """
-    if threads is None:
+    if threads is None and products is None:
         yield blas_threads()
         return
-    threads = check_count("threads", threads)
-    holds = _limits.enter(threads)
+    threads = None if threads is None else check_count("threads", threads)
+    products = None if products is None else check_count("products", products)
+    holds = _limits.enter(threads, products)
     try:
         yield holds
     finally:
-        _limits.leave(threads)
+        _limits.leave(threads, products)
+
+
+class HeldLimits:
+    """Limits of `limit_threads` that last from one block to the next, where nothing else computes between them.
+
+    To set a limit and take it back takes about as long as a step of a small network.
+    """
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+        self._asked: tuple[int | None, int | None] = None, None
+
+    def limit(self, threads: int | None, products: int | None = None) -> AbstractContextManager[None]:
+        """As `limit_threads`, but what is limited stays so until another limit is asked for, or `end`."""
+        if (threads, products) != self._asked:
+            self.end()
+            self._held.enter_context(limit_threads(threads, products))
+            self._asked = threads, products
+        return nullcontext()
+
+    def end(self) -> None:
+        """Restore the limit that was there before the first block."""
+        self._held.close()
+        self._asked = None, None
 
 
 def use_threads(threads: int | None) -> None:
@@ -227,6 +276,16 @@ def use_threads(threads: int | None) -> None:
         >>> xnn.use_threads(None)
     """
     _limits.choose(None if threads is None else check_count("threads", threads))
+
+
+def threads_of_rank(ranks: int) -> int:
+    """How many threads a process may use that shares this machine with others: its cores divided by the ranks.
+
+    ranks: how many processes of a training run here. Where the launcher has given each its own cores, all of those.
+    """
+    cores = os.cpu_count() or 1
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, bound if bound < cores else cores // ranks)
 
 
 def execution_plan(

@@ -3,6 +3,10 @@
 `xnn bench` (xnn/cli/bench.py) uses
     contestants.py        xnn as contestants, and the task that all contestants get
     peers.py              other libraries as contestants
+    networks.py           LeNet-5, a small VGG and the like, in xnn and in PyTorch
+    jax_networks.py       the same networks in JAX
+    keras_networks.py     the same networks in Keras on JAX
+    presets.py            which networks and batch sizes are timed
     worker.py             one contestant in a process of its own (xnn/runs/process.py)
     suite.py              runs contestants in turns, and checks and collects their times
     report.py             tables, plots, and comparisons with older results

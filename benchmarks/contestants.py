@@ -12,7 +12,10 @@ import numpy as np
 from xnn import losses, optimizers
 from xnn.backends import Purpose, Stream, current_numerics
 from xnn.backends import backend as use
+from xnn.benchmarks import networks
 from xnn.benchmarks.gpu_peers import GPU_PEERS
+from xnn.benchmarks.jax_networks import JaxNetwork
+from xnn.benchmarks.keras_networks import KerasNetwork
 from xnn.benchmarks.peers import PEERS, Peer, set_threads
 from xnn.benchmarks.products import DeviceGemm, Gemm
 from xnn.data import Batches, load, synthetic_digits
@@ -20,6 +23,7 @@ from xnn.data.batches import Rows
 from xnn.errors import OptionError
 from xnn.history import History
 from xnn.initializers import Glorot
+from xnn.layers import Sequential
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 from xnn.training.fit import Fit
@@ -32,7 +36,8 @@ class Task:
     """The network, data and initial weights that every contestant gets.
 
     widths: the sizes of inputs, hidden layers and outputs. batch: the batch size. rows: the number of samples.
-    dataset: "mnist" or "synthetic" (default). seed: of the weights. learning_rate: 0.1 by default.
+    dataset: "mnist" or "synthetic" (default). seed: of the weights. learning_rate: 0.1 by default. network: one of
+    `networks.NETWORKS`, in place of the dense layers that `widths` describes; "" (default) for those.
     """
 
     widths: tuple[int, ...]
@@ -41,6 +46,7 @@ class Task:
     dataset: str = "synthetic"
     seed: int = 0
     learning_rate: float = 0.1
+    network: str = ""
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """uint8 images (rows, inputs) and int64 labels (rows,). Images repeat if the data set has fewer."""
@@ -53,7 +59,12 @@ class Task:
         return np.ascontiguousarray(x[rows]), y[rows].astype(np.int64)
 
     def weights(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Glorot normal weights (inputs, outputs) and zero biases, both float32, a list of each."""
+        """Glorot normal weights (inputs, outputs) and zero biases, both float32, a list of each.
+
+        For one of `networks.NETWORKS` the first list holds all parameters.
+        """
+        if self.network:
+            return networks.weights(self.network, self.seed), []
         shapes = list(itertools.pairwise(self.widths))
         draw = Glorot()
         w = [
@@ -61,6 +72,14 @@ class Task:
             for i, shape in enumerate(shapes)
         ]
         return w, [np.zeros(n, np.float32) for _, n in shapes]
+
+    def flops(self) -> int:
+        """The floating-point operations of the products of a training step."""
+        return (
+            networks.flops(self.network, self.batch)
+            if self.network
+            else network_flops(self.widths, self.batch)
+        )
 
 
 def network_flops(widths: Sequence[int], batch: int) -> int:
@@ -98,6 +117,11 @@ class _Losses(History):
         self.losses.append(losses)
 
 
+def _dense(weights: Sequence[np.ndarray]) -> Sequential:
+    widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
+    return mlp(widths[0], widths[1:-1], widths[-1], rescale=(1 / 255, 0.0))
+
+
 class Xnn(Peer):
     """xnn's Trainer, without metrics, on one backend and with one table of kernels."""
 
@@ -112,12 +136,13 @@ class Xnn(Peer):
         backend: str = "numpy",
         kernels: str = "auto",
         optimizer: optimizers.Optimizer | None = None,
+        network: str = "",
     ) -> None:
-        widths = [weights[0].shape[0], *(w.shape[1] for w in weights)]
         with use(backend):
-            self.model = mlp(widths[0], widths[1:-1], widths[-1], rescale=(1 / 255, 0.0))
+            self.model = networks.in_xnn(network) if network else _dense(weights)
         self.lib = self.model.backend
-        arrays = [array for pair in zip(weights, biases, strict=True) for array in pair]
+        pairs = zip(weights, biases, strict=True)
+        arrays = weights if network else [array for pair in pairs for array in pair]
         for parameter, array in zip(self.model.parameters(), arrays, strict=True):
             parameter.value = self.lib.to_device(np.array(array))
         rule = optimizer or optimizers.SGD(learning_rate)
@@ -186,7 +211,19 @@ def make(name: str, task: Task, threads: int, data: tuple[np.ndarray, np.ndarray
     given = (*task.weights(), *(data or task.data()), task.batch, task.learning_rate)
     if name in _OWN:
         backend, kernels = _OWN[name]
-        return Xnn(*given, backend=backend, kernels=kernels)
+        rule = networks.optimizer(task.network, task.learning_rate)
+        return Xnn(*given, backend=backend, kernels=kernels, optimizer=rule, network=task.network)
+    if task.network:
+        if name not in networks.NETWORK_PEERS:
+            raise OptionError(
+                f"{name} does not train {task.network}: choose {', '.join((*_OWN, *networks.NETWORK_PEERS))}"
+            )
+        set_threads(name, threads)
+        if name == "jax-scan":
+            return JaxNetwork(task.network, *given)
+        if name == "keras-jax":
+            return KerasNetwork(task.network, *given)
+        return networks.TorchNetwork(task.network, name, *given)
     if name == "gemm":
         return Gemm(*given)
     if name == "gemm-cupy":

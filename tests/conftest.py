@@ -15,6 +15,12 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
+if (
+    "PYTEST_XDIST_WORKER_COUNT" in os.environ
+):  # pytest -n: its processes share the cores, and BLAS reads this once
+    _SHARE = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(_SHARE, 1)))
+
 import pytest
 from cuda_emulator.attach import attach_without_gpu
 
@@ -23,6 +29,9 @@ from xnn.backends.threads import limit_threads, use_threads
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
+os.environ.pop(
+    "PYTHONUNBUFFERED", None
+)  # what users do not have: a text that cannot be printed stays in a buffer
 os.environ.setdefault("XNN_EMULATOR_DEVICES", "2")  # CuPy counts them when it is imported
 _NOT_EMULATED = attach_without_gpu()
 #: Each backend, and why its tests are skipped here; "" if they run.

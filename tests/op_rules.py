@@ -55,12 +55,9 @@ def op_faults(code: str) -> list[str]:
     """The lines of a file of ops that break the rules for ops, each with the rule."""
     module = ast.parse(code)
     faults = []
-    counters = {
-        id(node): whole_numbers(function)
-        for function in ast.walk(module)
-        if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function)
-    }
+    functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
+    known_of = [(function, whole_numbers(function)) for function in functions]
+    counters = {id(node): known for function, known in known_of for node in ast.walk(function)}
 
     def fault(node: Any, what: str) -> None:
         faults.append(f"line {node.lineno}: {what}: {ast.unparse(node)}")

@@ -13,6 +13,8 @@ WITH_EXAMPLES = [name for name in MODULES if ">>> " in modules()[name].read_text
 def test_the_examples_of_a_module(name):
     if extra_missing(name):
         pytest.skip("needs scikit-learn")
+    if name == "xnn.data.digit_photos":
+        pytest.importorskip("PIL")
     module = importlib.import_module(name)
     found = [test for test in doctest.DocTestFinder().find(module) if test.examples]
     assert found, f"{name}: its examples stand in no docstring"

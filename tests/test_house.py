@@ -44,8 +44,8 @@ FLOORS = {
         3: "backends",
         4: "graph",
         5: "layers losses optimizers schedules initializers metrics",
-        6: "data history callbacks training",
-        7: "runs",
+        6: "data history callbacks training report",
+        7: "runs exchange",
         8: "cli benchmarks sklearn __main__",
     }.items()
     for part in parts.split()

@@ -33,8 +33,8 @@ def test_a_requirement_without_an_oldest_version_is_refused(requirement):
         oldest.floors(table(requirement))
 
 
-def test_the_readme_says_why_each_package_is_needed():
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## What it needs, and why", 1)[1]
+def test_the_page_on_installing_says_why_each_package_is_needed():
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8").split("## What it needs, and why", 1)[1]
     reasons = re.findall(r"^\| ([\w-]+) \|", text.split("\n## ", 1)[0], re.M)
     required = [re.split(r"[\[>=<!]", requirement)[0] for requirement in PROJECT["dependencies"]]
     assert sorted(required) == sorted(set(reasons) - {"package"})

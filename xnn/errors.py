@@ -18,6 +18,7 @@
     │   ├── DeviceMemoryError(MemoryError)    the device has no memory left
     │   └── DeviceError(RuntimeError)         the device refused a call, or a kernel failed
     │       └── DeviceLostError               the device does not answer this process any more
+    ├── RankError(RuntimeError)               processes that train together differ from one another
     ├── WeightWarning(UserWarning)            weights of samples or classes that have no effect; a warning
     └── DataError
         ├── DataNotFoundError(LookupError)    a data set or file is not there and cannot be fetched
@@ -55,6 +56,7 @@ __all__ = [
     "NoExactFormError",
     "NumericsError",
     "OptionError",
+    "RankError",
     "ScaleWarning",
     "ShapeError",
     "UnknownBackendError",
@@ -108,6 +110,10 @@ class NumericsError(XnnError, ArithmeticError):
 
 class NoExactFormError(NumericsError, AttributeError):
     """An op uses an array function that exact numerics do not have. hasattr then returns False."""
+
+
+class RankError(XnnError, RuntimeError):
+    """Processes that train together have other options, data or weights than one another."""
 
 
 class BackendError(XnnError):

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -25,23 +26,10 @@ from xnn.errors import DataNotFoundError, DiskError, MissingExtraError, OptionEr
 from xnn.options import shown
 
 __all__ = [
-    "StandardError",
-    "as_path",
-    "check_folder",
-    "check_matplotlib",
-    "check_plot",
-    "check_writable",
-    "flush_folder",
-    "lock_file",
-    "notice",
-    "printable",
-    "reading",
-    "replace_file",
-    "save_figure",
-    "to_json",
-    "write_atomically",
-    "written_by_parts",
-]
+    "StandardError", "as_path", "by_numbers", "check_folder", "check_matplotlib", "check_plot", "check_writable",
+    "flush_folder", "lock_file", "notice", "printable", "reading", "replace_file", "save_figure", "to_json",
+    "write_atomically", "written_by_parts",
+]  # fmt: skip
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
@@ -54,6 +42,15 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         ) from None
 
 
+def by_numbers(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts names with the numbers in them by size: "2.png" before "10.png".
+
+    >>> sorted(["10.png", "a.png", "2.png"], key=by_numbers)
+    ['2.png', '10.png', 'a.png']
+    """
+    return [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)], name
+
+
 @contextmanager
 def reading(path: str | os.PathLike[str], what: str = "") -> Iterator[None]:
     """A `with` block that reads a file. An OSError in it becomes a DataNotFoundError that names the file.
@@ -64,6 +61,8 @@ def reading(path: str | os.PathLike[str], what: str = "") -> Iterator[None]:
     if "\0" in os.fspath(path):
         raise DataNotFoundError(f"there is no file {os.fspath(path)!r}: a name has no null character")
     try:
+        if Path(path).is_fifo() or Path(path).is_socket():
+            raise DataNotFoundError(f"{named} is a pipe or socket, which may never end: name a file")
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         if isinstance(error, FileNotFoundError) and not what:

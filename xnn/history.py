@@ -14,7 +14,7 @@ from xnn.graph.habits import Habitual
 from xnn.layers.resumable_sha256 import ResumableSHA256
 from xnn.options import explained_call, shown
 
-__all__ = ["Bar", "History", "LiveLine", "PrintedLines", "epoch_line", "numbers_line"]
+__all__ = ["Bar", "History", "PrintedLines", "epoch_line", "numbers_line"]
 
 
 @dataclass(repr=False)
@@ -195,8 +195,11 @@ def numbers_line(entry: dict[str, Any]) -> str:
 class PrintedLines:
     """Progress in a file, a pipe or a CI log: a line on standard error after each epoch."""
 
-    def update(self, epoch: str, steps: int, numbers: str) -> None:
-        """Show how far training is. epoch: such as "3/10". steps: how many are done in all. numbers: as text."""
+    def update(self, epoch: str, steps: int, numbers: dict[str, Any], speed: str) -> None:
+        """Show how far training is.
+
+        epoch: such as "3/10". steps: how many are done in all. numbers: of the epoch so far. speed: as text.
+        """
 
     def print(self, line: str) -> None:
         """Print a line about an epoch."""
@@ -204,30 +207,6 @@ class PrintedLines:
 
     def stop(self) -> None:
         """Called when training ends."""
-
-
-class LiveLine(PrintedLines):
-    """Progress in Jupyter: a line that is written again and again over itself, and one for each epoch."""
-
-    def __init__(self) -> None:
-        self._width = 0
-
-    def update(self, epoch: str, steps: int, numbers: str) -> None:
-        self._write(f"epoch {epoch}  {numbers}")
-
-    def print(self, line: str) -> None:
-        self._write(f"{line}\n")
-        self._width = 0
-
-    def stop(self) -> None:
-        if self._width:
-            self.print("")
-
-    def _write(self, text: str) -> None:
-        cleared = f"\r{' ' * self._width}\r" if self._width else ""
-        StandardError().write(f"{cleared}{text}")
-        StandardError().flush()
-        self._width = len(text)
 
 
 class Bar(PrintedLines):
@@ -247,8 +226,9 @@ class Bar(PrintedLines):
         self._progress.start()
         self._task = self._progress.add_task("starting", total=steps, numbers="")
 
-    def update(self, epoch: str, steps: int, numbers: str) -> None:
-        self._progress.update(self._task, completed=steps, description=f"epoch {epoch}", numbers=numbers)
+    def update(self, epoch: str, steps: int, numbers: dict[str, Any], speed: str) -> None:
+        shown = f"{numbers_line(numbers)}  {speed}"
+        self._progress.update(self._task, completed=steps, description=f"epoch {epoch}", numbers=shown)
 
     def print(self, line: str) -> None:
         self._progress.console.print(line, highlight=False)

@@ -9,9 +9,10 @@ that is not in this file raises NoExactFormError, since nobody has checked that 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from xnn.backends.communicator import communicator
+from xnn.backends.communicator import communicator, over_rows
 from xnn.backends.exact import functions
 from xnn.backends.exact.scaled import ScaledIntegers
 from xnn.backends.exact.slices import (
@@ -67,6 +68,11 @@ class ExactNamespace(Boundary):
 
     def __repr__(self) -> str:
         return f"<exact namespace of {self.lib.name}>"
+
+    @property
+    def over_rows(self) -> bool:  # type: ignore[override]
+        """Whether the gradients of parameters that are now computed are sums over a batch that workers share."""
+        return over_rows.get() and communicator() is not None
 
     # The boundary of an op.
 
@@ -190,6 +196,10 @@ class ExactNamespace(Boundary):
         own, shared = exponent(self.lib, x, axis), communicator()
         return own if shared is None else shared.maximum(own)
 
+    def _fields(self, sizes: Any) -> Any:
+        """The exponent field of each of these numbers."""
+        return (self.lib.bits(sizes, "int64") >> 52) & 0x7FF
+
     def batch_largest(self, sizes: Any) -> Any:
         """The largest of the workers' numbers of at least 0. Their bits, read as integers, have the same order."""
         shared = communicator()
@@ -202,8 +212,11 @@ class ExactNamespace(Boundary):
         shared = communicator()
         return partial if shared is None else shared.total(partial)
 
-    def batch_sum(self, x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-        """The sum over `axis`, where axis 0 is the batch: the rows of all workers are added."""
+    def batch_sum(self, x: Any, axis: Axis = None, keepdims: bool = False, largest: Any = None) -> Any:
+        """The sum over `axis`, where axis 0 is the batch: the rows of all workers are added.
+
+        largest: the sizes of the largest numbers over `axis`, of all workers, where they are known; the axes stay.
+        """
         axes = tuple(range(x.ndim)) if axis is None else ((axis,) if isinstance(axis, int) else axis)
         inside = tuple(a for a in axes if a % x.ndim)
         if len(inside) == len(axes):
@@ -213,8 +226,21 @@ class ExactNamespace(Boundary):
             return self.astype(self.batch_total(self.widen(counted)), counted.dtype)
         x = self.widen(x)
         terms = self._extent(x.shape, inside) * self.batch_count(int(x.shape[0]))
-        cut = slice_one(self.lib, x, self.batch_exponent(x, axes), sum_bits(terms))
+        fields = self.batch_exponent(x, axes) if largest is None else self._fields(largest)
+        cut = slice_one(self.lib, x, fields, sum_bits(terms))
         return self.batch_total(self.base.sum(cut, axis=axes, keepdims=keepdims) + 0.0)
+
+    def batch_sums(self, terms: Sequence[Any], axis: tuple[int, ...]) -> list[Any]:
+        """`batch_sum` of several arrays of one shape over these axes, which stay, by one message of each kind."""
+        base, inside = self.base, tuple(a for a in axis if a)
+        wide = [self.widen(x) for x in terms]
+        count = self._extent(wide[0].shape, inside) * self.batch_count(int(wide[0].shape[0]))
+        fields = base.stack([exponent(self.lib, x, axis) for x in wide])
+        shared = communicator()
+        fields = fields if shared is None else shared.maximum(fields)
+        cut = [slice_one(self.lib, x, fields[n, ...], sum_bits(count)) for n, x in enumerate(wide)]
+        sums = self.batch_total(base.stack([base.sum(x, axis=axis, keepdims=True) + 0.0 for x in cut]))
+        return [sums[n, ...] for n in range(len(wide))]
 
     # Products.
 
@@ -227,6 +253,20 @@ class ExactNamespace(Boundary):
         high, low = slice_two(lib, a, factor_exponent(lib, a, -1), bits.two)
         one = slice_one(lib, b, factor_exponent(lib, b, -2 if b.ndim > 1 else 0), bits.one)
         return self.base.matmul(high, one) + self.base.matmul(low, one)
+
+    def batch_product(self, a: Any, b: Any) -> Any:
+        """a^T b of (n, k) and (n, m), as `matmul` computes it, where the rows are the batch's."""
+        lib, base = self.lib, self.base
+        a, b = self.widen(a), self.widen(b)
+        bits = product_bits(self.batch_count(int(a.shape[0])))
+        shared, width = communicator(), a.shape[1]
+        fields = base.concat([factor_exponent(lib, a, 0), factor_exponent(lib, b, 0)], axis=1)
+        fields = fields if shared is None else shared.maximum(fields)
+        high, low = slice_two(lib, a, fields[:, :width], bits.two)
+        one = slice_one(lib, b, fields[:, width:], bits.one)
+        parts = [base.matmul(base.matrix_transpose(part), one) for part in (high, low)]
+        sums = self.batch_total(base.stack(parts))
+        return sums[0, ...] + sums[1, ...]
 
     def scatter_add(self, count: int, indices: Any, rows: Any, batch: bool = False) -> Any:
         """`count` rows of zeros, to which rows[i] is added at indices[i].

@@ -1,9 +1,21 @@
 """Kernels: a backend's fast replacements for the ops in a training step, in NumPy, BLAS and compiled loops.
 
-Read in this order: `calls.py` (what a training step is made of), `binding.py` (how a call is run), `blas.py`,
-`numpy_kernels.py` with `image_kernels.py`, `sum_kernels.py` and `update_kernels.py`, then `compiled_loops.py` (loops
-that Numba compiles, `jit.py`, of `intrinsics.py`), `rows.py` (how they are told what to do) and `compiled_kernels.py`
-(which calls they serve), then the folder `cuda`.
+Read in this order:
+
+1. `calls.py` (what a training step is made of), `fusion.py` (which calls become one), `binding.py` (how a call is
+   run), `blas.py`;
+2. in plain NumPy: `numpy_kernels.py` with `sum_kernels.py`, `update_kernels.py`, `image_kernels.py`,
+   `row_kernels.py`, `pool_kernels.py` and `normalization_kernels.py`; threads (`workers.py`) share the images of a
+   batch by `batch_parts.py`;
+3. compiled by Numba (`jit.py`), for dense networks: `compiled_loops.py` of `intrinsics.py`, `rows.py` (how the loops
+   are told what to do), and `compiled_kernels.py` (which calls they serve). Further loops, each compiled when a
+   network needs it: `gather_rows.py`, `draw_loops.py`, `embedding_rows.py`, `loss_*`, `metric_rows.py`, `update_*`;
+4. compiled, for images and other samples that threads share, too: `image_calls.py` and `image_loops.py`
+   (how a stretch of calls is run), then rows and loops: `convolution_rows.py` and `convolution_loops.py`, with
+   `shifts.py` (convolution as a sum of shifted planes) and `micro_kernels.py` (its tiles); `pooling_*`, `branch_*`,
+   `normalization_*`, `layer_norm_rows.py` with `feature_loops.py`, `curve_*`, `softmax_rows.py` and `augment_*`;
+   they use `vectors.py`;
+5. the folder `cuda`.
 """
 
 __all__ = []

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.communicator import over_rows
+from xnn.backends.kernels.buffers import allocate
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable, Slot
 from xnn.backends.row_sources import is_on_host
 from xnn.errors import DTypeError
 from xnn.ops.apply import apply_rule, backward_of, check_gradients, forward_of, fresh_arrays
@@ -17,19 +19,28 @@ __all__ = ["bind", "bind_each", "counted", "interpret"]
 
 
 def bind(
-    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: dict[Any, Call] | None = None
+    lib: Any,
+    table: KernelTable,
+    calls: Sequence[Call],
+    by_ops: dict[Any, Call] | None = None,
+    shares: bool = False,
 ) -> list[Runnable]:
     """Turn a list of calls into functions without arguments: kernels where the table has them, ops elsewhere.
 
-    by_ops: a dictionary to which the functions that run ops are added, with their calls.
+    by_ops: a dictionary to which the functions that run ops are added, with their calls. shares: whether slots that
+    are not needed at the same time may share a buffer (`buffers.py`), if nobody reads them after a step.
     """
-    return table.assemble(bind_each(lib, table, calls, by_ops))
+    return table.assemble(bind_each(lib, table, calls, by_ops, shares))
 
 
 def bind_each(
-    lib: Any, table: KernelTable, calls: Sequence[Call], by_ops: dict[Any, Call] | None = None
+    lib: Any,
+    table: KernelTable,
+    calls: Sequence[Call],
+    by_ops: dict[Any, Call] | None = None,
+    shares: bool = False,
 ) -> list[Any]:
-    """Return a function for each call: the table's kernel, or else one that runs the op; `by_ops` as for `bind`.
+    """Return a function for each call: the table's kernel, or else one that runs the op. Arguments as for `bind`.
 
     A forward call and its backward call are run both by kernels or both by the op: an op's backward needs what the
     op's forward has saved, and a kernel's what the kernel has.
@@ -39,26 +50,11 @@ def bind_each(
     for call, forward in pairs * 2:  # twice, since a fused backward call can have two forward calls
         if forward is not None:
             chosen[call] = chosen[forward] = chosen[call] and chosen[forward]
-    for call in calls:
-        if chosen[call] and call.op in table.views:
-            _share(lib, call)
-    for call in calls:
-        for slot in call.slots() if chosen[call] else ():
-            if slot.array is None or not slot.fixed:
-                slot.allocate(lib)
+    allocate(lib, calls, chosen, table.views, shares)
     bound = [table.bind(call) if chosen[call] else interpret(lib, call) for call in calls]
     if by_ops is not None:
         by_ops.update({run: call for run, call in zip(bound, calls, strict=True) if not chosen[call]})
     return bound
-
-
-def _share(lib: Any, call: Call) -> None:
-    """Let the result of a call have the memory of what it reads, unless it has its own."""
-    source, target = call.reads[0], call.writes[0]
-    if not source.fixed:
-        source.allocate(lib)
-    if target is not None and not target.fixed:
-        target.array, target.fixed = source.array.reshape(target.shape), True
 
 
 def interpret(lib: Any, call: Call) -> Runnable:
@@ -121,12 +117,16 @@ def _backward(lib: Any, call: Call) -> Runnable:
     forward = call.forward
     assert forward is not None
     xp = lib.math
-    first = True
+    first, mixes = True, bool(call.options.get("over_rows"))
 
     def run() -> None:
         nonlocal first
         saved = forward.saved if call.writes[0] is not None else call.op.without_input_gradient(forward.saved)
-        gradients = backward_of(call.op, xp, call.reads[0].array, saved)
+        token = over_rows.set(mixes)
+        try:
+            gradients = backward_of(call.op, xp, call.reads[0].array, saved)
+        finally:
+            over_rows.reset(token)
         forward.saved = None
         if first:  # once is enough: a program's shapes do not change
             _check(call, gradients)
@@ -173,7 +173,7 @@ def _add(lib: Any, call: Call) -> Runnable:
 def counted(lib: Any, xp: Any, call: Call, arrays: Sequence[Any]) -> Any:
     """What a metric or total call makes of these arrays, as an array on the device. xp: the namespace of the ops."""
     if call.kind == "metric":
-        return lib.number_on_device(apply_rule(call.op, xp, arrays, {}))
+        return lib.number_on_device(apply_rule(call.op, xp, arrays, call.options))
     if hasattr(call.op, "total"):
         return lib.number_on_device(apply_rule(call.op.total, xp, arrays, call.options))
     return lib.number_on_device(call.op(*arrays))
@@ -195,6 +195,10 @@ def _update(lib: Any, call: Call) -> Runnable:
     group = call.rule
     columns = call.columns()
     xp = lib.math
+    if group.in_place and group.steady:  # the rule works element by element
+        columns = [
+            tuple(Slot("stretch", a.shape, a.dtype, a, fixed=True) for a in s) for s in group.stretches(call)
+        ]
 
     def run() -> None:
         options = group.options
@@ -223,4 +227,5 @@ _INTERPRETERS: dict[str, Callable[[Any, Call], Runnable]] = {
     "update": _update,
     "options": lambda lib, call: call.options["compute"],
     "optimizer": lambda lib, call: call.options["step"],
+    "share": lambda lib, call: call.options["compute"],
 }

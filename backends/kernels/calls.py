@@ -6,9 +6,9 @@ into a function without arguments: a kernel if the backend's KernelTable has one
 | kind | reads | writes | what it does |
 |---|---|---|---|
 | gather | - | batch | copies the step's rows of the data to the device; options: source, cursor, Rescale's numbers |
-| draw | - | mask | makes random numbers for this step; options: make and layer; for kernels recipe and again |
+| draw | - | mask | makes random numbers for this step; options: make, layer; for kernels recipe, again, cursor |
 | forward | the op's inputs | output | runs op.forward; keeps `saved` for the backward call |
-| backward | gradient | gradient per input | runs op.backward of the call `forward` |
+| backward | gradient | gradient per input | runs op.backward of the call `forward`; option: over_rows |
 | keep | arrays, a value | arrays | updates running statistics or averages of weights by a rule |
 | loss | the loss's inputs | loss, gradient | runs forward and backward of the last op at once |
 | add | gradients | gradient | adds them from left to right |
@@ -17,6 +17,7 @@ into a function without arguments: a kernel if the backend's KernelTable has one
 | total | outputs, targets, sample weights if any | number | the divisor of the loss, by a LossOp or a function |
 | collect | number | - | appends the number to a list that the trainer reads; options: into |
 | options | - | - | computes the update's options in the middle of a step (`program.py` says when); options: compute |
+| share | numbers, gradients | the same | exchanges them with the ranks of a training; options: compute |
 | update | parameters, gradients, state | parameters, state | one step of an optimizer's rule |
 | optimizer | gradients | parameters | one step of an optimizer with its own `step` or `update`; options: step |
 """
@@ -42,7 +43,7 @@ def nothing() -> None:
 
 
 def chain(*steps: Runnable) -> Runnable:
-    """Return a function that runs these functions one after the other."""
+    """Return a function that runs these functions one after the other; `is_shared` if threads share one of them."""
     steps = tuple(step for step in steps if step is not nothing)
     if len(steps) == 1:
         return steps[0]
@@ -51,6 +52,7 @@ def chain(*steps: Runnable) -> Runnable:
         for step in steps:
             step()
 
+    run.is_shared = any(getattr(step, "is_shared", False) for step in steps)  # type: ignore[attr-defined]
     return run
 
 
@@ -94,9 +96,14 @@ class Slot:
 
 @dataclass(eq=False)
 class Cursor:
-    """The row numbers of a step's samples, int64: written before the step, read by its gather calls."""
+    """What gather and draw calls read, written before each step.
+
+    rows: the row numbers of the step's samples, int64. stream: of random numbers: the seed and the step's number,
+    uint64.
+    """
 
     rows: np.ndarray
+    stream: np.ndarray = field(default_factory=lambda: np.zeros(2, np.uint64))
 
 
 @dataclass(eq=False)

@@ -1,39 +1,55 @@
 """The table of compiled kernels: each call becomes one or more rows of numbers, which `compiled_loops.run` executes.
 
-Calls without rows, such as a user's op or the drawing of dropout's mask, are run by a NumPy kernel or by the op,
-between two stretches of rows. Importing this file imports Numba.
+Calls without rows, such as a user's op, are run by a NumPy kernel or by the op, between two stretches of rows.
+Importing this file imports Numba.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numba
 import numpy as np
 
 from xnn import ops
+from xnn.backends.kernels import compiled_loops as loops
+from xnn.backends.kernels.augment_rows import AUGMENT_ROWS
 from xnn.backends.kernels.blas import blas_routine
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable
-from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH, Code
+from xnn.backends.kernels.branch_rows import BRANCH_ROWS
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable, nothing
+from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH, WIDTH
+from xnn.backends.kernels.convolution_rows import CONVOLUTION_ROWS
+from xnn.backends.kernels.curve_rows import CURVE_ROWS
+from xnn.backends.kernels.embedding_rows import EMBEDDING_ROWS
+from xnn.backends.kernels.gather_rows import gather, rescaled, serves_rescaled, serves_rows
+from xnn.backends.kernels.image_calls import ImageCall, ImageStretch
+from xnn.backends.kernels.layer_norm_rows import LAYER_NORM_ROWS
+from xnn.backends.kernels.loss_loops import plain_cross_entropy
+from xnn.backends.kernels.loss_rows import LOSS_ROWS
+from xnn.backends.kernels.metric_rows import METRIC_ROWS, count_classes
+from xnn.backends.kernels.normalization_rows import NORMALIZATION_ROWS
 from xnn.backends.kernels.numpy_kernels import (
     NUMPY_KERNELS,
     serves_dense,
     serves_elements,
-    serves_gather,
     serves_labels,
     serves_loss,
 )  # fmt: skip
+from xnn.backends.kernels.pooling_rows import POOLING_ROWS
 from xnn.backends.kernels.rows import Rows, Stretch, Writer, several
+from xnn.backends.kernels.softmax_rows import SOFTMAX_ROWS
 from xnn.backends.kernels.sum_kernels import is_sum, serves_penalty
-from xnn.backends.kernels.update_kernels import serves_adam, serves_update
+from xnn.backends.kernels.update_rows import UPDATE_ROWS
 from xnn.errors import BackendUnavailableError
-from xnn.ops import updates
 from xnn.ops.metrics import accuracy
 from xnn.ops.sums import LONG
 
 __all__ = ["CompiledTable"]
 
+#: Ops whose result has the elements of their input in the same order.
+_SHAPES = ops.flatten, ops.reshape, ops.identity
 _KINDS = {None: LINEAR, ops.relu: RELU, ops.sigmoid: SIGMOID, ops.tanh: TANH}
 
 
@@ -43,7 +59,7 @@ def _dense(call: Call) -> Rows:
     out = Writer(y.dtype)
     out.gemm(x, w, y)
     if bias or call.activation is not None:
-        out.row(Code.ACTIVATE, _KINDS[call.activation], y, bias[0] if bias else None, *y.shape)
+        out.loop(loops.activate, 0, _KINDS[call.activation], y, bias[0] if bias else None, *y.shape)
     return out.made
 
 
@@ -64,13 +80,13 @@ def _dense_backward(call: Call) -> Rows:
     sums = db if rate is None or db is None else np.empty_like(db)  # a folded update's db is b
     if sums is not None or forward.activation is not None:
         piece = None if sums is None else np.empty_like(sums)
-        out.row(Code.GRADIENT, _KINDS[forward.activation], dz, y, sums, *dz.shape, piece)
+        out.loop(loops.gradient, 0, _KINDS[forward.activation], dz, y, sums, *dz.shape, piece)
     if dx is not None:
         out.gemm(dz, w.T, dx)  # first: a folded update changes w below
     if dw is not None:
         out.gemm(x.T, dz, dw, rate)
     if rate is not None and db is not None:
-        out.row(Code.FOLD_BIAS, db, sums, db.size, rate)
+        out.loop(loops.fold_bias, 0, db, sums, db.size, rate)
     return out.made
 
 
@@ -81,8 +97,8 @@ def _written(call: Call) -> list[Any]:
 def _activation(call: Call) -> Rows:
     x, y = call.reads[0].array, _written(call)[0]
     out = Writer(y.dtype)
-    out.row(Code.COPY, y, x, y.size)
-    out.row(Code.ACTIVATE, _KINDS[call.op], y, None, 1, y.size)
+    out.loop(loops.copy, 0, y, x, y.size)
+    out.loop(loops.activate, 0, _KINDS[call.op], y, None, 1, y.size)
     return out.made
 
 
@@ -90,47 +106,22 @@ def _activation_backward(call: Call) -> Rows:
     assert call.forward is not None
     y, dy, dx = _written(call.forward)[0], call.reads[0].array, _written(call)[0]
     out = Writer(y.dtype)
-    out.row(Code.COPY, dx, dy, dx.size)
-    out.row(Code.GRADIENT, _KINDS[call.op], dx, y, None, 1, dx.size)
+    out.loop(loops.copy, 0, dx, dy, dx.size)
+    out.loop(loops.gradient, 0, _KINDS[call.op], dx, y, None, 1, dx.size)
     return out.made
 
 
 def _cross_entropy(call: Call) -> Rows:
     z, labels = (slot.array for slot in call.reads)
     out = Writer(z.dtype)
-    out.row(Code.CROSS_ENTROPY, z, labels, *_written(call), *z.shape)
+    out.loop(plain_cross_entropy, 0, z, labels, *_written(call), *z.shape)
     return out.made
-
-
-def _gather(call: Call) -> Rows:
-    source, rows, target = call.options["source"], call.options["cursor"].rows, _written(call)[0]
-    n, width = len(rows), source.size // max(1, len(source))
-    out = Writer(target.dtype if source.dtype == np.uint8 else None)  # other dtypes are only copied
-    if source.dtype == np.uint8:
-        numbers = np.asarray([call.options.get("scale", 1.0), call.options.get("offset", 0.0)])
-        out.row(Code.GATHER, source, rows, target, n, width, numbers, len(source))
-    else:
-        stride = source.strides[0]
-        out.row(Code.TAKE, source, rows, target, n, width, source.itemsize, len(source), stride)
-    return out.made
-
-
-def _can_gather(call: Call) -> bool:
-    source, target = call.options["source"], call.writes[0]
-    assert target is not None
-    if not isinstance(source, np.ndarray) or not len(source) or "shift" in call.options:
-        return False
-    if source.dtype == np.uint8:
-        return serves_gather(call) and np.dtype(target.dtype).kind == "f"
-    whole_rows = source[:1].flags.c_contiguous and source.strides[0] % 4 == 0
-    return bool(whole_rows and source.dtype == target.dtype and source.itemsize in (4, 8)
-                and "scale" not in call.options)  # fmt: skip
 
 
 def _accuracy(call: Call) -> Rows:
     outputs, labels = (slot.array for slot in call.reads)
     out = Writer(outputs.dtype)
-    out.row(Code.COUNT_RIGHT, outputs, labels, _written(call)[0], *outputs.shape)
+    out.loop(count_classes, 0, outputs, labels, _written(call)[0], *outputs.shape)
     return out.made
 
 
@@ -156,14 +147,14 @@ def _serves_dropout(call: Call) -> bool:
 
 def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
     out = Writer(y.dtype)
-    out.row(Code.DROPOUT, x, y, keep.view(np.uint8), y.size, np.asarray([1.0 / (1.0 - rate)]))
+    out.loop(loops.dropout, 0, x, y, keep.view(np.uint8), y.size, np.asarray([1.0 / (1.0 - rate)]))
     return out.made
 
 
 def _sum(call: Call) -> Rows:
     (a, b), y = (slot.array for slot in call.reads), _written(call)[0]
     out = Writer(y.dtype)
-    out.row(Code.ADD, y, a, b, y.size, np.ones(1), None)
+    out.loop(loops.add, 0, y, a, b, y.size, np.ones(1), None)
     return out.made
 
 
@@ -172,7 +163,7 @@ def _penalty(call: Call) -> Rows:
     call.saved = strength
     out, lanes = Writer(y.dtype), np.empty(LANES, y.dtype)
     for number, slot in enumerate(call.reads):
-        out.row(Code.SQUARES, y, slot.array, slot.array.size, strength, number == 0, lanes)
+        out.loop(loops.squares, 0, y, slot.array, slot.array.size, strength, number == 0, lanes)
     return out.made
 
 
@@ -185,28 +176,44 @@ def _penalty_backward(call: Call) -> Rows:
         _written(call), call.forward.reads, others or [None] * len(call.writes), strict=True
     ):
         if y is not None:
-            out.row(Code.ADD, y, other, w.array, y.size, strength, grad)
+            out.loop(loops.add, 0, y, other, w.array, y.size, strength, grad)
     return out.made
 
 
-def _sgd(call: Call) -> Rows:
-    group = call.rule
-    out = Writer(call.reads[0].dtype)
-    for w, g, *velocity in group.stretches(call):
-        out.row(Code.SGD, w, g, velocity[0] if velocity else None, w.size, group.numbers)
-    return out.made
+def _serves_shape(call: Call) -> bool:
+    """Whether the elements stay as they are."""
+    source, target = call.reads[0], call.writes[0]
+    return target is not None and source.dtype == target.dtype and len(source.shape) > 0
 
 
-def _adam(call: Call) -> Rows:
-    group = call.rule
-    out = Writer(call.reads[0].dtype)
-    for w, g, mean, square in group.stretches(call):
-        out.row(Code.ADAM, w, g, mean, square, w.size, group.numbers)
-    return out.made
+def _shape(call: Call) -> Runnable:
+    """Nothing is left to do if the result has the memory of the input (`binding.bind`)."""
+    source, target = call.reads[0].array, _written(call)[0]
+    if np.shares_memory(source, target):
+        return nothing
+    return lambda: np.copyto(target, source.reshape(target.shape))
 
 
 def _has_labels(test: Callable[[Call], bool]) -> Callable[[Call], bool]:
     return lambda call: test(call) and np.dtype(call.reads[1].dtype) == np.int64
+
+
+#: For calls that CompiledTable's own kernels do not serve, such as layer normalization, losses with options, and
+#: activations of arrays of any shape. What has no rows here either has NumPy's kernels.
+_ELEMENTS = KernelTable(
+    {
+        ("gather", None): (rescaled, serves_rescaled),
+        **LAYER_NORM_ROWS,
+        **LOSS_ROWS,
+        **METRIC_ROWS,
+        **UPDATE_ROWS,
+        ("forward", ops.add): (_sum, is_sum),
+        ("add", None): (_sum, is_sum),
+        **{("forward", op): (_activation, serves_elements) for op in _KINDS if op is not None},
+        **{("backward", op): (_activation_backward, serves_elements) for op in _KINDS if op is not None},
+    },
+    NUMPY_KERNELS,
+)
 
 
 class CompiledTable(KernelTable):
@@ -216,7 +223,8 @@ class CompiledTable(KernelTable):
     """
 
     name = f"compiled (numba {numba.__version__})"
-    in_place = True
+    in_place = buffers_in_place = True
+    views = frozenset(_SHAPES)
 
     def __init__(self) -> None:
         for dtype in ("float32", "float64"):
@@ -227,7 +235,7 @@ class CompiledTable(KernelTable):
                 )
         super().__init__(
             {
-                ("gather", None): (_gather, _can_gather),
+                ("gather", None): (gather, serves_rows),
                 ("forward", ops.dense): (_dense, serves_dense),
                 ("backward", ops.dense): (_dense_backward, _serves_dense_backward),
                 ("loss", ops.softmax_cross_entropy): (_cross_entropy, _has_labels(serves_loss)),
@@ -236,18 +244,17 @@ class CompiledTable(KernelTable):
                 ("backward", ops.dropout): (_dropout_backward, _serves_dropout),
                 ("forward", ops.l2_penalty): (_penalty, serves_penalty),
                 ("backward", ops.l2_penalty): (_penalty_backward, serves_penalty),
-                ("forward", ops.add): (_sum, is_sum),
-                ("add", None): (_sum, is_sum),
-                ("update", updates.sgd): (_sgd, serves_update),
-                ("update", updates.adam): (_adam, serves_adam),
-                **{("forward", op): (_activation, serves_elements) for op in _KINDS if op is not None},
-                **{
-                    ("backward", op): (_activation_backward, serves_elements)
-                    for op in _KINDS
-                    if op is not None
-                },
+                **AUGMENT_ROWS,
+                **BRANCH_ROWS,
+                **CONVOLUTION_ROWS,
+                **CURVE_ROWS,
+                **NORMALIZATION_ROWS,
+                **POOLING_ROWS,
+                **EMBEDDING_ROWS,
+                **SOFTMAX_ROWS,
+                **{(kind, op): (_shape, _serves_shape) for kind in ("forward", "backward") for op in _SHAPES},
             },
-            NUMPY_KERNELS,
+            _ELEMENTS,
         )
 
     def several(
@@ -258,19 +265,59 @@ class CompiledTable(KernelTable):
         return several(whole) if len(whole) == len(turns) else None
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
-        """Join rows that follow one another, and compute in one dtype, into one table that a single call runs."""
-        steps: list[Runnable] = []
-        together: list[Rows] = []
-        for item in (*bound, None):
-            if isinstance(item, Rows):
-                if len({part.dtype for part in (*together, item)} - {None}) > 1:
-                    steps.append(Stretch(together))
-                    together = []
-                together.append(item)
-                continue
-            if together:
-                steps.append(Stretch(together))
-                together = []
-            if item is not None:
-                steps.append(item)
-        return steps
+        """Join rows that follow one another, and compute in one dtype, into one table that a single call runs.
+
+        So, too, for images; calls on a few numbers are not worth the waking of a thread, and become rows.
+        """
+        items = chain.from_iterable(made if isinstance(made, list) else [made] for made in bound)
+        left = [item for item in items if item is not nothing]
+        is_shared = any(isinstance(item, ImageCall) and item.heavy for item in left)
+        stretches = _joined(chain.from_iterable(map(_as_rows, _joined(left))))
+        return [_step(together, is_shared) for together in stretches]
+
+
+def _joined(items: Iterable[Any]) -> list[list[Any]]:
+    stretches: list[list[Any]] = []
+    for item in items:
+        if not stretches or not _joins(stretches[-1], item):
+            stretches.append([])
+        stretches[-1].append(item)
+    return stretches
+
+
+def _as_rows(stretch: list[Any]) -> list[Any]:
+    """A stretch as it is, or as rows if it is little work that needs nothing but the loops."""
+    if not all(isinstance(call, ImageCall) and call.is_light for call in stretch):
+        return stretch
+    numbers = [(*call.row, *[0] * (WIDTH - 1 - len(call.row)), call.n) for call in stretch]
+    return [Rows([row], call.arrays, call.dtype) for row, call in zip(numbers, stretch, strict=True)]
+
+
+def _joins(together: list[Any], item: Any) -> bool:
+    """Whether an item can become one step with those before it.
+
+    The calls of a stretch take turns at a few images, so what one call makes whole cannot be read by the next: dw is
+    written after all images, and weights are packed before them, though a call of the stretch may compute them.
+    """
+    last = together[-1]
+    if isinstance(item, Rows) and isinstance(last, Rows):
+        return len({part.dtype for part in (*together, item)} - {None}) <= 1
+    if isinstance(item, ImageCall) and isinstance(last, ImageCall):
+        waits = any(
+            _beginnings(call.late) & _beginnings(item.arrays)
+            or _beginnings(call.arrays) & _beginnings(item.late)
+            for call in together
+        )
+        return not last.ends and not waits and (item.n, item.dtype) == (last.n, last.dtype)
+    return False
+
+
+def _beginnings(arrays: Iterable[Any]) -> set[int]:
+    """Where arrays begin in memory; a reshaped array begins where the array begins that it is a view of."""
+    return {int(array.ctypes.data) for array in arrays if array is not None}
+
+
+def _step(together: list[Any], is_shared: bool) -> Runnable:
+    if isinstance(together[0], Rows):
+        return Stretch(together)
+    return ImageStretch(together, is_shared) if isinstance(together[0], ImageCall) else together[0]

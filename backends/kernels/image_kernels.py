@@ -1,5 +1,7 @@
 """Kernels of convolution in plain NumPy: copy all windows into one buffer, then one matrix product for each image.
 
+They are for few channels; with more, `row_kernels.py` needs fewer copies.
+
 A window is a column of the buffer, which has shape (n, C kh kw, oh ow), so the products are already images. In the op
 a window is a row; the products are the same, and `tests/kernels/test_image_kernels.py` compares the kernels with the
 op. The buffers are allocated once: at these sizes touching new memory costs more than the arithmetic.
@@ -11,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable, nothing
 from xnn.ops.sums import pairwise_sum
 from xnn.ops.windows import Windows, windows_of
 
-__all__ = ["IMAGE_KERNELS", "conv_windows", "fits"]
+__all__ = ["conv2d_by_windows", "conv2d_by_windows_backward", "conv_windows", "fits", "serves_conv2d"]
 
 
 def fits(call: Call) -> bool:
@@ -27,7 +28,8 @@ def fits(call: Call) -> bool:
     return len(dtypes) == 1 and dtypes <= {np.dtype("f4"), np.dtype("f8")} and whole
 
 
-def _serves(call: Call) -> bool:
+def serves_conv2d(call: Call) -> bool:
+    """Whether NumPy's kernels can run a call of conv2d: they apply no activation."""
     return fits(call) and (call.forward or call).activation is None
 
 
@@ -51,7 +53,8 @@ def _border(windows: tuple[Windows, Windows]) -> tuple[Any, Any, list[Any]]:
     return extents, inside, elements
 
 
-def _conv2d(call: Call) -> Runnable:
+def conv2d_by_windows(call: Call) -> Runnable:
+    """The kernel of a forward call: y = w columns + b for each image."""
     x, w, *bias = (slot.array for slot in call.reads)
     y: Any = call.writes[0].array  # type: ignore[union-attr]
     (n, channels), (_, outputs, height, width) = x.shape[:2], y.shape
@@ -75,7 +78,7 @@ def _conv2d(call: Call) -> Runnable:
     return run
 
 
-def _conv2d_backward(call: Call) -> Runnable:
+def conv2d_by_windows_backward(call: Call) -> Runnable:
     """dw^T is the sum over images of columns dy^T, db is the sum of dy; dx follows in `_images`."""
     assert call.forward is not None
     columns, w = call.forward.saved, call.forward.reads[1].array
@@ -123,9 +126,3 @@ def _images(call: Call, columns: np.ndarray, w: np.ndarray, flat: np.ndarray, dx
         np.copyto(dx, image)
 
     return run
-
-
-IMAGE_KERNELS = {
-    ("forward", ops.conv2d): (_conv2d, _serves),
-    ("backward", ops.conv2d): (_conv2d_backward, _serves),
-}

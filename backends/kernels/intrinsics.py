@@ -1,4 +1,4 @@
-"""Functions for compiled loops that Python does not have: pointers, prefetching, BLAS, an exp that vectorizes."""
+"""Functions for compiled loops that Python does not have: pointers, prefetching, BLAS, exp and log that vectorize."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-__all__ = ["exp_parts", "gemm32", "gemm64", "pointer", "prefetch"]
+__all__ = ["exp_low", "exp_parts", "gemm32", "gemm64", "log_of_one_more", "pointer", "prefetch", "rounded"]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -120,3 +120,55 @@ def _exp_parts_of(x: Any) -> Any:
         return _power_of_two(shifted), r + r * r * series
 
     return parts
+
+
+def exp_low(x: Any) -> Any:
+    """Return e^x for x <= 0, by `exp_parts`."""
+
+
+@overload(exp_low, jit_options={"forceinline": True})  # type: ignore[untyped-decorator]
+def _exp_low_of(x: Any) -> Any:
+    def exp(x: Any) -> Any:
+        power, rest = exp_parts(x)
+        return power + power * rest
+
+    return exp
+
+
+def log_of_one_more(x: Any) -> Any:
+    """Return ln(1 + x) for x from 0 to 1, also for small x to 3 units in the last place. NaN gives NaN.
+
+    ln(1 + x) = 2 artanh s = 2 (s + s^3/3 + s^5/5 + ...) with s = x / (2 + x), which is at most 1/3.
+    """
+
+
+@overload(log_of_one_more, jit_options={"forceinline": True, "fastmath": {"contract"}})  # type: ignore[untyped-decorator]
+def _log_of_one_more_of(x: Any) -> Any:
+    real, fraction, *_ = _FORMATS[x]
+    # The first omitted term is below 2^-27, and 2^-56 in float64.
+    terms = tuple(real(1 / odd) for odd in range(15 if fraction < 32 else 33, 1, -2))
+    one: Any = real(1)
+
+    def log(x: Any) -> Any:
+        s = x / (one + one + x)
+        square, series = s * s, terms[0]
+        for term in terms[1:]:
+            series = series * square + term
+        twice = s + s
+        return twice + twice * (square * series)
+
+    return log
+
+
+def rounded(number: Any, like: Any) -> Any:
+    """Return a number in the dtype of another."""
+
+
+@overload(rounded, jit_options={"forceinline": True})  # type: ignore[untyped-decorator]
+def _rounded_of(number: Any, like: Any) -> Any:
+    real: Any = _FORMATS[like][0]
+
+    def of(number: Any, like: Any) -> Any:
+        return real(number)
+
+    return of

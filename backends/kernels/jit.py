@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
+from numba import from_dtype, types
+from numba.core.ccallback import CFunc
 
-from xnn.files import notice
+from xnn.backends import random
+from xnn.files import StandardError, notice
+from xnn.ops import special, sums
 
-__all__ = ["jit", "load"]
+__all__ = ["address_of", "jit", "load"]
 
 # Numba's own error model would test for division by zero, and so keep loops from using SIMD instructions.
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 _cached: list[Any] = []  # the functions whose machine code is cached
+_entries: list[Any] = []
+_LONG = 1.0  # seconds of compiling that are not worth a word
+_told = threading.Event()
+_CONSTANTS = random, special, sums  # modules whose constants loops contain
 
 
 def jit(function: Any) -> Any:
@@ -71,6 +81,24 @@ def _fault(folder: str, author: int) -> str:
     return ""
 
 
+@cache
+def address_of(loop: Any, dtype: Any) -> int:
+    """Compile a loop for one dtype, and return the address of its machine code; `image_loops.py` says what a loop is.
+
+    Only loops whose address is asked for are compiled, each with a cache file of its own.
+    """
+    given = *[types.int64] * 6, from_dtype(np.dtype(dtype))
+    compiled = CFunc(loop, (given, types.void), {}, {"error_model": "numpy"})
+    beside = jit(loop)  # it has the same folder for its machine code, and the same care
+    if beside.stats.cache_path is not None:
+        compiled.enable_caching()
+        _add_stamp(compiled)
+        _cached.append(compiled)
+    load(compiled.compile, beside)
+    _entries.append(compiled)  # keeps the machine code alive
+    return int(compiled.address or 0)
+
+
 def _add_stamp(compiled: Any) -> None:
     """Let cached machine code be compiled again when a file of this folder has changed.
 
@@ -82,26 +110,49 @@ def _add_stamp(compiled: Any) -> None:
 
 @cache
 def _stamp() -> tuple[tuple[float, int], ...]:
-    """When each Python file of this folder was changed, and how many bytes it has."""
-    found = (os.stat(path) for path in sorted(Path(__file__).parent.glob("*.py")))
-    return tuple((about.st_mtime, about.st_size) for about in found)
+    """The time of the last change and the size in bytes of each Python file that machine code depends on.
+
+    They are the files of this folder, and those whose constants loops contain.
+    """
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(file.__file__)) for file in _CONSTANTS)]
+    return tuple((about.st_mtime, about.st_size) for about in map(os.stat, files))
 
 
 def load(call: Callable[[], Any], compiled: Any) -> None:
     """Run `call`, so that its compiled functions are loaded; if that fails, delete their cache files and try again.
 
-    If the cache cannot be written, as on a full disk, the functions are compiled without it.
+    If the cache cannot be written, as on a full disk, the functions are compiled without it. On a terminal a line
+    says that kernels are compiled, if it takes longer than a second.
 
-    compiled: one of the functions. All of them are in one file, and Numba names the cache files after it.
+    compiled: one of the functions. All of them are in files of one folder, and Numba names the cache files after
+    these.
     """
+    watch = threading.Timer(_LONG, _tell_of_compiling)
+    watch.daemon = True
+    if StandardError().isatty():
+        watch.start()
+    try:
+        _load(call, compiled)
+    finally:
+        watch.cancel()
+
+
+def _tell_of_compiling() -> None:
+    """Print a line, once a process."""
+    if not _told.is_set():
+        _told.set()
+        notice("xnn: kernels are compiled for this processor; Numba keeps them for the next run")
+
+
+def _load(call: Callable[[], Any], compiled: Any) -> None:
     try:
         call()
     except Exception:
         if not compiled.stats.cache_path:
             raise
-        name = Path(compiled.py_func.__code__.co_filename).stem
-        for file in Path(compiled.stats.cache_path).glob(f"{name}.*.nb[ic]"):
-            file.unlink(missing_ok=True)
+        for source in Path(compiled.py_func.__code__.co_filename).parent.glob("*.py"):
+            for file in Path(compiled.stats.cache_path).glob(f"{source.stem}.*.nb[ic]"):
+                file.unlink(missing_ok=True)
         try:
             call()
         except OSError:  # the disk is full, or the folder is gone: machine code can be compiled, and not kept

@@ -14,9 +14,12 @@ from functools import partial
 import numpy as np
 
 from xnn import ops
+from xnn.backends.kernels.batch_parts import PartedTable, in_parts
 from xnn.backends.kernels.blas import gemm
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable, chain, nothing
-from xnn.backends.kernels.image_kernels import IMAGE_KERNELS
+from xnn.backends.kernels.calls import Call, Runnable, chain, nothing
+from xnn.backends.kernels.normalization_kernels import NORMALIZATION_KERNELS
+from xnn.backends.kernels.pool_kernels import POOL_KERNELS
+from xnn.backends.kernels.row_kernels import CONVOLUTION_KERNELS
 from xnn.backends.kernels.sum_kernels import SUM_KERNELS
 from xnn.backends.kernels.update_kernels import RULES, adam, serves_adam, serves_update, sgd, update_by_rule
 from xnn.ops import updates
@@ -363,7 +366,7 @@ def serves_labels(call: Call) -> bool:
     return len(outputs.shape) == 2 and len(targets.shape) == 1 and outputs.shape[1] > 0 and serves(call)
 
 
-NUMPY_KERNELS = KernelTable(
+NUMPY_KERNELS = PartedTable(
     {
         ("gather", None): (_gather, serves_gather),
         ("forward", ops.dense): (_dense, serves_dense),
@@ -372,11 +375,13 @@ NUMPY_KERNELS = KernelTable(
         ("metric", accuracy): (_accuracy, serves_labels),
         ("update", updates.sgd): (sgd, serves_update),
         ("update", updates.adam): (adam, serves_adam),
-        **IMAGE_KERNELS,
+        **CONVOLUTION_KERNELS,
+        **NORMALIZATION_KERNELS,
+        **POOL_KERNELS,
         **SUM_KERNELS,
         **{("update", rule): (update_by_rule(np), serves_update) for rule in RULES},
-        **{("forward", op): (_activation, serves_elements) for op in ACTIVATIONS},
-        **{("backward", op): (_activation_backward, serves_elements) for op in ACTIVATIONS},
+        **{("forward", op): (in_parts(_activation), serves_elements) for op in ACTIVATIONS},
+        **{("backward", op): (in_parts(_activation_backward), serves_elements) for op in ACTIVATIONS},
     }
 )
 NUMPY_KERNELS.name, NUMPY_KERNELS.in_place = "numpy", True

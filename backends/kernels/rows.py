@@ -1,6 +1,6 @@
 """Rows of numbers that `compiled_loops.run` executes: how they are written, and what runs them.
 
-A row is an operation code, then addresses of buffers, sizes and flags.
+A row is the address of a loop's machine code, then addresses of buffers, sizes and flags.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.kernels.blas import blas_routine, operand
-from xnn.backends.kernels.compiled_loops import WIDTH, Code, run
-from xnn.backends.kernels.jit import load
+from xnn.backends.kernels.compiled_loops import WIDTH, gemm, run
+from xnn.backends.kernels.jit import address_of, load
 
 __all__ = ["Rows", "Stretch", "Writer", "several"]
 
@@ -39,10 +39,12 @@ class Writer:
     def __init__(self, dtype: Any) -> None:
         self.made = Rows([], [], None if dtype is None else np.dtype(dtype))
 
-    def row(self, code: Code, *columns: Any) -> None:
+    def loop(self, loop: Any, count: int, *columns: Any) -> None:
+        """Add the row of a loop, for the elements or samples 0 .. count - 1, if the loop asks for their count."""
         self.made.arrays.extend(c for c in columns if isinstance(c, np.ndarray))
-        numbers = [_address(c) if c is None or isinstance(c, np.ndarray) else int(c) for c in columns]
-        self.made.numbers.append((int(code), *numbers, *(0,) * (WIDTH - 1 - len(numbers))))
+        given = [_address(c) if c is None or isinstance(c, np.ndarray) else int(c) for c in columns]
+        address = address_of(loop, np.float32 if self.made.dtype is None else self.made.dtype)
+        self.made.numbers.append((address, *given, *(0,) * (WIDTH - 2 - len(given)), count))
 
     def gemm(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, rate: np.ndarray | None = None) -> None:
         """Add the row of c <- a b, or of c <- c - rate a b if `rate` is given: an array with the learning rate."""
@@ -53,8 +55,8 @@ class Writer:
         assert named[1] is not None
         (flag_a, lead_a), (flag_b, lead_b) = named[0], named[1]
         (m, k), n = a.shape, b.shape[1]
-        self.row(
-            Code.GEMM, routine.address, routine.wide, flag_a, flag_b, m, n, k, a, lead_a, b, lead_b, c, rate,
+        self.loop(
+            gemm, 0, routine.address, routine.wide, flag_a, flag_b, m, n, k, a, lead_a, b, lead_b, c, rate,
             rate is not None,
         )  # fmt: skip
 
@@ -71,11 +73,11 @@ class Stretch:
         self.table = np.asarray(rows, np.int64).reshape(-1, WIDTH)
         self.arrays = [array for part in parts for array in part.arrays]  # keeps them alive
         dtype = next((part.dtype for part in parts if part.dtype is not None), np.float32)
-        self.reals = np.asarray([*[0] * 9, 1], dtype)
-        load(lambda: run(self.table[:0], _NO_MOVES, 1, self.reals), run)
+        self.like = np.dtype(dtype).type(1)
+        load(lambda: run(self.table[:0], _NO_MOVES, 1, self.like), run)
 
     def __call__(self) -> None:
-        run(self.table, _NO_MOVES, 1, self.reals)
+        run(self.table, _NO_MOVES, 1, self.like)
 
 
 def several(
@@ -94,10 +96,10 @@ def several(
                 moves.append((above + row, 1 + column, parts.strides[0]))
         tables.append(table)
         above += len(table)
-    whole, steps, reals = np.concatenate(tables), np.asarray(moves, np.int64), turns[0][0].reals
+    whole, steps, like = np.concatenate(tables), np.asarray(moves, np.int64), turns[0][0].like
     arrays = [(stretch.arrays, moving) for stretch, moving in turns]
 
     def run_several(count: int, kept: Any = arrays) -> None:  # whose addresses are in the table
-        run(whole, steps, count, reals)
+        run(whole, steps, count, like)
 
     return run_several

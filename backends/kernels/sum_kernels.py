@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xnn import ops
+from xnn.backends.kernels.batch_parts import in_parts
 from xnn.backends.kernels.calls import Call, Runnable, chain
 
 __all__ = ["SUM_KERNELS", "is_sum", "serves_penalty"]
@@ -71,6 +72,6 @@ def _penalty_backward(call: Call) -> Runnable:
 SUM_KERNELS = {
     ("forward", ops.l2_penalty): (_penalty, serves_penalty),
     ("backward", ops.l2_penalty): (_penalty_backward, serves_penalty),
-    ("forward", ops.add): (_sum, is_sum),
-    ("add", None): (_sum, is_sum),
+    ("forward", ops.add): (in_parts(_sum), is_sum),
+    ("add", None): (in_parts(_sum), is_sum),
 }

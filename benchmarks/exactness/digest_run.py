@@ -147,7 +147,8 @@ class Training:
         def work(worker: int) -> None:
             try:
                 # A new thread does not inherit the numerics, which are a context variable.
-                with numerics(self.mode), with_communicator(self.members[worker]), self.lib.guard():
+                shared = self.members[worker] if self.mode == "exact" else None  # else `_average` adds
+                with numerics(self.mode), with_communicator(shared), self.lib.guard():
                     losses[worker] = [
                         self._step_of(worker, batches, chosen, self._step + n)
                         for n, chosen in enumerate(rows)

@@ -378,8 +378,8 @@ def _newer() -> Parts:
 
 _YES_OR_NO = (metrics.Accuracy(), metrics.Precision(), metrics.Recall(), metrics.F1())
 _OF_NUMBERS = (metrics.MAE(), metrics.MSE(), metrics.RMSE(), metrics.R2())
-_OF_CLASSES = (metrics.TopK(2), metrics.F1(average="weighted"), metrics.ConfusionMatrix())
-
+_CALIBRATION = (metrics.CalibrationError(), metrics.Reliability())
+_OF_CLASSES = (metrics.TopK(2), metrics.F1(average="weighted"), metrics.ConfusionMatrix(), *_CALIBRATION)
 #: Each network under a name that says its loss and optimizer.
 SMALL: dict[str, Network] = {
     "mse, adam": Network(_adam, _features, _numbers, _OF_NUMBERS),

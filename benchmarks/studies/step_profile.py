@@ -1,17 +1,21 @@
 """Measures the time of each part of a training step.
 
-    python -m xnn.benchmarks.studies.step_profile [kernels] [batch] [threads]
+    python -m xnn.benchmarks.studies.step_profile [kernels] [batch] [threads] [network]
 
-Runs the kernel calls of the program of 784-100-200-10 one after another and times each. Beside each stands the time
-of the matrix products that it contains, run alone.
+Runs the kernel calls of a program one after another and times each. Beside each stands the least time that its
+products could take: of a dense layer its matrix products run alone; of a convolution its multiplications and
+additions at the speed of a large matrix product. Compiled kernels run calls over images together, a few images at a
+time, which are then still in the cache; so the whole step may take less time than the sum of its calls.
 
     kernels   ops, numpy or compiled; default: auto, the fastest that is installed
     batch     the batch size; default: 32
-    threads   the number of BLAS threads; default: 1
+    threads   the number of threads; default: 1
+    network   lenet, vgg, resnet or norms; default: dense layers 784-100-200-10
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -22,45 +26,51 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.kernels.binding import bind_each
-from xnn.backends.kernels.calls import Call
+from xnn.backends.kernels.calls import Call, chain
 from xnn.backends.threads import limit_threads
 from xnn.benchmarks.contestants import Task, Xnn
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
+from xnn.benchmarks.networks import NETWORKS
 from xnn.errors import OptionError
 from xnn.options import check_count
 
 __all__ = ["main", "profile"]
 
-_STEPS = 1000
+_STEPS, _STEPS_OF_IMAGES = 1000, 25
+_LARGE = 768  #: rows and columns of the matrices whose product is the fastest
 
 
-def profile(kernels: str, batch: int, threads: int, steps: int) -> list[tuple[str, float, float]]:
-    """Median times of the calls of a step: (call, microseconds, microseconds of its products alone) of each.
+def profile(
+    kernels: str, batch: int, threads: int, steps: int, network: str = ""
+) -> list[tuple[str, float, float]]:
+    """Median times of the calls of a step: (call, microseconds, least microseconds of its products) of each.
 
     The last two tuples are the preparation of a step, which comes before the calls, and the whole step as the
     program runs it. `steps` is how often each is timed.
     """
-    task = Task((784, 100, 200, 10), batch, max(2048, 8 * batch), dataset_here())
+    widths = (784, 10) if network else (784, 100, 200, 10)
+    task = Task(widths, batch, max(2048, 8 * batch), dataset_here(), network=network)
     data = (*task.weights(), *task.data())
     with limit_threads(threads):
-        contestant = Xnn(*data, task.batch, task.learning_rate, kernels=kernels)
+        rate = _rate(steps) if network else 0.0
+        contestant = Xnn(*data, task.batch, task.learning_rate, kernels=kernels, network=network)
         stepper = contestant.stepper
         stepper.refresh()
         program, table = stepper.program(batch), stepper.table
         calls = program.calls
-        runs = [step for item in bind_each(stepper.lib, table, calls) for step in table.assemble([item])]
+        runs = [chain(*table.assemble([item])) for item in bind_each(stepper.lib, table, calls)]
         rng = np.random.default_rng(0)
         rows = [rng.permutation(task.rows)[:batch] for _ in range(steps)]
         times: list[list[float]] = [[] for _ in range(len(runs) + 2)]
         for chosen in rows:
             for spent, run in zip(times, runs, strict=False):
                 spent.append(_seconds(run))
-            times[-2].append(_seconds(partial(program.begin, chosen)))
+            times[-2].append(_seconds(partial(program.begin, chosen, 0)))
         for chosen in rows:
             times[-1].append(_seconds(partial(program.steps, [chosen], 0)))
         stepper.take()
         lines = [
-            (repr(call), 1e6 * statistics.median(spent), _products(call, steps))
+            (repr(call), 1e6 * statistics.median(spent), _products(call, steps, rate))
             for call, spent in zip(calls, times, strict=False)
         ]
     before, whole = (1e6 * statistics.median(spent) for spent in times[-2:])
@@ -73,11 +83,22 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _products(call: Call, steps: int) -> float:
-    """Microseconds of the products of a dense call, run by np.matmul alone; 0 for other calls."""
-    forward = call.forward or call
-    if call.kind not in ("forward", "backward") or getattr(call.op, "name", "") != "dense":
+def _rate(steps: int) -> float:
+    """The floating-point operations of a large matrix product in a second."""
+    a = np.ones((_LARGE, _LARGE), np.float32)
+    product = partial(np.matmul, a, a, out=np.empty_like(a))
+    return 2.0 * _LARGE**3 / statistics.median(_seconds(product) for _ in range(steps))
+
+
+def _products(call: Call, steps: int, rate: float) -> float:
+    """The least microseconds of the products of a dense call or a convolution; 0 for other calls."""
+    forward, name = call.forward or call, getattr(call.op, "name", "")
+    if call.kind not in ("forward", "backward") or name not in ("dense", "conv2d"):
         return 0.0
+    if name == "conv2d":
+        kernel, out = forward.reads[1].shape, forward.writes[0].shape  # type: ignore[union-attr]
+        products = 1 if call.kind == "forward" else sum(slot is not None for slot in call.writes[:2])
+        return 1e6 * products * 2.0 * math.prod(kernel) * out[0] * math.prod(out[2:]) / rate
     x, w, y = (np.ones(slot.shape, np.float32) for slot in (*forward.reads[:2], forward.writes[0]))  # type: ignore[union-attr]
     pairs = [(x, w, y)] if call.kind == "forward" else [(x.T, y, w)]
     if call.kind == "backward" and call.writes[0] is not None:
@@ -92,13 +113,18 @@ def _products(call: Call, steps: int) -> float:
 def main(arguments: Sequence[str]) -> int:
     """Print the profile. Returns 2 for wrong arguments."""
     try:
-        kernels, batch, threads = [*arguments, *("auto", "32", "1")[len(arguments) :]]
-        lines = profile(kernels, int(batch), check_count("threads", int(threads)), _STEPS)
+        kernels, batch, threads, network = [*arguments, *("auto", "32", "1", "")[len(arguments) :]]
+        if network and network not in NETWORKS:
+            raise OptionError(f"got the network {network!r}: choose {', '.join(NETWORKS)}")
+        steps = _STEPS_OF_IMAGES if network else _STEPS
+        lines = profile(kernels, int(batch), check_count("threads", int(threads)), steps, network)
     except (ValueError, OptionError) as error:
         print(f"{error}\n{__doc__}", file=sys.stderr)
         return 2
     print(environment_line(environment()))
-    print(f"{kernels} kernels, batch {batch}, {threads} threads: us, and its products alone")
+    print(
+        f"{network} {kernels} kernels, batch {batch}, {threads} threads: us, and of its products at least".lstrip()
+    )
     for call, spent, products in lines:
         print(f"{spent:>9.1f} {f'{products:.1f}' if products else '':>9}  {call}")
     parts, products = sum(us for _, us, _ in lines[:-1]), sum(us for *_, us in lines)

@@ -490,6 +490,15 @@ def test_threads_of_a_device():
     assert plan.choose_threads(4, 10**9, on_host=False) == plan.Threads(None, "products are the device's")
 
 
+def test_a_limit_of_products_leaves_other_threads_alone():
+    before = plan.blas_threads()
+    with plan.limit_threads(2, products=1):
+        assert (plan.own_threads(), plan.blas_threads()) == (min(2, before), 1)
+    with plan.limit_threads(None, products=1), plan.limit_threads(None):
+        assert (plan.own_threads(), plan.blas_threads()) == (before, 1)
+    assert (plan.own_threads(), plan.blas_threads()) == (before, before)
+
+
 def test_limits_of_several_threads_overlap():
     """The smaller limit holds while both blocks are open; the last to end restores the original number."""
     before = plan.blas_threads()

@@ -7,8 +7,9 @@ import pytest
 
 import xnn
 from xnn import callbacks, layers, losses, optimizers
+from xnn.backends import threads as plan
 from xnn.backends.threads import blas_threads
-from xnn.errors import OptionError
+from xnn.errors import DivergenceError, OptionError
 
 
 @pytest.fixture
@@ -121,6 +122,44 @@ def test_a_fit_in_another_python_thread_is_limited_too():
         thread.start()
         thread.join()
     assert seen == [1, 2]
+
+
+def fit_of_five_epochs(*watchers, rate=0.1, **options):
+    x = np.ones((32, 4), np.float32)
+    model = xnn.Sequential(layers.Dense(4, 4), seed=0)
+    trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(rate), callbacks=[*watchers], threads=1)
+    return trainer.fit((x, x), epochs=5, batch_size=8, progress=False, **options)
+
+
+@pytest.mark.usefixtures("two")
+def test_a_fit_without_callbacks_limits_threads_once(monkeypatch):
+    """Whatever ends it, the limit that was there before is there again."""
+    numbers, set_number = [], plan._set_num_threads
+
+    def noted(library, threads):
+        numbers.append(threads)
+        set_number(library, threads)
+
+    monkeypatch.setattr(plan, "_set_num_threads", noted)
+    libraries = len(plan.blas_libraries())
+    fit_of_five_epochs()
+    assert numbers == [*[1] * libraries, *[2] * libraries]
+    with pytest.raises(DivergenceError):
+        fit_of_five_epochs(rate=1e30)
+    assert blas_threads() == 2
+
+
+@pytest.mark.usefixtures("two")
+def test_code_of_users_between_epochs_is_not_limited():
+    """A callback at an epoch's end has the number of threads that was there before."""
+    seen = []
+
+    class Look(callbacks.Callback):
+        def on_epoch_end(self, history, entry):
+            seen.append(blas_threads())
+
+    fit_of_five_epochs(Look())
+    assert seen == [2] * 5
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "2"])

@@ -142,6 +142,7 @@ def test_exact_runs_are_compared_by_their_bits():
     assert not report.bits_agree(other)
 
 
+@pytest.mark.slow
 def test_exact_contestants_have_one_digest():
     """A real run of both tables of kernels in both numerics."""
     names = [n for n in suite.own_contestants(["numpy"], "both") if not n.startswith("gemm")]
@@ -387,7 +388,7 @@ def test_profile_of_a_step(kernels, monkeypatch, capsys):
     monkeypatch.setattr(step_profile, "_STEPS", 3)
     assert step_profile.main([kernels, "16"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == f"{kernels} kernels, batch 16, 1 threads: us, and its products alone"
+    assert lines[1] == f"{kernels} kernels, batch 16, 1 threads: us, and of its products at least"
     assert sum("dense" in line and len(line[:20].split()) == 2 for line in lines) == 6
     assert [line.split("  ")[-1] for line in lines[-2:]] == [
         "the whole step",
@@ -395,6 +396,17 @@ def test_profile_of_a_step(kernels, monkeypatch, capsys):
     ]
 
 
+def test_profile_of_a_network_of_images(monkeypatch, capsys):
+    """Each convolution has the time that its products take at least."""
+    monkeypatch.setattr(step_profile, "_STEPS_OF_IMAGES", 1)
+    assert step_profile.main(["numpy", "4", "1", "lenet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("conv2d" in line and len(line[:20].split()) == 2 for line in lines) == 4
+    assert step_profile.main(["numpy", "4", "1", "alexnet"]) == 2
+    assert "choose lenet" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_step_by_hand_in_two_checkouts(capsys, tmp_path):
     """A checkout beside itself has the same losses."""
     assert by_hand.main(["--against", str(by_hand._ROOT), "--turns", "1"]) == 0

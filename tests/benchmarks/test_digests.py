@@ -188,7 +188,7 @@ def test_a_meeting_reduces_in_any_order():
         meeting._reduce()
 
 
-@pytest.mark.parametrize("workers", [1, 3, 12])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3, 12])
 def test_workers_compute_what_one_computes(workers, small, digits):
     """Of 12 workers one has no sample of the last batch, which has 11."""
     names = WITH_BATCH_SUMS if workers > 3 else tuple(SMALL)
@@ -202,8 +202,8 @@ def test_workers_compute_what_one_computes(workers, small, digits):
 def test_in_fast_numerics_they_do_not():
     """In fast numerics the digests depend on the number of workers, also of averaged weights and buffers."""
     for name in ("mse, adam", "softmax of images, averaged sgd"):
-        found = [train_small("fast", [name], workers=workers)[name][0] for workers in (0, 2, 3, 32)]
-        assert len(set(found)) == 4
+        found = [train_small("fast", [name], workers=workers)[name][0] for workers in (0, 2, 3)]
+        assert len(set(found)) == 3
 
 
 def test_workers_whose_sums_have_no_order(registered, small):
@@ -327,6 +327,7 @@ def test_the_small_networks_learn():
 # Digests.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_other_sums_give_the_same_digests(name, registered, small, digits):
     fast = train_small("fast")
@@ -468,6 +469,7 @@ def test_wrong_options_are_refused(arguments, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_small_matrix(tmp_path, capsys, small):
     """Processes of the first row, another kernel of BLAS, other sums, and PyTorch if it is installed.
 

@@ -247,11 +247,11 @@ def test_ctrl_c_before_training(digits, monkeypatch):
 # Help.
 
 
-COMMANDS = ("train", "predict", "info", "bench", "check", "verify")
+COMMANDS = ("train", "predict", "export", "import", "info", "bench", "check", "verify")
 
 # What start-up does not need: modules of the libraries that only some run asks for.
 LATER = {
-    *("array_api_compat", "array_api_strict", "cupy", "llvmlite", "matplotlib", "numba", "platformdirs"),
+    *("array_api_compat", "array_api_strict", "cupy", "llvmlite", "matplotlib", "numba", "onnx", "platformdirs"),
     *("pooch", "requests", "rich", "safetensors", "scipy", "sklearn", "threadpoolctl", "torch"),
 }  # fmt: skip
 

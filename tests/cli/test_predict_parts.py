@@ -16,7 +16,7 @@ from command_line import one_json, refused, run
 import xnn
 from xnn import layers
 from xnn.backends import row_sources
-from xnn.cli import predict, samples
+from xnn.cli import predict, predictions, samples
 from xnn.data import arrays
 from xnn.layers import files
 
@@ -29,7 +29,7 @@ COLUMNS = {"names": ["a", "b", "c", "d", "kind"], "features": [0, 1, 2, 3], "tar
 def parts(monkeypatch):
     """Each batch of 1024 rows is a part, and what is printed goes through a file."""
     monkeypatch.setattr(samples, "_NUMBERS", 1)
-    monkeypatch.setattr(predict, "_KEPT", 100)
+    monkeypatch.setattr(predictions, "_KEPT", 100)
     monkeypatch.setattr(row_sources, "_BLOCK", 2**12)
     monkeypatch.setattr(arrays, "_CHUNK", 2**12)
 
@@ -144,7 +144,7 @@ def test_an_error_in_any_part_comes_before_the_first_line_and_leaves_the_old_fil
 def test_a_full_disk_for_what_is_printed_is_told_of(tmp_path, monkeypatch, rows):
     model, _ = saved(tmp_path)
     np.save(tmp_path / "x.npy", X[:rows])
-    monkeypatch.setattr(predict, "_KEPT", 1)
+    monkeypatch.setattr(predictions, "_KEPT", 1)
 
     def full(**options):
         return open("/dev/full", "w", encoding="utf-8")
@@ -182,8 +182,8 @@ def test_the_memory_for_arrays_does_not_grow_with_the_samples(tmp_path, form):
 _CHILD = """
 import json, re, sys
 from pathlib import Path
-from xnn.cli import predict, samples
-samples._NUMBERS = predict._KEPT = 1
+from xnn.cli import predict, predictions, samples
+samples._NUMBERS = predictions._KEPT = 1
 found = []
 for table in sys.argv[2:]:
     sys.stdout = open("/dev/null", "w")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import one_json, refused, run
+from naming import plain
 
 import xnn
 from xnn import callbacks, layers, losses, optimizers
@@ -88,7 +89,7 @@ def failing(error):
 
 
 @pytest.mark.parametrize(
-    "stream", [None, failing(BrokenPipeError()), failing(OSError(5, "EIO")), "closed"], ids=str
+    "stream", [None, failing(BrokenPipeError()), failing(OSError(5, "EIO")), "closed"], ids=plain
 )
 def test_a_training_in_python_without_standard_error(monkeypatch, tmp_path, stream):
     """Progress bars and notices go to it."""
@@ -229,7 +230,7 @@ def test_ctrl_c_while_a_program_imports_xnn(tmp_path):
 
 HELPS = """
 from xnn.cli import main
-for name in ("", "train", "predict", "info", "bench", "check", "verify"):
+for name in ("", "train", "predict", "export", "import", "info", "bench", "check", "verify"):
     try:
         main([*filter(None, [name]), "--help"], prog_name="xnn")
     except SystemExit:
@@ -245,7 +246,7 @@ def test_help_without_docstrings():
         )
         for flags in ([], ["-OO"])
     ]
-    assert texts[0].stdout.count("Usage: xnn ") == 7
+    assert texts[0].stdout.count("Usage: xnn ") == 9
     assert texts[0].stdout == texts[1].stdout
 
 
@@ -267,11 +268,11 @@ def test_no_check_is_an_assert():
     ("flags", "variables"),
     [
         (["-W", "error"], {}),
-        (["-OO"], {}),
+        pytest.param(["-OO"], {}, marks=pytest.mark.slow),
         ([], {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
-        ([], {"COLUMNS": "1", "LINES": "1", "TERM": "dumb"}),
+        pytest.param([], {"COLUMNS": "1", "LINES": "1", "TERM": "dumb"}, marks=pytest.mark.slow),
         ([], {"HOME": "/nonexistent", "XDG_CACHE_HOME": ""}),
-        ([], {"HOME": None}),
+        pytest.param([], {"HOME": None}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -292,6 +293,7 @@ def test_a_run_in_odd_surroundings(folder, tmp_path, flags, variables):
     assert xnn.load(saved).layers
 
 
+@pytest.mark.slow
 def test_a_folder_with_files_named_like_modules(digits, tmp_path):
     """The installed command and the processes that it starts do not import them."""
     for name in ("numpy", "random", "json", "backends", "xnn", "click"):

@@ -186,9 +186,12 @@ def test_a_network_that_does_not_fit_is_refused_with_its_line(digits, tmp_path, 
 def test_a_single_class_is_said_to_be_one(tmp_path):
     x = np.random.default_rng(0).normal(size=(30, 2))
     (tmp_path / "one.csv").write_text("".join(f"{a},{b},cat\n" for a, b in x.tolist()))
-    result = run("train", *TRAIN, "--dataset", tmp_path / "one.csv")
+    model = tmp_path / "m.safetensors"
+    result = run("train", *TRAIN, "--dataset", tmp_path / "one.csv", "--save", model)
     assert result.exit_code == 0
     assert result.stderr.startswith("xnn: one class, cat: there is nothing to tell apart")
+    for option, line in (("--proba", "cat (cat 1.0000)"), ("--top=2", "cat 1.0000")):
+        assert run("predict", model, tmp_path / "one.csv", option).stdout.splitlines() == [line] * 30
 
 
 @pytest.mark.parametrize("kinds", ["named", "numbered"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from command_line import refused, run
 
+import xnn
+from xnn import layers
 from xnn.cli import main
 
 EMPTY = [
@@ -20,10 +24,13 @@ EMPTY = [
             "--record",
             "--checkpoint",
             "--tensorboard",
+            "--report",
         )
     ),
     *(("predict", option) for option in ("--data-home", "--output")),
+    *(("export", option) for option in ("--c", "--torch")),
     *(("bench", option) for option in ("--json", "--plot", "--compare")),
+    *(("report", option) for option in ("--output", "--data-home")),
     *(("verify", option) for option in ("--dataset", "--model", "--data-home")),
 ]
 
@@ -32,14 +39,56 @@ EMPTY = [
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_empty_name_is_refused(command, option, name):
     """It is that of an unset variable of the shell, and the file would silently not be written."""
-    files = {"predict": ("m.safetensors", "mnist"), "verify": ("threads=1", "threads=2")}.get(command, ())
+    files = {
+        "export": ("m.safetensors",),
+        "predict": ("m.safetensors", "mnist"),
+        "report": ("m.safetensors",),
+        "verify": ("threads=1", "threads=2"),
+    }.get(command, ())
     refused(run(command, *files, f"{option}={name}"), 2, option, "the name is empty")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize(
+    "line",
+    [("predict", "NAME", "mnist"), ("predict", "m", "NAME"), ("report", "NAME"), ("export", "NAME", "m.onnx"),
+     ("export", "m", "NAME"), ("import", "NAME", "m.safetensors"), ("import", "m.onnx", "NAME")],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_argument_without_a_name_is_refused(line, name):
+    """It would be the current folder."""
+    refused(run(*(name if word == "NAME" else word for word in line)), 2, "the name is empty: give one")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (("train", "--epochs", "1", "--dataset"), "table.csv"),
+        (("train", "--epochs", "1", "--dataset"), "data.npz"),
+        (("train", "--epochs", "1", "--model"), "network.toml"),
+        (("predict", "m.safetensors"), "table.csv"),
+        (("predict", "m.safetensors"), "data.npy"),
+        (("predict", "m.safetensors"), "photo.png"),
+        (("report",), "run.jsonl"),
+        (("verify", "threads=1"), "run.jsonl"),
+    ],
+    ids=str,
+)
+def test_a_pipe_is_refused_and_does_not_hang(line, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    xnn.Sequential(layers.Dense(4, 2), seed=0).save("m.safetensors")
+    os.mkfifo(name)
+    result = run(*line, name)
+    assert result.exit_code in (2, 4)
+    assert len(result.stderr.splitlines()) == 1
+    assert name in result.stderr
 
 
 def test_no_option_for_a_file_or_folder_was_forgotten():
     commands = {
         name: main.get_command(None, name)
-        for name in ("train", "predict", "bench", "verify", "check", "info")
+        for name in ("train", "report", "predict", "export", "import", "bench", "verify", "check", "info")
     }
     named = [
         (name, option.opts[0])

@@ -41,6 +41,7 @@ def dripping():
         def log_message(self, *args):
             pass
 
+    before = threading.enumerate()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -51,7 +52,7 @@ def dripping():
     thread.join()
     server.server_close()
     for other in threading.enumerate():  # downloads that nobody waits for
-        if other.daemon and other is not threading.current_thread():
+        if other.daemon and other not in before:
             other.join(2.0)
 
 

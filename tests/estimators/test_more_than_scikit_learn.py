@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from naming import plain
 
 pytest.importorskip("sklearn")
 
@@ -60,7 +61,7 @@ def convolutional(features, outputs, seed):
         {"numerics": "exact", "max_iter": 6, "learning_rate_init": 0.03},
         {"backend": "numpy", "threads": 1},
     ],
-    ids=str,
+    ids=plain,
 )
 def test_each_option_learns_and_is_the_same_again(options):
     one, other = (MLPClassifier(**(OPTIONS | options)).fit(X, LABELS) for _ in range(2))
@@ -284,7 +285,7 @@ def test_the_model_is_an_xnn_model_with_the_weights_of_the_attributes(tmp_path):
         ),
         ({"backend": "cupy"}, BackendUnavailableError, "cupy"),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_options_that_do_not_fit_are_refused(options, kind, message):
     if options.get("backend") == "cupy" and not xnn.backends.available_backends()["cupy"]:

@@ -8,6 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
+from naming import plain
 
 pytest.importorskip("sklearn")
 
@@ -15,7 +16,7 @@ from sklearn.base import clone
 
 import xnn
 from xnn import initializers, layers
-from xnn.sklearn import MLPClassifier, MLPRegressor
+from xnn.sklearn import MLPClassifier, MLPRegressor, training
 from xnn.training import steps
 
 N, FEATURES = 60, 4
@@ -91,7 +92,7 @@ def prepared(monkeypatch):
         {"model": by_hand, "batch_size": 25},
         {"hidden_layer_sizes": (), "alpha": 0.0, "threads": 1},
     ],
-    ids=str,
+    ids=plain,
 )
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
@@ -158,6 +159,13 @@ def test_the_random_state_may_change_between_parts(state):
         if isinstance(given, np.random.RandomState):
             assert given.rand() != np.random.RandomState(3).rand()
     assert_same(*several)
+
+
+def test_masks_of_compiled_kernels_are_those_of_each_part(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(training, "_FEW_PRODUCTS", 0)
+    options = {"hidden_layer_sizes": (7,), "batch_size": 25, "dropout": 0.5, "random_state": 0}
+    assert_same(*(train(MLPClassifier(**options), parts(), prepares) for prepares in (False, True)))
 
 
 def test_parts_of_another_size_or_with_weights_prepare_anew(prepared):

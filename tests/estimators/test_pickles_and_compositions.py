@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from naming import plain
 
 pytest.importorskip("sklearn")
 
@@ -73,7 +74,7 @@ def modules_in(pickled):
         {"batch_norm": True, "dropout": 0.1},
         {"random_state": np.random.RandomState(0)},
     ],
-    ids=str,
+    ids=plain,
 )
 @pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
 def test_pickles_hold_numpy_arrays_and_predict_and_train_the_same(kind, options):

@@ -30,6 +30,7 @@ def test_perceptron_on_synthetic_digits(capsys):
     assert "cost after iteration 200" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_perceptron_on_mnist():
     costs, _, test = load("perceptron")["main"]("mnist")

@@ -51,6 +51,7 @@ def test_adversarial():
     assert accuracy(found["salient"]) < 0.8 < 0.95 < accuracy(found["others"])
 
 
+@pytest.mark.slow
 def test_gan():
     """The points lie on the circle, and all around it."""
     found = run("gan")
@@ -79,6 +80,7 @@ def test_transfer():
     assert all(parameter.frozen for parameter in found["features"].parameters())
 
 
+@pytest.mark.slow
 def test_vae():
     found, again = run("vae"), run("vae")
     assert found["history"]["loss"] == again["history"]["loss"]  # the same noise

@@ -145,9 +145,9 @@ def outcome(result: dict[str, object], folder: Path) -> dict[str, object]:
     found = {name: result[name] for name in kept}
     log, record = folder / "run.jsonl", folder / "record.jsonl"
     if log.exists():
-        clock = ("seconds", "samples_per_second")
+        own = ("seconds", "samples_per_second", "command", "source", "files")  # of the clock and the folder
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        found["log"] = [{key: value for key, value in entry.items() if key not in clock} for entry in lines]
+        found["log"] = [{key: value for key, value in entry.items() if key not in own} for entry in lines]
     if record.exists():
         found["record"] = record.read_bytes()
     return found

@@ -18,7 +18,14 @@ def forker():
 
 
 @pytest.mark.parametrize(
-    "name", ["logged, recorded", "dropout, patience", "augmented, weighted", "lbfgs", "normalized"]
+    "name",
+    [
+        pytest.param("logged, recorded", marks=pytest.mark.slow),
+        "dropout, patience",
+        pytest.param("augmented, weighted", marks=pytest.mark.slow),
+        pytest.param("lbfgs", marks=pytest.mark.slow),
+        pytest.param("normalized", marks=pytest.mark.slow),
+    ],
 )
 def test_twenty_kills(name, forker, tmp_path):
     """Four kills of each of five configurations, in the first half and the second half of what is left."""

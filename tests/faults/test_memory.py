@@ -51,12 +51,13 @@ LINE = [
 ]
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_too_large(forker, tmp_path):
     """By a real limit. The batch size that the message names does fit."""
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", x=rng.normal(size=(9000, 50)).astype(np.float32), y=np.arange(9000) % 3)
     line = [*LINE, "--dataset", str(tmp_path / "data.npz"), "--batch-size"]
-    code, complaints = forker.ended([*line, "9000"], tmp_path, memory=65)
+    code, complaints = forker.ended([*line, "9000"], tmp_path, memory=40)
     assert code == 6, complaints
     assert re.match("xnn: numpy: (training in batches of 7200 needs|Unable to allocate)", complaints), (
         complaints
@@ -65,7 +66,7 @@ def test_a_batch_that_is_too_large(forker, tmp_path):
         assert re.search(held, complaints), complaints
     fits = int(FITS.search(complaints.strip())[2])
     assert 64 <= fits < 7200
-    code, complaints = forker.ended([*line, str(fits)], tmp_path, memory=65)
+    code, complaints = forker.ended([*line, str(fits)], tmp_path, memory=40)
     assert code == 0, complaints
 
 

@@ -5,12 +5,25 @@ import pytest
 from test_kernels import LIB, close, numbers
 
 import xnn
-from xnn import layers, losses, ops, optimizers
+from xnn import initializers, layers, losses, ops, optimizers
+from xnn.backends.kernels import row_kernels
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.calls import Call, Slot
 from xnn.layers.files import weights_sha256
 
 TABLE = LIB.kernels("numpy")
+
+
+@pytest.fixture(params=["windows", "rows", "compiled"])
+def table(request, monkeypatch):
+    """The kernels of Numba, and the two of NumPy for all cases; rows: also for a few images at a time."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+        return LIB.kernels("compiled")
+    monkeypatch.setattr(row_kernels, "_has_long_rows", lambda call: request.param == "rows")
+    monkeypatch.setattr(row_kernels, "_PLACES", 250)
+    return LIB.kernels("numpy")
+
 
 CASES = [
     ((2, 1, 5, 5), (3, 1, 3, 3), {}),
@@ -20,6 +33,9 @@ CASES = [
     ((1, 4, 1, 1), (2, 4, 1, 1), {}),
     ((5, 2, 9, 4), (3, 2, 2, 2), {"stride": 3}),
     ((2, 1, 3, 3), (1, 1, 5, 5), {"padding": 3, "stride": 2}),
+    ((17, 1, 9, 14), (6, 1, 5, 5), {"padding": 2}),
+    ((2, 60, 3, 4), (9, 60, 3, 3), {"padding": 1}),
+    ((3, 2, 40, 7), (2, 2, 1, 3), {"stride": (2, 3), "dilation": (1, 2)}),
 ]
 
 
@@ -43,11 +59,11 @@ def calls_of(s, options, unwanted):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("unwanted", [(), ("dx",), ("dw", "db")], ids=str)
-def test_conv2d(case, dtype, bias, unwanted):
+def test_conv2d(table, case, dtype, bias, unwanted):
     kernel, plain = (slots_of(*case, dtype, bias) for _ in range(2))
     calls = calls_of(kernel, case[2], unwanted)
-    assert all(map(TABLE.accepts, calls))
-    steps, others = bind(LIB, TABLE, calls), [interpret(LIB, c) for c in calls_of(plain, case[2], unwanted)]
+    assert all(map(table.own, calls))
+    steps, others = bind(LIB, table, calls), [interpret(LIB, c) for c in calls_of(plain, case[2], unwanted)]
     for turn in range(3):  # the second and third turn write over used buffers
         for s in (kernel, plain):
             for n, name in enumerate(("x", "dy")):
@@ -59,6 +75,21 @@ def test_conv2d(case, dtype, bias, unwanted):
             close(kernel[name].array, plain[name].array, terms=terms)
         for name in ("x", "w", "dy"):
             assert kernel[name].array.tobytes() == plain[name].array.tobytes()
+
+
+def test_sums_over_a_large_image(table):
+    """They stay accurate: a hundred thousand float32 numbers are not added one after the other."""
+    s = slots_of((1, 16, 500, 400), (1, 16, 1, 1), {}, "float32", True)
+    x, dy = (
+        1.0 + np.abs(numbers(s["x"].shape, "float32", 1)),
+        1.0 + np.abs(numbers(s["dy"].shape, "float32", 2)),
+    )
+    s["x"].array[...], s["dy"].array[...] = x, dy
+    for step in bind(LIB, table, calls_of(s, {}, ())):
+        step()
+    right = np.einsum("nchw,nohw->oc", x.astype("f8"), dy.astype("f8")).reshape(1, 16, 1, 1)
+    np.testing.assert_allclose(s["dw"].array, right, rtol=2e-6)
+    np.testing.assert_allclose(s["db"].array, dy.sum(dtype="f8"), rtol=2e-6)
 
 
 def test_empty_images_have_no_kernel():
@@ -93,3 +124,35 @@ def test_training_by_kernels_agrees_with_training_by_ops(optimizer):
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         np.testing.assert_allclose(a.value, b.value, rtol=1e-3, atol=1e-5)
     assert weights_sha256(models[0]) != weights_sha256(models[1])  # kernels add in another order
+
+
+class Computed(layers.Layer):
+    """A convolution, then a normalization, whose weights are computed in each step."""
+
+    def __init__(self, outputs):
+        self.outputs = outputs
+        self.w = layers.Parameter("w", (outputs, 2, 3, 3), initializers.Normal(0.3), "float64")
+        self.v = layers.Parameter("v", (outputs, 1), initializers.Normal(0.3), "float64")
+        super().__init__(self.w, self.v)
+
+    def compute(self, x):
+        x = ops.conv2d(x, ops.tanh(ops.gelu(self.w)), padding=1)
+        scale, axis = ops.reshape(ops.softplus(self.v), (self.outputs,)), (0, 2, 3)
+        return ops.normalize(x, ops.moments(x, axis=axis), scale, scale, axis=axis)
+
+
+@pytest.mark.parametrize("count", [8, 32])
+@pytest.mark.parametrize("kernels", ["numpy", "compiled"])
+def test_weights_that_the_step_computes(kernels, count):
+    """There are as many of them as images in a batch, but they are not part of the images."""
+    if kernels == "compiled":
+        pytest.importorskip("numba")
+    x, y = numbers((3 * count, 2, 5, 5), "float64"), np.arange(3 * count) % 3
+    losses_of = []
+    for name in ("ops", kernels):
+        head = layers.Flatten(), layers.Dense(25 * count, 3, dtype="float64")
+        model = xnn.Sequential(Computed(count), *head, seed=1)
+        trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels=name)
+        history = trainer.fit((x, y), epochs=2, batch_size=count, progress=False)
+        losses_of.append([epoch["loss"] for epoch in history.epochs])
+    np.testing.assert_allclose(*losses_of, rtol=1e-10)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -72,7 +74,16 @@ def test_a_cache_that_fills_the_disk(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps the folders of users apart")
-@pytest.mark.parametrize("fault", ["folder of another", "file of another", "open folder", "open file"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "open file",
+        *(
+            pytest.param(f, marks=pytest.mark.slow)
+            for f in ("folder of another", "file of another", "open folder")
+        ),
+    ],
+)
 def test_a_cache_that_others_can_write_is_not_loaded(tmp_path, fault):
     """Its files are pickles, and loading one runs what is in it. One line says so, and the result is right."""
     cache = tmp_path / "cache"
@@ -120,3 +131,12 @@ def test_a_numba_with_another_cache_compiles_without_one(square, monkeypatch):
     monkeypatch.setattr(jit, "_add_stamp", lambda compiled: compiled._cache._none_of_this_name)
     compiled = jit.jit(square)
     assert (compiled(3.0), compiled.stats.cache_path) == (9.0, None)
+
+
+def test_machine_code_is_compiled_again_when_a_file_with_constants_has_changed():
+    folder = Path(jit.__file__).parent
+    text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*_loops.py"))
+    used = re.findall(r"^from xnn\.(?:ops|ops\.|backends\.)(\w*) import (\w+)", text, re.MULTILINE)
+    named = {module.__name__.rpartition(".")[2] for module in jit._CONSTANTS}
+    assert {module or name for module, name in used} == named
+    assert len(jit._stamp.__wrapped__()) == len([*folder.glob("*.py")]) + len(named)

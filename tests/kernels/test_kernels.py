@@ -22,10 +22,13 @@ from xnn.backends.kernels import blas as blas_module
 from xnn.backends.kernels.binding import bind, interpret
 from xnn.backends.kernels.blas import blas_routine, gemm
 from xnn.backends.kernels.calls import Call, Cursor, Slot
+from xnn.backends.random import Mask
 from xnn.errors import MissingExtraError, OptionError
 from xnn.layers import Parameter
 from xnn.ops import updates
-from xnn.ops.metrics import accuracy
+from xnn.ops.deviances import OF_SCIKIT_LEARN
+from xnn.ops.metrics import absolute_error, accuracy, squared_error
+from xnn.ops.normalization import running_moments
 from xnn.training.parameters import Store
 
 LIB = get_backend("numpy")
@@ -337,13 +340,13 @@ def test_compiled_cross_entropy_of_minus_infinity_and_of_labels_out_of_range(dty
 @pytest.mark.parametrize(
     "source", [np.uint8, np.float32, np.float64, np.int64, np.int32], ids=lambda d: d.__name__
 )
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("shape", [(40, 7), (40,), (40, 3, 2)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0.0, -0.25])
-def test_gather(table, dtype, shape, source, offset):
+def test_gather(table, dtype, shape, source, scaled, offset):
     data = (np.arange(np.prod(shape)).reshape(shape) * 37 % 256).astype(source)
     rows = np.array([3, 0, 39, 3, 17])
-    scaled = np.dtype(source).kind in "ui" and source != np.int64
     results = []
     for run_by_kernel in (True, False):
         out = Slot("x", (5, *shape[1:]), np.dtype(dtype if scaled else source))
@@ -445,6 +448,23 @@ def test_dropout(dtype):
     check_dropout(Both(LIB.kernels("compiled")), dtype)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 1 - 2.0**-30])
+@pytest.mark.parametrize("shape", [(1,), (0, 3), (7,), (8,), (33, 17)], ids=str)
+def test_drawn_masks_have_the_ops_bits(shape, rate):
+    pytest.importorskip("numba")
+    table, cursor = LIB.kernels("compiled"), Cursor(np.arange(1))
+    for seed, step, index, again in ((0, 0, 0, 0), (2**64 - 1, 7, 3, 0), (5, 2**40, 2**20, 2)):
+        target = Slot("mask", shape, np.dtype(bool))
+        options = {"recipe": Mask(Purpose.DROPOUT, index, rate), "again": again, "cursor": cursor}
+        call = Call("draw", None, (), (target,), options)
+        assert table.own(call)
+        (draw,) = bind(LIB, table, [call])
+        cursor.stream[:] = seed, step
+        draw()
+        stream = Stream(seed, Purpose.DROPOUT, index, step + again)
+        np.testing.assert_array_equal(target.array, LIB.keep_mask(stream, shape, rate))
+
+
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "added to gradients"])
 @pytest.mark.parametrize("sizes", [(1,), (31, 1), (33,), (7, 5000)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -497,7 +517,7 @@ def test_sums_of_two_arrays_have_the_ops_bits(table, dtype, shape, kind):
     np.testing.assert_array_equal(*found["y"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int16", "uint8", "bool"])
 def test_rows_of_an_array_that_is_a_part_of_another(dtype):
     pytest.importorskip("numba")
     source = np.arange(60).reshape(6, 10).astype(dtype)[::2, 1:8]
@@ -639,11 +659,28 @@ def test_every_kernel_of_every_table_is_tested_here():
         ("update", updates.adadelta), ("update", updates.adagrad), ("update", updates.adamw),
         ("update", updates.lion), ("update", updates.nadam), ("update", updates.rmsprop),
     }  # fmt: skip
-    images = set(itertools.product(("forward", "backward"), (ops.conv2d,)))  # tested in test_image_kernels.py
+    # tested in test_image_kernels.py, test_pooling_kernels.py and test_normalization_kernels.py
+    images = set(itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d)))
+    images |= {("forward", ops.moments), ("forward", ops.normalize), ("backward", ops.normalize)}
     assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images
     pytest.importorskip("numba")
-    more = set(itertools.product(("forward", "backward"), (ops.dropout,)))
-    assert set(LIB.kernels("compiled").kernels) == tested | more
+    table = LIB.kernels("compiled")
+    others = (  # tested here, and in test_image_kernels.py, test_*_kernels.py
+        ops.dropout, ops.conv2d, ops.max_pool2d, ops.avg_pool2d, ops.flatten, ops.reshape,
+        ops.identity, ops.softplus, ops.softmax, ops.log_softmax, ops.embedding, ops.normalize,
+        ops.gelu, ops.silu, ops.elu, ops.selu, ops.leaky_relu,
+        ops.add, ops.mean,
+    )  # fmt: skip
+    of_losses = (  # in test_loss_kernels.py
+        ops.mse, ops.l1, ops.huber, ops.hinge, ops.binary_cross_entropy, ops.focal, ops.kl_divergence,
+        ops.softmax_cross_entropy, *OF_SCIKIT_LEARN.values(),
+    )  # fmt: skip
+    assert {*table.kernels, *table.other.kernels} == {
+        *tested, ("forward", ops.moments), *itertools.product(("forward", "backward"), others),
+        *itertools.product(("loss", "total"), of_losses), ("metric", absolute_error), ("metric", squared_error),
+        *by_rule, ("clip", updates.clip_by_norm), ("clip", updates.clip_by_value), ("keep", updates.moving_average),
+        ("keep", running_moments), ("draw", None), ("forward", ops.warp),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,7 +15,7 @@ from xnn import initializers, layers
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.layers.files import weights_sha256
 
-PAGE = (Path(__file__).parents[2] / "docs" / "torch.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "from_pytorch.md").read_text(encoding="utf-8")
 with_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: .ci/full installs it"
 )
@@ -398,7 +398,7 @@ class TestTensors:
         np.testing.assert_allclose(model.predict(x), outputs(network, x), rtol=1e-5)
 
 
-# docs/torch.md: each row of its table, of xnn's layers and of PyTorch's modules.
+# docs/from_pytorch.md: each row of its table, of xnn's layers and of PyTorch's modules.
 
 SIZES = {"inputs": 5, "outputs": 4, "features": 3, "rows": 2, "columns": 7}
 

@@ -227,7 +227,14 @@ def environments() -> list[dict[str, str]]:
     return [*cores, *({"NPY_DISABLE_CPU_FEATURES": " ".join(names)} for names in digests._simd())]
 
 
-@pytest.mark.parametrize("environment", environments(), ids=str)
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param(given, marks=[pytest.mark.slow] * (1 < n < len(environments()) - 1))
+        for n, given in enumerate(environments())
+    ],
+    ids=str,
+)
 def test_the_same_bits_on_other_processors(environment):
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     run = subprocess.run(

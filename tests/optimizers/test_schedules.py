@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from naming import plain
 
 import xnn
 from xnn import schedules as s
@@ -140,7 +141,7 @@ def test_forty_steps_of_optax(ours, theirs):
             lambda t: 0.3 / (t - 3) if t > 4 else 0.3 * (0.5 + t / 8),
         ),
     ],
-    ids=repr,
+    ids=plain,
 )
 def test_the_formulas(schedule, formula):
     np.testing.assert_allclose(rates(schedule, 50), rates(formula, 50), rtol=1e-13, atol=1e-17)
@@ -332,14 +333,14 @@ def test_no_c_library_is_asked(monkeypatch):
 @pytest.mark.parametrize(
     "environment",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"PYTHONHASHSEED": "7"},
         *({"NPY_DISABLE_CPU_FEATURES": " ".join(names)} for names in digests._simd()[:1]),
     ],
     ids=str,
 )
 def test_the_same_bits_in_another_process(environment):
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    paths = [*map(str, Path(__file__).parents[:2]), os.environ.get("PYTHONPATH", "")]
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _RATES],
         env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},

@@ -30,8 +30,8 @@ ERRORS = {
 #: The function in which a phase is, and which of its calls it is. The steps of the second epoch are captured.
 PHASES = {
     "the copy of the model at the beginning": (CupyBackend, "to_host_all", 1),
-    "making a program": (Stepper, "program", 1),
-    "making the second program": (Stepper, "program", 3),
+    "making a program": (Stepper, "_make", 1),
+    "making the second program": (Stepper, "_make", 2),
     "warm-up": (Program, "steps", 1),
     "capture": (DeviceFeed, "_captured", 1),
     "replay": (Program, "steps", 5),

@@ -148,16 +148,16 @@ def test_a_lost_device_leaves_the_model_on_the_host(states, error):
 
 
 @pytest.fixture
-def ten_mebibytes(cupy_chosen):
+def seven_mebibytes(cupy_chosen):
     """A device with so much free memory."""
     fit(made())  # cuBLAS has its memory
-    with _ATTACHED.free_memory(10 << 20):
+    with _ATTACHED.free_memory(7 << 20):
         yield
 
 
 @pytest.mark.parametrize("kernels", ["cuda", "ops"])
 @pytest.mark.parametrize("rows", [4096, 3000])
-def test_full_memory_names_a_batch_size_that_fits(ten_mebibytes, rows, kernels):
+def test_full_memory_names_a_batch_size_that_fits(seven_mebibytes, rows, kernels):
     """Computed from what a step needs; the model is as before, and the batch size does fit."""
     model = xnn.Sequential(layers.Dense(20, 100), layers.ReLU(), layers.Dense(100, 100), layers.ReLU(),
                            layers.Dense(100, 3), seed=2)  # fmt: skip

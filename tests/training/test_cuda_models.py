@@ -24,10 +24,10 @@ from test_cuda_programs import (
 import xnn
 from xnn import layers, losses, ops, optimizers
 from xnn.backends import get_backend
+from xnn.backends.kernels import fusion
 from xnn.callbacks import Callback, EarlyStopping
 from xnn.data import Batches
 from xnn.errors import DivergenceError
-from xnn.training import fusion
 
 __all__ = ["pytestmark"]
 

@@ -146,7 +146,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("error", [BrokenError, OptionError, MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "error", [BrokenError, OptionError, pytest.param(MemoryError, marks=pytest.mark.slow), KeyboardInterrupt]
+)
 @pytest.mark.parametrize("place", PLACES)
 def test_what_users_write_raises(kernels, place, error):
     make, numbers = PLACES[place]
@@ -190,7 +192,9 @@ class Raising(layers.Layer):
 
 
 @pytest.mark.parametrize("rule", [optimizers.SGD, optimizers.Adam])
-@pytest.mark.parametrize(("forward", "backward"), [(0, 1), (0, 6), (3, 0), (11, 0), (0, 23)])
+@pytest.mark.parametrize(("forward", "backward"), [
+    (0, 1), (3, 0), (0, 23), *(pytest.param(*rare, marks=pytest.mark.slow) for rare in ((0, 6), (11, 0))),
+])  # fmt: skip
 def test_in_the_middle_of_a_step(kernels, rule, forward, backward):
     """BatchNorm has moved already, or a part of the parameters: the step is undone."""
     states = course(kernels, rule=rule(0.02), inner=[Raising(0, 0)])
@@ -224,7 +228,9 @@ def test_when_data_cannot_be_read(kernels, monkeypatch):
         monkeypatch.setattr(Batches, "numbers", numbers)
 
 
-@pytest.mark.parametrize("number", range(0, 2000, 47))
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=[pytest.mark.slow] if n % 94 else []) for n in range(0, 2000, 47)]
+)
 def test_an_interrupt_anywhere(kernels, number):
     """KeyboardInterrupt when a function of training or of the kernels is entered, whichever."""
     t, left = trainer(kernels), number

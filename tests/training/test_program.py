@@ -6,8 +6,10 @@ import pytest
 import xnn
 from xnn import layers, losses, ops, optimizers
 from xnn.backends import get_backend
+from xnn.backends.kernels import fusion
 from xnn.backends.kernels.binding import bind
 from xnn.backends.kernels.calls import Cursor
+from xnn.backends.kernels.fusion import RULES, fuse
 from xnn.callbacks import Callback
 from xnn.data import synthetic_digits
 from xnn.errors import GraphError, OptionError
@@ -18,9 +20,7 @@ from xnn.graph.value import Value
 from xnn.layers import Parameter
 from xnn.runs.mlp import mlp
 from xnn.schedules import OneCycle
-from xnn.training import fusion
 from xnn.training.flatten import flatten
-from xnn.training.fusion import RULES, fuse
 from xnn.training.inputs import prepare
 from xnn.training.parameters import Store
 from xnn.training.steps import Stepper

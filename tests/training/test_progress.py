@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, a line that changes in Jupyter, a line an epoch elsewhere."""
+"""Progress on standard error: a bar on a terminal, elsewhere a line an epoch. Of notebooks: test_notebook.py."""
 
 import io
 import sys
@@ -9,8 +9,7 @@ from command_line import run
 
 import xnn
 from xnn import callbacks, layers, losses, optimizers
-from xnn.errors import DivergenceError
-from xnn.history import Bar, History, LiveLine
+from xnn.history import Bar, History
 
 X = np.linspace(-1.0, 1.0, 64, dtype=np.float32).reshape(-1, 1)
 
@@ -26,13 +25,6 @@ class Stream(io.StringIO):
         return self.terminal
 
 
-class Jupyters(Stream):
-    """Standard error in Jupyter, as xnn tells it: by the module of its class."""
-
-
-Jupyters.__module__ = "ipykernel.iostream"
-
-
 def trainer(rate=0.1):
     return xnn.Trainer(xnn.Sequential(layers.Dense(1, 1), seed=0), losses.MSE(), optimizers.SGD(rate))
 
@@ -44,43 +36,11 @@ def shown(monkeypatch, stream, **options):
     return stream.getvalue()
 
 
-def on_screen(text):
-    """The lines that are left after each carriage return has gone back to the start of its line."""
-    lines = []
-    for line in text.split("\n"):
-        cells = []
-        for part in line.split("\r"):
-            cells[: len(part)] = part
-        lines.append("".join(cells).rstrip())
-    return lines
-
-
 def test_a_line_an_epoch_where_there_is_no_terminal(monkeypatch, capsys):
     lines = shown(monkeypatch, Stream()).splitlines()
     assert [line.split()[:2] for line in lines] == [["epoch", "1"], ["epoch", "2"], ["epoch", "3"]]
     assert all("loss" in line and "val_loss" in line and "\r" not in line for line in lines)
     assert capsys.readouterr().out == ""
-
-
-def test_a_line_that_changes_in_jupyter(monkeypatch):
-    assert "ipykernel" not in sys.modules
-    text = shown(monkeypatch, Jupyters())
-    assert "ipykernel" not in sys.modules
-    assert "epoch 2/3  loss" in text
-    assert "samples/s" in text
-    lines = on_screen(text)
-    assert [line.split()[:2] for line in lines[:3]] == [["epoch", "1"], ["epoch", "2"], ["epoch", "3"]]
-    assert lines[3:] == [""]
-    assert not any("samples/s" in line for line in lines)  # what is longer is wiped
-
-
-def test_an_error_does_not_leave_half_a_line_in_jupyter(monkeypatch):
-    stream = Jupyters()
-    monkeypatch.setattr(sys, "stderr", stream)
-    x = np.tile(X, (400, 1))  # some checks, before it diverges
-    with pytest.raises(DivergenceError):
-        trainer(1e19).fit((x, x), epochs=3, batch_size=8)
-    assert stream.getvalue() == "" or stream.getvalue().endswith("\n")
 
 
 def test_a_bar_on_a_terminal(monkeypatch):
@@ -90,33 +50,55 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert "val_loss" in text
 
 
-@pytest.mark.parametrize("stream", [Jupyters, lambda: Stream(terminal=True)])
-def test_a_resumed_training_shows_its_own_epochs(monkeypatch, tmp_path, stream):
+def test_a_resumed_training_shows_its_own_epochs(monkeypatch, tmp_path):
     saver, seen = callbacks.Checkpoint(tmp_path), []
     first = trainer()
     first.callbacks = [saver]
     first.fit((X, X), epochs=2, progress=False)
-    for shows in (Bar, LiveLine):
-        monkeypatch.setattr(shows, "update", lambda self, epoch, steps, numbers: seen.append((epoch, steps)))
-    monkeypatch.setattr(sys, "stderr", stream())
+    monkeypatch.setattr(Bar, "update", lambda self, epoch, steps, *_: seen.append((epoch, steps)))
+    monkeypatch.setattr(sys, "stderr", Stream(terminal=True))
     again = trainer()
     again.resume(tmp_path)
     again.fit((X, X), epochs=4)
     assert seen == [("3/4", 6), ("4/4", 8)]
 
 
-@pytest.mark.parametrize("stream", [Stream, Jupyters, lambda: Stream(terminal=True)])
+@pytest.mark.parametrize("stream", [Stream, lambda: Stream(terminal=True)])
 def test_none_if_it_is_not_wanted(monkeypatch, stream):
     assert shown(monkeypatch, stream(), progress=False) == ""
 
 
-@pytest.mark.parametrize("kind", [Stream, Jupyters])
-def test_a_closed_or_missing_standard_error_does_not_end_a_run(monkeypatch, kind):
-    stream = kind()
+def test_a_closed_or_missing_standard_error_does_not_end_a_run(monkeypatch):
+    stream = Stream()
     stream.close()
     for broken in (stream, None):
         monkeypatch.setattr(sys, "stderr", broken)
         assert len(trainer().fit((X, X), epochs=2).epochs) == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "made", "lines"),
+    [
+        (None, callbacks.ProgressBar, 3),
+        (True, callbacks.ProgressBar, 6),
+        (False, callbacks.ProgressBar, 3),
+        (None, callbacks.EpochLines, 0),
+        (True, callbacks.EpochLines, 3),
+    ],
+)
+def test_by_default_only_what_no_callback_shows(monkeypatch, capsys, wanted, made, lines):
+    stream = Stream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    watched = trainer()
+    watched.callbacks = [made()]
+    watched.fit((X, X), epochs=3, progress=wanted)
+    assert stream.getvalue().count("epoch ") == lines
+    assert capsys.readouterr().out.count("epoch ") == (3 if made is callbacks.EpochLines else 0)
+
+
+def test_anything_but_a_flag_is_refused():
+    with pytest.raises(xnn.errors.OptionError, match="progress must be True or False, got 'yes'"):
+        trainer().fit((X, X), progress="yes")
 
 
 def test_the_command_prints_each_epoch_once(monkeypatch):

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from naming import plain
 
 import xnn
 from xnn import data, layers, losses, ops, optimizers
@@ -37,7 +38,7 @@ def squared(o, t):
 FAR = {"dollars": Y * 1e5 + 6e5, "small": Y * 1e-4, "one column of two": np.column_stack([Y, Y * 1e6])}
 
 
-@pytest.mark.parametrize("loss", [losses.MSE(), losses.L1(), losses.Huber(), squared], ids=str)
+@pytest.mark.parametrize("loss", [losses.MSE(), losses.L1(), losses.Huber(), squared], ids=plain)
 @pytest.mark.parametrize("y", FAR.values(), ids=FAR)
 def test_targets_far_from_unit_size_are_said_once(y, loss):
     t = xnn.Trainer(Sequential(Dense(4, y.shape[1]), seed=0), loss, optimizers.SGD(0.0))

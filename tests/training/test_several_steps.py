@@ -5,16 +5,34 @@ import pytest
 
 import xnn
 from xnn import callbacks, layers, losses, ops, optimizers
+from xnn.backends.kernels import fusion
 from xnn.data import Batches
 from xnn.errors import DivergenceError
 from xnn.schedules import OneCycle, Warmup
-from xnn.training import fusion, several
+from xnn.training import several
+from xnn.training.repeated import Repeated
 
 pytest.importorskip("numba")
 
 RANDOM = np.random.default_rng(0)
 X, LABELS = RANDOM.normal(size=(150, 6)), np.arange(150) % 3
+WORDS = np.arange(900).reshape(150, 6) * 7 % 10
 PIXELS = RANDOM.integers(0, 256, (150, 6)).astype("uint8")
+
+
+CURVES = [layers.GELU, layers.SiLU, layers.ELU, layers.LeakyReLU, layers.Softplus, layers.LogSoftmax]
+RULES = [optimizers.AdaDelta, optimizers.AdaGrad, optimizers.AdamW, optimizers.Lion, optimizers.Nadam,
+         optimizers.RMSProp]  # fmt: skip
+COMMON = [{"clip_norm": 0.1}, {"clip_value": 0.01}, {"average": 0.9}, {"amsgrad": True}]
+COMMON_NAMES = [name for common in COMMON for name in common]
+
+
+class Halving(optimizers.Optimizer):
+    """A user's rule."""
+
+    @staticmethod
+    def rule(xp, parameter, gradient, *, learning_rate):
+        return (parameter - learning_rate / 2 * gradient,)
 
 
 class Penalized(losses.SoftmaxCrossEntropy):
@@ -29,27 +47,52 @@ class Penalized(losses.SoftmaxCrossEntropy):
         return super().compute(outputs, targets) + penalty
 
 
-def built(dtype="float64", penalty=False, dropout=False, optimizer=None, x=X, **options):
-    stack = [layers.Dense(6, 9, dtype=dtype), layers.ReLU(), layers.Dense(9, 3, dtype=dtype)]
+#: Losses of outputs and targets of one shape, and targets for them.
+LOSSES = {"mse": losses.MSE, "l1": losses.L1, "huber": losses.Huber, "binary": losses.BinaryCrossEntropy,
+          "hinge": losses.Hinge, "focal": losses.Focal}  # fmt: skip
+YES = np.stack([LABELS == 0, LABELS == 1, LABELS > 1], axis=1).astype(float)
+
+
+def built(
+    dtype="float64",
+    activation=layers.ReLU,
+    penalty=False,
+    dropout=False,
+    optimizer=None,
+    x=X,
+    loss=None,
+    standardized=False,
+    **options,
+):
+    stack = [layers.Dense(6, 9, dtype=dtype), activation(), layers.Dense(9, 3, dtype=dtype)]
     stack = [layers.Rescale(1 / 255, dtype=dtype), *stack] if x is PIXELS else stack
+    if x is WORDS:
+        stack = [layers.Embedding(10, 2, dtype=dtype), layers.Flatten(), layers.Dense(12, 3, dtype=dtype)]
+    if standardized:
+        mean, std = x.mean(axis=0), x.std(axis=0)
+        stack = [layers.Rescale(1 / std, dtype=dtype, shift=mean), *stack]
     stack[-1:-1] = [layers.Dropout(0.2)] if dropout else []
     model = xnn.Sequential(*stack, seed=1)
     weights = [p for p in model.parameters() if p.name == "weight"]
-    loss = Penalized(*weights) if penalty else losses.SoftmaxCrossEntropy()
+    usual = losses.SoftmaxCrossEntropy() if loss is None else LOSSES[loss]()
+    loss = Penalized(*weights) if penalty else usual
     return xnn.Trainer(model, loss, optimizer or optimizers.Adam(0.02), kernels="compiled", **options)
 
 
-def fitted(monkeypatch, most, x=X, **options):
+def fitted(monkeypatch, most, x=X, sample_weight=None, **options):
     """Train with at most this many steps at once. Returns what came of it, and how many steps each call took."""
     monkeypatch.setattr(several, "_STEPS", most)
     taken, plain = [], several.Several.steps
     monkeypatch.setattr(several.Several, "steps", lambda *a: taken.append(plain(*a)) or taken[-1])
     trainer = built(x=x, **options)
-    given = x if x.dtype == np.uint8 else x.astype(trainer.model.dtype)
-    history = trainer.fit((given, LABELS), (given, LABELS), epochs=5, batch_size=32, seed=4, progress=False)
+    given = x.astype(trainer.model.dtype) if x.dtype.kind == "f" else x
+    y = LABELS if options.get("loss") is None else 2 * YES - 1 if options["loss"] == "hinge" else YES
+    how = {"epochs": 5, "batch_size": 32, "seed": 4, "progress": False, "sample_weight": sample_weight}
+    history = trainer.fit((given, y), (given, y), **how)
     monkeypatch.setattr(several.Several, "steps", plain)
     states = [a for p in trainer.model.parameters() for a in trainer.optimizer.state_of(p).arrays]
-    arrays = [p.value for p in trainer.model.parameters()] + states
+    averages = [*trainer.optimizer.averages.values()]
+    arrays = [p.value for p in trainer.model.parameters()] + states + averages
     ends = [{k: v for k, v in entry.items() if k != "seconds"} for entry in history.epochs]
     return [a.tobytes() for a in arrays], history.losses_sha256, ends, trainer.optimizer.steps, taken
 
@@ -66,8 +109,40 @@ def fitted(monkeypatch, most, x=X, **options):
         {"optimizer": lambda: optimizers.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)},
         {"optimizer": lambda: optimizers.Adam(OneCycle(0.01, 25))},
         {"optimizer": lambda: optimizers.Adam(0.01, weight_decay={"weight": 0.1})},
+        *({"loss": loss, "dtype": "float32"} for loss in LOSSES),
+        {"loss": "mse", "metrics": ["mae", "mse"]},
+        {"loss": "mse", "sample_weight": np.arange(150) % 4},
+        {"sample_weight": np.arange(150) % 4},
+        {"standardized": True, "dtype": "float32"},
+        {"x": WORDS, "optimizer": optimizers.AdaGrad},
+        *({"activation": activation} for activation in CURVES),
+        {"dropout": True},
+        {"dropout": True, "dtype": "float32", "x": PIXELS},
+        *({"optimizer": lambda rule=rule: rule(0.01)} for rule in RULES),
+        *({"optimizer": lambda common=common: optimizers.AdamW(0.01, **common)} for common in COMMON),
     ],
-    ids=["adam", "float32", "pixels", "rows", "penalty", "sgd", "momentum", "schedule", "decay of weights"],
+    ids=[
+        "adam",
+        "float32",
+        "pixels",
+        "rows",
+        "penalty",
+        "sgd",
+        "momentum",
+        "schedule",
+        "decay of weights",
+        *LOSSES,
+        "regression's metrics",
+        "weights",
+        "weights of classes",
+        "standardized",
+        "words",
+        *(activation.__name__ for activation in CURVES),
+        "dropout",
+        "dropout of pixels",
+        *(rule.__name__ for rule in RULES),
+        *COMMON_NAMES,
+    ],
 )
 def test_the_bits_of_single_steps(monkeypatch, options):
     def with_new_optimizer():
@@ -83,10 +158,10 @@ def test_the_bits_of_single_steps(monkeypatch, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"dropout": True},
-        {"optimizer": lambda: optimizers.RMSProp(0.01)},
+        {"metrics": ["f1"]},
+        {"optimizer": lambda: Halving(0.01)},
     ],
-    ids=["dropout", "a rule without rows"],
+    ids=["a metric without rows", "a rule without rows"],
 )
 def test_steps_in_which_python_runs_are_taken_one_by_one(monkeypatch, options):
     options = {k: v() if k == "optimizer" else v for k, v in options.items()}
@@ -216,3 +291,12 @@ def test_the_penaltys_gradient_is_added_in_one_pass(monkeypatch, dtype):
     np.testing.assert_allclose(loss2, loss, rtol=tight)
     for one, other in zip(end, end2, strict=True):
         np.testing.assert_allclose(other, one, rtol=tight, atol=tight)
+
+
+def test_programs_with_masks_do_not_train_other_networks():
+    """Their random numbers would be those of the first one."""
+    for dropout in (False, True):
+        trainer = built(dropout=dropout)
+        trainer.metrics, trainer.keeps_programs = [], True
+        trainer.fit((X, LABELS), epochs=1, batch_size=32, progress=False)
+        assert (Repeated.of(trainer) is None) == dropout

@@ -573,7 +573,9 @@ def test_the_progress_bar_on_a_terminal(monkeypatch, capsys):
     assert "val_accuracy" in shown
 
 
-@pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
+@pytest.mark.parametrize(
+    "kernels", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("ops", "numpy")), "compiled"]
+)
 def test_the_twelfth_epoch_peaks_where_the_second_did(kernels):
     """And below one copy of the images: they are gathered batch by batch, and stay bytes until then."""
     import gc

@@ -46,6 +46,8 @@ class Callback(Habitual):
     #: Whether it changes nothing in a training, and keeps none of its arrays, so that a checkpoint goes on with or
     #: without it.
     bystander = False
+    #: Whether all it does is to write or show something. Of processes that train together, only rank 0 calls it.
+    first_rank_only = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

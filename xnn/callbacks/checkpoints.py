@@ -118,8 +118,15 @@ class Checkpoint(Callback):
         self._before: Any = None
         check_folder(self.folder, "checkpoints")
 
-    def open(self, step: int, resumed: bool) -> None:
-        """Lock the folder, and remove what a killed process has left. `fit` calls it before the first step."""
+    def open(self, step: int, resumed: bool, writes: bool = True) -> None:
+        """Lock the folder, and remove what a killed process has left. `fit` calls it before the first step.
+
+        writes: whether this process writes; of several that train together rank 0 does, and others only count steps.
+        """
+        self._epochs, self._step, self._when, self._written = 0, step, time.monotonic(), 0
+        self._best_when = self._when
+        if not writes:
+            return
         check_folder(self.folder, "checkpoints")
         self.folder = self.folder.absolute()  # the same one after os.chdir
         try:
@@ -147,8 +154,6 @@ class Checkpoint(Callback):
         with contextlib.suppress(OSError):
             for path in self.folder.glob(".xnn-*"):
                 path.unlink()
-        self._epochs, self._step, self._when, self._written = 0, step, time.monotonic(), 0
-        self._best_when = self._when
         self._listen()
 
     def _listen(self) -> None:
@@ -203,6 +208,10 @@ class Checkpoint(Callback):
     def has_time(self) -> bool:
         """Whether the best epoch may be written although no checkpoint is due: at most 3 % of the time goes there."""
         return time.monotonic() - self._best_when >= self.slowest / _SHARE
+
+    def skip(self, step: int) -> None:
+        """Count from a step at which rank 0 writes a checkpoint, and this process does not."""
+        self._epochs, self._step, self._when = 0, step, time.monotonic()
 
     def write(self, step: int, content: bytes, best: bool, last: bool = True) -> None:
         """Write a checkpoint, in a thread of its own while training goes on: disks take long to flush a file.

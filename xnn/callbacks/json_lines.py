@@ -9,8 +9,11 @@ from typing import Any
 
 from xnn.callbacks.callback import Callback
 from xnn.callbacks.line_file import LineFile
+from xnn.errors import OptionError
 from xnn.files import notice, to_json
 from xnn.history import History
+from xnn.optimizers import Optimizer
+from xnn.options import shown
 
 __all__ = ["JsonLines"]
 
@@ -21,6 +24,7 @@ class JsonLines(Callback):
     path: the file; an older log is replaced when training starts. Any other file is refused, and so is a log that
         another run is writing (where the system has flock).
     about: more items for the first line. Default: none.
+    optimizer: its learning rate at the end of each epoch is written too, as "learning_rate". Default None: it is not.
 
     Raises OptionError if the file cannot be written. If writing fails later, as on a full disk, a message on standard
     error says so once and training goes on.
@@ -30,9 +34,19 @@ class JsonLines(Callback):
         JsonLines('run.jsonl')
     """
 
-    def __init__(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> None:
+    first_rank_only = True
+    optimizer: Optimizer | None = None
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        about: dict[str, Any] | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        if not (optimizer is None or isinstance(optimizer, Optimizer)):
+            raise OptionError(f"JsonLines takes an optimizer or None, got {shown(optimizer)}")
         self._lines = LineFile(path, "log", '{"event": "start"')
-        self.path, self.about = self._lines.path, about
+        self.path, self.about, self.optimizer = self._lines.path, about, optimizer
         self._start = time.perf_counter()
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
@@ -45,13 +59,16 @@ class JsonLines(Callback):
         return {self.path: len(to_json(self._begins)) + 400 * epochs}  # a usual line has up to 400 bytes
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        self._write({"event": "epoch", **entry, "samples_per_second": history.samples_per_second})
+        rate = {} if self.optimizer is None else {"learning_rate": float(self.optimizer.rate)}
+        more = {**rate, "samples_per_second": history.samples_per_second}
+        self._write({"event": "epoch", **entry, **more})
 
     def on_lower_rate(self, history: History, entry: dict[str, Any]) -> None:
         self._write({"event": "lower-lr", **entry})
 
     def on_fit_end(self, history: History) -> None:
         end = {"event": "end", "steps": history.steps, "interrupted": history.interrupted}
+        end["losses_sha256"] = history.losses_sha256
         reasons = {"stopped": history.stopped, "error": history.error}
         self._write(end | {key: reason for key, reason in reasons.items() if reason})
         self._lines.close()

@@ -1,22 +1,25 @@
-"""Progress of a training: a bar on standard error, or lines on standard output."""
+"""Progress of a training: a bar on a terminal, curves in a notebook, lines elsewhere."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 from xnn.callbacks.callback import Callback
+from xnn.callbacks.notebook import NotebookDisplay, in_notebook
 from xnn.files import StandardError
-from xnn.history import Bar, History, LiveLine, PrintedLines, epoch_line, numbers_line
+from xnn.history import Bar, History, PrintedLines, epoch_line
+from xnn.options import check_flag
 
-__all__ = ["EpochLines", "ProgressBar"]
+__all__ = ["EpochLines", "ProgressBar", "progress_of"]
 
 
 class ProgressBar(Callback):
-    """Progress on standard error: epoch, loss, metrics, samples a second and the time left.
+    """Shows the progress of a training: epoch, loss, metrics, samples a second and the time left.
 
-    On a terminal it is a bar, and in Jupyter a line that changes. Elsewhere it is a line after each epoch. `fit` adds
-    one unless it is called with progress=False.
+    In a notebook it is a line that changes and the learning curves, which grow. On a terminal it is a bar on
+    standard error. Elsewhere, as in pipes and logs, it is a line on standard error after each epoch. `fit` adds one
+    unless it is called with progress=False.
 
         >>> from xnn import callbacks
         >>> callbacks.ProgressBar()
@@ -24,26 +27,26 @@ class ProgressBar(Callback):
     """
 
     #: It changes nothing in the training: a checkpoint needs nothing of it.
-    bystander = True
+    bystander = first_rank_only = True
 
     def __init__(self) -> None:
         self._shown: PrintedLines | None = None
 
     def on_fit_start(self, history: History, epochs: int, steps_per_epoch: int) -> None:
         self._epochs, self._steps = epochs, steps_per_epoch
-        if StandardError().isatty():
-            self._shown = Bar(epochs * steps_per_epoch)
-        else:  # Jupyter's standard error is an object of ipykernel
-            jupyter = type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
-            self._shown = LiveLine() if jupyter else PrintedLines()
+        if in_notebook():
+            self._shown = NotebookDisplay(history, epochs, steps_per_epoch)
+        else:
+            self._shown = Bar(epochs * steps_per_epoch) if StandardError().isatty() else PrintedLines()
 
     def on_check(self, history: History, epoch: int, step: int, loss: float, metrics: dict[str, Any]) -> None:
         if self._shown is not None:
-            numbers, done = numbers_line({"loss": loss, **metrics}), len(history.epochs)
+            done = len(history.epochs)
             self._shown.update(
                 f"{done + 1}/{self._epochs}",
                 done * self._steps + step,
-                f"{numbers}  {history.samples_per_second:,.0f} samples/s",
+                {"loss": loss, **metrics},
+                f"{history.samples_per_second:,.0f} samples/s",
             )
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
@@ -59,7 +62,7 @@ class ProgressBar(Callback):
 class EpochLines(Callback):
     """Prints a line on standard output after each epoch, unless standard error is a terminal.
 
-    Call `fit` with progress=False then, or the lines stand on standard error as well.
+    `fit` then shows no progress besides, unless it is called with progress=True.
     If standard output is closed or the disk is full, the lines end and training goes on.
 
         >>> from xnn import callbacks
@@ -67,14 +70,29 @@ class EpochLines(Callback):
         EpochLines()
     """
 
-    bystander = True
+    bystander = first_rank_only = True
 
     def __init__(self) -> None:
-        self._silent = StandardError().isatty()
+        self.silent = StandardError().isatty()
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        if not self._silent:
+        if not self.silent:
             try:
                 print(epoch_line(entry), flush=True)
             except (OSError, ValueError):  # ValueError: standard output was closed
-                self._silent = True
+                self.silent = True
+
+
+def progress_of(callbacks: Sequence[Callback], wanted: bool | None) -> list[Callback]:
+    """The callback that shows the progress of a training, in a list; the list is empty if none should.
+
+    callbacks: those of the trainer. wanted: True or False; None: unless one of the callbacks shows progress already.
+
+    Raises OptionError for anything else.
+    """
+    if wanted is None:
+        shown = (
+            isinstance(c, ProgressBar) or (isinstance(c, EpochLines) and not c.silent) for c in callbacks
+        )
+        wanted = not any(shown)
+    return [ProgressBar()] if check_flag("progress", wanted) else []

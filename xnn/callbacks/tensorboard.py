@@ -54,6 +54,7 @@ class TensorBoard(Callback):
     Source: the format of event files, https://github.com/tensorflow/tensorboard.
     """
 
+    first_rank_only = True
     optimizer: Optimizer | None = None
 
     def __init__(self, folder: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:

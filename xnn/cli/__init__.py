@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import keyword
 import sys
 from collections.abc import Callable
 from typing import IO, Any, cast
@@ -15,9 +16,10 @@ import click
 
 from xnn import __version__
 from xnn.cli.exit_codes import EXIT_CODES, exit_code
-from xnn.cli.surroundings import forget_output, surroundings
+from xnn.cli.surroundings import forget_output, forget_what_is_lost, surroundings
+from xnn.cli.together import Failures, as_one_of_many
 from xnn.errors import XnnError
-from xnn.files import StandardError, notice, printable
+from xnn.files import StandardError, printable
 
 __all__ = ["main"]
 
@@ -25,6 +27,9 @@ __all__ = ["main"]
 _COMMANDS = {
     "train": "Train a network and report its accuracy on the test set.",
     "predict": "Print a trained model's prediction for each sample.",
+    "export": "Write a trained model in a format that other programs run.",
+    "import": "Make a model file of an ONNX network.",
+    "report": "Write a report of training runs as one HTML file.",
     "info": "Show versions, backends, GPUs, BLAS, threads and data sets.",
     "bench": "Time a training step of xnn and of other libraries.",
     "check": "Check the gradients of all ops, and whether the backends agree.",
@@ -38,7 +43,9 @@ Train neural networks in plain Python: with NumPy on the CPU, with CuPy on a GPU
 \b
 xnn train                         train on MNIST, one line per epoch
 xnn train --save digits.safetensors
+xnn report digits.safetensors     curves, weights and mistakes, as one HTML file
 xnn predict digits.safetensors mnist
+xnn export digits.safetensors digits.onnx
 xnn info --probe                  what works here, and why the rest does not
 xnn bench                         time per step, beside the matrix products alone
 xnn check                         check gradients and backends
@@ -55,7 +62,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"xnn.cli.{cmd_name}").command
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = importlib.import_module(f"xnn.cli.{module}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -67,13 +75,17 @@ class _Commands(click.Group):
         options["standalone_mode"] = (
             False  # click's own way of showing errors can fail, and prints tracebacks
         )
+        given = args[0] if args and args[0] is not None else options.get("args")
+        arguments = sys.argv[1:] if given is None else list(given)
+        run = lambda: super(_Commands, self).main(*args, **options)  # noqa: E731
         with surroundings() as ended_by:
-            code = _exit_code(lambda: super(_Commands, self).main(*args, **options), ended_by)
+            code = as_one_of_many(arguments, lambda failures: _exit_code(run, ended_by, failures))
+        forget_what_is_lost()
         sys.exit(code)
 
 
-def _exit_code(run: Callable[[], Any], ended_by: list[int]) -> int:
-    """Run a command. Returns its exit code, after showing the error that ended it.
+def _exit_code(run: Callable[[], Any], ended_by: list[int], failures: Failures) -> int:
+    """Run a command. Returns its exit code, after telling `failures` the error that ended it.
 
     ended_by: the signals that came, such as SIGTERM; those whose effect is that of Ctrl-C.
     """
@@ -85,31 +97,31 @@ def _exit_code(run: Callable[[], Any], ended_by: list[int]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # the last place where a full disk can be seen
     except click.ClickException as error:
-        return _refuse(error)
+        return _refuse(error, failures)
     except XnnError as error:
-        _show(error, str(error))
+        _show(failures, error, str(error))
         return exit_code(error)
     except OSError as error:
         if error.errno != errno.EPIPE:  # else the reader has gone, as in `xnn train | head`
-            _show(error, f"{_what_failed(error)}: {error.strerror or error}")
+            _show(failures, error, f"{_what_failed(error)}: {error.strerror or error}")
         forget_output()
         return exit_code(error)
     except MemoryError as error:
         what = f"out of memory ({error})" if str(error) else "out of memory"
-        _show(error, f"{what}: try a smaller network (--hidden, --model) or --batch-size")
+        _show(failures, error, f"{what}: try a smaller network (--hidden, --model) or --batch-size")
         return exit_code(error)
     except (KeyboardInterrupt, click.Abort):
-        notice("xnn: interrupted")
+        failures.add("interrupted")
         code = 130
     if code == 130 and ended_by:
         return 128 + ended_by[0]
     return code if isinstance(code, int) else 0
 
 
-def _show(error: Exception, text: str) -> None:
-    """Print an error in words, and then its notes, such as which file holds the weights."""
+def _show(failures: Failures, error: Exception, text: str) -> None:
+    """Tell an error in words, and then its notes, such as which file holds the weights."""
     for line in (text, *getattr(error, "__notes__", ())):
-        notice(f"xnn: {line}")
+        failures.add(line, error)
 
 
 def _what_failed(error: OSError) -> str:
@@ -117,8 +129,11 @@ def _what_failed(error: OSError) -> str:
     return "cannot write the output" if error.filename is None else f"cannot use {error.filename}"
 
 
-def _refuse(error: click.ClickException) -> int:
+def _refuse(error: click.ClickException, failures: Failures) -> int:
     """Show a wrong option, as click does. Returns the exit code."""
+    if failures.kept:
+        failures.add(printable(error.format_message()))
+        return error.exit_code
     if not isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # its message is the help
         vars(error)["message"] = printable(error.message)
     error.show(cast(IO[str], StandardError()))

@@ -12,11 +12,12 @@ from typing import Any, TypeAlias
 import click
 
 from xnn.backends import available_backends, backend_wanted, current_numerics
-from xnn.benchmarks import report, suite, time_to_accuracy
+from xnn.benchmarks import presets, report, suite, time_to_accuracy
 from xnn.benchmarks import sweep as sizes
 from xnn.benchmarks.contestants import Task
 from xnn.benchmarks.environment import dataset_here, environment, environment_line
 from xnn.benchmarks.gpu_peers import GPU_FORMS, GPU_PEERS
+from xnn.benchmarks.networks import NETWORK_PEERS
 from xnn.benchmarks.peers import PEERS
 from xnn.cli.options import FILE, check_device, device_option, widths
 from xnn.cli.outputs import check_apart
@@ -50,6 +51,7 @@ accuracy (--to-accuracy).
 xnn bench
 xnn bench --preset targets --peers all --json results.json
 xnn bench --compare results.json --preset targets
+xnn bench --preset lenet,vgg,resnet,norms --peers all
 xnn bench --to-accuracy 0.98 --peers torch
 """
 
@@ -65,15 +67,17 @@ xnn bench --to-accuracy 0.98 --peers torch
 )
 @click.option(
     "--preset",
-    metavar="NAME",
-    help="The network: article (default), medium, large, ciresan; or targets: five pairs of network and batch size.",
+    metavar="NAME,...",
+    help="The network: article (default), medium, large, ciresan; or targets: five pairs of network and batch size; "
+    "or of lenet, lenet-adamw, vgg, resnet, norms one or several: LeNet-5 with SGD or AdamW, a small VGG, a small "
+    "ResNet, dense layers with normalization.",
 )
 @click.option(
     "--batch-sizes",
     default="",
     callback=widths,
     metavar="N,N,...",
-    help="Batch sizes to time. Default: 32,128,512; with --sweep 32 to 2048.",
+    help="Batch sizes to time. Default: 32,128,512, of lenet and so on 32,64,128; with --sweep 32 to 2048.",
 )
 @click.option(
     "--peers",
@@ -146,8 +150,7 @@ def bench_command(
     })  # fmt: skip
     if to_accuracy is not None:
         check_real("--to-accuracy", to_accuracy)  # NaN is in every range of click's
-    if preset not in (None, "targets", *suite.NETWORKS):
-        raise OptionError(f"there is no preset {preset!r}: choose {', '.join(suite.NETWORKS)} or targets")
+    chosen_presets = presets.read(preset)
     if json_file:
         check_writable(json_file, begins=_FILE_BEGINS)
     if plot:
@@ -164,13 +167,15 @@ def bench_command(
         return _time_to_accuracy(to_accuracy, asked, json_file, conditions)
     chosen = "both" if numerics == "both" else current_numerics(numerics)
     running = _chosen_backends(backends)
-    contestants = [*suite.own_contestants(running, chosen), *_others(asked, running)]
+    layered = presets.are_layered(chosen_presets)
+    others = _network_peers(asked) if layered else _others(asked, running)
+    contestants = [*suite.own_contestants(running, chosen, products=not layered), *others]
     check_device(running)
     conditions |= {"repeat": repeat or 9, "dataset": dataset_here(), "numerics": chosen}
     if before is not None:
         report.check_comparable(before, conditions)
     _print(environment_line(conditions["environment"]))
-    timing = _Timing(contestants, conditions, preset or "article", batch_sizes, sweep, progress())
+    timing = _Timing(contestants, conditions, chosen_presets, batch_sizes, sweep, progress())
     written = timing.run(json_file)
     if plot:
         report.plot(written, plot)
@@ -193,10 +198,21 @@ def _check_combination(given: dict[str, Any]) -> None:
 def _read_peers(text: str) -> list[str]:
     """The names given with --peers. One of them may be "all"."""
     asked = list(dict.fromkeys(name for name in text.split(",") if name))
-    unknown = [name for name in asked if name not in (*PEERS, *GPU_PEERS, "all")]
+    known = dict.fromkeys((*PEERS, *GPU_PEERS, *NETWORK_PEERS))
+    unknown = [name for name in asked if name not in (*known, "all")]
     if unknown:
-        raise OptionError(f"there is no peer {unknown[0]!r}: choose {', '.join((*PEERS, *GPU_PEERS))} or all")
+        raise OptionError(f"there is no peer {unknown[0]!r}: choose {', '.join(known)} or all")
     return asked
+
+
+def _network_peers(asked: Sequence[str]) -> list[str]:
+    """The peers to time on networks of other layers than dense ones. Raises OptionError for one that has none."""
+    for name in asked:
+        if name not in (*NETWORK_PEERS, "all"):
+            raise OptionError(
+                f"{name} does not train these networks: choose {', '.join(NETWORK_PEERS)} or all"
+            )
+    return list(NETWORK_PEERS if "all" in asked else asked)
 
 
 def _others(asked: Sequence[str], backends: Sequence[str]) -> list[str]:
@@ -242,7 +258,7 @@ class _Timing:
 
     contestants: list[str]
     conditions: dict[str, Any]
-    preset: str
+    presets: Sequence[str]
     batch_sizes: tuple[int, ...]
     sweep: bool
     say: Say
@@ -317,7 +333,7 @@ class _Timing:
             self.say("")
             on_gpu = all("cupy" in name or name in GPU_PEERS for name in self.contestants)
             where = "on the GPU" if on_gpu else f"{threads} threads"
-            title = f"{'-'.join(map(str, task.widths))}, batch {batch}, {where}, {dataset}"
+            title = f"{presets.title(task)}, batch {batch}, {where}, {dataset}"
             _print(report.table(entries, title))
             if exact:
                 _print(report.exact_lines(exact))
@@ -326,17 +342,7 @@ class _Timing:
 
     def _tasks(self) -> list[tuple[str, int, Task]]:
         """The networks by name, each with a batch size and the task."""
-        dataset = self.conditions["dataset"]
-        return [
-            (network, batch, Task(suite.NETWORKS[network], batch, max(8192, 8 * batch), dataset))
-            for network, batch in self._pairs()
-        ]
-
-    def _pairs(self) -> list[tuple[str, int]]:
-        """The networks by name, each with a batch size."""
-        if self.preset == "targets":
-            return list(suite.TARGETS)
-        return [(self.preset, batch) for batch in self.batch_sizes or (32, 128, 512)]
+        return presets.tasks(self.presets, self.batch_sizes, self.conditions["dataset"])
 
 
 def _print_failures(results: list[dict[str, Any]]) -> bool:

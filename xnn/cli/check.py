@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ from xnn.backends import (
     current_numerics,
     get_backend,
 )
+from xnn.backends.ranks.group import current_ranks, use_ranks
 from xnn.cli.options import device_option
 from xnn.cli.surroundings import progress, say
 from xnn.data import synthetic_digits
@@ -35,6 +37,7 @@ from xnn.graph.autograd import Value, gradients_of
 from xnn.graph.backward import backpropagate
 from xnn.graph.check import gradient_check
 from xnn.layers import Layer
+from xnn.layers.files import weights_sha256
 from xnn.ops.cases import CASES, Case
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
@@ -92,7 +95,7 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
     for lib in chosen:
         count, what = _count(lib)
         notice(f"xnn: {lib.name}: {count} checks: {what}")
-        for number, result in enumerate(run_checks([lib.address]), 1):
+        for number, result in enumerate(shared_checks(lib), 1):
             (passed if result.ok else failed)[result.backend] += 1
             if result.error is not None:
                 errors.setdefault(result.case, {})[result.backend] = result.error
@@ -113,7 +116,10 @@ def _count(lib: Backend) -> tuple[int, str]:
     """How many checks `run_checks` makes on a backend, and of what, in words."""
     each = f"for each of {len(CASES)} uses of the ops, the gradient"
     if lib.name == "numpy":
-        return 2 * len(CASES), f"{each}, and whether layer, graph and autograd agree"
+        ranks, agree = current_ranks(), "whether layer, graph and autograd agree"
+        if ranks is None:
+            return 2 * len(CASES), f"{each}, and {agree}"
+        return 2 * len(CASES) + 1, f"{each}, and {agree}, shared by {ranks.size} ranks; and a training by all"
     more = "whether layer, graph and autograd agree, and whether numpy does; and a training on both"
     return 3 * len(CASES) + 1, f"{each}, {more}"
 
@@ -196,16 +202,41 @@ def run_checks(names: list[str]) -> Iterator[Result]:
     for name in names:
         lib = get_backend(name)
         with backend(name):
-            for case in CASES:
-                yield _safely(lib, f"gradient of {case.name}", _gradient, case)
-                yield _safely(lib, f"layer, graph and autograd agree on {case.name}", _same_bits, case)
-                if name != "numpy":
-                    yield _safely(lib, f"numpy agrees on {case.name}", _agreement, case)
-            if name != "numpy":
-                yield _safely(lib, "numpy agrees on 20 training steps", _training, None)
+            for title, check, case in _checks(lib):
+                yield _safely(lib, title, check, case)
 
 
-def _safely(lib: Backend, title: str, check: Any, case: Case | None) -> Result:
+def shared_checks(lib: Backend) -> Iterator[Result]:
+    """The results of `run_checks` on a backend. Several ranks each make a part of the checks, and get all results.
+
+    With the NumPy backend they also train a network together, and compare it with the training of one process.
+    """
+    ranks = current_ranks()
+    if ranks is None:
+        yield from run_checks([lib.address])
+        return
+    with backend(lib.address):
+        with use_ranks(None):
+            own = [_safely(lib, *check) for check in islice(_checks(lib), ranks.rank, None, ranks.size)]
+        for turn in zip_longest(*ranks.gather_objects(own)):
+            yield from filter(None, turn)
+        if lib.name == "numpy":
+            title = f"{ranks.size} ranks agree with one process on 20 training steps"
+            yield _safely(lib, title, _together, None)
+
+
+def _checks(lib: Backend) -> Iterator[tuple[str, Callable[..., Any], Case | None]]:
+    """The checks on a backend: what is checked, the function that does it, and what it is given."""
+    for case in CASES:
+        yield f"gradient of {case.name}", _gradient, case
+        yield f"layer, graph and autograd agree on {case.name}", _same_bits, case
+        if lib.name != "numpy":
+            yield f"numpy agrees on {case.name}", _agreement, case
+    if lib.name != "numpy":
+        yield "numpy agrees on 20 training steps", _training, None
+
+
+def _safely(lib: Backend, title: str, check: Callable[..., Any], case: Case | None) -> Result:
     name = case.name if case else ""
     try:
         ok, detail, *error = check(lib, case)
@@ -329,3 +360,17 @@ def _training(lib: Backend, _: Case | None) -> tuple[bool, str]:
     drift = max(abs(loss - loss2) / loss, _difference(end, end2))
     detail = f"same start and masks: {same}; losses and weights drift by {drift:.1e}"
     return same and drift <= _allowed(_RUN_TOLERANCE), detail
+
+
+def _together(lib: Backend, _: Case | None) -> tuple[bool, str]:
+    """Train in exact numerics together with the other ranks and alone: the bits must be the same."""
+    x, y = synthetic_digits(640)
+    found = []
+    for workers in (None, "none"):
+        model = mlp(784, (32,), 10, dropout=0.2, rescale=(1 / 255, 0.0), seed=3)
+        how: dict[str, Any] = {"numerics": "exact", "workers": workers}
+        trainer = Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1, momentum=0.9), **how)
+        found.append((trainer.fit((x, y), seed=3, progress=False).losses_sha256, weights_sha256(model)))
+    return found[0] == found[
+        1
+    ], f"losses and weights {'have' if found[0] == found[1] else 'do not have'} one digest"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,8 +25,10 @@ from xnn.backends import (
 )
 from xnn.backends.cupy_devices import gpu_fault, gpus
 from xnn.backends.kernels.cuda import persistent_rule
+from xnn.backends.ranks.group import current_ranks
+from xnn.backends.ranks.mpi import MPIRanks
 from xnn.backends.registry import gpu_number
-from xnn.backends.threads import blas_libraries, choose_threads, execution_plan
+from xnn.backends.threads import blas_libraries, choose_threads, execution_plan, threads_of_rank
 from xnn.cli.surroundings import say
 from xnn.data import on_disk
 from xnn.errors import BackendUnavailableError, UnknownBackendError, XnnError
@@ -34,7 +37,7 @@ __all__ = ["collect", "command"]
 
 _PACKAGES = (
     "numpy", "array-api-compat", "click", "rich", "pooch", "safetensors", "threadpoolctl",
-    "cupy-cuda12x", "cupy-cuda13x", "matplotlib", "scikit-learn", "array-api-strict",
+    "cupy-cuda12x", "cupy-cuda13x", "matplotlib", "onnx", "scikit-learn", "array-api-strict",
 )  # fmt: skip
 
 # The sizes of xnn train's default network, and the number of its weights. Its batch size is 32.
@@ -59,13 +62,26 @@ xnn info --probe --json > report.json
 @click.option("--probe", is_flag=True, help="Run a small computation on every backend.")
 def command(as_json: bool, probe: bool) -> None:
     """The command `xnn info`; its help is _HELP."""
-    facts = collect(probe)
+    facts = collect(probe) | _ranks()
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
         for key, value in facts.items():
             _print_fact(key, _lines(value) if key == "gpus" and isinstance(value, list) else value)
     _check_variables(probe)
+
+
+def _ranks() -> dict[str, Any]:
+    """The processes that a launcher of MPI has started, by their hosts; nothing for one process."""
+    ranks = current_ranks()
+    if not isinstance(ranks, MPIRanks):
+        return {}
+    own = socket.gethostname(), threads_of_rank(ranks.on_this_machine)
+    hosts: dict[str, list[str]] = {}
+    for rank, (host, threads) in enumerate(ranks.gather_objects(own)):
+        hosts.setdefault(host, []).append(f"rank {rank} with {threads} thread{'s' if threads > 1 else ''}")
+    named = {host: ", ".join(members) for host, members in hosts.items()}
+    return {"ranks": {"how many": str(ranks.size), "MPI": ranks.library, **named}}
 
 
 def _print_fact(key: str, value: Any) -> None:

@@ -11,7 +11,7 @@ from xnn.errors import CorruptFileError
 from xnn.layers import files
 from xnn.options import shown
 
-__all__ = ["Notes", "read_notes"]
+__all__ = ["Notes", "read_notes", "unfit"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Notes:
     labels: the names of class 0, 1, ...; empty if there are none.
     columns: those of the table, None if it was none.
     classes: the number of classes; 0 for a regression, and if the file does not say it.
+    dataset: the name of the data; "" if the file does not say it.
+    image: the shape of a sample, (height, width), (channels, height, width) or (height, width, channels), if samples
+        are images of bytes; otherwise ().
     """
 
     task: str = "classification"
@@ -30,6 +33,22 @@ class Notes:
     labels: tuple[Label, ...] = ()
     columns: Columns | None = None
     classes: int = 0
+    dataset: str = ""
+    image: tuple[int, ...] = ()
+
+
+def unfit(said: dict[str, Any]) -> list[str]:
+    """The names of notes whose values `xnn train` does not write."""
+    features, labels, classes = said.get("features") or 0, said.get("labels") or [], said.get("classes") or 0
+    fits = {
+        "task": said.get("task", "classification") in ("classification", "regression"),
+        "features": type(features) is int and features >= 0,
+        "classes": type(classes) is int and classes >= 0,
+        "labels": _is_list(labels, str, int, float),
+        "image": _is_list(said.get("image") or [], int) and all(side > 0 for side in said.get("image") or []),
+        "columns": said.get("columns") is None or _is_columns(said["columns"]),
+    }
+    return [name for name, right in fits.items() if not right]
 
 
 def read_notes(path: str) -> Notes:
@@ -38,23 +57,19 @@ def read_notes(path: str) -> Notes:
     features, labels, classes = said.get("features") or 0, said.get("labels") or [], said.get("classes") or 0
     columns = said.get("columns")
     task = said.get("task", "classification")
-    fits = {
-        "task": task in ("classification", "regression"),
-        "features": type(features) is int and features >= 0,
-        "classes": type(classes) is int and classes >= 0,
-        "labels": _is_list(labels, str, int, float),
-        "columns": columns is None or _is_columns(columns),
-    }
-    wrong = next((name for name, right in fits.items() if not right), None)
-    if wrong:
+    if wrong := unfit(said):
         raise CorruptFileError(
-            f"{path}: its notes say that {wrong} is {shown(said[wrong])}, which `xnn train` does not write: "
+            f"{path}: its notes say that {wrong[0]} is {shown(said[wrong[0]])}, which `xnn train` does not write: "
             "train again"
         )
     if columns is not None:
         names, features_of, targets = (tuple(columns[key]) for key in ("names", "features", "targets"))
         columns = Columns(names, features_of, targets, columns.get("header"))
-    return Notes(task, features, tuple(labels), columns, classes if task == "classification" else 0)
+    dataset, image = said.get("dataset"), tuple(said.get("image") or ())
+    name = dataset if isinstance(dataset, str) else ""
+    return Notes(
+        task, features, tuple(labels), columns, classes if task == "classification" else 0, name, image
+    )
 
 
 def _is_list(value: Any, *kinds: type) -> TypeGuard[list[Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from xnn.backends import get_backend
+from xnn.data.images import LONGEST
 from xnn.errors import OptionError
 from xnn.runs.names import ACTIVATIONS, LOSSES, OPTIMIZERS
 
@@ -38,7 +39,8 @@ class _Name(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         value = os.fspath(value)
         if not value.strip():
-            self.fail("the name is empty: give one, or omit the option", param, ctx)
+            omit = "" if isinstance(param, click.Argument) else ", or omit the option"
+            self.fail(f"the name is empty: give one{omit}", param, ctx)
         if self.folder and not os.path.isdir(os.path.expanduser(value)):
             self.fail(
                 f"there is no such folder as {value!r}: name another one, or omit the option", param, ctx
@@ -60,6 +62,19 @@ def widths(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     if not all(1 <= number <= _MOST for number in numbers):
         raise click.BadParameter(f"{value!r} is not a list of positive integers such as 100,200")
     return numbers
+
+
+def _image_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    sides = value.lower().split("x")
+    if len(sides) != 2 or not all(
+        side.isdecimal() and len(side) < 6 and 0 < int(side) <= LONGEST for side in sides
+    ):
+        raise click.BadParameter(
+            f"{value!r} is not height x width in pixels, each of 1 to {LONGEST}, such as 64x48"
+        )
+    return tuple(map(int, sides))
 
 
 backend_option = click.option(
@@ -132,8 +147,9 @@ _RUN_OPTIONS = (
         "--dataset",
         type=FILE,
         metavar="NAME",
-        help="mnist, fashion-mnist, digits, boston, synthetic, or a .npz or .csv file. Default: mnist; synthetic if "
-        "mnist is neither on disk nor on the network.",
+        help="mnist, fashion-mnist, digits, boston, synthetic, a .npz or .csv file, or a folder of PNG and JPEG "
+        "images with a folder for each class. Default: mnist; synthetic if mnist is neither on disk nor on "
+        "the network.",
     ),
     click.option(
         "--model",
@@ -164,6 +180,13 @@ _RUN_OPTIONS = (
         "--task",
         type=click.Choice(["classification", "regression"]),
         help="What to predict from a table: classes or numbers. Default: chosen by the target's values.",
+    ),
+    click.option(
+        "--image-size",
+        callback=_image_size,
+        metavar="HxW",
+        help="Height and width to which the images of a folder are resized, such as 64x48. Default: their own, if "
+        "they have one and it is at most 128; otherwise 64x64.",
     ),
     click.option(
         "--scale-target",
@@ -312,5 +335,5 @@ def with_table(options: dict[str, Any]) -> dict[str, Any]:
 
     Options that were not given are left out of that dictionary.
     """
-    table = {name: options.pop(name) for name in ("target", "header", "task")}
+    table = {name: options.pop(name) for name in ("target", "header", "task", "image_size")}
     return {**options, "table": {name: value for name, value in table.items() if value not in (None, ())}}

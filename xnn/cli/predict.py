@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import IO, Any
 
 import click
@@ -15,31 +15,30 @@ import numpy as np
 
 from xnn.backends import backend as use_backend
 from xnn.backends import numerics as use_numerics
+from xnn.backends.ranks.group import current_ranks
 from xnn.cli.model_notes import Notes, read_notes
 from xnn.cli.options import FILE, FOLDER, backend_option, chosen_backend, device_option, numerics_option
 from xnn.cli.outputs import check_apart
+from xnn.cli.pictures import PREPARATIONS, is_images, read_images
+from xnn.cli.predictions import Form, Lines, probabilities
 from xnn.cli.samples import BATCH, Samples, read_samples
 from xnn.data.targets import Label, label_numbers, one_hot_classes
-from xnn.errors import CorruptFileError, DiskError
-from xnn.files import check_writable, notice, printable, to_json, written_by_parts
+from xnn.errors import CorruptFileError, OptionError
+from xnn.files import check_writable, notice, written_by_parts
 from xnn.layers import Dense, Sequential
-from xnn.layers.sequential import classes_of
+from xnn.layers.sequential import classes_of, known_shape
 from xnn.layers.sequential import load as load_model
+from xnn.training.predicting import check_same_model, predicted
 
 __all__ = ["command", "predict_command"]
-
-#: Characters of what is printed that are kept in memory; more are kept in a temporary file.
-_KEPT = 2**20
-#: Characters that are printed at a time. Of a longer text a pipe whose reader ends may take only the beginning.
-_PRINTED = 2**12
 
 
 # Not a docstring: `python -OO` removes those.
 _HELP = """\
 Print a trained model's prediction for each sample.
 
-MODEL is a file that `xnn train --save` wrote. DATA is a .npy, .npz (x, and y if known), .csv or idx file, or the
-name of a data set, whose test set is taken.
+MODEL is a file that `xnn train --save` wrote. DATA is a .npy, .npz (x, and y if known), .csv or idx file, the name
+of a data set, whose test set is taken, a PNG or JPEG image, or a folder of images (docs/images.md).
 
 A classifier prints labels, a regression prints numbers. If the data hold the true labels, the accuracy goes to
 standard error. The model runs in the numerics in which it was trained, unless --numerics or XNN_NUMERICS says
@@ -48,12 +47,14 @@ otherwise.
 \b
 xnn predict digits.safetensors mnist
 xnn predict digits.safetensors images.npy --output logits.npy
+xnn predict digits.safetensors photo.jpg --show --top 3
+xnn predict digits.safetensors scans/ --csv --proba
 """
 
 
 @click.command("predict", help=_HELP)
-@click.argument("model")
-@click.argument("data")
+@click.argument("model", type=FILE)
+@click.argument("data", type=FILE)
 @click.option("--data-home", type=FOLDER, metavar="DIR", help="The folder of a named data set's files.")
 @backend_option
 @device_option
@@ -65,6 +66,23 @@ xnn predict digits.safetensors images.npy --output logits.npy
     "trained on; if not, as for xnn train.",
 )
 @click.option("--output", type=FILE, metavar="FILE", help="Also write the model's outputs to a .npy file.")
+@click.option(
+    "--prepare",
+    type=click.Choice(PREPARATIONS),
+    default="auto",
+    show_default=True,
+    help="How images become samples. mnist: a photo of a digit becomes an image as MNIST's; resize: to the size of "
+    "the model's images; none: they have it. auto: mnist for models of MNIST or of synthetic digits, else resize.",
+)
+@click.option("--show", is_flag=True, help="Draw on standard error each image as the network sees it.")
+@click.option("--proba", is_flag=True, help="Also print the probabilities of all classes.")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Also print the K most likely classes with their probabilities.",
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Print a table with a header.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, data: str, backend: str | None, numerics: str | None, **options: Any) -> None:
     """The command `xnn predict`; its help is _HELP."""
@@ -79,15 +97,35 @@ def predict_command(
     output: str | None,
     as_json: bool,
     header: bool | None = None,
+    prepare: str = "auto",
+    show: bool = False,
+    proba: bool = False,
+    top: int | None = None,
+    as_csv: bool = False,
 ) -> None:
     """Predict, print the predictions, and write the outputs if asked."""
+    form = Form(proba, top, as_csv, as_json)
     if output:
         check_writable(output, (".npy",))
         check_apart({"--output": output}, {"MODEL": model, "DATA": data})
-    net = load_model(model)
+    net, ranks = load_model(model), current_ranks()
     notes = read_notes(model)
-    parts = read_samples(data, data_home, header, notes, notes.features or _width(net))
-    with _Lines(as_json) as lines:
+    check_same_model(ranks, net)
+    width, shares = notes.features or _width(net), 1 if ranks is None else ranks.size
+    is_first = ranks is None or not ranks.rank  # it prints and writes
+    if is_images(data):
+        if header is not None:
+            raise OptionError(f"--header and --no-header are for .csv files, and {data} is none: omit them")
+        parts = read_images(model, data, prepare, notes, width, show and is_first)
+    elif show or prepare != "auto":
+        raise OptionError(f"--show and --prepare are for images, and {data} is none: omit them")
+    else:
+        parts = read_samples(data, data_home, header, notes, width, shares)
+    if not is_first:
+        for samples in parts:
+            predicted(ranks, net, samples.x, BATCH)
+        return
+    with Lines(form) as lines:
         with written_by_parts(output, (".npy",)) if output else nullcontext() as file:
             score, said = _predict(model, net, notes, parts, lines, None if file is None else _Rows(file))
             accuracy = score.accuracy()
@@ -108,7 +146,7 @@ def predict_command(
 
 
 def _predict(
-    model: str, net: Sequential, notes: Notes, parts: Iterable[Samples], lines: _Lines, rows: _Rows | None
+    model: str, net: Sequential, notes: Notes, parts: Iterable[Samples], lines: Lines, rows: _Rows | None
 ) -> tuple[_Score, tuple[str, ...]]:
     """Predict part by part. Returns the score, and what the user should be told of the data.
 
@@ -116,19 +154,25 @@ def _predict(
     """
     score, said = _Score(notes.labels), tuple[str, ...]()
     for samples in parts:
-        outputs, before = net.predict(samples.x, BATCH), lines.count
+        outputs, before = predicted(current_ranks(), net, samples.x, BATCH), lines.count
         said = samples.notes
         if rows is not None:
             rows.add(outputs)
         if notes.task != "classification" or outputs.ndim != 2:
-            lines.add(outputs.tolist())
+            lines.form.refuse_regression(model)
+            lines.add(outputs.tolist(), samples.names)
             continue
         _check_labels(model, notes, outputs.shape[1])
         classes = classes_of(outputs, net.threshold, before)
-        if (notes.classes or len(notes.labels)) == 1:  # the outputs say nothing
+        only = (notes.classes or len(notes.labels)) == 1  # the outputs say nothing
+        if only:
             classes = np.zeros_like(classes)
         score.add(classes, samples.y, outputs.shape[1])
-        lines.add([notes.labels[n] for n in classes.tolist()] if notes.labels else classes.tolist())
+        named = [notes.labels[n] for n in classes.tolist()] if notes.labels else classes.tolist()
+        shares = None
+        if lines.form.shares:
+            shares = np.ones((len(outputs), 1)) if only else probabilities(model, net, outputs)
+        lines.add(named, samples.names, shares, notes.labels)
     if rows is not None:
         rows.end()
     return score, said
@@ -143,50 +187,6 @@ def _check_labels(model: str, notes: Notes, outputs: int) -> None:
         raise CorruptFileError(
             f"{model}: its notes name {named} classes, and the model has {outputs} outputs: train again"
         )
-
-
-class _Lines:
-    """What is printed for each sample, kept until all samples are predicted: after an error nothing is printed."""
-
-    def __init__(self, as_json: bool) -> None:
-        self.as_json, self.count = as_json, 0
-        self.file = tempfile.SpooledTemporaryFile(_KEPT, "w+", encoding="utf-8", newline="\n")  # noqa: SIM115
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with suppress(OSError):  # what could not be written is tried again
-            self.file.close()
-
-    def add(self, printed: list[Any]) -> None:
-        """Add the predictions of the next samples."""
-        if self.as_json:
-            text = (", " if self.count and printed else "") + to_json(printed)[1:-1]
-        else:
-            rows = (
-                ",".join(map(str, row)) if isinstance(row, list) else printable(str(row)) for row in printed
-            )
-            text = "".join(f"{row}\n" for row in rows)
-        try:
-            self.file.write(text)
-            self.file.flush()
-        except OSError as error:
-            raise DiskError(
-                f"cannot keep the predictions in {tempfile.gettempdir()} until all are there: {error.strerror}; "
-                "TMPDIR names another folder"
-            ) from error
-        self.count += len(printed)
-
-    def show(self, accuracy: float | None) -> None:
-        """Print the lines, or a JSON object."""
-        self.file.seek(0)
-        if self.as_json:
-            click.echo('{"predictions": [', nl=False)
-        while text := self.file.read(_PRINTED):
-            click.echo(text, nl=False)
-        if self.as_json:
-            click.echo(f'], "accuracy": {to_json(accuracy)}}}')
 
 
 class _Rows:
@@ -263,5 +263,7 @@ def _unknown_classes(y: np.ndarray, labels: tuple[Any, ...], outputs: int) -> np
 
 
 def _width(net: Sequential) -> int:
-    """The number of features that the first Dense layer takes; 0 if there is none. Older files do not say it."""
+    """The number of features that the first layers take; 0 if they do not say it. Notes may be missing."""
+    if (shape := known_shape(net)) is not None:
+        return math.prod(shape)
     return next((layer.inputs for layer in net.layers if isinstance(layer, Dense)), 0)

@@ -25,25 +25,31 @@ __all__ = ["BATCH", "Samples", "read_samples"]
 BATCH = 1024
 
 _NUMBERS, _MOST_ROWS = 2**22, 2**16  # of a part, at most; but a batch at least
+_MOST_SHARES = 16  # times as many for several processes, at most
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Some samples (n, features), their targets if the data hold them, and what the user should be told so far."""
+    """Some samples (n, features), their targets if the data hold them, and what the user should be told so far.
+
+    names: of the samples' files, if each has one.
+    """
 
     x: np.ndarray
     y: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def read_samples(
-    data: str, data_home: str | None, header: bool | None, notes: Notes, width: int
+    data: str, data_home: str | None, header: bool | None, notes: Notes, width: int, shares: int = 1
 ) -> Iterator[Samples]:
     """The samples that DATA names, in parts; one part without samples if there are none.
 
     header: whether the first line of a table holds names; None if that was not said.
     notes: those of the model's file: the columns of the table that it was trained on, the task and the classes.
     width: the number of features that the model takes; 0 if unknown.
+    shares: how many processes share each part, which is larger for more of them; 1 by default.
     """
     path = Path(data)
     table = path.suffix.lower() == ".csv"
@@ -51,12 +57,16 @@ def read_samples(
         raise OptionError(f"--header and --no-header are for .csv files, and {data} is none: omit them")
     if data in dataset_names():
         named = load(data, data_home)
-        return _parts(named.x_test, named.y_test)
+        return _parts(named.x_test, named.y_test, shares)
     with reading(path):
         there = path.is_file()
     if not there:
-        raise DataNotFoundError(f"{data} is neither a file nor one of {', '.join(dataset_names())}")
-    return _of_table(path, header, notes, width) if table else _parts(*_arrays(data, path))
+        raise DataNotFoundError(
+            f"{data} is neither a file, a folder of images, nor one of {', '.join(dataset_names())}"
+        )
+    if table:
+        return _of_table(path, header, notes, width, shares)
+    return _parts(*_arrays(data, path), shares)
 
 
 def _arrays(data: str, path: Path) -> tuple[Any, np.ndarray | None]:
@@ -77,9 +87,9 @@ def _arrays(data: str, path: Path) -> tuple[Any, np.ndarray | None]:
     return (x, None) if y is None else samples_and_targets(data, x, y)
 
 
-def _parts(x: Any, y: np.ndarray | None) -> Iterator[Samples]:
+def _parts(x: Any, y: np.ndarray | None, shares: int) -> Iterator[Samples]:
     width = math.prod(x.shape[1:])
-    rows = _together(width)
+    rows = _together(width, shares)
     for start in range(0, max(1, len(x)), rows):
         part = np.array(row_range(x, start, start + rows))
         yield Samples(
@@ -87,17 +97,18 @@ def _parts(x: Any, y: np.ndarray | None) -> Iterator[Samples]:
         )
 
 
-def _together(width: int) -> int:
-    """How many samples of this many features a part has."""
-    return min(max(1, _NUMBERS // max(1, width) // BATCH) * BATCH, _MOST_ROWS)
+def _together(width: int, shares: int) -> int:
+    """How many samples of this many features a part has, of which so many processes share each part."""
+    numbers, rows = (most * min(shares, _MOST_SHARES) for most in (_NUMBERS, _MOST_ROWS))
+    return min(max(1, numbers // max(1, width) // BATCH) * BATCH, rows)
 
 
-def _of_table(path: Path, header: bool | None, notes: Notes, width: int) -> Iterator[Samples]:
+def _of_table(path: Path, header: bool | None, notes: Notes, width: int, shares: int) -> Iterator[Samples]:
     """The samples of a CSV file. Its targets are read if the model is a classifier, for the accuracy."""
     names = any(isinstance(label, str) for label in notes.labels)
     features = width if notes.columns is None else len(notes.columns.features)
     rows = missing = first = 0
-    for table in tables_for_model(path, notes.columns, width, header, _together(features)):
+    for table in tables_for_model(path, notes.columns, width, header, _together(features, shares)):
         if not table.columns.targets or notes.task != "classification":
             yield Samples(table.x, None, table.notes)
             continue

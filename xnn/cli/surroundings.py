@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +15,12 @@ import click
 
 from xnn.files import StandardError, notice, printable
 
-__all__ = ["forget_output", "progress", "say", "surroundings"]
+__all__ = ["forget_output", "forget_what_is_lost", "progress", "say", "surroundings"]
 
 # The signals that ask a process to end: `kill`, a batch system at its time limit, a terminal that is closed.
 _ENDING = ("SIGTERM", "SIGHUP")
+#: Launchers of MPI send a signal to a process and to its group. Within so many seconds it counts once.
+_TWICE = 0.5
 
 
 @contextlib.contextmanager
@@ -29,24 +32,29 @@ def surroundings() -> Iterator[list[int]]:
     """
     _open_streams()
     came: list[int] = []
+    last = -_TWICE
 
     def as_ctrl_c(number: int, frame: Any) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before < _TWICE:
+            return
         came.append(number)
         handler = signal.getsignal(signal.SIGINT)
         if not callable(handler):  # Ctrl-C is ignored, as in a shell's background job
             raise KeyboardInterrupt
         handler(signal.SIGINT, frame)
 
-    before = {}
+    handlers = {}
     if threading.current_thread() is threading.main_thread():
         for name in _ENDING:
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
-                before[number] = signal.signal(number, as_ctrl_c)
+                handlers[number] = signal.signal(number, as_ctrl_c)
     try:
         yield came
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -95,9 +103,24 @@ def progress(everywhere: bool = True) -> Callable[[str], None]:
 
 def forget_output() -> None:
     """Discard the text that could not be written to standard output, so that Python does not try again at its end."""
-    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+    _forget(sys.stdout, sys.__stdout__)
+
+
+def forget_what_is_lost() -> None:
+    """Discard what the standard streams cannot take. Python would try again at its end, and end with the code 120."""
+    for stream, own in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            _forget(stream, own)
+
+
+def _forget(stream: Any, own: Any) -> None:
+    """Discard a stream's text. own: the stream of the process, since others are not ours."""
+    if stream is own and stream is not None:
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
+            os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-            sys.stdout.flush()
+            stream.flush()

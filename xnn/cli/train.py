@@ -17,6 +17,7 @@ from xnn.cli.options import (
     run_options,
     with_table,
 )
+from xnn.cli.origin import command_text, origin
 from xnn.cli.outputs import check_apart
 from xnn.cli.train_job import Job, fit, result_of, write_files
 from xnn.cli.train_options import train_options
@@ -26,6 +27,7 @@ from xnn.data import load
 from xnn.errors import DiskError, OptionError
 from xnn.files import check_plot, check_writable, notice, to_json
 from xnn.layers import files as weights
+from xnn.report.page import BEGINS
 from xnn.runs.digests import RECORD_BEGINS, Recorder
 from xnn.runs.spec import RunSpec
 from xnn.runs.target_units import metrics_in_units
@@ -63,7 +65,7 @@ def command(context: click.Context, /, backend: str | None, numerics: str | None
     """The command `xnn train`; its help is _HELP."""
     given_options(context)  # raises if two options describe the network
     with use_numerics(numerics), use_backend(chosen_backend(backend)):
-        interrupted = train_command(**with_table(options))
+        interrupted = train_command(command=command_text(context), **with_table(options))
     if interrupted:
         sys.exit(130)
 
@@ -77,8 +79,10 @@ def train_command(
     patience: int | None,
     threads: int | str | None,
     kernels: str,
+    workers: str,
     save: str | None,
     plot: str | None,
+    report: str | None,
     log: str | None,
     tensorboard: str | None,
     record: str | None,
@@ -91,15 +95,18 @@ def train_command(
     on_nan: str,
     as_json: bool,
     quiet: bool,
+    command: str = "",
     **options: Any,
 ) -> bool:
     """Train, report and write files. Returns whether Ctrl-C ended the training.
 
     table: arguments of `load` for reading a table.
+    command: the command line that says all this, for the log.
     options: those of RunSpec.from_options. All others are the command's own.
     """
     limit = TimeLimit(time_limit) if time_limit is not None else None  # it counts from here
-    outputs = {"--save": save, "--record": record, "--plot": plot, "--log": log, "--checkpoint": checkpoint}
+    outputs = {"--save": save, "--record": record, "--plot": plot, "--report": report, "--log": log}
+    outputs["--checkpoint"] = checkpoint
     _check_files(outputs, {"--dataset": dataset, "--model": options.get("model")})
     logger = JsonLines(log) if log else None
     board = TensorBoard(tensorboard) if tensorboard else None
@@ -119,28 +126,36 @@ def train_command(
     stopper = EarlyStopping(patience=patience) if patience else None
     about = {"dataset": data.name, "seed": spec.seed, "run": spec.as_json()}
     about["model"] = [weights.full_text(layer) for layer in model.layers]
+    about |= origin(command, dataset or data.name, table, {"save": save, "checkpoint": checkpoint})
     for writer in (logger, saver):
         if writer is not None:
             writer.about = about
-    if board is not None:
-        board.optimizer = optimizer
+    for writes_rate in (board, logger):
+        if writes_rate is not None:
+            writes_rate.optimizer = optimizer
     printer = None if quiet or as_json else EpochLines()
     callbacks: list[Callback] = [
         c for c in (logger, board, printer, recorder, stopper, saver, limit) if c is not None
     ]
     metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)
-    trainer = Trainer(model, loss, optimizer, metrics, callbacks=callbacks, threads=threads, kernels=kernels)
+    how: dict[str, Any] = {"threads": threads, "kernels": kernels}
+    how["workers"] = None if workers == "auto" else workers
+    trainer = Trainer(model, loss, optimizer, metrics, callbacks=callbacks, **how)
+    if trainer.rank:  # rank 0 writes
+        save = plot = report = None
     if resume and checkpoint and (found := trainer.resume(checkpoint, allow_different_plan)):
         notice(f"xnn: resumed from {found}, step {trainer.step:,}")
-    job = Job(spec, data, model, optimizer, trainer, recorder, stopper)
+    job = Job(spec, data, model, optimizer, trainer, recorder, stopper, about)
     begun = trainer.step
     history = fit(job, epochs, save, record, progress=not quiet)
     say_if_stopped(trainer, limit, begun, checkpoint)
     # Files are written before anything else can fail, such as Ctrl-C now.
     with job.averaged(), interruptible() as interrupted:
-        written, failure = write_files(job, history, save, record, plot)
+        written, failure = write_files(job, history, save, record, plot, report=report)
         tested = trainer.evaluate((data.x_test, spec.targets(data.y_test)))
         result = result_of(job, history, tested)
+    if trainer.rank:
+        return history.interrupted or interrupted()
     try:
         if as_json:
             click.echo(to_json(result))
@@ -155,11 +170,13 @@ def train_command(
 
 def _check_files(outputs: dict[str, str | None], inputs: dict[str, str | None]) -> None:
     """Raise now if a file could not be written after hours of training, or would overwrite another one."""
-    save, record, plot, log, _ = outputs.values()
+    save, record, plot, report, log, _ = outputs.values()
     if save:
         check_writable(save, (".safetensors",))
     if plot:
         check_plot(plot)
+    if report:
+        check_writable(report, (".html",), begins=BEGINS)
     if record:
         check_writable(record, begins=RECORD_BEGINS)
     if log:

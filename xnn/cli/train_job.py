@@ -18,6 +18,8 @@ from xnn.history import History
 from xnn.layers import Sequential
 from xnn.layers import files as weights
 from xnn.optimizers import Optimizer
+from xnn.report.of_trainer import run_of_trainer
+from xnn.report.page import write as write_report
 from xnn.runs.digests import Recorder
 from xnn.runs.spec import RunSpec
 from xnn.training import Trainer
@@ -37,6 +39,7 @@ class Job:
     trainer: Trainer
     recorder: Recorder | None
     stopper: EarlyStopping | None
+    about: dict[str, Any]
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside the block, the model has the moving averages of its weights if there are any (--average)."""
@@ -45,6 +48,17 @@ class Job:
     def kept_epoch(self, history: History) -> int:
         """The epoch after which the model had its present weights; 0 if it has not trained a whole epoch."""
         return (self.stopper.best_epoch if self.stopper else 0) or len(history.epochs)
+
+    def report(self, path: str) -> None:
+        """Write the report of the run, whose predictions are those of the test set."""
+        known = {"data set": self.data.name, "seed": self.spec.seed}
+        run = run_of_trainer(self.trainer, self.data, self.data.name, known)
+        run.command, run.targets = self.about.get("command", ""), self.spec.targets
+        if self.data.target_scaling is not None:
+            run.notes.append(
+                "Targets and outputs are shown as the run learned them: with mean 0 and deviation 1."
+            )
+        write_report([run], path)
 
     def save(self, path: str, history: History, error: Exception | None = None) -> None:
         """Save the model, with notes that `xnn predict` needs. It predicts in the units of the targets."""
@@ -61,6 +75,8 @@ class Job:
             "columns": None if data.columns is None else asdict(data.columns),
             "epochs": self.kept_epoch(history),
         }
+        if data.scale == 1 / 255 and len(data.sample_shape) > 1:  # images of bytes
+            notes["image"] = data.sample_shape
         weights.save(model, path, notes if error is None else {**notes, "error": str(error)})
 
 
@@ -105,6 +121,7 @@ def write_files(
     record: str | None,
     plot: str | None,
     error: Exception | None = None,
+    report: str | None = None,
 ) -> tuple[dict[str, str], Exception | None]:
     """Write the files that were asked for. Returns what was written, as option -> file, and the first failure.
 
@@ -119,6 +136,7 @@ def write_files(
         ("save", save, lambda path: job.save(path, history, error)),
         ("record", record, check_record),
         ("plot", plot, history.plot),
+        ("report", report, job.report),
     ]
     written: dict[str, str] = {}
     failure: Exception | None = None

@@ -54,6 +54,14 @@ _HOW_IT_RUNS = (
         show_default=True,
         help="The code that runs a step: plain ops, or faster kernels for them; compiled needs the extra fast.",
     ),
+    click.option(
+        "--workers",
+        type=click.Choice(("none", "auto", "mpi")),
+        default="auto",
+        show_default=True,
+        help="Train together with the other processes that mpirun, mpiexec or srun has started (extra mpi). auto: if "
+        "there are any; none: each by itself.",
+    ),
 )
 
 _FILES = (
@@ -62,6 +70,12 @@ _FILES = (
     ),
     click.option(
         "--plot", type=FILE, metavar="FILE", help="Draw the learning curves into a .png or .svg file."
+    ),
+    click.option(
+        "--report",
+        type=FILE,
+        metavar="FILE",
+        help="Write a report as one .html file: curves, weights, mistakes on the test set, plan.",
     ),
     click.option(
         "--log", type=FILE, metavar="FILE", help="Write one JSON object per epoch; an older log is replaced."

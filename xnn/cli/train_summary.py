@@ -68,6 +68,8 @@ def print_files(result: dict[str, Any], written: dict[str, str], recorder: Recor
         say(f"model: {written['save']}")
     if "plot" in written:
         say(f"learning curves: {written['plot']}")
+    if "report" in written:
+        say(f"report: {written['report']}")
     if "record" in written and recorder:
         fast = (
             "; in fast numerics it verifies only under the same plan" if result["numerics"] == "fast" else ""

@@ -13,6 +13,7 @@ import numpy as np
 
 from xnn import __version__
 from xnn.backends import backend_wanted, current_numerics
+from xnn.backends.ranks.group import current_ranks
 from xnn.cli.options import given_options, run_options, with_table
 from xnn.cli.surroundings import say
 from xnn.errors import DataError, OptionError
@@ -27,8 +28,8 @@ from xnn.runs.replay import (
     as_text,
     distance,
     lock_step,
-    parse_settings,
 )
+from xnn.runs.replay_ranks import RanksSide, trains_together
 from xnn.runs.schedule_text import recorded_schedule
 from xnn.runs.spec import RunSpec
 
@@ -46,12 +47,14 @@ Shows the first step, layer and tensor that differ, or says that all bits agree.
 A and B are each a file of `xnn train --record`, or settings of a run that is trained now, in a process of its
 own. Settings are separated by commas: backend=NAME (such as cupy:1, the second GPU), threads=N, kernels=NAME,
 blas=CORE (kernels of OpenBLAS, such as Haswell). If A or B is a record, its options are those of the run;
-otherwise they are given here, and a schedule is as long as --steps.
+otherwise they are given here, and a schedule is as long as --steps. Under mpiexec or srun, workers=mpi is a run that
+all processes train together; the other side runs once.
 
 \b
 xnn verify threads=1 threads=2
 xnn verify backend=numpy,blas=Haswell backend=cupy
 xnn verify run.jsonl backend=numpy              does this machine get the recorded bits?
+mpiexec -n 4 xnn verify threads=1 workers=mpi   do four processes get the bits of one?
 """
 
 
@@ -97,12 +100,16 @@ def verify_command(
     Raises OptionError for wrong options and for two different runs, DataError for different data or a wrong file, and
     XnnError if the process of a live run ended.
     """
+    ranks = current_ranks()
     current_numerics()  # raises for a wrong XNN_NUMERICS, although it has no effect here
     current_numerics(numerics)
     records = {text: _read(text) for text in (a, b) if os.path.isfile(text)}
     for text in (a, b):
         if text not in records:
-            parse_settings(text)
+            if trains_together(text) and ranks is None:
+                raise OptionError(
+                    f"{text!r} got one process: start several, as in mpiexec -n 4 xnn verify A {text}"
+                )
         elif not records[text].steps:
             raise DataError(f"{text} holds no step: the run ended before its first")
     if records:
@@ -120,9 +127,16 @@ def verify_command(
     sides: list[Side] = []
     try:
         for text in (a, b):
-            sides.append(RecordSide(text, records[text]) if text in records else LiveSide(text, task))
+            if text in records:
+                sides.append(RecordSide(text, records[text]))
+            elif ranks is not None and trains_together(text):
+                sides.append(RanksSide(text, task, ranks))
+            elif ranks is None or ranks.rank == 0:
+                sides.append(LiveSide(text, task))
         for side in sides:
             side.begin()
+        if ranks is not None and ranks.rank:  # rank 0 compares
+            return True
         _print_sides(sides)
         difference = lock_step(sides[0], sides[1], task["steps"])
         if difference is None:
@@ -227,7 +241,10 @@ def _explain(sides: list[Side], difference: Difference) -> Iterator[str]:
         kind = cast(TensorKind, difference.kind)
         one, other = (side.tensor(kind, name) for side in sides)
         if one is None or other is None:
-            yield "  a record holds digests: only two live runs show by how many ulps"
+            holds = (
+                "a record" if any(isinstance(side, RecordSide) for side in sides) else "a run of all ranks"
+            )
+            yield f"  {holds} holds digests: only two live runs show by how many ulps"
         else:
             yield f"  {_by_how_much(one, other)}"
     kinds = [kind for kind, _ in difference.others]

@@ -12,6 +12,7 @@ import numpy as np
 from xnn.backends.memory import explained
 from xnn.data.dataset import Dataset
 from xnn.data.idx import read_idx
+from xnn.data.image_folders import from_image_folder, holds_classes
 from xnn.data.loading import Column, TableOptions, from_arrays, from_csv, from_npz
 from xnn.data.sources import data_homes, fetch, find, reachable
 from xnn.data.synthetic import synthetic_digits
@@ -65,14 +66,16 @@ def load(
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
     stratify: bool | None = None,
     seed: int = 0,
+    image_size: tuple[int, int] | None = None,
     **unknown: Never,
 ) -> Dataset:
     """A data set by its name, or from a .npz or .csv file or a folder, split into training, validation and test.
 
     name: mnist, fashion-mnist, digits, boston, synthetic, or the path of a .npz or .csv file, or of a folder of .npy
         or .npz files (`open_arrays`). Samples of an .npz file or a folder that has 1 GiB or more are not read into
-        memory, but from the file where they are needed, with the same results. Default: mnist; or
-        synthetic if MNIST is neither on disk nor reachable, which `note` then says.
+        memory, but from the file where they are needed, with the same results. Or a folder of PNG and JPEG images
+        with a folder for each class (docs/images.md; extra image). Default: mnist; or synthetic if MNIST is neither
+        on disk nor reachable, which `note` then says.
     data_home: a folder to look in first; then come XNN_DATA_HOME and the user's cache. What is not found is fetched
         into the cache. Default None.
 
@@ -88,6 +91,8 @@ def load(
         archive with a test set but no validation set, the second share of the training samples is taken.
     stratify: whether each part gets its share of each class. Default: in a classification.
     seed: it and the number of rows determine the split. Default 0.
+    image_size: height and width of the images of a folder, which are resized. Default: their own, if they have
+        one and no side is longer than 128; otherwise (64, 64).
 
     Raises DataNotFoundError, CorruptFileError, OptionError, MissingExtraError (digits without scikit-learn), or
     DataError for data that do not fit into memory.
@@ -101,7 +106,7 @@ def load(
         <Dataset synthetic: 10,000 training + 2,000 validation + 2,000 test samples, (784,) uint8, 10 classes>
     """
     refuse_unknown(load, unknown)
-    options = TableOptions(target, header, task, split, stratify, seed)
+    options = TableOptions(target, header, task, split, stratify, seed, image_size)
     with explained(
         f"the data set {'mnist' if name is None else name}",
         "close other programs, or keep the samples in .npy files in a folder, which are read piece by piece",
@@ -133,15 +138,19 @@ def _load(
     if isinstance(name, (str, os.PathLike)):
         path = as_path(name)
         if path.suffix.lower() == ".csv":
+            options.refuse(f"{path}, which holds no images", "image_size")
             return from_csv(path, options)
         with reading(path):
             folder = bool(str(name)) and path.is_dir()
+        if folder and holds_classes(path):
+            return from_image_folder(path, options)
+        options.refuse(f"{path}, which holds no images", "image_size")
         if folder or path.suffix.lower() == ".npz":
             return from_npz(path, options)
     hint = "" if isinstance(name, str) else ". A Trainer takes arrays as they are: fit((x, y))"
     raise OptionError(
         f"there is no data set {shown(name)}; choose {', '.join(dataset_names())}, or give a .npz or .csv file, or "
-        f"a folder of .npy or .npz files{hint}"
+        f"a folder of .npy or .npz files, or of images in a folder for each class{hint}"
     )
 
 
@@ -155,6 +164,7 @@ def _load_named(name: str, data_home: str | os.PathLike[str] | None, options: Ta
                 "there is no file boston_housing.csv (506 rows, 13 features and medv), which cannot be fetched: put "
                 "it in a folder boston/ of XNN_DATA_HOME"
             )
+        options.refuse(name, "image_size")
         return from_csv(path, options, name)
     options.refuse(name)
     return _load_synthetic() if name == "synthetic" else _load_images(name, data_home)
@@ -222,7 +232,7 @@ def _load_synthetic(note: str = "") -> Dataset:
 
 
 def _load_digits(options: TableOptions) -> Dataset:
-    options.refuse("digits", "target", "header", "task")
+    options.refuse("digits", "target", "header", "task", "image_size")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

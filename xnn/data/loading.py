@@ -15,6 +15,7 @@ from xnn.data.arrays import LARGE
 from xnn.data.csv_cache import read_large_csv
 from xnn.data.csv_fields import is_number
 from xnn.data.dataset import Dataset
+from xnn.data.images import checked_size
 from xnn.data.shards import open_arrays
 from xnn.data.splits import random_order, split_rows, take_out
 from xnn.data.tables import Choose, Columns, Table, csv_parts, every_column, read_csv
@@ -47,6 +48,7 @@ class TableOptions:
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     stratify: bool | None = None
     seed: int = 0
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("header", self.header), ("stratify", self.stratify)):
@@ -64,6 +66,7 @@ class TableOptions:
                 f"(0.8, 0.1, 0.1); got {self.split!r}"
             )
         object.__setattr__(self, "split", shares)
+        object.__setattr__(self, "image_size", checked_size(self.image_size))
         Stream(self.seed, Purpose.SPLIT)  # raises OptionError unless it is a seed
 
     def refuse(self, what: str, *names: str) -> None:
@@ -71,7 +74,7 @@ class TableOptions:
 
         what: the data that do not take it, for the message.
         """
-        for name in names or ("target", "header", "task", "split", "stratify", "seed"):
+        for name in names or ("target", "header", "task", "split", "stratify", "seed", "image_size"):
             if getattr(self, name) != getattr(TableOptions, name):
                 raise OptionError(f"{name} is no option for {what}: omit it")
 

@@ -13,7 +13,7 @@ from xnn.backends.row_sources import Joined, is_on_host
 from xnn.data.arrays import LARGE, read_array, read_npz
 from xnn.data.idx import read_idx
 from xnn.errors import CorruptFileError, OptionError, ShapeError
-from xnn.files import as_path, reading
+from xnn.files import as_path, by_numbers, reading
 from xnn.options import shown
 
 __all__ = ["Shards", "open_arrays"]
@@ -115,9 +115,7 @@ def _files_of(folder: Path) -> list[Path]:
     ]
     if not files:
         raise CorruptFileError(f"{folder} holds no .npy or .npz file: numpy.save and numpy.savez make them")
-    return sorted(
-        files, key=lambda file: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", file.name)]
-    )
+    return sorted(files, key=lambda file: by_numbers(file.name))
 
 
 def _check_alike(folder: Path, found: dict[str, list[_Shard]]) -> None:

@@ -2,7 +2,7 @@
 
 Read in this order: `node.py` and `value.py` (recorded values), `scope.py` (whether ops are recorded), `backward.py`
 (the backward pass), `autograd.py` (xnn.grad), `miniflow.py` and `taped.py` (static graphs), `check.py` (gradient
-checks).
+checks), `calls.py` (what was recorded as the calls of a program).
 """
 
 from xnn.graph.miniflow import (

@@ -97,7 +97,7 @@ HABITS: dict[str, dict[str, str]] = {
     "trainer": {
         **dict.fromkeys(("train", "run"), "trainer.fit((x, y)) trains"),
         **dict.fromkeys(("test", "validate", "score"), "trainer.evaluate((x, y))"),
-        **dict.fromkeys(("predict", "predict_classes", "summary"), "the model has it: trainer.model"),
+        **dict.fromkeys(("predict_classes", "summary"), "the model has it: trainer.model"),
         "compile": "a Trainer is built with loss, optimizer and metrics",
         "lr": "trainer.optimizer.learning_rate",
         "learning_rate": "trainer.optimizer.learning_rate",

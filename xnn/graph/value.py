@@ -50,6 +50,7 @@ class Value(Recorded):
         value.created = next_created()  # after its inputs
         scope = current_scope()
         if scope is None or scope.records:
+            saved = None if scope is not None and scope.program else saved  # a program has its own backward
             value.op, value.inbound_nodes, value.options, value.saved = op, sources, options, saved
         else:
             value.op, value.inbound_nodes, value.options, value.saved = None, (), {}, None

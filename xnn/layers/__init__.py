@@ -2,8 +2,8 @@
 
 Read `layer.py` first (the base class), with `parameter.py` and `state.py` (what a layer holds); then `dense.py` for a
 layer with weights, and `sequential.py` for the model. The other files hold layers of one kind each, except `files.py`
-(saving and loading), `from_torch.py` (PyTorch's weights), `hidden.py` (finds parameters that a model would miss) and
-`by_hand.py` (layers with a backward written by hand).
+(saving and loading), `from_torch.py` (PyTorch's weights), `hidden.py` (finds parameters that a model would miss),
+`by_hand.py` (layers with a backward written by hand) and `prediction.py` (predicts by kernels).
 """
 
 from typing import TYPE_CHECKING

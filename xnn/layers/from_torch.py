@@ -1,7 +1,7 @@
 """from_torch: puts the weights of a PyTorch network into a model with the same layers.
 
-PyTorch is not imported: a tensor is used through its methods `detach`, `cpu`, `float` and `numpy`. docs/torch.md
-shows both directions and names every array.
+PyTorch is not imported: a tensor is used through its methods `detach`, `cpu`, `float` and `numpy`.
+docs/from_pytorch.md shows both directions and names every array.
 """
 
 from __future__ import annotations

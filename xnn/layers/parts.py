@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xnn.errors import DeviceMemoryError
+from xnn.layers.prediction import predicted
 
 __all__ = ["Parts"]
 
@@ -12,7 +13,7 @@ __all__ = ["Parts"]
 class Parts:
     """Runs a model for its outputs alone; calling it with a batch returns the outputs, a list of arrays.
 
-    model: a Sequential.
+    model: a Sequential. kernels: the name of the backend's table of kernels; by default "auto", the fastest.
 
     Usually the list holds one array. Where memory is not enough for all rows at once, they go through the
     model in parts of half as many, and half again, down to one. The next batches begin with what was enough. In exact
@@ -21,12 +22,12 @@ class Parts:
     Raises DeviceMemoryError if there is no room for one row.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, kernels: str = "auto") -> None:
+        self.model, self.lib, self.kernels = model, model.backend, kernels
         self.most = 0  # rows at a time; 0 is all of the batch
 
     def __call__(self, x: Any) -> list[Any]:
-        lib = self.model.backend
+        lib = self.lib
         n = max(1, int(x.shape[0]))  # a batch without rows gives outputs without rows
         while True:
             rows = min(self.most or n, n)
@@ -41,7 +42,9 @@ class Parts:
     def together(self, x: Any) -> Any:
         """The outputs for a batch as one array."""
         outputs = self(x)
-        return outputs[0] if len(outputs) == 1 else self.model.backend.xp.concat(outputs)
+        return outputs[0] if len(outputs) == 1 else self.lib.xp.concat(outputs)
 
     def _run(self, x: Any) -> Any:
-        return self.model.run(self.model.backend.to_device(x), training=False)
+        x = self.lib.to_device(x)
+        y = predicted(self.model, x, self.kernels)
+        return self.model.run(x, training=False) if y is None else y

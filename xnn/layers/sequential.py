@@ -20,6 +20,7 @@ from xnn.backends import (
 )
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.numerics import NUMERICS
+from xnn.backends.ranks.group import Ranks
 from xnn.backends.row_sources import Converted, is_on_host, reads_rows, row_blocks, row_range
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.graph import Node
@@ -32,11 +33,12 @@ from xnn.layers.flops import added, flops_of
 from xnn.layers.hidden import check_nothing_hidden
 from xnn.layers.layer import Layer
 from xnn.layers.parts import Parts
+from xnn.layers.prediction import takes
 from xnn.ops import Op
 from xnn.ops.op import size_of
 from xnn.options import check_count, check_shape, explained_call, refuse_unknown
 
-__all__ = ["Sequential", "classes_of", "first_of", "load"]
+__all__ = ["Sequential", "classes_of", "first_of", "known_shape", "load"]
 
 
 class Sequential(Container):
@@ -167,17 +169,24 @@ class Sequential(Container):
             enough for them, fewer do.
         on_host: whether to return a NumPy array; False leaves the outputs where the model is. Default True.
 
-        It computes in the numerics that were chosen; if none were, in those that the model was trained in. Raises
+        It computes in the numerics that were chosen; if none were, in those that the model was trained in. In fast
+        numerics on the CPU, a model of xnn's layers with convolution, pooling or activations such as GELU is computed
+        by the kernels of training, some samples at a time: its outputs can differ from those of `model(x)` in the
+        last bits. What was changed in the model before a call counts in it. Raises
         ShapeError, DTypeError or LabelError for samples that do not fit, such as numbers too large for the model's
         dtype. NaN and infinity go through the model.
         """
         refuse_unknown(Sequential.predict, unknown)
+        return self._predict(x, batch_size, on_host)
+
+    def _predict(self, x: Any, batch_size: int, on_host: bool, ranks: Ranks | None = None) -> Any:
+        """As `predict`. ranks: those that share the batches; each returns the outputs for all samples."""
         check_count("batch_size", batch_size)
         trained = self.numerics if self.numerics in NUMERICS else None
         with numerics(chosen_numerics() or trained):
-            return self._predict(x, batch_size, on_host)
+            return self._outputs(x, batch_size, on_host, ranks)
 
-    def _predict(self, x: Any, batch_size: int, on_host: bool) -> Any:
+    def _outputs(self, x: Any, batch_size: int, on_host: bool, ranks: Ranks | None) -> Any:
         lib = self.backend
         given = as_host_array(x, "x", by_rows=True)
         with np.errstate(over="ignore"):
@@ -185,12 +194,16 @@ class Sequential(Container):
             _check_converted(given, x)
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
-        self._check_samples(tuple(x.shape))  # before any work
+        if not takes(self, x):
+            self._check_samples(tuple(x.shape))  # before any work
         starts = range(0, max(1, x.shape[0]), batch_size)
+        starts = starts if ranks is None else starts[ranks.share(len(starts))]
         batches = (_range(x, start, min(start + batch_size, x.shape[0])) for start in starts)
         with lib.guard(), Scope(records=False):
             parts = Parts(self)
             outputs = (part for batch in batches for part in parts(batch))
+            if ranks is not None:
+                return ranks.gather_rows(lib.to_host_all(outputs))
             return np.concatenate(lib.to_host_all(outputs)) if on_host else lib.xp.concat([*outputs], axis=0)
 
     def _check_samples(self, shape: tuple[int, ...]) -> None:
@@ -263,22 +276,16 @@ class Sequential(Container):
     def summary(self, input_shape: int | tuple[int, ...] | None = None) -> str:
         """A table of the layers: output shape, parameters, floating-point operations per sample.
 
-        input_shape: the shape of one sample. It may be omitted if the model begins with a Reshape, or if the first
-            layer with weights is a Dense.
+        input_shape: the shape of one sample. It may be omitted if the model begins with a Reshape, also behind a
+            Rescale, or if the first layer with weights is a Dense.
 
         Operations are counted for xnn's own layers, and for those of yours that have `flops`. "-" stands for others.
         Raises OptionError if input_shape is needed, ShapeError if it does not fit.
         """
-        start = self.layers[0] if self.layers else None
-        if input_shape is None and isinstance(start, Reshape) and -1 not in start.shape:
-            input_shape = (size_of(start.shape),)
-        if input_shape is None:
-            first = next((layer for layer in self.layers if layer.parameters()), None)
-            if not isinstance(first, Dense):
-                raise OptionError(
-                    "summary needs input_shape=(...), the shape of one sample, unless a Reshape or Dense has it"
-                )
-            input_shape = (first.inputs,)
+        if input_shape is None and (input_shape := known_shape(self)) is None:
+            raise OptionError(
+                "summary needs input_shape=(...), the shape of one sample, unless a Reshape or Dense has it"
+            )
         rows = [("layer", "output shape", "parameters", "FLOPs/sample")]
         input_shape = shape = check_shape("input_shape", input_shape)
         for position, layer in enumerate(self.layers):
@@ -319,6 +326,18 @@ def _shown(flops: int | None) -> str:
     return "-" if flops is None else f"{flops:,}"
 
 
+def known_shape(model: Sequential) -> tuple[int, ...] | None:
+    """The shape of one sample, if a Reshape is first, also behind a Rescale, or a Dense the first layer with weights.
+
+    None if neither says it.
+    """
+    start = next((layer for layer in model.layers if not isinstance(layer, Rescale)), None)
+    if isinstance(start, Reshape) and -1 not in start.shape:
+        return (size_of(start.shape),)
+    first = next((layer for layer in model.layers if layer.parameters()), None)
+    return (first.inputs,) if isinstance(first, Dense) else None
+
+
 def load(path: str | os.PathLike[str]) -> Sequential:
     """The model that `Sequential.save` wrote, on the current backend.
 
@@ -342,7 +361,7 @@ def first_of(layers: Sequence[Layer]) -> Layer | None:
 
 
 def _range(x: Any, start: int, stop: int) -> Any:
-    """These samples of an array of the host or of a device."""
+    """The samples from `start` up to `stop` of an array, which is on the host or on a device."""
     return row_range(x, start, stop) if is_on_host(x) else x[start:stop, ...]
 
 

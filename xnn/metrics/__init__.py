@@ -20,6 +20,7 @@ Their total is divided by the number of samples. Or it is a class:
         def result(self, total, samples): return float(abs(total / samples).max())
 """
 
+from xnn.metrics.calibration import CalibrationError, Reliability
 from xnn.metrics.classes import F1, Accuracy, ConfusionMatrix, Precision, Recall, TopK
 from xnn.metrics.metric import Count, Metric, Totals, count_batch, count_on_device, try_out
 from xnn.metrics.named import get
@@ -27,6 +28,7 @@ from xnn.metrics.regression import MAE, MSE, R2, RMSE
 from xnn.ops.metrics import accuracy
 
 __all__ = [
-    "F1", "MAE", "MSE", "R2", "RMSE", "Accuracy", "ConfusionMatrix", "Count", "Metric", "Precision", "Recall", "TopK",
-    "Totals", "accuracy", "count_batch", "count_on_device", "get", "try_out",
+    "F1", "MAE", "MSE", "R2", "RMSE", "Accuracy", "CalibrationError", "ConfusionMatrix", "Count", "Metric",
+    "Precision", "Recall", "Reliability", "TopK", "Totals", "accuracy", "count_batch", "count_on_device",
+    "get", "try_out",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,12 +14,29 @@ from xnn.ops import Array, Namespace
 from xnn.ops import metrics as rules
 from xnn.options import check_count, check_flag, check_real, checked, is_one_of, shown
 
-__all__ = ["F1", "Accuracy", "ConfusionMatrix", "Precision", "Recall", "TopK"]
+__all__ = ["F1", "Accuracy", "ConfusionMatrix", "Decisions", "Precision", "Recall", "TopK"]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """A formula of `xnn.ops.metrics` and its options, which a program gives to kernels."""
+
+    formula: Callable[..., Array]
+    binary: bool
+    threshold: float
+
+    def __call__(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
+        return self.formula(xp, outputs, targets, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"binary": self.binary, "threshold": self.threshold}
 
 
 class _OfDecisions(Metric):
     """Base class of metrics of classes, or of binary outputs, each of which says yes or no."""
 
+    adds_up = True
     #: What counts a batch, with the options binary and threshold.
     formula: ClassVar[Callable[..., Array]]
     binary: bool = checked(check_flag)
@@ -32,8 +50,9 @@ class _OfDecisions(Metric):
         return type(self).formula(xp, outputs, targets, binary=self.binary, threshold=self.threshold)
 
     def counter(self) -> Count:
-        """The formula itself without options, because kernels know that one."""
-        return self.count if self.binary or self.threshold else type(self).formula
+        """The formula itself, and its options if there are any, because kernels know that one."""
+        formula = type(self).formula
+        return Decisions(formula, self.binary, self.threshold) if self.binary or self.threshold else formula
 
     def check(self, targets: np.ndarray) -> None:
         check_classes(self.name, targets)

@@ -59,6 +59,8 @@ class Metric(Habitual):
     #: The key in the history.
     name: str = "metric"
     count: Count
+    #: Whether the counts of some samples and of others add up to those of all without rounding, as whole numbers do.
+    adds_up = False
     _totals: Totals | None = None
     _named = False
     _tried = False  # whether `count` was found to count, on numbers that are not zero

@@ -16,6 +16,7 @@ activations     relu, leaky_relu, elu, selu, gelu, sigmoid, silu, softplus, tanh
 normalization   moments, normalize
 losses          mse, l1, huber, hinge, column_mse
 cross_entropy   softmax_cross_entropy, binary_cross_entropy, focal, kl_divergence
+deviances       losses of scikit-learn's estimators, by its names: OF_SCIKIT_LEARN
 updates         the rules of the optimizers
 """
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError, XnnError
-from xnn.ops.boundary import Boundary
+from xnn.ops.boundary import Boundary, SharedBatch
 from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.sums import pairwise_mean, pairwise_sum
 from xnn.options import shown
 
 __all__ = [
-    "Boundary", "apply_rule", "backward_of", "batch_count", "batch_largest", "batch_mean", "batch_sum",
+    "Boundary", "SharedBatch", "apply_rule", "backward_of", "batch_count", "batch_largest", "batch_mean",
+    "batch_part", "batch_sum", "batch_sums",
     "check_gradients", "explain_failures_by", "forward_of", "fresh_arrays", "may_look", "plain_number",
 ]  # fmt: skip
 
@@ -216,9 +217,9 @@ def _is_array(x: Any) -> bool:
 def may_look(xp: Namespace, x: Array) -> bool:
     """Whether an op may choose its way by the numbers of an array: on the host, if there are any.
 
-    A device would have to be waited for. In exact numerics, all workers have to go the same way.
+    A device would have to be waited for. Workers that share the batch all have to go the same way.
     """
-    return x.device == "cpu" and not isinstance(xp, Boundary) and 0 not in x.shape
+    return x.device == "cpu" and not isinstance(xp, SharedBatch) and 0 not in x.shape
 
 
 def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
@@ -226,24 +227,40 @@ def batch_sum(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False)
 
     An op uses it for sums over the batch, and `pairwise_sum` or xp.sum for all others.
     """
-    if isinstance(xp, Boundary):
+    if isinstance(xp, SharedBatch):
         return xp.batch_sum(x, axis=axis, keepdims=keepdims)
     return pairwise_sum(xp, x, axis=axis, keepdims=keepdims)
 
 
+def batch_sums(xp: Namespace, terms: Sequence[Array], axis: tuple[int, ...]) -> list[Array]:
+    """`batch_sum` of several arrays of one shape over the same axes, which stay with extent 1."""
+    if isinstance(xp, SharedBatch) and 0 in axis:
+        return xp.batch_sums(terms, axis)
+    return [pairwise_sum(xp, x, axis=axis, keepdims=True) for x in terms]
+
+
+def batch_part(xp: Namespace, x: Array, axis: Any = None) -> Array:
+    """As `batch_sum`, for a loss and for gradients of parameters.
+
+    If workers share the batch, in fast numerics it is the part of this worker's rows: a training adds the parts of
+    all losses and gradients at the end of the step, by one message.
+    """
+    return batch_sum(xp, x, axis) if isinstance(xp, Boundary) else pairwise_sum(xp, x, axis=axis)
+
+
 def batch_largest(xp: Namespace, sizes: Array) -> Array:
     """Numbers of at least 0; if workers share the batch, for each element the largest of all workers'."""
-    return xp.batch_largest(sizes) if isinstance(xp, Boundary) else sizes
+    return xp.batch_largest(sizes) if isinstance(xp, SharedBatch) else sizes
 
 
 def batch_count(xp: Namespace, shape: tuple[int, ...]) -> int:
     """The number of elements of the whole batch, given the shape (rows, ...) of this worker's part."""
-    rows = xp.batch_count(shape[0]) if shape and isinstance(xp, Boundary) else size_of(shape[:1])
+    rows = xp.batch_count(shape[0]) if shape and isinstance(xp, SharedBatch) else size_of(shape[:1])
     return rows * size_of(shape[1:])
 
 
 def batch_mean(xp: Namespace, x: Array) -> Array:
     """The mean over all elements of the whole batch, where axis 0 of x is the batch."""
-    if not isinstance(xp, Boundary):
+    if not isinstance(xp, SharedBatch):
         return pairwise_mean(xp, x)
     return xp.batch_sum(x) / float(batch_count(xp, x.shape))

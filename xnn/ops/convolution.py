@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xnn.errors import ShapeError
-from xnn.ops.apply import batch_sum
+from xnn.ops.apply import batch_part
 from xnn.ops.linear import dense
 from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.windows import Windows, fold, unfold, windows_of
@@ -67,7 +67,7 @@ class Conv2D(Op):
         d_rows, d_matrix = self.product.backward(xp, dy, product_saved)
         dx = None if d_rows is None else self.d_images(xp, d_rows, x_shape, windows)
         dw = xp.reshape(xp.matrix_transpose(d_matrix), weight_shape)
-        return (dx, dw, batch_sum(xp, grad, axis=(0, 2, 3))) if has_bias else (dx, dw)
+        return (dx, dw, batch_part(xp, grad, axis=(0, 2, 3))) if has_bias else (dx, dw)
 
     def without_input_gradient(self, saved: Any) -> Any:
         """Return `saved` without the arrays that only dx, the gradient of the images, needs."""

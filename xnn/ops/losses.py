@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError
-from xnn.ops.apply import batch_count, batch_sum
+from xnn.ops.apply import batch_count, batch_part, batch_sum
 from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.sums import pairwise_sum
 from xnn.options import check_real, is_one_of, shown
@@ -118,7 +118,7 @@ class LossOp(Op):
         if reduction == "none":
             value, total = xp.reshape(weighted, self._shape(outputs)), None
         else:
-            value, total = batch_sum(xp, weighted), None
+            value, total = batch_part(xp, weighted), None
         if reduction == "mean":
             counts = self.counts(xp, outputs, targets, **options)
             total = self._total(xp, outputs, column, counts)

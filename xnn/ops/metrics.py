@@ -16,7 +16,10 @@ from xnn.errors import DTypeError, ShapeError
 from xnn.ops.op import Array, Namespace, size_of
 from xnn.ops.sums import pairwise_mean, pairwise_sum, product_over_rows
 
-__all__ = ["absolute_error", "accuracy", "class_counts", "confusion", "in_top", "moments", "squared_error"]
+__all__ = [
+    "absolute_error", "accuracy", "class_counts", "confusion", "in_top", "moments", "reliability",
+    "squared_error",
+]  # fmt: skip
 
 
 #: Up to this number, float32 counts by ones.
@@ -84,6 +87,32 @@ def in_top(xp: Namespace, outputs: Array, targets: Array, *, k: int) -> Array:
     return _each_place(xp, outputs, xp.logical_and(xp.sum(before, axis=1) < k, xp.any(true, axis=1)))
 
 
+def reliability(xp: Namespace, outputs: Array, targets: Array, *, bins: int) -> Array:
+    """Sums over the samples of each interval of confidence: of ones, confidences and right samples; shape (3, bins).
+
+    outputs: probabilities (n, classes), or (n, 1) of yes. bins: of equal width, from 0 to 1; the upper end of an
+    interval belongs to it. The confidence is the probability of the predicted class.
+    """
+    if outputs.ndim != 2:
+        raise ShapeError(f"reliability got outputs of shape {outputs.shape}: it needs (n, classes) or (n, 1)")
+    if _says_yes(outputs, targets, False):
+        _check_floating(xp, "reliability", outputs)
+        outputs = xp.concat([1.0 - outputs, outputs], axis=1)
+        targets = xp.astype(
+            xp.astype(targets, outputs.dtype) > 0.5, xp.arange(1, device=outputs.device).dtype
+        )
+        targets = xp.reshape(targets, (outputs.shape[0],))
+    rows, _, actual = _classes(xp, "reliability", outputs, targets)
+    confidence = xp.max(rows, axis=1, keepdims=True)
+    best = xp.expand_dims(xp.argmax(rows, axis=1), axis=1)
+    last = xp.full(confidence.shape, float(bins - 1), dtype=rows.dtype, device=rows.device)
+    place = xp.minimum(xp.maximum(xp.ceil(confidence * float(bins)) - 1.0, xp.zeros_like(last)), last)
+    inside = place == xp.astype(xp.arange(bins, device=rows.device), rows.dtype)
+    right = xp.logical_and(inside, best == actual)
+    sums = pairwise_sum(xp, xp.where(inside, confidence, xp.zeros_like(confidence)), axis=0)
+    return xp.stack([_count(xp, inside, rows, axis=0), sums, _count(xp, right, rows, axis=0)])
+
+
 def absolute_error(xp: Namespace, outputs: Array, targets: Array) -> Array:
     """The sum of |output - target| over the batch, for each output."""
     return pairwise_sum(xp, xp.abs(outputs - _like(xp, outputs, targets)), axis=0)
@@ -145,14 +174,14 @@ def _each_place(xp: Namespace, outputs: Array, right: Array) -> Array:
 
 
 def _count(xp: Namespace, mask: Array, outputs: Array, axis: int | None = None) -> Array:
-    """How often the mask is true, in the dtype of the outputs."""
+    """How many elements of a mask are true, along `axis` or in all, in the dtype of the outputs."""
     if size_of(mask.shape) <= _EXACT:
         return xp.sum(xp.astype(mask, outputs.dtype), axis=axis)
     return xp.astype(_integers(xp, mask, axis), outputs.dtype)
 
 
 def _integers(xp: Namespace, mask: Array, axis: int | None = None) -> Array:
-    """How often the mask is true, as integers: in float32, counting by ones ends at 2^24."""
+    """How many elements of a mask are true, as integers: in float32, counting by ones ends at 2^24."""
     return xp.sum(xp.astype(mask, xp.arange(1, device=mask.device).dtype), axis=axis)
 
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.ops.apply import batch_count, batch_largest, batch_sum, may_look
+from xnn.ops.apply import (
+    Boundary,
+    SharedBatch,
+    batch_count,
+    batch_largest,
+    batch_part,
+    batch_sum,
+    batch_sums,
+    may_look,
+)
 from xnn.ops.axes import reduced_axes
 from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.options import check_count, check_real
@@ -24,10 +33,10 @@ def count_over(xp: Namespace, shape: tuple[int, ...], axes: tuple[int, ...]) -> 
     return batch_count(xp, (shape[0], inside)) if 0 in axes else inside
 
 
-def _scale(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
+def _scale(xp: Namespace, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """A power of two for each mean and variance, by which the numbers are multiplied so that no square overflows.
 
-    It is 1 unless all numbers are tiny or one is huge.
+    It is 1 unless all numbers are tiny or one is huge. The second result is the size of the largest number.
     """
     if 0 in x.shape:
         kept = tuple(1 if a in axes else extent for a, extent in enumerate(x.shape))
@@ -37,7 +46,7 @@ def _scale(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
     if 0 in axes:
         size = batch_largest(xp, size)
     tiny = xp.logical_and(size < _SMALL, size > 0.0)
-    return xp.where(size > _LARGE, _DIVIDE, xp.where(tiny, _MULTIPLY, xp.ones_like(size)))
+    return xp.where(size > _LARGE, _DIVIDE, xp.where(tiny, _MULTIPLY, xp.ones_like(size))), size
 
 
 class Moments(Op):
@@ -58,14 +67,17 @@ class Moments(Op):
     ) -> tuple[Array, Any]:
         axes = reduced_axes(axis, x.ndim)
         n = float(count_over(xp, x.shape, axes) or 1)
-        if may_look(xp, x) and xp.min(x) >= -_LARGE and xp.max(x) <= _LARGE:
+        agreed = 0 in axes and isinstance(xp, SharedBatch) and not isinstance(xp, Boundary)
+        if agreed or (may_look(xp, x) and xp.min(x) >= -_LARGE and xp.max(x) <= _LARGE):
             # Nothing can overflow. This is the usual case, and a look at the numbers costs less than scaling them.
+            # Workers that share the batch look at the variance, which is the same for all of them.
             mean, variance, away = _moments(xp, x, axes, n)
-            if xp.min(variance) > _SMALL * _SMALL:
+            usual = xp.min(variance) > _SMALL * _SMALL
+            if usual and (not agreed or xp.max(variance) < _LARGE * _LARGE):
                 rows = (mean, variance, xp.ones_like(mean))
                 return xp.stack(rows if scaled else rows[:2]), (away, n, 2.0 / n)
-        scale = _scale(xp, x, axes)
-        mean, variance, away = _moments(xp, x * scale, axes, n)
+        scale, size = _scale(xp, x, axes)
+        mean, variance, away = _moments(xp, x * scale, axes, n, size * scale)
         rows = (mean / scale, variance if scaled else variance / scale / scale, scale)
         slope = 2.0 / n * (scale if scaled else 1.0 / scale)
         return xp.stack(rows if scaled else rows[:2]), (away, n, slope)
@@ -75,9 +87,14 @@ class Moments(Op):
         return (grad[0, ...] / n + away * (grad[1, ...] * slope),)
 
 
-def _moments(xp: Namespace, x: Array, axes: tuple[int, ...], n: float) -> tuple[Array, Array, Array]:
-    """Mean, variance, and x less the mean."""
-    mean = batch_sum(xp, x, axis=axes, keepdims=True) / n
+def _moments(
+    xp: Namespace, x: Array, axes: tuple[int, ...], n: float, size: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Mean, variance, and x less the mean. size: of the largest numbers of the whole batch, where it is known."""
+    if isinstance(xp, Boundary) and 0 in axes:
+        mean = xp.batch_sum(x, axis=axes, keepdims=True, largest=size) / n
+    else:
+        mean = batch_sum(xp, x, axis=axes, keepdims=True) / n
     away = x - mean
     return mean, batch_sum(xp, away * away, axis=axes, keepdims=True) / n, away
 
@@ -135,14 +152,16 @@ class Normalize(Op):
         z, root, scale, axes, rows, weight, shape = saved
         g = grad if weight is None else grad * weight
         dx = g * (root if scale is None else root * scale)
-        dmean = -batch_sum(xp, dx, axis=axes, keepdims=True)
-        dvariance = batch_sum(xp, g * z, axis=axes, keepdims=True) * (root * root) * -0.5
+        others = () if weight is None else tuple(a for a, extent in enumerate(weight.shape) if extent == 1)
+        together = isinstance(xp, Boundary) and others == axes  # by one message, if workers share the batch
+        terms = (dx, g * z, grad * z, grad) if together else (dx, g * z)
+        sums = batch_sums(xp, terms, axes)
+        dmean, dvariance = -sums[0], sums[1] * (root * root) * -0.5
         dmoments = xp.stack((dmean, dvariance, xp.zeros_like(dmean))[:rows])
         if weight is None:
             return dx, dmoments
-        others = tuple(a for a, extent in enumerate(weight.shape) if extent == 1)
-        dweight, dbias = (xp.reshape(batch_sum(xp, d, axis=others), shape) for d in (grad * z, grad))
-        return dx, dmoments, dweight, dbias
+        last = sums[2:] if together else [batch_part(xp, d, axis=others) for d in (grad * z, grad)]
+        return dx, dmoments, *(xp.reshape(d, shape) for d in last)
 
 
 def _scaled_root(xp: Namespace, variance: Array, scale: Array, epsilon: float) -> Array:

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
 from xnn.errors import OptionError
-from xnn.ops.sums import pairwise_sum, size_of
+from xnn.ops.sums import size_of, sum_over_axes
 
 __all__ = ["Array", "Namespace", "Op", "install", "size_of", "unbroadcast"]
 
@@ -172,5 +172,5 @@ def unbroadcast(xp: Namespace, grad: Array, like: Any) -> Array | None:
     stretched = [
         axis + added for axis, extent in enumerate(shape) if extent == 1 and grad.shape[axis + added] != 1
     ]
-    total = pairwise_sum(xp, grad, axis=(*range(added), *stretched))
+    total = sum_over_axes(xp, grad, (*range(added), *stretched))
     return xp.reshape(total, shape) if stretched or not shape else total

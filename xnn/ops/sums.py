@@ -14,7 +14,10 @@ from typing import Any
 
 from xnn.ops.boundary import Boundary
 
-__all__ = ["LONG", "PIECE", "SHORT", "pairwise_mean", "pairwise_sum", "product_over_rows", "size_of"]
+__all__ = [
+    "LONG", "PIECE", "SHORT", "pairwise_mean", "pairwise_sum", "product_over_rows", "size_of",
+    "sum_over_axes",
+]  # fmt: skip
 
 #: Up to so many terms are added one after the other. Longer sums are cut until PIECE terms are left.
 SHORT, PIECE = 128, 32
@@ -23,6 +26,13 @@ LONG = 1024
 
 #: A long axis is cut into this many parts, which are added to one another.
 _PARTS = 8
+
+
+def sum_over_axes(xp: Any, grad: Any, axes: tuple[int, ...]) -> Any:
+    """The sum of a gradient over the axes along which an input was broadcast."""
+    if 0 in axes and isinstance(xp, Boundary) and xp.over_rows:
+        return xp.batch_sum(grad, axis=axes)
+    return pairwise_sum(xp, grad, axis=axes)
 
 
 def pairwise_sum(xp: Any, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
@@ -58,6 +68,8 @@ def product_over_rows(xp: Any, a: Any, b: Any) -> Any:
     Of two matrices with more than LONG rows, blocks of LONG rows are multiplied, and the products are added by pairs.
     """
     rows = a.shape[0]
+    if a.ndim == 2 and isinstance(xp, Boundary) and xp.over_rows:
+        return xp.batch_product(a, b)
     if a.ndim != 2 or rows <= LONG or isinstance(xp, Boundary):
         return xp.matmul(xp.matrix_transpose(a), b)
     blocks = rows // LONG

@@ -112,6 +112,9 @@ class Optimizer(Habitual):
     rule: ClassVar[Callable[..., Any]]
     #: Whether it minimizes a function of all weights and takes no steps by gradients (LBFGS).
     minimizes: ClassVar[bool] = False
+    #: Whether the rule works element by element, and its options are the same in every step. Without a kernel it then
+    #: runs once for all parameters of a group, and a CUDA graph can hold it.
+    steady: ClassVar[bool] = False
     #: The numbers that change with each step, such as the step's number, before the first step.
     first: ClassVar[tuple[float, ...]] = ()
     clip_norm: float | None = checked(check_limit)

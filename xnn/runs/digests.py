@@ -215,6 +215,7 @@ class Recorder(Callback):
     Record(3 steps of 2 tensors)
     """
 
+    first_rank_only = True
     needs_gradients = True
 
     def __init__(

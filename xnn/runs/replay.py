@@ -23,6 +23,7 @@ from xnn.runs.process import Process
 __all__ = [
     "NO_DISTANCE",
     "Difference",
+    "DigestSide",
     "LiveSide",
     "RecordSide",
     "Side",
@@ -37,7 +38,8 @@ __all__ = [
 NO_DISTANCE = np.iinfo(np.uint64).max
 
 _SETTINGS = (
-    "backend=NAME, threads=N, kernels=NAME or blas=CORE, separated by commas; cupy:1 is the second GPU"
+    "backend=NAME, threads=N, kernels=NAME, blas=CORE or workers=mpi, separated by commas; cupy:1 is the second "
+    "GPU"
 )
 
 
@@ -69,13 +71,11 @@ class Side(Protocol):
         """Release what the side uses."""
 
 
-class RecordSide:
-    """A recorded run as one side of a comparison. A record holds digests of tensors, not the tensors themselves."""
+class DigestSide:
+    """A side whose run is over, and of which only digests are known: its record holds those of all steps."""
 
     def __init__(self, name: str, record: Record) -> None:
         self.name, self.record, self.note, self._done = name, record, "", 0
-
-    def begin(self) -> None: ...
 
     def step(self) -> Digests:
         self._done += 1
@@ -85,6 +85,12 @@ class RecordSide:
         return None
 
     def close(self) -> None: ...
+
+
+class RecordSide(DigestSide):
+    """A recorded run as one side of a comparison."""
+
+    def begin(self) -> None: ...
 
 
 class LiveSide:
@@ -156,7 +162,7 @@ def parse_settings(text: str) -> dict[str, str]:
         key, sign, value = (word.strip() for word in part.partition("="))
         if not (sign and value):
             raise OptionError(f"{text!r} is neither a file nor settings of a run: give {_SETTINGS}")
-        if key not in ("backend", "threads", "kernels", "blas") or key in settings:
+        if key not in ("backend", "threads", "kernels", "blas", "workers") or key in settings:
             problem = "is given twice" if key in settings else "is not a setting"
             raise OptionError(f"{text!r}: {key} {problem}: give {_SETTINGS}")
         if key == "backend" and value.partition(":")[0] not in backend_names():
@@ -168,7 +174,11 @@ def parse_settings(text: str) -> dict[str, str]:
             raise OptionError(f"{text!r}: threads must be a positive integer up to {MOST_THREADS}")
         if key == "kernels" and value not in KERNELS:
             raise OptionError(f"{text!r}: kernels must be one of {', '.join(KERNELS)}")
+        if key == "workers" and value != "mpi":
+            raise OptionError(f"{text!r}: workers must be mpi: all processes that a launcher has started")
         settings[key] = value
+    if "workers" in settings and "blas" in settings:
+        raise OptionError(f"{text!r}: BLAS has its kernels already: set OPENBLAS_CORETYPE for all processes")
     return settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from xnn.backends import backend as use
@@ -18,7 +18,7 @@ from xnn.runs.process import Line
 from xnn.runs.spec import RunSpec
 from xnn.training import Trainer
 
-__all__ = ["main"]
+__all__ = ["main", "train_live"]
 
 
 def main() -> None:
@@ -34,9 +34,17 @@ def main() -> None:
         line.answer({"refused": str(error), "option": isinstance(error, (OptionError, UnknownBackendError))})
 
 
-def _serve(
-    line: Line,
-    commands: Iterator[Any],
+def _serve(line: Line, commands: Iterator[Any], **command: Any) -> None:
+    def waiting(model: Sequential, about: dict[str, Any], note: str) -> Recorder:
+        return _WaitingRecorder(model, about, note, line, commands)
+
+    done = train_live(waiting, **command)
+    # Only a minimizer comes here: it may converge in fewer iterations than it was given.
+    raise OptionError(f"the run came to its end in step {done}: --steps {done} compares all of it")
+
+
+def train_live(
+    recorder: Callable[[Sequential, dict[str, Any], str], Recorder],
     run: dict[str, Any],
     version: str,
     dataset: str | None,
@@ -48,25 +56,30 @@ def _serve(
     threads: int | None,
     backend: str | None = None,
     kernels: str = "auto",
-) -> None:
+    workers: str | None = None,
+) -> int:
+    """Train a live run for at least so many steps, unless its recorder ends it, and return how many epochs it did.
+
+    recorder: makes the recorder from the model, what was run, and a note on the data. run, version: as a record has
+    them. mode: the numerics. resolved: whether the run's options are those of a record, with nothing left open.
+    threads, kernels, workers: as for Trainer. The others are options of `xnn verify`.
+    """
     with numerics(mode), use(get_backend(backend).address):
         spec = RunSpec.from_json(run, version)
         data = spec.with_targets(load(dataset, data_home, **table))
         if not resolved:  # a recorded run is, and may be longer than these steps
             spec = spec.resolved(data, steps)
         model, loss, optimizer = spec.build(data)
-        about = {**spec.record_header(data), "table": table}
-        waiting = _WaitingRecorder(model, about, data.note, line, commands)
-        trainer = Trainer(model, loss, optimizer, callbacks=[waiting], threads=threads, kernels=kernels)
+        watcher = recorder(model, {**spec.record_header(data), "table": table}, data.note)
+        how: dict[str, Any] = {"threads": threads, "kernels": kernels, "workers": workers}
+        trainer = Trainer(model, loss, optimizer, callbacks=[watcher], **how)
         samples = data.x_train, spec.targets(data.y_train)
         # An epoch of a minimizer is one iteration, and counts as one step.
         epochs = steps if optimizer.minimizes else -(-steps // spec.steps_per_epoch(data))
         history = trainer.fit(
             samples, epochs=epochs, batch_size=spec.batch_size, seed=spec.seed, progress=False
         )
-        # Only a minimizer comes here: it may converge in fewer iterations than it was given.
-        done = len(history.epochs)
-        raise OptionError(f"the run came to its end in step {done}: --steps {done} compares all of it")
+        return len(history.epochs)
 
 
 class _WaitingRecorder(Recorder):

@@ -23,11 +23,13 @@ from xnn.backends.threads import limit_threads
 from xnn.callbacks import Callback
 from xnn.errors import OptionError
 from xnn.options import check_count
+from xnn.sklearn import meeting
+from xnn.sklearn.meeting import Meeting
 from xnn.sklearn.together import Workplace, workplace
 from xnn.sklearn.training import fits_together
 from xnn.training.interrupt import ending_of_thread
 
-__all__ = ["fit_many", "in_threads", "is_on_host"]
+__all__ = ["fit_many", "in_threads", "ways"]
 
 #: What a fit changes: estimators that share one of these are fitted one after another.
 _CHANGED = np.random.RandomState, np.random.Generator, BaseEstimator, Callback
@@ -43,14 +45,15 @@ class _Threads(ThreadingBackend):  # type: ignore[misc]
     and its configuration of scikit-learn. BLAS has one thread for each fit. After Ctrl-C or an exception, the fits
     that are not done end after their step with KeyboardInterrupt, and are waited for.
 
-    alone: whether the fits are computed one after another, in the calling thread.
+    alone: whether the fits are computed one after another, in the calling thread. common: where they wait for one
+    another, if they do; each then has a thread.
     """
 
     _pool: ThreadPool | None
 
-    def __init__(self, alone: bool) -> None:
+    def __init__(self, alone: bool, common: Meeting | None = None) -> None:
         super().__init__()
-        self._alone = alone
+        self._alone, self._meeting = alone, common
         self._context, self._config = copy_context(), get_config()
         self._ended, self._limits = threading.Event(), ExitStack()
 
@@ -58,6 +61,11 @@ class _Threads(ThreadingBackend):  # type: ignore[misc]
         if self._alone or self.nesting_level:  # the workers that call this one have taken the cores
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         return int(super().configure(n_jobs, parallel, **options))
+
+    def effective_n_jobs(self, n_jobs: int) -> int:
+        if self._meeting is not None and n_jobs != 1:
+            return self._meeting.threads
+        return int(super().effective_n_jobs(n_jobs))
 
     def _get_pool(self) -> ThreadPool:
         if self._pool is None:
@@ -73,7 +81,7 @@ class _Threads(ThreadingBackend):  # type: ignore[misc]
             variable.set(value)
         set_config(**self._config)
         ending_of_thread.set(self._ends)
-        workplace.set(Workplace())
+        workplace.set(self._meeting or Workplace())
 
     def _ends(self) -> bool:
         if self._ended.is_set():
@@ -87,6 +95,10 @@ class _Threads(ThreadingBackend):  # type: ignore[misc]
             (call.function if isinstance(call, _FuncWrapper) else call, args, options)
             for call, args, options in func.items
         ]
+        if self._meeting is not None:
+            func.items = [
+                (self._meeting.attended()(call), args, options) for call, args, options in func.items
+            ]
         return super().submit(func, callback)
 
     def terminate(self) -> None:
@@ -101,24 +113,30 @@ class _Threads(ThreadingBackend):  # type: ignore[misc]
 
 
 @contextmanager
-def in_threads(fits: int, alone: bool) -> Iterator[None]:
+def in_threads(fits: int, alone: bool = False, stacked: bool = False) -> Iterator[None]:
     """Inside the block joblib's tasks run in threads, each with one BLAS thread; by default as many as cores.
 
-    fits: how many there are at least. alone: whether they run one after another instead.
+    fits: how many there are, as far as it is known. alone: whether they run one after another instead. stacked:
+    whether alike fits are trained as one network, on a GPU.
     """
     token, here = fits_together.set(fits), workplace.set(Workplace())
+    common = Meeting(fits) if stacked and not alone else None
     try:
-        with parallel_config(backend=_Threads(alone), n_jobs=-1):
+        with parallel_config(backend=_Threads(alone, common), n_jobs=-1):
             yield
     finally:
         fits_together.reset(token)
         workplace.reset(here)
 
 
-def is_on_host(parameters: Iterable[tuple[str, Any]]) -> bool:
-    """Whether the CPU computes the fits of estimators with these parameters: pairs of name and value."""
-    backends = [value for name, value in parameters if name.rpartition("__")[2] == "backend"]
-    return all(current_backend().is_host if name is None else name == "numpy" for name in backends)
+def ways(parameters: Iterable[tuple[str, Any]]) -> dict[str, bool]:
+    """How `in_threads` computes the fits of estimators with these parameters: pairs of name and value."""
+    given = [value for name, value in parameters if name.rpartition("__")[2] == "backend"]
+    names = {str(current_backend().name if name is None else name).partition(":")[0] for name in given}
+    return {
+        "alone": not names <= {"numpy", *meeting.STACKED},
+        "stacked": not names.isdisjoint(meeting.STACKED),
+    }
 
 
 def fit_many(
@@ -130,19 +148,24 @@ def fit_many(
     rows: Sequence[Any] | None = None,
     threads: int | None = None,
 ) -> list[Any]:
-    """Fit many estimators on the same samples, in threads, and return them as a list.
+    """Fit many estimators on the same samples, in threads or on a GPU together, and return them as a list.
 
     estimators: MLPClassifiers, MLPRegressors, or others of scikit-learn's kind, such as Pipelines. They may differ in
         anything.
     X, y, sample_weight: as `fit` takes them.
     rows: for each estimator the rows of X, y and sample_weight that it is fitted on, as an array of numbers or of
         booleans. Default None, all.
-    threads: how many fits at a time. Default None: as many as there are cores.
+    threads: how many fits at a time. Default None: as many as there are cores. On a GPU: 1 for one after another;
+        else the fits are prepared in turn, and alike ones trained together.
 
     Each fit gives what `fit` gives: the same bits in exact numerics, and in fast numerics with the same kernels and
     one BLAS thread. (Many short fits take Numba's kernels, where one alone would take NumPy's; they differ in
-    rounding.) Alike fits of small networks take the programs of the first. Fits on a GPU go one after another; so do
-    those of estimators that share an object which a fit changes, such as a RandomState or a callback.
+    rounding.) Alike fits of small networks take the programs of the first. Fits of estimators that share an object
+    which a fit changes, such as a RandomState or a callback, go one after another.
+
+    On a GPU, alike fits in fast numerics are trained as one network, whose steps are one graph: docs/sklearn.md says
+    which. Each estimator gets what its own fit gives, up to rounding. Other fits go one after another, and have the
+    bits of their own fits.
 
     Warnings are given when all is done, in the order of the estimators. When a fit raises an exception, those that
     are not done end after their step, and the exception is raised; after Ctrl-C it is KeyboardInterrupt. Raises
@@ -167,7 +190,9 @@ def fit_many(
             f"rows has {len(parts)} entries for {len(estimators)} estimators: give one for each"
         )
     told: list[list[warnings.WarningMessage]] = [[] for _ in estimators]
-    with in_threads(len(estimators), alone=not _are_apart(estimators)), _collecting():
+    way = ways(pair for estimator in estimators for pair in estimator.get_params().items())
+    way["alone"] |= not _are_apart(estimators)
+    with in_threads(len(estimators), **way), _collecting():
         Parallel(n_jobs=threads)(
             delayed(_fit)(estimator, X, y, sample_weight, part, into)
             for estimator, part, into in zip(estimators, parts, told, strict=True)
@@ -198,7 +223,7 @@ def _are_apart(estimators: Sequence[Any]) -> bool:
         own = {
             id(v) for v in (*values.values(), *(v for some in lists for v in some)) if isinstance(v, _CHANGED)
         }
-        if own & known or not is_on_host(values.items()):
+        if own & known:
             return False
         known |= own
     return True

@@ -11,58 +11,23 @@ from xnn import losses, ops
 from xnn.errors import LabelError
 from xnn.layers import Parameter
 from xnn.losses import Loss
-from xnn.ops import Array, LossOp
-from xnn.ops.op import Namespace
+from xnn.ops import Array
+from xnn.ops.deviances import OF_SCIKIT_LEARN
 from xnn.options import explained_class
 
 __all__ = ["Objective", "WholeObjective", "data_loss"]
 
 
-class HalfSquaredError(LossOp):
-    """Half the squared error: terms (p - t)^2 / 2; d/dp = k (p - t) for k outputs.
-
-    The factor k is scikit-learn's: it reports the mean over the outputs, and descends on their sum.
-    """
-
-    def terms(self, xp: Namespace, predicted: Array, target: Array) -> tuple[Array, Any]:
-        difference = predicted - target
-        return 0.5 * (difference * difference), difference
-
-    def slopes(self, xp: Namespace, share: Array, difference: Any) -> tuple[Array, Array | None]:
-        dp = difference * (share * float(difference.shape[1]))
-        return dp, None
-
-
-class HalfPoissonDeviance(LossOp):
-    """Half the Poisson deviance, for outputs z that are logarithms of the predictions.
-
-    For k outputs, whose mean is taken, the terms are k (t ln t - t z - t + e^z) and d/dz = k (e^z - t).
-    """
-
-    def terms(self, xp: Namespace, outputs: Array, target: Array) -> tuple[Array, Any]:
-        rate, k = xp.exp(outputs), float(outputs.shape[1])
-        entropy = target * xp.log(xp.where(target > 0.0, target, 1.0))
-        return k * (entropy - target * outputs - target + rate), (rate - target, k)
-
-    def slopes(self, xp: Namespace, share: Array, saved: Any) -> tuple[Array, Array | None]:
-        difference, k = saved
-        return difference * (share * k), None
-
-
-half_squared_error = HalfSquaredError()
-half_poisson_deviance = HalfPoissonDeviance()
-
-
 class SquaredError(Loss):
     """scikit-learn's loss "squared_error"."""
 
-    op = half_squared_error
+    op = OF_SCIKIT_LEARN["squared_error"]
 
 
 class PoissonDeviance(Loss):
     """scikit-learn's loss "poisson", of outputs before the exponential."""
 
-    op = half_poisson_deviance
+    op = OF_SCIKIT_LEARN["poisson"]
 
     def check(self, targets: np.ndarray, output_shape: tuple[int, ...]) -> None:
         super().check(targets, output_shape)
@@ -76,8 +41,8 @@ class LabelsCrossEntropy(losses.BinaryCrossEntropy):
     """Binary cross-entropy, summed over the outputs and averaged over the samples."""
 
     def compute(self, outputs: Any, targets: Any, *sample_weight: Any) -> Any:
-        mean = super().compute(outputs, targets, *sample_weight)
-        return mean if outputs.shape[1] == 1 else mean * float(outputs.shape[1])
+        op = self.op if outputs.shape[1] == 1 else OF_SCIKIT_LEARN["log_loss"]
+        return op(outputs, targets, *sample_weight)
 
 
 def data_loss(loss: str, out_activation: str) -> Loss:

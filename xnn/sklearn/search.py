@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from sklearn.model_selection import GridSearchCV, ParameterGrid
 
-from xnn.sklearn.many import in_threads, is_on_host
+from xnn.sklearn.many import in_threads, ways
 
 __all__ = ["MLPSearchCV"]
 
@@ -16,12 +17,13 @@ class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
 
     It has GridSearchCV's parameters, attributes and results. The estimator is xnn's, or holds one, as Pipelines do.
 
-    n_jobs: how many threads. Default None: as many as there are cores. Each fit has one BLAS thread. Fits on a GPU go
-        one after another, whatever n_jobs is.
+    n_jobs: how many threads. Default None: as many as there are cores. Each fit has one BLAS thread. On a GPU: 1 for
+        one fit after another, else alike fits are trained together.
 
     Threads share the samples and what is compiled, and begin at once, where the processes of GridSearchCV import
     everything first. Alike fits also share their programs, as docs/sklearn.md says. Threads share Python's lock too,
-    which a fit holds while it is prepared: with many cores, long searches are faster in processes. The backend and
+    which a fit holds while it is prepared: with many cores, long searches are faster in processes. On a GPU the alike
+    fits of all candidates and folds are trained as one network: docs/sklearn.md says which. The backend and
     the numerics that are in force count in each thread. After Ctrl-C all fits end after their step.
 
         >>> import numpy as np
@@ -36,8 +38,11 @@ class MLPSearchCV(GridSearchCV):  # type: ignore[misc]
         """Fit all candidates, then the best one on all samples; see GridSearchCV.fit."""
         grid = ParameterGrid(self.param_grid)
         tried = [(name, value) for part in grid.param_grid for name in part for value in part[name]]
-        on_host = is_on_host([*self.estimator.get_params().items(), *tried])
+        way = ways([*self.estimator.get_params().items(), *tried])
         cv = 5 if self.cv is None else self.cv
-        folds = cv if isinstance(cv, int) else 1  # a splitter would need the groups to tell how many
-        with in_threads(len(grid) * folds, alone=not on_host):
+        folds = cv if isinstance(cv, int) else 1
+        if hasattr(cv, "get_n_splits"):
+            with suppress(TypeError, ValueError):  # the search says better what is wrong
+                folds = cv.get_n_splits(X, y, params.get("groups"))
+        with in_threads(len(grid) * folds, **way):
             return super().fit(X, y, **params)

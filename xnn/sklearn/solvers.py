@@ -12,13 +12,16 @@ import numpy as np
 
 from xnn.errors import OptionError
 from xnn.layers import Parameter
+from xnn.ops import Array, updates
+from xnn.ops.op import Namespace
 from xnn.optimizers import LBFGS, SGD, Adam, Optimizer
+from xnn.optimizers.moments import OfMoments
 from xnn.optimizers.state import State
 from xnn.options import check_real, checked, explained_class
 from xnn.runs.names import OPTIMIZERS
 from xnn.runs.schedule_text import read_schedule
 
-__all__ = ["begun_with", "continued", "kept", "new_optimizer", "set_rate"]
+__all__ = ["begun_with", "continued", "kept", "new_optimizer", "set_rate", "stacked_optimizer"]
 
 
 #: The parameters that partial_fit takes from the call that began the optimizer, as scikit-learn's does.
@@ -178,3 +181,68 @@ def continued(
         if numbers is not None:
             there = tuple(to_device(np.array(array)) for array in arrays)
             optimizer.state[parameter] = State(there, tuple(numbers), optimizer.array_names)
+
+
+def _sgd(
+    xp: Namespace, parameter: Array, gradient: Array, *state: Array, momentum: float, nesterov: bool
+) -> tuple[Array, ...]:
+    """The rule of SGD, with a learning rate for each number of the parameter: the last array of the state."""
+    velocity, rate = state[0] if momentum else None, state[-1]
+    options: Any = {"learning_rate": rate, "momentum": momentum, "nesterov": nesterov}
+    fresh = updates.sgd(xp, parameter, gradient, velocity, **options)
+    return (*(array for array in fresh if array is not None), rate)
+
+
+def _adam(
+    xp: Namespace, parameter: Array, gradient: Array, mean: Array, square: Array, rate: Array, step: Array, *,
+    beta1: float, beta2: float, epsilon: float,
+) -> tuple[Array, ...]:  # fmt: skip
+    """The rule of AdamOfSklearn, with a learning rate for each number of the parameter, and t in an array.
+
+    1 - beta^t is computed as -expm1(t ln beta), which loses no digits in float32.
+    """
+    step = step + 1.0
+    first, second = (
+        -xp.expm1(step * math.log(beta)) if beta else xp.ones_like(step) for beta in (beta1, beta2)
+    )
+    options: Any = {"learning_rate": rate * (xp.sqrt(second) / first), "beta1_power": 0.0, "beta2_power": 0.0}
+    options |= {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
+    return (*updates.adam(xp, parameter, gradient, mean, square, **options), rate, step)
+
+
+class _StackedSGD(Optimizer):
+    """SGD with learning rates of its own for each network, in its state. own: the optimizer of one network."""
+
+    rule = staticmethod(_sgd)
+    steady = True
+
+    def __init__(self, own: Any) -> None:
+        super().__init__(learning_rate=1.0)
+        self.momentum, self.nesterov, self._kept = own.momentum, own.nesterov, own.array_names
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        return (*self._kept, "rate")
+
+
+class _StackedAdam(OfMoments):
+    """Adam with learning rates of its own for each network, in its state. own: the optimizer of one network."""
+
+    rule = staticmethod(_adam)
+    steady = True
+
+    def __init__(self, own: Any) -> None:
+        super().__init__(learning_rate=1.0)
+        self.betas, self.epsilon, self._kept = own.betas, own.epsilon, own.array_names
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        return (*self._kept, "rate", "step")
+
+
+def stacked_optimizer(own: Optimizer) -> Optimizer:
+    """The optimizer of networks whose weights are stacked, each with a learning rate of its own: `State` has them.
+
+    own: that of one network, SGDOfSklearn or AdamOfSklearn. The arrays "rate" and, of Adam, "step" are set by others.
+    """
+    return _StackedAdam(own) if isinstance(own, AdamOfSklearn) else _StackedSGD(own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from xnn.sklearn.stream import is_small
 from xnn.training import Trainer
 from xnn.training.repeated import Repeated
 
-__all__ = ["Workplace", "workplace"]
+__all__ = ["Workplace", "kind_of", "workplace"]
 
 #: How many kinds of fits a thread remembers, and of how many steps a fit may be.
 _KINDS, _STEPS = 8, 20_000
@@ -85,10 +85,13 @@ class Workplace:
         e: an estimator without dropout, weights of samples, data to validate on, and callbacks. orders: makes the
         order of the samples in each epoch.
         """
-        kind, loss = _kind(e, trainer, *data, batch_size), trainer.loss
+        kind, loss = kind_of(e, trainer, *data, batch_size, ("numpy",)), trainer.loss
+        if epochs * -(-len(data[1]) // batch_size) > _STEPS:
+            kind = None
         assert isinstance(loss, Objective)
         repeated = self._kept.get(kind)
         if repeated is not None:
+            loss.check(data[1], (e.n_outputs_,))
             self._kept.move_to_end(kind)
             before = {**vars(e), "loss_curve_": [*e.loss_curve_]}
             random = e._random_state.get_state()
@@ -114,25 +117,30 @@ class Workplace:
 workplace: ContextVar[Workplace | None] = ContextVar("xnn_workplace", default=None)
 
 
-def _kind(e: Any, trainer: Trainer, X: Any, y: np.ndarray, batch_size: int) -> Hashable | None:
-    """What two fits have in common if one can take the programs of the other; None if this one cannot.
+def kind_of(
+    e: Any, trainer: Trainer, X: Any, y: np.ndarray, batch_size: int, backends: Sequence[str]
+) -> Hashable | None:
+    """What two fits have in common if they are alike; None if this one is like no other.
 
-    They may differ in their samples, random states, penalties, learning rates, numbers of epochs, and rules for
+    backends: the names of those that count, without the numbers of GPUs.
+
+    Alike fits may differ in their samples, random states, penalties, learning rates, numbers of epochs, and rules for
     convergence.
     """
     model = trainer.model
     plain = (
         is_small(X)
         and isinstance(e.random_state, int | np.integer | None)
-        and (model.backend.name, trainer.numerics or current_numerics()) == ("numpy", "fast")
+        and model.backend.name.partition(":")[0] in backends
+        and (trainer.numerics or current_numerics()) == "fast"
         and (e.solver == "adam" or e.learning_rate == "constant")
         and all(part is None for part in (e.optimizer, e.schedule, e.model))
         and not (e.dropout or e.batch_norm or e.verbose or e.threads == "auto")
-        and e.max_iter * -(-len(y) // batch_size) <= _STEPS
     )
     if not plain:
         return None
     optimizer = e.solver, e.momentum, bool(e.nesterovs_momentum), e.beta_1, e.beta_2, e.epsilon
     network = e.activation, model.dtype, tuple(parameter.shape for parameter in model.parameters())
     targets = e.loss, e.out_activation_, y.shape, y.dtype
-    return X.shape, targets, network, optimizer, batch_size, e.alpha > 0.0, trainer.kernels, trainer.threads
+    execution = model.backend.name, trainer.kernels, trainer.threads
+    return X.shape, targets, network, optimizer, batch_size, e.alpha > 0.0, execution

@@ -38,7 +38,7 @@ def run(
     stack.callback(model.forget)
     trainer._running = fit
     for writer in fit.checkpoints:
-        writer.open(trainer.step, resume is not None)
+        writer.open(trainer.step, resume is not None, writes=trainer.rank == 0)
         stack.callback(writer.close)
     stack.callback(setattr, trainer, "_running", None)
     for watcher in fit.watchers:

@@ -23,7 +23,12 @@ def needs_host(call: Call) -> bool:
     """Whether a call without a kernel does something else than the same operations on arrays in each step."""
     parts = call.with_parts()
     by_hand = any(isinstance(part.op, Op) and (part.op.opaque or hasattr(part.op, "owner")) for part in parts)
-    return by_hand or any(part.kind in _ON_HOST for part in parts)
+    return by_hand or any(part.kind in _ON_HOST and not _is_steady(part) for part in parts)
+
+
+def _is_steady(call: Call) -> bool:
+    """Whether a call is an update whose options do not change from step to step."""
+    return call.kind == "update" and call.rule.steady
 
 
 def carrying(calls: Sequence[Call]) -> set[Call]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,14 @@ def evaluated(trainer: Any, batches: Batches) -> dict[str, Any]:
     mean, counts = LossOverBatches(trainer.loss), Totals(trainer.metrics)
     even = trainer.loss.counts_samples(weighted=len(batches.arrays) > 2)
     sizes: list[int] = []
-    parts = Parts(trainer.model)
+    parts, ranks = Parts(trainer.model, trainer.kernels), trainer.ranks
 
     def numbers() -> Iterator[Any]:
         """Of each batch the loss, what it was divided by unless that is the number of rows, and the counts."""
         with closing(read_batches(batches, 0)) as read:
-            for x, *rest in read:
+            for number, (x, *rest) in enumerate(read):
+                if ranks is not None and number % ranks.size != ranks.rank:  # another process's
+                    continue
                 sizes.append(x.shape[0])
                 outputs = parts.together(x)
                 targets, *weights = map(lib.to_device, rest)
@@ -44,7 +47,17 @@ def evaluated(trainer: Any, batches: Batches) -> dict[str, Any]:
 
     with limit_threads(trainer.choose_threads_for(batches).count), Scope(records=False):
         found = iter(lib.to_host_all(numbers()))  # read once, at the end
-    for size in sizes:
-        mean.add(next(found), size if even else next(found))
-        counts.add([next(found).astype(np.float64) for _ in trainer.metrics], size)
+    own = [
+        (size, next(found), size if even else next(found), [next(found) for _ in trainer.metrics])
+        for size in sizes
+    ]
+    for size, value, total, counted in own if ranks is None else _in_turn(ranks.gather_objects(own)):
+        mean.add(value, total)
+        counts.add([number.astype(np.float64) for number in counted], size)
     return {"loss": mean.value, **counts.results()}
+
+
+def _in_turn(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
+    """One item of each part, then the second of each, and so on: the batches in their order."""
+    for turn in zip_longest(*parts):
+        yield from (item for item in turn if item is not None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.threads import limit_threads
+from xnn.backends.threads import HeldLimits, limit_threads
 from xnn.callbacks import Callback, Checkpoint, ProgressBar, call_back
 from xnn.data import Batches
 from xnn.errors import DataError, DivergenceError, OptionError
@@ -56,13 +56,13 @@ class Fit:
         self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
         self.ending, self.steps_per_epoch = Ending(interrupted, watchers), len(batches)
-        self.undisturbed = _undisturbed(self)
+        self.undisturbed, self.limits, self.look_seconds = _undisturbed(self), HeldLimits(), _LOOK_SECONDS
         #: Over the epoch so far: the loss, the metrics, and the batches done.
         self.loss, self.counts, self.batch = LossOverBatches(trainer.loss), Totals(trainer.metrics), 0
         #: The rows of steps that were not looked at yet, the step before them, and the steps since the last check.
         self.unseen, self.seen, self.since_check = list[np.ndarray](), trainer.step, 0
-        self.begins = True  # no step was taken yet
-        self.goes_on = False  # in the middle of an epoch, from a checkpoint
+        #: Whether no step was taken yet, and whether the next one is in the middle of an epoch, from a checkpoint.
+        self.begins, self.goes_on = True, False
         self.on_host: HostCopy | None = None
         self.held_out: tuple[Any, ...] | None = None  # the validation data
 
@@ -84,15 +84,17 @@ class Fit:
             if self.unseen:
                 self.go_back()
             raise
+        finally:
+            self.limits.end()
 
     def epochs(self, epochs: int) -> None:
         """Train until there are this many epochs in the history, or less if something ends the training."""
         while len(self.history.epochs) < epochs and not self.history.stopped:
-            with limit_threads(self.threads):
-                results = self.epoch()
+            results = self.epoch()
             if results is None:
                 break
             self.end_epoch(results)
+            self.ending.settle(self)
             save_if_asked(self, ends_epoch=True)
         save_if_asked(self, ends_fit=True)
 
@@ -107,14 +109,15 @@ class Fit:
             self.stepper.reload()
         self.looked_at = time.perf_counter()
         numbers = self.stepper.numbers(self.trainer.epoch, self.batch)
-        with closing(self.batches), closing(numbers):
+        limit = self.limits.limit if self.undisturbed and self.held_out is None else limit_threads
+        with limit(self.threads, self.stepper.product_threads), closing(self.batches), closing(numbers):
             for batches in self.chunks(numbers):
                 if not self.unseen and self.ending.has_come():
                     return None
                 self.steps(batches)
                 if self.batch == len(self.batches) or self.since_check == _CHECK_STEPS:
                     self.check()
-                elif self.ending.has_come() or time.perf_counter() - self.looked_at > _LOOK_SECONDS:
+                elif self.ending.has_come() or time.perf_counter() - self.looked_at > self.look_seconds:
                     self.show()
                 if self.batch < len(self.batches):
                     save_if_asked(self)

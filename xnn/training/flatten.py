@@ -12,10 +12,12 @@ from xnn.backends import Backend
 from xnn.backends.kernels.calls import Call, Cursor, Slot
 from xnn.errors import DTypeError
 from xnn.graph.backward import reverse
+from xnn.graph.calls import forward_calls, slot_of
 from xnn.graph.node import Recorded
-from xnn.graph.value import Constant, Drawn
+from xnn.graph.value import Drawn
 from xnn.layers import Buffer, Parameter
 from xnn.losses import Loss
+from xnn.metrics.classes import Decisions
 from xnn.ops import updates
 from xnn.ops.apply import apply_rule
 from xnn.training.parameters import Store
@@ -47,7 +49,7 @@ def flatten(
     _check_dtypes(trace.order)
     store.moving.update(buffer for change in trace.kept for buffer in change.buffers)
     slots = {node: _slot(node, place, store) for place, node in enumerate(trace.order)}
-    forward = _forward(trace, slots)
+    forward = forward_calls(trace.order, slots)
     counting, counts = _counting(lib, trace, slots, metrics, total)
     return [
         *_inputs(trace, slots, sources, cursor),
@@ -72,12 +74,7 @@ def _slot(node: Recorded, place: int, store: Store) -> Slot:
         return store.keep(node)
     if isinstance(node, Parameter):
         return store.read(node)
-    value = node.array
-    shape, dtype = tuple(getattr(value, "shape", ())), getattr(value, "dtype", object)
-    name = type(node).__name__.lower() if node.op is None else node.op.name
-    scaled = value if hasattr(value, "integers") else None
-    kept = value if isinstance(node, Constant) else None
-    return Slot(f"{name} {place}", shape, dtype, kept, scaled=scaled)
+    return slot_of(node, place)
 
 
 def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) -> list[Call]:
@@ -91,25 +88,10 @@ def _inputs(trace: Trace, slots: Slots, sources: Sequence[Any], cursor: Cursor) 
         if isinstance(node, Drawn):
             # A layer that draws several times in a step takes the numbers of the next steps, as `make` does.
             options = {"make": node.make, "recipe": node.recipe, "layer": node.layer}
-            options["again"] = before[node.layer]
+            options |= {"again": before[node.layer], "cursor": cursor}
             draws.append(Call("draw", None, (), (slots[node],), options))
             before[node.layer] += 1
     return gather + draws
-
-
-def _forward(trace: Trace, slots: Slots) -> dict[Recorded, Call]:
-    """The forward call of each op in the trace."""
-    return {
-        node: Call(
-            "forward",
-            node.op,
-            tuple(slots[source] for source in node.inbound_nodes),
-            (slots[node],),
-            dict(node.options),
-        )
-        for node in trace.order
-        if node.op is not None
-    }
 
 
 def _keeping(trace: Trace, slots: Slots, store: Store) -> list[Call]:
@@ -141,7 +123,8 @@ def _counting(
         value = apply_rule(metric, lib.math, (outputs.array, targets.array), {})
         shape, dtype = lib.number_on_device(value).shape, getattr(value, "dtype", outputs.array.dtype)
         counts.append(Slot(f"metric {number}", tuple(shape), dtype))
-        calls.append(Call("metric", metric, (slots[outputs], slots[targets]), (counts[-1],)))
+        rule, options = (metric.formula, metric.options) if isinstance(metric, Decisions) else (metric, {})
+        calls.append(Call("metric", rule, (slots[outputs], slots[targets]), (counts[-1],), options))
     if total is not None:
         counts.append(Slot("total", (), outputs.array.dtype))
         reads, cost = tuple(slots[node] for node in (outputs, targets, *weights)), trace.cost

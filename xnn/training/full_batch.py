@@ -19,6 +19,7 @@ from xnn.graph.scope import last_assignment
 from xnn.losses import LossOverBatches
 from xnn.metrics import Metric, Totals
 from xnn.training.fit import Fit
+from xnn.training.full_batch_ranks import search
 from xnn.training.saving import begin, save_if_asked
 from xnn.training.steps import Stepper
 
@@ -109,7 +110,7 @@ class _FullBatch:
                 raise StopIteration  # how SciPy is told to stop
 
         try:
-            optimizer.minimize(function, self.start, iterations, after_each)
+            search(self.stepper.ranks, optimizer, function, self.start, iterations, after_each)
         finally:
             self.stepper.restore()
 
@@ -165,7 +166,7 @@ class FullBatchFit(Fit):
         self.check_parts()
         begin(self, epochs)
         try:
-            with limit_threads(self.threads):
+            with limit_threads(self.threads, self.stepper.product_threads):
                 self.anew = True
                 while self.anew and len(self.history.epochs) < epochs and not self.history.stopped:
                     self.anew = False
@@ -196,6 +197,7 @@ class FullBatchFit(Fit):
             call_back(watcher.on_check, self.history, self.trainer.epoch, 1, loss, metrics)
         self.end_epoch({"epoch": self.trainer.epoch + 1, "loss": loss, **metrics})
         self.check_parts()
+        self.ending.settle(self)
         ended = self.ending.has_come() or bool(self.history.stopped)
         if before != self.what_callbacks_may_change():
             self.stepper.refresh()

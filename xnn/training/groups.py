@@ -21,6 +21,7 @@ from xnn.optimizers import Optimizer
 __all__ = ["Group", "grouped"]
 
 _ALIGNED = 16  # each parameter begins at a multiple of this many numbers: a cache line of float32
+_HEAD = _ALIGNED  # numbers before the gradients, for what ranks of a training add besides them
 
 
 class Group:
@@ -47,6 +48,8 @@ class Group:
         self.flat: list[Any] = []
         self.changing_memory: Any = None  # of all flat buffers but that of the gradients
         self.spare: Any = None  # its end, for arrays of others
+        #: In place: some numbers of which a step changes none, and after them the flat buffer of the gradients.
+        self.message: Any = None
         self.offsets: dict[int, tuple[int, int]] = {}
         self.written = np.zeros(1, np.int64)  # the Store's counter
 
@@ -63,6 +66,11 @@ class Group:
         """Whether the step is w - learning_rate g and nothing else, so that a product can do it."""
         rule = type(self.optimizer).rule is updates.sgd and self.width == 2
         return rule and not self.decay
+
+    @property
+    def steady(self) -> bool:
+        """Whether the rule works element by element with the same options in every step: see `Optimizer.steady`."""
+        return self.optimizer.steady
 
     def advance(self) -> None:
         """Compute the options of the next step."""
@@ -110,8 +118,10 @@ class Group:
         padded = [-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters]
         ends = np.cumsum(padded)
         length = int(ends[-1])
-        memory = lib.buffer((len(kinds) * length + spare,), dtype)
+        head = _HEAD if lib.is_host else 0
+        memory = lib.buffer((head + len(kinds) * length + spare,), dtype)
         memory[...] = 0
+        self.message, memory = memory[: head + length], memory[head:]
         self.changing_memory, self.spare = memory[length:], memory[len(kinds) * length :]
         gradient, value, *state = memory[: len(kinds) * length].reshape(len(kinds), length)
         self.flat = [value, gradient, *state]

@@ -62,6 +62,9 @@ class Ending:
             self._reached = next((limit for limit in self._limits if limit.is_over(writing)), None)
         return self._reached is not None or self._interrupted()
 
+    def settle(self, fit: Any) -> None:
+        """Do nothing after an epoch: a single process has nobody to agree with (`together.SharedEnding`)."""
+
     def note(self, history: History, epochs: int) -> None:
         """Say in the history of a fit why it has fewer epochs. Its last checkpoint, which goes on, does not."""
         if len(history.epochs) < epochs and not history.stopped:

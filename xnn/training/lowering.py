@@ -36,7 +36,10 @@ def begin_lowering(fit: Any) -> None:
             "on_nan='lower-lr' goes back in the data, and this Stream can be read once: give it a function that "
             "returns the batches, or use on_nan='stop'"
         )
-    lowering.write(fit.trainer.step, checkpoint_bytes(fit.trainer, fit), best=False)
+    if fit.trainer.rank:  # rank 0 writes
+        lowering.skip(fit.trainer.step)
+    else:
+        lowering.write(fit.trainer.step, checkpoint_bytes(fit.trainer, fit), best=False)
 
 
 def goes_on_slower(fit: Any, error: DivergenceError) -> bool:
@@ -50,10 +53,7 @@ def goes_on_slower(fit: Any, error: DivergenceError) -> bool:
         _note(fit, error, len(before))
         return False
     fault, resumed = str(error).partition(". ")[0], history.resumed
-    checkpoint.wait()
-    if before:
-        checkpoint.set_aside(before[-1]["step"])
-    found = newest(trainer, checkpoint.folder, _put_back)
+    found = _went_back_to(trainer, checkpoint, before)
     if found is None:  # none could be written, as on a full disk
         return False
     restore_history(trainer, found)
@@ -64,9 +64,10 @@ def goes_on_slower(fit: Any, error: DivergenceError) -> bool:
     if fit.on_host is not None:
         fit.on_host.take()
     checkpoint.went_back(trainer.step)
-    with contextlib.suppress(XnnError):  # it is missing or damaged
-        if read(checkpoint.best).about["step"] > trainer.step:
-            checkpoint.give_up_best()
+    if not trainer.rank:
+        with contextlib.suppress(XnnError):  # it is missing or damaged
+            if read(checkpoint.best).about["step"] > trainer.step:
+                checkpoint.give_up_best()
     lowered = {
         "step": trainer.step,
         "rate_factor": factor,
@@ -78,11 +79,31 @@ def goes_on_slower(fit: Any, error: DivergenceError) -> bool:
     for entry in history.lowered[known:]:  # those that the log of the checkpoint does not have
         for watcher in fit.watchers:
             call_back(watcher.on_lower_rate, history, entry)
+    if trainer.rank:
+        return True
     notice(
         f"xnn: {fault}; going on from {found.path.name} with half the learning rate, {lowered['learning_rate']:g}, "
         f"for the {('first', 'second', 'third')[len(before)]} time of at most {_MOST}"
     )
     return True
+
+
+def _went_back_to(trainer: Any, checkpoint: Checkpoint, before: list[Any]) -> Content | None:
+    """Put a trainer back to its newest checkpoint; None if there is none. Of several ranks, all take rank 0's file.
+
+    before: the entries of the history for the times that the rate was halved already.
+    """
+    found, ranks = None, trainer.ranks
+    if not trainer.rank:
+        checkpoint.wait()
+        if before:
+            checkpoint.set_aside(before[-1]["step"])
+        found = newest(trainer, checkpoint.folder, _put_back)
+    if ranks is not None:
+        path = ranks.of_first(None if found is None else found.path.absolute())
+        if ranks.rank and path is not None:
+            _put_back(trainer, found := read(path))
+    return found
 
 
 def _lowering(fit: Any) -> Checkpoint | None:

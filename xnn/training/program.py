@@ -4,8 +4,8 @@
         -> backward, in the reverse order -> clip -> update -> average
 
 The list is made once by `xnn.training.flatten`, of what `xnn.training.trace` recorded, and run for every step.
-`xnn.training.fusion` shortens it by a few named rules. The backend binds each call to a kernel over fixed buffers, or
-to the op itself.
+`xnn.backends.kernels.fusion` shortens it by a few named rules. The backend binds each call to a kernel over fixed
+buffers, or to the op itself.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ import numpy as np
 from xnn.backends import Backend
 from xnn.backends.kernels.binding import bind
 from xnn.backends.kernels.calls import Call, Cursor, Feed, KernelTable, Runnable, Whole, chain
+from xnn.backends.kernels.fusion import fuse
+from xnn.files import notice
 from xnn.graph.scope import assignments
 from xnn.ops import Op
 from xnn.training.captured import Sample, carrying, held_by, needs_host, samples
-from xnn.training.fusion import fuse
 from xnn.training.parameters import Store
 from xnn.training.several import Several, steps_at_once
 
-__all__ = ["Program"]
+__all__ = ["Program", "tell_once"]
 
 
 class Program:
     """Training steps on batches of one size: `steps`.
 
-    flat: the list from `flatten`. cursor: the row numbers of the step, which its gather calls read. keep_gradients:
-    whether callbacks read gradients, so that every gradient must be computed. feed: what brings the numbers of steps
-    to a GPU, or None. tell: called with the calls that turn out to keep the steps from being captured.
-
+    flat: the list from `flatten`. cursor: the row numbers of the step, which its gather calls read.
+    keep_gradients: whether callbacks read gradients, so that every gradient must be computed. feed: what brings the
+    numbers of steps to a GPU, or None. tell: called with the calls that turn out to keep the steps from being
+    captured. shared: adds the calls by which several ranks share the batch; None where a single process trains.
     by_ops: the calls without a kernel, if the table is a GPU's; a graph records the operations on arrays that their
     ops ask for. eager: those of them for which no graph can be made. Their steps run call by call; and one at a time,
     if that is known when the program is made.
@@ -54,9 +55,12 @@ class Program:
         keep_gradients: bool = False,
         feed: Feed | None = None,
         tell: Callable[[Sequence[Call]], None] = lambda calls: None,
+        shared: Callable[[Sequence[Call]], list[Call]] | None = None,
     ) -> None:
         self.lib, self.store, self.cursor, self.feed, self._tell = lib, store, cursor, feed, tell
-        self.calls = fuse(list(flat), table, keep_gradients)
+        self.calls = fuse(list(flat), table, keep_gradients or shared is not None)
+        if shared is not None:
+            self.calls = shared(self.calls)
         folded = {
             id(slot) for call in self.calls if call.kind == "backward" and call.rule for slot in call.writes
         }
@@ -65,8 +69,11 @@ class Program:
         self.draws = any(call.kind == "draw" or _is_opaque(call) for call in flat)
         self._options_first = not self._compute_options_late(table)
         found: dict[Any, Call] = {}
-        self._steps = tuple(bind(lib, table, self.calls, found))
-        self.several = self._in_native_code(table) if feed is None else None
+        shares = feed is None and shared is None  # ranks read the gradients of layers when all are there
+        self._steps = tuple(bind(lib, table, self.calls, found, shares))
+        #: Whether threads of xnn's own share much of a step, so that BLAS should have one.
+        self.is_shared = any(getattr(step, "is_shared", False) for step in self._steps)
+        self.several = self._in_native_code(table) if feed is None and shared is None else None
         by_ops = [*found.values()]
         #: The layers whose random numbers kernels draw, and how often in a step.
         self._drawn = Counter(
@@ -104,8 +111,9 @@ class Program:
         by_kernels = all(call.reads[0].fixed for call in collecting) and table.in_place
         if most == 1 or store.asks_optimizer or not (self._options_first and by_kernels):
             return None
+        drawn = any(call.kind == "draw" for call in self.calls)
         steps = self._steps[: len(self._steps) - len(collecting)]
-        several = Several(steps, self.cursor, store.groups, collecting, most)
+        several = Several(steps, self.cursor, store.groups, collecting, most, drawn)
         several.run = table.several([(steps, several.moving)])
         return None if several.run is None else several
 
@@ -138,13 +146,14 @@ class Program:
         self.calls.insert(place, Call("options", None, (), (), {"compute": compute}))
         return True
 
-    def begin(self, rows: np.ndarray) -> None:
-        """Set the rows of the data, and as a rule the options of the optimizer, for the next step."""
+    def begin(self, rows: np.ndarray, number: int) -> None:
+        """Set the rows of the data, and as a rule the options of the optimizer, for the step of this number."""
         if self.store.running is not self.cursor:
             self.store.running = self.cursor
             self.store.touch()
         self.store.go_live()
         np.copyto(self.cursor.rows, rows)
+        self.cursor.stream[1] = number
         if self._options_first:
             self.store.advance()
 
@@ -154,9 +163,9 @@ class Program:
         batches: rows of the data, equally many. number: of the first step, counted over all fits.
         """
         if self.several is not None and len(batches) > 1:
-            return self.several.steps(batches, self.begin)
+            return self.several.steps(batches, number, self.begin)
         if self.feed is None:
-            self.begin(batches[0])
+            self.begin(batches[0], number)
             for run in self._steps:
                 run()
             if not self.store.in_place:
@@ -164,7 +173,7 @@ class Program:
             return 1
         count, seen = 0, assignments[0]
         for rows in batches[: min(self.most, self.feed.room(len(batches[0])))]:
-            self.begin(rows)
+            self.begin(rows, number + count)
             self.feed.put(rows)
             count += 1
             if assignments[0] != seen:  # a schedule has changed a layer: the next step needs another program
@@ -237,3 +246,17 @@ def _reads_attributes(call: Call) -> bool:
 def _differ(some: Sequence[Any], others: Sequence[Any]) -> bool:
     """Whether they are not the same objects."""
     return len(some) != len(others) or any(map(operator.is_not, some, others))
+
+
+def tell_once() -> Callable[[Sequence[Call]], None]:
+    """A function that says once which calls keep the steps from being captured, since that costs much on a GPU."""
+    told = False
+
+    def tell(calls: Sequence[Call]) -> None:
+        nonlocal told
+        names = dict.fromkeys(call.name for call in calls)
+        if names and not told:
+            notice(f"steps run call by call, since no CUDA graph can hold: {', '.join(names)}")
+            told = True
+
+    return tell

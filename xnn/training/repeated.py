@@ -80,8 +80,9 @@ class Repeated:
         store, sizes = stepper.store, {batches.batch_size, batches.rows % batches.batch_size} - {0}
         plain = stepper.total is None and not (trainer.metrics or store.buffers or store.averages)
         short = len(batches) <= _STEPS and len(store.groups) == 1
-        native = short and all(stepper.program(n).several is not None for n in sizes)
-        return Repeated(trainer) if plain and native else None
+        programs = [stepper.program(n) for n in sizes] if short else []
+        native = all(program.several is not None and not program.draws for program in programs)
+        return Repeated(trainer) if short and plain and native else None
 
     def fit(
         self,

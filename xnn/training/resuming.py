@@ -286,14 +286,16 @@ def _callback_states(trainer: Any, checkpoint: Checkpoint, unpacker: Unpacker) -
     """What each callback's `state` returned."""
     pairs = zip(callbacks_of(trainer), checkpoint.about["callbacks"], strict=True)
     return [
-        unpacker.unpack(packed, hooks(callback)[0](callback), f"callbacks.{n}.state")
+        None
+        if trainer.rank and callback.first_rank_only
+        else unpacker.unpack(packed, hooks(callback)[0](callback), f"callbacks.{n}.state")
         for n, (callback, packed) in enumerate(pairs)
     ]
 
 
 def _give_back(trainer: Any, checkpoint: Checkpoint, states: list[Any]) -> None:
     for callback, state in zip(callbacks_of(trainer), states, strict=True):
-        if state is None:
+        if state is None or (trainer.rank and callback.first_rank_only):
             continue
         try:
             hooks(callback)[1](callback, state)

@@ -14,7 +14,7 @@ from xnn.errors import DeviceMemoryError, XnnError
 from xnn.optimizers.rule import check_kept
 from xnn.training.inputs import prepare
 
-__all__ = ["check_room", "with_batch_size"]
+__all__ = ["check_room", "most_memory", "with_batch_size"]
 
 _SHARE = 0.9  # of the free memory: captured graphs need some, and not every gap between arrays can be used
 _SHARE_OF_HOST = 0.75  # where other things of the process need memory, too
@@ -64,6 +64,11 @@ def _bounds(trainer: Any, arrays: Any, rows: int) -> tuple[int, int]:
     fixed = copies * sum(p.nbytes for p in weights)
     each = sum(part[:1].nbytes for part in arrays) + 8 * sum(p.shape[-1] for p in weights if p.shape)
     return fixed, fixed + rows * _MOST_COPIES * each
+
+
+def most_memory(trainer: Any, data: Any, rows: int) -> int:
+    """The bytes that a fit takes at most, with its data. data: arrays. rows: of a batch."""
+    return _bounds(trainer, data, rows)[1] + sum(int(part.nbytes) for part in data)
 
 
 def with_batch_size(

@@ -37,8 +37,11 @@ def save_if_asked(fit: Any, ends_epoch: bool = False, ends_fit: bool = False) ->
     trainer = fit.trainer
     if not (fit.checkpoints or trainer.asked):
         return
-    step = trainer.step
-    due = [c for c in fit.checkpoints if c.is_due(step, ends_epoch) or (ends_fit and c.is_new(step))]
+    step, together = trainer.step, trainer.ranks is not None
+    if together and not (ends_epoch or ends_fit):  # what goes by the clock waits for the end of the epoch
+        due = [c for c in fit.checkpoints if c.falls_on(step)]
+    else:
+        due = [c for c in fit.checkpoints if c.is_due(step, ends_epoch) or (ends_fit and c.is_new(step))]
     best = bool(fit.checkpoints) and ends_epoch and _is_best(fit.history.epochs)
     only_best = [c for c in fit.checkpoints if best and c not in due and c.has_time()]
     if not (due or only_best or trainer.asked):
@@ -47,6 +50,10 @@ def save_if_asked(fit: Any, ends_epoch: bool = False, ends_fit: bool = False) ->
         fit.look()
         fit.stepper.keep()
     trainer.save_asked(fit)
+    if trainer.rank:
+        for checkpoint in due:
+            checkpoint.skip(step)
+        return
     content = checkpoint_bytes(trainer, fit) if due or only_best else b""
     for checkpoint in (*due, *only_best):
         checkpoint.write(step, content, best, last=checkpoint in due)

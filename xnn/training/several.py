@@ -32,7 +32,7 @@ class Several:
 
     native: the functions of a step, in native code. cursor: has the rows of the next step. groups: of parameters,
     with the options of the next step. collecting: the calls that collect the loss and the metrics. most: how many
-    steps it takes at once. counted: the arrays that are collected.
+    steps it takes at once. drawn: whether kernels draw. counted: the arrays that are collected.
     moving: for `KernelTable.several`: what the kernels read and write, and its parts for each step.
     run: what `KernelTable.several` returned.
     """
@@ -46,24 +46,27 @@ class Several:
         groups: Sequence[Any],
         collecting: Sequence[Call],
         most: int,
+        drawn: bool,
     ) -> None:
         self.native, self.cursor, self.groups, self.most = native, cursor, groups, most
         self._lists = [call.options["into"] for call in collecting]
-        changing = [cursor.rows, *(group.numbers for group in groups)]
+        changing = [cursor.rows, *([cursor.stream] if drawn else []), *(group.numbers for group in groups)]
         self.counted = [call.reads[0].array for call in collecting]
         parts = [np.empty((most, *array.shape), array.dtype) for array in (*changing, *self.counted)]
         self.moving = list(zip((*changing, *self.counted), parts, strict=True))
         self._given, self._counted = self.moving[: len(changing)], parts[len(changing) :]
 
-    def steps(self, batches: Sequence[np.ndarray], begin: Callable[[np.ndarray], None]) -> int:
+    def steps(
+        self, batches: Sequence[np.ndarray], number: int, begin: Callable[[np.ndarray, int], None]
+    ) -> int:
         """Train on the first of these batches, and return on how many.
 
-        begin: sets the rows and the options of the next step. If a schedule then changes a layer, the step after it
-        needs another program.
+        number: of the first step. begin: sets rows, number and options of the next step. If a schedule then
+            changes a layer, the step after it needs another program.
         """
         count, seen = 0, assignments[0]
         for rows in batches[: self.most]:
-            begin(rows)
+            begin(rows, number + count)
             for array, parts in self._given:
                 parts[count] = array
             count += 1

@@ -148,7 +148,8 @@ class Packer:
         if kind is list and len(value) > _LONG and all(type(item) is float for item in value):
             return {"$numbers": self._tensor(np.array(value), where)}
         if kind in (list, tuple, set, frozenset, deque):
-            items = [self.pack(item, f"{where}.{n}") for n, item in enumerate(value)]
+            ordered = sorted(value, key=repr) if kind in (set, frozenset) else value  # alike in all processes
+            items = [self.pack(item, f"{where}.{n}") for n, item in enumerate(ordered)]
             return items if kind is list else {f"${kind.__name__}": items}
         if kind is State:
             parts = (self.pack(list(part), f"{where}.{n}") for n, part in enumerate(vars(value).values()))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from xnn import ops
 from xnn.backends import Backend
-from xnn.backends.kernels.calls import Call, Cursor, KernelTable
+from xnn.backends.communicator import with_communicator
+from xnn.backends.kernels.calls import Cursor, KernelTable
+from xnn.backends.ranks.group import Ranks, Shard
 from xnn.backends.row_sources import reads_rows
 from xnn.data import Batches
 from xnn.data.batches import Rows
 from xnn.data.reader import Reader
 from xnn.errors import OptionError
-from xnn.files import notice
 from xnn.graph.scope import assignments
 from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
@@ -24,7 +28,9 @@ from xnn.optimizers import Optimizer
 from xnn.schedules import Warmup
 from xnn.training.flatten import flatten
 from xnn.training.parameters import Store
-from xnn.training.program import Program
+from xnn.training.program import Program, tell_once
+from xnn.training.rowwise import check_rows, check_sizes
+from xnn.training.sharing import Sharing
 from xnn.training.trace import Trace, runs_code_of_the_users, trace
 
 __all__ = ["Stepper", "runs_code_between_steps"]
@@ -36,7 +42,8 @@ class Stepper:
     """Takes training steps, by a program for each batch size; makes new programs when the computation changes.
 
     lib, table: the backend and its kernels. model, loss, optimizer: what is trained. metrics: what is counted in
-    each batch. batches: the training data. keep_gradients: whether callbacks read gradients.
+    each batch. batches: the training data. keep_gradients: whether callbacks read gradients. sharing: how several
+    ranks share each batch; None (default) trains alone.
     """
 
     def __init__(
@@ -49,15 +56,21 @@ class Stepper:
         metrics: Sequence[Metric],
         batches: Batches,
         keep_gradients: bool,
+        sharing: Sharing | None = None,
     ) -> None:
+        table = table if sharing is None else sharing.table(table)
         self.lib, self.table, self.batches, self.keep_gradients = lib, table, batches, keep_gradients
+        self.sharing = sharing
         self.model, self.loss, self.optimizer, self.metrics = model, loss, optimizer, metrics
         # What the loss of a step is divided by, where that is not the number of rows, is recorded after the metrics.
         self.collected: list[list[Any]] = [[] for _ in range(1 + len(metrics) + 1)]
+        self._counted = list[
+            bool
+        ]()  # of each step not taken yet: whether this rank's counts are added to the others'
         self._earlier: list[list[np.ndarray]] = []  # taken when the loss was no longer divided as before
         self._published = False  # whether parameters and optimizer have the arrays of the last step
         self._kept: Any = None
-        self._tell = _tell_once()
+        self._tell = tell_once()
         self.reader: Reader | None = None
         self.begin_anew()
 
@@ -82,6 +95,7 @@ class Stepper:
             self.reader = Reader(self.batches)
         self.programs: dict[int, Program] = {}
         self._traces: dict[int, Trace] = {}
+        self._shards: dict[int, Shard | None] = {}
         self._kept = None
         self.program(rows)
 
@@ -91,46 +105,71 @@ class Stepper:
         return None if even else self.loss.total
 
     def program(self, size: int) -> Program:
-        """The program for batches of this many rows. It is made by running the first rows through model and loss."""
+        """The program for batches of this many rows, made at its first use."""
         if size not in self.programs:
-            if self.feed is not None and not self.feed.room(size):
-                raise OptionError(
-                    f"a step got a batch of {size:,} rows, and the memory on the GPU was made for batches of "
-                    f"{self.batches.batch_size}: make the Stepper with Batches of batch_size={size}"
-                )
-            traced, cursor = self._trace(size), Cursor(np.arange(size))
-            if self.code_of_users and not traced.is_like(self._trace(size)):
-                raise OptionError(
-                    "a compute of the model or the loss did something else when it ran a second time, and a program "
-                    "runs it once: draw random numbers with a layers.Drawing, change numbers from step to step with "
-                    "Layer.keep, or write forward and backward by hand"
-                )
-            self.loss.recognize(traced.outputs.array, *(given.array for given in traced.inputs[1:]))
-            for metric in self.metrics:
-                try_out(self.lib, metric, traced.outputs.array, traced.inputs[1].array)
-            self._counters = [metric.counter() for metric in self.metrics]
-            flat = flatten(
-                self.lib,
-                self.store,
-                traced,
-                self.batches.arrays if self.reader is None else self.reader.buffers,
-                cursor,
-                self._counters,
-                self.collected if self.total else self.collected[:-1],
-                self.total,
-            )
-            parts = self.lib, self.table, self.store, flat, cursor
-            self.programs[size] = Program(*parts, self.keep_gradients, self.feed, self._tell)
-            self._traces[size] = traced
-            self._seen = assignments[0]
-            self.model.forget()
+            self._make(size)
         return self.programs[size]
+
+    def _make(self, size: int) -> None:
+        """Make a program by running the first rows through model and loss."""
+        if self.feed is not None and not self.feed.room(size):
+            raise OptionError(
+                f"a step got a batch of {size:,} rows, and the memory on the GPU was made for batches of "
+                f"{self.batches.batch_size}: make the Stepper with Batches of batch_size={size}"
+            )
+        stream = np.array([self.batches.seed, 0], np.uint64)
+        shard = None if self.sharing is None else self.sharing.shard(size)
+        rows = size if shard is None else shard.here
+        traced, cursor = self._trace(size), Cursor(np.arange(rows), stream)
+        if self.code_of_users and not traced.is_like(self._trace(size)):
+            raise OptionError(
+                "a compute of the model or the loss did something else when it ran a second time, and a program "
+                "runs it once: draw random numbers with a layers.Drawing, change numbers from step to step with "
+                "Layer.keep, or write forward and backward by hand"
+            )
+        self.loss.recognize(traced.outputs.array, *(given.array for given in traced.inputs[1:]))
+        for metric in self.metrics:
+            try_out(self.lib, metric, traced.outputs.array, traced.inputs[1].array)
+        self._counters = [metric.counter() for metric in self.metrics]
+        flat = flatten(
+            self.lib,
+            self.store,
+            traced,
+            self.batches.arrays if self.reader is None else self.reader.buffers,
+            cursor,
+            self._counters,
+            self.collected if self.total else self.collected[:-1],
+            self.total,
+        )
+        table, added = self.table, None
+        if self.sharing is not None:
+            added = partial(self.sharing.added, store=self.store, metrics=self.metrics, shard=shard)
+            if shard is None:
+                table = self.sharing.whole_table(table)
+            else:
+                check_rows(flat, rows)
+                if self.code_of_users:
+                    check_sizes(traced, self._trace(size, whole=True))
+        traced.free()  # what a program needs is in the slots of its calls
+        self.model.forget()
+        parts = self.lib, table, self.store, flat, cursor
+        with with_communicator(shard):
+            made = Program(*parts, self.keep_gradients, self.feed, self._tell, added)
+        self.programs[size], self._shards[size] = made, shard
+        self._traces[size] = traced
+        self._seen = assignments[0]
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that take the steps together, or None."""
+        return None if self.sharing is None else self.sharing.ranks
 
     @property
     def plan(self) -> dict[str, Any]:
         """What the execution plan says of the steps.
 
-        folded: whether gradients are not kept. On a GPU, persistent: whether the steps of a chunk are one launch of
+        folded: whether gradients are not kept. product_threads: the number of BLAS's threads, where it has one and
+        xnn's own threads share the batch. On a GPU, persistent: whether the steps of a chunk are one launch of
         one kernel; persistent_because: why.
         """
         whole = self.program(min(self.batches.batch_size, self.batches.rows)).whole
@@ -139,11 +178,32 @@ class Stepper:
             if whole is None
             else {"persistent": whole.run is not None, "persistent_because": whole.because}
         )
+        if self.product_threads:
+            about["product_threads"] = self.product_threads
         return {"folded": bool(self.store.folded), **about}
 
-    def _trace(self, size: int) -> Trace:
-        """Record the first `size` rows going through model and loss."""
-        return trace(self.model, self.loss, [self.lib.to_device(part) for part in self.batches.sample(size)])
+    @property
+    def product_threads(self) -> int | None:
+        """How many threads BLAS should have: 1 where xnn's own share much of a step, None where they do not."""
+        return 1 if any(program.is_shared for program in self.programs.values()) else None
+
+    @property
+    def at_other_places(self) -> int:
+        """How often a sample's forward pass multiplies by weights of convolutions at other places than the first."""
+        calls = self.program(min(self.batches.batch_size, self.batches.rows)).calls
+        shapes = [
+            (call.reads[1].shape, call.writes[0].shape)  # type: ignore[union-attr]
+            for call in calls
+            if call.key == ("forward", ops.conv2d)
+        ]
+        return sum(math.prod(weights) * (math.prod(images[2:]) - 1) for weights, images in shapes)
+
+    def _trace(self, size: int, whole: bool = False) -> Trace:
+        """Record the first rows of a batch of this size going through model and loss: this rank's, or the whole."""
+        trial = None if self.sharing is None or whole else self.sharing.trial(size)
+        sample = self.batches.sample(size if trial is None else trial.here)
+        with with_communicator(trial):
+            return trace(self.model, self.loss, [self.lib.to_device(part) for part in sample])
 
     def _has_other_parts(self) -> bool:
         """Whether the model has other layers or parameters than those that the programs were made of."""
@@ -189,6 +249,7 @@ class Stepper:
         self.look_again(called_back=True)
         self.store.attach()
         for program in self.programs.values():
+            program.cursor.stream[0] = self.batches.seed
             program.look_again()
 
     @property
@@ -228,9 +289,13 @@ class Stepper:
         while done < len(batches):
             self.look_again()
             program = self.programs.get(size) or self.program(size)
+            self._published = False
+            if self.sharing is not None:
+                self._shared_step(program, batches[done], number + done)
+                done += 1
+                continue
             if program.draws:
                 self.model.set_stream(self.batches.seed, number + done)
-            self._published = False
             if self.reader is None:
                 done += program.steps(batches[done:], number + done)
             else:
@@ -238,6 +303,17 @@ class Stepper:
             if program.draws and done > 1:  # as after single steps
                 self.model.set_stream(self.batches.seed, number + done - 1)
             program.leave_streams(self.batches.seed, number + done - 1)
+
+    def _shared_step(self, program: Program, rows: np.ndarray, number: int) -> None:
+        """A step on this rank's rows of a batch; other ranks compute the others at the same time."""
+        shard = self._shards[len(rows)]
+        self._counted.append(shard is not None or self.sharing.ranks.rank == 0)  # type: ignore[union-attr]
+        rows = rows if self.reader is None else self.reader.places(rows)
+        own, first = (slice(None), 0) if shard is None else (shard.own, shard.own.start)
+        self.model.set_stream(self.batches.seed, number, first)
+        with with_communicator(shard):
+            program.steps([rows[own]], number)
+        program.leave_streams(self.batches.seed, number)
 
     def seconds_per_step(self, number: int) -> float:
         """The median time of a step on the first rows, in seconds. The measured steps are undone."""
@@ -278,13 +354,18 @@ class Stepper:
             if numbers:
                 taken[column] = self.lib.stacked(numbers)
             numbers.clear()
-        return [taken.get(column, np.empty(0)) for column in range(len(columns))]
+        found = [taken.get(column, np.empty(0)) for column in range(len(columns))]
+        if self.sharing is not None:
+            self.sharing.add_counts(found[1:], self.metrics, np.array(self._counted, float))
+            self._counted.clear()
+        return found
 
     def forget(self) -> None:
         """Forget the losses and metrics that were not taken."""
         for numbers in self.collected:
             numbers.clear()
         self._earlier.clear()
+        self._counted.clear()
         if self.feed is not None:
             self.feed.forget()
 
@@ -305,20 +386,6 @@ class Stepper:
         self.store.restore(self._kept)
         self._published = True
         self.forget()
-
-
-def _tell_once() -> Callable[[Sequence[Call]], None]:
-    """A function that says once which calls keep the steps from being captured, since that costs much on a GPU."""
-    told = False
-
-    def tell(calls: Sequence[Call]) -> None:
-        nonlocal told
-        names = dict.fromkeys(call.name for call in calls)
-        if names and not told:
-            notice(f"steps run call by call, since no CUDA graph can hold: {', '.join(names)}")
-            told = True
-
-    return tell
 
 
 def runs_code_between_steps(optimizer: Optimizer) -> bool:

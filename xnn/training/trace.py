@@ -39,8 +39,17 @@ class Trace:
     order: Sequence[Recorded]
     constants: Sequence[Any]
 
-    def is_like(self, other: Trace) -> bool:
-        """Whether another trace has the same ops, options, constants and changes of buffers. Inputs may differ."""
+    def free(self) -> None:
+        """Free the arrays of inputs and results. `is_like` needs none of them."""
+        for node in self.order:
+            if isinstance(node, Value):
+                node.array = None
+
+    def is_like(self, other: Trace, sizes: Sequence[int] = ()) -> bool:
+        """Whether another trace has the same ops, options, constants and changes of buffers. Inputs may differ.
+
+        sizes: the numbers of rows of both, if shapes among the options may begin with them.
+        """
         place = {node: n for n, node in enumerate(self.order)}
         other_place = {node: n for n, node in enumerate(other.order)}
         return (
@@ -50,7 +59,7 @@ class Trace:
                 and (a is b if isinstance(a, Parameter) else True)
                 and _same_op(a.op, b.op)
                 and (_same_draw(a, b) if isinstance(a, Drawn) and isinstance(b, Drawn) else True)
-                and _same(a.options, b.options)
+                and _same_but_for(sizes, a.options, b.options)
                 and [place[x] for x in a.inbound_nodes] == [other_place[x] for x in b.inbound_nodes]
                 for a, b in zip(self.order, other.order, strict=True)
             )
@@ -61,7 +70,7 @@ class Trace:
             and all(
                 a.buffers == b.buffers
                 and _same_rule(a.rule, b.rule)
-                and _same(a.options, b.options)
+                and _same_but_for(sizes, a.options, b.options)
                 and _same(_place_or_array(a.source, place), _place_or_array(b.source, other_place))
                 for a, b in zip(self.kept, other.kept, strict=True)
             )
@@ -171,6 +180,16 @@ def _same_rule(a: Any, b: Any) -> bool:
     return getattr(a, "__code__", a) is getattr(b, "__code__", b) and all(
         map(_same, (enclosed(a), getattr(a, "__self__", None)), (enclosed(b), getattr(b, "__self__", None)))
     )
+
+
+def _same_but_for(sizes: Sequence[int], a: Any, b: Any) -> bool:
+    """Whether options are equal, except for shapes that begin with these two numbers of rows, if there are any."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same_but_for(sizes, a[key], b[key]) for key in a)
+    both = zip((a, b), sizes, strict=False)
+    if sizes and all(isinstance(x, tuple) and x and type(x[0]) is int and x[0] == n for x, n in both):
+        return _same(a[1:], b[1:])
+    return _same(a, b)
 
 
 def _place_or_array(source: Any, place: dict[Recorded, int]) -> Any:

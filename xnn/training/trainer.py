@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +12,8 @@ from typing import Any, Never, cast
 
 from xnn.backends import current_numerics, numerics
 from xnn.backends.kernels.calls import TABLES, KernelTable
-from xnn.backends.threads import Threads, check_threads, choose_threads, execution_plan, limit_threads
-from xnn.callbacks import Callback, ProgressBar
+from xnn.backends.threads import Threads, check_threads, execution_plan
+from xnn.callbacks import Callback, progress_of
 from xnn.data import Batches, Stream
 from xnn.errors import DeviceMemoryError, OptionError
 from xnn.files import as_path, check_writable, notice
@@ -35,14 +36,19 @@ from xnn.training.inputs import check_last_batch, check_trainable, check_weights
 from xnn.training.interrupt import interruptible
 from xnn.training.parts import check_parts
 from xnn.training.placement import put_together
+from xnn.training.predicting import Predicting
+from xnn.training.reporting import Reporting
 from xnn.training.resuming import Checkpoint, check_fit, go_on, newest, restore_history
 from xnn.training.room import check_room, with_batch_size
+from xnn.training.sharing import Sharing
 from xnn.training.steps import Stepper
+from xnn.training.thread_choice import threads_for
+from xnn.training.together import SharedEnding, check_alike, check_workers, joined, watchers_here
 
 __all__ = ["Trainer"]
 
 
-class Trainer(Habitual):
+class Trainer(Predicting, Reporting, Habitual):
     """Trains a model by a loss and an optimizer (`fit`), and measures it on other data (`evaluate`).
 
     model: a Sequential.
@@ -51,12 +57,16 @@ class Trainer(Habitual):
     metrics: names ("accuracy", "f1"), objects (`xnn.metrics.F1()`) or functions (xp, outputs, targets); the loss's
         usual ones by default.
     callbacks: a list of `xnn.callbacks.Callback`.
-    threads: how many threads BLAS may use for steps and evaluation, never more than a limit already set. None takes
-        what OMP_NUM_THREADS or a similar variable says, or else follows a fixed rule from batch size and weights
-        (`xnn.backends.threads.choose_threads`). "auto" measures, which may give other bits each time.
+    threads: how many threads BLAS, or compiled kernels of convolutions, may use for steps and evaluation, never more
+        than a limit already set. None takes what OMP_NUM_THREADS or a similar variable says, or else follows a fixed
+        rule from batch size and weights (`xnn.backends.threads.choose_threads`). "auto" measures, which may give
+        other bits each time.
     kernels: "auto" takes the fastest kernels installed, "ops" runs the ops alone; on the CPU also "numpy" and
-        "compiled" (the extra `fast`), on a GPU "cuda".
+        "compiled" (the extra `fast`), on a GPU "cuda". On the CPU they serve validation and evaluation, too.
     numerics: "fast" or "exact" for this trainer's runs; by default those in force.
+    workers: "mpi" trains together with the other processes that mpirun, mpiexec or srun has started (needs the extra
+        `mpi`; docs/several_machines.md): each has its rows of every batch. "none" trains in this process alone. None
+        (default) does so too, except inside `xnn train` that was started in this way.
 
     Each fit goes on where the last one ended: two fits of one epoch give the bits of one fit of two epochs. An epoch
     that Ctrl-C cut short is not counted; the next fit begins it again. Raises OptionError for arguments that do not
@@ -87,9 +97,11 @@ class Trainer(Habitual):
         threads: int | str | None = None,
         kernels: str = "auto",
         numerics: str | None = None,
+        workers: str | None = None,
         **unknown: Never,
     ) -> None:
         refuse_unknown(Trainer, unknown)
+        self.workers = check_workers(workers)
         self.model, self.loss, self.optimizer = model, cast(Loss, loss), optimizer
         self.metrics, self.callbacks = cast(list[Metric], metrics), cast(list[Callback], callbacks)
         self.asked: list[str | os.PathLike[str]] = []  # checkpoints to write
@@ -119,7 +131,7 @@ class Trainer(Habitual):
         batch_size: int = 32,
         sample_weight: Any = None,
         seed: int = 0,
-        progress: bool = True,
+        progress: bool | None = None,
         shuffle: bool | Callable[[int], Any] = True,
         **unknown: Never,
     ) -> History:
@@ -137,8 +149,8 @@ class Trainer(Habitual):
         sample_weight: (n,), how much each sample counts in the loss (`xnn.ops.LossOp`). Metrics count every sample
             alike.
         seed: draws the shuffles and the layers' random numbers.
-        progress: whether to show progress on standard error: a bar on a terminal, in Jupyter a line that changes,
-            elsewhere a line after each epoch.
+        progress: whether to show progress: in a notebook a line that changes and curves that grow; else on standard
+            error, on a terminal a bar, elsewhere a line after each epoch. Default None: unless a callback does it.
         shuffle: whether to take the samples in a new order in each epoch; or a function that gives it, see `Batches`.
 
         The loss of an epoch in the history is the mean over all its samples, each batch with the weights from
@@ -161,10 +173,10 @@ class Trainer(Habitual):
         refuse_unknown(Trainer.fit, unknown)
         check_parts(self)
         before, on_host = self.history, self.model.backend.is_host
+        given = data, validation, epochs, batch_size, sample_weight, seed
         try:
-            return self._fit(
-                data, validation, epochs, batch_size, sample_weight, seed, progress=progress, shuffle=shuffle
-            )
+            with joined(self.ranks):
+                return self._fit(*given, progress=progress, shuffle=shuffle)
         except BaseException as error:
             said = error
             self.asked.clear()
@@ -186,12 +198,12 @@ class Trainer(Habitual):
         sample_weight: Any,
         seed: int,
         *,
-        progress: bool,
+        progress: bool | None,
         shuffle: bool | Callable[[int], Any],
     ) -> History:
         lib = self.model.backend
         epochs = check_count("epochs", epochs)
-        progress = check_flag("progress", progress)
+        shown = progress_of(self.callbacks, progress)
         shuffle = shuffle if callable(shuffle) else check_flag("shuffle", shuffle)
         check_trainable(self.model)
         with ExitStack() as stack:
@@ -209,7 +221,9 @@ class Trainer(Habitual):
             batches = Batches(prepared, batch_size, False if minimizes else shuffle, seed)
             check_weights(self.loss, min(batches.batch_size, batches.rows), sample_weight is not None)
             held_out = None if validation is None else prepare_validation(*parts, validation)
-            begun = time.perf_counter()
+            begun, ranks = time.perf_counter(), self.ranks
+            if ranks is not None:
+                check_alike(ranks, self, batches, held_out, epochs)
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             stack.enter_context(lib.stream())
@@ -226,7 +240,7 @@ class Trainer(Habitual):
             else:
                 threads = Threads(resumed.about["fit"]["plan"]["threads"], "as in the checkpoint")
             interrupted = stack.enter_context(interruptible())
-            watchers = [*self.callbacks, *([ProgressBar()] if progress else [])]
+            watchers = watchers_here(ranks, [*self.callbacks, *shown])
 
             def validate() -> dict[str, Any]:
                 if held_out is None:
@@ -239,10 +253,13 @@ class Trainer(Habitual):
             kind = FullBatchFit if minimizes else Fit
             fit = kind(self, stepper, batches, threads.count, watchers, interrupted, validate, history)
             fit.on_host, fit.held_out = on_host, held_out
+            if stepper.sharing is not None:
+                fit.ending, fit.look_seconds = SharedEnding(stepper.sharing, fit.ending), math.inf
             note_numerics(self.model, chosen)
-            plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, table.name)
+            plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, stepper.table.name)
             streamed = {"data": "streamed from the host"} if streaming else {}
-            history.plan = {**plan, **stepper.plan, **streamed}
+            shared = {} if ranks is None else {"ranks": ranks.size}
+            history.plan = {**plan, **stepper.plan, **streamed, **shared}
             if resumed is not None:
                 check_fit(self, resumed, fit, history.plan, any_plan)
 
@@ -278,7 +295,8 @@ class Trainer(Habitual):
         if self._running is not None:
             self.asked.append(check_writable(path, (".safetensors",)))
         elif self._resumed is None:
-            save(self, path)
+            if self.rank == 0:
+                save(self, path)
         else:
             raise OptionError(
                 f"{self._resumed[0].path} is a checkpoint in the middle of a fit, which has not gone on yet: call "
@@ -288,7 +306,7 @@ class Trainer(Habitual):
     def save_asked(self, fit: Fit | None = None) -> None:
         """Write the checkpoints that callbacks asked for. fit: the one that goes on."""
         asked, self.asked = self.asked, []
-        for path in asked:
+        for path in asked if self.rank == 0 else ():
             save(self, path, fit)
 
     def resume(self, path: str | os.PathLike[str], allow_different_plan: bool = False) -> Path | None:
@@ -355,7 +373,7 @@ class Trainer(Habitual):
         refuse_unknown(Trainer.evaluate, unknown)
         check_parts(self)
         lib = self.model.backend
-        with numerics(self.numerics), lib.guard():
+        with joined(self.ranks), numerics(self.numerics), lib.guard():
             prepared = prepare(self.model, self.loss, self.metrics, data, "evaluation", sample_weight)
             batches = Batches(prepared, batch_size, shuffle=False)
             return evaluated(self, batches)
@@ -365,19 +383,9 @@ class Trainer(Habitual):
         lib = self.model.backend
         parts = self.model, self.loss, self.optimizer, self.metrics
         keep_gradients = any(callback.needs_gradients for callback in self.callbacks)
-        return Stepper(lib, table or lib.kernels(self.kernels), *parts, batches, keep_gradients)
+        sharing = None if self.ranks is None else Sharing(self.ranks)
+        return Stepper(lib, table or lib.kernels(self.kernels), *parts, batches, keep_gradients, sharing)
 
     def choose_threads_for(self, batches: Batches, stepper: Stepper | None = None) -> Threads:
         """How many threads for batches of this size. Only training is measured, where its steps can be undone."""
-        weights = sum(p.size for p in self.model.parameters() if len(p.shape) > 1)
-        work = min(batches.batch_size, batches.rows) * weights
-
-        def measure(threads: int) -> float:
-            assert stepper is not None
-            with limit_threads(threads):
-                return stepper.seconds_per_step(self.step)
-
-        can_measure = stepper is not None and not stepper.store.asks_optimizer
-        return choose_threads(
-            self.threads, work, measure if can_measure else None, self.model.backend.is_host
-        )
+        return threads_for(self, batches, stepper)

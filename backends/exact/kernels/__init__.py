@@ -2,7 +2,8 @@
 
 Read `exact_kernels.py` first: which calls have kernels on the CPU, and of which passes over arrays a kernel consists.
 The passes exist twice, with the same names: in plain NumPy (`numpy_passes.py`) and as compiled loops
-(`compiled_passes.py`, which calls `compiled_loops.py`).
+(`compiled_passes.py`, which calls `compiled_loops.py`). `image_kernels.py` has the kernels of images, with passes in
+`numpy_images.py` and `compiled_images.py`, which calls `image_loops.py`.
 
 On a GPU, `cuda_table.py` does the same with `cuda_passes.py`, `cuda_elements.py`, `cuda_images.py` and
 `cuda_losses.py`. Their CUDA sources are in `backends/kernels/cuda/`: exact_numbers.cu (numbers and functions), the

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
+from xnn.backends.exact.kernels import compiled_images, numpy_images
 from xnn.backends.exact.kernels import compiled_loops as loops
 from xnn.backends.exact.slices import sum_bits
+from xnn.backends.kernels.blas import blas_routine
 from xnn.backends.kernels.calls import Runnable
 from xnn.backends.kernels.jit import load
 from xnn.errors import BackendUnavailableError
@@ -20,11 +22,14 @@ from xnn.ops.apply import apply_rule, backward_of, forward_of
 
 __all__ = [
     "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "has_the_ops_bits",
-    "prepare", "sgd", "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
+    "images", "prepare", "sgd", "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient",
+    "widen",
 ]  # fmt: skip
 
 #: The activations that `finish` can compute; in the loops their numbers start at 1, and 0 is none.
 ACTIVATIONS = (ops.relu, ops.sigmoid, ops.tanh)
+#: What is done with windows; compiled code needs a BLAS that it can call by its address.
+images: Any = numpy_images if blas_routine("float64") is None else compiled_images
 _NONE, _NONE32 = np.zeros((0, 0)), np.zeros(0, np.float32)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xnn import ops
+from xnn.backends.exact.kernels.image_kernels import image_kernels
 from xnn.backends.exact.ops import DenseBits
 from xnn.backends.exact.slices import splitter, sum_bits
 from xnn.backends.kernels.blas import gemm
@@ -56,6 +57,7 @@ class ExactTable(KernelTable):
             ("update", updates.adam): (self._adam, _float32(serves_adam)),
             **{("update", rule): (self._by_rule, _float32(serves_update)) for rule in RULES},
             ("loss", ops.softmax_cross_entropy): (self._cross_entropy, _serves_loss),
+            **image_kernels(lib, passes, splitters),
         }
         super().__init__(kernels)
 
@@ -117,22 +119,12 @@ class ExactTable(KernelTable):
         p, lib, forward = self.passes, self.lib, call.forward
         assert forward is not None
         kept = forward.saved
-        x, y, dz = forward.reads[0].array, forward.writes[0].array, call.reads[0].array  # type: ignore[union-attr]
+        x, dz = forward.reads[0].array, call.reads[0].array
         n, outputs = dz.shape
         inputs, bits = x.shape[1], kept["bits"]
-        dx, dw, *rest = (None if slot is None else slot.array for slot in call.writes)
+        _, dw, *rest = (None if slot is None else slot.array for slot in call.writes)
         db = rest[0] if rest else None
-        steps: list[Runnable] = []
-        if forward.activation is not None:
-            steps.append(p.activation_gradient(forward.activation, y, kept["y64"], dz))
-        if dx is not None:
-            wide = lib.buffer((2 * n, outputs), np.float64)
-            products = lib.buffer((2 * n, inputs), np.float64)
-            steps += [
-                p.slice_rows(dz, splitters(lib, bits.dy), splitters(lib, 2 * bits.dy + 1), wide),
-                gemm(wide, kept["one"].T, products),
-                p.finish(products, 1.0, None, dx, None, None),
-            ]
+        steps = self._gradient_of_input(call)
         rate, next_slice = None if call.rule is None else _Rate(call.rule), kept["next_slice"]
         if rate is not None:
             next_slice.written = call.rule.written
@@ -154,6 +146,26 @@ class ExactTable(KernelTable):
                 p.weight_gradient(products, kept["scale"], dw, rate, *update),
             ]
         return chain(*steps) if rate is None else chain(rate.read, *steps)
+
+    def _gradient_of_input(self, call: Call) -> list[Runnable]:
+        """The steps of dense's backward pass that add up no rows: dz from dy in place, then dx, from the weights."""
+        p, lib, forward = self.passes, self.lib, call.forward
+        assert forward is not None
+        kept, dz, slot = forward.saved, call.reads[0].array, call.writes[0]
+        (n, outputs), inputs, bits = dz.shape, forward.reads[0].array.shape[1], kept["bits"]
+        steps: list[Runnable] = []
+        if forward.activation is not None:
+            y = forward.writes[0].array  # type: ignore[union-attr]
+            steps.append(p.activation_gradient(forward.activation, y, kept["y64"], dz))
+        if slot is not None:
+            wide = lib.buffer((2 * n, outputs), np.float64)
+            products = lib.buffer((2 * n, inputs), np.float64)
+            steps += [
+                p.slice_rows(dz, splitters(lib, bits.dy), splitters(lib, 2 * bits.dy + 1), wide),
+                gemm(wide, kept["one"].T, products),
+                p.finish(products, 1.0, None, slot.array, None, None),
+            ]
+        return steps
 
     def _cross_entropy(self, call: Call) -> Runnable:
         z, labels = (slot.array for slot in call.reads)

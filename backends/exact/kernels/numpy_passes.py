@@ -14,6 +14,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.exact.functions import EXP_LIMIT, exp_inside, log_inside
+from xnn.backends.exact.kernels import numpy_images as images
 from xnn.backends.exact.slices import FLUSH, exponent, splitter, sum_bits, to32
 from xnn.backends.kernels.calls import Runnable
 from xnn.backends.kernels.numpy_kernels import count_right
@@ -22,8 +23,8 @@ from xnn.ops import updates
 from xnn.ops.apply import backward_of, forward_of
 
 __all__ = [
-    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "prepare", "sgd",
-    "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
+    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "images", "prepare",
+    "sgd", "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
 #: The activations that `finish` can compute.
@@ -283,4 +284,4 @@ def adam(
 
 
 def prepare(exact: Any) -> None:
-    """Do nothing: there is nothing to compile."""
+    """Do nothing: NumPy's passes need no compiling."""

@@ -1,7 +1,7 @@
 """Kernels of batch and layer normalization: means and variances, normalization, its gradient, running statistics.
 
 The backward pass of a normalization comes as one call, which goes through the mean and the variance too
-(`moments_into_normalize` in `xnn.training.fusion`).
+(`moments_into_normalize` in `xnn.backends.kernels.fusion`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,104 @@
+"""Fast numerics by ranks: close to one process, the same weights on all ranks, and one message a step."""
+
+import numpy as np
+import pytest
+from trainings import NUMBERED, digits, mlp, on_each, outcome, small, steps_and_messages
+
+import xnn
+from xnn import layers, losses, optimizers
+from xnn.backends.ranks.threads import in_threads
+from xnn.benchmarks.exactness.networks import SMALL
+
+#: Of these, a bias before a batch normalization has no gradient but rounding errors.
+CLOSE = [name for name in SMALL if name not in ("huber, nadam", "softmax of images, averaged sgd")]
+
+
+def weights(trainer):
+    return [np.array(p.value) for p in trainer.model.parameters()]
+
+
+@pytest.mark.parametrize(("place", "name"), NUMBERED)
+def test_a_network_of_the_digest_matrix(place, name):
+    alone, found = small(name, "fast")
+    together = in_threads((2, 3, 7)[place % 3], lambda ranks: small(name, "fast"))
+    assert len({result["weights"] for _, result in together}) == 1
+    assert together[0][1]["epochs"][0]["loss"] == pytest.approx(found["epochs"][0]["loss"], rel=1e-5)
+    if name in CLOSE:
+        for one, other in zip(weights(alone), weights(together[0][0]), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("kernels", ["auto", "numpy", "ops"])
+def test_a_step_sends_one_message(kernels):
+    make = lambda: mlp(optimizer=optimizers.Adam(0.01), kernels=kernels, metrics=[])  # noqa: E731
+    steps, messages = steps_and_messages(make, 2, digits(), batch_size=32)
+    assert steps == 5
+    assert messages["sum"] == steps
+    assert messages["maximum"] == 0
+    assert messages["gather"] == 2  # after the epoch: how long a message is, and the message
+
+
+def test_batch_normalization_sends_three_more():
+    make = lambda: mlp(layers.Dense(20, 8), layers.BatchNorm(8), layers.ReLU(), metrics=[])  # noqa: E731
+    steps, messages = steps_and_messages(make, 3, digits(), batch_size=32)
+    assert messages["sum"] == 4 * steps
+    assert messages["maximum"] == 0
+
+
+def test_counts_are_added_at_checks_and_other_metrics_gather_each_batch():
+    def make():
+        model = xnn.Sequential(layers.Dense(20, 1), seed=1)
+        return xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.01), metrics=["mae"])
+
+    x, y = digits()
+    data = (x / 255).astype(np.float32), y.reshape(-1, 1).astype(np.float32)
+    steps, messages = steps_and_messages(make, 2, data, batch_size=40)
+    assert (messages["sum"], messages["gather"]) == (steps, steps + 2)
+    steps, messages = steps_and_messages(lambda: mlp(metrics=["accuracy"]), 2, digits(), batch_size=40)
+    assert (messages["sum"], messages["gather"]) == (steps + 1, 2)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "numpy", "ops"])
+def test_metrics_that_need_all_rows_are_those_of_one_process(kernels):
+    x, y = digits()
+    data = (x / 255).astype(np.float32), (y[:, None] - np.array([0.0, 1.5])).astype(np.float32)
+
+    def train():
+        model = xnn.Sequential(layers.Dense(20, 2), seed=1)
+        how = {"metrics": ["mae", "mse", "r2"], "kernels": kernels}
+        trainer = xnn.Trainer(model, losses.MSE(), optimizers.SGD(0.01), **how)
+        return trainer.fit(data, epochs=2, batch_size=50, progress=False).epochs
+
+    for one, other in zip(on_each(3, train), train(), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_groups_of_parameters_share_the_message():
+    decay = {"weight": 0.1}  # two groups, whose gradients do not lie side by side
+    make = lambda: mlp(optimizer=optimizers.AdamW(0.01, weight_decay=decay), metrics=[])  # noqa: E731
+    steps, messages = steps_and_messages(make, 2, digits(), batch_size=32)
+    assert messages["sum"] == steps
+
+
+def test_a_batch_smaller_than_the_ranks_is_that_of_one_process():
+    """With Adam: one process computes gradient and update of SGD in one, which BLAS's kernels round differently."""
+    data = digits(12)
+
+    def train():
+        trainer = mlp(optimizer=optimizers.Adam(0.01))
+        return outcome(trainer, trainer.fit(data, epochs=3, batch_size=4, progress=False), data)
+
+    assert on_each(5, train) == train()
+
+
+def test_lbfgs_searches_on_rank_0():
+    x = np.linspace(-1.0, 1.0, 60).reshape(-1, 1)
+
+    def train():
+        model = xnn.Sequential(layers.Dense(1, 6), layers.Tanh(), layers.Dense(6, 1), seed=0)
+        trainer = xnn.Trainer(model, losses.MSE(), optimizers.LBFGS())
+        return trainer.fit((x, x * x), epochs=6, batch_size=30, progress=False).epochs
+
+    pytest.importorskip("scipy")
+    losses_alone = [entry["loss"] for entry in train()]
+    assert [entry["loss"] for entry in on_each(3, train)] == pytest.approx(losses_alone, rel=1e-3)

@@ -1,0 +1,172 @@
+"""Training by real processes of MPI. `.ci/mpi.py` runs this file with the wheels of MPICH and of Open MPI."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+LAUNCHER = pathlib.Path(sys.executable).parent / "mpiexec"
+PROGRAM = pathlib.Path(__file__).with_name("mpi_program.py")
+MISSING = [
+    what
+    for what, there in (
+        ("mpi4py", importlib.util.find_spec("mpi4py") is not None),
+        ("mpiexec", LAUNCHER.exists()),
+    )
+    if not there
+]
+pytestmark = pytest.mark.skipif(
+    bool(MISSING),
+    reason=f"no {' and no '.join(MISSING)} beside this Python: .ci/mpi.py makes environments with both",
+)
+#: What is measured from the fault to the end of all processes includes the time to start them.
+PATIENCE = 60
+
+
+def options():
+    """Those of Open MPI that let it start more processes than there are cores, also as root."""
+    said = subprocess.run([LAUNCHER, "--version"], capture_output=True, text=True).stdout
+    return (
+        ["--allow-run-as-root", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
+        if "Open MPI" in said or "OpenRTE" in said or "prte" in said
+        else []
+    )
+
+
+def ranks(count, *arguments, **how):
+    """Run a command of Python by so many ranks."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    command = [LAUNCHER, *options(), "-n", str(count), sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, **how)
+
+
+def alone(*arguments):
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=True)
+
+
+def result(ran):
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
+
+
+def without_ranks(found):
+    return {name: value for name, value in found.items() if name != "ranks"}
+
+
+def test_exact_numerics_give_the_bits_of_one_process():
+    found = result(ranks(3, PROGRAM, "none", "exact", "mpi"))
+    assert found["ranks"] == 3
+    assert without_ranks(found) == without_ranks(result(alone(PROGRAM, "none", "exact", "none")))
+
+
+def test_fast_numerics_are_close_to_one_process():
+    found, other = (
+        result(ranks(2, PROGRAM, "none", "fast", "mpi")),
+        result(alone(PROGRAM, "none", "fast", "none")),
+    )
+    assert found["tested"]["loss"] == pytest.approx(other["tested"]["loss"], rel=1e-4)
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(tmp_path):
+    result(ranks(2, PROGRAM, "half", "exact", "mpi", tmp_path))
+    found = result(alone(PROGRAM, "none", "exact", "none", tmp_path))
+    assert without_ranks(found) == without_ranks(result(alone(PROGRAM, "none", "exact", "none")))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [
+        ("raise", "rank 1 of 2 (on "),
+        ("data", "rank 1 of 2 (on "),
+        ("after", "RuntimeError: after the training"),
+        ("kill", ""),
+        ("exit", "rank 1 of 2 has ended its program"),
+    ],
+)
+def test_a_rank_that_fails_ends_all(scenario, said):
+    start = time.monotonic()
+    ran = ranks(2, PROGRAM, scenario, "fast", "mpi")
+    assert ran.returncode != 0
+    assert said in ran.stdout + ran.stderr
+    assert time.monotonic() - start < PATIENCE
+
+
+def test_an_interrupted_rank_ends_the_training_of_all_after_the_same_step():
+    found = result(ranks(2, PROGRAM, "interrupt", "exact", "mpi"))
+    assert found["interrupted"]
+    assert len(found["epochs"]) == 2
+
+
+TRAIN = (
+    "-m",
+    "xnn",
+    "train",
+    "--epochs",
+    "1",
+    "--hidden",
+    "12",
+    "--kernels",
+    "numpy",
+    "--task",
+    "classification",
+)
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """The command `xnn train` for a small table."""
+    table = tmp_path_factory.mktemp("data") / "table.csv"
+    rows = "".join(f"{n % 7},{n % 5},{(n % 7 + n % 5) % 3}\n" for n in range(200))
+    table.write_text("width,height,kind\n" + rows)
+    return *TRAIN, "--dataset", table
+
+
+def test_the_command_trains_together_and_rank_0_speaks(train, tmp_path):
+    save, log = tmp_path / "model.safetensors", tmp_path / "log.jsonl"
+    found = result(ranks(2, *train, "--numerics", "exact", "--json", "--save", save, "--log", log))
+    assert found["plan"]["ranks"] == 2
+    assert found["weights_sha256"] == result(alone(*train, "--numerics", "exact", "--json"))["weights_sha256"]
+    assert save.exists()
+    assert len(log.read_text().splitlines()) == 3
+
+
+def test_predictions_are_shared_and_printed_once(train, tmp_path):
+    save, table = tmp_path / "model.safetensors", train[-1]
+    result(alone(*train, "--json", "--save", save))
+    one, other = (
+        run("-m", "xnn", "predict", save, table) for run in (alone, lambda *words: ranks(3, *words))
+    )
+    assert other.returncode == 0
+    assert other.stdout == one.stdout
+    assert len(one.stdout.splitlines()) == 200
+
+
+def test_workers_none_trains_apart(train):
+    ran = ranks(2, *train, "--workers", "none", "--json")
+    assert ran.returncode == 0
+    assert ran.stdout.count('"weights_sha256"') == 2
+
+
+def test_an_error_of_all_ranks_is_said_once(train):
+    ran = ranks(2, *train, "--lr", "-1")
+    assert ran.returncode == 2
+    assert ran.stderr.count("--lr must be") == 1
+
+
+def test_an_error_of_one_rank_names_it(train):
+    other = [":", "-n", "1", sys.executable, *train, "--lr", "0.5"]
+    ran = ranks(1, *train, "--lr", "0.1", *other)
+    assert ran.returncode == 1
+    assert "rank 1 of 2 (on " in ran.stderr
+    assert "has another model, loss, optimizer" in ran.stderr
+
+
+def test_other_commands_run_once():
+    ran = ranks(2, "-m", "xnn", "--version")
+    assert ran.stdout.count("xnn, version") == 1
+    assert "rank 1 with" in ranks(2, "-m", "xnn", "info").stdout

@@ -1,0 +1,186 @@
+"""Sharing: how the ranks of a training share the rows of each batch, and what they send one another in a step.
+
+Rank r has the rows from n r // N to n (r + 1) // N of a batch of n rows, and computes their forward and backward
+pass. What is a sum over the batch is added over all ranks:
+
+    fast     the gradients of all parameters and the loss, in one message after the backward pass; BatchNorm sends
+             three messages besides, two for its mean and variance and one for their gradients
+    exact    the largest exponents, then the sums, by two messages after the backward pass for what kernels add up
+             (`backends/exact/kernels/shared_table.py`), and by two or more in its place for each op without a kernel
+
+A batch of fewer rows than ranks is computed whole by every rank. With each step the ranks agree on whether to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from xnn.backends import current_numerics
+from xnn.backends.exact.kernels.exact_kernels import ExactTable
+from xnn.backends.exact.kernels.shared_table import Agreement, SharedExactTable
+from xnn.backends.kernels.calls import Call, KernelTable, Slot
+from xnn.backends.ranks.group import Ranks, Shard, Trial
+from xnn.backends.ranks.tables import FastTable
+from xnn.metrics import Metric
+from xnn.training.parameters import Store
+
+__all__ = ["Sharing"]
+
+#: At the head of a message with the gradients: the loss, and who wishes to end.
+_LOSS, _WISHES = 0, slice(1, 3)
+
+
+class Sharing:
+    """What the programs of a fit do together with other ranks.
+
+    ranks: those of the training. wish: tells whether this rank was interrupted, and whether its time is over.
+    agreed: the same two, as of the last step, for all ranks: whether any was interrupted; whether rank 0's time is
+        over.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.wish: Callable[[], tuple[bool, bool]] = lambda: (False, False)
+        self.agreed = False, False
+        self._exact: SharedExactTable | None = None
+        self._alone: KernelTable | None = None  # the kernels of one process, in exact numerics
+
+    def shard(self, size: int) -> Shard | None:
+        """This rank's rows of a batch of so many; None for a batch that every rank computes whole."""
+        return Shard(self.ranks, size) if size >= self.ranks.size else None
+
+    def trial(self, size: int) -> Trial | None:
+        """As `shard`, without messages."""
+        return Trial(self.ranks, size) if size >= self.ranks.size else None
+
+    def table(self, table: KernelTable) -> KernelTable:
+        """The kernels of this table that compute rows alone, or that agree with other ranks on what they add up."""
+        if current_numerics() == "fast":
+            return FastTable(table)
+        if type(table) is not ExactTable:
+            return KernelTable()
+        self._exact = SharedExactTable(table.lib, table.passes, table.name)
+        self._alone = table
+        return self._exact
+
+    def whole_table(self, table: KernelTable) -> KernelTable:
+        """The kernels for a batch that every rank computes whole, on the same memory."""
+        if isinstance(table, FastTable):
+            return table.inner
+        return self._alone if table is self._exact and self._alone is not None else table
+
+    def added(
+        self, calls: Sequence[Call], store: Store, metrics: Sequence[Metric], shard: Shard | None
+    ) -> list[Call]:
+        """The calls of a program, and those by which ranks exchange what they have computed."""
+        if shard is None:
+            return [*calls, Call("share", None, (), (), {"compute": self._agree})]
+        loss = next(call.reads[0] for call in calls if call.kind == "collect")
+        compute = self._adding(store, loss) if current_numerics() == "fast" else self._agreeing(store, shard)
+        found, counting = list[Call](), iter(metrics)
+        last = max(n for n, call in enumerate(calls) if call.kind in ("backward", "add"))
+        for n, call in enumerate(calls):
+            if call.kind == "metric" and not next(counting).adds_up:
+                gathering, call = self._on_all_rows(call, shard)
+                found.append(gathering)
+            found.append(call)
+            if n == last:
+                slots = loss, *store.gradients.values()
+                found.append(Call("share", None, slots, slots, {"compute": compute}))
+        return found
+
+    def add_counts(
+        self, columns: Sequence[np.ndarray], metrics: Sequence[Metric], counted: np.ndarray
+    ) -> None:
+        """Add to what this rank has counted in each step what the others have, by a message for each metric.
+
+        columns: of each metric, the counts of the steps; they change. counted: for each step 1 if this rank's counts
+        are part of the sum, 0 if another rank has counted the same rows.
+        """
+        for column, metric in zip(columns, metrics, strict=False):
+            if metric.adds_up and len(column):
+                column *= counted.reshape(-1, *(1,) * (column.ndim - 1))
+                self.ranks.total(column)
+
+    def _agree(self) -> None:
+        """Tell one another whether to end."""
+        wishes = np.array(self._own_wishes())
+        self.ranks.total(wishes)
+        self._take(wishes)
+
+    def _agreeing(self, store: Store, shard: Shard) -> Callable[[], None]:
+        """A function that adds what exact kernels leave to be added, and the wishes of all ranks."""
+        if self._exact is None:
+            return self._agree
+        self._exact.direct = frozenset(store.gradients.values())
+        self._exact.agreement = Agreement(shard, self._own_wishes, self._take)
+        return self._exact.agreement.run
+
+    def _own_wishes(self) -> tuple[float, float]:
+        interrupted, over = self.wish()
+        return float(interrupted), float(over and self.ranks.rank == 0)
+
+    def _take(self, wishes: np.ndarray) -> None:
+        self.agreed = bool(wishes[0] > 0.0), bool(wishes[1] > 0.0)
+
+    def _adding(self, store: Store, loss: Slot) -> Callable[[], None]:
+        """A function that adds the gradients, the loss and the wishes of all ranks."""
+        groups = store.groups
+        if len(groups) == 1 and groups[0].in_place and groups[0].message.dtype == loss.dtype:
+            message = groups[0].message
+
+            def in_place() -> None:
+                message[_LOSS], message[_WISHES] = loss.array, self._own_wishes()
+                self.ranks.total(message)
+                loss.put(np.array(message[_LOSS]))
+                self._take(message[_WISHES])
+
+            return in_place
+        slots: dict[str, list[Slot]] = {np.dtype(loss.dtype).str: []}
+        for slot in store.gradients.values():
+            slots.setdefault(np.dtype(slot.dtype).str, []).append(slot)
+
+        def copied() -> None:
+            for number, (dtype, own) in enumerate(slots.items()):
+                head = [np.array([loss.array, *self._own_wishes()], dtype)] if number == 0 else []
+                flat = np.concatenate([*head, *(np.ravel(slot.array) for slot in own)])
+                self.ranks.total(flat)
+                start = 0
+                if number == 0:
+                    loss.put(np.array(flat[_LOSS]))
+                    self._take(flat[_WISHES])
+                    start = _WISHES.stop
+                for slot in own:
+                    size = slot.array.size
+                    slot.put(flat[start : start + size].reshape(slot.shape))
+                    start += size
+
+        return copied
+
+    def _on_all_rows(self, call: Call, shard: Shard) -> tuple[Call, Call]:
+        """The call that gathers what a metric reads from all ranks, and the metric's call on these rows."""
+        given = call.reads
+        whole = tuple(Slot(f"all {s.name}", (shard.rows, *s.shape[1:]), s.dtype) for s in given)
+        size, rows = self.ranks.size, shard.rows
+        counts = [rows * (r + 1) // size - rows * r // size for r in range(size)]
+        widths = [int(np.dtype(s.dtype).itemsize * np.prod(s.shape[1:], dtype=np.int64)) for s in given]
+        message = np.zeros((max(counts), sum(widths)), np.uint8)
+
+        def gather() -> None:
+            start = 0
+            for slot, width in zip(given, widths, strict=True):
+                rows_of = np.ascontiguousarray(slot.array).reshape(shard.here, -1).view(np.uint8)
+                message[: shard.here, start : start + width] = rows_of
+                start += width
+            found = self.ranks.gather(message)
+            flat = np.concatenate([part[:count] for part, count in zip(found, counts, strict=True)])
+            start = 0
+            for slot, width in zip(whole, widths, strict=True):
+                piece = np.ascontiguousarray(flat[:, start : start + width])
+                slot.put(piece.reshape(-1).view(slot.dtype).reshape(slot.shape))
+                start += width
+
+        counted = Call("metric", call.op, whole, call.writes, call.options)
+        return Call("share", None, given, whole, {"compute": gather}), counted

@@ -1,0 +1,208 @@
+"""Trains by several processes together: who they are, whether they were given the same, and when they end."""
+
+from __future__ import annotations
+
+import json
+import socket
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from xnn import __version__
+from xnn.backends import current_numerics
+from xnn.backends.ranks.group import Ranks, current_ranks, use_ranks
+from xnn.backends.ranks.mpi import MPIRanks, in_words, world
+from xnn.callbacks import Callback
+from xnn.errors import OptionError, RankError
+from xnn.history import History
+from xnn.layers.files import weights_sha256
+from xnn.options import is_one_of, shown
+from xnn.training.checkpoint import identity
+from xnn.training.interrupt import Ending
+from xnn.training.sharing import Sharing
+
+__all__ = [
+    "SharedEnding",
+    "Together",
+    "check_alike",
+    "check_same",
+    "check_workers",
+    "joined",
+    "known",
+    "watchers_here",
+]
+
+#: Arrays of up to so many bytes are compared as a whole, larger ones by a sample of their rows.
+_WHOLE = 2**30
+
+
+def check_workers(workers: str | None) -> str | None:
+    """Raise OptionError unless it is None, "none" or "mpi"; MissingExtraError for "mpi" without mpi4py."""
+    if workers is not None and not is_one_of(workers, ("none", "mpi")):
+        raise OptionError(
+            f"workers must be 'mpi', 'none' or None (those of the `with` block, if any), got {shown(workers)}"
+        )
+    if workers == "mpi":
+        world()
+    return workers
+
+
+class Together:
+    """The processes with which a Trainer trains. workers: the Trainer's argument."""
+
+    workers: str | None
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that train together, of which this is one; None if it trains alone."""
+        workers = check_workers(self.workers)  # it may have been assigned since
+        found = world() if workers == "mpi" else None if workers == "none" else current_ranks()
+        return None if found is None or found.size == 1 else found
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that train together; 0 if it trains alone. Rank 0 writes files."""
+        return 0 if self.ranks is None else self.ranks.rank
+
+
+@contextmanager
+def joined(ranks: Ranks | None) -> Iterator[None]:
+    """A `with` block in which a process works together with others.
+
+    If it fails alone, the others would wait for it for ever: then all are ended, and a line names this one.
+    """
+    outermost = isinstance(ranks, MPIRanks) and current_ranks() is not ranks
+    try:
+        with use_ranks(ranks):
+            yield
+    except BaseException as error:
+        if outermost and isinstance(ranks, MPIRanks):
+            code = 130 if isinstance(error, KeyboardInterrupt) else 1
+            ranks.failed(code, in_words(error))
+        raise
+
+
+def check_alike(ranks: Ranks, trainer: Any, batches: Any, held_out: Any, epochs: int) -> None:
+    """Raise RankError, on all ranks, if they do not have the same program, options, data and first weights.
+
+    Raise OptionError for what ranks cannot do together.
+    """
+    lib = trainer.model.backend
+    if lib.name != "numpy":
+        raise OptionError(
+            f"several processes train together with the NumPy backend, got {lib.address}: take --backend numpy, or "
+            "--workers none (in Python workers='none')"
+        )
+    optimizer, shuffle = trainer.optimizer, batches.shuffle
+    facts = {
+        "version of xnn": __version__,
+        "numerics": current_numerics(),
+        "epochs": epochs,
+        "batch_size": batches.batch_size,
+        "seed": batches.seed,
+        "shuffle": getattr(shuffle, "__qualname__", "function") if callable(shuffle) else shuffle,
+        "model, loss, optimizer, metrics or callbacks": json.dumps(
+            trainer.built[0], sort_keys=True, default=str
+        ),
+        "training data": known(batches.arrays),
+        "validation data": known(held_out or ()),
+        "weights before training": weights_sha256(trainer.model),
+        "steps taken before": [trainer.epoch, trainer.step, optimizer.steps],
+    }
+    check_same(ranks, facts)
+
+
+def check_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
+    """Raise RankError, on all ranks, unless they have the same facts. facts: what each is, by its name."""
+    every = ranks.gather_objects((socket.gethostname(), facts))
+    for rank, (host, others) in enumerate(every):
+        for name, value in every[0][1].items():
+            if others[name] != value:
+                words = (
+                    f" ({shown(others[name])} there, {shown(value)} on rank 0)"
+                    if len(str(value)) < 60
+                    else ""
+                )
+                raise RankError(
+                    f"rank {rank} of {ranks.size} (on {host}) has another {name} than rank 0{words}: start all "
+                    "processes with the same program, options and files"
+                )
+
+
+def known(arrays: Sequence[Any]) -> list[Any]:
+    """What tells arrays from others."""
+    whole = [type(x) is np.ndarray and x.nbytes <= _WHOLE for x in arrays]
+    digests = [
+        zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data) if w else 0
+        for x, w in zip(arrays, whole, strict=True)
+    ]
+    return [identity(arrays), digests]
+
+
+class _Silent(Callback):
+    """Stands for a callback that only rank 0 calls, since it writes or shows something."""
+
+    def __init__(self, other: Callback) -> None:
+        self.bystander = other.bystander
+
+
+class _SilentAtSteps(_Silent):
+    """The same for a callback that sees each step: training looks at the loss of each step on all ranks."""
+
+    def on_step(self, history: History, epoch: int, step: int, loss: float) -> None:
+        """Do nothing."""
+
+
+def watchers_here(ranks: Ranks | None, watchers: Sequence[Callback]) -> list[Callback]:
+    """The callbacks that this rank calls."""
+    if ranks is None or ranks.rank == 0:
+        return [*watchers]
+    return [
+        w
+        if not w.first_rank_only
+        else _Silent(w)
+        if type(w).on_step is Callback.on_step
+        else _SilentAtSteps(w)
+        for w in watchers
+    ]
+
+
+class SharedEnding(Ending):
+    """When ranks end together: after the step in which any of them was interrupted, or rank 0's time was over.
+
+    sharing: carries the wishes of all ranks with each step. ending: this rank's own.
+    """
+
+    def __init__(self, sharing: Sharing, ending: Ending) -> None:
+        vars(self).update(vars(ending))
+        self._sharing, self._own = sharing, self._interrupted
+        self._interrupted = lambda: sharing.agreed[0]
+        sharing.wish = self._wish
+
+    def _wish(self) -> tuple[bool, bool]:
+        writing = max((checkpoint.slowest for checkpoint in self._checkpoints), default=0.0)
+
+        def over(limit: Any) -> bool:
+            return bool(limit.is_over(writing))
+
+        return self._own(), any(list(map(over, self._limits)))
+
+    def has_come(self) -> bool:
+        if self._limits and self._sharing.agreed[1]:
+            self._reached = self._limits[0]
+        return self._reached is not None or self._interrupted()
+
+    def settle(self, fit: Any) -> None:
+        """Take rank 0's reason to end the training. Raises RankError if weights are not the same on all ranks."""
+        ranks, history = self._sharing.ranks, fit.history
+        every = ranks.gather_objects((history.stopped, weights_sha256(fit.trainer.model)))
+        history.stopped = every[0][0]
+        for rank, (_, weights) in enumerate(every):
+            if weights != every[0][1]:
+                raise RankError(
+                    f"rank {rank} of {ranks.size} has other weights than rank 0 after epoch {fit.trainer.epoch}: a "
+                    "callback changes them on some ranks only, or a machine or its memory is faulty"
+                )
