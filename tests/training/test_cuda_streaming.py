@@ -223,24 +223,26 @@ def test_how_many_steps_rows_are_copied_together(size, free, steps):
 
 
 def test_the_memory_that_a_pool_may_take_counts(monkeypatch):
-    """CUPY_GPU_MEMORY_LIMIT is the pool's limit."""
-    pool = get_backend("cupy").cupy.get_default_memory_pool()
-    train("cupy", epochs=1)
-    before = pool.get_limit()
+    """CUPY_GPU_MEMORY_LIMIT is the pool's limit. The pool is new: what other tests left would take room in it."""
+    module = get_backend("cupy").cupy
+    pool, before = module.cuda.MemoryPool(), module.cuda.get_allocator()
+    monkeypatch.setattr(module, "get_default_memory_pool", lambda: pool)
     data = np.repeat(X, 400, axis=1), Y  # 2 MB
     found = []
+
+    def model():
+        return xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(FEATURES * 400, CLASSES), seed=1)
+
+    module.cuda.set_allocator(pool.malloc)
     try:
+        train("cupy", epochs=1)
         for limited in (False, True):
             gc.collect()
             get_backend("cupy").free_memory()  # empties the pool
-            pool.set_limit(size=pool.used_bytes() + 3 * 2**20 if limited else before)
-
-            def model():
-                return xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(FEATURES * 400, CLASSES), seed=1)
-
+            pool.set_limit(size=pool.total_bytes() + 3 * 2**20 if limited else 0)
             found.append(train("cupy", model, data=data, epochs=1))
     finally:
-        pool.set_limit(size=before)
+        module.cuda.set_allocator(before)
     assert [streamed(trainer) for trainer, *_ in found] == [False, True]
     assert bits(found[0]) == bits(found[1])
 
