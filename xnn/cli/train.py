@@ -10,7 +10,7 @@ import click
 from xnn.backends import backend as use_backend
 from xnn.backends import current_numerics
 from xnn.backends import numerics as use_numerics
-from xnn.callbacks import Callback, EarlyStopping, EpochLines, JsonLines, TensorBoard, TimeLimit
+from xnn.callbacks import Callback, EarlyStopping, EpochLines, GradientNorm, JsonLines, TensorBoard, TimeLimit
 from xnn.cli.options import (
     chosen_backend,
     given_options,
@@ -85,6 +85,7 @@ def train_command(
     report: str | None,
     log: str | None,
     tensorboard: str | None,
+    gradient_norm: bool,
     record: str | None,
     checkpoint: str | None,
     every: str,
@@ -134,8 +135,9 @@ def train_command(
         if writes_rate is not None:
             writes_rate.optimizer = optimizer
     printer = None if quiet or as_json else EpochLines()
+    norm = GradientNorm() if gradient_norm else None
     callbacks: list[Callback] = [
-        c for c in (logger, board, printer, recorder, stopper, saver, limit) if c is not None
+        c for c in (norm, logger, board, printer, recorder, stopper, saver, limit) if c is not None
     ]
     metrics = None if data.target_scaling is None else metrics_in_units(data.target_scaling)
     how: dict[str, Any] = {"threads": threads, "kernels": kernels}

@@ -86,6 +86,11 @@ _FILES = (
         metavar="DIR",
         help="Write the numbers of each epoch into DIR, for TensorBoard.",
     ),
+    click.option(
+        "--gradient-norm",
+        is_flag=True,
+        help="Add the norm of the gradients of each epoch's last step to the log, the curves and the report.",
+    ),
     click.option("--record", type=FILE, metavar="FILE", help="Write digests of every step, for xnn verify."),
 )
 

@@ -259,6 +259,14 @@ def clip_by_value(xp: Namespace, *gradients: Array, limit: float) -> tuple[Array
     return tuple(xp.where(xp.isfinite(g), xp.clip(g, -limit, limit), g) for g in gradients)
 
 
+def common_norm(xp: Namespace, *arrays: Array) -> tuple[Array]:
+    """The Euclidean norm of all elements of all arrays together: sqrt(sum of their squares)."""
+    total = xp.sum(arrays[0] * arrays[0])
+    for array in arrays[1:]:
+        total = total + xp.sum(array * array)
+    return (xp.sqrt(total),)
+
+
 def clip_by_norm(xp: Namespace, *gradients: Array, limit: float) -> tuple[Array, ...]:
     """Multiply all gradients by one factor, so that their common norm is at most `limit`.
 
@@ -267,10 +275,7 @@ def clip_by_norm(xp: Namespace, *gradients: Array, limit: float) -> tuple[Array,
     If the norm is not finite, all gradients become NaN, so that the fault is seen. (In PyTorch, finite elements
     become 0.) Source: Pascanu, Mikolov and Bengio, ICML 2013; the 1e-6 is PyTorch's.
     """
-    total = xp.sum(gradients[0] * gradients[0])
-    for gradient in gradients[1:]:
-        total = total + xp.sum(gradient * gradient)
-    norm = xp.sqrt(total)
+    (norm,) = common_norm(xp, *gradients)
     factor = xp.where(xp.isfinite(norm), xp.minimum(limit / (norm + 1e-6), 1.0), xp.nan)
     return tuple(gradient * xp.astype(factor, gradient.dtype) for gradient in gradients)
 
