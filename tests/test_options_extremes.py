@@ -46,6 +46,7 @@ USUAL = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("kind", "name"), OPTIONS, ids=lambda value: getattr(value, "__name__", value))
 def test_an_option_is_taken_or_refused(kind, name, tmp_path, monkeypatch):
     """Whatever is given: an object whose repr can be written, or an error of xnn's own in one line."""

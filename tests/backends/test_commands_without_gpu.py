@@ -114,6 +114,7 @@ def process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", WRITTEN)
 def test_a_process_says_why_in_one_line(case, tmp_path):
     """Also one that `xnn verify` starts. Importing xnn alone needs no backend."""

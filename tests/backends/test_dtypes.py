@@ -96,6 +96,7 @@ ENTERING = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("door", COMPUTING)
 def test_computations_refuse_them(door, dtype):

@@ -287,6 +287,7 @@ def test_a_process_that_dies_or_never_answers(monkeypatch):
     asleep.close()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     """One network, one batch size and one turn: a table, a JSON file, a plot, and a comparison with that file."""
     path, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
@@ -380,6 +381,7 @@ def test_scaling_tables(monkeypatch, capsys):
     assert "choose among samples" in capsys.readouterr().err
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
 def test_profile_of_a_step(kernels, monkeypatch, capsys):
     """Every call of the program has a line, and each dense call the time of its products."""

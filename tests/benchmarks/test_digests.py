@@ -188,6 +188,7 @@ def test_a_meeting_reduces_in_any_order():
         meeting._reduce()
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3, 12])
 def test_workers_compute_what_one_computes(workers, small, digits):
     """Of 12 workers one has no sample of the last batch, which has 11."""
@@ -339,6 +340,7 @@ def test_other_sums_give_the_same_digests(name, registered, small, digits):
     assert not same
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kernels", ["numpy", "compiled"])
 def test_kernels_give_the_same_digests(kernels, small, digits):
     assert train_small("exact", kernels=kernels) == small
@@ -363,6 +365,7 @@ def test_a_mark_that_would_take_too_long_is_left_out():
     assert list(train_digits(IMAGES, LABELS, (1, 2, 5), "exact")["marks"]) == ["1", "2", "5"]
 
 
+@pytest.mark.slow
 def test_a_row_s_process(tmp_path, registered, small):
     data = str(tmp_path / "data.npz")
     np.savez(data, x=IMAGES, y=LABELS)

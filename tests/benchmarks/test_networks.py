@@ -14,6 +14,7 @@ def task_of(name):
     return Task((784, 10), 8, 16, network=name, learning_rate=0.002 if name == "lenet-adamw" else 0.01)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_xnn_learns(name):
     task = task_of(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from command_line import run
 
 from xnn import ops
@@ -39,6 +40,7 @@ def test_check_verbose_lists_every_op():
         assert f"ok   numpy: gradient of {case.name}:" in out
 
 
+@pytest.mark.slow
 def test_check_makes_a_table_of_every_ops_gradient_error(monkeypatch, other):
     monkeypatch.setattr(type(ops.exp), "backward", lambda self, xp, grad, y: (1.5 * grad * y,))
     monkeypatch.setattr(type(ops.log), "forward", lambda self, xp, x: 1 / 0)

@@ -65,6 +65,7 @@ def test_begun_afresh_in_a_folder_with_checkpoints_it_is_refused(tmp_path):
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -173,6 +173,7 @@ def test_save_on_a_full_disk(digits, tmp_path, monkeypatch):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.safetensors", b"before")]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("output", ["closed pipe", "full disk"])
 def test_report_that_cannot_be_printed(digits, tmp_path, output):
@@ -191,6 +192,7 @@ def test_report_that_cannot_be_printed(digits, tmp_path, output):
     assert [p.shape for p in xnn.load(path).parameters()] == [(784, 16), (16,), (16, 10), (10,)]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("args", [("--help",), ("--version",), ("train", "--help")])
 def test_help_on_a_full_disk(args):
@@ -200,6 +202,7 @@ def test_help_on_a_full_disk(args):
     assert (done.returncode, done.stderr) == (5, "xnn: cannot write the output: No space left on device\n")
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize("as_json", [True, False])
 def test_ctrl_c(digits, tmp_path, as_json):
@@ -275,6 +278,7 @@ def test_import_xnn_imports_nothing_heavy():
     assert not names & {*LATER, "click", "ssl"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["predict", "-h"], ["--version"]])
 def test_help_imports_nothing_heavy(args):
     """Help must come at once: what a command needs is imported when the command runs."""

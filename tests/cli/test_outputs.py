@@ -304,6 +304,7 @@ def test_the_tests_have_a_folder_for_temporary_files_of_their_own(tmp_path_facto
     assert base in Path(told.stdout.strip()).parents
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("option", [option for option in OUTPUTS if option != "--log"])
 def test_a_folder_that_goes_while_training(digits, tmp_path, spare, monkeypatch, option):
     """The file is saved elsewhere, the results and all other files are there, and the exit code is 5."""

@@ -163,6 +163,7 @@ def test_a_damaged_archive_is_refused(tmp_path):
     refused(run("predict", model, tmp_path / "x.npz"), 4, "Bad CRC-32")
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("form", ["x.npy", "x.npz"])
 def test_the_memory_for_arrays_does_not_grow_with_the_samples(tmp_path, form):
@@ -193,6 +194,7 @@ sys.__stdout__.write(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc/self/status")
 def test_the_memory_for_a_table_does_not_grow_with_its_rows(tmp_path):
     model, _ = saved(tmp_path)

@@ -37,6 +37,7 @@ def shell(redirection, *words, **options):
 # Standard streams.
 
 
+@pytest.mark.sampled(8)
 @linux
 @pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "2>&- <&-", "2</dev/null"])
 def test_standard_error_that_cannot_be_written(digits, tmp_path, streams):
@@ -49,6 +50,7 @@ def test_standard_error_that_cannot_be_written(digits, tmp_path, streams):
     assert len([json.loads(line) for line in log.read_text().splitlines()]) == 4
 
 
+@pytest.mark.sampled(8)
 @linux
 @pytest.mark.parametrize(
     ("words", "code", "streams"),
@@ -64,6 +66,7 @@ def test_the_exit_code_of_an_error_that_cannot_be_shown(words, code, streams):
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
+@pytest.mark.sampled(8)
 @linux
 @pytest.mark.parametrize("streams", [">&-", ">&- 2>&-", ">/dev/full 2>/dev/full", "</dev/null >/dev/full"])
 def test_results_that_cannot_be_printed(digits, tmp_path, streams):
@@ -126,6 +129,7 @@ def test_no_stream_is_used_without_its_guard():
 # Signals.
 
 
+@pytest.mark.sampled(8)
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_training_that_is_asked_to_end_saves_its_model(digits, tmp_path, number):
@@ -146,6 +150,7 @@ def test_a_training_that_is_asked_to_end_saves_its_model(digits, tmp_path, numbe
     assert json.loads(log.read_text().splitlines()[-1])["interrupted"] is True
 
 
+@pytest.mark.sampled(8)
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_download_that_is_ended_leaves_no_part_of_a_file(tmp_path, number):
@@ -238,6 +243,7 @@ for name in ("", "train", "predict", "export", "import", "info", "bench", "check
 """
 
 
+@pytest.mark.slow
 def test_help_without_docstrings():
     """`python -OO` removes them, and help is the same."""
     texts = [
@@ -264,6 +270,7 @@ def test_no_check_is_an_assert():
     assert found > 10
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("flags", "variables"),
     [

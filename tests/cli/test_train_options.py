@@ -42,6 +42,7 @@ def test_every_optimizer_with_its_own_rate(digits, name):
     assert (found["run"]["optimizer"], found["run"]["lr"]) == (name, rule.rate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "rule", "recorded"),
     [

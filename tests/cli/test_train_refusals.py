@@ -135,6 +135,7 @@ def test_divergence_with_averages(digits, tmp_path):
     assert all(np.isfinite(p.value).all() for p in xnn.load(path).parameters())
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "nadam"])
 def test_exact_numerics_with_everything(digits, optimizer):
     """Ops and kernels give the same bits."""

@@ -74,6 +74,7 @@ def equal(found, wanted):
     assert found.scaling_layer().config() == wanted.scaling_layer().config()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("most", [2**16, 4])
 @pytest.mark.parametrize("text", TABLES.values(), ids=TABLES)
 def test_the_data_are_those_in_memory(tmp_path, monkeypatch, capsys, text, most):

@@ -56,6 +56,7 @@ def dripping():
             other.join(2.0)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("limit", "value", "path", "said"),
     [
@@ -93,6 +94,7 @@ finally:
 """
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.skipif(os.name == "nt", reason="no signals of this kind there")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_process_that_is_told_to_end_leaves_no_part(tmp_path, dripping, name):

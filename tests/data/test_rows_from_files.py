@@ -56,6 +56,7 @@ def trained(x, y, numerics="fast", epochs=2, layer=None, loss=None, **options):
     return history.losses_sha256, history.epochs, trainer.evaluate((x, y)), outputs
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", ">f4", "uint8", "int64"])
@@ -197,6 +198,7 @@ def test_an_order_in_pieces_is_the_permutation(monkeypatch, rows):
         assert {len(batch) for batch in found[:-1]} <= {7}
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_memory_of_a_fit_does_not_grow_with_the_rows(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(row_sources, "_BLOCK", 2**14)

@@ -59,6 +59,7 @@ def test_in_a_graph_and_under_autograd(x):
     np.testing.assert_allclose(gradient, np.broadcast_to(layer.scale, x.shape), rtol=1e-6)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
 def test_a_model_learns_every_column_as_the_plain_one(x, kernels, numerics, tmp_path):

@@ -28,6 +28,7 @@ def fitted(samples, kind=MLPClassifier, targets=LABELS, **options):
     return kind(**{"max_iter": 3, "random_state": 0, "hidden_layer_sizes": 9} | options).fit(samples, targets)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("form", ["csr", "csc", "coo"])
 @pytest.mark.parametrize("container", ["array", "matrix"])
 @pytest.mark.parametrize(
@@ -157,6 +158,7 @@ def test_fit_leaves_samples_targets_and_weights_as_they_are():
     assert all(np.array_equal(a, b) for a, b in zip(given, (X, LABELS, weights), strict=True))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "options", [{}, {"early_stopping": True}, {"solver": "lbfgs"}, {"batch_norm": True}], ids=str
 )

@@ -41,6 +41,7 @@ def convolutional(features, outputs, seed):
     return xnn.Sequential(*stack, layers.Dense(72, outputs), seed=seed)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "options",
     [
@@ -162,6 +163,7 @@ def test_targets_of_a_validation_set_that_do_not_fit_are_refused(targets, messag
         MLPRegressor(validation_set=(X, targets), max_iter=1).fit(X, LABELS)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
 def test_scaled_targets_of_any_size_are_learned_alike(scale, solver):

@@ -79,6 +79,7 @@ def prepared(monkeypatch):
     return made
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "options",
     [

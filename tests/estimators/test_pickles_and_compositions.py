@@ -64,6 +64,7 @@ def modules_in(pickled):
     return found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -146,6 +147,7 @@ PAIRED = np.stack([LABELS, LABELS // 5], axis=1)
 UNKNOWN = np.where(np.arange(300) % 3, LABELS, -1)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("built", "targets"),
     [

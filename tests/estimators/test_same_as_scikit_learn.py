@@ -91,6 +91,7 @@ def test_a_regressor_has_the_same_numbers(kind, solver):
     assert_same(*both("MLPRegressor", (PATIENTS, NUMBERS[kind]), solver=solver), PATIENTS, 1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.skipif(not WEIGHTED, reason="scikit-learn's own has no sample_weight")
 @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
 @pytest.mark.parametrize(
@@ -110,6 +111,7 @@ def test_sample_weights_and_a_large_penalty_count_the_same(name, data, options, 
     assert_same(*pair, data[0], 1e-6)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -239,6 +241,7 @@ def test_widths_that_are_no_integers_are_refused(hidden):
             module.MLPClassifier(hidden).fit(X, LABELS)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", ["wine", "diabetes"])
 def test_scores_are_within_noise_of_scikit_learns_over_ten_seeds(name):
     scores = compared(name, seeds=10, max_iter=60, learning_rate_init=0.02)

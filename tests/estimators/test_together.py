@@ -84,6 +84,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS.keys())
 def test_every_attribute_is_that_of_an_own_fit(repeated, group):
     alone = [e.fit(X, LABELS) for e in drawn(group)]
@@ -96,6 +97,7 @@ def test_every_attribute_is_that_of_an_own_fit(repeated, group):
         assert_same([one.partial_fit(X, LABELS)], [other.partial_fit(X, LABELS)])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "group", "y"), LOSSES.values(), ids=LOSSES.keys())
 def test_every_loss_has_the_results_of_own_fits(repeated, kind, group, y):
     alone = [e.fit(X, y) for e in drawn(group, 5, kind)]

@@ -97,6 +97,7 @@ GROUPS = {
 RARE = ("no penalty", "a batch", "as they are", "identity")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "group",
     [pytest.param(g, id=n, marks=[pytest.mark.slow] if n in RARE else []) for n, g in GROUPS.items()],
@@ -112,6 +113,7 @@ def test_every_attribute_is_that_of_an_own_fit(stacks, group):
     assert_equal_fits(many, alone, tolerance)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "group", "y"), LOSSES.values(), ids=LOSSES.keys())
 def test_every_loss_has_the_results_of_own_fits(stacks, kind, group, y):
     alone = [e.fit(X, y) for e in drawn(group, 4, kind)]
@@ -120,6 +122,7 @@ def test_every_loss_has_the_results_of_own_fits(stacks, kind, group, y):
     assert_equal_fits(many, alone, 1e-5 if "dtype" in group else 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["adam", "momentum", "float32"])
 def test_every_backend(stacks, monkeypatch, other, group):
     monkeypatch.setattr(meeting, "STACKED", (other.name,))
@@ -148,6 +151,7 @@ def test_a_network_that_has_ended_is_as_it_was(stacks):
         assert_close(other.__getstate__(), ends[0].__getstate__(), 0.0)
 
 
+@pytest.mark.slow
 def test_half_of_many_networks_go_on_in_a_stack_of_their_own(stacks, monkeypatch):
     monkeypatch.setattr(stack, "_MANY", 4)
     alone, many = [e.fit(X, LABELS) for e in drawn({}, 9)], fit_many(drawn({}, 9), X, LABELS)
@@ -156,6 +160,7 @@ def test_half_of_many_networks_go_on_in_a_stack_of_their_own(stacks, monkeypatch
     assert_equal_fits(many, alone)
 
 
+@pytest.mark.slow
 def test_text_labels_second_fits_and_warm_starts(stacks):
     names = np.array(["even", "odd", "prime"])[LABELS % 3]
     for start, other in ((False, (X[:, :30], LABELS)), (True, (X, names))):
@@ -182,6 +187,7 @@ def other_kinds():
     )
 
 
+@pytest.mark.slow
 def test_others_are_fitted_one_after_another(stacks):
     for pair in (slice(None, 16), slice(18, None)):  # those of callbacks share one
         alone, many = (
@@ -197,6 +203,7 @@ def test_others_are_fitted_one_after_another(stacks):
     assert stacks == []
 
 
+@pytest.mark.slow
 def test_a_fit_that_diverges_says_what_its_own_fit_says_and_the_others_are_trained(stacks):
     def build():
         fits = [*drawn({"solver": "sgd"}, 6)]
@@ -221,6 +228,7 @@ def test_a_fit_that_diverges_says_what_its_own_fit_says_and_the_others_are_train
     np.testing.assert_allclose(search.cv_results_["mean_test_score"], theirs.cv_results_["mean_test_score"])
 
 
+@pytest.mark.slow
 def test_a_stack_has_as_many_networks_as_there_is_memory_for(stacks, monkeypatch):
     needs = []
 
@@ -234,6 +242,7 @@ def test_a_stack_has_as_many_networks_as_there_is_memory_for(stacks, monkeypatch
     assert_equal_fits(many, alone)
 
 
+@pytest.mark.slow
 def test_a_stack_for_which_there_is_no_memory_is_halved(stacks, monkeypatch):
     train = stack.Stack.train
 
@@ -277,6 +286,7 @@ def test_warnings_are_those_of_own_fits(stacks):
     assert told(lambda: fit_many(drawn({}), X, LABELS)) == told(lambda: [e.fit(X, LABELS) for e in drawn({})])
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("cv", [3, GroupKFold(3), [(np.arange(100), np.arange(100, 150))] * 2], ids=str)
 def test_a_search_has_the_results_of_grid_search(stacks, monkeypatch, cv):
     if isinstance(cv, list):  # of which it is not known how many folds there are

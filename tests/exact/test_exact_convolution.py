@@ -122,6 +122,7 @@ def digest(kernels, floats):
     return weights_sha256(model), history.losses_sha256, model.predict(x).tobytes()
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("floats", [False, True], ids=["pixels", "floats"])
 def test_a_run_has_the_same_bits_with_every_table_of_kernels(floats, other):
     found = {kernels: digest(kernels, floats) for kernels in ("ops", "numpy")}

@@ -111,6 +111,7 @@ def check(name: str, x: list[Any], y: np.ndarray, truths: list[Any]) -> None:
     assert relative[0] <= 2.0 ** ERRORS[name], worst
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_function_is_mpmaths(name):
     mpmath = pytest.importorskip("mpmath")
@@ -276,6 +277,7 @@ def test_a_value_has_its_bits_anywhere(name):
     assert bits(before) == bits(x)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3)])
 def test_shapes_are_kept(name, shape, lib):

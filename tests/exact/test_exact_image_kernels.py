@@ -80,6 +80,7 @@ def compare(table, both, make, names):
                 same(both.first[name].array, both.second[name].array)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["plain", "wide", "hostile"])
 @pytest.mark.parametrize("activation", [None, ops.relu], ids=["linear", "relu"])
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)

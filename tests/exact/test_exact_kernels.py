@@ -55,6 +55,7 @@ def same(kernel, op):
 SHAPES = [(1, 1, 1), (3, 4, 2), (32, 20, 10), (33, 17, 129), (5, 1, 300), (64, 301, 7), (0, 4, 3)]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a and a.name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -149,6 +150,7 @@ def test_dense_of_integers(table, shape, dtype):
         same(*found[name])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("n", "classes"), [(1, 1), (32, 10), (7, 300), (1024, 2)])
 @pytest.mark.parametrize("size", [1.0, 300.0, 1e6])
 @pytest.mark.parametrize("special", [(), (np.nan,), (np.inf,), (-np.inf,), (-3e38, 3e38)])
@@ -224,6 +226,7 @@ def run(kernels, options, optimizer, numerics="exact", floats=False, callbacks=(
     return history.losses_sha256, weights_sha256(model), history.epochs, history.plan["kernels"]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("floats", [False, True], ids=["pixels", "floats"])
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_has_the_bits_of_the_ops(table, name, floats):
@@ -260,6 +263,7 @@ class Meddles(Callback):
             self.weight.value = self.weight.value * self.factor
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("factor", [1.0009765625, 2.0, 0.25])
 @pytest.mark.parametrize("how", ["in place", "assigned"])
 def test_weights_changed_by_a_callback_are_sliced_again(table, how, factor):

@@ -82,6 +82,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("pixels", [True, False], ids=["integers", "floats"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_exact_training_does_not_depend_on_an_order(lib, optimizer, pixels):

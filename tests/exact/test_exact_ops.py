@@ -90,6 +90,7 @@ def dense_by_definition(x: Any, w: Any, dy: Any, scale: float | None, bits: int 
     return [product(x, kept) * scale, dx, product(transposed(x), cut) * scale, db]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", ["full", "even", "wide", "any"])
 def test_dense_is_its_definition(lib, shape, kind):
@@ -106,6 +107,7 @@ def test_dense_is_its_definition(lib, shape, kind):
     assert [bits_of(a) for a in plain[1:]] == [bits_of(dx), bits_of(dw)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_dense_of_integers_is_its_definition(lib, shape, dtype):
@@ -241,6 +243,7 @@ def inputs_like(case: Case, pool: np.ndarray, share: float, seed: int) -> list[A
     ]
 
 
+@pytest.mark.sampled(4)
 @cases
 def test_an_op_is_its_float64_self_rounded_once(lib, case):
     """Outputs and gradients are within 1.25 half units in the last place. Inputs do not change."""
@@ -261,6 +264,7 @@ def test_an_op_is_its_float64_self_rounded_once(lib, case):
     assert [bits_of(x) for x in narrow] == before
 
 
+@pytest.mark.sampled(6)
 @cases
 def test_layer_graph_and_autograd_give_the_same_bits(lib, case):
     with numerics("exact"):
@@ -274,6 +278,7 @@ def test_layer_graph_and_autograd_give_the_same_bits(lib, case):
         assert a is None or bits_of(a) == bits_of(b)
 
 
+@pytest.mark.sampled(8)
 @cases
 def test_hostile_numbers_give_the_same_bits_on_every_backend(lib, case):
     pools = (HOSTILE, np.concatenate([HOSTILE, NOT_FINITE]), NOT_FINITE)
@@ -304,6 +309,7 @@ _ELEMENTWISE = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @cases
 def test_infinity_and_nan_do_not_get_lost(case):
     """What is not finite in float64 is not finite here. NaN stays NaN; infinity may become NaN in sums."""

@@ -32,6 +32,7 @@ def found(lib: Backend) -> list[str]:
     return failures(ExactNamespace(lib))
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_fault_is_found_and_named(name):
     if name == "extended precision" and np.finfo(np.longdouble).nmant != 63:

@@ -173,6 +173,7 @@ def in_orders(a: np.ndarray, b: np.ndarray):
     yield sum(blocks[i] for i in rng.permutation(len(blocks)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("terms", TERMS[:-2])
 def test_integers_that_fill_the_budget_give_pythons_result_in_every_order(terms):
     a, b = full_integers(terms)

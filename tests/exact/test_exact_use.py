@@ -369,6 +369,7 @@ def test_a_users_layers_ops_and_losses_train_to_the_same_bits(lib):
 # Accuracy.
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", [c for c in rounding.CASES if c.name.startswith(("Gaussian", "digits"))],
                          ids=lambda case: case.name)  # fmt: skip
 def test_exact_products_are_more_accurate_than_float32(case):

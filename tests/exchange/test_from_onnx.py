@@ -23,6 +23,7 @@ MODELS = list(exported_models.all_models())
 ONE_WAY = {"var"}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "model", "shape", "positive"), MODELS, ids=[case[0] for case in MODELS])
 def test_a_model_comes_back(name, model, shape, positive, tmp_path):
     exchange.to_onnx(model, tmp_path / "net.onnx", shape)

@@ -46,6 +46,7 @@ def compiled(path, name, takes, gives):
     return predict
 
 
+@pytest.mark.sampled(8)
 @with_compiler
 @pytest.mark.parametrize(("name", "model", "shape", "positive"), IN_C, ids=[case[0] for case in IN_C])
 def test_c_computes_what_predict_does(name, model, shape, positive, tmp_path):

@@ -24,6 +24,7 @@ def session(path):
     return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "model", "shape", "positive"), MODELS, ids=[case[0] for case in MODELS])
 def test_onnxruntime_computes_what_predict_does(name, model, shape, positive, tmp_path):
     path = tmp_path / "net.onnx"

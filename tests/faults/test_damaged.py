@@ -37,6 +37,7 @@ def test_mutants_are_refused_or_the_run_is_right(good, tmp_path):
     assert found["ended by an error"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
 def test_mutants_take_no_more_memory_than_the_file(tmp_path):
     """In a process that may not have more."""

@@ -70,6 +70,7 @@ def test_a_batch_that_is_too_large(forker, tmp_path):
     assert code == 0, complaints
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("megabytes", [40, 90])
 def test_data_that_are_too_large(forker, tmp_path, megabytes):
     """More than the memory at once, or with the copies that reading makes."""
@@ -95,6 +96,7 @@ def state(trainer):
     return [array.value.tobytes() for _, array in trainer.model.named_state()], [a for a in kept if np.any(a)]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
 def test_it_is_said_before_the_first_step(monkeypatch, kernels):
     """As in a container whose limit ends the process instead of refusing memory."""
@@ -113,6 +115,7 @@ def test_it_is_said_before_the_first_step(monkeypatch, kernels):
     assert trainer.step >= 1
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("mapped", "held"), [(False, 4), (True, 0)])
 def test_data_in_files_hold_no_memory(monkeypatch, tmp_path, mapped, held):
     monkeypatch.setattr(NumpyBackend, "free_memory", lambda self: 16 * MIB)
@@ -133,6 +136,7 @@ def test_looking_at_the_memory_changes_no_bit(monkeypatch):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_network_that_is_too_large_for_one_sample(monkeypatch):
     monkeypatch.setattr(NumpyBackend, "free_memory", lambda self: MIB // 20)
     trainer, data = trainer_of()

@@ -100,6 +100,7 @@ def trained(trainer, progress=False, epochs=5):
     )
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "name",
     [
@@ -138,6 +139,7 @@ def test_it_goes_on_as_by_hand(name, tmp_path, capsys):
         assert trained(again) == found
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("kernels", "numerics"), [("ops", "fast"), ("numpy", "fast"), ("compiled", "fast"), ("numpy", "exact")]
 )
@@ -273,6 +275,7 @@ def test_the_command(tmp_path, table):
         assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_and_resumed_is_the_run(tmp_path, table):
     pytest.importorskip("fcntl")
     forker, whole, broken, chance = Forker(), tmp_path / "whole", tmp_path / "broken", random.Random(1)

@@ -111,6 +111,7 @@ def test_what_the_end_needs_is_left(clock):
         assert last <= clock.now - began < last + pause
 
 
+@pytest.mark.slow
 def test_the_command_says_so_and_goes_on(clock, tmp_path):
     folder, whole = tmp_path / "broken", tmp_path / "whole"
     folder.mkdir()
@@ -139,6 +140,7 @@ def test_the_command_says_so_and_goes_on(clock, tmp_path):
     assert xnn_run("train", "--time-limit", "soon").exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_real_process_ends_by_its_limit(tmp_path):
     pytest.importorskip("fcntl")
     forker = Forker()

@@ -145,6 +145,7 @@ def command(rng, folder):
             return ["train", *fixed, *bounds, "--threads", "1", *given]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.fuzz(120)
 def test_a_command_ends_with_an_exit_code(rng, folder, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XNN_DATA_HOME", str(folder / "nothing"))

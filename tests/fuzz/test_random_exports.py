@@ -32,6 +32,7 @@ def drawn(rng):
     return model, x
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.fuzz(40)
 def test_onnx_there_and_back(rng, tmp_path):
     from onnx.reference import ReferenceEvaluator

@@ -136,6 +136,7 @@ def updated(metric, outputs, targets, rng):
     return metric.compute()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.fuzz(60)
 def test_metrics_of_classes_are_those_of_scikit_learn(rng):
     sklearn = pytest.importorskip("sklearn.metrics")

@@ -51,6 +51,7 @@ def gradients_by_hand(model, loss, x, y):
     return value, model.backward(loss.backward()), [p.grad for p in model.parameters()]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.fuzz(12)
 def test_training_in_exact_numerics_has_the_same_bits_everywhere(rng):
     """Every table of kernels, and workers, who call forward and backward by hand. Two steps, of 32 and 9 samples."""

@@ -49,6 +49,7 @@ def test_every_table_has_objects():
     assert OBJECTS.keys() == HABITS.keys()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in HABITS.items() for name in names])
 def test_a_habit_is_answered(kind, name):
     answered = 0

@@ -76,6 +76,7 @@ def test_a_small_resnet_takes_less(kernels):
     assert held < {"numpy": 0.75, "compiled": 0.6}[kernels] * separately
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_networks_of_images_have_the_same_bits(monkeypatch, kernels, name):
     def trained():
@@ -94,6 +95,7 @@ def test_networks_of_images_have_the_same_bits(monkeypatch, kernels, name):
     assert all(map(np.array_equal, found[1], alone[1]))
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", SMALL)
 def test_small_networks_have_the_same_bits(monkeypatch, kernels, name):
     """All ops, losses and optimizers. (In exact numerics the digests are known: tests/benchmarks/test_digests.py.)"""
@@ -167,6 +169,7 @@ def test_a_trace_keeps_no_arrays(kernels):
             assert found.saved is None
 
 
+@pytest.mark.sampled(8)
 def test_peak_of_a_fit(kernels):
     """No more than buffers, parameters and a few images more: not the trace's arrays beside them."""
     model = networks.in_xnn("resnet")

@@ -29,6 +29,7 @@ EDGES = [0.0, -0.0, 1e-30, -1e-30, 0.66, 0.67, -0.66, 5.6, 5.7, -5.7, -9.0, -13.
          -900.0, 1e30, -1e30]  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (33, 17), (5, 3, 4, 2)], ids=str)
 @pytest.mark.parametrize("special", [False, True])
@@ -82,6 +83,7 @@ def test_softmax_over_other_axes_has_no_kernel(axis):
     assert not LIB.kernels("compiled").own(Call("forward", ops.softmax, (x,), (y,), {"axis": axis}))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (0, 3), (50, 3), (4, 1, 2)], ids=str)
 @pytest.mark.parametrize("table", [(1, 1), (5, 3), (40, 8)], ids=str)

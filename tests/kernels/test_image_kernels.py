@@ -55,6 +55,7 @@ def calls_of(s, options, unwanted):
     return [forward, Call("backward", ops.conv2d, (s["dy"],), writes, forward=forward)]
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("bias", [True, False])

@@ -68,6 +68,7 @@ def test_no_folder_for_the_cache(tmp_path):
     assert found == (6.0, "None", "")
 
 
+@pytest.mark.slow
 def test_a_cache_that_fills_the_disk(tmp_path):
     result, _, said = compiled(tmp_path, FULL_DISK + USE, NUMBA_CACHE_DIR=tmp_path / "cache")
     assert (result, said) == (6.0, "")

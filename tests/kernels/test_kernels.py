@@ -123,6 +123,7 @@ def loss_calls(s):
 SHAPES = [(1, 1, 1), (3, 4, 2), (32, 20, 10), (33, 17, 13), (5, 1, 300), (0, 4, 3)]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a and a.name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -178,6 +179,7 @@ def test_dense_with_infinities(table, dtype):
     close(*both.run(make)["y"], 40, special=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:], ids=lambda a: a.name)
 @pytest.mark.parametrize("shape", [(1,), (7, 3), (2, 3, 4), (0, 5), (64, 33)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -227,6 +229,7 @@ EXACT = {  # the right values: for float32 in float64, for float64 in 60 digits
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("function", "bound"), [("exp", 1.3), ("sigmoid", 2.7), ("tanh", 3.0)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_accuracy_of_compiled_functions(dtype, function, bound):
@@ -337,6 +340,7 @@ def test_compiled_cross_entropy_of_minus_infinity_and_of_labels_out_of_range(dty
         close(g.array, gradient, 8, special=True)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "source", [np.uint8, np.float32, np.float64, np.int64, np.int32], ids=lambda d: d.__name__
 )
@@ -548,6 +552,7 @@ RULES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("steps", [1, 7])

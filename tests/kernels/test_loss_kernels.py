@@ -69,6 +69,7 @@ def run(op, z, t, weights, **options):
     return found
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("shape", [(1, 3), (0, 3), (45, 3), (300, 3)], ids=str)
@@ -117,6 +118,7 @@ def test_divergences_of_several_places_of_a_sample():
 EDGES = [np.inf, -np.inf, np.nan, -0.0, 100.0, -1e30, 1e-42]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("target", [0, 1])
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize(("op", "options"), LOSSES, ids=named)

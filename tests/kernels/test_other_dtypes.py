@@ -33,6 +33,7 @@ CALLS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("other", ["bool", "uint8", "int32", "int64", "float32", "float64"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -52,6 +52,7 @@ class Group:
         return [tuple(slot.array.reshape(-1) for slot in column) for column in call.columns()]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 @pytest.mark.parametrize("shapes", [[(1,)], [(0, 3), (7, 11)], [(300,), (2, 2)]], ids=str)

@@ -329,6 +329,7 @@ def options_of_layers():
     }  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", options_of_layers())
 def test_options_of_xnns_layers_take_effect_at_the_next_step(name, kernels):

@@ -84,6 +84,7 @@ WORDS = np.random.default_rng(4).integers(0, 9, (64, 3))
 LABELS = (WORDS == 4).any(axis=1).astype(np.int64)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 def test_a_model_of_words_learns(lib, numerics, tmp_path):
     words = model()

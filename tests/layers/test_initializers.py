@@ -181,6 +181,7 @@ def test_orthogonal_is_the_subgroup_algorithm():
     np.testing.assert_allclose(q[:, 0], normal[:, 0] / np.linalg.norm(normal[:, 0]), atol=1e-15)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("shape", [(4, 4), (6, 3)])
 def test_orthogonal_prefers_no_direction(shape):
     """Haar's measure, by moments of the entries, their products, the trace and the determinant."""
@@ -227,6 +228,7 @@ def environments() -> list[dict[str, str]]:
     return [*cores, *({"NPY_DISABLE_CPU_FEATURES": " ".join(names)} for names in digests._simd())]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "environment",
     [
@@ -312,6 +314,7 @@ def test_options(build, message):
 # ---------------------------------------------------------------- memory
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("initializer", ALL, ids=repr)
 def test_drawing_takes_at_most_three_times_the_size(initializer, dtype):

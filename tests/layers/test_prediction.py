@@ -43,6 +43,7 @@ def every_model_has_programs(monkeypatch):
 LARGE = "vgg", "resnet"
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kernels", TABLES)
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_kernels_predict_what_ops_do(name, kernels):

@@ -125,6 +125,7 @@ def test_a_change_between_two_calls_counts(change):
         assert all(np.array_equal(array, copied) for array, copied in held)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kernels", TABLES)
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if name not in ("nothing", "reshape alone")])
 def test_numbers_written_into_an_array_count_in_every_layer(name, kernels):

@@ -491,6 +491,7 @@ def fit(name, kernels, weighted, numerics="fast", reduction="mean", dtype="float
 TRAINED = pytest.mark.parametrize("name", [n for n in TABLE if TABLE[n][2] != "pixels"])
 
 
+@pytest.mark.sampled(7)
 @TRAINED
 @pytest.mark.parametrize(
     ("weighted", "reduction"),
@@ -511,6 +512,7 @@ def test_kernels_and_ops_train_alike(name, weighted, reduction):
         np.testing.assert_allclose(fast, by_ops, rtol=1e-3, atol=1e-4, err_msg=kernels)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("one_thread")
 @TRAINED
 @pytest.mark.parametrize("weighted", [False, True])
@@ -540,6 +542,7 @@ def test_a_program_takes_the_steps_one_takes_by_hand(name, weighted, numerics):
         assert a.value.tobytes() == b.value.tobytes()
 
 
+@pytest.mark.sampled(7)
 @TRAINED
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -630,6 +633,7 @@ def test_class_weights_are_sample_weights_of_each_ones_class():
     np.testing.assert_allclose(by_class, by_sample, rtol=1e-14)
 
 
+@pytest.mark.sampled(7)
 @CASES
 @pytest.mark.parametrize("workers", [2, 3, 7])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

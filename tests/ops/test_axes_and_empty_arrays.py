@@ -102,6 +102,7 @@ def test_gradients_along_an_axis_given_as_numpys_integer(lib, op, numerics):
     assert found[0].tolist() == found[1].tolist() == found[2].tolist()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("axis", [None, 0, -1, (0,), (), np.int64(0)])
 @pytest.mark.parametrize("op", REDUCTIONS, ids=lambda op: op.name)
@@ -154,6 +155,7 @@ def extents_of(case):
     return sorted({n for shape in shapes for n in shape})
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_without_elements_an_op_computes_or_says_why_not(lib, case, numerics):

@@ -22,6 +22,7 @@ def ids(case):
     return case.name
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_gradient(lib, case):
     fixed = [x for x in draw(case, "float64") if isinstance(x, float)]
@@ -31,6 +32,7 @@ def test_gradient(lib, case):
     assert report.checked
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_layer_graph_and_autograd_give_the_same_bits_and_keep_the_dtype(lib, case):
     doors = compute_three_ways(lib, case, "float32")

@@ -117,6 +117,7 @@ def near(got, right, numerics, dtype):
     np.testing.assert_allclose(got, right, rtol=200 * eps, atol=3e-38)
 
 
+@pytest.mark.sampled(8)
 @modes
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_and_slopes(lib, name, numerics, dtype):
@@ -140,6 +141,7 @@ def test_values_and_slopes(lib, name, numerics, dtype):
         near(gradient[0], s, numerics, dtype)
 
 
+@pytest.mark.sampled(2)
 @modes
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nan_gives_nan_and_a_gradient(lib, name, numerics, dtype):
@@ -288,6 +290,7 @@ def dependent(case, inputs, number, place, seed):
     return y != other, gradient is not None and gradient[place] != 0.0, grad
 
 
+@pytest.mark.sampled(8)
 @modes
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_nan_goes_on(lib, case, numerics, dtype):

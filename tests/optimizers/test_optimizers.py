@@ -196,6 +196,7 @@ def weights(model):
 OPTIONS = [{}, {"weight_decay": BY_NAME, "clip_norm": 0.3, "clip_value": 0.01}]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "decay and clipping"])
 @pytest.mark.parametrize("name", EVERY)
@@ -217,6 +218,8 @@ class TestPrograms:
             assert len(state.arrays) == len(other.arrays)
             assert state.numbers == other.numbers
 
+    @pytest.mark.sampled(4)
+    @pytest.mark.sampled(6)
     def test_exact_bits_are_those_of_every_kernel_and_of_the_steps_by_hand(self, kernels, name, options):
         trainer, history = train(EVERY[name](**options), kernels, numerics="exact")
         found = (weights_sha256(trainer.model), history.losses_sha256)
@@ -232,6 +235,7 @@ class TestPrograms:
         assert one.optimizer.steps == two.optimizer.steps == 22
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["adagrad", "nadam", "lion"])
 def test_exact_bits_do_not_see_the_number_of_workers(lib, name):
     def build():

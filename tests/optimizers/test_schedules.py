@@ -330,6 +330,7 @@ def test_no_c_library_is_asked(monkeypatch):
     assert "**" not in source
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "environment",
     [

@@ -224,6 +224,7 @@ def test_a_record_holds_the_layers_themselves(folder, tmp_path):
     assert "two different runs" in run("verify", path, other).stderr
 
 
+@pytest.mark.slow
 def test_two_live_sides_of_a_file(folder):
     words = ("--model", folder / "net.toml", "--dataset", folder / "digits.npz", "--steps", 3)
     result = run("verify", "kernels=ops,threads=1", "kernels=ops,threads=2", *words)

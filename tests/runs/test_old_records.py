@@ -46,6 +46,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("name", "tensors"), [("perceptron", 4), ("network", 3)])
 def test_a_record_of_version_0_1_verifies(folder, name, tensors):
     """This version trains the recorded run again, with ops and with kernels."""

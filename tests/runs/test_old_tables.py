@@ -62,6 +62,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kernels", ["ops", "numpy"])
 def test_a_record_of_version_0_1_is_verified(folder, kernels):
     result = run(

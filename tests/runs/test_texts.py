@@ -34,6 +34,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMED)
 @given(data=st.data())
 def test_every_argument_of_a_schedule_survives_its_text(name, data):
@@ -177,6 +178,7 @@ def test_nested_lists_as_text():
 # Records and live runs.
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("text", ["exponential:every=1,factor=0.9", "onecycle:warmup=0.3,end=10000"])
 def test_a_record_with_arguments_that_equal_defaults_verifies(folder, text):
     """`every=1` is the default of the class, and not that of the run."""
@@ -204,6 +206,7 @@ def test_a_schedule_in_a_record_of_version_0_1(folder):
         assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_two_live_runs_of_one_schedule(folder):
     words = ("--dataset", folder / "digits.npz", *RUN, "--schedule", "exponential:every=1,factor=0.9")
     result = run("verify", SIDE, "kernels=numpy,threads=1", *words, "--steps", 4)

@@ -116,6 +116,7 @@ def test_two_live_sides_and_a_record_agree(folder, clean):
     assert result.stdout.splitlines()[-1].startswith("10 steps, ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["weight", "gradient"])
 def test_a_fault_in_a_live_side(folder, planted, what):
     """The element is named, with the distance of one ulp and both values."""
@@ -162,6 +163,7 @@ def test_a_side_that_dies(folder, planted):
     refused(result, 1, "kernels=ops,threads=2", "exit code 7")
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("sides", "options", "code", "message"),
     [
@@ -213,6 +215,7 @@ def test_blas_chooses_the_kernels_of_openblas(folder):
 # Options of training.
 
 
+@pytest.mark.slow
 def test_a_record_of_a_schedule_is_verified_without_the_run(folder):
     """The record has the length of the schedule, which --epochs decided. Comparing fewer steps does not change it."""
     words = ("--optimizer", "adamw", "--clip-norm", 0.5, "--augment", "--label-smoothing", 0.1, "--warmup", 3)
@@ -229,6 +232,7 @@ def test_a_record_of_a_schedule_is_verified_without_the_run(folder):
     refused(run("verify", path, SIDE, "--schedule", "step"), 2, "--schedule is set by the record")
 
 
+@pytest.mark.slow
 def test_two_live_sides_with_a_schedule(folder):
     """The schedule is as long as the comparison."""
     words = (SIDE, "kernels=ops,threads=2", *RUN, "--schedule", "onecycle", "--average", 0.9)

@@ -80,6 +80,7 @@ def assigned_by_the_schedule(case, train):
     return train(parts), parts
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", OF_LAYERS_AND_LOSSES, ids=repr)
 @pytest.mark.usefixtures("one_thread")
 def test_what_a_schedule_assigns_counts_from_the_next_step(case, lib):

@@ -244,6 +244,7 @@ def everything(parts):
     return found
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", CASES, ids=repr)
 @pytest.mark.usefixtures("one_thread")
 def test_it_counts_from_the_next_step(case):

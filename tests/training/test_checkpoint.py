@@ -224,6 +224,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("checkpoints")
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", CASES)
 def test_the_resumed_run_is_the_run(case, folder):
     whole = trainer_of(case, Saver())
@@ -266,6 +267,7 @@ def test_after_a_fit_the_next_fit_goes_on(folder):
     assert outcome(first, fit(first, case, 2)) == outcome(second, fit(second, case, 2))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("backend", ["numpy", "array-api-strict"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_exact_numerics_resume_anywhere(backend, threads, folder):
@@ -530,6 +532,7 @@ def test_lbfgs_goes_on_in_its_search(at, anew, folder):
     assert run(-9, resumes=True) == wanted
 
 
+@pytest.mark.slow
 def test_the_digest_of_many_losses_goes_on():
     rng, whole, digest = np.random.default_rng(0), hashlib.sha256(), ResumableSHA256()
     for size in (0, 1, 63, 64, 300_000, 65, 2**18, 7):
@@ -542,6 +545,7 @@ def test_the_digest_of_many_losses_goes_on():
         assert len(digest.state()["rest"]) <= 2**18
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", ["momentum, clipped", "adam, averages, cosine"])
 def test_every_backend_resumes_in_fast_numerics(case, lib, folder):
     path = folder / "backend.safetensors"
@@ -578,6 +582,7 @@ def test_every_backend_writes_checkpoints_at_the_steps_asked_for(every, lib, tmp
             assert weights_sha256(trainer.model) == weights_sha256(whole.model)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", ["averages", "adam, averages, cosine"])
 def test_a_checkpoint_of_one_backend_is_resumed_on_another_in_exact_numerics(case, other, folder):
     path = folder / "moved.safetensors"

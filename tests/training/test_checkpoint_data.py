@@ -90,6 +90,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("at", [3, 8])
 def test_a_fit_on_any_data_is_resumed(source, at, tmp_path):

@@ -46,6 +46,7 @@ class Halves(Callback):
         self.trainer.optimizer.learning_rate *= 0.9
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("watched", [False, True])
 def test_no_number_depends_on_the_clock(kernels, monkeypatch, watched):
     """Callbacks that change something, and a function that reads what a schedule has written."""
@@ -128,6 +129,7 @@ def network(kind):
     return xnn.Sequential(layers.Reshape((1, 4, 3)), *inner, layers.Dense(12, 4), seed=1)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_fits_in_several_threads_give_the_bits_of_fits_alone(kernels, threads, numerics):

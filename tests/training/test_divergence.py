@@ -108,6 +108,7 @@ def run(number, kernels, every_step):
     return None, watch, trainer
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("number", range(30))
 def test_the_step_that_is_named_and_the_bits_that_are_kept(kernels, number):
     """With callbacks that change weights, data and options; and, without them, among steps looked at together."""
@@ -155,6 +156,7 @@ def regression():
     return x, x @ r.normal(size=(5, 1))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("rule", STALLED)
 def test_state_that_overflows_is_named(kernels, rule, numerics):

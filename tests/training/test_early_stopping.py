@@ -57,6 +57,7 @@ def expected(values, patience, min_delta, mode):
     return records[-1] if records else 0, len(values)
 
 
+@pytest.mark.sampled(8)
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.25, 2.0, -1.0, math.inf, NAN]), min_size=1, max_size=12),

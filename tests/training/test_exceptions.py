@@ -146,6 +146,7 @@ PLACES = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "error", [BrokenError, OptionError, pytest.param(MemoryError, marks=pytest.mark.slow), KeyboardInterrupt]
 )
@@ -191,6 +192,7 @@ class Raising(layers.Layer):
         return dout
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("rule", [optimizers.SGD, optimizers.Adam])
 @pytest.mark.parametrize(("forward", "backward"), [
     (0, 1), (3, 0), (0, 23), *(pytest.param(*rare, marks=pytest.mark.slow) for rare in ((0, 6), (11, 0))),
@@ -228,6 +230,7 @@ def test_when_data_cannot_be_read(kernels, monkeypatch):
         monkeypatch.setattr(Batches, "numbers", numbers)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(
     "number", [pytest.param(n, marks=[pytest.mark.slow] if n % 94 else []) for n in range(0, 2000, 47)]
 )

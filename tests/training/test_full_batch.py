@@ -47,6 +47,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("hook", ["on_step", "on_check", "on_epoch_end"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_callbacks_change_counts_as_in_two_fits(change, hook, lib):

@@ -135,6 +135,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.usefixtures("one_thread")
 def test_what_callbacks_keep_stays_as_it_was(case, kernels):

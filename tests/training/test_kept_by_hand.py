@@ -71,6 +71,7 @@ class Squares(losses.Loss, Keeps):
         return gradient
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("layer", [Double, Same])
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_what_is_kept_stays_as_it_was(layer, place, kernels):

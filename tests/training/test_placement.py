@@ -47,6 +47,7 @@ def fit(trainer, epochs=1):
     return trainer.fit((X, Y), epochs=epochs, batch_size=8, progress=False)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("one", "other"), MOVES)
 def test_a_fit_goes_on_where_the_model_is(one, other, rule):

@@ -379,6 +379,7 @@ class TestBetweenSteps:
         trainer.fit((X, Y), epochs=3, batch_size=32, seed=5, progress=False)
         return weights(trainer.model)
 
+    @pytest.mark.sampled(5)
     @pytest.mark.parametrize("change", CHANGES)
     @pytest.mark.parametrize("rule", ["sgd", "adam"])
     def test_is_taken_in(self, kernels, change, rule):

@@ -57,6 +57,7 @@ def together(request, monkeypatch):
     monkeypatch.setattr(reader, "_BYTES", request.param)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("options", [
     {}, {"shuffle": False}, {"batch_size": 203}, {"batch_size": 300}, {"batch_size": 1, "epochs": 1},

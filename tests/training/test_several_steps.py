@@ -97,6 +97,7 @@ def fitted(monkeypatch, most, x=X, sample_weight=None, **options):
     return [a.tobytes() for a in arrays], history.losses_sha256, ends, trainer.optimizer.steps, taken
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "options",
     [

@@ -73,6 +73,7 @@ def trained(given, epochs=2, shuffle=True, batch_size=8, **options):
     return state(trainer, history)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 @pytest.mark.parametrize("options", [{}, {"numerics": "exact"}, {"kernels": "ops"}, {"batch_size": 203}])
 def test_a_window_of_all_samples_has_the_bits_of_arrays(source, options):
@@ -80,6 +81,7 @@ def test_a_window_of_all_samples_has_the_bits_of_arrays(source, options):
     assert trained(given, **options) == trained((X, Y), **options)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 @pytest.mark.parametrize("size", [1, 2**9, 2**22])
 def test_windows_are_shuffled_in_themselves(monkeypatch, source, size):
@@ -346,6 +348,7 @@ def test_a_divergence_in_a_stream_that_cannot_be_read_again_is_told_of():
         trained(given, rate=1e2)
 
 
+@pytest.mark.slow
 def test_the_memory_does_not_grow_with_the_samples(monkeypatch):
     monkeypatch.setattr(reader, "_BYTES", 2**14)
 

@@ -542,6 +542,7 @@ def test_weight_decay_that_a_callback_sets_is_heeded(kernels):
         np.testing.assert_allclose(p.value, q.value, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_nothing_grows_with_epochs():
     """An epoch's entry in the history, and not one array more."""
     import gc
@@ -573,6 +574,7 @@ def test_the_progress_bar_on_a_terminal(monkeypatch, capsys):
     assert "val_accuracy" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernels", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("ops", "numpy")), "compiled"]
 )

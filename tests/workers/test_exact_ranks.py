@@ -8,6 +8,7 @@ from xnn import callbacks, initializers, layers, ops, optimizers, schedules
 SIZES = (2, 3, 7, 13)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("place", "name"), NUMBERED)
 def test_a_network_of_the_digest_matrix(place, name):
     alone = small(name, "exact")[1]
