@@ -9,7 +9,8 @@
 OpenBLAS has a kernel for each kind of processor, and each kernel adds numbers in another order. The environment
 variable OPENBLAS_CORETYPE chooses the kernel, OMP_NUM_THREADS the number of threads. Processors with AVX2 but without
 AVX-512 get Haswell or Zen; processors with neither get an older one such as Prescott. "unset" leaves the choice to
-OpenBLAS. Each file runs alone with the kernel unset and 1 thread, unless --only and --threads say otherwise.
+OpenBLAS. Each file but those of CuPy runs alone with the kernel unset and 1 thread, unless --only and --threads say
+others.
 
 A line is printed when a run ends: `kernel, threads: N passed, M failed, seconds`. The failures follow at the end; the
 whole output of each failed run is kept in a folder that is named there. Runs that need no more threads together than
@@ -162,7 +163,7 @@ def planned(options: argparse.Namespace, arguments: tuple[str, ...]) -> list[Run
         ]
     if options.files or not (chosen or arguments):
         kernel, threads = (options.only or ["unset"])[0], (options.threads or ["1"])[0]
-        files = sorted((ROOT / "tests").rglob("test_*.py"))
+        files = sorted(f for f in (ROOT / "tests").rglob("test_*.py") if not f.name.startswith("test_cuda_"))
         runs += [Run(kernel, threads, (str(f.relative_to(ROOT)), *arguments), alone=True) for f in files]
     return runs
 

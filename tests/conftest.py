@@ -41,6 +41,8 @@ if _REASONS["cupy"] and _NOT_EMULATED:
     _REASONS["cupy"] += f"; {_NOT_EMULATED}"
 
 
+if _REASONS["cupy"]:
+    collect_ignore_glob = ["*/test_cuda_*.py"]
 _WORKING = [name for name, reason in _REASONS.items() if not reason]
 
 

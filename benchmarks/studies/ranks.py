@@ -41,7 +41,7 @@ from xnn.optimizers import SGD
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
 
-__all__ = ["efficiency", "main", "message_seconds"]
+__all__ = ["efficiency", "main", "message_bytes", "message_seconds"]
 
 #: What is timed: a network and a batch size.
 RUNS = (("large", 1024), ("large", 256), ("lenet", 128))
@@ -109,6 +109,19 @@ def message_seconds(size: float, machines: int, alpha: float = _ALPHA, beta: flo
     return 2.0 * math.log2(machines) * alpha + 2.0 * (machines - 1) / machines * size / beta
 
 
+def message_bytes(widths: Sequence[int]) -> dict[str, float]:
+    """The bytes that the ranks add up in a step of an MLP on pixels, in fast and in exact numerics.
+
+    Exact sums are float64, two for each product of numbers that are no integers; pixels are.
+
+    >>> message_bytes((784, 10))
+    {'fast': 31400.0, 'exact': 62800.0}
+    """
+    first = widths[0] * widths[1]
+    weights, biases = sum(a * b for a, b in itertools.pairwise(widths)), sum(widths[1:])
+    return {"fast": 4.0 * (weights + biases), "exact": 8.0 * (first + 2 * (weights - first) + biases)}
+
+
 def _measured(ranks: int, repeat: int, launcher: list[str]) -> None:
     print(f"{ranks} processes beside one, one thread each: milliseconds a step, of {repeat} turns")
     for name, batch in RUNS:
@@ -132,14 +145,8 @@ def _measured(ranks: int, repeat: int, launcher: list[str]) -> None:
 
 def _modelled(gflops: float, exact_cost: float) -> None:
     widths = NETWORKS["ciresan"]
-    weights = sum(a * b for a, b in itertools.pairwise(widths))
-    biases = sum(widths[1:])
     seconds = network_flops(widths, _ROWS) / (gflops * 1e9)
-    # Exact sums are float64, two for each product of numbers that are no integers; pixels are.
-    sizes = {
-        "fast": 4.0 * (weights + biases),
-        "exact": 8.0 * (widths[0] * widths[1] + 2 * (weights - widths[0] * widths[1]) + biases),
-    }
+    sizes = message_bytes(widths)
     print(
         f"Modelled, not measured: {'-'.join(map(str, widths))}, {_ROWS} rows a rank, a rank a core of {gflops:g} "
         f"GFLOP/s, exact {exact_cost:g} times as long, {_CORES} ranks a machine, alpha {_ALPHA:g} s, beta {_BETA:g} "

@@ -42,7 +42,6 @@ def test_every_optimizer_with_its_own_rate(digits, name):
     assert (found["run"]["optimizer"], found["run"]["lr"]) == (name, rule.rate)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "rule", "recorded"),
     [
@@ -60,6 +59,7 @@ def test_options_of_optimizers(digits, words, rule, recorded):
     assert found["run"].get("weight_decay") == recorded
 
 
+@pytest.mark.slow
 def test_lbfgs(folder, tmp_path):
     """An epoch of L-BFGS is one iteration over all the data."""
     pytest.importorskip("scipy")

@@ -122,7 +122,7 @@ def test_every_loss_has_the_results_of_own_fits(stacks, kind, group, y):
     assert_equal_fits(many, alone, 1e-5 if "dtype" in group else 1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("group", ["adam", "momentum", "float32"])
 def test_every_backend(stacks, monkeypatch, other, group):
     monkeypatch.setattr(meeting, "STACKED", (other.name,))
@@ -133,6 +133,7 @@ def test_every_backend(stacks, monkeypatch, other, group):
         assert_equal_fits(many, alone, 1e-5 if group == "float32" else 1e-9)
 
 
+@pytest.mark.slow
 def test_rows_of_two_numbers_are_two_stacks(stacks):
     rows = [np.r_[0:fold, fold + 30 + fold % 2 : 150] for fold in range(8)]
     alone = [e.fit(X[part], LABELS[part]) for e, part in zip(drawn({}, 8), rows, strict=True)]

@@ -196,7 +196,6 @@ def weights(model):
 OPTIONS = [{}, {"weight_decay": BY_NAME, "clip_norm": 0.3, "clip_value": 0.01}]
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "decay and clipping"])
 @pytest.mark.parametrize("name", EVERY)
@@ -208,6 +207,7 @@ class TestPrograms:
         for p, q in zip(trainer.model.parameters(), model.parameters(), strict=True):
             assert p.grad.tobytes() == q.grad.tobytes()
 
+    @pytest.mark.sampled(3)
     def test_kernels_change_rounding_only(self, kernels, name, options):
         (one, first), (two, second) = train(EVERY[name](**options)), train(EVERY[name](**options), kernels)
         assert second["loss"][0] == pytest.approx(first["loss"][0], rel=1e-3)
@@ -218,7 +218,6 @@ class TestPrograms:
             assert len(state.arrays) == len(other.arrays)
             assert state.numbers == other.numbers
 
-    @pytest.mark.sampled(4)
     @pytest.mark.sampled(6)
     def test_exact_bits_are_those_of_every_kernel_and_of_the_steps_by_hand(self, kernels, name, options):
         trainer, history = train(EVERY[name](**options), kernels, numerics="exact")
@@ -227,6 +226,7 @@ class TestPrograms:
         assert found == by_ops
         assert found[0] == weights_by_hand
 
+    @pytest.mark.sampled(4)
     def test_two_fits_of_one_epoch_are_one_of_two(self, kernels, name, options):
         one, _ = train(EVERY[name](**options), kernels, epochs=2)
         two, _ = train(EVERY[name](**options), kernels)

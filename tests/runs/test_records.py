@@ -166,7 +166,6 @@ def test_a_file_that_cannot_be_written_is_refused_before_training(folder, place)
     refused(run("train", "--dataset", "nosuch", "--record", folder / place), 2, "cannot write")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", [[], "x", 3, ["", "", ""], ["3f80", "a" * 4, "b" * 4], None])
 def test_rows_that_no_recorder_wrote(clean, tmp_path, row):
     """A line without digests is refused although the checksum fits: it would agree with anything."""
@@ -181,6 +180,7 @@ def test_rows_that_no_recorder_wrote(clean, tmp_path, row):
         read_record(path)
 
 
+@pytest.mark.slow
 def test_two_sides_that_are_executed_alike(folder):
     """OpenBLAS takes its usual kernels for an unknown name: both sides are executed alike, and a message says so."""
     result = run("verify", "threads=1", "threads=1", "--dataset", folder / "digits.npz", *RUN, "--steps", 2)

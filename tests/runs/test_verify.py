@@ -116,7 +116,7 @@ def test_two_live_sides_and_a_record_agree(folder, clean):
     assert result.stdout.splitlines()[-1].startswith("10 steps, ")
 
 
-@pytest.mark.slow
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("what", ["weight", "gradient"])
 def test_a_fault_in_a_live_side(folder, planted, what):
     """The element is named, with the distance of one ulp and both values."""
@@ -135,6 +135,7 @@ def test_a_fault_in_a_live_side(folder, planted, what):
     assert verdict.startswith("exact numerics must agree")
 
 
+@pytest.mark.slow
 def test_a_live_side_against_a_record_of_another_run(folder, clean, planted):
     """A record has losses, but no tensors to compute a distance from."""
     planted("hidden 17 0")

@@ -57,7 +57,6 @@ def expected(values, patience, min_delta, mode):
     return records[-1] if records else 0, len(values)
 
 
-@pytest.mark.sampled(8)
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.25, 2.0, -1.0, math.inf, NAN]), min_size=1, max_size=12),
@@ -81,6 +80,7 @@ def test_best_and_last_epoch(values, patience, min_delta, mode):
     assert history.error == ""
 
 
+@pytest.mark.sampled(8)
 def test_on_every_backend(lib):
     """A real validation; the same weights as of a fit that ends at the best epoch by itself."""
     stopper = EarlyStopping(patience=2)
