@@ -35,7 +35,9 @@ _MANY = 1_000_000  # numbers of a long message
 
 
 def fitted(short: float, long: float, size: float) -> tuple[float, float]:
-    """Alpha and beta of `message_seconds` for two machines, from the seconds of a short sum and of one of `size` bytes.
+    """Alpha and beta of `message_seconds` for two machines: from the seconds of a short sum and of a long one.
+
+    size: the bytes of the long sum.
 
     >>> fitted(0.0002, 0.0102, 1e6)
     (0.0001, 100000000.0)
