@@ -2,10 +2,12 @@
 
 import re
 import sys
+from contextlib import nullcontext
+from subprocess import CompletedProcess
 
 import pytest
 
-from xnn.benchmarks.studies import ranks
+from xnn.benchmarks.studies import ranks, ranks_network
 
 
 def test_a_turn_prints_milliseconds(capsys):
@@ -44,3 +46,42 @@ def test_the_table_of_a_cluster(capsys):
     assert len(found) == 6
     for columns in zip(*found, strict=True):
         assert list(columns) == sorted(columns, reverse=True)
+
+
+def test_a_network_of_limited_bandwidth(capsys, monkeypatch):
+    """Half of the rows alone, and messages by the alpha and beta that were found, make the model."""
+    calls = []
+
+    def number(command, *words):
+        calls.append((command, words))
+        if "--ping" in words:
+            return 0.001 if words[-1] == "1" else 0.041
+        return 50.0 if command else 5.0
+
+    monkeypatch.setattr(ranks_network, "_number", number)
+    monkeypatch.setattr(ranks_network, "network", lambda rate: nullcontext())
+    ranks_network.main(["--rates", "800", "--repeat", "1"])
+    _, rate, *lines = capsys.readouterr().out.splitlines()
+    assert rate == "800 million bits a second: alpha 500 microseconds, beta 100.0 MB/s"
+    weights = 784 * 1000 + 1000 * 500 + 500 * 10 + 1510
+    message = 1.0 + 4.0 * weights / 100e6 * 1e3
+    model = 5.0 + message
+    assert lines[0] == (
+        f"  batch 256, fast: half of the rows 5.0 + messages {message:.1f} = {model:.1f} modelled, 50.0 measured, "
+        f"{50 / model:.2f} times as long"
+    )
+    assert len(lines) == 4
+    assert ([], ("xnn.benchmarks.studies.ranks", "--turn", "large", "512", "exact")) in calls
+    assert (["mpiexec"], ("xnn.benchmarks.studies.ranks", "--turn", "large", "1024", "exact")) in calls
+
+
+def test_a_network_that_cannot_be_made_says_why(monkeypatch):
+    def run(words, **options):
+        return CompletedProcess(words, 1, "", "not allowed")
+
+    monkeypatch.setattr(ranks_network.subprocess, "run", run)
+    with (
+        pytest.raises(SystemExit, match="ip netns add xnn-a ended with 1: not allowed"),
+        ranks_network.network(100.0),
+    ):
+        pass
