@@ -12,6 +12,7 @@ over this cable. The model is then that of `ranks.py --model`: the time of one p
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -106,9 +107,7 @@ def _number(command: list[str], *words: str) -> float:
 
 def _ping(count: int) -> None:
     """Add up so many float32 numbers of all ranks, again and again; rank 0 prints the median seconds."""
-    from mpi4py import MPI
-
-    world, times = MPI.COMM_WORLD, []
+    world, times = importlib.import_module("mpi4py.MPI").COMM_WORLD, []
     mine, total = np.ones(count, np.float32), np.empty(count, np.float32)
     for _ in range(25):
         world.Barrier()
