@@ -23,7 +23,7 @@ class ByHand(layers.Layer):
         return x * self.gain.value
 
     def backward(self, dout, input_gradient=True):
-        new = (dout * self.x).sum(0)
+        new = ops.sum(dout * self.x, axis=0)
         if self.gain.grad is None:
             self.gain.grad = new
         else:

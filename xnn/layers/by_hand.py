@@ -8,6 +8,8 @@ from xnn.errors import GraphError, OptionError
 from xnn.graph.node import Recorded
 from xnn.graph.scope import by_hand, current_scope
 from xnn.ops import Array, Namespace, Op
+from xnn.ops.boundary import Boundary
+from xnn.ops.portable import check_portable
 
 __all__ = ["ByHand", "run_by_hand", "written_by_hand"]
 
@@ -45,6 +47,9 @@ class ByHand(Op):
 
         The layer gets a copy of x, which it may keep: a program writes the next step's numbers into the same buffer.
         """
+        if isinstance(xp, Boundary):
+            check_portable(self.owner.forward, f"{self.name}.forward", "xnn.ops")
+            check_portable(self.owner.backward, f"{self.name}.backward", "xnn.ops")
         with by_hand():
             y = self.owner.forward(xp.asarray(x, copy=True), self.training and not self.trial)
         return y, (True, new_pass(self.owner))

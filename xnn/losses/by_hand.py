@@ -9,6 +9,8 @@ from xnn.errors import GraphError, ShapeError
 from xnn.graph.scope import by_hand
 from xnn.layers.by_hand import check_pass, new_pass
 from xnn.ops import Array, Namespace, Op
+from xnn.ops.boundary import Boundary
+from xnn.ops.portable import check_portable
 
 __all__ = ["LossByHand", "one_number"]
 
@@ -36,6 +38,9 @@ class LossByHand(Op):
     def forward(
         self, xp: Namespace, outputs: Array, targets: Array, *sample_weight: Array
     ) -> tuple[Array, Any]:
+        if isinstance(xp, Boundary):
+            check_portable(self.owner.forward, f"{self.name}.forward", "xnn.ops")
+            check_portable(self.owner.backward, f"{self.name}.backward", "xnn.ops")
         # Copies, which the loss may keep: a program writes the next step's numbers into the same buffers.
         given = [xp.asarray(array, copy=True) for array in (outputs, targets, *sample_weight)]
         with by_hand():

@@ -10,7 +10,9 @@ from xnn.metrics.classes import F1, Accuracy, ConfusionMatrix, Precision, Recall
 from xnn.metrics.metric import Count, Metric
 from xnn.metrics.regression import MAE, MSE, R2, RMSE
 from xnn.ops import Array, Namespace
+from xnn.ops.boundary import Boundary
 from xnn.ops.metrics import accuracy
+from xnn.ops.portable import check_portable
 from xnn.options import shown, takes
 
 __all__ = ["get"]
@@ -24,6 +26,8 @@ class _OfFunction(Metric):
         self.function = function
 
     def count(self, xp: Namespace, outputs: Array, targets: Array) -> Array:
+        if isinstance(xp, Boundary):
+            check_portable(self.function, self.name)
         value = self.function(xp, outputs, targets)
         if not getattr(value, "ndim", 0):
             return value

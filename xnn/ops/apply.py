@@ -14,6 +14,7 @@ from typing import Any
 from xnn.errors import DTypeError, GraphError, OptionError, ShapeError, XnnError
 from xnn.ops.boundary import Boundary, SharedBatch
 from xnn.ops.op import Array, Namespace, Op, size_of
+from xnn.ops.portable import check_portable
 from xnn.ops.sums import pairwise_mean, pairwise_sum
 from xnn.options import shown
 
@@ -50,6 +51,7 @@ def forward_of(op: Op, xp: Namespace, inputs: Sequence[Any], options: Mapping[st
         options = {name: plain_number(option) for name, option in options.items()}
     if isinstance(xp, Boundary):
         op = xp.role(op)
+        check_portable(op.forward, f"the forward of {op.name}")
         if not op.takes_stored:
             inputs = [xp.enter(x) for x in inputs]
             options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
@@ -113,6 +115,8 @@ def backward_of(op: Op, xp: Namespace, grad: Array, saved: Any) -> tuple[Array |
             f"{op.name} has no backward, so that there is no gradient: write backward(xp, grad, saved), or take its "
             "result as a constant with ops.stop_gradient"
         )
+    if isinstance(xp, Boundary):
+        check_portable(op.backward, f"the backward of {op.name}")
     try:
         gradients = op.backward(xp, grad, saved)
     except Exception as error:
@@ -164,6 +168,7 @@ def apply_rule(
             if said is None:
                 raise
             raise said from error
+    check_portable(rule, _name(rule))
     options = {key: xp.enter(x) if _is_array(x) else x for key, x in options.items()}
     result = rule(xp, *map(xp.enter, arrays), **options)
     return tuple(map(xp.leave, result)) if isinstance(result, tuple) else xp.leave(result)
