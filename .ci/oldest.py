@@ -3,6 +3,7 @@
     python .ci/oldest.py                the whole suite
     python .ci/oldest.py tests/cli -x   what follows goes to pytest
     python .ci/oldest.py --floors       prints the versions, and does nothing else
+    python .ci/oldest.py --install      makes the environment, and does nothing else
 
 The versions are read from pyproject.toml, also that of setuptools, which builds the package. What these packages need
 in turn is the newest that fits. The environment is .venv/oldest, of the oldest Python that pyproject.toml allows if
@@ -67,18 +68,30 @@ def main(arguments: list[str]) -> int:
     print(*lines, sep="\n", flush=True)
     if arguments == ["--floors"]:
         return 0
+    python = environment(table, lines)
+    if arguments == ["--install"]:
+        return 0
+    subprocess.run([python, "-c", "import sys; print('Python', sys.version)"], check=True)
+    return subprocess.run([python, "-m", "pytest", "-p", "no:cacheprovider", *arguments], cwd=ROOT).returncode
+
+
+def environment(table: dict[str, Any], lines: list[str]) -> Path:
+    """The Python of the environment, which is made anew unless it has these versions already."""
     home = ROOT / ".venv" / "oldest"
-    subprocess.run([interpreter(table), "-m", "venv", "--clear", home], check=True)
     python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
+    wanted, made = "\n".join([*lines, *OTHERS]) + "\n", home / "oldest.txt"
+    if made.exists() and made.read_text(encoding="utf-8") == wanted:
+        return python
+    subprocess.run([interpreter(table), "-m", "venv", "--clear", home], check=True)
     with tempfile.TemporaryDirectory() as scratch:
         constraints = Path(scratch, "oldest.txt")
-        constraints.write_text("\n".join([*lines, *OTHERS]) + "\n", encoding="utf-8")
+        constraints.write_text(wanted, encoding="utf-8")
         install = [python, "-m", "pip", "install", "-q", "-c", constraints]
         subprocess.run([*install, "setuptools"], check=True)
         itself = f"{ROOT}[{','.join(EXTRAS)}]"
         subprocess.run([*install, "--no-build-isolation", "-e", itself], check=True)
-    subprocess.run([python, "-c", "import sys; print('Python', sys.version)"], check=True)
-    return subprocess.run([python, "-m", "pytest", "-p", "no:cacheprovider", *arguments], cwd=ROOT).returncode
+    made.write_text(wanted, encoding="utf-8")
+    return python
 
 
 if __name__ == "__main__":

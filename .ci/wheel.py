@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LINKS = ("backends", "benchmarks")  # symlinks in a checkout's xnn/; their files are counted where they lie
 #: Tests that need no data and no extra, and few seconds.
-SOME_TESTS = ("tests/data", "tests/ops", "tests/test_names.py")
+SOME_TESTS = ("tests/data/test_data.py", "tests/ops/test_ops.py", "tests/test_names.py")
 #: The packages of extras, which are not installed, so that a module that needs one cannot be imported.
 EXTRAS = ("cupy", "llvmlite", "numba", "sklearn")
 IMPORT = """
