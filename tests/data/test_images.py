@@ -256,6 +256,9 @@ class TestFolders:
             "skipped 4 other entries in the folders: 1 folders, 1 hidden, 2 neither PNG nor JPEG"
             in data.load(root).note
         )
+        (root / "beside.png").write_bytes((root / "a" / "0.png").read_bytes())
+        assert "skipped 5 other entries" in data.load(root).note
+        assert "1 images beside the folders of classes" in data.load(root).note
         whole = (root / "a" / "0.png").read_bytes()
         (root / "a" / "one.png").write_bytes(whole[:-30])
         (root / "b" / "two.png").write_bytes(b"x")

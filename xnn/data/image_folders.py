@@ -98,6 +98,8 @@ def from_image_folder(folder: Path, options: TableOptions) -> Dataset:
             raise CorruptFileError(
                 f"{place} holds no images in folders of classes: add some, or remove the folder"
             )
+    for place in {folder, *parts.values()}:
+        skipped["images beside the folders of classes"] += len(images_in(place)[0])
     heads = _read_all([path for found in files.values() for path in found])
     sizes, channels = Counter(size for size, _ in heads), max(channels for _, channels in heads)
     size, note = _size(sizes, options.image_size)
@@ -105,7 +107,7 @@ def from_image_folder(folder: Path, options: TableOptions) -> Dataset:
     if len({channels for _, channels in heads}) > 1:
         notes.append("some images are grey and some have colors: all are read with colors")
     if total := sum(skipped.values()):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()) if count)
         notes.append(f"skipped {total} other {'entry' if total == 1 else 'entries'} in the folders: {kinds}")
     x = {part: _pixels(found, channels, size) for part, found in files.items()}
     y = {part: np.asarray(numbers, np.int64) for part, numbers in labels.items()}
