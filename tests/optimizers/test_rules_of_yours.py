@@ -133,6 +133,21 @@ def test_an_optimizer_without_a_rule_is_told_how_to_write_one():
     fit(xnn.Sequential(layers.Dense(4, 2), seed=0), Own(0.1))
 
 
+def test_an_init_that_does_not_begin_the_optimizer_is_told_so():
+    class Forgetful(optimizers.Optimizer):
+        rule = optimizers.SGD.rule
+
+        def __init__(self, beta=0.5):
+            self.beta = beta
+
+    model = xnn.Sequential(layers.Dense(2, 1), seed=0)
+    message = r"Forgetful.__init__ must call super\(\).__init__\(learning_rate\)"
+    with pytest.raises(OptionError, match=message):
+        xnn.Trainer(model, losses.MSE(), Forgetful())
+    with pytest.raises(OptionError, match=message):
+        Forgetful().step(model.parameters())
+
+
 def test_a_rule_that_takes_more_than_the_optimizer_has():
     def rule(xp, w, g, *, learning_rate, warmth):
         return (w - learning_rate * warmth * g,)

@@ -187,6 +187,13 @@ class Optimizer(Habitual):
             self._decays[parameter] = check_real(f"weight_decay of {parameter.name}", found, 0.0)
         return self._decays[parameter]
 
+    def check_begun(self) -> None:
+        """Raise OptionError if the __init__ of a subclass does not call that of Optimizer."""
+        if "_averaged" not in vars(self):
+            raise OptionError(
+                f"{type(self).__name__}.__init__ must call super().__init__(learning_rate) before anything else"
+            )
+
     @property
     def steps_itself(self) -> bool:
         """Whether `step` or `update` is overridden, and does more than the rule says."""
@@ -292,6 +299,7 @@ class Optimizer(Habitual):
         if isinstance(parameters, Stateful):
             raise OptionError(f"step takes parameters, got {shown(parameters)}: pass model.parameters()")
         parameters = list(parameters)
+        self.check_begun()
         self.check_parameters(parameters)
         if gradients is not None:
             give(parameters, list(gradients))

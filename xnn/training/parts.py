@@ -37,6 +37,7 @@ def check_parts(trainer: Any) -> None:
         if not isinstance(value, kind):
             hint = ": wrap it, as in xnn.Sequential(Net())" if isinstance(value, Layer) else ""
             raise OptionError(f"Trainer needs {example}, as {name}, got {shown(value)}{hint}")
+    trainer.optimizer.check_begun()
     check_reduces(loss)
     if loss.already_includes is not None and model.last_op is loss.already_includes:
         raise OptionError(
