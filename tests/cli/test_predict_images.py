@@ -149,7 +149,7 @@ def test_one_output_is_the_probability_of_class_1(tmp_path):
 
 
 def test_infinite_outputs_have_no_probabilities(model):
-    shares = probabilities("m", xnn.load(model), np.array([[np.inf, 0.0], [-np.inf, 0.0]]))
+    shares = probabilities("m", xnn.load(model), np.array([[np.inf, 0.0], [-np.inf, 0.0]]), "")
     np.testing.assert_array_equal(shares, [[np.nan, np.nan], [0.0, 1.0]])
 
 

@@ -137,6 +137,11 @@ def test_losses_of_two_classes(folder, tmp_path, name, loss, targets):
     data = load(table)
     right = xnn.load(path).predict_classes(data.x_test) == data.y_test
     assert found["test_accuracy"] == pytest.approx(np.mean(right))
+    chances = run("predict", path, table, "--proba")
+    if name == "hinge":
+        refused(chances, 2, "trained with the hinge loss, whose outputs are no probabilities")
+    else:
+        assert chances.exit_code == 0
 
 
 @pytest.mark.parametrize(

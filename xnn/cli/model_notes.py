@@ -26,6 +26,7 @@ class Notes:
     dataset: the name of the data; "" if the file does not say it.
     image: the shape of a sample, (height, width), (channels, height, width) or (height, width, channels), if samples
         are images of bytes; otherwise ().
+    loss: the name of the loss, such as "hinge"; "" if the file does not say it.
     """
 
     task: str = "classification"
@@ -35,6 +36,7 @@ class Notes:
     classes: int = 0
     dataset: str = ""
     image: tuple[int, ...] = ()
+    loss: str = ""
 
 
 def unfit(said: dict[str, Any]) -> list[str]:
@@ -65,11 +67,9 @@ def read_notes(path: str) -> Notes:
     if columns is not None:
         names, features_of, targets = (tuple(columns[key]) for key in ("names", "features", "targets"))
         columns = Columns(names, features_of, targets, columns.get("header"))
-    dataset, image = said.get("dataset"), tuple(said.get("image") or ())
-    name = dataset if isinstance(dataset, str) else ""
-    return Notes(
-        task, features, tuple(labels), columns, classes if task == "classification" else 0, name, image
-    )
+    name, loss = (said[key] if isinstance(said.get(key), str) else "" for key in ("dataset", "loss"))
+    image, classes = tuple(said.get("image") or ()), classes if task == "classification" else 0
+    return Notes(task, features, tuple(labels), columns, classes, name, image, loss)
 
 
 def _is_list(value: Any, *kinds: type) -> TypeGuard[list[Any]]:

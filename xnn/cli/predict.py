@@ -171,7 +171,7 @@ def _predict(
         named = [notes.labels[n] for n in classes.tolist()] if notes.labels else classes.tolist()
         shares = None
         if lines.form.shares:
-            shares = np.ones((len(outputs), 1)) if only else probabilities(model, net, outputs)
+            shares = np.ones((len(outputs), 1)) if only else probabilities(model, net, outputs, notes.loss)
         lines.add(named, samples.names, shares, notes.labels)
     if rows is not None:
         rows.end()

@@ -56,8 +56,13 @@ class Form:
             raise OptionError(f"--proba and --top are for classes, and {model} predicts numbers: omit them")
 
 
-def probabilities(model: str, net: Sequential, outputs: np.ndarray) -> np.ndarray:
-    """The probabilities of the classes; model: the file, for messages. Raises OptionError if there are none."""
+def probabilities(model: str, net: Sequential, outputs: np.ndarray, loss: str) -> np.ndarray:
+    """The probabilities of the classes. model: the file, for messages. Raises OptionError if there are none."""
+    if loss == "hinge":
+        raise OptionError(
+            f"{model} was trained with the hinge loss, whose outputs are no probabilities: omit --proba and --top, "
+            "--output writes the outputs"
+        )
     found = class_probabilities(net.last_op, outputs)
     if found is None:
         raise OptionError(

@@ -75,6 +75,8 @@ class Job:
             "columns": None if data.columns is None else asdict(data.columns),
             "epochs": self.kept_epoch(history),
         }
+        if self.spec.loss is not None:  # else it is the first for such data
+            notes["loss"] = self.spec.loss
         if data.scale == 1 / 255 and len(data.sample_shape) > 1:  # images of bytes
             notes["image"] = data.sample_shape
         weights.save(model, path, notes if error is None else {**notes, "error": str(error)})
