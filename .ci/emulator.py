@@ -2,7 +2,6 @@
 
     python .ci/emulator.py                 what .ci/run has
     python .ci/emulator.py --only checks   these parts of nvrtc, tests, checks, verify, examples
-    python .ci/emulator.py --install       makes the environment, and does nothing else
     python .ci/emulator.py --only long     what .ci/full has: the examples that take minutes, benchmarks/gpu.sh
 
 The environment is .venv/cupy, with CuPy's wheel and the few packages that the emulator needs. The line of each
@@ -56,12 +55,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=parts, help="these parts")
-    parser.add_argument("--install", action="store_true", help="make the environment, and nothing else")
-    given = parser.parse_args()
-    only = given.only
+    only = parser.parse_args().only
     install()
-    if given.install:
-        return
     code = "from cuda_emulator import build; print(build.obstacle())"
     done = subprocess.run(
         [PYTHON, "-c", code], env=environment(), text=True, stdout=subprocess.PIPE, check=True

@@ -69,5 +69,9 @@ WORK = {"digests": study, "install": environment}
 if __name__ == "__main__":
     asked = sys.argv[1:]
     work = WORK[asked.pop(0)] if asked and asked[0] in WORK else tests
+    if unknown := [name for name in asked if name not in LIBRARIES]:
+        sys.exit(
+            f"{unknown[0]!r} is none of {', '.join((*WORK, *LIBRARIES))}; digests and install come first"
+        )
     for name in asked or LIBRARIES:
         work(name)

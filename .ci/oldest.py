@@ -76,11 +76,15 @@ def main(arguments: list[str]) -> int:
 
 
 def environment(table: dict[str, Any], lines: list[str]) -> Path:
-    """The Python of the environment, which is made anew unless it has these versions already."""
+    """The Python of the environment, which is made anew unless it has these versions already.
+
+    What these packages need in turn stays as it was: remove .venv/oldest for the newest.
+    """
     home = ROOT / ".venv" / "oldest"
     python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
-    wanted, made = "\n".join([*lines, *OTHERS]) + "\n", home / "oldest.txt"
-    if made.exists() and made.read_text(encoding="utf-8") == wanted:
+    made = home / "oldest.txt"
+    wanted = "\n".join([f"# {interpreter(table)} {ROOT} {EXTRAS}", *lines, *OTHERS]) + "\n"
+    if python.exists() and made.exists() and made.read_text(encoding="utf-8") == wanted:
         return python
     subprocess.run([interpreter(table), "-m", "venv", "--clear", home], check=True)
     with tempfile.TemporaryDirectory() as scratch:

@@ -39,7 +39,7 @@ for name in names:
         except ImportError as error:
             missing = (error.__cause__ or error).name
             if missing.partition(".")[0] not in extras:
-                print(f"{name} needs {missing}")
+                print(f"{name} needs {missing}", flush=True)
                 os._exit(1)
         except BaseException:
             traceback.print_exc()

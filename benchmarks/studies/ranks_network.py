@@ -15,6 +15,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -55,9 +56,11 @@ def _run(*words: str) -> None:
 @contextmanager
 def network(megabits: float) -> Iterator[None]:
     """Two namespaces that are joined by a cable, which carries so many million bits a second each way."""
+    made = []
     try:
         for end in _ENDS:
             _run("ip", "netns", "add", end)
+            made.append(end)
         first, second = _ENDS
         _run(
             "ip",
@@ -83,7 +86,7 @@ def network(megabits: float) -> Iterator[None]:
             _run(*inside, "tc", "qdisc", "add", "dev", end, "root", "tbf", *bucket)
         yield
     finally:
-        for end in _ENDS:
+        for end in made:
             subprocess.run(["ip", "netns", "del", end], capture_output=True, check=False)
 
 
@@ -133,6 +136,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.ping is not None:
         return _ping(given.ping)
     launcher, widths = given.launcher.split(), NETWORKS[_NAME]
+    if missing := [word for word in ("ip", "tc", launcher[0]) if shutil.which(word) is None]:
+        sys.exit(f"there is no command {missing[0]}: this study needs Linux's ip and tc, and MPICH's mpiexec")
     title = "-".join(map(str, widths))
     print(
         f"{title}, two ranks at the ends of a cable, one thread each: milliseconds a step, of {given.repeat} turns"

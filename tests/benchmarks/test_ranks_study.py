@@ -60,6 +60,7 @@ def test_a_network_of_limited_bandwidth(capsys, monkeypatch):
 
     monkeypatch.setattr(ranks_network, "_number", number)
     monkeypatch.setattr(ranks_network, "network", lambda rate: nullcontext())
+    monkeypatch.setattr(ranks_network.shutil, "which", lambda word: word)
     ranks_network.main(["--rates", "800", "--repeat", "1"])
     _, rate, *lines = capsys.readouterr().out.splitlines()
     assert rate == "800 million bits a second: alpha 500 microseconds, beta 100.0 MB/s"
@@ -85,3 +86,9 @@ def test_a_network_that_cannot_be_made_says_why(monkeypatch):
         ranks_network.network(100.0),
     ):
         pass
+
+
+def test_what_is_not_installed_is_said_first(monkeypatch):
+    monkeypatch.setattr(ranks_network.shutil, "which", lambda word: None if word == "tc" else word)
+    with pytest.raises(SystemExit, match="there is no command tc"):
+        ranks_network.main([])

@@ -42,7 +42,8 @@ class GradientNorm(Callback):
     bystander = True
 
     def on_epoch_end(self, history: History, entry: dict[str, Any]) -> None:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        # A parameter that was frozen keeps the gradient of an earlier fit.
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None and not p.frozen]
         if gradients:
             lib = backend_of(*gradients)
             (norm,) = apply_rule(updates.common_norm, lib.math, gradients, {})

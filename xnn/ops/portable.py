@@ -10,6 +10,7 @@ from __future__ import annotations
 import dis
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -17,51 +18,81 @@ from xnn.errors import NumericsError
 
 __all__ = ["check_portable"]
 
-_OPERATORS = {"**": "pow, or products such as x * x", "@": "matmul"}
+_OPERATORS = {"**": "pow", "@": "matmul"}
 #: Methods of arrays that add up or multiply the elements.
-_METHODS = {"accumulate", "cumsum", "dot", "mean", "prod", "reduce", "std", "sum", "trace", "var"}
-#: Functions of an array library that round in a way of their own, or add up the elements.
+_METHODS = {"accumulate", "cumprod", "cumsum", "dot", "mean", "prod", "reduce", "std", "sum", "trace", "var"}
+#: Functions that round in a way of their own, or add up the elements. Of SciPy, all are.
 _FUNCTIONS = _METHODS | {
     "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "average", "cbrt", "convolve",
-    "correlate", "cos", "cosh", "cumprod", "einsum", "exp", "exp2", "expm1", "fft", "float_power", "hypot",
-    "inner", "kron", "linalg", "log", "log10", "log1p", "log2", "logaddexp", "matmul", "nanmean", "nansum",
-    "outer", "pow", "power", "sin", "sinh", "special", "tan", "tanh", "tensordot", "vdot",
+    "correlate", "cos", "cosh", "dist", "einsum", "erf", "erfc", "exp", "exp2", "expm1", "fft", "float_power",
+    "gamma", "gradient", "hypot", "inner", "kron", "lgamma", "linalg", "log", "log10", "log1p", "log2",
+    "logaddexp", "logaddexp2", "matmul", "median", "nanmean", "nanprod", "nanstd", "nansum", "nanvar", "outer",
+    "pow", "power", "sin", "sinc", "sinh", "special", "tan", "tanh", "tensordot", "vdot",
 }  # fmt: skip
-_LIBRARIES = {"cupy", "math", "numpy", "scipy", "torch"}
-_passed: WeakSet[types.CodeType] = WeakSet()
+#: What to write in the place of some of them: the name among the functions of `xp` and in xnn.ops.
+INSTEAD = {
+    **{
+        name: name
+        for name in ("cos", "exp", "expm1", "log", "log1p", "matmul", "mean", "pow", "sin", "sum", "tanh")
+    },
+    **{"dot": "matmul", "float_power": "pow", "inner": "matmul", "power": "pow"},
+}
+_LIBRARIES = {"_operator", "cupy", "math", "numpy", "operator", "scipy", "torch"}
+#: What has been looked at and passed.
+_passed: WeakSet[Callable[..., Any]] = WeakSet()
 
 
-def check_portable(function: Callable[..., Any], what: str, instead: str = "xp") -> None:
+def check_portable(function: Callable[..., Any], what: str, place: str = "xp") -> None:
     """Raise NumericsError if a function computes with what rounds differently from machine to machine.
 
-    These are the operators ** and @, methods of arrays such as x.sum(), and functions such as np.exp or math.exp.
+    These are the operators ** and @, methods of arrays such as x.sum(), and functions such as np.exp or math.exp. On
+    integers they would do no harm, but code does not say what its numbers are.
 
     function: what a user wrote, such as an op's `forward`. xnn's own functions pass, and so does what has no code of
-    Python. what: its name in the error. instead: what has functions without this fault, "xp" or "xnn.ops". Functions
-    that it calls are not looked at.
+    Python. Neither functions that it calls are looked at, nor what it imports itself. what: its name in the error.
+    place: what has functions without this fault, "xp" or "xnn.ops".
     """
-    function = getattr(function, "__func__", function)
+    function = _plain(function)
     code = getattr(function, "__code__", None)
-    if code is None or code in _passed or str(function.__module__).partition(".")[0] == "xnn":
+    if code is None or function in _passed or str(function.__module__).partition(".")[0] == "xnn":
         return
-    used = _first_use(code, _seen_by(function, code))
-    if used:
+    if used := _first_use(code, function.__globals__, _cells(function)):
+        found, name = used
+        if found.startswith("math."):
+            advice = "the number that it gives"
+        elif name in INSTEAD:
+            advice = f"{place}.{INSTEAD[name]}{', or x * x' if name == 'pow' else ''}"
+        else:
+            advice = f"it with functions of {place}"
         raise NumericsError(
-            f"{what} uses {used[0]}, whose bits depend on the machine: in exact numerics write {instead}.{used[1]}, "
-            "or train in fast numerics"
+            f"{what} uses {found}, whose bits depend on the machine (unless its numbers are integers, which is not "
+            f"seen here): in exact numerics write {advice}, or train in fast numerics"
         )
-    _passed.add(code)
+    _passed.add(function)
 
 
-def _seen_by(function: Any, code: types.CodeType) -> dict[str, Any]:
-    """What the names in a function mean."""
-    seen = dict(function.__globals__)
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+def _plain(function: Any) -> Any:
+    """The function behind a method, a partial, a decorator that says what it wraps, or an object that is called."""
+    while True:
+        if isinstance(function, partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__") or hasattr(function, "__func__"):
+            function = getattr(function, "__wrapped__", None) or function.__func__
+        elif not hasattr(function, "__code__") and hasattr(type(function).__call__, "__code__"):
+            function = type(function).__call__
+        else:
+            return function
+
+
+def _cells(function: Any) -> dict[str, Any]:
+    """What a function sees of the functions around it."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            seen[name] = cell.cell_contents
+            found[name] = cell.cell_contents
         except ValueError:  # a name that has no value yet
-            seen.pop(name, None)
-    return seen
+            continue
+    return found
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -73,35 +104,48 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _library(x: Any) -> str:
-    """The array library that a module or a function belongs to; "" for anything else."""
+    """The library that a module or a function belongs to, if it is one of numbers; else ""."""
     place = x.__name__ if isinstance(x, types.ModuleType) else getattr(x, "__module__", None)
     top = "numpy" if type(x).__name__ == "ufunc" else str(place).partition(".")[0]
-    return top if top in _LIBRARIES else ""
+    return top.lstrip("_") if top in _LIBRARIES else ""
 
 
-def _first_use(code: types.CodeType, seen: dict[str, Any]) -> tuple[str, str] | None:
-    """The first thing that rounds differently elsewhere and the function to write in its place, or None."""
+def _first_use(code: types.CodeType, seen: dict[str, Any], cells: dict[str, Any]) -> tuple[str, str] | None:
+    """The first thing that rounds differently elsewhere, as it is called in a message and by its name; or None.
+
+    seen, cells: the values of the names outside the function.
+    """
     for one in _codes(code):
-        owner: str | None = None  # the name whose attribute is read next
+        owner, value = "", None  # the name that was read last, and what is known of it
         for step in dis.get_instructions(one):
             name = str(step.argval[-1] if isinstance(step.argval, tuple) else step.argval)
             if step.opname == "BINARY_OP" and (operator := step.argrepr.rstrip("=")) in _OPERATORS:
                 return operator, _OPERATORS[operator]
             if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                library = isinstance(seen.get(owner or ""), types.ModuleType) and _library(seen[owner or ""])
-                if library and name in _FUNCTIONS:
-                    return f"{library}.{name}", name
+                if isinstance(value, types.ModuleType):
+                    library = _library(value)
+                    if library and (name in _FUNCTIONS or library == "scipy"):
+                        return f"{library}.{name}", name
+                    owner, value = "", getattr(value, name, None)
+                    continue
                 called = (
                     step.opname == "LOAD_METHOD" or step.argrepr != name
                 )  # argrepr tells, from Python 3.12 on
                 if called and name in _METHODS and owner not in ("xp", "self", "cls", "ops"):
                     return f"the method .{name}() of an array", name
-                owner = None
-            elif step.opname.startswith("LOAD_"):
-                owner = name
-                known = seen.get(name) if "GLOBAL" in step.opname or "DEREF" in step.opname else None
-                if callable(known) and getattr(known, "__name__", "") in _FUNCTIONS and _library(known):
-                    return f"{_library(known)}.{known.__name__}", known.__name__
+                owner, value = "", None
+            elif "LOAD_" in step.opname:  # Python 3.13 has a STORE_FAST_LOAD_FAST
+                known = seen if "GLOBAL" in step.opname else cells if "DEREF" in step.opname else {}
+                owner, value = name, known.get(name)
+                if "GLOBAL" in step.opname and name == "pow" and value is None:
+                    return "Python's pow", name
+                own = getattr(value, "__name__", "")
+                if (
+                    callable(value)
+                    and (library := _library(value))
+                    and (own in _FUNCTIONS or library == "scipy")
+                ):
+                    return f"{library}.{own}", own
             elif step.opname not in ("CACHE", "EXTENDED_ARG", "PUSH_NULL"):
-                owner = None
+                owner, value = "", None
     return None
