@@ -19,33 +19,34 @@ __all__ = ["share"]
 
 #: Runs parts until none is left, and returns how many it ran.
 Work = Callable[[], int]
+#: How many parts each thread has run, or its error; those that ran none say nothing.
+Results = SimpleQueue[int | BaseException]
 
 
 class _Helpers:
-    """Waiting threads. results: how many parts each has run; those that ran none say nothing."""
+    """Waiting threads, each with an inbox of what to run, and where its result goes."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.inboxes: list[SimpleQueue[Work]] = []
-        self.results: SimpleQueue[int | BaseException] = SimpleQueue()
+        self.inboxes: list[SimpleQueue[tuple[Work, Results]]] = []
 
     def grow(self, count: int) -> None:
         while len(self.inboxes) < count:
-            inbox: SimpleQueue[Work] = SimpleQueue()
+            inbox: SimpleQueue[tuple[Work, Results]] = SimpleQueue()
             threading.Thread(target=self._serve, args=(inbox,), name="xnn", daemon=True).start()
             self.inboxes.append(inbox)
 
-    def _serve(self, inbox: SimpleQueue[Work]) -> None:
+    def _serve(self, inbox: SimpleQueue[tuple[Work, Results]]) -> None:
         while True:
-            work = inbox.get()
+            work, results = inbox.get()
             done: int | BaseException
             try:
                 done = work()
             except BaseException as error:
                 done = error
             if done:
-                self.results.put(done)
-            del work
+                results.put(done)
+            del work, results
 
 
 _helpers = _Helpers()
@@ -61,18 +62,22 @@ if hasattr(os, "register_at_fork"):
 
 
 def share(work: Work, parts: int, threads: int) -> None:
-    """Run `work` here and in helper threads, until all parts are done."""
+    """Run `work` here and in helper threads, until all parts are done.
+
+    An error in a part is raised. That of a thread which took no part is nobody's: the others have done them all.
+    """
     helpers, count = _helpers, min(threads, parts) - 1
     if count < 1 or not helpers.lock.acquire(blocking=False):
         work()
         return
     try:
         helpers.grow(count)
+        results: Results = SimpleQueue()  # of this call alone: a thread that is late may still answer
         for inbox in helpers.inboxes[:count]:
-            inbox.put(work)
+            inbox.put((work, results))
         left = parts - work()
         while left:
-            done = helpers.results.get()
+            done = results.get()
             if isinstance(done, BaseException):
                 raise done
             left -= done

@@ -206,20 +206,40 @@ def test_parts_are_alike_and_whole():
 def test_an_error_in_a_part(error):
     """It is raised, and what is shared afterwards is not disturbed by parts that were left."""
     for _ in range(20):
-        log, begun = [], threading.Event()
-        inner = parts(50, log)
+        numbers = itertools.count()
 
-        def work(inner=inner, begun=begun):
-            if not begun.is_set():
-                begun.set()
-                raise error
-            return inner()
+        def work(numbers=numbers):
+            done = 0
+            while (number := next(numbers)) < 50:
+                if number == 20:
+                    raise error
+                done += 1
+            return done
 
         with pytest.raises(error):
             workers.share(work, 50, 3)
-        log.clear()
         after = []
         workers.share(parts(10, after), 10, 3)
+        assert len(after) == 10
+
+
+def test_an_error_of_a_thread_without_a_part_disturbs_nobody():
+    """The caller does all parts first; the error that comes then is not taken for one of the next call."""
+    caller, done, late = threading.get_ident(), threading.Event(), threading.Event()
+
+    def work():
+        if threading.get_ident() == caller:
+            done.set()
+            return 2
+        done.wait(10)
+        late.set()
+        raise ValueError
+
+    workers.share(work, 2, 2)
+    assert late.wait(10)
+    for _ in range(20):
+        after = []
+        workers.share(parts(10, after), 10, 2)
         assert len(after) == 10
 
 
