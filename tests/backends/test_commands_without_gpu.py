@@ -57,6 +57,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_command_says_why_in_one_line(failure, command, monkeypatch, tmp_path, recorded):

@@ -267,6 +267,7 @@ def test_a_contestant_that_breaks_leaves_the_others_their_figures():
     assert "no contestant is called 'nobody'" in gone["reason"]
 
 
+@pytest.mark.slow
 def test_a_number_of_threads_of_its_own():
     cores = os.cpu_count() or 1
     found = suite.run_task(["xnn-numpy@1", f"xnn-numpy@{cores}"], TASK, 7, repeat=1)

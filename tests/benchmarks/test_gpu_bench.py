@@ -226,6 +226,7 @@ def test_which_peers_are_timed(asked, backends, found):
     assert bench._others(asked.split(","), backends) == found
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "name", ["torch-gpu", "torch-gpu-graph", "torch-gpu-compile", "jax-gpu", "jax-gpu-scan"]
 )

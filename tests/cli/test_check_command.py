@@ -68,6 +68,7 @@ def test_check_finds_a_broken_gradient(monkeypatch):
     assert "1 failed" in result.stdout
 
 
+@pytest.mark.slow
 def test_check_finds_backends_that_differ(monkeypatch, other):
     """The other backend computes another formula: its gradient is right for it, but NumPy does not agree."""
     right = type(ops.sigmoid).forward

@@ -43,6 +43,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_memory_grows_with_the_targets_alone(tmp_path, monkeypatch, kind):
     write, targets_of, dtype, options = KINDS[kind]

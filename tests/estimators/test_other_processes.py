@@ -64,6 +64,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_search_in_two_processes_finds_what_one_finds_and_takes_no_more_threads():
     found = json.loads(printed(SEARCH))
     assert found["1"]["accuracy"] == found["2"]["accuracy"]

@@ -69,7 +69,7 @@ def assert_same(estimators, others):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kernels", ["numpy", "auto"])
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("threads", [None, 3])
@@ -269,7 +269,7 @@ IN_PIPELINE = [
 ]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "options",
     [

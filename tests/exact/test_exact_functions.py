@@ -111,7 +111,7 @@ def check(name: str, x: list[Any], y: np.ndarray, truths: list[Any]) -> None:
     assert relative[0] <= 2.0 ** ERRORS[name], worst
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_function_is_mpmaths(name):
     mpmath = pytest.importorskip("mpmath")

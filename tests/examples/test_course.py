@@ -15,8 +15,8 @@ make = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(make)
 
 
-#: Pages that take more than four seconds of a processor.
-SLOW = ("01_perceptron", "07_training", "08_convolution")
+#: Pages that take seconds of a processor.
+SLOW = ("01_perceptron", "02_numerical_gradients", "06_mnist", "07_training", "08_convolution")
 
 
 def marked(path):

@@ -96,7 +96,7 @@ def state(trainer):
     return [array.value.tobytes() for _, array in trainer.model.named_state()], [a for a in kept if np.any(a)]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["ops", "numpy", "compiled"])
 def test_it_is_said_before_the_first_step(monkeypatch, kernels):
     """As in a container whose limit ends the process instead of refusing memory."""

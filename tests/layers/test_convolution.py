@@ -367,6 +367,7 @@ def test_training_on_every_backend(lib):
     assert model.predict(PIXELS[:0]).shape == (0, 4)
 
 
+@pytest.mark.slow
 def test_a_float64_model():
     model, _ = train("auto", model=small_network(dtype="float64"))
     assert model.predict(PIXELS).dtype == np.float64

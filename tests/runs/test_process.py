@@ -53,7 +53,7 @@ def wait_for_its_end(pid):
         time.sleep(0.05)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("module", ["sleeper", "xnn.runs.replay_process", "xnn.benchmarks.worker"])
 def test_a_process_ends_with_its_parent(tmp_path, sleeper, module):
