@@ -230,6 +230,7 @@ class Optimizer(Habitual):
 
         Also for a rule that takes other arrays than the optimizer keeps.
         """
+        self.check_begun()
         if not (self.state or self.minimizes or self.steps_itself):
             check_kept(self)
             check_rule(type(self).__name__, type(self).rule, self.arrays)
@@ -299,7 +300,6 @@ class Optimizer(Habitual):
         if isinstance(parameters, Stateful):
             raise OptionError(f"step takes parameters, got {shown(parameters)}: pass model.parameters()")
         parameters = list(parameters)
-        self.check_begun()
         self.check_parameters(parameters)
         if gradients is not None:
             give(parameters, list(gradients))
