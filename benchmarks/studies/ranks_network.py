@@ -1,6 +1,6 @@
 """Compares the model of a cluster with training over a network of limited bandwidth, on one machine.
 
-    python -m xnn.benchmarks.studies.ranks_network [--rates 1000 100] [--repeat 3] [--launcher mpiexec]
+    python -m xnn.benchmarks.studies.ranks_network [--rates 1000 300] [--repeat 3] [--launcher mpiexec]
 
 Linux, root, the commands ip and tc, and MPICH with mpi4py are needed (docs/several_machines.md). Two network
 namespaces are joined by a cable that carries so many million bits a second each way (a token bucket filter); the two
@@ -34,6 +34,7 @@ _ENDS = ("xnn-a", "xnn-b")  # namespaces, and the interfaces in them
 _STUDY = "xnn.benchmarks.studies.ranks"
 _NAME, _BATCHES = "large", (256, 1024)
 _MANY = 1_000_000  # numbers of a long message
+_UP = 3.0  # seconds after which a new interface can be used
 
 
 def fitted(short: float, long: float, size: float) -> tuple[float, float]:
@@ -84,6 +85,7 @@ def network(megabits: float) -> Iterator[None]:
             _run(*inside, "ip", "link", "set", end, "up")
             bucket = ("rate", f"{megabits:g}mbit", "burst", "128kb", "limit", "16mb")
             _run(*inside, "tc", "qdisc", "add", "dev", end, "root", "tbf", *bucket)
+        time.sleep(_UP)
         yield
     finally:
         for end in made:
@@ -93,7 +95,8 @@ def network(megabits: float) -> Iterator[None]:
 def _number(command: list[str], *words: str) -> float:
     """The number that rank 0 of a command prints last."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment |= {"MPIR_CVAR_NOLOCAL": "1", "FI_PROVIDER": "tcp"}  # no shared memory between the ranks
+    # No shared memory between the ranks, with either of the two layers below MPICH.
+    environment |= {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp", "FI_PROVIDER": "tcp"}
     ranks = [["ip", "netns", "exec", end, sys.executable, "-m", *words] for end in _ENDS]
     call = (
         [*command, "-n", "1", *ranks[0], ":", "-n", "1", *ranks[1]]
@@ -127,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[1000.0, 100.0], help="million bits a second"
+        "--rates", type=float, nargs="+", default=[1000.0, 300.0], help="million bits a second"
     )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--launcher", default="mpiexec", help="of MPICH, with its options")
