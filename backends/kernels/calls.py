@@ -283,7 +283,7 @@ class KernelTable:
         return None
 
     def whole(self, calls: Sequence[Call]) -> Whole | None:
-        """What runs all bound calls of a program for several steps at once; None if this table never does."""
+        """An object that runs several steps of a program in one call; None if these kernels run each by itself."""
         return None
 
     def several(

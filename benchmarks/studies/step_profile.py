@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         kernels, batch, threads, network = [*arguments, *("auto", "32", "1", "")[len(arguments) :]]
         if network and network not in NETWORKS:
-            raise OptionError(f"got the network {network!r}: choose {', '.join(NETWORKS)}")
+            raise OptionError(f"there is no network {network!r}: choose {', '.join(NETWORKS)}")
         steps = _STEPS_OF_IMAGES if network else _STEPS
         lines = profile(kernels, int(batch), check_count("threads", int(threads)), steps, network)
     except (ValueError, OptionError) as error:

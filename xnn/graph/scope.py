@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
 from typing import Any, Self
 
-from xnn.backends.numerics import pinned
+from xnn.backends.numerics import current_numerics, pinned
 from xnn.errors import GraphError
+from xnn.ops.portable import check_portable
 
 __all__ = [
     "Scope", "assignments", "by_hand", "check_assignment", "current_scope", "last_assignment", "note_assignment",
@@ -85,8 +86,13 @@ def check_assignment(owner: object, name: str) -> None:
 
 
 @contextmanager
-def by_hand() -> Iterator[None]:
-    """Close all scopes for the block: layers called in it keep what their `backward` needs."""
+def by_hand(method: Callable[..., Any]) -> Iterator[None]:
+    """Close all scopes for the block: layers called in it keep what their `backward` needs.
+
+    method: the forward or backward that is called in it. Raises NumericsError for one that exact numerics refuse.
+    """
+    if current_numerics() == "exact":
+        check_portable(method, method.__qualname__, "xnn.ops")
     token = _scope.set(None)
     try:
         yield

@@ -8,8 +8,6 @@ from xnn.errors import GraphError, OptionError
 from xnn.graph.node import Recorded
 from xnn.graph.scope import by_hand, current_scope
 from xnn.ops import Array, Namespace, Op
-from xnn.ops.boundary import Boundary
-from xnn.ops.portable import check_portable
 
 __all__ = ["ByHand", "run_by_hand", "written_by_hand"]
 
@@ -47,10 +45,7 @@ class ByHand(Op):
 
         The layer gets a copy of x, which it may keep: a program writes the next step's numbers into the same buffer.
         """
-        if isinstance(xp, Boundary):
-            check_portable(self.owner.forward, f"{self.name}.forward", "xnn.ops")
-            check_portable(self.owner.backward, f"{self.name}.backward", "xnn.ops")
-        with by_hand():
+        with by_hand(self.owner.forward):
             y = self.owner.forward(xp.asarray(x, copy=True), self.training and not self.trial)
         return y, (True, new_pass(self.owner))
 
@@ -58,7 +53,7 @@ class ByHand(Op):
         """The layer's gradient for x, and the `grad` of its parameters, which its backward has set."""
         input_gradient, number = saved
         check_pass(self.owner, number)
-        with by_hand():
+        with by_hand(self.owner.backward):
             dx = self.owner.backward(xp.asarray(grad, copy=True), input_gradient=input_gradient)
         return (dx, *(parameter.grad for parameter in self.owner.parameters()))
 
@@ -94,6 +89,6 @@ def run_by_hand(layer: Any, x: Any, training: bool) -> Any:
     recorded = isinstance(x, Recorded) or (scope is not None and scope.records and parameters)
     if not recorded:
         new_pass(layer)
-        with by_hand():
+        with by_hand(layer.forward):
             return layer.forward(x, training)
     return ByHand(layer, training, scope is not None and scope.program)(x, *parameters)

@@ -9,8 +9,6 @@ from xnn.errors import GraphError, ShapeError
 from xnn.graph.scope import by_hand
 from xnn.layers.by_hand import check_pass, new_pass
 from xnn.ops import Array, Namespace, Op
-from xnn.ops.boundary import Boundary
-from xnn.ops.portable import check_portable
 
 __all__ = ["LossByHand", "one_number"]
 
@@ -38,19 +36,16 @@ class LossByHand(Op):
     def forward(
         self, xp: Namespace, outputs: Array, targets: Array, *sample_weight: Array
     ) -> tuple[Array, Any]:
-        if isinstance(xp, Boundary):
-            check_portable(self.owner.forward, f"{self.name}.forward", "xnn.ops")
-            check_portable(self.owner.backward, f"{self.name}.backward", "xnn.ops")
         # Copies, which the loss may keep: a program writes the next step's numbers into the same buffers.
         given = [xp.asarray(array, copy=True) for array in (outputs, targets, *sample_weight)]
-        with by_hand():
+        with by_hand(self.owner.forward):
             cost = one_number(self.owner, self.owner.forward(*given), outputs)
         return cost, (len(sample_weight), new_pass(self.owner))
 
     def backward(self, xp: Namespace, grad: Array, saved: Any) -> tuple[Array | None, ...]:
         weights, number = saved
         check_pass(self.owner, number)
-        with by_hand():
+        with by_hand(self.owner.backward):
             gradient = self.owner.backward()
         if not hasattr(gradient, "shape"):
             raise GraphError(

@@ -273,7 +273,7 @@ class Loss(Habitual):
             return LossByHand(self)(*arrays)
         if self.by_hand:
             new_pass(self)
-            with by_hand():
+            with by_hand(self.forward):
                 return one_number(self, self.forward(*arrays), outputs)
         scope = current_scope()
         if scope is not None:

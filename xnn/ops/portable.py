@@ -52,9 +52,11 @@ def check_portable(function: Callable[..., Any], what: str, place: str = "xp") -
     Python. Neither functions that it calls are looked at, nor what it imports itself. what: its name in the error.
     place: what has functions without this fault, "xp" or "xnn.ops".
     """
+    if _is_own(function):  # first, since it is asked at each call of an op
+        return
     function = _plain(function)
     code = getattr(function, "__code__", None)
-    if code is None or function in _passed or str(function.__module__).partition(".")[0] == "xnn":
+    if code is None or function in _passed or _is_own(function):
         return
     if used := _first_use(code, function.__globals__, _cells(function)):
         found, name = used
@@ -69,6 +71,11 @@ def check_portable(function: Callable[..., Any], what: str, place: str = "xp") -
             f"seen here): in exact numerics write {advice}, or train in fast numerics"
         )
     _passed.add(function)
+
+
+def _is_own(function: Any) -> bool:
+    """Whether a function is xnn's."""
+    return str(getattr(function, "__module__", None)).startswith("xnn.")
 
 
 def _plain(function: Any) -> Any:

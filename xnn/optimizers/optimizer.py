@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xnn.backends import backend_of
-from xnn.backends.numerics import pinned
+from xnn.backends.numerics import current_numerics, pinned
 from xnn.errors import OptionError
 from xnn.graph.habits import Habitual, RefusedName
 from xnn.layers import Parameter
 from xnn.layers.state import Stateful
 from xnn.ops import Array, updates
 from xnn.ops.apply import apply_rule, fresh_arrays
+from xnn.ops.portable import check_portable
 from xnn.optimizers.common import Common, WeightDecay, check_average, check_decay, check_limit
 from xnn.optimizers.rule import (
     check_kept,
@@ -228,9 +229,13 @@ class Optimizer(Habitual):
     def check_parameters(self, parameters: Iterable[Parameter]) -> None:
         """Raise OptionError if weight_decay names a parameter that is not among these, or inside `averaged`.
 
-        Also for a rule that takes other arrays than the optimizer keeps.
+        Also for a rule that takes other arrays than the optimizer keeps. Raises NumericsError for a `step` or
+        `update` of a subclass that exact numerics refuse.
         """
         self.check_begun()
+        if self.steps_itself and current_numerics() == "exact":
+            for method in (self.step, self.update):
+                check_portable(method, method.__qualname__, "xnn.ops")
         if not (self.state or self.minimizes or self.steps_itself):
             check_kept(self)
             check_rule(type(self).__name__, type(self).rule, self.arrays)

@@ -130,7 +130,10 @@ def in_threads(fits: int, alone: bool = False, stacked: bool = False) -> Iterato
 
 
 def ways(parameters: Iterable[tuple[str, Any]]) -> dict[str, bool]:
-    """How `in_threads` computes the fits of estimators with these parameters: pairs of name and value."""
+    """How `in_threads` computes fits, as its options "alone" and "stacked": by the backends that are asked for.
+
+    parameters: the names and values of all estimators' parameters.
+    """
     given = [value for name, value in parameters if name.rpartition("__")[2] == "backend"]
     names = {str(current_backend().name if name is None else name).partition(":")[0] for name in given}
     return {

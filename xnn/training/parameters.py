@@ -12,8 +12,6 @@ from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import Slot
 from xnn.errors import MixedArraysError
 from xnn.layers import Buffer, Parameter
-from xnn.ops.boundary import Boundary
-from xnn.ops.portable import check_portable
 from xnn.optimizers import Optimizer, State
 from xnn.training.groups import Group, grouped
 
@@ -63,9 +61,6 @@ class Store:
     ) -> None:
         self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
         self.asks_optimizer = optimizer.steps_itself
-        if self.asks_optimizer and isinstance(lib.math, Boundary):
-            for method in (optimizer.step, optimizer.update):
-                check_portable(method, f"{type(optimizer).__name__}.{method.__name__}", "xnn.ops")
         self.clipping = [] if self.asks_optimizer else optimizer.clipping
         self.average = None if self.asks_optimizer else optimizer.average
         optimizer.check_parameters(self.parameters)

@@ -83,7 +83,7 @@ def _constants(x: Any, high: Any, low: Any, largest: Any, s: Any, t: Any) -> Non
 
 @jit
 def _cut(x: Any, s: Any, t: Any, wide: Any) -> None:
-    """wide (rows, 2 places) <- the two slices of each column of x."""
+    """Write the two slices of each column of x side by side into the rows of `wide`, (rows, 2 places)."""
     places = s.size
     for k in range(x.shape[0]):
         given, first, second = x[k], wide[k, :places], wide[k, places:]
