@@ -15,6 +15,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.kernels.batch_parts import PartedTable, in_parts
+from xnn.backends.kernels.bell_kernels import BELL_KERNELS
 from xnn.backends.kernels.blas import gemm
 from xnn.backends.kernels.calls import Call, Runnable, chain, nothing
 from xnn.backends.kernels.normalization_kernels import NORMALIZATION_KERNELS
@@ -375,6 +376,7 @@ NUMPY_KERNELS = PartedTable(
         ("metric", accuracy): (_accuracy, serves_labels),
         ("update", updates.sgd): (sgd, serves_update),
         ("update", updates.adam): (adam, serves_adam),
+        **BELL_KERNELS,
         **CONVOLUTION_KERNELS,
         **NORMALIZATION_KERNELS,
         **POOL_KERNELS,

@@ -667,7 +667,8 @@ def test_every_kernel_of_every_table_is_tested_here():
     # tested in test_image_kernels.py, test_pooling_kernels.py and test_normalization_kernels.py
     images = set(itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d)))
     images |= {("forward", ops.moments), ("forward", ops.normalize), ("backward", ops.normalize)}
-    assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images
+    bells = set(itertools.product(("forward", "backward"), (ops.gelu, ops.silu)))  # in test_bell_kernels.py
+    assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images | bells
     pytest.importorskip("numba")
     table = LIB.kernels("compiled")
     others = (  # tested here, and in test_image_kernels.py, test_*_kernels.py
