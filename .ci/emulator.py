@@ -2,7 +2,7 @@
 
     python .ci/emulator.py                 what .ci/run has
     python .ci/emulator.py --only checks   these parts of nvrtc, tests, checks, verify, examples
-    python .ci/emulator.py --only long     what .ci/full has: the examples that take minutes, benchmarks/gpu.sh
+    python .ci/emulator.py --only long     what .ci/full has: the long examples, and all variants of the tests
 
 The environment is .venv/cupy, with CuPy's wheel and the few packages that the emulator needs. The line of each
 command ends with its seconds. Where the emulator cannot run, for example without g++, a line says so, and nothing
@@ -99,10 +99,14 @@ def nvrtc() -> None:
     run("-m", "cuda_emulator.nvrtc")
 
 
-def tests() -> None:
-    """Every test that takes a backend or needs CuPy, and the emulator's own. They attach the device themselves."""
+def tests(*options: str) -> None:
+    """Every test that takes a backend or needs CuPy, and the emulator's own. They attach the device themselves.
+
+    Many run with some of their variants, and with all of them if `options` are `-m "slow or not slow"`.
+    """
     words = " or ".join(("cupy", "cuda", "emulated", "gpu", "devices", "persistent", "dtypes"))
-    run("-m", "pytest", "-n", "auto", "--dist", "loadfile", "-p", "no:cacheprovider", "-rs", "-k", words)
+    given = ("-n", "auto", "--dist", "loadfile", "-p", "no:cacheprovider", "-rs", "-k", words)
+    run("-m", "pytest", *given, *options)
 
 
 def checks() -> None:
@@ -126,9 +130,9 @@ def examples() -> None:
 
 
 def long() -> None:
-    """The long examples, and a dry run of benchmarks/gpu.sh."""
+    """The long examples, and the tests with all variants; among them is a dry run of benchmarks/gpu.sh."""
     run_examples(LONG_EXAMPLES)
-    run("-m", "pytest", "-p", "no:cacheprovider", "-rs", "-m", "slow", "tests/benchmarks/test_gpu_run.py")
+    tests("-m", "slow or not slow")
 
 
 def run_examples(table: dict[str, str | None]) -> None:

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 if (
     "PYTEST_XDIST_WORKER_COUNT" in os.environ
@@ -23,7 +24,7 @@ if (
     os.environ.setdefault("OMP_NUM_THREADS", str(max(_SHARE, 1)))
 
 import pytest
-from cuda_emulator.attach import attach_without_gpu
+from cuda_emulator.attach import attach_without_gpu, attached
 
 from xnn.backends import Backend, available_backends, backend, get_backend, use_backend, use_numerics
 from xnn.backends.threads import limit_threads, use_threads
@@ -43,6 +44,10 @@ if _REASONS["cupy"] and _NOT_EMULATED:
 
 if _REASONS["cupy"]:
     collect_ignore_glob = ["*/test_cuda_*.py"]
+#: On the emulated GPU a test runs the first of its variants, and about one in so many others; .ci/full runs all.
+_ON_EMULATED_GPU = 3
+#: In the place of a test's parameters, where it has none.
+_NO_VARIANT = SimpleNamespace(params={})
 _WORKING = [name for name, reason in _REASONS.items() if not reason]
 
 
@@ -110,16 +115,19 @@ def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow what `sampled` leaves out, and skip tests marked `data` if MNIST or Boston is not on disk.
 
-    Of a test marked sampled(n), the first variant and about one of n others stay; a checksum of the name decides.
+    Of a test marked sampled(n), the first variant and about one of n others stay; a checksum of the name decides. So
+    it does for variants on the emulated GPU, which is slow.
     """
     begun = set()
     for item in items:
         mark = item.get_closest_marker("sampled")
-        if mark is not None:
-            function = item.nodeid.partition("[")[0]
-            if function in begun and zlib.crc32(item.name.encode()) % mark.args[0]:
-                item.add_marker("slow")
-            begun.add(function)
+        variant = getattr(item, "callspec", _NO_VARIANT).params
+        on_gpu = attached() and "cupy" in (variant.get("lib"), variant.get("other"))
+        each = (1 if mark is None else mark.args[0]) * (_ON_EMULATED_GPU if on_gpu else 1)
+        kind = item.nodeid.partition("[")[0], on_gpu
+        if kind in begun and zlib.crc32(item.name.encode()) % each:
+            item.add_marker("slow")
+        begun.add(kind)
     try:
         found = on_disk()
     except XnnError:

@@ -219,9 +219,30 @@ def _show_products(repeat: int, theirs: Any, samples: np.ndarray, labels: np.nda
     def predict() -> None:
         _ = samples @ weights[0] @ weights[1]
 
-    print("The products alone, in the column of xnn:")
-    _show("products of the fit", *paired(train, lambda: theirs.fit(samples, labels), repeat))
-    _show("products of the prediction", *paired(predict, lambda: theirs.predict(samples), repeat))
+    print("In the column of xnn the products alone, and as many operations at the rate of a large product:")
+    rate = _rate(samples.dtype, repeat)
+    once = 2.0 * len(samples) * sum(w.size for w in weights)  # the operations of a forward pass
+    backward = 2.0 * once - 2.0 * len(samples) * weights[0].size  # the samples have no gradient
+    ways = {
+        "the fit": (train, lambda: theirs.fit(samples, labels), theirs.max_iter * (once + backward)),
+        "the prediction": (predict, lambda: theirs.predict(samples), once),
+    }
+    for name, (products, whole, operations) in ways.items():
+        mine, other, ratios = paired(products, whole, repeat)
+        _show(f"products of {name}", mine, other, ratios)
+        least = operations / rate
+        _show(f"least time of {name}", least, other, [least / other])
+
+
+def _rate(dtype: Any, repeat: int) -> float:
+    """The floating-point operations of a product of two large matrices in a second."""
+    a = np.ones((2048, 2048), dtype)
+    out, seconds = np.empty_like(a), list[float]()
+    for _ in range(repeat + 1):  # the first makes BLAS ready
+        start = time.perf_counter()
+        np.matmul(a, a, out=out)
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * len(a) ** 3 / statistics.median(seconds[1:])
 
 
 def _compare(
