@@ -15,7 +15,6 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 if (
     "PYTEST_XDIST_WORKER_COUNT" in os.environ
@@ -46,8 +45,6 @@ if _REASONS["cupy"]:
     collect_ignore_glob = ["*/test_cuda_*.py"]
 #: On the emulated GPU a test runs the first of its variants, and about one in so many others; .ci/full runs all.
 _ON_EMULATED_GPU = 3
-#: In the place of a test's parameters, where it has none.
-_NO_VARIANT = SimpleNamespace(params={})
 _WORKING = [name for name, reason in _REASONS.items() if not reason]
 
 
@@ -111,6 +108,13 @@ def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     use_threads(None)
 
 
+def _runs_on_emulated_gpu(item: pytest.Item) -> bool:
+    """Whether it is a variant for CuPy, or of a file for CuPy, and the GPU is the emulated one."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    chosen = [parameters.get("lib"), parameters.get("other")]
+    return attached() and ("cupy" in chosen or item.path.name.startswith("test_cuda_"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow what `sampled` leaves out, and skip tests marked `data` if MNIST or Boston is not on disk.
@@ -121,8 +125,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     begun = set()
     for item in items:
         mark = item.get_closest_marker("sampled")
-        variant = getattr(item, "callspec", _NO_VARIANT).params
-        on_gpu = attached() and "cupy" in (variant.get("lib"), variant.get("other"))
+        on_gpu = _runs_on_emulated_gpu(item)
         each = (1 if mark is None else mark.args[0]) * (_ON_EMULATED_GPU if on_gpu else 1)
         kind = item.nodeid.partition("[")[0], on_gpu
         if kind in begun and zlib.crc32(item.name.encode()) % each:

@@ -450,6 +450,7 @@ def test_a_program_runs_with_the_device_by_one_command():
     assert done.stdout == "works\n", done.stderr
 
 
+@pytest.mark.slow  # .ci/run compiles all sources by itself
 def test_nvrtc_compiles_for_real_gpus_where_the_device_is_not_attached():
     assert "without the emulated GPU" in python("", dict(os.environ), "-m", "cuda_emulator.nvrtc").stderr
     code = """
