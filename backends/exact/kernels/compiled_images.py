@@ -20,7 +20,7 @@ from xnn.backends.kernels.pooling_rows import POOLING_ROWS
 from xnn.backends.kernels.workers import share
 from xnn.backends.threads import own_threads
 
-__all__ = ["convolve", "images_gradient", "pool", "sum_images", "weight_products"]
+__all__ = ["convolve", "images_gradient", "largest_fields", "pool", "sum_images", "weight_products"]
 
 _NONE = np.zeros(0)
 _ROOM = 1 << 15  #: numbers of slices of windows that are worked on together: 256 KiB
@@ -77,23 +77,40 @@ def images_gradient(made: Any, high: np.ndarray, low: np.ndarray, dy: np.ndarray
     return _shared(lambda counter: loops.images_gradient(counter, *given), len(dy), loops.images_gradient)
 
 
-def sum_images(dy: np.ndarray, table: np.ndarray, db: np.ndarray) -> Runnable:
-    """db <- the sum of dy over images and places."""
-    flat = _flat(dy)
-    return _shared(lambda counter: loops.sum_images(counter, flat, db, table), len(db), loops.sum_images)
+def largest_fields(
+    made: Any, dy: np.ndarray, of_dy: np.ndarray, of_columns: np.ndarray | None
+) -> Runnable:
+    """of_dy, of_columns <- the largest exponent field of each channel of dy, and of each row of the columns.
+
+    of_columns: None if it is not needed, as for integers.
+    """
+    rest = _geometry(made), of_dy, np.zeros(0, np.int32) if of_columns is None else of_columns
+    x, flat = made.x, _flat(dy)
+    load(lambda: loops.largest_fields(x[:0], flat[:0], *rest), loops.largest_fields)
+    return lambda: loops.largest_fields(x, flat, *rest)
+
+
+def sum_images(dy: np.ndarray, table: np.ndarray, fields: np.ndarray, totals: np.ndarray) -> Runnable:
+    """totals <- the sum of dy over images and places, not rounded. fields: of the channels, see `largest_fields`."""
+    given = _flat(dy), totals, table, fields
+    return _shared(lambda counter: loops.sum_images(counter, *given), len(totals), loops.sum_images)
 
 
 def weight_products(
-    made: Any, table: Any, high: np.ndarray, low: Any, dy: np.ndarray, products: np.ndarray
+    made: Any,
+    tables: tuple[Any, np.ndarray, Any],
+    dy: np.ndarray,
+    of_dy: np.ndarray,
+    of_columns: np.ndarray,
+    products: np.ndarray,
 ) -> Runnable:
-    """products <- dy columns^T over the whole batch: of the first slices of dy, and below of the second.
+    """products <- dy columns^T over all images: of the first slices of dy, and below of the second.
 
-    table: for the slice of the columns; None for integers.
+    tables: for the slice of the columns, and for the two of dy; integers have the second one alone. of_dy,
+    of_columns: see `largest_fields`.
     """
-    outputs, width = made.one.shape
-    x, flat, r, blas, lock = made.x, _flat(dy), _geometry(made), _blas(), threading.Lock()
-    s, t, u = np.empty(outputs), np.empty(outputs), np.zeros(width)
-    tables = _NONE if table is None else table, high, _NONE if low is None else low
+    (table, high, low), x, flat, r, blas = tables, made.x, _flat(dy), _geometry(made), _blas()
+    s, t, u, lock = np.empty(len(of_dy)), np.empty(len(of_dy)), np.zeros(len(made.one.T)), threading.Lock()
 
     def work(counter: np.ndarray) -> int:
         own = np.zeros_like(products)
@@ -104,10 +121,13 @@ def weight_products(
         return done
 
     add_images = _shared(work, len(x), loops.weight_products)
-    load(lambda: loops.weight_constants(x[:0], flat[:0], r, *tables, s, t, u), loops.weight_constants)
 
     def run() -> None:
-        loops.weight_constants(x, flat, r, *tables, s, t, u)
+        high.take(of_dy, out=s, mode="clip")
+        if low is not None:
+            low.take(of_dy, out=t, mode="clip")
+        if table is not None:
+            table.take(of_columns, out=u, mode="clip")
         products.fill(0.0)
         add_images()
 

@@ -21,13 +21,13 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.exact.ops import DenseBits
-from xnn.backends.exact.slices import sum_bits
+from xnn.backends.exact.slices import FLUSH, sum_bits
 from xnn.backends.kernels.calls import Call, Runnable, chain, nothing
 from xnn.backends.kernels.image_kernels import conv_windows
 from xnn.backends.kernels.pool_kernels import serves_pool
 from xnn.ops.windows import Windows
 
-__all__ = ["Convolution", "image_kernels"]
+__all__ = ["Convolution", "WeightSums", "gradient_of_images", "image_kernels"]
 
 
 @dataclass
@@ -90,6 +90,66 @@ def _serves_shape(call: Call) -> bool:
     return stored and len({s is not None and s.scaled is not None for s in slots}) == 1
 
 
+def gradient_of_images(lib: Any, passes: Any, splitters: Any, call: Call) -> list[Runnable]:
+    """The steps of conv2d's backward pass that add up no images: dz from dy in place, then dx, from the weights."""
+    assert call.forward is not None
+    made: Convolution = call.forward.saved
+    dz, slot = call.reads[0].array, call.writes[0]
+    flat = made.y.reshape(len(dz), -1), None, dz.reshape(len(dz), -1)
+    steps = [passes.activation_gradient(ops.relu, *flat)] if made.positive else []
+    if slot is not None:
+        high, low = splitters(lib, made.bits.dy), splitters(lib, 2 * made.bits.dy + 1)
+        steps.append(passes.images.images_gradient(made, high, low, dz, slot.array))
+    return steps
+
+
+class WeightSums:
+    """dW = dz columns^T and db, the sum of dz, over all images of a batch, in three turns (`shared_table.py`).
+
+    call: the backward call of conv2d. count: the images of the whole batch. fields, sums: how many exponents it
+    looks for, and how many sums it makes. look, cut, finish: the turns, which `attach` makes.
+    """
+
+    def __init__(self, lib: Any, passes: Any, splitters: Any, call: Call, count: int) -> None:
+        assert call.forward is not None
+        self.made: Convolution = call.forward.saved
+        self.passes, self.dz = passes, call.reads[0].array
+        _, self.dw, *rest = (None if slot is None else slot.array for slot in call.writes)
+        self.db = rest[0] if rest else None
+        bits, rows, cuts_x = self.made.bits, count * self.made.places, not self.made.is_scaled
+        self.outputs, self.width = self.made.one.shape
+        columns = bits.dy_column(rows)
+        self.table, high = splitters(lib, sum_bits(rows)), splitters(lib, columns)
+        self.tables = (
+            (splitters(lib, bits.x_column(rows)), high, splitters(lib, 2 * columns + 1))
+            if cuts_x
+            else (None, high, None)
+        )
+        needed = self.dw is not None or self.db is not None
+        self.fields = (self.outputs if needed else 0) + (self.width if cuts_x and self.dw is not None else 0)
+        self.size = 0 if self.dw is None else (2 if cuts_x else 1) * self.outputs * self.width
+        self.sums = self.size + (0 if self.db is None else self.outputs)
+
+    def attach(self, fields: np.ndarray, sums: np.ndarray) -> None:
+        """Take the arrays for exponents and sums, and make the turns."""
+        self.look = self.cut = self.finish = nothing
+        if not self.fields:
+            return
+        made, images, of_dz, of_x = self.made, self.passes.images, fields[: self.outputs], fields[self.outputs :]
+        cuts, ends = [], []
+        self.look = images.largest_fields(made, self.dz, of_dz, of_x if of_x.size else None)
+        if self.db is not None:
+            totals, db = sums[self.size :], self.db
+            cuts.append(images.sum_images(self.dz, self.table, of_dz, totals))
+            ends.append(lambda: np.copyto(db, (totals + FLUSH) - FLUSH, casting="same_kind"))
+        if self.dw is not None:
+            products = sums[: self.size].reshape(-1, self.width)
+            dw = self.dw.reshape(made.one.shape)
+            cuts.append(images.weight_products(made, self.tables, self.dz, of_dz, of_x, products))
+            ends.append(self.passes.finish(products, made.scale, None, dw, None, None))
+        self.cut, self.finish = chain(*cuts), chain(*ends)
+
+
 def image_kernels(lib: Any, passes: Any, splitters: Any) -> dict[tuple[str, Any], Any]:
     """The kernels of images for `ExactTable`."""
     images = passes.images
@@ -116,30 +176,9 @@ def image_kernels(lib: Any, passes: Any, splitters: Any) -> dict[tuple[str, Any]
 
     def conv2d_backward(call: Call) -> Runnable:
         """Compute dz from dy in place, then dx, dW and db."""
-        assert call.forward is not None
-        made: Convolution = call.forward.saved
-        dz = call.reads[0].array
-        dx, dw, *rest = (None if slot is None else slot.array for slot in call.writes)
-        db, rows = rest[0] if rest else None, len(dz) * made.places
-        flat = made.y.reshape(len(dz), -1), None, dz.reshape(len(dz), -1)
-        steps = [passes.activation_gradient(ops.relu, *flat) if made.positive else nothing]
-        if dx is not None:
-            high, low = splitters(lib, made.bits.dy), splitters(lib, 2 * made.bits.dy + 1)
-            steps.append(images.images_gradient(made, high, low, dz, dx))
-        if db is not None:
-            steps.append(images.sum_images(dz, splitters(lib, sum_bits(rows)), db))
-        if dw is not None:
-            columns = made.bits.dy_column(rows)
-            high, low = splitters(lib, columns), None
-            table = None if made.is_scaled else splitters(lib, made.bits.x_column(rows))
-            if not made.is_scaled:
-                low = splitters(lib, 2 * columns + 1)
-            products = lib.buffer((len(made.one) * (1 if low is None else 2), made.one.shape[1]), np.float64)
-            steps += [
-                images.weight_products(made, table, high, low, dz, products),
-                passes.finish(products, made.scale, None, dw.reshape(made.one.shape), None, None),
-            ]
-        return chain(*steps)
+        sums = WeightSums(lib, passes, splitters, call, len(call.reads[0].array))
+        sums.attach(np.empty(sums.fields, np.int32), lib.buffer((sums.sums,), np.float64))
+        return chain(*gradient_of_images(lib, passes, splitters, call), sums.look, sums.cut, sums.finish)
 
     def move(call: Call) -> Runnable:
         source, target = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ from xnn.backends.kernels.intrinsics import gemm32, gemm64
 from xnn.backends.kernels.jit import jit
 from xnn.backends.kernels.micro_kernels import atomic_next, move
 
-__all__ = ["convolve", "images_gradient", "sum_images", "weight_constants", "weight_products"]
+__all__ = ["convolve", "images_gradient", "largest_fields", "sum_images", "weight_products"]
 
 _MAGNITUDE = 0x7FFFFFFF
 
@@ -204,15 +204,15 @@ def images_gradient(counter: Any, dy: Any, dx: Any, r: Any, one: Any, high: Any,
 
 
 @jit
-def sum_images(counter: Any, dy: Any, db: Any, table: Any) -> Any:
+def sum_images(counter: Any, dy: Any, sums: Any, table: Any, fields: Any) -> Any:
     places, done = dy.shape[2], 0
     totals = np.empty(places)
     while True:
         o = atomic_next(counter.ctypes.data)
-        if o >= db.size:
+        if o >= sums.size:
             return done
         done += 1
-        s = table[_largest_of(dy, o) >> 23]
+        s = table[fields[o]]
         totals[:] = 0.0  # the order of the sum is free, and this one is fast
         for n in range(dy.shape[0]):
             given = dy[n, o]
@@ -221,18 +221,15 @@ def sum_images(counter: Any, dy: Any, db: Any, table: Any) -> Any:
         total = 0.0
         for p in range(places):
             total += totals[p]
-        db[o] = (total + FLUSH) - FLUSH
+        sums[o] = total
 
 
 @jit
-def weight_constants(
-    x: Any, dy: Any, r: Any, table: Any, high: Any, low: Any, s: Any, t: Any, u: Any
-) -> None:
-    """The rounding constants of each channel of dy, for two slices, and of each row of the columns."""
-    for o in range(s.size):
-        largest = _largest_of(dy, o) >> 23
-        s[o], t[o] = high[largest], low[largest] if low.size else 0.0
-    if table.size == 0:
+def largest_fields(x: Any, dy: Any, r: Any, of_dy: Any, of_columns: Any) -> None:
+    """The largest exponent field of each channel of dy, and of each row of the columns, if there is room for them."""
+    for o in range(of_dy.size):
+        of_dy[o] = _largest_of(dy, o) >> 23
+    if of_columns.size == 0:
         return
     sizes = np.zeros(x.shape[1:], np.float32)  # an image of the largest magnitudes
     for n in range(x.shape[0]):
@@ -242,14 +239,13 @@ def weight_constants(
                 for w in range(row.size):
                     most[w] = max(most[w], row[w] & np.int32(_MAGNITUDE))
     padded = np.zeros((x.shape[1], r[10], r[11]), np.float32)
-    columns, fields = np.empty((u.size, r[12] * r[3]), np.float32), np.zeros(u.size, np.int32)
+    columns = np.empty((of_columns.size, r[12] * r[3]), np.float32)
+    of_columns[:] = 0
     _spread(sizes, r, padded)
     for first in range(0, r[2], r[12]):
         _unfold(padded, r, first, columns)
-        for k in range(u.size):
-            fields[k] = max(fields[k], _largest(columns[k]) >> 23)
-    for k in range(u.size):
-        u[k] = table[fields[k]]
+        for k in range(of_columns.size):
+            of_columns[k] = max(of_columns[k], _largest(columns[k]) >> 23)
 
 
 @jit

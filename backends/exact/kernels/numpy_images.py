@@ -14,7 +14,7 @@ from xnn.backends.exact.slices import FLUSH
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.pool_kernels import POOL_KERNELS
 
-__all__ = ["convolve", "images_gradient", "pool", "sum_images", "weight_products"]
+__all__ = ["convolve", "images_gradient", "largest_fields", "pool", "sum_images", "weight_products"]
 
 _ROOM = 1 << 22  #: bytes of the slices of windows that are worked on together
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -27,12 +27,15 @@ def _largest(x: np.ndarray, axis: Any) -> np.ndarray:
 
 
 class _Windows:
-    """Columns (images, C, kh kw, oh, ow) for a few images at a time, with a border of zeros around the images."""
+    """Columns (images, C, kh kw, oh, ow) for a few images at a time, with a border of zeros around the images.
 
-    def __init__(self, made: Any) -> None:
+    most: of so many images, at most.
+    """
+
+    def __init__(self, made: Any, most: int | None = None) -> None:
         x, (rows, columns) = made.x, made.windows
         self.x, self.n, (width, self.places) = x, len(x), (made.one.shape[1], made.places)
-        self.together = max(1, min(self.n, _ROOM // (16 * width * self.places)))
+        self.together = max(1, min(most or self.n, _ROOM // (16 * width * self.places)))
         self.extents = rows.padded, columns.padded
         self.inside = tuple(slice(w.before, w.before + w.extent) for w in made.windows)
         self.elements = [
@@ -135,44 +138,57 @@ def images_gradient(made: Any, high: np.ndarray, low: np.ndarray, dy: np.ndarray
     return run
 
 
-def sum_images(dy: np.ndarray, table: np.ndarray, db: np.ndarray) -> Runnable:
-    """db <- the sum of dy over images and places."""
+def largest_fields(
+    made: Any, dy: np.ndarray, of_dy: np.ndarray, of_columns: np.ndarray | None
+) -> Runnable:
+    """of_dy, of_columns <- the largest exponent field of each channel of dy, and of each row of the columns.
+
+    of_columns: None if it is not needed, as for integers.
+    """
+    windows = None if of_columns is None else _Windows(made, 1)
 
     def run() -> None:
-        s = table.take(_largest(dy, (0, 2, 3)))
-        total = np.add.reduce((dy + s) - s, axis=(0, 2, 3))
-        np.copyto(db, (total + FLUSH) - FLUSH, casting="same_kind")
+        np.copyto(of_dy, _largest(dy, (0, 2, 3)).reshape(-1))
+        if windows is not None:
+            np.copyto(of_columns, _largest(windows.fill(_sizes(made.x)), (0, 2)).reshape(-1))
+
+    return run
+
+
+def sum_images(dy: np.ndarray, table: np.ndarray, fields: np.ndarray, totals: np.ndarray) -> Runnable:
+    """totals <- the sum of dy over images and places, not rounded. fields: of the channels, see `largest_fields`."""
+
+    def run() -> None:
+        s = table.take(fields).reshape(-1, 1, 1)
+        np.add.reduce((dy + s) - s, axis=(0, 2, 3), out=totals)
 
     return run
 
 
 def weight_products(
-    made: Any, table: Any, high: np.ndarray, low: Any, dy: np.ndarray, products: np.ndarray
+    made: Any,
+    tables: tuple[Any, np.ndarray, Any],
+    dy: np.ndarray,
+    of_dy: np.ndarray,
+    of_columns: np.ndarray,
+    products: np.ndarray,
 ) -> Runnable:
-    """products <- dy columns^T over the whole batch: of the first slices of dy, and below of the second.
+    """products <- dy columns^T over all images: of the first slices of dy, and below of the second.
 
-    table: for the slice of the columns; None for integers.
+    tables: for the slice of the columns, and for the two of dy; integers have the second one alone. of_dy,
+    of_columns: see `largest_fields`.
     """
-    windows, outputs = _Windows(made), dy.shape[1]
-    most, width, places = (
-        windows.together,
-        windows.columns.shape[1] * windows.columns.shape[2],
-        windows.places,
-    )
-    wide, rest = (
-        np.empty((most, outputs, len(products) // outputs, places)),
-        np.empty((most, outputs, places)),
-    )
+    (table, high, low), windows, outputs = tables, _Windows(made), dy.shape[1]
+    most, width, places = windows.together, len(made.one.T), windows.places
+    wide = np.empty((most, outputs, len(products) // outputs, places))
+    rest = np.empty((most, outputs, places))
     cut, each = np.empty((most, width, places)), np.empty((most, *products.shape))
     given = dy.reshape(len(dy), outputs, places)
 
     def run() -> None:
-        largest = _largest(given, (0, 2))
-        s = high.take(largest)
-        t = s if low is None else low.take(largest)
-        if table is not None:
-            fields = _largest(windows.fill(_sizes(made.x)), 2)
-            u = table.take(fields)
+        s = high.take(of_dy)[:, None]
+        t = s if low is None else low.take(of_dy)[:, None]
+        u = None if table is None else table.take(of_columns)[:, None]
         products.fill(0.0)
         for images in windows.batches():
             columns = windows.fill(made.x[images])
@@ -182,7 +198,7 @@ def weight_products(
                 np.subtract(wide[:count, :, 0], s, out=wide[:count, :, 0])
             else:
                 _cut(given[images], s, t, wide[:count], rest[:count])
-            if table is not None:
+            if u is not None:
                 np.add(columns, u, out=cut[:count])
                 columns = np.subtract(cut[:count], u, out=cut[:count])
             turned = columns.transpose(0, 2, 1)

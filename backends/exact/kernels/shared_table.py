@@ -19,6 +19,7 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.exact.kernels.exact_kernels import ExactTable, splitters
+from xnn.backends.exact.kernels.image_kernels import WeightSums, gradient_of_images
 from xnn.backends.exact.slices import FLUSH, exponent, slice_one, sum_bits
 from xnn.backends.kernels.blas import gemm
 from xnn.backends.kernels.calls import Call, Runnable, chain, nothing
@@ -28,7 +29,9 @@ from xnn.ops import LossOp
 __all__ = ["Agreement", "SharedExactTable"]
 
 #: Kernels that add up no rows, with those that this file replaces.
-_ROWS_ALONE = {ops.dense, ops.max_pool2d, ops.flatten, ops.reshape, ops.identity}
+_ROWS_ALONE = {ops.dense, ops.conv2d, ops.max_pool2d, ops.flatten, ops.reshape, ops.identity}
+#: Of these, the ops whose backward kernels leave the gradients of weights for later.
+_LATER = {("backward", ops.dense), ("backward", ops.conv2d)}
 
 
 class Agreement:
@@ -215,7 +218,7 @@ class SharedExactTable(ExactTable):
             return self._serves_loss(call)
         if call.kind in ("forward", "backward") and call.op not in _ROWS_ALONE:
             return False
-        if call.key == ("backward", ops.dense) and self.direct:
+        if call.key in _LATER and self.direct:
             gradients = [slot for slot in call.writes[1:] if slot is not None]
             if call.rule is not None or not self.direct.issuperset(gradients):
                 return False
@@ -227,9 +230,9 @@ class SharedExactTable(ExactTable):
             part = _LossPart(self, call, self.agreement)
             self.agreement.add(part)
             return part.run
-        if call.key != ("backward", ops.dense):
+        if call.key not in _LATER:
             return super().bind(call)
-        return self._shared_dense(call)
+        return self._shared_dense(call) if call.op is ops.dense else self._shared_images(call)
 
     def _serves_loss(self, call: Call) -> bool:
         """Whether a loss has no weights, so that it is a sum divided by the number of its terms."""
@@ -247,3 +250,9 @@ class SharedExactTable(ExactTable):
         steps = self._gradient_of_input(call)
         self.agreement.add(_DensePart(self, call, self.agreement))
         return chain(nothing, *steps)
+
+    def _shared_images(self, call: Call) -> Runnable:
+        """As for dense; the sums over images come later."""
+        given = self.lib, self.passes, splitters, call
+        self.agreement.add(WeightSums(*given, self.agreement.shard.count(len(call.reads[0].array))))
+        return chain(nothing, *gradient_of_images(*given))
