@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from xnn.backends.communicator import communicator, over_rows
 from xnn.backends.exact import functions
+from xnn.backends.exact.batch_sums import RowSum, ScatteredSum
 from xnn.backends.exact.scaled import ScaledIntegers
 from xnn.backends.exact.slices import (
     FLUSH,
@@ -193,8 +194,7 @@ class ExactNamespace(Boundary):
 
     def batch_exponent(self, x: Any, axis: Axis = 0) -> Any:
         """The largest exponent field of x over the rows of all workers; see `slices.exponent`."""
-        own, shared = exponent(self.lib, x, axis), communicator()
-        return own if shared is None else shared.maximum(own)
+        return self._agreed(exponent(self.lib, x, axis))
 
     def _fields(self, sizes: Any) -> Any:
         """The exponent field of each of these numbers."""
@@ -226,20 +226,27 @@ class ExactNamespace(Boundary):
             return self.astype(self.batch_total(self.widen(counted)), counted.dtype)
         x = self.widen(x)
         terms = self._extent(x.shape, inside) * self.batch_count(int(x.shape[0]))
-        fields = self.batch_exponent(x, axes) if largest is None else self._fields(largest)
-        cut = slice_one(self.lib, x, fields, sum_bits(terms))
-        return self.batch_total(self.base.sum(cut, axis=axes, keepdims=keepdims) + 0.0)
+        return self.row_sum(RowSum(self.lib, x, tuple(a % x.ndim for a in axes), terms), keepdims, largest)
+
+    def row_sum(self, summed: RowSum, keepdims: bool, largest: Any = None) -> Any:
+        """`batch_sum` of floating-point numbers."""
+        fields = self._agreed(summed.largest()) if largest is None else self._fields(largest)
+        return self.batch_total(summed.partial(fields, keepdims))
+
+    def _agreed(self, fields: Any) -> Any:
+        """The largest of the workers' exponent fields."""
+        shared = communicator()
+        return fields if shared is None else shared.maximum(fields)
 
     def batch_sums(self, terms: Sequence[Any], axis: tuple[int, ...]) -> list[Any]:
         """`batch_sum` of several arrays of one shape over these axes, which stay, by one message of each kind."""
         base, inside = self.base, tuple(a for a in axis if a)
         wide = [self.widen(x) for x in terms]
         count = self._extent(wide[0].shape, inside) * self.batch_count(int(wide[0].shape[0]))
-        fields = base.stack([exponent(self.lib, x, axis) for x in wide])
-        shared = communicator()
-        fields = fields if shared is None else shared.maximum(fields)
-        cut = [slice_one(self.lib, x, fields[n, ...], sum_bits(count)) for n, x in enumerate(wide)]
-        sums = self.batch_total(base.stack([base.sum(x, axis=axis, keepdims=True) + 0.0 for x in cut]))
+        summed = [RowSum(self.lib, x, axis, count) for x in wide]
+        fields = self._agreed(base.stack([one.largest() for one in summed]))
+        parts = [one.partial(fields[n, ...], keepdims=True) for n, one in enumerate(summed)]
+        sums = self.batch_total(base.stack(parts))
         return [sums[n, ...] for n in range(len(wide))]
 
     # Products.
@@ -259,9 +266,8 @@ class ExactNamespace(Boundary):
         lib, base = self.lib, self.base
         a, b = self.widen(a), self.widen(b)
         bits = product_bits(self.batch_count(int(a.shape[0])))
-        shared, width = communicator(), a.shape[1]
-        fields = base.concat([factor_exponent(lib, a, 0), factor_exponent(lib, b, 0)], axis=1)
-        fields = fields if shared is None else shared.maximum(fields)
+        width = a.shape[1]
+        fields = self._agreed(base.concat([factor_exponent(lib, a, 0), factor_exponent(lib, b, 0)], axis=1))
         high, low = slice_two(lib, a, fields[:, :width], bits.two)
         one = slice_one(lib, b, fields[:, width:], bits.one)
         parts = [base.matmul(base.matrix_transpose(part), one) for part in (high, low)]
@@ -280,11 +286,12 @@ class ExactNamespace(Boundary):
             added = scatter_add(self.base, count, indices, rows)
             return self.astype(self.batch_total(self.widen(added)), added.dtype) if batch else added
         rows, own = self.widen(rows), int(rows.shape[0])
-        terms = self.batch_count(own) if batch else own
-        largest = self.batch_exponent(rows) if batch else exponent(self.lib, rows, 0)
-        cut = slice_one(self.lib, rows, largest, sum_bits(terms))
-        added = scatter_add(self.base, count, indices, cut) + 0.0
-        return self.batch_total(added) if batch else added
+        summed = ScatteredSum(self.lib, count, indices, rows, self.batch_count(own) if batch else own)
+        return self.scattered_sum(summed) if batch else summed.partial(summed.largest())
+
+    def scattered_sum(self, summed: ScatteredSum) -> Any:
+        """`scatter_add` of the batch's floating-point rows."""
+        return self.batch_total(summed.partial(self._agreed(summed.largest())))
 
     # Elementwise.
 

@@ -25,7 +25,7 @@ from xnn.ops.op import Array, Namespace, Op, size_of
 from xnn.ops.sums import pairwise_sum
 from xnn.options import check_real, is_one_of, shown
 
-__all__ = ["LossOp", "check_reduction", "column_mse", "constant", "hinge", "huber", "l1", "mse"]
+__all__ = ["LossOp", "check_reduction", "column_mse", "constant", "divided", "hinge", "huber", "l1", "mse"]
 
 
 def check_reduction(reduction: Any) -> str:
@@ -125,7 +125,7 @@ class LossOp(Op):
         elif reduction == "sum_over_batch_size":
             total = self._total(xp, outputs, None, None)
         if total is not None:
-            value = _divided(xp, value, total)
+            value = divided(xp, value, total)
         weighing = None if column is None else (column, terms, counts, value)
         shapes = terms.shape, outputs.shape, targets.shape
         return value, (own, reduction, total, shapes, weighing)
@@ -136,7 +136,7 @@ class LossOp(Op):
         if reduction == "none":
             share = xp.reshape(grad, shape)
         if total is not None:
-            share = _divided(xp, grad, total)
+            share = divided(xp, grad, total)
         if weighing is None:
             return _checked_slopes(self, self.slopes(xp, share, own), of_inputs)
         column, terms, counts, value = weighing
@@ -225,7 +225,7 @@ def _column(xp: Namespace, weights: Array, outputs: Array) -> Array:
     return xp.astype(column, outputs.dtype, copy=False)
 
 
-def _divided(xp: Namespace, x: Array, total: Any) -> Array:
+def divided(xp: Namespace, x: Array, total: Any) -> Array:
     """x / total, or 0 where total is 0."""
     if not hasattr(total, "dtype"):
         return x / (total or 1.0)

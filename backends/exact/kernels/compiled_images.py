@@ -77,9 +77,7 @@ def images_gradient(made: Any, high: np.ndarray, low: np.ndarray, dy: np.ndarray
     return _shared(lambda counter: loops.images_gradient(counter, *given), len(dy), loops.images_gradient)
 
 
-def largest_fields(
-    made: Any, dy: np.ndarray, of_dy: np.ndarray, of_columns: np.ndarray | None
-) -> Runnable:
+def largest_fields(made: Any, dy: np.ndarray, of_dy: np.ndarray, of_columns: np.ndarray | None) -> Runnable:
     """of_dy, of_columns <- the largest exponent field of each channel of dy, and of each row of the columns.
 
     of_columns: None if it is not needed, as for integers.

@@ -135,7 +135,12 @@ class WeightSums:
         self.look = self.cut = self.finish = nothing
         if not self.fields:
             return
-        made, images, of_dz, of_x = self.made, self.passes.images, fields[: self.outputs], fields[self.outputs :]
+        made, images, of_dz, of_x = (
+            self.made,
+            self.passes.images,
+            fields[: self.outputs],
+            fields[self.outputs :],
+        )
         cuts, ends = [], []
         self.look = images.largest_fields(made, self.dz, of_dz, of_x if of_x.size else None)
         if self.db is not None:

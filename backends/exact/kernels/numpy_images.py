@@ -138,9 +138,7 @@ def images_gradient(made: Any, high: np.ndarray, low: np.ndarray, dy: np.ndarray
     return run
 
 
-def largest_fields(
-    made: Any, dy: np.ndarray, of_dy: np.ndarray, of_columns: np.ndarray | None
-) -> Runnable:
+def largest_fields(made: Any, dy: np.ndarray, of_dy: np.ndarray, of_columns: np.ndarray | None) -> Runnable:
     """of_dy, of_columns <- the largest exponent field of each channel of dy, and of each row of the columns.
 
     of_columns: None if it is not needed, as for integers.
@@ -149,7 +147,7 @@ def largest_fields(
 
     def run() -> None:
         np.copyto(of_dy, _largest(dy, (0, 2, 3)).reshape(-1))
-        if windows is not None:
+        if windows is not None and of_columns is not None:
             np.copyto(of_columns, _largest(windows.fill(_sizes(made.x)), (0, 2)).reshape(-1))
 
     return run

@@ -20,11 +20,12 @@ import numpy as np
 from xnn import ops
 from xnn.backends.exact.kernels.exact_kernels import ExactTable, splitters
 from xnn.backends.exact.kernels.image_kernels import WeightSums, gradient_of_images
-from xnn.backends.exact.slices import FLUSH, exponent, slice_one, sum_bits
+from xnn.backends.exact.kernels.shared_sums import OpSums, SharedLoss, puts_off, serves_loss, weight_gradients
+from xnn.backends.exact.slices import FLUSH, sum_bits
+from xnn.backends.kernels.binding import interpret
 from xnn.backends.kernels.blas import gemm
-from xnn.backends.kernels.calls import Call, Runnable, chain, nothing
+from xnn.backends.kernels.calls import Call, Runnable, Slot, chain, nothing
 from xnn.backends.ranks.group import Shard
-from xnn.ops import LossOp
 
 __all__ = ["Agreement", "SharedExactTable"]
 
@@ -156,52 +157,6 @@ class _DensePart:
             self.db[...] = (self.bias + FLUSH) - FLUSH
 
 
-class _LossPart:
-    """A loss over the rows of all ranks, and at once the gradient of this rank's rows: `run`."""
-
-    fields = sums = 1
-
-    def __init__(self, table: SharedExactTable, call: Call, agreement: Agreement) -> None:
-        self.xp, self.lib, self.op = table.lib.exact, table.lib, call.op
-        self.options = {name: x for name, x in call.options.items() if name != "reduction"}
-        self.slots, self.loss, self.slope = call.reads, call.writes[0], call.writes[1]
-        self.rows = agreement.shard.rows
-        self.mean = call.options.get("reduction", "mean") == "mean"
-        self.terms = np.zeros(0)
-
-    def run(self) -> None:
-        """Compute the terms of this rank's rows, and their gradient."""
-        xp, op = self.xp, self.op
-        outputs, targets = (xp.enter(slot.array) for slot in self.slots)
-        targets = op.fit(xp, outputs, targets)
-        self.terms, saved = op.terms(xp, outputs, targets, **self.options)
-        one, each = np.ones(()), outputs[0, ...].size if not op.over_classes else outputs[0, :1, ...].size
-        self.count = float(self.rows * each)
-        share = one / self.count if self.mean else one
-        assert self.slope is not None
-        self.slope.put(xp.leave(op.slopes(xp, share, saved)[0]))
-
-    def attach(self, fields: np.ndarray, sums: np.ndarray) -> None:
-        """Take the parts of the messages that are the loss's."""
-        self.field, self.total = fields, sums
-
-    def look(self) -> None:
-        """Find the largest exponent of this rank's terms."""
-        self.field[0] = exponent(self.lib, self.terms).max()
-
-    def cut(self) -> None:
-        """Cut the terms to slices, and add them."""
-        bits = sum_bits(int(self.count))
-        cut = slice_one(self.lib, self.terms, self.field.astype(np.int64), bits)
-        self.total[0] = np.sum(cut)
-
-    def finish(self) -> None:
-        """Round what all ranks have added."""
-        assert self.loss is not None
-        value = self.total[0] + 0.0
-        self.loss.put(self.xp.leave(np.asarray(value / self.count if self.mean else value)))
-
-
 class SharedExactTable(ExactTable):
     """The exact kernels with which a rank computes its rows of a batch.
 
@@ -212,38 +167,58 @@ class SharedExactTable(ExactTable):
     agreement: Agreement
     direct: frozenset[Any] = frozenset()
 
+    def __init__(self, lib: Any, passes: Any, name: str) -> None:
+        super().__init__(lib, passes, name)
+        #: The slots of divisors of losses that no loss has claimed yet, by what both read.
+        self._totals: dict[tuple[Slot, ...], Slot] = {}
+
     def own(self, call: Call) -> bool:
         """Whether this table has a kernel for the call that computes rows alone, or agrees on what it adds up."""
-        if call.kind == "loss":
-            return self._serves_loss(call)
-        if call.kind in ("forward", "backward") and call.op not in _ROWS_ALONE:
+        if call.kind in ("loss", "total"):
+            return serves_loss(call)
+        if call.kind not in ("forward", "backward"):
+            return super().own(call)
+        later = puts_off(call)
+        if call.kind == "backward" and (later or call.key in _LATER) and not self._leaves(call):
             return False
-        if call.key in _LATER and self.direct:
-            gradients = [slot for slot in call.writes[1:] if slot is not None]
-            if call.rule is not None or not self.direct.issuperset(gradients):
-                return False
-        return super().own(call)
+        return later or (call.op in _ROWS_ALONE and super().own(call))
+
+    def _leaves(self, call: Call) -> bool:
+        """Whether nothing reads the gradients of weights of a backward call before the sums are made."""
+        return not self.direct or (call.rule is None and self.direct.issuperset(weight_gradients(call)))
 
     def bind(self, call: Call) -> Any:
         """Return the kernel of an accepted call."""
+        if call.kind == "total":
+            return self._total(call)
         if call.kind == "loss":
-            part = _LossPart(self, call, self.agreement)
-            self.agreement.add(part)
-            return part.run
+            divisor = call.options.get("reduction", "mean") == "mean"
+            return self._added(
+                SharedLoss(self.lib, call, self._totals.pop(call.reads, None) if divisor else None)
+            )
+        if puts_off(call):
+            return (
+                interpret(self.lib, call) if call.kind == "forward" else self._added(OpSums(self.lib, call))
+            )
         if call.key not in _LATER:
             return super().bind(call)
         return self._shared_dense(call) if call.op is ops.dense else self._shared_images(call)
 
-    def _serves_loss(self, call: Call) -> bool:
-        """Whether a loss has no weights, so that it is a sum divided by the number of its terms."""
-        op, options = call.op, call.options
-        if not isinstance(op, LossOp) or len(call.reads) != 2:
-            return False
-        counts = type(op).counts is LossOp.counts or (
-            type(op).__module__.startswith("xnn.") and not {"class_weight", "ignore_index"} & options.keys()
-        )
-        plain = all(np.dtype(slot.dtype) in (np.float32, np.int64) for slot in call.reads)
-        return plain and counts and options.get("reduction", "mean") in ("mean", "sum")
+    def _added(self, part: Any) -> Runnable:
+        self.agreement.add(part)
+        return part.run  # type: ignore[no-any-return]
+
+    def _total(self, call: Call) -> Runnable:
+        """The divisor of a loss: the loss computes it, if its kernel is bound after this call."""
+        slot, alone = call.writes[0], interpret(self.lib, call)
+        assert slot is not None
+        self._totals[call.reads] = slot
+
+        def run() -> None:
+            if self._totals.get(call.reads) is slot:
+                alone()
+
+        return run
 
     def _shared_dense(self, call: Call) -> Runnable:
         """Compute dz from dy in place, then dx, from the weights as they are; the sums over rows come later."""
