@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from xnn.backends.communicator import communicator, over_rows
 from xnn.backends.exact import functions
-from xnn.backends.exact.batch_sums import RowSum, ScatteredSum
+from xnn.backends.exact.batch_sums import ProductSum, RowSum, ScatteredSum
 from xnn.backends.exact.scaled import ScaledIntegers
 from xnn.backends.exact.slices import (
     FLUSH,
@@ -192,10 +192,6 @@ class ExactNamespace(Boundary):
         shared = communicator()
         return rows if shared is None else shared.count(rows)
 
-    def batch_exponent(self, x: Any, axis: Axis = 0) -> Any:
-        """The largest exponent field of x over the rows of all workers; see `slices.exponent`."""
-        return self._agreed(exponent(self.lib, x, axis))
-
     def _fields(self, sizes: Any) -> Any:
         """The exponent field of each of these numbers."""
         return (self.lib.bits(sizes, "int64") >> 52) & 0x7FF
@@ -263,16 +259,13 @@ class ExactNamespace(Boundary):
 
     def batch_product(self, a: Any, b: Any) -> Any:
         """a^T b of (n, k) and (n, m), as `matmul` computes it, where the rows are the batch's."""
-        lib, base = self.lib, self.base
         a, b = self.widen(a), self.widen(b)
         bits = product_bits(self.batch_count(int(a.shape[0])))
-        width = a.shape[1]
-        fields = self._agreed(base.concat([factor_exponent(lib, a, 0), factor_exponent(lib, b, 0)], axis=1))
-        high, low = slice_two(lib, a, fields[:, :width], bits.two)
-        one = slice_one(lib, b, fields[:, width:], bits.one)
-        parts = [base.matmul(base.matrix_transpose(part), one) for part in (high, low)]
-        sums = self.batch_total(base.stack(parts))
-        return sums[0, ...] + sums[1, ...]
+        return self.product_sum(ProductSum(self.lib, b, a, bits, turned=True))
+
+    def product_sum(self, summed: ProductSum) -> Any:
+        """A product that is a sum over the batch."""
+        return summed.whole(self.batch_total(summed.partial(self._agreed(summed.largest()))))
 
     def scatter_add(self, count: int, indices: Any, rows: Any, batch: bool = False) -> Any:
         """`count` rows of zeros, to which rows[i] is added at indices[i].

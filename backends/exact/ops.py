@@ -12,15 +12,14 @@ from its role in the op, never from its values:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from xnn import ops
+from xnn.backends.exact.batch_sums import ProductSum
 from xnn.backends.exact.namespace import ExactNamespace
 from xnn.backends.exact.scaled import ScaledIntegers, integer_bits
-from xnn.backends.exact.slices import budget, exponent, product_bits, slice_one, slice_two
+from xnn.backends.exact.slices import ProductBits, budget, exponent, product_bits, slice_one, slice_two
 from xnn.ops import Array, Op
 from xnn.ops.activations import Rescale
 from xnn.ops.convolution import Conv2D
@@ -129,24 +128,15 @@ class ExactDense(Dense):
     @staticmethod
     def _dw(xp: ExactNamespace, x: Array, dy: Array, bits: DenseBits) -> Array:
         """dW = x^T dy, summed over the rows of all workers. A single sample (inputs,) is the whole sum."""
-        lib, base = xp.lib, xp.base
         batch = x.ndim > 1
         rows = xp.batch_count(int(dy.shape[0])) if batch else 1
-        total = xp.batch_total if batch else _itself
-        largest: Callable[[Any], Any] = xp.batch_exponent if batch else partial(exponent, lib, axis=0)
-        size = dy.shape[0], bits.inputs
-        if isinstance(x, ScaledIntegers):
-            cut = slice_one(lib, dy, largest(dy), bits.dy_column(rows))
-            transposed = base.matrix_transpose(base.reshape(x.widened(), size))
-            return total(base.matmul(transposed, cut)) * x.scale
-        x64 = base.reshape(xp.widen(xp.enter(x)), size)
-        transposed = base.matrix_transpose(slice_one(lib, x64, largest(x64), bits.x_column(rows)))
-        high, low = slice_two(lib, dy, largest(dy), bits.dy_column(rows))
-        return total(base.matmul(transposed, high)) + total(base.matmul(transposed, low))
-
-
-def _itself(x: Array) -> Array:
-    return x
+        scaled = x if isinstance(x, ScaledIntegers) else None
+        x64 = xp.widen(xp.enter(x)) if scaled is None else scaled.widened()
+        summed = ProductSum(
+            xp.lib, xp.base.reshape(x64, (dy.shape[0], bits.inputs)), dy,
+            ProductBits(bits.x_column(rows), bits.dy_column(rows)), None if scaled is None else scaled.scale,
+        )  # fmt: skip
+        return xp.product_sum(summed) if batch else summed.whole(summed.partial(summed.largest()))
 
 
 def _rows(shape: tuple[int, ...]) -> int:

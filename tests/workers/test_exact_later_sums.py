@@ -74,6 +74,41 @@ def test_weights_that_are_spread_over_the_rows():
     assert both(*steps_and_messages(lambda: make([]), 2, data, batch_size=32)) == (1, 1)
 
 
+class Product(layers.Composite):
+    """x @ weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = layers.Parameter("weight", (8, 8), initializers.Glorot())
+
+    def compute(self, x):
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_products_of_rows_with_weights(size):
+    """Dense of sequences: of numbers with and without a bias, of pixels, and with frozen weights."""
+    x, y = np.random.default_rng(4).integers(0, 256, (70, 15), dtype=np.uint8), np.arange(70) % 4
+
+    def make(metrics=None):
+        model = xnn.Sequential(
+            layers.Rescale(1 / 255), layers.Reshape((3, 5)), layers.Dense(5, 6), layers.Tanh(),
+            layers.Dense(6, 4, bias=False), layers.GELU(), layers.Dense(4, 3), layers.Dense(3, 3), layers.Flatten(),
+            layers.Dense(9, 8), layers.Tanh(), Product(), layers.Dense(8, 4), seed=3,
+        )  # fmt: skip
+        model.layers[6].weight.frozen = model.layers[7].bias.frozen = True
+        return xnn.Trainer(
+            model, losses.SoftmaxCrossEntropy(), optimizers.Adam(0.01), metrics, numerics="exact"
+        )
+
+    def train():
+        trainer = make()
+        return outcome(trainer, trainer.fit((x, y), epochs=2, batch_size=32, progress=False), (x, y))
+
+    assert on_each(size, train) == train()
+    assert both(*steps_and_messages(lambda: make([]), size, (x, y), batch_size=35)) == (1, 1)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum_over_batch_size", "sum"])
 @pytest.mark.parametrize(
     "loss",

@@ -5,8 +5,8 @@ pass. What is a sum over the batch is added over all ranks:
 
     fast     the gradients of all parameters and the loss, in one message after the backward pass; BatchNorm sends
              three messages besides, two for its mean and variance and one for their gradients
-    exact    the largest exponents, then the sums, by two messages after the backward pass for what kernels add up
-             (`backends/exact/kernels/shared_table.py`), and by two or more in its place for each op without a kernel
+    exact    the largest exponents, then the sums, by two messages after the backward pass for what kernels and some
+             ops add up (`backends/exact/kernels/shared_table.py`), and by two or more in its place for each other op
 
 A batch of fewer rows than ranks is computed whole by every rank. With each step the ranks agree on whether to end.
 """

@@ -32,8 +32,9 @@ from xnn.backends.exact.slices import FINEST, FLUSH, LARGEST
 from xnn.backends.kernels.jit import jit
 
 __all__ = [
-    "RELU", "SIGMOID", "TANH", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "sgd",
-    "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
+    "RELU", "SIGMOID", "TANH", "activation_gradient", "adam", "count_right", "cross_entropy", "cross_entropy_terms",
+    "cut_columns", "cut_gradient", "finish", "largest_fields", "sgd", "slice_columns", "slice_gradient",
+    "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
 RELU, SIGMOID, TANH = 1, 2, 3
@@ -153,25 +154,31 @@ def slice_rows(x: Any, high: Any, low: Any, wide: Any) -> None:
 
 
 @jit
-def _column_splitters(x: Any, table: Any, largest: Any, s: Any) -> None:
-    """Store each column's rounding constant in `s`, and its largest absolute value, as bits, in `largest`."""
+def largest_fields(x: Any, fields: Any) -> None:
+    """The exponent field of the largest number of each column."""
     words = x.view(np.int32)
-    largest[:] = 0
+    fields[:] = 0
     for r in range(x.shape[0]):
         row = words[r]
         for c in range(x.shape[1]):
-            largest[c] = max(largest[c], row[c] & np.int32(0x7FFFFFFF))
+            fields[c] = max(fields[c], row[c] & np.int32(0x7FFFFFFF))
     for c in range(x.shape[1]):
-        s[c] = table[largest[c] >> 23]
+        fields[c] >>= 23
 
 
 @jit
-def slice_columns(x: Any, table: Any, one: Any, largest: Any, s: Any) -> None:
-    _column_splitters(x, table, largest, s)
+def cut_columns(x: Any, fields: Any, table: Any, one: Any) -> None:
+    s = table[fields]
     for r in range(x.shape[0]):
         given, cut = x[r], one[r]
         for c in range(given.size):
             cut[c] = (np.float64(given[c]) + s[c]) - s[c]
+
+
+@jit
+def slice_columns(x: Any, table: Any, one: Any, fields: Any) -> None:
+    largest_fields(x, fields)
+    cut_columns(x, fields, table, one)
 
 
 @jit
@@ -250,28 +257,11 @@ def weight_gradient(products: Any, scale: Any, dw: Any, rate: Any, table: Any, o
 
 
 @jit
-def slice_gradient(
-    x: Any,
-    high: Any,
-    low: Any,
-    wide: Any,
-    table: Any,
-    sums: Any,
-    rate: Any,
-    s: Any,
-    t: Any,
-    u: Any,
-    total: Any,
-) -> None:
-    """Split a gradient into slices by columns. s, t, u and total are scratch, one number for each column."""
+def cut_gradient(x: Any, fields: Any, high: Any, low: Any, wide: Any, table: Any, total: Any) -> None:
     n, width = x.shape
     cut, two = wide.shape[0] > 0, wide.shape[1] > width
-    largest = np.zeros(width, np.int32)
-    _column_splitters(x, high, largest, s)
-    for c in range(width):
-        t[c] = low[largest[c] >> 23]
-        u[c] = table[largest[c] >> 23]
-        total[c] = 0.0
+    s, t, u = high[fields], low[fields], table[fields]
+    total[:] = 0.0
     for r in range(n):
         given = x[r]
         if cut:
@@ -283,6 +273,15 @@ def slice_gradient(
                     second[c] = ((np.float64(given[c]) - first[c]) + t[c]) - t[c]
         for c in range(width):
             total[c] += (np.float64(given[c]) + u[c]) - u[c]
+
+
+@jit
+def slice_gradient(
+    x: Any, high: Any, low: Any, wide: Any, table: Any, sums: Any, rate: Any, fields: Any, total: Any
+) -> None:
+    """Split a gradient into slices by columns. fields and total are scratch, one number for each column."""
+    largest_fields(x, fields)
+    cut_gradient(x, fields, high, low, wide, table, total)
     for c in range(sums.size):
         stored = _to32(total[c])
         sums[c] = _to32(np.float64(sums[c]) - rate[0] * np.float64(stored)) if rate.size else stored
@@ -301,12 +300,8 @@ def count_right(outputs: Any, labels: Any, count: Any) -> None:
 
 
 @jit
-def cross_entropy(
-    z: Any, labels: Any, loss: Any, g: Any, e: Any, each: Any, bits: Any, batch_bits: Any
-) -> None:
+def cross_entropy_terms(z: Any, labels: Any, g: Any, e: Any, each: Any, bits: Any, share: Any) -> None:
     n, classes = z.shape
-    share = 1.0 / n
-    largest = np.int64(0)
     for r in range(n):
         top = np.float64(z[r, 0])
         for c in range(classes):
@@ -326,10 +321,20 @@ def cross_entropy(
         total = total if known else math.nan
         t = _sum_splitter(picked, bits)
         each[r] = _log(total) - ((picked + t) - t)
-        largest = max(largest, (np.float64(each[r]).view(np.int64) >> 52) & 0x7FF)
         for c in range(classes):
             error = e[c] / total - (1.0 if c == labels[r] else 0.0)
             g[r, c] = _to32(error * share)
+
+
+@jit
+def cross_entropy(
+    z: Any, labels: Any, loss: Any, g: Any, e: Any, each: Any, bits: Any, batch_bits: Any
+) -> None:
+    n = len(z)
+    cross_entropy_terms(z, labels, g, e, each, bits, 1.0 / n)
+    largest = np.int64(0)
+    for r in range(n):
+        largest = max(largest, (np.float64(each[r]).view(np.int64) >> 52) & 0x7FF)
     s = _sum_splitter(np.int64(largest << 52).view(np.float64), batch_bits)
     total = 0.0
     for r in range(n):

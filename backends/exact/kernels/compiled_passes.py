@@ -21,9 +21,9 @@ from xnn.errors import BackendUnavailableError
 from xnn.ops.apply import apply_rule, backward_of, forward_of
 
 __all__ = [
-    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "has_the_ops_bits",
-    "images", "prepare", "sgd", "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient",
-    "widen",
+    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "cross_entropy_terms",
+    "cut_columns", "cut_gradient", "finish", "has_the_ops_bits", "images", "largest_fields", "prepare", "sgd",
+    "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
 #: The activations that `finish` can compute; in the loops their numbers start at 1, and 0 is none.
@@ -53,8 +53,29 @@ def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarra
 
 def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
     """Round each column to one slice, on the scale of its largest element: one <- the slices."""
-    largest, s = np.empty(x.shape[1], np.int32), np.empty(x.shape[1])
-    return lambda: loops.slice_columns(x, table, one, largest, s)
+    fields = np.empty(x.shape[1], np.int32)
+    return lambda: loops.slice_columns(x, table, one, fields)
+
+
+def largest_fields(x: np.ndarray, fields: np.ndarray) -> Runnable:
+    """fields <- the exponent field of the largest number of each column, the index of its constant in a table."""
+    load(lambda: loops.largest_fields(x[:0], fields), loops.finish)
+    return lambda: loops.largest_fields(x, fields)
+
+
+def cut_columns(x: np.ndarray, fields: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
+    """As `slice_columns`, on the scale that `fields` say."""
+    load(lambda: loops.cut_columns(x[:0], fields, table, one), loops.finish)
+    return lambda: loops.cut_columns(x, fields, table, one)
+
+
+def cut_gradient(
+    dz: np.ndarray, fields: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, totals: Any
+) -> Runnable:
+    """As `slice_gradient`, on the scale that `fields` say: totals <- the sums, not rounded; None if not needed."""
+    second, sums = high if low is None else low, np.empty(dz.shape[1]) if totals is None else totals
+    load(lambda: loops.cut_gradient(dz[:0], fields, high, second, wide, table, sums), loops.finish)
+    return lambda: loops.cut_gradient(dz, fields, high, second, wide, table, sums)
 
 
 def slice_gradient(
@@ -72,8 +93,8 @@ def slice_gradient(
     """
     step, sums = np.zeros(0) if rate is None else rate.value, _NONE32 if db is None else db
     second = high if low is None else low
-    rows = [np.empty(dz.shape[1]) for _ in range(4)]
-    return lambda: loops.slice_gradient(dz, high, second, wide, table, sums, step, *rows)
+    fields, total = np.empty(dz.shape[1], np.int32), np.empty(dz.shape[1])
+    return lambda: loops.slice_gradient(dz, high, second, wide, table, sums, step, fields, total)
 
 
 def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:
@@ -126,6 +147,15 @@ def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarra
     flat, e, each = loss.reshape(1), np.empty(classes), np.empty(n)
     bits, batch_bits = sum_bits(classes), sum_bits(n)
     return lambda: loops.cross_entropy(z, labels, flat, g, e, each, bits, batch_bits)
+
+
+def cross_entropy_terms(
+    z: np.ndarray, labels: np.ndarray, each: np.ndarray, g: np.ndarray, share: float
+) -> Runnable:
+    """Compute the terms of softmax_cross_entropy, float64, and its gradient, where a term's share is `share`."""
+    e, bits = np.empty(z.shape[1]), sum_bits(z.shape[1])
+    load(lambda: loops.cross_entropy_terms(z[:0], labels, g, e, each, bits, share), loops.finish)
+    return lambda: loops.cross_entropy_terms(z, labels, g, e, each, bits, share)
 
 
 def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:

@@ -27,7 +27,7 @@ from xnn.backends.kernels.image_kernels import conv_windows
 from xnn.backends.kernels.pool_kernels import serves_pool
 from xnn.ops.windows import Windows
 
-__all__ = ["Convolution", "WeightSums", "gradient_of_images", "image_kernels"]
+__all__ = ["Convolution", "WeightSums", "gradient_of_images", "image_kernels", "round_to"]
 
 
 @dataclass
@@ -103,6 +103,11 @@ def gradient_of_images(lib: Any, passes: Any, splitters: Any, call: Call) -> lis
     return steps
 
 
+def round_to(totals: np.ndarray, out: np.ndarray) -> Runnable:
+    """out <- sums, rounded to float32."""
+    return lambda: np.copyto(out, (totals + FLUSH) - FLUSH, casting="same_kind")
+
+
 class WeightSums:
     """dW = dz columns^T and db, the sum of dz, over all images of a batch, in three turns (`shared_table.py`).
 
@@ -144,9 +149,9 @@ class WeightSums:
         cuts, ends = [], []
         self.look = images.largest_fields(made, self.dz, of_dz, of_x if of_x.size else None)
         if self.db is not None:
-            totals, db = sums[self.size :], self.db
+            totals = sums[self.size :]
             cuts.append(images.sum_images(self.dz, self.table, of_dz, totals))
-            ends.append(lambda: np.copyto(db, (totals + FLUSH) - FLUSH, casting="same_kind"))
+            ends.append(round_to(totals, self.db))
         if self.dw is not None:
             products = sums[: self.size].reshape(-1, self.width)
             dw = self.dw.reshape(made.one.shape)

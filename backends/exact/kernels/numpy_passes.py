@@ -16,15 +16,16 @@ from xnn import ops
 from xnn.backends.exact.functions import EXP_LIMIT, exp_inside, log_inside
 from xnn.backends.exact.kernels import numpy_images as images
 from xnn.backends.exact.slices import FLUSH, exponent, splitter, sum_bits, to32
-from xnn.backends.kernels.calls import Runnable
-from xnn.backends.kernels.numpy_kernels import count_right
+from xnn.backends.kernels.calls import Runnable, chain, nothing
+from xnn.backends.kernels.numpy_kernels import count_right, void
 from xnn.backends.kernels.update_kernels import update_stretch
 from xnn.ops import updates
 from xnn.ops.apply import backward_of, forward_of
 
 __all__ = [
-    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "finish", "images", "prepare",
-    "sgd", "slice_columns", "slice_gradient", "slice_rows", "slice_tensor", "weight_gradient", "widen",
+    "ACTIVATIONS", "activation_gradient", "adam", "count_right", "cross_entropy", "cut_columns", "cut_gradient",
+    "finish", "images", "largest_fields", "prepare", "sgd", "slice_columns", "slice_gradient", "slice_rows",
+    "slice_tensor", "weight_gradient", "widen",
 ]  # fmt: skip
 
 #: The activations that `finish` can compute.
@@ -90,6 +91,29 @@ def slice_columns(x: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable
     return _two(x, 0, table, None, one, one)
 
 
+def largest_fields(x: np.ndarray, fields: np.ndarray) -> Runnable:
+    """fields <- the exponent field of the largest number of each column, the index of its constant in a table."""
+    return _largest(x, 0, fields.reshape(1, -1))
+
+
+def cut_columns(x: np.ndarray, fields: np.ndarray, table: np.ndarray, one: np.ndarray) -> Runnable:
+    """As `slice_columns`, on the scale that `fields` say."""
+    return _cut(x, fields.reshape(1, -1), table, None, one, one)
+
+
+def cut_gradient(
+    dz: np.ndarray, fields: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, totals: Any
+) -> Runnable:
+    """As `slice_gradient`, on the scale that `fields` say: totals <- the sums, not rounded; None if not needed."""
+    width, largest, cut = dz.shape[1], fields.reshape(1, -1), np.empty(dz.shape)
+    slices = _cut(dz, largest, high, low, wide[:, :width], wide[:, width:]) if wide.size else nothing
+    if totals is None:
+        return slices
+    return chain(
+        slices, _cut(dz, largest, table, None, cut, cut), lambda: void(np.add.reduce(cut, axis=0, out=totals))
+    )
+
+
 def slice_gradient(
     dz: np.ndarray, high: Any, low: Any, wide: Any, table: np.ndarray, db: np.ndarray | None, rate: Any
 ) -> Runnable:
@@ -103,44 +127,48 @@ def slice_gradient(
     db: receives the sums of the columns; None if they are not needed.
     rate: None, or the learning rate. With a rate, db is the bias b, and becomes b - rate * sums.
     """
-    width, cut = dz.shape[1], np.empty(dz.shape)
-    slices = _two(dz, 0, high, low, wide[:, :width], wide[:, width:]) if wide.size else _nothing
+    fields, total = np.empty(dz.shape[1], np.int32), np.empty(dz.shape[1])
+    look = largest_fields(dz, fields)
     if db is None:
-        return slices
-    whole = _two(dz, 0, table, None, cut, cut)
-    total, old, stored = np.empty(width), np.empty(width), np.empty_like(db)
+        return chain(look, cut_gradient(dz, fields, high, low, wide, table, None))
+    old, stored = np.empty(dz.shape[1]), np.empty_like(db)
 
-    def run() -> None:
-        slices()
-        whole()
-        np.add.reduce(cut, axis=0, out=total)
+    def finish() -> None:
         if rate is None:
             _round(total, db)
         else:
             _descend(total, db, rate.value[0], stored, old)
 
-    return run
+    return chain(look, cut_gradient(dz, fields, high, low, wide, table, total), finish)
 
 
-def _nothing() -> None:
-    pass
-
-
-def _two(
-    x: np.ndarray, axis: int, high: np.ndarray, low: np.ndarray | None, first: np.ndarray, second: np.ndarray
-) -> Runnable:
-    """Split x into two slices, on the scale of the largest element over `axis`: first, second <- the slices.
-
-    If low is None, there is only the first slice.
-    """
+def _largest(x: np.ndarray, axis: int, out: np.ndarray) -> Runnable:
+    """out <- the largest exponent field over `axis`, which stays with extent 1."""
     words, magnitude = x.view(np.int32), np.empty(x.shape, np.int32)
-    largest = np.empty(tuple(1 if a == axis else extent for a, extent in enumerate(x.shape)), np.int32)
-    rest = np.empty(x.shape)
 
     def run() -> None:
         np.bitwise_and(words, _MAGNITUDE, out=magnitude)
-        np.maximum.reduce(magnitude, axis=axis, keepdims=True, out=largest, initial=0)
-        np.right_shift(largest, 23, out=largest)
+        np.maximum.reduce(magnitude, axis=axis, keepdims=True, out=out, initial=0)
+        np.right_shift(out, 23, out=out)
+
+    return run
+
+
+def _cut(
+    x: np.ndarray,
+    largest: np.ndarray,
+    high: np.ndarray,
+    low: np.ndarray | None,
+    first: np.ndarray,
+    second: np.ndarray,
+) -> Runnable:
+    """Split x into two slices, on the scale that the fields `largest` say: first, second <- the slices.
+
+    If low is None, there is only the first slice.
+    """
+    rest = np.empty(x.shape)
+
+    def run() -> None:
         np.copyto(rest, x)
         s = high.take(largest)
         np.add(rest, s, out=first)
@@ -152,6 +180,14 @@ def _two(
             np.subtract(rest, t, out=second)
 
     return run
+
+
+def _two(
+    x: np.ndarray, axis: int, high: np.ndarray, low: np.ndarray | None, first: np.ndarray, second: np.ndarray
+) -> Runnable:
+    """`_cut` on the scale of the largest element over `axis`."""
+    largest = np.empty(tuple(1 if a == axis else extent for a, extent in enumerate(x.shape)), np.int32)
+    return chain(_largest(x, axis, largest), _cut(x, largest, high, low, first, second))
 
 
 def widen(integers: np.ndarray, wide: np.ndarray) -> Runnable:

@@ -7,7 +7,7 @@ added up over the batch comes after them, in three turns that all layers take to
     cut      slices on that common scale, and their sums     -> one message, the sum of all ranks
     finish   the sums, rounded to float32
 
-The sums of slices are exact, so that they are those of one process (`backends/exact/slices.py`).
+Some ops without kernels take part as well (`shared_sums.py`). The sums of slices are exact, so that they are those of one process (`backends/exact/slices.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,16 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.exact.kernels.exact_kernels import ExactTable, splitters
-from xnn.backends.exact.kernels.image_kernels import WeightSums, gradient_of_images
-from xnn.backends.exact.kernels.shared_sums import OpSums, SharedLoss, puts_off, serves_loss, weight_gradients
-from xnn.backends.exact.slices import FLUSH, sum_bits
+from xnn.backends.exact.kernels.image_kernels import WeightSums, gradient_of_images, round_to
+from xnn.backends.exact.kernels.shared_sums import (
+    KernelLoss,
+    OpSums,
+    SharedLoss,
+    puts_off,
+    serves_loss,
+    weight_gradients,
+)
+from xnn.backends.exact.slices import sum_bits
 from xnn.backends.kernels.binding import interpret
 from xnn.backends.kernels.blas import gemm
 from xnn.backends.kernels.calls import Call, Runnable, Slot, chain, nothing
@@ -80,17 +87,6 @@ class Agreement:
             part.finish()
 
 
-def _largest_fields(x: np.ndarray, out: np.ndarray) -> None:
-    """The largest exponent field of each column of float32 numbers; 255 for NaN and infinity."""
-    out[...] = np.abs(x).max(axis=0).view(np.int32) >> 23
-
-
-def _rounded(x: np.ndarray, s: np.ndarray, out: np.ndarray) -> None:
-    """out <- (x + s) - s."""
-    np.add(x, s, out=out)
-    np.subtract(out, s, out=out)
-
-
 class _DensePart:
     """dW = x^T dz and db, the sum of dz, over the rows of all ranks."""
 
@@ -106,55 +102,37 @@ class _DensePart:
         self.inputs, self.outputs, self.cuts_x = inputs, outputs, bits.integers is None
         columns = bits.dy_column(rows)
         self.high, self.table = splitters(lib, columns), splitters(lib, sum_bits(rows))
-        self.one = kept["wide"]
-        self.wide = lib.buffer((len(self.dz), outputs * (2 if self.cuts_x else 1)), np.float64)
+        self.low, self.one, width = None, kept["wide"], 0 if self.dw is None else outputs
         if self.cuts_x:
             self.low, self.x_table = splitters(lib, 2 * columns + 1), splitters(lib, bits.x_column(rows))
-            self.one = lib.buffer(self.x.shape, np.float64)
-        self.scratch = np.empty(self.dz.shape)
-        self.fields = outputs + (inputs if self.cuts_x else 0)
-        self.size = 0 if self.dw is None else inputs * self.wide.shape[1]
+            self.one, width = lib.buffer(self.x.shape, np.float64), 2 * width
+        self.wide = lib.buffer((len(self.dz) if width else 0, width or outputs), np.float64)
+        needed = self.dw is not None or self.db is not None
+        self.fields = (outputs if needed else 0) + (inputs if self.cuts_x and self.dw is not None else 0)
+        self.size = 0 if self.dw is None else inputs * width
         self.sums = self.size + (0 if self.db is None else outputs)
         self.passes = table.passes
 
     def attach(self, fields: np.ndarray, sums: np.ndarray) -> None:
-        """Take the parts of the messages that are this layer's."""
-        self.of_dz, self.of_x = fields[: self.outputs], fields[self.outputs :]
-        self.bias = sums[self.size :]
-        if self.dw is None:
-            self.product = self.weights = nothing
+        """Take the parts of the messages that are this layer's, and make its turns."""
+        self.look = self.cut = self.finish = nothing
+        if not self.fields:
             return
-        products = sums[: self.size].reshape(self.inputs, -1)
-        self.product = gemm(self.one.T, self.wide, products)
-        kept = self.kept
-        update = kept["table"], kept["one"], kept["next_slice"].state
-        self.weights = self.passes.weight_gradient(products, kept["scale"], self.dw, None, *update)
-
-    def look(self) -> None:
-        """Find the largest exponents of this rank's rows."""
-        _largest_fields(self.dz, self.of_dz)
-        if self.cuts_x:
-            _largest_fields(self.x, self.of_x)
-
-    def cut(self) -> None:
-        """Cut to slices on the common scale, and add them."""
-        high = self.wide[:, : self.outputs]
-        _rounded(self.dz, self.high[self.of_dz], high)
-        if self.cuts_x:
-            low = self.wide[:, self.outputs :]
-            np.subtract(self.dz, high, out=self.scratch)
-            _rounded(self.scratch, self.low[self.of_dz], low)
-            _rounded(self.x, self.x_table[self.of_x], self.one)
-        if self.db is not None:
-            _rounded(self.dz, self.table[self.of_dz], self.scratch)
-            np.sum(self.scratch, axis=0, out=self.bias)
-        self.product()
-
-    def finish(self) -> None:
-        """Round what all ranks have added."""
-        self.weights()
-        if self.db is not None:
-            self.db[...] = (self.bias + FLUSH) - FLUSH
+        p, of_dz, of_x = self.passes, fields[: self.outputs], fields[self.outputs :]
+        look, totals = [p.largest_fields(self.dz, of_dz)], None if self.db is None else sums[self.size :]
+        cut = [p.cut_gradient(self.dz, of_dz, self.high, self.low, self.wide, self.table, totals)]
+        finish = []
+        if self.dw is not None:
+            if self.cuts_x:
+                look.append(p.largest_fields(self.x, of_x))
+                cut.append(p.cut_columns(self.x, of_x, self.x_table, self.one))
+            kept, products = self.kept, sums[: self.size].reshape(self.inputs, -1)
+            cut.append(gemm(self.one.T, self.wide, products))
+            update = kept["table"], kept["one"], kept["next_slice"].state
+            finish.append(p.weight_gradient(products, kept["scale"], self.dw, None, *update))
+        if self.db is not None and totals is not None:
+            finish.append(round_to(totals, self.db))
+        self.look, self.cut, self.finish = chain(*look), chain(*cut), chain(*finish)
 
 
 class SharedExactTable(ExactTable):
@@ -192,6 +170,9 @@ class SharedExactTable(ExactTable):
         if call.kind == "total":
             return self._total(call)
         if call.kind == "loss":
+            terms = getattr(self.passes, "cross_entropy_terms", None)
+            if terms is not None and super().own(call):
+                return self._added(KernelLoss(self.lib, call, self.agreement.shard.rows, terms))
             divisor = call.options.get("reduction", "mean") == "mean"
             return self._added(
                 SharedLoss(self.lib, call, self._totals.pop(call.reads, None) if divisor else None)
