@@ -7,7 +7,8 @@ added up over the batch comes after them, in three turns that all layers take to
     cut      slices on that common scale, and their sums     -> one message, the sum of all ranks
     finish   the sums, rounded to float32
 
-Some ops without kernels take part as well (`shared_sums.py`). The sums of slices are exact, so that they are those of one process (`backends/exact/slices.py`).
+Some ops without kernels take part as well (`shared_sums.py`). The sums of slices are exact, so that they are those of
+one process (`backends/exact/slices.py`).
 """
 
 from __future__ import annotations
