@@ -111,7 +111,8 @@ class ProductSum:
 
     def whole(self, sums: Any) -> Any:
         """The product: the sums of all workers' products added to one another, or times the scale."""
-        sums = self.lib.xp.reshape(sums, (-1, self.one.shape[1], self.two.shape[1]))
+        slices = 2 if self.scale is None else 1
+        sums = self.lib.xp.reshape(sums, (slices, self.one.shape[1], self.two.shape[1]))
         found = sums[0, ...] + sums[1, ...] if self.scale is None else sums[0, ...] * self.scale
         return self.lib.xp.matrix_transpose(found) if self.turned else found
 
