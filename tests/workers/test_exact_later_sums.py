@@ -34,6 +34,7 @@ def names():
     return [name for name, _ in words().model.named_parameters()]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2, 3, 6)], ids=str)
 @pytest.mark.parametrize("size", SIZES)
 def test_embeddings_and_layer_normalization(size, frozen):
@@ -109,6 +110,7 @@ def test_products_of_rows_with_weights(size):
     assert both(*steps_and_messages(lambda: make([]), size, (x, y), batch_size=35)) == (1, 1)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("reduction", ["mean", "sum_over_batch_size", "sum"])
 @pytest.mark.parametrize(
     "loss",
