@@ -226,3 +226,55 @@ def test_pictures():
     tiles = np.array([[[0.0, 2.0]], [[-1.0, np.nan]]])
     found = pixels_of("," + base64.b64encode(sheet(tiles)).decode())
     assert found[:, :2].tolist()[0] == [127, 254]
+
+
+class Halved(xnn.Sequential):
+    """A model that computes in a way of its own, so that nobody knows what its layers take."""
+
+    buildable = False
+
+    def compute(self, x, training):
+        return self.layers[0].run(x, training) + self.layers[1].run(x, training)
+
+
+def test_inner_layers_are_shown_with_what_they_take_and_give():
+    inner = layers.Sequential(layers.Dense(5, 4), layers.ReLU())
+    both = layers.Parallel(layers.Add(layers.Identity(), layers.Tanh()), inner)
+    model = xnn.Sequential(layers.Rescale(1 / 255), layers.Dense(16, 5), both, layers.Dense(9, 3), seed=0)
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+    trainer.fit((X, Y), epochs=1, progress=False)
+    (run,) = gather([run_of_trainer(trainer, (X, Y))], 10**6)["runs"]
+    found = [(row["depth"], row["kind"], row["before"], row["after"]) for row in run["layers"]["rows"]]
+    assert found[2:-1] == [
+        (0, "Parallel", [5], [9]),
+        (1, "Add", [5], [5]),
+        (2, "Identity", [5], [5]),
+        (2, "Tanh", [5], [5]),
+        (1, "Sequential", [5], [4]),
+        (2, "Dense", [5], [4]),
+        (2, "ReLU", [4], [4]),
+    ]
+    outputs = run["snapshots"]["steps"][-1]["outputs"]
+    names = [
+        "2 Parallel",
+        "2.0 Add",
+        "2.0.0 Identity",
+        "2.0.1 Tanh",
+        "2.1 Sequential",
+        "2.1.0 Dense",
+        "2.1.1 ReLU",
+    ]
+    assert list(outputs)[2:-1] == names
+    hidden = inner.forward(model[1].forward(model[0].forward(X)))
+    assert outputs["2.1.1 ReLU"]["mean"] == pytest.approx(float(hidden.mean()), rel=1e-3)
+    assert {"2.1.0.weight", "3.weight"} <= set(run["snapshots"]["steps"][-1]["gradients"])
+
+
+@pytest.mark.parametrize("outer", [lambda model: model, xnn.Sequential])
+def test_inside_a_container_of_yours_nothing_is_guessed(outer):
+    model = outer(Halved(layers.Dense(16, 3), layers.Dense(16, 3), seed=0))
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1))
+    trainer.fit((X / 255, Y), epochs=1, progress=False)
+    (run,) = gather([run_of_trainer(trainer, (X / 255, Y))], 10**6)["runs"]
+    assert [row["kind"] for row in run["layers"]["rows"]] == ["Halved"]
+    assert [name.split()[-1] for name in run["snapshots"]["steps"][-1]["outputs"]] == ["Halved"]

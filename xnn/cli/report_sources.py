@@ -16,12 +16,15 @@ from xnn.cli.model_notes import read_notes
 from xnn.data import Dataset, load
 from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, XnnError
 from xnn.files import reading
+from xnn.layers import Rescale, Sequential
 from xnn.layers import files as weights
 from xnn.layers.safetensors_file import CHECKPOINT, read_signed
 from xnn.layers.sequential import load as load_model
+from xnn.optimizers import Optimizer
 from xnn.report.checkpoints import read_folder, snapshot_of, weights_in
+from xnn.report.curves import add_rates
 from xnn.report.facts import ending, facts_of
-from xnn.report.of_trainer import examples_of
+from xnn.report.of_trainer import examples_of, say_scaling
 from xnn.report.run import Run, Snapshot
 from xnn.runs.record_file import RECORD_BEGINS
 from xnn.runs.spec import RunSpec
@@ -191,12 +194,20 @@ def _of_checkpoint(
     found = weights_in(newest)
     run.missing = {"curves": "The checkpoint was not written during a training, so it has no curves."}
     digests: dict[str, str] = {}
-    _rebuild(run, about, data, data_home)
+    optimizer = _rebuild(run, about, data, data_home)
+    if optimizer is not None and epochs:
+        try:
+            optimizer.rate_factor = newest.about["state"]["optimizer"]["rate_factor"]
+            steps = newest.about["step"] - fit["batch"]  # of whole epochs
+            add_rates(run, optimizer, steps // newest.about["epoch"])
+        except (*_WRONG, ArithmeticError, XnnError):
+            run.notes.append(f"The learning rate is not known: {name} does not say how many steps it took.")
     if run.model is not None:
         named = dict(run.model.named_state())
         if {n: a.shape for n, a in found.items()} == {n: tuple(p.shape) for n, p in named.items()}:
             for key, parameter in named.items():
                 parameter.value = run.model.backend.to_device(found[key].astype(parameter.dtype))
+            _put_back_scales(run.model, newest)
             digests["weights"] = weights.weights_sha256(run.model)
         else:
             run.trained = False
@@ -245,25 +256,56 @@ def _options(about: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in run.items() if isinstance(v, (str, int, float))} if isinstance(run, dict) else {}
 
 
-def _rebuild(run: Run, about: Mapping[str, Any], data: str | None, data_home: str | None) -> None:
-    """Build the model of a run again from its options, and take its data, for shapes, gradients and predictions."""
+def _put_back_scales(model: Sequential, checkpoint: Checkpoint) -> None:
+    """Scale samples as the run did. A model built for other data (--data) scales by their mean and deviation."""
+    names = "scale", "offset", "shift"
+    for number, layer in enumerate(model.all_layers()):
+        if isinstance(layer, Rescale):
+            try:
+                packed = checkpoint.about["state"][f"layers.{number}"]
+                held = {name: packed[name] for name in names}
+                arrays = {n: checkpoint.tensors[p["$array"]] for n, p in held.items() if p is not None}
+            except _WRONG as error:
+                raise CorruptFileError(
+                    f"{checkpoint.path} does not say how its layer {number} scales: use an older checkpoint"
+                ) from error
+            for name in names:
+                setattr(layer, name, arrays.get(name))
+
+
+def _rebuild(run: Run, about: Mapping[str, Any], data: str | None, data_home: str | None) -> Optimizer | None:
+    """Build the model of a run again from its options, and take its data, for shapes, gradients and predictions.
+
+    Returns the optimizer of the run; None if it cannot be built.
+    """
     name, options = about.get("dataset"), about.get("run")
     if not isinstance(name, str) or not isinstance(options, dict):
         run.missing = {**dict.fromkeys(("layers", "classes", "command"), _IN_PYTHON), **run.missing}
-        return
+        return None
     run.command = str(about.get("command", ""))
     try:
         spec = RunSpec.from_json(options, str(about.get("xnn", __version__)))
-        dataset = spec.with_targets(_data_of(about, data, data_home))
-        run.model, run.loss, _ = spec.build(dataset)
+        dataset = _data_of(about, data, data_home)
+        learned = spec.with_targets(dataset)
+        run.model, run.loss, optimizer = spec.build(learned)
     except (XnnError, *_WRONG) as error:
         if data and isinstance(error, XnnError):
             raise
         said = f"The model could not be built again: {error}. The data may be named (--data)."
         run.missing = {"layers": said, "classes": said, **run.missing}
-        return
+        return None
     run.task, run.labels, run.targets = dataset.task, dataset.labels, spec.targets
-    run.examples = examples_of(dataset, name)
+    scaling = learned.target_scaling
+    try:
+        if data and scaling is not None:  # of the data that the run learned, not of these
+            scaling = spec.with_targets(_data_of(about, None, data_home)).target_scaling
+    except XnnError as error:
+        run.missing["classes"] = f"The run's own data say how its targets were scaled: {error}."
+        return optimizer
+    run.examples = examples_of(dataset, data or name)
+    if scaling is not None:
+        say_scaling(run, scaling)
+    return optimizer
 
 
 def _data_of(about: Mapping[str, Any], data: str | None, data_home: str | None) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from xnn.history import History
 from xnn.layers import Sequential
 from xnn.layers import files as weights
 from xnn.optimizers import Optimizer
-from xnn.report.of_trainer import run_of_trainer
+from xnn.report.curves import add_rates
+from xnn.report.of_trainer import run_of_trainer, say_scaling
 from xnn.report.page import write as write_report
 from xnn.runs.digests import Recorder
 from xnn.runs.spec import RunSpec
@@ -54,10 +55,12 @@ class Job:
         known = {"data set": self.data.name, "seed": self.spec.seed}
         run = run_of_trainer(self.trainer, self.data, self.data.name, known)
         run.command, run.targets = self.about.get("command", ""), self.spec.targets
-        if self.data.target_scaling is not None:
-            run.notes.append(
-                "Targets and outputs are shown as the run learned them: with mean 0 and deviation 1."
-            )
+        add_rates(run, self.optimizer, self.spec.steps_per_epoch(self.data))
+        scaling = self.data.target_scaling
+        if scaling is not None:
+            assert run.examples is not None
+            run.examples = replace(run.examples, y=scaling.inverse().on_host(run.examples.y))
+            say_scaling(run, scaling)
         write_report([run], path)
 
     def save(self, path: str, history: History, error: Exception | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def read_folder(folder: Path) -> tuple[Checkpoint | None, list[Snapshot], list[s
         if newest is None or step > int(newest.about["step"]):
             newest = checkpoint
         name = "the best epoch" if path.name.startswith("best") else ""
-        found.setdefault(step, Snapshot(step, epoch, name, partial(_load, path)))
+        found.setdefault(step, Snapshot(step, epoch, name, partial(_load, path), _rate(checkpoint.about)))
     return newest, [found[step] for step in sorted(found)], notes
 
 
@@ -54,7 +55,23 @@ def snapshot_of(checkpoint: Checkpoint) -> Snapshot:
     step, epoch = (checkpoint.about.get(name) for name in ("step", "epoch"))
     if type(step) is not int or type(epoch) is not int:
         raise CorruptFileError(f"{checkpoint.path} does not say its step: use an older checkpoint")
-    return Snapshot(step, epoch, checkpoint.path.name, lambda: weights_in(checkpoint))
+    rate = _rate(checkpoint.about)
+    return Snapshot(step, epoch, checkpoint.path.name, lambda: weights_in(checkpoint), rate)
+
+
+def _rate(about: Mapping[str, Any]) -> float | None:
+    """The learning rate at the end of an epoch; None inside an epoch, and where the checkpoint does not say it.
+
+    Of a schedule it is what the optimizer asked for last.
+    """
+    try:
+        optimizer, fit = about["state"]["optimizer"], about["fit"]
+        chosen = optimizer["_learning_rate"]
+        last = chosen if isinstance(chosen, (int, float)) else optimizer["_rate"]
+        rate = float(last * optimizer["rate_factor"])
+        return rate if fit is not None and not fit["batch"] and last >= 0 else None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _load(path: Path) -> Mapping[str, np.ndarray]:

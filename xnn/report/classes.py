@@ -140,6 +140,8 @@ def _words_of(run: Run, count: int) -> str:
 def _numbers(run: Run, outputs: np.ndarray, gallery: Gallery) -> dict[str, Any] | str:
     """The parts of a regression: scores, targets against outputs, and the largest errors."""
     assert run.examples is not None
+    if run.scaling is not None:
+        outputs = run.scaling.inverse().on_host(outputs)
     y = np.asarray(run.examples.y, dtype=np.float64).reshape(len(outputs), -1)
     out = outputs.astype(np.float64).reshape(len(outputs), -1)
     if y.shape != out.shape:

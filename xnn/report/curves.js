@@ -115,9 +115,10 @@ function panel(name, epochs, drawn, runs, moved) {
       const style = { stroke: colour(line.place) };
       if (share) inside.lines.push(make("path", { class: `${kind} faint`, d: path(line, line.raw), style }));
       inside.lines.push(make("path", { class: kind, d: path(line, line.shown), style }));
-      if (line.raw.length === 1 && line.raw[0] !== null) {
-        inside.lines.push(make("circle", { cx: x(line.epochs[0]), cy: y(line.raw[0]), r: 3, style: { fill: colour(line.place) } }));
-      }
+      line.shown.forEach((value, n) => { // points between gaps, which no line reaches
+        if (value === null || (line.shown[n - 1] ?? null) !== null || (line.shown[n + 1] ?? null) !== null) return;
+        inside.lines.push(make("circle", { cx: x(line.epochs[n]), cy: y(value), r: 3, style: { fill: colour(line.place) } }));
+      });
     }
     svg.append(...inside.lines);
   }

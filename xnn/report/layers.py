@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from xnn.errors import XnnError
-from xnn.layers import Layer, Sequential
+from xnn.layers import Add, Container, Layer, Parallel, Sequential
 from xnn.layers.flops import flops_of
 from xnn.layers.sequential import known_shape
 from xnn.report.run import Run
 
-__all__ = ["layers_of", "sample_shape"]
+__all__ = ["is_plain", "layers_of", "sample_shape"]
 
 _LONGEST = 200  # characters of a layer's text
 
@@ -36,8 +36,8 @@ def layers_of(run: Run) -> dict[str, Any] | str:
     if shape is None:
         return "The shape of a sample is not known: name the data (--data)."
     try:
-        rows = list(_rows(run.model, shape, 0))
         after, operations = run.model.output_shape(shape), flops_of(run.model, shape)
+        rows = list(_rows(run.model, shape, 0)) if is_plain(run.model) else [_row(run.model, shape, after, 0)]
     except XnnError as error:
         return f"The model does not take samples of shape {shape}: {error}"
     return {
@@ -49,18 +49,25 @@ def layers_of(run: Run) -> dict[str, Any] | str:
     }
 
 
-def _rows(model: Sequential, shape: tuple[int, ...], depth: int) -> Iterator[dict[str, Any]]:
+def _rows(model: Container, shape: tuple[int, ...], depth: int) -> Iterator[dict[str, Any]]:
     for layer in model.layers:
         after = layer.output_shape(shape)
         yield _row(layer, shape, after, depth)
-        if isinstance(layer, Sequential):
+        if isinstance(layer, Container) and is_plain(layer):
             yield from _rows(layer, shape, depth + 1)
-        shape = after
+        if isinstance(model, Sequential):  # branches of others all take the same
+            shape = after
+
+
+def is_plain(model: Container) -> bool:
+    """Whether a container computes by xnn's own rule, so that it is known what its inner layers take."""
+    kind = next(kind for kind in (Sequential, Add, Parallel, Container) if isinstance(model, kind))
+    return kind is not Container and type(model).compute is kind.compute
 
 
 def _row(layer: Layer, before: tuple[int, ...], after: tuple[int, ...], depth: int) -> dict[str, Any]:
     parameters = layer.parameters()
-    text = type(layer).__name__ if isinstance(layer, Sequential) else repr(layer)
+    text = type(layer).__name__ if isinstance(layer, Container) and is_plain(layer) else repr(layer)
     return {
         "text": text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...",
         "kind": type(layer).__name__,

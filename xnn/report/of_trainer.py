@@ -14,6 +14,7 @@ from xnn.data import Dataset
 from xnn.data.targets import one_hot_classes
 from xnn.errors import DTypeError, OptionError, ShapeError
 from xnn.history import History
+from xnn.layers import Rescale
 from xnn.layers.files import weights_sha256
 from xnn.losses import L1, MSE, Huber, SoftmaxCrossEntropy
 from xnn.options import shown
@@ -22,7 +23,7 @@ from xnn.report.facts import ending, facts_of
 from xnn.report.run import Examples, Run, Snapshot
 from xnn.report.samples import image_of
 
-__all__ = ["examples_of", "run_of_trainer"]
+__all__ = ["examples_of", "run_of_trainer", "say_scaling"]
 
 _DISTANCES = MSE, L1, Huber  #: losses of regressions, whose targets may be integers
 
@@ -70,6 +71,19 @@ def run_of_trainer(
     said = "Predictions need samples: trainer.report(path, data=(x_test, y_test))."
     run.missing = {"classes": said, "command": "The run was started in Python, so its program repeats it."}
     return run
+
+
+def say_scaling(run: Run, scaling: Rescale) -> None:
+    """Say that a run learned standardized targets. Its examples have the targets of the data.
+
+    scaling: the layer that standardized them.
+    """
+    learned = run.targets
+    run.scaling, run.targets = scaling, lambda y: learned(scaling.on_host(y))
+    run.notes.append(
+        "The targets were learned with mean 0 and deviation 1 (--scale-target), and the loss and its gradients are "
+        "of these. Predictions, errors, MAE and RMSE are in the units of the data."
+    )
 
 
 def examples_of(data: Any, name: str) -> Examples:

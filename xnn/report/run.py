@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xnn.layers import Sequential
+from xnn.layers import Rescale, Sequential
 from xnn.losses import Loss
 
 __all__ = ["Examples", "Run", "Snapshot", "rounded"]
@@ -21,12 +21,14 @@ class Snapshot:
     step, epoch: how many were done; -1 if unknown.
     name: where it comes from, such as the file's name.
     load: returns the arrays by the names of the model's parameters and buffers, on the host.
+    rate: the learning rate, if the step is the last one of its epoch; None if unknown.
     """
 
     step: int
     epoch: int
     name: str
     load: Callable[[], Mapping[str, np.ndarray]]
+    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Run:
     snapshots: the weights at some steps, in order.
     examples: samples on which the model is judged; None if there are none.
     task: "classification" or "regression". labels: the names of class 0, 1, ...; empty if they have none.
+    scaling: the layer that standardizes the targets of `examples` into those that the model learned; None if it
+        learned them as they are.
     facts: groups of (what, how much) about the run, by the group's title. command: the command that repeats the run.
     missing: why something cannot be shown, and how to get it, by the name of the part: curves, layers, snapshots,
         classes, command.
@@ -72,6 +76,7 @@ class Run:
     examples: Examples | None = None
     task: str = "classification"
     labels: tuple[Any, ...] = ()
+    scaling: Rescale | None = None
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     command: str = ""
     missing: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,8 @@ from xnn.backends import backend_of, numerics
 from xnn.errors import XnnError
 from xnn.files import by_numbers
 from xnn.graph.autograd import value_and_grad
-from xnn.layers import Sequential
+from xnn.layers import Container, Sequential
+from xnn.report.layers import is_plain
 from xnn.report.picture import data_uri, sheet, small
 from xnn.report.run import Run, Snapshot, rounded
 
@@ -104,11 +105,24 @@ def _arrays_of(run: Run, snapshot: Snapshot) -> Arrays:
 
 
 def _outputs(model: Sequential, x: np.ndarray) -> dict[str, np.ndarray]:
-    found, value = {}, model.backend.to_device(model.prepare(x))
-    for place, layer in enumerate(model.layers):
-        value = layer.run(value, False)
-        found[f"{place} {type(layer).__name__}"] = np.asarray(model.backend.to_host(value))
-    return found
+    value = model.backend.to_device(model.prepare(x))
+    if is_plain(model):
+        return dict(_of_layers(model, value, ""))
+    return {type(model).__name__: np.asarray(model.backend.to_host(model.run(value, False)))}
+
+
+def _of_layers(model: Container, value: Any, place: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The outputs of all layers in a model, those of inner layers after those of the layer that holds them.
+
+    value: what the model takes. place: where it stands, such as "3.1.", "" for the whole model.
+    """
+    for number, layer in enumerate(model.layers):
+        after = layer.run(value, False)
+        yield f"{place}{number} {type(layer).__name__}", np.asarray(model.backend.to_host(after))
+        if isinstance(layer, Container) and is_plain(layer):
+            yield from _of_layers(layer, value, f"{place}{number}.")
+        if isinstance(model, Sequential):  # branches of others all take the same
+            value = after
 
 
 def _gradients(run: Run, model: Sequential, x: np.ndarray) -> dict[str, np.ndarray]:
