@@ -245,6 +245,7 @@ def test_inner_layers_are_shown_with_what_they_take_and_give():
     trainer.fit((X, Y), epochs=1, progress=False)
     (run,) = gather([run_of_trainer(trainer, (X, Y))], 10**6)["runs"]
     found = [(row["depth"], row["kind"], row["before"], row["after"]) for row in run["layers"]["rows"]]
+    assert [row["branch"] for row in run["layers"]["rows"]] == [0, 0, 0, 1, 1, 2, 2, 0, 0, 0]
     assert found[2:-1] == [
         (0, "Parallel", [5], [9]),
         (1, "Add", [5], [5]),

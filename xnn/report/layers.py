@@ -27,8 +27,9 @@ def sample_shape(run: Run) -> tuple[int, ...] | None:
 def layers_of(run: Run) -> dict[str, Any] | str:
     """The rows of all layers and their totals, or why there are none.
 
-    A row has the layer's text, its depth inside other layers, the shapes of a sample before and after it, the number
-    of its parameters, whether they are trained, and its floating-point operations for a sample; None if unknown.
+    A row has the layer's text, its depth inside other layers, its number if it is a branch of Add or Parallel, the
+    shapes of a sample before and after it, the number of its parameters, whether they are trained, and its
+    floating-point operations for a sample; None if unknown.
     """
     if run.model is None:
         return run.missing.get("layers", "The model is not known.")
@@ -50,12 +51,13 @@ def layers_of(run: Run) -> dict[str, Any] | str:
 
 
 def _rows(model: Container, shape: tuple[int, ...], depth: int) -> Iterator[dict[str, Any]]:
-    for layer in model.layers:
+    branches = not isinstance(model, Sequential)
+    for number, layer in enumerate(model.layers, 1):
         after = layer.output_shape(shape)
-        yield _row(layer, shape, after, depth)
+        yield {**_row(layer, shape, after, depth), "branch": number if branches else 0}
         if isinstance(layer, Container) and is_plain(layer):
             yield from _rows(layer, shape, depth + 1)
-        if isinstance(model, Sequential):  # branches of others all take the same
+        if not branches:  # which all take the same
             shape = after
 
 

@@ -6,18 +6,21 @@ function layersPart(run) {
   const shape = (sides) => `(${sides.join(" × ")})`;
   const widest = Math.max(1, ...found.rows.map((row) => row.units));
   const most = Math.max(1, ...found.rows.map((row) => row.operations || 0));
-  const box = (row) => make("li", { style: { "--depth": row.depth } }, make("b", {}, row.text),
+  const flows = (row, next) => next && next.depth <= row.depth && !next.branch; // what a layer gives, the next box takes
+  const box = (row, n) => make("li", { class: flows(row, found.rows[n + 1]) ? "flows" : null, style: { "--depth": row.depth } },
+    row.branch ? make("span", { class: "soft" }, `branch ${row.branch}: `) : null, make("b", {}, row.text),
     make("div", { class: "soft" }, `${shape(row.before)} → ${shape(row.after)}; ${short(row.parameters)} parameters`
       + `${row.frozen ? ", frozen" : ""}; ${short(row.operations)} operations a sample`),
     make("span", { class: "shape", style: { width: `${(100 * Math.log1p(row.units)) / Math.log1p(widest)}%` }, "aria-hidden": "true" }));
-  const rows = found.rows.map((row) => [row.kind, shape(row.after), row.parameters, row.operations,
+  const nested = found.rows.some((row) => row.depth);
+  const rows = found.rows.map((row) => ["\u00a0\u00a0\u00a0".repeat(row.depth) + row.kind, shape(row.after), row.parameters, row.operations,
     row.operations === null ? "–" : share(row.operations / (found.operations || most))]);
   return make("div", {},
     make("p", {}, `${short(found.parameters)} parameters, ${short(found.operations)} operations a sample. `
       + "A multiplication and an addition count as two operations. The length of a bar is the logarithm of a layer's outputs."),
-    make("ol", { class: "drawing" }, make("li", { style: { "--depth": 0 } }, make("b", {}, "input"),
+    make("ol", { class: "drawing" }, make("li", { class: "flows", style: { "--depth": 0 } }, make("b", {}, "input"),
       make("div", { class: "soft" }, shape(found.input))), found.rows.map(box)),
-    table("Layers and their costs", ["layer", "output shape", "parameters", "operations", "share"], rows));
+    table(`Layers and their costs${nested ? "; what is inside a layer is counted in it, too" : ""}`, ["layer", "output shape", "parameters", "operations", "share"], rows));
 }
 
 function factsPart(run) {

@@ -187,7 +187,8 @@ def _picture(run: Run, weights: Mapping[str, np.ndarray], budget: int) -> dict[s
     if tiles.shape[0] == 1 and tiles[0].size * 1.4 > budget:
         tiles = np.stack([small(tile, 48) for tile in tiles])
     largest = np.abs(array[np.isfinite(array)]).max(initial=0.0)
-    shown = "" if len(tiles) == 1 else f", {len(tiles)} of {array.shape[-1 if array.ndim == 2 else 0]}"
+    there = array.shape[-1 if array.ndim == 2 else 0]
+    shown = "" if len(tiles) in (1, there) else f", {len(tiles)} of {there}"
     alt = f"{first}: {what}{shown}. Blue is below 0, red above; the largest is {rounded(float(largest))}."
     return {"uri": data_uri(sheet(tiles)), "alt": alt}
 
