@@ -84,9 +84,25 @@ def expected_modules():
     return found
 
 
+def known_files():
+    """The files that git knows. Say so and exit if there are modules that it does not know, or files are gone."""
+    listed = ("git", "ls-files", "-z")
+    known, new, gone = (
+        {name for name in run(*listed, *more, cwd=ROOT).split("\0") if name}
+        for more in ((), ("--others", "--exclude-standard", "xnn", "backends", "benchmarks"), ("--deleted",))
+    )
+    if new or gone:
+        sys.exit(
+            "The wheel is built of the files that git knows, and is compared with the checkout.\n"
+            + "".join(f"git does not know {name}: git add it, or move it away\n" for name in sorted(new))
+            + "".join(f"{name} is not there: git rm it, or git restore it\n" for name in sorted(gone))
+        )
+    return known
+
+
 def copy_checkout(folder):
     """Copy the files that git knows. To build in the checkout would disturb other installations from it."""
-    for name in run("git", "ls-files", cwd=ROOT).splitlines():
+    for name in sorted(known_files()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
 
@@ -95,8 +111,7 @@ def check_sdist(sdist):
     """Compare the files of an sdist with those that git knows."""
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    known = set(run("git", "ls-files", cwd=ROOT).splitlines())
-    missing = known - held - {f"xnn/{name}" for name in LINKS} - {".gitignore"}
+    missing = known_files() - held - {f"xnn/{name}" for name in LINKS} - {".gitignore"}
     assert not missing, f"{sdist.name} lacks {sorted(missing)}"
     assert not [name for name in held if "__pycache__" in name]
 

@@ -127,7 +127,10 @@ def test_layers_that_c_does_not_have_are_refused(name, tmp_path):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(OptionError, match=r"layer 1 of the model, Function\(sum.* cannot be exported to C"):
+    with pytest.raises(
+        OptionError,
+        match=r"layer 1 of the model, Function\(sum.* cannot be exported to C: export the model to ONNX or PyTorch",
+    ):
         exchange.to_c(Sequential(layers.Dense(2, 2), Function(ops.sum, axis=1)), tmp_path / "net.c")
     with pytest.raises(OptionError, match="joins the samples"):
         exchange.to_c(Sequential(layers.Dense(2, 2), layers.Softmax(0)), tmp_path / "net.c")

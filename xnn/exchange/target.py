@@ -96,16 +96,23 @@ class Target:
 
     def _rule(self, layer: Layer) -> Rule:
         kind = type(layer)
-        row = None
-        if Layer.own.get(kind.__name__) is kind:
+        row, is_own = None, Layer.own.get(kind.__name__) is kind
+        if is_own:
             op = getattr(layer, "op", None)
             row = LAYERS.get(kind.__name__) or (None if op is None else OPS.get(op))
         rule: Rule | None = None if row is None else getattr(row, self.column)
         if rule is None:
-            where = f"layer {self.place} of the model, " if self.place else ""
-            raise OptionError(
-                f"{where}{layer!r}, cannot be exported to {self.format}: docs/export.md lists what can"
-            )
+            what = f"layer {self.place} of the model, {layer!r}," if self.place else repr(layer)
+            if row is not None:
+                hint = "export the model to ONNX or PyTorch, which have it (xnn export MODEL OUT.onnx, or --torch)"
+            elif is_own and type(getattr(layer, "op", None)).__module__.startswith("xnn."):
+                hint = "other layers of the same effect may do. docs/export.md lists what can be exported"
+            else:
+                hint = (
+                    "no other program has your code. Build it of xnn's layers, such as Function(ops.exp), or export "
+                    "the layers before it, Sequential(*model[:n])"
+                )
+            raise OptionError(f"{what} cannot be exported to {self.format}: {hint}")
         return rule
 
     def _check_dtype(self, layer: Layer, x: Value) -> None:
