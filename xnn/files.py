@@ -89,7 +89,7 @@ def check_writable(
     try:
         fault = _fault(path, replaced, begins.encode())
     except (OSError, ValueError, RuntimeError) as error:  # also NUL in the name, and a loop of links
-        fault = f"{_reason(error)}; choose another place"
+        raise OptionError(f"cannot write {path}: {_reason(error)}; choose another place") from error
     if fault:
         raise OptionError(f"cannot write {path}: {fault}")
     return path

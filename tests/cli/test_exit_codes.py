@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from command_line import run
 
+import xnn
 from xnn import errors
 from xnn.cli.exit_codes import EXIT_CODES, exit_code
 
@@ -114,3 +115,61 @@ def test_a_process_ends_with_them(table, tmp_path):
     assert done.returncode == 5, done.stderr
     assert "there is no folder" in done.stderr
     assert run("predict", saved, table).exit_code == 4
+
+
+MISSING = [
+    "predict no.safetensors data.npz", "predict m.safetensors no.npz", "predict m.safetensors no/folder",
+    "predict m.safetensors no.png", "export no.safetensors out.onnx", "import no.onnx out.safetensors", "report no",
+    "report no.jsonl", "report m.safetensors --data no.npz", "report m.safetensors --data no/folder",
+    "train --dataset no.csv", "train --dataset no/folder", "train --model no.toml --dataset data.npz",
+    "verify no.jsonl threads=1", "verify threads=1 no.jsonl", "verify threads=1 threads=2 --dataset no.npz",
+]  # fmt: skip
+DAMAGED = [
+    "predict bad.safetensors data.npz", "predict m.safetensors bad.npz", "predict m.safetensors bad.csv",
+    "export bad.safetensors out.onnx", "import bad.onnx out.safetensors", "report bad.safetensors",
+    "report bad.csv", "train --dataset bad.npz", "train --dataset bad.csv", "verify bad.csv threads=1",
+]  # fmt: skip
+UNFIT = [
+    "predict m.safetensors wide.npz", "report m.safetensors --data numbers.npz",
+    "export m.safetensors out.onnx --input-shape 7",
+]  # fmt: skip
+WRONG = [
+    "predict m.safetensors nosuch", "train --dataset nosuch", "report m.safetensors --data nosuch",
+    "verify threads=1 threads=2 --dataset nosuch", "train --model bad.toml --dataset data.npz",
+    "verify nosuch threads=1",
+    "train --dataset data.npz --save no/m.safetensors", "train --dataset data.npz --report no/r.html",
+    "train --dataset data.npz --log no/l.jsonl", "export m.safetensors no/out.onnx",
+    "import m.onnx no/out.safetensors", "report m.safetensors -o no/r.html",
+    "predict m.safetensors data.npz --output no/o.npy", "train --dataset data.npz --backend nosuch",
+    "check --backend nosuch", "verify backend=nosuch threads=1", "predict m.safetensors data.npz --backend nosuch",
+]  # fmt: skip
+
+
+@pytest.mark.sampled(20)
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        *((words, 4) for words in (*MISSING, *DAMAGED, *UNFIT)),
+        *((words, 2) for words in WRONG),
+    ],
+)
+def test_one_kind_of_mistake_has_one_code_in_all_commands(table, tmp_path, monkeypatch, words, code):
+    pytest.importorskip("onnx")
+    pytest.importorskip("PIL")
+    monkeypatch.chdir(tmp_path)
+    xnn.Sequential(xnn.layers.Dense(4, 3), seed=0).save("m.safetensors")
+    for ending in ("safetensors", "onnx", "npz", "csv", "toml"):
+        (tmp_path / f"bad.{ending}").write_text("= nothing")
+    rng = np.random.default_rng(0)
+    np.savez("wide.npz", x=rng.normal(size=(40, 9)), y=rng.integers(0, 3, 40))
+    np.savez("numbers.npz", x=rng.normal(size=(40, 4)), y=rng.normal(size=40))
+    result = run(*words.split())
+    assert result.exit_code == code, result.stderr
+    assert not {"out.onnx", "out.safetensors", "report.html"} & set(os.listdir())
+
+
+def test_a_disk_that_cannot_be_written_has_its_code_before_the_work_too(table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xnn.files._temporary", lambda *path: full())
+    result = run(*TRAIN, "--dataset", table, "--save", "m.safetensors")
+    assert (result.exit_code, "No space left" in result.stderr) == (5, True)

@@ -80,7 +80,7 @@ def test_a_folder_that_takes_no_file_is_refused_before_training(
         return right(path, flags, *mode, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    refused(run("train", "--dataset", digits, *TRAIN, option, tmp_path / OUTPUTS[option]), 2, "Read-only")
+    refused(run("train", "--dataset", digits, *TRAIN, option, tmp_path / OUTPUTS[option]), 5, "Read-only")
 
 
 def test_a_file_that_is_a_mount_is_refused_before_training(tmp_path):

@@ -168,7 +168,7 @@ def test_a_side_that_dies(folder, planted):
 @pytest.mark.parametrize(
     ("sides", "options", "code", "message"),
     [
-        ((SIDE, "nosuch.jsonl"), (), 2, "neither a file nor settings"),
+        ((SIDE, "nosuch.jsonl"), (), 4, "neither a file nor settings"),
         ((SIDE, "device=1"), (), 2, "cupy:1 is the second GPU"),
         ((SIDE, "backend=gpu"), (), 2, "array-api-strict, or cupy:1 for the second GPU"),
         ((SIDE, "backnd=numpy"), (), 2, "backend=NAME, threads=N, kernels=NAME, blas=CORE or workers=mpi"),

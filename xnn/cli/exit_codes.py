@@ -30,12 +30,14 @@ _CODES: tuple[tuple[int, tuple[type[BaseException], ...]], ...] = (
 _DISK = {getattr(errno, name, 0) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG")} - {0}
 
 EXIT_CODES = """\b
-Exit codes: 0 success; 1 failure, with the reason on standard error, or a
-difference that verify or check found; 2 a wrong option or environment
-variable; 3 training diverged: a number became NaN or infinite; 4 data or
-another file that is missing, damaged or does not fit; 5 a disk that is full
-or cannot be written to; 6 not enough memory; 129 ended by SIGHUP, 130 by
-Ctrl-C, 143 by SIGTERM, after a report."""
+Exit codes: 0 success; 1 another failure, such as a backend or package that is
+missing, or a difference that verify or check found; 2 a wrong option or
+environment variable, a mistake in the file of --model, or a place that cannot
+be written, found before the work began; 3 training diverged: a number became
+NaN or infinite; 4 data or another file that is missing, damaged or does not
+fit; 5 a disk that is full or read-only, or fails while it is written; 6 not
+enough memory; 129 ended by SIGHUP, 130 by Ctrl-C, 143 by SIGTERM, after a
+report; 141 the reader of the output has ended."""
 
 
 def exit_code(error: BaseException) -> int:

@@ -14,7 +14,7 @@ from xnn import __version__
 from xnn.callbacks import checkpoints_in
 from xnn.cli.model_notes import read_notes
 from xnn.data import Dataset, load
-from xnn.errors import CorruptFileError, DataNotFoundError, OptionError, XnnError
+from xnn.errors import CorruptFileError, DataNotFoundError, LabelError, XnnError
 from xnn.files import reading
 from xnn.layers import Rescale, Sequential
 from xnn.layers import files as weights
@@ -41,8 +41,8 @@ def read_runs(paths: tuple[str, ...], data: str | None, data_home: str | None) -
 
     data: of which the test set is taken, a data set's name or a file; None takes what the run says.
 
-    Raises DataNotFoundError, CorruptFileError or DataError for what cannot be read, and the errors of the data that
-    were named.
+    Raises DataNotFoundError, CorruptFileError or DataError for what cannot be read, LabelError for data that do not
+    fit, and the errors of the data that were named.
     """
     found: list[tuple[Any, bool, Run]] = []
     for path in _with_checkpoints(paths):
@@ -241,7 +241,7 @@ def _of_model(path: Path, data: str | None, data_home: str | None) -> Run:
         try:
             dataset = load(name, data_home)
             if dataset.task != notes.task or (notes.labels and dataset.labels != notes.labels):
-                raise OptionError(f"{name} has other classes than the model {path}: name other data (--data)")
+                raise LabelError(f"{name} has other classes than the model {path}: name other data (--data)")
             run.examples = examples_of(dataset, name)
         except XnnError as error:
             if data:

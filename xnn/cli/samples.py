@@ -61,7 +61,8 @@ def read_samples(
     with reading(path):
         there = path.is_file()
     if not there:
-        raise DataNotFoundError(
+        is_name = not path.suffix and len(path.parts) == 1  # a misspelt data set, as in `xnn train --dataset`
+        raise (OptionError if is_name else DataNotFoundError)(
             f"{data} is neither a file, a folder of images, nor one of {', '.join(dataset_names())}"
         )
     if table:

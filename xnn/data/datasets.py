@@ -147,6 +147,8 @@ def _load(
         options.refuse(f"{path}, which holds no images", "image_size")
         if folder or path.suffix.lower() == ".npz":
             return from_npz(path, options)
+        if len(path.parts) > 1 and not path.exists():
+            raise DataNotFoundError(f"there is no file or folder {path}")
     hint = "" if isinstance(name, str) else ". A Trainer takes arrays as they are: fit((x, y))"
     raise OptionError(
         f"there is no data set {shown(name)}; choose {', '.join(dataset_names())}, or give a .npz or .csv file, or "

@@ -7,13 +7,15 @@ A live run needs its own process because BLAS reads its environment variables on
 from __future__ import annotations
 
 import base64
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from xnn import errors
 from xnn.backends import backend_names
-from xnn.errors import DataError, OptionError, UnknownBackendError, XnnError
+from xnn.errors import DataError, DataNotFoundError, OptionError, UnknownBackendError, XnnError
 from xnn.layers import Layer
 from xnn.runs.digests import Digests, Record, TensorKind
 from xnn.runs.layer_plans import arguments_of
@@ -142,7 +144,7 @@ class LiveSide:
             hint = "; can this CPU run these kernels?" if self._core else ""
             raise XnnError(self._process.error + hint)
         if "refused" in answer:
-            raise (OptionError if answer["option"] else XnnError)(f"{self.name}: {answer['refused']}")
+            raise getattr(errors, answer["kind"], XnnError)(f"{self.name}: {answer['refused']}")
         return answer
 
     def close(self) -> None:
@@ -152,7 +154,8 @@ class LiveSide:
 def parse_settings(text: str) -> dict[str, str]:
     """Read how a live run is executed, from a text of settings.
 
-    Raises OptionError or UnknownBackendError for a text that is not such settings.
+    Raises OptionError or UnknownBackendError for a text that is not such settings, DataNotFoundError for what looks
+    like the name of a file.
 
     >>> parse_settings("backend=cupy,threads=1")
     {'backend': 'cupy', 'threads': '1'}
@@ -161,7 +164,10 @@ def parse_settings(text: str) -> dict[str, str]:
     for part in text.split(","):
         key, sign, value = (word.strip() for word in part.partition("="))
         if not (sign and value):
-            raise OptionError(f"{text!r} is neither a file nor settings of a run: give {_SETTINGS}")
+            is_file = "=" not in text and os.path.splitext(text)[1]
+            raise (DataNotFoundError if is_file else OptionError)(
+                f"{text!r} is neither a file nor settings of a run: give {_SETTINGS}"
+            )
         if key not in ("backend", "threads", "kernels", "blas", "workers") or key in settings:
             problem = "is given twice" if key in settings else "is not a setting"
             raise OptionError(f"{text!r}: {key} {problem}: give {_SETTINGS}")

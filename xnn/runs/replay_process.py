@@ -10,7 +10,7 @@ from typing import Any
 from xnn.backends import backend as use
 from xnn.backends import get_backend, numerics
 from xnn.data import load
-from xnn.errors import OptionError, UnknownBackendError, XnnError
+from xnn.errors import OptionError, XnnError
 from xnn.history import History
 from xnn.layers import Sequential
 from xnn.runs.digests import Recorder, little_endian
@@ -31,7 +31,7 @@ def main() -> None:
     try:
         _serve(line, commands, **next(commands))
     except XnnError as error:
-        line.answer({"refused": str(error), "option": isinstance(error, (OptionError, UnknownBackendError))})
+        line.answer({"refused": str(error), "kind": type(error).__name__})
 
 
 def _serve(line: Line, commands: Iterator[Any], **command: Any) -> None:
