@@ -8,8 +8,8 @@ by the steps of an epoch, math.ceil(samples / batch_size): Step(0.1, every=30 * 
 
 Any function of the step can be a schedule. The rate depends on the step's number only, so that a resumed run goes on
 as it was. The schedules below give the same bits on every machine, also in fast numerics, because they use xnn's own
-powers and cosines; those of C libraries differ. They raise OptionError for rates and factors that are not finite
-numbers >= 0, and for steps that are not positive integers.
+powers and cosines; those of C libraries differ, and exact numerics refuse functions that use them. They raise
+OptionError for rates and factors that are not finite numbers >= 0, and for steps that are not positive integers.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from numpy import exp
 
 import xnn
-from xnn import layers, losses, optimizers
+from xnn import layers, losses, optimizers, schedules
 from xnn.backends import numerics
 from xnn.errors import NumericsError
 from xnn.ops.portable import INSTEAD, check_portable
@@ -176,6 +176,29 @@ class Itself(optimizers.Optimizer):
         parameter.value = parameter.value - 0.1 * np.tanh(parameter.grad)
 
 
+class Corrected(optimizers.Optimizer):
+    first = (0.0,)
+
+    def advance(self, numbers):
+        return (numbers[0] + 1.0,)
+
+    def derived(self, numbers):
+        return {"share": 1.0 - 0.9 ** numbers[0]}
+
+    @staticmethod
+    def rule(xp, weight, gradient, *, learning_rate, share):
+        return (weight - learning_rate * share * gradient,)
+
+
+def decayed(step):
+    return 0.1 * 0.95 ** (step // 10)
+
+
+class Wave:
+    def __call__(self, step):
+        return 0.05 + 0.05 * math.cos(step)
+
+
 def roots(xp, outputs, targets):
     return xp.sum(xp.abs(outputs - targets) ** 0.5)
 
@@ -195,8 +218,17 @@ def trainer(layer=None, loss=None, optimizer=None, metric=None):
         ({"optimizer": Powers(0.1)}, r"rule uses \*\*"),
         ({"optimizer": Itself(0.1)}, "Itself.update uses numpy.tanh,.* write xnn.ops.tanh"),
         ({"metric": roots}, r"roots uses \*\*"),
+        ({"optimizer": Corrected(0.1)}, r"Corrected.derived uses \*\*,.* write products, one step after the"),
+        (
+            {"optimizer": optimizers.SGD(decayed)},
+            r"the schedule decayed uses \*\*,.* write a schedule of xnn.sche",
+        ),
+        (
+            {"optimizer": optimizers.SGD(schedules.Warmup(Wave(), 3))},
+            r"the schedule Wave uses math.cos,.* Cosine",
+        ),
     ],
-    ids=["layer", "loss", "rule", "update", "metric"],
+    ids=["layer", "loss", "rule", "update", "metric", "derived", "schedule", "schedule after a warm-up"],
 )
 def test_parts_of_a_training(parts, message):
     trainer(**parts).fit((X, Y), progress=False)

@@ -37,6 +37,11 @@ INSTEAD = {
     },
     **{"dot": "matmul", "float_power": "pow", "inner": "matmul", "power": "pow"},
 }
+#: What to write in functions of Python's numbers.
+_NUMBERS = {
+    "xnn.schedules": "a schedule of xnn.schedules, such as Exponential or Cosine, or products",
+    "products": "products, one step after the other",
+}
 _LIBRARIES = {"_operator", "cupy", "math", "numpy", "operator", "scipy", "torch"}
 #: What has been looked at and passed.
 _passed: WeakSet[Callable[..., Any]] = WeakSet()
@@ -50,7 +55,8 @@ def check_portable(function: Callable[..., Any], what: str, place: str = "xp") -
 
     function: what a user wrote, such as an op's `forward`. xnn's own functions pass, and so does what has no code of
     Python. Neither functions that it calls are looked at, nor what it imports itself. what: its name in the error.
-    place: what has functions without this fault, "xp" or "xnn.ops".
+    place: what has functions without this fault, "xp" or "xnn.ops"; "xnn.schedules" for a schedule, "products" for
+        the numbers of an optimizer's step, both of which are Python's.
     """
     if _is_own(function):  # first, since it is asked at each call of an op
         return
@@ -60,7 +66,9 @@ def check_portable(function: Callable[..., Any], what: str, place: str = "xp") -
         return
     if used := _first_use(code, function.__globals__, _cells(function)):
         found, name = used
-        if found.startswith("math."):
+        if place in _NUMBERS:
+            advice = _NUMBERS[place]
+        elif found.startswith("math."):
             advice = "the number that it gives"
         elif name in INSTEAD:
             advice = f"{place}.{INSTEAD[name]}{', or x * x' if name == 'pow' else ''}"

@@ -21,6 +21,7 @@ from xnn.optimizers.common import Common, WeightDecay, check_average, check_deca
 from xnn.optimizers.rule import (
     check_kept,
     check_no_parameters,
+    check_numbers,
     check_rule,
     check_tuple,
     give,
@@ -229,13 +230,14 @@ class Optimizer(Habitual):
     def check_parameters(self, parameters: Iterable[Parameter]) -> None:
         """Raise OptionError if weight_decay names a parameter that is not among these, or inside `averaged`.
 
-        Also for a rule that takes other arrays than the optimizer keeps. Raises NumericsError for a `step` or
-        `update` of a subclass that exact numerics refuse.
+        Also for a rule that takes other arrays than the optimizer keeps. Raises NumericsError for a schedule, or a
+        method of a subclass, that exact numerics refuse.
         """
         self.check_begun()
-        if self.steps_itself and current_numerics() == "exact":
-            for method in (self.step, self.update):
+        if current_numerics() == "exact":
+            for method in (self.step, self.update) if self.steps_itself else ():
                 check_portable(method, method.__qualname__, "xnn.ops")
+            check_numbers(self)
         if not (self.state or self.minimizes or self.steps_itself):
             check_kept(self)
             check_rule(type(self).__name__, type(self).rule, self.arrays)

@@ -10,11 +10,14 @@ from typing import Any
 from xnn.errors import OptionError
 from xnn.layers import Parameter
 from xnn.layers.state import Stateful
+from xnn.ops.portable import check_portable
 from xnn.options import shown
+from xnn.schedules import Warmup
 
 __all__ = [
     "check_kept",
     "check_no_parameters",
+    "check_numbers",
     "check_rule",
     "check_tuple",
     "give",
@@ -29,6 +32,22 @@ def options_of(rule: Callable[..., Any]) -> tuple[str, ...]:
     """The names of an update rule's options: its keyword-only parameters."""
     parameters = inspect.signature(rule).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def check_numbers(optimizer: Any) -> None:
+    """Raise NumericsError if what computes the numbers of a step rounds in a way of the machine.
+
+    That is a schedule, `advance` or `derived`. For exact numerics.
+    """
+    for method in (optimizer.advance, optimizer.derived):
+        check_portable(method, method.__qualname__, "products")
+    rate = optimizer.learning_rate
+    while isinstance(rate, Warmup):
+        rate = rate.schedule
+    if callable(rate):
+        check_portable(
+            rate, f"the schedule {getattr(rate, '__name__', type(rate).__name__)}", "xnn.schedules"
+        )
 
 
 def check_kept(optimizer: Any) -> None:
