@@ -39,7 +39,7 @@ INSTEAD = {
 }
 #: What to write in functions of Python's numbers.
 _NUMBERS = {
-    "xnn.schedules": "a schedule of xnn.schedules, such as Exponential or Cosine, or products",
+    "schedules": "a schedule of xnn.schedules, such as Exponential or Cosine, or products",
     "products": "products, one step after the other",
 }
 _LIBRARIES = {"_operator", "cupy", "math", "numpy", "operator", "scipy", "torch"}
@@ -55,7 +55,7 @@ def check_portable(function: Callable[..., Any], what: str, place: str = "xp") -
 
     function: what a user wrote, such as an op's `forward`. xnn's own functions pass, and so does what has no code of
     Python. Neither functions that it calls are looked at, nor what it imports itself. what: its name in the error.
-    place: what has functions without this fault, "xp" or "xnn.ops"; "xnn.schedules" for a schedule, "products" for
+    place: what has functions without this fault, "xp" or "xnn.ops"; "schedules" for a schedule, "products" for
         the numbers of an optimizer's step, both of which are Python's.
     """
     if _is_own(function):  # first, since it is asked at each call of an op
