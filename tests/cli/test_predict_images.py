@@ -11,7 +11,7 @@ from command_line import one_json, refused, run
 
 import xnn
 from xnn import layers
-from xnn.cli.predictions import probabilities
+from xnn.cli.predictions import Form, Lines, probabilities
 from xnn.data import synthetic_digits
 from xnn.data.digit_photos import read_digit
 from xnn.layers import files
@@ -172,3 +172,36 @@ def test_train_on_a_folder_and_predict_in_its_names(tmp_path):
     assert "12 of 12 resized to 6x4" in result.stderr
     assert '"image_size": [6, 4]' in (tmp_path / "r.jsonl").read_text()
     refused(run(*words, "--image-size", "6"), 2, "height x width")
+
+
+#: Labels and names that are commands to a terminal, or that a table must quote.
+STRANGE = ("r\x1b[31m", "a\nb", "c\rd", "e\r\nf", 'q"uote', "co,mma", "=1+1", "t\tab", "x\u2028y", " s ", "é")
+
+
+def test_a_table_has_names_and_labels_as_they_are_and_a_terminal_has_them_escaped(capsys):
+    def printed(on_terminal):
+        with Lines(Form(csv=True, proba=True)) as lines:
+            lines.on_terminal = on_terminal
+            lines.add(list(STRANGE), STRANGE, np.eye(len(STRANGE)), STRANGE)
+            lines.show(None)
+        return capsys.readouterr().out
+
+    text = printed(False)
+    head, *rows = csv.reader(io.StringIO(text, newline=""))
+    assert head == ["file", "prediction", *(f"probability_{label}" for label in STRANGE)]
+    assert [tuple(row[:2]) for row in rows] == [(label, label) for label in STRANGE]
+    assert "=1+1,=1+1," in text
+    text = printed(True)
+    assert text.count("\n") == len(STRANGE) + 1
+    assert text.replace("\n", "").isprintable()
+
+
+def test_names_that_are_no_text_are_printed_in_every_form(model, photos):
+    """A file system may hold names of any bytes."""
+    try:
+        (photos / "2.png").rename(photos / "\udcff.png")
+    except OSError:  # one that holds text alone
+        pytest.skip("this file system holds no such names")
+    assert run("predict", model, photos).stdout.splitlines()[1].startswith(r"\udcff.png: ")
+    assert run("predict", model, photos, "--csv").stdout.splitlines()[2].startswith(r"\udcff.png,")
+    assert one_json(run("predict", model, photos, "--json"))["files"][1] == "\udcff.png"

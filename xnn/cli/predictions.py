@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -77,6 +78,7 @@ class Lines:
 
     def __init__(self, form: Form) -> None:
         self.form, self.count = form, 0
+        self.on_terminal = sys.stdout is not None and sys.stdout.isatty()
         self.file = self._temporary()
         #: For JSON, lists besides the predictions, each in a file: names, probabilities.
         self.more: dict[str, Any] = {}
@@ -156,8 +158,7 @@ class Lines:
 
     def _csv(self, printed: list[Any], names: Sequence[str], rows: list[Any], called: list[Any]) -> str:
         """One row for each sample, and before the first of all a header."""
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
+        lines: list[str] = []
         files = [[name] if name else [] for name in names]
         for label, name, row in zip(printed, files, rows, strict=True):
             numbers = label if isinstance(label, list) else [label]
@@ -166,7 +167,7 @@ class Lines:
                 cells += [cell for pair in row for cell in pair]
             elif row is not None:
                 cells += row
-            if not self.count and not text.tell():
+            if not self.count and not lines:
                 heads = (
                     ["prediction"] if len(numbers) == 1 else [f"prediction_{n}" for n in range(len(numbers))]
                 )
@@ -176,9 +177,22 @@ class Lines:
                     ]
                 elif row is not None:
                     heads += [f"probability_{label}" for label in called]
-                table.writerow([*(["file"] if name else []), *heads])
-            table.writerow(cells)
-        return text.getvalue()
+                lines.append(self._line([*(["file"] if name else []), *heads]))
+            lines.append(self._line(cells))
+        return "".join(lines)
+
+    def _line(self, cells: list[Any]) -> str:
+        """A line of CSV. Texts are quoted where they hold commas, quotes or ends of lines, and else left as they are.
+
+        On a terminal, to which control characters are commands, these are escaped. So are the bytes of file names
+        that are no text in UTF-8.
+        """
+        texts = [str(cell) for cell in cells]
+        if self.on_terminal:
+            texts = [printable(text) for text in texts]
+        line = io.StringIO(newline="")
+        csv.writer(line).writerow([text.encode(errors="backslashreplace").decode() for text in texts])
+        return line.getvalue().removesuffix("\r\n") + "\n"
 
     def show(self, accuracy: float | None) -> None:
         """Print the lines, or a JSON object."""
@@ -195,4 +209,4 @@ class Lines:
     def _print(self, file: Any) -> None:
         file.seek(0)
         while text := file.read(_PRINTED):
-            click.echo(text, nl=False)
+            click.echo(text, nl=False, color=True)  # else it removes escape sequences from labels

@@ -45,9 +45,7 @@ def check_numbers(optimizer: Any) -> None:
     while isinstance(rate, Warmup):
         rate = rate.schedule
     if callable(rate):
-        check_portable(
-            rate, f"the schedule {getattr(rate, '__name__', type(rate).__name__)}", "xnn.schedules"
-        )
+        check_portable(rate, f"the schedule {getattr(rate, '__name__', type(rate).__name__)}", "schedules")
 
 
 def check_kept(optimizer: Any) -> None:
