@@ -66,7 +66,8 @@ def reading(path: str | os.PathLike[str], what: str = "") -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         if isinstance(error, FileNotFoundError) and not what:
-            raise DataNotFoundError(f"there is no file {path}") from error
+            folder = f"{path} is a folder: name a file in it"
+            raise DataNotFoundError(folder if os.path.isdir(path) else f"there is no file {path}") from error
         raise DataNotFoundError(f"cannot read {named}: {_reason(error)}") from error
 
 

@@ -183,3 +183,16 @@ def test_the_help_needs_no_onnx():
     done = command("export", "--help")
     assert done.returncode == 0
     assert "Write a trained model" in done.stdout
+
+
+def test_a_folder_and_a_checkpoint_in_the_place_of_a_model(table, tmp_path):
+    words = ("--dataset", table, "--hidden", 4, "--epochs", 1, "--quiet", "--checkpoint", tmp_path / "ck")
+    assert run("train", *words).exit_code == 0
+    refused(run("export", tmp_path / "ck", tmp_path / "net.onnx"), 4, "is a folder: name a file in it")
+    last = next((tmp_path / "ck").glob("step*.safetensors"))
+    refused(
+        run("export", last, tmp_path / "net.onnx"), 4, "xnn train --resume --save FILE makes a model file"
+    )
+    saved = tmp_path / "net.safetensors"
+    assert run("train", *words, "--resume", "--save", saved).exit_code == 0
+    assert run("export", saved, tmp_path / "net.onnx").exit_code == 0

@@ -163,7 +163,7 @@ def test_shards_that_do_not_fit_together_are_refused(tmp_path, second, said):
 
 def test_a_folder_without_arrays_is_refused(tmp_path):
     (tmp_path / "readme.txt").write_text("no arrays")
-    with pytest.raises(CorruptFileError, match=r"holds no \.npy or \.npz file"):
+    with pytest.raises(CorruptFileError, match=r"holds neither \.npy or \.npz files.* nor PNG or JPEG"):
         data.load(tmp_path)
     with pytest.raises(DataNotFoundError):
         data.open_arrays(tmp_path / "none.npz")

@@ -72,7 +72,7 @@ def from_image_folder(folder: Path, options: TableOptions) -> Dataset:
 
     Raises CorruptFileError, naming the files, for broken images, and for folders without images.
     """
-    options.refuse(f"{folder}: the classes are its folders", "target", "header", "task")
+    options.refuse(f"{folder}, whose classes are its folders", "target", "header", "task")
     check_pillow()
     with reading(folder):
         parts = _parts(folder)

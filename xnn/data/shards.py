@@ -114,7 +114,10 @@ def _files_of(folder: Path) -> list[Path]:
         file for file in folder.iterdir() if file.suffix.lower() in (".npy", ".npz") and file.name[0] != "."
     ]
     if not files:
-        raise CorruptFileError(f"{folder} holds no .npy or .npz file: numpy.save and numpy.savez make them")
+        raise CorruptFileError(
+            f"{folder} holds neither .npy or .npz files, which numpy.save and numpy.savez make, nor PNG or JPEG "
+            "images in a folder for each class: name a folder that does"
+        )
     return sorted(files, key=lambda file: by_numbers(file.name))
 
 

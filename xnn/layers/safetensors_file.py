@@ -142,7 +142,7 @@ def read_file(path: str | os.PathLike[str]) -> SavedModel:
         header = json.loads(about.get("xnn", ""))
     except (ValueError, RecursionError) as error:
         instead = (
-            "it is a checkpoint, which Trainer.resume reads"
+            "it is a checkpoint, which Trainer.resume reads (xnn train --resume --save FILE makes a model file)"
             if CHECKPOINT in about
             else "only files that xnn saved can be loaded"
         )
