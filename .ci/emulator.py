@@ -72,7 +72,7 @@ def main() -> None:
 def install() -> None:
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", PYTHON.parents[1]], check=True)
-    packages = ["-e", f"{ROOT}[test]", *build.PACKAGES]
+    packages = ["-e", f"{ROOT}[test,mpi]", "mpich", *build.PACKAGES]
     subprocess.run([PYTHON, "-m", "pip", "install", "-q", *packages], cwd=ROOT, check=True)
 
 

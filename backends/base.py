@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,13 +94,18 @@ class Backend:
 
     @property
     def math(self) -> Any:
-        """The namespace that ops compute in: `xp` in fast numerics, `exact` in exact numerics.
+        """The namespace that ops compute in: `fast` in fast numerics, `exact` in exact numerics.
 
         In fast numerics, while workers share a batch, it is `shared`.
         """
         if current_numerics() != "fast":
             return self.exact
-        return self.xp if communicator() is None else self.shared
+        return self.fast if communicator() is None else self.shared
+
+    @property
+    def fast(self) -> Any:
+        """`xp`, or a namespace of the same functions that is better for ops."""
+        return self.xp
 
     @cached_property
     def shared(self) -> Any:
@@ -148,6 +153,15 @@ class Backend:
         arrays: may be computed while they are asked for, such as by a generator.
         """
         return [self.to_host(array) for array in arrays]
+
+    def exchanged(self, x: Any, change: Callable[[np.ndarray], object]) -> Any:
+        """Return an array with what `change` has made of its numbers: it writes to a contiguous array on the host.
+
+        x: stays as it is.
+        """
+        numbers = np.array(self.to_host(x), order="C")
+        change(numbers)
+        return self.to_device(numbers)
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it."""

@@ -105,7 +105,11 @@ class CupyBackend(Backend):
     @property
     def math(self) -> Any:
         self.activate()
-        return self._ops if current_numerics() == "fast" else self.exact
+        return super().math
+
+    @property
+    def fast(self) -> Any:
+        return self._ops
 
     def activate(self) -> None:
         if self._several and self._cupy.cuda.runtime.getDevice() != self.number:

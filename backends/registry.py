@@ -3,8 +3,8 @@
 The first of these that is set counts: an argument, a `with backend(...)` block, `use_backend`, the environment
 variable XNN_BACKEND; the default is "numpy". The variable is read when it is needed, not at import.
 
-Where there are several GPUs, "cupy:1" is the second one, and "cupy" the one with the number in XNN_DEVICE, by default
-0.
+Where there are several GPUs, "cupy:1" is the second one, and "cupy" the one with the number in XNN_DEVICE. By
+default it is the first; of several processes that mpirun, mpiexec or srun has started, each has its own, in turn.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.base import Backend
+from xnn.backends.device_choice import device_number
 from xnn.backends.numerics import current_numerics
 from xnn.backends.row_sources import is_on_host
 from xnn.errors import BackendUnavailableError, DTypeError, MixedArraysError, UnknownBackendError, XnnError
@@ -109,7 +110,7 @@ def _load(name: str, source: str) -> Backend:
         kind, _, digits = name.partition(":")
         given: tuple[int, ...] = ()
         if kind in _WITH_NUMBERS:
-            given = (int(digits) if digits else _device_variable(),)
+            given = (int(digits) if digits else device_number(),)
             name = f"{kind}:{given[0]}"
         if name not in _instances:
             _instances[name] = _class(kind)(*given)
@@ -118,24 +119,13 @@ def _load(name: str, source: str) -> Backend:
     return _instances[name]
 
 
-def _device_variable() -> int:
-    """The number in XNN_DEVICE, 0 if it is not set. Raises BackendUnavailableError for something else."""
-    text = os.environ.get("XNN_DEVICE", "").strip() or "0"
-    if not (text.isascii() and text.isdecimal()):
-        raise BackendUnavailableError(
-            f"cupy: XNN_DEVICE={shown(text)} is not the number of a GPU: give 0 for the first one (nvidia-smi lists "
-            "them)"
-        )
-    return int(text)
-
-
 def gpu_number() -> int:
-    """Return the number of the GPU that "cupy" means: that of XNN_BACKEND="cupy:1", or else XNN_DEVICE, or else 0.
+    """Return the number of the GPU that "cupy" means: that of XNN_BACKEND="cupy:1", or else `device_number`.
 
     Raises UnknownBackendError or BackendUnavailableError if one of the two variables is wrong.
     """
     digits = backend_variable().partition(":")[2]
-    return int(digits) if digits else _device_variable()
+    return int(digits) if digits else device_number()
 
 
 #: What other libraries call a device, and the backend that computes there.

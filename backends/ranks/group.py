@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xnn.backends.registry import backend_of
 from xnn.errors import RankError
 
 __all__ = ["Ranks", "Shard", "Trial", "current_ranks", "use_ranks"]
@@ -134,14 +135,10 @@ class Shard:
         return int(self.own.stop - self.own.start)
 
     def maximum(self, x: Any) -> Any:
-        largest = np.array(x, order="C")
-        self.ranks.maximum(largest)
-        return largest
+        return backend_of(x).exchanged(x, self.ranks.maximum)
 
     def total(self, x: Any) -> Any:
-        added = np.array(x, order="C")
-        self.ranks.total(added)
-        return added
+        return backend_of(x).exchanged(x, self.ranks.total)
 
     def count(self, rows: int) -> int:
         """The rows of the whole batch that correspond to so many of this rank's; no message is sent.

@@ -15,11 +15,12 @@ __all__ = ["SharedRows"]
 class SharedRows(SharedBatch):
     """A backend's namespace in fast numerics, in which sums over axis 0 are those of all workers.
 
-    lib: the backend. The workers are those of `communicator()`; without one, sums are those of this process.
+    lib: the backend, with its namespace `fast`. The workers are those of `communicator()`; without one, sums are
+    those of this process.
     """
 
     def __init__(self, lib: Any) -> None:
-        self.lib, self.base = lib, lib.xp
+        self.lib, self.base = lib, lib.fast
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.base, name)

@@ -76,6 +76,21 @@ def test_names(monkeypatch):
         assert xnn.backends.current_backend() is lib is first
 
 
+def test_each_process_of_a_launcher_has_the_next_gpu(monkeypatch):
+    for name in ("OMPI_COMM_WORLD_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    first, second = get_backend("cupy:0"), get_backend("cupy:1")
+    monkeypatch.setenv("PMI_SIZE", "8")
+    for rank, local, found in ((5, 1, second), (6, 2, first), (7, 3, second)):
+        monkeypatch.setenv("PMI_RANK", str(rank))
+        monkeypatch.setenv("MPI_LOCALRANKID", str(local))
+        assert get_backend("cupy") is found
+        assert registry.gpu_number() == found.number
+    monkeypatch.setenv("XNN_DEVICE", "0")  # the user's word counts
+    assert get_backend("cupy") is first
+    assert get_backend("cupy:1") is second
+
+
 WRONG = {
     "cupy:2": (BackendUnavailableError, "there is no GPU 2: there are 2 GPUs, numbers 0 to 1"),
     "cupy:-1": (UnknownBackendError, "'cupy:-1' is not a backend"),

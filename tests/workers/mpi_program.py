@@ -49,7 +49,7 @@ def main():
     watchers = [Fault(), *([callbacks.Checkpoint(folder, every="2steps")] if folder else [])]
     trainer = xnn.Trainer(
         model, losses.SoftmaxCrossEntropy(), optimizers.Adam(0.01), callbacks=watchers, numerics=NUMERICS,
-        kernels="numpy", workers=WORKERS,
+        kernels="numpy" if model.backend.is_host else "auto", workers=WORKERS,
     )  # fmt: skip
     if folder:
         trainer.resume(folder)
@@ -69,6 +69,7 @@ def main():
                     "tested": tested,
                     "interrupted": history.interrupted,
                     "ranks": history.plan.get("ranks", 1),
+                    "backend": history.plan["backend"],
                 }
             )
         )

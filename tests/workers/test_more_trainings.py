@@ -6,6 +6,7 @@ from trainings import digits, mlp, on_each, outcome
 
 import xnn
 from xnn import callbacks, data, layers, losses, optimizers
+from xnn.backends import get_backend
 from xnn.backends.ranks.group import current_ranks
 from xnn.backends.ranks.threads import in_threads
 from xnn.errors import DivergenceError
@@ -146,6 +147,21 @@ def test_a_divergence_goes_back_on_all_ranks(tmp_path, capsys):
     assert capsys.readouterr().err == told
     names = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in ("alone", "together")]
     assert names[0] == names[1]
+
+
+def test_each_rank_looks_at_its_own_memory(monkeypatch):
+    """Rank 0 has little, so that it takes steps to measure them; rank 1 has plenty and takes none."""
+    data = digits()
+    monkeypatch.setattr("xnn.training.room._LITTLE", 0)
+    lib = get_backend("numpy")
+    monkeypatch.setattr(lib, "free_memory", lambda: 2**19 if current_ranks().rank == 0 else 2**40)
+
+    def train(ranks):
+        return mlp(numerics="exact").fit(data, epochs=2, progress=False).losses_sha256
+
+    one, other = in_threads(2, train)
+    monkeypatch.undo()
+    assert one == other == mlp(numerics="exact").fit(data, epochs=2, progress=False).losses_sha256
 
 
 def test_threads_are_measured_together(monkeypatch):

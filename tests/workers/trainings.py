@@ -30,8 +30,8 @@ def outcome(trainer, history, data):
         "epochs": history.epochs,
         "steps": history.steps,
         "samples": history.samples,
-        "buffers": [np.array(b.value).tobytes() for b in model.buffers()],
-        "averages": [np.array(a).tobytes() for a in trainer.optimizer.averages.values()],
+        "buffers": [model.backend.to_host(b.value).tobytes() for b in model.buffers()],
+        "averages": [model.backend.to_host(a).tobytes() for a in trainer.optimizer.averages.values()],
         "tested": trainer.evaluate(data[:2]),
         "predicted": predicted,
     }

@@ -41,6 +41,7 @@ from xnn.layers.files import weights_sha256
 from xnn.ops.cases import CASES, Case
 from xnn.runs.mlp import mlp
 from xnn.training import Trainer
+from xnn.training.together import check_same
 
 __all__ = ["Result", "check_command", "command", "compute_three_ways", "draw", "run_checks"]
 
@@ -89,6 +90,8 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
     progressing = progress(everywhere=False)
     chosen = list(dict.fromkeys(get_backend(name) for name in _chosen_backends(names)))
     names = [lib.name for lib in chosen]
+    if (ranks := current_ranks()) is not None:
+        check_same(ranks, {"list of backends": [name.partition(":")[0] for name in names]})
     passed: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     errors: dict[str, dict[str, float]] = {}
@@ -96,9 +99,9 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
         count, what = _count(lib)
         notice(f"xnn: {lib.name}: {count} checks: {what}")
         for number, result in enumerate(shared_checks(lib), 1):
-            (passed if result.ok else failed)[result.backend] += 1
+            (passed if result.ok else failed)[lib.name] += 1  # another rank may have another GPU
             if result.error is not None:
-                errors.setdefault(result.case, {})[result.backend] = result.error
+                errors.setdefault(result.case, {})[lib.name] = result.error
             if verbose or not result.ok:
                 progressing("")
                 say(f"{'ok  ' if result.ok else 'FAIL'} {result.backend}: {result.check}: {result.detail}")
@@ -115,13 +118,12 @@ def check_command(names: list[str], verbose: bool, table: bool = False) -> bool:
 def _count(lib: Backend) -> tuple[int, str]:
     """How many checks `run_checks` makes on a backend, and of what, in words."""
     each = f"for each of {len(CASES)} uses of the ops, the gradient"
+    ranks, agree = current_ranks(), "whether layer, graph and autograd agree"
+    together = "" if ranks is None else f", shared by {ranks.size} ranks; and a training by all"
     if lib.name == "numpy":
-        ranks, agree = current_ranks(), "whether layer, graph and autograd agree"
-        if ranks is None:
-            return 2 * len(CASES), f"{each}, and {agree}"
-        return 2 * len(CASES) + 1, f"{each}, and {agree}, shared by {ranks.size} ranks; and a training by all"
-    more = "whether layer, graph and autograd agree, and whether numpy does; and a training on both"
-    return 3 * len(CASES) + 1, f"{each}, {more}"
+        return 2 * len(CASES) + bool(together), f"{each}, and {agree}{together}"
+    more = f"{agree}, and whether numpy does; and a training on both{together}"
+    return 3 * len(CASES) + 1 + bool(together), f"{each}, {more}"
 
 
 def _chosen_backends(names: list[str]) -> list[str]:
@@ -209,7 +211,7 @@ def run_checks(names: list[str]) -> Iterator[Result]:
 def shared_checks(lib: Backend) -> Iterator[Result]:
     """The results of `run_checks` on a backend. Several ranks each make a part of the checks, and get all results.
 
-    With the NumPy backend they also train a network together, and compare it with the training of one process.
+    They also train a network together, and compare it with the training of one process.
     """
     ranks = current_ranks()
     if ranks is None:
@@ -220,9 +222,8 @@ def shared_checks(lib: Backend) -> Iterator[Result]:
             own = [_safely(lib, *check) for check in islice(_checks(lib), ranks.rank, None, ranks.size)]
         for turn in zip_longest(*ranks.gather_objects(own)):
             yield from filter(None, turn)
-        if lib.name == "numpy":
-            title = f"{ranks.size} ranks agree with one process on 20 training steps"
-            yield _safely(lib, title, _together, None)
+        title = f"{ranks.size} ranks agree with one process on 20 training steps"
+        yield _safely(lib, title, _together, None)
 
 
 def _checks(lib: Backend) -> Iterator[tuple[str, Callable[..., Any], Case | None]]:

@@ -76,12 +76,27 @@ def _ranks() -> dict[str, Any]:
     ranks = current_ranks()
     if not isinstance(ranks, MPIRanks):
         return {}
-    own = socket.gethostname(), threads_of_rank(ranks.on_this_machine)
+    threads = threads_of_rank(ranks.on_this_machine)
+    own = f"{threads} thread{'s' if threads > 1 else ''} on {_device_of_rank()}"
     hosts: dict[str, list[str]] = {}
-    for rank, (host, threads) in enumerate(ranks.gather_objects(own)):
-        hosts.setdefault(host, []).append(f"rank {rank} with {threads} thread{'s' if threads > 1 else ''}")
+    for rank, (host, what) in enumerate(ranks.gather_objects((socket.gethostname(), own))):
+        hosts.setdefault(host, []).append(f"rank {rank} with {what}")
     named = {host: ", ".join(members) for host, members in hosts.items()}
     return {"ranks": {"how many": str(ranks.size), "MPI": ranks.library, **named}}
+
+
+def _device_of_rank() -> str:
+    """The backend that this process would train with, and the name of its GPU. Nothing runs on it."""
+    try:
+        name = backend_variable() or "numpy"
+        if not name.startswith("cupy"):
+            return name
+        gpu = next((gpu for gpu in gpus(gpu_number()) if gpu["used"]), None)
+    except XnnError:
+        return "a backend that cannot run"
+    return (
+        f"cupy:{gpu_number()}, which is not there" if gpu is None else f"cupy:{gpu['number']} ({gpu['name']})"
+    )
 
 
 def _print_fact(key: str, value: Any) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends import chosen_numerics, numerics
+from xnn.backends import chosen_numerics, current_numerics, numerics
 from xnn.backends.host_arrays import as_host_array
 from xnn.backends.ranks.group import Ranks
 from xnn.backends.threads import limit_threads, threads_of_rank
 from xnn.layers.files import weights_sha256
 from xnn.training.evaluation import EVALUATION_BATCH
-from xnn.training.together import Together, check_same, joined, known
+from xnn.training.together import Together, backend_fact, check_same, joined, known
 
 __all__ = ["Predicting", "check_same_model", "predicted"]
 
@@ -37,7 +37,8 @@ def predicted(ranks: Ranks | None, model: Any, x: Any, batch_size: int) -> np.nd
         return np.asarray(model.predict(x, batch_size))
     x = as_host_array(x, "x", by_rows=True)
     which = chosen_numerics() or model.numerics
-    check_same(ranks, {"samples": known([x]), "batch_size": batch_size, "numerics": which})
+    facts = {"samples": known([x]), "batch_size": batch_size, "numerics": which}
+    check_same(ranks, facts | backend_fact(model.backend, which or current_numerics()))
     with limit_threads(threads_of_rank(ranks.on_this_machine)):
         return np.asarray(model._predict(x, batch_size, True, ranks))
 

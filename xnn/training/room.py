@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,14 +32,16 @@ def check_room(trainer: Any, batches: Batches) -> None:
 
     An allocation of more memory than there is may succeed, and the system then ends the process at some later step.
     If the batch is so large that it may be too much, steps on fewer rows are measured and undone. Otherwise,
-    and for data of which the first rows cannot be read beforehand, nothing is done.
+    and for data of which the first rows cannot be read beforehand, nothing is done. Of several processes, each looks
+    at its own memory and rows, without the others.
     """
     lib, optimizer = trainer.model.backend, trainer.optimizer
     arrays = batches.arrays
     if not lib.is_host or optimizer.steps_itself or not all(isinstance(part, np.ndarray) for part in arrays):
         return
     check_kept(optimizer)
-    rows = min(batches.batch_size, batches.rows)
+    ranks, rows = trainer.ranks, min(batches.batch_size, batches.rows)
+    rows = rows if ranks is None else -(-rows // ranks.size)
     fixed, most = _bounds(trainer, arrays, rows)
     if most < _LITTLE or most < (room := lib.free_memory()):
         return
@@ -52,8 +56,8 @@ def check_room(trainer: Any, batches: Batches) -> None:
         needed = need + (rows + _last(batches.rows, rows) - size) * each_row
     if needed > room:
         raise DeviceMemoryError(
-            f"{lib.name}: training in batches of {rows} needs about {_mebibytes(needed)}, and {_mebibytes(room)} are "
-            f"free. {lib.memory_advice}"
+            f"{lib.name}: training in batches of {rows}{'' if ranks is None else ' rows of this process'} needs "
+            f"about {_mebibytes(needed)}, and {_mebibytes(room)} are free. {lib.memory_advice}"
         )
 
 
@@ -81,7 +85,7 @@ def with_batch_size(
     batch_size, sample_weight: what it was given.
     """
     lib: Backend = trainer.model.backend
-    if trainer.optimizer.steps_itself:
+    if trainer.optimizer.steps_itself or trainer.ranks is not None:  # each would find another number
         return error
     chain: list[BaseException | None] = [error]
     for one in chain:  # grows
@@ -171,7 +175,7 @@ def _need(trainer: Any, given: Any, rows: int) -> int:
     """The bytes that a fit in batches of this size needs at most, measured at two steps, which are undone."""
     lib = trainer.model.backend
     gc.collect()  # programs refer to themselves
-    with lib.measured() as measured:
+    with lib.measured() as measured, _apart(trainer):
         stepper = trainer.stepper(Batches(given, rows))
         stepper.refresh()
         try:
@@ -184,6 +188,16 @@ def _need(trainer: Any, given: Any, rows: int) -> int:
             stepper.store.hand_out()
             trainer.model.forget()
     return int(measured.peak)
+
+
+@contextmanager
+def _apart(trainer: Any) -> Iterator[None]:
+    """A `with` block in which a trainer takes steps without the processes that train together with it."""
+    workers, trainer.workers = trainer.workers, "none"
+    try:
+        yield
+    finally:
+        trainer.workers = workers
 
 
 def _mebibytes(size: float) -> str:

@@ -13,11 +13,13 @@ A batch of fewer rows than ranks is computed whole by every rank. With each step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from xnn.backends import current_numerics
+from xnn.backends import Backend, current_numerics
 from xnn.backends.exact.kernels.exact_kernels import ExactTable
 from xnn.backends.exact.kernels.shared_table import Agreement, SharedExactTable
 from xnn.backends.kernels.calls import Call, KernelTable, Slot
@@ -55,12 +57,18 @@ class Sharing:
         """As `shard`, without messages."""
         return Trial(self.ranks, size) if size >= self.ranks.size else None
 
-    def table(self, table: KernelTable) -> KernelTable:
-        """The kernels of this table that compute rows alone, or that agree with other ranks on what they add up."""
-        if current_numerics() == "fast":
-            return FastTable(table)
-        if type(table) is not ExactTable:
+    def table(self, lib: Backend, table: KernelTable) -> KernelTable:
+        """The kernels of this table that compute rows alone, or that agree with other ranks on what they add up.
+
+        There are none unless all ranks have some: where ops compute, they send other messages than kernels do.
+        """
+        fast = current_numerics() == "fast"
+        own = lib.is_host and (table.in_place if fast else type(table) is ExactTable)
+        if not self.ranks.gather(np.array([own])).all():
             return KernelTable()
+        if fast:
+            return FastTable(table)
+        assert isinstance(table, ExactTable)
         self._exact = SharedExactTable(table.lib, table.passes, table.name)
         self._alone = table
         return self._exact
@@ -83,7 +91,7 @@ class Sharing:
         last = max(n for n, call in enumerate(calls) if call.kind in ("backward", "add"))
         for n, call in enumerate(calls):
             if call.kind == "metric" and not next(counting).adds_up:
-                gathering, call = self._on_all_rows(call, shard)
+                gathering, call = self._on_all_rows(call, shard, store.lib)
                 found.append(gathering)
             found.append(call)
             if n == last:
@@ -138,49 +146,60 @@ class Sharing:
                 self._take(message[_WISHES])
 
             return in_place
-        slots: dict[str, list[Slot]] = {np.dtype(loss.dtype).str: []}
+        lib, xp = store.lib, store.lib.xp
+        slots: dict[np.dtype, list[Slot]] = {_plain(loss.dtype): []}
         for slot in store.gradients.values():
-            slots.setdefault(np.dtype(slot.dtype).str, []).append(slot)
+            slots.setdefault(_plain(slot.dtype), []).append(slot)
+        no_wishes = xp.zeros(_WISHES.stop - _WISHES.start, dtype=loss.dtype, device=lib.device)
+
+        def with_wishes(numbers: np.ndarray) -> None:
+            numbers[_WISHES] = self._own_wishes()
+            self.ranks.total(numbers)
+            self._take(numbers[_WISHES])
 
         def copied() -> None:
-            for number, (dtype, own) in enumerate(slots.items()):
-                head = [np.array([loss.array, *self._own_wishes()], dtype)] if number == 0 else []
-                flat = np.concatenate([*head, *(np.ravel(slot.array) for slot in own)])
-                self.ranks.total(flat)
-                start = 0
-                if number == 0:
-                    loss.put(np.array(flat[_LOSS]))
-                    self._take(flat[_WISHES])
-                    start = _WISHES.stop
+            for number, own in enumerate(slots.values()):
+                head = () if number else (loss.array, no_wishes)
+                flat = xp.concat([xp.reshape(x, (-1,)) for x in (*head, *(slot.array for slot in own))])
+                flat = lib.exchanged(flat, self.ranks.total if number else with_wishes)
+                start = 0 if number else _WISHES.stop
                 for slot in own:
-                    size = slot.array.size
-                    slot.put(flat[start : start + size].reshape(slot.shape))
+                    size = math.prod(slot.shape)
+                    slot.put(xp.reshape(flat[start : start + size], slot.shape))
                     start += size
+                if not number:
+                    loss.put(xp.reshape(flat[:1], loss.shape))
 
         return copied
 
-    def _on_all_rows(self, call: Call, shard: Shard) -> tuple[Call, Call]:
+    def _on_all_rows(self, call: Call, shard: Shard, lib: Backend) -> tuple[Call, Call]:
         """The call that gathers what a metric reads from all ranks, and the metric's call on these rows."""
         given = call.reads
         whole = tuple(Slot(f"all {s.name}", (shard.rows, *s.shape[1:]), s.dtype) for s in given)
         size, rows = self.ranks.size, shard.rows
         counts = [rows * (r + 1) // size - rows * r // size for r in range(size)]
-        widths = [int(np.dtype(s.dtype).itemsize * np.prod(s.shape[1:], dtype=np.int64)) for s in given]
+        dtypes = [_plain(s.dtype) for s in given]
+        widths = [d.itemsize * math.prod(s.shape[1:]) for d, s in zip(dtypes, given, strict=True)]
         message = np.zeros((max(counts), sum(widths)), np.uint8)
 
         def gather() -> None:
             start = 0
             for slot, width in zip(given, widths, strict=True):
-                rows_of = np.ascontiguousarray(slot.array).reshape(shard.here, -1).view(np.uint8)
+                rows_of = np.ascontiguousarray(lib.to_host(slot.array)).reshape(shard.here, -1).view(np.uint8)
                 message[: shard.here, start : start + width] = rows_of
                 start += width
             found = self.ranks.gather(message)
             flat = np.concatenate([part[:count] for part, count in zip(found, counts, strict=True)])
             start = 0
-            for slot, width in zip(whole, widths, strict=True):
+            for slot, dtype, width in zip(whole, dtypes, widths, strict=True):
                 piece = np.ascontiguousarray(flat[:, start : start + width])
-                slot.put(piece.reshape(-1).view(slot.dtype).reshape(slot.shape))
+                slot.put(lib.to_device(piece.reshape(-1).view(dtype).reshape(slot.shape)))
                 start += width
 
         counted = Call("metric", call.op, whole, call.writes, call.options)
         return Call("share", None, given, whole, {"compute": gather}), counted
+
+
+def _plain(dtype: Any) -> np.dtype:
+    """NumPy's dtype for that of a backend's arrays."""
+    return np.dtype(str(dtype).rpartition(".")[2])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xnn import __version__
-from xnn.backends import current_numerics
+from xnn.backends import Backend, current_numerics
 from xnn.backends.ranks.group import Ranks, current_ranks, use_ranks
 from xnn.backends.ranks.mpi import MPIRanks, in_words, world
 from xnn.callbacks import Callback
@@ -27,6 +27,7 @@ from xnn.training.sharing import Sharing
 __all__ = [
     "SharedEnding",
     "Together",
+    "backend_fact",
     "check_alike",
     "check_same",
     "check_workers",
@@ -88,18 +89,13 @@ def joined(ranks: Ranks | None) -> Iterator[None]:
 def check_alike(ranks: Ranks, trainer: Any, batches: Any, held_out: Any, epochs: int) -> None:
     """Raise RankError, on all ranks, if they do not have the same program, options, data and first weights.
 
-    Raise OptionError for what ranks cannot do together.
+    Their backends may differ in exact numerics only, where that does not change a bit.
     """
-    lib = trainer.model.backend
-    if lib.name != "numpy":
-        raise OptionError(
-            f"several processes train together with the NumPy backend, got {lib.address}: take --backend numpy, or "
-            "--workers none (in Python workers='none')"
-        )
-    optimizer, shuffle = trainer.optimizer, batches.shuffle
+    optimizer, shuffle, numerics = trainer.optimizer, batches.shuffle, current_numerics()
     facts = {
         "version of xnn": __version__,
-        "numerics": current_numerics(),
+        "numerics": numerics,
+        **backend_fact(trainer.model.backend, numerics),
         "epochs": epochs,
         "batch_size": batches.batch_size,
         "seed": batches.seed,
@@ -113,6 +109,13 @@ def check_alike(ranks: Ranks, trainer: Any, batches: Any, held_out: Any, epochs:
         "steps taken before": [trainer.epoch, trainer.step, optimizer.steps],
     }
     check_same(ranks, facts)
+
+
+def backend_fact(lib: Backend, numerics: str) -> dict[str, str]:
+    """The kind of a rank's backend, as a fact for `check_same`; in exact numerics it does not matter."""
+    return (
+        {} if numerics == "exact" else {"backend (only exact numerics mix them)": lib.name.partition(":")[0]}
+    )
 
 
 def check_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
