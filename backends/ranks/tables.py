@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xnn import ops
-from xnn.backends.kernels.calls import Call, KernelTable, Runnable
+from xnn.backends.kernels.calls import Call, Feed, KernelTable, Runnable
 from xnn.ops import updates
 
 __all__ = ["FastTable"]
@@ -26,7 +26,7 @@ class FastTable(KernelTable):
 
     def __init__(self, inner: KernelTable) -> None:
         super().__init__()
-        self.inner, self.name, self.chunk, self.views = inner, inner.name, inner.chunk, inner.views
+        self.inner, self.name, self.views = inner, inner.name, inner.views
         self.in_place, self.buffers_in_place = inner.in_place, False
 
     def _computes_rows(self, call: Call) -> bool:
@@ -43,6 +43,10 @@ class FastTable(KernelTable):
         if call.kind == "keep":
             return call.op is updates.moving_average
         return call.kind in ("gather", "add", "clip", "metric", "update")
+
+    def feed(self, *arguments: Any) -> Feed | None:
+        """The other table's: its kernels read from it."""
+        return self.inner.feed(*arguments)
 
     def accepts(self, call: Call) -> bool:
         return self._computes_rows(call) and self.inner.accepts(call)

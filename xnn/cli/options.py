@@ -107,7 +107,8 @@ device_option = click.option(
     callback=_set_device,
     expose_value=False,
     metavar="N",
-    help="The number of the GPU, from 0, for the backend cupy. Default: XNN_DEVICE, else 0.",
+    help="The number of the GPU, from 0, for the backend cupy. Default: XNN_DEVICE, else 0; with mpiexec each "
+    "process has its own.",
 )
 
 

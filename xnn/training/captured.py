@@ -16,7 +16,7 @@ from xnn.training.closures import enclosed
 __all__ = ["Sample", "carrying", "held_by", "needs_host", "samples"]
 
 #: Kinds of calls that, without a kernel, read numbers of the step on the host, or store some there.
-_ON_HOST = "gather", "draw", "collect", "update", "optimizer"
+_ON_HOST = "gather", "draw", "collect", "update", "optimizer", "share"
 
 
 def needs_host(call: Call) -> bool:

@@ -101,7 +101,7 @@ class Program:
         if self.whole is not None and self.whole.run is not None:
             self._loop = self.whole.run
             store.folded.update(store.gradients)
-        if self.eager:
+        if self.eager and shared is None:
             tell(self.eager)
 
     def _in_native_code(self, table: KernelTable) -> Several | None:

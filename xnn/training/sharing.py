@@ -63,7 +63,7 @@ class Sharing:
         There are none unless all ranks have some: where ops compute, they send other messages than kernels do.
         """
         fast = current_numerics() == "fast"
-        own = lib.is_host and (table.in_place if fast else type(table) is ExactTable)
+        own = table.in_place if fast else type(table) is ExactTable
         if not self.ranks.gather(np.array([own])).all():
             return KernelTable()
         if fast:
@@ -76,7 +76,7 @@ class Sharing:
     def whole_table(self, table: KernelTable) -> KernelTable:
         """The kernels for a batch that every rank computes whole, on the same memory."""
         if isinstance(table, FastTable):
-            return table.inner
+            return table.inner if table.inner.name != "cuda" else table  # its kernels would record the loss
         return self._alone if table is self._exact and self._alone is not None else table
 
     def added(
@@ -136,7 +136,12 @@ class Sharing:
     def _adding(self, store: Store, loss: Slot) -> Callable[[], None]:
         """A function that adds the gradients, the loss and the wishes of all ranks."""
         groups = store.groups
-        if len(groups) == 1 and groups[0].in_place and groups[0].message.dtype == loss.dtype:
+        if (
+            len(groups) == 1
+            and groups[0].in_place
+            and store.lib.is_host
+            and groups[0].message.dtype == loss.dtype
+        ):
             message = groups[0].message
 
             def in_place() -> None:
@@ -148,7 +153,9 @@ class Sharing:
             return in_place
         lib, xp = store.lib, store.lib.xp
         slots: dict[np.dtype, list[Slot]] = {_plain(loss.dtype): []}
-        for slot in store.gradients.values():
+        flat = [group.flat[1] for group in groups if group.in_place]
+        joined = [Slot("gradients", array.shape, array.dtype, array, fixed=True) for array in flat]
+        for slot in joined or store.gradients.values():
             slots.setdefault(_plain(slot.dtype), []).append(slot)
         no_wishes = xp.zeros(_WISHES.stop - _WISHES.start, dtype=loss.dtype, device=lib.device)
 

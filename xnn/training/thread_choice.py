@@ -19,13 +19,14 @@ def threads_for(trainer: Any, batches: Batches, stepper: Stepper | None = None) 
     stepper: takes the steps of a training, which are measured if they can be undone; None for an evaluation.
 
     With threads="auto" all processes measure together, and the slowest one's time counts, so that all choose the
-    same number: at most the cores of a machine divided by its processes, on the machine that has the fewest.
+    same number: at most the cores of a machine divided by its processes, on the machine that has the fewest. If a GPU
+    computes on one of them, none measures, and each takes one thread.
     """
     work = sum(p.size for p in trainer.model.parameters() if len(p.shape) > 1)
     if stepper is not None:
         work += stepper.at_other_places
     work *= min(batches.batch_size, batches.rows)
-    ranks = trainer.ranks
+    ranks, on_host = trainer.ranks, trainer.model.backend.is_host
     work //= 1 if ranks is None else ranks.size
 
     def measure(threads: int) -> float:
@@ -40,9 +41,7 @@ def threads_for(trainer: Any, batches: Batches, stepper: Stepper | None = None) 
         least = threads_of_rank(ranks.on_this_machine)
         if trainer.threads == "auto" and can_measure:
             with limit_threads(least):
-                least = int(ranks.gather(np.array([blas_threads() or 0])).min())
+                least = int(ranks.gather(np.array([(on_host and blas_threads()) or 0])).min())
             can_measure, least = least > 0, max(1, least)
     with limit_threads(least):
-        return choose_threads(
-            trainer.threads, work, measure if can_measure else None, trainer.model.backend.is_host
-        )
+        return choose_threads(trainer.threads, work, measure if can_measure else None, on_host)
