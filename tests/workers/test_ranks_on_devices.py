@@ -25,10 +25,9 @@ def everything(name, **options):
         return outcome(trainer, history, data) | {"shared": trainer.predict(data[0], 25).tobytes()}
 
 
-@pytest.mark.parametrize("kernels", ["auto", "ops"])
-def test_exact_numerics_give_the_bits_of_one_process(other, kernels):
+def test_exact_numerics_give_the_bits_of_one_process(other):
     alone = everything("numpy", numerics="exact")
-    assert on_each(3, lambda: everything(other.address, numerics="exact", kernels=kernels)) == alone
+    assert on_each(3, lambda: everything(other.address, numerics="exact")) == alone
 
 
 @pytest.mark.parametrize("threads", [None, "auto"])

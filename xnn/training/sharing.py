@@ -8,7 +8,8 @@ pass. What is a sum over the batch is added over all ranks:
     exact    the largest exponents, then the sums, by two messages after the backward pass for what kernels and some
              ops add up (`backends/exact/kernels/shared_table.py`), and by two or more in its place for each other op
 
-A batch of fewer rows than ranks is computed whole by every rank. With each step the ranks agree on whether to end.
+What lies on a GPU goes by way of the host (`Backend.exchanged`). A batch of fewer rows than ranks is computed whole
+by every rank. With each step the ranks agree on whether to end.
 """
 
 from __future__ import annotations
