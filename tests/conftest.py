@@ -22,6 +22,7 @@ if (
     _SHARE = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(_SHARE, 1)))
 
+import hypothesis
 import pytest
 from cuda_emulator.attach import attach_without_gpu, attached
 
@@ -35,6 +36,11 @@ os.environ.pop(
 )  # what users do not have: a text that cannot be printed stays in a buffer
 os.environ.setdefault("XNN_EMULATOR_DEVICES", "2")  # CuPy counts them when it is imported
 _NOT_EMULATED = attach_without_gpu()
+# No test of random examples fails because the machine is slow.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 #: Each backend, and why its tests are skipped here; "" if they run.
 _REASONS = available_backends()
 if _REASONS["cupy"] and _NOT_EMULATED:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xnn.backends import Backend, Purpose, Stream, get_backend
@@ -82,14 +82,12 @@ def test_every_backend_computes_numpys_words(lib, start, count):
     assert words.tolist() == stream.words(start, count).tolist()
 
 
-@settings(deadline=None)  # nothing asserts a time
 @given(seed=SEEDS, index=SEEDS, step=SEEDS, start=st.integers(0, 2**64), count=st.integers(1, 9))
 def test_device_words_equal_host_words(seed, index, step, start, count):
     lib, stream = get_backend("array-api-strict"), Stream(seed, Purpose.WEIGHTS, index, step)
     assert on_device(lib, stream, start, count).tolist() == stream.words(start, count).tolist()
 
 
-@settings(deadline=None)  # nothing asserts a time
 @given(
     seed=SEEDS,
     purpose=st.sampled_from(list(Purpose)),

@@ -59,7 +59,7 @@ def check_slices(x: np.ndarray, bits: int) -> None:
 finite = st.floats(-(2.0**877), 2.0**877) | st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.lists(finite, min_size=5, max_size=5), min_size=1, max_size=3), st.integers(1, 50))
 def test_slices_of_any_numbers(rows, bits):
     check_slices(np.array(rows, f8), bits)

@@ -25,7 +25,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("name", OWN)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.lists(st.integers(1, 5), min_size=2, max_size=4),
     seed=st.integers(0, 10**6),

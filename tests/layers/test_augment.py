@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import xnn
@@ -63,7 +63,6 @@ def by_definition(x, field):
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
-@settings(deadline=None)
 def test_between_four_pixels(n, channels, height, width, seed):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n, channels, height, width))

@@ -139,7 +139,7 @@ def both(op, **options):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(geometries(), st.integers(1, 4), st.booleans())
 def test_conv2d_is_pytorchs(geometry, outputs, bias):
     torch = pytest.importorskip("torch")
@@ -152,7 +152,7 @@ def test_conv2d_is_pytorchs(geometry, outputs, bias):
         agree(torch, both(ops.conv2d, **options), lambda *a: torch.conv2d(*a, **options), inputs)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(geometries(), st.booleans())
 def test_pooling_is_pytorchs(geometry, ties):
     torch = pytest.importorskip("torch")

@@ -37,7 +37,7 @@ def test_an_index_outside_gives_nan_and_no_gradient(lib):
     assert dw[:, 0].tolist() == [1, 0, 0, 0, 0, 1]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 5), max_size=40), st.integers(1, 4))
 def test_it_is_pytorchs(indices, width):
     torch = pytest.importorskip("torch")

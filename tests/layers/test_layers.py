@@ -41,7 +41,7 @@ def test_dense_by_hand(lib):
     assert host(lib, layer.weight.grad).tolist() == [[5.0, 5.0]] * 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lead=st.lists(st.integers(1, 4), min_size=1, max_size=3), inputs=st.integers(1, 6), outputs=st.integers(1, 6),
     bias=st.booleans(), seed=st.integers(0, 10**6),

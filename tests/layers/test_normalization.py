@@ -51,7 +51,7 @@ def test_what_batchnorm_computes_by_hand(lib):
     assert lib.to_host(layer.running_var.value).tolist() == before.tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=3), rows=st.integers(2, 6), seed=st.integers(0, 10**6),
     affine=st.booleans(),
@@ -87,7 +87,7 @@ def test_batchnorm_is_pytorchs(shape, rows, seed, affine):
             )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=3), last=st.integers(1, 3), seed=st.integers(0, 10**6),
     affine=st.booleans(),

@@ -147,7 +147,7 @@ def draw(kind, n, rng, dtype="float64"):
 
 @CASES
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(n=st.integers(1, 7), seed=st.integers(0, 2**32 - 1), weighted=st.booleans(), narrow=st.booleans())
 def test_pytorch(name, reduction, n, seed, weighted, narrow):
     """Values, gradients of outputs, targets and weights, by PyTorch's terms and its autograd."""

@@ -83,7 +83,7 @@ class TestAgainstScikitLearn:
         self.peer = pytest.importorskip("sklearn.metrics")
 
     @given(labelled())
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_classes(self, drawn):
         outputs, labels, sizes = drawn
         predicted, every = outputs.argmax(axis=1), range(outputs.shape[1])
@@ -100,7 +100,7 @@ class TestAgainstScikitLearn:
                 np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=1e-15)
 
     @given(yes_or_no())
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_several_yes_or_no(self, drawn):
         outputs, targets, sizes = drawn
         said = (outputs > 0) * 1
@@ -117,7 +117,7 @@ class TestAgainstScikitLearn:
                 np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=1e-15)
 
     @given(labelled())
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_two_classes(self, drawn):
         outputs, labels, sizes = drawn
         outputs, labels = outputs[:, :2], labels % 2
@@ -126,7 +126,7 @@ class TestAgainstScikitLearn:
             assert updated(metric("binary"), outputs, labels, sizes) == pytest.approx(wanted)
 
     @given(labelled(), st.integers(1, 8))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_top_k(self, drawn, k):
         outputs, labels, sizes = drawn
         outputs = outputs + np.linspace(
@@ -137,7 +137,6 @@ class TestAgainstScikitLearn:
             assert updated(metrics.TopK(k), outputs, labels, sizes) == pytest.approx(wanted)
 
     @given(real())
-    @settings(deadline=None)
     def test_regression(self, drawn):
         outputs, targets, sizes = drawn
         peer = self.peer
@@ -155,7 +154,6 @@ class TestAgainstScikitLearn:
 
 
 @given(labelled(), st.integers(1, 8))
-@settings(deadline=None)
 def test_classes_by_hand(drawn, k):
     outputs, labels, sizes = drawn
     predicted, classes = outputs.argmax(axis=1), outputs.shape[1]
@@ -176,7 +174,6 @@ def test_classes_by_hand(drawn, k):
 
 
 @given(yes_or_no())
-@settings(deadline=None)
 def test_yes_or_no_by_hand(drawn):
     outputs, targets, sizes = drawn
     assert updated(metrics.Accuracy(binary=True), outputs, targets, sizes) == pytest.approx(
@@ -196,7 +193,6 @@ def test_yes_or_no_by_hand(drawn):
 
 
 @given(real())
-@settings(deadline=None)
 def test_regression_by_hand(drawn):
     outputs, targets, sizes = drawn
     error = outputs - targets

@@ -220,7 +220,7 @@ def test_without_lines_the_place_is_a_path():
         Architecture(tables).build((4,), 2)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(0, 2**32), st.integers(1, 12))
 def test_whatever_is_in_a_file_is_built_or_refused(tmp_path_factory, seed, changes):
     """The full example, with characters lost, doubled and exchanged."""

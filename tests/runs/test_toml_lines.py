@@ -185,7 +185,7 @@ def texts(draw):
     return written, noted
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(texts())
 def test_drawn_texts(drawn):
     text, noted = drawn

@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import xnn
@@ -57,7 +57,6 @@ def expected(values, patience, min_delta, mode):
     return records[-1] if records else 0, len(values)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.25, 2.0, -1.0, math.inf, NAN]), min_size=1, max_size=12),
     st.integers(1, 4),
