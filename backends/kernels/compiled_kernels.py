@@ -22,6 +22,7 @@ from xnn.backends.kernels.calls import Call, KernelTable, Runnable, nothing
 from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH, WIDTH
 from xnn.backends.kernels.convolution_rows import CONVOLUTION_ROWS
 from xnn.backends.kernels.curve_rows import CURVE_ROWS
+from xnn.backends.kernels.dropout_kernels import serves_dropout
 from xnn.backends.kernels.embedding_rows import EMBEDDING_ROWS
 from xnn.backends.kernels.gather_rows import gather, rescaled, serves_rescaled, serves_rows
 from xnn.backends.kernels.image_calls import ImageCall, ImageStretch
@@ -137,14 +138,6 @@ def _dropout_backward(call: Call) -> Rows:
     )
 
 
-def _serves_dropout(call: Call) -> bool:
-    """Whether the input is float32 or float64, and the mask is boolean and has the input's shape."""
-    x, keep = (call.forward or call).reads
-    return bool(
-        np.dtype(x.dtype) in (np.float32, np.float64) and x.shape == keep.shape and keep.dtype == np.bool_
-    )
-
-
 def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
     out = Writer(y.dtype)
     out.loop(loops.dropout, 0, x, y, keep.view(np.uint8), y.size, np.asarray([1.0 / (1.0 - rate)]))
@@ -240,8 +233,8 @@ class CompiledTable(KernelTable):
                 ("backward", ops.dense): (_dense_backward, _serves_dense_backward),
                 ("loss", ops.softmax_cross_entropy): (_cross_entropy, _has_labels(serves_loss)),
                 ("metric", accuracy): (_accuracy, _has_labels(serves_labels)),
-                ("forward", ops.dropout): (_dropout, _serves_dropout),
-                ("backward", ops.dropout): (_dropout_backward, _serves_dropout),
+                ("forward", ops.dropout): (_dropout, serves_dropout),
+                ("backward", ops.dropout): (_dropout_backward, serves_dropout),
                 ("forward", ops.l2_penalty): (_penalty, serves_penalty),
                 ("backward", ops.l2_penalty): (_penalty_backward, serves_penalty),
                 **AUGMENT_ROWS,

@@ -17,7 +17,9 @@ from xnn import ops
 from xnn.backends.kernels.batch_parts import PartedTable, in_parts
 from xnn.backends.kernels.bell_kernels import BELL_KERNELS
 from xnn.backends.kernels.blas import gemm
-from xnn.backends.kernels.calls import Call, Runnable, chain, nothing
+from xnn.backends.kernels.calls import Call, KernelTable, Runnable, chain, nothing
+from xnn.backends.kernels.dropout_kernels import DROPOUT_KERNELS
+from xnn.backends.kernels.layer_norm_kernels import LAYER_NORM_KERNELS
 from xnn.backends.kernels.normalization_kernels import NORMALIZATION_KERNELS
 from xnn.backends.kernels.pool_kernels import POOL_KERNELS
 from xnn.backends.kernels.row_kernels import CONVOLUTION_KERNELS
@@ -378,12 +380,14 @@ NUMPY_KERNELS = PartedTable(
         ("update", updates.adam): (adam, serves_adam),
         **BELL_KERNELS,
         **CONVOLUTION_KERNELS,
+        **DROPOUT_KERNELS,
         **NORMALIZATION_KERNELS,
         **POOL_KERNELS,
         **SUM_KERNELS,
         **{("update", rule): (update_by_rule(np), serves_update) for rule in RULES},
         **{("forward", op): (in_parts(_activation), serves_elements) for op in ACTIVATIONS},
         **{("backward", op): (in_parts(_activation_backward), serves_elements) for op in ACTIVATIONS},
-    }
+    },
+    KernelTable(LAYER_NORM_KERNELS),
 )
 NUMPY_KERNELS.name, NUMPY_KERNELS.in_place = "numpy", True

@@ -447,9 +447,8 @@ def check_dropout(both, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dropout(dtype):
-    pytest.importorskip("numba")
-    check_dropout(Both(LIB.kernels("compiled")), dtype)
+def test_dropout(table, dtype):
+    check_dropout(Both(table), dtype)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 1 - 2.0**-30])
@@ -667,8 +666,9 @@ def test_every_kernel_of_every_table_is_tested_here():
     # tested in test_image_kernels.py, test_pooling_kernels.py and test_normalization_kernels.py
     images = set(itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d)))
     images |= {("forward", ops.moments), ("forward", ops.normalize), ("backward", ops.normalize)}
-    bells = set(itertools.product(("forward", "backward"), (ops.gelu, ops.silu)))  # in test_bell_kernels.py
-    assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images | bells
+    others = set(itertools.product(("forward", "backward"), (ops.gelu, ops.silu)))  # in test_bell_kernels.py
+    others |= {("forward", ops.dropout), ("backward", ops.dropout)}
+    assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images | others
     pytest.importorskip("numba")
     table = LIB.kernels("compiled")
     others = (  # tested here, and in test_image_kernels.py, test_*_kernels.py
