@@ -5,7 +5,7 @@ Read in this order:
 1. `calls.py` (what a training step is made of), `fusion.py` (which calls become one), `binding.py` (how a call is
    run), `blas.py`;
 2. in plain NumPy: `numpy_kernels.py` with `sum_kernels.py`, `update_kernels.py`, `image_kernels.py`,
-   `row_kernels.py`, `pool_kernels.py`, `normalization_kernels.py`, `layer_norm_kernels.py`,
+   `row_kernels.py`, `pool_kernels.py`, `normalization_kernels.py`, `layer_norm_kernels.py`, `shape_kernels.py`,
    `dropout_kernels.py` and `bell_kernels.py` (GELU and SiLU); threads (`workers.py`) share the images of a batch by
    `batch_parts.py`;
 3. compiled by Numba (`jit.py`), for dense networks: `compiled_loops.py` of `intrinsics.py`, `rows.py` (how the loops

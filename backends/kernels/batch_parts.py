@@ -84,7 +84,8 @@ class PartedTable(KernelTable):
     """A table whose kernels may be PartedCalls, or lists of them: those that follow one another run together."""
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
-        items = [item for made in bound for item in (made if isinstance(made, list) else [made])]
+        made = [item for found in bound for item in (found if isinstance(found, list) else [found])]
+        items = [item for item in made if item is not nothing]
         is_shared = any(isinstance(item, PartedCall) and item.is_heavy for item in items)
         return [
             _Stretch(calls, is_shared) if isinstance(calls[0], PartedCall) else calls[0]

@@ -40,6 +40,7 @@ from xnn.backends.kernels.numpy_kernels import (
 )  # fmt: skip
 from xnn.backends.kernels.pooling_rows import POOLING_ROWS
 from xnn.backends.kernels.rows import Rows, Stretch, Writer, several
+from xnn.backends.kernels.shape_kernels import SHAPE_KERNELS, SHAPES
 from xnn.backends.kernels.softmax_rows import SOFTMAX_ROWS
 from xnn.backends.kernels.sum_kernels import is_sum, serves_penalty
 from xnn.backends.kernels.update_rows import UPDATE_ROWS
@@ -49,8 +50,6 @@ from xnn.ops.sums import LONG
 
 __all__ = ["CompiledTable"]
 
-#: Ops whose result has the elements of their input in the same order.
-_SHAPES = ops.flatten, ops.reshape, ops.identity
 _KINDS = {None: LINEAR, ops.relu: RELU, ops.sigmoid: SIGMOID, ops.tanh: TANH}
 
 
@@ -173,20 +172,6 @@ def _penalty_backward(call: Call) -> Rows:
     return out.made
 
 
-def _serves_shape(call: Call) -> bool:
-    """Whether the elements stay as they are."""
-    source, target = call.reads[0], call.writes[0]
-    return target is not None and source.dtype == target.dtype and len(source.shape) > 0
-
-
-def _shape(call: Call) -> Runnable:
-    """Nothing is left to do if the result has the memory of the input (`binding.bind`)."""
-    source, target = call.reads[0].array, _written(call)[0]
-    if np.shares_memory(source, target):
-        return nothing
-    return lambda: np.copyto(target, source.reshape(target.shape))
-
-
 def _has_labels(test: Callable[[Call], bool]) -> Callable[[Call], bool]:
     return lambda call: test(call) and np.dtype(call.reads[1].dtype) == np.int64
 
@@ -217,7 +202,7 @@ class CompiledTable(KernelTable):
 
     name = f"compiled (numba {numba.__version__})"
     in_place = buffers_in_place = True
-    views = frozenset(_SHAPES)
+    views = SHAPES
 
     def __init__(self) -> None:
         for dtype in ("float32", "float64"):
@@ -245,7 +230,7 @@ class CompiledTable(KernelTable):
                 **POOLING_ROWS,
                 **EMBEDDING_ROWS,
                 **SOFTMAX_ROWS,
-                **{(kind, op): (_shape, _serves_shape) for kind in ("forward", "backward") for op in _SHAPES},
+                **SHAPE_KERNELS,
             },
             _ELEMENTS,
         )

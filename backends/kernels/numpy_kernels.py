@@ -23,6 +23,7 @@ from xnn.backends.kernels.layer_norm_kernels import LAYER_NORM_KERNELS
 from xnn.backends.kernels.normalization_kernels import NORMALIZATION_KERNELS
 from xnn.backends.kernels.pool_kernels import POOL_KERNELS
 from xnn.backends.kernels.row_kernels import CONVOLUTION_KERNELS
+from xnn.backends.kernels.shape_kernels import SHAPE_KERNELS, SHAPES
 from xnn.backends.kernels.sum_kernels import SUM_KERNELS
 from xnn.backends.kernels.update_kernels import RULES, adam, serves_adam, serves_update, sgd, update_by_rule
 from xnn.ops import updates
@@ -383,6 +384,7 @@ NUMPY_KERNELS = PartedTable(
         **DROPOUT_KERNELS,
         **NORMALIZATION_KERNELS,
         **POOL_KERNELS,
+        **SHAPE_KERNELS,
         **SUM_KERNELS,
         **{("update", rule): (update_by_rule(np), serves_update) for rule in RULES},
         **{("forward", op): (in_parts(_activation), serves_elements) for op in ACTIVATIONS},
@@ -390,4 +392,4 @@ NUMPY_KERNELS = PartedTable(
     },
     KernelTable(LAYER_NORM_KERNELS),
 )
-NUMPY_KERNELS.name, NUMPY_KERNELS.in_place = "numpy", True
+NUMPY_KERNELS.name, NUMPY_KERNELS.in_place, NUMPY_KERNELS.views = "numpy", True, SHAPES

@@ -667,7 +667,9 @@ def test_every_kernel_of_every_table_is_tested_here():
     images = set(itertools.product(("forward", "backward"), (ops.conv2d, ops.max_pool2d, ops.avg_pool2d)))
     images |= {("forward", ops.moments), ("forward", ops.normalize), ("backward", ops.normalize)}
     others = set(itertools.product(("forward", "backward"), (ops.gelu, ops.silu)))  # in test_bell_kernels.py
-    others |= {("forward", ops.dropout), ("backward", ops.dropout)}
+    others |= set(
+        itertools.product(("forward", "backward"), (ops.dropout, ops.flatten, ops.reshape, ops.identity))
+    )
     assert set(LIB.kernels("numpy").kernels) == tested | by_rule | images | others
     pytest.importorskip("numba")
     table = LIB.kernels("compiled")

@@ -1,4 +1,4 @@
-"""The kernels of pooling, and the compiled ones of ReLU on images and of shapes, compared with their ops."""
+"""The kernels of pooling and of shapes, and the compiled ones of ReLU on images, compared with their ops."""
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def test_relu_of_images(both, shape, special, dtype):
 @pytest.mark.parametrize(
     ("op", "options"), [(ops.flatten, {}), (ops.reshape, {"shape": (2, -1, 3)}), (ops.identity, {})]
 )
-def test_shapes(both, op, options, dtype):
-    found = pass_through(both, op, (2, 3, 4), options, numbers((2, 3, 4), dtype, 1), dtype)
+def test_shapes(either, op, options, dtype):
+    found = pass_through(either, op, (2, 3, 4), options, numbers((2, 3, 4), dtype, 1), dtype)
     for name in ("y", "dx"):
         np.testing.assert_array_equal(*found[name])
