@@ -44,21 +44,25 @@ def test_each_rank_predicts_its_batches_only(monkeypatch):
     assert in_threads(2, rows) == [[32, 32], [32, 32, 32]]
 
 
-def test_what_differs_on_a_rank_is_named():
-    x, _ = digits()
+@pytest.mark.parametrize("work", ["predict", "evaluate"])
+def test_what_differs_on_a_rank_is_named(work):
+    x, y = digits()
     usual = {"seed": 1, "rows": len(x), "batch_size": 32, "numerics": "exact"}
 
-    def predict(seed, rows, batch_size, numerics):
-        mlp(seed=seed, numerics=numerics).predict(x[:rows], batch_size)
+    def compute(seed, rows, batch_size, numerics):
+        trainer = mlp(seed=seed, numerics=numerics)
+        trainer.predict(x[:rows], batch_size) if work == "predict" else trainer.evaluate(
+            (x[:rows], y[:rows]), batch_size
+        )
 
     for odd, said in (
-        ({"rows": 9}, "samples"),
+        ({"rows": 9}, "data"),
         ({"seed": 2}, "(model|weights)"),
         ({"batch_size": len(x)}, "batch_size"),
         ({"numerics": "fast"}, "numerics"),
     ):
         with pytest.raises(RankError, match=f"rank 1 of 3 .* has another {said}"):
-            in_threads(3, lambda ranks, odd=odd: predict(**usual | (odd if ranks.rank == 1 else {})))
+            in_threads(3, lambda ranks, odd=odd: compute(**usual | (odd if ranks.rank == 1 else {})))
 
 
 def test_long_rows_are_gathered_in_pieces(monkeypatch):

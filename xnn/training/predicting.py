@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from xnn.layers.files import weights_sha256
 from xnn.training.evaluation import EVALUATION_BATCH
 from xnn.training.together import Together, backend_fact, check_same, joined, known
 
-__all__ = ["Predicting", "check_same_model", "predicted"]
+__all__ = ["Predicting", "check_same_data", "check_same_model", "predicted"]
 
 
 def check_same_model(ranks: Ranks | None, model: Any) -> None:
@@ -23,6 +24,15 @@ def check_same_model(ranks: Ranks | None, model: Any) -> None:
     if ranks is not None:
         layers = json.dumps(model.config(), sort_keys=True, default=str)
         check_same(ranks, {"model": layers, "weights": weights_sha256(model)})
+
+
+def check_same_data(ranks: Ranks, model: Any, arrays: Sequence[Any], batch_size: int, numerics: str) -> None:
+    """Raise RankError, on all ranks, if they are about to compute other outputs, or in another way.
+
+    arrays: samples, and perhaps their targets and weights. numerics: those that compute.
+    """
+    facts = {"data": known(arrays), "batch_size": batch_size, "numerics": numerics}
+    check_same(ranks, facts | backend_fact(model.backend, numerics))
 
 
 def predicted(ranks: Ranks | None, model: Any, x: Any, batch_size: int) -> np.ndarray:
@@ -36,9 +46,7 @@ def predicted(ranks: Ranks | None, model: Any, x: Any, batch_size: int) -> np.nd
     if ranks is None:
         return np.asarray(model.predict(x, batch_size))
     x = as_host_array(x, "x", by_rows=True)
-    which = chosen_numerics() or model.numerics
-    facts = {"samples": known([x]), "batch_size": batch_size, "numerics": which}
-    check_same(ranks, facts | backend_fact(model.backend, which or current_numerics()))
+    check_same_data(ranks, model, [x], batch_size, chosen_numerics() or model.numerics or current_numerics())
     with limit_threads(threads_of_rank(ranks.on_this_machine)):
         return np.asarray(model._predict(x, batch_size, True, ranks))
 

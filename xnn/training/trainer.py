@@ -36,7 +36,7 @@ from xnn.training.inputs import check_last_batch, check_trainable, check_weights
 from xnn.training.interrupt import interruptible
 from xnn.training.parts import check_parts
 from xnn.training.placement import put_together
-from xnn.training.predicting import Predicting
+from xnn.training.predicting import Predicting, check_same_data, check_same_model
 from xnn.training.reporting import Reporting
 from xnn.training.resuming import Checkpoint, check_fit, go_on, newest, restore_history
 from xnn.training.room import check_room, with_batch_size
@@ -368,7 +368,8 @@ class Trainer(Predicting, Reporting, Habitual):
 
         data: a pair (x, y), as `fit` takes it. batch_size: samples at a time. sample_weight: (n,), how much each
         sample counts in the loss. Where a GPU's memory is short, fewer samples go through the model at a time, and
-        loss and metrics are still those of batches of this size. Raises as `fit` does.
+        loss and metrics are still those of batches of this size. Raises as `fit` does; RankError if a process that
+        shares the work has other data, weights or options.
         """
         refuse_unknown(Trainer.evaluate, unknown)
         check_parts(self)
@@ -376,6 +377,9 @@ class Trainer(Predicting, Reporting, Habitual):
         with joined(self.ranks), numerics(self.numerics), lib.guard():
             prepared = prepare(self.model, self.loss, self.metrics, data, "evaluation", sample_weight)
             batches = Batches(prepared, batch_size, shuffle=False)
+            if (ranks := self.ranks) is not None:
+                check_same_model(ranks, self.model)
+                check_same_data(ranks, self.model, batches.arrays, batch_size, current_numerics())
             return evaluated(self, batches)
 
     def stepper(self, batches: Batches, table: KernelTable | None = None) -> Stepper:
