@@ -192,6 +192,8 @@ class CupyBackend(Backend):
             return super().exchanged(x, change)
         with self.guard():
             if (kept := getattr(self._own, "pinned", None)) is None or kept.size < x.nbytes:
+                if kept is not None:  # it may be given to another thread
+                    self.cupy.cuda.get_current_stream().synchronize()
                 memory = self.cupy.cuda.alloc_pinned_memory(x.nbytes)
                 kept = self._own.pinned = np.frombuffer(memory, np.uint8, x.nbytes)
             numbers = kept[: x.nbytes].view(x.dtype).reshape(x.shape)

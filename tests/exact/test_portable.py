@@ -227,8 +227,22 @@ def trainer(layer=None, loss=None, optimizer=None, metric=None):
             {"optimizer": optimizers.SGD(schedules.Warmup(Wave(), 3))},
             r"the schedule Wave uses math.cos,.* Cosine",
         ),
+        (
+            {"optimizer": optimizers.SGD(functools.partial(math.pow, 0.9))},
+            "the schedule .* uses math.pow,.* Exponential",
+        ),
     ],
-    ids=["layer", "loss", "rule", "update", "metric", "derived", "schedule", "schedule after a warm-up"],
+    ids=[
+        "layer",
+        "loss",
+        "rule",
+        "update",
+        "metric",
+        "derived",
+        "schedule",
+        "schedule after a warm-up",
+        "C's",
+    ],
 )
 def test_parts_of_a_training(parts, message):
     trainer(**parts).fit((X, Y), progress=False)

@@ -5,7 +5,8 @@ import pytest
 from trainings import digits, mlp, on_each, outcome, steps_and_messages
 
 import xnn
-from xnn import initializers, layers, losses, optimizers
+from xnn import initializers, layers, losses, ops, optimizers
+from xnn.ops.apply import batch_sum
 
 SIZES = (2, 3, 7)
 
@@ -147,3 +148,36 @@ def test_losses_with_weights(loss, reduction, weighted):
     counts = weighted or made.class_weight is not None or made.ignore_index is not None
     found = both(*steps_and_messages(lambda: trainer([]), 3, (x, y), **options))
     assert found == ((2, 2) if reduction == "mean" and counts else (1, 1))
+
+
+class Sized(ops.LossOp):
+    """(y - t)^2 / (1 + sum t^2), with a sum over the batch that the terms need at once."""
+
+    def terms(self, xp, outputs, targets):
+        away, size = outputs - targets, 1.0 + batch_sum(xp, targets * targets)
+        return away * away / size, (away, size)
+
+    def slopes(self, xp, share, saved):
+        away, size = saved
+        return share * 2.0 * away / size, None
+
+
+class SizedLoss(losses.Loss):
+    def compute(self, outputs, targets):
+        return sized(outputs, targets)
+
+
+sized = Sized()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_loss_that_adds_up_the_batch_by_itself(size):
+    rng = np.random.default_rng(4)
+    data = rng.normal(size=(70, 5)).astype("f4"), rng.normal(size=(70, 2)).astype("f4")
+
+    def train():
+        model = xnn.Sequential(layers.Dense(5, 2), seed=1)
+        trainer = xnn.Trainer(model, SizedLoss(), optimizers.SGD(0.1), numerics="exact")
+        return outcome(trainer, trainer.fit(data, epochs=2, batch_size=32, progress=False), data)
+
+    assert on_each(size, train) == train()

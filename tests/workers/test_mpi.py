@@ -163,7 +163,7 @@ def test_an_error_of_one_rank_names_it(train):
     ran = ranks(1, *train, "--lr", "0.1", *other)
     assert ran.returncode == 1
     assert "rank 1 of 2 (on " in ran.stderr
-    assert "has another model, loss, optimizer" in ran.stderr
+    assert "differs from rank 0 in: model, loss, optimizer" in ran.stderr
 
 
 def test_other_commands_run_once():

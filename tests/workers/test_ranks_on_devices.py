@@ -77,7 +77,7 @@ def test_fast_numerics_are_close_to_one_process(other):
 
 def test_fast_numerics_refuse_to_mix_backends(other):
     names = "numpy", other.address
-    said = "rank 1 of 2 .* has another backend .only exact numerics mix them. than rank 0"
+    said = "rank 1 of 2 .* differs from rank 0 in: backend .only exact numerics mix them."
     with pytest.raises(RankError, match=said):
         in_threads(2, lambda ranks: everything(names[ranks.rank]))
     x, _ = digits()

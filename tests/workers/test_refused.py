@@ -145,7 +145,7 @@ def different(rank, what):
     "what", ["training data", "weights before training", "model, loss", "batch_size", "epochs"]
 )
 def test_what_differs_on_a_rank_is_named(what):
-    with pytest.raises(RankError, match=f"rank 1 of 3 .* has another {what}"):
+    with pytest.raises(RankError, match=f"rank 1 of 3 .* differs from rank 0 in: {what}"):
         in_threads(3, lambda ranks: different(ranks.rank, what))
 
 
@@ -246,3 +246,22 @@ def test_long_messages_are_sent_in_pieces(monkeypatch):
 )
 def test_launchers_are_known_by_their_variables(environment, found):
     assert launched(environment) == found
+
+
+def test_other_kernels_on_a_rank_are_named_in_fast_numerics():
+    """NumPy's and the compiled ones round differently."""
+    pytest.importorskip("numba")
+    data = digits()
+
+    def train(ranks):
+        mlp(kernels=("numpy", "compiled")[ranks.rank]).fit(data, epochs=1, progress=False)
+
+    with pytest.raises(RankError, match="the ranks compute by other kernels, numpy and compiled"):
+        in_threads(2, train)
+
+
+def test_threads_that_only_one_rank_measures_are_named():
+    """The measurement sends messages."""
+    data = digits()
+    with pytest.raises(RankError, match="differs from rank 0 in: threads='auto'"):
+        in_threads(2, lambda ranks: mlp(threads=("auto", 1)[ranks.rank]).fit(data, epochs=1, progress=False))

@@ -7,7 +7,7 @@ import pytest
 from trainings import digits, mlp, on_each
 
 import xnn
-from xnn import layers
+from xnn import layers, losses
 from xnn.backends import get_backend
 from xnn.backends.ranks.threads import in_threads
 from xnn.cli import check
@@ -61,8 +61,25 @@ def test_what_differs_on_a_rank_is_named(work):
         ({"batch_size": len(x)}, "batch_size"),
         ({"numerics": "fast"}, "numerics"),
     ):
-        with pytest.raises(RankError, match=f"rank 1 of 3 .* has another {said}"):
+        with pytest.raises(RankError, match=f"rank 1 of 3 .* differs from rank 0 in: {said}"):
             in_threads(3, lambda ranks, odd=odd: compute(**usual | (odd if ranks.rank == 1 else {})))
+
+
+@pytest.mark.parametrize(
+    "odd", [{"loss": losses.SoftmaxCrossEntropy(label_smoothing=0.3)}, {"metrics": []}], ids=str
+)
+def test_a_loss_or_metrics_that_differ_are_named(odd):
+    """The mean of two kinds of losses is neither."""
+    data = digits()
+
+    def evaluate(ranks):
+        trainer = mlp()
+        for name, part in odd.items() if ranks.rank else ():
+            setattr(trainer, name, part)
+        trainer.evaluate(data)
+
+    with pytest.raises(RankError, match=r"rank 1 of 2 .* differs from rank 0 in: model, loss"):
+        in_threads(2, evaluate)
 
 
 def test_long_rows_are_gathered_in_pieces(monkeypatch):

@@ -62,9 +62,13 @@ def check_portable(function: Callable[..., Any], what: str, place: str = "xp") -
         return
     function = _plain(function)
     code = getattr(function, "__code__", None)
-    if code is None or function in _passed or _is_own(function):
+    if code is None and place in _NUMBERS and (library := _c_library(function)):
+        used: tuple[str, str] | None = f"{library}.{getattr(function, '__name__', '')}", ""
+    elif code is None or function in _passed or _is_own(function):
         return
-    if used := _first_use(code, function.__globals__, _cells(function)):
+    else:
+        used = _first_use(code, function.__globals__, _cells(function))
+    if used:
         found, name = used
         if place in _NUMBERS:
             advice = _NUMBERS[place]
@@ -79,6 +83,12 @@ def check_portable(function: Callable[..., Any], what: str, place: str = "xp") -
             f"seen here): in exact numerics write {advice}, or train in fast numerics"
         )
     _passed.add(function)
+
+
+def _c_library(function: Any) -> str:
+    """The library of a function without code of Python, such as math.pow or np.cos; "" for others, such as abs."""
+    module = str(getattr(function, "__module__", None) or type(function).__module__).partition(".")[0]
+    return module if module in _LIBRARIES else ""
 
 
 def _is_own(function: Any) -> bool:

@@ -26,12 +26,20 @@ def check_same_model(ranks: Ranks | None, model: Any) -> None:
         check_same(ranks, {"model": layers, "weights": weights_sha256(model)})
 
 
-def check_same_data(ranks: Ranks, model: Any, arrays: Sequence[Any], batch_size: int, numerics: str) -> None:
+def check_same_data(
+    ranks: Ranks, model: Any, arrays: Sequence[Any], batch_size: int, numerics: str, parts: Any = None
+) -> None:
     """Raise RankError, on all ranks, if they are about to compute other outputs, or in another way.
 
-    arrays: samples, and perhaps their targets and weights. numerics: those that compute.
+    arrays: samples, and perhaps their targets and weights. numerics: those that compute. parts: what `check_alike`
+    compares of a Trainer; None for a prediction.
     """
-    facts = {"data": known(arrays), "batch_size": batch_size, "numerics": numerics}
+    facts = {
+        "data": known(arrays),
+        "batch_size": batch_size,
+        "numerics": numerics,
+        "model, loss, optimizer, metrics or callbacks": json.dumps(parts, sort_keys=True, default=str),
+    }
     check_same(ranks, facts | backend_fact(model.backend, numerics))
 
 

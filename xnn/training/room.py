@@ -40,8 +40,8 @@ def check_room(trainer: Any, batches: Batches) -> None:
     if not lib.is_host or optimizer.steps_itself or not all(isinstance(part, np.ndarray) for part in arrays):
         return
     check_kept(optimizer)
-    ranks, rows = trainer.ranks, min(batches.batch_size, batches.rows)
-    rows = rows if ranks is None else -(-rows // ranks.size)
+    ranks = trainer.ranks
+    rows = _own(ranks, min(batches.batch_size, batches.rows))
     fixed, most = _bounds(trainer, arrays, rows)
     if most < _LITTLE or most < (room := lib.free_memory()):
         return
@@ -53,12 +53,17 @@ def check_room(trainer: Any, batches: Batches) -> None:
             raise
         except XnnError:  # the fit itself says what does not fit together
             return
-        needed = need + (rows + _last(batches.rows, rows) - size) * each_row
+        needed = need + (rows + _own(ranks, _last(batches.rows, batches.batch_size)) - size) * each_row
     if needed > room:
         raise DeviceMemoryError(
             f"{lib.name}: training in batches of {rows}{'' if ranks is None else ' rows of this process'} needs "
             f"about {_mebibytes(needed)}, and {_mebibytes(room)} are free. {lib.memory_advice}"
         )
+
+
+def _own(ranks: Any, rows: int) -> int:
+    """The most rows of a batch that one process computes: all of a batch with fewer rows than processes."""
+    return rows if ranks is None or rows < ranks.size else -(-rows // ranks.size)
 
 
 def _bounds(trainer: Any, arrays: Any, rows: int) -> tuple[int, int]:

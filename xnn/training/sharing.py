@@ -26,6 +26,7 @@ from xnn.backends.exact.kernels.shared_table import Agreement, SharedExactTable
 from xnn.backends.kernels.calls import Call, KernelTable, Slot
 from xnn.backends.ranks.group import Ranks, Shard, Trial
 from xnn.backends.ranks.tables import FastTable
+from xnn.errors import RankError
 from xnn.metrics import Metric
 from xnn.training.parameters import Store
 
@@ -61,12 +62,19 @@ class Sharing:
     def table(self, lib: Backend, table: KernelTable) -> KernelTable:
         """The kernels of this table that compute rows alone, or that agree with other ranks on what they add up.
 
-        There are none unless all ranks have some: where ops compute, they send other messages than kernels do.
+        There are none unless all ranks have some: where ops compute, they send other messages than kernels do. Raises
+        RankError, on all ranks, if they have different ones in fast numerics.
         """
         fast = current_numerics() == "fast"
         own = table.in_place if fast else type(table) is ExactTable
-        if not self.ranks.gather(np.array([own])).all():
+        names = self.ranks.gather_objects(table.name if own else "")
+        if not all(names):
             return KernelTable()
+        if fast and len({*names}) > 1:
+            raise RankError(
+                f"the ranks compute by other kernels, {' and '.join(dict.fromkeys(names))}, which round differently: "
+                "install the same packages for all, take --kernels numpy (kernels='numpy'), or exact numerics"
+            )
         if fast:
             return FastTable(table)
         assert isinstance(table, ExactTable)

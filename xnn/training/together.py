@@ -106,6 +106,7 @@ def check_alike(ranks: Ranks, trainer: Any, batches: Any, held_out: Any, epochs:
         "training data": known(batches.arrays),
         "validation data": known(held_out or ()),
         "weights before training": weights_sha256(trainer.model),
+        "threads='auto'": trainer.threads == "auto",
         "steps taken before": [trainer.epoch, trainer.step, optimizer.steps],
     }
     check_same(ranks, facts)
@@ -130,7 +131,7 @@ def check_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
                     else ""
                 )
                 raise RankError(
-                    f"rank {rank} of {ranks.size} (on {host}) has another {name} than rank 0{words}: start all "
+                    f"rank {rank} of {ranks.size} (on {host}) differs from rank 0 in: {name}{words}. Start all "
                     "processes with the same program, options and files"
                 )
 

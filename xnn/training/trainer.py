@@ -379,7 +379,9 @@ class Trainer(Predicting, Reporting, Habitual):
             batches = Batches(prepared, batch_size, shuffle=False)
             if (ranks := self.ranks) is not None:
                 check_same_model(ranks, self.model)
-                check_same_data(ranks, self.model, batches.arrays, batch_size, current_numerics())
+                check_same_data(
+                    ranks, self.model, batches.arrays, batch_size, current_numerics(), built(self)[0]
+                )
             return evaluated(self, batches)
 
     def stepper(self, batches: Batches, table: KernelTable | None = None) -> Stepper:

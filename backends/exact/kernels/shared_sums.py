@@ -220,11 +220,17 @@ class KernelLoss(_Part):
         self.loss.put(self.xp.leave(self.of_sums[0].reshape(()) / self.rows))
 
 
+#: What computes a loss. A method of a user may add up the batch by itself, and need the sum at once.
+_OF_LOSSES = "forward", "backward", "terms", "slopes", "fit", "counts"
+
+
+def _is_of_xnn(op: Any, name: str) -> bool:
+    return getattr(op, name).__module__.startswith("xnn.")  # type: ignore[no-any-return]
+
+
 def serves_loss(call: Call) -> bool:
-    """Whether a loss is computed by LossOp, a sum over the batch, perhaps divided by another one."""
+    """Whether a loss is one of xnn's: a sum over the batch, perhaps divided by another one."""
     op, options = call.op, call.options
     plain = all(np.dtype(slot.dtype) in (np.float32, np.int64) for slot in call.reads)
-    own = (
-        isinstance(op, LossOp) and type(op).forward is LossOp.forward and type(op).backward is LossOp.backward
-    )
+    own = isinstance(op, LossOp) and all(_is_of_xnn(op, name) for name in _OF_LOSSES)
     return plain and own and options.get("reduction", "mean") != "none"
