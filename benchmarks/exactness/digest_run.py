@@ -147,8 +147,7 @@ class Training:
         def work(worker: int) -> None:
             try:
                 # A new thread does not inherit the numerics, which are a context variable.
-                shared = self.members[worker] if self.mode == "exact" else None  # else `_average` adds
-                with numerics(self.mode), with_communicator(shared), self.lib.guard():
+                with numerics(self.mode), with_communicator(self.members[worker]), self.lib.guard():
                     losses[worker] = [
                         self._step_of(worker, batches, chosen, self._step + n)
                         for n, chosen in enumerate(rows)
@@ -176,25 +175,14 @@ class Training:
         first = sum(map(len, own[:worker]))
         x, y, *weights = (lib.to_device(part) for part in batches.gather(own[worker]))
         model.set_stream(batches.seed, step, row=first)
-        value: Any = None
-        if self.mode == "exact" or len(own[worker]):  # fast numerics have no mean of zero rows
-            value = loss.forward(model.forward(x, training=True), y, *weights)
-            model.backward(loss.backward(), input_gradient=False)
-        if self.mode == "fast":
-            value = self._average(worker, value, len(own[worker]) / len(rows))
+        value: Any = loss.forward(model.forward(x, training=True), y, *weights)
+        model.backward(loss.backward(), input_gradient=False)
+        if self.mode == "fast":  # in which loss and gradients are those of the worker's rows
+            value = self.members[worker].total(value)
+            for parameter in model.parameters():
+                parameter.grad = self.members[worker].total(parameter.grad)
         optimizer.step(model.parameters())
         return float(lib.to_host(value))
-
-    def _average(self, worker: int, value: Any, share: float) -> Any:
-        """Fast numerics: average the workers' gradients, buffers and losses, weighted by their shares."""
-        (model, loss, _), shared, xp = self.replicas[worker], self.members[worker], self.lib.xp
-        part = share if loss.reduction == "mean" else 1.0
-        for parameter in model.parameters():
-            gradient: Any = parameter.grad
-            parameter.grad = shared.total(gradient * part if share else xp.zeros_like(parameter.value))
-        for buffer in model.buffers():
-            buffer.value = shared.total(buffer.value * share)
-        return shared.total(value * part if share else xp.zeros((), dtype=xp.float32, device=self.lib.device))
 
     def outcome(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> list[str]:
         """Two digests: of the weights (with the optimizer's averages, if any), and of predictions and metrics."""
