@@ -101,7 +101,8 @@ class NumpyBackend(Backend):
         name: "numpy"; "compiled" (loops that Numba compiles; needs the extra `fast`); "ops" (no kernels); or "auto":
             "compiled" if Numba is installed and works, else "numpy".
 
-        In exact numerics with several workers the answer is always "ops": kernels do not talk to other workers.
+        Where workers share what is computed now, in exact numerics, the answer is always "ops". A Trainer that shares
+            batches has kernels that talk to the others (`training/sharing.py`).
         Raises OptionError for another name, and MissingExtraError or BackendUnavailableError if "compiled" is asked
         for and does not work here.
         """
