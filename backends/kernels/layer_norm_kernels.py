@@ -65,12 +65,17 @@ def extents(call: Call) -> tuple[int, int]:
 
 
 def complete_moments(call: Call) -> None:
-    """After mean and variance: write the power of two, and what the op computes if a variance is not ordinary."""
+    """After mean and variance: write the power of two; of rows whose variance is not ordinary, what the op computes.
+
+    Other rows stay as they are, whatever is in these.
+    """
     x, m = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
     m[2:] = 1.0
     unusual = ~are_ordinary(m[1]).reshape(-1)
-    if unusual.any() and (x.reshape(len(unusual), -1)[unusual] != 0).any():
-        m[...] = forward_of(call.op, np, (x,), call.options)[0]
+    if unusual.any():
+        rows, options = x.reshape(len(unusual), -1)[unusual], {**call.options, "axis": (1,)}
+        if (rows != 0).any():
+            m.reshape(len(m), -1)[:, unusual] = forward_of(call.op, np, (rows,), options)[0][..., 0]
 
 
 class RowNumbers:
