@@ -50,7 +50,7 @@ if _REASONS["cupy"] and _NOT_EMULATED:
 if _REASONS["cupy"]:
     collect_ignore_glob = ["*/test_cuda_*.py"]
 #: On the emulated GPU a test runs the first of its variants, and about one in so many others; .ci/full runs all.
-_ON_EMULATED_GPU = 3
+_ON_EMULATED_GPU = 4
 _WORKING = [name for name, reason in _REASONS.items() if not reason]
 
 
