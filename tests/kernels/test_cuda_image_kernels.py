@@ -150,6 +150,7 @@ def test_means_over_neighbouring_axes(both, shape, options, dtype):
     close(*found["dx"], 4)
 
 
+@pytest.mark.slow  # it compiles every kernel again, with checks
 def test_there_are_no_races_and_no_accesses_out_of_bounds():
     """The tests of kernels once more in a process that checks every access; only the emulated GPU can."""
     attached = sys.modules.get("cuda_emulator.attach")
