@@ -258,7 +258,10 @@ class ExactNamespace(Boundary):
         return self.base.matmul(high, one) + self.base.matmul(low, one)
 
     def batch_product(self, a: Any, b: Any) -> Any:
-        """a^T b of (n, k) and (n, m), as `matmul` computes it, where the rows are the batch's."""
+        """The product a^T b, (k, m), of a (n, k) and b (n, m), whose rows are this worker's part of the batch.
+
+        It is added up over all workers, and as exact as `matmul`.
+        """
         a, b = self.widen(a), self.widen(b)
         bits = product_bits(self.batch_count(int(a.shape[0])))
         return self.product_sum(ProductSum(self.lib, b, a, bits, turned=True))

@@ -32,9 +32,8 @@ from xnn.ops import activations
 
 __all__ = ["BELL_KERNELS"]
 
-_BLOCK = (
-    1 << 15
-)  #: numbers of a block: few calls of NumPy, and a few arrays of so many lie in a core's second cache
+#: Numbers of a block: few calls of NumPy, and a few arrays of so many lie in a core's second cache.
+_BLOCK = 1 << 15
 _BEND, _ROOT_2_PI = 0.35, 2.5066282746310002
 _TAIL = (
     -0.029158029705286026, 0.1440316140651703, -0.25584039092063904, 0.15932124853134155, -0.023213393986225128,

@@ -10,9 +10,10 @@ from xnn import ops
 from xnn.backends.kernels.batch_parts import in_parts
 from xnn.backends.kernels.calls import Call, Runnable
 
-__all__ = ["DROPOUT_KERNELS", "serves_dropout"]
+__all__ = ["DROPOUT_KERNELS", "SIGNED", "serves_dropout"]
 
-_SIGNED = {4: np.int32, 8: np.int64}
+#: The integers that have the bytes of a floating-point number.
+SIGNED = {4: np.int32, 8: np.int64}
 
 
 def serves_dropout(call: Call) -> bool:
@@ -28,7 +29,7 @@ def _dropout(call: Call) -> Runnable:
     x: Any = call.reads[0].array
     y: Any = call.writes[0].array  # type: ignore[union-attr]
     flags = forward.reads[1].array.view(np.int8)
-    bits = y.view(_SIGNED[y.itemsize])
+    bits = y.view(SIGNED[y.itemsize])
     small, mask = np.empty_like(flags), np.empty_like(bits)
     scale = y.dtype.type(1.0 / (1.0 - forward.options["rate"]))
 

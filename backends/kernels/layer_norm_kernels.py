@@ -18,7 +18,7 @@ import numpy as np
 from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.image_kernels import fits
-from xnn.backends.kernels.normalization_kernels import are_ordinary
+from xnn.backends.kernels.normalization_kernels import applies_nothing, are_ordinary, goes_through_moments
 from xnn.ops.apply import forward_of
 from xnn.ops.sums import pairwise_sum
 
@@ -51,11 +51,9 @@ def serves_normalize(call: Call) -> bool:
 
 
 def serves_backward(call: Call) -> bool:
-    """Whether the call is the gradient through the moments too, or only that of weight and bias."""
-    forward, (dx, dmoments, *_) = call.forward, call.writes
-    assert forward is not None
-    whole = dx is None or "moments" in call.options
-    return whole and dmoments is None and fits(call) and serves_normalize(forward)
+    """Whether the call is such a gradient of layer normalization."""
+    assert call.forward is not None
+    return goes_through_moments(call) and serves_normalize(call.forward)
 
 
 def extents(call: Call) -> tuple[int, int]:
@@ -93,7 +91,7 @@ class RowNumbers:
         self.bias: Any = affine[1] if affine else np.zeros(count, x.dtype)
 
     def compute(self) -> None:
-        """Compute them from the moments of the step."""
+        """Fill `about` with the numbers of the batch whose moments were computed last."""
         with np.errstate(all="ignore"):
             mean, variance, *scaled = self._rows.astype(np.float64)
             s = scaled[0] if scaled else 1.0
@@ -180,15 +178,11 @@ def _normalize_backward(call: Call) -> Runnable:
     return run
 
 
-def _applies_nothing(call: Call) -> bool:
-    return (call.forward or call).activation is None
-
-
 LAYER_NORM_KERNELS = {
     ("forward", ops.moments): (_moments, serves_moments),
-    ("forward", ops.normalize): (_normalize, lambda call: serves_normalize(call) and _applies_nothing(call)),
+    ("forward", ops.normalize): (_normalize, lambda call: serves_normalize(call) and applies_nothing(call)),
     ("backward", ops.normalize): (
         _normalize_backward,
-        lambda call: serves_backward(call) and _applies_nothing(call),
+        lambda call: serves_backward(call) and applies_nothing(call),
     ),
 }

@@ -28,8 +28,8 @@ from xnn.ops.apply import forward_of
 from xnn.ops.sums import pairwise_sum
 
 __all__ = [
-    "NORMALIZATION_KERNELS", "Numbers", "are_ordinary", "serves_backward", "serves_moments", "serves_normalize",
-    "store_moments",
+    "NORMALIZATION_KERNELS", "Numbers", "applies_nothing", "are_ordinary", "goes_through_moments", "serves_backward",
+    "serves_moments", "serves_normalize", "store_moments",
 ]  # fmt: skip
 
 _CACHE = 1 << 18  #: bytes of images that are worked on together, at most, unless one has more
@@ -56,12 +56,16 @@ def serves_normalize(call: Call) -> bool:
     return fits(call) and _is_over_batch(call) and whole and along
 
 
+def goes_through_moments(call: Call) -> bool:
+    """Whether a backward call is the gradient through the moments too, or only that of weight and bias."""
+    dx, dmoments, *_ = call.writes
+    return (dx is None or "moments" in call.options) and dmoments is None and fits(call)
+
+
 def serves_backward(call: Call) -> bool:
-    """Whether the call is the gradient through the moments too, or only that of weight and bias."""
-    forward, (dx, dmoments, *_) = call.forward, call.writes
-    assert forward is not None
-    whole = dx is None or "moments" in call.options
-    return whole and dmoments is None and fits(call) and serves_normalize(forward)
+    """Whether the call is such a gradient of batch normalization."""
+    assert call.forward is not None
+    return goes_through_moments(call) and serves_normalize(call.forward)
 
 
 def are_ordinary(variances: np.ndarray) -> np.ndarray:
@@ -94,7 +98,7 @@ class Numbers:
         self.about = np.empty((4, self._rows.shape[1]), moments.dtype)
 
     def compute(self) -> None:
-        """Compute them from the moments of the step."""
+        """Compute them for the batch whose moments were computed last."""
         mean, variance, *scaled = self._rows.astype(np.float64)
         self.s = scaled[0] if scaled else np.ones_like(mean)
         self.m = mean * self.s
@@ -253,15 +257,16 @@ def _normalize_backward(call: Call) -> list[PartedCall]:
     return [sums] if dx is None else [sums, pieces.call(through, written=[dx])]
 
 
-def _applies_nothing(call: Call) -> bool:
+def applies_nothing(call: Call) -> bool:
+    """Whether no activation is fused with the call; NumPy's kernels apply none."""
     return (call.forward or call).activation is None
 
 
 NORMALIZATION_KERNELS = {
     ("forward", ops.moments): (_moments, serves_moments),
-    ("forward", ops.normalize): (_normalize, lambda call: serves_normalize(call) and _applies_nothing(call)),
+    ("forward", ops.normalize): (_normalize, lambda call: serves_normalize(call) and applies_nothing(call)),
     ("backward", ops.normalize): (
         _normalize_backward,
-        lambda call: serves_backward(call) and _applies_nothing(call),
+        lambda call: serves_backward(call) and applies_nothing(call),
     ),
 }

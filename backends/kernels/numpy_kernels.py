@@ -18,7 +18,7 @@ from xnn.backends.kernels.batch_parts import PartedTable, in_parts
 from xnn.backends.kernels.bell_kernels import BELL_KERNELS
 from xnn.backends.kernels.blas import gemm
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable, chain, nothing
-from xnn.backends.kernels.dropout_kernels import DROPOUT_KERNELS
+from xnn.backends.kernels.dropout_kernels import DROPOUT_KERNELS, SIGNED
 from xnn.backends.kernels.layer_norm_kernels import LAYER_NORM_KERNELS
 from xnn.backends.kernels.normalization_kernels import NORMALIZATION_KERNELS
 from xnn.backends.kernels.pool_kernels import POOL_KERNELS
@@ -36,8 +36,6 @@ __all__ = [
     "serves_gather", "serves_labels", "serves_loss",
 ]  # fmt: skip
 
-_SIGNED = {4: np.int32, 8: np.int64}
-
 
 def _relu(z: np.ndarray) -> Runnable:
     zeros = np.zeros(z.shape[-1:], z.dtype)  # three times as fast as the number 0
@@ -47,7 +45,7 @@ def _relu(z: np.ndarray) -> Runnable:
 def _relu_gradient(y: np.ndarray, dy: np.ndarray) -> Runnable:
     """0 where y <= 0, else dy: all bits of dy are kept or cleared, so NaN and infinity come out as in `where`."""
     off, zero, one = np.empty(y.shape, bool), y.dtype.type(0), np.int8(1)
-    flag, word = off.view(np.int8), dy.view(_SIGNED[dy.itemsize])
+    flag, word = off.view(np.int8), dy.view(SIGNED[dy.itemsize])
     mask = np.empty_like(word)
 
     def run() -> None:

@@ -30,7 +30,7 @@ _DIGITS = 6  # of probabilities
 
 @dataclass(frozen=True)
 class Form:
-    """What is printed. Raises OptionError for options that exclude one another.
+    """The form in which predictions are printed. Raises OptionError for options that exclude one another.
 
     proba: the probabilities of all classes. top: of this many, the most likely first. csv, json: the form.
     """
@@ -157,7 +157,7 @@ class Lines:
         return "".join(lines)
 
     def _csv(self, printed: list[Any], names: Sequence[str], rows: list[Any], called: list[Any]) -> str:
-        """One row for each sample, and before the first of all a header."""
+        """The lines of CSV for some samples, one for each; before the first line of all there is a header."""
         lines: list[str] = []
         files = [[name] if name else [] for name in names]
         for label, name, row in zip(printed, files, rows, strict=True):

@@ -53,13 +53,19 @@ class Shards(Joined):
 
 
 def _opened(part: Any, number: int) -> Any:
-    """An array of the host, of which rows can be read."""
+    """A part that was given to Shards, as an array on the host whose rows can be read; a path is opened.
+
+    number: of the part, for messages.
+    """
     if isinstance(part, (str, os.PathLike)):
         path = as_path(part)
         part = read_array(path, mapped=True) if path.suffix.lower() == ".npy" else read_idx(path)
     array = as_host_array(part, f"part {number}", by_rows=True)
     if not is_on_host(array):
-        raise OptionError(f"part {number} of Shards is on a device, got {shown(array)}: give arrays of NumPy")
+        raise OptionError(
+            f"part {number} of Shards must be an array on the host, got {shown(array)}, which is on a device: "
+            "give arrays of NumPy"
+        )
     return array
 
 

@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 from xnn.errors import NumericsError
 
-__all__ = ["check_portable"]
+__all__ = ["check_portable", "is_own"]
 
 _OPERATORS = {"**": "pow", "@": "matmul"}
 #: Methods of arrays that add up or multiply the elements.
@@ -58,13 +58,13 @@ def check_portable(function: Callable[..., Any], what: str, place: str = "xp") -
     place: what has functions without this fault, "xp" or "xnn.ops"; "schedules" for a schedule, "products" for
         the numbers of an optimizer's step, both of which are Python's.
     """
-    if _is_own(function):  # first, since it is asked at each call of an op
+    if is_own(function):  # first, since it is asked at each call of an op
         return
     function = _plain(function)
     code = getattr(function, "__code__", None)
     if code is None and place in _NUMBERS and (library := _c_library(function)):
         used: tuple[str, str] | None = f"{library}.{getattr(function, '__name__', '')}", ""
-    elif code is None or function in _passed or _is_own(function):
+    elif code is None or function in _passed or is_own(function):
         return
     else:
         used = _first_use(code, function.__globals__, _cells(function))
@@ -91,7 +91,7 @@ def _c_library(function: Any) -> str:
     return module if module in _LIBRARIES else ""
 
 
-def _is_own(function: Any) -> bool:
+def is_own(function: Any) -> bool:
     """Whether a function is xnn's."""
     return str(getattr(function, "__module__", None)).startswith("xnn.")
 

@@ -56,7 +56,7 @@ def check_room(trainer: Any, batches: Batches) -> None:
         needed = need + (rows + _own(ranks, _last(batches.rows, batches.batch_size)) - size) * each_row
     if needed > room:
         raise DeviceMemoryError(
-            f"{lib.name}: training in batches of {rows}{'' if ranks is None else ' rows of this process'} needs "
+            f"{lib.name}: training in batches of {rows}{'' if ranks is None else ' rows for this process'} needs "
             f"about {_mebibytes(needed)}, and {_mebibytes(room)} are free. {lib.memory_advice}"
         )
 

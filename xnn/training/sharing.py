@@ -59,7 +59,7 @@ class Sharing:
         """As `shard`, without messages."""
         return Trial(self.ranks, size) if size >= self.ranks.size else None
 
-    def table(self, lib: Backend, table: KernelTable) -> KernelTable:
+    def table(self, table: KernelTable) -> KernelTable:
         """The kernels of this table that compute rows alone, or that agree with other ranks on what they add up.
 
         There are none unless all ranks have some: where ops compute, they send other messages than kernels do. Raises

@@ -58,7 +58,7 @@ class Stepper:
         keep_gradients: bool,
         sharing: Sharing | None = None,
     ) -> None:
-        table = table if sharing is None else sharing.table(lib, table)
+        table = table if sharing is None else sharing.table(table)
         self.lib, self.table, self.batches, self.keep_gradients = lib, table, batches, keep_gradients
         self.sharing = sharing
         self.model, self.loss, self.optimizer, self.metrics = model, loss, optimizer, metrics

@@ -81,7 +81,10 @@ def slice_tensor(w: np.ndarray, table: np.ndarray, one: np.ndarray, state: np.nd
 
 
 def slice_rows(x: np.ndarray, high: np.ndarray, low: np.ndarray, wide: np.ndarray) -> Runnable:
-    """Split each row into two slices, on its own scale: wide (2n, width) <- the n first slices, then the n second."""
+    """Split each row of x, (n, width), into two slices, on a scale of its own.
+
+    wide: (2n, width), gets the first slices of all rows, and below them the second ones. high, low: the tables.
+    """
     n = len(x)
     return _two(x, 1, high, low, wide[:n], wide[n:])
 
@@ -236,7 +239,7 @@ def activation_gradient(activation: Any, y: np.ndarray, kept: Any, dz: np.ndarra
 def weight_gradient(
     products: np.ndarray, scale: float, dw: np.ndarray, rate: Any, table: Any, one: Any, state: np.ndarray
 ) -> Runnable:
-    """Compute dw, the float32 gradient of W, from the products of slices (added) or of integers (times `scale`).
+    """dw <- the gradient of W in float32: the sum of two products of slices, or a product of integers times `scale`.
 
     rate: None, or the learning rate; dw is then W, and becomes W - rate * gradient.
     table, one, state: not used here, see `compiled_passes.weight_gradient`.

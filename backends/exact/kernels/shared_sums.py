@@ -21,6 +21,7 @@ from xnn.backends.kernels.calls import Call, Runnable, Slot
 from xnn.ops import LossOp
 from xnn.ops.apply import backward_of, forward_of
 from xnn.ops.losses import divided
+from xnn.ops.portable import is_own
 
 __all__ = ["KernelLoss", "OpSums", "SharedLoss", "puts_off", "serves_loss", "weight_gradients"]
 
@@ -224,13 +225,9 @@ class KernelLoss(_Part):
 _OF_LOSSES = "forward", "backward", "terms", "slopes", "fit", "counts"
 
 
-def _is_of_xnn(op: Any, name: str) -> bool:
-    return getattr(op, name).__module__.startswith("xnn.")  # type: ignore[no-any-return]
-
-
 def serves_loss(call: Call) -> bool:
     """Whether a loss is one of xnn's: a sum over the batch, perhaps divided by another one."""
     op, options = call.op, call.options
     plain = all(np.dtype(slot.dtype) in (np.float32, np.int64) for slot in call.reads)
-    own = isinstance(op, LossOp) and all(_is_of_xnn(op, name) for name in _OF_LOSSES)
+    own = isinstance(op, LossOp) and all(is_own(getattr(op, name)) for name in _OF_LOSSES)
     return plain and own and options.get("reduction", "mean") != "none"
