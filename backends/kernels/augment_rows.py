@@ -19,6 +19,8 @@ from xnn.backends.random import AffineField, ElasticField, Mask, mask_threshold
 
 __all__ = ["AUGMENT_ROWS"]
 
+_BOOLEANS = 2048  #: of a mask that a thread makes at least: a multiple of 8
+
 
 def _serves_draw(call: Call) -> bool:
     """Whether the program says what a mask, or a field of displacements, is drawn from."""
@@ -35,7 +37,8 @@ def _draw(call: Call) -> Rows | ImageCall:
     stream = call.options["cursor"].stream, call.options["again"], recipe.index, int(recipe.purpose)
     if isinstance(recipe, Mask):
         out = Writer(None)
-        out.loop(keep_mask, target.size, target.view(np.uint8), *stream, mask_threshold(recipe.rate))
+        threshold = mask_threshold(recipe.rate)
+        out.loop(keep_mask, target.size, target.view(np.uint8), *stream, threshold, grain=_BOOLEANS)
         return out.made
     n, dtype, (height, width) = len(target), target.dtype, target.shape[2:]
     pitch = -(-width * dtype.itemsize // VECTOR)

@@ -30,23 +30,23 @@ from xnn.backends.kernels.batch_parts import in_parts
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.ops import activations
 
-__all__ = ["BELL_KERNELS"]
+__all__ = ["BELL_KERNELS", "BEND", "TAIL"]
 
 #: Numbers of a block: few calls of NumPy, and a few arrays of so many lie in a core's second cache.
 _BLOCK = 1 << 15
-_BEND, _ROOT_2_PI = 0.35, 2.5066282746310002
-_TAIL = (
+BEND, _ROOT_2_PI = 0.35, 2.5066282746310002
+TAIL = (
     -0.029158029705286026, 0.1440316140651703, -0.25584039092063904, 0.15932124853134155, -0.023213393986225128,
     0.10555292665958405, 0.11982118338346481, 0.1398635357618332, 0.139621302485466,
 )  # fmt: skip
 
 
 def _gelu(a: Any, tail: Any, fall: Any, scratch: Any) -> None:
-    np.multiply(a, _BEND, out=scratch)
+    np.multiply(a, BEND, out=scratch)
     np.add(scratch, 1.0, out=scratch)
     np.divide(1.0, scratch, out=scratch)
-    np.multiply(scratch, _TAIL[0], out=tail)
-    for c in _TAIL[1:]:
+    np.multiply(scratch, TAIL[0], out=tail)
+    for c in TAIL[1:]:
         np.add(tail, c, out=tail)
         np.multiply(tail, scratch, out=tail)
     np.multiply(a, a, out=fall)

@@ -19,7 +19,7 @@ from xnn.backends.kernels.augment_rows import AUGMENT_ROWS
 from xnn.backends.kernels.blas import blas_routine
 from xnn.backends.kernels.branch_rows import BRANCH_ROWS
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable, nothing
-from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH, WIDTH
+from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH
 from xnn.backends.kernels.convolution_rows import CONVOLUTION_ROWS
 from xnn.backends.kernels.curve_rows import CURVE_ROWS
 from xnn.backends.kernels.dropout_kernels import serves_dropout
@@ -39,7 +39,7 @@ from xnn.backends.kernels.numpy_kernels import (
     serves_loss,
 )  # fmt: skip
 from xnn.backends.kernels.pooling_rows import POOLING_ROWS
-from xnn.backends.kernels.rows import Rows, Stretch, Writer, several
+from xnn.backends.kernels.rows import Row, Rows, Stretch, Writer, grain_of, several
 from xnn.backends.kernels.shape_kernels import SHAPE_KERNELS, SHAPES
 from xnn.backends.kernels.softmax_rows import SOFTMAX_ROWS
 from xnn.backends.kernels.sum_kernels import is_sum, serves_penalty
@@ -59,7 +59,7 @@ def _dense(call: Call) -> Rows:
     out = Writer(y.dtype)
     out.gemm(x, w, y)
     if bias or call.activation is not None:
-        out.loop(loops.activate, 0, _KINDS[call.activation], y, bias[0] if bias else None, *y.shape)
+        _activate(out, y, call.activation, bias[0] if bias else None)
     return out.made
 
 
@@ -80,7 +80,7 @@ def _dense_backward(call: Call) -> Rows:
     sums = db if rate is None or db is None else np.empty_like(db)  # a folded update's db is b
     if sums is not None or forward.activation is not None:
         piece = None if sums is None else np.empty_like(sums)
-        out.loop(loops.gradient, 0, _KINDS[forward.activation], dz, y, sums, *dz.shape, piece)
+        _gradient(out, dz, y, forward.activation, sums, piece)
     if dx is not None:
         out.gemm(dz, w.T, dx)  # first: a folded update changes w below
     if dw is not None:
@@ -90,6 +90,16 @@ def _dense_backward(call: Call) -> Rows:
     return out.made
 
 
+def _activate(out: Writer, y: Any, op: Any, bias: Any = None) -> None:
+    rows, columns = y.shape
+    out.loop(loops.activate, rows, _KINDS[op], y, bias, rows, columns, y.itemsize, grain=grain_of(columns))
+
+
+def _gradient(out: Writer, dz: Any, y: Any, op: Any, sums: Any = None, piece: Any = None) -> None:
+    rows, columns = dz.shape
+    out.loop(loops.gradient, columns, _KINDS[op], dz, y, sums, rows, columns, piece, grain=grain_of(rows))
+
+
 def _written(call: Call) -> list[Any]:
     return [None if slot is None else slot.array for slot in call.writes]
 
@@ -97,8 +107,8 @@ def _written(call: Call) -> list[Any]:
 def _activation(call: Call) -> Rows:
     x, y = call.reads[0].array, _written(call)[0]
     out = Writer(y.dtype)
-    out.loop(loops.copy, 0, y, x, y.size)
-    out.loop(loops.activate, 0, _KINDS[call.op], y, None, 1, y.size)
+    out.loop(loops.copy, y.size, y, x, grain=grain_of(1))
+    _activate(out, y.reshape(-1, 1), call.op)
     return out.made
 
 
@@ -106,8 +116,8 @@ def _activation_backward(call: Call) -> Rows:
     assert call.forward is not None
     y, dy, dx = _written(call.forward)[0], call.reads[0].array, _written(call)[0]
     out = Writer(y.dtype)
-    out.loop(loops.copy, 0, dx, dy, dx.size)
-    out.loop(loops.gradient, 0, _KINDS[call.op], dx, y, None, 1, dx.size)
+    out.loop(loops.copy, dx.size, dx, dy, grain=grain_of(1))
+    _gradient(out, dx.reshape(1, -1), y, call.op)
     return out.made
 
 
@@ -139,14 +149,15 @@ def _dropout_backward(call: Call) -> Rows:
 
 def _masked(x: Any, keep: Any, y: Any, rate: float) -> Rows:
     out = Writer(y.dtype)
-    out.loop(loops.dropout, 0, x, y, keep.view(np.uint8), y.size, np.asarray([1.0 / (1.0 - rate)]))
+    scale = np.asarray([1.0 / (1.0 - rate)])
+    out.loop(loops.dropout, y.size, x, y, keep.view(np.uint8), scale, grain=grain_of(1))
     return out.made
 
 
 def _sum(call: Call) -> Rows:
     (a, b), y = (slot.array for slot in call.reads), _written(call)[0]
     out = Writer(y.dtype)
-    out.loop(loops.add, 0, y, a, b, y.size, np.ones(1), None)
+    out.loop(loops.add, y.size, y, a, b, np.ones(1), None, grain=grain_of(1))
     return out.made
 
 
@@ -168,7 +179,7 @@ def _penalty_backward(call: Call) -> Rows:
         _written(call), call.forward.reads, others or [None] * len(call.writes), strict=True
     ):
         if y is not None:
-            out.loop(loops.add, 0, y, other, w.array, y.size, strength, grad)
+            out.loop(loops.add, y.size, y, other, w.array, strength, grad, grain=grain_of(1))
     return out.made
 
 
@@ -249,9 +260,10 @@ class CompiledTable(KernelTable):
         """
         items = chain.from_iterable(made if isinstance(made, list) else [made] for made in bound)
         left = [item for item in items if item is not nothing]
-        is_shared = any(isinstance(item, ImageCall) and item.heavy for item in left)
-        stretches = _joined(chain.from_iterable(map(_as_rows, _joined(left))))
-        return [_step(together, is_shared) for together in stretches]
+        is_shared = any(item.heavy for item in left if isinstance(item, ImageCall | Rows))
+        is_by_images = any(item.heavy for item in left if isinstance(item, ImageCall))
+        stretches = _joined(chain.from_iterable(_as_rows(part, is_by_images) for part in _joined(left)))
+        return [_step(together, is_shared, is_by_images) for together in stretches]
 
 
 def _joined(items: Iterable[Any]) -> list[list[Any]]:
@@ -263,12 +275,18 @@ def _joined(items: Iterable[Any]) -> list[list[Any]]:
     return stretches
 
 
-def _as_rows(stretch: list[Any]) -> list[Any]:
-    """A stretch as it is, or as rows if it is little work that needs nothing but the loops."""
-    if not all(isinstance(call, ImageCall) and call.is_light for call in stretch):
+def _as_rows(stretch: list[Any], is_by_images: bool) -> list[Any]:
+    """A stretch as it is, or as rows if it needs nothing but the loops, and is little work beside that on images."""
+    if not all(isinstance(call, ImageCall) and call.is_alone for call in stretch):
         return stretch
-    numbers = [(*call.row, *[0] * (WIDTH - 1 - len(call.row)), call.n) for call in stretch]
-    return [Rows([row], call.arrays, call.dtype) for row, call in zip(numbers, stretch, strict=True)]
+    if is_by_images and not all(call.is_light for call in stretch):
+        return stretch
+    return [_row(call) for call in stretch]
+
+
+def _row(call: ImageCall) -> Rows:
+    row = Row(tuple(call.row), call.n, grain_of(call.image // call.dtype.itemsize))
+    return Rows([row], call.arrays, call.dtype, call.heavy)
 
 
 def _joins(together: list[Any], item: Any) -> bool:
@@ -295,7 +313,8 @@ def _beginnings(arrays: Iterable[Any]) -> set[int]:
     return {int(array.ctypes.data) for array in arrays if array is not None}
 
 
-def _step(together: list[Any], is_shared: bool) -> Runnable:
+def _step(together: list[Any], is_shared: bool, is_by_images: bool) -> Runnable:
     if isinstance(together[0], Rows):
-        return Stretch(together)
+        is_worth_while = is_shared and (not is_by_images or any(part.heavy for part in together))
+        return Stretch(together, is_worth_while, cuts_products=not is_by_images)
     return ImageStretch(together, is_shared) if isinstance(together[0], ImageCall) else together[0]

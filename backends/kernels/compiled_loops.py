@@ -1,9 +1,9 @@
-"""Loops of dense networks, which Numba compiles (the extra `fast`), and `run`, which executes a table of rows.
+"""Loops of dense networks, which Numba compiles (the extra `fast`).
 
-A row has the address of a loop's machine code, then addresses of buffers, sizes and flags; `image_loops.py` explains
-the loops' arguments, of which these loops use the row alone. `rows.py` and the files with rows write them. `gemm`
-calls NumPy's own BLAS by its address, and the work between two products is done in one pass over the data. A loop is
-compiled once for float32 and once for float64, not for each model, and Numba keeps the machine code on disk.
+Each does a range of the work that its row tells (`row_runner.py`). `image_loops.py` explains the loops' arguments, of
+which these loops use `row`, `first` and `last`. `rows.py` and the files with rows write the rows. `gemm` calls BLAS,
+that of NumPy, by its address, and the work between two products is done in one pass over the data. A loop is compiled
+once for float32 and once for float64, not for each model, and Numba keeps the machine code on disk.
 """
 
 from __future__ import annotations
@@ -14,74 +14,88 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from xnn.backends.kernels.blas import TRANSPOSED
 from xnn.backends.kernels.image_loops import numbers, option
 from xnn.backends.kernels.intrinsics import exp_low, exp_parts, gemm32, gemm64, pointer
 from xnn.backends.kernels.jit import jit
-from xnn.backends.kernels.micro_kernels import call_loop
+from xnn.backends.kernels.row_runner import WIDTH
 from xnn.ops.sums import PIECE, SHORT
 
 __all__ = [
-    "LANES", "LINEAR", "RELU", "SIGMOID", "TANH", "WIDTH", "activate", "add", "copy", "dropout", "fold_bias", "gemm",
-    "gradient", "run", "squares",
+    "LANES", "LINEAR", "RELU", "SIGMOID", "TANH", "activate", "add", "copy", "dropout", "fold_bias", "gemm",
+    "gradient", "squares",
 ]  # fmt: skip
 
-WIDTH = 16  #: numbers in a row of the table; the last one is the loop's argument `last`
 LINEAR, RELU, SIGMOID, TANH = range(4)
 LANES = 32  #: how many sums `squares` adds up side by side
 
 
 def gemm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    """Multiply matrices: C <- alpha A B + beta C. alpha is 1, or minus the learning rate, read from an address."""
+    """Multiply matrices: rows first .. last - 1 of C <- alpha A B + beta C, or columns if r[14].
+
+    With an address at r[13], alpha is minus the learning rate that stands there, and beta 1; else they are 1 and 0.
+    """
     r = numbers(row, WIDTH)
     routine, wide, flag_a, flag_b, m, n, k = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
-    a, lead_a, b, lead_b, c, rate = r[8], r[9], r[10], r[11], r[12], r[13]
-    alpha, beta = like if rate == 0 else -option(rate, 0, like), like if r[14] else like - like
-    if wide:
-        gemm64(routine, flag_a, flag_b, m, n, k, alpha, a, lead_a, b, lead_b, beta, c, n)
+    a, lead_a, b, lead_b, c, lead_c, rate, begin = r[8], r[9], r[10], r[11], r[12], n, r[13], first * r[15]
+    if r[14]:
+        n, b, c = last - first, b + (begin * lead_b if flag_b == TRANSPOSED else begin), c + begin
     else:
-        gemm32(routine, flag_a, flag_b, m, n, k, alpha, a, lead_a, b, lead_b, beta, c, n)
+        m, a, c = last - first, a + (begin if flag_a == TRANSPOSED else begin * lead_a), c + begin * lead_c
+    alpha, beta = like if rate == 0 else -option(rate, 0, like), like - like if rate == 0 else like
+    if wide:
+        gemm64(routine, flag_a, flag_b, m, n, k, alpha, a, lead_a, b, lead_b, beta, c, lead_c)
+    else:
+        gemm32(routine, flag_a, flag_b, m, n, k, alpha, a, lead_a, b, lead_b, beta, c, lead_c)
+
+
+@jit
+def _part(address: Any, first: Any, last: Any, like: Any) -> Any:
+    """The numbers first .. last - 1 at an address. Loops over them count from 0: else LLVM makes no vectors."""
+    return carray(pointer(address, like), last)[first:]
 
 
 def activate(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    """Activate in place: y <- f(y + b), f being linear, relu, sigmoid or tanh; there is no b if its address is 0."""
+    """Activate rows in place: y <- f(y + b), f being linear, relu, sigmoid or tanh; no b if its address is 0."""
     r = numbers(row, WIDTH)
-    kind, n, m, zero, one = r[1], r[4], r[5], like - like, like
-    y = carray(pointer(r[2], like), (n, m))
+    kind, m, zero, one = r[1], r[5], like - like, like
+    flat, two = _part(r[2], first * m, last * m, like), one + one
     if r[3]:
-        b = carray(pointer(r[3], like), m)
+        y, b = (
+            carray(pointer(r[2] + first * m * r[6], like), (last - first, m)),
+            carray(pointer(r[3], like), m),
+        )
         if kind == RELU:
-            for i in range(n):
+            for i in range(last - first):
                 for j in range(m):
                     z = y[i, j] + b[j]
                     y[i, j] = zero if z < zero else z  # NaN gives NaN
             return
-        for i in range(n):
+        for i in range(last - first):
             for j in range(m):
                 y[i, j] += b[j]
-    flat, two = carray(pointer(r[2], like), n * m), one + one
     if kind == RELU:
-        for i in range(n * m):
+        for i in range(flat.size):
             flat[i] = zero if flat[i] < zero else flat[i]
     elif kind == SIGMOID:
-        for i in range(n * m):
+        for i in range(flat.size):
             e = exp_low(-abs(flat[i]))
             flat[i] = (one if flat[i] >= zero else e) / (one + e)
     elif kind == TANH:  # |tanh z| = (1 - e^-2|z|) / (1 + e^-2|z|), with d = e^-2|z| - 1
-        for i in range(n * m):
+        for i in range(flat.size):
             power, rest = exp_parts(-two * abs(flat[i]))
             d = (power - one) + power * rest
             flat[i] = math.copysign(d / (two + d), flat[i])
 
 
 def gradient(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    """Go back through f in place: dz <- dy f'(z), from y = f(z); db <- the sum of dz's rows unless its address is 0.
+    """Go back through f in place, in columns first .. last - 1: dz <- dy f'(z), from y = f(z).
 
-    Of more than SHORT rows, those of each piece are added first.
+    db <- the sum of dz's rows, unless its address is 0. Of more than SHORT rows, those of each piece are added first.
     """
     r = numbers(row, WIDTH)
-    kind, n, m, zero, one = r[1], r[5], r[6], like - like, like
-    dy, y = carray(pointer(r[2], like), (n, m)), carray(pointer(r[3], like), (n, m))
-    db, piece = carray(pointer(r[4], like), m), carray(pointer(r[7], like), m)
+    kind, n, m, zero, one, count = r[1], r[5], r[6], like - like, like, last - first
+    db, piece = _part(r[4], first, last, like), _part(r[7], first, last, like)
     rows = n if n <= SHORT else PIECE
     if r[4]:
         db[:] = 0
@@ -89,26 +103,30 @@ def gradient(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: An
         if r[4]:
             piece[:] = 0
         for i in range(start, min(start + rows, n)):
+            dy, y = (
+                _part(r[2], i * m + first, i * m + last, like),
+                _part(r[3], i * m + first, i * m + last, like),
+            )
             if kind == RELU and r[4]:
-                for j in range(m):
-                    g = zero if y[i, j] <= zero else dy[i, j]  # NaN lets it through
-                    dy[i, j] = g
+                for j in range(count):
+                    g = zero if y[j] <= zero else dy[j]  # NaN lets it through
+                    dy[j] = g
                     piece[j] += g
                 continue
             if kind == RELU:
-                for j in range(m):
-                    dy[i, j] = zero if y[i, j] <= zero else dy[i, j]
+                for j in range(count):
+                    dy[j] = zero if y[j] <= zero else dy[j]
             elif kind == SIGMOID:
-                for j in range(m):
-                    dy[i, j] *= y[i, j] * (one - y[i, j])
+                for j in range(count):
+                    dy[j] *= y[j] * (one - y[j])
             elif kind == TANH:
-                for j in range(m):
-                    dy[i, j] *= one - y[i, j] * y[i, j]
+                for j in range(count):
+                    dy[j] *= one - y[j] * y[j]
             if r[4]:
-                for j in range(m):
-                    piece[j] += dy[i, j]
+                for j in range(count):
+                    piece[j] += dy[j]
         if r[4]:
-            for j in range(m):
+            for j in range(count):
                 db[j] += piece[j]
 
 
@@ -124,18 +142,17 @@ def fold_bias(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: A
 def copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy an array: r[1] <- r[2]."""
     r = numbers(row, WIDTH)
-    target, source = carray(pointer(r[1], like), r[3]), carray(pointer(r[2], like), r[3])
-    for i in range(r[3]):
+    target, source = _part(r[1], first, last, like), _part(r[2], first, last, like)
+    for i in range(target.size):
         target[i] = source[i]
 
 
 def dropout(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Apply dropout: y <- x * scale where the mask is true, else 0."""
     r = numbers(row, WIDTH)
-    x, y = carray(pointer(r[1], like), r[4]), carray(pointer(r[2], like), r[4])
-    keep = carray(pointer(r[3], np.uint8(0)), r[4])
-    zero, scale = like - like, option(r[5], 0, like)
-    for i in range(r[4]):
+    x, y = _part(r[1], first, last, like), _part(r[2], first, last, like)
+    keep, zero, scale = _part(r[3], first, last, np.uint8(0)), like - like, option(r[4], 0, like)
+    for i in range(y.size):
         y[i] = x[i] * scale if keep[i] else zero
 
 
@@ -166,31 +183,12 @@ def add(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, li
     The numbers are read from addresses; that of the second is 0 if there is only one.
     """
     r = numbers(row, WIDTH)
-    n, y, b = r[4], carray(pointer(r[1], like), r[4]), carray(pointer(r[3], like), r[4])
-    strength = option(r[5], 0, like)
-    c = strength * carray(pointer(r[6], like), 1)[0] if r[6] else strength
+    y, b, strength = _part(r[1], first, last, like), _part(r[3], first, last, like), option(r[4], 0, like)
+    c = strength * carray(pointer(r[5], like), 1)[0] if r[5] else strength
     if r[2] == 0:
-        for i in range(n):
+        for i in range(y.size):
             y[i] = c * b[i]
         return
-    a = carray(pointer(r[2], like), n)
-    for i in range(n):
+    a = _part(r[2], first, last, like)
+    for i in range(y.size):
         y[i] = a[i] + c * b[i]
-
-
-@jit
-def run(table: Any, moves: Any, steps: int, like: Any) -> None:
-    """Execute the rows of a table, int64 (rows, WIDTH), in order, and do that `steps` times.
-
-    moves: int64 (n, 3): row and column of an address, and how many bytes are added to it after each step. In this way
-        each step reads row numbers of its own, for example. At the end the addresses are as before.
-    like: the number 1 of the program's dtype. A literal 1.0 would widen float32 loops.
-    """
-    for _ in range(steps):
-        for i in range(table.shape[0]):
-            row = table.ctypes.data + 8 * WIDTH * i
-            call_loop(table[i, 0], row, 0, table[i, WIDTH - 1], 1, 0, 0, like)
-        for n in range(moves.shape[0]):
-            table[moves[n, 0], moves[n, 1]] += moves[n, 2]
-    for n in range(moves.shape[0]):
-        table[moves[n, 0], moves[n, 1]] -= steps * moves[n, 2]

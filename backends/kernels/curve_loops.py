@@ -12,10 +12,11 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from xnn.backends.kernels.bell_kernels import BEND, TAIL
 from xnn.backends.kernels.image_loops import COLUMNS, numbers, reals
 from xnn.backends.kernels.intrinsics import exp_low, exp_parts, log_of_one_more
 from xnn.backends.kernels.jit import jit
-from xnn.ops import special
+from xnn.ops import activations, special
 
 __all__ = [
     "elu", "elu_backward", "gelu", "gelu_backward", "gelu_by_tanh", "gelu_by_tanh_backward", "leaky_relu",
@@ -92,25 +93,49 @@ def _quotient_of(above: Any, below: Any, x: Any) -> Any:
     return of
 
 
+def _tail(a: Any) -> Any:
+    """Q(a) = P(-a) and e^(-a^2 / 2) for a >= 0, by the formula of `bell_kernels.py` for float32."""
+
+
+@overload(_tail, jit_options=_INLINE)  # type: ignore[untyped-decorator]
+def _tail_of(a: Any) -> Any:
+    real: Any = np.float32 if a == types.float32 else np.float64
+    powers, bend, root = tuple(map(real, TAIL)), real(BEND), real(_ROOT_HALF)
+    half, one = real(0.5), real(1)
+
+    def short(a: Any) -> Any:
+        fall, t = exp_low(-half * (a * a)), one / (one + bend * a)
+        tail = powers[0] * t
+        for c in powers[1:]:
+            tail = (tail + c) * t
+        return tail * fall, fall
+
+    def of(a: Any) -> Any:
+        return half * _erfc(a * root), exp_low(-half * (a * a))
+
+    return short if a == types.float32 else of
+
+
 def gelu(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    """y = x P(x), P(x) = erfc(-x / sqrt 2) / 2."""
+    """y = x P(x) = max(x, 0) - a Q(a), a = |x|."""
     x, _, y = _elements(row, first, last, like)
-    real = x.dtype.type
-    flat, root, half = real(-40.0), real(-_ROOT_HALF), real(0.5)
+    end, zero = x.dtype.type(activations._FLAT), like - like
     for i in range(x.size):
-        low = flat if x[i] < flat else x[i]
-        y[i] = low * (half * _erfc(low * root))
+        a = end if abs(x[i]) > end else abs(x[i])
+        tail, _ = _tail(a)
+        y[i] = (zero if x[i] < zero else x[i]) - a * tail
 
 
 def gelu_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    """dx = dy (P(x) + x p(x)), p(x) = e^(-x^2 / 2) / sqrt(2 pi)."""
+    """dx = dy (P(x) + x p(x)), p(x) = e^(-x^2 / 2) / sqrt(2 pi): dy w of x < 0, dy (1 - w) else, w = Q - a p."""
     x, dy, dx = _elements(row, first, last, like)
     real = x.dtype.type
-    flat, root, half, scale = real(40.0), real(-_ROOT_HALF), real(0.5), real(0.5 * _ROOT_2_OVER_PI)
+    end, zero, scale = real(activations._FLAT), like - like, real(0.5 * _ROOT_2_OVER_PI)
     for i in range(x.size):
-        low = -flat if x[i] < -flat else x[i]
-        inside = flat if low > flat else low
-        dx[i] = dy[i] * (half * _erfc(low * root) + inside * (scale * exp_low(-half * (inside * inside))))
+        a = end if abs(x[i]) > end else abs(x[i])
+        tail, fall = _tail(a)
+        w = tail - a * (fall * scale)
+        dx[i] = dy[i] * (w if x[i] < zero else like - w)
 
 
 @jit

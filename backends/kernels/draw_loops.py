@@ -12,10 +12,10 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from xnn.backends.kernels.compiled_loops import WIDTH
 from xnn.backends.kernels.image_loops import numbers
 from xnn.backends.kernels.intrinsics import pointer
 from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.row_runner import WIDTH
 from xnn.backends.random import MULTIPLIERS, WEYL
 
 __all__ = ["keep_mask", "philox"]
@@ -49,7 +49,7 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any) -> Any:
 
 
 def keep_mask(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    """Write `last` booleans: whether a half word is at least the threshold. A block of words makes eight.
+    """Write booleans first .. last - 1: whether a half word is at least the threshold. A block of words makes eight.
 
     r[1]: the booleans. r[2]: seed and step. r[3]: how often the layer has drawn before in this step. r[4]: the
     stream's index, r[5]: its purpose. r[6]: the threshold.
@@ -57,7 +57,7 @@ def keep_mask(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: A
     r = numbers(row, WIDTH)
     keep, given = carray(pointer(r[1], np.uint8(0)), last), carray(pointer(r[2], np.uint64(0)), 2)
     step, threshold = given[1] + np.uint64(r[3]), np.uint64(r[6])
-    for start in range(0, last, 8):
+    for start in range(first, last, 8):  # first is a multiple of 8
         block = np.uint64(start // 8 + 1)  # NumPy adds 1 to the counter before it makes the first block
         words = philox(block, step, np.uint64(r[4]), np.uint64(r[5]), given[0])
         for j in range(4):

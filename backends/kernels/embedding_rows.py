@@ -11,10 +11,10 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.kernels.calls import Call
-from xnn.backends.kernels.compiled_loops import WIDTH
 from xnn.backends.kernels.image_loops import numbers, reals
 from xnn.backends.kernels.intrinsics import pointer
 from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.row_runner import WIDTH
 from xnn.backends.kernels.rows import Rows, Writer
 
 __all__ = ["EMBEDDING_ROWS"]

@@ -8,12 +8,12 @@ import numpy as np
 from numba import carray
 
 from xnn.backends.kernels.calls import Call
-from xnn.backends.kernels.compiled_loops import WIDTH
 from xnn.backends.kernels.image_loops import numbers, option
 from xnn.backends.kernels.intrinsics import pointer, prefetch
 from xnn.backends.kernels.jit import jit
 from xnn.backends.kernels.numpy_kernels import serves_gather
-from xnn.backends.kernels.rows import Rows, Writer
+from xnn.backends.kernels.row_runner import WIDTH
+from xnn.backends.kernels.rows import Rows, Writer, grain_of
 
 __all__ = ["gather", "rescaled", "serves_rescaled", "serves_rows"]
 
@@ -31,9 +31,9 @@ def _of_pixels(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: 
     n, m, scale, offset = r[4], r[5], option(r[6], 0, like), option(r[6], 1, like)
     rows, target = carray(pointer(r[2], np.int64(0)), n), carray(pointer(r[3], like), (n, m))
     pixels = carray(pointer(r[1], np.uint8(0)), (r[7], m))
-    for i in range(n):
+    for i in range(first, last):
         place = rows[i]
-        if i + 1 < n:
+        if i + 1 < last:
             _fetch(r[1] + rows[i + 1] * m, m)
         for j in range(m):
             target[i, j] = pixels[place, j] * scale + offset
@@ -42,11 +42,11 @@ def _of_pixels(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: 
 def _copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy rows of numbers of 4 or 8 bytes (int64 labels, float64) unchanged, as words of 4 bytes."""
     r = numbers(row, WIDTH)
-    n, words, stride, rows = r[4], r[5] * r[6] // 4, r[8] // 4, pointer(r[2], np.int64(0))
+    words, stride, rows = r[5] * r[6] // 4, r[8] // 4, pointer(r[2], np.int64(0))
     source, target = pointer(r[1], np.int32(0)), pointer(r[3], np.int32(0))
-    for i in range(n):
+    for i in range(first, last):
         place = rows[i]
-        if i + 1 < n:
+        if i + 1 < last:
             _fetch(r[1] + rows[i + 1] * r[8], words * 4)
         for j in range(words):
             target[i * words + j] = source[place * stride + j]
@@ -55,11 +55,11 @@ def _copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, 
 def _copy_bytes(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy rows of numbers of any size."""
     r = numbers(row, WIDTH)
-    n, size, stride, rows = r[4], r[5] * r[6], r[8], pointer(r[2], np.int64(0))
+    size, stride, rows = r[5] * r[6], r[8], pointer(r[2], np.int64(0))
     source, target = pointer(r[1], np.uint8(0)), pointer(r[3], np.uint8(0))
-    for i in range(n):
+    for i in range(first, last):
         place = rows[i]
-        if i + 1 < n:
+        if i + 1 < last:
             _fetch(r[1] + rows[i + 1] * stride, size)
         for j in range(size):
             target[i * size + j] = source[place * stride + j]
@@ -73,7 +73,7 @@ def gather(call: Call) -> Rows:
     out = Writer(target.dtype if pixels else None)  # other dtypes are only copied
     if pixels:
         factors = np.asarray([call.options.get("scale", 1.0), call.options.get("offset", 0.0)])
-        out.loop(_of_pixels, n, source, rows, target, n, width, factors, len(source))
+        out.loop(_of_pixels, n, source, rows, target, n, width, factors, len(source), grain=grain_of(width))
     else:
         stride = source.strides[0]
         in_words = source.itemsize % 4 == stride % 4 == 0
@@ -88,6 +88,7 @@ def gather(call: Call) -> Rows:
             source.itemsize,
             len(source),
             stride,
+            grain=grain_of(width),
         )
     return out.made
 
@@ -105,8 +106,8 @@ def serves_rows(call: Call) -> bool:
 
 
 @jit
-def _rescale(row: Any, last: Any, like: Any, example: Any) -> None:
-    """Gather `last` rows, numbers of the dtype of `example`, as (x - shift) scale + offset.
+def _rescale(row: Any, first: Any, last: Any, like: Any, example: Any) -> None:
+    """Gather rows first .. last - 1, numbers of the dtype of `example`, as (x - shift) scale + offset.
 
     r[1]: the data. r[2]: the numbers of the rows. r[3]: where the batch goes. r[4]: numbers in a row. r[5]: for each
     of these a shift, then for each a scale, then for each an offset, float64. r[6]: 0 to add no offset. r[7]: 0 for
@@ -117,7 +118,7 @@ def _rescale(row: Any, last: Any, like: Any, example: Any) -> None:
     target, by = carray(pointer(r[3], like), (last, m)), carray(pointer(r[5], np.float64(0)), (3, m))
     source = carray(pointer(r[1], example), (r[8], m))
     size = m * source.itemsize
-    for i in range(last):
+    for i in range(first, last):
         place = rows[i]
         if i + 1 < last:
             _fetch(r[1] + rows[i + 1] * size, size)
@@ -132,19 +133,19 @@ def _rescale(row: Any, last: Any, like: Any, example: Any) -> None:
 
 
 def _of_bytes(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    _rescale(row, last, like, np.uint8(0))
+    _rescale(row, first, last, like, np.uint8(0))
 
 
 def _of_float32(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    _rescale(row, last, like, np.float32(0))
+    _rescale(row, first, last, like, np.float32(0))
 
 
 def _of_float64(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    _rescale(row, last, like, np.float64(0))
+    _rescale(row, first, last, like, np.float64(0))
 
 
 def _of_int64(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    _rescale(row, last, like, np.int64(0))
+    _rescale(row, first, last, like, np.int64(0))
 
 
 _LOOPS = {"uint8": _of_bytes, "float32": _of_float32, "float64": _of_float64, "int64": _of_int64}
@@ -171,5 +172,13 @@ def rescaled(call: Call) -> Rows:
     moved = not (isinstance(offset, float) and offset == 0.0)
     out = Writer(target.dtype)
     columns = by[0].size, np.array(by, np.float64), moved, "shift" in options, len(source)
-    out.loop(_LOOPS[source.dtype.name], n, source, options["cursor"].rows, target, *columns)
+    out.loop(
+        _LOOPS[source.dtype.name],
+        n,
+        source,
+        options["cursor"].rows,
+        target,
+        *columns,
+        grain=grain_of(by[0].size),
+    )
     return out.made

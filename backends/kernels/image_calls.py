@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.kernels.calls import Call, Runnable, nothing
-from xnn.backends.kernels.compiled_loops import WIDTH
 from xnn.backends.kernels.image_loops import COLUMNS, run_images
 from xnn.backends.kernels.jit import address_of, load
 from xnn.backends.kernels.micro_kernels import VECTOR
+from xnn.backends.kernels.row_runner import FIRST
 from xnn.backends.kernels.workers import share
 from xnn.backends.threads import own_threads
 
@@ -56,10 +56,16 @@ class ImageCall:
     late: tuple[Any, ...] = ()
 
     @property
+    def is_alone(self) -> bool:
+        """Whether the loop does all its work, so that it can be a row of `row_runner.py`."""
+        return (
+            self.before is nothing and self.after is nothing and not self.scratch and len(self.row) <= FIRST
+        )
+
+    @property
     def is_light(self) -> bool:
-        """Whether it is little work, done by the loop alone, so that one thread can do it in a row of `run`."""
-        alone = self.before is nothing and self.after is nothing and not self.scratch
-        return alone and self.n * self.image <= LIGHT and len(self.row) < WIDTH
+        """Whether it is so little work that threads need not share it."""
+        return self.n * self.image <= LIGHT
 
     def address(self, array: Any) -> int:
         """The address of an array, which is kept alive; 0 for None."""

@@ -17,7 +17,7 @@ from numba.core.ccallback import CFunc
 
 from xnn.backends import random
 from xnn.files import StandardError, notice
-from xnn.ops import special, sums
+from xnn.ops import activations, normalization, special, sums
 
 __all__ = ["address_of", "jit", "load"]
 
@@ -27,7 +27,7 @@ _cached: list[Any] = []  # the functions whose machine code is cached
 _entries: list[Any] = []
 _LONG = 1.0  # seconds of compiling that are not worth a word
 _told = threading.Event()
-_CONSTANTS = random, special, sums  # modules whose constants loops contain
+_CONSTANTS = activations, normalization, random, special, sums  # modules whose constants loops contain
 
 
 def jit(function: Any) -> Any:

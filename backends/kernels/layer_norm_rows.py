@@ -1,11 +1,10 @@
-"""Compiled kernels of layer normalization: each call becomes one row of numbers for `feature_loops.py`.
+"""Compiled kernels of layer normalization: each call becomes rows of numbers for `feature_loops.py`.
 
 `layer_norm_kernels.py` has the formulas.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,60 +12,63 @@ import numpy as np
 from xnn import ops
 from xnn.backends.kernels import feature_loops as loops
 from xnn.backends.kernels.calls import Call
-from xnn.backends.kernels.image_calls import ImageCall, new_call
-from xnn.backends.kernels.layer_norm_kernels import (
-    RowNumbers,
-    complete_moments,
-    extents,
-    serves_backward,
-    serves_moments,
-    serves_normalize,
-    store_sums,
-)
+from xnn.backends.kernels.layer_norm_kernels import extents, serves_backward, serves_moments, serves_normalize
+from xnn.backends.kernels.rows import Rows, Writer, grain_of
 
 __all__ = ["LAYER_NORM_ROWS"]
 
 
-def _moments(call: Call) -> ImageCall:
+def _writer(x: np.ndarray) -> Writer:
+    out = Writer(x.dtype)
+    out.made.heavy = True
+    return out
+
+
+def _moments(call: Call) -> Rows:
     x, m = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
-    made = new_call(call, loops.moments_of_rows)
-    made.row += [made.address(x), made.address(m[0]), made.address(m[1]), x.itemsize, *extents(call)]
-    made.after, made.ends = partial(complete_moments, call), True
-    return made
+    out, (count, _) = _writer(x), extents(call)
+    rows = x.size // count
+    out.loop(
+        loops.moments_of_rows, rows, x, m, x.itemsize, count, rows, len(m) > 2, grain=grain_of(count)
+    )  # fmt: skip
+    return out.made
 
 
-def _normalize(call: Call) -> ImageCall:
-    x, m, *_ = (slot.array for slot in call.reads)
+def _normalize(call: Call) -> Rows:
+    x, m, *affine = (slot.array for slot in call.reads)
     y: Any = call.writes[0].array  # type: ignore[union-attr]
-    made, (count, many), found = new_call(call, loops.normalize_rows), extents(call), RowNumbers(call)
-    call.saved = found
-    made.before, made.late = found.compute, (m, found.weight, found.bias)
-    made.row += [
-        made.address(x), made.address(y), x.itemsize, count, many, call.activation is not None,
-        made.address(found.about), found.about.shape[1], made.address(found.weight), made.address(found.bias),
-    ]  # fmt: skip
-    return made
+    out, (count, _) = _writer(x), extents(call)
+    rows = x.size // count
+    about = np.empty((3, rows), x.dtype)
+    weight, bias = affine or (np.ones(count, x.dtype), np.zeros(count, x.dtype))
+    call.saved = about, weight
+    epsilon = np.asarray([call.options.get("epsilon", 1e-5)], float)
+    out.loop(
+        loops.normalize_rows, rows, x, y, x.itemsize, count, call.activation is not None, m, len(m) > 2, about, rows,
+        weight, bias, epsilon, grain=grain_of(count),
+    )  # fmt: skip
+    return out.made
 
 
-def _normalize_backward(call: Call) -> ImageCall:
+def _normalize_backward(call: Call) -> Rows:
+    """First weight and bias, since the gradient that they are made of is masked where ReLU has no slope."""
     forward = call.forward
     assert forward is not None
     x, y, dy = forward.reads[0].array, forward.writes[0].array, call.reads[0].array  # type: ignore[union-attr]
     dx, _, *affine = (None if slot is None else slot.array for slot in call.writes)
-    made, (count, many), found = new_call(call, loops.rows_backward), extents(forward), forward.saved
-    sums = np.zeros((made.parts, 2, count))
-
-    def finish() -> None:
-        dbias, dweight = sums.sum(axis=0, dtype=np.float64)
-        store_sums((dweight, dbias), affine)
-
-    made.after, made.late = finish, (found.weight, *affine)
-    made.row += [
-        made.address(x), 0 if forward.activation is None else made.address(y), made.address(dy), made.address(dx),
-        x.itemsize, count, made.address(found.about), many, found.about.shape[1], made.address(found.weight),
-        made.address(sums),
-    ]  # fmt: skip
-    return made
+    out, (count, _), (about, weight) = _writer(x), extents(forward), forward.saved
+    rows = x.size // count
+    shown, (dweight, dbias) = y if forward.activation is not None else None, affine or (None, None)
+    if shown is not None or dweight is not None or dbias is not None:
+        out.loop(
+            loops.gradients_of_rows, count, x, shown, dy, x.itemsize, count, about, rows, dweight, dbias,
+            np.empty((2, count)), grain=grain_of(rows),
+        )  # fmt: skip
+    if dx is not None:
+        out.loop(
+            loops.rows_backward, rows, x, dy, dx, x.itemsize, count, about, rows, weight, grain=grain_of(count)
+        )  # fmt: skip
+    return out.made
 
 
 LAYER_NORM_ROWS = {

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from xnn.backends.kernels.compiled_loops import LANES, WIDTH
+from xnn.backends.kernels.compiled_loops import LANES
 from xnn.backends.kernels.image_loops import numbers, option, reals
 from xnn.backends.kernels.intrinsics import exp_low, log_of_one_more, pointer, rounded
 from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.row_runner import WIDTH
 from xnn.ops.sums import PIECE, SHORT
 
 __all__ = [

@@ -8,10 +8,10 @@ import numpy as np
 from numba import carray
 
 from xnn.backends.kernels.calls import Call
-from xnn.backends.kernels.compiled_loops import WIDTH
 from xnn.backends.kernels.image_loops import numbers, reals
 from xnn.backends.kernels.intrinsics import pointer
 from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.row_runner import WIDTH
 from xnn.backends.kernels.rows import Rows, Writer
 from xnn.ops.metrics import absolute_error, accuracy, squared_error
 

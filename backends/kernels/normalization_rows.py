@@ -1,8 +1,8 @@
 """Compiled kernels of batch normalization: rows of numbers for `normalization_loops.py` and `feature_loops.py`.
 
-The formulas are in `normalization_kernels.py`. Samples are images, or rows of features, which are images of one
-pixel. Mean and variance need the whole batch, so that a stretch of rows ends after them. So does the gradient, which
-needs two sums over the batch.
+The formulas are in `normalization_kernels.py`. Samples are images, or rows of features. Mean and variance need the
+whole batch, so that a stretch of calls on images ends after them. So does the gradient, which needs two sums over the
+batch. Of features a thread has some columns of the whole batch, and nothing has to end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from xnn import ops
-from xnn.backends.kernels import feature_loops as features
+from xnn.backends.kernels import feature_loops as by_feature
 from xnn.backends.kernels import normalization_loops as loops
 from xnn.backends.kernels.calls import Call
 from xnn.backends.kernels.image_calls import ImageCall, new_call
@@ -23,6 +23,7 @@ from xnn.backends.kernels.normalization_kernels import (
     serves_normalize,
     store_moments,
 )
+from xnn.backends.kernels.rows import Rows, Writer, grain_of
 
 __all__ = ["NORMALIZATION_ROWS"]
 
@@ -37,10 +38,19 @@ def _planes(x: np.ndarray) -> tuple[int, int]:
     return x.shape[1], x[0, 0].size
 
 
-def _moments(call: Call) -> ImageCall | list[ImageCall]:
+def _writer(x: np.ndarray) -> Writer:
+    out = Writer(x.dtype)
+    out.made.heavy = True
+    return out
+
+
+def _moments(call: Call) -> ImageCall | Rows:
     x, m = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
     if x.ndim == 2:
-        return _moments_of_features(call, x, m)
+        out, (n, features) = _writer(x), x.shape
+        columns = x, m, x.itemsize, n, features, len(m) > 2, np.empty(features)
+        out.loop(by_feature.moments_of_features, features, *columns, grain=grain_of(n))
+        return out.made
     made, (channels, count) = new_call(call, loops.moments), _planes(x)
     stats = np.zeros((len(x), 2, channels))
 
@@ -56,33 +66,11 @@ def _moments(call: Call) -> ImageCall | list[ImageCall]:
     return made
 
 
-def _moments_of_features(call: Call, x: np.ndarray, m: np.ndarray) -> list[ImageCall]:
-    """First the sums, then the squares about the mean."""
-    adding, squaring = new_call(call, features.add_features), new_call(call, features.add_squares)
-    sums, mean = np.zeros((2, adding.parts, 2, x.shape[1])), np.empty(x.shape[1], x.dtype)
-    adding.row += [adding.address(x), adding.address(sums[0]), x.itemsize, x.shape[1]]
-    squaring.row += [
-        squaring.address(x), squaring.address(sums[1]), x.itemsize, x.shape[1], squaring.address(mean),
-    ]  # fmt: skip
-
-    def means() -> None:
-        with np.errstate(all="ignore"):
-            mean[:] = sums[0, :, 0].sum(axis=0, dtype=np.float64) / len(x)
-
-    def finish() -> None:
-        with np.errstate(all="ignore"):
-            store_moments(m, mean, sums[1, :, 1].sum(axis=0, dtype=np.float64) / len(x), call)
-
-    adding.after, squaring.after, adding.ends, squaring.ends = means, finish, True, True
-    return [adding, squaring]
-
-
-def _normalize(call: Call) -> ImageCall:
+def _normalize(call: Call) -> ImageCall | Rows:
     x, y = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
-    made, found = (
-        new_call(call, features.normalize_features if x.ndim == 2 else loops.normalize),
-        Numbers(call),
-    )
+    if x.ndim == 2:
+        return _normalize_features(call, x, y)
+    made, found = new_call(call, loops.normalize), Numbers(call)
     call.saved, made.before = found, found.compute
     made.late = tuple(slot.array for slot in call.reads[1:])
     made.row += [
@@ -92,24 +80,49 @@ def _normalize(call: Call) -> ImageCall:
     return made
 
 
-def _normalize_backward(call: Call) -> list[ImageCall]:
+def _normalize_features(call: Call, x: np.ndarray, y: np.ndarray) -> Rows:
+    _, m, *affine = (slot.array for slot in call.reads)
+    out, (n, features), (weight, bias) = _writer(x), x.shape, affine or (None, None)
+    about, roots = np.empty((4, features), x.dtype), np.empty(features)
+    call.saved = about, roots, weight
+    epsilon = np.asarray([call.options.get("epsilon", 1e-5)], float)
+    out.loop(
+        by_feature.normalize_features, features, x, y, x.itemsize, n, features, call.activation is not None, m,
+        len(m) > 2, weight, bias, epsilon, about, roots, grain=grain_of(n),
+    )  # fmt: skip
+    return out.made
+
+
+def _features_backward(call: Call, x: np.ndarray, y: np.ndarray | None) -> Rows:
+    dy, (dx, _, *affine) = call.reads[0].array, (None if slot is None else slot.array for slot in call.writes)
+    out, (n, features), (dweight, dbias) = _writer(x), x.shape, affine or (None, None)
+    about, roots, weight = call.forward.saved  # type: ignore[union-attr]
+    out.loop(
+        by_feature.features_backward, features, x, y, dy, dx, x.itemsize, n, features, about, roots, weight, dweight,
+        dbias, np.empty((2, features)), np.empty((4, features), x.dtype), grain=grain_of(n),
+    )  # fmt: skip
+    return out.made
+
+
+def _normalize_backward(call: Call) -> list[ImageCall] | Rows:
     forward = call.forward
     assert forward is not None
     x, y, dy = forward.reads[0].array, forward.writes[0].array, call.reads[0].array  # type: ignore[union-attr]
+    shown = None if forward.activation is None else y
+    if x.ndim == 2:
+        return _features_backward(call, x, shown)
     dx, _, *affine = (None if slot is None else slot.array for slot in call.writes)
-    flat, (channels, count) = x.ndim == 2, _planes(x)
-    adding = new_call(call, features.add_gradients if flat else loops.sums)
-    stats = np.zeros((adding.parts if flat else len(x), 2, channels))
-    about = np.empty((5, channels), x.dtype)
+    adding, (channels, count) = new_call(call, loops.sums), _planes(x)
+    stats, about = np.zeros((len(x), 2, channels)), np.empty((5, channels), x.dtype)
     adding.row += [
-        adding.address(x), 0 if forward.activation is None else adding.address(y), adding.address(dy),
+        adding.address(x), adding.address(shown), adding.address(dy),
         adding.address(stats), x.itemsize, channels, count, adding.address(forward.saved.about),
     ]  # fmt: skip
     adding.ends = True
     adding.after = partial(forward.saved.finish, stats, len(x) * count, affine, about)
     if dx is None:
         return [adding]
-    through = new_call(call, features.through_features if flat else loops.through_moments)
+    through = new_call(call, loops.through_moments)
     through.row += [
         through.address(x), through.address(dy), through.address(dx), x.itemsize, channels, count,
         through.address(about),

@@ -1,36 +1,69 @@
-"""Rows of numbers that `compiled_loops.run` executes: how they are written, and what runs them.
+"""Calls as rows of numbers: how they are written, and what runs them. `row_runner.py` says what a row is.
 
-A row is the address of a loop's machine code, then addresses of buffers, sizes and flags.
+A row whose loop has a range can be cut into rows that threads share, one for each thread. That changes no bit, but
+perhaps of products, as it does where BLAS's own threads share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xnn.backends.kernels.blas import blas_routine, operand
-from xnn.backends.kernels.compiled_loops import WIDTH, gemm, run
+from xnn.backends.kernels.compiled_loops import gemm
 from xnn.backends.kernels.jit import address_of, load
+from xnn.backends.kernels.row_runner import FIRST, WIDTH, give_way, run, run_together
+from xnn.backends.kernels.workers import share
+from xnn.backends.threads import own_threads
 
-__all__ = ["Rows", "Stretch", "Writer", "several"]
+__all__ = ["Row", "Rows", "Stretch", "Writer", "grain_of", "several"]
 
 _NO_MOVES = np.empty((0, 3), np.int64)
+_NUMBERS = 4096  #: that a row must have to do, at least, where a loop is cut
+_LANES = 16  #: rows or columns of a product that its parts have a multiple of
+
+
+class Row(NamedTuple):
+    """A row that is not cut yet: its numbers, and the end of its range.
+
+    grain: where it may be cut, 0 for nowhere. is_product: whether cutting it may change bits.
+    """
+
+    numbers: tuple[int, ...]
+    last: int
+    grain: int = 0
+    is_product: bool = False
+
+    def cut(self, threads: int) -> list[tuple[int, int]]:
+        """The ranges of at most so many rows: multiples of `grain`, as equal as can be."""
+        grains = self.last // self.grain if self.grain else 1
+        parts = max(1, min(threads, grains))
+        ends = [self.grain * (grains * part // parts) for part in range(parts)]
+        return [*pairwise([*ends, self.last])]
 
 
 @dataclass
 class Rows:
     """The rows of one call.
 
-    numbers: the rows. arrays: the arrays whose addresses are in the rows. dtype: the dtype that the rows compute in,
-    or None if they serve any dtype.
+    rows: the rows. arrays: the arrays whose addresses are in the rows. dtype: the dtype that the rows compute in,
+    or None if they serve any dtype. heavy: whether there is so much work beside products that threads of ours, and
+    not of BLAS, should share the step.
     """
 
-    numbers: list[tuple[int, ...]]
+    rows: list[Row]
     arrays: list[Any]
     dtype: Any
+    heavy: bool = False
+
+
+def grain_of(size: int) -> int:
+    """Where a loop may be cut whose elements have `size` numbers each."""
+    return max(1, -(-_NUMBERS // max(1, size)))
 
 
 class Writer:
@@ -39,15 +72,18 @@ class Writer:
     def __init__(self, dtype: Any) -> None:
         self.made = Rows([], [], None if dtype is None else np.dtype(dtype))
 
-    def loop(self, loop: Any, count: int, *columns: Any) -> None:
-        """Add the row of a loop, for the elements or samples 0 .. count - 1, if the loop asks for their count."""
+    def loop(self, loop: Any, count: int, *columns: Any, grain: int = 0) -> None:
+        """Add the row of a loop, for its elements 0 .. count - 1. grain: as of a Row."""
         self.made.arrays.extend(c for c in columns if isinstance(c, np.ndarray))
         given = [_address(c) if c is None or isinstance(c, np.ndarray) else int(c) for c in columns]
         address = address_of(loop, np.float32 if self.made.dtype is None else self.made.dtype)
-        self.made.numbers.append((address, *given, *(0,) * (WIDTH - 2 - len(given)), count))
+        self.made.rows.append(Row((address, *given), count, grain, loop is gemm))
 
     def gemm(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, rate: np.ndarray | None = None) -> None:
-        """Add the row of c <- a b, or of c <- c - rate a b if `rate` is given: an array with the learning rate."""
+        """Add the row of c <- a b, or of c <- c - rate a b if `rate` is given: an array with the learning rate.
+
+        Threads share the rows of c, or its columns if these are more: each then packs a part of the larger factor.
+        """
         routine = blas_routine(str(c.dtype))
         named = operand(a), operand(b)
         assert routine is not None
@@ -56,8 +92,8 @@ class Writer:
         (flag_a, lead_a), (flag_b, lead_b) = named[0], named[1]
         (m, k), n = a.shape, b.shape[1]
         self.loop(
-            gemm, 0, routine.address, routine.wide, flag_a, flag_b, m, n, k, a, lead_a, b, lead_b, c, rate,
-            rate is not None,
+            gemm, max(m, n), routine.address, routine.wide, flag_a, flag_b, m, n, k, a, lead_a, b, lead_b, c, rate,
+            n > m, c.itemsize, grain=_LANES,
         )  # fmt: skip
 
 
@@ -65,41 +101,113 @@ def _address(array: Any) -> int:
     return 0 if array is None else int(array.ctypes.data)
 
 
-class Stretch:
-    """Rows that one call runs, in order: a step of a program, or a part of one."""
+def _table(rows: Iterable[Row], threads: int) -> np.ndarray:
+    """The rows as a table, with a range of each loop for so many threads."""
+    lines = list[tuple[int, ...]]()
+    for row in rows:
+        before, padding = len(lines), (0,) * (FIRST - len(row.numbers))
+        lines += [(*row.numbers, *padding, first, last, before) for first, last in row.cut(threads)]
+    return np.asarray(lines, np.int64).reshape(-1, WIDTH)
 
-    def __init__(self, parts: list[Rows]) -> None:
-        rows = [row for part in parts for row in part.numbers]
-        self.table = np.asarray(rows, np.int64).reshape(-1, WIDTH)
+
+class Stretch:
+    """Rows that one call runs, in order: a step of a program, or a part of one.
+
+    is_shared: whether threads of xnn's own share them. cuts_products: whether they share products, too.
+    """
+
+    def __init__(self, parts: list[Rows], is_shared: bool = False, cuts_products: bool = True) -> None:
+        rows = [row for part in parts for row in part.rows]
+        self.rows = (
+            rows if cuts_products else [row._replace(grain=0) if row.is_product else row for row in rows]
+        )
+        self.is_shared = is_shared
         self.arrays = [array for part in parts for array in part.arrays]  # keeps them alive
         dtype = next((part.dtype for part in parts if part.dtype is not None), np.float32)
         self.like = np.dtype(dtype).type(1)
-        load(lambda: run(self.table[:0], _NO_MOVES, 1, self.like), run)
+        self._tables: dict[int, np.ndarray] = {}
+        load(self._run_nothing, run)
+
+    def _run_nothing(self) -> None:
+        """Compile what runs the rows, or load its machine code."""
+        empty = np.empty((0, WIDTH), np.int64)
+        run(empty, _NO_MOVES, 1, self.like)
+        if self.is_shared:
+            run_together(empty, _NO_MOVES, 1, self.like, np.zeros(16, np.int64), give_way)
+
+    @property
+    def threads(self) -> int:
+        """How many threads may run it now."""
+        return own_threads() if self.is_shared else 1
+
+    def table(self, threads: int) -> np.ndarray:
+        """The table for so many threads."""
+        if threads not in self._tables:
+            self._tables[threads] = _table(self.rows, threads)
+        return self._tables[threads]
 
     def __call__(self) -> None:
-        run(self.table, _NO_MOVES, 1, self.like)
+        threads = self.threads
+        _execute(self.table(threads), _NO_MOVES, 1, self.like, threads)
+
+
+def _execute(table: np.ndarray, moves: np.ndarray, steps: int, like: Any, threads: int) -> None:
+    if threads == 1:
+        run(table, moves, steps, like)
+        return
+    counters = np.zeros(16, np.int64)  # of this call: a thread that wakes up late finds old ones, used up
+
+    def work() -> int:
+        return int(run_together(table, moves, steps, like, counters, give_way))
+
+    share(work, steps * len(table), threads)
 
 
 def several(
     turns: Sequence[tuple[Stretch, Sequence[tuple[np.ndarray, np.ndarray]]]],
 ) -> Callable[[int], None] | None:
     """See `KernelTable.several`."""
-    tables, moves, above = list[np.ndarray](), list[tuple[int, int, int]](), 0
-    for stretch, moving in turns:
-        table = stretch.table.copy()
-        for array, parts in moving:
-            places = np.argwhere(stretch.table[:, 1:] == _address(array))
-            if not len(places):
-                return None
-            for row, column in places:
-                table[row, 1 + column] = _address(parts)
-                moves.append((above + row, 1 + column, parts.strides[0]))
-        tables.append(table)
-        above += len(table)
-    whole, steps, like = np.concatenate(tables), np.asarray(moves, np.int64), turns[0][0].like
-    arrays = [(stretch.arrays, moving) for stretch, moving in turns]
+    if any(_moves(stretch.table(1), moving) is None for stretch, moving in turns):
+        return None
+    made: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    is_shared, like = all(stretch.is_shared for stretch, _ in turns), turns[0][0].like
 
-    def run_several(count: int, kept: Any = arrays) -> None:  # whose addresses are in the table
-        run(whole, steps, count, like)
+    def run_several(count: int) -> None:
+        threads = turns[0][0].threads if is_shared else 1
+        if threads not in made:
+            made[threads] = _turns([(stretch.table(threads), moving) for stretch, moving in turns])
+        _execute(*made[threads], count, like, threads)
 
     return run_several
+
+
+def _moves(
+    table: np.ndarray, moving: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> list[tuple[int, int, int, int]] | None:
+    """Where the arrays stand in a table: row, column, the address of the parts, and the bytes to the next part.
+
+    None if one of the arrays is nowhere.
+    """
+    moves = list[tuple[int, int, int, int]]()
+    for array, parts in moving:
+        places = np.argwhere(table[:, 1:FIRST] == _address(array))
+        if not len(places):
+            return None
+        moves += [(int(row), 1 + int(column), _address(parts), parts.strides[0]) for row, column in places]
+    return moves
+
+
+def _turns(
+    turns: Sequence[tuple[np.ndarray, Sequence[tuple[np.ndarray, np.ndarray]]]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """One table of those of several programs, with the parts for the first step, and the moves."""
+    tables, moves, above = list[np.ndarray](), list[tuple[int, int, int]](), 0
+    for given, moving in turns:
+        table = given.copy()
+        table[:, WIDTH - 1] += above
+        for row, column, address, stride in _moves(given, moving) or []:
+            table[row, column] = address
+            moves.append((above + row, column, stride))
+        tables.append(table)
+        above += len(table)
+    return np.concatenate(tables), np.asarray(moves, np.int64).reshape(-1, 3)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.kernels.compiled_loops import LANES, WIDTH
+from xnn.backends.kernels.compiled_loops import LANES
 from xnn.backends.kernels.image_loops import numbers, reals
 from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.row_runner import WIDTH
 
 __all__ = [
     "adadelta", "adagrad", "adam", "adamw", "add_squares", "clip_by_norm", "clip_by_value", "lion", "moving_average",
@@ -23,32 +24,37 @@ _DOUBLE = np.float64(0)
 
 
 @jit
-def _arrays(row: Any, last: Any, like: Any) -> Any:
+def _part(row: Any, column: Any, first: Any, last: Any, like: Any) -> Any:
+    """The numbers first .. last - 1 of the array whose address is in a column."""
+    return reals(numbers(row, WIDTH)[column], last, like)[first:]
+
+
+@jit
+def _arrays(row: Any, first: Any, last: Any, like: Any) -> Any:
     """Parameters, gradients and two arrays of the state, which may be missing; then the options, at most ten."""
-    r = numbers(row, WIDTH)
     return (
-        reals(r[1], last, like), reals(r[2], last, like), reals(r[3], last, like), reals(r[4], last, like),
-        reals(r[6], 10, _DOUBLE),
+        _part(row, 1, first, last, like), _part(row, 2, first, last, like), _part(row, 3, first, last, like),
+        _part(row, 4, first, last, like), reals(numbers(row, WIDTH)[6], 10, _DOUBLE),
     )  # fmt: skip
 
 
 @jit
-def _third(row: Any, last: Any, like: Any) -> Any:
+def _third(row: Any, first: Any, last: Any, like: Any) -> Any:
     """The third array of the state."""
-    return reals(numbers(row, WIDTH)[5], last, like)
+    return _part(row, 5, first, last, like)
 
 
 def sgd(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Options: learning_rate, momentum, nesterov, weight_decay. State: the velocity, or nothing without momentum."""
-    w, g, v, _, o = _arrays(row, last, like)
+    w, g, v, _, o = _arrays(row, first, last, like)
     real = w.dtype.type
     rate, momentum, nesterov, decay = real(o[0]), real(o[1]), real(o[2]), real(o[3])
     if numbers(row, WIDTH)[3] == 0:
-        for i in range(last):
+        for i in range(w.size):
             w[i] -= rate * (g[i] + decay * w[i])
         return
     ahead = like - nesterov + nesterov * momentum  # an `if` in the loop would not vectorize
-    for i in range(last):
+    for i in range(w.size):
         d = g[i] + decay * w[i]
         v[i] = momentum * v[i] + d
         w[i] -= rate * (nesterov * d + ahead * v[i])
@@ -56,10 +62,10 @@ def sgd(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, li
 
 def adagrad(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """s <- s + g^2; w <- w - rate g / (sqrt(s) + epsilon)."""
-    w, g, total, _, o = _arrays(row, last, like)
+    w, g, total, _, o = _arrays(row, first, last, like)
     real = w.dtype.type
     rate, epsilon, decay = real(o[0]), real(o[1]), real(o[2])
-    for i in range(last):
+    for i in range(w.size):
         d = g[i] + decay * w[i]
         total[i] += d * d
         w[i] -= rate * (d / (np.sqrt(total[i]) + epsilon))
@@ -70,12 +76,12 @@ def rmsprop(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any
 
     Without a mean, the velocity is in its place. Each loop reads only arrays that are there, so that it vectorizes.
     """
-    w, g, square, second, o = _arrays(row, last, like)
-    real, zero, velocity = w.dtype.type, like - like, _third(row, last, like)
+    w, g, square, second, o = _arrays(row, first, last, like)
+    real, zero, velocity = w.dtype.type, like - like, _third(row, first, last, like)
     rate, alpha, epsilon, momentum, decay = real(o[0]), real(o[1]), real(o[2]), real(o[3]), real(o[5])
     beta = real(1.0 - o[1])
     if o[4]:
-        for i in range(last):
+        for i in range(w.size):
             d = g[i] + decay * w[i]
             square[i] = alpha * square[i] + beta * (d * d)
             second[i] = alpha * second[i] + beta * d
@@ -85,13 +91,13 @@ def rmsprop(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any
                 d = velocity[i] = momentum * velocity[i] + d
             w[i] -= rate * d
     elif momentum:
-        for i in range(last):
+        for i in range(w.size):
             d = g[i] + decay * w[i]
             square[i] = alpha * square[i] + beta * (d * d)
             second[i] = momentum * second[i] + d / (np.sqrt(square[i]) + epsilon)
             w[i] -= rate * second[i]
     else:
-        for i in range(last):
+        for i in range(w.size):
             d = g[i] + decay * w[i]
             square[i] = alpha * square[i] + beta * (d * d)
             w[i] -= rate * (d / (np.sqrt(square[i]) + epsilon))
@@ -99,10 +105,10 @@ def rmsprop(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any
 
 def adadelta(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Options: learning_rate, rho, epsilon, weight_decay. State: square, step."""
-    w, g, square, step, o = _arrays(row, last, like)
+    w, g, square, step, o = _arrays(row, first, last, like)
     real = w.dtype.type
     rate, rho, epsilon, decay, rest = real(o[0]), real(o[1]), real(o[2]), real(o[3]), real(1.0 - o[1])
-    for i in range(last):
+    for i in range(w.size):
         d = g[i] + decay * w[i]
         square[i] = rho * square[i] + rest * (d * d)
         d = np.sqrt(step[i] + epsilon) / np.sqrt(square[i] + epsilon) * d
@@ -111,22 +117,22 @@ def adadelta(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: An
 
 
 @jit
-def _adam(row: Any, last: Any, coupled: Any, rest: Any, like: Any) -> None:
+def _adam(row: Any, first: Any, last: Any, coupled: Any, rest: Any, like: Any) -> None:
     """Adam for g + coupled w and rest w, in place of g and w. State: mean, square, perhaps the largest square."""
-    w, g, mean, square, o = _arrays(row, last, like)
-    real, largest = w.dtype.type, _third(row, last, like)
+    w, g, mean, square, o = _arrays(row, first, last, like)
+    real, largest = w.dtype.type, _third(row, first, last, like)
     decay, shrink = real(coupled), real(rest)
     b1, b2, c1, c2 = real(o[1]), real(o[2]), real(1.0 - o[1]), real(1.0 - o[2])
     step, unbias, epsilon = real(o[0] / (1.0 - o[3])), real(1.0 / np.sqrt(1.0 - o[4])), real(o[5])
     # One division and one root for each weight: the bias corrections are computed once, before the loop.
     if numbers(row, WIDTH)[5] == 0:
-        for i in range(last):
+        for i in range(w.size):
             d = g[i] + decay * w[i]
             mean[i] = b1 * mean[i] + c1 * d
             square[i] = b2 * square[i] + c2 * (d * d)
             w[i] = w[i] * shrink - step * mean[i] / (np.sqrt(square[i]) * unbias + epsilon)
         return
-    for i in range(last):
+    for i in range(w.size):
         d = g[i] + decay * w[i]
         mean[i] = b1 * mean[i] + c1 * d
         square[i] = b2 * square[i] + c2 * (d * d)
@@ -137,23 +143,23 @@ def _adam(row: Any, last: Any, coupled: Any, rest: Any, like: Any) -> None:
 def adam(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Adam, with the gradient of an L2 penalty."""
     o = reals(numbers(row, WIDTH)[6], 7, _DOUBLE)
-    _adam(row, last, o[6], 1.0, like)
+    _adam(row, first, last, o[6], 1.0, like)
 
 
 def adamw(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Adam with decoupled weight decay: w (1 - learning_rate weight_decay) first."""
     o = reals(numbers(row, WIDTH)[6], 7, _DOUBLE)
-    _adam(row, last, 0.0, 1.0 - o[0] * o[6], like)
+    _adam(row, first, last, 0.0, 1.0 - o[0] * o[6], like)
 
 
 def nadam(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Options: learning_rate, beta1, beta2, mu, next_mu, mu_product, beta2_power, epsilon, weight_decay."""
-    w, g, mean, square, o = _arrays(row, last, like)
+    w, g, mean, square, o = _arrays(row, first, last, like)
     real = w.dtype.type
     b1, b2, c1, c2 = real(o[1]), real(o[2]), real(1.0 - o[1]), real(1.0 - o[2])
     now, ahead = real((1.0 - o[3]) / (1.0 - o[5])), real(o[4] / (1.0 - o[5] * o[4]))
     rate, unbias, epsilon, decay = real(o[0]), real(1.0 / np.sqrt(1.0 - o[6])), real(o[7]), real(o[8])
-    for i in range(last):
+    for i in range(w.size):
         d = g[i] + decay * w[i]
         mean[i] = b1 * mean[i] + c1 * d
         square[i] = b2 * square[i] + c2 * (d * d)
@@ -162,12 +168,12 @@ def nadam(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, 
 
 def lion(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Options: learning_rate, beta1, beta2, weight_decay. State: mean. What is not finite has no sign."""
-    w, g, mean, _, o = _arrays(row, last, like)
+    w, g, mean, _, o = _arrays(row, first, last, like)
     real, zero = w.dtype.type, like - like
     rate, b1, c1, b2, c2, decay = (
         real(o[0]), real(o[1]), real(1.0 - o[1]), real(o[2]), real(1.0 - o[2]), real(o[3])
     )  # fmt: skip
-    for i in range(last):
+    for i in range(w.size):
         ahead = b1 * mean[i] + c1 * g[i]
         sign = like if ahead > zero else -like if ahead < zero else ahead  # 0 or NaN
         sign = ahead if abs(ahead) == np.inf else sign
@@ -177,9 +183,9 @@ def lion(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
 def moving_average(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """r[1] <- decay r[1] + (1 - decay) r[2]; the decay is the number at r[6]."""
-    average, value, _, _, o = _arrays(row, last, like)
+    average, value, _, _, o = _arrays(row, first, last, like)
     decay, rest = average.dtype.type(o[0]), average.dtype.type(1.0 - o[0])
-    for i in range(last):
+    for i in range(average.size):
         average[i] = decay * average[i] + rest * value[i]
 
 
@@ -203,9 +209,9 @@ def running_moments(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, p
 
 def clip_by_value(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Limit each number at r[1] to the limit at r[6]. Infinities and NaN stay."""
-    g, _, _, _, o = _arrays(row, last, like)
+    g, _, _, _, o = _arrays(row, first, last, like)
     limit, infinite = g.dtype.type(o[0]), g.dtype.type(np.inf)
-    for i in range(last):
+    for i in range(g.size):
         size = limit if limit < abs(g[i]) and abs(g[i]) < infinite else abs(g[i])
         g[i] = np.copysign(size, g[i])
 
@@ -237,8 +243,7 @@ def clip_by_norm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part
 
 def scale(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Multiply the numbers at r[1] by the number at r[7]."""
-    r = numbers(row, WIDTH)
-    g = reals(r[1], last, like)
-    factor = g.dtype.type(reals(r[7], 1, _DOUBLE)[0])
-    for i in range(last):
+    g = _part(row, 1, first, last, like)
+    factor = g.dtype.type(reals(numbers(row, WIDTH)[7], 1, _DOUBLE)[0])
+    for i in range(g.size):
         g[i] *= factor

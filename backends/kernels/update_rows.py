@@ -10,7 +10,7 @@ import numpy as np
 from xnn.backends.kernels import update_loops as loops
 from xnn.backends.kernels.calls import Call
 from xnn.backends.kernels.compiled_loops import LANES
-from xnn.backends.kernels.rows import Rows, Writer
+from xnn.backends.kernels.rows import Rows, Writer, grain_of
 from xnn.backends.kernels.update_kernels import serves_update
 from xnn.ops import updates
 from xnn.ops.normalization import running_moments
@@ -28,7 +28,7 @@ def _update(call: Call) -> Rows:
     group, out = call.rule, Writer(call.reads[0].dtype)
     for w, g, *state in group.stretches(call):
         kept = [*state, *[None] * (3 - len(state))]
-        out.loop(_RULES[call.op], w.size, w, g, *kept, group.numbers)
+        out.loop(_RULES[call.op], w.size, w, g, *kept, group.numbers, grain=grain_of(1))
     return out.made
 
 
@@ -45,7 +45,7 @@ def _serves_clip(call: Call) -> bool:
 def _clip_by_value(call: Call) -> Rows:
     out, limit = Writer(call.reads[0].dtype), np.asarray([call.options["limit"]], float)
     for slot in call.reads:
-        out.loop(loops.clip_by_value, slot.array.size, slot.array, *[None] * 4, limit)
+        out.loop(loops.clip_by_value, slot.array.size, slot.array, *[None] * 4, limit, grain=grain_of(1))
     return out.made
 
 
@@ -56,7 +56,7 @@ def _clip_by_norm(call: Call) -> Rows:
         out.loop(loops.add_squares, g.size, g, *[None] * 4, sums)
     out.loop(loops.clip_by_norm, 1, *[None] * 4, limit, sums, factor)
     for g in gradients:
-        out.loop(loops.scale, g.size, g, *[None] * 5, factor)
+        out.loop(loops.scale, g.size, g, *[None] * 5, factor, grain=grain_of(1))
     return out.made
 
 
@@ -64,7 +64,7 @@ def _moving_average(call: Call) -> Rows:
     average, value = (slot.array for slot in call.reads)
     out = Writer(average.dtype)
     decay = np.asarray([call.options["decay"]], float)
-    out.loop(loops.moving_average, average.size, average, value, *[None] * 3, decay)
+    out.loop(loops.moving_average, average.size, average, value, *[None] * 3, decay, grain=grain_of(1))
     return out.made
 
 

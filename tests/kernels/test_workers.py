@@ -61,14 +61,19 @@ def test_bits_do_not_depend_on_the_number_of_threads(threads, kernels):
 
 @pytest.mark.parametrize("images", [True, False])
 def test_threads_are_ours_or_those_of_blas(images, monkeypatch, kernels, calls):
-    """In a network with convolutions ours share the images, and BLAS has one; in others BLAS has them all."""
-    seen, allowed = set(), min(2, blas_threads())
+    """Ours share images, and compiled kernels the columns of BatchNorm; BLAS then has one. Else BLAS has them all."""
+    seen, allowed, are_ours = set(), min(2, blas_threads()), images or kernels == "compiled"
 
     def share(work, parts, count):
         seen.add((count, blas_threads()))
-        work()
+        return work()
 
-    monkeypatch.setattr(calls, "share", share)
+    rows = (
+        importlib.import_module("xnn.backends.kernels.rows")
+        if kernels == "compiled" and not images
+        else calls
+    )
+    monkeypatch.setattr(rows, "share", share)
     x, y = xnn.data.synthetic_digits(64)
     model = (
         net()
@@ -79,10 +84,22 @@ def test_threads_are_ours_or_those_of_blas(images, monkeypatch, kernels, calls):
         model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.01), kernels=kernels, threads=2
     )
     plan = trainer.fit((x, y), epochs=1, batch_size=64, progress=False).plan
-    if images or kernels == "compiled":  # NumPy's kernels leave features to one thread
-        assert seen == {(allowed, 1) if images else (1, allowed)}
+    if are_ours:  # NumPy's kernels leave features to one thread
+        assert seen == {(allowed, 1)}
     assert plan["threads"] == allowed
-    assert plan.get("product_threads") == (1 if images else None)
+    assert plan.get("product_threads") == (1 if are_ours else None)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_dense_networks_leave_their_threads_to_blas(normalized, monkeypatch):
+    pytest.importorskip("numba")
+    x, y = xnn.data.synthetic_digits(64)
+    made = [layers.Dense(784, 64), *([layers.LayerNorm(64)] if normalized else []), layers.Dense(64, 10)]
+    trainer = xnn.Trainer(
+        xnn.Sequential(*made), losses.SoftmaxCrossEntropy(), optimizers.SGD(0.01), threads=1
+    )
+    plan = trainer.fit((x, y), epochs=1, batch_size=64, progress=False).plan
+    assert plan.get("product_threads") == (1 if normalized else None)
 
 
 def test_the_rule_for_threads_counts_a_kernel_at_each_place():
