@@ -1,4 +1,4 @@
-"""Kernels of layer normalization in plain NumPy, and what compiled kernels share with them.
+"""Kernels of layer normalization in plain NumPy.
 
 The last axes are normalized; what the other axes count are rows. A sample has one row or several. With
 r = 1 / sqrt(variance + epsilon), z = (x - mean) r, g = dy weight, and means over the elements of a row,
@@ -18,14 +18,12 @@ import numpy as np
 from xnn import ops
 from xnn.backends.kernels.calls import Call, Runnable
 from xnn.backends.kernels.image_kernels import fits
-from xnn.backends.kernels.normalization_kernels import applies_nothing, are_ordinary, goes_through_moments
+from xnn.backends.kernels.normalization_kernels import applies_nothing, goes_through_moments
+from xnn.backends.kernels.normalization_numbers import are_ordinary
 from xnn.ops.apply import forward_of
 from xnn.ops.sums import pairwise_sum
 
-__all__ = [
-    "LAYER_NORM_KERNELS", "RowNumbers", "complete_moments", "extents", "serves_backward", "serves_moments",
-    "serves_normalize", "store_sums",
-]  # fmt: skip
+__all__ = ["LAYER_NORM_KERNELS", "extents", "serves_backward", "serves_moments", "serves_normalize"]
 
 
 def _first_axis(call: Call) -> int | None:
@@ -62,7 +60,7 @@ def extents(call: Call) -> tuple[int, int]:
     return int(np.prod(shape[first:])), int(np.prod(shape[1:first]))
 
 
-def complete_moments(call: Call) -> None:
+def _complete_moments(call: Call) -> None:
     """After mean and variance: write the power of two; of rows whose variance is not ordinary, what the op computes.
 
     Other rows stay as they are, whatever is in these.
@@ -76,7 +74,7 @@ def complete_moments(call: Call) -> None:
             m.reshape(len(m), -1)[:, unusual] = forward_of(call.op, np, (rows,), options)[0][..., 0]
 
 
-class RowNumbers:
+class _RowNumbers:
     """The numbers of each row that forward and backward need, and the layer's weight and bias, or 1 and 0.
 
     about: s, mean s, and r of the scaled numbers, in the dtype of x.
@@ -99,7 +97,7 @@ class RowNumbers:
             self.about[2] = 1.0 / np.sqrt(variance + self._epsilon * s * s)
 
 
-def store_sums(sums: tuple[np.ndarray, np.ndarray], affine: list[Any]) -> None:
+def _store_sums(sums: tuple[np.ndarray, np.ndarray], affine: list[Any]) -> None:
     """Write dweight and dbias, where they are wanted. sums: of dy z and of dy, over all rows."""
     for target, gradient in zip(affine, sums, strict=False):
         if target is not None:
@@ -120,7 +118,7 @@ def _moments(call: Call) -> Runnable:
             np.multiply(away, away, out=away)
             np.add.reduce(away, axis=1, out=variance)
             np.divide(variance, count, out=variance)
-            complete_moments(call)
+            _complete_moments(call)
 
     return run
 
@@ -128,7 +126,7 @@ def _moments(call: Call) -> Runnable:
 def _normalize(call: Call) -> Runnable:
     count, _ = extents(call)
     x, y = (array.reshape(-1, count) for array in (call.reads[0].array, call.writes[0].array))  # type: ignore[union-attr]
-    found = RowNumbers(call)
+    found = _RowNumbers(call)
     z, weight, bias = np.empty_like(y), found.weight.reshape(-1), found.bias.reshape(-1)
     s, mean, root = found.about[:, :, None]
     call.saved = found, z, np.empty_like(z)
@@ -162,7 +160,7 @@ def _normalize_backward(call: Call) -> Runnable:
         with np.errstate(all="ignore"):
             np.multiply(dy, z, out=product)
             if affine:
-                store_sums((pairwise_sum(np, product, axis=0), pairwise_sum(np, dy, axis=0)), affine)
+                _store_sums((pairwise_sum(np, product, axis=0), pairwise_sum(np, dy, axis=0)), affine)
             if flat is None:
                 return
             np.multiply(product, weight, out=product)

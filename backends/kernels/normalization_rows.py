@@ -16,13 +16,8 @@ from xnn.backends.kernels import feature_loops as by_feature
 from xnn.backends.kernels import normalization_loops as loops
 from xnn.backends.kernels.calls import Call
 from xnn.backends.kernels.image_calls import ImageCall, new_call
-from xnn.backends.kernels.normalization_kernels import (
-    Numbers,
-    serves_backward,
-    serves_moments,
-    serves_normalize,
-    store_moments,
-)
+from xnn.backends.kernels.normalization_kernels import serves_backward, serves_moments, serves_normalize
+from xnn.backends.kernels.normalization_numbers import Numbers, store_moments
 from xnn.backends.kernels.rows import Rows, Writer, grain_of
 
 __all__ = ["NORMALIZATION_ROWS"]
@@ -55,11 +50,7 @@ def _moments(call: Call) -> ImageCall | Rows:
     stats = np.zeros((len(x), 2, channels))
 
     def finish() -> None:
-        with np.errstate(all="ignore"):
-            means, squares = stats[:, 0], stats[:, 1]
-            mean = means.mean(axis=0)
-            variance = (squares + count * (means - mean) ** 2).sum(axis=0) / (len(x) * count)
-            store_moments(m, mean, variance, call)
+        store_moments(m, stats[:, 0], stats[:, 1], count, call)
 
     made.row += [made.address(x), made.address(stats), x.itemsize, channels, count]
     made.after, made.ends = finish, True

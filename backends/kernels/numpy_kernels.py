@@ -24,12 +24,12 @@ from xnn.backends.kernels.normalization_kernels import NORMALIZATION_KERNELS
 from xnn.backends.kernels.pool_kernels import POOL_KERNELS
 from xnn.backends.kernels.row_kernels import CONVOLUTION_KERNELS
 from xnn.backends.kernels.shape_kernels import SHAPE_KERNELS, SHAPES
-from xnn.backends.kernels.sum_kernels import SUM_KERNELS
+from xnn.backends.kernels.sum_kernels import SUM_KERNELS, add_rows, into
 from xnn.backends.kernels.update_kernels import RULES, adam, serves_adam, serves_update, sgd, update_by_rule
 from xnn.ops import updates
 from xnn.ops.apply import backward_of, forward_of
 from xnn.ops.metrics import accuracy
-from xnn.ops.sums import LONG, PIECE, SHORT, pairwise_sum, product_over_rows
+from xnn.ops.sums import LONG, SHORT, pairwise_sum, product_over_rows
 
 __all__ = [
     "ACTIVATIONS", "NUMPY_KERNELS", "count_right", "is_plain_loss", "serves", "serves_dense", "serves_elements",
@@ -169,10 +169,10 @@ def _dense_backward(call: Call) -> Runnable:
     n, group, sums = dz.shape[0], call.rule, []
     if dw is not None:
         short = gemm(x.T, dz, dw, group is not None) if n <= LONG else None
-        sums.append(short or _into(dw, lambda: product_over_rows(np, x, dz), group is not None))
+        sums.append(short or into(dw, lambda: product_over_rows(np, x, dz), group is not None))
     for db in rest:
         if db is not None:
-            sums.append(_add_rows(dz, db, group is not None))
+            sums.append(add_rows(dz, db, group is not None))
     if group is None:
         return chain(*steps, *sums)
 
@@ -184,35 +184,6 @@ def _dense_backward(call: Call) -> Runnable:
             add(alpha)
 
     return run
-
-
-def _add_rows(dz: np.ndarray, out: np.ndarray, accumulate: bool) -> Callable[..., None]:
-    """Return a function of alpha that computes out <- alpha times the sum of dz's rows, plus out if `accumulate`.
-
-    Up to SHORT rows are added by a product with ones, up to LONG in two steps, and more by `pairwise_sum`.
-    """
-    n, row = len(dz), out.reshape(1, -1)
-    if n <= SHORT:
-        return gemm(np.ones((1, n), dz.dtype), dz, row, accumulate)
-    if n > LONG:
-        return _into(out, lambda: pairwise_sum(np, dz, axis=0), accumulate)
-    each, rest = divmod(n, PIECE)
-    pieces, added = dz[: n - rest].reshape(PIECE, each, -1), np.empty((each, dz.shape[1]), dz.dtype)
-    add = gemm(np.ones((1, each), dz.dtype), added, row, accumulate)
-    add_rest = gemm(np.ones((1, rest), dz.dtype), dz[n - rest :], row, accumulate=True)
-
-    def run(alpha: float = 1.0) -> None:
-        np.add.reduce(pieces, axis=0, out=added)
-        add(alpha)
-        if rest:
-            add_rest(alpha)
-
-    return run
-
-
-def _into(out: np.ndarray, total: Callable[[], np.ndarray], accumulate: bool) -> Callable[..., None]:
-    """Return a function of alpha that computes out <- alpha total(), plus out if `accumulate`."""
-    return lambda alpha=1.0: np.copyto(out, alpha * total() + out if accumulate else total())
 
 
 def _activation(call: Call) -> Runnable:

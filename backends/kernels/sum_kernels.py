@@ -1,14 +1,18 @@
-"""Kernels in plain NumPy for sums of two arrays, and for the L2 penalty of weights and its gradient."""
+"""Kernels in plain NumPy for sums: of two arrays, of rows, and the L2 penalty of weights and its gradient."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from xnn import ops
 from xnn.backends.kernels.batch_parts import in_parts
+from xnn.backends.kernels.blas import gemm
 from xnn.backends.kernels.calls import Call, Runnable, chain
+from xnn.ops.sums import LONG, PIECE, SHORT, pairwise_sum
 
-__all__ = ["SUM_KERNELS", "is_sum", "serves_penalty"]
+__all__ = ["SUM_KERNELS", "add_rows", "into", "is_sum", "serves_penalty"]
 
 _REALS = {np.dtype("float32"), np.dtype("float64")}
 
@@ -25,6 +29,40 @@ def serves_penalty(call: Call) -> bool:
     slots = [slot for slot in (*(call.forward or call).reads, *call.reads, *call.writes) if slot is not None]
     dtypes = {np.dtype(slot.dtype) for slot in slots}
     return len(dtypes) == 1 and dtypes <= _REALS
+
+
+def add_rows(x: np.ndarray, out: np.ndarray, accumulate: bool) -> Callable[..., None]:
+    """Return a function of alpha that computes out <- alpha times the sum of x's rows, plus out if `accumulate`.
+
+    Up to SHORT rows are added by a product with ones, up to LONG in two steps, and more by `pairwise_sum`.
+    """
+    n, row = len(x), out.reshape(1, -1)
+    if n <= SHORT:
+        return gemm(np.ones((1, n), x.dtype), x, row, accumulate)
+    if n > LONG:
+        return into(out, lambda: pairwise_sum(np, x, axis=0), accumulate)
+    each, rest = divmod(n, PIECE)
+    pieces, added = x[: n - rest].reshape(PIECE, each, -1), np.empty((each, x.shape[1]), x.dtype)
+    add = gemm(np.ones((1, each), x.dtype), added, row, accumulate)
+    add_rest = gemm(np.ones((1, rest), x.dtype), x[n - rest :], row, accumulate=True)
+
+    def run(alpha: float = 1.0) -> None:
+        np.add.reduce(pieces, axis=0, out=added)
+        add(alpha)
+        if rest:
+            add_rest(alpha)
+
+    return run
+
+
+def into(out: np.ndarray, total: Callable[[], np.ndarray], accumulate: bool) -> Callable[..., None]:
+    """Return a function of alpha that computes out <- alpha total(), plus out if `accumulate`."""
+
+    def run(alpha: float = 1.0) -> None:
+        found = total() if alpha == 1.0 else alpha * total()
+        np.copyto(out, found + out if accumulate else found)
+
+    return run
 
 
 def _sum(call: Call) -> Runnable:
