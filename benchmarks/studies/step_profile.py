@@ -5,7 +5,8 @@
 Runs the kernel calls of a program one after another and times each. Beside each stands the least time that its
 products could take: of a dense layer its matrix products run alone; of a convolution its multiplications and
 additions at the speed of a large matrix product. Compiled kernels run calls over images together, a few images at a
-time, which are then still in the cache; so the whole step may take less time than the sum of its calls.
+time, which are then still in the cache; so the whole step may take less time than the sum of its calls. Where threads
+of xnn's own share all of a dense network, its calls are timed with one thread, and the whole step with all of them.
 
     kernels   ops, numpy or compiled; default: auto, the fastest that is installed
     batch     the batch size; default: 32
@@ -58,20 +59,25 @@ def profile(
         stepper.refresh()
         program, table = stepper.program(batch), stepper.table
         calls = program.calls
+        has_images = any(call.name == "conv2d" for call in calls)
+        alone = 1 if program.is_shared and not has_images else None
         runs = [chain(*table.assemble([item])) for item in bind_each(stepper.lib, table, calls)]
         rng = np.random.default_rng(0)
         rows = [rng.permutation(task.rows)[:batch] for _ in range(steps)]
         times: list[list[float]] = [[] for _ in range(len(runs) + 2)]
-        for chosen in rows:
-            for spent, run in zip(times, runs, strict=False):
-                spent.append(_seconds(run))
-            times[-2].append(_seconds(partial(program.begin, chosen, 0)))
-        for chosen in rows:
-            times[-1].append(_seconds(partial(program.steps, [chosen], 0)))
+        with limit_threads(alone):
+            for chosen in rows:
+                for spent, run in zip(times, runs, strict=False):
+                    spent.append(_seconds(run))
+                times[-2].append(_seconds(partial(program.begin, chosen, 0)))
+            least = [_products(call, steps, rate) for call in calls]
+        with limit_threads(None, stepper.product_threads):
+            for chosen in rows:
+                times[-1].append(_seconds(partial(program.steps, [chosen], 0)))
         stepper.take()
         lines = [
-            (repr(call), 1e6 * statistics.median(spent), _products(call, steps, rate))
-            for call, spent in zip(calls, times, strict=False)
+            (repr(call), 1e6 * statistics.median(spent), products)
+            for call, spent, products in zip(calls, times, least, strict=False)
         ]
     before, whole = (1e6 * statistics.median(spent) for spent in times[-2:])
     return [*lines, ("rows and the optimizer's numbers", before, 0.0), ("the whole step", whole, 0.0)]
