@@ -24,6 +24,7 @@ __all__ = ["Row", "Rows", "Stretch", "Writer", "grain_of", "several"]
 
 _NO_MOVES = np.empty((0, 3), np.int64)
 _NUMBERS = 4096  #: that a row must have to do, at least, where a loop is cut
+_MULTIPLICATIONS = 1 << 19  #: that it must have to do where a product is cut
 _LANES = 16  #: rows or columns of a product that its parts have a multiple of
 
 
@@ -91,9 +92,10 @@ class Writer:
         assert named[1] is not None
         (flag_a, lead_a), (flag_b, lead_b) = named[0], named[1]
         (m, k), n = a.shape, b.shape[1]
+        least = -(-_MULTIPLICATIONS // max(1, k * min(m, n)))
         self.loop(
             gemm, max(m, n), routine.address, routine.wide, flag_a, flag_b, m, n, k, a, lead_a, b, lead_b, c, rate,
-            n > m, c.itemsize, grain=_LANES,
+            n > m, c.itemsize, grain=_LANES * -(-least // _LANES),
         )  # fmt: skip
 
 
@@ -137,8 +139,9 @@ class Stretch:
 
     @property
     def threads(self) -> int:
-        """How many threads may run it now."""
-        return own_threads() if self.is_shared else 1
+        """How many threads run it now: one if there is nothing to share."""
+        threads = own_threads() if self.is_shared else 1
+        return threads if len(self.table(threads)) > len(self.rows) else 1
 
     def table(self, threads: int) -> np.ndarray:
         """The table for so many threads."""

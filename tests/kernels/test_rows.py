@@ -63,9 +63,15 @@ def test_parts_of_a_range_are_all_of_it(last, grain):
         assert max(sizes, default=0) - min(sizes, default=0) <= max(grain, 1)
 
 
-def test_little_work_is_not_cut():
+def test_little_work_is_not_cut(monkeypatch):
     assert len(Row((0,), 4095, grain_of(1)).cut(8)) == 1
     assert len(Row((0,), 16 * 4096, grain_of(1)).cut(8)) == 8
+    for rows_, parts in ((1, 1), (128, 8)):
+        out = rows.Writer("float32")
+        out.gemm(np.ones((rows_, 784), "f4"), np.ones((784, 512), "f4"), np.empty((rows_, 512), "f4"))
+        assert len(out.made.rows[0].cut(8)) == parts
+        monkeypatch.setattr(rows, "own_threads", lambda: 8)
+        assert Stretch([out.made], is_shared=True).threads == parts
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -97,8 +103,8 @@ def test_threads_give_the_numbers_of_one(threads):
 def test_rows_wait_for_all_rows_before_them(monkeypatch):
     """Each product turns the columns round, so that a part needs what all parts before it have made."""
     depth, count = 40, 4
-    arrays = [np.zeros((32, 256), np.float32) for _ in range(depth + 1)]
-    arrays[0][:] = np.arange(32 * 256).reshape(32, 256) % 1009
+    arrays = [np.zeros((64, 256), np.float32) for _ in range(depth + 1)]
+    arrays[0][:] = np.arange(64 * 256).reshape(64, 256) % 1009
     turned, out = np.eye(256, dtype=np.float32)[::-1].copy(), rows.Writer("float32")
     for x, y in itertools.pairwise(arrays):
         out.gemm(x, turned, y)
@@ -141,7 +147,7 @@ def test_several_steps_at_once_have_the_bits_of_single_ones(threads, monkeypatch
 
 def test_products_of_a_network_of_images_are_not_cut():
     """Its bits do not depend on the number of threads."""
-    x, y, out = np.ones((64, 64), np.float32), np.ones((64, 64), np.float32), rows.Writer("float32")
+    x, y, out = np.ones((128, 128), np.float32), np.ones((128, 128), np.float32), rows.Writer("float32")
     out.gemm(x, x.copy(), y)
     out.loop(compiled_loops.copy, y.size, x, y, grain=512)
     cut = {whole: Stretch([out.made], True, cuts_products=whole).rows for whole in (True, False)}
@@ -150,7 +156,7 @@ def test_products_of_a_network_of_images_are_not_cut():
 
 
 @pytest.mark.parametrize("rate", [None, 0.5])
-@pytest.mark.parametrize(("m", "k", "n"), [(33, 20, 100), (100, 20, 33), (64, 64, 64)])
+@pytest.mark.parametrize(("m", "k", "n"), [(33, 200, 300), (300, 200, 33), (128, 128, 128)])
 @pytest.mark.parametrize("transposed", ["", "a", "b", "ab"])
 def test_parts_of_a_product(m, k, n, transposed, rate):
     rng = np.random.default_rng(0)
