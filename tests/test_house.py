@@ -356,7 +356,7 @@ def documented(thing: Any) -> bool:
     return bool(text.strip()) and not made_up
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if exports(tree(name)) is not None])
+@pytest.mark.parametrize("name", [n for n in MODULES if "\n__all__ = " in modules()[n].read_text("utf-8")])
 def test_exports_exist_are_sorted_and_documented(name):
     if extra_missing(name):
         pytest.skip("needs scikit-learn")
