@@ -32,8 +32,8 @@ from xnn.backends.threads import limit_threads, use_threads
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
-# What users do not have: a text that cannot be printed stays in a buffer, and modules are compiled once, not by each of
-# the hundreds of processes that tests start.
+# What users do not have: a text that cannot be printed stays in a buffer, and modules are compiled once, not by each
+# of the hundreds of processes that tests start.
 for _name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(_name, None)
 sys.dont_write_bytecode = False

@@ -7,7 +7,6 @@ import ast
 import pytest
 from import_graph import ROOT
 
-
 NAMES = {"numpy", "cupy", "array-api-strict", "STRICT"}
 
 

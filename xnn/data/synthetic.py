@@ -101,8 +101,7 @@ def _draw(strokes: tuple[_Stroke, ...], dice: np.ndarray, jitter: np.ndarray) ->
             gx += gy
             np.minimum(nearest, gx, out=nearest)
         first += len(stroke)
-    nearest = nearest.reshape(len(dice), -1)
     width, blur = 1.25 + 0.45 * pen, 1.0 + 0.35 * soft
-    shade = (width + blur - np.sqrt(nearest)) / (2.0 * blur)
+    shade = (width + blur - np.sqrt(nearest.reshape(len(dice), -1))) / (2.0 * blur)
     shade = np.minimum(np.maximum(shade, 0.0), 1.0) * (225.0 + 30.0 * ink)
     return np.asarray(shade + 0.5, dtype=np.uint8)
