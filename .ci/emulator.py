@@ -2,7 +2,8 @@
 
     python .ci/emulator.py                 what .ci/run has
     python .ci/emulator.py --only checks   these parts of nvrtc, tests, checks, verify, examples
-    python .ci/emulator.py --only long     what .ci/full has: the long examples, and all variants of the tests
+    python .ci/emulator.py --only long     what .ci/full has: each CUDA source for each kind of GPU, the long
+                                           examples, and all variants of the tests
 
 The environment is .venv/cupy, with CuPy's wheel and the few packages that the emulator needs. The line of each
 command ends with its seconds. Where the emulator cannot run, for example without g++, a line says so, and nothing
@@ -16,11 +17,12 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import environments
+from environments import ROOT
+
 sys.path.insert(0, str(ROOT / "tests"))
-from cuda_emulator import build  # noqa: E402
+from cuda_emulator import build
 
 PYTHON = ROOT / ".venv" / "cupy" / "bin" / "python"
 #: The sizes at which each example runs here, as arguments of its `main`; None: the script has no sizes.
@@ -56,8 +58,8 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=parts, help="these parts")
     only = parser.parse_args().only
-    install()
-    code = "from cuda_emulator import build; print(build.obstacle())"
+    environments.environment("cupy", "-e", f"{ROOT}[test,mpi]", "mpich", *build.PACKAGES)
+    code = "from cuda_emulator import build; print(build.obstacle() or build.everything())"
     done = subprocess.run(
         [PYTHON, "-c", code], env=environment(), text=True, stdout=subprocess.PIPE, check=True
     )
@@ -67,13 +69,6 @@ def main() -> None:
     for name, part in parts.items():
         if name in only if only else name != "long":
             part()
-
-
-def install() -> None:
-    if not PYTHON.exists():
-        subprocess.run([sys.executable, "-m", "venv", PYTHON.parents[1]], check=True)
-    packages = ["-e", f"{ROOT}[test,mpi]", "mpich", *build.PACKAGES]
-    subprocess.run([PYTHON, "-m", "pip", "install", "-q", *packages], cwd=ROOT, check=True)
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -94,9 +89,9 @@ def emulated(*arguments: str, **variables: str) -> None:
     run("-m", "cuda_emulator", *arguments, **variables)
 
 
-def nvrtc() -> None:
-    """Every CUDA source of the project compiles for real GPUs."""
-    run("-m", "cuda_emulator.nvrtc")
+def nvrtc(*words: str) -> None:
+    """Every CUDA source of the project compiles for real GPUs: the oldest that runs it, or `all` of them."""
+    run("-m", "cuda_emulator.nvrtc", *words)
 
 
 def tests(*options: str) -> None:
@@ -130,7 +125,8 @@ def examples() -> None:
 
 
 def long() -> None:
-    """The long examples, and the tests with all variants; among them is a dry run of benchmarks/gpu.sh."""
+    """What .ci/full has. Among all variants of the tests is a dry run of benchmarks/gpu.sh."""
+    nvrtc("all")
     run_examples(LONG_EXAMPLES)
     tests("-m", "slow or not slow")
 

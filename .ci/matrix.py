@@ -1,7 +1,7 @@
-"""Runs the test suite with several OpenBLAS kernels and thread counts, and each test file alone.
+"""Runs the test suite with other BLAS kernels, numbers of threads and Pythons, and each test file alone.
 
-    python .ci/matrix.py                            everything: 12 runs of the suite, then each file alone
-    python .ci/matrix.py --only Haswell             the suite with one kernel (3 thread counts)
+    python .ci/matrix.py                            what .ci/full has
+    python .ci/matrix.py --only Haswell             the suite with one kernel (2 thread counts)
     python .ci/matrix.py --only Haswell --threads 2 a single run of the suite
     python .ci/matrix.py --files                    each test file alone, and nothing else
     python .ci/matrix.py --only Zen tests/ops       what follows goes to pytest
@@ -9,33 +9,42 @@
 OpenBLAS has a kernel for each kind of processor, and each kernel adds numbers in another order. The environment
 variable OPENBLAS_CORETYPE chooses the kernel, OMP_NUM_THREADS the number of threads. Processors with AVX2 but without
 AVX-512 get Haswell or Zen; processors with neither get an older one such as Prescott. "unset" leaves the choice to
-OpenBLAS. Each file but those of CuPy runs alone with the kernel unset and 1 thread, unless --only and --threads say
-others.
+OpenBLAS.
 
-A line is printed when a run ends: `kernel, threads: N passed, M failed, seconds`. The failures follow at the end; the
-whole output of each failed run is kept in a folder that is named there. Runs that need no more threads together than
-there are processor cores run side by side. The exit code is 1 if anything failed.
+.ci/run has the suite with the kernel unset and one thread. .ci/full adds Haswell, Prescott, threads unset and the
+newer Pythons that are here, each once and not in all combinations: the suite in one process with Haswell and threads
+unset, and each file but those of CuPy alone with Prescott and one thread. The first newer Python runs the one, the
+second the other, and each further one the suite once more, with both unset. Where there is none, this Python takes
+its place.
+
+A line is printed when a run ends: `Python, kernel, threads: N passed, M failed, seconds`. The failures follow at the
+end; the whole output of each failed run is kept in a folder that is named there. As many runs as there are processor
+cores go side by side. The exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import environments
+from environments import ROOT
+
 KERNELS = ("Haswell", "Zen", "Prescott", "unset")
 THREADS = ("1", "2", "unset")
-CORES = os.cpu_count() or 1
+#: Newer than the oldest that the project allows.
+PYTHONS = ("3.12", "3.13", "3.14")
 # Variables that choose kernels or threads. A run has only those that it sets itself.
 _CONTROLS = (
     *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
@@ -52,16 +61,17 @@ class Run:
     threads: str
     arguments: tuple[str, ...] = ()
     alone: bool = False
+    version: str = ""  # of the Python; "": this one
 
     @property
     def name(self) -> str:
-        where = f"{self.kernel}, {self.threads} thread" + ("" if self.threads == "1" else "s")
+        python = f"Python {self.version}, " if self.version else ""
+        where = f"{python}{self.kernel}, {self.threads} thread" + ("" if self.threads == "1" else "s")
         return f"{where}, {self.arguments[0]} alone" if self.alone else where
 
     @property
-    def cores(self) -> int:
-        """How many cores the run may keep busy."""
-        return CORES if self.threads == "unset" else min(int(self.threads), CORES)
+    def python(self) -> str | Path:
+        return python_of(self.version) if self.version else sys.executable
 
     def environment(self) -> dict[str, str]:
         given = {name: value for name, value in os.environ.items() if name not in _CONTROLS}
@@ -100,41 +110,36 @@ class Outcome:
         return re.findall(r"^(?:FAILED|ERROR) .*", self.output, re.M) or self.output.splitlines()[-10:]
 
 
-class _Cores:
-    """Lets runs start while the cores they ask for are free."""
-
-    def __init__(self) -> None:
-        self.free = CORES
-        self.changed = threading.Condition()
-
-    def take(self, cores: int) -> None:
-        with self.changed:
-            self.changed.wait_for(lambda: self.free >= cores)
-            self.free -= cores
-
-    def give_back(self, cores: int) -> None:
-        with self.changed:
-            self.free += cores
-            self.changed.notify_all()
+@functools.cache
+def python_of(version: str) -> Path:
+    """The environment's Python of a version, with the packages of the tests."""
+    found = shutil.which(f"python{version}") or ""
+    return environments.environment(f"python{version}", "-e", f"{ROOT}[test]", interpreter=found)
 
 
-def execute(run: Run, cores: _Cores) -> Outcome:
-    cores.take(run.cores)
-    try:
-        start = time.perf_counter()
-        # Runs side by side must not share a cache of last failures.
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *run.arguments]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=run.environment(),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        return Outcome(run, done.returncode, done.stdout, time.perf_counter() - start)
-    finally:
-        cores.give_back(run.cores)
+def pythons() -> list[str]:
+    """The newer Pythons that are here and work; pyenv has commands for others, too."""
+    return [
+        version
+        for version in PYTHONS
+        if (found := shutil.which(f"python{version}"))
+        and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0
+    ]
+
+
+def execute(run: Run) -> Outcome:
+    start = time.perf_counter()
+    # Runs side by side must not share a cache of last failures.
+    command = [run.python, "-m", "pytest", "-p", "no:cacheprovider", *run.arguments]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=run.environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return Outcome(run, done.returncode, done.stdout, time.perf_counter() - start)
 
 
 def check_kernels(kernels: list[str]) -> None:
@@ -153,18 +158,15 @@ def check_kernels(kernels: list[str]) -> None:
 
 
 def planned(options: argparse.Namespace, arguments: tuple[str, ...]) -> list[Run]:
-    chosen = bool(options.only or options.threads)
-    runs: list[Run] = []
+    if options.only or options.threads or (arguments and not options.files):
+        pairs = [(k, t) for t in options.threads or ("1", "unset") for k in options.only or KERNELS]
+        return [Run(kernel, threads, arguments) for kernel, threads in pairs]
+    first, second, *others = [*pythons(), "", ""]
+    runs = [Run("Haswell", "unset", version=first)] if not options.files else []
+    files = sorted(f for f in (ROOT / "tests").rglob("test_*.py") if not f.name.startswith("test_cuda_"))
+    runs += [Run("Prescott", "1", (str(f.relative_to(ROOT)), *arguments), True, second) for f in files]
     if not options.files:
-        runs = [
-            Run(kernel, threads, arguments)
-            for threads in options.threads or THREADS
-            for kernel in options.only or KERNELS
-        ]
-    if options.files or not (chosen or arguments):
-        kernel, threads = (options.only or ["unset"])[0], (options.threads or ["1"])[0]
-        files = sorted(f for f in (ROOT / "tests").rglob("test_*.py") if not f.name.startswith("test_cuda_"))
-        runs += [Run(kernel, threads, (str(f.relative_to(ROOT)), *arguments), alone=True) for f in files]
+        runs += [Run("unset", "unset", version=version) for version in others if version]
     return runs
 
 
@@ -180,9 +182,11 @@ def main() -> int:
     options, arguments = parser.parse_known_args()
     runs = planned(options, tuple(arguments))
     check_kernels(list(dict.fromkeys(run.kernel for run in runs)))
-    cores, failed = _Cores(), []
-    with ThreadPoolExecutor(CORES) as pool:
-        for done in as_completed([pool.submit(execute, run, cores) for run in runs]):
+    for version in dict.fromkeys(run.version for run in runs if run.version):
+        python_of(version)  # before several runs ask for it at once
+    failed = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in as_completed([pool.submit(execute, run) for run in runs]):
             outcome = done.result()
             print(outcome.line(), flush=True)
             if outcome.failed:

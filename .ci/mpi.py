@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import environments
+from environments import ROOT
+
 LIBRARIES = ("mpich", "openmpi")
 #: Of the launcher: more processes than cores, also as root, and processes that wait without computing.
 OPTIONS = {
@@ -27,14 +28,10 @@ OPTIONS = {
 
 
 def environment(library: str) -> Path:
-    """The Python of a library's environment, which has the newest packages that are needed."""
-    folder = ROOT / ".venv" / library
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-    packages = ["-e", f"{ROOT}[mpi]", "pytest>=8", "pytest-cov>=5", "hypothesis>=6.100", library]
-    subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-    return python
+    """The Python of a library's environment, which is made unless it is there."""
+    return environments.environment(
+        library, "-e", f"{ROOT}[mpi]", "pytest>=8", "pytest-cov>=5", "hypothesis>=6.100", library
+    )
 
 
 def study(library: str) -> None:

@@ -1,6 +1,7 @@
 """Runs the tests in an environment with the oldest packages that pyproject.toml allows.
 
     python .ci/oldest.py                the whole suite
+    python .ci/oldest.py --chosen -x    the tests that .ci/run has: those nearest to each package
     python .ci/oldest.py tests/cli -x   what follows goes to pytest
     python .ci/oldest.py --floors       prints the versions, and does nothing else
     python .ci/oldest.py --install      makes the environment, and does nothing else
@@ -22,9 +23,35 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).parent))  # tests/test_requirements.py loads this file
+from environments import ROOT, fill, make
+
 #: The extras whose packages the tests use.
 EXTRAS = ("fast", "image", "keras", "onnx", "plot", "scipy", "sklearn", "tensorboard", "test")
+#: The tests nearest to each package: what they call of it is what xnn calls.
+CHOSEN = (
+    "tests/backends/test_backends.py",  # array-api-compat, array-api-strict
+    "tests/backends/test_threads.py",  # threadpoolctl
+    "tests/cli/test_cli.py",  # click and rich
+    "tests/cli/test_export_command.py",
+    "tests/cli/test_train_command.py",
+    "tests/cli/test_train_options.py",
+    "tests/cli/test_values.py",
+    "tests/data/test_downloads.py",  # pooch
+    "tests/data/test_images.py",  # Pillow
+    "tests/estimators/test_array_libraries.py",  # scikit-learn and SciPy
+    "tests/estimators/test_checks_of_scikit_learn.py",
+    "tests/estimators/test_inputs.py",
+    "tests/estimators/test_pickles_and_compositions.py",
+    "tests/exchange/test_from_keras.py",  # h5py
+    "tests/exchange/test_from_onnx.py",  # ONNX
+    "tests/exchange/test_to_onnx.py",  # ONNX Runtime
+    "tests/kernels/test_jit.py",  # Numba
+    "tests/layers/test_model_files.py",  # safetensors
+    "tests/layers/test_weights.py",  # Matplotlib
+    "tests/training/test_tensorboard.py",  # TensorBoard
+    "tests/training/test_training.py",
+)
 #: pyparsing 3.3 warns about what matplotlib 3.8 calls, and the tests take warnings for errors.
 OTHERS = ("pyparsing<3.3",)
 
@@ -71,6 +98,8 @@ def main(arguments: list[str]) -> int:
     python = environment(table, lines)
     if arguments == ["--install"]:
         return 0
+    if arguments[:1] == ["--chosen"]:
+        arguments = [*CHOSEN, *arguments[1:]]
     subprocess.run([python, "-c", "import sys; print('Python', sys.version)"], check=True)
     return subprocess.run([python, "-m", "pytest", "-p", "no:cacheprovider", *arguments], cwd=ROOT).returncode
 
@@ -86,14 +115,13 @@ def environment(table: dict[str, Any], lines: list[str]) -> Path:
     wanted = "\n".join([f"# {interpreter(table)} {ROOT} {EXTRAS}", *lines, *OTHERS]) + "\n"
     if python.exists() and made.exists() and made.read_text(encoding="utf-8") == wanted:
         return python
-    subprocess.run([interpreter(table), "-m", "venv", "--clear", home], check=True)
+    make(home, interpreter(table))
     with tempfile.TemporaryDirectory() as scratch:
         constraints = Path(scratch, "oldest.txt")
         constraints.write_text(wanted, encoding="utf-8")
-        install = [python, "-m", "pip", "install", "-q", "-c", constraints]
-        subprocess.run([*install, "setuptools"], check=True)
+        fill(python, "-c", constraints, "setuptools")
         itself = f"{ROOT}[{','.join(EXTRAS)}]"
-        subprocess.run([*install, "--no-build-isolation", "-e", itself], check=True)
+        fill(python, "-c", constraints, "--no-build-isolation", "-e", itself)
     made.write_text(wanted, encoding="utf-8")
     return python
 

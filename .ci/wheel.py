@@ -9,17 +9,16 @@ import base64
 import csv
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import venv
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from environments import ROOT, fill, make
+
 LINKS = ("backends", "benchmarks")  # symlinks in a checkout's xnn/; their files are counted where they lie
 #: Tests that need no data and no extra, and few seconds.
 SOME_TESTS = ("tests/data/test_data.py", "tests/ops/test_ops.py", "tests/test_names.py")
@@ -56,12 +55,6 @@ def run(*command, **options):
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def environment(folder):
-    """The Python of a new environment in this folder."""
-    venv.create(folder, with_pip=True)
-    return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
 def modules(folder, package):
@@ -164,19 +157,8 @@ def check_unpacked(sdist, work):
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     (unpacked,) = folder.iterdir()
-    python = environment(folder / "its environment")
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        unpacked,
-        "pytest>=8",
-        "hypothesis>=6.100",
-        "array-api-strict>=2.3.1,!=2.4",
-        "mpmath",
-    )
+    python = make(folder / "its environment")
+    fill(python, unpacked, "pytest>=8", "hypothesis>=6.100", "array-api-strict>=2.3.1,!=2.4", "mpmath")
     # `python -m pytest` would import the folder xnn of the sdist, which has no backends: a checkout has links there.
     said = run(python.with_name("pytest"), "-p", "no:cacheprovider", *SOME_TESTS, cwd=unpacked)
     return said.strip().splitlines()[-1]
@@ -189,8 +171,8 @@ with tempfile.TemporaryDirectory() as scratch:
     (sdist,), (wheel,) = (work / "dist").glob("*.tar.gz"), (work / "dist").glob("*.whl")
     check_sdist(sdist)
     check_wheel(wheel)
-    python = environment(work / "env")
-    run(python, "-m", "pip", "install", "-q", wheel)
+    python = make(work / "env")
+    fill(python, wheel)
     count = check_installed(python, work)
     print(f"{wheel.name}: {count} modules, as in the tree; xnn train runs")
     print(f"{sdist.name}: every file of the checkout; its tests: {check_unpacked(sdist, work)}")

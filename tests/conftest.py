@@ -11,6 +11,7 @@ import gc
 import http.server
 import os
 import signal
+import sys
 import tempfile
 import threading
 import zlib
@@ -31,9 +32,11 @@ from xnn.backends.threads import limit_threads, use_threads
 from xnn.data import on_disk
 from xnn.errors import XnnError
 
-os.environ.pop(
-    "PYTHONUNBUFFERED", None
-)  # what users do not have: a text that cannot be printed stays in a buffer
+# What users do not have: a text that cannot be printed stays in a buffer, and modules are compiled once, not by each
+# of the hundreds of processes that tests start.
+for _name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(_name, None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("XNN_EMULATOR_DEVICES", "2")  # CuPy counts them when it is imported
 _NOT_EMULATED = attach_without_gpu()
 # No test of random examples fails because the machine is slow.

@@ -450,19 +450,20 @@ def test_a_program_runs_with_the_device_by_one_command():
     assert done.stdout == "works\n", done.stderr
 
 
-@pytest.mark.slow  # .ci/run compiles all sources by itself
 def test_nvrtc_compiles_for_real_gpus_where_the_device_is_not_attached():
     assert "without the emulated GPU" in python("", dict(os.environ), "-m", "cuda_emulator.nvrtc").stderr
     code = """
 from cuda_emulator import nvrtc
-sizes = nvrtc.compile_sources(nvrtc.project_sources(), ("--fmad=false",))
-print({architecture for _, architecture in sizes} == set(nvrtc.ARCHITECTURES), min(sizes.values()) > 1000)
+sources = {"probe": nvrtc.PROBE, "cluster": nvrtc.PROBE.replace("void", "void __cluster_dims__(2)")}
+sizes = nvrtc.compile_sources(sources, ("--fmad=false",))
+print(sorted(sizes) == [("cluster", "90"), ("probe", "80"), ("probe", "90")], min(sizes.values()) > 1000)
+print(sorted(nvrtc.compile_sources(sources, everywhere=False)) == [("cluster", "90"), ("probe", "80")])
 nvrtc.compile_sources({"wrong": nvrtc.PROBE.replace("blockDim", "blockDimm")})
 """
     environment = attach.environment(attached=False)
     environment["PYTHONPATH"] = os.pathsep.join((str(TESTS), environment["PYTHONPATH"]))
     done = python(code, environment)
-    assert done.stdout == "True True\n", done.stderr
+    assert done.stdout == "True True\nTrue\n", done.stderr
     assert 'identifier "blockDimm" is undefined' in done.stderr
 
 

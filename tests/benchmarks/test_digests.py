@@ -520,8 +520,3 @@ def test_a_processor_that_lacks_instructions_is_no_fault(tmp_path, monkeypatch):
     assert "lacks its instructions" in found["absent"]
     assert not found["error"]
     assert digests.run_row(digests.Row("1 thread"), data, [2])["error"]
-
-
-@pytest.mark.slow
-def test_the_whole_matrix(capsys):
-    assert digests.main([]) == 0, capsys.readouterr().out

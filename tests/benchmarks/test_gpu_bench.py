@@ -140,7 +140,9 @@ def test_compiling_is_said_once(soon, monkeypatch, capsys, variable, kept):
 
 @needs_cupy
 @pytest.mark.parametrize(
-    "part", [chunks, parity, persistent], ids=lambda part: part.__name__.rpartition(".")[2]
+    "part",
+    [chunks, parity, pytest.param(persistent, marks=pytest.mark.slow)],
+    ids=lambda part: part.__name__.rpartition(".")[2],
 )
 def test_parts_of_the_measurements_run_on_cupy(part, capsys):
     """Each compares losses of two ways to run the same steps, and returns 0 if they agree."""

@@ -28,6 +28,7 @@ __all__ = [
     "compiled",
     "cupy_folder",
     "engine",
+    "everything",
     "folder",
     "headers",
     "obstacle",
@@ -163,6 +164,13 @@ def stand_ins() -> tuple[Path, ...]:
     light = 'extern "C" int cublasLtGetVersion() { return 130000; }\n'
     companion = compiled("libcublasLt.so.13", {"light.cpp": light}, [], ["-Wl,-soname,libcublasLt.so.13"])
     return driver, companion, _cublas()
+
+
+def everything() -> str:
+    """Build the engine and the libraries, so that no process waits for it later. Returns ""."""
+    engine()
+    stand_ins()
+    return ""
 
 
 def _own(name: str, place: str, parts: Sequence[str], exported: str, *link: str) -> Path:

@@ -1,7 +1,7 @@
 """Compiles CUDA sources by NVRTC for real GPUs, without one: do they compile with NVIDIA's compiler, too?
 
-`python -m cuda_emulator.nvrtc` compiles every CUDA source of this project. The process must not have the emulated GPU
-attached, because NVRTC is to be NVIDIA's own.
+`python -m cuda_emulator.nvrtc` compiles every CUDA source of this project for the oldest GPU that runs it, and with
+the word `all` for each. The process must not have the emulated GPU attached, because NVRTC is to be NVIDIA's own.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ def project_sources() -> dict[str, str]:
 
 
 def compile_sources(
-    sources: Mapping[str, str], options: Sequence[str] = (), architectures: Sequence[str] = ARCHITECTURES
+    sources: Mapping[str, str], options: Sequence[str] = (), everywhere: bool = True
 ) -> dict[tuple[str, str], int]:
-    """Compile each source for each architecture. Return the sizes of the machine code by (name, architecture).
+    """Compile sources. Return the sizes of the machine code by (name, architecture).
 
-    options: beside those with which CuPy compiles: C++17 and subnormals flushed to zero. Sources with clusters of
-    blocks are compiled for 90 and up only.
+    options: beside those with which CuPy compiles: C++17 and subnormals flushed to zero.
+    everywhere: for each architecture, or for the oldest only. Clusters of blocks exist from 90 on.
 
     Raises CuPy's CompileException, with NVRTC's message, for a source that does not compile.
     """
@@ -96,9 +96,8 @@ def compile_sources(
     includes = f"-I{bundled}", f"-I{build.headers()}"  # CuPy gives them, too
     sizes = {}
     for name, source in sources.items():
-        for architecture in architectures:
-            if "__cluster_dims__" in source and int(architecture) < 90:
-                continue
+        able = [one for one in ARCHITECTURES if int(one) >= 90 or "__cluster_dims__" not in source]
+        for architecture in able if everywhere else able[:1]:
             program = compiler._NVRTCProgram(source, f"{name}.cu", method="cubin")
             flags = (f"-arch=sm_{architecture}", "--std=c++17", "-ftz=true", *includes, *options)
             code, _ = program.compile((*flags, "--device-as-default-execution-space"))
@@ -110,5 +109,6 @@ if __name__ == "__main__":
     attach = importlib.import_module("cuda_emulator.attach")
     if attach.attached():
         sys.exit("NVRTC needs a process without the emulated GPU")
-    for (name, architecture), size in compile_sources(project_sources(), ("--fmad=false",)).items():
+    done = compile_sources(project_sources(), ("--fmad=false",), everywhere=sys.argv[1:] == ["all"])
+    for (name, architecture), size in done.items():
         print(f"{name}: sm_{architecture}, {size:,} bytes")

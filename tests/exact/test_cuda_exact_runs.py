@@ -212,6 +212,7 @@ print("no races")
 """
 
 
+@pytest.mark.slow  # every kernel is compiled once more
 def test_no_race_and_no_access_out_of_bounds():
     """Every kernel of a step, in a process in which all kernels are checked."""
     recorder()

@@ -39,7 +39,7 @@ def test_perceptron_on_mnist():
 
 
 def test_two_layer_net(capsys):
-    gap, accuracy = load("two_layer_net")["main"]("synthetic", iterations=600, learning_rate=0.5)
+    gap, accuracy = load("two_layer_net")["main"]("synthetic", iterations=300, learning_rate=0.5)
     assert gap < 1e-7
     assert accuracy > 0.9
     assert "numerical and analytic" in capsys.readouterr().out
@@ -122,6 +122,6 @@ def test_lenet5_on_mnist():
 
 
 def test_blocks():
-    first, last = load("blocks")["main"]()
+    first, last = load("blocks")["main"](iterations=1000)
     assert first > 0.5
     assert last < 0.005

@@ -396,6 +396,7 @@ def test_planted_races_are_found(monkeypatch, number):
     assert found
 
 
+@pytest.mark.slow  # every kernel is compiled once more
 def test_there_are_no_races_and_no_accesses_out_of_bounds():
     """The networks once more in a process that checks every access; only the emulated GPU can."""
     recorder()

@@ -13,7 +13,7 @@ from xnn.errors import RankError
 
 def everything(name, **options):
     """A training with dropout, batch normalization, clipping and averages; the last batch is smaller than 3 ranks."""
-    data = digits(66)
+    data = digits(34)
     with backend(name):
         between = (
             layers.Dense(20, 8, bias=False), layers.BatchNorm(8), layers.Dropout(0.3), layers.LayerNorm(8),
