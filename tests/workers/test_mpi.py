@@ -64,6 +64,28 @@ def test_exact_numerics_give_the_bits_of_one_process():
     assert without_ranks(found) == without_ranks(result(alone(PROGRAM, "none", "exact", "none")))
 
 
+SUMS = """
+import numpy as np
+from xnn.backends.ranks.mpi import world
+ranks = world()
+for dtype in ("float32", "float64"):
+    numbers = np.full(2**18 + 5, ranks.rank + 0.5, dtype)
+    ranks.total(numbers)
+    assert (numbers == 4.5).all(), numbers
+numbers = np.arange(2**15) % 3 * (ranks.rank + 1)
+ranks.maximum(numbers)
+assert (numbers == np.arange(2**15) % 3 * 3).all(), numbers
+assert ranks._memory is not None
+print("right", flush=True)
+"""
+
+
+def test_long_sums_are_made_in_shared_memory():
+    ran = ranks(3, "-c", SUMS)
+    assert ran.stdout.count("right") == 3, ran.stderr
+    assert not list(pathlib.Path("/dev/shm").glob("xnn-*"))
+
+
 def test_fast_numerics_are_close_to_one_process():
     found, other = (
         result(ranks(2, PROGRAM, "none", "fast", "mpi")),
