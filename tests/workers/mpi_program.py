@@ -5,8 +5,10 @@ mpiexec -n 3 python mpi_program.py raise
 
 import json
 import os
+import pathlib
 import signal
 import sys
+import tempfile
 
 import numpy as np
 
@@ -37,6 +39,12 @@ def main():
     data = rng.integers(0, 256, (96, 20), dtype=np.uint8), rng.integers(0, 4, 96)
     if SCENARIO == "data" and RANK == 1:
         data[0][5] += 1
+    if SCENARIO == "shard":  # each rank reads it from a file of its own, and checks its rows
+        path = pathlib.Path(tempfile.mkdtemp(), "x.npy")
+        x = (data[0] / 255).astype(np.float32)
+        x[90, 3] = np.nan
+        np.save(path, x)
+        data = np.load(path, mmap_mode="r"), data[1]
     model = xnn.Sequential(
         layers.Rescale(1 / 255),
         layers.Dense(20, 8, bias=False),

@@ -105,6 +105,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(tmp_path):
     [
         ("raise", "rank 1 of 2 (on "),
         ("data", "rank 1 of 2 (on "),
+        ("shard", "DTypeError: training data: sample 90 holds NaN or infinity"),
         ("after", "RuntimeError: after the training"),
         ("kill", ""),
         ("exit", "rank 1 of 2 has ended its program"),
