@@ -181,5 +181,5 @@ def test_fast_numerics_refuse_other_backends_outside_of_training(other, work):
             trainer = mlp()
             return trainer.predict(x) if work == "predict" else trainer.evaluate((x, y))
 
-    with pytest.raises(RankError, match="rank 1 of 2 .* differs from rank 0 in: backend"):
+    with pytest.raises(RankError, match=r"rank 1 of 2 .* differs from rank 0 in: backend"):
         in_threads(2, compute)
