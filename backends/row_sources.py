@@ -258,19 +258,21 @@ def is_on_host(array: Any) -> bool:
     return isinstance(array, (np.ndarray, RowSource))
 
 
-def row_blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
+def row_blocks(array: Any, part: slice = slice(None)) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of an array in blocks of about half a million numbers, each with the number of its first row.
 
     Code that needs all numbers of an array, such as a check, reads blocks: the array may be larger than the memory.
+    part: which rows, a slice without a step. Default: all.
     """
     rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
-    for start in range(0, len(array), rows):
-        yield start, row_range(array, start, start + rows)
+    first, last, _ = part.indices(len(array))
+    for start in range(first, last, rows):
+        yield start, row_range(array, start, min(start + rows, last))
 
 
-def first_not_finite(array: Any) -> int | None:
-    """The first row of an array of the host that holds NaN or infinity; None if there is none."""
-    for start, block in row_blocks(array) if array.dtype.kind == "f" else ():
+def first_not_finite(array: Any, part: slice = slice(None)) -> int | None:
+    """The first row of an array of the host that holds NaN or infinity; None if there is none. part: of its rows."""
+    for start, block in row_blocks(array, part) if array.dtype.kind == "f" else ():
         finite = np.isfinite(block)
         if not finite.all():
             return start + int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])

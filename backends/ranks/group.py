@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.registry import backend_of
+from xnn.backends.row_sources import reads_rows
 from xnn.errors import RankError
 
-__all__ = ["Ranks", "Shard", "Trial", "current_ranks", "use_ranks"]
+__all__ = ["Ranks", "Shard", "Trial", "checked_part", "current_ranks", "use_ranks"]
 
 #: A message of more numbers is sent in pieces of so many: what does not fit the processor's cache goes through the
 #: memory that processes share at a third of the speed.
@@ -167,6 +168,15 @@ _current: ContextVar[Ranks | None] = ContextVar("xnn_ranks", default=None)
 def current_ranks() -> Ranks | None:
     """The ranks with which this thread trains together; None if it trains alone."""
     return _current.get()
+
+
+def checked_part(array: Any) -> slice:
+    """Which rows of an array this rank checks before all use it: a share of those that are read from files, else all.
+
+    A rank that finds a fault ends all.
+    """
+    ranks = current_ranks()
+    return slice(None) if ranks is None or not reads_rows(array) else ranks.share(len(array))
 
 
 @contextmanager

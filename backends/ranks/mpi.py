@@ -1,7 +1,8 @@
 """Ranks that are processes of MPI, by mpi4py (the extra `mpi`). It is imported when they are asked for.
 
-Numbers are sent as they lie in memory. What ends a training is told by a communicator of its own, so that such a
-message is never taken for one of a step.
+Numbers are sent as they lie in memory; where all processes are on one machine, long sums are made in memory that all
+of them see. What ends a training is told by a communicator of its own, so that such a message is never taken for one
+of a step.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import os
 import socket
 import sys
 import time
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from xnn.backends.ranks.group import Ranks
+from xnn.backends.ranks.shared_memory import LEAST, SharedMemory, mapped
 from xnn.errors import MissingExtraError, OptionError
 
 __all__ = ["MPIRanks", "in_words", "world"]
@@ -52,8 +54,16 @@ class MPIRanks(Ranks):
         self.library: str = mpi.Get_library_version().split("\n")[0].split(",")[0].strip(" \0")
         self.library = " ".join(self.library.split())
 
+    @cached_property
+    def _memory(self) -> SharedMemory | None:
+        """What adds up long messages if all ranks are on this machine. All ranks ask for it at the same time."""
+        return mapped(self.rank, self.size, self._comm) if self.on_this_machine == self.size else None
+
     def reduce(self, numbers: np.ndarray, kind: str) -> None:
-        self._comm.Allreduce(self._mpi.IN_PLACE, numbers, self._operations[kind])
+        if numbers.size >= LEAST and self._memory is not None:
+            self._memory.reduce(numbers, kind)
+        else:
+            self._comm.Allreduce(self._mpi.IN_PLACE, numbers, self._operations[kind])
 
     def collect(self, numbers: np.ndarray) -> np.ndarray:
         found = np.empty((self.size, numbers.size), numbers.dtype)

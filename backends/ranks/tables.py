@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xnn import ops
+from xnn.backends.communicator import communicator
 from xnn.backends.kernels.calls import Call, Feed, KernelTable, Runnable
 from xnn.ops import updates
 
@@ -18,8 +19,9 @@ _OVER_ROWS = {ops.moments, ops.normalize}
 class FastTable(KernelTable):
     """The kernels of another table that compute each row alone, or the part of a gradient that its rows make.
 
-    What else there is in a step is left to the ops, which add up the rows of all ranks: losses, batch normalization,
-    random numbers and running statistics.
+    So, too, a loss without weights and options: its mean over these rows, and the gradient, are made smaller by their
+    share of the batch. What else there is in a step is left to the ops, which add up the rows of all ranks: other
+    losses, batch normalization, random numbers and running statistics.
 
     inner: the other table.
     """
@@ -42,6 +44,9 @@ class FastTable(KernelTable):
             )
         if call.kind == "keep":
             return call.op is updates.moving_average
+        if call.kind == "loss":  # those of a GPU record the loss as they compute it
+            plain = isinstance(call.op, ops.LossOp) and len(call.reads) == 2 and not call.options
+            return plain and self.inner.name != "cuda"
         return call.kind in ("gather", "add", "clip", "metric", "update")
 
     def feed(self, *arguments: Any) -> Feed | None:
@@ -55,7 +60,18 @@ class FastTable(KernelTable):
         return self._computes_rows(call) and self.inner.own(call)
 
     def bind(self, call: Call) -> Any:
-        return self.inner.bind(call)
+        made, shard = self.inner.bind(call), communicator()
+        if call.kind != "loss" or shard is None:
+            return made
+        rows = call.reads[0].shape[0]
+        share, arrays = rows / shard.count(rows), [slot.array for slot in call.writes if slot is not None]
+
+        def shared() -> None:
+            for array in arrays:
+                array *= share
+
+        return [made, shared]
 
     def assemble(self, bound: Sequence[Any]) -> list[Runnable]:
-        return self.inner.assemble(bound)
+        parts = [made if isinstance(made, list) else [made] for made in bound]
+        return self.inner.assemble([part for made in parts for part in made])

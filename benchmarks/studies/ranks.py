@@ -8,6 +8,9 @@ and several take turns, and each turn is a process of its own. A line shows the 
 same global batch, and the median efficiency of paired turns: the time of one process, divided by the number of
 processes and by their time. 100 % would be no loss.
 
+The machine sets a limit, since processes share its memory and its cache. It is measured in the same way: as many
+processes train at the same time, each by itself on its part of the rows, and send nothing; the slowest counts.
+
 --model measures nothing. Its table is arithmetic: the time of a step is the time of the rows' products at --gflops a
 core, and of the messages. A message of n bytes to N machines takes 2 log2(N) alpha + 2 (N - 1) / N n / beta, as in
 the analysis of reduce-scatter and all-gather (R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective
@@ -45,7 +48,7 @@ __all__ = ["efficiency", "main", "message_bytes", "message_seconds"]
 
 #: What is timed: a network and a batch size.
 RUNS = (("large", 1024), ("large", 256), ("lenet", 128))
-_BATCHES, _EPOCHS = 8, 5  # of a turn, after an epoch that is not counted
+_BATCHES, _EPOCHS = 20, 3  # of a turn, after an epoch that is not counted
 #: Seconds of a message without numbers, and bytes a second of one with many: of HDR InfiniBand, published figures.
 _ALPHA, _BETA = 1.2e-6, 24e9
 _MEMORY = 300e9  # bytes a second at which the ranks of a machine add up in its memory
@@ -60,8 +63,8 @@ class _Clock(Callback):
         self.times.append(time.perf_counter())
 
 
-def _turn(name: str, batch: int, numerics: str) -> None:
-    """Train, alone or as one of several ranks; rank 0 prints the milliseconds of a step."""
+def _turn(name: str, batch: int, numerics: str, workers: str) -> None:
+    """Train, alone or as one of several ranks; print the milliseconds of a step. Of ranks, rank 0 does."""
     if name in NETWORKS:
         inputs, *hidden, outputs = NETWORKS[name]
         model = mlp(inputs, hidden, outputs, rescale=(1 / 255, 0.0), seed=1)
@@ -70,21 +73,22 @@ def _turn(name: str, batch: int, numerics: str) -> None:
     clock, launch, rng = _Clock(), launched(), np.random.default_rng(1)
     trainer = Trainer(
         model, SoftmaxCrossEntropy(), SGD(0.01), [], callbacks=[clock], threads=1, numerics=numerics,
-        workers=None if launch is None else "mpi",
+        workers=workers,
     )  # fmt: skip
     data = rng.integers(0, 256, (_BATCHES * batch, 784), np.uint8), rng.integers(0, 10, _BATCHES * batch)
     trainer.fit(data, epochs=_EPOCHS + 1, batch_size=batch, progress=False)
-    if launch is None or launch.rank == 0:
+    if workers == "none" or launch is None or launch.rank == 0:
         print(json.dumps(1e3 * statistics.median(np.diff(clock.times)) / _BATCHES), flush=True)
 
 
-def _timed(command: list[str], name: str, batch: int, numerics: str) -> float:
+def _timed(command: list[str], name: str, batch: int, numerics: str, workers: str) -> float:
+    """The milliseconds of a step; of several processes without messages, those of the slowest."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    words = [*command, sys.executable, "-m", __spec__.name, "--turn", name, str(batch), numerics]
+    words = [*command, sys.executable, "-m", __spec__.name, "--turn", name, str(batch), numerics, workers]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return float(done.stdout.split()[-1])
+    return max(map(float, done.stdout.split()))
 
 
 def efficiency(alone: float, together: float, ranks: int) -> float:
@@ -124,21 +128,26 @@ def message_bytes(widths: Sequence[int]) -> dict[str, float]:
 
 def _measured(ranks: int, repeat: int, launcher: list[str]) -> None:
     print(f"{ranks} processes beside one, one thread each: milliseconds a step, of {repeat} turns")
+    several = [*launcher, "-n", str(ranks)]
     for name, batch in RUNS:
         for numerics in ("fast", "exact"):
             turns = [
                 (
-                    _timed([], name, batch, numerics),
-                    _timed([*launcher, "-n", str(ranks)], name, batch, numerics),
+                    _timed([], name, batch, numerics, "none"),
+                    _timed(several, name, batch, numerics, "mpi"),
+                    _timed(several, name, batch // ranks, numerics, "none"),
                 )
                 for _ in range(repeat)
             ]
-            alone, together = (statistics.median(times) for times in zip(*turns, strict=True))
-            ratio = statistics.median(efficiency(*turn, ranks) for turn in turns)
+            alone, together, apart = (statistics.median(times) for times in zip(*turns, strict=True))
+            ratio, limit = (
+                100.0 * statistics.median(efficiency(turn[0], turn[n], ranks) for turn in turns)
+                for n in (1, 2)
+            )
             title = "-".join(map(str, NETWORKS[name])) if name in NETWORKS else name
             print(
-                f"  {title}, batch {batch}, {numerics}: one {alone:8.2f}, {ranks} together {together:8.2f}, "
-                f"efficiency {100 * ratio:.0f} %",
+                f"  {title}, batch {batch}, {numerics}: one {alone:7.2f}, {ranks} together {together:7.2f}, "
+                f"efficiency {ratio:.0f} %; apart {apart:7.2f}, limit {limit:.0f} %",
                 flush=True,
             )
 
@@ -178,11 +187,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--exact-cost", type=float, default=3.8, help="how many times as long an exact step takes"
     )
-    parser.add_argument("--turn", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--turn", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     if given.turn:
-        name, batch, numerics = given.turn
-        _turn(name, int(batch), numerics)
+        name, batch, numerics, workers = given.turn
+        _turn(name, int(batch), numerics, workers)
     elif given.model:
         _modelled(given.gflops, given.exact_cost)
     else:

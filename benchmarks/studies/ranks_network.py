@@ -148,7 +148,7 @@ def main(words: Sequence[str] | None = None) -> None:
     alone = {}
     for batch in _BATCHES:
         for numerics in ("fast", "exact"):
-            turn = (_STUDY, "--turn", _NAME, str(batch // 2), numerics)
+            turn = (_STUDY, "--turn", _NAME, str(batch // 2), numerics, "none")
             alone[batch, numerics] = statistics.median(_number([], *turn) for _ in range(given.repeat))
     for rate in given.rates:
         with network(rate):
@@ -158,7 +158,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 f"{rate:g} million bits a second: alpha {1e6 * alpha:.0f} microseconds, beta {beta / 1e6:.1f} MB/s"
             )
             for (batch, numerics), half in alone.items():
-                turn = (_STUDY, "--turn", _NAME, str(batch), numerics)
+                turn = (_STUDY, "--turn", _NAME, str(batch), numerics, "mpi")
                 measured = statistics.median(_number(launcher, *turn) for _ in range(given.repeat))
                 message = 1e3 * message_seconds(message_bytes(widths)[numerics], 2, alpha, beta)
                 modelled = half + message

@@ -11,30 +11,37 @@ from xnn.benchmarks.studies import ranks, ranks_network
 
 
 def test_a_turn_prints_milliseconds(capsys):
-    ranks.main(["--turn", "lenet", "4", "fast"])
+    ranks.main(["--turn", "lenet", "4", "fast", "none"])
     assert 0.0 < float(capsys.readouterr().out) < 1e4
 
 
 def test_turns_are_paired(capsys, monkeypatch):
-    """One process and two in turns: the median of each, and of the efficiencies of pairs."""
-    times = iter([10.0, 8.0, 20.0, 12.5, 12.0, 6.0] * 2 * len(ranks.RUNS))
+    """One process, two together and two apart in turns: the median of each, and of the efficiencies of turns."""
+    times = iter([10.0, 8.0, 5.0, 20.0, 12.5, 12.5, 12.0, 6.0, 6.0] * 2 * len(ranks.RUNS))
     commands = []
 
-    def timed(command, name, batch, numerics):
-        commands.append(command)
+    def timed(command, name, batch, numerics, workers):
+        commands.append((command, batch, workers))
         return next(times)
 
     monkeypatch.setattr(ranks, "_timed", timed)
     ranks.main(["--launcher", "mpirun --oversubscribe"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 2 * len(ranks.RUNS)
-    assert lines[1].endswith("one    12.00, 2 together     8.00, efficiency 80 %")
-    assert commands[:2] == [[], ["mpirun", "--oversubscribe", "-n", "2"]]
+    assert lines[1].endswith("one   12.00, 2 together    8.00, efficiency 80 %; apart    6.00, limit 100 %")
+    several = ["mpirun", "--oversubscribe", "-n", "2"]
+    assert commands[:3] == [([], 1024, "none"), (several, 1024, "mpi"), (several, 512, "none")]
+
+
+def test_the_slowest_of_processes_that_train_apart_counts(monkeypatch):
+    done = CompletedProcess([], 0, "5.5\n7.25\n", "")
+    monkeypatch.setattr(ranks.subprocess, "run", lambda *words, **how: done)
+    assert ranks._timed(["mpiexec", "-n", "2"], "lenet", 4, "fast", "none") == 7.25
 
 
 def test_a_turn_that_fails_says_why(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(SystemExit, match="--turn large 1024 fast ended with 1"):
+    with pytest.raises(SystemExit, match="--turn large 1024 fast none ended with 1"):
         ranks.main([])
 
 
@@ -72,8 +79,8 @@ def test_a_network_of_limited_bandwidth(capsys, monkeypatch):
         f"{50 / model:.2f} times as long"
     )
     assert len(lines) == 4
-    assert ([], ("xnn.benchmarks.studies.ranks", "--turn", "large", "512", "exact")) in calls
-    assert (["mpiexec"], ("xnn.benchmarks.studies.ranks", "--turn", "large", "1024", "exact")) in calls
+    assert ([], ("xnn.benchmarks.studies.ranks", "--turn", "large", "512", "exact", "none")) in calls
+    assert (["mpiexec"], ("xnn.benchmarks.studies.ranks", "--turn", "large", "1024", "exact", "mpi")) in calls
 
 
 def test_a_network_that_cannot_be_made_says_why(monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from trainings import NUMBERED, digits, mlp, on_each, outcome, small, steps_and_messages
 
 import xnn
-from xnn import layers, losses, optimizers
+from xnn import data, layers, losses, optimizers
 from xnn.backends.ranks.threads import in_threads
 from xnn.benchmarks.exactness.networks import SMALL
 
@@ -36,6 +36,20 @@ def test_a_step_sends_one_message(kernels):
     assert messages["sum"] == steps
     assert messages["maximum"] == 0
     assert messages["gather"] == 2  # after the epoch: how long a message is, and the message
+
+
+@pytest.mark.parametrize("kernels", ["auto", "numpy"])
+@pytest.mark.parametrize("options", [{}, {"class_weight": [1.0, 2.0, 1.0, 1.0]}], ids=str)
+def test_a_loss_without_options_has_a_kernel(kernels, options):
+    """With weights of classes, its divisor is a sum over all ranks: ops compute it."""
+
+    def calls(ranks):
+        trainer = mlp(kernels=kernels)
+        trainer.loss = losses.SoftmaxCrossEntropy(**options)
+        program = trainer.stepper(data.Batches(digits(), 32)).program(32)
+        return [call.kind for call in program.calls].count("loss")
+
+    assert in_threads(2, calls) == [0 if options else 1] * 2
 
 
 def test_batch_normalization_sends_three_more():

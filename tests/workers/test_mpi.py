@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,28 @@ def test_exact_numerics_give_the_bits_of_one_process():
     assert without_ranks(found) == without_ranks(result(alone(PROGRAM, "none", "exact", "none")))
 
 
+SUMS = """
+import numpy as np
+from xnn.backends.ranks.mpi import world
+ranks = world()
+for dtype in ("float32", "float64"):
+    numbers = np.full(2**18 + 5, ranks.rank + 0.5, dtype)
+    ranks.total(numbers)
+    assert (numbers == 4.5).all(), numbers
+numbers = np.arange(2**15) % 3 * (ranks.rank + 1)
+ranks.maximum(numbers)
+assert (numbers == np.arange(2**15) % 3 * 3).all(), numbers
+assert ranks._memory is not None
+print("right", flush=True)
+"""
+
+
+def test_long_sums_are_made_in_shared_memory():
+    ran = ranks(3, "-c", SUMS)
+    assert ran.stdout.count("right") == 3, ran.stderr
+    assert not list(pathlib.Path("/dev/shm").glob("xnn-*"))
+
+
 def test_fast_numerics_are_close_to_one_process():
     found, other = (
         result(ranks(2, PROGRAM, "none", "fast", "mpi")),
@@ -83,8 +106,12 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(tmp_path):
     [
         ("raise", "rank 1 of 2 (on "),
         ("data", "rank 1 of 2 (on "),
+        ("shard", "DTypeError: training data: sample 90 holds NaN or infinity"),
+        ("version", "rank 1 of 2 (on "),
+        ("weights", "differs from rank 0 in: weights before training"),
+        ("nan", "step 2 (epoch 1, batch 2): the output of layer 4 (Dense) is not finite"),
         ("after", "RuntimeError: after the training"),
-        ("kill", ""),
+        ("kill", "signal 9"),
         ("exit", "rank 1 of 2 has ended its program"),
     ],
 )
@@ -94,6 +121,15 @@ def test_a_rank_that_fails_ends_all(scenario, said):
     assert ran.returncode != 0
     assert said in ran.stdout + ran.stderr
     assert time.monotonic() - start < PATIENCE
+
+
+@pytest.mark.parametrize("scenario", ["slow", "disk"])
+def test_a_slow_rank_and_a_full_disk_change_nothing(scenario, tmp_path):
+    ran = ranks(2, PROGRAM, scenario, "exact", "mpi", *([tmp_path] if scenario == "disk" else []))
+    assert without_ranks(result(ran)) == without_ranks(result(alone(PROGRAM, "none", "exact", "none")))
+    if scenario == "disk":
+        assert "xnn: no checkpoint of step 12" in ran.stderr
+        assert "(No space left on device): make room" in ran.stderr
 
 
 def test_an_interrupted_rank_ends_the_training_of_all_after_the_same_step():
@@ -164,6 +200,45 @@ def test_an_error_of_one_rank_names_it(train):
     assert ran.returncode == 1
     assert "rank 1 of 2 (on " in ran.stderr
     assert "differs from rank 0 in: model, loss, optimizer" in ran.stderr
+
+
+def test_data_that_cannot_be_read_are_named_once(train, tmp_path):
+    ran = ranks(2, *train[:-1], tmp_path / "missing.csv")
+    assert ran.returncode == 4
+    assert ran.stderr.count("missing.csv") == 1
+
+
+def lines_of(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_launcher_ends_all(sent, train, tmp_path):
+    """MPICH passes it on, and all end after the same step; Open MPI ends them by itself."""
+    log, run = tmp_path / "log.jsonl", tmp_path / "run"
+    long = [*train, "--json", "--log", log, "--checkpoint", run]
+    long[long.index("--epochs") + 1] = "1000000"
+    command = [LAUNCHER, *options(), "-n", "2", sys.executable, *map(str, long)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    start = time.monotonic()
+    while lines_of(log) < 5 and time.monotonic() - start < PATIENCE:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert list(run.glob("*.safetensors"))
+    if options():
+        assert process.returncode != 0
+    else:
+        assert process.returncode == 128 + sent
+        assert json.loads(next(line for line in said.splitlines() if line.startswith("{")))["interrupted"]
+
+
+def test_a_time_limit_ends_all(train):
+    long = list(train)
+    long[long.index("--epochs") + 1] = "1000000"
+    ran = ranks(2, *long, "--json", "--time-limit", "1s")
+    assert ran.returncode == 0, ran.stderr
+    assert 0 < result(ran)["steps"] < 1_000_000
 
 
 def test_other_commands_run_once():

@@ -170,3 +170,16 @@ def test_metrics_that_need_all_rows_and_weights_of_samples(other, dtype):
 
     for one, alone in zip(on_each(3, train), train(), strict=True):
         assert one == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("work", ["evaluate", "predict"])
+def test_fast_numerics_refuse_other_backends_outside_of_training(other, work):
+    x, y = digits()
+
+    def compute(ranks):
+        with backend((other.address, "numpy")[ranks.rank]):
+            trainer = mlp()
+            return trainer.predict(x) if work == "predict" else trainer.evaluate((x, y))
+
+    with pytest.raises(RankError, match=r"rank 1 of 2 .* differs from rank 0 in: backend"):
+        in_threads(2, compute)

@@ -82,6 +82,20 @@ def test_a_loss_or_metrics_that_differ_are_named(odd):
         in_threads(2, evaluate)
 
 
+@pytest.mark.parametrize("work", ["predict", "evaluate"])
+def test_what_is_compared_goes_in_one_message(work):
+    """A message of objects is two gatherings: their lengths, and themselves; the other is that of the results."""
+    x, y = digits()
+
+    def compute(ranks):
+        trainer, before = mlp(), ranks.messages.copy()
+        trainer.predict(x) if work == "predict" else trainer.evaluate((x, y))
+        return ranks.messages - before
+
+    results = {"predict": 3, "evaluate": 2}[work]
+    assert in_threads(2, compute) == [{"gather": 2 + results}] * 2
+
+
 def test_long_rows_are_gathered_in_pieces(monkeypatch):
     monkeypatch.setattr("xnn.backends.ranks.group._PIECE_BYTES", 64)
     parts = [np.arange(20.0).reshape(10, 2) + 100 * rank for rank in range(3)]

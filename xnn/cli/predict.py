@@ -123,7 +123,7 @@ def predict_command(
         parts = read_samples(data, data_home, header, notes, width, shares)
     if not is_first:
         for samples in parts:
-            predicted(ranks, net, samples.x, BATCH)
+            predicted(ranks, net, samples.x, BATCH, known_model=True)
         return
     with Lines(form) as lines:
         with written_by_parts(output, (".npy",)) if output else nullcontext() as file:
@@ -154,7 +154,7 @@ def _predict(
     """
     score, said = _Score(notes.labels), tuple[str, ...]()
     for samples in parts:
-        outputs, before = predicted(current_ranks(), net, samples.x, BATCH), lines.count
+        outputs, before = predicted(current_ranks(), net, samples.x, BATCH, known_model=True), lines.count
         said = samples.notes
         if rows is not None:
             rows.add(outputs)

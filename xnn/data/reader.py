@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,21 @@ class Reader:
 
     batches: the data, of which at least one array is read from files; or those of a stream, whose windows a thread
         reads already.
+    own: which rows of a batch of so many this process computes; the others are not read, but those of a stream are.
+        Default None: all.
 
-    `numbers` gives the row numbers of each batch, and `places` where the rows of that batch lie in the buffers, one
-    for each array. A buffer has two parts, which are filled in turn, and room for a batch besides: `places` reads
-    the rows of any other batch there, such as one that is taken again.
+    `numbers` gives the row numbers of each batch, and `places` where the process's own rows of that batch lie in the
+    buffers, one for each array. A buffer has two parts, which are filled in turn, and room for a batch besides:
+    `places` reads the rows of any other batch there, such as one that is taken again.
     """
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, own: Callable[[int], slice] | None = None) -> None:
         self.batches = batches
-        size = min(batches.batch_size, batches.rows)
+        all_rows = range(min(batches.batch_size, batches.rows))
+        self._own = own or (lambda rows: slice(0, rows))
+        self._needed = self._own if batches.window is None else lambda rows: slice(0, rows)
+        last = range(batches.rows % batches.batch_size)
+        size = max(len(rows[self._needed(len(rows))]) for rows in (all_rows, last))
         each = size * sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in batches.arrays)
         #: How many batches are read together.
         self.together = min(len(batches), max(1, _BYTES // max(1, each)))
@@ -56,17 +63,22 @@ class Reader:
                     for rows in chunk:
                         self._current = rows, start
                         yield rows
-                        start += len(rows)
+                        start += len(rows[self._needed(len(rows))])
         finally:
             self._current = None, 0
 
     def places(self, rows: np.ndarray) -> np.ndarray:
-        """Where these rows lie in the buffers: those that `numbers` gave last, or others, which are read now."""
+        """Where the own ones of these rows lie in the buffers: of the batch that `numbers` gave last, or of another.
+
+        The rows of another batch are read now.
+        """
         known, start = self._current
+        needed = rows[self._needed(len(rows))]
         if rows is not known:
             start = _PARTS * self.capacity
-            self._read(rows, start)
-        return self._all[start : start + len(rows)]
+            self._read(needed, start)
+        places = self._all[start : start + len(needed)]
+        return places if len(needed) < len(rows) else places[self._own(len(rows))]
 
     def _chunks(self, epoch: int, done: int) -> Generator[tuple[int, list[np.ndarray]], None, None]:
         """Reads the batches of an epoch, some at a time; gives the place of the first row, and their row numbers."""
@@ -80,7 +92,7 @@ class Reader:
             yield self._filled(chunk, part)
 
     def _filled(self, chunk: list[np.ndarray], part: int) -> tuple[int, list[np.ndarray]]:
-        self._read(np.concatenate(chunk), part * self.capacity)
+        self._read(np.concatenate([rows[self._needed(len(rows))] for rows in chunk]), part * self.capacity)
         return part * self.capacity, chunk
 
     def _read(self, rows: np.ndarray, start: int) -> None:
@@ -88,7 +100,21 @@ class Reader:
             read_rows(array, rows, buffer[start : start + len(rows)])
 
 
-def read_batches(batches: Batches, epoch: int) -> Generator[tuple[Any, ...], None, None]:
-    """The batches of an epoch, as `Batches.epoch` gives them; those that come from files are read ahead."""
-    given = batches.epoch(epoch)
+def read_batches(
+    batches: Batches, epoch: int, first: int = 0, step: int = 1
+) -> Generator[tuple[Any, ...], None, None]:
+    """The batches of an epoch, as `Batches.epoch` gives them; those that come from files are read ahead.
+
+    first, step: which of them are wanted; the others are not read, but those of a stream are. Default: all.
+    """
+    given = _every(batches, epoch, first, step)
     return read_ahead(given) if any(map(reads_rows, batches.arrays)) and not batches.window else given
+
+
+def _every(batches: Batches, epoch: int, first: int, step: int) -> Generator[tuple[Any, ...], None, None]:
+    with closing(batches):
+        if batches.window is not None:
+            yield from islice(batches.epoch(epoch), first, None, step)
+        else:
+            for rows in islice(batches.numbers(epoch), first, None, step):
+                yield batches.gather(rows)

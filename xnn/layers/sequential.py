@@ -113,12 +113,13 @@ class Sequential(Container):
         if self.first_layer is not None:
             self.first_layer.check_integers(x)
 
-    def prepare(self, x: Any) -> Any:
+    def prepare(self, x: Any, part: slice = slice(None)) -> Any:
         """Samples as the first layer takes them.
 
         x: an array of numbers, or a list. They are converted to the model's dtype (float16, bfloat16 and the like,
             too), except integers for a first layer that takes them as they are (Rescale, Embedding), and float64 for
             a Rescale with a shift. Nothing is scaled.
+        part: which rows are checked, of samples that are read from files; default all. Other processes check others.
 
         Raises DTypeError for an array that does not hold numbers.
         """
@@ -130,7 +131,7 @@ class Sequential(Container):
             return self._as_taken(x)
         sample = self._as_taken(np.asarray(x[:1]))  # raises for what is no number
         if check is not None:
-            for _, block in row_blocks(x):
+            for _, block in row_blocks(x, part):
                 check(block)
         unchanged = sample.dtype == x.dtype and current_numerics() == "fast"
         return x if unchanged else Converted(x, self._as_taken)
@@ -189,15 +190,16 @@ class Sequential(Container):
     def _outputs(self, x: Any, batch_size: int, on_host: bool, ranks: Ranks | None) -> Any:
         lib = self.backend
         given = as_host_array(x, "x", by_rows=True)
+        starts = range(0, max(1, *given.shape[:1]) if given.ndim else 1, batch_size)
+        starts = starts if ranks is None else starts[ranks.share(len(starts))]
+        own = slice(starts.start, starts.stop)
         with np.errstate(over="ignore"):
-            x = self.prepare(given)
-            _check_converted(given, x)
+            x = self.prepare(given, own)
+            _check_converted(given, x, own)
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         if not takes(self, x):
             self._check_samples(tuple(x.shape))  # before any work
-        starts = range(0, max(1, x.shape[0]), batch_size)
-        starts = starts if ranks is None else starts[ranks.share(len(starts))]
         batches = (_range(x, start, min(start + batch_size, x.shape[0])) for start in starts)
         with lib.guard(), Scope(records=False):
             parts = Parts(self)
@@ -365,11 +367,11 @@ def _range(x: Any, start: int, stop: int) -> Any:
     return row_range(x, start, stop) if is_on_host(x) else x[start:stop, ...]
 
 
-def _check_converted(given: Any, x: Any) -> None:
-    """Raise DTypeError for a finite number that became infinite when samples were converted to the model's dtype."""
+def _check_converted(given: Any, x: Any, part: slice) -> None:
+    """Raise DTypeError for a finite number in these rows that is infinite in the model's dtype."""
     if given is x or not is_on_host(x) or x.dtype.kind != "f" or not x.ndim:
         return
-    for start, block in row_blocks(x):
+    for start, block in row_blocks(x, part):
         wrong = np.isinf(block)
         if wrong.any() and (wrong := wrong & np.isfinite(here := given[start : start + len(block)])).any():
             raise DTypeError(

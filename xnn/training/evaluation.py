@@ -32,10 +32,9 @@ def evaluated(trainer: Any, batches: Batches) -> dict[str, Any]:
 
     def numbers() -> Iterator[Any]:
         """Of each batch the loss, what it was divided by unless that is the number of rows, and the counts."""
-        with closing(read_batches(batches, 0)) as read:
-            for number, (x, *rest) in enumerate(read):
-                if ranks is not None and number % ranks.size != ranks.rank:  # another process's
-                    continue
+        turn = (0, 1) if ranks is None else (ranks.rank, ranks.size)  # processes take batches in turn
+        with closing(read_batches(batches, 0, *turn)) as read:
+            for x, *rest in read:
                 sizes.append(x.shape[0])
                 outputs = parts.together(x)
                 targets, *weights = map(lib.to_device, rest)

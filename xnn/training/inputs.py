@@ -10,6 +10,7 @@ import numpy as np
 
 from xnn.backends import admit
 from xnn.backends.host_arrays import as_host_array
+from xnn.backends.ranks.group import checked_part
 from xnn.backends.row_sources import Converted, first_not_finite, is_on_host, reads_rows, row_blocks
 from xnn.data import Batches, Stream
 from xnn.data.stream import opened
@@ -117,7 +118,7 @@ def prepare(
             "targets, and at least one"
         )
     with np.errstate(over="ignore"):  # found by _check_finite, which says where
-        given, x = x, model.prepare(x)
+        given, x = x, model.prepare(x, checked_part(x))
         _check_finite(role, "sample", given, x)
         targets = y if is_on_host(y) else lib.to_host(y)
         if targets.dtype.kind in "USO":
@@ -168,7 +169,7 @@ def _checked_targets(
 ) -> Any:
     """The targets as the loss takes them, checked. Those read from files are converted when they are read."""
     by_rows = reads_rows(targets)
-    for start, block in row_blocks(targets) if by_rows else [(0, targets)]:
+    for start, block in row_blocks(targets, checked_part(targets)) if by_rows else [(0, targets)]:
         try:
             loss.check(block, output_shape)
             for metric in metrics:
@@ -187,7 +188,7 @@ def _checked_targets(
 
 def _check_finite(role: str, what: str, given: Any, prepared: Any) -> None:
     """Raise DTypeError for NaN or infinity in a host array, given or made by the conversion to its dtype."""
-    row = first_not_finite(prepared) if is_on_host(prepared) else None
+    row = first_not_finite(prepared, checked_part(prepared)) if is_on_host(prepared) else None
     if row is None:
         return
     if np.isfinite(given[row]).all():

@@ -22,19 +22,30 @@ __all__ = ["Predicting", "check_same_data", "check_same_model", "predicted"]
 def check_same_model(ranks: Ranks | None, model: Any) -> None:
     """Raise RankError, on all ranks, if they have other models: layers with other options, or other weights."""
     if ranks is not None:
-        layers = json.dumps(model.config(), sort_keys=True, default=str)
-        check_same(ranks, {"model": layers, "weights": weights_sha256(model)})
+        check_same(ranks, _facts_of(model))
+
+
+def _facts_of(model: Any) -> dict[str, str]:
+    layers = json.dumps(model.config(), sort_keys=True, default=str)
+    return {"model": layers, "weights": weights_sha256(model)}
 
 
 def check_same_data(
-    ranks: Ranks, model: Any, arrays: Sequence[Any], batch_size: int, numerics: str, parts: Any = None
+    ranks: Ranks,
+    model: Any,
+    arrays: Sequence[Any],
+    batch_size: int,
+    numerics: str,
+    parts: Any = None,
+    known_model: bool = False,
 ) -> None:
     """Raise RankError, on all ranks, if they are about to compute other outputs, or in another way.
 
     arrays: samples, and perhaps their targets and weights. numerics: those that compute. parts: what `check_alike`
-    compares of a Trainer; None for a prediction.
+    compares of a Trainer; None for a prediction. known_model: whether `check_same_model` has compared the model.
     """
     facts = {
+        **({} if known_model else _facts_of(model)),
         "data": known(arrays),
         "batch_size": batch_size,
         "numerics": numerics,
@@ -43,10 +54,13 @@ def check_same_data(
     check_same(ranks, facts | backend_fact(model.backend, numerics))
 
 
-def predicted(ranks: Ranks | None, model: Any, x: Any, batch_size: int) -> np.ndarray:
+def predicted(
+    ranks: Ranks | None, model: Any, x: Any, batch_size: int, known_model: bool = False
+) -> np.ndarray:
     """The outputs of a model for samples, as `model.predict` gives them.
 
     ranks: the processes that share the batches; each gets the outputs for all samples. None: this one computes all.
+    known_model: as for `check_same_data`.
 
     The batches are those of one process. So are the outputs, bit for bit: in exact numerics, and in fast numerics if
     a process has as many threads. Raises RankError, on all ranks, if samples, batch size or numerics differ.
@@ -54,7 +68,8 @@ def predicted(ranks: Ranks | None, model: Any, x: Any, batch_size: int) -> np.nd
     if ranks is None:
         return np.asarray(model.predict(x, batch_size))
     x = as_host_array(x, "x", by_rows=True)
-    check_same_data(ranks, model, [x], batch_size, chosen_numerics() or model.numerics or current_numerics())
+    mode = chosen_numerics() or model.numerics or current_numerics()
+    check_same_data(ranks, model, [x], batch_size, mode, known_model=known_model)
     with limit_threads(threads_of_rank(ranks.on_this_machine)):
         return np.asarray(model._predict(x, batch_size, True, ranks))
 
@@ -85,5 +100,4 @@ class Predicting(Together):
         """
         ranks = self.ranks
         with joined(ranks), numerics(self.numerics):
-            check_same_model(ranks, self.model)
             return predicted(ranks, self.model, x, batch_size)

@@ -55,6 +55,11 @@ class Sharing:
         """This rank's rows of a batch of so many; None for a batch that every rank computes whole."""
         return Shard(self.ranks, size) if size >= self.ranks.size else None
 
+    def own(self, size: int) -> slice:
+        """Which rows of a batch of so many this rank computes."""
+        shard = self.shard(size)
+        return slice(0, size) if shard is None else shard.own
+
     def trial(self, size: int) -> Trial | None:
         """As `shard`, without messages."""
         return Trial(self.ranks, size) if size >= self.ranks.size else None

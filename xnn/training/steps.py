@@ -92,7 +92,7 @@ class Stepper:
         if self.feed is not None:
             self.feed.seed = self.batches.seed
         if self.feed is None and self.reader is None and any(map(reads_rows, self.batches.arrays)):
-            self.reader = Reader(self.batches)
+            self.reader = Reader(self.batches, None if self.sharing is None else self.sharing.own)
         self.programs: dict[int, Program] = {}
         self._traces: dict[int, Trace] = {}
         self._shards: dict[int, Shard | None] = {}
@@ -308,11 +308,10 @@ class Stepper:
         """A step on this rank's rows of a batch; other ranks compute the others at the same time."""
         shard = self._shards[len(rows)]
         self._counted.append(shard is not None or self.sharing.ranks.rank == 0)  # type: ignore[union-attr]
-        rows = rows if self.reader is None else self.reader.places(rows)
-        own, first = (slice(None), 0) if shard is None else (shard.own, shard.own.start)
-        self.model.set_stream(self.batches.seed, number, first)
+        own = self.sharing.own(len(rows))  # type: ignore[union-attr]
+        self.model.set_stream(self.batches.seed, number, own.start)
         with with_communicator(shard):
-            program.steps([rows[own]], number)
+            program.steps([rows[own] if self.reader is None else self.reader.places(rows)], number)
         program.leave_streams(self.batches.seed, number)
 
     def seconds_per_step(self, number: int) -> float:

@@ -139,11 +139,21 @@ def check_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
 def known(arrays: Sequence[Any]) -> list[Any]:
     """What tells arrays from others."""
     whole = [type(x) is np.ndarray and x.nbytes <= _WHOLE for x in arrays]
-    digests = [
-        zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data) if w else 0
-        for x, w in zip(arrays, whole, strict=True)
-    ]
+    digests = [_crc32(x) if w else 0 for x, w in zip(arrays, whole, strict=True)]
     return [identity(arrays), digests]
+
+
+def _crc32(array: np.ndarray, before: int = 0) -> int:
+    """CRC-32 of an array's bytes, after others with this checksum."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, before)
+
+
+def _checksum(model: Any) -> int:
+    """CRC-32 of all parameters and buffers: it takes a third of the time of `weights_sha256`."""
+    total = 0
+    for part in (*model.parameters(), *model.buffers()):
+        total = _crc32(model.backend.to_host(part.value), total)
+    return total
 
 
 class _Silent(Callback):
@@ -202,7 +212,7 @@ class SharedEnding(Ending):
     def settle(self, fit: Any) -> None:
         """Take rank 0's reason to end the training. Raises RankError if weights are not the same on all ranks."""
         ranks, history = self._sharing.ranks, fit.history
-        every = ranks.gather_objects((history.stopped, weights_sha256(fit.trainer.model)))
+        every = ranks.gather_objects((history.stopped, _checksum(fit.trainer.model)))
         history.stopped = every[0][0]
         for rank, (_, weights) in enumerate(every):
             if weights != every[0][1]:

@@ -36,7 +36,7 @@ from xnn.training.inputs import check_last_batch, check_trainable, check_weights
 from xnn.training.interrupt import interruptible
 from xnn.training.parts import check_parts
 from xnn.training.placement import put_together
-from xnn.training.predicting import Predicting, check_same_data, check_same_model
+from xnn.training.predicting import Predicting, check_same_data
 from xnn.training.reporting import Reporting
 from xnn.training.resuming import Checkpoint, check_fit, go_on, newest, restore_history
 from xnn.training.room import check_room, with_batch_size
@@ -378,7 +378,6 @@ class Trainer(Predicting, Reporting, Habitual):
             prepared = prepare(self.model, self.loss, self.metrics, data, "evaluation", sample_weight)
             batches = Batches(prepared, batch_size, shuffle=False)
             if (ranks := self.ranks) is not None:
-                check_same_model(ranks, self.model)
                 check_same_data(
                     ranks, self.model, batches.arrays, batch_size, current_numerics(), built(self)[0]
                 )
