@@ -1,8 +1,8 @@
 """The number of threads of a run: how it is chosen, how it is limited for a while, and the execution plan.
 
 There are threads of BLAS, which share a matrix product, and threads of xnn's own, which share the images of a batch
-(`kernels/workers.py`). A limit holds for both. Where xnn's own share most of a step, BLAS is limited to one thread,
-since its idle threads keep cores busy.
+or the rows of a table (`kernels/workers.py`). A limit holds for both. Where xnn's own share most of a step, BLAS is
+limited to one thread, since its idle threads keep cores busy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of compiled kernels: each call becomes one or more rows of numbers, which `compiled_loops.run` executes.
+"""The table of compiled kernels: each call becomes one or more rows of numbers, which `row_runner.py` executes.
 
 Calls without rows, such as a user's op, are run by a NumPy kernel or by the op, between two stretches of rows.
 Importing this file imports Numba.

@@ -25,10 +25,15 @@ def moments(call: Call) -> Runnable:
     mean, variance = m.reshape(len(m), -1)[:2]
     away, share = np.empty_like(x), 1.0 / len(x)
     add, add_squares = add_rows(x, mean, accumulate=False), add_rows(away, variance, accumulate=False)
+    rest = np.empty_like(mean)
+    add_rest = add_rows(away, rest, accumulate=False)
 
     def run() -> None:
         with np.errstate(all="ignore"):
             add(share)
+            np.subtract(x, mean, out=away)
+            add_rest(share)  # what rounding has left of the mean: much, if it is large beside the deviations
+            np.add(mean, rest, out=mean)
             np.subtract(x, mean, out=away)
             np.multiply(away, away, out=away)
             add_squares(share)

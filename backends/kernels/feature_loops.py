@@ -14,6 +14,7 @@ from xnn.backends.kernels.image_loops import numbers, option, reals
 from xnn.backends.kernels.intrinsics import rounded
 from xnn.backends.kernels.jit import jit
 from xnn.backends.kernels.normalization_loops import mean_of, squares_about
+from xnn.backends.kernels.normalization_numbers import LEAST, MOST
 from xnn.backends.kernels.row_runner import WIDTH
 from xnn.backends.kernels.vectors import load, spread, total, zeros
 from xnn.ops import normalization
@@ -24,7 +25,6 @@ __all__ = [
 ]  # fmt: skip
 
 _WIDE = np.float64(0)
-_LEAST, _MOST = 2.0**-100, 2.0**100  #: between which a variance is an ordinary number
 _SMALL, _LARGE = normalization._SMALL, normalization._LARGE
 _MULTIPLY, _DIVIDE = normalization._MULTIPLY, normalization._DIVIDE
 
@@ -38,7 +38,7 @@ def _unusual_moments(x: Any, stride: Any, count: Any, like: Any) -> Any:
     size, factor = like - like, like
     for i in range(count):
         value = abs(reals(x + i * stride, 1, like)[0])
-        size = size if value <= size else value  # NaN is the largest
+        size = value if size == size and not value <= size else size  # NaN is the largest
     if size > _LARGE:
         factor = rounded(_DIVIDE, like)
     elif size < _SMALL and size > 0.0:
@@ -67,7 +67,7 @@ def _store_unusual(
 
 @jit
 def _is_ordinary(variance: Any) -> Any:
-    return variance > _LEAST and variance < _MOST
+    return variance > LEAST and variance < MOST
 
 
 def moments_of_features(

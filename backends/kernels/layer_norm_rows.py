@@ -18,15 +18,9 @@ from xnn.backends.kernels.rows import Rows, Writer, grain_of
 __all__ = ["LAYER_NORM_ROWS"]
 
 
-def _writer(x: np.ndarray) -> Writer:
-    out = Writer(x.dtype)
-    out.made.heavy = True
-    return out
-
-
 def _moments(call: Call) -> Rows:
     x, m = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
-    out, (count, _) = _writer(x), extents(call)
+    out, (count, _) = Writer(x.dtype, heavy=True), extents(call)
     rows = x.size // count
     out.loop(
         loops.moments_of_rows, rows, x, m, x.itemsize, count, rows, len(m) > 2, grain=grain_of(count)
@@ -37,7 +31,7 @@ def _moments(call: Call) -> Rows:
 def _normalize(call: Call) -> Rows:
     x, m, *affine = (slot.array for slot in call.reads)
     y: Any = call.writes[0].array  # type: ignore[union-attr]
-    out, (count, _) = _writer(x), extents(call)
+    out, (count, _) = Writer(x.dtype, heavy=True), extents(call)
     rows = x.size // count
     about = np.empty((3, rows), x.dtype)
     weight, bias = affine or (np.ones(count, x.dtype), np.zeros(count, x.dtype))
@@ -56,7 +50,7 @@ def _normalize_backward(call: Call) -> Rows:
     assert forward is not None
     x, y, dy = forward.reads[0].array, forward.writes[0].array, call.reads[0].array  # type: ignore[union-attr]
     dx, _, *affine = (None if slot is None else slot.array for slot in call.writes)
-    out, (count, _), (about, weight) = _writer(x), extents(forward), forward.saved
+    out, (count, _), (about, weight) = Writer(x.dtype, heavy=True), extents(forward), forward.saved
     rows = x.size // count
     shown, (dweight, dbias) = y if forward.activation is not None else None, affine or (None, None)
     if shown is not None or dweight is not None or dbias is not None:

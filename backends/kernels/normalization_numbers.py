@@ -12,12 +12,14 @@ import numpy as np
 from xnn.backends.kernels.calls import Call
 from xnn.ops.apply import forward_of
 
-__all__ = ["Numbers", "are_ordinary", "complete_moments", "store_moments"]
+__all__ = ["LEAST", "MOST", "Numbers", "are_ordinary", "complete_moments", "store_moments"]
+
+LEAST, MOST = 2.0**-100, 2.0**100  #: between which a variance is an ordinary number
 
 
 def are_ordinary(variances: np.ndarray) -> np.ndarray:
     """Which variances are so far from the limits of float32 that their numbers need no scaling."""
-    return (variances > 2.0**-100) & (variances < 2.0**100)
+    return (variances > LEAST) & (variances < MOST)
 
 
 def complete_moments(m: np.ndarray, call: Call) -> None:

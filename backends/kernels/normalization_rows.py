@@ -33,16 +33,10 @@ def _planes(x: np.ndarray) -> tuple[int, int]:
     return x.shape[1], x[0, 0].size
 
 
-def _writer(x: np.ndarray) -> Writer:
-    out = Writer(x.dtype)
-    out.made.heavy = True
-    return out
-
-
 def _moments(call: Call) -> ImageCall | Rows:
     x, m = call.reads[0].array, call.writes[0].array  # type: ignore[union-attr]
     if x.ndim == 2:
-        out, (n, features) = _writer(x), x.shape
+        out, (n, features) = Writer(x.dtype, heavy=True), x.shape
         columns = x, m, x.itemsize, n, features, len(m) > 2, np.empty(features)
         out.loop(by_feature.moments_of_features, features, *columns, grain=grain_of(n))
         return out.made
@@ -73,7 +67,7 @@ def _normalize(call: Call) -> ImageCall | Rows:
 
 def _normalize_features(call: Call, x: np.ndarray, y: np.ndarray) -> Rows:
     _, m, *affine = (slot.array for slot in call.reads)
-    out, (n, features), (weight, bias) = _writer(x), x.shape, affine or (None, None)
+    out, (n, features), (weight, bias) = Writer(x.dtype, heavy=True), x.shape, affine or (None, None)
     about, roots = np.empty((4, features), x.dtype), np.empty(features)
     call.saved = about, roots, weight
     epsilon = np.asarray([call.options.get("epsilon", 1e-5)], float)
@@ -86,7 +80,7 @@ def _normalize_features(call: Call, x: np.ndarray, y: np.ndarray) -> Rows:
 
 def _features_backward(call: Call, x: np.ndarray, y: np.ndarray | None) -> Rows:
     dy, (dx, _, *affine) = call.reads[0].array, (None if slot is None else slot.array for slot in call.writes)
-    out, (n, features), (dweight, dbias) = _writer(x), x.shape, affine or (None, None)
+    out, (n, features), (dweight, dbias) = Writer(x.dtype, heavy=True), x.shape, affine or (None, None)
     about, roots, weight = call.forward.saved  # type: ignore[union-attr]
     out.loop(
         by_feature.features_backward, features, x, y, dy, dx, x.itemsize, n, features, about, roots, weight, dweight,

@@ -70,8 +70,8 @@ def grain_of(size: int) -> int:
 class Writer:
     """Collects the rows of one call. An array given as a column becomes its address, None becomes 0."""
 
-    def __init__(self, dtype: Any) -> None:
-        self.made = Rows([], [], None if dtype is None else np.dtype(dtype))
+    def __init__(self, dtype: Any, heavy: bool = False) -> None:
+        self.made = Rows([], [], None if dtype is None else np.dtype(dtype), heavy)
 
     def loop(self, loop: Any, count: int, *columns: Any, grain: int = 0) -> None:
         """Add the row of a loop, for its elements 0 .. count - 1. grain: as of a Row."""
@@ -151,16 +151,19 @@ class Stretch:
 
     def __call__(self) -> None:
         threads = self.threads
-        _execute(self.table(threads), _NO_MOVES, 1, self.like, threads)
+        _execute(self.table(threads), _NO_MOVES, 1, self.like, threads, self)
 
 
-def _execute(table: np.ndarray, moves: np.ndarray, steps: int, like: Any, threads: int) -> None:
+def _execute(table: np.ndarray, moves: np.ndarray, steps: int, like: Any, threads: int, owner: Any) -> None:
+    """Run a table. owner: keeps the arrays alive whose addresses are in it."""
     if threads == 1:
         run(table, moves, steps, like)
         return
     counters = np.zeros(16, np.int64)  # of this call: a thread that wakes up late finds old ones, used up
 
-    def work() -> int:
+    def work(
+        kept: Any = owner,
+    ) -> int:  # after Ctrl-C a thread may still be at work when nobody else has the arrays
         return int(run_together(table, moves, steps, like, counters, give_way))
 
     share(work, steps * len(table), threads)
@@ -179,7 +182,7 @@ def several(
         threads = turns[0][0].threads if is_shared else 1
         if threads not in made:
             made[threads] = _turns([(stretch.table(threads), moving) for stretch, moving in turns])
-        _execute(*made[threads], count, like, threads)
+        _execute(*made[threads], count, like, threads, turns)
 
     return run_several
 

@@ -1,7 +1,7 @@
 """Threads that share the parts of a batch: the caller and a few Python threads, in compiled code without the GIL.
 
-Each thread takes the next part that nobody has taken, until there is none. Which thread computes a part, and how many
-threads there are, changes no bit: each part has results of its own.
+Each thread takes the next part that nobody has taken, until there is none. Which thread computes a part changes no
+bit: each has results of its own. Parts of images do not depend on the number of threads; `rows.py` says what does.
 
 A thread that wakes up late finds nothing left to do, and nobody waits for it. A process made by `fork` makes threads
 of its own when it needs them. If two Python threads train at once, one of them has the helpers and the other works

@@ -49,6 +49,14 @@ def test_mutants_take_no_more_memory_than_the_file(tmp_path):
     assert int(re.search(r"([\d,]+) kB of memory at most", done.stdout)[1].replace(",", "")) < 20_000
 
 
+@pytest.mark.parametrize("name", ["epoch", "step"])
+@pytest.mark.parametrize("number", [-1, 2**63, 2**70, 1.0, True])
+def test_numbers_of_epochs_and_steps_that_no_run_has(good, tmp_path, name, number):
+    """Random streams are numbered by them, as uint64."""
+    changed = resigned(good[1], lambda head, about: about.update({name: number}))
+    assert check(tmp_path / "hostile.safetensors", changed, True) == "refused"
+
+
 def test_a_gigabyte_of_metadata_is_refused_without_reading_it(tmp_path):
     path = tmp_path / "giant.safetensors"
     with open(path, "wb") as file:

@@ -8,6 +8,7 @@ from test_kernels import DTYPES, LIB, Both, close
 from xnn import ops
 from xnn.backends.kernels.binding import bind
 from xnn.backends.kernels.calls import Call, Slot
+from xnn.ops.apply import forward_of
 
 #: Shape, axes, along: batch normalization of images and of features, and layer normalization.
 CASES = [
@@ -23,6 +24,8 @@ CASES = [
     ((2, 3, 9, 5), (2, 3), 2),
 ]
 KINDS = [(True, ops.relu, 3), (True, None, 2), (False, None, 3)]
+
+OPTIONS = {"scaled": True}
 
 
 @pytest.fixture(params=["numpy", "compiled"])
@@ -94,6 +97,49 @@ def test_moments_of_many_numbers(table, shape):
     wide = x.astype("f8")
     right = np.stack([wide.mean(axis=axis, keepdims=True), wide.var(axis=axis, keepdims=True)])
     np.testing.assert_allclose(slots[1].array[:2], right, rtol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axis", [(0,), (1,)])
+def test_unusual_numbers_have_the_moments_of_the_op(table, axis, dtype):
+    """And change no bit of the others."""
+    columns = [
+        [np.nan, 1e30, 1, 2], [np.nan, 1e-30, 0, 0], [1, np.nan, 1e30, 0], [np.inf, 1, 1, 1], [3e38, -3e38, 0, 1],
+        [1e-42, 0, 0, 0], [1e-30, -1e-30, 0, 0], [7, 7, 7, 7], [0, 0, 0, 0],
+    ]  # fmt: skip
+    usual = [[1, 2, 3, 5], [-1, 2, 0.5, 9]]
+    x = np.array(columns + usual, dtype)
+    x = np.ascontiguousarray(x.T) if axis == (0,) else x
+
+    def moments(x):
+        kept = tuple(1 if a in axis else extent for a, extent in enumerate(x.shape))
+        slots = Slot("x", x.shape, x.dtype, x), Slot("m", (3, *kept), x.dtype)
+        for step in bind(
+            LIB, table, [Call("forward", ops.moments, slots[:1], slots[1:], OPTIONS | {"axis": axis})]
+        ):
+            step()
+        return slots[1].array.reshape(3, -1)
+
+    with np.errstate(all="ignore"):
+        right = forward_of(ops.moments, np, (x,), OPTIONS | {"axis": axis})[0].reshape(3, -1)
+    found = moments(x)
+    np.testing.assert_allclose(found, right, rtol=1e-5)
+    alone = moments(np.ascontiguousarray(x[:, len(columns) :] if axis == (0,) else x[len(columns) :]))
+    np.testing.assert_array_equal(found[:, len(columns) :], alone)
+
+
+@pytest.mark.parametrize("rows", [128, 1000])
+def test_a_mean_that_is_large_beside_the_deviations(table, rows):
+    x = (1000 + 0.01 * np.random.default_rng(0).standard_normal((rows, 5))).astype("float32")
+    slots = Slot("x", x.shape, x.dtype, x), Slot("m", (3, 1, 5), x.dtype)
+    for step in bind(
+        LIB, table, [Call("forward", ops.moments, slots[:1], slots[1:], OPTIONS | {"axis": (0,)})]
+    ):
+        step()
+    mean, variance, _ = slots[1].array.astype("f8").reshape(3, -1)
+    wide = x.astype("f8")
+    np.testing.assert_allclose(mean, wide.mean(0), atol=5e-5)  # half a unit in the last place is 3e-5
+    np.testing.assert_allclose(variance, wide.var(0), rtol=1e-3)
 
 
 @pytest.mark.parametrize("case", USUAL[:2], ids=str)

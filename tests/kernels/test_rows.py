@@ -1,6 +1,8 @@
 """Tables of rows that threads share: what is cut, who runs it, and that neither changes a bit."""
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -172,3 +174,24 @@ def test_parts_of_a_product(m, k, n, transposed, rate):
     assert len(table) > 1
     run(table, np.empty((0, 3), np.int64), 1, np.float32(1))
     np.testing.assert_array_equal(c, expected)
+
+
+def test_arrays_live_as_long_as_a_thread_may_be_at_work(monkeypatch):
+    """Ctrl-C in a prediction frees its program, while a helper may still run a row."""
+    works = []
+
+    def interrupted(work, parts, count):
+        works.append(work)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rows, "share", interrupted)
+    monkeypatch.setattr(rows, "own_threads", lambda: 2)
+    out, y = rows.Writer("float32"), np.empty((128, 512), np.float32)
+    out.gemm(np.ones((128, 784), np.float32), np.ones((784, 512), np.float32), y)
+    stretch, gone = Stretch([out.made], is_shared=True), weakref.ref(y)
+    with pytest.raises(KeyboardInterrupt):
+        stretch()
+    del stretch, out, y
+    gc.collect()
+    assert works[0]() == 2
+    assert (gone() == 784).all()

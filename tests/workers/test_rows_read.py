@@ -7,6 +7,7 @@ from trainings import digits, mlp, outcome
 from xnn import callbacks, data
 from xnn.backends.ranks.threads import in_threads
 from xnn.backends.row_sources import RowSource
+from xnn.data.reader import Reader
 from xnn.errors import DTypeError
 
 
@@ -120,3 +121,29 @@ def test_a_fault_in_the_rows_of_one_rank_ends_all(tmp_path):
     with pytest.raises(DTypeError, match="sample 150 holds NaN"):
         in_threads(3, work)
     assert faulty == [2]
+
+
+def test_numbers_that_do_not_fit_are_an_error_on_each_rank():
+    """Of an array in memory; so a program can catch it, and go on with the others."""
+    x = np.zeros((160, 784))
+    x[150, 3] = 1e300
+
+    def work(ranks):
+        with pytest.raises(DTypeError):
+            mlp().predict(x, batch_size=16)
+        return ranks.rank
+
+    assert in_threads(2, work) == [0, 1]
+
+
+def test_a_batch_by_hand_of_fewer_rows_than_ranks():
+    x, y = digits(64)
+
+    def work(ranks):
+        batches = data.Batches((Counted(x), y), 8)
+        reader = Reader(batches, lambda rows: slice(0, rows) if rows < 4 else ranks.share(rows))
+        places = reader.places(np.array([5, 9, 2]))
+        return reader.buffers[0][places]
+
+    for found in in_threads(4, work):
+        np.testing.assert_array_equal(found, x[[5, 9, 2]])

@@ -35,11 +35,10 @@ class Reader:
 
     def __init__(self, batches: Batches, own: Callable[[int], slice] | None = None) -> None:
         self.batches = batches
-        all_rows = range(min(batches.batch_size, batches.rows))
         self._own = own or (lambda rows: slice(0, rows))
         self._needed = self._own if batches.window is None else lambda rows: slice(0, rows)
-        last = range(batches.rows % batches.batch_size)
-        size = max(len(rows[self._needed(len(rows))]) for rows in (all_rows, last))
+        full = min(batches.batch_size, batches.rows)
+        size = max(len(range(rows)[self._needed(rows)]) for rows in range(1, full + 1))
         each = size * sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in batches.arrays)
         #: How many batches are read together.
         self.together = min(len(batches), max(1, _BYTES // max(1, each)))

@@ -163,7 +163,8 @@ class _Program:
                 self.copied.append((slot.array, array))
         self.steps = bind(self.lib, self.table, self.calls)
         # Threads of BLAS and of xnn's own would wait for one another.
-        shared = len(self.given) > 1 and any(getattr(step, "is_shared", False) for step in self.steps)
+        ours = [step for step in self.steps if getattr(step, "is_shared", False)]
+        shared = any(len(self.given) > 1 or getattr(step, "threads", 1) > 1 for step in ours)
         one: Callable[[], AbstractContextManager[Any]] = partial(limit_threads, None, 1)
         self.limit = one if shared else nullcontext
 

@@ -195,7 +195,7 @@ class Sequential(Container):
         own = slice(starts.start, starts.stop)
         with np.errstate(over="ignore"):
             x = self.prepare(given, own)
-            _check_converted(given, x, own)
+            _check_converted(given, x, own if reads_rows(given) else slice(None))
         if x.ndim < 1:
             raise ShapeError(f"predict needs a batch of samples (n, ...), got shape {tuple(x.shape)}")
         if not takes(self, x):

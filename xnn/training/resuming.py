@@ -140,8 +140,11 @@ def restore(trainer: Any, checkpoint: Checkpoint) -> None:
             if value.shape != array.shape or value.dtype != array.dtype:
                 raise ValueError(f"{name} is {value.dtype}{list(value.shape)}")
         epoch, step = about["epoch"], about["step"]
-        if type(epoch) is not int or type(step) is not int or not frozen <= named.keys():
-            raise ValueError("epoch and step must be integers, and frozen parameters must be there")
+        counts = all(type(number) is int and 0 <= number < 2**63 for number in (epoch, step))
+        if not counts or not frozen <= named.keys():
+            raise ValueError(
+                "epoch and step must be integers from 0 to 2^63 - 1, and frozen parameters be there"
+            )
         states = [] if about["fit"] is not None else _callback_states(trainer, checkpoint, unpacker)
     except OptionError:
         raise
