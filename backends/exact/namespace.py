@@ -271,7 +271,7 @@ class ExactNamespace(Boundary):
         return summed.whole(self.batch_total(summed.partial(self._agreed(summed.largest()))))
 
     def scatter_add(self, count: int, indices: Any, rows: Any, batch: bool = False) -> Any:
-        """`count` rows of zeros, to which rows[i] is added at indices[i].
+        """Make `count` rows of zeros, and add rows[i] to the row with the number indices[i], for each i.
 
         The rows are cut to one slice first, so the order of additions does not matter.
 

@@ -92,7 +92,7 @@ def _dense_backward(call: Call) -> Rows:
 
 def _activate(out: Writer, y: Any, op: Any, bias: Any = None) -> None:
     rows, columns = y.shape
-    out.loop(loops.activate, rows, _KINDS[op], y, bias, rows, columns, y.itemsize, grain=grain_of(columns))
+    out.loop(loops.activate, rows, _KINDS[op], y, bias, columns, y.itemsize, grain=grain_of(columns))
 
 
 def _gradient(out: Writer, dz: Any, y: Any, op: Any, sums: Any = None, piece: Any = None) -> None:
@@ -286,7 +286,7 @@ def _as_rows(stretch: list[Any], is_by_images: bool) -> list[Any]:
 
 def _row(call: ImageCall) -> Rows:
     row = Row(tuple(call.row), call.n, grain_of(call.image // call.dtype.itemsize))
-    return Rows([row], call.arrays, call.dtype, call.heavy)
+    return Rows([row], call.arrays, call.dtype)
 
 
 def _joins(together: list[Any], item: Any) -> bool:

@@ -15,9 +15,8 @@ import numpy as np
 from numba import carray
 
 from xnn.backends.kernels.blas import TRANSPOSED
-from xnn.backends.kernels.image_loops import numbers, option
+from xnn.backends.kernels.image_loops import numbers, option, part_of
 from xnn.backends.kernels.intrinsics import exp_low, exp_parts, gemm32, gemm64, pointer
-from xnn.backends.kernels.jit import jit
 from xnn.backends.kernels.row_runner import WIDTH
 from xnn.ops.sums import PIECE, SHORT
 
@@ -49,20 +48,14 @@ def gemm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
         gemm32(routine, flag_a, flag_b, m, n, k, alpha, a, lead_a, b, lead_b, beta, c, lead_c)
 
 
-@jit
-def _part(address: Any, first: Any, last: Any, like: Any) -> Any:
-    """The numbers first .. last - 1 at an address. Loops over them count from 0: else LLVM makes no vectors."""
-    return carray(pointer(address, like), last)[first:]
-
-
 def activate(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Activate rows in place: y <- f(y + b), f being linear, relu, sigmoid or tanh; no b if its address is 0."""
     r = numbers(row, WIDTH)
-    kind, m, zero, one = r[1], r[5], like - like, like
-    flat, two = _part(r[2], first * m, last * m, like), one + one
+    kind, m, zero, one = r[1], r[4], like - like, like
+    flat, two = part_of(r[2], first * m, last * m, like), one + one
     if r[3]:
         y, b = (
-            carray(pointer(r[2] + first * m * r[6], like), (last - first, m)),
+            carray(pointer(r[2] + first * m * r[5], like), (last - first, m)),
             carray(pointer(r[3], like), m),
         )
         if kind == RELU:
@@ -95,7 +88,7 @@ def gradient(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: An
     """
     r = numbers(row, WIDTH)
     kind, n, m, zero, one, count = r[1], r[5], r[6], like - like, like, last - first
-    db, piece = _part(r[4], first, last, like), _part(r[7], first, last, like)
+    db, piece = part_of(r[4], first, last, like), part_of(r[7], first, last, like)
     rows = n if n <= SHORT else PIECE
     if r[4]:
         db[:] = 0
@@ -104,8 +97,8 @@ def gradient(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: An
             piece[:] = 0
         for i in range(start, min(start + rows, n)):
             dy, y = (
-                _part(r[2], i * m + first, i * m + last, like),
-                _part(r[3], i * m + first, i * m + last, like),
+                part_of(r[2], i * m + first, i * m + last, like),
+                part_of(r[3], i * m + first, i * m + last, like),
             )
             if kind == RELU and r[4]:
                 for j in range(count):
@@ -142,7 +135,7 @@ def fold_bias(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: A
 def copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy an array: r[1] <- r[2]."""
     r = numbers(row, WIDTH)
-    target, source = _part(r[1], first, last, like), _part(r[2], first, last, like)
+    target, source = part_of(r[1], first, last, like), part_of(r[2], first, last, like)
     for i in range(target.size):
         target[i] = source[i]
 
@@ -150,8 +143,8 @@ def copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 def dropout(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Apply dropout: y <- x * scale where the mask is true, else 0."""
     r = numbers(row, WIDTH)
-    x, y = _part(r[1], first, last, like), _part(r[2], first, last, like)
-    keep, zero, scale = _part(r[3], first, last, np.uint8(0)), like - like, option(r[4], 0, like)
+    x, y = part_of(r[1], first, last, like), part_of(r[2], first, last, like)
+    keep, zero, scale = part_of(r[3], first, last, np.uint8(0)), like - like, option(r[4], 0, like)
     for i in range(y.size):
         y[i] = x[i] * scale if keep[i] else zero
 
@@ -183,12 +176,12 @@ def add(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, li
     The numbers are read from addresses; that of the second is 0 if there is only one.
     """
     r = numbers(row, WIDTH)
-    y, b, strength = _part(r[1], first, last, like), _part(r[3], first, last, like), option(r[4], 0, like)
+    y, b, strength = part_of(r[1], first, last, like), part_of(r[3], first, last, like), option(r[4], 0, like)
     c = strength * carray(pointer(r[5], like), 1)[0] if r[5] else strength
     if r[2] == 0:
         for i in range(y.size):
             y[i] = c * b[i]
         return
-    a = _part(r[2], first, last, like)
+    a = part_of(r[2], first, last, like)
     for i in range(y.size):
         y[i] = a[i] + c * b[i]

@@ -57,7 +57,7 @@ def _unusual_moments(x: Any, stride: Any, count: Any, like: Any) -> Any:
 def _store_unusual(
     x: Any, stride: Any, count: Any, like: Any, mean: Any, variance: Any, scale: Any, at: Any
 ) -> None:
-    """Write the moments of such numbers to the places `at`; without `scale`, that of the numbers themselves."""
+    """Write the moments of such numbers to the places `at`; without `scale`, the variance without the factor."""
     mean[at], found, factor = _unusual_moments(x, stride, count, like)
     if scale.size:
         variance[at], scale[at] = found, factor

@@ -1,4 +1,4 @@
-"""Calls over images as rows of numbers, and stretches of them, which threads run together.
+"""Calls on batches of images, each as a row of numbers; threads share what follows one another, a stretch of calls.
 
 Calls that follow one another form a stretch. The batch is cut into at most `PARTS` parts, which threads share
 (`workers.py`) if the program has convolutions; a part goes through all calls of the stretch, a few images at a time.

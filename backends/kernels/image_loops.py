@@ -20,7 +20,7 @@ from xnn.backends.kernels.intrinsics import pointer, rounded
 from xnn.backends.kernels.jit import jit
 from xnn.backends.kernels.micro_kernels import atomic_next, call_loop, move
 
-__all__ = ["COLUMNS", "clear", "copy_rows", "numbers", "option", "reals", "run_images"]
+__all__ = ["COLUMNS", "clear", "copy_rows", "numbers", "option", "part_of", "reals", "run_images"]
 
 COLUMNS = 40  #: numbers in a row
 
@@ -70,6 +70,12 @@ def copy_rows(
 def reals(address: Any, count: Any, like: Any) -> Any:
     """The numbers of the dtype at an address."""
     return carray(pointer(address, like), count)
+
+
+@jit
+def part_of(address: Any, first: Any, last: Any, like: Any) -> Any:
+    """The numbers first .. last - 1 at an address. Loops over them count from 0: else LLVM makes no vectors."""
+    return reals(address, last, like)[first:]
 
 
 @jit

@@ -161,9 +161,8 @@ def _execute(table: np.ndarray, moves: np.ndarray, steps: int, like: Any, thread
         return
     counters = np.zeros(16, np.int64)  # of this call: a thread that wakes up late finds old ones, used up
 
-    def work(
-        kept: Any = owner,
-    ) -> int:  # after Ctrl-C a thread may still be at work when nobody else has the arrays
+    # After Ctrl-C a thread may still be at work when nobody else has the arrays.
+    def work(kept: Any = owner) -> int:
         return int(run_together(table, moves, steps, like, counters, give_way))
 
     share(work, steps * len(table), threads)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.kernels.compiled_loops import LANES
-from xnn.backends.kernels.image_loops import numbers, reals
+from xnn.backends.kernels.image_loops import numbers, part_of, reals
 from xnn.backends.kernels.jit import jit
 from xnn.backends.kernels.row_runner import WIDTH
 
@@ -24,24 +24,19 @@ _DOUBLE = np.float64(0)
 
 
 @jit
-def _part(row: Any, column: Any, first: Any, last: Any, like: Any) -> Any:
-    """The numbers first .. last - 1 of the array whose address is in a column."""
-    return reals(numbers(row, WIDTH)[column], last, like)[first:]
-
-
-@jit
 def _arrays(row: Any, first: Any, last: Any, like: Any) -> Any:
     """Parameters, gradients and two arrays of the state, which may be missing; then the options, at most ten."""
+    r = numbers(row, WIDTH)
     return (
-        _part(row, 1, first, last, like), _part(row, 2, first, last, like), _part(row, 3, first, last, like),
-        _part(row, 4, first, last, like), reals(numbers(row, WIDTH)[6], 10, _DOUBLE),
+        part_of(r[1], first, last, like), part_of(r[2], first, last, like), part_of(r[3], first, last, like),
+        part_of(r[4], first, last, like), reals(r[6], 10, _DOUBLE),
     )  # fmt: skip
 
 
 @jit
 def _third(row: Any, first: Any, last: Any, like: Any) -> Any:
     """The third array of the state."""
-    return _part(row, 5, first, last, like)
+    return part_of(numbers(row, WIDTH)[5], first, last, like)
 
 
 def sgd(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
@@ -147,7 +142,7 @@ def adam(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
 
 def adamw(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    """Adam with decoupled weight decay: w (1 - learning_rate weight_decay) first."""
+    """Adam with decoupled weight decay: first w <- w (1 - learning_rate weight_decay)."""
     o = reals(numbers(row, WIDTH)[6], 7, _DOUBLE)
     _adam(row, first, last, 0.0, 1.0 - o[0] * o[6], like)
 
@@ -243,7 +238,7 @@ def clip_by_norm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part
 
 def scale(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Multiply the numbers at r[1] by the number at r[7]."""
-    g = _part(row, 1, first, last, like)
+    g = part_of(numbers(row, WIDTH)[1], first, last, like)
     factor = g.dtype.type(reals(numbers(row, WIDTH)[7], 1, _DOUBLE)[0])
     for i in range(g.size):
         g[i] *= factor

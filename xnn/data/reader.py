@@ -38,14 +38,14 @@ class Reader:
         self._own = own or (lambda rows: slice(0, rows))
         self._needed = self._own if batches.window is None else lambda rows: slice(0, rows)
         full = min(batches.batch_size, batches.rows)
-        size = max(len(range(rows)[self._needed(rows)]) for rows in range(1, full + 1))
+        size = max(len(range(rows)[self._needed(rows)]) for rows in (full, batches.rows % batches.batch_size))
         each = size * sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in batches.arrays)
         #: How many batches are read together.
         self.together = min(len(batches), max(1, _BYTES // max(1, each)))
         if batches.window is not None:  # a chunk lies in two windows at most
             self.together = min(self.together, max(1, batches.window // size))
         self.capacity = self.together * size
-        rows = _PARTS * self.capacity + size
+        rows = _PARTS * self.capacity + full  # a batch by hand of fewer rows than ranks is read whole
         self.buffers = [np.empty((rows, *a.shape[1:]), a.dtype) for a in batches.arrays]
         self._all = np.arange(rows)
         self._current: tuple[np.ndarray | None, int] = None, 0
@@ -67,9 +67,9 @@ class Reader:
             self._current = None, 0
 
     def places(self, rows: np.ndarray) -> np.ndarray:
-        """Where the own ones of these rows lie in the buffers: of the batch that `numbers` gave last, or of another.
+        """Where this process's rows of a batch lie in the buffers.
 
-        The rows of another batch are read now.
+        rows: the numbers of all rows of the batch that `numbers` gave last, or of another, whose rows are read now.
         """
         known, start = self._current
         needed = rows[self._needed(len(rows))]

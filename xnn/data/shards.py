@@ -26,7 +26,7 @@ _Shard: TypeAlias = tuple[str, Any]
 
 
 class Shards(Joined):
-    """Several arrays as one, the rows of the first before those of the second. None is read as a whole.
+    """Several arrays as one that has all their rows, in order. Only the rows that are asked for are read.
 
     parts: a list of arrays, of paths of .npy files, which are mapped, or of IDX files. All have rows of one dtype and
         shape. float16 and the like become float32, as in `fit`.

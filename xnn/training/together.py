@@ -113,7 +113,7 @@ def check_alike(ranks: Ranks, trainer: Any, batches: Any, held_out: Any, epochs:
 
 
 def backend_fact(lib: Backend, numerics: str) -> dict[str, str]:
-    """The kind of a rank's backend, as a fact for `check_same`; in exact numerics it does not matter."""
+    """What `check_same` compares of a rank's backend: its kind, and nothing in exact numerics, where all may mix."""
     return (
         {} if numerics == "exact" else {"backend (only exact numerics mix them)": lib.name.partition(":")[0]}
     )

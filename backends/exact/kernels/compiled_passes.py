@@ -139,7 +139,7 @@ def weight_gradient(
 
 
 def count_right(outputs: np.ndarray, labels: np.ndarray, count: np.ndarray) -> Runnable:
-    """Count the rows whose largest output is at the label. The first of equal outputs counts; NaN is the largest."""
+    """Count the rows whose largest output is that of the label: the first of equal ones; NaN is the largest."""
     flat = count.reshape(1)
     return lambda: loops.count_right(outputs, labels, flat)
 
