@@ -24,6 +24,7 @@ if (
     os.environ.setdefault("OMP_NUM_THREADS", str(max(_SHARE, 1)))
 
 import hypothesis
+import numpy as np
 import pytest
 from cuda_emulator.attach import attach_without_gpu, attached
 
@@ -104,6 +105,12 @@ def one_thread() -> Iterator[None]:
     """Limits BLAS to one thread: the last bits of a matrix product may depend on the number of threads."""
     with limit_threads(1):
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seeds NumPy's global generator: scikit-learn draws from it where random_state is None."""
+    np.random.seed(0)  # noqa: NPY002
 
 
 @pytest.fixture(autouse=True)

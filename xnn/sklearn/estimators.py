@@ -215,7 +215,8 @@ class MLPRegressor(Engine, neural_network.MLPRegressor):  # type: ignore[misc]
     >>> from sklearn.datasets import load_diabetes
     >>> from xnn.sklearn import MLPRegressor
     >>> X, y = load_diabetes(return_X_y=True)
-    >>> MLPRegressor(target_scaling=True, early_stopping=True, learning_rate_init=0.01).fit(X, y).score(X, y) > 0.4
+    >>> model = MLPRegressor(target_scaling=True, early_stopping=True, learning_rate_init=0.01, random_state=0)
+    >>> model.fit(X, y).score(X, y) > 0.5
     True
     """
 
