@@ -12,22 +12,22 @@ import numpy as np
 from numba import carray
 
 from xnn.backends.kernels.draw_loops import philox
-from xnn.backends.kernels.image_loops import COLUMNS, numbers, option, reals
+from xnn.backends.kernels.image_loops import numbers, option, reals
 from xnn.backends.kernels.intrinsics import pointer
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.jit import inner
 from xnn.backends.kernels.micro_kernels import VECTOR
 from xnn.backends.kernels.vectors import load, spread, store, zeros
 
 __all__ = ["affine_field", "elastic_field", "warp"]
 
 
-@jit
+@inner
 def _signed(half: Any) -> Any:
     """The number in (-1, 1) of a half word, float32."""
     return np.float32(2 * np.int64(half >> np.uint64(9)) + 1) * np.float32(2.0**-23) - np.float32(1)
 
 
-@jit
+@inner
 def _block(r: Any, block: Any) -> Any:
     """The four words of a block of the stream of r[5] to r[8]: seed and step, `again`, index, purpose."""
     given = carray(pointer(r[5], np.uint64(0)), 2)
@@ -41,7 +41,7 @@ def affine_field(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part
     r[1]: where they go, (n, 2, r[3], r[4]). r[2]: degrees, by how much factors differ from 1, pixels. r[5] to r[8]:
     the stream, of which each image has four half words.
     """
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     height, width, by, real = r[3], r[4], reals(r[2], 3, np.float64(0)), np.float64
     field = carray(pointer(r[1], like), (last, 2, height, width))
     for n in range(first, last):
@@ -62,7 +62,7 @@ def affine_field(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part
                 field[n, 1, i, j] = -sine * y + (cosine - like) * x - right
 
 
-@jit
+@inner
 def _noise(r: Any, begin: Any, noise: Any) -> None:
     """Numbers begin .. begin + noise.size - 1 of the stream, in (-1, 1). A block of it makes eight."""
     end, real = begin + noise.size, noise.dtype.type
@@ -75,7 +75,7 @@ def _noise(r: Any, begin: Any, noise: Any) -> None:
                 noise[i] = real(_signed(word >> np.uint64(32) if k % 2 else word & np.uint64(0xFFFFFFFF)))
 
 
-@jit
+@inner
 def _product(weights: Any, height: Any, inner: Any, x: Any, pitch: Any, out: Any, like: Any) -> None:
     """out[i] = sum over k of weights[i, k] x[k], four rows at a time; rows of x and out are `pitch` vectors long."""
     zero, line = zeros(0, like), pitch * VECTOR
@@ -105,7 +105,7 @@ def elastic_field(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
     r[1]: where it goes, (n, 2, r[3], r[4]). r[2]: alpha. r[5] to r[8]: the stream. r[9], r[10]: the matrices D and R,
     which are symmetric; the rows of R are r[11] vectors long. scratch: two planes with such rows, and one without.
     """
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     height, width, pitch, alpha = r[3], r[4], r[11], option(r[2], 0, like)
     pixels, plane = height * width, height * pitch * VECTOR
     field, down = reals(r[1], last * 2 * pixels, like), reals(r[9], height * height, like)
@@ -123,7 +123,7 @@ def elastic_field(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
                 field[n * pixels + i * width + j] = smooth[i * step + j] * alpha
 
 
-@jit
+@inner
 def _before(wanted: Any, extent: Any, like: Any) -> Any:
     """The pixel before a position along one axis, from -1 to extent - 1, and the distance from it."""
     place = -like if wanted < -like else extent if wanted > extent else wanted
@@ -137,7 +137,7 @@ def warp(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
     r[1]: x. r[2]: the field. r[3]: y. r[4]: channels. r[5], r[6]: height and width.
     """
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     channels, height, width, zero = r[4], r[5], r[6], like - like
     shape = last, channels, height, width
     x, y = carray(pointer(r[1], like), shape), carray(pointer(r[3], like), shape)

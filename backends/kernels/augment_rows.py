@@ -12,7 +12,7 @@ from xnn.backends.kernels.calls import Call
 from xnn.backends.kernels.draw_loops import keep_mask
 from xnn.backends.kernels.image_calls import PARTS, ImageCall, new_call
 from xnn.backends.kernels.image_kernels import fits
-from xnn.backends.kernels.jit import address_of
+from xnn.backends.kernels.jit import Loop
 from xnn.backends.kernels.micro_kernels import VECTOR
 from xnn.backends.kernels.rows import Rows, Writer
 from xnn.backends.random import AffineField, ElasticField, Mask, mask_threshold
@@ -45,7 +45,7 @@ def _draw(call: Call) -> Rows | ImageCall:
     elastic = isinstance(recipe, ElasticField)
     loop = loops.elastic_field if elastic else loops.affine_field
     scratch = 2 * height * pitch * VECTOR + height * width * dtype.itemsize if elastic else 0
-    made = ImageCall([address_of(loop, dtype)], dtype, n, target[:1].nbytes, min(n, PARTS), scratch)
+    made = ImageCall(Loop(loop, dtype), n, target[:1].nbytes, min(n, PARTS), scratch=scratch)
     by = (recipe.alpha,) if elastic else (recipe.rotation, recipe.scale, recipe.shift)
     made.row += [
         made.address(target),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.backends.kernels.image_loops import COLUMNS, numbers, reals
+from xnn.backends.kernels.image_loops import integers, numbers, reals
 from xnn.backends.kernels.normalization_loops import mean_of
 
 __all__ = ["add", "copy", "mean", "mean_backward"]
@@ -12,9 +12,9 @@ __all__ = ["add", "copy", "mean", "mean_backward"]
 
 def add(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """y = a + b + c + ..., added from left to right; of one array a copy."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     begin, count = first * r[3] * r[4], (last - first) * r[3]
-    y, terms = reals(r[1] + begin, count, like), numbers(r[2], r[5])
+    y, terms = reals(r[1] + begin, count, like), integers(r[2], r[5])
     a = reals(terms[0] + begin, count, like)
     b = reals(terms[min(1, r[5] - 1)] + begin, count, like)
     if r[5] == 1:
@@ -31,9 +31,9 @@ def add(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, li
 
 def copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """The gradient of a sum, for each of its terms that needs one."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     begin, count = first * r[3] * r[4], (last - first) * r[3]
-    given, targets = reals(r[1] + begin, count, like), numbers(r[2], r[5])
+    given, targets = reals(r[1] + begin, count, like), integers(r[2], r[5])
     for k in range(r[5]):
         out = reals(targets[k] + begin, count, like)
         for i in range(count):
@@ -42,7 +42,7 @@ def copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
 def mean(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """The mean of each plane."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     x, size, channels, count = r[1], r[3], r[4], r[5]
     y = reals(r[2] + first * channels * size, (last - first) * channels, like)
     for k in range(y.size):
@@ -51,7 +51,7 @@ def mean(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
 def mean_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Each element of a plane gets an equal share of its mean's gradient."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     dx, size, channels, count = r[1], r[3], r[4], r[5]
     dy, many = reals(r[2] + first * channels * size, (last - first) * channels, like), like * count
     for k in range(dy.size):

@@ -20,12 +20,14 @@ from xnn.backends.kernels.blas import blas_routine
 from xnn.backends.kernels.branch_rows import BRANCH_ROWS
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable, nothing
 from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH
+from xnn.backends.kernels.compiling import compile_loops
 from xnn.backends.kernels.convolution_rows import CONVOLUTION_ROWS
 from xnn.backends.kernels.curve_rows import CURVE_ROWS
 from xnn.backends.kernels.dropout_kernels import serves_dropout
 from xnn.backends.kernels.embedding_rows import EMBEDDING_ROWS
 from xnn.backends.kernels.gather_rows import gather, rescaled, serves_rescaled, serves_rows
 from xnn.backends.kernels.image_calls import ImageCall, ImageStretch
+from xnn.backends.kernels.jit import Loop
 from xnn.backends.kernels.layer_norm_rows import LAYER_NORM_ROWS
 from xnn.backends.kernels.loss_loops import plain_cross_entropy
 from xnn.backends.kernels.loss_rows import LOSS_ROWS
@@ -260,10 +262,17 @@ class CompiledTable(KernelTable):
         """
         items = chain.from_iterable(made if isinstance(made, list) else [made] for made in bound)
         left = [item for item in items if item is not nothing]
+        compile_loops(loop for item in left for loop in _loops(item))
         is_shared = any(item.heavy for item in left if isinstance(item, ImageCall | Rows))
         is_by_images = any(item.heavy for item in left if isinstance(item, ImageCall))
         stretches = _joined(chain.from_iterable(_as_rows(part, is_by_images) for part in _joined(left)))
         return [_step(together, is_shared, is_by_images) for together in stretches]
+
+
+def _loops(item: Any) -> list[Loop]:
+    if isinstance(item, Rows):
+        return [row.loop for row in item.rows]
+    return [item.loop] if isinstance(item, ImageCall) else []
 
 
 def _joined(items: Iterable[Any]) -> list[list[Any]]:
@@ -285,8 +294,8 @@ def _as_rows(stretch: list[Any], is_by_images: bool) -> list[Any]:
 
 
 def _row(call: ImageCall) -> Rows:
-    row = Row(tuple(call.row), call.n, grain_of(call.image // call.dtype.itemsize))
-    return Rows([row], call.arrays, call.dtype)
+    row = Row(call.loop, tuple(call.row), call.n, grain_of(call.image // call.loop.dtype.itemsize))
+    return Rows([row], call.arrays, call.loop.dtype)
 
 
 def _joins(together: list[Any], item: Any) -> bool:
@@ -304,7 +313,7 @@ def _joins(together: list[Any], item: Any) -> bool:
             or _beginnings(call.arrays) & _beginnings(item.late)
             for call in together
         )
-        return not last.ends and not waits and (item.n, item.dtype) == (last.n, last.dtype)
+        return not last.ends and not waits and (item.n, item.loop.dtype) == (last.n, last.loop.dtype)
     return False
 
 

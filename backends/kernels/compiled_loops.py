@@ -17,7 +17,6 @@ from numba import carray
 from xnn.backends.kernels.blas import TRANSPOSED
 from xnn.backends.kernels.image_loops import numbers, option, part_of
 from xnn.backends.kernels.intrinsics import exp_low, exp_parts, gemm32, gemm64, pointer
-from xnn.backends.kernels.row_runner import WIDTH
 from xnn.ops.sums import PIECE, SHORT
 
 __all__ = [
@@ -34,7 +33,7 @@ def gemm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
     With an address at r[13], alpha is minus the learning rate that stands there, and beta 1; else they are 1 and 0.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     routine, wide, flag_a, flag_b, m, n, k = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
     a, lead_a, b, lead_b, c, lead_c, rate, begin = r[8], r[9], r[10], r[11], r[12], n, r[13], first * r[15]
     if r[14]:
@@ -50,7 +49,7 @@ def gemm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
 def activate(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Activate rows in place: y <- f(y + b), f being linear, relu, sigmoid or tanh; no b if its address is 0."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     kind, m, zero, one = r[1], r[4], like - like, like
     flat, two = part_of(r[2], first * m, last * m, like), one + one
     if r[3]:
@@ -86,7 +85,7 @@ def gradient(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: An
 
     db <- the sum of dz's rows, unless its address is 0. Of more than SHORT rows, those of each piece are added first.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     kind, n, m, zero, one, count = r[1], r[5], r[6], like - like, like, last - first
     db, piece = part_of(r[4], first, last, like), part_of(r[7], first, last, like)
     rows = n if n <= SHORT else PIECE
@@ -125,7 +124,7 @@ def gradient(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: An
 
 def fold_bias(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Update a bias: b <- b - learning rate * db."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     b, db = carray(pointer(r[1], like), r[3]), carray(pointer(r[2], like), r[3])
     rate = option(r[4], 0, like)
     for j in range(r[3]):
@@ -134,7 +133,7 @@ def fold_bias(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: A
 
 def copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy an array: r[1] <- r[2]."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     target, source = part_of(r[1], first, last, like), part_of(r[2], first, last, like)
     for i in range(target.size):
         target[i] = source[i]
@@ -142,7 +141,7 @@ def copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
 def dropout(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Apply dropout: y <- x * scale where the mask is true, else 0."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     x, y = part_of(r[1], first, last, like), part_of(r[2], first, last, like)
     keep, zero, scale = part_of(r[3], first, last, np.uint8(0)), like - like, option(r[4], 0, like)
     for i in range(y.size):
@@ -154,7 +153,7 @@ def squares(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any
 
     LANES sums are added up side by side, so that the compiler can use SIMD instructions.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     y, a = carray(pointer(r[1], like), 1), carray(pointer(r[2], like), r[3])
     zero, half, lanes = like - like, option(r[4], 0, like) / (like + like), carray(pointer(r[6], like), LANES)
     lanes[:] = zero
@@ -175,7 +174,7 @@ def add(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, li
 
     The numbers are read from addresses; that of the second is 0 if there is only one.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     y, b, strength = part_of(r[1], first, last, like), part_of(r[3], first, last, like), option(r[4], 0, like)
     c = strength * carray(pointer(r[5], like), 1)[0] if r[5] else strength
     if r[2] == 0:

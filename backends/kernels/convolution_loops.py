@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.backends.kernels.image_loops import COLUMNS, clear, copy_rows, numbers, reals
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.image_loops import clear, copy_rows, numbers, reals
+from xnn.backends.kernels.jit import inner, jit
 from xnn.backends.kernels.micro_kernels import DOTS, GROUPS, VECTOR, VECTORS, add_shifted, dot_shifted, move
 from xnn.backends.kernels.vectors import evens, load, store, zeros
 
@@ -23,7 +23,7 @@ SOME = min(2, VECTORS)  #: vectors of a tile where a line ends
 BLOCK = 512  #: taps, or vectors of places, that are added up in registers
 
 
-@jit
+@inner
 def _spread(x: Any, planes: Any, r: Any, size: Any, like: Any) -> None:
     """Copy an image (channels, height, width) into its planes, whose borders are 0 already.
 
@@ -33,7 +33,7 @@ def _spread(x: Any, planes: Any, r: Any, size: Any, like: Any) -> None:
     channels, height, width, down, across, above, before, rows, pitch, count = (
         r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9],
     )  # fmt: skip
-    phases = numbers(r[10], count * PHASE)
+    phases = numbers(r[10])
     for c in range(channels):
         image = x + c * height * width * size
         for f in range(count):
@@ -53,7 +53,7 @@ def _spread(x: Any, planes: Any, r: Any, size: Any, like: Any) -> None:
                     target, source = target + pitch * size, source + down * width * size
 
 
-@jit
+@inner
 def _take_every(target: Any, source: Any, count: Any, across: Any, size: Any, like: Any) -> None:
     """Copy every `across`-th number of a row."""
     j, zero = 0, zeros(8, like)
@@ -65,7 +65,7 @@ def _take_every(target: Any, source: Any, count: Any, across: Any, size: Any, li
         move(1, like, target + k * size, source + k * across * size)
 
 
-@jit
+@inner
 def _add_lines(
     group: Any, like: Any, first: Any, x: Any, offsets: Any, taps: Any, w: Any, y: Any, line: Any, positive: Any,
     size: Any,
@@ -95,11 +95,11 @@ def _add_lines(
 
 def conv_forward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """y = b + sum of w times shifted planes of x; with ReLU if `positive`."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     x, y, bias, w, offsets, taps, positive, size, group, outputs, height, width, line = (
         r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12], r[13],
     )  # fmt: skip
-    planes, results, about = scratch, scratch + r[14], r[15:]
+    planes, results, about = scratch, scratch + r[14], numbers(row + 8 * 15)
     inputs, pitch = about[0] * about[1] * about[2], about[8]
     clear(planes, r[14] // size, like)
     for n in range(first, last):
@@ -113,7 +113,7 @@ def conv_forward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part
                 copy_rows(target, width * size, source, pitch * size, height, width, size, like)
 
 
-@jit
+@inner
 def _spread_gradient(
     dy: Any, y: Any, planes: Any, outputs: Any, height: Any, width: Any, lead: Any, plane: Any, pitch: Any, size: Any,
     like: Any,
@@ -133,7 +133,7 @@ def _spread_gradient(
             target, source = target + pitch * size, source + width * size
 
 
-@jit
+@inner
 def _dots(
     dy: Any, x: Any, r: Any, images: Any, dy_step: Any, x_step: Any, plane: Any, outputs: Any, size: Any, out: Any,
     like: Any,
@@ -159,7 +159,7 @@ def _dots(
 
 def conv_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """dw and db, as dots of dy and shifted planes of x; dx, as the sum of w times shifted planes of dy."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     x, y, dy, dx, size, outputs, height, width, lead, plane = (
         r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10],
     )  # fmt: skip
@@ -167,7 +167,7 @@ def conv_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
         scratch, r[11], r[12], scratch + r[13], r[14], scratch + r[15], r[16],
     )  # fmt: skip
     sums, sums_size, nothing = r[17], r[18], r[30]
-    about, dots, whole = r[19:30], r[31:35], r[35]
+    about, dots, whole = numbers(row + 8 * 19), numbers(row + 8 * 31), r[35]
     inputs, result = about[0] * about[1] * about[2], outputs * height * width
     clear(gradients, group * dy_step // size, like)
     if sums:
@@ -197,7 +197,7 @@ def conv_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
             )  # fmt: skip
 
 
-@jit
+@inner
 def _image_gradient(
     dx: Any, dy: Any, results: Any, about: Any, nothing: Any, whole: Any, size: Any, like: Any
 ) -> None:  # fmt: skip
@@ -205,7 +205,7 @@ def _image_gradient(
     channels, height, width, down, across, above, before, pitch, count = (
         about[0], about[1], about[2], about[3], about[4], about[5], about[6], about[8], about[9],
     )  # fmt: skip
-    phases = numbers(about[10], count * PHASE)
+    phases = numbers(about[10])
     if not whole:
         clear(dx, channels * height * width, like)
     for f in range(count):

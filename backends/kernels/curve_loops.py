@@ -13,9 +13,9 @@ from numba import types
 from numba.extending import overload
 
 from xnn.backends.kernels.bell_kernels import BEND, TAIL
-from xnn.backends.kernels.image_loops import COLUMNS, numbers, reals
+from xnn.backends.kernels.image_loops import numbers, reals
 from xnn.backends.kernels.intrinsics import exp_low, exp_parts, log_of_one_more
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.jit import inner
 from xnn.ops import activations, special
 
 __all__ = [
@@ -27,10 +27,10 @@ _ROOT_HALF, _ROOT_2_OVER_PI = 0.7071067811865476, 0.7978845608028654
 _INLINE = {"forceinline": True, "fastmath": {"contract"}}
 
 
-@jit
+@inner
 def _elements(row: Any, first: Any, last: Any, like: Any) -> Any:
     """x, dy and the array to write, flat; dy is x in a forward call."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     begin, count = first * r[4] * r[5], (last - first) * r[4]
     return (
         reals(r[1] + begin, count, like),
@@ -39,10 +39,10 @@ def _elements(row: Any, first: Any, last: Any, like: Any) -> Any:
     )
 
 
-@jit
+@inner
 def _options(row: Any) -> Any:
     """The call's options, as float64: two numbers."""
-    return reals(numbers(row, COLUMNS)[6], 2, np.float64(0))
+    return reals(numbers(row)[6], 2, np.float64(0))
 
 
 def _erfc(x: Any) -> Any:
@@ -138,7 +138,7 @@ def gelu_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
         dx[i] = dy[i] * (w if x[i] < zero else like - w)
 
 
-@jit
+@inner
 def _logistic(x: Any, one: Any) -> Any:
     """1 / (1 + e^-x)."""
     e = exp_low(-abs(x))

@@ -14,8 +14,7 @@ from numba.extending import intrinsic
 
 from xnn.backends.kernels.image_loops import numbers
 from xnn.backends.kernels.intrinsics import pointer
-from xnn.backends.kernels.jit import jit
-from xnn.backends.kernels.row_runner import WIDTH
+from xnn.backends.kernels.jit import inner
 from xnn.backends.random import MULTIPLIERS, WEYL
 
 __all__ = ["keep_mask", "philox"]
@@ -37,7 +36,7 @@ def _high(context: Any, x: Any, y: Any) -> Any:
     return types.uint64(types.uint64, types.uint64), generate
 
 
-@jit
+@inner
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any) -> Any:
     """The four words of a block, from its counter c0 to c3 and the key k0 and 0: ten rounds."""
     k1 = np.uint64(0)
@@ -54,7 +53,7 @@ def keep_mask(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: A
     r[1]: the booleans. r[2]: seed and step. r[3]: how often the layer has drawn before in this step. r[4]: the
     stream's index, r[5]: its purpose. r[6]: the threshold.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     keep, given = carray(pointer(r[1], np.uint8(0)), last), carray(pointer(r[2], np.uint64(0)), 2)
     step, threshold = given[1] + np.uint64(r[3]), np.uint64(r[6])
     for start in range(first, last, 8):  # first is a multiple of 8

@@ -11,29 +11,28 @@ import numpy as np
 
 from xnn import ops
 from xnn.backends.kernels.calls import Call
-from xnn.backends.kernels.image_loops import numbers, reals
+from xnn.backends.kernels.image_loops import integers, numbers, reals
 from xnn.backends.kernels.intrinsics import pointer
-from xnn.backends.kernels.jit import jit
-from xnn.backends.kernels.row_runner import WIDTH
+from xnn.backends.kernels.jit import inner
 from xnn.backends.kernels.rows import Rows, Writer
 
 __all__ = ["EMBEDDING_ROWS"]
 
 
-@jit
+@inner
 def _arrays(row: Any, last: Any, like: Any) -> Any:
     """The table (rows * width,), the vectors (last * width,), and the extents of the table."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     count, width = r[4], r[5]
     return reals(r[2], count * width, like), reals(r[3], last * width, like), count, width
 
 
-@jit
+@inner
 def _index(row: Any, i: Any) -> Any:
     """Index i of those at r[1], which are int64, int32 or uint8, as the number of bytes at r[6] says."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     if r[6] == 8:
-        return numbers(r[1], i + 1)[i]
+        return integers(r[1], i + 1)[i]
     return np.int64(pointer(r[1], np.int32(0))[i] if r[6] == 4 else pointer(r[1], np.uint8(0))[i])
 
 

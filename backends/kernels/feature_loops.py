@@ -12,10 +12,9 @@ import numpy as np
 
 from xnn.backends.kernels.image_loops import numbers, option, reals
 from xnn.backends.kernels.intrinsics import rounded
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.jit import inner
 from xnn.backends.kernels.normalization_loops import mean_of, squares_about
 from xnn.backends.kernels.normalization_numbers import LEAST, MOST
-from xnn.backends.kernels.row_runner import WIDTH
 from xnn.backends.kernels.vectors import load, spread, total, zeros
 from xnn.ops import normalization
 
@@ -29,7 +28,7 @@ _SMALL, _LARGE = normalization._SMALL, normalization._LARGE
 _MULTIPLY, _DIVIDE = normalization._MULTIPLY, normalization._DIVIDE
 
 
-@jit
+@inner
 def _unusual_moments(x: Any, stride: Any, count: Any, like: Any) -> Any:
     """Mean, variance and power of two of numbers `stride` bytes apart whose variance is no ordinary number.
 
@@ -53,7 +52,7 @@ def _unusual_moments(x: Any, stride: Any, count: Any, like: Any) -> Any:
     return mean / factor, rounded(squares / count, like), factor
 
 
-@jit
+@inner
 def _store_unusual(
     x: Any, stride: Any, count: Any, like: Any, mean: Any, variance: Any, scale: Any, at: Any
 ) -> None:
@@ -65,7 +64,7 @@ def _store_unusual(
         variance[at] = found / factor / factor
 
 
-@jit
+@inner
 def _is_ordinary(variance: Any) -> Any:
     return variance > LEAST and variance < MOST
 
@@ -74,7 +73,7 @@ def moments_of_features(
     row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any
 ) -> None:
     """Mean and variance of each feature, and a power of two if r[6]; r[7]: a float64 number for each feature."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     x, m, size, n, features, begin, count = r[1], r[2], r[3], r[4], r[5], first * r[3], last - first
     step, sums = features * size, reals(r[7] + first * 8, count, _WIDE)
     mean, variance = reals(m + begin, count, like), reals(m + step + begin, count, like)
@@ -108,7 +107,7 @@ def normalize_features(
     r[7]: mean, variance, and the power of two s if r[8]. r[9], r[10]: weight and bias, or 0. r[11]: epsilon. r[12]:
     where the four numbers go; r[13]: where 1 / sqrt(variance + epsilon s^2) goes, as float64.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     size, n, positive, zero, count, begin = r[3], r[4], r[6], like - like, last - first, first * r[3]
     x, y, step, epsilon, at = r[1] + begin, r[2] + begin, r[5] * size, option(r[11], 0, _WIDE), r[7] + begin
     mean, variance, scale = (
@@ -133,7 +132,7 @@ def normalize_features(
                 out[f] = zero if out[f] < zero else out[f]
 
 
-@jit
+@inner
 def _four(address: Any, step: Any, count: Any, like: Any) -> Any:
     """Four arrays `step` bytes apart."""
     return (
@@ -151,7 +150,7 @@ def features_backward(
     r[10]: weight, or 0. r[11], r[12]: dweight and dbias, or 0. r[13]: two float64 numbers for each feature. r[14]:
     four more of the dtype.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     size, n, features, zero, count, begin = r[5], r[6], r[7], like - like, last - first, first * r[5]
     x, dy, step, roots = r[1] + begin, r[3] + begin, features * size, reals(r[9] + first * 8, count, _WIDE)
     s, m, _, _ = _four(r[8] + begin, step, count, like)
@@ -190,7 +189,7 @@ def features_backward(
 
 def moments_of_rows(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Mean and variance of each row, and a power of two if r[6]. r[2]: where they go; r[5]: rows in all."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     x, size, count, step = r[1], r[3], r[4], r[4] * r[3]
     mean, variance = reals(r[2], last, like), reals(r[2] + r[5] * size, last, like)
     scale = reals(r[2] + 2 * r[5] * size, last if r[6] else 0, like)
@@ -210,7 +209,7 @@ def normalize_rows(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, pa
     r[5]: 1 for ReLU after it. r[6]: mean, variance, and the power of two s if r[7]. r[8]: where the three numbers go.
     r[9]: rows in all. r[10], r[11]: weight and bias. r[12]: epsilon.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     x, y, size, count, positive, rows, zero = r[1], r[2], r[3], r[4], r[5], r[9], like - like
     step, epsilon = count * size, option(r[12], 0, _WIDE)
     mean, variance, scale = (
@@ -231,7 +230,7 @@ def normalize_rows(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, pa
                 out[f] = zero if out[f] < zero else out[f]
 
 
-@jit
+@inner
 def _numbers_of_rows(about: Any, rows: Any, last: Any, size: Any, like: Any) -> Any:
     """The numbers s, m, g of each row."""
     step = rows * size
@@ -246,7 +245,7 @@ def gradients_of_rows(
     If y is given, dy becomes 0 where y <= 0 first. r[5]: features. r[7]: rows. r[8], r[9]: dweight and dbias, or 0.
     r[10]: two float64 numbers for each feature.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     size, features, rows, zero, count, begin = r[4], r[5], r[7], like - like, last - first, first * r[4]
     factors, middles, roots = _numbers_of_rows(r[6], rows, rows, size, like)
     plain, weighted = (
@@ -273,7 +272,7 @@ def gradients_of_rows(
             dbias[f] = plain[f]
 
 
-@jit
+@inner
 def _slopes_of_row(
     x: Any, dy: Any, weight: Any, s: Any, m: Any, g: Any, count: Any, size: Any, like: Any
 ) -> Any:
@@ -295,7 +294,7 @@ def _slopes_of_row(
 
 def rows_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """dx = s g (h - mean h - z mean h z), h = dy weight, z = (x s - m) g, for rows first .. last - 1."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     x, dy, dx, size, count, step = r[1], r[2], r[3], r[4], r[5], r[5] * r[4]
     factors, middles, roots = _numbers_of_rows(r[6], r[7], last, size, like)
     weight = reals(r[8], count, like)

@@ -8,17 +8,16 @@ import numpy as np
 from numba import carray
 
 from xnn.backends.kernels.calls import Call
-from xnn.backends.kernels.image_loops import numbers, option
+from xnn.backends.kernels.image_loops import integers, numbers, option
 from xnn.backends.kernels.intrinsics import pointer, prefetch
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.jit import inner
 from xnn.backends.kernels.numpy_kernels import serves_gather
-from xnn.backends.kernels.row_runner import WIDTH
 from xnn.backends.kernels.rows import Rows, Writer, grain_of
 
 __all__ = ["gather", "rescaled", "serves_rescaled", "serves_rows"]
 
 
-@jit
+@inner
 def _fetch(address: Any, size: Any) -> None:
     """Fetch the beginning of the next row into the cache. The processor does so while the row before is copied."""
     for k in range(0, min(size, 1024) - 63, 64):
@@ -27,7 +26,7 @@ def _fetch(address: Any, size: Any) -> None:
 
 def _of_pixels(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy rows of pixels, which are bytes, as numbers: byte * scale + offset."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     n, m, scale, offset = r[4], r[5], option(r[6], 0, like), option(r[6], 1, like)
     rows, target = carray(pointer(r[2], np.int64(0)), n), carray(pointer(r[3], like), (n, m))
     pixels = carray(pointer(r[1], np.uint8(0)), (r[7], m))
@@ -41,7 +40,7 @@ def _of_pixels(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: 
 
 def _copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy rows of numbers of 4 or 8 bytes (int64 labels, float64) unchanged, as words of 4 bytes."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     words, stride, rows = r[5] * r[6] // 4, r[8] // 4, pointer(r[2], np.int64(0))
     source, target = pointer(r[1], np.int32(0)), pointer(r[3], np.int32(0))
     for i in range(first, last):
@@ -54,7 +53,7 @@ def _copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, 
 
 def _copy_bytes(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy rows of numbers of any size."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     size, stride, rows = r[5] * r[6], r[8], pointer(r[2], np.int64(0))
     source, target = pointer(r[1], np.uint8(0)), pointer(r[3], np.uint8(0))
     for i in range(first, last):
@@ -105,7 +104,7 @@ def serves_rows(call: Call) -> bool:
     return bool(plain and source.dtype == target.dtype)
 
 
-@jit
+@inner
 def _rescale(row: Any, first: Any, last: Any, like: Any, example: Any) -> None:
     """Gather rows first .. last - 1, numbers of the dtype of `example`, as (x - shift) scale + offset.
 
@@ -113,8 +112,8 @@ def _rescale(row: Any, first: Any, last: Any, like: Any, example: Any) -> None:
     of these a shift, then for each a scale, then for each an offset, float64. r[6]: 0 to add no offset. r[7]: 0 for
     no shift, and for a result that is computed in its own dtype. r[8]: rows of the data.
     """
-    r = numbers(row, WIDTH)
-    m, rows = r[4], numbers(r[2], last)
+    r = numbers(row)
+    m, rows = r[4], integers(r[2], last)
     target, by = carray(pointer(r[3], like), (last, m)), carray(pointer(r[5], np.float64(0)), (3, m))
     source = carray(pointer(r[1], example), (r[8], m))
     size = m * source.itemsize

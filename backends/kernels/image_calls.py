@@ -17,7 +17,7 @@ import numpy as np
 
 from xnn.backends.kernels.calls import Call, Runnable, nothing
 from xnn.backends.kernels.image_loops import COLUMNS, run_images
-from xnn.backends.kernels.jit import address_of, load
+from xnn.backends.kernels.jit import Loop, load
 from xnn.backends.kernels.micro_kernels import VECTOR
 from xnn.backends.kernels.row_runner import FIRST
 from xnn.backends.kernels.workers import share
@@ -34,19 +34,19 @@ LIGHT = 1 << 16  #: bytes of a batch that threads need not share
 class ImageCall:
     """A call as a row.
 
-    row: its numbers. n: images. parts: of the batch. scratch: bytes that a thread needs. image: bytes of the largest
-    array of one image. before, after: what runs once, before the first and after the last image of the stretch.
-    ends: whether the stretch ends after the call, since what follows reads what `after` makes. heavy: whether it is
-    so much work that threads of ours, and not of BLAS, should share the step. arrays: those whose addresses are in
-    the row. late: arrays that `before` reads, that `after` writes, or that a loop reads whole, so that no other call
-    of the stretch can write or read them.
+    loop: what does its work. n: images. image: bytes of the largest array of one image. parts: of the batch. row: the
+    loop's numbers. scratch: bytes that a thread needs. before, after: what runs once, before the first and after the
+    last image of the stretch. ends: whether the stretch ends after the call, since what follows reads what `after`
+    makes. heavy: whether it is so much work that threads of ours, and not of BLAS, should share the step. arrays:
+    those whose addresses are in the row. late: arrays that `before` reads, that `after` writes, or that a loop reads
+    whole, so that no other call of the stretch can write or read them.
     """
 
-    row: list[int]
-    dtype: Any
+    loop: Loop
     n: int
     image: int
     parts: int
+    row: list[int] = field(default_factory=list)
     scratch: int = 0
     before: Runnable = nothing
     after: Runnable = nothing
@@ -58,9 +58,7 @@ class ImageCall:
     @property
     def is_alone(self) -> bool:
         """Whether the loop does all its work, so that it can be a row of `row_runner.py`."""
-        return (
-            self.before is nothing and self.after is nothing and not self.scratch and len(self.row) <= FIRST
-        )
+        return self.before is nothing and self.after is nothing and not self.scratch and len(self.row) < FIRST
 
     @property
     def is_light(self) -> bool:
@@ -75,10 +73,9 @@ class ImageCall:
 
 def new_call(call: Call, loop: Any, parts: int = PARTS) -> ImageCall:
     """A call on a batch, as yet without numbers: `loop` does its work."""
-    dtype = np.dtype(call.reads[0].dtype)
     n = call.reads[0].shape[0]
     image = max(slot.array[:1].nbytes for slot in (*call.reads[:1], *call.writes[:1]) if slot is not None)
-    return ImageCall([address_of(loop, dtype)], dtype, n, image, min(n, parts))
+    return ImageCall(Loop(loop, np.dtype(call.reads[0].dtype)), n, image, min(n, parts))
 
 
 _own = threading.local()
@@ -103,8 +100,8 @@ class ImageStretch:
         self.n, self.parts = calls[0].n, min(call.parts for call in calls)
         self.table = np.zeros((len(calls), COLUMNS), np.int64)
         for row, call in zip(self.table, calls, strict=True):
-            row[: len(call.row)] = call.row
-        self.like = calls[0].dtype.type(1)
+            row[: len(call.row) + 1] = call.loop.compiled(), *call.row
+        self.like = calls[0].loop.dtype.type(1)
         self.chunk = max(1, min(16, CACHE // max(call.image for call in calls)))
         self.scratch = max(call.scratch for call in calls)
         load(lambda: self._parts(np.full(1, self.parts)), run_images)

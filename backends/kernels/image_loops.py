@@ -17,21 +17,27 @@ import numpy as np
 from numba import carray
 
 from xnn.backends.kernels.intrinsics import pointer, rounded
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.jit import inner, jit
 from xnn.backends.kernels.micro_kernels import atomic_next, call_loop, move
 
-__all__ = ["COLUMNS", "clear", "copy_rows", "numbers", "option", "part_of", "reals", "run_images"]
+__all__ = ["COLUMNS", "clear", "copy_rows", "integers", "numbers", "option", "part_of", "reals", "run_images"]
 
 COLUMNS = 40  #: numbers in a row
 
 
-@jit
-def numbers(address: Any, count: Any) -> Any:
-    """The int64 numbers at an address."""
+@inner
+def numbers(address: Any) -> Any:
+    """The int64 numbers of a row, from an address on."""
+    return pointer(address, np.int64(0))
+
+
+@inner
+def integers(address: Any, count: Any) -> Any:
+    """An array of the int64 numbers at an address."""
     return carray(pointer(address, np.int64(0)), count)
 
 
-@jit
+@inner
 def copy_rows(
     target: Any, pitch: Any, source: Any, step: Any, rows: Any, count: Any, size: Any, like: Any
 ) -> None:
@@ -66,25 +72,25 @@ def copy_rows(
             target, source = target + pitch, source + step
 
 
-@jit
+@inner
 def reals(address: Any, count: Any, like: Any) -> Any:
     """The numbers of the dtype at an address."""
     return carray(pointer(address, like), count)
 
 
-@jit
+@inner
 def part_of(address: Any, first: Any, last: Any, like: Any) -> Any:
     """The numbers first .. last - 1 at an address. Loops over them count from 0: else LLVM makes no vectors."""
     return reals(address, last, like)[first:]
 
 
-@jit
+@inner
 def option(address: Any, place: Any, like: Any) -> Any:
     """A number of an array of float64 at an address, in the dtype of `like`."""
     return rounded(carray(pointer(address, np.float64(0)), place + 1)[place], like)
 
 
-@jit
+@inner
 def clear(target: Any, count: Any, like: Any) -> None:
     """Store zeros."""
     carray(pointer(target, like), count)[:] = 0

@@ -8,23 +8,23 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import from_dtype, types
 from numba.core.ccallback import CFunc
+from numba.extending import register_jitable
 
 from xnn.backends import random
 from xnn.files import StandardError, notice
 from xnn.ops import activations, normalization, special, sums
 
-__all__ = ["address_of", "jit", "load"]
+__all__ = ["Loop", "inner", "jit", "load"]
 
 # Numba's own error model would test for division by zero, and so keep loops from using SIMD instructions.
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 _cached: list[Any] = []  # the functions whose machine code is cached
-_entries: list[Any] = []
 _LONG = 1.0  # seconds of compiling that are not worth a word
 _told = threading.Event()
 _CONSTANTS = activations, normalization, random, special, sums  # modules whose constants loops contain
@@ -48,6 +48,14 @@ def jit(function: Any) -> Any:
         return numba.njit(**_OPTIONS)(function)
     _cached.append(compiled)
     return compiled
+
+
+def inner(function: Any) -> Any:
+    """Make a function a part of the compiled functions that call it. From Python it is called as Python.
+
+    It has no machine code of its own, and no cache file: that takes half of the time of compiling.
+    """
+    return register_jitable(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
 @cache
@@ -81,21 +89,51 @@ def _fault(folder: str, author: int) -> str:
     return ""
 
 
-@cache
-def address_of(loop: Any, dtype: Any) -> int:
-    """Compile a loop for one dtype, and return the address of its machine code; `image_loops.py` says what a loop is.
+class Loop(NamedTuple):
+    """A loop for one dtype. `image_loops.py` says what a loop is.
 
     Only loops whose address is asked for are compiled, each with a cache file of its own.
     """
-    given = *[types.int64] * 6, from_dtype(np.dtype(dtype))
-    compiled = CFunc(loop, (given, types.void), {}, {"error_model": "numpy"})
-    beside = jit(loop)  # it has the same folder for its machine code, and the same care
+
+    function: Any
+    dtype: np.dtype
+
+    def compiled(self) -> int:
+        """Return the address of its machine code, which is loaded, or compiled."""
+        return _address_of(self)
+
+    @property
+    def waits_for_compiler(self) -> bool:
+        """Whether its machine code is to be compiled, and can be kept for other processes."""
+        compiled, beside = _code_of(self)
+        if beside.stats.cache_path is None:
+            return False
+        try:
+            key = compiled._cache._index_key(compiled._sig, compiled._targetdescr.target_context.codegen())
+            return key not in compiled._cache._cache_file._load_index()
+        except Exception:  # a damaged file, or a Numba with another cache: see `load`
+            return False
+
+
+@cache
+def _code_of(loop: Loop) -> tuple[Any, Any]:
+    """A loop for the compiler, and the same function as `jit` makes it: its folder for the cache is as safe."""
+    given = *[types.int64] * 6, from_dtype(loop.dtype)
+    compiled, beside = (
+        CFunc(loop.function, (given, types.void), {}, {"error_model": "numpy"}),
+        jit(loop.function),
+    )
     if beside.stats.cache_path is not None:
         compiled.enable_caching()
         _add_stamp(compiled)
         _cached.append(compiled)
+    return compiled, beside
+
+
+@cache
+def _address_of(loop: Loop) -> int:
+    compiled, beside = _code_of(loop)
     load(compiled.compile, beside)
-    _entries.append(compiled)  # keeps the machine code alive
     return int(compiled.address or 0)
 
 

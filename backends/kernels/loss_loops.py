@@ -15,10 +15,9 @@ import numpy as np
 from numba import carray
 
 from xnn.backends.kernels.compiled_loops import LANES
-from xnn.backends.kernels.image_loops import numbers, option, reals
+from xnn.backends.kernels.image_loops import integers, numbers, option, reals
 from xnn.backends.kernels.intrinsics import exp_low, log_of_one_more, pointer, rounded
-from xnn.backends.kernels.jit import jit
-from xnn.backends.kernels.row_runner import WIDTH
+from xnn.backends.kernels.jit import inner
 from xnn.ops.sums import PIECE, SHORT
 
 __all__ = [
@@ -28,19 +27,19 @@ __all__ = [
 ]  # fmt: skip
 
 
-@jit
+@inner
 def _elements(row: Any, last: Any, like: Any) -> Any:
     """Outputs, targets, terms and slopes."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     return (
         reals(r[1], last, like), reals(r[2], last, like), reals(r[3], last, like), reals(r[4], last, like)
     )  # fmt: skip
 
 
-@jit
+@inner
 def _option(row: Any, place: Any) -> Any:
     """An option, a number of float64."""
-    return reals(numbers(row, WIDTH)[5], place + 1, np.float64(0))[place]
+    return reals(numbers(row)[5], place + 1, np.float64(0))[place]
 
 
 def mse(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
@@ -103,8 +102,8 @@ def weighted_binary_cross_entropy(
 ) -> None:
     """The same plus more t ln(1 + e^-z), where `more` is pos_weight - 1: one number, or one for each column."""
     z, t, terms, slopes = _elements(row, last, like)
-    zero, infinite, count = like - like, z.dtype.type(np.inf), numbers(row, WIDTH)[6]
-    weights = reals(numbers(row, WIDTH)[7], count, like)
+    zero, infinite, count = like - like, z.dtype.type(np.inf), numbers(row)[6]
+    weights = reals(numbers(row)[7], count, like)
     for i in range(last):
         more, size, e = weights[i % count], abs(z[i]), exp_low(-abs(z[i]))
         near = z[i] if size != infinite else like if z[i] > zero else -like
@@ -166,8 +165,8 @@ def kl_divergence(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
 
 def as_reals(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy `last` numbers, int64, at r[1] to r[2], in the dtype of the loss."""
-    r = numbers(row, WIDTH)
-    source, target = numbers(r[1], last), reals(r[2], last, like)
+    r = numbers(row)
+    source, target = integers(r[1], last), reals(r[2], last, like)
     for i in range(last):
         target[i] = source[i]
 
@@ -178,8 +177,8 @@ def cross_entropy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
     r[1]: logits (last, r[6]). r[2]: labels, or probabilities if r[8] is 0. r[3]: terms. r[4]: slopes. r[5]: numbers:
     label smoothing, the label to ignore, whether there is one. r[7]: weights of the classes. r[9]: room for a row.
     """
-    r = numbers(row, WIDTH)
-    m, labels, shares = r[6], numbers(r[2], last), reals(r[2], last * r[6], like)
+    r = numbers(row)
+    m, labels, shares = r[6], integers(r[2], last), reals(r[2], last * r[6], like)
     z, terms, slopes = reals(r[1], last * m, like), reals(r[3], last, like), reals(r[4], last * m, like)
     real, zero, weights, aims = z.dtype.type, like - like, reals(r[7], m, like), reals(r[9], m, like)
     scale, smooth = real(1.0 - _option(row, 0)), real(_option(row, 0) / m)
@@ -224,7 +223,7 @@ def plain_cross_entropy(
     row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any
 ) -> None:
     """Compute the mean softmax cross-entropy of logits and labels, and its gradient; wrong labels give NaN."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     n, m = r[5], r[6]
     z, labels = carray(pointer(r[1], like), (n, m)), carray(pointer(r[2], np.int64(0)), n)
     loss, g = carray(pointer(r[3], like), 1), carray(pointer(r[4], like), (n, m))
@@ -266,21 +265,21 @@ def label_counts(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part
 
     r[1]: labels. r[2]: the counts. r[3]: classes. r[4]: their weights, or 0. r[5]: as for `cross_entropy`.
     """
-    r = numbers(row, WIDTH)
-    labels, counts, weights = numbers(r[1], last), reals(r[2], last, like), reals(r[4], r[3], like)
+    r = numbers(row)
+    labels, counts, weights = integers(r[1], last), reals(r[2], last, like), reals(r[4], r[3], like)
     for i in range(last):
         label = labels[i]
         kept = 0 <= label < r[3] and not (_option(row, 2) and label == _option(row, 1))
         counts[i] = (weights[label] if r[4] else like) if kept else like - like
 
 
-@jit
+@inner
 def _total(row: Any, last: Any, like: Any) -> Any:
     """What the sum is divided by: the number at r[6], times the weights of all samples and what they count, if any.
 
     r[5]: the weights (last,). r[7]: what each sample counts, (last,).
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     total, sum_ = reals(r[6], 1, np.float64(0))[0], np.float64(0)
     if r[5] == 0 and r[7] == 0:
         return total
@@ -292,10 +291,10 @@ def _total(row: Any, last: Any, like: Any) -> Any:
 
 def divisor(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Store what the sum is divided by."""
-    reals(numbers(row, WIDTH)[1], 1, like)[0] = _total(row, last, like)
+    reals(numbers(row)[1], 1, like)[0] = _total(row, last, like)
 
 
-@jit
+@inner
 def _sum(terms: Any, lanes: Any) -> Any:
     """The sum of all terms, several sums side by side, for SIMD."""
     lanes[:] = 0.0
@@ -320,7 +319,7 @@ def weigh(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, 
     divisor. r[8]: terms of a sample. r[9]: LANES numbers of scratch. r[10]: the weights of the samples, or 0.
     r[11]: how many times the loss counts, and its gradient, float64.
     """
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     wide, each = r[4], r[8]
     terms, slopes = reals(r[1], last * each, like), reals(r[2], last * wide, like)
     total, zero = _total(row, last, like), like - like

@@ -10,18 +10,17 @@ from numba import carray
 from xnn.backends.kernels.calls import Call
 from xnn.backends.kernels.image_loops import numbers, reals
 from xnn.backends.kernels.intrinsics import pointer
-from xnn.backends.kernels.jit import jit
-from xnn.backends.kernels.row_runner import WIDTH
+from xnn.backends.kernels.jit import inner
 from xnn.backends.kernels.rows import Rows, Writer
 from xnn.ops.metrics import absolute_error, accuracy, squared_error
 
 __all__ = ["METRIC_ROWS", "count_classes"]
 
 
-@jit
+@inner
 def _arrays(row: Any, last: Any, like: Any) -> Any:
     """Outputs and targets (last * columns,), sums (columns,) of float64, and where they go."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     m = r[5]
     sums = reals(r[4], m, np.float64(0))
     sums[:] = 0.0
@@ -31,7 +30,7 @@ def _arrays(row: Any, last: Any, like: Any) -> Any:
 def _count_right(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """For each column, how often p > threshold where t > 1/2, and not elsewhere."""
     p, t, sums, out = _arrays(row, last, like)
-    threshold, half = reals(numbers(row, WIDTH)[6], 1, np.float64(0))[0], 0.5
+    threshold, half = reals(numbers(row)[6], 1, np.float64(0))[0], 0.5
     for i in range(p.size):
         sums[i % sums.size] += (p[i] > threshold) == (t[i] > half)
     out[:] = sums
@@ -56,7 +55,7 @@ def _add_squares(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part
 
 def count_classes(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Count the rows whose largest output (the first of several equal ones) is at the label."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     n, m, count = r[4], r[5], 0
     outputs, labels = carray(pointer(r[1], like), (n, m)), carray(pointer(r[2], np.int64(0)), n)
     for i in range(n):

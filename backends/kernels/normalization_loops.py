@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.backends.kernels.image_loops import COLUMNS, numbers, reals
+from xnn.backends.kernels.image_loops import numbers, reals
 from xnn.backends.kernels.intrinsics import rounded
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.jit import inner
 from xnn.backends.kernels.vectors import load, spread, store, total, where_not_above, zeros
 
 __all__ = ["mean_of", "moments", "normalize", "squares_about", "sums", "through_moments"]
@@ -20,7 +20,7 @@ __all__ = ["mean_of", "moments", "normalize", "squares_about", "sums", "through_
 BLOCK = 2048  #: numbers that are added in their dtype
 
 
-@jit
+@inner
 def mean_of(x: Any, count: Any, size: Any, like: Any) -> Any:
     """The mean of `count` numbers at an address, in float64."""
     zero, step, sum, i = zeros(0, like), 64 // size, 0.0, 0
@@ -38,7 +38,7 @@ def mean_of(x: Any, count: Any, size: Any, like: Any) -> Any:
     return sum / count
 
 
-@jit
+@inner
 def squares_about(x: Any, middle: Any, count: Any, size: Any, like: Any) -> Any:
     """The sum of (x - middle)^2, in float64."""
     zero, step, sum, i, mean = zeros(0, like), 64 // size, 0.0, 0, rounded(middle, like)
@@ -61,7 +61,7 @@ def squares_about(x: Any, middle: Any, count: Any, size: Any, like: Any) -> Any:
 
 def moments(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """For each plane its mean, and the sum of squares about it: stats[n, 0, c] and stats[n, 1, c]."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     x, stats, size, channels, count = r[1], r[2], r[3], r[4], r[5]
     for n in range(first, last):
         found = reals(stats + n * 2 * channels * 8, 2 * channels, 0.0)
@@ -73,7 +73,7 @@ def moments(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any
 
 def normalize(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """y = (x s - m) g + b, with the numbers s, m, g, b of the channel; then ReLU if `positive`."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     x, y, size, channels, count, positive = r[1], r[2], r[3], r[4], r[5], r[6]
     about, zero = reals(r[7], 4 * channels, like), like - like
     for n in range(first, last):
@@ -92,7 +92,7 @@ def normalize(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: A
 
 def sums(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """For each plane the sums of dy and of dy (x s - m). If y is given, dy becomes 0 where y <= 0 first."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     x, y, dy, stats, size, channels, count = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
     about, zero, step = reals(r[8], 2 * channels, like), like - like, 64 // size
     nothing = zeros(0, like)
@@ -123,7 +123,7 @@ def sums(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
 def through_moments(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """dx = a dy + q (x s - m) + c, with the numbers s, m, a, q, c of the channel."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     x, dy, dx, size, channels, count = r[1], r[2], r[3], r[4], r[5], r[6]
     about = reals(r[7], 5 * channels, like)
     for n in range(first, last):

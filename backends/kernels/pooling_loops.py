@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xnn.backends.kernels.image_loops import COLUMNS, clear, numbers, reals
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.image_loops import clear, numbers, reals
+from xnn.backends.kernels.jit import inner
 from xnn.backends.kernels.vectors import (
     evens,
     load,
@@ -26,7 +26,7 @@ from xnn.backends.kernels.vectors import (
 __all__ = ["avg_pool", "avg_pool_backward", "max_pool", "max_pool_backward", "relu", "relu_backward"]
 
 
-@jit
+@inner
 def _max_of_pairs(zero: Any, further: Any, above: Any, below: Any, y: Any, chosen: Any, like: Any) -> None:
     """Windows of 2 x 2, as many as a vector has numbers. further: bytes of a vector."""
     a, b = load(zero, above), load(zero, above + further)
@@ -42,7 +42,7 @@ def _max_of_pairs(zero: Any, further: Any, above: Any, below: Any, y: Any, chose
     store(chosen, number)
 
 
-@jit
+@inner
 def _max_row(
     zero: Any, lanes: Any, x: Any, width: Any, y: Any, chosen: Any, out: Any, size: Any, like: Any
 ) -> None:
@@ -53,7 +53,7 @@ def _max_row(
         _max_of_pairs(zero, lanes * size, above, above + width * size, y + at, chosen + at, like)
 
 
-@jit
+@inner
 def _spread_pairs(zero: Any, further: Any, above: Any, below: Any, dy: Any, chosen: Any, like: Any) -> None:
     """The gradient of `_max_of_pairs`."""
     g, number = load(zero, dy), load(zero, chosen)
@@ -66,7 +66,7 @@ def _spread_pairs(zero: Any, further: Any, above: Any, below: Any, dy: Any, chos
     store(below + further, b)
 
 
-@jit
+@inner
 def _spread_row(
     zero: Any, lanes: Any, dx: Any, width: Any, dy: Any, chosen: Any, out: Any, size: Any, like: Any
 ) -> None:  # fmt: skip
@@ -77,13 +77,13 @@ def _spread_row(
         _spread_pairs(zero, lanes * size, above, above + width * size, dy + at, chosen + at, like)
 
 
-@jit
+@inner
 def _better(new: Any, old: Any) -> Any:
     """Whether a number takes the place of the largest one so far. The first NaN is the largest of all."""
     return (new > old) | ((new != new) & (old == old))
 
 
-@jit
+@inner
 def _max_of_windows(x: Any, y: Any, chosen: Any, r: Any, like: Any) -> None:
     """Windows of any kind in one channel of x. r: the numbers of `windows`."""
     height, width, oh, ow, kh, kw, sh, sw, dh, dw, ph, pw = (
@@ -110,9 +110,9 @@ def _max_of_windows(x: Any, y: Any, chosen: Any, r: Any, like: Any) -> None:
 
 def max_pool(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """The largest element of each window, and its number."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     x, y, chosen, size, channels, pairs = r[1], r[2], r[3], r[4], r[5], r[6]
-    windows = r[7:19]
+    windows = numbers(row + 8 * 7)
     inside, out, width, ow = windows[0] * windows[1], windows[2] * windows[3], windows[1], windows[3]
     for c in range(first * channels, last * channels):
         image, best, number = x + c * inside * size, y + c * out * size, chosen + c * out * size
@@ -133,9 +133,9 @@ def max_pool_backward(
     row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any
 ) -> None:
     """The gradient of each window goes to its chosen element."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     dx, dy, chosen, size, channels, pairs = r[1], r[2], r[3], r[4], r[5], r[6]
-    windows = r[7:19]
+    windows = numbers(row + 8 * 7)
     height, width, oh, ow, kw = windows[0], windows[1], windows[2], windows[3], windows[5]
     for c in range(first * channels, last * channels):
         at = c * oh * ow * size
@@ -167,8 +167,8 @@ def max_pool_backward(
 
 def avg_pool(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """The mean of each window; outside the image the elements are 0."""
-    r = numbers(row, COLUMNS)
-    x, y, size, channels, windows = r[1], r[2], r[4], r[5], r[7:19]
+    r = numbers(row)
+    x, y, size, channels, windows = r[1], r[2], r[4], r[5], numbers(row + 8 * 7)
     height, width, oh, ow, kh, kw = windows[0], windows[1], windows[2], windows[3], windows[4], windows[5]
     zero, count = like - like, like * (kh * kw)
     for c in range(first * channels, last * channels):
@@ -190,8 +190,8 @@ def avg_pool_backward(
     row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any
 ) -> None:
     """Each element of a window gets an equal share of its gradient."""
-    r = numbers(row, COLUMNS)
-    dx, dy, size, channels, windows = r[1], r[2], r[4], r[5], r[7:19]
+    r = numbers(row)
+    dx, dy, size, channels, windows = r[1], r[2], r[4], r[5], numbers(row + 8 * 7)
     height, width, oh, ow, kh, kw = windows[0], windows[1], windows[2], windows[3], windows[4], windows[5]
     count = like * (kh * kw)
     for c in range(first * channels, last * channels):
@@ -211,7 +211,7 @@ def avg_pool_backward(
 
 def relu(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """y = max(x, 0); NaN where x is NaN."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     begin, count = first * r[3] * r[4], (last - first) * r[3]
     x, y, zero = reals(r[1] + begin, count, like), reals(r[2] + begin, count, like), like - like
     for i in range(count):
@@ -220,7 +220,7 @@ def relu(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
 def relu_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """dx = dy where y > 0 or NaN, else 0."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     begin, count = first * r[3] * r[4], (last - first) * r[3]
     y, dy, dx = (
         reals(r[1] + begin, count, like),

@@ -15,7 +15,7 @@ import numpy as np
 
 from xnn.backends.kernels.blas import blas_routine, operand
 from xnn.backends.kernels.compiled_loops import gemm
-from xnn.backends.kernels.jit import address_of, load
+from xnn.backends.kernels.jit import Loop, load
 from xnn.backends.kernels.row_runner import FIRST, WIDTH, give_way, run, run_together
 from xnn.backends.kernels.workers import share
 from xnn.backends.threads import own_threads
@@ -29,11 +29,12 @@ _LANES = 16  #: rows or columns of a product that its parts have a multiple of
 
 
 class Row(NamedTuple):
-    """A row that is not cut yet: its numbers, and the end of its range.
+    """A row that is not cut yet: its loop, the loop's numbers, and the end of its range.
 
     grain: where it may be cut, 0 for nowhere. is_product: whether cutting it may change bits.
     """
 
+    loop: Loop
     numbers: tuple[int, ...]
     last: int
     grain: int = 0
@@ -77,8 +78,8 @@ class Writer:
         """Add the row of a loop, for its elements 0 .. count - 1. grain: as of a Row."""
         self.made.arrays.extend(c for c in columns if isinstance(c, np.ndarray))
         given = [_address(c) if c is None or isinstance(c, np.ndarray) else int(c) for c in columns]
-        address = address_of(loop, np.float32 if self.made.dtype is None else self.made.dtype)
-        self.made.rows.append(Row((address, *given), count, grain, loop is gemm))
+        dtype = np.dtype(np.float32) if self.made.dtype is None else self.made.dtype
+        self.made.rows.append(Row(Loop(loop, dtype), tuple(given), count, grain, loop is gemm))
 
     def gemm(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, rate: np.ndarray | None = None) -> None:
         """Add the row of c <- a b, or of c <- c - rate a b if `rate` is given: an array with the learning rate.
@@ -107,8 +108,9 @@ def _table(rows: Iterable[Row], threads: int) -> np.ndarray:
     """The rows as a table, with a range of each loop for so many threads."""
     lines = list[tuple[int, ...]]()
     for row in rows:
-        before, padding = len(lines), (0,) * (FIRST - len(row.numbers))
-        lines += [(*row.numbers, *padding, first, last, before) for first, last in row.cut(threads)]
+        before, padding = len(lines), (0,) * (FIRST - 1 - len(row.numbers))
+        numbers = row.loop.compiled(), *row.numbers, *padding
+        lines += [(*numbers, first, last, before) for first, last in row.cut(threads)]
     return np.asarray(lines, np.int64).reshape(-1, WIDTH)
 
 

@@ -13,17 +13,17 @@ from xnn import ops
 from xnn.backends.kernels.calls import Call
 from xnn.backends.kernels.image_calls import ImageCall, new_call
 from xnn.backends.kernels.image_kernels import fits
-from xnn.backends.kernels.image_loops import COLUMNS, numbers, reals
+from xnn.backends.kernels.image_loops import numbers, reals
 from xnn.backends.kernels.intrinsics import exp_low
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.jit import inner
 
 __all__ = ["SOFTMAX_ROWS"]
 
 
-@jit
+@inner
 def _arrays(row: Any, first: Any, last: Any, like: Any) -> Any:
     """What the call reads, y, and what it writes, which is y in a forward call; and the length of a row."""
-    r = numbers(row, COLUMNS)
+    r = numbers(row)
     width, many = r[5], r[6]
     begin, count = first * many * width * r[4], (last - first) * many * width
     return (
@@ -31,7 +31,7 @@ def _arrays(row: Any, first: Any, last: Any, like: Any) -> Any:
     )  # fmt: skip
 
 
-@jit
+@inner
 def _below_largest(x: Any, y: Any, start: Any, width: Any) -> None:
     """y <- x minus the largest x of its row."""
     top = x[start]

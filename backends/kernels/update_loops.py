@@ -12,8 +12,7 @@ import numpy as np
 
 from xnn.backends.kernels.compiled_loops import LANES
 from xnn.backends.kernels.image_loops import numbers, part_of, reals
-from xnn.backends.kernels.jit import jit
-from xnn.backends.kernels.row_runner import WIDTH
+from xnn.backends.kernels.jit import inner
 
 __all__ = [
     "adadelta", "adagrad", "adam", "adamw", "add_squares", "clip_by_norm", "clip_by_value", "lion", "moving_average",
@@ -23,20 +22,20 @@ __all__ = [
 _DOUBLE = np.float64(0)
 
 
-@jit
+@inner
 def _arrays(row: Any, first: Any, last: Any, like: Any) -> Any:
     """Parameters, gradients and two arrays of the state, which may be missing; then the options, at most ten."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     return (
         part_of(r[1], first, last, like), part_of(r[2], first, last, like), part_of(r[3], first, last, like),
         part_of(r[4], first, last, like), reals(r[6], 10, _DOUBLE),
     )  # fmt: skip
 
 
-@jit
+@inner
 def _third(row: Any, first: Any, last: Any, like: Any) -> Any:
     """The third array of the state."""
-    return part_of(numbers(row, WIDTH)[5], first, last, like)
+    return part_of(numbers(row)[5], first, last, like)
 
 
 def sgd(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
@@ -44,7 +43,7 @@ def sgd(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, li
     w, g, v, _, o = _arrays(row, first, last, like)
     real = w.dtype.type
     rate, momentum, nesterov, decay = real(o[0]), real(o[1]), real(o[2]), real(o[3])
-    if numbers(row, WIDTH)[3] == 0:
+    if numbers(row)[3] == 0:
         for i in range(w.size):
             w[i] -= rate * (g[i] + decay * w[i])
         return
@@ -111,7 +110,7 @@ def adadelta(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: An
         w[i] -= rate * d
 
 
-@jit
+@inner
 def _adam(row: Any, first: Any, last: Any, coupled: Any, rest: Any, like: Any) -> None:
     """Adam for g + coupled w and rest w, in place of g and w. State: mean, square, perhaps the largest square."""
     w, g, mean, square, o = _arrays(row, first, last, like)
@@ -120,7 +119,7 @@ def _adam(row: Any, first: Any, last: Any, coupled: Any, rest: Any, like: Any) -
     b1, b2, c1, c2 = real(o[1]), real(o[2]), real(1.0 - o[1]), real(1.0 - o[2])
     step, unbias, epsilon = real(o[0] / (1.0 - o[3])), real(1.0 / np.sqrt(1.0 - o[4])), real(o[5])
     # One division and one root for each weight: the bias corrections are computed once, before the loop.
-    if numbers(row, WIDTH)[5] == 0:
+    if numbers(row)[5] == 0:
         for i in range(w.size):
             d = g[i] + decay * w[i]
             mean[i] = b1 * mean[i] + c1 * d
@@ -137,13 +136,13 @@ def _adam(row: Any, first: Any, last: Any, coupled: Any, rest: Any, like: Any) -
 
 def adam(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Adam, with the gradient of an L2 penalty."""
-    o = reals(numbers(row, WIDTH)[6], 7, _DOUBLE)
+    o = reals(numbers(row)[6], 7, _DOUBLE)
     _adam(row, first, last, o[6], 1.0, like)
 
 
 def adamw(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Adam with decoupled weight decay: first w <- w (1 - learning_rate weight_decay)."""
-    o = reals(numbers(row, WIDTH)[6], 7, _DOUBLE)
+    o = reals(numbers(row)[6], 7, _DOUBLE)
     _adam(row, first, last, 0.0, 1.0 - o[0] * o[6], like)
 
 
@@ -190,7 +189,7 @@ def running_moments(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, p
     r[4]: whether they are. The numbers at r[6] are the shares of the old, of the new means, of the new variances. An
     old value stays where the share of the new one is 0.
     """
-    r, o = numbers(row, WIDTH), reals(numbers(row, WIDTH)[6], 3, _DOUBLE)
+    r, o = numbers(row), reals(numbers(row)[6], 3, _DOUBLE)
     means, variances, found = reals(r[1], last, like), reals(r[2], last, like), reals(r[3], 3 * last, like)
     old, of_mean, of_variance = means.dtype.type(o[0]), means.dtype.type(o[1]), means.dtype.type(o[2])
     if o[1] != 0:
@@ -213,7 +212,7 @@ def clip_by_value(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
 
 def add_squares(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Add the squares of the numbers at r[1] to the LANES sums of float64 at r[6]."""
-    g, lanes = reals(numbers(row, WIDTH)[1], last, like), reals(numbers(row, WIDTH)[6], LANES, _DOUBLE)
+    g, lanes = reals(numbers(row)[1], last, like), reals(numbers(row)[6], LANES, _DOUBLE)
     whole = last - last % LANES
     for start in range(0, whole, LANES):
         for j in range(LANES):
@@ -226,7 +225,7 @@ def add_squares(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part:
 
 def clip_by_norm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Make of the sums at r[6] the factor at r[7] by which gradients are multiplied, with the limit at r[5]."""
-    r = numbers(row, WIDTH)
+    r = numbers(row)
     lanes, total = reals(r[6], LANES, _DOUBLE), np.float64(0)
     for j in range(LANES):
         total += lanes[j]
@@ -238,7 +237,7 @@ def clip_by_norm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part
 
 def scale(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Multiply the numbers at r[1] by the number at r[7]."""
-    g = part_of(numbers(row, WIDTH)[1], first, last, like)
-    factor = g.dtype.type(reals(numbers(row, WIDTH)[7], 1, _DOUBLE)[0])
+    g = part_of(numbers(row)[1], first, last, like)
+    factor = g.dtype.type(reals(numbers(row)[7], 1, _DOUBLE)[0])
     for i in range(g.size):
         g[i] *= factor

@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba")
 
 import numba
 
-from xnn.backends.kernels import jit
+from xnn.backends.kernels import compiled_loops, compiling, jit
+from xnn.backends.kernels.jit import Loop
 
 MODULE = """
 from xnn.backends.kernels.jit import jit
@@ -141,3 +144,62 @@ def test_machine_code_is_compiled_again_when_a_file_with_constants_has_changed()
     named = {module.__name__.rpartition(".")[2] for module in jit._CONSTANTS}
     assert {name for module, names in used for name in ([module] if module else names.split(", "))} == named
     assert len(jit._stamp.__wrapped__()) == len([*folder.glob("*.py")]) + len(named)
+
+
+LOOPS = [
+    Loop(function, np.dtype(dtype))
+    for function in (compiled_loops.copy, compiled_loops.add, compiled_loops.fold_bias)
+    for dtype in ("float32", "float64")
+]
+
+
+@pytest.fixture
+def no_machine_code(tmp_path, monkeypatch):
+    """An empty cache, for this process and those that it starts."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    forget()
+    yield
+    forget()
+
+
+def forget():
+    for made in (jit._code_of, jit._address_of):
+        made.cache_clear()
+
+
+def test_another_process_compiles_what_nobody_has_taken(no_machine_code, tmp_path):
+    assert all(loop.waits_for_compiler for loop in LOOPS)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "2").touch()
+    assert compiling.start_helper(str(taken), LOOPS).wait(120) == 0
+    assert [loop.waits_for_compiler for loop in LOOPS] == [number == 2 for number in range(len(LOOPS))]
+    assert sorted(file.name for file in taken.iterdir()) == [str(number) for number in range(len(LOOPS))]
+
+
+def test_loops_are_compiled_whoever_helps(no_machine_code, monkeypatch, tmp_path_factory):
+    """Helpers that cannot be started, that fail, and that do all; there is none for a few loops."""
+    started = []
+
+    def helper(*arguments, start=compiling.start_helper):
+        started.append(arguments)
+        return start(*arguments)
+
+    monkeypatch.setattr(compiling, "start_helper", helper)
+    monkeypatch.setattr(compiling, "own_threads", lambda: 3)
+    compiling.compile_loops(LOOPS[:4])
+    assert not started
+    compiling.compile_loops([*LOOPS, *LOOPS])
+    assert [len(loops) for _, loops in started] == [len(LOOPS)] * 2
+    assert not any(loop.waits_for_compiler for loop in LOOPS)
+    fails = tmp_path_factory.mktemp("programs") / "python"
+    fails.symlink_to(shutil.which("false") or sys.executable)
+    for program in (str(fails), "nowhere/python", "/usr/bin/blender", None):
+        shutil.rmtree(numba.config.CACHE_DIR)
+        forget()
+        monkeypatch.setattr(sys, "executable", program)
+        compiling.compile_loops(LOOPS)
+        assert all(loop.compiled() for loop in LOOPS)
+        assert not any(loop.waits_for_compiler for loop in LOOPS)
+    assert len(started) == 2 + 2 + 1, "a helper is started only by what is called Python"

@@ -13,10 +13,12 @@ from xnn.layers.files import weights_sha256
 
 pytest.importorskip("numba")
 from xnn.backends.kernels import compiled_loops, rows
+from xnn.backends.kernels.jit import Loop
 from xnn.backends.kernels.row_runner import BEFORE, FIRST, LAST, run
 from xnn.backends.kernels.rows import Row, Stretch, grain_of
 from xnn.backends.kernels.workers import share
 
+LOOP = Loop(compiled_loops.activate, np.dtype("float32"))
 OPTIMIZERS = {
     "sgd": lambda: optimizers.SGD(0.05),
     "momentum, clipped": lambda: optimizers.SGD(0.05, momentum=0.9, clip_value=0.5),
@@ -56,7 +58,7 @@ def threads(monkeypatch):
 @pytest.mark.parametrize("grain", [0, 1, 8, 16, 600])
 def test_parts_of_a_range_are_all_of_it(last, grain):
     for count in (1, 2, 3, 7, 64):
-        parts = Row((0,), last, grain).cut(count)
+        parts = Row(LOOP, (), last, grain).cut(count)
         assert [begin for begin, _ in parts] == [0, *(end for _, end in parts[:-1])]
         assert parts[-1][1] == last
         assert len(parts) <= (count if grain else 1)
@@ -66,8 +68,8 @@ def test_parts_of_a_range_are_all_of_it(last, grain):
 
 
 def test_little_work_is_not_cut(monkeypatch):
-    assert len(Row((0,), 4095, grain_of(1)).cut(8)) == 1
-    assert len(Row((0,), 16 * 4096, grain_of(1)).cut(8)) == 8
+    assert len(Row(LOOP, (), 4095, grain_of(1)).cut(8)) == 1
+    assert len(Row(LOOP, (), 16 * 4096, grain_of(1)).cut(8)) == 8
     for rows_, parts in ((1, 1), (128, 8)):
         out = rows.Writer("float32")
         out.gemm(np.ones((rows_, 784), "f4"), np.ones((784, 512), "f4"), np.empty((rows_, 512), "f4"))

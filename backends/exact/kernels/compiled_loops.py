@@ -29,7 +29,7 @@ from xnn.backends.exact.functions import (
     WHOLE_BITS,
 )
 from xnn.backends.exact.slices import FINEST, FLUSH, LARGEST
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.jit import inner, jit
 
 __all__ = [
     "RELU", "SIGMOID", "TANH", "activation_gradient", "adam", "count_right", "cross_entropy", "cross_entropy_terms",
@@ -40,12 +40,12 @@ __all__ = [
 RELU, SIGMOID, TANH = 1, 2, 3
 
 
-@jit
+@inner
 def _to32(y: Any) -> Any:
     return np.float32((y + FLUSH) - FLUSH)
 
 
-@jit
+@inner
 def _sum_splitter(y: Any, bits: Any) -> Any:
     """Compute slices.splitter, the rounding constant of a slice, for the exponent of one float64 number y."""
     field = (np.float64(y).view(np.int64) >> 52) & 0x7FF
@@ -55,13 +55,13 @@ def _sum_splitter(y: Any, bits: Any) -> Any:
     return np.int64(((step + 1075) << 52) | (1 << 51)).view(np.float64)
 
 
-@jit
+@inner
 def _below(value: Any, top: Any) -> Any:
     """A logit minus the largest of its row. Infinity minus infinity is 0, as in the op."""
     return 0.0 if value == top else value - top
 
 
-@jit
+@inner
 def _exp(x: Any) -> Any:
     """Compute e^x for one number, as `exp` of functions.py."""
     if x != x:
@@ -79,7 +79,7 @@ def _exp(x: Any) -> Any:
     return y * np.int64((np.float64(shifted).view(np.int64) - (ROUND_BITS - 1023)) << 52).view(np.float64)
 
 
-@jit
+@inner
 def _expm1(x: Any) -> Any:
     """Compute e^x - 1 for one number x with |x| <= EXP_LIMIT, as `expm1` of functions.py."""
     shifted = x * INVERSE_LN2 + ROUND
@@ -92,7 +92,7 @@ def _expm1(x: Any) -> Any:
     return r * y * scale + (scale - 1.0)
 
 
-@jit
+@inner
 def _log(x: Any) -> Any:
     """Compute ln x for one positive normal number, or NaN, as `log` of functions.py."""
     if x != x:
@@ -109,13 +109,13 @@ def _log(x: Any) -> Any:
     return k * LN2_HIGH + (y + k * LN2_LOW)
 
 
-@jit
+@inner
 def _logistic(x: Any) -> Any:
     e = _exp(-abs(x))
     return (1.0 if x >= 0.0 else e) / (1.0 + e)
 
 
-@jit
+@inner
 def _tanh(x: Any) -> Any:
     if x != x:
         return math.nan

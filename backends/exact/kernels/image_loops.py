@@ -18,7 +18,7 @@ from xnn.backends.exact.slices import FLUSH
 from xnn.backends.kernels.blas import PLAIN, TRANSPOSED
 from xnn.backends.kernels.image_loops import copy_rows
 from xnn.backends.kernels.intrinsics import gemm32, gemm64
-from xnn.backends.kernels.jit import jit
+from xnn.backends.kernels.jit import inner, jit
 from xnn.backends.kernels.micro_kernels import atomic_next, move
 
 __all__ = ["convolve", "images_gradient", "largest_fields", "sum_images", "weight_products"]
@@ -26,7 +26,7 @@ __all__ = ["convolve", "images_gradient", "largest_fields", "sum_images", "weigh
 _MAGNITUDE = 0x7FFFFFFF
 
 
-@jit
+@inner
 def _multiply(blas: Any, a: Any, flag_a: Any, b: Any, flag_b: Any, k: Any, beta: Any, c: Any) -> None:
     """c <- a b + beta c, with k terms in each sum. a, b: matrices, which the flags say to transpose or not."""
     (m, n), lead_a, lead_b = c.shape, a.shape[1], b.shape[1]
@@ -37,7 +37,7 @@ def _multiply(blas: Any, a: Any, flag_a: Any, b: Any, flag_b: Any, k: Any, beta:
         gemm32(blas[0], flag_a, flag_b, m, n, k, 1.0, left, lead_a, right, lead_b, beta, out, n)
 
 
-@jit
+@inner
 def _spread(image: Any, r: Any, padded: Any) -> None:
     """padded <- an image (C, H, W) in a border of zeros, which are there already."""
     above, before = r[8], r[9]
@@ -48,7 +48,7 @@ def _spread(image: Any, r: Any, padded: Any) -> None:
                 row[w] = given[w]
 
 
-@jit
+@inner
 def _unfold(padded: Any, r: Any, first: Any, columns: Any) -> None:
     """columns (C kh kw, places) <- windows of an image with a border: r[12] rows of them, from row `first` on."""
     kh, kw, ow, sh, sw, dh, dw, rows = r[0], r[1], r[3], r[4], r[5], r[6], r[7], r[12]
@@ -68,7 +68,7 @@ def _unfold(padded: Any, r: Any, first: Any, columns: Any) -> None:
                 target += rows * ow * size
 
 
-@jit
+@inner
 def _constants(x: Any, high: Any, low: Any, largest: Any, s: Any, t: Any) -> None:
     """The rounding constants of each column of x: s for the first slice, t for the second."""
     words = x.view(np.int32)
@@ -81,7 +81,7 @@ def _constants(x: Any, high: Any, low: Any, largest: Any, s: Any, t: Any) -> Non
         s[p], t[p] = high[largest[p] >> 23], low[largest[p] >> 23]
 
 
-@jit
+@inner
 def _cut(x: Any, s: Any, t: Any, wide: Any) -> None:
     """Write the two slices of each column of x side by side into the rows of `wide`, (rows, 2 places)."""
     places = s.size
@@ -94,7 +94,7 @@ def _cut(x: Any, s: Any, t: Any, wide: Any) -> None:
             second[p] = ((y - cut) + t[p]) - t[p]
 
 
-@jit
+@inner
 def _largest(row: Any) -> Any:
     """The largest magnitude of float32 numbers, as bits."""
     words, largest = row.view(np.int32), np.int32(0)
@@ -103,7 +103,7 @@ def _largest(row: Any) -> Any:
     return largest
 
 
-@jit
+@inner
 def _largest_of(dy: Any, o: Any) -> Any:
     """The largest magnitude in channel o of all images, as bits."""
     largest = np.int32(0)
@@ -153,7 +153,7 @@ def convolve(
                         out[p] = np.float32(0.0) if out[p] <= np.float32(0.0) else out[p]
 
 
-@jit
+@inner
 def _fold(products: Any, r: Any, first: Any, whole: Any, line: Any) -> None:
     """Add the gradients of windows, r[12] rows of them from row `first` on, to an image with a border."""
     kh, kw, ow, sh, sw, dh, dw, rows = r[0], r[1], r[3], r[4], r[5], r[6], r[7], r[12]

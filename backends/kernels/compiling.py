@@ -1,0 +1,102 @@
+"""Compiles loops by several processes at once: in one process Numba compiles one function at a time.
+
+Each process takes the next loop that nobody has taken, and leaves its machine code in Numba's cache, where the others
+find it. A process that fails leaves more to the others.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xnn.backends.kernels.jit import Loop
+from xnn.backends.threads import own_threads
+
+__all__ = ["compile_loops", "help_to_compile", "start_helper"]
+
+_PROCESSES = 4  #: at most: the longest loop takes a quarter of the time of all
+_FEW = 4  #: loops that are compiled in less time than another process needs to begin
+_PATIENCE = 300.0  #: seconds for a process that helps
+
+
+def compile_loops(loops: Iterable[Loop]) -> None:
+    """Compile what is not in Numba's cache, by as many processes as xnn may use threads.
+
+    Whatever goes wrong here, `Loop.compiled` compiles what is still missing.
+    """
+    waiting = [loop for loop in dict.fromkeys(loops) if loop.waits_for_compiler]
+    if len(waiting) <= _FEW:
+        return
+    waiting.sort(key=lambda loop: len(loop.function.__code__.co_code), reverse=True)
+    with tempfile.TemporaryDirectory(prefix="xnn-", ignore_cleanup_errors=True) as taken, suppress(OSError):
+        helpers = list[subprocess.Popen[bytes]]()
+        try:
+            for _ in range(min(own_threads(), _PROCESSES) - 1 if _is_python() else 0):
+                helpers.append(start_helper(taken, waiting))
+            _compile_next(taken, waiting)
+            for helper in helpers:
+                with suppress(subprocess.TimeoutExpired):
+                    helper.wait(_PATIENCE)
+        finally:
+            for helper in helpers:
+                helper.kill()  # one that is still at work after Ctrl-C
+                helper.wait()
+
+
+def _is_python() -> bool:
+    """Whether this process is Python's own program, and no other one that contains Python."""
+    return Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
+
+
+def start_helper(taken: str, loops: Sequence[Loop]) -> subprocess.Popen[bytes]:
+    """Start a process that compiles loops that no process has taken; `taken` is the folder that says which.
+
+    It has the path of this process, which says which xnn is meant.
+    """
+    names = [(loop.function.__module__, loop.function.__qualname__, loop.dtype.name) for loop in loops]
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import help_to_compile; help_to_compile()"
+    )
+    return subprocess.Popen(
+        [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", program, taken, json.dumps(names)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def help_to_compile() -> None:
+    """What the process of `start_helper` does. Its arguments are the folder, and the names of the loops."""
+    gc.disable()  # Numba makes so many objects that the search for garbage takes a tenth of the time
+    taken, names = sys.argv[1:]
+    _compile_next(
+        taken, [Loop(_named(module, name), np.dtype(dtype)) for module, name, dtype in json.loads(names)]
+    )
+
+
+def _named(module: str, name: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _compile_next(taken: str, loops: Sequence[Loop]) -> None:
+    """Compile loops that no process has taken. One takes a loop by making a file with its number in a folder."""
+    for number, loop in enumerate(loops):
+        try:
+            os.close(os.open(Path(taken) / str(number), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        loop.compiled()
