@@ -6,8 +6,9 @@ columns from a later place on. So with W_i the weights of row i,
 
     y = sum over i of W_i columns[i pitch ...],   dW_i = dy columns[i pitch ...]^T
 
-and dx is the same sum with columns of dy. That is a third of the memory of all windows (`image_kernels.py`) for
-windows of 3 x 3, and long products by BLAS, which adds them up (`blas.gemm`).
+and dx is a sum over the columns j of the windows, each of which is a sum over their rows of W_ij^T dy. That is a
+third of the memory of all windows (`image_kernels.py`) for windows of 3 x 3, and long products by BLAS, which adds
+them up (`blas.gemm`).
 """
 
 from __future__ import annotations
@@ -199,29 +200,30 @@ def _weights_gradient(
 def _images_gradient(
     planes: _Planes, dy: np.ndarray, w: np.ndarray, dx: np.ndarray
 ) -> Callable[[slice, int], None]:
-    """Return a function that computes dx of some images."""
-    stride, reach = planes.shifts.windows[1].stride, planes.length + planes.down
+    """Return a function that computes dx of some images.
+
+    For each column j of the windows one product for each of their rows: W_ij^T dy from an earlier place on. dx is the
+    sum of what the columns give, each from a place of its own on.
+    """
+    stride, reach = planes.shifts.windows[1].stride, planes.length + planes.across
     by_column = {b: [j for j, (own, _) in enumerate(planes.columns) if own == b] for b in range(stride)}
-    columns = {b: np.empty((planes.outputs, len(js), reach), dy.dtype) for b, js in by_column.items()}
-    copies = [
-        (columns[b][:, k], dy[:, planes.across - planes.columns[j][1] :][:, :reach])
-        for b, js in by_column.items()
-        for k, j in enumerate(js)
-    ]
-    result = np.empty((planes.channels, planes.length), dy.dtype)
     packing, phases, covers = [], [], planes.shifts.covers()
+    total = np.empty((planes.channels, planes.length), dy.dtype)
+    results = np.empty((planes.kw, planes.channels, reach), dy.dtype)
     for phase in planes.phases:
         a, b = divmod(phase.index, stride)
         products: list[Callable[..., None]] = []
+        found = results[: len(by_column[b])]
         for i, (own, at) in enumerate(planes.rows):
             if own == a and by_column[b]:
-                weights = np.empty((planes.channels, planes.outputs * len(by_column[b])), w.dtype)
-                source = w[:, :, i, _slice(by_column[b])].transpose(1, 0, 2)
-                packing.append((weights.reshape(source.shape), source))
-                start = planes.down - at * planes.pitch
-                moved = columns[b].reshape(-1, reach)[:, start : start + planes.length]
-                products.append(gemm(weights, moved, result, accumulate=bool(products)))
-        phases.append((products, *planes.shifts.inside(phase)))
+                weights = np.empty((len(found), planes.channels, planes.outputs), w.dtype)
+                packing.append((weights, w[:, :, i, _slice(by_column[b])].transpose(2, 1, 0)))
+                moved = dy[:, planes.down - at * planes.pitch :][:, :reach]
+                flat = weights.reshape(-1, planes.outputs)
+                products.append(gemm(flat, moved, found.reshape(-1, reach), accumulate=bool(products)))
+        starts = [planes.across - planes.columns[j][1] for j in by_column[b]]
+        terms = [one[:, start : start + planes.length] for one, start in zip(found, starts, strict=True)]
+        phases.append((products, terms, *planes.shifts.inside(phase)))
 
     def run(images: slice, number: int) -> None:
         if number == 0:
@@ -229,16 +231,25 @@ def _images_gradient(
                 np.copyto(target, source)
             if not covers:
                 dx.fill(0.0)
-        for target, source in copies:
-            np.copyto(target, source)
-        for products, here, there in phases:
+        for products, terms, here, there in phases:
             if products:
                 for product in products:
                     product()
+                whole = _sum(terms, total)
                 count = images.stop - images.start
-                np.copyto(dx[images][:, :, *here], planes.images(result, count)[:, :, *there])
+                np.copyto(dx[images][:, :, *here], planes.images(whole, count)[:, :, *there])
 
     return run
+
+
+def _sum(terms: list[np.ndarray], total: np.ndarray) -> np.ndarray:
+    """The sum of arrays, from left to right, in `total` unless there is only one."""
+    if len(terms) == 1:
+        return terms[0]
+    np.add(terms[0], terms[1], out=total)
+    for term in terms[2:]:
+        np.add(total, term, out=total)
+    return total
 
 
 def _slice(numbers: list[int]) -> slice:
