@@ -16,12 +16,11 @@ def one_of(rng, *choices):
     return choices[int(rng.integers(len(choices)))]
 
 
-def outputs_of(rng):
-    """Outputs (n, classes) or (n, classes, ...)."""
+def outputs_of(rng, draw):
+    """Outputs (n, classes) or (n, classes, ...) for the loss that `draw` draws."""
     shape = one_of(rng, (), (3,), (2, 4))
-    return rng.normal(size=(int(rng.integers(1, 8)), int(rng.integers(1, 6)), *shape)) * one_of(
-        rng, 1.0, 5.0, 40.0
-    )
+    classes = int(rng.integers(2 if draw is cross_entropy else 1, 6))
+    return rng.normal(size=(int(rng.integers(1, 8)), classes, *shape)) * one_of(rng, 1.0, 5.0, 40.0)
 
 
 def probabilities(rng, shape):
@@ -85,7 +84,7 @@ def distance(rng, torch, z):
 @pytest.mark.parametrize("draw", [cross_entropy, binary, distance])
 def test_loss_is_pytorchs(draw, rng):
     torch = pytest.importorskip("torch")
-    z = outputs_of(rng)
+    z = outputs_of(rng, draw)
     reduction = one_of(rng, "mean", "sum", "none")
     kind, options, targets, theirs = draw(rng, torch, z)
     loss = kind(**options, reduction=reduction)
@@ -105,7 +104,7 @@ def test_loss_is_pytorchs(draw, rng):
 def test_sample_weights_multiply_pytorchs_terms(draw, rng):
     """A weighted mean is the sum of the weighted terms, divided by the same sum without the terms."""
     torch = pytest.importorskip("torch")
-    z = outputs_of(rng)
+    z = outputs_of(rng, draw)
     kind, options, targets, theirs = draw(rng, torch, z)
     if options.get("class_weight") is not None or options.get("ignore_index") is not None:
         options = {**options, "class_weight": None, "ignore_index": None}  # these have divisors of their own

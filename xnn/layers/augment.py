@@ -210,7 +210,7 @@ class ElasticDeformation(_Warping):
     ) -> None:
         self.alpha, self.sigma = alpha, sigma
         super().__init__(shape, seed)
-        self._weights: dict[tuple[str, int, str, float], Array] = {}
+        self._there: dict[tuple[str, int, str, float], Array] = {}
 
     @property
     def idle(self) -> bool:
@@ -227,9 +227,9 @@ class ElasticDeformation(_Warping):
     def _smoothing(self, lib: Backend, extent: int, dtype: str) -> Array:
         """The matrix of `smoothing` on a backend, made once."""
         key = lib.name, extent, dtype, self.sigma
-        if key not in self._weights:
-            self._weights[key] = lib.to_device(self.smoothing(extent, dtype))
-        return self._weights[key]
+        if key not in self._there:
+            self._there[key] = lib.to_device(self.smoothing(extent, dtype))
+        return self._there[key]
 
     def smoothing(self, extent: int, dtype: str) -> np.ndarray:
         """The Gaussian smoothing of a row as a symmetric matrix: the weight of pixel i in smoothed pixel j."""
