@@ -42,7 +42,8 @@ def affine_field(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part
     the stream, of which each image has four half words.
     """
     r = numbers(row)
-    height, width, by, real = r[3], r[4], reals(r[2], 3, np.float64(0)), np.float64
+    height, width = r[3], r[4]
+    by, real = reals(r[2], 3, np.float64(0)), np.float64
     field = carray(pointer(r[1], like), (last, 2, height, width))
     for n in range(first, last):
         words = _block(r, n // 2)
@@ -106,7 +107,8 @@ def elastic_field(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
     which are symmetric; the rows of R are r[11] vectors long. scratch: two planes with such rows, and one without.
     """
     r = numbers(row)
-    height, width, pitch, alpha = r[3], r[4], r[11], option(r[2], 0, like)
+    height, width = r[3], r[4]
+    pitch, alpha = r[11], option(r[2], 0, like)
     pixels, plane = height * width, height * pitch * VECTOR
     field, down = reals(r[1], last * 2 * pixels, like), reals(r[9], height * height, like)
     noise, smooth = (
@@ -138,7 +140,8 @@ def warp(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
     r[1]: x. r[2]: the field. r[3]: y. r[4]: channels. r[5], r[6]: height and width.
     """
     r = numbers(row)
-    channels, height, width, zero = r[4], r[5], r[6], like - like
+    channels, height = r[4], r[5]
+    width, zero = r[6], like - like
     shape = last, channels, height, width
     x, y = carray(pointer(r[1], like), shape), carray(pointer(r[3], like), shape)
     field, real = carray(pointer(r[2], like), (last, 2, height, width)), x.dtype.type

@@ -43,7 +43,8 @@ def copy(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 def mean(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """The mean of each plane."""
     r = numbers(row)
-    x, size, channels, count = r[1], r[3], r[4], r[5]
+    x, size = r[1], r[3]
+    channels, count = r[4], r[5]
     y = reals(r[2] + first * channels * size, (last - first) * channels, like)
     for k in range(y.size):
         y[k] = mean_of(x + (first * channels + k) * count * size, count, size, like)
@@ -52,7 +53,8 @@ def mean(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 def mean_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Each element of a plane gets an equal share of its mean's gradient."""
     r = numbers(row)
-    dx, size, channels, count = r[1], r[3], r[4], r[5]
+    dx, size = r[1], r[3]
+    channels, count = r[4], r[5]
     dy, many = reals(r[2] + first * channels * size, (last - first) * channels, like), like * count
     for k in range(dy.size):
         share = dy[k] / many

@@ -34,8 +34,12 @@ def gemm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
     With an address at r[13], alpha is minus the learning rate that stands there, and beta 1; else they are 1 and 0.
     """
     r = numbers(row)
-    routine, wide, flag_a, flag_b, m, n, k = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
-    a, lead_a, b, lead_b, c, lead_c, rate, begin = r[8], r[9], r[10], r[11], r[12], n, r[13], first * r[15]
+    routine, wide, flag_a = r[1], r[2], r[3]
+    flag_b, m = r[4], r[5]
+    n, k = r[6], r[7]
+    a, lead_a, b = r[8], r[9], r[10]
+    lead_b, c, lead_c = r[11], r[12], n
+    rate, begin = r[13], first * r[15]
     if r[14]:
         n, b, c = last - first, b + (begin * lead_b if flag_b == TRANSPOSED else begin), c + begin
     else:
@@ -50,7 +54,8 @@ def gemm(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 def activate(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Activate rows in place: y <- f(y + b), f being linear, relu, sigmoid or tanh; no b if its address is 0."""
     r = numbers(row)
-    kind, m, zero, one = r[1], r[4], like - like, like
+    kind, m = r[1], r[4]
+    zero, one = like - like, like
     flat, two = part_of(r[2], first * m, last * m, like), one + one
     if r[3]:
         y, b = (
@@ -86,7 +91,8 @@ def gradient(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: An
     db <- the sum of dz's rows, unless its address is 0. Of more than SHORT rows, those of each piece are added first.
     """
     r = numbers(row)
-    kind, n, m, zero, one, count = r[1], r[5], r[6], like - like, like, last - first
+    kind, n, m = r[1], r[5], r[6]
+    zero, one, count = like - like, like, last - first
     db, piece = part_of(r[4], first, last, like), part_of(r[7], first, last, like)
     rows = n if n <= SHORT else PIECE
     if r[4]:

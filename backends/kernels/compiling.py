@@ -13,8 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def compile_loops(loops: Iterable[Loop]) -> None:
         try:
             for _ in range(min(own_threads(), _PROCESSES) - 1 if _is_python() else 0):
                 helpers.append(start_helper(taken, waiting))
-            _compile_next(taken, waiting)
+            with _no_search_for_garbage():
+                _compile_next(taken, waiting)
             for helper in helpers:
                 with suppress(subprocess.TimeoutExpired):
                     helper.wait(_PATIENCE)
@@ -52,6 +53,18 @@ def compile_loops(loops: Iterable[Loop]) -> None:
             for helper in helpers:
                 helper.kill()  # one that is still at work after Ctrl-C
                 helper.wait()
+
+
+@contextmanager
+def _no_search_for_garbage() -> Iterator[None]:
+    """Numba makes so many objects that Python's search for garbage takes a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _is_python() -> bool:
@@ -78,7 +91,7 @@ def start_helper(taken: str, loops: Sequence[Loop]) -> subprocess.Popen[bytes]:
 
 def help_to_compile() -> None:
     """What the process of `start_helper` does. Its arguments are the folder, and the names of the loops."""
-    gc.disable()  # Numba makes so many objects that the search for garbage takes a tenth of the time
+    gc.disable()
     taken, names = sys.argv[1:]
     _compile_next(
         taken, [Loop(_named(module, name), np.dtype(dtype)) for module, name, dtype in json.loads(names)]

@@ -30,15 +30,17 @@ def _spread(x: Any, planes: Any, r: Any, size: Any, like: Any) -> None:
     r: channels, height, width, rows and columns of stride, of padding, rows and pitch of a plane, number and address
     of the phases.
     """
-    channels, height, width, down, across, above, before, rows, pitch, count = (
-        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9],
-    )  # fmt: skip
+    channels, height, width = r[0], r[1], r[2]
+    down, across, above = r[3], r[4], r[5]
+    before, rows = r[6], r[7]
+    pitch, count = r[8], r[9]
     phases = numbers(r[10])
     for c in range(channels):
         image = x + c * height * width * size
         for f in range(count):
             q = f * PHASE
-            top, bottom, left, right = phases[q], phases[q + 1], phases[q + 2], phases[q + 3]
+            top, bottom = phases[q], phases[q + 1]
+            left, right = phases[q + 2], phases[q + 3]
             a, b = f // across, f % across
             plane = planes + (c * count + f) * rows * pitch * size
             source = image + ((top * down + a - above) * width + left * across + b - before) * size
@@ -96,9 +98,11 @@ def _add_lines(
 def conv_forward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """y = b + sum of w times shifted planes of x; with ReLU if `positive`."""
     r = numbers(row)
-    x, y, bias, w, offsets, taps, positive, size, group, outputs, height, width, line = (
-        r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12], r[13],
-    )  # fmt: skip
+    x, y, bias = r[1], r[2], r[3]
+    w, offsets, taps = r[4], r[5], r[6]
+    positive, size, group = r[7], r[8], r[9]
+    outputs, height = r[10], r[11]
+    width, line = r[12], r[13]
     planes, results, about = scratch, scratch + r[14], numbers(row + 8 * 15)
     inputs, pitch = about[0] * about[1] * about[2], about[8]
     clear(planes, r[14] // size, like)
@@ -142,7 +146,8 @@ def _dots(
 
     r: which tile, the number of taps, the address of their offsets, and the number of vectors.
     """
-    tile, taps, offsets, count = r[0], r[1], r[2], r[3]
+    tile, taps = r[0], r[1]
+    offsets, count = r[2], r[3]
     high, wide = (D0, T0) if tile == 0 else (D1, T1)
     at = out
     for o in range(0, outputs, high):
@@ -160,12 +165,13 @@ def _dots(
 def conv_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """dw and db, as dots of dy and shifted planes of x; dx, as the sum of w times shifted planes of dy."""
     r = numbers(row)
-    x, y, dy, dx, size, outputs, height, width, lead, plane = (
-        r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10],
-    )  # fmt: skip
-    planes, ones, x_step, gradients, dy_step, results, group = (
-        scratch, r[11], r[12], scratch + r[13], r[14], scratch + r[15], r[16],
-    )  # fmt: skip
+    x, y, dy = r[1], r[2], r[3]
+    dx, size, outputs = r[4], r[5], r[6]
+    height, width = r[7], r[8]
+    lead, plane = r[9], r[10]
+    planes, ones, x_step = scratch, r[11], r[12]
+    gradients, dy_step = scratch + r[13], r[14]
+    results, group = scratch + r[15], r[16]
     sums, sums_size, nothing = r[17], r[18], r[30]
     about, dots, whole = numbers(row + 8 * 19), numbers(row + 8 * 31), r[35]
     inputs, result = about[0] * about[1] * about[2], outputs * height * width
@@ -202,15 +208,16 @@ def _image_gradient(
     dx: Any, dy: Any, results: Any, about: Any, nothing: Any, whole: Any, size: Any, like: Any
 ) -> None:  # fmt: skip
     """The gradient for one image. nothing: address of zeros. whole: whether each pixel lies in a phase with taps."""
-    channels, height, width, down, across, above, before, pitch, count = (
-        about[0], about[1], about[2], about[3], about[4], about[5], about[6], about[8], about[9],
-    )  # fmt: skip
+    channels, height, width = about[0], about[1], about[2]
+    down, across, above = about[3], about[4], about[5]
+    before, pitch, count = about[6], about[8], about[9]
     phases = numbers(about[10])
     if not whole:
         clear(dx, channels * height * width, like)
     for f in range(count):
         q = f * PHASE
-        top, bottom, left, right = phases[q], phases[q + 1], phases[q + 2], phases[q + 3]
+        top, bottom = phases[q], phases[q + 1]
+        left, right = phases[q + 2], phases[q + 3]
         offsets, taps, w = phases[q + 4], phases[q + 5], phases[q + 6]
         group, line = phases[q + 7], phases[q + 8]
         if taps == 0 or bottom == top or right == left:

@@ -74,7 +74,9 @@ def moments_of_features(
 ) -> None:
     """Mean and variance of each feature, and a power of two if r[6]; r[7]: a float64 number for each feature."""
     r = numbers(row)
-    x, m, size, n, features, begin, count = r[1], r[2], r[3], r[4], r[5], first * r[3], last - first
+    x, m, size = r[1], r[2], r[3]
+    n, features = r[4], r[5]
+    begin, count = first * r[3], last - first
     step, sums = features * size, reals(r[7] + first * 8, count, _WIDE)
     mean, variance = reals(m + begin, count, like), reals(m + step + begin, count, like)
     scale = reals(m + 2 * step + begin, count if r[6] else 0, like)
@@ -108,8 +110,10 @@ def normalize_features(
     where the four numbers go; r[13]: where 1 / sqrt(variance + epsilon s^2) goes, as float64.
     """
     r = numbers(row)
-    size, n, positive, zero, count, begin = r[3], r[4], r[6], like - like, last - first, first * r[3]
-    x, y, step, epsilon, at = r[1] + begin, r[2] + begin, r[5] * size, option(r[11], 0, _WIDE), r[7] + begin
+    size, n, positive = r[3], r[4], r[6]
+    zero, count, begin = like - like, last - first, first * r[3]
+    x, y, step = r[1] + begin, r[2] + begin, r[5] * size
+    epsilon, at = option(r[11], 0, _WIDE), r[7] + begin
     mean, variance, scale = (
         reals(at, count, like),
         reals(at + step, count, like),
@@ -151,8 +155,10 @@ def features_backward(
     four more of the dtype.
     """
     r = numbers(row)
-    size, n, features, zero, count, begin = r[5], r[6], r[7], like - like, last - first, first * r[5]
-    x, dy, step, roots = r[1] + begin, r[3] + begin, features * size, reals(r[9] + first * 8, count, _WIDE)
+    size, n, features = r[5], r[6], r[7]
+    zero, count, begin = like - like, last - first, first * r[5]
+    x, dy = r[1] + begin, r[3] + begin
+    step, roots = features * size, reals(r[9] + first * 8, count, _WIDE)
     s, m, _, _ = _four(r[8] + begin, step, count, like)
     plain, weighted = (
         reals(r[13] + first * 8, count, _WIDE),
@@ -190,7 +196,8 @@ def features_backward(
 def moments_of_rows(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Mean and variance of each row, and a power of two if r[6]. r[2]: where they go; r[5]: rows in all."""
     r = numbers(row)
-    x, size, count, step = r[1], r[3], r[4], r[4] * r[3]
+    x, size = r[1], r[3]
+    count, step = r[4], r[4] * r[3]
     mean, variance = reals(r[2], last, like), reals(r[2] + r[5] * size, last, like)
     scale = reals(r[2] + 2 * r[5] * size, last if r[6] else 0, like)
     for n in range(first, last):
@@ -210,7 +217,9 @@ def normalize_rows(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, pa
     r[9]: rows in all. r[10], r[11]: weight and bias. r[12]: epsilon.
     """
     r = numbers(row)
-    x, y, size, count, positive, rows, zero = r[1], r[2], r[3], r[4], r[5], r[9], like - like
+    x, y, size = r[1], r[2], r[3]
+    count, positive = r[4], r[5]
+    rows, zero = r[9], like - like
     step, epsilon = count * size, option(r[12], 0, _WIDE)
     mean, variance, scale = (
         reals(r[6], last, like), reals(r[6] + rows * size, last, like), reals(r[6] + 2 * rows * size, last, like)
@@ -246,7 +255,8 @@ def gradients_of_rows(
     r[10]: two float64 numbers for each feature.
     """
     r = numbers(row)
-    size, features, rows, zero, count, begin = r[4], r[5], r[7], like - like, last - first, first * r[4]
+    size, features, rows = r[4], r[5], r[7]
+    zero, count, begin = like - like, last - first, first * r[4]
     factors, middles, roots = _numbers_of_rows(r[6], rows, rows, size, like)
     plain, weighted = (
         reals(r[10] + first * 8, count, _WIDE),
@@ -295,7 +305,8 @@ def _slopes_of_row(
 def rows_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """dx = s g (h - mean h - z mean h z), h = dy weight, z = (x s - m) g, for rows first .. last - 1."""
     r = numbers(row)
-    x, dy, dx, size, count, step = r[1], r[2], r[3], r[4], r[5], r[5] * r[4]
+    x, dy, dx = r[1], r[2], r[3]
+    size, count, step = r[4], r[5], r[5] * r[4]
     factors, middles, roots = _numbers_of_rows(r[6], r[7], last, size, like)
     weight = reals(r[8], count, like)
     for n in range(first, last):

@@ -27,7 +27,8 @@ def _fetch(address: Any, size: Any) -> None:
 def _of_pixels(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """Copy rows of pixels, which are bytes, as numbers: byte * scale + offset."""
     r = numbers(row)
-    n, m, scale, offset = r[4], r[5], option(r[6], 0, like), option(r[6], 1, like)
+    n, m = r[4], r[5]
+    scale, offset = option(r[6], 0, like), option(r[6], 1, like)
     rows, target = carray(pointer(r[2], np.int64(0)), n), carray(pointer(r[3], like), (n, m))
     pixels = carray(pointer(r[1], np.uint8(0)), (r[7], m))
     for i in range(first, last):

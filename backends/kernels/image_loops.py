@@ -6,7 +6,8 @@ is still in the processor's cache when the next one reads it. A loop has these a
 
 row: address of the call's row. first, last: the images. fresh: 1 for the first images of a part. scratch: address of
 memory that is the thread's own. part: the part of the batch; sums over images are added up for each part. like: the
-number 1 of the dtype.
+number 1 of the dtype. A loop reads its row two or three numbers at a time, since Python makes a tuple of more, which
+takes Numba longer.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def squares_about(x: Any, middle: Any, count: Any, size: Any, like: Any) -> Any:
 def moments(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """For each plane its mean, and the sum of squares about it: stats[n, 0, c] and stats[n, 1, c]."""
     r = numbers(row)
-    x, stats, size, channels, count = r[1], r[2], r[3], r[4], r[5]
+    x, stats, size = r[1], r[2], r[3]
+    channels, count = r[4], r[5]
     for n in range(first, last):
         found = reals(stats + n * 2 * channels * 8, 2 * channels, 0.0)
         for c in range(channels):
@@ -74,11 +75,13 @@ def moments(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any
 def normalize(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """y = (x s - m) g + b, with the numbers s, m, g, b of the channel; then ReLU if `positive`."""
     r = numbers(row)
-    x, y, size, channels, count, positive = r[1], r[2], r[3], r[4], r[5], r[6]
+    x, y, size = r[1], r[2], r[3]
+    channels, count, positive = r[4], r[5], r[6]
     about, zero = reals(r[7], 4 * channels, like), like - like
     for n in range(first, last):
         for c in range(channels):
-            s, m, g, b = about[c], about[channels + c], about[2 * channels + c], about[3 * channels + c]
+            s, m = about[c], about[channels + c]
+            g, b = about[2 * channels + c], about[3 * channels + c]
             at = (n * channels + c) * count * size
             given, out = reals(x + at, count, like), reals(y + at, count, like)
             if positive:
@@ -93,7 +96,9 @@ def normalize(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: A
 def sums(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """For each plane the sums of dy and of dy (x s - m). If y is given, dy becomes 0 where y <= 0 first."""
     r = numbers(row)
-    x, y, dy, stats, size, channels, count = r[1], r[2], r[3], r[4], r[5], r[6], r[7]
+    x, y, dy = r[1], r[2], r[3]
+    stats, size = r[4], r[5]
+    channels, count = r[6], r[7]
     about, zero, step = reals(r[8], 2 * channels, like), like - like, 64 // size
     nothing = zeros(0, like)
     for n in range(first, last):
@@ -124,7 +129,8 @@ def sums(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 def through_moments(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """dx = a dy + q (x s - m) + c, with the numbers s, m, a, q, c of the channel."""
     r = numbers(row)
-    x, dy, dx, size, channels, count = r[1], r[2], r[3], r[4], r[5], r[6]
+    x, dy, dx = r[1], r[2], r[3]
+    size, channels, count = r[4], r[5], r[6]
     about = reals(r[7], 5 * channels, like)
     for n in range(first, last):
         for c in range(channels):

@@ -86,9 +86,10 @@ def _better(new: Any, old: Any) -> Any:
 @inner
 def _max_of_windows(x: Any, y: Any, chosen: Any, r: Any, like: Any) -> None:
     """Windows of any kind in one channel of x. r: the numbers of `windows`."""
-    height, width, oh, ow, kh, kw, sh, sw, dh, dw, ph, pw = (
-        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11],
-    )  # fmt: skip
+    height, width, oh = r[0], r[1], r[2]
+    ow, kh, kw = r[3], r[4], r[5]
+    sh, sw, dh = r[6], r[7], r[8]
+    dw, ph, pw = r[9], r[10], r[11]
     image, best, number = (
         reals(x, height * width, like),
         reals(y, oh * ow, like),
@@ -111,9 +112,11 @@ def _max_of_windows(x: Any, y: Any, chosen: Any, r: Any, like: Any) -> None:
 def max_pool(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """The largest element of each window, and its number."""
     r = numbers(row)
-    x, y, chosen, size, channels, pairs = r[1], r[2], r[3], r[4], r[5], r[6]
+    x, y, chosen = r[1], r[2], r[3]
+    size, channels, pairs = r[4], r[5], r[6]
     windows = numbers(row + 8 * 7)
-    inside, out, width, ow = windows[0] * windows[1], windows[2] * windows[3], windows[1], windows[3]
+    inside, out = windows[0] * windows[1], windows[2] * windows[3]
+    width, ow = windows[1], windows[3]
     for c in range(first * channels, last * channels):
         image, best, number = x + c * inside * size, y + c * out * size, chosen + c * out * size
         if not pairs:
@@ -134,9 +137,11 @@ def max_pool_backward(
 ) -> None:
     """The gradient of each window goes to its chosen element."""
     r = numbers(row)
-    dx, dy, chosen, size, channels, pairs = r[1], r[2], r[3], r[4], r[5], r[6]
+    dx, dy, chosen = r[1], r[2], r[3]
+    size, channels, pairs = r[4], r[5], r[6]
     windows = numbers(row + 8 * 7)
-    height, width, oh, ow, kw = windows[0], windows[1], windows[2], windows[3], windows[5]
+    height, width, oh = windows[0], windows[1], windows[2]
+    ow, kw = windows[3], windows[5]
     for c in range(first * channels, last * channels):
         at = c * oh * ow * size
         image, given, number = dx + c * height * width * size, dy + at, chosen + at
@@ -168,8 +173,10 @@ def max_pool_backward(
 def avg_pool(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
     """The mean of each window; outside the image the elements are 0."""
     r = numbers(row)
-    x, y, size, channels, windows = r[1], r[2], r[4], r[5], numbers(row + 8 * 7)
-    height, width, oh, ow, kh, kw = windows[0], windows[1], windows[2], windows[3], windows[4], windows[5]
+    x, y, size = r[1], r[2], r[4]
+    channels, windows = r[5], numbers(row + 8 * 7)
+    height, width, oh = windows[0], windows[1], windows[2]
+    ow, kh, kw = windows[3], windows[4], windows[5]
     zero, count = like - like, like * (kh * kw)
     for c in range(first * channels, last * channels):
         image = reals(x + c * height * width * size, height * width, like)
@@ -191,8 +198,10 @@ def avg_pool_backward(
 ) -> None:
     """Each element of a window gets an equal share of its gradient."""
     r = numbers(row)
-    dx, dy, size, channels, windows = r[1], r[2], r[4], r[5], numbers(row + 8 * 7)
-    height, width, oh, ow, kh, kw = windows[0], windows[1], windows[2], windows[3], windows[4], windows[5]
+    dx, dy, size = r[1], r[2], r[4]
+    channels, windows = r[5], numbers(row + 8 * 7)
+    height, width, oh = windows[0], windows[1], windows[2]
+    ow, kh, kw = windows[3], windows[4], windows[5]
     count = like * (kh * kw)
     for c in range(first * channels, last * channels):
         image = reals(dx + c * height * width * size, height * width, like)

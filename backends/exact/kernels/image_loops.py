@@ -51,7 +51,9 @@ def _spread(image: Any, r: Any, padded: Any) -> None:
 @inner
 def _unfold(padded: Any, r: Any, first: Any, columns: Any) -> None:
     """columns (C kh kw, places) <- windows of an image with a border: r[12] rows of them, from row `first` on."""
-    kh, kw, ow, sh, sw, dh, dw, rows = r[0], r[1], r[3], r[4], r[5], r[6], r[7], r[12]
+    kh, kw, ow = r[0], r[1], r[3]
+    sh, sw, dh = r[4], r[5], r[6]
+    dw, rows = r[7], r[12]
     size, height, width, like = padded.itemsize, padded.shape[1], padded.shape[2], np.float32(1.0)
     start, target = np.int64(padded.ctypes.data), np.int64(columns.ctypes.data)
     for c in range(padded.shape[0]):
@@ -156,7 +158,9 @@ def convolve(
 @inner
 def _fold(products: Any, r: Any, first: Any, whole: Any, line: Any) -> None:
     """Add the gradients of windows, r[12] rows of them from row `first` on, to an image with a border."""
-    kh, kw, ow, sh, sw, dh, dw, rows = r[0], r[1], r[3], r[4], r[5], r[6], r[7], r[12]
+    kh, kw, ow = r[0], r[1], r[3]
+    sh, sw, dh = r[4], r[5], r[6]
+    dw, rows = r[7], r[12]
     for c in range(whole.shape[0]):
         for i in range(kh):
             line[:] = 0.0
@@ -253,7 +257,8 @@ def weight_products(
     counter: Any, x: Any, dy: Any, r: Any, products: Any, s: Any, t: Any, u: Any, blas: Any
 ) -> Any:
     """u: the constants for the columns; 0 for integers, which they leave as they are."""
-    width, outputs, places, done = products.shape[1], dy.shape[1], r[12] * r[3], 0
+    width, outputs = products.shape[1], dy.shape[1]
+    places, done = r[12] * r[3], 0
     padded, columns = np.zeros((x.shape[1], r[10], r[11]), np.float32), np.empty((width, places), np.float32)
     cut, wide = np.empty((width, places)), np.empty((products.shape[0], places))
     two = len(wide) > outputs
