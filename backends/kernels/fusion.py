@@ -1,4 +1,4 @@
-"""Shortens a program's list of calls by six rules, each of which merges several calls into one.
+"""Shortens a program's list of calls by seven rules: six merge several calls into one, one lets two change places.
 
 Each is applied wherever the backend's table has a kernel for the result. `tests/training/test_program.py` compares
 each with the list it replaces.
@@ -9,6 +9,7 @@ each with the list it replaces.
 | moments_into_normalize | the gradients of normalize and of its moments, and their sum |
 | activation_into_dense | dense, conv2d or normalize and the activation after it; backward, the gradients of both |
 | loss_with_gradient | a loss's forward and its backward |
+| relu_behind_max_pool | nothing: ReLU has a quarter of the numbers, or fewer, and all results keep their bits |
 | penalty_into_sum | the gradient of an L2 penalty, and its sum with the gradient of the data |
 | sgd_into_dense | the products that give a weight's gradient, and its update: W <- W - rate x^T dz |
 
@@ -150,6 +151,36 @@ def activation_into_dense(calls: Calls, table: KernelTable) -> Calls:
     return calls
 
 
+def relu_behind_max_pool(calls: Calls, table: KernelTable) -> Calls:
+    """max(relu(x)) = relu(max(x)). Where windows have several largest elements after ReLU, they are 0 and have no
+    gradient, so that the gradient for x is the same, too.
+    """
+    for relu in [call for call in calls if call.key == ("forward", ops.relu)]:
+        pool = _only_reader(calls, relu.writes[0])
+        if pool is None or pool.key != ("forward", ops.max_pool2d) or pool.writes[0] is None:
+            continue
+        pooled = _like(pool.writes[0], "before relu")
+        first = Call("forward", pool.op, relu.reads, (pooled,), pool.options)
+        second = Call("forward", relu.op, (pooled,), pool.writes, relu.options)
+        new = {relu: first, pool: second}
+        up, down = _backward_of(calls, pool), _backward_of(calls, relu)
+        if up is not None and down is not None and up.writes[0] is not None:
+            if _only_reader(calls, up.writes[0]) is not down:
+                continue
+            gradient = _like(pooled, "gradient")
+            new[up] = Call("backward", relu.op, up.reads, (gradient,), down.options, forward=second)
+            new[down] = Call("backward", pool.op, (gradient,), down.writes, up.options, forward=first)
+        elif up is not None or down is not None:
+            continue
+        if all(table.accepts(call) for call in new.values()):
+            calls = [new.get(call, call) for call in calls]
+    return calls
+
+
+def _like(slot: Slot, words: str) -> Slot:
+    return Slot(f"{slot.name} {words}", slot.shape, slot.dtype)
+
+
 def loss_with_gradient(calls: Calls, table: KernelTable) -> Calls:
     """Compute the loss and its gradient in one call: softmax and cross-entropy share an exponential.
 
@@ -231,6 +262,7 @@ RULES: tuple[Callable[[Calls, KernelTable], Calls], ...] = (
     rescale_into_gather,
     moments_into_normalize,
     activation_into_dense,
+    relu_behind_max_pool,
     loss_with_gradient,
     penalty_into_sum,
     sgd_into_dense,

@@ -103,8 +103,9 @@ def stepper(table, keep_gradients=False, optimizer=None, dtype="float32"):
 
 
 #: Only a GPU's kernels do what moments_into_normalize makes: test_cuda_programs.py has the other test. This network
-#: has no penalty: test_given_orders.py has one.
-HERE = [rule for rule in RULES if rule not in (fusion.moments_into_normalize, fusion.penalty_into_sum)]
+#: has no penalty: test_given_orders.py has one. It has no images either: see the test below.
+ELSEWHERE = fusion.moments_into_normalize, fusion.penalty_into_sum, fusion.relu_behind_max_pool
+HERE = [rule for rule in RULES if rule not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("rule", HERE, ids=lambda rule: rule.__name__)
@@ -127,6 +128,30 @@ def test_each_rule_by_itself(monkeypatch, kernels, rule, dtype):
     np.testing.assert_allclose(loss2, loss, rtol=tight)
     np.testing.assert_array_equal(count2, count)
     assert np.max(np.abs(end2 - end)) <= tight * np.max(np.abs(end))
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 3}], ids=["apart", "with gaps"])
+def test_relu_behind_max_pool_changes_no_bit(monkeypatch, options):
+    """Also where a window has several largest numbers, which are 0, as half of the images have, or NaN or -0."""
+    x = np.random.default_rng(3).normal(size=(64, 2, 9, 8)).astype(np.float32)
+    x[::2] = -np.abs(x[::2])
+    x[5, 0, 3, 3], x[6] = np.nan, -0.0
+    found = []
+    for rules in (RULES, [rule for rule in RULES if rule is not fusion.relu_behind_max_pool]):
+        monkeypatch.setattr(fusion, "RULES", rules)
+        model = xnn.Sequential(
+            layers.Conv2D(2, 3, 1), layers.ReLU(), layers.MaxPool2D(2, **options),
+            layers.Conv2D(3, 4, 2), layers.ReLU(), layers.MaxPool2D(2), layers.Flatten(), layers.Dense(4, 3), seed=1,
+        )  # fmt: skip
+        model[0].weight.value[...] = 1.0
+        trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels="numpy")
+        trainer.keeps_programs = True
+        history = trainer.fit((x[10:], np.arange(54) % 3), epochs=2, batch_size=27, progress=False)
+        program = trainer.programs.stepper.program(27)
+        of_relu = [call.reads[0].shape[2:] for call in program.calls if call.key == ("forward", ops.relu)]
+        found.append((weights(model).tobytes(), history.losses_sha256, model.predict(x).tobytes(), of_relu))
+    assert found[0][:3] == found[1][:3]
+    assert all(a[0] < b[0] for a, b in zip(found[0][3], found[1][3], strict=True))
 
 
 def test_the_articles_list_has_nothing_to_spare(kernels):
