@@ -77,7 +77,7 @@ def _noise(r: Any, begin: Any, noise: Any) -> None:
 
 
 @inner
-def _product(weights: Any, height: Any, inner: Any, x: Any, pitch: Any, out: Any, like: Any) -> None:
+def _product(weights: Any, height: Any, terms: Any, x: Any, pitch: Any, out: Any, like: Any) -> None:
     """out[i] = sum over k of weights[i, k] x[k], four rows at a time; rows of x and out are `pitch` vectors long."""
     zero, line = zeros(0, like), pitch * VECTOR
     for i in range(0, height, 4):
@@ -88,12 +88,12 @@ def _product(weights: Any, height: Any, inner: Any, x: Any, pitch: Any, out: Any
         )  # the last row several times
         for v in range(0, line, VECTOR):
             a, b, c, d = zero, zero, zero, zero
-            for t in range(inner):
+            for t in range(terms):
                 across = load(zero, x + t * line + v)
-                a = a + spread(zero, weights[i * inner + t]) * across
-                b = b + spread(zero, weights[j * inner + t]) * across
-                c = c + spread(zero, weights[k * inner + t]) * across
-                d = d + spread(zero, weights[m * inner + t]) * across
+                a = a + spread(zero, weights[i * terms + t]) * across
+                b = b + spread(zero, weights[j * terms + t]) * across
+                c = c + spread(zero, weights[k * terms + t]) * across
+                d = d + spread(zero, weights[m * terms + t]) * across
             store(out + i * line + v, a)
             store(out + j * line + v, b)
             store(out + k * line + v, c)

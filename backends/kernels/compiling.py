@@ -10,14 +10,17 @@ import gc
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 
 from xnn.backends.kernels.jit import Loop
@@ -27,7 +30,7 @@ __all__ = ["compile_loops", "help_to_compile", "start_helper"]
 
 _PROCESSES = 4  #: at most: the longest loop takes a quarter of the time of all
 _FEW = 4  #: loops that are compiled in less time than another process needs to begin
-_PATIENCE = 300.0  #: seconds for a process that helps
+_PATIENCE = 60.0  #: seconds for processes that help, once this one finds nothing to do
 
 
 def compile_loops(loops: Iterable[Loop]) -> None:
@@ -39,19 +42,21 @@ def compile_loops(loops: Iterable[Loop]) -> None:
     if len(waiting) <= _FEW:
         return
     waiting.sort(key=lambda loop: len(loop.function.__code__.co_code), reverse=True)
-    with tempfile.TemporaryDirectory(prefix="xnn-", ignore_cleanup_errors=True) as taken, suppress(OSError):
+    with suppress(OSError), tempfile.TemporaryDirectory(prefix="xnn-", ignore_cleanup_errors=True) as taken:
         helpers = list[subprocess.Popen[bytes]]()
         try:
             for _ in range(min(own_threads(), _PROCESSES) - 1 if _is_python() else 0):
                 helpers.append(start_helper(taken, waiting))
             with _no_search_for_garbage():
                 _compile_next(taken, waiting)
+            end = time.monotonic() + _PATIENCE
             for helper in helpers:
                 with suppress(subprocess.TimeoutExpired):
-                    helper.wait(_PATIENCE)
-        finally:
+                    helper.wait(max(0.0, end - time.monotonic()))
+        finally:  # those that are still at work after Ctrl-C
             for helper in helpers:
-                helper.kill()  # one that is still at work after Ctrl-C
+                helper.kill()
+            for helper in helpers:
                 helper.wait()
 
 
@@ -69,33 +74,35 @@ def _no_search_for_garbage() -> Iterator[None]:
 
 def _is_python() -> bool:
     """Whether this process is Python's own program, and no other one that contains Python."""
-    return Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
+    name = Path(sys.executable or "").name.lower()
+    return re.fullmatch(r"(python|pypy)w?[0-9.]*t?([.]exe)?", name) is not None and not hasattr(sys, "frozen")
 
 
 def start_helper(taken: str, loops: Sequence[Loop]) -> subprocess.Popen[bytes]:
     """Start a process that compiles loops that no process has taken; `taken` is the folder that says which.
 
-    It has the path of this process, which says which xnn is meant.
+    It gets this process's sys.path, so that it imports the same xnn, and its options and folder for the cache.
     """
     names = [(loop.function.__module__, loop.function.__qualname__, loop.dtype.name) for loop in loops]
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import help_to_compile; help_to_compile()"
     )
+    options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    folder = numba.config.CACHE_DIR
     return subprocess.Popen(
-        [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", program, taken, json.dumps(names)],
+        [sys.executable, *options, "-c", program, taken, json.dumps(names)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "NUMBA_CACHE_DIR": folder} if folder else None,
     )
 
 
 def help_to_compile() -> None:
     """What the process of `start_helper` does. Its arguments are the folder, and the names of the loops."""
-    gc.disable()
     taken, names = sys.argv[1:]
-    _compile_next(
-        taken, [Loop(_named(module, name), np.dtype(dtype)) for module, name, dtype in json.loads(names)]
-    )
+    with _no_search_for_garbage():
+        _compile_next(taken, [Loop(_named(m, name), np.dtype(dtype)) for m, name, dtype in json.loads(names)])
 
 
 def _named(module: str, name: str) -> Any:
@@ -107,7 +114,10 @@ def _named(module: str, name: str) -> Any:
 
 def _compile_next(taken: str, loops: Sequence[Loop]) -> None:
     """Compile loops that no process has taken. One takes a loop by making a file with its number in a folder."""
+    started_by = os.getppid()
     for number, loop in enumerate(loops):
+        if os.getppid() != started_by:
+            return  # nobody waits for this process any more
         try:
             os.close(os.open(Path(taken) / str(number), os.O_CREAT | os.O_EXCL))
         except FileExistsError:

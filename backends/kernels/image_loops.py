@@ -28,7 +28,10 @@ COLUMNS = 40  #: numbers in a row
 
 @inner
 def numbers(address: Any) -> Any:
-    """The int64 numbers of a row, from an address on."""
+    """The int64 numbers of a row: a bare pointer, without a length, slices or negative indices.
+
+    A part of a row, from its number k on, is `numbers(row + 8 * k)`.
+    """
     return pointer(address, np.int64(0))
 
 

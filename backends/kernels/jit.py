@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +27,7 @@ __all__ = ["Loop", "inner", "jit", "load"]
 # Numba's own error model would test for division by zero, and so keep loops from using SIMD instructions.
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 _cached: list[Any] = []  # the functions whose machine code is cached
+_addresses: dict[Loop, int] = {}  # of the machine code that this process has
 _LONG = 1.0  # seconds of compiling that are not worth a word
 _told = threading.Event()
 _CONSTANTS = activations, normalization, random, special, sums  # modules whose constants loops contain
@@ -51,9 +54,10 @@ def jit(function: Any) -> Any:
 
 
 def inner(function: Any) -> Any:
-    """Make a function a part of the compiled functions that call it. From Python it is called as Python.
+    """Make a function a part of the compiled functions that call it.
 
-    It has no machine code of its own, and no cache file: that takes half of the time of compiling.
+    It gets neither an entry for Python nor a cache file of its own: making these would take as long as all else.
+    Called from Python it is run by Python, unless it works on addresses.
     """
     return register_jitable(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
@@ -100,13 +104,19 @@ class Loop(NamedTuple):
 
     def compiled(self) -> int:
         """Return the address of its machine code, which is loaded, or compiled."""
-        return _address_of(self)
+        if self not in _addresses:
+            compiled, beside = _code_of(self)
+            load(compiled.compile, beside)
+            _addresses[self] = int(compiled.address or 0)
+        return _addresses[self]
 
     @property
     def waits_for_compiler(self) -> bool:
         """Whether its machine code is to be compiled, and can be kept for other processes."""
+        if self in _addresses:
+            return False
         compiled, beside = _code_of(self)
-        if beside.stats.cache_path is None:
+        if beside.stats.cache_path is None or not compiled._cache._enabled:
             return False
         try:
             key = compiled._cache._index_key(compiled._sig, compiled._targetdescr.target_context.codegen())
@@ -117,7 +127,9 @@ class Loop(NamedTuple):
 
 @cache
 def _code_of(loop: Loop) -> tuple[Any, Any]:
-    """A loop for the compiler, and the same function as `jit` makes it: its folder for the cache is as safe."""
+    """What compiles a loop, and the function as `jit` makes it, which is never compiled: it says whether and where
+    machine code may be kept.
+    """
     given = *[types.int64] * 6, from_dtype(loop.dtype)
     compiled, beside = (
         CFunc(loop.function, (given, types.void), {}, {"error_model": "numpy"}),
@@ -130,20 +142,23 @@ def _code_of(loop: Loop) -> tuple[Any, Any]:
     return compiled, beside
 
 
-@cache
-def _address_of(loop: Loop) -> int:
-    compiled, beside = _code_of(loop)
-    load(compiled.compile, beside)
-    return int(compiled.address or 0)
-
-
 def _add_stamp(compiled: Any) -> None:
     """Let cached machine code be compiled again when a file of this folder has changed.
 
-    Numba looks at the file of the function only, and a loop contains functions of other files.
+    Numba looks at the file of the function only, and a loop contains functions of other files. Each signature of the
+    function gets a file of a name of its own. Numba would number them, and two processes that save at once may choose
+    one number: the code for float64 would then be that for float32.
     """
     index = compiled._cache._cache_file
     index._source_stamp = index._source_stamp, _stamp()
+    pattern, save = index._data_name_pattern, index.save
+
+    def save_by_signature(key: Any, data: Any) -> None:
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        index._data_name_pattern = pattern.replace("{number", name + ".{number")
+        save(key, data)
+
+    index.save = save_by_signature
 
 
 @cache
@@ -190,7 +205,8 @@ def _load(call: Callable[[], Any], compiled: Any) -> None:
             raise
         for source in Path(compiled.py_func.__code__.co_filename).parent.glob("*.py"):
             for file in Path(compiled.stats.cache_path).glob(f"{source.stem}.*.nb[ic]"):
-                file.unlink(missing_ok=True)
+                with suppress(OSError):  # on Windows, of a file that another process reads
+                    file.unlink(missing_ok=True)
         try:
             call()
         except OSError:  # the disk is full, or the folder is gone: machine code can be compiled, and not kept

@@ -203,13 +203,13 @@ def _images_gradient(
     """Return a function that computes dx of some images.
 
     For each column j of the windows one product for each of their rows: W_ij^T dy from an earlier place on. dx is the
-    sum of what the columns give, each from a place of its own on.
+    sum of what the columns give, each from a place of its own on. The phases use the same memory one after the other.
     """
-    stride, reach = planes.shifts.windows[1].stride, planes.length + planes.across
+    stride, length = planes.shifts.windows[1].stride, planes.length + planes.across
     by_column = {b: [j for j, (own, _) in enumerate(planes.columns) if own == b] for b in range(stride)}
     packing, phases, covers = [], [], planes.shifts.covers()
     total = np.empty((planes.channels, planes.length), dy.dtype)
-    results = np.empty((planes.kw, planes.channels, reach), dy.dtype)
+    results = np.empty((planes.kw, planes.channels, length), dy.dtype)
     for phase in planes.phases:
         a, b = divmod(phase.index, stride)
         products: list[Callable[..., None]] = []
@@ -218,9 +218,9 @@ def _images_gradient(
             if own == a and by_column[b]:
                 weights = np.empty((len(found), planes.channels, planes.outputs), w.dtype)
                 packing.append((weights, w[:, :, i, _slice(by_column[b])].transpose(2, 1, 0)))
-                moved = dy[:, planes.down - at * planes.pitch :][:, :reach]
+                moved = dy[:, planes.down - at * planes.pitch :][:, :length]
                 flat = weights.reshape(-1, planes.outputs)
-                products.append(gemm(flat, moved, found.reshape(-1, reach), accumulate=bool(products)))
+                products.append(gemm(flat, moved, found.reshape(-1, length), accumulate=bool(products)))
         starts = [planes.across - planes.columns[j][1] for j in by_column[b]]
         terms = [one[:, start : start + planes.length] for one, start in zip(found, starts, strict=True)]
         phases.append((products, terms, *planes.shifts.inside(phase)))

@@ -173,7 +173,7 @@ FORMATS = {
 }
 
 
-@pytest.mark.fuzz(10)
+@pytest.mark.fuzz(6)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_mutated_file_is_read_or_refused(kind, rng, folder):
     name, mutate, load = FORMATS[kind]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -157,15 +158,14 @@ LOOPS = [
 def no_machine_code(tmp_path, monkeypatch):
     """An empty cache, for this process and those that it starts."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     forget()
     yield
     forget()
 
 
 def forget():
-    for made in (jit._code_of, jit._address_of):
-        made.cache_clear()
+    jit._code_of.cache_clear()
+    jit._addresses.clear()
 
 
 def test_another_process_compiles_what_nobody_has_taken(no_machine_code, tmp_path):
@@ -195,11 +195,48 @@ def test_loops_are_compiled_whoever_helps(no_machine_code, monkeypatch, tmp_path
     assert not any(loop.waits_for_compiler for loop in LOOPS)
     fails = tmp_path_factory.mktemp("programs") / "python"
     fails.symlink_to(shutil.which("false") or sys.executable)
+    shutil.rmtree(numba.config.CACHE_DIR)
+    forget()
+    taken = []
+    monkeypatch.setattr(compiling, "_compile_next", lambda folder, loops: taken.append(loops))
     for program in (str(fails), "nowhere/python", "/usr/bin/blender", None):
-        shutil.rmtree(numba.config.CACHE_DIR)
-        forget()
         monkeypatch.setattr(sys, "executable", program)
         compiling.compile_loops(LOOPS)
-        assert all(loop.compiled() for loop in LOOPS)
-        assert not any(loop.waits_for_compiler for loop in LOOPS)
+    assert [len(loops) for loops in taken] == [len(LOOPS)] * 3, "all but where no process can be started"
+    assert all(loop.waits_for_compiler for loop in LOOPS)
     assert len(started) == 2 + 2 + 1, "a helper is started only by what is called Python"
+
+
+def test_machine_code_of_two_signatures_is_never_in_one_file(no_machine_code):
+    """Also where two processes save at once, each without the other's entry."""
+    for loop in LOOPS[:2]:
+        jit._code_of(loop)[0]._cache._cache_file._load_index = dict
+        loop.compiled()
+    files = {path.name for path in Path(numba.config.CACHE_DIR).rglob("*.nbc")}
+    assert len(files) == 2, files
+
+
+def test_without_a_temporary_folder_loops_are_compiled_here(no_machine_code, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    compiling.compile_loops(LOOPS)
+    assert all(loop.compiled() for loop in LOOPS)
+
+
+def test_what_this_process_has_is_not_compiled_again_when_the_cache_is_gone(no_machine_code):
+    for loop in LOOPS:
+        loop.compiled()
+    shutil.rmtree(numba.config.CACHE_DIR)
+    assert not any(loop.waits_for_compiler for loop in LOOPS)
+
+
+def test_what_is_pythons_own_program(monkeypatch):
+    for name, own in {
+        "/usr/bin/python3.13t": True, "C:/py/pythonw.exe": True, "/opt/pypy3": True, "": False, None: False,
+        "/opt/python-studio": False, "pythonservice.exe": False, "/usr/bin/blender": False,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(sys, "executable", name)
+        assert compiling._is_python() is own
+    monkeypatch.setattr(sys, "executable", "/opt/app/python")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert not compiling._is_python()

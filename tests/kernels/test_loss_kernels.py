@@ -191,6 +191,7 @@ def test_the_logarithm_of_one_more():
         np.testing.assert_allclose(y, np.log1p(x.astype(np.longdouble)), rtol=3 * EPSILON[dtype])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (7,), (45, 1), (300, 3), (5, 3, 2)], ids=str)

@@ -45,6 +45,7 @@ def of_table(table, activation):
     return None if table.name == "numpy" else activation
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("affine", "activation", "rows"), KINDS, ids=str)

@@ -52,6 +52,7 @@ def pass_through(both, op, shape, options, x, dtype):
     return both.run(make)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize(
