@@ -55,6 +55,8 @@ if _REASONS["cupy"]:
     collect_ignore_glob = ["*/test_cuda_*.py"]
 #: On the emulated GPU a test runs the first of its variants, and about one in so many others; .ci/full runs all.
 _ON_EMULATED_GPU = 4
+#: Folders with files that take long.
+_LONG = "tests", "kernels", "losses", "exact", "estimators", "faults", "examples", "workers", "cli", "runs"
 _WORKING = [name for name, reason in _REASONS.items() if not reason]
 
 
@@ -131,13 +133,22 @@ def _runs_on_emulated_gpu(item: pytest.Item) -> bool:
     return attached() and ("cupy" in chosen or item.path.name.startswith("test_cuda_"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Leaves the order of files to the function below: pytest-xdist would begin with those of the most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what `sampled` leaves out, and skip tests marked `data` if MNIST or Boston is not on disk.
+    """Put the files that take long first, so that no process of `pytest -n` has one when the others are done.
+
+    Mark as slow what `sampled` leaves out, and skip tests marked `data` if MNIST or Boston is not on disk.
 
     Of a test marked sampled(n), the first variant and about one of n others stay; a checksum of the name decides. So
     it does for variants on the emulated GPU, which is slow.
     """
+    items.sort(key=lambda item: item.path.parent.name not in _LONG)
     begun = set()
     for item in items:
         mark = item.get_closest_marker("sampled")
