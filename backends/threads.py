@@ -76,7 +76,10 @@ def blas_threads() -> int | None:
 
 
 def own_threads() -> int:
-    """Return how many threads of xnn's own may run now: the limit of `limit_threads`, or else that of BLAS."""
+    """Return how many threads of its own, beside those of BLAS, xnn may use now.
+
+    It is the number that `limit_threads` was given, and without a limit as many as BLAS may use.
+    """
     return _limits.own()
 
 

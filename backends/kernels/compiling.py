@@ -73,7 +73,7 @@ def _no_search_for_garbage() -> Iterator[None]:
 
 
 def _is_python() -> bool:
-    """Whether this process is Python's own program, and no other one that contains Python."""
+    """Whether sys.executable is Python. An application that contains Python would start itself a second time."""
     name = Path(sys.executable or "").name.lower()
     return re.fullmatch(r"(python|pypy)w?[0-9.]*t?([.]exe)?", name) is not None and not hasattr(sys, "frozen")
 

@@ -140,7 +140,7 @@ def gelu_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, par
 
 @inner
 def _logistic(x: Any, one: Any) -> Any:
-    """1 / (1 + e^-x)."""
+    """The logistic function, 1 / (1 + e^-x)."""
     e = exp_low(-abs(x))
     return (one if x >= one - one else e) / (one + e)
 

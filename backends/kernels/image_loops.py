@@ -38,7 +38,7 @@ def numbers(address: Any) -> Any:
 @inner
 def integers(address: Any, count: Any) -> Any:
     """An array of the int64 numbers at an address."""
-    return carray(pointer(address, np.int64(0)), count)
+    return reals(address, count, np.int64(0))
 
 
 @inner

@@ -131,10 +131,8 @@ def _code_of(loop: Loop) -> tuple[Any, Any]:
     machine code may be kept.
     """
     given = *[types.int64] * 6, from_dtype(loop.dtype)
-    compiled, beside = (
-        CFunc(loop.function, (given, types.void), {}, {"error_model": "numpy"}),
-        jit(loop.function),
-    )
+    compiled = CFunc(loop.function, (given, types.void), {}, {"error_model": "numpy"})
+    beside = jit(loop.function)
     if beside.stats.cache_path is not None:
         compiled.enable_caching()
         _add_stamp(compiled)

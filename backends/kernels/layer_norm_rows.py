@@ -45,7 +45,9 @@ def _normalize(call: Call) -> Rows:
 
 
 def _normalize_backward(call: Call) -> Rows:
-    """First weight and bias, since the gradient that they are made of is masked where ReLU has no slope."""
+    """Two loops. The first gives the gradients of weight and bias; with ReLU it also clears dy where y is 0, and the
+    second, for dx, needs dy so.
+    """
     forward = call.forward
     assert forward is not None
     x, y, dy = forward.reads[0].array, forward.writes[0].array, call.reads[0].array  # type: ignore[union-attr]

@@ -133,7 +133,7 @@ class Stretch:
         load(self._run_nothing, run)
 
     def _run_nothing(self) -> None:
-        """Compile what runs the rows, or load its machine code."""
+        """Run an empty table, so that what runs rows is compiled, or its machine code loaded."""
         empty = np.empty((0, WIDTH), np.int64)
         run(empty, _NO_MOVES, 1, self.like)
         if self.is_shared:

@@ -43,7 +43,7 @@ def _below_largest(x: Any, y: Any, start: Any, width: Any) -> None:
 
 
 def softmax(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    """y = e^x / sum e^x."""
+    """y = e^x / sum e^x, for each row by itself."""
     x, _, y, width = _arrays(row, first, last, like)
     for start in range(0, x.size, width):
         _below_largest(x, y, start, width)

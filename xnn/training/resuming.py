@@ -230,7 +230,8 @@ def _check_fit(checkpoint: Checkpoint, fit: Any, plan: Mapping[str, Any], any_pl
         if difference(then[key], now := identity(arrays), key):
             shapes = [[tuple(array["shape"]) for array in known] for known in (now, then[key])]
             raise OptionError(
-                f"the {role} data are not those of {checkpoint.path}: arrays of {shapes[0]}, there {shapes[1]}"
+                f"the {role} data are not those of {checkpoint.path}: the shapes of the arrays are {shapes[0]}, "
+                f"in the checkpoint {shapes[1]}"
                 + (
                     ""
                     if shapes[0] != shapes[1]

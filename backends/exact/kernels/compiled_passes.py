@@ -162,7 +162,7 @@ def cross_entropy_terms(
 
 
 def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
-    """Update w, and the velocity if there is one, by updates.sgd, in place."""
+    """One step of SGD, in place: of w, and with momentum of its velocity. The formula is that of `updates.sgd`."""
     v = velocity[0] if velocity else _NONE32
     return lambda: loops.sgd(w, g, v, group.numbers)
 

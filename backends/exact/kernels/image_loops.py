@@ -107,7 +107,7 @@ def _largest(row: Any) -> Any:
 
 @inner
 def _largest_of(dy: Any, o: Any) -> Any:
-    """The largest magnitude in channel o of all images, as bits."""
+    """The largest absolute value in channel o of all images: its bits, read as an integer."""
     largest = np.int32(0)
     for n in range(dy.shape[0]):
         largest = max(largest, _largest(dy[n, o]))
