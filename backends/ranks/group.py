@@ -15,7 +15,7 @@ from xnn.backends.registry import backend_of
 from xnn.backends.row_sources import reads_rows
 from xnn.errors import RankError
 
-__all__ = ["Ranks", "Shard", "Trial", "checked_part", "current_ranks", "use_ranks"]
+__all__ = ["Message", "Ranks", "Shard", "Trial", "checked_part", "current_ranks", "use_ranks"]
 
 #: A message of more numbers is sent in pieces of so many: what does not fit the processor's cache goes through the
 #: memory that processes share at a third of the speed.
@@ -23,6 +23,20 @@ PIECE = 2**20
 _PIECE_BYTES = 8 * PIECE  # of what is gathered
 #: In place of the size of an object: a rank has no more objects to send, since its program has ended.
 _ENDED = -1
+
+
+class Message:
+    """Numbers that ranks add up in every step.
+
+    array: those of this rank, flat.
+    """
+
+    def __init__(self, ranks: Ranks, array: np.ndarray) -> None:
+        self.ranks, self.array = ranks, array
+
+    def total(self) -> None:
+        """Replace the numbers by the sum of those of all ranks."""
+        self.ranks.total(self.array)
 
 
 class Ranks:
@@ -46,6 +60,12 @@ class Ranks:
     def collect(self, numbers: np.ndarray) -> np.ndarray:
         """The flat arrays of all ranks, in their order, as (size, n)."""
         raise NotImplementedError
+
+    def message(self, count: int, dtype: Any) -> Message:
+        """Make a Message of so many zeros. All ranks call this together."""
+        array = backend_of(np.empty(0)).buffer((count,), dtype)
+        array[...] = 0
+        return Message(self, array)
 
     def total(self, numbers: np.ndarray) -> None:
         """Replace a contiguous array by the elementwise sum of those of all ranks."""

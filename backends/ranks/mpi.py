@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.ranks.group import Ranks
-from xnn.backends.ranks.shared_memory import LEAST, SharedMemory, mapped
+from xnn.backends.ranks.group import Message, Ranks
+from xnn.backends.ranks.shared_memory import LEAST, PIECE, SharedMemory, SharedMessage, mapped
 from xnn.errors import MissingExtraError, OptionError
 
 __all__ = ["MPIRanks", "in_words", "world"]
@@ -57,7 +57,16 @@ class MPIRanks(Ranks):
     @cached_property
     def _memory(self) -> SharedMemory | None:
         """What adds up long messages if all ranks are on this machine. All ranks ask for it at the same time."""
-        return mapped(self.rank, self.size, self._comm) if self.on_this_machine == self.size else None
+        return self._mapped(PIECE)
+
+    def _mapped(self, width: int) -> SharedMemory | None:
+        if self.on_this_machine < self.size:
+            return None
+        return mapped(self.rank, self.size, width, self._comm)
+
+    def message(self, count: int, dtype: Any) -> Message:
+        memory = self._mapped(count * np.dtype(dtype).itemsize) if count >= LEAST else None
+        return super().message(count, dtype) if memory is None else SharedMessage(self, memory, count, dtype)
 
     def reduce(self, numbers: np.ndarray, kind: str) -> None:
         if numbers.size >= LEAST and self._memory is not None:

@@ -1,14 +1,9 @@
 """Sums in memory that all ranks of a training see, where they run on one machine: faster than by MPI's messages.
 
-Each rank adds up its part of the numbers. Before, it has brought the other parts of its own; after, it takes the
-other parts of the sum:
-
-    bring    the parts that others add up, to this rank's row of the memory
-    add      this rank's part, over all ranks in their order
-    take     the parts of the result that others have added up
-
-Between two of these turns the ranks wait for one another. Source: the reduce-scatter and all-gather of R. Thakur,
-R. Rabenseifner, W. Gropp, "Optimization of collective communication operations in MPICH", 2005.
+Each rank has a row of this memory. It adds up its part of all rows, and writes the sum to that part of each row:
+before, all ranks have written their rows, and after, each finds the whole sum in its own. Source: the reduce-scatter
+and all-gather of R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective communication operations in
+MPICH", 2005.
 """
 
 from __future__ import annotations
@@ -17,82 +12,120 @@ import mmap
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-__all__ = ["LEAST", "SharedMemory", "mapped"]
+from xnn.backends.ranks.group import Message, Ranks
+
+__all__ = ["LEAST", "PIECE", "SharedMemory", "SharedMessage", "mapped"]
 
 #: Messages of fewer numbers go by MPI.
 LEAST = 2**14
-#: Numbers go in pieces of so many bytes, which stay in the processor's cache.
+#: What lies elsewhere is copied in pieces of so many bytes, which stay in the processor's cache.
 PIECE = 2**20
+_AT_ONCE = 2**18  # bytes of a row that are added up while they are in the cache
 _FOLDER = "/dev/shm"
 _OPERATIONS = {"sum": np.add, "maximum": np.maximum}
 
 
 class SharedMemory:
-    """Adds up numbers of several ranks: `reduce`.
+    """Adds up numbers of several ranks.
 
-    memory: (size + 1, PIECE) bytes that all ranks see. wait: returns when all ranks have called it.
+    rank: the number of this one. rows: (size, bytes), memory that all ranks see. wait: returns when all ranks have
+    called it.
     """
 
-    def __init__(self, rank: int, size: int, memory: np.ndarray, wait: Callable[[], Any]) -> None:
-        self.rank, self.size, self._memory, self._wait = rank, size, memory, wait
+    def __init__(self, rank: int, rows: np.ndarray, wait: Callable[[], Any]) -> None:
+        self.rank, self.rows, self._wait = rank, rows, wait
 
     def reduce(self, numbers: np.ndarray, kind: str) -> None:
-        """See `Ranks.reduce`."""
-        each = PIECE // numbers.itemsize
+        """See `Ranks.reduce`. The numbers are copied to this rank's row, and back."""
+        each = self.rows.shape[1] // numbers.itemsize
         for start in range(0, numbers.size, each):
-            self._reduce(numbers[start : start + each], _OPERATIONS[kind])
+            piece = numbers[start : start + each]
+            rows = self.as_numbers(piece.size, piece.dtype)
+            rows[self.rank][...] = piece
+            self.reduce_rows(rows, kind)
+            piece[...] = rows[self.rank]
 
-    def _reduce(self, own: np.ndarray, operation: np.ufunc) -> None:
-        n, rank, size = own.size, self.rank, self.size
-        *brought, result = self._memory[:, : own.nbytes].view(own.dtype)
-        first, last = n * rank // size, n * (rank + 1) // size
-        brought[rank][:first], brought[rank][last:] = own[:first], own[last:]
+    def as_numbers(self, count: int, dtype: Any) -> np.ndarray:
+        """The beginning of each row, as (size, count) numbers."""
+        return self.rows[:, : count * np.dtype(dtype).itemsize].view(dtype)
+
+    def reduce_rows(self, rows: np.ndarray, kind: str) -> None:
+        """Replace all rows by their sum or their maximum, taken in the order of ranks."""
+        (size, n), operation = rows.shape, _OPERATIONS[kind]
+        first, last, step = n * self.rank // size, n * (self.rank + 1) // size, _AT_ONCE // rows.itemsize
+        found = np.empty(min(step, last - first), rows.dtype)
         self._wait()
-        parts = [(own if r == rank else row)[first:last] for r, row in enumerate(brought)]
-        added = result[first:last]
-        operation(parts[0], parts[1], out=added)
-        for part in parts[2:]:
-            operation(added, part, out=added)
+        for start in range(first, last, step):
+            part = rows[:, start : min(start + step, last)]
+            total = operation(part[0], part[1], out=found[: part.shape[1]])
+            for row in part[2:]:
+                operation(total, row, out=total)
+            part[...] = total
         self._wait()
-        own[...] = result
 
 
-def mapped(rank: int, size: int, communicator: Any) -> SharedMemory | None:
-    """Make the memory, by a file that is removed at once; None, on all ranks, if there is no room or no folder.
+class SharedMessage(Message):
+    """A Message that lies in such memory, so that nothing is copied."""
 
-    communicator: of mpi4py; all ranks call this together.
+    def __init__(self, ranks: Ranks, memory: SharedMemory, count: int, dtype: Any) -> None:
+        self._memory, self._rows = memory, memory.as_numbers(count, dtype)
+        super().__init__(ranks, self._rows[memory.rank])
+
+    def total(self) -> None:
+        self.ranks.messages["sum"] += 1
+        self._memory.reduce_rows(self._rows, "sum")
+
+
+def mapped(rank: int, size: int, width: int, communicator: Any) -> SharedMemory | None:
+    """Make memory with a row of at least so many bytes for each rank, by a file that is removed at once.
+
+    None, on all ranks, if there is no room or no folder. communicator: of mpi4py; all ranks call this together.
     """
-    name, length = f"{_FOLDER}/xnn-{secrets.token_hex(16)}" if rank == 0 else "", (size + 1) * PIECE
-    memory = _opened(name, length, True) if rank == 0 else None
-    name = communicator.bcast(name if memory is not None else "")
-    if rank and name:
-        memory = _opened(name, length, False)
-    everywhere = all(communicator.allgather(memory is not None))
-    if rank == 0 and name:
-        os.unlink(name)
+    width = -(-width // mmap.PAGESIZE) * mmap.PAGESIZE
+    path = f"{_FOLDER}/xnn-{secrets.token_hex(16)}" if rank == 0 else ""
+    try:
+        file = _opened(path, size * width) if rank == 0 else None
+        shared = communicator.bcast("" if file is None else path)
+        if rank and shared:
+            file = _opened(shared)
+        memory = None if file is None else _memory_of(file, rank, size, width)
+        everywhere = all(communicator.allgather(memory is not None))
+    finally:
+        if rank == 0:
+            with suppress(OSError):
+                os.unlink(path)
     if memory is None or not everywhere:
         return None
-    rows = np.frombuffer(memory, np.uint8).reshape(size + 1, PIECE)
-    return SharedMemory(rank, size, rows, communicator.Barrier)
+    rows = np.frombuffer(memory, np.uint8).reshape(size, width)
+    return SharedMemory(rank, rows, communicator.Barrier)
 
 
-def _opened(name: str, length: int, makes: bool) -> mmap.mmap | None:
-    """A file's memory. makes: whether to make the file; its room is reserved, so that writing cannot fail later."""
+def _opened(path: str, length: int | None = None) -> int | None:
+    """A file, or None if it cannot be opened. length: of a new file, in bytes; by default it is there."""
     try:
-        file = os.open(name, os.O_RDWR | (os.O_CREAT | os.O_EXCL if makes else 0), 0o600)
+        file = os.open(path, os.O_RDWR | (0 if length is None else os.O_CREAT | os.O_EXCL), 0o600)
     except OSError:
         return None
     try:
-        if makes:
-            os.posix_fallocate(file, 0, length)
-        return mmap.mmap(file, length)
+        if length is not None:
+            os.truncate(file, length)
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def _memory_of(file: int, rank: int, size: int, width: int) -> mmap.mmap | None:
+    """The file's memory. This rank reserves the room of its row, near its processor: writing cannot fail later."""
+    try:
+        os.posix_fallocate(file, rank * width, width)
+        return mmap.mmap(file, size * width)
     except (OSError, ValueError):
-        if makes:
-            os.unlink(name)
         return None
     finally:
         os.close(file)

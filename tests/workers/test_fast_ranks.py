@@ -88,7 +88,7 @@ def test_metrics_that_need_all_rows_are_those_of_one_process(kernels):
 
 
 def test_groups_of_parameters_share_the_message():
-    decay = {"weight": 0.1}  # two groups, whose gradients do not lie side by side
+    decay = {"weight": 0.1}  # two groups of one dtype
     make = lambda: mlp(optimizer=optimizers.AdamW(0.01, weight_decay=decay), metrics=[])  # noqa: E731
     steps, messages = steps_and_messages(make, 2, digits(), batch_size=32)
     assert messages["sum"] == steps

@@ -77,6 +77,13 @@ numbers = np.arange(2**15) % 3 * (ranks.rank + 1)
 ranks.maximum(numbers)
 assert (numbers == np.arange(2**15) % 3 * 3).all(), numbers
 assert ranks._memory is not None
+message = ranks.message(2**16, "float32")
+for factor in (1.0, 2.0):
+    message.array[...] = factor * (ranks.rank + 0.5)
+    message.total()
+    assert (message.array == factor * 4.5).all(), message.array
+assert type(message).__name__ == "SharedMessage"
+assert type(ranks.message(10, "float32")).__name__ == "Message"
 print("right", flush=True)
 """
 

@@ -14,14 +14,15 @@ import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.calls import Call, Slot
+from xnn.backends.ranks.group import Message, Ranks
 from xnn.layers import Parameter
 from xnn.ops import updates
 from xnn.optimizers import Optimizer
 
-__all__ = ["Group", "grouped"]
+__all__ = ["HEAD", "Group", "grouped"]
 
 _ALIGNED = 16  # each parameter begins at a multiple of this many numbers: a cache line of float32
-_HEAD = _ALIGNED  # numbers before the gradients, for what ranks of a training add besides them
+HEAD = _ALIGNED  # numbers before the gradients in a message of ranks, for what they add up besides them
 
 
 class Group:
@@ -45,11 +46,12 @@ class Group:
         self.slots: list[list[Slot]] = []
         #: Each parameter with the slots of its value, its gradient and its state.
         self.columns: list[tuple[Parameter, Slot, Slot, list[Slot]]] = []
+        self.dtype = parameters[0].dtype
         self.flat: list[Any] = []
         self.changing_memory: Any = None  # of all flat buffers but that of the gradients
         self.spare: Any = None  # its end, for arrays of others
-        #: In place: some numbers of which a step changes none, and after them the flat buffer of the gradients.
-        self.message: Any = None
+        self._room = [-(-p.size // _ALIGNED) * _ALIGNED for p in parameters]
+        self.length = sum(self._room)  # of each flat buffer
         self.offsets: dict[int, tuple[int, int]] = {}
         self.written = np.zeros(1, np.int64)  # the Store's counter
 
@@ -98,12 +100,13 @@ class Group:
         """The memory that a step changes, in one array: all flat buffers but that of the gradients."""
         return [self.changing_memory]
 
-    def allocate(self, lib: Backend, in_place: bool, spare: int = 0) -> None:
+    def allocate(self, lib: Backend, gradient: Any = None, spare: int = 0) -> None:
         """Make the slots, and in place their buffers as views of flat ones.
 
-        spare: how many numbers more `changing_flat` has room for, in `spare`.
+        gradient: the flat buffer of the gradients; None (default) if updates make fresh arrays. spare: how many
+        numbers more `changing_flat` has room for, in `spare`.
         """
-        self.in_place = in_place
+        self.in_place = gradient is not None
         kinds = ("value", "gradient", *(f"state {n}" for n in range(self.width - 2)))
         dtype = self.parameters[0].value.dtype
         self.slots = [[Slot(f"{p.name}'s {k}", p.shape, dtype) for p in self.parameters] for k in kinds]
@@ -113,20 +116,16 @@ class Group:
                 self.parameters, zip(*self.slots, strict=True), strict=True
             )
         ]
-        if not in_place:
+        if not self.in_place:
             return
-        padded = [-(-p.size // _ALIGNED) * _ALIGNED for p in self.parameters]
-        ends = np.cumsum(padded)
-        length = int(ends[-1])
-        head = _HEAD if lib.is_host else 0
-        memory = lib.buffer((head + len(kinds) * length + spare,), dtype)
+        length = (len(kinds) - 1) * self.length
+        memory = lib.buffer((length + spare,), dtype)
         memory[...] = 0
-        self.message, memory = memory[: head + length], memory[head:]
-        self.changing_memory, self.spare = memory[length:], memory[len(kinds) * length :]
-        gradient, value, *state = memory[: len(kinds) * length].reshape(len(kinds), length)
-        self.flat = [value, gradient, *state]
+        self.changing_memory, self.spare = memory, memory[length:]
+        value, *state = memory[:length].reshape(-1, self.length)
+        self.flat, ends = [value, gradient, *state], np.cumsum(self._room)
         for flat, slots in zip(self.flat, self.slots, strict=True):
-            for slot, parameter, end, extent in zip(slots, self.parameters, ends, padded, strict=True):
+            for slot, parameter, end, extent in zip(slots, self.parameters, ends, self._room, strict=True):
                 start = int(end) - extent
                 slot.array = flat[start : start + parameter.size].reshape(parameter.shape)
                 slot.fixed = True
@@ -140,11 +139,13 @@ def grouped(
     by_rule: bool,
     in_place: bool,
     spare: Mapping[str, int] | None = None,
-) -> list[Group]:
-    """The parameters that are not frozen, in groups with their slots.
+    ranks: Ranks | None = None,
+) -> tuple[list[Group], dict[str, Message]]:
+    """The parameters that are not frozen, in groups with their slots, and the messages of which gradients are parts.
 
     by_rule: whether calls of the optimizer's rule update them, rather than its own `step`. spare: for each dtype, how
-    many numbers more the memory of its first group has.
+    many numbers more the memory of its first group has. ranks: those that add up gradients in place, by a message for
+    each dtype, which begins with some numbers of which a step changes none; None (default) makes no messages.
     """
     alike: dict[Any, list[Parameter]] = {}
     for p in parameters:
@@ -154,7 +155,18 @@ def grouped(
     groups = [
         Group(optimizer, members, own[0] if own else (), by_rule) for (_, own), members in alike.items()
     ]
-    rest = dict(spare or {})
-    for group in groups:
-        group.allocate(lib, in_place, rest.pop(group.parameters[0].dtype, 0))
-    return groups
+    rest, messages = dict(spare or {}), dict[str, Message]()
+    for dtype in dict.fromkeys(group.dtype for group in groups):
+        same = [group for group in groups if group.dtype == dtype]
+        count, start = sum(group.length for group in same), 0
+        if ranks is not None:
+            messages[dtype] = ranks.message(HEAD + count, dtype)
+            gradients = messages[dtype].array[HEAD:]
+        elif in_place:
+            gradients = lib.buffer((count,), dtype)
+            gradients[...] = 0
+        for group in same:
+            gradient = gradients[start : start + group.length] if in_place else None
+            group.allocate(lib, gradient, rest.pop(dtype, 0))
+            start += group.length
+    return groups, messages

@@ -10,6 +10,7 @@ import numpy as np
 
 from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import Slot
+from xnn.backends.ranks.group import Ranks
 from xnn.errors import MixedArraysError
 from xnn.layers import Buffer, Parameter
 from xnn.optimizers import Optimizer, State
@@ -40,7 +41,8 @@ class Store:
     Kernels change arrays in place, so that callbacks get copies (`hand_out`): what they keep does not change.
 
     parameters: all of the model's. in_place: whether kernels change parameters in place. buffers: the model's.
-    buffers_in_place: whether kernels change those in place too.
+    buffers_in_place: whether kernels change those in place too. ranks: those that add up gradients in place, by
+    `messages`, one for each dtype; None (default) if there are none.
 
     values, gradients: the slot of each parameter, and of the gradient of each that is not frozen.
     asks_optimizer: whether the optimizer's own `step` or `update` takes the steps, since it does more than its rule
@@ -58,6 +60,7 @@ class Store:
         in_place: bool,
         buffers: Sequence[Buffer] = (),
         buffers_in_place: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
         self.asks_optimizer = optimizer.steps_itself
@@ -67,7 +70,8 @@ class Store:
         spare = Counter[str]()
         for buffer in buffers if buffers_in_place else ():
             spare[buffer.dtype] += buffer.size
-        self.groups = grouped(lib, optimizer, self.parameters, not self.asks_optimizer, in_place, spare)
+        by_rule = not self.asks_optimizer
+        self.groups, self.messages = grouped(lib, optimizer, self.parameters, by_rule, in_place, spare, ranks)
         self._plain = self._is_plain()
         columns = [column for group in self.groups for column in group.columns]
         self.values = {p: value for p, value, _, _ in columns}

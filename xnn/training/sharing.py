@@ -28,6 +28,7 @@ from xnn.backends.ranks.group import Ranks, Shard, Trial
 from xnn.backends.ranks.tables import FastTable
 from xnn.errors import RankError
 from xnn.metrics import Metric
+from xnn.training.groups import HEAD
 from xnn.training.parameters import Store
 
 __all__ = ["Sharing"]
@@ -86,6 +87,11 @@ class Sharing:
         self._exact = SharedExactTable(table.lib, table.passes, table.name)
         self._alone = table
         return self._exact
+
+    def adding_in_place(self, lib: Backend, table: KernelTable) -> Ranks | None:
+        """The ranks, if their gradients are added up where they lie, in the memory of each host."""
+        in_place = current_numerics() == "fast" and table.in_place and lib.is_host
+        return self.ranks if in_place else None
 
     def whole_table(self, table: KernelTable) -> KernelTable:
         """The kernels for a batch that every rank computes whole, on the same memory."""
@@ -149,23 +155,20 @@ class Sharing:
 
     def _adding(self, store: Store, loss: Slot) -> Callable[[], None]:
         """A function that adds the gradients, the loss and the wishes of all ranks."""
-        groups = store.groups
-        if (
-            len(groups) == 1
-            and groups[0].in_place
-            and store.lib.is_host
-            and groups[0].message.dtype == loss.dtype
-        ):
-            message = groups[0].message
+        first = store.messages.get(str(_plain(loss.dtype)))
+        if first is not None:
+            others = [message for message in store.messages.values() if message is not first]
+            head = first.array[:HEAD]
 
             def in_place() -> None:
-                message[_LOSS], message[_WISHES] = loss.array, self._own_wishes()
-                self.ranks.total(message)
-                loss.put(np.array(message[_LOSS]))
-                self._take(message[_WISHES])
+                head[_LOSS], head[_WISHES] = loss.array, self._own_wishes()
+                for message in (first, *others):
+                    message.total()
+                loss.put(np.array(head[_LOSS]))
+                self._take(head[_WISHES])
 
             return in_place
-        lib, xp = store.lib, store.lib.xp
+        lib, xp, groups = store.lib, store.lib.xp, store.groups
         slots: dict[np.dtype, list[Slot]] = {_plain(loss.dtype): []}
         flat = [group.flat[1] for group in groups if group.in_place]
         joined = [Slot("gradients", array.shape, array.dtype, array, fixed=True) for array in flat]

@@ -84,7 +84,8 @@ class Stepper:
         self._seen = assignments[0]
         self.total = self._divisor()
         buffers = self.model.buffers()
-        ways = self.table.in_place, buffers, self.table.buffers_in_place
+        ranks = None if self.sharing is None else self.sharing.adding_in_place(self.lib, self.table)
+        ways = self.table.in_place, buffers, self.table.buffers_in_place, ranks
         self.store = Store(self.lib, self.optimizer, self._parameters, *ways)
         rows = min(self.batches.batch_size, self.batches.rows)
         data = self.batches.arrays, self.lib.free_memory

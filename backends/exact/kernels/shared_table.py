@@ -33,7 +33,7 @@ from xnn.backends.exact.slices import sum_bits
 from xnn.backends.kernels.binding import interpret
 from xnn.backends.kernels.blas import gemm
 from xnn.backends.kernels.calls import Call, Runnable, Slot, chain, nothing
-from xnn.backends.ranks.group import Shard
+from xnn.backends.ranks.group import Message, Shard
 
 __all__ = ["Agreement", "SharedExactTable"]
 
@@ -55,7 +55,7 @@ class Agreement:
         self.shard, self._wishes, self._take = shard, wishes, take
         self._parts: list[Any] = []
         self._fields = np.zeros(0, np.int32)
-        self._sums = np.zeros(0)
+        self._message = Message(shard.ranks, np.zeros(2))  # the wishes, and after them the sums
 
     def add(self, part: Any) -> None:
         """Add a part. Its `fields` and `sums` say how many numbers it needs in each message; `attach` gives them."""
@@ -63,27 +63,26 @@ class Agreement:
 
     def _lay_out(self) -> None:
         self._fields = np.zeros(sum(part.fields for part in self._parts), np.int32)
-        self._sums = np.zeros(2 + sum(part.sums for part in self._parts))
-        field, number = 0, 2
+        self._message = self.shard.ranks.message(2 + sum(part.sums for part in self._parts), np.float64)
+        sums, field, number = self._message.array, 0, 2
         for part in self._parts:
-            part.attach(self._fields[field : field + part.fields], self._sums[number : number + part.sums])
+            part.attach(self._fields[field : field + part.fields], sums[number : number + part.sums])
             field, number = field + part.fields, number + part.sums
 
     def run(self) -> None:
         """Exchange both messages, and finish all sums."""
         if self._parts and not self._fields.size:
             self._lay_out()
-        ranks = self.shard.ranks
         if self._parts:
             for part in self._parts:
                 part.look()
-            ranks.maximum(self._fields)
-        sums = self._sums if self._parts else np.zeros(2)
+            self.shard.ranks.maximum(self._fields)
         for part in self._parts:
             part.cut()
-        sums[:2] = self._wishes()
-        ranks.total(sums)
-        self._take(sums[:2])
+        wishes = self._message.array[:2]
+        wishes[:] = self._wishes()
+        self._message.total()
+        self._take(wishes)
         for part in self._parts:
             part.finish()
 
