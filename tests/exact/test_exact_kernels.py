@@ -1,5 +1,7 @@
 """Exact kernels have the bits of the exact ops: each kernel alone, and in whole runs, also on extreme numbers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_kernels import Both, dense_calls, loss_calls
@@ -15,6 +17,8 @@ from xnn.backends.kernels.calls import Call, Cursor, KernelTable, Slot
 from xnn.backends.threads import blas_threads
 from xnn.callbacks import Callback
 from xnn.layers.files import weights_sha256
+from xnn.ops import updates
+from xnn.ops.apply import apply_rule
 from xnn.ops.metrics import accuracy
 from xnn.runs.mlp import mlp
 
@@ -246,6 +250,18 @@ def test_a_run_has_the_bits_of_the_ops_with_and_without_gradients(table):
     name = table.name.split()[0]
     folded = run(name, *RUNS["relu, sgd"])
     assert run(name, *RUNS["relu, sgd"], callbacks=[Reads()])[:2] == folded[:2]
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-3])
+def test_sgd_updates_long_arrays_as_the_op_does(table, decay):
+    """Of more numbers than a pass takes at once, NaN and infinities among them."""
+    w, g = numbers((40_000,), 4, "hostile"), numbers((40_000,), 5, "wide")
+    options = {"learning_rate": 0.1, "weight_decay": decay}
+    group = SimpleNamespace(plain=not decay, options=options, numbers=np.array([0.1, 0.0, 0.0, decay]))
+    with np.errstate(all="ignore"):
+        expected = apply_rule(updates.sgd, LIB.exact, (w, g), options)[0]
+        table.passes.sgd(LIB.exact, group, w, g)()
+    same(w, expected)
 
 
 class Meddles(Callback):

@@ -50,6 +50,11 @@ def _descend(gradient: np.ndarray, w: np.ndarray, rate: float, stored: np.ndarra
     """Take a step: w <- to32(w - rate * to32(gradient)); `stored` (float32) and `wide` (float64) are scratch."""
     _round(gradient, stored)
     np.copyto(gradient, stored)
+    _step(gradient, w, rate, wide)
+
+
+def _step(gradient: np.ndarray, w: np.ndarray, rate: float, wide: np.ndarray) -> None:
+    """w <- to32(w - rate * gradient). gradient: in float64, overwritten. wide: scratch in float64."""
     np.multiply(gradient, rate, out=gradient)
     np.copyto(wide, w)
     np.subtract(wide, gradient, out=wide)
@@ -312,7 +317,18 @@ def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarra
 
 def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
     """Update w, and the velocity if there is one, by updates.sgd, in place."""
-    return update_stretch(exact, updates.sgd, group, (w, g, *velocity))
+    if not group.plain:
+        return update_stretch(exact, updates.sgd, group, (w, g, *velocity))
+    gradient, wide = np.empty((2, min(w.size, _BLOCK)))
+    parts = [(w[b], g[b], gradient[: b.stop - b.start], wide[: b.stop - b.start]) for b in _blocks(w.size)]
+
+    def run() -> None:
+        rate = group.options["learning_rate"]
+        for own, slope, scratch, other in parts:
+            np.copyto(scratch, slope)
+            _step(scratch, own, rate, other)
+
+    return run
 
 
 def adam(
