@@ -20,13 +20,13 @@ from xnn.backends.kernels.blas import blas_routine
 from xnn.backends.kernels.branch_rows import BRANCH_ROWS
 from xnn.backends.kernels.calls import Call, KernelTable, Runnable, nothing
 from xnn.backends.kernels.compiled_loops import LANES, LINEAR, RELU, SIGMOID, TANH
-from xnn.backends.kernels.compiling import compile_loops
+from xnn.backends.kernels.compiling import Start, compile_loops
 from xnn.backends.kernels.convolution_rows import CONVOLUTION_ROWS
 from xnn.backends.kernels.curve_rows import CURVE_ROWS
 from xnn.backends.kernels.dropout_kernels import serves_dropout
 from xnn.backends.kernels.embedding_rows import EMBEDDING_ROWS
 from xnn.backends.kernels.gather_rows import gather, rescaled, serves_rescaled, serves_rows
-from xnn.backends.kernels.image_calls import ImageCall, ImageStretch
+from xnn.backends.kernels.image_calls import ImageCall, ImageStretch, run_no_images
 from xnn.backends.kernels.jit import Loop
 from xnn.backends.kernels.layer_norm_rows import LAYER_NORM_ROWS
 from xnn.backends.kernels.loss_loops import plain_cross_entropy
@@ -41,7 +41,7 @@ from xnn.backends.kernels.numpy_kernels import (
     serves_loss,
 )  # fmt: skip
 from xnn.backends.kernels.pooling_rows import POOLING_ROWS
-from xnn.backends.kernels.rows import Row, Rows, Stretch, Writer, grain_of, several
+from xnn.backends.kernels.rows import Row, Rows, Stretch, Writer, grain_of, run_nothing, several
 from xnn.backends.kernels.shape_kernels import SHAPE_KERNELS, SHAPES
 from xnn.backends.kernels.softmax_rows import SOFTMAX_ROWS
 from xnn.backends.kernels.sum_kernels import is_sum, serves_penalty
@@ -262,7 +262,14 @@ class CompiledTable(KernelTable):
         """
         items = chain.from_iterable(made if isinstance(made, list) else [made] for made in bound)
         left = [item for item in items if item is not nothing]
-        compile_loops(loop for item in left for loop in _loops(item))
+        loops = [loop for item in left for loop in _loops(item)]
+        starts = [Start(run_no_images, item.loop.dtype) for item in left if isinstance(item, ImageCall)]
+        starts += [
+            Start(run_nothing, item.dtype)
+            for item in left
+            if isinstance(item, Rows) and item.dtype is not None
+        ]
+        compile_loops(loops, starts)
         is_shared = any(item.heavy for item in left if isinstance(item, ImageCall | Rows))
         is_by_images = any(item.heavy for item in left if isinstance(item, ImageCall))
         stretches = _joined(chain.from_iterable(_as_rows(part, is_by_images) for part in _joined(left)))

@@ -15,10 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -26,29 +26,44 @@ import numpy as np
 from xnn.backends.kernels.jit import Loop
 from xnn.backends.threads import own_threads
 
-__all__ = ["compile_loops", "help_to_compile", "start_helper"]
+__all__ = ["Start", "compile_loops", "help_to_compile", "start_helper"]
 
 _PROCESSES = 4  #: at most: the longest loop takes a quarter of the time of all
 _FEW = 4  #: loops that are compiled in less time than another process needs to begin
 _PATIENCE = 60.0  #: seconds for processes that help, once this one finds nothing to do
 
 
-def compile_loops(loops: Iterable[Loop]) -> None:
+class Start(NamedTuple):
+    """What runs loops: a function that is called with the number 1 of a dtype, and lets it be compiled."""
+
+    function: Callable[[Any], None]
+    dtype: np.dtype
+
+    def compiled(self) -> None:
+        self.function(self.dtype.type(1))
+
+
+_Work = Loop | Start
+
+
+def compile_loops(loops: Iterable[Loop], starts: Iterable[Start] = ()) -> None:
     """Compile what is not in Numba's cache, by as many processes as xnn may use threads.
 
-    Whatever goes wrong here, `Loop.compiled` compiles what is still missing.
+    Whatever goes wrong here, `Loop.compiled` compiles what is still missing. starts: of what runs the loops. Where
+    other processes help, it is compiled, or loaded, before the loops. Default: nothing.
     """
     waiting = [loop for loop in dict.fromkeys(loops) if loop.waits_for_compiler]
     if len(waiting) <= _FEW:
         return
     waiting.sort(key=lambda loop: len(loop.function.__code__.co_code), reverse=True)
+    work: list[_Work] = [*dict.fromkeys(starts), *waiting]
     with suppress(OSError), tempfile.TemporaryDirectory(prefix="xnn-", ignore_cleanup_errors=True) as taken:
         helpers = list[subprocess.Popen[bytes]]()
         try:
             for _ in range(min(own_threads(), _PROCESSES) - 1 if _is_python() else 0):
-                helpers.append(start_helper(taken, waiting))
+                helpers.append(start_helper(taken, work))
             with _no_search_for_garbage():
-                _compile_next(taken, waiting)
+                _compile_next(taken, work)
             end = time.monotonic() + _PATIENCE
             for helper in helpers:
                 with suppress(subprocess.TimeoutExpired):
@@ -78,12 +93,12 @@ def _is_python() -> bool:
     return re.fullmatch(r"(python|pypy)w?[0-9.]*t?([.]exe)?", name) is not None and not hasattr(sys, "frozen")
 
 
-def start_helper(taken: str, loops: Sequence[Loop]) -> subprocess.Popen[bytes]:
+def start_helper(taken: str, work: Sequence[_Work]) -> subprocess.Popen[bytes]:
     """Start a process that compiles loops that no process has taken; `taken` is the folder that says which.
 
     It gets this process's sys.path, so that it imports the same xnn, and its options and folder for the cache.
     """
-    names = [(loop.function.__module__, loop.function.__qualname__, loop.dtype.name) for loop in loops]
+    names = [(type(w).__name__, w.function.__module__, w.function.__qualname__, w.dtype.name) for w in work]
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import help_to_compile; help_to_compile()"
     )
@@ -101,8 +116,10 @@ def start_helper(taken: str, loops: Sequence[Loop]) -> subprocess.Popen[bytes]:
 def help_to_compile() -> None:
     """What the process of `start_helper` does. Its arguments are the folder, and the names of the loops."""
     taken, names = sys.argv[1:]
+    kinds: dict[str, type[_Work]] = {"Loop": Loop, "Start": Start}
+    work = [kinds[kind](_named(m, name), np.dtype(dtype)) for kind, m, name, dtype in json.loads(names)]
     with _no_search_for_garbage():
-        _compile_next(taken, [Loop(_named(m, name), np.dtype(dtype)) for m, name, dtype in json.loads(names)])
+        _compile_next(taken, work)
 
 
 def _named(module: str, name: str) -> Any:
@@ -112,14 +129,14 @@ def _named(module: str, name: str) -> Any:
     return found
 
 
-def _compile_next(taken: str, loops: Sequence[Loop]) -> None:
-    """Compile loops that no process has taken. One takes a loop by making a file with its number in a folder."""
+def _compile_next(taken: str, work: Sequence[_Work]) -> None:
+    """Compile what no process has taken. One takes a piece of work by making a file with its number in a folder."""
     started_by = os.getppid()
-    for number, loop in enumerate(loops):
+    for number, piece in enumerate(work):
         if os.getppid() != started_by:
             return  # nobody waits for this process any more
         try:
             os.close(os.open(Path(taken) / str(number), os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             continue
-        loop.compiled()
+        piece.compiled()

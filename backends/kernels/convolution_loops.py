@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from xnn.backends.kernels.image_loops import clear, copy_rows, numbers, reals
-from xnn.backends.kernels.jit import inner, jit
+from xnn.backends.kernels.jit import inner
 from xnn.backends.kernels.micro_kernels import DOTS, GROUPS, VECTOR, VECTORS, add_shifted, dot_shifted, move
 from xnn.backends.kernels.vectors import evens, load, store, zeros
 
-__all__ = ["add_parts", "conv_backward", "conv_forward", "pack"]
+__all__ = ["conv_backward", "conv_forward"]
 
 #: A phase's numbers, in the tables of `conv_forward` and `conv_backward`.
 PHASE = 9
@@ -237,20 +237,3 @@ def _image_gradient(
                     for j in range(wide):
                         to, by = i * down * width + j * across, i * pitch + j
                         move(1, like, target + to * size, source + by * size)
-
-
-@jit
-def pack(w: Any, index: Any, target: Any) -> None:
-    """target[k] = w[index[k]], and 0 where the index is negative."""
-    for k in range(index.size):
-        target[k] = w[index[k]] if index[k] >= 0 else 0
-
-
-@jit
-def add_parts(parts: Any, index: Any, target: Any) -> None:
-    """target[k] = the sum over parts, in their order, of parts[part, index[k]]."""
-    for part in range(1, parts.shape[0]):
-        for k in range(parts.shape[1]):
-            parts[0, k] += parts[part, k]
-    for k in range(index.size):
-        target[k] = parts[0, index[k]]

@@ -58,10 +58,17 @@ def _phases(shifts: Shifts) -> np.ndarray:
 
 
 def _packing(w: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, Runnable]:
-    """An array of the elements of w of these numbers, and a function that fills it."""
+    """An array of the elements of w of these numbers, 0 for numbers below 0, and a function that fills it."""
     flat, target, index = w.reshape(-1), np.zeros(index.size + VECTOR, w.dtype), index.reshape(-1)
-    loops.pack(flat, index, target)
-    return target, lambda: loops.pack(flat, index, target)
+    filled, nowhere = target[: index.size], np.flatnonzero(index < 0)
+
+    def pack() -> None:
+        flat.take(index, out=filled, mode="clip")
+        if len(nowhere):
+            filled[nowhere] = 0
+
+    pack()
+    return target, pack
 
 
 def _together(steps: Sequence[Runnable]) -> Runnable:
@@ -160,11 +167,12 @@ def _dot_tiles(outputs: int, taps: np.ndarray) -> tuple[int, np.ndarray, np.ndar
 def _adding(sums: np.ndarray, index: np.ndarray, dw: Any, db: Any) -> Runnable:
     """Return a function that adds the parts' sums: the last tap of each output is db."""
     where = np.concatenate([index[:, :-1].reshape(-1), index[:, -1]])
-    total = np.empty(where.size, sums.dtype)
+    total, added = np.empty(where.size, sums.dtype), np.empty(sums.shape[1], sums.dtype)
     count = index[:, :-1].size
 
     def run() -> None:
-        loops.add_parts(sums, where, total)
+        np.add.reduce(sums, axis=0, out=added)  # in the order of parts
+        added.take(where, out=total, mode="clip")
         if dw is not None:
             np.copyto(dw.reshape(-1), total[:count])
         if db is not None:

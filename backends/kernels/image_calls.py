@@ -23,7 +23,7 @@ from xnn.backends.kernels.row_runner import FIRST
 from xnn.backends.kernels.workers import share
 from xnn.backends.threads import own_threads
 
-__all__ = ["CACHE", "PARTS", "ImageCall", "ImageStretch", "new_call"]
+__all__ = ["CACHE", "PARTS", "ImageCall", "ImageStretch", "new_call", "run_no_images"]
 
 PARTS = 16  #: of a batch, at most
 CACHE = 1 << 18  #: bytes of images that a part works on at once
@@ -89,6 +89,14 @@ def _scratch(size: int) -> int:
     return start + -start % VECTOR
 
 
+def run_no_images(like: Any) -> None:
+    """Run no part of a batch, so that what runs parts is compiled, or its machine code loaded."""
+    load(
+        lambda: run_images(np.zeros((0, COLUMNS), np.int64), like, np.zeros(1, np.int64), 0, 0, 1, 0),
+        run_images,
+    )
+
+
 class ImageStretch:
     """Calls on the same number of images as a function, which runs them one after the other.
 
@@ -104,7 +112,7 @@ class ImageStretch:
         self.like = calls[0].loop.dtype.type(1)
         self.chunk = max(1, min(16, CACHE // max(call.image for call in calls)))
         self.scratch = max(call.scratch for call in calls)
-        load(lambda: self._parts(np.full(1, self.parts)), run_images)
+        run_no_images(self.like)
 
     def _parts(self, counter: np.ndarray) -> int:
         """Run parts, from the number in `counter`, until none is left. Returns how many it ran."""

@@ -20,9 +20,9 @@ from xnn.backends.kernels.row_runner import FIRST, WIDTH, give_way, run, run_tog
 from xnn.backends.kernels.workers import share
 from xnn.backends.threads import own_threads
 
-__all__ = ["Row", "Rows", "Stretch", "Writer", "grain_of", "several"]
+__all__ = ["Row", "Rows", "Stretch", "Writer", "grain_of", "run_nothing", "several"]
 
-_NO_MOVES = np.empty((0, 3), np.int64)
+_NO_ROWS, _NO_MOVES = np.empty((0, WIDTH), np.int64), np.empty((0, 3), np.int64)
 _NUMBERS = 4096  #: that a row must have to do, at least, where a loop is cut
 _MULTIPLICATIONS = 1 << 19  #: that it must have to do where a product is cut
 _LANES = 16  #: rows or columns of a product that its parts have a multiple of
@@ -114,6 +114,17 @@ def _table(rows: Iterable[Row], threads: int) -> np.ndarray:
     return np.asarray(lines, np.int64).reshape(-1, WIDTH)
 
 
+def run_nothing(like: Any) -> None:
+    """Run an empty table, so that what runs rows is compiled, or its machine code loaded."""
+    load(lambda: run(_NO_ROWS, _NO_MOVES, 1, like), run)
+
+
+def run_nothing_together(like: Any) -> None:
+    """As `run_nothing`, with what shares rows over threads."""
+    counters = np.zeros(16, np.int64)
+    load(lambda: run_together(_NO_ROWS, _NO_MOVES, 1, like, counters, give_way), run_together)
+
+
 class Stretch:
     """Rows that one call runs, in order: a step of a program, or a part of one.
 
@@ -130,14 +141,9 @@ class Stretch:
         dtype = next((part.dtype for part in parts if part.dtype is not None), np.float32)
         self.like = np.dtype(dtype).type(1)
         self._tables: dict[int, np.ndarray] = {}
-        load(self._run_nothing, run)
-
-    def _run_nothing(self) -> None:
-        """Run an empty table, so that what runs rows is compiled, or its machine code loaded."""
-        empty = np.empty((0, WIDTH), np.int64)
-        run(empty, _NO_MOVES, 1, self.like)
-        if self.is_shared:
-            run_together(empty, _NO_MOVES, 1, self.like, np.zeros(16, np.int64), give_way)
+        run_nothing(self.like)
+        if is_shared:
+            run_nothing_together(self.like)
 
     @property
     def threads(self) -> int:

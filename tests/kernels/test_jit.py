@@ -19,7 +19,9 @@ pytest.importorskip("numba")
 import numba
 
 from xnn.backends.kernels import compiled_loops, compiling, jit
+from xnn.backends.kernels.image_calls import run_no_images
 from xnn.backends.kernels.jit import Loop
+from xnn.backends.kernels.rows import run_nothing
 
 MODULE = """
 from xnn.backends.kernels.jit import jit
@@ -176,6 +178,15 @@ def test_another_process_compiles_what_nobody_has_taken(no_machine_code, tmp_pat
     assert compiling.start_helper(str(taken), LOOPS).wait(120) == 0
     assert [loop.waits_for_compiler for loop in LOOPS] == [number == 2 for number in range(len(LOOPS))]
     assert sorted(file.name for file in taken.iterdir()) == [str(number) for number in range(len(LOOPS))]
+
+
+def test_another_process_compiles_what_runs_loops(no_machine_code, tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    starts = [compiling.Start(start, np.dtype("float32")) for start in (run_nothing, run_no_images)]
+    assert compiling.start_helper(str(taken), starts).wait(120) == 0
+    names = {path.name.split("-")[0] for path in Path(numba.config.CACHE_DIR).rglob("*.nbc")}
+    assert names == {"row_runner.run", "image_loops.run_images"}
 
 
 def test_loops_are_compiled_whoever_helps(no_machine_code, monkeypatch, tmp_path_factory):
