@@ -41,7 +41,17 @@ from xnn.backends.kernels.numpy_kernels import (
     serves_loss,
 )  # fmt: skip
 from xnn.backends.kernels.pooling_rows import POOLING_ROWS
-from xnn.backends.kernels.rows import Row, Rows, Stretch, Writer, grain_of, run_nothing, several
+from xnn.backends.kernels.rows import (
+    Row,
+    Rows,
+    Stretch,
+    Writer,
+    dtype_of,
+    grain_of,
+    run_nothing,
+    run_nothing_together,
+    several,
+)  # fmt: skip
 from xnn.backends.kernels.shape_kernels import SHAPE_KERNELS, SHAPES
 from xnn.backends.kernels.softmax_rows import SOFTMAX_ROWS
 from xnn.backends.kernels.sum_kernels import is_sum, serves_penalty
@@ -262,17 +272,11 @@ class CompiledTable(KernelTable):
         """
         items = chain.from_iterable(made if isinstance(made, list) else [made] for made in bound)
         left = [item for item in items if item is not nothing]
-        loops = [loop for item in left for loop in _loops(item)]
-        starts = [Start(run_no_images, item.loop.dtype) for item in left if isinstance(item, ImageCall)]
-        starts += [
-            Start(run_nothing, item.dtype)
-            for item in left
-            if isinstance(item, Rows) and item.dtype is not None
-        ]
-        compile_loops(loops, starts)
         is_shared = any(item.heavy for item in left if isinstance(item, ImageCall | Rows))
         is_by_images = any(item.heavy for item in left if isinstance(item, ImageCall))
         stretches = _joined(chain.from_iterable(_as_rows(part, is_by_images) for part in _joined(left)))
+        starts = [start for together in stretches for start in _starts(together, is_shared, is_by_images)]
+        compile_loops((loop for item in left for loop in _loops(item)), starts)
         return [_step(together, is_shared, is_by_images) for together in stretches]
 
 
@@ -329,8 +333,23 @@ def _beginnings(arrays: Iterable[Any]) -> set[int]:
     return {int(array.ctypes.data) for array in arrays if array is not None}
 
 
+def _are_shared(together: list[Rows], is_shared: bool, is_by_images: bool) -> bool:
+    """Whether it is worth while that threads share the rows of a stretch."""
+    return is_shared and (not is_by_images or any(part.heavy for part in together))
+
+
+def _starts(together: list[Any], is_shared: bool, is_by_images: bool) -> list[Start]:
+    """What runs the loops of a stretch."""
+    if isinstance(together[0], ImageCall):
+        return [Start(run_no_images, together[0].loop.dtype)]
+    if not isinstance(together[0], Rows):
+        return []
+    shared = _are_shared(together, is_shared, is_by_images)
+    return [Start(run, dtype_of(together)) for run in (run_nothing, *[run_nothing_together] * shared)]
+
+
 def _step(together: list[Any], is_shared: bool, is_by_images: bool) -> Runnable:
     if isinstance(together[0], Rows):
-        is_worth_while = is_shared and (not is_by_images or any(part.heavy for part in together))
-        return Stretch(together, is_worth_while, cuts_products=not is_by_images)
+        shared = _are_shared(together, is_shared, is_by_images)
+        return Stretch(together, shared, cuts_products=not is_by_images)
     return ImageStretch(together, is_shared) if isinstance(together[0], ImageCall) else together[0]

@@ -1,7 +1,7 @@
 """Compiles loops by several processes at once: in one process Numba compiles one function at a time.
 
-Each process takes the next loop that nobody has taken, and leaves its machine code in Numba's cache, where the others
-find it. A process that fails leaves more to the others.
+Each process takes the next function that nobody has taken, a loop or what runs loops, and leaves its machine code in
+Numba's cache, where the others find it. A process that fails leaves more to the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PATIENCE = 60.0  #: seconds for processes that help, once this one finds nothin
 
 
 class Start(NamedTuple):
-    """What runs loops: a function that is called with the number 1 of a dtype, and lets it be compiled."""
+    """What runs loops of a dtype: `function` lets Numba compile it. It is called with the number 1 of the dtype."""
 
     function: Callable[[Any], None]
     dtype: np.dtype
@@ -49,8 +49,8 @@ _Work = Loop | Start
 def compile_loops(loops: Iterable[Loop], starts: Iterable[Start] = ()) -> None:
     """Compile what is not in Numba's cache, by as many processes as xnn may use threads.
 
-    Whatever goes wrong here, `Loop.compiled` compiles what is still missing. starts: of what runs the loops. Where
-    other processes help, it is compiled, or loaded, before the loops. Default: nothing.
+    Whatever goes wrong here, `Loop.compiled` compiles what is still missing. starts: what runs the loops. It is
+    compiled, or loaded, before them if more than a few loops are missing. Default: nothing.
     """
     waiting = [loop for loop in dict.fromkeys(loops) if loop.waits_for_compiler]
     if len(waiting) <= _FEW:

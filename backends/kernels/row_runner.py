@@ -106,7 +106,8 @@ def run_together(table: Any, moves: Any, steps: int, like: Any, counters: Any, g
         step, i = number // count, number % count
         row = np.int64(table.ctypes.data) + 8 * WIDTH * i
         if step and moves.shape[0]:  # the table is everybody's
-            own[:] = table[i]
+            for column in range(WIDTH):  # own[:] = table[i] would be compiled for five seconds
+                own[column] = table[i, column]
             for n in range(moves.shape[0]):
                 if moves[n, 0] == i:
                     own[moves[n, 1]] += step * moves[n, 2]

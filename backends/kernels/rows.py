@@ -20,7 +20,17 @@ from xnn.backends.kernels.row_runner import FIRST, WIDTH, give_way, run, run_tog
 from xnn.backends.kernels.workers import share
 from xnn.backends.threads import own_threads
 
-__all__ = ["Row", "Rows", "Stretch", "Writer", "grain_of", "run_nothing", "several"]
+__all__ = [
+    "Row",
+    "Rows",
+    "Stretch",
+    "Writer",
+    "dtype_of",
+    "grain_of",
+    "run_nothing",
+    "run_nothing_together",
+    "several",
+]  # fmt: skip
 
 _NO_ROWS, _NO_MOVES = np.empty((0, WIDTH), np.int64), np.empty((0, 3), np.int64)
 _NUMBERS = 4096  #: that a row must have to do, at least, where a loop is cut
@@ -114,6 +124,11 @@ def _table(rows: Iterable[Row], threads: int) -> np.ndarray:
     return np.asarray(lines, np.int64).reshape(-1, WIDTH)
 
 
+def dtype_of(parts: Iterable[Rows]) -> np.dtype:
+    """The dtype that rows compute in; float32 if they serve any dtype."""
+    return np.dtype(next((part.dtype for part in parts if part.dtype is not None), np.float32))
+
+
 def run_nothing(like: Any) -> None:
     """Run an empty table, so that what runs rows is compiled, or its machine code loaded."""
     load(lambda: run(_NO_ROWS, _NO_MOVES, 1, like), run)
@@ -138,8 +153,7 @@ class Stretch:
         )
         self.is_shared = is_shared
         self.arrays = [array for part in parts for array in part.arrays]  # keeps them alive
-        dtype = next((part.dtype for part in parts if part.dtype is not None), np.float32)
-        self.like = np.dtype(dtype).type(1)
+        self.like = dtype_of(parts).type(1)
         self._tables: dict[int, np.ndarray] = {}
         run_nothing(self.like)
         if is_shared:

@@ -18,7 +18,9 @@ pytest.importorskip("numba")
 
 import numba
 
-from xnn.backends.kernels import compiled_loops, compiling, jit
+import xnn
+from xnn import layers, losses, optimizers
+from xnn.backends.kernels import compiled_kernels, compiled_loops, compiling, jit
 from xnn.backends.kernels.image_calls import run_no_images
 from xnn.backends.kernels.jit import Loop
 from xnn.backends.kernels.rows import run_nothing
@@ -187,6 +189,23 @@ def test_another_process_compiles_what_runs_loops(no_machine_code, tmp_path):
     assert compiling.start_helper(str(taken), starts).wait(120) == 0
     names = {path.name.split("-")[0] for path in Path(numba.config.CACHE_DIR).rglob("*.nbc")}
     assert names == {"row_runner.run", "image_loops.run_images"}
+
+
+def test_the_table_lets_helpers_compile_what_runs_its_loops(monkeypatch):
+    found = []
+    compile_loops = compiling.compile_loops
+    monkeypatch.setattr(
+        compiled_kernels, "compile_loops", lambda *given: found.append(given) or compile_loops(*given)
+    )
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 1, 8, 8)).astype(np.float32), np.arange(8) % 3
+    parts = layers.Conv2D(1, 2, 3), layers.Flatten(), layers.Dense(72, 3)
+    model = xnn.Sequential(*parts, seed=0)
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels="compiled")
+    trainer.fit((x, y), epochs=1, batch_size=8, progress=False)
+    dtype = np.dtype("float32")
+    given = [{*starts} for _, starts in found]
+    assert given[0] >= {compiling.Start(run_no_images, dtype), compiling.Start(run_nothing, dtype)}
 
 
 def test_loops_are_compiled_whoever_helps(no_machine_code, monkeypatch, tmp_path_factory):
