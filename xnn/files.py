@@ -127,7 +127,7 @@ def _fault(path: Path, replaced: bool, begins: bytes) -> str:
         return "it is a mount of its own, which no new file can replace; mount its folder instead"
     if not there:
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # raises for a name that is too long
+            os.stat(path)  # raises for a name that is too long, and for a loop of links
     if replaced or not there:
         name, descriptor = _temporary(path, 0o600)
         os.close(descriptor)
