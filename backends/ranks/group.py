@@ -38,6 +38,10 @@ class Message:
         """Replace the numbers by the sum of those of all ranks."""
         self.ranks.total(self.array)
 
+    def part(self, count: int) -> Message:
+        """Its first numbers, as a Message."""
+        return Message(self.ranks, self.array[:count])
+
 
 class Ranks:
     """The processes that train together. Each makes the same calls in the same order.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from xnn.backends.ranks.group import Message, Ranks
-from xnn.backends.ranks.shared_memory import LEAST, PIECE, SharedMemory, SharedMessage, mapped
+from xnn.backends.ranks.shared_memory import LEAST, PIECE_BYTES, SharedMemory, SharedMessage, mapped
 from xnn.errors import MissingExtraError, OptionError
 
 __all__ = ["MPIRanks", "in_words", "world"]
@@ -57,7 +57,7 @@ class MPIRanks(Ranks):
     @cached_property
     def _memory(self) -> SharedMemory | None:
         """What adds up long messages if all ranks are on this machine. All ranks ask for it at the same time."""
-        return self._mapped(PIECE)
+        return self._mapped(PIECE_BYTES)
 
     def _mapped(self, width: int) -> SharedMemory | None:
         if self.on_this_machine < self.size:

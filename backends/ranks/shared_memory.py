@@ -8,6 +8,7 @@ MPICH", 2005.
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import secrets
@@ -19,12 +20,12 @@ import numpy as np
 
 from xnn.backends.ranks.group import Message, Ranks
 
-__all__ = ["LEAST", "PIECE", "SharedMemory", "SharedMessage", "mapped"]
+__all__ = ["LEAST", "PIECE_BYTES", "SharedMemory", "SharedMessage", "mapped"]
 
 #: Messages of fewer numbers go by MPI.
 LEAST = 2**14
 #: What lies elsewhere is copied in pieces of so many bytes, which stay in the processor's cache.
-PIECE = 2**20
+PIECE_BYTES = 2**20
 _AT_ONCE = 2**18  # bytes of a row that are added up while they are in the cache
 _FOLDER = "/dev/shm"
 _OPERATIONS = {"sum": np.add, "maximum": np.maximum}
@@ -80,6 +81,9 @@ class SharedMessage(Message):
         self.ranks.messages["sum"] += 1
         self._memory.reduce_rows(self._rows, "sum")
 
+    def part(self, count: int) -> SharedMessage:
+        return SharedMessage(self.ranks, self._memory, count, self.array.dtype)
+
 
 def mapped(rank: int, size: int, width: int, communicator: Any) -> SharedMemory | None:
     """Make memory with a row of at least so many bytes for each rank, by a file that is removed at once.
@@ -87,26 +91,34 @@ def mapped(rank: int, size: int, width: int, communicator: Any) -> SharedMemory 
     None, on all ranks, if there is no room or no folder. communicator: of mpi4py; all ranks call this together.
     """
     width = -(-width // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = _mapped(rank, size, width, communicator)
+    if memory is None:
+        gc.collect()  # what fits that have ended had there may still be waiting for this
+        memory = _mapped(rank, size, width, communicator)
+    if memory is None:
+        return None
+    return SharedMemory(rank, np.frombuffer(memory, np.uint8).reshape(size, width), communicator.Barrier)
+
+
+def _mapped(rank: int, size: int, width: int, communicator: Any) -> mmap.mmap | None:
     path = f"{_FOLDER}/xnn-{secrets.token_hex(16)}" if rank == 0 else ""
     try:
         file = _opened(path, size * width) if rank == 0 else None
         shared = communicator.bcast("" if file is None else path)
         if rank and shared:
             file = _opened(shared)
-        memory = None if file is None else _memory_of(file, rank, size, width)
-        everywhere = all(communicator.allgather(memory is not None))
+        communicator.Barrier()
     finally:
         if rank == 0:
             with suppress(OSError):
                 os.unlink(path)
-    if memory is None or not everywhere:
-        return None
-    rows = np.frombuffer(memory, np.uint8).reshape(size, width)
-    return SharedMemory(rank, rows, communicator.Barrier)
+    memory = None if file is None else _memory_of(file, rank, size, width)
+    everywhere = all(communicator.allgather(memory is not None))
+    return memory if everywhere else None
 
 
 def _opened(path: str, length: int | None = None) -> int | None:
-    """A file, or None if it cannot be opened. length: of a new file, in bytes; by default it is there."""
+    """Open a file; None if that fails. length: make a new file of so many bytes; None (default) opens an old one."""
     try:
         file = os.open(path, os.O_RDWR | (0 if length is None else os.O_CREAT | os.O_EXCL), 0o600)
     except OSError:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xnn.backends.ranks.group import Ranks, use_ranks
+from xnn.backends.ranks.group import Message, Ranks, use_ranks
+from xnn.backends.ranks.shared_memory import SharedMemory, SharedMessage
 
 __all__ = ["ThreadRanks", "in_threads"]
 
@@ -32,6 +33,8 @@ class _Meeting:
         (kind, *_), parts = kinds.pop(), [x for _, x in self.brought]
         if kind == "gather":
             self.result = np.stack(parts)
+        elif kind == "memory":
+            self.result = np.zeros((len(parts), int(parts[0])), np.uint8)
         else:
             self.result = {"sum": np.add, "maximum": np.maximum}[kind].reduce(np.stack(parts))
 
@@ -56,6 +59,11 @@ class ThreadRanks(Ranks):
 
     def collect(self, numbers: np.ndarray) -> np.ndarray:
         return self._meet("gather", numbers).copy()
+
+    def message(self, count: int, dtype: Any) -> Message:
+        rows = self._meet("memory", np.array(count * np.dtype(dtype).itemsize))
+        memory = SharedMemory(self.rank, rows, self._meeting.barrier.wait)
+        return SharedMessage(self, memory, count, dtype)
 
 
 def in_threads(size: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:

@@ -40,6 +40,8 @@ class Fault(callbacks.Callback):
     def on_epoch_end(self, history, entry):
         if SCENARIO == "raise" and RANK == 1:
             raise ZeroDivisionError("a bad row")
+        if SCENARIO == "freeze" and RANK == 1:
+            self.layer.weight.frozen = True
         if SCENARIO == "kill" and RANK == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if SCENARIO == "disk" and RANK == 0:
@@ -61,10 +63,10 @@ def main():
         data = np.load(path, mmap_mode="r"), data[1]
     model = xnn.Sequential(
         layers.Rescale(1 / 255),
-        layers.Dense(20, 8, bias=False),
-        layers.BatchNorm(8),
+        layers.Dense(20, 700, bias=False),  # so many weights that gradients lie in shared memory
+        layers.BatchNorm(700),
         layers.ReLU(),
-        layers.Dense(8, 4),
+        layers.Dense(700, 4),
         seed=1,
     )
     if SCENARIO == "weights" and RANK == 1:
@@ -72,7 +74,9 @@ def main():
     if SCENARIO == "version" and RANK == 1:
         together.__version__ = "0.1"
     folder = sys.argv[4] if len(sys.argv) > 4 else None
-    watchers = [Fault(), *([callbacks.Checkpoint(folder, every="2steps")] if folder else [])]
+    fault = Fault()
+    fault.layer = model[1]
+    watchers = [fault, *([callbacks.Checkpoint(folder, every="2steps")] if folder else [])]
     trainer = xnn.Trainer(
         model, losses.SoftmaxCrossEntropy(),
         optimizers.Adam(1e30 if SCENARIO == "nan" else 0.01), callbacks=watchers, numerics=NUMERICS,

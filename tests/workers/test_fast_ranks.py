@@ -1,13 +1,20 @@
 """Fast numerics by ranks: close to one process, the same weights on all ranks, and one message a step."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from trainings import NUMBERED, digits, mlp, on_each, outcome, small, steps_and_messages
 
 import xnn
 from xnn import data, layers, losses, optimizers
+from xnn.backends.kernels.calls import Slot
 from xnn.backends.ranks.threads import in_threads
 from xnn.benchmarks.exactness.networks import SMALL
+from xnn.callbacks import Callback
+from xnn.errors import RankError
+from xnn.training.groups import HEAD
+from xnn.training.sharing import Sharing
 
 #: Of these, a bias before a batch normalization has no gradient but rounding errors.
 CLOSE = [name for name in SMALL if name not in ("huber, nadam", "softmax of images, averaged sgd")]
@@ -15,6 +22,18 @@ CLOSE = [name for name in SMALL if name not in ("huber, nadam", "softmax of imag
 
 def weights(trainer):
     return [np.array(p.value) for p in trainer.model.parameters()]
+
+
+def assert_close_to_one_process(make, data):
+    def train():
+        trainer = make()
+        trainer.fit(data, epochs=2, batch_size=32, progress=False)
+        return weights(trainer)
+
+    together = in_threads(2, lambda ranks: train())
+    for one, *others in zip(train(), *together, strict=True):
+        for other in others:
+            np.testing.assert_allclose(other, one, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("place", "name"), NUMBERED)
@@ -92,6 +111,51 @@ def test_groups_of_parameters_share_the_message():
     make = lambda: mlp(optimizer=optimizers.AdamW(0.01, weight_decay=decay), metrics=[])  # noqa: E731
     steps, messages = steps_and_messages(make, 2, digits(), batch_size=32)
     assert messages["sum"] == steps
+    assert_close_to_one_process(make, digits())
+
+
+def test_each_dtype_has_a_message():
+    """Layers of two dtypes do not go together so far; a Store takes them."""
+
+    def work(ranks):
+        sharing = Sharing(ranks)
+        messages = {dtype: sharing.message(HEAD + 2, dtype) for dtype in ("float64", "float32")}
+        for message in messages.values():
+            message.array[HEAD:] = ranks.rank + 1
+        loss = Slot("loss", (), np.dtype("float32"), np.array(0.5, np.float32))
+        sharing._adding(SimpleNamespace(messages=messages), loss)()
+        added = [message.array[HEAD:].tolist() for message in messages.values()]
+        return added, float(loss.array), ranks.messages["sum"]
+
+    assert in_threads(2, work) == [([[3.0, 3.0]] * 2, 1.0, 2)] * 2
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+@pytest.mark.parametrize("change", ["freeze", "decay", "negative_slope"])
+def test_what_a_callback_changes_on_one_rank_ends_all(numerics, change):
+    def work(ranks):
+        class Changes(Callback):
+            def on_check(self, history, epoch, step, loss, metrics):
+                if ranks.rank == 1 and epoch == 1:
+                    if change == "freeze":
+                        model[1].weight.frozen = True
+                    elif change == "decay":
+                        trainer.optimizer.weight_decay = 0.1
+                    else:
+                        model[2].negative_slope = 0.3
+
+        made = layers.Dense(20, 8), layers.LeakyReLU()
+        trainer = mlp(*made, optimizer=optimizers.SGD(0.01), numerics=numerics, callbacks=[Changes()])
+        model = trainer.model
+        trainer.fit(digits(), epochs=4, batch_size=32, progress=False)
+
+    changed = (
+        "what a step computes" if change == "negative_slope" else "the parameters or the optimizer's options"
+    )
+    with pytest.raises(
+        RankError, match=f"rank 1 of 2 has changed {changed} since the last step, rank 0 nothing"
+    ):
+        in_threads(2, work)
 
 
 def test_a_batch_smaller_than_the_ranks_is_that_of_one_process():

@@ -199,7 +199,10 @@ class FullBatchFit(Fit):
         self.check_parts()
         self.ending.settle(self)
         ended = self.ending.has_come() or bool(self.history.stopped)
-        if before != self.what_callbacks_may_change():
+        changed = before != self.what_callbacks_may_change()
+        if self.stepper.sharing is not None:
+            self.stepper.sharing.check_changes(False, dropped=changed)
+        if changed:
             self.stepper.refresh()
             self.anew = not ended
         save_if_asked(self, ends_epoch=True)

@@ -7,14 +7,14 @@ make fresh arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.calls import Call, Slot
-from xnn.backends.ranks.group import Message, Ranks
+from xnn.backends.ranks.group import Message
 from xnn.layers import Parameter
 from xnn.ops import updates
 from xnn.optimizers import Optimizer
@@ -139,13 +139,13 @@ def grouped(
     by_rule: bool,
     in_place: bool,
     spare: Mapping[str, int] | None = None,
-    ranks: Ranks | None = None,
+    new_message: Callable[[int, str], Message] | None = None,
 ) -> tuple[list[Group], dict[str, Message]]:
     """The parameters that are not frozen, in groups with their slots, and the messages of which gradients are parts.
 
     by_rule: whether calls of the optimizer's rule update them, rather than its own `step`. spare: for each dtype, how
-    many numbers more the memory of its first group has. ranks: those that add up gradients in place, by a message for
-    each dtype, which begins with some numbers of which a step changes none; None (default) makes no messages.
+    many numbers more the memory of its first group has. new_message: makes the message of so many numbers of a dtype
+    by which ranks add up gradients in place; it begins with HEAD other numbers. None (default): there are no ranks.
     """
     alike: dict[Any, list[Parameter]] = {}
     for p in parameters:
@@ -159,11 +159,12 @@ def grouped(
     for dtype in dict.fromkeys(group.dtype for group in groups):
         same = [group for group in groups if group.dtype == dtype]
         count, start = sum(group.length for group in same), 0
-        if ranks is not None:
-            messages[dtype] = ranks.message(HEAD + count, dtype)
+        if new_message is not None:
+            messages[dtype] = new_message(HEAD + count, dtype)
             gradients = messages[dtype].array[HEAD:]
         elif in_place:
             gradients = lib.buffer((count,), dtype)
+        if in_place:
             gradients[...] = 0
         for group in same:
             gradient = gradients[start : start + group.length] if in_place else None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import Slot
-from xnn.backends.ranks.group import Ranks
+from xnn.backends.ranks.group import Message
 from xnn.errors import MixedArraysError
 from xnn.layers import Buffer, Parameter
 from xnn.optimizers import Optimizer, State
@@ -41,12 +41,13 @@ class Store:
     Kernels change arrays in place, so that callbacks get copies (`hand_out`): what they keep does not change.
 
     parameters: all of the model's. in_place: whether kernels change parameters in place. buffers: the model's.
-    buffers_in_place: whether kernels change those in place too. ranks: those that add up gradients in place, by
-    `messages`, one for each dtype; None (default) if there are none.
+    buffers_in_place: whether kernels change those in place too. new_message: makes the message of so many numbers of
+    a dtype by which ranks add up gradients in place; None (default) if there are no ranks.
 
     values, gradients: the slot of each parameter, and of the gradient of each that is not frozen.
     asks_optimizer: whether the optimizer's own `step` or `update` takes the steps, since it does more than its rule
         says; it then clips gradients and keeps averages itself.
+    messages: those of `new_message`, by dtype.
     folded: the parameters whose update a product does, so that they have no gradient to show.
     written: counts how often something other than a step may have written to parameters. Kernels that keep something
         computed from a parameter look at it.
@@ -60,7 +61,7 @@ class Store:
         in_place: bool,
         buffers: Sequence[Buffer] = (),
         buffers_in_place: bool = False,
-        ranks: Ranks | None = None,
+        new_message: Callable[[int, str], Message] | None = None,
     ) -> None:
         self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
         self.asks_optimizer = optimizer.steps_itself
@@ -71,7 +72,8 @@ class Store:
         for buffer in buffers if buffers_in_place else ():
             spare[buffer.dtype] += buffer.size
         by_rule = not self.asks_optimizer
-        self.groups, self.messages = grouped(lib, optimizer, self.parameters, by_rule, in_place, spare, ranks)
+        given = self.parameters, by_rule, in_place, spare, new_message
+        self.groups, self.messages = grouped(lib, optimizer, *given)
         self._plain = self._is_plain()
         columns = [column for group in self.groups for column in group.columns]
         self.values = {p: value for p, value, _, _ in columns}

@@ -24,7 +24,7 @@ from xnn.backends import Backend, current_numerics
 from xnn.backends.exact.kernels.exact_kernels import ExactTable
 from xnn.backends.exact.kernels.shared_table import Agreement, SharedExactTable
 from xnn.backends.kernels.calls import Call, KernelTable, Slot
-from xnn.backends.ranks.group import Ranks, Shard, Trial
+from xnn.backends.ranks.group import Message, Ranks, Shard, Trial
 from xnn.backends.ranks.tables import FastTable
 from xnn.errors import RankError
 from xnn.metrics import Metric
@@ -49,6 +49,7 @@ class Sharing:
         self.ranks = ranks
         self.wish: Callable[[], tuple[bool, bool]] = lambda: (False, False)
         self.agreed = False, False
+        self._messages: dict[str, Message] = {}
         self._exact: SharedExactTable | None = None
         self._alone: KernelTable | None = None  # the kernels of one process, in exact numerics
 
@@ -88,10 +89,35 @@ class Sharing:
         self._alone = table
         return self._exact
 
-    def adding_in_place(self, lib: Backend, table: KernelTable) -> Ranks | None:
-        """The ranks, if their gradients are added up where they lie, in the memory of each host."""
+    def new_message(self, lib: Backend, table: KernelTable) -> Callable[[int, str], Message] | None:
+        """`message`, if gradients are added up where they lie, in the memory of each host."""
         in_place = current_numerics() == "fast" and table.in_place and lib.is_host
-        return self.ranks if in_place else None
+        return self.message if in_place else None
+
+    def message(self, count: int, dtype: str) -> Message:
+        """A Message of so many numbers, in place of the last one of that dtype: it lies in the same memory.
+
+        All ranks call this together, unless an earlier message was as long.
+        """
+        known = self._messages.get(dtype)
+        if known is None or known.array.size < count:
+            known = self._messages[dtype] = self.ranks.message(count, dtype)
+        return known.part(count)
+
+    def check_changes(self, parts: bool, dropped: bool = False) -> None:
+        """Raise RankError, on all ranks, unless all have changed the same since the last step.
+
+        parts: whether this rank's programs and their memory do not fit any more. dropped: whether programs would
+        compute something else. Ranks that differ in it would now send one another different messages.
+        """
+        own = "the parameters or the optimizer's options" if parts else "what a step computes" * dropped
+        every = self.ranks.gather_objects(own)
+        for rank, other in enumerate(every):
+            if other != every[0]:
+                raise RankError(
+                    f"rank {rank} of {self.ranks.size} has changed {other or 'nothing'} since the last step, rank 0 "
+                    f"{every[0] or 'nothing'}: a callback changes them on some ranks only"
+                )
 
     def whole_table(self, table: KernelTable) -> KernelTable:
         """The kernels for a batch that every rank computes whole, on the same memory."""
@@ -143,7 +169,7 @@ class Sharing:
         if self._exact is None:
             return self._agree
         self._exact.direct = frozenset(store.gradients.values())
-        self._exact.agreement = Agreement(shard, self._own_wishes, self._take)
+        self._exact.agreement = Agreement(shard, self.message, self._own_wishes, self._take)
         return self._exact.agreement.run
 
     def _own_wishes(self) -> tuple[float, float]:

@@ -84,8 +84,8 @@ class Stepper:
         self._seen = assignments[0]
         self.total = self._divisor()
         buffers = self.model.buffers()
-        ranks = None if self.sharing is None else self.sharing.adding_in_place(self.lib, self.table)
-        ways = self.table.in_place, buffers, self.table.buffers_in_place, ranks
+        new_message = None if self.sharing is None else self.sharing.new_message(self.lib, self.table)
+        ways = self.table.in_place, buffers, self.table.buffers_in_place, new_message
         self.store = Store(self.lib, self.optimizer, self._parameters, *ways)
         rows = min(self.batches.batch_size, self.batches.rows)
         data = self.batches.arrays, self.lib.free_memory
@@ -239,9 +239,12 @@ class Stepper:
     def refresh(self) -> None:
         """After callbacks: take in what they changed, and keep a copy of everything to go back to."""
         self.lib.activate()  # callbacks may have worked with another device
-        if self.fits():
+        fits = self.fits()
+        if fits:
             self.take_in()
-        else:
+        if self.sharing is not None:
+            self.sharing.check_changes(not fits, dropped=not self.programs)
+        if not fits:
             self.begin_anew()
         self.keep()
 

@@ -46,13 +46,18 @@ _LATER = {("backward", ops.dense), ("backward", ops.conv2d)}
 class Agreement:
     """What the layers of a program add up over the batch, in two messages: `run`.
 
-    shard: this rank's rows. wishes: gives numbers that are added in the same message; take: gets their sums.
+    shard: this rank's rows. message: makes the Message of so many sums. wishes: gives numbers that are added in the
+    same message; take: gets their sums.
     """
 
     def __init__(
-        self, shard: Shard, wishes: Callable[[], tuple[float, float]], take: Callable[[np.ndarray], None]
+        self,
+        shard: Shard,
+        message: Callable[[int, str], Message],
+        wishes: Callable[[], tuple[float, float]],
+        take: Callable[[np.ndarray], None],
     ) -> None:
-        self.shard, self._wishes, self._take = shard, wishes, take
+        self.shard, self._new_message, self._wishes, self._take = shard, message, wishes, take
         self._parts: list[Any] = []
         self._fields = np.zeros(0, np.int32)
         self._message = Message(shard.ranks, np.zeros(2))  # the wishes, and after them the sums
@@ -63,7 +68,7 @@ class Agreement:
 
     def _lay_out(self) -> None:
         self._fields = np.zeros(sum(part.fields for part in self._parts), np.int32)
-        self._message = self.shard.ranks.message(2 + sum(part.sums for part in self._parts), np.float64)
+        self._message = self._new_message(2 + sum(part.sums for part in self._parts), "float64")
         sums, field, number = self._message.array, 0, 2
         for part in self._parts:
             part.attach(self._fields[field : field + part.fields], sums[number : number + part.sums])
