@@ -39,7 +39,7 @@ class Message:
         self.ranks.total(self.array)
 
     def part(self, count: int) -> Message:
-        """Its first numbers, as a Message."""
+        """A Message of its first numbers, in the same memory."""
         return Message(self.ranks, self.array[:count])
 
 

@@ -23,7 +23,7 @@ from xnn import layers, losses, optimizers
 from xnn.backends.kernels import compiled_kernels, compiled_loops, compiling, jit
 from xnn.backends.kernels.image_calls import run_no_images
 from xnn.backends.kernels.jit import Loop
-from xnn.backends.kernels.rows import run_nothing
+from xnn.backends.kernels.rows import run_nothing, run_nothing_together
 
 MODULE = """
 from xnn.backends.kernels.jit import jit
@@ -191,21 +191,22 @@ def test_another_process_compiles_what_runs_loops(no_machine_code, tmp_path):
     assert names == {"row_runner.run", "image_loops.run_images"}
 
 
-def test_the_table_lets_helpers_compile_what_runs_its_loops(monkeypatch):
-    found = []
-    compile_loops = compiling.compile_loops
-    monkeypatch.setattr(
-        compiled_kernels, "compile_loops", lambda *given: found.append(given) or compile_loops(*given)
-    )
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(8, 1, 8, 8)).astype(np.float32), np.arange(8) % 3
-    parts = layers.Conv2D(1, 2, 3), layers.Flatten(), layers.Dense(72, 3)
+@pytest.mark.parametrize(
+    ("parts", "shape", "starts"),
+    [
+        ((layers.Conv2D(1, 2, 3), layers.Flatten(), layers.Dense(72, 3)), (1, 8, 8), (run_nothing, run_no_images)),
+        ((layers.Dense(9, 4), layers.LayerNorm(4), layers.Dense(4, 3)), (9,), (run_nothing, run_nothing_together)),
+    ],
+    ids=["images", "features"],
+)  # fmt: skip
+def test_the_table_lets_helpers_compile_what_runs_its_loops(parts, shape, starts, monkeypatch):
+    given = set()
+    monkeypatch.setattr(compiled_kernels, "compile_loops", lambda loops, more: given.update(more))
+    x, y = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32), np.arange(8) % 3
     model = xnn.Sequential(*parts, seed=0)
     trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(0.1), kernels="compiled")
     trainer.fit((x, y), epochs=1, batch_size=8, progress=False)
-    dtype = np.dtype("float32")
-    given = [{*starts} for _, starts in found]
-    assert given[0] >= {compiling.Start(run_no_images, dtype), compiling.Start(run_nothing, dtype)}
+    assert given == {compiling.Start(start, np.dtype("float32")) for start in starts}
 
 
 def test_loops_are_compiled_whoever_helps(no_machine_code, monkeypatch, tmp_path_factory):

@@ -7,7 +7,7 @@ import pytest
 from trainings import NUMBERED, digits, mlp, on_each, outcome, small, steps_and_messages
 
 import xnn
-from xnn import data, layers, losses, optimizers
+from xnn import callbacks, data, layers, losses, optimizers
 from xnn.backends.kernels.calls import Slot
 from xnn.backends.ranks.threads import in_threads
 from xnn.benchmarks.exactness.networks import SMALL
@@ -24,10 +24,10 @@ def weights(trainer):
     return [np.array(p.value) for p in trainer.model.parameters()]
 
 
-def assert_close_to_one_process(make, data):
+def assert_close_to_one_process(make, data, epochs=2):
     def train():
         trainer = make()
-        trainer.fit(data, epochs=2, batch_size=32, progress=False)
+        trainer.fit(data, epochs=epochs, batch_size=32, progress=False)
         return weights(trainer)
 
     together = in_threads(2, lambda ranks: train())
@@ -149,13 +149,46 @@ def test_what_a_callback_changes_on_one_rank_ends_all(numerics, change):
         model = trainer.model
         trainer.fit(digits(), epochs=4, batch_size=32, progress=False)
 
-    changed = (
-        "what a step computes" if change == "negative_slope" else "the parameters or the optimizer's options"
-    )
+    changed = "options of a layer" if change == "negative_slope" else "parameters or options of the optimizer"
     with pytest.raises(
-        RankError, match=f"rank 1 of 2 has changed {changed} since the last step, rank 0 nothing"
+        RankError, match=f"^on rank 1 of 2 callbacks have changed {changed}.*, on rank 0 nothing"
     ):
         in_threads(2, work)
+
+
+def test_ranks_that_freeze_different_layers_end_all():
+    def work(ranks):
+        class Freezes(Callback):
+            def on_check(self, history, epoch, step, loss, metrics):
+                trainer.model[1 + 2 * ranks.rank].weight.frozen = True
+
+        trainer = mlp(callbacks=[Freezes()])
+        trainer.fit(digits(), epochs=4, batch_size=32, progress=False)
+
+    with pytest.raises(RankError, match="of the optimizer, on rank 0 them in another way"):
+        in_threads(2, work)
+
+
+def test_all_ranks_freeze_and_thaw_alike():
+    """Messages become shorter, and longer again."""
+
+    def make():
+        class Freezes(Callback):
+            def on_epoch_end(self, history, entry):
+                trainer.model[1].weight.frozen = entry["epoch"] == 1
+
+        trainer = mlp(callbacks=[Freezes()])
+        return trainer
+
+    assert_close_to_one_process(make, digits(), epochs=4)
+
+
+class Bar(callbacks.ProgressBar):
+    """A user's own: it changes nothing, and only rank 0 shows it."""
+
+
+def test_a_users_own_bar_on_rank_0():
+    assert_close_to_one_process(lambda: mlp(callbacks=[Bar()]), digits(), epochs=3)
 
 
 def test_a_batch_smaller_than_the_ranks_is_that_of_one_process():

@@ -201,7 +201,7 @@ class FullBatchFit(Fit):
         ended = self.ending.has_come() or bool(self.history.stopped)
         changed = before != self.what_callbacks_may_change()
         if self.stepper.sharing is not None:
-            self.stepper.sharing.check_changes(False, dropped=changed)
+            self.stepper.sharing.check_changes("weights, options or data" if changed else "")
         if changed:
             self.stepper.refresh()
             self.anew = not ended

@@ -27,7 +27,9 @@ from xnn.backends.kernels.calls import Call, KernelTable, Slot
 from xnn.backends.ranks.group import Message, Ranks, Shard, Trial
 from xnn.backends.ranks.tables import FastTable
 from xnn.errors import RankError
+from xnn.layers import Parameter
 from xnn.metrics import Metric
+from xnn.optimizers import Optimizer
 from xnn.training.groups import HEAD
 from xnn.training.parameters import Store
 
@@ -95,28 +97,48 @@ class Sharing:
         return self.message if in_place else None
 
     def message(self, count: int, dtype: str) -> Message:
-        """A Message of so many numbers, in place of the last one of that dtype: it lies in the same memory.
+        """A Message of so many numbers. It lies in the memory of the last one of that dtype, and overwrites it.
 
-        All ranks call this together, unless an earlier message was as long.
+        All ranks call this together, unless an earlier message was at least as long.
         """
         known = self._messages.get(dtype)
         if known is None or known.array.size < count:
             known = self._messages[dtype] = self.ranks.message(count, dtype)
-        return known.part(count)
+        return known if known.array.size == count else known.part(count)
 
-    def check_changes(self, parts: bool, dropped: bool = False) -> None:
-        """Raise RankError, on all ranks, unless all have changed the same since the last step.
+    def all_say(self, so: bool) -> bool:
+        """Whether it is so on all ranks."""
+        return all(self.ranks.gather_objects(so))
 
-        parts: whether this rank's programs and their memory do not fit any more. dropped: whether programs would
-        compute something else. Ranks that differ in it would now send one another different messages.
+    def check_programs(
+        self, fit: bool, dropped: bool, parameters: Sequence[Parameter], optimizer: Optimizer
+    ) -> None:
+        """See `check_changes`.
+
+        fit: whether programs and their memory fit these parameters and this optimizer. dropped: whether programs were
+        dropped, since they would compute something else.
         """
-        own = "the parameters or the optimizer's options" if parts else "what a step computes" * dropped
-        every = self.ranks.gather_objects(own)
-        for rank, other in enumerate(every):
-            if other != every[0]:
+        if fit:
+            self.check_changes("options of a layer, the loss or a metric" if dropped else "")
+        else:
+            layout = [(p.name, p.shape, p.dtype, p.frozen, optimizer.decay_of(p)) for p in parameters]
+            self.check_changes("parameters or options of the optimizer", layout)
+
+    def check_changes(self, changed: str, layout: object = None) -> None:
+        """Raise RankError, on all ranks, unless the callbacks of all have changed the same.
+
+        Ranks that differ in it would now send one another different messages.
+
+        changed: what, in words; "" for nothing. layout: what the lengths of messages follow from, if it changed.
+        """
+        every = self.ranks.gather_objects((changed, layout))
+        for rank, (other, _) in enumerate(every):
+            if every[rank] != every[0]:
+                first = every[0][0]
+                alike = "them in another way" if other == first else first or "nothing"
                 raise RankError(
-                    f"rank {rank} of {self.ranks.size} has changed {other or 'nothing'} since the last step, rank 0 "
-                    f"{every[0] or 'nothing'}: a callback changes them on some ranks only"
+                    f"on rank {rank} of {self.ranks.size} callbacks have changed {other or 'nothing'}, on rank 0 "
+                    f"{alike}: a callback must change model, loss, metrics and optimizer on all ranks alike"
                 )
 
     def whole_table(self, table: KernelTable) -> KernelTable:

@@ -243,7 +243,7 @@ class Stepper:
         if fits:
             self.take_in()
         if self.sharing is not None:
-            self.sharing.check_changes(not fits, dropped=not self.programs)
+            self.sharing.check_programs(fits, not self.programs, self.model.parameters(), self.optimizer)
         if not fits:
             self.begin_anew()
         self.keep()

@@ -107,6 +107,7 @@ def check_alike(ranks: Ranks, trainer: Any, batches: Any, held_out: Any, epochs:
         "validation data": known(held_out or ()),
         "weights before training": weights_sha256(trainer.model),
         "threads='auto'": trainer.threads == "auto",
+        "number of callbacks with on_step": sum(sees_steps(watcher) for watcher in trainer.callbacks),
         "steps taken before": [trainer.epoch, trainer.step, optimizer.steps],
     }
     check_same(ranks, facts)
@@ -170,16 +171,17 @@ class _SilentAtSteps(_Silent):
         """Do nothing."""
 
 
+def sees_steps(watcher: Callback) -> bool:
+    """Whether a callback looks at each step."""
+    return type(watcher).on_step is not Callback.on_step
+
+
 def watchers_here(ranks: Ranks | None, watchers: Sequence[Callback]) -> list[Callback]:
     """The callbacks that this rank calls."""
     if ranks is None or ranks.rank == 0:
         return [*watchers]
     return [
-        w
-        if not w.first_rank_only
-        else _Silent(w)
-        if type(w).on_step is Callback.on_step
-        else _SilentAtSteps(w)
+        w if not w.first_rank_only else _Silent(w) if not sees_steps(w) else _SilentAtSteps(w)
         for w in watchers
     ]
 

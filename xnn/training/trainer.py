@@ -255,6 +255,7 @@ class Trainer(Predicting, Reporting, Habitual):
             fit.on_host, fit.held_out = on_host, held_out
             if stepper.sharing is not None:
                 fit.ending, fit.look_seconds = SharedEnding(stepper.sharing, fit.ending), math.inf
+                fit.undisturbed = stepper.sharing.all_say(fit.undisturbed)
             note_numerics(self.model, chosen)
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, stepper.table.name)
             streamed = {"data": "streamed from the host"} if streaming else {}
