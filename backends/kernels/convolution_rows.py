@@ -67,7 +67,6 @@ def _packing(w: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, Runnable]:
         if len(nowhere):
             filled[nowhere] = 0
 
-    pack()
     return target, pack
 
 
@@ -171,7 +170,7 @@ def _adding(sums: np.ndarray, index: np.ndarray, dw: Any, db: Any) -> Runnable:
     count = index[:, :-1].size
 
     def run() -> None:
-        np.add.reduce(sums, axis=0, out=added)  # in the order of parts
+        np.add.reduce(sums, axis=0, out=added)  # row by row, in the order of parts: a row has several numbers
         added.take(where, out=total, mode="clip")
         if dw is not None:
             np.copyto(dw.reshape(-1), total[:count])

@@ -127,7 +127,10 @@ def gelu(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, l
 
 
 def gelu_backward(row: Any, first: Any, last: Any, fresh: Any, scratch: Any, part: Any, like: Any) -> None:
-    """dx = dy (P(x) + x p(x)), p(x) = e^(-x^2 / 2) / sqrt(2 pi): dy w of x < 0, dy (1 - w) else, w = Q - a p."""
+    """dx = dy (P(x) + x p(x)), p(x) = e^(-x^2 / 2) / sqrt(2 pi).
+
+    With a = |x| and w = Q(a) - a p(a) the bracket is w where x < 0, and 1 - w elsewhere.
+    """
     x, dy, dx = _elements(row, first, last, like)
     real = x.dtype.type
     end, zero, scale = real(activations._FLAT), like - like, real(0.5 * _ROOT_2_OVER_PI)

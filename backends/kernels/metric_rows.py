@@ -19,7 +19,7 @@ __all__ = ["METRIC_ROWS", "count_classes"]
 
 @inner
 def _arrays(row: Any, last: Any, like: Any) -> Any:
-    """Outputs and targets (last * columns,), sums (columns,) of float64, and where they go."""
+    """What a row names: outputs and targets (last * columns,); float64 zeros (columns,), to add up in; the result."""
     r = numbers(row)
     m = r[5]
     sums = reals(r[4], m, np.float64(0))
@@ -29,7 +29,7 @@ def _arrays(row: Any, last: Any, like: Any) -> Any:
 
 @inner
 def _leave(sums: Any, out: Any) -> None:
-    """out <- sums. Written as out[:] = sums, Numba would compile it for five seconds."""
+    """out <- sums. Not written as out[:] = sums, which Numba compiles for five seconds."""
     for i in range(sums.size):
         out[i] = sums[i]
 

@@ -125,7 +125,7 @@ def _table(rows: Iterable[Row], threads: int) -> np.ndarray:
 
 
 def dtype_of(parts: Iterable[Rows]) -> np.dtype:
-    """The dtype that rows compute in; float32 if they serve any dtype."""
+    """The dtype that rows compute in. Rows that no dtype concerns, such as a copy of labels, count as float32."""
     return np.dtype(next((part.dtype for part in parts if part.dtype is not None), np.float32))
 
 

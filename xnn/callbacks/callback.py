@@ -14,7 +14,7 @@ from xnn.history import History
 from xnn.layers import Sequential
 from xnn.options import argument_names, attributes_of, explained_class, shown, takes, written
 
-__all__ = ["Callback", "call_back"]
+__all__ = ["Callback", "call_back", "sees_steps"]
 
 
 class Callback(Habitual):
@@ -128,6 +128,11 @@ def _check_hooks(kind: type[Callback]) -> None:
                 f"{kind.__name__}.{name} must take the arguments that fit gives it: write def {name}(self, "
                 f"{', '.join(_HOOKS[name])})"
             )
+
+
+def sees_steps(callback: Callback) -> bool:
+    """Whether a callback has an `on_step`."""
+    return type(callback).on_step is not Callback.on_step
 
 
 def call_back(method: Callable[..., Any], *arguments: Any) -> None:

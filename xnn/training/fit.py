@@ -11,6 +11,7 @@ import numpy as np
 
 from xnn.backends.threads import HeldLimits, limit_threads
 from xnn.callbacks import Callback, Checkpoint, ProgressBar, call_back
+from xnn.callbacks.callback import sees_steps
 from xnn.data import Batches
 from xnn.errors import DataError, DivergenceError, OptionError
 from xnn.history import History
@@ -53,7 +54,7 @@ class Fit:
         self.watchers, self.validate, self.history = watchers, validate, history
         self.parts = _parts(trainer)
         self.of_users = any(not type(w).__module__.startswith("xnn.") for w in watchers)
-        self.each_step = [w for w in watchers if type(w).on_step is not Callback.on_step]
+        self.each_step = [*filter(sees_steps, watchers)]
         self.checkpoints = [w for w in watchers if isinstance(w, Checkpoint)]
         self.ending, self.steps_per_epoch = Ending(interrupted, watchers), len(batches)
         self.undisturbed, self.limits, self.look_seconds = _undisturbed(self), HeldLimits(), _LOOK_SECONDS

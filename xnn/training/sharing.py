@@ -81,8 +81,9 @@ class Sharing:
             return KernelTable()
         if fast and len({*names}) > 1:
             raise RankError(
-                f"the ranks compute by other kernels, {' and '.join(dict.fromkeys(names))}, which round differently: "
-                "install the same packages for all, take --kernels numpy (kernels='numpy'), or exact numerics"
+                f"some ranks compute by the kernels {' and others by '.join(dict.fromkeys(names))}, which round "
+                "differently: install the same packages for all, or choose --kernels numpy (kernels='numpy') or "
+                "exact numerics"
             )
         if fast:
             return FastTable(table)
@@ -113,7 +114,7 @@ class Sharing:
     def check_programs(
         self, fit: bool, dropped: bool, parameters: Sequence[Parameter], optimizer: Optimizer
     ) -> None:
-        """See `check_changes`.
+        """Raise RankError, on all ranks, unless callbacks have left the programs of all in the same state.
 
         fit: whether programs and their memory fit these parameters and this optimizer. dropped: whether programs were
         dropped, since they would compute something else.
@@ -125,11 +126,12 @@ class Sharing:
             self.check_changes("parameters or options of the optimizer", layout)
 
     def check_changes(self, changed: str, layout: object = None) -> None:
-        """Raise RankError, on all ranks, unless the callbacks of all have changed the same.
+        """Raise RankError, on all ranks, unless the callbacks of all ranks have changed the same.
 
-        Ranks that differ in it would now send one another different messages.
+        The ranks would go on to send messages that do not fit one another.
 
-        changed: what, in words; "" for nothing. layout: what the lengths of messages follow from, if it changed.
+        changed: what callbacks have changed on this rank, in words; "" for nothing. layout: that from which the
+        lengths of messages follow; None (default) if it has not changed.
         """
         every = self.ranks.gather_objects((changed, layout))
         for rank, (other, _) in enumerate(every):

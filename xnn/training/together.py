@@ -16,6 +16,7 @@ from xnn.backends import Backend, current_numerics
 from xnn.backends.ranks.group import Ranks, current_ranks, use_ranks
 from xnn.backends.ranks.mpi import MPIRanks, in_words, world
 from xnn.callbacks import Callback
+from xnn.callbacks.callback import sees_steps
 from xnn.errors import OptionError, RankError
 from xnn.history import History
 from xnn.layers.files import weights_sha256
@@ -171,18 +172,12 @@ class _SilentAtSteps(_Silent):
         """Do nothing."""
 
 
-def sees_steps(watcher: Callback) -> bool:
-    """Whether a callback looks at each step."""
-    return type(watcher).on_step is not Callback.on_step
-
-
 def watchers_here(ranks: Ranks | None, watchers: Sequence[Callback]) -> list[Callback]:
     """The callbacks that this rank calls."""
     if ranks is None or ranks.rank == 0:
         return [*watchers]
     return [
-        w if not w.first_rank_only else _Silent(w) if not sees_steps(w) else _SilentAtSteps(w)
-        for w in watchers
+        w if not w.first_rank_only else _SilentAtSteps(w) if sees_steps(w) else _Silent(w) for w in watchers
     ]
 
 

@@ -28,7 +28,11 @@ _MAGNITUDE = 0x7FFFFFFF
 
 @inner
 def _multiply(blas: Any, a: Any, flag_a: Any, b: Any, flag_b: Any, k: Any, beta: Any, c: Any) -> None:
-    """c <- a b + beta c, with k terms in each sum. a, b: matrices, which the flags say to transpose or not."""
+    """c <- op(a) op(b) + beta c, a matrix product with k terms in each sum, by BLAS.
+
+    blas: the address of its gemm, and whether that takes integers of 64 bits. flag_a, flag_b: what op does to the
+    matrix, PLAIN or TRANSPOSED.
+    """
     (m, n), lead_a, lead_b = c.shape, a.shape[1], b.shape[1]
     left, right, out = a.ctypes.data, b.ctypes.data, c.ctypes.data
     if blas[1]:

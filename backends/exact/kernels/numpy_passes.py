@@ -316,7 +316,7 @@ def cross_entropy(exact: Any, z: np.ndarray, labels: np.ndarray, loss: np.ndarra
 
 
 def sgd(exact: Any, group: Any, w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> Runnable:
-    """Update w, and the velocity if there is one, by updates.sgd, in place."""
+    """One step of SGD, in place: of w, and with momentum of its velocity. The formula is that of `updates.sgd`."""
     if not group.plain:
         return update_stretch(exact, updates.sgd, group, (w, g, *velocity))
     gradient, wide = np.empty((2, min(w.size, _BLOCK)))
