@@ -2,6 +2,7 @@
 
     python examples/lenet5.py               12 epochs, about two minutes on two cores
     XNN_BACKEND=cupy python examples/lenet5.py
+    mpiexec -n 2 python examples/lenet5.py                        two processes, each with half of every batch
 
 Source: LeCun, Bottou, Bengio and Haffner, Proc. IEEE 86 (1998). In place of tanh, subsampling and Gaussian
 connections this one has ReLU, max-pooling and softmax cross-entropy, and batch normalization is added.
@@ -41,10 +42,11 @@ def main(dataset=None, epochs=12, seed=0, progress=True):
     digits = data.load(dataset)
     x_train, y_train, x_val, y_val, x_test, y_test = digits
     model = lenet5(digits.classes, seed)
-    print(model.summary((784,)))
     steps = epochs * -(-len(x_train) // 64)
     optimizer = optimizers.Adam(schedules.OneCycle(0.004, steps))
-    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer)
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer, workers="auto")
+    if trainer.rank == 0:
+        print(model.summary((784,)))
     trainer.fit(
         (x_train, y_train),
         validation=(x_val, y_val),
@@ -54,7 +56,8 @@ def main(dataset=None, epochs=12, seed=0, progress=True):
         progress=progress,
     )
     accuracy = trainer.evaluate((x_test, y_test))["accuracy"]
-    print(f"{digits.name}: test accuracy {accuracy:.4f}")
+    if trainer.rank == 0:
+        print(f"{digits.name}: test accuracy {accuracy:.4f}")
     return accuracy
 
 

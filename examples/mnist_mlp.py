@@ -2,6 +2,7 @@
 
     python examples/mnist_mlp.py             25 epochs of MNIST, or of synthetic digits if there is no MNIST
     XNN_BACKEND=cupy python examples/mnist_mlp.py
+    mpiexec -n 2 python examples/mnist_mlp.py                        two processes, each with half of every batch
 
 The article reaches 1.0000 on its training and 0.9809 on its validation images.
 """
@@ -26,8 +27,10 @@ def main(dataset=None, epochs=25, seed=0, plot="mnist_mlp.png", progress=True):
         layers.Dense(200, 10),
         seed=seed,
     )
-    print(model.summary())
-    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizers.SGD(learning_rate=0.1))
+    optimizer = optimizers.SGD(learning_rate=0.1)
+    trainer = xnn.Trainer(model, losses.SoftmaxCrossEntropy(), optimizer, workers="auto")
+    if trainer.rank == 0:
+        print(model.summary())
     history = trainer.fit(
         (x_train, y_train),
         validation=(x_val, y_val),
@@ -39,6 +42,8 @@ def main(dataset=None, epochs=25, seed=0, plot="mnist_mlp.png", progress=True):
     train_accuracy = trainer.evaluate((x_train, y_train))["accuracy"]
     val_accuracy = trainer.evaluate((x_val, y_val))["accuracy"]
     test_accuracy = trainer.evaluate((x_test, y_test))["accuracy"]
+    if trainer.rank > 0:  # another process prints
+        return train_accuracy, val_accuracy
     print(
         f"{digits.name}: train {train_accuracy:.4f}, validation {val_accuracy:.4f}, test {test_accuracy:.4f}"
     )

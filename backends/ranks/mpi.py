@@ -52,7 +52,7 @@ class MPIRanks(Ranks):
         self._mpi, self._comm, self._ends = mpi, world.Dup(), world.Dup()
         self._operations = {"sum": mpi.SUM, "maximum": mpi.MAX}
         self.library: str = mpi.Get_library_version().split("\n")[0].split(",")[0].strip(" \0")
-        self.library = " ".join(self.library.split())
+        self.way = self.library = " ".join(self.library.split())
 
     @cached_property
     def _memory(self) -> SharedMemory | None:

@@ -175,5 +175,5 @@ def test_threads_are_measured_together(monkeypatch):
     )
     plans = in_threads(2, lambda ranks: mlp(threads="auto").fit(digits(), progress=False).plan)
     assert [(plan["threads"], plan["threads_because"]) for plan in plans] == [
-        (1, "measured: fastest of 1, 2")
+        (1, "measured: fastest of 1, 2, for each of 2 processes on this machine")
     ] * 2

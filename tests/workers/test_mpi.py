@@ -12,6 +12,7 @@ import time
 import pytest
 
 LAUNCHER = pathlib.Path(sys.executable).parent / "mpiexec"
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 PROGRAM = pathlib.Path(__file__).with_name("mpi_program.py")
 MISSING = [
     what
@@ -197,6 +198,41 @@ def test_workers_none_trains_apart(train):
     ran = ranks(2, *train, "--workers", "none", "--json")
     assert ran.returncode == 0
     assert ran.stdout.count('"weights_sha256"') == 2
+
+
+def test_check_by_itself_does_all_in_each_process():
+    ran = ranks(2, "-m", "xnn", "check", "--workers", "none", "--backend", "numpy")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("passed") == 2 * alone("-m", "xnn", "check", "--backend", "numpy").stdout.count(
+        "passed"
+    )
+
+
+EXAMPLE = """
+import dataclasses, sys
+import xnn
+from xnn import data
+sys.path.insert(0, sys.argv[1])
+load = data.load
+
+def few(name):
+    whole = load(name)
+    names = [field.name for field in dataclasses.fields(whole) if field.name[:2] in ("x_", "y_")]
+    return dataclasses.replace(whole, **{part: getattr(whole, part)[:300] for part in names})
+
+data.load = few
+options = {"plot": None} if sys.argv[2] == "mnist_mlp" else {}
+with xnn.numerics("exact"):
+    __import__(sys.argv[2]).main("synthetic", epochs=1, progress=False, **options)
+"""
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp", "lenet5"])
+def test_the_examples_train_together_and_print_once(name):
+    arguments = "-c", EXAMPLE, EXAMPLES, name
+    together = ranks(2, *arguments)
+    assert together.returncode == 0, together.stderr
+    assert together.stdout == alone(*arguments).stdout
 
 
 def test_an_error_of_all_ranks_is_said_once(train):

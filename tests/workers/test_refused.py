@@ -1,5 +1,7 @@
 """What ranks cannot do together, or were given differently, is refused before training."""
 
+import sys
+
 import numpy as np
 import pytest
 from trainings import digits, mlp
@@ -9,7 +11,7 @@ from xnn import callbacks, initializers, layers, ops, optimizers
 from xnn.backends.ranks.group import Shard
 from xnn.backends.ranks.launch import Launch, launched
 from xnn.backends.ranks.threads import in_threads
-from xnn.errors import OptionError, RankError
+from xnn.errors import MissingExtraError, OptionError, RankError
 from xnn.layers.files import weights_sha256
 
 
@@ -268,3 +270,27 @@ def test_threads_that_only_one_rank_measures_are_named():
     data = digits()
     with pytest.raises(RankError, match="differs from rank 0 in: threads='auto'"):
         in_threads(2, lambda ranks: mlp(threads=("auto", 1)[ranks.rank]).fit(data, epochs=1, progress=False))
+
+
+def test_auto_trains_alone_without_a_launcher_and_needs_mpi4py_with_one(monkeypatch):
+    trainer = mlp(workers="auto")
+    assert trainer.ranks is None
+    assert in_threads(2, lambda ranks: trainer.ranks is ranks) == [True, True]
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
+    with pytest.raises(MissingExtraError, match="needs mpi4py"):
+        mlp(workers="auto")
+    with pytest.raises(MissingExtraError, match="needs mpi4py"):
+        trainer.rank  # noqa: B018
+
+
+def test_the_plan_says_what_adds_up():
+    def train(ranks):
+        trainer = mlp()
+        trainer.fit(digits(), epochs=1, batch_size=32, progress=False)
+        return trainer.history.plan
+
+    for plan in in_threads(2, train):
+        assert (plan["ranks"], plan["sums"]) == (2, "memory that all ranks see")
+        assert plan["threads_because"].endswith("for each of 2 processes on this machine")

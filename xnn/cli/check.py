@@ -27,7 +27,7 @@ from xnn.backends import (
     get_backend,
 )
 from xnn.backends.ranks.group import current_ranks, use_ranks
-from xnn.cli.options import device_option
+from xnn.cli.options import device_option, workers_option
 from xnn.cli.surroundings import progress, say
 from xnn.data import synthetic_digits
 from xnn.errors import BackendUnavailableError
@@ -65,6 +65,7 @@ xnn check --backend cupy --verbose
 
 @click.command("check", help=_HELP)
 @device_option
+@workers_option
 @click.option(
     "--backend",
     "backends",

@@ -25,6 +25,7 @@ __all__ = [
     "run_options",
     "widths",
     "with_table",
+    "workers_option",
 ]
 
 
@@ -81,6 +82,17 @@ backend_option = click.option(
     "--backend",
     metavar="NAME",
     help="numpy, cupy, or cupy:1 for the second GPU. Default: XNN_BACKEND, else numpy.",
+)
+
+
+workers_option = click.option(
+    "--workers",
+    type=click.Choice(("none", "auto")),
+    default="auto",
+    show_default=True,
+    expose_value=False,  # `together.py` reads it
+    help="auto: share the work with the other processes that mpirun, mpiexec or srun has started (extra mpi); none: "
+    "each does all of it.",
 )
 
 

@@ -17,7 +17,15 @@ from xnn.backends import backend as use_backend
 from xnn.backends import numerics as use_numerics
 from xnn.backends.ranks.group import current_ranks
 from xnn.cli.model_notes import Notes, read_notes
-from xnn.cli.options import FILE, FOLDER, backend_option, chosen_backend, device_option, numerics_option
+from xnn.cli.options import (
+    FILE,
+    FOLDER,
+    backend_option,
+    chosen_backend,
+    device_option,
+    numerics_option,
+    workers_option,
+)
 from xnn.cli.outputs import check_apart
 from xnn.cli.pictures import PREPARATIONS, is_images, read_images
 from xnn.cli.predictions import Form, Lines, probabilities
@@ -59,6 +67,7 @@ xnn predict digits.safetensors scans/ --csv --proba
 @backend_option
 @device_option
 @numerics_option
+@workers_option
 @click.option(
     "--header/--no-header",
     default=None,

@@ -107,6 +107,12 @@ class Sharing:
             known = self._messages[dtype] = self.ranks.message(count, dtype)
         return known if known.array.size == count else known.part(count)
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the execution plan says of the ranks: how many there are, and what adds up their numbers."""
+        ways = {message.way for message in self._messages.values()} or {self.ranks.way}
+        return {"ranks": self.ranks.size, "sums": " and ".join(sorted(ways))}
+
     def all_say(self, so: bool) -> bool:
         """Whether it is so on all ranks."""
         return all(self.ranks.gather_objects(so))

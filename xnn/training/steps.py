@@ -64,9 +64,7 @@ class Stepper:
         self.model, self.loss, self.optimizer, self.metrics = model, loss, optimizer, metrics
         # What the loss of a step is divided by, where that is not the number of rows, is recorded after the metrics.
         self.collected: list[list[Any]] = [[] for _ in range(1 + len(metrics) + 1)]
-        self._counted = list[
-            bool
-        ]()  # of each step not taken yet: whether this rank's counts are added to the others'
+        self._counted: list[bool] = []  # of each step not taken yet: whether this rank's counts are added up
         self._earlier: list[list[np.ndarray]] = []  # taken when the loss was no longer divided as before
         self._published = False  # whether parameters and optimizer have the arrays of the last step
         self._kept: Any = None
@@ -171,7 +169,7 @@ class Stepper:
 
         folded: whether gradients are not kept. product_threads: the number of BLAS's threads, where it has one and
         xnn's own threads share the batch. On a GPU, persistent: whether the steps of a chunk are one launch of
-        one kernel; persistent_because: why.
+        one kernel; persistent_because: why. Of several ranks, what `Sharing.plan` says.
         """
         whole = self.program(min(self.batches.batch_size, self.batches.rows)).whole
         about = (
@@ -179,6 +177,8 @@ class Stepper:
             if whole is None
             else {"persistent": whole.run is not None, "persistent_because": whole.because}
         )
+        if self.sharing is not None:
+            about |= self.sharing.plan
         if self.product_threads:
             about["product_threads"] = self.product_threads
         return {"folded": bool(self.store.folded), **about}

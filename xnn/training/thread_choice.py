@@ -44,4 +44,9 @@ def threads_for(trainer: Any, batches: Batches, stepper: Stepper | None = None) 
                 least = int(ranks.gather(np.array([(on_host and blas_threads()) or 0])).min())
             can_measure, least = least > 0, max(1, least)
     with limit_threads(least):
-        return choose_threads(trainer.threads, work, measure if can_measure else None, on_host)
+        found = choose_threads(trainer.threads, work, measure if can_measure else None, on_host)
+    if ranks is None:
+        return found
+    return Threads(
+        found.count, f"{found.reason}, for each of {ranks.on_this_machine} processes on this machine"
+    )

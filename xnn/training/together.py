@@ -14,6 +14,7 @@ import numpy as np
 from xnn import __version__
 from xnn.backends import Backend, current_numerics
 from xnn.backends.ranks.group import Ranks, current_ranks, use_ranks
+from xnn.backends.ranks.launch import launched
 from xnn.backends.ranks.mpi import MPIRanks, in_words, world
 from xnn.callbacks import Callback
 from xnn.callbacks.callback import sees_steps
@@ -42,12 +43,13 @@ _WHOLE = 2**30
 
 
 def check_workers(workers: str | None) -> str | None:
-    """Raise OptionError unless it is None, "none" or "mpi"; MissingExtraError for "mpi" without mpi4py."""
-    if workers is not None and not is_one_of(workers, ("none", "mpi")):
+    """Raise OptionError unless it is None, "none", "auto" or "mpi"; MissingExtraError if mpi4py is needed."""
+    if workers is not None and not is_one_of(workers, ("none", "auto", "mpi")):
         raise OptionError(
-            f"workers must be 'mpi', 'none' or None (those of the `with` block, if any), got {shown(workers)}"
+            "workers must be 'mpi', 'auto', 'none' or None (those of the `with` block, if any), got "
+            f"{shown(workers)}"
         )
-    if workers == "mpi":
+    if workers == "mpi" or (workers == "auto" and launched() is not None):
         world()
     return workers
 
@@ -61,7 +63,9 @@ class Together:
     def ranks(self) -> Ranks | None:
         """The processes that train together, of which this is one; None if it trains alone."""
         workers = check_workers(self.workers)  # it may have been assigned since
-        found = world() if workers == "mpi" else None if workers == "none" else current_ranks()
+        found = None if workers == "none" else current_ranks()
+        if workers == "mpi" or (workers == "auto" and found is None and launched() is not None):
+            found = world()
         return None if found is None or found.size == 1 else found
 
     @property

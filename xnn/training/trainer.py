@@ -65,8 +65,9 @@ class Trainer(Predicting, Reporting, Habitual):
         "compiled" (the extra `fast`), on a GPU "cuda". On the CPU they serve validation and evaluation, too.
     numerics: "fast" or "exact" for this trainer's runs; by default those in force.
     workers: "mpi" trains together with the other processes that mpirun, mpiexec or srun has started (needs the extra
-        `mpi`; docs/several_machines.md): each has its rows of every batch. "none" trains in this process alone. None
-        (default) does so too, except inside `xnn train` that was started in this way.
+        `mpi`; docs/several_machines.md): each has its rows of every batch. "auto" does so if a launcher has started
+        several, and else trains in this process alone, as "none" does. None (default) does so too, except inside
+        `xnn train` that was started in this way.
 
     Each fit goes on where the last one ended: two fits of one epoch give the bits of one fit of two epochs. An epoch
     that Ctrl-C cut short is not counted; the next fit begins it again. Raises OptionError for arguments that do not
@@ -259,8 +260,7 @@ class Trainer(Predicting, Reporting, Habitual):
             note_numerics(self.model, chosen)
             plan = execution_plan(lib, self.model.dtype, batches.batch_size, threads, stepper.table.name)
             streamed = {"data": "streamed from the host"} if streaming else {}
-            shared = {} if ranks is None else {"ranks": ranks.size}
-            history.plan = {**plan, **stepper.plan, **streamed, **shared}
+            history.plan = {**plan, **stepper.plan, **streamed}
             if resumed is not None:
                 check_fit(self, resumed, fit, history.plan, any_plan)
 
