@@ -195,7 +195,7 @@ def _update(lib: Any, call: Call) -> Runnable:
     group = call.rule
     columns = call.columns()
     xp = lib.math
-    if group.in_place and group.steady:  # the rule works element by element
+    if group.in_place and (group.steady or group.is_shared):  # the rule works element by element
         columns = [
             tuple(Slot("stretch", a.shape, a.dtype, a, fixed=True) for a in s) for s in group.stretches(call)
         ]

@@ -74,6 +74,17 @@ class Ranks:
         array[...] = 0
         return Message(self, array)
 
+    def memory(self, count: int, dtype: Any) -> np.ndarray | None:
+        """Make so many zeros that all ranks see and may change. All ranks call this together.
+
+        None, on all ranks, if they do not share a machine, or for fewer numbers than pay.
+        """
+        return None
+
+    def wait(self) -> None:
+        """Return when all ranks have called it."""
+        raise NotImplementedError
+
     def total(self, numbers: np.ndarray) -> None:
         """Replace a contiguous array by the elementwise sum of those of all ranks."""
         self._in_pieces(numbers, "sum")

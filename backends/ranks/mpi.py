@@ -68,6 +68,14 @@ class MPIRanks(Ranks):
         memory = self._mapped(count * np.dtype(dtype).itemsize) if count >= LEAST else None
         return super().message(count, dtype) if memory is None else SharedMessage(self, memory, count, dtype)
 
+    def memory(self, count: int, dtype: Any) -> np.ndarray | None:
+        width = -(-count * np.dtype(dtype).itemsize // self.size)
+        shared = self._mapped(width) if count >= LEAST else None
+        return None if shared is None else shared.as_one(count, dtype)
+
+    def wait(self) -> None:
+        self._comm.Barrier()
+
     def reduce(self, numbers: np.ndarray, kind: str) -> None:
         if numbers.size >= LEAST and self._memory is not None:
             self._memory.reduce(numbers, kind)

@@ -55,6 +55,10 @@ class SharedMemory:
         """The beginning of each row, as (size, count) numbers."""
         return self.rows[:, : count * np.dtype(dtype).itemsize].view(dtype)
 
+    def as_one(self, count: int, dtype: Any) -> np.ndarray:
+        """All rows, one after the other, as so many numbers."""
+        return self.rows.reshape(-1)[: count * np.dtype(dtype).itemsize].view(dtype)
+
     def reduce_rows(self, rows: np.ndarray, kind: str) -> None:
         """Replace all rows by their sum or their maximum, taken in the order of ranks."""
         (size, n), operation = rows.shape, _OPERATIONS[kind]

@@ -60,6 +60,13 @@ class ThreadRanks(Ranks):
     def collect(self, numbers: np.ndarray) -> np.ndarray:
         return self._meet("gather", numbers).copy()
 
+    def memory(self, count: int, dtype: Any) -> np.ndarray | None:
+        found: np.ndarray = self._meet("memory", np.array(count * np.dtype(dtype).itemsize))[0].view(dtype)
+        return found
+
+    def wait(self) -> None:
+        self._meet("gather", np.zeros(1))
+
     def message(self, count: int, dtype: Any) -> Message:
         rows = self._meet("memory", np.array(count * np.dtype(dtype).itemsize))
         memory = SharedMemory(self.rank, rows, self._meeting.barrier.wait)

@@ -69,6 +69,7 @@ def diagnose(stepper: Stepper, steps: Sequence[TakenStep], losses: np.ndarray) -
         repeats = again == loss or (math.isnan(again) and math.isnan(loss))
         if repeats and not found:
             continue
+        store.wait()
         store.restore(kept)
         where = f"step {step.number + 1} (epoch {step.epoch}, batch {step.batch})"
         if not repeats:

@@ -248,7 +248,8 @@ class Fit:
             call_back(watcher.on_check, self.history, *numbers)
 
     def go_back(self) -> None:
-        """Undo the steps since the last look."""
+        """Undo the steps since the last look. No other step follows."""
+        self.stepper.store.leave()  # other ranks may be writing a checkpoint
         self.stepper.restore()
         self.unseen.clear()
         self.trainer.step = self.seen

@@ -8,18 +8,18 @@ make fresh arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xnn.backends import Backend
 from xnn.backends.kernels.calls import Call, Slot
-from xnn.backends.ranks.group import Message
+from xnn.backends.ranks.group import Message, Ranks
 from xnn.layers import Parameter
 from xnn.ops import updates
 from xnn.optimizers import Optimizer
 
-__all__ = ["HEAD", "Group", "grouped"]
+__all__ = ["HEAD", "Common", "Group", "grouped"]
 
 _ALIGNED = 16  # each parameter begins at a multiple of this many numbers: a cache line of float32
 HEAD = _ALIGNED  # numbers before the gradients in a message of ranks, for what they add up besides them
@@ -30,6 +30,8 @@ class Group:
 
     slots: the places of their values, of their gradients, and of each array of the optimizer's state. In place, these
         are stretches of `flat`, one buffer for each kind, so that an update is one pass over everything.
+    part: which numbers of each buffer this process updates. is_shared: whether other ranks update the other parts of
+        the same memory, in which all but the gradients lie.
     options, numbers: the rule's options for the step, by name for an op and in order for a kernel.
     """
 
@@ -53,6 +55,7 @@ class Group:
         self._room = [-(-p.size // _ALIGNED) * _ALIGNED for p in parameters]
         self.length = sum(self._room)  # of each flat buffer
         self.offsets: dict[int, tuple[int, int]] = {}
+        self.part, self.is_shared = slice(0, self.length), False
         self.written = np.zeros(1, np.int64)  # the Store's counter
 
     @property
@@ -83,14 +86,18 @@ class Group:
             self.numbers[:] = tuple(options.values())
 
     def stretches(self, call: Call) -> list[tuple[Any, ...]]:
-        """The stretches of value, gradient and state that an update call changes; neighbours are joined."""
+        """The stretches of value, gradient and state that an update call changes here; neighbours are joined."""
         stretches: list[tuple[int, int]] = []
         for start, end in sorted(self.offsets[id(column[0])] for column in call.columns()):
             if stretches and stretches[-1][1] == start:
                 stretches[-1] = stretches[-1][0], end
             else:
                 stretches.append((start, end))
-        return [tuple(flat[start:end] for flat in self.flat) for start, end in stretches]
+        first, last = self.part.start, self.part.stop
+        own = [
+            (max(start, first), min(end, last)) for start, end in stretches if start < last and end > first
+        ]
+        return [tuple(flat[start:end] for flat in self.flat) for start, end in own]
 
     def changing(self) -> list[list[Slot]]:
         """The slots that a step changes: of values and of each array of the state."""
@@ -100,11 +107,13 @@ class Group:
         """The memory that a step changes, in one array: all flat buffers but that of the gradients."""
         return [self.changing_memory]
 
-    def allocate(self, lib: Backend, gradient: Any = None, spare: int = 0) -> None:
+    def allocate(
+        self, lib: Backend, gradient: Any = None, spare: int = 0, ranks: Ranks | None = None
+    ) -> None:
         """Make the slots, and in place their buffers as views of flat ones.
 
         gradient: the flat buffer of the gradients; None (default) if updates make fresh arrays. spare: how many
-        numbers more `changing_flat` has room for, in `spare`.
+        numbers more `changing_flat` has room for, in `spare`. ranks: those that share the other buffers, if they can.
         """
         self.in_place = gradient is not None
         kinds = ("value", "gradient", *(f"state {n}" for n in range(self.width - 2)))
@@ -119,8 +128,24 @@ class Group:
         if not self.in_place:
             return
         length = (len(kinds) - 1) * self.length
-        memory = lib.buffer((length + spare,), dtype)
-        memory[...] = 0
+        memory = None if ranks is None else ranks.memory(length, dtype)
+        if memory is None or ranks is None:
+            memory = lib.buffer((length + spare,), dtype)
+            memory[...] = 0
+        else:
+            lines = ranks.share(self.length // _ALIGNED)
+            self.part, self.is_shared = slice(lines.start * _ALIGNED, lines.stop * _ALIGNED), True
+        self._lay_out(memory, gradient)
+
+    def leave(self, lib: Backend) -> None:
+        """Go on with a copy of memory that ranks share. Kernels that have been made still change the old one."""
+        if self.is_shared:
+            memory, self.is_shared = self.changing_memory, False
+            self._lay_out(lib.buffer(memory.shape, memory.dtype, memory), self.flat[1])
+
+    def _lay_out(self, memory: Any, gradient: Any) -> None:
+        """Make the slots' arrays views of these buffers."""
+        length = (self.width - 1) * self.length
         self.changing_memory, self.spare = memory, memory[length:]
         value, *state = memory[:length].reshape(-1, self.length)
         self.flat, ends = [value, gradient, *state], np.cumsum(self._room)
@@ -132,6 +157,23 @@ class Group:
                 self.offsets[id(slot)] = start, int(end)
 
 
+class Common(NamedTuple):
+    """What ranks do together where kernels change parameters in place.
+
+    ranks: each may update its part of the same memory. message: makes the Message of so many numbers of a dtype in
+    which gradients lie; None if they are added up elsewhere.
+    """
+
+    ranks: Ranks
+    message: Callable[[int, str], Message] | None
+
+
+def _by_elements(optimizer: Optimizer) -> bool:
+    """Whether its rule works element by element, as xnn's do."""
+    rule = getattr(type(optimizer), "rule", None)
+    return rule is not None and vars(updates).get(rule.__name__) is rule
+
+
 def grouped(
     lib: Backend,
     optimizer: Optimizer,
@@ -139,13 +181,13 @@ def grouped(
     by_rule: bool,
     in_place: bool,
     spare: Mapping[str, int] | None = None,
-    new_message: Callable[[int, str], Message] | None = None,
+    common: Common | None = None,
 ) -> tuple[list[Group], dict[str, Message]]:
     """The parameters that are not frozen, in groups with their slots, and the messages of which gradients are parts.
 
     by_rule: whether calls of the optimizer's rule update them, rather than its own `step`. spare: for each dtype, how
-    many numbers more the memory of its first group has. new_message: makes the message of so many numbers of a dtype
-    by which ranks add up gradients in place; it begins with HEAD other numbers. None (default): there are no ranks.
+    many numbers more the memory of its first group has. common: what ranks do together; a message of gradients begins
+    with HEAD other numbers. None (default): there are no ranks.
     """
     alike: dict[Any, list[Parameter]] = {}
     for p in parameters:
@@ -155,6 +197,8 @@ def grouped(
     groups = [
         Group(optimizer, members, own[0] if own else (), by_rule) for (_, own), members in alike.items()
     ]
+    new_message = None if common is None else common.message
+    ranks = common.ranks if common is not None and by_rule and _by_elements(optimizer) else None
     rest, messages = dict(spare or {}), dict[str, Message]()
     for dtype in dict.fromkeys(group.dtype for group in groups):
         same = [group for group in groups if group.dtype == dtype]
@@ -168,6 +212,6 @@ def grouped(
             gradients[...] = 0
         for group in same:
             gradient = gradients[start : start + group.length] if in_place else None
-            group.allocate(lib, gradient, rest.pop(dtype, 0))
+            group.allocate(lib, gradient, rest.pop(dtype, 0), ranks)
             start += group.length
     return groups, messages

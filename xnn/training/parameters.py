@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xnn.backends import Backend, backend_of
 from xnn.backends.kernels.calls import Slot
-from xnn.backends.ranks.group import Message
 from xnn.errors import MixedArraysError
 from xnn.layers import Buffer, Parameter
 from xnn.optimizers import Optimizer, State
-from xnn.training.groups import Group, grouped
+from xnn.training.groups import Common, Group, grouped
 
 __all__ = ["Store", "finite", "has_nan", "is_real"]
 
@@ -41,13 +40,15 @@ class Store:
     Kernels change arrays in place, so that callbacks get copies (`hand_out`): what they keep does not change.
 
     parameters: all of the model's. in_place: whether kernels change parameters in place. buffers: the model's.
-    buffers_in_place: whether kernels change those in place too. new_message: makes the message of so many numbers of
-    a dtype by which ranks add up gradients in place; None (default) if there are no ranks.
+    buffers_in_place: whether kernels change those in place too. common: what ranks do together; None (default) if
+    there are none.
 
     values, gradients: the slot of each parameter, and of the gradient of each that is not frozen.
     asks_optimizer: whether the optimizer's own `step` or `update` takes the steps, since it does more than its rule
         says; it then clips gradients and keeps averages itself.
-    messages: those of `new_message`, by dtype.
+    messages: those in which gradients lie, by dtype.
+    is_shared: whether ranks have values and state in the same memory, of which each updates a part. They write to all
+        of it only when no rank reads what was there before (`wait`).
     folded: the parameters whose update a product does, so that they have no gradient to show.
     written: counts how often something other than a step may have written to parameters. Kernels that keep something
         computed from a parameter look at it.
@@ -61,7 +62,7 @@ class Store:
         in_place: bool,
         buffers: Sequence[Buffer] = (),
         buffers_in_place: bool = False,
-        new_message: Callable[[int, str], Message] | None = None,
+        common: Common | None = None,
     ) -> None:
         self.lib, self.optimizer, self.in_place, self.parameters = lib, optimizer, in_place, list(parameters)
         self.asks_optimizer = optimizer.steps_itself
@@ -72,8 +73,10 @@ class Store:
         for buffer in buffers if buffers_in_place else ():
             spare[buffer.dtype] += buffer.size
         by_rule = not self.asks_optimizer
-        given = self.parameters, by_rule, in_place, spare, new_message
+        given = self.parameters, by_rule, in_place, spare, common
         self.groups, self.messages = grouped(lib, optimizer, *given)
+        self.is_shared = any(group.is_shared for group in self.groups)
+        self._ranks = common.ranks if common is not None and self.is_shared else None
         self._plain = self._is_plain()
         columns = [column for group in self.groups for column in group.columns]
         self.values = {p: value for p, value, _, _ in columns}
@@ -246,7 +249,19 @@ class Store:
             arrays += [a for p in self.parameters for _, a in self.optimizer.kept_for(p) if is_real(a)]
         others = [buffer.array for buffer in self.buffers if buffer not in self.moving]
         fine = finite(self.lib, *others) or not any(has_nan(self.lib, array) for array in others)
-        return finite(self.lib, *arrays) and fine
+        found = finite(self.lib, *arrays) and fine
+        return found if self._ranks is None else bool(self._ranks.gather(np.array([found])).all())
+
+    def leave(self) -> None:
+        """Take a copy of what ranks share, so that this one alone can go back. Afterwards no step can be taken."""
+        for group in self.groups:
+            group.leave(self.lib)
+        self.is_shared, self._ranks = False, None
+
+    def wait(self) -> None:
+        """Return when all ranks that share this memory have called it; at once if there are none."""
+        if self._ranks is not None:
+            self._ranks.wait()
 
     def take_values(self) -> None:
         """Take in the values that were assigned to parameters."""

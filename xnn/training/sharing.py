@@ -30,7 +30,7 @@ from xnn.errors import RankError
 from xnn.layers import Parameter
 from xnn.metrics import Metric
 from xnn.optimizers import Optimizer
-from xnn.training.groups import HEAD
+from xnn.training.groups import HEAD, Common
 from xnn.training.parameters import Store
 
 __all__ = ["Sharing"]
@@ -92,10 +92,14 @@ class Sharing:
         self._alone = table
         return self._exact
 
-    def new_message(self, lib: Backend, table: KernelTable) -> Callable[[int, str], Message] | None:
-        """`message`, if gradients are added up where they lie, in the memory of each host."""
-        in_place = current_numerics() == "fast" and table.in_place and lib.is_host
-        return self.message if in_place else None
+    def common(self, lib: Backend, table: KernelTable) -> Common | None:
+        """What ranks do together in the memory of their host, where kernels change parameters in place.
+
+        In fast numerics gradients are added up where they lie.
+        """
+        if not (table.in_place and lib.is_host):
+            return None
+        return Common(self.ranks, self.message if current_numerics() == "fast" else None)
 
     def message(self, count: int, dtype: str) -> Message:
         """A Message of so many numbers. It lies in the memory of the last one of that dtype, and overwrites it.
@@ -159,6 +163,8 @@ class Sharing:
         self, calls: Sequence[Call], store: Store, metrics: Sequence[Metric], shard: Shard | None
     ) -> list[Call]:
         """The calls of a program, and those by which ranks exchange what they have computed."""
+        if store.is_shared:
+            calls = _with_waits(calls, Call("share", None, (), (), {"compute": store.wait}), shard is None)
         if shard is None:
             return [*calls, Call("share", None, (), (), {"compute": self._agree})]
         loss = next(call.reads[0] for call in calls if call.kind == "collect")
@@ -278,6 +284,16 @@ class Sharing:
 
         counted = Call("metric", call.op, whole, call.writes, call.options)
         return Call("share", None, given, whole, {"compute": gather}), counted
+
+
+def _with_waits(calls: Sequence[Call], wait: Call, before: bool) -> list[Call]:
+    """The calls, and a wait after the last update: the next step reads what other ranks have updated.
+
+    before: whether to wait before the first update as well. Where gradients are added up, this is done there.
+    """
+    updates = [n for n, call in enumerate(calls) if call.kind == "update"]
+    first, last = updates[0], updates[-1] + 1
+    return [*calls[:first], *([wait] if before else []), *calls[first:last], wait, *calls[last:]]
 
 
 def _plain(dtype: Any) -> np.dtype:

@@ -82,9 +82,9 @@ class Stepper:
         self._seen = assignments[0]
         self.total = self._divisor()
         buffers = self.model.buffers()
-        new_message = None if self.sharing is None else self.sharing.new_message(self.lib, self.table)
-        ways = self.table.in_place, buffers, self.table.buffers_in_place, new_message
-        self.store = Store(self.lib, self.optimizer, self._parameters, *ways)
+        common = None if self.sharing is None else self.sharing.common(self.lib, self.table)
+        ways = self._parameters, self.table.in_place, buffers, self.table.buffers_in_place, common
+        self.store = Store(self.lib, self.optimizer, *ways)
         rows = min(self.batches.batch_size, self.batches.rows)
         data = self.batches.arrays, self.lib.free_memory
         self.feed = self.table.feed(self.store.groups, rows, self.collected, *data)
@@ -239,6 +239,7 @@ class Stepper:
     def refresh(self) -> None:
         """After callbacks: take in what they changed, and keep a copy of everything to go back to."""
         self.lib.activate()  # callbacks may have worked with another device
+        self.store.wait()
         fits = self.fits()
         if fits:
             self.take_in()
