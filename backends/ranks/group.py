@@ -38,6 +38,14 @@ class Message:
         """Replace the numbers by the sum of those of all ranks."""
         self.ranks.total(self.array)
 
+    def total_parts(self, parts: Sequence[slice], first: int) -> np.ndarray:
+        """The sums of the first numbers, so many; at least these parts of the others are replaced by their sums.
+
+        parts: what this rank needs. Those of different ranks do not overlap.
+        """
+        self.total()
+        return self.array[:first]
+
     def part(self, count: int) -> Message:
         """A Message of its first numbers, in the same memory."""
         return Message(self.ranks, self.array[:count])

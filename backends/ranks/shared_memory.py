@@ -12,7 +12,7 @@ import gc
 import mmap
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -61,17 +61,34 @@ class SharedMemory:
 
     def reduce_rows(self, rows: np.ndarray, kind: str) -> None:
         """Replace all rows by their sum or their maximum, taken in the order of ranks."""
-        (size, n), operation = rows.shape, _OPERATIONS[kind]
-        first, last, step = n * self.rank // size, n * (self.rank + 1) // size, _AT_ONCE // rows.itemsize
-        found = np.empty(min(step, last - first), rows.dtype)
+        size, n = rows.shape
+        own = slice(n * self.rank // size, n * (self.rank + 1) // size)
         self._wait()
-        for start in range(first, last, step):
-            part = rows[:, start : min(start + step, last)]
-            total = operation(part[0], part[1], out=found[: part.shape[1]])
-            for row in part[2:]:
-                operation(total, row, out=total)
+        for part, total in _reduced(rows[:, own], _OPERATIONS[kind]):
             part[...] = total
         self._wait()
+
+    def add_parts(self, rows: np.ndarray, parts: Sequence[slice], first: int) -> np.ndarray:
+        """See `Message.total_parts`: only this rank's row changes."""
+        self._wait()
+        ((_, sums),) = _reduced(rows[:, :first], np.add)
+        for own in parts:
+            for part, total in _reduced(rows[:, own], np.add):
+                part[self.rank] = total
+        self._wait()
+        return sums
+
+
+def _reduced(rows: np.ndarray, operation: np.ufunc) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Parts of the rows, each with the sum, say, of the rows in their order. The next part may overwrite a sum."""
+    step = _AT_ONCE // rows.itemsize
+    found = np.empty(min(step, rows.shape[1]), rows.dtype)
+    for start in range(0, rows.shape[1], step):
+        part = rows[:, start : start + step]
+        total = operation(part[0], part[1], out=found[: part.shape[1]])
+        for row in part[2:]:
+            operation(total, row, out=total)
+        yield part, total
 
 
 class SharedMessage(Message):
@@ -85,6 +102,10 @@ class SharedMessage(Message):
     def total(self) -> None:
         self.ranks.messages["sum"] += 1
         self._memory.reduce_rows(self._rows, "sum")
+
+    def total_parts(self, parts: Sequence[slice], first: int) -> np.ndarray:
+        self.ranks.messages["sum"] += 1
+        return self._memory.add_parts(self._rows, parts, first)
 
     def part(self, count: int) -> Message:
         if count < LEAST:  # it goes by MPI, as if there had been no longer one

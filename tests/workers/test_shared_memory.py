@@ -66,6 +66,27 @@ def test_a_message_is_added_up_where_it_lies_again_and_again(size):
             np.testing.assert_array_equal(total, factor * reduced(arrays, "sum"))
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_rank_gets_its_parts_of_a_sum_alone(size):
+    """And all get the first numbers."""
+    arrays = drawn(size, 2**18, "float32")  # more than is added up at once
+
+    def work(memory):
+        message = SharedMessage(Ranks(memory.rank, size, size), memory, 2**18, "float32")
+        message.array[...] = arrays[memory.rank]
+        length = (2**18 - 5) // size
+        own = slice(5 + length * memory.rank, 5 + length * (memory.rank + 1))
+        first = message.total_parts([slice(own.start, own.start + 7), slice(own.start + 7, own.stop)], 5)
+        return own, first.copy(), message.array.copy()
+
+    total = reduced(arrays, "sum")
+    for rank, (own, first, found) in enumerate(by_ranks(size, 2**20, work)):
+        np.testing.assert_array_equal(first, total[:5])
+        expected = arrays[rank].copy()
+        expected[own] = total[own]
+        np.testing.assert_array_equal(found, expected)
+
+
 class Alone:
     """A communicator of one process, which hears of others that `there` is so."""
 

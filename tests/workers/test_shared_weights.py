@@ -12,7 +12,7 @@ from trainings import digits, mlp, on_each, outcome
 
 from xnn import callbacks, data, layers, optimizers
 from xnn.backends.ranks.threads import in_threads
-from xnn.errors import DivergenceError
+from xnn.errors import DivergenceError, GraphError
 from xnn.training import program
 from xnn.training.parameters import Store
 
@@ -160,6 +160,36 @@ def test_a_rank_that_fails_alone_goes_back_alone():
     assert back == first == other[: len(first)]
     assert stepped == one[: len(first)]
     assert all(a != b for a, b in zip(one, other, strict=True))
+
+
+class Gradients(callbacks.Callback):
+    """Keeps the first gradient of the first weights."""
+
+    def __init__(self, needs):
+        self.needs_gradients, self.found = needs, None
+
+    def on_step(self, history, epoch, batch, loss):
+        if self.found is None:
+            self.found = self.weight.grad.copy()
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_callbacks_read_the_whole_gradient_or_are_told_how(numerics):
+    given = digits()
+
+    def train(needs, optimizer=None):
+        watcher = Gradients(needs)
+        trainer = mlp(callbacks=[watcher], numerics=numerics, optimizer=optimizer)
+        watcher.weight = trainer.model.parameters()[0]
+        trainer.fit(given, epochs=1, batch_size=32, progress=False)
+        return watcher.found
+
+    for optimizer in (optimizers.SGD, optimizers.Adam):
+        for found in in_threads(3, lambda ranks: train(True, optimizer(0.01))):  # noqa: B023
+            np.testing.assert_allclose(found, train(True, optimizer(0.01)), rtol=1e-4, atol=1e-7)
+    if numerics == "fast":
+        with pytest.raises(GraphError, match="needs_gradients"):
+            in_threads(3, lambda ranks: train(False))
 
 
 def test_a_fit_leaves_each_rank_arrays_of_its_own():

@@ -42,13 +42,14 @@ _LOSS, _WISHES = 0, slice(1, 3)
 class Sharing:
     """What the programs of a fit do together with other ranks.
 
-    ranks: those of the training. wish: tells whether this rank was interrupted, and whether its time is over.
+    ranks: those of the training. keep_gradients: whether callbacks read gradients. wish: tells whether this rank was
+        interrupted, and whether its time is over.
     agreed: the same two, as of the last step, for all ranks: whether any was interrupted; whether rank 0's time is
         over.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, keep_gradients: bool = False) -> None:
+        self.ranks, self.keep_gradients = ranks, keep_gradients
         self.wish: Callable[[], tuple[bool, bool]] = lambda: (False, False)
         self.agreed = False, False
         self._messages: dict[str, Message] = {}
@@ -220,14 +221,18 @@ class Sharing:
         first = store.messages.get(str(_plain(loss.dtype)))
         if first is not None:
             others = [message for message in store.messages.values() if message is not first]
-            head = first.array[:HEAD]
+            head, parts = first.array[:HEAD], None if others else self._own_parts(store)
 
             def in_place() -> None:
                 head[_LOSS], head[_WISHES] = loss.array, self._own_wishes()
-                for message in (first, *others):
-                    message.total()
-                loss.put(np.array(head[_LOSS]))
-                self._take(head[_WISHES])
+                if parts is not None:
+                    sums = first.total_parts(parts, HEAD)
+                else:
+                    for message in (first, *others):
+                        message.total()
+                    sums = head
+                loss.put(np.array(sums[_LOSS]))
+                self._take(sums[_WISHES])
 
             return in_place
         lib, xp, groups = store.lib, store.lib.xp, store.groups
@@ -257,6 +262,21 @@ class Sharing:
                     loss.put(xp.reshape(flat[:1], loss.shape))
 
         return copied
+
+    def _own_parts(self, store: Store) -> list[slice] | None:
+        """What this rank updates, in the message with the gradients; None if somebody needs the others' parts.
+
+        As in one process, plain SGD keeps gradients only if a callback reads them.
+        """
+        groups = store.groups
+        if self.keep_gradients or store.clipping or not all(g.is_shared and g.plain for g in groups):
+            return None
+        store.folded.update(store.gradients)
+        starts = HEAD + np.cumsum([0, *(group.length for group in groups)])
+        return [
+            slice(int(start) + g.part.start, int(start) + g.part.stop)
+            for start, g in zip(starts, groups, strict=False)
+        ]
 
     def _on_all_rows(self, call: Call, shard: Shard, lib: Backend) -> tuple[Call, Call]:
         """The call that gathers what a metric reads from all ranks, and the metric's call on these rows."""

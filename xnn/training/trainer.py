@@ -389,7 +389,7 @@ class Trainer(Predicting, Reporting, Habitual):
         lib = self.model.backend
         parts = self.model, self.loss, self.optimizer, self.metrics
         keep_gradients = any(callback.needs_gradients for callback in self.callbacks)
-        sharing = None if self.ranks is None else Sharing(self.ranks)
+        sharing = None if self.ranks is None else Sharing(self.ranks, keep_gradients)
         return Stepper(lib, table or lib.kernels(self.kernels), *parts, batches, keep_gradients, sharing)
 
     def choose_threads_for(self, batches: Batches, stepper: Stepper | None = None) -> Threads:
