@@ -131,23 +131,34 @@ def test_two_trainers_in_two_threads(threads, kernels):
     assert together == alone
 
 
-def test_a_forked_process_has_threads_of_its_own():
-    """It would wait for ever for threads that `fork` did not copy."""
-    pytest.importorskip("numba")
+FORK = """
+import importlib, multiprocessing, sys, threading, test_workers
+
+def fit(seed):
+    threads_before = helpers()
+    return test_workers.fit(seed, sys.argv[1]), threads_before, helpers()
+
+def helpers():
+    return sum(thread.name == "xnn" for thread in threading.enumerate())
+
+importlib.import_module(f"xnn.backends.kernels.{sys.argv[2]}").own_threads = lambda: 3
+(here, _, started), (other, _, _) = fit(0), fit(1)
+assert started > 0, "helpers share the work before the fork"
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    found = pool.map(fit, [0, 0, 1], chunksize=1)
+assert [weights for weights, _, _ in found] == [here, here, other], found
+assert found[0][1:] == (0, started), found
+assert fit(0) == (here, started, started)
+"""
+
+
+def test_a_forked_process_has_threads_of_its_own(kernels, calls):
+    """`fork` does not copy those of the first process, which would do nothing of the work."""
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork")
-    program = (
-        "import multiprocessing, test_workers\n"
-        "from xnn.backends.kernels import image_calls\n"
-        "image_calls.blas_threads = lambda: 3\n"
-        "here = test_workers.fit()\n"
-        "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
-        "    assert pool.map(test_workers.fit, [0, 0, 1]) == [here, here, test_workers.fit(1)]\n"
-        "assert test_workers.fit() == here\n"
-    )
     path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
+        [sys.executable, "-W", "ignore", "-c", FORK, kernels, calls.__name__.rpartition(".")[2]],
         env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
