@@ -1,6 +1,7 @@
 """xnn.sklearn's estimators in other processes: the workers of n_jobs, and one that loads what was saved."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -105,3 +106,44 @@ def test_saved_estimators_predict_and_train_in_a_process_without_numba_and_cupy(
         joblib.dump(estimator, tmp_path / f"{name}.joblib")
         np.save(tmp_path / f"{name}.npy", estimator.predict(X))
     printed(LOADED, tmp_path)
+
+
+IMAGES = """
+import json, os, sys, threading
+import joblib
+import numpy as np
+from sklearn.datasets import load_digits
+import xnn
+from xnn import layers
+from xnn.backends.threads import own_threads
+from xnn.sklearn import MLPClassifier
+
+def lenet(features, outputs, seed):
+    return xnn.Sequential(
+        layers.Reshape((1, 8, 8)), layers.Conv2D(1, 6, 3, padding="same"), layers.ReLU(), layers.MaxPool2D(2),
+        layers.Conv2D(6, 8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(32, outputs), seed=seed)
+
+def fit(seed):
+    mlp = MLPClassifier(model=lenet, threads=2, max_iter=3, batch_size=50, random_state=seed).fit(X[:200], y[:200])
+    helpers = sum(thread.name == "xnn" for thread in threading.enumerate())
+    return mlp.predict_proba(X[200:]).tobytes().hex(), helpers, own_threads(), os.getpid()
+
+X, y = load_digits(return_X_y=True)
+X, y = (X[:300] / 16.0).astype(np.float32), y[:300]
+here = [fit(seed) for seed in (0, 1)]
+there = joblib.Parallel(n_jobs=2, backend=sys.argv[1])(joblib.delayed(fit)(seed) for seed in (0, 1))
+print(json.dumps([here, there, joblib.cpu_count()]))
+"""
+
+
+@pytest.mark.parametrize("started", [pytest.param("loky", marks=pytest.mark.slow), "multiprocessing"])
+def test_a_network_for_images_is_fitted_in_other_processes_after_a_fit_by_threads(started):
+    """Those that joblib starts anew, and those that are forked: they have threads of their own, and the same bits."""
+    pytest.importorskip("numba")
+    here, there, cores = json.loads(printed(IMAGES, started, env={**os.environ, "OMP_NUM_THREADS": "2"}))
+    assert [probabilities for probabilities, *_ in here] == [probabilities for probabilities, *_ in there]
+    assert {helpers for _, helpers, *_ in here} == {min(2, cores) - 1}
+    for _, helpers, threads, process in there:
+        assert helpers == min(2, threads) - 1
+        assert 2 * threads <= max(2, cores) or started == "multiprocessing"
+        assert process != here[0][-1]
