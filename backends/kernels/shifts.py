@@ -14,6 +14,9 @@ of their own, a phase. In it the element lies at row u + (i d) // s, again at on
 
 So a convolution is `taps` (c, i, j), each with an offset into the planes of an image. The gradient for x is the same
 sum with the planes of dy, where offsets are negative: dy has a border of zeros, too.
+
+A zero of a border times an infinity or NaN is NaN. So gradients may have more elements that are not finite than the
+op's have, and never fewer.
 """
 
 from __future__ import annotations

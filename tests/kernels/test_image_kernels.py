@@ -78,6 +78,73 @@ def test_conv2d(table, case, dtype, bias, unwanted):
             assert kernel[name].array.tobytes() == plain[name].array.tobytes()
 
 
+#: For a number of an array at (i, j, ...), the parts of the results that it may reach; it reaches no other results.
+REACHED = {
+    "x": lambda i, j: {"y": np.s_[i], "dw": np.s_[:]},
+    "w": lambda i, j: {"y": np.s_[:, i], "dx": np.s_[:, j]},
+    "dy": lambda i, j: {"dx": np.s_[i], "dw": np.s_[j], "db": np.s_[j]},
+}
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", REACHED)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_what_is_not_finite_is_never_hidden(table, case, dtype, name):
+    """Where the op's results are not finite, the kernel's are not. What is finite again leaves nothing behind."""
+    kernel, plain = (slots_of(*case, dtype, True) for _ in range(2))
+    steps = bind(LIB, table, calls_of(kernel, case[2], ()))
+    others = [interpret(LIB, call) for call in calls_of(plain, case[2], ())]
+    shape, terms = kernel[name].shape, 4.0 * kernel["dy"].array.size
+    for place in ((0,) * 4, tuple(n // 2 for n in shape), tuple(n - 1 for n in shape)):
+        before = kernel[name].array[place]
+        for value in (np.nan, np.inf, -np.inf, before):
+            reached = {} if value is before else REACHED[name](*place[:2])
+            for slots in (kernel, plain):
+                slots[name].array[place] = value
+            for step in (*steps, *others):
+                step()
+            for result in ("y", "dx", "dw", "db"):
+                found, right = kernel[result].array, plain[result].array
+                compared = np.isfinite(right)
+                assert not np.isfinite(found[~compared]).any()
+                if result in reached:
+                    compared[reached[result]] &= np.isfinite(found[reached[result]])
+                close(found[compared], right[compared], terms=terms)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_of_nothing_are_zero(table, case, dtype):
+    slots = slots_of(*case, dtype, True)
+    steps = bind(LIB, table, calls_of(slots, case[2], ()))
+    for gradient in (slots["dy"].array.copy(), 0.0):
+        slots["dy"].array[...] = gradient
+        for step in steps:
+            step()
+    assert not any(slots[name].array.any() for name in ("dx", "dw", "db"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_is_in_a_threads_memory_counts_for_nothing(case, monkeypatch):
+    image_calls = pytest.importorskip("xnn.backends.kernels.image_calls")
+    found, scratch = set(), image_calls._scratch
+    for fill in (0, 255):  # 255 in all bytes is NaN
+
+        def filled(size, fill=fill):
+            address = scratch(size)
+            image_calls._own.memory[...] = fill
+            return address
+
+        monkeypatch.setattr(image_calls, "_scratch", filled)
+        slots = slots_of(*case, "float32", True)
+        for step in bind(LIB, LIB.kernels("compiled"), calls_of(slots, case[2], ())):
+            step()
+        found.add(b"".join(slots[name].array.tobytes() for name in ("y", "dx", "dw", "db")))
+    assert len(found) == 1
+
+
 def test_sums_over_a_large_image(table):
     """They stay accurate: a hundred thousand float32 numbers are not added one after the other."""
     s = slots_of((1, 16, 500, 400), (1, 16, 1, 1), {}, "float32", True)
