@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from xnn.backends.kernels.jit import Loop
+from xnn.backends.kernels.jit import Loop, telling
 from xnn.backends.threads import own_threads
 
 __all__ = ["Start", "compile_loops", "help_to_compile", "start_helper"]
@@ -62,12 +62,13 @@ def compile_loops(loops: Iterable[Loop], starts: Iterable[Start] = ()) -> None:
         try:
             for _ in range(min(own_threads(), _PROCESSES) - 1 if _is_python() else 0):
                 helpers.append(start_helper(taken, work))
-            with _no_search_for_garbage():
-                _compile_next(taken, work)
-            end = time.monotonic() + _PATIENCE
-            for helper in helpers:
-                with suppress(subprocess.TimeoutExpired):
-                    helper.wait(max(0.0, end - time.monotonic()))
+            with telling(lambda: f"{_compiled_in(taken)} of {len(work)}"):
+                with _no_search_for_garbage():
+                    _compile_next(taken, work)
+                end = time.monotonic() + _PATIENCE
+                for helper in helpers:
+                    with suppress(subprocess.TimeoutExpired):
+                        helper.wait(max(0.0, end - time.monotonic()))
         finally:  # those that are still at work after Ctrl-C
             for helper in helpers:
                 helper.kill()
@@ -130,13 +131,23 @@ def _named(module: str, name: str) -> Any:
 
 
 def _compile_next(taken: str, work: Sequence[_Work]) -> None:
-    """Compile what no process has taken. One takes a piece of work by making a file with its number in a folder."""
+    """Compile what no process has taken. One takes a piece of work by making a file with its number in a folder.
+
+    The file is empty until the piece is compiled.
+    """
     started_by = os.getppid()
     for number, piece in enumerate(work):
         if os.getppid() != started_by:
             return  # nobody waits for this process any more
+        file = Path(taken) / str(number)
         try:
-            os.close(os.open(Path(taken) / str(number), os.O_CREAT | os.O_EXCL))
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             continue
         piece.compiled()
+        file.write_text("1")
+
+
+def _compiled_in(taken: str) -> int:
+    """How many pieces of work are compiled."""
+    return sum(file.stat().st_size for file in Path(taken).iterdir())

@@ -6,8 +6,8 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +22,15 @@ from xnn.backends import random
 from xnn.files import StandardError, notice
 from xnn.ops import activations, normalization, special, sums
 
-__all__ = ["Loop", "inner", "jit", "load"]
+__all__ = ["Loop", "inner", "jit", "load", "telling"]
 
 # Numba's own error model would test for division by zero, and so keep loops from using SIMD instructions.
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 _cached: list[Any] = []  # the functions whose machine code is cached
 _addresses: dict[Loop, int] = {}  # of the machine code that this process has
 _LONG = 1.0  # seconds of compiling that are not worth a word
-_told = threading.Event()
+_OFTEN = 0.2  # seconds from a line of progress to the next
+_told = threading.Lock()  # held once a line was printed
 _CONSTANTS = activations, normalization, random, special, sums  # modules whose constants loops contain
 
 
@@ -172,27 +173,54 @@ def _stamp() -> tuple[tuple[float, int], ...]:
 def load(call: Callable[[], Any], compiled: Any) -> None:
     """Run `call`, so that its compiled functions are loaded; if that fails, delete their cache files and try again.
 
-    If the cache cannot be written, as on a full disk, the functions are compiled without it. On a terminal a line
-    says that kernels are compiled, if it takes longer than a second.
+    If the cache cannot be written, as on a full disk, the functions are compiled without it. `telling` says that
+    kernels are compiled.
 
     compiled: one of the functions. All of them are in files of one folder, and Numba names the cache files after
     these.
     """
-    watch = threading.Timer(_LONG, _tell_of_compiling)
-    watch.daemon = True
-    if StandardError().isatty():
-        watch.start()
-    try:
+    with telling():
         _load(call, compiled)
+
+
+@contextmanager
+def telling(progress: Callable[[], str] | None = None) -> Iterator[None]:
+    """On a terminal say that kernels are compiled, if it takes longer than a second.
+
+    Of the ranks of a command only the first has a terminal.
+
+    progress: returns how much is done, such as "12 of 31". It is shown until the block ends. Default: nothing is.
+    """
+    over, stream = threading.Event(), StandardError()
+    if not stream.isatty():
+        yield
+        return
+    if hasattr(stream, "rich_proxied_file"):  # rich shows a bar, and takes whole lines only
+        progress = None
+    watch = threading.Thread(target=_tell_of_compiling, args=(stream, progress, over), daemon=True)
+    watch.start()
+    try:
+        yield
     finally:
-        watch.cancel()
+        over.set()
+        watch.join()
 
 
-def _tell_of_compiling() -> None:
-    """Print a line, once a process."""
-    if not _told.is_set():
-        _told.set()
+def _tell_of_compiling(
+    stream: StandardError, progress: Callable[[], str] | None, over: threading.Event
+) -> None:
+    """Print a line, once a process, and below it the progress, until `over` is set."""
+    if over.wait(_LONG):
+        return
+    if _told.acquire(blocking=False):
         notice("xnn: kernels are compiled for this processor; Numba keeps them for the next run")
+    line = ""
+    while progress is not None and not over.wait(_OFTEN):
+        line = f"xnn: compiling kernels: {progress()}"
+        stream.write(f"\r{line}")
+        stream.flush()
+    stream.write(f"\r{' ' * len(line)}\r" if line else "")
+    stream.flush()
 
 
 def _load(call: Callable[[], Any], compiled: Any) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +239,55 @@ def test_loops_are_compiled_whoever_helps(no_machine_code, monkeypatch, tmp_path
     assert [len(loops) for loops in taken] == [len(LOOPS)] * 3, "all but where no process can be started"
     assert all(loop.waits_for_compiler for loop in LOOPS)
     assert len(started) == 2 + 2 + 1, "a helper is started only by what is called Python"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Bar(Terminal):
+    """What stands for a terminal while rich shows a bar on it."""
+
+    rich_proxied_file = None
+
+
+@pytest.fixture
+def said_soon(no_machine_code, monkeypatch):
+    """A function that lets standard error be a stream. What is said of compiling is said there, and soon."""
+    monkeypatch.setattr(jit, "_LONG", 0.0)
+    monkeypatch.setattr(jit, "_OFTEN", 0.01)
+    monkeypatch.setattr(jit, "_told", threading.Lock())
+
+    def use(stream):
+        monkeypatch.setattr(sys, "stderr", stream)
+        return stream
+
+    return use
+
+
+LINE = "xnn: kernels are compiled for this processor; Numba keeps them for the next run\n"
+
+
+def test_progress_of_compiling_on_a_terminal(said_soon):
+    stream = said_soon(Terminal())
+    compiling.compile_loops(LOOPS)
+    begin, *shown, blank, end = stream.getvalue().split("\r")
+    assert (begin, blank.strip(), end) == (LINE, "", "")
+    assert len(blank) == len(shown[-1])
+    counts = [int(re.fullmatch(r"xnn: compiling kernels: ([0-6]) of 6", text)[1]) for text in shown]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+@pytest.mark.parametrize(("stream", "said"), [(io.StringIO, ""), (Bar, LINE)])
+def test_no_progress_of_compiling(said_soon, monkeypatch, stream, said):
+    """Elsewhere than on a terminal, and beside another bar."""
+    monkeypatch.setattr(compiling, "own_threads", lambda: 1)
+    monkeypatch.setattr(compiling, "_compile_next", lambda taken, work: time.sleep(0.2))
+    used = said_soon(stream())
+    compiling.compile_loops(LOOPS)
+    assert used.getvalue() == said
 
 
 def test_machine_code_of_two_signatures_is_never_in_one_file(no_machine_code):
