@@ -278,6 +278,21 @@ def test_import_xnn_imports_nothing_heavy():
     assert not names & {*LATER, "click", "ssl"}
 
 
+@pytest.mark.parametrize("preset", ["norms", "lenet"])
+def test_numpys_kernels_do_without_numba(preset):
+    """A fit and an evaluation by them import neither it nor LLVM."""
+    names, _ = loaded_by(
+        "import xnn; from xnn.benchmarks import networks; "
+        f"model, (x, y) = networks.in_xnn({preset!r}), xnn.data.synthetic_digits(40); "
+        "trainer = xnn.Trainer("
+        "model, xnn.losses.SoftmaxCrossEntropy(), xnn.optimizers.SGD(0.01), kernels='numpy'); "
+        "assert trainer.fit((x, y), epochs=1, batch_size=20, progress=False).plan['kernels'] == 'numpy'; "
+        "trainer.evaluate((x, y))"
+    )
+    assert "xnn.backends.kernels.numpy_kernels" in names
+    assert not names & {"numba", "llvmlite"}
+
+
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["predict", "-h"], ["--version"]])
 def test_help_imports_nothing_heavy(args):
