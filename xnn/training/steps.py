@@ -240,8 +240,7 @@ class Stepper:
         """After callbacks: take in what they changed, and keep a copy of everything to go back to."""
         self.lib.activate()  # callbacks may have worked with another device
         self.store.wait()
-        fits = self.fits()
-        if fits:
+        if fits := self.fits():
             self.take_in()
         if self.sharing is not None:
             self.sharing.check_programs(fits, not self.programs, self.model.parameters(), self.optimizer)
