@@ -147,8 +147,7 @@ def test_a_rank_that_fails_alone_goes_back_alone():
         stepper.take()
         ranks.wait()
         if ranks.rank:
-            stepper.store.leave()
-            stepper.restore()
+            stepper.restore(alone=True)
         ranks.wait()
         store = stepper.store
         arrays = [slot.array for group in store.groups for slots in group.changing() for slot in slots]

@@ -249,8 +249,7 @@ class Fit:
 
     def go_back(self) -> None:
         """Undo the steps since the last look. No other step follows."""
-        self.stepper.store.leave()  # other ranks may be writing a checkpoint
-        self.stepper.restore()
+        self.stepper.restore(alone=True)
         self.unseen.clear()
         self.trainer.step = self.seen
 

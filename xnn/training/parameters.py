@@ -253,7 +253,7 @@ class Store:
         return found if self._ranks is None else bool(self._ranks.gather(np.array([found])).all())
 
     def leave(self) -> None:
-        """Take a copy of what ranks share, so that this one alone can go back. Afterwards no step can be taken."""
+        """Take a copy of what ranks share. Afterwards no step can be taken."""
         for group in self.groups:
             group.leave(self.lib)
         self.is_shared, self._ranks = False, None
@@ -350,8 +350,14 @@ class Store:
         fresh = held, averages
         return kept, fresh, [group.steps for group in self.groups], self.optimizer.snapshot()
 
-    def restore(self, snapshot: Any) -> None:
-        """Go back to a snapshot, parameters and optimizer too."""
+    def restore(self, snapshot: Any, alone: bool = False) -> None:
+        """Go back to a snapshot, parameters and optimizer too.
+
+        alone: whether this rank fails, and others may be writing a checkpoint of what they share with it. No step can
+            follow.
+        """
+        if alone:
+            self.leave()
         kept, (held, averages), steps, before = snapshot
         self.touch()
         if self.in_place:

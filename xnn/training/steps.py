@@ -383,10 +383,10 @@ class Stepper:
         self.lib.activate()
         self._kept = self.store.snapshot(self._kept)
 
-    def restore(self) -> None:
-        """Go back to the last `refresh` or `keep`."""
+    def restore(self, alone: bool = False) -> None:
+        """Go back to the last `refresh` or `keep`. alone: see `Store.restore`."""
         self.lib.activate()
-        self.store.restore(self._kept)
+        self.store.restore(self._kept, alone)
         self._published = True
         self.forget()
 
