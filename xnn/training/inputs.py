@@ -10,7 +10,7 @@ import numpy as np
 
 from xnn.backends import admit
 from xnn.backends.host_arrays import as_host_array
-from xnn.backends.ranks.group import checked_part
+from xnn.backends.ranks.group import checked_part, current_ranks
 from xnn.backends.row_sources import Converted, first_not_finite, is_on_host, reads_rows, row_blocks
 from xnn.data import Batches, Stream
 from xnn.data.stream import opened
@@ -42,7 +42,8 @@ def check_trainable(model: Sequential) -> None:
     first = model.first_layer
     if isinstance(first, Rescale) and not first.takes_float64 and first.dtype == "float32":
         offset = float(np.abs(first.offset).max(initial=0.0))
-        if offset > _FAR:
+        ranks = current_ranks()
+        if offset > _FAR and (ranks is None or ranks.rank == 0):
             notice(
                 f"xnn: {first!r} adds {offset:.3g} in float32, which has about 7 digits: Rescale(scale, shift=mean), "
                 "as data.standardize(x) makes it, subtracts the mean in float64"

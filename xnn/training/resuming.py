@@ -93,7 +93,8 @@ def newest(
             put_back(trainer, checkpoint := read(name))
         except (CorruptFileError, DataNotFoundError) as error:
             before = f"{found[number + 1].name} is used" if name != found[-1] else "there is none before it"
-            notice(f"xnn: {error}; {before}")
+            if trainer.rank == 0:
+                notice(f"xnn: {error}; {before}")
         else:
             return checkpoint
     if found:

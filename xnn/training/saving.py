@@ -9,6 +9,7 @@ from xnn.files import notice
 from xnn.training.checkpoint import checkpoint_bytes, described
 from xnn.training.disk import say_if_short
 from xnn.training.lowering import begin_lowering
+from xnn.training.together import agreed
 
 __all__ = ["begin", "save_if_asked"]
 
@@ -16,13 +17,19 @@ __all__ = ["begin", "save_if_asked"]
 def begin(fit: Any, epochs: int) -> None:
     """Refuse what a checkpoint cannot hold before the first step, rather than after the first epoch.
 
-    Compare the room on the disk with what the fit will write in so many epochs.
+    Compare the room on the disk with what the fit will write in so many epochs. Of several ranks, rank 0 writes: it
+    compares, and all raise the same error.
     """
-    say_if_short(fit, epochs, *(described(fit.trainer, fit) if fit.checkpoints else ("", {})))
+
+    def check() -> None:
+        if fit.trainer.rank == 0:
+            say_if_short(fit, epochs, *(described(fit.trainer, fit) if fit.checkpoints else ("", {})))
+
+    agreed(fit.trainer.ranks, check)
     if fit.checkpoints:
         begin_lowering(fit)
     done = len(fit.history.epochs)
-    if fit.history.resumed and done >= epochs:
+    if fit.history.resumed and done >= epochs and fit.trainer.rank == 0:
         notice(
             f"xnn: the checkpoint has {done:,} epochs already, so that nothing is left to do: give more (--epochs)"
         )

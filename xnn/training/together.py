@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from xnn.backends.ranks.launch import launched
 from xnn.backends.ranks.mpi import MPIRanks, in_words, world
 from xnn.callbacks import Callback
 from xnn.callbacks.callback import sees_steps
-from xnn.errors import OptionError, RankError
+from xnn.errors import OptionError, RankError, XnnError
 from xnn.history import History
 from xnn.layers.files import weights_sha256
 from xnn.options import is_one_of, shown
@@ -29,6 +29,7 @@ from xnn.training.sharing import Sharing
 __all__ = [
     "SharedEnding",
     "Together",
+    "agreed",
     "backend_fact",
     "check_alike",
     "check_same",
@@ -116,6 +117,24 @@ def check_alike(ranks: Ranks, trainer: Any, batches: Any, held_out: Any, epochs:
         "steps taken before": [trainer.epoch, trainer.step, optimizer.steps],
     }
     check_same(ranks, facts)
+
+
+def agreed(ranks: Ranks | None, check: Callable[[], None]) -> None:
+    """Call a check whose result may differ from rank to rank, such as one of the memory of its machine.
+
+    If it raises an XnnError on some ranks, all raise that of the first of them. Without ranks it is just called.
+    """
+    if ranks is None:
+        check()
+        return
+    fault: XnnError | None = None
+    try:
+        check()
+    except XnnError as error:
+        fault = error
+    faults = ranks.gather_objects(fault)
+    if first := next(filter(None, faults), None):
+        raise first
 
 
 def backend_fact(lib: Backend, numerics: str) -> dict[str, str]:

@@ -43,7 +43,7 @@ from xnn.training.room import check_room, with_batch_size
 from xnn.training.sharing import Sharing
 from xnn.training.steps import Stepper
 from xnn.training.thread_choice import threads_for
-from xnn.training.together import SharedEnding, check_alike, check_workers, joined, watchers_here
+from xnn.training.together import SharedEnding, agreed, check_alike, check_workers, joined, watchers_here
 
 __all__ = ["Trainer"]
 
@@ -228,12 +228,12 @@ class Trainer(Predicting, Reporting, Habitual):
             table = lib.kernels(self.kernels)
             stack.enter_context(lib.guard())
             stack.enter_context(lib.stream())
-            check_room(self, batches)
+            agreed(ranks, lambda: check_room(self, batches))
             # Making the first program raises for what does not fit, before anything has begun.
             with lib.starting():
                 stepper = self.stepper(batches, table)
             made = time.perf_counter() - begun
-            if streaming := stepper.streaming:
+            if (streaming := stepper.streaming) and self.rank == 0:
                 notice(f"xnn: {streaming}")
             check_last_batch(stepper, batches)
             if resumed is None or self.threads != "auto":
