@@ -203,6 +203,35 @@ def test_a_batch_smaller_than_the_ranks_is_that_of_one_process():
     assert on_each(5, train) == train()
 
 
+class StepLosses(Callback):
+    """Keeps the loss of each step."""
+
+    def on_fit_start(self, history, epochs, steps_per_epoch):
+        self.values = []
+
+    def on_step(self, history, epoch, step, loss):
+        self.values.append(loss)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "numpy"])
+def test_fifty_steps_of_sgd_stay_close_to_one_process(kernels):
+    x = np.random.default_rng(2).random((800, 784), dtype=np.float32)
+    y = np.digitize(x[:, :100].sum(axis=1), np.linspace(46, 54, 9))
+
+    def train():
+        model = xnn.Sequential(layers.Dense(784, 100), layers.ReLU(), layers.Dense(100, 10), seed=0)
+        seen = StepLosses()
+        rest = losses.SoftmaxCrossEntropy(), optimizers.SGD(0.05)
+        trainer = xnn.Trainer(model, *rest, callbacks=[seen], kernels=kernels)
+        trainer.fit((x, y), epochs=2, batch_size=32, progress=False)
+        return seen.values
+
+    alone = train()
+    assert len(alone) == 50
+    for size in (2, 3):
+        assert on_each(size, train) == pytest.approx(alone, rel=1e-6, abs=0)
+
+
 def test_lbfgs_searches_on_rank_0():
     x = np.linspace(-1.0, 1.0, 60).reshape(-1, 1)
 
