@@ -280,6 +280,35 @@ def test_a_signal_to_the_launcher_ends_all(sent, train, tmp_path):
         assert json.loads(next(line for line in said.splitlines() if line.startswith("{")))["interrupted"]
 
 
+#: `xnn` in which the signal of the first argument comes to rank 1 alone once a file, the second one, has five lines.
+SIGNALLED = """
+import os, pathlib, sys, threading, time
+from xnn.__main__ import main
+from xnn.backends.ranks.launch import launched
+number, path = int(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1))
+def send():
+    while not path.exists() or len(path.read_text().splitlines()) < 5:
+        time.sleep(0.05)
+    os.kill(os.getpid(), number)
+if launched().rank == 1:
+    threading.Thread(target=send, daemon=True).start()
+main()
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_one_process_ends_all_after_the_same_step(sent, train, tmp_path):
+    log, save = tmp_path / "log.jsonl", tmp_path / "model.safetensors"
+    long = [*train[2:], "--json", "--log", log, "--save", save]
+    long[long.index("--epochs") + 1] = "1000000"
+    ran = ranks(2, "-c", SIGNALLED, sent, log, *long)
+    assert ran.returncode == 128 + sent, ran.stderr
+    found = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
+    assert found["interrupted"]
+    assert save.exists()
+    assert json.loads(log.read_text().splitlines()[-1])["steps"] == found["steps"]
+
+
 def test_a_time_limit_ends_all(train):
     long = list(train)
     long[long.index("--epochs") + 1] = "1000000"

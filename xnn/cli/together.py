@@ -92,4 +92,6 @@ def _together(ranks: MPIRanks, run: Callable[[Failures], int]) -> int:
             named = "" if len(alone) == len(ends) else f"rank {alone[0]} of {ranks.size}: "
             for part in line.split("\n"):
                 notice(f"xnn: {named}{part}")
-    return next((number for number, _ in ends if number), 0)
+    codes = [number for number, _ in ends if number]
+    # The rank to which a signal such as SIGTERM came has its code. The others ended as by Ctrl-C, which has 130.
+    return next((number for number in codes if number != 130), next(iter(codes), 0))
