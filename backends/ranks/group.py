@@ -28,11 +28,11 @@ _ENDED = -1
 class Message:
     """Numbers that ranks add up in every step.
 
-    array: those of this rank, flat. way: what adds them up, in words.
+    array: those of this rank, flat.
     """
 
     def __init__(self, ranks: Ranks, array: np.ndarray) -> None:
-        self.ranks, self.array, self.way = ranks, array, ranks.way
+        self.ranks, self.array = ranks, array
 
     def total(self) -> None:
         """Replace the numbers by the sum of those of all ranks."""
@@ -55,11 +55,11 @@ class Ranks:
     """The processes that train together. Each makes the same calls in the same order.
 
     rank: the number of this one, from 0. size: how many there are. on_this_machine: how many of them run here.
-    way: what adds up the numbers of messages, in words.
+    way: what adds up numbers, in words. All ranks ask for it together.
     messages: how many reductions ("sum", "maximum") and gatherings ("gather") there were; one in pieces counts once.
     """
 
-    way = "messages"
+    way = "shared memory"
 
     def __init__(self, rank: int, size: int, on_this_machine: int) -> None:
         self.rank, self.size, self.on_this_machine = rank, size, on_this_machine

@@ -52,7 +52,11 @@ class MPIRanks(Ranks):
         self._mpi, self._comm, self._ends = mpi, world.Dup(), world.Dup()
         self._operations = {"sum": mpi.SUM, "maximum": mpi.MAX}
         self.library: str = mpi.Get_library_version().split("\n")[0].split(",")[0].strip(" \0")
-        self.way = self.library = " ".join(self.library.split())
+        self.library = " ".join(self.library.split())
+
+    @property
+    def way(self) -> str:  # type: ignore[override]
+        return self.library + (", and long sums in shared memory" if self._memory is not None else "")
 
     @cached_property
     def _memory(self) -> SharedMemory | None:

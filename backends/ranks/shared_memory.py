@@ -97,7 +97,6 @@ class SharedMessage(Message):
     def __init__(self, ranks: Ranks, memory: SharedMemory, count: int, dtype: Any) -> None:
         self._memory, self._rows = memory, memory.as_numbers(count, dtype)
         super().__init__(ranks, self._rows[memory.rank])
-        self.way = "memory that all ranks see"
 
     def total(self) -> None:
         self.ranks.messages["sum"] += 1

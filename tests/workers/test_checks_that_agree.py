@@ -77,7 +77,8 @@ def test_memory_that_is_short_on_some_ranks_ends_all_alike(short, monkeypatch):
 
     monkeypatch.setattr("xnn.training.trainer.check_room", check)
     found = errors_of(3, make)
-    assert found == [(DeviceMemoryError, f"numpy: {min(short) + 1} MiB are free")] * 3
+    first = min(short)
+    assert found == [(DeviceMemoryError, f"rank {first} of 3: numpy: {first + 1} MiB are free")] * 3
     assert all(trainer.step == 0 for trainer in trainers.values())
 
 

@@ -292,5 +292,5 @@ def test_the_plan_says_what_adds_up():
         return trainer.history.plan
 
     for plan in in_threads(2, train):
-        assert (plan["ranks"], plan["sums"]) == (2, "memory that all ranks see")
+        assert (plan["ranks"], plan["sums"]) == (2, "shared memory")
         assert plan["threads_because"].endswith("for each of 2 processes on this machine")

@@ -12,7 +12,7 @@ from trainings import digits, mlp, on_each, outcome
 
 from xnn import callbacks, data, layers, optimizers
 from xnn.backends.ranks.threads import in_threads
-from xnn.errors import DivergenceError, GraphError
+from xnn.errors import DivergenceError, GraphError, RankError
 from xnn.training import program
 from xnn.training.parameters import Store
 
@@ -205,3 +205,91 @@ def test_a_fit_leaves_each_rank_arrays_of_its_own():
     (one, zero), (other, last) = in_threads(2, train)
     assert one == other
     assert (zero, last) == (0.0, 1.0)
+
+
+def test_gradients_are_kept_on_all_ranks_if_one_reads_them():
+    given = digits()
+
+    def train(watching):
+        watcher = callbacks.GradientNorm()
+        trainer = mlp(callbacks=[watcher] if watching else [])
+        history = trainer.fit(given, epochs=1, batch_size=32, progress=False)
+        return history.epochs[0]["loss"], history.epochs[0].get("gradient_norm")
+
+    (loss, norm), (other, _) = in_threads(2, lambda ranks: train(ranks.rank == 0))
+    assert loss == other
+    assert (loss, norm) == pytest.approx(train(True), rel=1e-5)
+
+
+@pytest.mark.parametrize("what", ["weights", "state"])
+def test_a_change_on_one_rank_ends_the_training(what):
+    class Changes(callbacks.Callback):
+        def __init__(self, trainer, rank):
+            self.trainer, self._rank = trainer, rank
+
+        def on_step(self, history, epoch, batch, loss):
+            if batch == 2 and self._rank == 0:
+                parameter = self.trainer.model.parameters()[0]
+                if what == "weights":
+                    parameter.value = parameter.value * np.float32(0.5)
+                else:
+                    self.trainer.optimizer.state[parameter].arrays[0][...] = 0.0
+
+    def train(ranks):
+        trainer = mlp(optimizer=optimizers.Adam(0.01))
+        trainer.callbacks.append(Changes(trainer, ranks.rank))
+        trainer.fit(digits(), epochs=1, batch_size=32, progress=False)
+
+    said = "rank 1 of 2 callbacks have changed nothing, on rank 0 weights or the optimizer's state"
+    with pytest.raises(RankError, match=said):
+        in_threads(2, train)
+
+
+class Begins(callbacks.Callback):
+    """Changes the array that it finds before the first step."""
+
+    def __init__(self, model, then=None):
+        self.model, self.then = model, then
+
+    def on_fit_start(self, history, epochs, steps_per_epoch):
+        self.model.parameters()[0].value[...] *= np.float32(0.5)
+        if self.then is not None:
+            raise self.then
+
+
+def test_what_measuring_threads_leaves_is_not_shared(monkeypatch):
+    monkeypatch.setattr("xnn.training.thread_choice.threads_of_rank", lambda ranks: 2)
+    for module in ("training.thread_choice", "backends.threads"):  # ranks that are threads share one BLAS
+        monkeypatch.setattr(f"xnn.{module}.blas_threads", lambda: 2)
+    given = digits()
+
+    def train(then=None):
+        trainer = mlp(numerics="exact", threads="auto")
+        trainer.callbacks.append(Begins(trainer.model, then))
+        try:
+            history = trainer.fit(given, epochs=1, batch_size=32, progress=False)
+        except ZeroDivisionError:
+            return trainer.model.parameters()[0].value
+        return history.losses_sha256
+
+    assert on_each(2, train) == train()
+    first, second = in_threads(2, lambda ranks: train(ZeroDivisionError()))
+    assert not np.shares_memory(first, second)
+
+
+def test_a_schedule_of_users_may_write_to_weights(uneven):
+    given = digits()
+
+    def train():
+        trainer = mlp(numerics="exact", kernels="numpy")
+        weight = trainer.model.parameters()[0]
+
+        def schedule(step):
+            if step == 2:
+                weight.value[...] = np.float32(0.125)
+            return 0.1
+
+        trainer.optimizer.learning_rate = schedule
+        return trainer.fit(given, epochs=1, batch_size=32, progress=False).losses_sha256
+
+    assert on_each(2, train) == train()

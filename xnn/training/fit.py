@@ -22,7 +22,8 @@ from xnn.training.host_copy import HostCopy
 from xnn.training.interrupt import Ending
 from xnn.training.lowering import goes_on_slower
 from xnn.training.saving import begin, save_if_asked
-from xnn.training.steps import Stepper, runs_code_between_steps
+from xnn.training.steps import Stepper
+from xnn.training.trace import runs_code_between_steps
 
 __all__ = ["Fit"]
 

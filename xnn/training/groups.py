@@ -160,11 +160,11 @@ class Group:
 class Common(NamedTuple):
     """What ranks do together where kernels change parameters in place.
 
-    ranks: each may update its part of the same memory. message: makes the Message of so many numbers of a dtype in
-    which gradients lie; None if they are added up elsewhere.
+    ranks: each may update its part of the same memory; None: each has memory of its own. message: makes the Message
+    of so many numbers of a dtype in which gradients lie; None if they are added up elsewhere.
     """
 
-    ranks: Ranks
+    ranks: Ranks | None
     message: Callable[[int, str], Message] | None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -251,6 +252,22 @@ class Store:
         fine = finite(self.lib, *others) or not any(has_nan(self.lib, array) for array in others)
         found = finite(self.lib, *arrays) and fine
         return found if self._ranks is None else bool(self._ranks.gather(np.array([found])).all())
+
+    def changed(self) -> list[tuple[int, int]]:
+        """What was assigned and differs from what steps have made: places, and checksums of the new arrays."""
+        pairs = [pair for group in self.groups for pair in self._assigned(group)]
+        return [
+            (n, zlib.crc32(array.tobytes()))
+            for n, (slot, array) in enumerate(pairs)
+            if backend_of(array) is self.lib and not np.array_equal(array, slot.array)
+        ]
+
+    def _assigned(self, group: Group) -> Iterator[tuple[Slot, Any]]:
+        """The slots of values and state, with the arrays that parameters and optimizer have."""
+        for parameter, value, _, state in group.columns:
+            yield value, parameter.value
+            known = self.optimizer.state.get(parameter)
+            yield from zip(state, () if known is None else known.arrays, strict=False)
 
     def leave(self) -> None:
         """Take a copy of what ranks share. Afterwards no step can be taken."""

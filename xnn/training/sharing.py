@@ -72,9 +72,11 @@ class Sharing:
     def table(self, table: KernelTable) -> KernelTable:
         """The kernels of this table that compute rows alone, or that agree with other ranks on what they add up.
 
-        There are none unless all ranks have some: where ops compute, they send other messages than kernels do. Raises
-        RankError, on all ranks, if they have different ones in fast numerics.
+        All ranks keep gradients if one does. There are no kernels unless all ranks have some: where ops compute, they
+        send other messages than kernels do. Raises RankError, on all ranks, if they have different ones in fast
+        numerics.
         """
+        self.keep_gradients = not self.all_say(not self.keep_gradients)
         fast = current_numerics() == "fast"
         own = table.in_place if fast else type(table) is ExactTable
         names = self.ranks.gather_objects(table.name if own else "")
@@ -93,14 +95,17 @@ class Sharing:
         self._alone = table
         return self._exact
 
-    def common(self, lib: Backend, table: KernelTable) -> Common | None:
+    def common(self, lib: Backend, table: KernelTable, of_users: bool) -> Common | None:
         """What ranks do together in the memory of their host, where kernels change parameters in place.
 
-        In fast numerics gradients are added up where they lie.
+        In fast numerics gradients are added up where they lie. of_users: whether code of users runs between steps. It
+        may write to parameters, which all ranks would do in turn if they were shared.
         """
         if not (table.in_place and lib.is_host):
             return None
-        return Common(self.ranks, self.message if current_numerics() == "fast" else None)
+        return Common(
+            None if of_users else self.ranks, self.message if current_numerics() == "fast" else None
+        )
 
     def message(self, count: int, dtype: str) -> Message:
         """A Message of so many numbers. It lies in the memory of the last one of that dtype, and overwrites it.
@@ -115,8 +120,7 @@ class Sharing:
     @property
     def plan(self) -> dict[str, Any]:
         """What the execution plan says of the ranks: how many there are, and what adds up their numbers."""
-        ways = {message.way for message in self._messages.values()} or {self.ranks.way}
-        return {"ranks": self.ranks.size, "sums": " and ".join(sorted(ways))}
+        return {"ranks": self.ranks.size, "sums": self.ranks.way}
 
     def all_say(self, so: bool) -> bool:
         """Whether it is so on all ranks."""
@@ -266,7 +270,7 @@ class Sharing:
     def _own_parts(self, store: Store) -> list[slice] | None:
         """What this rank updates, in the message with the gradients; None if somebody needs the others' parts.
 
-        As in one process, plain SGD keeps gradients only if a callback reads them.
+        So plain SGD keeps gradients only if a callback reads them; in one process some are kept all the same.
         """
         groups = store.groups
         if self.keep_gradients or store.clipping or not all(g.is_shared and g.plain for g in groups):

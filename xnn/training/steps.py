@@ -25,15 +25,14 @@ from xnn.layers import Drawing, Sequential
 from xnn.losses import Loss
 from xnn.metrics import Metric, try_out
 from xnn.optimizers import Optimizer
-from xnn.schedules import Warmup
 from xnn.training.flatten import flatten
 from xnn.training.parameters import Store
 from xnn.training.program import Program, tell_once
 from xnn.training.rowwise import check_rows, check_sizes
 from xnn.training.sharing import Sharing
-from xnn.training.trace import Trace, runs_code_of_the_users, trace
+from xnn.training.trace import Trace, runs_code_between_steps, runs_code_of_the_users, trace
 
-__all__ = ["Stepper", "runs_code_between_steps"]
+__all__ = ["Stepper"]
 
 _MEASURED_STEPS = 30
 
@@ -82,7 +81,8 @@ class Stepper:
         self._seen = assignments[0]
         self.total = self._divisor()
         buffers = self.model.buffers()
-        common = None if self.sharing is None else self.sharing.common(self.lib, self.table)
+        of_users = callable(self.optimizer.weight_decay) or runs_code_between_steps(self.optimizer)
+        common = None if self.sharing is None else self.sharing.common(self.lib, self.table, of_users)
         ways = self._parameters, self.table.in_place, buffers, self.table.buffers_in_place, common
         self.store = Store(self.lib, self.optimizer, *ways)
         rows = min(self.batches.batch_size, self.batches.rows)
@@ -239,7 +239,9 @@ class Stepper:
     def refresh(self) -> None:
         """After callbacks: take in what they changed, and keep a copy of everything to go back to."""
         self.lib.activate()  # callbacks may have worked with another device
-        self.store.wait()
+        if self.sharing is not None and self.store.is_shared:
+            changed = self.store.changed()
+            self.sharing.check_changes("weights or the optimizer's state" if changed else "", changed)
         if fits := self.fits():
             self.take_in()
         if self.sharing is not None:
@@ -332,6 +334,7 @@ class Stepper:
                 self.restore()
         finally:
             self.restore()
+            self.store.hand_out()
         return float(np.median(times))
 
     def take(self) -> list[np.ndarray]:
@@ -389,12 +392,3 @@ class Stepper:
         self.store.restore(self._kept, alone)
         self._published = True
         self.forget()
-
-
-def runs_code_between_steps(optimizer: Optimizer) -> bool:
-    """Whether a schedule or an optimizer of the user's runs before each step: it may read and change anything."""
-    rate = optimizer.learning_rate
-    while isinstance(rate, Warmup):
-        rate = rate.schedule
-    parts = [optimizer, rate] if callable(rate) else [optimizer]
-    return any(not type(part).__module__.startswith("xnn.") for part in parts)

@@ -122,7 +122,8 @@ def check_alike(ranks: Ranks, trainer: Any, batches: Any, held_out: Any, epochs:
 def agreed(ranks: Ranks | None, check: Callable[[], None]) -> None:
     """Call a check whose result may differ from rank to rank, such as one of the memory of its machine.
 
-    If it raises an XnnError on some ranks, all raise that of the first of them. Without ranks it is just called.
+    If it raises an XnnError on some ranks, all raise that of the first of them, and name it unless all have failed.
+    Without ranks it is just called.
     """
     if ranks is None:
         check()
@@ -133,7 +134,10 @@ def agreed(ranks: Ranks | None, check: Callable[[], None]) -> None:
     except XnnError as error:
         fault = error
     faults = ranks.gather_objects(fault)
-    if first := next(filter(None, faults), None):
+    if failed := [(rank, found) for rank, found in enumerate(faults) if found is not None]:
+        rank, first = failed[0]
+        if len(failed) < ranks.size:
+            first.args = (f"rank {rank} of {ranks.size}: {first}", *first.args[1:])
         raise first
 
 

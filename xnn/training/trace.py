@@ -19,9 +19,11 @@ from xnn.graph.value import Constant, Drawn, Kept, Value
 from xnn.layers import Parameter, Sequential
 from xnn.layers.parameter import check_all_known
 from xnn.losses import Loss
+from xnn.optimizers import Optimizer
+from xnn.schedules import Warmup
 from xnn.training.closures import enclosed
 
-__all__ = ["Trace", "check_reduces", "runs_code_of_the_users", "trace"]
+__all__ = ["Trace", "check_reduces", "runs_code_between_steps", "runs_code_of_the_users", "trace"]
 
 
 @dataclass(frozen=True)
@@ -219,3 +221,12 @@ def _same(a: Any, b: Any) -> bool:
 def _copy(x: Any) -> Any:
     """An array's copy, on its device, since it may be written to; anything else as it is."""
     return backend_of(x).xp.asarray(x, copy=True) if hasattr(x, "shape") else x
+
+
+def runs_code_between_steps(optimizer: Optimizer) -> bool:
+    """Whether a schedule or an optimizer of the user's runs before each step: it may read and change anything."""
+    rate = optimizer.learning_rate
+    while isinstance(rate, Warmup):
+        rate = rate.schedule
+    parts = [optimizer, rate] if callable(rate) else [optimizer]
+    return any(not type(part).__module__.startswith("xnn.") for part in parts)
