@@ -40,7 +40,7 @@ RULES = [
 class Group:
     """Parameters whose arrays lie apart."""
 
-    in_place, steady = True, False
+    in_place, steady, is_shared = True, False, False
 
     def __init__(self, rule, arrays, options):
         self.width, self.options = 2 + arrays, options
