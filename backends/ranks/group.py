@@ -39,9 +39,11 @@ class Message:
         self.ranks.total(self.array)
 
     def total_parts(self, parts: Sequence[slice], first: int) -> np.ndarray:
-        """The sums of the first numbers, so many; at least these parts of the others are replaced by their sums.
+        """Add up, and put the sums of these parts into `array`. What the rest of `array` holds afterwards is open.
 
-        parts: what this rank needs. Those of different ranks do not overlap.
+        Returns the sums of the first numbers.
+
+        parts: what this rank needs; those of different ranks do not overlap. first: how many first numbers all need.
         """
         self.total()
         return self.array[:first]
@@ -59,7 +61,7 @@ class Ranks:
     messages: how many reductions ("sum", "maximum") and gatherings ("gather") there were; one in pieces counts once.
     """
 
-    way = "shared memory"
+    way: str
 
     def __init__(self, rank: int, size: int, on_this_machine: int) -> None:
         self.rank, self.size, self.on_this_machine = rank, size, on_this_machine

@@ -32,10 +32,9 @@ _OPERATIONS = {"sum": np.add, "maximum": np.maximum}
 
 
 class SharedMemory:
-    """Adds up numbers of several ranks.
+    """Memory that all ranks see, a row for each, and sums of what they have written there.
 
-    rank: the number of this one. rows: (size, bytes), memory that all ranks see. wait: returns when all ranks have
-    called it.
+    rank: the number of this one. rows: the memory, (size, bytes). wait: returns when all ranks have called it.
     """
 
     def __init__(self, rank: int, rows: np.ndarray, wait: Callable[[], Any]) -> None:
@@ -60,7 +59,10 @@ class SharedMemory:
         return self.rows.reshape(-1)[: count * np.dtype(dtype).itemsize].view(dtype)
 
     def reduce_rows(self, rows: np.ndarray, kind: str) -> None:
-        """Replace all rows by their sum or their maximum, taken in the order of ranks."""
+        """Write the elementwise sum of all rows, or their maximum, to each row. All ranks call this together.
+
+        Rows are added in the order of ranks, so that the rounding does not depend on which one comes first.
+        """
         size, n = rows.shape
         own = slice(n * self.rank // size, n * (self.rank + 1) // size)
         self._wait()
@@ -80,7 +82,10 @@ class SharedMemory:
 
 
 def _reduced(rows: np.ndarray, operation: np.ufunc) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Parts of the rows, each with the sum, say, of the rows in their order. The next part may overwrite a sum."""
+    """Cut the rows in parts that fit the cache. Of each, the rows and their sum, or their maximum.
+
+    The sum is good until the next part, which takes its memory.
+    """
     step = _AT_ONCE // rows.itemsize
     found = np.empty(min(step, rows.shape[1]), rows.dtype)
     for start in range(0, rows.shape[1], step):

@@ -42,6 +42,8 @@ class _Meeting:
 class ThreadRanks(Ranks):
     """A rank that is a thread. meeting: where it meets the others."""
 
+    way = "shared memory"
+
     def __init__(self, meeting: _Meeting, rank: int, size: int) -> None:
         super().__init__(rank, size, size)
         self._meeting = meeting

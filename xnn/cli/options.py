@@ -125,7 +125,7 @@ device_option = click.option(
 
 
 def chosen_backend(name: str | None) -> str:
-    """The address of the backend that --backend and --device choose.
+    """The address, such as numpy or cupy:1, of the backend that --backend and --device choose.
 
     Raises OptionError if --device is given and the backend has no numbered devices, or names another one.
     """
@@ -331,7 +331,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def given_options(context: click.Context) -> set[str]:
-    """The names of the options given on the command line.
+    """The names of the options that the user gave on the command line; those with a default value are left out.
 
     Raises OptionError if two of them describe the network.
     """

@@ -23,7 +23,7 @@ from xnn.training.interrupt import Ending
 from xnn.training.lowering import goes_on_slower
 from xnn.training.saving import begin, save_if_asked
 from xnn.training.steps import Stepper
-from xnn.training.trace import runs_code_between_steps
+from xnn.training.trace import runs_code_of_the_optimizer
 
 __all__ = ["Fit"]
 
@@ -295,7 +295,7 @@ def _between(steps: Sequence[TakenStep]) -> str:
 def _undisturbed(fit: Any) -> bool:
     """Whether no code of callbacks or of the user runs in the fit that could change the training."""
     optimizer, order = fit.trainer.optimizer, fit.batches.shuffle
-    theirs = runs_code_between_steps(optimizer) or callable(optimizer.weight_decay)
+    theirs = runs_code_of_the_optimizer(optimizer)
     orders = callable(order) and not str(getattr(order, "__module__", "")).startswith("xnn.")
     bystanders = all(watcher.bystander for watcher in fit.watchers)
     users = theirs or orders or fit.stepper.code_of_users or fit.of_users

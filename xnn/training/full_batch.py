@@ -1,4 +1,4 @@
-"""Training by an optimizer that minimizes the loss over all the data, as a function of all weights (L-BFGS)."""
+"""Training by L-BFGS, which takes the loss over all the data as one function of all weights, and minimizes it."""
 
 from __future__ import annotations
 

@@ -138,7 +138,10 @@ class Group:
         self._lay_out(memory, gradient)
 
     def leave(self, lib: Backend) -> None:
-        """Go on with a copy of memory that ranks share. Kernels that have been made still change the old one."""
+        """Move the slots to a copy of the memory that ranks share, for a rank that ends its training alone.
+
+        No step may follow: kernels keep the addresses that slots had when they were made.
+        """
         if self.is_shared:
             memory, self.is_shared = self.changing_memory, False
             self._lay_out(lib.buffer(memory.shape, memory.dtype, memory), self.flat[1])
@@ -158,10 +161,10 @@ class Group:
 
 
 class Common(NamedTuple):
-    """What ranks do together where kernels change parameters in place.
+    """What ranks may have in common where kernels change parameters in place.
 
-    ranks: each may update its part of the same memory; None: each has memory of its own. message: makes the Message
-    of so many numbers of a dtype in which gradients lie; None if they are added up elsewhere.
+    ranks: those that may keep values and state in the same memory; None if each keeps its own. message: makes the
+    Message of so many numbers of a dtype in which gradients lie; None if they are added up elsewhere.
     """
 
     ranks: Ranks | None
@@ -186,8 +189,8 @@ def grouped(
     """The parameters that are not frozen, in groups with their slots, and the messages of which gradients are parts.
 
     by_rule: whether calls of the optimizer's rule update them, rather than its own `step`. spare: for each dtype, how
-    many numbers more the memory of its first group has. common: what ranks do together; a message of gradients begins
-    with HEAD other numbers. None (default): there are no ranks.
+    many numbers more the memory of its first group has. common: what ranks have in common; a message of gradients
+    begins with HEAD other numbers. None (default): there are no ranks.
     """
     alike: dict[Any, list[Parameter]] = {}
     for p in parameters:

@@ -41,8 +41,8 @@ class Store:
     Kernels change arrays in place, so that callbacks get copies (`hand_out`): what they keep does not change.
 
     parameters: all of the model's. in_place: whether kernels change parameters in place. buffers: the model's.
-    buffers_in_place: whether kernels change those in place too. common: what ranks do together; None (default) if
-    there are none.
+    buffers_in_place: whether kernels change those in place too. common: what ranks have in common; None (default)
+    if there are none.
 
     values, gradients: the slot of each parameter, and of the gradient of each that is not frozen.
     asks_optimizer: whether the optimizer's own `step` or `update` takes the steps, since it does more than its rule
@@ -238,7 +238,8 @@ class Store:
     def is_finite(self) -> bool:
         """Whether everything that steps change is finite: values, buffers, the optimizer's state and averages.
 
-        A buffer that no step changes may hold infinities, as a mask does, but not NaN.
+        A buffer that no step changes may hold infinities, as a mask does, but not NaN. Ranks that share memory ask
+        together, and get one answer: none of them goes back while another still reads.
         """
         if self.in_place:
             arrays = self._flats()
@@ -254,7 +255,7 @@ class Store:
         return found if self._ranks is None else bool(self._ranks.gather(np.array([found])).all())
 
     def changed(self) -> list[tuple[int, int]]:
-        """What was assigned and differs from what steps have made: places, and checksums of the new arrays."""
+        """Which arrays were assigned and differ from those that steps made: number and checksum, to compare ranks."""
         pairs = [pair for group in self.groups for pair in self._assigned(group)]
         return [
             (n, zlib.crc32(array.tobytes()))
@@ -270,7 +271,7 @@ class Store:
             yield from zip(state, () if known is None else known.arrays, strict=False)
 
     def leave(self) -> None:
-        """Take a copy of what ranks share. Afterwards no step can be taken."""
+        """Go on with a copy of what ranks share; no step may follow."""
         for group in self.groups:
             group.leave(self.lib)
         self.is_shared, self._ranks = False, None
@@ -370,8 +371,7 @@ class Store:
     def restore(self, snapshot: Any, alone: bool = False) -> None:
         """Go back to a snapshot, parameters and optimizer too.
 
-        alone: whether this rank fails, and others may be writing a checkpoint of what they share with it. No step can
-            follow.
+        alone: whether this rank alone ends its training: what it shares does not change then, and no step may follow.
         """
         if alone:
             self.leave()

@@ -98,7 +98,9 @@ def newest(
         else:
             return checkpoint
     if found:
-        raise CorruptFileError(f"no checkpoint in {path} can be read: remove them to begin afresh")
+        raise CorruptFileError(
+            f"no checkpoint in {path} can be read: remove them to begin afresh, or resume from another folder"
+        )
     return None
 
 

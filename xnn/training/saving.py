@@ -1,4 +1,4 @@
-"""When a fit writes checkpoints: at the steps that callbacks.Checkpoint names, and where callbacks asked for one."""
+"""Writes the checkpoints of a fit: after the steps that `callbacks.Checkpoint` asks for, and when a callback does."""
 
 from __future__ import annotations
 

@@ -30,7 +30,13 @@ from xnn.training.parameters import Store
 from xnn.training.program import Program, tell_once
 from xnn.training.rowwise import check_rows, check_sizes
 from xnn.training.sharing import Sharing
-from xnn.training.trace import Trace, runs_code_between_steps, runs_code_of_the_users, trace
+from xnn.training.trace import (
+    Trace,
+    runs_code_between_steps,
+    runs_code_of_the_optimizer,
+    runs_code_of_the_users,
+    trace,
+)
 
 __all__ = ["Stepper"]
 
@@ -81,7 +87,7 @@ class Stepper:
         self._seen = assignments[0]
         self.total = self._divisor()
         buffers = self.model.buffers()
-        of_users = callable(self.optimizer.weight_decay) or runs_code_between_steps(self.optimizer)
+        of_users = runs_code_of_the_optimizer(self.optimizer)
         common = None if self.sharing is None else self.sharing.common(self.lib, self.table, of_users)
         ways = self._parameters, self.table.in_place, buffers, self.table.buffers_in_place, common
         self.store = Store(self.lib, self.optimizer, *ways)
@@ -239,7 +245,7 @@ class Stepper:
     def refresh(self) -> None:
         """After callbacks: take in what they changed, and keep a copy of everything to go back to."""
         self.lib.activate()  # callbacks may have worked with another device
-        if self.sharing is not None and self.store.is_shared:
+        if self.sharing is not None and self.store.is_shared:  # before one rank writes where others read
             changed = self.store.changed()
             self.sharing.check_changes("weights or the optimizer's state" if changed else "", changed)
         if fits := self.fits():
@@ -334,7 +340,7 @@ class Stepper:
                 self.restore()
         finally:
             self.restore()
-            self.store.hand_out()
+            self.store.hand_out()  # callbacks come before the first step
         return float(np.median(times))
 
     def take(self) -> list[np.ndarray]:

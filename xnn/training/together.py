@@ -50,9 +50,13 @@ def check_workers(workers: str | None) -> str | None:
             "workers must be 'mpi', 'auto', 'none' or None (those of the `with` block, if any), got "
             f"{shown(workers)}"
         )
-    if workers == "mpi" or (workers == "auto" and launched() is not None):
+    if _asks_for_mpi(workers):
         world()
     return workers
+
+
+def _asks_for_mpi(workers: str | None) -> bool:
+    return workers == "mpi" or (workers == "auto" and launched() is not None)
 
 
 class Together:
@@ -65,7 +69,7 @@ class Together:
         """The processes that train together, of which this is one; None if it trains alone."""
         workers = check_workers(self.workers)  # it may have been assigned since
         found = None if workers == "none" else current_ranks()
-        if workers == "mpi" or (workers == "auto" and found is None and launched() is not None):
+        if workers == "mpi" or (found is None and _asks_for_mpi(workers)):
             found = world()
         return None if found is None or found.size == 1 else found
 

@@ -23,7 +23,14 @@ from xnn.optimizers import Optimizer
 from xnn.schedules import Warmup
 from xnn.training.closures import enclosed
 
-__all__ = ["Trace", "check_reduces", "runs_code_between_steps", "runs_code_of_the_users", "trace"]
+__all__ = [
+    "Trace",
+    "check_reduces",
+    "runs_code_between_steps",
+    "runs_code_of_the_optimizer",
+    "runs_code_of_the_users",
+    "trace",
+]
 
 
 @dataclass(frozen=True)
@@ -230,3 +237,8 @@ def runs_code_between_steps(optimizer: Optimizer) -> bool:
         rate = rate.schedule
     parts = [optimizer, rate] if callable(rate) else [optimizer]
     return any(not type(part).__module__.startswith("xnn.") for part in parts)
+
+
+def runs_code_of_the_optimizer(optimizer: Optimizer) -> bool:
+    """Whether the user's code decides what an update does: a schedule, an optimizer or a function of weight decay."""
+    return callable(optimizer.weight_decay) or runs_code_between_steps(optimizer)
